@@ -1,0 +1,238 @@
+"""The whole config of a run: parts from every package, read from TOML, overridden, checked once. Imports neither torch nor ray."""
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from models.config import ModelConfig
+from sharding.config import TableConfig
+from trainer.config import (
+    CheckpointConfig,
+    EvaluateConfig,
+    GlobalTimeConfig,
+    LeaveOneOutConfig,
+    LogsConfig,
+    SplitConfig,
+    TrainConfig,
+)
+from trainer.errors import UserError
+
+
+class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """The run as a whole."""
+
+    dir: str = Field(
+        "runs/default", description="folder of the run; created if absent, continued if it holds the same run"
+    )
+    dataset: str | None = Field(
+        None, description="folder of the sequence dataset, if not dataset/ in the run folder; lets runs share one"
+    )
+    seed: int = Field(1, ge=0, description="seed of the initial weights, the order of histories, dropout and negatives")
+
+
+class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """The workers and where they run."""
+
+    address: str | None = Field(
+        None, description='address of a running Ray cluster ("auto", "host:6379"); none starts one on this machine'
+    )
+    num_workers: int = Field(2, ge=1, description="training workers; results do not depend on it")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs (and torch threads) of each worker")
+    gpus_per_worker: int = Field(
+        0, ge=0, le=1, description="GPUs of each worker: 0 trains on CPUs with gloo, 1 with NCCL"
+    )
+    prepare_tasks: int | None = Field(
+        None, ge=1, description="tasks of prepare that run side by side; none uses every CPU of the cluster"
+    )
+    start_timeout_seconds: float = Field(
+        120.0, gt=0.0, description="how long to wait for the workers' resources and processes"
+    )
+    collective_timeout_seconds: float = Field(
+        300.0, gt=0.0, description="how long a worker waits for the others in one collective operation before it fails"
+    )
+
+
+class Config(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Everything that a run needs to know. Most of it has defaults; `logs` does not."""
+
+    run: RunConfig = Field(default_factory=RunConfig)
+    logs: LogsConfig
+    split: SplitConfig = Field(default_factory=LeaveOneOutConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    tables: dict[str, TableConfig] = Field(default_factory=dict)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _every_table_has_settings(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("tables", {}), dict):
+            values = {**values, "tables": {"item": {}, **values.get("tables", {})}}
+            split = values.get("split")
+            if isinstance(split, dict) and "kind" not in split:
+                values["split"] = {"kind": "leave_one_out", **split}
+            model = values.get("model")
+            if isinstance(model, dict):
+                objective = model.get("objective")
+                if isinstance(objective, dict) and "kind" not in objective:
+                    values["model"] = {**model, "objective": {"kind": "full_softmax", **objective}}
+        return values
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "Config":
+        for name in self.tables:
+            if name != "item":
+                raise ValueError(f'tables.{name}: no such table; the model has one, "item"')
+        width, heads = self.tables["item"].dim, self.model.encoder.num_heads
+        if width % heads:
+            raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
+        stopping = self.train.early_stopping
+        if stopping is not None and "@" in stopping.metric:
+            cut_off = int(stopping.metric.split("@")[1])
+            if cut_off not in self.evaluate.ks:
+                raise ValueError(
+                    f"train.early_stopping.metric = {stopping.metric!r} needs {cut_off} among evaluate.ks = {self.evaluate.ks}"
+                )
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.dir)
+
+    @property
+    def dataset_dir(self) -> Path:
+        return Path(self.run.dataset) if self.run.dataset else self.run_dir / "dataset"
+
+
+# Settings that may change between two starts of one run: they alter neither the weights nor what they mean.
+# All else belongs to the run's identity, and a difference is refused by name.
+FREE_TO_CHANGE = (
+    "run.dir",
+    "run.dataset",
+    "logs.max_rejected_fraction",
+    "train.epochs",
+    "train.max_steps",
+    "train.evaluate_every_epochs",
+    "train.early_stopping",
+    "train.log_every_steps",
+    "train.ledger",
+    "train.max_nonfinite_steps",
+    "tables.item.sharding",
+    "checkpoint",
+    "evaluate",
+    "cluster",
+)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a TOML (or a run's resolved config.json), apply `key=value` overrides, check.
+
+    Raises UserError naming the file, the key, and for an unknown key the nearest known one.
+    """
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"config {file}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config {file}: cannot be read ({error})") from None
+    try:
+        values = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"config {file}: not valid {file.suffix.lstrip('.').upper() or 'TOML'}: {error}") from None
+    for override in overrides or []:
+        _apply(override, values)
+    return check_config(values, str(file))
+
+
+def check_config(values: dict[str, Any], origin: str) -> Config:
+    """Build a Config from plain values; `origin` names their source in errors."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error, origin)) from None
+
+
+def _apply(override: str, values: dict[str, Any]) -> None:
+    """Set one `section.key=value`; the value is read as TOML, and as a bare string where it is not TOML."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"--set {override}: write it as section.key=value, for example train.batch_size=256")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = None if text.strip() == "none" else text
+    *sections, name = key.strip().split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise UserError(f"--set {override}: {section} is a value, not a section")
+    place[name] = value
+
+
+def _explain(error: ValidationError, origin: str) -> str:
+    lines = []
+    for detail in error.errors(include_url=False):
+        location = [str(part) for part in detail["loc"] if part not in _UNION_TAGS]
+        key = ".".join(location) or "(whole config)"
+        match detail["type"]:
+            case "extra_forbidden":
+                nearest = difflib.get_close_matches(location[-1], _known_keys(location[:-1]), n=1, cutoff=0.5)
+                hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
+                lines.append(f"{key}: no such setting{hint}")
+            case "missing":
+                lines.append(f"{key}: is missing; add it to the config or pass --set {key}=...")
+            case _:
+                value = detail.get("input")
+                got = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
+                lines.append(f"{key}: {detail['msg'].removeprefix('Value error, ')}{got}")
+    return f"config {origin}:\n  " + "\n  ".join(dict.fromkeys(lines))
+
+
+_UNION_TAGS = frozenset(
+    {"leave_one_out", "global_time", "full_softmax", "sampled_softmax", "sasrec", "str", "list[str]"}
+)
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    """Names that may stand below `location`, found by walking the models' fields."""
+    candidates: list[Any] = [Config]
+    for part in location:
+        candidates = (
+            [m for c in candidates for m in _models_in(c.model_fields[part].annotation)]
+            if all(part in c.model_fields for c in candidates)
+            else [TableConfig]
+        )
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The flat settings that make a run what it is: {"train.batch_size": 128, ...} without FREE_TO_CHANGE."""
+    flat = _flatten(config.model_dump(mode="json"))
+    return {k: v for k, v in flat.items() if not any(k == free or k.startswith(free + ".") for free in FREE_TO_CHANGE)}
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+__all__ = ["ClusterConfig", "Config", "GlobalTimeConfig", "RunConfig", "check_config", "identity", "load_config"]

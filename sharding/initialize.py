@@ -1,0 +1,73 @@
+"""Initial weights of tables as a function of (seed, table, row, column): the same model under every plan.
+
+A counter-based generator (SplitMix64 of Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195) gives each weight its own number,
+so a shard is filled without knowing what lies on other ranks.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+CHUNK_ROWS = 65536
+
+
+@torch.no_grad()
+def initialize_tables(module: nn.Module, seed: int, std: dict[str, float]) -> None:
+    """Fill every table of `module`, sharded or not, with normal numbers. `std`: standard deviation by table name.
+
+    Parameter names end in `<table>.weight`, which is TorchRec's convention.
+    """
+    for name, value in module.state_dict().items():
+        table = name.split(".")[-2]
+        if table not in std or not name.endswith(".weight"):
+            continue
+        key = _key(seed, table)
+        if isinstance(value, ShardedTensor):
+            num_columns = value.size(1)
+            for shard in value.local_shards():
+                row, column = shard.metadata.shard_offsets
+                _fill(shard.tensor, key, row, column, num_columns, std[table])
+        else:
+            _fill(value, key, 0, 0, value.shape[1], std[table])
+
+
+def _key(seed: int, table: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{table}".encode()).digest()[:7], "little")
+
+
+def _fill(weights: Tensor, key: int, first_row: int, first_column: int, num_columns: int, std: float) -> None:
+    rows, columns = weights.shape
+    column_index = torch.arange(first_column, first_column + columns, dtype=torch.int64)
+    for start in range(0, rows, CHUNK_ROWS):
+        stop = min(rows, start + CHUNK_ROWS)
+        row_index = torch.arange(first_row + start, first_row + stop, dtype=torch.int64)
+        counter = row_index[:, None] * num_columns + column_index[None, :]
+        weights[start:stop] = (_normal(counter, key) * std).to(weights.dtype)
+
+
+def _normal(counter: Tensor, key: int) -> Tensor:
+    """Standard normal numbers by Box & Muller (1958), in float64, from two hashes of each counter."""
+    radius = _uniform(_split_mix(counter * 2 + key))
+    angle = _uniform(_split_mix(counter * 2 + 1 + key))
+    return torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """(0, 1]: the top 53 of 64 bits, never zero."""
+    return (_shift_right(bits, 11) + 1).to(torch.float64) * 2.0**-53
+
+
+def _split_mix(z: Tensor) -> Tensor:
+    # Constants are the published ones, written as signed 64-bit numbers; int64 products wrap.
+    z = z * -7046029254386353131  # 0x9E3779B97F4A7C15
+    z = (z ^ _shift_right(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    z = (z ^ _shift_right(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's >> on int64 keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

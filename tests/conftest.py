@@ -1,0 +1,40 @@
+"""Fixtures shared by all tests: one Ray session, one pool of rank processes, the folder of real logs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.rank_pool import RankPool
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--shared-data",
+        default="../shared/data",
+        help="folder of real logs (ml-1m/ ...); tests that need it skip without",
+    )
+
+
+@pytest.fixture(scope="session")
+def shared_data(pytestconfig: pytest.Config) -> Path:
+    folder = Path(pytestconfig.rootpath / pytestconfig.getoption("--shared-data")).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no real logs at {folder}; point --shared-data to them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def rank_pool() -> Iterator[RankPool]:
+    pool = RankPool(size=4)
+    yield pool
+    pool.stop()

@@ -1,0 +1,126 @@
+"""Settings of logs, splits, training, checkpoints and evaluation. Imports no torch."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+
+class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Where the event logs are and what their columns mean. One row is one event."""
+
+    path: str | list[str] = Field(
+        description="a file, folder or glob of event logs, or a list of them; local paths or URIs of any filesystem that "
+        "pyarrow knows (s3://, gs://, hdfs://); relative paths start at the current folder"
+    )
+    format: Literal["auto", "parquet", "csv", "tsv"] = Field(
+        "auto", description="file format; auto goes by each file's ending (.parquet, .csv, .tsv, .inter)"
+    )
+    user: str = Field("user_id", description="column of the user: integer or string")
+    item: str = Field("item_id", description="column of the item: integer or string")
+    time: str = Field(
+        "time",
+        description="column that orders a user's events: integer, timestamp or date; ties keep the order of the log",
+    )
+    duplicates: Literal["drop", "keep"] = Field(
+        "drop", description="what to do with events equal to another in user, item and time; dropped ones are counted"
+    )
+    max_rejected_fraction: float = Field(
+        0.01, ge=0.0, le=1.0, description="share of rows that may be rejected (null ids or times) before prepare stops"
+    )
+
+
+class LeaveOneOutConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Each user's last event is the test target, the one before it the validation target."""
+
+    kind: Literal["leave_one_out"] = Field("leave_one_out", description="which split")
+    min_events: int = Field(
+        3, ge=3, description="users with fewer events are trained on, and neither validated nor tested"
+    )
+
+
+class GlobalTimeConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Events before `validation_time` train, those before `test_time` validate, the rest test."""
+
+    kind: Literal["global_time"] = Field(description="which split")
+    validation_time: int | str = Field(
+        description="first moment of the validation period: an integer in the unit of the time column, or an ISO date or "
+        "date and time (UTC) where that column holds timestamps"
+    )
+    test_time: int | str = Field(description="first moment of the test period, in the same form")
+
+    @model_validator(mode="after")
+    def _times_in_order(self) -> "GlobalTimeConfig":
+        if type(self.validation_time) is not type(self.test_time):
+            raise ValueError("validation_time and test_time must have the same form: two integers or two ISO dates")
+        if not self.validation_time < self.test_time:  # type: ignore[operator]
+            raise ValueError("validation_time must be earlier than test_time")
+        return self
+
+
+SplitConfig = Annotated[LeaveOneOutConfig | GlobalTimeConfig, Field(discriminator="kind")]
+
+
+class EarlyStoppingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Stop when the validation metric no longer improves, and keep the best checkpoint."""
+
+    metric: str = Field(
+        "ndcg@10", pattern=r"^(hr|ndcg)@[1-9][0-9]*$|^mrr$", description="validation metric; larger is better"
+    )
+    patience: int = Field(5, ge=1, description="evaluations without improvement before training stops")
+
+
+class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """The training loop."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training histories")
+    max_steps: int | None = Field(None, ge=1, description="stop after this many steps, even inside an epoch")
+    batch_size: int = Field(128, ge=1, description="histories in the global batch, all workers together")
+    optimizer: Literal["adamw", "adagrad", "sgd"] = Field(
+        "adamw", description="optimizer of the dense weights and of replicated tables"
+    )
+    learning_rate: float = Field(1e-3, gt=0.0, description="step size of the dense optimizer")
+    weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay of adamw")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "constant",
+        description="how the step sizes of dense weights and tables fall, from the full rate down to 2 % of it at the last step",
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps over which the step sizes rise linearly from zero")
+    max_nonfinite_steps: int = Field(
+        10, ge=0, description="steps in a row that may be skipped because the loss or gradient is not finite"
+    )
+    evaluate_every_epochs: int = Field(1, ge=1, description="epochs between evaluations on the validation split")
+    early_stopping: EarlyStoppingConfig | None = Field(
+        default_factory=EarlyStoppingConfig, description="when to stop early (leave out the table for the defaults)"
+    )
+    log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
+    ledger: bool = Field(
+        False,
+        description="write the ids of the histories trained at each step to ledger/ in the run folder (for audits)",
+    )
+
+
+class CheckpointConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """When to save, and how many checkpoints to keep."""
+
+    every_steps: int | None = Field(
+        None, ge=1, description="steps between checkpoints, besides those at evaluations, stops and the end"
+    )
+    keep: int = Field(2, ge=1, description="newest checkpoints kept; the best one is kept besides")
+
+
+class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Full-catalogue evaluation on held-out events."""
+
+    ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field(
+        default_factory=lambda: [1, 5, 10, 20, 50],
+        min_length=1,
+        description="cut-offs K of hr@K, ndcg@K and coverage@K",
+    )
+    mask_seen: bool = Field(True, description="never rank items of the user's own history")
+    targets: Literal["all", "first"] = Field(
+        "all", description="of several held-out events of a user: all as one set, or only the first"
+    )
+    batch_size: int = Field(512, ge=1, description="histories scored at a time, all workers together")
+    score_block_items: int = Field(
+        65536, ge=16, description="items scored at a time on each worker; bounds memory to batch x block numbers"
+    )

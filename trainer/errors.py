@@ -1,0 +1,17 @@
+"""Errors that a user can mend, and how they read.
+
+Every message says what is wrong, where, why it likely is so, and what to change. The command line prints exactly that and
+exits with 2. Plain attributes and positional arguments: the error must survive pickling between processes.
+"""
+
+
+class UserError(Exception):
+    """Something that the user must change. `str()` is the whole message."""
+
+
+class NonFiniteLossError(UserError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, corrupt, or does not fit the model."""

@@ -1,0 +1,155 @@
+"""Which files make up the logs: paths, folders, globs and URIs to a sorted list of files.
+
+Knows names, sizes and times of change only; trainer/logs.py reads the content. The order is that of the names, so it
+does not depend on the filesystem.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from trainer.config import LogsConfig
+from trainer.errors import UserError
+
+Format = Literal["parquet", "csv", "tsv"]
+_FORMATS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".inter": "tsv"}
+_COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of the logs. Its filesystem is found by `uri`, empty for the local disk; `path` is the path in it."""
+
+    path: str
+    uri: str
+    format: Format
+    num_bytes: int
+    mtime_ns: int
+
+    @property
+    def name(self) -> str:
+        """How the file is called in messages and in the manifest: never with what may be a secret in the URI."""
+        return _name(self.uri, self.path)
+
+    def filesystem(self) -> pafs.FileSystem:
+        return pafs.FileSystem.from_uri(self.uri)[0] if self.uri else pafs.LocalFileSystem()
+
+    def check_unchanged(self) -> None:
+        """Raises UserError if the file was rewritten since it was found."""
+        info = self.filesystem().get_file_info(self.path)
+        if info.type != pafs.FileType.File or (info.size, info.mtime_ns or 0) != (self.num_bytes, self.mtime_ns):
+            raise UserError(
+                f"logs {self.name}: the file was changed or removed while it was read; run the command again"
+            )
+
+
+def find_files(logs: LogsConfig) -> tuple[InputFile, ...]:
+    """Every file that logs.path means, sorted by name, each once. Folders are searched below; names that begin with a dot
+    or an underscore, and endings that say no known format (unless logs.format is set), are left out.
+
+    Raises UserError if an entry of logs.path leads to no file.
+    """
+    entries = [logs.path] if isinstance(logs.path, str) else logs.path
+    if not entries:
+        raise UserError("logs.path is an empty list; name the files, folders or globs of the event logs")
+    found = {file.name: file for entry in entries for file in _find(entry, logs)}
+    return tuple(found[name] for name in sorted(found))
+
+
+def _find(entry: str, logs: LogsConfig) -> list[InputFile]:
+    try:
+        filesystem, uri, start, segments = _locate(entry)
+        infos = [file for info in _expand(filesystem, start, segments) for file in _files_in(filesystem, info)]
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"logs.path {entry!r}: cannot be opened ({error}); check the path and the right to read it"
+        ) from None
+    if not infos:
+        whole = "/".join([start, *segments])
+        raise UserError(f"logs.path {entry!r}: no such file, and nothing below it (looked at {_name(uri, whole)})")
+    formats = [logs.format if logs.format != "auto" else _format_by_ending(info.path) for info in infos]
+    files = [
+        InputFile(info.path, uri, format, info.size, info.mtime_ns or 0)
+        for info, format in zip(infos, formats, strict=True)
+        if format is not None
+    ]
+    if not files:
+        raise UserError(
+            f"logs.path {entry!r}: the ending of {_name(uri, infos[0].path)} says no known format "
+            f'({", ".join(_FORMATS)}); set logs.format to "parquet", "csv" or "tsv"'
+        )
+    return files
+
+
+def _locate(entry: str) -> tuple[pafs.FileSystem, str, str, list[str]]:
+    """The filesystem, its URI, the path before the first wildcard, and the segments from there on."""
+    if "://" in entry:
+        body, mark, query = entry.partition("?")
+        plain, wild = _split_at_wildcard(body.split("/"), "*[")
+        uri = "/".join(plain) + mark + query
+        filesystem, start = pafs.FileSystem.from_uri(uri)
+        local = isinstance(filesystem, pafs.LocalFileSystem)
+        return filesystem, "" if local else uri, start, wild
+    path = os.path.abspath(os.path.expanduser(entry))
+    if os.path.exists(path):  # a name may hold a bracket and mean it
+        return pafs.LocalFileSystem(), "", path, []
+    plain, wild = _split_at_wildcard(path.split("/"), "*?[")
+    return pafs.LocalFileSystem(), "", "/".join(plain) or "/", wild
+
+
+def _split_at_wildcard(segments: list[str], wildcards: str) -> tuple[list[str], list[str]]:
+    first = next((k for k, segment in enumerate(segments) if any(w in segment for w in wildcards)), len(segments))
+    return segments[:first], segments[first:]
+
+
+def _expand(filesystem: pafs.FileSystem, base: str, segments: list[str]) -> Iterator[pafs.FileInfo]:
+    """Files and folders that match a glob: wildcards stay within a name, `**` stands for any number of folders."""
+    if not segments:
+        yield from (info for info in filesystem.get_file_info([base]) if info.type != pafs.FileType.NotFound)
+        return
+    head, *rest = segments
+    recursive = head == "**"
+    infos = filesystem.get_file_info(pafs.FileSelector(base, recursive=recursive, allow_not_found=True))
+    if recursive:
+        yield from _expand(filesystem, base, rest)
+        matches = [i for i in infos if i.type == pafs.FileType.Directory and not _hidden(i.path[len(base) :])]
+    else:
+        matches = [info for info in infos if fnmatchcase(info.base_name, head) and not info.base_name.startswith(".")]
+    for info in matches:
+        if not rest and not recursive:
+            yield info
+        elif rest and info.type == pafs.FileType.Directory:
+            yield from _expand(filesystem, info.path, rest)
+
+
+def _files_in(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> list[pafs.FileInfo]:
+    if info.type == pafs.FileType.File:
+        return [info]
+    below = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True))
+    return [i for i in below if i.type == pafs.FileType.File and not _hidden(i.path[len(info.path) :])]
+
+
+def _hidden(relative: str) -> bool:
+    """Markers and unfinished output, by the convention of Hive and Spark."""
+    return any(segment.startswith((".", "_")) for segment in relative.split("/"))
+
+
+def _format_by_ending(path: str) -> Format | None:
+    stem, ending = os.path.splitext(path.lower())
+    if ending in _COMPRESSIONS:
+        ending = os.path.splitext(stem)[1]
+    return _FORMATS.get(ending)
+
+
+def _name(uri: str, path: str) -> str:
+    if not uri:
+        return path
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2] if path.startswith("/") else ""
+    return f"{parts.scheme}://{host}{path}"
