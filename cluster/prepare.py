@@ -268,7 +268,7 @@ def _duplicate_rows(job: _Job, events: pa.Table, grouped: Grouped, rows_of_chunk
     return quarantine_table(dropped, names, dropped.column("row"), pa.repeat("duplicate", len(dropped)))
 
 
-def _run(task: Callable[[_Job, int], Any], job: _Job, count: int, limit: int) -> Generator[tuple[int, Any]]:
+def _run(task: Callable[[_Job, int], Any], job: _Job, count: int, limit: int) -> Generator[tuple[int, Any], None, None]:
     """Run `task(job, 0..count-1)`, at most `limit` at a time; yield number and result as they come.
 
     What a task raises is raised here. Close the iterator if you leave it early: that ends the tasks still running.
@@ -325,8 +325,8 @@ def _check_trainable(config: Config, counts: GroupCounts, times: tuple[int, int]
         why = "has two left when the last two are held out"
         remedy = "Check that logs.user is the right column, or use more logs"
     raise UserError(
-        f"split: nothing can be learned from these {counts.rows_kept:,} events of {counts.num_users:,} users, because no "
-        f"user {why}. {remedy}"
+        f"split: nothing can be learned from these {counts.rows_kept:,} events of {counts.num_users:,} users, because "
+        f"no user {why}. {remedy}"
     )
 
 
@@ -346,5 +346,6 @@ def _source(job: _Job, read: _ReadAll) -> dict[str, Any]:
         file["rows"] = rows[file["path"]]
     for role in ROLES:
         source["columns"][role]["type"] = str(getattr(job.inputs.contract, role))
-    source["columns"]["time"] |= {"kind": job.inputs.contract.time_kind, "first_and_last": read.times}
+    first, last = read.times or (None, None)
+    source["columns"]["time"] |= {"kind": job.inputs.contract.time_kind, "first": first, "last": last}
     return source

@@ -37,7 +37,8 @@ class SASRecBlock(nn.Module):
         attended_ND = causal_attention(query_NHK, key_NHK, value_NHK, layout).reshape(num_events, width)
         x_ND = x_ND + self.dropout(self.attention_output(attended_ND))
         hidden = F.gelu(self.feed_forward_in(self.feed_forward_norm(x_ND)))
-        return x_ND + self.dropout(self.feed_forward_out(hidden))
+        output_ND: Tensor = x_ND + self.dropout(self.feed_forward_out(hidden))
+        return output_ND
 
 
 class SASRec(nn.Module):

@@ -4,12 +4,16 @@ The process group is created by whoever launches the ranks. All methods are coll
 same order, with tensors of the same dtype.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.comm_ops import set_gradient_division
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,20 @@ class Ranks:
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def on_first(self, function: Callable[[], T]) -> T:
+        """Run `function` on the first rank; its picklable result, or the error it raised, on every rank."""
+        result: T | None = None
+        failure: Exception | None = None
+        if self.is_first:
+            try:
+                result = function()
+            except Exception as error:  # noqa: BLE001 - what only one rank can see is raised on all, so nobody hangs
+                failure = error
+        result, failure = cast(tuple[T, Exception | None], self.broadcast((result, failure)))
+        if failure is not None:
+            raise failure
+        return result
 
     def gather_objects(self, value: object) -> list[object]:
         """Every rank's picklable object, in rank order."""

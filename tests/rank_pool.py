@@ -5,6 +5,7 @@ Each call forms a fresh gloo process group of the first `world_size` processes, 
 traceback; a rank that does not answer in time ends the pool's processes (and only those).
 """
 
+import contextlib
 import tempfile
 import time
 import traceback
@@ -22,7 +23,7 @@ from torchrec.distributed.collective_utils import init_collective_validation
 from sharding.ranks import Ranks, current_ranks
 
 
-class RankFailed(AssertionError):
+class RankFailedError(AssertionError):
     """A rank raised or did not answer; the message holds its number and traceback."""
 
 
@@ -111,18 +112,16 @@ class RankPool:
             if error is not None:
                 error.add_note(f"rank {rank} of {world_size}:\n{text}")
                 raise error
-            raise RankFailed(f"rank {rank} of {world_size} failed:\n{text}")
+            raise RankFailedError(f"rank {rank} of {world_size} failed:\n{text}")
         if waiting:
-            raise RankFailed(f"ranks {sorted(waiting)} of {world_size} did not answer within {deadline} s")
+            raise RankFailedError(f"ranks {sorted(waiting)} of {world_size} did not answer within {deadline} s")
         return answers[:world_size]
 
     def stop(self) -> None:
         """End the processes that this pool started, by handle."""
         for process, pipe in zip(self._processes, self._pipes, strict=True):
-            try:
+            with contextlib.suppress(OSError):
                 pipe.send(None)
-            except OSError:
-                pass
             process.join(timeout=0.5)
             if process.is_alive():
                 process.kill()

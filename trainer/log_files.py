@@ -50,8 +50,10 @@ class InputFile:
 
 
 def find_files(logs: LogsConfig) -> tuple[InputFile, ...]:
-    """Every file that logs.path means, sorted by name, each once. Folders are searched below; names that begin with a dot
-    or an underscore, and endings that say no known format (unless logs.format is set), are left out.
+    """Every file that logs.path means, sorted by name, each once.
+
+    Folders are searched below. Names that begin with a dot or an underscore are left out, and so are endings that say no
+    known format, unless logs.format is set.
 
     Raises UserError if an entry of logs.path leads to no file.
     """

@@ -323,7 +323,7 @@ def _whole_numbers(column: pa.ChunkedArray, name: str, file: str, first_row: int
         row = int(np.argmax(broken))
         raise UserError(
             f'logs {file} row {first_row + row}: column "{name}" (logs.time) is {values[row]}, and a time must be '
-            "a whole number; multiply it by the resolution that you need (for example milliseconds) and write it as an integer"
+            "a whole number; multiply it by the resolution that you need (for example 1000) and write it as an integer"
         )
     return pa.chunked_array([pa.array(np.where(missing, 0, values).astype(np.int64), mask=missing)])
 

@@ -11,7 +11,7 @@ import numpy as np
 from models.batch import HistoryBatch, build_batch
 from models.config import ModelConfig, SampledSoftmaxConfig
 from models.next_item import FIRST_ITEM
-from trainer.order import EpochOrder, Position, steps_per_epoch
+from trainer.order import EpochOrder, Position
 from trainer.row_groups import RowGroupReader, gather
 
 CHUNK_ROWS = 8192  # histories gathered at a time, all ranks together
@@ -102,9 +102,3 @@ class TrainStream:
             return np.zeros(0, dtype=np.int64)
         generator = np.random.default_rng([self.seed, position.epoch, 2, position.trained])
         return generator.integers(FIRST_ITEM, self.num_item_rows, objective.num_negatives)
-
-
-def total_steps(num_rows: int, batch_size: int, epochs: int, max_steps: int | None) -> int:
-    """Steps of a whole run."""
-    steps = epochs * steps_per_epoch(num_rows, batch_size)
-    return steps if max_steps is None else min(steps, max_steps)

@@ -1,0 +1,163 @@
+"""The folder of checkpoints: names, commits, verification, retention. No torch: the command line lists and verifies with it.
+
+    checkpoints/
+      step_000001000/           committed: its manifest.json says what it is and the sha256 of every file
+      .step_000001000.<hex>/    an attempt that is being written, or was left behind by a process that died
+      best.json                 {"step", "metric", "value"} of the best checkpoint so far
+
+The invariant: a folder named step_* was renamed from a finished attempt, so it is complete or it does not exist.
+"""
+
+import json
+import shutil
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.dataset import hash_file, write_json_atomically
+from trainer.errors import CheckpointError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """Everything of a checkpoint that is not a tensor.
+
+    position: histories trained since the start of the run, one global number; metrics: the state of early stopping;
+    files: {name: {"sha256", "num_bytes"}}; versions: of torch, torchrec and shoal.
+    """
+
+    step: int
+    position: int
+    num_rows: int
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    plan: dict[str, Any]
+    dataset_digest: str
+    metrics: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, dict[str, Any]]
+    format_version: int = FORMAT_VERSION
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint on disk."""
+
+    path: Path
+    manifest: CheckpointManifest
+
+
+def name_of(step: int) -> str:
+    return f"step_{step:09d}"
+
+
+def new_attempt(folder: Path, step: int) -> Path:
+    """A fresh folder to write checkpoint `step` into."""
+    attempt = folder / f".{name_of(step)}.{uuid.uuid4().hex[:8]}"
+    attempt.mkdir(parents=True)
+    return attempt
+
+
+def commit(attempt: Path, manifest: CheckpointManifest) -> Path:
+    """Write the manifest, then rename the attempt to its final name: from here on the checkpoint exists."""
+    write_json_atomically(attempt / "manifest.json", asdict(manifest))
+    final = attempt.parent / name_of(manifest.step)
+    if final.exists():
+        # Only a checkpoint that failed verification is ever written again; it makes room for its replacement.
+        shutil.rmtree(final)
+    attempt.rename(final)
+    return final
+
+
+def committed(folder: Path) -> list[Path]:
+    """Committed checkpoints, newest first."""
+    return sorted((p for p in folder.glob("step_*") if (p / "manifest.json").is_file()), reverse=True)
+
+
+def read(path: Path) -> CheckpointManifest:
+    """Raises CheckpointError if there is no readable manifest, or one of another format."""
+    try:
+        values = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        manifest = CheckpointManifest(**values)
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"checkpoint {path}: manifest.json cannot be read ({error})") from None
+    if manifest.format_version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"checkpoint {path}: format version {manifest.format_version}, this shoal reads {FORMAT_VERSION}"
+        )
+    return manifest
+
+
+def verify(path: Path) -> CheckpointManifest:
+    """Read the manifest and compare every file with its hash. Raises CheckpointError naming the file."""
+    manifest = read(path)
+    for name, expected in manifest.files.items():
+        file = path / name
+        if not file.is_file():
+            raise CheckpointError(f"checkpoint {path}: {name} is missing")
+        if file.stat().st_size != expected["num_bytes"]:
+            raise CheckpointError(
+                f"checkpoint {path}: {name} has {file.stat().st_size} bytes, the manifest says {expected['num_bytes']}"
+            )
+        if hash_file(file) != expected["sha256"]:
+            raise CheckpointError(f"checkpoint {path}: {name} is corrupt (its sha256 is not the manifest's)")
+    return manifest
+
+
+def newest(folder: Path) -> tuple[Found | None, list[str]]:
+    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    complaints: list[str] = []
+    for path in committed(folder):
+        try:
+            return Found(path, verify(path)), complaints
+        except CheckpointError as error:
+            complaints.append(str(error))
+    return None, complaints
+
+
+def write_best(folder: Path, step: int, metric: str, value: float) -> None:
+    write_json_atomically(folder / "best.json", {"step": step, "metric": metric, "value": value})
+
+
+def read_best(folder: Path) -> dict[str, Any] | None:
+    """{"step", "metric", "value"}, or None if no evaluation has chosen one."""
+    try:
+        best: dict[str, Any] = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return best
+
+
+def to_evaluate(folder: Path) -> Found:
+    """The best checkpoint if training chose one and it verifies, else the newest. Raises CheckpointError if there is none."""
+    best = read_best(folder)
+    if best is not None and (folder / name_of(best["step"])).is_dir():
+        path = folder / name_of(best["step"])
+        return Found(path, verify(path))
+    found, complaints = newest(folder)
+    if found is None:
+        detail = "; ".join(complaints) or "there is none"
+        raise CheckpointError(f"checkpoints {folder}: no usable checkpoint ({detail}); run `shoal train` first")
+    return found
+
+
+def retire(folder: Path, keep: int) -> list[Path]:
+    """Delete all but the newest `keep` and the best, and attempts left behind. Returns what was deleted."""
+    best = read_best(folder)
+    pinned = {name_of(best["step"])} if best is not None else set()
+    doomed = [path for path in committed(folder)[keep:] if path.name not in pinned]
+    for path in doomed:
+        # Out of sight first, by an atomic rename, so that no reader finds half a checkpoint.
+        hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+        path.rename(hidden)
+        shutil.rmtree(hidden)
+    return doomed
+
+
+def remove_attempts(folder: Path) -> None:
+    """Delete attempts that a dead process left behind. Only while no other process writes to this folder."""
+    for path in folder.glob(".step_*"):
+        shutil.rmtree(path, ignore_errors=True)

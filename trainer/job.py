@@ -1,0 +1,47 @@
+"""What a worker is asked to do, as plain values that travel to it. Imports no torch."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.config import ModelConfig
+from sharding.config import TableConfig
+from trainer.config import CheckpointConfig, EvaluateConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run as a worker sees it. `identity`: the flat settings that a checkpoint must share to be continued."""
+
+    run_dir: Path
+    dataset_dir: Path
+    seed: int
+    model: ModelConfig
+    tables: dict[str, TableConfig]
+    train: TrainConfig
+    checkpoint: CheckpointConfig
+    evaluate: EvaluateConfig
+    config: dict[str, Any]
+    identity: dict[str, Any]
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    @property
+    def config_digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Channel:
+    """How the first rank talks to whoever launched it. `send` must not block; `stop_requested` is polled at every step."""
+
+    send: Callable[[dict[str, Any]], None]
+    stop_requested: Callable[[], bool]
+
+
+SILENT = Channel(send=lambda event: None, stop_requested=lambda: False)

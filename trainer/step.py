@@ -1,0 +1,111 @@
+"""One step of training: look up, encode, lose, agree, update.
+
+The graph is cut where rows leave the sharded tables. The dense part is differentiated first; then all ranks agree, in one
+small sum, on the global loss, the global number of targets and whether everything is finite; only then do gradients
+enter the tables, whose fused optimizers apply them at once. So a step that is not finite is applied nowhere, and the
+gradient is that of the global batch: sums over ranks, divided once by the global number of targets.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+
+from models.batch import HistoryBatch
+from models.next_item import NextItemModel
+from sharding.optimizers import Optimizers
+from sharding.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The same on every rank. loss: mean over the global targets (nan if there are none); applied: weights were updated."""
+
+    loss: float
+    num_targets: int
+    num_events: int
+    finite: bool
+    stop_requested: bool
+
+    @property
+    def applied(self) -> bool:
+        return self.finite and self.num_targets > 0
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """Everything that a step needs and that does not change between steps."""
+
+    model: NextItemModel
+    optimizers: Optimizers
+    ranks: Ranks
+    seed: int
+
+    def __call__(self, batch: HistoryBatch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
+        """Train on this rank's share of global batch number `step`. Collective."""
+        # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
+        torch.manual_seed(_dropout_seed(self.seed, step, self.ranks.rank))
+        self.optimizers.set_rate_factor(rate_factor)
+        rows = self.model.look_up(batch.lookup_ids)
+        boundary = rows.detach().requires_grad_()
+        loss_sum = self.model.loss(boundary, batch)
+        loss_sum.backward()
+        gradient = boundary.grad if boundary.grad is not None else torch.zeros_like(boundary)
+        dense = self._flat_dense_gradient()
+        result = self._agree(loss_sum.detach(), gradient, dense, batch, stop_requested)
+        if result.applied:
+            rows.backward(gradient / result.num_targets)
+            self._set_dense_gradient(self.ranks.sum(dense) / result.num_targets)
+            self.optimizers.step_dense()
+        else:
+            self.optimizers.dense.zero_grad(set_to_none=True)
+        return result
+
+    def _agree(
+        self,
+        loss_sum: torch.Tensor,
+        gradient: torch.Tensor,
+        dense: torch.Tensor,
+        batch: HistoryBatch,
+        stop_requested: bool,
+    ) -> StepResult:
+        broken = ~(loss_sum.isfinite() & gradient.isfinite().all() & dense.isfinite().all())
+        counts = torch.tensor(
+            [batch.target_ids.numel(), batch.layout.num_events, stop_requested],
+            dtype=torch.float64,
+            device=dense.device,
+        )
+        facts = torch.cat((torch.stack((loss_sum.double(), broken.double())), counts))
+        # The one deliberate synchronisation of a step: the host needs these numbers to decide.
+        total, num_broken, num_targets, num_events, stops = self.ranks.sum(facts).tolist()
+        mean = total / num_targets if num_targets else float("nan")
+        return StepResult(mean, int(num_targets), int(num_events), num_broken == 0, stops > 0)
+
+    def _flat_dense_gradient(self) -> torch.Tensor:
+        """All dense gradients one after another, in the fixed order of the parameters."""
+        parameters = self.optimizers.dense_parameters
+        return torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters])
+
+    def _set_dense_gradient(self, flat: torch.Tensor) -> None:
+        parameters = self.optimizers.dense_parameters
+        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = piece.view_as(parameter)
+
+
+def _dropout_seed(seed: int, step: int, rank: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:7], "little")
+
+
+def rate_factor(step: int, total_steps: int, schedule: str, warmup_steps: int) -> float:
+    """The factor on all learning rates at step number `step` (from 0): linear warm-up, then the schedule down to 2 %."""
+    floor = 0.02
+    left = 1.0 - step / max(1, total_steps)
+    match schedule:
+        case "linear":
+            factor = max(floor, left)
+        case "cosine":
+            factor = floor + (1.0 - floor) * 0.5 * (1.0 - math.cos(math.pi * left))
+        case _:
+            factor = 1.0
+    return factor * min(1.0, (step + 1) / (warmup_steps + 1))

@@ -1,0 +1,309 @@
+"""The training loop of one worker. The order of its paragraphs is fixed: step, log, evaluate, save, stop.
+
+All ranks run it in lockstep; only the first writes logs and talks to the driver. What the loop carries from step to step is in
+`State`, which is what a checkpoint holds besides tensors.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from sharding.ranks import Ranks
+from trainer import checkpoint, checkpoint_folder
+from trainer.build import Built, build_model, build_optimizers
+from trainer.checkpoint_folder import CheckpointManifest, Found
+from trainer.dataset import Manifest, read_manifest
+from trainer.errors import CheckpointError, NonFiniteLossError, UserError
+from trainer.evaluate import Evaluator, make_evaluator
+from trainer.job import Channel, Job
+from trainer.log import Ledger, MetricsLog
+from trainer.order import Position, position_of, steps_per_epoch
+from trainer.prefetch import Prefetch
+from trainer.row_groups import RowGroupReader
+from trainer.step import StepResult, TrainStep, rate_factor
+from trainer.stream import Step, TrainStream
+
+SEND_EVERY_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Best:
+    """The state of early stopping."""
+
+    value: float | None = None
+    step: int = 0
+    evaluations_since: int = 0
+
+    def after(self, value: float, step: int) -> "Best":
+        if self.value is None or value > self.value:
+            return Best(value, step, 0)
+        return Best(self.value, self.step, self.evaluations_since + 1)
+
+
+@dataclass(frozen=True)
+class State:
+    """step: steps trained; position: where the data stands after them; skipped: steps that were not finite, in all and in a row."""
+
+    step: int = 0
+    position: Position = field(default_factory=lambda: Position(0, 0))
+    best: Best = field(default_factory=Best)
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: "finished", "stopped" (on request) or "early" (no more improvement)."""
+
+    reason: str
+    step: int
+    best_step: int | None
+    best_value: float | None
+
+
+class Training:
+    """One worker's training: built once, run once."""
+
+    def __init__(self, job: Job, ranks: Ranks, channel: Channel) -> None:
+        self.job, self.ranks, self.channel = job, ranks, channel
+        self.manifest = read_manifest(job.dataset_dir)
+        self.built = build_model(job, self.manifest.num_item_rows, ranks)
+        self._agree_at_start(self.built, self.manifest)
+        self.optimizers = build_optimizers(self.built, job.train)
+        self.state, self.resumed = self._resume()
+        self.step = TrainStep(self.built.model, self.optimizers, ranks, job.seed)
+        self.stream = TrainStream(
+            RowGroupReader(job.dataset_dir, self.manifest),
+            job.model,
+            self.manifest.num_item_rows,
+            job.train.batch_size,
+            job.seed,
+            ranks.rank,
+            ranks.world_size,
+        )
+        self.evaluator: Evaluator | None = None
+        if self.manifest.counts.validation_targets:
+            self.evaluator = make_evaluator(
+                job.dataset_dir, self.manifest, "validation", job.evaluate, job.model.max_history, ranks
+            )
+        self.total_steps = _total_steps(job, self.stream.num_rows)
+        self.log = MetricsLog(job.run_dir, self.state.step) if ranks.is_first else None
+        self.ledger = Ledger(job.run_dir, ranks.rank, self.state.step) if job.train.ledger else None
+        self._pace = _Pace(self.state.step)
+
+    def run(self) -> Outcome:
+        """Train from where the newest checkpoint left off. Collective."""
+        reason = "finished"
+        if self._patience_is_out():
+            reason = "early"
+        elif self.state.step < self.total_steps:
+            with Prefetch(self.stream.steps(self.state.position, self.job.train.epochs)) as steps:
+                reason = self._loop(steps)
+        for file in (self.log, self.ledger):
+            if file is not None:
+                file.close()
+        best = self.state.best
+        return Outcome(reason, self.state.step, best.step if best.value is not None else None, best.value)
+
+    def _loop(self, steps: Prefetch[Step]) -> str:
+        self.built.model.train()
+        saved_step = self.state.step
+        for item in steps:
+            result = self._train(item)
+            self._report(item, result)
+            last = self.state.step >= self.total_steps
+            epoch_ended = self.state.position.trained == 0
+            evaluated = last or (epoch_ended and self.state.position.epoch % self.job.train.evaluate_every_epochs == 0)
+            if evaluated:
+                self._evaluate()
+            early = self._patience_is_out()
+            every = self.job.checkpoint.every_steps
+            due = every is not None and self.state.step % every == 0
+            if (evaluated or due or result.stop_requested) and saved_step != self.state.step:
+                self._save()
+                saved_step = self.state.step
+            if early or last or result.stop_requested:
+                return "early" if early and not last else "finished" if last else "stopped"
+        return "finished"
+
+    def _train(self, item: Step) -> StepResult:
+        train = self.job.train
+        factor = rate_factor(self.state.step, self.total_steps, train.schedule, train.warmup_steps)
+        stop = self.ranks.is_first and self.channel.stop_requested()
+        result = self.step(item.batch.to(self.ranks.device), self.state.step, factor, stop)
+        in_a_row = 0 if result.finite else self.state.skipped_in_a_row + 1
+        skipped = self.state.skipped_steps + (not result.finite)
+        self.state = State(self.state.step + 1, item.after, self.state.best, skipped, in_a_row)
+        if self.ledger is not None:
+            self.ledger.write(self.state.step, item.batch.row_ids.tolist())
+        if in_a_row > train.max_nonfinite_steps:
+            raise NonFiniteLossError(
+                f"training: the loss or gradient was not finite in {in_a_row} steps in a row, up to step {self.state.step}; "
+                "none of them was applied. Lower train.learning_rate or tables.item.learning_rate, or raise "
+                "train.warmup_steps; the newest checkpoint is from before"
+            )
+        return result
+
+    def _report(self, item: Step, result: StepResult) -> None:
+        if not result.finite:
+            # Every rank's rows are in question, so every rank names its own.
+            rows = self.ranks.gather_objects(item.batch.row_ids.tolist())
+            if self.log is not None:
+                self.log.write(self.state.step, "skipped", {"reason": "not finite", "row_ids": rows})
+        if self.log is None:
+            return
+        speed = self._pace.count(self.state.step, result.num_events, self.total_steps)
+        if self.state.step % self.job.train.log_every_steps == 0 or self.state.step == self.total_steps:
+            self.log.write(self.state.step, "train", {"epoch": item.after.epoch, "loss": result.loss, **speed})
+        if self._pace.may_send():
+            progress = {"step": self.state.step, "total_steps": self.total_steps, "epoch": item.after.epoch}
+            self.channel.send(
+                {"kind": "train", "loss": result.loss, **progress, **speed, "next_checkpoint": self._next_save()}
+            )
+
+    def _next_save(self) -> int:
+        """The step of the next planned checkpoint."""
+        per_epoch = steps_per_epoch(self.stream.num_rows, self.job.train.batch_size)
+        span = per_epoch * self.job.train.evaluate_every_epochs
+        planned = [-(-(self.state.step + 1) // span) * span]
+        if self.job.checkpoint.every_steps is not None:
+            every = self.job.checkpoint.every_steps
+            planned.append(-(-(self.state.step + 1) // every) * every)
+        return min(*planned, self.total_steps) if len(planned) > 1 else min(planned[0], self.total_steps)
+
+    def _evaluate(self) -> None:
+        if self.evaluator is None:
+            return
+        started = time.monotonic()
+        metrics = self.evaluator.mean_metrics(self.built.model)
+        self._pace.pause(time.monotonic() - started)
+        stopping = self.job.train.early_stopping
+        if stopping is not None:
+            best = self.state.best.after(metrics[stopping.metric], self.state.step)
+            self.state = State(
+                self.state.step, self.state.position, best, self.state.skipped_steps, self.state.skipped_in_a_row
+            )
+        if self.log is not None:
+            self.log.write(self.state.step, "validation", {**metrics, "seconds": time.monotonic() - started})
+            self.channel.send(
+                {"kind": "validation", "step": self.state.step, "metrics": metrics, "best": asdict(self.state.best)}
+            )
+
+    def _patience_is_out(self) -> bool:
+        stopping = self.job.train.early_stopping
+        return stopping is not None and self.state.best.evaluations_since >= stopping.patience
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        state = checkpoint.tensors(self.built.placed, self.optimizers)
+        path = checkpoint.save(self.job.checkpoints_dir, state, self.ranks, self._describe, self.state.step)
+        if self.ranks.is_first:
+            stopping, best = self.job.train.early_stopping, self.state.best
+            if stopping is not None and best.value is not None and best.step == self.state.step:
+                checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
+            checkpoint_folder.retire(self.job.checkpoints_dir, self.job.checkpoint.keep)
+            seconds = time.monotonic() - started
+            self.channel.send({"kind": "checkpoint", "step": self.state.step, "path": str(path), "seconds": seconds})
+        self._pace.pause(time.monotonic() - started)
+
+    def _describe(self, files: dict[str, dict[str, Any]]) -> CheckpointManifest:
+        return CheckpointManifest(
+            step=self.state.step,
+            position=self.state.position.as_number(self.stream.num_rows),
+            num_rows=self.stream.num_rows,
+            identity=self.job.identity,
+            config=self.job.config,
+            plan=self.built.plan,
+            dataset_digest=self.manifest.digest,
+            metrics={
+                "best": asdict(self.state.best),
+                "skipped_steps": self.state.skipped_steps,
+                "skipped_in_a_row": self.state.skipped_in_a_row,
+            },
+            versions={name: version(name) for name in ("torch", "torchrec")},
+            files=files,
+        )
+
+    def _resume(self) -> tuple[State, bool]:
+        found, complaints = checkpoint.find_to_resume(self.job.checkpoints_dir, self.ranks)
+        for complaint in complaints:
+            self.channel.send({"kind": "warning", "text": f"{complaint}; going back to the one before"})
+        if found is None:
+            return State(), False
+        _check_same_run(found, self.job, self.manifest)
+        checkpoint.load(found, self.built.placed, self.optimizers)
+        saved = found.manifest
+        state = State(
+            step=saved.step,
+            position=position_of(saved.position, saved.num_rows),
+            best=Best(**saved.metrics["best"]),
+            skipped_steps=saved.metrics["skipped_steps"],
+            skipped_in_a_row=saved.metrics["skipped_in_a_row"],
+        )
+        self.channel.send({"kind": "resumed", "step": saved.step, "path": str(found.path)})
+        return state, True
+
+    def _agree_at_start(self, built: Built, manifest: Manifest) -> None:
+        plan = repr(sorted(built.plan["tables"].items()))
+        facts = {
+            "config": self.job.config_digest,
+            "dataset": manifest.digest,
+            "plan": plan,
+            "torch": torch.__version__,
+        }
+        differences = self.ranks.disagreements(facts)
+        if differences:
+            raise UserError(
+                "the workers do not agree on what to train, so nothing was started: " + "; ".join(differences)
+            )
+
+
+class _Pace:
+    """Events and steps per second since the last line, and the time left."""
+
+    def __init__(self, step: int) -> None:
+        self._started = self._sent = time.monotonic()
+        self._first_step = step
+        self._events = 0
+        self._paused = 0.0
+
+    def count(self, step: int, num_events: int, total_steps: int) -> dict[str, float]:
+        self._events += num_events
+        elapsed = max(1e-9, time.monotonic() - self._started - self._paused)
+        per_step = elapsed / max(1, step - self._first_step)
+        return {"events_per_second": self._events / elapsed, "seconds_left": per_step * (total_steps - step)}
+
+    def pause(self, seconds: float) -> None:
+        """Time that was not spent on steps."""
+        self._paused += seconds
+
+    def may_send(self) -> bool:
+        now = time.monotonic()
+        if now - self._sent < SEND_EVERY_SECONDS:
+            return False
+        self._sent = now
+        return True
+
+
+def _total_steps(job: Job, num_rows: int) -> int:
+    steps = job.train.epochs * steps_per_epoch(num_rows, job.train.batch_size)
+    return steps if job.train.max_steps is None else min(steps, job.train.max_steps)
+
+
+def _check_same_run(found: Found, job: Job, manifest: Manifest) -> None:
+    """Refuse to continue another run: name every setting that differs."""
+    saved = found.manifest.identity
+    changed = sorted(k for k in saved.keys() | job.identity.keys() if saved.get(k) != job.identity.get(k))
+    if changed:
+        lines = "\n  ".join(f"{key}: was {saved.get(key)!r}, is {job.identity.get(key)!r}" for key in changed)
+        raise CheckpointError(
+            f"checkpoint {found.path} was made with other settings, so it cannot be continued:\n  {lines}\n"
+            "set them back, or choose another run.dir"
+        )
+    if found.manifest.dataset_digest != manifest.digest:
+        raise CheckpointError(
+            f"checkpoint {found.path} was made from another dataset than {job.dataset_dir}; choose another run.dir"
+        )
