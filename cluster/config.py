@@ -13,7 +13,6 @@ from sharding.config import TableConfig
 from trainer.config import (
     CheckpointConfig,
     EvaluateConfig,
-    GlobalTimeConfig,
     LeaveOneOutConfig,
     LogsConfig,
     SplitConfig,
@@ -147,7 +146,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"config {file}: not valid {file.suffix.lstrip('.').upper() or 'TOML'}: {error}") from None
     for override in overrides or []:
-        _apply(override, values)
+        apply_override(override, values)
     return check_config(values, str(file))
 
 
@@ -159,7 +158,7 @@ def check_config(values: dict[str, Any], origin: str) -> Config:
         raise UserError(_explain(error, origin)) from None
 
 
-def _apply(override: str, values: dict[str, Any]) -> None:
+def apply_override(override: str, values: dict[str, Any]) -> None:
     """Set one `section.key=value`; the value is read as TOML, and as a bare string where it is not TOML."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
@@ -187,6 +186,8 @@ def _explain(error: ValidationError, origin: str) -> str:
                 nearest = difflib.get_close_matches(location[-1], _known_keys(location[:-1]), n=1, cutoff=0.5)
                 hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
                 lines.append(f"{key}: no such setting{hint}")
+            case "union_tag_invalid":
+                lines.append(f"{key}.kind: {_wrong_kind(detail)}")
             case "missing":
                 lines.append(f"{key}: is missing; add it to the config or pass --set {key}=...")
             case _:
@@ -199,6 +200,12 @@ def _explain(error: ValidationError, origin: str) -> str:
 _UNION_TAGS = frozenset(
     {"leave_one_out", "global_time", "full_softmax", "sampled_softmax", "sasrec", "str", "list[str]"}
 )
+
+
+def _wrong_kind(detail: Any) -> str:
+    """A tagged union's own message speaks of tags; say which kinds there are."""
+    context = detail["ctx"]
+    return f"no such kind {context['tag']!r}; choose one of {context['expected_tags']}"
 
 
 def _known_keys(location: list[str]) -> list[str]:
@@ -222,7 +229,11 @@ def _models_in(annotation: Any) -> list[Any]:
 def identity(config: Config) -> dict[str, Any]:
     """The flat settings that make a run what it is: {"train.batch_size": 128, ...} without FREE_TO_CHANGE."""
     flat = _flatten(config.model_dump(mode="json"))
-    return {k: v for k, v in flat.items() if not any(k == free or k.startswith(free + ".") for free in FREE_TO_CHANGE)}
+    # Under a falling schedule the number of steps decides every step's rate, so the end may not move.
+    free = [
+        f for f in FREE_TO_CHANGE if config.train.schedule == "constant" or f not in ("train.epochs", "train.max_steps")
+    ]
+    return {k: v for k, v in flat.items() if not any(k == name or k.startswith(name + ".") for name in free)}
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -233,6 +244,3 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-__all__ = ["ClusterConfig", "Config", "GlobalTimeConfig", "RunConfig", "check_config", "identity", "load_config"]

@@ -98,7 +98,7 @@ def attempt(folder: Path) -> Iterator[Path]:
                 f"dataset {folder}: no space left on the disk; prepare needs about 50 bytes per event there, "
                 "most of it only while it runs. Free some, or choose another run.dataset or run.dir"
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
                 f"dataset {folder}: cannot be written ({error}); choose another run.dataset or run.dir"
             ) from None

@@ -229,7 +229,7 @@ class Training:
 
     def _resume(self) -> tuple[State, bool]:
         found, complaints = checkpoint.find_to_resume(self.job.checkpoints_dir, self.ranks)
-        for complaint in complaints:
+        for complaint in complaints if self.ranks.is_first else []:
             self.channel.send({"kind": "warning", "text": f"{complaint}; going back to the one before"})
         if found is None:
             return State(), False
@@ -243,7 +243,12 @@ class Training:
             skipped_steps=saved.metrics["skipped_steps"],
             skipped_in_a_row=saved.metrics["skipped_in_a_row"],
         )
-        self.channel.send({"kind": "resumed", "step": saved.step, "path": str(found.path)})
+        stopping, best = self.job.train.early_stopping, state.best
+        if self.ranks.is_first and stopping is not None and best.value is not None:
+            # A process may have died between the commit and this note, or the newest checkpoint may have been corrupt.
+            checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
+        if self.ranks.is_first:
+            self.channel.send({"kind": "resumed", "step": saved.step, "path": str(found.path)})
         return state, True
 
     def _agree_at_start(self, built: Built, manifest: Manifest) -> None:

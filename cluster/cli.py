@@ -1,0 +1,313 @@
+"""The command line. Each command imports what it needs when it runs, so that `--help` costs neither torch nor ray.
+
+Exit codes: 0 done; 2 the user must change something (one message, no traceback); 1 anything else. With --json, stdout is one JSON
+object and everything for people goes to stderr.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from cluster import __version__
+from cluster.config import load_config
+from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Train large attention-based recommenders on event logs, with Ray and TorchRec.",
+)
+checkpoints = typer.Typer(no_args_is_help=True, help="List, inspect and verify the checkpoints of a run.")
+app.add_typer(checkpoints, name="checkpoint")
+
+ConfigFile = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="TOML file, or the config.json of a run", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as train.batch_size=256"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, everything else on stderr")]
+
+
+def main() -> None:
+    """Entry point of the `shoal` command: errors become one message and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; run the same command again to go on", 1)
+    except Exception as error:
+        from sharding.errors import PlacementError
+
+        if isinstance(error, PlacementError):
+            _fail(str(error), 2)
+        if getattr(error, "trace", ""):
+            _fail(f"{error}\n{error.trace}", 1)  # type: ignore[attr-defined]
+        if type(error).__name__ == "StoppedError":
+            _fail(str(error), 1)
+        traceback.print_exc()
+        _fail(f"{type(error).__name__}: {error}", 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"shoal: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _console(as_json: bool) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=as_json)
+
+
+def _in_view(as_json: bool, work: Callable[[Any], Any]) -> Any:
+    from cluster.progress import View
+
+    with View(_console(as_json)) as view:
+        return work(view)
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, default=str))
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
+) -> None:
+    if show:
+        print(f"shoal {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Prepare, train, evaluate and report; run it again to go on where it stopped."""
+    settings = load_config(config, overrides)
+    from cluster import driver
+    from cluster.progress import results_table
+
+    finished = _in_view(as_json, lambda view: driver.run(settings, view))
+    if as_json:
+        values = {"results": asdict(finished.results), "training": asdict(finished.outcome)}
+        _print_json({**values, "run_dir": str(settings.run_dir), "report": str(finished.report)})
+    else:
+        console = _console(False)
+        console.print(results_table(finished.results))
+        console.print(f"report: {finished.report}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def prepare(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check the event logs, and turn them into a sequence dataset."""
+    settings = load_config(config, overrides)
+    from cluster import driver
+
+    manifest = _in_view(as_json, lambda view: driver.run_prepare(settings, view))
+    if as_json:
+        _print_json(
+            {"dataset": str(settings.dataset_dir), "counts": asdict(manifest.counts), "digest": manifest.digest}
+        )
+
+
+@app.command()
+def train(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train on the prepared dataset; continues from the newest checkpoint."""
+    settings = load_config(config, overrides)
+    from cluster import driver
+
+    outcome = _in_view(as_json, lambda view: driver.run_train(settings, view))
+    if as_json:
+        _print_json({"run_dir": str(settings.run_dir), **asdict(outcome)})
+
+
+@app.command()
+def evaluate(
+    config: ConfigFile,
+    split: Annotated[str, typer.Option(help="validation or test")] = "test",
+    checkpoint: Annotated[str | None, typer.Option(help="name or path of a checkpoint; the best by default")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a checkpoint on held-out events over the full catalogue."""
+    settings = load_config(config, overrides)
+    if split not in ("validation", "test"):
+        raise UserError(f"--split {split}: choose validation or test")
+    from cluster import driver
+    from cluster.progress import results_table
+
+    results, report = _in_view(as_json, lambda view: driver.run_evaluate(settings, split, checkpoint, view))  # type: ignore[arg-type]
+    if as_json:
+        _print_json({**asdict(results), "report": str(report)})
+    else:
+        console = _console(False)
+        console.print(results_table(results))
+        console.print(f"report: {report}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def submit(
+    config: ConfigFile,
+    dashboard: Annotated[str, typer.Option(help="address of the cluster's dashboard")] = "http://127.0.0.1:8265",
+    wait: Annotated[bool, typer.Option(help="follow the job's log, and end with its exit code")] = True,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the same as a job on a running Ray cluster."""
+    settings = load_config(config, overrides)
+    from cluster.submit import submit as submit_job
+
+    console = _console(as_json)
+    job_id, code = submit_job(
+        settings,
+        dashboard,
+        lambda text: console.print(text, end="", highlight=False, markup=False, soft_wrap=True),
+        wait,
+    )
+    if as_json:
+        _print_json({"job_id": job_id, "exit_code": code})
+    else:
+        console.print(f"job {job_id}" + ("" if code is None else f" ended with exit code {code}"), highlight=False)
+    raise typer.Exit(code or 0)
+
+
+@app.command()
+def status(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="folder of a run")], as_json: AsJson = False
+) -> None:
+    """The stages of a run, its newest figures and its checkpoints."""
+    from cluster.run_folder import Stages
+    from trainer import checkpoint_folder
+    from trainer.log import read_metrics
+
+    folder = Path(run_dir)
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: no config.json, so this is no run folder")
+    lines = read_metrics(folder / "metrics.jsonl")
+    newest = {kind: row for row in lines if (kind := row["kind"])}
+    values = {
+        "stages": {name: entry["status"] for name, entry in Stages(folder).read()["stages"].items()},
+        "checkpoints": [path.name for path in checkpoint_folder.committed(folder / "checkpoints")],
+        "best": checkpoint_folder.read_best(folder / "checkpoints"),
+        "newest": newest,
+    }
+    if as_json:
+        _print_json(values)
+        return
+    console = _console(False)
+    for name, value in values.items():
+        console.print(f"{name}: {json.dumps(value)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def synth(
+    folder: Annotated[str, typer.Argument(help="new folder for the logs; their truth goes to truth/ in it")],
+    users: Annotated[int, typer.Option(help="number of users")] = 4000,
+    items: Annotated[int, typer.Option(help="number of items")] = 1000,
+    events_per_user: Annotated[float, typer.Option(help="mean number of events of a user")] = 40.0,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same bytes")] = 1,
+    on_ray: Annotated[bool, typer.Option("--ray", help="spread the files over a local Ray (for large logs)")] = False,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make event logs with planted structure, and write down the truth."""
+    from cluster.config import ClusterConfig
+    from cluster.synth_command import make
+
+    summary = make(folder, users, items, events_per_user, seed, overrides or [], ClusterConfig() if on_ray else None)
+    if as_json:
+        _print_json(summary)
+    else:
+        _console(False).print(
+            f"wrote {summary['num_events']:,} events of {summary['num_users']:,} users to {folder}", highlight=False
+        )
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check versions, fbgemm, Ray's left-overs, shared memory; say what to do."""
+    from cluster.doctor import diagnose
+
+    findings = diagnose()
+    problems = [finding for finding in findings if finding.status == "problem"]
+    if as_json:
+        _print_json({"findings": [asdict(finding) for finding in findings]})
+    else:
+        from rich.table import Table
+
+        table = Table("check", "status", "found", "what to do", show_lines=False)
+        for finding in findings:
+            table.add_row(finding.name, finding.status, finding.what, finding.remedy)
+        _console(False).print(table)
+    raise typer.Exit(2 if problems else 0)
+
+
+@checkpoints.command("list")
+def list_checkpoints(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="folder of a run")], as_json: AsJson = False
+) -> None:
+    """Committed checkpoints, newest first."""
+    from trainer import checkpoint_folder
+
+    folder = _checkpoints_of(run_dir)
+    rows = []
+    for path in checkpoint_folder.committed(folder):
+        manifest = checkpoint_folder.read(path)
+        size = sum(entry["num_bytes"] for entry in manifest.files.values())
+        rows.append({"name": path.name, "step": manifest.step, "position": manifest.position, "num_bytes": size})
+    if as_json:
+        _print_json({"checkpoints": rows, "best": checkpoint_folder.read_best(folder)})
+        return
+    for row in rows:
+        print(f"{row['name']}  position {row['position']:,}  {row['num_bytes']:,} bytes")
+
+
+@checkpoints.command("inspect")
+def inspect_checkpoint(
+    path: Annotated[str, typer.Argument(help="folder of a checkpoint")], as_json: AsJson = False
+) -> None:
+    """The manifest of one checkpoint."""
+    from trainer import checkpoint_folder
+
+    print(json.dumps(asdict(checkpoint_folder.read(Path(path))), indent=None if as_json else 1))
+
+
+@checkpoints.command("verify")
+def verify_checkpoints(
+    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="folder of a run")], as_json: AsJson = False
+) -> None:
+    """Compare every file of every checkpoint with its hash; exit 2 if any differs."""
+    from trainer import checkpoint_folder
+
+    outcome: dict[str, str] = {}
+    for path in checkpoint_folder.committed(_checkpoints_of(run_dir)):
+        try:
+            checkpoint_folder.verify(path)
+            outcome[path.name] = "ok"
+        except UserError as error:
+            outcome[path.name] = str(error)
+    if as_json:
+        _print_json({"checkpoints": outcome})
+    else:
+        for name, verdict in outcome.items():
+            print(f"{name}  {verdict}")
+    raise typer.Exit(0 if all(verdict == "ok" for verdict in outcome.values()) else 2)
+
+
+def _checkpoints_of(run_dir: str) -> Path:
+    folder = Path(run_dir) / "checkpoints"
+    if not folder.is_dir():
+        raise UserError(f"{run_dir}: has no checkpoints/ folder, so nothing was trained there")
+    return folder

@@ -1,0 +1,177 @@
+"""The driver: a small state machine over the stages prepare, train, evaluate (with its report), each recorded in the run folder.
+
+Running the command again goes on where it stopped: a stage whose inputs have not changed since it was done is not done again.
+"""
+
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster import stages
+from cluster.config import Config
+from cluster.launch import WorkersFailedError
+from cluster.prepare import Progress, prepare
+from cluster.progress import View
+from cluster.run_folder import Stages, locked, open_run
+from cluster.session import ray_session
+from trainer import checkpoint_folder
+from trainer.dataset import Manifest, read_manifest
+from trainer.errors import UserError
+from trainer.held_out import Split
+from trainer.results import Results
+from trainer.train import Outcome
+
+
+class StoppedError(Exception):
+    """The user asked to stop; everything is saved. The message says how to go on."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a whole run leaves."""
+
+    outcome: Outcome
+    results: Results
+    report: Path
+
+
+def run(config: Config, view: View) -> Finished:
+    """All stages in order, under the run folder's lock, in one Ray session."""
+    with _opened(config), ray_session(config.cluster):
+        manifest = _prepare(config, view)
+        outcome = _train(config, manifest, view)
+        results, report = _evaluate(config, "test" if manifest.counts.test_targets else "validation", None, view)
+    return Finished(outcome, results, report)
+
+
+def run_prepare(config: Config, view: View) -> Manifest:
+    with _opened(config), ray_session(config.cluster):
+        return _prepare(config, view)
+
+
+def run_train(config: Config, view: View) -> Outcome:
+    """Train on a prepared dataset. Raises UserError if there is none."""
+    with _opened(config), ray_session(config.cluster):
+        return _train(config, read_manifest(config.dataset_dir), view)
+
+
+def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Results, Path]:
+    """Evaluate the named checkpoint, or the best."""
+    with _opened(config), ray_session(config.cluster):
+        return _evaluate(config, split, name, view)
+
+
+@contextmanager
+def _opened(config: Config) -> Iterator[None]:
+    with locked(config.run_dir):
+        open_run(config)
+        yield
+
+
+def _prepare(config: Config, view: View) -> Manifest:
+    def show(progress: Progress) -> None:
+        view.advance("prepare", progress.done, progress.total, f"{progress.stage}, {progress.rows:,} rows")
+
+    manifest = prepare(config, show)
+    view.done()
+    Stages(config.run_dir).finish(
+        "prepare", manifest.fingerprint, {"dataset": str(config.dataset_dir), "digest": manifest.digest}
+    )
+    counts = manifest.counts
+    rejected = sum(counts.rejected.values())
+    reasons = "".join(f", {number:,} {reason}" for reason, number in counts.rejected.items())
+    view.say(
+        f"dataset {config.dataset_dir}: {counts.num_users:,} users, {counts.num_items:,} items, {counts.rows_kept:,} events; "
+        f"{counts.train_events:,} train, {counts.validation_targets:,} validate, {counts.test_targets:,} test; "
+        f"{rejected:,} rows rejected{reasons}"
+    )
+    for number, what in (
+        (counts.users_without_targets, "users have fewer than two training events, so nothing is learned from them"),
+        (counts.users_not_evaluated, "users have too few events to be evaluated"),
+        (counts.unknown_items, "held-out events are of items unknown to the training part; they count as missed"),
+        (counts.tied_times, "events share user and time with the one before; the order of the log decided"),
+    ):
+        if number:
+            view.say(f"  note: {number:,} {what}")
+    return manifest
+
+
+def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
+    goal = config.train.model_dump(mode="json", exclude={"log_every_steps", "ledger"})
+    inputs = _digest({"goal": goal, "identity": stages.job_of(config).identity, "dataset": manifest.digest})
+    record = Stages(config.run_dir)
+    done = record.result("train", inputs)
+    if done is not None and checkpoint_folder.committed(config.run_dir / "checkpoints"):
+        view.say(f"train: done before, at step {done['step']:,}")
+        return Outcome(**done)
+    record.begin("train", inputs)
+    with _stop_on_signal(view) as stop:
+        outcome = _recorded(record, "train", inputs, lambda: stages.train(config, view.on_event, stop))
+    view.done()
+    if outcome.reason == "stopped":
+        record.fail("train", inputs, "stopped on request")
+        raise StoppedError(f"stopped at step {outcome.step:,}, with a checkpoint; run the same command again to go on")
+    record.finish("train", inputs, asdict(outcome))
+    early = " early, because the validation metric no longer improved" if outcome.reason == "early" else ""
+    best = f"; best checkpoint at step {outcome.best_step:,}" if outcome.best_step is not None else ""
+    view.say(f"train: ended{early} at step {outcome.step:,}{best}")
+    return outcome
+
+
+def _evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Results, Path]:
+    found = stages.find_checkpoint(config, name)
+    inputs = _digest(
+        {"files": found.manifest.files, "evaluate": config.evaluate.model_dump(mode="json"), "split": split}
+    )
+    record, stage = Stages(config.run_dir), f"evaluate/{split}"
+    report = config.run_dir / "evaluation" / split / "report.html"
+    done = record.result(stage, inputs)
+    if done is not None and report.exists():
+        view.say(f"evaluate: {split} done before, of {found.path.name}")
+        return Results(**done), report
+    record.begin(stage, inputs)
+    results = _recorded(record, stage, inputs, lambda: stages.evaluate(config, split, found, view.on_event))
+    view.done()
+    record.finish(stage, inputs, asdict(results))
+    return results, report
+
+
+def _recorded(record: Stages, stage: str, inputs: str, work: Callable[[], Any]) -> Any:
+    """Note a failure in state.json on its way out."""
+    try:
+        return work()
+    except (UserError, WorkersFailedError) as error:
+        record.fail(stage, inputs, str(error))
+        raise
+
+
+@contextmanager
+def _stop_on_signal(view: View) -> Iterator[threading.Event]:
+    """Within the body, Ctrl-C and SIGTERM set the event; a second one ends the command at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        view.say("stopping after this step, with a checkpoint (press Ctrl-C again to end at once)")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

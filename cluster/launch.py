@@ -1,0 +1,206 @@
+"""Launching workers with Ray Train, and talking to them while they run.
+
+Workers are given a function and a payload; they answer through one small actor, the monitor, which carries events to
+the driver and the request to stop to the workers. Ray Train's own reports are not used: our committed checkpoints
+decide what exists.
+"""
+
+import shutil
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+
+from cluster.config import ClusterConfig
+from cluster.session import temporary_storage
+from sharding.errors import PlacementError
+from sharding.ranks import Ranks, current_ranks
+from trainer.errors import UserError
+from trainer.job import Channel
+
+POLL_SECONDS = 0.2
+WorkerFunction = Callable[[Any, Ranks, Channel], Any]
+
+
+@dataclass(frozen=True)
+class WorkerFailure:
+    """Why a rank failed: `message` for the user if it is theirs to mend, else the traceback for the log."""
+
+    rank: int
+    cause: str
+    user_message: str | None
+    trace: str
+
+
+class WorkersFailedError(RuntimeError):
+    """Workers failed for a reason that is not the user's to mend. The message is one line; `trace` is for the log."""
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message, trace)
+        self.message = message
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Monitor:
+    """The mailbox between the driver and the workers of one launch."""
+
+    def __init__(self) -> None:
+        self._events: list[dict[str, Any]] = []
+        self._failures: list[WorkerFailure] = []
+        self._results: dict[int, Any] = {}
+        self._stop = False
+
+    def push(self, event: dict[str, Any]) -> None:
+        self._events.append(event)
+
+    def drain(self) -> list[dict[str, Any]]:
+        events, self._events = self._events, []
+        return events
+
+    def request_stop(self) -> None:
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        return self._stop
+
+    def finish(self, rank: int, result: Any) -> None:
+        self._results[rank] = result
+
+    def fail(self, failure: WorkerFailure) -> None:
+        self._failures.append(failure)
+
+    def outcome(self) -> tuple[dict[int, Any], list[WorkerFailure]]:
+        return self._results, self._failures
+
+
+class _StopPoll:
+    """Asks the monitor now and then whether to stop, without ever waiting for the answer."""
+
+    def __init__(self, monitor: Any) -> None:
+        self._monitor = monitor
+        self._pending: Any = None
+        self._asked = 0.0
+        self._answer = False
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if self._pending is not None and now - self._asked > 0.02 and ray.wait([self._pending], timeout=0)[0]:
+            self._answer = bool(ray.get(self._pending))
+            self._pending = None
+        if self._pending is None and now - self._asked > POLL_SECONDS:
+            self._pending, self._asked = self._monitor.stop_requested.remote(), now
+        return self._answer
+
+
+def _work(payload: dict[str, Any]) -> None:
+    """What runs on every worker, in a thread of Ray Train's actor."""
+    monitor, function = payload["monitor"], payload["function"]
+    rank = ray.train.get_context().get_world_rank()
+    try:
+        device = get_device()
+        if device.type == "cpu":
+            torch.set_num_threads(payload["threads"])
+        ranks = current_ranks(device)
+        channel = Channel(send=lambda event: monitor.push.remote(event), stop_requested=_StopPoll(monitor))
+        ray.get(monitor.finish.remote(rank, function(payload["argument"], ranks, channel)))
+    except Exception as error:
+        message = str(error) if isinstance(error, UserError | PlacementError) else None
+        cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        ray.get(monitor.fail.remote(WorkerFailure(rank, cause, message, traceback.format_exc())))
+        raise
+
+
+def run_workers(
+    function: WorkerFunction,
+    argument: Any,
+    config: ClusterConfig,
+    on_event: Callable[[dict[str, Any]], None],
+    stop: threading.Event,
+) -> list[Any]:
+    """function(argument, ranks, channel) on config.num_workers workers; their results in rank order.
+
+    Events that workers send are passed to `on_event` in this thread. When `stop` is set, workers are asked to stop; they answer
+    at their next step. Raises UserError if a worker raised one, and WorkersFailedError, naming the rank, for anything else.
+    """
+    monitor = ray.remote(num_cpus=0)(Monitor).remote()
+    storage = temporary_storage()
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "monitor": monitor,
+            "function": function,
+            "argument": argument,
+            "threads": config.cpus_per_worker,
+        },
+        torch_config=TorchConfig(
+            backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=int(config.collective_timeout_seconds)
+        ),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
+        ),
+        run_config=RunConfig(
+            # A fresh name each time: Ray would take a finished name for finished work and train nothing.
+            name=f"shoal-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}",
+            storage_path=storage,
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    raised: list[BaseException] = []
+    fitting = threading.Thread(target=_fit, args=(trainer, raised), daemon=True, name="ray-train")
+    fitting.start()
+    try:
+        asked = False
+        while fitting.is_alive():
+            fitting.join(timeout=POLL_SECONDS)
+            if stop.is_set() and not asked:
+                monitor.request_stop.remote()
+                asked = True
+            for event in ray.get(monitor.drain.remote()):
+                on_event(event)
+        for event in ray.get(monitor.drain.remote()):
+            on_event(event)
+        results, failures = ray.get(monitor.outcome.remote())
+    finally:
+        ray.kill(monitor)
+        shutil.rmtree(storage, ignore_errors=True)
+    _raise_failures(failures, raised)
+    return [results[rank] for rank in range(config.num_workers)]
+
+
+def _fit(trainer: TorchTrainer, raised: list[BaseException]) -> None:
+    # Not in the main thread: there, Ray would install a handler of its own that drops work on Ctrl-C.
+    try:
+        trainer.fit()
+    except BaseException as error:  # noqa: BLE001 - a thread boundary: it is raised again in the main thread
+        raised.append(error)
+
+
+def _raise_failures(failures: list[WorkerFailure], raised: list[BaseException]) -> None:
+    mendable = [failure for failure in failures if failure.user_message is not None]
+    if mendable:
+        raise UserError(mendable[0].user_message)
+    if failures:
+        first = failures[0]
+        others = f" (and {len(failures) - 1} more ranks failed after it)" if len(failures) > 1 else ""
+        raise WorkersFailedError(f"rank {first.rank} failed: {first.cause}{others}", first.trace)
+    if raised:
+        error = raised[0]
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        cause = lines[0] if lines else type(error).__name__
+        trace = "".join(traceback.format_exception(error))
+        raise WorkersFailedError(f"the workers' group failed: {cause}", trace) from error

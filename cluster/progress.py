@@ -1,0 +1,97 @@
+"""What a person sees while a command runs: one live line in a terminal, a line now and then in a log."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
+
+from trainer.results import Results
+
+LOG_EVERY_SECONDS = 10.0
+
+
+class View:
+    """Shows stages and events on one console. Use as a context manager around the work."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live = console.is_terminal
+        self._bar = Progress(
+            TextColumn("{task.description:>10}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+        )
+        self._task: TaskID | None = None
+        self._logged = 0.0
+
+    def __enter__(self) -> "View":
+        if self._live:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.done()
+        if self._live:
+            self._bar.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def advance(self, stage: str, done: int, total: int, text: str) -> None:
+        """The live line: in a terminal always, in a log every few seconds."""
+        if self._live:
+            if self._task is None:
+                self._task = self._bar.add_task(stage, total=total, text=text)
+            self._bar.update(self._task, description=stage, completed=done, total=total, text=text)
+        elif time.monotonic() - self._logged > LOG_EVERY_SECONDS:
+            self._logged = time.monotonic()
+            self.say(f"{stage} {done:,}/{total:,} {text}")
+
+    def done(self) -> None:
+        """The end of a stage: its live line goes."""
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """An event that a worker sent (trainer.job.Channel)."""
+        match event["kind"]:
+            case "train":
+                left = time.strftime("%H:%M:%S", time.gmtime(event["seconds_left"]))
+                text = (
+                    f"step {event['step']:,}/{event['total_steps']:,}  epoch {event['epoch'] + 1}  loss {event['loss']:.4f}  "
+                    f"{event['events_per_second']:,.0f} events/s  {left} left  next checkpoint at {event['next_checkpoint']:,}"
+                )
+                self.advance("train", event["step"], event["total_steps"], text)
+            case "validation":
+                shown = {k: v for k, v in event["metrics"].items() if k in ("hr@10", "ndcg@10", "mrr")} or event[
+                    "metrics"
+                ]
+                best = " (best)" if event["best"]["step"] == event["step"] else ""
+                figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+                self.say(f"validation at step {event['step']:,}: {figures}{best}")
+            case "evaluate":
+                self.advance("evaluate", event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
+            case "resumed":
+                self.say(f"resumed from {event['path']}")
+            case "warning":
+                self.say(f"warning: {event['text']}")
+
+
+def results_table(results: Results) -> Table:
+    """Model beside popularity."""
+    table = Table(
+        title=f"{results.split}: {results.num_users:,} users, full catalogue of {results.protocol['catalogue']:,} items"
+    )
+    table.add_column("metric")
+    for heading in ("model", "95 % interval", "popularity"):
+        table.add_column(heading, justify="right")
+    for name, value in results.metrics.items():
+        bounds = results.ci95.get(name)
+        interval = f"{bounds[0]:.4f} - {bounds[1]:.4f}" if bounds else ""
+        table.add_row(name, f"{value:.4f}", interval, f"{results.baselines['popularity'][name]:.4f}")
+    return table

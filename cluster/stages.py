@@ -1,0 +1,124 @@
+"""What the workers of each stage run, and how the driver starts a stage. Each stage is idempotent."""
+
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Config, identity
+from cluster.launch import run_workers
+from sharding.ranks import Ranks
+from trainer import checkpoint, checkpoint_folder, report, results
+from trainer.build import build_model
+from trainer.checkpoint_folder import Found
+from trainer.dataset import Manifest, read_manifest, write_json_atomically
+from trainer.errors import CheckpointError
+from trainer.evaluate import make_evaluator, read_vocabulary, write_ranks
+from trainer.held_out import Split
+from trainer.job import Channel, Job
+from trainer.log import read_metrics
+from trainer.train import Outcome, Training
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def job_of(config: Config) -> Job:
+    """The worker's view of a config: absolute paths, because workers run in folders of their own."""
+    return Job(
+        run_dir=config.run_dir.resolve(),
+        dataset_dir=config.dataset_dir.resolve(),
+        seed=config.run.seed,
+        model=config.model,
+        tables=config.tables,
+        train=config.train,
+        checkpoint=config.checkpoint,
+        evaluate=config.evaluate,
+        config=config.model_dump(mode="json"),
+        identity=identity(config),
+    )
+
+
+def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
+    training = Training(job, ranks, channel)
+    if ranks.is_first:
+        write_json_atomically(job.run_dir / "plan.json", training.built.plan)
+    return training.run()
+
+
+def train(config: Config, on_event: OnEvent, stop: threading.Event) -> Outcome:
+    """Train to the end, or until asked to stop; continues from the newest checkpoint."""
+    outcome: Outcome = run_workers(_train_worker, job_of(config), config.cluster, on_event, stop)[0]
+    return outcome
+
+
+@dataclass(frozen=True)
+class _EvaluateArgument:
+    job: Job
+    found: Found
+    split: Split
+    parts: Path
+
+
+def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel) -> None:
+    job = argument.job
+    manifest = read_manifest(job.dataset_dir)
+    if argument.found.manifest.dataset_digest != manifest.digest:
+        raise CheckpointError(
+            f"checkpoint {argument.found.path} was made from another dataset than {job.dataset_dir}; "
+            "evaluate it on its own (run.dataset)"
+        )
+    built = build_model(job, manifest.num_item_rows, ranks)
+    checkpoint.load(argument.found, built.placed, None)
+    evaluator = make_evaluator(job.dataset_dir, manifest, argument.split, job.evaluate, job.model.max_history, ranks)
+
+    def on_batch(done: int, total: int) -> None:
+        if ranks.is_first:
+            channel.send({"kind": "evaluate", "done": done, "total": total})
+
+    write_ranks(evaluator, built.model, read_vocabulary(job.dataset_dir, manifest), argument.parts, on_batch)
+
+
+def evaluate(config: Config, split: Split, found: Found, on_event: OnEvent) -> results.Results:
+    """Evaluate one checkpoint on one split, and write metrics.json, per_user.parquet and report.html."""
+    job = job_of(config)
+    folder = job.run_dir / "evaluation" / split
+    parts = folder / "parts"
+    shutil.rmtree(parts, ignore_errors=True)
+    found = Found(found.path.resolve(), found.manifest)
+    argument = _EvaluateArgument(job, found, split, parts)
+    run_workers(_evaluate_worker, argument, config.cluster, on_event, threading.Event())
+    manifest = read_manifest(job.dataset_dir)
+    vocabulary = read_vocabulary(job.dataset_dir, manifest)
+    merged = results.merge_parts(parts)
+    summary, columns = results.summarize(
+        merged, split, found.path.name, config.evaluate, manifest, vocabulary.train_events
+    )
+    results.write(folder, summary, merged, columns, vocabulary.values)
+    write_report(config, summary, manifest, folder)
+    return summary
+
+
+def write_report(config: Config, summary: results.Results, manifest: Manifest, folder: Path) -> Path:
+    """report.html beside metrics.json, from files alone."""
+    ranks, popularity_ranks = results.read_ranks(folder)
+    page = report.render(
+        summary,
+        manifest.counts,
+        config.model_dump(mode="json"),
+        read_metrics(config.run_dir / "metrics.jsonl"),
+        ranks,
+        popularity_ranks,
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def find_checkpoint(config: Config, name: str | None) -> Found:
+    """The named checkpoint ("step_000001000" or a path), else the best, else the newest; verified."""
+    if name is None:
+        return checkpoint_folder.to_evaluate(config.run_dir / "checkpoints")
+    path = Path(name) if "/" in name else config.run_dir / "checkpoints" / name
+    return Found(path, checkpoint_folder.verify(path))

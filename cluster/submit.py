@@ -1,0 +1,92 @@
+"""`shoal submit`: the same command as a job on a running Ray cluster. Code and config travel as the job's runtime environment."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.config import Config
+from trainer.errors import UserError
+
+PACKAGES = ("cluster", "trainer", "sharding", "models")
+POLL_SECONDS = 1.0
+ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
+
+
+def submit(config: Config, dashboard: str, on_log: Callable[[str], None], wait: bool = True) -> tuple[str, int | None]:
+    """Submit `shoal run` with this config; follow its log until it ends. Returns (job id, exit code; None if not waited for).
+
+    `dashboard`: address of the cluster's dashboard, such as http://127.0.0.1:8265. Paths in the config must be reachable from
+    every node. Raises UserError if the cluster does not answer or refuses.
+    """
+    client = _connect(dashboard)
+    job_id = f"shoal-{uuid.uuid4().hex[:12]}"
+    with tempfile.TemporaryDirectory(prefix="shoal-submit-") as folder:
+        staged = Path(folder)
+        _stage(config, staged)
+        try:
+            client.submit_job(
+                submission_id=job_id,
+                entrypoint="python -m cluster run config.json",
+                runtime_env={"working_dir": str(staged), "env_vars": {"PYTHONUNBUFFERED": "1"}},
+            )
+        except RuntimeError as error:
+            raise UserError(f"cluster at {dashboard} refused the job: {str(error).splitlines()[0]}") from None
+    return (job_id, _follow(client, job_id, on_log)) if wait else (job_id, None)
+
+
+def _connect(dashboard: str) -> JobSubmissionClient:
+    # New clusters ask for a token; the client sends the one it finds only if told to.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        return JobSubmissionClient(dashboard)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--dashboard {dashboard}: no Ray cluster takes jobs there ({str(error).splitlines()[0]}); "
+            "start one with `ray start --head`, or correct the address"
+        ) from None
+
+
+def _stage(config: Config, folder: Path) -> None:
+    """Exactly the four packages and the resolved config, which joins the cluster that runs the job."""
+    root = Path(__file__).resolve().parent.parent
+    for package in PACKAGES:
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    values = config.model_dump(mode="json")
+    values["cluster"]["address"] = "auto"
+    values["run"]["dir"] = str(config.run_dir.resolve())
+    values["run"]["dataset"] = str(config.dataset_dir.resolve())
+    values["logs"]["path"] = [_absolute(p) for p in _as_list(config.logs.path)]
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+
+
+def _as_list(path: str | list[str]) -> list[str]:
+    return [path] if isinstance(path, str) else path
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).resolve())
+
+
+def _follow(client: JobSubmissionClient, job_id: str, on_log: Callable[[str], None]) -> int:
+    """Pass on the job's log as it grows; its exit code at the end."""
+    shown = 0
+    while True:
+        status = client.get_job_status(job_id)
+        text = client.get_job_logs(job_id)
+        if len(text) > shown:
+            on_log(text[shown:])
+            shown = len(text)
+        if status in ENDED:
+            break
+        time.sleep(POLL_SECONDS)
+    code = client.get_job_info(job_id).driver_exit_code
+    if code is not None:
+        return int(code)
+    return 0 if status == JobStatus.SUCCEEDED else 1

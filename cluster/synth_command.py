@@ -1,0 +1,43 @@
+"""`shoal synth`: from the command line's settings to a generated log."""
+
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import ValidationError
+
+from cluster.config import ClusterConfig, apply_override
+from cluster.session import ray_session
+from cluster.synth import synthesize
+from trainer.errors import UserError
+from trainer.synthetic_world import SyntheticConfig
+
+
+def make(
+    folder: str,
+    users: int,
+    items: int,
+    events_per_user: float,
+    seed: int,
+    overrides: list[str],
+    cluster: ClusterConfig | None,
+) -> dict[str, Any]:
+    """Generate; on a local Ray if `cluster` is given. Raises UserError for settings that do not fit together."""
+    values: dict[str, Any] = {
+        "num_users": users,
+        "num_items": items,
+        "mean_events_per_user": events_per_user,
+        "seed": seed,
+    }
+    for override in overrides:
+        apply_override(override, values)
+    try:
+        config = SyntheticConfig.model_validate(values)
+    except ValidationError as error:
+        lines = [".".join(map(str, e["loc"])) + ": " + e["msg"].removeprefix("Value error, ") for e in error.errors()]
+        known = ", ".join(SyntheticConfig.model_fields)
+        raise UserError(
+            "synth: " + "; ".join(line.removeprefix(": ") for line in lines) + f" (settings: {known})"
+        ) from None
+    with ray_session(cluster) if cluster is not None else nullcontext():
+        return asdict(synthesize(config, folder))
