@@ -48,7 +48,7 @@ def main() -> None:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("interrupted; run the same command again to go on", 1)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the last process boundary: whatever it is becomes a message and an exit code
         from sharding.errors import PlacementError
 
         if isinstance(error, PlacementError):

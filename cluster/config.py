@@ -19,6 +19,7 @@ from trainer.config import (
     TrainConfig,
 )
 from trainer.errors import UserError
+from trainer.job import Job
 
 
 class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -244,3 +245,19 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def job_of(config: Config) -> Job:
+    """The worker's view of a config: absolute paths, because workers run in folders of their own."""
+    return Job(
+        run_dir=config.run_dir.resolve(),
+        dataset_dir=config.dataset_dir.resolve(),
+        seed=config.run.seed,
+        model=config.model,
+        tables=config.tables,
+        train=config.train,
+        checkpoint=config.checkpoint,
+        evaluate=config.evaluate,
+        config=config.model_dump(mode="json"),
+        identity=identity(config),
+    )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import stages
-from cluster.config import Config
+from cluster.config import Config, identity
 from cluster.launch import WorkersFailedError
 from cluster.prepare import Progress, prepare
 from cluster.progress import View
@@ -104,7 +104,7 @@ def _prepare(config: Config, view: View) -> Manifest:
 
 def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
     goal = config.train.model_dump(mode="json", exclude={"log_every_steps", "ledger"})
-    inputs = _digest({"goal": goal, "identity": stages.job_of(config).identity, "dataset": manifest.digest})
+    inputs = _digest({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
     record = Stages(config.run_dir)
     done = record.result("train", inputs)
     if done is not None and checkpoint_folder.committed(config.run_dir / "checkpoints"):
@@ -112,10 +112,10 @@ def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
         return Outcome(**done)
     record.begin("train", inputs)
     with _stop_on_signal(view) as stop:
-        outcome = _recorded(record, "train", inputs, lambda: stages.train(config, view.on_event, stop))
+        outcome: Outcome = _recorded(record, "train", inputs, lambda: stages.train(config, view.on_event, stop))
     view.done()
     if outcome.reason == "stopped":
-        record.fail("train", inputs, "stopped on request")
+        record.end("train", inputs, "stopped", "on request")
         raise StoppedError(f"stopped at step {outcome.step:,}, with a checkpoint; run the same command again to go on")
     record.finish("train", inputs, asdict(outcome))
     early = " early, because the validation metric no longer improved" if outcome.reason == "early" else ""
@@ -136,7 +136,7 @@ def _evaluate(config: Config, split: Split, name: str | None, view: View) -> tup
         view.say(f"evaluate: {split} done before, of {found.path.name}")
         return Results(**done), report
     record.begin(stage, inputs)
-    results = _recorded(record, stage, inputs, lambda: stages.evaluate(config, split, found, view.on_event))
+    results: Results = _recorded(record, stage, inputs, lambda: stages.evaluate(config, split, found, view.on_event))
     view.done()
     record.finish(stage, inputs, asdict(results))
     return results, report
@@ -147,7 +147,7 @@ def _recorded(record: Stages, stage: str, inputs: str, work: Callable[[], Any]) 
     try:
         return work()
     except (UserError, WorkersFailedError) as error:
-        record.fail(stage, inputs, str(error))
+        record.end(stage, inputs, "failed", str(error))
         raise
 
 

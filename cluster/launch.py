@@ -5,13 +5,13 @@ the driver and the request to stop to the workers. Ray Train's own reports are n
 decide what exists.
 """
 
+import pickle
 import shutil
 import threading
 import time
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +22,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
 from cluster.config import ClusterConfig
+from cluster.monitor import Monitor, WorkerFailure
 from cluster.session import temporary_storage
 from sharding.errors import PlacementError
 from sharding.ranks import Ranks, current_ranks
@@ -30,16 +31,6 @@ from trainer.job import Channel
 
 POLL_SECONDS = 0.2
 WorkerFunction = Callable[[Any, Ranks, Channel], Any]
-
-
-@dataclass(frozen=True)
-class WorkerFailure:
-    """Why a rank failed: `message` for the user if it is theirs to mend, else the traceback for the log."""
-
-    rank: int
-    cause: str
-    user_message: str | None
-    trace: str
 
 
 class WorkersFailedError(RuntimeError):
@@ -52,38 +43,6 @@ class WorkersFailedError(RuntimeError):
 
     def __str__(self) -> str:
         return self.message
-
-
-class Monitor:
-    """The mailbox between the driver and the workers of one launch."""
-
-    def __init__(self) -> None:
-        self._events: list[dict[str, Any]] = []
-        self._failures: list[WorkerFailure] = []
-        self._results: dict[int, Any] = {}
-        self._stop = False
-
-    def push(self, event: dict[str, Any]) -> None:
-        self._events.append(event)
-
-    def drain(self) -> list[dict[str, Any]]:
-        events, self._events = self._events, []
-        return events
-
-    def request_stop(self) -> None:
-        self._stop = True
-
-    def stop_requested(self) -> bool:
-        return self._stop
-
-    def finish(self, rank: int, result: Any) -> None:
-        self._results[rank] = result
-
-    def fail(self, failure: WorkerFailure) -> None:
-        self._failures.append(failure)
-
-    def outcome(self) -> tuple[dict[int, Any], list[WorkerFailure]]:
-        return self._results, self._failures
 
 
 class _StopPoll:
@@ -115,7 +74,8 @@ def _work(payload: dict[str, Any]) -> None:
             torch.set_num_threads(payload["threads"])
         ranks = current_ranks(device)
         channel = Channel(send=lambda event: monitor.push.remote(event), stop_requested=_StopPoll(monitor))
-        ray.get(monitor.finish.remote(rank, function(payload["argument"], ranks, channel)))
+        result = function(payload["argument"], ranks, channel)
+        ray.get(monitor.finish.remote(rank, pickle.dumps(result)))
     except Exception as error:
         message = str(error) if isinstance(error, UserError | PlacementError) else None
         cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
@@ -179,7 +139,7 @@ def run_workers(
         ray.kill(monitor)
         shutil.rmtree(storage, ignore_errors=True)
     _raise_failures(failures, raised)
-    return [results[rank] for rank in range(config.num_workers)]
+    return [pickle.loads(results[rank]) for rank in range(config.num_workers)]
 
 
 def _fit(trainer: TorchTrainer, raised: list[BaseException]) -> None:

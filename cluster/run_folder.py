@@ -98,8 +98,9 @@ class Stages:
     def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> None:
         self._write(stage, {"status": "done", "inputs": inputs, "finished": time.time(), "result": result})
 
-    def fail(self, stage: str, inputs: str, reason: str) -> None:
-        self._write(stage, {"status": "failed", "inputs": inputs, "finished": time.time(), "reason": reason})
+    def end(self, stage: str, inputs: str, status: str, reason: str) -> None:
+        """The stage did not finish: it "failed", or was "stopped" on request."""
+        self._write(stage, {"status": status, "inputs": inputs, "finished": time.time(), "reason": reason})
 
     def _write(self, stage: str, entry: dict[str, Any]) -> None:
         state = self.read()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Config, identity
+from cluster.config import Config, job_of
 from cluster.launch import run_workers
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder, report, results
@@ -22,22 +22,6 @@ from trainer.log import read_metrics
 from trainer.train import Outcome, Training
 
 OnEvent = Callable[[dict[str, Any]], None]
-
-
-def job_of(config: Config) -> Job:
-    """The worker's view of a config: absolute paths, because workers run in folders of their own."""
-    return Job(
-        run_dir=config.run_dir.resolve(),
-        dataset_dir=config.dataset_dir.resolve(),
-        seed=config.run.seed,
-        model=config.model,
-        tables=config.tables,
-        train=config.train,
-        checkpoint=config.checkpoint,
-        evaluate=config.evaluate,
-        config=config.model_dump(mode="json"),
-        identity=identity(config),
-    )
 
 
 def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:

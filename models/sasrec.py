@@ -23,7 +23,9 @@ class SASRecBlock(nn.Module):
         self.num_heads = config.num_heads
         hidden = width * config.feed_forward_multiple
         self.attention_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
+        # No bias: a softmax does not see a bias of the keys, so its gradient would be rounding noise, which Adagrad and Adam
+        # turn into full steps; a bias of the values only repeats that of the output.
+        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
         self.attention_output = nn.Linear(width, width)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.feed_forward_in = nn.Linear(width, hidden)

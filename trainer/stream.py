@@ -20,9 +20,10 @@ EMPTY_ROW = -1  # the row id of the empty history that stands in where a rank ha
 
 @dataclass(frozen=True)
 class Step:
-    """One step's share of this rank, and the place in the data after it."""
+    """One step's share of this rank, the epoch that it belongs to, and the place in the data after it."""
 
     batch: HistoryBatch
+    epoch: int
     after: Position
 
 
@@ -64,7 +65,7 @@ class TrainStream:
                 negatives = self._negatives(position)
                 batch = self._batch(items, row_ids[low:high], starts[low:high], ends[low:high], negatives)
                 position = position.advanced(self.batch_size, self.num_rows)
-                yield Step(batch, position)
+                yield Step(batch, order.epoch, position)
 
     def _locate(self, group: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """For each row: its global id and where its training window lies in the concatenated items of the chunk's groups."""

@@ -157,22 +157,18 @@ class Training:
             return
         speed = self._pace.count(self.state.step, result.num_events, self.total_steps)
         if self.state.step % self.job.train.log_every_steps == 0 or self.state.step == self.total_steps:
-            self.log.write(self.state.step, "train", {"epoch": item.after.epoch, "loss": result.loss, **speed})
+            self.log.write(self.state.step, "train", {"epoch": item.epoch, "loss": result.loss, **speed})
         if self._pace.may_send():
-            progress = {"step": self.state.step, "total_steps": self.total_steps, "epoch": item.after.epoch}
+            progress = {"step": self.state.step, "total_steps": self.total_steps, "epoch": item.epoch}
             self.channel.send(
                 {"kind": "train", "loss": result.loss, **progress, **speed, "next_checkpoint": self._next_save()}
             )
 
     def _next_save(self) -> int:
-        """The step of the next planned checkpoint."""
+        """The step of the next planned checkpoint: after an evaluation, at a multiple of every_steps, or at the end."""
         per_epoch = steps_per_epoch(self.stream.num_rows, self.job.train.batch_size)
-        span = per_epoch * self.job.train.evaluate_every_epochs
-        planned = [-(-(self.state.step + 1) // span) * span]
-        if self.job.checkpoint.every_steps is not None:
-            every = self.job.checkpoint.every_steps
-            planned.append(-(-(self.state.step + 1) // every) * every)
-        return min(*planned, self.total_steps) if len(planned) > 1 else min(planned[0], self.total_steps)
+        spans = [per_epoch * self.job.train.evaluate_every_epochs, self.job.checkpoint.every_steps or self.total_steps]
+        return min(self.total_steps, *(span * (self.state.step // span + 1) for span in spans))
 
     def _evaluate(self) -> None:
         if self.evaluator is None:

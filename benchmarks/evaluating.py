@@ -1,0 +1,38 @@
+"""Evaluation users per second (encode, mask, rank, top-K), beside a bare matrix product with top-k of ready vectors."""
+
+import torch
+
+from benchmarks.measure import Comparison, take_turns
+from sharding.ranks import Ranks
+from trainer.build import build_model
+from trainer.dataset import read_manifest
+from trainer.evaluate import make_evaluator
+from trainer.job import Channel, Job
+
+
+def compare(argument: tuple[Job, int], ranks: Ranks, channel: Channel) -> Comparison:
+    job, turns = argument
+    manifest = read_manifest(job.dataset_dir)
+    model = build_model(job, manifest.num_item_rows, ranks).model
+    evaluator = make_evaluator(job.dataset_dir, manifest, "test", job.evaluate, job.model.max_history, ranks)
+    top = max(job.evaluate.ks)
+    cpus = torch.get_num_threads() * ranks.world_size
+    users = torch.randn(manifest.num_rows, job.tables["item"].dim)
+    items = torch.randn(manifest.counts.num_items, job.tables["item"].dim)
+
+    def ours() -> None:
+        for _ in evaluator.rank_all(model, top):
+            pass
+        ranks.barrier()
+
+    def ceiling() -> None:
+        if ranks.is_first:
+            torch.set_num_threads(cpus)
+            for block in users.split(job.evaluate.batch_size):
+                (block @ items.T).topk(top, dim=1)
+            torch.set_num_threads(cpus // ranks.world_size)
+        ranks.barrier()
+
+    name = f"evaluate, {ranks.world_size} worker{'s' if ranks.world_size > 1 else ''}"
+    label = f"bare product and top-{top} of ready vectors, {cpus} threads"
+    return take_turns(name, "users/s", manifest.num_rows, ours, ceiling, label, turns)

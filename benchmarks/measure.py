@@ -1,0 +1,65 @@
+"""Ratios that hold on a noisy machine: the two sides take turns, and each turn gives one ratio."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """ours, ceiling: work per second of each turn; ratio: ours / ceiling turn by turn."""
+
+    name: str
+    unit: str
+    ours: tuple[float, ...]
+    ceiling: tuple[float, ...]
+    ceiling_name: str
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        return tuple(a / b for a, b in zip(self.ours, self.ceiling, strict=True))
+
+    def row(self) -> list[str]:
+        median = statistics.median(self.ratios)
+        return [
+            self.name,
+            f"{statistics.median(self.ours):,.0f} {self.unit}",
+            f"{statistics.median(self.ceiling):,.0f} {self.unit}",
+            f"{median:.2f}",
+            f"{min(self.ratios):.2f} - {max(self.ratios):.2f}",
+            self.ceiling_name,
+        ]
+
+    def values(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "unit": self.unit,
+            "ours": self.ours,
+            "ceiling": self.ceiling,
+            "ceiling_name": self.ceiling_name,
+            "ratio_median": statistics.median(self.ratios),
+            "ratio_min": min(self.ratios),
+            "ratio_max": max(self.ratios),
+        }
+
+
+def take_turns(
+    name: str,
+    unit: str,
+    amount: float,
+    ours: Callable[[], object],
+    ceiling: Callable[[], object],
+    ceiling_name: str,
+    turns: int = 5,
+) -> Comparison:
+    """Time both, one after the other, `turns` times after a warm-up. `amount`: work done by one call, in the unit's noun."""
+    ours(), ceiling()
+    pairs = [(amount / _seconds(ours), amount / _seconds(ceiling)) for _ in range(turns)]
+    return Comparison(name, unit, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), ceiling_name)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started

@@ -1,0 +1,83 @@
+"""Training events per second, beside a bare PyTorch loop over the same model and batches that lie ready in memory."""
+
+import itertools
+from typing import Any
+
+import torch
+from torch import nn
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from benchmarks.measure import Comparison, take_turns
+from models.batch import HistoryBatch
+from models.next_item import NextItemModel
+from models.tables import TableSpec
+from sharding.initialize import initialize_tables
+from sharding.ranks import Ranks
+from trainer.job import SILENT, Channel, Job
+from trainer.order import Position
+from trainer.prefetch import Prefetch
+from trainer.train import Training
+
+STEPS = 20
+
+
+def compare(argument: tuple[Job, int], ranks: Ranks, channel: Channel) -> Comparison | None:
+    """On each rank: the real step over the real stream. On the first: the bare loop too, with all CPUs, others waiting."""
+    job, turns = argument
+    training = Training(job, ranks, SILENT)
+    cpus = torch.get_num_threads() * ranks.world_size
+    batches = _ready_batches(training)
+    bare = _BareLoop(job, training.manifest.num_item_rows)
+    num_events = ranks.sum(torch.tensor(float(sum(b.layout.num_events for b in batches)))).item()
+    everyone = [b for rank_batches in ranks.gather_objects(batches) for b in rank_batches]  # type: ignore[attr-defined]
+
+    def ours() -> None:
+        ranks.barrier()
+        training.built.model.train()
+        with Prefetch(training.stream.steps(Position(0, 0), 1)) as steps:
+            for number, item in enumerate(itertools.islice(steps, STEPS)):
+                training.step(item.batch, number, 1.0, False)
+        ranks.barrier()
+
+    def ceiling() -> None:
+        if ranks.is_first:
+            torch.set_num_threads(cpus)
+            bare.run(everyone)
+            torch.set_num_threads(cpus // ranks.world_size)
+        ranks.barrier()
+
+    name = f"train, {ranks.world_size} worker{'s' if ranks.world_size > 1 else ''}"
+    return take_turns(name, "events/s", num_events, ours, ceiling, f"bare loop, ready batches, {cpus} threads", turns)
+
+
+def _ready_batches(training: Training) -> list[HistoryBatch]:
+    return [item.batch for item in itertools.islice(training.stream.steps(Position(0, 0), 1), STEPS)]
+
+
+class _BareLoop:
+    """What anyone would write: the model as a plain module, plain optimizers, backward, step."""
+
+    def __init__(self, job: Job, num_item_rows: int) -> None:
+        self.model = NextItemModel(
+            job.model, TableSpec("item", num_item_rows, job.tables["item"].dim), torch.device("cpu")
+        )
+        self.model.encoder.initialize(torch.Generator().manual_seed(job.seed))
+        initialize_tables(self.model, job.seed, {"item": 0.02})
+        self.optimizers: list[Any] = [
+            torch.optim.AdamW(self.model.encoder.parameters(), lr=1e-3),
+            RowWiseAdagrad(_parameters(self.model.tables), lr=0.05),
+        ]
+
+    def run(self, batches: list[HistoryBatch]) -> None:
+        self.model.train()
+        for batch in batches:
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            rows = self.model.look_up(batch.lookup_ids)
+            (self.model.loss(rows, batch) / max(1, batch.target_ids.numel())).backward()
+            for optimizer in self.optimizers:
+                optimizer.step()
+
+
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.parameters())

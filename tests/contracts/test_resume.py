@@ -1,0 +1,152 @@
+"""Train 2N steps equals train N, stop, resume N more: bit for bit at equal world size, exact in order at any other."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from sharding.ranks import Ranks
+from tests.contracts.test_world_size import global_batches, losses
+from tests.datasets import tiny_dataset
+from tests.jobs import tiny_job
+from trainer import checkpoint, checkpoint_folder
+from trainer.errors import CheckpointError
+from trainer.job import SILENT, Channel, Job
+from trainer.train import Outcome, Training
+
+
+def fingerprint(training: Training) -> str:
+    """sha256 over every local weight and optimizer tensor, and the position."""
+    digest = hashlib.sha256(f"{training.state.step} {training.state.position}".encode())
+    for name, value in sorted(checkpoint.tensors(training.built.placed, training.optimizers).items()):
+        shards = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+        for tensor in shards:
+            digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> tuple[Outcome, str]:
+    """Train; if asked, request a stop so that it happens at step `stop_after`."""
+    asked = []
+
+    def stop_requested() -> bool:
+        asked.append(None)
+        return stop_after is not None and len(asked) >= stop_after
+
+    training = Training(job, ranks, Channel(send=SILENT.send, stop_requested=stop_requested))
+    outcome = training.run()
+    return outcome, fingerprint(training)
+
+
+def job_in(run_dir: Path, tmp_path: Path, dataset: str = "dataset", **sections: Any) -> Job:
+    train = {"early_stopping": {"metric": "ndcg@10", "patience": 50}, "warmup_steps": 7, **sections.pop("train", {})}
+    model = sections.pop("model", {"encoder": {"kind": "sasrec", "num_blocks": 2, "dropout": 0.25}})
+    return tiny_job(run_dir, tmp_path / dataset, model=model, train=train, **sections)
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    tiny_dataset(tmp_path / "dataset")
+    return tmp_path
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("stops", [[11], [8], [3, 9]])  # inside an epoch; at its boundary (8 steps); stopped twice
+def test_a_stopped_and_resumed_run_is_bit_identical(rank_pool, dataset, world_size, stops):
+    whole = rank_pool.run(world_size, train, job_in(dataset / "whole", dataset))
+    assert whole[0][0].reason == "finished"
+    pieces = job_in(dataset / "pieces", dataset)
+    done = 0
+    for stop in stops:
+        outcome = rank_pool.run(world_size, train, pieces, stop - done)[0][0]
+        assert (outcome.reason, outcome.step) == ("stopped", stop)
+        done = stop
+    resumed = rank_pool.run(world_size, train, pieces)
+    assert [state for _, state in resumed] == [state for _, state in whole]
+    assert resumed[0][0] == whole[0][0]
+    assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
+    assert global_batches(dataset / "pieces", world_size) == global_batches(dataset / "whole", world_size)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1), (1, 4)])
+def test_resuming_on_another_number_of_workers_loses_and_repeats_nothing(rank_pool, dataset, before, after):
+    settings = {
+        "model": {"encoder": {"kind": "sasrec", "dropout": 0.0}},
+        "train": {"optimizer": "adagrad", "learning_rate": 0.05, "epochs": 3},
+    }
+    rank_pool.run(1, train, job_in(dataset / "whole", dataset, **settings))
+    pieces = job_in(dataset / "pieces", dataset, **settings)
+    rank_pool.run(before, train, pieces, 10)
+    first = global_batches(dataset / "pieces", before)
+    shutil.rmtree(dataset / "pieces" / "ledger")
+    rank_pool.run(after, train, pieces)
+    assert first + global_batches(dataset / "pieces", after) == global_batches(dataset / "whole", 1)
+    torch.testing.assert_close(
+        torch.tensor(losses(dataset / "pieces")), torch.tensor(losses(dataset / "whole")), rtol=1e-5, atol=0.0
+    )
+
+
+def test_running_a_finished_run_again_changes_nothing(rank_pool, dataset):
+    job = job_in(dataset / "run", dataset, train={"max_steps": 5})
+    first = rank_pool.run(2, train, job)
+    assert rank_pool.run(2, train, job) == first
+
+
+def test_a_corrupt_newest_checkpoint_is_left_for_the_one_before(rank_pool, dataset):
+    job = job_in(dataset / "run", dataset, checkpoint={"every_steps": 3, "keep": 3}, train={"max_steps": 9})
+    whole = rank_pool.run(2, train, job)
+    newest = checkpoint_folder.committed(dataset / "run" / "checkpoints")[0]
+    shard = next(newest.glob("*.distcp"))
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    found, complaints = checkpoint_folder.newest(dataset / "run" / "checkpoints")
+    assert found is not None
+    assert found.manifest.step < 9
+    assert shard.name in complaints[0]
+    assert rank_pool.run(2, train, job) == whole
+
+
+def test_another_config_is_refused_by_name(rank_pool, dataset):
+    rank_pool.run(1, train, job_in(dataset / "run", dataset, train={"max_steps": 3}))
+    changed = job_in(
+        dataset / "run",
+        dataset,
+        train={"max_steps": 6, "batch_size": 4},
+        tables={"item": {"dim": 16, "learning_rate": 0.1}},
+    )
+    with pytest.raises(CheckpointError, match=r"tables\.item\.dim: was 8, is 16\n  +train\.batch_size: was 8, is 4"):
+        rank_pool.run(1, train, changed)
+
+
+def test_another_dataset_is_refused(rank_pool, dataset):
+    rank_pool.run(1, train, job_in(dataset / "run", dataset, train={"max_steps": 3}))
+    tiny_dataset(dataset / "other", seed=9)
+    other = job_in(dataset / "run", dataset, "other", train={"max_steps": 6})
+    with pytest.raises(CheckpointError, match="another dataset"):
+        rank_pool.run(1, train, other)
+
+
+def test_the_manifest_says_what_the_checkpoint_is(rank_pool, dataset):
+    rank_pool.run(2, train, job_in(dataset / "run", dataset, train={"max_steps": 9}))
+    found, _ = checkpoint_folder.newest(dataset / "run" / "checkpoints")
+    assert found is not None
+    assert (found.manifest.step, found.manifest.position) == (9, 60 + 8)
+    assert found.manifest.plan["tables"]["item"]["sharding"] == "row_wise"
+    assert json.dumps(found.manifest.config)
+    assert set(found.manifest.files) == {p.name for p in found.path.iterdir()} - {"manifest.json"}
+
+
+def train_with_rank_dependent_seed(ranks: Ranks, job: Job) -> None:
+    values = {**job.config, "run": {**job.config["run"], "seed": ranks.rank}}
+    Training(Job(**{**job.__dict__, "config": values}), ranks, SILENT)
+
+
+def test_ranks_that_disagree_stop_with_the_difference(rank_pool, dataset):
+    with pytest.raises(Exception, match=r"config differs: rank 0 has .*, rank 1 has"):
+        rank_pool.run(2, train_with_rank_dependent_seed, job_in(dataset / "run", dataset))

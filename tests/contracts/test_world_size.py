@@ -1,0 +1,108 @@
+"""A run does not depend on the number of workers: same order, same losses, same weights (DESIGN, "Order is a function")."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from sharding.ranks import Ranks
+from tests.datasets import tiny_dataset
+from tests.jobs import tiny_job
+from trainer.job import SILENT, Job
+from trainer.log import read_metrics
+from trainer.train import Training
+
+STEPS = 20
+
+
+def train(ranks: Ranks, job: Job) -> dict[str, torch.Tensor]:
+    """Train, and give the first rank all weights and optimizer slots."""
+    torch.set_num_threads(1)
+    training = Training(job, ranks, SILENT)
+    training.run()
+    whole = {}
+    for name, value in training.built.placed.state_dict().items():
+        if isinstance(value, ShardedTensor):
+            out = torch.zeros(value.size()) if ranks.is_first else None
+            value.gather(0, out)
+            whole[name] = out
+        else:
+            whole[name] = value.clone()
+    return whole
+
+
+def global_batches(run_dir: Path, world_size: int) -> list[list[int]]:
+    """Row ids of each global batch, over all ranks, without the empty stand-ins."""
+    steps: dict[int, list[int]] = {}
+    for rank in range(world_size):
+        for line in (run_dir / "ledger" / f"rank-{rank}.jsonl").read_text().splitlines():
+            entry = json.loads(line)
+            steps.setdefault(entry["step"], []).extend(row for row in entry["row_ids"] if row >= 0)
+    return [sorted(steps[step]) for step in sorted(steps)]
+
+
+def losses(run_dir: Path) -> np.ndarray:
+    return np.asarray([row["loss"] for row in read_metrics(run_dir / "metrics.jsonl") if row["kind"] == "train"])
+
+
+def validation(run_dir: Path) -> list[float]:
+    return [row["ndcg@10"] for row in read_metrics(run_dir / "metrics.jsonl") if row["kind"] == "validation"]
+
+
+@pytest.mark.parametrize(
+    ("dense", "sparse", "sharding", "objective"),
+    [
+        ("sgd", "sgd", "row_wise", {"kind": "full_softmax"}),
+        ("adagrad", "adagrad", "row_wise", {"kind": "full_softmax", "normalize": True, "temperature": 0.1}),
+        ("adagrad", "rowwise_adagrad", "row_wise", {"kind": "sampled_softmax", "num_negatives": 16}),
+        ("adagrad", "adagrad", "column_wise", {"kind": "sampled_softmax", "num_negatives": 16}),
+        ("adagrad", "adagrad", "table_wise", {"kind": "full_softmax"}),
+        ("adagrad", "adagrad", "replicated", {"kind": "full_softmax"}),
+    ],
+)
+def test_order_losses_and_weights_agree_at_every_world_size(rank_pool, tmp_path, dense, sparse, sharding, objective):
+    tiny_dataset(tmp_path / "dataset")
+    # Adagrad's first step moves every weight by its whole rate: a rate above the weights' own size (0.02) would make the
+    # dynamics chaotic, and any rounding would grow.
+    rate = 0.05 if dense == "sgd" else 0.01
+    weights, order, loss, metric = {}, {}, {}, {}
+    for world_size in (1, 2, 3, 4):
+        run_dir = tmp_path / f"run-{world_size}"
+        job = tiny_job(
+            run_dir,
+            tmp_path / "dataset",
+            model={"objective": objective},
+            tables={"item": {"dim": 16, "optimizer": sparse, "sharding": sharding, "learning_rate": rate}},
+            train={"optimizer": dense, "learning_rate": rate, "max_steps": STEPS},
+        )
+        weights[world_size] = rank_pool.run(world_size, train, job)[0]
+        order[world_size] = global_batches(run_dir, world_size)
+        loss[world_size] = losses(run_dir)
+        metric[world_size] = validation(run_dir)
+    assert len(order[1]) == STEPS
+    assert loss[1][-1] < loss[1][0]
+    for world_size in (2, 3, 4):
+        assert order[world_size] == order[1]
+        np.testing.assert_allclose(loss[world_size], loss[1], rtol=1e-5)
+        np.testing.assert_allclose(metric[world_size], metric[1], atol=1e-6)
+        for name, expected in weights[1].items():
+            torch.testing.assert_close(weights[world_size][name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_repeating_a_run_is_bit_identical_with_dropout(rank_pool, tmp_path):
+    tiny_dataset(tmp_path / "dataset")
+    runs = []
+    for name in ("first", "second"):
+        job = tiny_job(
+            tmp_path / name,
+            tmp_path / "dataset",
+            model={"encoder": {"kind": "sasrec", "dropout": 0.3}},
+            train={"max_steps": STEPS},
+        )
+        runs.append((rank_pool.run(2, train, job)[0], losses(tmp_path / name).tolist()))
+    assert runs[0][1] == runs[1][1]
+    for name, value in runs[0][0].items():
+        assert torch.equal(value, runs[1][0][name]), name

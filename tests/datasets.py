@@ -1,0 +1,90 @@
+"""Tiny datasets on disk for tests, written by trainer's own functions and without Ray.
+
+Histories are random walks over a ring of items, so that a model can learn something from them; a few users have one or two
+events, some times are tied, ids are strings, and row groups are small and unequal.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+
+from trainer import dataset_writer
+from trainer.dataset import Counts, Manifest, write_manifest
+from trainer.grouping import LeaveOneOut, group_events, partition_events, sort_vocabulary, sum_counts
+
+MIN_EVENTS = 3
+
+
+def tiny_dataset(
+    folder: Path,
+    num_users: int = 60,
+    num_items: int = 40,
+    seed: int = 0,
+    mean_events: int = 12,
+    num_parts: int = 2,
+    groups_per_part: int = 5,
+) -> Manifest:
+    """Write a dataset with a leave-one-out split into `folder` and return its manifest.
+
+    Every item occurs if there are at least as many users as items. Equal arguments give equal bytes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    events = tiny_events(num_users, num_items, seed, mean_events)
+    vocabulary = sort_vocabulary(events.column("item"))
+    grouped = [
+        group_events(pa.Table.from_batches([batch]), vocabulary, LeaveOneOut(MIN_EVENTS), drop_duplicates=True)
+        for batch in partition_events(events, num_parts)
+        if batch.num_rows
+    ]
+    # At their real size, row groups of so few users would hold one row each.
+    with mock.patch.object(dataset_writer, "MIN_ROW_GROUPS", groups_per_part):
+        parts = tuple(
+            dataset_writer.write_part(folder / f"part-{number:05d}.parquet", group.histories)
+            for number, group in enumerate(grouped)
+        )
+    num_events, num_train_events = np.zeros((2, len(vocabulary) + 1), np.int64)
+    for group in grouped:
+        num_events[group.items.ids] += group.items.num_events
+        num_train_events[group.items.ids] += group.items.num_train_events
+    counts = asdict(sum_counts(group.counts for group in grouped))
+    duplicates = counts.pop("duplicates")
+    manifest = Manifest(
+        fingerprint=f"tiny-{num_users}-{num_items}-{seed}-{mean_events}-{num_parts}-{groups_per_part}",
+        source={"files": [], "columns": {}, "duplicates": "drop"},
+        split={"kind": "leave_one_out", "min_events": MIN_EVENTS},
+        counts=Counts(
+            rows_read=events.num_rows,
+            rejected={"duplicate": duplicates} if duplicates else {},
+            num_items=len(vocabulary),
+            **counts,
+        ),
+        vocabulary=dataset_writer.write_vocabulary(
+            folder / "vocabulary-item.parquet", vocabulary, num_events[1:], num_train_events[1:]
+        ),
+        parts=parts,
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def tiny_events(num_users: int, num_items: int, seed: int, mean_events: int) -> pa.Table:
+    """user, item (strings) and time of all events, in the order of a log: by time over all users."""
+    random = np.random.default_rng(seed)
+    users, items, times = [], [], []
+    for user in range(num_users):
+        # Users 0 and 1 are too short to be evaluated; the others' lengths spread around the mean.
+        length = user + 1 if user < 2 else max(3, int(random.integers(mean_events // 2, mean_events * 3 // 2 + 1)))
+        item, time = user % num_items, int(random.integers(0, 100))
+        for _ in range(length):
+            users.append(f"user-{user:04d}")
+            items.append(f"item-{item:04d}")
+            times.append(time)
+            follows = random.random() < 0.7
+            item = (item + 1) % num_items if follows else int(random.integers(num_items))
+            time += int(random.integers(0, 5))
+    order = np.argsort(times, kind="stable")
+    table = pa.table({"user": users, "item": items, "time": pa.array(times, pa.int64())})
+    return table.take(pa.array(order))

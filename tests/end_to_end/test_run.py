@@ -1,0 +1,176 @@
+"""The command as a person uses it: run, Ctrl-C, run again, wrong input. Real processes, with deadlines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trainer import checkpoint_folder
+from trainer.synthetic import generate
+from trainer.synthetic_world import SyntheticConfig
+
+DEADLINE = 180.0
+ROOT = Path(__file__).parents[2]
+
+
+def shoal(*arguments: str) -> subprocess.Popen[str]:
+    # A session of its own: a signal sent to the command must not reach the test, and the other way round.
+    return subprocess.Popen(
+        [sys.executable, "-m", "cluster", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    try:
+        out, err = process.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+        raise AssertionError(f"no end within {DEADLINE} s\n{out}\n{err}") from None
+    return process.returncode, out, err
+
+
+def succeed(*arguments: str) -> dict[str, Any]:
+    code, out, err = finish(shoal(*arguments, "--json"))
+    assert code == 0, err
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("logs") / "events"
+    generate(SyntheticConfig(num_users=240, num_items=200, mean_events_per_user=20.0, users_per_file=120), folder)
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path, logs) -> Path:
+    path = tmp_path / "run.toml"
+    path.write_text(
+        f"""
+        [logs]
+        path = "{logs}/events-*.parquet"
+        [model]
+        max_history = 20
+        [tables.item]
+        dim = 16
+        [train]
+        epochs = 12
+        batch_size = 8
+        ledger = true
+        log_every_steps = 1
+        [checkpoint]
+        every_steps = 25
+        """
+    )
+    return path
+
+
+def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end and process.poll() is None:
+        path = run_dir / "metrics.jsonl"
+        if path.exists() and any(
+            json.loads(x)["step"] >= step for x in path.read_text().splitlines()[-1:] if x.endswith("}")
+        ):
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"step {step} was not reached: {process.communicate()}")
+
+
+def test_train_stop_resume_equals_an_uninterrupted_run_bit_for_bit(config, tmp_path):
+    whole, pieces, dataset = tmp_path / "whole", tmp_path / "pieces", tmp_path / "dataset"
+    common = ["--set", f"run.dataset={dataset}"]
+    answer = succeed("run", str(config), *common, "--set", f"run.dir={whole}")
+    interrupted = shoal("run", str(config), *common, "--set", f"run.dir={pieces}")
+    wait_for_step(pieces, 40, interrupted)
+    os.kill(interrupted.pid, signal.SIGINT)
+    code, _, err = finish(interrupted)
+    assert code == 1, err
+    assert "run the same command again" in err
+    assert "Traceback" not in err
+    stopped_at = checkpoint_folder.committed(pieces / "checkpoints")[0]
+    assert 40 <= checkpoint_folder.read(stopped_at).step < 360
+    again = succeed("run", str(config), *common, "--set", f"run.dir={pieces}")
+
+    for name in ("training", "results"):
+        assert again[name] == answer[name]
+    ours, theirs = (checkpoint_folder.committed(folder / "checkpoints") for folder in (whole, pieces))
+    assert [p.name for p in ours] == [p.name for p in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert tensor_hashes(a) == tensor_hashes(b)
+    for rank in (0, 1):
+        ledger = f"ledger/rank-{rank}.jsonl"
+        assert (whole / ledger).read_text() == (pieces / ledger).read_text()
+    _check_outputs(whole, answer)
+
+
+def tensor_hashes(checkpoint: Path) -> dict[str, str]:
+    """sha256 of the files that hold every weight, optimizer slot and step count: equal hashes are equal bits."""
+    files = checkpoint_folder.verify(checkpoint).files
+    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".distcp")}
+
+
+def _check_outputs(run_dir: Path, answer: dict[str, Any]) -> None:
+    metrics = json.loads((run_dir / "evaluation/test/metrics.json").read_text())
+    assert metrics == answer["results"]
+    assert metrics["num_users"] == 240
+    assert metrics["metrics"]["ndcg@10"] > 2 * metrics["baselines"]["popularity"]["ndcg@10"]
+    per_user = pq.read_table(run_dir / "evaluation/test/per_user.parquet")
+    assert per_user.num_rows == 240
+    assert sum(per_user.column("hr@10").to_pylist()) / 240 == pytest.approx(metrics["metrics"]["hr@10"])
+    assert (run_dir / "evaluation/test/report.html").read_text().startswith("<!doctype html>")
+    assert json.loads((run_dir / "plan.json").read_text())["tables"]["item"]["sharding"] == "row_wise"
+    assert list((run_dir / "tensorboard").iterdir())
+
+
+def refused(*arguments: str) -> str:
+    """The one message of a command that the user must mend."""
+    code, out, err = finish(shoal(*arguments))
+    assert code == 2, (out, err)
+    assert "Traceback" not in out + err
+    return err
+
+
+def test_wrong_settings_are_named_before_anything_starts(config, tmp_path):
+    run_dir = ["--set", f"run.dir={tmp_path / 'run'}"]
+    assert "train.batchsize: no such setting; did you mean train.batch_size?" in refused(
+        "run", str(config), *run_dir, "--set", "train.batchsize=3"
+    )
+    assert "model.encoder.kind" in refused("run", str(config), *run_dir, "--set", 'model.encoder.kind="sasrek"')
+    assert "no such file" in refused("run", str(tmp_path / "absent.toml"))
+    message = refused("run", str(config), *run_dir, "--set", "cluster.num_workers=4096")
+    assert "cluster.num_workers = 4096" in message
+    assert "CPUs" in message
+    assert not (tmp_path / "run" / "dataset").exists()
+
+
+def test_a_run_folder_with_other_files_is_refused(config, tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.txt").write_text("mine")
+    message = refused("run", str(config), "--set", f"run.dir={tmp_path / 'precious'}")
+    assert "choose another run.dir" in message
+    assert [p.name for p in (tmp_path / "precious").iterdir()] == ["thesis.txt"]
+
+
+def test_a_missing_column_is_one_message_naming_file_and_setting(config, tmp_path):
+    path = tmp_path / "log.parquet"
+    pq.write_table(pa.table({"user_id": [1, 1], "itemid": [2, 3], "time": [1, 2]}), path)
+    message = refused("prepare", str(config), "--set", f"run.dir={tmp_path / 'run'}", "--set", f"logs.path={path}")
+    assert str(path) in message
+    assert "logs.item" in message
+    assert "itemid" in message

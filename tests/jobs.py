@@ -1,0 +1,22 @@
+"""Small jobs for tests that run the trainer without Ray."""
+
+from pathlib import Path
+from typing import Any
+
+from cluster.config import check_config, job_of
+from trainer.job import Job
+
+
+def tiny_job(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) -> Job:
+    """A job of a few seconds; `sections` override settings, such as train={"epochs": 3}."""
+    values: dict[str, dict[str, Any]] = {
+        "run": {"dir": str(run_dir), "dataset": str(dataset_dir), "seed": 5},
+        "logs": {"path": "unused"},
+        "model": {"max_history": 8, "encoder": {"kind": "sasrec", "num_blocks": 1, "dropout": 0.0}},
+        "tables": {"item": {"dim": 8, "learning_rate": 0.1}},
+        "train": {"epochs": 4, "batch_size": 8, "log_every_steps": 1, "ledger": True, "early_stopping": None},
+        "evaluate": {"ks": [5, 10], "batch_size": 16},
+    }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
+    return job_of(check_config(values, "test"))
