@@ -5,6 +5,7 @@ object and everything for people goes to stderr.
 """
 
 import json
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -42,11 +43,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on s
 
 def main() -> None:
     """Entry point of the `shoal` command: errors become one message and an exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app(standalone_mode=True)
     except UserError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
+    except _Interrupted:
         _fail("interrupted; run the same command again to go on", 1)
     except Exception as error:  # noqa: BLE001 - the last process boundary: whatever it is becomes a message and an exit code
         from sharding.errors import PlacementError
@@ -59,6 +62,14 @@ def main() -> None:
             _fail(str(error), 1)
         traceback.print_exc()
         _fail(f"{type(error).__name__}: {error}", 1)
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C or SIGTERM outside training (which has its own handler). typer would end a KeyboardInterrupt without a word."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Interrupted
 
 
 def _fail(message: str, code: int) -> None:
@@ -167,6 +178,9 @@ def submit(
 ) -> None:
     """Run the same as a job on a running Ray cluster."""
     settings = load_config(config, overrides)
+    from cluster.ray_token import send_token_if_present
+
+    send_token_if_present()
     from cluster.submit import submit as submit_job
 
     console = _console(as_json)

@@ -48,9 +48,6 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     prepare_tasks: int | None = Field(
         None, ge=1, description="tasks of prepare that run side by side; none uses every CPU of the cluster"
     )
-    start_timeout_seconds: float = Field(
-        120.0, gt=0.0, description="how long to wait for the workers' resources and processes"
-    )
     collective_timeout_seconds: float = Field(
         300.0, gt=0.0, description="how long a worker waits for the others in one collective operation before it fails"
     )
@@ -115,6 +112,7 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
 FREE_TO_CHANGE = (
     "run.dir",
     "run.dataset",
+    "logs.path",  # where logs lie is not what they are: the dataset's fingerprint and digest say that
     "logs.max_rejected_fraction",
     "train.epochs",
     "train.max_steps",

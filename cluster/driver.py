@@ -161,6 +161,9 @@ def _stop_on_signal(view: View) -> Iterator[threading.Event]:
 
     def handle(number: int, frame: Any) -> None:
         if stop.is_set():
+            earlier = before[signal.Signals(number)]
+            if callable(earlier):
+                earlier(number, frame)
             raise KeyboardInterrupt
         stop.set()
         view.say("stopping after this step, with a checkpoint (press Ctrl-C again to end at once)")

@@ -20,6 +20,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from cluster.config import ClusterConfig
 from cluster.monitor import Monitor, WorkerFailure
@@ -83,6 +84,20 @@ def _work(payload: dict[str, Any]) -> None:
         raise
 
 
+class _Trainer(TorchTrainer):
+    """Ray's trainer without the actor that removes the workers' placement group once it believes the controller dead.
+
+    That actor asks Ray's state API, which needs a dashboard. In a session on this machine there is none, so the question goes to
+    the dashboard of whatever other cluster was started here last; that one has never heard of our controller, and a healthy
+    training is ended (Ray 2.60). A session on this machine is cleaned up when it ends; on a cluster with a dashboard Ray's own
+    trainer is used.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+
 def run_workers(
     function: WorkerFunction,
     argument: Any,
@@ -97,7 +112,8 @@ def run_workers(
     """
     monitor = ray.remote(num_cpus=0)(Monitor).remote()
     storage = temporary_storage()
-    trainer = TorchTrainer(
+    trainer_class = _Trainer if config.address is None else TorchTrainer
+    trainer = trainer_class(
         _work,
         train_loop_config={
             "monitor": monitor,

@@ -1,7 +1,6 @@
 """`shoal submit`: the same command as a job on a running Ray cluster. Code and config travel as the job's runtime environment."""
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -9,6 +8,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.config import Config
@@ -16,6 +16,7 @@ from trainer.errors import UserError
 
 PACKAGES = ("cluster", "trainer", "sharding", "models")
 POLL_SECONDS = 1.0
+AGENT_SECONDS = 60.0
 ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -30,22 +31,35 @@ def submit(config: Config, dashboard: str, on_log: Callable[[str], None], wait: 
     with tempfile.TemporaryDirectory(prefix="shoal-submit-") as folder:
         staged = Path(folder)
         _stage(config, staged)
+        _hand_over(client, job_id, staged, dashboard)
+    return (job_id, _follow(client, job_id, on_log)) if wait else (job_id, None)
+
+
+def _hand_over(client: JobSubmissionClient, job_id: str, staged: Path, dashboard: str) -> None:
+    """Submit; a head that has just started takes jobs only once its agent is up, so that refusal is waited out."""
+    end = time.monotonic() + AGENT_SECONDS
+    while True:
         try:
             client.submit_job(
                 submission_id=job_id,
                 entrypoint="python -m cluster run config.json",
                 runtime_env={"working_dir": str(staged), "env_vars": {"PYTHONUNBUFFERED": "1"}},
             )
+            return
         except RuntimeError as error:
-            raise UserError(f"cluster at {dashboard} refused the job: {str(error).splitlines()[0]}") from None
-    return (job_id, _follow(client, job_id, on_log)) if wait else (job_id, None)
+            if "No available agent" not in str(error) or time.monotonic() > end:
+                raise UserError(f"cluster at {dashboard} refused the job: {str(error).splitlines()[0]}") from None
+        time.sleep(POLL_SECONDS)
 
 
 def _connect(dashboard: str) -> JobSubmissionClient:
-    # New clusters ask for a token; the client sends the one it finds only if told to.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         return JobSubmissionClient(dashboard)
+    except AuthenticationError as error:
+        raise UserError(
+            f"--dashboard {dashboard}: the cluster asks for a token ({str(error).splitlines()[0]}); put the cluster's token "
+            "into ~/.ray/auth_token or name its file in RAY_AUTH_TOKEN_PATH. `shoal doctor` looks closer"
+        ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--dashboard {dashboard}: no Ray cluster takes jobs there ({str(error).splitlines()[0]}); "

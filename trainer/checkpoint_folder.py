@@ -26,7 +26,7 @@ class CheckpointManifest:
     """Everything of a checkpoint that is not a tensor.
 
     position: histories trained since the start of the run, one global number; metrics: the state of early stopping;
-    files: {name: {"sha256", "num_bytes"}}; versions: of torch, torchrec and shoal.
+    files: {name: {"sha256", "num_bytes"}}; versions: of torch and torchrec.
     """
 
     step: int

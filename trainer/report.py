@@ -96,7 +96,8 @@ def _hit_rate_plot(ranks: np.ndarray, popularity_ranks: np.ndarray, catalogue: i
 def _slice_plot(results: Results) -> Plot:
     metric = "ndcg@10" if "ndcg@10" in results.metrics else "mrr"
     figure, axes = plt.subplots(figsize=(7, 3.2))
-    labels = [f"{s['name'].replace('_', ' ')}\n{s['value']}" for s in results.slices]
+    names = {"history_length": "history of", "target_popularity": "target in"}
+    labels = [f"{names[s['name']]}\n{s['value']}" for s in results.slices]
     values = np.asarray([s["metrics"][metric] for s in results.slices])
     errors = np.asarray([(s["ci95"][metric][1] - s["ci95"][metric][0]) / 2 for s in results.slices])
     axes.bar(range(len(labels)), values, yerr=errors, color=MODEL, capsize=3)

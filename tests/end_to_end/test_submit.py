@@ -44,7 +44,8 @@ def dashboard(tmp_path_factory) -> Iterator[str]:
         [*command, "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--disable-usage-stats"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "RAY_AUTH_MODE": "token"},
+        # Jobs run `python`: the one of this environment, as on a cluster whose nodes have Shoal's requirements installed.
+        env={**os.environ, "RAY_AUTH_MODE": "token", "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}"},
         start_new_session=True,
     )
     try:

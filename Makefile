@@ -1,0 +1,75 @@
+# Everything that it takes to try, check and test Shoal; `make help` lists the targets.
+# Each target first sets up .venv where that is needed: at first, and whenever the requirements change.
+
+PYTHON ?= python3
+# What to compute on: cpu, or cuda (NVIDIA GPUs). Changing it makes .venv anew, since both builds of fbgemm share a folder.
+ACCEL ?= cpu
+# Folder of real logs; tests that need it skip without.
+DATA ?= ../shared/data
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+READY := $(VENV)/.ready-$(ACCEL)
+TOOLS_READY := $(VENV)/.ready-tools
+OTHER_ACCEL := $(filter-out $(READY),$(wildcard $(VENV)/.ready-cpu $(VENV)/.ready-cuda))
+
+ifeq ($(filter $(ACCEL),cpu cuda),)
+$(error ACCEL=$(ACCEL): choose cpu or cuda)
+endif
+
+.PHONY: help setup demo test test-gpu check bench docs format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo 'variables: ACCEL=cuda (GPU requirements), PYTHON=python3.12, DATA=folder of real logs for the tests'
+
+setup: $(READY) $(TOOLS_READY) ## create .venv with all that the other targets need
+
+demo: $(READY) ## generate logs, train on two local workers, evaluate: a few minutes
+	$(BIN)/shoal synth runs/demo-logs --users 4000 --items 1000
+	$(BIN)/shoal run configs/demo.toml
+
+test: $(TOOLS_READY) ## run all tests; those that need a GPU skip without one
+	$(BIN)/python -m pytest --shared-data $(DATA)
+
+test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
+	$(BIN)/python -m pytest --shared-data $(DATA) -m gpu
+
+check: $(TOOLS_READY) ## lint, formatting, types, direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## measure speed against ceilings measured in the same run
+	$(BIN)/python -m benchmarks
+
+docs: $(READY) ## write docs/configuration.md from the settings' own descriptions
+	$(BIN)/python -m cluster.config_docs > docs/.configuration.md.new
+	mv docs/.configuration.md.new docs/configuration.md
+
+format: $(TOOLS_READY) ## format the code, and mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## delete caches and what was built; keeps .venv and runs/
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	find cluster trainer sharding models tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The order and --no-deps matter: see docs/installation.md.
+$(READY): requirements/base.txt requirements/$(ACCEL).txt pyproject.toml
+	@$(if $(OTHER_ACCEL),rm -rf $(VENV))
+	@test -x $(BIN)/pip || { \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo 'Shoal needs Python 3.11 or later, and $(PYTHON) is not; name one, as in: make PYTHON=python3.11' >&2; exit 1; }; \
+	  $(PYTHON) -m venv $(VENV); }
+	@echo 'setting up $(VENV) (ACCEL=$(ACCEL)); the first time this takes some minutes'
+	@$(PIP) install torch==2.13.0
+	@$(PIP) install --no-deps -r requirements/$(ACCEL).txt
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(TOOLS_READY): requirements/dev.txt $(READY)
+	@$(PIP) install --no-deps -r requirements/dev.txt
+	@touch $@

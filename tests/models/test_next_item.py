@@ -1,0 +1,273 @@
+"""The next-item model as a whole: no target sees its future, jagged equals padded, each id gets its own vector."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models import next_item
+from models.batch import HistoryBatch, build_batch
+from models.config import FullSoftmaxConfig, ModelConfig, SampledSoftmaxConfig, SASRecConfig
+from models.next_item import NextItemModel
+from models.sasrec import SASRec
+from models.tables import TableSpec
+from sharding.initialize import initialize_tables
+
+NUM_ROWS, WIDTH, MAX_HISTORY = 30, 8, 20
+NEGATIVES = np.asarray([3, 7, 7, 12, 29, 1])
+FULL, SAMPLED = FullSoftmaxConfig(), SampledSoftmaxConfig(num_negatives=6)
+OBJECTIVES = [FULL, SAMPLED, FullSoftmaxConfig(normalize=True, temperature=0.1)]
+
+
+def make_model(objective=FULL, seed: int = 1) -> NextItemModel:
+    encoder = SASRecConfig(num_blocks=2, num_heads=2, feed_forward_multiple=2, dropout=0.0)
+    config = ModelConfig(max_history=MAX_HISTORY, encoder=encoder, objective=objective)
+    model = NextItemModel(config, TableSpec("item", NUM_ROWS, WIDTH), torch.device("cpu"))
+    model.encoder.initialize(torch.Generator().manual_seed(seed))
+    initialize_tables(model, seed, {"item": 1.0})
+    with torch.no_grad():  # small initial weights would hide attention behind the residual path
+        for parameter in model.encoder.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+    return model
+
+
+def training_batch(sequences: list[list[int]], objective=FULL) -> HistoryBatch:
+    """Inputs are all events but the last, targets all but the first; an empty sequence is an empty history."""
+    inputs, targets = [s[:-1] for s in sequences], [s[1:] for s in sequences]
+    sampled = isinstance(objective, SampledSoftmaxConfig)
+    return build_batch(
+        np.arange(len(sequences)),
+        np.concatenate(([0], np.cumsum([len(i) for i in inputs]))).astype(np.int64),
+        np.asarray([item for i in inputs for item in i], dtype=np.int64),
+        np.asarray([item for t in targets for item in t], dtype=np.int64),
+        NEGATIVES if sampled else np.zeros(0, dtype=np.int64),
+        None if sampled else NUM_ROWS,
+    )
+
+
+def history_batch(histories: list[list[int]]) -> HistoryBatch:
+    nothing = np.zeros(0, dtype=np.int64)
+    offsets = np.concatenate(([0], np.cumsum([len(h) for h in histories]))).astype(np.int64)
+    items = np.asarray([item for h in histories for item in h], dtype=np.int64)
+    return build_batch(np.arange(len(histories)), offsets, items, nothing, nothing, None)
+
+
+def encoded(model: NextItemModel, batch: HistoryBatch) -> Tensor:
+    return model.encoder(model.look_up(batch.lookup_ids)[batch.history_index], batch.layout)
+
+
+def random_sequences(seed: int) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    return [random.integers(1, NUM_ROWS, size=length).tolist() for length in (9, 0, 2, 20, 1, 6)]
+
+
+@pytest.fixture
+def losses_of(monkeypatch):
+    """The loss of every target on its own: the objectives replaced by plain ones that do not sum."""
+    kept: list[Tensor] = []
+
+    def full(user_ND, item_CD, target_N, temperature):
+        kept.append(F.cross_entropy(user_ND @ item_CD.T / temperature, target_N, reduction="none"))
+        return kept[-1].sum()
+
+    def sampled(user_ND, positive_ND, negative_CD, hit_NC, temperature):
+        positive_N = (user_ND * positive_ND).sum(dim=1, keepdim=True) / temperature
+        negative_NC = (user_ND @ negative_CD.T / temperature).masked_fill(hit_NC, float("-inf"))
+        kept.append(-torch.cat((positive_N, negative_NC), dim=1).log_softmax(dim=1)[:, 0])
+        return kept[-1].sum()
+
+    def losses(model: NextItemModel, batch: HistoryBatch) -> Tensor:
+        with monkeypatch.context() as patch:
+            patch.setattr(next_item, "softmax_cross_entropy", full)
+            patch.setattr(next_item, "sampled_softmax_cross_entropy", sampled)
+            model.loss(model.look_up(batch.lookup_ids), batch)
+        return kept.pop()
+
+    return losses
+
+
+# Point-in-time correctness
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("sequence", [0, 3])
+def test_no_target_sees_its_own_future(losses_of, objective, sequence):
+    """Replace the events of one history from the t-th on: all that was learned and encoded before t stays, bit by bit."""
+    model, sequences = make_model(objective), random_sequences(2)
+    batch = training_batch(sequences, objective)
+    before, losses_before = encoded(model, batch), losses_of(model, batch)
+    assert losses_before.numel() == batch.target_ids.numel()
+    start, end = batch.layout.offsets[sequence : sequence + 2].tolist()
+    length = len(sequences[sequence])
+    for t in range(1, length):
+        changed = [list(s) for s in sequences]
+        changed[sequence][t:] = [1 + item % (NUM_ROWS - 1) for item in changed[sequence][t:]]
+        other = training_batch(changed, objective)
+        after, losses_after = encoded(model, other), losses_of(model, other)
+        same = torch.ones(before.shape[0], dtype=torch.bool)
+        same[start + t : end] = False
+        assert torch.equal(after[same], before[same])
+        # Input i learns event i + 1, so the loss of input t - 1 is the first that may change.
+        same[start + t - 1] = False
+        assert torch.equal(losses_after[same], losses_before[same])
+        assert not torch.equal(losses_after[start + t - 1], losses_before[start + t - 1])
+
+
+def test_an_encoded_event_is_that_of_its_prefix_alone():
+    model, sequence = make_model(), random_sequences(3)[3]
+    whole = encoded(model, history_batch([sequence]))
+    for length in range(1, len(sequence) + 1):
+        batch = history_batch([sequence[:length]])
+        prefix = model.user_vectors(model.look_up(batch.lookup_ids), batch)
+        torch.testing.assert_close(prefix[0], whole[length - 1], rtol=1e-4, atol=1e-5)
+
+
+# Jagged equals padded
+
+
+def padded_forward(encoder: SASRec, vectors_BLD: Tensor) -> Tensor:
+    """SASRec on a dense right-padded block, written from the paper and the deviations that models.sasrec names."""
+    batch, longest, width = vectors_BLD.shape
+    x = vectors_BLD + encoder.positions.weight[:longest]
+    future_LL = torch.ones(longest, longest, dtype=torch.bool).triu(1)
+    for block in encoder.blocks:
+        normed = F.layer_norm(x, (width,), block.attention_norm.weight, block.attention_norm.bias)
+        heads = width // block.num_heads
+        qkv = block.query_key_value(normed).view(batch, longest, 3, block.num_heads, heads)
+        query, key, value = (qkv[:, :, i].transpose(1, 2) for i in range(3))
+        scores = (query @ key.transpose(-1, -2) / heads**0.5).masked_fill(future_LL, float("-inf"))
+        attended = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(batch, longest, width)
+        x = x + block.attention_output(attended)
+        normed = F.layer_norm(x, (width,), block.feed_forward_norm.weight, block.feed_forward_norm.bias)
+        x = x + block.feed_forward_out(F.gelu(block.feed_forward_in(normed)))
+    return F.layer_norm(x, (width,), encoder.final_norm.weight, encoder.final_norm.bias)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_jagged_equals_padded_in_values_and_gradients(seed):
+    encoder = make_model(seed=seed).encoder.double()
+    lengths = [7, 0, 1, 20, 3, 3]
+    layout = history_batch([[1] * length for length in lengths]).layout
+    padded = torch.randn(6, 20, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    real = torch.arange(20)[None, :] < torch.tensor(lengths)[:, None]
+    results = []
+    for jagged in (True, False):
+        leaf = padded.clone().requires_grad_()
+        encoder.zero_grad()
+        output = encoder(leaf[real], layout) if jagged else padded_forward(encoder, leaf)[real]
+        output.pow(3).sum().backward()
+        results.append((output.detach(), leaf.grad, *(p.grad.clone() for p in encoder.parameters())))
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+# Users
+
+
+def test_the_vector_of_an_empty_history_is_zero():
+    model = make_model()
+    batch = history_batch([[], [4, 5], [], [6], []])
+    users = model.user_vectors(model.look_up(batch.lookup_ids), batch)
+    assert users.shape == (5, WIDTH)
+    assert [bool(u.any()) for u in users] == [False, True, False, True, False]
+    alone = history_batch([[6]])
+    torch.testing.assert_close(users[3], model.user_vectors(model.look_up(alone.lookup_ids), alone)[0])
+
+
+@pytest.mark.parametrize("histories", [[], [[]], [[], []]])
+def test_a_batch_without_events_has_zero_vectors(histories):
+    model = make_model()
+    batch = history_batch(histories)
+    users = model.user_vectors(model.look_up(batch.lookup_ids), batch)
+    assert torch.equal(users, torch.zeros(len(histories), WIDTH))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+def test_a_batch_without_targets_has_zero_loss_and_can_be_differentiated(objective):
+    model = make_model(objective)
+    batch = training_batch([[]], objective)
+    rows = model.look_up(batch.lookup_ids).detach().requires_grad_()
+    loss = model.loss(rows, batch)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert rows.grad is None or not rows.grad.any()
+
+
+def test_normalised_models_score_by_cosine():
+    model = make_model(FullSoftmaxConfig(normalize=True))
+    batch = history_batch([[4, 5, 6], [7]])
+    users = model.user_vectors(model.look_up(batch.lookup_ids), batch)
+    items = model.item_vectors(model.look_up(torch.arange(NUM_ROWS)))
+    torch.testing.assert_close(users.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(items.norm(dim=1), torch.ones(NUM_ROWS))
+
+
+# Batches and lookups
+
+
+@pytest.mark.parametrize("objective", [FULL, SAMPLED], ids=str)
+def test_every_index_of_a_batch_leads_to_its_ids_vector(objective):
+    model, sequences = make_model(objective), random_sequences(4)
+    batch = training_batch(sequences, objective)
+    rows = model.look_up(batch.lookup_ids)
+    table = model.tables.embeddings["item"].weight
+    inputs = torch.tensor([item for s in sequences for item in s[:-1]])
+    targets = torch.tensor([item for s in sequences for item in s[1:]])
+    assert torch.equal(rows[batch.history_index], table[inputs])
+    assert torch.equal(rows[batch.target_index], table[targets])
+    assert torch.equal(batch.target_ids, targets)
+    if isinstance(objective, SampledSoftmaxConfig):
+        assert torch.equal(rows[batch.negative_index], table[torch.from_numpy(NEGATIVES)])
+        assert batch.lookup_ids.unique().numel() == batch.lookup_ids.numel()  # nothing is sent twice
+        assert set(batch.lookup_ids.tolist()) == {*inputs.tolist(), *targets.tolist(), *NEGATIVES.tolist()}
+    else:
+        assert batch.lookup_ids.tolist() == list(range(NUM_ROWS))
+        assert batch.negative_index.numel() == 0
+
+
+def test_the_full_loss_is_the_cross_entropy_over_all_known_items():
+    """The row of unknown items is no candidate."""
+    model, sequences = make_model(), random_sequences(5)
+    batch = training_batch(sequences)
+    table = model.tables.embeddings["item"].weight
+    expected = F.cross_entropy(encoded(model, batch) @ table[1:].T, batch.target_ids - 1, reduction="sum")
+    torch.testing.assert_close(model.loss(model.look_up(batch.lookup_ids), batch), expected)
+
+
+def test_the_sampled_loss_leaves_out_negatives_that_are_the_target():
+    model = make_model(SAMPLED)
+    batch = training_batch([[4, 7, 12], [5, 9]], SAMPLED)
+    table, users = model.tables.embeddings["item"].weight, encoded(model, batch)
+    expected = torch.zeros(())
+    for user, target in zip(users, [7, 12, 9], strict=True):
+        candidates = [target, *(n for n in NEGATIVES.tolist() if n != target)]
+        expected = expected - (table[candidates] @ user).log_softmax(dim=0)[0]
+    torch.testing.assert_close(model.loss(model.look_up(batch.lookup_ids), batch), expected)
+
+
+# Initial weights
+
+
+def test_initial_weights_are_a_function_of_the_seed():
+    def weights(seed: int) -> list[Tensor]:
+        torch.manual_seed(int(torch.randint(1000, ())))  # the global generator must not matter
+        encoder = SASRec(WIDTH, MAX_HISTORY, SASRecConfig(num_blocks=1))
+        encoder.initialize(torch.Generator().manual_seed(seed))
+        return [p.detach().clone() for p in encoder.parameters()]
+
+    first, again, other = weights(3), weights(3), weights(4)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_initial_weights_have_the_usual_scale():
+    encoder = SASRec(64, 100, SASRecConfig(num_blocks=1))
+    encoder.initialize(torch.Generator().manual_seed(1))
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        elif "norm" in name:
+            assert parameter.eq(1.0).all(), name
+        else:
+            assert abs(parameter.std().item() - 0.02) < 0.002, name

@@ -1,0 +1,104 @@
+"""What the documentation says is so: settings, commands and their options, files and links."""
+
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.core import TyperGroup
+
+from cluster import config_docs
+from cluster.cli import app
+from cluster.config import check_config, load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PACKAGES = ("cluster", "trainer", "sharding", "models")
+
+
+def code_blocks(page: Path, language: str = r"\w*") -> Iterator[str]:
+    """The blocks of a page, those in one language if it is given."""
+    return (m[1] for m in re.finditer(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S))
+
+
+def shoal_commands() -> Iterator[tuple[Path, str]]:
+    """Every line of a code block that begins with `shoal`, however long it is continued."""
+    for page in PAGES:
+        for block in code_blocks(page):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True) if line.startswith("shoal ") else []
+                if words:
+                    yield page, shlex.join(words)
+
+
+COMMANDS = sorted({(page.name, command) for page, command in shoal_commands()})
+CONFIGS = [(page.name, text) for page in PAGES for text in code_blocks(page, "toml")]
+
+
+def test_configuration_page_is_what_the_settings_say() -> None:
+    written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert written == config_docs.page(), "run `make docs`"
+
+
+def test_configuration_page_knows_every_section() -> None:
+    names = {section.name for section in config_docs.sections()}
+    assert {"run", "logs", "split", "model.encoder", "model.objective", "tables.item", "train.early_stopping"} <= names
+
+
+def test_the_pages_show_commands() -> None:
+    assert len(COMMANDS) > 10
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
+def test_commands_in_the_docs_exist_with_their_options(page: str, command: str) -> None:
+    _, *arguments = shlex.split(command)
+    found: Any = typer.main.get_command(app)
+    while isinstance(found, TyperGroup):
+        name = arguments.pop(0)
+        assert name in found.commands, f"{page}: {command}: there is no command {name}"
+        found = found.commands[name]
+    context = found.make_context("shoal", arguments)  # parses options and arguments, and calls nothing
+    config = context.params.get("config")
+    if config is not None and config.startswith("configs/"):
+        load_config(ROOT / config, context.params["overrides"] or None)
+
+
+@pytest.mark.parametrize(("page", "text"), CONFIGS)
+def test_configs_in_the_docs_are_valid(page: str, text: str) -> None:
+    values = tomllib.loads(text)
+    check_config({**values, "logs": {"path": "events.parquet", **values.get("logs", {})}}, page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    links = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+    for target in links:
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file).resolve() if file else page
+        assert there.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(encoding="utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
+
+
+def test_the_readme_lists_every_file_of_the_packages() -> None:
+    (tree,) = (block for block in code_blocks(ROOT / "README.md") if block.startswith("cluster/ "))
+    folder, listed = "", set()
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if line.startswith("  "):
+            listed.add(folder + name)
+        else:
+            folder = name
+    present = {
+        f"{package}/{path.name}"
+        for package in PACKAGES
+        for path in (ROOT / package).iterdir()
+        if path.is_file() and path.name != "__init__.py"
+    }
+    assert listed == present

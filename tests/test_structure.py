@@ -1,0 +1,134 @@
+"""The house rules that a machine can check: who imports what, how files are called, what the wheel ships.
+
+import-linter checks the direction between the packages; here is what it cannot express.
+"""
+
+import ast
+import importlib
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from setuptools import Distribution
+
+from cluster import __version__
+from cluster.config import load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("cluster", "trainer", "sharding", "models")
+SOURCES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+LIGHT = [path for path in SOURCES if path.name in ("config.py", "__init__.py")]
+CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
+HELP_SECONDS = 0.5
+
+
+def imports(source: Path) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything that a file imports, wherever in the file; `from a import b` gives a and a.b."""
+    for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}:{node.lineno}: imports are written in full, from the package on"
+            yield node.lineno, str(node.module)
+            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def importers(names: tuple[str, ...], among: list[Path]) -> list[str]:
+    """Where any of `names`, or something below it, is imported: "file:line imports name"."""
+    return sorted(
+        {
+            f"{source}:{line} imports {imported}"
+            for source in among
+            for line, imported in imports(source)
+            if any(imported == name or imported.startswith(name + ".") for name in names)
+        }
+    )
+
+
+def test_ray_is_imported_only_in_cluster() -> None:
+    assert importers(("ray",), [s for s in SOURCES if s.parts[0] != "cluster"]) == []
+
+
+def test_distributed_torch_is_imported_only_in_sharding_and_checkpoints() -> None:
+    others = [s for s in SOURCES if s.parts[0] != "sharding" and not fnmatch(str(s), "trainer/checkpoint*.py")]
+    assert importers(("torch.distributed", "torchrec.distributed"), others) == []
+
+
+@pytest.mark.parametrize("source", LIGHT, ids=str)
+def test_config_modules_and_packages_import_neither_torch_nor_ray(source: Path) -> None:
+    assert importers(("torch", "torchrec", "fbgemm_gpu", "ray"), [source]) == []
+
+
+def test_importing_settings_and_command_line_loads_neither_torch_nor_ray() -> None:
+    modules = "models.config, sharding.config, trainer.config, cluster.config, cluster.cli, cluster.config_docs"
+    program = f"import sys, {modules}; print(sorted({{'torch', 'torchrec', 'ray'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_answers_at_once() -> None:
+    def seconds() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "cluster", "--help"], cwd=ROOT, capture_output=True, check=True)
+        return time.perf_counter() - started
+
+    assert min(seconds() for _ in range(5)) < HELP_SECONDS  # of several, because the machine may be busy
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    folders = (*PACKAGES, "tests", "benchmarks")
+    stems = {path.stem: path for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    assert {"utils", "util", "common", "helpers", "helper", "base", "misc"} & stems.keys() == set()
+
+
+def package_files() -> dict[str, str]:
+    """Where each of the four packages is found. Runs on the driver and on workers."""
+    return {name: str(importlib.import_module(name).__file__) for name in PACKAGES}
+
+
+def test_packages_are_this_project_on_driver_and_workers(ray_session: None) -> None:
+    import ray
+
+    here = {name: str(ROOT / name / "__init__.py") for name in PACKAGES}
+    assert package_files() == here
+    assert ray.get(ray.remote(package_files).remote()) == here
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_loads(path: Path) -> None:
+    given = tomllib.loads(path.read_text(encoding="utf-8"))
+    load_config(path, [] if "path" in given.get("logs", {}) else ["logs.path=events.parquet"])
+
+
+def test_the_wheel_ships_exactly_the_four_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    distribution = Distribution()
+    distribution.parse_config_files()
+    assert sorted(distribution.packages) == sorted(PACKAGES)
+    assert not distribution.py_modules
+    patterns = distribution.package_data
+    shipped = {
+        f"{package}/{path.name}"
+        for package in PACKAGES
+        for path in (ROOT / package).iterdir()
+        if path.suffix == ".py" or any(fnmatch(path.name, pattern) for pattern in patterns.get(package, []))
+    }
+    assert "trainer/report.html.j2" in shipped
+    present = {
+        str(path.relative_to(ROOT))
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert present == shipped  # nothing lies in a package that an installed shoal would miss
+
+
+def test_version_and_entry_point_of_the_distribution() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == __version__
+    assert project["scripts"] == {"shoal": "cluster.cli:main"}

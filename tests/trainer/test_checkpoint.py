@@ -1,0 +1,264 @@
+"""Checkpoints through torch.distributed.checkpoint: exact at any number of ranks and under any sharding, or refused."""
+
+import errno
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from models.tables import TableSpec, build_tables, lookup_request
+from sharding.config import TableConfig
+from sharding.optimizers import Optimizers
+from sharding.place import place, tables_device
+from sharding.ranks import Ranks
+from trainer import checkpoint, checkpoint_folder
+from trainer.checkpoint_folder import CheckpointManifest
+from trainer.dataset import hash_file
+from trainer.errors import CheckpointError
+
+SPEC = TableSpec("item", num_rows=37, dim=8)
+
+
+class Lookup(nn.Module):
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.tables = build_tables([SPEC], device)
+        self.dense = nn.Linear(SPEC.dim, 3)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A module with its optimizers on one rank."""
+
+    module: Lookup
+    placed: nn.Module
+    optimizers: Optimizers
+    ranks: Ranks
+
+    def train(self, steps: range) -> None:
+        for step in steps:
+            generator = torch.Generator().manual_seed(step)
+            ids = torch.randint(0, SPEC.num_rows, (25,), generator=generator)[self.ranks.rank :: self.ranks.world_size]
+            self.optimizers.set_rate_factor(1.0)
+            rows = self.module.tables(lookup_request("item", ids))["item"].values()
+            (self.module.dense(rows).sigmoid() ** 2).sum().backward()
+            for parameter in self.optimizers.dense_parameters:
+                if parameter.grad is not None:
+                    self.ranks.sum(parameter.grad)
+            self.optimizers.step_dense()
+
+    def state(self) -> dict[str, "Pieces"]:
+        """What this rank holds of every tensor of model and optimizers, by the keys of the checkpoint. Not collective."""
+        return {name: pieces_of(value) for name, value in checkpoint.tensors(self.placed, self.optimizers).items()}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A tensor's size, and copies of the parts that one rank holds with their offsets."""
+
+    size: torch.Size
+    parts: list[tuple[list[int], Tensor]]
+
+
+def pieces_of(value: Any) -> Pieces:
+    if isinstance(value, ShardedTensor):
+        parts = [(list(shard.metadata.shard_offsets), shard.tensor.detach().clone()) for shard in value.local_shards()]
+        return Pieces(value.size(), parts)
+    tensor = torch.as_tensor(value).detach().clone()
+    return Pieces(tensor.size(), [([0] * tensor.dim(), tensor)])
+
+
+def assembled(states: list[dict[str, Pieces]]) -> dict[str, Tensor]:
+    """The whole tensors from all ranks' states. Ranks that hold the same part must agree on it."""
+    whole: dict[str, Tensor] = {}
+    for name, first in {name: pieces for state in states for name, pieces in state.items()}.items():
+        tensor = torch.full(first.size, float("nan"))
+        for pieces in (state[name] for state in states if name in state):
+            for offsets, part in pieces.parts:
+                place = tuple(slice(o, o + n) for o, n in zip(offsets, part.shape, strict=True))
+                assert torch.equal(tensor[place].nan_to_num(7.0), torch.full_like(part, 7.0)) or torch.equal(
+                    tensor[place], part
+                ), f"ranks disagree on {name}"
+                tensor[place] = part
+        assert not tensor.isnan().any(), f"nobody holds a part of {name}"
+        whole[name] = tensor
+    return whole
+
+
+def build(ranks: Ranks, config: TableConfig, dense: type[torch.optim.Optimizer], seed: int) -> Run:
+    torch.manual_seed(seed)
+    tables = {"item": config}
+    module = Lookup(tables_device(tables, ranks.device))
+    placed = place(module, tables, ranks, seed).module
+    return Run(module, placed, Optimizers(placed, lambda p: dense(p, lr=0.01)), ranks)
+
+
+def describe(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
+    return CheckpointManifest(3, 24, 100, {}, {}, {}, "digest", {}, {}, files)
+
+
+def train_and_save(
+    ranks: Ranks, folder: Path, config: TableConfig, dense: type[torch.optim.Optimizer]
+) -> tuple[Path, dict[str, Pieces], dict[str, Pieces]]:
+    """(path, the state that was saved, the state two steps later)."""
+    run = build(ranks, config, dense, seed=1)
+    run.train(range(3))
+    saved = run.state()
+    path = checkpoint.save(folder, checkpoint.tensors(run.placed, run.optimizers), ranks, describe, step=3)
+    run.train(range(3, 5))
+    return path, saved, run.state()
+
+
+def load_and_train(
+    ranks: Ranks, folder: Path, config: TableConfig, dense: type[torch.optim.Optimizer]
+) -> tuple[dict[str, Pieces], dict[str, Pieces]]:
+    """(the state as loaded, the state two steps later). Other initial weights than those that were saved."""
+    run = build(ranks, config, dense, seed=2)
+    found, complaints = checkpoint.find_to_resume(folder, ranks)
+    assert found is not None
+    assert complaints == []
+    checkpoint.load(found, run.placed, run.optimizers)
+    loaded = run.state()
+    run.train(range(3, 5))
+    return loaded, run.state()
+
+
+ADAGRAD = {"dim": 8, "optimizer": "adagrad", "learning_rate": 0.1}
+ROWWISE = {"dim": 8, "optimizer": "rowwise_adagrad", "learning_rate": 0.1}
+REPLICATED = {"dim": 8, "sharding": "replicated"}
+RESHARDINGS = {
+    "row to column": (ADAGRAD | {"sharding": "row_wise"}, ADAGRAD | {"sharding": "column_wise"}),
+    "row to table": (ADAGRAD | {"sharding": "row_wise"}, ADAGRAD | {"sharding": "table_wise"}),
+    "column to row": (ADAGRAD | {"sharding": "column_wise"}, ADAGRAD | {"sharding": "row_wise"}),
+    "row to row, one number per row": (ROWWISE | {"sharding": "row_wise"}, ROWWISE | {"sharding": "row_wise"}),
+    "table to row, one number per row": (ROWWISE | {"sharding": "table_wise"}, ROWWISE | {"sharding": "row_wise"}),
+    "replicated": (REPLICATED, REPLICATED),
+}
+
+
+def check_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("resharding", RESHARDINGS)
+def test_weights_and_optimizer_slots_are_exact_at_other_ranks_and_shardings(rank_pool, tmp_path, resharding):
+    before, after = (TableConfig(**config) for config in RESHARDINGS[resharding])
+    results = rank_pool.run(2, train_and_save, tmp_path, before, torch.optim.AdamW, deadline=60.0)
+    assert {path for path, _, _ in results} == {tmp_path / "step_000000003"}
+    saved = assembled([state for _, state, _ in results])
+    slots = {name: value for name, value in saved.items() if name.startswith("optim.")}
+    assert sum("dense" in name for name in slots) == 6  # step and two moments, of weight and bias
+    assert any("tables" in name for name in slots)
+    assert [name for name, value in slots.items() if not value.any()] == []
+    for world_size in (1, 3):
+        results = rank_pool.run(world_size, load_and_train, tmp_path, after, torch.optim.AdamW, deadline=60.0)
+        check_equal(assembled([state for state, _ in results]), saved)
+
+
+@pytest.mark.parametrize("config", [ADAGRAD, ROWWISE, REPLICATED], ids=["adagrad", "rowwise", "replicated"])
+def test_training_goes_on_bit_identically_at_the_same_number_of_ranks(rank_pool, tmp_path, config):
+    table = TableConfig(**config)
+    uninterrupted = rank_pool.run(2, train_and_save, tmp_path, table, torch.optim.AdamW)
+    continued = rank_pool.run(2, load_and_train, tmp_path, table, torch.optim.AdamW)
+    check_equal(assembled([after for _, after in continued]), assembled([after for _, _, after in uninterrupted]))
+
+
+def load_without_optimizers(ranks: Ranks, folder: Path) -> dict[str, Pieces]:
+    run = build(ranks, TableConfig(**ROWWISE), torch.optim.SGD, seed=2)
+    found, _ = checkpoint.find_to_resume(folder, ranks)
+    assert found is not None
+    checkpoint.load(found, run.placed, None)
+    return {name: value for name, value in run.state().items() if name.startswith("model.")}
+
+
+def test_evaluation_loads_the_weights_alone(rank_pool, tmp_path):
+    results = rank_pool.run(2, train_and_save, tmp_path, TableConfig(**ADAGRAD), torch.optim.AdamW)
+    saved = assembled([state for _, state, _ in results])
+    loaded = assembled(rank_pool.run(1, load_without_optimizers, tmp_path))
+    assert loaded.keys() == {"model.tables.embeddings.item.weight", "model.dense.weight", "model.dense.bias"}
+    check_equal(loaded, {name: saved[name] for name in loaded})
+
+
+def test_the_manifest_has_the_hash_of_every_file(rank_pool, tmp_path):
+    path, _, _ = rank_pool.run(2, train_and_save, tmp_path, TableConfig(**ROWWISE), torch.optim.AdamW)[0]
+    manifest = checkpoint_folder.verify(path)
+    on_disk = {file.name: file for file in path.iterdir() if file.name != "manifest.json"}
+    assert manifest.files.keys() == on_disk.keys()
+    assert {name.split("_")[2] for name in on_disk if name.endswith(".distcp")} == {"0", "1"}  # a file of each rank
+    for name, file in on_disk.items():
+        assert manifest.files[name] == {"sha256": hash_file(file), "num_bytes": file.stat().st_size}
+
+
+def test_a_checkpoint_of_another_model_is_refused_on_every_rank(rank_pool, tmp_path):
+    rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD), torch.optim.AdamW)
+    other = TableConfig(**ADAGRAD | {"optimizer": "rowwise_adagrad"})
+    with pytest.raises(CheckpointError, match=r"step_000000003: does not fit the model"):
+        rank_pool.run(2, load_and_train, tmp_path, other, torch.optim.AdamW)
+
+
+# Failures while writing
+
+
+def error_of_saving(ranks: Ranks, folder: Path, broken: str) -> tuple[str, str]:
+    """What saving raised on this rank: type and text."""
+    run = build(ranks, TableConfig(**ROWWISE), torch.optim.AdamW, seed=1)
+    original = checkpoint._HashingFileSystem.create_stream
+
+    def full_disk(self: Any, path: Any, mode: str) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def describe_in_vain(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if broken == "disk of rank 1" and ranks.rank == 1:
+        checkpoint._HashingFileSystem.create_stream = full_disk  # type: ignore[method-assign]
+    try:
+        state = checkpoint.tensors(run.placed, run.optimizers)
+        checkpoint.save(folder, state, ranks, describe_in_vain if broken == "manifest" else describe, step=3)
+    except Exception as error:  # noqa: BLE001 - the test compares it over ranks
+        return type(error).__name__, str(error)
+    finally:
+        checkpoint._HashingFileSystem.create_stream = original  # type: ignore[method-assign]
+    return "nothing", ""
+
+
+def test_one_rank_that_cannot_write_is_an_error_on_all_ranks(rank_pool, tmp_path):
+    errors = rank_pool.run(2, error_of_saving, tmp_path, "disk of rank 1", deadline=60.0)
+    for name, text in errors:
+        assert name == "CheckpointError"
+        assert "rank 1: " in text
+        assert "No space left on device" in text
+    assert checkpoint_folder.committed(tmp_path) == []
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_folder_that_cannot_be_written_is_an_error_on_all_ranks(rank_pool, tmp_path, world_size):
+    """A file where the folder should be, since the tests may run as root, who may write anywhere."""
+    (tmp_path / "checkpoints").write_text("in the way")
+    errors = rank_pool.run(world_size, error_of_saving, tmp_path / "checkpoints", "nothing", deadline=60.0)
+    assert [name for name, _ in errors] == ["CheckpointError"] * world_size
+    assert all("checkpoints" in text for _, text in errors)
+
+
+def test_a_commit_that_fails_is_an_error_on_all_ranks(rank_pool, tmp_path):
+    errors = rank_pool.run(2, error_of_saving, tmp_path, "manifest", deadline=60.0)
+    assert [name for name, _ in errors] == ["CheckpointError"] * 2
+    assert checkpoint_folder.committed(tmp_path) == []
+
+
+def find(ranks: Ranks, folder: Path) -> tuple[str, list[str]]:
+    found, complaints = checkpoint.find_to_resume(folder, ranks)
+    return (found.path.name if found else "none"), complaints
+
+
+def test_all_ranks_resume_from_what_the_first_one_found(rank_pool, tmp_path):
+    assert rank_pool.run(2, find, tmp_path / "new") == [("none", [])] * 2
+    rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD), torch.optim.SGD)
+    attempt = checkpoint_folder.new_attempt(tmp_path, 9)
+    assert rank_pool.run(3, find, tmp_path) == [("step_000000003", [])] * 3
+    assert not attempt.exists()
