@@ -187,6 +187,8 @@ def _explain(error: ValidationError, origin: str) -> str:
                 lines.append(f"{key}: no such setting{hint}")
             case "union_tag_invalid":
                 lines.append(f"{key}.kind: {_wrong_kind(detail)}")
+            case "literal_error":
+                lines.append(f"{key}: no such choice {detail['input']!r}; choose {detail['ctx']['expected']}")
             case "missing":
                 lines.append(f"{key}: is missing; add it to the config or pass --set {key}=...")
             case _:

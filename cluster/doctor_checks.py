@@ -191,17 +191,20 @@ def check_orphans(daemons: Iterable[ProcessInfo], user: str, alive: Iterable[str
 
 
 def check_authentication(mode: str | None, token: bool, alive: Iterable[str]) -> Finding:
-    """Clusters demand a token by default, but the Jobs client sends one only when told to."""
+    """Clusters demand a token by default; `shoal submit` sends the one that it finds (cluster.ray_token)."""
     name, wanted = "authentication", (mode or "").lower()
     get_token = "copy ~/.ray/auth_token from the head's machine, or set RAY_AUTH_TOKEN_PATH to a copy"
     if wanted == "token" and not token:
         return Finding(name, "problem", "RAY_AUTH_MODE is token, but there is no token", get_token)
     if wanted:
         return Finding(name, "ok", f"RAY_AUTH_MODE is {mode}")
+    if token:
+        own = "Ray's own `ray job` needs RAY_AUTH_MODE=token in its environment"
+        return Finding(name, "ok", f"`shoal submit` sends the token that is here; {own}")
     if not list(alive):
         return Finding(name, "ok", "RAY_AUTH_MODE is not set; a cluster started here makes its own token")
-    what = 'RAY_AUTH_MODE is not set: the Jobs client sends no token and fails with "Missing authentication token"'
-    return Finding(name, "warning", what, "export RAY_AUTH_MODE=token" + ("" if token else f"; {get_token}"))
+    what = 'there is no token to send, and a cluster that asks for one answers "Missing authentication token"'
+    return Finding(name, "warning", what, get_token)
 
 
 def check_port(port: int, purpose: str, option: str, in_use: bool, alive: Iterable[str]) -> Finding:

@@ -17,6 +17,10 @@ from trainer.errors import UserError
 PACKAGES = ("cluster", "trainer", "sharding", "models")
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 60.0
+AGENT_HINT = (
+    " The head's agent does not run, likely because another Ray session on that machine has its port; start the head with "
+    "`ray start --head --dashboard-agent-listen-port=ANOTHER`"
+)
 ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
@@ -48,7 +52,8 @@ def _hand_over(client: JobSubmissionClient, job_id: str, staged: Path, dashboard
             return
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > end:
-                raise UserError(f"cluster at {dashboard} refused the job: {str(error).splitlines()[0]}") from None
+                busy = "" if "No available agent" not in str(error) else AGENT_HINT
+                raise UserError(f"cluster at {dashboard} refused the job: {str(error).splitlines()[0]}{busy}") from None
         time.sleep(POLL_SECONDS)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.rank_pool import RankPool
 
@@ -14,6 +15,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="../shared/data",
         help="folder of real logs (ml-1m/ ...); tests that need it skip without",
     )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` are skipped, with the reason, where torch sees no GPU."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked and not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch sees none here"))
 
 
 @pytest.fixture(scope="session")

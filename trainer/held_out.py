@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.batch import HistoryBatch, build_batch
-from trainer.row_groups import PackedHistories, RowGroupReader, gather
+from trainer.row_groups import PackedHistories, RowGroupReader, gather, joined
 
 Split = Literal["validation", "test"]
 NOTHING = np.zeros(0, dtype=np.int64)
@@ -48,19 +48,21 @@ class HeldOut:
     world_size: int
 
     def num_batches(self) -> int:
-        """The same on every rank: what the rank with the most rows needs."""
-        rows = np.asarray(self.reader.group_rows, dtype=np.int64)
-        return max(self._batches_of(rows[rank :: self.world_size]) for rank in range(self.world_size))
+        """The same on every rank: what the rank with the most batches needs."""
+        return max(
+            sum(-(-self._rows_of(bundle) // self._share) for bundle in self._bundles(rank))
+            for rank in range(self.world_size)
+        )
 
     def batches(self) -> Iterator[HeldOutBatch]:
-        """Batches of about batch_size / world_size rows; rows without targets in the split are left out."""
-        groups = range(self.rank, len(self.reader.group_rows), self.world_size)
+        """Batches of at most batch_size / world_size rows; rows without targets in the split are left out."""
         count = 0
-        for group in groups:
-            packed = self.reader.read([group])[group]
-            first_row = int(self.reader.first_rows[group])
-            for start in range(0, packed.starts.size, self._share):
-                yield self._batch(packed, first_row, np.arange(start, min(start + self._share, packed.starts.size)))
+        for bundle in self._bundles(self.rank):
+            held = self.reader.read(bundle)
+            packed = joined([held[group] for group in bundle])
+            row_ids = np.concatenate([self.reader.first_rows[g] + np.arange(self.reader.group_rows[g]) for g in bundle])
+            for start in range(0, row_ids.size, self._share):
+                yield self._batch(packed, row_ids, np.arange(start, min(start + self._share, row_ids.size)))
                 count += 1
         for _ in range(count, self.num_batches()):
             yield self._empty()
@@ -69,10 +71,19 @@ class HeldOut:
     def _share(self) -> int:
         return max(1, self.batch_size // self.world_size)
 
-    def _batches_of(self, group_rows: np.ndarray) -> int:
-        return int((-(-group_rows // self._share)).sum())
+    def _rows_of(self, groups: list[int]) -> int:
+        return sum(self.reader.group_rows[group] for group in groups)
 
-    def _batch(self, packed: PackedHistories, first_row: int, rows: np.ndarray) -> HeldOutBatch:
+    def _bundles(self, rank: int) -> list[list[int]]:
+        """A rank's row groups, small ones put together until they fill a batch."""
+        bundles: list[list[int]] = []
+        for group in range(rank, len(self.reader.group_rows), self.world_size):
+            if not bundles or self._rows_of(bundles[-1]) >= self._share:
+                bundles.append([])
+            bundles[-1].append(group)
+        return bundles
+
+    def _batch(self, packed: PackedHistories, row_ids: np.ndarray, rows: np.ndarray) -> HeldOutBatch:
         num_events = packed.ends - packed.starts
         low = (packed.train_end if self.split == "validation" else packed.validation_end)[rows]
         high = (packed.validation_end if self.split == "validation" else num_events)[rows]
@@ -87,8 +98,8 @@ class HeldOut:
         recent, offsets = gather(packed.items, start + np.maximum(0, low - self.max_history), start + low)
         users = packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size)
         return HeldOutBatch(
-            batch=build_batch(first_row + rows, offsets, recent, NOTHING, NOTHING, None),
-            row_ids=first_row + rows,
+            batch=build_batch(row_ids[rows], offsets, recent, NOTHING, NOTHING, None),
+            row_ids=row_ids[rows],
             users=users,
             history_lengths=low,
             seen=seen.astype(np.int64),

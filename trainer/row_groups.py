@@ -35,6 +35,22 @@ class PackedHistories:
         return int(self.items.nbytes + 4 * self.starts.nbytes)
 
 
+def joined(pieces: list[PackedHistories]) -> PackedHistories:
+    """Several row groups as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    bases = np.concatenate(([0], np.cumsum([piece.items.size for piece in pieces])))
+    users = None if pieces[0].users is None else pa.concat_arrays([piece.users for piece in pieces])
+    return PackedHistories(
+        items=np.concatenate([piece.items for piece in pieces]),
+        starts=np.concatenate([piece.starts + base for piece, base in zip(pieces, bases, strict=False)]),
+        ends=np.concatenate([piece.ends + base for piece, base in zip(pieces, bases, strict=False)]),
+        train_end=np.concatenate([piece.train_end for piece in pieces]),
+        validation_end=np.concatenate([piece.validation_end for piece in pieces]),
+        users=users,
+    )
+
+
 class RowGroupReader:
     """Reads row groups by their number in the manifest, checks their page checksums, keeps recent ones up to `cache_bytes`."""
 

@@ -246,9 +246,9 @@ def test_a_missing_token_is_found(tmp_path: Path) -> None:
     assert has(check_authentication("token", True, head), "ok", "token", "")
     assert has(check_authentication("disabled", False, head), "ok", "disabled", "")
     assert has(check_authentication("token", False, []), "problem", "no token", "RAY_AUTH_TOKEN_PATH")
-    assert has(check_authentication(None, True, []), "ok", "not set", "")
-    assert has(check_authentication(None, True, head), "warning", "Jobs client", "export RAY_AUTH_MODE=token")
-    assert has(check_authentication(None, False, head), "warning", "Jobs client", "copy ~/.ray/auth_token")
+    assert has(check_authentication(None, False, []), "ok", "not set", "")
+    assert has(check_authentication(None, True, head), "ok", "shoal submit", "")
+    assert has(check_authentication(None, False, head), "warning", "no token", "copy ~/.ray/auth_token")
 
 
 def test_a_port_in_use_is_found() -> None:

@@ -40,12 +40,19 @@ def dashboard(tmp_path_factory) -> Iterator[str]:
         f"--port={free_port()}",
         "--include-dashboard=true",
     ]
+    # The agent's default port may belong to another Ray session on this machine; without its agent a head takes no jobs.
+    command += [
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={free_port()}",
+    ]
+    # Jobs run `python`: the one of this environment, as on a cluster whose nodes have Shoal's requirements installed.
+    path = f"{ray.parent}{os.pathsep}{os.environ['PATH']}"
     head = subprocess.Popen(
-        [*command, "--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--disable-usage-stats"],
+        [*command, "--disable-usage-stats"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        # Jobs run `python`: the one of this environment, as on a cluster whose nodes have Shoal's requirements installed.
-        env={**os.environ, "RAY_AUTH_MODE": "token", "PATH": f"{ray.parent}{os.pathsep}{os.environ['PATH']}"},
+        env={**os.environ, "RAY_AUTH_MODE": "token", "PATH": path},
         start_new_session=True,
     )
     try:

@@ -148,7 +148,7 @@ def check_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("resharding", RESHARDINGS)
 def test_weights_and_optimizer_slots_are_exact_at_other_ranks_and_shardings(rank_pool, tmp_path, resharding):
     before, after = (TableConfig(**config) for config in RESHARDINGS[resharding])
-    results = rank_pool.run(2, train_and_save, tmp_path, before, torch.optim.AdamW, deadline=60.0)
+    results = rank_pool.run(2, train_and_save, tmp_path, before, torch.optim.AdamW)
     assert {path for path, _, _ in results} == {tmp_path / "step_000000003"}
     saved = assembled([state for _, state, _ in results])
     slots = {name: value for name, value in saved.items() if name.startswith("optim.")}
@@ -156,7 +156,7 @@ def test_weights_and_optimizer_slots_are_exact_at_other_ranks_and_shardings(rank
     assert any("tables" in name for name in slots)
     assert [name for name, value in slots.items() if not value.any()] == []
     for world_size in (1, 3):
-        results = rank_pool.run(world_size, load_and_train, tmp_path, after, torch.optim.AdamW, deadline=60.0)
+        results = rank_pool.run(world_size, load_and_train, tmp_path, after, torch.optim.AdamW)
         check_equal(assembled([state for state, _ in results]), saved)
 
 
@@ -228,7 +228,7 @@ def error_of_saving(ranks: Ranks, folder: Path, broken: str) -> tuple[str, str]:
 
 
 def test_one_rank_that_cannot_write_is_an_error_on_all_ranks(rank_pool, tmp_path):
-    errors = rank_pool.run(2, error_of_saving, tmp_path, "disk of rank 1", deadline=60.0)
+    errors = rank_pool.run(2, error_of_saving, tmp_path, "disk of rank 1")
     for name, text in errors:
         assert name == "CheckpointError"
         assert "rank 1: " in text
@@ -240,13 +240,13 @@ def test_one_rank_that_cannot_write_is_an_error_on_all_ranks(rank_pool, tmp_path
 def test_a_folder_that_cannot_be_written_is_an_error_on_all_ranks(rank_pool, tmp_path, world_size):
     """A file where the folder should be, since the tests may run as root, who may write anywhere."""
     (tmp_path / "checkpoints").write_text("in the way")
-    errors = rank_pool.run(world_size, error_of_saving, tmp_path / "checkpoints", "nothing", deadline=60.0)
+    errors = rank_pool.run(world_size, error_of_saving, tmp_path / "checkpoints", "nothing")
     assert [name for name, _ in errors] == ["CheckpointError"] * world_size
     assert all("checkpoints" in text for _, text in errors)
 
 
 def test_a_commit_that_fails_is_an_error_on_all_ranks(rank_pool, tmp_path):
-    errors = rank_pool.run(2, error_of_saving, tmp_path, "manifest", deadline=60.0)
+    errors = rank_pool.run(2, error_of_saving, tmp_path, "manifest")
     assert [name for name, _ in errors] == ["CheckpointError"] * 2
     assert checkpoint_folder.committed(tmp_path) == []
 

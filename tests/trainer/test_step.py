@@ -1,0 +1,327 @@
+"""One step: applied on every rank or on none, with the gradient of the global batch, however the ranks share it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from models.batch import HistoryBatch, build_batch
+from models.next_item import NextItemModel
+from models.tables import TableSpec
+from sharding.ranks import Ranks
+from tests.jobs import tiny_job
+from trainer import checkpoint
+from trainer.build import Built, build_model, build_optimizers
+from trainer.job import Job
+from trainer.step import StepResult, TrainStep, rate_factor
+
+NUM_ROWS = 30
+NEGATIVES = np.asarray([3, 7, 7, 12, 29, 1])
+State = dict[str, Tensor]
+
+
+def sequences_of(seed: int) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    return [random.integers(1, NUM_ROWS, size=length).tolist() for length in (9, 2, 4, 8, 3, 6)]
+
+
+def shared(sequences: list[list[int]], world_size: int) -> list[list[list[int]]]:
+    """Uneven shares; at three ranks the second has no history at all."""
+    match world_size:
+        case 1:
+            return [sequences]
+        case 2:
+            return [sequences[:5], sequences[5:]]
+        case _:
+            return [sequences[:2], [], sequences[2:]]
+
+
+def batch_of(sequences: list[list[int]], job: Job) -> HistoryBatch:
+    sequences = sequences or [[]]
+    sampled = job.model.objective.kind == "sampled_softmax"
+    inputs, targets = [s[:-1] for s in sequences], [s[1:] for s in sequences]
+    return build_batch(
+        np.arange(len(sequences)),
+        np.concatenate(([0], np.cumsum([len(i) for i in inputs]))).astype(np.int64),
+        np.asarray([item for i in inputs for item in i], dtype=np.int64),
+        np.asarray([item for t in targets for item in t], dtype=np.int64),
+        NEGATIVES if sampled else np.zeros(0, dtype=np.int64),
+        None if sampled else NUM_ROWS,
+    )
+
+
+def job_with(
+    tmp_path, optimizer: str = "adamw", table: str = "rowwise_adagrad", dropout: float = 0.0, **model: Any
+) -> Job:
+    return tiny_job(
+        tmp_path,
+        tmp_path,
+        model={"encoder": {"kind": "sasrec", "num_blocks": 1, "dropout": dropout}, **model},
+        tables={"item": {"dim": 8, "optimizer": table, "learning_rate": 0.5, "init_std": 0.5}},
+        train={"optimizer": optimizer, "learning_rate": 0.1},
+    )
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A model with its optimizers on one rank, ready to step."""
+
+    job: Job
+    ranks: Ranks
+    built: Built
+    step: TrainStep
+
+    @staticmethod
+    def build(ranks: Ranks, job: Job) -> "Rig":
+        torch.set_num_threads(1)
+        built = build_model(job, NUM_ROWS, ranks)
+        built.model.train()
+        return Rig(job, ranks, built, TrainStep(built.model, build_optimizers(built, job.train), ranks, job.seed))
+
+    def train(self, seed: int, number: int = 0, factor: float = 1.0, stop: bool = False) -> StepResult:
+        share = shared(sequences_of(seed), self.ranks.world_size)[self.ranks.rank]
+        return self.step(batch_of(share, self.job), number, factor, stop)
+
+    def local(self) -> State:
+        """Copies of all weights and optimizer slots that this rank holds."""
+        state = {}
+        for name, value in checkpoint.tensors(self.built.placed, self.step.optimizers).items():
+            if isinstance(value, ShardedTensor):
+                state.update({f"{name}/{n}": s.tensor.detach().clone() for n, s in enumerate(value.local_shards())})
+            else:
+                state[name] = torch.as_tensor(value).detach().clone()
+        return state
+
+    def weights(self) -> State:
+        """All weights, whole on the first rank. Collective."""
+        whole = {}
+        for name, value in self.built.placed.state_dict().items():
+            if isinstance(value, ShardedTensor):
+                out = torch.zeros(value.size())
+                value.gather(0, out if self.ranks.is_first else None)
+                whole[name] = out
+            else:
+                whole[name] = value.detach().clone()
+        return whole
+
+
+def equal(a: State, b: State) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# All or none
+
+
+class _PoisonGradient(torch.autograd.Function):
+    """The identity, whose gradient has one number that is not finite."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        return rows.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        broken = gradients[0].clone()
+        broken[1, 2] = float("inf")
+        return broken
+
+
+def poison(rig: Rig, kind: str) -> Callable[[], None]:
+    """Break this rank's next step; the result undoes it."""
+    model: Any = rig.built.model
+    whole = type(model).loss
+    match kind:
+        case "loss is nan":
+            model.loss = lambda rows, batch: whole(model, rows, batch) * float("nan")
+        case "loss is infinite":
+            model.loss = lambda rows, batch: whole(model, rows, batch) + float("inf")
+        case "gradient of the rows":
+            model.loss = lambda rows, batch: whole(model, _PoisonGradient.apply(rows), batch)
+        case "gradient of a dense weight":
+            weight = model.encoder.blocks[0].feed_forward_in.weight
+            return weight.register_hook(lambda gradient: gradient * float("nan")).remove
+    return lambda: delattr(model, "loss")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    result: StepResult
+    before: State
+    after: State
+    next_result: StepResult
+    final: State
+
+
+def skip_one(ranks: Ranks, job: Job, kind: str, broken_rank: int) -> Skipped:
+    """A good step, a step that is broken on one rank, and a good one."""
+    rig = Rig.build(ranks, job)
+    rig.train(seed=1)
+    before = rig.local()
+    mend = poison(rig, kind) if ranks.rank == broken_rank else None
+    result = rig.train(seed=2, number=1)
+    after = rig.local()
+    if mend is not None:
+        mend()
+    return Skipped(result, before, after, rig.train(seed=3, number=2), rig.local())
+
+
+def skip_none(ranks: Ranks, job: Job) -> State:
+    """The same without the broken step."""
+    rig = Rig.build(ranks, job)
+    rig.train(seed=1)
+    rig.train(seed=3, number=2)
+    return rig.local()
+
+
+@pytest.mark.parametrize("broken_rank", [0, 1])
+@pytest.mark.parametrize(
+    "kind", ["loss is nan", "loss is infinite", "gradient of the rows", "gradient of a dense weight"]
+)
+def test_what_is_not_finite_on_one_rank_is_applied_on_none(rank_pool, tmp_path, kind, broken_rank):
+    job = job_with(tmp_path)
+    outcomes = rank_pool.run(2, skip_one, job, kind, broken_rank)
+    for outcome in outcomes:
+        assert not outcome.result.finite
+        assert not outcome.result.applied
+        assert equal(outcome.after, outcome.before)
+        assert outcome.next_result.applied
+        assert not equal(outcome.final, outcome.after)
+    assert repr(outcomes[0].result) == repr(outcomes[1].result)
+    clean = rank_pool.run(2, skip_none, job)
+    assert all(equal(outcome.final, expected) for outcome, expected in zip(outcomes, clean, strict=True))
+
+
+def step_without_targets(ranks: Ranks, job: Job) -> tuple[StepResult, State, State, StepResult]:
+    rig = Rig.build(ranks, job)
+    rig.train(seed=1)
+    before = rig.local()
+    # A history of one event has no input with a target.
+    result = rig.step(batch_of([[4], []] if ranks.is_first else [], job), 1, 1.0, False)
+    return result, before, rig.local(), rig.train(seed=2, number=2)
+
+
+@pytest.mark.parametrize("objective", ["full_softmax", "sampled_softmax"])
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_batch_without_targets_changes_nothing(rank_pool, tmp_path, world_size, objective):
+    job = job_with(tmp_path, objective={"kind": objective})
+    for result, before, after, later in rank_pool.run(world_size, step_without_targets, job):
+        assert (result.num_targets, result.num_events, result.finite, result.applied) == (0, 0, True, False)
+        assert np.isnan(result.loss)
+        assert equal(after, before)
+        assert later.applied
+
+
+# The gradient of the global batch
+
+
+def plain_step(weights: State, job: Job, sequences: list[list[int]]) -> tuple[State, float]:
+    """One step of plain SGD on one device, on the mean over all targets: (weights, loss)."""
+    model = NextItemModel(job.model, TableSpec("item", NUM_ROWS, 8), torch.device("cpu"))
+    model.load_state_dict(weights)
+    batch = batch_of(sequences, job)
+    loss = model.loss(model.look_up(batch.lookup_ids), batch) / batch.target_ids.numel()
+    loss.backward()
+    rates = {name: 0.5 if "tables" in name else 0.1 for name, _ in model.named_parameters()}
+    return {name: (p - rates[name] * p.grad).detach() for name, p in model.named_parameters()}, loss.item()
+
+
+def sgd_step(ranks: Ranks, job: Job, factor: float = 1.0) -> tuple[State, StepResult, State]:
+    rig = Rig.build(ranks, job)
+    before = rig.weights()
+    result = rig.train(seed=1, factor=factor)
+    return before, result, rig.weights()
+
+
+OBJECTIVES = [
+    {"kind": "full_softmax"},
+    {"kind": "sampled_softmax", "num_negatives": 6},
+    {"kind": "full_softmax", "normalize": True, "temperature": 0.2},
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_step_is_that_of_the_global_batch(rank_pool, tmp_path, world_size, objective):
+    job = job_with(tmp_path, "sgd", "sgd", objective=objective)
+    results = rank_pool.run(world_size, sgd_step, job)
+    before, _, after = results[0]
+    expected, loss = plain_step(before, job, sequences_of(1))
+    num_targets = sum(len(s) - 1 for s in sequences_of(1))
+    for _, result, _ in results:
+        assert result.loss == pytest.approx(loss, rel=1e-5)
+        assert (result.num_targets, result.num_events) == (num_targets, num_targets)
+        assert result.applied
+    assert expected.keys() == after.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(after[name], value, rtol=1e-5, atol=1e-6, msg=name)
+        if "bias" not in name:  # attention ignores a constant added to all keys
+            assert not torch.equal(after[name], before[name]), name
+
+
+def test_dense_weights_are_bit_identical_on_all_ranks_after_a_step(rank_pool, tmp_path):
+    results = rank_pool.run(3, sgd_step, job_with(tmp_path))
+    for _, _, after in results[1:]:
+        dense = [name for name in after if "tables" not in name]
+        assert len(dense) > 10
+        assert all(torch.equal(after[name], results[0][2][name]) for name in dense)
+
+
+def test_the_rate_factor_scales_dense_weights_and_tables(rank_pool, tmp_path):
+    job = job_with(tmp_path, "sgd", "sgd")
+    before, _, full = rank_pool.run(1, sgd_step, job, 1.0)[0]
+    _, _, quarter = rank_pool.run(1, sgd_step, job, 0.25)[0]
+    for name, start in before.items():
+        torch.testing.assert_close(quarter[name] - start, 0.25 * (full[name] - start), rtol=1e-3, atol=1e-6, msg=name)
+
+
+def ask_to_stop(ranks: Ranks, job: Job, asking_rank: int) -> list[bool]:
+    rig = Rig.build(ranks, job)
+    return [rig.train(seed=1, stop=stop and ranks.rank == asking_rank).stop_requested for stop in (False, True, False)]
+
+
+@pytest.mark.parametrize("asking_rank", [0, 1])
+def test_a_request_to_stop_reaches_every_rank_in_the_same_step(rank_pool, tmp_path, asking_rank):
+    assert rank_pool.run(2, ask_to_stop, job_with(tmp_path), asking_rank) == [[False, True, False]] * 2
+
+
+def losses_with_dropout(ranks: Ranks, job: Job, numbers: list[int], noise: int) -> list[float]:
+    losses = []
+    for number in numbers:
+        rig = Rig.build(ranks, job)
+        torch.manual_seed(noise)  # what else the process drew must not matter
+        losses.append(rig.train(seed=1, number=number).loss)
+    return losses
+
+
+def test_dropout_is_a_function_of_seed_and_step(rank_pool, tmp_path):
+    job = job_with(tmp_path, dropout=0.5)
+    first = rank_pool.run(2, losses_with_dropout, job, [7, 8, 7], 1)[0]
+    second = rank_pool.run(2, losses_with_dropout, job, [7, 8, 7], 2)[0]
+    assert first == second
+    assert first[0] == first[2] != first[1]
+
+
+# The schedule
+
+
+def test_a_constant_schedule_is_constant():
+    assert [rate_factor(step, 10, "constant", 0) for step in range(10)] == [1.0] * 10
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_schedules_fall_from_the_full_rate_to_two_percent(schedule):
+    factors = [rate_factor(step, 100, schedule, 0) for step in range(101)]
+    assert factors[0] == pytest.approx(1.0)
+    assert factors == sorted(factors, reverse=True)
+    assert factors[100] == pytest.approx(0.02)
+    assert factors[50] == pytest.approx(0.5 if schedule == "linear" else 0.51)
+
+
+def test_warm_up_rises_in_equal_steps_to_the_full_rate():
+    factors = [rate_factor(step, 100, "constant", 4) for step in range(6)]
+    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
