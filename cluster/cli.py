@@ -56,9 +56,8 @@ def main() -> None:
 
         if isinstance(error, PlacementError):
             _fail(str(error), 2)
-        if getattr(error, "trace", ""):
-            _fail(f"{error}\n{error.trace}", 1)  # type: ignore[attr-defined]
-        if type(error).__name__ == "StoppedError":
+        # By name, because importing the driver here would load torch for every small mistake.
+        if type(error).__name__ in ("StoppedError", "RunFailedError"):
             _fail(str(error), 1)
         traceback.print_exc()
         _fail(f"{type(error).__name__}: {error}", 1)

@@ -32,6 +32,10 @@ class StoppedError(Exception):
     """The user asked to stop; everything is saved. The message says how to go on."""
 
 
+class RunFailedError(Exception):
+    """A stage failed for a reason that is not the user's to mend. The message is one line."""
+
+
 @dataclass(frozen=True)
 class Finished:
     """What a whole run leaves."""
@@ -143,12 +147,19 @@ def _evaluate(config: Config, split: Split, name: str | None, view: View) -> tup
 
 
 def _recorded(record: Stages, stage: str, inputs: str, work: Callable[[], Any]) -> Any:
-    """Note a failure in state.json on its way out."""
+    """Note a failure in state.json on its way out; the tracebacks of workers go to failure.log, not to the screen."""
     try:
         return work()
-    except (UserError, WorkersFailedError) as error:
+    except UserError as error:
         record.end(stage, inputs, "failed", str(error))
         raise
+    except WorkersFailedError as error:
+        record.end(stage, inputs, "failed", str(error))
+        log = record.folder / "failure.log"
+        log.write_text(error.trace, encoding="utf-8")
+        raise RunFailedError(
+            f"{stage}: {error}; details in {log}. Running the same command again goes on from the newest checkpoint"
+        ) from None
 
 
 @contextmanager

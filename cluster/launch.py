@@ -79,7 +79,7 @@ def _work(payload: dict[str, Any]) -> None:
         ray.get(monitor.finish.remote(rank, pickle.dumps(result)))
     except Exception as error:
         message = str(error) if isinstance(error, UserError | PlacementError) else None
-        cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        cause = f"{type(error).__name__}: {_first_line(error)}"
         ray.get(monitor.fail.remote(WorkerFailure(rank, cause, message, traceback.format_exc())))
         raise
 
@@ -170,13 +170,24 @@ def _raise_failures(failures: list[WorkerFailure], raised: list[BaseException]) 
     mendable = [failure for failure in failures if failure.user_message is not None]
     if mendable:
         raise UserError(mendable[0].user_message)
+    error = raised[0] if raised else None
+    trace = "\n".join([*(f.trace for f in failures), *(traceback.format_exception(error) if error else ())])
+    # A rank that was killed could not speak for itself, and the others only saw a broken connection: name it first.
+    spoke = {failure.rank for failure in failures}
+    silent = {r: e for r, e in sorted(getattr(error, "worker_failures", {}).items()) if r not in spoke}
+    if silent:
+        rank, cause = next(iter(silent.items()))
+        raise WorkersFailedError(f"rank {rank} died: {_first_line(cause)}{_others(failures)}", trace)
     if failures:
-        first = failures[0]
-        others = f" (and {len(failures) - 1} more ranks failed after it)" if len(failures) > 1 else ""
-        raise WorkersFailedError(f"rank {first.rank} failed: {first.cause}{others}", first.trace)
-    if raised:
-        error = raised[0]
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        cause = lines[0] if lines else type(error).__name__
-        trace = "".join(traceback.format_exception(error))
-        raise WorkersFailedError(f"the workers' group failed: {cause}", trace) from error
+        raise WorkersFailedError(f"rank {failures[0].rank} failed: {failures[0].cause}{_others(failures[1:])}", trace)
+    if error is not None:
+        raise WorkersFailedError(f"the group of workers failed: {_first_line(error)}", trace)
+
+
+def _others(failures: list[WorkerFailure]) -> str:
+    return f" ({len(failures)} more failed with it)" if failures else ""
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

@@ -73,6 +73,7 @@ class Stages:
     """state.json: which stages are done, and for which inputs."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._path = folder / "state.json"
 
     def read(self) -> dict[str, Any]:

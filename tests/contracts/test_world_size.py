@@ -106,3 +106,17 @@ def test_repeating_a_run_is_bit_identical_with_dropout(rank_pool, tmp_path):
     assert runs[0][1] == runs[1][1]
     for name, value in runs[0][0].items():
         assert torch.equal(value, runs[1][0][name]), name
+
+
+@pytest.mark.parametrize("num_users", [1, 2])
+def test_fewer_histories_than_workers(rank_pool, tmp_path, num_users):
+    """Ranks without a share take part with empty histories, and the result is that of one worker."""
+    tiny_dataset(tmp_path / "dataset", num_users=num_users, num_items=20, mean_events=15, num_parts=1)
+    runs = {}
+    for world_size in (1, 3):
+        job = tiny_job(tmp_path / str(world_size), tmp_path / "dataset", train={"epochs": 3, "optimizer": "sgd"})
+        runs[world_size] = rank_pool.run(world_size, train, job)[0]
+        assert global_batches(tmp_path / str(world_size), world_size) == [list(range(num_users))] * 3
+    np.testing.assert_allclose(losses(tmp_path / "3"), losses(tmp_path / "1"), rtol=1e-5)
+    for name, expected in runs[1].items():
+        torch.testing.assert_close(runs[3][name], expected, rtol=1e-5, atol=1e-6)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -174,3 +175,24 @@ def test_a_missing_column_is_one_message_naming_file_and_setting(config, tmp_pat
     assert str(path) in message
     assert "logs.item" in message
     assert "itemid" in message
+
+
+def test_a_killed_worker_is_one_line_with_its_rank_and_running_again_goes_on(config, tmp_path):
+    run_dir = tmp_path / "run"
+    process = shoal("run", str(config), "--set", f"run.dir={run_dir}")
+    wait_for_step(run_dir, 30, process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in family if "RayTrainWorker" in " ".join(child.cmdline())]
+    assert len(workers) == 2
+    workers[0].kill()
+    code, out, err = finish(process)
+    assert code == 1, (out, err)
+    assert "Traceback" not in out + err
+    assert "died" in err
+    assert "rank " in err
+    assert "Running the same command again" in err
+    assert (run_dir / "failure.log").read_text()
+    answer = succeed("run", str(config), "--set", f"run.dir={run_dir}")
+    assert answer["results"]["num_users"] == 240
+    batches = [json.loads(line)["step"] for line in (run_dir / "ledger/rank-0.jsonl").read_text().splitlines()]
+    assert batches == list(range(1, answer["training"]["step"] + 1))

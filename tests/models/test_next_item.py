@@ -20,6 +20,15 @@ FULL, SAMPLED = FullSoftmaxConfig(), SampledSoftmaxConfig(num_negatives=6)
 OBJECTIVES = [FULL, SAMPLED, FullSoftmaxConfig(normalize=True, temperature=0.1)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors are tiny, and a second thread mostly waits for a core: twenty times slower on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def make_model(objective=FULL, seed: int = 1) -> NextItemModel:
     encoder = SASRecConfig(num_blocks=2, num_heads=2, feed_forward_multiple=2, dropout=0.0)
     config = ModelConfig(max_history=MAX_HISTORY, encoder=encoder, objective=objective)
@@ -171,8 +180,16 @@ def test_the_vector_of_an_empty_history_is_zero():
     users = model.user_vectors(model.look_up(batch.lookup_ids), batch)
     assert users.shape == (5, WIDTH)
     assert [bool(u.any()) for u in users] == [False, True, False, True, False]
-    alone = history_batch([[6]])
-    torch.testing.assert_close(users[3], model.user_vectors(model.look_up(alone.lookup_ids), alone)[0])
+
+
+def test_a_users_vector_is_that_of_the_whole_history_whoever_else_is_in_the_batch():
+    model, histories = make_model(), random_sequences(6)
+    batch = history_batch(histories)
+    users = model.user_vectors(model.look_up(batch.lookup_ids), batch)
+    for user, history in zip(users, histories, strict=True):
+        alone = history_batch([history])
+        expected = model.user_vectors(model.look_up(alone.lookup_ids), alone)[0]
+        torch.testing.assert_close(user, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("histories", [[], [[]], [[], []]])
