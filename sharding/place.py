@@ -57,6 +57,8 @@ def place(module: nn.Module, tables: dict[str, TableConfig], ranks: Ranks, seed:
         )
     for collection in _collections(module):
         for name, config in sharded.items():
+            if config.sharding == "row_wise":
+                _refuse_empty_shards(name, collection.embeddings[name].weight.shape[0], ranks.world_size)
             _fuse_optimizer(collection, name, config)
     plan = _plan(module, sharded, ranks) if sharded else ShardingPlan(plan={})
     placed = DistributedModelParallel(
@@ -74,6 +76,15 @@ def place(module: nn.Module, tables: dict[str, TableConfig], ranks: Ranks, seed:
 
 def _collections(module: nn.Module) -> list[EmbeddingCollection]:
     return [child for child in module.modules() if isinstance(child, EmbeddingCollection)]
+
+
+def _refuse_empty_shards(table: str, num_rows: int, world_size: int) -> None:
+    """TorchRec gives each rank ceil(rows / ranks) rows; fbgemm has no kernel for a last rank that is left without any."""
+    if (world_size - 1) * -(-num_rows // world_size) >= num_rows:
+        raise PlacementError(
+            f"tables.{table}.sharding = row_wise: the table's {num_rows} rows would leave one of {world_size} workers without "
+            "any; set it to table_wise or replicated, or lower cluster.num_workers"
+        )
 
 
 def _fuse_optimizer(collection: EmbeddingCollection, table: str, config: TableConfig) -> None:

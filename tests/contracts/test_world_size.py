@@ -114,7 +114,12 @@ def test_fewer_histories_than_workers(rank_pool, tmp_path, num_users):
     tiny_dataset(tmp_path / "dataset", num_users=num_users, num_items=20, mean_events=15, num_parts=1)
     runs = {}
     for world_size in (1, 3):
-        job = tiny_job(tmp_path / str(world_size), tmp_path / "dataset", train={"epochs": 3, "optimizer": "sgd"})
+        job = tiny_job(
+            tmp_path / str(world_size),
+            tmp_path / "dataset",
+            tables={"item": {"dim": 8, "sharding": "table_wise"}},
+            train={"epochs": 3, "optimizer": "sgd"},
+        )
         runs[world_size] = rank_pool.run(world_size, train, job)[0]
         assert global_batches(tmp_path / str(world_size), world_size) == [list(range(num_users))] * 3
     np.testing.assert_allclose(losses(tmp_path / "3"), losses(tmp_path / "1"), rtol=1e-5)

@@ -128,6 +128,18 @@ def test_mixed_replication_is_refused_by_name(rank_pool):
         rank_pool.run(1, place_mixed)
 
 
+def place_on_too_many(ranks: Ranks) -> None:
+    module = nn.Module()
+    module.tables = build_tables([TableSpec("item", 6, 8)], torch.device("meta"))
+    place(module, {"item": TableConfig(dim=8)}, ranks, seed=1)
+
+
+def test_a_row_wise_shard_without_rows_is_refused_by_name(rank_pool):
+    with pytest.raises(PlacementError, match="6 rows would leave one of 4 workers without any"):
+        rank_pool.run(4, place_on_too_many)
+    rank_pool.run(3, place_on_too_many)
+
+
 def test_column_split_of_rowwise_state_is_refused_before_any_worker_starts():
     with pytest.raises(ValueError, match="one accumulator per row"):
         TableConfig(sharding="column_wise", optimizer="rowwise_adagrad")
