@@ -15,7 +15,7 @@ class Dropout(nn.Module):
 
     def __init__(self, probability: float) -> None:
         super().__init__()
-        self.threshold = round(probability * 256)
+        self.threshold = min(255, round(probability * 256))  # 256 would drop everything, and divide by zero
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.threshold == 0:

@@ -20,7 +20,8 @@ class Optimizers:
     ):
         fused = module.fused_optimizer
         fused_names = set(fused.params)
-        dense = {name: p for name, p in module.named_parameters() if name not in fused_names}
+        # A rank that holds no shard of a table has an empty parameter in its place, which nothing ever updates.
+        dense = {name: p for name, p in module.named_parameters() if name not in fused_names and p.numel()}
         self.dense_parameters: list[nn.Parameter] = list(dense.values())
         self.dense = KeyedOptimizerWrapper(dense, lambda parameters: build_dense(parameters))
         self.fused = fused
@@ -51,7 +52,7 @@ class Optimizers:
 
 def _check_coverage(module: nn.Module, fused: set[str], dense: set[str]) -> None:
     twice = fused & dense
-    every = {name for name, _ in module.named_parameters()}
+    every = {name for name, p in module.named_parameters() if p.numel()}
     missing = every - fused - dense
     if twice or missing:
         raise AssertionError(

@@ -17,6 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure() -> None:
+    # Tests work on tiny tensors, where a second thread only waits: many times slower on a busy machine.
+    torch.set_num_threads(1)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` are skipped, with the reason, where torch sees no GPU."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -94,7 +94,7 @@ def save(
 
     Raises CheckpointError on every rank if any rank could not write.
     """
-    attempt = ranks.on_first(lambda: checkpoint_folder.new_attempt(folder, step))
+    attempt = ranks.on_first(lambda: _explained(folder, lambda: checkpoint_folder.new_attempt(folder, step)))
     writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
     hashing = _HashingFileSystem()
     writer.fs = hashing
@@ -105,7 +105,7 @@ def save(
     files: dict[str, dict[str, Any]] = {}
     for written in ranks.gather_objects(hashing.written):
         files.update(cast(dict[str, dict[str, Any]], written))
-    return ranks.on_first(lambda: checkpoint_folder.commit(attempt, describe(files)))
+    return ranks.on_first(lambda: _explained(attempt, lambda: checkpoint_folder.commit(attempt, describe(files))))
 
 
 def load(found: Found, placed: nn.Module, optimizers: Optimizers | None) -> None:
@@ -136,6 +136,13 @@ def find_to_resume(folder: Path, ranks: Ranks) -> tuple[Found | None, list[str]]
         return checkpoint_folder.newest(folder)
 
     return ranks.on_first(look)
+
+
+def _explained(path: Path, work: Callable[[], Path]) -> Path:
+    try:
+        return work()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: could not be written ({error})") from None
 
 
 def _first_cause(error: BaseException) -> str:

@@ -8,6 +8,7 @@
 The invariant: a folder named step_* was renamed from a finished attempt, so it is complete or it does not exist.
 """
 
+import hashlib
 import json
 import shutil
 import uuid
@@ -63,7 +64,8 @@ def new_attempt(folder: Path, step: int) -> Path:
 
 def commit(attempt: Path, manifest: CheckpointManifest) -> Path:
     """Write the manifest, then rename the attempt to its final name: from here on the checkpoint exists."""
-    write_json_atomically(attempt / "manifest.json", asdict(manifest))
+    values = asdict(manifest)
+    write_json_atomically(attempt / "manifest.json", {**values, "sha256": _digest(values)})
     final = attempt.parent / name_of(manifest.step)
     if final.exists():
         # Only a checkpoint that failed verification is ever written again; it makes room for its replacement.
@@ -81,14 +83,21 @@ def read(path: Path) -> CheckpointManifest:
     """Raises CheckpointError if there is no readable manifest, or one of another format."""
     try:
         values = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if values["format_version"] != FORMAT_VERSION:
+            raise CheckpointError(
+                f"checkpoint {path}: format version {values['format_version']}, this shoal reads {FORMAT_VERSION}"
+            )
+        expected = values.pop("sha256")
         manifest = CheckpointManifest(**values)
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"checkpoint {path}: manifest.json cannot be read ({error})") from None
-    if manifest.format_version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"checkpoint {path}: format version {manifest.format_version}, this shoal reads {FORMAT_VERSION}"
-        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path}: manifest.json cannot be read ({error!r})") from None
+    if _digest(values) != expected:
+        raise CheckpointError(f"checkpoint {path}: manifest.json is corrupt (its content is not what its sha256 says)")
     return manifest
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def verify(path: Path) -> CheckpointManifest:
@@ -134,18 +143,22 @@ def read_best(folder: Path) -> dict[str, Any] | None:
 def to_evaluate(folder: Path) -> Found:
     """The best checkpoint if training chose one and it verifies, else the newest. Raises CheckpointError if there is none."""
     best = read_best(folder)
-    if best is not None and (folder / name_of(best["step"])).is_dir():
+    complaints: list[str] = []
+    if best is not None:
         path = folder / name_of(best["step"])
-        return Found(path, verify(path))
-    found, complaints = newest(folder)
+        try:
+            return Found(path, verify(path))
+        except CheckpointError as error:
+            complaints.append(str(error))
+    found, more = newest(folder)
     if found is None:
-        detail = "; ".join(complaints) or "there is none"
+        detail = "; ".join(dict.fromkeys(complaints + more)) or "there is none"
         raise CheckpointError(f"checkpoints {folder}: no usable checkpoint ({detail}); run `shoal train` first")
     return found
 
 
 def retire(folder: Path, keep: int) -> list[Path]:
-    """Delete all but the newest `keep` and the best, and attempts left behind. Returns what was deleted."""
+    """Delete all but the newest `keep` and the best. Returns what was deleted."""
     best = read_best(folder)
     pinned = {name_of(best["step"])} if best is not None else set()
     doomed = [path for path in committed(folder)[keep:] if path.name not in pinned]

@@ -10,7 +10,7 @@ _END = object()
 
 
 class Prefetch(Generic[T]):
-    """Iterate `source` in a thread, at most `depth` items ahead. Errors of the source are raised where items are taken.
+    """Iterate `source` once, in a thread, at most `depth` items ahead. Errors of the source are raised where items are taken.
 
     Use as a context manager: leaving it stops the thread, also when the consumer stops early.
     """

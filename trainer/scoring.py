@@ -108,7 +108,8 @@ def _blocks(everyone: _Everyone, shard: ItemShard, block_items: int) -> Iterator
     for start in range(0, shard.vectors.shape[0], block_items):
         vectors = shard.vectors[start : start + block_items]
         first_id = shard.first_id + start
-        scores = everyone.users @ vectors.T
+        # A score that is not a number compares as neither more nor less: left alone it would put its item first.
+        scores = (everyone.users @ vectors.T).nan_to_num_(nan=EXCLUDED, posinf=float("inf"), neginf=EXCLUDED)
         user, item = everyone.seen_pairs.unbind(dim=1)
         here = (item >= first_id) & (item < first_id + vectors.shape[0])
         scores[user[here], item[here] - first_id] = EXCLUDED

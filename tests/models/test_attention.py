@@ -9,15 +9,6 @@ from models.attention import causal_attention, causal_attention_reference
 from models.jagged import JaggedLayout, layout_of
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors are tiny, and a second thread mostly waits for a core: twenty times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def layout_from(lengths: list[int]) -> JaggedLayout:
     return layout_of(np.concatenate(([0], np.cumsum(lengths))).astype(np.int64))
 

@@ -20,15 +20,6 @@ FULL, SAMPLED = FullSoftmaxConfig(), SampledSoftmaxConfig(num_negatives=6)
 OBJECTIVES = [FULL, SAMPLED, FullSoftmaxConfig(normalize=True, temperature=0.1)]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Tensors are tiny, and a second thread mostly waits for a core: twenty times slower on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def make_model(objective=FULL, seed: int = 1) -> NextItemModel:
     encoder = SASRecConfig(num_blocks=2, num_heads=2, feed_forward_multiple=2, dropout=0.0)
     config = ModelConfig(max_history=MAX_HISTORY, encoder=encoder, objective=objective)
