@@ -31,10 +31,10 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 	$(BIN)/shoal run configs/demo.toml
 
 test: $(TOOLS_READY) ## run all tests; those that need a GPU skip without one
-	$(BIN)/python -m pytest --shared-data $(DATA)
+	$(BIN)/python -m pytest --shared-data=$(DATA)
 
 test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
-	$(BIN)/python -m pytest --shared-data $(DATA) -m gpu
+	$(BIN)/python -m pytest --shared-data=$(DATA) -m gpu
 
 check: $(TOOLS_READY) ## lint, formatting, types, direction of imports
 	$(BIN)/ruff check .
