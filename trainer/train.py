@@ -20,6 +20,7 @@ from trainer.errors import CheckpointError, NonFiniteLossError, UserError
 from trainer.evaluate import Evaluator, make_evaluator
 from trainer.job import Channel, Job
 from trainer.log import Ledger, MetricsLog
+from trainer.memory import EVERY_STEPS, memory_trimmer
 from trainer.order import Position, position_of, steps_per_epoch
 from trainer.prefetch import Prefetch
 from trainer.row_groups import RowGroupReader
@@ -93,6 +94,7 @@ class Training:
         self.log = MetricsLog(job.run_dir, self.state.step) if ranks.is_first else None
         self.ledger = Ledger(job.run_dir, ranks.rank, self.state.step) if job.train.ledger else None
         self._pace = _Pace(self.state.step)
+        self._trim_memory = memory_trimmer()
 
     def run(self) -> Outcome:
         """Train from where the newest checkpoint left off. Collective."""
@@ -114,6 +116,8 @@ class Training:
         for item in steps:
             result = self._train(item)
             self._report(item, result)
+            if self.state.step % EVERY_STEPS == 0:
+                self._trim_memory()
             last = self.state.step >= self.total_steps
             epoch_ended = self.state.position.trained == 0
             evaluated = last or (epoch_ended and self.state.position.epoch % self.job.train.evaluate_every_epochs == 0)
