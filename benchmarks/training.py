@@ -4,7 +4,6 @@ import itertools
 from typing import Any
 
 import torch
-from torch import nn
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.measure import Comparison, take_turns
@@ -65,7 +64,7 @@ class _BareLoop:
         initialize_tables(self.model, job.seed, {"item": 0.02})
         self.optimizers: list[Any] = [
             torch.optim.AdamW(self.model.encoder.parameters(), lr=1e-3),
-            RowWiseAdagrad(_parameters(self.model.tables), lr=0.05),
+            RowWiseAdagrad(list(self.model.tables.parameters()), lr=0.05),
         ]
 
     def run(self, batches: list[HistoryBatch]) -> None:
@@ -77,7 +76,3 @@ class _BareLoop:
             (self.model.loss(rows, batch) / max(1, batch.target_ids.numel())).backward()
             for optimizer in self.optimizers:
                 optimizer.step()
-
-
-def _parameters(module: nn.Module) -> list[nn.Parameter]:
-    return list(module.parameters())

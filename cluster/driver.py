@@ -3,8 +3,6 @@
 Running the command again goes on where it stopped: a stage whose inputs have not changed since it was done is not done again.
 """
 
-import hashlib
-import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +19,7 @@ from cluster.progress import View
 from cluster.run_folder import Stages, locked, open_run
 from cluster.session import ray_session
 from trainer import checkpoint_folder
-from trainer.dataset import Manifest, read_manifest
+from trainer.dataset import Manifest, digest_of, read_manifest
 from trainer.errors import UserError
 from trainer.held_out import Split
 from trainer.results import Results
@@ -108,7 +106,7 @@ def _prepare(config: Config, view: View) -> Manifest:
 
 def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
     goal = config.train.model_dump(mode="json", exclude={"log_every_steps", "ledger"})
-    inputs = _digest({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
+    inputs = digest_of({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
     record = Stages(config.run_dir)
     done = record.result("train", inputs)
     if done is not None and checkpoint_folder.committed(config.run_dir / "checkpoints"):
@@ -130,7 +128,7 @@ def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
 
 def _evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Results, Path]:
     found = stages.find_checkpoint(config, name)
-    inputs = _digest(
+    inputs = digest_of(
         {"files": found.manifest.files, "evaluate": config.evaluate.model_dump(mode="json"), "split": split}
     )
     record, stage = Stages(config.run_dir), f"evaluate/{split}"
@@ -185,7 +183,3 @@ def _stop_on_signal(view: View) -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

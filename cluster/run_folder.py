@@ -16,6 +16,7 @@ from typing import Any
 from cluster.config import Config, check_config, identity
 from trainer.dataset import write_json_atomically
 from trainer.errors import UserError
+from trainer.job import changed_settings
 
 
 @contextmanager
@@ -58,10 +59,9 @@ def open_run(config: Config) -> None:
             raise UserError(
                 f"run.dir {config.run_dir}: config.json is not JSON ({error}); choose another run.dir"
             ) from None
-        before, now = identity(saved), identity(config)
-        changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        changed = changed_settings(identity(saved), identity(config))
         if changed:
-            lines = "\n  ".join(f"{key}: was {before.get(key)!r}, is {now.get(key)!r}" for key in changed)
+            lines = "\n  ".join(changed)
             raise UserError(
                 f"run.dir {config.run_dir}: holds a run with other settings:\n  {lines}\n"
                 "set them back to continue it, or choose another run.dir"

@@ -8,7 +8,6 @@
 The invariant: a folder named step_* was renamed from a finished attempt, so it is complete or it does not exist.
 """
 
-import hashlib
 import json
 import shutil
 import uuid
@@ -16,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.dataset import hash_file, write_json_atomically
+from trainer.dataset import digest_of, hash_file, write_json_atomically
 from trainer.errors import CheckpointError
 
 FORMAT_VERSION = 1
@@ -65,7 +64,7 @@ def new_attempt(folder: Path, step: int) -> Path:
 def commit(attempt: Path, manifest: CheckpointManifest) -> Path:
     """Write the manifest, then rename the attempt to its final name: from here on the checkpoint exists."""
     values = asdict(manifest)
-    write_json_atomically(attempt / "manifest.json", {**values, "sha256": _digest(values)})
+    write_json_atomically(attempt / "manifest.json", {**values, "sha256": digest_of(values)})
     final = attempt.parent / name_of(manifest.step)
     if final.exists():
         # Only a checkpoint that failed verification is ever written again; it makes room for its replacement.
@@ -91,13 +90,9 @@ def read(path: Path) -> CheckpointManifest:
         manifest = CheckpointManifest(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path}: manifest.json cannot be read ({error!r})") from None
-    if _digest(values) != expected:
+    if digest_of(values) != expected:
         raise CheckpointError(f"checkpoint {path}: manifest.json is corrupt (its content is not what its sha256 says)")
     return manifest
-
-
-def _digest(values: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def verify(path: Path) -> CheckpointManifest:

@@ -92,7 +92,7 @@ class Manifest:
             "vocabulary": self.vocabulary["sha256"],
             "version": self.format_version,
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return digest_of(content)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -148,6 +148,11 @@ def verify_dataset(folder: Path, manifest: Manifest) -> None:
                 f"dataset {folder / name}: the content is not what the manifest says (sha256 {actual[:12]}, "
                 f"expected {expected[:12]}): rewritten or damaged; delete the folder and run `shoal prepare`"
             )
+
+
+def digest_of(values: Any) -> str:
+    """sha256 of plain values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:

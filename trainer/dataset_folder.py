@@ -7,8 +7,6 @@ deleted.
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -19,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import LogsConfig, SplitConfig
-from trainer.dataset import FORMAT_VERSION, Manifest, read_manifest, verify_dataset
+from trainer.dataset import FORMAT_VERSION, Manifest, digest_of, read_manifest, verify_dataset
 from trainer.errors import UserError
 from trainer.log_files import InputFile
 
@@ -40,7 +38,7 @@ def fingerprint(logs: LogsConfig, split: SplitConfig, files: Sequence[InputFile]
     """Equal for equal inputs and settings. How many rows may be rejected is not among them: it changes no dataset."""
     formats = [file.format for file in files]
     content = [describe_source(logs, files), formats, split.model_dump(mode="json"), FORMAT_VERSION]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return digest_of(content)
 
 
 def find_dataset(folder: Path, logs: LogsConfig, split: SplitConfig, files: Sequence[InputFile]) -> Manifest | None:

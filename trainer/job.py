@@ -1,7 +1,5 @@
 """What a worker is asked to do, as plain values that travel to it. Imports no torch."""
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 from models.config import ModelConfig
 from sharding.config import TableConfig
 from trainer.config import CheckpointConfig, EvaluateConfig, TrainConfig
+from trainer.dataset import digest_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,13 @@ class Job:
 
     @property
     def config_digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()
+        return digest_of(self.config)
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One line for each flat setting in which two identities differ, sorted by name."""
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
 
 
 @dataclass(frozen=True)

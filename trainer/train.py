@@ -18,7 +18,7 @@ from trainer.checkpoint_folder import CheckpointManifest, Found
 from trainer.dataset import Manifest, read_manifest
 from trainer.errors import CheckpointError, NonFiniteLossError, UserError
 from trainer.evaluate import Evaluator, make_evaluator
-from trainer.job import Channel, Job
+from trainer.job import Channel, Job, changed_settings
 from trainer.log import Ledger, MetricsLog
 from trainer.memory import EVERY_STEPS, memory_trimmer
 from trainer.order import Position, position_of, steps_per_epoch
@@ -74,7 +74,7 @@ class Training:
         self.built = build_model(job, self.manifest.num_item_rows, ranks)
         self._agree_at_start(self.built, self.manifest)
         self.optimizers = build_optimizers(self.built, job.train)
-        self.state, self.resumed = self._resume()
+        self.state = self._resume()
         self.step = TrainStep(self.built.model, self.optimizers, ranks, job.seed)
         self.stream = TrainStream(
             RowGroupReader(job.dataset_dir, self.manifest),
@@ -227,12 +227,12 @@ class Training:
             files=files,
         )
 
-    def _resume(self) -> tuple[State, bool]:
+    def _resume(self) -> State:
         found, complaints = checkpoint.find_to_resume(self.job.checkpoints_dir, self.ranks)
         for complaint in complaints if self.ranks.is_first else []:
             self.channel.send({"kind": "warning", "text": f"{complaint}; going back to the one before"})
         if found is None:
-            return State(), False
+            return State()
         _check_same_run(found, self.job, self.manifest)
         checkpoint.load(found, self.built.placed, self.optimizers)
         saved = found.manifest
@@ -249,7 +249,7 @@ class Training:
             checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
         if self.ranks.is_first:
             self.channel.send({"kind": "resumed", "step": saved.step, "path": str(found.path)})
-        return state, True
+        return state
 
     def _agree_at_start(self, built: Built, manifest: Manifest) -> None:
         plan = repr(sorted(built.plan["tables"].items()))
@@ -300,10 +300,9 @@ def _total_steps(job: Job, num_rows: int) -> int:
 
 def _check_same_run(found: Found, job: Job, manifest: Manifest) -> None:
     """Refuse to continue another run: name every setting that differs."""
-    saved = found.manifest.identity
-    changed = sorted(k for k in saved.keys() | job.identity.keys() if saved.get(k) != job.identity.get(k))
+    changed = changed_settings(found.manifest.identity, job.identity)
     if changed:
-        lines = "\n  ".join(f"{key}: was {saved.get(key)!r}, is {job.identity.get(key)!r}" for key in changed)
+        lines = "\n  ".join(changed)
         raise CheckpointError(
             f"checkpoint {found.path} was made with other settings, so it cannot be continued:\n  {lines}\n"
             "set them back, or choose another run.dir"
