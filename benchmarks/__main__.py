@@ -17,8 +17,8 @@ from cluster.config import Config, check_config, job_of
 from cluster.launch import run_workers
 from cluster.prepare import prepare
 from cluster.session import ray_session
-from trainer.synthetic import generate
-from trainer.synthetic_world import SyntheticConfig
+from trainer.synthetic.log import generate
+from trainer.synthetic.world import SyntheticConfig
 
 
 def main() -> None:

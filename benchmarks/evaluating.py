@@ -5,8 +5,8 @@ import torch
 from benchmarks.measure import Comparison, take_turns
 from sharding.ranks import Ranks
 from trainer.build import build_model
-from trainer.dataset import read_manifest
-from trainer.evaluate import make_evaluator
+from trainer.dataset.manifest import read_manifest
+from trainer.evaluation.evaluate import make_evaluator
 from trainer.job import Channel, Job
 
 

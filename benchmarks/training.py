@@ -13,8 +13,8 @@ from models.tables import TableSpec
 from sharding.initialize import initialize_tables
 from sharding.ranks import Ranks
 from trainer.job import SILENT, Channel, Job
-from trainer.order import Position
-from trainer.prefetch import Prefetch
+from trainer.stream.order import Position
+from trainer.stream.prefetch import Prefetch
 from trainer.train import Training
 
 STEPS = 20

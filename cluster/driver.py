@@ -19,10 +19,11 @@ from cluster.progress import View
 from cluster.run_folder import Stages, locked, open_run
 from cluster.session import ray_session
 from trainer import checkpoint_folder
-from trainer.dataset import Manifest, digest_of, read_manifest
+from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
-from trainer.held_out import Split
-from trainer.results import Results
+from trainer.evaluation.results import Results
+from trainer.storage import digest_of
+from trainer.stream.held_out import Split
 from trainer.train import Outcome
 
 

@@ -24,11 +24,8 @@ import ray
 
 from cluster.config import Config
 from trainer.config import GlobalTimeConfig, LogsConfig
-from trainer.dataset import Counts, Manifest, Part, write_manifest
-from trainer.dataset_folder import attempt, describe_source, find_dataset, fingerprint
-from trainer.dataset_writer import write_part, write_vocabulary
-from trainer.errors import UserError
-from trainer.grouping import (
+from trainer.dataset.folder import attempt, describe_source, find_dataset, fingerprint
+from trainer.dataset.grouping import (
     Cuts,
     GroupCounts,
     Grouped,
@@ -41,9 +38,12 @@ from trainer.grouping import (
     sort_vocabulary,
     sum_counts,
 )
-from trainer.log_files import find_files
-from trainer.logs import ROLES, Inputs, inspect_files, read_chunk
-from trainer.quarantine import Quarantine, examples, gather, quarantine_table
+from trainer.dataset.manifest import Counts, Manifest, Part, write_manifest
+from trainer.dataset.writer import write_part, write_vocabulary
+from trainer.errors import UserError
+from trainer.logs.files import find_files
+from trainer.logs.quarantine import Quarantine, examples, gather, quarantine_table
+from trainer.logs.reading import ROLES, Inputs, inspect_files, read_chunk
 
 EVENTS_PER_PARTITION = 1_000_000
 MAX_PARTITIONS = 4096

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from trainer.results import Results
+from trainer.evaluation.results import Results
 
 LOG_EVERY_SECONDS = 10.0
 

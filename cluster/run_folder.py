@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import Config, check_config, identity
-from trainer.dataset import write_json_atomically
 from trainer.errors import UserError
 from trainer.job import changed_settings
+from trainer.storage import write_json_atomically
 
 
 @contextmanager

@@ -10,15 +10,17 @@ from typing import Any
 from cluster.config import Config, job_of
 from cluster.launch import run_workers
 from sharding.ranks import Ranks
-from trainer import checkpoint, checkpoint_folder, report, results
+from trainer import checkpoint, checkpoint_folder
 from trainer.build import build_model
 from trainer.checkpoint_folder import Found
-from trainer.dataset import Manifest, read_manifest, write_json_atomically
+from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError
-from trainer.evaluate import make_evaluator, read_vocabulary, write_ranks
-from trainer.held_out import Split
+from trainer.evaluation import report, results
+from trainer.evaluation.evaluate import make_evaluator, read_vocabulary, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
+from trainer.storage import write_json_atomically
+from trainer.stream.held_out import Split
 from trainer.train import Outcome, Training
 
 OnEvent = Callable[[dict[str, Any]], None]

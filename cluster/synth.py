@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ray
 
-from trainer.synthetic import (
+from trainer.synthetic.log import (
     BlockSummary,
     SyntheticConfig,
     SyntheticSummary,
@@ -23,7 +23,7 @@ _TASKS_PER_CPU = 2  # enough to keep every CPU busy, while little is lost when o
 def synthesize(
     config: SyntheticConfig, folder: str | Path, on_progress: Callable[[int, int], None] | None = None
 ) -> SyntheticSummary:
-    """Write a synthetic log into `folder`, as trainer.synthetic.generate does and with the same bytes.
+    """Write a synthetic log into `folder`, as trainer.synthetic.log.generate does and with the same bytes.
 
     Uses the Ray cluster that the caller has connected to, and this process alone if there is none or the files are few.
     On several machines `folder` must be on storage that all of them share. Raises UserError as generate does.

@@ -10,7 +10,7 @@ from cluster.config import ClusterConfig, apply_override
 from cluster.session import ray_session
 from cluster.synth import synthesize
 from trainer.errors import UserError
-from trainer.synthetic_world import SyntheticConfig
+from trainer.synthetic.world import SyntheticConfig
 
 
 def make(

@@ -11,9 +11,9 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from trainer import dataset_writer
-from trainer.dataset import Counts, Manifest, write_manifest
-from trainer.grouping import LeaveOneOut, group_events, partition_events, sort_vocabulary, sum_counts
+from trainer.dataset import writer as dataset_writer
+from trainer.dataset.grouping import LeaveOneOut, group_events, partition_events, sort_vocabulary, sum_counts
+from trainer.dataset.manifest import Counts, Manifest, write_manifest
 
 MIN_EVENTS = 3
 

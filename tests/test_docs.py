@@ -88,17 +88,19 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 
 def test_the_readme_lists_every_file_of_the_packages() -> None:
     (tree,) = (block for block in code_blocks(ROOT / "README.md") if block.startswith("cluster/ "))
-    folder, listed = "", set()
+    folders: list[str] = []  # the folders that the line is in, by its indentation
+    listed = set()
     for line in tree.splitlines():
-        name = line.split()[0]
-        if line.startswith("  "):
-            listed.add(folder + name)
+        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
+        folders = folders[:depth]
+        if name.endswith("/"):
+            folders.append(name)
         else:
-            folder = name
+            listed.add("".join(folders) + name)
     present = {
-        f"{package}/{path.name}"
+        str(path.relative_to(ROOT))
         for package in PACKAGES
-        for path in (ROOT / package).iterdir()
-        if path.is_file() and path.name != "__init__.py"
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.name != "__init__.py" and "__pycache__" not in path.parts
     }
     assert listed == present

@@ -109,16 +109,17 @@ def test_the_wheel_ships_exactly_the_four_packages(monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ROOT)
     distribution = Distribution()
     distribution.parse_config_files()
-    assert sorted(distribution.packages) == sorted(PACKAGES)
+    folders = {name: ROOT.joinpath(*name.split(".")) for name in distribution.packages}
+    assert {name.split(".")[0] for name in folders} == set(PACKAGES)
     assert not distribution.py_modules
-    patterns = distribution.package_data
+    patterns = ["*.py", *(pattern for data in distribution.package_data.values() for pattern in data)]
     shipped = {
-        f"{package}/{path.name}"
-        for package in PACKAGES
-        for path in (ROOT / package).iterdir()
-        if path.suffix == ".py" or any(fnmatch(path.name, pattern) for pattern in patterns.get(package, []))
+        str(path.relative_to(ROOT))
+        for folder in folders.values()
+        for path in folder.iterdir()
+        if any(fnmatch(path.name, pattern) for pattern in patterns)
     }
-    assert "trainer/report.html.j2" in shipped
+    assert "trainer/evaluation/report.html.j2" in shipped
     present = {
         str(path.relative_to(ROOT))
         for package in PACKAGES

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.dataset import digest_of, hash_file, write_json_atomically
 from trainer.errors import CheckpointError
+from trainer.storage import digest_of, hash_file, write_json_atomically
 
 FORMAT_VERSION = 1
 

@@ -8,7 +8,7 @@ from typing import Any
 from models.config import ModelConfig
 from sharding.config import TableConfig
 from trainer.config import CheckpointConfig, EvaluateConfig, TrainConfig
-from trainer.dataset import digest_of
+from trainer.storage import digest_of
 
 
 @dataclass(frozen=True)

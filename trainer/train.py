@@ -15,17 +15,17 @@ from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.build import Built, build_model, build_optimizers
 from trainer.checkpoint_folder import CheckpointManifest, Found
-from trainer.dataset import Manifest, read_manifest
+from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError, NonFiniteLossError, UserError
-from trainer.evaluate import Evaluator, make_evaluator
+from trainer.evaluation.evaluate import Evaluator, make_evaluator
 from trainer.job import Channel, Job, changed_settings
 from trainer.log import Ledger, MetricsLog
 from trainer.memory import EVERY_STEPS, memory_trimmer
-from trainer.order import Position, position_of, steps_per_epoch
-from trainer.prefetch import Prefetch
-from trainer.row_groups import RowGroupReader
 from trainer.step import StepResult, TrainStep, rate_factor
-from trainer.stream import Step, TrainStream
+from trainer.stream.histories import Step, TrainStream
+from trainer.stream.order import Position, position_of, steps_per_epoch
+from trainer.stream.prefetch import Prefetch
+from trainer.stream.row_groups import RowGroupReader
 
 SEND_EVERY_SECONDS = 0.5
 

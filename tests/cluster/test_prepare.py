@@ -13,10 +13,10 @@ import pytest
 
 from cluster.config import Config, check_config
 from cluster.prepare import Progress, prepare
-from trainer.dataset import Manifest, read_manifest, verify_dataset
-from trainer.dataset_folder import attempt
+from trainer.dataset.folder import attempt
+from trainer.dataset.manifest import Manifest, read_manifest, verify_dataset
 from trainer.errors import UserError
-from trainer.logs import inspect_files
+from trainer.logs.reading import inspect_files
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -10,11 +10,11 @@ import pytest
 
 from models.config import FullSoftmaxConfig, ModelConfig, SampledSoftmaxConfig
 from tests.datasets import tiny_dataset
-from trainer import stream as stream_module
-from trainer.dataset import Manifest
-from trainer.order import Position, position_of, steps_per_epoch
-from trainer.row_groups import RowGroupReader
-from trainer.stream import EMPTY_ROW, Step, TrainStream
+from trainer.dataset.manifest import Manifest
+from trainer.stream import histories as stream_module
+from trainer.stream.histories import EMPTY_ROW, Step, TrainStream
+from trainer.stream.order import Position, position_of, steps_per_epoch
+from trainer.stream.row_groups import RowGroupReader
 
 BATCH, MAX_HISTORY, EPOCHS, SEED = 7, 6, 2, 11
 History = tuple[int, tuple[int, ...], tuple[int, ...]]  # row id, input items, target items

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer import checkpoint_folder
-from trainer.synthetic import generate
-from trainer.synthetic_world import SyntheticConfig
+from trainer.synthetic.log import generate
+from trainer.synthetic.world import SyntheticConfig
 
 DEADLINE = 180.0
 ROOT = Path(__file__).parents[2]

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from tests.end_to_end.test_run import finish, shoal
-from trainer.synthetic import generate
-from trainer.synthetic_world import SyntheticConfig
+from trainer.synthetic.log import generate
+from trainer.synthetic.world import SyntheticConfig
 
 START_SECONDS = 90.0
 

@@ -17,8 +17,8 @@ from sharding.place import place, tables_device
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.checkpoint_folder import CheckpointManifest
-from trainer.dataset import hash_file
 from trainer.errors import CheckpointError
+from trainer.storage import hash_file
 
 SPEC = TableSpec("item", num_rows=37, dim=8)
 

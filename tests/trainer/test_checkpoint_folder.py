@@ -7,8 +7,8 @@ import pytest
 
 from trainer import checkpoint_folder
 from trainer.checkpoint_folder import CheckpointManifest, Found
-from trainer.dataset import hash_file
 from trainer.errors import CheckpointError
+from trainer.storage import hash_file
 
 FILES = {"__0_0.distcp": b"weights of the first rank", "__1_0.distcp": bytes(range(40)), ".metadata": b"\x80\x04meta"}
 

@@ -1,6 +1,6 @@
 """Which files make up the logs: paths, folders, globs and URIs to a sorted list of files.
 
-Knows names, sizes and times of change only; trainer/logs.py reads the content. The order is that of the names, so it
+Knows names, sizes and times of change only; trainer/logs/reading.py reads the content. The order is that of the names, so it
 does not depend on the filesystem.
 """
 

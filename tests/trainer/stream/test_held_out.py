@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.datasets import tiny_dataset
-from trainer.dataset import Manifest, Part, RowGroup
-from trainer.dataset_writer import write_part
-from trainer.held_out import HeldOut, HeldOutBatch, Split
-from trainer.row_groups import RowGroupReader
+from trainer.dataset.manifest import Manifest, Part, RowGroup
+from trainer.dataset.writer import write_part
+from trainer.stream.held_out import HeldOut, HeldOutBatch, Split
+from trainer.stream.row_groups import RowGroupReader
 
 MAX_HISTORY = 5
 
@@ -46,7 +46,7 @@ def users_of(held: HeldOutBatch) -> list[dict[str, Any]]:
 
 
 def expected_users(folder: Path, manifest: Manifest, split: Split, first: bool = False) -> list[dict[str, Any]]:
-    """Read plainly from the Parquet files, as trainer/dataset.py describes them."""
+    """Read plainly from the Parquet files, as trainer/dataset/manifest.py describes them."""
     rows = [row for part in manifest.parts for row in pq.read_table(folder / part.path).to_pylist()]
     users = []
     for number, row in enumerate(rows):

@@ -11,8 +11,8 @@ import numpy as np
 from models.batch import HistoryBatch, build_batch
 from models.config import ModelConfig, SampledSoftmaxConfig
 from models.next_item import FIRST_ITEM
-from trainer.order import EpochOrder, Position
-from trainer.row_groups import RowGroupReader, gather
+from trainer.stream.order import EpochOrder, Position
+from trainer.stream.row_groups import RowGroupReader, gather
 
 CHUNK_ROWS = 8192  # histories gathered at a time, all ranks together
 EMPTY_ROW = -1  # the row id of the empty history that stands in where a rank has no share of a batch

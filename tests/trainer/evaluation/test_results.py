@@ -15,13 +15,13 @@ from torch import Tensor
 from models.batch import HistoryBatch
 from sharding.ranks import Ranks
 from tests.datasets import tiny_dataset
-from trainer import results as results_module
 from trainer.config import EvaluateConfig
-from trainer.dataset import Counts, Manifest
+from trainer.dataset.manifest import Counts, Manifest
 from trainer.errors import UserError
-from trainer.evaluate import make_evaluator, read_vocabulary, write_ranks
-from trainer.metrics import Z95
-from trainer.results import Results, merge_parts, read_ranks, summarize
+from trainer.evaluation import results as results_module
+from trainer.evaluation.evaluate import make_evaluator, read_vocabulary, write_ranks
+from trainer.evaluation.metrics import Z95
+from trainer.evaluation.results import Results, merge_parts, read_ranks, summarize
 
 NUM_ITEMS = 10
 CONFIG = EvaluateConfig(ks=[1, 3], batch_size=7)
@@ -58,7 +58,7 @@ def manifest_of(num_items: int) -> Manifest:
 
 
 def write_part(folder: Path, rank: int, users: list[User]) -> None:
-    """As trainer.evaluate does; the user column of a rank without users has the type null."""
+    """As trainer.evaluation.evaluate does; the user column of a rank without users has the type null."""
     lists = pa.list_(pa.int64())
     places = pa.list_(pa.int64(), 3)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """Evaluation of a model on held-out histories, by all ranks together.
 
 During training only means are wanted, and they are summed over ranks. As a stage of its own, every rank writes what it found per
-user, the popularity baseline beside the model, and the driver merges the parts (trainer.results).
+user, the popularity baseline beside the model, and the driver merges the parts (trainer.evaluation.results).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,11 +16,11 @@ import torch
 from models.next_item import FIRST_ITEM, NextItemModel
 from sharding.ranks import Ranks
 from trainer.config import EvaluateConfig
-from trainer.dataset import Manifest
-from trainer.held_out import HeldOut, HeldOutBatch, Split
-from trainer.metrics import user_metrics
-from trainer.row_groups import RowGroupReader
-from trainer.scoring import ItemShard, Query, Ranked, rank_items
+from trainer.dataset.manifest import Manifest
+from trainer.evaluation.metrics import user_metrics
+from trainer.evaluation.scoring import ItemShard, Query, Ranked, rank_items
+from trainer.stream.held_out import HeldOut, HeldOutBatch, Split
+from trainer.stream.row_groups import RowGroupReader
 
 LOOKUP_CHUNK = 65536  # item vectors looked up at a time
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from trainer.prefetch import Prefetch
+from trainer.stream.prefetch import Prefetch
 
 
 def counting(limit: int, taken: list[int]) -> Iterator[int]:

@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from trainer.config import LogsConfig
 from trainer.errors import UserError
-from trainer.log_files import InputFile
-from trainer.quarantine import SCHEMA as QUARANTINE_SCHEMA
-from trainer.quarantine import quarantine_table
+from trainer.logs.files import InputFile
+from trainer.logs.quarantine import SCHEMA as QUARANTINE_SCHEMA
+from trainer.logs.quarantine import quarantine_table
 
 ROWS_PER_CHUNK = 1 << 20
 CSV_BLOCK_BYTES = 16 << 20
@@ -80,7 +80,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows: `events` (user, item, time, row) and those `rejected` (schema of trainer/quarantine.py)."""
+    """Consecutive rows: `events` (user, item, time, row) and those `rejected` (schema of trainer/logs/quarantine.py)."""
 
     num_rows: int
     events: pa.Table

@@ -14,14 +14,13 @@ A row holds the user's whole history once, and two cuts tell the splits apart, s
 Item id 0 is the declared row of unknown items (those that the training period did not have, under a global time split).
 """
 
-import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
+from trainer.storage import digest_of, hash_file, write_json_atomically
 
 FORMAT_VERSION = 1
 UNKNOWN_ID = 0
@@ -148,23 +147,3 @@ def verify_dataset(folder: Path, manifest: Manifest) -> None:
                 f"dataset {folder / name}: the content is not what the manifest says (sha256 {actual[:12]}, "
                 f"expected {expected[:12]}): rewritten or damaged; delete the folder and run `shoal prepare`"
             )
-
-
-def digest_of(values: Any) -> str:
-    """sha256 of plain values, whatever the order of their keys."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json_atomically(path: Path, values: Any) -> None:
-    """Write, flush to the disk, rename: a reader sees the old file or the new one, never half of one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

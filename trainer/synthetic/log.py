@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainer.dataset import write_json_atomically
 from trainer.errors import UserError
-from trainer.synthetic_world import MIN_EVENTS, Ints, Longs, SyntheticConfig, World, build_world, unit
+from trainer.storage import write_json_atomically
+from trainer.synthetic.world import MIN_EVENTS, Ints, Longs, SyntheticConfig, World, build_world, unit
 
 __all__ = [
     "BlockMaker",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
-from trainer.metrics import intervals, means, user_metrics
+from trainer.evaluation.metrics import intervals, means, user_metrics
 
 KS = [1, 3, 10]
 

@@ -12,8 +12,8 @@ import pytest
 
 from trainer.config import LogsConfig
 from trainer.errors import UserError
-from trainer.log_files import find_files
-from trainer.logs import Block, Inputs, inspect_files, read_chunk
+from trainer.logs.files import find_files
+from trainer.logs.reading import Block, Inputs, inspect_files, read_chunk
 
 
 def write(path: Path, user: Any = (1, 2, 1), item: Any = (7, 8, 9), time: Any = (10, 11, 12), **options: Any) -> Path:
@@ -311,6 +311,6 @@ def test_a_csv_line_that_does_not_fit_is_refused(tmp_path: Path, bad_line: str) 
 
 
 def test_a_csv_file_of_many_blocks_keeps_count_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.logs.CSV_BLOCK_BYTES", 1000)
+    monkeypatch.setattr("trainer.logs.reading.CSV_BLOCK_BYTES", 1000)
     (tmp_path / "a.csv").write_text("user_id,item_id,time\n" + "".join(f"{n},1,{n}\n" for n in range(1000)))
     assert events(logs_at(tmp_path)) == [(n, 1, n, n) for n in range(1000)]

@@ -1,4 +1,4 @@
-"""Writes the files of a sequence dataset, in the format of trainer/dataset.py: parts and the vocabulary.
+"""Writes the files of a sequence dataset, in the format of trainer/dataset/manifest.py: parts and the vocabulary.
 
 Equal tables become equal bytes. Pages carry checksums, because Parquet alone does not notice a flipped bit.
 """
@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.dataset import Part, RowGroup, hash_file
-from trainer.grouping import Ints
+from trainer.dataset.grouping import Ints
+from trainer.dataset.manifest import Part, RowGroup
+from trainer.storage import hash_file
 
 MIN_ROW_GROUPS = 64  # the training stream shuffles over row groups
 MAX_ROWS = 4096

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.config import GlobalTimeConfig, LeaveOneOutConfig, SplitConfig
-from trainer.dataset import UNKNOWN_ID
+from trainer.dataset.manifest import UNKNOWN_ID
 from trainer.errors import UserError
 
 Ints = npt.NDArray[np.int64]
@@ -44,7 +44,7 @@ Cuts = LeaveOneOut | TimeBounds
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """What one partition holds, or the sum over several; names as in trainer.dataset.Counts."""
+    """What one partition holds, or the sum over several; names as in trainer.dataset.manifest.Counts."""
 
     rows_kept: int = 0
     duplicates: int = 0
@@ -141,7 +141,7 @@ def group_events(events: pa.Table, vocabulary: pa.Array, cuts: Cuts, drop_duplic
     """Turn the events of some users (user, item, time; in the order of the log) into one row per user.
 
     Rows are ascending by user; a history is ascending by time, ties in the order of the log. The table has the columns
-    of trainer/dataset.py. Of events equal in user, item and time the first stays, if `drop_duplicates`.
+    of trainer/dataset/manifest.py. Of events equal in user, item and time the first stays, if `drop_duplicates`.
     """
     users, user_codes = _rank(events.column("user"))
     items = _dictionary(events.column("item"))

@@ -1,6 +1,6 @@
 """The settings of a synthetic log and the world that its users share: items, tastes' axes, transitions, patterns.
 
-See trainer/synthetic.py for what becomes of them. Invariant: the world is a function of the config alone.
+See trainer/synthetic/log.py for what becomes of them. Invariant: the world is a function of the config alone.
 """
 
 from dataclasses import dataclass

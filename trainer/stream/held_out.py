@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.batch import HistoryBatch, build_batch
-from trainer.row_groups import PackedHistories, RowGroupReader, gather, joined
+from trainer.stream.row_groups import PackedHistories, RowGroupReader, gather, joined
 
 Split = Literal["validation", "test"]
 NOTHING = np.zeros(0, dtype=np.int64)

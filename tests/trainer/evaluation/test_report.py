@@ -6,9 +6,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from trainer.dataset import Counts
-from trainer.report import render
-from trainer.results import Results
+from trainer.dataset.manifest import Counts
+from trainer.evaluation.report import render
+from trainer.evaluation.results import Results
 
 METRICS = {"hr@1": 0.12345, "hr@10": 0.5432, "ndcg@10": 0.3214, "mrr": 0.2222, "coverage@10": 0.75}
 POPULARITY = {"hr@1": 0.05, "hr@10": 0.1111, "ndcg@10": 0.0777, "mrr": 0.0, "coverage@10": 0.01}

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.dataset import Manifest
+from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
 
 

@@ -13,8 +13,8 @@ import numpy as np
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
-from trainer.dataset import Counts
-from trainer.results import Results
+from trainer.dataset.manifest import Counts
+from trainer.evaluation.results import Results
 
 MODEL, POPULARITY = "#0b7285", "#adb5bd"
 

@@ -16,9 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainer.config import EvaluateConfig
-from trainer.dataset import Manifest, write_json_atomically
+from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
-from trainer.metrics import intervals, means, user_metrics
+from trainer.evaluation.metrics import intervals, means, user_metrics
+from trainer.storage import write_json_atomically
 
 
 @dataclass(frozen=True)

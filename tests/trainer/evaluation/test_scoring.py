@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sharding.ranks import Ranks
-from trainer.scoring import ItemShard, Query, Ranked, rank_items
+from trainer.evaluation.scoring import ItemShard, Query, Ranked, rank_items
 
 NUM_USERS, NUM_ITEMS, WIDTH, TOP = 11, 23, 3, 6
 ALONE = Ranks(0, 1, torch.device("cpu"))

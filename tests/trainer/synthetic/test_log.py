@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from cluster.synth import synthesize
 from trainer.errors import UserError
-from trainer.synthetic import BlockSummary, SyntheticConfig, World, build_world, generate, generate_block
+from trainer.synthetic.log import BlockSummary, SyntheticConfig, World, build_world, generate, generate_block
 
 DEMO = SyntheticConfig(num_users=4000, users_per_file=1500)
 SMALL = SyntheticConfig(num_users=250, num_items=200, num_patterns=10, mean_events_per_user=12.0, users_per_file=100)

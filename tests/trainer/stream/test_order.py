@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from trainer import order as order_module
-from trainer.order import EpochOrder, Position, Rows, position_of, steps_per_epoch
+from trainer.stream import order as order_module
+from trainer.stream.order import EpochOrder, Position, Rows, position_of, steps_per_epoch
 
 # Unequal row groups; fewer groups than streams, exactly as many, and more than the 64 streams at most.
 SHAPES = {

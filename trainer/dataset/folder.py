@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import LogsConfig, SplitConfig
-from trainer.dataset import FORMAT_VERSION, Manifest, digest_of, read_manifest, verify_dataset
+from trainer.dataset.manifest import FORMAT_VERSION, Manifest, read_manifest, verify_dataset
 from trainer.errors import UserError
-from trainer.log_files import InputFile
+from trainer.logs.files import InputFile
+from trainer.storage import digest_of
 
 _RESULT = re.compile(r"part-\d{5}\.parquet|vocabulary-item\.parquet|rejected\.parquet|\.manifest\.json\..*\.tmp")
 _SPILL = ".spill-"

@@ -12,10 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.config import GlobalTimeConfig, LeaveOneOutConfig
-from trainer.dataset import hash_file
-from trainer.dataset_writer import row_group_bounds, write_part, write_vocabulary
-from trainer.errors import UserError
-from trainer.grouping import (
+from trainer.dataset.grouping import (
     Cuts,
     LeaveOneOut,
     TimeBounds,
@@ -27,6 +24,9 @@ from trainer.grouping import (
     stable_order,
     sum_counts,
 )
+from trainer.dataset.writer import row_group_bounds, write_part, write_vocabulary
+from trainer.errors import UserError
+from trainer.storage import hash_file
 
 Event = tuple[Any, Any, int]
 
@@ -42,7 +42,7 @@ def vocabulary_of(events: list[Event], cuts: Cuts) -> pa.Array:
 
 
 def grouped_plainly(events: list[Event], cuts: Cuts, drop_duplicates: bool) -> list[dict[str, Any]]:
-    """What trainer/dataset.py promises, as slowly and plainly as possible."""
+    """What trainer/dataset/manifest.py promises, as slowly and plainly as possible."""
     known = set(vocabulary_of(events, cuts).to_pylist())
     ids = {item: place + 1 for place, item in enumerate(sorted(known))}
     kept = list(dict.fromkeys(events)) if drop_duplicates else events

@@ -1,0 +1,1 @@
+"""The sequence dataset: its format, its folder, and how events become histories."""

@@ -1,0 +1,1 @@
+"""Held-out histories ranked over the full catalogue: ranks, metrics, results, report."""

@@ -1,0 +1,1 @@
+"""Event logs with planted structure, and the truth about them."""
