@@ -9,17 +9,18 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.config import ModelConfig
-from sharding.config import TableConfig
+from sharding.config import IdsConfig, TableConfig
 from trainer.config import (
     CheckpointConfig,
     EvaluateConfig,
     LeaveOneOutConfig,
-    LogsConfig,
     SplitConfig,
     TrainConfig,
 )
 from trainer.errors import UserError
 from trainer.job import Job
+from trainer.logs.config import LogsConfig, feature_specs
+from trainer.settings import flatten
 
 
 class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -70,7 +71,7 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
     @classmethod
     def _every_table_has_settings(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("tables", {}), dict):
-            values = {**values, "tables": {"item": {}, **values.get("tables", {})}}
+            values = {**values, "tables": _with_defaults(values)}
             split = values.get("split")
             if isinstance(split, dict) and "kind" not in split:
                 values["split"] = {"kind": "leave_one_out", **split}
@@ -83,9 +84,12 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Config":
+        used = {"item", *(spec.table for spec in feature_specs(self.logs) if spec.table)}
         for name in self.tables:
-            if name != "item":
-                raise ValueError(f'tables.{name}: no such table; the model has one, "item"')
+            if name not in used:
+                raise ValueError(
+                    f"tables.{name}: no such table; there are {', '.join(sorted(used))} (features name theirs with `table`)"
+                )
         width, heads = self.tables["item"].dim, self.model.encoder.num_heads
         if width % heads:
             raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
@@ -99,12 +103,32 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
         return self
 
     @property
+    def ids_of_tables(self) -> dict[str, IdsConfig]:
+        """How the values of each table become rows."""
+        return {name: table.ids for name, table in self.tables.items()}
+
+    @property
     def run_dir(self) -> Path:
         return Path(self.run.dir)
 
     @property
     def dataset_dir(self) -> Path:
         return Path(self.run.dataset) if self.run.dataset else self.run_dir / "dataset"
+
+
+def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """A table for items and for every feature that has ids, whether the config names it or not."""
+    tables = {"item": {}, **values.get("tables", {})}
+    try:
+        specs = feature_specs(LogsConfig.model_validate(values.get("logs")))
+    except ValidationError:
+        return tables  # the whole is not valid either, and says so better
+    tables |= {spec.table: {} for spec in specs if spec.table and spec.table not in tables}
+    for name, table in tables.items():
+        ids = table.get("ids") if isinstance(table, dict) else None
+        if isinstance(ids, dict) and "kind" not in ids:
+            tables[name] = {**table, "ids": {"kind": "vocabulary", **ids}}
+    return tables
 
 
 # Settings that may change between two starts of one run: they alter neither the weights nor what they mean.
@@ -199,7 +223,21 @@ def _explain(error: ValidationError, origin: str) -> str:
 
 
 _UNION_TAGS = frozenset(
-    {"leave_one_out", "global_time", "full_softmax", "sampled_softmax", "sasrec", "str", "list[str]"}
+    {
+        "leave_one_out",
+        "global_time",
+        "full_softmax",
+        "sampled_softmax",
+        "sasrec",
+        "categorical",
+        "numeric",
+        "timestamp",
+        "vector",
+        "vocabulary",
+        "hash",
+        "str",
+        "list[str]",
+    }
 )
 
 
@@ -229,22 +267,12 @@ def _models_in(annotation: Any) -> list[Any]:
 
 def identity(config: Config) -> dict[str, Any]:
     """The flat settings that make a run what it is: {"train.batch_size": 128, ...} without FREE_TO_CHANGE."""
-    flat = _flatten(config.model_dump(mode="json"))
+    flat = flatten(config.model_dump(mode="json"))
     # Under a falling schedule the number of steps decides every step's rate, so the end may not move.
     free = [
         f for f in FREE_TO_CHANGE if config.train.schedule == "constant" or f not in ("train.epochs", "train.max_steps")
     ]
     return {k: v for k, v in flat.items() if not any(k == name or k.startswith(name + ".") for name in free)}
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def job_of(config: Config) -> Job:

@@ -15,7 +15,7 @@ from typing import Any
 
 from cluster.config import Config, check_config, identity
 from trainer.errors import UserError
-from trainer.job import changed_settings
+from trainer.settings import changed_settings
 from trainer.storage import write_json_atomically
 
 

@@ -1,11 +1,28 @@
 """How a table is stored, placed and updated. Imports no torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
 Sharding = Literal["row_wise", "table_wise", "column_wise", "replicated"]
 SparseOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad"]
+
+
+class VocabularyIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """A row for every value that the training part has, found by prepare. Exact."""
+
+    kind: Literal["vocabulary"] = Field("vocabulary", description="how values become rows")
+    min_count: int = Field(1, ge=1, description="values that occur less often get the row of unknown ones")
+
+
+class HashIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """A row by the hash of the value: no vocabulary, any number of values, and collisions, whose rate is reported."""
+
+    kind: Literal["hash"] = Field(description="how values become rows")
+    num_rows: int = Field(ge=2, le=2**31 - 1, description="rows of the table, the row 0 of missing values included")
+
+
+IdsConfig = Annotated[VocabularyIdsConfig | HashIdsConfig, Field(discriminator="kind")]
 
 
 class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -23,6 +40,7 @@ class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     learning_rate: float = Field(0.05, gt=0.0, description="step size of the table's optimizer")
     eps: float = Field(1e-8, gt=0.0, description="added to the root of Adagrad's accumulator")
+    ids: IdsConfig = Field(default_factory=VocabularyIdsConfig, description="how values become rows")
     init_std: float = Field(0.02, gt=0.0, description="standard deviation of the initial weights")
 
     @model_validator(mode="after")

@@ -11,9 +11,15 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 
-from trainer.dataset import writer as dataset_writer
-from trainer.dataset.grouping import LeaveOneOut, group_events, partition_events, sort_vocabulary, sum_counts
+from sharding.config import VocabularyIdsConfig
+from trainer.dataset import writer
+from trainer.dataset.features import Ids
+from trainer.dataset.grouping import partition_events, sort_vocabulary
 from trainer.dataset.manifest import Counts, Manifest, write_manifest
+from trainer.dataset.partition import GroupPlan, PartitionInput, group_partition, sum_counts
+from trainer.dataset.profile import TimeBins
+from trainer.dataset.splits import LeaveOneOut
+from trainer.dataset.writer import OldGroups
 
 MIN_EVENTS = 3
 
@@ -34,37 +40,50 @@ def tiny_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     events = tiny_events(num_users, num_items, seed, mean_events)
     vocabulary = sort_vocabulary(events.column("item"))
+    times = events.column("time").to_numpy()
+    plan = GroupPlan(
+        cuts=LeaveOneOut(MIN_EVENTS),
+        ids={"item": Ids(VocabularyIdsConfig(), vocabulary)},
+        specs=(),
+        bins=TimeBins(int(times.min()), int(times.max())),
+    )
     grouped = [
-        group_events(pa.Table.from_batches([batch]), vocabulary, LeaveOneOut(MIN_EVENTS), drop_duplicates=True)
+        group_partition(PartitionInput(pa.Table.from_batches([batch])), plan)
         for batch in partition_events(events, num_parts)
         if batch.num_rows
     ]
     # At their real size, row groups of so few users would hold one row each.
-    with mock.patch.object(dataset_writer, "MIN_ROW_GROUPS", groups_per_part):
-        parts = tuple(
-            dataset_writer.write_part(folder / f"part-{number:05d}.parquet", group.histories)
+    with mock.patch.object(writer, "MIN_ROW_GROUPS", groups_per_part):
+        parts = [
+            writer.write_part(folder / f"part-000-{number:05d}.parquet", group.rows, number, 0, OldGroups((), (0,)))
             for number, group in enumerate(grouped)
-        )
+        ]
     num_events, num_train_events = np.zeros((2, len(vocabulary) + 1), np.int64)
     for group in grouped:
-        num_events[group.items.ids] += group.items.num_events
-        num_train_events[group.items.ids] += group.items.num_train_events
-    counts = asdict(sum_counts(group.counts for group in grouped))
-    duplicates = counts.pop("duplicates")
+        num_events[group.items.numbers] += group.items.num_events
+        num_train_events[group.items.numbers] += group.items.num_train_events
+    duplicates = sum(len(rows) for group in grouped for rows in group.rejected.values())
     manifest = Manifest(
         fingerprint=f"tiny-{num_users}-{num_items}-{seed}-{mean_events}-{num_parts}-{groups_per_part}",
-        source={"files": [], "columns": {}, "duplicates": "drop"},
+        source={"files": [], "columns": {}, "settings": {}},
         split={"kind": "leave_one_out", "min_events": MIN_EVENTS},
         counts=Counts(
             rows_read=events.num_rows,
             rejected={"duplicate": duplicates} if duplicates else {},
             num_items=len(vocabulary),
-            **counts,
+            unknown_items=0,
+            **asdict(sum_counts(group.counts for group in grouped)),
         ),
-        vocabulary=dataset_writer.write_vocabulary(
-            folder / "vocabulary-item.parquet", vocabulary, num_events[1:], num_train_events[1:]
-        ),
-        parts=parts,
+        vocabularies={
+            "item": writer.write_catalogue(
+                folder / "vocabulary-000-item.parquet",
+                vocabulary,
+                np.arange(1, len(vocabulary) + 1, dtype=np.int32),
+                num_events[1:],
+                num_train_events[1:],
+            )
+        },
+        parts=writer.numbered(parts, 0),
     )
     write_manifest(folder, manifest)
     return manifest

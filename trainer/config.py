@@ -1,32 +1,8 @@
-"""Settings of logs, splits, training, checkpoints and evaluation. Imports no torch."""
+"""Settings of splits, training, checkpoints and evaluation (those of logs: trainer/logs/config.py). Imports no torch."""
 
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
-
-
-class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Where the event logs are and what their columns mean. One row is one event."""
-
-    path: str | list[str] = Field(
-        description="a file, folder or glob of event logs, or a list of them; local paths or URIs of any filesystem that "
-        "pyarrow knows (s3://, gs://, hdfs://); relative paths start at the current folder"
-    )
-    format: Literal["auto", "parquet", "csv", "tsv"] = Field(
-        "auto", description="file format; auto goes by each file's ending (.parquet, .csv, .tsv, .inter)"
-    )
-    user: str = Field("user_id", description="column of the user: integer or string")
-    item: str = Field("item_id", description="column of the item: integer or string")
-    time: str = Field(
-        "time",
-        description="column that orders a user's events: integer, timestamp or date; ties keep the order of the log",
-    )
-    duplicates: Literal["drop", "keep"] = Field(
-        "drop", description="what to do with events equal to another in user, item and time; dropped ones are counted"
-    )
-    max_rejected_fraction: float = Field(
-        0.01, ge=0.0, le=1.0, description="share of rows that may be rejected (null ids or times) before prepare stops"
-    )
 
 
 class LeaveOneOutConfig(BaseModel, extra="forbid", frozen=True, strict=True):

@@ -35,12 +35,6 @@ class Job:
         return digest_of(self.config)
 
 
-def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One line for each flat setting in which two identities differ, sorted by name."""
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
-
-
 @dataclass(frozen=True)
 class Channel:
     """How the first rank talks to whoever launched it. `send` must not block; `stop_requested` is polled at every step."""

@@ -18,9 +18,10 @@ from trainer.checkpoint_folder import CheckpointManifest, Found
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError, NonFiniteLossError, UserError
 from trainer.evaluation.evaluate import Evaluator, make_evaluator
-from trainer.job import Channel, Job, changed_settings
+from trainer.job import Channel, Job
 from trainer.log import Ledger, MetricsLog
 from trainer.memory import EVERY_STEPS, memory_trimmer
+from trainer.settings import changed_settings
 from trainer.step import StepResult, TrainStep, rate_factor
 from trainer.stream.histories import Step, TrainStream
 from trainer.stream.order import Position, position_of, steps_per_epoch

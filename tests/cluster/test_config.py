@@ -41,7 +41,7 @@ def test_defaults_are_complete():
         ({"logs": {}}, "logs.path: is missing; add it to the config or pass --set logs.path=..."),
         ({**LOGS, "train": {"epochs": "ten"}}, "train.epochs: Input should be a valid integer (got 'ten')"),
         ({**LOGS, "train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1 (got 0)"),
-        ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; the model has one, "item"'),
+        ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (features name theirs with `table`)'),
         ({**LOGS, "model": {"encoder": {"num_heads": 5}}}, "model.encoder.num_heads = 5 must divide tables.item.dim = 64"),
         ({**LOGS, "evaluate": {"ks": [5]}}, "needs 10 among evaluate.ks = [5]"),
         (

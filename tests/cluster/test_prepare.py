@@ -16,7 +16,8 @@ from cluster.prepare import Progress, prepare
 from trainer.dataset.folder import attempt
 from trainer.dataset.manifest import Manifest, read_manifest, verify_dataset
 from trainer.errors import UserError
-from trainer.logs.reading import inspect_files
+from trainer.logs.contract import inspect_inputs
+from trainer.stream.row_groups import RowGroupReader
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -54,7 +55,7 @@ def rows_of(config: Config) -> list[dict[str, Any]]:
 
 def histories_of(config: Config) -> dict[Any, list[tuple[Any, int]]]:
     """Of every user, (item as in the logs, time)."""
-    vocabulary = [None, *pq.read_table(config.dataset_dir / "vocabulary-item.parquet").column("value").to_pylist()]
+    vocabulary = [None, *pq.read_table(config.dataset_dir / "vocabulary-000-item.parquet").column("value").to_pylist()]
     return {
         row["user"]: [(vocabulary[item], time) for item, time in zip(row["item"], row["time"], strict=True)]
         for row in rows_of(config)
@@ -95,18 +96,18 @@ def test_the_dataset_is_the_log_grouped(tmp_path: Path) -> None:
     assert progress[0] == Progress("read", 0, 3, 0)
     assert progress[-1] == Progress("group", 1, 1, len(kept))
 
-    vocabulary = pq.read_table(config.dataset_dir / "vocabulary-item.parquet").to_pydict()
+    vocabulary = pq.read_table(config.dataset_dir / "vocabulary-000-item.parquet").to_pydict()
     assert vocabulary["value"] == sorted({item for _, item, _ in kept})
     assert sum(vocabulary["num_events"]) == len(kept)
     assert sum(vocabulary["num_train_events"]) == counts.train_events
-    rejected = pq.read_table(config.dataset_dir / "rejected.parquet").to_pylist()
+    rejected = pq.read_table(config.dataset_dir / "rejected-000.parquet").to_pylist()
     assert [(row["file"], row["row"], row["reason"]) for row in rejected[:3]] == [
         (str(tmp_path / "logs/b/c.parquet"), row, f"null {role}") for row, role in enumerate(["user", "item", "time"])
     ]
     assert len(rejected) == sum(counts.rejected.values())
     assert [file["rows"] for file in manifest.source["files"]] == [250, 153, 200]
     assert sorted(p.name for p in config.dataset_dir.iterdir()) == [
-        "manifest.json", "part-00000.parquet", "rejected.parquet", "vocabulary-item.parquet",
+        "card.html", "manifest.json", "part-000-00000.parquet", "rejected-000.parquet", "vocabulary-000-item.parquet",
     ]  # fmt: skip
 
 
@@ -116,8 +117,8 @@ def test_a_quarantined_duplicate_can_be_found_in_its_file(tmp_path: Path) -> Non
     write_log(tmp_path / "logs/a.parquet", events)
     write_log(tmp_path / "logs/b.parquet", [(2, 10, moments[0]), events[4], (2, 11, moments[1]), events[2]])
     manifest = made(config_at(tmp_path))
-    assert manifest.source["columns"]["time"]["kind"] == "timestamp"
-    rejected = pq.read_table(tmp_path / "dataset/rejected.parquet").to_pylist()
+    assert manifest.source["time"]["kind"] == "timestamp"
+    rejected = pq.read_table(tmp_path / "dataset/rejected-000.parquet").to_pylist()
     assert [tuple(row.values())[1:] for row in rejected] == [
         (1, "duplicate", "1", "14", "1970-01-01 00:00:04.000000"),
         (3, "duplicate", "1", "12", "1970-01-01 00:00:02.000000"),
@@ -132,7 +133,7 @@ def test_tasks_chunks_and_files_change_no_bit(tmp_path: Path, monkeypatch: pytes
     events = random_events(1000)
     write_log(tmp_path / "logs/a.parquet", events)
     one = made(config_at(tmp_path, tasks=1, dataset="one"))
-    monkeypatch.setattr("cluster.prepare.inspect_files", partial(inspect_files, rows_per_chunk=130))
+    monkeypatch.setattr("cluster.prepare.inspect_inputs", partial(inspect_inputs, rows_per_chunk=130))
     (tmp_path / "logs/a.parquet").unlink()
     write_log(tmp_path / "logs/x.parquet", events[:300], row_group_size=40)
     write_log(tmp_path / "logs/y.parquet", events[300:], row_group_size=7)
@@ -165,17 +166,19 @@ def test_a_folder_with_another_dataset_is_refused_with_the_difference(tmp_path: 
     write_log(tmp_path / "logs/a.parquet", STEADY)
     made(config_at(tmp_path))
     assert "min_events" in refusal(config_at(tmp_path, split={"min_events": 4}))
-    assert "logs.duplicates was 'drop'" in refusal(config_at(tmp_path, logs={"duplicates": "keep"}))
-    assert "logs.item was 'item_id'" in refusal(config_at(tmp_path, logs={"item": "time"}))
+    assert "logs.duplicates: was 'drop'" in refusal(config_at(tmp_path, logs={"duplicates": "keep"}))
+    assert "logs.item: was 'item_id'" in refusal(config_at(tmp_path, logs={"item": "time"}))
     write_log(tmp_path / "logs/a.parquet", STEADY[1:])
     assert "a.parquet changed" in refusal(config_at(tmp_path))
     write_log(tmp_path / "logs/b.parquet", STEADY)
+    assert "a.parquet changed" in refusal(config_at(tmp_path))  # a new file beside it does not make it an append
+    (tmp_path / "logs/a.parquet").unlink()
     message = refusal(config_at(tmp_path))
-    for part in ("a.parquet and 1 more", "run.dataset", "run.dir"):
+    for part in ("it was made from", "a.parquet", "now means", "b.parquet", "run.dataset", "run.dir"):
         assert part in message
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "part-00000.parquet"])
+@pytest.mark.parametrize("name", ["notes.txt", "part-000-00000.parquet"])
 def test_a_folder_in_use_is_refused_and_untouched(tmp_path: Path, name: str) -> None:
     write_log(tmp_path / "logs/a.parquet", STEADY)
     (tmp_path / "dataset").mkdir()
@@ -190,21 +193,27 @@ def test_a_folder_in_use_is_refused_and_untouched(tmp_path: Path, name: str) -> 
 def test_what_a_killed_attempt_left_is_removed(tmp_path: Path) -> None:
     write_log(tmp_path / "logs/a.parquet", STEADY)
     folder = tmp_path / "dataset"
-    (folder / ".spill-dead").mkdir(parents=True)
-    for name in (".spill-dead/events-00000.arrow", "part-00007.parquet", "rejected.parquet", ".manifest.json.1.tmp"):
+    (folder / ".work-dead").mkdir(parents=True)
+    for name in (
+        ".work-dead/events-00000.arrow",
+        "part-000-00007.parquet",
+        "rejected-000.parquet",
+        ".manifest.json.1.tmp",
+    ):
         (folder / name).write_text("half")
     verify_dataset(folder, made(config_at(tmp_path)))
     assert sorted(p.name for p in folder.iterdir()) == [
+        "card.html",
         "manifest.json",
-        "part-00000.parquet",
-        "vocabulary-item.parquet",
+        "part-000-00000.parquet",
+        "vocabulary-000-item.parquet",
     ]
 
 
 def test_an_attempt_excludes_another_and_names_a_full_disk(tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
-    with attempt(folder) as spill:
-        with pytest.raises(UserError, match="another command is preparing it"), attempt(folder):
+    with attempt(folder, "a key") as spill:
+        with pytest.raises(UserError, match="another command is preparing it"), attempt(folder, "a key"):
             pass
         assert spill.exists()
     with pytest.raises(UserError, match="no space left"):
@@ -213,9 +222,9 @@ def test_an_attempt_excludes_another_and_names_a_full_disk(tmp_path: Path) -> No
 
 
 def fill_the_disk(folder: Path) -> None:
-    with attempt(folder) as spill:
+    with attempt(folder, "a key") as spill:
         (spill / "events").touch()
-        (folder / "part-00000.parquet").touch()
+        (folder / "part-000-00000.parquet").touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -268,8 +277,13 @@ def test_a_time_split_knows_no_item_of_the_future(tmp_path: Path) -> None:
     assert (counts.num_items, counts.unknown_items) == (2, 9)
     assert (counts.train_events, counts.validation_targets, counts.test_targets) == (6, 6, 3)
     assert rows_of(config)[0] == {
-        "user": 1, "item": [1, 2, 0, 0, 0], "time": [10, 20, 30, 40, 50], "train_end": 2, "validation_end": 4,
+        "user": 1, "item": [1, 2, 3, 4, 5], "time": [10, 20, 30, 40, 50], "train_end": 2, "validation_end": 4,
     }  # fmt: skip
+    assert pq.read_table(config.dataset_dir / "vocabulary-000-item.parquet").to_pydict() == {
+        "value": [1, 2, 3, 4, 5], "id": [1, 2, 0, 0, 0], "num_events": [3] * 5, "num_train_events": [3, 3, 0, 0, 0],
+    }  # fmt: skip
+    reader = RowGroupReader(config.dataset_dir, read_manifest(config.dataset_dir))
+    assert reader.read([0])[0].items.tolist() == [1, 2, 0, 0, 0]
     message = refusal(config_at(tmp_path, dataset="early", split={**split, "validation_time": 5}))
     assert "split.validation_time" in message
     assert "from 10 to 50" in message

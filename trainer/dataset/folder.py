@@ -1,8 +1,8 @@
-"""Whose a dataset folder is: what it was made from, whether it may be written, and how an attempt leaves no trace.
+"""Whose a dataset folder is: what it was made from, whether it may be written, and the place where a dataset is worked on.
 
-An attempt works in `.spill-*` inside the folder, so moving its results out is a rename. That folder is removed last:
-where one is found, the parts beside it without a manifest come from an attempt that was killed, and only then are they
-deleted.
+Work happens in `.work-*` inside the folder, so moving results out is a rename. What an interrupted attempt left there is taken
+up again by the next attempt at the same dataset, and removed by any other. The folder is removed last: where one is
+found, the parts beside it without a manifest come from an attempt that was killed, and only then are they deleted.
 """
 
 import errno
@@ -10,40 +10,85 @@ import fcntl
 import os
 import re
 import shutil
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config import LogsConfig, SplitConfig
+from sharding.config import IdsConfig
+from trainer.config import SplitConfig
 from trainer.dataset.manifest import FORMAT_VERSION, Manifest, read_manifest, verify_dataset
 from trainer.errors import UserError
+from trainer.logs.config import LogsConfig
+from trainer.logs.contract import SourceName
 from trainer.logs.files import InputFile
+from trainer.settings import changed_settings, flatten
 from trainer.storage import digest_of
 
-_RESULT = re.compile(r"part-\d{5}\.parquet|vocabulary-item\.parquet|rejected\.parquet|\.manifest\.json\..*\.tmp")
-_SPILL = ".spill-"
+_RESULT = re.compile(
+    r"(part|cuts)-\d{3}-\d{5}\.parquet|vocabulary-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet|card\.html"
+    r"|\.manifest\.json\..*\.tmp"
+)
+_WORK = ".work-"
+# Settings of logs that change no dataset: where files lie is not what they are, and budgets only say when to stop.
+_NO_CONTENT = {
+    "path": True,
+    "format": True,
+    "max_rejected_fraction": True,
+    "max_unreadable_files": True,
+    "history": {"path", "format"},
+    "items": {"path", "format"},
+    "users": {"path", "format"},
+}
+
+Files = Mapping[SourceName, tuple[InputFile, ...]]
 
 
-def describe_source(logs: LogsConfig, files: Sequence[InputFile]) -> dict[str, Any]:
-    """What decides the content of a dataset, besides the split. Part of the manifest and of the fingerprint."""
-    return {
-        "files": [{"path": file.name, "bytes": file.num_bytes, "mtime_ns": file.mtime_ns} for file in files],
-        "columns": {"user": {"name": logs.user}, "item": {"name": logs.item}, "time": {"name": logs.time}},
-        "duplicates": logs.duplicates,
-    }
+@dataclass(frozen=True)
+class Request:
+    """The dataset that is asked for. ids: how the values of each table that features name, and of "item", become rows."""
+
+    logs: LogsConfig
+    split: SplitConfig
+    ids: Mapping[str, IdsConfig]
+    files: Files
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the content of a dataset besides files and split."""
+        tables = {name: {"ids": config.model_dump(mode="json")} for name, config in sorted(self.ids.items())}
+        return {"logs": self.logs.model_dump(mode="json", exclude=_NO_CONTENT), "tables": tables}  # type: ignore[arg-type]
+
+    @property
+    def described_files(self) -> list[dict[str, Any]]:
+        return [
+            {"source": source, "path": file.name, "bytes": file.num_bytes, "mtime_ns": file.mtime_ns}
+            for source, files in self.files.items()
+            for file in files
+        ]
+
+    @property
+    def split_settings(self) -> dict[str, Any]:
+        return self.split.model_dump(mode="json")
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal inputs and settings."""
+        formats = [file.format for files in self.files.values() for file in files]
+        return digest_of([self.settings, self.described_files, formats, self.split_settings, FORMAT_VERSION])
 
 
-def fingerprint(logs: LogsConfig, split: SplitConfig, files: Sequence[InputFile]) -> str:
-    """Equal for equal inputs and settings. How many rows may be rejected is not among them: it changes no dataset."""
-    formats = [file.format for file in files]
-    content = [describe_source(logs, files), formats, split.model_dump(mode="json"), FORMAT_VERSION]
-    return digest_of(content)
+@dataclass(frozen=True)
+class Existing:
+    """A verified dataset. new_files: what has to be appended to it, by source; None where it is what is asked for."""
+
+    manifest: Manifest
+    new_files: Files | None
 
 
-def find_dataset(folder: Path, logs: LogsConfig, split: SplitConfig, files: Sequence[InputFile]) -> Manifest | None:
-    """The verified dataset of these inputs and settings, or None where the folder is free for it.
+def find_dataset(folder: Path, request: Request) -> Existing | None:
+    """The dataset of this folder, if the request asks for it or for it with more files; None where the folder is free.
 
     Raises UserError if the folder holds another dataset, a damaged one, or anything else.
     """
@@ -61,34 +106,44 @@ def find_dataset(folder: Path, logs: LogsConfig, split: SplitConfig, files: Sequ
             )
         return None
     manifest = read_manifest(folder)
-    if manifest.fingerprint != fingerprint(logs, split, files):
+    if manifest.fingerprint == request.fingerprint:
+        verify_dataset(folder, manifest)
+        return Existing(manifest, None)
+    differences = list(_differences(manifest, request))
+    new_files = _new_files(manifest, request)
+    if differences or not new_files:
+        if not differences:
+            differences = [f"the split was {manifest.split}, now {request.split_settings}, and no file is new"]
         raise UserError(
-            f"dataset {folder}: the folder holds another dataset: "
-            f"{'; '.join(_differences(manifest, logs, split, files))}. "
+            f"dataset {folder}: the folder holds another dataset: {'; '.join(differences)}. "
             "Choose another run.dataset or run.dir, or delete the folder to have it made again"
         )
     verify_dataset(folder, manifest)
-    return manifest
+    return Existing(manifest, new_files)
 
 
 @contextmanager
-def attempt(folder: Path) -> Iterator[Path]:
-    """A fresh folder to work in, inside the dataset folder, which no other attempt may write meanwhile.
+def attempt(folder: Path, key: str) -> Iterator[Path]:
+    """The folder to work in, inside the dataset folder, which no other attempt may write meanwhile.
 
-    When the block ends without a manifest, however it ends, nothing is left of it. Raises UserError if the folder
-    cannot be written or another command is writing it.
+    `key` says what is made: work that an attempt at the same left is still there. After an error that the user has to mend, and
+    at the end, nothing is left of it. Raises UserError if the folder cannot be written or another command is writing it.
     """
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            _clean(folder)
-            spill = folder / f"{_SPILL}{uuid.uuid4().hex[:8]}"
-            spill.mkdir()
+            work = folder / f"{_WORK}{key[:16]}"
+            _clean(folder, keep=work.name)
+            work.mkdir(exist_ok=True)
             try:
-                yield spill
-            finally:
+                yield work
+            except (UserError, OSError):
                 _clean(folder)
+                raise
+            else:
+                _clean(folder)
+            finally:
                 if created and not any(folder.iterdir()):
                     folder.rmdir()
     except OSError as error:
@@ -121,14 +176,16 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _clean(folder: Path) -> None:
+def _clean(folder: Path, keep: str = "") -> None:
+    """Remove what attempts left, but for the work folder `keep` and what belongs to the dataset or to that attempt."""
     names = [path.name for path in folder.iterdir()]
+    committed = {file.path for file in read_manifest(folder).files} if "manifest.json" in names else set()
     leftovers = _leftovers(names)
-    if "manifest.json" in names:
-        leftovers = [name for name in leftovers if name.startswith(_SPILL)]
-    for name in sorted(
-        leftovers, key=lambda name: name.startswith(_SPILL)
-    ):  # spill folders last: they mark the rest as ours
+    if keep in names:
+        leftovers = [name for name in leftovers if name.startswith(_WORK) and name != keep]
+    # The card and the list of rejected rows are in no manifest, but come with one.
+    spared = committed | ({name for name in names if name.startswith(("rejected-", "card."))} if committed else set())
+    for name in sorted(set(leftovers) - spared, key=lambda name: name.startswith(_WORK)):  # work folders last
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -137,28 +194,36 @@ def _clean(folder: Path) -> None:
 
 
 def _leftovers(names: list[str]) -> list[str]:
-    """What an attempt of ours left. Without its spill folder, parts may be anybody's, even the logs."""
-    if not any(name.startswith(_SPILL) for name in names):
+    """What attempts of ours left. Without a work folder, parts may be anybody's, even the logs."""
+    if not any(name.startswith(_WORK) for name in names):
         return []
-    return [name for name in names if name.startswith(_SPILL) or _RESULT.fullmatch(name)]
+    return [name for name in names if name.startswith(_WORK) or _RESULT.fullmatch(name)]
 
 
-def _differences(manifest: Manifest, logs: LogsConfig, split: SplitConfig, files: Sequence[InputFile]) -> Iterator[str]:
-    made, asked = manifest.source, describe_source(logs, files)
-    old_files, new_files = ({f["path"]: f for f in source["files"]} for source in (made, asked))
-    if old_files.keys() != new_files.keys():
-        yield f"it was made from {_some(list(old_files))}, and logs.path now means {_some(list(new_files))}"
-    else:
-        changed = [p for p in new_files if any(old_files[p][key] != new_files[p][key] for key in ("bytes", "mtime_ns"))]
-        if changed:
-            yield f"it was made before {_some(changed)} changed"
-    for role, column in asked["columns"].items():
-        if made["columns"][role]["name"] != column["name"]:
-            yield f"logs.{role} was {made['columns'][role]['name']!r}, now {column['name']!r}"
-    if made["duplicates"] != asked["duplicates"]:
-        yield f"logs.duplicates was {made['duplicates']!r}, now {asked['duplicates']!r}"
-    if manifest.split != split.model_dump(mode="json"):
-        yield f"the split was {manifest.split}, now {split.model_dump(mode='json')}"
+def _new_files(manifest: Manifest, request: Request) -> dict[SourceName, tuple[InputFile, ...]]:
+    """Files of events that the dataset was not made from. Items and users are no events: they are read anew each time."""
+    known = {(file["source"], file["path"]) for file in manifest.source["files"]}
+    new = {
+        source: tuple(file for file in files if (source, file.name) not in known)
+        for source, files in request.files.items()
+        if source in ("logs", "history")
+    }
+    return {source: files for source, files in new.items() if files}
+
+
+def _differences(manifest: Manifest, request: Request) -> Iterator[str]:
+    """What stands against appending: other settings, files of events that are gone or were changed."""
+    yield from changed_settings(flatten(manifest.source["settings"]), flatten(request.settings))
+    old, new = (
+        {f["path"]: f for f in files if f["source"] in ("logs", "history")}
+        for files in (manifest.source["files"], request.described_files)
+    )
+    gone = sorted(old.keys() - new.keys())
+    if gone:
+        yield f"it was made from {_some(sorted(old))}, and logs.path now means {_some(sorted(new))}"
+    changed = [p for p in old.keys() & new.keys() if any(old[p][key] != new[p][key] for key in ("bytes", "mtime_ns"))]
+    if changed:
+        yield f"it was made before {_some(sorted(changed))} changed"
 
 
 def _some(paths: list[str]) -> str:

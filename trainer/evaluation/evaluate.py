@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -20,7 +21,7 @@ from trainer.dataset.manifest import Manifest
 from trainer.evaluation.metrics import user_metrics
 from trainer.evaluation.scoring import ItemShard, Query, Ranked, rank_items
 from trainer.stream.held_out import HeldOut, HeldOutBatch, Split
-from trainer.stream.row_groups import RowGroupReader
+from trainer.stream.row_groups import RowGroupReader, Wanted
 
 LOOKUP_CHUNK = 65536  # item vectors looked up at a time
 
@@ -38,7 +39,10 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
-    table = pq.read_table(folder / manifest.vocabulary["path"], columns=["value", "num_train_events"])
+    """The items that the model knows, in the order of their ids."""
+    table = pq.read_table(folder / manifest.vocabulary.path, columns=["value", "id", "num_train_events"])
+    if not manifest.ids_are_numbers:
+        table = table.filter(pc.greater(table.column("id"), 0)).sort_by("id")
     return Vocabulary(table.column("value").combine_chunks(), table.column("num_train_events").to_numpy())
 
 
@@ -112,7 +116,7 @@ class Evaluator:
 def make_evaluator(
     folder: Path, manifest: Manifest, split: Split, config: EvaluateConfig, max_history: int, ranks: Ranks
 ) -> Evaluator:
-    reader = RowGroupReader(folder, manifest, with_users=True)
+    reader = RowGroupReader(folder, manifest, Wanted(users=True))
     held_out = HeldOut(reader, split, config.targets, max_history, config.batch_size, ranks.rank, ranks.world_size)
     return Evaluator(held_out, config, manifest.counts.num_items, ranks)
 

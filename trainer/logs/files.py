@@ -6,6 +6,7 @@ does not depend on the filesystem.
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -14,7 +15,6 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from trainer.config import LogsConfig
 from trainer.errors import UserError
 
 Format = Literal["parquet", "csv", "tsv"]
@@ -49,42 +49,61 @@ class InputFile:
             )
 
 
-def find_files(logs: LogsConfig) -> tuple[InputFile, ...]:
-    """Every file that logs.path means, sorted by name, each once.
+def find_files(
+    path: str | list[str], format: Literal["auto", "parquet", "csv", "tsv"] = "auto", setting: str = "logs.path"
+) -> tuple[InputFile, ...]:
+    """Every file that `path` means, sorted by name, each once. `setting`: what messages call the path.
 
     Folders are searched below. Names that begin with a dot or an underscore are left out, and so are endings that say no
-    known format, unless logs.format is set.
+    known format, unless the format is given.
 
-    Raises UserError if an entry of logs.path leads to no file.
+    Raises UserError if an entry leads to no file.
     """
-    entries = [logs.path] if isinstance(logs.path, str) else logs.path
+    entries = [path] if isinstance(path, str) else path
     if not entries:
-        raise UserError("logs.path is an empty list; name the files, folders or globs of the event logs")
-    found = {file.name: file for entry in entries for file in _find(entry, logs)}
+        raise UserError(f"{setting} is an empty list; name the files, folders or globs of the event logs")
+    found = {file.name: file for entry in entries for file in _find(entry, format, setting)}
     return tuple(found[name] for name in sorted(found))
 
 
-def _find(entry: str, logs: LogsConfig) -> list[InputFile]:
+@contextmanager
+def explaining(file: InputFile) -> Iterator[None]:
+    """Turn what pyarrow or the operating system says about a file into a UserError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"logs {file.name}: cannot be read as {file.format} ({first_line(error)}); it is truncated, damaged, "
+            "gone, or of another format: write the file again, leave it out of logs.path, or set logs.format"
+        ) from None
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _find(entry: str, wanted: Literal["auto", "parquet", "csv", "tsv"], setting: str) -> list[InputFile]:
     try:
         filesystem, uri, start, segments = _locate(entry)
         infos = [file for info in _expand(filesystem, start, segments) for file in _files_in(filesystem, info)]
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"logs.path {entry!r}: cannot be opened ({error}); check the path and the right to read it"
+            f"{setting} {entry!r}: cannot be opened ({error}); check the path and the right to read it"
         ) from None
     if not infos:
         whole = "/".join([start, *segments])
-        raise UserError(f"logs.path {entry!r}: no such file, and nothing below it (looked at {_name(uri, whole)})")
-    formats = [logs.format if logs.format != "auto" else _format_by_ending(info.path) for info in infos]
+        raise UserError(f"{setting} {entry!r}: no such file, and nothing below it (looked at {_name(uri, whole)})")
+    formats = [_format_by_ending(info.path) if wanted == "auto" else wanted for info in infos]
     files = [
         InputFile(info.path, uri, format, info.size, info.mtime_ns or 0)
         for info, format in zip(infos, formats, strict=True)
         if format is not None
     ]
     if not files:
+        section = setting.removesuffix(".path")
         raise UserError(
-            f"logs.path {entry!r}: the ending of {_name(uri, infos[0].path)} says no known format "
-            f'({", ".join(_FORMATS)}); set logs.format to "parquet", "csv" or "tsv"'
+            f"{setting} {entry!r}: the ending of {_name(uri, infos[0].path)} says no known format "
+            f'({", ".join(_FORMATS)}); set {section}.format to "parquet", "csv" or "tsv"'
         )
     return files
 

@@ -47,8 +47,12 @@ class Quarantine:
 
 
 def quarantine_table(raw: pa.Table, files: pa.Array, rows: pa.Array, reasons: pa.Array) -> pa.Table:
-    """Rows as SCHEMA wants them: user, item and time of `raw` become strings, timestamps in UTC."""
-    return pa.table([files, rows, reasons, *(_printed(raw.column(name)) for name in VALUES)], schema=SCHEMA)
+    """Rows as SCHEMA wants them: user, item and time of `raw`, where it has them, become strings, timestamps in UTC."""
+    values = [
+        _printed(raw.column(name)) if name in raw.column_names else pa.nulls(raw.num_rows, pa.string())
+        for name in VALUES
+    ]
+    return pa.table([files, rows, reasons, *values], schema=SCHEMA)
 
 
 def gather(sources: Iterable[Path], target: Path, max_rows: int = MAX_ROWS) -> None:

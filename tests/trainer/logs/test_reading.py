@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.config import LogsConfig
 from trainer.errors import UserError
-from trainer.logs.files import find_files
-from trainer.logs.reading import Block, Inputs, inspect_files, read_chunk
+from trainer.logs.config import LogsConfig
+from trainer.logs.contract import Inputs, find_inputs, inspect_inputs
+from trainer.logs.files import InputFile
+from trainer.logs.files import find_files as find_files_of
+from trainer.logs.reading import Block, Rules, read_chunk
 
 
 def write(path: Path, user: Any = (1, 2, 1), item: Any = (7, 8, 9), time: Any = (10, 11, 12), **options: Any) -> Path:
@@ -27,13 +29,17 @@ def logs_at(path: Any, **settings: Any) -> LogsConfig:
     return LogsConfig(path=[str(p) for p in path] if isinstance(path, list) else str(path), **settings)
 
 
+def find_files(logs: LogsConfig) -> tuple[InputFile, ...]:
+    return find_files_of(logs.path, logs.format)
+
+
 def inspect(logs: LogsConfig, **settings: Any) -> Inputs:
-    return inspect_files(find_files(logs), logs, **settings)
+    return inspect_inputs(find_inputs(logs), logs, **settings)
 
 
 def read(logs: LogsConfig, **settings: Any) -> list[Block]:
     inputs = inspect(logs, **settings)
-    return [block for chunk in inputs.chunks for block in read_chunk(chunk, inputs.contract, logs)]
+    return [block for chunk in inputs.chunks for block in read_chunk(chunk, inputs.contracts["logs"], Rules())]
 
 
 def events(logs: LogsConfig, **settings: Any) -> list[tuple[Any, ...]]:
@@ -202,7 +208,7 @@ def test_a_file_rewritten_while_it_is_read_is_refused(tmp_path: Path) -> None:
     inputs = inspect(logs)
     os.utime(file, ns=(0, 0))
     with pytest.raises(UserError, match=r"a\.parquet: the file was changed"):
-        list(read_chunk(inputs.chunks[0], inputs.contract, logs))
+        list(read_chunk(inputs.chunks[0], inputs.contracts["logs"], Rules()))
 
 
 # Times and numbers
@@ -220,13 +226,13 @@ def test_timestamps_and_dates_become_microseconds_in_utc(tmp_path: Path) -> None
         ("past", pa.array([-1], pa.timestamp("s")), -1_000_000),
     ]:
         logs = logs_at(write(tmp_path / f"{name}.parquet", user=[1], item=[2], time=column))
-        assert inspect(logs).contract.time_kind == "timestamp"
+        assert inspect(logs).time_kind == "timestamp"
         assert events(logs) == [(1, 2, value, 0)]
 
 
 def test_whole_floats_are_times_and_fractions_are_not(tmp_path: Path) -> None:
     logs = logs_at(write(tmp_path / "a.parquet", time=[1.0, float("nan"), 3.0]))
-    assert inspect(logs).contract.time_kind == "integer"
+    assert inspect(logs).time_kind == "integer"
     [block] = read(logs)
     assert block.events.column("time").to_pylist() == [1, 3]
     assert block.rejected.column("reason").to_pylist() == ["null time"]

@@ -10,9 +10,9 @@ import pytest
 
 from tests.datasets import tiny_dataset
 from trainer.dataset.manifest import Manifest, Part, RowGroup
-from trainer.dataset.writer import write_part
+from trainer.dataset.writer import OldGroups, numbered, write_part
 from trainer.stream.held_out import HeldOut, HeldOutBatch, Split
-from trainer.stream.row_groups import RowGroupReader
+from trainer.stream.row_groups import RowGroupReader, Wanted
 
 MAX_HISTORY = 5
 
@@ -21,7 +21,7 @@ def held_out(
     folder: Path, manifest: Manifest, split: Split, rank: int = 0, world_size: int = 1, **changes: Any
 ) -> HeldOut:
     arguments: dict[str, Any] = {"targets": "all", "max_history": MAX_HISTORY, "batch_size": 6} | changes
-    reader = RowGroupReader(folder, manifest, with_users=True)
+    reader = RowGroupReader(folder, manifest, Wanted(users=True))
     return HeldOut(reader, split, rank=rank, world_size=world_size, **arguments)
 
 
@@ -94,8 +94,9 @@ def many_targets(tmp_path_factory) -> tuple[Path, Manifest]:
         }
     )
     # The counts and the vocabulary are not read here.
-    part = write_part(folder / "part-00000.parquet", histories)
-    return folder, Manifest("many", {}, {}, counts=None, vocabulary={}, parts=(part,))  # type: ignore[arg-type]
+    part = write_part(folder / "part-000-00000.parquet", histories, 0, 0, OldGroups((), (0,)))
+    parts = numbered([part], 0)
+    return folder, Manifest("many", {}, {}, counts=None, vocabularies={}, parts=parts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 13])
@@ -162,8 +163,8 @@ def test_arrays_have_the_dtypes_that_scoring_counts_on(tiny):
 
 
 def test_the_number_of_batches_is_that_of_the_rank_with_the_most_rows():
-    groups = tuple(RowGroup(num_rows, num_rows) for num_rows in (10, 1, 10, 1))
-    manifest = Manifest("x", {}, {}, None, {}, (Part("none.parquet", 0, "", groups),))  # type: ignore[arg-type]
+    groups = tuple(RowGroup(num_rows, num_rows, group) for group, num_rows in enumerate((10, 1, 10, 1)))
+    manifest = Manifest("x", {}, {}, None, {}, (Part("none.parquet", 0, "", 0, 0, groups),))  # type: ignore[arg-type]
     for rank in range(2):
         part = HeldOut(RowGroupReader(Path(), manifest), "test", "all", 5, 8, rank, 2)
         assert part.num_batches() == 6  # rank 0: two groups of ten rows, four rows at a time

@@ -1,4 +1,4 @@
-"""Grouping of one partition against a plain Python grouping, the split, the partition hash, and how parts are written."""
+"""One partition against a plain Python grouping, the split, the partition hash, and how parts are written."""
 
 import random
 from collections import Counter
@@ -11,20 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sharding.config import VocabularyIdsConfig
 from trainer.config import GlobalTimeConfig, LeaveOneOutConfig
-from trainer.dataset.grouping import (
-    Cuts,
-    LeaveOneOut,
-    TimeBounds,
-    group_events,
-    hash_ids,
-    partition_events,
-    resolve_cuts,
-    sort_vocabulary,
-    stable_order,
-    sum_counts,
-)
-from trainer.dataset.writer import row_group_bounds, write_part, write_vocabulary
+from trainer.dataset.features import Ids
+from trainer.dataset.grouping import DUPLICATE, partition_events, sort_vocabulary, stable_order
+from trainer.dataset.hashing import hash_ids
+from trainer.dataset.partition import Grouped, GroupPlan, PartitionInput, group_partition, sum_counts
+from trainer.dataset.profile import TimeBins
+from trainer.dataset.splits import Cuts, LeaveOneOut, TimeBounds, resolve_cuts
+from trainer.dataset.writer import OldGroups, numbered, row_group_bounds, write_catalogue, write_part
 from trainer.errors import UserError
 from trainer.storage import hash_file
 
@@ -36,15 +31,26 @@ def table(events: list[Event]) -> pa.Table:
     return pa.table({"user": users, "item": items, "time": pa.array(times, pa.int64())})
 
 
-def vocabulary_of(events: list[Event], cuts: Cuts) -> pa.Array:
-    known = [item for _, item, time in events if isinstance(cuts, LeaveOneOut) or time < cuts.validation_time]
-    return sort_vocabulary(pa.chunked_array([known], pa.array([events[0][1]]).type))
+def catalogue_of(events: list[Event], cuts: Cuts) -> pa.Array:
+    """Known items before the others, as prepare orders them."""
+    of_type = pa.array([events[0][1]]).type
+    known = {item for _, item, time in events if isinstance(cuts, LeaveOneOut) or time < cuts.validation_time}
+    others = {item for _, item, _ in events} - known
+    return pa.concat_arrays([sort_vocabulary(pa.chunked_array([list(items)], of_type)) for items in (known, others)])
+
+
+def group(events: list[Event], catalogue: pa.Array, cuts: Cuts, drop_duplicates: bool) -> Grouped:
+    ids = {"item": Ids(VocabularyIdsConfig(), catalogue)}
+    return group_partition(PartitionInput(table(events)), GroupPlan(cuts, ids, (), TimeBins(0, 9), drop_duplicates))
+
+
+def duplicates_of(result: Grouped) -> list[int]:
+    return result.rejected.get(("logs", DUPLICATE), np.zeros(0, np.int64)).tolist()
 
 
 def grouped_plainly(events: list[Event], cuts: Cuts, drop_duplicates: bool) -> list[dict[str, Any]]:
     """What trainer/dataset/manifest.py promises, as slowly and plainly as possible."""
-    known = set(vocabulary_of(events, cuts).to_pylist())
-    ids = {item: place + 1 for place, item in enumerate(sorted(known))}
+    ids = {item: place + 1 for place, item in enumerate(catalogue_of(events, cuts).to_pylist())}
     kept = list(dict.fromkeys(events)) if drop_duplicates else events
     rows = []
     for user in sorted({user for user, _, _ in kept}):
@@ -59,7 +65,7 @@ def grouped_plainly(events: list[Event], cuts: Cuts, drop_duplicates: bool) -> l
         rows.append(
             {
                 "user": user,
-                "item": [ids.get(item, 0) for _, item, _ in history],
+                "item": [ids[item] for _, item, _ in history],
                 "time": times,
                 "train_end": train_end,
                 "validation_end": validation_end,
@@ -84,41 +90,37 @@ def random_events(seed: int, strings: bool) -> list[Event]:
 @pytest.mark.parametrize("seed", range(6))
 def test_grouping_equals_a_plain_one(seed: int, drop_duplicates: bool, strings: bool, cuts: Cuts) -> None:
     events = random_events(seed, strings)
-    vocabulary = vocabulary_of(events, cuts)
-    result = group_events(table(events), vocabulary, cuts, drop_duplicates)
+    result = group(events, catalogue_of(events, cuts), cuts, drop_duplicates)
     expected = grouped_plainly(events, cuts, drop_duplicates)
-    assert result.histories.to_pylist() == expected
+    assert result.rows.to_pylist() == expected
 
     trained = [(row["item"][: row["train_end"]], row["item"][row["train_end"] :]) for row in expected]
-    num_events = Counter(item for row in expected for item in row["item"] if item)
-    num_train_events = Counter(item for train, _ in trained for item in train if item)
+    num_events = Counter(item for row in expected for item in row["item"])
+    num_train_events = Counter(item for train, _ in trained for item in train)
     counts, items = result.counts, result.items
-    assert dict(zip(items.ids.tolist(), items.num_events.tolist(), strict=True)) == num_events
-    assert Counter(dict(zip(items.ids.tolist(), items.num_train_events.tolist(), strict=True))) == num_train_events
-    assert counts.rows_kept + counts.duplicates == len(events)
+    assert dict(zip(items.numbers.tolist(), items.num_events.tolist(), strict=True)) == num_events
+    assert Counter(dict(zip(items.numbers.tolist(), items.num_train_events.tolist(), strict=True))) == num_train_events
+    assert counts.rows_kept + len(duplicates_of(result)) == len(events)
     assert counts.num_users == len(expected)
     assert counts.train_events == sum(len(train) for train, _ in trained)
     assert counts.validation_targets == sum(row["validation_end"] - row["train_end"] for row in expected)
     assert counts.test_targets == sum(len(row["item"]) - row["validation_end"] for row in expected)
     assert counts.users_without_targets == sum(row["train_end"] < 2 for row in expected)
-    assert counts.unknown_items == sum(held_out.count(0) for _, held_out in trained)
     assert counts.tied_times == sum(
         row["time"][k] == row["time"][k - 1] for row in expected for k in range(1, len(row["time"]))
     )
 
 
 def test_the_first_of_equal_events_stays_even_with_a_tie_between() -> None:
-    result = group_events(
-        table([(1, 8, 5), (1, 7, 5), (1, 8, 5), (2, 8, 5), (1, 8, 4), (1, 8, 5)]),
-        pa.array([7, 8]), LeaveOneOut(3), drop_duplicates=True,
-    )  # fmt: skip
-    assert result.duplicates.tolist() == [2, 5]
-    assert result.histories.column("item").to_pylist() == [[2, 2, 1], [2]]
-    assert result.counts.duplicates == 2
+    events = [(1, 8, 5), (1, 7, 5), (1, 8, 5), (2, 8, 5), (1, 8, 4), (1, 8, 5)]
+    result = group(events, pa.array([7, 8]), LeaveOneOut(3), drop_duplicates=True)
+    assert duplicates_of(result) == [2, 5]
+    assert result.rows.column("item").to_pylist() == [[2, 2, 1], [2]]
+    assert result.counts.rows_kept == 4
 
 
 def test_a_user_with_one_event_trains_nothing_and_is_not_evaluated() -> None:
-    counts = group_events(table([("a", 1, 1)]), pa.array([1]), LeaveOneOut(3), True).counts
+    counts = group([("a", 1, 1)], pa.array([1]), LeaveOneOut(3), True).counts
     assert (counts.users_without_targets, counts.users_not_evaluated) == (1, 1)
     assert (counts.train_events, counts.validation_targets, counts.test_targets) == (1, 0, 0)
 
@@ -175,9 +177,9 @@ def test_the_radix_sort_is_a_stable_sort(keys: list[int]) -> None:
 
 
 def test_counts_add_up() -> None:
-    one = group_events(table([(1, 1, 1), (1, 1, 1)]), pa.array([1]), LeaveOneOut(3), True).counts
-    assert sum_counts([one, one]).duplicates == 2
-    assert sum_counts([one, one]).rows_kept == 2
+    one = group([(1, 1, 1), (1, 1, 2)], pa.array([1]), LeaveOneOut(3), True).counts
+    assert sum_counts([one, one]).rows_kept == 4
+    assert sum_counts([one, one]).num_users == 2
 
 
 # The split
@@ -232,13 +234,11 @@ def test_heavy_users_get_row_groups_of_their_own() -> None:
 
 def test_a_part_reads_back_as_written_and_equal_tables_give_equal_bytes(tmp_path: Path) -> None:
     events = [(f"u{n % 150}", n * 7 % 31, n * n % 1000 - 500) for n in range(3000)]
-    result = group_events(table(events), vocabulary_of(events, LeaveOneOut(3)), LeaveOneOut(3), True)
-    part, again = (
-        write_part(tmp_path / "part-0.parquet", result.histories),
-        write_part(tmp_path / "b", result.histories),
-    )
+    result = group(events, catalogue_of(events, LeaveOneOut(3)), LeaveOneOut(3), True)
+    nothing = OldGroups((), (0,))
+    part, again = (write_part(tmp_path / name, result.rows, 0, 0, nothing) for name in ("part-0.parquet", "b"))
     read = pq.read_table(tmp_path / part.path, page_checksum_verification=True)
-    assert read.to_pylist() == result.histories.to_pylist()
+    assert read.to_pylist() == result.rows.to_pylist()
     assert str(read.schema.field("item").type.value_type) == "int32"
     assert str(read.schema.field("time").type.value_type) == "int64"
     assert part.sha256 == again.sha256 == hash_file(tmp_path / part.path)
@@ -248,12 +248,14 @@ def test_a_part_reads_back_as_written_and_equal_tables_give_equal_bytes(tmp_path
     ]
     assert len(part.row_groups) == 64
     assert sum(group.num_events for group in part.row_groups) == result.counts.rows_kept
+    assert [g.group for p in numbered([part, again], 7) for g in p.row_groups] == list(range(7, 7 + 128))
 
 
 @pytest.mark.parametrize("values", [pa.array([3, 5]), pa.array(["a", "b"])])
-def test_the_vocabulary_reads_back(tmp_path: Path, values: pa.Array) -> None:
-    entry = write_vocabulary(tmp_path / "v.parquet", values, np.array([2, 3]), np.array([1, 0]))
-    assert entry == {"path": "v.parquet", "sha256": hash_file(tmp_path / "v.parquet"), "num_rows": 2}
+def test_the_catalogue_reads_back(tmp_path: Path, values: pa.Array) -> None:
+    ids = np.array([0, 1], np.int32)
+    entry = write_catalogue(tmp_path / "v.parquet", values, ids, np.array([2, 3]), np.array([0, 1]))
+    assert (entry.path, entry.sha256, entry.num_rows) == ("v.parquet", hash_file(tmp_path / "v.parquet"), 2)
     assert pq.read_table(tmp_path / "v.parquet").to_pydict() == {
-        "value": values.to_pylist(), "num_events": [2, 3], "num_train_events": [1, 0],
+        "value": values.to_pylist(), "id": [0, 1], "num_events": [2, 3], "num_train_events": [0, 1],
     }  # fmt: skip

@@ -1,0 +1,88 @@
+"""Where histories are cut into training, validation and test part. Pure numpy."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.config import GlobalTimeConfig, LeaveOneOutConfig, SplitConfig
+from trainer.errors import UserError
+
+Ints = npt.NDArray[np.int64]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """The last event tests and the one before validates, for users with at least `min_events`."""
+
+    min_events: int
+
+
+@dataclass(frozen=True)
+class TimeBounds:
+    """Events before `validation_time` train, those before `test_time` validate, the rest test (unit of the dataset)."""
+
+    validation_time: int
+    test_time: int
+
+
+Cuts = LeaveOneOut | TimeBounds
+
+
+def resolve_cuts(split: SplitConfig, time_kind: Literal["integer", "timestamp"]) -> Cuts:
+    """The split in numbers. Raises UserError if its times don't have the form of the time column, or cannot be read."""
+    match split:
+        case LeaveOneOutConfig():
+            return LeaveOneOut(split.min_events)
+        case GlobalTimeConfig():
+            bounds = TimeBounds(
+                resolve_time(split.validation_time, "split.validation_time", time_kind),
+                resolve_time(split.test_time, "split.test_time", time_kind),
+            )
+            if bounds.validation_time >= bounds.test_time:
+                raise UserError(
+                    f"split.validation_time = {split.validation_time!r} is not before test_time = {split.test_time!r}"
+                )
+            return bounds
+
+
+def cut_histories(times: Ints, offsets: Ints, cuts: Cuts) -> tuple[Ints, Ints]:
+    """`train_end` and `validation_end` of every history, relative to its start; `times` ascend within each."""
+    lengths = np.diff(offsets)
+    match cuts:
+        case LeaveOneOut():
+            held_out = (lengths >= cuts.min_events).astype(np.int64)
+            return lengths - 2 * held_out, lengths - held_out
+        case TimeBounds():
+            if not len(lengths):
+                return lengths, lengths
+            before = [times < bound for bound in (cuts.validation_time, cuts.test_time)]
+            train_end, validation_end = (np.add.reduceat(b.astype(np.int64), offsets[:-1]) for b in before)
+            return train_end, validation_end
+
+
+def resolve_time(value: int | str, setting: str, time_kind: str) -> int:
+    """A time of the config in the unit of the dataset. Raises UserError if its form is not that of the time column."""
+    if isinstance(value, int) and time_kind == "integer":
+        return value
+    if isinstance(value, int):
+        raise UserError(
+            f"{setting} = {value} is an integer, but the time column holds timestamps or dates; "
+            f'write it as an ISO date or date and time in UTC, for example {setting} = "2024-05-01"'
+        )
+    if time_kind == "integer":
+        raise UserError(
+            f"{setting} = {value!r} is a date, but the time column holds integers; "
+            "write it as an integer in the unit of that column"
+        )
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise UserError(
+            f'{setting} = {value!r} is no ISO date or date and time, such as "2024-05-01T12:00:00"'
+        ) from None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,101 @@
+"""What one preparing is: the job that all tasks share, and the journal by which an interrupted one goes on.
+
+Everything happens in a work folder that belongs to exactly these inputs and settings. A task writes its files, then its
+result under its name by atomic rename; a task whose result is there is not run again.
+"""
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.dataset.folder import Existing, Request
+from trainer.dataset.partition import GroupPlan
+from trainer.dataset.splits import Cuts
+from trainer.logs.config import FeatureSpec, feature_specs
+from trainer.logs.contract import Inputs
+from trainer.logs.reading import Rules
+
+
+@dataclass(frozen=True)
+class Partitioning:
+    """How users are spread: by hash over `num_hashed` partitions, of which some are split once more because they are large.
+
+    shares: for each hashed partition, into how many partitions of the dataset it is split.
+    """
+
+    num_hashed: int
+    shares: tuple[int, ...]
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """(hashed partition, share) of every partition of the dataset."""
+        return [(hashed, share) for hashed, count in enumerate(self.shares) for share in range(count)]
+
+
+@dataclass(frozen=True)
+class PrepareJob:
+    """What every task needs to know. `existing`: the dataset that is appended to."""
+
+    folder: Path
+    work: Path
+    request: Request
+    inputs: Inputs
+    rules: Rules
+    cuts: Cuts
+    num_hashed: int
+    existing: Existing | None = None
+
+    @property
+    def generation(self) -> int:
+        return self.existing.manifest.generation + 1 if self.existing else 0
+
+    @property
+    def specs(self) -> tuple[FeatureSpec, ...]:
+        return feature_specs(self.request.logs)
+
+    def spill_file(self, chunk: int) -> Path:
+        return self.work / f"events-{chunk:05d}.arrow"
+
+    def rejected_in(self, stage: str, task: int) -> Path:
+        return self.work / f"rejected-{stage}-{task:05d}.arrow"
+
+    def part_file(self, partition: int) -> Path:
+        return self.work / f"part-{self.generation:03d}-{partition:05d}.parquet"
+
+    def cuts_file(self, partition: int) -> Path:
+        return self.work / f"cuts-{self.generation:03d}-{partition:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class GroupJob:
+    """What the tasks of the second pass need besides. chunks: numbers of those that are used."""
+
+    job: PrepareJob
+    plan: GroupPlan
+    partitioning: Partitioning
+    chunks: tuple[int, ...]
+
+
+def save_result(work: Path, stage: str, task: int, result: Any) -> None:
+    """Note that a task is done, and what it found. Its files must be complete."""
+    path = _result_path(work, stage, task)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(pickle.dumps(result))
+    temporary.replace(path)
+
+
+def saved_result(work: Path, stage: str, task: int) -> Any:
+    return pickle.loads(_result_path(work, stage, task).read_bytes())
+
+
+def saved_results(work: Path, stage: str) -> Mapping[int, Any]:
+    """Of the tasks that an interrupted attempt finished."""
+    numbers = sorted(int(path.stem.rpartition("-")[2]) for path in work.glob(f"{stage}-*.done"))
+    return {number: saved_result(work, stage, number) for number in numbers}
+
+
+def _result_path(work: Path, stage: str, task: int) -> Path:
+    return work / f"{stage}-{task:05d}.done"
