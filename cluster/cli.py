@@ -249,6 +249,27 @@ def synth(
 
 
 @app.command()
+def convert(
+    name: Annotated[
+        str, typer.Argument(help="name of the set, such as movielens-1m (docs/public_sets.md has them all)")
+    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE_FOLDER", help="folder of the files as downloaded")],
+    folder: Annotated[str, typer.Argument(metavar="OUT_FOLDER", help="new folder for the logs")],
+    as_json: AsJson = False,
+) -> None:
+    """Turn a public data set, as downloaded, into event logs."""
+    from cluster import convert_command
+
+    console = _console(as_json)
+    done = convert_command.run(name, source, folder, console)
+    if as_json:
+        _print_json(done)
+    else:
+        tables = ", ".join(f"{num_rows:,} rows of {table}" for table, num_rows in done["rows"].items())
+        console.print(f"{folder} holds {tables}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check versions, fbgemm, Ray's left-overs, shared memory; say what to do."""
     from cluster.doctor import diagnose
