@@ -11,7 +11,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import evaluating, preparing, training
+from benchmarks import dynamic_ids, evaluating, preparing, training
 from benchmarks.measure import Comparison
 from cluster.config import Config, check_config, job_of
 from cluster.launch import run_workers
@@ -48,7 +48,7 @@ def _run(folder: Path, turns: int, scale: float) -> list[Comparison]:
         num_users=int(3000 * scale), num_items=3000, mean_events_per_user=100.0, users_per_file=int(750 * scale)
     )
     summary = generate(synthetic, logs)
-    comparisons = []
+    comparisons = dynamic_ids.compare(turns)
     config = _config(folder, logs, num_workers=1)
     with ray_session(config.cluster):
         cpus = int(ray.cluster_resources()["CPU"])

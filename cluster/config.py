@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.config import ModelConfig
-from sharding.config import IdsConfig, TableConfig
+from sharding.config import DynamicIdsConfig, IdsConfig, TableConfig
 from trainer.config import (
     CheckpointConfig,
     EvaluateConfig,
@@ -90,6 +90,11 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                 raise ValueError(
                     f"tables.{name}: no such table; there are {', '.join(sorted(used))} (features name theirs with `table`)"
                 )
+        if isinstance(self.tables["item"].ids, DynamicIdsConfig):
+            raise ValueError(
+                'tables.item.ids.kind = "dynamic" is for tables of features: the catalogue, out of which the next item is '
+                'predicted, has to be known; choose "vocabulary" or "hash"'
+            )
         width, heads = self.tables["item"].dim, self.model.encoder.num_heads
         if width % heads:
             raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
@@ -235,6 +240,7 @@ _UNION_TAGS = frozenset(
         "vector",
         "vocabulary",
         "hash",
+        "dynamic",
         "str",
         "list[str]",
     }

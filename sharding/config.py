@@ -22,7 +22,31 @@ class HashIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     num_rows: int = Field(ge=2, le=2**31 - 1, description="rows of the table, the row 0 of missing values included")
 
 
-IdsConfig = Annotated[VocabularyIdsConfig | HashIdsConfig, Field(discriminator="kind")]
+class DynamicIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Ids that get a row of the table when they are seen often enough, and lose it to others when it is full."""
+
+    kind: Literal["dynamic"] = Field(description="how ids become rows")
+    num_rows: int = Field(ge=2, description="rows of the table, row 0 for unknown ids among them")
+    admit_after: int = Field(2, ge=1, description="how often an id must be seen before it gets a row of its own")
+    evict: Literal["age", "use"] = Field(
+        "age",
+        description="who loses its row when the table is full: age, the id unused for longest; use, the id that was "
+        "used least, where a use counts half after half_life_steps",
+    )
+    max_age_steps: int = Field(
+        1000, ge=1, description="with evict = age: an id keeps its row for this many steps after its last use"
+    )
+    half_life_steps: int = Field(
+        1000, ge=1, description="with evict = use: steps after which the count of an id's uses is halved"
+    )
+    max_candidates: int = Field(
+        1_000_000,
+        ge=1,
+        description="ids without a row that are counted at once; when there are more, those unseen for longest are forgotten",
+    )
+
+
+IdsConfig = Annotated[VocabularyIdsConfig | HashIdsConfig | DynamicIdsConfig, Field(discriminator="kind")]
 
 
 class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):

@@ -1,7 +1,8 @@
 """Initial weights of tables as a function of (seed, table, row, column): the same model under every plan.
 
 A counter-based generator (SplitMix64 of Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195) gives each weight its own number,
-so a shard is filled without knowing what lies on other ranks.
+so a shard is filled without knowing what lies on other ranks. A row that passes to another id (sharding.dynamic_ids) starts
+anew from its next generation: other numbers, as much a function of the row. All rows start in generation 0.
 """
 
 import hashlib
@@ -38,17 +39,33 @@ def _key(seed: int, table: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{table}".encode()).digest()[:7], "little")
 
 
+def initial_weights(
+    seed: int, table: str, rows: Tensor, generations: Tensor, columns: range, num_columns: int, std: float
+) -> Tensor:
+    """The weights that some rows start with, in some columns of the table's `num_columns`: (R, len(columns)) float64.
+
+    rows, generations: (R,) int64. In generation 0 they are what `initialize_tables` fills in.
+    """
+    # Generation 0 keeps the key itself; the hash of a later one moves the row to a sequence far from all others.
+    keys = _key(seed, table) + torch.where(generations > 0, _split_mix(generations), 0)
+    return _weights(keys[:, None], rows, columns, num_columns) * std
+
+
 def _fill(weights: Tensor, key: int, first_row: int, first_column: int, num_columns: int, std: float) -> None:
     rows, columns = weights.shape
-    column_index = torch.arange(first_column, first_column + columns, dtype=torch.int64)
     for start in range(0, rows, CHUNK_ROWS):
         stop = min(rows, start + CHUNK_ROWS)
         row_index = torch.arange(first_row + start, first_row + stop, dtype=torch.int64)
-        counter = row_index[:, None] * num_columns + column_index[None, :]
-        weights[start:stop] = (_normal(counter, key) * std).to(weights.dtype)
+        filled = _weights(key, row_index, range(first_column, first_column + columns), num_columns)
+        weights[start:stop] = (filled * std).to(weights.dtype)
 
 
-def _normal(counter: Tensor, key: int) -> Tensor:
+def _weights(key: int | Tensor, rows: Tensor, columns: range, num_columns: int) -> Tensor:
+    column_index = torch.arange(columns.start, columns.stop, dtype=torch.int64)
+    return _normal(rows[:, None] * num_columns + column_index[None, :], key)
+
+
+def _normal(counter: Tensor, key: int | Tensor) -> Tensor:
     """Standard normal numbers by Box & Muller (1958), in float64, from two hashes of each counter."""
     radius = _uniform(_split_mix(counter * 2 + key))
     angle = _uniform(_split_mix(counter * 2 + 1 + key))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sharding.config import HashIdsConfig, IdsConfig, VocabularyIdsConfig
+from sharding.config import DynamicIdsConfig, HashIdsConfig, IdsConfig, VocabularyIdsConfig
 from trainer.dataset.hashing import Hashes, Sample, hash_ids, whole
 from trainer.dataset.manifest import UNKNOWN_ID, Feature
 from trainer.logs.config import (
@@ -28,6 +28,7 @@ from trainer.logs.config import (
     VectorFeatureConfig,
 )
 
+MISSING = np.iinfo(np.int64).min  # the raw id of a dynamic table's value that is null
 Decode = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
@@ -42,7 +43,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Ids:
-    """How the values of one table become ids: by their place in `vocabulary` (int64 or string), or by their hash."""
+    """How the values of one table become ids: by their place in `vocabulary` (int64 or string), or by their hash.
+
+    Ids of a dynamic table are settled in training: what is stored are raw 64-bit ids, integers as they stand and hashes of
+    strings, and MISSING for null.
+    """
 
     config: IdsConfig
     vocabulary: pa.Array | None = None
@@ -50,29 +55,38 @@ class Ids:
     @property
     def num_rows(self) -> int:
         """Of the table, row 0 included."""
-        match self.config:
-            case HashIdsConfig():
-                return self.config.num_rows
-            case VocabularyIdsConfig():
-                assert self.vocabulary is not None
-                return 1 + len(self.vocabulary)
+        if isinstance(self.config, VocabularyIdsConfig):
+            assert self.vocabulary is not None
+            return 1 + len(self.vocabulary)
+        return self.config.num_rows
 
-    def of(self, values: pa.Array) -> npt.NDArray[np.int32]:
-        """(n,) ids of distinct values; 0 for null and for what the vocabulary does not have."""
+    @property
+    def missing(self) -> np.integer[Any]:
+        """The id of a value that is null."""
+        return np.int64(MISSING) if isinstance(self.config, DynamicIdsConfig) else np.int32(UNKNOWN_ID)
+
+    def of(self, values: pa.Array) -> npt.NDArray[np.integer[Any]]:
+        """(n,) ids of distinct values without nulls; 0 for what the vocabulary does not have."""
         match self.config:
             case HashIdsConfig():
                 return hash_rows(values, self.config.num_rows)
+            case DynamicIdsConfig():
+                return raw_ids(values)
             case VocabularyIdsConfig():
                 return numbers_of(values, self.vocabulary)
 
 
+def raw_ids(values: pa.Array) -> npt.NDArray[np.int64]:
+    """64-bit ids: integers as they stand, strings by their hash."""
+    if pa.types.is_string(values.type):
+        return hash_ids(values).view(np.int64)
+    ids: npt.NDArray[np.int64] = values.to_numpy()
+    return ids
+
+
 def hash_rows(values: pa.Array, num_rows: int) -> npt.NDArray[np.int32]:
-    """Rows 1 .. num_rows - 1 by the hash of the value; 0 for null."""
-    rows = np.zeros(len(values), np.int32)
-    present = np.asarray(values.is_valid())
-    hashes = hash_ids(values.filter(pa.array(present)))
-    rows[present] = (hashes % np.uint64(num_rows - 1)).astype(np.int32) + 1
-    return rows
+    """Rows 1 .. num_rows - 1 by the hash of the value."""
+    return (hash_ids(values) % np.uint64(num_rows - 1)).astype(np.int32) + np.int32(1)
 
 
 def numbers_of(values: pa.Array, vocabulary: pa.Array) -> npt.NDArray[np.int32]:
@@ -117,10 +131,11 @@ def encode(spec: FeatureSpec, values: pa.ChunkedArray | pa.Array, ids: Mapping[s
 def _encode_values(column: pa.Array, ids: Ids) -> Encoded:
     encoded = column.dictionary_encode()
     # One more entry, which the codes of nulls point at.
-    of_value = np.append(ids.of(encoded.dictionary), np.int32(0))
+    of_value = np.append(ids.of(encoded.dictionary), ids.missing)
     codes = pc.fill_null(encoded.indices, len(of_value) - 1).to_numpy()
-    found = of_value[codes]
-    return Encoded(pa.array(found), column.null_count, int((found == 0).sum()) - column.null_count)
+    unknown = of_value[:-1] == UNKNOWN_ID if isinstance(ids.config, VocabularyIdsConfig) else np.zeros(0, np.bool_)
+    num_unknown = int(np.append(unknown, False)[codes].sum()) if unknown.any() else 0
+    return Encoded(pa.array(of_value[codes]), column.null_count, num_unknown)
 
 
 def _encode_lists(column: pa.Array, ids: Ids, max_values: int) -> Encoded:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sharding.config import HashIdsConfig
+from sharding.config import VocabularyIdsConfig
 from trainer.dataset.grouping import Ints, partition_events
 from trainer.dataset.hashing import Distinct, hash_ids, whole
 from trainer.dataset.splits import TimeBounds
@@ -103,7 +103,8 @@ class _Values:
     def __init__(self, job: PrepareJob, source: SourceName) -> None:
         self._distinct: dict[str, Distinct] = {}
         self._cuts = job.cuts
-        self._hashed = {n for n, config in job.request.ids.items() if isinstance(config, HashIdsConfig)} - {ITEMS}
+        # Without a vocabulary: of these only the number of distinct values is wanted.
+        self._hashed = {n for n, c in job.request.ids.items() if not isinstance(c, VocabularyIdsConfig)} - {ITEMS}
         owner = _OWNERS.get(source)
         self._specs = [
             spec

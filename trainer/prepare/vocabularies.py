@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sharding.config import HashIdsConfig, IdsConfig, VocabularyIdsConfig
+from sharding.config import DynamicIdsConfig, HashIdsConfig, IdsConfig, VocabularyIdsConfig
 from trainer.dataset.features import Ids, hash_rows
 from trainer.dataset.grouping import Ints
 from trainer.dataset.hashing import Distinct, whole
@@ -62,10 +62,10 @@ def ids_of_tables(job: PrepareJob, found: Found) -> dict[str, Ids]:
         old = old_values(job, table)
         if table == ITEMS:
             ids[table] = Ids(VocabularyIdsConfig(), _catalogue(found.values[ITEMS], config, old))
-        elif isinstance(config, HashIdsConfig):
-            ids[table] = Ids(config)
-        else:
+        elif isinstance(config, VocabularyIdsConfig):
             ids[table] = Ids(config, _vocabulary(found.values.get(table), config.min_count, old))
+        else:
+            ids[table] = Ids(config)
     return ids
 
 
@@ -137,6 +137,8 @@ def collisions(ids: Ids, distinct: Distinct) -> dict[str, float | int]:
     Exact as long as all values are known by their hashes; beyond that what is to be expected of so many.
     """
     rows, count = ids.num_rows - 1, distinct.count
+    if isinstance(ids.config, DynamicIdsConfig):
+        return {"values": count}
     if count < Distinct.SIZE:
         used = np.unique(distinct.smallest % np.uint64(rows)).size
         return {"values": count, "rate": 1.0 - used / count if count else 0.0}

@@ -1,0 +1,103 @@
+"""A hash table from int64 keys to entry numbers, as vectorised numpy: no Python loop over keys.
+
+Open addressing with triangular probing, which visits every slot of a table whose size is a power of two. A whole batch of
+keys takes one probe at a time; nearly all are done after the first few. Any int64 is a key, negative and extreme ones
+included: whether a slot is taken is told by its entry, never by a reserved key.
+
+The layout of the slots depends on history, what `find` answers does not. So an index is never saved: it is built anew.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+
+EMPTY = -1  # never used since the index was built: a search ends here
+REMOVED = -2  # a search goes on past it, and an insertion may take it
+CHUNK_KEYS = 32768  # a chunk's temporaries stay in the cache of one core
+
+
+class HashIndex:
+    """The slots, and how many of them a search cannot end at. Keys are distinct, and so are entries, which are >= 0."""
+
+    def __init__(self, capacity: int) -> None:
+        """Room for `capacity` keys at once, with at most half of the slots taken by them: 32 to 64 bytes per key."""
+        self._num_bits = max(4, (2 * capacity - 1).bit_length())
+        # Key and entry of a slot lie side by side, so that a probe touches one cache line.
+        self._slots = np.full((1 << self._num_bits, 2), EMPTY, np.int64)
+        self._num_filled = 0
+
+    @property
+    def num_bytes(self) -> int:
+        return self._slots.nbytes
+
+    def find(self, keys: Int64) -> tuple[Int64, Int64]:
+        """The entry of each key, or -1 where it is absent, and the slot it was found in (undefined where absent)."""
+        entries, slots = np.empty(keys.size, np.int64), np.empty(keys.size, np.int64)
+        for start in range(0, keys.size, CHUNK_KEYS):
+            part = slice(start, start + CHUNK_KEYS)
+            self._find(keys[part], entries[part], slots[part])
+        return entries, slots
+
+    def _find(self, keys: Int64, entries: Int64, slots: Int64) -> None:
+        slots[:] = self._home(keys)
+        probed = self._slots.take(slots, axis=0)
+        hit = (probed[:, 0] == keys) & (probed[:, 1] >= 0)
+        entries[:] = np.where(hit, probed[:, 1], -1)
+        open_keys = np.flatnonzero(~hit & (probed[:, 1] != EMPTY))
+        distance = 0
+        while open_keys.size:
+            distance += 1
+            place = (slots[open_keys] + distance) & (self._slots.shape[0] - 1)
+            slots[open_keys] = place
+            probed = self._slots.take(place, axis=0)
+            hit = (probed[:, 0] == keys[open_keys]) & (probed[:, 1] >= 0)
+            entries[open_keys[hit]] = probed[hit, 1]
+            open_keys = open_keys[~hit & (probed[:, 1] != EMPTY)]
+
+    def insert(self, keys: Int64, entries: Int64) -> None:
+        """Add keys that are absent. Rebuilds the index when removed keys have left too few empty slots."""
+        if 8 * (self._num_filled + keys.size) > 5 * self._slots.shape[0]:
+            # Paid for by the removals: the keys themselves fill at most half of the slots.
+            kept = self._slots[self._slots[:, 1] >= 0]
+            self._slots[:] = EMPTY
+            self._num_filled = 0
+            self._insert(kept[:, 0], kept[:, 1])
+        self._insert(keys, entries)
+
+    def _insert(self, keys: Int64, entries: Int64) -> None:
+        place, distance = self._home(keys), 0
+        while keys.size:
+            found = self._slots[place, 1]
+            free = np.flatnonzero(found < 0)
+            # Several keys may claim one slot: the last to write has it, the others see so and probe on.
+            self._slots[place[free], 1] = entries[free]
+            won = self._slots[place[free], 1] == entries[free]
+            winners = free[won]
+            self._slots[place[winners], 0] = keys[winners]
+            # A slot counts once, by its winner: what it held before is the same for all that claimed it.
+            self._num_filled += int(np.count_nonzero(found[winners] == EMPTY))
+            lost = np.ones(keys.size, np.bool_)
+            lost[winners] = False
+            distance += 1
+            keys, entries = keys[lost], entries[lost]
+            place = (place[lost] + distance) & (self._slots.shape[0] - 1)
+
+    def replace(self, slots: Int64, entries: Int64) -> None:
+        """Give the keys in `slots` (from `find`, with no insertion in between) other entries."""
+        self._slots[slots, 1] = entries
+
+    def remove(self, keys: Int64) -> None:
+        """Take out keys that are present."""
+        _, slots = self.find(keys)
+        self._slots[slots, 1] = REMOVED
+
+    def _home(self, keys: Int64) -> Int64:
+        """The first slot of each key: two multiplications, so that neither runs of ids nor their high bits pile up."""
+        mixed = keys.view(np.uint64) >> np.uint64(32)
+        mixed ^= keys.view(np.uint64)
+        mixed *= np.uint64(0x9E3779B97F4A7C15)
+        mixed ^= mixed >> np.uint64(29)
+        mixed *= np.uint64(0xBF58476D1CE4E5B9)
+        mixed >>= np.uint64(64 - self._num_bits)
+        return mixed.view(np.int64)
