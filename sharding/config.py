@@ -25,7 +25,7 @@ class HashIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 class DynamicIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """Ids that get a row of the table when they are seen often enough, and lose it to others when it is full."""
 
-    kind: Literal["dynamic"] = Field(description="how ids become rows")
+    kind: Literal["dynamic"] = Field("dynamic", description="how ids become rows")
     num_rows: int = Field(ge=2, description="rows of the table, row 0 for unknown ids among them")
     admit_after: int = Field(2, ge=1, description="how often an id must be seen before it gets a row of its own")
     evict: Literal["age", "use"] = Field(
