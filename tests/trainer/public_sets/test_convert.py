@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.trainer.public_sets.originals import MOVIELENS_CSV, rows, write_files
-from trainer.config import LogsConfig
 from trainer.errors import UserError
-from trainer.logs.files import find_files
-from trainer.logs.reading import inspect_files, read_chunk
+from trainer.logs.config import LogsConfig
+from trainer.logs.contract import find_inputs, inspect_inputs
+from trainer.logs.reading import Rules, read_chunk
 from trainer.public_sets import output
 from trainer.public_sets.catalogue import SETS, convert
 
@@ -32,8 +32,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_the_logs_pass_the_checks_of_prepare(movielens: Path, tmp_path: Path) -> None:
     convert("movielens-20m", movielens, tmp_path / "logs")
     logs = LogsConfig(path=str(tmp_path / "logs" / "events-*.parquet"))  # the columns have the default names
-    inputs = inspect_files(find_files(logs), logs)
-    (block,) = [block for chunk in inputs.chunks for block in read_chunk(chunk, inputs.contract, logs)]
+    inputs = inspect_inputs(find_inputs(logs), logs)
+    (block,) = [block for chunk in inputs.chunks for block in read_chunk(chunk, inputs.contracts["logs"], Rules())]
     assert block.rejected.num_rows == 0
     assert block.events.to_pydict() == {
         "user": [1, 1, 2],
