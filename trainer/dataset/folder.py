@@ -27,7 +27,7 @@ from trainer.settings import changed_settings, flatten
 from trainer.storage import digest_of
 
 _RESULT = re.compile(
-    r"(part|cuts)-\d{3}-\d{5}\.parquet|vocabulary-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet|card\.html"
+    r"(part|cuts)-\d{3}-\d{5}\.parquet|(vocabulary|sketch)-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet|card\.html"
     r"|\.manifest\.json\..*\.tmp"
 )
 _WORK = ".work-"
