@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,6 +160,13 @@ def attempt(folder: Path, key: str) -> Iterator[Path]:
                 f"dataset {folder}: cannot be written ({error}); choose another run.dataset or run.dir"
             ) from None
         raise
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an attempt left that was killed after its dataset was committed; no matter if that cannot be."""
+    if _leftovers([path.name for path in folder.iterdir()]):
+        with suppress(UserError, OSError), _locked(folder):
+            _clean(folder)
 
 
 @contextmanager
