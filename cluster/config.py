@@ -142,7 +142,11 @@ FREE_TO_CHANGE = (
     "run.dir",
     "run.dataset",
     "logs.path",  # where logs lie is not what they are: the dataset's fingerprint and digest say that
+    "logs.items.path",
+    "logs.users.path",
+    "logs.history.path",
     "logs.max_rejected_fraction",
+    "logs.max_unreadable_files",
     "train.epochs",
     "train.max_steps",
     "train.evaluate_every_epochs",

@@ -14,9 +14,10 @@ from trainer import checkpoint, checkpoint_folder
 from trainer.build import build_model
 from trainer.checkpoint_folder import Found
 from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.dataset.vocabulary import read_vocabulary
 from trainer.errors import CheckpointError
 from trainer.evaluation import report, results
-from trainer.evaluation.evaluate import make_evaluator, read_vocabulary, write_ranks
+from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
 from trainer.storage import write_json_atomically
@@ -55,7 +56,7 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
             f"checkpoint {argument.found.path} was made from another dataset than {job.dataset_dir}; "
             "evaluate it on its own (run.dataset)"
         )
-    built = build_model(job, manifest.num_item_rows, ranks)
+    built = build_model(job, manifest, ranks)
     checkpoint.load(argument.found, built.placed, None)
     evaluator = make_evaluator(job.dataset_dir, manifest, argument.split, job.evaluate, job.model.max_history, ranks)
 

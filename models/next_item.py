@@ -18,10 +18,24 @@ FIRST_ITEM = 1  # row 0 is the declared row of unknown items: looked up in histo
 
 
 class NextItemModel(nn.Module):
-    """Scores of all items for every prefix of a history."""
+    """Scores of all items for every prefix of a history.
 
-    def __init__(self, config: ModelConfig, item_table: TableSpec, tables_device: torch.device) -> None:
+    item_rows: (num_items + 1,) int64, the table row of every item id, where rows are shared (hashed ids); none where each id is
+    its own row.
+    """
+
+    item_rows: Tensor | None
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        item_table: TableSpec,
+        tables_device: torch.device,
+        item_rows: Tensor | None = None,
+    ) -> None:
         super().__init__()
+        # A function of the dataset and the settings, so no checkpoint needs it.
+        self.register_buffer("item_rows", item_rows, persistent=False)
         self.config = config
         self.item_table = item_table
         self.tables = build_tables([item_table], tables_device)
@@ -32,7 +46,9 @@ class NextItemModel(nn.Module):
         return self.config.objective.kind == "full_softmax"
 
     def look_up(self, ids: Tensor) -> Tensor:
-        """Rows of the item table. ids (U,) int64 -> (U, D). A collective operation once the tables are sharded."""
+        """The vectors of item ids (U,) int64 -> (U, D). A collective operation once the tables are sharded."""
+        if self.item_rows is not None:
+            ids = self.item_rows[ids]
         rows: Tensor = self.tables(lookup_request(self.item_table.name, ids))[self.item_table.name].values()
         return rows
 

@@ -9,10 +9,15 @@ from torch import Tensor, nn
 
 from models.next_item import NextItemModel
 from models.tables import TableSpec
+from sharding.config import HashIdsConfig, TableConfig
 from sharding.optimizers import Optimizers
 from sharding.place import place, tables_device
 from sharding.ranks import Ranks
 from trainer.config import TrainConfig
+from trainer.dataset.features import hash_rows
+from trainer.dataset.manifest import Manifest
+from trainer.dataset.vocabulary import read_vocabulary
+from trainer.errors import UserError
 from trainer.job import Job
 
 
@@ -25,14 +30,34 @@ class Built:
     plan: dict[str, Any]
 
 
-def build_model(job: Job, num_item_rows: int, ranks: Ranks) -> Built:
-    """The model at its initial weights: a function of the seed, whatever the number of ranks or the plan."""
-    spec = TableSpec("item", num_item_rows, job.tables["item"].dim)
-    model = NextItemModel(job.model, spec, tables_device(job.tables, ranks.device))
+def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
+    """The model at its initial weights: a function of the seed, whatever the number of ranks or the plan.
+
+    Raises UserError if the dataset is for another task than the model.
+    """
+    if manifest.task != job.model.task:
+        raise UserError(
+            f'dataset {job.dataset_dir} holds impressions with labels, for model.task = "{manifest.task}", and '
+            f'model.task = "{job.model.task}"; leave out logs.labels to train on events'
+        )
+    tables = {"item": job.tables["item"]}
+    num_rows, item_rows = _item_rows(job, manifest, tables["item"])
+    spec = TableSpec("item", num_rows, tables["item"].dim)
+    model = NextItemModel(job.model, spec, tables_device(tables, ranks.device), item_rows)
     model.encoder.initialize(torch.Generator().manual_seed(job.seed))
     model.encoder.to(ranks.device)
-    placement = place(model, job.tables, ranks, job.seed)
+    if item_rows is not None:
+        model.item_rows = item_rows.to(ranks.device)
+    placement = place(model, tables, ranks, job.seed)
     return Built(model, placement.module, placement.plan)
+
+
+def _item_rows(job: Job, manifest: Manifest, table: TableConfig) -> tuple[int, Tensor | None]:
+    """Rows of the item table, and the row of every item id where ids are hashed."""
+    if not isinstance(table.ids, HashIdsConfig):
+        return manifest.num_item_rows, None
+    rows = hash_rows(read_vocabulary(job.dataset_dir, manifest).values, table.ids.num_rows)
+    return table.ids.num_rows, torch.cat((torch.zeros(1, dtype=torch.int64), torch.from_numpy(rows).long()))
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:

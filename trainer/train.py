@@ -72,7 +72,7 @@ class Training:
     def __init__(self, job: Job, ranks: Ranks, channel: Channel) -> None:
         self.job, self.ranks, self.channel = job, ranks, channel
         self.manifest = read_manifest(job.dataset_dir)
-        self.built = build_model(job, self.manifest.num_item_rows, ranks)
+        self.built = build_model(job, self.manifest, ranks)
         self._agree_at_start(self.built, self.manifest)
         self.optimizers = build_optimizers(self.built, job.train)
         self.state = self._resume()

@@ -14,6 +14,7 @@ from models.batch import HistoryBatch, build_batch
 from models.next_item import NextItemModel
 from models.tables import TableSpec
 from sharding.ranks import Ranks
+from tests.datasets import manifest_of_items
 from tests.jobs import tiny_job
 from trainer import checkpoint
 from trainer.build import Built, build_model, build_optimizers
@@ -79,7 +80,7 @@ class Rig:
     @staticmethod
     def build(ranks: Ranks, job: Job) -> "Rig":
         torch.set_num_threads(1)
-        built = build_model(job, NUM_ROWS, ranks)
+        built = build_model(job, manifest_of_items(NUM_ROWS - 1), ranks)
         built.model.train()
         return Rig(job, ranks, built, TrainStep(built.model, build_optimizers(built, job.train), ranks, job.seed))
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -18,32 +17,13 @@ from models.next_item import FIRST_ITEM, NextItemModel
 from sharding.ranks import Ranks
 from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.vocabulary import Vocabulary
 from trainer.evaluation.metrics import user_metrics
 from trainer.evaluation.scoring import ItemShard, Query, Ranked, rank_items
 from trainer.stream.held_out import HeldOut, HeldOutBatch, Split
 from trainer.stream.row_groups import RowGroupReader, Wanted
 
 LOOKUP_CHUNK = 65536  # item vectors looked up at a time
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What evaluation needs to know of items. values: as in the logs, row k is id k + 1; train_events: (num_items,) int64."""
-
-    values: pa.Array
-    train_events: np.ndarray
-
-    @property
-    def num_items(self) -> int:
-        return int(self.train_events.size)
-
-
-def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
-    """The items that the model knows, in the order of their ids."""
-    table = pq.read_table(folder / manifest.vocabulary.path, columns=["value", "id", "num_train_events"])
-    if not manifest.ids_are_numbers:
-        table = table.filter(pc.greater(table.column("id"), 0)).sort_by("id")
-    return Vocabulary(table.column("value").combine_chunks(), table.column("num_train_events").to_numpy())
 
 
 @dataclass(frozen=True)

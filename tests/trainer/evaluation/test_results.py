@@ -17,9 +17,10 @@ from sharding.ranks import Ranks
 from tests.datasets import tiny_dataset
 from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Counts, Manifest
+from trainer.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError
 from trainer.evaluation import results as results_module
-from trainer.evaluation.evaluate import make_evaluator, read_vocabulary, write_ranks
+from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.evaluation.metrics import Z95
 from trainer.evaluation.results import Results, merge_parts, read_ranks, summarize
 

@@ -1,0 +1,37 @@
+"""The values behind ids, read back from a dataset."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trainer.dataset.hashing import whole
+from trainer.dataset.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The items that the model knows. values: as in the logs, entry k is id k + 1; train_events: (num_items,) int64."""
+
+    values: pa.Array
+    train_events: np.ndarray
+
+    @property
+    def num_items(self) -> int:
+        return int(self.train_events.size)
+
+
+def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
+    """The items that the model knows, in the order of their ids."""
+    table = pq.read_table(folder / manifest.vocabulary.path, columns=["value", "id", "num_train_events"])
+    if not manifest.ids_are_numbers:
+        table = table.filter(pc.greater(table.column("id"), 0)).sort_by("id")
+    return Vocabulary(whole(table.column("value")), table.column("num_train_events").to_numpy())
+
+
+def read_values(folder: Path, manifest: Manifest, table: str) -> pa.Array:
+    """The values of a table's ids, or of the catalogue's numbers ("item"): entry k is k + 1."""
+    return whole(pq.read_table(folder / manifest.vocabularies[table].path, columns=["value"]).column("value"))
