@@ -32,6 +32,7 @@ belongs to a row group of the dataset, whose rows never change, only grow longer
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,7 +164,7 @@ class Manifest:
     def num_partitions(self) -> int:
         return 1 + max((part.partition for part in self.parts), default=-1)
 
-    @property
+    @cached_property
     def group_rows(self) -> tuple[int, ...]:
         """Rows of every row group of the dataset. The oldest piece of a group has all of its rows."""
         rows: dict[int, int] = {}
