@@ -5,11 +5,7 @@ up again by the next attempt at the same dataset, and removed by any other. The 
 found, the parts beside it without a manifest come from an attempt that was killed, and only then are they deleted.
 """
 
-import errno
-import fcntl
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +19,7 @@ from trainer.errors import UserError
 from trainer.logs.config import LogsConfig
 from trainer.logs.contract import SourceName
 from trainer.logs.files import InputFile
+from trainer.output_folder import remove_from, writing
 from trainer.settings import changed_settings, flatten
 from trainer.storage import digest_of
 
@@ -129,51 +126,19 @@ def attempt(folder: Path, key: str) -> Iterator[Path]:
     `key` says what is made: work that an attempt at the same left is still there. After an error that the user has to mend, and
     at the end, nothing is left of it. Raises UserError if the folder cannot be written or another command is writing it.
     """
-    created = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            work = folder / f"{_WORK}{key[:16]}"
-            _clean(folder, keep=work.name)
-            work.mkdir(exist_ok=True)
-            try:
-                yield work
-            except (UserError, OSError):
-                _clean(folder)
-                raise
-            else:
-                _clean(folder)
-            finally:
-                if created and not any(folder.iterdir()):
-                    folder.rmdir()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"dataset {folder}: no space left on the disk; prepare needs about 50 bytes per event there, "
-                "most of it only while it runs. Free some, or choose another run.dataset or run.dir"
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(
-                f"dataset {folder}: cannot be written ({error}); choose another run.dataset or run.dir"
-            ) from None
-        raise
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Held by the process, so it ends with the process. Filesystems that cannot lock folders go without."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"dataset {folder}: another command is preparing it right now; wait for it to end") from None
-    except OSError:
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+    space = "prepare needs about 50 bytes per event there, most of it only while it runs. "
+    remedy = "choose another run.dataset or run.dir"
+    with writing(folder, f"dataset {folder}", "preparing it", space, remedy):
+        work = folder / f"{_WORK}{key[:16]}"
+        _clean(folder, keep=work.name)
+        work.mkdir(exist_ok=True)
+        try:
+            yield work
+        except (UserError, OSError):
+            _clean(folder)
+            raise
+        else:
+            _clean(folder)
 
 
 def _clean(folder: Path, keep: str = "") -> None:
@@ -185,12 +150,7 @@ def _clean(folder: Path, keep: str = "") -> None:
         leftovers = [name for name in leftovers if name.startswith(_WORK) and name != keep]
     # The card and the list of rejected rows are in no manifest, but come with one.
     spared = committed | ({name for name in names if name.startswith(("rejected-", "card."))} if committed else set())
-    for name in sorted(set(leftovers) - spared, key=lambda name: name.startswith(_WORK)):  # work folders last
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    remove_from(folder, set(leftovers) - spared, last=_WORK)
 
 
 def _leftovers(names: list[str]) -> list[str]:
