@@ -103,6 +103,7 @@ class ItemCounts:
     numbers: Ints
     num_events: Ints
     num_train_events: Ints
+    num_test_events: Ints
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
         cuts=(train_end, validation_end),
         rejected=_rejected("logs", events) | user_features.rejected,
         counts=_counts(events, events, train_end, validation_end, plan, min_train=2),
-        items=_count_items(events.numbers, split == 0),
+        items=_count_items(events.numbers, split == 0, split == 2),
         profile=profile_of(events.numbers, events.times, events.sorted.offsets, split, lengths, plan.bins),
         fits=features.fits | user_features.fits,
         missing=features.missing | user_features.missing,
@@ -195,7 +196,7 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
         cuts=(train_end, validation_end),
         rejected=_rejected("logs", shown) | _rejected("history", history, clicked) | user_features.rejected,
         counts=_counts(shown, history, train_end, validation_end, plan, min_train=1),
-        items=_count_items(shown.numbers, split == 0),
+        items=_count_items(shown.numbers, split == 0, split == 2),
         profile=Profile(**vars(found) | {"positives": positives}),
         fits=features.fits | user_features.fits,
         missing=features.missing | user_features.missing,
@@ -450,8 +451,8 @@ def _counts(
     )
 
 
-def _count_items(numbers: Ints, trains: Bools) -> ItemCounts:
+def _count_items(numbers: Ints, trains: Bools, tests: Bools) -> ItemCounts:
     num_events = np.bincount(numbers)
-    num_train_events = np.bincount(numbers[trains], minlength=len(num_events))
+    num_train_events, num_test_events = (np.bincount(numbers[of], minlength=len(num_events)) for of in (trains, tests))
     found = np.flatnonzero(num_events)
-    return ItemCounts(found, num_events[found], num_train_events[found])
+    return ItemCounts(found, num_events[found], num_train_events[found], num_test_events[found])
