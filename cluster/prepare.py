@@ -11,7 +11,7 @@ On more than one machine the dataset folder must be on storage that all of them 
 
 import math
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,6 +68,7 @@ def prepare(config: Config, on_progress: OnProgress) -> Manifest:
     request = Request(config.logs, config.split, config.ids_of_tables, find_inputs(config.logs))
     existing = find_dataset(folder, request)
     if existing is not None and existing.new_files is None:
+        _write_missing_card(folder, existing.manifest)
         return existing.manifest
     inputs = _inspect(config, request, existing)
     with attempt(folder, request.fingerprint) as work:
@@ -82,8 +83,15 @@ def prepare(config: Config, on_progress: OnProgress) -> Manifest:
         for path in sorted(work.glob("[!.]*.parquet")):
             path.replace(folder / path.name)
         write_manifest(folder, manifest)
-        (folder / "card.html").write_text(card.render(folder, manifest), encoding="utf-8")
+        card.write(folder, manifest)
     return manifest
+
+
+def _write_missing_card(folder: Path, manifest: Manifest) -> None:
+    """Where the command that made the dataset ended between its manifest and its card."""
+    if card.read_checks(folder, manifest) is None:
+        with suppress(OSError):  # somebody else's dataset may be read, but not written
+            card.write(folder, manifest)
 
 
 def _inspect(config: Config, request: Request, existing: Existing | None) -> Inputs:

@@ -7,7 +7,7 @@
       items-000.parquet                features of items, row k is item number k (absent if there are none)
       vocabulary-000-item.parquet ...  generation and table: value (as in the logs), num_events; row k is number k + 1
       rejected-000.parquet             quarantined rows with file, row and reason (absent if none)
-      card.html                        what a person should know of the dataset
+      card.html, card.json             what a person, or a program, should know of the dataset
 
 A row holds a user's whole history once, and two cuts tell the splits apart, so no event is stored twice:
 
