@@ -157,7 +157,11 @@ def _clean(folder: Path, keep: str = "") -> None:
 
 
 def _beside(manifest: Manifest) -> set[str]:
-    return {"card.html", "card.json", *(f"rejected-{generation:03d}.parquet" for generation in range(manifest.generation + 1))}
+    return {
+        "card.html",
+        "card.json",
+        *(f"rejected-{generation:03d}.parquet" for generation in range(manifest.generation + 1)),
+    }
 
 
 def _leftovers(names: list[str]) -> list[str]:
