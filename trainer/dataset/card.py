@@ -6,7 +6,7 @@ a dataset without its card is whole.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +111,13 @@ def popularity_of(num_events: Ints) -> dict[str, float]:
     return {"items": count, "top_1_percent_share": heads[0], "top_10_percent_share": heads[1], "gini": gini}
 
 
+@dataclass(frozen=True)
 class _Catalogue:
     """Ids and events of every number of the catalogue, (catalogue,) each."""
 
-    def __init__(self, ids: Ints, num_events: Ints, num_train_events: Ints) -> None:
-        self.ids, self.num_events, self.num_train_events = ids, num_events, num_train_events
+    ids: Ints
+    num_events: Ints
+    num_train_events: Ints
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest) -> "_Catalogue":
