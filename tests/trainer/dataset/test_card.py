@@ -295,11 +295,14 @@ def test_features_and_catalogue_are_counted(tmp_path: Path) -> None:
     write_log(tmp_path / "logs/a.parquet", rows)
     known = sorted({row["item_id"] for row in rows})
     items = [{"item_id": item, "brand": "x" if item % 2 else None} for item in [*known, 5000, 5001, 5002]]
-    pq.write_table(pa.Table.from_pylist(items), tmp_path / "items.parquet")
+    tags = [["a", "b", "c"][: n % 4] for n in range(len(items))]
+    table = pa.Table.from_pylist(items).append_column("tags", pa.array(tags))
+    pq.write_table(pa.concat_tables([table, table.slice(0, 2)]), tmp_path / "items.parquet")  # two items twice
+    of_items = {"brand": {"kind": "categorical"}, "tags": {"kind": "categorical", "max_values": 2}}
     logs = {
         "duplicates": "keep",
         "features": {"device": {"kind": "categorical"}},
-        "items": {"path": str(tmp_path / "items.parquet"), "features": {"brand": {"kind": "categorical"}}},
+        "items": {"path": str(tmp_path / "items.parquet"), "features": of_items},
     }
     tables = {"brand": {"ids": {"kind": "hash", "num_rows": 8}}}
     _, values, page = made(config_at(tmp_path, logs, tables=tables))
@@ -309,6 +312,10 @@ def test_features_and_catalogue_are_counted(tmp_path: Path) -> None:
         sum(item["brand"] is None for item in items) / len(items)
     )
     assert features["brand"]["collisions"] == {"values": 1, "rate": 0.0}
+    assert features["tags"]["num_cut"] == sum(len(one) == 3 for one in tags)
+    text = " ".join(Page(page).text.split())
+    assert f"{features['tags']['num_cut']} cut" in text
+    assert "rejected of items and users: duplicate item 2" in text
     assert values["catalogue"]["without_events"] == 3
     assert values["catalogue"]["items"] == len(known) + 3
     assert checks_in(values)["duplicates"].value is None
