@@ -35,3 +35,15 @@ def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
 def read_values(folder: Path, manifest: Manifest, table: str) -> pa.Array:
     """The values of a table's ids, or of the catalogue's numbers ("item"): entry k is k + 1."""
     return whole(pq.read_table(folder / manifest.vocabularies[table].path, columns=["value"]).column("value"))
+
+
+def ids_of_numbers(folder: Path, manifest: Manifest, with_unknown: bool = False) -> np.ndarray:
+    """The id of every number of the catalogue, number 0 (no item) included: (catalogue + 1,) int32.
+
+    Items that the training part does not know have id 0, or `with_unknown` the ids after those of the known.
+    """
+    ids = pq.read_table(folder / manifest.vocabulary.path, columns=["id"]).column("id").to_numpy().astype(np.int32)
+    if with_unknown:
+        unknown = ids == 0
+        ids = np.where(unknown, ids.max(initial=0) + np.cumsum(unknown), ids).astype(np.int32)
+    return np.concatenate((np.zeros(1, np.int32), ids))
