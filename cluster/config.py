@@ -100,6 +100,12 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
         width, heads = self.tables["item"].dim, self.model.encoder.num_heads
         if width % heads:
             raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
+        tokens, longest = self.train.batch_tokens, self.model.max_history
+        if tokens is not None and tokens < longest:
+            raise ValueError(
+                f"train.batch_tokens = {tokens} must be at least model.max_history = {longest}, or a batch could not hold "
+                "a single long history"
+            )
         stopping = self.train.early_stopping
         if stopping is not None and "@" in stopping.metric:
             cut_off = int(stopping.metric.split("@")[1])

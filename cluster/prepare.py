@@ -10,9 +10,8 @@ On more than one machine the dataset folder must be on storage that all of them 
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,11 +30,12 @@ from trainer.dataset.profile import TimeBins
 from trainer.dataset.splits import resolve_cuts, resolve_time
 from trainer.errors import UserError
 from trainer.logs.contract import Inputs, columns_of, find_inputs, inspect_inputs, too_many_unreadable
-from trainer.logs.quarantine import examples, gather
+from trainer.logs.quarantine import gather
 from trainer.logs.reading import Rules, rules_of
-from trainer.prepare.finish import Finishing, contracts_of, finish, num_bad, partitioning_of
+from trainer.prepare.finish import Finishing, contracts_of, finish, partitioning_of
 from trainer.prepare.group_pass import GroupResult, group_task, shares_of
 from trainer.prepare.read_pass import ReadResult, read_task
+from trainer.prepare.rejections import check_budget
 from trainer.prepare.vocabularies import ids_of_tables, merge_found
 from trainer.prepare.work import GroupJob, Partitioning, PrepareJob, saved_results
 
@@ -68,6 +68,7 @@ def prepare(config: Config, on_progress: OnProgress) -> Manifest:
     request = Request(config.logs, config.split, config.ids_of_tables, find_inputs(config.logs))
     existing = find_dataset(folder, request)
     if existing is not None and existing.new_files is None:
+        _write_missing_card(folder, existing.manifest)
         return existing.manifest
     inputs = _inspect(config, request, existing)
     with attempt(folder, request.fingerprint) as work:
@@ -82,8 +83,15 @@ def prepare(config: Config, on_progress: OnProgress) -> Manifest:
         for path in sorted(work.glob("[!.]*.parquet")):
             path.replace(folder / path.name)
         write_manifest(folder, manifest)
-        (folder / "card.html").write_text(card.render(folder, manifest), encoding="utf-8")
+        card.write(folder, manifest)
     return manifest
+
+
+def _write_missing_card(folder: Path, manifest: Manifest) -> None:
+    """Where the command that made the dataset ended between its manifest and its card."""
+    if card.read_checks(folder, manifest) is None:
+        with suppress(OSError):  # somebody else's dataset may be read, but not written
+            card.write(folder, manifest)
 
 
 def _inspect(config: Config, request: Request, existing: Existing | None) -> Inputs:
@@ -114,8 +122,7 @@ def num_partitions(inputs: Inputs) -> int:
 
 def _build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress) -> Manifest:
     read, job = _read_all(job, limit, on_progress)
-    rejected = sum((result.rejected for result in read.values()), Counter[str]())
-    _check_rejected(job, sum(result.num_rows for result in read.values()), rejected)
+    check_budget(job, read)
     found = merge_found(job, read)
     rows = sum((result.rows_of_partitions for result in _events_of(job, read)), np.zeros(job.num_hashed, np.int64))
     partitioning = (
@@ -135,10 +142,11 @@ def _build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress)
     )
     group_job = GroupJob(job, plan, partitioning, tuple(sorted(read)))
     grouped = _group_all(group_job, limit, on_progress)
+    check_budget(job, read, grouped)
     finishing = Finishing(group_job, found, read, grouped)
     _check_trainable(config, job, finishing)
     manifest = finish(finishing)
-    gather(_quarantines(job, partitioning), job.work / f"rejected-{job.generation:03d}.parquet")
+    gather(_quarantines(group_job), job.work / f"rejected-{job.generation:03d}.parquet")
     return manifest
 
 
@@ -185,40 +193,27 @@ def _group_all(given: GroupJob, limit: int, on_progress: OnProgress) -> list[Gro
 
 
 def _is_there(job: PrepareJob, result: GroupResult) -> bool:
-    """Whether what an interrupted attempt wrote is still in the work folder."""
+    """Whether what an interrupted attempt wrote is still in the work folder, or was moved out of it already."""
     files = [file for file in (result.part, result.cuts) if file is not None]
-    paths = [(job.work / file.path, file.num_bytes) for file in files]
-    return all(path.exists() and path.stat().st_size == size for path, size in paths)
+    return all(_has_size(job.work / f.path, f.num_bytes) or _has_size(job.folder / f.path, f.num_bytes) for f in files)
 
 
-def _quarantines(job: PrepareJob, partitioning: Partitioning) -> list[Path]:
+def _has_size(path: Path, num_bytes: int) -> bool:
+    return path.exists() and path.stat().st_size == num_bytes
+
+
+def _quarantines(given: GroupJob) -> list[Path]:
     """In the order in which they are gathered: that of the log, what was found while grouping after all else."""
-    read = [job.rejected_in("read", chunk) for chunk in range(len(job.inputs.chunks))]
-    return read + [job.rejected_in("group", partition) for partition in range(len(partitioning.places))]
+    job = given.job
+    read = [job.rejected_in("read", chunk) for chunk in given.chunks]
+    group = [job.rejected_in("group", partition) for partition in range(len(given.partitioning.places))]
+    return [*read, *group, job.rejected_in("items", 0)]
 
 
 def _span(job: PrepareJob, times: tuple[int, int] | None) -> tuple[int, int]:
     before = job.existing.manifest.source["time"] if job.existing else {}
     spans = [t for t in (*(times or ()), before.get("first"), before.get("last")) if t is not None]
     return (min(spans), max(spans)) if spans else (0, 0)
-
-
-def _check_rejected(job: PrepareJob, num_rows: int, rejected: Counter[str]) -> None:
-    logs, files = job.request.logs, [chunk.file.name for chunk in job.inputs.chunks]
-    where = files[0] + (f" and {len(set(files)) - 1} more" if len(set(files)) > 1 else "")
-    if not num_rows:
-        raise UserError(f"logs {where}: no rows at all; check logs.path")
-    bad, allowed = num_bad(rejected), logs.max_rejected_fraction
-    if bad / num_rows > allowed or bad == num_rows:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejected.items()))
-        first = examples([job.rejected_in("read", chunk) for chunk in range(len(job.inputs.chunks))])
-        keep = ' If negative ids are meant, set logs.negative_ids = "keep".' if "negative" in reasons else ""
-        raise UserError(
-            f"logs {where}: {bad:,} of {num_rows:,} rows ({bad / num_rows:.2%}) cannot be used: {reasons}; "
-            f"logs.max_rejected_fraction allows {allowed:.2%}. The first: {', '.join(first)}. "
-            f'Check logs.user = "{logs.user}", logs.item = "{logs.item}", logs.time = "{logs.time}", '
-            f"mend the logs, or raise logs.max_rejected_fraction.{keep}"
-        )
 
 
 def _check_trainable(config: Config, job: PrepareJob, given: Finishing) -> None:

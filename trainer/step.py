@@ -20,11 +20,15 @@ from sharding.ranks import Ranks
 
 @dataclass(frozen=True)
 class StepResult:
-    """The same on every rank. loss: mean over the global targets (nan if there are none); applied: weights were updated."""
+    """The same on every rank. loss: mean over the global targets (nan if there are none); applied: weights were updated.
+
+    num_events: input events of all ranks; most_events: those of the rank that has most.
+    """
 
     loss: float
     num_targets: int
     num_events: int
+    most_events: int
     finite: bool
     stop_requested: bool
 
@@ -71,16 +75,17 @@ class TrainStep:
         stop_requested: bool,
     ) -> StepResult:
         broken = ~(loss_sum.isfinite() & gradient.isfinite().all() & dense.isfinite().all())
+        # A rank's own place for its events: so the one sum also tells how evenly the work is shared.
+        events = [0] * self.ranks.world_size
+        events[self.ranks.rank] = batch.layout.num_events
         counts = torch.tensor(
-            [batch.target_ids.numel(), batch.layout.num_events, stop_requested],
-            dtype=torch.float64,
-            device=dense.device,
+            [batch.target_ids.numel(), stop_requested, *events], dtype=torch.float64, device=dense.device
         )
         facts = torch.cat((torch.stack((loss_sum.double(), broken.double())), counts))
         # The one deliberate synchronisation of a step: the host needs these numbers to decide.
-        total, num_broken, num_targets, num_events, stops = self.ranks.sum(facts).tolist()
+        total, num_broken, num_targets, stops, *events = self.ranks.sum(facts).tolist()
         mean = total / num_targets if num_targets else float("nan")
-        return StepResult(mean, int(num_targets), int(num_events), num_broken == 0, stops > 0)
+        return StepResult(mean, int(num_targets), int(sum(events)), int(max(events)), num_broken == 0, stops > 0)
 
     def _flat_dense_gradient(self) -> torch.Tensor:
         """All dense gradients one after another, in the fixed order of the parameters."""

@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.config import Config, check_config
+from cluster.config import Config
 from cluster.prepare import Progress, prepare
+from tests.prepared import config_at, made, refusal
 from trainer.dataset.folder import attempt
-from trainer.dataset.manifest import Manifest, read_manifest, verify_dataset
+from trainer.dataset.manifest import read_manifest, verify_dataset
 from trainer.errors import UserError
 from trainer.logs.contract import inspect_inputs
 from trainer.stream.row_groups import RowGroupReader
@@ -29,23 +30,6 @@ def write_log(path: Path, events: list[Event], **options: Any) -> None:
     users, items, times = zip(*events, strict=True)
     columns = {"user_id": pa.array(users), "item_id": pa.array(items), "time": pa.array(times)}
     pq.write_table(pa.table(columns), path, **options)
-
-
-def config_at(tmp_path: Path, tasks: int | None = None, dataset: str = "dataset", **sections: Any) -> Config:
-    logs = {"path": str(tmp_path / "logs"), **sections.pop("logs", {})}
-    run, cluster = {"dataset": str(tmp_path / dataset)}, {"prepare_tasks": tasks}
-    return check_config({"run": run, "logs": logs, "cluster": cluster, **sections}, "test")
-
-
-def made(config: Config) -> Manifest:
-    return prepare(config, lambda _: None)
-
-
-def refusal(config: Config) -> str:
-    with pytest.raises(UserError) as caught:
-        made(config)
-    assert type(caught.value) is UserError  # not Ray's wrapping of it, whose text is a traceback
-    return str(caught.value)
 
 
 def rows_of(config: Config) -> list[dict[str, Any]]:
@@ -107,7 +91,7 @@ def test_the_dataset_is_the_log_grouped(tmp_path: Path) -> None:
     assert len(rejected) == sum(counts.rejected.values())
     assert [file["rows"] for file in manifest.source["files"]] == [250, 153, 200]
     assert sorted(p.name for p in config.dataset_dir.iterdir()) == [
-        "card.html", "manifest.json", "part-000-00000.parquet", "rejected-000.parquet", "vocabulary-000-item.parquet",
+        "card.html", "card.json", "manifest.json", "part-000-00000.parquet", "rejected-000.parquet", "vocabulary-000-item.parquet",
     ]  # fmt: skip
 
 
@@ -199,11 +183,14 @@ def test_what_a_killed_attempt_left_is_removed(tmp_path: Path) -> None:
         "part-000-00007.parquet",
         "rejected-000.parquet",
         ".manifest.json.1.tmp",
+        ".card.html.1.tmp",
+        "card.json",
     ):
         (folder / name).write_text("half")
     verify_dataset(folder, made(config_at(tmp_path)))
     assert sorted(p.name for p in folder.iterdir()) == [
         "card.html",
+        "card.json",
         "manifest.json",
         "part-000-00000.parquet",
         "vocabulary-000-item.parquet",

@@ -9,7 +9,7 @@ and is counted.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,23 @@ Decode = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A column ready to be stored, with how many of its values (of lists: entries) were null and how many unknown."""
+class Losses:
+    """Values (of lists: entries too) that are null, those that are unknown, and entries beyond max_values."""
 
-    column: pa.Array
     num_missing: int = 0
     num_unknown: int = 0
+    num_cut: int = 0
+
+    def __add__(self, other: "Losses") -> "Losses":
+        return Losses(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A column ready to be stored, with what it lost."""
+
+    column: pa.Array
+    losses: Losses = Losses()
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,8 @@ def hash_rows(values: pa.Array, num_rows: int) -> npt.NDArray[np.int32]:
 
 def numbers_of(values: pa.Array, vocabulary: pa.Array) -> npt.NDArray[np.int32]:
     """Place in the vocabulary counted from 1, or 0."""
+    if not len(values):  # a column without any value has no type either
+        return np.zeros(0, np.int32)
     places = pc.fill_null(pc.index_in(values, value_set=vocabulary, skip_nulls=True), UNKNOWN_ID - 1).to_numpy()
     numbers: npt.NDArray[np.int32] = (places + 1).astype(np.int32)
     return numbers
@@ -123,9 +136,9 @@ def encode(spec: FeatureSpec, values: pa.ChunkedArray | pa.Array, ids: Mapping[s
         case NumericFeatureConfig():
             numbers = column.to_numpy(zero_copy_only=False).astype(np.float32)
             numbers[~np.isfinite(numbers)] = np.nan
-            return Encoded(pa.array(numbers), int(np.isnan(numbers).sum()))
+            return Encoded(pa.array(numbers), Losses(int(np.isnan(numbers).sum())))
         case TimestampFeatureConfig():
-            return Encoded(pc.fill_null(column, 0), column.null_count)
+            return Encoded(pc.fill_null(column, 0), Losses(column.null_count))
 
 
 def _encode_values(column: pa.Array, ids: Ids) -> Encoded:
@@ -133,16 +146,16 @@ def _encode_values(column: pa.Array, ids: Ids) -> Encoded:
     # One more entry, which the codes of nulls point at.
     of_value = np.append(ids.of(encoded.dictionary), ids.missing)
     codes = pc.fill_null(encoded.indices, len(of_value) - 1).to_numpy()
-    unknown = of_value[:-1] == UNKNOWN_ID if isinstance(ids.config, VocabularyIdsConfig) else np.zeros(0, np.bool_)
+    unknown = of_value[:-1] == ids.missing  # never of a hash; of a dynamic table only the integer that stands for null
     num_unknown = int(np.append(unknown, False)[codes].sum()) if unknown.any() else 0
-    return Encoded(pa.array(of_value[codes]), column.null_count, num_unknown)
+    return Encoded(pa.array(of_value[codes]), Losses(column.null_count, num_unknown))
 
 
 def _encode_lists(column: pa.Array, ids: Ids, max_values: int) -> Encoded:
     """Entries that are null, and those beyond the first `max_values`, are left out."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
-    entries = _encode_values(column.flatten(), ids)
-    present = np.asarray(column.flatten().is_valid())
+    entries = column.flatten()
+    present = np.asarray(entries.is_valid())
     starts = np.concatenate(([0], np.cumsum(lengths)))
     # The place of each entry among those of its list that are present.
     before = np.concatenate(([0], np.cumsum(present)))
@@ -150,8 +163,9 @@ def _encode_lists(column: pa.Array, ids: Ids, max_values: int) -> Encoded:
     kept = present & (place < max_values)
     kept_before = np.concatenate(([0], np.cumsum(kept)))
     offsets = pa.array(kept_before[starts].astype(np.int32))
-    lists = pa.ListArray.from_arrays(offsets, entries.column.filter(pa.array(kept)))
-    return Encoded(lists, column.null_count, entries.num_unknown)
+    encoded = _encode_values(entries.filter(pa.array(kept)), ids)
+    losses = Losses(column.null_count + entries.null_count, encoded.losses.num_unknown, int((present & ~kept).sum()))
+    return Encoded(pa.ListArray.from_arrays(offsets, encoded.column), losses)
 
 
 def _encode_vectors(column: pa.Array, dim: int) -> Encoded:
@@ -162,7 +176,7 @@ def _encode_vectors(column: pa.Array, dim: int) -> Encoded:
     broken = ~np.isfinite(values).all(axis=1)
     values[broken] = 0.0
     stored = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), dim)
-    return Encoded(stored, int((~present | broken).sum()))
+    return Encoded(stored, Losses(int((~present | broken).sum())))
 
 
 # What is fitted to numbers

@@ -24,8 +24,8 @@ from trainer.settings import changed_settings, flatten
 from trainer.storage import digest_of
 
 _RESULT = re.compile(
-    r"(part|cuts)-\d{3}-\d{5}\.parquet|vocabulary-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet|card\.html"
-    r"|\.manifest\.json\..*\.tmp"
+    r"(part|cuts)-\d{3}-\d{5}\.parquet|vocabulary-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet|card\.(html|json)"
+    r"|\.(manifest\.json|card\.html|card\.json)\..*\.tmp"
 )
 _WORK = ".work-"
 # Settings of logs that change no dataset: where files lie is not what they are, and budgets only say when to stop.
@@ -108,9 +108,12 @@ def find_dataset(folder: Path, request: Request) -> Existing | None:
         return Existing(manifest, None)
     differences = list(_differences(manifest, request))
     new_files = _new_files(manifest, request)
-    if differences or not new_files:
-        if not differences:
-            differences = [f"the split was {manifest.split}, now {request.split_settings}, and no file is new"]
+    if not new_files and not differences:
+        differences = list(_differences_without_new_files(manifest, request))
+        if not differences:  # files that were left out are gone by now, which changes nothing
+            verify_dataset(folder, manifest)
+            return Existing(manifest, None)
+    if differences:
         raise UserError(
             f"dataset {folder}: the folder holds another dataset: {'; '.join(differences)}. "
             "Choose another run.dataset or run.dir, or delete the folder to have it made again"
@@ -148,9 +151,17 @@ def _clean(folder: Path, keep: str = "") -> None:
     leftovers = _leftovers(names)
     if keep in names:
         leftovers = [name for name in leftovers if name.startswith(_WORK) and name != keep]
-    # The card and the list of rejected rows are in no manifest, but come with one.
-    spared = committed | ({name for name in names if name.startswith(("rejected-", "card."))} if committed else set())
+    # The card and the lists of rejected rows are in no manifest, but come with one.
+    spared = committed | (_beside(read_manifest(folder)) if committed else set())
     remove_from(folder, set(leftovers) - spared, last=_WORK)
+
+
+def _beside(manifest: Manifest) -> set[str]:
+    return {
+        "card.html",
+        "card.json",
+        *(f"rejected-{generation:03d}.parquet" for generation in range(manifest.generation + 1)),
+    }
 
 
 def _leftovers(names: list[str]) -> list[str]:
@@ -161,10 +172,19 @@ def _leftovers(names: list[str]) -> list[str]:
 
 
 def _new_files(manifest: Manifest, request: Request) -> dict[SourceName, tuple[InputFile, ...]]:
-    """Files of events that the dataset was not made from. Items and users are no events: they are read anew each time."""
-    known = {(file["source"], file["path"]) for file in manifest.source["files"]}
+    """Files of events that the dataset was not made from, such as one that was left out and is mended by now.
+
+    Items and users are no events: they are read anew each time.
+    """
+    known = {(f["source"], f["path"]): f for f in manifest.source["files"]}
+
+    def is_new(source: SourceName, file: InputFile) -> bool:
+        found = known.get((source, file.name))
+        changed = found is not None and (found["bytes"], found["mtime_ns"]) != (file.num_bytes, file.mtime_ns)
+        return found is None or ("unreadable" in found and changed)
+
     new = {
-        source: tuple(file for file in files if (source, file.name) not in known)
+        source: tuple(file for file in files if is_new(source, file))
         for source, files in request.files.items()
         if source in ("logs", "history")
     }
@@ -175,7 +195,7 @@ def _differences(manifest: Manifest, request: Request) -> Iterator[str]:
     """What stands against appending: other settings, files of events that are gone or were changed."""
     yield from changed_settings(flatten(manifest.source["settings"]), flatten(request.settings))
     old, new = (
-        {f["path"]: f for f in files if f["source"] in ("logs", "history")}
+        {f["path"]: f for f in files if f["source"] in ("logs", "history") and "unreadable" not in f}
         for files in (manifest.source["files"], request.described_files)
     )
     gone = sorted(old.keys() - new.keys())
@@ -184,6 +204,19 @@ def _differences(manifest: Manifest, request: Request) -> Iterator[str]:
     changed = [p for p in old.keys() & new.keys() if any(old[p][key] != new[p][key] for key in ("bytes", "mtime_ns"))]
     if changed:
         yield f"it was made before {_some(sorted(changed))} changed"
+
+
+def _differences_without_new_files(manifest: Manifest, request: Request) -> Iterator[str]:
+    """What comes with new files of events only."""
+    if manifest.split != request.split_settings:
+        yield f"the split was {manifest.split}, now {request.split_settings}, and no file of events is new"
+    keys = ("source", "path", "bytes", "mtime_ns")
+    old, new = (
+        [[f[key] for key in keys] for f in files if f["source"] in ("items", "users")]
+        for files in (manifest.source["files"], request.described_files)
+    )
+    if old != new:
+        yield "the files of items or users are others now, and no file of events is new"
 
 
 def _some(paths: list[str]) -> str:

@@ -69,20 +69,21 @@ def sort_events(
     drop_duplicates: bool,
     max_events: int | None = None,
     num_old: int = 0,
+    not_before: Ints | None = None,
 ) -> Sorted:
     """Order events (given in the order of the log) by user and time, ties in the order of the log.
 
     users: (n,) codes 0 .. num_users - 1; times, items: (n,). The first `num_old` events are in the dataset already and stay;
     of the others those are rejected that repeat an earlier one in user, time and item (if `drop_duplicates`), that are
-    earlier than an old event of their user, and all but the most recent `max_events` of a user.
+    earlier than `not_before` says of their user (num_users,), and all but the most recent `max_events` of a user.
     """
     order = stable_order(times)
     order = order[stable_order(users[order])]
     rejected: dict[str, Ints] = {}
     if drop_duplicates:
         order = _without(order, _repeated(users[order], times[order], items[order]), DUPLICATE, rejected)
-    if num_old:
-        order = _without(order, _before_old(users[order], order < num_old), LATE, rejected)
+    if not_before is not None:
+        order = _without(order, (order >= num_old) & (times[order] < not_before[users[order]]), LATE, rejected)
     counts = np.bincount(users[order], minlength=num_users)
     if max_events is not None and counts.max(initial=0) > max_events:
         is_new = order >= num_old
@@ -100,15 +101,6 @@ def _without(order: Ints, bad: Bools, reason: str, rejected: dict[str, Ints]) ->
         return order
     rejected[reason] = np.sort(order[bad])
     return order[~bad]
-
-
-def _before_old(users: Ints, is_old: Bools) -> Bools:
-    """Which new events, sorted by user and time, come before an old one of the same user."""
-    starts = np.flatnonzero(np.append(True, users[1:] != users[:-1]))
-    places = np.arange(users.size)
-    last_old = np.maximum.reduceat(np.where(is_old, places, -1), starts)
-    lengths = np.diff(np.append(starts, users.size))
-    return ~is_old & (places < np.repeat(last_old, lengths))
 
 
 def stable_order(keys: Ints) -> Ints:

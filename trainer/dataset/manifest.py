@@ -7,7 +7,7 @@
       items-000.parquet                features of items, row k is item number k (absent if there are none)
       vocabulary-000-item.parquet ...  generation and table: value (as in the logs), num_events; row k is number k + 1
       rejected-000.parquet             quarantined rows with file, row and reason (absent if none)
-      card.html                        what a person should know of the dataset
+      card.html, card.json             what a person, or a program, should know of the dataset
 
 A row holds a user's whole history once, and two cuts tell the splits apart, so no event is stored twice:
 
@@ -90,7 +90,8 @@ class Feature:
 
     kind: "categorical" (int32, or int64 hashes for a dynamic table), "categorical_list" (lists of them), "numeric" (float32),
     "bucketized" (float32, ids after reading), "timestamp" (int64), "vector" (lists of float32 of width dim).
-    fitted: on the training part: {"transform", "mean", "std"} or {"transform", "bounds"}. num_missing: nulls of all splits.
+    fitted: on the training part: {"transform", "mean", "std"} or {"transform", "bounds"}. Of all splits, num_missing: nulls (of
+    lists: entries too); num_unknown: values that the vocabulary does not have; num_cut: entries beyond max_values.
     """
 
     owner: Literal["event", "item", "user"]
@@ -102,6 +103,7 @@ class Feature:
     fitted: dict[str, Any] | None = None
     num_missing: int = 0
     num_unknown: int = 0
+    num_cut: int = 0
     collisions: dict[str, Any] | None = None
 
     @property
@@ -111,7 +113,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Counts:
-    """What prepare saw and did. Every row read is kept or counted under a reason in `rejected`.
+    """What prepare saw and did. Every row of logs and history that was read is kept or counted under a reason in `rejected`.
 
     In a dataset for ranking, targets are impressions, and train_events are training impressions.
     """
@@ -132,6 +134,9 @@ class Counts:
         0  # training events of items below tables.item.ids.min_count, which share the row of unknown items
     )
     history_events: int = 0  # ranking: events of histories, of all splits
+    catalogue_rejected: dict[str, int] = field(
+        default_factory=dict
+    )  # of the newest files of items and users, by reason
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,9 @@ class Manifest:
 
     @property
     def generation(self) -> int:
-        """The newest; 0 is the first."""
-        return max((part.generation for part in self.parts), default=0)
+        """The newest; 0 is the first. One of which every row was rejected has no part, but its files."""
+        files = (file["generation"] for file in self.source.get("files", ()))
+        return max((*(part.generation for part in self.parts), *files), default=0)
 
     @property
     def num_partitions(self) -> int:

@@ -1,19 +1,19 @@
 """One partition of the logs becomes rows of the dataset: its events sorted, encoded, cut, counted.
 
-Pure functions over Arrow tables. The invariant: what is written is a function of the partition's events and the plan alone, and
-an append computes every number of the manifest from all events of the partition, old and new, so that preparing in two
-steps counts what preparing at once counts.
+Pure functions over Arrow tables. The invariant: what is written is a function of the partition's events and the plan alone. An
+append computes what the splits decide from all events of the partition, old and new, and what is counted row by row
+from the new ones, to be added up, so that preparing in two steps counts what preparing at once counts.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.dataset.features import Encoded, Ids, NumericFit, encode
+from trainer.dataset.features import Ids, Losses, NumericFit, encode
 from trainer.dataset.grouping import (
     Bools,
     Ints,
@@ -24,7 +24,7 @@ from trainer.dataset.grouping import (
 )
 from trainer.dataset.hashing import Hashes, hash_ids, mix, whole
 from trainer.dataset.profile import Profile, TimeBins, profile_of
-from trainer.dataset.splits import Cuts, LeaveOneOut, cut_histories
+from trainer.dataset.splits import Cuts, LeaveOneOut, TimeBounds, cut_histories
 from trainer.logs.config import FeatureSpec, NumericFeatureConfig
 from trainer.logs.contract import SourceName
 
@@ -55,11 +55,12 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class OldEvents:
-    """Events that the dataset has of a partition: numbers, times, offsets (num_rows + 1,), all int64."""
+    """Events that the dataset has of a partition: numbers, times, offsets (num_rows + 1,), all int64; labels of impressions."""
 
     items: Ints
     times: Ints
     offsets: Ints
+    labels: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ class PartitionInput:
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """What one partition holds, or the sum over several; names as in trainer.dataset.manifest.Counts."""
+    """What one partition holds, or the sum over several; names as in trainer.dataset.manifest.Counts.
+
+    rows_kept: of this generation only.
+    """
 
     rows_kept: int = 0
     num_users: int = 0
@@ -103,6 +107,7 @@ class ItemCounts:
     numbers: Ints
     num_events: Ints
     num_train_events: Ints
+    num_test_events: Ints
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class Grouped:
 
     rows: the columns of a part (trainer/dataset/manifest.py), of a next generation with `row`; num_old: rows of the partition
     that were there before; cuts: (train_end, validation_end) of all rows; rejected: by source and reason, positions in the
-    table given; new_events: events of the rows to be written.
+    table given; items, history_items: of targets, and for ranking of histories; losses: of each feature.
     """
 
     rows: pa.Table
@@ -121,8 +126,9 @@ class Grouped:
     counts: GroupCounts
     items: ItemCounts
     profile: Profile
+    history_items: ItemCounts | None = None
     fits: dict[str, NumericFit] = field(default_factory=dict)
-    missing: dict[str, tuple[int, int]] = field(default_factory=dict)  # by feature: how many are null, how many unknown
+    losses: dict[str, Losses] = field(default_factory=dict)
 
 
 def sum_counts(counts: Iterable[GroupCounts]) -> GroupCounts:
@@ -135,7 +141,7 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
     if plan.labels:
         return _group_impressions(given, plan, users, codes)
     old = given.old.history if given.old else None
-    events = _Kind.of(given.events, codes["events"], len(users), plan, old)
+    events = _Kind.of(given.events, codes["events"], plan, old, _last_times(len(users), old), len(users))
     train_end, validation_end = cut_histories(events.times, events.sorted.offsets, plan.cuts)
     split = _split_of(events.sorted.offsets, train_end, validation_end)
     written = _Written(events.new_counts > 0 if given.old else np.ones(len(users), np.bool_), given.old is not None)
@@ -143,27 +149,32 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
     columns["time"] = events.lists(pa.array(events.new_times), written)
     features = _EventFeatures.of(given.events, events, plan, split, users)
     columns |= {key: events.lists(column, written) for key, column in features.columns.items()}
-    user_features = _UserFeatures.of(given.users, users, plan, train_end > 0)
+    num_old = len(given.old.users) if given.old else 0
+    user_features = _UserFeatures.of(given.users, users, num_old, plan, train_end > 0)
     lengths = np.diff(events.sorted.offsets)
     return Grouped(
         rows=_table(users, written, columns, user_features.columns, train_end, validation_end),
-        num_old=len(given.old.users) if given.old else 0,
+        num_old=num_old,
         cuts=(train_end, validation_end),
         rejected=_rejected("logs", events) | user_features.rejected,
-        counts=_counts(events, events, train_end, validation_end, plan, min_train=2),
-        items=_count_items(events.numbers, split == 0),
+        counts=_counts(events, train_end, validation_end, plan, min_train=2),
+        items=_count_items(events.numbers, split == 0, split == 2),
         profile=profile_of(events.numbers, events.times, events.sorted.offsets, split, lengths, plan.bins),
         fits=features.fits | user_features.fits,
-        missing=features.missing | user_features.missing,
+        losses=features.losses | user_features.losses,
     )
 
 
 def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, codes: dict[str, Ints]) -> Grouped:
     """Impressions, and the histories that they are joined to point in time: an impression sees events strictly before it."""
     old = given.old
-    shown = _Kind.of(given.events, codes["events"], len(users), plan, old.impressions if old else None)
-    past, past_codes, clicked = _history_events(given, shown, codes, plan)
-    history = _Kind.of(past, past_codes, len(users), plan, old.history if old else None)
+    old_shown, old_history = (old.impressions, old.history) if old else (None, None)
+    last_shown = _last_times(len(users), old_shown)
+    shown = _Kind.of(given.events, codes["events"], plan, old_shown, last_shown, len(users))
+    past, past_codes, num_of_source = _history_events(given, shown, codes, plan)
+    # An event before an old impression belongs into that impression's history, which is written already.
+    last = _last_times(len(users), old_history, old_shown)
+    history = _Kind.of(past, past_codes, plan, old_history, last, len(users))
     train_end, validation_end = cut_histories(shown.times, shown.sorted.offsets, plan.cuts)
     split = _split_of(shown.sorted.offsets, train_end, validation_end)
     written = _Written((shown.new_counts + history.new_counts) > 0, old is not None)
@@ -182,24 +193,45 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
         "impression." + key.removeprefix("event."): shown.lists(column, written)
         for key, column in features.columns.items()
     }
-    user_features = _UserFeatures.of(given.users, users, plan, train_end > 0)
+    num_old = len(old.users) if old else 0
+    user_features = _UserFeatures.of(given.users, users, num_old, plan, train_end > 0)
     found = profile_of(
         shown.numbers, shown.times, shown.sorted.offsets, split, np.diff(history.sorted.offsets), plan.bins
     )
-    positives = {
-        name: np.bincount(split[shown.is_new][column.to_numpy() > 0.0], minlength=3) for name, column in labels.items()
-    }
+    counts = _counts(shown, train_end, validation_end, plan, min_train=1)
+    trains = _is_training_time(history.times, plan)
+    kept_of_source = int((history.new_order.to_numpy() < num_of_source).sum())
     return Grouped(
         rows=_table(users, written, columns, user_features.columns, train_end, validation_end),
-        num_old=len(old.users) if old else 0,
+        num_old=num_old,
         cuts=(train_end, validation_end),
-        rejected=_rejected("logs", shown) | _rejected("history", history, clicked) | user_features.rejected,
-        counts=_counts(shown, history, train_end, validation_end, plan, min_train=1),
-        items=_count_items(shown.numbers, split == 0),
-        profile=Profile(**vars(found) | {"positives": positives}),
+        rejected=_rejected("logs", shown) | _rejected("history", history, num_of_source) | user_features.rejected,
+        counts=replace(counts, rows_kept=counts.rows_kept + kept_of_source, history_events=history.numbers.size),
+        items=_count_items(shown.numbers, split == 0, split == 2),
+        profile=replace(found, positives=_positives(shown, labels, old_shown, split)),
+        history_items=_count_items(history.numbers, trains, np.zeros(trains.size, np.bool_)),
         fits=features.fits | user_features.fits,
-        missing=features.missing | user_features.missing,
+        losses=features.losses | user_features.losses,
     )
+
+
+def _positives(
+    shown: "_Kind", new: dict[str, pa.Array], old: OldEvents | None, split: npt.NDArray[np.int8]
+) -> dict[str, Ints]:
+    """Of each label, by split: how many impressions, old and new, have one above 0."""
+    found = {}
+    for name, column in new.items():
+        above = np.zeros(split.size, np.bool_)
+        above[shown.is_new] = column.to_numpy() > 0.0
+        if old is not None:
+            above[~shown.is_new] = old.labels[name] > 0.0  # they stay, in their order
+        found[name] = np.bincount(split[above], minlength=3)
+    return found
+
+
+def _is_training_time(times: Ints, plan: GroupPlan) -> Bools:
+    """Of events that are no targets; under leave-one-out there is no such time."""
+    return times < plan.cuts.validation_time if isinstance(plan.cuts, TimeBounds) else np.ones(times.size, np.bool_)
 
 
 def _history_events(
@@ -207,7 +239,8 @@ def _history_events(
 ) -> tuple[pa.Table, Ints, int]:
     """Events of the history source, then the impressions that became events; their users; how many are of the source."""
     columns = ["item", "time", "row", *(spec.key for spec in plan.of("event"))]
-    tables, found = [], []
+    # An empty table of all columns, so that features which the source lacks become nulls of the right type.
+    tables, found = [given.events.select(columns).slice(0, 0)], [np.zeros(0, np.int64)]
     if given.history is not None:
         tables.append(given.history.select([name for name in columns if name in given.history.column_names]))
         found.append(codes["history"])
@@ -218,7 +251,7 @@ def _history_events(
         chosen = chosen.take(pc.array_sort_indices(chosen))  # in the order of the log
         tables.append(given.events.select(columns).take(chosen))
         found.append(codes["events"][chosen.to_numpy()])
-    num_of_source = tables[0].num_rows if given.history is not None else 0
+    num_of_source = given.history.num_rows if given.history is not None else 0
     return pa.concat_tables(tables, promote_options="default"), np.concatenate(found), num_of_source
 
 
@@ -255,7 +288,15 @@ class _Kind:
     is_new: Bools
 
     @classmethod
-    def of(cls, table: pa.Table, codes: Ints, num_users: int, plan: GroupPlan, old: OldEvents | None) -> "_Kind":
+    def of(
+        cls,
+        table: pa.Table,
+        codes: Ints,
+        plan: GroupPlan,
+        old: OldEvents | None,
+        not_before: Ints | None,
+        num_users: int,
+    ) -> "_Kind":
         items = whole(table.column("item")).dictionary_encode()
         numbers = plan.ids["item"].of(items.dictionary).astype(np.int64)[items.indices.to_numpy()]
         times = table.column("time").to_numpy()
@@ -263,7 +304,9 @@ class _Kind:
             numbers, times = np.concatenate((old.items, numbers)), np.concatenate((old.times, times))
             codes = np.concatenate((np.repeat(np.arange(len(old.offsets) - 1), np.diff(old.offsets)), codes))
         num_old = len(old.items) if old is not None else 0
-        found = sort_events(codes, times, numbers, num_users, plan.drop_duplicates, plan.max_events_per_user, num_old)
+        found = sort_events(
+            codes, times, numbers, num_users, plan.drop_duplicates, plan.max_events_per_user, num_old, not_before
+        )
         order = found.order
         return cls(found, num_old, numbers[order], times[order], codes[order], order >= num_old)
 
@@ -289,6 +332,17 @@ class _Kind:
         """Values of the new events as one list per row that is written."""
         offsets = np.concatenate(([0], np.cumsum(self.new_counts[written.rows])))
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), column)
+
+
+def _last_times(num_users: int, *old: OldEvents | None) -> Ints | None:
+    """Of each user, the time of the last event that the dataset has; None where there is no dataset yet."""
+    if not any(old):
+        return None
+    last = np.full(num_users, np.iinfo(np.int64).min)
+    for events in filter(None, old):
+        held = np.flatnonzero(np.diff(events.offsets))
+        last[held] = np.maximum(last[held], events.times[events.offsets[held + 1] - 1])
+    return last
 
 
 def _user_codes(given: PartitionInput) -> tuple[pa.Array, dict[str, Ints]]:
@@ -321,7 +375,7 @@ class _EventFeatures:
 
     columns: dict[str, pa.Array]
     fits: dict[str, NumericFit]
-    missing: dict[str, tuple[int, int]]
+    losses: dict[str, Losses]
 
     @classmethod
     def of(
@@ -332,20 +386,18 @@ class _EventFeatures:
         split: npt.NDArray[np.int8] | None,
         users: pa.Array,
     ) -> "_EventFeatures":
-        columns, fits, missing = {}, {}, {}
+        columns, fits, losses = {}, {}, {}
         keys: Hashes | None = None
         for spec in plan.of("event"):
-            present = spec.key in table.column_names
-            values = table.column(spec.key) if present else pa.nulls(table.num_rows)
-            encoded = encode(spec, values, plan.ids)
-            columns[spec.key] = encoded.column.take(kind.new_order)
-            missing[spec.key] = (encoded.num_missing, encoded.num_unknown)
+            # Only what stays is encoded, so that nothing is counted of rejected events.
+            encoded = encode(spec, whole(table.column(spec.key)).take(kind.new_order), plan.ids)
+            columns[spec.key], losses[spec.key] = encoded.column, encoded.losses
             if isinstance(spec.config, NumericFeatureConfig) and plan.fit and split is not None:
                 keys = _event_keys(kind, users) if keys is None else keys
                 trains = split[kind.is_new] == 0
                 numbers = columns[spec.key].to_numpy(zero_copy_only=False)
                 fits[spec.key] = NumericFit.of(spec.config, numbers[trains], keys[kind.is_new][trains])
-        return cls(columns, fits, missing)
+        return cls(columns, fits, losses)
 
 
 def _event_keys(kind: _Kind, users: pa.Array) -> Hashes:
@@ -356,33 +408,35 @@ def _event_keys(kind: _Kind, users: pa.Array) -> Hashes:
 
 @dataclass(frozen=True)
 class _UserFeatures:
-    """columns: by key, a stored value for every row."""
+    """columns: by key, a stored value for every row, null where the row was there before and has its values."""
 
     columns: dict[str, pa.Array]
     fits: dict[str, NumericFit]
-    missing: dict[str, tuple[int, int]]
+    losses: dict[str, Losses]
     rejected: dict[tuple[SourceName, str], Ints]
 
     @classmethod
-    def of(cls, table: pa.Table | None, users: pa.Array, plan: GroupPlan, trains: Bools) -> "_UserFeatures":
+    def of(
+        cls, table: pa.Table | None, users: pa.Array, num_old: int, plan: GroupPlan, trains: Bools
+    ) -> "_UserFeatures":
         specs = plan.of("user")
-        if table is None or not specs:
+        if table is None:
             return cls({}, {}, {}, {})
         kept, repeated = first_of_each(table.column("user"))
-        place = pc.index_in(users, value_set=whole(table.column("user")).take(kept))
-        columns, fits, missing = {}, {}, {}
+        place = pc.index_in(users.slice(num_old), value_set=whole(table.column("user")).take(kept))
+        columns, fits, losses = {}, {}, {}
         for spec in specs:
             # Only what is joined is encoded, so that the counts are those of the dataset's users.
-            encoded: Encoded = encode(spec, whole(table.column(spec.key)).take(kept).take(place), plan.ids)
-            columns[spec.key] = encoded.column
-            missing[spec.key] = (encoded.num_missing, encoded.num_unknown)
+            encoded = encode(spec, whole(table.column(spec.key)).take(kept).take(place), plan.ids)
+            columns[spec.key] = pa.concat_arrays([pa.nulls(num_old, encoded.column.type), encoded.column])
+            losses[spec.key] = encoded.losses
             if isinstance(spec.config, NumericFeatureConfig) and plan.fit:
                 numbers = encoded.column.to_numpy(zero_copy_only=False)
                 fits[spec.key] = NumericFit.of(spec.config, numbers[trains], hash_ids(users)[trains])
         rejected: dict[tuple[SourceName, str], Ints] = {}
         if repeated.size:
             rejected[("users", REPEATED_USER)] = repeated
-        return cls(columns, fits, missing, rejected)
+        return cls(columns, fits, losses, rejected)
 
 
 def first_of_each(values: pa.ChunkedArray) -> tuple[pa.Array, Ints]:
@@ -430,7 +484,6 @@ def _rejected(source: SourceName, kind: _Kind, num_of_source: int | None = None)
 
 def _counts(
     targets: _Kind,
-    history: _Kind,
     train_end: Ints,
     validation_end: Ints,
     plan: GroupPlan,
@@ -438,7 +491,7 @@ def _counts(
 ) -> GroupCounts:
     lengths = np.diff(targets.sorted.offsets)
     return GroupCounts(
-        rows_kept=targets.numbers.size,
+        rows_kept=int(targets.is_new.sum()),
         num_users=lengths.size,
         train_events=int(train_end.sum()),
         validation_targets=int((validation_end - train_end).sum()),
@@ -446,12 +499,11 @@ def _counts(
         users_without_targets=int((train_end < min_train).sum()),
         users_not_evaluated=int((lengths < plan.cuts.min_events).sum()) if isinstance(plan.cuts, LeaveOneOut) else 0,
         tied_times=int(same_as_before(targets.codes, targets.times).sum()),
-        history_events=history.numbers.size if plan.labels else 0,
     )
 
 
-def _count_items(numbers: Ints, trains: Bools) -> ItemCounts:
+def _count_items(numbers: Ints, trains: Bools, tests: Bools) -> ItemCounts:
     num_events = np.bincount(numbers)
-    num_train_events = np.bincount(numbers[trains], minlength=len(num_events))
+    num_train_events, num_test_events = (np.bincount(numbers[of], minlength=len(num_events)) for of in (trains, tests))
     found = np.flatnonzero(num_events)
-    return ItemCounts(found, num_events[found], num_train_events[found])
+    return ItemCounts(found, num_events[found], num_train_events[found], num_test_events[found])

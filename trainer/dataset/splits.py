@@ -57,11 +57,17 @@ def cut_histories(times: Ints, offsets: Ints, cuts: Cuts) -> tuple[Ints, Ints]:
             held_out = (lengths >= cuts.min_events).astype(np.int64)
             return lengths - 2 * held_out, lengths - held_out
         case TimeBounds():
-            if not len(lengths):
-                return lengths, lengths
-            before = [times < bound for bound in (cuts.validation_time, cuts.test_time)]
-            train_end, validation_end = (np.add.reduceat(b.astype(np.int64), offsets[:-1]) for b in before)
+            # Sums of stretches by differences, because some histories are empty (np.add.reduceat takes these for others).
+            before = [np.append(0, np.cumsum(times < bound)) for bound in (cuts.validation_time, cuts.test_time)]
+            train_end, validation_end = (np.diff(b[offsets]) for b in before)
             return train_end, validation_end
+
+
+def time_as_text(value: int, time_kind: str) -> str:
+    """A time of the dataset as people read it: an integer as it stands, microseconds since 1970 as a moment in UTC."""
+    if time_kind == "integer":
+        return str(value)
+    return str(np.datetime64(value, "us").astype("datetime64[s]")).replace("T", " ")
 
 
 def resolve_time(value: int | str, setting: str, time_kind: str) -> int:

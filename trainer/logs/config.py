@@ -13,6 +13,7 @@ class CategoricalFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=Tr
     column: str | None = Field(None, description="its column; none takes the feature's name")
     table: str | None = Field(
         None,
+        pattern=r"^[A-Za-z0-9_]+$",
         description="the table of its rows (tables.NAME); features that name the same one share it; none takes the "
         'feature\'s name; "item" shares the ids of the items',
     )
@@ -39,7 +40,11 @@ class NumericFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         le=4096,
         description="quantile buckets instead of a number: bucket k is row k of the table, row 0 missing",
     )
-    table: str | None = Field(None, description="with buckets: the table of its rows; none takes the feature's name")
+    table: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_]+$",
+        description="with buckets: the table of its rows; none takes the feature's name",
+    )
 
 
 class TimestampFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -190,6 +195,23 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
             raise ValueError(f"logs.history_label = {self.history_label!r} is not among logs.labels = {self.labels}")
         return self
 
+    @model_validator(mode="after")
+    def _rows_of_tables_mean_one_thing(self) -> "LogsConfig":
+        owners = {s.table: s.setting for s in feature_specs(self) if isinstance(s.config, CategoricalFeatureConfig)}
+        owners |= {"item": "logs.item"}
+        for spec in feature_specs(self):
+            if isinstance(spec.config, NumericFeatureConfig) and spec.table in owners:
+                raise ValueError(
+                    f"{spec.setting}: its buckets would share rows of table {spec.table!r} with the values of "
+                    f"{owners[spec.table]}, as if they were the same; set another `table`"
+                )
+            if self.labels and spec.owner == "event" and spec.name in _COLUMNS_OF_IMPRESSIONS:
+                raise ValueError(
+                    f"{spec.setting}: impressions have a column of the name {spec.name!r} already; call the feature otherwise, "
+                    f'with column = "{spec.source}"'
+                )
+        return self
+
     @property
     def task(self) -> Literal["next_item", "ranking"]:
         """What a dataset of these logs is for."""
@@ -197,6 +219,7 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 Owner = Literal["event", "item", "user"]
+_COLUMNS_OF_IMPRESSIONS = ("item", "time", "history_end")  # of the dataset
 _SETTINGS: dict[Owner, str] = {"event": "logs", "item": "logs.items", "user": "logs.users"}
 
 

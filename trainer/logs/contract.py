@@ -22,17 +22,19 @@ from trainer.logs.config import (
     Format,
     LogsConfig,
     NumericFeatureConfig,
+    Owner,
     TimestampFeatureConfig,
     VectorFeatureConfig,
     feature_specs,
 )
-from trainer.logs.files import InputFile, explaining, find_files
+from trainer.logs.files import InputFile, UnreadableFileError, explaining, find_files
 
 ROWS_PER_CHUNK = 1 << 20
 HEADER_BYTES = 1 << 20  # the types of a CSV file are those of its first block of this size
 HEADER_THREADS = 16
 SourceName = Literal["logs", "history", "items", "users"]
 Role = Literal["id", "time", "label", "categorical", "numeric", "timestamp", "vector"]
+SOURCES: dict[Owner, SourceName] = {"event": "logs", "item": "items", "user": "users"}  # where whose features are
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,8 @@ def inspect_inputs(
                 f"{name} {files[name][0].name}{_and_more(len(files[name]))}: no rows at all; check its path"
             )
         chunks += found
-    _check_same_ids(contracts)
+    _check_joins(contracts)
+    _check_tables(contracts, feature_specs(logs))
     return Inputs(files, contracts, tuple(chunks), unreadable)
 
 
@@ -212,7 +215,7 @@ def _read_headers(files: Sequence[InputFile]) -> tuple[list[tuple[InputFile, _He
 def _header_or_cause(file: InputFile) -> _Header | str:
     try:
         return _read_header(file)
-    except UserError as error:
+    except UnreadableFileError as error:
         return str(error)
 
 
@@ -282,7 +285,8 @@ def _agreed_type(headers: list[tuple[InputFile, _Header]], column: Column, earli
 def _type_of(file: InputFile, header: _Header, column: Column) -> pa.DataType:
     names = header.schema.names
     if names.count(column.source) == 1:
-        return _plain_type(header.schema.field(column.source).type)
+        found = _plain_type(header.schema.field(column.source).type)
+        return found if file.format == "parquet" else _meant_type(found, column)
     if column.source in names:
         raise UserError(
             f'logs {file.name}: column "{column.source}" ({column.setting}) occurs {names.count(column.source)} times; '
@@ -297,15 +301,22 @@ def _type_of(file: InputFile, header: _Header, column: Column) -> pa.DataType:
     )
 
 
+def _meant_type(inferred: pa.DataType, column: Column) -> pa.DataType:
+    """Text files say no types: what looks like a number or a moment may be meant as text."""
+    moment = pa.types.is_temporal(inferred) and column.role in ("id", "categorical")
+    return pa.string() if moment or column.separator is not None else inferred
+
+
 def _plain_type(found: pa.DataType) -> pa.DataType:
-    """Dictionaries are taken as their values, large and view types as plain ones."""
+    """Dictionaries are taken as their values, large and view types as plain ones, lists without any entry as no value."""
     types = pa.types
     if types.is_dictionary(found):
         return _plain_type(found.value_type)
     if types.is_large_string(found) or types.is_string_view(found):
         return pa.string()
     if types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found):
-        return pa.list_(_plain_type(found.value_type))
+        inner = _plain_type(found.value_type)
+        return inner if types.is_null(inner) else pa.list_(inner)
     return found
 
 
@@ -361,9 +372,14 @@ def _stored(column: Column, agreed: pa.DataType) -> pa.DataType:
             return pa.string() if text else pa.int64()
 
 
-def _check_same_ids(contracts: dict[SourceName, Contract]) -> None:
-    """Users and items of all sources are joined, so they must be of one type."""
+def _check_joins(contracts: dict[SourceName, Contract]) -> None:
+    """Users, items and times of all sources are compared, so they must be of one kind."""
     for name, contract in contracts.items():
+        if name == "history" and contract.time_kind != contracts["logs"].time_kind:
+            raise UserError(
+                f"logs.history.time holds {contract.type_of('time')} and logs.time {contracts['logs'].type_of('time')}, so "
+                "which of them is earlier cannot be told; write both as timestamps, or both as integers of one unit"
+            )
         for column in contract.columns:
             if column.role != "id":
                 continue
@@ -373,6 +389,24 @@ def _check_same_ids(contracts: dict[SourceName, Contract]) -> None:
                     f'{column.setting}: column "{column.source}" holds {ours} in the files of {name} and {theirs} in the logs, '
                     f"so no {column.name} could be found in both; write both with the same type"
                 )
+
+
+def _check_tables(contracts: dict[SourceName, Contract], specs: Sequence[FeatureSpec]) -> None:
+    """Features that share a table share its values, so these must be of one type. A column without any value fits all."""
+    first = {"item": ("logs.item", contracts["logs"].stored("item"))}
+    for spec in specs:
+        contract = contracts[SOURCES[spec.owner]]
+        if not isinstance(spec.config, CategoricalFeatureConfig) or pa.types.is_null(contract.type_of(spec.key)):
+            continue
+        stored = contract.stored(spec.key)
+        values = stored.value_type if pa.types.is_list(stored) else stored
+        setting, agreed = first.setdefault(str(spec.table), (spec.setting, values))
+        if values != agreed:
+            raise UserError(
+                f'{spec.setting}: column "{spec.source}" holds {values}, and shares tables.{spec.table} with {setting}, which '
+                f"holds {agreed}, so no value could be found in both; write both with the same type, or give this one a "
+                "`table` of its own"
+            )
 
 
 def _chunks(source: SourceName, file: InputFile, header: _Header, rows_per_chunk: int) -> Iterator[InputChunk]:

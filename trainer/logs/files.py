@@ -22,6 +22,10 @@ _FORMATS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".tsv": "ts
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
 
 
+class UnreadableFileError(UserError):
+    """A file that is damaged, gone, or was changed: the only thing that logs.max_unreadable_files may leave out."""
+
+
 @dataclass(frozen=True)
 class InputFile:
     """One file of the logs. Its filesystem is found by `uri`, empty for the local disk; `path` is the path in it."""
@@ -41,10 +45,10 @@ class InputFile:
         return pafs.FileSystem.from_uri(self.uri)[0] if self.uri else pafs.LocalFileSystem()
 
     def check_unchanged(self) -> None:
-        """Raises UserError if the file was rewritten since it was found."""
+        """Raises UnreadableFileError if the file was rewritten or removed since it was found."""
         info = self.filesystem().get_file_info(self.path)
         if info.type != pafs.FileType.File or (info.size, info.mtime_ns or 0) != (self.num_bytes, self.mtime_ns):
-            raise UserError(
+            raise UnreadableFileError(
                 f"logs {self.name}: the file was changed or removed while it was read; run the command again"
             )
 
@@ -68,11 +72,11 @@ def find_files(
 
 @contextmanager
 def explaining(file: InputFile) -> Iterator[None]:
-    """Turn what pyarrow or the operating system says about a file into a UserError."""
+    """Turn what pyarrow or the operating system says about a file into an UnreadableFileError."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise UserError(
+        raise UnreadableFileError(
             f"logs {file.name}: cannot be read as {file.format} ({first_line(error)}); it is truncated, damaged, "
             "gone, or of another format: write the file again, leave it out of logs.path, or set logs.format"
         ) from None

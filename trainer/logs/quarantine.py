@@ -5,11 +5,12 @@ counts are exact whatever was cut off.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 MAX_ROWS = 1_000_000
@@ -62,16 +63,18 @@ def gather(sources: Iterable[Path], target: Path, max_rows: int = MAX_ROWS) -> N
         pq.write_table(pa.concat_tables(tables), target, compression="zstd", write_page_checksum=True)
 
 
-def examples(sources: Iterable[Path], num_rows: int = 3) -> list[str]:
-    """The first quarantined rows as people read them: "logs/a.parquet row 17 (null user)"."""
-    rows = [row for table in _first_rows(sources, num_rows) for row in table.to_pylist()]
+def examples(sources: Iterable[Path], num_rows: int = 3, leave_out: Collection[str] = ()) -> list[str]:
+    """The first quarantined rows as people read them: "logs/a.parquet row 17 (null user)". leave_out: reasons."""
+    rows = [row for table in _first_rows(sources, num_rows, leave_out) for row in table.to_pylist()]
     return [f"{row['file']} row {row['row']} ({row['reason']})" for row in rows]
 
 
-def _first_rows(sources: Iterable[Path], max_rows: int) -> Iterator[pa.Table]:
+def _first_rows(sources: Iterable[Path], max_rows: int, leave_out: Collection[str] = ()) -> Iterator[pa.Table]:
     for source in sources:
         if max_rows > 0 and source.exists():
-            table = pa.ipc.open_file(source.read_bytes()).read_all().slice(0, max_rows)
+            table = pa.ipc.open_file(source.read_bytes()).read_all()
+            wanted = pc.invert(pc.is_in(table.column("reason"), value_set=pa.array(list(leave_out), pa.string())))
+            table = table.filter(wanted).slice(0, max_rows)
             max_rows -= table.num_rows
             yield table
 

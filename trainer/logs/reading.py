@@ -25,6 +25,7 @@ from trainer.logs.quarantine import quarantine_table
 
 ROWS_PER_BLOCK = 1 << 20
 CSV_BLOCK_BYTES = 16 << 20
+_LARGEST = pa.scalar(2**63 - 1, pa.uint64())
 
 Bools = npt.NDArray[np.bool_]
 
@@ -50,11 +51,12 @@ class Block:
 def read_chunk(chunk: InputChunk, contract: Contract, rules: Rules) -> Iterator[Block]:
     """Read and check a chunk, block by block, so that memory is bounded whatever the size of the file.
 
-    Raises UserError naming the file if it cannot be read to its end, changed since it was found, or holds a number that
-    an int64 cannot.
+    Raises UnreadableFileError naming the file if it cannot be read to its end or changed since it was found, and UserError
+    as `check_rows` does.
     """
     row = chunk.first_row
     with explaining(chunk.file):
+        chunk.file.check_unchanged()  # before as well: a rewritten file may lack columns or row groups
         for batch in _batches(chunk, contract):
             raw = pa.table(
                 {
@@ -70,14 +72,14 @@ def read_chunk(chunk: InputChunk, contract: Contract, rules: Rules) -> Iterator[
 def check_rows(raw: pa.Table, first_row: int, file: str, contract: Contract, rules: Rules) -> Block:
     """Split rows into events and quarantined ones. Null, an empty string and NaN all count as null.
 
-    Raises UserError for a value that its type cannot hold, for a time with a fraction, and for a vector of another width:
+    Raises UserError for a feature that its type cannot hold, for a time with a fraction, and for a vector of another width:
     these say that the column is the wrong one, or of the wrong type, not that a row is bad.
     """
     rows = pa.array(np.arange(first_row, first_row + raw.num_rows))
     where = _Where(file, first_row)
     values = {column.name: _normalised(raw.column(column.name), column, where) for column in contract.columns}
     events = pa.table({**values, "row": rows})
-    reasons = list(_reasons(values, contract, rules))
+    reasons = list(_reasons(raw, values, contract, rules))
     if not reasons:
         return Block(raw.num_rows, events, QUARANTINE_SCHEMA.empty_table())
     any_bad = np.logical_or.reduce([bad for _, bad in reasons])
@@ -92,8 +94,13 @@ def check_rows(raw: pa.Table, first_row: int, file: str, contract: Contract, rul
     return Block(raw.num_rows, events.filter(pa.array(~any_bad)), rejected)
 
 
-def _reasons(values: dict[str, pa.ChunkedArray], contract: Contract, rules: Rules) -> Iterator[tuple[str, Bools]]:
+def _reasons(
+    raw: pa.Table, values: dict[str, pa.ChunkedArray], contract: Contract, rules: Rules
+) -> Iterator[tuple[str, Bools]]:
     """Why rows are rejected, and which; only reasons that some row has. A row's first one counts."""
+    for column in contract.columns:
+        if column.role in ("id", "time") and pa.types.is_uint64(raw.column(column.name).type):
+            yield from _where_any(f"{column.name} beyond int64", pc.greater(raw.column(column.name), _LARGEST))
     for column in contract.columns:
         if column.role in ("id", "time", "label"):
             missing = _is_null(values[column.name])
@@ -122,11 +129,8 @@ def _batches(chunk: InputChunk, contract: Contract) -> Iterator[pa.RecordBatch]:
         with open_parquet(chunk.file) as parquet:
             yield from parquet.iter_batches(ROWS_PER_BLOCK, chunk.row_groups, names, use_threads=False)
         return
-    types = {
-        column.source: agreed
-        for column, agreed in zip(contract.columns, contract.types, strict=True)
-        if not pa.types.is_null(agreed)
-    }
+    # A column without any value in the headers is read as that, so that a value further down is refused and not lost.
+    types = {column.source: agreed for column, agreed in zip(contract.columns, contract.types, strict=True)}
     options = pacsv.ConvertOptions(include_columns=names, column_types=types)
     with open_csv(chunk.file, CSV_BLOCK_BYTES, options) as reader:
         yield from reader
@@ -134,7 +138,14 @@ def _batches(chunk: InputChunk, contract: Contract) -> Iterator[pa.RecordBatch]:
 
 def _plain(column: pa.Array, agreed: pa.DataType) -> pa.Array:
     """Without dictionaries and large types: the only casts that the contract leaves open, and they lose nothing."""
+    types = pa.types
+    if types.is_null(agreed) or (_is_list(column.type) and types.is_null(column.type.value_type)):
+        return pa.nulls(len(column), agreed)  # empty lists of no type hold no value either
     return column if column.type == agreed else column.cast(agreed)
+
+
+def _is_list(found: pa.DataType) -> bool:
+    return bool(pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found))
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,7 @@ def _normalised(values: pa.ChunkedArray, column: Column, where: _Where) -> pa.Ch
     try:
         match column.role:
             case "id":
-                return _without_empty(values) if pa.types.is_string(values.type) else values.cast(pa.int64())
+                return _without_empty(values) if pa.types.is_string(values.type) else _as_integer(values)
             case "time" | "timestamp":
                 return _as_moment(values, column, where)
             case "label" | "numeric":
@@ -175,45 +186,62 @@ def _without_empty(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.if_else(empty, pa.scalar(None, pa.string()), values) if pc.any(empty).as_py() else values
 
 
+def _as_integer(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """int64; numbers that it cannot hold become null, and `_reasons` tells them from missing ones."""
+    if pa.types.is_uint64(values.type):
+        values = pc.if_else(pc.greater(values, _LARGEST), pa.scalar(None, values.type), values)
+    return values.cast(pa.int64())
+
+
 def _as_moment(values: pa.ChunkedArray, column: Column, where: _Where) -> pa.ChunkedArray:
     types = pa.types
     if types.is_null(values.type):
         return values.cast(pa.int64())
     if types.is_string(values.type):
-        try:
-            values = _without_empty(values).cast(pa.timestamp("us"))
-        except pa.ArrowInvalid as error:
-            raise UserError(
-                f'logs {where.file}: column "{column.source}" ({column.setting}) holds text that is no ISO date '
-                f"({first_line(error)}); write dates as 2024-05-01, or take the column as categorical"
-            ) from None
+        values = _parsed(_without_empty(values), column, where)
     if types.is_temporal(values.type):
         microseconds = pc.CastOptions(pa.timestamp("us", getattr(values.type, "tz", None)), allow_time_truncate=True)
         return values.cast(options=microseconds).cast(pa.int64())
     if types.is_floating(values.type):
         return _whole_numbers(values, column, where)
-    return values.cast(pa.int64())
+    return _as_integer(values) if column.role == "time" else values.cast(pa.int64())
+
+
+def _parsed(text: pa.ChunkedArray, column: Column, where: _Where) -> pa.ChunkedArray:
+    """ISO dates and times, in UTC unless they say a zone."""
+    has_zone = pc.match_substring_regex(text, r":.*(Z|[+-]\d\d(:?\d\d)?)$")
+    try:  # pyarrow reads either kind, but not both in one column
+        plain = pc.if_else(has_zone, pa.scalar(None, pa.string()), text).cast(pa.timestamp("us"))
+        zoned = pc.if_else(has_zone, text, pa.scalar(None, pa.string())).cast(pa.timestamp("us", "UTC"))
+        return pc.coalesce(plain, zoned.cast(pa.timestamp("us")))
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f'logs {where.file}: column "{column.source}" ({column.setting}) holds text that is no ISO date '
+            f"({first_line(error)}); write dates as 2024-05-01, or take the column as categorical"
+        ) from None
 
 
 def _as_float(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """float32; NaN and infinite become null."""
+    """float32; NaN and what is infinite there become null."""
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8())
     if not pa.types.is_floating(values.type):  # an integer beyond 2^24 is rounded, as any float32 is
-        values = values.cast(pa.float64())
+        values = values.cast(pa.float64(), safe=False)
+    values = values.cast(pa.float32(), safe=False)
     finite = pc.is_finite(values)
     if not pc.all(finite, min_count=0).as_py():
         values = pc.if_else(finite, values, pa.scalar(None, values.type))
-    return values.cast(pa.float32(), safe=False)
+    return values
 
 
 def _as_categorical(values: pa.ChunkedArray, column: Column, where: _Where) -> pa.ChunkedArray:
     types = pa.types
     if column.separator is not None:
-        return pc.split_pattern(_without_empty(values.cast(pa.string())), column.separator)
+        return _without_empty_entries(pc.split_pattern(_without_empty(values.cast(pa.string())), column.separator))
     if types.is_list(values.type):
-        inner = pa.string() if types.is_string(values.type.value_type) else pa.int64()
-        return values.cast(pa.list_(inner))
+        if types.is_string(values.type.value_type):
+            return _without_empty_entries(values)
+        return values.cast(pa.list_(pa.int64()))
     if types.is_string(values.type):
         return _without_empty(values)
     if types.is_floating(values.type):
@@ -221,8 +249,20 @@ def _as_categorical(values: pa.ChunkedArray, column: Column, where: _Where) -> p
     return values.cast(pa.int64())
 
 
+def _without_empty_entries(lists: pa.ChunkedArray) -> pa.ChunkedArray:
+    entries = pc.list_flatten(lists)
+    nothing = pc.equal(pc.binary_length(entries), 0)
+    if not pc.any(nothing).as_py():
+        return lists
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
+    kept = pc.if_else(nothing, pa.scalar(None, pa.string()), entries).combine_chunks()
+    missing = lists.is_null().combine_chunks()
+    return pa.chunked_array([pa.ListArray.from_arrays(offsets, kept, mask=missing)])
+
+
 def _as_vector(values: pa.ChunkedArray, column: Column, where: _Where) -> pa.ChunkedArray:
-    values = values.cast(pa.list_(pa.float32()))
+    values = values.cast(pa.list_(pa.float32()), safe=False)  # an integer beyond 2^24 is rounded, as any float32 is
     lengths = pc.fill_null(pc.list_value_length(values), column.dim).to_numpy()
     wrong = np.flatnonzero(lengths != column.dim)
     if wrong.size:

@@ -2,7 +2,7 @@
 
 import base64
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,21 +15,21 @@ import pyarrow.parquet as pq
 
 from sharding.config import HashIdsConfig
 from trainer.dataset import profile
-from trainer.dataset.features import Ids, NumericFit, encode, feature_of, kind_of, numbers_of, with_fit
-from trainer.dataset.grouping import DUPLICATE, Ints
+from trainer.dataset.features import Ids, Losses, NumericFit, encode, feature_of, kind_of, numbers_of, with_fit
+from trainer.dataset.grouping import Ints
 from trainer.dataset.hashing import hash_ids, whole
 from trainer.dataset.manifest import Counts, Feature, Manifest, StoredFile, VocabularyFile
-from trainer.dataset.partition import first_of_each, sum_counts
+from trainer.dataset.partition import ItemCounts, first_of_each, sum_counts
 from trainer.dataset.profile import Profile
 from trainer.dataset.writer import numbered, write_catalogue, write_items, write_vocabulary
 from trainer.logs.config import FeatureSpec, NumericFeatureConfig
-from trainer.logs.contract import Contract, SourceName
+from trainer.logs.contract import SOURCES, Contract, SourceName
+from trainer.logs.quarantine import Quarantine, quarantine_table
 from trainer.prepare.group_pass import GroupResult
 from trainer.prepare.read_pass import ITEMS, ReadResult, iterate_share
+from trainer.prepare.rejections import CATALOGUE, EVENTS, REPEATED_ITEM, count_rejected
 from trainer.prepare.vocabularies import Found, collisions, item_collisions, item_ids, known_tables
 from trainer.prepare.work import GroupJob, Partitioning, PrepareJob
-
-REPEATED_ITEM = "duplicate item"
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,36 @@ class Finishing:
 
     @cached_property
     def events_of_items(self) -> tuple[Ints, Ints]:
-        """(all, training) events of every number of the catalogue; (catalogue,) each."""
+        """(all, training) targets with every number of the catalogue; (catalogue,) each."""
+        return self._sum_items(result.items for result in self.grouped)
+
+    @cached_property
+    def uses_of_items(self) -> tuple[Ints, Ints]:
+        """The same with the events of histories that are no targets: what the model looks up."""
+        histories = (result.history_items for result in self.grouped)
+        in_histories = self._sum_items(counts for counts in histories if counts is not None)
+        return (
+            self.events_of_items[0] + in_histories[0],
+            self.events_of_items[1] + in_histories[1],
+        )
+
+    def _sum_items(self, pieces: Iterable[ItemCounts]) -> tuple[Ints, Ints]:
         catalogue = self.ids[ITEMS].vocabulary
         assert catalogue is not None
         num_events, num_train_events = np.zeros((2, len(catalogue) + 1), np.int64)
-        for result in self.grouped:
-            num_events[result.items.numbers] += result.items.num_events
-            num_train_events[result.items.numbers] += result.items.num_train_events
+        for counts in pieces:
+            num_events[counts.numbers] += counts.num_events
+            num_train_events[counts.numbers] += counts.num_train_events
         return num_events[1:], num_train_events[1:]
+
+    @cached_property
+    def overlap_of_items(self) -> dict[str, Any]:
+        """Which items the splits share."""
+        sums = np.zeros((3, self.item_ids.size + 1), np.int64)
+        for items in (result.items for result in self.grouped):
+            sums[:, items.numbers] += (items.num_events, items.num_train_events, items.num_test_events)
+        num_events, num_train_events, num_test_events = sums[:, 1:]
+        return profile.overlap_of_items(num_events, num_train_events, num_test_events, self.item_ids)
 
     @cached_property
     def item_ids(self) -> npt.NDArray[np.int32]:
@@ -67,27 +89,31 @@ class Finishing:
         if self.job.existing is not None:
             path = self.job.folder / self.job.existing.manifest.vocabulary.path
             old = pq.read_table(path, columns=["id"]).column("id").to_numpy()
-        return item_ids(*self.events_of_items, self.job.request.ids[ITEMS], self.job.cuts, old)
+        return item_ids(*self.uses_of_items, self.job.request.ids[ITEMS], self.job.cuts, old)
 
     @cached_property
     def counts(self) -> Counts:
-        """The sums of all partitions; rows read and rejected are those of all generations."""
+        """The sums of all partitions; rows read, kept and rejected are those of all generations."""
         num_events, num_train_events = self.events_of_items
         unknown = self.item_ids == 0
-        rejected = Counter[str]()
-        for counted in [r.rejected for r in self.read.values()] + [r.rejected for r in self.grouped]:
-            rejected += counted
-        rows_read = sum(result.num_rows for result in self.read.values())
-        if self.job.existing is not None:
-            rows_read += self.job.existing.manifest.counts.rows_read
-            rejected += Counter(self.job.existing.manifest.counts.rejected)
+        job, chunks = self.job, self.job.inputs.chunks
+        rejected = count_rejected(job, EVENTS, self.read, self.grouped)
+        of_catalogue = count_rejected(job, CATALOGUE, self.read, self.grouped)
+        rows_read = sum(result.num_rows for number, result in self.read.items() if chunks[number].source in EVENTS)
+        summed = sum_counts(result.counts for result in self.grouped)
+        if job.existing is not None:
+            before = job.existing.manifest.counts
+            rows_read += before.rows_read
+            rejected += Counter(before.rejected)
+            summed = replace(summed, rows_kept=summed.rows_kept + before.rows_kept)
         return Counts(
             rows_read=rows_read,
             rejected=dict(sorted(rejected.items())),
+            catalogue_rejected=dict(sorted(of_catalogue.items())),
             num_items=int(self.item_ids.max(initial=0)),
             unknown_items=int((num_events - num_train_events)[unknown].sum()),
             rare_items=int(num_train_events[unknown].sum()),
-            **asdict(sum_counts(result.counts for result in self.grouped)),
+            **asdict(summed),
         )
 
     @cached_property
@@ -98,13 +124,14 @@ class Finishing:
 def finish(given: Finishing) -> Manifest:
     """Write what is left to write into the work folder, and describe the whole dataset."""
     job = given.job
-    items, item_fits, item_missing, repeated_items = _items(given)
+    items, item_fits, item_losses, repeated_items = _items(given)
     old = job.existing.manifest if job.existing else None
     parts = [result.part for result in given.grouped if result.part is not None]
     num_old_groups = len(old.group_rows) if old else 0
     counts = given.counts
     if repeated_items:
-        counts = replace(counts, rejected=dict(sorted((counts.rejected | {REPEATED_ITEM: repeated_items}).items())))
+        rejected = counts.catalogue_rejected | {REPEATED_ITEM: repeated_items}
+        counts = replace(counts, catalogue_rejected=dict(sorted(rejected.items())))
     return Manifest(
         fingerprint=job.request.fingerprint,
         source=_source(given),
@@ -114,11 +141,11 @@ def finish(given: Finishing) -> Manifest:
         parts=(*(old.parts if old else ()), *numbered(parts, num_old_groups)),
         task=job.request.logs.task,
         labels=_labels(given),
-        features=_features(given, item_fits, item_missing),
+        features=_features(given, item_fits, item_losses),
         items=items,
         cuts=tuple(result.cuts for result in given.grouped if result.cuts is not None),
         ids_are_numbers=bool((given.item_ids == np.arange(1, given.item_ids.size + 1)).all()),
-        profile=given.profile.as_values(),
+        profile=given.profile.as_values() | given.overlap_of_items,
     )
 
 
@@ -135,60 +162,77 @@ def _vocabularies(given: Finishing) -> dict[str, VocabularyFile]:
     return written
 
 
-def _items(given: Finishing) -> tuple[StoredFile | None, dict[str, NumericFit], dict[str, tuple[int, int]], int]:
-    """Features of every number of the catalogue; missing where the files of items do not have it."""
+def _items(given: Finishing) -> tuple[StoredFile | None, dict[str, NumericFit], dict[str, Losses], int]:
+    """Features of every number of the catalogue; missing where the files of items do not have it.
+
+    Also what was fitted to them, what they lost, and how many rows repeated an item and were quarantined.
+    """
     job, specs = given.job, given.given.plan.of("item")
-    if "items" not in job.inputs.contracts or not specs:
+    if "items" not in job.inputs.contracts:
         return None, {}, {}, 0
-    batches = [
-        batch
-        for number in given.given.chunks
-        if job.inputs.chunks[number].source == "items"
-        for batch in iterate_share(str(job.spill_file(number)), 0, 1)
-    ]
-    table = pa.Table.from_batches(batches, job.inputs.contracts["items"].event_schema)
-    kept, repeated = first_of_each(table.column("item"))
+    table, kept, num_repeated = _rows_of_items(given)
+    if not specs:
+        return None, {}, {}, num_repeated
     values = whole(table.column("item")).take(kept)
     catalogue = given.ids[ITEMS].vocabulary
     assert catalogue is not None
     place_of_number = numbers_of(catalogue, values) - 1  # where each item of the catalogue is among the rows kept
     place = pa.array(np.append(-1, place_of_number))
     place = pc.if_else(pc.less(place, 0), pa.scalar(None, place.type), place)
-    known = np.append(False, given.item_ids > 0)
+    trained = np.append(False, given.uses_of_items[1] > 0)
     keys = np.append(np.zeros(1, np.uint64), hash_ids(catalogue))
-    columns, fits, missing = {}, {}, {}
+    columns, fits, losses = {}, {}, {}
     for spec in specs:
         encoded = encode(spec, whole(table.column(spec.key)).take(kept).take(place), given.ids)
         columns[spec.key] = encoded.column
-        missing[spec.key] = (encoded.num_missing - 1, encoded.num_unknown)  # number 0 is no item
+        losses[spec.key] = encoded.losses + Losses(num_missing=-1)  # number 0 is no item
         if isinstance(spec.config, NumericFeatureConfig):
             numbers = encoded.column.to_numpy(zero_copy_only=False)
-            fits[spec.key] = NumericFit.of(spec.config, numbers[known], keys[known])
+            fits[spec.key] = NumericFit.of(spec.config, numbers[trained], keys[trained])
     path = job.work / f"items-{job.generation:03d}.parquet"
-    return write_items(path, pa.table(columns)), fits, missing, int(repeated.size)
+    return write_items(path, pa.table(columns)), fits, losses, num_repeated
+
+
+def _rows_of_items(given: Finishing) -> tuple[pa.Table, pa.Array, int]:
+    """All rows of the files of items, the places of those to be taken, and how many others were quarantined."""
+    job = given.job
+    batches, chunks = [], [np.zeros(0, np.int64)]
+    for number in given.given.chunks:
+        if job.inputs.chunks[number].source == "items":
+            for batch in iterate_share(str(job.spill_file(number)), 0, 1):
+                batches.append(batch)
+                chunks.append(np.full(batch.num_rows, number))
+    table = pa.Table.from_batches(batches, job.inputs.contracts["items"].event_schema)
+    kept, repeated = first_of_each(table.column("item"))
+    names = pa.array([chunk.file.name for chunk in job.inputs.chunks]).take(pa.array(np.concatenate(chunks)[repeated]))
+    dropped = table.take(pa.array(repeated))
+    reasons = pa.repeat(REPEATED_ITEM, len(repeated))
+    with Quarantine(job.rejected_in("items", 0)) as quarantine:
+        quarantine.add(quarantine_table(dropped, names, dropped.column("row"), reasons))
+    return table, kept, int(repeated.size)
 
 
 def _features(
-    given: Finishing, item_fits: dict[str, NumericFit], item_missing: dict[str, tuple[int, int]]
+    given: Finishing, item_fits: dict[str, NumericFit], item_losses: dict[str, Losses]
 ) -> tuple[Feature, ...]:
-    missing = _summed_missing(given.grouped) | item_missing
+    losses = _summed_losses(given.grouped) | item_losses
     old = {f.column: f for f in given.job.existing.manifest.features} if given.job.existing else {}
     features = []
     for spec in given.job.specs:
         feature = feature_of(spec, kind_of(spec, _stored_type(given.job, spec)), given.ids)
-        num_missing, num_unknown = missing.get(spec.key, (0, 0))
+        lost = losses.get(spec.key, Losses())
         if spec.key in old:
             # What was fitted stays as it is: a trained model has learned what those numbers mean.
-            fitted = old[spec.key].fitted
+            before = old[spec.key]
+            fitted = before.fitted
             if spec.owner != "item":
-                num_missing, num_unknown = (
-                    num_missing + old[spec.key].num_missing,
-                    num_unknown + old[spec.key].num_unknown,
-                )
+                lost += Losses(before.num_missing, before.num_unknown, before.num_cut)
         else:
             fitted = _fitted(spec, given.grouped, item_fits)
-        feature = replace(with_fit(feature, fitted), num_missing=num_missing, num_unknown=num_unknown)
-        features.append(replace(feature, collisions=_collisions(given, spec)))
+        feature = replace(with_fit(feature, fitted), **vars(lost), collisions=_collisions(given, spec))
+        if spec.table == ITEMS:  # stored are numbers of the catalogue, but rows are those of ids
+            feature = replace(feature, num_rows=given.counts.num_items + 1)
+        features.append(feature)
     return tuple(features)
 
 
@@ -208,18 +252,16 @@ def _collisions(given: Finishing, spec: FeatureSpec) -> dict[str, Any] | None:
     return collisions(given.ids[spec.table], given.found.distinct[spec.table])
 
 
-def _summed_missing(grouped: Sequence[GroupResult]) -> dict[str, tuple[int, int]]:
-    total: dict[str, tuple[int, int]] = {}
+def _summed_losses(grouped: Sequence[GroupResult]) -> dict[str, Losses]:
+    total: dict[str, Losses] = {}
     for result in grouped:
-        for key, (num_missing, num_unknown) in result.missing.items():
-            before = total.get(key, (0, 0))
-            total[key] = (before[0] + num_missing, before[1] + num_unknown)
+        for key, losses in result.losses.items():
+            total[key] = total.get(key, Losses()) + losses
     return total
 
 
 def _stored_type(job: PrepareJob, spec: FeatureSpec) -> pa.DataType:
-    source: dict[str, SourceName] = {"event": "logs", "item": "items", "user": "users"}
-    return job.inputs.contracts[source[spec.owner]].stored(spec.key)
+    return job.inputs.contracts[SOURCES[spec.owner]].stored(spec.key)
 
 
 def _labels(given: Finishing) -> dict[str, Any]:
@@ -229,10 +271,6 @@ def _labels(given: Finishing) -> dict[str, Any]:
     positives = {
         name: dict(zip(profile.SPLITS, n.tolist(), strict=True)) for name, n in given.profile.positives.items()
     }
-    if given.job.existing is not None:
-        # The labels of old impressions are not read again: a new day's are test or validation of their own.
-        before = given.job.existing.manifest.labels["positives"]
-        positives = {n: {s: positives[n][s] + before[n][s] for s in profile.SPLITS} for n in positives}
     return {
         "names": list(logs.labels),
         "positives": positives,
@@ -249,17 +287,15 @@ def _source(given: Finishing) -> dict[str, Any]:
         chunk = job.inputs.chunks[number]
         rows[(chunk.source, chunk.file.name)] += result.num_rows
     old = {(f["source"], f["path"]): f for f in job.existing.manifest.source["files"]} if job.existing else {}
+    read_now = {(source, file.name) for source, found in job.inputs.files.items() for file in found}
     for file in files:
         key = (file["source"], file["path"])
-        earlier = old.get(key)
-        if earlier is not None and key not in rows:
-            file |= {"rows": earlier["rows"], "generation": earlier["generation"]}
-        else:
+        if key in read_now:
             file |= {"rows": rows[key], "generation": job.generation}
-        if file["path"] in job.inputs.unreadable:
-            file["unreadable"] = job.inputs.unreadable[file["path"]]
-        elif earlier is not None and "unreadable" in earlier:
-            file["unreadable"] = earlier["unreadable"]
+            if file["path"] in job.inputs.unreadable:
+                file["unreadable"] = job.inputs.unreadable[file["path"]]
+        else:
+            file |= {name: old[key][name] for name in ("rows", "generation", "unreadable") if name in old[key]}
     first, last = given.found.times or (None, None)
     if job.existing is not None:
         before = job.existing.manifest.source["time"]
@@ -310,8 +346,3 @@ def contracts_of(manifest: Manifest, job_columns: Mapping[SourceName, Any]) -> d
 def partitioning_of(manifest: Manifest) -> Partitioning:
     values = manifest.source["partitioning"]
     return Partitioning(values["num_hashed"], tuple(values["shares"]))
-
-
-def num_bad(rejected: Counter[str]) -> int:
-    """Rows that count against logs.max_rejected_fraction."""
-    return rejected.total() - rejected[DUPLICATE]

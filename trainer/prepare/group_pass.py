@@ -4,12 +4,12 @@ Memory is bounded by a partition, which is one user or about a million events, f
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
-from trainer.dataset.features import NumericFit
+from trainer.dataset.features import Losses, NumericFit
 from trainer.dataset.grouping import Ints, share_of_split
 from trainer.dataset.manifest import Cuts, Manifest, Part
 from trainer.dataset.partition import (
@@ -26,7 +26,7 @@ from trainer.dataset.writer import OldGroups, row_bounds, write_cuts, write_part
 from trainer.logs.contract import SourceName
 from trainer.logs.quarantine import Quarantine, quarantine_table
 from trainer.prepare.read_pass import iterate_share
-from trainer.prepare.work import GroupJob, PrepareJob, save_result
+from trainer.prepare.work import GroupJob, PrepareJob, complete, save_result
 from trainer.stream.row_groups import RowGroupReader, Wanted, joined
 
 SPLIT_ROWS = 4_000_000  # a partition with more rows is split
@@ -35,16 +35,17 @@ SHARE_ROWS = 1_000_000  # into shares of about so many
 
 @dataclass(frozen=True)
 class GroupResult:
-    """Of one partition. part, cuts: what was written, if anything was; rejected: rows by reason."""
+    """Of one partition. part, cuts: what was written, if anything was; rejected: rows by source and reason."""
 
     part: Part | None
     cuts: Cuts | None
-    rejected: Counter[str]
+    rejected: Counter[tuple[SourceName, str]]
     counts: GroupCounts
     items: ItemCounts
+    history_items: ItemCounts | None
     profile: Profile
     fits: dict[str, NumericFit]
-    missing: dict[str, tuple[int, int]]
+    losses: dict[str, Losses]
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,20 @@ def group_task(given: GroupJob, partition: int) -> GroupResult:
         ),
         given.plan,
     )
-    with Quarantine(job.rejected_in("group", partition)) as quarantine:
+    with complete(job.rejected_in("group", partition)) as rejected_file, Quarantine(rejected_file) as quarantine:
         for (source, reason), positions in grouped.rejected.items():
             quarantine.add(_rejected_rows(job, shares[source], reason, positions))
     part, cuts = _write(job, grouped, partition, old_groups)
     result = GroupResult(
         part,
         cuts,
-        quarantine.counts,
+        Counter({kind: positions.size for kind, positions in grouped.rejected.items()}),
         grouped.counts,
         grouped.items,
+        grouped.history_items,
         grouped.profile,
         grouped.fits,
-        grouped.missing,
+        grouped.losses,
     )
     save_result(job.work, "group", partition, result)
     return result
@@ -122,7 +124,9 @@ def _old_rows(job: PrepareJob, partition: int) -> tuple[OldRows | None, OldGroup
     old_groups = OldGroups(tuple(groups), tuple(bounds.tolist()))
     user_type = job.inputs.contracts["logs"].stored("user")
     if not groups:
-        nothing = OldEvents(*(np.zeros(n, np.int64) for n in (0, 0, 1)))
+        labels = {name: np.zeros(0, np.float32) for name in job.request.logs.labels}
+        none, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
+        nothing = OldEvents(none, none, offsets, labels)
         impressions = nothing if manifest.task == "ranking" else None
         return OldRows(pa.array([], user_type), nothing, impressions), old_groups
     ranking = manifest.task == "ranking"
@@ -133,7 +137,7 @@ def _old_rows(job: PrepareJob, partition: int) -> tuple[OldRows | None, OldGroup
     history = OldEvents(held.items.astype(np.int64), held.times, np.append(held.starts, held.items.size))
     shown = held.impressions
     impressions = (
-        OldEvents(shown.items.astype(np.int64), shown.times, np.append(shown.starts, shown.items.size))
+        OldEvents(shown.items.astype(np.int64), shown.times, np.append(shown.starts, shown.items.size), shown.labels)
         if shown is not None
         else None
     )
@@ -148,11 +152,14 @@ def groups_of_partition(manifest: Manifest, partition: int) -> list[int]:
 def _write(job: PrepareJob, grouped: Grouped, partition: int, old: OldGroups) -> tuple[Part | None, Cuts | None]:
     part = None
     if grouped.rows.num_rows:
-        part = write_part(job.part_file(partition), grouped.rows, partition, job.generation, old)
+        with complete(job.part_file(partition)) as path:
+            part = write_part(path, grouped.rows, partition, job.generation, old)
+        part = replace(part, path=job.part_file(partition).name)
     if not job.generation or not len(grouped.cuts[0]):
         return part, None
-    bounds = row_bounds(part, old)
-    return part, write_cuts(job.cuts_file(partition), grouped.cuts, bounds, partition)
+    with complete(job.cuts_file(partition)) as path:
+        cuts = write_cuts(path, grouped.cuts, row_bounds(part, old), partition)
+    return part, replace(cuts, path=job.cuts_file(partition).name)
 
 
 def _rejected_rows(job: PrepareJob, share: _Share, reason: str, positions: Ints) -> pa.Table:

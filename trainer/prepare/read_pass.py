@@ -16,15 +16,14 @@ from sharding.config import VocabularyIdsConfig
 from trainer.dataset.grouping import Ints, partition_events
 from trainer.dataset.hashing import Distinct, hash_ids, whole
 from trainer.dataset.splits import TimeBounds
-from trainer.errors import UserError
 from trainer.logs.config import CategoricalFeatureConfig, FeatureSpec
-from trainer.logs.contract import SourceName
+from trainer.logs.contract import SOURCES, SourceName
+from trainer.logs.files import UnreadableFileError
 from trainer.logs.quarantine import Quarantine
 from trainer.logs.reading import Block, read_chunk
-from trainer.prepare.work import PrepareJob, save_result
+from trainer.prepare.work import PrepareJob, complete, save_result
 
 ITEMS = "item"
-_OWNERS: dict[SourceName, str] = {"logs": "event", "items": "item", "users": "user"}
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,13 @@ class ChunkValues:
 
 
 def read_task(job: PrepareJob, chunk: int) -> ReadResult:
-    """Check a chunk and spill it. Raises UserError if the chunk cannot be read and no file may be left out."""
+    """Check a chunk and spill it.
+
+    Raises UserError if its content is not what the contract says, or if it cannot be read and no file may be left out.
+    """
     try:
         result = _read(job, chunk)
-    except UserError as error:
+    except UnreadableFileError as error:
         if not job.request.logs.max_unreadable_files:
             raise
         result = ReadResult(0, Counter(), np.zeros(job.num_hashed, np.int64), unreadable=str(error))
@@ -72,8 +74,10 @@ def _read(job: PrepareJob, number: int) -> ReadResult:
     rows_of_partitions = np.zeros(job.num_hashed, np.int64)
     values = _Values(job, chunk.source)
     with (
-        Quarantine(job.rejected_in("read", number)) as quarantine,
-        pa.ipc.new_file(job.spill_file(number), contract.event_schema) as sink,
+        complete(job.rejected_in("read", number)) as rejected_file,
+        complete(job.spill_file(number)) as spill_file,
+        Quarantine(rejected_file) as quarantine,
+        pa.ipc.new_file(spill_file, contract.event_schema) as sink,
     ):
         for block in read_chunk(chunk, contract, job.rules):
             num_rows += block.num_rows
@@ -105,11 +109,12 @@ class _Values:
         self._cuts = job.cuts
         # Without a vocabulary: of these only the number of distinct values is wanted.
         self._hashed = {n for n, c in job.request.ids.items() if not isinstance(c, VocabularyIdsConfig)} - {ITEMS}
-        owner = _OWNERS.get(source)
         self._specs = [
             spec
             for spec in job.specs
-            if spec.owner == owner and isinstance(spec.config, CategoricalFeatureConfig) and spec.table != ITEMS
+            if SOURCES[spec.owner] == source
+            and isinstance(spec.config, CategoricalFeatureConfig)
+            and spec.table != ITEMS
         ]
         self._counts: dict[str, list[pa.Table]] = {}
 
@@ -137,6 +142,8 @@ class _Values:
         return pc.less(events.column("time"), self._cuts.validation_time)
 
     def _add_counts(self, table: str, values: pa.ChunkedArray, trains: pa.ChunkedArray | None) -> None:
+        if values.null_count == len(values):  # perhaps a column without any value, which has no type either
+            return
         pieces = self._counts.setdefault(table, [])
         pieces.append(_value_counts(values if trains is None else values.filter(trains)))
         if trains is not None:

@@ -17,6 +17,7 @@ from trainer.dataset.grouping import Ints
 from trainer.dataset.hashing import Distinct, whole
 from trainer.dataset.splits import Cuts, TimeBounds
 from trainer.dataset.vocabulary import read_values
+from trainer.logs.config import CategoricalFeatureConfig
 from trainer.prepare.read_pass import ITEMS, ChunkValues, ReadResult, sum_values
 from trainer.prepare.work import PrepareJob, saved_result
 
@@ -54,9 +55,12 @@ def merge_found(job: PrepareJob, read: Mapping[int, ReadResult]) -> Found:
 
 
 def ids_of_tables(job: PrepareJob, found: Found) -> dict[str, Ids]:
-    """The ids of every table that features name, and the catalogue under "item"."""
+    """The ids of every table that features with values name, and the catalogue under "item". Buckets are no values."""
     ids = {}
+    named = {spec.table for spec in job.specs if isinstance(spec.config, CategoricalFeatureConfig)}
     for table, config in job.request.ids.items():
+        if table not in named and table != ITEMS:
+            continue
         old = old_values(job, table)
         if table == ITEMS:
             ids[table] = Ids(VocabularyIdsConfig(), _catalogue(found.values[ITEMS], config, old))

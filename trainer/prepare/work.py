@@ -6,7 +6,8 @@ result under its name by atomic rename; a task whose result is there is not run 
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,12 +80,22 @@ class GroupJob:
     chunks: tuple[int, ...]
 
 
+@contextmanager
+def complete(path: Path) -> Iterator[Path]:
+    """A path to write to, which becomes `path` by a rename at the end.
+
+    A worker that outlives its killed driver by a moment thus touches no file of the attempt that goes on.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    yield temporary
+    if temporary.exists():  # nothing was quarantined, for instance
+        temporary.replace(path)
+
+
 def save_result(work: Path, stage: str, task: int, result: Any) -> None:
     """Note that a task is done, and what it found. Its files must be complete."""
-    path = _result_path(work, stage, task)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(pickle.dumps(result))
-    temporary.replace(path)
+    with complete(_result_path(work, stage, task)) as path:
+        path.write_bytes(pickle.dumps(result))
 
 
 def saved_result(work: Path, stage: str, task: int) -> Any:

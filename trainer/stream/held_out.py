@@ -4,14 +4,16 @@ Row groups are dealt to the ranks in turn. All ranks yield the same number of ba
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from models.batch import HistoryBatch, build_batch
-from trainer.stream.row_groups import PackedHistories, RowGroupReader, gather, joined
+from models.batch import HistoryBatch, as_tensor, build_batch
+from trainer.stream.columns import feature_tensors, gather, stretches, take_all
+from trainer.stream.row_groups import PackedHistories, RowGroupReader, joined
 
 Split = Literal["validation", "test"]
 NOTHING = np.zeros(0, dtype=np.int64)
@@ -21,8 +23,9 @@ NOTHING = np.zeros(0, dtype=np.int64)
 class HeldOutBatch:
     """B users that have targets in the split. All arrays int64.
 
-    batch: their histories up to the split, truncated for the encoder; history_lengths: (B,) before truncation.
-    seen: items of the whole history, packed, seen_offsets (B + 1,); targets: held-out items, target_offsets (B + 1,).
+    batch: their histories up to the split, truncated for the encoder, with times and features where the reader was asked for
+    them; history_lengths: (B,) before truncation. seen: items of the whole history, packed, seen_offsets (B + 1,).
+    targets: held-out items, target_offsets (B + 1,), and their times, likewise where asked for.
     """
 
     batch: HistoryBatch
@@ -33,6 +36,11 @@ class HeldOutBatch:
     seen_offsets: np.ndarray
     targets: np.ndarray
     target_offsets: np.ndarray
+    target_times: np.ndarray | None = None
+
+    def to(self, device: torch.device) -> "HeldOutBatch":
+        """The batch on the device; what is scored afterwards stays on the host."""
+        return replace(self, batch=self.batch.to(device))
 
 
 @dataclass(frozen=True)
@@ -84,31 +92,48 @@ class HeldOut:
         return bundles
 
     def _batch(self, packed: PackedHistories, row_ids: np.ndarray, rows: np.ndarray) -> HeldOutBatch:
-        num_events = packed.ends - packed.starts
-        low = (packed.train_end if self.split == "validation" else packed.validation_end)[rows]
-        high = (packed.validation_end if self.split == "validation" else num_events)[rows]
+        low, high = bounds_of(packed, self.split, packed.ends - packed.starts)
+        low, high = low[rows], high[rows]
         if self.targets == "first":
             high = np.minimum(high, low + 1)
         # A history without any event before the split has nothing to attend to, and is not evaluated.
         wanted = (high > low) & (low > 0)
-        rows, low, high = rows[wanted], low[wanted], high[wanted]
+        return self._batch_of(packed, row_ids, rows[wanted], low[wanted], high[wanted])
+
+    def _batch_of(
+        self, packed: PackedHistories, row_ids: np.ndarray, rows: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> HeldOutBatch:
         start = packed.starts[rows]
         seen, seen_offsets = gather(packed.items, start, start + low)
-        targets, target_offsets = gather(packed.items, start + low, start + high)
-        recent, offsets = gather(packed.items, start + np.maximum(0, low - self.max_history), start + low)
-        users = packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size)
+        target_places, target_offsets = stretches(start + low, start + high)
+        recent, offsets = stretches(start + np.maximum(0, low - self.max_history), start + low)
+        batch = build_batch(row_ids[rows], offsets, packed.items.take(recent), NOTHING, NOTHING, None)
+        if packed.times is not None:
+            batch = replace(batch, times=as_tensor(packed.times.take(recent)))
+        if packed.features or packed.user_features:
+            features = feature_tensors(take_all(packed.features, recent))
+            user_features = feature_tensors(take_all(packed.user_features, rows))
+            batch = replace(batch, features=features, user_features=user_features)
         return HeldOutBatch(
-            batch=build_batch(row_ids[rows], offsets, recent, NOTHING, NOTHING, None),
+            batch=batch,
             row_ids=row_ids[rows],
-            users=users,
+            users=packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size),
             history_lengths=low,
             seen=seen.astype(np.int64),
             seen_offsets=seen_offsets,
-            targets=targets.astype(np.int64),
+            targets=packed.items.take(target_places).astype(np.int64),
             target_offsets=target_offsets,
+            target_times=None if packed.times is None else packed.times.take(target_places),
         )
 
     def _empty(self) -> HeldOutBatch:
-        offsets = np.zeros(1, dtype=np.int64)
-        batch = build_batch(NOTHING, offsets, NOTHING, NOTHING, NOTHING, None)
-        return HeldOutBatch(batch, NOTHING, pa.nulls(0), NOTHING, NOTHING, offsets, NOTHING, offsets)
+        """Some row group without any of its rows, so that nothing is missing but the users."""
+        packed = self.reader.read([0])[0]
+        return replace(self._batch_of(packed, NOTHING, NOTHING, NOTHING, NOTHING), users=pa.nulls(0))
+
+
+def bounds_of(packed: PackedHistories, split: Split, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the targets of the split begin and end in each row, of which there are `lengths` in all."""
+    if split == "validation":
+        return packed.train_end, packed.validation_end
+    return packed.validation_end, lengths
