@@ -92,6 +92,11 @@ class Catalogue:
     features: tuple[ItemFeature, ...] = ()
     columns: Mapping[str, IdColumn | np.ndarray] = field(default_factory=dict)
 
+    @property
+    def scores_unknown(self) -> bool:
+        """Whether items that the training part does not know have ids and vectors: their features say what they are."""
+        return bool(self.features)
+
     @cached_property
     def known(self) -> ItemRequest:
         """All items that the training part knows, and the unknown one: what a step over the whole catalogue looks up."""

@@ -10,14 +10,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from models.batch import HistoryBatch
+from models.batch import FIRST_ITEM, HistoryBatch
 from models.config import ModelConfig, SampledSoftmaxConfig
 from models.item_features import ITEM_TABLE, ItemComposer, ItemFeature, ItemRequest
 from models.objectives import sampled_softmax_cross_entropy, scale_vectors, softmax_cross_entropy
 from models.sasrec import SASRec
 from models.tables import TableSpec, build_tables, lookup_request
-
-FIRST_ITEM = 1  # row 0 is the declared row of unknown items: looked up in histories, never recommended
 
 
 class NextItemModel(nn.Module):

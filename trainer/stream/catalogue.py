@@ -14,6 +14,8 @@ from sharding.config import HashIdsConfig, TableConfig
 from trainer.dataset.features import decoder_of, hash_rows
 from trainer.dataset.manifest import Feature, Manifest
 from trainer.dataset.vocabulary import ids_of_numbers, read_vocabulary
+from trainer.stream.columns import Lists, take
+from trainer.stream.row_groups import column_of
 
 _USED = ("categorical", "categorical_list", "bucketized", "numeric", "vector")
 
