@@ -3,6 +3,8 @@
 import difflib
 import json
 import tomllib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +136,12 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
         specs = feature_specs(LogsConfig.model_validate(values.get("logs")))
     except ValidationError:
         return tables  # the whole is not valid either, and says so better
-    tables |= {spec.table: {} for spec in specs if spec.table and spec.table not in tables}
+    # Tables of features are small, as a rule: whole on one worker each, and as wide as the vectors that they are added to.
+    small = {"sharding": "table_wise"} | {k: v for k, v in tables["item"].items() if k == "dim"}
+    for name in dict.fromkeys(spec.table for spec in specs):
+        given = tables.get(name, {})
+        if name and name != "item" and isinstance(given, dict):
+            tables[name] = {**small, **given}
     for name, table in tables.items():
         ids = table.get("ids") if isinstance(table, dict) else None
         if isinstance(ids, dict) and "kind" not in ids:
@@ -160,7 +167,7 @@ FREE_TO_CHANGE = (
     "train.log_every_steps",
     "train.ledger",
     "train.max_nonfinite_steps",
-    "tables.item.sharding",
+    "tables.*.sharding",
     "checkpoint",
     "evaluate",
     "cluster",
@@ -288,7 +295,12 @@ def identity(config: Config) -> dict[str, Any]:
     free = [
         f for f in FREE_TO_CHANGE if config.train.schedule == "constant" or f not in ("train.epochs", "train.max_steps")
     ]
-    return {k: v for k, v in flat.items() if not any(k == name or k.startswith(name + ".") for name in free)}
+    return {k: v for k, v in flat.items() if not is_among(k, free)}
+
+
+def is_among(key: str, names: Iterable[str]) -> bool:
+    """Whether a flat setting is one of `names`, in which * stands for any part, or lies below one."""
+    return any(fnmatchcase(key, name) or fnmatchcase(key, f"{name}.*") for name in names)
 
 
 def job_of(config: Config) -> Job:

@@ -21,6 +21,7 @@ from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
 from trainer.storage import write_json_atomically
+from trainer.stream.catalogue import used_features
 from trainer.stream.held_out import Split
 from trainer.train import Outcome, Training
 
@@ -58,13 +59,16 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
         )
     built = build_model(job, manifest, ranks)
     checkpoint.load(argument.found, built.placed, None)
-    evaluator = make_evaluator(job.dataset_dir, manifest, argument.split, job.evaluate, job.model.max_history, ranks)
+    evaluator = make_evaluator(
+        job.dataset_dir, manifest, built.catalogue, argument.split, job.evaluate, job.model.max_history, ranks
+    )
 
     def on_batch(done: int, total: int) -> None:
         if ranks.is_first:
             channel.send({"kind": "evaluate", "done": done, "total": total})
 
-    write_ranks(evaluator, built.model, read_vocabulary(job.dataset_dir, manifest), argument.parts, on_batch)
+    vocabulary = read_vocabulary(job.dataset_dir, manifest, built.catalogue.scores_unknown)
+    write_ranks(evaluator, built.model, vocabulary, argument.parts, on_batch)
 
 
 def evaluate(config: Config, split: Split, found: Found, on_event: OnEvent) -> results.Results:
@@ -77,7 +81,7 @@ def evaluate(config: Config, split: Split, found: Found, on_event: OnEvent) -> r
     argument = _EvaluateArgument(job, found, split, parts)
     run_workers(_evaluate_worker, argument, config.cluster, on_event, threading.Event())
     manifest = read_manifest(job.dataset_dir)
-    vocabulary = read_vocabulary(job.dataset_dir, manifest)
+    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
     merged = results.merge_parts(parts)
     summary, columns = results.summarize(
         merged, split, found.path.name, config.evaluate, manifest, vocabulary.train_events

@@ -13,7 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.item_features import Catalogue, ItemRequest
 from models.jagged import JaggedLayout, layout_of
+
+FIRST_ITEM = 1  # id 0 stands for unknown items: looked up in histories, never learned nor recommended
 
 Batch = TypeVar("Batch")
 
@@ -37,9 +40,10 @@ FeatureTensor = Tensor | JaggedFeature
 class HistoryBatch:
     """row_ids: (B,) int64, the ids of the examples; layout: of the input events.
 
-    lookup_ids: (U,) int64; history_index: (N,) int64 into lookup_ids.
-    target_ids, target_index: (N,) int64, the next event of each input event, as id and as index into lookup_ids;
-    empty when nothing is learned. negative_ids, negative_index: (C,) int64, empty unless the objective samples.
+    lookup_ids: (U,) int64, the items of the batch; items: what has to be looked up for them; history_index: (N,) int64 into
+    lookup_ids. target_ids, target_index: (T,) int64, what is learned at the input events target_event (none: at every one, so that
+    T is N), as id and as index into lookup_ids; empty when nothing is learned. num_candidates: the ids from 1 to below it are
+    what a softmax over the whole catalogue compares. negative_ids, negative_index: (C,) int64, empty unless the objective samples.
     times, target_times: (N,) int64; features by name: an entry per input event; user_features by name: an entry per history;
     all of them there only if the reader was asked for them.
     """
@@ -52,6 +56,9 @@ class HistoryBatch:
     target_index: Tensor
     negative_ids: Tensor
     negative_index: Tensor
+    items: ItemRequest
+    target_event: Tensor | None = None
+    num_candidates: int = 0
     times: Tensor | None = None
     target_times: Tensor | None = None
     features: Mapping[str, FeatureTensor] = field(default_factory=dict)
@@ -62,12 +69,12 @@ class HistoryBatch:
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch with everything it holds on the device; `batch` is a dataclass of tensors, None, mappings, and what has `to`."""
+    """A batch with everything it holds on the device; `batch` is a dataclass of mappings, of what has `to`, and of plain values."""
 
     def move(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: move(entry) for name, entry in value.items()}
-        return None if value is None else value.to(device)
+        return value.to(device) if hasattr(value, "to") else value
 
     return type(batch)(**{entry.name: move(getattr(batch, entry.name)) for entry in fields(batch)})  # type: ignore[arg-type]
 
@@ -78,19 +85,26 @@ def build_batch(
     history_ids: np.ndarray,
     target_ids: np.ndarray,
     negative_ids: np.ndarray,
-    whole_table_rows: int | None,
+    catalogue: Catalogue,
+    whole_catalogue: bool,
 ) -> HistoryBatch:
     """Assemble a batch on the host from packed arrays: offsets (B + 1,), history_ids (N,), target_ids (N,) or (0,).
 
-    `whole_table_rows`: number of rows of the item table if the objective needs all of them, else None.
+    `whole_catalogue`: whether the objective scores all items that the training part knows. Targets that it does not know are
+    not learned.
     """
-    if whole_table_rows is not None:
-        lookup = np.arange(whole_table_rows, dtype=np.int64)
-        history, target, negative = (_int64(ids) for ids in (history_ids, target_ids, negative_ids))
+    learned = (target_ids >= FIRST_ITEM) & (target_ids < catalogue.num_known)
+    target_event = None
+    if not learned.all():
+        target_event, target_ids = np.flatnonzero(learned), target_ids[learned]
+    if whole_catalogue:
+        lookup, history = _whole_catalogue(history_ids, catalogue.num_known)
+        target, negative = _int64(target_ids), _int64(negative_ids)
         target_index, negative_index = target, negative
     else:
         lookup, (history, target_index, negative_index) = distinct_ids(history_ids, target_ids, negative_ids)
         target, negative = _int64(target_ids), _int64(negative_ids)
+    only_known = whole_catalogue and lookup.size == catalogue.num_known
     return HistoryBatch(
         row_ids=as_tensor(_int64(row_ids)),
         layout=layout_of(offsets),
@@ -100,7 +114,21 @@ def build_batch(
         target_index=as_tensor(target_index),
         negative_ids=as_tensor(negative),
         negative_index=as_tensor(negative_index),
+        items=catalogue.known if only_known else catalogue.request(lookup),
+        target_event=None if target_event is None else as_tensor(target_event),
+        num_candidates=catalogue.num_known,
     )
+
+
+def _whole_catalogue(history_ids: np.ndarray, num_known: int) -> tuple[np.ndarray, np.ndarray]:
+    """(lookup ids, history index): every known id at its own place, and behind them what else the histories have."""
+    history = _int64(history_ids)
+    lookup = np.arange(num_known, dtype=np.int64)
+    if not history.size or history.max() < num_known:
+        return lookup, history
+    beyond = np.unique(history[history >= num_known])
+    index = np.where(history < num_known, history, num_known + np.searchsorted(beyond, history))
+    return np.concatenate((lookup, beyond)), index
 
 
 def distinct_ids(*ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:

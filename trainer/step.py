@@ -51,15 +51,15 @@ class TrainStep:
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.ranks.rank))
         self.optimizers.set_rate_factor(rate_factor)
-        rows = self.model.look_up(batch.lookup_ids)
-        boundary = rows.detach().requires_grad_()
+        rows = self.model.look_up(batch.items)
+        boundary = {table: found.detach().requires_grad_() for table, found in rows.items()}
         loss_sum = self.model.loss(boundary, batch)
         loss_sum.backward()
-        gradient = boundary.grad if boundary.grad is not None else torch.zeros_like(boundary)
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in boundary.values()]
         dense = self._flat_dense_gradient()
-        result = self._agree(loss_sum.detach(), gradient, dense, batch, stop_requested)
+        result = self._agree(loss_sum.detach(), gradients, dense, batch, stop_requested)
         if result.applied:
-            rows.backward(gradient / result.num_targets)
+            torch.autograd.backward(list(rows.values()), [gradient / result.num_targets for gradient in gradients])
             self._set_dense_gradient(self.ranks.sum(dense) / result.num_targets)
             self.optimizers.step_dense()
         else:
@@ -69,12 +69,13 @@ class TrainStep:
     def _agree(
         self,
         loss_sum: torch.Tensor,
-        gradient: torch.Tensor,
+        gradients: list[torch.Tensor],
         dense: torch.Tensor,
         batch: HistoryBatch,
         stop_requested: bool,
     ) -> StepResult:
-        broken = ~(loss_sum.isfinite() & gradient.isfinite().all() & dense.isfinite().all())
+        finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
+        broken = ~torch.stack(finite).all()
         # A rank's own place for its events: so the one sum also tells how evenly the work is shared.
         events = [0] * self.ranks.world_size
         events[self.ranks.rank] = batch.layout.num_events

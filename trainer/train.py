@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from models.item_features import Catalogue
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.build import Built, build_model, build_optimizers
@@ -28,7 +29,7 @@ from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.histories import Step, TrainStream
 from trainer.stream.order import Position, position_of
 from trainer.stream.prefetch import Prefetch
-from trainer.stream.row_groups import RowGroupReader
+from trainer.stream.row_groups import RowGroupReader, Wanted
 
 SEND_EVERY_SECONDS = 0.5
 
@@ -79,11 +80,17 @@ class Training:
         self.optimizers = build_optimizers(self.built, job.train)
         self.state = self._resume()
         self.step = TrainStep(self.built.model, self.optimizers, ranks, job.seed)
-        self.stream = _make_stream(job, self.manifest, ranks)
+        self.stream = _make_stream(job, self.manifest, self.built.catalogue, ranks)
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
             self.evaluator = make_evaluator(
-                job.dataset_dir, self.manifest, "validation", job.evaluate, job.model.max_history, ranks
+                job.dataset_dir,
+                self.manifest,
+                self.built.catalogue,
+                "validation",
+                job.evaluate,
+                job.model.max_history,
+                ranks,
             )
         self.epoch_ends = _epoch_ends(job, self.stream.batches, ranks)
         self.total_steps = int(self.epoch_ends[-1])
@@ -304,14 +311,14 @@ class _Pace:
         return True
 
 
-def _make_stream(job: Job, manifest: Manifest, ranks: Ranks) -> TrainStream:
+def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Ranks) -> TrainStream:
     """This rank's training stream. Raises UserError naming a file that is not what the manifest says, before the first step."""
-    reader = RowGroupReader(job.dataset_dir, manifest)
+    reader = RowGroupReader(job.dataset_dir, manifest, Wanted(unknown=catalogue.scores_unknown))
     reader.check_files()
     train = job.train
     examples = examples_of(reader, job.model.max_history, train.long_histories, train.batch_tokens is not None)
     batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
-    return TrainStream(reader, batches, job.model, manifest.num_item_rows)
+    return TrainStream(reader, batches, job.model, catalogue)
 
 
 def _epoch_ends(job: Job, batches: GlobalBatches, ranks: Ranks) -> torch.Tensor:

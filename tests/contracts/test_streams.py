@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.config import FullSoftmaxConfig, ModelConfig, SampledSoftmaxConfig
+from models.item_features import Catalogue
 from tests.datasets import tiny_dataset
 from trainer.dataset.manifest import Manifest
 from trainer.stream import global_batches, histories
@@ -59,7 +60,7 @@ class Data:
         model = ModelConfig(max_history=MAX_HISTORY, objective=OBJECTIVES[objective])
         examples = examples_of(reader, MAX_HISTORY, mode.long_histories, mode.batch_tokens is not None)
         batches = GlobalBatches(examples, BATCH, mode.batch_tokens, seed, rank, world_size)
-        return TrainStream(reader, batches, model, self.manifest.num_item_rows)
+        return TrainStream(reader, batches, model, Catalogue(self.manifest.num_item_rows, self.manifest.num_item_rows))
 
     def histories(self, mode: Mode = MODES["recent"]) -> list[History]:
         """What each example should teach, read plainly: the last events of a row's training part, or all of it in windows."""

@@ -27,8 +27,10 @@ def hashed_job(tmp_path: Path, num_rows: int) -> Job:
 def vectors(ranks: Ranks, job: Job) -> tuple[tuple[int, ...], torch.Tensor]:
     manifest = tiny_dataset(job.dataset_dir, num_users=40, num_items=30) if ranks.is_first else None
     manifest = ranks.broadcast(manifest)  # type: ignore[assignment]
-    model = build_model(job, manifest, ranks).model  # type: ignore[arg-type]
-    return tuple(model.tables.state_dict()["embeddings.item.weight"].size()), model.look_up(torch.arange(31)).detach()
+    built = build_model(job, manifest, ranks)  # type: ignore[arg-type]
+    request = built.catalogue.request(np.arange(31))
+    found = built.model.item_vectors(built.model.look_up(request), request)
+    return tuple(built.model.tables.state_dict()["embeddings.item.weight"].size()), found.detach()
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 
 from models.batch import HistoryBatch, as_tensor, build_batch
+from models.item_features import Catalogue
 from trainer.stream.columns import feature_tensors, gather, stretches, take_all
 from trainer.stream.row_groups import PackedHistories, RowGroupReader, joined
 
@@ -48,6 +49,7 @@ class HeldOut:
     """The held-out part of a dataset as one rank sees it."""
 
     reader: RowGroupReader
+    catalogue: Catalogue
     split: Split
     targets: Literal["all", "first"]
     max_history: int
@@ -107,7 +109,7 @@ class HeldOut:
         seen, seen_offsets = gather(packed.items, start, start + low)
         target_places, target_offsets = stretches(start + low, start + high)
         recent, offsets = stretches(start + np.maximum(0, low - self.max_history), start + low)
-        batch = build_batch(row_ids[rows], offsets, packed.items.take(recent), NOTHING, NOTHING, None)
+        batch = build_batch(row_ids[rows], offsets, packed.items.take(recent), NOTHING, NOTHING, self.catalogue, False)
         if packed.times is not None:
             batch = replace(batch, times=as_tensor(packed.times.take(recent)))
         if packed.features or packed.user_features:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from models.batch import HistoryBatch, as_tensor, build_batch, distinct_ids
+from models.batch import FIRST_ITEM, HistoryBatch, as_tensor, build_batch, distinct_ids
 from models.config import ModelConfig, SampledSoftmaxConfig
-from models.next_item import FIRST_ITEM
+from models.item_features import Catalogue
 from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen
 from trainer.stream.global_batches import GlobalBatches
@@ -90,7 +90,7 @@ class TrainStream:
     reader: RowGroupReader
     batches: GlobalBatches
     model: ModelConfig
-    num_item_rows: int
+    catalogue: Catalogue
 
     @property
     def num_examples(self) -> int:
@@ -131,10 +131,16 @@ class TrainStream:
         histories = step.histories
         if histories.row_ids.size == 0:
             histories = histories.with_an_empty_one()
-        whole_table = None if isinstance(self.model.objective, SampledSoftmaxConfig) else self.num_item_rows
+        whole = not isinstance(self.model.objective, SampledSoftmaxConfig)
         negatives = self._negatives(step.before)
         batch = build_batch(
-            histories.row_ids, histories.offsets, histories.items, histories.targets, negatives, whole_table
+            histories.row_ids,
+            histories.offsets,
+            histories.items,
+            histories.targets,
+            negatives,
+            self.catalogue,
+            whole,
         )
         if histories.times is None and not histories.features and not histories.user_features:
             return batch
@@ -152,7 +158,7 @@ class TrainStream:
         if not isinstance(objective, SampledSoftmaxConfig):
             return np.zeros(0, dtype=np.int64)
         generator = np.random.default_rng([self.batches.seed, position.epoch, 2, position.trained])
-        return generator.integers(FIRST_ITEM, self.num_item_rows, objective.num_negatives)
+        return generator.integers(FIRST_ITEM, self.catalogue.num_known, objective.num_negatives)
 
 
 def read_rows(reader: RowGroupReader, chosen: Chosen) -> tuple[PackedHistories, np.ndarray]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trainer.dataset.features import decoder_of
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.vocabulary import ids_of_numbers
 from trainer.stream.columns import Column, Lists, concatenate, concatenate_all, stretches, take
 from trainer.stream.part_files import CUTS, PartFiles, Piece
 
@@ -115,7 +115,8 @@ def _stretches(pieces: list[Any], sizes: list[int]) -> dict[str, np.ndarray]:
 class Wanted:
     """What a reader should read besides items and cuts: times, users, all features, or impressions.
 
-    numbers: items as numbers of the catalogue, not as the model's ids.
+    numbers: items as numbers of the catalogue, not as the model's ids; unknown: items that the training part does not know
+    have ids behind those of the known ones, not 0.
     """
 
     users: bool = False
@@ -123,6 +124,7 @@ class Wanted:
     features: bool = False
     impressions: bool = False
     numbers: bool = False
+    unknown: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,9 @@ class RowGroupReader:
         self.first_rows = np.concatenate(([0], np.cumsum(self.group_rows))).astype(np.int64)
         self.num_events = sum(group.num_events for part in manifest.parts for group in part.row_groups)
         self._groups = _groups_of(manifest)
-        self._ids = None if wanted.numbers or manifest.ids_are_numbers else _ids_of_numbers(folder, manifest)
+        self._ids = None
+        if not wanted.numbers and not manifest.ids_are_numbers:
+            self._ids = ids_of_numbers(folder, manifest, wanted.unknown)
         self._event_columns, self._user_columns = _feature_columns(manifest, wanted)
         self._decode = decoder_of(manifest.features, self._ids)
         self._labels = tuple(manifest.labels.get("names", ()))
@@ -221,7 +225,7 @@ class RowGroupReader:
             train_end, validation_end = self._read_cuts(group.cuts)
         else:
             train_end, validation_end = (first.column(name).to_numpy().astype(np.int64) for name in CUTS)
-        user_columns = {name: _plain(first.column(name)) for name in self._user_columns}
+        user_columns = {name: column_of(first.column(name)) for name in self._user_columns}
         return PackedHistories(
             items=self._item_ids(values["item"]),
             starts=starts,
@@ -285,12 +289,6 @@ def _groups_of(manifest: Manifest) -> list[_Group]:
     return groups
 
 
-def _ids_of_numbers(folder: Path, manifest: Manifest) -> np.ndarray:
-    """The id of every number of the catalogue, number 0 (no item) included."""
-    ids = pq.read_table(folder / manifest.vocabulary.path, columns=["id"]).column("id").to_numpy()
-    return np.concatenate((np.zeros(1, np.int32), ids.astype(np.int32)))
-
-
 def _feature_columns(manifest: Manifest, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not wanted.features:
         return (), ()
@@ -343,7 +341,8 @@ def _list_values(column: pa.ChunkedArray) -> Column:
     return _column_of(lists.values.slice(first, last - first))
 
 
-def _plain(column: pa.ChunkedArray) -> Column:
+def column_of(column: pa.ChunkedArray) -> Column:
+    """A column that has one entry per row."""
     return _column_of(_array(column))
 
 
