@@ -98,6 +98,12 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                 'predicted, has to be known; choose "vocabulary" or "hash"'
             )
         width, heads = self.tables["item"].dim, self.model.encoder.num_heads
+        for spec in feature_specs(self.logs):
+            if spec.owner == "item" and spec.table and self.tables[spec.table].dim != width:
+                raise ValueError(
+                    f"tables.{spec.table}.dim = {self.tables[spec.table].dim} must be tables.item.dim = {width}: the rows of an "
+                    "item and of its features are looked up together, and added"
+                )
         if width % heads:
             raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
         tokens, longest = self.train.batch_tokens, self.model.max_history
