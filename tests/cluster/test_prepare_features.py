@@ -286,12 +286,13 @@ def test_features_of_events_equal_a_plain_reference(
     assert set(manifest.vocabularies) == {  # those of values: neither buckets nor hashes have any
         "item", "color", "code", "whole", "flag", "tags", "codes", "genres", "nothing",
     }  # fmt: skip
+    everything = Reference(columns, [True] * len(training), training)  # of hashes, held-out values count as well
     for name in ("hashed", "hashed_text"):
-        values = set(reference.counts[name])
+        values = set(everything.counts[name])
         used = {reference.id_of(name, value, {}) for value in values}
         assert stored[name].collisions == {"values": len(values), "rate": pytest.approx(1 - len(used) / len(values))}
         assert stored[name].num_rows == TABLES[name]["ids"]["num_rows"]
-    assert stored["raw"].collisions == {"values": len(set(reference.counts["raw"]))}
+    assert stored["raw"].collisions == {"values": len(set(everything.counts["raw"]))}
 
 
 def check_features_of_events(config: Config, log: Log, reference: Reference) -> None:

@@ -24,8 +24,8 @@ from trainer.settings import changed_settings, flatten
 from trainer.storage import digest_of
 
 _RESULT = re.compile(
-    r"(part|cuts)-\d{3}-\d{5}\.parquet|vocabulary-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet|card\.(html|json)"
-    r"|\.(manifest\.json|card\.html|card\.json)\..*\.tmp"
+    r"(part|cuts)-\d{3}-\d{5}\.parquet|(vocabulary|sketch)-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet"
+    r"|card\.(html|json)|\.(manifest\.json|card\.html|card\.json)\..*\.tmp"
 )
 _WORK = ".work-"
 # Settings of logs that change no dataset: where files lie is not what they are, and budgets only say when to stop.

@@ -6,6 +6,7 @@
       cuts-001-00000.parquet ...       after an append: where the splits of every row of a partition lie now
       items-000.parquet                features of items, row k is item number k (absent if there are none)
       vocabulary-000-item.parquet ...  generation and table: value (as in the logs), num_events; row k is number k + 1
+      sketch-000-TABLE.parquet         hashes of values of a table without a vocabulary, to tell how many there are
       rejected-000.parquet             quarantined rows with file, row and reason (absent if none)
       card.html, card.json             what a person, or a program, should know of the dataset
 
@@ -155,6 +156,7 @@ class Manifest:
     )  # ranking: positives by split, and the sampling rate of negatives
     features: tuple[Feature, ...] = ()
     items: StoredFile | None = None
+    sketches: dict[str, StoredFile] = field(default_factory=dict)  # trainer/dataset/hashing.py: Distinct, by table
     cuts: tuple[Cuts, ...] = ()
     ids_are_numbers: bool = True
     profile: dict[str, Any] = field(default_factory=dict)  # for the data card
@@ -198,6 +200,7 @@ class Manifest:
         yield from self.parts
         yield from self.cuts
         yield from self.vocabularies.values()
+        yield from self.sketches.values()
         if self.items is not None:
             yield self.items
 
@@ -248,6 +251,7 @@ def read_manifest(folder: Path) -> Manifest:
             ),
             "features": tuple(Feature(**feature) for feature in values["features"]),
             "items": StoredFile(**values["items"]) if values["items"] else None,
+            "sketches": {name: StoredFile(**file) for name, file in values["sketches"].items()},
             "cuts": tuple(Cuts(**cuts) for cuts in values["cuts"]),
         }
     )

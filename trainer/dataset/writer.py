@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.dataset.grouping import Ints
+from trainer.dataset.hashing import Distinct
 from trainer.dataset.manifest import Cuts, Part, RowGroup, StoredFile, VocabularyFile
 from trainer.storage import hash_file
 
@@ -157,6 +158,18 @@ def write_vocabulary(path: Path, table: pa.Table) -> VocabularyFile:
     with _writer(path, table.schema) as writer:
         writer.write_table(table)
     return VocabularyFile(**vars(stored_file(path)), num_rows=table.num_rows)
+
+
+def write_sketch(path: Path, distinct: Distinct) -> StoredFile:
+    """Write the hashes by which the values of a table are counted."""
+    table = pa.table({"hash": distinct.smallest})
+    with _writer(path, table.schema) as writer:
+        writer.write_table(table)
+    return stored_file(path)
+
+
+def read_sketch(path: Path) -> Distinct:
+    return Distinct(pq.read_table(path).column("hash").to_numpy())
 
 
 def write_items(path: Path, table: pa.Table) -> StoredFile:

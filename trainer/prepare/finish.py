@@ -17,11 +17,18 @@ from sharding.config import HashIdsConfig
 from trainer.dataset import profile
 from trainer.dataset.features import Ids, Losses, NumericFit, encode, feature_of, kind_of, numbers_of, with_fit
 from trainer.dataset.grouping import Ints
-from trainer.dataset.hashing import hash_ids, whole
+from trainer.dataset.hashing import Distinct, hash_ids, whole
 from trainer.dataset.manifest import Counts, Feature, Manifest, StoredFile, VocabularyFile
 from trainer.dataset.partition import ItemCounts, first_of_each, sum_counts
 from trainer.dataset.profile import Profile
-from trainer.dataset.writer import numbered, write_catalogue, write_items, write_vocabulary
+from trainer.dataset.writer import (
+    numbered,
+    read_sketch,
+    write_catalogue,
+    write_items,
+    write_sketch,
+    write_vocabulary,
+)
 from trainer.logs.config import FeatureSpec, NumericFeatureConfig
 from trainer.logs.contract import SOURCES, Contract, SourceName
 from trainer.logs.quarantine import Quarantine, quarantine_table
@@ -92,6 +99,17 @@ class Finishing:
         return item_ids(*self.uses_of_items, self.job.request.ids[ITEMS], self.job.cuts, old)
 
     @cached_property
+    def distinct(self) -> dict[str, Distinct]:
+        """Of every table without a vocabulary: its values in all files, of all generations."""
+        before: dict[str, Distinct] = {}
+        if self.job.existing is not None:
+            sketches = self.job.existing.manifest.sketches
+            before = {table: read_sketch(self.job.folder / file.path) for table, file in sketches.items()}
+        tables = before.keys() | self.found.distinct.keys()
+        both = {table: [d[table] for d in (before, self.found.distinct) if table in d] for table in sorted(tables)}
+        return {table: Distinct.merged(pieces) for table, pieces in both.items()}
+
+    @cached_property
     def counts(self) -> Counts:
         """The sums of all partitions; rows read, kept and rejected are those of all generations."""
         num_events, num_train_events = self.events_of_items
@@ -143,6 +161,7 @@ def finish(given: Finishing) -> Manifest:
         labels=_labels(given),
         features=_features(given, item_fits, item_losses),
         items=items,
+        sketches=_sketches(given),
         cuts=tuple(result.cuts for result in given.grouped if result.cuts is not None),
         ids_are_numbers=bool((given.item_ids == np.arange(1, given.item_ids.size + 1)).all()),
         profile=given.profile.as_values() | given.overlap_of_items,
@@ -160,6 +179,14 @@ def _vocabularies(given: Finishing) -> dict[str, VocabularyFile]:
     for table, values in sorted(known_tables(given.ids).items()):
         written[table] = write_vocabulary(path(table), pa.table({"value": values}))
     return written
+
+
+def _sketches(given: Finishing) -> dict[str, StoredFile]:
+    job = given.job
+    return {
+        table: write_sketch(job.work / f"sketch-{job.generation:03d}-{table}.parquet", distinct)
+        for table, distinct in given.distinct.items()
+    }
 
 
 def _items(given: Finishing) -> tuple[StoredFile | None, dict[str, NumericFit], dict[str, Losses], int]:
@@ -247,9 +274,9 @@ def _fitted(
 
 
 def _collisions(given: Finishing, spec: FeatureSpec) -> dict[str, Any] | None:
-    if spec.table is None or spec.table not in given.found.distinct:
+    if spec.table is None or spec.table not in given.distinct:
         return None
-    return collisions(given.ids[spec.table], given.found.distinct[spec.table])
+    return collisions(given.ids[spec.table], given.distinct[spec.table])
 
 
 def _summed_losses(grouped: Sequence[GroupResult]) -> dict[str, Losses]:

@@ -45,7 +45,7 @@ class ChunkValues:
     """What tables have to know of one chunk; kept in the work folder, because all chunks' together may be large.
 
     counts: by table, the distinct values and how often each occurs in the training period (columns value, count);
-    distinct: by table whose ids are hashes.
+    distinct: by table without a vocabulary, of all periods, because every value has a row there.
     """
 
     counts: dict[str, pa.Table] = field(default_factory=dict)
@@ -125,12 +125,11 @@ class _Values:
             self._add_counts(ITEMS, events.column(ITEMS), trains)
         for spec in self._specs:
             assert spec.table is not None
-            values = _entries(spec, events if trains is None else events.filter(trains))
             if spec.table in self._hashed:
-                found = Distinct.of(hash_ids(values.drop_null()))
+                found = Distinct.of(hash_ids(_entries(spec, events).drop_null()))
                 self._distinct[spec.table] = Distinct.merged([self._distinct.get(spec.table, found), found])
             else:
-                self._add_counts(spec.table, values, None)
+                self._add_counts(spec.table, _entries(spec, events if trains is None else events.filter(trains)), None)
 
     def found(self) -> ChunkValues:
         return ChunkValues({table: sum_values(pieces) for table, pieces in self._counts.items()}, self._distinct)

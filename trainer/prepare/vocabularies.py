@@ -129,9 +129,10 @@ def item_ids(
 
 
 def collisions(ids: Ids, distinct: Distinct) -> dict[str, float | int]:
-    """Of a hashed table: how many values there are, and which share of them has no row of its own.
+    """Of a hashed table: how many values there are, and the rate 1 - (rows that they use) / values.
 
-    Exact as long as all values are known by their hashes; beyond that what is to be expected of so many.
+    Exact as long as all values are known by their hashes; beyond that what is to be expected of so many. Of a dynamic
+    table the number of values only.
     """
     rows, count = ids.num_rows - 1, distinct.count
     if isinstance(ids.config, DynamicIdsConfig):
