@@ -29,6 +29,7 @@ BATCH_SIZE = 128
 BATCH_TOKENS = 12_800  # about as many events as BATCH_SIZE histories have
 COLUMNS = ("item", *CUTS)
 SEED = 1
+REPEATS = 5  # epochs in one turn: one alone is over before memory has been looked at twice
 OBJECTIVES: dict[str, SampledSoftmaxConfig | FullSoftmaxConfig] = {
     "sampled_softmax": SampledSoftmaxConfig(),
     "full_softmax": FullSoftmaxConfig(),
@@ -55,7 +56,7 @@ class _Case:
 
 
 def compare(folder: Path, turns: int) -> Iterator[Comparison]:
-    """One epoch of the dataset in `folder`, at each turn with a new reader, so that nothing is held in memory beforehand."""
+    """The first epoch of the dataset in `folder`, each time with a new reader, so that nothing is held in memory beforehand."""
     manifest = read_manifest(folder)
     yield from _compare(folder, manifest, _case(folder, manifest, None, 1), turns, packed=True)
     ranks = [_case(folder, manifest, tokens, 2) for tokens in (None, BATCH_TOKENS)]
@@ -72,16 +73,18 @@ def _compare(
     for kind in ["packed", *kinds] if packed else kinds:
         name = f"stream, {'packed' if kind == 'packed' else kind}, {case.name}{remark}; counts input events"
         ours, ceiling = _epoch(folder, manifest, case, kind), _scan(folder, manifest)
-        yield take_turns(name, "events/s", num_inputs, ours, ceiling, CEILING, turns, _num_events(manifest))
+        amounts = num_inputs * REPEATS, _num_events(manifest) * REPEATS
+        yield take_turns(name, "events/s", amounts[0], ours, ceiling, CEILING, turns, amounts[1])
 
 
 def _epoch(folder: Path, manifest: Manifest, case: _Case, kind: str) -> Callable[[], None]:
     def work() -> None:
-        if kind == "packed":
-            for _ in _stream(folder, manifest, case).packed(Position(0, 0), 1):
-                pass
-        else:
-            for _ in _stream(folder, manifest, case, kind).steps(Position(0, 0), 1):
+        for _ in range(REPEATS):
+            if kind == "packed":
+                steps: Iterator[object] = _stream(folder, manifest, case).packed(Position(0, 0), 1)
+            else:
+                steps = _stream(folder, manifest, case, kind).steps(Position(0, 0), 1)
+            for _ in steps:
                 pass
 
     return work
@@ -89,7 +92,7 @@ def _epoch(folder: Path, manifest: Manifest, case: _Case, kind: str) -> Callable
 
 def _scan(folder: Path, manifest: Manifest) -> Callable[[], None]:
     def work() -> None:
-        for part in manifest.parts:
+        for part in manifest.parts * REPEATS:
             with pq.ParquetFile(folder / part.path, page_checksum_verification=True) as file:
                 for number in range(file.num_row_groups):
                     file.read_row_group(number, columns=list(COLUMNS), use_threads=False)
