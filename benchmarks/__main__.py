@@ -12,7 +12,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import dynamic_ids, evaluating, preparing, training
+from benchmarks import dynamic_ids, evaluating, preparing, streaming, training
 from benchmarks.measure import Comparison
 from cluster.config import Config, check_config, job_of
 from cluster.launch import run_workers
@@ -21,7 +21,7 @@ from cluster.session import ray_session
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
-SECTIONS = ("ids", "prepare", "train", "evaluate")
+SECTIONS = ("ids", "prepare", "stream", "train", "evaluate")
 
 
 def main() -> None:
@@ -67,6 +67,20 @@ def _prepare(folder: Path, num_events: int, turns: int) -> Iterator[Comparison]:
         path.unlink()
 
 
+def _stream(folder: Path, num_events: int, turns: int) -> list[Comparison]:
+    """One process, no Ray: that is only there to prepare the dataset."""
+    preparing.write_log(folder / "streamed", num_events)
+    config = check_config(
+        {
+            "run": {"dataset": str(folder / "streamed-dataset")},
+            "logs": {"path": str(folder / "streamed/events-*.parquet")},
+        },
+        "benchmark",
+    )
+    prepare(config, lambda progress: None)
+    return list(streaming.compare(config.dataset_dir, turns))
+
+
 def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
     turns, scale, only = arguments.turns, arguments.scale, arguments.only
     comparisons = dynamic_ids.compare(turns) if "ids" in only else []
@@ -74,6 +88,8 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
     with ray_session(config.cluster):
         if "prepare" in only:
             comparisons += _prepare(folder, arguments.events, turns)
+        if "stream" in only:
+            comparisons += _stream(folder, min(arguments.events, streaming.NUM_EVENTS), turns)
         measured = [
             work for name, work in (("train", training.compare), ("evaluate", evaluating.compare)) if name in only
         ]

@@ -35,7 +35,7 @@ class Comparison:
             f"{statistics.median(self.ceiling):,.0f} {self.unit}",
             f"{median:.2f}",
             f"{min(self.ratios):.2f} - {max(self.ratios):.2f}",
-            f"{self.ours_bytes / 1e9:.1f} / {self.ceiling_bytes / 1e9:.1f} GB",
+            f"{self.ours_bytes / 1e9:.2f} / {self.ceiling_bytes / 1e9:.2f} GB",
             self.ceiling_name,
         ]
 
@@ -62,13 +62,15 @@ def take_turns(
     ceiling: Callable[[], object],
     ceiling_name: str,
     turns: int = 5,
+    ceiling_amount: float | None = None,
 ) -> Comparison:
     """Time both, one after the other, `turns` times after a warm-up, in which memory is measured.
 
-    `amount`: work done by one call, in the unit's noun.
+    `amount`: work done by one call, in the unit's noun; `ceiling_amount`: by one of the ceiling, where that is another.
     """
+    other = amount if ceiling_amount is None else ceiling_amount
     ours_bytes, ceiling_bytes = _peak(ours), _peak(ceiling)
-    pairs = [(amount / _seconds(ours), amount / _seconds(ceiling)) for _ in range(turns)]
+    pairs = [(amount / _seconds(ours), other / _seconds(ceiling)) for _ in range(turns)]
     return Comparison(
         name, unit, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), ceiling_name, ours_bytes, ceiling_bytes
     )
