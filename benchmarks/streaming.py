@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.measure import Comparison, take_turns
 from models.config import FullSoftmaxConfig, ModelConfig, SampledSoftmaxConfig
+from models.item_features import Catalogue
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.stream.examples import Examples, examples_of
 from trainer.stream.global_batches import GlobalBatches
@@ -108,7 +109,12 @@ def _case(folder: Path, manifest: Manifest, batch_tokens: int | None, world_size
 
 def _stream(folder: Path, manifest: Manifest, case: _Case, objective: str = "sampled_softmax") -> TrainStream:
     model = ModelConfig(max_history=MAX_HISTORY, objective=OBJECTIVES[objective])
-    return TrainStream(RowGroupReader(folder, manifest), case.batches(), model, manifest.num_item_rows)
+    return TrainStream(
+        RowGroupReader(folder, manifest),
+        case.batches(),
+        model,
+        Catalogue(manifest.num_item_rows, manifest.num_item_rows),
+    )
 
 
 def _imbalance(case: _Case) -> float:

@@ -13,12 +13,14 @@ from models.config import FullSoftmaxConfig, ModelConfig, SampledSoftmaxConfig
 from models.item_features import Catalogue
 from tests.datasets import tiny_dataset
 from trainer.dataset.manifest import Manifest
-from trainer.stream import global_batches, histories
+from trainer.stream import global_batches
+from trainer.stream import shares as shares_module
 from trainer.stream.examples import WINDOW_STEP, examples_of
 from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.histories import EMPTY_ROW, Step, TrainStream
+from trainer.stream.histories import Step, TrainStream
 from trainer.stream.order import Position, position_of
 from trainer.stream.row_groups import RowGroupReader
+from trainer.stream.shares import EMPTY_ROW
 
 BATCH, MAX_HISTORY, EPOCHS, SEED = 7, 6, 2, 11
 History = tuple[int, tuple[int, ...], tuple[int, ...]]  # row id, input items, target items
@@ -245,7 +247,7 @@ def test_the_size_of_chunks_blocks_and_cache_changes_nothing(data, monkeypatch, 
     whole = [histories_of(step) for step in data.stream(1, 2, mode).steps(Position(0, 0), EPOCHS)]
     monkeypatch.setattr(global_batches, "CHUNK_EVENTS", size)
     monkeypatch.setattr(global_batches, "MAX_CHUNK_EXAMPLES", size)
-    monkeypatch.setattr(histories, "BLOCK_EVENTS", size)
+    monkeypatch.setattr(shares_module, "BLOCK_EVENTS", size)
     assert [histories_of(s) for s in data.stream(1, 2, mode, cache_bytes=0).steps(Position(0, 0), EPOCHS)] == whole
 
 

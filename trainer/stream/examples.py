@@ -40,9 +40,6 @@ class Chosen:
             None if self.length is None else self.length[index],
         )
 
-    def sliced(self, start: int, stop: int) -> "Chosen":
-        return self.taken(slice(start, stop))
-
 
 @dataclass(frozen=True)
 class Examples:

@@ -45,14 +45,10 @@ class HeldOutBatch:
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The held-out part of a dataset as one rank sees it."""
+class Deal:
+    """How the rows of a dataset are dealt to ranks, and a rank's to batches of at most batch_size / world_size rows."""
 
     reader: RowGroupReader
-    catalogue: Catalogue
-    split: Split
-    targets: Literal["all", "first"]
-    max_history: int
     batch_size: int
     rank: int
     world_size: int
@@ -64,18 +60,19 @@ class HeldOut:
             for rank in range(self.world_size)
         )
 
-    def batches(self) -> Iterator[HeldOutBatch]:
-        """Batches of at most batch_size / world_size rows; rows without targets in the split are left out."""
+    def batches(self) -> Iterator[tuple[PackedHistories, np.ndarray, np.ndarray]]:
+        """Packed row groups, the numbers of their rows in the dataset, and the batch's rows among them: none in the last
+        batches where a rank has less than others."""
         count = 0
         for bundle in self._bundles(self.rank):
             held = self.reader.read(bundle)
             packed = joined([held[group] for group in bundle])
             row_ids = np.concatenate([self.reader.first_rows[g] + np.arange(self.reader.group_rows[g]) for g in bundle])
             for start in range(0, row_ids.size, self._share):
-                yield self._batch(packed, row_ids, np.arange(start, min(start + self._share, row_ids.size)))
+                yield packed, row_ids, np.arange(start, min(start + self._share, row_ids.size))
                 count += 1
         for _ in range(count, self.num_batches()):
-            yield self._empty()
+            yield self.reader.read([0])[0], NOTHING, NOTHING
 
     @property
     def _share(self) -> int:
@@ -92,6 +89,33 @@ class HeldOut:
                 bundles.append([])
             bundles[-1].append(group)
         return bundles
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out part of a dataset as one rank sees it."""
+
+    reader: RowGroupReader
+    catalogue: Catalogue
+    split: Split
+    targets: Literal["all", "first"]
+    max_history: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    @property
+    def _deal(self) -> Deal:
+        return Deal(self.reader, self.batch_size, self.rank, self.world_size)
+
+    def num_batches(self) -> int:
+        """The same on every rank."""
+        return self._deal.num_batches()
+
+    def batches(self) -> Iterator[HeldOutBatch]:
+        """Batches of at most batch_size / world_size rows; rows without targets in the split are left out."""
+        for packed, row_ids, rows in self._deal.batches():
+            yield self._batch(packed, row_ids, rows)
 
     def _batch(self, packed: PackedHistories, row_ids: np.ndarray, rows: np.ndarray) -> HeldOutBatch:
         low, high = bounds_of(packed, self.split, packed.ends - packed.starts)
@@ -127,11 +151,6 @@ class HeldOut:
             target_offsets=target_offsets,
             target_times=None if packed.times is None else packed.times.take(target_places),
         )
-
-    def _empty(self) -> HeldOutBatch:
-        """Some row group without any of its rows, so that nothing is missing but the users."""
-        packed = self.reader.read([0])[0]
-        return replace(self._batch_of(packed, NOTHING, NOTHING, NOTHING, NOTHING), users=pa.nulls(0))
 
 
 def bounds_of(packed: PackedHistories, split: Split, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
 """Training batches of one rank: Arrow row groups in the global order, as jagged batches ready for the model.
 
-A block of steps is gathered at once, inputs and targets by the same places shifted by one, and each step's share is a view of
-it, so that no Python loop runs over rows or events.
+Inputs and targets of a block of steps are gathered by the same places shifted by one, and each step's share is a view of them,
+so that no Python loop runs over rows or events.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,17 +9,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from models.batch import FIRST_ITEM, HistoryBatch, as_tensor, build_batch, distinct_ids
+from models.batch import FIRST_ITEM, HistoryBatch, as_tensor, build_batch
 from models.config import ModelConfig, SampledSoftmaxConfig
 from models.item_features import Catalogue
 from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.order import Position
-from trainer.stream.row_groups import PackedHistories, RowGroupReader, joined
-
-BLOCK_EVENTS = 1 << 16  # gathered at a time, about: what fits into a core's own cache is several times faster
-EMPTY_ROW = -1  # the id of the empty history that stands in where a rank has no share of a batch
+from trainer.stream.row_groups import PackedHistories, RowGroupReader
+from trainer.stream.shares import EMPTY_ROW, PackedStep, packed_steps
 
 
 @dataclass(frozen=True)
@@ -65,16 +63,6 @@ class JaggedHistories:
 
 
 @dataclass(frozen=True)
-class PackedStep:
-    """One step's share of this rank; the epoch that it belongs to; the places in the data before and after it."""
-
-    histories: JaggedHistories
-    epoch: int
-    before: Position
-    after: Position
-
-
-@dataclass(frozen=True)
 class Step:
     """One step's share of this rank, the epoch that it belongs to, and the place in the data after it."""
 
@@ -101,17 +89,9 @@ class TrainStream:
         for packed in self.packed(start, num_epochs):
             yield Step(self._batch(packed), packed.epoch, packed.after)
 
-    def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep]:
+    def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedHistories]]:
         """The same steps as packed arrays, before anything is looked up or laid out. A share may have no history."""
-        for chunk in self.batches.chunks(start, num_epochs):
-            packed, rows = read_rows(self.reader, chunk.chosen)
-            for block in chunk.blocks(BLOCK_EVENTS // self.batches.examples.typical_events):
-                gathered = self._gather(
-                    packed, rows[block.first : block.stop], chunk.chosen.sliced(block.first, block.stop)
-                )
-                for step in block.steps:
-                    share = gathered.sliced(step.first - block.first, step.stop - block.first)
-                    yield PackedStep(share, chunk.epoch, step.before, step.after)
+        return packed_steps(self.reader, self.batches, self._gather, start, num_epochs)
 
     def _gather(self, packed: PackedHistories, rows: np.ndarray, chosen: Chosen) -> JaggedHistories:
         # The last event of a history is a target only. Windows are counted from the most recent end.
@@ -127,8 +107,8 @@ class TrainStream:
         row_ids = self.batches.examples.ids(chosen)
         return JaggedHistories(row_ids, offsets, items, targets, times, target_times, features, user_features)
 
-    def _batch(self, step: PackedStep) -> HistoryBatch:
-        histories = step.histories
+    def _batch(self, step: PackedStep[JaggedHistories]) -> HistoryBatch:
+        histories = step.share
         if histories.row_ids.size == 0:
             histories = histories.with_an_empty_one()
         whole = not isinstance(self.model.objective, SampledSoftmaxConfig)
@@ -159,13 +139,3 @@ class TrainStream:
             return np.zeros(0, dtype=np.int64)
         generator = np.random.default_rng([self.batches.seed, position.epoch, 2, position.trained])
         return generator.integers(FIRST_ITEM, self.catalogue.num_known, objective.num_negatives)
-
-
-def read_rows(reader: RowGroupReader, chosen: Chosen) -> tuple[PackedHistories, np.ndarray]:
-    """The row groups of the examples as one, and the row of each example in it. Without examples, some row group."""
-    if chosen.row.size == 0:
-        return reader.read([0])[0], chosen.row
-    groups, (which,) = distinct_ids(chosen.group)
-    held = reader.read(groups)
-    bases = np.cumsum([0, *(reader.group_rows[group] for group in groups.tolist())])
-    return joined([held[int(group)] for group in groups]), bases[which] + chosen.row
