@@ -12,6 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 READY := $(VENV)/.ready-$(ACCEL)
 TOOLS_READY := $(VENV)/.ready-tools
+BENCH_READY := $(VENV)/.ready-bench
 OTHER_ACCEL := $(filter-out $(READY),$(wildcard $(VENV)/.ready-cpu $(VENV)/.ready-cuda))
 
 ifeq ($(filter $(ACCEL),cpu cuda),)
@@ -42,7 +43,7 @@ check: $(TOOLS_READY) ## lint, formatting, types, direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## measure speed against ceilings measured in the same run
+bench: $(BENCH_READY) ## measure speed against ceilings and peers measured in the same run
 	$(BIN)/python -m benchmarks
 
 docs: $(READY) ## write docs/configuration.md from the settings' own descriptions
@@ -72,4 +73,8 @@ $(READY): requirements/base.txt requirements/$(ACCEL).txt pyproject.toml
 
 $(TOOLS_READY): requirements/dev.txt $(READY)
 	@$(PIP) install --no-deps -r requirements/dev.txt
+	@touch $@
+
+$(BENCH_READY): requirements/bench.txt $(READY)
+	@$(PIP) install --no-deps -r requirements/bench.txt
 	@touch $@

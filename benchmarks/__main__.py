@@ -5,13 +5,14 @@ import json
 import platform
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import ray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import dynamic_ids, evaluating, preparing, training
+from benchmarks import dynamic_ids, evaluating, preparing, streaming, training
 from benchmarks.measure import Comparison
 from cluster.config import Config, check_config, job_of
 from cluster.launch import run_workers
@@ -19,6 +20,8 @@ from cluster.prepare import prepare
 from cluster.session import ray_session
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
+
+SECTIONS = ("ids", "prepare", "stream", "train", "evaluate")
 
 
 def main() -> None:
@@ -28,11 +31,20 @@ def main() -> None:
     parser.add_argument(
         "--scale", type=float, default=1.0, help="size of the synthetic logs; 1 is 3,000 users, 300,000 events"
     )
+    parser.add_argument("--events", type=int, default=20_000_000, help="events of the log that prepare is measured on")
+    parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS, help="what to measure")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
-        comparisons = _run(Path(folder), arguments.turns, arguments.scale)
+        comparisons = _run(Path(folder), arguments)
     table = Table(
-        "what", "Shoal", "ceiling", "ratio (median)", "spread", "the ceiling is", title="Shoal beside its ceilings"
+        "what",
+        "Shoal",
+        "other",
+        "ratio (median)",
+        "spread",
+        "peak memory",
+        "the other is",
+        title="Shoal beside ceilings and peers",
     )
     for comparison in comparisons:
         table.add_row(*comparison.row())
@@ -42,31 +54,68 @@ def main() -> None:
         Path(arguments.json).write_text(json.dumps(values, indent=1), encoding="utf-8")
 
 
-def _run(folder: Path, turns: int, scale: float) -> list[Comparison]:
-    logs = folder / "logs"
-    synthetic = SyntheticConfig(
-        num_users=int(3000 * scale), num_items=3000, mean_events_per_user=100.0, users_per_file=int(750 * scale)
+def _prepare(folder: Path, num_events: int, turns: int) -> Iterator[Comparison]:
+    """Beside Arrow, DuckDB and Polars, on a log that is large enough for Ray's overhead not to matter."""
+    logs = preparing.write_log(folder / "large", num_events)
+    config = check_config(
+        {"run": {"dataset": str(folder / "large-dataset")}, "logs": {"path": str(folder / "large/events-*.parquet")}},
+        "benchmark",
     )
-    summary = generate(synthetic, logs)
-    comparisons = dynamic_ids.compare(turns)
-    config = _config(folder, logs, num_workers=1)
+    for compare in (preparing.compare_with_arrow, preparing.compare_with_duckdb, preparing.compare_with_polars):
+        yield compare(config, logs, num_events, turns)
+    for path in [*logs, *config.dataset_dir.glob("*")]:
+        path.unlink()
+
+
+def _stream(folder: Path, num_events: int, turns: int) -> list[Comparison]:
+    """One process, no Ray: that is only there to prepare the dataset."""
+    preparing.write_log(folder / "streamed", num_events)
+    config = check_config(
+        {
+            "run": {"dataset": str(folder / "streamed-dataset")},
+            "logs": {"path": str(folder / "streamed/events-*.parquet")},
+        },
+        "benchmark",
+    )
+    prepare(config, lambda progress: None)
+    return list(streaming.compare(config.dataset_dir, turns))
+
+
+def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
+    turns, scale, only = arguments.turns, arguments.scale, arguments.only
+    comparisons = dynamic_ids.compare(turns) if "ids" in only else []
+    config = _config(folder, num_workers=1)
     with ray_session(config.cluster):
-        cpus = int(ray.cluster_resources()["CPU"])
-        comparisons.append(preparing.compare(config, logs, summary.num_events, turns))
+        if "prepare" in only:
+            comparisons += _prepare(folder, arguments.events, turns)
+        if "stream" in only:
+            comparisons += _stream(folder, min(arguments.events, streaming.NUM_EVENTS), turns)
+        measured = [
+            work for name, work in (("train", training.compare), ("evaluate", evaluating.compare)) if name in only
+        ]
+        if not measured:
+            return comparisons
+        generate(
+            SyntheticConfig(
+                num_users=int(3000 * scale), num_items=3000, mean_events_per_user=100.0, users_per_file=int(750 * scale)
+            ),
+            folder / "logs",
+        )
         prepare(config, lambda progress: None)
+        cpus = int(ray.cluster_resources()["CPU"])
         for num_workers in (1, cpus):
-            settings = _config(folder, logs, num_workers, cpus_per_worker=cpus // num_workers)
-            for compare in (training.compare, evaluating.compare):
+            settings = _config(folder, num_workers, cpus_per_worker=cpus // num_workers)
+            for compare in measured:
                 results = run_workers(compare, (job_of(settings), turns), settings.cluster, print, threading.Event())
                 comparisons.append(results[0])
     return comparisons
 
 
-def _config(folder: Path, logs: Path, num_workers: int, cpus_per_worker: int = 1) -> Config:
+def _config(folder: Path, num_workers: int, cpus_per_worker: int = 1) -> Config:
     return check_config(
         {
             "run": {"dir": str(folder / f"run-{num_workers}"), "dataset": str(folder / "dataset")},
-            "logs": {"path": str(logs / "events-*.parquet")},
+            "logs": {"path": str(folder / "logs/events-*.parquet")},
             "model": {"max_history": 200},
             "tables": {"item": {"dim": 64}},
             "cluster": {"num_workers": num_workers, "cpus_per_worker": cpus_per_worker},

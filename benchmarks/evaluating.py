@@ -13,8 +13,11 @@ from trainer.job import Channel, Job
 def compare(argument: tuple[Job, int], ranks: Ranks, channel: Channel) -> Comparison:
     job, turns = argument
     manifest = read_manifest(job.dataset_dir)
-    model = build_model(job, manifest.num_item_rows, ranks).model
-    evaluator = make_evaluator(job.dataset_dir, manifest, "test", job.evaluate, job.model.max_history, ranks)
+    built = build_model(job, manifest, ranks)
+    model = built.model
+    evaluator = make_evaluator(
+        job.dataset_dir, manifest, built.catalogue, "test", job.evaluate, job.model.max_history, ranks
+    )
     top = max(job.evaluate.ks)
     cpus = torch.get_num_threads() * ranks.world_size
     users = torch.randn(manifest.num_rows, job.tables["item"].dim)

@@ -5,16 +5,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from benchmarks.memory import peak_memory
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """ours, ceiling: work per second of each turn; ratio: ours / ceiling turn by turn."""
+    """ours, ceiling: work per second of each turn; ratio: ours / ceiling turn by turn.
+
+    ours_bytes, ceiling_bytes: the most memory that was held beyond what was held at the start, in the warm-up.
+    """
 
     name: str
     unit: str
     ours: tuple[float, ...]
     ceiling: tuple[float, ...]
     ceiling_name: str
+    ours_bytes: int = 0
+    ceiling_bytes: int = 0
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -28,6 +35,7 @@ class Comparison:
             f"{statistics.median(self.ceiling):,.0f} {self.unit}",
             f"{median:.2f}",
             f"{min(self.ratios):.2f} - {max(self.ratios):.2f}",
+            f"{self.ours_bytes / 1e9:.2f} / {self.ceiling_bytes / 1e9:.2f} GB",
             self.ceiling_name,
         ]
 
@@ -38,6 +46,8 @@ class Comparison:
             "ours": self.ours,
             "ceiling": self.ceiling,
             "ceiling_name": self.ceiling_name,
+            "ours_peak_bytes": self.ours_bytes,
+            "ceiling_peak_bytes": self.ceiling_bytes,
             "ratio_median": statistics.median(self.ratios),
             "ratio_min": min(self.ratios),
             "ratio_max": max(self.ratios),
@@ -52,11 +62,24 @@ def take_turns(
     ceiling: Callable[[], object],
     ceiling_name: str,
     turns: int = 5,
+    ceiling_amount: float | None = None,
 ) -> Comparison:
-    """Time both, one after the other, `turns` times after a warm-up. `amount`: work done by one call, in the unit's noun."""
-    ours(), ceiling()
-    pairs = [(amount / _seconds(ours), amount / _seconds(ceiling)) for _ in range(turns)]
-    return Comparison(name, unit, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), ceiling_name)
+    """Time both, one after the other, `turns` times after a warm-up, in which memory is measured.
+
+    `amount`: work done by one call, in the unit's noun; `ceiling_amount`: by one of the ceiling, where that is another.
+    """
+    other = amount if ceiling_amount is None else ceiling_amount
+    ours_bytes, ceiling_bytes = _peak(ours), _peak(ceiling)
+    pairs = [(amount / _seconds(ours), other / _seconds(ceiling)) for _ in range(turns)]
+    return Comparison(
+        name, unit, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), ceiling_name, ours_bytes, ceiling_bytes
+    )
+
+
+def _peak(work: Callable[[], object]) -> int:
+    with peak_memory() as peak:
+        work()
+        return peak()
 
 
 def _seconds(work: Callable[[], object]) -> float:

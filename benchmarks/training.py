@@ -58,9 +58,9 @@ class _BareLoop:
 
     def __init__(self, job: Job, num_item_rows: int) -> None:
         self.model = NextItemModel(
-            job.model, TableSpec("item", num_item_rows, job.tables["item"].dim), torch.device("cpu")
+            job.model, [TableSpec("item", num_item_rows, job.tables["item"].dim)], torch.device("cpu")
         )
-        self.model.encoder.initialize(torch.Generator().manual_seed(job.seed))
+        self.model.initialize(torch.Generator().manual_seed(job.seed))
         initialize_tables(self.model, job.seed, {"item": 0.02})
         self.optimizers: list[Any] = [
             torch.optim.AdamW(self.model.encoder.parameters(), lr=1e-3),
@@ -72,7 +72,7 @@ class _BareLoop:
         for batch in batches:
             for optimizer in self.optimizers:
                 optimizer.zero_grad()
-            rows = self.model.look_up(batch.lookup_ids)
+            rows = self.model.look_up(batch.items)
             (self.model.loss(rows, batch) / max(1, batch.target_ids.numel())).backward()
             for optimizer in self.optimizers:
                 optimizer.step()

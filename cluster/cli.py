@@ -121,14 +121,20 @@ def run(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False
 
 @app.command()
 def prepare(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Check the event logs, and turn them into a sequence dataset."""
+    """Check the event logs, and turn them into a sequence dataset with its data card."""
     settings = load_config(config, overrides)
     from cluster import driver
+    from trainer.dataset.card import PAGE
 
     manifest = _in_view(as_json, lambda view: driver.run_prepare(settings, view))
     if as_json:
         _print_json(
-            {"dataset": str(settings.dataset_dir), "counts": asdict(manifest.counts), "digest": manifest.digest}
+            {
+                "dataset": str(settings.dataset_dir),
+                "counts": asdict(manifest.counts),
+                "digest": manifest.digest,
+                "card": str(settings.dataset_dir / PAGE),
+            }
         )
 
 

@@ -3,6 +3,8 @@
 import difflib
 import json
 import tomllib
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +98,20 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                 'predicted, has to be known; choose "vocabulary" or "hash"'
             )
         width, heads = self.tables["item"].dim, self.model.encoder.num_heads
+        for spec in feature_specs(self.logs):
+            if spec.owner == "item" and spec.table and self.tables[spec.table].dim != width:
+                raise ValueError(
+                    f"tables.{spec.table}.dim = {self.tables[spec.table].dim} must be tables.item.dim = {width}: the rows of an "
+                    "item and of its features are looked up together, and added"
+                )
         if width % heads:
             raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
+        tokens, longest = self.train.batch_tokens, self.model.max_history
+        if tokens is not None and tokens < longest:
+            raise ValueError(
+                f"train.batch_tokens = {tokens} must be at least model.max_history = {longest}, or a batch could not hold "
+                "a single long history"
+            )
         stopping = self.train.early_stopping
         if stopping is not None and "@" in stopping.metric:
             cut_off = int(stopping.metric.split("@")[1])
@@ -128,7 +142,12 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
         specs = feature_specs(LogsConfig.model_validate(values.get("logs")))
     except ValidationError:
         return tables  # the whole is not valid either, and says so better
-    tables |= {spec.table: {} for spec in specs if spec.table and spec.table not in tables}
+    # Tables of features are small, as a rule: whole on one worker each, and as wide as the vectors that they are added to.
+    small = {"sharding": "table_wise"} | {k: v for k, v in tables["item"].items() if k == "dim"}
+    for name in dict.fromkeys(spec.table for spec in specs):
+        given = tables.get(name, {})
+        if name and name != "item" and isinstance(given, dict):
+            tables[name] = {**small, **given}
     for name, table in tables.items():
         ids = table.get("ids") if isinstance(table, dict) else None
         if isinstance(ids, dict) and "kind" not in ids:
@@ -142,7 +161,11 @@ FREE_TO_CHANGE = (
     "run.dir",
     "run.dataset",
     "logs.path",  # where logs lie is not what they are: the dataset's fingerprint and digest say that
+    "logs.items.path",
+    "logs.users.path",
+    "logs.history.path",
     "logs.max_rejected_fraction",
+    "logs.max_unreadable_files",
     "train.epochs",
     "train.max_steps",
     "train.evaluate_every_epochs",
@@ -150,7 +173,7 @@ FREE_TO_CHANGE = (
     "train.log_every_steps",
     "train.ledger",
     "train.max_nonfinite_steps",
-    "tables.item.sharding",
+    "tables.*.sharding",
     "checkpoint",
     "evaluate",
     "cluster",
@@ -278,7 +301,12 @@ def identity(config: Config) -> dict[str, Any]:
     free = [
         f for f in FREE_TO_CHANGE if config.train.schedule == "constant" or f not in ("train.epochs", "train.max_steps")
     ]
-    return {k: v for k, v in flat.items() if not any(k == name or k.startswith(name + ".") for name in free)}
+    return {k: v for k, v in flat.items() if not is_among(k, free)}
+
+
+def is_among(key: str, names: Iterable[str]) -> bool:
+    """Whether a flat setting is one of `names`, in which * stands for any part, or lies below one."""
+    return any(fnmatchcase(key, name) or fnmatchcase(key, f"{name}.*") for name in names)
 
 
 def job_of(config: Config) -> Job:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cluster.config import FREE_TO_CHANGE, Config
+from cluster.config import FREE_TO_CHANGE, Config, is_among
 
 _INTRODUCTION = """\
 # Configuration
@@ -112,7 +112,7 @@ def _row(path: str, name: str, field: FieldInfo, schema: dict[str, Any]) -> str:
 
 
 def _is_free(path: str) -> bool:
-    return any(path == name or path.startswith(name + ".") for name in FREE_TO_CHANGE)
+    return is_among(path, FREE_TO_CHANGE)
 
 
 def _default(field: FieldInfo) -> str:

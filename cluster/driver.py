@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
+
 from cluster import stages
 from cluster.config import Config, identity
 from cluster.launch import WorkersFailedError
@@ -19,6 +21,7 @@ from cluster.progress import View
 from cluster.run_folder import Stages, locked, open_run
 from cluster.session import ray_session
 from trainer import checkpoint_folder
+from trainer.dataset import card
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
 from trainer.evaluation.results import Results
@@ -97,11 +100,15 @@ def _prepare(config: Config, view: View) -> Manifest:
     for number, what in (
         (counts.users_without_targets, "users have fewer than two training events, so nothing is learned from them"),
         (counts.users_not_evaluated, "users have too few events to be evaluated"),
-        (counts.unknown_items, "held-out events are of items unknown to the training part; they count as missed"),
-        (counts.tied_times, "events share user and time with the one before; the order of the log decided"),
     ):
         if number:
             view.say(f"  note: {number:,} {what}")
+    checks = card.read_checks(config.dataset_dir, manifest)
+    if checks is not None:
+        for check in checks:
+            if check.verdict != "ok":
+                view.say(escape(f"  note: {check.verdict}: {check.title}: {check.found}"))
+        view.say(f"  card: {config.dataset_dir / card.PAGE}")
     return manifest
 
 

@@ -11,7 +11,7 @@ On more than one machine the dataset folder must be on storage that all of them 
 
 import math
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,6 +69,7 @@ def prepare(config: Config, on_progress: OnProgress) -> Manifest:
     existing = find_dataset(folder, request)
     if existing is not None and existing.new_files is None:
         remove_leftovers(folder)
+        _write_missing_card(folder, existing.manifest)
         return existing.manifest
     inputs = _inspect(config, request, existing)
     with attempt(folder, request.fingerprint) as work:
@@ -84,9 +85,16 @@ def prepare(config: Config, on_progress: OnProgress) -> Manifest:
         manifest = _build(config, job, limit, on_progress)
         for path in sorted(work.glob("[!.]*.parquet")):
             path.replace(folder / path.name)
-        (folder / "card.html").write_text(card.render(folder, manifest), encoding="utf-8")
         write_manifest(folder, manifest)
+        card.write(folder, manifest)
     return manifest
+
+
+def _write_missing_card(folder: Path, manifest: Manifest) -> None:
+    """Where the command that made the dataset ended between its manifest and its card."""
+    if card.read_checks(folder, manifest) is None:
+        with suppress(OSError):  # somebody else's dataset may be read, but not written
+            card.write(folder, manifest)
 
 
 def _inspect(config: Config, request: Request, existing: Existing | None) -> Inputs:

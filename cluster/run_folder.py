@@ -50,9 +50,12 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def open_run(config: Config) -> None:
-    """Record the resolved config in the run folder, or refuse if the folder holds a run with other settings."""
+    """Record the resolved config in the run folder, or refuse if the folder holds a run with other settings.
+
+    A run of which no stage has begun holds nothing yet: its settings were perhaps refused, and are being mended.
+    """
     path = config.run_dir / "config.json"
-    if path.exists():
+    if path.exists() and Stages(config.run_dir).read()["stages"]:
         try:
             saved = check_config(json.loads(path.read_text(encoding="utf-8")), str(path))
         except ValueError as error:

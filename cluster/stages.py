@@ -14,12 +14,14 @@ from trainer import checkpoint, checkpoint_folder
 from trainer.build import build_model
 from trainer.checkpoint_folder import Found
 from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.dataset.vocabulary import read_vocabulary
 from trainer.errors import CheckpointError
 from trainer.evaluation import report, results
-from trainer.evaluation.evaluate import make_evaluator, read_vocabulary, write_ranks
+from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
 from trainer.storage import write_json_atomically
+from trainer.stream.catalogue import used_features
 from trainer.stream.held_out import Split
 from trainer.train import Outcome, Training
 
@@ -55,15 +57,18 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
             f"checkpoint {argument.found.path} was made from another dataset than {job.dataset_dir}; "
             "evaluate it on its own (run.dataset)"
         )
-    built = build_model(job, manifest.num_item_rows, ranks)
+    built = build_model(job, manifest, ranks)
     checkpoint.load(argument.found, built.placed, None)
-    evaluator = make_evaluator(job.dataset_dir, manifest, argument.split, job.evaluate, job.model.max_history, ranks)
+    evaluator = make_evaluator(
+        job.dataset_dir, manifest, built.catalogue, argument.split, job.evaluate, job.model.max_history, ranks
+    )
 
     def on_batch(done: int, total: int) -> None:
         if ranks.is_first:
             channel.send({"kind": "evaluate", "done": done, "total": total})
 
-    write_ranks(evaluator, built.model, read_vocabulary(job.dataset_dir, manifest), argument.parts, on_batch)
+    vocabulary = read_vocabulary(job.dataset_dir, manifest, built.catalogue.scores_unknown)
+    write_ranks(evaluator, built.model, vocabulary, argument.parts, on_batch)
 
 
 def evaluate(config: Config, split: Split, found: Found, on_event: OnEvent) -> results.Results:
@@ -76,7 +81,7 @@ def evaluate(config: Config, split: Split, found: Found, on_event: OnEvent) -> r
     argument = _EvaluateArgument(job, found, split, parts)
     run_workers(_evaluate_worker, argument, config.cluster, on_event, threading.Event())
     manifest = read_manifest(job.dataset_dir)
-    vocabulary = read_vocabulary(job.dataset_dir, manifest)
+    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
     merged = results.merge_parts(parts)
     summary, columns = results.summarize(
         merged, split, found.path.name, config.evaluate, manifest, vocabulary.train_events

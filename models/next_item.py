@@ -5,64 +5,81 @@ The table's lookup and the rest are two separate calls, because between them lie
 tables: the trainer cuts the graph there, to see (check, clip, normalise) the gradient before the fused optimizer applies it.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from models.batch import HistoryBatch
+from models.batch import FIRST_ITEM, HistoryBatch
 from models.config import ModelConfig, SampledSoftmaxConfig
+from models.item_features import ITEM_TABLE, ItemComposer, ItemFeature, ItemRequest
 from models.objectives import sampled_softmax_cross_entropy, scale_vectors, softmax_cross_entropy
 from models.sasrec import SASRec
 from models.tables import TableSpec, build_tables, lookup_request
 
-FIRST_ITEM = 1  # row 0 is the declared row of unknown items: looked up in histories, never recommended
-
 
 class NextItemModel(nn.Module):
-    """Scores of all items for every prefix of a history."""
+    """Scores of all items for every prefix of a history.
 
-    def __init__(self, config: ModelConfig, item_table: TableSpec, tables_device: torch.device) -> None:
+    tables: of items ("item") and of the features in `item_features`, each as wide as its TableSpec says.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        tables: list[TableSpec],
+        tables_device: torch.device,
+        item_features: tuple[ItemFeature, ...] = (),
+    ) -> None:
         super().__init__()
         self.config = config
-        self.item_table = item_table
-        self.tables = build_tables([item_table], tables_device)
-        self.encoder = SASRec(item_table.dim, config.max_history, config.encoder)
+        self.width = next(table.dim for table in tables if table.name == ITEM_TABLE)
+        self.tables = build_tables(tables, tables_device)
+        self.encoder = SASRec(self.width, config.max_history, config.encoder)
+        self.items = ItemComposer(self.width, item_features)
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw the dense weights, in a fixed order; tables are initialised by key, after they are placed."""
+        self.encoder.initialize(generator)
+        self.items.initialize(generator)
 
     @property
     def needs_whole_table(self) -> bool:
         return self.config.objective.kind == "full_softmax"
 
-    def look_up(self, ids: Tensor) -> Tensor:
-        """Rows of the item table. ids (U,) int64 -> (U, D). A collective operation once the tables are sharded."""
-        rows: Tensor = self.tables(lookup_request(self.item_table.name, ids))[self.item_table.name].values()
-        return rows
+    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
+        """By table, the rows (R, width) that a request asks for. A collective operation once the tables are sharded."""
+        found = self.tables(lookup_request(request.rows))
+        return {table: found[table].values() for table in request.rows}
 
-    def loss(self, rows_UD: Tensor, batch: HistoryBatch) -> Tensor:
-        """Sum over all targets of the batch (not the mean: see models.objectives). `rows_UD` belongs to batch.lookup_ids."""
+    def loss(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
+        """Sum over all targets of the batch (not the mean: see models.objectives). rows: what was looked up for batch.items."""
         objective = self.config.objective
-        user_ND = scale_vectors(self._encode(rows_UD, batch), objective.normalize)
-        rows_UD = scale_vectors(rows_UD, objective.normalize)
+        items_UD = self.items(rows, batch.items)
+        user_ND = scale_vectors(self._encode(items_UD, batch), objective.normalize)
+        user_TD = user_ND if batch.target_event is None else user_ND.index_select(0, batch.target_event)
+        items_UD = scale_vectors(items_UD, objective.normalize)
         if isinstance(objective, SampledSoftmaxConfig):
-            positive_ND, negative_CD = rows_UD[batch.target_index], rows_UD[batch.negative_index]
-            hit_NC = batch.target_ids[:, None] == batch.negative_ids[None, :]
-            return sampled_softmax_cross_entropy(user_ND, positive_ND, negative_CD, hit_NC, objective.temperature)
-        return softmax_cross_entropy(
-            user_ND, rows_UD[FIRST_ITEM:], batch.target_ids - FIRST_ITEM, objective.temperature
-        )
+            positive_TD, negative_CD = items_UD[batch.target_index], items_UD[batch.negative_index]
+            hit_TC = batch.target_ids[:, None] == batch.negative_ids[None, :]
+            return sampled_softmax_cross_entropy(user_TD, positive_TD, negative_CD, hit_TC, objective.temperature)
+        candidates_CD = items_UD[FIRST_ITEM : batch.num_candidates]
+        return softmax_cross_entropy(user_TD, candidates_CD, batch.target_ids - FIRST_ITEM, objective.temperature)
 
-    def user_vectors(self, rows_UD: Tensor, batch: HistoryBatch) -> Tensor:
+    def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
         """The vector of each whole history, ready for a dot product with `item_vectors`: (B, D); zeros if it is empty."""
-        encoded_ND = self._encode(rows_UD, batch)
+        encoded_ND = self._encode(self.items(rows, batch.items), batch)
         lengths_B = batch.layout.offsets.diff()
         last_B = (batch.layout.offsets[1:] - 1).clamp(min=0)
         if encoded_ND.shape[0] == 0:
-            return rows_UD.new_zeros((lengths_B.numel(), self.item_table.dim))
+            return rows[ITEM_TABLE].new_zeros((lengths_B.numel(), self.width))
         user_BD = encoded_ND[last_B] * (lengths_B > 0)[:, None]
         return scale_vectors(user_BD, self.config.objective.normalize)
 
-    def item_vectors(self, rows_UD: Tensor) -> Tensor:
-        """What a table row looks like to a user vector. (U, D) -> (U, D)."""
-        return scale_vectors(rows_UD, self.config.objective.normalize)
+    def item_vectors(self, rows: Mapping[str, Tensor], request: ItemRequest) -> Tensor:
+        """What the items of a request look like to a user vector: (U, D)."""
+        return scale_vectors(self.items(rows, request), self.config.objective.normalize)
 
-    def _encode(self, rows_UD: Tensor, batch: HistoryBatch) -> Tensor:
-        encoded: Tensor = self.encoder(rows_UD[batch.history_index], batch.layout)
+    def _encode(self, items_UD: Tensor, batch: HistoryBatch) -> Tensor:
+        encoded: Tensor = self.encoder(items_UD[batch.history_index], batch.layout)
         return encoded

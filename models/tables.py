@@ -1,5 +1,6 @@
 """Embedding tables as TorchRec modules, before anything is sharded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -26,8 +27,9 @@ def build_tables(specs: list[TableSpec], device: torch.device) -> EmbeddingColle
     return EmbeddingCollection(tables=configs, device=device)
 
 
-def lookup_request(table: str, ids: torch.Tensor) -> KeyedJaggedTensor:
-    """Ask for the rows `ids` ((U,) int64) of one table as a single bag, so that every rank has the same stride."""
-    lengths = torch.tensor([ids.numel()], dtype=torch.int64, device=ids.device)
+def lookup_request(rows: Mapping[str, torch.Tensor]) -> KeyedJaggedTensor:
+    """Ask for rows of each table ((R,) int64) as a single bag, so that every rank has the same stride."""
+    values = torch.cat(list(rows.values()))
+    lengths = torch.tensor([ids.numel() for ids in rows.values()], dtype=torch.int64, device=values.device)
     # fbgemm reads the values' memory from its start, whatever their stride: a sliced tensor would be misread in silence.
-    return KeyedJaggedTensor(keys=[table], values=ids.contiguous(), lengths=lengths)
+    return KeyedJaggedTensor(keys=list(rows), values=values.contiguous(), lengths=lengths)

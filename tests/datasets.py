@@ -18,7 +18,7 @@ from trainer.dataset.grouping import partition_events, sort_vocabulary
 from trainer.dataset.manifest import Counts, Manifest, write_manifest
 from trainer.dataset.partition import GroupPlan, PartitionInput, group_partition, sum_counts
 from trainer.dataset.profile import TimeBins
-from trainer.dataset.splits import LeaveOneOut
+from trainer.dataset.splits import LeaveOneOut, TimeBounds
 from trainer.dataset.writer import OldGroups
 
 MIN_EVENTS = 3
@@ -87,6 +87,41 @@ def tiny_dataset(
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def tiny_ranking_dataset(folder: Path, shown: pa.Table, past: pa.Table, num_parts: int = 2) -> Manifest:
+    """Impressions (user, item, time, label.click) and events of histories (user, item, time) as a dataset for ranking.
+
+    Users are strings, times integers below 100: those below 60 train, those from 80 on test. Clicks become events.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = sort_vocabulary(pa.chunked_array([*shown.column("item").chunks, *past.column("item").chunks]))
+    ids = {"item": Ids(VocabularyIdsConfig(), vocabulary)}
+    plan = GroupPlan(TimeBounds(60, 80), ids, (), TimeBins(0, 100), labels=("click",), history_label="click")
+    sources = [table.append_column("row", pa.array(np.arange(table.num_rows))) for table in (shown, past)]
+    shares = [partition_events(table, num_parts) for table in sources]
+    grouped = [
+        group_partition(PartitionInput(*(pa.Table.from_batches([share]) for share in pair)), plan)
+        for pair in zip(*shares, strict=True)
+    ]
+    with mock.patch.object(writer, "MIN_ROW_GROUPS", 5):
+        parts = [
+            writer.write_part(folder / f"part-000-{number:05d}.parquet", group.rows, number, 0, OldGroups((), (0,)))
+            for number, group in enumerate(grouped)
+        ]
+    totals = asdict(sum_counts(group.counts for group in grouped))
+    counts = Counts(rows_read=shown.num_rows, rejected={}, num_items=len(vocabulary), unknown_items=0, **totals)
+    manifest = Manifest(
+        "tiny-ranking", {}, {}, counts, {}, writer.numbered(parts, 0), task="ranking", labels={"names": ["click"]}
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def manifest_of_items(num_items: int) -> Manifest:
+    """All that building a model asks of a dataset; there are no files behind it."""
+    counts = Counts(0, 0, {}, 0, num_items, 0, 0, 0, 0, 0, 0, 0)
+    return Manifest("no files", {}, {"kind": "leave_one_out"}, counts, {}, ())
 
 
 def tiny_events(num_users: int, num_items: int, seed: int, mean_events: int) -> pa.Table:

@@ -7,13 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.tables import TableSpec
+from sharding.config import HashIdsConfig
 from sharding.optimizers import Optimizers
 from sharding.place import place, tables_device
 from sharding.ranks import Ranks
 from trainer.config import TrainConfig
+from trainer.dataset.manifest import Manifest
+from trainer.errors import UserError
 from trainer.job import Job
+from trainer.stream.catalogue import read_catalogue, used_features
 
 
 @dataclass(frozen=True)
@@ -23,16 +28,39 @@ class Built:
     model: NextItemModel
     placed: nn.Module
     plan: dict[str, Any]
+    catalogue: Catalogue
 
 
-def build_model(job: Job, num_item_rows: int, ranks: Ranks) -> Built:
-    """The model at its initial weights: a function of the seed, whatever the number of ranks or the plan."""
-    spec = TableSpec("item", num_item_rows, job.tables["item"].dim)
-    model = NextItemModel(job.model, spec, tables_device(job.tables, ranks.device))
-    model.encoder.initialize(torch.Generator().manual_seed(job.seed))
+def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
+    """The model at its initial weights: a function of the seed, whatever the number of ranks or the plan.
+
+    Raises UserError if the dataset is for another task than the model.
+    """
+    if manifest.task != job.model.task:
+        raise UserError(
+            f'dataset {job.dataset_dir} holds impressions with labels, for model.task = "{manifest.task}", and '
+            f'model.task = "{job.model.task}"; leave out logs.labels to train on events'
+        )
+    catalogue = read_catalogue(job.dataset_dir, manifest, job.tables)
+    specs = _tables(job, manifest)
+    tables = {spec.name: job.tables[spec.name] for spec in specs}
+    model = NextItemModel(job.model, specs, tables_device(tables, ranks.device), catalogue.features)
+    model.initialize(torch.Generator().manual_seed(job.seed))
     model.encoder.to(ranks.device)
-    placement = place(model, job.tables, ranks, job.seed)
-    return Built(model, placement.module, placement.plan)
+    model.items.to(ranks.device)
+    placement = place(model, tables, ranks, job.seed)
+    return Built(model, placement.module, placement.plan, catalogue)
+
+
+def _tables(job: Job, manifest: Manifest) -> list[TableSpec]:
+    """The table of items, and those of their features."""
+    ids = job.tables["item"].ids
+    num_rows = {"item": ids.num_rows if isinstance(ids, HashIdsConfig) else manifest.num_item_rows}
+    for feature in used_features(manifest):
+        if feature.table is not None and feature.table != "item":
+            assert feature.num_rows is not None
+            num_rows[feature.table] = max(feature.num_rows, num_rows.get(feature.table, 0))
+    return [TableSpec(name, rows, job.tables[name].dim) for name, rows in num_rows.items()]
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:

@@ -25,7 +25,8 @@ FORMAT_VERSION = 1
 class CheckpointManifest:
     """Everything of a checkpoint that is not a tensor.
 
-    position: histories trained since the start of the run, one global number; metrics: the state of early stopping;
+    position: examples trained since the start of the run, one global number, and num_rows: examples of an epoch (rows, or
+    windows of rows: trainer/stream/examples.py); metrics: the state of early stopping;
     files: {name: {"sha256", "num_bytes"}}; versions: of torch and torchrec.
     """
 

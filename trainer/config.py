@@ -51,6 +51,16 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     epochs: int = Field(10, ge=1, description="passes over the training histories")
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps, even inside an epoch")
     batch_size: int = Field(128, ge=1, description="histories in the global batch, all workers together")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="input events that the global batch has at most, in place of batch_size: it takes as many histories as fit",
+    )
+    long_histories: Literal["recent", "windows"] = Field(
+        "recent",
+        description="of histories longer than model.max_history: train the most recent events, or all of them in consecutive "
+        "windows of that length",
+    )
     optimizer: Literal["adamw", "adagrad", "sgd"] = Field(
         "adamw", description="optimizer of the dense weights and of replicated tables"
     )

@@ -20,11 +20,15 @@ from sharding.ranks import Ranks
 
 @dataclass(frozen=True)
 class StepResult:
-    """The same on every rank. loss: mean over the global targets (nan if there are none); applied: weights were updated."""
+    """The same on every rank. loss: mean over the global targets (nan if there are none); applied: weights were updated.
+
+    num_events: input events of all ranks; most_events: those of the rank that has most.
+    """
 
     loss: float
     num_targets: int
     num_events: int
+    most_events: int
     finite: bool
     stop_requested: bool
 
@@ -47,15 +51,15 @@ class TrainStep:
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.ranks.rank))
         self.optimizers.set_rate_factor(rate_factor)
-        rows = self.model.look_up(batch.lookup_ids)
-        boundary = rows.detach().requires_grad_()
+        rows = self.model.look_up(batch.items)
+        boundary = {table: found.detach().requires_grad_() for table, found in rows.items()}
         loss_sum = self.model.loss(boundary, batch)
         loss_sum.backward()
-        gradient = boundary.grad if boundary.grad is not None else torch.zeros_like(boundary)
+        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in boundary.values()]
         dense = self._flat_dense_gradient()
-        result = self._agree(loss_sum.detach(), gradient, dense, batch, stop_requested)
+        result = self._agree(loss_sum.detach(), gradients, dense, batch, stop_requested)
         if result.applied:
-            rows.backward(gradient / result.num_targets)
+            torch.autograd.backward(list(rows.values()), [gradient / result.num_targets for gradient in gradients])
             self._set_dense_gradient(self.ranks.sum(dense) / result.num_targets)
             self.optimizers.step_dense()
         else:
@@ -65,22 +69,24 @@ class TrainStep:
     def _agree(
         self,
         loss_sum: torch.Tensor,
-        gradient: torch.Tensor,
+        gradients: list[torch.Tensor],
         dense: torch.Tensor,
         batch: HistoryBatch,
         stop_requested: bool,
     ) -> StepResult:
-        broken = ~(loss_sum.isfinite() & gradient.isfinite().all() & dense.isfinite().all())
+        finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
+        broken = ~torch.stack(finite).all()
+        # A rank's own place for its events: so the one sum also tells how evenly the work is shared.
+        events = [0] * self.ranks.world_size
+        events[self.ranks.rank] = batch.layout.num_events
         counts = torch.tensor(
-            [batch.target_ids.numel(), batch.layout.num_events, stop_requested],
-            dtype=torch.float64,
-            device=dense.device,
+            [batch.target_ids.numel(), stop_requested, *events], dtype=torch.float64, device=dense.device
         )
         facts = torch.cat((torch.stack((loss_sum.double(), broken.double())), counts))
         # The one deliberate synchronisation of a step: the host needs these numbers to decide.
-        total, num_broken, num_targets, num_events, stops = self.ranks.sum(facts).tolist()
+        total, num_broken, num_targets, stops, *events = self.ranks.sum(facts).tolist()
         mean = total / num_targets if num_targets else float("nan")
-        return StepResult(mean, int(num_targets), int(num_events), num_broken == 0, stops > 0)
+        return StepResult(mean, int(num_targets), int(sum(events)), int(max(events)), num_broken == 0, stops > 0)
 
     def _flat_dense_gradient(self) -> torch.Tensor:
         """All dense gradients one after another, in the fixed order of the parameters."""

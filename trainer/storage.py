@@ -18,10 +18,14 @@ def hash_file(path: Path) -> str:
 
 
 def write_json_atomically(path: Path, values: Any) -> None:
+    write_text_atomically(path, json.dumps(values, indent=1))
+
+
+def write_text_atomically(path: Path, text: str) -> None:
     """Write, flush to the disk, rename: a reader sees the old file or the new one, never half of one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from models.item_features import Catalogue
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.build import Built, build_model, build_optimizers
@@ -23,10 +24,12 @@ from trainer.log import Ledger, MetricsLog
 from trainer.memory import EVERY_STEPS, memory_trimmer
 from trainer.settings import changed_settings
 from trainer.step import StepResult, TrainStep, rate_factor
+from trainer.stream.examples import examples_of
+from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.histories import Step, TrainStream
-from trainer.stream.order import Position, position_of, steps_per_epoch
+from trainer.stream.order import Position, position_of
 from trainer.stream.prefetch import Prefetch
-from trainer.stream.row_groups import RowGroupReader
+from trainer.stream.row_groups import RowGroupReader, Wanted
 
 SEND_EVERY_SECONDS = 0.5
 
@@ -72,29 +75,28 @@ class Training:
     def __init__(self, job: Job, ranks: Ranks, channel: Channel) -> None:
         self.job, self.ranks, self.channel = job, ranks, channel
         self.manifest = read_manifest(job.dataset_dir)
-        self.built = build_model(job, self.manifest.num_item_rows, ranks)
+        self.built = build_model(job, self.manifest, ranks)
         self._agree_at_start(self.built, self.manifest)
         self.optimizers = build_optimizers(self.built, job.train)
         self.state = self._resume()
         self.step = TrainStep(self.built.model, self.optimizers, ranks, job.seed)
-        self.stream = TrainStream(
-            RowGroupReader(job.dataset_dir, self.manifest),
-            job.model,
-            self.manifest.num_item_rows,
-            job.train.batch_size,
-            job.seed,
-            ranks.rank,
-            ranks.world_size,
-        )
+        self.stream = _make_stream(job, self.manifest, self.built.catalogue, ranks)
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
             self.evaluator = make_evaluator(
-                job.dataset_dir, self.manifest, "validation", job.evaluate, job.model.max_history, ranks
+                job.dataset_dir,
+                self.manifest,
+                self.built.catalogue,
+                "validation",
+                job.evaluate,
+                job.model.max_history,
+                ranks,
             )
-        self.total_steps = _total_steps(job, self.stream.num_rows)
+        self.epoch_ends = _epoch_ends(job, self.stream.batches, ranks)
+        self.total_steps = int(self.epoch_ends[-1])
         self.log = MetricsLog(job.run_dir, self.state.step) if ranks.is_first else None
         self.ledger = Ledger(job.run_dir, ranks.rank, self.state.step) if job.train.ledger else None
-        self._pace = _Pace(self.state.step)
+        self._pace = _Pace(self.state.step, ranks.world_size)
         self._trim_memory = memory_trimmer()
 
     def run(self) -> Outcome:
@@ -160,9 +162,10 @@ class Training:
                 self.log.write(self.state.step, "skipped", {"reason": "not finite", "row_ids": rows})
         if self.log is None:
             return
-        speed = self._pace.count(self.state.step, result.num_events, self.total_steps)
+        speed = self._pace.count(self.state.step, result, self.total_steps)
         if self.state.step % self.job.train.log_every_steps == 0 or self.state.step == self.total_steps:
-            self.log.write(self.state.step, "train", {"epoch": item.epoch, "loss": result.loss, **speed})
+            values = {"epoch": item.epoch, "loss": result.loss, **speed, "imbalance": self._pace.imbalance()}
+            self.log.write(self.state.step, "train", values)
         if self._pace.may_send():
             progress = {"step": self.state.step, "total_steps": self.total_steps, "epoch": item.epoch}
             self.channel.send(
@@ -171,9 +174,11 @@ class Training:
 
     def _next_save(self) -> int:
         """The step of the next planned checkpoint: after an evaluation, at a multiple of every_steps, or at the end."""
-        per_epoch = steps_per_epoch(self.stream.num_rows, self.job.train.batch_size)
-        spans = [per_epoch * self.job.train.evaluate_every_epochs, self.job.checkpoint.every_steps or self.total_steps]
-        return min(self.total_steps, *(span * (self.state.step // span + 1) for span in spans))
+        every_epochs, every_steps = self.job.train.evaluate_every_epochs, self.job.checkpoint.every_steps
+        planned = self.epoch_ends[every_epochs - 1 :: every_epochs].tolist()
+        if every_steps is not None:
+            planned.append(every_steps * (self.state.step // every_steps + 1))
+        return min([step for step in planned if step > self.state.step], default=self.total_steps)
 
     def _evaluate(self) -> None:
         if self.evaluator is None:
@@ -213,8 +218,8 @@ class Training:
     def _describe(self, files: dict[str, dict[str, Any]]) -> CheckpointManifest:
         return CheckpointManifest(
             step=self.state.step,
-            position=self.state.position.as_number(self.stream.num_rows),
-            num_rows=self.stream.num_rows,
+            position=self.state.position.as_number(self.stream.num_examples),
+            num_rows=self.stream.num_examples,
             identity=self.job.identity,
             config=self.job.config,
             plan=self.built.plan,
@@ -268,19 +273,31 @@ class Training:
 
 
 class _Pace:
-    """Events and steps per second since the last line, and the time left."""
+    """Events per second since the start, the time left, and how evenly the ranks share the work."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, world_size: int) -> None:
         self._started = self._sent = time.monotonic()
         self._first_step = step
-        self._events = 0
+        self._world_size = world_size
+        self._events = self._events_since_line = self._most_since_line = 0
         self._paused = 0.0
 
-    def count(self, step: int, num_events: int, total_steps: int) -> dict[str, float]:
-        self._events += num_events
+    def count(self, step: int, result: StepResult, total_steps: int) -> dict[str, float]:
+        self._events += result.num_events
+        self._events_since_line += result.num_events
+        self._most_since_line += result.most_events
         elapsed = max(1e-9, time.monotonic() - self._started - self._paused)
         per_step = elapsed / max(1, step - self._first_step)
         return {"events_per_second": self._events / elapsed, "seconds_left": per_step * (total_steps - step)}
+
+    def imbalance(self) -> float:
+        """Events of the rank with most over their mean, 1.0 where all have equally many, since this was last asked.
+
+        The ranks wait for each other at every step, so the events of the largest share are summed step by step.
+        """
+        most, events = self._most_since_line, self._events_since_line
+        self._most_since_line = self._events_since_line = 0
+        return most * self._world_size / events if events else 1.0
 
     def pause(self, seconds: float) -> None:
         """Time that was not spent on steps."""
@@ -294,9 +311,28 @@ class _Pace:
         return True
 
 
-def _total_steps(job: Job, num_rows: int) -> int:
-    steps = job.train.epochs * steps_per_epoch(num_rows, job.train.batch_size)
-    return steps if job.train.max_steps is None else min(steps, job.train.max_steps)
+def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Ranks) -> TrainStream:
+    """This rank's training stream. Raises UserError naming a file that is not what the manifest says, before the first step."""
+    reader = RowGroupReader(job.dataset_dir, manifest, Wanted(unknown=catalogue.scores_unknown))
+    reader.check_files()
+    train = job.train
+    examples = examples_of(reader, job.model.max_history, train.long_histories, train.batch_tokens is not None)
+    batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
+    return TrainStream(reader, batches, job.model, catalogue)
+
+
+def _epoch_ends(job: Job, batches: GlobalBatches, ranks: Ranks) -> torch.Tensor:
+    """Steps up to the end of each epoch, (epochs,) int64; max_steps ends the last one early. Collective.
+
+    Under a budget of events each epoch has to be gone through, so the ranks share them.
+    """
+    train = job.train
+    steps = torch.zeros(train.epochs, dtype=torch.int64)
+    for epoch in range(ranks.rank, train.epochs, ranks.world_size):
+        steps[epoch] = batches.num_steps(epoch, train.max_steps)
+    ends = ranks.sum(steps.to(ranks.device)).cpu().cumsum(0)
+    total = ends[-1:] if train.max_steps is None else ends[-1:].clamp(max=train.max_steps)
+    return torch.cat((ends[ends < total], total))
 
 
 def _check_same_run(found: Found, job: Job, manifest: Manifest) -> None:

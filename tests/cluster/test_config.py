@@ -42,6 +42,13 @@ def test_defaults_are_complete():
         ({**LOGS, "train": {"epochs": "ten"}}, "train.epochs: Input should be a valid integer (got 'ten')"),
         ({**LOGS, "train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1 (got 0)"),
         ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (features name theirs with `table`)'),
+        (
+            {
+                "logs": {"path": "x", "items": {"path": "y", "features": {"genre": {"kind": "categorical"}}}},
+                "tables": {"genre": {"dim": 16}},
+            },
+            "tables.genre.dim = 16 must be tables.item.dim = 64",
+        ),
         ({**LOGS, "model": {"encoder": {"num_heads": 5}}}, "model.encoder.num_heads = 5 must divide tables.item.dim = 64"),
         ({**LOGS, "evaluate": {"ks": [5]}}, "needs 10 among evaluate.ks = [5]"),
         (

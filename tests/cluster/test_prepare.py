@@ -91,7 +91,7 @@ def test_the_dataset_is_the_log_grouped(tmp_path: Path) -> None:
     assert len(rejected) == sum(counts.rejected.values())
     assert [file["rows"] for file in manifest.source["files"]] == [250, 153, 200]
     assert sorted(p.name for p in config.dataset_dir.iterdir()) == [
-        "card.html", "manifest.json", "part-000-00000.parquet", "rejected-000.parquet", "vocabulary-000-item.parquet",
+        "card.html", "card.json", "manifest.json", "part-000-00000.parquet", "rejected-000.parquet", "vocabulary-000-item.parquet",
     ]  # fmt: skip
 
 
@@ -183,11 +183,14 @@ def test_what_a_killed_attempt_left_is_removed(tmp_path: Path) -> None:
         "part-000-00007.parquet",
         "rejected-000.parquet",
         ".manifest.json.1.tmp",
+        ".card.html.1.tmp",
+        "card.json",
     ):
         (folder / name).write_text("half")
     verify_dataset(folder, made(config_at(tmp_path)))
     assert sorted(p.name for p in folder.iterdir()) == [
         "card.html",
+        "card.json",
         "manifest.json",
         "part-000-00000.parquet",
         "vocabulary-000-item.parquet",

@@ -155,7 +155,7 @@ def test_day_after_day_gives_what_all_at_once_gives(
     assert uses_of_items(config) == uses_of_items(whole)
     names = {path.name for path in config.dataset_dir.iterdir()}
     rejected = {f"rejected-{day:03d}.parquet" for day in range(num_days)}
-    assert names == {"manifest.json", "card.html", *rejected, *(file.path for file in manifest.files)}
+    assert names == {"manifest.json", "card.html", "card.json", *rejected, *(file.path for file in manifest.files)}
 
 
 def check_untouched(before: Any, after: Any) -> None:

@@ -202,7 +202,7 @@ def test_after_a_mistake_of_the_user_nothing_is_left(tmp_path: Path) -> None:
     write_events(tmp_path / "logs/98.parquet", [(1, 5, 0, "c1")] * 200, "color")
     assert "1 late" in refusal(config_of(tmp_path, max_rejected_fraction=0.001))  # found while grouping
     assert read_manifest(tmp_path / "dataset") == before
-    files = {"manifest.json", "card.html", "rejected-000.parquet", *(file.path for file in before.files)}
+    files = {"manifest.json", "card.html", "card.json", "rejected-000.parquet", *(file.path for file in before.files)}
     assert {path.name for path in (tmp_path / "dataset").iterdir()} == files
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from models import next_item
 from models.batch import HistoryBatch, build_batch
 from models.config import FullSoftmaxConfig, ModelConfig, SampledSoftmaxConfig, SASRecConfig
+from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.sasrec import SASRec
 from models.tables import TableSpec
@@ -23,7 +24,7 @@ OBJECTIVES = [FULL, SAMPLED, FullSoftmaxConfig(normalize=True, temperature=0.1)]
 def make_model(objective=FULL, seed: int = 1) -> NextItemModel:
     encoder = SASRecConfig(num_blocks=2, num_heads=2, feed_forward_multiple=2, dropout=0.0)
     config = ModelConfig(max_history=MAX_HISTORY, encoder=encoder, objective=objective)
-    model = NextItemModel(config, TableSpec("item", NUM_ROWS, WIDTH), torch.device("cpu"))
+    model = NextItemModel(config, [TableSpec("item", NUM_ROWS, WIDTH)], torch.device("cpu"))
     model.encoder.initialize(torch.Generator().manual_seed(seed))
     initialize_tables(model, seed, {"item": 1.0})
     with torch.no_grad():  # small initial weights would hide attention behind the residual path
@@ -42,7 +43,8 @@ def training_batch(sequences: list[list[int]], objective=FULL) -> HistoryBatch:
         np.asarray([item for i in inputs for item in i], dtype=np.int64),
         np.asarray([item for t in targets for item in t], dtype=np.int64),
         NEGATIVES if sampled else np.zeros(0, dtype=np.int64),
-        None if sampled else NUM_ROWS,
+        Catalogue(NUM_ROWS, NUM_ROWS),
+        not sampled,
     )
 
 
@@ -50,11 +52,13 @@ def history_batch(histories: list[list[int]]) -> HistoryBatch:
     nothing = np.zeros(0, dtype=np.int64)
     offsets = np.concatenate(([0], np.cumsum([len(h) for h in histories]))).astype(np.int64)
     items = np.asarray([item for h in histories for item in h], dtype=np.int64)
-    return build_batch(np.arange(len(histories)), offsets, items, nothing, nothing, None)
+    return build_batch(
+        np.arange(len(histories)), offsets, items, nothing, nothing, Catalogue(NUM_ROWS, NUM_ROWS), False
+    )
 
 
 def encoded(model: NextItemModel, batch: HistoryBatch) -> Tensor:
-    return model.encoder(model.look_up(batch.lookup_ids)[batch.history_index], batch.layout)
+    return model.encoder(model.look_up(batch.items)["item"][batch.history_index], batch.layout)
 
 
 def random_sequences(seed: int) -> list[list[int]]:
@@ -81,7 +85,7 @@ def losses_of(monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(next_item, "softmax_cross_entropy", full)
             patch.setattr(next_item, "sampled_softmax_cross_entropy", sampled)
-            model.loss(model.look_up(batch.lookup_ids), batch)
+            model.loss(model.look_up(batch.items), batch)
         return kept.pop()
 
     return losses
@@ -119,7 +123,7 @@ def test_an_encoded_event_is_that_of_its_prefix_alone():
     whole = encoded(model, history_batch([sequence]))
     for length in range(1, len(sequence) + 1):
         batch = history_batch([sequence[:length]])
-        prefix = model.user_vectors(model.look_up(batch.lookup_ids), batch)
+        prefix = model.user_vectors(model.look_up(batch.items), batch)
         torch.testing.assert_close(prefix[0], whole[length - 1], rtol=1e-4, atol=1e-5)
 
 
@@ -168,7 +172,7 @@ def test_jagged_equals_padded_in_values_and_gradients(seed):
 def test_the_vector_of_an_empty_history_is_zero():
     model = make_model()
     batch = history_batch([[], [4, 5], [], [6], []])
-    users = model.user_vectors(model.look_up(batch.lookup_ids), batch)
+    users = model.user_vectors(model.look_up(batch.items), batch)
     assert users.shape == (5, WIDTH)
     assert [bool(u.any()) for u in users] == [False, True, False, True, False]
 
@@ -176,10 +180,10 @@ def test_the_vector_of_an_empty_history_is_zero():
 def test_a_users_vector_is_that_of_the_whole_history_whoever_else_is_in_the_batch():
     model, histories = make_model(), random_sequences(6)
     batch = history_batch(histories)
-    users = model.user_vectors(model.look_up(batch.lookup_ids), batch)
+    users = model.user_vectors(model.look_up(batch.items), batch)
     for user, history in zip(users, histories, strict=True):
         alone = history_batch([history])
-        expected = model.user_vectors(model.look_up(alone.lookup_ids), alone)[0]
+        expected = model.user_vectors(model.look_up(alone.items), alone)[0]
         torch.testing.assert_close(user, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -187,7 +191,7 @@ def test_a_users_vector_is_that_of_the_whole_history_whoever_else_is_in_the_batc
 def test_a_batch_without_events_has_zero_vectors(histories):
     model = make_model()
     batch = history_batch(histories)
-    users = model.user_vectors(model.look_up(batch.lookup_ids), batch)
+    users = model.user_vectors(model.look_up(batch.items), batch)
     assert torch.equal(users, torch.zeros(len(histories), WIDTH))
 
 
@@ -195,8 +199,8 @@ def test_a_batch_without_events_has_zero_vectors(histories):
 def test_a_batch_without_targets_has_zero_loss_and_can_be_differentiated(objective):
     model = make_model(objective)
     batch = training_batch([[]], objective)
-    rows = model.look_up(batch.lookup_ids).detach().requires_grad_()
-    loss = model.loss(rows, batch)
+    rows = model.look_up(batch.items)["item"].detach().requires_grad_()
+    loss = model.loss({"item": rows}, batch)
     loss.backward()
     assert loss.item() == 0.0
     assert rows.grad is None or not rows.grad.any()
@@ -205,8 +209,9 @@ def test_a_batch_without_targets_has_zero_loss_and_can_be_differentiated(objecti
 def test_normalised_models_score_by_cosine():
     model = make_model(FullSoftmaxConfig(normalize=True))
     batch = history_batch([[4, 5, 6], [7]])
-    users = model.user_vectors(model.look_up(batch.lookup_ids), batch)
-    items = model.item_vectors(model.look_up(torch.arange(NUM_ROWS)))
+    users = model.user_vectors(model.look_up(batch.items), batch)
+    request = Catalogue(NUM_ROWS, NUM_ROWS).known
+    items = model.item_vectors(model.look_up(request), request)
     torch.testing.assert_close(users.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(items.norm(dim=1), torch.ones(NUM_ROWS))
 
@@ -218,7 +223,7 @@ def test_normalised_models_score_by_cosine():
 def test_every_index_of_a_batch_leads_to_its_ids_vector(objective):
     model, sequences = make_model(objective), random_sequences(4)
     batch = training_batch(sequences, objective)
-    rows = model.look_up(batch.lookup_ids)
+    rows = model.look_up(batch.items)["item"]
     table = model.tables.embeddings["item"].weight
     inputs = torch.tensor([item for s in sequences for item in s[:-1]])
     targets = torch.tensor([item for s in sequences for item in s[1:]])
@@ -240,7 +245,7 @@ def test_the_full_loss_is_the_cross_entropy_over_all_known_items():
     batch = training_batch(sequences)
     table = model.tables.embeddings["item"].weight
     expected = F.cross_entropy(encoded(model, batch) @ table[1:].T, batch.target_ids - 1, reduction="sum")
-    torch.testing.assert_close(model.loss(model.look_up(batch.lookup_ids), batch), expected)
+    torch.testing.assert_close(model.loss(model.look_up(batch.items), batch), expected)
 
 
 def test_the_sampled_loss_leaves_out_negatives_that_are_the_target():
@@ -251,7 +256,23 @@ def test_the_sampled_loss_leaves_out_negatives_that_are_the_target():
     for user, target in zip(users, [7, 12, 9], strict=True):
         candidates = [target, *(n for n in NEGATIVES.tolist() if n != target)]
         expected = expected - (table[candidates] @ user).log_softmax(dim=0)[0]
-    torch.testing.assert_close(model.loss(model.look_up(batch.lookup_ids), batch), expected)
+    torch.testing.assert_close(model.loss(model.look_up(batch.items), batch), expected)
+
+
+@pytest.mark.parametrize("objective", [FULL, SAMPLED], ids=str)
+def test_targets_that_the_training_part_does_not_know_are_not_learned(objective):
+    """Rare items, below a minimum count: they stay in histories, as unknown ones, and no loss is taken at them."""
+    model = make_model(objective)
+    batch = training_batch([[4, 0, 12, 9], [0, 0], [7, 8]], objective)
+    assert batch.target_ids.tolist() == [12, 9, 8]
+    assert batch.target_event is not None
+    users, table = encoded(model, batch)[batch.target_event], model.tables.embeddings["item"].weight
+    expected = torch.zeros(())
+    for user, target in zip(users, [12, 9, 8], strict=True):
+        negatives = NEGATIVES.tolist() if isinstance(objective, SampledSoftmaxConfig) else range(1, NUM_ROWS)
+        candidates = [target, *(n for n in negatives if n != target)]
+        expected = expected - (table[candidates] @ user).log_softmax(dim=0)[0]
+    torch.testing.assert_close(model.loss(model.look_up(batch.items), batch), expected)
 
 
 # Initial weights

@@ -6,6 +6,7 @@ import torch
 
 from models.batch import build_batch
 from models.config import ModelConfig
+from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.tables import TableSpec
 
@@ -16,15 +17,17 @@ def loss_and_gradients(device: torch.device) -> tuple[float, dict[str, torch.Ten
     config = ModelConfig.model_validate(
         {"max_history": 32, "encoder": {"kind": "sasrec", "num_heads": 2, "dropout": 0.0}}
     )
-    model = NextItemModel(config, TableSpec("item", 50, 16), torch.device("cpu"))
+    model = NextItemModel(config, [TableSpec("item", 50, 16)], torch.device("cpu"))
     model.encoder.initialize(torch.Generator().manual_seed(1))
     torch.nn.init.normal_(next(model.tables.parameters()), std=0.1, generator=torch.Generator().manual_seed(2))
     model.to(device)
     generator = np.random.default_rng(3)
     offsets = np.concatenate(([0], np.cumsum([5, 1, 0, 30, 12])))
     items = generator.integers(1, 50, offsets[-1])
-    batch = build_batch(np.arange(5), offsets, items, np.roll(items, 1), np.zeros(0, dtype=np.int64), 50).to(device)
-    loss = model.loss(model.look_up(batch.lookup_ids), batch)
+    batch = build_batch(
+        np.arange(5), offsets, items, np.roll(items, 1), np.zeros(0, dtype=np.int64), Catalogue(50, 50), True
+    ).to(device)
+    loss = model.loss(model.look_up(batch.items), batch)
     loss.backward()
     return loss.item(), {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
 

@@ -56,7 +56,7 @@ def train_sharded(ranks: Ranks, config: TableConfig) -> tuple[torch.Tensor | Non
     for step in range(STEPS):
         ids = ids_of(step, ranks.rank, ranks.world_size)
         optimizers.set_rate_factor(1.0 - 0.1 * step)
-        rows = module.tables(lookup_request("item", ids))["item"].values()
+        rows = module.tables(lookup_request({"item": ids}))["item"].values()
         loss_of(rows, module.dense).backward()
         for parameter in optimizers.dense_parameters:
             if parameter.grad is not None:
@@ -87,7 +87,7 @@ def train_unsharded(config: TableConfig) -> tuple[torch.Tensor, torch.Tensor]:
         for group in [*sparse.param_groups, *dense.param_groups]:
             base = config.learning_rate if group in sparse.param_groups and config.sharding != "replicated" else 0.1
             group["lr"] = base * (1.0 - 0.1 * step)
-        rows = module.tables(lookup_request("item", ids_of(step, 0, 1)))["item"].values()
+        rows = module.tables(lookup_request({"item": ids_of(step, 0, 1)}))["item"].values()
         loss_of(rows, module.dense).backward()
         for optimizer in (sparse, dense):
             optimizer.step()

@@ -66,7 +66,7 @@ def train_placed(ranks: Ranks, sharding: str, optimizer: str) -> list[torch.Tens
         reset_rows(placed, optimizers, "item", *resets(step), seed=SEED, std=tables["item"].init_std)
         seen.append(full_table(placed))
         ids = ids_of(step, ranks.rank, ranks.world_size)
-        rows = module.tables(lookup_request("item", ids))["item"].values()
+        rows = module.tables(lookup_request({"item": ids}))["item"].values()
         loss_of(rows, module.dense).backward()
         for parameter in optimizers.dense_parameters:
             if parameter.grad is not None:
@@ -101,7 +101,7 @@ def train_plain(optimizer: str) -> list[torch.Tensor]:
                     if isinstance(value, torch.Tensor) and value.dim() > 0:
                         value[row] = 0
         seen.append(table.detach().clone())
-        loss_of(module.tables(lookup_request("item", ids_of(step, 0, 1)))["item"].values(), module.dense).backward()
+        loss_of(module.tables(lookup_request({"item": ids_of(step, 0, 1)}))["item"].values(), module.dense).backward()
         for each in (sparse, dense):
             each.step()
             each.zero_grad()

@@ -44,7 +44,7 @@ class Run:
             generator = torch.Generator().manual_seed(step)
             ids = torch.randint(0, SPEC.num_rows, (25,), generator=generator)[self.ranks.rank :: self.ranks.world_size]
             self.optimizers.set_rate_factor(1.0)
-            rows = self.module.tables(lookup_request("item", ids))["item"].values()
+            rows = self.module.tables(lookup_request({"item": ids}))["item"].values()
             (self.module.dense(rows).sigmoid() ** 2).sum().backward()
             for parameter in self.optimizers.dense_parameters:
                 if parameter.grad is not None:

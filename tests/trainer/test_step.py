@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from models.batch import HistoryBatch, build_batch
+from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.tables import TableSpec
 from sharding.ranks import Ranks
+from tests.datasets import manifest_of_items
 from tests.jobs import tiny_job
 from trainer import checkpoint
 from trainer.build import Built, build_model, build_optimizers
@@ -51,7 +53,8 @@ def batch_of(sequences: list[list[int]], job: Job) -> HistoryBatch:
         np.asarray([item for i in inputs for item in i], dtype=np.int64),
         np.asarray([item for t in targets for item in t], dtype=np.int64),
         NEGATIVES if sampled else np.zeros(0, dtype=np.int64),
-        None if sampled else NUM_ROWS,
+        Catalogue(NUM_ROWS, NUM_ROWS),
+        not sampled,
     )
 
 
@@ -79,7 +82,7 @@ class Rig:
     @staticmethod
     def build(ranks: Ranks, job: Job) -> "Rig":
         torch.set_num_threads(1)
-        built = build_model(job, NUM_ROWS, ranks)
+        built = build_model(job, manifest_of_items(NUM_ROWS - 1), ranks)
         built.model.train()
         return Rig(job, ranks, built, TrainStep(built.model, build_optimizers(built, job.train), ranks, job.seed))
 
@@ -141,7 +144,7 @@ def poison(rig: Rig, kind: str) -> Callable[[], None]:
         case "loss is infinite":
             model.loss = lambda rows, batch: whole(model, rows, batch) + float("inf")
         case "gradient of the rows":
-            model.loss = lambda rows, batch: whole(model, _PoisonGradient.apply(rows), batch)
+            model.loss = lambda rows, batch: whole(model, {"item": _PoisonGradient.apply(rows["item"])}, batch)
         case "gradient of a dense weight":
             weight = model.encoder.blocks[0].feed_forward_in.weight
             return weight.register_hook(lambda gradient: gradient * float("nan")).remove
@@ -221,10 +224,10 @@ def test_a_batch_without_targets_changes_nothing(rank_pool, tmp_path, world_size
 
 def plain_step(weights: State, job: Job, sequences: list[list[int]]) -> tuple[State, float]:
     """One step of plain SGD on one device, on the mean over all targets: (weights, loss)."""
-    model = NextItemModel(job.model, TableSpec("item", NUM_ROWS, 8), torch.device("cpu"))
+    model = NextItemModel(job.model, [TableSpec("item", NUM_ROWS, 8)], torch.device("cpu"))
     model.load_state_dict(weights)
     batch = batch_of(sequences, job)
-    loss = model.loss(model.look_up(batch.lookup_ids), batch) / batch.target_ids.numel()
+    loss = model.loss(model.look_up(batch.items), batch) / batch.target_ids.numel()
     loss.backward()
     rates = {name: 0.5 if "tables" in name else 0.1 for name, _ in model.named_parameters()}
     return {name: (p - rates[name] * p.grad).detach() for name, p in model.named_parameters()}, loss.item()

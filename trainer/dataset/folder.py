@@ -5,13 +5,9 @@ up again by the next attempt at the same dataset, and removed by any other. The 
 found, the parts beside it without a manifest come from an attempt that was killed, and only then are they deleted.
 """
 
-import errno
-import fcntl
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +19,13 @@ from trainer.errors import UserError
 from trainer.logs.config import LogsConfig
 from trainer.logs.contract import SourceName
 from trainer.logs.files import InputFile
+from trainer.output_folder import remove_from, writing
 from trainer.settings import changed_settings, flatten
 from trainer.storage import digest_of
 
 _RESULT = re.compile(
-    r"(part|cuts)-\d{3}-\d{5}\.parquet|(vocabulary|sketch)-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet|card\.html"
-    r"|\.manifest\.json\..*\.tmp"
+    r"(part|cuts)-\d{3}-\d{5}\.parquet|(vocabulary|sketch)-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet"
+    r"|card\.(html|json)|\.(manifest\.json|card\.html|card\.json)\..*\.tmp"
 )
 _WORK = ".work-"
 # Settings of logs that change no dataset: where files lie is not what they are, and budgets only say when to stop.
@@ -132,58 +129,29 @@ def attempt(folder: Path, key: str) -> Iterator[Path]:
     `key` says what is made: work that an attempt at the same left is still there. After an error that the user has to mend, and
     at the end, nothing is left of it. Raises UserError if the folder cannot be written or another command is writing it.
     """
-    created = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            work = folder / f"{_WORK}{key[:16]}"
-            _clean(folder, keep=work.name)
-            work.mkdir(exist_ok=True)
-            try:
-                yield work
-            except (UserError, OSError):
-                _clean(folder)
-                raise
-            else:
-                _clean(folder)
-            finally:
-                if created and not any(folder.iterdir()):
-                    folder.rmdir()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"dataset {folder}: no space left on the disk; prepare needs about 50 bytes per event there, "
-                "most of it only while it runs. Free some, or choose another run.dataset or run.dir"
-            ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(
-                f"dataset {folder}: cannot be written ({error}); choose another run.dataset or run.dir"
-            ) from None
-        raise
+    with _held(folder):
+        work = folder / f"{_WORK}{key[:16]}"
+        _clean(folder, keep=work.name)
+        work.mkdir(exist_ok=True)
+        try:
+            yield work
+        except (UserError, OSError):
+            _clean(folder)
+            raise
+        else:
+            _clean(folder)
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what an attempt left that was killed after its dataset was committed; no matter if that cannot be."""
     if _leftovers([path.name for path in folder.iterdir()]):
-        with suppress(UserError, OSError), _locked(folder):
+        with suppress(UserError, OSError), _held(folder):
             _clean(folder)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Held by the process, so it ends with the process. Filesystems that cannot lock folders go without."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"dataset {folder}: another command is preparing it right now; wait for it to end") from None
-    except OSError:
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+def _held(folder: Path) -> AbstractContextManager[None]:
+    space = "prepare needs about 50 bytes per event there, most of it only while it runs. "
+    return writing(folder, f"dataset {folder}", "preparing it", space, "choose another run.dataset or run.dir")
 
 
 def _clean(folder: Path, keep: str = "") -> None:
@@ -195,16 +163,15 @@ def _clean(folder: Path, keep: str = "") -> None:
         leftovers = [name for name in leftovers if name.startswith(_WORK) and name != keep]
     # The card and the lists of rejected rows are in no manifest, but come with one.
     spared = committed | (_beside(read_manifest(folder)) if committed else set())
-    for name in sorted(set(leftovers) - spared, key=lambda name: name.startswith(_WORK)):  # work folders last
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    remove_from(folder, set(leftovers) - spared, last=_WORK)
 
 
 def _beside(manifest: Manifest) -> set[str]:
-    return {"card.html", *(f"rejected-{generation:03d}.parquet" for generation in range(manifest.generation + 1))}
+    return {
+        "card.html",
+        "card.json",
+        *(f"rejected-{generation:03d}.parquet" for generation in range(manifest.generation + 1)),
+    }
 
 
 def _leftovers(names: list[str]) -> list[str]:

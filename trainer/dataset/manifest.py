@@ -8,7 +8,7 @@
       vocabulary-000-item.parquet ...  generation and table: value (as in the logs), num_events; row k is number k + 1
       sketch-000-TABLE.parquet         hashes of values of a table without a vocabulary, to tell how many there are
       rejected-000.parquet             quarantined rows with file, row and reason (absent if none)
-      card.html                        what a person should know of the dataset
+      card.html, card.json             what a person, or a program, should know of the dataset
 
 A row holds a user's whole history once, and two cuts tell the splits apart, so no event is stored twice:
 
@@ -33,6 +33,7 @@ belongs to a row group of the dataset, whose rows never change, only grow longer
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -171,7 +172,7 @@ class Manifest:
     def num_partitions(self) -> int:
         return 1 + max((part.partition for part in self.parts), default=-1)
 
-    @property
+    @cached_property
     def group_rows(self) -> tuple[int, ...]:
         """Rows of every row group of the dataset. The oldest piece of a group has all of its rows."""
         rows: dict[int, int] = {}

@@ -107,6 +107,7 @@ class ItemCounts:
     numbers: Ints
     num_events: Ints
     num_train_events: Ints
+    num_test_events: Ints
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
         cuts=(train_end, validation_end),
         rejected=_rejected("logs", events) | user_features.rejected,
         counts=_counts(events, train_end, validation_end, plan, min_train=2),
-        items=_count_items(events.numbers, split == 0),
+        items=_count_items(events.numbers, split == 0, split == 2),
         profile=profile_of(events.numbers, events.times, events.sorted.offsets, split, lengths, plan.bins),
         fits=features.fits | user_features.fits,
         losses=features.losses | user_features.losses,
@@ -198,6 +199,7 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
         shown.numbers, shown.times, shown.sorted.offsets, split, np.diff(history.sorted.offsets), plan.bins
     )
     counts = _counts(shown, train_end, validation_end, plan, min_train=1)
+    trains = _is_training_time(history.times, plan)
     kept_of_source = int((history.new_order.to_numpy() < num_of_source).sum())
     return Grouped(
         rows=_table(users, written, columns, user_features.columns, train_end, validation_end),
@@ -205,9 +207,9 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
         cuts=(train_end, validation_end),
         rejected=_rejected("logs", shown) | _rejected("history", history, num_of_source) | user_features.rejected,
         counts=replace(counts, rows_kept=counts.rows_kept + kept_of_source, history_events=history.numbers.size),
-        items=_count_items(shown.numbers, split == 0),
+        items=_count_items(shown.numbers, split == 0, split == 2),
         profile=replace(found, positives=_positives(shown, labels, old_shown, split)),
-        history_items=_count_items(history.numbers, _is_training_time(history.times, plan)),
+        history_items=_count_items(history.numbers, trains, np.zeros(trains.size, np.bool_)),
         fits=features.fits | user_features.fits,
         losses=features.losses | user_features.losses,
     )
@@ -500,8 +502,8 @@ def _counts(
     )
 
 
-def _count_items(numbers: Ints, trains: Bools) -> ItemCounts:
+def _count_items(numbers: Ints, trains: Bools, tests: Bools) -> ItemCounts:
     num_events = np.bincount(numbers)
-    num_train_events = np.bincount(numbers[trains], minlength=len(num_events))
+    num_train_events, num_test_events = (np.bincount(numbers[of], minlength=len(num_events)) for of in (trains, tests))
     found = np.flatnonzero(num_events)
-    return ItemCounts(found, num_events[found], num_train_events[found])
+    return ItemCounts(found, num_events[found], num_train_events[found], num_test_events[found])

@@ -63,6 +63,13 @@ def cut_histories(times: Ints, offsets: Ints, cuts: Cuts) -> tuple[Ints, Ints]:
             return train_end, validation_end
 
 
+def time_as_text(value: int, time_kind: str) -> str:
+    """A time of the dataset as people read it: an integer as it stands, microseconds since 1970 as a moment in UTC."""
+    if time_kind == "integer":
+        return str(value)
+    return str(np.datetime64(value, "us").astype("datetime64[s]")).replace("T", " ")
+
+
 def resolve_time(value: int | str, setting: str, time_kind: str) -> int:
     """A time of the config in the unit of the dataset. Raises UserError if its form is not that of the time column."""
     if isinstance(value, int) and time_kind == "integer":

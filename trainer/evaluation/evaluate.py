@@ -10,40 +10,22 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from models.next_item import FIRST_ITEM, NextItemModel
+from models.batch import FIRST_ITEM
+from models.item_features import Catalogue
+from models.next_item import NextItemModel
 from sharding.ranks import Ranks
 from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.vocabulary import Vocabulary
 from trainer.evaluation.metrics import user_metrics
 from trainer.evaluation.scoring import ItemShard, Query, Ranked, rank_items
 from trainer.stream.held_out import HeldOut, HeldOutBatch, Split
 from trainer.stream.row_groups import RowGroupReader, Wanted
 
 LOOKUP_CHUNK = 65536  # item vectors looked up at a time
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What evaluation needs to know of items. values: as in the logs, row k is id k + 1; train_events: (num_items,) int64."""
-
-    values: pa.Array
-    train_events: np.ndarray
-
-    @property
-    def num_items(self) -> int:
-        return int(self.train_events.size)
-
-
-def read_vocabulary(folder: Path, manifest: Manifest) -> Vocabulary:
-    """The items that the model knows, in the order of their ids."""
-    table = pq.read_table(folder / manifest.vocabulary.path, columns=["value", "id", "num_train_events"])
-    if not manifest.ids_are_numbers:
-        table = table.filter(pc.greater(table.column("id"), 0)).sort_by("id")
-    return Vocabulary(table.column("value").combine_chunks(), table.column("num_train_events").to_numpy())
 
 
 @dataclass(frozen=True)
@@ -76,7 +58,7 @@ class Evaluator:
             shard = self.item_shard(model)
             for held in self.held_out.batches():
                 batch = held.batch.to(self.ranks.device)
-                users = model.user_vectors(model.look_up(batch.lookup_ids), batch)
+                users = model.user_vectors(model.look_up(batch.items), batch)
                 yield held, self._rank(held, users, shard, top)
         model.train(was_training)
 
@@ -92,8 +74,8 @@ class Evaluator:
         pieces = []
         for start in range(0, largest, LOOKUP_CHUNK):
             low, high = min(first + start, stop), min(first + start + LOOKUP_CHUNK, stop)
-            ids = torch.arange(low, high, dtype=torch.int64, device=self.ranks.device)
-            pieces.append(model.item_vectors(model.look_up(ids)))
+            request = self.held_out.catalogue.request(np.arange(low, high)).to(self.ranks.device)
+            pieces.append(model.item_vectors(model.look_up(request), request))
         return ItemShard(torch.cat(pieces), first)
 
     def popularity_shard(self, train_events: np.ndarray) -> ItemShard:
@@ -114,11 +96,20 @@ class Evaluator:
 
 
 def make_evaluator(
-    folder: Path, manifest: Manifest, split: Split, config: EvaluateConfig, max_history: int, ranks: Ranks
+    folder: Path,
+    manifest: Manifest,
+    catalogue: Catalogue,
+    split: Split,
+    config: EvaluateConfig,
+    max_history: int,
+    ranks: Ranks,
 ) -> Evaluator:
-    reader = RowGroupReader(folder, manifest, Wanted(users=True))
-    held_out = HeldOut(reader, split, config.targets, max_history, config.batch_size, ranks.rank, ranks.world_size)
-    return Evaluator(held_out, config, manifest.counts.num_items, ranks)
+    """All items that have a vector are ranked: those that the training part knows, and with features of items all others too."""
+    reader = RowGroupReader(folder, manifest, Wanted(users=True, unknown=catalogue.scores_unknown))
+    held_out = HeldOut(
+        reader, catalogue, split, config.targets, max_history, config.batch_size, ranks.rank, ranks.world_size
+    )
+    return Evaluator(held_out, config, catalogue.num_ids - 1, ranks)
 
 
 def write_ranks(

@@ -1,30 +1,19 @@
 """report.html: one self-contained page per evaluation, with plots as inline SVG."""
 
-import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import matplotlib
 import numpy as np
-
-matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
+from trainer import page
 from trainer.dataset.manifest import Counts
 from trainer.evaluation.results import Results
+from trainer.page import Plot, plot_of
 
-MODEL, POPULARITY = "#0b7285", "#adb5bd"
-
-
-@dataclass(frozen=True)
-class Plot:
-    """An SVG element and what it shows."""
-
-    svg: str
-    caption: str
+MODEL, POPULARITY = page.COLOURS[0], page.GREY
 
 
 def render(
@@ -36,26 +25,23 @@ def render(
     popularity_ranks: np.ndarray,
 ) -> str:
     """The page. history: lines of metrics.jsonl; ranks: of all targets, 0 where not rankable."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["figure"] = lambda number: f"{number:.4f}"
-    plots = [
-        _hit_rate_plot(ranks, popularity_ranks, results.protocol["catalogue"]),
-        _slice_plot(results),
-        *_training_plots(history),
-    ]
-    page: str = environment.get_template("report.html.j2").render(
+    with page.drawing():
+        plots = [
+            _hit_rate_plot(ranks, popularity_ranks, results.protocol["catalogue"]),
+            _slice_plot(results),
+            *_training_plots(history),
+        ]
+    return page.render(
+        Path(__file__).parent,
+        "report.html.j2",
         title=f"Shoal: evaluation on the {results.split} split",
         results=results,
         rows=_rows(results),
-        plots=[{"svg": jinja2.filters.Markup(plot.svg), "caption": plot.caption} for plot in plots],
+        plots=plots,
         slice_metrics=[name for name in ("hr@10", "ndcg@10", "mrr") if name in results.metrics],
         counts=_count_rows(asdict(counts)),
         config=json.dumps(config, indent=2),
     )
-    return page
 
 
 def _rows(results: Results) -> list[dict[str, Any]]:
@@ -75,9 +61,9 @@ def _rows(results: Results) -> list[dict[str, Any]]:
 
 
 def _count_rows(counts: dict[str, Any]) -> dict[str, str]:
-    rejected = counts.pop("rejected")
+    rejected, of_catalogue = counts.pop("rejected"), counts.pop("catalogue_rejected")
     rows = {name.replace("_", " "): f"{value:,}" for name, value in counts.items()}
-    rows.update({f"rejected: {reason}": f"{number:,}" for reason, number in rejected.items()})
+    rows.update({f"rejected: {reason}": f"{number:,}" for reason, number in (rejected | of_catalogue).items()})
     return rows
 
 
@@ -90,7 +76,7 @@ def _hit_rate_plot(ranks: np.ndarray, popularity_ranks: np.ndarray, catalogue: i
         axes.plot(ks, np.searchsorted(ordered, ks, side="right") / max(1, values.size), label=name, color=colour)
     axes.set(xscale="log", xlabel="K (places in the ranked catalogue)", ylabel="share of targets found", ylim=(0, 1))
     axes.legend(frameon=False)
-    return Plot(_svg(figure), "How far down the ranked catalogue the held-out targets lie.")
+    return plot_of(figure, "How far down the ranked catalogue the held-out targets lie.")
 
 
 def _slice_plot(results: Results) -> Plot:
@@ -104,7 +90,7 @@ def _slice_plot(results: Results) -> Plot:
     axes.axhline(results.metrics[metric], color="#495057", linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylabel(metric)
-    return Plot(_svg(figure), f"{metric} by slice, with 95 % intervals; the dashed line is the mean over all users.")
+    return plot_of(figure, f"{metric} by slice, with 95 % intervals; the dashed line is the mean over all users.")
 
 
 def _training_plots(history: list[dict[str, Any]]) -> list[Plot]:
@@ -115,24 +101,15 @@ def _training_plots(history: list[dict[str, Any]]) -> list[Plot]:
         figure, axes = plt.subplots(figsize=(7, 3))
         axes.plot(*zip(*train, strict=True), color=MODEL, linewidth=0.8)
         axes.set(xlabel="step", ylabel="training loss (nats per target)")
-        plots.append(Plot(_svg(figure), "Training loss of logged steps."))
+        plots.append(plot_of(figure, "Training loss of logged steps."))
     if validation:
         figure, axes = plt.subplots(figsize=(7, 3))
-        for name, colour in (("ndcg@10", MODEL), ("hr@10", "#e8590c"), ("mrr", "#5f3dc4")):
+        for name, colour in (("ndcg@10", MODEL), ("hr@10", page.COLOURS[1]), ("mrr", page.COLOURS[2])):
             if name in validation[0]:
                 axes.plot(
                     [r["step"] for r in validation], [r[name] for r in validation], "o-", ms=3, label=name, color=colour
                 )
         axes.set(xlabel="step", ylabel="validation metric")
         axes.legend(frameon=False)
-        plots.append(Plot(_svg(figure), "Validation metrics during training."))
+        plots.append(plot_of(figure, "Validation metrics during training."))
     return plots
-
-
-def _svg(figure: Any) -> str:
-    for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close(figure)
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]

@@ -66,7 +66,7 @@ def summarize(
     _, popularity_ranks = _packed(merged.column("popularity_ranks"))
     columns = user_metrics(ranks, offsets, config.ks)
     popularity = user_metrics(popularity_ranks, offsets, config.ks)
-    num_items = manifest.counts.num_items
+    num_items = train_events.size
     results = Results(
         task="next_item",
         split=split,

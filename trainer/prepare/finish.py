@@ -81,6 +81,15 @@ class Finishing:
         return num_events[1:], num_train_events[1:]
 
     @cached_property
+    def overlap_of_items(self) -> dict[str, Any]:
+        """Which items the splits share."""
+        sums = np.zeros((3, self.item_ids.size + 1), np.int64)
+        for items in (result.items for result in self.grouped):
+            sums[:, items.numbers] += (items.num_events, items.num_train_events, items.num_test_events)
+        num_events, num_train_events, num_test_events = sums[:, 1:]
+        return profile.overlap_of_items(num_events, num_train_events, num_test_events, self.item_ids)
+
+    @cached_property
     def item_ids(self) -> npt.NDArray[np.int32]:
         """(catalogue,) what the model calls every number."""
         old = None
@@ -155,7 +164,7 @@ def finish(given: Finishing) -> Manifest:
         sketches=_sketches(given),
         cuts=tuple(result.cuts for result in given.grouped if result.cuts is not None),
         ids_are_numbers=bool((given.item_ids == np.arange(1, given.item_ids.size + 1)).all()),
-        profile=given.profile.as_values(),
+        profile=given.profile.as_values() | given.overlap_of_items,
     )
 
 

@@ -5,20 +5,18 @@ The invariant: what has an id keeps it. An append adds values after those that a
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sharding.config import DynamicIdsConfig, HashIdsConfig, IdsConfig, VocabularyIdsConfig
 from trainer.dataset.features import Ids, hash_rows
 from trainer.dataset.grouping import Ints
 from trainer.dataset.hashing import Distinct, whole
-from trainer.dataset.manifest import Manifest
 from trainer.dataset.splits import Cuts, TimeBounds
+from trainer.dataset.vocabulary import read_values
 from trainer.logs.config import CategoricalFeatureConfig
 from trainer.prepare.read_pass import ITEMS, ChunkValues, ReadResult, sum_values
 from trainer.prepare.work import PrepareJob, saved_result
@@ -78,11 +76,6 @@ def old_values(job: PrepareJob, table: str) -> pa.Array | None:
     if job.existing is None or table not in job.existing.manifest.vocabularies:
         return None
     return read_values(job.folder, job.existing.manifest, table)
-
-
-def read_values(folder: Path, manifest: Manifest, table: str) -> pa.Array:
-    path = folder / manifest.vocabularies[table].path
-    return whole(pq.read_table(path, columns=["value"]).column("value"))
 
 
 def _vocabulary(found: pa.Table | None, min_count: int, old: pa.Array | None) -> pa.Array:

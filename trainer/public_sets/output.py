@@ -5,12 +5,8 @@ that file there is no converted set. The hidden folder is removed after that, so
 conversion.json, the files beside it come from an attempt that was killed, and only then are they deleted.
 """
 
-import errno
-import fcntl
 import json
-import os
 import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.errors import UserError
+from trainer.output_folder import remove_from, writing
 from trainer.public_sets.tables import Table
 from trainer.storage import write_json_atomically
 
@@ -148,42 +145,14 @@ def _row_groups(table: Table) -> Iterator[pa.Table]:
 @contextmanager
 def _attempt(folder: Path) -> Iterator[Path]:
     """A fresh hidden folder. When the block ends without a conversion.json, however it ends, nothing is left of it."""
-    created = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+    with writing(folder, str(folder), "converting into it", "", "choose another folder"):
+        _clean(folder)
+        hidden = folder / f"{_ATTEMPT}{uuid.uuid4().hex[:8]}"
+        hidden.mkdir()
+        try:
+            yield hidden
+        finally:
             _clean(folder)
-            hidden = folder / f"{_ATTEMPT}{uuid.uuid4().hex[:8]}"
-            hidden.mkdir()
-            try:
-                yield hidden
-            finally:
-                _clean(folder)
-                if created and not any(folder.iterdir()):
-                    folder.rmdir()
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{folder}: no space left on the disk; free some, or choose another folder") from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-            raise UserError(f"{folder}: cannot be written ({error}); choose another folder") from None
-        raise
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Held by the process, so it ends with the process. Filesystems that cannot lock folders go without."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise UserError(f"{folder}: another command is converting into it right now; wait for it to end") from None
-    except OSError:
-        pass
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _clean(folder: Path) -> None:
@@ -191,14 +160,7 @@ def _clean(folder: Path) -> None:
     leftovers = _leftovers(names)
     if RECORD in names:
         leftovers = [name for name in leftovers if name.startswith(_ATTEMPT)]
-    for name in sorted(
-        leftovers, key=lambda name: name.startswith(_ATTEMPT)
-    ):  # last, because they mark the rest as ours
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    remove_from(folder, leftovers, last=_ATTEMPT)
 
 
 def _leftovers(names: list[str]) -> list[str]:

@@ -4,14 +4,17 @@ Row groups are dealt to the ranks in turn. All ranks yield the same number of ba
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
 
-from models.batch import HistoryBatch, build_batch
-from trainer.stream.row_groups import PackedHistories, RowGroupReader, gather, joined
+from models.batch import HistoryBatch, as_tensor, build_batch
+from models.item_features import Catalogue
+from trainer.stream.columns import feature_tensors, gather, stretches, take_all
+from trainer.stream.row_groups import PackedHistories, RowGroupReader, joined
 
 Split = Literal["validation", "test"]
 NOTHING = np.zeros(0, dtype=np.int64)
@@ -21,8 +24,9 @@ NOTHING = np.zeros(0, dtype=np.int64)
 class HeldOutBatch:
     """B users that have targets in the split. All arrays int64.
 
-    batch: their histories up to the split, truncated for the encoder; history_lengths: (B,) before truncation.
-    seen: items of the whole history, packed, seen_offsets (B + 1,); targets: held-out items, target_offsets (B + 1,).
+    batch: their histories up to the split, truncated for the encoder, with times and features where the reader was asked for
+    them; history_lengths: (B,) before truncation. seen: items of the whole history, packed, seen_offsets (B + 1,).
+    targets: held-out items, target_offsets (B + 1,), and their times, likewise where asked for.
     """
 
     batch: HistoryBatch
@@ -33,16 +37,18 @@ class HeldOutBatch:
     seen_offsets: np.ndarray
     targets: np.ndarray
     target_offsets: np.ndarray
+    target_times: np.ndarray | None = None
+
+    def to(self, device: torch.device) -> "HeldOutBatch":
+        """The batch on the device; what is scored afterwards stays on the host."""
+        return replace(self, batch=self.batch.to(device))
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The held-out part of a dataset as one rank sees it."""
+class Deal:
+    """How the rows of a dataset are dealt to ranks, and a rank's to batches of at most batch_size / world_size rows."""
 
     reader: RowGroupReader
-    split: Split
-    targets: Literal["all", "first"]
-    max_history: int
     batch_size: int
     rank: int
     world_size: int
@@ -54,18 +60,19 @@ class HeldOut:
             for rank in range(self.world_size)
         )
 
-    def batches(self) -> Iterator[HeldOutBatch]:
-        """Batches of at most batch_size / world_size rows; rows without targets in the split are left out."""
+    def batches(self) -> Iterator[tuple[PackedHistories, np.ndarray, np.ndarray]]:
+        """Packed row groups, the numbers of their rows in the dataset, and the batch's rows among them: none in the last
+        batches where a rank has less than others."""
         count = 0
         for bundle in self._bundles(self.rank):
             held = self.reader.read(bundle)
             packed = joined([held[group] for group in bundle])
             row_ids = np.concatenate([self.reader.first_rows[g] + np.arange(self.reader.group_rows[g]) for g in bundle])
             for start in range(0, row_ids.size, self._share):
-                yield self._batch(packed, row_ids, np.arange(start, min(start + self._share, row_ids.size)))
+                yield packed, row_ids, np.arange(start, min(start + self._share, row_ids.size))
                 count += 1
         for _ in range(count, self.num_batches()):
-            yield self._empty()
+            yield self.reader.read([0])[0], NOTHING, NOTHING
 
     @property
     def _share(self) -> int:
@@ -83,32 +90,71 @@ class HeldOut:
             bundles[-1].append(group)
         return bundles
 
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out part of a dataset as one rank sees it."""
+
+    reader: RowGroupReader
+    catalogue: Catalogue
+    split: Split
+    targets: Literal["all", "first"]
+    max_history: int
+    batch_size: int
+    rank: int
+    world_size: int
+
+    @property
+    def _deal(self) -> Deal:
+        return Deal(self.reader, self.batch_size, self.rank, self.world_size)
+
+    def num_batches(self) -> int:
+        """The same on every rank."""
+        return self._deal.num_batches()
+
+    def batches(self) -> Iterator[HeldOutBatch]:
+        """Batches of at most batch_size / world_size rows; rows without targets in the split are left out."""
+        for packed, row_ids, rows in self._deal.batches():
+            yield self._batch(packed, row_ids, rows)
+
     def _batch(self, packed: PackedHistories, row_ids: np.ndarray, rows: np.ndarray) -> HeldOutBatch:
-        num_events = packed.ends - packed.starts
-        low = (packed.train_end if self.split == "validation" else packed.validation_end)[rows]
-        high = (packed.validation_end if self.split == "validation" else num_events)[rows]
+        low, high = bounds_of(packed, self.split, packed.ends - packed.starts)
+        low, high = low[rows], high[rows]
         if self.targets == "first":
             high = np.minimum(high, low + 1)
         # A history without any event before the split has nothing to attend to, and is not evaluated.
         wanted = (high > low) & (low > 0)
-        rows, low, high = rows[wanted], low[wanted], high[wanted]
+        return self._batch_of(packed, row_ids, rows[wanted], low[wanted], high[wanted])
+
+    def _batch_of(
+        self, packed: PackedHistories, row_ids: np.ndarray, rows: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> HeldOutBatch:
         start = packed.starts[rows]
         seen, seen_offsets = gather(packed.items, start, start + low)
-        targets, target_offsets = gather(packed.items, start + low, start + high)
-        recent, offsets = gather(packed.items, start + np.maximum(0, low - self.max_history), start + low)
-        users = packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size)
+        target_places, target_offsets = stretches(start + low, start + high)
+        recent, offsets = stretches(start + np.maximum(0, low - self.max_history), start + low)
+        batch = build_batch(row_ids[rows], offsets, packed.items.take(recent), NOTHING, NOTHING, self.catalogue, False)
+        if packed.times is not None:
+            batch = replace(batch, times=as_tensor(packed.times.take(recent)))
+        if packed.features or packed.user_features:
+            features = feature_tensors(take_all(packed.features, recent))
+            user_features = feature_tensors(take_all(packed.user_features, rows))
+            batch = replace(batch, features=features, user_features=user_features)
         return HeldOutBatch(
-            batch=build_batch(row_ids[rows], offsets, recent, NOTHING, NOTHING, None),
+            batch=batch,
             row_ids=row_ids[rows],
-            users=users,
+            users=packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size),
             history_lengths=low,
             seen=seen.astype(np.int64),
             seen_offsets=seen_offsets,
-            targets=targets.astype(np.int64),
+            targets=packed.items.take(target_places).astype(np.int64),
             target_offsets=target_offsets,
+            target_times=None if packed.times is None else packed.times.take(target_places),
         )
 
-    def _empty(self) -> HeldOutBatch:
-        offsets = np.zeros(1, dtype=np.int64)
-        batch = build_batch(NOTHING, offsets, NOTHING, NOTHING, NOTHING, None)
-        return HeldOutBatch(batch, NOTHING, pa.nulls(0), NOTHING, NOTHING, offsets, NOTHING, offsets)
+
+def bounds_of(packed: PackedHistories, split: Split, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where the targets of the split begin and end in each row, of which there are `lengths` in all."""
+    if split == "validation":
+        return packed.train_end, packed.validation_end
+    return packed.validation_end, lengths

@@ -1,21 +1,65 @@
 """Training batches of one rank: Arrow row groups in the global order, as jagged batches ready for the model.
 
-Each step's share is cut from a chunk of steps that is gathered at once, so that no Python loop runs over rows or events.
+Inputs and targets of a block of steps are gathered by the same places shifted by one, and each step's share is a view of them,
+so that no Python loop runs over rows or events.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from models.batch import HistoryBatch, build_batch
+from models.batch import FIRST_ITEM, HistoryBatch, as_tensor, build_batch
 from models.config import ModelConfig, SampledSoftmaxConfig
-from models.next_item import FIRST_ITEM
-from trainer.stream.order import EpochOrder, Position
-from trainer.stream.row_groups import RowGroupReader, gather
+from models.item_features import Catalogue
+from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
+from trainer.stream.examples import Chosen
+from trainer.stream.global_batches import GlobalBatches
+from trainer.stream.order import Position
+from trainer.stream.row_groups import PackedHistories, RowGroupReader
+from trainer.stream.shares import EMPTY_ROW, PackedStep, packed_steps
 
-CHUNK_ROWS = 8192  # histories gathered at a time, all ranks together
-EMPTY_ROW = -1  # the row id of the empty history that stands in where a rank has no share of a batch
+
+@dataclass(frozen=True)
+class JaggedHistories:
+    """Training histories one after another: history b owns the entries from offsets[b] to offsets[b + 1].
+
+    row_ids: (B,) int64, ids of the examples; offsets: (B + 1,) int64; items, targets: (N,) int32, each input event and the one
+    after it; times, target_times: (N,) int64; features: an entry per input event, user_features: one per history, where the
+    reader was asked for them.
+    """
+
+    row_ids: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    targets: np.ndarray
+    times: np.ndarray | None = None
+    target_times: np.ndarray | None = None
+    features: Mapping[str, Column] = field(default_factory=dict)
+    user_features: Mapping[str, Column] = field(default_factory=dict)
+
+    def sliced(self, start: int, stop: int) -> "JaggedHistories":
+        """Histories start .. stop - 1: views."""
+        first, last = (int(place) for place in self.offsets[[start, stop]])
+        return JaggedHistories(
+            self.row_ids[start:stop],
+            self.offsets[start : stop + 1] - first,
+            self.items[first:last],
+            self.targets[first:last],
+            None if self.times is None else self.times[first:last],
+            None if self.target_times is None else self.target_times[first:last],
+            slice_all(self.features, first, last),
+            slice_all(self.user_features, start, stop),
+        )
+
+    def with_an_empty_one(self) -> "JaggedHistories":
+        """One empty history in the place of none, so that a rank without a share takes part."""
+        return replace(
+            self,
+            row_ids=np.asarray([EMPTY_ROW]),
+            offsets=np.zeros(2, dtype=np.int64),
+            user_features={name: zero_like(column) for name, column in self.user_features.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -32,74 +76,66 @@ class TrainStream:
     """Steps from any position on. Pure data: iterating it holds the only state, and any two iterations agree."""
 
     reader: RowGroupReader
+    batches: GlobalBatches
     model: ModelConfig
-    num_item_rows: int
-    batch_size: int
-    seed: int
-    rank: int
-    world_size: int
+    catalogue: Catalogue
 
     @property
-    def num_rows(self) -> int:
-        return sum(self.reader.group_rows)
+    def num_examples(self) -> int:
+        return self.batches.examples.num_examples
 
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
-        position = start
-        while position.epoch < num_epochs:
-            order = EpochOrder(self.reader.group_rows, self.seed, position.epoch)
-            for step in self._epoch(order, position):
-                yield step
-                position = step.after
+        for packed in self.packed(start, num_epochs):
+            yield Step(self._batch(packed), packed.epoch, packed.after)
 
-    def _epoch(self, order: EpochOrder, start: Position) -> Iterator[Step]:
-        steps_per_chunk = max(1, CHUNK_ROWS // self.batch_size)
-        chunk_size = steps_per_chunk * self.batch_size
-        position = start
-        for chunk_start in range(start.trained, self.num_rows, chunk_size):
-            chunk_stop = min(chunk_start + chunk_size, self.num_rows)
-            rows = order.rows(chunk_start, chunk_stop, self.rank, self.world_size)
-            row_ids, starts, ends, items = self._locate(rows.group, rows.row)
-            for batch_start in range(chunk_start, chunk_stop, self.batch_size):
-                low, high = np.searchsorted(rows.position, (batch_start, batch_start + self.batch_size))
-                negatives = self._negatives(position)
-                batch = self._batch(items, row_ids[low:high], starts[low:high], ends[low:high], negatives)
-                position = position.advanced(self.batch_size, self.num_rows)
-                yield Step(batch, order.epoch, position)
+    def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedHistories]]:
+        """The same steps as packed arrays, before anything is looked up or laid out. A share may have no history."""
+        return packed_steps(self.reader, self.batches, self._gather, start, num_epochs)
 
-    def _locate(self, group: np.ndarray, row: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """For each row: its global id and where its training window lies in the concatenated items of the chunk's groups."""
-        wanted, which = np.unique(group, return_inverse=True)
-        if wanted.size == 0:
-            nothing = np.zeros(0, dtype=np.int64)
-            return nothing, nothing, nothing, nothing
-        held = self.reader.read(wanted)
-        packed = [held[int(g)] for g in wanted]
-        items = np.concatenate([p.items for p in packed])
-        row_base = np.concatenate(([0], np.cumsum([p.starts.size for p in packed])))[which] + row
-        item_base = np.concatenate(([0], np.cumsum([p.items.size for p in packed])))
-        starts = np.concatenate([p.starts + base for p, base in zip(packed, item_base, strict=False)])[row_base]
-        lengths = np.concatenate([p.train_end for p in packed])[row_base]
-        ends = starts + lengths
-        # The most recent max_history inputs, and one event more: the target of the last input.
-        starts = np.maximum(starts, ends - (self.model.max_history + 1))
-        return self.reader.first_rows[group] + row, starts, ends, items
+    def _gather(self, packed: PackedHistories, rows: np.ndarray, chosen: Chosen) -> JaggedHistories:
+        # The last event of a history is a target only. Windows are counted from the most recent end.
+        stops = packed.starts[rows] + packed.train_end[rows] - 1 - chosen.window * self.model.max_history
+        starts = np.maximum(packed.starts[rows], stops - self.model.max_history)
+        places, offsets = stretches(starts, np.maximum(stops, starts))
+        items, features = packed.items.take(places), take_all(packed.features, places)
+        times = target_times = None
+        if packed.times is not None:
+            times, target_times = packed.times.take(places), packed.times.take(places + 1)
+        places += 1  # from inputs to their targets
+        targets, user_features = packed.items.take(places), take_all(packed.user_features, rows)
+        row_ids = self.batches.examples.ids(chosen)
+        return JaggedHistories(row_ids, offsets, items, targets, times, target_times, features, user_features)
 
-    def _batch(
-        self, items: np.ndarray, row_ids: np.ndarray, starts: np.ndarray, ends: np.ndarray, negatives: np.ndarray
-    ) -> HistoryBatch:
-        if row_ids.size == 0:
-            row_ids, starts, ends = np.asarray([EMPTY_ROW]), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
-        input_ends = np.maximum(ends - 1, starts)
-        history, offsets = gather(items, starts, input_ends)
-        target, _ = gather(items, np.minimum(starts + 1, ends), ends)
-        whole_table = None if isinstance(self.model.objective, SampledSoftmaxConfig) else self.num_item_rows
-        return build_batch(row_ids, offsets, history, target, negatives, whole_table)
+    def _batch(self, step: PackedStep[JaggedHistories]) -> HistoryBatch:
+        histories = step.share
+        if histories.row_ids.size == 0:
+            histories = histories.with_an_empty_one()
+        whole = not isinstance(self.model.objective, SampledSoftmaxConfig)
+        negatives = self._negatives(step.before)
+        batch = build_batch(
+            histories.row_ids,
+            histories.offsets,
+            histories.items,
+            histories.targets,
+            negatives,
+            self.catalogue,
+            whole,
+        )
+        if histories.times is None and not histories.features and not histories.user_features:
+            return batch
+        return replace(
+            batch,
+            times=None if histories.times is None else as_tensor(histories.times),
+            target_times=None if histories.target_times is None else as_tensor(histories.target_times),
+            features=feature_tensors(histories.features),
+            user_features=feature_tensors(histories.user_features),
+        )
 
     def _negatives(self, position: Position) -> np.ndarray:
         """Drawn from (seed, position), alike on every rank."""
         objective = self.model.objective
         if not isinstance(objective, SampledSoftmaxConfig):
             return np.zeros(0, dtype=np.int64)
-        generator = np.random.default_rng([self.seed, position.epoch, 2, position.trained])
-        return generator.integers(FIRST_ITEM, self.num_item_rows, objective.num_negatives)
+        generator = np.random.default_rng([self.batches.seed, position.epoch, 2, position.trained])
+        return generator.integers(FIRST_ITEM, self.catalogue.num_known, objective.num_negatives)

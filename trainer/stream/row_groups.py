@@ -13,42 +13,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trainer.dataset.features import decoder_of
 from trainer.dataset.manifest import Manifest
-from trainer.errors import UserError
-
-
-@dataclass(frozen=True)
-class Lists:
-    """Values of which each event (or user) has several: entry i owns values[offsets[i]:offsets[i + 1]]."""
-
-    values: np.ndarray
-    offsets: np.ndarray
-
-    def take(self, index: np.ndarray) -> "Lists":
-        return Lists(*gather(self.values, self.offsets[index], self.offsets[index + 1]))
-
-
-Column = np.ndarray | Lists
-
-
-def take(column: Column, index: np.ndarray) -> Column:
-    """Entries of a column by their place."""
-    return column.take(index) if isinstance(column, Lists) else column[index]
-
-
-def concatenate(columns: list[Column]) -> Column:
-    """Columns of one kind as one."""
-    if len(columns) == 1:
-        return columns[0]
-    if not isinstance(columns[0], Lists):
-        return np.concatenate(columns)  # type: ignore[arg-type]
-    lists: list[Lists] = columns  # type: ignore[assignment]
-    bases = np.concatenate(([0], np.cumsum([piece.values.shape[0] for piece in lists])))
-    offsets = [piece.offsets[:-1] + base for piece, base in zip(lists, bases, strict=False)]
-    return Lists(np.concatenate([piece.values for piece in lists]), np.concatenate([*offsets, bases[-1:]]))
+from trainer.dataset.vocabulary import ids_of_numbers
+from trainer.stream.columns import Column, Lists, concatenate, concatenate_all, stretches, take
+from trainer.stream.part_files import CUTS, PartFiles, Piece
 
 
 @dataclass(frozen=True)
@@ -116,8 +86,8 @@ def joined(pieces: list[PackedHistories]) -> PackedHistories:
         validation_end=np.concatenate([piece.validation_end for piece in pieces]),
         users=users,
         times=None if pieces[0].times is None else np.concatenate([piece.times for piece in pieces]),  # type: ignore[misc]
-        features=_joined_columns([piece.features for piece in pieces]),
-        user_features=_joined_columns([piece.user_features for piece in pieces]),
+        features=concatenate_all([piece.features for piece in pieces]),
+        user_features=concatenate_all([piece.user_features for piece in pieces]),
         impressions=_joined_impressions(impressions) if impressions else None,
     )
 
@@ -127,14 +97,10 @@ def _joined_impressions(pieces: list[Impressions]) -> Impressions:
         items=np.concatenate([piece.items for piece in pieces]),
         times=np.concatenate([piece.times for piece in pieces]),
         history_end=np.concatenate([piece.history_end for piece in pieces]),
-        labels=_joined_columns([piece.labels for piece in pieces]),  # type: ignore[arg-type]
-        features=_joined_columns([piece.features for piece in pieces]),
+        labels=concatenate_all([piece.labels for piece in pieces]),  # type: ignore[arg-type]
+        features=concatenate_all([piece.features for piece in pieces]),
         **_stretches(pieces, [piece.items.size for piece in pieces]),
     )
-
-
-def _joined_columns(pieces: list[Mapping[str, Column]]) -> dict[str, Column]:
-    return {name: concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _stretches(pieces: list[Any], sizes: list[int]) -> dict[str, np.ndarray]:
@@ -149,7 +115,8 @@ def _stretches(pieces: list[Any], sizes: list[int]) -> dict[str, np.ndarray]:
 class Wanted:
     """What a reader should read besides items and cuts: times, users, all features, or impressions.
 
-    numbers: items as numbers of the catalogue, not as the model's ids.
+    numbers: items as numbers of the catalogue, not as the model's ids; unknown: items that the training part does not know
+    have ids behind those of the known ones, not 0.
     """
 
     users: bool = False
@@ -157,20 +124,13 @@ class Wanted:
     features: bool = False
     impressions: bool = False
     numbers: bool = False
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A Parquet row group that belongs to a row group of the dataset."""
-
-    path: str
-    number: int
+    unknown: bool = False
 
 
 @dataclass(frozen=True)
 class _Group:
-    pieces: tuple[_Piece, ...]
-    cuts: _Piece | None  # of all rows; none takes them from the only piece
+    pieces: tuple[Piece, ...]
+    cuts: Piece | None  # of all rows; none takes them from the only piece
     first_row: int  # of the partition
 
 
@@ -180,27 +140,34 @@ class RowGroupReader:
     def __init__(
         self, folder: Path, manifest: Manifest, wanted: Wanted = Wanted(), cache_bytes: int = 256 << 20
     ) -> None:
-        self.folder = folder
+        self.wanted = wanted
         self.group_rows = manifest.group_rows
         self.first_rows = np.concatenate(([0], np.cumsum(self.group_rows))).astype(np.int64)
-        self._wanted = wanted
+        self.num_events = sum(group.num_events for part in manifest.parts for group in part.row_groups)
         self._groups = _groups_of(manifest)
-        self._ids = None if wanted.numbers or manifest.ids_are_numbers else _ids_of_numbers(folder, manifest)
+        self._ids = None
+        if not wanted.numbers and not manifest.ids_are_numbers:
+            self._ids = ids_of_numbers(folder, manifest, wanted.unknown)
         self._event_columns, self._user_columns = _feature_columns(manifest, wanted)
         self._decode = decoder_of(manifest.features, self._ids)
         self._labels = tuple(manifest.labels.get("names", ()))
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[int, PackedHistories] = OrderedDict()
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._lists = ("item", *(("time",) if wanted.times else ()), *self._event_columns)
+        self._impressions = _impression_columns(self._labels, self._event_columns) if wanted.impressions else ()
+        self._once = (*(("user",) if wanted.users else ()), *self._user_columns)
+        self._files = PartFiles(folder, manifest, (*self._lists, *self._impressions, *self._once, *CUTS))
+
+    def check_files(self) -> None:
+        """Look at every file once. Raises UserError naming one that is not what the manifest says, and the column if it is one."""
+        self._files.check()
 
     def read(self, groups: Iterable[int]) -> dict[int, PackedHistories]:
         """The wanted groups, from the cache or the files. Raises UserError naming a file that cannot be read."""
         wanted = [int(g) for g in groups]
+        self._cached |= self._load_all([group for group in wanted if group not in self._cached])
         for group in wanted:
-            if group in self._cached:
-                self._cached.move_to_end(group)
-            else:
-                self._cached[group] = self._load(self._groups[group], self.group_rows[group])
+            self._cached.move_to_end(group)
         held = {group: self._cached[group] for group in wanted}
         total = sum(packed.num_bytes for packed in self._cached.values())
         while total > self._cache_bytes and len(self._cached) > len(held):
@@ -213,48 +180,67 @@ class RowGroupReader:
         place = self._groups[group]
         return self._read_cuts(place.cuts or place.pieces[0])
 
-    def _read_cuts(self, piece: _Piece) -> tuple[np.ndarray, np.ndarray]:
-        table = self._table(piece, ["train_end", "validation_end"])
-        return tuple(table.column(name).to_numpy().astype(np.int64) for name in ("train_end", "validation_end"))  # type: ignore[return-value]
+    def _read_cuts(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+        table = self._files.read(piece, [*CUTS])
+        return tuple(table.column(name).to_numpy().astype(np.int64) for name in CUTS)  # type: ignore[return-value]
 
-    def _load(self, group: _Group, num_rows: int) -> PackedHistories:
-        lists = ["item", *(["time"] if self._wanted.times else []), *self._event_columns]
-        impressions: list[str] = []
-        if self._wanted.impressions:
-            impressions = ["impression.item", "impression.time", "impression.history_end"]
-            impressions += [f"label.{name}" for name in self._labels]
-            impressions += ["impression." + name.removeprefix("event.") for name in self._event_columns]
-        once = [*(["user"] if self._wanted.users else []), *self._user_columns]
-        own_cuts = [] if group.cuts is not None else ["train_end", "validation_end"]
-        first = self._table(group.pieces[0], [*lists, *impressions, *once, *own_cuts])
-        tables = [first, *(self._table(piece, [*lists, *impressions, "row"]) for piece in group.pieces[1:])]
-        rows = [
-            np.arange(num_rows),
-            *(t.column("row").to_numpy().astype(np.int64) - group.first_row for t in tables[1:]),
-        ]
-        values, starts, ends = _merged(tables, rows, lists, num_rows)
+    def train_ends(self) -> np.ndarray:
+        """train_end of every row of the dataset, (num_rows,) int32: a look at each file, none at events."""
+        ends = np.empty(self.first_rows[-1], dtype=np.int32)
+        pieces: dict[str, list[tuple[int, int]]] = {}
+        for number, group in enumerate(self._groups):
+            place = group.cuts or group.pieces[0]
+            pieces.setdefault(place.path, []).append((place.number, number))
+        for path, found in pieces.items():
+            chunks = self._files.read_whole(path, ["train_end"])
+            bounds = np.concatenate(([0], np.cumsum(self._files.group_rows(path))))
+            column = chunks.column("train_end").to_numpy()
+            for number, group_number in found:  # row groups, never rows
+                first, last = self.first_rows[group_number : group_number + 2]
+                ends[first:last] = column[bounds[number] : bounds[number + 1]]
+        return ends
+
+    def _load_all(self, numbers: list[int]) -> dict[int, PackedHistories]:
+        """Row groups that lie in one file are read together, and each is packed."""
+        by_path: dict[str, list[int]] = {}
+        for number in numbers:
+            by_path.setdefault(self._groups[number].pieces[0].path, []).append(number)
+        loaded = {}
+        for path, found in by_path.items():
+            own_cuts = () if self._groups[found[0]].cuts is not None else CUTS
+            columns = [*self._lists, *self._impressions, *self._once, *own_cuts]
+            places = [self._groups[number].pieces[0].number for number in found]
+            for number, table in zip(found, self._files.read_together(path, places, columns), strict=True):
+                loaded[number] = self._packed(self._groups[number], self.group_rows[number], table)
+        return loaded
+
+    def _packed(self, group: _Group, num_rows: int, first: pa.Table) -> PackedHistories:
+        """A row group from its oldest piece and those that continue it."""
+        lists = [*self._lists, *self._impressions, "row"]
+        tables = [first, *(self._files.read(piece, lists) for piece in group.pieces[1:])]
+        continued = [t.column("row").to_numpy().astype(np.int64) - group.first_row for t in tables[1:]]
+        rows = [np.arange(num_rows), *continued]
+        values, starts, ends = _merged(tables, rows, self._lists, num_rows)
         if group.cuts is not None:
             train_end, validation_end = self._read_cuts(group.cuts)
         else:
-            train_end, validation_end = (first.column(name).to_numpy().astype(np.int64) for name in own_cuts)
-        user_columns = {name: _plain(first.column(name)) for name in self._user_columns}
+            train_end, validation_end = (first.column(name).to_numpy().astype(np.int64) for name in CUTS)
+        user_columns = {name: column_of(first.column(name)) for name in self._user_columns}
         return PackedHistories(
             items=self._item_ids(values["item"]),
             starts=starts,
             ends=ends,
             train_end=train_end,
             validation_end=validation_end,
-            users=_array(first.column("user")) if self._wanted.users else None,
+            users=_array(first.column("user")) if self.wanted.users else None,
             times=values.get("time"),  # type: ignore[arg-type]
             features=self._decoded(values, self._event_columns, "event."),
             user_features=self._decoded(user_columns, self._user_columns, "user."),
-            impressions=self._impressions(tables, rows, impressions, num_rows) if impressions else None,
+            impressions=self._load_impressions(tables, rows, num_rows) if self._impressions else None,
         )
 
-    def _impressions(
-        self, tables: list[pa.Table], rows: list[np.ndarray], columns: list[str], num_rows: int
-    ) -> Impressions:
-        values, starts, ends = _merged(tables, rows, columns, num_rows)
+    def _load_impressions(self, tables: list[pa.Table], rows: list[np.ndarray], num_rows: int) -> Impressions:
+        values, starts, ends = _merged(tables, rows, self._impressions, num_rows)
         features = {"event." + name.removeprefix("impression."): column for name, column in values.items()}
         return Impressions(
             items=self._item_ids(values["impression.item"]),
@@ -279,31 +265,14 @@ class RowGroupReader:
             return replace(column, values=decode(column.values))
         return decode(column)
 
-    def _table(self, piece: _Piece, columns: list[str]) -> pa.Table:
-        try:
-            return self._open(piece.path).read_row_group(piece.number, columns=list(dict.fromkeys(columns)))
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(
-                f"dataset {self.folder / piece.path}, row group {piece.number}: cannot be read ({error}); "
-                "the file is damaged or gone: delete the dataset folder and run `shoal prepare`"
-            ) from error
-
-    def _open(self, path: str) -> pq.ParquetFile:
-        if path not in self._files:
-            self._files[path] = pq.ParquetFile(self.folder / path, page_checksum_verification=True)
-            if len(self._files) > 64:
-                self._files.popitem(last=False)[1].close()
-        self._files.move_to_end(path)
-        return self._files[path]
-
 
 def _groups_of(manifest: Manifest) -> list[_Group]:
     """Where the pieces of every row group of the dataset lie, oldest first."""
-    pieces: dict[int, list[_Piece]] = {}
+    pieces: dict[int, list[Piece]] = {}
     partition: dict[int, int] = {}
     for part in manifest.parts:
         for number, piece in enumerate(part.row_groups):
-            pieces.setdefault(piece.group, []).append(_Piece(part.path, number))
+            pieces.setdefault(piece.group, []).append(Piece(part.path, number))
             partition[piece.group] = part.partition
     cuts = {file.partition: file.path for file in manifest.cuts}
     rows, groups = manifest.group_rows, []
@@ -313,17 +282,11 @@ def _groups_of(manifest: Manifest) -> list[_Group]:
         home = partition[group]
         number = place.setdefault(home, 0)
         path = cuts.get(home)
-        cut = _Piece(path, number) if path is not None else None
+        cut = Piece(path, number) if path is not None else None
         groups.append(_Group(tuple(pieces[group]), cut, first_row.setdefault(home, 0)))
         first_row[home] += rows[group]
         place[home] += 1
     return groups
-
-
-def _ids_of_numbers(folder: Path, manifest: Manifest) -> np.ndarray:
-    """The id of every number of the catalogue, number 0 (no item) included."""
-    ids = pq.read_table(folder / manifest.vocabulary.path, columns=["id"]).column("id").to_numpy()
-    return np.concatenate((np.zeros(1, np.int32), ids.astype(np.int32)))
 
 
 def _feature_columns(manifest: Manifest, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -334,8 +297,13 @@ def _feature_columns(manifest: Manifest, wanted: Wanted) -> tuple[tuple[str, ...
     return events, users
 
 
+def _impression_columns(labels: tuple[str, ...], events: tuple[str, ...]) -> tuple[str, ...]:
+    features = ("impression." + name.removeprefix("event.") for name in events)
+    return ("impression.item", "impression.time", "impression.history_end", *(f"label.{n}" for n in labels), *features)
+
+
 def _merged(
-    tables: list[pa.Table], rows: list[np.ndarray], columns: list[str], num_rows: int
+    tables: list[pa.Table], rows: list[np.ndarray], columns: tuple[str, ...], num_rows: int
 ) -> tuple[dict[str, Column], np.ndarray, np.ndarray]:
     """The lists of all generations, one after the other for each row: (values by column, starts, ends (num_rows,)).
 
@@ -343,32 +311,38 @@ def _merged(
     """
     offsets = [_array(table.column(columns[0])).offsets.to_numpy().astype(np.int64) for table in tables]
     if len(tables) == 1:
-        base = offsets[0][0]
-        values = {name: _list_values(tables[0].column(name)) for name in columns}
-        return values, offsets[0][:-1] - base, offsets[0][1:] - base
+        bounds = offsets[0] - offsets[0][0]
+        return {name: _list_values(tables[0].column(name)) for name in columns}, bounds[:-1], bounds[1:]
     bases = np.concatenate(([0], np.cumsum([o[-1] - o[0] for o in offsets])))
     starts = np.concatenate([o[:-1] - o[0] + base for o, base in zip(offsets, bases, strict=False)])
     ends = np.concatenate([o[1:] - o[0] + base for o, base in zip(offsets, bases, strict=False)])
     row = np.concatenate(rows)
     order = np.argsort(row, kind="stable")
-    index, packed = gather(np.arange(bases[-1]), starts[order], ends[order])
+    places, packed = stretches(starts[order], ends[order])
     bounds = packed[np.searchsorted(row[order], np.arange(num_rows + 1))]
     pieces = {name: [_list_values(table.column(name)) for table in tables] for name in columns}
-    return {name: take(concatenate(found), index) for name, found in pieces.items()}, bounds[:-1], bounds[1:]
+    return {name: take(concatenate(found), places) for name, found in pieces.items()}, bounds[:-1], bounds[1:]
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
-    """pyarrow combines to an array or to chunks, depending on their number."""
-    combined = column.combine_chunks()
+    """A column as one array: as it is where it has one chunk, which is what reading a row group gives."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    combined = column.combine_chunks()  # an array or chunks, depending on their number
     return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
 
 
 def _list_values(column: pa.ChunkedArray) -> Column:
     """The entries of all lists of a column, one after another; the column's own offsets are taken elsewhere."""
-    return _column_of(_array(column).flatten())
+    lists = _array(column)
+    if lists.null_count:
+        return _column_of(lists.flatten())
+    first, last = lists.offsets[0].as_py(), lists.offsets[-1].as_py()
+    return _column_of(lists.values.slice(first, last - first))
 
 
-def _plain(column: pa.ChunkedArray) -> Column:
+def column_of(column: pa.ChunkedArray) -> Column:
+    """A column that has one entry per row."""
     return _column_of(_array(column))
 
 
@@ -382,11 +356,3 @@ def _column_of(values: pa.Array) -> Column:
         return Lists(values.flatten().to_numpy(), offsets - offsets[0])
     plain: np.ndarray = values.to_numpy(zero_copy_only=False)
     return plain
-
-
-def gather(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pack the stretches values[starts[i]:ends[i]] one after another: (packed values, offsets (n + 1,) int64)."""
-    lengths = ends - starts
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    index = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    return values[index], offsets

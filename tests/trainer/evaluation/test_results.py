@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from models.batch import HistoryBatch
+from models.item_features import Catalogue, ItemRequest
 from sharding.ranks import Ranks
 from tests.datasets import tiny_dataset
 from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Counts, Manifest
+from trainer.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError
 from trainer.evaluation import results as results_module
-from trainer.evaluation.evaluate import make_evaluator, read_vocabulary, write_ranks
+from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.evaluation.metrics import Z95
 from trainer.evaluation.results import Results, merge_parts, read_ranks, summarize
 
@@ -247,13 +249,14 @@ class LastItemNext:
     def train(self, mode: bool) -> None:
         pass
 
-    def look_up(self, ids: Tensor) -> Tensor:
-        return torch.nn.functional.one_hot(ids, self.num_item_rows).float()
+    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
+        return {"item": torch.nn.functional.one_hot(request.rows["item"], self.num_item_rows).float()}
 
-    def item_vectors(self, rows: Tensor) -> Tensor:
-        return rows
+    def item_vectors(self, rows: dict[str, Tensor], request: ItemRequest) -> Tensor:
+        return rows["item"]
 
-    def user_vectors(self, rows: Tensor, batch: HistoryBatch) -> Tensor:
+    def user_vectors(self, by_table: dict[str, Tensor], batch: HistoryBatch) -> Tensor:
+        rows = by_table["item"]
         last = (batch.layout.offsets[1:] - 1).tolist()
         return torch.stack([rows[batch.history_index[n]].roll(1) for n in last]) if last else rows[:0]
 
@@ -262,7 +265,15 @@ def test_an_evaluation_from_files_to_files(tmp_path):
     manifest = tiny_dataset(tmp_path / "dataset")
     vocabulary = read_vocabulary(tmp_path / "dataset", manifest)
     alone = Ranks(0, 1, torch.device("cpu"))
-    evaluator = make_evaluator(tmp_path / "dataset", manifest, "test", CONFIG, 5, alone)
+    evaluator = make_evaluator(
+        tmp_path / "dataset",
+        manifest,
+        Catalogue(manifest.num_item_rows, manifest.num_item_rows),
+        "test",
+        CONFIG,
+        5,
+        alone,
+    )
     seen: list[tuple[int, int]] = []
     model: Any = LastItemNext(manifest.num_item_rows)
     write_ranks(evaluator, model, vocabulary, tmp_path / "parts", lambda done, total: seen.append((done, total)))

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from models.item_features import Catalogue
 from tests.datasets import tiny_dataset
 from trainer.dataset.manifest import Manifest, Part, RowGroup
 from trainer.dataset.writer import OldGroups, numbered, write_part
@@ -22,7 +23,7 @@ def held_out(
 ) -> HeldOut:
     arguments: dict[str, Any] = {"targets": "all", "max_history": MAX_HISTORY, "batch_size": 6} | changes
     reader = RowGroupReader(folder, manifest, Wanted(users=True))
-    return HeldOut(reader, split, rank=rank, world_size=world_size, **arguments)
+    return HeldOut(reader, Catalogue(1000, 1000), split, rank=rank, world_size=world_size, **arguments)
 
 
 def users_of(held: HeldOutBatch) -> list[dict[str, Any]]:
@@ -166,5 +167,5 @@ def test_the_number_of_batches_is_that_of_the_rank_with_the_most_rows():
     groups = tuple(RowGroup(num_rows, num_rows, group) for group, num_rows in enumerate((10, 1, 10, 1)))
     manifest = Manifest("x", {}, {}, None, {}, (Part("none.parquet", 0, "", 0, 0, groups),))  # type: ignore[arg-type]
     for rank in range(2):
-        part = HeldOut(RowGroupReader(Path(), manifest), "test", "all", 5, 8, rank, 2)
+        part = HeldOut(RowGroupReader(Path(), manifest), Catalogue(9, 9), "test", "all", 5, 8, rank, 2)
         assert part.num_batches() == 6  # rank 0: two groups of ten rows, four rows at a time

@@ -1,0 +1,93 @@
+"""Packed columns: values one after another, taken, joined and cut without a loop over entries."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.batch import FeatureTensor, JaggedFeature, as_tensor
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Values of which each event (or user) has several: entry i owns values[offsets[i]:offsets[i + 1]]."""
+
+    values: np.ndarray
+    offsets: np.ndarray
+
+    def take(self, index: np.ndarray) -> "Lists":
+        return Lists(*gather(self.values, self.offsets[index], self.offsets[index + 1]))
+
+    def sliced(self, start: int, stop: int) -> "Lists":
+        first, last = self.offsets[start], self.offsets[stop]
+        return Lists(self.values[first:last], self.offsets[start : stop + 1] - first)
+
+
+Column = np.ndarray | Lists
+
+
+def take(column: Column, index: np.ndarray) -> Column:
+    """Entries of a column by their place."""
+    return column.take(index) if isinstance(column, Lists) else column.take(index, axis=0)
+
+
+def take_all(columns: Mapping[str, Column], index: np.ndarray) -> dict[str, Column]:
+    return {name: take(column, index) for name, column in columns.items()}
+
+
+def sliced(column: Column, start: int, stop: int) -> Column:
+    """Entries start .. stop - 1: a view."""
+    return column.sliced(start, stop) if isinstance(column, Lists) else column[start:stop]
+
+
+def slice_all(columns: Mapping[str, Column], start: int, stop: int) -> dict[str, Column]:
+    return {name: sliced(column, start, stop) for name, column in columns.items()}
+
+
+def concatenate(columns: list[Column]) -> Column:
+    """Columns of one kind as one."""
+    if len(columns) == 1:
+        return columns[0]
+    if not isinstance(columns[0], Lists):
+        return np.concatenate(columns)  # type: ignore[arg-type]
+    lists: list[Lists] = columns  # type: ignore[assignment]
+    bases = np.concatenate(([0], np.cumsum([piece.values.shape[0] for piece in lists])))
+    offsets = [piece.offsets[:-1] + base for piece, base in zip(lists, bases, strict=False)]
+    return Lists(np.concatenate([piece.values for piece in lists]), np.concatenate([*offsets, bases[-1:]]))
+
+
+def concatenate_all(pieces: list[Mapping[str, Column]]) -> dict[str, Column]:
+    return {name: concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def stretches(starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The stretches starts[i] .. ends[i] - 1 one after another: (places (N,) int64, offsets (n + 1,) int64)."""
+    lengths = ends - starts
+    offsets = np.zeros(lengths.size + 1, dtype=np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    places = np.arange(offsets[-1])
+    places += np.repeat(starts - offsets[:-1], lengths)
+    return places, offsets
+
+
+def gather(values: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pack the stretches values[starts[i]:ends[i]] one after another: (packed values, offsets (n + 1,) int64)."""
+    places, offsets = stretches(starts, ends)
+    return values.take(places, axis=0), offsets
+
+
+def zero_like(column: Column) -> Column:
+    """A single entry: the number 0, or no values, in a column like this one."""
+    if isinstance(column, Lists):
+        return Lists(column.values[:0], np.zeros(2, dtype=np.int64))
+    return np.zeros((1, *column.shape[1:]), dtype=column.dtype)
+
+
+def feature_tensors(columns: Mapping[str, Column]) -> dict[str, FeatureTensor]:
+    """Features as the model gets them."""
+    return {
+        name: JaggedFeature(as_tensor(column.values), as_tensor(column.offsets))
+        if isinstance(column, Lists)
+        else as_tensor(column)
+        for name, column in columns.items()
+    }

@@ -1,0 +1,247 @@
+"""Batches for ranking: one history, and beside it all the impressions of the split that its user was shown.
+
+An example is a row: it is trained once per epoch with all of its training impressions. Its history reaches up to the last of
+them, and back to max_history events before the first, so that no impression misses one of its own most recent max_history
+events. The invariant: what an impression may see lies strictly before it (history_end), in training as when it is held out.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from models.batch import as_tensor, distinct_ids
+from models.item_features import Catalogue
+from models.jagged import layout_of
+from models.ranking_batch import RankingBatch
+from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
+from trainer.stream.examples import Chosen, Examples
+from trainer.stream.global_batches import GlobalBatches
+from trainer.stream.held_out import Deal, Split, bounds_of
+from trainer.stream.order import Position
+from trainer.stream.row_groups import PackedHistories, RowGroupReader
+from trainer.stream.shares import EMPTY_ROW, PackedStep, packed_steps
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Impressions of histories: history b owns those from offsets[b] to offsets[b + 1].
+
+    items: (M,) int32; times: (M,) int64; history_end: (M,) int64, of the history's events that were gathered; labels: (M,) float32
+    each; features: an entry per impression; place: (M,) int64, its number among all impressions of its row.
+    """
+
+    offsets: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    history_end: np.ndarray
+    place: np.ndarray
+    labels: Mapping[str, np.ndarray]
+    features: Mapping[str, Column]
+
+    def sliced(self, start: int, stop: int) -> "Candidates":
+        """Those of the histories start .. stop - 1."""
+        first, last = (int(place) for place in self.offsets[[start, stop]])
+        return Candidates(
+            self.offsets[start : stop + 1] - first,
+            self.items[first:last],
+            self.times[first:last],
+            self.history_end[first:last],
+            self.place[first:last],
+            {name: column[first:last] for name, column in self.labels.items()},
+            slice_all(self.features, first, last),
+        )
+
+
+@dataclass(frozen=True)
+class JaggedImpressions:
+    """Histories one after another with their candidates: history b owns the events from offsets[b] to offsets[b + 1].
+
+    row_ids: (B,) int64; items: (N,) int32; times: (N,) int64, features and user_features where the reader was asked for them.
+    """
+
+    row_ids: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    candidates: Candidates
+    times: np.ndarray | None = None
+    features: Mapping[str, Column] = field(default_factory=dict)
+    user_features: Mapping[str, Column] = field(default_factory=dict)
+
+    def sliced(self, start: int, stop: int) -> "JaggedImpressions":
+        """Histories start .. stop - 1: views."""
+        first, last = (int(place) for place in self.offsets[[start, stop]])
+        return JaggedImpressions(
+            self.row_ids[start:stop],
+            self.offsets[start : stop + 1] - first,
+            self.items[first:last],
+            self.candidates.sliced(start, stop),
+            None if self.times is None else self.times[first:last],
+            slice_all(self.features, first, last),
+            slice_all(self.user_features, start, stop),
+        )
+
+    def with_an_empty_one(self) -> "JaggedImpressions":
+        """One empty history without candidates in the place of none, so that a rank without a share takes part."""
+        nothing = np.zeros(2, dtype=np.int64)
+        return replace(
+            self,
+            row_ids=np.asarray([EMPTY_ROW]),
+            offsets=nothing,
+            candidates=replace(self.candidates, offsets=nothing),
+            user_features={name: zero_like(column) for name, column in self.user_features.items()},
+        )
+
+
+@dataclass(frozen=True)
+class RankingStep:
+    """One step's share of this rank, the epoch that it belongs to, and the place in the data after it."""
+
+    batch: RankingBatch
+    epoch: int
+    after: Position
+
+
+@dataclass(frozen=True)
+class ImpressionStream:
+    """Training steps from any position on, as trainer.stream.histories.TrainStream; `reader` reads impressions too.
+
+    A row without training impressions is an example with an empty history.
+    """
+
+    reader: RowGroupReader
+    batches: GlobalBatches
+    max_history: int
+    catalogue: Catalogue
+
+    @property
+    def num_examples(self) -> int:
+        return self.batches.examples.num_examples
+
+    def steps(self, start: Position, num_epochs: int) -> Iterator[RankingStep]:
+        """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
+        for packed in self.packed(start, num_epochs):
+            yield RankingStep(ranking_batch(packed.share, self.catalogue), packed.epoch, packed.after)
+
+    def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedImpressions]]:
+        """The same steps as packed arrays. A share may be empty."""
+        return packed_steps(self.reader, self.batches, self._gather, start, num_epochs)
+
+    def _gather(self, packed: PackedHistories, rows: np.ndarray, chosen: Chosen) -> JaggedImpressions:
+        high = packed.train_end[rows]
+        row_ids = self.batches.examples.ids(chosen)
+        return gather_impressions(packed, rows, np.zeros_like(high), high, row_ids, self.max_history)
+
+
+@dataclass(frozen=True)
+class HeldOutImpressionsBatch:
+    """B users that have impressions in the split, all of them in it. row_ids: (B,) int64; users: as in the logs.
+
+    place: (M,) int64, the number of each candidate among the impressions of its row.
+    """
+
+    batch: RankingBatch
+    row_ids: np.ndarray
+    users: pa.Array
+    place: np.ndarray
+
+    def to(self, device: torch.device) -> "HeldOutImpressionsBatch":
+        """The batch on the device; what is scored afterwards stays on the host."""
+        return replace(self, batch=self.batch.to(device))
+
+
+@dataclass(frozen=True)
+class HeldOutImpressions:
+    """The held-out impressions of a dataset as one rank sees them: over all ranks, each impression of the split exactly once."""
+
+    deal: Deal
+    catalogue: Catalogue
+    split: Split
+    max_history: int
+
+    def num_batches(self) -> int:
+        """The same on every rank."""
+        return self.deal.num_batches()
+
+    def batches(self) -> Iterator[HeldOutImpressionsBatch]:
+        """The same number on every rank, the last ones with a single empty history."""
+        for packed, row_ids, rows in self.deal.batches():
+            assert packed.impressions is not None
+            low, high = bounds_of(packed, self.split, packed.impressions.ends - packed.impressions.starts)
+            rows = rows[high[rows] > low[rows]]
+            found = gather_impressions(packed, rows, low[rows], high[rows], row_ids[rows], self.max_history)
+            users = packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size)
+            yield HeldOutImpressionsBatch(
+                ranking_batch(found, self.catalogue), found.row_ids, users, found.candidates.place
+            )
+
+
+def impression_examples(reader: RowGroupReader, num_impressions: int, max_history: int) -> Examples:
+    """Every row is one example. num_impressions: of the dataset, to choose sizes of buffers by."""
+    num_rows = max(1, sum(reader.group_rows))
+    typical = max(1, (reader.num_events + num_impressions) // num_rows)
+    return Examples(reader.group_rows, reader.first_rows, max_history, typical)
+
+
+def gather_impressions(
+    packed: PackedHistories, rows: np.ndarray, low: np.ndarray, high: np.ndarray, row_ids: np.ndarray, max_history: int
+) -> JaggedImpressions:
+    """The impressions low .. high - 1 of each row with the history that they need.
+
+    Impressions of a row ascend in time, so the first needs the oldest events and the last sees most.
+    """
+    shown = packed.impressions
+    assert shown is not None
+    first, last = shown.starts[rows] + low, shown.starts[rows] + high
+    begin, end = np.zeros_like(first), np.zeros_like(first)
+    some = last > first
+    begin[some] = np.maximum(0, shown.history_end[first[some]] - max_history)
+    end[some] = shown.history_end[last[some] - 1]
+    events, offsets = stretches(packed.starts[rows] + begin, packed.starts[rows] + end)
+    places, candidate_offsets = stretches(first, last)
+    counts = last - first
+    candidates = Candidates(
+        candidate_offsets,
+        shown.items.take(places),
+        shown.times.take(places),
+        shown.history_end.take(places) - np.repeat(begin, counts),
+        places - np.repeat(shown.starts[rows], counts),
+        {name: column.take(places).astype(np.float32, copy=False) for name, column in shown.labels.items()},
+        take_all(shown.features, places),
+    )
+    return JaggedImpressions(
+        row_ids,
+        offsets,
+        packed.items.take(events),
+        candidates,
+        None if packed.times is None else packed.times.take(events),
+        take_all(packed.features, events),
+        take_all(packed.user_features, rows),
+    )
+
+
+def ranking_batch(found: JaggedImpressions, catalogue: Catalogue) -> RankingBatch:
+    """What the model is given; an empty history where there is none at all."""
+    if found.row_ids.size == 0:
+        found = found.with_an_empty_one()
+    candidates = found.candidates
+    lookup, (history, candidate) = distinct_ids(found.items, candidates.items)
+    return RankingBatch(
+        row_ids=as_tensor(found.row_ids),
+        layout=layout_of(found.offsets),
+        lookup_ids=as_tensor(lookup),
+        items=catalogue.request(lookup),
+        history_index=as_tensor(history),
+        candidate_offsets=as_tensor(candidates.offsets),
+        candidate_index=as_tensor(candidate),
+        candidate_ids=as_tensor(candidates.items.astype(np.int64)),
+        candidate_times=as_tensor(candidates.times),
+        history_end=as_tensor(candidates.history_end),
+        labels={name: as_tensor(column) for name, column in candidates.labels.items()},
+        times=None if found.times is None else as_tensor(found.times),
+        features=feature_tensors(found.features),
+        candidate_features=feature_tensors(candidates.features),
+        user_features=feature_tensors(found.user_features),
+    )
