@@ -25,7 +25,7 @@ from trainer.config import GlobalTimeConfig
 from trainer.dataset import card
 from trainer.dataset.folder import Existing, Files, Request, attempt, find_dataset, remove_leftovers
 from trainer.dataset.manifest import Manifest, write_manifest
-from trainer.dataset.partition import GroupPlan
+from trainer.dataset.partition_events import GroupPlan
 from trainer.dataset.profile import TimeBins
 from trainer.dataset.splits import resolve_cuts, resolve_time
 from trainer.errors import UserError

@@ -16,7 +16,8 @@ from trainer.dataset import writer
 from trainer.dataset.features import Ids
 from trainer.dataset.grouping import partition_events, sort_vocabulary
 from trainer.dataset.manifest import Counts, Manifest, write_manifest
-from trainer.dataset.partition import GroupPlan, PartitionInput, group_partition, sum_counts
+from trainer.dataset.partition import group_partition, sum_counts
+from trainer.dataset.partition_events import GroupPlan, PartitionInput
 from trainer.dataset.profile import TimeBins
 from trainer.dataset.splits import LeaveOneOut, TimeBounds
 from trainer.dataset.writer import OldGroups

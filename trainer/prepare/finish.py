@@ -19,7 +19,8 @@ from trainer.dataset.features import Ids, Losses, NumericFit, encode, feature_of
 from trainer.dataset.grouping import Ints
 from trainer.dataset.hashing import Distinct, hash_ids, whole
 from trainer.dataset.manifest import Counts, Feature, Manifest, StoredFile, VocabularyFile
-from trainer.dataset.partition import ItemCounts, first_of_each, sum_counts
+from trainer.dataset.partition import ItemCounts, sum_counts
+from trainer.dataset.partition_features import first_of_each
 from trainer.dataset.profile import Profile
 from trainer.dataset.writer import (
     numbered,

@@ -12,15 +12,8 @@ import pyarrow as pa
 from trainer.dataset.features import Losses, NumericFit
 from trainer.dataset.grouping import Ints, share_of_split
 from trainer.dataset.manifest import Cuts, Manifest, Part
-from trainer.dataset.partition import (
-    GroupCounts,
-    Grouped,
-    ItemCounts,
-    OldEvents,
-    OldRows,
-    PartitionInput,
-    group_partition,
-)
+from trainer.dataset.partition import GroupCounts, Grouped, ItemCounts, group_partition
+from trainer.dataset.partition_events import OldEvents, OldRows, PartitionInput
 from trainer.dataset.profile import Profile
 from trainer.dataset.writer import OldGroups, row_bounds, write_cuts, write_part
 from trainer.logs.contract import SourceName

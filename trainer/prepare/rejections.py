@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from trainer.dataset.grouping import DUPLICATE, TOO_MANY
-from trainer.dataset.partition import REPEATED_USER
+from trainer.dataset.partition_features import REPEATED_USER
 from trainer.errors import UserError
 from trainer.logs.contract import SourceName
 from trainer.logs.quarantine import examples

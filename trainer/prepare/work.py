@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.dataset.folder import Existing, Request
-from trainer.dataset.partition import GroupPlan
+from trainer.dataset.partition_events import GroupPlan
 from trainer.dataset.splits import Cuts
 from trainer.logs.config import FeatureSpec, feature_specs
 from trainer.logs.contract import Inputs

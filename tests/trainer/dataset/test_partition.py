@@ -16,7 +16,8 @@ from trainer.config import GlobalTimeConfig, LeaveOneOutConfig
 from trainer.dataset.features import Ids
 from trainer.dataset.grouping import DUPLICATE, partition_events, sort_vocabulary, stable_order
 from trainer.dataset.hashing import hash_ids
-from trainer.dataset.partition import Grouped, GroupPlan, PartitionInput, group_partition, sum_counts
+from trainer.dataset.partition import Grouped, group_partition, sum_counts
+from trainer.dataset.partition_events import GroupPlan, PartitionInput
 from trainer.dataset.profile import TimeBins
 from trainer.dataset.splits import Cuts, LeaveOneOut, TimeBounds, resolve_cuts
 from trainer.dataset.writer import OldGroups, numbered, row_group_bounds, write_catalogue, write_part
