@@ -23,7 +23,7 @@ from cluster.config import Config
 from cluster.task_pool import run_tasks
 from trainer.config import GlobalTimeConfig
 from trainer.dataset import card
-from trainer.dataset.folder import Existing, Files, Request, attempt, find_dataset
+from trainer.dataset.folder import Existing, Files, Request, attempt, find_dataset, remove_leftovers
 from trainer.dataset.manifest import Manifest, write_manifest
 from trainer.dataset.partition import GroupPlan
 from trainer.dataset.profile import TimeBins
@@ -68,13 +68,16 @@ def prepare(config: Config, on_progress: OnProgress) -> Manifest:
     request = Request(config.logs, config.split, config.ids_of_tables, find_inputs(config.logs))
     existing = find_dataset(folder, request)
     if existing is not None and existing.new_files is None:
+        remove_leftovers(folder)
         _write_missing_card(folder, existing.manifest)
         return existing.manifest
     inputs = _inspect(config, request, existing)
     with attempt(folder, request.fingerprint) as work:
-        existing = find_dataset(folder, request)  # another command may have made it meanwhile
+        before, existing = existing, find_dataset(folder, request)
         if existing is not None and existing.new_files is None:
             return existing.manifest
+        if existing != before:  # another command has made or extended it meanwhile
+            inputs = _inspect(config, request, existing)
         num_hashed = partitioning_of(existing.manifest).num_hashed if existing else num_partitions(inputs)
         cuts = resolve_cuts(config.split, inputs.time_kind)
         job = PrepareJob(folder, work, request, inputs, _rules(config, inputs), cuts, num_hashed, existing)

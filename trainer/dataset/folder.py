@@ -7,7 +7,7 @@ found, the parts beside it without a manifest come from an attempt that was kill
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,7 @@ def attempt(folder: Path, key: str) -> Iterator[Path]:
     `key` says what is made: work that an attempt at the same left is still there. After an error that the user has to mend, and
     at the end, nothing is left of it. Raises UserError if the folder cannot be written or another command is writing it.
     """
-    space = "prepare needs about 50 bytes per event there, most of it only while it runs. "
-    remedy = "choose another run.dataset or run.dir"
-    with writing(folder, f"dataset {folder}", "preparing it", space, remedy):
+    with _written(folder):
         work = folder / f"{_WORK}{key[:16]}"
         _clean(folder, keep=work.name)
         work.mkdir(exist_ok=True)
@@ -142,6 +140,18 @@ def attempt(folder: Path, key: str) -> Iterator[Path]:
             raise
         else:
             _clean(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an attempt left that was killed after its dataset was committed; no matter if that cannot be."""
+    if _leftovers([path.name for path in folder.iterdir()]):
+        with suppress(UserError, OSError), _written(folder):
+            _clean(folder)
+
+
+def _written(folder: Path) -> AbstractContextManager[None]:
+    space = "prepare needs about 50 bytes per event there, most of it only while it runs. "
+    return writing(folder, f"dataset {folder}", "preparing it", space, "choose another run.dataset or run.dir")
 
 
 def _clean(folder: Path, keep: str = "") -> None:
