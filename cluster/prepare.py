@@ -29,7 +29,7 @@ from trainer.dataset.partition import GroupPlan
 from trainer.dataset.profile import TimeBins
 from trainer.dataset.splits import resolve_cuts, resolve_time
 from trainer.errors import UserError
-from trainer.logs.contract import Inputs, columns_of, find_inputs, inspect_inputs, too_many_unreadable
+from trainer.logs.contract import Inputs, columns_of, find_inputs, inspect_inputs, none_readable, too_many_unreadable
 from trainer.logs.quarantine import gather
 from trainer.logs.reading import Rules, rules_of
 from trainer.prepare.finish import Finishing, contracts_of, finish, partitioning_of
@@ -172,6 +172,9 @@ def _read_all(job: PrepareJob, limit: int, on_progress: OnProgress) -> tuple[dic
         raise UserError(too_many_unreadable(unreadable, allowed))
     # A file is left out as a whole, chunks before the damage included.
     kept = {n: r for n, r in sorted(results.items()) if job.inputs.chunks[n].file.name not in unreadable}
+    for source in dict.fromkeys(chunk.source for chunk in job.inputs.chunks):
+        if not any(job.inputs.chunks[n].source == source for n in kept):
+            raise UserError(none_readable(source, broken))
     return kept, replace(job, inputs=replace(job.inputs, unreadable=unreadable))
 
 

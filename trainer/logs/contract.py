@@ -106,7 +106,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class _Header:
+    """names: of the columns, decoded at once, because those of a damaged header may be no text."""
+
     schema: pa.Schema
+    names: tuple[str, ...]
     rows_of_groups: tuple[int, ...] | None  # None: a CSV file, which does not say
 
 
@@ -183,6 +186,8 @@ def inspect_inputs(
         unreadable |= broken
         if len(unreadable) > logs.max_unreadable_files:
             raise UserError(too_many_unreadable(unreadable, logs.max_unreadable_files))
+        if not headers:
+            raise UserError(none_readable(name, unreadable))
         earlier = before.get(name) if before else None
         types = [_agreed_type(headers, column, earlier) for column in columns]
         contracts[name] = Contract(columns, tuple(types))
@@ -205,6 +210,11 @@ def too_many_unreadable(unreadable: dict[str, str], allowed: int) -> str:
     return f"{len(unreadable)} files cannot be read, and logs.max_unreadable_files allows {allowed}. The first: {first}"
 
 
+def none_readable(source: SourceName, unreadable: dict[str, str]) -> str:
+    """The message where every file would have to be left out."""
+    return f"none of the files of {source} can be read. The first: {next(iter(unreadable.values()))}"
+
+
 def _read_headers(files: Sequence[InputFile]) -> tuple[list[tuple[InputFile, _Header]], dict[str, str]]:
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
         results = list(pool.map(_header_or_cause, files))
@@ -225,9 +235,10 @@ def _read_header(file: InputFile) -> _Header:
             with open_parquet(file) as parquet:
                 metadata = parquet.metadata
                 rows = tuple(metadata.row_group(k).num_rows for k in range(metadata.num_row_groups))
-                return _Header(parquet.schema_arrow, rows)
+                return _Header(parquet.schema_arrow, tuple(parquet.schema_arrow.names), rows)
         with open_csv(file, HEADER_BYTES) as reader:
-            return _Header(pa.schema([field.with_type(_widened(field.type)) for field in reader.schema]), None)
+            schema = pa.schema([field.with_type(_widened(field.type)) for field in reader.schema])
+            return _Header(schema, tuple(schema.names), None)
 
 
 def open_parquet(file: InputFile) -> pq.ParquetFile:
@@ -274,16 +285,15 @@ def _agreed_type(headers: list[tuple[InputFile, _Header]], column: Column, earli
     if agreed is None:
         if column.role not in ("id", "time", "label"):
             return pa.null()
-        where = f"{headers[0][0].name}{_and_more(len(headers))}" if headers else "no readable file"
         raise UserError(
-            f'logs {where}: column "{column.source}" ({column.setting}) holds no value; '
+            f'logs {headers[0][0].name}{_and_more(len(headers))}: column "{column.source}" ({column.setting}) holds no value; '
             f"set {column.setting} to the right column"
         )
     return agreed
 
 
 def _type_of(file: InputFile, header: _Header, column: Column) -> pa.DataType:
-    names = header.schema.names
+    names = header.names
     if names.count(column.source) == 1:
         found = _plain_type(header.schema.field(column.source).type)
         return found if file.format == "parquet" else _meant_type(found, column)

@@ -75,7 +75,7 @@ def explaining(file: InputFile) -> Iterator[None]:
     """Turn what pyarrow or the operating system says about a file into an UnreadableFileError."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFileError(
             f"logs {file.name}: cannot be read as {file.format} ({first_line(error)}); it is truncated, damaged, "
             "gone, or of another format: write the file again, leave it out of logs.path, or set logs.format"

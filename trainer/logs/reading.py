@@ -19,7 +19,7 @@ import pyarrow.csv as pacsv
 from trainer.errors import UserError
 from trainer.logs.config import LogsConfig
 from trainer.logs.contract import Column, Contract, InputChunk, open_csv, open_parquet
-from trainer.logs.files import explaining, first_line
+from trainer.logs.files import UnreadableFileError, explaining, first_line
 from trainer.logs.quarantine import SCHEMA as QUARANTINE_SCHEMA
 from trainer.logs.quarantine import quarantine_table
 
@@ -67,6 +67,12 @@ def read_chunk(chunk: InputChunk, contract: Contract, rules: Rules) -> Iterator[
             yield check_rows(raw, row, chunk.file.name, contract, rules)
             row += raw.num_rows
         chunk.file.check_unchanged()
+    if chunk.num_rows not in (None, row - chunk.first_row):
+        # A damaged header of a page can make the page be taken for one of another kind, and passed over.
+        raise UnreadableFileError(
+            f"logs {chunk.file.name}: {row - chunk.first_row:,} rows were found where its header promises {chunk.num_rows:,}; "
+            "it is damaged: write the file again, or leave it out of logs.path"
+        )
 
 
 def check_rows(raw: pa.Table, first_row: int, file: str, contract: Contract, rules: Rules) -> Block:
