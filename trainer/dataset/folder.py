@@ -129,7 +129,7 @@ def attempt(folder: Path, key: str) -> Iterator[Path]:
     `key` says what is made: work that an attempt at the same left is still there. After an error that the user has to mend, and
     at the end, nothing is left of it. Raises UserError if the folder cannot be written or another command is writing it.
     """
-    with _written(folder):
+    with _held(folder):
         work = folder / f"{_WORK}{key[:16]}"
         _clean(folder, keep=work.name)
         work.mkdir(exist_ok=True)
@@ -145,11 +145,11 @@ def attempt(folder: Path, key: str) -> Iterator[Path]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what an attempt left that was killed after its dataset was committed; no matter if that cannot be."""
     if _leftovers([path.name for path in folder.iterdir()]):
-        with suppress(UserError, OSError), _written(folder):
+        with suppress(UserError, OSError), _held(folder):
             _clean(folder)
 
 
-def _written(folder: Path) -> AbstractContextManager[None]:
+def _held(folder: Path) -> AbstractContextManager[None]:
     space = "prepare needs about 50 bytes per event there, most of it only while it runs. "
     return writing(folder, f"dataset {folder}", "preparing it", space, "choose another run.dataset or run.dir")
 
