@@ -38,8 +38,8 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     """
     if manifest.task != job.model.task:
         raise UserError(
-            f'dataset {job.dataset_dir} holds impressions with labels, for model.task = "{manifest.task}", and '
-            f'model.task = "{job.model.task}"; leave out logs.labels to train on events'
+            f'dataset {job.dataset_dir} is for task "{manifest.task}" (logs.labels names labels), and the model for '
+            f'"{job.model.task}"; there is no model for ranking yet: leave out logs.labels to train on events'
         )
     catalogue = read_catalogue(job.dataset_dir, manifest, job.tables)
     specs = _tables(job, manifest)

@@ -175,10 +175,10 @@ class Training:
     def _next_save(self) -> int:
         """The step of the next planned checkpoint: after an evaluation, at a multiple of every_steps, or at the end."""
         every_epochs, every_steps = self.job.train.evaluate_every_epochs, self.job.checkpoint.every_steps
-        planned = self.epoch_ends[every_epochs - 1 :: every_epochs].tolist()
+        planned: list[int] = self.epoch_ends[every_epochs - 1 :: every_epochs].tolist()
         if every_steps is not None:
             planned.append(every_steps * (self.state.step // every_steps + 1))
-        return min([step for step in planned if step > self.state.step], default=self.total_steps)
+        return min([self.total_steps, *(step for step in planned if step > self.state.step)])
 
     def _evaluate(self) -> None:
         if self.evaluator is None:
@@ -312,9 +312,16 @@ class _Pace:
 
 
 def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Ranks) -> TrainStream:
-    """This rank's training stream. Raises UserError naming a file that is not what the manifest says, before the first step."""
+    """This rank's training stream. Collective: a file that one rank finds not to be what the manifest says is named on all."""
     reader = RowGroupReader(job.dataset_dir, manifest, Wanted(unknown=catalogue.scores_unknown))
-    reader.check_files()
+    complaint = None
+    try:
+        reader.check_files()
+    except UserError as error:
+        complaint = str(error)
+    complaints = [str(text) for text in ranks.gather_objects(complaint) if text is not None]
+    if complaints:
+        raise UserError(complaints[0])
     train = job.train
     examples = examples_of(reader, job.model.max_history, train.long_histories, train.batch_tokens is not None)
     batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from tests.contracts.test_world_size import global_batches, losses
 from tests.datasets import tiny_dataset
 from tests.jobs import tiny_job
 from trainer import checkpoint, checkpoint_folder
+from trainer.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
 from trainer.job import SILENT, Channel, Job
+from trainer.stream.examples import examples_of
+from trainer.stream.row_groups import RowGroupReader
 from trainer.train import Outcome, Training
 
 
@@ -89,6 +93,47 @@ def test_resuming_on_another_number_of_workers_loses_and_repeats_nothing(rank_po
     torch.testing.assert_close(
         torch.tensor(losses(dataset / "pieces")), torch.tensor(losses(dataset / "whole")), rtol=1e-5, atol=0.0
     )
+
+
+EXAMPLES = {
+    "windows": {"long_histories": "windows"},
+    "token budget": {"batch_tokens": 70},
+    "windows in a token budget": {"long_histories": "windows", "batch_tokens": 70},
+}
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_windows_and_budgets_are_resumed_bit_identically(rank_pool, dataset, examples):
+    settings = {"train": EXAMPLES[examples]}
+    whole = rank_pool.run(2, train, job_in(dataset / "whole", dataset, **settings))
+    pieces = job_in(dataset / "pieces", dataset, **settings)
+    rank_pool.run(2, train, pieces, 5)
+    assert rank_pool.run(2, train, pieces) == whole
+    assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
+    assert global_batches(dataset / "pieces", 2) == global_batches(dataset / "whole", 2)
+
+
+@pytest.mark.parametrize("examples", ["recent", *EXAMPLES])
+def test_resumed_and_resized_over_epochs_each_example_is_trained_once_per_epoch(rank_pool, dataset, examples):
+    """By the ledger of the ranks that trained, over a change of their number within an epoch and one at its end."""
+    epochs = 3
+    job = job_in(dataset / "run", dataset, train={"epochs": epochs, **EXAMPLES.get(examples, {})})
+    rank_pool.run(1, train, job_in(dataset / "whole", dataset, train={"epochs": epochs, **EXAMPLES.get(examples, {})}))
+    whole = global_batches(dataset / "whole", 1)
+    per_epoch = len(whole) // epochs  # about: under a budget epochs need not have equally many steps
+    batches: list[list[int]] = []
+    for world_size, steps in ((2, 3), (3, per_epoch), (1, None)):
+        rank_pool.run(world_size, train, job, steps)
+        batches += global_batches(dataset / "run", world_size)
+        shutil.rmtree(dataset / "run" / "ledger")
+    assert batches == whole
+    manifest = read_manifest(dataset / "dataset")
+    reader = RowGroupReader(dataset / "dataset", manifest)
+    mode = EXAMPLES.get(examples, {}).get("long_histories", "recent")
+    num_examples = examples_of(reader, job.model.max_history, mode, with_lengths=False).num_examples
+    counts = Counter(number for batch in batches for number in batch)
+    assert len(counts) == num_examples
+    assert set(counts.values()) == {epochs}
 
 
 def test_running_a_finished_run_again_changes_nothing(rank_pool, dataset):

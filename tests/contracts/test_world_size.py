@@ -92,6 +92,35 @@ def test_order_losses_and_weights_agree_at_every_world_size(rank_pool, tmp_path,
             torch.testing.assert_close(weights[world_size][name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize(
+    "examples", [{"long_histories": "windows"}, {"batch_tokens": 60}, {"long_histories": "windows", "batch_tokens": 60}]
+)
+def test_windows_and_budgets_agree_at_every_world_size(rank_pool, tmp_path, examples):
+    tiny_dataset(tmp_path / "dataset")
+    order, loss, weights, imbalance = {}, {}, {}, {}
+    for world_size in (1, 2, 4):
+        job = tiny_job(
+            tmp_path / str(world_size),
+            tmp_path / "dataset",
+            tables={"item": {"dim": 16, "optimizer": "adagrad", "learning_rate": 0.01}},
+            train={"optimizer": "adagrad", "learning_rate": 0.01, "epochs": 2, **examples},
+        )
+        weights[world_size] = rank_pool.run(world_size, train, job)[0]
+        order[world_size] = global_batches(tmp_path / str(world_size), world_size)
+        loss[world_size] = losses(tmp_path / str(world_size))
+        lines = read_metrics(tmp_path / str(world_size) / "metrics.jsonl")
+        imbalance[world_size] = [row["imbalance"] for row in lines if row["kind"] == "train"]
+    for world_size in (2, 4):
+        assert order[world_size] == order[1]
+        np.testing.assert_allclose(loss[world_size], loss[1], rtol=1e-5)
+        for name, expected in weights[1].items():
+            torch.testing.assert_close(weights[world_size][name], expected, rtol=1e-5, atol=1e-6, msg=name)
+        assert all(1.0 <= value <= world_size for value in imbalance[world_size])
+    assert set(imbalance[1]) == {1.0}
+    if "batch_tokens" in examples:
+        assert np.median(imbalance[4]) < 1.15  # the last batch of an epoch may be a single history
+
+
 def test_repeating_a_run_is_bit_identical_with_dropout(rank_pool, tmp_path):
     tiny_dataset(tmp_path / "dataset")
     runs = []
