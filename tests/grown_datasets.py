@@ -18,15 +18,8 @@ from trainer.dataset import writer
 from trainer.dataset.features import Ids, feature_of, kind_of
 from trainer.dataset.grouping import partition_events, sort_vocabulary
 from trainer.dataset.manifest import Counts, Cuts, Feature, Manifest, Part, write_manifest
-from trainer.dataset.partition import (
-    Grouped,
-    GroupPlan,
-    OldEvents,
-    OldRows,
-    PartitionInput,
-    group_partition,
-    sum_counts,
-)
+from trainer.dataset.partition import Grouped, group_partition, sum_counts
+from trainer.dataset.partition_events import GroupPlan, OldEvents, OldRows, PartitionInput
 from trainer.dataset.profile import TimeBins
 from trainer.dataset.splits import LeaveOneOut, TimeBounds
 from trainer.dataset.writer import OldGroups
