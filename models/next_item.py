@@ -43,10 +43,6 @@ class NextItemModel(nn.Module):
         self.encoder.initialize(generator)
         self.items.initialize(generator)
 
-    @property
-    def needs_whole_table(self) -> bool:
-        return self.config.objective.kind == "full_softmax"
-
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
         """By table, the rows (R, width) that a request asks for. A collective operation once the tables are sharded."""
         found = self.tables(lookup_request(request.rows))

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from sharding.config import DynamicIdsConfig, HashIdsConfig, IdsConfig, VocabularyIdsConfig
 from trainer.dataset.features import Ids, hash_rows
-from trainer.dataset.grouping import Ints
-from trainer.dataset.hashing import Distinct, whole
+from trainer.dataset.grouping import Ints, sort_vocabulary
+from trainer.dataset.hashing import Distinct
 from trainer.dataset.splits import Cuts, TimeBounds
 from trainer.dataset.vocabulary import read_values
 from trainer.logs.config import CategoricalFeatureConfig
@@ -83,7 +83,7 @@ def _vocabulary(found: pa.Table | None, min_count: int, old: pa.Array | None) ->
     if found is None:
         return old if old is not None else pa.array([], pa.string())
     kept = found.filter(pc.greater_equal(found.column("count"), min_count)).column("value")
-    return _after(old, _ascending(kept))
+    return _after(old, sort_vocabulary(kept))
 
 
 def _catalogue(found: pa.Table, config: IdsConfig, old: pa.Array | None) -> pa.Array:
@@ -94,14 +94,8 @@ def _catalogue(found: pa.Table, config: IdsConfig, old: pa.Array | None) -> pa.A
     """
     min_count = config.min_count if isinstance(config, VocabularyIdsConfig) else 1
     known = pc.greater_equal(found.column("count"), min_count)
-    values = [_ascending(found.filter(mask).column("value")) for mask in (known, pc.invert(known))]
+    values = [sort_vocabulary(found.filter(mask).column("value")) for mask in (known, pc.invert(known))]
     return _after(old, pa.concat_arrays(values))
-
-
-def _ascending(values: pa.ChunkedArray) -> pa.Array:
-    """Strings by their bytes."""
-    column = whole(values)
-    return column.take(pc.array_sort_indices(column))
 
 
 def _after(old: pa.Array | None, values: pa.Array) -> pa.Array:
