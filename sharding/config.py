@@ -2,10 +2,31 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, ByteSize, Field, model_validator
 
-Sharding = Literal["row_wise", "table_wise", "column_wise", "replicated"]
-SparseOptimizer = Literal["sgd", "adagrad", "rowwise_adagrad"]
+Sharding = Literal[
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+]
+Kernel = Literal["dense", "fused", "fused_uvm", "fused_uvm_caching", "key_value"]
+SparseOptimizer = Literal[
+    "sgd",
+    "adagrad",
+    "rowwise_adagrad",
+    "adam",
+    "lamb",
+    "partial_rowwise_adam",
+    "partial_rowwise_lamb",
+]
+Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
+COLUMN_SPLITS = frozenset({"column_wise", "table_column_wise", "grid_shard"})
+# Optimizers that keep one number per row: where columns are split, each piece would keep one of its own.
+ROWWISE_OPTIMIZERS = frozenset({"rowwise_adagrad", "partial_rowwise_adam", "partial_rowwise_lamb"})
 
 
 class VocabularyIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -53,26 +74,83 @@ class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """One embedding table."""
 
     dim: int = Field(64, ge=4, multiple_of=4, description="width of a row, in numbers (a multiple of 4)")
-    sharding: Sharding = Field(
-        "row_wise",
-        description="how the table lies on the workers: row_wise, table_wise, column_wise, or replicated (a copy on "
-        "each worker, updated by the dense optimizer; for small tables)",
+    sharding: Literal["auto"] | Sharding | list[Sharding] = Field(
+        "auto",
+        description="how the table may lie on the workers; auto leaves it to the plan, a list lets the plan choose among "
+        "its entries; data_parallel: a copy on each worker, for small tables",
+    )
+    kernel: Literal["auto"] | Kernel = Field(
+        "auto",
+        description="where rows are held and updated; auto: fused (updated within the backward pass, in device memory), "
+        "dense for data_parallel tables, and on GPUs fused_uvm_caching (host memory with a cache on the GPU) for tables "
+        "that fit no other way",
+    )
+    ranks: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="the workers that may hold a table_wise or column_wise table; none: any"
+    )
+    min_partition: int | None = Field(
+        None, ge=4, multiple_of=4, description="columns that a shard of a column split has at least"
+    )
+    pooling_factor: float | None = Field(
+        None, gt=0.0, description="ids that an example looks up, in place of what the data says, for the plan alone"
+    )
+    cache_load_factor: float | None = Field(
+        None, gt=0.0, le=1.0, description="with fused_uvm_caching: the part of the table that the GPU's cache holds"
     )
     optimizer: SparseOptimizer = Field(
         "rowwise_adagrad",
-        description="the optimizer fused into the table's backward pass (a replicated table follows train.optimizer)",
+        description="the optimizer of the table, fused into its backward pass; adam, lamb and the partial_rowwise ones need "
+        "a GPU, or kernel = dense for adam",
     )
     learning_rate: float = Field(0.05, gt=0.0, description="step size of the table's optimizer")
-    eps: float = Field(1e-8, gt=0.0, description="added to the root of Adagrad's accumulator")
+    eps: float = Field(1e-8, gt=0.0, description="added to the root of the optimizer's second moment")
+    weight_decay: float = Field(
+        0.0, ge=0.0, description="L2 penalty: added to the gradient of a row, times the row, when the row is updated"
+    )
     ids: IdsConfig = Field(default_factory=VocabularyIdsConfig, description="how values become rows")
     init_std: float = Field(0.02, gt=0.0, description="standard deviation of the initial weights")
+
+    @property
+    def allowed_shardings(self) -> tuple[Sharding, ...] | None:
+        """What the config lets the plan choose among; none: anything that changes no result."""
+        if self.sharding == "auto":
+            return None
+        return tuple(self.sharding) if isinstance(self.sharding, list) else (self.sharding,)
 
     @model_validator(mode="after")
     def _refuse_rowwise_state_in_column_shards(self) -> "TableConfig":
         # Every column shard would keep an accumulator of its own columns only, which is another optimizer.
-        if self.sharding == "column_wise" and self.optimizer == "rowwise_adagrad":
+        split = [sharding for sharding in self.allowed_shardings or () if sharding in COLUMN_SPLITS]
+        if split and self.optimizer in ROWWISE_OPTIMIZERS:
             raise ValueError(
-                "rowwise_adagrad keeps one accumulator per row, which a column_wise table would split; "
+                f"{self.optimizer} keeps one accumulator per row, which a {split[0]} table would split; "
                 'choose optimizer = "adagrad" or sharding = "row_wise"'
             )
         return self
+
+
+class CommunicationConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """How numbers travel between workers. Less than fp32 changes results a little; docs/sharding.md says by how much."""
+
+    forward: Precision = Field("fp32", description="precision of looked-up rows on their way to the workers")
+    backward: Precision = Field("fp32", description="precision of their gradients on the way back")
+
+
+class PlanConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """What the workers' devices are like, for the plan of the tables. Unset: what this machine is like."""
+
+    devices_per_host: int | None = Field(None, ge=1, description="workers on each host")
+    device_memory: ByteSize | None = Field(
+        None, description='memory that a worker\'s device has, such as "80GiB"; no plan puts more on it'
+    )
+    host_memory: ByteSize | None = Field(None, description="memory of a host, for tables that are not on its GPUs")
+    reserved_fraction: float = Field(
+        0.15, ge=0.0, lt=1.0, description="part of device_memory that is kept for dense weights, activations and batches"
+    )
+    device_bandwidth: ByteSize | None = Field(None, description='of device memory, per second, such as "2TiB"')
+    host_bandwidth: ByteSize | None = Field(None, description="between a device and its host's memory, per second")
+    intra_host_bandwidth: ByteSize | None = Field(None, description="between devices of a host, per second and device")
+    inter_host_bandwidth: ByteSize | None = Field(None, description="between hosts, per second and device")
+    replica_groups: int = Field(
+        1, ge=1, description="groups of workers that each hold all tables (2D parallelism, on GPUs); it divides their number"
+    )

@@ -1,0 +1,48 @@
+"""What a step asks of a table: the planner's view of a model. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sharding.config import Kernel, Sharding, SparseOptimizer, TableConfig
+
+
+@dataclass(frozen=True)
+class TableLoad:
+    """One table and its use in one step by one of the ranks.
+
+    pooled: looked up as bags that are summed (EmbeddingBagCollection), else as a sequence (EmbeddingCollection).
+    ids_per_rank: ids that a rank looks up in a step, each counted as often as it is sent. vectors_per_rank: rows that come
+    back to it: as many as ids of a sequence, one per bag of a pooled table.
+    The rest are constraints, as in TableConfig: none or "auto" leaves the choice to the plan.
+    """
+
+    name: str
+    num_rows: int
+    dim: int
+    pooled: bool
+    ids_per_rank: float
+    vectors_per_rank: float
+    optimizer: SparseOptimizer = "rowwise_adagrad"
+    shardings: tuple[Sharding, ...] | None = None
+    kernel: Literal["auto"] | Kernel = "auto"
+    ranks: tuple[int, ...] | None = None
+    min_partition: int | None = None
+    cache_load_factor: float | None = None
+
+
+def sequence_load(name: str, config: TableConfig, num_rows: int, ids_per_rank: float) -> TableLoad:
+    """The load of a table that is looked up per event, with the constraints of its config."""
+    return TableLoad(
+        name=name,
+        num_rows=num_rows,
+        dim=config.dim,
+        pooled=False,
+        ids_per_rank=ids_per_rank,
+        vectors_per_rank=ids_per_rank,
+        optimizer=config.optimizer,
+        shardings=config.allowed_shardings,
+        kernel=config.kernel,
+        ranks=tuple(config.ranks) if config.ranks is not None else None,
+        min_partition=config.min_partition,
+        cache_load_factor=config.cache_load_factor,
+    )
