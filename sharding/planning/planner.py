@@ -21,15 +21,15 @@ def make_plan(loads: Sequence[TableLoad], topology: Topology, inputs: str = "", 
 def _first_that_fits(load: TableLoad, topology: Topology, number: int) -> TablePlan:
     reasons = []
     for sharding in load.shardings or ("row_wise", "table_wise"):
-        kernel: Kernel = (
-            ("dense" if sharding == "data_parallel" else "fused") if load.kernel == "auto" else load.kernel
-        )
+        kernel: Kernel = ("dense" if sharding == "data_parallel" else "fused") if load.kernel == "auto" else load.kernel
         reason = why_unsupported(sharding, kernel, load.optimizer, load.pooled, topology.device)
         if reason is None:
             table = TablePlan(sharding, kernel, load.num_rows, load.dim, _places(sharding, load, topology, number))
             if all(
                 shard.num_rows
-                for shard in shards_of(table, topology.num_devices, min(topology.devices_per_host, topology.num_devices))
+                for shard in shards_of(
+                    table, topology.num_devices, min(topology.devices_per_host, topology.num_devices)
+                )
             ):
                 return table
             reason = (
