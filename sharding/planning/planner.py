@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 
-from sharding.config import Kernel, Sharding
+from sharding.config import CommunicationConfig, Kernel, Sharding
 from sharding.errors import PlacementError
 from sharding.plan import Plan, TablePlan, shards_of
+from sharding.planning.costs import FP32
 from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology
 from sharding.support import why_unsupported
 
 
-def make_plan(loads: Sequence[TableLoad], topology: Topology, inputs: str = "", replica_groups: int = 1) -> Plan:
+def make_plan(
+    loads: Sequence[TableLoad],
+    topology: Topology,
+    communication: CommunicationConfig = FP32,
+    inputs: str = "",
+    replica_groups: int = 1,
+) -> Plan:
     """Raises PlacementError, naming the table, if a table can lie nowhere."""
     tables = {load.name: _first_that_fits(load, topology, n) for n, load in enumerate(loads)}
     return Plan(

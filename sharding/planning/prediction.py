@@ -42,7 +42,7 @@ class Prediction:
     @property
     def rank_seconds(self) -> Float64:
         """(W,): what each rank spends on tables in a step, waiting aside."""
-        total: Float64 = sum(self.phases.values(), np.zeros_like(self.sent_bytes)).sum(axis=0)
+        total: Float64 = sum(self.phases.values(), np.zeros_like(self.input_seconds)).sum(axis=0)
         return total
 
     @property
