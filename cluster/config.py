@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.config import ModelConfig
-from sharding.config import DynamicIdsConfig, IdsConfig, TableConfig
+from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
 from trainer.config import (
     CheckpointConfig,
     EvaluateConfig,
@@ -68,6 +68,8 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    communication: CommunicationConfig = Field(default_factory=CommunicationConfig)
+    plan: PlanConfig = Field(default_factory=PlanConfig)
 
     @model_validator(mode="before")
     @classmethod
@@ -177,6 +179,7 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "evaluate",
     "cluster",
+    "plan",
 )
 
 
@@ -185,6 +188,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
     Raises UserError naming the file, the key, and for an unknown key the nearest known one.
     """
+    values = read_values(path)
+    for override in overrides or []:
+        apply_override(override, values)
+    return check_config(values, str(path))
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """What a TOML or JSON file holds, unchecked. Raises UserError if it is neither."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -193,12 +204,10 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config {file}: cannot be read ({error})") from None
     try:
-        values = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+        values: dict[str, Any] = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"config {file}: not valid {file.suffix.lstrip('.').upper() or 'TOML'}: {error}") from None
-    for override in overrides or []:
-        apply_override(override, values)
-    return check_config(values, str(file))
+    return values
 
 
 def check_config(values: dict[str, Any], origin: str) -> Config:
@@ -206,7 +215,7 @@ def check_config(values: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, origin)) from None
+        raise UserError(explain(error, origin, Config)) from None
 
 
 def apply_override(override: str, values: dict[str, Any]) -> None:
@@ -227,14 +236,15 @@ def apply_override(override: str, values: dict[str, Any]) -> None:
     place[name] = value
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
+    """What pydantic found wrong with a config of this model, for people: every key once, with the nearest name that there is."""
     lines = []
     for detail in error.errors(include_url=False):
         location = [str(part) for part in detail["loc"] if part not in _UNION_TAGS]
         key = ".".join(location) or "(whole config)"
         match detail["type"]:
             case "extra_forbidden":
-                nearest = difflib.get_close_matches(location[-1], _known_keys(location[:-1]), n=1, cutoff=0.5)
+                nearest = difflib.get_close_matches(location[-1], _known_keys(model, location[:-1]), n=1, cutoff=0.5)
                 hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
                 lines.append(f"{key}: no such setting{hint}")
             case "union_tag_invalid":
@@ -276,15 +286,12 @@ def _wrong_kind(detail: Any) -> str:
     return f"no such kind {context['tag']!r}; choose one of {context['expected_tags']}"
 
 
-def _known_keys(location: list[str]) -> list[str]:
+def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
     """Names that may stand below `location`, found by walking the models' fields."""
-    candidates: list[Any] = [Config]
+    candidates: list[Any] = [model]
     for part in location:
-        candidates = (
-            [m for c in candidates for m in _models_in(c.model_fields[part].annotation)]
-            if all(part in c.model_fields for c in candidates)
-            else [TableConfig]
-        )
+        if all(part in c.model_fields for c in candidates):  # else it is the name of a table or feature
+            candidates = [m for c in candidates for m in _models_in(c.model_fields[part].annotation)]
     return sorted({name for candidate in candidates for name in candidate.model_fields})
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.tables import TableSpec
-from sharding.config import HashIdsConfig
 from sharding.optimizers import Optimizers
 from sharding.place import place, tables_device
 from sharding.ranks import Ranks
@@ -18,7 +17,8 @@ from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.job import Job
-from trainer.stream.catalogue import read_catalogue, used_features
+from trainer.stream.catalogue import read_catalogue
+from trainer.table_loads import stored_rows
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,8 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
 
 def _tables(job: Job, manifest: Manifest) -> list[TableSpec]:
     """The table of items, and those of their features."""
-    ids = job.tables["item"].ids
-    num_rows = {"item": ids.num_rows if isinstance(ids, HashIdsConfig) else manifest.num_item_rows}
-    for feature in used_features(manifest):
-        if feature.table is not None and feature.table != "item":
-            assert feature.num_rows is not None
-            num_rows[feature.table] = max(feature.num_rows, num_rows.get(feature.table, 0))
-    return [TableSpec(name, rows, job.tables[name].dim) for name, rows in num_rows.items()]
+    rows = stored_rows(job.tables, manifest)
+    return [TableSpec(name, num_rows, job.tables[name].dim) for name, num_rows in rows.items()]
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
