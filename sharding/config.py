@@ -145,12 +145,17 @@ class PlanConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     host_memory: ByteSize | None = Field(None, description="memory of a host, for tables that are not on its GPUs")
     reserved_fraction: float = Field(
-        0.15, ge=0.0, lt=1.0, description="part of device_memory that is kept for dense weights, activations and batches"
+        0.15,
+        ge=0.0,
+        lt=1.0,
+        description="part of device_memory that is kept for dense weights, activations and batches",
     )
     device_bandwidth: ByteSize | None = Field(None, description='of device memory, per second, such as "2TiB"')
     host_bandwidth: ByteSize | None = Field(None, description="between a device and its host's memory, per second")
     intra_host_bandwidth: ByteSize | None = Field(None, description="between devices of a host, per second and device")
     inter_host_bandwidth: ByteSize | None = Field(None, description="between hosts, per second and device")
     replica_groups: int = Field(
-        1, ge=1, description="groups of workers that each hold all tables (2D parallelism, on GPUs); it divides their number"
+        1,
+        ge=1,
+        description="groups of workers that each hold all tables (2D parallelism, on GPUs); it divides their number",
     )

@@ -25,7 +25,9 @@ def why_unsupported(
     """Why a table cannot be held like this, and what to choose instead; none if it can. device: "cpu" or "cuda"."""
     shardings = POOLED_SHARDINGS if pooled else SEQUENCE_SHARDINGS[device]
     if sharding not in shardings:
-        return f"sharding = {sharding}: not for tables that are looked up per event; choose one of {', '.join(shardings)}"
+        return (
+            f"sharding = {sharding}: not for tables that are looked up per event; choose one of {', '.join(shardings)}"
+        )
     if kernel in GPU_KERNELS and device != "cuda":
         return f"kernel = {kernel}: needs a GPU; choose fused"
     if sharding == "data_parallel" and kernel != "dense":

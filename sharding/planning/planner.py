@@ -2,15 +2,22 @@
 
 from collections.abc import Sequence
 
-from sharding.config import Kernel, Sharding
+from sharding.config import CommunicationConfig, Kernel, Sharding
 from sharding.errors import PlacementError
 from sharding.plan import Plan, TablePlan, shards_of
+from sharding.planning.costs import FP32
 from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology
 from sharding.support import why_unsupported
 
 
-def make_plan(loads: Sequence[TableLoad], topology: Topology, inputs: str = "", replica_groups: int = 1) -> Plan:
+def make_plan(
+    loads: Sequence[TableLoad],
+    topology: Topology,
+    communication: CommunicationConfig = FP32,
+    inputs: str = "",
+    replica_groups: int = 1,
+) -> Plan:
     """Raises PlacementError, naming the table, if a table can lie nowhere."""
     tables = {load.name: _first_that_fits(load, topology, n) for n, load in enumerate(loads)}
     return Plan(
@@ -21,15 +28,15 @@ def make_plan(loads: Sequence[TableLoad], topology: Topology, inputs: str = "", 
 def _first_that_fits(load: TableLoad, topology: Topology, number: int) -> TablePlan:
     reasons = []
     for sharding in load.shardings or ("row_wise", "table_wise"):
-        kernel: Kernel = (
-            ("dense" if sharding == "data_parallel" else "fused") if load.kernel == "auto" else load.kernel
-        )
+        kernel: Kernel = ("dense" if sharding == "data_parallel" else "fused") if load.kernel == "auto" else load.kernel
         reason = why_unsupported(sharding, kernel, load.optimizer, load.pooled, topology.device)
         if reason is None:
             table = TablePlan(sharding, kernel, load.num_rows, load.dim, _places(sharding, load, topology, number))
             if all(
                 shard.num_rows
-                for shard in shards_of(table, topology.num_devices, min(topology.devices_per_host, topology.num_devices))
+                for shard in shards_of(
+                    table, topology.num_devices, min(topology.devices_per_host, topology.num_devices)
+                )
             ):
                 return table
             reason = (

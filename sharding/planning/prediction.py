@@ -42,7 +42,8 @@ class Prediction:
     @property
     def rank_seconds(self) -> Float64:
         """(W,): what each rank spends on tables in a step, waiting aside."""
-        return np.sum([phase.sum(axis=0) for phase in self.phases.values()], axis=0)
+        total: Float64 = sum(self.phases.values(), np.zeros_like(self.input_seconds)).sum(axis=0)
+        return total
 
     @property
     def step_seconds(self) -> float:
