@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -238,9 +239,14 @@ def apply_override(override: str, values: dict[str, Any]) -> None:
 
 def explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
     """What pydantic found wrong with a config of this model, for people: every key once, with the nearest name that there is."""
+    details = error.errors(include_url=False)
+    places = [[str(part) for part in detail["loc"] if not _UNION_PART.match(str(part))] for detail in details]
+    choices: dict[str, list[str]] = {}  # of a setting that is one of several literals, or a list of them
+    for location, detail in zip(places, details, strict=True):
+        if detail["type"] == "literal_error":
+            choices.setdefault(".".join(location), []).append(detail["ctx"]["expected"])
     lines = []
-    for detail in error.errors(include_url=False):
-        location = [str(part) for part in detail["loc"] if part not in _UNION_TAGS]
+    for location, detail in zip(places, details, strict=True):
         key = ".".join(location) or "(whole config)"
         match detail["type"]:
             case "extra_forbidden":
@@ -249,8 +255,10 @@ def explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
                 lines.append(f"{key}: no such setting{hint}")
             case "union_tag_invalid":
                 lines.append(f"{key}.kind: {_wrong_kind(detail)}")
-            case "literal_error":
-                lines.append(f"{key}: no such choice {detail['input']!r}; choose {detail['ctx']['expected']}")
+            case "literal_error" if any(other.startswith(f"{key}.") for other in choices):
+                pass  # a list of literals was given, and one of its entries is the mistake
+            case "literal_error" | "list_type" if key in choices:
+                lines.append(f"{key}: no such choice {detail['input']!r}; choose {', '.join(choices[key])}")
             case "missing":
                 lines.append(f"{key}: is missing; add it to the config or pass --set {key}=...")
             case _:
@@ -260,23 +268,10 @@ def explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
     return f"config {origin}:\n  " + "\n  ".join(dict.fromkeys(lines))
 
 
-_UNION_TAGS = frozenset(
-    {
-        "leave_one_out",
-        "global_time",
-        "full_softmax",
-        "sampled_softmax",
-        "sasrec",
-        "categorical",
-        "numeric",
-        "timestamp",
-        "vector",
-        "vocabulary",
-        "hash",
-        "dynamic",
-        "str",
-        "list[str]",
-    }
+# What pydantic adds to the place of an error within a union: the tag, or the type, of the member that it tried.
+_UNION_PART = re.compile(
+    r"(leave_one_out|global_time|full_softmax|sampled_softmax|sasrec|categorical|numeric|timestamp|vector|vocabulary|hash|dynamic"
+    r"|str|(list|literal)\[.*\])$"
 )
 
 

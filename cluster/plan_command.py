@@ -1,17 +1,17 @@
 """`shoal plan`: a dry run. Where the tables would lie on given devices and what that would cost; no GPU, worker, torch or ray.
 
-    FOLDER/plan.json   the plan (sharding.plan)        plan-compared.json   the other one, if two were asked for
-    FOLDER/plan.html   pictures and tables of both
+FOLDER/plan.json   the plan (sharding.plan)        plan-compared.json   the other one, if two were asked for
+FOLDER/plan.html   pictures and tables of both
 """
 
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +25,7 @@ from trainer import page
 from trainer.errors import UserError
 from trainer.storage import digest_of, write_json_atomically, write_text_atomically
 
+NAMES = ("as given", "compared")
 PLAN, OTHER_PLAN, PAGE = "plan.json", "plan-compared.json", "plan.html"
 
 
@@ -36,11 +37,6 @@ class Answer:
     other: Planned | None
     compared: str
     folder: Path
-
-    @property
-    def names(self) -> tuple[str, str]:
-        """Of the two plans, where there are two."""
-        return self.planned.request.name, f"with {self.compared}"
 
 
 def run(path: str, settings: list[str], rows: list[str], compare: str | None, out: str | None) -> Answer:
@@ -61,9 +57,7 @@ def run(path: str, settings: list[str], rows: list[str], compare: str | None, ou
 def make(request: Request) -> Planned:
     """The plan and its prediction."""
     started = time.perf_counter()
-    plan = make_plan(
-        request.loads, request.topology, request.communication, _inputs(request), request.replica_groups
-    )
+    plan = make_plan(request.loads, request.topology, request.communication, _inputs(request), request.replica_groups)
     prediction = predict(plan, request.loads, request.topology, request.communication)
     warnings = tuple(warnings_of(plan, prediction, request.loads, request.topology))
     return Planned(request, plan, prediction, warnings, time.perf_counter() - started)
@@ -79,7 +73,9 @@ def rows_given(rows: list[str]) -> dict[str, int]:
         except ValueError:
             value = 0.0
         if not name or value < 1 or value > 1e12 or value != int(value):
-            raise UserError(f"--rows {text}: write it as TABLE=N, with N from 1 to 10^12, such as item=10_000_000 or item=1e7")
+            raise UserError(
+                f"--rows {text}: write it as TABLE=N, with N from 1 to 10^12, such as item=10_000_000 or item=1e7"
+            )
         found[name.strip()] = int(value)
     return found
 
@@ -103,9 +99,10 @@ def print_for_people(answer: Answer, console: Console) -> None:
         for grid in grids(values):
             console.print(_rich(grid))
     else:
-        for grid in comparison(answer, values, values_of(answer.other)):
+        console.print(f"compared with {answer.compared}", highlight=False, markup=False, soft_wrap=True)
+        for grid in comparison(values, values_of(answer.other)):
             console.print(_rich(grid))
-    for planned, name in ((answer.planned, ""), (answer.other, f"{answer.names[1]}: ")):
+    for planned, name in ((answer.planned, ""), (answer.other, "compared: ")):
         for kind, lines in (("note", planned.request.assumptions), ("warning", planned.warnings)) if planned else ():
             for line in lines:
                 console.print(f"{kind}: {name}{line}", highlight=False, markup=False, soft_wrap=True)
@@ -120,9 +117,9 @@ def json_of(answer: Answer) -> dict[str, Any]:
     return {**values, "plan": str(answer.folder / PLAN), "page": str(answer.folder / PAGE)}
 
 
-def comparison(answer: Answer, left: dict[str, Any], right: dict[str, Any]) -> list[Grid]:
+def comparison(left: dict[str, Any], right: dict[str, Any]) -> list[Grid]:
     """Both plans in one grid, and the tables that lie otherwise."""
-    return [summary_grid([left, right], answer.names), difference_grid(left, right, answer.names)]
+    return [summary_grid([left, right], NAMES), difference_grid(left, right, NAMES)]
 
 
 def _write(answer: Answer) -> None:
@@ -134,7 +131,9 @@ def _write(answer: Answer) -> None:
                 write_json_atomically(answer.folder / name, planned.plan.values())
         write_text_atomically(answer.folder / PAGE, _page(answer))
     except OSError as error:
-        raise UserError(f"{answer.folder}: the plan cannot be written ({error.strerror}); choose another --out") from None
+        raise UserError(
+            f"{answer.folder}: the plan cannot be written ({error.strerror}); choose another --out"
+        ) from None
 
 
 def _page(answer: Answer) -> str:
@@ -144,23 +143,23 @@ def _page(answer: Answer) -> str:
         Path(__file__).parent,
         "plan.html.j2",
         title=f"Shoal: plan of {answer.planned.request.name}",
-        comparison=comparison(answer, *values) if answer.other is not None else [],
+        comparison=comparison(*values) if answer.other is not None else [],
         plans=[
             {
-                "name": name if len(both) > 1 else "",
+                "name": "" if len(both) == 1 else f"{name}: {answer.compared}" if name == NAMES[1] else name,
                 "picture": Markup(picture(planned.plan, planned.prediction, planned.request.topology, planned.title)),
                 "grids": grids(figures),
                 "lines": [*planned.request.assumptions, *planned.warnings],
             }
-            for name, planned, figures in zip(answer.names, both, values, strict=False)
+            for name, planned, figures in zip(NAMES, both, values, strict=False)
         ],
     )
 
 
 def _rich(grid: Grid) -> Table:
-    table = Table(title=grid.title or None, title_justify="left")
+    table = Table(title=grid.title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(grid.header), padding=(0, 1, 0, 0))
     for number, name in enumerate(grid.header):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(name, justify="right" if number else "left", no_wrap=True)
     for row in grid.rows:
         table.add_row(*row)
     return table
@@ -168,10 +167,10 @@ def _rich(grid: Grid) -> Table:
 
 def _inputs(request: Request) -> str:
     """Hash of all that the plan follows from."""
-    inputs: Mapping[str, Any] = {
+    inputs = {
         "loads": [asdict(load) for load in request.loads],
         "topology": asdict(request.topology),
         "communication": request.communication.model_dump(mode="json"),
         "replica_groups": request.replica_groups,
     }
-    return digest_of(dict(inputs))
+    return digest_of(inputs)

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import floor, log, log10
 from xml.sax.saxutils import escape
-
-import numpy as np
 
 from sharding.plan import Plan
 from sharding.planning.prediction import Prediction
@@ -47,7 +46,7 @@ class Scale:
 class Block:
     """Stands in the column at place `first`, or in all up to `last`. what: its tooltip; label: written into it where it fits.
 
-    bottom, height: in the unit of the panel; num_shards: how many shards it stands for.
+    bottom, height: in the unit of the panel; num_shards: how many shards it stands for. Neighbours of one `name` may be merged.
     """
 
     first: int
@@ -55,6 +54,7 @@ class Block:
     bottom: float
     height: float
     colour: str
+    name: str
     what: str
     label: str = ""
     opacity: float = 1.0
@@ -85,23 +85,21 @@ def all_columns(plan: Plan, prediction: Prediction) -> list[Columns]:
 
 
 def merged(blocks: Iterable[Block], tolerance: float) -> Iterator[Block]:
-    """Blocks of neighbouring columns as one, where they have one label and are equally high up to `tolerance`."""
+    """Blocks of neighbouring columns as one, where they have one name and are equally high up to `tolerance`."""
     open_blocks: dict[str, Block] = {}
     for block in blocks:
-        before = open_blocks.get(block.label)
+        before = open_blocks.get(block.name)
         if (
             before is not None
             and before.last == block.first - 1
             and abs(before.bottom - block.bottom) < tolerance
             and abs(before.height - block.height) < tolerance
         ):
-            open_blocks[block.label] = replace(
-                before, last=block.last, num_shards=before.num_shards + block.num_shards
-            )
+            open_blocks[block.name] = replace(before, last=block.last, num_shards=before.num_shards + block.num_shards)
         else:
             if before is not None:
                 yield before
-            open_blocks[block.label] = block
+            open_blocks[block.name] = block
     yield from open_blocks.values()
 
 
@@ -114,7 +112,7 @@ def draw_blocks(blocks: Iterable[Block], columns: Columns, scale: Scale) -> Iter
 
 
 def _draw_block(block: Block, columns: Columns, scale: Scale) -> str:
-    pad = min(3.0, 0.08 * columns.width)
+    pad = min(3.0, 0.08 * columns.width) if columns.width > 4 else 0.0
     x, right = columns.x[block.first] + pad, columns.x[block.last] + columns.width - pad
     y, height = scale.y(block.bottom + block.height), scale.height * block.height / scale.most
     ranks = f"rank {columns.ranks[block.first]:,}"
@@ -136,19 +134,22 @@ def _draw_block(block: Block, columns: Columns, scale: Scale) -> str:
     shape = "<rect " + " ".join(f'{name}="{value}"' for name, value in attributes.items())
     shape += f"><title>{escape(ranks)}\n{escape(block.what)}</title></rect>"
     letters = int((right - x - 6) / 6)
-    if height < 12 or letters < 3:
+    if not block.label or height < 12 or letters < 3:
         return shape
     label = block.label if len(block.label) <= letters else block.label[: letters - 1] + "…"
     return shape + text((x + right) / 2, y + height / 2 + 4, label, "middle")
 
 
-def axis(scale: Scale, name: str, write: Callable[[float], str]) -> Iterator[str]:
-    """Four lines with their values, and what the panel shows."""
-    for part in np.linspace(0.0, 1.0, 5)[:-1]:
-        y = scale.y(part * scale.most)
+def axis(scale: Scale, name: str, write: Callable[[float], str], base: int) -> Iterator[str]:
+    """Lines at round values with what they stand for, and what the panel shows. base: a unit has so many of the next smaller."""
+    unit = float(base) ** floor(log(scale.most, base))
+    decade = 10.0 ** floor(log10(scale.most / unit / 4))
+    step = unit * decade * next(factor for factor in (1, 2, 5, 10) if factor * decade * unit * 4.5 >= scale.most)
+    for number in range(int(scale.most / step) + 1):
+        y = scale.y(number * step)
         yield line(y, FAINT)
-        yield text(LEFT - 6, y + 4, write(part * scale.most) if part else "0", "end")
-    yield text(LEFT - 66, scale.top - 6, name, weight=600)
+        yield text(LEFT - 6, y + 4, write(number * step) if number else "0", "end")
+    yield text(LEFT - 66, scale.top - 12, name, weight=600)
 
 
 def marks(columns: Columns, y: float) -> Iterator[str]:
@@ -173,7 +174,9 @@ def line(y: float, colour: str, dashes: str = "") -> str:
     return f'<path d="M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}" stroke="{colour}"{dash}/>'
 
 
-def text(x: float, y: float, words: str, anchor: str = "start", size: int = 11, weight: int = 400, fill: str = INK) -> str:
+def text(
+    x: float, y: float, words: str, anchor: str = "start", size: int = 11, weight: int = 400, fill: str = INK
+) -> str:
     """pointer-events none: a label must not hide the tooltip of the block that it is written on."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{fill}" '

@@ -34,8 +34,9 @@ class Planned:
         prediction, topology = self.prediction, self.request.topology
         phase, rank = prediction.bottleneck
         return (
-            f"{self.request.name} on {topology.num_devices:,} x {topology.device}: {seconds_text(prediction.step_seconds)} "
-            f"on tables in a step, imbalance {prediction.imbalance:.2f}, bottleneck: {PHASES[phase][0]}, rank {rank:,}"
+            f"{self.request.name} on {_devices(topology.num_devices, topology.device)}: "
+            f"{seconds_text(prediction.step_seconds)} on tables in a step, imbalance {prediction.imbalance:.2f}, "
+            f"bottleneck: {PHASES[phase][0]}, rank {rank:,}"
         )
 
 
@@ -94,17 +95,19 @@ def summary_grid(planned: Sequence[dict[str, Any]], names: Sequence[str] = ("",)
         return (name, *texts)
 
     rows = [
-        row("devices", (f"{v['topology']['num_devices']:,} x {v['topology']['device']}" for v in planned)),
+        row("devices", (_devices(v["topology"]["num_devices"], v["topology"]["device"]) for v in planned)),
         row("time on tables in a step", (seconds_text(v["step_seconds"]) for v in planned)),
         *(row(f"  {PHASES[phase][0]}", (seconds_text(v["phases"][phase]) for v in planned)) for phase in PHASES),
-        row("bottleneck", (f"{PHASES[v['bottleneck']['phase']][0]}, rank {v['bottleneck']['rank']:,}" for v in planned)),
+        row(
+            "bottleneck", (f"{PHASES[v['bottleneck']['phase']][0]}, rank {v['bottleneck']['rank']:,}" for v in planned)
+        ),
         row("imbalance", (f"{v['imbalance']:.2f}" for v in planned)),
-        row("fullest device", (_of_limit(v["memory_bytes"]) for v in planned)),
+        row("fullest device, of its limit", (_of_limit(v["memory_bytes"]) for v in planned)),
         row("mean device", (bytes_text(v["memory_bytes"]["mean"]) for v in planned)),
     ]
     if any(v["host_memory_bytes"]["max"] for v in planned):
-        rows.append(row("fullest host", (_of_limit(v["host_memory_bytes"]) for v in planned)))
-    rows.append(row("sent by the busiest rank in a step", (bytes_text(v["sent_bytes"]["max"]) for v in planned)))
+        rows.append(row("fullest host, of its limit", (_of_limit(v["host_memory_bytes"]) for v in planned)))
+    rows.append(row("most that a rank sends", (bytes_text(v["sent_bytes"]["max"]) for v in planned)))
     return Grid("", ("", *names), tuple(rows))
 
 
@@ -122,11 +125,17 @@ def difference_grid(left: dict[str, Any], right: dict[str, Any], names: tuple[st
 
 
 def _lies(table: dict[str, Any] | None) -> str:
-    return "-" if table is None else f"{table['sharding']}, {table['kernel']}, {_shards(table['num_shards'])}"
+    return "-" if table is None else _lies_text(table["sharding"], table["kernel"], table["num_shards"])
 
 
-def _shards(number: int) -> str:
-    return "1 shard" if number == 1 else f"{number:,} shards"
+def _lies_text(sharding: str, kernel: str, num_shards: int) -> str:
+    """Such as "row_wise x 64"; the kernel is named where it is not the usual one."""
+    usual = "dense" if sharding == "data_parallel" else "fused"
+    return f"{sharding} x {num_shards:,}" + ("" if kernel == usual else f", {kernel}")
+
+
+def _devices(number: int, device: str) -> str:
+    return f"{number:,} {'GPU' if device == 'cuda' else 'CPU worker'}{'s' if number > 1 else ''}"
 
 
 def _table_grid(values: dict[str, Any]) -> Grid:
@@ -138,9 +147,7 @@ def _table_grid(values: dict[str, Any]) -> Grid:
     rows = [
         (
             _all_of([table["name"] for table in found]),
-            sharding,
-            kernel,
-            f"{num_shards:,}",
+            _lies_text(sharding, kernel, num_shards),
             f"{count_text(num_rows)} x {dim}",
             bytes_text(sum(table["memory_bytes"] for table in found)),
             bytes_text(max(table["max_rank_memory_bytes"] for table in found)),
@@ -150,8 +157,8 @@ def _table_grid(values: dict[str, Any]) -> Grid:
             alike.items(), key=lambda item: -sum(table["memory_bytes"] for table in item[1])
         )
     ]
-    header = ("table", "sharding", "kernel", "shards", "rows x columns", "memory in all", "most on a rank", "time")
-    return Grid("tables (shards, memory on a rank and time of each)", header, _shortened(rows))
+    header = ("table", "lies", "size", "memory", "fullest rank", "time")
+    return Grid("tables (+N that are alike; fullest rank and time are of one of them)", header, _shortened(rows))
 
 
 def _rank_grid(values: dict[str, Any]) -> Grid:
@@ -182,10 +189,10 @@ def _rank_row(name: str, figures: dict[str, float]) -> tuple[str, ...]:
 
 
 def _all_of(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1:,} alike"
+    return names[0] if len(names) == 1 else f"{names[0]} (+{len(names) - 1:,})"
 
 
-def _shortened(rows: list[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+def _shortened(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
     if len(rows) <= NUM_LISTED:
         return tuple(rows)
     left = len(rows) - NUM_LISTED
@@ -193,7 +200,7 @@ def _shortened(rows: list[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
 
 
 def _of_limit(figures: dict[str, float]) -> str:
-    share = f" ({figures['max'] / figures['limit']:.0%} of its limit)" if figures["limit"] else ""
+    share = f", {100 * figures['max'] / figures['limit']:.0f} %" if figures["limit"] else ""
     return bytes_text(figures["max"]) + share
 
 

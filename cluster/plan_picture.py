@@ -34,8 +34,8 @@ PHASES = {
     "gradient": ("gradients sent", "#1c7ed6"),
     "update": ("rows updated", "#9775fa"),
 }
-SMALL = "small"
 SMALL_COLOUR, BUFFER_COLOUR = "#dee2e6", "#f1f3f5"
+OTHER_COLOURS = {"several small tables": SMALL_COLOUR, "looked-up rows": BUFFER_COLOUR}
 MEMORY_HEIGHT, SECONDS_HEIGHT = 250.0, 120.0
 LOWEST_PIXELS = 0.7  # of a block that can be seen
 
@@ -43,21 +43,21 @@ LOWEST_PIXELS = 0.7  # of a block that can be seen
 def picture(plan: Plan, prediction: Prediction, topology: Topology, title: str) -> str:
     """The SVG element."""
     columns, shards = draw.all_columns(plan, prediction), _Shards(plan, prediction)
-    used = {plan.tables[name].sharding: COLOURS[plan.tables[name].sharding] for name in prediction.tables}
+    kinds = {table.sharding for table in plan.tables.values()}
     usable = topology.device_memory * (1.0 - topology.reserved_fraction)
     parts = [
         [draw.text(LEFT - 66, 22, title, size=15, weight=600)],
-        draw.legend(44, {**dict(sorted(used.items())), "several small tables": SMALL_COLOUR, "looked-up rows": BUFFER_COLOUR}),
-        _memory_panel(76.0, "device memory", shards, prediction.memory_bytes, usable, columns),
+        draw.legend(44, {kind: colour for kind, colour in COLOURS.items() if kind in kinds} | OTHER_COLOURS),
+        _memory_panel(80.0, "device memory", shards, prediction.memory_bytes, usable, columns),
     ]
-    top = 76.0 + MEMORY_HEIGHT + 50
+    top = 80.0 + MEMORY_HEIGHT + 50
     if prediction.host_memory_bytes.any():
         share = topology.host_memory / min(topology.devices_per_host, topology.num_devices)
         again = [Columns(c.ranks, c.x, c.width, c.marked, again=True) for c in columns]
         parts.append(_memory_panel(top, "host memory", shards, prediction.host_memory_bytes, share, again))
         top += MEMORY_HEIGHT + 50
-    parts.append(draw.legend(top - 6 + 10, dict(PHASES.values())))
-    top += 34
+    parts.append(draw.legend(top + 4, dict(PHASES.values())))
+    top += 40
     parts.append(_seconds_panel(top, prediction, columns))
     height = top + SECONDS_HEIGHT + 24
     return (
@@ -100,17 +100,17 @@ class _Shards:
             table = self._plan.tables[name]
             what = f"{name}: {table.sharding}, {table.kernel}\n{_extent(shards)}\n{bytes_text(size)}"
             opacity = (1.0, 0.75, 0.5)[number % 3]
-            yield Block(place, place, bottom, size, COLOURS[table.sharding], what, name, opacity, len(shards))
+            yield Block(place, place, bottom, size, COLOURS[table.sharding], name, what, name, opacity, len(shards))
             bottom += size
         if small:
             listed = ", ".join(small_names[:8]) + (f", {len(small_names) - 8} more" if len(small_names) > 8 else "")
             what = f"shards of {len(small_names)} tables: {listed}\n{bytes_text(small_bytes)}"
-            yield Block(place, place, bottom, small_bytes, SMALL_COLOUR, what, SMALL, num_shards=small)
+            yield Block(place, place, bottom, small_bytes, SMALL_COLOUR, "small tables", what, num_shards=small)
             bottom += small_bytes
         buffers = float(memory[:, rank].sum()) - bottom
         if buffers > least:
             what = f"what the rank looks up, and its gradients\n{bytes_text(buffers)}"
-            yield Block(place, place, bottom, buffers, BUFFER_COLOUR, what, "looked up")
+            yield Block(place, place, bottom, buffers, BUFFER_COLOUR, "looked-up rows", what)
 
 
 def _extent(shards: list[Shard]) -> str:
@@ -127,7 +127,7 @@ def _memory_panel(
     fullest = float(memory.sum(axis=0).max())
     shown = fullest > 0.1 * limit
     scale = Scale(top, MEMORY_HEIGHT, 1.08 * max(limit if shown else 0.0, fullest, 1.0))
-    yield from draw.axis(scale, name, bytes_text)
+    yield from draw.axis(scale, name, bytes_text, 1024)
     for group in columns:
         blocks = (
             block
@@ -140,14 +140,18 @@ def _memory_panel(
     if shown:
         yield draw.line(scale.y(limit), ALARM, "5 3")
     yield draw.text(
-        WIDTH - RIGHT, scale.y(limit) - 4 if shown else top - 6, words + ("" if shown else ", far above"), "end", fill=ALARM
+        WIDTH - RIGHT,
+        scale.y(limit) - 4 if shown else top - 12,
+        words + ("" if shown else ", far above"),
+        "end",
+        fill=ALARM,
     )
 
 
 def _seconds_panel(top: float, prediction: Prediction, columns: list[Columns]) -> Iterator[str]:
     total, mean = prediction.rank_seconds, float(prediction.rank_seconds.mean())
     scale = Scale(top, SECONDS_HEIGHT, 1.08 * max(float(total.max()), 1e-9))
-    yield from draw.axis(scale, "time on tables", seconds_text)
+    yield from draw.axis(scale, "time on tables", seconds_text, 1000)
     phases = {name: seconds.sum(axis=0) for name, seconds in prediction.phases.items()}
     for group in columns:
         blocks = (
@@ -158,7 +162,7 @@ def _seconds_panel(top: float, prediction: Prediction, columns: list[Columns]) -
         yield from draw.draw_blocks(blocks, group, scale)
         yield from draw.marks(group, top + SECONDS_HEIGHT + 14)
     yield draw.line(scale.y(mean), INK, "2 3")
-    yield draw.text(WIDTH - RIGHT, top - 6, f"mean {seconds_text(mean)} (dotted)", "end")
+    yield draw.text(WIDTH - RIGHT, top - 12, f"mean {seconds_text(mean)} (dotted)", "end")
 
 
 def _bar(place: int, phases: dict[str, float]) -> Iterator[Block]:
@@ -167,5 +171,5 @@ def _bar(place: int, phases: dict[str, float]) -> Iterator[Block]:
     what += "\n".join(f"{PHASES[name][0]}: {seconds_text(seconds)}" for name, seconds in phases.items())
     for name, seconds in phases.items():
         if seconds:
-            yield Block(place, place, bottom, seconds, PHASES[name][1], what, PHASES[name][0])
+            yield Block(place, place, bottom, seconds, PHASES[name][1], name, what)
             bottom += seconds

@@ -1,4 +1,4 @@
-"""What a plan is asked for: a run's config or a workload file, with the command's options, to loads and devices. No torch, no ray."""
+"""What a plan is made for: from a run's config or a workload, with the command's options, to loads and devices. No torch, no ray."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -93,7 +93,9 @@ def _of_run(
     device = "cuda" if config.cluster.gpus_per_worker else "cpu"
     topology, assumptions = _topology(config.plan, config.cluster.num_workers, device, preset)
     if manifest is None:
-        assumptions += (f"every history has model.max_history = {config.model.max_history} events, as there is no dataset",)
+        assumptions += (
+            f"every history has model.max_history = {config.model.max_history} events, as there is no dataset",
+        )
     return Request(
         Path(path).stem,
         config.run_dir / "plan",
@@ -133,6 +135,8 @@ def _topology(
         note = () if preset else (f"GPUs are like {ASSUMED_GPU} where the config does not say otherwise",)
         return topology_of(config, num_devices, described(preset or ASSUMED_GPU, num_devices, per_host)), note
     if preset:
-        raise UserError(f"preset = {preset} describes GPUs, and the plan is for CPUs; add --device cuda, or leave it out")
+        raise UserError(
+            f"preset = {preset} describes GPUs, and the plan is for CPUs; add --device cuda, or leave it out"
+        )
     note = () if config.device_memory else (f"{num_devices} workers are like this machine, whose memory they share",)
     return topology_of(config, num_devices, this_machine(num_devices)), note

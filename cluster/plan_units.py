@@ -1,7 +1,7 @@
 """Bytes, seconds and counts as people read them."""
 
 _BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
-_COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
+_COUNTS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def bytes_text(number: float) -> str:
@@ -24,6 +24,6 @@ def seconds_text(seconds: float) -> str:
 def count_text(number: float) -> str:
     """Such as "1.5 G"; numbers below 10,000 in full."""
     for factor, unit in _COUNTS:
-        if number >= factor:
+        if number >= max(factor, 9_999.5):
             return f"{number / factor:.3g} {unit}"
     return f"{number:,.0f}"

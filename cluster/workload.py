@@ -1,9 +1,9 @@
 """A workload: tables, what a step asks of them, and devices, described without any logs. Imports no torch.
 
-    batch_size = 65536            examples of the global batch
-    [topology]                    the devices
-    [communication]               as in a run's config
-    [[table]]                     a table, or `count` of them that are alike
+batch_size = 65536            examples of the global batch
+[topology]                    the devices
+[communication]               as in a run's config
+[[table]]                     a table, or `count` of them that are alike
 """
 
 from typing import Annotated, Any, Literal
@@ -36,7 +36,9 @@ class WorkloadTableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     count: int = Field(1, ge=1, le=100_000, description="how many such tables there are: NAME_0, NAME_1, ...")
     pooled: bool = Field(False, description="looked up as bags whose rows are summed, else as a sequence of rows")
     ids_per_example: float = Field(
-        1.0, gt=0.0, description="ids that an example looks up, on average; where each is asked for once per batch, distinct ones"
+        1.0,
+        gt=0.0,
+        description="ids that an example looks up, on average; where each is asked for once per batch, distinct ones",
     )
     bags_per_example: float = Field(1.0, gt=0.0, description="of a pooled table: sums that an example gets")
     optimizer: SparseOptimizer = Field("rowwise_adagrad", description="the optimizer of the table")
@@ -44,9 +46,7 @@ class WorkloadTableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     kernel: Literal["auto"] | Kernel = Field("auto", description="as in tables.NAME.kernel")
     ranks: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1, description="as in tables.NAME.ranks")
     min_partition: int | None = Field(None, ge=4, multiple_of=4, description="as in tables.NAME.min_partition")
-    cache_load_factor: float | None = Field(
-        None, gt=0.0, le=1.0, description="as in tables.NAME.cache_load_factor"
-    )
+    cache_load_factor: float | None = Field(None, gt=0.0, le=1.0, description="as in tables.NAME.cache_load_factor")
 
     @model_validator(mode="after")
     def _valid_as_a_table_of_a_run(self) -> "WorkloadTableConfig":
@@ -94,7 +94,9 @@ def check_workload(values: dict[str, Any], origin: str, overrides: list[str]) ->
     names = [str(table["name"]) for table in given]
     for name in names:
         if names.count(name) > 1:
-            raise UserError(f"workload {origin}: two tables are called {name!r}; give each its own name, or one a `count`")
+            raise UserError(
+                f"workload {origin}: two tables are called {name!r}; give each its own name, or one a `count`"
+            )
     tables = {str(table["name"]): {k: v for k, v in table.items() if k != "name"} for table in given}
     values = {**values, "table": tables}
     for override in overrides:

@@ -53,7 +53,12 @@ def declared_rows(tables: Mapping[str, TableConfig], logs: LogsConfig) -> dict[s
             ids = tables[name].ids
             num_rows[name] = ids.num_rows if isinstance(ids, HashIdsConfig | DynamicIdsConfig) else None
     for spec in feature_specs(logs):
-        if spec.owner == "item" and spec.table and isinstance(spec.config, NumericFeatureConfig) and spec.config.buckets:
+        if (
+            spec.owner == "item"
+            and spec.table
+            and isinstance(spec.config, NumericFeatureConfig)
+            and spec.config.buckets
+        ):
             num_rows[spec.table] = max(spec.config.buckets + 1, num_rows[spec.table] or 0)
     return num_rows
 

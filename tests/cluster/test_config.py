@@ -16,7 +16,7 @@ def message(values: dict, origin: str = "test.toml") -> str:
 
 def test_defaults_are_complete():
     config = check_config(LOGS, "test")
-    assert config.tables["item"].sharding == "row_wise"
+    assert config.tables["item"].sharding == "auto"
     assert config.cluster.num_workers == 2
 
 
@@ -50,6 +50,14 @@ def test_defaults_are_complete():
             "tables.genre.dim = 16 must be tables.item.dim = 64",
         ),
         ({**LOGS, "model": {"encoder": {"num_heads": 5}}}, "model.encoder.num_heads = 5 must divide tables.item.dim = 64"),
+        (
+            {**LOGS, "tables": {"item": {"sharding": "rowwise"}}},
+            "tables.item.sharding: no such choice 'rowwise'; choose 'auto', 'data_parallel', 'table_wise', 'row_wise'",
+        ),
+        (
+            {**LOGS, "tables": {"item": {"sharding": ["row_wise", "rowwise"]}}},
+            "config test.toml:\n  tables.item.sharding.1: no such choice 'rowwise'; choose 'data_parallel'",
+        ),
         ({**LOGS, "evaluate": {"ks": [5]}}, "needs 10 among evaluate.ks = [5]"),
         (
             {**LOGS, "tables": {"item": {"sharding": "column_wise"}}},
