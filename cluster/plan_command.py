@@ -18,6 +18,7 @@ from rich.table import Table
 from cluster.plan_grids import Grid, Planned, difference_grid, grids, summary_grid, values_of
 from cluster.plan_picture import picture
 from cluster.plan_request import OPTIONS, Request, read_request
+from sharding.errors import PlacementError
 from sharding.planning.costs import predict
 from sharding.planning.planner import make_plan
 from sharding.planning.warnings import warnings_of
@@ -55,9 +56,12 @@ def run(path: str, settings: list[str], rows: list[str], compare: str | None, ou
 
 
 def make(request: Request) -> Planned:
-    """The plan and its prediction."""
-    started = time.perf_counter()
-    plan = make_plan(request.loads, request.topology, request.communication, _inputs(request), request.replica_groups)
+    """The plan and its prediction. Raises PlacementError if there is none."""
+    started, inputs = time.perf_counter(), _inputs(request)
+    try:
+        plan = make_plan(request.loads, request.topology, request.communication, inputs, request.replica_groups)
+    except PlacementError as error:
+        raise PlacementError(f"{error}{request.hint}") from None
     prediction = predict(plan, request.loads, request.topology, request.communication)
     warnings = tuple(warnings_of(plan, prediction, request.loads, request.topology))
     return Planned(request, plan, prediction, warnings, time.perf_counter() - started)
@@ -157,9 +161,16 @@ def _page(answer: Answer) -> str:
 
 
 def _rich(grid: Grid) -> Table:
-    table = Table(title=grid.title or None, title_justify="left", box=box.SIMPLE_HEAD, show_header=any(grid.header), padding=(0, 1, 0, 0))
+    table = Table(
+        title=grid.title or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        show_header=any(grid.header),
+        padding=(0, 1, 0, 0),
+    )
     for number, name in enumerate(grid.header):
-        table.add_column(name, justify="right" if number else "left", no_wrap=True)
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number > 0)
     for row in grid.rows:
         table.add_row(*row)
     return table

@@ -157,8 +157,12 @@ def _table_grid(values: dict[str, Any]) -> Grid:
             alike.items(), key=lambda item: -sum(table["memory_bytes"] for table in item[1])
         )
     ]
-    header = ("table", "lies", "size", "memory", "fullest rank", "time")
-    return Grid("tables (+N that are alike; fullest rank and time are of one of them)", header, _shortened(rows))
+    header = ("table", "lies", "size", "memory", "one rank", "time")
+    return Grid(
+        "tables (+N alike: their memory; of one of them, memory on its fullest rank and time on its slowest)",
+        header,
+        _shortened(rows),
+    )
 
 
 def _rank_grid(values: dict[str, Any]) -> Grid:

@@ -15,6 +15,7 @@ from trainer.errors import UserError
 from trainer.table_loads import declared_rows, facts_of, stored_rows, table_loads
 
 ASSUMED_GPU = "h100-80gb"
+WORKLOAD_HINT = " (in a workload, plan.device_memory is topology.device_memory, cluster.num_workers topology.devices, and tables.NAME table.NAME)"
 # What may be written without a section, as an option and in --compare, and the setting of a run that it stands for.
 OPTIONS = {
     "devices": "cluster.num_workers",
@@ -28,7 +29,10 @@ OPTIONS = {
 
 @dataclass(frozen=True)
 class Request:
-    """name: of the config; folder: where its plan goes unless told otherwise; assumptions: what nobody stated."""
+    """name: of the config; folder: where its plan goes unless told otherwise; assumptions: what nobody stated.
+
+    hint: what to add to the message of a plan that cannot be.
+    """
 
     name: str
     folder: Path
@@ -37,6 +41,7 @@ class Request:
     communication: CommunicationConfig
     replica_groups: int
     assumptions: tuple[str, ...]
+    hint: str = ""
 
 
 def read_request(path: str, settings: list[str], rows: Mapping[str, int]) -> Request:
@@ -69,9 +74,15 @@ def _of_workload(
     given = workload.topology
     topology, assumptions = _topology(given, given.devices, given.device, preset or given.preset)
     name = Path(path).stem
-    loads = tuple(workload.loads())
     return Request(
-        name, Path(f"plan-{name}"), loads, topology, workload.communication, given.replica_groups, assumptions
+        name,
+        Path(f"plan-{name}"),
+        tuple(workload.loads()),
+        topology,
+        workload.communication,
+        given.replica_groups,
+        assumptions,
+        WORKLOAD_HINT,
     )
 
 

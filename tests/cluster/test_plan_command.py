@@ -67,7 +67,7 @@ def planned(path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def mistake(path: Path, *arguments: str) -> str:
-    """The message of an error that ends with exit code 2, as cluster.cli.main has it."""
+    """The message of an error of those with which cluster.cli.main ends with exit code 2."""
     done = invoke(path, "--out", str(path.parent / "out"), *arguments)
     assert isinstance(done.exception, UserError | PlacementError), done.exception
     return str(done.exception)
@@ -147,7 +147,7 @@ def test_a_comparison_shows_both_side_by_side(workload: Path) -> None:
 
 
 def test_a_run_is_planned_for_its_workers_and_the_rows_that_are_given(config: Path) -> None:
-    values = planned(config, "--rows", "item=1_000_001", "--device-memory", "1GiB")
+    values = planned(config, "--rows", "item=1_000_001", "--device-memory", "4GiB")
     assert values["topology"]["device"] == "cpu"
     assert values["topology"]["num_devices"] == 4
     assert [(table["name"], table["num_rows"]) for table in values["tables"]] == [("item", 1_000_001)]
@@ -191,7 +191,7 @@ def test_the_plan_of_a_workload_lies_in_the_current_folder(workload: Path, monke
         (["--rows", "item=1e5", "--set", "tables.item.kernel=fused_uvm"], "tables.item: kernel = fused_uvm: needs a GPU"),
         (["--rows", "item=1e5", "--set", "tables.item.sharding=grid_shard", "--set", "tables.item.optimizer=adagrad"],
          "tables.item: sharding = grid_shard: not for tables that are looked up per event"),
-        (["--rows", "item=1e10", "--device-memory", "1GiB"], "tables.item"),
+        (["--rows", "item=1e10", "--device-memory", "1GiB"], "tables.item needs"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_plan_of_a_run_is_named(config: Path, arguments: list[str], message: str) -> None:
@@ -208,7 +208,9 @@ def test_a_mistake_in_the_plan_of_a_run_is_named(config: Path, arguments: list[s
         (["--set", "table.item.sharding=column_wise"], "table.item: rowwise_adagrad keeps one accumulator per row"),
         (["--set", "examples_per_rank=3"], "set either batch_size (of all devices together) or examples_per_rank"),
         (["--set", "table.item.rows=1e10"], "table.item.rows: Input should be a valid integer"),
-        (["--rows", "item=1e11"], "item"),
+        (["--rows", "item=1e11"], "tables.item needs"),
+        (["--rows", "item=1e11"], "in a workload, plan.device_memory is topology.device_memory"),
+        (["--set", "topology.replica_groups=3"], "plan.replica_groups = 3 does not divide the number of workers, 8"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_workload_is_named(workload: Path, arguments: list[str], message: str) -> None:
