@@ -65,12 +65,12 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
     split: SplitConfig = Field(default_factory=LeaveOneOutConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     tables: dict[str, TableConfig] = Field(default_factory=dict)
+    plan: PlanConfig = Field(default_factory=PlanConfig)
+    communication: CommunicationConfig = Field(default_factory=CommunicationConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
-    communication: CommunicationConfig = Field(default_factory=CommunicationConfig)
-    plan: PlanConfig = Field(default_factory=PlanConfig)
 
     @model_validator(mode="before")
     @classmethod
@@ -101,12 +101,6 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                 'predicted, has to be known; choose "vocabulary" or "hash"'
             )
         width, heads = self.tables["item"].dim, self.model.encoder.num_heads
-        for spec in feature_specs(self.logs):
-            if spec.owner == "item" and spec.table and self.tables[spec.table].dim != width:
-                raise ValueError(
-                    f"tables.{spec.table}.dim = {self.tables[spec.table].dim} must be tables.item.dim = {width}: the rows of an "
-                    "item and of its features are looked up together, and added"
-                )
         if width % heads:
             raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
         tokens, longest = self.train.batch_tokens, self.model.max_history
@@ -145,8 +139,8 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
         specs = feature_specs(LogsConfig.model_validate(values.get("logs")))
     except ValidationError:
         return tables  # the whole is not valid either, and says so better
-    # Tables of features are small, as a rule: whole on one worker each, and as wide as the vectors that they are added to.
-    small = {"sharding": "table_wise"} | {k: v for k, v in tables["item"].items() if k == "dim"}
+    # Unless told otherwise, rows of features are as wide as the vectors that they are added to.
+    small = {k: v for k, v in tables["item"].items() if k == "dim"}
     for name in dict.fromkeys(spec.table for spec in specs):
         given = tables.get(name, {})
         if name and name != "item" and isinstance(given, dict):
@@ -177,10 +171,15 @@ FREE_TO_CHANGE = (
     "train.ledger",
     "train.max_nonfinite_steps",
     "tables.*.sharding",
+    "tables.*.kernel",
+    "tables.*.ranks",
+    "tables.*.min_partition",
+    "tables.*.pooling_factor",
+    "tables.*.cache_load_factor",
+    "plan",
     "checkpoint",
     "evaluate",
     "cluster",
-    "plan",
 )
 
 
@@ -322,6 +321,8 @@ def job_of(config: Config) -> Job:
         train=config.train,
         checkpoint=config.checkpoint,
         evaluate=config.evaluate,
+        communication=config.communication,
+        placement=config.plan,
         config=config.model_dump(mode="json"),
         identity=identity(config),
     )

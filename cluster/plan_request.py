@@ -1,4 +1,4 @@
-"""What a plan is made for: from a run's config or a workload, with the command's options, to loads and devices. No torch, no ray."""
+"""What a plan is made for: a run's config or a workload, and the command's options, to loads and devices. No torch, no ray."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology, described, this_machine, topology_of
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
-from trainer.table_loads import declared_rows, facts_of, stored_rows, table_loads
+from trainer.table_loads import declared_rows, facts_of, table_loads, table_rows
 
 ASSUMED_GPU = "h100-80gb"
 WORKLOAD_HINT = " (in a workload, plan.device_memory is topology.device_memory, cluster.num_workers topology.devices, and tables.NAME table.NAME)"
@@ -121,7 +121,7 @@ def _of_run(
 def _rows(config: Config, manifest: Manifest | None, given: Mapping[str, int]) -> dict[str, int]:
     """Rows of every table that the model looks up: as given, as in the dataset, or as the config says."""
     if manifest is not None:
-        known: dict[str, int | None] = dict(stored_rows(config.tables, manifest))
+        known: dict[str, int | None] = dict(table_rows(config.tables, manifest))
     else:
         known = declared_rows(config.tables, config.logs)
     for name in given:

@@ -34,7 +34,7 @@ def facts_of(manifest: Manifest) -> DatasetFacts:
     return DatasetFacts(manifest.num_item_rows, counts.train_events / max(1, counts.num_users), features)
 
 
-def stored_rows(tables: Mapping[str, TableConfig], manifest: Manifest) -> dict[str, int]:
+def table_rows(tables: Mapping[str, TableConfig], manifest: Manifest) -> dict[str, int]:
     """The tables that a model of this dataset has, and their rows: of items first, then of their features."""
     ids = tables[ITEM_TABLE].ids
     num_rows = {ITEM_TABLE: ids.num_rows if isinstance(ids, HashIdsConfig) else manifest.num_item_rows}

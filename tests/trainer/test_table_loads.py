@@ -6,12 +6,11 @@ import pytest
 from models.config import ModelConfig
 from sharding.config import HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad
+from tests.datasets import manifest_of_items, tiny_dataset
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Feature
 from trainer.logs.config import LogsConfig
-from trainer.table_loads import DatasetFacts, declared_rows, expected_distinct, facts_of, stored_rows, table_loads
-
-from tests.datasets import manifest_of_items, tiny_dataset
+from trainer.table_loads import DatasetFacts, declared_rows, expected_distinct, facts_of, table_loads, table_rows
 
 SAMPLED = ModelConfig.model_validate(
     {"max_history": 50, "objective": {"kind": "sampled_softmax", "num_negatives": 512}}
@@ -96,12 +95,12 @@ def test_constraints_of_the_config_reach_the_plan():
 
 def test_a_dataset_knows_its_tables_and_their_lengths(tmp_path):
     manifest = tiny_dataset(tmp_path, num_users=60, num_items=40)
-    assert stored_rows({"item": TableConfig()}, manifest) == {"item": 41}
+    assert table_rows({"item": TableConfig()}, manifest) == {"item": 41}
     facts = facts_of(manifest)
     assert facts.num_items == 41
     assert facts.mean_events == manifest.counts.train_events / 60
     hashed = {"item": TableConfig(ids=HashIdsConfig(kind="hash", num_rows=16))}
-    assert stored_rows(hashed, manifest) == {"item": 16}
+    assert table_rows(hashed, manifest) == {"item": 16}
 
 
 def test_only_features_of_items_have_tables_that_are_looked_up():
@@ -115,7 +114,7 @@ def test_only_features_of_items_have_tables_that_are_looked_up():
     )
     manifest = replace(manifest_of_items(3), features=features)
     tables = {name: TableConfig() for name in ("item", "brand", "age", "shop")}
-    assert stored_rows(tables, manifest) == {"item": 4, "brand": 7, "age": 11}
+    assert table_rows(tables, manifest) == {"item": 4, "brand": 7, "age": 11}
     assert facts_of(manifest).num_features == {"brand": 1, "age": 1}
 
 
