@@ -15,7 +15,10 @@ from trainer.errors import UserError
 from trainer.table_loads import declared_rows, facts_of, table_loads, table_rows
 
 ASSUMED_GPU = "h100-80gb"
-WORKLOAD_HINT = " (in a workload, plan.device_memory is topology.device_memory, cluster.num_workers topology.devices, and tables.NAME table.NAME)"
+WORKLOAD_HINT = (
+    " (in a workload, plan.device_memory is topology.device_memory, cluster.num_workers is topology.devices, and "
+    "tables.NAME is table.NAME)"
+)
 # What may be written without a section, as an option and in --compare, and the setting of a run that it stands for.
 OPTIONS = {
     "devices": "cluster.num_workers",
