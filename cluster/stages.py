@@ -13,7 +13,7 @@ from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.build import build_model
 from trainer.checkpoint_folder import Found
-from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.dataset.manifest import Manifest, read_manifest, used_features
 from trainer.dataset.vocabulary import read_vocabulary
 from trainer.errors import CheckpointError
 from trainer.evaluation import report, results
@@ -22,7 +22,6 @@ from trainer.job import Channel, Job
 from trainer.log import read_metrics
 from trainer.placement import PLAN_FILE, plan_tables
 from trainer.storage import write_json_atomically
-from trainer.stream.catalogue import used_features
 from trainer.stream.held_out import Split
 from trainer.train import Outcome, Training
 

@@ -18,8 +18,9 @@ from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.job import Job
-from trainer.placement import plan_tables, table_rows
+from trainer.placement import plan_tables
 from trainer.stream.catalogue import read_catalogue
+from trainer.table_loads import table_rows
 
 
 @dataclass(frozen=True)

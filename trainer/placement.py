@@ -4,28 +4,15 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from sharding.config import HashIdsConfig, TableConfig
 from sharding.plan import Plan, plan_of
-from sharding.planning.load import TableLoad, sequence_load
 from sharding.planning.planner import make_plan
 from sharding.planning.topology import GIB, Topology
 from trainer.dataset.manifest import Manifest
 from trainer.job import Job
 from trainer.storage import digest_of
-from trainer.stream.catalogue import used_features
+from trainer.table_loads import facts_of, table_loads, table_rows
 
 PLAN_FILE = "plan.json"
-
-
-def table_rows(tables: dict[str, TableConfig], manifest: Manifest) -> dict[str, int]:
-    """Rows of the table of items and of those of their features, by name."""
-    ids = tables["item"].ids
-    num_rows = {"item": ids.num_rows if isinstance(ids, HashIdsConfig) else manifest.num_item_rows}
-    for feature in used_features(manifest):
-        if feature.table is not None and feature.table != "item":
-            assert feature.num_rows is not None
-            num_rows[feature.table] = max(feature.num_rows, num_rows.get(feature.table, 0))
-    return num_rows
 
 
 def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: str) -> Plan:
@@ -33,7 +20,8 @@ def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: str) -> 
 
     Raises PlacementError if there is none.
     """
-    loads = _loads(job, manifest, num_workers)
+    num_rows = table_rows(job.tables, manifest)
+    loads = table_loads(job.tables, num_rows, job.model, job.train, num_workers, facts_of(manifest))
     topology = _topology(job, num_workers, device)
     facts = {"loads": [asdict(load) for load in loads], "topology": asdict(topology)}
     inputs = digest_of({**facts, "communication": job.communication.model_dump(mode="json")})
@@ -49,11 +37,6 @@ def read_plan(run_dir: Path) -> Plan | None:
         return plan_of(json.loads((run_dir / PLAN_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def _loads(job: Job, manifest: Manifest, num_workers: int) -> list[TableLoad]:
-    rows = table_rows(job.tables, manifest)
-    return [sequence_load(name, job.tables[name], num_rows, float(num_rows)) for name, num_rows in rows.items()]
 
 
 def _topology(job: Job, num_workers: int, device: str) -> Topology:

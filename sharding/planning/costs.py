@@ -161,9 +161,10 @@ class Ranks:
     host_sizes: Float64
 
 
-def ranks_of(num_ranks: int, ranks_per_host: int) -> Ranks:
+def ranks_of(num_ranks: int, ranks_per_host: int, looked_at: NDArray[np.int64] | None = None) -> Ranks:
     hosts = np.arange(num_ranks) // ranks_per_host
-    return Ranks(num_ranks, np.bincount(hosts)[hosts].astype(np.float64))
+    sizes = np.bincount(hosts)[hosts].astype(np.float64)
+    return Ranks(num_ranks, sizes if looked_at is None else sizes[looked_at])
 
 
 def features(

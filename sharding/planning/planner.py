@@ -1,14 +1,33 @@
-"""The plan of all tables: for each a sharding, a kernel and ranks, so that no rank is too full and the busiest has least to do."""
+"""The plan of all tables: for each a sharding, a kernel and ranks, so that no rank is too full and a step takes least time.
 
-from collections.abc import Sequence
+Two moves, repeated. A proposal bounds what one block of a table may add to a rank's time and gives each table the option of least
+work within that bound; tables are then put down one by one, the largest first, each where the step grows least (list scheduling
+under a guess of the makespan: Hochbaum and Shmoys 1987), or by its next option if the first finds no room. The best proposal is
+improved by moving, splitting and swapping tables of the ranks that others wait for. Imports no torch.
 
-from sharding.config import CommunicationConfig, Kernel, Sharding
+Not an exact search: tests/sharding/planning measures the distance from the optimum where that can be enumerated.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sharding.config import CommunicationConfig
 from sharding.errors import PlacementError
-from sharding.plan import Plan, TablePlan, shards_of
+from sharding.plan import Plan
 from sharding.planning.costs import FP32
+from sharding.planning.improve import improve
+from sharding.planning.layout import Layout, Placed
 from sharding.planning.load import TableLoad
+from sharding.planning.options import Option, options_of
+from sharding.planning.refusals import no_room
 from sharding.planning.topology import Topology
-from sharding.support import why_unsupported
+
+NUM_BOUNDS = 16
+PRICES = (0.0, 1.0, 10.0, 100.0)  # of memory; the higher ones are tried only where it is short
+NUM_IMPROVED = 3
+Options = Mapping[str, Sequence[Option]]
 
 
 def make_plan(
@@ -18,44 +37,95 @@ def make_plan(
     inputs: str = "",
     replica_groups: int = 1,
 ) -> Plan:
-    """Raises PlacementError, naming the table, if a table can lie nowhere."""
-    tables = {load.name: _first_that_fits(load, topology, n) for n, load in enumerate(loads)}
-    return Plan(
-        topology.num_devices, topology.devices_per_host, topology.device, tables, inputs, replica_groups=replica_groups
+    """A function of its inputs; the order of `loads` is only that of the plan's tables.
+
+    Raises PlacementError, naming the table, if one can lie nowhere.
+    """
+    group = _group(topology, replica_groups)
+    by_kind: dict[TableLoad, list[Option]] = {}
+    options = {}
+    for load in sorted(loads, key=lambda load: load.name):
+        kind = replace(load, name="")
+        if kind not in by_kind:
+            by_kind[kind] = options_of(load, group, communication)
+        options[load.name] = by_kind[kind]
+    best = _best_layout(options, group)
+    tables = {
+        load.name: replace(placed.option.table, places=tuple(placed.places.tolist()))
+        for load in loads
+        for placed in (best.tables[load.name],)
+    }
+    per_host = min(topology.devices_per_host, topology.num_devices)
+    return Plan(topology.num_devices, per_host, topology.device, tables, inputs, replica_groups)
+
+
+def _group(topology: Topology, replica_groups: int) -> Topology:
+    """The ranks that share the tables among them, as a topology of their own."""
+    if topology.num_devices % replica_groups:
+        raise PlacementError(
+            f"plan.replica_groups = {replica_groups} does not divide the number of workers, {topology.num_devices}"
+        )
+    num_ranks = topology.num_devices // replica_groups
+    per_host = min(topology.devices_per_host, num_ranks)
+    # Groups on one host share its memory.
+    host_memory = topology.host_memory * per_host // min(topology.devices_per_host, topology.num_devices)
+    return replace(topology, num_devices=num_ranks, devices_per_host=per_host, host_memory=host_memory)
+
+
+def _best_layout(options: Options, topology: Topology) -> Layout:
+    """Tables leave device memory only if there is no other way. Raises PlacementError."""
+    within = {name: [o for o in choices if not o.is_last_resort] for name, choices in options.items()}
+    for allowed in (within, options):
+        for price in PRICES:
+            layouts = [layout for layout in _proposals(allowed, topology, price) if len(layout.tables) == len(options)]
+            if layouts:
+                layouts.sort(key=lambda layout: layout.step_seconds)
+                improved = [improve(layout, allowed) for layout in layouts[:NUM_IMPROVED]]
+                return min(improved, key=lambda layout: layout.step_seconds)
+    furthest = max(_proposals(options, topology, PRICES[-1]), key=lambda layout: len(layout.tables))
+    raise PlacementError(no_room(options, furthest, topology))
+
+
+def _proposals(options: Options, topology: Topology, price: float) -> Iterator[Layout]:
+    """One for every bound and order; tables that found no room are missing. price: of filling all memory, in least steps."""
+    peaks = np.unique([option.peak_seconds for choices in options.values() for option in choices])
+    if not peaks.size:
+        yield Layout(topology)
+        return
+    asking_bytes = sum(choices[0].asking_bytes for choices in options.values())
+    work = {id(option): _work(option, topology) for choices in options.values() for option in choices}
+    least_step = sum(min(work[id(option)][0] for option in choices) for choices in options.values())
+    cost = {key: seconds + price * least_step * memory for key, (seconds, memory) in work.items()}
+    bounds = np.unique(peaks[np.linspace(0, peaks.size - 1, NUM_BOUNDS).round().astype(int)])
+    for bound in bounds:
+        ranked = {name: _ranked(choices, bound, cost) for name, choices in options.items()}
+        sizes = {name: choices[0] for name, choices in ranked.items()}
+        by_time = sorted(sizes, key=lambda name: (-sizes[name].peak_seconds, name))
+        by_bytes = sorted(sizes, key=lambda name: (sizes[name].where != "everywhere", -sizes[name].block_bytes, name))
+        for order in (by_time, by_bytes):
+            layout = Layout(topology, asking_bytes)
+            for name in order:
+                _put_first_that_fits(layout, name, ranked[name])
+            yield layout
+
+
+def _work(option: Option, topology: Topology) -> tuple[float, float]:
+    """Seconds on an average rank, and the part of all device memory that is filled."""
+    held = option.num_blocks * (topology.devices_per_host if option.where == "hosts" else 1) / topology.num_devices
+    seconds = option.block_seconds.sum() * held + option.all_seconds.sum()
+    return float(seconds), option.block_bytes * held / topology.capacity_bytes
+
+
+def _ranked(choices: Sequence[Option], bound: float, cost: Mapping[int, float]) -> list[Option]:
+    """The cheapest first among those within the bound, then the others by how far beyond it they go; the last resorts last."""
+    return sorted(
+        choices, key=lambda option: (option.is_last_resort, max(option.peak_seconds, bound), cost[id(option)])
     )
 
 
-def _first_that_fits(load: TableLoad, topology: Topology, number: int) -> TablePlan:
-    reasons = []
-    for sharding in load.shardings or ("row_wise", "table_wise"):
-        kernel: Kernel = ("dense" if sharding == "data_parallel" else "fused") if load.kernel == "auto" else load.kernel
-        reason = why_unsupported(sharding, kernel, load.optimizer, load.pooled, topology.device)
-        if reason is None:
-            table = TablePlan(sharding, kernel, load.num_rows, load.dim, _places(sharding, load, topology, number))
-            if all(
-                shard.num_rows
-                for shard in shards_of(
-                    table, topology.num_devices, min(topology.devices_per_host, topology.num_devices)
-                )
-            ):
-                return table
-            reason = (
-                f"sharding = {sharding}: the table's {load.num_rows} rows would leave one of {topology.num_devices} workers "
-                "without any; choose table_wise or data_parallel, or lower cluster.num_workers"
-            )
-        reasons.append(reason)
-    raise PlacementError(f"tables.{load.name}: " + "; ".join(reasons))
-
-
-def _places(sharding: Sharding, load: TableLoad, topology: Topology, number: int) -> tuple[int, ...]:
-    ranks = load.ranks or range(topology.num_devices)
-    match sharding:
-        case "table_wise":
-            return (ranks[number % len(ranks)],)
-        case "column_wise" | "table_column_wise":
-            num_blocks = max(n for n in range(1, len(ranks) + 1) if load.dim % (4 * n) == 0)
-            return tuple(ranks[:num_blocks])
-        case "table_row_wise" | "grid_shard":
-            return (0,)
-        case _:
-            return ()
+def _put_first_that_fits(layout: Layout, name: str, choices: Sequence[Option]) -> None:
+    for option in choices:
+        places = layout.best_places(option)
+        if places is not None:
+            layout.put(name, Placed(option, places))
+            return

@@ -51,6 +51,14 @@ def test_defaults_are_complete():
             "tables.item: rowwise_adagrad keeps one accumulator per row, which a column_wise table would split",
         ),
         ({**LOGS, "model": {"encoder": {"num_heads": 5}}}, "model.encoder.num_heads = 5 must divide tables.item.dim = 64"),
+        (
+            {**LOGS, "tables": {"item": {"sharding": "rowwise"}}},
+            "tables.item.sharding: no such choice 'rowwise'; choose 'auto', 'data_parallel', 'table_wise', 'row_wise'",
+        ),
+        (
+            {**LOGS, "tables": {"item": {"sharding": ["row_wise", "rowwise"]}}},
+            "config test.toml:\n  tables.item.sharding.1: no such choice 'rowwise'; choose 'data_parallel'",
+        ),
         ({**LOGS, "evaluate": {"ks": [5]}}, "needs 10 among evaluate.ks = [5]"),
         (
             {**LOGS, "tables": {"item": {"sharding": "column_wise"}}},
