@@ -27,7 +27,7 @@ from trainer.errors import UserError
 from trainer.storage import digest_of, write_json_atomically, write_text_atomically
 
 NAMES = ("as given", "compared")
-PLAN, OTHER_PLAN, PAGE = "plan.json", "plan-compared.json", "plan.html"
+PLAN, PAGE = "plan.json", "plan.html"
 
 
 @dataclass(frozen=True)
@@ -127,35 +127,39 @@ def comparison(left: dict[str, Any], right: dict[str, Any]) -> list[Grid]:
 
 
 def _write(answer: Answer) -> None:
-    plans = {PLAN: answer.planned, OTHER_PLAN: answer.other}
+    plans = {"plan": answer.planned} | ({"plan-compared": answer.other} if answer.other is not None else {})
+    pictures = {
+        stem: picture(planned.plan, planned.prediction, planned.request.topology, planned.title)
+        for stem, planned in plans.items()
+    }
     try:
         answer.folder.mkdir(parents=True, exist_ok=True)
-        for name, planned in plans.items():
-            if planned is not None:
-                write_json_atomically(answer.folder / name, planned.plan.values())
-        write_text_atomically(answer.folder / PAGE, _page(answer))
+        for stem, planned in plans.items():
+            write_json_atomically(answer.folder / f"{stem}.json", planned.plan.values())
+            write_text_atomically(answer.folder / f"{stem}.svg", pictures[stem])
+        write_text_atomically(answer.folder / PAGE, _page(answer, list(plans.values()), list(pictures.values())))
     except OSError as error:
         raise UserError(
             f"{answer.folder}: the plan cannot be written ({error.strerror}); choose another --out"
         ) from None
 
 
-def _page(answer: Answer) -> str:
-    both = [planned for planned in (answer.planned, answer.other) if planned is not None]
-    values = [values_of(planned) for planned in both]
+def _page(answer: Answer, plans: list[Planned], pictures: list[str]) -> str:
+    values = [values_of(planned) for planned in plans]
+    names = ["", ""] if len(plans) == 1 else [NAMES[0], f"{NAMES[1]}: {answer.compared}"]
     return page.render(
         Path(__file__).parent,
         "plan.html.j2",
         title=f"Shoal: plan of {answer.planned.request.name}",
-        comparison=comparison(*values) if answer.other is not None else [],
+        comparison=comparison(*values) if len(plans) > 1 else [],
         plans=[
             {
-                "name": "" if len(both) == 1 else f"{name}: {answer.compared}" if name == NAMES[1] else name,
-                "picture": Markup(picture(planned.plan, planned.prediction, planned.request.topology, planned.title)),
+                "name": name,
+                "picture": Markup(svg),
                 "grids": grids(figures),
                 "lines": [*planned.request.assumptions, *planned.warnings],
             }
-            for name, planned, figures in zip(NAMES, both, values, strict=False)
+            for name, planned, svg, figures in zip(names, plans, pictures, values, strict=False)
         ],
     )
 

@@ -140,6 +140,7 @@ def test_a_comparison_shows_both_side_by_side(workload: Path) -> None:
     assert other["tables"][0]["sharding"] == "table_wise"
     folder = workload.parent / "out"
     assert plan_of(json.loads((folder / "plan-compared.json").read_text())).world_size == 16
+    assert (folder / "plan.svg").read_text() != (folder / "plan-compared.svg").read_text()
     assert Page((folder / "plan.html").read_text()).names.count("svg") == 2
     done = invoke(workload, "--out", str(folder), "--compare", "devices=16,table.item.sharding=table_wise")
     assert "table_wise x 1" in done.stdout

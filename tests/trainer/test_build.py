@@ -20,7 +20,7 @@ from trainer.train import Training
 
 
 def hashed_job(tmp_path: Path, num_rows: int) -> Job:
-    table = {"dim": 8, "learning_rate": 0.1, "ids": {"kind": "hash", "num_rows": num_rows}}
+    table = {"dim": 8, "sharding": "row_wise", "learning_rate": 0.1, "ids": {"kind": "hash", "num_rows": num_rows}}
     return tiny_job(tmp_path / "run", tmp_path / "dataset", tables={"item": table})
 
 
