@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.tables import TableSpec
+from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
 from sharding.place import place
 from sharding.plan import Plan
@@ -28,6 +29,7 @@ class Built:
 
     model: NextItemModel
     placed: nn.Module
+    tables: dict[str, TableConfig]
     plan: Plan
     catalogue: Catalogue
 
@@ -54,12 +56,12 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     model.initialize(torch.Generator().manual_seed(job.seed))
     for part in (model.encoder, model.items, *model.tables.replicated):
         part.to(ranks.device)
-    placed = place(model, {spec.name: job.tables[spec.name] for spec in specs}, plan, ranks, job.seed)
-    return Built(model, placed, plan, catalogue)
+    tables = {spec.name: job.tables[spec.name] for spec in specs}
+    return Built(model, place(model, tables, plan, ranks, job.seed), tables, plan, catalogue)
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
-    """The fused optimizers of the tables and the configured dense one."""
+    """The optimizers of the tables and the configured dense one."""
 
     def dense(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         match config.optimizer:
@@ -70,4 +72,4 @@ def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
             case "sgd":
                 return torch.optim.SGD(parameters, lr=config.learning_rate)
 
-    return Optimizers(built.placed, dense)
+    return Optimizers(built.placed, dense, built.tables, built.plan)
