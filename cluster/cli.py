@@ -174,6 +174,48 @@ def evaluate(
 
 
 @app.command()
+def plan(
+    config: Annotated[
+        str,
+        typer.Argument(metavar="CONFIG", help="config of a run, or a workload (configs/plans/)", show_default=False),
+    ],
+    devices: Annotated[int | None, typer.Option(help="how many devices, that is workers")] = None,
+    devices_per_host: Annotated[int | None, typer.Option(help="how many of them are on a host")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda")] = None,
+    device_memory: Annotated[str | None, typer.Option(help="memory of a device, such as 80GiB")] = None,
+    host_memory: Annotated[str | None, typer.Option(help="memory of a host, such as 2TiB")] = None,
+    preset: Annotated[str | None, typer.Option(help="figures of GPUs by name, such as h100-80gb")] = None,
+    rows: Annotated[
+        list[str] | None, typer.Option(metavar="TABLE=N", help="rows of a table, where there is no dataset yet")
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="KEY=VALUE,...", help="also plan with other settings, such as devices=128, and compare"),
+    ] = None,
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="folder for plan.json and plan.html")] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """See how tables would lie on given devices and what a step would cost; nothing is run."""
+    from cluster import plan_command
+
+    options = {
+        "devices": devices,
+        "devices_per_host": devices_per_host,
+        "device": device,
+        "device_memory": device_memory,
+        "host_memory": host_memory,
+        "preset": preset,
+    }
+    settings = [f"{name}={value}" for name, value in options.items() if value is not None]
+    answer = plan_command.run(config, [*(overrides or []), *settings], rows or [], compare, out)
+    if as_json:
+        _print_json(plan_command.json_of(answer))
+    else:
+        plan_command.print_for_people(answer, _console(False))
+
+
+@app.command()
 def submit(
     config: ConfigFile,
     dashboard: Annotated[str, typer.Option(help="address of the cluster's dashboard")] = "http://127.0.0.1:8265",

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import tomllib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -11,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.config import ModelConfig
-from sharding.config import DynamicIdsConfig, IdsConfig, TableConfig
+from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
 from trainer.config import (
     CheckpointConfig,
     EvaluateConfig,
@@ -64,6 +65,8 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
     split: SplitConfig = Field(default_factory=LeaveOneOutConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     tables: dict[str, TableConfig] = Field(default_factory=dict)
+    plan: PlanConfig = Field(default_factory=PlanConfig)
+    communication: CommunicationConfig = Field(default_factory=CommunicationConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
@@ -98,12 +101,6 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                 'predicted, has to be known; choose "vocabulary" or "hash"'
             )
         width, heads = self.tables["item"].dim, self.model.encoder.num_heads
-        for spec in feature_specs(self.logs):
-            if spec.owner == "item" and spec.table and self.tables[spec.table].dim != width:
-                raise ValueError(
-                    f"tables.{spec.table}.dim = {self.tables[spec.table].dim} must be tables.item.dim = {width}: the rows of an "
-                    "item and of its features are looked up together, and added"
-                )
         if width % heads:
             raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
         tokens, longest = self.train.batch_tokens, self.model.max_history
@@ -142,8 +139,8 @@ def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
         specs = feature_specs(LogsConfig.model_validate(values.get("logs")))
     except ValidationError:
         return tables  # the whole is not valid either, and says so better
-    # Tables of features are small, as a rule: whole on one worker each, and as wide as the vectors that they are added to.
-    small = {"sharding": "table_wise"} | {k: v for k, v in tables["item"].items() if k == "dim"}
+    # Unless told otherwise, rows of features are as wide as the vectors that they are added to.
+    small = {k: v for k, v in tables["item"].items() if k == "dim"}
     for name in dict.fromkeys(spec.table for spec in specs):
         given = tables.get(name, {})
         if name and name != "item" and isinstance(given, dict):
@@ -174,6 +171,12 @@ FREE_TO_CHANGE = (
     "train.ledger",
     "train.max_nonfinite_steps",
     "tables.*.sharding",
+    "tables.*.kernel",
+    "tables.*.ranks",
+    "tables.*.min_partition",
+    "tables.*.pooling_factor",
+    "tables.*.cache_load_factor",
+    "plan",
     "checkpoint",
     "evaluate",
     "cluster",
@@ -185,6 +188,14 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
     Raises UserError naming the file, the key, and for an unknown key the nearest known one.
     """
+    values = read_values(path)
+    for override in overrides or []:
+        apply_override(override, values)
+    return check_config(values, str(path))
+
+
+def read_values(path: str | Path) -> dict[str, Any]:
+    """What a TOML or JSON file holds, unchecked. Raises UserError if it is neither."""
     file = Path(path)
     try:
         text = file.read_text(encoding="utf-8")
@@ -193,12 +204,10 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config {file}: cannot be read ({error})") from None
     try:
-        values = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
+        values: dict[str, Any] = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"config {file}: not valid {file.suffix.lstrip('.').upper() or 'TOML'}: {error}") from None
-    for override in overrides or []:
-        apply_override(override, values)
-    return check_config(values, str(file))
+    return values
 
 
 def check_config(values: dict[str, Any], origin: str) -> Config:
@@ -206,7 +215,7 @@ def check_config(values: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(_explain(error, origin)) from None
+        raise UserError(explain(error, origin, Config)) from None
 
 
 def apply_override(override: str, values: dict[str, Any]) -> None:
@@ -227,20 +236,28 @@ def apply_override(override: str, values: dict[str, Any]) -> None:
     place[name] = value
 
 
-def _explain(error: ValidationError, origin: str) -> str:
+def explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
+    """What pydantic found wrong with a config of this model, for people: every key once, with the nearest name that there is."""
+    details = error.errors(include_url=False)
+    places = [[str(part) for part in detail["loc"] if not _UNION_PART.match(str(part))] for detail in details]
+    choices: dict[str, list[str]] = {}  # of a setting that is one of several literals, or a list of them
+    for location, detail in zip(places, details, strict=True):
+        if detail["type"] == "literal_error":
+            choices.setdefault(".".join(location), []).append(detail["ctx"]["expected"])
     lines = []
-    for detail in error.errors(include_url=False):
-        location = [str(part) for part in detail["loc"] if part not in _UNION_TAGS]
+    for location, detail in zip(places, details, strict=True):
         key = ".".join(location) or "(whole config)"
         match detail["type"]:
             case "extra_forbidden":
-                nearest = difflib.get_close_matches(location[-1], _known_keys(location[:-1]), n=1, cutoff=0.5)
+                nearest = difflib.get_close_matches(location[-1], _known_keys(model, location[:-1]), n=1, cutoff=0.5)
                 hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
                 lines.append(f"{key}: no such setting{hint}")
             case "union_tag_invalid":
                 lines.append(f"{key}.kind: {_wrong_kind(detail)}")
-            case "literal_error":
-                lines.append(f"{key}: no such choice {detail['input']!r}; choose {detail['ctx']['expected']}")
+            case "literal_error" if any(other.startswith(f"{key}.") for other in choices):
+                pass  # a list of literals was given, and one of its entries is the mistake
+            case "literal_error" | "list_type" if key in choices:
+                lines.append(f"{key}: no such choice {detail['input']!r}; choose {', '.join(choices[key])}")
             case "missing":
                 lines.append(f"{key}: is missing; add it to the config or pass --set {key}=...")
             case _:
@@ -250,23 +267,10 @@ def _explain(error: ValidationError, origin: str) -> str:
     return f"config {origin}:\n  " + "\n  ".join(dict.fromkeys(lines))
 
 
-_UNION_TAGS = frozenset(
-    {
-        "leave_one_out",
-        "global_time",
-        "full_softmax",
-        "sampled_softmax",
-        "sasrec",
-        "categorical",
-        "numeric",
-        "timestamp",
-        "vector",
-        "vocabulary",
-        "hash",
-        "dynamic",
-        "str",
-        "list[str]",
-    }
+# What pydantic adds to the place of an error within a union: the tag, or the type, of the member that it tried.
+_UNION_PART = re.compile(
+    r"(leave_one_out|global_time|full_softmax|sampled_softmax|sasrec|categorical|numeric|timestamp|vector|vocabulary|hash|dynamic"
+    r"|str|(list|literal)\[.*\])$"
 )
 
 
@@ -276,15 +280,12 @@ def _wrong_kind(detail: Any) -> str:
     return f"no such kind {context['tag']!r}; choose one of {context['expected_tags']}"
 
 
-def _known_keys(location: list[str]) -> list[str]:
+def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
     """Names that may stand below `location`, found by walking the models' fields."""
-    candidates: list[Any] = [Config]
+    candidates: list[Any] = [model]
     for part in location:
-        candidates = (
-            [m for c in candidates for m in _models_in(c.model_fields[part].annotation)]
-            if all(part in c.model_fields for c in candidates)
-            else [TableConfig]
-        )
+        if all(part in c.model_fields for c in candidates):  # else it is the name of a table or feature
+            candidates = [m for c in candidates for m in _models_in(c.model_fields[part].annotation)]
     return sorted({name for candidate in candidates for name in candidate.model_fields})
 
 
@@ -320,6 +321,8 @@ def job_of(config: Config) -> Job:
         train=config.train,
         checkpoint=config.checkpoint,
         evaluate=config.evaluate,
+        communication=config.communication,
+        placement=config.plan,
         config=config.model_dump(mode="json"),
         identity=identity(config),
     )

@@ -142,6 +142,8 @@ def _values(schema: dict[str, Any]) -> str:
             return "`true`, `false`"
         case "array":
             return f"list of: {_values(schema['items'])}"
+        case "string" if schema.get("format") == "bytes":
+            return 'bytes, as a number or as text such as `"80GiB"`'
         case "string":
             return "text" + (f" like `{schema['pattern']}`".replace("|", "\\|") if "pattern" in schema else "")
         case kind:

@@ -24,7 +24,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder: two commands must not write to one run. Raises UserError naming the holder."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run.dir {folder}: is a file; choose another run.dir")
-    known = ("config.json", "state.json", ".lock", "dataset")
+    known = ("config.json", "state.json", ".lock", "dataset", "plan")
     if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in known):
         raise UserError(
             f"run.dir {folder}: holds files that are not of a run, so nothing was written; choose another run.dir"

@@ -3,7 +3,7 @@
 import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.build import build_model
 from trainer.checkpoint_folder import Found
-from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.dataset.manifest import Manifest, read_manifest, used_features
 from trainer.dataset.vocabulary import read_vocabulary
 from trainer.errors import CheckpointError
 from trainer.evaluation import report, results
 from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
+from trainer.placement import PLAN_FILE, plan_tables
 from trainer.storage import write_json_atomically
-from trainer.stream.catalogue import used_features
 from trainer.stream.held_out import Split
 from trainer.train import Outcome, Training
 
@@ -31,14 +31,21 @@ OnEvent = Callable[[dict[str, Any]], None]
 def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
     training = Training(job, ranks, channel)
     if ranks.is_first:
-        write_json_atomically(job.run_dir / "plan.json", training.built.plan)
+        write_json_atomically(job.run_dir / PLAN_FILE, training.built.plan.values())
     return training.run()
 
 
 def train(config: Config, on_event: OnEvent, stop: threading.Event) -> Outcome:
     """Train to the end, or until asked to stop; continues from the newest checkpoint."""
-    outcome: Outcome = run_workers(_train_worker, job_of(config), config.cluster, on_event, stop)[0]
+    outcome: Outcome = run_workers(_train_worker, _planned(config), config.cluster, on_event, stop)[0]
     return outcome
+
+
+def _planned(config: Config) -> Job:
+    """The job with the plan of its tables, so that what cannot be placed is refused before any worker starts."""
+    job, workers = job_of(config), config.cluster
+    device = "cuda" if workers.gpus_per_worker else "cpu"
+    return replace(job, plan=plan_tables(job, read_manifest(job.dataset_dir), workers.num_workers, device))
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
 
 def evaluate(config: Config, split: Split, found: Found, on_event: OnEvent) -> results.Results:
     """Evaluate one checkpoint on one split, and write metrics.json, per_user.parquet and report.html."""
-    job = job_of(config)
+    job = _planned(config)
     folder = job.run_dir / "evaluation" / split
     parts = folder / "parts"
     shutil.rmtree(parts, ignore_errors=True)

@@ -15,13 +15,14 @@ from models.config import ModelConfig, SampledSoftmaxConfig
 from models.item_features import ITEM_TABLE, ItemComposer, ItemFeature, ItemRequest
 from models.objectives import sampled_softmax_cross_entropy, scale_vectors, softmax_cross_entropy
 from models.sasrec import SASRec
-from models.tables import TableSpec, build_tables, lookup_request
+from models.tables import EmbeddingTables, TableSpec
 
 
 class NextItemModel(nn.Module):
     """Scores of all items for every prefix of a history.
 
-    tables: of items ("item") and of the features in `item_features`, each as wide as its TableSpec says.
+    tables: of items ("item") and of the features in `item_features`, each as wide as its TableSpec says. tables_device: where
+    those are built that are sharded later.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class NextItemModel(nn.Module):
         super().__init__()
         self.config = config
         self.width = next(table.dim for table in tables if table.name == ITEM_TABLE)
-        self.tables = build_tables(tables, tables_device)
+        self.tables = EmbeddingTables(tables, tables_device)
         self.encoder = SASRec(self.width, config.max_history, config.encoder)
         self.items = ItemComposer(self.width, item_features)
 
@@ -45,8 +46,8 @@ class NextItemModel(nn.Module):
 
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
         """By table, the rows (R, width) that a request asks for. A collective operation once the tables are sharded."""
-        found = self.tables(lookup_request(request.rows))
-        return {table: found[table].values() for table in request.rows}
+        found: dict[str, Tensor] = self.tables(request.rows)
+        return found
 
     def loss(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
         """Sum over all targets of the batch (not the mean: see models.objectives). rows: what was looked up for batch.items."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ByteSize, Field, model_validator
+from pydantic import BaseModel, ByteSize, Field, WithJsonSchema, model_validator
 
 Sharding = Literal[
     "data_parallel",
@@ -23,6 +23,8 @@ SparseOptimizer = Literal[
     "partial_rowwise_adam",
     "partial_rowwise_lamb",
 ]
+# A number of bytes, or text such as "80GiB".
+Bytes = Annotated[ByteSize, WithJsonSchema({"type": "string", "format": "bytes"})]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
 COLUMN_SPLITS = frozenset({"column_wise", "table_column_wise", "grid_shard"})
 # Optimizers that keep one number per row: where columns are split, each piece would keep one of its own.
@@ -140,20 +142,20 @@ class PlanConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """What the workers' devices are like, for the plan of the tables. Unset: what this machine is like."""
 
     devices_per_host: int | None = Field(None, ge=1, description="workers on each host")
-    device_memory: ByteSize | None = Field(
+    device_memory: Bytes | None = Field(
         None, description='memory that a worker\'s device has, such as "80GiB"; no plan puts more on it'
     )
-    host_memory: ByteSize | None = Field(None, description="memory of a host, for tables that are not on its GPUs")
+    host_memory: Bytes | None = Field(None, description="memory of a host, for tables that are not on its GPUs")
     reserved_fraction: float = Field(
         0.15,
         ge=0.0,
         lt=1.0,
         description="part of device_memory that is kept for dense weights, activations and batches",
     )
-    device_bandwidth: ByteSize | None = Field(None, description='of device memory, per second, such as "2TiB"')
-    host_bandwidth: ByteSize | None = Field(None, description="between a device and its host's memory, per second")
-    intra_host_bandwidth: ByteSize | None = Field(None, description="between devices of a host, per second and device")
-    inter_host_bandwidth: ByteSize | None = Field(None, description="between hosts, per second and device")
+    device_bandwidth: Bytes | None = Field(None, description='of device memory, per second, such as "2TiB"')
+    host_bandwidth: Bytes | None = Field(None, description="between a device and its host's memory, per second")
+    intra_host_bandwidth: Bytes | None = Field(None, description="between devices of a host, per second and device")
+    inter_host_bandwidth: Bytes | None = Field(None, description="between hosts, per second and device")
     replica_groups: int = Field(
         1,
         ge=1,

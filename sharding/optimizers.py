@@ -1,36 +1,66 @@
-"""One combined optimizer: fused sparse optimizers of the tables and a dense one over what is left.
+"""One combined optimizer: those fused into the tables' backward pass, one for each other table, and a dense one over what is left.
 
-The invariant: every parameter of the module is covered exactly once, checked when the optimizer is built.
+The invariant: every parameter of the module is covered exactly once, checked when the optimizer is built. A table is always
+updated by its own optimizer with its own rate, wherever it lies.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from sharding.config import TableConfig
+from sharding.plan import Plan
 
 
 class Optimizers:
-    """The dense optimizer and the fused ones as one thing to schedule, step, save and load."""
+    """All optimizers of a model as one thing to schedule, step, save and load.
+
+    dense_parameters: those of no table; copied_parameters: tables that every rank has a copy of. The gradients of both have to be
+    summed over ranks before `step_dense`. Those of shards, fused or not, are whole where they arise.
+    """
 
     def __init__(
-        self, module: DistributedModelParallel, build_dense: Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+        self,
+        module: DistributedModelParallel,
+        build_dense: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
+        tables: Mapping[str, TableConfig],
+        plan: Plan,
     ):
         fused = module.fused_optimizer
         fused_names = set(fused.params)
         # A rank that holds no shard of a table has an empty parameter in its place, which nothing ever updates.
-        dense = {name: p for name, p in module.named_parameters() if name not in fused_names and p.numel()}
+        rest = {name: p for name, p in module.named_parameters() if name not in fused_names and p.numel()}
+        table_of = {
+            name: table for name in rest if (table := name.split(".")[-2]) in tables and name.endswith(".weight")
+        }
+        dense = {name: p for name, p in rest.items() if name not in table_of}
         self.dense_parameters: list[nn.Parameter] = list(dense.values())
+        self.copied_parameters: list[nn.Parameter] = [
+            rest[name] for name, table in table_of.items() if plan.tables[table].sharding == "data_parallel"
+        ]
         self.dense = KeyedOptimizerWrapper(dense, lambda parameters: build_dense(parameters))
+        self.tables = [
+            KeyedOptimizerWrapper({name: rest[name]}, lambda p, table=table: table_optimizer(p, tables[table]))
+            for name, table in table_of.items()
+        ]
         self.fused = fused
-        self.combined = CombinedOptimizer([fused, self.dense])
-        _check_coverage(module, fused_names, set(dense))
+        self.combined = CombinedOptimizer([fused, *self.tables, self.dense])
+        _check_coverage(module, fused_names, set(dense), set(table_of))
         self._base_rates = [group["lr"] for group in self._groups()]
 
     def _groups(self) -> list[dict[str, Any]]:
-        return [*self.dense.param_groups, *self.fused.param_groups]
+        stepped = [group for optimizer in (self.dense, *self.tables) for group in optimizer.param_groups]
+        return [*stepped, *self.fused.param_groups]
+
+    @property
+    def summed_parameters(self) -> list[nn.Parameter]:
+        """Parameters whose gradients are summed over ranks, in a fixed order."""
+        return [*self.dense_parameters, *self.copied_parameters]
 
     def set_rate_factor(self, factor: float) -> None:
         """Scale every learning rate, dense and fused, to `factor` times its configured value."""
@@ -40,20 +70,44 @@ class Optimizers:
         self.fused.zero_grad()
 
     def step_dense(self) -> None:
-        self.dense.step()
-        self.dense.zero_grad(set_to_none=True)
+        """Apply the gradients of everything that is not fused."""
+        for optimizer in (self.dense, *self.tables):
+            optimizer.step()
+        self.zero_dense_grad()
+
+    def zero_dense_grad(self) -> None:
+        for optimizer in (self.dense, *self.tables):
+            optimizer.zero_grad(set_to_none=True)
 
     def materialize_dense_state(self) -> None:
-        """Create the dense optimizer's state so that a checkpoint can be loaded into it. Weights change: load them after."""
-        for parameter in self.dense_parameters:
-            parameter.grad = torch.zeros_like(parameter)
+        """Create the state of what is not fused, so that a checkpoint can be loaded. Weights change: load them after."""
+        for optimizer in (self.dense, *self.tables):
+            for parameter in optimizer.params.values():
+                parameter.grad = torch.zeros_like(parameter)
         self.step_dense()
 
 
-def _check_coverage(module: nn.Module, fused: set[str], dense: set[str]) -> None:
-    twice = fused & dense
+def table_optimizer(parameters: Iterable[Tensor], config: TableConfig) -> torch.optim.Optimizer:
+    """What a table's fused optimizer does, for a table that is an ordinary parameter."""
+    rate, eps, decay = config.learning_rate, config.eps, config.weight_decay
+    match config.optimizer:
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
+        case "adagrad":
+            return torch.optim.Adagrad(parameters, lr=rate, eps=eps, weight_decay=decay)
+        case "rowwise_adagrad":
+            rowwise: torch.optim.Optimizer = RowWiseAdagrad(parameters, lr=rate, eps=eps, weight_decay=decay)
+            return rowwise
+        case "adam":
+            return torch.optim.Adam(parameters, lr=rate, eps=eps, weight_decay=decay)
+        case other:
+            raise ValueError(f"{other} exists only fused into the backward pass")
+
+
+def _check_coverage(module: nn.Module, *covered: set[str]) -> None:
     every = {name for name, p in module.named_parameters() if p.numel()}
-    missing = every - fused - dense
+    twice = {name for name in every if sum(name in names for names in covered) > 1}
+    missing = every - set().union(*covered)
     if twice or missing:
         raise AssertionError(
             f"optimizers must cover each parameter once: twice {sorted(twice)}, never {sorted(missing)}"

@@ -1,94 +1,104 @@
-"""Plan and shard the tables of any module, with their optimizers fused into the backward pass.
+"""Shard the tables of any module as a plan says, with their optimizers fused into the backward pass.
 
-The wiring order matters: tables on the meta device, in-backward optimizers attached, plan, shard, initialise by key; the
-dense optimizer comes later and covers what is left (sharding.optimizers).
+The wiring order matters: tables on the meta device, in-backward optimizers attached, shard, initialise by key; the dense
+optimizers come later and cover what is left (sharding.optimizers).
 """
 
-import json
-import logging
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
 
 import torch
-import torch.distributed as dist
 from torch import nn
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
-from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embedding_types import ShardingType
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
-from torchrec.distributed.types import ModuleSharder, ShardingPlan
-from torchrec.modules.embedding_modules import EmbeddingCollection
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ParameterSharding, ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from sharding.config import TableConfig
 from sharding.errors import PlacementError
 from sharding.initialize import initialize_tables
+from sharding.plan import Plan
 from sharding.ranks import Ranks
+from sharding.support import why_unsupported
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """A module whose tables lie where the plan says. `plan`: JSON-ready description, also saved with checkpoints."""
-
-    module: DistributedModelParallel
-    plan: dict[str, Any]
+Collection: TypeAlias = EmbeddingCollection | EmbeddingBagCollection
 
 
-def tables_device(tables: dict[str, TableConfig], device: torch.device) -> torch.device:
-    """Where to build the tables before `place`: on the meta device, unless all are replicated and stay as they are."""
-    return device if all(table.sharding == "replicated" for table in tables.values()) else torch.device("meta")
+class _BagSharder(EmbeddingBagCollectionSharder):
+    """TorchRec's own refuses splits by rows on CPUs, though they work there."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return [sharding.value for sharding in ShardingType]
 
 
-def place(module: nn.Module, tables: dict[str, TableConfig], ranks: Ranks, seed: int) -> Placement:
-    """Shard the EmbeddingCollections of `module` over the ranks and initialise them. Collective.
+def place(
+    module: nn.Module, tables: Mapping[str, TableConfig], plan: Plan, ranks: Ranks, seed: int
+) -> DistributedModelParallel:
+    """Shard the embedding collections of `module` over the ranks and initialise them. Collective.
 
-    Raises PlacementError if a table cannot be placed as configured.
+    A collection for sequences whose tables are all data_parallel stays as it is, and has to be on the ranks' device; all others
+    may be on the meta device. Raises PlacementError if the plan is for other ranks, or says what cannot be.
     """
-    sharded = {name: config for name, config in tables.items() if config.sharding != "replicated"}
-    if sharded and len(sharded) < len(tables):
-        raise PlacementError(
-            f"tables.{next(iter(tables.keys() - sharded.keys()))}.sharding: replicated and sharded tables of one collection "
-            "cannot be mixed; replicate all of them or none"
+    if plan.world_size != ranks.world_size:
+        raise PlacementError(f"the plan is for {plan.world_size} workers, and there are {ranks.world_size}")
+    torchrec_plan = ShardingPlan(plan={})
+    for path, collection in _collections(module):
+        pooled = isinstance(collection, EmbeddingBagCollection)
+        names = [config.name for config in _configs_of(collection)]
+        for name in names:
+            table = plan.tables[name]
+            reason = why_unsupported(table.sharding, table.kernel, tables[name].optimizer, pooled, plan.device)
+            if reason is not None:
+                raise PlacementError(f"tables.{name}: {reason}")
+        copied = [name for name in names if plan.tables[name].sharding == "data_parallel"]
+        if not pooled and copied:
+            if len(copied) < len(names):
+                raise PlacementError(
+                    f"tables.{copied[0]}.sharding = data_parallel: not in one collection with tables that are sharded"
+                )
+            continue
+        for name in names:
+            if plan.tables[name].kernel != "dense":
+                _fuse_optimizer(collection, name, tables[name])
+        torchrec_plan.plan[path] = EmbeddingModuleShardingPlan(
+            {name: _parameter_sharding(plan, name, ranks) for name in names}
         )
-    for collection in _collections(module):
-        for name, config in sharded.items():
-            if config.sharding == "row_wise":
-                _refuse_empty_shards(name, collection.embeddings[name].weight.shape[0], ranks.world_size)
-            _fuse_optimizer(collection, name, config)
-    plan = _plan(module, sharded, ranks) if sharded else ShardingPlan(plan={})
     placed = DistributedModelParallel(
         module=module,
         device=ranks.device,
-        plan=plan,
-        sharders=_sharders() if sharded else [],
+        plan=torchrec_plan,
+        sharders=_sharders() if torchrec_plan.plan else [],
         # Dense gradients are summed by the trainer in one flat tensor whose layout never changes: DDP rebuilds its
         # buckets after the first step, so a resumed run would add numbers in another order than the uninterrupted one.
         init_data_parallel=False,
     )
     initialize_tables(placed, seed, {name: config.init_std for name, config in tables.items()})
-    return Placement(placed, describe_plan(plan, tables, ranks))
+    return placed
 
 
-def _collections(module: nn.Module) -> list[EmbeddingCollection]:
-    return [child for child in module.modules() if isinstance(child, EmbeddingCollection)]
+def _collections(module: nn.Module) -> Iterator[tuple[str, Collection]]:
+    for path, child in module.named_modules():
+        if isinstance(child, EmbeddingCollection | EmbeddingBagCollection):
+            yield path, child
 
 
-def _refuse_empty_shards(table: str, num_rows: int, world_size: int) -> None:
-    """TorchRec gives each rank ceil(rows / ranks) rows; fbgemm has no kernel for a last rank that is left without any."""
-    if (world_size - 1) * -(-num_rows // world_size) >= num_rows:
-        raise PlacementError(
-            f"tables.{table}.sharding = row_wise: the table's {num_rows} rows would leave one of {world_size} workers without "
-            "any; set it to table_wise or replicated, or lower cluster.num_workers"
-        )
+def _configs_of(collection: Collection) -> list[Any]:
+    pooled = isinstance(collection, EmbeddingBagCollection)
+    return list(collection.embedding_bag_configs() if pooled else collection.embedding_configs())
 
 
-def _fuse_optimizer(collection: EmbeddingCollection, table: str, config: TableConfig) -> None:
-    parameters = collection.embeddings[table].parameters()
+def _weights_of(collection: Collection, table: str) -> list[nn.Parameter]:
+    children = collection.embedding_bags if isinstance(collection, EmbeddingBagCollection) else collection.embeddings
+    return list(children[table].parameters())
+
+
+def _fuse_optimizer(collection: Collection, table: str, config: TableConfig) -> None:
+    parameters = _weights_of(collection, table)
     match config.optimizer:
         case "sgd":
             apply_optimizer_in_backward(torch.optim.SGD, parameters, {"lr": config.learning_rate})
@@ -98,53 +108,36 @@ def _fuse_optimizer(collection: EmbeddingCollection, table: str, config: TableCo
             )
         case "rowwise_adagrad":
             apply_optimizer_in_backward(RowWiseAdagrad, parameters, {"lr": config.learning_rate, "eps": config.eps})
+        case other:
+            raise PlacementError(f"tables.{table}.optimizer = {other}: cannot be fused")
 
 
 def _sharders() -> list[ModuleSharder[nn.Module]]:
-    return [EmbeddingCollectionSharder()]  # type: ignore[list-item]
+    return [EmbeddingCollectionSharder(), _BagSharder()]  # type: ignore[list-item]
 
 
-def _plan(module: nn.Module, tables: dict[str, TableConfig], ranks: Ranks) -> ShardingPlan:
-    constraints = {
-        name: ParameterConstraints(
-            sharding_types=[config.sharding],
-            compute_kernels=[EmbeddingComputeKernel.FUSED.value],
-            min_partition=max(4, config.dim // ranks.world_size) if config.sharding == "column_wise" else None,
+def _parameter_sharding(plan: Plan, table: str, ranks: Ranks) -> ParameterSharding:
+    shards = plan.shards(table)
+    planned = plan.tables[table]
+    spec = None
+    if planned.sharding != "data_parallel":
+        spec = EnumerableShardingSpec(
+            [
+                ShardMetadata(
+                    shard_offsets=[shard.row, shard.column],
+                    shard_sizes=[shard.num_rows, shard.num_columns],
+                    placement=_placement(shard.rank, plan),
+                )
+                for shard in shards
+            ]
         )
-        for name, config in tables.items()
-    }
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=ranks.world_size, compute_device=ranks.device.type),
-        constraints=constraints,
-        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
-        stats=[],  # the page of statistics belongs to `shoal plan`, not between the lines of a training log
+    return ParameterSharding(
+        sharding_type=planned.sharding,
+        compute_kernel=planned.kernel,
+        ranks=[shard.rank for shard in shards],
+        sharding_spec=spec,
     )
-    group = dist.group.WORLD
-    assert group is not None
-    try:
-        plan: ShardingPlan = planner.collective_plan(module, _sharders(), group)
-    except PlannerError as error:
-        names = ", ".join(f"tables.{name}.sharding = {config.sharding}" for name, config in tables.items())
-        raise PlacementError(f"no plan for {ranks.world_size} workers satisfies {names}: {error}") from None
-    return plan
 
 
-def describe_plan(plan: ShardingPlan, tables: dict[str, TableConfig], ranks: Ranks) -> dict[str, Any]:
-    """The plan in plain values: per table its sharding, kernel and shards (rank, first row, first column, rows, columns)."""
-    described: dict[str, Any] = {
-        name: {"sharding": "replicated"} for name, c in tables.items() if c.sharding == "replicated"
-    }
-    for module_plan in plan.plan.values():
-        for name, parameter in module_plan.items():  # type: ignore[attr-defined]
-            shards = parameter.sharding_spec.shards if parameter.sharding_spec is not None else []
-            described[name] = {
-                "sharding": parameter.sharding_type,
-                "kernel": parameter.compute_kernel,
-                "shards": [
-                    {"rank": s.placement.rank(), "offsets": list(s.shard_offsets), "sizes": list(s.shard_sizes)}
-                    for s in shards
-                ],
-            }
-    description = {"world_size": ranks.world_size, "device": ranks.device.type, "tables": described}
-    json.dumps(description)  # plain values only: it goes into plan.json and every checkpoint
-    return description
+def _placement(rank: int, plan: Plan) -> str:
+    return f"rank:{rank}/cpu" if plan.device == "cpu" else f"rank:{rank}/cuda:{rank % plan.local_world_size}"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +9,18 @@ from torch import Tensor, nn
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.tables import TableSpec
-from sharding.config import HashIdsConfig
+from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
-from sharding.place import place, tables_device
+from sharding.place import place
+from sharding.plan import Plan
 from sharding.ranks import Ranks
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.job import Job
-from trainer.stream.catalogue import read_catalogue, used_features
+from trainer.placement import plan_tables
+from trainer.stream.catalogue import read_catalogue
+from trainer.table_loads import table_rows
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Built:
 
     model: NextItemModel
     placed: nn.Module
-    plan: dict[str, Any]
+    tables: dict[str, TableConfig]
+    plan: Plan
     catalogue: Catalogue
 
 
@@ -42,29 +45,23 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
             f'"{job.model.task}"; there is no model for ranking yet: leave out logs.labels to train on events'
         )
     catalogue = read_catalogue(job.dataset_dir, manifest, job.tables)
-    specs = _tables(job, manifest)
-    tables = {spec.name: job.tables[spec.name] for spec in specs}
-    model = NextItemModel(job.model, specs, tables_device(tables, ranks.device), catalogue.features)
+    plan = job.plan
+    if plan is None or plan.world_size != ranks.world_size:
+        plan = plan_tables(job, manifest, ranks.world_size, ranks.device.type)
+    specs = [
+        TableSpec(name, rows, job.tables[name].dim, plan.tables[name].sharding == "data_parallel")
+        for name, rows in table_rows(job.tables, manifest).items()
+    ]
+    model = NextItemModel(job.model, specs, torch.device("meta"), catalogue.features)
     model.initialize(torch.Generator().manual_seed(job.seed))
-    model.encoder.to(ranks.device)
-    model.items.to(ranks.device)
-    placement = place(model, tables, ranks, job.seed)
-    return Built(model, placement.module, placement.plan, catalogue)
-
-
-def _tables(job: Job, manifest: Manifest) -> list[TableSpec]:
-    """The table of items, and those of their features."""
-    ids = job.tables["item"].ids
-    num_rows = {"item": ids.num_rows if isinstance(ids, HashIdsConfig) else manifest.num_item_rows}
-    for feature in used_features(manifest):
-        if feature.table is not None and feature.table != "item":
-            assert feature.num_rows is not None
-            num_rows[feature.table] = max(feature.num_rows, num_rows.get(feature.table, 0))
-    return [TableSpec(name, rows, job.tables[name].dim) for name, rows in num_rows.items()]
+    for part in (model.encoder, model.items, *model.tables.replicated):
+        part.to(ranks.device)
+    tables = {spec.name: job.tables[spec.name] for spec in specs}
+    return Built(model, place(model, tables, plan, ranks, job.seed), tables, plan, catalogue)
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
-    """The fused optimizers of the tables and the configured dense one."""
+    """The optimizers of the tables and the configured dense one."""
 
     def dense(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
         match config.optimizer:
@@ -75,4 +72,4 @@ def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
             case "sgd":
                 return torch.optim.SGD(parameters, lr=config.learning_rate)
 
-    return Optimizers(built.placed, dense)
+    return Optimizers(built.placed, dense, built.tables, built.plan)

@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from models.config import ModelConfig
-from sharding.config import TableConfig
+from sharding.config import CommunicationConfig, PlanConfig, TableConfig
+from sharding.plan import Plan
 from trainer.config import CheckpointConfig, EvaluateConfig, TrainConfig
 from trainer.storage import digest_of
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run as a worker sees it. `identity`: the flat settings that a checkpoint must share to be continued."""
+    """A run as a worker sees it.
+
+    placement: what the workers' devices are like; identity: the flat settings that a checkpoint must share to be continued;
+    plan: that of the tables, none until it is known how many workers there are.
+    """
 
     run_dir: Path
     dataset_dir: Path
@@ -23,8 +28,11 @@ class Job:
     train: TrainConfig
     checkpoint: CheckpointConfig
     evaluate: EvaluateConfig
+    communication: CommunicationConfig
+    placement: PlanConfig
     config: dict[str, Any]
     identity: dict[str, Any]
+    plan: Plan | None = None
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
 
 from models.batch import HistoryBatch
 from models.next_item import NextItemModel
@@ -56,21 +57,25 @@ class TrainStep:
         loss_sum = self.model.loss(boundary, batch)
         loss_sum.backward()
         gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in boundary.values()]
-        dense = self._flat_dense_gradient()
+        dense = _flat_gradient(self.optimizers.dense_parameters, self.ranks.device)
         result = self._agree(loss_sum.detach(), gradients, dense, batch, stop_requested)
         if result.applied:
             torch.autograd.backward(list(rows.values()), [gradient / result.num_targets for gradient in gradients])
-            self._set_dense_gradient(self.ranks.sum(dense) / result.num_targets)
+            # Tables of which every rank has a copy got their gradient just now, divided already.
+            copied = _flat_gradient(self.optimizers.copied_parameters, self.ranks.device)
+            summed = self.ranks.sum(torch.cat((dense, copied)))
+            summed[: dense.numel()] /= result.num_targets
+            _set_gradient(self.optimizers.summed_parameters, summed)
             self.optimizers.step_dense()
         else:
-            self.optimizers.dense.zero_grad(set_to_none=True)
+            self.optimizers.zero_dense_grad()
         return result
 
     def _agree(
         self,
-        loss_sum: torch.Tensor,
-        gradients: list[torch.Tensor],
-        dense: torch.Tensor,
+        loss_sum: Tensor,
+        gradients: list[Tensor],
+        dense: Tensor,
         batch: HistoryBatch,
         stop_requested: bool,
     ) -> StepResult:
@@ -88,15 +93,16 @@ class TrainStep:
         mean = total / num_targets if num_targets else float("nan")
         return StepResult(mean, int(num_targets), int(sum(events)), int(max(events)), num_broken == 0, stops > 0)
 
-    def _flat_dense_gradient(self) -> torch.Tensor:
-        """All dense gradients one after another, in the fixed order of the parameters."""
-        parameters = self.optimizers.dense_parameters
-        return torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters])
 
-    def _set_dense_gradient(self, flat: torch.Tensor) -> None:
-        parameters = self.optimizers.dense_parameters
-        for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = piece.view_as(parameter)
+def _flat_gradient(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
+    """All gradients one after another, in the fixed order of the parameters."""
+    gradients = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters]
+    return torch.cat([torch.zeros(0, device=device), *gradients])
+
+
+def _set_gradient(parameters: list[nn.Parameter], flat: Tensor) -> None:
+    for parameter, piece in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = piece.view_as(parameter)
 
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:

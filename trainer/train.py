@@ -24,6 +24,7 @@ from trainer.log import Ledger, MetricsLog
 from trainer.memory import EVERY_STEPS, memory_trimmer
 from trainer.settings import changed_settings
 from trainer.step import StepResult, TrainStep, rate_factor
+from trainer.storage import digest_of
 from trainer.stream.examples import examples_of
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.histories import Step, TrainStream
@@ -222,7 +223,7 @@ class Training:
             num_rows=self.stream.num_examples,
             identity=self.job.identity,
             config=self.job.config,
-            plan=self.built.plan,
+            plan=self.built.plan.values(),
             dataset_digest=self.manifest.digest,
             metrics={
                 "best": asdict(self.state.best),
@@ -258,11 +259,10 @@ class Training:
         return state
 
     def _agree_at_start(self, built: Built, manifest: Manifest) -> None:
-        plan = repr(sorted(built.plan["tables"].items()))
         facts = {
             "config": self.job.config_digest,
             "dataset": manifest.digest,
-            "plan": plan,
+            "plan": digest_of(built.plan.values()),
             "torch": torch.__version__,
         }
         differences = self.ranks.disagreements(facts)

@@ -16,7 +16,7 @@ def message(values: dict, origin: str = "test.toml") -> str:
 
 def test_defaults_are_complete():
     config = check_config(LOGS, "test")
-    assert config.tables["item"].sharding == "row_wise"
+    assert config.tables["item"].sharding == "auto"
     assert config.cluster.num_workers == 2
 
 
@@ -43,13 +43,22 @@ def test_defaults_are_complete():
         ({**LOGS, "train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1 (got 0)"),
         ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (features name theirs with `table`)'),
         (
-            {
-                "logs": {"path": "x", "items": {"path": "y", "features": {"genre": {"kind": "categorical"}}}},
-                "tables": {"genre": {"dim": 16}},
-            },
-            "tables.genre.dim = 16 must be tables.item.dim = 64",
+            {**LOGS, "plan": {"device_memory": "80GiX"}},
+            "plan.device_memory: could not interpret byte unit: GiX (got '80GiX')",
+        ),
+        (
+            {**LOGS, "tables": {"item": {"sharding": ["row_wise", "column_wise"]}}},
+            "tables.item: rowwise_adagrad keeps one accumulator per row, which a column_wise table would split",
         ),
         ({**LOGS, "model": {"encoder": {"num_heads": 5}}}, "model.encoder.num_heads = 5 must divide tables.item.dim = 64"),
+        (
+            {**LOGS, "tables": {"item": {"sharding": "rowwise"}}},
+            "tables.item.sharding: no such choice 'rowwise'; choose 'auto', 'data_parallel', 'table_wise', 'row_wise'",
+        ),
+        (
+            {**LOGS, "tables": {"item": {"sharding": ["row_wise", "rowwise"]}}},
+            "config test.toml:\n  tables.item.sharding.1: no such choice 'rowwise'; choose 'data_parallel'",
+        ),
         ({**LOGS, "evaluate": {"ks": [5]}}, "needs 10 among evaluate.ks = [5]"),
         (
             {**LOGS, "tables": {"item": {"sharding": "column_wise"}}},

@@ -60,7 +60,8 @@ def validation(run_dir: Path) -> list[float]:
         ("adagrad", "rowwise_adagrad", "row_wise", {"kind": "sampled_softmax", "num_negatives": 16}),
         ("adagrad", "adagrad", "column_wise", {"kind": "sampled_softmax", "num_negatives": 16}),
         ("adagrad", "adagrad", "table_wise", {"kind": "full_softmax"}),
-        ("adagrad", "adagrad", "replicated", {"kind": "full_softmax"}),
+        ("adagrad", "adagrad", "data_parallel", {"kind": "full_softmax"}),
+        ("adagrad", "rowwise_adagrad", "data_parallel", {"kind": "sampled_softmax", "num_negatives": 16}),
     ],
 )
 def test_order_losses_and_weights_agree_at_every_world_size(rank_pool, tmp_path, dense, sparse, sharding, objective):
@@ -154,3 +155,43 @@ def test_fewer_histories_than_workers(rank_pool, tmp_path, num_users):
     np.testing.assert_allclose(losses(tmp_path / "3"), losses(tmp_path / "1"), rtol=1e-5)
     for name, expected in runs[1].items():
         torch.testing.assert_close(runs[3][name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_where_a_table_lies_changes_nothing_of_what_is_learned(rank_pool, tmp_path):
+    """Its own optimizer updates it everywhere: sharded, or as a copy on every worker."""
+    tiny_dataset(tmp_path / "dataset")
+    weights, loss = {}, {}
+    for sharding in ("row_wise", "table_wise", "data_parallel"):
+        table = {"dim": 16, "optimizer": "rowwise_adagrad", "sharding": sharding, "learning_rate": 0.01}
+        job = tiny_job(
+            tmp_path / sharding,
+            tmp_path / "dataset",
+            tables={"item": table},
+            train={"optimizer": "adagrad", "learning_rate": 0.01, "max_steps": STEPS, "schedule": "linear"},
+        )
+        whole = rank_pool.run(2, train, job)[0]
+        weights[sharding] = {name.replace("replicated_", "sharded_"): value for name, value in whole.items()}
+        loss[sharding] = losses(tmp_path / sharding)
+    for sharding in ("table_wise", "data_parallel"):
+        np.testing.assert_allclose(loss[sharding], loss["row_wise"], rtol=1e-5)
+        for name, expected in weights["row_wise"].items():
+            torch.testing.assert_close(weights[sharding][name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def first_weights(ranks: Ranks, job: Job) -> torch.Tensor:
+    built = Training(job, ranks, SILENT).built
+    return next(v for n, v in built.placed.state_dict().items() if n.endswith("item.weight")).clone()
+
+
+def test_a_copied_table_is_trained(rank_pool, tmp_path):
+    """Its gradient arises when the looked-up rows' gradients go back, after that of the dense part."""
+    tiny_dataset(tmp_path / "dataset")
+    job = tiny_job(
+        tmp_path / "run",
+        tmp_path / "dataset",
+        tables={"item": {"dim": 16, "sharding": "data_parallel", "learning_rate": 0.05}},
+        train={"max_steps": 3},
+    )
+    before = rank_pool.run(1, first_weights, job)[0]
+    after = next(v for n, v in rank_pool.run(1, train, job)[0].items() if n.endswith("item.weight"))
+    assert (after - before).abs().max() > 0.01

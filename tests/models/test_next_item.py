@@ -224,7 +224,7 @@ def test_every_index_of_a_batch_leads_to_its_ids_vector(objective):
     model, sequences = make_model(objective), random_sequences(4)
     batch = training_batch(sequences, objective)
     rows = model.look_up(batch.items)["item"]
-    table = model.tables.embeddings["item"].weight
+    table = next(model.tables.parameters())
     inputs = torch.tensor([item for s in sequences for item in s[:-1]])
     targets = torch.tensor([item for s in sequences for item in s[1:]])
     assert torch.equal(rows[batch.history_index], table[inputs])
@@ -243,7 +243,7 @@ def test_the_full_loss_is_the_cross_entropy_over_all_known_items():
     """The row of unknown items is no candidate."""
     model, sequences = make_model(), random_sequences(5)
     batch = training_batch(sequences)
-    table = model.tables.embeddings["item"].weight
+    table = next(model.tables.parameters())
     expected = F.cross_entropy(encoded(model, batch) @ table[1:].T, batch.target_ids - 1, reduction="sum")
     torch.testing.assert_close(model.loss(model.look_up(batch.items), batch), expected)
 
@@ -251,7 +251,7 @@ def test_the_full_loss_is_the_cross_entropy_over_all_known_items():
 def test_the_sampled_loss_leaves_out_negatives_that_are_the_target():
     model = make_model(SAMPLED)
     batch = training_batch([[4, 7, 12], [5, 9]], SAMPLED)
-    table, users = model.tables.embeddings["item"].weight, encoded(model, batch)
+    table, users = next(model.tables.parameters()), encoded(model, batch)
     expected = torch.zeros(())
     for user, target in zip(users, [7, 12, 9], strict=True):
         candidates = [target, *(n for n in NEGATIVES.tolist() if n != target)]
@@ -266,7 +266,7 @@ def test_targets_that_the_training_part_does_not_know_are_not_learned(objective)
     batch = training_batch([[4, 0, 12, 9], [0, 0], [7, 8]], objective)
     assert batch.target_ids.tolist() == [12, 9, 8]
     assert batch.target_event is not None
-    users, table = encoded(model, batch)[batch.target_event], model.tables.embeddings["item"].weight
+    users, table = encoded(model, batch)[batch.target_event], next(model.tables.parameters())
     expected = torch.zeros(())
     for user, target in zip(users, [12, 9, 8], strict=True):
         negatives = NEGATIVES.tolist() if isinstance(objective, SampledSoftmaxConfig) else range(1, NUM_ROWS)

@@ -2,16 +2,13 @@
 
 import pytest
 import torch
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from models.tables import lookup_request
 from sharding.config import TableConfig
 from sharding.initialize import initial_weights, initialize_tables
-from sharding.optimizers import Optimizers
-from sharding.place import place, tables_device
+from sharding.optimizers import Optimizers, table_optimizer
 from sharding.ranks import Ranks
 from sharding.reset_rows import reset_rows
-from tests.sharding.test_place import SPEC, Lookup, full_table, ids_of, loss_of
+from tests.sharding.lookups import DIM, Lookup, ids_of, placed_lookup, step_of, whole_table
 
 SEED, STEPS = 7, 6
 RATE = 0.07  # not 0.1: a first step of Adagrad would take the dense weights to 0, and gradients to rounding noise
@@ -23,9 +20,10 @@ EVERY_PLAN = [
     ("table_wise", "rowwise_adagrad"),
     ("column_wise", "sgd"),
     ("column_wise", "adagrad"),
-    ("replicated", "adagrad"),
-    ("replicated", "sgd"),
-    ("replicated", "adamw"),
+    ("data_parallel", "adagrad"),
+    ("data_parallel", "rowwise_adagrad"),
+    ("data_parallel", "sgd"),
+    ("data_parallel", "adam"),
 ]
 
 
@@ -36,72 +34,44 @@ def resets(step: int) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, (earlier[None, :] == rows[:, None]).sum(dim=1)
 
 
-def dense_optimizer(name: str, parameters: object) -> torch.optim.Optimizer:
-    match name:
-        case "adagrad":
-            return torch.optim.Adagrad(parameters, lr=RATE)
-        case "adamw":
-            return torch.optim.AdamW(parameters, lr=RATE)
-        case _:
-            return torch.optim.SGD(parameters, lr=RATE)
+def config_of(sharding: str, optimizer: str) -> TableConfig:
+    return TableConfig(dim=DIM, sharding=sharding, optimizer=optimizer, learning_rate=RATE)
 
 
-def start(device: torch.device) -> Lookup:
-    module = Lookup(device)
-    with torch.no_grad():
-        module.dense.weight.fill_(0.1)
-        module.dense.bias.zero_()
-    return module
-
-
-def train_placed(ranks: Ranks, sharding: str, optimizer: str) -> list[torch.Tensor | None]:
+def train_placed(ranks: Ranks, config: TableConfig) -> list[torch.Tensor | None]:
     """The whole table after every reset and after every step, on the first rank."""
-    fused = {} if sharding == "replicated" else {"optimizer": optimizer}
-    tables = {"item": TableConfig(dim=SPEC.dim, sharding=sharding, learning_rate=RATE, **fused)}
-    module = start(tables_device(tables, ranks.device))
-    placed = place(module, tables, ranks, seed=SEED).module
-    optimizers = Optimizers(placed, lambda parameters: dense_optimizer(optimizer, parameters))
+    module, placed, plan = placed_lookup(ranks, config, SEED)
+    optimizers = Optimizers(placed, lambda parameters: torch.optim.SGD(parameters, lr=RATE), {"item": config}, plan)
     seen = []
     for step in range(STEPS):
-        reset_rows(placed, optimizers, "item", *resets(step), seed=SEED, std=tables["item"].init_std)
-        seen.append(full_table(placed))
-        ids = ids_of(step, ranks.rank, ranks.world_size)
-        rows = module.tables(lookup_request({"item": ids}))["item"].values()
-        loss_of(rows, module.dense).backward()
-        for parameter in optimizers.dense_parameters:
-            if parameter.grad is not None:
-                ranks.sum(parameter.grad)
-        optimizers.step_dense()
-        seen.append(full_table(placed))
+        reset_rows(placed, optimizers, "item", *resets(step), seed=SEED, std=config.init_std)
+        seen.append(whole_table(placed))
+        step_of(module, optimizers, ranks, ids_of(step, ranks.rank, ranks.world_size))
+        seen.append(whole_table(placed))
     return seen
 
 
-def train_plain(optimizer: str) -> list[torch.Tensor]:
+def train_plain(config: TableConfig) -> list[torch.Tensor]:
     """The same with a plain table, a plain optimizer, and resets by hand."""
-    module = start(torch.device("cpu"))
-    config = TableConfig(dim=SPEC.dim)
+    module = Lookup(torch.device("cpu"))
     initialize_tables(module, SEED, {"item": config.init_std})
-    table = module.tables.embeddings["item"].weight
+    table = module.table
     first = table.detach().clone()
-    sparse = (
-        RowWiseAdagrad([table], lr=RATE, eps=config.eps)
-        if optimizer == "rowwise_adagrad"
-        else dense_optimizer(optimizer, [table])
-    )
-    dense = dense_optimizer(optimizer, module.dense.parameters())
+    sparse = table_optimizer([table], config)
+    dense = torch.optim.SGD(module.dense.parameters(), lr=RATE)
     seen = []
     for step in range(STEPS):
         rows, generations = resets(step)
         with torch.no_grad():
             for row, generation in zip(rows.tolist(), generations.tolist(), strict=True):
                 one = [torch.tensor([row]), torch.tensor([generation])]
-                values = initial_weights(SEED, "item", *one, range(SPEC.dim), SPEC.dim, config.init_std)
+                values = initial_weights(SEED, "item", *one, range(DIM), DIM, config.init_std)
                 table[row] = first[row] if generation == 0 else values[0].float()
                 for value in sparse.state[table].values():
                     if isinstance(value, torch.Tensor) and value.dim() > 0:
                         value[row] = 0
         seen.append(table.detach().clone())
-        loss_of(module.tables(lookup_request({"item": ids_of(step, 0, 1)}))["item"].values(), module.dense).backward()
+        module(ids_of(step, 0, 1)).backward()
         for each in (sparse, dense):
             each.step()
             each.zero_grad()
@@ -112,10 +82,11 @@ def train_plain(optimizer: str) -> list[torch.Tensor]:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize(("sharding", "optimizer"), EVERY_PLAN)
 def test_reset_rows_equal_those_of_a_plain_table(rank_pool, sharding, optimizer, world_size):
-    placed = rank_pool.run(world_size, train_placed, sharding, optimizer)[0]
-    plain = train_plain(optimizer)
+    config = config_of(sharding, optimizer)
+    placed = rank_pool.run(world_size, train_placed, config)[0]
+    plain = train_plain(config)
     # Adam turns the rounding of gradients near zero into full steps; its rows agree less closely.
-    tolerance = 1e-3 if optimizer == "adamw" else 1e-5
+    tolerance = 1e-3 if optimizer == "adam" else 1e-5
     for step in range(STEPS):
         rows, _ = resets(step)
         assert torch.equal(placed[2 * step][rows], plain[2 * step][rows])
@@ -141,9 +112,9 @@ def test_columns_of_a_row_are_those_of_the_whole_row():
 
 
 def reset_another_table(ranks: Ranks) -> None:
-    tables = {"item": TableConfig(dim=SPEC.dim)}
-    placed = place(Lookup(tables_device(tables, ranks.device)), tables, ranks, seed=1).module
-    optimizers = Optimizers(placed, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    config = TableConfig(dim=DIM, sharding="row_wise")
+    _, placed, plan = placed_lookup(ranks, config, seed=1)
+    optimizers = Optimizers(placed, lambda parameters: torch.optim.SGD(parameters, lr=0.1), {"item": config}, plan)
     reset_rows(placed, optimizers, "user", torch.tensor([1]), torch.tensor([1]), seed=1, std=1.0)
 
 

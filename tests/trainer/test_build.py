@@ -30,7 +30,7 @@ def vectors(ranks: Ranks, job: Job) -> tuple[tuple[int, ...], torch.Tensor]:
     built = build_model(job, manifest, ranks)  # type: ignore[arg-type]
     request = built.catalogue.request(np.arange(31))
     found = built.model.item_vectors(built.model.look_up(request), request)
-    return tuple(built.model.tables.state_dict()["embeddings.item.weight"].size()), found.detach()
+    return tuple(built.model.tables.state_dict()["collections.sharded_8.embeddings.item.weight"].size()), found.detach()
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

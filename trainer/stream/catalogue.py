@@ -12,17 +12,10 @@ import pyarrow.parquet as pq
 from models.item_features import Catalogue, IdColumn, ItemFeature
 from sharding.config import HashIdsConfig, TableConfig
 from trainer.dataset.features import decoder_of, hash_rows
-from trainer.dataset.manifest import Feature, Manifest
+from trainer.dataset.manifest import Feature, Manifest, used_features
 from trainer.dataset.vocabulary import ids_of_numbers, read_vocabulary
 from trainer.stream.columns import Lists, take
 from trainer.stream.row_groups import column_of
-
-_USED = ("categorical", "categorical_list", "bucketized", "numeric", "vector")
-
-
-def used_features(manifest: Manifest) -> tuple[Feature, ...]:
-    """The features of items that a model adds up. A timestamp says nothing without the time of an event."""
-    return tuple(f for f in manifest.features if f.owner == "item" and f.kind in _USED)
 
 
 def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConfig]) -> Catalogue:

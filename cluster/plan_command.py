@@ -1,0 +1,187 @@
+"""`shoal plan`: a dry run. Where the tables would lie on given devices and what that would cost; no GPU, worker, torch or ray.
+
+FOLDER/plan.json   the plan (sharding.plan)        plan-compared.json   the other one, if two were asked for
+FOLDER/plan.html   pictures and tables of both
+"""
+
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cluster.plan_grids import Grid, Planned, difference_grid, grids, summary_grid, values_of
+from cluster.plan_picture import picture
+from cluster.plan_request import OPTIONS, Request, read_request
+from sharding.errors import PlacementError
+from sharding.planning.costs import predict
+from sharding.planning.planner import make_plan
+from sharding.planning.warnings import warnings_of
+from trainer import page
+from trainer.errors import UserError
+from trainer.storage import digest_of, write_json_atomically, write_text_atomically
+
+NAMES = ("as given", "compared")
+PLAN, OTHER_PLAN, PAGE = "plan.json", "plan-compared.json", "plan.html"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was planned, and the folder that it was written into."""
+
+    planned: Planned
+    other: Planned | None
+    compared: str
+    folder: Path
+
+
+def run(path: str, settings: list[str], rows: list[str], compare: str | None, out: str | None) -> Answer:
+    """Plan, once more with the settings of `compare` if there are any, and write the files.
+
+    Raises UserError or PlacementError for what the user has to change.
+    """
+    num_rows = rows_given(rows)
+    planned = make(read_request(path, settings, num_rows))
+    other = None
+    if compare is not None:
+        other = make(read_request(path, settings + settings_in(compare), num_rows))
+    answer = Answer(planned, other, compare or "", Path(out) if out is not None else planned.request.folder)
+    _write(answer)
+    return answer
+
+
+def make(request: Request) -> Planned:
+    """The plan and its prediction. Raises PlacementError if there is none."""
+    started, inputs = time.perf_counter(), _inputs(request)
+    try:
+        plan = make_plan(request.loads, request.topology, request.communication, inputs, request.replica_groups)
+    except PlacementError as error:
+        raise PlacementError(f"{error}{request.hint}") from None
+    prediction = predict(plan, request.loads, request.topology, request.communication)
+    warnings = tuple(warnings_of(plan, prediction, request.loads, request.topology))
+    return Planned(request, plan, prediction, warnings, time.perf_counter() - started)
+
+
+def rows_given(rows: list[str]) -> dict[str, int]:
+    """Numbers from TABLE=N; N may be written as 10_000_000 or 1e7."""
+    found = {}
+    for text in rows:
+        name, _, number = text.partition("=")
+        try:
+            value = float(number.replace(",", ""))
+        except ValueError:
+            value = 0.0
+        if not name or value < 1 or value > 1e12 or value != int(value):
+            raise UserError(
+                f"--rows {text}: write it as TABLE=N, with N from 1 to 10^12, such as item=10_000_000 or item=1e7"
+            )
+        found[name.strip()] = int(value)
+    return found
+
+
+def settings_in(compare: str) -> list[str]:
+    """The settings of "KEY=VALUE,KEY=VALUE"; a comma within a value, as in a list, is none between settings."""
+    settings = [part.strip() for part in re.split(r",(?=\s*[A-Za-z_][\w.]*\s*=)", compare)]
+    for setting in settings:
+        if not re.match(r"[A-Za-z_][\w.]*\s*=", setting):
+            raise UserError(
+                f'--compare "{compare}": write it as KEY=VALUE,KEY=VALUE with settings of the config, or {", ".join(OPTIONS)}'
+            )
+    return settings
+
+
+def print_for_people(answer: Answer, console: Console) -> None:
+    """The tables; of two plans, the figures side by side and what differs."""
+    values = values_of(answer.planned)
+    console.print(answer.planned.title, highlight=False, soft_wrap=True, style="bold")
+    if answer.other is None:
+        for grid in grids(values):
+            console.print(_rich(grid))
+    else:
+        console.print(f"compared with {answer.compared}", highlight=False, markup=False, soft_wrap=True)
+        for grid in comparison(values, values_of(answer.other)):
+            console.print(_rich(grid))
+    for planned, name in ((answer.planned, ""), (answer.other, "compared: ")):
+        for kind, lines in (("note", planned.request.assumptions), ("warning", planned.warnings)) if planned else ():
+            for line in lines:
+                console.print(f"{kind}: {name}{line}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"plan: {answer.folder / PLAN}   picture: {answer.folder / PAGE}", highlight=False, soft_wrap=True)
+
+
+def json_of(answer: Answer) -> dict[str, Any]:
+    """One object for programs."""
+    values = values_of(answer.planned)
+    if answer.other is not None:
+        values["compared"] = {"settings": answer.compared, **values_of(answer.other)}
+    return {**values, "plan": str(answer.folder / PLAN), "page": str(answer.folder / PAGE)}
+
+
+def comparison(left: dict[str, Any], right: dict[str, Any]) -> list[Grid]:
+    """Both plans in one grid, and the tables that lie otherwise."""
+    return [summary_grid([left, right], NAMES), difference_grid(left, right, NAMES)]
+
+
+def _write(answer: Answer) -> None:
+    plans = {PLAN: answer.planned, OTHER_PLAN: answer.other}
+    try:
+        answer.folder.mkdir(parents=True, exist_ok=True)
+        for name, planned in plans.items():
+            if planned is not None:
+                write_json_atomically(answer.folder / name, planned.plan.values())
+        write_text_atomically(answer.folder / PAGE, _page(answer))
+    except OSError as error:
+        raise UserError(
+            f"{answer.folder}: the plan cannot be written ({error.strerror}); choose another --out"
+        ) from None
+
+
+def _page(answer: Answer) -> str:
+    both = [planned for planned in (answer.planned, answer.other) if planned is not None]
+    values = [values_of(planned) for planned in both]
+    return page.render(
+        Path(__file__).parent,
+        "plan.html.j2",
+        title=f"Shoal: plan of {answer.planned.request.name}",
+        comparison=comparison(*values) if answer.other is not None else [],
+        plans=[
+            {
+                "name": "" if len(both) == 1 else f"{name}: {answer.compared}" if name == NAMES[1] else name,
+                "picture": Markup(picture(planned.plan, planned.prediction, planned.request.topology, planned.title)),
+                "grids": grids(figures),
+                "lines": [*planned.request.assumptions, *planned.warnings],
+            }
+            for name, planned, figures in zip(NAMES, both, values, strict=False)
+        ],
+    )
+
+
+def _rich(grid: Grid) -> Table:
+    table = Table(
+        title=grid.title or None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        show_header=any(grid.header),
+        padding=(0, 1, 0, 0),
+    )
+    for number, name in enumerate(grid.header):
+        table.add_column(name, justify="left" if number == 0 else "right", no_wrap=number > 0)
+    for row in grid.rows:
+        table.add_row(*row)
+    return table
+
+
+def _inputs(request: Request) -> str:
+    """Hash of all that the plan follows from."""
+    inputs = {
+        "loads": [asdict(load) for load in request.loads],
+        "topology": asdict(request.topology),
+        "communication": request.communication.model_dump(mode="json"),
+        "replica_groups": request.replica_groups,
+    }
+    return digest_of(inputs)

@@ -1,0 +1,237 @@
+"""A planned workload as plain values, and as grids of text that the terminal and the page both show."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.plan_picture import PHASES
+from cluster.plan_request import Request
+from cluster.plan_units import bytes_text, count_text, seconds_text
+from sharding.plan import Plan
+from sharding.planning.prediction import Float64, Prediction
+
+MOST_RANKS = 16  # that are listed one by one
+NUM_BUSIEST = 3
+NUM_LISTED = 40  # rows of tables that people are shown
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A request, its plan, and what that will cost. warnings: what the user should know before paying for it."""
+
+    request: Request
+    plan: Plan
+    prediction: Prediction
+    warnings: tuple[str, ...]
+    seconds: float
+
+    @property
+    def title(self) -> str:
+        """The most important of it in a line."""
+        prediction, topology = self.prediction, self.request.topology
+        phase, rank = prediction.bottleneck
+        return (
+            f"{self.request.name} on {_devices(topology.num_devices, topology.device)}: "
+            f"{seconds_text(prediction.step_seconds)} on tables in a step, imbalance {prediction.imbalance:.2f}, "
+            f"bottleneck: {PHASES[phase][0]}, rank {rank:,}"
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table of text; the first column is aligned to the left, the others to the right."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def values_of(planned: Planned) -> dict[str, Any]:
+    """Everything as plain values, for JSON."""
+    prediction, topology = planned.prediction, planned.request.topology
+    phase, rank = prediction.bottleneck
+    memory, host, sent = (
+        prediction.memory_bytes.sum(axis=0),
+        prediction.host_memory_bytes.sum(axis=0),
+        prediction.sent_bytes.sum(axis=0),
+    )
+    return {
+        "config": planned.request.name,
+        "topology": asdict(topology),
+        "communication": planned.request.communication.model_dump(mode="json"),
+        "replica_groups": planned.plan.replica_groups,
+        "step_seconds": prediction.step_seconds,
+        "phases": {name: float(seconds.sum(axis=0).max()) for name, seconds in prediction.phases.items()},
+        "bottleneck": {"phase": phase, "rank": rank},
+        "imbalance": prediction.imbalance,
+        "memory_bytes": {"limit": topology.capacity_bytes, **_spread(memory)},
+        "host_memory_bytes": {"limit": topology.host_memory, **_spread(_by_host(host, topology.devices_per_host))},
+        "sent_bytes": {"total": float(sent.sum()), **_spread(sent)},
+        "tables": list(_tables(planned)),
+        "ranks": {
+            "memory_bytes": memory.tolist(),
+            "host_memory_bytes": host.tolist(),
+            "seconds": prediction.rank_seconds.tolist(),
+            "sent_bytes": sent.tolist(),
+        },
+        "assumptions": list(planned.request.assumptions),
+        "warnings": list(planned.warnings),
+        "planning_seconds": planned.seconds,
+    }
+
+
+def grids(values: dict[str, Any]) -> list[Grid]:
+    """What people are shown of these values."""
+    return [summary_grid([values]), _table_grid(values), _rank_grid(values)]
+
+
+def summary_grid(planned: Sequence[dict[str, Any]], names: Sequence[str] = ("",)) -> Grid:
+    """The figures of one plan, or of several side by side."""
+
+    def row(name: str, texts: Iterable[str]) -> tuple[str, ...]:
+        return (name, *texts)
+
+    rows = [
+        row("devices", (_devices(v["topology"]["num_devices"], v["topology"]["device"]) for v in planned)),
+        row("time on tables in a step", (seconds_text(v["step_seconds"]) for v in planned)),
+        *(row(f"  {PHASES[phase][0]}", (seconds_text(v["phases"][phase]) for v in planned)) for phase in PHASES),
+        row(
+            "bottleneck", (f"{PHASES[v['bottleneck']['phase']][0]}, rank {v['bottleneck']['rank']:,}" for v in planned)
+        ),
+        row("imbalance", (f"{v['imbalance']:.2f}" for v in planned)),
+        row("fullest device, of its limit", (_of_limit(v["memory_bytes"]) for v in planned)),
+        row("mean device", (bytes_text(v["memory_bytes"]["mean"]) for v in planned)),
+    ]
+    if any(v["host_memory_bytes"]["max"] for v in planned):
+        rows.append(row("fullest host, of its limit", (_of_limit(v["host_memory_bytes"]) for v in planned)))
+    rows.append(row("most that a rank sends", (bytes_text(v["sent_bytes"]["max"]) for v in planned)))
+    return Grid("", ("", *names), tuple(rows))
+
+
+def difference_grid(left: dict[str, Any], right: dict[str, Any], names: tuple[str, str]) -> Grid:
+    """Tables that lie otherwise in the one than in the other; those that differ in the same way in one row."""
+    here, there = ({table["name"]: table for table in values["tables"]} for values in (left, right))
+    alike = defaultdict(list)
+    for name in {**here, **there}:
+        lies = _lies(here.get(name)), _lies(there.get(name))
+        if lies[0] != lies[1]:
+            table = here.get(name) or there[name]
+            alike[(table["num_rows"], table["dim"], *lies)].append(name)
+    rows = [(_all_of(found), before, after) for (_, _, before, after), found in alike.items()]
+    return Grid("tables that lie otherwise", ("table", *names), _shortened(rows))
+
+
+def _lies(table: dict[str, Any] | None) -> str:
+    return "-" if table is None else _lies_text(table["sharding"], table["kernel"], table["num_shards"])
+
+
+def _lies_text(sharding: str, kernel: str, num_shards: int) -> str:
+    """Such as "row_wise x 64"; the kernel is named where it is not the usual one."""
+    usual = "dense" if sharding == "data_parallel" else "fused"
+    return f"{sharding} x {num_shards:,}" + ("" if kernel == usual else f", {kernel}")
+
+
+def _devices(number: int, device: str) -> str:
+    return f"{number:,} {'GPU' if device == 'cuda' else 'CPU worker'}{'s' if number > 1 else ''}"
+
+
+def _table_grid(values: dict[str, Any]) -> Grid:
+    """Tables of one size that lie alike share a row."""
+    alike = defaultdict(list)
+    for table in values["tables"]:
+        key = (table["num_rows"], table["dim"], table["sharding"], table["kernel"], table["num_shards"])
+        alike[key].append(table)
+    rows = [
+        (
+            _all_of([table["name"] for table in found]),
+            _lies_text(sharding, kernel, num_shards),
+            f"{count_text(num_rows)} x {dim}",
+            bytes_text(sum(table["memory_bytes"] for table in found)),
+            bytes_text(max(table["max_rank_memory_bytes"] for table in found)),
+            seconds_text(max(table["max_rank_seconds"] for table in found)),
+        )
+        for (num_rows, dim, sharding, kernel, num_shards), found in sorted(
+            alike.items(), key=lambda item: -sum(table["memory_bytes"] for table in item[1])
+        )
+    ]
+    header = ("table", "lies", "size", "memory", "one rank", "time")
+    return Grid(
+        "tables (+N alike: their memory; of one of them, memory on its fullest rank and time on its slowest)",
+        header,
+        _shortened(rows),
+    )
+
+
+def _rank_grid(values: dict[str, Any]) -> Grid:
+    ranks = values["ranks"]
+    seconds = np.array(ranks["seconds"])
+    rows = []
+    if seconds.size > MOST_RANKS:
+        for name, of in (("least", np.min), ("median", np.median), ("most", np.max)):
+            rows.append(_rank_row(name, {key: float(of(figures)) for key, figures in ranks.items()}))
+        chosen = np.argsort(-seconds, kind="stable")[:NUM_BUSIEST].tolist()
+    else:
+        chosen = range(seconds.size)
+    of_busy = "busy: " if seconds.size > MOST_RANKS else ""
+    for rank in chosen:
+        rows.append(_rank_row(f"{of_busy}rank {rank:,}", {key: figures[rank] for key, figures in ranks.items()}))
+    header = ("", "device memory", "host memory", "time on tables", "bytes sent")
+    return Grid("ranks", header, tuple(rows))
+
+
+def _rank_row(name: str, figures: dict[str, float]) -> tuple[str, ...]:
+    return (
+        name,
+        bytes_text(figures["memory_bytes"]),
+        bytes_text(figures["host_memory_bytes"]) if figures["host_memory_bytes"] else "-",
+        seconds_text(figures["seconds"]),
+        bytes_text(figures["sent_bytes"]),
+    )
+
+
+def _all_of(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} (+{len(names) - 1:,})"
+
+
+def _shortened(rows: Sequence[tuple[str, ...]]) -> tuple[tuple[str, ...], ...]:
+    if len(rows) <= NUM_LISTED:
+        return tuple(rows)
+    left = len(rows) - NUM_LISTED
+    return (*rows[:NUM_LISTED], (f"{left:,} more, in plan.json", *[""] * (len(rows[0]) - 1)))
+
+
+def _of_limit(figures: dict[str, float]) -> str:
+    share = f", {100 * figures['max'] / figures['limit']:.0f} %" if figures["limit"] else ""
+    return bytes_text(figures["max"]) + share
+
+
+def _spread(figures: Float64) -> dict[str, float]:
+    return {"max": float(figures.max()), "mean": float(figures.mean())}
+
+
+def _by_host(figures: Float64, devices_per_host: int) -> Float64:
+    return np.add.reduceat(figures, np.arange(0, figures.size, devices_per_host))
+
+
+def _tables(planned: Planned) -> Iterator[dict[str, Any]]:
+    prediction = planned.prediction
+    memory = prediction.memory_bytes + prediction.host_memory_bytes
+    seconds = np.sum(list(prediction.phases.values()), axis=0)
+    for number, name in enumerate(prediction.tables):
+        table = planned.plan.tables[name]
+        yield {
+            "name": name,
+            "num_rows": table.num_rows,
+            "dim": table.dim,
+            "sharding": table.sharding,
+            "kernel": table.kernel,
+            "places": list(table.places),
+            "num_shards": sum(1 for shard in planned.plan.shards(name) if shard.num_rows),
+            "memory_bytes": float(memory[number].sum()),
+            "max_rank_memory_bytes": float(memory[number].max()),
+            "max_rank_seconds": float(seconds[number].max()),
+            "sent_bytes": float(prediction.sent_bytes[number].sum()),
+        }

@@ -1,0 +1,156 @@
+"""What a plan is made for: a run's config or a workload, and the command's options, to loads and devices. No torch, no ray."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.config import Config, apply_override, check_config, read_values
+from cluster.workload import check_workload
+from sharding.config import CommunicationConfig, PlanConfig
+from sharding.planning.load import TableLoad
+from sharding.planning.topology import Topology, described, this_machine, topology_of
+from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.errors import UserError
+from trainer.table_loads import declared_rows, facts_of, table_loads, table_rows
+
+ASSUMED_GPU = "h100-80gb"
+WORKLOAD_HINT = (
+    " (in a workload, plan.device_memory is topology.device_memory, cluster.num_workers is topology.devices, and "
+    "tables.NAME is table.NAME)"
+)
+# What may be written without a section, as an option and in --compare, and the setting of a run that it stands for.
+OPTIONS = {
+    "devices": "cluster.num_workers",
+    "device": "cluster.gpus_per_worker",
+    "devices_per_host": "plan.devices_per_host",
+    "device_memory": "plan.device_memory",
+    "host_memory": "plan.host_memory",
+    "preset": None,
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """name: of the config; folder: where its plan goes unless told otherwise; assumptions: what nobody stated.
+
+    hint: what to add to the message of a plan that cannot be.
+    """
+
+    name: str
+    folder: Path
+    loads: tuple[TableLoad, ...]
+    topology: Topology
+    communication: CommunicationConfig
+    replica_groups: int
+    assumptions: tuple[str, ...]
+    hint: str = ""
+
+
+def read_request(path: str, settings: list[str], rows: Mapping[str, int]) -> Request:
+    """The request of a file with `key=value` settings, among them OPTIONS. rows: of tables that the file leaves open.
+
+    Raises UserError naming what is wrong or missing, PlacementError for an unknown preset.
+    """
+    values = read_values(path)
+    options = [setting for setting in settings if setting.partition("=")[0].strip() in OPTIONS]
+    chosen = {name.strip(): value for name, _, value in (option.partition("=") for option in options)}
+    rest = [setting for setting in settings if setting not in options]
+    preset = chosen.pop("preset", None)
+    if chosen.get("device", "cpu") not in ("cpu", "cuda"):
+        raise UserError(f"device = {chosen['device']}: choose cpu or cuda")
+    if "table" in values:
+        return _of_workload(path, values, [f"topology.{k}={v}" for k, v in chosen.items()] + rest, rows, preset)
+    if "device" in chosen:
+        chosen["device"] = "1" if chosen["device"] == "cuda" else "0"
+    return _of_run(path, values, [f"{OPTIONS[k]}={v}" for k, v in chosen.items()] + rest, rows, preset)
+
+
+def _of_workload(
+    path: str, values: dict[str, Any], overrides: list[str], rows: Mapping[str, int], preset: str | None
+) -> Request:
+    for name in rows:
+        if name not in {table.get("name") for table in values["table"] if isinstance(table, dict)}:
+            raise UserError(f"--rows {name}: {path} has no such table")
+    overrides = [*overrides, *(f"table.{name}.rows={number}" for name, number in rows.items())]
+    workload = check_workload(values, path, overrides)
+    given = workload.topology
+    topology, assumptions = _topology(given, given.devices, given.device, preset or given.preset)
+    name = Path(path).stem
+    return Request(
+        name,
+        Path(f"plan-{name}"),
+        tuple(workload.loads()),
+        topology,
+        workload.communication,
+        given.replica_groups,
+        assumptions,
+        WORKLOAD_HINT,
+    )
+
+
+def _of_run(
+    path: str, values: dict[str, Any], overrides: list[str], rows: Mapping[str, int], preset: str | None
+) -> Request:
+    for override in overrides:
+        apply_override(override, values)
+    config = check_config(values, path)
+    manifest = read_manifest(config.dataset_dir) if (config.dataset_dir / "manifest.json").exists() else None
+    loads = table_loads(
+        config.tables,
+        _rows(config, manifest, rows),
+        config.model,
+        config.train,
+        config.cluster.num_workers,
+        facts_of(manifest) if manifest is not None else None,
+    )
+    device = "cuda" if config.cluster.gpus_per_worker else "cpu"
+    topology, assumptions = _topology(config.plan, config.cluster.num_workers, device, preset)
+    if manifest is None:
+        assumptions += (
+            f"every history has model.max_history = {config.model.max_history} events, as there is no dataset",
+        )
+    return Request(
+        Path(path).stem,
+        config.run_dir / "plan",
+        tuple(loads),
+        topology,
+        config.communication,
+        config.plan.replica_groups,
+        assumptions,
+    )
+
+
+def _rows(config: Config, manifest: Manifest | None, given: Mapping[str, int]) -> dict[str, int]:
+    """Rows of every table that the model looks up: as given, as in the dataset, or as the config says."""
+    if manifest is not None:
+        known: dict[str, int | None] = dict(table_rows(config.tables, manifest))
+    else:
+        known = declared_rows(config.tables, config.logs)
+    for name in given:
+        if name not in known:
+            raise UserError(f"--rows {name}: the model looks up no such table; there are {', '.join(sorted(known))}")
+    num_rows: dict[str, int] = {}
+    for name, rows in {**known, **given}.items():
+        if rows is None:
+            raise UserError(
+                f"tables.{name}: nobody knows its rows yet, because its ids are a vocabulary of the logs and "
+                f"{config.dataset_dir} holds no dataset; run `shoal prepare` first, or state them: --rows {name}=N"
+            )
+        num_rows[name] = rows
+    return num_rows
+
+
+def _topology(
+    config: PlanConfig, num_devices: int, device: str, preset: str | None
+) -> tuple[Topology, tuple[str, ...]]:
+    if device == "cuda":
+        per_host = config.devices_per_host or 8
+        note = () if preset else (f"GPUs are like {ASSUMED_GPU} where the config does not say otherwise",)
+        return topology_of(config, num_devices, described(preset or ASSUMED_GPU, num_devices, per_host)), note
+    if preset:
+        raise UserError(
+            f"preset = {preset} describes GPUs, and the plan is for CPUs; add --device cuda, or leave it out"
+        )
+    note = () if config.device_memory else (f"{num_devices} workers are like this machine, whose memory they share",)
+    return topology_of(config, num_devices, this_machine(num_devices)), note

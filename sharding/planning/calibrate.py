@@ -1,0 +1,112 @@
+"""The constants of the cost model, fitted to what a run measured. A function: nothing is read or written.
+
+Every phase's time is linear in the constants (sharding.planning.costs), so they follow from least squares over relative errors:
+
+    minimise  sum over observations ((features . c - seconds) / seconds)^2  +  PRIOR * sum over constants ((c - c0) / c0)^2,  c >= 0
+
+c0 are the constants of the device. The second sum leaves alone what the observations say nothing about: a run on one worker
+tells nothing of networks, and what always grows together (bytes sent and ids sorted for it) can only be fitted as a sum, which
+holds for that run's number of workers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding.config import CommunicationConfig
+from sharding.plan import Plan
+from sharding.planning.costs import phase_features
+from sharding.planning.load import TableLoad
+from sharding.planning.topology import CostConstants, Topology
+
+PRIOR = 1e-3
+SWEEPS = 2000
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What one phase of a step took on one rank, and the features (k,) of all constants that the model multiplies it from."""
+
+    table: str
+    phase: str
+    rank: int
+    num_ids: float
+    seconds: float
+    features: Float64
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """constants: fitted; error_before, error_after: medians over observations of |predicted / measured - 1|, by phase."""
+
+    constants: CostConstants
+    num_observations: int
+    error_before: dict[str, float]
+    error_after: dict[str, float]
+
+
+NAMES = tuple(field.name for field in fields(CostConstants))
+
+
+def observations_of(
+    plan: Plan,
+    loads: Sequence[TableLoad],
+    topology: Topology,
+    communication: CommunicationConfig,
+    table: str,
+    num_ids: Sequence[int],
+    seconds: dict[str, Float64],
+) -> list[Observation]:
+    """Observations of one table that was looked up alone. seconds: by phase (L, W), by trial of `num_ids` ids and rank."""
+    alone = replace(plan, tables={table: plan.tables[table]})
+    load = next(load for load in loads if load.name == table)
+    found = []
+    for trial, number in enumerate(num_ids):
+        asked = replace(load, ids_per_rank=float(number), vectors_per_rank=float(number))
+        for phase, (values, names) in phase_features(alone, [asked], topology, communication).items():
+            for rank, measured in enumerate(seconds[phase][trial] if phase in seconds else ()):
+                row = np.zeros(len(NAMES))
+                np.add.at(row, [NAMES.index(name) for name in names], values[0, rank])
+                if row.any() and measured > 0.0:
+                    found.append(Observation(table, phase, rank, float(number), float(measured), row))
+    return found
+
+
+def calibrate(observations: Sequence[Observation], prior: CostConstants) -> Calibration:
+    """Raises ValueError if there is nothing to fit to."""
+    if not observations:
+        raise ValueError("nothing was measured that the cost model predicts")
+    features = np.stack([o.features for o in observations])
+    seconds = np.array([o.seconds for o in observations])
+    before = np.array([getattr(prior, name) for name in NAMES])
+    # In units of the prior and of what was measured, both sums are of plain numbers.
+    design = np.concatenate((features * before / seconds[:, None], np.sqrt(PRIOR) * np.eye(before.size)))
+    goal = np.concatenate((np.ones(seconds.size), np.full(before.size, np.sqrt(PRIOR))))
+    after = _non_negative_least_squares(design, goal) * before
+    phases = [o.phase for o in observations]
+    return Calibration(
+        CostConstants(**dict(zip(NAMES, after.tolist(), strict=True))),
+        len(observations),
+        _errors(features @ before / seconds, phases),
+        _errors(features @ after / seconds, phases),
+    )
+
+
+def _non_negative_least_squares(design: Float64, goal: Float64) -> Float64:
+    """By coordinate descent, which for a strictly convex problem converges to its one solution."""
+    gram, right = design.T @ design, design.T @ goal
+    solution = np.ones(right.size)
+    for _ in range(SWEEPS):
+        for n in range(solution.size):
+            step = (right[n] - gram[n] @ solution) / gram[n, n]
+            solution[n] = max(0.0, solution[n] + step)
+    return solution
+
+
+def _errors(ratios: Float64, phases: Sequence[str]) -> dict[str, float]:
+    of = np.array(phases)
+    return {phase: float(np.median(np.abs(ratios[of == phase] - 1.0))) for phase in dict.fromkeys(phases)}
