@@ -99,13 +99,12 @@ def print_for_people(answer: Answer, console: Console) -> None:
     """The tables; of two plans, the figures side by side and what differs."""
     values = values_of(answer.planned)
     console.print(answer.planned.title, highlight=False, soft_wrap=True, style="bold")
-    if answer.other is None:
-        for grid in grids(values):
-            console.print(_rich(grid))
-    else:
+    shown = grids(values)
+    if answer.other is not None:
         console.print(f"compared with {answer.compared}", highlight=False, markup=False, soft_wrap=True)
-        for grid in comparison(values, values_of(answer.other)):
-            console.print(_rich(grid))
+        shown = comparison(values, values_of(answer.other))
+    for grid in shown:
+        console.print(_rich(grid), "")
     for planned, name in ((answer.planned, ""), (answer.other, "compared: ")):
         for kind, lines in (("note", planned.request.assumptions), ("warning", planned.warnings)) if planned else ():
             for line in lines:

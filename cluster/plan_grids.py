@@ -159,7 +159,7 @@ def _table_grid(values: dict[str, Any]) -> Grid:
     ]
     header = ("table", "lies", "size", "memory", "one rank", "time")
     return Grid(
-        "tables (+N alike: their memory; of one of them, memory on its fullest rank and time on its slowest)",
+        "tables (+N alike; one rank and time: the most that one of them takes)",
         header,
         _shortened(rows),
     )
