@@ -1,7 +1,8 @@
 """`shoal plan`: a dry run. Where the tables would lie on given devices and what that would cost; no GPU, worker, torch or ray.
 
-FOLDER/plan.json   the plan (sharding.plan)        plan-compared.json   the other one, if two were asked for
-FOLDER/plan.html   pictures and tables of both
+FOLDER/plan.json, plan.svg                     the plan (sharding.plan) and its picture
+FOLDER/plan-compared.json, plan-compared.svg   the same of the other one, where two were asked for
+FOLDER/plan.html                               pictures and tables of both
 """
 
 import re
@@ -15,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.plan_grids import Grid, Planned, difference_grid, grids, summary_grid, values_of
+from cluster.plan_grids import Grid, Planned, difference_grid, grids, summary_grid
 from cluster.plan_picture import picture
 from cluster.plan_request import OPTIONS, Request, read_request
 from sharding.errors import PlacementError
@@ -76,7 +77,7 @@ def rows_given(rows: list[str]) -> dict[str, int]:
             value = float(number.replace(",", ""))
         except ValueError:
             value = 0.0
-        if not name or value < 1 or value > 1e12 or value != int(value):
+        if not name or not 1 <= value <= 1e12 or value != int(value):
             raise UserError(
                 f"--rows {text}: write it as TABLE=N, with N from 1 to 10^12, such as item=10_000_000 or item=1e7"
             )
@@ -97,12 +98,12 @@ def settings_in(compare: str) -> list[str]:
 
 def print_for_people(answer: Answer, console: Console) -> None:
     """The tables; of two plans, the figures side by side and what differs."""
-    values = values_of(answer.planned)
     console.print(answer.planned.title, highlight=False, soft_wrap=True, style="bold")
-    shown = grids(values)
     if answer.other is not None:
         console.print(f"compared with {answer.compared}", highlight=False, markup=False, soft_wrap=True)
-        shown = comparison(values, values_of(answer.other))
+        shown = comparison(answer.planned, answer.other)
+    else:
+        shown = grids(answer.planned.values)
     for grid in shown:
         console.print(_rich(grid), "")
     for planned, name in ((answer.planned, ""), (answer.other, "compared: ")):
@@ -114,15 +115,15 @@ def print_for_people(answer: Answer, console: Console) -> None:
 
 def json_of(answer: Answer) -> dict[str, Any]:
     """One object for programs."""
-    values = values_of(answer.planned)
+    values = {**answer.planned.values, "plan": str(answer.folder / PLAN), "page": str(answer.folder / PAGE)}
     if answer.other is not None:
-        values["compared"] = {"settings": answer.compared, **values_of(answer.other)}
-    return {**values, "plan": str(answer.folder / PLAN), "page": str(answer.folder / PAGE)}
+        values["compared"] = {"settings": answer.compared, **answer.other.values}
+    return values
 
 
-def comparison(left: dict[str, Any], right: dict[str, Any]) -> list[Grid]:
+def comparison(left: Planned, right: Planned) -> list[Grid]:
     """Both plans in one grid, and the tables that lie otherwise."""
-    return [summary_grid([left, right], NAMES), difference_grid(left, right, NAMES)]
+    return [summary_grid([left.values, right.values], NAMES), difference_grid(left.values, right.values, NAMES)]
 
 
 def _write(answer: Answer) -> None:
@@ -144,21 +145,20 @@ def _write(answer: Answer) -> None:
 
 
 def _page(answer: Answer, plans: list[Planned], pictures: list[str]) -> str:
-    values = [values_of(planned) for planned in plans]
     names = ["", ""] if len(plans) == 1 else [NAMES[0], f"{NAMES[1]}: {answer.compared}"]
     return page.render(
         Path(__file__).parent,
         "plan.html.j2",
         title=f"Shoal: plan of {answer.planned.request.name}",
-        comparison=comparison(*values) if len(plans) > 1 else [],
+        comparison=comparison(*plans) if len(plans) > 1 else [],
         plans=[
             {
                 "name": name,
                 "picture": Markup(svg),
-                "grids": grids(figures),
+                "grids": grids(planned.values),
                 "lines": [*planned.request.assumptions, *planned.warnings],
             }
-            for name, planned, svg, figures in zip(names, plans, pictures, values, strict=False)
+            for name, planned, svg in zip(names, plans, pictures, strict=False)
         ],
     )
 

@@ -182,6 +182,7 @@ def test_the_plan_of_a_workload_lies_in_the_current_folder(workload: Path, monke
     [
         (["--rows", "user=3"], "--rows user: the model looks up no such table; there are item"),
         ([], "tables.item: nobody knows its rows yet, because its ids are a vocabulary of the logs"),
+        (["--rows", "item=nan"], "--rows item=nan: write it as TABLE=N"),
         (["--rows", "item=many"], "--rows item=many: write it as TABLE=N"),
         (["--rows", "item=1e5", "--device-memory", "3 giraffes"], "plan.device_memory: could not interpret byte unit: giraffes"),
         (["--rows", "item=1e5", "--device", "tpu"], "device = tpu: choose cpu or cuda"),
