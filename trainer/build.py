@@ -47,7 +47,7 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     catalogue = read_catalogue(job.dataset_dir, manifest, job.tables)
     plan = job.plan
     if plan is None or plan.world_size != ranks.world_size:
-        plan = plan_tables(job, manifest, ranks.world_size, ranks.device.type)
+        plan = plan_tables(job, manifest, ranks.world_size, "cuda" if ranks.device.type == "cuda" else "cpu").plan
     specs = [
         TableSpec(name, rows, job.tables[name].dim, plan.tables[name].sharding == "data_parallel")
         for name, rows in table_rows(job.tables, manifest).items()
