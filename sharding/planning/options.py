@@ -29,7 +29,9 @@ from sharding.support import why_unsupported
 AUTO: tuple[Sharding, ...] = ("table_wise", "row_wise", "column_wise", "table_row_wise", "grid_shard", "data_parallel")
 # Optimizers under which a copy on every rank is trained as a sharded table is; the others move rows that no id asked for.
 REPLICABLE = frozenset({"sgd", "adagrad", "rowwise_adagrad"})
-SMALL = 0.01  # of what a device may hold: tables up to this size `auto` may copy to every rank
+# Tables that `auto` may copy to every rank: as large at most, and this part of what a device may hold.
+SMALL_BYTES = {"cpu": 64 * 1024**2, "cuda": 1024**3}
+SMALL_PART = 0.01
 # A row of fewer columns than this costs nearly as much to read as one of as many: a processor fetches lines of 64 bytes, and a
 # neighbour with each; a GPU's warp reads 32 x 4 numbers at once, of which half may idle before it shows.
 MIN_PARTITION = {"cpu": 32, "cuda": 64}
@@ -88,7 +90,7 @@ def options_of(load: TableLoad, topology: Topology, communication: Communication
                 ]
     if not tables:
         raise PlacementError(f"tables.{load.name}: " + "; ".join(reasons))
-    return list(_with_costs(tables, load, topology, communication))
+    return list(with_costs(tables, load, topology, communication))
 
 
 def _kernels(load: TableLoad, sharding: Sharding, topology: Topology) -> tuple[Kernel, ...]:
@@ -124,7 +126,8 @@ def _why_not(load: TableLoad, sharding: Sharding, kernel: Kernel, topology: Topo
 def _is_worth_it(load: TableLoad, sharding: Sharding, topology: Topology) -> bool:
     """Whether `auto` looks at this sharding at all."""
     if sharding == "data_parallel":
-        is_small = load.num_rows * load.dim * 4 <= SMALL * topology.capacity_bytes
+        most = min(SMALL_BYTES[topology.device], SMALL_PART * topology.capacity_bytes)
+        is_small = load.num_rows * load.dim * 4 <= most
         return is_small and load.optimizer in REPLICABLE and topology.num_devices > 1
     return sharding not in HOSTED or topology.num_devices > topology.devices_per_host
 
@@ -145,7 +148,7 @@ def _block_counts(load: TableLoad, sharding: Sharding, topology: Topology) -> li
     return wide or ([] if load.min_partition else counts[:1]) or [1]
 
 
-def _with_costs(
+def with_costs(
     tables: Sequence[TablePlan], load: TableLoad, topology: Topology, communication: CommunicationConfig
 ) -> Iterator[Option]:
     """The costs of a block are those of the first rank, on which all shardings put one; of every rank, those without a shard."""

@@ -74,6 +74,8 @@ def _group(topology: Topology, replica_groups: int) -> Topology:
 
 def _best_layout(options: Options, topology: Topology) -> Layout:
     """Tables leave device memory only if there is no other way. Raises PlacementError."""
+    if not options:
+        return Layout(topology)
     within = {name: [o for o in choices if not o.is_last_resort] for name, choices in options.items()}
     for allowed in (within, options):
         for price in PRICES:
@@ -87,21 +89,12 @@ def _best_layout(options: Options, topology: Topology) -> Layout:
 
 
 def _proposals(options: Options, topology: Topology, price: float) -> Iterator[Layout]:
-    """One for every bound and order; tables that found no room are missing. price: of filling all memory, in least steps."""
-    peaks = np.unique([option.peak_seconds for choices in options.values() for option in choices])
-    if not peaks.size:
-        yield Layout(topology)
-        return
+    """One for every ranking and order; tables that found no room are missing. price: of filling all memory, in least steps."""
     asking_bytes = sum(choices[0].asking_bytes for choices in options.values())
-    work = {id(option): _work(option, topology) for choices in options.values() for option in choices}
-    least_step = sum(min(work[id(option)][0] for option in choices) for choices in options.values())
-    cost = {key: seconds + price * least_step * memory for key, (seconds, memory) in work.items()}
-    bounds = np.unique(peaks[np.linspace(0, peaks.size - 1, NUM_BOUNDS).round().astype(int)])
-    for bound in bounds:
-        ranked = {name: _ranked(choices, bound, cost) for name, choices in options.items()}
-        sizes = {name: choices[0] for name, choices in ranked.items()}
-        by_time = sorted(sizes, key=lambda name: (-sizes[name].peak_seconds, name))
-        by_bytes = sorted(sizes, key=lambda name: (sizes[name].where != "everywhere", -sizes[name].block_bytes, name))
+    for ranked in _rankings(options, topology, price):
+        first = {name: choices[0] for name, choices in ranked.items()}
+        by_time = sorted(first, key=lambda name: (-first[name].peak_seconds, name))
+        by_bytes = sorted(first, key=lambda name: (first[name].where != "everywhere", -first[name].block_bytes, name))
         for order in (by_time, by_bytes):
             layout = Layout(topology, asking_bytes)
             for name in order:
@@ -109,18 +102,33 @@ def _proposals(options: Options, topology: Topology, price: float) -> Iterator[L
             yield layout
 
 
+def _rankings(options: Options, topology: Topology, price: float) -> Iterator[Options]:
+    """Options of each table, the first choice first: least cost within a bound of what one block takes, for a range of bounds;
+    and for each sharding, it before others, since tables of one sharding share collectives."""
+    every = [option for choices in options.values() for option in choices]
+    work = {id(option): _work(option, topology) for option in every}
+    least_step = sum(min(work[id(option)][0] for option in choices) for choices in options.values())
+    cost = {key: seconds + price * least_step * memory for key, (seconds, memory) in work.items()}
+
+    def ranked(bound: float, sharding: str | None = None) -> Options:
+        def preference(option: Option) -> tuple[bool, bool, float, float]:
+            differs = sharding is not None and option.table.sharding not in (sharding, "data_parallel")
+            return option.is_last_resort, differs, max(option.peak_seconds, bound), cost[id(option)]
+
+        return {name: sorted(choices, key=preference) for name, choices in options.items()}
+
+    peaks = np.unique([option.peak_seconds for option in every])
+    for bound in np.unique(peaks[np.linspace(0, peaks.size - 1, NUM_BOUNDS).round().astype(int)]):
+        yield ranked(bound)
+    for sharding in sorted({option.table.sharding for option in every} - {"data_parallel"}):
+        yield ranked(np.inf, sharding)
+
+
 def _work(option: Option, topology: Topology) -> tuple[float, float]:
     """Seconds on an average rank, and the part of all device memory that is filled."""
     held = option.num_blocks * (topology.devices_per_host if option.where == "hosts" else 1) / topology.num_devices
     seconds = option.block_seconds.sum() * held + option.all_seconds.sum()
-    return float(seconds), option.block_bytes * held / topology.capacity_bytes
-
-
-def _ranked(choices: Sequence[Option], bound: float, cost: Mapping[int, float]) -> list[Option]:
-    """The cheapest first among those within the bound, then the others by how far beyond it they go; the last resorts last."""
-    return sorted(
-        choices, key=lambda option: (option.is_last_resort, max(option.peak_seconds, bound), cost[id(option)])
-    )
+    return float(seconds), option.block_bytes * held / max(1, topology.capacity_bytes)
 
 
 def _put_first_that_fits(layout: Layout, name: str, choices: Sequence[Option]) -> None:

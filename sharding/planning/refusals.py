@@ -8,7 +8,7 @@ from sharding.planning.topology import GIB, Topology
 
 
 def no_room(options: Mapping[str, Sequence[Option]], furthest: Layout, topology: Topology) -> str:
-    """Names the table that found no room in the layout that went furthest, or before it one that fits nowhere even alone."""
+    """Names the table that found no room in the layout that went furthest, or one that fits nowhere even alone."""
     alone = [
         name
         for name, choices in options.items()
@@ -19,10 +19,11 @@ def no_room(options: Mapping[str, Sequence[Option]], furthest: Layout, topology:
     option = _smallest(options[name])
     held = option.block_bytes + option.asking_bytes
     buffers = held - (0 if option.host_bytes else option.weights_bytes + option.optimizer_bytes)
+    parts = f"{gib(option.weights_bytes)} weights, {gib(option.optimizer_bytes)} optimizer state, {gib(buffers)} buffers of a step"
     text = (
-        f"tables.{name} needs {gib(held)} on one of {topology.num_devices} workers ({gib(option.weights_bytes)} weights, "
-        f"{gib(option.optimizer_bytes)} optimizer state, {gib(buffers)} buffers of a step), which may hold {gib(topology.capacity_bytes)} "
-        f"(plan.device_memory = {gib(topology.device_memory)} less {topology.reserved_fraction:.0%} reserved)"
+        f"tables.{name} needs {gib(held)} on one of {topology.num_devices} workers ({parts}), which may hold "
+        f"{gib(topology.capacity_bytes)} (plan.device_memory = {gib(topology.device_memory)} less "
+        f"{topology.reserved_fraction:.0%} reserved)"
     )
     if not alone:
         total = topology.capacity_bytes * topology.num_devices

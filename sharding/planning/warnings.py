@@ -1,13 +1,107 @@
-"""What is unlucky about a plan that works: one line each. Imports no torch."""
+"""What is unlucky about a plan that works: one line each, with what to change. Imports no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from sharding.plan import Plan
+from sharding.planning.costs import HOST_KERNELS
 from sharding.planning.load import TableLoad
 from sharding.planning.prediction import Prediction
-from sharding.planning.topology import Topology
+from sharding.planning.topology import GIB, Topology
+
+NEARLY_FULL = 0.9
+MUCH_IMBALANCE = 1.5
+FEW_ROWS = 1000
+NAMED = 5  # tables that a line names before it says how many more
 
 
 def warnings_of(plan: Plan, prediction: Prediction, loads: Sequence[TableLoad], topology: Topology) -> list[str]:
     """None if there is nothing to say."""
-    return []
+    return [
+        *_memory(prediction, topology),
+        *_host_memory(plan, prediction, topology),
+        *_busiest(plan, prediction),
+        *_offloaded(plan),
+        *_thinly_spread(plan),
+        *_dense_adam(plan, loads),
+    ]
+
+
+def _memory(prediction: Prediction, topology: Topology) -> Iterator[str]:
+    used = prediction.memory_bytes.sum(axis=0)
+    rank = int(used.argmax())
+    part = float(used[rank]) / max(1, topology.capacity_bytes)
+    told = f"{used[rank] / GIB:.1f} of {topology.capacity_bytes / GIB:.1f} GiB that it may hold of tables and their buffers"
+    if part > 1.0:
+        yield f"rank {rank} would need {told}: more than it has; add workers, or let the plan be made anew"
+    elif part > NEARLY_FULL:
+        full = int((used > NEARLY_FULL * topology.capacity_bytes).sum())
+        others = f", and {full - 1} others are nearly as full" if full > 1 else ""
+        yield f"rank {rank} is nearly full: {told}{others}; a larger batch may not fit"
+
+
+def _host_memory(plan: Plan, prediction: Prediction, topology: Topology) -> Iterator[str]:
+    hosts = np.arange(plan.world_size) // plan.local_world_size
+    used = np.bincount(hosts, weights=prediction.host_memory_bytes.sum(axis=0))
+    if used.max() > NEARLY_FULL * topology.host_memory and used.any():
+        host, room = int(used.argmax()), topology.host_memory / GIB
+        yield f"the memory of host {host} is nearly full or overfull: tables take {used[host] / GIB:.1f} of {room:.1f} GiB"
+
+
+def _busiest(plan: Plan, prediction: Prediction) -> Iterator[str]:
+    seconds = prediction.rank_seconds
+    rank = int(seconds.argmax())
+    if prediction.imbalance > MUCH_IMBALANCE:
+        yield (
+            f"imbalance {prediction.imbalance:.1f}: rank {rank} has {prediction.imbalance:.1f} times as much to do as the mean, "
+            "and all others wait for it"
+        )
+    if plan.world_size == 1 or not seconds[rank]:
+        return
+    table_seconds = sum(phase[:, rank] for phase in prediction.phases.values())
+    table = int(np.argmax(table_seconds))
+    name, part = prediction.tables[table], float(np.max(table_seconds) / seconds[rank])
+    if plan.tables[name].sharding == "table_wise" and part > 0.5:
+        yield (
+            f"tables.{name} lies whole on rank {rank} and is {part:.0%} of what the busiest rank has to do; allow it row_wise or "
+            "data_parallel, or column_wise with an optimizer that allows it (adagrad, sgd)"
+        )
+
+
+def _offloaded(plan: Plan) -> Iterator[str]:
+    names = [name for name, table in plan.tables.items() if table.kernel in HOST_KERNELS]
+    if names:
+        yield (
+            f"outside of device memory, which is slower by far: {_listed(names)}; more workers, or an optimizer with less state, "
+            "would bring them in"
+        )
+
+
+def _thinly_spread(plan: Plan) -> Iterator[str]:
+    ranks = plan.world_size // plan.replica_groups
+    names = [
+        name
+        for name, table in plan.tables.items()
+        if table.sharding == "row_wise" and ranks > 1 and table.num_rows < FEW_ROWS * ranks
+    ]
+    if names:
+        yield (
+            f"row_wise with fewer than {FEW_ROWS:,} rows on each of {ranks} ranks: {_listed(names)}; table_wise or data_parallel "
+            "would ask fewer ranks for each lookup"
+        )
+
+
+def _dense_adam(plan: Plan, loads: Sequence[TableLoad]) -> Iterator[str]:
+    names = [
+        load.name
+        for load in loads
+        if load.optimizer in ("adam", "lamb") and load.name in plan.tables and plan.tables[load.name].kernel == "dense"
+    ]
+    if names:
+        yield f"updated as a whole in each step, rows that no id asked for too: {_listed(names)} (adam or lamb, kernel dense)"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(f"tables.{name}" for name in names[:NAMED])
+    return f"{shown} and {len(names) - NAMED} more" if len(names) > NAMED else shown
