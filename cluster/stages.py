@@ -68,7 +68,7 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
             "evaluate it on its own (run.dataset)"
         )
     built = build_model(job, manifest, ranks)
-    checkpoint.load(argument.found, built.placed, None)
+    checkpoint.load(argument.found, built.placed, built.tables, None)
     evaluator = make_evaluator(
         job.dataset_dir, manifest, built.catalogue, argument.split, job.evaluate, job.model.max_history, ranks
     )

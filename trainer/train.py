@@ -16,6 +16,7 @@ from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.build import Built, build_model, build_optimizers
 from trainer.checkpoint_folder import CheckpointManifest, Found
+from trainer.checkpoint_keys import tensors_of
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError, NonFiniteLossError, UserError
 from trainer.evaluation.evaluate import Evaluator, make_evaluator
@@ -211,7 +212,7 @@ class Training:
 
     def _save(self) -> None:
         started = time.monotonic()
-        state = checkpoint.tensors(self.built.placed, self.optimizers)
+        state = tensors_of(self.built.placed, self.built.tables, self.optimizers)
         record_steps(self.job.run_dir, self.clock, self.ranks)
         path = checkpoint.save(self.job.checkpoints_dir, state, self.ranks, self._describe, self.state.step)
         if self.ranks.is_first:
@@ -248,7 +249,7 @@ class Training:
         if found is None:
             return State()
         _check_same_run(found, self.job, self.manifest)
-        checkpoint.load(found, self.built.placed, self.optimizers)
+        checkpoint.load(found, self.built.placed, self.built.tables, self.optimizers)
         saved = found.manifest
         state = State(
             step=saved.step,

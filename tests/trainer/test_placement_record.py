@@ -22,9 +22,7 @@ def train(ranks: Ranks, job: Job) -> None:
 
 def job_of(tmp_path, **plan) -> Job:
     table = {"dim": 16, "sharding": "row_wise", "learning_rate": 0.05}
-    return tiny_job(
-        tmp_path / "run", tmp_path / "dataset", tables={"item": table}, train={"max_steps": 6}, plan=plan
-    )
+    return tiny_job(tmp_path / "run", tmp_path / "dataset", tables={"item": table}, train={"max_steps": 6}, plan=plan)
 
 
 def test_measured_stands_beside_predicted_for_every_table_phase_and_rank(rank_pool, tmp_path):
@@ -65,7 +63,9 @@ def test_a_run_measures_once_for_a_plan_or_never(rank_pool, tmp_path):
     rank_pool.run(1, train, job)
     path = job.run_dir / RECORD_FILE
     first = json.loads(path.read_text())["measured"]
-    again = tiny_job(job.run_dir, job.dataset_dir, tables={"item": job.config["tables"]["item"]}, train={"max_steps": 8})
+    again = tiny_job(
+        job.run_dir, job.dataset_dir, tables={"item": job.config["tables"]["item"]}, train={"max_steps": 8}
+    )
     rank_pool.run(1, train, again)
     assert json.loads(path.read_text())["measured"] == first
     silent = tiny_job(tmp_path / "silent", job.dataset_dir, plan={"measure": False}, train={"max_steps": 2})

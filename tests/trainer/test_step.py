@@ -17,8 +17,8 @@ from models.tables import TableSpec
 from sharding.ranks import Ranks
 from tests.datasets import manifest_of_items
 from tests.jobs import tiny_job
-from trainer import checkpoint
 from trainer.build import Built, build_model, build_optimizers
+from trainer.checkpoint_keys import tensors_of
 from trainer.job import Job
 from trainer.step import StepResult, TrainStep, rate_factor
 from trainer.step_clock import StepClock
@@ -95,7 +95,7 @@ class Rig:
     def local(self) -> State:
         """Copies of all weights and optimizer slots that this rank holds."""
         state = {}
-        for name, value in checkpoint.tensors(self.built.placed, self.step.optimizers).items():
+        for name, value in tensors_of(self.built.placed, self.built.tables, self.step.optimizers).items():
             if isinstance(value, ShardedTensor):
                 state.update({f"{name}/{n}": s.tensor.detach().clone() for n, s in enumerate(value.local_shards())})
             else:
