@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.config import Config, job_of
 from cluster.launch import run_workers
+from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.build import build_model
@@ -20,7 +21,7 @@ from trainer.evaluation import report, results
 from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
-from trainer.placement import PLAN_FILE, Device, Placing, plan_tables
+from trainer.placement import PLAN_FILE, Device, plan_tables
 from trainer.storage import write_json_atomically
 from trainer.stream.held_out import Split
 from trainer.train import Outcome, Training
@@ -47,7 +48,7 @@ def _planned(config: Config) -> tuple[Job, Placing]:
     job, workers = job_of(config), config.cluster
     device: Device = "cuda" if workers.gpus_per_worker else "cpu"
     placing = plan_tables(job, read_manifest(job.dataset_dir), workers.num_workers, device)
-    return replace(job, plan=placing.plan), placing
+    return replace(job, placing=placing), placing
 
 
 @dataclass(frozen=True)

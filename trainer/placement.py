@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from sharding.config import PlanConfig
 from sharding.plan import Plan, plan_of
 from sharding.planning.costs import predict
-from sharding.planning.load import TableLoad
+from sharding.planning.placing import Placing
 from sharding.planning.planner import make_plan
 from sharding.planning.topology import CostConstants, Topology, described, this_machine, topology_of
 from sharding.planning.warnings import warnings_of
@@ -22,16 +22,6 @@ from trainer.table_loads import facts_of, table_loads, table_rows
 PLAN_FILE = "plan.json"
 ASSUMED_GPU = "h100-80gb"
 Device = Literal["cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class Placing:
-    """A plan with all that it was made from. warnings: what is unlucky about it, a line each."""
-
-    plan: Plan
-    loads: tuple[TableLoad, ...]
-    topology: Topology
-    warnings: tuple[str, ...]
 
 
 def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) -> Placing:
@@ -48,7 +38,7 @@ def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) 
     if plan is None or plan.inputs != inputs:
         plan = make_plan(loads, topology, job.communication, inputs, job.placement.replica_groups)
     prediction = predict(plan, loads, topology, job.communication)
-    return Placing(plan, loads, topology, tuple(warnings_of(plan, prediction, loads, topology)))
+    return Placing(plan, loads, topology, job.communication, tuple(warnings_of(plan, prediction, loads, topology)))
 
 
 def read_plan(run_dir: Path) -> Plan | None:

@@ -35,7 +35,7 @@ def test_a_plan_is_kept_while_its_inputs_are_the_same(tmp_path):
     [
         lambda tmp_path: (job_of(tmp_path), MANIFEST, 3),
         lambda tmp_path: (job_of(tmp_path), manifest_of_items(301), 2),
-        lambda tmp_path: (job_of(tmp_path, {"sharding": "row_wise"}), MANIFEST, 2),
+        lambda tmp_path: (job_of(tmp_path, {"sharding": "table_wise"}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, {"optimizer": "adagrad"}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, plan={"device_memory": "1GiB"}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, train={"batch_size": 64}, model={"objective": SAMPLED}), MANIFEST, 2),
