@@ -7,7 +7,7 @@ FOLDER/plan.html                               pictures and tables of both
 
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ from sharding.planning.planner import make_plan
 from sharding.planning.warnings import warnings_of
 from trainer import page
 from trainer.errors import UserError
-from trainer.storage import digest_of, write_json_atomically, write_text_atomically
+from trainer.placement import inputs_of
+from trainer.storage import write_json_atomically, write_text_atomically
 
 NAMES = ("as given", "compared")
 PLAN, PAGE = "plan.json", "plan.html"
@@ -58,7 +59,8 @@ def run(path: str, settings: list[str], rows: list[str], compare: str | None, ou
 
 def make(request: Request) -> Planned:
     """The plan and its prediction. Raises PlacementError if there is none."""
-    started, inputs = time.perf_counter(), _inputs(request)
+    started = time.perf_counter()
+    inputs = inputs_of(request.loads, request.topology, request.communication, request.replica_groups)
     try:
         plan = make_plan(request.loads, request.topology, request.communication, inputs, request.replica_groups)
     except PlacementError as error:
@@ -177,14 +179,3 @@ def _rich(grid: Grid) -> Table:
     for row in grid.rows:
         table.add_row(*row)
     return table
-
-
-def _inputs(request: Request) -> str:
-    """Hash of all that the plan follows from."""
-    inputs = {
-        "loads": [asdict(load) for load in request.loads],
-        "topology": asdict(request.topology),
-        "communication": request.communication.model_dump(mode="json"),
-        "replica_groups": request.replica_groups,
-    }
-    return digest_of(inputs)

@@ -1,14 +1,15 @@
 """The plan of a run's tables: how large they are, how much they are used, on what, and the plan that follows. No collective."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sharding.config import PlanConfig
+from sharding.config import CommunicationConfig, PlanConfig
 from sharding.plan import Plan, plan_of
 from sharding.planning.costs import predict
+from sharding.planning.load import TableLoad
 from sharding.planning.placing import Placing
 from sharding.planning.planner import make_plan
 from sharding.planning.topology import CostConstants, Topology, described, this_machine, topology_of
@@ -32,13 +33,26 @@ def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) 
     num_rows = table_rows(job.tables, manifest)
     loads = tuple(table_loads(job.tables, num_rows, job.model, job.train, num_workers, facts_of(manifest)))
     topology = topology_for(job.placement, num_workers, device)
-    facts = {"loads": [asdict(load) for load in loads], "topology": asdict(topology)}
-    inputs = digest_of({**facts, "communication": job.communication.model_dump(mode="json")})
+    inputs = inputs_of(loads, topology, job.communication, job.placement.replica_groups)
     plan = read_plan(job.run_dir)
     if plan is None or plan.inputs != inputs:
         plan = make_plan(loads, topology, job.communication, inputs, job.placement.replica_groups)
     prediction = predict(plan, loads, topology, job.communication)
     return Placing(plan, loads, topology, job.communication, tuple(warnings_of(plan, prediction, loads, topology)))
+
+
+def inputs_of(
+    loads: Sequence[TableLoad], topology: Topology, communication: CommunicationConfig, replica_groups: int
+) -> str:
+    """Hash of all that a plan follows from."""
+    return digest_of(
+        {
+            "loads": [asdict(load) for load in loads],
+            "topology": asdict(topology),
+            "communication": communication.model_dump(mode="json"),
+            "replica_groups": replica_groups,
+        }
+    )
 
 
 def read_plan(run_dir: Path) -> Plan | None:

@@ -246,9 +246,18 @@ def test_the_workloads_that_come_along_fit(path: Path, tmp_path: Path) -> None:
     assert str(values["topology"]["num_devices"]) in path.stem
 
 
+def test_a_mistake_ends_with_two_and_one_message(config: Path) -> None:
+    command = [sys.executable, "-m", "cluster", "plan", str(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("shoal: tables.item: nobody knows its rows yet")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_plan_loads_neither_torch_nor_ray(workload: Path) -> None:
     program = (
-        "import sys; from cluster.cli import app; sys.argv[1:] = sys.argv[1:]; app(standalone_mode=False); "
+        "import sys; from cluster.cli import app; app(standalone_mode=False); "
         "print(sorted({'torch', 'torchrec', 'ray'} & set(sys.modules)), file=sys.stderr)"
     )
     arguments = ["plan", str(workload), "--out", str(workload.parent / "out")]

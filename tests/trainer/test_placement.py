@@ -38,9 +38,10 @@ def test_a_plan_is_kept_while_its_inputs_are_the_same(tmp_path):
         lambda tmp_path: (job_of(tmp_path, {"sharding": "table_wise"}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, {"optimizer": "adagrad"}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, plan={"device_memory": "1GiB"}), MANIFEST, 2),
+        lambda tmp_path: (job_of(tmp_path, plan={"replica_groups": 2}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, train={"batch_size": 64}, model={"objective": SAMPLED}), MANIFEST, 2),
     ],
-    ids=["workers", "rows", "sharding", "optimizer", "memory", "batch"],
+    ids=["workers", "rows", "sharding", "optimizer", "memory", "groups", "batch"],
 )
 def test_a_plan_is_made_anew_when_an_input_changes(tmp_path, changed):
     job = job_of(tmp_path)
