@@ -12,7 +12,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import dynamic_ids, evaluating, preparing, streaming, training
+from benchmarks import dynamic_ids, evaluating, planning, preparing, streaming, training
 from benchmarks.measure import Comparison
 from cluster.config import Config, check_config, job_of
 from cluster.launch import run_workers
@@ -21,7 +21,7 @@ from cluster.session import ray_session
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
-SECTIONS = ("ids", "prepare", "stream", "train", "evaluate")
+SECTIONS = ("ids", "plan", "prepare", "stream", "train", "evaluate")
 
 
 def main() -> None:
@@ -84,6 +84,8 @@ def _stream(folder: Path, num_events: int, turns: int) -> list[Comparison]:
 def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
     turns, scale, only = arguments.turns, arguments.scale, arguments.only
     comparisons = dynamic_ids.compare(turns) if "ids" in only else []
+    if "plan" in only:
+        comparisons += planning.compare(turns)
     config = _config(folder, num_workers=1)
     with ray_session(config.cluster):
         if "prepare" in only:

@@ -18,7 +18,7 @@ def no_room(options: Mapping[str, Sequence[Option]], furthest: Layout, topology:
     name = max(missing, key=lambda name: _smallest(options[name]).block_bytes)
     option = _smallest(options[name])
     held = option.block_bytes + option.asking_bytes
-    buffers = held - (0 if option.host_bytes else option.weights_bytes + option.optimizer_bytes)
+    buffers = max(0.0, held - option.weights_bytes - option.optimizer_bytes)
     parts = f"{gib(option.weights_bytes)} weights, {gib(option.optimizer_bytes)} optimizer state, {gib(buffers)} buffers of a step"
     text = (
         f"tables.{name} needs {gib(held)} on one of {topology.num_devices} workers ({parts}), which may hold "
@@ -32,25 +32,24 @@ def no_room(options: Mapping[str, Sequence[Option]], furthest: Layout, topology:
 
 
 def _smallest(choices: Sequence[Option]) -> Option:
-    return min((o for o in choices), key=lambda option: option.block_bytes + option.asking_bytes)
+    """In device memory, if that is allowed at all."""
+    within = [option for option in choices if not option.host_bytes]
+    return min(within or choices, key=lambda option: option.block_bytes)
 
 
 def _remedies(name: str, choices: Sequence[Option], topology: Topology) -> list[str]:
     remedies = ["raise cluster.num_workers or plan.device_memory"]
     option = _smallest(choices)
-    if option.where != "everywhere" and option.table.sharding != "data_parallel":
-        remedies.append(f"let tables.{name}.sharding include row_wise, which spreads it over all workers")
-    elif option.table.sharding == "data_parallel":
-        remedies.append(f"let tables.{name}.sharding be row_wise instead of a copy on every worker")
+    if topology.num_devices > 1 and not any(choice.table.sharding == "row_wise" for choice in choices):
+        remedies.append(f"let tables.{name}.sharding be row_wise, which spreads it over all workers")
     if option.optimizer_bytes > option.weights_bytes / 4:
         remedies.append(f"choose a tables.{name}.optimizer with less state, such as rowwise_adagrad")
-    if topology.device == "cuda" and not option.host_bytes:
-        if topology.host_memory == 0:
-            remedies.append("state plan.host_memory, for tables that do not fit on GPUs")
-        else:
-            remedies.append(f"set tables.{name}.kernel = fused_uvm_caching")
-    elif option.host_bytes:
-        remedies.append(f"raise plan.host_memory, of which hosts have {gib(topology.host_memory)}")
+    if any(choice.host_bytes for choice in choices):
+        remedies.append(f"raise plan.host_memory, of which each host has {gib(topology.host_memory)}")
+    elif topology.device == "cuda" and topology.host_memory == 0:
+        remedies.append("state plan.host_memory, for tables that do not fit on GPUs")
+    elif topology.device == "cuda":
+        remedies.append(f"set tables.{name}.kernel = fused_uvm_caching")
     return remedies
 
 
