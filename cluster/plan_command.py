@@ -1,12 +1,13 @@
 """`shoal plan`: a dry run. Where the tables would lie on given devices and what that would cost; no GPU, worker, torch or ray.
 
-FOLDER/plan.json   the plan (sharding.plan)        plan-compared.json   the other one, if two were asked for
-FOLDER/plan.html   pictures and tables of both
+FOLDER/plan.json, plan.svg                     the plan (sharding.plan) and its picture
+FOLDER/plan-compared.json, plan-compared.svg   the same of the other one, where two were asked for
+FOLDER/plan.html                               pictures and tables of both
 """
 
 import re
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.plan_grids import Grid, Planned, difference_grid, grids, summary_grid, values_of
+from cluster.plan_grids import Grid, Planned, difference_grid, grids, summary_grid
 from cluster.plan_picture import picture
 from cluster.plan_request import OPTIONS, Request, read_request
 from sharding.errors import PlacementError
@@ -24,10 +25,11 @@ from sharding.planning.planner import make_plan
 from sharding.planning.warnings import warnings_of
 from trainer import page
 from trainer.errors import UserError
-from trainer.storage import digest_of, write_json_atomically, write_text_atomically
+from trainer.placement import inputs_of
+from trainer.storage import write_json_atomically, write_text_atomically
 
 NAMES = ("as given", "compared")
-PLAN, OTHER_PLAN, PAGE = "plan.json", "plan-compared.json", "plan.html"
+PLAN, PAGE = "plan.json", "plan.html"
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def run(path: str, settings: list[str], rows: list[str], compare: str | None, ou
 
 def make(request: Request) -> Planned:
     """The plan and its prediction. Raises PlacementError if there is none."""
-    started, inputs = time.perf_counter(), _inputs(request)
+    started = time.perf_counter()
+    inputs = inputs_of(request.loads, request.topology, request.communication, request.replica_groups)
     try:
         plan = make_plan(request.loads, request.topology, request.communication, inputs, request.replica_groups)
     except PlacementError as error:
@@ -76,7 +79,7 @@ def rows_given(rows: list[str]) -> dict[str, int]:
             value = float(number.replace(",", ""))
         except ValueError:
             value = 0.0
-        if not name or value < 1 or value > 1e12 or value != int(value):
+        if not name or not 1 <= value <= 1e12 or value != int(value):
             raise UserError(
                 f"--rows {text}: write it as TABLE=N, with N from 1 to 10^12, such as item=10_000_000 or item=1e7"
             )
@@ -97,15 +100,14 @@ def settings_in(compare: str) -> list[str]:
 
 def print_for_people(answer: Answer, console: Console) -> None:
     """The tables; of two plans, the figures side by side and what differs."""
-    values = values_of(answer.planned)
     console.print(answer.planned.title, highlight=False, soft_wrap=True, style="bold")
-    if answer.other is None:
-        for grid in grids(values):
-            console.print(_rich(grid))
-    else:
+    if answer.other is not None:
         console.print(f"compared with {answer.compared}", highlight=False, markup=False, soft_wrap=True)
-        for grid in comparison(values, values_of(answer.other)):
-            console.print(_rich(grid))
+        shown = comparison(answer.planned, answer.other)
+    else:
+        shown = grids(answer.planned.values)
+    for grid in shown:
+        console.print(_rich(grid), "")
     for planned, name in ((answer.planned, ""), (answer.other, "compared: ")):
         for kind, lines in (("note", planned.request.assumptions), ("warning", planned.warnings)) if planned else ():
             for line in lines:
@@ -115,47 +117,50 @@ def print_for_people(answer: Answer, console: Console) -> None:
 
 def json_of(answer: Answer) -> dict[str, Any]:
     """One object for programs."""
-    values = values_of(answer.planned)
+    values = {**answer.planned.values, "plan": str(answer.folder / PLAN), "page": str(answer.folder / PAGE)}
     if answer.other is not None:
-        values["compared"] = {"settings": answer.compared, **values_of(answer.other)}
-    return {**values, "plan": str(answer.folder / PLAN), "page": str(answer.folder / PAGE)}
+        values["compared"] = {"settings": answer.compared, **answer.other.values}
+    return values
 
 
-def comparison(left: dict[str, Any], right: dict[str, Any]) -> list[Grid]:
+def comparison(left: Planned, right: Planned) -> list[Grid]:
     """Both plans in one grid, and the tables that lie otherwise."""
-    return [summary_grid([left, right], NAMES), difference_grid(left, right, NAMES)]
+    return [summary_grid([left.values, right.values], NAMES), difference_grid(left.values, right.values, NAMES)]
 
 
 def _write(answer: Answer) -> None:
-    plans = {PLAN: answer.planned, OTHER_PLAN: answer.other}
+    plans = {"plan": answer.planned} | ({"plan-compared": answer.other} if answer.other is not None else {})
+    pictures = {
+        stem: picture(planned.plan, planned.prediction, planned.request.topology, planned.title)
+        for stem, planned in plans.items()
+    }
     try:
         answer.folder.mkdir(parents=True, exist_ok=True)
-        for name, planned in plans.items():
-            if planned is not None:
-                write_json_atomically(answer.folder / name, planned.plan.values())
-        write_text_atomically(answer.folder / PAGE, _page(answer))
+        for stem, planned in plans.items():
+            write_json_atomically(answer.folder / f"{stem}.json", planned.plan.values())
+            write_text_atomically(answer.folder / f"{stem}.svg", pictures[stem])
+        write_text_atomically(answer.folder / PAGE, _page(answer, list(plans.values()), list(pictures.values())))
     except OSError as error:
         raise UserError(
             f"{answer.folder}: the plan cannot be written ({error.strerror}); choose another --out"
         ) from None
 
 
-def _page(answer: Answer) -> str:
-    both = [planned for planned in (answer.planned, answer.other) if planned is not None]
-    values = [values_of(planned) for planned in both]
+def _page(answer: Answer, plans: list[Planned], pictures: list[str]) -> str:
+    names = ["", ""] if len(plans) == 1 else [NAMES[0], f"{NAMES[1]}: {answer.compared}"]
     return page.render(
         Path(__file__).parent,
         "plan.html.j2",
         title=f"Shoal: plan of {answer.planned.request.name}",
-        comparison=comparison(*values) if answer.other is not None else [],
+        comparison=comparison(*plans) if len(plans) > 1 else [],
         plans=[
             {
-                "name": "" if len(both) == 1 else f"{name}: {answer.compared}" if name == NAMES[1] else name,
-                "picture": Markup(picture(planned.plan, planned.prediction, planned.request.topology, planned.title)),
-                "grids": grids(figures),
+                "name": name,
+                "picture": Markup(svg),
+                "grids": grids(planned.values),
                 "lines": [*planned.request.assumptions, *planned.warnings],
             }
-            for name, planned, figures in zip(NAMES, both, values, strict=False)
+            for name, planned, svg in zip(names, plans, pictures, strict=False)
         ],
     )
 
@@ -174,14 +179,3 @@ def _rich(grid: Grid) -> Table:
     for row in grid.rows:
         table.add_row(*row)
     return table
-
-
-def _inputs(request: Request) -> str:
-    """Hash of all that the plan follows from."""
-    inputs = {
-        "loads": [asdict(load) for load in request.loads],
-        "topology": asdict(request.topology),
-        "communication": request.communication.model_dump(mode="json"),
-        "replica_groups": request.replica_groups,
-    }
-    return digest_of(inputs)

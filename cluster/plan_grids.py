@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,11 @@ class Planned:
             f"bottleneck: {PHASES[phase][0]}, rank {rank:,}"
         )
 
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """Everything as plain values, for JSON."""
+        return _values_of(self)
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -47,40 +53,6 @@ class Grid:
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-def values_of(planned: Planned) -> dict[str, Any]:
-    """Everything as plain values, for JSON."""
-    prediction, topology = planned.prediction, planned.request.topology
-    phase, rank = prediction.bottleneck
-    memory, host, sent = (
-        prediction.memory_bytes.sum(axis=0),
-        prediction.host_memory_bytes.sum(axis=0),
-        prediction.sent_bytes.sum(axis=0),
-    )
-    return {
-        "config": planned.request.name,
-        "topology": asdict(topology),
-        "communication": planned.request.communication.model_dump(mode="json"),
-        "replica_groups": planned.plan.replica_groups,
-        "step_seconds": prediction.step_seconds,
-        "phases": {name: float(seconds.sum(axis=0).max()) for name, seconds in prediction.phases.items()},
-        "bottleneck": {"phase": phase, "rank": rank},
-        "imbalance": prediction.imbalance,
-        "memory_bytes": {"limit": topology.capacity_bytes, **_spread(memory)},
-        "host_memory_bytes": {"limit": topology.host_memory, **_spread(_by_host(host, topology.devices_per_host))},
-        "sent_bytes": {"total": float(sent.sum()), **_spread(sent)},
-        "tables": list(_tables(planned)),
-        "ranks": {
-            "memory_bytes": memory.tolist(),
-            "host_memory_bytes": host.tolist(),
-            "seconds": prediction.rank_seconds.tolist(),
-            "sent_bytes": sent.tolist(),
-        },
-        "assumptions": list(planned.request.assumptions),
-        "warnings": list(planned.warnings),
-        "planning_seconds": planned.seconds,
-    }
 
 
 def grids(values: dict[str, Any]) -> list[Grid]:
@@ -159,7 +131,7 @@ def _table_grid(values: dict[str, Any]) -> Grid:
     ]
     header = ("table", "lies", "size", "memory", "one rank", "time")
     return Grid(
-        "tables (+N alike: their memory; of one of them, memory on its fullest rank and time on its slowest)",
+        "tables (+N alike; one rank and time: the most that one of them takes)",
         header,
         _shortened(rows),
     )
@@ -214,6 +186,39 @@ def _spread(figures: Float64) -> dict[str, float]:
 
 def _by_host(figures: Float64, devices_per_host: int) -> Float64:
     return np.add.reduceat(figures, np.arange(0, figures.size, devices_per_host))
+
+
+def _values_of(planned: Planned) -> dict[str, Any]:
+    prediction, topology = planned.prediction, planned.request.topology
+    phase, rank = prediction.bottleneck
+    memory, host, sent = (
+        prediction.memory_bytes.sum(axis=0),
+        prediction.host_memory_bytes.sum(axis=0),
+        prediction.sent_bytes.sum(axis=0),
+    )
+    return {
+        "config": planned.request.name,
+        "topology": asdict(topology),
+        "communication": planned.request.communication.model_dump(mode="json"),
+        "replica_groups": planned.plan.replica_groups,
+        "step_seconds": prediction.step_seconds,
+        "phases": {name: float(seconds.sum(axis=0).max()) for name, seconds in prediction.phases.items()},
+        "bottleneck": {"phase": phase, "rank": rank},
+        "imbalance": prediction.imbalance,
+        "memory_bytes": {"limit": topology.capacity_bytes, **_spread(memory)},
+        "host_memory_bytes": {"limit": topology.host_memory, **_spread(_by_host(host, topology.devices_per_host))},
+        "sent_bytes": {"total": float(sent.sum()), **_spread(sent)},
+        "tables": list(_tables(planned)),
+        "ranks": {
+            "memory_bytes": memory.tolist(),
+            "host_memory_bytes": host.tolist(),
+            "seconds": prediction.rank_seconds.tolist(),
+            "sent_bytes": sent.tolist(),
+        },
+        "assumptions": list(planned.request.assumptions),
+        "warnings": list(planned.warnings),
+        "planning_seconds": planned.seconds,
+    }
 
 
 def _tables(planned: Planned) -> Iterator[dict[str, Any]]:

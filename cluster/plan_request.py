@@ -9,12 +9,12 @@ from cluster.config import Config, apply_override, check_config, read_values
 from cluster.workload import check_workload
 from sharding.config import CommunicationConfig, PlanConfig
 from sharding.planning.load import TableLoad
-from sharding.planning.topology import Topology, described, this_machine, topology_of
+from sharding.planning.topology import Topology
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
+from trainer.placement import ASSUMED_GPU, topology_for
 from trainer.table_loads import declared_rows, facts_of, table_loads, table_rows
 
-ASSUMED_GPU = "h100-80gb"
 WORKLOAD_HINT = (
     " (in a workload, plan.device_memory is topology.device_memory, cluster.num_workers is topology.devices, and "
     "tables.NAME is table.NAME)"
@@ -145,12 +145,11 @@ def _topology(
     config: PlanConfig, num_devices: int, device: str, preset: str | None
 ) -> tuple[Topology, tuple[str, ...]]:
     if device == "cuda":
-        per_host = config.devices_per_host or 8
         note = () if preset else (f"GPUs are like {ASSUMED_GPU} where the config does not say otherwise",)
-        return topology_of(config, num_devices, described(preset or ASSUMED_GPU, num_devices, per_host)), note
+        return topology_for(config, num_devices, "cuda", preset), note
     if preset:
         raise UserError(
             f"preset = {preset} describes GPUs, and the plan is for CPUs; add --device cuda, or leave it out"
         )
     note = () if config.device_memory else (f"{num_devices} workers are like this machine, whose memory they share",)
-    return topology_of(config, num_devices, this_machine(num_devices)), note
+    return topology_for(config, num_devices, "cpu"), note

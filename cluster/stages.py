@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.config import Config, job_of
 from cluster.launch import run_workers
+from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.build import build_model
@@ -20,7 +21,7 @@ from trainer.evaluation import report, results
 from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
-from trainer.placement import PLAN_FILE, plan_tables
+from trainer.placement import PLAN_FILE, Device, plan_tables
 from trainer.storage import write_json_atomically
 from trainer.stream.held_out import Split
 from trainer.train import Outcome, Training
@@ -29,23 +30,25 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
-    training = Training(job, ranks, channel)
-    if ranks.is_first:
-        write_json_atomically(job.run_dir / PLAN_FILE, training.built.plan.values())
-    return training.run()
+    return Training(job, ranks, channel).run()
 
 
 def train(config: Config, on_event: OnEvent, stop: threading.Event) -> Outcome:
     """Train to the end, or until asked to stop; continues from the newest checkpoint."""
-    outcome: Outcome = run_workers(_train_worker, _planned(config), config.cluster, on_event, stop)[0]
+    job, placing = _planned(config)
+    for warning in placing.warnings:
+        on_event({"kind": "warning", "text": warning})
+    write_json_atomically(job.run_dir / PLAN_FILE, placing.plan.values())
+    outcome: Outcome = run_workers(_train_worker, job, config.cluster, on_event, stop)[0]
     return outcome
 
 
-def _planned(config: Config) -> Job:
+def _planned(config: Config) -> tuple[Job, Placing]:
     """The job with the plan of its tables, so that what cannot be placed is refused before any worker starts."""
     job, workers = job_of(config), config.cluster
-    device = "cuda" if workers.gpus_per_worker else "cpu"
-    return replace(job, plan=plan_tables(job, read_manifest(job.dataset_dir), workers.num_workers, device))
+    device: Device = "cuda" if workers.gpus_per_worker else "cpu"
+    placing = plan_tables(job, read_manifest(job.dataset_dir), workers.num_workers, device)
+    return replace(job, placing=placing), placing
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
             "evaluate it on its own (run.dataset)"
         )
     built = build_model(job, manifest, ranks)
-    checkpoint.load(argument.found, built.placed, None)
+    checkpoint.load(argument.found, built.placed, built.tables, None)
     evaluator = make_evaluator(
         job.dataset_dir, manifest, built.catalogue, argument.split, job.evaluate, job.model.max_history, ranks
     )
@@ -80,7 +83,7 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
 
 def evaluate(config: Config, split: Split, found: Found, on_event: OnEvent) -> results.Results:
     """Evaluate one checkpoint on one split, and write metrics.json, per_user.parquet and report.html."""
-    job = _planned(config)
+    job, _ = _planned(config)
     folder = job.run_dir / "evaluation" / split
     parts = folder / "parts"
     shutil.rmtree(parts, ignore_errors=True)

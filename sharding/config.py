@@ -156,6 +156,15 @@ class PlanConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     host_bandwidth: Bytes | None = Field(None, description="between a device and its host's memory, per second")
     intra_host_bandwidth: Bytes | None = Field(None, description="between devices of a host, per second and device")
     inter_host_bandwidth: Bytes | None = Field(None, description="between hosts, per second and device")
+    calibration: str | None = Field(
+        None,
+        description="calibration.json of a run whose look-ups were measured (shoal plan --calibrate), for the predictions",
+    )
+    measure: bool = Field(
+        True,
+        description="time the look-ups of each table before the first step, and note them beside the prediction in "
+        "placement.json (seconds, once per plan)",
+    )
     replica_groups: int = Field(
         1,
         ge=1,

@@ -20,8 +20,8 @@ from sharding.plan import Plan
 class Optimizers:
     """All optimizers of a model as one thing to schedule, step, save and load.
 
-    dense_parameters: those of no table; copied_parameters: tables that every rank has a copy of. The gradients of both have to be
-    summed over ranks before `step_dense`. Those of shards, fused or not, are whole where they arise.
+    configs: of the tables; dense_parameters: those of no table; copied_parameters: tables that every rank has a copy of. The
+    gradients of both have to be summed over ranks before `step_dense`; those of shards, fused or not, are whole where they arise.
     """
 
     def __init__(
@@ -31,6 +31,7 @@ class Optimizers:
         tables: Mapping[str, TableConfig],
         plan: Plan,
     ):
+        self.configs = tables
         fused = module.fused_optimizer
         fused_names = set(fused.params)
         # A rank that holds no shard of a table has an empty parameter in its place, which nothing ever updates.
@@ -80,11 +81,20 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def materialize_dense_state(self) -> None:
-        """Create the state of what is not fused, so that a checkpoint can be loaded. Weights change: load them after."""
+        """Create the state that is not there yet of what is not fused, to load a checkpoint into; no weight changes."""
         for optimizer in (self.dense, *self.tables):
+            states = optimizer.state_dict()["state"]
+            if states and all(states.values()):
+                continue
+            rates = [group["lr"] for group in optimizer.param_groups]
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
             for parameter in optimizer.params.values():
                 parameter.grad = torch.zeros_like(parameter)
-        self.step_dense()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
 
 
 def table_optimizer(parameters: Iterable[Tensor], config: TableConfig) -> torch.optim.Optimizer:

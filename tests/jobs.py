@@ -19,4 +19,7 @@ def tiny_job(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) -> Jo
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
+    # Left to itself the plan would copy tables as small as these to every worker, and nothing would be sharded.
+    tables = values["tables"]
+    values["tables"] = {**tables, "item": {"sharding": "row_wise", **tables.get("item", {})}}
     return job_of(check_config(values, "test"))

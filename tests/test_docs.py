@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 
 from cluster import config_docs
 from cluster.cli import app
-from cluster.config import check_config, load_config
+from cluster.config import check_config, load_config, read_values
+from cluster.workload import check_workload
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -63,14 +64,19 @@ def test_commands_in_the_docs_exist_with_their_options(page: str, command: str) 
         found = found.commands[name]
     context = found.make_context("shoal", arguments)  # parses options and arguments, and calls nothing
     config = context.params.get("config")
-    if config is not None and config.startswith("configs/"):
+    if config is not None and config.startswith("configs/plans/"):
+        check_workload(read_values(ROOT / config), config, context.params["overrides"] or [])
+    elif config is not None and config.startswith("configs/"):
         load_config(ROOT / config, context.params["overrides"] or None)
 
 
 @pytest.mark.parametrize(("page", "text"), CONFIGS)
 def test_configs_in_the_docs_are_valid(page: str, text: str) -> None:
     values = tomllib.loads(text)
-    check_config({**values, "logs": {"path": "events.parquet", **values.get("logs", {})}}, page)
+    if "table" in values:
+        check_workload(values, page, [])
+    else:
+        check_config({**values, "logs": {"path": "events.parquet", **values.get("logs", {})}}, page)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

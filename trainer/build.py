@@ -12,7 +12,7 @@ from models.tables import TableSpec
 from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
 from sharding.place import place
-from sharding.plan import Plan
+from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
@@ -30,7 +30,7 @@ class Built:
     model: NextItemModel
     placed: nn.Module
     tables: dict[str, TableConfig]
-    plan: Plan
+    placing: Placing
     catalogue: Catalogue
 
 
@@ -45,9 +45,10 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
             f'"{job.model.task}"; there is no model for ranking yet: leave out logs.labels to train on events'
         )
     catalogue = read_catalogue(job.dataset_dir, manifest, job.tables)
-    plan = job.plan
-    if plan is None or plan.world_size != ranks.world_size:
-        plan = plan_tables(job, manifest, ranks.world_size, ranks.device.type)
+    placing = job.placing
+    if placing is None or placing.plan.world_size != ranks.world_size:
+        placing = plan_tables(job, manifest, ranks.world_size, "cuda" if ranks.device.type == "cuda" else "cpu")
+    plan = placing.plan
     specs = [
         TableSpec(name, rows, job.tables[name].dim, plan.tables[name].sharding == "data_parallel")
         for name, rows in table_rows(job.tables, manifest).items()
@@ -57,7 +58,7 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     for part in (model.encoder, model.items, *model.tables.replicated):
         part.to(ranks.device)
     tables = {spec.name: job.tables[spec.name] for spec in specs}
-    return Built(model, place(model, tables, plan, ranks, job.seed), tables, plan, catalogue)
+    return Built(model, place(model, tables, plan, ranks, job.seed), tables, placing, catalogue)
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
@@ -72,4 +73,4 @@ def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
             case "sgd":
                 return torch.optim.SGD(parameters, lr=config.learning_rate)
 
-    return Optimizers(built.placed, dense, built.tables, built.plan)
+    return Optimizers(built.placed, dense, built.tables, built.placing.plan)

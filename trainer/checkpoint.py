@@ -1,19 +1,19 @@
 """Saving and loading of tensors through torch.distributed.checkpoint, hashed while they are written.
 
-A checkpoint holds the model under "model.<name>" and every optimizer slot under "optim.<parameter>.<slot>": flat keys with tensors
-only, which torch reshards exactly when the number of ranks or the sharding differs at loading.
+A checkpoint holds tensors only, under flat names that say what they are (trainer.checkpoint_keys); torch reshards them exactly
+when the number of ranks or the plan differs at loading.
 """
 
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
@@ -22,6 +22,7 @@ from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
 from trainer import checkpoint_folder
 from trainer.checkpoint_folder import CheckpointManifest, Found
+from trainer.checkpoint_keys import model_names, tensors_of
 from trainer.errors import CheckpointError
 
 
@@ -74,15 +75,6 @@ class _HashingFileSystem(FileSystem):
         self.written[Path(new_path).name] = self.written.pop(Path(path).name)
 
 
-def tensors(placed: nn.Module, optimizers: Optimizers | None) -> dict[str, Any]:
-    """The flat state to save, or to load into: tensors share their memory with the model and the optimizers."""
-    state = {f"model.{name}": value for name, value in placed.state_dict().items()}
-    if optimizers is not None:
-        for parameter, slots in optimizers.combined.state_dict()["state"].items():
-            state.update({f"optim.{parameter}.{slot}": value for slot, value in slots.items()})
-    return state
-
-
 def save(
     folder: Path,
     state: dict[str, Any],
@@ -108,23 +100,52 @@ def save(
     return ranks.on_first(lambda: _explained(attempt, lambda: checkpoint_folder.commit(attempt, describe(files))))
 
 
-def load(found: Found, placed: nn.Module, optimizers: Optimizers | None) -> None:
-    """Load a verified checkpoint into the model and, if given, the optimizers, resharding as needed. Collective.
+def load(
+    found: Found,
+    placed: nn.Module,
+    tables: Collection[str],
+    optimizers: Optimizers | None,
+    extra: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Load a verified checkpoint into model, `extra` state and, if given, optimizers, resharding as needed. Collective.
 
-    Raises CheckpointError if a tensor is missing or does not fit.
+    Raises CheckpointError, before anything is overwritten, if a tensor is missing or does not fit.
     """
     if optimizers is not None:
         optimizers.materialize_dense_state()
-    state = tensors(placed, optimizers)
+    wanted = tensors_of(placed, tables, optimizers, extra)
+    reader = dcp.FileSystemReader(found.path)
     try:
-        dcp.load(state, storage_reader=dcp.FileSystemReader(found.path))
+        _refuse_misfits(found.path, wanted, reader.read_metadata().state_dict_metadata)
+        dcp.load(wanted, storage_reader=reader)
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {found.path}: does not fit the model ({_first_cause(error)}); was it made with another config?"
         ) from None
-    plain = {name.removeprefix("model."): value for name, value in state.items() if name.startswith("model.")}
     with torch.no_grad():
-        placed.load_state_dict(plain)
+        placed.load_state_dict({name: wanted[key] for key, name in model_names(placed, tables).items()})
+
+
+def _refuse_misfits(path: Path, wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Name the first tensor that the checkpoint has not, or has in another shape."""
+    for key, value in wanted.items():
+        table = f" (tables.{key.split('.')[1]})" if key.startswith("table.") else ""
+        remedy = "set the config back to what the checkpoint was made with, or train anew in another run.dir"
+        if key not in saved:
+            rest = [name for name in saved if table and name.startswith(key.rsplit(".", 1)[0] + ".")]
+            held = (
+                f"; of this table it holds {', '.join(sorted(name.rsplit('.', 1)[1] for name in rest))}" if rest else ""
+            )
+            raise CheckpointError(f"checkpoint {path}: does not fit the model: it has no {key}{table}{held}; {remedy}")
+        if tuple(saved[key].size) != tuple(value.size()):
+            raise CheckpointError(
+                f"checkpoint {path}: does not fit the model: {key} is {_size(saved[key].size)} in the checkpoint and "
+                f"{_size(value.size())} in the model{table}; {remedy}"
+            )
+
+
+def _size(size: Iterable[int]) -> str:
+    return " x ".join(str(n) for n in size) or "a single number"
 
 
 def find_to_resume(folder: Path, ranks: Ranks) -> tuple[Found | None, list[str]]:

@@ -18,7 +18,7 @@ from typing import Any
 from trainer.errors import CheckpointError
 from trainer.storage import digest_of, hash_file, write_json_atomically
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)

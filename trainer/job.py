@@ -7,7 +7,7 @@ from typing import Any
 
 from models.config import ModelConfig
 from sharding.config import CommunicationConfig, PlanConfig, TableConfig
-from sharding.plan import Plan
+from sharding.planning.placing import Placing
 from trainer.config import CheckpointConfig, EvaluateConfig, TrainConfig
 from trainer.storage import digest_of
 
@@ -17,7 +17,7 @@ class Job:
     """A run as a worker sees it.
 
     placement: what the workers' devices are like; identity: the flat settings that a checkpoint must share to be continued;
-    plan: that of the tables, none until it is known how many workers there are.
+    placing: the plan of the tables, none until it is known how many workers there are.
     """
 
     run_dir: Path
@@ -32,7 +32,7 @@ class Job:
     placement: PlanConfig
     config: dict[str, Any]
     identity: dict[str, Any]
-    plan: Plan | None = None
+    placing: Placing | None = None
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -1,34 +1,58 @@
-"""The plan of a run's tables: how large they are, how much they are used, and the plan that follows. No collective, no worker."""
+"""The plan of a run's tables: how large they are, how much they are used, on what, and the plan that follows. No collective."""
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any, Literal
 
+from sharding.config import CommunicationConfig, PlanConfig
 from sharding.plan import Plan, plan_of
+from sharding.planning.costs import predict
+from sharding.planning.load import TableLoad
+from sharding.planning.placing import Placing
 from sharding.planning.planner import make_plan
-from sharding.planning.topology import GIB, Topology
+from sharding.planning.topology import CostConstants, Topology, described, this_machine, topology_of
+from sharding.planning.warnings import warnings_of
 from trainer.dataset.manifest import Manifest
+from trainer.errors import UserError
 from trainer.job import Job
 from trainer.storage import digest_of
 from trainer.table_loads import facts_of, table_loads, table_rows
 
 PLAN_FILE = "plan.json"
+ASSUMED_GPU = "h100-80gb"
+Device = Literal["cpu", "cuda"]
 
 
-def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: str) -> Plan:
+def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) -> Placing:
     """The plan for these workers: read from the run's plan.json if that was made from the same inputs, else made.
 
-    Raises PlacementError if there is none.
+    Raises PlacementError if there is none, UserError if plan.calibration cannot be read.
     """
     num_rows = table_rows(job.tables, manifest)
-    loads = table_loads(job.tables, num_rows, job.model, job.train, num_workers, facts_of(manifest))
-    topology = _topology(job, num_workers, device)
-    facts = {"loads": [asdict(load) for load in loads], "topology": asdict(topology)}
-    inputs = digest_of({**facts, "communication": job.communication.model_dump(mode="json")})
-    before = read_plan(job.run_dir)
-    if before is not None and before.inputs == inputs:
-        return before
-    return make_plan(loads, topology, inputs=inputs, replica_groups=job.placement.replica_groups)
+    loads = tuple(table_loads(job.tables, num_rows, job.model, job.train, num_workers, facts_of(manifest)))
+    topology = topology_for(job.placement, num_workers, device)
+    inputs = inputs_of(loads, topology, job.communication, job.placement.replica_groups)
+    plan = read_plan(job.run_dir)
+    if plan is None or plan.inputs != inputs:
+        plan = make_plan(loads, topology, job.communication, inputs, job.placement.replica_groups)
+    prediction = predict(plan, loads, topology, job.communication)
+    return Placing(plan, loads, topology, job.communication, tuple(warnings_of(plan, prediction, loads, topology)))
+
+
+def inputs_of(
+    loads: Sequence[TableLoad], topology: Topology, communication: CommunicationConfig, replica_groups: int
+) -> str:
+    """Hash of all that a plan follows from."""
+    return digest_of(
+        {
+            "loads": [asdict(load) for load in loads],
+            "topology": asdict(topology),
+            "communication": communication.model_dump(mode="json"),
+            "replica_groups": replica_groups,
+        }
+    )
 
 
 def read_plan(run_dir: Path) -> Plan | None:
@@ -39,12 +63,22 @@ def read_plan(run_dir: Path) -> Plan | None:
         return None
 
 
-def _topology(job: Job, num_workers: int, device: str) -> Topology:
-    memory = job.placement.device_memory
-    return Topology(
-        device="cuda" if device == "cuda" else "cpu",
-        num_devices=num_workers,
-        devices_per_host=min(num_workers, job.placement.devices_per_host or num_workers),
-        device_memory=int(memory) if memory is not None else 1024 * GIB,
-        reserved_fraction=job.placement.reserved_fraction,
-    )
+def topology_for(config: PlanConfig, num_workers: int, device: Device, preset: str | None = None) -> Topology:
+    """The workers' devices: as the config says, and where it is silent like this machine, or like the GPUs called `preset`."""
+    if device == "cuda":
+        machine = described(preset or ASSUMED_GPU, num_workers, config.devices_per_host or 8)
+    else:
+        machine = this_machine(num_workers)
+    topology = topology_of(config, num_workers, machine)
+    return topology if config.calibration is None else replace(topology, constants=read_constants(config.calibration))
+
+
+def read_constants(path: str) -> CostConstants:
+    """The constants in a calibration.json. Raises UserError if it is none."""
+    try:
+        values: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["constants"]
+        return CostConstants(**{name: float(value) for name, value in values.items()})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"plan.calibration {path}: cannot be read as the file that `shoal plan --calibrate RUN` writes ({error!r})"
+        ) from None

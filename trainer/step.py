@@ -17,6 +17,7 @@ from models.batch import HistoryBatch
 from models.next_item import NextItemModel
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
+from trainer.step_clock import StepClock
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,24 @@ class TrainStep:
     optimizers: Optimizers
     ranks: Ranks
     seed: int
+    clock: StepClock
 
     def __call__(self, batch: HistoryBatch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
         """Train on this rank's share of global batch number `step`. Collective."""
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.ranks.rank))
         self.optimizers.set_rate_factor(rate_factor)
+        self.clock.start()
         rows = self.model.look_up(batch.items)
+        self.clock.mark()
         boundary = {table: found.detach().requires_grad_() for table, found in rows.items()}
         loss_sum = self.model.loss(boundary, batch)
         loss_sum.backward()
         gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in boundary.values()]
         dense = _flat_gradient(self.optimizers.dense_parameters, self.ranks.device)
+        self.clock.mark()
         result = self._agree(loss_sum.detach(), gradients, dense, batch, stop_requested)
+        self.clock.mark()
         if result.applied:
             torch.autograd.backward(list(rows.values()), [gradient / result.num_targets for gradient in gradients])
             # Tables of which every rank has a copy got their gradient just now, divided already.
@@ -69,6 +75,7 @@ class TrainStep:
             self.optimizers.step_dense()
         else:
             self.optimizers.zero_dense_grad()
+        self.clock.mark()
         return result
 
     def _agree(

@@ -16,14 +16,17 @@ from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.build import Built, build_model, build_optimizers
 from trainer.checkpoint_folder import CheckpointManifest, Found
+from trainer.checkpoint_keys import tensors_of
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError, NonFiniteLossError, UserError
 from trainer.evaluation.evaluate import Evaluator, make_evaluator
 from trainer.job import Channel, Job
 from trainer.log import Ledger, MetricsLog
 from trainer.memory import EVERY_STEPS, memory_trimmer
+from trainer.placement_record import record_placement, record_steps
 from trainer.settings import changed_settings
 from trainer.step import StepResult, TrainStep, rate_factor
+from trainer.step_clock import StepClock
 from trainer.storage import digest_of
 from trainer.stream.examples import examples_of
 from trainer.stream.global_batches import GlobalBatches
@@ -80,7 +83,10 @@ class Training:
         self._agree_at_start(self.built, self.manifest)
         self.optimizers = build_optimizers(self.built, job.train)
         self.state = self._resume()
-        self.step = TrainStep(self.built.model, self.optimizers, ranks, job.seed)
+        if job.placement.measure:
+            record_placement(job.run_dir, self.built, self.optimizers, ranks)
+        self.clock = StepClock(ranks.device)
+        self.step = TrainStep(self.built.model, self.optimizers, ranks, job.seed, self.clock)
         self.stream = _make_stream(job, self.manifest, self.built.catalogue, ranks)
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
@@ -142,6 +148,7 @@ class Training:
         factor = rate_factor(self.state.step, self.total_steps, train.schedule, train.warmup_steps)
         stop = self.ranks.is_first and self.channel.stop_requested()
         result = self.step(item.batch.to(self.ranks.device), self.state.step, factor, stop)
+        self.clock.collect()
         in_a_row = 0 if result.finite else self.state.skipped_in_a_row + 1
         skipped = self.state.skipped_steps + (not result.finite)
         self.state = State(self.state.step + 1, item.after, self.state.best, skipped, in_a_row)
@@ -205,7 +212,8 @@ class Training:
 
     def _save(self) -> None:
         started = time.monotonic()
-        state = checkpoint.tensors(self.built.placed, self.optimizers)
+        state = tensors_of(self.built.placed, self.built.tables, self.optimizers)
+        record_steps(self.job.run_dir, self.clock, self.ranks)
         path = checkpoint.save(self.job.checkpoints_dir, state, self.ranks, self._describe, self.state.step)
         if self.ranks.is_first:
             stopping, best = self.job.train.early_stopping, self.state.best
@@ -223,7 +231,7 @@ class Training:
             num_rows=self.stream.num_examples,
             identity=self.job.identity,
             config=self.job.config,
-            plan=self.built.plan.values(),
+            plan=self.built.placing.plan.values(),
             dataset_digest=self.manifest.digest,
             metrics={
                 "best": asdict(self.state.best),
@@ -241,7 +249,7 @@ class Training:
         if found is None:
             return State()
         _check_same_run(found, self.job, self.manifest)
-        checkpoint.load(found, self.built.placed, self.optimizers)
+        checkpoint.load(found, self.built.placed, self.built.tables, self.optimizers)
         saved = found.manifest
         state = State(
             step=saved.step,
@@ -262,7 +270,7 @@ class Training:
         facts = {
             "config": self.job.config_digest,
             "dataset": manifest.digest,
-            "plan": digest_of(built.plan.values()),
+            "plan": digest_of(built.placing.plan.values()),
             "torch": torch.__version__,
         }
         differences = self.ranks.disagreements(facts)

@@ -140,6 +140,7 @@ def test_a_comparison_shows_both_side_by_side(workload: Path) -> None:
     assert other["tables"][0]["sharding"] == "table_wise"
     folder = workload.parent / "out"
     assert plan_of(json.loads((folder / "plan-compared.json").read_text())).world_size == 16
+    assert (folder / "plan.svg").read_text() != (folder / "plan-compared.svg").read_text()
     assert Page((folder / "plan.html").read_text()).names.count("svg") == 2
     done = invoke(workload, "--out", str(folder), "--compare", "devices=16,table.item.sharding=table_wise")
     assert "table_wise x 1" in done.stdout
@@ -181,6 +182,7 @@ def test_the_plan_of_a_workload_lies_in_the_current_folder(workload: Path, monke
     [
         (["--rows", "user=3"], "--rows user: the model looks up no such table; there are item"),
         ([], "tables.item: nobody knows its rows yet, because its ids are a vocabulary of the logs"),
+        (["--rows", "item=nan"], "--rows item=nan: write it as TABLE=N"),
         (["--rows", "item=many"], "--rows item=many: write it as TABLE=N"),
         (["--rows", "item=1e5", "--device-memory", "3 giraffes"], "plan.device_memory: could not interpret byte unit: giraffes"),
         (["--rows", "item=1e5", "--device", "tpu"], "device = tpu: choose cpu or cuda"),
@@ -244,9 +246,18 @@ def test_the_workloads_that_come_along_fit(path: Path, tmp_path: Path) -> None:
     assert str(values["topology"]["num_devices"]) in path.stem
 
 
+def test_a_mistake_ends_with_two_and_one_message(config: Path) -> None:
+    command = [sys.executable, "-m", "cluster", "plan", str(config)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("shoal: tables.item: nobody knows its rows yet")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_plan_loads_neither_torch_nor_ray(workload: Path) -> None:
     program = (
-        "import sys; from cluster.cli import app; sys.argv[1:] = sys.argv[1:]; app(standalone_mode=False); "
+        "import sys; from cluster.cli import app; app(standalone_mode=False); "
         "print(sorted({'torch', 'torchrec', 'ray'} & set(sys.modules)), file=sys.stderr)"
     )
     arguments = ["plan", str(workload), "--out", str(workload.parent / "out")]

@@ -15,7 +15,8 @@ from sharding.ranks import Ranks
 from tests.contracts.test_world_size import global_batches, losses
 from tests.datasets import tiny_dataset
 from tests.jobs import tiny_job
-from trainer import checkpoint, checkpoint_folder
+from trainer import checkpoint_folder
+from trainer.checkpoint_keys import tensors_of
 from trainer.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
 from trainer.job import SILENT, Channel, Job
@@ -27,7 +28,7 @@ from trainer.train import Outcome, Training
 def fingerprint(training: Training) -> str:
     """sha256 over every local weight and optimizer tensor, and the position."""
     digest = hashlib.sha256(f"{training.state.step} {training.state.position}".encode())
-    for name, value in sorted(checkpoint.tensors(training.built.placed, training.optimizers).items()):
+    for name, value in sorted(tensors_of(training.built.placed, training.built.tables, training.optimizers).items()):
         shards = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
         for tensor in shards:
             digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())

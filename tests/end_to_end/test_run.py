@@ -135,7 +135,7 @@ def _check_outputs(run_dir: Path, answer: dict[str, Any]) -> None:
     assert per_user.num_rows == 240
     assert sum(per_user.column("hr@10").to_pylist()) / 240 == pytest.approx(metrics["metrics"]["hr@10"])
     assert (run_dir / "evaluation/test/report.html").read_text().startswith("<!doctype html>")
-    assert json.loads((run_dir / "plan.json").read_text())["tables"]["item"]["sharding"] == "row_wise"
+    assert json.loads((run_dir / "plan.json").read_text())["tables"]["item"]["num_rows"] > 1
     assert list((run_dir / "tensorboard").iterdir())
 
 

@@ -1,6 +1,7 @@
 """Checkpoints through torch.distributed.checkpoint: exact at any number of ranks and under any sharding, or refused."""
 
 import errno
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from models.tables import TableSpec, build_tables, lookup_request
 from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
-from sharding.place import place, tables_device
 from sharding.ranks import Ranks
+from tests.sharding.lookups import Lookup, ids_of, placed_lookup, step_of
 from trainer import checkpoint, checkpoint_folder
 from trainer.checkpoint_folder import CheckpointManifest
+from trainer.checkpoint_keys import tensors_of
 from trainer.errors import CheckpointError
 from trainer.storage import hash_file
-
-SPEC = TableSpec("item", num_rows=37, dim=8)
-
-
-class Lookup(nn.Module):
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.tables = build_tables([SPEC], device)
-        self.dense = nn.Linear(SPEC.dim, 3)
 
 
 @dataclass(frozen=True)
@@ -41,19 +33,12 @@ class Run:
 
     def train(self, steps: range) -> None:
         for step in steps:
-            generator = torch.Generator().manual_seed(step)
-            ids = torch.randint(0, SPEC.num_rows, (25,), generator=generator)[self.ranks.rank :: self.ranks.world_size]
             self.optimizers.set_rate_factor(1.0)
-            rows = self.module.tables(lookup_request({"item": ids}))["item"].values()
-            (self.module.dense(rows).sigmoid() ** 2).sum().backward()
-            for parameter in self.optimizers.dense_parameters:
-                if parameter.grad is not None:
-                    self.ranks.sum(parameter.grad)
-            self.optimizers.step_dense()
+            step_of(self.module, self.optimizers, self.ranks, ids_of(step, self.ranks.rank, self.ranks.world_size))
 
     def state(self) -> dict[str, "Pieces"]:
         """What this rank holds of every tensor of model and optimizers, by the keys of the checkpoint. Not collective."""
-        return {name: pieces_of(value) for name, value in checkpoint.tensors(self.placed, self.optimizers).items()}
+        return {name: pieces_of(value) for name, value in tensors_of(self.placed, ("item",), self.optimizers).items()}
 
 
 @dataclass(frozen=True)
@@ -91,10 +76,8 @@ def assembled(states: list[dict[str, Pieces]]) -> dict[str, Tensor]:
 
 def build(ranks: Ranks, config: TableConfig, dense: type[torch.optim.Optimizer], seed: int) -> Run:
     torch.manual_seed(seed)
-    tables = {"item": config}
-    module = Lookup(tables_device(tables, ranks.device))
-    placed = place(module, tables, ranks, seed).module
-    return Run(module, placed, Optimizers(placed, lambda p: dense(p, lr=0.01)), ranks)
+    module, placed, plan = placed_lookup(ranks, config, seed)
+    return Run(module, placed, Optimizers(placed, lambda p: dense(p, lr=0.01), {"item": config}, plan), ranks)
 
 
 def describe(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
@@ -108,7 +91,7 @@ def train_and_save(
     run = build(ranks, config, dense, seed=1)
     run.train(range(3))
     saved = run.state()
-    path = checkpoint.save(folder, checkpoint.tensors(run.placed, run.optimizers), ranks, describe, step=3)
+    path = checkpoint.save(folder, tensors_of(run.placed, ("item",), run.optimizers), ranks, describe, step=3)
     run.train(range(3, 5))
     return path, saved, run.state()
 
@@ -121,7 +104,7 @@ def load_and_train(
     found, complaints = checkpoint.find_to_resume(folder, ranks)
     assert found is not None
     assert complaints == []
-    checkpoint.load(found, run.placed, run.optimizers)
+    checkpoint.load(found, run.placed, ("item",), run.optimizers)
     loaded = run.state()
     run.train(range(3, 5))
     return loaded, run.state()
@@ -129,14 +112,17 @@ def load_and_train(
 
 ADAGRAD = {"dim": 8, "optimizer": "adagrad", "learning_rate": 0.1}
 ROWWISE = {"dim": 8, "optimizer": "rowwise_adagrad", "learning_rate": 0.1}
-REPLICATED = {"dim": 8, "sharding": "replicated"}
+SGD = {"dim": 8, "optimizer": "sgd", "learning_rate": 0.1}
 RESHARDINGS = {
-    "row to column": (ADAGRAD | {"sharding": "row_wise"}, ADAGRAD | {"sharding": "column_wise"}),
-    "row to table": (ADAGRAD | {"sharding": "row_wise"}, ADAGRAD | {"sharding": "table_wise"}),
-    "column to row": (ADAGRAD | {"sharding": "column_wise"}, ADAGRAD | {"sharding": "row_wise"}),
-    "row to row, one number per row": (ROWWISE | {"sharding": "row_wise"}, ROWWISE | {"sharding": "row_wise"}),
-    "table to row, one number per row": (ROWWISE | {"sharding": "table_wise"}, ROWWISE | {"sharding": "row_wise"}),
-    "replicated": (REPLICATED, REPLICATED),
+    f"{name}: {before} to {after}": (settings | {"sharding": before}, settings | {"sharding": after})
+    for name, settings, pairs in (
+        ("adagrad", ADAGRAD, ["row column", "row table", "column row", "data row", "column data", "data data"]),
+        ("rowwise_adagrad", ROWWISE, ["row row", "table row", "data row", "table data"]),
+        ("sgd", SGD, ["row data", "data column"]),
+    )
+    for before, after in (
+        [{"data": "data_parallel"}.get(kind, f"{kind}_wise") for kind in pair.split()] for pair in pairs
+    )
 }
 
 
@@ -151,41 +137,49 @@ def test_weights_and_optimizer_slots_are_exact_at_other_ranks_and_shardings(rank
     results = rank_pool.run(2, train_and_save, tmp_path, before, torch.optim.AdamW)
     assert {path for path, _, _ in results} == {tmp_path / "step_000000003"}
     saved = assembled([state for _, state, _ in results])
-    slots = {name: value for name, value in saved.items() if name.startswith("optim.")}
-    assert sum("dense" in name for name in slots) == 6  # step and two moments, of weight and bias
-    assert any("tables" in name for name in slots)
-    assert [name for name, value in slots.items() if not value.any()] == []
+    of_table = {"table.item.weight"} | ({"table.item.accumulator"} if before.optimizer != "sgd" else set())
+    of_dense = {
+        f"dense.dense.{p}{slot}" for p in ("weight", "bias") for slot in ("", ".step", ".exp_avg", ".exp_avg_sq")
+    }
+    assert saved.keys() == of_table | of_dense
+    assert [name for name, value in saved.items() if not value.any()] == []
     for world_size in (1, 3):
         results = rank_pool.run(world_size, load_and_train, tmp_path, after, torch.optim.AdamW)
         check_equal(assembled([state for state, _ in results]), saved)
 
 
-@pytest.mark.parametrize("config", [ADAGRAD, ROWWISE, REPLICATED], ids=["adagrad", "rowwise", "replicated"])
-def test_training_goes_on_bit_identically_at_the_same_number_of_ranks(rank_pool, tmp_path, config):
-    table = TableConfig(**config)
+@pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])
+@pytest.mark.parametrize("config", [ADAGRAD, ROWWISE, SGD], ids=["adagrad", "rowwise", "sgd"])
+def test_training_goes_on_bit_identically_at_the_same_number_of_ranks(rank_pool, tmp_path, config, sharding):
+    table = TableConfig(**config | {"sharding": sharding})
     uninterrupted = rank_pool.run(2, train_and_save, tmp_path, table, torch.optim.AdamW)
     continued = rank_pool.run(2, load_and_train, tmp_path, table, torch.optim.AdamW)
     check_equal(assembled([after for _, after in continued]), assembled([after for _, _, after in uninterrupted]))
 
 
 def load_without_optimizers(ranks: Ranks, folder: Path) -> dict[str, Pieces]:
-    run = build(ranks, TableConfig(**ROWWISE), torch.optim.SGD, seed=2)
+    run = build(ranks, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.SGD, seed=2)
     found, _ = checkpoint.find_to_resume(folder, ranks)
     assert found is not None
-    checkpoint.load(found, run.placed, None)
-    return {name: value for name, value in run.state().items() if name.startswith("model.")}
+    checkpoint.load(found, run.placed, ("item",), None)
+    weights = ("table.item.weight", "dense.dense.weight", "dense.dense.bias")
+    return {name: value for name, value in run.state().items() if name in weights}
 
 
 def test_evaluation_loads_the_weights_alone(rank_pool, tmp_path):
-    results = rank_pool.run(2, train_and_save, tmp_path, TableConfig(**ADAGRAD), torch.optim.AdamW)
+    results = rank_pool.run(
+        2, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.AdamW
+    )
     saved = assembled([state for _, state, _ in results])
     loaded = assembled(rank_pool.run(1, load_without_optimizers, tmp_path))
-    assert loaded.keys() == {"model.tables.embeddings.item.weight", "model.dense.weight", "model.dense.bias"}
+    assert loaded.keys() == {"table.item.weight", "dense.dense.weight", "dense.dense.bias"}
     check_equal(loaded, {name: saved[name] for name in loaded})
 
 
 def test_the_manifest_has_the_hash_of_every_file(rank_pool, tmp_path):
-    path, _, _ = rank_pool.run(2, train_and_save, tmp_path, TableConfig(**ROWWISE), torch.optim.AdamW)[0]
+    path, _, _ = rank_pool.run(
+        2, train_and_save, tmp_path, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.AdamW
+    )[0]
     manifest = checkpoint_folder.verify(path)
     on_disk = {file.name: file for file in path.iterdir() if file.name != "manifest.json"}
     assert manifest.files.keys() == on_disk.keys()
@@ -194,11 +188,42 @@ def test_the_manifest_has_the_hash_of_every_file(rank_pool, tmp_path):
         assert manifest.files[name] == {"sha256": hash_file(file), "num_bytes": file.stat().st_size}
 
 
-def test_a_checkpoint_of_another_model_is_refused_on_every_rank(rank_pool, tmp_path):
-    rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD), torch.optim.AdamW)
-    other = TableConfig(**ADAGRAD | {"optimizer": "rowwise_adagrad"})
-    with pytest.raises(CheckpointError, match=r"step_000000003: does not fit the model"):
-        rank_pool.run(2, load_and_train, tmp_path, other, torch.optim.AdamW)
+def load_into_another(ranks: Ranks, folder: Path, config: TableConfig) -> tuple[str, bool]:
+    """What loading said, and whether the weights were left alone."""
+    run = build(ranks, config, torch.optim.AdamW, seed=2)
+    run.train(range(1))
+    before = run.state()
+    found, _ = checkpoint.find_to_resume(folder, ranks)
+    assert found is not None
+    try:
+        checkpoint.load(found, run.placed, ("item",), run.optimizers)
+    except CheckpointError as error:
+        name = "table.item.weight"
+        same = all(
+            torch.equal(a, b) for (_, a), (_, b) in zip(before[name].parts, run.state()[name].parts, strict=True)
+        )
+        return str(error), same
+    return "", False
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (ROWWISE, r"table\.item\.accumulator is 37 x 8 in the checkpoint and 37 in the model \(tables\.item\)"),
+        (
+            ADAGRAD | {"optimizer": "adam", "sharding": "data_parallel"},
+            r"it has no table\.item\.\w+ \(tables\.item\); of this ",
+        ),
+    ],
+    ids=["row-wise", "adam"],
+)
+def test_a_checkpoint_of_another_model_is_refused_on_every_rank_by_name(rank_pool, tmp_path, other, said):
+    rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.AdamW)
+    config = TableConfig(**{"sharding": "row_wise"} | other)
+    for message, untouched in rank_pool.run(2, load_into_another, tmp_path, config):
+        assert re.search(said, message), message
+        assert "set the config back" in message
+        assert untouched
 
 
 # Failures while writing
@@ -206,7 +231,7 @@ def test_a_checkpoint_of_another_model_is_refused_on_every_rank(rank_pool, tmp_p
 
 def error_of_saving(ranks: Ranks, folder: Path, broken: str) -> tuple[str, str]:
     """What saving raised on this rank: type and text."""
-    run = build(ranks, TableConfig(**ROWWISE), torch.optim.AdamW, seed=1)
+    run = build(ranks, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.AdamW, seed=1)
     original = checkpoint._HashingFileSystem.create_stream
 
     def full_disk(self: Any, path: Any, mode: str) -> Any:
@@ -218,7 +243,7 @@ def error_of_saving(ranks: Ranks, folder: Path, broken: str) -> tuple[str, str]:
     if broken == "disk of rank 1" and ranks.rank == 1:
         checkpoint._HashingFileSystem.create_stream = full_disk  # type: ignore[method-assign]
     try:
-        state = checkpoint.tensors(run.placed, run.optimizers)
+        state = tensors_of(run.placed, ("item",), run.optimizers)
         checkpoint.save(folder, state, ranks, describe_in_vain if broken == "manifest" else describe, step=3)
     except Exception as error:  # noqa: BLE001 - the test compares it over ranks
         return type(error).__name__, str(error)
@@ -258,7 +283,7 @@ def find(ranks: Ranks, folder: Path) -> tuple[str, list[str]]:
 
 def test_all_ranks_resume_from_what_the_first_one_found(rank_pool, tmp_path):
     assert rank_pool.run(2, find, tmp_path / "new") == [("none", [])] * 2
-    rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD), torch.optim.SGD)
+    rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.SGD)
     attempt = checkpoint_folder.new_attempt(tmp_path, 9)
     assert rank_pool.run(3, find, tmp_path) == [("step_000000003", [])] * 3
     assert not attempt.exists()

@@ -7,6 +7,7 @@ import pytest
 from sharding.errors import PlacementError
 from tests.datasets import manifest_of_items
 from tests.jobs import tiny_job
+from trainer.errors import UserError
 from trainer.placement import PLAN_FILE, plan_tables, read_plan
 from trainer.storage import write_json_atomically
 
@@ -19,14 +20,14 @@ def job_of(tmp_path, table=None, **sections):
 
 def test_a_plan_is_kept_while_its_inputs_are_the_same(tmp_path):
     job = job_of(tmp_path)
-    plan = plan_tables(job, MANIFEST, 2, "cpu")
-    assert plan_tables(job, MANIFEST, 2, "cpu") == plan
+    plan = plan_tables(job, MANIFEST, 2, "cpu").plan
+    assert plan_tables(job, MANIFEST, 2, "cpu").plan == plan
     # What the run has written counts, whatever the planner would say today.
     kept = replace(plan, tables={"item": replace(plan.tables["item"], sharding="table_wise", places=(1,))})
     job.run_dir.mkdir()
     write_json_atomically(job.run_dir / PLAN_FILE, kept.values())
     assert read_plan(job.run_dir) == kept
-    assert plan_tables(job, MANIFEST, 2, "cpu") == kept
+    assert plan_tables(job, MANIFEST, 2, "cpu").plan == kept
 
 
 @pytest.mark.parametrize(
@@ -34,20 +35,21 @@ def test_a_plan_is_kept_while_its_inputs_are_the_same(tmp_path):
     [
         lambda tmp_path: (job_of(tmp_path), MANIFEST, 3),
         lambda tmp_path: (job_of(tmp_path), manifest_of_items(301), 2),
-        lambda tmp_path: (job_of(tmp_path, {"sharding": "row_wise"}), MANIFEST, 2),
+        lambda tmp_path: (job_of(tmp_path, {"sharding": "table_wise"}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, {"optimizer": "adagrad"}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, plan={"device_memory": "1GiB"}), MANIFEST, 2),
+        lambda tmp_path: (job_of(tmp_path, plan={"replica_groups": 2}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, train={"batch_size": 64}, model={"objective": SAMPLED}), MANIFEST, 2),
     ],
-    ids=["workers", "rows", "sharding", "optimizer", "memory", "batch"],
+    ids=["workers", "rows", "sharding", "optimizer", "memory", "groups", "batch"],
 )
 def test_a_plan_is_made_anew_when_an_input_changes(tmp_path, changed):
     job = job_of(tmp_path)
-    before = plan_tables(job, MANIFEST, 2, "cpu")
+    before = plan_tables(job, MANIFEST, 2, "cpu").plan
     job.run_dir.mkdir()
     write_json_atomically(job.run_dir / PLAN_FILE, before.values())
     other_job, manifest, num_workers = changed(tmp_path)
-    after = plan_tables(other_job, manifest, num_workers, "cpu")
+    after = plan_tables(other_job, manifest, num_workers, "cpu").plan
     assert after.inputs != before.inputs
     assert after.world_size == num_workers
 
@@ -57,11 +59,11 @@ SAMPLED = {"kind": "sampled_softmax", "num_negatives": 16}
 
 def test_a_plan_file_that_is_damaged_is_made_anew(tmp_path):
     job = job_of(tmp_path)
-    plan = plan_tables(job, MANIFEST, 2, "cpu")
+    plan = plan_tables(job, MANIFEST, 2, "cpu").plan
     job.run_dir.mkdir()
     (job.run_dir / PLAN_FILE).write_text('{"world_size": 2, "tab')
     assert read_plan(job.run_dir) is None
-    assert plan_tables(job, MANIFEST, 2, "cpu") == plan
+    assert plan_tables(job, MANIFEST, 2, "cpu").plan == plan
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,11 @@ def test_what_cannot_be_is_refused_by_name_before_any_worker_starts(tmp_path, ta
     with pytest.raises(PlacementError) as refused:
         plan_tables(job_of(tmp_path, table), MANIFEST, 2, "cpu")
     assert named in str(refused.value)
+
+
+def test_a_calibration_that_is_none_is_refused_by_name(tmp_path):
+    (tmp_path / "calibration.json").write_text('{"constants": {"speed": 1}}')
+    for path, said in ((tmp_path / "calibration.json", "speed"), (tmp_path / "absent.json", "FileNotFoundError")):
+        with pytest.raises(UserError, match=said) as refused:
+            plan_tables(job_of(tmp_path, plan={"calibration": str(path)}), MANIFEST, 2, "cpu")
+        assert f"plan.calibration {path}" in str(refused.value)

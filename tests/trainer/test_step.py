@@ -17,10 +17,11 @@ from models.tables import TableSpec
 from sharding.ranks import Ranks
 from tests.datasets import manifest_of_items
 from tests.jobs import tiny_job
-from trainer import checkpoint
 from trainer.build import Built, build_model, build_optimizers
+from trainer.checkpoint_keys import tensors_of
 from trainer.job import Job
 from trainer.step import StepResult, TrainStep, rate_factor
+from trainer.step_clock import StepClock
 
 NUM_ROWS = 30
 NEGATIVES = np.asarray([3, 7, 7, 12, 29, 1])
@@ -84,7 +85,8 @@ class Rig:
         torch.set_num_threads(1)
         built = build_model(job, manifest_of_items(NUM_ROWS - 1), ranks)
         built.model.train()
-        return Rig(job, ranks, built, TrainStep(built.model, build_optimizers(built, job.train), ranks, job.seed))
+        optimizers, clock = build_optimizers(built, job.train), StepClock(ranks.device)
+        return Rig(job, ranks, built, TrainStep(built.model, optimizers, ranks, job.seed, clock))
 
     def train(self, seed: int, number: int = 0, factor: float = 1.0, stop: bool = False) -> StepResult:
         share = shared(sequences_of(seed), self.ranks.world_size)[self.ranks.rank]
@@ -93,7 +95,7 @@ class Rig:
     def local(self) -> State:
         """Copies of all weights and optimizer slots that this rank holds."""
         state = {}
-        for name, value in checkpoint.tensors(self.built.placed, self.step.optimizers).items():
+        for name, value in tensors_of(self.built.placed, self.built.tables, self.step.optimizers).items():
             if isinstance(value, ShardedTensor):
                 state.update({f"{name}/{n}": s.tensor.detach().clone() for n, s in enumerate(value.local_shards())})
             else:

@@ -1,0 +1,74 @@
+"""What a run measured of its look-ups lies beside what was predicted, and the cost model can be fitted to it."""
+
+import json
+
+import pytest
+import torch
+
+from sharding.planning.calibrate import calibrate
+from sharding.ranks import Ranks
+from tests.datasets import tiny_dataset
+from tests.jobs import tiny_job
+from trainer.errors import UserError
+from trainer.job import SILENT, Job
+from trainer.placement_record import RECORD_FILE, observations_in
+from trainer.train import Training
+
+
+def train(ranks: Ranks, job: Job) -> None:
+    torch.set_num_threads(1)
+    Training(job, ranks, SILENT).run()
+
+
+def job_of(tmp_path, **plan) -> Job:
+    table = {"dim": 16, "sharding": "row_wise", "learning_rate": 0.05}
+    return tiny_job(tmp_path / "run", tmp_path / "dataset", tables={"item": table}, train={"max_steps": 6}, plan=plan)
+
+
+def test_measured_stands_beside_predicted_for_every_table_phase_and_rank(rank_pool, tmp_path):
+    tiny_dataset(tmp_path / "dataset")
+    job = job_of(tmp_path)
+    rank_pool.run(2, train, job)
+    record = json.loads((job.run_dir / RECORD_FILE).read_text())
+    assert record["plan"]["tables"]["item"]["sharding"] == "row_wise"
+    measured, predicted = record["measured"], record["predicted"]
+    num_trials = len(measured["num_ids"]["item"])
+    assert num_trials == 3
+    for phase in ("input", "lookup", "output", "gradient", "update"):
+        for side in (measured, predicted):
+            values = torch.tensor(side["seconds"]["item"][phase])
+            assert values.shape == (num_trials, 2)
+            assert (values > 0).all()
+    # The prediction counts the buffers of a step besides what is held.
+    for held, expected in zip(measured["memory_bytes"]["item"], predicted["memory_bytes"]["item"], strict=True):
+        assert 0 < held < expected
+    steps = record["steps"]
+    assert steps["num_steps"] == 5  # the last is known when the next has agreed
+    assert {part: len(values) for part, values in steps["seconds"].items()} == dict.fromkeys(
+        ("look_up", "dense", "agree", "update"), 2
+    )
+    assert min(min(values) for values in steps["seconds"].values()) > 0
+    assert min(steps["process_bytes"]) > 50e6
+
+    observations, topology = observations_in(job.run_dir)
+    assert len(observations) == 5 * num_trials * 2
+    result = calibrate(observations, topology.costs)
+    before = sum(result.error_before.values())
+    assert sum(result.error_after.values()) < before
+
+
+def test_a_run_measures_once_for_a_plan_or_never(rank_pool, tmp_path):
+    tiny_dataset(tmp_path / "dataset")
+    job = job_of(tmp_path)
+    rank_pool.run(1, train, job)
+    path = job.run_dir / RECORD_FILE
+    first = json.loads(path.read_text())["measured"]
+    again = tiny_job(
+        job.run_dir, job.dataset_dir, tables={"item": job.config["tables"]["item"]}, train={"max_steps": 8}
+    )
+    rank_pool.run(1, train, again)
+    assert json.loads(path.read_text())["measured"] == first
+    silent = tiny_job(tmp_path / "silent", job.dataset_dir, plan={"measure": False}, train={"max_steps": 2})
+    rank_pool.run(1, train, silent)
+    with pytest.raises(UserError, match="measured look-ups; train it first"):
+        observations_in(silent.run_dir)

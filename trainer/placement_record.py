@@ -1,0 +1,137 @@
+"""placement.json in the run folder: what the plan's look-ups cost, beside what was predicted. Written by the first rank.
+
+{"plan", "loads", "topology", "communication"   what the prediction was made from, as plain values
+ "predicted": {"memory_bytes": {table: [by rank]}, "seconds": {table: {phase: [[by trial, rank]]}}}
+ "measured":  {"num_ids": {table: [by trial]}, "memory_bytes", "seconds": as above}
+ "steps": {"num_steps", "seconds": {part: [by rank]}, "process_bytes": [by rank]}}   of the run so far
+"""
+
+import json
+import resource
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharding.config import CommunicationConfig
+from sharding.measure import Measured, measure_tables
+from sharding.optimizers import Optimizers
+from sharding.plan import Plan, plan_of
+from sharding.planning.calibrate import Observation, observations_of
+from sharding.planning.costs import predict
+from sharding.planning.load import TableLoad
+from sharding.planning.placing import Placing
+from sharding.planning.topology import CostConstants, Topology
+from sharding.ranks import Ranks
+from trainer.build import Built
+from trainer.errors import UserError
+from trainer.step_clock import StepClock
+from trainer.storage import write_json_atomically
+
+RECORD_FILE = "placement.json"
+MOST_IDS = 50_000  # of a trial: more would take minutes on large tables, and tell no more
+REPEATS = 3
+
+
+def record_placement(run_dir: Path, built: Built, optimizers: Optimizers, ranks: Ranks) -> None:
+    """Measure every table and note it, unless the run has done so for this plan. Collective; changes no weight or state."""
+    placing = built.placing
+    noted = ranks.on_first(lambda: _read(run_dir).get("plan", {}).get("inputs"))
+    if noted == placing.plan.inputs:
+        return
+    loads = {load.name: load for load in placing.loads}
+    trials = {
+        name: sorted({max(1, int(min(load.ids_per_rank, load.num_rows, MOST_IDS) / share)) for share in (8, 2, 1)})
+        for name, load in loads.items()
+    }
+    measured = measure_tables(built.placed, optimizers, built.tables, trials, ranks, REPEATS)
+    if ranks.is_first:
+        write_json_atomically(run_dir / RECORD_FILE, _values(placing, measured))
+
+
+def record_steps(run_dir: Path, clock: StepClock, ranks: Ranks) -> None:
+    """Note how long steps took on each rank so far. Collective."""
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    everywhere: list[Any] = ranks.gather_objects((clock.means(), rss))
+    if ranks.is_first:
+        seconds = {part: [means[part] for means, _ in everywhere] for part in everywhere[0][0]}
+        steps = {"num_steps": clock.num_steps, "seconds": seconds, "process_bytes": [size for _, size in everywhere]}
+        write_json_atomically(run_dir / RECORD_FILE, {**_read(run_dir), "steps": steps})
+
+
+def observations_in(run_dir: Path) -> tuple[list[Observation], Topology]:
+    """What a run measured, to fit constants to, and the devices that it ran on. Raises UserError if it measured nothing."""
+    record = _read(run_dir)
+    if "measured" not in record:
+        raise UserError(
+            f"{run_dir}: has no {RECORD_FILE} with measured look-ups; train it first, with plan.measure = true (the default)"
+        )
+    plan, loads, topology, communication = _inputs_of(record)
+    observations = [
+        observation
+        for table, num_ids in record["measured"]["num_ids"].items()
+        for observation in observations_of(
+            plan, loads, topology, communication, table, num_ids, _arrays(record["measured"]["seconds"][table])
+        )
+    ]
+    return observations, topology
+
+
+def _values(placing: Placing, measured: Measured) -> dict[str, Any]:
+    plan, loads, topology, communication = placing.plan, placing.loads, placing.topology, placing.communication
+    whole = predict(plan, loads, topology, communication)
+    predicted: dict[str, Any] = {"memory_bytes": {}, "seconds": {}}
+    for number, table in enumerate(whole.tables):
+        if table not in measured.num_ids:
+            continue
+        predicted["memory_bytes"][table] = whole.memory_bytes[number].tolist()
+        alone = replace(plan, tables={table: plan.tables[table]})
+        load = next(load for load in loads if load.name == table)
+        costs = [
+            predict(alone, [replace(load, ids_per_rank=n, vectors_per_rank=n)], topology, communication).phases
+            for n in measured.num_ids[table]
+        ]
+        predicted["seconds"][table] = {phase: [cost[phase][0].tolist() for cost in costs] for phase in costs[0]}
+    return {
+        "plan": plan.values(),
+        "loads": [asdict(load) for load in loads],
+        "topology": asdict(topology),
+        "communication": communication.model_dump(mode="json"),
+        "predicted": predicted,
+        "measured": {
+            "num_ids": measured.num_ids,
+            "memory_bytes": {table: held.tolist() for table, held in measured.memory_bytes.items()},
+            "seconds": {
+                table: {phase: values.tolist() for phase, values in phases.items()}
+                for table, phases in measured.seconds.items()
+            },
+        },
+    }
+
+
+def _inputs_of(record: dict[str, Any]) -> tuple[Plan, list[TableLoad], Topology, CommunicationConfig]:
+    lists = ("shardings", "ranks")
+    given: list[dict[str, Any]] = [
+        {name: tuple(value) if name in lists and value is not None else value for name, value in load.items()}
+        for load in record["loads"]
+    ]
+    loads = [TableLoad(**load) for load in given]
+    constants = record["topology"]["constants"]
+    topology = Topology(
+        **{**record["topology"], "constants": CostConstants(**constants) if constants is not None else None}
+    )
+    return plan_of(record["plan"]), loads, topology, CommunicationConfig.model_validate(record["communication"])
+
+
+def _arrays(phases: dict[str, Any]) -> dict[str, NDArray[np.float64]]:
+    return {phase: np.asarray(values, dtype=np.float64) for phase, values in phases.items()}
+
+
+def _read(run_dir: Path) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads((run_dir / RECORD_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record
