@@ -6,7 +6,7 @@ from itertools import combinations, product
 from sharding.planning.layout import Layout, Placed
 from sharding.planning.options import Option
 
-MAX_TRIALS = 3000
+MAX_TRIALS = 4000
 MIN_GAIN = 1e-6  # of the step; below it, rounding could lead round in circles
 MAX_PAIRED = 12  # tables up to which two are moved at once
 

@@ -24,9 +24,9 @@ from sharding.planning.options import Option, options_of
 from sharding.planning.refusals import no_room
 from sharding.planning.topology import Topology
 
-NUM_BOUNDS = 16
+NUM_BOUNDS = 32
 PRICES = (0.0, 1.0, 10.0, 100.0)  # of memory; the higher ones are tried only where it is short
-NUM_IMPROVED = 3
+NUM_IMPROVED = 6
 Options = Mapping[str, Sequence[Option]]
 
 

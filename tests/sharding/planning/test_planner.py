@@ -58,11 +58,12 @@ def step_seconds(plan: Plan, loads: Sequence[TableLoad], topology: Topology) -> 
     return predict(plan, loads, topology).step_seconds
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(24))
 def test_plans_are_nearly_as_good_as_the_best_there_is(seed: int) -> None:
     rng = np.random.default_rng(seed)
     loads = drawn_loads(rng, int(rng.integers(1, 5)))
     topology = drawn_topology(rng, loads)
+    loads = loads[: 6 - topology.num_devices]  # four on two ranks, three on three: seconds for all of them
     least = least_step_seconds(loads, topology)
     if not np.isfinite(least):
         with pytest.raises(PlacementError):
