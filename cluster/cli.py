@@ -187,6 +187,10 @@ def plan(
         str | None,
         typer.Option(metavar="KEY=VALUE,...", help="also plan with other settings, such as devices=128, and compare"),
     ] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN_DIR", help="fit the costs to what this run measured; may be given several times"),
+    ] = None,
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="folder for plan.json and plan.html")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -203,7 +207,7 @@ def plan(
         "preset": preset,
     }
     settings = [f"{name}={value}" for name, value in options.items() if value is not None]
-    answer = plan_command.run(config, [*(overrides or []), *settings], rows or [], compare, out)
+    answer = plan_command.run(config, [*(overrides or []), *settings], rows or [], compare, out, calibrate or [])
     if as_json:
         print_json(plan_command.json_of(answer))
     else:
