@@ -7,6 +7,7 @@ import numpy as np
 from sharding.plan import Plan
 from sharding.planning.costs import HOST_KERNELS
 from sharding.planning.load import TableLoad
+from sharding.planning.options import RANKED
 from sharding.planning.prediction import Prediction
 from sharding.planning.topology import GIB, Topology
 
@@ -62,10 +63,10 @@ def _busiest(plan: Plan, prediction: Prediction) -> Iterator[str]:
     table_seconds = sum(phase[:, rank] for phase in prediction.phases.values())
     table = int(np.argmax(table_seconds))
     name, part = prediction.tables[table], float(np.max(table_seconds) / seconds[rank])
-    if plan.tables[name].sharding == "table_wise" and part > 0.5:
+    if plan.tables[name].sharding in RANKED and part > 0.5:
         yield (
-            f"tables.{name} lies whole on rank {rank} and is {part:.0%} of what the busiest rank has to do; allow it row_wise or "
-            "data_parallel, or column_wise with an optimizer that allows it (adagrad, sgd)"
+            f"tables.{name} is {part:.0%} of what rank {rank}, the busiest, has to do, since it is {plan.tables[name].sharding}; "
+            "allow it row_wise or data_parallel, or narrower columns with an optimizer that allows to split them (adagrad, sgd)"
         )
 
 
