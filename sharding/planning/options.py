@@ -102,7 +102,15 @@ def _kernels(load: TableLoad, sharding: Sharding, topology: Topology) -> tuple[K
 
 
 def _why_not(load: TableLoad, sharding: Sharding, kernel: Kernel, topology: Topology) -> str | None:
-    reason = why_unsupported(sharding, kernel, load.optimizer, load.pooled, topology.device)
+    reason = why_unsupported(
+        sharding,
+        kernel,
+        load.optimizer,
+        load.pooled,
+        topology.device,
+        mean_pooling=load.mean_pooling,
+        weight_decay=load.weight_decay,
+    )
     if reason is not None:
         return reason
     ranks, per_host = topology.num_devices, topology.devices_per_host
