@@ -34,8 +34,8 @@ def test_ranks_that_are_nearly_or_more_than_full() -> None:
     tables = {"t": TablePlan("row_wise", "fused", 10**6, 64)}
     # 244 MiB of weights and as much state on each of 2 ranks, and some buffers.
     (nearly,) = warned(tables, Topology("cpu", 2, 2, int(0.3 * GIB)))
-    assert nearly.startswith("rank 0 is nearly full: 0.2 of 0.3 GiB")
-    assert "1 others" in nearly
+    assert nearly.startswith("rank 0 is nearly full: 254 MiB of 261 MiB")
+    assert "and 1 more is nearly as full" in nearly
     (over,) = warned(tables, Topology("cpu", 2, 2, int(0.25 * GIB)))
     assert over.startswith("rank 0 would need")
     assert warned(tables, Topology("cpu", 2, 2, GIB)) == []
