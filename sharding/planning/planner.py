@@ -83,7 +83,8 @@ def _best_layout(options: Options, topology: Topology) -> Layout:
             if layouts:
                 layouts.sort(key=lambda layout: layout.step_seconds)
                 improved = [improve(layout, allowed) for layout in layouts[:NUM_IMPROVED]]
-                return min(improved, key=lambda layout: layout.step_seconds)
+                best = min(improved, key=lambda layout: layout.step_seconds)
+                return improve(best, allowed, in_pairs=True)
     furthest = max(_proposals(options, topology, PRICES[-1]), key=lambda layout: len(layout.tables))
     raise PlacementError(no_room(options, furthest, topology))
 

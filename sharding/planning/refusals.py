@@ -50,6 +50,8 @@ def _remedies(name: str, choices: Sequence[Option], topology: Topology) -> list[
         remedies.append(f"let tables.{name}.sharding be row_wise, which spreads it over all workers")
     if option.optimizer_bytes > option.weights_bytes / 4:
         remedies.append(f"choose a tables.{name}.optimizer with less state, such as rowwise_adagrad")
+    if option.block_bytes > 2 * (option.weights_bytes + option.optimizer_bytes):
+        remedies.append("lower train.batch_size, which the buffers of a step grow with")
     if any(choice.host_bytes for choice in choices):
         remedies.append(f"raise plan.host_memory, of which each host has {bytes_text(topology.host_memory)}")
     elif topology.device == "cuda" and topology.host_memory == 0:
