@@ -1,4 +1,4 @@
-"""`shoal checkpoint ...`: list, inspect and verify the checkpoints of a run. Each command imports what it needs when it runs."""
+"""`shoal checkpoint ...`: list, inspect, verify and reshard checkpoints. Each command imports what it needs when it runs."""
 
 import json
 from dataclasses import asdict
@@ -9,7 +9,7 @@ import typer
 
 from trainer.errors import UserError
 
-checkpoints = typer.Typer(no_args_is_help=True, help="List, inspect and verify the checkpoints of a run.")
+checkpoints = typer.Typer(no_args_is_help=True, help="List, inspect, verify and reshard the checkpoints of a run.")
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, everything else on stderr")]
 
 
@@ -68,6 +68,33 @@ def verify_checkpoints(
         for name, verdict in outcome.items():
             print(f"{name}  {verdict}")
     raise typer.Exit(0 if all(verdict == "ok" for verdict in outcome.values()) else 2)
+
+
+@checkpoints.command("reshard")
+def reshard_checkpoint(
+    path: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="folder of a checkpoint")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT_FOLDER", help="where the new one is committed, such as RUN_DIR/checkpoints")
+    ],
+    config: Annotated[
+        str | None, typer.Option(metavar="CONFIG", help="config of the run to come; without it, the checkpoint's own")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="number of workers, as cluster.num_workers")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as tables.item.sharding=row_wise"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a checkpoint anew as the plan of other workers or settings lays it out; no Ray, no table whole in memory."""
+    from cluster.reshard_command import run
+
+    settings = [*(overrides or []), *([f"cluster.num_workers={workers}"] if workers else [])]
+    done = run(Path(path), Path(out), config, settings)
+    if as_json:
+        print_json(asdict(done))
+    else:
+        print(f"{done.checkpoint}  for {done.world_size} workers, {done.num_bytes:,} bytes; tables: {done.placed}")
 
 
 def _checkpoints_of(run_dir: str) -> Path:

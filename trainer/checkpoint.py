@@ -18,6 +18,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 
+from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
 from trainer import checkpoint_folder
@@ -52,7 +53,7 @@ class _HashingStream(io.RawIOBase):
         return self._stream.fileno()
 
 
-class _HashingFileSystem(FileSystem):
+class HashingFileSystem(FileSystem):
     """The file system of torch's writer, remembering the hash of every file that this rank writes."""
 
     def __init__(self) -> None:
@@ -88,7 +89,7 @@ def save(
     """
     attempt = ranks.on_first(lambda: _explained(folder, lambda: checkpoint_folder.new_attempt(folder, step)))
     writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
-    hashing = _HashingFileSystem()
+    hashing = HashingFileSystem()
     writer.fs = hashing
     try:
         dcp.save(state, storage_writer=writer)
@@ -112,6 +113,7 @@ def load(
     Raises CheckpointError, before anything is overwritten, if a tensor is missing or does not fit.
     """
     if optimizers is not None:
+        refuse_other_optimizers(found, optimizers.configs)
         optimizers.materialize_dense_state()
     wanted = tensors_of(placed, tables, optimizers, extra)
     reader = dcp.FileSystemReader(found.path)
@@ -124,6 +126,17 @@ def load(
         ) from None
     with torch.no_grad():
         placed.load_state_dict({name: wanted[key] for key, name in model_names(placed, tables).items()})
+
+
+def refuse_other_optimizers(found: Found, tables: Mapping[str, TableConfig]) -> None:
+    """Raises CheckpointError naming the first table whose saved optimizer state is that of another optimizer."""
+    for name, saved in found.manifest.config.get("tables", {}).items():
+        table = tables.get(name)
+        if table is not None and saved["optimizer"] != table.optimizer:
+            raise CheckpointError(
+                f"checkpoint {found.path}: holds the state of {saved['optimizer']} for tables.{name}, the config says "
+                f"{table.optimizer}; set tables.{name}.optimizer = {saved['optimizer']}, or train anew in another run.dir"
+            )
 
 
 def _refuse_misfits(path: Path, wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> None:

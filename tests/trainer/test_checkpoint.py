@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch import nn
 
 from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
 from tests.sharding.lookups import Lookup, ids_of, placed_lookup, step_of
+from tests.trainer.pieces import Pieces, assembled, check_equal, pieces_of
 from trainer import checkpoint, checkpoint_folder
 from trainer.checkpoint_folder import CheckpointManifest
 from trainer.checkpoint_keys import tensors_of
@@ -36,42 +36,9 @@ class Run:
             self.optimizers.set_rate_factor(1.0)
             step_of(self.module, self.optimizers, self.ranks, ids_of(step, self.ranks.rank, self.ranks.world_size))
 
-    def state(self) -> dict[str, "Pieces"]:
+    def state(self) -> dict[str, Pieces]:
         """What this rank holds of every tensor of model and optimizers, by the keys of the checkpoint. Not collective."""
         return {name: pieces_of(value) for name, value in tensors_of(self.placed, ("item",), self.optimizers).items()}
-
-
-@dataclass(frozen=True)
-class Pieces:
-    """A tensor's size, and copies of the parts that one rank holds with their offsets."""
-
-    size: torch.Size
-    parts: list[tuple[list[int], Tensor]]
-
-
-def pieces_of(value: Any) -> Pieces:
-    if isinstance(value, ShardedTensor):
-        parts = [(list(shard.metadata.shard_offsets), shard.tensor.detach().clone()) for shard in value.local_shards()]
-        return Pieces(value.size(), parts)
-    tensor = torch.as_tensor(value).detach().clone()
-    return Pieces(tensor.size(), [([0] * tensor.dim(), tensor)])
-
-
-def assembled(states: list[dict[str, Pieces]]) -> dict[str, Tensor]:
-    """The whole tensors from all ranks' states. Ranks that hold the same part must agree on it."""
-    whole: dict[str, Tensor] = {}
-    for name, first in {name: pieces for state in states for name, pieces in state.items()}.items():
-        tensor = torch.full(first.size, float("nan"))
-        for pieces in (state[name] for state in states if name in state):
-            for offsets, part in pieces.parts:
-                place = tuple(slice(o, o + n) for o, n in zip(offsets, part.shape, strict=True))
-                assert torch.equal(tensor[place].nan_to_num(7.0), torch.full_like(part, 7.0)) or torch.equal(
-                    tensor[place], part
-                ), f"ranks disagree on {name}"
-                tensor[place] = part
-        assert not tensor.isnan().any(), f"nobody holds a part of {name}"
-        whole[name] = tensor
-    return whole
 
 
 def build(ranks: Ranks, config: TableConfig, dense: type[torch.optim.Optimizer], seed: int) -> Run:
@@ -124,11 +91,6 @@ RESHARDINGS = {
         [{"data": "data_parallel"}.get(kind, f"{kind}_wise") for kind in pair.split()] for pair in pairs
     )
 }
-
-
-def check_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    assert [name for name in expected if not torch.equal(actual[name], expected[name])] == []
 
 
 @pytest.mark.parametrize("resharding", RESHARDINGS)
@@ -232,7 +194,7 @@ def test_a_checkpoint_of_another_model_is_refused_on_every_rank_by_name(rank_poo
 def error_of_saving(ranks: Ranks, folder: Path, broken: str) -> tuple[str, str]:
     """What saving raised on this rank: type and text."""
     run = build(ranks, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.AdamW, seed=1)
-    original = checkpoint._HashingFileSystem.create_stream
+    original = checkpoint.HashingFileSystem.create_stream
 
     def full_disk(self: Any, path: Any, mode: str) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -241,14 +203,14 @@ def error_of_saving(ranks: Ranks, folder: Path, broken: str) -> tuple[str, str]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if broken == "disk of rank 1" and ranks.rank == 1:
-        checkpoint._HashingFileSystem.create_stream = full_disk  # type: ignore[method-assign]
+        checkpoint.HashingFileSystem.create_stream = full_disk  # type: ignore[method-assign]
     try:
         state = tensors_of(run.placed, ("item",), run.optimizers)
         checkpoint.save(folder, state, ranks, describe_in_vain if broken == "manifest" else describe, step=3)
     except Exception as error:  # noqa: BLE001 - the test compares it over ranks
         return type(error).__name__, str(error)
     finally:
-        checkpoint._HashingFileSystem.create_stream = original  # type: ignore[method-assign]
+        checkpoint.HashingFileSystem.create_stream = original  # type: ignore[method-assign]
     return "nothing", ""
 
 

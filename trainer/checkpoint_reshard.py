@@ -1,0 +1,240 @@
+"""A committed checkpoint written anew for another plan: by one process, without workers, and without a whole table in memory.
+
+What is laid out: the file __R_0.distcp holds exactly the shards that rank R of the new plan has, cut into blocks of rows of at
+most `block_bytes`; what all ranks hold alike (dense weights, copied tables) lies once, in the file of rank 0. A run that loads
+the checkpoint under that plan reads its own file; under any other plan it loads as every checkpoint does, since torch looks up
+by offsets whatever chunks there are.
+
+How: this process goes through torch's own protocol of saving in the place of every rank in turn (a global plan out of all
+ranks' plans, each rank's write, the metadata), so that only torch writes its format. A block is read just before it is
+written, row by row out of the chunks that hold it; torch's reader would load the whole chunk, which may be a whole table.
+
+The invariant: numbers are copied, never computed with.
+"""
+
+import dataclasses
+import math
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.utils import _create_file_view
+
+from sharding.config import TableConfig
+from sharding.plan import Plan
+from trainer import checkpoint_folder
+from trainer.checkpoint import HashingFileSystem, refuse_other_optimizers
+from trainer.checkpoint_folder import CheckpointManifest, Found
+from trainer.errors import CheckpointError
+
+BLOCK_BYTES = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a tensor: its first element and how far it reaches, by dimension."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+def reshard(
+    source: Found,
+    folder: Path,
+    plan: Plan,
+    tables: Mapping[str, TableConfig],
+    config: dict[str, Any],
+    block_bytes: int = BLOCK_BYTES,
+) -> Path:
+    """Write the verified checkpoint `source` into `folder` as `plan` lays it out, and commit it. Returns its path.
+
+    tables, config: of the run that will go on from it. Memory is bounded by a few times `block_bytes`, or by one row.
+    Raises CheckpointError, before anything is written, if the tables do not fit or the folder has this step already.
+    """
+    final = folder / checkpoint_folder.name_of(source.manifest.step)
+    if final.exists():
+        raise CheckpointError(f"checkpoint {final}: exists, and would be written over; choose another folder")
+    refuse_other_optimizers(source, tables)
+    stored = _Stored(source.path)
+    items = _write_items(source.path, stored.metadata, plan, block_bytes)
+    try:
+        attempt = checkpoint_folder.new_attempt(folder, source.manifest.step)
+        try:
+            files = _write(attempt, items, stored, block_bytes)
+            manifest: CheckpointManifest = dataclasses.replace(
+                source.manifest, config=config, plan=plan.values(), files=files
+            )
+            return checkpoint_folder.commit(attempt, manifest)
+        except BaseException:
+            shutil.rmtree(attempt, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {final}: could not be written ({error})") from None
+
+
+def _write_items(path: Path, metadata: Metadata, plan: Plan, block_bytes: int) -> list[list[WriteItem]]:
+    """By rank, what its file holds, in the order of the source. Raises CheckpointError for tables that do not fit."""
+    for name in plan.tables:
+        if f"table.{name}.weight" not in metadata.state_dict_metadata:
+            raise CheckpointError(f"checkpoint {path}: has no tables.{name}, which the plan has; was it another model?")
+    items: list[list[WriteItem]] = [[] for _ in range(plan.world_size)]
+    for key, tensor in metadata.state_dict_metadata.items():
+        if not isinstance(tensor, TensorStorageMetadata):
+            raise CheckpointError(f"checkpoint {path}: {key} is no tensor, which this shoal has never written")
+        for rank, part in _parts(path, key, tuple(tensor.size), plan):
+            row_bytes = math.prod(part.sizes[1:]) * tensor.properties.dtype.itemsize
+            for block in row_blocks(part, row_bytes, block_bytes):
+                offsets, sizes = torch.Size(block.offsets), torch.Size(block.sizes)
+                chunk = ChunkStorageMetadata(offsets, sizes)
+                data = TensorWriteData(chunk, tensor.properties, tensor.size)
+                items[rank].append(WriteItem(MetadataIndex(key, offsets), WriteItemType.SHARD, tensor_data=data))
+    return items
+
+
+def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan) -> Iterator[tuple[int, Block]]:
+    """(rank, the part of the tensor that it keeps)."""
+    kind, name = key.split(".")[:2]
+    if kind != "table" or not size:
+        yield 0, Block((0,) * len(size), size)
+        return
+    if name not in plan.tables:
+        raise CheckpointError(
+            f"checkpoint {path}: holds tables.{name}, and the plan has no such table; was it another model?"
+        )
+    table = plan.tables[name]
+    by_row = len(size) == 1
+    if size != ((table.num_rows,) if by_row else (table.num_rows, table.dim)):
+        raise CheckpointError(
+            f"checkpoint {path}: {key} is {' x '.join(map(str, size))}, and tables.{name} has {table.num_rows} rows of "
+            f"{table.dim}; use the dataset and tables.{name}.dim that it was made with"
+        )
+    shards = plan.shards(name)
+    for shard in shards[:1] if table.sharding == "data_parallel" else shards:
+        if by_row and shard.num_columns != table.dim:
+            raise CheckpointError(
+                f"checkpoint {path}: {key} is one number per row, which tables.{name}.sharding = {table.sharding} would "
+                "split; choose row_wise or table_wise"
+            )
+        if shard.num_rows:
+            block = Block((shard.row, shard.column), (shard.num_rows, shard.num_columns))
+            yield shard.rank, Block(block.offsets[:1], block.sizes[:1]) if by_row else block
+
+
+def row_blocks(part: Block, row_bytes: int, block_bytes: int) -> Iterator[Block]:
+    """The part, cut into blocks of rows of at most `block_bytes`, or of one row where that is larger."""
+    if not part.sizes or not part.sizes[0]:
+        yield part
+        return
+    step = max(1, block_bytes // max(1, row_bytes))
+    for row in range(0, part.sizes[0], step):
+        offsets = (part.offsets[0] + row, *part.offsets[1:])
+        yield Block(offsets, (min(step, part.sizes[0] - row), *part.sizes[1:]))
+
+
+def _write(
+    attempt: Path, items: list[list[WriteItem]], stored: "_Stored", block_bytes: int
+) -> dict[str, dict[str, Any]]:
+    """All ranks' files and torch's metadata. Returns the hash and size of each file."""
+    writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
+    hashing = HashingFileSystem()
+    writer.fs = hashing
+    planner = _BlockPlanner(stored, block_bytes)
+    writer.set_up_storage_writer(True)
+    local_plans = [writer.prepare_local_plan(SavePlan(of_rank)) for of_rank in items]
+    plans, metadata = create_default_global_save_plan(local_plans)
+    metadata = dataclasses.replace(metadata, planner_data=stored.metadata.planner_data)
+    results = [writer.write_data(plan, planner).wait() for plan in writer.prepare_global_plan(plans) if plan.items]
+    writer.finish(metadata, results)
+    return hashing.written
+
+
+class _BlockPlanner(DefaultSavePlanner):
+    """Gives torch's writer each block when it asks for it, and no sooner."""
+
+    def __init__(self, stored: "_Stored", block_bytes: int) -> None:
+        super().__init__()
+        self._stored, self._block_bytes = stored, block_bytes
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor:
+        assert write_item.tensor_data is not None
+        chunk = write_item.tensor_data.chunk
+        return self._stored.read(
+            write_item.index.fqn, Block(tuple(chunk.offsets), tuple(chunk.sizes)), self._block_bytes
+        )
+
+
+class _Stored:
+    """The tensors of a checkpoint on disk, read in parts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.metadata = FileSystemReader(path).read_metadata()
+        self._files = {
+            (index.fqn, tuple(index.offset or ())): info for index, info in self.metadata.storage_data.items()
+        }
+
+    def read(self, key: str, wanted: Block, block_bytes: int) -> Tensor:
+        """A part of a tensor, out of every chunk that has some of it; at most `block_bytes` of a chunk at a time."""
+        tensor = cast(TensorStorageMetadata, self.metadata.state_dict_metadata[key])
+        out = torch.empty(wanted.sizes, dtype=tensor.properties.dtype)
+        for stored in tensor.chunks:
+            chunk = Block(tuple(stored.offsets), tuple(stored.sizes))
+            common = _common(chunk, wanted)
+            if common is None:
+                continue
+            # A stored row may be wider than what is wanted of it, so what is read is bounded by its own width.
+            row_bytes = math.prod(chunk.sizes[1:]) * out.itemsize
+            for part in row_blocks(common, row_bytes, block_bytes):
+                rows = _rows_of(chunk, part)
+                out[_places(part, wanted)] = self._rows(key, chunk, rows)[_places(part, rows)]
+        return out
+
+    def _rows(self, key: str, chunk: Block, rows: Block) -> Tensor:
+        """Whole rows of a chunk. Of what is stored only the header is unpickled; the numbers are read from where it says."""
+        info = self._files[key, chunk.offsets]
+        with (self._path / info.relative_path).open("rb") as file:
+            view = cast(Any, _create_file_view(file, info.offset, info.length))
+            header: Tensor = torch.load(view, map_location="meta", weights_only=True)
+            if not header.is_contiguous():
+                view.seek(0)
+                whole: Tensor = torch.load(view, map_location="cpu", weights_only=True)
+                return whole[_places(rows, chunk)]
+            row_size = math.prod(chunk.sizes[1:])
+            first = header.storage_offset() + (rows.offsets[0] - chunk.offsets[0] if rows.offsets else 0) * row_size
+            file.seek(info.offset + cast(Any, header.untyped_storage())._checkpoint_offset + first * header.itemsize)
+            buffer = bytearray(math.prod(rows.sizes) * header.itemsize)
+            if file.readinto(buffer) != len(buffer):
+                raise CheckpointError(f"checkpoint {self._path}: {info.relative_path} ends within {key}")
+            return torch.frombuffer(buffer, dtype=header.dtype).view(rows.sizes)
+
+
+def _rows_of(chunk: Block, part: Block) -> Block:
+    """The rows of the part, as wide as the chunk."""
+    return Block((*part.offsets[:1], *chunk.offsets[1:]), (*part.sizes[:1], *chunk.sizes[1:]))
+
+
+def _common(one: Block, other: Block) -> Block | None:
+    begins = tuple(max(a, b) for a, b in zip(one.offsets, other.offsets, strict=True))
+    ends = [min(a + n, b + m) for a, n, b, m in zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)]
+    sizes = tuple(end - begin for begin, end in zip(begins, ends, strict=True))
+    return Block(begins, sizes) if all(size > 0 for size in sizes) else None
+
+
+def _places(part: Block, whole: Block) -> tuple[slice, ...]:
+    """Where the part lies in the whole."""
+    return tuple(
+        slice(o - base, o - base + n) for o, base, n in zip(part.offsets, whole.offsets, part.sizes, strict=True)
+    )
