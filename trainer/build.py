@@ -58,7 +58,7 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     for part in (model.encoder, model.items, *model.tables.replicated):
         part.to(ranks.device)
     tables = {spec.name: job.tables[spec.name] for spec in specs}
-    return Built(model, place(model, tables, plan, ranks, job.seed), tables, placing, catalogue)
+    return Built(model, place(model, tables, plan, ranks, job.seed, job.communication), tables, placing, catalogue)
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
