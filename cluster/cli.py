@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cluster import __version__
+from cluster.checkpoint_cli import AsJson, checkpoints, print_json
 from cluster.config import load_config
 from trainer.errors import UserError
 
@@ -28,7 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train large attention-based recommenders on event logs, with Ray and TorchRec.",
 )
-checkpoints = typer.Typer(no_args_is_help=True, help="List, inspect and verify the checkpoints of a run.")
 app.add_typer(checkpoints, name="checkpoint")
 
 ConfigFile = Annotated[
@@ -38,7 +38,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as train.batch_size=256"),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, everything else on stderr")]
 
 
 def main() -> None:
@@ -89,10 +88,6 @@ def _in_view(as_json: bool, work: Callable[[Any], Any]) -> Any:
         return work(view)
 
 
-def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, default=str))
-
-
 @app.callback(invoke_without_command=True)
 def version(
     show: Annotated[bool, typer.Option("--version", help="print the version and leave")] = False,
@@ -112,7 +107,7 @@ def run(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False
     finished = _in_view(as_json, lambda view: driver.run(settings, view))
     if as_json:
         values = {"results": asdict(finished.results), "training": asdict(finished.outcome)}
-        _print_json({**values, "run_dir": str(settings.run_dir), "report": str(finished.report)})
+        print_json({**values, "run_dir": str(settings.run_dir), "report": str(finished.report)})
     else:
         console = _console(False)
         console.print(results_table(finished.results))
@@ -128,7 +123,7 @@ def prepare(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = F
 
     manifest = _in_view(as_json, lambda view: driver.run_prepare(settings, view))
     if as_json:
-        _print_json(
+        print_json(
             {
                 "dataset": str(settings.dataset_dir),
                 "counts": asdict(manifest.counts),
@@ -146,7 +141,7 @@ def train(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = Fal
 
     outcome = _in_view(as_json, lambda view: driver.run_train(settings, view))
     if as_json:
-        _print_json({"run_dir": str(settings.run_dir), **asdict(outcome)})
+        print_json({"run_dir": str(settings.run_dir), **asdict(outcome)})
 
 
 @app.command()
@@ -166,7 +161,7 @@ def evaluate(
 
     results, report = _in_view(as_json, lambda view: driver.run_evaluate(settings, split, checkpoint, view))  # type: ignore[arg-type]
     if as_json:
-        _print_json({**asdict(results), "report": str(report)})
+        print_json({**asdict(results), "report": str(report)})
     else:
         console = _console(False)
         console.print(results_table(results))
@@ -192,6 +187,10 @@ def plan(
         str | None,
         typer.Option(metavar="KEY=VALUE,...", help="also plan with other settings, such as devices=128, and compare"),
     ] = None,
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(metavar="RUN_DIR", help="fit the costs to what this run measured; may be given several times"),
+    ] = None,
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="folder for plan.json and plan.html")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -208,9 +207,9 @@ def plan(
         "preset": preset,
     }
     settings = [f"{name}={value}" for name, value in options.items() if value is not None]
-    answer = plan_command.run(config, [*(overrides or []), *settings], rows or [], compare, out)
+    answer = plan_command.run(config, [*(overrides or []), *settings], rows or [], compare, out, calibrate or [])
     if as_json:
-        _print_json(plan_command.json_of(answer))
+        print_json(plan_command.json_of(answer))
     else:
         plan_command.print_for_people(answer, _console(False))
 
@@ -238,7 +237,7 @@ def submit(
         wait,
     )
     if as_json:
-        _print_json({"job_id": job_id, "exit_code": code})
+        print_json({"job_id": job_id, "exit_code": code})
     else:
         console.print(f"job {job_id}" + ("" if code is None else f" ended with exit code {code}"), highlight=False)
     raise typer.Exit(code or 0)
@@ -265,7 +264,7 @@ def status(
         "newest": newest,
     }
     if as_json:
-        _print_json(values)
+        print_json(values)
         return
     console = _console(False)
     for name, value in values.items():
@@ -289,7 +288,7 @@ def synth(
 
     summary = make(folder, users, items, events_per_user, seed, overrides or [], ClusterConfig() if on_ray else None)
     if as_json:
-        _print_json(summary)
+        print_json(summary)
     else:
         _console(False).print(
             f"wrote {summary['num_events']:,} events of {summary['num_users']:,} users to {folder}", highlight=False
@@ -311,7 +310,7 @@ def convert(
     console = _console(as_json)
     done = convert_command.run(name, source, folder, console)
     if as_json:
-        _print_json(done)
+        print_json(done)
     else:
         tables = ", ".join(f"{num_rows:,} rows of {table}" for table, num_rows in done["rows"].items())
         console.print(f"{folder} holds {tables}", highlight=False, soft_wrap=True)
@@ -325,7 +324,7 @@ def doctor(as_json: AsJson = False) -> None:
     findings = diagnose()
     problems = [finding for finding in findings if finding.status == "problem"]
     if as_json:
-        _print_json({"findings": [asdict(finding) for finding in findings]})
+        print_json({"findings": [asdict(finding) for finding in findings]})
     else:
         from rich.table import Table
 
@@ -334,62 +333,3 @@ def doctor(as_json: AsJson = False) -> None:
             table.add_row(finding.name, finding.status, finding.what, finding.remedy)
         _console(False).print(table)
     raise typer.Exit(2 if problems else 0)
-
-
-@checkpoints.command("list")
-def list_checkpoints(
-    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="folder of a run")], as_json: AsJson = False
-) -> None:
-    """Committed checkpoints, newest first."""
-    from trainer import checkpoint_folder
-
-    folder = _checkpoints_of(run_dir)
-    rows = []
-    for path in checkpoint_folder.committed(folder):
-        manifest = checkpoint_folder.read(path)
-        size = sum(entry["num_bytes"] for entry in manifest.files.values())
-        rows.append({"name": path.name, "step": manifest.step, "position": manifest.position, "num_bytes": size})
-    if as_json:
-        _print_json({"checkpoints": rows, "best": checkpoint_folder.read_best(folder)})
-        return
-    for row in rows:
-        print(f"{row['name']}  position {row['position']:,}  {row['num_bytes']:,} bytes")
-
-
-@checkpoints.command("inspect")
-def inspect_checkpoint(
-    path: Annotated[str, typer.Argument(help="folder of a checkpoint")], as_json: AsJson = False
-) -> None:
-    """The manifest of one checkpoint."""
-    from trainer import checkpoint_folder
-
-    print(json.dumps(asdict(checkpoint_folder.read(Path(path))), indent=None if as_json else 1))
-
-
-@checkpoints.command("verify")
-def verify_checkpoints(
-    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="folder of a run")], as_json: AsJson = False
-) -> None:
-    """Compare every file of every checkpoint with its hash; exit 2 if any differs."""
-    from trainer import checkpoint_folder
-
-    outcome: dict[str, str] = {}
-    for path in checkpoint_folder.committed(_checkpoints_of(run_dir)):
-        try:
-            checkpoint_folder.verify(path)
-            outcome[path.name] = "ok"
-        except UserError as error:
-            outcome[path.name] = str(error)
-    if as_json:
-        _print_json({"checkpoints": outcome})
-    else:
-        for name, verdict in outcome.items():
-            print(f"{name}  {verdict}")
-    raise typer.Exit(0 if all(verdict == "ok" for verdict in outcome.values()) else 2)
-
-
-def _checkpoints_of(run_dir: str) -> Path:
-    folder = Path(run_dir) / "checkpoints"
-    if not folder.is_dir():
-        raise UserError(f"{run_dir}: has no checkpoints/ folder, so nothing was trained there")
-    return folder

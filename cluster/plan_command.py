@@ -3,11 +3,13 @@
 FOLDER/plan.json, plan.svg                     the plan (sharding.plan) and its picture
 FOLDER/plan-compared.json, plan-compared.svg   the same of the other one, where two were asked for
 FOLDER/plan.html                               pictures and tables of both
+FOLDER/calibration.json                        constants fitted to runs, where any were named
 """
 
 import re
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cluster.plan_calibration import FILE as CALIBRATION
+from cluster.plan_calibration import Fitted, fit, refuse_other_device
 from cluster.plan_grids import Grid, Planned, difference_grid, grids, summary_grid
 from cluster.plan_picture import picture
 from cluster.plan_request import OPTIONS, Request, read_request
@@ -40,25 +44,38 @@ class Answer:
     other: Planned | None
     compared: str
     folder: Path
+    fitted: Fitted | None = None
 
 
-def run(path: str, settings: list[str], rows: list[str], compare: str | None, out: str | None) -> Answer:
-    """Plan, once more with the settings of `compare` if there are any, and write the files.
+def run(
+    path: str,
+    settings: list[str],
+    rows: list[str],
+    compare: str | None,
+    out: str | None,
+    calibrate: Sequence[str] = (),
+) -> Answer:
+    """Plan, once more with the settings of `compare` if there are any, and write the files. calibrate: folders of runs.
 
     Raises UserError or PlacementError for what the user has to change.
     """
     num_rows = rows_given(rows)
-    planned = make(read_request(path, settings, num_rows))
+    fitted = fit(calibrate) if calibrate else None
+    planned = make(read_request(path, settings, num_rows), fitted)
     other = None
     if compare is not None:
-        other = make(read_request(path, settings + settings_in(compare), num_rows))
-    answer = Answer(planned, other, compare or "", Path(out) if out is not None else planned.request.folder)
+        other = make(read_request(path, settings + settings_in(compare), num_rows), fitted)
+    folder = Path(out) if out is not None else planned.request.folder
+    answer = Answer(planned, other, compare or "", folder, fitted)
     _write(answer)
     return answer
 
 
-def make(request: Request) -> Planned:
-    """The plan and its prediction. Raises PlacementError if there is none."""
+def make(request: Request, fitted: Fitted | None = None) -> Planned:
+    """The plan and its prediction, with fitted constants if there are any. Raises PlacementError if there is no plan."""
+    if fitted is not None:
+        refuse_other_device(fitted, request.topology)
+        request = replace(request, topology=replace(request.topology, constants=fitted.calibration.constants))
     started = time.perf_counter()
     inputs = inputs_of(request.loads, request.topology, request.communication, request.replica_groups)
     try:
@@ -106,12 +123,17 @@ def print_for_people(answer: Answer, console: Console) -> None:
         shown = comparison(answer.planned, answer.other)
     else:
         shown = grids(answer.planned.values)
+    if answer.fitted is not None:
+        shown = [*shown, answer.fitted.grid]
     for grid in shown:
         console.print(_rich(grid), "")
     for planned, name in ((answer.planned, ""), (answer.other, "compared: ")):
         for kind, lines in (("note", planned.request.assumptions), ("warning", planned.warnings)) if planned else ():
             for line in lines:
                 console.print(f"{kind}: {name}{line}", highlight=False, markup=False, soft_wrap=True)
+    if answer.fitted is not None:
+        constants = f"constants: {answer.folder / CALIBRATION}   for runs: plan.calibration"
+        console.print(constants, highlight=False, soft_wrap=True)
     console.print(f"plan: {answer.folder / PLAN}   picture: {answer.folder / PAGE}", highlight=False, soft_wrap=True)
 
 
@@ -120,6 +142,8 @@ def json_of(answer: Answer) -> dict[str, Any]:
     values = {**answer.planned.values, "plan": str(answer.folder / PLAN), "page": str(answer.folder / PAGE)}
     if answer.other is not None:
         values["compared"] = {"settings": answer.compared, **answer.other.values}
+    if answer.fitted is not None:
+        values["calibration"] = {**answer.fitted.values(), "file": str(answer.folder / CALIBRATION)}
     return values
 
 
@@ -139,6 +163,8 @@ def _write(answer: Answer) -> None:
         for stem, planned in plans.items():
             write_json_atomically(answer.folder / f"{stem}.json", planned.plan.values())
             write_text_atomically(answer.folder / f"{stem}.svg", pictures[stem])
+        if answer.fitted is not None:
+            write_json_atomically(answer.folder / CALIBRATION, answer.fitted.values())
         write_text_atomically(answer.folder / PAGE, _page(answer, list(plans.values()), list(pictures.values())))
     except OSError as error:
         raise UserError(

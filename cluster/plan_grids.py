@@ -10,9 +10,9 @@ import numpy as np
 
 from cluster.plan_picture import PHASES
 from cluster.plan_request import Request
-from cluster.plan_units import bytes_text, count_text, seconds_text
 from sharding.plan import Plan
 from sharding.planning.prediction import Float64, Prediction
+from sharding.planning.units import bytes_text, count_text, seconds_text
 
 MOST_RANKS = 16  # that are listed one by one
 NUM_BUSIEST = 3

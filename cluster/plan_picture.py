@@ -12,11 +12,11 @@ import numpy as np
 
 from cluster import plan_drawing as draw
 from cluster.plan_drawing import ALARM, INK, LEFT, RIGHT, WIDTH, Block, Columns, Scale
-from cluster.plan_units import bytes_text, seconds_text
 from sharding.config import Sharding
 from sharding.plan import Plan, Shard
 from sharding.planning.prediction import Float64, Prediction
 from sharding.planning.topology import Topology
+from sharding.planning.units import bytes_text, seconds_text
 
 COLOURS: dict[Sharding, str] = {
     "data_parallel": "#adb5bd",

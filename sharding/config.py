@@ -102,12 +102,14 @@ class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     optimizer: SparseOptimizer = Field(
         "rowwise_adagrad",
         description="the optimizer of the table, fused into its backward pass; adam, lamb and the partial_rowwise ones need "
-        "a GPU, or kernel = dense for adam",
+        "a GPU, adam on CPUs sharding = data_parallel",
     )
     learning_rate: float = Field(0.05, gt=0.0, description="step size of the table's optimizer")
     eps: float = Field(1e-8, gt=0.0, description="added to the root of the optimizer's second moment")
     weight_decay: float = Field(
-        0.0, ge=0.0, description="L2 penalty: added to the gradient of a row, times the row, when the row is updated"
+        0.0,
+        ge=0.0,
+        description="L2 penalty of rowwise_adagrad: this times a row is added to its gradient whenever it is updated",
     )
     ids: IdsConfig = Field(default_factory=VocabularyIdsConfig, description="how values become rows")
     init_std: float = Field(0.02, gt=0.0, description="standard deviation of the initial weights")

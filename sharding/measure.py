@@ -7,12 +7,10 @@ the optimizers for which the update is timed (SGD and Adagrad without weight dec
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
@@ -21,26 +19,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
+from sharding.planning.measured import Float64, Measured
 from sharding.ranks import Ranks
 
 PHASES = ("input", "lookup", "output", "gradient", "update")
 LEAVES_UNTOUCHED = frozenset({"sgd", "adagrad", "rowwise_adagrad"})
 REPEATS = 5
-
-Float64 = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """num_ids: by table, the ids that each rank looked up, by trial (L,).
-
-    seconds: by table and phase (L, W) float64, the median over repeats, by trial and rank; without phases that were not timed.
-    memory_bytes: by table (W,) float64, weights and optimizer state that each rank holds.
-    """
-
-    num_ids: dict[str, list[int]]
-    seconds: dict[str, dict[str, Float64]]
-    memory_bytes: dict[str, Float64]
 
 
 def measure_tables(

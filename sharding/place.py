@@ -8,18 +8,28 @@ from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
 from torch import nn
 from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
+from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import ShardingType
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ParameterSharding, ShardingPlan
+from torchrec.distributed.types import (
+    CacheParams,
+    EmbeddingModuleShardingPlan,
+    ModuleSharder,
+    ParameterSharding,
+    ShardingPlan,
+)
+from torchrec.modules.embedding_configs import PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam, PartialRowWiseLAMB
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from sharding.config import TableConfig
+from sharding.config import SparseOptimizer, TableConfig
 from sharding.errors import PlacementError
 from sharding.initialize import initialize_tables
 from sharding.plan import Plan
@@ -46,15 +56,18 @@ def place(
     """
     if plan.world_size != ranks.world_size:
         raise PlacementError(f"the plan is for {plan.world_size} workers, and there are {ranks.world_size}")
+    if plan.replica_groups > 1:
+        raise PlacementError(
+            "plan.replica_groups: groups that each hold all tables can be planned, and not run yet; set 1"
+        )
+    _refuse_other_hosts(plan)
     torchrec_plan = ShardingPlan(plan={})
     for path, collection in _collections(module):
         pooled = isinstance(collection, EmbeddingBagCollection)
         names = [config.name for config in _configs_of(collection)]
         for name in names:
-            table = plan.tables[name]
-            reason = why_unsupported(table.sharding, table.kernel, tables[name].optimizer, pooled, plan.device)
-            if reason is not None:
-                raise PlacementError(f"tables.{name}: {reason}")
+            _refuse_unsupported(name, plan, tables[name], collection)
+        _refuse_wrong_means(collection, plan)
         copied = [name for name in names if plan.tables[name].sharding == "data_parallel"]
         if not pooled and copied:
             if len(copied) < len(names):
@@ -66,7 +79,7 @@ def place(
             if plan.tables[name].kernel != "dense":
                 _fuse_optimizer(collection, name, tables[name])
         torchrec_plan.plan[path] = EmbeddingModuleShardingPlan(
-            {name: _parameter_sharding(plan, name, ranks) for name in names}
+            {name: _parameter_sharding(plan, name, tables[name]) for name in names}
         )
     placed = DistributedModelParallel(
         module=module,
@@ -92,31 +105,78 @@ def _configs_of(collection: Collection) -> list[Any]:
     return list(collection.embedding_bag_configs() if pooled else collection.embedding_configs())
 
 
+def _refuse_other_hosts(plan: Plan) -> None:
+    for name, table in plan.tables.items():
+        there = get_local_size(plan.world_size)
+        if table.sharding in ("table_row_wise", "grid_shard") and there != plan.local_world_size:
+            raise PlacementError(
+                f"tables.{name}.sharding = {table.sharding}: planned for {plan.local_world_size} workers on each host, and there "
+                f"are {there}; set plan.devices_per_host to that"
+            )
+
+
+def _refuse_unsupported(name: str, plan: Plan, config: TableConfig, collection: Collection) -> None:
+    table = plan.tables[name]
+    pooled = isinstance(collection, EmbeddingBagCollection)
+    mean = pooled and any(c.name == name and c.pooling == PoolingType.MEAN for c in _configs_of(collection))
+    reason = why_unsupported(
+        table.sharding,
+        table.kernel,
+        config.optimizer,
+        pooled,
+        plan.device,
+        mean_pooling=mean,
+        weight_decay=config.weight_decay,
+    )
+    if reason is not None:
+        raise PlacementError(f"tables.{name}: {reason}")
+
+
+def _refuse_wrong_means(collection: Collection, plan: Plan) -> None:
+    """Where TorchRec averages bags after rows of one table were added up on several ranks, it divides all other bags too."""
+    if isinstance(collection, EmbeddingCollection):
+        return
+    by_rows = ("row_wise", "table_row_wise")
+    split = [config for config in _configs_of(collection) if plan.tables[config.name].sharding in by_rows]
+    whole = [config for config in _configs_of(collection) if plan.tables[config.name].sharding not in by_rows]
+    averaged = [config.name for config in split if config.pooling == PoolingType.MEAN]
+    if averaged and whole:
+        raise PlacementError(
+            f"tables.{averaged[0]}.sharding = {plan.tables[averaged[0]].sharding}: bags that are averaged cannot be split by rows "
+            f"beside tables that are not, such as {whole[0].name}; choose table_wise, or row_wise for all tables"
+        )
+
+
 def _weights_of(collection: Collection, table: str) -> list[nn.Parameter]:
     children = collection.embedding_bags if isinstance(collection, EmbeddingBagCollection) else collection.embeddings
     return list(children[table].parameters())
 
 
 def _fuse_optimizer(collection: Collection, table: str, config: TableConfig) -> None:
-    parameters = _weights_of(collection, table)
-    match config.optimizer:
-        case "sgd":
-            apply_optimizer_in_backward(torch.optim.SGD, parameters, {"lr": config.learning_rate})
-        case "adagrad":
-            apply_optimizer_in_backward(
-                torch.optim.Adagrad, parameters, {"lr": config.learning_rate, "eps": config.eps}
-            )
-        case "rowwise_adagrad":
-            apply_optimizer_in_backward(RowWiseAdagrad, parameters, {"lr": config.learning_rate, "eps": config.eps})
-        case other:
-            raise PlacementError(f"tables.{table}.optimizer = {other}: cannot be fused")
+    optimizers: dict[SparseOptimizer, type[torch.optim.Optimizer]] = {
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+        "rowwise_adagrad": RowWiseAdagrad,
+        "adam": torch.optim.Adam,
+        "lamb": LAMB,
+        "partial_rowwise_adam": PartialRowWiseAdam,
+        "partial_rowwise_lamb": PartialRowWiseLAMB,
+    }
+    settings: dict[str, float] = {"lr": config.learning_rate}
+    if config.optimizer != "sgd":
+        settings["eps"] = config.eps
+    if config.weight_decay:
+        settings["weight_decay"] = config.weight_decay
+    apply_optimizer_in_backward(optimizers[config.optimizer], _weights_of(collection, table), settings)
 
 
 def _sharders() -> list[ModuleSharder[nn.Module]]:
-    return [EmbeddingCollectionSharder(), _BagSharder()]  # type: ignore[list-item]
+    # Left alone, fbgemm takes no notice of an optimizer's weight decay.
+    fused = {"weight_decay_mode": WeightDecayMode.L2}
+    return [EmbeddingCollectionSharder(fused), _BagSharder(fused)]  # type: ignore[list-item]
 
 
-def _parameter_sharding(plan: Plan, table: str, ranks: Ranks) -> ParameterSharding:
+def _parameter_sharding(plan: Plan, table: str, config: TableConfig) -> ParameterSharding:
     shards = plan.shards(table)
     planned = plan.tables[table]
     spec = None
@@ -136,6 +196,7 @@ def _parameter_sharding(plan: Plan, table: str, ranks: Ranks) -> ParameterShardi
         compute_kernel=planned.kernel,
         ranks=[shard.rank for shard in shards],
         sharding_spec=spec,
+        cache_params=CacheParams(load_factor=config.cache_load_factor) if config.cache_load_factor else None,
     )
 
 

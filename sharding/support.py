@@ -2,41 +2,58 @@
 
 from sharding.config import COLUMN_SPLITS, ROWWISE_OPTIMIZERS, Kernel, Sharding, SparseOptimizer
 
-SEQUENCE_SHARDINGS: dict[str, tuple[Sharding, ...]] = {
-    "cpu": ("data_parallel", "table_wise", "row_wise", "column_wise"),
-    "cuda": ("data_parallel", "table_wise", "row_wise", "column_wise"),
-}
-POOLED_SHARDINGS: tuple[Sharding, ...] = (
-    "data_parallel",
-    "table_wise",
-    "row_wise",
-    "column_wise",
-    "table_row_wise",
-    "table_column_wise",
-    "grid_shard",
-)
+SEQUENCE_SHARDINGS: tuple[Sharding, ...] = ("data_parallel", "table_wise", "row_wise", "column_wise")
+POOLED_SHARDINGS: tuple[Sharding, ...] = (*SEQUENCE_SHARDINGS, "table_row_wise", "table_column_wise", "grid_shard")
 GPU_KERNELS = frozenset({"fused_uvm", "fused_uvm_caching", "key_value"})
-GPU_OPTIMIZERS = frozenset({"adam", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
+# Optimizers that exist only within the backward pass, and there on GPUs alone.
+FUSED_ONLY = frozenset({"lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
 
 
 def why_unsupported(
-    sharding: Sharding, kernel: Kernel, optimizer: SparseOptimizer, pooled: bool, device: str
+    sharding: Sharding,
+    kernel: Kernel,
+    optimizer: SparseOptimizer,
+    pooled: bool,
+    device: str,
+    *,
+    mean_pooling: bool = False,
+    weight_decay: float = 0.0,
 ) -> str | None:
     """Why a table cannot be held like this, and what to choose instead; none if it can. device: "cpu" or "cuda"."""
-    shardings = POOLED_SHARDINGS if pooled else SEQUENCE_SHARDINGS[device]
+    shardings = POOLED_SHARDINGS if pooled else SEQUENCE_SHARDINGS
     if sharding not in shardings:
         return (
             f"sharding = {sharding}: not for tables that are looked up per event; choose one of {', '.join(shardings)}"
         )
     if kernel in GPU_KERNELS and device != "cuda":
         return f"kernel = {kernel}: needs a GPU; choose fused"
-    if sharding == "data_parallel" and kernel != "dense":
-        return f"kernel = {kernel}: a data_parallel table has kernel = dense"
+    if (sharding == "data_parallel") != (kernel == "dense"):
+        # TorchRec's dense kernel fails for shards that are looked up per event, and state of its optimizer could not be saved.
+        return (
+            f"sharding = {sharding} with kernel = {kernel}: copies on every worker have kernel = dense, and nothing else has; "
+            'leave kernel = "auto"'
+        )
+    if kernel == "dense" and optimizer in FUSED_ONLY:
+        return (
+            f"sharding = data_parallel with optimizer = {optimizer}: exists only fused; choose adam or a sharded table"
+        )
+    if optimizer in FUSED_ONLY | {"adam"} and kernel != "dense" and device != "cuda":
+        return (
+            f"optimizer = {optimizer} with kernel = {kernel}: needs a GPU; choose rowwise_adagrad, adagrad or sgd, or for adam "
+            "sharding = data_parallel"
+        )
     if sharding in COLUMN_SPLITS and optimizer in ROWWISE_OPTIMIZERS:
         return (
             f"sharding = {sharding} with optimizer = {optimizer}: it keeps one number per row, which a column split would "
             "divide; choose optimizer = adagrad or sharding = row_wise"
         )
-    if optimizer in GPU_OPTIMIZERS and device != "cuda" and (optimizer != "adam" or kernel != "dense"):
-        return f"optimizer = {optimizer} with kernel = {kernel}: needs a GPU; choose rowwise_adagrad, adagrad or sgd"
+    if sharding == "grid_shard" and mean_pooling:
+        # TorchRec divides by the number of ids where rows are split, and forgets it for grids.
+        return "sharding = grid_shard: gives wrong means; choose table_row_wise or row_wise, or sums"
+    if weight_decay and (optimizer != "rowwise_adagrad" or kernel == "dense" or pooled):
+        # fbgemm ignores it for SGD and Adagrad on CPUs, and for bags does something that is no L2 penalty.
+        return (
+            f"weight_decay with optimizer = {optimizer} and sharding = {sharding}: only rowwise_adagrad of sharded tables that "
+            "are looked up per event has it, for the rows of a step; choose these, or weight_decay = 0"
+        )
     return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sharding.config import CommunicationConfig, PlanConfig
+from sharding.errors import PlacementError
 from sharding.plan import Plan, plan_of
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad
@@ -30,6 +31,10 @@ def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) 
 
     Raises PlacementError if there is none, UserError if plan.calibration cannot be read.
     """
+    if job.placement.replica_groups > 1:
+        raise PlacementError(
+            f"plan.replica_groups = {job.placement.replica_groups}: can be planned with `shoal plan`, and not run yet; set it to 1"
+        )
     num_rows = table_rows(job.tables, manifest)
     loads = tuple(table_loads(job.tables, num_rows, job.model, job.train, num_workers, facts_of(manifest)))
     topology = topology_for(job.placement, num_workers, device)

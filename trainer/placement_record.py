@@ -1,4 +1,4 @@
-"""placement.json in the run folder: what the plan's look-ups cost, beside what was predicted. Written by the first rank.
+"""placement.json in the run folder: what the plan's look-ups cost, beside what was predicted. Imports no torch.
 
 {"plan", "loads", "topology", "communication"   what the prediction was made from, as plain values
  "predicted": {"memory_bytes": {table: [by rank]}, "seconds": {table: {phase: [[by trial, rank]]}}}
@@ -7,7 +7,6 @@
 """
 
 import json
-import resource
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,54 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sharding.config import CommunicationConfig
-from sharding.measure import Measured, measure_tables
-from sharding.optimizers import Optimizers
 from sharding.plan import Plan, plan_of
 from sharding.planning.calibrate import Observation, observations_of
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad
+from sharding.planning.measured import Measured
 from sharding.planning.placing import Placing
 from sharding.planning.topology import CostConstants, Topology
-from sharding.ranks import Ranks
-from trainer.build import Built
 from trainer.errors import UserError
-from trainer.step_clock import StepClock
-from trainer.storage import write_json_atomically
 
 RECORD_FILE = "placement.json"
-MOST_IDS = 50_000  # of a trial: more would take minutes on large tables, and tell no more
-REPEATS = 3
-
-
-def record_placement(run_dir: Path, built: Built, optimizers: Optimizers, ranks: Ranks) -> None:
-    """Measure every table and note it, unless the run has done so for this plan. Collective; changes no weight or state."""
-    placing = built.placing
-    noted = ranks.on_first(lambda: _read(run_dir).get("plan", {}).get("inputs"))
-    if noted == placing.plan.inputs:
-        return
-    loads = {load.name: load for load in placing.loads}
-    trials = {
-        name: sorted({max(1, int(min(load.ids_per_rank, load.num_rows, MOST_IDS) / share)) for share in (8, 2, 1)})
-        for name, load in loads.items()
-    }
-    measured = measure_tables(built.placed, optimizers, built.tables, trials, ranks, REPEATS)
-    if ranks.is_first:
-        write_json_atomically(run_dir / RECORD_FILE, _values(placing, measured))
-
-
-def record_steps(run_dir: Path, clock: StepClock, ranks: Ranks) -> None:
-    """Note how long steps took on each rank so far. Collective."""
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    everywhere: list[Any] = ranks.gather_objects((clock.means(), rss))
-    if ranks.is_first:
-        seconds = {part: [means[part] for means, _ in everywhere] for part in everywhere[0][0]}
-        steps = {"num_steps": clock.num_steps, "seconds": seconds, "process_bytes": [size for _, size in everywhere]}
-        write_json_atomically(run_dir / RECORD_FILE, {**_read(run_dir), "steps": steps})
 
 
 def observations_in(run_dir: Path) -> tuple[list[Observation], Topology]:
     """What a run measured, to fit constants to, and the devices that it ran on. Raises UserError if it measured nothing."""
-    record = _read(run_dir)
+    record = read_record(run_dir)
     if "measured" not in record:
         raise UserError(
             f"{run_dir}: has no {RECORD_FILE} with measured look-ups; train it first, with plan.measure = true (the default)"
@@ -79,7 +45,8 @@ def observations_in(run_dir: Path) -> tuple[list[Observation], Topology]:
     return observations, topology
 
 
-def _values(placing: Placing, measured: Measured) -> dict[str, Any]:
+def placement_values(placing: Placing, measured: Measured) -> dict[str, Any]:
+    """All but "steps"."""
     plan, loads, topology, communication = placing.plan, placing.loads, placing.topology, placing.communication
     whole = predict(plan, loads, topology, communication)
     predicted: dict[str, Any] = {"memory_bytes": {}, "seconds": {}}
@@ -129,7 +96,8 @@ def _arrays(phases: dict[str, Any]) -> dict[str, NDArray[np.float64]]:
     return {phase: np.asarray(values, dtype=np.float64) for phase, values in phases.items()}
 
 
-def _read(run_dir: Path) -> dict[str, Any]:
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """Empty if there is none."""
     try:
         record: dict[str, Any] = json.loads((run_dir / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

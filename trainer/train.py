@@ -22,8 +22,8 @@ from trainer.errors import CheckpointError, NonFiniteLossError, UserError
 from trainer.evaluation.evaluate import Evaluator, make_evaluator
 from trainer.job import Channel, Job
 from trainer.log import Ledger, MetricsLog
+from trainer.measure_placement import record_placement, record_steps
 from trainer.memory import EVERY_STEPS, memory_trimmer
-from trainer.placement_record import record_placement, record_steps
 from trainer.settings import changed_settings
 from trainer.step import StepResult, TrainStep, rate_factor
 from trainer.step_clock import StepClock

@@ -6,16 +6,18 @@ from itertools import combinations, product
 from sharding.planning.layout import Layout, Placed
 from sharding.planning.options import Option
 
-MAX_TRIALS = 3000
+MAX_TRIALS = 4000
 MIN_GAIN = 1e-6  # of the step; below it, rounding could lead round in circles
 MAX_PAIRED = 12  # tables up to which two are moved at once
 
 
-def improve(layout: Layout, options: Mapping[str, Sequence[Option]]) -> Layout:
-    """The layout itself, changed until no move of one table, swap of two, or (of few tables) move of two makes it better, or
-    MAX_TRIALS were made."""
+def improve(layout: Layout, options: Mapping[str, Sequence[Option]], in_pairs: bool = False) -> Layout:
+    """The layout itself, changed until no move of one table or swap of two makes it better, or MAX_TRIALS were made.
+
+    in_pairs: nor a move of two at once, where tables are few.
+    """
     search = _Search(layout, options)
-    while search.goes_on and (search.move_one() or search.swap_two() or search.move_two()):
+    while search.goes_on and (search.move_one() or search.swap_two() or (in_pairs and search.move_two())):
         pass
     return layout
 

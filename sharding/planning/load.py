@@ -13,7 +13,7 @@ class TableLoad:
     pooled: looked up as bags that are summed (EmbeddingBagCollection), else as a sequence (EmbeddingCollection).
     ids_per_rank: ids that a rank looks up in a step, each counted as often as it is sent. vectors_per_rank: rows that come
     back to it: as many as ids of a sequence, one per bag of a pooled table.
-    The rest are constraints, as in TableConfig: none or "auto" leaves the choice to the plan.
+    mean_pooling: bags are averaged, not summed. The rest is as in TableConfig: none or "auto" leaves a choice to the plan.
     """
 
     name: str
@@ -28,6 +28,8 @@ class TableLoad:
     ranks: tuple[int, ...] | None = None
     min_partition: int | None = None
     cache_load_factor: float | None = None
+    weight_decay: float = 0.0
+    mean_pooling: bool = False
 
 
 def sequence_load(name: str, config: TableConfig, num_rows: int, ids_per_rank: float) -> TableLoad:
@@ -45,4 +47,5 @@ def sequence_load(name: str, config: TableConfig, num_rows: int, ids_per_rank: f
         ranks=tuple(config.ranks) if config.ranks is not None else None,
         min_partition=config.min_partition,
         cache_load_factor=config.cache_load_factor,
+        weight_decay=config.weight_decay,
     )

@@ -24,9 +24,9 @@ from sharding.planning.options import Option, options_of
 from sharding.planning.refusals import no_room
 from sharding.planning.topology import Topology
 
-NUM_BOUNDS = 16
+NUM_BOUNDS = 32
 PRICES = (0.0, 1.0, 10.0, 100.0)  # of memory; the higher ones are tried only where it is short
-NUM_IMPROVED = 3
+NUM_IMPROVED = 6
 Options = Mapping[str, Sequence[Option]]
 
 
@@ -83,7 +83,8 @@ def _best_layout(options: Options, topology: Topology) -> Layout:
             if layouts:
                 layouts.sort(key=lambda layout: layout.step_seconds)
                 improved = [improve(layout, allowed) for layout in layouts[:NUM_IMPROVED]]
-                return min(improved, key=lambda layout: layout.step_seconds)
+                best = min(improved, key=lambda layout: layout.step_seconds)
+                return improve(best, allowed, in_pairs=True)
     furthest = max(_proposals(options, topology, PRICES[-1]), key=lambda layout: len(layout.tables))
     raise PlacementError(no_room(options, furthest, topology))
 

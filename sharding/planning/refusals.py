@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from sharding.planning.layout import Layout
 from sharding.planning.options import Option
-from sharding.planning.topology import GIB, Topology
+from sharding.planning.topology import Topology
+from sharding.planning.units import bytes_text
 
 
 def no_room(options: Mapping[str, Sequence[Option]], furthest: Layout, topology: Topology) -> str:
@@ -19,15 +20,20 @@ def no_room(options: Mapping[str, Sequence[Option]], furthest: Layout, topology:
     option = _smallest(options[name])
     held = option.block_bytes + option.asking_bytes
     buffers = max(0.0, held - option.weights_bytes - option.optimizer_bytes)
-    parts = f"{gib(option.weights_bytes)} weights, {gib(option.optimizer_bytes)} optimizer state, {gib(buffers)} buffers of a step"
+    parts = (
+        f"{bytes_text(option.weights_bytes)} weights, {bytes_text(option.optimizer_bytes)} optimizer state, "
+        f"{bytes_text(buffers)} buffers of a step"
+    )
     text = (
-        f"tables.{name} needs {gib(held)} on one of {topology.num_devices} workers ({parts}), which may hold "
-        f"{gib(topology.capacity_bytes)} (plan.device_memory = {gib(topology.device_memory)} less "
-        f"{topology.reserved_fraction:.0%} reserved)"
+        f"tables.{name} needs {bytes_text(held)} on one of {topology.num_devices} workers ({parts}), which may hold "
+        f"{bytes_text(topology.capacity_bytes)} (plan.device_memory = {bytes_text(topology.device_memory)} less "
+        f"{100 * topology.reserved_fraction:.0f} % reserved)"
     )
     if not alone:
         total = topology.capacity_bytes * topology.num_devices
-        text += f", and the other tables take {gib(furthest.used_bytes)} of the {gib(total)} of all workers"
+        text += (
+            f", and the other tables take {bytes_text(furthest.used_bytes)} of the {bytes_text(total)} of all workers"
+        )
     return f"{text}; {', or '.join(_remedies(name, options[name], topology))}"
 
 
@@ -44,14 +50,12 @@ def _remedies(name: str, choices: Sequence[Option], topology: Topology) -> list[
         remedies.append(f"let tables.{name}.sharding be row_wise, which spreads it over all workers")
     if option.optimizer_bytes > option.weights_bytes / 4:
         remedies.append(f"choose a tables.{name}.optimizer with less state, such as rowwise_adagrad")
+    if option.block_bytes > 2 * (option.weights_bytes + option.optimizer_bytes):
+        remedies.append("lower train.batch_size, which the buffers of a step grow with")
     if any(choice.host_bytes for choice in choices):
-        remedies.append(f"raise plan.host_memory, of which each host has {gib(topology.host_memory)}")
+        remedies.append(f"raise plan.host_memory, of which each host has {bytes_text(topology.host_memory)}")
     elif topology.device == "cuda" and topology.host_memory == 0:
         remedies.append("state plan.host_memory, for tables that do not fit on GPUs")
     elif topology.device == "cuda":
         remedies.append(f"set tables.{name}.kernel = fused_uvm_caching")
     return remedies
-
-
-def gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.1f} GiB" if num_bytes >= GIB / 10 else f"{num_bytes / 1024**2:.1f} MiB"

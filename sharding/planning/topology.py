@@ -29,20 +29,21 @@ class CostConstants:
     host_access: float  # of bytes of rows that lie in host memory, read or written by a GPU
 
 
-# CPU: fbgemm's and TorchRec's CPU kernels on two cores, where 26 (pooled) and 6.5 (sequence) million rows of 64 numbers are
-# looked up in a second, and 1.9 and 0.3 million updated. GPU: not measured; 80 % of the bandwidth for reads of whole rows, and
-# the sort of ids by row as one more pass.
+# CPU: near what TorchRec took on two cores for 13,500 ids of rows of 64 numbers, among 10^6 rows: 9 ms forward and 20 ms backward
+# on one rank, 21 and 30 ms on two; sums over bags (26 million rows looked up in a second, 1.9 million updated) by the same figures.
+# GPU: not measured; 80 % of the bandwidth for reads of whole rows, the sort of ids by row as one more pass, and a tenth of
+# host_bandwidth for rows in host memory, as TorchRec's planner takes it.
 CONSTANTS = {
     "cpu": CostConstants(
         latency=1.0,
         network=1.0,
-        seconds_per_input_id=1e-7,
+        seconds_per_input_id=2e-7,
         lookup_read=1.0,
-        lookup_write=5.8,
+        lookup_write=12.0,
         seconds_per_lookup_id=2e-8,
         copy=6.0,
         update_rows=4.0,
-        update_gradients=140.0,
+        update_gradients=50.0,
         seconds_per_update_id=3e-7,
         host_access=1.0,
     ),
@@ -57,7 +58,7 @@ CONSTANTS = {
         update_rows=1.25,
         update_gradients=1.25,
         seconds_per_update_id=2e-10,
-        host_access=1.5,
+        host_access=10.0,
     ),
 }
 
@@ -81,7 +82,7 @@ class Topology:
     host_bandwidth: float = 13e9
     intra_host_bandwidth: float = 2e9
     inter_host_bandwidth: float = 1e9
-    latency_seconds: float = 1e-3
+    latency_seconds: float = 3e-3
     constants: CostConstants | None = field(default=None, kw_only=True)
 
     @property

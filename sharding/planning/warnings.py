@@ -7,8 +7,10 @@ import numpy as np
 from sharding.plan import Plan
 from sharding.planning.costs import HOST_KERNELS
 from sharding.planning.load import TableLoad
+from sharding.planning.options import RANKED
 from sharding.planning.prediction import Prediction
-from sharding.planning.topology import GIB, Topology
+from sharding.planning.topology import Topology
+from sharding.planning.units import bytes_text
 
 NEARLY_FULL = 0.9
 MUCH_IMBALANCE = 1.5
@@ -32,12 +34,13 @@ def _memory(prediction: Prediction, topology: Topology) -> Iterator[str]:
     used = prediction.memory_bytes.sum(axis=0)
     rank = int(used.argmax())
     part = float(used[rank]) / max(1, topology.capacity_bytes)
-    told = f"{used[rank] / GIB:.1f} of {topology.capacity_bytes / GIB:.1f} GiB that it may hold of tables and their buffers"
+    most = bytes_text(topology.capacity_bytes)
+    told = f"{bytes_text(float(used[rank]))} of {most} that it may hold of tables and their buffers"
     if part > 1.0:
         yield f"rank {rank} would need {told}: more than it has; add workers, or let the plan be made anew"
     elif part > NEARLY_FULL:
         full = int((used > NEARLY_FULL * topology.capacity_bytes).sum())
-        others = f", and {full - 1} others are nearly as full" if full > 1 else ""
+        others = f", and {full - 1} more {'is' if full == 2 else 'are'} nearly as full" if full > 1 else ""
         yield f"rank {rank} is nearly full: {told}{others}; a larger batch may not fit"
 
 
@@ -45,8 +48,8 @@ def _host_memory(plan: Plan, prediction: Prediction, topology: Topology) -> Iter
     hosts = np.arange(plan.world_size) // plan.local_world_size
     used = np.bincount(hosts, weights=prediction.host_memory_bytes.sum(axis=0))
     if used.max() > NEARLY_FULL * topology.host_memory and used.any():
-        host, room = int(used.argmax()), topology.host_memory / GIB
-        yield f"the memory of host {host} is nearly full or overfull: tables take {used[host] / GIB:.1f} of {room:.1f} GiB"
+        taken, room = bytes_text(float(used.max())), bytes_text(topology.host_memory)
+        yield f"the memory of host {int(used.argmax())} is nearly full or overfull: tables take {taken} of {room}"
 
 
 def _busiest(plan: Plan, prediction: Prediction) -> Iterator[str]:
@@ -62,10 +65,10 @@ def _busiest(plan: Plan, prediction: Prediction) -> Iterator[str]:
     table_seconds = sum(phase[:, rank] for phase in prediction.phases.values())
     table = int(np.argmax(table_seconds))
     name, part = prediction.tables[table], float(np.max(table_seconds) / seconds[rank])
-    if plan.tables[name].sharding == "table_wise" and part > 0.5:
+    if plan.tables[name].sharding in RANKED and part > 0.5:
         yield (
-            f"tables.{name} lies whole on rank {rank} and is {part:.0%} of what the busiest rank has to do; allow it row_wise or "
-            "data_parallel, or column_wise with an optimizer that allows it (adagrad, sgd)"
+            f"tables.{name} is {part:.0%} of what rank {rank}, the busiest, has to do, since it is {plan.tables[name].sharding}; "
+            "allow it row_wise or data_parallel, or narrower columns with an optimizer that allows to split them (adagrad, sgd)"
         )
 
 

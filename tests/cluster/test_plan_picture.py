@@ -7,12 +7,12 @@ import pytest
 
 from cluster.plan_drawing import ALARM
 from cluster.plan_picture import MEMORY_HEIGHT, PHASES, picture
-from cluster.plan_units import bytes_text, count_text, seconds_text
 from sharding.plan import Plan, TablePlan
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad
 from sharding.planning.prediction import Prediction
 from sharding.planning.topology import GIB, Topology, described
+from sharding.planning.units import bytes_text, count_text, seconds_text
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -159,7 +159,7 @@ def test_another_format_version_is_refused(tmp_path):
     path = write_checkpoint(tmp_path, 1)
     values = asdict(checkpoint_folder.read(path)) | {"format_version": 99}
     checkpoint_folder.write_json_atomically(path / "manifest.json", values)
-    with pytest.raises(CheckpointError, match="format version 99, this shoal reads 1"):
+    with pytest.raises(CheckpointError, match="format version 99, this shoal reads 2"):
         checkpoint_folder.verify(path)
 
 

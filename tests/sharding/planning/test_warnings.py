@@ -27,15 +27,15 @@ def test_one_table_that_all_wait_for() -> None:
     tables = {"t": TablePlan("table_wise", "fused", 10**6, 64, (3,))}
     lines = warned(tables, described("h100-80gb", 8), replace(LOAD, ids_per_rank=10**6, vectors_per_rank=10**6))
     assert any(line.startswith("imbalance 6.") and "rank 3" in line for line in lines)
-    assert any(line.startswith("tables.t lies whole on rank 3") for line in lines)
+    assert any(line.startswith("tables.t is 100% of what rank 3, the busiest, has to do") for line in lines)
 
 
 def test_ranks_that_are_nearly_or_more_than_full() -> None:
     tables = {"t": TablePlan("row_wise", "fused", 10**6, 64)}
     # 244 MiB of weights and as much state on each of 2 ranks, and some buffers.
     (nearly,) = warned(tables, Topology("cpu", 2, 2, int(0.3 * GIB)))
-    assert nearly.startswith("rank 0 is nearly full: 0.2 of 0.3 GiB")
-    assert "1 others" in nearly
+    assert nearly.startswith("rank 0 is nearly full: 254 MiB of 261 MiB")
+    assert "and 1 more is nearly as full" in nearly
     (over,) = warned(tables, Topology("cpu", 2, 2, int(0.25 * GIB)))
     assert over.startswith("rank 0 would need")
     assert warned(tables, Topology("cpu", 2, 2, GIB)) == []
