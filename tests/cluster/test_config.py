@@ -27,6 +27,14 @@ def test_defaults_are_complete():
         ({**LOGS, "tables": {"item": {"dimm": 8}}}, "tables.item.dimm: no such setting; did you mean tables.item.dim?"),
         ({**LOGS, "trian": {}}, "trian: no such setting; did you mean train?"),
         (
+            {**LOGS, "tables": {"item": {"ids": {"kind": "dynamic", "num_rows": 9}}}},
+            'tables.item.ids.kind = "dynamic" is for tables of features: the catalogue',
+        ),
+        (
+            {**LOGS, "tables": {"item": {"kernel": "key_value", "ids": {"kind": "dynamic", "num_rows": 9}}}},
+            'tables.item: kernel = "key_value" with ids.kind = "dynamic": a row that passes from one id to another is reset',
+        ),
+        (
             {**LOGS, "model": {"encoder": {"blocks": 1}}},
             "model.encoder.blocks: no such setting; did you mean model.encoder.num_blocks?",
         ),
