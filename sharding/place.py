@@ -21,6 +21,7 @@ from torchrec.distributed.types import (
     EmbeddingModuleShardingPlan,
     ModuleSharder,
     ParameterSharding,
+    QuantizedCommCodecs,
     ShardingPlan,
 )
 from torchrec.modules.embedding_configs import PoolingType
@@ -29,13 +30,15 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam, PartialRowWiseLAMB
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from sharding.config import SparseOptimizer, TableConfig
+from sharding.communication import codecs_of
+from sharding.config import CommunicationConfig, SparseOptimizer, TableConfig
 from sharding.errors import PlacementError
 from sharding.initialize import initialize_tables
 from sharding.plan import Plan
 from sharding.ranks import Ranks
-from sharding.support import why_unsupported
+from sharding.support import why_not_sent, why_unsupported
 
+FP32 = CommunicationConfig()
 Collection: TypeAlias = EmbeddingCollection | EmbeddingBagCollection
 
 
@@ -47,7 +50,12 @@ class _BagSharder(EmbeddingBagCollectionSharder):
 
 
 def place(
-    module: nn.Module, tables: Mapping[str, TableConfig], plan: Plan, ranks: Ranks, seed: int
+    module: nn.Module,
+    tables: Mapping[str, TableConfig],
+    plan: Plan,
+    ranks: Ranks,
+    seed: int,
+    communication: CommunicationConfig = FP32,
 ) -> DistributedModelParallel:
     """Shard the embedding collections of `module` over the ranks and initialise them. Collective.
 
@@ -61,6 +69,9 @@ def place(
             "plan.replica_groups: groups that each hold all tables can be planned, and not run yet; set 1"
         )
     _refuse_other_hosts(plan)
+    not_sent = why_not_sent(communication, plan.device)
+    if not_sent is not None:
+        raise PlacementError(not_sent)
     torchrec_plan = ShardingPlan(plan={})
     for path, collection in _collections(module):
         pooled = isinstance(collection, EmbeddingBagCollection)
@@ -85,7 +96,7 @@ def place(
         module=module,
         device=ranks.device,
         plan=torchrec_plan,
-        sharders=_sharders() if torchrec_plan.plan else [],
+        sharders=_sharders(codecs_of(communication, ranks.device)) if torchrec_plan.plan else [],
         # Dense gradients are summed by the trainer in one flat tensor whose layout never changes: DDP rebuilds its
         # buckets after the first step, so a resumed run would add numbers in another order than the uninterrupted one.
         init_data_parallel=False,
@@ -170,10 +181,10 @@ def _fuse_optimizer(collection: Collection, table: str, config: TableConfig) -> 
     apply_optimizer_in_backward(optimizers[config.optimizer], _weights_of(collection, table), settings)
 
 
-def _sharders() -> list[ModuleSharder[nn.Module]]:
+def _sharders(codecs: dict[str, QuantizedCommCodecs] | None) -> list[ModuleSharder[nn.Module]]:
     # Left alone, fbgemm takes no notice of an optimizer's weight decay.
     fused = {"weight_decay_mode": WeightDecayMode.L2}
-    return [EmbeddingCollectionSharder(fused), _BagSharder(fused)]  # type: ignore[list-item]
+    return [EmbeddingCollectionSharder(fused, codecs), _BagSharder(fused, codecs)]  # type: ignore[list-item]
 
 
 def _parameter_sharding(plan: Plan, table: str, config: TableConfig) -> ParameterSharding:

@@ -58,6 +58,17 @@ class Ranks:
         mine[self.rank] = value
         return [int(n) for n in self.sum(mine).tolist()]
 
+    def exchange(self, leaving: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        """Send the first sent[0] numbers of a flat tensor to rank 0, the next to rank 1, and so on.
+
+        Returns what arrives: received[r] numbers from rank r, in rank order.
+        """
+        if self.world_size == 1:
+            return leaving
+        arriving = leaving.new_empty(sum(received))
+        dist.all_to_all_single(arriving, leaving.contiguous(), received, sent)
+        return arriving
+
     def broadcast(self, value: object) -> object:
         """The first rank's picklable object, on every rank."""
         box = [value]

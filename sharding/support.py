@@ -1,12 +1,24 @@
 """Which ways of holding a table work, and why the others do not: known before any worker starts. Imports no torch."""
 
-from sharding.config import COLUMN_SPLITS, ROWWISE_OPTIMIZERS, Kernel, Sharding, SparseOptimizer
+from sharding.config import COLUMN_SPLITS, ROWWISE_OPTIMIZERS, CommunicationConfig, Kernel, Sharding, SparseOptimizer
 
 SEQUENCE_SHARDINGS: tuple[Sharding, ...] = ("data_parallel", "table_wise", "row_wise", "column_wise")
 POOLED_SHARDINGS: tuple[Sharding, ...] = (*SEQUENCE_SHARDINGS, "table_row_wise", "table_column_wise", "grid_shard")
 GPU_KERNELS = frozenset({"fused_uvm", "fused_uvm_caching", "key_value"})
 # Optimizers that exist only within the backward pass, and there on GPUs alone.
 FUSED_ONLY = frozenset({"lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
+
+
+def why_not_sent(communication: CommunicationConfig, device: str) -> str | None:
+    """Why numbers cannot travel like this, and what to choose instead; none if they can."""
+    for way in ("forward", "backward"):
+        precision = getattr(communication, way)
+        if precision in ("fp8", "int8"):
+            # TorchRec's codecs want sizes that rows of a batch do not have; for some shardings fp16 is sent without a word.
+            return f"communication.{way} = {precision}: does not work for look-ups of any size; choose fp16"
+        if precision == "bf16" and device != "cuda":
+            return f"communication.{way} = bf16: TorchRec sends fp16 in its place between CPUs; choose fp16"
+    return None
 
 
 def why_unsupported(

@@ -65,7 +65,7 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     for part in (model.encoder, model.items, *model.tables.replicated):
         part.to(ranks.device)
     tables = {spec.name: job.tables[spec.name] for spec in specs}
-    placed = place(model, tables, plan, ranks, job.seed)
+    placed = place(model, tables, plan, ranks, job.seed, job.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.seed)
     return Built(model, placed, tables, placing, catalogue, dynamic)
 

@@ -71,6 +71,12 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="how the step sizes of dense weights and tables fall, from the full rate down to 2 % of it at the last step",
     )
     warmup_steps: int = Field(0, ge=0, description="steps over which the step sizes rise linearly from zero")
+    clip_norm: float | None = Field(
+        None,
+        gt=0.0,
+        description="the largest L2 norm of a step's gradient, of all dense weights and tables and all workers together; a longer "
+        "gradient is shortened to it (costs one more exchange of the tables' gradients)",
+    )
     max_nonfinite_steps: int = Field(
         10, ge=0, description="steps in a row that may be skipped because the loss or gradient is not finite"
     )

@@ -3,18 +3,21 @@
 The graph is cut where rows leave the sharded tables. The dense part is differentiated first; then all ranks agree, in one
 small sum, on the global loss, the global number of targets and whether everything is finite; only then do gradients
 enter the tables, whose fused optimizers apply them at once. So a step that is not finite is applied nowhere, and the
-gradient is that of the global batch: sums over ranks, divided once by the global number of targets.
+gradient is that of the global batch: sums over ranks, divided once by the global number of targets. It is clipped, if it is to
+be, by the norm of that whole gradient, before any part of it is applied.
 """
 
 import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from models.batch import HistoryBatch
 from models.next_item import NextItemModel
+from sharding.gradient_norm import squared_row_norm
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
 from trainer.step_clock import StepClock
@@ -24,7 +27,8 @@ from trainer.step_clock import StepClock
 class StepResult:
     """The same on every rank. loss: mean over the global targets (nan if there are none); applied: weights were updated.
 
-    num_events: input events of all ranks; most_events: those of the rank that has most.
+    num_events: input events of all ranks; most_events: those of the rank that has most. grad_norm: of the whole gradient before
+    clipping, where there is clipping and something to apply.
     """
 
     loss: float
@@ -33,6 +37,7 @@ class StepResult:
     most_events: int
     finite: bool
     stop_requested: bool
+    grad_norm: float | None = None
 
     @property
     def applied(self) -> bool:
@@ -48,6 +53,7 @@ class TrainStep:
     ranks: Ranks
     seed: int
     clock: StepClock
+    clip_norm: float | None = None
 
     def __call__(self, batch: HistoryBatch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
         """Train on this rank's share of global batch number `step`. Collective."""
@@ -60,23 +66,40 @@ class TrainStep:
         boundary = {table: found.detach().requires_grad_() for table, found in rows.items()}
         loss_sum = self.model.loss(boundary, batch)
         loss_sum.backward()
-        gradients = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in boundary.values()]
+        gradients = {
+            table: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for table, leaf in boundary.items()
+        }
         dense = _flat_gradient(self.optimizers.dense_parameters, self.ranks.device)
         self.clock.mark()
-        result = self._agree(loss_sum.detach(), gradients, dense, batch, stop_requested)
+        result = self._agree(loss_sum.detach(), list(gradients.values()), dense, batch, stop_requested)
+        divisor: float = result.num_targets
+        if result.applied and self.clip_norm is not None:
+            self.ranks.sum(dense)
+            norm = self._norm(dense, batch.items.rows, gradients) / result.num_targets
+            # Numbers that are finite on every rank may have no finite sum.
+            result = replace(result, grad_norm=norm, finite=math.isfinite(norm))
+            divisor *= max(1.0, norm / self.clip_norm)
         self.clock.mark()
         if result.applied:
-            torch.autograd.backward(list(rows.values()), [gradient / result.num_targets for gradient in gradients])
+            torch.autograd.backward(list(rows.values()), [gradient / divisor for gradient in gradients.values()])
             # Tables of which every rank has a copy got their gradient just now, divided already.
             copied = _flat_gradient(self.optimizers.copied_parameters, self.ranks.device)
-            summed = self.ranks.sum(torch.cat((dense, copied)))
-            summed[: dense.numel()] /= result.num_targets
+            if self.clip_norm is None:
+                summed = self.ranks.sum(torch.cat((dense, copied)))
+            else:
+                summed = torch.cat((dense, self.ranks.sum(copied)))
+            summed[: dense.numel()] /= divisor
             _set_gradient(self.optimizers.summed_parameters, summed)
             self.optimizers.step_dense()
         else:
             self.optimizers.zero_dense_grad()
         self.clock.mark()
         return result
+
+    def _norm(self, dense: Tensor, rows: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
+        """Of the gradient of the sum over all targets. dense: summed over ranks; rows, gradients: of tables, this rank's own."""
+        square = dense.double().square().sum() + squared_row_norm(rows, gradients, self.ranks)
+        return math.sqrt(square.item())
 
     def _agree(
         self,

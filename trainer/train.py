@@ -86,7 +86,7 @@ class Training:
         if job.placement.measure:
             record_placement(job.run_dir, self.built, self.optimizers, ranks)
         self.clock = StepClock(ranks.device)
-        self.step = TrainStep(self.built.model, self.optimizers, ranks, job.seed, self.clock)
+        self.step = TrainStep(self.built.model, self.optimizers, ranks, job.seed, self.clock, job.train.clip_norm)
         self.stream = _make_stream(job, self.manifest, self.built.catalogue, ranks)
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
@@ -176,6 +176,8 @@ class Training:
         speed = self._pace.count(self.state.step, result, self.total_steps)
         if self.state.step % self.job.train.log_every_steps == 0 or self.state.step == self.total_steps:
             values = {"epoch": item.epoch, "loss": result.loss, **speed, "imbalance": self._pace.imbalance()}
+            if result.grad_norm is not None:
+                values["grad_norm"] = result.grad_norm
             self.log.write(self.state.step, "train", {**values, **self.built.dynamic.report()})
         if self._pace.may_send():
             progress = {"step": self.state.step, "total_steps": self.total_steps, "epoch": item.epoch}

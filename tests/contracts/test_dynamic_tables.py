@@ -258,6 +258,18 @@ def test_mapping_and_weights_agree_at_every_world_size(
         assert log == counted
 
 
+def test_the_clipped_gradient_is_that_of_the_rows(folder: Path, rank_pool: RankPool) -> None:
+    """Ranks ask for the same rows, by different ids too: unknown ones share a row."""
+    alone, several = (
+        rank_pool.run(size, train, job_at(folder, f"run-{size}", clip_norm=0.1, max_steps=15))[0] for size in (1, 3)
+    )
+    norms = [[line["grad_norm"] for line in lines(folder, f"run-{size}")] for size in (1, 3)]
+    assert max(norms[0]) > 0.1
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
+    for name, expected in alone.tensors.items():
+        torch.testing.assert_close(several.tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_memory_is_bounded_and_what_happened_is_logged(folder: Path, rank_pool: RankPool) -> None:
     trained = rank_pool.run(1, train, job_at(folder, "run", log_every_steps=4))[0]
     assert len(trained.sizes) > 20

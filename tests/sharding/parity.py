@@ -12,7 +12,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sharding.config import Kernel, Sharding, SparseOptimizer, TableConfig
+from sharding.config import CommunicationConfig, Kernel, Sharding, SparseOptimizer, TableConfig
 from sharding.initialize import initialize_tables
 from sharding.optimizers import Optimizers, table_optimizer
 from sharding.place import place
@@ -22,6 +22,7 @@ from sharding.ranks import Ranks
 ROWS = {"wide": 41, "thin": 23}
 FEATURES = {"wide": ["a", "b"], "thin": ["c"]}
 FEATURE_ROWS = {feature: ROWS[table] for table, features in FEATURES.items() for feature in features}
+FP32 = CommunicationConfig()
 STEPS, NUM_BAGS, SEED, RATE = 5, 7, 7, 0.05
 
 
@@ -35,6 +36,7 @@ class Combination:
     optimizer: SparseOptimizer
     weight_decay: float = 0.0
     mean: bool | None = None
+    communication: CommunicationConfig = FP32
 
     @property
     def tables(self) -> dict[str, TableConfig]:
@@ -147,7 +149,7 @@ def _train_one(ranks: Ranks, combination: Combination, local_world_size: int) ->
     plan = combination.plan(ranks.world_size, local_world_size)
     copied = combination.wide == combination.thin == "data_parallel" and not combination.pooled
     model = Model(combination, torch.device("cpu" if copied else "meta"))
-    placed = place(model, combination.tables, plan, ranks, SEED)
+    placed = place(model, combination.tables, plan, ranks, SEED, combination.communication)
     optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=RATE), combination.tables, plan)
     before = whole_tables(placed)
     for step in range(STEPS):

@@ -86,7 +86,7 @@ class Rig:
         built = build_model(job, manifest_of_items(NUM_ROWS - 1), ranks)
         built.model.train()
         optimizers, clock = build_optimizers(built, job.train), StepClock(ranks.device)
-        return Rig(job, ranks, built, TrainStep(built.model, optimizers, ranks, job.seed, clock))
+        return Rig(job, ranks, built, TrainStep(built.model, optimizers, ranks, job.seed, clock, job.train.clip_norm))
 
     def train(self, seed: int, number: int = 0, factor: float = 1.0, stop: bool = False) -> StepResult:
         share = shared(sequences_of(seed), self.ranks.world_size)[self.ranks.rank]

@@ -77,3 +77,12 @@ def test_metrics_tell_the_imbalance_of_each_interval(rank_pool, tmp_path):
     rank_pool.run(2, run_whole, job)
     lines = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
     assert [row["imbalance"] for row in lines] == [2.0] * 3
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+def test_metrics_tell_the_norm_of_the_gradient_where_it_is_clipped(rank_pool, tmp_path, clip_norm):
+    tiny_dataset(tmp_path / "dataset")
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 3, "clip_norm": clip_norm})
+    rank_pool.run(2, run_whole, job)
+    lines = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row.get("grad_norm", 0.0) > 0.01 for row in lines] == [clip_norm is not None] * 3
