@@ -206,14 +206,30 @@ def lines(folder: Path, run: str) -> list[dict[str, Any]]:
 # By hand
 
 
-@pytest.mark.parametrize("objective", [SAMPLED, FULL], ids=lambda value: value["kind"])
+@pytest.mark.parametrize(
+    ("world_size", "sharding", "objective"),
+    [
+        (1, "row_wise", SAMPLED),
+        (1, "row_wise", FULL),
+        (3, "row_wise", SAMPLED),
+        (2, "table_wise", FULL),
+        (2, "column_wise", SAMPLED),
+        (2, "data_parallel", FULL),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("ids", [BY_AGE, BY_USE], ids=lambda value: value["evict"])
 def test_a_run_equals_one_that_keeps_a_dict_of_rows(
-    folder: Path, rank_pool: RankPool, ids: dict[str, Any], objective: dict[str, Any]
+    folder: Path,
+    rank_pool: RankPool,
+    world_size: int,
+    sharding: str,
+    objective: dict[str, Any],
+    ids: dict[str, Any],
 ) -> None:
-    job = job_at(folder, "run", ids, objective=objective)
+    job = job_at(folder, "run", ids, sharding, objective)
     losses, rows, items, num_evicted = rank_pool.run(1, train_by_hand, job)[0]
-    trained = rank_pool.run(1, train, job)[0]
+    trained = rank_pool.run(world_size, train, job)[0]
     assert num_evicted > 10
     np.testing.assert_allclose([line["loss"] for line in lines(folder, "run")], losses, rtol=1e-5)
     assert trained.rows.keys() == rows.keys() - {None}
