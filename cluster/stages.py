@@ -11,8 +11,8 @@ from cluster.config import Config, job_of
 from cluster.launch import run_workers
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
-from trainer import checkpoint, checkpoint_folder
-from trainer.build import build_model
+from trainer import checkpoint_folder
+from trainer.build import build_model, load_checkpoint
 from trainer.checkpoint_folder import Found
 from trainer.dataset.manifest import Manifest, read_manifest, used_features
 from trainer.dataset.vocabulary import read_vocabulary
@@ -69,9 +69,16 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
             "evaluate it on its own (run.dataset)"
         )
     built = build_model(job, manifest, ranks)
-    checkpoint.load(argument.found, built.placed, built.tables, None)
+    load_checkpoint(argument.found, built, None)
     evaluator = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, argument.split, job.evaluate, job.model.max_history, ranks
+        job.dataset_dir,
+        manifest,
+        built.catalogue,
+        argument.split,
+        job.evaluate,
+        job.model.max_history,
+        ranks,
+        built.dynamic,
     )
 
     def on_batch(done: int, total: int) -> None:

@@ -132,6 +132,15 @@ class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
             )
         return self
 
+    @model_validator(mode="after")
+    def _refuse_rows_that_cannot_be_reset(self) -> "TableConfig":
+        if self.kernel == "key_value" and isinstance(self.ids, DynamicIdsConfig):
+            raise ValueError(
+                'kernel = "key_value" with ids.kind = "dynamic": a row that passes from one id to another is reset, and rows '
+                'in such a store cannot be; choose kernel = "fused_uvm_caching"'
+            )
+        return self
+
 
 class CommunicationConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """How numbers travel between workers. Less than fp32 changes results a little; docs/sharding.md says by how much."""

@@ -27,6 +27,14 @@ def test_defaults_are_complete():
         ({**LOGS, "tables": {"item": {"dimm": 8}}}, "tables.item.dimm: no such setting; did you mean tables.item.dim?"),
         ({**LOGS, "trian": {}}, "trian: no such setting; did you mean train?"),
         (
+            {**LOGS, "tables": {"item": {"ids": {"kind": "dynamic", "num_rows": 9}}}},
+            'tables.item.ids.kind = "dynamic" is for tables of features: the catalogue',
+        ),
+        (
+            {**LOGS, "tables": {"item": {"kernel": "key_value", "ids": {"kind": "dynamic", "num_rows": 9}}}},
+            'tables.item: kernel = "key_value" with ids.kind = "dynamic": a row that passes from one id to another is reset',
+        ),
+        (
             {**LOGS, "model": {"encoder": {"blocks": 1}}},
             "model.encoder.blocks: no such setting; did you mean model.encoder.num_blocks?",
         ),
@@ -42,6 +50,15 @@ def test_defaults_are_complete():
         ({**LOGS, "train": {"epochs": "ten"}}, "train.epochs: Input should be a valid integer (got 'ten')"),
         ({**LOGS, "train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1 (got 0)"),
         ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (features name theirs with `table`)'),
+        (
+            {**LOGS, "tables": {"item": {"optimizer": "lamb"}}},
+            "tables.item: optimizer = lamb with kernel = fused: needs a GPU; choose rowwise_adagrad, adagrad or sgd",
+        ),
+        (
+            {**LOGS, "tables": {"item": {"sharding": "grid_shard", "optimizer": "sgd"}}},
+            "tables.item: sharding = grid_shard: not for tables that are looked up per event; choose one of data_parallel,",
+        ),
+        ({**LOGS, "communication": {"backward": "bf16"}}, "communication.backward = bf16: TorchRec sends fp16 in its place"),
         (
             {**LOGS, "plan": {"device_memory": "80GiX"}},
             "plan.device_memory: could not interpret byte unit: GiX (got '80GiX')",
