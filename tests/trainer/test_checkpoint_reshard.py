@@ -15,6 +15,7 @@ import torch
 from torch.distributed import checkpoint as dcp
 from torchrec.distributed import comm
 
+from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
 from sharding.place import place
 from sharding.plan import Plan, TablePlan, plan_of
@@ -371,11 +372,8 @@ for block_bytes in (2**21, 2**30):
 def test_memory_is_bounded_by_blocks_and_not_by_tables(tmp_path):
     """A table of 64 MiB, stored as one chunk, resharded in blocks of 2 MiB by a process of its own."""
     num_rows = 2**17
-    attempt = checkpoint_folder.new_attempt(tmp_path / "in", 1)
     weight = torch.arange(num_rows * 128, dtype=torch.float32).view(num_rows, 128)
-    dcp.save({"table.item.weight": weight}, checkpoint_id=attempt, no_dist=True)
-    files = {f.name: {"sha256": hash_file(f), "num_bytes": f.stat().st_size} for f in attempt.iterdir()}
-    path = checkpoint_folder.commit(attempt, CheckpointManifest(1, 0, 1, {}, {}, {}, "", {}, {}, files))
+    path = saved_alone(tmp_path / "in", {"table.item.weight": weight})
     plan = Plan(2, 2, "cpu", {"item": TablePlan("column_wise", "fused", num_rows, 128, (0, 1))})
     arguments = [str(path), str(tmp_path / "out"), json.dumps(plan.values())]
     done = subprocess.run(
@@ -388,3 +386,33 @@ def test_memory_is_bounded_by_blocks_and_not_by_tables(tmp_path):
     loaded = {"table.item.weight": torch.zeros_like(weight)}
     dcp.load(loaded, checkpoint_id=tmp_path / "out" / str(2**21) / path.name, no_dist=True)
     assert torch.equal(loaded["table.item.weight"], weight)
+
+
+def test_tensors_of_any_kind_are_copied_as_they_are(tmp_path):
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        "table.item.weight": torch.rand(20, 8, generator=generator),
+        "table.item.step": torch.tensor(5.0),
+        "dense.columns_first": torch.rand(6, 90, generator=generator).t(),
+        "dense.short": torch.rand(40, 5, generator=generator).to(torch.bfloat16),
+        "dense.three": torch.rand(5, 3, 7, generator=generator),
+        "state.item.ids": torch.randint(-(2**62), 2**62, (300,), generator=generator),
+        "state.item.none": torch.empty(0, dtype=torch.int64),
+        "state.item.seen": torch.arange(70) % 3 == 0,
+    }
+    path = saved_alone(tmp_path / "in", state)
+    plan = Plan(3, 3, "cpu", {"item": TablePlan("row_wise", "fused", 20, 8)})
+    found = Found(path, checkpoint_folder.verify(path))
+    new = reshard(found, tmp_path / "out", plan, {"item": TableConfig(dim=8)}, {}, block_bytes=100)
+    checkpoint_folder.verify(new)
+    loaded = {name: torch.zeros_like(value) for name, value in state.items()}
+    dcp.load(loaded, checkpoint_id=new, no_dist=True)
+    check_equal(loaded, state)
+
+
+def saved_alone(folder: Path, state: dict[str, torch.Tensor]) -> Path:
+    """A checkpoint of whole tensors, written by one process."""
+    attempt = checkpoint_folder.new_attempt(folder, 1)
+    dcp.save(state, checkpoint_id=attempt, no_dist=True)
+    files = {f.name: {"sha256": hash_file(f), "num_bytes": f.stat().st_size} for f in attempt.iterdir()}
+    return checkpoint_folder.commit(attempt, CheckpointManifest(1, 0, 1, {}, {}, {}, "", {}, {}, files))
