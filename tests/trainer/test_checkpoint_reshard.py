@@ -1,24 +1,19 @@
 """Checkpoints written anew for another plan: the same numbers, each rank's in its own file, in little memory, or refused."""
 
-import json
 import os
 import pickle
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.distributed import checkpoint as dcp
 from torchrec.distributed import comm
 
-from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
 from sharding.place import place
-from sharding.plan import Plan, TablePlan, plan_of
+from sharding.plan import Plan, plan_of
 from sharding.ranks import Ranks
 from tests.sharding.parity import RATE, SEED, Combination, Model, request_of
 from tests.trainer.pieces import Pieces, assembled, check_equal, pieces_of
@@ -27,7 +22,6 @@ from trainer.checkpoint_folder import CheckpointManifest, Found
 from trainer.checkpoint_keys import tensors_of
 from trainer.checkpoint_reshard import reshard
 from trainer.errors import CheckpointError
-from trainer.storage import hash_file
 
 BLOCK_BYTES = 256  # four rows of the wide table
 TRAINED, MORE = range(3), range(3, 5)
@@ -343,76 +337,3 @@ def test_training_with_another_optimizer_is_refused_even_if_it_needs_no_state(ch
     assert (
         "holds the state of adagrad for tables.wide, the config says sgd; set tables.wide.optimizer = adagrad" in said
     )
-
-
-MEMORY = """
-import json, sys
-from pathlib import Path
-import torch
-from sharding.config import TableConfig
-from sharding.plan import plan_of
-from trainer import checkpoint_folder
-from trainer.checkpoint_folder import Found
-from trainer.checkpoint_reshard import reshard
-
-def kib(name):
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-
-source, folder, plan = Path(sys.argv[1]), Path(sys.argv[2]), plan_of(json.loads(sys.argv[3]))
-found = Found(source, checkpoint_folder.verify(source))
-torch.save(torch.zeros(2**20), folder.with_suffix(".warm"))
-for block_bytes in (2**21, 2**30):
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = kib("VmRSS")
-    reshard(found, folder / str(block_bytes), plan, {"item": TableConfig(dim=128, optimizer="sgd")}, {}, block_bytes)
-    print(kib("VmHWM") - before)
-"""
-
-
-def test_memory_is_bounded_by_blocks_and_not_by_tables(tmp_path):
-    """A table of 64 MiB, stored as one chunk, resharded in blocks of 2 MiB by a process of its own."""
-    num_rows = 2**17
-    weight = torch.arange(num_rows * 128, dtype=torch.float32).view(num_rows, 128)
-    path = saved_alone(tmp_path / "in", {"table.item.weight": weight})
-    plan = Plan(2, 2, "cpu", {"item": TablePlan("column_wise", "fused", num_rows, 128, (0, 1))})
-    arguments = [str(path), str(tmp_path / "out"), json.dumps(plan.values())]
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    in_blocks, whole = map(int, done.stdout.split())  # KiB
-    assert in_blocks < 24 * 1024
-    assert whole > 64 * 1024  # so that the bound above could fail
-    loaded = {"table.item.weight": torch.zeros_like(weight)}
-    dcp.load(loaded, checkpoint_id=tmp_path / "out" / str(2**21) / path.name, no_dist=True)
-    assert torch.equal(loaded["table.item.weight"], weight)
-
-
-def test_tensors_of_any_kind_are_copied_as_they_are(tmp_path):
-    generator = torch.Generator().manual_seed(1)
-    state = {
-        "table.item.weight": torch.rand(20, 8, generator=generator),
-        "table.item.step": torch.tensor(5.0),
-        "dense.columns_first": torch.rand(6, 90, generator=generator).t(),
-        "dense.short": torch.rand(40, 5, generator=generator).to(torch.bfloat16),
-        "dense.three": torch.rand(5, 3, 7, generator=generator),
-        "state.item.ids": torch.randint(-(2**62), 2**62, (300,), generator=generator),
-        "state.item.none": torch.empty(0, dtype=torch.int64),
-        "state.item.seen": torch.arange(70) % 3 == 0,
-    }
-    path = saved_alone(tmp_path / "in", state)
-    plan = Plan(3, 3, "cpu", {"item": TablePlan("row_wise", "fused", 20, 8)})
-    found = Found(path, checkpoint_folder.verify(path))
-    new = reshard(found, tmp_path / "out", plan, {"item": TableConfig(dim=8)}, {}, block_bytes=100)
-    checkpoint_folder.verify(new)
-    loaded = {name: torch.zeros_like(value) for name, value in state.items()}
-    dcp.load(loaded, checkpoint_id=new, no_dist=True)
-    check_equal(loaded, state)
-
-
-def saved_alone(folder: Path, state: dict[str, torch.Tensor]) -> Path:
-    """A checkpoint of whole tensors, written by one process."""
-    attempt = checkpoint_folder.new_attempt(folder, 1)
-    dcp.save(state, checkpoint_id=attempt, no_dist=True)
-    files = {f.name: {"sha256": hash_file(f), "num_bytes": f.stat().st_size} for f in attempt.iterdir()}
-    return checkpoint_folder.commit(attempt, CheckpointManifest(1, 0, 1, {}, {}, {}, "", {}, {}, files))
