@@ -12,7 +12,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import dynamic_ids, evaluating, planning, preparing, sharded_lookup, streaming, training
+from benchmarks import communicating, dynamic_ids, evaluating, planning, preparing, sharded_lookup, streaming, training
 from benchmarks.measure import Comparison
 from cluster.config import Config, check_config, job_of
 from cluster.launch import run_workers
@@ -21,7 +21,7 @@ from cluster.session import ray_session
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
-SECTIONS = ("ids", "plan", "lookup", "prepare", "stream", "train", "evaluate")
+SECTIONS = ("ids", "plan", "lookup", "communication", "prepare", "stream", "train", "evaluate")
 
 
 def main() -> None:
@@ -103,6 +103,10 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
     with ray_session(config.cluster):
         if "lookup" in only:
             comparisons += _lookup(folder, scale, turns)
+        if "communication" in only:
+            asked = (int(communicating.NUM_ROWS * scale), turns)
+            cluster = _config(folder, num_workers=2).cluster
+            comparisons += run_workers(communicating.compare, asked, cluster, print, threading.Event())[0]
         if "prepare" in only:
             comparisons += _prepare(folder, arguments.events, turns)
         if "stream" in only:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.measure import Comparison, take_turns
 from benchmarks.traffic import counted_traffic
 from models.tables import EmbeddingTables, TableSpec
-from sharding.config import TableConfig
+from sharding.config import CommunicationConfig, TableConfig
 from sharding.place import place
 from sharding.plan import Plan, TablePlan
 from sharding.ranks import Ranks
@@ -33,7 +33,8 @@ DRAWS = 20_000  # ids of a worker's batch before each is asked for once
 NUM_BATCHES = 5
 RATE, EPS = 0.05, 1e-8
 SCATTER = 611_953  # a prime: makes popular ids lie all over the table
-Work = Callable[[Tensor, bool], None]
+FP32 = CommunicationConfig()
+Work = Callable[[Tensor, bool], Tensor]
 
 
 def compare(argument: tuple[tuple[int, ...], int], ranks: Ranks, channel: Channel) -> list[Comparison]:
@@ -45,8 +46,8 @@ def compare(argument: tuple[tuple[int, ...], int], ranks: Ranks, channel: Channe
 def _of_size(num_rows: int, turns: int, ranks: Ranks) -> Iterator[Comparison]:
     world = ranks.world_size
     share = -(-num_rows // world)
-    sharded = _sharded(num_rows, ranks)
-    batches = {kind: list(_batches(kind, num_rows, ranks.rank)) for kind in ("uniform", "Zipf")}
+    sharded = sharded_table(num_rows, ranks)
+    batches = {kind: list(drawn_batches(kind, num_rows, ranks.rank)) for kind in ("uniform", "Zipf")}
     others: list[tuple[str, Callable[[int], Work]]] = [
         ("bare fbgemm table per worker", _bare),
         ("torch.nn.Embedding(sparse), Adagrad, per worker", _plain),
@@ -61,20 +62,20 @@ def _of_size(num_rows: int, turns: int, ranks: Ranks) -> Iterator[Comparison]:
                     f"look up{' and update' if updates else ''}, {num_rows:,} rows, {kind}, {world} workers",
                     "rows/s",
                     amount,
-                    _together(sharded, ids, updates, ranks),
-                    _together(other, local, updates, ranks),
+                    together(sharded, ids, updates, ranks),
+                    together(other, local, updates, ranks),
                     name,
                     turns,
                     local_amount,
                 )
     if world > 1:
         for kind, ids in batches.items():
-            measured, least = _sent(sharded, ids, share, ranks)
+            measured, least = bytes_sent(sharded, ids, share, ranks)
             name = f"sent in a step, {num_rows:,} rows, {kind}, {world} workers"
             yield Comparison(name, "bytes", (measured,), (least,), "ids and rows that live elsewhere, nothing else")
 
 
-def _together(work: Work, batches: list[Tensor], updates: bool, ranks: Ranks) -> Callable[[], None]:
+def together(work: Work, batches: list[Tensor], updates: bool, ranks: Ranks) -> Callable[[], None]:
     def run() -> None:
         ranks.barrier()
         for ids in batches:
@@ -84,7 +85,7 @@ def _together(work: Work, batches: list[Tensor], updates: bool, ranks: Ranks) ->
     return run
 
 
-def _sent(work: Work, batches: list[Tensor], share: int, ranks: Ranks) -> tuple[float, float]:
+def bytes_sent(work: Work, batches: list[Tensor], share: int, ranks: Ranks) -> tuple[float, float]:
     """Bytes that all ranks send in a step with update, on average: (counted, the least that the plan implies)."""
     with counted_traffic() as traffic:
         for ids in batches:
@@ -95,18 +96,20 @@ def _sent(work: Work, batches: list[Tensor], share: int, ranks: Ranks) -> tuple[
     return counted, implied
 
 
-def _sharded(num_rows: int, ranks: Ranks) -> Work:
+def sharded_table(num_rows: int, ranks: Ranks, communication: CommunicationConfig = FP32) -> Work:
+    """What looks up distinct ids in a table that is split by rows, and updates it if told to. Returns the rows."""
     config = TableConfig(dim=DIM, sharding="row_wise", learning_rate=RATE, eps=EPS)
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", num_rows, DIM)], torch.device("meta"))
     plan = Plan(ranks.world_size, ranks.world_size, "cpu", {"item": TablePlan("row_wise", "fused", num_rows, DIM)})
-    place(model, {"item": config}, plan, ranks, seed=1)
+    place(model, {"item": config}, plan, ranks, 1, communication)
 
-    def work(ids: Tensor, updates: bool) -> None:
+    def work(ids: Tensor, updates: bool) -> Tensor:
         with torch.set_grad_enabled(updates):
-            rows = model.tables({"item": ids})["item"]
+            rows: Tensor = model.tables({"item": ids})["item"]
         if updates:
             rows.backward(rows.detach())
+        return rows.detach()
 
     return work
 
@@ -121,11 +124,12 @@ def _bare(num_rows: int) -> Work:
     )
     table.init_embedding_weights_uniform(-0.1, 0.1)
 
-    def work(ids: Tensor, updates: bool) -> None:
+    def work(ids: Tensor, updates: bool) -> Tensor:
         with torch.set_grad_enabled(updates):
-            rows = table(ids, torch.tensor([0, ids.numel()]))
+            rows: Tensor = table(ids, torch.tensor([0, ids.numel()]))
         if updates:
             rows.backward(rows.detach())
+        return rows.detach()
 
     return work
 
@@ -134,18 +138,19 @@ def _plain(num_rows: int) -> Work:
     table = nn.Embedding(num_rows, DIM, sparse=True)
     optimizer: Any = torch.optim.Adagrad(table.parameters(), lr=RATE, eps=EPS)
 
-    def work(ids: Tensor, updates: bool) -> None:
+    def work(ids: Tensor, updates: bool) -> Tensor:
         with torch.set_grad_enabled(updates):
-            rows = table(ids)
+            rows: Tensor = table(ids)
         if updates:
             rows.backward(rows.detach())
             optimizer.step()
             optimizer.zero_grad()
+        return rows.detach()
 
     return work
 
 
-def _batches(kind: str, num_rows: int, rank: int) -> Iterator[Tensor]:
+def drawn_batches(kind: str, num_rows: int, rank: int) -> Iterator[Tensor]:
     """Distinct ids, ascending, of draws that are uniform or whose n-th most popular id comes with odds 1 / n."""
     for number in range(NUM_BATCHES):
         rng = np.random.default_rng([rank, number])
