@@ -48,7 +48,7 @@ def test_defaults_are_complete():
         ),
         (
             {**LOGS, "tables": {"item": {"sharding": ["row_wise", "column_wise"]}}},
-            "tables.item: rowwise_adagrad keeps one accumulator per row, which a column_wise table would split",
+            "tables.item: rowwise_adagrad has one number per row, which a column_wise table would split",
         ),
         ({**LOGS, "model": {"encoder": {"num_heads": 5}}}, "model.encoder.num_heads = 5 must divide tables.item.dim = 64"),
         (
@@ -62,7 +62,7 @@ def test_defaults_are_complete():
         ({**LOGS, "evaluate": {"ks": [5]}}, "needs 10 among evaluate.ks = [5]"),
         (
             {**LOGS, "tables": {"item": {"sharding": "column_wise"}}},
-            "rowwise_adagrad keeps one accumulator per row, which a column_wise table would split",
+            "rowwise_adagrad has one number per row, which a column_wise table would split",
         ),
         (
             {**LOGS, "split": {"kind": "global_time", "validation_time": 5, "test_time": 3}},
