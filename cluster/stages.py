@@ -36,6 +36,7 @@ def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
 def train(config: Config, on_event: OnEvent, stop: threading.Event) -> Outcome:
     """Train to the end, or until asked to stop; continues from the newest checkpoint."""
     job, placing = _planned(config)
+    on_event({"kind": "plan", "tables": {name: table.sharding for name, table in placing.plan.tables.items()}})
     for warning in placing.warnings:
         on_event({"kind": "warning", "text": warning})
     write_json_atomically(job.run_dir / PLAN_FILE, placing.plan.values())
