@@ -1,12 +1,34 @@
 """Which ways of holding a table work, and why the others do not: known before any worker starts. Imports no torch."""
 
-from sharding.config import COLUMN_SPLITS, ROWWISE_OPTIMIZERS, CommunicationConfig, Kernel, Sharding, SparseOptimizer
+from sharding.config import (
+    COLUMN_SPLITS,
+    ROWWISE_OPTIMIZERS,
+    CommunicationConfig,
+    Kernel,
+    Sharding,
+    SparseOptimizer,
+    TableConfig,
+)
 
 SEQUENCE_SHARDINGS: tuple[Sharding, ...] = ("data_parallel", "table_wise", "row_wise", "column_wise")
 POOLED_SHARDINGS: tuple[Sharding, ...] = (*SEQUENCE_SHARDINGS, "table_row_wise", "table_column_wise", "grid_shard")
 GPU_KERNELS = frozenset({"fused_uvm", "fused_uvm_caching", "key_value"})
 # Optimizers that exist only within the backward pass, and there on GPUs alone.
 FUSED_ONLY = frozenset({"lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
+
+
+def why_unplaceable(config: TableConfig, device: str) -> str | None:
+    """Why a table that is looked up per event cannot lie in any way that its config allows; none if it can in some."""
+    reasons = []
+    for sharding in config.allowed_shardings or SEQUENCE_SHARDINGS:
+        kernel: Kernel = "dense" if sharding == "data_parallel" else "fused"
+        if config.kernel != "auto":
+            kernel = config.kernel
+        reason = why_unsupported(sharding, kernel, config.optimizer, False, device, weight_decay=config.weight_decay)
+        if reason is None:
+            return None
+        reasons.append(reason)
+    return reasons[0] if config.allowed_shardings else reasons[SEQUENCE_SHARDINGS.index("row_wise")]
 
 
 def why_not_sent(communication: CommunicationConfig, device: str) -> str | None:

@@ -43,6 +43,15 @@ def test_defaults_are_complete():
         ({**LOGS, "train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1 (got 0)"),
         ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (features name theirs with `table`)'),
         (
+            {**LOGS, "tables": {"item": {"optimizer": "lamb"}}},
+            "tables.item: optimizer = lamb with kernel = fused: needs a GPU; choose rowwise_adagrad, adagrad or sgd",
+        ),
+        (
+            {**LOGS, "tables": {"item": {"sharding": "grid_shard", "optimizer": "sgd"}}},
+            "tables.item: sharding = grid_shard: not for tables that are looked up per event; choose one of data_parallel,",
+        ),
+        ({**LOGS, "communication": {"backward": "bf16"}}, "communication.backward = bf16: TorchRec sends fp16 in its place"),
+        (
             {**LOGS, "plan": {"device_memory": "80GiX"}},
             "plan.device_memory: could not interpret byte unit: GiX (got '80GiX')",
         ),
