@@ -59,11 +59,11 @@ def why_unsupported(
         return (
             f"sharding = {sharding}: not for tables that are looked up per event; choose one of {', '.join(shardings)}"
         )
-    if kernel in GPU_KERNELS and device != "cuda":
-        return f"kernel = {kernel}: needs a GPU; choose fused"
     if kernel == "key_value":
         # TorchRec gives no access to rows on SSDs by which weights could be initialised, reset, or moved to other ranks.
         return "kernel = key_value: its rows cannot be initialised; choose fused_uvm_caching"
+    if kernel in GPU_KERNELS and device != "cuda":
+        return f"kernel = {kernel}: needs a GPU; choose fused"
     if (sharding == "data_parallel") != (kernel == "dense"):
         # TorchRec's dense kernel fails for shards that are looked up per event, and state of its optimizer could not be saved.
         return (
