@@ -16,7 +16,7 @@ def compare(argument: tuple[Job, int], ranks: Ranks, channel: Channel) -> Compar
     built = build_model(job, manifest, ranks)
     model = built.model
     evaluator = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, "test", job.evaluate, job.model.max_history, ranks
+        job.dataset_dir, manifest, built.catalogue, "test", job.evaluate, job.model.max_history, ranks, built.dynamic
     )
     top = max(job.evaluate.ks)
     cpus = torch.get_num_threads() * ranks.world_size

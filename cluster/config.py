@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from models.config import ModelConfig
 from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
-from sharding.support import why_not_sent
+from sharding.support import why_not_sent, why_unplaceable
 from trainer.config import (
     CheckpointConfig,
     EvaluateConfig,
@@ -104,9 +104,14 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
         width, heads = self.tables["item"].dim, self.model.encoder.num_heads
         if width % heads:
             raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
-        not_sent = why_not_sent(self.communication, "cuda" if self.cluster.gpus_per_worker else "cpu")
+        device = "cuda" if self.cluster.gpus_per_worker else "cpu"
+        not_sent = why_not_sent(self.communication, device)
         if not_sent is not None:
             raise ValueError(not_sent)
+        for name, table in self.tables.items():
+            unplaceable = why_unplaceable(table, device)
+            if unplaceable is not None:
+                raise ValueError(f"tables.{name}: {unplaceable}")
         tokens, longest = self.train.batch_tokens, self.model.max_history
         if tokens is not None and tokens < longest:
             raise ValueError(

@@ -8,8 +8,9 @@ from typing import Any
 from cluster.plan_grids import Grid
 from sharding.planning.calibrate import Calibration, calibrate
 from sharding.planning.topology import CONSTANTS, Topology
+from sharding.planning.units import bytes_text, seconds_text
 from trainer.errors import UserError
-from trainer.placement_record import observations_in
+from trainer.placement_record import observations_in, read_record
 
 FILE = "calibration.json"
 
@@ -27,16 +28,16 @@ class Fitted:
         return {"runs": self.runs, "device": self.device, **asdict(self.calibration)}
 
     @property
-    def grid(self) -> Grid:
-        """How far predictions are from what was measured, before and after."""
+    def grids(self) -> list[Grid]:
+        """What was measured beside what was predicted, and how far apart they are before and after."""
+        return [grid for run in self.runs for grid in _measured_grids(run)] + [self._error_grid]
+
+    @property
+    def _error_grid(self) -> Grid:
         before, after = self.calibration.error_before, self.calibration.error_after
         rows = tuple((phase, f"{before[phase]:.0%}", f"{after[phase]:.0%}") for phase in before)
         number = self.calibration.num_observations
-        return Grid(
-            f"error of the prediction: median of |predicted / measured - 1| over {number:,} observations",
-            ("phase", "as shipped", "calibrated"),
-            rows,
-        )
+        return Grid(f"error of the prediction (median of {number:,})", ("phase", "as shipped", "calibrated"), rows)
 
 
 def fit(runs: Sequence[str]) -> Fitted:
@@ -52,6 +53,35 @@ def fit(runs: Sequence[str]) -> Fitted:
         return Fitted(tuple(runs), device, calibrate(observations, CONSTANTS[device]))
     except ValueError as error:
         raise UserError(f"--calibrate {', '.join(runs)}: {error}") from None
+
+
+def _measured_grids(run: str) -> list[Grid]:
+    """Per table at the most ids that were tried, its slowest rank; and how long the parts of a step took."""
+    record = read_record(Path(run))
+    measured, predicted = record["measured"], record["predicted"]
+    tables = [
+        (
+            table,
+            f"{num_ids[-1]:,}",
+            seconds_text(_slowest(predicted["seconds"][table], measured["seconds"][table])),
+            seconds_text(_slowest(measured["seconds"][table], measured["seconds"][table])),
+            bytes_text(max(predicted["memory_bytes"][table])),
+            bytes_text(max(measured["memory_bytes"][table])),
+        )
+        for table, num_ids in measured["num_ids"].items()
+    ]
+    header = ("table", "ids a rank", "predicted", "measured", "memory with buffers", "rows and state")
+    found = [Grid(f"{run}: look-up and update alone", header, tuple(tables))]
+    if "steps" in record:
+        parts = record["steps"]["seconds"]
+        rows = tuple((part, seconds_text(min(each)), seconds_text(max(each))) for part, each in parts.items())
+        found.append(Grid(f"{run}: {record['steps']['num_steps']:,} steps", ("part", "least rank", "most"), rows))
+    return found
+
+
+def _slowest(seconds: dict[str, Any], timed: dict[str, Any]) -> float:
+    """The sum over the phases that were timed of the slowest rank in the last trial."""
+    return float(sum(max(seconds[phase][-1]) for phase in timed))
 
 
 def refuse_other_device(fitted: Fitted, topology: Topology) -> None:

@@ -124,7 +124,7 @@ def print_for_people(answer: Answer, console: Console) -> None:
     else:
         shown = grids(answer.planned.values)
     if answer.fitted is not None:
-        shown = [*shown, answer.fitted.grid]
+        shown = [*shown, *answer.fitted.grids]
     for grid in shown:
         console.print(_rich(grid), "")
     for planned, name in ((answer.planned, ""), (answer.other, "compared: ")):

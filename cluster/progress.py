@@ -1,6 +1,7 @@
 """What a person sees while a command runs: one live line in a terminal, a line now and then in a log."""
 
 import time
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -76,6 +77,10 @@ class View:
                 self.say(f"validation at step {event['step']:,}: {figures}{best}")
             case "evaluate":
                 self.advance("evaluate", event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
+            case "plan":
+                lies = Counter(event["tables"].values())
+                shown = ", ".join(f"{number} {sharding}" for sharding, number in sorted(lies.items()))
+                self.say(f"plan: {sum(lies.values())} table{'s' * (sum(lies.values()) > 1)}: {shown}")
             case "resumed":
                 self.say(f"resumed from {event['path']}")
             case "warning":

@@ -11,8 +11,8 @@ from cluster.config import Config, job_of
 from cluster.launch import run_workers
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
-from trainer import checkpoint, checkpoint_folder
-from trainer.build import build_model
+from trainer import checkpoint_folder
+from trainer.build import build_model, load_checkpoint
 from trainer.checkpoint_folder import Found
 from trainer.dataset.manifest import Manifest, read_manifest, used_features
 from trainer.dataset.vocabulary import read_vocabulary
@@ -36,6 +36,7 @@ def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
 def train(config: Config, on_event: OnEvent, stop: threading.Event) -> Outcome:
     """Train to the end, or until asked to stop; continues from the newest checkpoint."""
     job, placing = _planned(config)
+    on_event({"kind": "plan", "tables": {name: table.sharding for name, table in placing.plan.tables.items()}})
     for warning in placing.warnings:
         on_event({"kind": "warning", "text": warning})
     write_json_atomically(job.run_dir / PLAN_FILE, placing.plan.values())
@@ -68,9 +69,16 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
             "evaluate it on its own (run.dataset)"
         )
     built = build_model(job, manifest, ranks)
-    checkpoint.load(argument.found, built.placed, built.tables, None)
+    load_checkpoint(argument.found, built, None)
     evaluator = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, argument.split, job.evaluate, job.model.max_history, ranks
+        job.dataset_dir,
+        manifest,
+        built.catalogue,
+        argument.split,
+        job.evaluate,
+        job.model.max_history,
+        ranks,
+        built.dynamic,
     )
 
     def on_batch(done: int, total: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
@@ -58,6 +59,14 @@ def reset_rows(
             if slot.dim() > 0:
                 for shard in _local_shards(slot):
                     shard.tensor[_local(shard, rows[_rows_in(shard, rows)])] = 0
+    _forget_cached_rows(placed)
+
+
+def _forget_cached_rows(placed: nn.Module) -> None:
+    """Make GPUs that cache rows of host memory read them anew; asking for the state dict has written theirs back before."""
+    for module in placed.modules():
+        if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen):
+            module.reset_cache_states()
 
 
 def _local_shards(value: Tensor | ShardedTensor) -> Iterator[_Shard]:

@@ -1,12 +1,34 @@
 """Which ways of holding a table work, and why the others do not: known before any worker starts. Imports no torch."""
 
-from sharding.config import COLUMN_SPLITS, ROWWISE_OPTIMIZERS, CommunicationConfig, Kernel, Sharding, SparseOptimizer
+from sharding.config import (
+    COLUMN_SPLITS,
+    ROWWISE_OPTIMIZERS,
+    CommunicationConfig,
+    Kernel,
+    Sharding,
+    SparseOptimizer,
+    TableConfig,
+)
 
 SEQUENCE_SHARDINGS: tuple[Sharding, ...] = ("data_parallel", "table_wise", "row_wise", "column_wise")
 POOLED_SHARDINGS: tuple[Sharding, ...] = (*SEQUENCE_SHARDINGS, "table_row_wise", "table_column_wise", "grid_shard")
 GPU_KERNELS = frozenset({"fused_uvm", "fused_uvm_caching", "key_value"})
 # Optimizers that exist only within the backward pass, and there on GPUs alone.
 FUSED_ONLY = frozenset({"lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
+
+
+def why_unplaceable(config: TableConfig, device: str) -> str | None:
+    """Why a table that is looked up per event cannot lie in any way that its config allows; none if it can in some."""
+    reasons = []
+    for sharding in config.allowed_shardings or SEQUENCE_SHARDINGS:
+        kernel: Kernel = "dense" if sharding == "data_parallel" else "fused"
+        if config.kernel != "auto":
+            kernel = config.kernel
+        reason = why_unsupported(sharding, kernel, config.optimizer, False, device, weight_decay=config.weight_decay)
+        if reason is None:
+            return None
+        reasons.append(reason)
+    return reasons[0] if config.allowed_shardings else reasons[SEQUENCE_SHARDINGS.index("row_wise")]
 
 
 def why_not_sent(communication: CommunicationConfig, device: str) -> str | None:
@@ -37,6 +59,9 @@ def why_unsupported(
         return (
             f"sharding = {sharding}: not for tables that are looked up per event; choose one of {', '.join(shardings)}"
         )
+    if kernel == "key_value":
+        # TorchRec gives no access to rows on SSDs by which weights could be initialised, reset, or moved to other ranks.
+        return "kernel = key_value: its rows cannot be initialised; choose fused_uvm_caching"
     if kernel in GPU_KERNELS and device != "cuda":
         return f"kernel = {kernel}: needs a GPU; choose fused"
     if (sharding == "data_parallel") != (kernel == "dense"):
@@ -56,7 +81,7 @@ def why_unsupported(
         )
     if sharding in COLUMN_SPLITS and optimizer in ROWWISE_OPTIMIZERS:
         return (
-            f"sharding = {sharding} with optimizer = {optimizer}: it keeps one number per row, which a column split would "
+            f"sharding = {sharding} with optimizer = {optimizer}: it has one number per row, which a column split would "
             "divide; choose optimizer = adagrad or sharding = row_wise"
         )
     if sharding == "grid_shard" and mean_pooling:

@@ -5,7 +5,7 @@ import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
@@ -15,6 +15,8 @@ from cluster import config_docs
 from cluster.cli import app
 from cluster.config import check_config, load_config, read_values
 from cluster.workload import check_workload
+from sharding.config import Sharding, SparseOptimizer
+from sharding.support import why_unsupported
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -110,3 +112,22 @@ def test_the_readme_lists_every_file_of_the_packages() -> None:
         if path.is_file() and path.name != "__init__.py" and "__pycache__" not in path.parts
     }
     assert listed == present
+
+
+@pytest.mark.parametrize("sharding", get_args(Sharding))
+def test_the_table_of_shardings_says_what_works(sharding):
+    kernel = "dense" if sharding == "data_parallel" else "fused"
+
+    def works(pooled: bool, device: str) -> list[str]:
+        optimizers = get_args(SparseOptimizer)
+        return [o for o in optimizers if why_unsupported(sharding, kernel, o, pooled, device) is None]
+
+    (line,) = [
+        ln for ln in (ROOT / "docs" / "sharding.md").read_text().splitlines() if ln.startswith(f"| `{sharding}` |")
+    ]
+    _, _, _, tables, optimizers, on_gpus, _ = (cell.strip() for cell in line.split("|"))
+    kinds = [name for name, pooled in (("per event", False), ("pooled", True)) if works(pooled, "cpu")]
+    assert tables == " and ".join(kinds)
+    assert optimizers.split(", ") == works(True, "cpu")
+    more = [optimizer for optimizer in works(True, "cuda") if optimizer not in works(True, "cpu")]
+    assert on_gpus == (", ".join(more) or "-")

@@ -14,8 +14,11 @@ from sharding.optimizers import Optimizers
 from sharding.place import place
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
+from trainer import checkpoint
+from trainer.checkpoint_folder import Found
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
+from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
 from trainer.job import Job
 from trainer.placement import plan_tables
@@ -25,13 +28,17 @@ from trainer.table_loads import table_rows
 
 @dataclass(frozen=True)
 class Built:
-    """model: the single-device object whose tables were replaced by sharded ones; placed: the wrapper that names its state."""
+    """model: the single-device object whose tables were replaced by sharded ones; placed: the wrapper that names its state.
+
+    dynamic: the mappings of its tables with dynamic ids; what is looked up goes through them first.
+    """
 
     model: NextItemModel
     placed: nn.Module
     tables: dict[str, TableConfig]
     placing: Placing
     catalogue: Catalogue
+    dynamic: DynamicTables
 
 
 def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
@@ -58,7 +65,19 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     for part in (model.encoder, model.items, *model.tables.replicated):
         part.to(ranks.device)
     tables = {spec.name: job.tables[spec.name] for spec in specs}
-    return Built(model, place(model, tables, plan, ranks, job.seed, job.communication), tables, placing, catalogue)
+    placed = place(model, tables, plan, ranks, job.seed, job.communication)
+    dynamic = DynamicTables(tables, catalogue.features, job.seed)
+    return Built(model, placed, tables, placing, catalogue, dynamic)
+
+
+def load_checkpoint(found: Found, built: Built, optimizers: Optimizers | None) -> None:
+    """Load a verified checkpoint into the model, its mappings and, if given, the optimizers. Collective.
+
+    Raises CheckpointError if it does not fit.
+    """
+    mappings = built.dynamic.tensors()
+    checkpoint.load(found, built.placed, built.tables, optimizers, mappings)
+    built.dynamic.load(mappings)
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:

@@ -41,7 +41,9 @@ def table_rows(tables: Mapping[str, TableConfig], manifest: Manifest) -> dict[st
     for feature in used_features(manifest):
         if feature.table is not None and feature.table != ITEM_TABLE:
             assert feature.num_rows is not None
-            num_rows[feature.table] = max(feature.num_rows, num_rows.get(feature.table, 0))
+            ids = tables[feature.table].ids
+            of_feature = ids.num_rows if isinstance(ids, DynamicIdsConfig) else feature.num_rows
+            num_rows[feature.table] = max(of_feature, num_rows.get(feature.table, 0))
     return num_rows
 
 

@@ -14,7 +14,7 @@ import torch
 from models.item_features import Catalogue
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
-from trainer.build import Built, build_model, build_optimizers
+from trainer.build import Built, build_model, build_optimizers, load_checkpoint
 from trainer.checkpoint_folder import CheckpointManifest, Found
 from trainer.checkpoint_keys import tensors_of
 from trainer.dataset.manifest import Manifest, read_manifest
@@ -98,6 +98,7 @@ class Training:
                 job.evaluate,
                 job.model.max_history,
                 ranks,
+                self.built.dynamic,
             )
         self.epoch_ends = _epoch_ends(job, self.stream.batches, ranks)
         self.total_steps = int(self.epoch_ends[-1])
@@ -147,7 +148,9 @@ class Training:
         train = self.job.train
         factor = rate_factor(self.state.step, self.total_steps, train.schedule, train.warmup_steps)
         stop = self.ranks.is_first and self.channel.stop_requested()
-        result = self.step(item.batch.to(self.ranks.device), self.state.step, factor, stop)
+        # Not in the thread that reads ahead: which row an id has depends on all steps before this one.
+        batch = self.built.dynamic.settle(item.batch, self.built.placed, self.optimizers, self.ranks)
+        result = self.step(batch.to(self.ranks.device), self.state.step, factor, stop)
         self.clock.collect()
         in_a_row = 0 if result.finite else self.state.skipped_in_a_row + 1
         skipped = self.state.skipped_steps + (not result.finite)
@@ -175,7 +178,7 @@ class Training:
             values = {"epoch": item.epoch, "loss": result.loss, **speed, "imbalance": self._pace.imbalance()}
             if result.grad_norm is not None:
                 values["grad_norm"] = result.grad_norm
-            self.log.write(self.state.step, "train", values)
+            self.log.write(self.state.step, "train", {**values, **self.built.dynamic.report()})
         if self._pace.may_send():
             progress = {"step": self.state.step, "total_steps": self.total_steps, "epoch": item.epoch}
             self.channel.send(
@@ -214,7 +217,7 @@ class Training:
 
     def _save(self) -> None:
         started = time.monotonic()
-        state = tensors_of(self.built.placed, self.built.tables, self.optimizers)
+        state = tensors_of(self.built.placed, self.built.tables, self.optimizers, self.built.dynamic.tensors())
         record_steps(self.job.run_dir, self.clock, self.ranks)
         path = checkpoint.save(self.job.checkpoints_dir, state, self.ranks, self._describe, self.state.step)
         if self.ranks.is_first:
@@ -251,7 +254,7 @@ class Training:
         if found is None:
             return State()
         _check_same_run(found, self.job, self.manifest)
-        checkpoint.load(found, self.built.placed, self.built.tables, self.optimizers)
+        load_checkpoint(found, self.built, self.optimizers)
         saved = found.manifest
         state = State(
             step=saved.step,

@@ -27,6 +27,11 @@ def test_defaults_are_complete():
         ({**LOGS, "tables": {"item": {"dimm": 8}}}, "tables.item.dimm: no such setting; did you mean tables.item.dim?"),
         ({**LOGS, "trian": {}}, "trian: no such setting; did you mean train?"),
         (
+            {**LOGS, "tables": {"item": {"ids": {"kind": "dynamic", "num_rows": 9}}}},
+            'tables.item.ids.kind = "dynamic" is for tables of features: the catalogue',
+        ),
+        ({**LOGS, "tables": {"item": {"kernel": "key_value"}}}, "tables.item: kernel = key_value: its rows cannot be init"),
+        (
             {**LOGS, "model": {"encoder": {"blocks": 1}}},
             "model.encoder.blocks: no such setting; did you mean model.encoder.num_blocks?",
         ),
@@ -43,12 +48,21 @@ def test_defaults_are_complete():
         ({**LOGS, "train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1 (got 0)"),
         ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (features name theirs with `table`)'),
         (
+            {**LOGS, "tables": {"item": {"optimizer": "lamb"}}},
+            "tables.item: optimizer = lamb with kernel = fused: needs a GPU; choose rowwise_adagrad, adagrad or sgd",
+        ),
+        (
+            {**LOGS, "tables": {"item": {"sharding": "grid_shard", "optimizer": "sgd"}}},
+            "tables.item: sharding = grid_shard: not for tables that are looked up per event; choose one of data_parallel,",
+        ),
+        ({**LOGS, "communication": {"backward": "bf16"}}, "communication.backward = bf16: TorchRec sends fp16 in its place"),
+        (
             {**LOGS, "plan": {"device_memory": "80GiX"}},
             "plan.device_memory: could not interpret byte unit: GiX (got '80GiX')",
         ),
         (
             {**LOGS, "tables": {"item": {"sharding": ["row_wise", "column_wise"]}}},
-            "tables.item: rowwise_adagrad keeps one accumulator per row, which a column_wise table would split",
+            "tables.item: rowwise_adagrad has one number per row, which a column_wise table would split",
         ),
         ({**LOGS, "model": {"encoder": {"num_heads": 5}}}, "model.encoder.num_heads = 5 must divide tables.item.dim = 64"),
         (
@@ -62,7 +76,7 @@ def test_defaults_are_complete():
         ({**LOGS, "evaluate": {"ks": [5]}}, "needs 10 among evaluate.ks = [5]"),
         (
             {**LOGS, "tables": {"item": {"sharding": "column_wise"}}},
-            "rowwise_adagrad keeps one accumulator per row, which a column_wise table would split",
+            "rowwise_adagrad has one number per row, which a column_wise table would split",
         ),
         (
             {**LOGS, "split": {"kind": "global_time", "validation_time": 5, "test_time": 3}},

@@ -87,7 +87,9 @@ def train_and_test(ranks: Ranks, job: Job) -> tuple[float, dict[str, float], lis
     training.step = noted  # type: ignore[assignment]
     training.run()
     model, catalogue = training.built.model, training.built.catalogue
-    evaluator = make_evaluator(job.dataset_dir, training.manifest, catalogue, "test", job.evaluate, 8, ranks)
+    evaluator = make_evaluator(
+        job.dataset_dir, training.manifest, catalogue, "test", job.evaluate, 8, ranks, training.built.dynamic
+    )
     metrics = evaluator.mean_metrics(model)
     top = [ranked.top_items[0].tolist() for held, ranked in evaluator.rank_all(model, 3) if held.row_ids.size][:1]
     return losses[-1], metrics, top[0] if top else []

@@ -7,7 +7,6 @@ import pytest
 from sharding.errors import PlacementError
 from tests.datasets import manifest_of_items
 from tests.jobs import tiny_job
-from trainer.errors import UserError
 from trainer.placement import PLAN_FILE, plan_tables, read_plan
 from trainer.storage import write_json_atomically
 
@@ -65,26 +64,10 @@ def test_a_plan_file_that_is_damaged_is_made_anew(tmp_path):
     assert plan_tables(job, MANIFEST, 2, "cpu").plan == plan
 
 
-@pytest.mark.parametrize(
-    ("table", "named"),
-    [
-        ({"sharding": "grid_shard", "optimizer": "sgd"}, "tables.item: sharding = grid_shard"),
-        ({"kernel": "fused_uvm"}, "tables.item: kernel = fused_uvm: needs a GPU"),
-        ({"optimizer": "lamb"}, "tables.item: optimizer = lamb"),
-    ],
-)
-def test_what_cannot_be_is_refused_by_name_before_any_worker_starts(tmp_path, table, named):
-    with pytest.raises(PlacementError) as refused:
-        plan_tables(job_of(tmp_path, table), MANIFEST, 2, "cpu")
-    assert named in str(refused.value)
-
-
-def test_a_calibration_that_is_none_is_refused_by_name(tmp_path):
-    (tmp_path / "calibration.json").write_text('{"constants": {"speed": 1}}')
-    for path, said in ((tmp_path / "calibration.json", "speed"), (tmp_path / "absent.json", "FileNotFoundError")):
-        with pytest.raises(UserError, match=said) as refused:
-            plan_tables(job_of(tmp_path, plan={"calibration": str(path)}), MANIFEST, 2, "cpu")
-        assert f"plan.calibration {path}" in str(refused.value)
+def test_what_no_plan_can_hold_is_refused_by_name_before_any_worker_starts(tmp_path):
+    job = job_of(tmp_path, {"sharding": "row_wise"})
+    with pytest.raises(PlacementError, match=r"tables\.item: sharding = row_wise: .* 4 rows .* choose table_wise"):
+        plan_tables(job, manifest_of_items(3), 3, "cpu")
 
 
 def test_groups_of_replicas_are_refused_for_a_run(tmp_path):

@@ -5,7 +5,7 @@ user, the popularity baseline beside the model, and the driver merges the parts 
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from sharding.ranks import Ranks
 from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.vocabulary import Vocabulary
+from trainer.dynamic_tables import DynamicTables
 from trainer.evaluation.metrics import user_metrics
 from trainer.evaluation.scoring import ItemShard, Query, Ranked, rank_items
 from trainer.stream.held_out import HeldOut, HeldOutBatch, Split
@@ -36,6 +37,7 @@ class Evaluator:
     config: EvaluateConfig
     num_items: int
     ranks: Ranks
+    dynamic: DynamicTables
 
     def mean_metrics(self, model: NextItemModel) -> dict[str, float]:
         """hr@K, ndcg@K and mrr over all users of the split; the same numbers on every rank. Collective."""
@@ -57,7 +59,8 @@ class Evaluator:
         with torch.no_grad():
             shard = self.item_shard(model)
             for held in self.held_out.batches():
-                batch = held.batch.to(self.ranks.device)
+                request = self.dynamic.rows_of(held.batch.items)
+                batch = replace(held.batch, items=request).to(self.ranks.device)
                 users = model.user_vectors(model.look_up(batch.items), batch)
                 yield held, self._rank(held, users, shard, top)
         model.train(was_training)
@@ -74,7 +77,8 @@ class Evaluator:
         pieces = []
         for start in range(0, largest, LOOKUP_CHUNK):
             low, high = min(first + start, stop), min(first + start + LOOKUP_CHUNK, stop)
-            request = self.held_out.catalogue.request(np.arange(low, high)).to(self.ranks.device)
+            request = self.dynamic.rows_of(self.held_out.catalogue.request(np.arange(low, high)))
+            request = request.to(self.ranks.device)
             pieces.append(model.item_vectors(model.look_up(request), request))
         return ItemShard(torch.cat(pieces), first)
 
@@ -103,13 +107,17 @@ def make_evaluator(
     config: EvaluateConfig,
     max_history: int,
     ranks: Ranks,
+    dynamic: DynamicTables,
 ) -> Evaluator:
-    """All items that have a vector are ranked: those that the training part knows, and with features of items all others too."""
+    """All items that have a vector are ranked: those that the training part knows, and with features of items all others too.
+
+    dynamic: the model's mappings, by which raw ids are looked up as they are when that happens.
+    """
     reader = RowGroupReader(folder, manifest, Wanted(users=True, unknown=catalogue.scores_unknown))
     held_out = HeldOut(
         reader, catalogue, split, config.targets, max_history, config.batch_size, ranks.rank, ranks.world_size
     )
-    return Evaluator(held_out, config, catalogue.num_ids - 1, ranks)
+    return Evaluator(held_out, config, catalogue.num_ids - 1, ranks, dynamic)
 
 
 def write_ranks(

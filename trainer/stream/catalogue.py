@@ -1,6 +1,7 @@
 """The catalogue of a dataset as a model needs it: which table row an item has, and its features by id.
 
 Ids: 1 and up are the items that the training part knows; behind them, where features can say what they are, come the others.
+Of tables with dynamic ids the features have raw ids, which become rows when a batch is trained (trainer.dynamic_tables).
 """
 
 from pathlib import Path
@@ -10,9 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from models.item_features import Catalogue, IdColumn, ItemFeature
-from sharding.config import HashIdsConfig, TableConfig
-from trainer.dataset.features import decoder_of, hash_rows
-from trainer.dataset.manifest import Feature, Manifest, used_features
+from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
+from trainer.dataset.features import MISSING, decoder_of, hash_rows
+from trainer.dataset.manifest import UNKNOWN_ID, Feature, Manifest, used_features
 from trainer.dataset.vocabulary import ids_of_numbers, read_vocabulary
 from trainer.stream.columns import Lists, take
 from trainer.stream.row_groups import column_of
@@ -40,7 +41,7 @@ def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConf
         rows=rows if hashed or num_ids > num_known else None,
         has_row=np.arange(num_ids) < num_known if num_ids > num_known else None,
         features=tuple(_item_feature(feature, tables) for feature in features),
-        columns=_read_columns(folder, manifest, features, ids, number_of_id),
+        columns=_read_columns(folder, manifest, tables, features, ids, number_of_id),
     )
 
 
@@ -52,7 +53,12 @@ def _item_feature(feature: Feature, tables: dict[str, TableConfig]) -> ItemFeatu
 
 
 def _read_columns(
-    folder: Path, manifest: Manifest, features: tuple[Feature, ...], ids: np.ndarray, number_of_id: np.ndarray
+    folder: Path,
+    manifest: Manifest,
+    tables: dict[str, TableConfig],
+    features: tuple[Feature, ...],
+    ids: np.ndarray,
+    number_of_id: np.ndarray,
 ) -> dict[str, Any]:
     if not features:
         return {}
@@ -69,11 +75,14 @@ def _read_columns(
         elif feature.kind in ("numeric", "vector"):
             columns[feature.name] = decode[feature.column](column).reshape(len(number_of_id), -1)
         else:
-            columns[feature.name] = _without_missing(decode[feature.column](column))
+            assert feature.table is not None
+            dynamic = isinstance(tables[feature.table].ids, DynamicIdsConfig)
+            missing = MISSING if dynamic else UNKNOWN_ID
+            columns[feature.name] = _without_missing(decode[feature.column](column), missing)
     return columns
 
 
-def _without_missing(values: np.ndarray) -> IdColumn:
-    """A single id per item; id 0, of a missing or unknown value, says nothing."""
-    offsets = np.concatenate(([0], np.cumsum(values != 0)))
-    return IdColumn(values[values != 0], offsets)
+def _without_missing(values: np.ndarray, missing: int) -> IdColumn:
+    """A single id per item; that of a missing value, or of one that the vocabulary does not have, says nothing."""
+    present = values != missing
+    return IdColumn(values[present], np.concatenate(([0], np.cumsum(present))))

@@ -19,6 +19,7 @@ from tests.datasets import tiny_dataset
 from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Counts, Manifest
 from trainer.dataset.vocabulary import read_vocabulary
+from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
 from trainer.evaluation import results as results_module
 from trainer.evaluation.evaluate import make_evaluator, write_ranks
@@ -273,6 +274,7 @@ def test_an_evaluation_from_files_to_files(tmp_path):
         CONFIG,
         5,
         alone,
+        DynamicTables({}, (), seed=0),
     )
     seen: list[tuple[int, int]] = []
     model: Any = LastItemNext(manifest.num_item_rows)

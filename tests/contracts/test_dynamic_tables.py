@@ -1,0 +1,399 @@
+"""Tables with dynamic ids in runs: equal to a trainer written by hand with dicts, on any number of workers, stopped or not."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from cluster.config import check_config, job_of
+from cluster.prepare import prepare
+from models.batch import HistoryBatch
+from sharding.ranks import Ranks
+from tests.contracts.test_item_features import train_and_test
+from tests.contracts.test_item_features import write_logs as write_logs_of_genres
+from tests.dict_trainer import train_by_hand
+from tests.rank_pool import RankPool
+from trainer import checkpoint_folder
+from trainer.build import build_model, load_checkpoint
+from trainer.checkpoint_keys import tensors_of
+from trainer.dataset.manifest import read_manifest
+from trainer.evaluation.evaluate import make_evaluator
+from trainer.job import SILENT, Channel, Job
+from trainer.log import read_metrics
+from trainer.train import Training
+
+NUM_ITEMS, NUM_USERS, DIM = 40, 36, 8
+BY_AGE = {"kind": "dynamic", "num_rows": 9, "admit_after": 3, "evict": "age", "max_age_steps": 2, "max_candidates": 10}
+BY_USE = {
+    "kind": "dynamic",
+    "num_rows": 9,
+    "admit_after": 3,
+    "evict": "use",
+    "half_life_steps": 4,
+    "max_candidates": 10,
+}
+SAMPLED = {"kind": "sampled_softmax", "num_negatives": 8}
+FULL = {"kind": "full_softmax"}
+
+
+def write_logs(folder: Path) -> None:
+    """Items have a brand (some have none) and tags, out of more values than the table will have rows."""
+    random = np.random.default_rng(3)
+    rows = []
+    for user in range(NUM_USERS):
+        start = int(random.integers(NUM_ITEMS))
+        rows += [
+            (user, (start + int(random.integers(6))) % NUM_ITEMS, 10 * time)
+            for time in range(int(random.integers(4, 12)))
+        ]
+    users, items, times = zip(*rows, strict=True)
+    folder.mkdir(parents=True)
+    pq.write_table(pa.table({"user_id": users, "item_id": items, "time": times}), folder / "events.parquet")
+    brands = [None if item % 7 == 0 else 10**12 * (item % 13 - 6) for item in range(NUM_ITEMS)]
+    tags = [random.integers(100, 120, size=random.integers(0, 4)).tolist() for _ in range(NUM_ITEMS)]
+    table = {"item_id": list(range(NUM_ITEMS)), "brand": pa.array(brands, pa.int64()), "tags": tags}
+    pq.write_table(pa.table(table), folder / "items.parquet")
+
+
+def job_at(
+    folder: Path,
+    run: str,
+    ids: dict[str, Any] = BY_AGE,
+    sharding: str = "row_wise",
+    objective: dict[str, Any] = SAMPLED,
+    dropout: float = 0.0,
+    **train: Any,
+) -> Job:
+    # Adagrad's first step moves every weight by its whole rate: larger ones would let any rounding grow.
+    table = {"optimizer": "adagrad", "learning_rate": 0.01, "init_std": 0.1}
+    features = {name: {"kind": "categorical", "table": "label"} for name in ("brand", "tags")}
+    values = {
+        "run": {"dir": str(folder / run), "dataset": str(folder / "dataset"), "seed": 5},
+        "logs": {
+            "path": str(folder / "logs/events.parquet"),
+            "items": {"path": str(folder / "logs/items.parquet"), "features": features},
+        },
+        "model": {"max_history": 6, "objective": objective, "encoder": {"num_blocks": 1, "dropout": dropout}},
+        "tables": {
+            "item": {"dim": 2 * DIM, "sharding": "row_wise", **table},
+            "label": {"dim": DIM, "sharding": sharding, "ids": ids, **table},
+        },
+        "train": {
+            "epochs": 3, "batch_size": 4, "optimizer": "adagrad", "learning_rate": 0.01, "log_every_steps": 1,
+            "early_stopping": None, **train,
+        },
+        "plan": {"measure": False},
+        "evaluate": {"ks": [5, 10]},
+    }  # fmt: skip
+    return job_of(check_config(values, "test"))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    path = tmp_path_factory.mktemp("dynamic")
+    write_logs(path / "logs")
+    prepare(check_config(job_at(path, "none").config, "test"), lambda _: None)
+    return path
+
+
+@pytest.fixture
+def folder(dataset: Path, tmp_path: Path) -> Path:
+    """The dataset, in a folder for runs of this test alone."""
+    for name in ("logs", "dataset"):
+        (tmp_path / name).symlink_to(dataset / name)
+    return tmp_path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """tensors: all that a checkpoint has; local, mapping: hashes of what this rank holds of it, and of the mapping.
+
+    sizes: bytes of the mapping after each step; rows: of the table, by id.
+    """
+
+    tensors: dict[str, Tensor]
+    local: str
+    mapping: str
+    sizes: list[int]
+    rows: dict[int, int]
+
+
+def everything(training: Training) -> dict[str, Any]:
+    built = training.built
+    return tensors_of(built.placed, built.tables, training.optimizers, built.dynamic.tensors())
+
+
+Piece = tuple[tuple[int, ...], tuple[int, ...], Tensor]
+
+
+def pieces_of(value: Any) -> list[Piece]:
+    """What this rank holds of a tensor: the size of the whole, the offsets, the numbers."""
+    if isinstance(value, ShardedTensor):
+        return [(tuple(value.size()), tuple(s.metadata.shard_offsets), s.tensor.detach()) for s in value.local_shards()]
+    plain = torch.as_tensor(value).detach()
+    return [(tuple(plain.shape), (0,) * plain.dim(), plain)]
+
+
+def whole(tensors: dict[str, Any], ranks: Ranks) -> dict[str, Tensor]:
+    """All tensors put together. A rank without a shard of a table has no state of its optimizer either."""
+    found: dict[str, Tensor] = {}
+    everywhere: list[Any] = ranks.gather_objects({name: pieces_of(value) for name, value in tensors.items()})
+    for name, pieces in (entry for held in everywhere for entry in held.items()):
+        for size, offsets, numbers in pieces:
+            into = found.setdefault(name, torch.zeros(size, dtype=numbers.dtype))
+            into[tuple(slice(o, o + n) for o, n in zip(offsets, numbers.shape, strict=True))] = numbers
+    return found
+
+
+def local_hash(tensors: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        pieces = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
+        for piece in pieces:
+            digest.update(name.encode() + torch.as_tensor(piece).detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def train(ranks: Ranks, job: Job, stop_after: int | None = None, poisoned: tuple[int, ...] = ()) -> Trained:
+    """Train, or until `stop_after` steps of this call; at steps `poisoned` a weight is not a number."""
+    torch.set_num_threads(1)
+    asked: list[None] = []
+
+    def stop_requested() -> bool:
+        asked.append(None)
+        return stop_after is not None and len(asked) >= stop_after
+
+    training = Training(job, ranks, Channel(send=SILENT.send, stop_requested=stop_requested))
+    sizes = []
+    step: Callable[..., Any] = training.step
+    weight = next(training.built.model.encoder.parameters())
+
+    def noted(batch: HistoryBatch, number: int, *rest: Any) -> Any:
+        kept = weight.detach().clone()
+        if number in poisoned:
+            weight.data.fill_(float("nan"))
+        result = step(batch, number, *rest)
+        if number in poisoned:
+            weight.data.copy_(kept)
+            assert not result.applied
+        assert len(set(batch.items.rows["label"].tolist())) == batch.items.rows["label"].numel()
+        sizes.append(sum(tensor.nbytes for tensor in training.built.dynamic.tensors().values()))
+        return result
+
+    training.step = noted  # type: ignore[assignment]
+    training.run()
+    tensors = everything(training)
+    state = training.built.dynamic.states["label"]
+    rows = {int(state.ids[row]): row for row in range(1, state.num_rows_used)}
+    mapping = {name: value for name, value in tensors.items() if name.startswith("state.ids.label.")}
+    assert len(mapping) == 8
+    return Trained(whole(tensors, ranks), local_hash(tensors), local_hash(mapping), sizes, rows)
+
+
+def lines(folder: Path, run: str) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(folder / run / "metrics.jsonl") if row["kind"] == "train"]
+
+
+# By hand
+
+
+@pytest.mark.parametrize(
+    ("world_size", "sharding", "objective"),
+    [
+        (1, "row_wise", SAMPLED),
+        (1, "row_wise", FULL),
+        (3, "row_wise", SAMPLED),
+        (2, "table_wise", FULL),
+        (2, "column_wise", SAMPLED),
+        (2, "data_parallel", FULL),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ids", [BY_AGE, BY_USE], ids=lambda value: value["evict"])
+def test_a_run_equals_one_that_keeps_a_dict_of_rows(
+    folder: Path,
+    rank_pool: RankPool,
+    world_size: int,
+    sharding: str,
+    objective: dict[str, Any],
+    ids: dict[str, Any],
+) -> None:
+    job = job_at(folder, "run", ids, sharding, objective)
+    losses, rows, items, num_evicted = rank_pool.run(1, train_by_hand, job)[0]
+    trained = rank_pool.run(world_size, train, job)[0]
+    assert num_evicted > 10
+    np.testing.assert_allclose([line["loss"] for line in lines(folder, "run")], losses, rtol=1e-5)
+    assert trained.rows.keys() == rows.keys() - {None}
+    for name, part in (("weight", "weights"), ("accumulator", "accumulator")):
+        table = trained.tensors[f"table.label.{name}"]
+        for id_, row in rows.items():
+            place = 0 if id_ is None else trained.rows[id_]
+            torch.testing.assert_close(table[place], getattr(row, part), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(trained.tensors["table.item.weight"], items, rtol=1e-4, atol=1e-6)
+
+
+# Any number of workers, however the table lies
+
+
+@pytest.mark.parametrize(
+    ("sharding", "ids", "objective"),
+    [
+        ("row_wise", BY_AGE, SAMPLED),
+        ("row_wise", BY_USE, FULL),
+        ("table_wise", BY_AGE, FULL),
+        ("column_wise", BY_USE, SAMPLED),
+        ("data_parallel", BY_AGE, SAMPLED),
+    ],
+    ids=str,
+)
+def test_mapping_and_weights_agree_at_every_world_size(
+    folder: Path, rank_pool: RankPool, sharding: str, ids: dict[str, Any], objective: dict[str, Any]
+) -> None:
+    trained = {
+        size: rank_pool.run(size, train, job_at(folder, f"run-{size}", ids, sharding, objective)) for size in (1, 2, 3)
+    }
+    alone = trained[1][0]
+    assert len(alone.rows) == ids["num_rows"] - 1
+    counted = [{k: v for k, v in line.items() if k.startswith("ids.")} for line in lines(folder, "run-1")]
+    assert sum(line["ids.label.evicted"] for line in counted) > 10
+    for size in (2, 3):
+        for found in trained[size]:
+            assert found.mapping == alone.mapping  # on every rank
+        for name, expected in alone.tensors.items():
+            torch.testing.assert_close(trained[size][0].tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+        log = [{k: v for k, v in line.items() if k.startswith("ids.")} for line in lines(folder, f"run-{size}")]
+        assert log == counted
+
+
+def test_the_clipped_gradient_is_that_of_the_rows(folder: Path, rank_pool: RankPool) -> None:
+    """Ranks ask for the same rows, by different ids too: unknown ones share a row."""
+    alone, several = (
+        rank_pool.run(size, train, job_at(folder, f"run-{size}", clip_norm=0.1, max_steps=15))[0] for size in (1, 3)
+    )
+    norms = [[line["grad_norm"] for line in lines(folder, f"run-{size}")] for size in (1, 3)]
+    assert max(norms[0]) > 0.1
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)
+    for name, expected in alone.tensors.items():
+        torch.testing.assert_close(several.tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_memory_is_bounded_and_what_happened_is_logged(folder: Path, rank_pool: RankPool) -> None:
+    trained = rank_pool.run(1, train, job_at(folder, "run", log_every_steps=4))[0]
+    assert len(trained.sizes) > 20
+    assert len(set(trained.sizes)) == 1
+    assert trained.tensors["table.label.weight"].shape == (BY_AGE["num_rows"], DIM)
+    log = lines(folder, "run")
+    of = {name: [line[f"ids.label.{name}"] for line in log] for name in ("admitted", "evicted", "rows_used", "unknown")}
+    assert sum(of["admitted"]) - sum(of["evicted"]) == of["rows_used"][-1] - 1 == BY_AGE["num_rows"] - 1
+    assert all(0.0 < value < 1.0 for value in of["unknown"])
+    for name in ("waiting", "forgotten"):
+        assert sum(line[f"ids.label.{name}"] for line in log) > 0
+    assert all(line["ids.label.candidates"] <= BY_AGE["max_candidates"] for line in log)
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize(
+    ("world_size", "sharding", "ids"), [(1, "row_wise", BY_USE), (2, "row_wise", BY_AGE), (2, "data_parallel", BY_USE)]
+)
+def test_a_run_stopped_every_few_steps_is_bit_identical(
+    folder: Path, rank_pool: RankPool, world_size: int, sharding: str, ids: dict[str, Any]
+) -> None:
+    settings = {"ids": ids, "sharding": sharding, "dropout": 0.25, "max_steps": 21}
+    uninterrupted = rank_pool.run(world_size, train, job_at(folder, "whole", **settings))
+    pieces = job_at(folder, "pieces", **settings)
+    for steps in (1, 2, 3, 4, 5):
+        rank_pool.run(world_size, train, pieces, steps)
+    resumed = rank_pool.run(world_size, train, pieces)
+    assert [found.local for found in resumed] == [found.local for found in uninterrupted]
+    assert resumed[0].mapping == uninterrupted[0].mapping
+    losses = [[line["loss"] for line in lines(folder, run)] for run in ("whole", "pieces")]
+    assert losses[0] == losses[1]
+
+
+def test_resuming_on_other_numbers_of_workers_keeps_the_mapping(folder: Path, rank_pool: RankPool) -> None:
+    uninterrupted = rank_pool.run(1, train, job_at(folder, "whole"))[0]
+    pieces = job_at(folder, "pieces")
+    for world_size, steps in ((2, 7), (3, 6)):
+        rank_pool.run(world_size, train, pieces, steps)
+    (resumed,) = rank_pool.run(1, train, pieces)
+    assert resumed.mapping == uninterrupted.mapping
+    for name, expected in uninterrupted.tensors.items():
+        torch.testing.assert_close(resumed.tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_what_a_step_that_is_not_applied_has_observed_stays(folder: Path, rank_pool: RankPool) -> None:
+    plain = rank_pool.run(2, train, job_at(folder, "plain", max_steps=12))
+    poisoned = rank_pool.run(2, train, job_at(folder, "poisoned", max_steps=12), None, (3, 7))
+    assert [found.mapping for found in poisoned] == [found.mapping for found in plain]
+    assert poisoned[0].local != plain[0].local
+
+
+# What evaluation sees
+
+
+def evaluate_checkpoint(ranks: Ranks, job: Job) -> dict[str, float]:
+    manifest = read_manifest(job.dataset_dir)
+    built = build_model(job, manifest, ranks)
+    found, _ = checkpoint_folder.newest(job.checkpoints_dir)
+    assert found is not None
+    load_checkpoint(found, built, None)
+    before = {name: tensor.clone() for name, tensor in built.dynamic.tensors().items()}
+    evaluator = make_evaluator(
+        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 6, ranks, built.dynamic
+    )
+    metrics = evaluator.mean_metrics(built.model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in built.dynamic.tensors().items())
+    return metrics
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_evaluation_uses_the_mapping_of_the_checkpoint(folder: Path, rank_pool: RankPool, world_size: int) -> None:
+    job = job_at(folder, "run")
+    rank_pool.run(1, train, job)
+    logged = [row for row in read_metrics(folder / "run" / "metrics.jsonl") if row["kind"] == "validation"][-1]
+    for metrics in rank_pool.run(world_size, evaluate_checkpoint, job):
+        assert metrics == pytest.approx({name: logged[name] for name in metrics}, abs=1e-6)
+
+
+# What it is good for
+
+
+def test_ids_that_got_rows_say_what_comes_next(tmp_path: Path, rank_pool: RankPool, ray_session: None) -> None:
+    """Items without any event are recommended by their genre, which has a row of its own by then; not if none may get one."""
+    write_logs_of_genres(tmp_path / "logs")
+
+    def job_of_genres(run: str, admit_after: int) -> Job:
+        ids = {"kind": "dynamic", "num_rows": 10, "admit_after": admit_after, "max_candidates": 20}
+        adagrad = {"optimizer": "adagrad", "learning_rate": 0.05}
+        items = {"path": str(tmp_path / "logs/items.parquet"), "features": {"genre": {"kind": "categorical"}}}
+        values = {
+            "run": {"dir": str(tmp_path / run), "dataset": str(tmp_path / "dataset")},
+            "logs": {"path": str(tmp_path / "logs/events.parquet"), "items": items},
+            "split": {"kind": "global_time", "validation_time": 100, "test_time": 200},
+            "model": {"max_history": 8, "encoder": {"num_blocks": 1, "dropout": 0.0}},
+            "tables": {"item": {"dim": 16, **adagrad}, "genre": {"ids": ids, **adagrad}},
+            "train": {
+                "epochs": 12, "batch_size": 32, "optimizer": "adagrad", "learning_rate": 0.01, "early_stopping": None,
+            },
+            "evaluate": {"ks": [1, 11], "mask_seen": False},
+            "plan": {"measure": False},
+        }  # fmt: skip
+        return job_of(check_config(values, "test"))
+
+    prepare(check_config(job_of_genres("none", 2).config, "test"), lambda _: None)
+    known, unknown = (
+        rank_pool.run(2, train_and_test, job_of_genres(f"run-{after}", after))[0][1]["hr@11"] for after in (2, 10**9)
+    )
+    assert known > 0.9  # behind the ten trained items of the genre, and before the 55 others
+    assert unknown < 0.4  # by chance in 17 %
