@@ -12,7 +12,7 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import dynamic_ids, evaluating, planning, preparing, streaming, training
+from benchmarks import communicating, dynamic_ids, evaluating, planning, preparing, sharded_lookup, streaming, training
 from benchmarks.measure import Comparison
 from cluster.config import Config, check_config, job_of
 from cluster.launch import run_workers
@@ -21,7 +21,7 @@ from cluster.session import ray_session
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
-SECTIONS = ("ids", "plan", "prepare", "stream", "train", "evaluate")
+SECTIONS = ("ids", "plan", "lookup", "communication", "prepare", "stream", "train", "evaluate")
 
 
 def main() -> None:
@@ -29,7 +29,10 @@ def main() -> None:
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument("--turns", type=int, default=5, help="measured turns of each comparison")
     parser.add_argument(
-        "--scale", type=float, default=1.0, help="size of the synthetic logs; 1 is 3,000 users, 300,000 events"
+        "--scale",
+        type=float,
+        default=1.0,
+        help="size of the synthetic logs and tables; 1 is 3,000 users, 300,000 events, and tables of up to 10^7 rows",
     )
     parser.add_argument("--events", type=int, default=20_000_000, help="events of the log that prepare is measured on")
     parser.add_argument("--only", nargs="*", choices=SECTIONS, default=SECTIONS, help="what to measure")
@@ -81,6 +84,16 @@ def _stream(folder: Path, num_events: int, turns: int) -> list[Comparison]:
     return list(streaming.compare(config.dataset_dir, turns))
 
 
+def _lookup(folder: Path, scale: float, turns: int) -> list[Comparison]:
+    """Workers of one thread; what the first one measured is of all of them."""
+    asked = (tuple(int(num_rows * scale) for num_rows in sharded_lookup.NUM_ROWS), turns)
+    comparisons = []
+    for num_workers in (1, 2):
+        cluster = _config(folder, num_workers).cluster
+        comparisons += run_workers(sharded_lookup.compare, asked, cluster, print, threading.Event())[0]
+    return comparisons
+
+
 def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
     turns, scale, only = arguments.turns, arguments.scale, arguments.only
     comparisons = dynamic_ids.compare(turns) if "ids" in only else []
@@ -88,6 +101,12 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         comparisons += planning.compare(turns)
     config = _config(folder, num_workers=1)
     with ray_session(config.cluster):
+        if "lookup" in only:
+            comparisons += _lookup(folder, scale, turns)
+        if "communication" in only:
+            asked = (int(communicating.NUM_ROWS * scale), turns)
+            cluster = _config(folder, num_workers=2).cluster
+            comparisons += run_workers(communicating.compare, asked, cluster, print, threading.Event())[0]
         if "prepare" in only:
             comparisons += _prepare(folder, arguments.events, turns)
         if "stream" in only:

@@ -27,8 +27,8 @@ SparseOptimizer = Literal[
 Bytes = Annotated[ByteSize, WithJsonSchema({"type": "string", "format": "bytes"})]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
 COLUMN_SPLITS = frozenset({"column_wise", "table_column_wise", "grid_shard"})
-# Optimizers that keep one number per row: where columns are split, each piece would keep one of its own.
-ROWWISE_OPTIMIZERS = frozenset({"rowwise_adagrad", "partial_rowwise_adam", "partial_rowwise_lamb"})
+# Optimizers with one number per row, lamb's being its length: where columns are split, each piece would have one of its own.
+ROWWISE_OPTIMIZERS = frozenset({"rowwise_adagrad", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
 
 
 class VocabularyIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -123,21 +123,23 @@ class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @model_validator(mode="after")
     def _refuse_rowwise_state_in_column_shards(self) -> "TableConfig":
-        # Every column shard would keep an accumulator of its own columns only, which is another optimizer.
+        # Every column shard would have a number for its own columns only, which is another optimizer.
         split = [sharding for sharding in self.allowed_shardings or () if sharding in COLUMN_SPLITS]
         if split and self.optimizer in ROWWISE_OPTIMIZERS:
             raise ValueError(
-                f"{self.optimizer} keeps one accumulator per row, which a {split[0]} table would split; "
+                f"{self.optimizer} has one number per row, which a {split[0]} table would split; "
                 'choose optimizer = "adagrad" or sharding = "row_wise"'
             )
         return self
 
     @model_validator(mode="after")
-    def _refuse_rows_that_cannot_be_reset(self) -> "TableConfig":
-        if self.kernel == "key_value" and isinstance(self.ids, DynamicIdsConfig):
+    def _refuse_a_choice_between_two_adams(self) -> "TableConfig":
+        # In a copy it moves all rows in every step, fused only those that were looked up: a plan would decide what is trained.
+        allowed = self.allowed_shardings or ()
+        if self.optimizer == "adam" and "data_parallel" in allowed and len(set(allowed)) > 1:
             raise ValueError(
-                'kernel = "key_value" with ids.kind = "dynamic": a row that passes from one id to another is reset, and rows '
-                'in such a store cannot be; choose kernel = "fused_uvm_caching"'
+                "adam moves all rows of a data_parallel table in every step, and of others only those that were looked up, so the "
+                'plan cannot choose among both; choose sharding = "data_parallel" or leave it out of the list'
             )
         return self
 

@@ -98,7 +98,10 @@ class Optimizers:
 
 
 def table_optimizer(parameters: Iterable[Tensor], config: TableConfig) -> torch.optim.Optimizer:
-    """What a table's fused optimizer does, for a table that is an ordinary parameter."""
+    """What a table's fused optimizer does, for a table that is an ordinary parameter.
+
+    With one exception: Adam moves rows without a gradient too, by their momentum, and the fused one leaves them alone.
+    """
     rate, eps, decay = config.learning_rate, config.eps, config.weight_decay
     match config.optimizer:
         case "sgd":

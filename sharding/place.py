@@ -117,9 +117,12 @@ def _configs_of(collection: Collection) -> list[Any]:
 
 
 def _refuse_other_hosts(plan: Plan) -> None:
+    """Hosts matter to tables that are spread over one, and to all that lie on GPUs, which are numbered within a host."""
+    there = get_local_size(plan.world_size)
+    if there == plan.local_world_size:
+        return
     for name, table in plan.tables.items():
-        there = get_local_size(plan.world_size)
-        if table.sharding in ("table_row_wise", "grid_shard") and there != plan.local_world_size:
+        if table.sharding in ("table_row_wise", "grid_shard") or plan.device == "cuda":
             raise PlacementError(
                 f"tables.{name}.sharding = {table.sharding}: planned for {plan.local_world_size} workers on each host, and there "
                 f"are {there}; set plan.devices_per_host to that"

@@ -59,6 +59,9 @@ def why_unsupported(
         return (
             f"sharding = {sharding}: not for tables that are looked up per event; choose one of {', '.join(shardings)}"
         )
+    if kernel == "key_value":
+        # TorchRec gives no access to rows on SSDs by which weights could be initialised, reset, or moved to other ranks.
+        return "kernel = key_value: its rows cannot be initialised; choose fused_uvm_caching"
     if kernel in GPU_KERNELS and device != "cuda":
         return f"kernel = {kernel}: needs a GPU; choose fused"
     if (sharding == "data_parallel") != (kernel == "dense"):
@@ -78,7 +81,7 @@ def why_unsupported(
         )
     if sharding in COLUMN_SPLITS and optimizer in ROWWISE_OPTIMIZERS:
         return (
-            f"sharding = {sharding} with optimizer = {optimizer}: it keeps one number per row, which a column split would "
+            f"sharding = {sharding} with optimizer = {optimizer}: it has one number per row, which a column split would "
             "divide; choose optimizer = adagrad or sharding = row_wise"
         )
     if sharding == "grid_shard" and mean_pooling:

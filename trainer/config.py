@@ -62,7 +62,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "windows of that length",
     )
     optimizer: Literal["adamw", "adagrad", "sgd"] = Field(
-        "adamw", description="optimizer of the dense weights and of replicated tables"
+        "adamw", description="optimizer of the dense weights; tables have their own"
     )
     learning_rate: float = Field(1e-3, gt=0.0, description="step size of the dense optimizer")
     weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay of adamw")

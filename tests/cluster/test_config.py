@@ -30,10 +30,7 @@ def test_defaults_are_complete():
             {**LOGS, "tables": {"item": {"ids": {"kind": "dynamic", "num_rows": 9}}}},
             'tables.item.ids.kind = "dynamic" is for tables of features: the catalogue',
         ),
-        (
-            {**LOGS, "tables": {"item": {"kernel": "key_value", "ids": {"kind": "dynamic", "num_rows": 9}}}},
-            'tables.item: kernel = "key_value" with ids.kind = "dynamic": a row that passes from one id to another is reset',
-        ),
+        ({**LOGS, "tables": {"item": {"kernel": "key_value"}}}, "tables.item: kernel = key_value: its rows cannot be init"),
         (
             {**LOGS, "model": {"encoder": {"blocks": 1}}},
             "model.encoder.blocks: no such setting; did you mean model.encoder.num_blocks?",
@@ -65,7 +62,7 @@ def test_defaults_are_complete():
         ),
         (
             {**LOGS, "tables": {"item": {"sharding": ["row_wise", "column_wise"]}}},
-            "tables.item: rowwise_adagrad keeps one accumulator per row, which a column_wise table would split",
+            "tables.item: rowwise_adagrad has one number per row, which a column_wise table would split",
         ),
         ({**LOGS, "model": {"encoder": {"num_heads": 5}}}, "model.encoder.num_heads = 5 must divide tables.item.dim = 64"),
         (
@@ -79,7 +76,7 @@ def test_defaults_are_complete():
         ({**LOGS, "evaluate": {"ks": [5]}}, "needs 10 among evaluate.ks = [5]"),
         (
             {**LOGS, "tables": {"item": {"sharding": "column_wise"}}},
-            "rowwise_adagrad keeps one accumulator per row, which a column_wise table would split",
+            "rowwise_adagrad has one number per row, which a column_wise table would split",
         ),
         (
             {**LOGS, "split": {"kind": "global_time", "validation_time": 5, "test_time": 3}},

@@ -207,7 +207,7 @@ def test_a_mistake_in_the_plan_of_a_run_is_named(config: Path, arguments: list[s
         (["--set", "table.item.shardin=row_wise"], "table.item.shardin: no such setting; did you mean table.item.sharding?"),
         (["--set", "table.item.rows=2_000_000_000_000"], "table.item.rows: Input should be less than or equal to 1000000000000"),
         (["--set", "topology.device_memory=80Gold"], "topology.device_memory: could not interpret byte unit"),
-        (["--set", "table.item.sharding=column_wise"], "table.item: rowwise_adagrad keeps one accumulator per row"),
+        (["--set", "table.item.sharding=column_wise"], "table.item: rowwise_adagrad has one number per row"),
         (["--set", "examples_per_rank=3"], "set either batch_size (of all devices together) or examples_per_rank"),
         (["--set", "table.item.rows=1e10"], "table.item.rows: Input should be a valid integer"),
         (["--rows", "item=1e11"], "tables.item needs"),

@@ -157,7 +157,8 @@ def test_fewer_histories_than_workers(rank_pool, tmp_path, num_users):
         torch.testing.assert_close(runs[3][name], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_where_a_table_lies_changes_nothing_of_what_is_learned(rank_pool, tmp_path):
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_where_a_table_lies_changes_nothing_of_what_is_learned(rank_pool, tmp_path, world_size):
     """Its own optimizer updates it everywhere: sharded, or as a copy on every worker."""
     tiny_dataset(tmp_path / "dataset")
     weights, loss = {}, {}
@@ -169,7 +170,7 @@ def test_where_a_table_lies_changes_nothing_of_what_is_learned(rank_pool, tmp_pa
             tables={"item": table},
             train={"optimizer": "adagrad", "learning_rate": 0.01, "max_steps": STEPS, "schedule": "linear"},
         )
-        whole = rank_pool.run(2, train, job)[0]
+        whole = rank_pool.run(world_size, train, job)[0]
         weights[sharding] = {name.replace("replicated_", "sharded_"): value for name, value in whole.items()}
         loss[sharding] = losses(tmp_path / sharding)
     for sharding in ("table_wise", "data_parallel"):

@@ -1,12 +1,14 @@
 """Models of two tables for the parity matrix, trained on ranks and whole in one process, many combinations in one call."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.optim import Optimizer
 from torchrec.distributed import comm
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
@@ -37,6 +39,7 @@ class Combination:
     weight_decay: float = 0.0
     mean: bool | None = None
     communication: CommunicationConfig = FP32
+    kernel: Kernel = "fused"
 
     @property
     def tables(self) -> dict[str, TableConfig]:
@@ -54,12 +57,12 @@ class Combination:
         """Whether bags of the thin table are averaged: unless told otherwise, wherever TorchRec gets that right."""
         return self.thin != "grid_shard" if self.mean is None else self.mean
 
-    def plan(self, world_size: int, local_world_size: int) -> Plan:
+    def plan(self, world_size: int, local_world_size: int, device: str = "cpu") -> Plan:
         tables = {
             name: self._table(name, sharding, world_size, local_world_size)
             for name, sharding in (("wide", self.wide), ("thin", self.thin))
         }
-        return Plan(world_size, local_world_size, "cpu", tables)
+        return Plan(world_size, local_world_size, device, tables)
 
     def _table(self, name: str, sharding: Sharding, world_size: int, local_world_size: int) -> TablePlan:
         num_hosts, dim = world_size // local_world_size, self.dims[name]
@@ -71,7 +74,8 @@ class Combination:
             "table_row_wise": (last * (num_hosts - 1),),
             "grid_shard": tuple(range(num_hosts)),
         }
-        return TablePlan(sharding, kernel_of(sharding), ROWS[name], dim, places.get(sharding, ()))
+        kernel: Kernel = "dense" if sharding == "data_parallel" else self.kernel
+        return TablePlan(sharding, kernel, ROWS[name], dim, places.get(sharding, ()))
 
 
 def kernel_of(sharding: Sharding) -> Kernel:
@@ -146,15 +150,17 @@ def train_placed(ranks: Ranks, combinations: list[Combination], local_world_size
 
 
 def _train_one(ranks: Ranks, combination: Combination, local_world_size: int) -> tuple[dict[str, Tensor], ...]:
-    plan = combination.plan(ranks.world_size, local_world_size)
+    plan = combination.plan(ranks.world_size, local_world_size, ranks.device.type)
     copied = combination.wide == combination.thin == "data_parallel" and not combination.pooled
-    model = Model(combination, torch.device("cpu" if copied else "meta"))
+    model = Model(combination, ranks.device if copied else torch.device("meta"))
+    model.dense.to(ranks.device)
     placed = place(model, combination.tables, plan, ranks, SEED, combination.communication)
     optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=RATE), combination.tables, plan)
     before = whole_tables(placed)
     for step in range(STEPS):
         optimizers.set_rate_factor(1.0 - 0.1 * step)
-        model(*request_of(step, ranks.rank, ranks.world_size)).backward()
+        request, num_bags = request_of(step, ranks.rank, ranks.world_size)
+        model(request.to(ranks.device), num_bags).backward()
         for parameter in optimizers.summed_parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -163,13 +169,15 @@ def _train_one(ranks: Ranks, combination: Combination, local_world_size: int) ->
     return before, whole_tables(placed)
 
 
-def train_whole(combination: Combination) -> tuple[dict[str, Tensor], ...]:
-    """The same model in one process, with plain optimizers."""
+def train_whole(
+    combination: Combination, build: Callable[[list[Tensor], TableConfig], Optimizer] = table_optimizer
+) -> tuple[dict[str, Tensor], ...]:
+    """The same model in one process, with plain optimizers. build: that of a table."""
     model = Model(combination, torch.device("cpu"))
     initialize_tables(model, SEED, {name: config.init_std for name, config in combination.tables.items()})
     weights = {name: dict(model.named_parameters())[_path(combination, name)] for name in ROWS}
     plain = {name: config.model_copy(update={"weight_decay": 0.0}) for name, config in combination.tables.items()}
-    optimizers = [table_optimizer([weights[name]], plain[name]) for name in ROWS]
+    optimizers = [build([weights[name]], plain[name]) for name in ROWS]
     optimizers.append(torch.optim.SGD(model.dense.parameters(), lr=RATE))
     before = {name: weight.detach().clone() for name, weight in weights.items()}
     for step in range(STEPS):
@@ -198,9 +206,10 @@ def whole_tables(placed: nn.Module) -> dict[str, Tensor]:
         table = name.split(".")[-2]
         if table in ROWS:
             if isinstance(value, ShardedTensor):
-                out = torch.zeros(value.size()) if torch.distributed.get_rank() == 0 else None
+                device = value.local_shards()[0].tensor.device if value.local_shards() else torch.device("cpu")
+                out = torch.zeros(value.size(), device=device) if torch.distributed.get_rank() == 0 else None
                 value.gather(0, out)
-                whole[table] = torch.zeros(0) if out is None else out
+                whole[table] = torch.zeros(0) if out is None else out.cpu()
             else:
-                whole[table] = torch.as_tensor(value).detach().clone()
+                whole[table] = torch.as_tensor(value).detach().cpu().clone()
     return whole

@@ -4,6 +4,7 @@ sharding x kernel x optimizer x world size, for tables that are pooled and that 
 and the same weights after several steps at falling rates. With four ranks there are two hosts.
 """
 
+from dataclasses import replace
 from itertools import product
 from typing import get_args
 
@@ -87,16 +88,33 @@ def test_what_torchrec_would_get_wrong_in_silence_is_refused_by_name(rank_pool, 
         rank_pool.run(1, train_placed, [REFUSED[said]], 1)
 
 
-def place_on_other_hosts(ranks: Ranks) -> None:
-    combination = Combination(True, "table_row_wise", "table_row_wise", "sgd")
-    place(Model(combination, torch.device("meta")), combination.tables, combination.plan(4, 1), ranks, seed=1)
+def place_on_other_hosts(ranks: Ranks, sharding: Sharding, device: str) -> None:
+    combination = Combination(True, sharding, sharding, "sgd")
+    plan = combination.plan(4, 1, device)
+    place(Model(combination, torch.device("meta")), combination.tables, plan, ranks, seed=1)
 
 
-def test_hosts_of_another_size_than_planned_are_refused_by_name(rank_pool):
-    with pytest.raises(
-        PlacementError, match=r"planned for 1 workers on each host, and there are \d+; set plan.devices"
-    ):
-        rank_pool.run(4, place_on_other_hosts)
+@pytest.mark.parametrize(
+    ("sharding", "device"), [("table_row_wise", "cpu"), ("grid_shard", "cpu"), ("row_wise", "cuda")]
+)
+def test_hosts_of_another_size_than_planned_are_refused_by_name(rank_pool, sharding, device):
+    """On GPUs for any table: a rank's GPU is numbered within its host."""
+    message = (
+        rf"tables\.wide\.sharding = {sharding}: planned for 1 workers on each host, and there are \d+; set plan.devices"
+    )
+    with pytest.raises(PlacementError, match=message):
+        rank_pool.run(4, place_on_other_hosts, sharding, device)
+
+
+def place_in_groups(ranks: Ranks) -> None:
+    combination = Combination(False, "row_wise", "row_wise", "sgd")
+    plan = replace(combination.plan(2, 2), replica_groups=2)
+    place(Model(combination, torch.device("meta")), combination.tables, plan, ranks, seed=1)
+
+
+def test_groups_that_each_hold_all_tables_are_refused_by_name(rank_pool):
+    with pytest.raises(PlacementError, match=r"plan\.replica_groups: .* not run yet; set 1"):
+        rank_pool.run(2, place_in_groups)
 
 
 def test_the_matrix_holds_what_it_should():

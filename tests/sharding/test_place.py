@@ -100,7 +100,7 @@ def test_a_plan_for_other_ranks_is_refused(rank_pool):
 
 
 def test_column_split_of_rowwise_state_is_refused_before_any_worker_starts():
-    with pytest.raises(ValueError, match="one accumulator per row"):
+    with pytest.raises(ValueError, match="one number per row"):
         TableConfig(sharding="column_wise", optimizer="rowwise_adagrad")
 
 
@@ -112,3 +112,10 @@ def test_initial_weights_are_standard_normal_times_std():
     assert abs(weights.std().item() - 0.5) < 0.01
     assert weights.unique().numel() > 0.99 * weights.numel() / 2
     assert abs(((weights / 0.5) ** 4).mean().item() - 3.0) < 0.1  # kurtosis of a normal distribution
+
+
+def test_a_plan_cannot_choose_between_two_adams():
+    with pytest.raises(ValueError, match='choose sharding = "data_parallel" or leave it out'):
+        TableConfig(optimizer="adam", sharding=["data_parallel", "row_wise"])
+    assert TableConfig(optimizer="adam", sharding=["table_wise", "row_wise"]).allowed_shardings
+    assert TableConfig(optimizer="adagrad", sharding=["data_parallel", "row_wise"]).allowed_shardings

@@ -237,7 +237,7 @@ def test_constraints_that_nothing_meets_are_refused_with_the_reason(
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("kernel", ["fused_uvm", "key_value"])
+@pytest.mark.parametrize("kernel", ["fused_uvm", "fused_uvm_caching"])
 def test_a_kernel_that_is_asked_for_is_used(kernel: Kernel) -> None:
     plan = make_plan([sequence("t", 10**6, kernel=kernel)], described("h100-80gb", 2))
     assert plan.tables["t"].kernel == kernel
