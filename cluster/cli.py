@@ -196,7 +196,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """See how tables would lie on given devices and what a step would cost; nothing is run."""
-    from cluster import plan_command
+    from cluster.plan import command
 
     options = {
         "devices": devices,
@@ -207,11 +207,11 @@ def plan(
         "preset": preset,
     }
     settings = [f"{name}={value}" for name, value in options.items() if value is not None]
-    answer = plan_command.run(config, [*(overrides or []), *settings], rows or [], compare, out, calibrate or [])
+    answer = command.run(config, [*(overrides or []), *settings], rows or [], compare, out, calibrate or [])
     if as_json:
-        print_json(plan_command.json_of(answer))
+        print_json(command.json_of(answer))
     else:
-        plan_command.print_for_people(answer, _console(False))
+        command.print_for_people(answer, _console(False))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from typer.core import TyperGroup
 from cluster import config_docs
 from cluster.cli import app
 from cluster.config import check_config, load_config, read_values
-from cluster.workload import check_workload
+from cluster.plan.workload import check_workload
 from sharding.config import Sharding, SparseOptimizer
 from sharding.support import why_unsupported
 

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from cluster.plan_command import run
+from cluster.plan.command import run
 from sharding.planning.calibrate import calibrate
 from sharding.ranks import Ranks
 from tests.datasets import tiny_dataset

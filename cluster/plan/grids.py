@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from cluster.plan_picture import PHASES
-from cluster.plan_request import Request
+from cluster.plan.picture import PHASES
+from cluster.plan.request import Request
 from sharding.plan import Plan
 from sharding.planning.prediction import Float64, Prediction
 from sharding.planning.units import bytes_text, count_text, seconds_text

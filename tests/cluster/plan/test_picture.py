@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from cluster.plan_drawing import ALARM
-from cluster.plan_picture import MEMORY_HEIGHT, PHASES, picture
+from cluster.plan.drawing import ALARM
+from cluster.plan.picture import MEMORY_HEIGHT, PHASES, picture
 from sharding.plan import Plan, TablePlan
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad

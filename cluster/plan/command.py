@@ -18,11 +18,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.plan_calibration import FILE as CALIBRATION
-from cluster.plan_calibration import Fitted, fit, refuse_other_device
-from cluster.plan_grids import Grid, Planned, difference_grid, grids, summary_grid
-from cluster.plan_picture import picture
-from cluster.plan_request import OPTIONS, Request, read_request
+from cluster.plan.calibration import FILE as CALIBRATION
+from cluster.plan.calibration import Fitted, fit, refuse_other_device
+from cluster.plan.grids import Grid, Planned, difference_grid, grids, summary_grid
+from cluster.plan.picture import picture
+from cluster.plan.request import OPTIONS, Request, read_request
 from sharding.errors import PlacementError
 from sharding.planning.costs import predict
 from sharding.planning.planner import make_plan

@@ -10,8 +10,8 @@ from itertools import chain
 
 import numpy as np
 
-from cluster import plan_drawing as draw
-from cluster.plan_drawing import ALARM, INK, LEFT, RIGHT, WIDTH, Block, Columns, Scale
+from cluster.plan import drawing as draw
+from cluster.plan.drawing import ALARM, INK, LEFT, RIGHT, WIDTH, Block, Columns, Scale
 from sharding.config import Sharding
 from sharding.plan import Plan, Shard
 from sharding.planning.prediction import Float64, Prediction

@@ -1,4 +1,4 @@
-"""Stacked blocks over columns, as SVG: the pieces of which a picture of a plan is made (cluster.plan_picture)."""
+"""Stacked blocks over columns, as SVG: the pieces of which a picture of a plan is made (cluster.plan.picture)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace

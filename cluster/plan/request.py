@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import Config, apply_override, check_config, read_values
-from cluster.workload import check_workload
+from cluster.plan.workload import check_workload
 from sharding.config import CommunicationConfig, PlanConfig
 from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.plan_grids import Grid
+from cluster.plan.grids import Grid
 from sharding.planning.calibrate import Calibration, calibrate
 from sharding.planning.topology import CONSTANTS, Topology
 from sharding.planning.units import bytes_text, seconds_text

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cluster.cli import app
-from cluster.plan_command import rows_given, settings_in
+from cluster.plan.command import rows_given, settings_in
 from cluster.run_folder import locked
 from sharding.errors import PlacementError
 from sharding.plan import plan_of
@@ -19,7 +19,7 @@ from tests.datasets import tiny_dataset
 from tests.html_page import Page, assert_loads_nothing
 from trainer.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 WORKLOADS = sorted((ROOT / "configs" / "plans").glob("*.toml"))
 WORKLOAD = """
 batch_size = 4096
