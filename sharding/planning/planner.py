@@ -76,8 +76,7 @@ def _best_layout(options: Options, topology: Topology) -> Layout:
     """Tables leave device memory only if there is no other way. Raises PlacementError."""
     if not options:
         return Layout(topology)
-    within = {name: [o for o in choices if not o.is_last_resort] for name, choices in options.items()}
-    for allowed in (within, options):
+    for allowed in _allowed(options):
         for price in PRICES:
             layouts = [layout for layout in _proposals(allowed, topology, price) if len(layout.tables) == len(options)]
             if layouts:
@@ -87,6 +86,20 @@ def _best_layout(options: Options, topology: Topology) -> Layout:
                 return improve(best, allowed, in_pairs=True)
     furthest = max(_proposals(options, topology, PRICES[-1]), key=lambda layout: len(layout.tables))
     raise PlacementError(no_room(options, furthest, topology))
+
+
+def _allowed(options: Options) -> Iterator[Options]:
+    """What tables may choose among, the next only if nothing fits: device memory alone; anything; host memory for the largest
+    tables, ever more of them, since a large one that finds room on devices can leave none for the others."""
+    yield {name: [o for o in choices if not o.is_last_resort] for name, choices in options.items()}
+    yield options
+    last_resorts = {name: [o for o in choices if o.is_last_resort] for name, choices in options.items()}
+    movable = [name for name, choices in last_resorts.items() if choices]
+    movable.sort(key=lambda name: (-options[name][0].table.num_rows * options[name][0].table.dim, name))
+    number = 1
+    while movable and number < 2 * len(movable):
+        yield {**options, **{name: last_resorts[name] for name in movable[:number]}}
+        number *= 2
 
 
 def _proposals(options: Options, topology: Topology, price: float) -> Iterator[Layout]:

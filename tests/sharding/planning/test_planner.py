@@ -274,3 +274,14 @@ def test_1024_devices_and_ten_billion_rows_take_seconds(count: int) -> None:
     assert prediction.memory_bytes.sum(axis=0).max() <= topology.capacity_bytes
     assert sum(table.num_rows for table in plan.tables.values()) == pytest.approx(1e10, rel=1e-3)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 4 * 1024**2  # KiB
+
+
+def test_a_large_table_makes_room_in_host_memory_where_that_is_the_only_way():
+    """It would fit on the devices itself, and then leave too little for the others, which cannot all be offloaded either."""
+    topology = replace(described("h100-80gb", 8), device_memory=30 * GIB, reserved_fraction=0.15, host_memory=300 * GIB)
+    large = TableLoad("large", 600_000_000, 64, True, 1000.0, 500.0)
+    others = [TableLoad(f"t{n:02d}", 8_000_000, 64, True, 1000.0, 500.0, kernel="fused") for n in range(60)]
+    plan = make_plan([large, *others], topology)
+    assert plan.tables["large"].kernel == "fused_uvm_caching"
+    assert {plan.tables[load.name].kernel for load in others} <= {"fused", "dense"}
+    assert predict(plan, [large, *others], topology).memory_bytes.sum(axis=0).max() <= topology.capacity_bytes
