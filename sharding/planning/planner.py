@@ -20,11 +20,12 @@ from sharding.planning.costs import FP32
 from sharding.planning.improve import improve
 from sharding.planning.layout import Layout, Placed
 from sharding.planning.load import TableLoad
-from sharding.planning.options import Option, options_of
+from sharding.planning.options import AUTO, Option, options_of
 from sharding.planning.refusals import no_room
 from sharding.planning.topology import Topology
 
 NUM_BOUNDS = 32
+SPLIT_BY_ROWS = frozenset({"row_wise", "table_row_wise"})
 PRICES = (0.0, 1.0, 10.0, 100.0)  # of memory; the higher ones are tried only where it is short
 NUM_IMPROVED = 6
 Options = Mapping[str, Sequence[Option]]
@@ -44,7 +45,7 @@ def make_plan(
     group = _group(topology, replica_groups)
     by_kind: dict[TableLoad, list[Option]] = {}
     options = {}
-    for load in sorted(loads, key=lambda load: load.name):
+    for load in sorted(_without_wrong_means(loads), key=lambda load: load.name):
         kind = replace(load, name="")
         if kind not in by_kind:
             by_kind[kind] = options_of(load, group, communication)
@@ -57,6 +58,26 @@ def make_plan(
     }
     per_host = min(topology.devices_per_host, topology.num_devices)
     return Plan(topology.num_devices, per_host, topology.device, tables, inputs, replica_groups)
+
+
+def _without_wrong_means(loads: Sequence[TableLoad]) -> list[TableLoad]:
+    """Averaged bags are right under a split by rows only if all pooled tables are split so (sharding.place says why)."""
+    if all(set(load.shardings or AUTO) <= SPLIT_BY_ROWS for load in loads if load.pooled):
+        return list(loads)
+    # Named in a list, copies would be made of tables of any size.
+    shards = [sharding for sharding in AUTO if sharding != "data_parallel"]
+    found = []
+    for load in loads:
+        if load.pooled and load.mean_pooling:
+            left = tuple(sharding for sharding in load.shardings or shards if sharding not in SPLIT_BY_ROWS)
+            if not left:
+                raise PlacementError(
+                    f"tables.{load.name}: sharding = {', '.join(load.shardings or ())}: bags that are averaged cannot be split by "
+                    "rows beside tables that are not; choose table_wise, or row_wise for all pooled tables"
+                )
+            load = replace(load, shardings=left)
+        found.append(load)
+    return found
 
 
 def _group(topology: Topology, replica_groups: int) -> Topology:

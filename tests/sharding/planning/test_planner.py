@@ -285,3 +285,18 @@ def test_a_large_table_makes_room_in_host_memory_where_that_is_the_only_way():
     assert plan.tables["large"].kernel == "fused_uvm_caching"
     assert {plan.tables[load.name].kernel for load in others} <= {"fused", "dense"}
     assert predict(plan, [large, *others], topology).memory_bytes.sum(axis=0).max() <= topology.capacity_bytes
+
+
+def averaged(name: str, *shardings: Sharding) -> TableLoad:
+    return TableLoad(name, 100_000_000, 64, True, 5000.0, 500.0, shardings=shardings or None, mean_pooling=True)
+
+
+def test_averaged_bags_are_split_by_rows_only_where_all_are():
+    topology = described("h100-80gb", 8)
+    summed = replace(averaged("summed"), mean_pooling=False)
+    by_rows = {"row_wise", "table_row_wise"}
+    assert make_plan([averaged("mean"), summed], topology).tables["mean"].sharding not in by_rows
+    both = [averaged("mean", "row_wise"), replace(summed, shardings=("row_wise",))]
+    assert {table.sharding for table in make_plan(both, topology).tables.values()} == {"row_wise"}
+    with pytest.raises(PlacementError, match=r"tables\.mean: sharding = row_wise: bags that are averaged"):
+        make_plan([averaged("mean", "row_wise"), summed], topology)
