@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -57,6 +57,11 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         300.0, gt=0.0, description="how long a worker waits for the others in one collective operation before it fails"
     )
 
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What workers compute on."""
+        return "cuda" if self.gpus_per_worker else "cpu"
+
 
 class Config(BaseModel, extra="forbid", frozen=True, strict=True):
     """Everything that a run needs to know. Most of it has defaults; `logs` does not."""
@@ -104,7 +109,7 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
         width, heads = self.tables["item"].dim, self.model.encoder.num_heads
         if width % heads:
             raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
-        device = "cuda" if self.cluster.gpus_per_worker else "cpu"
+        device = self.cluster.device
         not_sent = why_not_sent(self.communication, device)
         if not_sent is not None:
             raise ValueError(not_sent)

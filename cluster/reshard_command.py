@@ -10,7 +10,7 @@ from trainer.checkpoint_folder import Found
 from trainer.checkpoint_reshard import reshard
 from trainer.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
-from trainer.placement import Device, plan_tables
+from trainer.placement import plan_tables
 from trainer.settings import changed_settings
 
 
@@ -46,8 +46,7 @@ def run(path: Path, folder: Path, config_file: str | None, settings: list[str]) 
         raise CheckpointError(
             f"checkpoint {path}: was made from another dataset than {job.dataset_dir}; set run.dataset to its own"
         )
-    device: Device = "cuda" if config.cluster.gpus_per_worker else "cpu"
-    plan = plan_tables(job, dataset, config.cluster.num_workers, device).plan
+    plan = plan_tables(job, dataset, config.cluster.num_workers, config.cluster.device).plan
     written = reshard(found, folder, plan, job.tables, job.config)
     files = checkpoint_folder.read(written).files.values()
     placed = ", ".join(f"{name} {table.sharding}" for name, table in plan.tables.items())

@@ -21,7 +21,7 @@ from trainer.evaluation import report, results
 from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
-from trainer.placement import PLAN_FILE, Device, plan_tables
+from trainer.placement import PLAN_FILE, plan_tables
 from trainer.storage import write_json_atomically
 from trainer.stream.held_out import Split
 from trainer.train import Outcome, Training
@@ -47,8 +47,7 @@ def train(config: Config, on_event: OnEvent, stop: threading.Event) -> Outcome:
 def _planned(config: Config) -> tuple[Job, Placing]:
     """The job with the plan of its tables, so that what cannot be placed is refused before any worker starts."""
     job, workers = job_of(config), config.cluster
-    device: Device = "cuda" if workers.gpus_per_worker else "cpu"
-    placing = plan_tables(job, read_manifest(job.dataset_dir), workers.num_workers, device)
+    placing = plan_tables(job, read_manifest(job.dataset_dir), workers.num_workers, workers.device)
     return replace(job, placing=placing), placing
 
 

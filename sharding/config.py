@@ -27,6 +27,8 @@ SparseOptimizer = Literal[
 Bytes = Annotated[ByteSize, WithJsonSchema({"type": "string", "format": "bytes"})]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
 COLUMN_SPLITS = frozenset({"column_wise", "table_column_wise", "grid_shard"})
+# Splits by rows alone: where TorchRec adds parts of a bag up and, if it is to be averaged, divides the sum.
+ROW_SPLITS = frozenset({"row_wise", "table_row_wise"})
 # Optimizers with one number per row, lamb's being its length: where columns are split, each piece would have one of its own.
 ROWWISE_OPTIMIZERS = frozenset({"rowwise_adagrad", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
 

@@ -10,7 +10,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from sharding.local_shards import local_shards, table_of
 
 CHUNK_ROWS = 65536
 
@@ -22,17 +23,10 @@ def initialize_tables(module: nn.Module, seed: int, std: dict[str, float]) -> No
     Parameter names end in `<table>.weight`, which is TorchRec's convention.
     """
     for name, value in module.state_dict().items():
-        table = name.split(".")[-2]
-        if table not in std or not name.endswith(".weight"):
-            continue
-        key = _key(seed, table)
-        if isinstance(value, ShardedTensor):
-            num_columns = value.size(1)
-            for shard in value.local_shards():
-                row, column = shard.metadata.shard_offsets
-                _fill(shard.tensor, key, row, column, num_columns, std[table])
-        else:
-            _fill(value, key, 0, 0, value.shape[1], std[table])
+        table = table_of(name, std)
+        if table is not None:
+            for shard in local_shards(value):
+                _fill(shard.tensor, _key(seed, table), shard.first_row, shard.first_column, value.size(1), std[table])
 
 
 def _key(seed: int, table: str) -> int:

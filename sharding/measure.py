@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sharding.config import TableConfig
+from sharding.local_shards import local_shards, table_of
 from sharding.optimizers import Optimizers
 from sharding.planning.measured import Float64, Measured
 from sharding.ranks import Ranks
 
-PHASES = ("input", "lookup", "output", "gradient", "update")
 LEAVES_UNTOUCHED = frozenset({"sgd", "adagrad", "rowwise_adagrad"})
 REPEATS = 5
 
@@ -157,15 +156,9 @@ def _held_bytes(placed: nn.Module, optimizers: Optimizers, tables: list[str], ra
     states = optimizers.combined.state_dict()["state"]
     mine = torch.zeros(1, len(tables), dtype=torch.float64, device=ranks.device)
     for name, value in placed.state_dict().items():
-        table = name.split(".")[-2]
-        if name.endswith(".weight") and table in tables:
-            held = [value, *states.get(name, {}).values()]
-            mine[0, tables.index(table)] += sum(_local_bytes(tensor) for tensor in held)
+        table = table_of(name, tables)
+        if table is not None:
+            held = [shard.tensor for each in (value, *states.get(name, {}).values()) for shard in local_shards(each)]
+            mine[0, tables.index(table)] += sum(tensor.numel() * tensor.element_size() for tensor in held)
     everywhere = torch.cat(ranks.gather(mine)).cpu().numpy()
     return {table: everywhere[:, n] for n, table in enumerate(tables)}
-
-
-def _local_bytes(value: object) -> int:
-    if isinstance(value, ShardedTensor):
-        return sum(shard.tensor.numel() * shard.tensor.element_size() for shard in value.local_shards())
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0

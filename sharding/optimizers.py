@@ -14,6 +14,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from sharding.config import TableConfig
+from sharding.local_shards import table_of
 from sharding.plan import Plan
 
 
@@ -36,22 +37,20 @@ class Optimizers:
         fused_names = set(fused.params)
         # A rank that holds no shard of a table has an empty parameter in its place, which nothing ever updates.
         rest = {name: p for name, p in module.named_parameters() if name not in fused_names and p.numel()}
-        table_of = {
-            name: table for name in rest if (table := name.split(".")[-2]) in tables and name.endswith(".weight")
-        }
-        dense = {name: p for name, p in rest.items() if name not in table_of}
+        unfused = {name: table for name in rest if (table := table_of(name, tables)) is not None}
+        dense = {name: p for name, p in rest.items() if name not in unfused}
         self.dense_parameters: list[nn.Parameter] = list(dense.values())
         self.copied_parameters: list[nn.Parameter] = [
-            rest[name] for name, table in table_of.items() if plan.tables[table].sharding == "data_parallel"
+            rest[name] for name, table in unfused.items() if plan.tables[table].sharding == "data_parallel"
         ]
         self.dense = KeyedOptimizerWrapper(dense, lambda parameters: build_dense(parameters))
         self.tables = [
             KeyedOptimizerWrapper({name: rest[name]}, lambda p, table=table: table_optimizer(p, tables[table]))
-            for name, table in table_of.items()
+            for name, table in unfused.items()
         ]
         self.fused = fused
         self.combined = CombinedOptimizer([fused, *self.tables, self.dense])
-        _check_coverage(module, fused_names, set(dense), set(table_of))
+        _check_coverage(module, fused_names, set(dense), set(unfused))
         self._base_rates = [group["lr"] for group in self._groups()]
 
     def _groups(self) -> list[dict[str, Any]]:

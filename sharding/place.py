@@ -31,7 +31,7 @@ from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam, PartialRowWiseLA
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from sharding.communication import codecs_of
-from sharding.config import CommunicationConfig, SparseOptimizer, TableConfig
+from sharding.config import ROW_SPLITS, CommunicationConfig, SparseOptimizer, TableConfig
 from sharding.errors import PlacementError
 from sharding.initialize import initialize_tables
 from sharding.plan import Plan
@@ -150,9 +150,8 @@ def _refuse_wrong_means(collection: Collection, plan: Plan) -> None:
     """Where TorchRec averages bags after rows of one table were added up on several ranks, it divides all other bags too."""
     if isinstance(collection, EmbeddingCollection):
         return
-    by_rows = ("row_wise", "table_row_wise")
-    split = [config for config in _configs_of(collection) if plan.tables[config.name].sharding in by_rows]
-    whole = [config for config in _configs_of(collection) if plan.tables[config.name].sharding not in by_rows]
+    split = [config for config in _configs_of(collection) if plan.tables[config.name].sharding in ROW_SPLITS]
+    whole = [config for config in _configs_of(collection) if plan.tables[config.name].sharding not in ROW_SPLITS]
     averaged = [config.name for config in split if config.pooling == PoolingType.MEAN]
     if averaged and whole:
         raise PlacementError(

@@ -4,25 +4,13 @@ A row that passes from one id to another must carry over neither weights nor opt
 on (seed, table, row, generation) alone, so that it is the same under every plan, and not the same twice.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from sharding.initialize import initial_weights
+from sharding.local_shards import LocalShard, local_shards, table_of
 from sharding.optimizers import Optimizers
-
-
-@dataclass(frozen=True)
-class _Shard:
-    """A part of a table, or of its optimizer's state, that lies on this rank; shares memory with it."""
-
-    tensor: Tensor
-    first_row: int
-    first_column: int
 
 
 @torch.no_grad()
@@ -45,19 +33,19 @@ def reset_rows(
     """
     if not rows.numel():
         return
-    weights = {name: value for name, value in placed.state_dict().items() if name.endswith(f".{table}.weight")}
+    weights = {name: value for name, value in placed.state_dict().items() if table_of(name, (table,))}
     if not weights:
         raise KeyError(f"no table {table} among the module's parameters")
     states = optimizers.combined.state_dict()["state"]
     for name, value in weights.items():
-        for shard in _local_shards(value):
+        for shard in local_shards(value):
             here = _rows_in(shard, rows)
             columns = range(shard.first_column, shard.first_column + shard.tensor.shape[1])
             fresh = initial_weights(seed, table, rows[here], generations[here], columns, value.shape[1], std)
             shard.tensor[_local(shard, rows[here])] = fresh.to(shard.tensor)
         for slot in states.get(name, {}).values():
             if slot.dim() > 0:
-                for shard in _local_shards(slot):
+                for shard in local_shards(slot):
                     shard.tensor[_local(shard, rows[_rows_in(shard, rows)])] = 0
     _forget_cached_rows(placed)
 
@@ -69,20 +57,10 @@ def _forget_cached_rows(placed: nn.Module) -> None:
             module.reset_cache_states()
 
 
-def _local_shards(value: Tensor | ShardedTensor) -> Iterator[_Shard]:
-    if isinstance(value, ShardedTensor):
-        for shard in value.local_shards():
-            # RowWiseAdagrad's state has one number per row, and no columns.
-            row, *columns = shard.metadata.shard_offsets
-            yield _Shard(shard.tensor, row, columns[0] if columns else 0)
-    else:
-        yield _Shard(value, 0, 0)
-
-
-def _rows_in(shard: _Shard, rows: Tensor) -> Tensor:
+def _rows_in(shard: LocalShard, rows: Tensor) -> Tensor:
     return (rows >= shard.first_row) & (rows < shard.first_row + shard.tensor.shape[0])
 
 
-def _local(shard: _Shard, rows: Tensor) -> Tensor:
+def _local(shard: LocalShard, rows: Tensor) -> Tensor:
     """Global row numbers as places in the shard, on its device."""
     return (rows - shard.first_row).to(shard.tensor.device)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sharding.local_shards import table_of
 from sharding.optimizers import Optimizers
 
 # By optimizer: what torch and fbgemm call its state, and what it is called here. Others keep the names that they have.
@@ -42,7 +43,7 @@ def tensors_of(
     found: dict[str, Any] = {_key(name, tables): value for name, value in placed.state_dict().items()}
     if optimizers is not None:
         for parameter, slots in optimizers.combined.state_dict()["state"].items():
-            table = _table_of(parameter, tables)
+            table = table_of(parameter, tables)
             for slot, value in slots.items():
                 if table is None:
                     found[f"{_key(parameter, tables)}.{slot}"] = value
@@ -57,13 +58,8 @@ def model_names(placed: nn.Module, tables: Collection[str]) -> dict[str, str]:
     return {_key(name, tables): name for name in placed.state_dict()}
 
 
-def _table_of(parameter: str, tables: Collection[str]) -> str | None:
-    *_, table, last = ("", *parameter.split("."))
-    return table if last == "weight" and table in tables else None
-
-
 def _key(parameter: str, tables: Collection[str]) -> str:
-    table = _table_of(parameter, tables)
+    table = table_of(parameter, tables)
     return f"dense.{parameter}" if table is None else f"table.{table}.weight"
 
 

@@ -104,7 +104,7 @@ def _of_run(
         config.cluster.num_workers,
         facts_of(manifest) if manifest is not None else None,
     )
-    device = "cuda" if config.cluster.gpus_per_worker else "cpu"
+    device = config.cluster.device
     topology, assumptions = _topology(config.plan, config.cluster.num_workers, device, preset)
     if manifest is None:
         assumptions += (

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sharding.config import CommunicationConfig
+from sharding.config import ROW_SPLITS, CommunicationConfig
 from sharding.errors import PlacementError
 from sharding.plan import Plan
 from sharding.planning.costs import FP32
@@ -25,7 +25,6 @@ from sharding.planning.refusals import no_room
 from sharding.planning.topology import Topology
 
 NUM_BOUNDS = 32
-SPLIT_BY_ROWS = frozenset({"row_wise", "table_row_wise"})
 PRICES = (0.0, 1.0, 10.0, 100.0)  # of memory; the higher ones are tried only where it is short
 NUM_IMPROVED = 6
 Options = Mapping[str, Sequence[Option]]
@@ -62,14 +61,14 @@ def make_plan(
 
 def _without_wrong_means(loads: Sequence[TableLoad]) -> list[TableLoad]:
     """Averaged bags are right under a split by rows only if all pooled tables are split so (sharding.place says why)."""
-    if all(set(load.shardings or AUTO) <= SPLIT_BY_ROWS for load in loads if load.pooled):
+    if all(set(load.shardings or AUTO) <= ROW_SPLITS for load in loads if load.pooled):
         return list(loads)
     # Named in a list, copies would be made of tables of any size.
     shards = [sharding for sharding in AUTO if sharding != "data_parallel"]
     found = []
     for load in loads:
         if load.pooled and load.mean_pooling:
-            left = tuple(sharding for sharding in load.shardings or shards if sharding not in SPLIT_BY_ROWS)
+            left = tuple(sharding for sharding in load.shardings or shards if sharding not in ROW_SPLITS)
             if not left:
                 raise PlacementError(
                     f"tables.{load.name}: sharding = {', '.join(load.shardings or ())}: bags that are averaged cannot be split by "

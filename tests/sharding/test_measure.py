@@ -8,10 +8,11 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import TableConfig
-from sharding.measure import PHASES, measure_tables
+from sharding.measure import measure_tables
 from sharding.optimizers import Optimizers
 from sharding.place import place
 from sharding.plan import Plan, TablePlan
+from sharding.planning.costs import PHASES
 from sharding.planning.measured import Measured
 from sharding.ranks import Ranks
 

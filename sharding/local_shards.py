@@ -1,0 +1,33 @@
+"""Which of a module's tensors are tables, and what of a tensor lies on this rank."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+
+@dataclass(frozen=True)
+class LocalShard:
+    """A part of a table, or of its optimizer's state, that lies on this rank; shares memory with it."""
+
+    tensor: Tensor
+    first_row: int
+    first_column: int
+
+
+def local_shards(value: Tensor | ShardedTensor) -> Iterator[LocalShard]:
+    """The parts of a tensor on this rank: all of it if it is not sharded."""
+    if isinstance(value, ShardedTensor):
+        for shard in value.local_shards():
+            # RowWiseAdagrad's state has one number per row, and no columns.
+            row, *columns = shard.metadata.shard_offsets
+            yield LocalShard(shard.tensor, row, columns[0] if columns else 0)
+    else:
+        yield LocalShard(value, 0, 0)
+
+
+def table_of(parameter: str, tables: Collection[str]) -> str | None:
+    """The table that a parameter holds, none if it is no table: their names end in `<table>.weight`, TorchRec's convention."""
+    *_, table, last = ("", *parameter.split("."))
+    return table if last == "weight" and table in tables else None
