@@ -7,7 +7,7 @@
 """
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sharding.config import CommunicationConfig
 from sharding.plan import Plan, plan_of
-from sharding.planning.calibrate import Observation, observations_of
+from sharding.planning.calibrate import Observation, alone, observations_of
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad
 from sharding.planning.measured import Measured
@@ -54,11 +54,9 @@ def placement_values(placing: Placing, measured: Measured) -> dict[str, Any]:
         if table not in measured.num_ids:
             continue
         predicted["memory_bytes"][table] = whole.memory_bytes[number].tolist()
-        alone = replace(plan, tables={table: plan.tables[table]})
         load = next(load for load in loads if load.name == table)
         costs = [
-            predict(alone, [replace(load, ids_per_rank=n, vectors_per_rank=n)], topology, communication).phases
-            for n in measured.num_ids[table]
+            predict(*alone(plan, load, number), topology, communication).phases for number in measured.num_ids[table]
         ]
         predicted["seconds"][table] = {phase: [cost[phase][0].tolist() for cost in costs] for phase in costs[0]}
     return {

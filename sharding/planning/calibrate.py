@@ -52,6 +52,12 @@ class Calibration:
 NAMES = tuple(field.name for field in fields(CostConstants))
 
 
+def alone(plan: Plan, load: TableLoad, num_ids: int) -> tuple[Plan, list[TableLoad]]:
+    """The plan of one table only, and its load when every rank looks up num_ids of its rows."""
+    asked = replace(load, ids_per_rank=float(num_ids), vectors_per_rank=float(num_ids))
+    return replace(plan, tables={load.name: plan.tables[load.name]}), [asked]
+
+
 def observations_of(
     plan: Plan,
     loads: Sequence[TableLoad],
@@ -62,12 +68,10 @@ def observations_of(
     seconds: dict[str, Float64],
 ) -> list[Observation]:
     """Observations of one table that was looked up alone. seconds: by phase (L, W), by trial of `num_ids` ids and rank."""
-    alone = replace(plan, tables={table: plan.tables[table]})
     load = next(load for load in loads if load.name == table)
     found = []
     for trial, number in enumerate(num_ids):
-        asked = replace(load, ids_per_rank=float(number), vectors_per_rank=float(number))
-        for phase, (values, names) in phase_features(alone, [asked], topology, communication).items():
+        for phase, (values, names) in phase_features(*alone(plan, load, number), topology, communication).items():
             for rank, measured in enumerate(seconds[phase][trial] if phase in seconds else ()):
                 row = np.zeros(len(NAMES))
                 np.add.at(row, [NAMES.index(name) for name in names], values[0, rank])

@@ -7,7 +7,7 @@ import pytest
 
 from sharding.config import CommunicationConfig
 from sharding.plan import Plan, TablePlan
-from sharding.planning.calibrate import calibrate, observations_of
+from sharding.planning.calibrate import alone, calibrate, observations_of
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad
 from sharding.planning.topology import CONSTANTS, Topology
@@ -28,9 +28,7 @@ def measured(constants, noise=0.0, plan=PLAN, topology=TOPOLOGY):
     for load in LOADS:
         seconds = {phase: [] for phase in ("input", "lookup", "output", "gradient", "update")}
         for number in NUM_IDS:
-            alone = replace(plan, tables={load.name: plan.tables[load.name]})
-            asked = replace(load, ids_per_rank=float(number), vectors_per_rank=float(number))
-            costs = predict(alone, [asked], replace(topology, constants=constants), FP32)
+            costs = predict(*alone(plan, load, number), replace(topology, constants=constants), FP32)
             for phase, values in costs.phases.items():
                 seconds[phase].append(values[0] * (1.0 + noise * random.standard_normal(values.shape[1])))
         stacked = {phase: np.stack(values) for phase, values in seconds.items()}
