@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.measure import Comparison, take_turns
-from models.config import FullSoftmaxConfig, ModelConfig, SampledSoftmaxConfig
+from models.config import ModelConfig
 from models.item_features import Catalogue
+from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.stream.examples import Examples, examples_of
 from trainer.stream.global_batches import GlobalBatches

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from models.batch import FIRST_ITEM, HistoryBatch
-from models.config import ModelConfig, SampledSoftmaxConfig
+from models.batch import HistoryBatch
+from models.config import ModelConfig
+from models.encoders.sasrec import SASRec
 from models.item_features import ITEM_TABLE, ItemComposer, ItemFeature, ItemRequest
-from models.objectives import sampled_softmax_cross_entropy, scale_vectors, softmax_cross_entropy
-from models.sasrec import SASRec
+from models.objectives.loss import loss_of
+from models.objectives.softmax import scale_vectors
 from models.tables import EmbeddingTables, TableSpec
 
 
@@ -50,18 +51,14 @@ class NextItemModel(nn.Module):
         return found
 
     def loss(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
-        """Sum over all targets of the batch (not the mean: see models.objectives). rows: what was looked up for batch.items."""
-        objective = self.config.objective
+        """Sum over all targets of the batch (not the mean: see models.objectives.softmax).
+
+        rows: what was looked up for batch.items.
+        """
         items_UD = self.items(rows, batch.items)
-        user_ND = scale_vectors(self._encode(items_UD, batch), objective.normalize)
+        user_ND = self._encode(items_UD, batch)
         user_TD = user_ND if batch.target_event is None else user_ND.index_select(0, batch.target_event)
-        items_UD = scale_vectors(items_UD, objective.normalize)
-        if isinstance(objective, SampledSoftmaxConfig):
-            positive_TD, negative_CD = items_UD[batch.target_index], items_UD[batch.negative_index]
-            hit_TC = batch.target_ids[:, None] == batch.negative_ids[None, :]
-            return sampled_softmax_cross_entropy(user_TD, positive_TD, negative_CD, hit_TC, objective.temperature)
-        candidates_CD = items_UD[FIRST_ITEM : batch.num_candidates]
-        return softmax_cross_entropy(user_TD, candidates_CD, batch.target_ids - FIRST_ITEM, objective.temperature)
+        return loss_of(self.config.objective, user_TD, items_UD, batch)
 
     def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
         """The vector of each whole history, ready for a dot product with `item_vectors`: (B, D); zeros if it is empty."""

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import torch
 
-from models.config import FullSoftmaxConfig, ModelConfig, SampledSoftmaxConfig
+from models.config import ModelConfig
 from models.item_features import Catalogue
+from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from models.ranking_batch import RankingBatch
 from tests.datasets import tiny_dataset
 from tests.grown_datasets import events_dataset, ranking_dataset

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import expm1
 
-from models.config import ModelConfig, SampledSoftmaxConfig
+from models.config import ModelConfig
+from models.objectives.config import SampledSoftmaxConfig
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad, sequence_load
 from trainer.config import TrainConfig

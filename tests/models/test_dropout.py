@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.config import SASRecConfig
 from models.dropout import Dropout
+from models.encoders.config import SASRecConfig
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.2, 0.5, 0.9])

@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import next_item
 from models.batch import HistoryBatch, build_batch
-from models.config import FullSoftmaxConfig, ModelConfig, SampledSoftmaxConfig, SASRecConfig
+from models.config import ModelConfig
+from models.encoders.config import SASRecConfig
+from models.encoders.sasrec import SASRec
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
-from models.sasrec import SASRec
+from models.objectives import loss
+from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from models.tables import TableSpec
 from sharding.initialize import initialize_tables
 
@@ -83,8 +85,8 @@ def losses_of(monkeypatch):
 
     def losses(model: NextItemModel, batch: HistoryBatch) -> Tensor:
         with monkeypatch.context() as patch:
-            patch.setattr(next_item, "softmax_cross_entropy", full)
-            patch.setattr(next_item, "sampled_softmax_cross_entropy", sampled)
+            patch.setattr(loss, "softmax_cross_entropy", full)
+            patch.setattr(loss, "sampled_softmax_cross_entropy", sampled)
             model.loss(model.look_up(batch.items), batch)
         return kept.pop()
 
@@ -131,7 +133,7 @@ def test_an_encoded_event_is_that_of_its_prefix_alone():
 
 
 def padded_forward(encoder: SASRec, vectors_BLD: Tensor) -> Tensor:
-    """SASRec on a dense right-padded block, written from the paper and the deviations that models.sasrec names."""
+    """SASRec on a dense right-padded block, written from the paper and the deviations that models.encoders.sasrec names."""
     batch, longest, width = vectors_BLD.shape
     x = vectors_BLD + encoder.positions.weight[:longest]
     future_LL = torch.ones(longest, longest, dtype=torch.bool).triu(1)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from models.batch import FIRST_ITEM, HistoryBatch, as_tensor, build_batch
-from models.config import ModelConfig, SampledSoftmaxConfig
+from models.config import ModelConfig
 from models.item_features import Catalogue
+from models.objectives.config import SampledSoftmaxConfig
 from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen
 from trainer.stream.global_batches import GlobalBatches

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import causal_attention, causal_attention_reference
+from models.attention.attend import causal_attention, causal_attention_reference
 from models.jagged import JaggedLayout, layout_of
 
 

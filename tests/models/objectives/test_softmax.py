@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models import objectives
-from models.objectives import (
+from models.objectives import softmax
+from models.objectives.softmax import (
     sampled_softmax_cross_entropy,
     scale_vectors,
     softmax_cross_entropy,
@@ -33,7 +33,7 @@ def value_and_gradients(function, user_TD, item_CD, target_T, temperature, facto
 @pytest.mark.parametrize("temperature", [1.0, 0.07, 3.0])
 @pytest.mark.parametrize("chunk_elements", [1, 11, 25, 60, 1 << 20])  # rows per chunk: 1, 1, 2, 5, all 13
 def test_chunked_cross_entropy_equals_the_reference(monkeypatch, chunk_elements, temperature):
-    monkeypatch.setattr(objectives, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(softmax, "CHUNK_ELEMENTS", chunk_elements)
     problem = random_problem(13, 11)
     actual = value_and_gradients(softmax_cross_entropy, *problem, temperature, factor=0.3)
     expected = value_and_gradients(softmax_cross_entropy_reference, *problem, temperature, factor=0.3)
@@ -48,7 +48,7 @@ def test_the_reference_by_hand():
 
 
 def test_gradients_of_the_chunked_cross_entropy_are_right(monkeypatch):
-    monkeypatch.setattr(objectives, "CHUNK_ELEMENTS", 12)
+    monkeypatch.setattr(softmax, "CHUNK_ELEMENTS", 12)
     user_TD, item_CD, target_T = random_problem(5, 6)
     inputs = (user_TD.requires_grad_(), item_CD.requires_grad_())
     assert torch.autograd.gradcheck(lambda u, i: softmax_cross_entropy(u, i, target_T, 0.5), inputs)

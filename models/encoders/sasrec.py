@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attention import causal_attention
-from models.config import SASRecConfig
+from models.attention.attend import causal_attention
 from models.dropout import Dropout
+from models.encoders.config import SASRecConfig
 from models.jagged import JaggedLayout
 
 

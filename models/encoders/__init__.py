@@ -1,0 +1,1 @@
+"""Encoders of histories. Importing this package imports no torch."""

@@ -1,0 +1,1 @@
+"""What the training minimises. Importing this package imports no torch."""
