@@ -60,8 +60,8 @@ def main() -> None:
 
 
 def page() -> str:
-    """The whole page, as Markdown."""
-    return _INTRODUCTION + "".join(_section_text(section) for section in sections())
+    """The whole page, as Markdown. A table that several kinds of another have is described once."""
+    return _INTRODUCTION + "".join(_section_text(section) for section in dict.fromkeys(sections()))
 
 
 def sections() -> Iterator[Section]:

@@ -43,7 +43,9 @@ class HistoryBatch:
     lookup_ids: (U,) int64, the items of the batch; items: what has to be looked up for them; history_index: (N,) int64 into
     lookup_ids. target_ids, target_index: (T,) int64, what is learned at the input events target_event (none: at every one, so that
     T is N), as id and as index into lookup_ids; empty when nothing is learned. num_candidates: the ids from 1 to below it are
-    what a softmax over the whole catalogue compares. negative_ids, negative_index: (C,) int64, empty unless the objective samples.
+    what a softmax over the whole catalogue compares. negative_ids, negative_index: (C,) int64, empty unless the objective samples;
+    negative_log_q, target_log_q: (C,), (T,) float32, how likely a draw gives each, where scores are corrected for that.
+    masked: (N,) bool, input events whose item is hidden from the encoder (its id is 0 then), where it restores hidden items.
     times, target_times: (N,) int64; features by name: an entry per input event; user_features by name: an entry per history;
     all of them there only if the reader was asked for them.
     """
@@ -59,6 +61,9 @@ class HistoryBatch:
     items: ItemRequest
     target_event: Tensor | None = None
     num_candidates: int = 0
+    negative_log_q: Tensor | None = None
+    target_log_q: Tensor | None = None
+    masked: Tensor | None = None
     times: Tensor | None = None
     target_times: Tensor | None = None
     features: Mapping[str, FeatureTensor] = field(default_factory=dict)

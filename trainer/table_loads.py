@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import expm1
 
 from models.config import ModelConfig
-from models.objectives.config import SampledSoftmaxConfig
+from models.objectives.config import SampledObjectiveConfig
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad, sequence_load
 from trainer.config import TrainConfig
@@ -86,7 +86,7 @@ def table_loads(
     if train.batch_tokens is not None:
         histories = train.batch_tokens / num_workers / max(1.0, mean_events - 1)
     items = float(num_items)
-    if isinstance(model.objective, SampledSoftmaxConfig):
+    if isinstance(model.objective, SampledObjectiveConfig):
         items = expected_distinct(num_items, histories * mean_events + model.objective.num_negatives)
 
     def ids_of(name: str) -> float:

@@ -62,6 +62,8 @@ def validation(run_dir: Path) -> list[float]:
         ("adagrad", "adagrad", "table_wise", {"kind": "full_softmax"}),
         ("adagrad", "adagrad", "data_parallel", {"kind": "full_softmax"}),
         ("adagrad", "rowwise_adagrad", "data_parallel", {"kind": "sampled_softmax", "num_negatives": 16}),
+        ("adagrad", "adagrad", "row_wise", {"kind": "full_softmax", "label_smoothing": 0.1}),
+        ("adagrad", "adagrad", "row_wise", {"kind": "bce", "num_negatives": 16}),
     ],
 )
 def test_order_losses_and_weights_agree_at_every_world_size(rank_pool, tmp_path, dense, sparse, sharding, objective):

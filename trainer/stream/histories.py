@@ -12,7 +12,7 @@ import numpy as np
 from models.batch import FIRST_ITEM, HistoryBatch, as_tensor, build_batch
 from models.config import ModelConfig
 from models.item_features import Catalogue
-from models.objectives.config import SampledSoftmaxConfig
+from models.objectives.config import SampledObjectiveConfig
 from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen
 from trainer.stream.global_batches import GlobalBatches
@@ -112,7 +112,7 @@ class TrainStream:
         histories = step.share
         if histories.row_ids.size == 0:
             histories = histories.with_an_empty_one()
-        whole = not isinstance(self.model.objective, SampledSoftmaxConfig)
+        whole = not isinstance(self.model.objective, SampledObjectiveConfig)
         negatives = self._negatives(step.before)
         batch = build_batch(
             histories.row_ids,
@@ -136,7 +136,7 @@ class TrainStream:
     def _negatives(self, position: Position) -> np.ndarray:
         """Drawn from (seed, position), alike on every rank."""
         objective = self.model.objective
-        if not isinstance(objective, SampledSoftmaxConfig):
+        if not isinstance(objective, SampledObjectiveConfig):
             return np.zeros(0, dtype=np.int64)
         generator = np.random.default_rng([self.batches.seed, position.epoch, 2, position.trained])
         return generator.integers(FIRST_ITEM, self.catalogue.num_known, objective.num_negatives)
