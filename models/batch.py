@@ -6,7 +6,7 @@ into them. So a batch sends no duplicates between ranks, and gradients of one id
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -122,6 +122,22 @@ def build_batch(
         items=catalogue.known if only_known else catalogue.request(lookup),
         target_event=None if target_event is None else as_tensor(target_event),
         num_candidates=catalogue.num_known,
+    )
+
+
+def with_negatives(batch: HistoryBatch, negative_ids: np.ndarray, catalogue: Catalogue) -> HistoryBatch:
+    """A batch on the host, without negatives so far, that looks up and compares these as well."""
+    held = batch.lookup_ids.numpy()
+    lookup, (place, negative_index) = distinct_ids(held, _int64(negative_ids))
+    batch = replace(batch, negative_ids=as_tensor(_int64(negative_ids)), negative_index=as_tensor(negative_index))
+    if lookup.size == held.size:
+        return batch
+    return replace(
+        batch,
+        lookup_ids=as_tensor(lookup),
+        history_index=as_tensor(place[batch.history_index.numpy()]),
+        target_index=as_tensor(place[batch.target_index.numpy()]),
+        items=catalogue.request(lookup),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import expm1
 
 from models.config import ModelConfig
-from models.objectives.config import SampledObjectiveConfig
+from models.objectives.config import InBatchNegatives, SampledObjectiveConfig
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad, sequence_load
 from trainer.config import TrainConfig
@@ -87,7 +87,9 @@ def table_loads(
         histories = train.batch_tokens / num_workers / max(1.0, mean_events - 1)
     items = float(num_items)
     if isinstance(model.objective, SampledObjectiveConfig):
-        items = expected_distinct(num_items, histories * mean_events + model.objective.num_negatives)
+        # Negatives that are targets of the rank's own share are looked up anyway.
+        own = isinstance(model.objective.negatives, InBatchNegatives)
+        items = expected_distinct(num_items, histories * mean_events + (0 if own else model.objective.num_negatives))
 
     def ids_of(name: str) -> float:
         given = tables[name].pooling_factor

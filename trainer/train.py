@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from models.item_features import Catalogue
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.build import Built, build_model, build_optimizers, load_checkpoint
@@ -87,7 +86,7 @@ class Training:
             record_placement(job.run_dir, self.built, self.optimizers, ranks)
         self.clock = StepClock(ranks.device)
         self.step = TrainStep(self.built.model, self.optimizers, ranks, job.seed, self.clock, job.train.clip_norm)
-        self.stream = _make_stream(job, self.manifest, self.built.catalogue, ranks)
+        self.stream = _make_stream(job, self.manifest, self.built, ranks)
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
             self.evaluator = make_evaluator(
@@ -148,8 +147,9 @@ class Training:
         train = self.job.train
         factor = rate_factor(self.state.step, self.total_steps, train.schedule, train.warmup_steps)
         stop = self.ranks.is_first and self.channel.stop_requested()
-        # Not in the thread that reads ahead: which row an id has depends on all steps before this one.
-        batch = self.built.dynamic.settle(item.batch, self.built.placed, self.optimizers, self.ranks)
+        # Not in the thread that reads ahead: ranks exchange ids, and which row an id has depends on all steps before this one.
+        batch = self.built.negatives.settle(item.batch, item.before, self.ranks)
+        batch = self.built.dynamic.settle(batch, self.built.placed, self.optimizers, self.ranks)
         result = self.step(batch.to(self.ranks.device), self.state.step, factor, stop)
         self.clock.collect()
         in_a_row = 0 if result.finite else self.state.skipped_in_a_row + 1
@@ -217,7 +217,7 @@ class Training:
 
     def _save(self) -> None:
         started = time.monotonic()
-        state = tensors_of(self.built.placed, self.built.tables, self.optimizers, self.built.dynamic.tensors())
+        state = tensors_of(self.built.placed, self.built.tables, self.optimizers, self.built.state())
         record_steps(self.job.run_dir, self.clock, self.ranks)
         path = checkpoint.save(self.job.checkpoints_dir, state, self.ranks, self._describe, self.state.step)
         if self.ranks.is_first:
@@ -324,9 +324,9 @@ class _Pace:
         return True
 
 
-def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Ranks) -> TrainStream:
+def _make_stream(job: Job, manifest: Manifest, built: Built, ranks: Ranks) -> TrainStream:
     """This rank's training stream. Collective: a file that one rank finds not to be what the manifest says is named on all."""
-    reader = RowGroupReader(job.dataset_dir, manifest, Wanted(unknown=catalogue.scores_unknown))
+    reader = RowGroupReader(job.dataset_dir, manifest, Wanted(unknown=built.catalogue.scores_unknown))
     complaint = None
     try:
         reader.check_files()
@@ -338,7 +338,7 @@ def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Rank
     train = job.train
     examples = examples_of(reader, job.model.max_history, train.long_histories, train.batch_tokens is not None)
     batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
-    return TrainStream(reader, batches, job.model, catalogue)
+    return TrainStream(reader, batches, job.model, built.catalogue, built.negatives.train_events)
 
 
 def _epoch_ends(job: Job, batches: GlobalBatches, ranks: Ranks) -> torch.Tensor:

@@ -96,6 +96,38 @@ def test_order_losses_and_weights_agree_at_every_world_size(rank_pool, tmp_path,
 
 
 @pytest.mark.parametrize(
+    "objective",
+    [
+        {"kind": "sampled_softmax", "negatives": {"kind": "popularity"}, "logq": "counts"},
+        {"kind": "sampled_softmax", "negatives": {"kind": "cross_rank"}, "logq": "streaming", "logq_rate": 0.1},
+        {"kind": "gbce", "negatives": {"kind": "mixed"}, "normalize": True, "temperature": 0.2},
+        {"kind": "bce", "negatives": {"kind": "mixed", "uniform_share": 0.25}, "logq": "streaming"},
+        {"kind": "bce", "negatives": {"kind": "cross_rank"}, "logq": "counts"},
+    ],
+    ids=str,
+)
+def test_negatives_of_the_global_batch_are_the_same_at_every_world_size(rank_pool, tmp_path, objective):
+    """So are the corrections, and the estimate that they come from."""
+    tiny_dataset(tmp_path / "dataset")
+    loss, weights = {}, {}
+    for world_size in (1, 3):
+        job = tiny_job(
+            tmp_path / str(world_size),
+            tmp_path / "dataset",
+            model={"objective": {"num_negatives": 16, **objective}},
+            tables={"item": {"dim": 16, "optimizer": "adagrad", "learning_rate": 0.01}},
+            train={"optimizer": "adagrad", "learning_rate": 0.01, "max_steps": STEPS},
+        )
+        weights[world_size] = rank_pool.run(world_size, train, job)[0]
+        loss[world_size] = losses(tmp_path / str(world_size))
+    assert len(loss[1]) == STEPS
+    assert loss[1][-1] < loss[1][0]
+    np.testing.assert_allclose(loss[3], loss[1], rtol=1e-5)
+    for name, expected in weights[1].items():
+        torch.testing.assert_close(weights[3][name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
     "examples", [{"long_histories": "windows"}, {"batch_tokens": 60}, {"long_histories": "windows", "batch_tokens": 60}]
 )
 def test_windows_and_budgets_agree_at_every_world_size(rank_pool, tmp_path, examples):

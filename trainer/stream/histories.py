@@ -6,16 +6,18 @@ so that no Python loop runs over rows or events.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
-from models.batch import FIRST_ITEM, HistoryBatch, as_tensor, build_batch
+from models.batch import HistoryBatch, as_tensor, build_batch
 from models.config import ModelConfig
 from models.item_features import Catalogue
 from models.objectives.config import SampledObjectiveConfig
 from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen
 from trainer.stream.global_batches import GlobalBatches
+from trainer.stream.negatives import NOTHING, NegativeDraws
 from trainer.stream.order import Position
 from trainer.stream.row_groups import PackedHistories, RowGroupReader
 from trainer.stream.shares import EMPTY_ROW, PackedStep, packed_steps
@@ -65,21 +67,26 @@ class JaggedHistories:
 
 @dataclass(frozen=True)
 class Step:
-    """One step's share of this rank, the epoch that it belongs to, and the place in the data after it."""
+    """One step's share of this rank, the epoch that it belongs to, and the places in the data before and after it."""
 
     batch: HistoryBatch
     epoch: int
+    before: Position
     after: Position
 
 
 @dataclass(frozen=True)
 class TrainStream:
-    """Steps from any position on. Pure data: iterating it holds the only state, and any two iterations agree."""
+    """Steps from any position on. Pure data: iterating it holds the only state, and any two iterations agree.
+
+    train_events: of every id, where the objective draws by them (trainer.stream.negatives).
+    """
 
     reader: RowGroupReader
     batches: GlobalBatches
     model: ModelConfig
     catalogue: Catalogue
+    train_events: np.ndarray | None = None
 
     @property
     def num_examples(self) -> int:
@@ -88,7 +95,7 @@ class TrainStream:
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
         for packed in self.packed(start, num_epochs):
-            yield Step(self._batch(packed), packed.epoch, packed.after)
+            yield Step(self._batch(packed), packed.epoch, packed.before, packed.after)
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedHistories]]:
         """The same steps as packed arrays, before anything is looked up or laid out. A share may have no history."""
@@ -112,8 +119,10 @@ class TrainStream:
         histories = step.share
         if histories.row_ids.size == 0:
             histories = histories.with_an_empty_one()
-        whole = not isinstance(self.model.objective, SampledObjectiveConfig)
-        negatives = self._negatives(step.before)
+        whole = self._draws is None
+        negatives = NOTHING
+        if self._draws is not None:
+            negatives = self._draws.ahead(step.before, histories.targets, self.batches.rank)
         batch = build_batch(
             histories.row_ids,
             histories.offsets,
@@ -133,10 +142,9 @@ class TrainStream:
             user_features=feature_tensors(histories.user_features),
         )
 
-    def _negatives(self, position: Position) -> np.ndarray:
-        """Drawn from (seed, position), alike on every rank."""
+    @cached_property
+    def _draws(self) -> NegativeDraws | None:
         objective = self.model.objective
         if not isinstance(objective, SampledObjectiveConfig):
-            return np.zeros(0, dtype=np.int64)
-        generator = np.random.default_rng([self.batches.seed, position.epoch, 2, position.trained])
-        return generator.integers(FIRST_ITEM, self.catalogue.num_known, objective.num_negatives)
+            return None
+        return NegativeDraws(objective, self.catalogue.num_known, self.batches.seed, self.train_events)
