@@ -78,6 +78,7 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
         job.model.max_history,
         ranks,
         built.dynamic,
+        job.model.masks_items,
     )
 
     def on_batch(done: int, total: int) -> None:

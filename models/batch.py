@@ -15,6 +15,7 @@ from torch import Tensor
 
 from models.item_features import Catalogue, ItemRequest
 from models.jagged import JaggedLayout, layout_of
+from models.joined_request import with_items
 
 FIRST_ITEM = 1  # id 0 stands for unknown items: looked up in histories, never learned nor recommended
 
@@ -126,18 +127,17 @@ def build_batch(
 
 
 def with_negatives(batch: HistoryBatch, negative_ids: np.ndarray, catalogue: Catalogue) -> HistoryBatch:
-    """A batch on the host, without negatives so far, that looks up and compares these as well."""
-    held = batch.lookup_ids.numpy()
-    lookup, (place, negative_index) = distinct_ids(held, _int64(negative_ids))
-    batch = replace(batch, negative_ids=as_tensor(_int64(negative_ids)), negative_index=as_tensor(negative_index))
-    if lookup.size == held.size:
-        return batch
+    """A batch on the host, without negatives so far, that looks up and compares these as well. New items come behind the others."""
+    held, negative_ids = batch.lookup_ids.numpy(), _int64(negative_ids)
+    new = np.setdiff1d(negative_ids, held)
+    lookup = np.concatenate((held, new))
+    order = np.argsort(lookup, kind="stable")
     return replace(
         batch,
         lookup_ids=as_tensor(lookup),
-        history_index=as_tensor(place[batch.history_index.numpy()]),
-        target_index=as_tensor(place[batch.target_index.numpy()]),
-        items=catalogue.request(lookup),
+        items=with_items(batch.items, new, catalogue) if new.size else batch.items,
+        negative_ids=as_tensor(negative_ids),
+        negative_index=as_tensor(order[np.searchsorted(lookup[order], negative_ids)]),
     )
 
 

@@ -14,6 +14,7 @@ from models.batch import HistoryBatch
 from models.config import ModelConfig
 from models.encoders.sasrec import SASRec
 from models.item_features import ITEM_TABLE, ItemComposer, ItemFeature, ItemRequest
+from models.masking import MaskVector
 from models.objectives.loss import loss_of
 from models.objectives.softmax import scale_vectors
 from models.tables import EmbeddingTables, TableSpec
@@ -39,11 +40,14 @@ class NextItemModel(nn.Module):
         self.tables = EmbeddingTables(tables, tables_device)
         self.encoder = SASRec(self.width, config.max_history, config.encoder)
         self.items = ItemComposer(self.width, item_features)
+        self.mask = MaskVector(self.width) if config.masks_items else None
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the dense weights, in a fixed order; tables are initialised by key, after they are placed."""
         self.encoder.initialize(generator)
         self.items.initialize(generator)
+        if self.mask is not None:
+            self.mask.initialize(generator)
 
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
         """By table, the rows (R, width) that a request asks for. A collective operation once the tables are sharded."""
@@ -75,5 +79,8 @@ class NextItemModel(nn.Module):
         return scale_vectors(self.items(rows, request), self.config.objective.normalize)
 
     def _encode(self, items_UD: Tensor, batch: HistoryBatch) -> Tensor:
-        encoded: Tensor = self.encoder(items_UD[batch.history_index], batch.layout)
+        x_ND = items_UD[batch.history_index]
+        if self.mask is not None and batch.masked is not None:
+            x_ND = self.mask(x_ND, batch.masked)
+        encoded: Tensor = self.encoder(x_ND, batch.layout)
         return encoded

@@ -77,8 +77,9 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     ]
     model = NextItemModel(job.model, specs, torch.device("meta"), catalogue.features)
     model.initialize(torch.Generator().manual_seed(job.seed))
-    for part in (model.encoder, model.items, *model.tables.replicated):
-        part.to(ranks.device)
+    for part in (model.encoder, model.items, model.mask, *model.tables.replicated):
+        if part is not None:
+            part.to(ranks.device)
     tables = {spec.name: job.tables[spec.name] for spec in specs}
     placed = place(model, tables, plan, ranks, job.seed, job.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.seed)

@@ -98,6 +98,7 @@ class Training:
                 job.model.max_history,
                 ranks,
                 self.built.dynamic,
+                job.model.masks_items,
             )
         self.epoch_ends = _epoch_ends(job, self.stream.batches, ranks)
         self.total_steps = int(self.epoch_ends[-1])
@@ -336,7 +337,9 @@ def _make_stream(job: Job, manifest: Manifest, built: Built, ranks: Ranks) -> Tr
     if complaints:
         raise UserError(complaints[0])
     train = job.train
-    examples = examples_of(reader, job.model.max_history, train.long_histories, train.batch_tokens is not None)
+    with_lengths = train.batch_tokens is not None
+    masks = job.model.masks_items
+    examples = examples_of(reader, job.model.max_history, train.long_histories, with_lengths, last_is_input=masks)
     batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
     return TrainStream(reader, batches, job.model, built.catalogue, built.negatives.train_events)
 

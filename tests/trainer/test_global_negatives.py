@@ -1,13 +1,15 @@
 """Negatives that a batch is given after it was read: every index still leads to its id, and only what is needed is looked up."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from models.batch import HistoryBatch, build_batch, with_negatives
-from models.item_features import Catalogue, IdColumn, ItemFeature
+from models.item_features import Catalogue, IdColumn, ItemComposer, ItemFeature
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from sharding.ranks import Ranks
 from trainer.global_negatives import GlobalNegatives
@@ -17,6 +19,8 @@ NUM_KNOWN = 30
 ALONE = Ranks(0, 1, torch.device("cpu"))
 NOTHING = np.zeros(0, np.int64)
 TRAIN_EVENTS = np.arange(NUM_KNOWN)
+# Rows, offsets, inputs and targets of two histories, 3 7 7 and 9, of which the last target is unknown.
+HISTORIES = np.arange(2), np.asarray([0, 3, 4]), np.asarray([3, 7, 7, 9]), np.asarray([7, 7, 12, 0])
 
 
 def catalogue_with_brands() -> Catalogue:
@@ -25,34 +29,35 @@ def catalogue_with_brands() -> Catalogue:
 
 
 def batch_of(catalogue: Catalogue) -> HistoryBatch:
-    """Two histories, 3 7 7 and 9, of which the last target is unknown."""
-    offsets = np.asarray([0, 3, 4])
-    history, targets = np.asarray([3, 7, 7, 9]), np.asarray([7, 7, 12, 0])
-    return build_batch(np.arange(2), offsets, history, targets, NOTHING, catalogue, False)
+    return build_batch(*HISTORIES, NOTHING, catalogue, whole_catalogue=False)
 
 
-@pytest.mark.parametrize("negatives", [[7, 3, 12], [5, 29, 29, 1], []])
-def test_a_batch_with_negatives_is_that_which_was_built_with_them(negatives):
+def vectors(catalogue: Catalogue, batch: HistoryBatch) -> Tensor:
+    """Of every item of the batch, from tables of random rows."""
+    tables = {name: torch.randn(50, 3, generator=torch.Generator().manual_seed(1)) for name in ("item", "brand")}
+    rows = {table: tables[table][asked] for table, asked in batch.items.rows.items()}
+    assert all(asked.unique().numel() == asked.numel() for asked in batch.items.rows.values())
+    return ItemComposer(3, catalogue.features)(rows, batch.items)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own rows", "hashed rows"])
+@pytest.mark.parametrize("negatives", [[7, 3, 12], [5, 29, 29, 1], [], [0]])
+def test_a_batch_with_negatives_is_that_which_was_built_with_them(shared, negatives):
     catalogue = catalogue_with_brands()
-    ours = with_negatives(batch_of(catalogue), np.asarray(negatives, np.int64), catalogue)
-    offsets, history, targets = np.asarray([0, 3, 4]), np.asarray([3, 7, 7, 9]), np.asarray([7, 7, 12, 0])
-    built = build_batch(
-        np.arange(2), offsets, history, targets, np.asarray(negatives, np.int64), catalogue, whole_catalogue=False
-    )
-    for name in (
-        "lookup_ids",
-        "history_index",
-        "target_ids",
-        "target_index",
-        "target_event",
-        "negative_ids",
-        "negative_index",
-    ):
-        assert torch.equal(getattr(ours, name), getattr(built, name)), name
-    assert {table: rows.tolist() for table, rows in ours.items.rows.items()} == {
-        table: rows.tolist() for table, rows in built.items.rows.items()
-    }
-    assert torch.equal(ours.items.values["brand"].index, built.items.values["brand"].index)
+    if shared:  # items 0 .. 9 again and again, so that new items have rows that are there already
+        catalogue = replace(catalogue, rows=np.arange(NUM_KNOWN) % 10)
+    first, drawn = batch_of(catalogue), np.asarray(negatives, np.int64)
+    ours = with_negatives(first, drawn, catalogue)
+    built = build_batch(*HISTORIES, drawn, catalogue, whole_catalogue=False)
+    found, expected = vectors(catalogue, ours), vectors(catalogue, built)
+    for ids, index in (("target_ids", "target_index"), ("negative_ids", "negative_index")):
+        assert torch.equal(ours.lookup_ids[getattr(ours, index)], getattr(ours, ids))
+        assert torch.equal(getattr(ours, ids), getattr(built, ids))
+        assert torch.equal(found[getattr(ours, index)], expected[getattr(built, index)])
+    assert torch.equal(found[ours.history_index], expected[built.history_index])
+    assert torch.equal(ours.history_index, first.history_index)  # whatever was there stays where it was
+    assert set(ours.lookup_ids.tolist()) == set(built.lookup_ids.tolist())
+    assert ours.lookup_ids.numel() == built.lookup_ids.numel()
 
 
 def settled(negatives: dict[str, Any], logq: str, num: int = 6) -> HistoryBatch:

@@ -13,6 +13,7 @@ import torch
 
 from models.batch import HistoryBatch, as_tensor, build_batch
 from models.item_features import Catalogue
+from trainer.dataset.manifest import UNKNOWN_ID
 from trainer.stream.columns import feature_tensors, gather, stretches, take_all
 from trainer.stream.row_groups import PackedHistories, RowGroupReader, joined
 
@@ -25,7 +26,8 @@ class HeldOutBatch:
     """B users that have targets in the split. All arrays int64.
 
     batch: their histories up to the split, truncated for the encoder, with times and features where the reader was asked for
-    them; history_lengths: (B,) before truncation. seen: items of the whole history, packed, seen_offsets (B + 1,).
+    them, and a masked event behind each if masked events are what the model restores; history_lengths: (B,) before truncation.
+    seen: items of the whole history, packed, seen_offsets (B + 1,).
     targets: held-out items, target_offsets (B + 1,), and their times, likewise where asked for.
     """
 
@@ -103,6 +105,7 @@ class HeldOut:
     batch_size: int
     rank: int
     world_size: int
+    masks_items: bool = False
 
     @property
     def _deal(self) -> Deal:
@@ -132,8 +135,16 @@ class HeldOut:
         start = packed.starts[rows]
         seen, seen_offsets = gather(packed.items, start, start + low)
         target_places, target_offsets = stretches(start + low, start + high)
-        recent, offsets = stretches(start + np.maximum(0, low - self.max_history), start + low)
-        batch = build_batch(row_ids[rows], offsets, packed.items.take(recent), NOTHING, NOTHING, self.catalogue, False)
+        # A masked event stands at the place, and so has the time, of the first event that is held out: nothing else of it is seen.
+        masks = int(self.masks_items)
+        recent, offsets = stretches(start + np.maximum(0, low - self.max_history + masks), start + low + masks)
+        items, masked = packed.items.take(recent), np.zeros(recent.size, dtype=np.bool_)
+        if self.masks_items:
+            masked[offsets[1:] - 1] = True
+            items[masked] = UNKNOWN_ID
+        batch = build_batch(row_ids[rows], offsets, items, NOTHING, NOTHING, self.catalogue, False)
+        if self.masks_items:
+            batch = replace(batch, masked=as_tensor(masked))
         if packed.times is not None:
             batch = replace(batch, times=as_tensor(packed.times.take(recent)))
         if packed.features or packed.user_features:

@@ -14,9 +14,11 @@ from models.batch import HistoryBatch, as_tensor, build_batch
 from models.config import ModelConfig
 from models.item_features import Catalogue
 from models.objectives.config import SampledObjectiveConfig
+from trainer.dataset.manifest import UNKNOWN_ID
 from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen
 from trainer.stream.global_batches import GlobalBatches
+from trainer.stream.masking import masked_events
 from trainer.stream.negatives import NOTHING, NegativeDraws
 from trainer.stream.order import Position
 from trainer.stream.row_groups import PackedHistories, RowGroupReader
@@ -27,9 +29,10 @@ from trainer.stream.shares import EMPTY_ROW, PackedStep, packed_steps
 class JaggedHistories:
     """Training histories one after another: history b owns the entries from offsets[b] to offsets[b + 1].
 
-    row_ids: (B,) int64, ids of the examples; offsets: (B + 1,) int64; items, targets: (N,) int32, each input event and the one
-    after it; times, target_times: (N,) int64; features: an entry per input event, user_features: one per history, where the
-    reader was asked for them.
+    row_ids: (B,) int64, ids of the examples; offsets: (B + 1,) int64; items, targets: (N,) int32, each input event and what is
+    learned there: the one after it, or the event itself where masked items are; masked: (N,) bool in that case.
+    times, target_times: (N,) int64; features: an entry per input event, user_features: one per history, where the reader was
+    asked for them.
     """
 
     row_ids: np.ndarray
@@ -40,6 +43,7 @@ class JaggedHistories:
     target_times: np.ndarray | None = None
     features: Mapping[str, Column] = field(default_factory=dict)
     user_features: Mapping[str, Column] = field(default_factory=dict)
+    masked: np.ndarray | None = None
 
     def sliced(self, start: int, stop: int) -> "JaggedHistories":
         """Histories start .. stop - 1: views."""
@@ -63,6 +67,11 @@ class JaggedHistories:
             offsets=np.zeros(2, dtype=np.int64),
             user_features={name: zero_like(column) for name, column in self.user_features.items()},
         )
+
+    def with_masks(self, masked: np.ndarray) -> "JaggedHistories":
+        """Masked events (N,) have no item, and are all that is learned."""
+        items, targets = np.where(masked, UNKNOWN_ID, self.items), np.where(masked, self.targets, UNKNOWN_ID)
+        return replace(self, items=items, targets=targets, masked=masked)
 
 
 @dataclass(frozen=True)
@@ -102,15 +111,16 @@ class TrainStream:
         return packed_steps(self.reader, self.batches, self._gather, start, num_epochs)
 
     def _gather(self, packed: PackedHistories, rows: np.ndarray, chosen: Chosen) -> JaggedHistories:
-        # The last event of a history is a target only. Windows are counted from the most recent end.
-        stops = packed.starts[rows] + packed.train_end[rows] - 1 - chosen.window * self.model.max_history
+        # The last event of a history is a target only, unless masked events are. Windows are counted from the most recent end.
+        ahead = int(not self.model.masks_items)
+        stops = packed.starts[rows] + packed.train_end[rows] - ahead - chosen.window * self.model.max_history
         starts = np.maximum(packed.starts[rows], stops - self.model.max_history)
         places, offsets = stretches(starts, np.maximum(stops, starts))
         items, features = packed.items.take(places), take_all(packed.features, places)
         times = target_times = None
         if packed.times is not None:
-            times, target_times = packed.times.take(places), packed.times.take(places + 1)
-        places += 1  # from inputs to their targets
+            times, target_times = packed.times.take(places), packed.times.take(places + ahead)
+        places += ahead  # from inputs to their targets
         targets, user_features = packed.items.take(places), take_all(packed.user_features, rows)
         row_ids = self.batches.examples.ids(chosen)
         return JaggedHistories(row_ids, offsets, items, targets, times, target_times, features, user_features)
@@ -119,6 +129,10 @@ class TrainStream:
         histories = step.share
         if histories.row_ids.size == 0:
             histories = histories.with_an_empty_one()
+        if self.model.masks_items:
+            masking, seed = self.model.masking, self.batches.seed
+            masked = masked_events(histories.row_ids, histories.offsets, masking, seed, step.epoch)
+            histories = histories.with_masks(masked)
         whole = self._draws is None
         negatives = NOTHING
         if self._draws is not None:
@@ -132,6 +146,8 @@ class TrainStream:
             self.catalogue,
             whole,
         )
+        if histories.masked is not None:
+            batch = replace(batch, masked=as_tensor(histories.masked))
         if histories.times is None and not histories.features and not histories.user_features:
             return batch
         return replace(
