@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from models.encoders.config import EncoderConfig, SASRecConfig
+from models.encoders.config import EncoderConfig
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 
@@ -31,7 +31,7 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     max_history: int = Field(
         200, ge=1, le=65536, description="events of a history that the encoder sees: the most recent ones"
     )
-    encoder: EncoderConfig = Field(default_factory=SASRecConfig, description="turns a history into vectors")
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="turns a history into vectors")
     objective: ObjectiveConfig = Field(default_factory=FullSoftmaxConfig, description="what the training minimises")
     masking: MaskingConfig = Field(
         default_factory=MaskingConfig, description="of encoders that see both sides of an event"
@@ -40,4 +40,4 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def masks_items(self) -> bool:
         """Whether masked events are what is learned, in place of the event after each."""
-        return bool(getattr(self.encoder, "bidirectional", False))
+        return self.encoder.bidirectional
