@@ -97,6 +97,15 @@ def test_an_estimate_of_frequencies_is_resumed_bit_identically(rank_pool, datase
     assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
 
 
+def test_masked_items_are_resumed_bit_identically(rank_pool, dataset):
+    settings = {"model": {"encoder": {"kind": "bert4rec", "num_blocks": 1, "dropout": 0.25}}}
+    whole = rank_pool.run(2, train, job_in(dataset / "whole", dataset, **settings))
+    pieces = job_in(dataset / "pieces", dataset, **settings)
+    rank_pool.run(2, train, pieces, 11)
+    assert rank_pool.run(2, train, pieces) == whole
+    assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
+
+
 def test_an_estimate_of_frequencies_is_resumed_on_another_number_of_workers(rank_pool, dataset):
     train_settings = {"optimizer": "adagrad", "learning_rate": 0.05, "epochs": 3}
     settings = {

@@ -128,6 +128,31 @@ def test_negatives_of_the_global_batch_are_the_same_at_every_world_size(rank_poo
 
 
 @pytest.mark.parametrize(
+    "objective",
+    [{"kind": "full_softmax"}, {"kind": "gbce", "num_negatives": 16, "negatives": {"kind": "cross_rank"}}],
+    ids=str,
+)
+def test_masked_items_are_the_same_at_every_world_size(rank_pool, tmp_path, objective):
+    tiny_dataset(tmp_path / "dataset")
+    encoder = {"kind": "bert4rec", "num_blocks": 1, "dropout": 0.0, "attention": {"dropout": 0.0}}
+    loss, metric = {}, {}
+    for world_size in (1, 3):
+        job = tiny_job(
+            tmp_path / str(world_size),
+            tmp_path / "dataset",
+            model={"objective": objective, "encoder": encoder},
+            tables={"item": {"dim": 16, "optimizer": "adagrad", "learning_rate": 0.01}},
+            train={"optimizer": "adagrad", "learning_rate": 0.01, "epochs": 3, "long_histories": "windows"},
+        )
+        rank_pool.run(world_size, train, job)
+        loss[world_size] = losses(tmp_path / str(world_size))
+        metric[world_size] = validation(tmp_path / str(world_size))
+    assert loss[1][-5:].mean() < loss[1][:5].mean()
+    np.testing.assert_allclose(loss[3], loss[1], rtol=1e-5)
+    np.testing.assert_allclose(metric[3], metric[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
     "examples", [{"long_histories": "windows"}, {"batch_tokens": 60}, {"long_histories": "windows", "batch_tokens": 60}]
 )
 def test_windows_and_budgets_agree_at_every_world_size(rank_pool, tmp_path, examples):
