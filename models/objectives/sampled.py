@@ -7,6 +7,7 @@ probability with which a single draw gives an item; where it is none, scores are
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,8 +44,22 @@ class Sample:
 
     def without_hits(self, scores_RC: Tensor, rows: slice) -> Tensor:
         """The scores of some targets, in place, with minus infinity where a negative is the target."""
-        hit_RC = self.target_ids[rows, None] == self.negative_ids[None, :]
-        return scores_RC.masked_fill_(hit_RC, float("-inf"))
+        if scores_RC.device.type != "cpu":
+            return scores_RC.masked_fill_(self.target_ids[rows, None] == self.negative_ids, float("-inf"))
+        # Hits are few, and comparing all pairs would cost as much as a matrix product: they are looked up among sorted negatives.
+        order_C, first_T, count_T = self._hits
+        count_R = count_T[rows]
+        row = torch.arange(count_R.numel()).repeat_interleave(count_R)
+        place = torch.arange(row.numel()) + (first_T[rows] - (count_R.cumsum(0) - count_R))[row]
+        scores_RC.view(-1).index_fill_(0, row * scores_RC.shape[1] + order_C[place], float("-inf"))
+        return scores_RC
+
+    @cached_property
+    def _hits(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(order of the negatives by id, first place in it of each target's own negatives, how many they are)."""
+        ascending, order_C = self.negative_ids.sort()
+        first_T = torch.searchsorted(ascending, self.target_ids)
+        return order_C, first_T, torch.searchsorted(ascending, self.target_ids, right=True) - first_T
 
 
 def sampled_softmax_reference(sample: Sample) -> Tensor:
@@ -58,7 +73,7 @@ def sampled_softmax_reference(sample: Sample) -> Tensor:
     scores_TC = sample.users @ sample.negatives.T / sample.temperature
     if sample.negative_log_q is not None:
         scores_TC = scores_TC - (sample.negative_log_q + math.log(sample.num_negatives))
-    scores_TC = sample.without_hits(scores_TC, slice(None))
+    scores_TC = scores_TC.masked_fill(sample.target_ids[:, None] == sample.negative_ids, float("-inf"))
     own_T = sample.own_scores
     return (torch.logsumexp(torch.cat((own_T[:, None], scores_TC), dim=1), dim=1) - own_T).sum()
 
@@ -100,7 +115,7 @@ def binary_cross_entropy_reference(sample: Sample, positive_weight: float, negat
     if sample.negative_log_q is not None and sample.target_log_q is not None:
         weight = math.log(negative_weight * sample.num_negatives)
         own_T, scores_TC = own_T - sample.target_log_q - weight, scores_TC - sample.negative_log_q - weight
-    scores_TC = sample.without_hits(scores_TC, slice(None))
+    scores_TC = scores_TC.masked_fill(sample.target_ids[:, None] == sample.negative_ids, float("-inf"))
     return -positive_weight * F.logsigmoid(own_T).sum() - negative_weight * F.logsigmoid(-scores_TC).sum()
 
 
