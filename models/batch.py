@@ -128,16 +128,17 @@ def build_batch(
 
 def with_negatives(batch: HistoryBatch, negative_ids: np.ndarray, catalogue: Catalogue) -> HistoryBatch:
     """A batch on the host, without negatives so far, that looks up and compares these as well. New items come behind the others."""
-    held, negative_ids = batch.lookup_ids.numpy(), _int64(negative_ids)
-    new = np.setdiff1d(negative_ids, held)
-    lookup = np.concatenate((held, new))
-    order = np.argsort(lookup, kind="stable")
+    held = batch.lookup_ids.numpy()  # ascending
+    distinct, which = np.unique(_int64(negative_ids), return_inverse=True)
+    place = np.searchsorted(held, distinct)
+    new = np.append(held, -1)[place] != distinct
+    place[new] = held.size + np.arange(np.count_nonzero(new))
     return replace(
         batch,
-        lookup_ids=as_tensor(lookup),
-        items=with_items(batch.items, new, catalogue) if new.size else batch.items,
-        negative_ids=as_tensor(negative_ids),
-        negative_index=as_tensor(order[np.searchsorted(lookup[order], negative_ids)]),
+        lookup_ids=as_tensor(np.concatenate((held, distinct[new]))),
+        items=with_items(batch.items, distinct[new], catalogue) if new.any() else batch.items,
+        negative_ids=as_tensor(_int64(negative_ids)),
+        negative_index=as_tensor(place[which]),
     )
 
 
