@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import (
+    attending,
     communicating,
     dynamic_ids,
     evaluating,
@@ -31,7 +32,18 @@ from cluster.session import ray_session
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
-SECTIONS = ("ids", "plan", "objectives", "lookup", "communication", "prepare", "stream", "train", "evaluate")
+SECTIONS = (
+    "ids",
+    "plan",
+    "attention",
+    "objectives",
+    "lookup",
+    "communication",
+    "prepare",
+    "stream",
+    "train",
+    "evaluate",
+)
 
 
 def main() -> None:
@@ -109,8 +121,12 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
     comparisons = dynamic_ids.compare(turns) if "ids" in only else []
     if "plan" in only:
         comparisons += planning.compare(turns)
+    if "attention" in only:
+        comparisons += attending.compare(turns)
     if "objectives" in only:
         comparisons += objectives.compare(turns)
+    if not set(only) - {"ids", "plan", "attention", "objectives"}:
+        return comparisons
     config = _config(folder, num_workers=1)
     with ray_session(config.cluster):
         if "lookup" in only:
