@@ -312,10 +312,9 @@ def _models_in(annotation: Any) -> list[Any]:
 def identity(config: Config) -> dict[str, Any]:
     """The flat settings that make a run what it is: {"train.batch_size": 128, ...} without FREE_TO_CHANGE."""
     flat = flatten(config.model_dump(mode="json"))
-    # Under a falling schedule the number of steps decides every step's rate, so the end may not move.
-    free = [
-        f for f in FREE_TO_CHANGE if config.train.schedule == "constant" or f not in ("train.epochs", "train.max_steps")
-    ]
+    # Where the number of steps decides every step's rate, the end may not move.
+    ends = ("train.epochs", "train.max_steps") if config.train.needs_the_end else ()
+    free = [name for name in FREE_TO_CHANGE if name not in ends]
     return {k: v for k, v in flat.items() if not is_among(k, free)}
 
 

@@ -1,10 +1,9 @@
 """From a job to a sharded model with its optimizers, in the one order in which that works."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
@@ -18,6 +17,7 @@ from trainer import checkpoint
 from trainer.checkpoint_folder import Found
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
+from trainer.dense_optimizer import dense_optimizer
 from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
 from trainer.job import Job
@@ -82,14 +82,10 @@ def load_checkpoint(found: Found, built: Built, optimizers: Optimizers | None) -
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
     """The optimizers of the tables and the configured dense one."""
-
-    def dense(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        match config.optimizer:
-            case "adamw":
-                return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-            case "adagrad":
-                return torch.optim.Adagrad(parameters, lr=config.learning_rate)
-            case "sgd":
-                return torch.optim.SGD(parameters, lr=config.learning_rate)
-
-    return Optimizers(built.placed, dense, built.tables, built.placing.plan)
+    return Optimizers(
+        built.placed,
+        lambda parameters: dense_optimizer(parameters, config),
+        built.tables,
+        built.placing.plan,
+        config.schedule_tables,
+    )

@@ -137,17 +137,3 @@ def _set_gradient(parameters: list[nn.Parameter], flat: Tensor) -> None:
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:7], "little")
-
-
-def rate_factor(step: int, total_steps: int, schedule: str, warmup_steps: int) -> float:
-    """The factor on all learning rates at step number `step` (from 0): linear warm-up, then the schedule down to 2 %."""
-    floor = 0.02
-    left = 1.0 - step / max(1, total_steps)
-    match schedule:
-        case "linear":
-            factor = max(floor, left)
-        case "cosine":
-            factor = floor + (1.0 - floor) * 0.5 * (1.0 - math.cos(math.pi * left))
-        case _:
-            factor = 1.0
-    return factor * min(1.0, (step + 1) / (warmup_steps + 1))

@@ -24,8 +24,9 @@ from trainer.job import Channel, Job
 from trainer.log import Ledger, MetricsLog
 from trainer.measure_placement import record_placement, record_steps
 from trainer.memory import EVERY_STEPS, memory_trimmer
+from trainer.schedule import rate_factor
 from trainer.settings import changed_settings
-from trainer.step import StepResult, TrainStep, rate_factor
+from trainer.step import StepResult, TrainStep
 from trainer.step_clock import StepClock
 from trainer.storage import digest_of
 from trainer.stream.examples import examples_of
@@ -146,7 +147,7 @@ class Training:
 
     def _train(self, item: Step) -> StepResult:
         train = self.job.train
-        factor = rate_factor(self.state.step, self.total_steps, train.schedule, train.warmup_steps)
+        factor = rate_factor(self.state.step, self.total_steps, train)
         stop = self.ranks.is_first and self.channel.stop_requested()
         # Not in the thread that reads ahead: which row an id has depends on all steps before this one.
         batch = self.built.dynamic.settle(item.batch, self.built.placed, self.optimizers, self.ranks)

@@ -12,7 +12,7 @@ import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from sharding.ranks import Ranks
-from tests.contracts.test_world_size import global_batches, losses
+from tests.contracts.test_world_size import global_batches, losses, validation
 from tests.datasets import tiny_dataset
 from tests.jobs import tiny_job
 from trainer import checkpoint_folder
@@ -112,6 +112,23 @@ def test_windows_and_budgets_are_resumed_bit_identically(rank_pool, dataset, exa
     assert rank_pool.run(2, train, pieces) == whole
     assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
     assert global_batches(dataset / "pieces", 2) == global_batches(dataset / "whole", 2)
+
+
+CRAFT = {
+    "lion": {"optimizer": "lion", "learning_rate": 1e-3, "weight_decay": 0.1, "schedule": "warmup_stable_decay"},
+    "adamw": {"weight_decay": 0.1, "betas": [0.8, 0.95], "schedule": "inverse_sqrt", "schedule_tables": False},
+}
+
+
+@pytest.mark.parametrize("craft", CRAFT)
+def test_what_training_keeps_besides_weights_is_resumed_bit_identically(rank_pool, dataset, craft):
+    settings = {"train": {"max_steps": 14, **CRAFT[craft]}}
+    whole = rank_pool.run(2, train, job_in(dataset / "whole", dataset, **settings))
+    pieces = job_in(dataset / "pieces", dataset, **settings)
+    rank_pool.run(2, train, pieces, 5)
+    assert rank_pool.run(2, train, pieces) == whole
+    assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
+    assert validation(dataset / "pieces") == validation(dataset / "whole")
 
 
 @pytest.mark.parametrize("examples", ["recent", *EXAMPLES])

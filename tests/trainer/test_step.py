@@ -1,7 +1,7 @@
 """One step: applied on every rank or on none, with the gradient of the global batch, however the ranks share it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from tests.jobs import tiny_job
 from trainer.build import Built, build_model, build_optimizers
 from trainer.checkpoint_keys import tensors_of
 from trainer.job import Job
-from trainer.step import StepResult, TrainStep, rate_factor
+from trainer.step import StepResult, TrainStep
 from trainer.step_clock import StepClock
 
 NUM_ROWS = 30
@@ -284,6 +284,18 @@ def test_the_rate_factor_scales_dense_weights_and_tables(rank_pool, tmp_path):
         torch.testing.assert_close(quarter[name] - start, 0.25 * (full[name] - start), rtol=1e-3, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])
+def test_tables_may_be_left_out_of_the_schedule(rank_pool, tmp_path, sharding):
+    job = job_with(tmp_path, "sgd", "sgd")
+    tables = {"item": job.tables["item"].model_copy(update={"sharding": sharding})}
+    job = replace(job, tables=tables, train=job.train.model_copy(update={"schedule_tables": False}))
+    before, _, full = rank_pool.run(2, sgd_step, job, 1.0)[0]
+    _, _, quarter = rank_pool.run(2, sgd_step, job, 0.25)[0]
+    for name, start in before.items():
+        share = 1.0 if "tables" in name else 0.25
+        torch.testing.assert_close(quarter[name] - start, share * (full[name] - start), rtol=1e-3, atol=1e-6, msg=name)
+
+
 def ask_to_stop(ranks: Ranks, job: Job, asking_rank: int) -> list[bool]:
     rig = Rig.build(ranks, job)
     return [rig.train(seed=1, stop=stop and ranks.rank == asking_rank).stop_requested for stop in (False, True, False)]
@@ -309,24 +321,3 @@ def test_dropout_is_a_function_of_seed_and_step(rank_pool, tmp_path):
     second = rank_pool.run(2, losses_with_dropout, job, [7, 8, 7], 2)[0]
     assert first == second
     assert first[0] == first[2] != first[1]
-
-
-# The schedule
-
-
-def test_a_constant_schedule_is_constant():
-    assert [rate_factor(step, 10, "constant", 0) for step in range(10)] == [1.0] * 10
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_schedules_fall_from_the_full_rate_to_two_percent(schedule):
-    factors = [rate_factor(step, 100, schedule, 0) for step in range(101)]
-    assert factors[0] == pytest.approx(1.0)
-    assert factors == sorted(factors, reverse=True)
-    assert factors[100] == pytest.approx(0.02)
-    assert factors[50] == pytest.approx(0.5 if schedule == "linear" else 0.51)
-
-
-def test_warm_up_rises_in_equal_steps_to_the_full_rate():
-    factors = [rate_factor(step, 100, "constant", 4) for step in range(6)]
-    assert factors == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
