@@ -14,6 +14,7 @@ from sharding.place import place
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
 from trainer import checkpoint
+from trainer.averages import Averages
 from trainer.checkpoint_folder import Found
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
@@ -70,14 +71,25 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     return Built(model, placed, tables, placing, catalogue, dynamic)
 
 
-def load_checkpoint(found: Found, built: Built, optimizers: Optimizers | None) -> None:
-    """Load a verified checkpoint into the model, its mappings and, if given, the optimizers. Collective.
+def load_checkpoint(
+    found: Found, built: Built, optimizers: Optimizers | None, averages: Averages | None = None
+) -> None:
+    """Load a verified checkpoint into the model, its mappings and, if given, optimizers and averages. Collective.
 
     Raises CheckpointError if it does not fit.
     """
     mappings = built.dynamic.tensors()
-    checkpoint.load(found, built.placed, built.tables, optimizers, mappings)
+    checkpoint.load(found, built.placed, built.tables, optimizers, mappings, averages)
     built.dynamic.load(mappings)
+
+
+def load_to_use(found: Found, built: Built) -> None:
+    """Load what a checkpoint is evaluated by: its averages in the place of dense weights, if it has any. Collective."""
+    decay = found.manifest.config["train"].get("ema_decay")
+    averages = None if decay is None else Averages(built.placed, built.tables, decay)
+    load_checkpoint(found, built, None, averages)
+    if averages is not None:
+        averages.put_in_place()
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:

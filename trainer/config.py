@@ -100,6 +100,13 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="the largest L2 norm of a step's gradient, of all dense weights and tables and all workers together; a longer "
         "gradient is shortened to it (costs one more exchange of the tables' gradients)",
     )
+    ema_decay: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="decay per step of a moving average of the dense weights, which is what is evaluated in the place of the "
+        "weights that are trained (none: no average); while there were few steps the average is shorter",
+    )
     max_nonfinite_steps: int = Field(
         10, ge=0, description="steps in a row that may be skipped because the loss or gradient is not finite"
     )

@@ -20,6 +20,7 @@ from models.next_item import NextItemModel
 from sharding.gradient_norm import squared_row_norm
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
+from trainer.averages import Averages
 from trainer.step_clock import StepClock
 
 
@@ -54,6 +55,7 @@ class TrainStep:
     seed: int
     clock: StepClock
     clip_norm: float | None = None
+    averages: Averages | None = None
 
     def __call__(self, batch: HistoryBatch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
         """Train on this rank's share of global batch number `step`. Collective."""
@@ -91,6 +93,8 @@ class TrainStep:
             summed[: dense.numel()] /= divisor
             _set_gradient(self.optimizers.summed_parameters, summed)
             self.optimizers.step_dense()
+            if self.averages is not None:
+                self.averages.update()
         else:
             self.optimizers.zero_dense_grad()
         self.clock.mark()

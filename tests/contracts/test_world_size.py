@@ -31,6 +31,8 @@ def train(ranks: Ranks, job: Job) -> dict[str, torch.Tensor]:
             whole[name] = out
         else:
             whole[name] = value.clone()
+    if training.averages is not None:
+        whole |= {f"ema.{name}": value.clone() for name, value in training.averages.values.items()}
     return whole
 
 
@@ -120,6 +122,30 @@ def test_windows_and_budgets_agree_at_every_world_size(rank_pool, tmp_path, exam
     assert set(imbalance[1]) == {1.0}
     if "batch_tokens" in examples:
         assert np.median(imbalance[4]) < 1.15  # the last batch of an epoch may be a single history
+
+
+CRAFT = {"averages": {"ema_decay": 0.8}}
+
+
+@pytest.mark.parametrize("craft", CRAFT)
+def test_training_craft_agrees_at_every_world_size(rank_pool, tmp_path, craft):
+    tiny_dataset(tmp_path / "dataset")
+    loss, weights, metric = {}, {}, {}
+    for world_size in (1, 2, 3):
+        job = tiny_job(
+            tmp_path / str(world_size),
+            tmp_path / "dataset",
+            tables={"item": {"dim": 16, "optimizer": "adagrad", "learning_rate": 0.01}},
+            train={"optimizer": "adagrad", "learning_rate": 0.01, "max_steps": STEPS, **CRAFT[craft]},
+        )
+        weights[world_size] = rank_pool.run(world_size, train, job)[0]
+        loss[world_size] = losses(tmp_path / str(world_size))
+        metric[world_size] = validation(tmp_path / str(world_size))
+    for world_size in (2, 3):
+        np.testing.assert_allclose(loss[world_size], loss[1], rtol=1e-5)
+        np.testing.assert_allclose(metric[world_size], metric[1], atol=1e-6)
+        for name, expected in weights[1].items():
+            torch.testing.assert_close(weights[world_size][name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_repeating_a_run_is_bit_identical_with_dropout(rank_pool, tmp_path):

@@ -1,4 +1,4 @@
-"""Schedules as functions of the step; and warm-up and decay reach the fused optimizers of sharded tables exactly as they reach a plain optimizer of the unsharded model."""
+"""Schedules as functions of the step; and that they reach fused optimizers as they reach plain ones of the unsharded model."""
 
 from dataclasses import replace
 from typing import Any

@@ -17,6 +17,7 @@ from models.tables import TableSpec
 from sharding.ranks import Ranks
 from tests.datasets import manifest_of_items
 from tests.jobs import tiny_job
+from trainer.averages import Averages
 from trainer.build import Built, build_model, build_optimizers
 from trainer.checkpoint_keys import tensors_of
 from trainer.job import Job
@@ -67,7 +68,7 @@ def job_with(
         tmp_path,
         model={"encoder": {"kind": "sasrec", "num_blocks": 1, "dropout": dropout}, **model},
         tables={"item": {"dim": 8, "optimizer": table, "learning_rate": 0.5, "init_std": 0.5}},
-        train={"optimizer": optimizer, "learning_rate": 0.1},
+        train={"optimizer": optimizer, "learning_rate": 0.1, "ema_decay": 0.9},
     )
 
 
@@ -86,7 +87,10 @@ class Rig:
         built = build_model(job, manifest_of_items(NUM_ROWS - 1), ranks)
         built.model.train()
         optimizers, clock = build_optimizers(built, job.train), StepClock(ranks.device)
-        return Rig(job, ranks, built, TrainStep(built.model, optimizers, ranks, job.seed, clock, job.train.clip_norm))
+        decay = job.train.ema_decay
+        averages = None if decay is None else Averages(built.placed, built.tables, decay)
+        step = TrainStep(built.model, optimizers, ranks, job.seed, clock, job.train.clip_norm, averages)
+        return Rig(job, ranks, built, step)
 
     def train(self, seed: int, number: int = 0, factor: float = 1.0, stop: bool = False) -> StepResult:
         share = shared(sequences_of(seed), self.ranks.world_size)[self.ranks.rank]
@@ -95,7 +99,8 @@ class Rig:
     def local(self) -> State:
         """Copies of all weights and optimizer slots that this rank holds."""
         state = {}
-        for name, value in tensors_of(self.built.placed, self.built.tables, self.step.optimizers).items():
+        built, step = self.built, self.step
+        for name, value in tensors_of(built.placed, built.tables, step.optimizers, averages=step.averages).items():
             if isinstance(value, ShardedTensor):
                 state.update({f"{name}/{n}": s.tensor.detach().clone() for n, s in enumerate(value.local_shards())})
             else:
