@@ -117,12 +117,14 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
             unplaceable = why_unplaceable(table, device)
             if unplaceable is not None:
                 raise ValueError(f"tables.{name}: {unplaceable}")
-        tokens, longest = self.train.batch_tokens, self.model.max_history
-        if tokens is not None and tokens < longest:
-            raise ValueError(
-                f"train.batch_tokens = {tokens} must be at least model.max_history = {longest}, or a batch could not hold "
-                "a single long history"
-            )
+        longest = self.model.max_history
+        for name in ("batch_tokens", "micro_batch_tokens"):
+            tokens = getattr(self.train, name)
+            if tokens is not None and tokens < longest:
+                raise ValueError(
+                    f"train.{name} = {tokens} must be at least model.max_history = {longest}, or it could not hold a single "
+                    "long history"
+                )
         stopping = self.train.early_stopping
         if stopping is not None and "@" in stopping.metric:
             cut_off = int(stopping.metric.split("@")[1])

@@ -56,6 +56,12 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         ge=1,
         description="input events that the global batch has at most, in place of batch_size: it takes as many histories as fit",
     )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="input events that a worker encodes at a time: its share of a batch goes forward and backward in pieces of "
+        "whole histories, which bounds the memory of activations; the step stays that of the whole batch (none: all at once)",
+    )
     long_histories: Literal["recent", "windows"] = Field(
         "recent",
         description="of histories longer than model.max_history: train the most recent events, or all of them in consecutive "

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import HistoryBatch
+from models.micro_batches import parts_of
 from models.next_item import NextItemModel
 from sharding.gradient_norm import squared_row_norm
 from sharding.optimizers import Optimizers
@@ -66,14 +67,13 @@ class TrainStep:
         rows = self.model.look_up(batch.items)
         self.clock.mark()
         boundary = {table: found.detach().requires_grad_() for table, found in rows.items()}
-        loss_sum = self.model.loss(boundary, batch)
-        loss_sum.backward()
+        loss_sum = self._differentiate(boundary, batch)
         gradients = {
             table: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for table, leaf in boundary.items()
         }
         dense = _flat_gradient(self.optimizers.dense_parameters, self.ranks.device)
         self.clock.mark()
-        result = self._agree(loss_sum.detach(), list(gradients.values()), dense, batch, stop_requested)
+        result = self._agree(loss_sum, list(gradients.values()), dense, batch, stop_requested)
         divisor: float = result.num_targets
         if result.applied and self.clip_norm is not None:
             self.ranks.sum(dense)
@@ -100,6 +100,18 @@ class TrainStep:
         self.clock.mark()
         return result
 
+    def _differentiate(self, boundary: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
+        """Leave the gradient of this rank's sum of losses in `boundary` and the dense weights; returns that sum, float64.
+
+        Activations live for one piece of the batch at a time.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        for part in parts_of(batch):
+            loss = self.model.loss(boundary, part)
+            loss.backward()
+            total += loss.detach()
+        return total
+
     def _norm(self, dense: Tensor, rows: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
         """Of the gradient of the sum over all targets. dense: summed over ranks; rows, gradients: of tables, this rank's own."""
         square = dense.double().square().sum() + squared_row_norm(rows, gradients, self.ranks)
@@ -121,7 +133,7 @@ class TrainStep:
         counts = torch.tensor(
             [batch.target_ids.numel(), stop_requested, *events], dtype=torch.float64, device=dense.device
         )
-        facts = torch.cat((torch.stack((loss_sum.double(), broken.double())), counts))
+        facts = torch.cat((torch.stack((loss_sum, broken.double())), counts))
         # The one deliberate synchronisation of a step: the host needs these numbers to decide.
         total, num_broken, num_targets, stops, *events = self.ranks.sum(facts).tolist()
         mean = total / num_targets if num_targets else float("nan")

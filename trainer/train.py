@@ -307,7 +307,7 @@ def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Rank
     train = job.train
     examples = examples_of(reader, job.model.max_history, train.long_histories, train.batch_tokens is not None)
     batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
-    return TrainStream(reader, batches, job.model, catalogue)
+    return TrainStream(reader, batches, job.model, catalogue, train.micro_batch_tokens)
 
 
 def _epoch_ends(job: Job, batches: GlobalBatches, ranks: Ranks) -> torch.Tensor:

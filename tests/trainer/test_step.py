@@ -12,6 +12,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from models.batch import HistoryBatch, build_batch
 from models.item_features import Catalogue
+from models.micro_batches import with_cuts
 from models.next_item import NextItemModel
 from models.tables import TableSpec
 from sharding.ranks import Ranks
@@ -94,7 +95,8 @@ class Rig:
 
     def train(self, seed: int, number: int = 0, factor: float = 1.0, stop: bool = False) -> StepResult:
         share = shared(sequences_of(seed), self.ranks.world_size)[self.ranks.rank]
-        return self.step(batch_of(share, self.job), number, factor, stop)
+        batch = with_cuts(batch_of(share, self.job), self.job.train.micro_batch_tokens)
+        return self.step(batch, number, factor, stop)
 
     def local(self) -> State:
         """Copies of all weights and optimizer slots that this rank holds."""
@@ -148,6 +150,9 @@ def poison(rig: Rig, kind: str) -> Callable[[], None]:
     match kind:
         case "loss is nan":
             model.loss = lambda rows, batch: whole(model, rows, batch) * float("nan")
+        case "loss of the second piece is nan":
+            factors = iter([1.0, float("nan"), *[1.0] * 9])
+            model.loss = lambda rows, batch: whole(model, rows, batch) * next(factors)
         case "loss is infinite":
             model.loss = lambda rows, batch: whole(model, rows, batch) + float("inf")
         case "gradient of the rows":
@@ -271,6 +276,29 @@ def test_the_step_is_that_of_the_global_batch(rank_pool, tmp_path, world_size, o
         torch.testing.assert_close(after[name], value, rtol=1e-5, atol=1e-6, msg=name)
         if "bias" not in name:  # attention ignores a constant added to all keys
             assert not torch.equal(after[name], before[name]), name
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_step_in_micro_batches_is_the_same_step(rank_pool, tmp_path, world_size, objective):
+    job = job_with(tmp_path, "sgd", "sgd", objective=objective)
+    pieces = replace(job, train=job.train.model_copy(update={"micro_batch_tokens": 8}))
+    whole = rank_pool.run(world_size, sgd_step, job)[0]
+    before, result, after = rank_pool.run(world_size, sgd_step, pieces)[0]
+    assert result.loss == pytest.approx(whole[1].loss, rel=1e-6)
+    assert replace(result, loss=0.0) == replace(whole[1], loss=0.0)
+    assert equal(before, whole[0])
+    for name, expected in whole[2].items():
+        torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_what_is_not_finite_in_one_micro_batch_is_applied_nowhere(rank_pool, tmp_path):
+    job = job_with(tmp_path)
+    job = replace(job, train=job.train.model_copy(update={"micro_batch_tokens": 8}))
+    for outcome in rank_pool.run(2, skip_one, job, "loss of the second piece is nan", 0):
+        assert not outcome.result.finite
+        assert equal(outcome.after, outcome.before)
+        assert outcome.next_result.applied
 
 
 def test_dense_weights_are_bit_identical_on_all_ranks_after_a_step(rank_pool, tmp_path):
