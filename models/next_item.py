@@ -75,5 +75,6 @@ class NextItemModel(nn.Module):
         return scale_vectors(self.items(rows, request), self.config.objective.normalize)
 
     def _encode(self, items_UD: Tensor, batch: HistoryBatch) -> Tensor:
-        encoded: Tensor = self.encoder(items_UD[batch.history_index], batch.layout)
+        # Under autocast an encoder may end in another precision than that of the vectors.
+        encoded: Tensor = self.encoder(items_UD[batch.history_index], batch.layout).to(items_UD.dtype)
         return encoded

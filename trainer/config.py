@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+Precision = Literal["float32", "bfloat16"]
+
 
 class LeaveOneOutConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """Each user's last event is the test target, the one before it the validation target."""
@@ -105,6 +107,11 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         gt=0.0,
         description="the largest L2 norm of a step's gradient, of all dense weights and tables and all workers together; a longer "
         "gradient is shortened to it (costs one more exchange of the tables' gradients)",
+    )
+    precision: Precision = Field(
+        "float32",
+        description="what encoder and objective compute in while training: bfloat16 is for matrix products and attention "
+        "(autocast); weights, their optimizers, tables, sums of losses and evaluation stay float32",
     )
     ema_decay: float | None = Field(
         None,

@@ -22,6 +22,7 @@ from sharding.gradient_norm import squared_row_norm
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
 from trainer.averages import Averages
+from trainer.config import Precision
 from trainer.step_clock import StepClock
 
 
@@ -57,6 +58,7 @@ class TrainStep:
     clock: StepClock
     clip_norm: float | None = None
     averages: Averages | None = None
+    precision: Precision = "float32"
 
     def __call__(self, batch: HistoryBatch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
         """Train on this rank's share of global batch number `step`. Collective."""
@@ -107,7 +109,9 @@ class TrainStep:
         """
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         for part in parts_of(batch):
-            loss = self.model.loss(boundary, part)
+            # Weights and boundary are float32 and so are their gradients: casts are part of the graph.
+            with torch.autocast(total.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                loss = self.model.loss(boundary, part)
             loss.backward()
             total += loss.detach()
         return total

@@ -91,7 +91,14 @@ class Training:
             record_placement(job.run_dir, self.built, self.optimizers, ranks)
         self.clock = StepClock(ranks.device)
         self.step = TrainStep(
-            self.built.model, self.optimizers, ranks, job.seed, self.clock, job.train.clip_norm, self.averages
+            self.built.model,
+            self.optimizers,
+            ranks,
+            job.seed,
+            self.clock,
+            job.train.clip_norm,
+            self.averages,
+            job.train.precision,
         )
         self.stream = _make_stream(job, self.manifest, self.built.catalogue, ranks)
         self.evaluator: Evaluator | None = None

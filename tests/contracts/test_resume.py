@@ -123,6 +123,7 @@ CRAFT = {
     "lion": {"optimizer": "lion", "learning_rate": 1e-3, "weight_decay": 0.1, "schedule": "warmup_stable_decay"},
     "adamw": {"weight_decay": 0.1, "betas": [0.8, 0.95], "schedule": "inverse_sqrt", "schedule_tables": False},
     "ema": {"ema_decay": 0.9},
+    "bfloat16": {"precision": "bfloat16"},
     "micro-batches": {"micro_batch_tokens": 9, "clip_norm": 0.1},
 }
 

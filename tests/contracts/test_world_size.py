@@ -152,6 +152,27 @@ def test_training_craft_agrees_at_every_world_size(rank_pool, tmp_path, craft):
             torch.testing.assert_close(weights[world_size][name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
+def test_in_bfloat16_a_run_learns_as_well_as_in_float32_at_every_world_size(rank_pool, tmp_path):
+    tiny_dataset(tmp_path / "dataset")
+    loss, metric = {}, {}
+    for world_size, precision in ((1, "float32"), (1, "bfloat16"), (2, "bfloat16")):
+        run_dir = tmp_path / f"{precision}-{world_size}"
+        job = tiny_job(
+            run_dir,
+            tmp_path / "dataset",
+            tables={"item": {"dim": 16, "learning_rate": 0.03}},
+            train={"learning_rate": 0.005, "epochs": 6, "precision": precision},
+        )
+        rank_pool.run(world_size, train, job)
+        loss[precision, world_size], metric[precision, world_size] = losses(run_dir), validation(run_dir)
+    full = loss["float32", 1]
+    assert full[-8:].mean() < 0.8 * full[:8].mean()
+    for world_size in (1, 2):
+        np.testing.assert_allclose(loss["bfloat16", world_size], full, rtol=2e-2)
+        assert metric["bfloat16", world_size][-1] == pytest.approx(metric["float32", 1][-1], abs=0.03)
+    assert not np.array_equal(loss["bfloat16", 1], full)
+
+
 def test_repeating_a_run_is_bit_identical_with_dropout(rank_pool, tmp_path):
     tiny_dataset(tmp_path / "dataset")
     runs = []
