@@ -1,6 +1,6 @@
 """From a job to a sharded model with its optimizers, in the one order in which that works."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,12 @@ from sharding.place import place
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
 from trainer import checkpoint
+from trainer.averages import Averages
 from trainer.checkpoint_folder import Found
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.vocabulary import read_vocabulary
+from trainer.dense_optimizer import dense_optimizer
 from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
 from trainer.global_negatives import GlobalNegatives
@@ -90,26 +92,33 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     return Built(model, placed, tables, placing, catalogue, dynamic, negatives)
 
 
-def load_checkpoint(found: Found, built: Built, optimizers: Optimizers | None) -> None:
-    """Load a verified checkpoint into the model, its other state and, if given, the optimizers. Collective.
+def load_checkpoint(
+    found: Found, built: Built, optimizers: Optimizers | None, averages: Averages | None = None
+) -> None:
+    """Load a verified checkpoint into the model, its other state and, if given, optimizers and averages. Collective.
 
     Raises CheckpointError if it does not fit.
     """
     state = built.state()
-    checkpoint.load(found, built.placed, built.tables, optimizers, state)
+    checkpoint.load(found, built.placed, built.tables, optimizers, state, averages)
     built.load_state(state)
+
+
+def load_to_use(found: Found, built: Built) -> None:
+    """Load what a checkpoint is evaluated by: its averages in the place of dense weights, if it has any. Collective."""
+    decay = found.manifest.config["train"].get("ema_decay")
+    averages = None if decay is None else Averages(built.placed, built.tables, decay)
+    load_checkpoint(found, built, None, averages)
+    if averages is not None:
+        averages.put_in_place()
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
     """The optimizers of the tables and the configured dense one."""
-
-    def dense(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        match config.optimizer:
-            case "adamw":
-                return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-            case "adagrad":
-                return torch.optim.Adagrad(parameters, lr=config.learning_rate)
-            case "sgd":
-                return torch.optim.SGD(parameters, lr=config.learning_rate)
-
-    return Optimizers(built.placed, dense, built.tables, built.placing.plan)
+    return Optimizers(
+        built.placed,
+        lambda parameters: dense_optimizer(parameters, config),
+        built.tables,
+        built.placing.plan,
+        config.schedule_tables,
+    )

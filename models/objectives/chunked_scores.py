@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from models.objectives.products import add_product, product
+
 CHUNK_ELEMENTS = 1 << 20  # scores held at a time; 4 MiB in float32 stays in the last-level cache
 
 # (scores (R, C), which targets they are of) -> (sum of the loss over the R targets, its derivative by `own` (R,) or None).
@@ -35,11 +37,11 @@ class _ChunkedScores(torch.autograd.Function):
             chunk = slice(start, min(start + rows, num_targets))
             user_RD = user_TD[chunk]
             scores_RC = buffer[: user_RD.shape[0]]
-            torch.mm(user_RD / temperature, item_CD.T, out=scores_RC)
+            product(user_RD / temperature, item_CD.T, scores_RC)
             loss, own_derivative = row_loss(scores_RC, chunk)
             losses.append(loss)
-            torch.mm(scores_RC, item_CD, out=user_gradient[chunk])
-            item_gradient.addmm_(scores_RC.T, user_RD)
+            product(scores_RC, item_CD, user_gradient[chunk])
+            add_product(item_gradient, scores_RC.T, user_RD)
             if own_gradient is not None and own_derivative is not None:
                 own_gradient[chunk] = own_derivative
         saved = user_gradient.div_(temperature), item_gradient.div_(temperature)

@@ -22,26 +22,24 @@ from models.objectives.softmax import scale_vectors, softmax_cross_entropy
 def loss_of(objective: ObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch: HistoryBatch) -> Tensor:
     """Sum over the targets of the batch, a scalar. user_TD: what was encoded where each target is to be found.
 
-    In float32 at least, also where what was encoded has fewer bits and under autocast: exponentials are summed over the catalogue.
+    The sum and all scores are in float32 at least; under autocast the factors of matrix products are rounded.
     """
-    with torch.autocast(user_TD.device.type, enabled=False):
-        exact = torch.promote_types(torch.promote_types(user_TD.dtype, items_UD.dtype), torch.float32)
-        user_TD, items_UD = user_TD.to(exact), items_UD.to(exact)
-        user_TD, items_UD = scale_vectors(user_TD, objective.normalize), scale_vectors(items_UD, objective.normalize)
-        match objective:
-            case FullSoftmaxConfig():
-                candidates_CD, target_T = items_UD[FIRST_ITEM : batch.num_candidates], batch.target_ids - FIRST_ITEM
-                smoothing = objective.label_smoothing
-                return softmax_cross_entropy(user_TD, candidates_CD, target_T, objective.temperature, smoothing)
-            case SampledSoftmaxConfig():
-                return sampled_softmax_cross_entropy(_sample(objective, user_TD, items_UD, batch))
-            case BceConfig():
-                weight = objective.negatives_per_target / objective.num_negatives
-                return binary_cross_entropy(_sample(objective, user_TD, items_UD, batch), 1.0, weight)
-            case GbceConfig():
-                num_items = batch.num_candidates - FIRST_ITEM
-                beta = gbce_beta(objective.num_negatives, num_items, objective.calibration)
-                return binary_cross_entropy(_sample(objective, user_TD, items_UD, batch), beta, 1.0)
+    exact = torch.promote_types(torch.promote_types(user_TD.dtype, items_UD.dtype), torch.float32)
+    user_TD, items_UD = (scale_vectors(vectors.to(exact), objective.normalize) for vectors in (user_TD, items_UD))
+    match objective:
+        case FullSoftmaxConfig():
+            candidates_CD, target_T = items_UD[FIRST_ITEM : batch.num_candidates], batch.target_ids - FIRST_ITEM
+            smoothing = objective.label_smoothing
+            return softmax_cross_entropy(user_TD, candidates_CD, target_T, objective.temperature, smoothing)
+        case SampledSoftmaxConfig():
+            return sampled_softmax_cross_entropy(_sample(objective, user_TD, items_UD, batch))
+        case BceConfig():
+            weight = objective.negatives_per_target / objective.num_negatives
+            return binary_cross_entropy(_sample(objective, user_TD, items_UD, batch), 1.0, weight)
+        case GbceConfig():
+            num_items = batch.num_candidates - FIRST_ITEM
+            beta = gbce_beta(objective.num_negatives, num_items, objective.calibration)
+            return binary_cross_entropy(_sample(objective, user_TD, items_UD, batch), beta, 1.0)
 
 
 def _sample(objective: SampledObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch: HistoryBatch) -> Sample:

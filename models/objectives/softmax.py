@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from models.objectives import chunked_scores
 from models.objectives.chunked_scores import sum_over_scores
+from models.objectives.products import add_product, product
 
 MIN_ROWS = 32  # a chunk of fewer targets than this would read all candidates for too little arithmetic
 TILE_ROWS = 512
@@ -47,7 +48,7 @@ def softmax_cross_entropy(
     if label_smoothing:
         # -sum_c y_c log p_c = log Z - (1 - s) score of the target - s mean score: the smoothing never needs single logits.
         target_score = (user_TD * item_CD.index_select(0, target_T)).sum()
-        mean_score = (user_TD @ item_CD.mean(dim=0)).sum()
+        mean_score = (user_TD.sum(dim=0) * item_CD.mean(dim=0)).sum()
         loss = loss + label_smoothing / temperature * (target_score - mean_score)
     return loss
 
@@ -68,7 +69,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
     """Softmax cross-entropy whose logits exist one tile of targets and candidates at a time.
 
     A first pass over the tiles sums exponentials, a second one forms the logits again and knows by what to divide. What the
-    targets themselves add to loss and gradient is a sum over T, and stands outside of the tiles.
+    targets themselves add to the gradient is a sum over T, and stands outside of the tiles.
     """
 
     @staticmethod
@@ -77,17 +78,16 @@ class _TiledCrossEntropy(torch.autograd.Function):
         tile_items = max(1, chunked_scores.CHUNK_ELEMENTS // TILE_ROWS)
         user_gradient, item_gradient = target_TD.neg(), torch.zeros_like(item_CD)
         item_gradient.index_add_(0, target_T, user_TD, alpha=-1.0)
-        loss = -(scaled_TD * target_TD).sum()
+        loss = user_TD.new_zeros(())
         tile = user_TD.new_empty(TILE_ROWS * tile_items)
-        for scaled_RD, user_RD, gradient_RD in zip(
-            scaled_TD.split(TILE_ROWS), user_TD.split(TILE_ROWS), user_gradient.split(TILE_ROWS), strict=True
-        ):
-            log_total_R = _log_total(scaled_RD, item_CD, tile, tile_items)
-            loss += log_total_R.sum()
+        of_rows = (t.split(TILE_ROWS) for t in (scaled_TD, user_TD, target_T, user_gradient))
+        for scaled_RD, user_RD, target_R, gradient_RD in zip(*of_rows, strict=True):
+            log_total_R, target_logit_R = _log_total(scaled_RD, item_CD, target_R, tile, tile_items)
+            loss += (log_total_R - target_logit_R).sum()
             for item_KD, gradient_KD in zip(item_CD.split(tile_items), item_gradient.split(tile_items), strict=True):
                 weights_RK = _logits(scaled_RD, item_KD, tile).sub_(log_total_R[:, None]).exp_()
-                gradient_RD.addmm_(weights_RK, item_KD)
-                gradient_KD.addmm_(weights_RK.T, user_RD)
+                add_product(gradient_RD, weights_RK, item_KD)
+                add_product(gradient_KD, weights_RK.T, user_RD)
         ctx.save_for_backward(user_gradient.div_(temperature), item_gradient.div_(temperature))
         return loss
 
@@ -100,16 +100,25 @@ class _TiledCrossEntropy(torch.autograd.Function):
 
 def _logits(scaled_RD: Tensor, item_KD: Tensor, tile: Tensor) -> Tensor:
     rows, items = scaled_RD.shape[0], item_KD.shape[0]
-    return torch.mm(scaled_RD, item_KD.T, out=tile[: rows * items].view(rows, items))
+    return product(scaled_RD, item_KD.T, tile[: rows * items].view(rows, items))
 
 
-def _log_total(scaled_RD: Tensor, item_CD: Tensor, tile: Tensor, tile_items: int) -> Tensor:
-    """(R,) log sum_c exp(logit), over one tile of candidates after another: sums are rescaled when a larger logit comes."""
+def _log_total(
+    scaled_RD: Tensor, item_CD: Tensor, target_R: Tensor, tile: Tensor, tile_items: int
+) -> tuple[Tensor, Tensor]:
+    """(R,) log sum_c exp(logit) and the target's logit, over one tile of candidates after another.
+
+    Sums are rescaled when a larger logit comes.
+    """
     largest_R = scaled_RD.new_full((scaled_RD.shape[0],), float("-inf"))
-    total_R = torch.zeros_like(largest_R)
-    for item_KD in item_CD.split(tile_items):
+    total_R, target_logit_R = torch.zeros_like(largest_R), torch.zeros_like(largest_R)
+    for number, item_KD in enumerate(item_CD.split(tile_items)):
         logits_RK = _logits(scaled_RD, item_KD, tile)
+        place_R = target_R - number * tile_items
+        here_R = (place_R >= 0) & (place_R < item_KD.shape[0])
+        near_R = logits_RK.gather(1, place_R.clamp(0, item_KD.shape[0] - 1)[:, None])[:, 0]
+        target_logit_R = torch.where(here_R, near_R, target_logit_R)
         larger_R = torch.maximum(largest_R, logits_RK.amax(dim=1))
         total_R.mul_(largest_R.sub_(larger_R).exp_()).add_(logits_RK.sub_(larger_R[:, None]).exp_().sum(dim=1))
         largest_R = larger_R
-    return total_R.log_().add_(largest_R)
+    return total_R.log_().add_(largest_R), target_logit_R

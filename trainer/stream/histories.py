@@ -13,6 +13,7 @@ import numpy as np
 from models.batch import HistoryBatch, as_tensor, build_batch
 from models.config import ModelConfig
 from models.item_features import Catalogue
+from models.micro_batches import with_cuts
 from models.objectives.config import SampledObjectiveConfig
 from trainer.dataset.manifest import UNKNOWN_ID
 from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
@@ -88,13 +89,15 @@ class Step:
 class TrainStream:
     """Steps from any position on. Pure data: iterating it holds the only state, and any two iterations agree.
 
-    train_events: of every id, where the objective draws by them (trainer.stream.negatives).
+    micro_batch_tokens: the input events of the pieces that each batch is cut into, at most. train_events: of every id, where the
+    objective draws by them (trainer.stream.negatives).
     """
 
     reader: RowGroupReader
     batches: GlobalBatches
     model: ModelConfig
     catalogue: Catalogue
+    micro_batch_tokens: int | None = None
     train_events: np.ndarray | None = None
 
     @property
@@ -104,7 +107,8 @@ class TrainStream:
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
         for packed in self.packed(start, num_epochs):
-            yield Step(self._batch(packed), packed.epoch, packed.before, packed.after)
+            batch = with_cuts(self._batch(packed), self.micro_batch_tokens)
+            yield Step(batch, packed.epoch, packed.before, packed.after)
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedHistories]]:
         """The same steps as packed arrays, before anything is looked up or laid out. A share may have no history."""
