@@ -13,11 +13,17 @@ from torch.autograd.function import FunctionCtx
 
 from models.objectives.products import add_product, product
 
+LOG2_E = 1.4426950408889634
 CHUNK_ELEMENTS = 1 << 20  # scores held at a time; 4 MiB in float32 stays in the last-level cache
 
 # (scores (R, C), which targets they are of) -> (sum of the loss over the R targets, its derivative by `own` (R,) or None).
 # The scores, which it may change, are to be left as the derivative of that sum with respect to them.
 RowLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor | None]]
+
+
+def exponentials(scores: Tensor) -> Tensor:
+    """e to the power of each score, in place. Powers of 2 take a third of the time on a CPU."""
+    return scores.mul_(LOG2_E).exp2_()
 
 
 class _ChunkedScores(torch.autograd.Function):

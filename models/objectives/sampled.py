@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.objectives.chunked_scores import sum_over_scores
+from models.objectives.chunked_scores import exponentials, sum_over_scores
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def sampled_softmax_cross_entropy(sample: Sample) -> Tensor:
         sample.without_hits(scores_RC, rows)
         own_R = own_values_T[rows]
         largest_R = torch.maximum(scores_RC.amax(dim=1), own_R)
-        scores_RC.sub_(largest_R[:, None]).exp_()
+        exponentials(scores_RC.sub_(largest_R[:, None]))
         own_weight_R = (own_R - largest_R).exp_()
         total_R = scores_RC.sum(dim=1) + own_weight_R
         scores_RC.mul_((1.0 / total_R)[:, None])

@@ -10,7 +10,7 @@ from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
 from models.objectives import chunked_scores
-from models.objectives.chunked_scores import sum_over_scores
+from models.objectives.chunked_scores import exponentials, sum_over_scores
 from models.objectives.products import add_product, product
 
 MIN_ROWS = 32  # a chunk of fewer targets than this would read all candidates for too little arithmetic
@@ -85,7 +85,8 @@ class _TiledCrossEntropy(torch.autograd.Function):
             log_total_R, target_logit_R = _log_total(scaled_RD, item_CD, target_R, tile, tile_items)
             loss += (log_total_R - target_logit_R).sum()
             for item_KD, gradient_KD in zip(item_CD.split(tile_items), item_gradient.split(tile_items), strict=True):
-                weights_RK = _logits(scaled_RD, item_KD, tile).sub_(log_total_R[:, None]).exp_()
+                weights_RK = _logits(scaled_RD, item_KD, tile).sub_(log_total_R[:, None])
+                exponentials(weights_RK)
                 add_product(gradient_RD, weights_RK, item_KD)
                 add_product(gradient_KD, weights_RK.T, user_RD)
         ctx.save_for_backward(user_gradient.div_(temperature), item_gradient.div_(temperature))
@@ -119,6 +120,6 @@ def _log_total(
         near_R = logits_RK.gather(1, place_R.clamp(0, item_KD.shape[0] - 1)[:, None])[:, 0]
         target_logit_R = torch.where(here_R, near_R, target_logit_R)
         larger_R = torch.maximum(largest_R, logits_RK.amax(dim=1))
-        total_R.mul_(largest_R.sub_(larger_R).exp_()).add_(logits_RK.sub_(larger_R[:, None]).exp_().sum(dim=1))
+        total_R.mul_(largest_R.sub_(larger_R).exp_()).add_(exponentials(logits_RK.sub_(larger_R[:, None])).sum(dim=1))
         largest_R = larger_R
     return total_R.log_().add_(largest_R), target_logit_R

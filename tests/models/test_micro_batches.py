@@ -40,6 +40,9 @@ def batch_of(num_known: int, objective=FULL, learned: bool = True) -> HistoryBat
         batch,
         times=torch.arange(events),
         target_times=torch.arange(events) + 1,
+        masked=torch.arange(events) % 3 == 0,
+        target_log_q=-torch.rand(batch.target_ids.numel()),
+        negative_log_q=-torch.rand(batch.negative_ids.numel()),
         features={"one": torch.randn(events, 3), "many": jagged(events)},
         user_features={"one": torch.arange(histories), "many": jagged(histories)},
     )
@@ -71,7 +74,8 @@ def test_the_pieces_are_the_batch(num_known, learned, most):
         assert sum(of_part) <= most or sum(length > 0 for length in of_part) == 1
         for name in SHARED:
             assert getattr(part, name) is getattr(batch, name)
-    for name in ("row_ids", "history_index", "target_ids", "target_index", "times", "target_times"):
+    cut = "row_ids", "history_index", "target_ids", "target_index", "times", "target_times", "masked", "target_log_q"
+    for name in cut:
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name)), name
     for field in ("features", "user_features"):
         for name, whole in getattr(batch, field).items():
