@@ -22,6 +22,7 @@ from trainer.config import (
     TrainConfig,
 )
 from trainer.errors import UserError
+from trainer.inputs import used_specs
 from trainer.job import Job
 from trainer.logs.config import LogsConfig, feature_specs
 from trainer.settings import flatten
@@ -109,6 +110,10 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
         width, heads = self.tables["item"].dim, self.model.encoder.num_heads
         if width % heads:
             raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
+        try:
+            used_specs(self.logs, self.model.inputs)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         device = self.cluster.device
         not_sent = why_not_sent(self.communication, device)
         if not_sent is not None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from models.batch import HistoryBatch
 from models.config import ModelConfig
 from models.encoders.sasrec import SASRec
-from models.item_features import ITEM_TABLE, ItemComposer, ItemFeature, ItemRequest
+from models.features.inputs import NO_INPUTS, EventInputs, Inputs
+from models.features.values import InputFeature
+from models.item_features import ITEM_TABLE, ItemComposer, ItemRequest
 from models.objectives.loss import loss_of
 from models.objectives.softmax import scale_vectors
 from models.tables import EmbeddingTables, TableSpec
@@ -22,8 +24,8 @@ from models.tables import EmbeddingTables, TableSpec
 class NextItemModel(nn.Module):
     """Scores of all items for every prefix of a history.
 
-    tables: of items ("item") and of the features in `item_features`, each as wide as its TableSpec says. tables_device: where
-    those are built that are sharded later.
+    tables: of items ("item") and of the features in `item_features` and `inputs`, each as wide as its TableSpec says.
+    tables_device: where those are built that are sharded later.
     """
 
     def __init__(
@@ -31,7 +33,8 @@ class NextItemModel(nn.Module):
         config: ModelConfig,
         tables: list[TableSpec],
         tables_device: torch.device,
-        item_features: tuple[ItemFeature, ...] = (),
+        item_features: tuple[InputFeature, ...] = (),
+        inputs: Inputs = NO_INPUTS,
     ) -> None:
         super().__init__()
         self.config = config
@@ -39,11 +42,13 @@ class NextItemModel(nn.Module):
         self.tables = EmbeddingTables(tables, tables_device)
         self.encoder = SASRec(self.width, config.max_history, config.encoder)
         self.items = ItemComposer(self.width, item_features)
+        self.inputs = EventInputs(self.width, inputs)
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the dense weights, in a fixed order; tables are initialised by key, after they are placed."""
         self.encoder.initialize(generator)
         self.items.initialize(generator)
+        self.inputs.initialize(generator)
 
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
         """By table, the rows (R, width) that a request asks for. A collective operation once the tables are sharded."""
@@ -56,13 +61,13 @@ class NextItemModel(nn.Module):
         rows: what was looked up for batch.items.
         """
         items_UD = self.items(rows, batch.items)
-        user_ND = self._encode(items_UD, batch)
+        user_ND = self._encode(rows, items_UD, batch)
         user_TD = user_ND if batch.target_event is None else user_ND.index_select(0, batch.target_event)
         return loss_of(self.config.objective, user_TD, items_UD, batch)
 
     def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
         """The vector of each whole history, ready for a dot product with `item_vectors`: (B, D); zeros if it is empty."""
-        encoded_ND = self._encode(self.items(rows, batch.items), batch)
+        encoded_ND = self._encode(rows, self.items(rows, batch.items), batch)
         lengths_B = batch.layout.offsets.diff()
         last_B = (batch.layout.offsets[1:] - 1).clamp(min=0)
         if encoded_ND.shape[0] == 0:
@@ -74,6 +79,10 @@ class NextItemModel(nn.Module):
         """What the items of a request look like to a user vector: (U, D)."""
         return scale_vectors(self.items(rows, request), self.config.objective.normalize)
 
-    def _encode(self, items_UD: Tensor, batch: HistoryBatch) -> Tensor:
-        encoded: Tensor = self.encoder(items_UD[batch.history_index], batch.layout)
+    def _encode(self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch) -> Tensor:
+        asked = batch.items
+        x_ND = self.inputs(
+            items_UD[batch.history_index], rows, asked.events, asked.users, batch.layout.offsets, batch.time_rows
+        )
+        encoded: Tensor = self.encoder(x_ND, batch.layout, batch.times, batch.request_times)
         return encoded

@@ -54,7 +54,13 @@ class SASRec(nn.Module):
         self.blocks = nn.ModuleList(SASRecBlock(width, config) for _ in range(config.num_blocks))
         self.final_norm = nn.LayerNorm(width)
 
-    def forward(self, item_vectors_ND: Tensor, layout: JaggedLayout) -> Tensor:
+    def forward(
+        self,
+        item_vectors_ND: Tensor,
+        layout: JaggedLayout,
+        times: Tensor | None = None,
+        request_times: Tensor | None = None,
+    ) -> Tensor:
         x_ND = item_vectors_ND + self.positions(layout.positions)
         x_ND = self.dropout(x_ND)
         for block in self.blocks:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from models.batch import HistoryBatch, build_batch
-from models.item_features import Catalogue, IdColumn, ItemComposer, ItemFeature
+from models.features.values import InputFeature
+from models.item_features import Catalogue, IdColumn, ItemComposer
 from sharding.config import DynamicIdsConfig, TableConfig
 from sharding.dynamic_ids import observe
 from sharding.seen_ids import count_ids
@@ -20,7 +21,7 @@ TABLES = {
     "item": TableConfig(dim=WIDTH),
     "label": TableConfig(dim=WIDTH, ids=DynamicIdsConfig(num_rows=6, admit_after=2, max_age_steps=1, max_candidates=8)),
 }
-FEATURES = (ItemFeature("brand", "label", WIDTH), ItemFeature("tags", "label", WIDTH))
+FEATURES = (InputFeature("brand", "label", WIDTH), InputFeature("tags", "label", WIDTH))
 POOL = [-(2**62), -3, 0, 7, 10**15, 2**63 - 1, MISSING, 11, 12, 13]
 
 
@@ -66,7 +67,7 @@ def histories(seed: int, num_ids: int = NUM_KNOWN) -> list[list[int]]:
 
 
 def uses(batch: HistoryBatch) -> Counter[int]:
-    seen = uses_of(batch, "label", [feature.name for feature in FEATURES])
+    seen = uses_of(batch, "label", [("values", feature.name) for feature in FEATURES])
     assert np.all(np.diff(seen.ids) > 0)
     return Counter(dict(zip(seen.ids.tolist(), seen.counts.tolist(), strict=True)))
 
