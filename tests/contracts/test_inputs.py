@@ -108,7 +108,8 @@ def test_a_table_shared_by_items_events_and_users_is_trained_alike_wherever_it_l
 ) -> None:
     found = {}
     for size in (1, 3):
-        steps = {"max_steps": 10}
+        # Adagrad would turn a rounded gradient of nearly zero into a step of its own.
+        steps = {"max_steps": 10, "optimizer": "sgd", "learning_rate": 0.05}
         job = job_at(folder, f"{sharding}-{size}", HASHED, sharding=sharding, objective=objective, train=steps)
         found[size] = rank_pool.run(size, train_plainly, job)[0], lines(folder, f"{sharding}-{size}")
     assert [line["loss"] for line in found[3][1]] == pytest.approx([line["loss"] for line in found[1][1]], rel=1e-5)
@@ -116,10 +117,7 @@ def test_a_table_shared_by_items_events_and_users_is_trained_alike_wherever_it_l
     assert {"inputs.time.vectors.gap.weight", "inputs.events.price.weight", "inputs.users.like.weight"} <= {
         name.removeprefix("_dmp_wrapped_module.") for name in names
     }
-    for name in names:
-        torch.testing.assert_close(
-            found[3][0][name], found[1][0][name], rtol=1e-5, atol=1e-6, msg=lambda text: name + text
-        )
+    torch.testing.assert_close(found[3][0], found[1][0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["sampled", "full"])
@@ -133,10 +131,7 @@ def test_dynamic_ids_of_events_and_users_get_the_same_rows_on_any_number_of_work
     assert sum(line["ids.label.evicted"] for line in lines(folder, "run-1")) > 0
     for size in (2, 3):
         assert found[size].mapping == found[1].mapping
-        for name, expected in found[1].tensors.items():
-            torch.testing.assert_close(
-                found[size].tensors[name], expected, rtol=1e-5, atol=1e-6, msg=lambda text: name + text
-            )
+        torch.testing.assert_close(found[size].tensors, found[1].tensors, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
