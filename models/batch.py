@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.distinct import distinct_ids
+from models.features.inputs import NO_INPUTS
 from models.features.time import seconds_since_start, time_rows
 from models.features.values import ValueColumn
 from models.item_features import Catalogue, ItemRequest
@@ -138,6 +139,8 @@ def with_inputs(
     recommendation is asked for.
     """
     inputs, offsets = catalogue.inputs, batch.layout.offsets.numpy()
+    if inputs == NO_INPUTS:
+        return batch
     batch = replace(batch, items=catalogue.beside(batch.items, features, user_features))
     if inputs.clock is None:
         return batch
