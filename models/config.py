@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from models.encoders.config import EncoderConfig, SASRecConfig
+from models.encoders.config import EncoderConfig
 from models.features.config import InputsConfig
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
@@ -21,10 +21,10 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     inputs: InputsConfig = Field(
         default_factory=InputsConfig, description="what the encoder is told of an event besides its item"
     )
-    encoder: EncoderConfig = Field(default_factory=SASRecConfig, description="turns a history into vectors")
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="turns a history into vectors")
     objective: ObjectiveConfig = Field(default_factory=FullSoftmaxConfig, description="what the training minimises")
 
     @property
     def uses_time(self) -> bool:
         """Whether the model looks at times, so that they have to be in batches."""
-        return bool(self.inputs.time) or self.inputs.request_time or getattr(self.encoder, "uses_time", False)
+        return bool(self.inputs.time) or self.inputs.request_time or self.encoder.uses_time

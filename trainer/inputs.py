@@ -85,17 +85,15 @@ def ticks_per_second(manifest: Manifest, model: ModelConfig) -> int:
         for (unit, smallest), beyond in zip(_SMALLEST, bounds, strict=True):
             if smallest <= first and last < beyond:
                 return _TICKS[unit]
-    who = " and ".join(
-        name
-        for name, asks in (
-            (f"model.inputs.time = {model.inputs.time}", model.inputs.time),
-            ("model.inputs.request_time", model.inputs.request_time),
-        )
-        if asks
+    asking = (
+        (f"model.inputs.time = {model.inputs.time}", model.inputs.time),
+        ("model.inputs.request_time", model.inputs.request_time),
+        (f"model.encoder.attention.bias = {model.encoder.attention.bias!r}", model.encoder.uses_time),
     )
+    who = " and ".join(setting for setting, asks in asking if asks)
     raise UserError(
-        f"{who or 'model.encoder'}: needs the time of a clock, and the times of the logs ({first} to {last}) look like places in "
-        "a history, or count from another moment than 1970. Name a column of real times as logs.time, or set "
-        'model.inputs.time_unit = "seconds" (or another) if they are some, or do without: model.inputs.time = [], '
-        "model.inputs.request_time = false, and an encoder that looks at no times"
+        f"{who}: needs the time of a clock, and the times of the logs ({first} to {last}) look like places in a history, or count "
+        'from another moment than 1970. Name a column of real times as logs.time, or set model.inputs.time_unit = "seconds" (or '
+        "another) if they are some, or do without: model.inputs.time = [], model.inputs.request_time = false, and "
+        'model.encoder.attention.bias = "position" or "none"'
     )

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.attention.blocks import AttentionContext
 from models.batch import HistoryBatch, build_batch, with_inputs
 from models.config import ModelConfig
-from models.encoders.config import SASRecConfig
+from models.encoders.config import EncoderConfig
 from models.features.inputs import Inputs
 from models.features.time import Clock, time_rows
 from models.features.values import InputFeature
@@ -136,13 +137,18 @@ def batch_of(users: list[User], objective: Any, told: Catalogue = CATALOGUE) -> 
     )
 
 
-def make_model(objective: Any, inputs: Inputs = INPUTS) -> NextItemModel:
+def make_model(objective: Any, bias: str = "none") -> NextItemModel:
     config = ModelConfig(
-        max_history=MAX_HISTORY, encoder=SASRecConfig(num_blocks=2, num_heads=2, dropout=0.0), objective=objective
+        max_history=MAX_HISTORY,
+        encoder=EncoderConfig.model_validate({"dropout": 0.0, "attention": {"num_heads": 2, "bias": bias}}),
+        objective=objective,
     )
     specs = [TableSpec(name, rows, dim) for name, (rows, dim) in TABLES.items()]
-    model = NextItemModel(config, specs, torch.device("cpu"), ITEM_FEATURES, inputs)
+    model = NextItemModel(config, specs, torch.device("cpu"), ITEM_FEATURES, INPUTS)
     model.initialize(torch.Generator().manual_seed(1))
+    with torch.no_grad():  # small initial weights would hide attention behind the residual path
+        for parameter in model.encoder.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     initialize_tables(model, 1, dict.fromkeys(TABLES, 1.0))
     return model
 
@@ -155,7 +161,10 @@ def inputs_of(model: NextItemModel, batch: HistoryBatch) -> Tensor:
 
 
 def encoded(model: NextItemModel, batch: HistoryBatch) -> Tensor:
-    return model.encoder(inputs_of(model, batch), batch.layout, batch.times, batch.request_times)
+    found: Tensor = model.encoder(
+        inputs_of(model, batch), AttentionContext(batch.layout, batch.times, batch.request_times)
+    )[0]
+    return found
 
 
 def weight_of(model: NextItemModel, table: str) -> Tensor:
@@ -214,10 +223,14 @@ def test_times_reach_the_encoder_from_the_first_event_on() -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda value: value.kind)
+@pytest.mark.parametrize("bias", ["none", "time"])
 @pytest.mark.parametrize("number", [0, 3])
-def test_nothing_of_a_later_event_is_seen(objective: Any, number: int) -> None:
-    """Other features and times from event t on: what was encoded before it stays, bit by bit, and so does what is learned there."""
-    model, users, random = make_model(objective), random_users(2), np.random.default_rng(7)
+def test_nothing_of_a_later_event_is_seen(objective: Any, bias: str, number: int) -> None:
+    """Other features and times from event t on: what was encoded before it stays, bit by bit, and so does what is learned there.
+
+    With a bias by time the output at event t - 1 follows from the moment at which event t is asked for, and from no more of it.
+    """
+    model, users, random = make_model(objective, bias), random_users(2), np.random.default_rng(7)
     batch = batch_of(users, objective)
     before, start = encoded(model, batch), batch.layout.offsets[number].item()
     length = len(users[number].events)
@@ -231,17 +244,20 @@ def test_nothing_of_a_later_event_is_seen(objective: Any, number: int) -> None:
         after = encoded(model, other)
         same = torch.ones(before.shape[0], dtype=torch.bool)
         same[start + t : start + length - 1] = False
-        assert torch.equal(after[same], before[same])
         assert torch.equal(other.times[same], batch.times[same])
+        if bias == "none":
+            assert torch.equal(after[same], before[same])
         # The moment at which event t is asked for is known at event t - 1, and at none before.
         same[start + t - 1] = False
+        assert torch.equal(after[same], before[same])
         assert torch.equal(other.request_times[same], batch.request_times[same])
         assert other.request_times[start + t - 1] == batch.request_times[start + t - 1] + 5_000
         if t < length - 1:
             assert not torch.equal(after[start + t], before[start + t])
-        # All losses but those of the inputs that changed: history by history, since the loss is their sum.
-        shorter = [replace(user, events=user.events[: t + 1]) if n == number else user for n, user in enumerate(users)]
-        short = [replace(user, events=user.events[: t + 1]) if n == number else user for n, user in enumerate(others)]
+        # The loss is a sum: of all inputs before those that changed.
+        stop = t + (bias == "none")
+        shorter = [replace(user, events=user.events[:stop]) if n == number else user for n, user in enumerate(users)]
+        short = [replace(user, events=user.events[:stop]) if n == number else user for n, user in enumerate(others)]
         losses = [
             model.loss(model.look_up(one.items), one)
             for one in (batch_of(shorter, objective), batch_of(short, objective))
@@ -290,3 +306,17 @@ def test_the_whole_catalogue_is_looked_up_once_whatever_else_is_asked() -> None:
         assert torch.equal(batch.items.rows[table][: rows.numel()], rows)
     assert known.events == known.users == {}
     assert known.rows["place"].numel() == 0  # asked for nothing, but asked
+
+
+def test_the_moment_of_the_request_is_seen_where_there_is_a_bias_by_time() -> None:
+    """The output at the last input follows from the time of the event after it, of which nothing else is an input."""
+    objective, users = OBJECTIVES[1], random_users(2)
+    last = replace(users[0].events[-1], time=users[0].events[-1].time + 40_000_000)
+    later = [replace(users[0], events=[*users[0].events[:-1], last]), *users[1:]]
+    n = len(users[0].events) - 2
+    for bias, sees in (("none", False), ("time", True)):
+        model = make_model(objective, bias)
+        before, after = (encoded(model, batch_of(one, objective)) for one in (users, later))
+        assert torch.equal(before[n], after[n]) is not sees
+        assert torch.equal(before[:n], after[:n])
+        assert torch.equal(before[n + 1 :], after[n + 1 :])
