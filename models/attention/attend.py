@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.attention.blocks import AttentionContext
+from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.parts import Attended, Parts
 from models.attention.pieces import attend_in_pieces
 from models.jagged import JaggedLayout
@@ -17,8 +18,18 @@ from models.jagged import JaggedLayout
 
 def attend(query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts) -> Attended:
     """What each event sees, (N, C, H, V), and the penalty of the weights where it is wanted."""
+    if query_NHK.is_cuda and flash_fits(parts, query_NHK.dtype):
+        return Attended(flash_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
     if parts.is_plain:
         return Attended(_softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale)[:, None])
+    if query_NHK.is_cuda and flex_fits(parts):
+        return Attended(flexible_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
+    return _in_pieces(query_NHK, key_NGK, value_NGV, context, parts)
+
+
+def _in_pieces(
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
+) -> Attended:
     num_events, num_heads = query_NHK.shape[:2]
     shape = (num_events, parts.config.num_channels, num_heads, value_NGV.shape[-1])
     output_NCHV = value_NGV.new_zeros(shape)

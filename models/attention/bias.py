@@ -34,9 +34,10 @@ class PositionBias(nn.Module):
         """(r, H, Q, K) for distances (r, Q, K) int64."""
         if self.form == "functional":
             return -self.slope[:, None, None] * distance.abs()[:, None].to(self.slope.dtype)
-        return _rows_of(self.weight, self._buckets(distance))
+        return _rows_of(self.weight, self.buckets(distance))
 
-    def _buckets(self, distance: Tensor) -> Tensor:
+    def buckets(self, distance: Tensor) -> Tensor:
+        """Which column of the table a distance has; int64."""
         side = self.weight.shape[1] // (2 if self.bidirectional else 1)
         far = distance.abs() if self.bidirectional else distance.clamp(min=0)
         if self.form == "bucketed":
@@ -83,8 +84,8 @@ class TimeBias(nn.Module):
 
 def time_buckets(age: Tensor) -> Tensor:
     """Which bucket an age falls in: floor(log(max(1, age)) / log(base)), at most the last; int64."""
-    scaled = age.clamp(min=1).float().log_().div_(math.log(TIME_BUCKET_BASE))
-    return scaled.long().clamp_(max=NUM_TIME_BUCKETS - 1)
+    scaled = age.clamp(min=1).float().log() / math.log(TIME_BUCKET_BASE)
+    return scaled.long().clamp(max=NUM_TIME_BUCKETS - 1)
 
 
 class _Gather(torch.autograd.Function):
