@@ -41,6 +41,23 @@ FeatureTensor = Tensor | JaggedFeature
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A piece of a batch, as pairs (first, one past the last): of its histories, events and targets; and the layout of its events.
+
+    values: the same of the values of each feature of events and users, by "events.NAME" or "users.NAME".
+    """
+
+    histories: tuple[int, int]
+    events: tuple[int, int]
+    targets: tuple[int, int]
+    values: Mapping[str, tuple[int, int]]
+    layout: JaggedLayout
+
+    def to(self, device: torch.device) -> "Cut":
+        return replace(self, layout=self.layout.to(device))
+
+
+@dataclass(frozen=True)
 class HistoryBatch:
     """row_ids: (B,) int64, the ids of the examples; layout: of the input events.
 
@@ -51,7 +68,8 @@ class HistoryBatch:
     (C,) int64, empty unless the objective samples.
     times: (N,) int64, seconds from the first event of each history in the batch to each of its events; request_times: the same to
     the moment at which the event after it was asked for, or `times` again where the model is not told; time_rows: by part of
-    an event's time (N,) int64. All of these are there only if the model looks at times.
+    an event's time (N,) int64. All of these are there only if the model looks at times. cuts: the
+    pieces that are encoded one after another (models.micro_batches), none if all is encoded at once.
     """
 
     row_ids: Tensor
@@ -68,17 +86,20 @@ class HistoryBatch:
     times: Tensor | None = None
     request_times: Tensor | None = None
     time_rows: Mapping[str, Tensor] = field(default_factory=dict)
+    cuts: tuple[Cut, ...] = ()
 
     def to(self, device: torch.device) -> "HistoryBatch":
         return self if device.type == "cpu" else moved(self, device)
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch with everything it holds on the device; `batch` is a dataclass of mappings, of what has `to`, and of plain values."""
+    """A batch with all it holds on the device; `batch` is a dataclass of mappings, tuples, what has `to`, and plain values."""
 
     def move(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: move(entry) for name, entry in value.items()}
+        if isinstance(value, tuple):
+            return tuple(move(entry) for entry in value)
         return value.to(device) if hasattr(value, "to") else value
 
     return type(batch)(**{entry.name: move(getattr(batch, entry.name)) for entry in fields(batch)})  # type: ignore[arg-type]

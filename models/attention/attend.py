@@ -37,7 +37,7 @@ def _in_pieces(
     for block in context.blocks(parts.config):
         query = _rows(query_NHK, block.query_gather)
         key, value = _rows(key_NGK, block.key_gather), _rows(value_NGV, block.key_gather)
-        ages = context.ages(block) if parts.time is not None else None
+        ages = context.ages(block, parts.time.form) if parts.time is not None else None
         attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts)
         flat = attended.permute(0, 3, 1, 2, 4).reshape(-1, *shape[1:])
         output_NCHV = output_NCHV.index_copy(0, block.scatter, flat.index_select(0, block.block_index))

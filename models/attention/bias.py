@@ -69,17 +69,25 @@ class TimeBias(nn.Module):
         else:
             self.slope = nn.Parameter(torch.zeros(num_heads))
 
-    def forward(self, age: Tensor) -> Tensor:
-        """(R, H, Q, K) for ages (R, Q, K), int64 seconds, not negative."""
+    def forward(self, prepared: Tensor) -> Tensor:
+        """(R, H, Q, K) for what `prepare_ages` made of ages (R, Q, K)."""
         if self.form == "functional":
-            return -self.slope[:, None, None] * age[:, None].to(self.slope.dtype).log1p()
-        return _rows_of(self.weight, time_buckets(age))
+            return -self.slope[:, None, None] * prepared[:, None].to(self.slope.dtype)
+        return _rows_of(self.weight, prepared)
 
     @torch.no_grad()
     def initialize(self) -> None:
         """No preference for recent events before something is learned."""
         if self.form == "functional":
             self.slope.zero_()
+
+
+def prepare_ages(age: Tensor, form: str) -> Tensor:
+    """What a bias of this form looks at: buckets, int32, or the log of one plus the age, float64.
+
+    age: int64 seconds, not negative. The same for all layers, and made once because logarithms are dear.
+    """
+    return age.double().log1p() if form == "functional" else time_buckets(age).int()
 
 
 def time_buckets(age: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.attention.bias import prepare_ages
 from models.attention.config import AttentionConfig
 from models.jagged import Bucket, JaggedLayout
 
@@ -53,7 +54,7 @@ class AttentionContext:
     times: Tensor | None = None
     request_times: Tensor | None = None
     _blocks: dict[tuple[str, int | None, int], list[Block]] = field(default_factory=dict)
-    _ages: dict[int, Tensor] = field(default_factory=dict)
+    _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     masks: dict[Any, Any] = field(default_factory=dict)
 
     def blocks(self, config: AttentionConfig) -> list[Block]:
@@ -63,14 +64,15 @@ class AttentionContext:
             self._blocks[key] = list(_blocks(self, config))
         return self._blocks[key]
 
-    def ages(self, block: Block) -> Tensor:
-        """(R, Q, K) int64: how long before each query's request the key happened; clamped at 0."""
+    def ages(self, block: Block, form: str) -> Tensor:
+        """(R, Q, K): how long before each query's request the key happened, as a time bias of this form looks at it."""
         assert self.times is not None
         assert self.request_times is not None
-        if id(block) not in self._ages:
+        key = (id(block), form)
+        if key not in self._ages:
             asked, happened = self.request_times[block.query_gather], self.times[block.key_gather]
-            self._ages[id(block)] = (asked[:, :, None] - happened[:, None, :]).clamp_(min=0)
-        return self._ages[id(block)]
+            self._ages[key] = prepare_ages((asked[:, :, None] - happened[:, None, :]).clamp_(min=0), form)
+        return self._ages[key]
 
     @property
     def longest(self) -> int:
