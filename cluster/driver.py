@@ -73,6 +73,13 @@ def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> 
         return _evaluate(config, split, name, view)
 
 
+def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Results]]:
+    """Train on a prepared dataset, and evaluate the best checkpoint on each of the splits."""
+    with _opened(config), ray_session(config.cluster):
+        outcome = _train(config, read_manifest(config.dataset_dir), view)
+        return outcome, {split: _evaluate(config, split, None, view)[0] for split in splits}
+
+
 @contextmanager
 def _opened(config: Config) -> Iterator[None]:
     with locked(config.run_dir):
@@ -81,14 +88,21 @@ def _opened(config: Config) -> Iterator[None]:
 
 
 def _prepare(config: Config, view: View) -> Manifest:
+    manifest = prepare_dataset(config, view)
+    Stages(config.run_dir).finish(
+        "prepare", manifest.fingerprint, {"dataset": str(config.dataset_dir), "digest": manifest.digest}
+    )
+    return manifest
+
+
+def prepare_dataset(config: Config, view: View) -> Manifest:
+    """The dataset of a config, made or found, and what a person should know of it. Ray must be initialised."""
+
     def show(progress: Progress) -> None:
         view.advance("prepare", progress.done, progress.total, f"{progress.stage}, {progress.rows:,} rows")
 
     manifest = prepare(config, show)
     view.done()
-    Stages(config.run_dir).finish(
-        "prepare", manifest.fingerprint, {"dataset": str(config.dataset_dir), "digest": manifest.digest}
-    )
     counts = manifest.counts
     rejected = sum(counts.rejected.values())
     reasons = "".join(f", {number:,} {reason}" for reason, number in counts.rejected.items())

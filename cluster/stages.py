@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from trainer.evaluation import report, results
 from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
+from trainer.memory import forget_peak, peak_bytes
 from trainer.placement import PLAN_FILE, plan_tables
 from trainer.storage import write_json_atomically
 from trainer.stream.held_out import Split
@@ -30,7 +32,12 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
-    return Training(job, ranks, channel).run()
+    forget_peak(ranks.device)
+    training, started = Training(job, ranks, channel), time.monotonic()
+    outcome = training.run()
+    used = {"peak_bytes": peak_bytes(ranks.device), "seconds": time.monotonic() - started}
+    channel.send({"kind": "resources", "rank": ranks.rank, **used})
+    return outcome
 
 
 def train(config: Config, on_event: OnEvent, stop: threading.Event) -> Outcome:
