@@ -130,7 +130,7 @@ def dry_run(planned: Plan) -> list[dict[str, Any]]:
             "point": point.name,
             "settings": point.settings,
             "trials": [trial.name for trial in planned.of_point(number)],
-            "costs": None if cost is None else asdict(cost),
+            "costs": asdict(cost),
         }
         for number, (point, cost) in enumerate(zip(planned.points, costs, strict=True))
     ]
@@ -142,13 +142,19 @@ def print_dry_run(planned: Plan, lines: list[dict[str, Any]], console: Console) 
     for heading in ("trials", "dense parameters", "table parameters", "forward FLOPs/event", "training FLOPs/event"):
         table.add_column(heading, justify="right")
     for line in lines:
-        costs = line["costs"]
         figures = [
-            f"{costs[name]:,.0f}" if costs else "?"
+            f"{line['costs'][name]:,.0f}"
             for name in ("dense_parameters", "table_parameters", "forward_flops_per_event", "training_flops_per_event")
         ]
         table.add_row(line["point"], str(len(line["trials"])), *figures)
     console.print(table)
+    if any(line["costs"]["assumed"] for line in lines):
+        given = planned.study.assumed
+        history = f"{given.history} events" if given.history else "model.max_history events"
+        note = (
+            f"the dataset is not prepared: {given.items:,} items and histories of {history} are assumed (study.assumed)"
+        )
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
     number = len(planned.trials)
     text = f"{len(planned.points)} points with {len(planned.study.seeds)} seeds: {number} trials in {planned.file.folder}/trials"
     console.print(text, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from cluster.study.plots import draw
 from cluster.study.statistics import Estimate
-from cluster.study.summary import AXES, Row, Summary
+from cluster.study.summary import AXES, SHORT, Row, Summary
 from cluster.study.trials import Plan
 from trainer import page
 from trainer.storage import write_json_atomically, write_text_atomically
@@ -94,12 +94,13 @@ def csv_text(summary: Summary) -> str:
             line |= _columns(name, estimate)
         costs = row.costs
         line |= {
-            "forward_flops_per_event": costs.forward_flops_per_event if costs else None,
-            "training_flops_per_event": costs.training_flops_per_event if costs else None,
-            "dense_parameters": costs.dense_parameters if costs else None,
-            "table_parameters": costs.table_parameters if costs else None,
-            "activation_bytes_per_event": costs.activation_bytes_per_event if costs else None,
-            "moved_bytes_per_event": costs.moved_bytes_per_event if costs else None,
+            "forward_flops_per_event": costs.forward_flops_per_event,
+            "training_flops_per_event": costs.training_flops_per_event,
+            "matmul_flops_per_event": costs.matmul_flops_per_event,
+            "dense_parameters": costs.dense_parameters,
+            "table_parameters": costs.table_parameters,
+            "activation_bytes_per_event": costs.activation_bytes_per_event,
+            "moved_bytes_per_event": costs.moved_bytes_per_event,
             "peak_bytes": row.peak_bytes,
             "events_per_second": row.events_per_second,
             "train_seconds": row.train_seconds,
@@ -147,7 +148,6 @@ HEADINGS = (
     "seconds",
     "front",
 )
-_SHORT = {"training_flops_per_event": "FLOPs", "events_per_second": "speed", "peak_bytes": "memory"}
 
 
 def cells(row: Row) -> list[str]:
@@ -161,12 +161,12 @@ def cells(row: Row) -> list[str]:
         half(row.validation.over_users),
         difference_text(row.difference),
         f"{row.test.mean:.4f} {half(row.test.over_seeds)}".strip() if row.test else "",
-        f"{costs.training_flops_per_event:,.0f}" if costs else "?",
-        f"{costs.dense_parameters:,} + {costs.table_parameters:,}" if costs else "?",
+        f"{costs.training_flops_per_event:,.0f}",
+        f"{costs.dense_parameters:,} + {costs.table_parameters:,}",
         f"{row.peak_bytes / 2**20:,.0f} MiB" if row.peak_bytes else "?",
         f"{row.events_per_second:,.0f}" if row.events_per_second else "?",
         f"{row.train_seconds:,.0f}" + ("*" if row.resumed else ""),
-        ", ".join(_SHORT[axis] for axis in row.fronts),
+        ", ".join(SHORT[axis] for axis in row.fronts),
     ]
 
 
@@ -208,7 +208,7 @@ def table_text(summary: Summary) -> str:
 
 def _page(plan: Plan, summary: Summary, plots: list[page.Plot]) -> str:
     headings = [summary.metric if heading == "validation" else heading for heading in HEADINGS]
-    parts = list(dict.fromkeys(part for row in summary.rows if row.costs for part in row.costs.parts))
+    parts = list(dict.fromkeys(part for row in summary.rows for part in row.costs.parts))
     return page.render(
         Path(__file__).parent,
         "study.html.j2",
@@ -220,11 +220,7 @@ def _page(plan: Plan, summary: Summary, plots: list[page.Plot]) -> str:
         plots=[page.Plot(Markup(plot.svg), plot.caption) for plot in plots],
         fronts={AXES[axis][1]: [row.name for row in front_of(summary, axis)] for axis in AXES},
         parts=parts,
-        costs=[
-            [row.name, *(f"{row.costs.parts.get(part, 0.0):,.0f}" for part in parts)]
-            for row in summary.rows
-            if row.costs
-        ],
+        costs=[[row.name, *(f"{row.costs.parts.get(part, 0.0):,.0f}" for part in parts)] for row in summary.rows],
         settings=json.dumps({"study": plan.study.model_dump(mode="json"), **plan.file.values}, indent=2, default=str),
         trials=[trial.name for trial in plan.trials],
     )

@@ -7,13 +7,13 @@ from typing import Any
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from cluster.study.summary import AXES, Row, Summary
+from cluster.study.summary import AXES, SHORT, Row, Summary
 from trainer import page
 from trainer.page import Plot, plot_of
 
 PNG_DOTS_PER_INCH = 150
-MOST_NAMES = 12  # of points beside the front that are named in a panel
 
 
 @dataclass(frozen=True)
@@ -27,39 +27,38 @@ class Drawn:
 def draw(summary: Summary, colour_key: str | None) -> Drawn:
     """colour_key: points with the same value of this setting share a colour; none gives each variant its own."""
     with page.drawing():
-        figure, panels = plt.subplots(1, len(AXES), figsize=(5.2 * len(AXES), 4.6), sharey=True, squeeze=False)
+        names = _key_of_numbers(summary)
+        size = (4.6 * len(AXES), 4.0 + 0.16 * (names.count("\n") + 1))
+        figure, panels = plt.subplots(1, len(AXES), figsize=size, sharey=True, squeeze=False, layout="constrained")
         colours = _colours(summary, colour_key)
         for axes, axis in zip(panels[0], AXES, strict=True):
             _panel(axes, summary, axis, colours, colour_key)
+            axes.spines[["top", "right"]].set_visible(False)
         panels[0][0].set_ylabel(f"validation {summary.metric}")
         handles = [plt.Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours.values()]
-        columns = min(6, len(colours))
-        below = -0.04 - 0.05 * (len(colours) // columns)
-        figure.legend(
-            handles,
-            list(colours),
-            loc="lower center",
-            ncols=columns,
-            frameon=False,
-            bbox_to_anchor=(0.5, below),
-        )
-        figure.tight_layout()
+        figure.legend(handles, list(colours), loc="outside upper center", ncols=min(6, len(colours)), frameon=False)
+        figure.supxlabel(names, fontsize=8, ha="left", x=0.02)
         picture = io.BytesIO()
-        for axes in figure.axes:
-            axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(picture, format="png", dpi=PNG_DOTS_PER_INCH, bbox_inches="tight", metadata={"Software": None})
         several = len(summary.seeds) > 1
         bars = "95 % intervals over seeds" if several else "95 % intervals over users"
         caption = (
             f"Validation {summary.metric} against cost, mean over {len(summary.seeds)} seed{'s' * several}; bars: {bars}; "
-            "line: the Pareto front."
+            "line: the Pareto front, whose points are named; numbers: ranks."
         )
         return Drawn(plot_of(figure, caption), picture.getvalue())
+
+
+def _key_of_numbers(summary: Summary) -> str:
+    """Which points the numbers on the fronts are, and on which front each is."""
+    front = sorted((row for row in summary.rows if row.fronts), key=lambda row: row.rank)
+    return "\n".join(f"{row.rank}  {row.name}   ({', '.join(SHORT[axis] for axis in row.fronts)})" for row in front)
 
 
 def _panel(axes: Axes, summary: Summary, axis: str, colours: dict[str, Any], colour_key: str | None) -> None:
     more_is_better, label = AXES[axis]
     known = [(place, row) for row in summary.rows if (place := row.on_axis(axis)) is not None]
+    axes.set_xscale("log")
     for place, row in known:
         mean = row.validation.mean
         low, high = row.validation.over_seeds or row.validation.over_users or (mean, mean)
@@ -71,19 +70,21 @@ def _panel(axes: Axes, summary: Summary, axis: str, colours: dict[str, Any], col
     axes.plot(places, means, color="#495057", linewidth=1.0, linestyle="--", zorder=0)
     for place, row in known:
         on_front = axis in row.fronts
-        if on_front or len(known) <= MOST_NAMES:
-            axes.annotate(
-                row.name,
-                (place, row.validation.mean),
-                xytext=(5, 5),
-                textcoords="offset points",
-                fontsize=7,
-                fontweight="bold" if on_front else "normal",
-                color="#1b2a33" if on_front else "#868e96",
-            )
-    axes.set_xscale("log")
+        axes.annotate(
+            str(row.rank),
+            (place, row.validation.mean),
+            xytext=(5, 4),
+            textcoords="offset points",
+            fontsize=8 if on_front else 6.5,
+            fontweight="bold" if on_front else "normal",
+            color="#1b2a33" if on_front else "#868e96",
+        )
+    axes.margins(x=0.12, y=0.1)
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(4))
+    axes.xaxis.set_major_formatter(EngFormatter(unit="B" if axis == "peak_bytes" else "", sep=""))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(f"{label}{' (more is better)' if more_is_better else ''}")
-    axes.margins(x=0.18, y=0.12)
 
 
 def colour_of(row: Row, key: str | None) -> str:

@@ -18,8 +18,9 @@ from cluster.study.trials import Plan
 AXES = {
     "training_flops_per_event": (False, "training FLOPs per event"),
     "events_per_second": (True, "events/s in training"),
-    "peak_bytes": (False, "peak memory of a worker (bytes)"),
+    "peak_bytes": (False, "peak memory of a worker"),
 }
+SHORT = {"training_flops_per_event": "FLOPs", "events_per_second": "speed", "peak_bytes": "memory"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Row:
     metrics: dict[str, dict[str, float]]
     difference: Estimate | None
     test_difference: Estimate | None
-    costs: Costing | None
+    costs: Costing
     events_per_second: float | None
     peak_bytes: int | None
     train_seconds: float
@@ -51,7 +52,7 @@ class Row:
     def on_axis(self, axis: str) -> float | None:
         """Its place on one of AXES; none where it is not known."""
         if axis == "training_flops_per_event":
-            return None if self.costs is None else self.costs.training_flops_per_event
+            return self.costs.training_flops_per_event
         value: float | None = getattr(self, axis)
         return value
 
@@ -68,7 +69,7 @@ class Summary:
 
 
 def summarize(
-    plan: Plan, finished: Mapping[str, Finished], failed: dict[str, str], costs: Sequence[Costing | None]
+    plan: Plan, finished: Mapping[str, Finished], failed: dict[str, str], costs: Sequence[Costing]
 ) -> Summary:
     """finished, failed: by name of the trial; costs: by point."""
     groups = [
@@ -94,7 +95,7 @@ def summarize(
 
 
 def _row(
-    plan: Plan, number: int, group: list[Finished], first: list[Finished], failed: dict[str, str], costs: Costing | None
+    plan: Plan, number: int, group: list[Finished], first: list[Finished], failed: dict[str, str], costs: Costing
 ) -> Row:
     point, metric = plan.points[number], plan.study.metric
     speeds = [f.record.events_per_second for f in group if f.record.events_per_second is not None]

@@ -76,20 +76,23 @@ def plan_trials(file: StudyFile) -> Plan:
         )
     complaints: list[str] = []
     trials: list[Trial] = []
-    names: dict[str, str] = {}
-    alike: dict[str, str] = {}
+    names: dict[str, int] = {}  # of folders, and below digests: the first point that has it
+    alike: dict[str, int] = {}
     for place, point in enumerate(points):
         try:
             configs = [_config_of(file, point, seed) for seed in study.seeds]
         except UserError as error:
             complaints.append(f"{point.name}: {error}")
             continue
-        same = alike.setdefault(digest_of(what_it_is(configs[0])), point.name)
         slug = _slug(point.name)
-        if same != point.name:
-            complaints.append(f"{point.name}: is the same run as {same}")
-        elif names.setdefault(slug, point.name) != point.name:
-            complaints.append(f"{point.name}: its folder {slug} is that of {names[slug]}; give variants clearer names")
+        same = alike.setdefault(digest_of(what_it_is(configs[0])), place)
+        namesake = names.setdefault(slug, place)
+        if same != place:
+            complaints.append(f"{point.name}: is the same run as {points[same].name}")
+        elif namesake != place:
+            complaints.append(
+                f"{point.name}: its folder {slug} is that of {points[namesake].name}; give variants clearer names"
+            )
         for seed, config in zip(study.seeds, configs, strict=True):
             name = f"{slug}-seed{seed}"
             run = {"dir": str(file.folder / "trials" / name), "seed": seed, "dataset": config.run.dataset}
@@ -147,7 +150,7 @@ def _points(study: StudyConfig) -> list[Point]:
             if study.kind == "random":
                 what = f"point {number:0{width}d}"
             else:
-                what = ", ".join(f"{short[key]} {_shown(value)}" for key, value in drawn.items())
+                what = ", ".join(_named(short[key], value) for key, value in drawn.items())
             full = ", ".join(part for part in (name, what) if part) or "base"
             points.append(Point(full, name or what or "base", {**fixed, **drawn}))
     return points
@@ -221,6 +224,11 @@ def short_names(keys: list[str]) -> dict[str, str]:
                 break
         found[key] = short
     return found
+
+
+def _named(key: str, value: Any) -> str:
+    """ "num_blocks 2", but of kinds the kind alone."""
+    return _shown(value) if key == "kind" or isinstance(value, dict) else f"{key} {_shown(value)}"
 
 
 def _shown(value: Any) -> str:
