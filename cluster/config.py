@@ -106,9 +106,17 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                 'tables.item.ids.kind = "dynamic" is for tables of features: the catalogue, out of which the next item is '
                 'predicted, has to be known; choose "vocabulary" or "hash"'
             )
-        width, heads = self.tables["item"].dim, self.model.encoder.num_heads
-        if width % heads:
-            raise ValueError(f"model.encoder.num_heads = {heads} must divide tables.item.dim = {width}")
+        width, attention = self.tables["item"].dim, self.model.encoder.attention
+        if width % attention.num_heads:
+            raise ValueError(
+                f"model.encoder.attention.num_heads = {attention.num_heads} must divide tables.item.dim = {width}"
+            )
+        halves = attention.differential + (self.model.encoder.positions == "rotary")
+        if width // attention.num_heads % 2**halves:
+            raise ValueError(
+                f"tables.item.dim / model.encoder.attention.num_heads = {width // attention.num_heads} must be a multiple of "
+                f"{2**halves}: rotary positions pair the numbers of a head, and differential attention halves it"
+            )
         device = self.cluster.device
         not_sent = why_not_sent(self.communication, device)
         if not_sent is not None:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from models.encoders.config import EncoderConfig, SASRecConfig
+from models.encoders.config import EncoderConfig
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 
@@ -17,5 +17,5 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     max_history: int = Field(
         200, ge=1, le=65536, description="events of a history that the encoder sees: the most recent ones"
     )
-    encoder: EncoderConfig = Field(default_factory=SASRecConfig, description="turns a history into vectors")
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="turns a history into vectors")
     objective: ObjectiveConfig = Field(default_factory=FullSoftmaxConfig, description="what the training minimises")

@@ -9,19 +9,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+STEPS = 256
+
+
+def threshold_of(probability: float) -> int:
+    """How many of 256 equally likely bytes drop an element; never all, which would divide by zero."""
+    return min(STEPS - 1, round(probability * STEPS))
+
+
+def drop(x: Tensor, threshold: int, generator: torch.Generator | None = None) -> Tensor:
+    """Zero each element with probability threshold / 256, and scale the rest by one over that of being kept."""
+    if threshold == 0:
+        return x
+    if x.device.type != "cpu":
+        keep = torch.rand(x.shape, device=x.device, generator=generator) >= threshold / STEPS
+    else:
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None, generator=generator)
+        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= threshold
+    return x * keep.to(x.dtype).mul_(STEPS / (STEPS - threshold))
+
 
 class Dropout(nn.Module):
     """Zero each element with probability round(256 p) / 256 and scale the rest by 1 / (1 - that); identity in eval."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
-        self.threshold = min(255, round(probability * 256))  # 256 would drop everything, and divide by zero
+        self.threshold = threshold_of(probability)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.threshold == 0:
             return x
         if x.device.type != "cpu":
-            return F.dropout(x, self.threshold / 256, training=True)
-        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
-        keep = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.threshold
-        return x * keep.to(x.dtype).mul_(256 / (256 - self.threshold))
+            return F.dropout(x, self.threshold / STEPS, training=True)
+        return drop(x, self.threshold)

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from models.attention.blocks import AttentionContext
 from models.batch import HistoryBatch
 from models.config import ModelConfig
-from models.encoders.sasrec import SASRec
+from models.encoders.encoder import Encoder
 from models.item_features import ITEM_TABLE, ItemComposer, ItemFeature, ItemRequest
 from models.objectives.loss import loss_of
 from models.objectives.softmax import scale_vectors
@@ -37,7 +38,7 @@ class NextItemModel(nn.Module):
         self.config = config
         self.width = next(table.dim for table in tables if table.name == ITEM_TABLE)
         self.tables = EmbeddingTables(tables, tables_device)
-        self.encoder = SASRec(self.width, config.max_history, config.encoder)
+        self.encoder = Encoder(self.width, config.max_history, config.encoder)
         self.items = ItemComposer(self.width, item_features)
 
     def initialize(self, generator: torch.Generator) -> None:
@@ -56,13 +57,14 @@ class NextItemModel(nn.Module):
         rows: what was looked up for batch.items.
         """
         items_UD = self.items(rows, batch.items)
-        user_ND = self._encode(items_UD, batch)
+        user_ND, penalty = self._encode(items_UD, batch)
         user_TD = user_ND if batch.target_event is None else user_ND.index_select(0, batch.target_event)
-        return loss_of(self.config.objective, user_TD, items_UD, batch)
+        loss = loss_of(self.config.objective, user_TD, self.encoder.item_tower(items_UD), batch)
+        return loss if penalty is None else loss + penalty
 
     def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
         """The vector of each whole history, ready for a dot product with `item_vectors`: (B, D); zeros if it is empty."""
-        encoded_ND = self._encode(self.items(rows, batch.items), batch)
+        encoded_ND, _ = self._encode(self.items(rows, batch.items), batch)
         lengths_B = batch.layout.offsets.diff()
         last_B = (batch.layout.offsets[1:] - 1).clamp(min=0)
         if encoded_ND.shape[0] == 0:
@@ -72,8 +74,9 @@ class NextItemModel(nn.Module):
 
     def item_vectors(self, rows: Mapping[str, Tensor], request: ItemRequest) -> Tensor:
         """What the items of a request look like to a user vector: (U, D)."""
-        return scale_vectors(self.items(rows, request), self.config.objective.normalize)
+        return scale_vectors(self.encoder.item_tower(self.items(rows, request)), self.config.objective.normalize)
 
-    def _encode(self, items_UD: Tensor, batch: HistoryBatch) -> Tensor:
-        encoded: Tensor = self.encoder(items_UD[batch.history_index], batch.layout)
+    def _encode(self, items_UD: Tensor, batch: HistoryBatch) -> tuple[Tensor, Tensor | None]:
+        context = AttentionContext(batch.layout, batch.times, batch.times)
+        encoded: tuple[Tensor, Tensor | None] = self.encoder(items_UD[batch.history_index], context)
         return encoded

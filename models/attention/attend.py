@@ -1,48 +1,68 @@
-"""Causal self-attention over jagged histories: one plain reference, one fast path behind the same signature.
+"""Attention over jagged histories: one function, and the path by which it is computed chosen by form, device and shapes.
 
-Shapes: N total events, H heads, K head width, B histories, L longest history of a padded block.
-The invariant: an event attends to itself and to earlier events of its own history, and to nothing else.
+The invariant: an event attends to what its mask lets it see of its own history, and to nothing else; under a causal mask these are
+itself and earlier events. All paths equal models/attention/reference.py in values and gradients.
+Shapes: N total events, H heads of queries, G heads of keys and values, K head width, V width of values, C channels.
 """
-
-import itertools
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.attention.blocks import AttentionContext
+from models.attention.parts import Attended, Parts
+from models.attention.pieces import attend_in_pieces
 from models.jagged import JaggedLayout
 
 
-def causal_attention_reference(query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor, layout: JaggedLayout) -> Tensor:
-    """softmax(Q K^T / sqrt(K)) V, one history at a time (Vaswani et al. 2017, eq. 1, arXiv:1706.03762).
+def attend(query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts) -> Attended:
+    """What each event sees, (N, C, H, V), and the penalty of the weights where it is wanted."""
+    if parts.is_plain:
+        return Attended(_softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale)[:, None])
+    num_events, num_heads = query_NHK.shape[:2]
+    shape = (num_events, parts.config.num_channels, num_heads, value_NGV.shape[-1])
+    output_NCHV = value_NGV.new_zeros(shape)
+    penalty = torch.zeros((), device=query_NHK.device)
+    for block in context.blocks(parts.config):
+        query = _rows(query_NHK, block.query_gather)
+        key, value = _rows(key_NGK, block.key_gather), _rows(value_NGV, block.key_gather)
+        ages = context.ages(block) if parts.time is not None else None
+        attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts)
+        flat = attended.permute(0, 3, 1, 2, 4).reshape(-1, *shape[1:])
+        output_NCHV = output_NCHV.index_copy(0, block.scatter, flat.index_select(0, block.block_index))
+        penalty = penalty + penalty_of_block
+    return Attended(output_NCHV, penalty if parts.with_penalty else None)
 
-    The definition that every fast path is compared with. Returns (N, H, K).
-    """
-    pieces = []
-    offsets = layout.offsets.tolist()
-    for start, end in itertools.pairwise(offsets):
-        query_HLK, key_HLK, value_HLK = (t[start:end].transpose(0, 1) for t in (query_NHK, key_NHK, value_NHK))
-        scores_HLL = query_HLK @ key_HLK.transpose(-1, -2) / query_NHK.shape[-1] ** 0.5
-        future_LL = torch.ones(end - start, end - start, dtype=torch.bool, device=scores_HLL.device).triu(1)
-        weights_HLL = scores_HLL.masked_fill(future_LL, float("-inf")).softmax(dim=-1)
-        pieces.append((weights_HLL @ value_HLK).transpose(0, 1))
-    return torch.cat(pieces) if pieces else torch.zeros_like(value_NHK)
+
+def _rows(packed_NHK: Tensor, gather: Tensor) -> Tensor:
+    """(R, H, L, K) from packed events."""
+    rows = packed_NHK.index_select(0, gather.reshape(-1)).view(*gather.shape, *packed_NHK.shape[1:])
+    return rows.transpose(1, 2)
 
 
-def causal_attention(query_NHK: Tensor, key_NHK: Tensor, value_NHK: Tensor, layout: JaggedLayout) -> Tensor:
-    """The same function over length buckets, through torch's scaled_dot_product_attention. Returns (N, H, K).
+def _softmax_attention(
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, layout: JaggedLayout, scale: float
+) -> Tensor:
+    """Causal softmax over length buckets, through torch's scaled_dot_product_attention. Returns (N, H, V).
 
     Histories are padded on the right, so under a causal mask no real event ever sees padding and no second mask is
     needed. Padding repeats event 0, whose outputs are dropped and which therefore receives no gradient from them.
     """
-    output_NHK = torch.zeros_like(value_NHK)
+    shared = query_NHK.shape[1] // key_NGK.shape[1]
+    if shared > 1:
+        key_NGK, value_NGV = key_NGK.repeat_interleave(shared, dim=1), value_NGV.repeat_interleave(shared, dim=1)
+    output_NHV = value_NGV.new_zeros((*query_NHK.shape[:2], value_NGV.shape[-1]))
+    alike = query_NHK.shape == value_NGV.shape
     # One gather for all three: they share the index, and the packed (N, 3, H, K) rows are contiguous.
-    packed_N3HK = torch.stack((query_NHK, key_NHK, value_NHK), dim=1)
+    packed_N3HK = torch.stack((query_NHK, key_NGK, value_NGV), dim=1) if alike else None
     for bucket in layout.buckets:
         rows, longest = bucket.gather.shape
-        block = packed_N3HK.index_select(0, bucket.gather.reshape(-1))
-        query_BHLK, key_BHLK, value_BHLK = block.view(rows, longest, *packed_N3HK.shape[1:]).permute(2, 0, 3, 1, 4)
-        attended_BHLK = F.scaled_dot_product_attention(query_BHLK, key_BHLK, value_BHLK, is_causal=True)
-        flat = attended_BHLK.transpose(1, 2).reshape(rows * longest, *value_NHK.shape[1:])
-        output_NHK = output_NHK.index_copy(0, bucket.scatter, flat.index_select(0, bucket.block_index))
-    return output_NHK
+        if packed_N3HK is not None:
+            block = packed_N3HK.index_select(0, bucket.gather.reshape(-1))
+            query, key, value = block.view(rows, longest, *packed_N3HK.shape[1:]).permute(2, 0, 3, 1, 4)
+        else:
+            query, key, value = (_rows(packed, bucket.gather) for packed in (query_NHK, key_NGK, value_NGV))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        flat = attended.transpose(1, 2).reshape(rows * longest, *output_NHV.shape[1:])
+        output_NHV = output_NHV.index_copy(0, bucket.scatter, flat.index_select(0, bucket.block_index))
+    return output_NHV

@@ -1,25 +1,132 @@
-"""Settings of the encoders of histories. Imports no torch."""
+"""Settings of the encoders of histories. Imports no torch.
 
-from typing import Literal
+An encoder is a composition of parts. `kind` names a published composition, which is where the other settings start from;
+whatever is set beside it takes the place of that part. So a new encoder needs no code.
+"""
 
-from pydantic import BaseModel, Field
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from models.attention.config import AttentionConfig, preset
+
+EncoderKind = Literal["sasrec", "bert4rec", "hstu", "ligr", "fuxi_alpha", "two_tower"]
+
+# What each published encoder sets otherwise than the fields' own defaults, which are those of SASRec.
+PRESETS: dict[str, dict[str, Any]] = {
+    "sasrec": {},
+    "bert4rec": {
+        "norm_place": "post",
+        "feed_forward_multiple": 4,
+        "final_norm": False,
+        "attention": {"num_heads": 2, "mask": "bidirectional", "dropout": 0.1},
+    },
+    "hstu": {
+        "feed_forward": "none",
+        "final_norm": False,
+        "attention": {
+            "normalisation": "silu",
+            "bias": "both",
+            "projection_activation": "silu",
+            "output_norm": "layer_norm",
+            "gate": True,
+        },
+    },
+    "ligr": {
+        "residual_gate": True,
+        "feed_forward": "swiglu",
+        "feed_forward_multiple": 4,
+        "attention": {"num_heads": 4},
+    },
+    "fuxi_alpha": {
+        "norm": "rms_norm",
+        "feed_forward": "swiglu",
+        "final_norm": False,
+        "attention": {
+            "normalisation": "silu",
+            "bias": "both",
+            "bias_as": "channel",
+            "projection_activation": "silu",
+            "output_norm": "rms_norm",
+            "gate": True,
+        },
+    },
+    # Towers have no norm, so that small initial weights would leave next to nothing of their input.
+    "two_tower": {"pooling": "attention", "user_tower": [2], "item_tower": [2], "initial_std": None},
+}
 
 
-class SASRecConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """SASRec (Kang & McAuley 2018, arXiv:1808.09781): causal self-attention with learned positions."""
+class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Turns a history into vectors. Defaults are those of its `kind` (docs/attention.md); those shown are of "sasrec"."""
 
-    kind: Literal["sasrec"] = Field("sasrec", description="which encoder")
-    num_blocks: int = Field(2, ge=1, le=64, description="attention blocks on top of each other")
-    num_heads: int = Field(1, ge=1, le=64, description="attention heads; must divide the width of the item table")
+    kind: EncoderKind = Field(
+        "sasrec",
+        description="the published encoder that the other settings start from: SASRec, BERT4Rec, HSTU, LiGR (eSASRec), FuXi-alpha, "
+        "or two towers with an attention-pooled user",
+    )
+    num_blocks: int = Field(2, ge=0, le=64, description="attention blocks on top of each other")
+    positions: Literal["learned", "rotary", "none"] = Field(
+        "learned",
+        description="how an event's place in the history enters: a learned vector added to it, queries and keys rotated by it, or "
+        "by the bias of attention alone",
+    )
+    norm: Literal["layer_norm", "rms_norm"] = Field("layer_norm", description="norm of the blocks")
+    norm_place: Literal["pre", "post"] = Field(
+        "pre", description="norm before each sub-layer, beside which the input goes on unchanged, or after their sum"
+    )
+    final_norm: bool = Field(True, description="norm once more after the last block")
+    residual_gate: bool = Field(
+        False, description="multiply what each sub-layer adds by a sigmoid of a projection of its input (LiGR)"
+    )
+    feed_forward: Literal["none", "relu", "gelu", "swiglu"] = Field(
+        "gelu", description="activation of the feed-forward sub-layer; none leaves the sub-layer out"
+    )
     feed_forward_multiple: int = Field(
         1,
         ge=1,
         le=16,
         description="width of the hidden layer of the feed-forward part, in multiples of the model width",
     )
+    pooling: Literal["last", "attention"] = Field(
+        "last",
+        description="what stands for the history up to an event: the event's own output, or an average of all outputs up to it, "
+        "weighted by a learned query",
+    )
+    user_tower: list[int] = Field(
+        default_factory=list,
+        description="hidden layers between history and user vector: the width of each, in multiples of the model width",
+    )
+    item_tower: list[int] = Field(
+        default_factory=list,
+        description="the same between an item's vector and what its score is computed from; empty: they are one",
+    )
     dropout: float = Field(
         0.2, ge=0.0, lt=1.0, description="probability of dropping an activation; applied in steps of 1/256"
     )
+    initial_std: float | None = Field(
+        0.02,
+        gt=0.0,
+        description="standard deviation of the initial weights; none: that of each matrix keeps the length of its input and of its "
+        "gradient (Glorot & Bengio 2010)",
+    )
+    recompute: bool = Field(
+        False,
+        description="keep only the inputs of blocks and compute the rest again in the backward pass: less memory, more time",
+    )
+    attention: AttentionConfig = Field(default_factory=AttentionConfig, description="how events attend to each other")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_kind(cls, values: Any) -> Any:
+        kind = values.get("kind", "sasrec") if isinstance(values, dict) else None
+        return preset(PRESETS.get(kind, {}), values) if isinstance(kind, str) else values
 
-EncoderConfig = SASRecConfig
+    @property
+    def bidirectional(self) -> bool:
+        """Whether events see later ones, so that masked items are what is learned."""
+        return self.attention.mask == "bidirectional"
+
+    @property
+    def uses_time(self) -> bool:
+        """Whether the encoder asks for the times of events."""
+        return self.attention.uses_time

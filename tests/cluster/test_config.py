@@ -64,7 +64,7 @@ def test_defaults_are_complete():
             {**LOGS, "tables": {"item": {"sharding": ["row_wise", "column_wise"]}}},
             "tables.item: rowwise_adagrad has one number per row, which a column_wise table would split",
         ),
-        ({**LOGS, "model": {"encoder": {"num_heads": 5}}}, "model.encoder.num_heads = 5 must divide tables.item.dim = 64"),
+        ({**LOGS, "model": {"encoder": {"attention": {"num_heads": 5}}}}, "num_heads = 5 must divide tables.item.dim = 64"),
         (
             {**LOGS, "tables": {"item": {"sharding": "rowwise"}}},
             "tables.item.sharding: no such choice 'rowwise'; choose 'auto', 'data_parallel', 'table_wise', 'row_wise'",

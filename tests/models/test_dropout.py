@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.dropout import Dropout
-from models.encoders.config import SASRecConfig
+from models.encoders.config import EncoderConfig
 
 
 @pytest.mark.parametrize("probability", [0.1, 0.2, 0.5, 0.9])
@@ -74,6 +74,6 @@ def test_the_dtype_stays(dtype):
 @pytest.mark.parametrize("probability", [0.001, 0.997, 0.999])
 def test_every_probability_that_the_config_admits_can_be_applied(probability):
     torch.manual_seed(8)
-    y = Dropout(SASRecConfig(dropout=probability).dropout)(torch.ones(10_000))
+    y = Dropout(EncoderConfig(dropout=probability).dropout)(torch.ones(10_000))
     assert y.isfinite().all()
     assert (y > 0).any()

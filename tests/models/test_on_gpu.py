@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 
 def loss_and_gradients(device: torch.device) -> tuple[float, dict[str, torch.Tensor]]:
     config = ModelConfig.model_validate(
-        {"max_history": 32, "encoder": {"kind": "sasrec", "num_heads": 2, "dropout": 0.0}}
+        {"max_history": 32, "encoder": {"kind": "sasrec", "dropout": 0.0, "attention": {"num_heads": 2}}}
     )
     model = NextItemModel(config, [TableSpec("item", 50, 16)], torch.device("cpu"))
     model.encoder.initialize(torch.Generator().manual_seed(1))

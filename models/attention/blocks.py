@@ -1,0 +1,147 @@
+"""Which events look at which, as dense blocks: the only place where attention is padded.
+
+A block is R rows of Q queries that look at the same K keys each. Without a window a row is a whole history, of a bucket of
+similar lengths; with one it is a piece of a history and the neighbours that it can see, so that the cost is linear in the window.
+Every event of the batch is a query in exactly one row.
+
+Shapes: N total events, R rows, Q queries and K keys of a row.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from models.attention.config import AttentionConfig
+from models.jagged import Bucket, JaggedLayout
+
+
+@dataclass(frozen=True)
+class Block:
+    """query_gather (R, Q), key_gather (R, K): packed events, 0 where there is none; the same tensor if queries are the keys.
+
+    scatter, block_index: (n,) packed events that are queries here, and where they sit in the flat block. distance: (1 or R, Q, K)
+    int64, place of the query minus that of the key. visible: (1 or R, Q, K) bool; triangular: it is causality alone, of keys that
+    are the queries, so that row q sees the keys up to q.
+    """
+
+    query_gather: Tensor
+    key_gather: Tensor
+    scatter: Tensor
+    block_index: Tensor
+    distance: Tensor
+    visible: Tensor
+    triangular: bool
+
+    @property
+    def is_square(self) -> bool:
+        """Whether the queries are the keys."""
+        return self.query_gather is self.key_gather
+
+
+@dataclass
+class AttentionContext:
+    """What all blocks of an encoder share for one batch. times, request_times: (N,) int64, none where no part asks for them.
+
+    request_times: the moment at which each event's successor is asked for, not before the event's own.
+    """
+
+    layout: JaggedLayout
+    times: Tensor | None = None
+    request_times: Tensor | None = None
+    _blocks: dict[tuple[str, int | None, int], list[Block]] = field(default_factory=dict)
+    _ages: dict[int, Tensor] = field(default_factory=dict)
+
+    def blocks(self, config: AttentionConfig) -> list[Block]:
+        """The blocks that a form of attention looks at; made once for all layers of the same form."""
+        key = (config.mask, config.window, config.num_global)
+        if key not in self._blocks:
+            self._blocks[key] = list(_blocks(self.layout, config))
+        return self._blocks[key]
+
+    def ages(self, block: Block) -> Tensor:
+        """(R, Q, K) int64: how long before each query's request the key happened; clamped at 0."""
+        assert self.times is not None
+        assert self.request_times is not None
+        if id(block) not in self._ages:
+            asked, happened = self.request_times[block.query_gather], self.times[block.key_gather]
+            self._ages[id(block)] = (asked[:, :, None] - happened[:, None, :]).clamp_(min=0)
+        return self._ages[id(block)]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(B,) int64."""
+        return self.layout.offsets.diff()
+
+
+def _blocks(layout: JaggedLayout, config: AttentionConfig) -> list[Block]:
+    window = config.window
+    longest = max((bucket.gather.shape[1] for bucket in layout.buckets), default=0)
+    # A window of half of the longest history saves nothing: its rows would be as long.
+    if window is None or longest <= 2 * window:
+        return [_whole(bucket, config) for bucket in layout.buckets]
+    return [_windowed(layout, window, config)]
+
+
+def _whole(bucket: Bucket, config: AttentionConfig) -> Block:
+    """Whole histories of a bucket, right-padded: under causality no real event sees padding."""
+    rows, longest = bucket.gather.shape
+    place = torch.arange(longest, device=bucket.gather.device)
+    distance = (place[:, None] - place[None, :])[None]
+    visible = _within(distance, config)
+    if config.num_global:
+        visible = visible | _seen_globally(distance, place.expand(1, longest), config)
+    if config.mask == "bidirectional":
+        is_real = torch.zeros(rows * longest, dtype=torch.bool, device=place.device)
+        is_real[bucket.block_index] = True
+        visible = visible & is_real.view(rows, 1, longest)
+    triangular = config.mask == "causal" and config.window is None
+    return Block(bucket.gather, bucket.gather, bucket.scatter, bucket.block_index, distance, visible, triangular)
+
+
+def _windowed(layout: JaggedLayout, window: int, config: AttentionConfig) -> Block:
+    """Pieces of `window` queries, each with the pieces that its window reaches into, and the globally seen events."""
+    offsets, device = layout.offsets - layout.offsets[0], layout.offsets.device
+    lengths = offsets.diff()
+    pieces = (lengths + window - 1) // window
+    history = torch.repeat_interleave(torch.arange(lengths.numel(), device=device), pieces)
+    first = torch.arange(history.numel(), device=device) - (pieces.cumsum(0) - pieces)[history]
+    start, length = offsets[history][:, None], lengths[history][:, None]
+    query_place = first[:, None] * window + torch.arange(window, device=device)
+    key_place = (first[:, None] - 1) * window + torch.arange(
+        window * (2 if config.mask == "causal" else 3), device=device
+    )
+    key_real = (key_place >= 0) & (key_place < length)
+    distance = query_place[:1, :, None] - key_place[:1, None, :]  # alike in all rows
+    visible = _within(distance, config) & key_real[:, None, :]
+    if config.num_global:
+        oldest = torch.arange(config.num_global, device=device).expand(history.numel(), -1)
+        far = query_place[:, :, None] - oldest[:, None, :]
+        # Those inside the window are among the other keys already.
+        extra = _seen_globally(far, oldest, config) & ~_within(far, config) & (oldest < length)[:, None, :]
+        key_place = torch.cat((key_place, oldest), dim=1)
+        key_real = torch.cat((key_real, oldest < length), dim=1)
+        distance = torch.cat((distance.expand(far.shape[0], -1, -1), far), dim=2)
+        visible = torch.cat((visible, extra), dim=2)
+    query_real = query_place < length
+    query_gather = torch.where(query_real, start + query_place, 0)
+    key_gather = torch.where(key_real, start + key_place, 0)
+    block_index = query_real.view(-1).nonzero().squeeze(1)
+    scatter = query_gather.view(-1)[block_index]
+    return Block(query_gather, key_gather, scatter, block_index, distance, visible, triangular=False)
+
+
+def _within(distance: Tensor, config: AttentionConfig) -> Tensor:
+    """Which keys are seen by mask and window."""
+    causal = config.mask == "causal"
+    visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+    if config.window is not None:
+        visible = visible & ((distance if causal else distance.abs()) < config.window)
+    return visible
+
+
+def _seen_globally(distance: Tensor, key_place: Tensor, config: AttentionConfig) -> Tensor:
+    """Which keys are among the oldest events, and not later than the query under causality."""
+    oldest = key_place[:, None, :] < config.num_global
+    return oldest & (distance >= 0) if config.mask == "causal" else oldest.expand_as(distance)

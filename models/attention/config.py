@@ -1,0 +1,126 @@
+"""Settings of attention: each field is a part that can be exchanged for another. Imports no torch.
+
+What each part computes, with its formula, is in docs/attention.md; what is right by definition in models/attention/reference.py.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+Normalisation = Literal["softmax", "silu", "sparsemax", "entmax15"]
+
+
+class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """How events of a history attend to each other. Defaults are those of `model.encoder.kind`; those shown are of "sasrec"."""
+
+    num_heads: int = Field(1, ge=1, le=64, description="heads; must divide the width of the item table")
+    num_key_value_heads: int | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="heads of keys and values, each shared by equally many heads of queries; must divide num_heads; none is one "
+        "for each",
+    )
+    normalisation: Normalisation = Field(
+        "softmax",
+        description="how scores become weights: over all visible events (softmax, and sparsemax and entmax15, which give exact "
+        "zeros), or each on its own (silu)",
+    )
+    differential: bool = Field(
+        False,
+        description="subtract a second map of weights from the first, which cancels what both attend to; not with silu",
+    )
+    temperature: Literal["fixed", "learned"] = Field(
+        "fixed",
+        description="what scores are divided by: the root of the head width, or a learned factor of it for each head",
+    )
+    mask: Literal["causal", "bidirectional"] = Field(
+        "causal",
+        description="whether an event sees earlier events only, or later ones too (then items are masked in training)",
+    )
+    window: int | None = Field(
+        None,
+        ge=1,
+        description="an event sees those less than this many places away; cost is linear in it; none sees all",
+    )
+    num_global: int = Field(
+        0, ge=0, le=1024, description="of the oldest events, how many are seen from beyond the window too"
+    )
+    bias: Literal["none", "position", "time", "both"] = Field(
+        "none",
+        description="what is added to scores by the distance of two events: of their places, their times, or both",
+    )
+    bias_as: Literal["score", "channel"] = Field(
+        "score",
+        description="add biases to the scores, or let each be weights of its own beside those of the scores (FuXi-alpha)",
+    )
+    position_bias: Literal["exact", "bucketed", "functional"] = Field(
+        "exact",
+        description="a learned number for every distance of places; for buckets of it, of growing width; or a learned slope",
+    )
+    time_bias: Literal["bucketed", "functional"] = Field(
+        "bucketed", description="a learned number for every bucket of log time; or a learned factor of log time"
+    )
+    projection_activation: Literal["none", "silu"] = Field(
+        "none", description="what queries, keys, values and gates go through (HSTU: silu)"
+    )
+    output_norm: Literal["none", "layer_norm", "rms_norm"] = Field(
+        "none", description="norm of what was attended to, all heads together, before gate and output projection"
+    )
+    gate: bool = Field(
+        False,
+        description="multiply what was attended to, element by element, by a projection of the event itself (HSTU)",
+    )
+    output_bias: bool = Field(True, description="whether the output projection has a bias")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="probability of dropping an attention weight")
+    penalty: float = Field(
+        0.0,
+        description="added to the loss of each target: this times the entropy of its weights (silu: their absolute sum), averaged "
+        "over heads and blocks; positive makes attention sparser, negative spreads it",
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> "AttentionConfig":
+        shared = self.num_key_value_heads
+        if shared is not None and self.num_heads % shared:
+            raise ValueError(f"num_key_value_heads = {shared} must divide num_heads = {self.num_heads}")
+        if self.differential and self.normalisation == "silu":
+            raise ValueError('differential = true needs weights that sum to one; normalisation = "silu" has none')
+        if self.num_global and self.window is None:
+            raise ValueError("num_global needs a window: without one every event is seen anyway")
+        if self.bias_as == "channel" and self.bias == "none":
+            raise ValueError('bias_as = "channel" needs a bias: position, time or both')
+        if self.bias_as == "channel" and self.differential:
+            raise ValueError('differential = true and bias_as = "channel" cannot be combined; choose bias_as = "score"')
+        return self
+
+    @property
+    def uses_position(self) -> bool:
+        """Whether a bias looks at places."""
+        return self.bias in ("position", "both")
+
+    @property
+    def uses_time(self) -> bool:
+        """Whether a bias looks at times."""
+        return self.bias in ("time", "both")
+
+    @property
+    def key_value_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.num_key_value_heads or self.num_heads
+
+    @property
+    def num_channels(self) -> int:
+        """Maps of weights whose results stand side by side: one, and with bias_as = "channel" one more for each bias."""
+        return 1 + (self.uses_position + self.uses_time if self.bias_as == "channel" else 0)
+
+
+def preset(defaults: dict[str, Any], given: Any) -> Any:
+    """`given` settings over `defaults`, tables of settings inside likewise."""
+    if not isinstance(given, dict):
+        return given
+    merged = dict(defaults)
+    for name, value in given.items():
+        inner = defaults.get(name)
+        merged[name] = preset(inner, value) if isinstance(inner, dict) else value
+    return merged

@@ -1,0 +1,99 @@
+"""What attention is, by definition: one history after another, every part in its plainest form.
+
+Each fast path is compared with this in values and gradients. Shapes: N total events, H heads of queries, G heads of keys
+and values, K head width, V width of values, C channels, L length of one history.
+"""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from models.attention.blocks import AttentionContext
+from models.attention.config import AttentionConfig
+from models.attention.parts import Attended, Parts
+
+
+def attend_reference(
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
+) -> Attended:
+    """weights(scale x Q K^T + bias) V within what is visible (Vaswani et al. 2017, eq. 1, arXiv:1706.03762). Without dropout."""
+    config = parts.config
+    shared = query_NHK.shape[1] // key_NGK.shape[1]
+    outputs, penalty = [value_NGV.new_zeros((0, config.num_channels, query_NHK.shape[1], value_NGV.shape[-1]))], []
+    for start, end in itertools.pairwise(context.layout.offsets.tolist()):
+        if start == end:
+            continue
+        query_HLK = query_NHK[start:end].transpose(0, 1)
+        key_HLK, value_HLV = (
+            t[start:end].transpose(0, 1).repeat_interleave(shared, dim=0) for t in (key_NGK, value_NGV)
+        )
+        place_L = torch.arange(end - start, device=query_NHK.device)
+        distance_LL = place_L[:, None] - place_L[None, :]
+        visible_LL = visible_reference(distance_LL, place_L, config)
+        scores_HLL = parts.scale * (query_HLK @ key_HLK.transpose(-1, -2))
+        biases = []
+        if parts.position is not None:
+            biases.append(parts.position(distance_LL[None])[0])
+        if parts.time is not None:
+            assert context.times is not None
+            assert context.request_times is not None
+            age_LL = context.request_times[start:end, None] - context.times[None, start:end]
+            biases.append(parts.time(age_LL.clamp(min=0)[None])[0])
+        if config.bias_as == "score":
+            scores_HLL = scores_HLL + sum(biases)
+        weights_HLL = weights_reference(scores_HLL, visible_LL, config.normalisation, parts.silu_divisor)
+        maps = [weights_HLL]
+        if config.bias_as == "channel":
+            maps += [(bias * visible_LL).expand_as(weights_HLL) for bias in biases]
+        outputs.append(torch.stack([part @ value_HLV for part in maps]).permute(2, 0, 1, 3))
+        penalty.append(penalty_reference(weights_HLL, config.normalisation))
+    total = sum(penalty, start=query_NHK.new_zeros(()))
+    return Attended(torch.cat(outputs), total if parts.with_penalty else None)
+
+
+def visible_reference(distance_LL: Tensor, place_L: Tensor, config: AttentionConfig) -> Tensor:
+    """(L, L) bool: whether a query (first axis) sees a key: mask, window, and the oldest events that all see."""
+    in_time = distance_LL >= 0 if config.mask == "causal" else torch.ones_like(distance_LL, dtype=torch.bool)
+    if config.window is None:
+        return in_time
+    near = distance_LL.abs() < config.window
+    oldest = (place_L < config.num_global)[None, :]
+    return in_time & (near | oldest)
+
+
+def weights_reference(scores: Tensor, visible: Tensor, normalisation: str, silu_divisor: int) -> Tensor:
+    """Weights of scores (..., K), of which those not visible have none.
+
+    softmax: exp(s) / sum exp(s). silu: s sigmoid(s) / n (Zhai et al. 2024, eq. 2, arXiv:2402.17152). sparsemax: max(0, s - t), t
+    such that they sum to one (Martins & Astudillo 2016, arXiv:1602.02068). entmax15: max(0, s / 2 - t)^2 likewise (Peters et al.
+    2019, arXiv:1905.05702).
+    """
+    if normalisation == "silu":
+        return torch.where(visible, scores * torch.sigmoid(scores) / silu_divisor, 0.0)
+    scores = scores.masked_fill(~visible, float("-inf"))
+    if normalisation == "softmax":
+        exponentials = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+        return exponentials / exponentials.sum(dim=-1, keepdim=True)
+    power = 1 if normalisation == "sparsemax" else 2
+    # The weights' sum falls as t rises, so the root lies where bisection ends; the last step, by Newton, carries the gradient.
+    halves = scores / power
+    top = halves.detach().amax(dim=-1, keepdim=True)
+    low, high = top - 1.0, top
+    for _ in range(100):
+        middle = (low + high) / 2
+        too_much = (halves.detach() - middle).clamp(min=0).pow(power).sum(dim=-1, keepdim=True) >= 1
+        low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
+    inside = halves > low
+    base = torch.where(inside, halves - low, 0.0)
+    slope = (power * base.detach().pow(power - 1) * inside).sum(dim=-1, keepdim=True)
+    threshold = low + (base.pow(power).sum(dim=-1, keepdim=True) - 1) / slope
+    return torch.where(inside, halves - threshold, 0.0).clamp(min=0).pow(power)
+
+
+def penalty_reference(weights: Tensor, normalisation: str) -> Tensor:
+    """Sum over queries and heads of the entropy of their weights, -sum w log w in nats; of pointwise weights, of sum |w|."""
+    if normalisation == "silu":
+        return weights.abs().sum()
+    positive = weights > 0
+    return -torch.where(positive, weights * torch.where(positive, weights, 1.0).log(), 0.0).sum()

@@ -1,0 +1,78 @@
+"""One block of an encoder: attention, then a feed-forward sub-layer, each with its norm, residual and gate.
+
+Shapes: N total events, D model width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.attention.blocks import AttentionContext
+from models.attention.layer import Attention
+from models.dropout import Dropout
+from models.encoders.config import EncoderConfig
+
+
+class Block(nn.Module):
+    """Pre-norm: x + g(x) f(norm(x)) for both sub-layers f, g a gate or one; post-norm: norm(x + g(x) f(x)).
+
+    Input and output (N, D), and the penalty of the attention weights or none.
+    """
+
+    def __init__(self, width: int, max_history: int, config: EncoderConfig, depth: int) -> None:
+        super().__init__()
+        self.pre_norm = config.norm_place == "pre"
+        self.attention_norm = norm_of(config, width)
+        self.attention = Attention(width, max_history, config.attention, config.positions == "rotary", depth)
+        self.attention_gate = nn.Linear(width, width) if config.residual_gate else None
+        self.feed_forward: FeedForward | None = None
+        if config.feed_forward != "none":
+            self.feed_forward_norm = norm_of(config, width)
+            self.feed_forward = FeedForward(width, width * config.feed_forward_multiple, config.feed_forward)
+            self.feed_forward_gate = nn.Linear(width, width) if config.residual_gate else None
+        self.dropout = Dropout(config.dropout)
+
+    def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+        inner = self.attention_norm(x_ND) if self.pre_norm else x_ND
+        attended_ND, penalty = self.attention(inner, context)
+        x_ND = self._add(x_ND, attended_ND, self.attention_gate, self.attention_norm)
+        if self.feed_forward is not None:
+            inner = self.feed_forward_norm(x_ND) if self.pre_norm else x_ND
+            x_ND = self._add(x_ND, self.feed_forward(inner), self.feed_forward_gate, self.feed_forward_norm)
+        return x_ND, penalty
+
+    def _add(self, x_ND: Tensor, said_ND: Tensor, gate: nn.Module | None, norm: nn.Module) -> Tensor:
+        said_ND = self.dropout(said_ND)
+        if gate is not None:
+            said_ND = torch.sigmoid(gate(x_ND)) * said_ND
+        added: Tensor = x_ND + said_ND if self.pre_norm else norm(x_ND + said_ND)
+        return added
+
+
+class FeedForward(nn.Module):
+    """W2 a(W1 x), or W2 (silu(W1 x) * W3 x) for swiglu (Shazeer 2020, arXiv:2002.05202), without biases then."""
+
+    def __init__(self, width: int, hidden: int, activation: str) -> None:
+        super().__init__()
+        self.gated = activation == "swiglu"
+        activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
+        self.activation = activations[activation]
+        self.feed_forward_in = nn.Linear(width, hidden * (2 if self.gated else 1), bias=not self.gated)
+        self.feed_forward_out = nn.Linear(hidden, width, bias=not self.gated)
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        hidden = self.feed_forward_in(x_ND)
+        if self.gated:
+            gate, hidden = hidden.chunk(2, dim=-1)
+            hidden = self.activation(gate) * hidden
+        else:
+            hidden = self.activation(hidden)
+        output: Tensor = self.feed_forward_out(hidden)
+        return output
+
+
+def norm_of(config: EncoderConfig, width: int) -> nn.Module:
+    """The norm that the settings name."""
+    return nn.LayerNorm(width) if config.norm == "layer_norm" else nn.RMSNorm(width, eps=1e-5)

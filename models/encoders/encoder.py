@@ -1,0 +1,79 @@
+"""Encoders of jagged histories: blocks of attention on top of each other, composed as the settings say.
+
+SASRec (Kang & McAuley 2018, arXiv:1808.09781), BERT4Rec (Sun et al. 2019, arXiv:1904.06690), HSTU (Zhai et al. 2024,
+arXiv:2402.17152), LiGR (Borisyuk et al. 2025, arXiv:2502.03417), FuXi-alpha (Ye et al. 2025, arXiv:2502.03036) and two towers are
+settings of this one class; docs/attention.md says what each deviates in from its paper.
+Shapes: N total events, D model width.
+The invariant: under a causal mask, output i is a function of events up to i of its own history only.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.attention.bias import PositionBias, TimeBias
+from models.attention.blocks import AttentionContext
+from models.attention.layer import Attention
+from models.dropout import Dropout
+from models.encoders.block import Block, norm_of
+from models.encoders.config import EncoderConfig
+from models.encoders.pooling import AttentionPooling
+from models.encoders.tower import Tower
+
+
+class Encoder(nn.Module):
+    """Positions count from the oldest event that is kept, so that no position depends on later events."""
+
+    def __init__(self, width: int, max_history: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config, self.max_history = config, max_history
+        self.positions = nn.Embedding(max_history, width) if config.positions == "learned" else None
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(
+            Block(width, max_history, config, depth) for depth in range(1, config.num_blocks + 1)
+        )
+        self.final_norm = norm_of(config, width) if config.final_norm else nn.Identity()
+        self.pooling = AttentionPooling(width, config.attention) if config.pooling == "attention" else None
+        self.user_tower = Tower(width, config.user_tower)
+        self.item_tower = Tower(width, config.item_tower)
+
+    def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+        """(N, D), what stands for each history up to each event, and the penalty of the attention weights, scaled, or none.
+
+        x_ND: vectors of the input events, before positions.
+        """
+        if self.positions is not None:
+            x_ND = x_ND + self.positions(context.layout.positions)
+        x_ND = self.dropout(x_ND)
+        penalties = []
+        for block in self.blocks:
+            if self.config.recompute and self.training:
+                x_ND, penalty = checkpoint(block, x_ND, context, use_reentrant=False)
+            else:
+                x_ND, penalty = block(x_ND, context)
+            if penalty is not None:
+                penalties.append(penalty)
+        x_ND = self.final_norm(x_ND)
+        if self.pooling is not None:
+            x_ND = self.pooling(x_ND, context)
+        return self.user_tower(x_ND), self._scaled(penalties)
+
+    def _scaled(self, penalties: list[Tensor]) -> Tensor | None:
+        attention = self.config.attention
+        maps = attention.num_heads * (2 if attention.differential else 1)
+        return torch.stack(penalties).mean() * (attention.penalty / maps) if penalties else None
+
+    @torch.no_grad()
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw all weights from `generator` (CPU), in a fixed order: the same weights on every rank and device."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            else:
+                std = self.config.initial_std or (2.0 / sum(parameter.shape)) ** 0.5
+                parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+        for module in self.modules():
+            if isinstance(module, Attention | PositionBias | TimeBias):
+                module.initialize()
