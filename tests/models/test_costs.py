@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models.attention.blocks import AttentionContext
-from models.encoders.encoder import Encoder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.attention.blocks import AttentionContext
 from models.batch import HistoryBatch, build_batch
 from models.config import ModelConfig
 from models.costs import Histories, Workload, costs_of, num_dense_parameters
 from models.encoders.config import EncoderConfig
+from models.encoders.encoder import Encoder
 from models.item_features import Catalogue
 from models.jagged import layout_of
 from models.next_item import NextItemModel
