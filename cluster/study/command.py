@@ -127,7 +127,7 @@ def dry_run(planned: Plan) -> list[dict[str, Any]]:
     costs = costs_of_points(planned)
     return [
         {
-            "point": point.name,
+            "point": point.title,
             "settings": point.settings,
             "trials": [trial.name for trial in planned.of_point(number)],
             "costs": asdict(cost),

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from cluster.config import apply_override, explain, read_values
 from trainer.errors import UserError
 
-Value = bool | int | float | str | list[Any] | dict[str, Any] | None
+Value = Any  # what a setting of the config may be is for the config to say
 
 
 class VariantConfig(BaseModel, extra="forbid", frozen=True, strict=True):

@@ -154,7 +154,7 @@ def cells(row: Row) -> list[str]:
     """One row of the table that people read, under HEADINGS."""
     costs = row.costs
     return [
-        row.name + (f" ({len(row.failed)} failed)" if row.failed else ""),
+        row.title + (f" ({len(row.failed)} failed)" if row.failed else ""),
         str(row.rank),
         f"{row.validation.mean:.4f}",
         half(row.validation.over_seeds),

@@ -42,7 +42,7 @@ def read_record(run_dir: Path) -> Record | None:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return Record(**values)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError) as error:
         raise UserError(f"{path}: is no record of a trial ({error}); delete it to run the trial again") from None

@@ -27,11 +27,12 @@ SHORT = {"training_flops_per_event": "FLOPs", "events_per_second": "speed", "pea
 class Row:
     """A point. rank: from 1 by the validation metric; difference: to the first point that has a result, none for itself.
 
-    costs: as costing says; events_per_second: median over seeds; peak_bytes: largest; train_seconds: mean; fronts: of AXES, on
-    which this point lies. failed: trials without a result.
+    title: its name with what it stands for; costs: as costing says; events_per_second: median over seeds; peak_bytes: largest;
+    train_seconds: mean; fronts: of AXES, on which this point lies. failed: trials without a result.
     """
 
     name: str
+    title: str
     label: str
     settings: dict[str, Any]
     seeds: tuple[int, ...]
@@ -104,6 +105,7 @@ def _row(
     itself = group[0].trial.point == first[0].trial.point
     return Row(
         name=point.name,
+        title=point.title,
         label=point.label,
         settings=point.settings,
         seeds=tuple(f.trial.seed for f in group),

@@ -27,11 +27,20 @@ OF_DATASET = ("logs", "split", "tables.*.ids")
 
 @dataclass(frozen=True)
 class Point:
-    """name: as tables show it; label: the variant that it belongs to; settings: config keys to values, in the order given."""
+    """name: as plots and folders call it; label: the variant that it belongs to; settings: config keys to values, as given.
+
+    detail: what a name that is only a number stands for.
+    """
 
     name: str
     label: str
     settings: dict[str, Any]
+    detail: str = ""
+
+    @property
+    def title(self) -> str:
+        """As tables show it."""
+        return f"{self.name}: {self.detail}" if self.detail else self.name
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ def refuse_other_trials(plan: Plan) -> None:
         path = trial.config.run_dir / "config.json"
         try:
             saved = check_config(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
         except ValueError as error:
             raise UserError(f"{path}: is not JSON ({error}); delete the folder to run that trial again") from None
@@ -147,12 +156,11 @@ def _points(study: StudyConfig) -> list[Point]:
     points = []
     for name, fixed in variants:
         for number, drawn in enumerate(settings, start=1):
+            what, detail = ", ".join(_named(short[key], value) for key, value in drawn.items()), ""
             if study.kind == "random":
-                what = f"point {number:0{width}d}"
-            else:
-                what = ", ".join(_named(short[key], value) for key, value in drawn.items())
+                what, detail = f"point {number:0{width}d}", what
             full = ", ".join(part for part in (name, what) if part) or "base"
-            points.append(Point(full, name or what or "base", {**fixed, **drawn}))
+            points.append(Point(full, name or what or "base", {**fixed, **drawn}, detail))
     return points
 
 
