@@ -12,6 +12,13 @@ class LeaveOneOutConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     min_events: int = Field(
         3, ge=3, description="users with fewer events are trained on, and neither validated nor tested"
     )
+    validation_share: float = Field(
+        1.0,
+        gt=0.0,
+        le=1.0,
+        description="share of users who are validated, chosen by a hash of their ids; of the others the event before the last is "
+        "trained on",
+    )
 
 
 class GlobalTimeConfig(BaseModel, extra="forbid", frozen=True, strict=True):

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from trainer.dataset.features import Losses, NumericFit
 from trainer.dataset.grouping import Bools, Ints, same_as_before
-from trainer.dataset.hashing import whole
+from trainer.dataset.hashing import hash_ids, whole
 from trainer.dataset.partition_events import (
     GroupPlan,
     Kind,
@@ -92,7 +92,7 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
         return _group_impressions(given, plan, users, codes)
     old = given.old.history if given.old else None
     events = Kind.of(given.events, codes["events"], plan, old, last_times(len(users), old), len(users))
-    train_end, validation_end = cut_histories(events.times, events.sorted.offsets, plan.cuts)
+    train_end, validation_end = cut_histories(events.times, events.sorted.offsets, plan.cuts, hash_ids(users))
     split = _split_of(events.sorted.offsets, train_end, validation_end)
     written = Written(events.new_counts > 0 if given.old else np.ones(len(users), np.bool_), given.old is not None)
     columns: dict[str, pa.Array] = {"item": events.lists(pa.array(events.new_numbers), written)}
@@ -125,7 +125,7 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
     # An event before an old impression belongs into that impression's history, which is written already.
     last = last_times(len(users), old_history, old_shown)
     history = Kind.of(past, past_codes, plan, old_history, last, len(users))
-    train_end, validation_end = cut_histories(shown.times, shown.sorted.offsets, plan.cuts)
+    train_end, validation_end = cut_histories(shown.times, shown.sorted.offsets, plan.cuts, hash_ids(users))
     split = _split_of(shown.sorted.offsets, train_end, validation_end)
     written = Written((shown.new_counts + history.new_counts) > 0, old is not None)
     features = EventFeatures.of(given.events, shown, plan, split, users)

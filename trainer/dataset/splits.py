@@ -8,17 +8,23 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.config import GlobalTimeConfig, LeaveOneOutConfig, SplitConfig
+from trainer.dataset.hashing import Hashes, mix
 from trainer.errors import UserError
 
 Ints = npt.NDArray[np.int64]
+_VALIDATED = np.uint64(0x76616C6964617465)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """The last event tests and the one before validates, for users with at least `min_events`."""
+    """The last event tests and the one before validates, for users with at least `min_events`.
+
+    validation_share: of these users, how many are validated; of the others the event before the last is trained on.
+    """
 
     min_events: int
+    validation_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ def resolve_cuts(split: SplitConfig, time_kind: Literal["integer", "timestamp"])
     """The split in numbers. Raises UserError if its times don't have the form of the time column, or cannot be read."""
     match split:
         case LeaveOneOutConfig():
-            return LeaveOneOut(split.min_events)
+            return LeaveOneOut(split.min_events, split.validation_share)
         case GlobalTimeConfig():
             bounds = TimeBounds(
                 resolve_time(split.validation_time, "split.validation_time", time_kind),
@@ -49,18 +55,29 @@ def resolve_cuts(split: SplitConfig, time_kind: Literal["integer", "timestamp"])
             return bounds
 
 
-def cut_histories(times: Ints, offsets: Ints, cuts: Cuts) -> tuple[Ints, Ints]:
-    """`train_end` and `validation_end` of every history, relative to its start; `times` ascend within each."""
+def cut_histories(times: Ints, offsets: Ints, cuts: Cuts, users: Hashes) -> tuple[Ints, Ints]:
+    """`train_end` and `validation_end` of every history, relative to its start; `times` ascend within each.
+
+    users: hashes of the histories' users.
+    """
     lengths = np.diff(offsets)
     match cuts:
         case LeaveOneOut():
             held_out = (lengths >= cuts.min_events).astype(np.int64)
-            return lengths - 2 * held_out, lengths - held_out
+            validated = held_out * _chosen(users, cuts.validation_share)
+            return lengths - held_out - validated, lengths - held_out
         case TimeBounds():
             # Sums of stretches by differences, because some histories are empty (np.add.reduceat takes these for others).
             before = [np.append(0, np.cumsum(times < bound)) for bound in (cuts.validation_time, cuts.test_time)]
             train_end, validation_end = (np.diff(b[offsets]) for b in before)
             return train_end, validation_end
+
+
+def _chosen(users: Hashes, share: float) -> npt.NDArray[np.bool_]:
+    """A share of the users, always the same ones. Mixed once more, because the hash itself says which partition they are in."""
+    if share == 1.0:
+        return np.ones(users.size, np.bool_)
+    return mix(users ^ _VALIDATED) < np.uint64(share * 2.0**64)
 
 
 def time_as_text(value: int, time_kind: str) -> str:

@@ -78,7 +78,7 @@ def summarize(
             "seen_items": "masked" if config.mask_seen else "ranked",
             "targets": config.targets,
             "ties": "smaller item id first",
-            "trained_on": "training part only; the validation events are history at test time, never trained on",
+            "trained_on": _trained_on(manifest),
         },
         num_users=merged.num_rows,
         num_targets=int(ranks.size),
@@ -92,6 +92,16 @@ def summarize(
         slices=_slices(columns, merged.column("history_length").to_numpy(), targets[offsets[:-1]], train_events),
     )
     return results, columns
+
+
+def _trained_on(manifest: Manifest) -> str:
+    held_out = "the validation events are history at test time, never trained on"
+    share = manifest.split.get("validation_share", 1.0)
+    if share == 1.0:
+        return f"training part only; {held_out}"
+    return (
+        f"training part only, to which the last event but one of all but {share:.1%} of the users belongs; {held_out}"
+    )
 
 
 def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, np.ndarray], items: pa.Array) -> None:

@@ -126,6 +126,27 @@ def test_a_user_with_one_event_trains_nothing_and_is_not_evaluated() -> None:
     assert (counts.train_events, counts.validation_targets, counts.test_targets) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("strings", [False, True], ids=["integers", "strings"])
+def test_a_share_of_the_users_is_validated_and_all_are_tested(strings: bool) -> None:
+    """Which users is a function of their ids alone: neither of other users nor of the share, which only lets more in."""
+    events = [(f"user {u}" if strings else u, item, item) for u in range(2000) for item in range(3 + u % 3)]
+
+    def validated(events: list[Event], share: float) -> set[Any]:
+        rows = group(events, pa.array(range(6)), LeaveOneOut(4, share), drop_duplicates=True).rows.to_pylist()
+        for row in rows:
+            tested = len(row["item"]) >= 4
+            assert row["validation_end"] == len(row["item"]) - tested
+            assert row["validation_end"] - row["train_end"] in ((0, 1) if tested else (0,))
+        return {row["user"] for row in rows if row["train_end"] < row["validation_end"]}
+
+    some, more = validated(events, 0.2), validated(events, 0.5)
+    assert abs(len(some) / (2000 * 2 / 3) - 0.2) < 0.04
+    assert some < more < validated(events, 1.0)
+    assert validated(events[: len(events) // 2], 0.5) == {
+        user for user in more if (user,) in {(e[0],) for e in events[: len(events) // 2]}
+    }
+
+
 def test_partitioning_is_whole_and_keeps_order_whatever_the_blocks() -> None:
     events = table([(f"user {n % 97}", n, n) for n in range(1000)])
     whole = partition_events(events, 7)
