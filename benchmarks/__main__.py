@@ -12,7 +12,17 @@ import ray
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import communicating, dynamic_ids, evaluating, planning, preparing, sharded_lookup, streaming, training
+from benchmarks import (
+    attending,
+    communicating,
+    dynamic_ids,
+    evaluating,
+    planning,
+    preparing,
+    sharded_lookup,
+    streaming,
+    training,
+)
 from benchmarks.measure import Comparison
 from cluster.config import Config, check_config, job_of
 from cluster.launch import run_workers
@@ -21,7 +31,7 @@ from cluster.session import ray_session
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
-SECTIONS = ("ids", "plan", "lookup", "communication", "prepare", "stream", "train", "evaluate")
+SECTIONS = ("ids", "plan", "attention", "lookup", "communication", "prepare", "stream", "train", "evaluate")
 
 
 def main() -> None:
@@ -99,6 +109,10 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
     comparisons = dynamic_ids.compare(turns) if "ids" in only else []
     if "plan" in only:
         comparisons += planning.compare(turns)
+    if "attention" in only:
+        comparisons += attending.compare(turns)
+    if not set(only) - {"ids", "plan", "attention"}:
+        return comparisons
     config = _config(folder, num_workers=1)
     with ray_session(config.cluster):
         if "lookup" in only:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.attention.blocks import AttentionContext
+from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.parts import Attended, Parts
 from models.attention.pieces import attend_in_pieces
 from models.jagged import JaggedLayout
@@ -17,8 +18,18 @@ from models.jagged import JaggedLayout
 
 def attend(query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts) -> Attended:
     """What each event sees, (N, C, H, V), and the penalty of the weights where it is wanted."""
+    if query_NHK.is_cuda and flash_fits(parts, query_NHK.dtype):
+        return Attended(flash_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
     if parts.is_plain:
         return Attended(_softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale)[:, None])
+    if query_NHK.is_cuda and flex_fits(parts):
+        return Attended(flexible_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
+    return _in_pieces(query_NHK, key_NGK, value_NGV, context, parts)
+
+
+def _in_pieces(
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
+) -> Attended:
     num_events, num_heads = query_NHK.shape[:2]
     shape = (num_events, parts.config.num_channels, num_heads, value_NGV.shape[-1])
     output_NCHV = value_NGV.new_zeros(shape)
@@ -26,7 +37,7 @@ def attend(query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: Atten
     for block in context.blocks(parts.config):
         query = _rows(query_NHK, block.query_gather)
         key, value = _rows(key_NGK, block.key_gather), _rows(value_NGV, block.key_gather)
-        ages = context.ages(block) if parts.time is not None else None
+        ages = context.ages(block, parts.time.form) if parts.time is not None else None
         attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts)
         flat = attended.permute(0, 3, 1, 2, 4).reshape(-1, *shape[1:])
         output_NCHV = output_NCHV.index_copy(0, block.scatter, flat.index_select(0, block.block_index))

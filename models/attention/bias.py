@@ -34,9 +34,10 @@ class PositionBias(nn.Module):
         """(r, H, Q, K) for distances (r, Q, K) int64."""
         if self.form == "functional":
             return -self.slope[:, None, None] * distance.abs()[:, None].to(self.slope.dtype)
-        return _rows_of(self.weight, self._buckets(distance))
+        return _rows_of(self.weight, self.buckets(distance))
 
-    def _buckets(self, distance: Tensor) -> Tensor:
+    def buckets(self, distance: Tensor) -> Tensor:
+        """Which column of the table a distance has; int64."""
         side = self.weight.shape[1] // (2 if self.bidirectional else 1)
         far = distance.abs() if self.bidirectional else distance.clamp(min=0)
         if self.form == "bucketed":
@@ -68,11 +69,11 @@ class TimeBias(nn.Module):
         else:
             self.slope = nn.Parameter(torch.zeros(num_heads))
 
-    def forward(self, age: Tensor) -> Tensor:
-        """(R, H, Q, K) for ages (R, Q, K), int64 seconds, not negative."""
+    def forward(self, prepared: Tensor) -> Tensor:
+        """(R, H, Q, K) for what `prepare_ages` made of ages (R, Q, K)."""
         if self.form == "functional":
-            return -self.slope[:, None, None] * age[:, None].to(self.slope.dtype).log1p()
-        return _rows_of(self.weight, time_buckets(age))
+            return -self.slope[:, None, None] * prepared[:, None].to(self.slope.dtype)
+        return _rows_of(self.weight, prepared)
 
     @torch.no_grad()
     def initialize(self) -> None:
@@ -81,10 +82,18 @@ class TimeBias(nn.Module):
             self.slope.zero_()
 
 
+def prepare_ages(age: Tensor, form: str) -> Tensor:
+    """What a bias of this form looks at: buckets, int32, or the log of one plus the age, float64.
+
+    age: int64 seconds, not negative. The same for all layers, and made once because logarithms are dear.
+    """
+    return age.double().log1p() if form == "functional" else time_buckets(age).int()
+
+
 def time_buckets(age: Tensor) -> Tensor:
     """Which bucket an age falls in: floor(log(max(1, age)) / log(base)), at most the last; int64."""
-    scaled = age.clamp(min=1).float().log_().div_(math.log(TIME_BUCKET_BASE))
-    return scaled.long().clamp_(max=NUM_TIME_BUCKETS - 1)
+    scaled = age.clamp(min=1).float().log() / math.log(TIME_BUCKET_BASE)
+    return scaled.long().clamp(max=NUM_TIME_BUCKETS - 1)
 
 
 class _Gather(torch.autograd.Function):

@@ -9,10 +9,12 @@ Shapes: N total events, R rows, Q queries and K keys of a row.
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.attention.bias import prepare_ages
 from models.attention.config import AttentionConfig
 from models.jagged import Bucket, JaggedLayout
 
@@ -44,30 +46,38 @@ class Block:
 class AttentionContext:
     """What all blocks of an encoder share for one batch. times, request_times: (N,) int64, none where no part asks for them.
 
-    request_times: the moment at which each event's successor is asked for, not before the event's own.
+    request_times: the moment at which each event's successor is asked for, not before the event's own. masks: what the paths of
+    GPUs keep between layers.
     """
 
     layout: JaggedLayout
     times: Tensor | None = None
     request_times: Tensor | None = None
     _blocks: dict[tuple[str, int | None, int], list[Block]] = field(default_factory=dict)
-    _ages: dict[int, Tensor] = field(default_factory=dict)
+    _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    masks: dict[Any, Any] = field(default_factory=dict)
 
     def blocks(self, config: AttentionConfig) -> list[Block]:
         """The blocks that a form of attention looks at; made once for all layers of the same form."""
         key = (config.mask, config.window, config.num_global)
         if key not in self._blocks:
-            self._blocks[key] = list(_blocks(self.layout, config))
+            self._blocks[key] = list(_blocks(self, config))
         return self._blocks[key]
 
-    def ages(self, block: Block) -> Tensor:
-        """(R, Q, K) int64: how long before each query's request the key happened; clamped at 0."""
+    def ages(self, block: Block, form: str) -> Tensor:
+        """(R, Q, K): how long before each query's request the key happened, as a time bias of this form looks at it."""
         assert self.times is not None
         assert self.request_times is not None
-        if id(block) not in self._ages:
+        key = (id(block), form)
+        if key not in self._ages:
             asked, happened = self.request_times[block.query_gather], self.times[block.key_gather]
-            self._ages[id(block)] = (asked[:, :, None] - happened[:, None, :]).clamp_(min=0)
-        return self._ages[id(block)]
+            self._ages[key] = prepare_ages((asked[:, :, None] - happened[:, None, :]).clamp_(min=0), form)
+        return self._ages[key]
+
+    @property
+    def longest(self) -> int:
+        """Events of the longest history; known on the host."""
+        return max((bucket.gather.shape[1] for bucket in self.layout.buckets), default=0)
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -75,11 +85,10 @@ class AttentionContext:
         return self.layout.offsets.diff()
 
 
-def _blocks(layout: JaggedLayout, config: AttentionConfig) -> list[Block]:
-    window = config.window
-    longest = max((bucket.gather.shape[1] for bucket in layout.buckets), default=0)
+def _blocks(context: AttentionContext, config: AttentionConfig) -> list[Block]:
+    window, layout = config.window, context.layout
     # A window of half of the longest history saves nothing: its rows would be as long.
-    if window is None or longest <= 2 * window:
+    if window is None or context.longest <= 2 * window:
         return [_whole(bucket, config) for bucket in layout.buckets]
     return [_windowed(layout, window, config)]
 

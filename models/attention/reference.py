@@ -9,6 +9,7 @@ import itertools
 import torch
 from torch import Tensor
 
+from models.attention.bias import prepare_ages
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
 from models.attention.parts import Attended, Parts
@@ -39,7 +40,7 @@ def attend_reference(
             assert context.times is not None
             assert context.request_times is not None
             age_LL = context.request_times[start:end, None] - context.times[None, start:end]
-            biases.append(parts.time(age_LL.clamp(min=0)[None])[0])
+            biases.append(parts.time(prepare_ages(age_LL.clamp(min=0)[None], parts.time.form))[0])
         if config.bias_as == "score":
             scores_HLL = scores_HLL + sum(biases)
         weights_HLL = weights_reference(scores_HLL, visible_LL, config.normalisation, parts.silu_divisor)
