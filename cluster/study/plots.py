@@ -66,8 +66,14 @@ def _panel(axes: Axes, summary: Summary, axis: str, colours: dict[str, Any], col
         bar = [[mean - low], [high - mean]]
         axes.errorbar([place], [mean], yerr=bar, fmt="o", markersize=6, capsize=2, elinewidth=0.8, color=colour)
     front = sorted((place, row.validation.mean) for place, row in known if axis in row.fronts)
-    places, means = [place for place, _ in front], [mean for _, mean in front]
-    axes.plot(places, means, color="#495057", linewidth=1.0, linestyle="--", zorder=0)
+    axes.plot(
+        [place for place, _ in front],
+        [mean for _, mean in front],
+        color="#495057",
+        linewidth=1.0,
+        linestyle="--",
+        zorder=0,
+    )
     for place, row in known:
         on_front = axis in row.fronts
         axes.annotate(
@@ -80,6 +86,9 @@ def _panel(axes: Axes, summary: Summary, axis: str, colours: dict[str, Any], col
             color="#1b2a33" if on_front else "#868e96",
         )
     axes.margins(x=0.12, y=0.1)
+    places = sorted({place for place, _ in known})
+    if len(places) == 1:
+        axes.set_xlim(places[0] / 2, places[0] * 2)
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(4))
     axes.xaxis.set_major_formatter(EngFormatter(unit="B" if axis == "peak_bytes" else "", sep=""))

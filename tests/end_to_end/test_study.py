@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,6 @@ def study(tmp_path: Path) -> Path:
         [study]
         dir = "{tmp_path / "study"}"
         seeds = [1]
-        keep_checkpoints = false
         [study.grid]
         "model.encoder.num_blocks" = [1, 2, 3]
         [logs]
@@ -70,7 +70,6 @@ def test_a_study_with_a_failing_trial_and_the_same_again(ray_session: None, stud
             == json.loads((trial / "evaluation/test/metrics.json").read_text())["metrics"]["mrr"]
         )
         assert json.loads((trial / "config.json").read_text())["model"]["encoder"]["num_blocks"] == int(row.name[-1])
-        assert not (trial / "checkpoints").exists()
         assert row.events_per_second is not None
         assert row.peak_bytes is not None
         assert row.train_seconds > 0
@@ -78,32 +77,23 @@ def test_a_study_with_a_failing_trial_and_the_same_again(ray_session: None, stud
     assert smaller.dense_parameters < larger.dense_parameters
     assert not smaller.assumed
 
-    results = (folder / "results.json").read_bytes()
-    (folder / "trials/num_blocks-3-seed1").unlink()
-    again, said = run(study, 'study.grid={"model.encoder.num_blocks"=[1, 2]}')
-    assert again.ran == []
-    assert sorted(again.kept) == ["num_blocks-1-seed1", "num_blocks-2-seed1"]
-    assert again.summary.rows == answer.summary.rows
-    assert "2 of 2 trials were done before" in said
-    assert (folder / "results.json").read_bytes() != results  # without the failed trial
+    # As if the command had been killed between the last stage of a trial and its record.
+    trial, other = (folder / "trials" / f"num_blocks-{number}-seed1" for number in (1, 2))
+    record = json.loads((trial / "trial.json").read_text())
+    assert record["attempts"] == 1
+    (trial / "trial.json").write_text(json.dumps({**record, "status": "running"}))
+    again, said = run(study, 'study.grid={"model.encoder.num_blocks"=[1, 2]}', "study.keep_checkpoints=false")
+    assert again.ran == [trial.name]
+    assert again.kept == [other.name]
+    assert "1 of 2 trials were done before" in said
+    assert "train: done before" in (trial / "trial.log").read_text()
+    assert not (trial / "checkpoints").exists()
+    assert (other / "checkpoints").exists()
+    first, second = again.summary.rows
+    assert first.resumed
+    assert replace(first, resumed=False) == answer.summary.rows[0]
+    assert second == answer.summary.rows[1]
+    assert list(json.loads((folder / "results.json").read_text())["points"][0]["failed"]) == []
 
     with pytest.raises(UserError, match="was run with other settings"):
         run(study, "train.batch_size=8")
-
-
-def test_a_trial_that_was_not_recorded_goes_on_where_it_stopped(ray_session: None, study: Path) -> None:
-    one = ["study.grid={}", "study.keep_checkpoints=true", "study.test=false"]
-    first, _ = run(study, *one)
-    trial = study.parent / "study/trials/base-seed1"
-    checkpoints = sorted(path.name for path in (trial / "checkpoints").iterdir())
-    record = json.loads((trial / "trial.json").read_text())
-    assert record["attempts"] == 1
-    # As if the command had been killed between the last stage and the record of the whole trial.
-    (trial / "trial.json").write_text(json.dumps({**record, "status": "running"}))
-    second, _ = run(study, *one)
-    assert second.ran == ["base-seed1"]
-    assert "train: done before" in (trial / "trial.log").read_text()
-    assert sorted(path.name for path in (trial / "checkpoints").iterdir()) == checkpoints
-    assert second.summary.rows[0].validation == first.summary.rows[0].validation
-    assert second.summary.rows[0].resumed
-    assert json.loads((trial / "trial.json").read_text())["attempts"] == 2
