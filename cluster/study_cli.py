@@ -1,5 +1,6 @@
 """`shoal study`: its options and what it prints. It imports what it needs when it runs."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -29,7 +30,7 @@ def study(
     from cluster.study import command
 
     planned = command.plan(file, overrides or [])
-    console = Console(stderr=as_json)
+    console = Console(file=sys.stderr if as_json else sys.stdout)
     if dry_run:
         lines = command.dry_run(planned)
         if as_json:

@@ -9,10 +9,10 @@ import contextlib
 import logging
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -41,7 +41,7 @@ def run_tasks(tasks: list[Task], limit: int, view: View) -> dict[str, Record]:
         run_config=tune.RunConfig(storage_path=storage, name="study", verbose=0, callbacks=[progress]),
     )
     raised: list[BaseException] = []
-    fitting = threading.Thread(target=_fit, args=(tuner, view, raised), daemon=True, name="ray-tune")
+    fitting = threading.Thread(target=_fit, args=(tuner, raised), daemon=True, name="ray-tune")
     try:
         fitting.start()
         while fitting.is_alive():  # not in this thread, where Ray Tune would take Ctrl-C for itself
@@ -68,10 +68,10 @@ def _fitting(nodes: list[dict[str, float]], cluster: ClusterConfig) -> int:
     return max(1, sum(workers(node) for node in nodes) // cluster.num_workers)
 
 
-def _fit(tuner: tune.Tuner, view: View, raised: list[BaseException]) -> None:
-    # Ray Tune prints on stdout, which under --json belongs to the answer.
+def _fit(tuner: tune.Tuner, raised: list[BaseException]) -> None:
+    # Ray Tune prints tables on stdout, which belongs to the command; a console that was given its file keeps it.
     try:
-        with contextlib.redirect_stdout(view.console.file if view.console.file is not sys.stdout else sys.stdout):
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             tuner.fit()
     except BaseException as error:  # noqa: BLE001 - a thread boundary: it is raised again in the main thread
         raised.append(error)
