@@ -125,12 +125,14 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
             unplaceable = why_unplaceable(table, device)
             if unplaceable is not None:
                 raise ValueError(f"tables.{name}: {unplaceable}")
-        tokens, longest = self.train.batch_tokens, self.model.max_history
-        if tokens is not None and tokens < longest:
-            raise ValueError(
-                f"train.batch_tokens = {tokens} must be at least model.max_history = {longest}, or a batch could not hold "
-                "a single long history"
-            )
+        longest = self.model.max_history
+        for name in ("batch_tokens", "micro_batch_tokens"):
+            tokens = getattr(self.train, name)
+            if tokens is not None and tokens < longest:
+                raise ValueError(
+                    f"train.{name} = {tokens} must be at least model.max_history = {longest}, or it could not hold a single "
+                    "long history"
+                )
         stopping = self.train.early_stopping
         if stopping is not None and "@" in stopping.metric:
             cut_off = int(stopping.metric.split("@")[1])
@@ -320,10 +322,9 @@ def _models_in(annotation: Any) -> list[Any]:
 def identity(config: Config) -> dict[str, Any]:
     """The flat settings that make a run what it is: {"train.batch_size": 128, ...} without FREE_TO_CHANGE."""
     flat = flatten(config.model_dump(mode="json"))
-    # Under a falling schedule the number of steps decides every step's rate, so the end may not move.
-    free = [
-        f for f in FREE_TO_CHANGE if config.train.schedule == "constant" or f not in ("train.epochs", "train.max_steps")
-    ]
+    # Where the number of steps decides every step's rate, the end may not move.
+    ends = ("train.epochs", "train.max_steps") if config.train.needs_the_end else ()
+    free = [name for name in FREE_TO_CHANGE if name not in ends]
     return {k: v for k, v in flat.items() if not is_among(k, free)}
 
 

@@ -37,8 +37,8 @@ dim = 128
 - An unknown setting is an error that names the nearest known one. All errors of a config are shown at once.
 - The resolved config, defaults included, is saved as `config.json` in the run folder. Commands take that file as CONFIG too.
 - A run folder belongs to one set of settings: running a command again with others is refused, naming each that differs.
-  Settings marked "free" below are not part of a run's identity and may differ from start to start. Under a falling
-  `train.schedule`, `train.epochs` and `train.max_steps` are not free, because they decide the step sizes.
+  Settings marked "free" below are not part of a run's identity and may differ from start to start. Under a `train.schedule`
+  that falls towards the last step, `train.epochs` and `train.max_steps` are not free, because they decide the step sizes.
 
 This page is generated: `make docs` writes it anew from the code.
 """

@@ -13,7 +13,7 @@ from cluster.launch import run_workers
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
 from trainer import checkpoint_folder
-from trainer.build import Built, build_model, load_checkpoint
+from trainer.build import Built, build_model, load_to_use
 from trainer.checkpoint_folder import Found
 from trainer.dataset.manifest import Manifest, read_manifest, used_features
 from trainer.dataset.vocabulary import read_vocabulary
@@ -74,7 +74,7 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
             "evaluate it on its own (run.dataset)"
         )
     built = build_model(job, manifest, ranks)
-    load_checkpoint(argument.found, built, None)
+    load_to_use(argument.found, built)
     for split, parts in argument.parts.items():
         _write_split(job, manifest, built, split, parts, ranks, channel)
 

@@ -6,7 +6,7 @@ into them. So a batch sends no duplicates between ranks, and gradients of one id
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +37,23 @@ FeatureTensor = Tensor | JaggedFeature
 
 
 @dataclass(frozen=True)
+class Cut:
+    """A piece of a batch, as pairs (first, one past the last): of its histories, events and targets; and the layout of its events.
+
+    values: the same of the values of each feature that is jagged, by "features.NAME" or "user_features.NAME".
+    """
+
+    histories: tuple[int, int]
+    events: tuple[int, int]
+    targets: tuple[int, int]
+    values: Mapping[str, tuple[int, int]]
+    layout: JaggedLayout
+
+    def to(self, device: torch.device) -> "Cut":
+        return replace(self, layout=self.layout.to(device))
+
+
+@dataclass(frozen=True)
 class HistoryBatch:
     """row_ids: (B,) int64, the ids of the examples; layout: of the input events.
 
@@ -45,7 +62,8 @@ class HistoryBatch:
     T is N), as id and as index into lookup_ids; empty when nothing is learned. num_candidates: the ids from 1 to below it are
     what a softmax over the whole catalogue compares. negative_ids, negative_index: (C,) int64, empty unless the objective samples.
     times, target_times: (N,) int64; features by name: an entry per input event; user_features by name: an entry per history;
-    all of them there only if the reader was asked for them.
+    all of them there only if the reader was asked for them. cuts: the pieces that are encoded one after another
+    (models.micro_batches), none if all is encoded at once.
     """
 
     row_ids: Tensor
@@ -63,17 +81,20 @@ class HistoryBatch:
     target_times: Tensor | None = None
     features: Mapping[str, FeatureTensor] = field(default_factory=dict)
     user_features: Mapping[str, FeatureTensor] = field(default_factory=dict)
+    cuts: tuple[Cut, ...] = ()
 
     def to(self, device: torch.device) -> "HistoryBatch":
         return self if device.type == "cpu" else moved(self, device)
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch with everything it holds on the device; `batch` is a dataclass of mappings, of what has `to`, and of plain values."""
+    """A batch with all it holds on the device; `batch` is a dataclass of mappings, tuples, what has `to`, and plain values."""
 
     def move(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: move(entry) for name, entry in value.items()}
+        if isinstance(value, tuple):
+            return tuple(move(entry) for entry in value)
         return value.to(device) if hasattr(value, "to") else value
 
     return type(batch)(**{entry.name: move(getattr(batch, entry.name)) for entry in fields(batch)})  # type: ignore[arg-type]

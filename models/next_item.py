@@ -59,7 +59,8 @@ class NextItemModel(nn.Module):
         items_UD = self.items(rows, batch.items)
         user_ND, penalty = self._encode(items_UD, batch)
         user_TD = user_ND if batch.target_event is None else user_ND.index_select(0, batch.target_event)
-        loss = loss_of(self.config.objective, user_TD, self.encoder.item_tower(items_UD), batch)
+        candidates_UD = self._candidates(items_UD)
+        loss = loss_of(self.config.objective, user_TD, candidates_UD, batch)
         return loss if penalty is None else loss + penalty
 
     def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
@@ -74,9 +75,15 @@ class NextItemModel(nn.Module):
 
     def item_vectors(self, rows: Mapping[str, Tensor], request: ItemRequest) -> Tensor:
         """What the items of a request look like to a user vector: (U, D)."""
-        return scale_vectors(self.encoder.item_tower(self.items(rows, request)), self.config.objective.normalize)
+        return scale_vectors(self._candidates(self.items(rows, request)), self.config.objective.normalize)
+
+    def _candidates(self, items_UD: Tensor) -> Tensor:
+        """What scores are computed from: another vector than in histories where items have a tower of their own."""
+        candidates_UD: Tensor = self.encoder.item_tower(items_UD)
+        return candidates_UD.to(items_UD.dtype)
 
     def _encode(self, items_UD: Tensor, batch: HistoryBatch) -> tuple[Tensor, Tensor | None]:
         context = AttentionContext(batch.layout, batch.times, batch.times)
-        encoded: tuple[Tensor, Tensor | None] = self.encoder(items_UD[batch.history_index], context)
-        return encoded
+        encoded_ND, penalty = self.encoder(items_UD[batch.history_index], context)
+        # Under autocast an encoder may end in another precision than that of the vectors.
+        return encoded_ND.to(items_UD.dtype), penalty

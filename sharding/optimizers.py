@@ -23,6 +23,7 @@ class Optimizers:
 
     configs: of the tables; dense_parameters: those of no table; copied_parameters: tables that every rank has a copy of. The
     gradients of both have to be summed over ranks before `step_dense`; those of shards, fused or not, are whole where they arise.
+    build_dense may make several parameter groups. schedule_tables: whether the rates of tables are scaled along.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Optimizers:
         build_dense: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
         tables: Mapping[str, TableConfig],
         plan: Plan,
+        schedule_tables: bool = True,
     ):
         self.configs = tables
         fused = module.fused_optimizer
@@ -51,11 +53,15 @@ class Optimizers:
         self.fused = fused
         self.combined = CombinedOptimizer([fused, *self.tables, self.dense])
         _check_coverage(module, fused_names, set(dense), set(unfused))
-        self._base_rates = [group["lr"] for group in self._groups()]
+        self._schedule_tables = schedule_tables
+        self._base_rates = [group["lr"] for group in self._scheduled()]
 
-    def _groups(self) -> list[dict[str, Any]]:
-        stepped = [group for optimizer in (self.dense, *self.tables) for group in optimizer.param_groups]
-        return [*stepped, *self.fused.param_groups]
+    def _scheduled(self) -> list[dict[str, Any]]:
+        """The parameter groups whose rates are scaled."""
+        groups = list(self.dense.param_groups)
+        if self._schedule_tables:
+            groups += [group for optimizer in (*self.tables, self.fused) for group in optimizer.param_groups]
+        return groups
 
     @property
     def summed_parameters(self) -> list[nn.Parameter]:
@@ -63,8 +69,8 @@ class Optimizers:
         return [*self.dense_parameters, *self.copied_parameters]
 
     def set_rate_factor(self, factor: float) -> None:
-        """Scale every learning rate, dense and fused, to `factor` times its configured value."""
-        for group, rate in zip(self._groups(), self._base_rates, strict=True):
+        """Set every learning rate that is scheduled, dense or fused, to `factor` times its configured value."""
+        for group, rate in zip(self._scheduled(), self._base_rates, strict=True):
             group["lr"] = rate * factor
         # A fused optimizer reads its rate when told, before the backward pass that applies it.
         self.fused.zero_grad()

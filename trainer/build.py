@@ -1,10 +1,9 @@
 """From a job to a sharded model with its optimizers, in the one order in which that works."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
@@ -15,9 +14,11 @@ from sharding.place import place
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
 from trainer import checkpoint
+from trainer.averages import Averages
 from trainer.checkpoint_folder import Found
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
+from trainer.dense_optimizer import dense_optimizer
 from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
 from trainer.job import Job
@@ -70,26 +71,33 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     return Built(model, placed, tables, placing, catalogue, dynamic)
 
 
-def load_checkpoint(found: Found, built: Built, optimizers: Optimizers | None) -> None:
-    """Load a verified checkpoint into the model, its mappings and, if given, the optimizers. Collective.
+def load_checkpoint(
+    found: Found, built: Built, optimizers: Optimizers | None, averages: Averages | None = None
+) -> None:
+    """Load a verified checkpoint into the model, its mappings and, if given, optimizers and averages. Collective.
 
     Raises CheckpointError if it does not fit.
     """
     mappings = built.dynamic.tensors()
-    checkpoint.load(found, built.placed, built.tables, optimizers, mappings)
+    checkpoint.load(found, built.placed, built.tables, optimizers, mappings, averages)
     built.dynamic.load(mappings)
+
+
+def load_to_use(found: Found, built: Built) -> None:
+    """Load what a checkpoint is evaluated by: its averages in the place of dense weights, if it has any. Collective."""
+    decay = found.manifest.config["train"].get("ema_decay")
+    averages = None if decay is None else Averages(built.placed, built.tables, decay)
+    load_checkpoint(found, built, None, averages)
+    if averages is not None:
+        averages.put_in_place()
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
     """The optimizers of the tables and the configured dense one."""
-
-    def dense(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
-        match config.optimizer:
-            case "adamw":
-                return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-            case "adagrad":
-                return torch.optim.Adagrad(parameters, lr=config.learning_rate)
-            case "sgd":
-                return torch.optim.SGD(parameters, lr=config.learning_rate)
-
-    return Optimizers(built.placed, dense, built.tables, built.placing.plan)
+    return Optimizers(
+        built.placed,
+        lambda parameters: dense_optimizer(parameters, config),
+        built.tables,
+        built.placing.plan,
+        config.schedule_tables,
+    )

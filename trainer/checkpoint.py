@@ -22,6 +22,7 @@ from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
 from trainer import checkpoint_folder
+from trainer.averages import Averages
 from trainer.checkpoint_folder import CheckpointManifest, Found
 from trainer.checkpoint_keys import model_names, tensors_of
 from trainer.errors import CheckpointError
@@ -107,15 +108,16 @@ def load(
     tables: Collection[str],
     optimizers: Optimizers | None,
     extra: Mapping[str, Tensor] | None = None,
+    averages: Averages | None = None,
 ) -> None:
-    """Load a verified checkpoint into model, `extra` state and, if given, optimizers, resharding as needed. Collective.
+    """Load a verified checkpoint into model, `extra` state and, if given, optimizers and averages. Collective.
 
-    Raises CheckpointError, before anything is overwritten, if a tensor is missing or does not fit.
+    They are resharded as needed. Raises CheckpointError, before anything is overwritten, if a tensor is missing or does not fit.
     """
     if optimizers is not None:
         refuse_other_optimizers(found, optimizers.configs)
         optimizers.materialize_dense_state()
-    wanted = tensors_of(placed, tables, optimizers, extra)
+    wanted = tensors_of(placed, tables, optimizers, extra, averages)
     reader = dcp.FileSystemReader(found.path)
     try:
         _refuse_misfits(found.path, wanted, reader.read_metadata().state_dict_metadata)

@@ -4,6 +4,7 @@
     table.<name>.accumulator            of Adagrad rows x dim, of row-wise Adagrad (rows,)
     table.<name>.exp_avg, .exp_avg_sq   of Adam and its kin; .step of those updated outside of the backward pass
     dense.<parameter>, dense.<parameter>.<slot>
+    ema.<parameter>                     moving average of a dense weight, and state.ema.num_updates
     state.<name>                        integers that all ranks hold alike
 
 So a table that was sharded by one plan is loaded by any other, as a copy on every rank too: fbgemm's and torch's optimizers name
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from sharding.local_shards import table_of
 from sharding.optimizers import Optimizers
+from trainer.averages import Averages
 
 # By optimizer: what torch and fbgemm call its state, and what it is called here. Others keep the names that they have.
 _ACCUMULATOR = {"sum": "accumulator", "momentum1": "accumulator"}
@@ -38,6 +40,7 @@ def tensors_of(
     tables: Collection[str],
     optimizers: Optimizers | None,
     state: Mapping[str, Tensor] | None = None,
+    averages: Averages | None = None,
 ) -> dict[str, Any]:
     """Tensors to save, or to load into, by name: they share their memory with the model and the optimizers."""
     found: dict[str, Any] = {_key(name, tables): value for name, value in placed.state_dict().items()}
@@ -50,6 +53,9 @@ def tensors_of(
                 elif (name := _slot(slot, optimizers.configs[table].optimizer)) is not None:
                     found[f"table.{table}.{name}"] = _by_row(value)
     found.update({f"state.{name}": value for name, value in (state or {}).items()})
+    if averages is not None:
+        found.update({f"ema.{name}": value for name, value in averages.values.items()})
+        found["state.ema.num_updates"] = averages.num_updates
     return found
 
 

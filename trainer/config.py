@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+Precision = Literal["float32", "bfloat16"]
+
 
 class LeaveOneOutConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """Each user's last event is the test target, the one before it the validation target."""
@@ -63,19 +65,48 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         ge=1,
         description="input events that the global batch has at most, in place of batch_size: it takes as many histories as fit",
     )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="input events that a worker encodes at a time: its share of a batch goes forward and backward in pieces of "
+        "whole histories, which bounds the memory of activations; the step stays that of the whole batch (none: all at once)",
+    )
     long_histories: Literal["recent", "windows"] = Field(
         "recent",
         description="of histories longer than model.max_history: train the most recent events, or all of them in consecutive "
         "windows of that length",
     )
-    optimizer: Literal["adamw", "adagrad", "sgd"] = Field(
+    optimizer: Literal["adamw", "lion", "adagrad", "sgd"] = Field(
         "adamw", description="optimizer of the dense weights; tables have their own"
     )
     learning_rate: float = Field(1e-3, gt=0.0, description="step size of the dense optimizer")
-    weight_decay: float = Field(0.0, ge=0.0, description="decoupled weight decay of adamw")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
+    betas: list[Annotated[float, Field(ge=0.0, lt=1.0)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="decay per step of the averages that adamw (none: 0.9 and 0.999) and lion (none: 0.9 and 0.99) keep",
+    )
+    eps: float = Field(1e-8, gt=0.0, description="what adamw adds to its denominator")
+    weight_decay: float = Field(
+        0.0,
+        ge=0.0,
+        description="decoupled weight decay of adamw and lion, times the step size at each step; of matrices only, never of "
+        "biases, norms and other weights of one dimension",
+    )
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "warmup_stable_decay"] = Field(
         "constant",
-        description="how the step sizes of dense weights and tables fall, from the full rate down to 2 % of it at the last step",
+        description="how the step sizes fall from the full rate, after warm-up: to schedule_floor at the last step, all the way "
+        "linearly or as a cosine; with the inverse square root of the step; or linearly over the last decay_share of the steps",
+    )
+    schedule_floor: float = Field(
+        0.02, ge=0.0, le=1.0, description="share of the full rate below which a schedule does not go"
+    )
+    decay_share: float = Field(
+        0.2, gt=0.0, le=1.0, description="share of all steps over which warmup_stable_decay falls"
+    )
+    schedule_tables: bool = Field(
+        True,
+        description="warm-up and schedule hold for the step sizes of tables too, not only for those of dense weights",
     )
     warmup_steps: int = Field(0, ge=0, description="steps over which the step sizes rise linearly from zero")
     clip_norm: float | None = Field(
@@ -83,6 +114,18 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         gt=0.0,
         description="the largest L2 norm of a step's gradient, of all dense weights and tables and all workers together; a longer "
         "gradient is shortened to it (costs one more exchange of the tables' gradients)",
+    )
+    precision: Precision = Field(
+        "float32",
+        description="what encoder and objective compute in while training: bfloat16 is for matrix products and attention "
+        "(autocast); weights, their optimizers, tables, sums of losses and evaluation stay float32",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="decay per step of a moving average of the dense weights, which is what is evaluated in the place of the "
+        "weights that are trained (none: no average); while there were few steps the average is shorter",
     )
     max_nonfinite_steps: int = Field(
         10, ge=0, description="steps in a row that may be skipped because the loss or gradient is not finite"
@@ -96,6 +139,28 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         False,
         description="write the ids of the histories trained at each step to ledger/ in the run folder (for audits)",
     )
+
+    @model_validator(mode="after")
+    def _settings_of_the_optimizer(self) -> "TrainConfig":
+        if self.weight_decay and self.optimizer not in _DEFAULT_BETAS:
+            raise ValueError(
+                f"weight_decay = {self.weight_decay} is of adamw and lion, not of optimizer = {self.optimizer!r}; set it to 0"
+            )
+        return self
+
+    @property
+    def betas_used(self) -> tuple[float, float]:
+        """The decay of both averages of the dense optimizer: as set, or as is usual for it."""
+        first, second = self.betas or _DEFAULT_BETAS.get(self.optimizer, (0.0, 0.0))
+        return first, second
+
+    @property
+    def needs_the_end(self) -> bool:
+        """Whether the rate of a step depends on how many steps there will be."""
+        return self.schedule not in ("constant", "inverse_sqrt")
+
+
+_DEFAULT_BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
 
 
 class CheckpointConfig(BaseModel, extra="forbid", frozen=True, strict=True):

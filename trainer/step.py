@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from models.batch import HistoryBatch
+from models.micro_batches import parts_of
 from models.next_item import NextItemModel
 from sharding.gradient_norm import squared_row_norm
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
+from trainer.averages import Averages
+from trainer.config import Precision
 from trainer.step_clock import StepClock
 
 
@@ -54,6 +57,8 @@ class TrainStep:
     seed: int
     clock: StepClock
     clip_norm: float | None = None
+    averages: Averages | None = None
+    precision: Precision = "float32"
 
     def __call__(self, batch: HistoryBatch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
         """Train on this rank's share of global batch number `step`. Collective."""
@@ -64,14 +69,13 @@ class TrainStep:
         rows = self.model.look_up(batch.items)
         self.clock.mark()
         boundary = {table: found.detach().requires_grad_() for table, found in rows.items()}
-        loss_sum = self.model.loss(boundary, batch)
-        loss_sum.backward()
+        loss_sum = self._differentiate(boundary, batch)
         gradients = {
             table: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for table, leaf in boundary.items()
         }
         dense = _flat_gradient(self.optimizers.dense_parameters, self.ranks.device)
         self.clock.mark()
-        result = self._agree(loss_sum.detach(), list(gradients.values()), dense, batch, stop_requested)
+        result = self._agree(loss_sum, list(gradients.values()), dense, batch, stop_requested)
         divisor: float = result.num_targets
         if result.applied and self.clip_norm is not None:
             self.ranks.sum(dense)
@@ -91,10 +95,26 @@ class TrainStep:
             summed[: dense.numel()] /= divisor
             _set_gradient(self.optimizers.summed_parameters, summed)
             self.optimizers.step_dense()
+            if self.averages is not None:
+                self.averages.update()
         else:
             self.optimizers.zero_dense_grad()
         self.clock.mark()
         return result
+
+    def _differentiate(self, boundary: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
+        """Leave the gradient of this rank's sum of losses in `boundary` and the dense weights; returns that sum, float64.
+
+        Activations live for one piece of the batch at a time.
+        """
+        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        for part in parts_of(batch):
+            # Weights and boundary are float32 and so are their gradients: casts are part of the graph.
+            with torch.autocast(total.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+                loss = self.model.loss(boundary, part)
+            loss.backward()
+            total += loss.detach()
+        return total
 
     def _norm(self, dense: Tensor, rows: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
         """Of the gradient of the sum over all targets. dense: summed over ranks; rows, gradients: of tables, this rank's own."""
@@ -117,7 +137,7 @@ class TrainStep:
         counts = torch.tensor(
             [batch.target_ids.numel(), stop_requested, *events], dtype=torch.float64, device=dense.device
         )
-        facts = torch.cat((torch.stack((loss_sum.double(), broken.double())), counts))
+        facts = torch.cat((torch.stack((loss_sum, broken.double())), counts))
         # The one deliberate synchronisation of a step: the host needs these numbers to decide.
         total, num_broken, num_targets, stops, *events = self.ranks.sum(facts).tolist()
         mean = total / num_targets if num_targets else float("nan")
@@ -137,17 +157,3 @@ def _set_gradient(parameters: list[nn.Parameter], flat: Tensor) -> None:
 
 def _dropout_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"dropout/{seed}/{step}/{rank}".encode()).digest()[:7], "little")
-
-
-def rate_factor(step: int, total_steps: int, schedule: str, warmup_steps: int) -> float:
-    """The factor on all learning rates at step number `step` (from 0): linear warm-up, then the schedule down to 2 %."""
-    floor = 0.02
-    left = 1.0 - step / max(1, total_steps)
-    match schedule:
-        case "linear":
-            factor = max(floor, left)
-        case "cosine":
-            factor = floor + (1.0 - floor) * 0.5 * (1.0 - math.cos(math.pi * left))
-        case _:
-            factor = 1.0
-    return factor * min(1.0, (step + 1) / (warmup_steps + 1))

@@ -5,6 +5,7 @@ All ranks run it in lockstep; only the first writes logs and talks to the driver
 """
 
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from models.item_features import Catalogue
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
+from trainer.averages import Averages
 from trainer.build import Built, build_model, build_optimizers, load_checkpoint
 from trainer.checkpoint_folder import CheckpointManifest, Found
 from trainer.checkpoint_keys import tensors_of
@@ -24,8 +26,10 @@ from trainer.job import Channel, Job
 from trainer.log import Ledger, MetricsLog
 from trainer.measure_placement import record_placement, record_steps
 from trainer.memory import EVERY_STEPS, memory_trimmer
+from trainer.pace import Pace
+from trainer.schedule import rate_factor
 from trainer.settings import changed_settings
-from trainer.step import StepResult, TrainStep, rate_factor
+from trainer.step import StepResult, TrainStep
 from trainer.step_clock import StepClock
 from trainer.storage import digest_of
 from trainer.stream.examples import examples_of
@@ -34,8 +38,6 @@ from trainer.stream.histories import Step, TrainStream
 from trainer.stream.order import Position, position_of
 from trainer.stream.prefetch import Prefetch
 from trainer.stream.row_groups import RowGroupReader, Wanted
-
-SEND_EVERY_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,22 @@ class Training:
         self.built = build_model(job, self.manifest, ranks)
         self._agree_at_start(self.built, self.manifest)
         self.optimizers = build_optimizers(self.built, job.train)
+        decay = job.train.ema_decay
+        self.averages = None if decay is None else Averages(self.built.placed, self.built.tables, decay)
         self.state = self._resume()
         if job.placement.measure:
             record_placement(job.run_dir, self.built, self.optimizers, ranks)
         self.clock = StepClock(ranks.device)
-        self.step = TrainStep(self.built.model, self.optimizers, ranks, job.seed, self.clock, job.train.clip_norm)
+        self.step = TrainStep(
+            self.built.model,
+            self.optimizers,
+            ranks,
+            job.seed,
+            self.clock,
+            job.train.clip_norm,
+            self.averages,
+            job.train.precision,
+        )
         self.stream = _make_stream(job, self.manifest, self.built.catalogue, ranks)
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
@@ -104,7 +117,7 @@ class Training:
         self.total_steps = int(self.epoch_ends[-1])
         self.log = MetricsLog(job.run_dir, self.state.step) if ranks.is_first else None
         self.ledger = Ledger(job.run_dir, ranks.rank, self.state.step) if job.train.ledger else None
-        self._pace = _Pace(self.state.step, ranks.world_size)
+        self._pace = Pace(self.state.step, ranks.world_size)
         self._trim_memory = memory_trimmer()
 
     def run(self) -> Outcome:
@@ -146,7 +159,7 @@ class Training:
 
     def _train(self, item: Step) -> StepResult:
         train = self.job.train
-        factor = rate_factor(self.state.step, self.total_steps, train.schedule, train.warmup_steps)
+        factor = rate_factor(self.state.step, self.total_steps, train)
         stop = self.ranks.is_first and self.channel.stop_requested()
         # Not in the thread that reads ahead: which row an id has depends on all steps before this one.
         batch = self.built.dynamic.settle(item.batch, self.built.placed, self.optimizers, self.ranks)
@@ -197,7 +210,8 @@ class Training:
         if self.evaluator is None:
             return
         started = time.monotonic()
-        metrics = self.evaluator.mean_metrics(self.built.model)
+        with nullcontext() if self.averages is None else self.averages.in_place():
+            metrics = self.evaluator.mean_metrics(self.built.model)
         self._pace.pause(time.monotonic() - started)
         stopping = self.job.train.early_stopping
         if stopping is not None:
@@ -217,7 +231,8 @@ class Training:
 
     def _save(self) -> None:
         started = time.monotonic()
-        state = tensors_of(self.built.placed, self.built.tables, self.optimizers, self.built.dynamic.tensors())
+        built = self.built
+        state = tensors_of(built.placed, built.tables, self.optimizers, built.dynamic.tensors(), self.averages)
         record_steps(self.job.run_dir, self.clock, self.ranks)
         path = checkpoint.save(self.job.checkpoints_dir, state, self.ranks, self._describe, self.state.step)
         if self.ranks.is_first:
@@ -254,7 +269,7 @@ class Training:
         if found is None:
             return State()
         _check_same_run(found, self.job, self.manifest)
-        load_checkpoint(found, self.built, self.optimizers)
+        load_checkpoint(found, self.built, self.optimizers, self.averages)
         saved = found.manifest
         state = State(
             step=saved.step,
@@ -285,45 +300,6 @@ class Training:
             )
 
 
-class _Pace:
-    """Events per second since the start, the time left, and how evenly the ranks share the work."""
-
-    def __init__(self, step: int, world_size: int) -> None:
-        self._started = self._sent = time.monotonic()
-        self._first_step = step
-        self._world_size = world_size
-        self._events = self._events_since_line = self._most_since_line = 0
-        self._paused = 0.0
-
-    def count(self, step: int, result: StepResult, total_steps: int) -> dict[str, float]:
-        self._events += result.num_events
-        self._events_since_line += result.num_events
-        self._most_since_line += result.most_events
-        elapsed = max(1e-9, time.monotonic() - self._started - self._paused)
-        per_step = elapsed / max(1, step - self._first_step)
-        return {"events_per_second": self._events / elapsed, "seconds_left": per_step * (total_steps - step)}
-
-    def imbalance(self) -> float:
-        """Events of the rank with most over their mean, 1.0 where all have equally many, since this was last asked.
-
-        The ranks wait for each other at every step, so the events of the largest share are summed step by step.
-        """
-        most, events = self._most_since_line, self._events_since_line
-        self._most_since_line = self._events_since_line = 0
-        return most * self._world_size / events if events else 1.0
-
-    def pause(self, seconds: float) -> None:
-        """Time that was not spent on steps."""
-        self._paused += seconds
-
-    def may_send(self) -> bool:
-        now = time.monotonic()
-        if now - self._sent < SEND_EVERY_SECONDS:
-            return False
-        self._sent = now
-        return True
-
-
 def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Ranks) -> TrainStream:
     """This rank's training stream. Collective: a file that one rank finds not to be what the manifest says is named on all."""
     reader = RowGroupReader(job.dataset_dir, manifest, Wanted(unknown=catalogue.scores_unknown))
@@ -338,7 +314,7 @@ def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Rank
     train = job.train
     examples = examples_of(reader, job.model.max_history, train.long_histories, train.batch_tokens is not None)
     batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
-    return TrainStream(reader, batches, job.model, catalogue)
+    return TrainStream(reader, batches, job.model, catalogue, train.micro_batch_tokens)
 
 
 def _epoch_ends(job: Job, batches: GlobalBatches, ranks: Ranks) -> torch.Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.objectives.products import add_product, product
+
 CHUNK_ELEMENTS = 1 << 20  # logits held at a time; 4 MiB in float32 stays in the last-level cache
 
 
@@ -40,7 +42,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, num_targets, rows):
             user_cD, target_c = user_TD[start : start + rows], target_T[start : start + rows]
             logits = buffer[: user_cD.shape[0]]
-            torch.mm(user_cD / temperature, item_CD.T, out=logits)
+            product(user_cD / temperature, item_CD.T, logits)
             target_logit = logits.gather(1, target_c[:, None])
             largest = logits.amax(dim=1, keepdim=True)
             weights = logits.sub_(largest).exp_()
@@ -49,8 +51,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # From here `weights` is softmax - onehot, the gradient of the sum with respect to the logits.
             weights.mul_(1.0 / total)
             weights.scatter_add_(1, target_c[:, None], weights.new_full((target_c.numel(), 1), -1.0))
-            torch.mm(weights, item_CD, out=user_gradient[start : start + rows])
-            item_gradient.addmm_(weights.T, user_cD)
+            product(weights, item_CD, user_gradient[start : start + rows])
+            add_product(item_gradient, weights.T, user_cD)
         ctx.save_for_backward(user_gradient.div_(temperature), item_gradient.div_(temperature))
         return torch.stack(losses).sum() if losses else user_TD.new_zeros(())
 

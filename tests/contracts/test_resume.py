@@ -12,13 +12,16 @@ import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from sharding.ranks import Ranks
-from tests.contracts.test_world_size import global_batches, losses
+from tests.contracts.test_world_size import global_batches, losses, validation
 from tests.datasets import tiny_dataset
 from tests.jobs import tiny_job
 from trainer import checkpoint_folder
+from trainer.build import build_model, load_to_use
+from trainer.checkpoint_folder import Found
 from trainer.checkpoint_keys import tensors_of
 from trainer.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
+from trainer.evaluation.evaluate import make_evaluator
 from trainer.job import SILENT, Channel, Job
 from trainer.stream.examples import examples_of
 from trainer.stream.row_groups import RowGroupReader
@@ -28,7 +31,9 @@ from trainer.train import Outcome, Training
 def fingerprint(training: Training) -> str:
     """sha256 over every local weight and optimizer tensor, and the position."""
     digest = hashlib.sha256(f"{training.state.step} {training.state.position}".encode())
-    for name, value in sorted(tensors_of(training.built.placed, training.built.tables, training.optimizers).items()):
+    built = training.built
+    state = tensors_of(built.placed, built.tables, training.optimizers, averages=training.averages)
+    for name, value in sorted(state.items()):
         shards = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
         for tensor in shards:
             digest.update(name.encode() + tensor.detach().contiguous().numpy().tobytes())
@@ -82,7 +87,7 @@ def test_a_stopped_and_resumed_run_is_bit_identical(rank_pool, dataset, world_si
 def test_resuming_on_another_number_of_workers_loses_and_repeats_nothing(rank_pool, dataset, before, after):
     settings = {
         "model": {"encoder": {"kind": "sasrec", "dropout": 0.0}},
-        "train": {"optimizer": "adagrad", "learning_rate": 0.05, "epochs": 3},
+        "train": {"optimizer": "adagrad", "learning_rate": 0.05, "epochs": 3, "ema_decay": 0.9},
     }
     rank_pool.run(1, train, job_in(dataset / "whole", dataset, **settings))
     pieces = job_in(dataset / "pieces", dataset, **settings)
@@ -94,6 +99,8 @@ def test_resuming_on_another_number_of_workers_loses_and_repeats_nothing(rank_po
     torch.testing.assert_close(
         torch.tensor(losses(dataset / "pieces")), torch.tensor(losses(dataset / "whole")), rtol=1e-5, atol=0.0
     )
+    # Of the averages, which only evaluation uses.
+    assert validation(dataset / "pieces") == pytest.approx(validation(dataset / "whole"), abs=1e-6)
 
 
 EXAMPLES = {
@@ -112,6 +119,69 @@ def test_windows_and_budgets_are_resumed_bit_identically(rank_pool, dataset, exa
     assert rank_pool.run(2, train, pieces) == whole
     assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
     assert global_batches(dataset / "pieces", 2) == global_batches(dataset / "whole", 2)
+
+
+CRAFT = {
+    "lion": {"optimizer": "lion", "learning_rate": 1e-3, "weight_decay": 0.1, "schedule": "warmup_stable_decay"},
+    "adamw": {"weight_decay": 0.1, "betas": [0.8, 0.95], "schedule": "inverse_sqrt", "schedule_tables": False},
+    "ema": {"ema_decay": 0.9},
+    "bfloat16": {"precision": "bfloat16"},
+    "micro-batches": {"micro_batch_tokens": 9, "clip_norm": 0.1},
+}
+
+
+@pytest.mark.parametrize("craft", CRAFT)
+def test_what_training_keeps_besides_weights_is_resumed_bit_identically(rank_pool, dataset, craft):
+    settings = {"train": {"max_steps": 14, **CRAFT[craft]}}
+    whole = rank_pool.run(2, train, job_in(dataset / "whole", dataset, **settings))
+    pieces = job_in(dataset / "pieces", dataset, **settings)
+    rank_pool.run(2, train, pieces, 5)
+    assert rank_pool.run(2, train, pieces) == whole
+    assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
+    assert validation(dataset / "pieces") == validation(dataset / "whole")
+
+
+def evaluate(ranks: Ranks, job: Job, step: int) -> dict[str, float]:
+    """The validation metrics of a checkpoint, loaded as `shoal evaluate` does."""
+    manifest = read_manifest(job.dataset_dir)
+    built = build_model(job, manifest, ranks)
+    folder = job.checkpoints_dir / checkpoint_folder.name_of(step)
+    load_to_use(Found(folder, checkpoint_folder.verify(folder)), built)
+    made = make_evaluator(
+        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 8, ranks, built.dynamic
+    )
+    return made.mean_metrics(built.model)
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.8])
+def test_the_best_checkpoint_of_an_early_stop_is_what_was_evaluated_stopped_and_resumed_or_not(
+    rank_pool, dataset, ema_decay
+):
+    settings = {
+        "train": {
+            "epochs": 30,
+            "ema_decay": ema_decay,
+            "learning_rate": 0.02,
+            "early_stopping": {"metric": "ndcg@10", "patience": 2},
+        },
+        "checkpoint": {"keep": 1},
+    }
+    whole = job_in(dataset / "whole", dataset, **settings)
+    outcome, state = rank_pool.run(2, train, whole)[0]
+    assert outcome.reason == "early"
+    assert outcome.best_step < outcome.step  # so the best is kept although newer ones are
+    assert evaluate_in(rank_pool, 2, whole, outcome.best_step) == outcome.best_value
+    assert evaluate_in(rank_pool, 1, whole, outcome.best_step) == pytest.approx(outcome.best_value, abs=1e-6)
+    assert max(validation(dataset / "whole")) == outcome.best_value
+    pieces = job_in(dataset / "pieces", dataset, **settings)
+    rank_pool.run(2, train, pieces, outcome.best_step + 1)  # stopped while it waits for something better
+    assert rank_pool.run(2, train, pieces)[0] == (outcome, state)
+    best = [json.loads((dataset / run / "checkpoints" / "best.json").read_text()) for run in ("whole", "pieces")]
+    assert best[0] == best[1] == {"step": outcome.best_step, "metric": "ndcg@10", "value": outcome.best_value}
+
+
+def evaluate_in(rank_pool: Any, world_size: int, job: Job, step: int) -> float:
+    return rank_pool.run(world_size, evaluate, job, step)[0]["ndcg@10"]
 
 
 @pytest.mark.parametrize("examples", ["recent", *EXAMPLES])

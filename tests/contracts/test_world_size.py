@@ -31,6 +31,8 @@ def train(ranks: Ranks, job: Job) -> dict[str, torch.Tensor]:
             whole[name] = out
         else:
             whole[name] = value.clone()
+    if training.averages is not None:
+        whole |= {f"ema.{name}": value.clone() for name, value in training.averages.values.items()}
     return whole
 
 
@@ -120,6 +122,55 @@ def test_windows_and_budgets_agree_at_every_world_size(rank_pool, tmp_path, exam
     assert set(imbalance[1]) == {1.0}
     if "batch_tokens" in examples:
         assert np.median(imbalance[4]) < 1.15  # the last batch of an epoch may be a single history
+
+
+CRAFT = {"averages": {"ema_decay": 0.8}, "micro-batches": {"micro_batch_tokens": 9}}
+
+
+@pytest.mark.parametrize("craft", CRAFT)
+def test_training_craft_agrees_at_every_world_size(rank_pool, tmp_path, craft):
+    tiny_dataset(tmp_path / "dataset")
+    settings = {"optimizer": "adagrad", "learning_rate": 0.01, "max_steps": STEPS}
+    loss, weights, metric, order = {}, {}, {}, {}
+    for world_size in (1, 2, 3):
+        job = tiny_job(
+            tmp_path / str(world_size),
+            tmp_path / "dataset",
+            tables={"item": {"dim": 16, "optimizer": "adagrad", "learning_rate": 0.01}},
+            # A single worker does without micro-batches: they change the memory of a step, and nothing else.
+            train={**settings, **(CRAFT[craft] if craft == "averages" or world_size > 1 else {})},
+        )
+        weights[world_size] = rank_pool.run(world_size, train, job)[0]
+        loss[world_size] = losses(tmp_path / str(world_size))
+        metric[world_size] = validation(tmp_path / str(world_size))
+        order[world_size] = global_batches(tmp_path / str(world_size), world_size)
+    for world_size in (2, 3):
+        assert order[world_size] == order[1]
+        np.testing.assert_allclose(loss[world_size], loss[1], rtol=1e-5)
+        np.testing.assert_allclose(metric[world_size], metric[1], atol=1e-6)
+        for name, expected in weights[1].items():
+            torch.testing.assert_close(weights[world_size][name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_in_bfloat16_a_run_learns_as_well_as_in_float32_at_every_world_size(rank_pool, tmp_path):
+    tiny_dataset(tmp_path / "dataset")
+    loss, metric = {}, {}
+    for world_size, precision in ((1, "float32"), (1, "bfloat16"), (2, "bfloat16")):
+        run_dir = tmp_path / f"{precision}-{world_size}"
+        job = tiny_job(
+            run_dir,
+            tmp_path / "dataset",
+            tables={"item": {"dim": 16, "learning_rate": 0.03}},
+            train={"learning_rate": 0.005, "epochs": 6, "precision": precision},
+        )
+        rank_pool.run(world_size, train, job)
+        loss[precision, world_size], metric[precision, world_size] = losses(run_dir), validation(run_dir)
+    full = loss["float32", 1]
+    assert full[-8:].mean() < 0.8 * full[:8].mean()
+    for world_size in (1, 2):
+        np.testing.assert_allclose(loss["bfloat16", world_size], full, rtol=2e-2)
+        assert metric["bfloat16", world_size][-1] == pytest.approx(metric["float32", 1][-1], abs=0.03)
+    assert not np.array_equal(loss["bfloat16", 1], full)
 
 
 def test_repeating_a_run_is_bit_identical_with_dropout(rank_pool, tmp_path):

@@ -1,4 +1,4 @@
-"""Warm-up and decay reach the fused optimizers of sharded tables exactly as they reach a plain optimizer of the unsharded model."""
+"""Schedules as functions of the step; and that they reach fused optimizers as they reach plain ones of the unsharded model."""
 
 from dataclasses import replace
 from typing import Any
@@ -11,14 +11,55 @@ from models.tables import TableSpec
 from sharding.optimizers import table_optimizer
 from sharding.ranks import Ranks
 from tests.trainer.test_step import NUM_ROWS, Rig, State, batch_of, job_with, sequences_of
+from trainer.config import TrainConfig
 from trainer.job import Job
-from trainer.step import rate_factor
+from trainer.schedule import rate_factor
 
 STEPS, WARMUP = 5, 2
 
 
+def curve(num_steps: int, total_steps: int, **settings: Any) -> list[float]:
+    train = TrainConfig(**settings)
+    return [rate_factor(step, total_steps, train) for step in range(num_steps)]
+
+
+def test_a_constant_schedule_is_constant():
+    assert curve(10, 10, schedule="constant") == [1.0] * 10
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "warmup_stable_decay"])
+@pytest.mark.parametrize("floor", [0.02, 0.0, 0.3])
+def test_schedules_fall_from_the_full_rate_to_the_floor(schedule, floor):
+    factors = curve(101, 100, schedule=schedule, schedule_floor=floor)
+    assert factors[0] == pytest.approx(1.0)
+    assert factors == sorted(factors, reverse=True)
+    assert factors[100] == pytest.approx(floor)
+    middle = {"linear": 0.5, "cosine": (1.0 + floor) / 2, "warmup_stable_decay": 1.0}[schedule]
+    assert factors[50] == pytest.approx(middle)
+
+
+def test_warmup_stable_decay_falls_over_the_last_share_only():
+    factors = curve(100, 100, schedule="warmup_stable_decay", decay_share=0.1, schedule_floor=0.0, warmup_steps=4)
+    assert factors[:4] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert factors[4:91] == pytest.approx([1.0] * 87)
+    assert factors[91:] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+
+
+def test_inverse_sqrt_falls_with_the_root_of_the_step_wherever_the_end_is():
+    factors = curve(1000, 1000, schedule="inverse_sqrt", warmup_steps=9, schedule_floor=0.125)
+    assert factors[9] == 1.0
+    assert factors[39] == pytest.approx(0.5)
+    assert factors[159] == pytest.approx(0.25)
+    assert factors[999] == 0.125
+    assert curve(1000, 50, schedule="inverse_sqrt", warmup_steps=9, schedule_floor=0.125) == factors
+
+
+def test_warm_up_rises_in_equal_steps_to_the_full_rate():
+    assert curve(6, 100, warmup_steps=4) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+
+
 def factors(schedule: str) -> list[float]:
-    return [rate_factor(step, STEPS, schedule, WARMUP) for step in range(STEPS)]
+    return curve(STEPS, STEPS, schedule=schedule, warmup_steps=WARMUP)
 
 
 def scheduled(ranks: Ranks, job: Job, schedule: str) -> tuple[State, State]:

@@ -10,8 +10,9 @@ from tests.datasets import tiny_dataset
 from tests.jobs import tiny_job
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
+from trainer.pace import Pace
 from trainer.step import StepResult
-from trainer.train import Training, _Pace
+from trainer.train import Training
 
 
 def planned(ranks: Ranks, job: Job) -> tuple[list[int], list[int], list[int]]:
@@ -55,7 +56,7 @@ def test_max_steps_ends_the_plan(rank_pool, tmp_path, settings):
 
 
 def test_imbalance_is_that_of_the_largest_shares_since_the_last_line():
-    pace = _Pace(0, world_size=4)
+    pace = Pace(0, world_size=4)
     result = StepResult(1.0, 5, num_events=40, most_events=20, finite=True, stop_requested=False)
     pace.count(1, result, 10)
     pace.count(2, replace(result, most_events=10), 10)

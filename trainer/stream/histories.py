@@ -12,6 +12,7 @@ import numpy as np
 from models.batch import FIRST_ITEM, HistoryBatch, as_tensor, build_batch
 from models.config import ModelConfig
 from models.item_features import Catalogue
+from models.micro_batches import with_cuts
 from models.objectives.config import SampledSoftmaxConfig
 from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen
@@ -74,12 +75,16 @@ class Step:
 
 @dataclass(frozen=True)
 class TrainStream:
-    """Steps from any position on. Pure data: iterating it holds the only state, and any two iterations agree."""
+    """Steps from any position on. Pure data: iterating it holds the only state, and any two iterations agree.
+
+    micro_batch_tokens: the input events of the pieces that each batch is cut into, at most.
+    """
 
     reader: RowGroupReader
     batches: GlobalBatches
     model: ModelConfig
     catalogue: Catalogue
+    micro_batch_tokens: int | None = None
 
     @property
     def num_examples(self) -> int:
@@ -88,7 +93,8 @@ class TrainStream:
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
         for packed in self.packed(start, num_epochs):
-            yield Step(self._batch(packed), packed.epoch, packed.after)
+            batch = with_cuts(self._batch(packed), self.micro_batch_tokens)
+            yield Step(batch, packed.epoch, packed.after)
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedHistories]]:
         """The same steps as packed arrays, before anything is looked up or laid out. A share may have no history."""

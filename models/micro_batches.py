@@ -1,0 +1,98 @@
+"""A batch in pieces that are encoded one after another, so that only the activations of one exist at a time.
+
+Pieces are whole histories, in order. What was looked up, negatives and candidates are those of the whole batch, and shared: an
+index into the looked-up items means the same in a piece. The sum of the losses of the pieces is the loss of the batch.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from models.batch import Cut, FeatureTensor, HistoryBatch, JaggedFeature
+from models.jagged import layout_of
+
+# How each field of a batch is cut. The others are shared by all pieces: SHARED.
+ALONG = {
+    "row_ids": "histories",
+    "user_features": "histories",
+    "history_index": "events",
+    "times": "events",
+    "target_times": "events",
+    "features": "events",
+    "target_ids": "targets",
+    "target_index": "targets",
+    "target_event": "targets",
+}
+SHARED = ("lookup_ids", "negative_ids", "negative_index", "items", "num_candidates")
+
+
+def with_cuts(batch: HistoryBatch, most_events: int | None) -> HistoryBatch:
+    """The same batch (on the CPU), to be encoded in pieces of at most `most_events` input events, or of one longer history.
+
+    Runs on the host, away from the step, as layouts do.
+    """
+    offsets = batch.layout.offsets.numpy()
+    if most_events is None or batch.layout.num_events <= most_events:
+        return batch
+    ends = [0]
+    while ends[-1] < offsets.size - 1:
+        stop = int(np.searchsorted(offsets, offsets[ends[-1]] + most_events, side="right")) - 1
+        ends.append(max(stop, ends[-1] + 1))
+    events = offsets[ends]
+    targets = events
+    if batch.target_event is not None:
+        targets = np.searchsorted(batch.target_event.numpy(), events)  # they are in the order of their events
+    elif batch.target_ids.numel() == 0:
+        targets = np.zeros_like(events)
+    values = {
+        f"{field}.{name}": given.offsets.numpy()[places]
+        for field, places in (("features", events), ("user_features", np.asarray(ends)))
+        for name, given in getattr(batch, field).items()
+        if isinstance(given, JaggedFeature)
+    }
+    cuts = tuple(
+        Cut(
+            histories=(ends[n], ends[n + 1]),
+            events=_pair(events, n),
+            targets=_pair(targets, n),
+            values={name: _pair(found, n) for name, found in values.items()},
+            layout=layout_of(offsets[ends[n] : ends[n + 1] + 1] - events[n]),
+        )
+        for n in range(len(ends) - 1)
+    )
+    return replace(batch, cuts=cuts)
+
+
+def parts_of(batch: HistoryBatch) -> Iterator[HistoryBatch]:
+    """The pieces of a batch, as views of it on whatever device it is; the batch itself if it is in one piece."""
+    if not batch.cuts:
+        yield batch
+        return
+    for cut in batch.cuts:
+        fields = {name: _cut_field(getattr(batch, name), name, cut) for name in ALONG}
+        if batch.target_event is not None:
+            fields["target_event"] = fields["target_event"] - cut.events[0]
+        yield replace(batch, layout=cut.layout, cuts=(), **fields)
+
+
+def _cut_field(value: Any, field: str, cut: Cut) -> Any:
+    first, stop = getattr(cut, ALONG[field])
+    if isinstance(value, Mapping):
+        return {
+            name: _cut_feature(given, first, stop, cut.values.get(f"{field}.{name}")) for name, given in value.items()
+        }
+    return None if value is None else value[first:stop]
+
+
+def _cut_feature(given: FeatureTensor, first: int, stop: int, values: tuple[int, int] | None) -> FeatureTensor:
+    if isinstance(given, Tensor):
+        return given[first:stop]
+    assert values is not None
+    return JaggedFeature(given.values[slice(*values)], given.offsets[first : stop + 1] - values[0])
+
+
+def _pair(places: np.ndarray, n: int) -> tuple[int, int]:
+    return int(places[n]), int(places[n + 1])
