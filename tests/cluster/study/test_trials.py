@@ -163,6 +163,11 @@ def test_a_config_without_a_study_is_told_what_it_is(tmp_path: Path) -> None:
         read_study(tmp_path / "base.toml")
 
 
+def test_a_dataset_that_is_there_is_used(tmp_path: Path) -> None:
+    plan = planned(tmp_path, 'seeds = [1, 2]\n[run]\ndataset = "elsewhere"')
+    assert {trial.config.dataset_dir for trial in plan.trials} == {Path("elsewhere")}
+
+
 def test_points_whose_logs_differ_have_a_dataset_each(tmp_path: Path) -> None:
     plan = planned(tmp_path, 'seeds = [1, 2]\n[study.grid]\n"split.min_events" = [3, 5]')
     folders = [trial.config.dataset_dir for trial in plan.trials]
