@@ -59,17 +59,17 @@ class FeedForward(nn.Module):
         self.gated = activation == "swiglu"
         activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
         self.activation = activations[activation]
-        self.feed_forward_in = nn.Linear(width, hidden * (2 if self.gated else 1), bias=not self.gated)
-        self.feed_forward_out = nn.Linear(hidden, width, bias=not self.gated)
+        self.into = nn.Linear(width, hidden * (2 if self.gated else 1), bias=not self.gated)
+        self.out_of = nn.Linear(hidden, width, bias=not self.gated)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        hidden = self.feed_forward_in(x_ND)
+        hidden = self.into(x_ND)
         if self.gated:
             gate, hidden = hidden.chunk(2, dim=-1)
             hidden = self.activation(gate) * hidden
         else:
             hidden = self.activation(hidden)
-        output: Tensor = self.feed_forward_out(hidden)
+        output: Tensor = self.out_of(hidden)
         return output
 
 

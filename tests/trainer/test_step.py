@@ -160,7 +160,7 @@ def poison(rig: Rig, kind: str) -> Callable[[], None]:
         case "gradient of the rows":
             model.loss = lambda rows, batch: whole(model, {"item": _PoisonGradient.apply(rows["item"])}, batch)
         case "gradient of a dense weight":
-            weight = model.encoder.blocks[0].feed_forward.feed_forward_in.weight
+            weight = model.encoder.blocks[0].feed_forward.into.weight
             return weight.register_hook(lambda gradient: gradient * float("nan")).remove
     return lambda: delattr(model, "loss")
 

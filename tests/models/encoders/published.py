@@ -107,12 +107,12 @@ def time_bias(block, times_BL: Tensor) -> Tensor:
 
 
 def gelu_feed_forward(block, x: Tensor) -> Tensor:
-    return block.feed_forward.feed_forward_out(F.gelu(block.feed_forward.feed_forward_in(x)))
+    return block.feed_forward.out_of(F.gelu(block.feed_forward.into(x)))
 
 
 def swiglu(block, x: Tensor) -> Tensor:
-    gate, hidden = (x @ block.feed_forward.feed_forward_in.weight.T).chunk(2, dim=-1)
-    return (F.silu(gate) * hidden) @ block.feed_forward.feed_forward_out.weight.T
+    gate, hidden = (x @ block.feed_forward.into.weight.T).chunk(2, dim=-1)
+    return (F.silu(gate) * hidden) @ block.feed_forward.out_of.weight.T
 
 
 def layer_norm(norm, x: Tensor) -> Tensor:
