@@ -18,6 +18,7 @@ import typer
 from cluster import __version__
 from cluster.checkpoint_cli import AsJson, checkpoints, print_json
 from cluster.config import load_config
+from cluster.study_cli import study
 from trainer.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ app = typer.Typer(
     help="Train large attention-based recommenders on event logs, with Ray and TorchRec.",
 )
 app.add_typer(checkpoints, name="checkpoint")
+app.command()(study)
 
 ConfigFile = Annotated[
     str, typer.Argument(metavar="CONFIG", help="TOML file, or the config.json of a run", show_default=False)

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from cluster.config import FREE_TO_CHANGE, Config, is_among
+from cluster.study.config import AssumedConfig, RandomConfig, RangeConfig, StudyConfig, VariantConfig
 
 _INTRODUCTION = """\
 # Configuration
@@ -41,6 +42,12 @@ dim = 128
 
 This page is generated: `make docs` writes it anew from the code.
 """
+_STUDIES = """
+# Study files
+
+`shoal study` reads a TOML file with the sections above, in part or in a config that `base` names (relative to the file), and the
+ones below. [study.md](study.md) tells how they work together.
+"""
 _TABLE = ".item"  # of the tables by name, which are one so far
 _HEADER = "| setting | values | default | meaning |\n|---|---|---|---|\n"
 
@@ -61,7 +68,18 @@ def main() -> None:
 
 def page() -> str:
     """The whole page, as Markdown. A table that several kinds of another have is described once."""
-    return _INTRODUCTION + "".join(_section_text(section) for section in dict.fromkeys(sections()))
+    both = (dict.fromkeys(sections()), study_sections())
+    runs, studies = ("".join(_section_text(section) for section in found) for found in both)
+    return _INTRODUCTION + runs + _STUDIES + studies
+
+
+def study_sections() -> Iterator[Section]:
+    """The TOML tables that a study file has besides those of a config."""
+    yield Section("study", None, StudyConfig)
+    yield Section("[study.variants]", None, VariantConfig)
+    yield Section("study.random", None, RandomConfig)
+    yield Section("study.random.ranges.KEY", None, RangeConfig)
+    yield Section("study.assumed", None, AssumedConfig)
 
 
 def sections() -> Iterator[Section]:
@@ -135,7 +153,16 @@ def _values(schema: dict[str, Any]) -> str:
         return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
     if "anyOf" in schema:
         return " or ".join(_values(choice) for choice in schema["anyOf"])
-    match schema["type"]:
+    if "prefixItems" in schema:
+        return f"[{', '.join(_values(item) for item in schema['prefixItems'])}]"
+    if "$ref" in schema:
+        return "a table"
+    match schema.get("type"):
+        case None:
+            return "any value"
+        case "object":
+            inner = schema.get("additionalProperties")
+            return f"table of: {_values(inner)}" if isinstance(inner, dict) else "a table"
         case "null":
             return "none"
         case "boolean":

@@ -5,7 +5,7 @@ Running the command again goes on where it stopped: a stage whose inputs have no
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -52,8 +52,9 @@ def run(config: Config, view: View) -> Finished:
     with _opened(config), ray_session(config.cluster):
         manifest = _prepare(config, view)
         outcome = _train(config, manifest, view)
-        results, report = _evaluate(config, "test" if manifest.counts.test_targets else "validation", None, view)
-    return Finished(outcome, results, report)
+        split: Split = "test" if manifest.counts.test_targets else "validation"
+        results = _evaluate(config, [split], None, view)[split]
+    return Finished(outcome, results, report_of(config, split))
 
 
 def run_prepare(config: Config, view: View) -> Manifest:
@@ -70,7 +71,14 @@ def run_train(config: Config, view: View) -> Outcome:
 def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Results, Path]:
     """Evaluate the named checkpoint, or the best."""
     with _opened(config), ray_session(config.cluster):
-        return _evaluate(config, split, name, view)
+        return _evaluate(config, [split], name, view)[split], report_of(config, split)
+
+
+def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Results]]:
+    """Train on a prepared dataset, and evaluate the best checkpoint on each of the splits."""
+    with _opened(config), ray_session(config.cluster):
+        outcome = _train(config, read_manifest(config.dataset_dir), view)
+        return outcome, _evaluate(config, splits, None, view)
 
 
 @contextmanager
@@ -81,14 +89,21 @@ def _opened(config: Config) -> Iterator[None]:
 
 
 def _prepare(config: Config, view: View) -> Manifest:
+    manifest = prepare_dataset(config, view)
+    Stages(config.run_dir).finish(
+        "prepare", manifest.fingerprint, {"dataset": str(config.dataset_dir), "digest": manifest.digest}
+    )
+    return manifest
+
+
+def prepare_dataset(config: Config, view: View) -> Manifest:
+    """The dataset of a config, made or found, and what a person should know of it. Ray must be initialised."""
+
     def show(progress: Progress) -> None:
         view.advance("prepare", progress.done, progress.total, f"{progress.stage}, {progress.rows:,} rows")
 
     manifest = prepare(config, show)
     view.done()
-    Stages(config.run_dir).finish(
-        "prepare", manifest.fingerprint, {"dataset": str(config.dataset_dir), "digest": manifest.digest}
-    )
     counts = manifest.counts
     rejected = sum(counts.rejected.values())
     reasons = "".join(f", {number:,} {reason}" for reason, number in counts.rejected.items())
@@ -122,7 +137,7 @@ def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
         return Outcome(**done)
     record.begin("train", inputs)
     with _stop_on_signal(view) as stop:
-        outcome: Outcome = _recorded(record, "train", inputs, lambda: stages.train(config, view.on_event, stop))
+        outcome: Outcome = _recorded(record, {"train": inputs}, lambda: stages.train(config, view.on_event, stop))
     view.done()
     if outcome.reason == "stopped":
         record.end("train", inputs, "stopped", "on request")
@@ -134,37 +149,48 @@ def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
     return outcome
 
 
-def _evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Results, Path]:
+def _evaluate(config: Config, splits: Sequence[Split], name: str | None, view: View) -> dict[Split, Results]:
+    """Each split is a stage of its own; those that are to be done share their workers."""
     found = stages.find_checkpoint(config, name)
-    inputs = digest_of(
-        {"files": found.manifest.files, "evaluate": config.evaluate.model_dump(mode="json"), "split": split}
-    )
-    record, stage = Stages(config.run_dir), f"evaluate/{split}"
-    report = config.run_dir / "evaluation" / split / "report.html"
-    done = record.result(stage, inputs)
-    if done is not None and report.exists():
-        view.say(f"evaluate: {split} done before, of {found.path.name}")
-        return Results(**done), report
-    record.begin(stage, inputs)
-    results: Results = _recorded(record, stage, inputs, lambda: stages.evaluate(config, split, found, view.on_event))
+    evaluate = config.evaluate.model_dump(mode="json")
+    inputs = {s: digest_of({"files": found.manifest.files, "evaluate": evaluate, "split": s}) for s in splits}
+    record, results = Stages(config.run_dir), {}
+    for split in splits:
+        done = record.result(f"evaluate/{split}", inputs[split])
+        if done is not None and report_of(config, split).exists():
+            view.say(f"evaluate: {split} done before, of {found.path.name}")
+            results[split] = Results(**done)
+    todo = {f"evaluate/{split}": split for split in splits if split not in results}
+    for stage, split in todo.items():
+        record.begin(stage, inputs[split])
+    if todo:
+        inputs_of = {stage: inputs[split] for stage, split in todo.items()}
+        wanted = list(todo.values())
+        results |= _recorded(record, inputs_of, lambda: stages.evaluate(config, wanted, found, view.on_event))
     view.done()
-    record.finish(stage, inputs, asdict(results))
-    return results, report
+    for stage, split in todo.items():
+        record.finish(stage, inputs[split], asdict(results[split]))
+    return results
 
 
-def _recorded(record: Stages, stage: str, inputs: str, work: Callable[[], Any]) -> Any:
-    """Note a failure in state.json on its way out; the tracebacks of workers go to failure.log, not to the screen."""
+def report_of(config: Config, split: Split) -> Path:
+    """The report of a run's evaluation."""
+    return config.run_dir / "evaluation" / split / "report.html"
+
+
+def _recorded(record: Stages, inputs: dict[str, str], work: Callable[[], Any]) -> Any:
+    """Note a failure of stages in state.json on its way out; tracebacks of workers go to failure.log, not to the screen."""
     try:
         return work()
-    except UserError as error:
-        record.end(stage, inputs, "failed", str(error))
-        raise
-    except WorkersFailedError as error:
-        record.end(stage, inputs, "failed", str(error))
+    except (UserError, WorkersFailedError) as error:
+        for stage, digest in inputs.items():
+            record.end(stage, digest, "failed", str(error))
+        if isinstance(error, UserError):
+            raise
         log = record.folder / "failure.log"
         log.write_text(error.trace, encoding="utf-8")
         raise RunFailedError(
-            f"{stage}: {error}; details in {log}. Running the same command again goes on from the newest checkpoint"
+            f"{', '.join(inputs)}: {error}; details in {log}. Running the same command again goes on from the newest checkpoint"
         ) from None
 
 

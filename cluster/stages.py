@@ -2,7 +2,8 @@
 
 import shutil
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from cluster.launch import run_workers
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
 from trainer import checkpoint_folder
-from trainer.build import build_model, load_to_use
+from trainer.build import Built, build_model, load_to_use
 from trainer.checkpoint_folder import Found
 from trainer.dataset.manifest import Manifest, read_manifest, used_features
 from trainer.dataset.vocabulary import read_vocabulary
@@ -21,6 +22,7 @@ from trainer.evaluation import report, results
 from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
+from trainer.memory import forget_peak, peak_bytes
 from trainer.placement import PLAN_FILE, plan_tables
 from trainer.storage import write_json_atomically
 from trainer.stream.held_out import Split
@@ -30,7 +32,12 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
-    return Training(job, ranks, channel).run()
+    forget_peak(ranks.device)
+    training, started = Training(job, ranks, channel), time.monotonic()
+    outcome = training.run()
+    used = {"peak_bytes": peak_bytes(ranks.device), "seconds": time.monotonic() - started}
+    channel.send({"kind": "resources", "rank": ranks.rank, **used})
+    return outcome
 
 
 def train(config: Config, on_event: OnEvent, stop: threading.Event) -> Outcome:
@@ -55,8 +62,7 @@ def _planned(config: Config) -> tuple[Job, Placing]:
 class _EvaluateArgument:
     job: Job
     found: Found
-    split: Split
-    parts: Path
+    parts: dict[Split, Path]
 
 
 def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel) -> None:
@@ -69,11 +75,18 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
         )
     built = build_model(job, manifest, ranks)
     load_to_use(argument.found, built)
+    for split, parts in argument.parts.items():
+        _write_split(job, manifest, built, split, parts, ranks, channel)
+
+
+def _write_split(
+    job: Job, manifest: Manifest, built: Built, split: Split, parts: Path, ranks: Ranks, channel: Channel
+) -> None:
     evaluator = make_evaluator(
         job.dataset_dir,
         manifest,
         built.catalogue,
-        argument.split,
+        split,
         job.evaluate,
         job.model.max_history,
         ranks,
@@ -86,19 +99,24 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
             channel.send({"kind": "evaluate", "done": done, "total": total})
 
     vocabulary = read_vocabulary(job.dataset_dir, manifest, built.catalogue.scores_unknown)
-    write_ranks(evaluator, built.model, vocabulary, argument.parts, on_batch)
+    write_ranks(evaluator, built.model, vocabulary, parts, on_batch)
 
 
-def evaluate(config: Config, split: Split, found: Found, on_event: OnEvent) -> results.Results:
-    """Evaluate one checkpoint on one split, and write metrics.json, per_user.parquet and report.html."""
+def evaluate(config: Config, splits: Sequence[Split], found: Found, on_event: OnEvent) -> dict[Split, results.Results]:
+    """Evaluate one checkpoint on splits, one after another; write metrics.json, per_user.parquet and report.html of each."""
     job, _ = _planned(config)
-    folder = job.run_dir / "evaluation" / split
-    parts = folder / "parts"
-    shutil.rmtree(parts, ignore_errors=True)
+    parts = {split: job.run_dir / "evaluation" / split / "parts" for split in splits}
+    for folder in parts.values():
+        shutil.rmtree(folder, ignore_errors=True)
     found = Found(found.path.resolve(), found.manifest)
-    argument = _EvaluateArgument(job, found, split, parts)
+    argument = _EvaluateArgument(job, found, parts)
     run_workers(_evaluate_worker, argument, config.cluster, on_event, threading.Event())
-    manifest = read_manifest(job.dataset_dir)
+    return {split: _write_results(config, job, split, found, parts[split]) for split in splits}
+
+
+def _write_results(config: Config, job: Job, split: Split, found: Found, parts: Path) -> results.Results:
+    """From what the ranks wrote."""
+    folder, manifest = parts.parent, read_manifest(job.dataset_dir)
     vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
     merged = results.merge_parts(parts)
     summary, columns = results.summarize(

@@ -1,7 +1,7 @@
 """A batch in pieces that are encoded one after another, so that only the activations of one exist at a time.
 
 Pieces are whole histories, in order. What was looked up, negatives and candidates are those of the whole batch, and shared: an
-index into the looked-up items means the same in a piece. The sum of the losses of the pieces is the loss of the batch.
+index into the looked-up items or rows means the same in a piece. The sum of the losses of the pieces is the loss of the batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -9,26 +9,25 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from models.batch import Cut, FeatureTensor, HistoryBatch, JaggedFeature
+from models.batch import Cut, HistoryBatch
+from models.features.values import FeatureValues
 from models.jagged import layout_of
 
-# How each field of a batch is cut. The others are shared by all pieces: SHARED.
+# How each field of a batch is cut. The others are shared by all pieces: SHARED, and of `items` all but what events and users say.
 ALONG = {
     "row_ids": "histories",
-    "user_features": "histories",
     "history_index": "events",
     "masked": "events",
     "times": "events",
-    "target_times": "events",
-    "features": "events",
+    "request_times": "events",
+    "time_rows": "events",
     "target_ids": "targets",
     "target_index": "targets",
     "target_event": "targets",
     "target_log_q": "targets",
 }
-SHARED = ("lookup_ids", "negative_ids", "negative_index", "negative_log_q", "items", "num_candidates")
+SHARED = ("lookup_ids", "negative_ids", "negative_index", "negative_log_q", "num_candidates")
 
 
 def with_cuts(batch: HistoryBatch, most_events: int | None) -> HistoryBatch:
@@ -50,10 +49,9 @@ def with_cuts(batch: HistoryBatch, most_events: int | None) -> HistoryBatch:
     elif batch.target_ids.numel() == 0:
         targets = np.zeros_like(events)
     values = {
-        f"{field}.{name}": given.offsets.numpy()[places]
-        for field, places in (("features", events), ("user_features", np.asarray(ends)))
-        for name, given in getattr(batch, field).items()
-        if isinstance(given, JaggedFeature)
+        f"{owners}.{name}": np.searchsorted(given.owner.numpy(), places)  # they are in the order of their owners
+        for owners, found, places in (("events", batch.items.events, events), ("users", batch.items.users, ends))
+        for name, given in found.items()
     }
     cuts = tuple(
         Cut(
@@ -77,23 +75,33 @@ def parts_of(batch: HistoryBatch) -> Iterator[HistoryBatch]:
         fields = {name: _cut_field(getattr(batch, name), name, cut) for name in ALONG}
         if batch.target_event is not None:
             fields["target_event"] = fields["target_event"] - cut.events[0]
-        yield replace(batch, layout=cut.layout, cuts=(), **fields)
+        items = batch.items
+        if items.events or items.users:
+            said = (
+                _cut_values(items.events, "events", cut.events, cut),
+                _cut_values(items.users, "users", cut.histories, cut),
+            )
+            items = replace(items, events=said[0], users=said[1])
+        yield replace(batch, layout=cut.layout, cuts=(), items=items, **fields)
 
 
 def _cut_field(value: Any, field: str, cut: Cut) -> Any:
     first, stop = getattr(cut, ALONG[field])
     if isinstance(value, Mapping):
-        return {
-            name: _cut_feature(given, first, stop, cut.values.get(f"{field}.{name}")) for name, given in value.items()
-        }
+        return {name: given[first:stop] for name, given in value.items()}
     return None if value is None else value[first:stop]
 
 
-def _cut_feature(given: FeatureTensor, first: int, stop: int, values: tuple[int, int] | None) -> FeatureTensor:
-    if isinstance(given, Tensor):
-        return given[first:stop]
-    assert values is not None
-    return JaggedFeature(given.values[slice(*values)], given.offsets[first : stop + 1] - values[0])
+def _cut_values(
+    found: Mapping[str, FeatureValues], owners: str, bounds: tuple[int, int], cut: Cut
+) -> dict[str, FeatureValues]:
+    """What features say of the owners bounds[0] .. bounds[1] - 1, as if there were no others."""
+    pieces = {}
+    for name, given in found.items():
+        inside = slice(*cut.values[f"{owners}.{name}"])
+        owner, dense = given.owner[inside] - bounds[0], given.dense[slice(*bounds)]
+        pieces[name] = FeatureValues(given.index[inside], owner, given.weight[inside], dense)
+    return pieces
 
 
 def _pair(places: np.ndarray, n: int) -> tuple[int, int]:

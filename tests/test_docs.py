@@ -15,6 +15,8 @@ from cluster import config_docs
 from cluster.cli import app
 from cluster.config import check_config, load_config, read_values
 from cluster.plan.workload import check_workload
+from cluster.study.config import read_study
+from cluster.study.trials import plan_trials
 from sharding.config import Sharding, SparseOptimizer
 from sharding.support import why_unsupported
 
@@ -65,18 +67,25 @@ def test_commands_in_the_docs_exist_with_their_options(page: str, command: str) 
         assert name in found.commands, f"{page}: {command}: there is no command {name}"
         found = found.commands[name]
     context = found.make_context("shoal", arguments)  # parses options and arguments, and calls nothing
-    config = context.params.get("config")
+    config, study = context.params.get("config"), context.params.get("file")
     if config is not None and config.startswith("configs/plans/"):
         check_workload(read_values(ROOT / config), config, context.params["overrides"] or [])
     elif config is not None and config.startswith("configs/"):
         load_config(ROOT / config, context.params["overrides"] or None)
+    if study is not None and study.startswith("configs/"):
+        assert plan_trials(read_study(ROOT / study, context.params["overrides"])).trials
 
 
 @pytest.mark.parametrize(("page", "text"), CONFIGS)
-def test_configs_in_the_docs_are_valid(page: str, text: str) -> None:
+def test_configs_in_the_docs_are_valid(page: str, text: str, tmp_path: Path) -> None:
     values = tomllib.loads(text)
     if "table" in values:
         check_workload(values, page, [])
+    elif "study" in values:
+        file = tmp_path / "study.toml"
+        file.write_text(text)
+        (tmp_path / "base.toml").write_text('[logs]\npath = "events.parquet"')
+        assert plan_trials(read_study(file, ["logs.path=events.parquet"])).trials
     else:
         check_config({**values, "logs": {"path": "events.parquet", **values.get("logs", {})}}, page)
 

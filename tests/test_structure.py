@@ -18,6 +18,8 @@ from setuptools import Distribution
 
 from cluster import __version__
 from cluster.config import load_config
+from cluster.study.config import read_study
+from cluster.study.trials import plan_trials
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("cluster", "trainer", "sharding", "models")
@@ -102,6 +104,9 @@ def test_packages_are_this_project_on_driver_and_workers(ray_session: None) -> N
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_every_config_loads(path: Path) -> None:
     given = tomllib.loads(path.read_text(encoding="utf-8"))
+    if "study" in given:
+        assert plan_trials(read_study(path)).trials
+        return
     load_config(path, [] if "path" in given.get("logs", {}) else ["logs.path=events.parquet"])
 
 

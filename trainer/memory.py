@@ -1,4 +1,4 @@
-"""Giving freed memory back to the system.
+"""What a worker's memory holds at its peak, and giving freed memory back to the system.
 
 Batches are jagged, so every step allocates tensors of other sizes, and glibc's heap fragments: a worker whose live tensors need
 1 GB grew to 4 GB within half an hour. Mapping every large tensor afresh avoids it at 1.4 times the time per step; handing
@@ -6,7 +6,14 @@ back free pages now and then keeps the worker level, at no cost that three paire
 """
 
 import ctypes
+import re
+import resource
+import sys
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
 
 EVERY_STEPS = 32
 
@@ -22,3 +29,23 @@ def memory_trimmer() -> Callable[[], None]:
         trim(0)
 
     return release
+
+
+def forget_peak(device: torch.device) -> None:
+    """Count the peak from here on: a worker's process may have done other work before. On Linux and on GPUs."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the process's whole life
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Largest memory so far: on a GPU of tensors on it, else what the process had in memory, program included."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

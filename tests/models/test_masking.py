@@ -43,7 +43,8 @@ def batch_of(items: list[list[int]], masked: list[list[int]], whole: bool) -> Hi
 
 
 def encoded(model: NextItemModel, batch: HistoryBatch) -> torch.Tensor:
-    return model._encode(model.items(model.look_up(batch.items), batch.items), batch)[0]
+    rows = model.look_up(batch.items)
+    return model._encode(rows, model.items(rows, batch.items), batch)[0]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)

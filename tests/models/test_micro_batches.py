@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import FIRST_ITEM, HistoryBatch, JaggedFeature, build_batch
-from models.item_features import Catalogue
+from models.batch import FIRST_ITEM, HistoryBatch, build_batch, with_inputs
+from models.features.inputs import Inputs
+from models.features.time import Clock
+from models.features.values import FeatureValues, InputFeature
+from models.item_features import Catalogue, IdColumn
 from models.micro_batches import ALONG, SHARED, parts_of, with_cuts
 from tests.models.test_next_item import FULL, NEGATIVES, SAMPLED, make_model
 
@@ -16,47 +19,57 @@ NUM_ROWS = 30
 LENGTHS = (5, 0, 3, 9, 1, 0, 2, 2, 12, 0)
 
 
+FEATURES = (InputFeature("numbers", None, 3), InputFeature("lists", "label", 4), InputFeature("single", "item", 8))
+INPUTS = Inputs(FEATURES, FEATURES, Clock(1, ("gap", "hour"), tells_request=True))
+
+
 def batch_of(num_known: int, objective=FULL, learned: bool = True) -> HistoryBatch:
     """Histories of LENGTHS, with every kind of feature. Targets from num_known on are not learned."""
     random = np.random.default_rng(2)
     offsets = np.concatenate(([0], np.cumsum(LENGTHS)))
     history, target = random.integers(FIRST_ITEM, NUM_ROWS, size=(2, offsets[-1]))
+    catalogue = Catalogue(num_known, NUM_ROWS, inputs=INPUTS)
     batch = build_batch(
         np.arange(len(LENGTHS)) + 100,
         offsets,
         history,
         target if learned else target[:0],
         NEGATIVES if objective is SAMPLED else NEGATIVES[:0],
-        Catalogue(num_known, NUM_ROWS),
+        catalogue,
         objective is not SAMPLED,
     )
 
-    def jagged(count: int) -> JaggedFeature:
-        ends = np.concatenate(([0], np.cumsum(random.integers(0, 4, size=count))))
-        return JaggedFeature(torch.arange(ends[-1]), torch.from_numpy(ends))
+    def columns(count: int) -> dict:
+        ends = np.concatenate(([0], np.cumsum(random.integers(0, 4, size=count)))).astype(np.int64)
+        return {
+            "numbers": random.random((count, 3), dtype=np.float32),
+            "lists": IdColumn(random.integers(0, 50, size=ends[-1]), ends),
+            "single": random.integers(0, NUM_ROWS, size=count),
+        }
 
-    events, histories = int(offsets[-1]), len(LENGTHS)
-    return replace(
+    times = np.sort(random.integers(0, 10**6, size=offsets[-1]))
+    batch = replace(
         batch,
-        times=torch.arange(events),
-        target_times=torch.arange(events) + 1,
-        masked=torch.arange(events) % 3 == 0,
+        masked=torch.arange(int(offsets[-1])) % 3 == 0,
         target_log_q=-torch.rand(batch.target_ids.numel()),
         negative_log_q=-torch.rand(batch.negative_ids.numel()),
-        features={"one": torch.randn(events, 3), "many": jagged(events)},
-        user_features={"one": torch.arange(histories), "many": jagged(histories)},
     )
+    return with_inputs(batch, catalogue, columns(int(offsets[-1])), columns(len(LENGTHS)), times, times + 5)
 
 
-def listed(given: JaggedFeature | torch.Tensor) -> list:
-    if isinstance(given, JaggedFeature):
-        return [part.tolist() for part in given.values.split(given.offsets.diff().tolist())]
-    return given.tolist()
+def listed(given: FeatureValues, count: int) -> list:
+    """What is said of each of `count` owners."""
+    if given.dense.numel():
+        assert len(given.dense) == count
+        return given.dense.tolist()
+    pairs = list(zip(given.owner.tolist(), given.index.tolist(), given.weight.tolist(), strict=True))
+    assert all(0 <= owner < count for owner, _, _ in pairs)
+    return [[rest for at, *rest in pairs if at == owner] for owner in range(count)]
 
 
 def test_every_field_of_a_batch_is_cut_or_shared():
     """A new field has to say which."""
-    assert {field.name for field in fields(HistoryBatch)} == {*ALONG, *SHARED, "layout", "cuts"}
+    assert {field.name for field in fields(HistoryBatch)} == {*ALONG, *SHARED, "items", "layout", "cuts"}
 
 
 @pytest.mark.parametrize("num_known", [NUM_ROWS, 12])
@@ -74,12 +87,17 @@ def test_the_pieces_are_the_batch(num_known, learned, most):
         assert sum(of_part) <= most or sum(length > 0 for length in of_part) == 1
         for name in SHARED:
             assert getattr(part, name) is getattr(batch, name)
-    cut = "row_ids", "history_index", "target_ids", "target_index", "times", "target_times", "masked", "target_log_q"
+        assert part.items.rows is batch.items.rows
+        assert part.items.values is batch.items.values
+    cut = "row_ids", "history_index", "target_ids", "target_index", "times", "request_times", "masked", "target_log_q"
     for name in cut:
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name)), name
-    for field in ("features", "user_features"):
-        for name, whole in getattr(batch, field).items():
-            assert list(chain(*(listed(getattr(part, field)[name]) for part in parts))) == listed(whole)
+    for name, whole in batch.time_rows.items():
+        assert torch.equal(torch.cat([part.time_rows[name] for part in parts]), whole)
+    for owners, counts in (("events", [sum(n) for n in lengths]), ("users", [len(n) for n in lengths])):
+        for name, whole in getattr(batch.items, owners).items():
+            pieces = (listed(getattr(p.items, owners)[name], n) for p, n in zip(parts, counts, strict=True))
+            assert list(chain(*pieces)) == listed(whole, sum(counts))
     if batch.target_event is not None:
         firsts = np.cumsum([0, *(part.layout.num_events for part in parts)]).tolist()
         places = [part.target_event + first for part, first in zip(parts, firsts, strict=False)]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models.batch import HistoryBatch, build_batch, with_negatives
-from models.item_features import Catalogue, IdColumn, ItemComposer, ItemFeature
+from models.features.values import InputFeature
+from models.item_features import Catalogue, IdColumn, ItemComposer
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from sharding.ranks import Ranks
 from trainer.global_negatives import GlobalNegatives
@@ -25,7 +26,7 @@ HISTORIES = np.arange(2), np.asarray([0, 3, 4]), np.asarray([3, 7, 7, 9]), np.as
 
 def catalogue_with_brands() -> Catalogue:
     brands = IdColumn(np.arange(NUM_KNOWN) % 4, np.arange(NUM_KNOWN + 1))
-    return Catalogue(NUM_KNOWN, NUM_KNOWN, features=(ItemFeature("brand", "brand", 3),), columns={"brand": brands})
+    return Catalogue(NUM_KNOWN, NUM_KNOWN, features=(InputFeature("brand", "brand", 3),), columns={"brand": brands})
 
 
 def batch_of(catalogue: Catalogue) -> HistoryBatch:

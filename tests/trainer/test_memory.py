@@ -1,11 +1,13 @@
-"""Free memory goes back to the system even where live objects lie between."""
+"""Free memory goes back to the system even where live objects lie between; a peak is remembered until it is forgotten."""
 
 import ctypes
+from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
-from trainer.memory import memory_trimmer
+from trainer.memory import forget_peak, memory_trimmer, peak_bytes
 
 PIECE = 64 * 1024
 
@@ -21,3 +23,17 @@ def test_free_pages_between_live_ones_are_returned():
     trim()
     assert full - process.memory_info().rss > 4000 * PIECE * 0.6
     assert len(kept) == 80
+
+
+def test_the_peak_outlives_what_was_freed_and_can_be_forgotten():
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("only Linux can forget a peak")
+    cpu, size = torch.device("cpu"), 200 * 2**20
+    forget_peak(cpu)
+    before = peak_bytes(cpu)
+    block = bytearray(size)
+    block[::4096] = b"x" * len(block[::4096])
+    del block
+    assert size * 0.9 < peak_bytes(cpu) - before < size * 1.5
+    forget_peak(cpu)
+    assert peak_bytes(cpu) - before < size * 0.5

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from models.config import ModelConfig
+from models.features.config import InputsConfig
 from sharding.config import HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad
 from tests.datasets import manifest_of_items, tiny_dataset
@@ -97,6 +98,13 @@ def test_items_that_share_a_hashed_row_are_looked_up_once():
     assert load.ids_per_rank == pytest.approx(100, rel=1e-6)
 
 
+def test_items_that_events_name_too_are_looked_up_once():
+    facts = DatasetFacts(10_000, 11.0, {}, {"item": 1})
+    assert loads_of(num_rows={"item": 10_000}, model=FULL, facts=facts)["item"].ids_per_rank == pytest.approx(10_000)
+    many = loads_of(num_rows={"item": 10**9}, facts=DatasetFacts(10**9, 11.0, {}, {"item": 1}))["item"]
+    assert many.ids_per_rank == pytest.approx(64 * 11 + 512 + 64 * 10, rel=1e-4)
+
+
 def test_constraints_of_the_config_reach_the_plan():
     table = TableConfig(sharding=["table_wise", "row_wise"], ranks=[1, 3], optimizer="adagrad", dim=32)
     load = loads_of({"item": table})["item"]
@@ -113,7 +121,7 @@ def test_a_dataset_knows_its_tables_and_their_lengths(tmp_path):
     assert table_rows(hashed, manifest) == {"item": 16}
 
 
-def test_only_features_of_items_have_tables_that_are_looked_up():
+def test_only_features_that_the_model_uses_have_tables_that_are_looked_up():
     from dataclasses import replace
 
     features = (
@@ -121,11 +129,33 @@ def test_only_features_of_items_have_tables_that_are_looked_up():
         Feature("item", "age", "bucketized", table="age", num_rows=11),
         Feature("item", "published", "timestamp"),
         Feature("event", "shop", "categorical", table="shop", num_rows=5),
+        Feature("event", "maker", "categorical", table="brand", num_rows=7),
+        Feature("event", "rating", "numeric"),
+        Feature("user", "city", "categorical", table="city", num_rows=6),
     )
     manifest = replace(manifest_of_items(3), features=features)
-    tables = {name: TableConfig() for name in ("item", "brand", "age", "shop")}
-    assert table_rows(tables, manifest) == {"item": 4, "brand": 7, "age": 11}
-    assert facts_of(manifest).num_features == {"brand": 1, "age": 1}
+    tables = {name: TableConfig() for name in ("item", "brand", "age", "shop", "city")}
+    assert table_rows(tables, manifest) == {"item": 4, "brand": 7, "age": 11, "shop": 5, "city": 6}
+    facts = facts_of(manifest)
+    assert facts.num_features == {"brand": 1, "age": 1}
+    assert facts.num_event_features == {"shop": 1, "brand": 1}
+    assert facts.num_user_features == {"city": 1}
+    fewer = InputsConfig(event_features=["maker"], user_features=[])
+    assert table_rows(tables, manifest, fewer) == {"item": 4, "brand": 7, "age": 11}
+    assert facts_of(manifest, fewer).num_event_features == {"brand": 1}
+    assert facts_of(manifest, fewer).num_user_features == {}
+
+
+def test_what_events_and_users_say_is_looked_up_as_often_as_there_are_events_and_histories():
+    tables = {name: TableConfig() for name in ("item", "brand", "shop", "city")}
+    num_rows = {"item": 1_000, "brand": 10**9, "shop": 10**9, "city": 10**9}
+    facts = DatasetFacts(1_000, 11.0, {"brand": 1}, {"brand": 1, "shop": 2}, {"city": 1})
+    loads = loads_of(tables, num_rows, FULL, facts=facts)
+    histories = 64  # of each of two ranks
+    assert loads["item"].ids_per_rank == 1_000
+    assert loads["brand"].ids_per_rank == pytest.approx(1_000 + histories * 10, rel=1e-4)
+    assert loads["shop"].ids_per_rank == pytest.approx(2 * histories * 10, rel=1e-4)
+    assert loads["city"].ids_per_rank == pytest.approx(histories, rel=1e-4)
 
 
 def test_before_there_is_a_dataset_the_config_says_what_it_can():
@@ -146,4 +176,6 @@ def test_before_there_is_a_dataset_the_config_says_what_it_can():
     )
     tables = {name: TableConfig() for name in ("item", "maker", "price", "shop")}
     tables["brand"] = TableConfig(ids=HashIdsConfig(kind="hash", num_rows=50))
-    assert declared_rows(tables, logs) == {"item": None, "brand": 50, "maker": None, "price": 11}
+    assert declared_rows(tables, logs) == {"item": None, "brand": 50, "maker": None, "price": 11, "shop": None}
+    without = declared_rows(tables, logs, InputsConfig(event_features=[]))
+    assert without == {"item": None, "brand": 50, "maker": None, "price": 11}

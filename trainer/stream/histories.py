@@ -10,16 +10,16 @@ from functools import cached_property
 
 import numpy as np
 
-from models.batch import HistoryBatch, as_tensor, build_batch
+from models.batch import HistoryBatch, as_tensor, build_batch, with_inputs
 from models.config import ModelConfig
 from models.item_features import Catalogue
 from models.micro_batches import with_cuts
 from models.objectives.config import SampledObjectiveConfig
 from trainer.dataset.manifest import UNKNOWN_ID
-from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
+from trainer.stream.columns import Column, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen
 from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.masking import masked_events
+from trainer.stream.masking import masked_events, times_before
 from trainer.stream.negatives import NOTHING, NegativeDraws
 from trainer.stream.order import Position
 from trainer.stream.row_groups import PackedHistories, RowGroupReader
@@ -150,16 +150,18 @@ class TrainStream:
             self.catalogue,
             whole,
         )
+        times = histories.times
         if histories.masked is not None:
             batch = replace(batch, masked=as_tensor(histories.masked))
-        if histories.times is None and not histories.features and not histories.user_features:
-            return batch
-        return replace(
+            if times is not None and not self.catalogue.inputs.tells_request:
+                times = times_before(times, histories.masked, histories.offsets)
+        return with_inputs(
             batch,
-            times=None if histories.times is None else as_tensor(histories.times),
-            target_times=None if histories.target_times is None else as_tensor(histories.target_times),
-            features=feature_tensors(histories.features),
-            user_features=feature_tensors(histories.user_features),
+            self.catalogue,
+            histories.features,
+            histories.user_features,
+            times,
+            histories.target_times,
         )
 
     @cached_property

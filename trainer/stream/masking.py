@@ -33,6 +33,17 @@ def masked_events(
     return np.where(only_last[example], last, masked)
 
 
+def times_before(times: NDArray[np.int64], masked: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(N,) times where masked events have that of the last event before them that is not masked; their own if there is none.
+
+    For models that are not told when the event that they are to guess happened.
+    """
+    example = np.repeat(np.arange(offsets.size - 1), np.diff(offsets))
+    seen = np.maximum.accumulate(np.where(masked, -1, np.arange(times.size)))
+    known = seen >= offsets[:-1][example]
+    return np.where(known, times[np.maximum(seen, 0)], times)
+
+
 def _uniform(bits: Uint64) -> NDArray[np.float64]:
     """[0, 1): the top 53 of 64 bits."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,14 +1,18 @@
 """Batches of masked histories: every training event is seen or asked for, never both, and evaluation sees only what lies before."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from models.batch import HistoryBatch
 from models.config import ModelConfig
+from models.features.inputs import Inputs
+from models.features.time import Clock
 from models.item_features import Catalogue
 from tests.datasets import tiny_dataset
 from tests.plain_dataset import plain_rows
@@ -105,22 +109,49 @@ def test_sampled_objectives_have_negatives_of_masked_targets(dataset):
         assert entries(step.batch)
 
 
+def told(tells_request: bool) -> Catalogue:
+    return Catalogue(99, 99, inputs=Inputs(clock=Clock(1, tells_request=tells_request)))
+
+
+@pytest.mark.parametrize("tells_request", [True, False])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_in_evaluation_a_masked_event_stands_behind_what_lies_before(dataset, split):
+def test_in_evaluation_a_masked_event_stands_behind_what_lies_before(dataset, split, tells_request):
     rows = plain_rows(*dataset)
     seen = 0
     reader = RowGroupReader(*dataset, Wanted(times=True))
     for rank in range(2):
-        for held in HeldOut(reader, Catalogue(99, 99), split, "all", MAX_HISTORY, 16, rank, 2, True).batches():
+        for held in HeldOut(reader, told(tells_request), split, "all", MAX_HISTORY, 16, rank, 2, True).batches():
             batch = held.batch
-            inputs, times = batch.lookup_ids[batch.history_index], batch.times
-            bounds = batch.layout.offsets.tolist()
+            inputs, bounds = batch.lookup_ids[batch.history_index], batch.layout.offsets.tolist()
             for row, start, stop in zip(held.row_ids.tolist(), bounds, bounds[1:], strict=False):
                 plain = rows[row]
                 low = plain["train_end"] if split == "validation" else plain["validation_end"]
                 first = max(0, low - MAX_HISTORY + 1)
                 assert inputs[start:stop].tolist() == [*plain["item"][first:low], 0]
                 assert batch.masked[start:stop].tolist() == [False] * (low - first) + [True]
-                assert times[start:stop].tolist() == plain["time"][first : low + 1]  # asked for when the target happens
+                # Asked for when the target happens, of which a model that is not told knows nothing.
+                times = [*plain["time"][first:low], plain["time"][low if tells_request else low - 1]]
+                assert batch.times[start:stop].tolist() == [time - times[0] for time in times]
+                assert torch.equal(batch.request_times, batch.times)
                 seen += 1
     assert seen > 50
+
+
+@pytest.mark.parametrize("tells_request", [True, False])
+def test_the_time_of_a_masked_event_is_known_where_the_model_is_told_of_requests(dataset, tells_request):
+    rows = plain_rows(*dataset)
+    reader = RowGroupReader(*dataset, Wanted(times=True))
+    stream = replace(stream_of(dataset, 0, 1, "recent", None), reader=reader, catalogue=told(tells_request))
+    seen = 0
+    for step in stream.steps(Position(0, 0), 1):
+        batch, bounds = step.batch, step.batch.layout.offsets.tolist()
+        for row, start, stop in zip(batch.row_ids.tolist(), bounds, bounds[1:], strict=False):
+            end = rows[row]["train_end"]
+            times = rows[row]["time"][max(0, end - MAX_HISTORY) : end]
+            if not tells_request:
+                for place, masked in enumerate(batch.masked[start:stop].tolist()):
+                    if masked and not batch.masked[start : start + place].all():
+                        times[place] = times[place - 1]  # which is that of an earlier one, if it was masked itself
+                        seen += 1
+            assert batch.times[start:stop].tolist() == [time - times[0] for time in times]
+    assert seen > 10 or tells_request

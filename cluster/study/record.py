@@ -1,0 +1,59 @@
+"""What a trial notes in its run folder beside the run's own files: trial.json. No torch, no ray."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.study.trials import Trial, what_it_is
+from trainer.errors import UserError
+from trainer.storage import digest_of, write_json_atomically
+
+FILE = "trial.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """status: "done" once everything was evaluated; digest: of settings and dataset, for which that holds.
+
+    attempts: times that it was started; train_seconds: of the training loop, validation and checkpoints included, over all
+    attempts in which it came to its end; events_per_second: input events that all workers trained, of the last attempt;
+    peak_bytes: the largest memory of a worker.
+    """
+
+    status: Literal["running", "done", "failed"]
+    digest: str
+    attempts: int = 0
+    train_seconds: float = 0.0
+    events_per_second: float | None = None
+    peak_bytes: int | None = None
+    steps: int = 0
+    best_step: int | None = None
+    reason: str = ""
+
+
+def digest_for(trial: Trial, dataset_digest: str, splits: list[str]) -> str:
+    """Of all that decides a trial's results."""
+    return digest_of({"settings": what_it_is(trial.config), "dataset": dataset_digest, "splits": splits})
+
+
+def read_record(run_dir: Path) -> Record | None:
+    path = run_dir / FILE
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Record(**values)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: is no record of a trial ({error}); delete it to run the trial again") from None
+
+
+def write_record(run_dir: Path, record: Record) -> None:
+    write_json_atomically(run_dir / FILE, asdict(record))
+
+
+def begun(before: Record | None, digest: str) -> Record:
+    """The record of a further attempt. What an attempt at other settings left does not count."""
+    if before is None or before.digest != digest:
+        return Record("running", digest, attempts=1)
+    return replace(before, status="running", attempts=before.attempts + 1, reason="")

@@ -1,0 +1,79 @@
+"""Means with intervals, paired differences, and the Pareto front. Pure functions on numbers.
+
+Two intervals answer two questions. Over seeds (Student's t): how much another training run would differ. Over users (central
+limit theorem, each user's mean over the seeds): how much another sample of users would differ.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer.evaluation.metrics import intervals
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % intervals; `over_seeds` is none for a single seed, `over_users` where users are not known."""
+
+    mean: float
+    over_seeds: tuple[float, float] | None
+    over_users: tuple[float, float] | None
+
+
+def estimate(of_seeds: Sequence[float], of_users: np.ndarray | None) -> Estimate:
+    """of_seeds: a number per seed, or differences; of_users: (seeds, users) the same by user."""
+    values = np.asarray(of_seeds, dtype=np.float64)
+    mean = float(values.mean())
+    over_seeds = None
+    if values.size > 1:
+        half = student_quantile(values.size - 1) * float(values.std(ddof=1)) / math.sqrt(values.size)
+        over_seeds = (mean - half, mean + half)
+    over_users = None
+    if of_users is not None and of_users.shape[1] > 1:
+        low, high = intervals({"": of_users.mean(axis=0)})[""]
+        over_users = (low, high)
+    return Estimate(mean, over_seeds, over_users)
+
+
+def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """t with P(-t <= T <= t) = confidence for Student's T with a whole number of degrees of freedom, by bisection."""
+    low, high = 0.0, 1.0
+    while _within(high, degrees) < confidence:
+        high *= 2.0
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
+    return high
+
+
+def _within(t: float, degrees: int) -> float:
+    """P(-t <= T <= t), a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    if degrees % 2 == 0:
+        term, total = 1.0, 1.0
+        for k in range(1, degrees // 2):
+            term *= cosine**2 * (2 * k - 1) / (2 * k)
+            total += term
+        return sine * total
+    total, term = 0.0, cosine
+    for k in range(1, (degrees - 1) // 2 + 1):
+        total += term
+        term *= cosine**2 * (2 * k) / (2 * k + 1)
+    return 2.0 / math.pi * (angle + sine * total)
+
+
+def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
+    """Places of the points that no other one beats, which costs no more and is no worse, and better in one; cheapest first."""
+    front: list[int] = []
+    best = -math.inf
+    for place in sorted(range(len(costs)), key=lambda k: (costs[k], -qualities[k])):
+        twin = bool(front) and costs[front[-1]] == costs[place] and qualities[front[-1]] == qualities[place]
+        if qualities[place] > best or twin:
+            front.append(place)
+            best = qualities[place]
+    return front

@@ -1,0 +1,92 @@
+"""One trial: the project's own stages, train and evaluate, in a run folder of its own. Runs in an actor of Ray Tune.
+
+The stages start workers of their own through Ray Train; this process only waits for them and asks for no CPU.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rich.console import Console
+
+from cluster import driver
+from cluster.progress import View
+from cluster.run_folder import locked
+from cluster.study.record import Record, begun, read_record, write_record
+from cluster.study.trials import Trial
+from trainer.errors import UserError
+from trainer.log import read_metrics
+from trainer.stream.held_out import Split
+
+LOG = "trial.log"
+OnValidation = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trial, the digest under which it counts as done, and the splits to evaluate."""
+
+    trial: Trial
+    digest: str
+    splits: tuple[Split, ...]
+    keep_checkpoints: bool
+
+
+class _Watch(View):
+    """Writes what a person would see into a file, and keeps what the record needs."""
+
+    def __init__(self, console: Console, on_validation: OnValidation) -> None:
+        super().__init__(console)
+        self.peak_bytes: int | None = None
+        self.seconds = 0.0
+        self._on_validation = on_validation
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        super().on_event(event)
+        if event["kind"] == "resources":
+            self.peak_bytes = max(self.peak_bytes or 0, event["peak_bytes"])
+            self.seconds = max(self.seconds, event["seconds"])
+        elif event["kind"] == "validation":
+            self._on_validation(event)
+
+
+def run_trial(task: Task, on_validation: OnValidation) -> Record:
+    """Train and evaluate; what fails is told in the record, and not raised. A trial that was stopped goes on."""
+    run_dir = task.trial.config.run_dir
+    try:
+        with locked(run_dir):  # makes the folder, and sees that nobody else writes there
+            record = begun(read_record(run_dir), task.digest)
+            write_record(run_dir, record)
+        record = _run(task, record, on_validation)
+    except (UserError, driver.RunFailedError) as error:
+        return Record("failed", task.digest, reason=str(error))
+    if record.status == "done" and not task.keep_checkpoints:
+        shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    return record
+
+
+def _run(task: Task, record: Record, on_validation: OnValidation) -> Record:
+    run_dir = task.trial.config.run_dir
+    with (run_dir / LOG).open("a", encoding="utf-8") as file:
+        watch = _Watch(Console(file=file, width=160), on_validation)
+        try:
+            outcome, _ = driver.run_prepared(task.trial.config, list(task.splits), watch)
+            record = replace(record, status="done", steps=outcome.step, best_step=outcome.best_step)
+        except Exception as error:  # noqa: BLE001 - a process boundary: one trial's failure must not end the others
+            message = str(error) if isinstance(error, UserError | driver.RunFailedError) else repr(error)
+            watch.say(f"failed: {message}")
+            record = replace(record, status="failed", reason=message)
+    record = replace(
+        record,
+        train_seconds=record.train_seconds + watch.seconds,
+        peak_bytes=max((n for n in (record.peak_bytes, watch.peak_bytes) if n is not None), default=None),
+        events_per_second=_speed(task) or record.events_per_second,
+    )
+    write_record(run_dir, record)
+    return record
+
+
+def _speed(task: Task) -> float | None:
+    lines = [line for line in read_metrics(task.trial.config.run_dir / "metrics.jsonl") if line["kind"] == "train"]
+    return float(lines[-1]["events_per_second"]) if lines else None

@@ -1,0 +1,337 @@
+"""What a model costs, by formulas over its settings alone: FLOPs by part, parameters, activations, bytes moved. No torch.
+
+Of each input event, on average over histories of given lengths. FLOPs of matrix products are those of the code as it runs: a pair
+of events that a mask hides costs as much as one that it shows, and what is computed again in the backward pass is counted
+again. They equal torch.utils.flop_counter exactly, for histories padded to their own length (tests/models/test_costs.py).
+Other operations are estimates: one for each number that is produced. So are activations and bytes moved, in float32.
+
+Symbols: D model width, H heads, K head width, L events of a history, C candidates or negatives, U looked-up items of a step.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.attention.config import AttentionConfig
+from models.config import ModelConfig
+from models.encoders.config import EncoderConfig
+from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
+
+FLOAT = 4  # bytes
+POSITION_BUCKETS, TIME_BUCKETS = 64, 128  # as in models/attention/bias.py
+# Numbers produced for each score: subtract, exponential, divide; and for the sparse ones a sort and a running sum besides.
+NORMALISATION = {"softmax": 3.0, "silu": 3.0, "sparsemax": 6.0, "entmax15": 9.0}
+# Of a dense weight and step: read forward and backward, its gradient written and read, weight and two moments read and written.
+WEIGHT_TRAFFIC = 10
+# A full softmax over more candidates than this forms its logits twice (models/objectives/softmax.py).
+TILED_FROM = 1 << 15
+
+
+@dataclass(frozen=True)
+class Histories:
+    """How many histories there are of each length; lengths (n,) int64 of 1 and more, counts (n,)."""
+
+    lengths: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def of(cls, lengths: np.ndarray) -> "Histories":
+        """From the length of every history; empty ones cost nothing."""
+        return cls(*np.unique(lengths[lengths > 0], return_counts=True))
+
+    @property
+    def num_events(self) -> float:
+        return float((self.lengths * self.counts).sum())
+
+    @property
+    def mean(self) -> float:
+        return self.num_events / float(self.counts.sum())
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a training step is given.
+
+    events_per_step: of the global batch; num_items: that the training part knows; targets_per_event: below 1 where only masked
+    items are learned; projected: widths of what is projected to D before it is added, by what it is of ("item", "event", "user");
+    items_per_step: looked up, none estimates them.
+    """
+
+    histories: Histories
+    events_per_step: float
+    num_items: int
+    targets_per_event: float = 1.0
+    projected: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    items_per_step: float | None = None
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one part and one input event. forward, backward, recomputed: matrix products; pointwise: all else, forward."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+    recomputed: float = 0.0
+    pointwise: float = 0.0
+
+    def __add__(self, other: "Flops") -> "Flops":
+        return Flops(
+            self.forward + other.forward,
+            self.backward + other.backward,
+            self.recomputed + other.recomputed,
+            self.pointwise + other.pointwise,
+        )
+
+    def times(self, factor: float) -> "Flops":
+        return Flops(*(factor * value for value in (self.forward, self.backward, self.recomputed, self.pointwise)))
+
+    @property
+    def matmul(self) -> float:
+        """Matrix products of a training step."""
+        return self.forward + self.backward + self.recomputed
+
+    @property
+    def training(self) -> float:
+        """Of a training step. The backward pass of a pointwise operation is taken for two of them."""
+        return self.matmul + 3.0 * self.pointwise
+
+
+@dataclass(frozen=True)
+class Costs:
+    """parts: FLOPs of one input event by part of the model; bytes: of one input event of a training step, in float32."""
+
+    parts: dict[str, Flops]
+    dense_parameters: int
+    activation_bytes: float
+    moved_bytes: float
+
+    @property
+    def total(self) -> Flops:
+        return sum(self.parts.values(), Flops())
+
+    @property
+    def forward(self) -> float:
+        """Of encoding an event and scoring it as in training."""
+        return self.total.forward + self.total.pointwise
+
+    @property
+    def training(self) -> float:
+        return self.total.training
+
+
+def costs_of(model: ModelConfig, width: int, workload: Workload) -> Costs:
+    """width: D, of the item table. Tables count as look-ups; their parameters are not the model's."""
+    encoder = model.encoder
+    items_per_event = looked_up_items(model, workload) / workload.events_per_step
+    parts = {name: work.times(encoder.num_blocks) for name, work in _block(encoder, model.max_history, width, workload)}
+    parts["pooling"] = _pooling(encoder, width, workload.histories)
+    parts["towers"] = _tower(encoder.user_tower, width) + _tower(encoder.item_tower, width).times(items_per_event)
+    parts["inputs"] = _inputs(encoder, width, workload, items_per_event)
+    parts["objective"] = _objective(model.objective, width, workload).times(workload.targets_per_event)
+    dense = num_dense_parameters(model, width, workload.projected)
+    activations = FLOAT * _saved_numbers(encoder, width)
+    looked_up = (
+        FLOAT * width * (5 * items_per_event + 2)
+    )  # row read, written, its gradient twice, row updated; events gathered
+    weights = FLOAT * WEIGHT_TRAFFIC * dense / workload.events_per_step
+    return Costs(
+        {name: work for name, work in parts.items() if work != Flops()},
+        dense,
+        activations,
+        3 * activations + looked_up + weights,  # written, read, and a gradient as large
+    )
+
+
+def looked_up_items(model: ModelConfig, workload: Workload) -> float:
+    """Distinct items of a step: all, or how many are expected if events were spread evenly over the catalogue (an upper bound)."""
+    if workload.items_per_step is not None:
+        return workload.items_per_step
+    if isinstance(model.objective, FullSoftmaxConfig):
+        return workload.num_items + 1.0
+    draws = workload.events_per_step * (1.0 + 1.0 / workload.histories.mean) + model.objective.num_negatives
+    return float(workload.num_items * -np.expm1(draws * np.log1p(-1.0 / (workload.num_items + 1))))
+
+
+def _linear(width_in: float, width_out: float, bias: bool = False) -> Flops:
+    products = 2.0 * width_in * width_out
+    return Flops(products, 2.0 * products, 0.0, width_out if bias else 0.0)
+
+
+def _block(encoder: EncoderConfig, max_history: int, width: int, workload: Workload) -> Iterator[tuple[str, Flops]]:
+    attention = encoder.attention
+    pairs = pairs_per_event(attention, workload.histories)
+    seen = attention.num_channels * width
+    key_width = attention.key_value_heads * (width // attention.num_heads)
+    sizes = width + 2 * key_width
+    activated = (sizes + seen * attention.gate) * (attention.projection_activation == "silu") * 2.0
+    norms = 4.0 * width * (1 if encoder.feed_forward == "none" else 2) + 4.0 * seen * (attention.output_norm != "none")
+    output = _linear(seen, width, attention.output_bias)
+    gates = _linear(width, seen).times(float(attention.gate)) + Flops(pointwise=float(seen * attention.gate))
+    if encoder.residual_gate:
+        sub_layers = 1 if encoder.feed_forward == "none" else 2
+        gates += (_linear(width, width, bias=True) + Flops(pointwise=2.0 * width)).times(sub_layers)
+    parts = {
+        "projections": _linear(width, sizes) + output + Flops(pointwise=activated),
+        "attention": _attention(encoder, width, pairs),
+        "bias": _bias(attention, pairs),
+        "gates": gates,
+        "feed-forward": _feed_forward(encoder, width),
+        "norms and residuals": Flops(pointwise=norms + 2.0 * width),
+    }
+    for name, work in parts.items():
+        again = Flops(recomputed=work.forward) if encoder.recompute else Flops()
+        yield name, work + again
+
+
+def is_plain(encoder: EncoderConfig) -> bool:
+    """Whether training goes through scaled_dot_product_attention; any other form is computed again in the backward pass."""
+    attention = encoder.attention
+    return (
+        attention.normalisation == "softmax"
+        and attention.mask == "causal"
+        and attention.window is None
+        and attention.bias == "none"
+        and attention.dropout * 256 < 0.5  # models/dropout.py drops in steps of 1/256
+        and attention.penalty == 0.0
+    )
+
+
+def pairs_per_event(attention: AttentionConfig, histories: Histories) -> float:
+    """Pairs of a query and a key that are computed, hidden ones too, for an average event."""
+    lengths, window = histories.lengths.astype(np.float64), attention.window
+    if window is None or lengths.max() <= 2 * window:
+        pairs = lengths**2
+    else:
+        keys = window * (2 if attention.mask == "causal" else 3) + attention.num_global
+        pairs = np.ceil(lengths / window) * window * keys
+    return float((pairs * histories.counts).sum()) / histories.num_events
+
+
+def _attention(encoder: EncoderConfig, width: int, pairs: float) -> Flops:
+    """Scores, their normalisation, and the weighted sums of values, which each map and each channel has of its own."""
+    attention = encoder.attention
+    maps = 2 if attention.differential else 1
+    products = 2.0 * pairs * width * (1 + maps + (attention.num_channels - 1))
+    recomputed = 0.0 if is_plain(encoder) else products
+    per_score = NORMALISATION[attention.normalisation] + (attention.dropout > 0)
+    rotated = 3.0 * 2 * width * (encoder.positions == "rotary")
+    combined = 6.0 * width * attention.differential
+    pointwise = pairs * maps * attention.num_heads * per_score + rotated + combined
+    return Flops(products, 2.0 * products, recomputed, pointwise)
+
+
+def _bias(attention: AttentionConfig, pairs: float) -> Flops:
+    """Each bias: looked up or computed for every pair and head, and added."""
+    biases = attention.uses_position + attention.uses_time
+    maps = 2 if attention.differential else 1
+    return Flops(pointwise=2.0 * pairs * maps * attention.num_heads * biases)
+
+
+def _feed_forward(encoder: EncoderConfig, width: int) -> Flops:
+    hidden = width * encoder.feed_forward_multiple
+    match encoder.feed_forward:
+        case "none":
+            return Flops()
+        case "swiglu":
+            return _linear(width, 2 * hidden) + _linear(hidden, width) + Flops(pointwise=3.0 * hidden)
+        case _:
+            return _linear(width, hidden, bias=True) + _linear(hidden, width, bias=True) + Flops(pointwise=2.0 * hidden)
+
+
+def _pooling(encoder: EncoderConfig, width: int, histories: Histories) -> Flops:
+    if encoder.pooling == "last":
+        return Flops()
+    pooling = AttentionConfig(num_heads=encoder.attention.num_heads, mask=encoder.attention.mask)
+    pairs = pairs_per_event(pooling, histories)
+    attended = _attention(EncoderConfig(attention=pooling), width, pairs)
+    return _linear(width, 2 * width) + _linear(width, width, bias=True) + attended
+
+
+def _tower(hidden: list[int], width: int) -> Flops:
+    widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
+    layers = (_linear(a, b, bias=True) + Flops(pointwise=2.0 * b) for a, b in itertools.pairwise(widths))
+    return sum(layers, Flops())
+
+
+def _inputs(encoder: EncoderConfig, width: int, workload: Workload, items_per_event: float) -> Flops:
+    """Positions added; features projected, of which those that are numbers need no gradient of their own."""
+    each = {"item": items_per_event, "event": 1.0, "user": 1.0 / workload.histories.mean}
+    found = Flops(pointwise=float(width * (encoder.positions == "learned") + width))
+    for owner, widths in workload.projected.items():
+        for given in widths:
+            found += (_linear(given, width) + Flops(pointwise=float(width))).times(each[owner])
+    return found
+
+
+def _objective(objective: ObjectiveConfig, width: int, workload: Workload) -> Flops:
+    """Of one target: its score against C vectors, and the gradients of both sides; one exponential or so for each score."""
+    scores_all = isinstance(objective, FullSoftmaxConfig)
+    compared = workload.num_items if scores_all else objective.num_negatives  # type: ignore[union-attr]
+    products = 2.0 * compared * width
+    again = products if scores_all and compared > TILED_FROM else 0.0
+    return Flops(products, 2.0 * products, again, 4.0 * compared + 2.0 * width)
+
+
+def num_dense_parameters(model: ModelConfig, width: int, projected: Mapping[str, tuple[int, ...]] | None = None) -> int:
+    """Of everything but the tables."""
+    encoder = model.encoder
+    norm = width * (2 if encoder.norm == "layer_norm" else 1)
+    total = encoder.num_blocks * _block_parameters(encoder, model.max_history, width, norm)
+    total += model.max_history * width * (encoder.positions == "learned") + norm * encoder.final_norm
+    if encoder.pooling == "attention":
+        total += width + 2 * width * width + (width + 1) * width
+    for hidden in (encoder.user_tower, encoder.item_tower):
+        widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
+        total += sum((a + 1) * b for a, b in itertools.pairwise(widths))
+    return total + width * sum(sum(widths) for widths in (projected or {}).values())
+
+
+def _block_parameters(encoder: EncoderConfig, max_history: int, width: int, norm: int) -> int:
+    attention = encoder.attention
+    head_width, maps = width // attention.num_heads, 2 if attention.differential else 1
+    heads, sides = maps * attention.num_heads, 2 if attention.mask == "bidirectional" else 1
+    seen = attention.num_channels * width
+    projected = width + 2 * attention.key_value_heads * head_width + seen * attention.gate
+    positions = {"exact": sides * max_history, "bucketed": sides * min(POSITION_BUCKETS, max_history), "functional": 1}
+    total = norm + width * projected + seen * width + width * attention.output_bias
+    total += heads * positions[attention.position_bias] * attention.uses_position
+    total += heads * (TIME_BUCKETS if attention.time_bias == "bucketed" else 1) * attention.uses_time
+    total += heads * (attention.temperature == "learned")
+    total += (4 * (head_width // maps) + head_width) * attention.differential
+    total += seen * {"none": 0, "layer_norm": 2, "rms_norm": 1}[attention.output_norm]
+    gate = (width + 1) * width * encoder.residual_gate
+    total += gate
+    hidden = width * encoder.feed_forward_multiple
+    match encoder.feed_forward:
+        case "none":
+            return total
+        case "swiglu":
+            return total + norm + gate + 3 * width * hidden
+        case _:
+            return total + norm + gate + 2 * width * hidden + hidden + width
+
+
+def _saved_numbers(encoder: EncoderConfig, width: int) -> float:
+    """Numbers of one event that the backward pass needs: what goes into matrix products, norms and activations."""
+    attention = encoder.attention
+    seen = attention.num_channels * width
+    key_width = attention.key_value_heads * (width // attention.num_heads)
+    maps = 2 if attention.differential else 1
+    projected = width + 2 * key_width + seen * attention.gate
+    rms = encoder.norm == "rms_norm"  # torch keeps what it scales by besides
+    block = (2.0 + rms) * width  # the norm's input and output
+    block += projected * (attention.projection_activation == "silu") * (1 + attention.gate)
+    block += (2 + maps) * width + seen * (1 + maps)  # queries, keys, and values by map, as rows; what was seen
+    block += seen * (attention.gate + {"none": 0, "layer_norm": 1, "rms_norm": 2}[attention.output_norm])
+    beside = 3.0 * width * encoder.residual_gate + width * (encoder.dropout > 0)
+    block += beside
+    if encoder.feed_forward != "none":
+        hidden = width * encoder.feed_forward_multiple
+        block += (2.0 + rms) * width + hidden * (4 if encoder.feed_forward == "swiglu" else 2) + beside
+    if encoder.recompute:
+        block = (encoder.num_blocks * width + block) / max(1, encoder.num_blocks)
+    pooling = 6.0 * width * (encoder.pooling == "attention")
+    tower = width * (1.0 + 2.0 * sum(encoder.user_tower)) if encoder.user_tower else 0.0
+    return encoder.num_blocks * block + 4.0 * width + pooling + tower

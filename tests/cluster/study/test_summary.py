@@ -1,0 +1,151 @@
+"""One row per point out of what trials left, by hand-computed numbers; and the files that are written of it."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.study import outputs
+from cluster.study.collect import Finished, Measured
+from cluster.study.config import read_study
+from cluster.study.costing import Costing
+from cluster.study.record import Record
+from cluster.study.summary import Summary, summarize
+from cluster.study.trials import Plan, plan_trials
+
+# By point and seed: the value of each of four users.
+VALUES = {
+    (0, 1): [0.0, 1.0, 0.0, 1.0],
+    (0, 2): [0.0, 1.0, 0.5, 1.0],
+    (1, 1): [0.5, 1.0, 0.5, 1.0],
+    (1, 2): [0.5, 1.0, 1.0, 1.0],
+    (2, 1): [0.0, 0.0, 0.0, 1.0],
+    (2, 2): [0.0, 0.0, 0.0, 1.0],
+}
+SPEED = {0: 100.0, 1: 50.0, 2: 200.0}
+FLOPS = {0: 1e6, 1: 4e6, 2: 2e6}
+
+
+def costing(flops: float) -> Costing:
+    return Costing(flops / 3, flops, flops, 10.0, 30.0, 77, 1000, {"attention": flops}, 20.0, False)
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    file = tmp_path / "study.toml"
+    file.write_text(
+        f"""
+        [study]
+        dir = "{tmp_path / "study"}"
+        seeds = [1, 2]
+        [study.grid]
+        "model.encoder.num_blocks" = [1, 2, 3]
+        [logs]
+        path = "events.parquet"
+        """
+    )
+    (tmp_path / "study").mkdir()
+    return plan_trials(read_study(file))
+
+
+def finished(plan: Plan, without: str = "", users: str = "abcd") -> dict[str, Finished]:
+    """All trials but one, as if they had been run."""
+    found = {}
+    for trial in plan.trials:
+        if trial.name != without:
+            values = np.asarray(VALUES[trial.point, trial.seed])
+            measured = Measured({"ndcg@10": float(values.mean()), "mrr": 0.5}, list(users), values)
+            record = Record("done", "d", 1, 8.0, SPEED[trial.point], 1000 * (trial.point + trial.seed), 40)
+            found[trial.name] = Finished(trial, record, {"validation": measured, "test": measured})
+    return found
+
+
+def summary_of(plan: Plan, found: dict[str, Finished], failed: dict[str, str] | None = None) -> Summary:
+    return summarize(plan, found, failed or {}, [costing(FLOPS[k]) for k in range(3)])
+
+
+def test_rows_are_means_over_seeds_ranked_by_validation(plan: Plan) -> None:
+    rows = summary_of(plan, finished(plan)).rows
+    assert [row.validation.mean for row in rows] == pytest.approx([0.5625, 0.8125, 0.25])
+    assert [row.rank for row in rows] == [2, 1, 3]
+    assert rows[0].validation.over_seeds == pytest.approx(
+        (0.5625 - 12.7062 * 0.0625, 0.5625 + 12.7062 * 0.0625), abs=1e-4
+    )
+    assert rows[2].validation.over_seeds == pytest.approx((0.25, 0.25))
+    assert rows[1].peak_bytes == 3000
+    assert rows[1].metrics["test"]["mrr"] == 0.5
+
+
+def test_differences_are_paired_by_seed_and_user(plan: Plan) -> None:
+    first, second, third = summary_of(plan, finished(plan)).rows
+    assert first.difference is None
+    assert second.difference is not None
+    # Both seeds differ by 0.25, so there is no doubt over seeds; users differ by 0.5, 0, 0.5, 0.
+    assert second.difference.mean == pytest.approx(0.25)
+    assert second.difference.over_seeds == pytest.approx((0.25, 0.25))
+    half = 1.959964 * (1 / 12) ** 0.5 / 2
+    assert second.difference.over_users == pytest.approx((0.25 - half, 0.25 + half), abs=1e-6)
+    assert third.difference is not None
+    assert third.difference.mean == pytest.approx(-0.3125)
+
+
+def test_other_users_are_not_compared_one_by_one(plan: Plan) -> None:
+    found = finished(plan)
+    last = plan.trials[-1]
+    found[last.name] = finished(plan, users="abcx")[last.name]
+    third = summary_of(plan, found).rows[2]
+    assert third.difference is not None
+    assert third.difference.over_users is None
+    assert third.difference.mean == pytest.approx(-0.3125)
+
+
+def test_fronts_weigh_quality_against_each_cost(plan: Plan) -> None:
+    summary = summary_of(plan, finished(plan))
+    fronts = {axis: [row.name for row in outputs.front_of(summary, axis)] for axis in outputs.AXES}
+    assert fronts["training_flops_per_event"] == ["num_blocks 1", "num_blocks 2"]
+    assert fronts["events_per_second"] == ["num_blocks 3", "num_blocks 1", "num_blocks 2"]
+
+
+def test_a_failed_trial_leaves_the_other_seeds_of_its_point(plan: Plan) -> None:
+    failed = {"num_blocks-1-seed2": "out of memory"}
+    summary = summary_of(plan, finished(plan, without="num_blocks-1-seed2"), failed)
+    first, second, _ = summary.rows
+    assert first.seeds == (1,)
+    assert first.failed == ("num_blocks-1-seed2",)
+    assert first.validation.over_seeds is None
+    assert second.difference is not None
+    assert second.difference.mean == pytest.approx(0.25)  # of seed 1, which both have
+    assert "- num_blocks-1-seed2: out of memory" in outputs.table_text(summary)
+
+
+def test_without_any_result_there_is_a_table_of_failures(plan: Plan) -> None:
+    summary = summary_of(plan, {}, {trial.name: "no memory" for trial in plan.trials})
+    assert summary.rows == ()
+    outputs.write(plan, summary)
+    assert "num_blocks-3-seed2: no memory" in (plan.file.folder / "table.md").read_text()
+
+
+def test_all_files_say_the_same(plan: Plan) -> None:
+    page = outputs.write(plan, summary_of(plan, finished(plan)))
+    folder = plan.file.folder
+    results = json.loads((folder / "results.json").read_text())
+    assert results["compared_with"] == "num_blocks 1"
+    assert results["fronts"]["training_flops_per_event"] == ["num_blocks 1", "num_blocks 2"]
+    assert [point["validation"]["mean"] for point in results["points"]] == pytest.approx([0.5625, 0.8125, 0.25])
+    lines = list(csv.DictReader(io.StringIO((folder / "results.csv").read_text())))
+    assert [float(line["validation"]) for line in lines] == pytest.approx([0.5625, 0.8125, 0.25])
+    assert [line["model.encoder.num_blocks"] for line in lines] == ["1", "2", "3"]
+    table = (folder / "table.md").read_text().splitlines()
+    assert len({line.count("|") for line in table[:5]}) == 1
+    assert table[3].startswith("| num_blocks 2 | 1 | 0.8125 |")
+    assert "+0.2500 ±0.2829" in table[3]
+    assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
+    svg = (folder / "plot.svg").read_text()
+    assert svg.startswith("<svg")
+    assert svg in page.read_text()
+    written = {name: (folder / name).read_bytes() for name in ("results.json", "plot.svg", "table.md", "study.html")}
+    outputs.write(plan, summary_of(plan, finished(plan)))
+    assert written == {name: (folder / name).read_bytes() for name in written}

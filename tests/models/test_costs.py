@@ -1,0 +1,194 @@
+"""The cost model against torch's own counter, on the code that it speaks of: matrix products and parameters exactly."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.attention.blocks import AttentionContext
+from models.batch import HistoryBatch, build_batch
+from models.config import ModelConfig
+from models.costs import Histories, Workload, costs_of, num_dense_parameters
+from models.encoders.config import EncoderConfig
+from models.encoders.encoder import Encoder
+from models.item_features import Catalogue
+from models.jagged import layout_of
+from models.next_item import NextItemModel
+from models.objectives.config import FullSoftmaxConfig
+from models.objectives.softmax import CHUNK_ELEMENTS
+from models.tables import TableSpec
+
+WIDTH, MAX_HISTORY, NUM_ITEMS = 16, 24, 29
+KINDS = ["sasrec", "bert4rec", "hstu", "ligr", "fuxi_alpha", "two_tower"]
+# Lengths of which each gets a bucket of its own, so that nothing is padded.
+LENGTHS = np.asarray([24, 24, 7, 7, 7, 1])
+
+FORMS: dict[str, dict[str, Any]] = {
+    **{kind: {"kind": kind} for kind in KINDS},
+    "shared keys": {"attention": {"num_heads": 4, "num_key_value_heads": 2}},
+    "differential": {"attention": {"num_heads": 2, "differential": True}},
+    "differential with bias": {"attention": {"num_heads": 2, "differential": True, "bias": "both"}},
+    "sparsemax": {"attention": {"num_heads": 2, "normalisation": "sparsemax", "temperature": "learned"}},
+    "entmax": {"attention": {"normalisation": "entmax15", "bias": "time", "time_bias": "functional"}},
+    "bucketed": {"attention": {"num_heads": 2, "bias": "both", "position_bias": "bucketed"}},
+    "channels": {"attention": {"num_heads": 2, "bias": "both", "bias_as": "channel", "position_bias": "functional"}},
+    "bidirectional bias": {"attention": {"mask": "bidirectional", "bias": "position"}},
+    "rotary": {"positions": "rotary", "attention": {"num_heads": 2}},
+    "window": {"attention": {"num_heads": 2, "window": 5, "num_global": 3}},
+    "wide window": {"attention": {"window": 12}},
+    "bidirectional window": {"attention": {"window": 5, "mask": "bidirectional"}},
+    "penalty": {"attention": {"penalty": 0.1}},
+    "attention dropout": {"attention": {"dropout": 0.2}},
+    # Without gates or dropout behind it torch leaves out a block's last product, of which nothing else depends.
+    "recomputed": {"recompute": True, "kind": "ligr"},
+    "recomputed with bias": {"recompute": True, "kind": "fuxi_alpha", "residual_gate": True},
+    "no feed-forward": {"feed_forward": "none", "residual_gate": True, "norm": "rms_norm"},
+    "towers": {"kind": "two_tower", "user_tower": [3, 2], "item_tower": [], "attention": {"num_heads": 2}},
+    "no blocks": {"num_blocks": 0},
+}
+
+
+def model_config(given: dict[str, Any], objective: dict[str, Any] | None = None) -> ModelConfig:
+    values = {"max_history": MAX_HISTORY, "encoder": {"dropout": 0.0, **given}}
+    return ModelConfig.model_validate({**values, "objective": objective or {"kind": "full_softmax"}})
+
+
+def context_of(lengths: np.ndarray) -> AttentionContext:
+    times = torch.arange(int(lengths.sum()))
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    return AttentionContext(layout_of(offsets), times, times)
+
+
+def workload(config: ModelConfig, **given: Any) -> Workload:
+    return replace(Workload(Histories.of(LENGTHS), float(LENGTHS.sum()), NUM_ITEMS), **given)
+
+
+def products_in(work: Any) -> int:
+    """Matrix products of a step by torch's counter, which knows neither the in-place ones nor the CPU's fused attention."""
+
+    def in_place(shape: Any, left: Any, right: Any, *_: Any, **__: Any) -> int:
+        return int(2 * left[0] * left[1] * right[1])
+
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: in_place})
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        work()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.replace(" ", "-"))
+def test_matrix_products_of_an_encoder_are_those_that_torch_counts(form: str) -> None:
+    config = model_config(FORMS[form])
+    encoder = Encoder(WIDTH, MAX_HISTORY, config.encoder)
+    encoder.initialize(torch.Generator().manual_seed(1))
+    x_ND = torch.randn(int(LENGTHS.sum()), WIDTH, requires_grad=True)
+
+    def step() -> None:
+        encoded, penalty = encoder(x_ND, context_of(LENGTHS))
+        (encoded.square().sum() + (0.0 if penalty is None else penalty)).backward()
+
+    # Without its objective and the tower of items, which are not the encoder's to run.
+    quiet = config.model_copy(update={"encoder": config.encoder.model_copy(update={"item_tower": []})})
+    parts = costs_of(quiet, WIDTH, workload(quiet)).parts
+    predicted = sum(work.matmul for name, work in parts.items() if name != "objective") * x_ND.shape[0]
+    assert predicted == pytest.approx(products_in(step), rel=1e-12)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form.replace(" ", "-"))
+def test_dense_parameters_are_those_of_the_model(form: str) -> None:
+    config = model_config(FORMS[form])
+    encoder = Encoder(WIDTH, MAX_HISTORY, config.encoder)
+    assert num_dense_parameters(config, WIDTH) == sum(p.numel() for p in encoder.parameters())
+
+
+def batch_of(lengths: np.ndarray, num_negatives: int) -> HistoryBatch:
+    random = np.random.default_rng(3)
+    num_events = int(lengths.sum())
+    items, targets = random.integers(1, NUM_ITEMS + 1, (2, num_events))
+    negatives = random.integers(1, NUM_ITEMS + 1, num_negatives)
+    offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    catalogue = Catalogue(NUM_ITEMS + 1, NUM_ITEMS + 1)
+    rows = np.arange(lengths.size)
+    batch = build_batch(rows, offsets, items, targets, negatives, catalogue, whole_catalogue=not num_negatives)
+    return replace(batch, times=torch.arange(num_events))
+
+
+OBJECTIVES: list[dict[str, Any]] = [
+    {"kind": "full_softmax"},
+    {"kind": "full_softmax", "normalize": True, "temperature": 0.1},
+    {"kind": "sampled_softmax", "num_negatives": 11},
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda given: "-".join(map(str, given.values())))
+@pytest.mark.parametrize("kind", ["sasrec", "two_tower"])
+def test_matrix_products_of_a_whole_step_are_those_that_torch_counts(kind: str, objective: dict[str, Any]) -> None:
+    config = model_config({"kind": kind}, objective)
+    model = NextItemModel(config, [TableSpec("item", NUM_ITEMS + 1, WIDTH)], torch.device("cpu"))
+    model.initialize(torch.Generator().manual_seed(1))
+    batch = batch_of(LENGTHS, objective.get("num_negatives", 0))
+
+    def step() -> None:
+        model.loss(model.look_up(batch.items), batch).backward()
+
+    costs = costs_of(config, WIDTH, workload(config, items_per_step=float(batch.lookup_ids.numel())))
+    assert costs.total.matmul * LENGTHS.sum() == pytest.approx(products_in(step), rel=1e-12)
+
+
+def test_parts_add_up_and_a_forward_pass_is_a_third_where_nothing_is_recomputed() -> None:
+    config = model_config({})
+    costs = costs_of(config, WIDTH, workload(config))
+    assert costs.total.matmul == pytest.approx(sum(work.matmul for work in costs.parts.values()))
+    assert costs.total.matmul == pytest.approx(3 * costs.total.forward)
+    assert costs.training > costs.total.matmul > 0
+
+
+def test_attention_grows_with_the_square_of_length_and_with_a_window_only_linearly() -> None:
+    def attention_of(length: int, window: int | None) -> float:
+        config = model_config({"attention": {"window": window}}).model_copy(update={"max_history": length})
+        histories = Histories.of(np.asarray([length]))
+        return costs_of(config, WIDTH, Workload(histories, length, NUM_ITEMS)).parts["attention"].matmul
+
+    assert attention_of(4096, None) == pytest.approx(8 * attention_of(512, None))
+    assert attention_of(4096, 64) == pytest.approx(attention_of(512, 64))
+
+
+def test_a_sampled_objective_looks_up_fewer_items_than_there_are() -> None:
+    sampled = model_config({"kind": "two_tower"}, {"kind": "sampled_softmax", "num_negatives": 4})
+    full = model_config({"kind": "two_tower"})
+    few, all_items = (costs_of(c, WIDTH, workload(c, num_items=10_000)).parts["towers"] for c in (sampled, full))
+    assert few.forward < all_items.forward / 10
+
+
+def test_constants_are_those_of_the_code() -> None:
+    from models import costs
+    from models.attention import bias
+
+    assert (costs.POSITION_BUCKETS, costs.TIME_BUCKETS) == (bias.NUM_POSITION_BUCKETS, bias.NUM_TIME_BUCKETS)
+    assert isinstance(model_config({}).objective, FullSoftmaxConfig)
+    assert costs.TILED_FROM * 32 == CHUNK_ELEMENTS
+    assert isinstance(model_config({}).encoder, EncoderConfig)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_are_about_what_autograd_keeps(kind: str) -> None:
+    config = model_config({"kind": kind, "num_blocks": 4})
+    encoder = Encoder(WIDTH, MAX_HISTORY, config.encoder)
+    lengths = np.full(64, MAX_HISTORY)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if tensor.is_floating_point() and storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    x_ND = torch.randn(int(lengths.sum()), WIDTH, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        encoder(x_ND, context_of(lengths))
+    estimated = costs_of(config, WIDTH, Workload(Histories.of(lengths), lengths.sum(), NUM_ITEMS)).activation_bytes
+    assert estimated == pytest.approx(sum(kept.values()) / lengths.sum(), rel=0.1)
