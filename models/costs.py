@@ -17,6 +17,7 @@ import numpy as np
 from models.attention.config import AttentionConfig
 from models.config import ModelConfig
 from models.encoders.config import EncoderConfig
+from models.features.config import NUM_TIME_ROWS
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 FLOAT = 4  # bytes
@@ -128,7 +129,7 @@ def costs_of(model: ModelConfig, width: int, workload: Workload) -> Costs:
     parts = {name: work.times(encoder.num_blocks) for name, work in _block(encoder, model.max_history, width, workload)}
     parts["pooling"] = _pooling(encoder, width, workload.histories)
     parts["towers"] = _tower(encoder.user_tower, width) + _tower(encoder.item_tower, width).times(items_per_event)
-    parts["inputs"] = _inputs(encoder, width, workload, items_per_event)
+    parts["inputs"] = _inputs(model, width, workload, items_per_event)
     parts["objective"] = _objective(model.objective, width, workload).times(workload.targets_per_event)
     dense = num_dense_parameters(model, width, workload.projected)
     activations = FLOAT * _saved_numbers(encoder, width)
@@ -255,10 +256,11 @@ def _tower(hidden: list[int], width: int) -> Flops:
     return sum(layers, Flops())
 
 
-def _inputs(encoder: EncoderConfig, width: int, workload: Workload, items_per_event: float) -> Flops:
-    """Positions added; features projected, of which those that are numbers need no gradient of their own."""
+def _inputs(model: ModelConfig, width: int, workload: Workload, items_per_event: float) -> Flops:
+    """Positions and times added; features projected, of which those that are numbers need no gradient of their own."""
     each = {"item": items_per_event, "event": 1.0, "user": 1.0 / workload.histories.mean}
-    found = Flops(pointwise=float(width * (encoder.positions == "learned") + width))
+    added = (model.encoder.positions == "learned") + len(model.inputs.time) + 1
+    found = Flops(pointwise=float(width * added))
     for owner, widths in workload.projected.items():
         for given in widths:
             found += (_linear(given, width) + Flops(pointwise=float(width))).times(each[owner])
@@ -285,6 +287,7 @@ def num_dense_parameters(model: ModelConfig, width: int, projected: Mapping[str,
     for hidden in (encoder.user_tower, encoder.item_tower):
         widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
         total += sum((a + 1) * b for a, b in itertools.pairwise(widths))
+    total += width * sum(NUM_TIME_ROWS[part] for part in model.inputs.time)
     return total + width * sum(sum(widths) for widths in (projected or {}).values())
 
 

@@ -1,6 +1,5 @@
 """What the points of a study cost by the cost model (models/costs.py), on the dataset that they train on. Nothing is run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +8,9 @@ from cluster.config import Config
 from cluster.study.config import AssumedConfig
 from cluster.study.trials import Plan
 from models.costs import Histories, Workload, costs_of
-from trainer.dataset.manifest import Manifest, read_manifest, used_features
+from trainer.dataset.manifest import Feature, Manifest, read_manifest
 from trainer.errors import UserError
+from trainer.inputs import features_of
 from trainer.table_loads import ITEM_TABLE, declared_rows, table_rows
 
 
@@ -50,7 +50,8 @@ def costs_of_points(plan: Plan) -> list[Costing]:
     costs = []
     for number in range(len(plan.points)):
         config = plan.of_point(number)[0].config
-        key = (config.dataset_dir, str({name: (table.dim, table.ids) for name, table in config.tables.items()}))
+        tables = {name: (table.dim, table.ids) for name, table in config.tables.items()}
+        key = (config.dataset_dir, str(tables), str(config.model.inputs))
         if key not in found:
             found[key] = _facts_of(config, plan.study.assumed)
         costs.append(costing_of(config, found[key]))
@@ -62,12 +63,13 @@ def _facts_of(config: Config, assumed: AssumedConfig) -> _Facts:
         manifest = read_manifest(config.dataset_dir)
     except UserError:
         longest = assumed.history or config.model.max_history
-        rows = declared_rows(config.tables, config.logs) | {ITEM_TABLE: assumed.items + 1}
+        rows = declared_rows(config.tables, config.logs, config.model.inputs) | {ITEM_TABLE: assumed.items + 1}
         return _Facts(np.asarray([longest + 1]), assumed.items, {n: r for n, r in rows.items() if r is not None}, None)
     from trainer.stream.row_groups import RowGroupReader  # not where a study is only refused
 
     ends = RowGroupReader(config.dataset_dir, manifest).train_ends()
-    return _Facts(ends, manifest.counts.num_items, table_rows(config.tables, manifest), manifest)
+    rows_of_tables = table_rows(config.tables, manifest, config.model.inputs)
+    return _Facts(ends, manifest.counts.num_items, rows_of_tables, manifest)
 
 
 def costing_of(config: Config, facts: _Facts) -> Costing:
@@ -80,7 +82,7 @@ def costing_of(config: Config, facts: _Facts) -> Costing:
         else train.batch_size * _mean_with_empty(facts, config)
     )
     width = config.tables[ITEM_TABLE].dim
-    workload = Workload(histories, events, facts.num_items, projected={"item": _projected(config, facts.manifest)})
+    workload = Workload(histories, events, facts.num_items, projected=_projected(config, facts.manifest))
     costs = costs_of(config.model, width, workload)
     return Costing(
         forward_flops_per_event=costs.forward,
@@ -113,14 +115,17 @@ def _mean_with_empty(facts: _Facts, config: Config) -> float:
     return histories.num_events / (float(histories.counts.sum()) + empty)
 
 
-def _projected(config: Config, manifest: Manifest | None) -> tuple[int, ...]:
-    """Widths of the features of items that are not as wide as the model."""
-    width = config.tables[ITEM_TABLE].dim
-    widths: Sequence[int] = ()
-    if manifest is not None:
-        widths = [
+def _projected(config: Config, manifest: Manifest | None) -> dict[str, tuple[int, ...]]:
+    """By whose they are, the widths of features that are not as wide as the model."""
+    if manifest is None:
+        return {}
+    width, used = config.tables[ITEM_TABLE].dim, features_of(manifest, config.model.inputs)
+
+    def widths(features: tuple[Feature, ...]) -> tuple[int, ...]:
+        return tuple(
             config.tables[feature.table].dim if feature.table is not None else feature.dim or 1
-            for feature in used_features(manifest)
+            for feature in features
             if feature.table is None or config.tables[feature.table].dim != width
-        ]
-    return tuple(widths)
+        )
+
+    return {"item": widths(used.items), "event": widths(used.events), "user": widths(used.users)}

@@ -15,6 +15,9 @@ from models.config import ModelConfig
 from models.costs import Histories, Workload, costs_of, num_dense_parameters
 from models.encoders.config import EncoderConfig
 from models.encoders.encoder import Encoder
+from models.features.inputs import Inputs
+from models.features.time import Clock
+from models.features.values import InputFeature
 from models.item_features import Catalogue
 from models.jagged import layout_of
 from models.next_item import NextItemModel
@@ -102,6 +105,16 @@ def test_dense_parameters_are_those_of_the_model(form: str) -> None:
     config = model_config(FORMS[form])
     encoder = Encoder(WIDTH, MAX_HISTORY, config.encoder)
     assert num_dense_parameters(config, WIDTH) == sum(p.numel() for p in encoder.parameters())
+
+
+def test_dense_parameters_are_those_of_what_is_told_too() -> None:
+    told = {"time": ["gap", "weekday"]}
+    config = ModelConfig.model_validate({"max_history": MAX_HISTORY, "inputs": told})
+    numbers = (InputFeature("price", None, 1), InputFeature("vector", None, 3))
+    inputs = Inputs(numbers, numbers[:1], Clock(1, ("gap", "weekday")))
+    model = NextItemModel(config, [TableSpec("item", 9, WIDTH)], torch.device("cpu"), numbers, inputs)
+    dense = sum(p.numel() for part in (model.encoder, model.items, model.inputs) for p in part.parameters())
+    assert num_dense_parameters(config, WIDTH, {"item": (1, 3), "event": (1, 3), "user": (1,)}) == dense
 
 
 def batch_of(lengths: np.ndarray, num_negatives: int) -> HistoryBatch:
