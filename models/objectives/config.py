@@ -110,6 +110,11 @@ class BceConfig(SampledObjectiveConfig):
         gt=0.0,
         description="the negatives together weigh as much as this many of them; SASRec has one for each target",
     )
+    balanced: bool = Field(
+        True,
+        description="count scores from where target and negatives weigh the same, so that training need not begin by pushing all "
+        "scores down; false is the plain form",
+    )
 
 
 class GbceConfig(SampledObjectiveConfig):
@@ -121,6 +126,11 @@ class GbceConfig(SampledObjectiveConfig):
         ge=0.0,
         le=1.0,
         description="t of the paper: 0 is plain binary cross-entropy, 1 undoes all of the overconfidence that sampling brings",
+    )
+    balanced: bool = Field(
+        True,
+        description="count scores from where target and negatives weigh the same, so that training need not begin by pushing all "
+        "scores down; false is the plain form",
     )
 
 

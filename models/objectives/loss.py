@@ -15,7 +15,13 @@ from models.objectives.config import (
     SampledObjectiveConfig,
     SampledSoftmaxConfig,
 )
-from models.objectives.sampled import Sample, binary_cross_entropy, gbce_beta, sampled_softmax_cross_entropy
+from models.objectives.sampled import (
+    Sample,
+    balanced_offset,
+    binary_cross_entropy,
+    gbce_beta,
+    sampled_softmax_cross_entropy,
+)
 from models.objectives.softmax import scale_vectors, softmax_cross_entropy
 
 
@@ -34,12 +40,19 @@ def loss_of(objective: ObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch
         case SampledSoftmaxConfig():
             return sampled_softmax_cross_entropy(_sample(objective, user_TD, items_UD, batch))
         case BceConfig():
-            weight = objective.negatives_per_target / objective.num_negatives
-            return binary_cross_entropy(_sample(objective, user_TD, items_UD, batch), 1.0, weight)
+            weights = 1.0, objective.negatives_per_target / objective.num_negatives
+            return _binary(objective, _sample(objective, user_TD, items_UD, batch), weights, batch)
         case GbceConfig():
             num_items = batch.num_candidates - FIRST_ITEM
             beta = gbce_beta(objective.num_negatives, num_items, objective.calibration)
-            return binary_cross_entropy(_sample(objective, user_TD, items_UD, batch), beta, 1.0)
+            return _binary(objective, _sample(objective, user_TD, items_UD, batch), (beta, 1.0), batch)
+
+
+def _binary(
+    objective: BceConfig | GbceConfig, sample: Sample, weights: tuple[float, float], batch: HistoryBatch
+) -> Tensor:
+    offset = balanced_offset(sample, *weights, batch.num_candidates - FIRST_ITEM, objective.balanced)
+    return binary_cross_entropy(sample, *weights, offset)
 
 
 def _sample(objective: SampledObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch: HistoryBatch) -> Sample:

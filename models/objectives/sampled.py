@@ -103,28 +103,43 @@ def sampled_softmax_cross_entropy(sample: Sample) -> Tensor:
     return sum_over_scores(sample.users, sample.negatives, own_T, row_loss, sample.temperature)
 
 
-def binary_cross_entropy_reference(sample: Sample, positive_weight: float, negative_weight: float) -> Tensor:
+def binary_cross_entropy_reference(
+    sample: Sample, positive_weight: float, negative_weight: float, offset: float = 0.0
+) -> Tensor:
     """sum_t -a log sigmoid(s_t+) - b sum over c != t+ of log(1 - sigmoid(s_tc)), holding all T x C scores. Returns a scalar.
 
     With a = 1 and b = 1 / C this is the loss of SASRec (Kang & McAuley 2018, arXiv:1808.09781) in expectation, in which each
-    target has one negative of its own; with a < 1 that of gSASRec, see `gbce_beta`. With log_q every score is lessened by
-    log(b C q), as in noise-contrastive estimation (Mnih & Teh 2012, arXiv:1206.6426): then the best scores are the logarithms of
-    probabilities, whatever the negatives' distribution.
+    target has one negative of its own; with a < 1 that of gSASRec, see `gbce_beta`. Every score is lessened by `offset`, and with
+    log_q by that too, as in noise-contrastive estimation (Mnih & Teh 2012, arXiv:1206.6426): then the best scores are the
+    logarithms of probabilities, up to a constant, whatever the negatives' distribution.
     """
-    own_T, scores_TC = sample.own_scores, sample.users @ sample.negatives.T / sample.temperature
+    own_T, scores_TC = sample.own_scores - offset, sample.users @ sample.negatives.T / sample.temperature - offset
     if sample.negative_log_q is not None and sample.target_log_q is not None:
-        weight = math.log(negative_weight * sample.num_negatives)
-        own_T, scores_TC = own_T - sample.target_log_q - weight, scores_TC - sample.negative_log_q - weight
+        own_T, scores_TC = own_T - sample.target_log_q, scores_TC - sample.negative_log_q
     scores_TC = scores_TC.masked_fill(sample.target_ids[:, None] == sample.negative_ids, float("-inf"))
     return -positive_weight * F.logsigmoid(own_T).sum() - negative_weight * F.logsigmoid(-scores_TC).sum()
 
 
-def binary_cross_entropy(sample: Sample, positive_weight: float, negative_weight: float) -> Tensor:
+def balanced_offset(
+    sample: Sample, positive_weight: float, negative_weight: float, num_items: int, balanced: bool
+) -> float:
+    """What binary cross-entropy takes from every score.
+
+    Balanced: the logarithm of b C / a, so that scores of zero, with which training begins, have as large a gradient from the target
+    as from all negatives together. Without it most of the gradient says at first that all scores are too high, and thousands
+    of steps pass before items are told apart. Corrected scores are then counted from that of an item with probability 1 / items.
+    """
+    log_weight = math.log(negative_weight * max(1, sample.num_negatives))
+    if sample.negative_log_q is not None:
+        return log_weight + (math.log(num_items / positive_weight) if balanced else 0.0)
+    return log_weight - math.log(positive_weight) if balanced else 0.0
+
+
+def binary_cross_entropy(sample: Sample, positive_weight: float, negative_weight: float, offset: float = 0.0) -> Tensor:
     """Equal to the reference in value and gradient; memory O(CHUNK_ELEMENTS + T D + C D). Costs 6 T C D operations."""
-    own_T, shift_C = sample.own_scores, None
-    if sample.negative_log_q is not None and sample.target_log_q is not None and sample.num_negatives:
-        weight = math.log(negative_weight * sample.num_negatives)
-        own_T, shift_C = own_T - sample.target_log_q - weight, sample.negative_log_q + weight
+    own_T, shift_C = sample.own_scores - offset, sample.users.new_full((1,), offset) if offset else None
+    if sample.negative_log_q is not None and sample.target_log_q is not None:
+        own_T, shift_C = own_T - sample.target_log_q, sample.negative_log_q + offset
 
     def row_loss(scores_RC: Tensor, rows: slice) -> tuple[Tensor, None]:
         if shift_C is not None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from models.objectives import chunked_scores
 from models.objectives.sampled import (
     Sample,
+    balanced_offset,
     binary_cross_entropy,
     binary_cross_entropy_reference,
     gbce_beta,
@@ -30,8 +31,8 @@ PAIRS = {
         lambda sample: binary_cross_entropy_reference(sample, 1.0, 1 / 6),
     ),
     "gbce": (
-        lambda sample: binary_cross_entropy(sample, 0.3, 1.0),
-        lambda sample: binary_cross_entropy_reference(sample, 0.3, 1.0),
+        lambda sample: binary_cross_entropy(sample, 0.3, 1.0, 1.5),
+        lambda sample: binary_cross_entropy_reference(sample, 0.3, 1.0, 1.5),
     ),
 }
 
@@ -210,10 +211,30 @@ def test_corrected_binary_cross_entropy_is_least_at_the_logarithms_of_probabilit
     sample = sample_of(table, user_TD, log_q=LOG_Q, targets=targets, negatives=drawn)
     # In expectation over draws that know nothing of the target, so accidental hits are not left out.
     sample = replace(sample, target_ids=torch.full_like(sample.target_ids, -1))
-    (gradient,) = torch.autograd.grad(binary_cross_entropy(sample, 1.0, 1.0), table, retain_graph=True)
+    (gradient,) = torch.autograd.grad(
+        binary_cross_entropy(sample, 1.0, 1.0, math.log(len(drawn))), table, retain_graph=True
+    )
     assert gradient.abs().max() < 1e-9
-    (gradient,) = torch.autograd.grad(binary_cross_entropy(replace(sample, negative_log_q=None), 1.0, 1.0), table)
+    (gradient,) = torch.autograd.grad(
+        binary_cross_entropy(replace(sample, negative_log_q=None), 1.0, 1.0, math.log(len(drawn))), table
+    )
     assert gradient.abs().max() > 1.0
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.3, 1.0), (1.0, 0.5)])
+def test_balanced_scores_of_zero_weigh_a_target_as_much_as_its_negatives(corrected, weights):
+    uniform = torch.full((NUM_ITEMS,), -math.log(NUM_ITEMS), dtype=torch.float64)
+    user_TD, table = torch.zeros(1, WIDTH, dtype=torch.float64).requires_grad_(), random_table()
+    sample = sample_of(table, user_TD, log_q=uniform if corrected else None, targets=[2])
+    offset = balanced_offset(sample, *weights, NUM_ITEMS, balanced=True)
+    binary_cross_entropy(sample, *weights, offset).backward()
+    pull, push = -table[2], table[NEGATIVES].mean(dim=0)
+    a, b = weights
+    odds = a / (b * len(NEGATIVES))
+    expected = a / (1 + odds) * pull + b * len(NEGATIVES) * odds / (1 + odds) * push
+    torch.testing.assert_close(user_TD.grad[0], expected)  # both have the factor a / (1 + odds)
+    assert balanced_offset(sample, 1.0, 1 / 6, NUM_ITEMS, balanced=False) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("num_negatives", [1, 256, 3415])
