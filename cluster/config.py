@@ -22,6 +22,7 @@ from trainer.config import (
     TrainConfig,
 )
 from trainer.errors import UserError
+from trainer.inputs import used_specs
 from trainer.job import Job
 from trainer.logs.config import LogsConfig, feature_specs
 from trainer.settings import flatten
@@ -117,6 +118,10 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                 f"tables.item.dim / model.encoder.attention.num_heads = {width // attention.num_heads} must be a multiple of "
                 f"{2**halves}: rotary positions pair the numbers of a head, and differential attention halves it"
             )
+        try:
+            used_specs(self.logs, self.model.inputs)
+        except UserError as error:
+            raise ValueError(str(error)) from None
         device = self.cluster.device
         not_sent = why_not_sent(self.communication, device)
         if not_sent is not None:

@@ -13,6 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.distinct import distinct_ids
+from models.features.inputs import NO_INPUTS
+from models.features.time import seconds_since_start, time_rows
+from models.features.values import ValueColumn
 from models.item_features import Catalogue, ItemRequest
 from models.jagged import JaggedLayout, layout_of
 
@@ -40,13 +44,14 @@ FeatureTensor = Tensor | JaggedFeature
 class Cut:
     """A piece of a batch, as pairs (first, one past the last): of its histories, events and targets; and the layout of its events.
 
-    values: the same of the values of each feature that is jagged, by "features.NAME" or "user_features.NAME".
+    event_values, user_values: the same of the ids of each feature of events and users, by name.
     """
 
     histories: tuple[int, int]
     events: tuple[int, int]
     targets: tuple[int, int]
-    values: Mapping[str, tuple[int, int]]
+    event_values: Mapping[str, tuple[int, int]]
+    user_values: Mapping[str, tuple[int, int]]
     layout: JaggedLayout
 
     def to(self, device: torch.device) -> "Cut":
@@ -57,13 +62,15 @@ class Cut:
 class HistoryBatch:
     """row_ids: (B,) int64, the ids of the examples; layout: of the input events.
 
-    lookup_ids: (U,) int64, the items of the batch; items: what has to be looked up for them; history_index: (N,) int64 into
-    lookup_ids. target_ids, target_index: (T,) int64, what is learned at the input events target_event (none: at every one, so that
-    T is N), as id and as index into lookup_ids; empty when nothing is learned. num_candidates: the ids from 1 to below it are
-    what a softmax over the whole catalogue compares. negative_ids, negative_index: (C,) int64, empty unless the objective samples.
-    times, target_times: (N,) int64; features by name: an entry per input event; user_features by name: an entry per history;
-    all of them there only if the reader was asked for them. cuts: the pieces that are encoded one after another
-    (models.micro_batches), none if all is encoded at once.
+    lookup_ids: (U,) int64, the items of the batch; items: what has to be looked up for them, and for features of events and
+    users; history_index: (N,) int64 into lookup_ids. target_ids, target_index: (T,) int64, what is learned at the input events
+    target_event (none: at every one, so that T is N), as id and as index into lookup_ids; empty when nothing is learned.
+    num_candidates: the ids from 1 to below it are what a softmax over the whole catalogue compares. negative_ids, negative_index:
+    (C,) int64, empty unless the objective samples.
+    times: (N,) int64, seconds from the first event of each history in the batch to each of its events; request_times: the same to
+    the moment at which the event after it was asked for, or `times` again where the model is not told; time_rows: by part of
+    an event's time (N,) int64. All of these are there only if the model looks at times. cuts: the pieces that are encoded one
+    after another (models.micro_batches), none if all is encoded at once.
     """
 
     row_ids: Tensor
@@ -78,9 +85,8 @@ class HistoryBatch:
     target_event: Tensor | None = None
     num_candidates: int = 0
     times: Tensor | None = None
-    target_times: Tensor | None = None
-    features: Mapping[str, FeatureTensor] = field(default_factory=dict)
-    user_features: Mapping[str, FeatureTensor] = field(default_factory=dict)
+    request_times: Tensor | None = None
+    time_rows: Mapping[str, Tensor] = field(default_factory=dict)
     cuts: tuple[Cut, ...] = ()
 
     def to(self, device: torch.device) -> "HistoryBatch":
@@ -141,6 +147,35 @@ def build_batch(
     )
 
 
+def with_inputs(
+    batch: HistoryBatch,
+    catalogue: Catalogue,
+    features: Mapping[str, ValueColumn],
+    user_features: Mapping[str, ValueColumn],
+    times: np.ndarray | None,
+    next_times: np.ndarray | None,
+) -> HistoryBatch:
+    """A batch with what the model is told besides items: features of its N input events and B users, as columns by name.
+
+    times: (N,) int64, of the events, in the unit of the logs; next_times: of the event after each, which in its place is what a
+    recommendation is asked for.
+    """
+    inputs, offsets = catalogue.inputs, batch.layout.offsets.numpy()
+    if inputs == NO_INPUTS:
+        return batch
+    batch = replace(batch, items=catalogue.beside(batch.items, features, user_features))
+    if inputs.clock is None:
+        return batch
+    assert times is not None
+    assert next_times is not None
+    seconds = torch.from_numpy(seconds_since_start(inputs.clock, times, times, offsets))
+    asked = seconds
+    if inputs.clock.tells_request:
+        asked = torch.from_numpy(seconds_since_start(inputs.clock, next_times, times, offsets))
+    rows = {name: as_tensor(found) for name, found in time_rows(inputs.clock, times, offsets).items()}
+    return replace(batch, times=seconds, request_times=asked, time_rows=rows)
+
+
 def _whole_catalogue(history_ids: np.ndarray, num_known: int) -> tuple[np.ndarray, np.ndarray]:
     """(lookup ids, history index): every known id at its own place, and behind them what else the histories have."""
     history = _int64(history_ids)
@@ -150,27 +185,6 @@ def _whole_catalogue(history_ids: np.ndarray, num_known: int) -> tuple[np.ndarra
     beyond = np.unique(history[history >= num_known])
     index = np.where(history < num_known, history, num_known + np.searchsorted(beyond, history))
     return np.concatenate((lookup, beyond)), index
-
-
-def distinct_ids(*ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The ids (none negative) that occur, ascending, each once (U,), and for every array the places of its ids there; int64."""
-    wanted = np.concatenate(ids)
-    limit = int(wanted.max(initial=-1)) + 1
-    if limit <= 16 * wanted.size:
-        # Few rows for so many ids: a flag for each of the table's rows, and nothing is sorted.
-        found = np.zeros(limit, dtype=np.bool_)
-        found[wanted] = True
-        values = np.flatnonzero(found)
-        places = np.empty(limit, dtype=np.int64)
-        places[values] = np.arange(values.size)
-        return values, [places.take(part) for part in ids]
-    # An id and its place in one number: numpy sorts numbers several times faster than it sorts places by numbers.
-    keys = np.sort((wanted.astype(np.int64) << 32) | np.arange(wanted.size))
-    ordered, place = keys >> 32, keys & 0xFFFFFFFF
-    is_first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
-    index = np.empty(wanted.size, dtype=np.int64)
-    index[place] = np.cumsum(is_first) - 1
-    return ordered[is_first], np.split(index, np.cumsum([part.size for part in ids])[:-1])
 
 
 def as_tensor(values: np.ndarray) -> Tensor:

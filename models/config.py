@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 from models.encoders.config import EncoderConfig
+from models.features.config import InputsConfig
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 
@@ -17,5 +18,13 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     max_history: int = Field(
         200, ge=1, le=65536, description="events of a history that the encoder sees: the most recent ones"
     )
+    inputs: InputsConfig = Field(
+        default_factory=InputsConfig, description="what the encoder is told of an event besides its item"
+    )
     encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="turns a history into vectors")
     objective: ObjectiveConfig = Field(default_factory=FullSoftmaxConfig, description="what the training minimises")
+
+    @property
+    def uses_time(self) -> bool:
+        """Whether the model looks at times, so that they have to be in batches."""
+        return bool(self.inputs.time) or self.inputs.request_time or self.encoder.uses_time

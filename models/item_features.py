@@ -1,70 +1,64 @@
 """What an item is to a model: the vector of its id, and what its features add.
 
-    v(i) = E[i] + sum over features f of  P_f mean over values x of E_f[x]     (categorical, buckets)
-                                        + P_f x                                (numbers, content vectors)
+    v(i) = E[i] + sum over features of what they say of i          (models.features.values)
 
 An item without a row of its own, because no training event has it, is what its features say alone: that is how it gets a score.
-What has to be looked up for a batch's items is settled on the host, by `Catalogue.request`; `ItemComposer` adds it up.
+What has to be looked up for a batch's items is settled on the host, by `Catalogue.request`; `ItemComposer` adds it up. What its
+events and users say besides is looked up in the same request, `Catalogue.beside`, so that no table is asked twice.
 
-Shapes: U items of a batch, D model width, n values of all U items, R looked-up rows of a table.
+Shapes: U items of a batch, N input events, B histories, D model width, n values of all U items, R looked-up rows of a table.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.features.inputs import NO_INPUTS, Inputs
+from models.features.values import (
+    Asked,
+    FeatureValues,
+    InputFeature,
+    ValueColumn,
+    add_features,
+    draw_projections,
+    id_values,
+    number_values,
+    projections_of,
+    settle,
+)
+
 ITEM_TABLE = "item"
 
 
 @dataclass(frozen=True)
-class ItemFeature:
-    """A feature of items. table: of its ids, else none; width: of a row of the table, or numbers in its vector."""
-
-    name: str
-    table: str | None
-    width: int
-
-
-@dataclass(frozen=True)
-class ItemValues:
-    """The values of one feature for U items.
-
-    Of ids: index (n,) int64 into the looked-up rows of its table, owner (n,) int64 the item of each, weight (n,) float32 one
-    over the number of values of that item. Of numbers: dense (U, width) float32, and the others empty.
-    """
-
-    index: Tensor
-    owner: Tensor
-    weight: Tensor
-    dense: Tensor
-
-    def to(self, device: torch.device) -> "ItemValues":
-        return ItemValues(*(t.to(device) for t in (self.index, self.owner, self.weight, self.dense)))
-
-
-@dataclass(frozen=True)
 class ItemRequest:
-    """What is looked up for U items. rows: by table (R,) int64, each once.
+    """What is looked up for U items, and beside them for the events and users of a batch. rows: by table (R,) int64, each once.
 
     own: (U,) int64 into rows["item"], none where it is 0 .. U - 1; has_row: (U, 1) float32, 0 for items without a row of their
-    own, none where all have one; values: by feature.
+    own, none where all have one; values: of the items, by feature; events, users: by feature, owned by the batch's input events
+    and histories.
     """
 
     rows: Mapping[str, Tensor]
     own: Tensor | None = None
     has_row: Tensor | None = None
-    values: Mapping[str, ItemValues] = field(default_factory=dict)
+    values: Mapping[str, FeatureValues] = field(default_factory=dict)
+    events: Mapping[str, FeatureValues] = field(default_factory=dict)
+    users: Mapping[str, FeatureValues] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "ItemRequest":
         return ItemRequest(
             {table: rows.to(device) for table, rows in self.rows.items()},
             None if self.own is None else self.own.to(device),
             None if self.has_row is None else self.has_row.to(device),
-            {name: values.to(device) for name, values in self.values.items()},
+            *(
+                {name: found.to(device) for name, found in values.items()}
+                for values in (self.values, self.events, self.users)
+            ),
         )
 
 
@@ -83,14 +77,16 @@ class Catalogue:
     num_known: ids below it are of items that the training part knows; num_ids: of all.
     rows: (num_ids,) int64, the row of the item table that each id has, none where each id is its own row; has_row: (num_ids,)
     bool, none where all have one; columns: by feature, IdColumn or (num_ids, width) float32.
+    inputs: what else the model is told, of events and users.
     """
 
     num_known: int
     num_ids: int
     rows: np.ndarray | None = None
     has_row: np.ndarray | None = None
-    features: tuple[ItemFeature, ...] = ()
+    features: tuple[InputFeature, ...] = ()
     columns: Mapping[str, IdColumn | np.ndarray] = field(default_factory=dict)
+    inputs: Inputs = NO_INPUTS
 
     @property
     def scores_unknown(self) -> bool:
@@ -116,7 +112,7 @@ class Catalogue:
                     entries = self.rows[entries]
                 wanted.setdefault(feature.table, []).append((feature.name, entries))
             else:
-                values[feature.name] = ItemValues(_EMPTY, _EMPTY, torch.zeros(0), torch.from_numpy(column[ids]))
+                values[feature.name] = number_values(column[ids])
         rows, own = {}, None
         for table, asked in wanted.items():
             if table == ITEM_TABLE and len(asked) == 1 and self.rows is None:
@@ -127,21 +123,32 @@ class Catalogue:
             ends = np.cumsum([entries.size for _, entries in asked])
             for (name, _), place in zip(asked, np.split(index, ends[:-1]), strict=True):
                 if name:
-                    values[name] = _id_values(place, owners[name])
+                    values[name] = id_values(place, owners[name])
                 else:
                     own = _tensor(place)
         has_row = None
         if self.has_row is not None:
             has_row = torch.from_numpy(self.has_row[ids].astype(np.float32))[:, None]
+        for table in self.inputs.tables:
+            rows.setdefault(table, _tensor(_NOTHING))
         return ItemRequest(rows, own, has_row, values)
 
+    def beside(
+        self, request: ItemRequest, events: Mapping[str, ValueColumn], users: Mapping[str, ValueColumn]
+    ) -> ItemRequest:
+        """The request of a batch's items with what its events and users say: columns by feature, of N and B entries."""
+        if not self.inputs.events and not self.inputs.users:
+            return request
+        row_of_id = {} if self.rows is None else {ITEM_TABLE: self.rows}
+        asked = (Asked(self.inputs.events, events), Asked(self.inputs.users, users))
+        rows, (of_events, of_users) = settle(request.rows, row_of_id, asked)
+        own = request.own
+        if own is None and rows[ITEM_TABLE] is not request.rows[ITEM_TABLE]:
+            own = torch.arange(request.rows[ITEM_TABLE].numel())
+        return replace(request, rows=rows, own=own, events=of_events, users=of_users)
 
-_EMPTY = torch.zeros(0, dtype=torch.int64)
 
-
-def _id_values(place: np.ndarray, owner: np.ndarray) -> ItemValues:
-    weight = 1.0 / np.bincount(owner, minlength=1)[owner]
-    return ItemValues(_tensor(place), _tensor(owner), torch.from_numpy(weight.astype(np.float32)), torch.zeros(0))
+_NOTHING = np.zeros(0, np.int64)
 
 
 def _values_of(column: IdColumn, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -160,16 +167,10 @@ def _tensor(values: np.ndarray) -> Tensor:
 class ItemComposer(nn.Module):
     """Adds up an item's vector. Projections are learned; a table as wide as the model needs none."""
 
-    def __init__(self, width: int, features: tuple[ItemFeature, ...]) -> None:
+    def __init__(self, width: int, features: tuple[InputFeature, ...]) -> None:
         super().__init__()
         self.features = features
-        self.projections = nn.ModuleDict(
-            {
-                feature.name: nn.Linear(feature.width, width, bias=False)
-                for feature in features
-                if feature.table is None or feature.width != width
-            }
-        )
+        self.projections = projections_of(features, width)
 
     def forward(self, rows: Mapping[str, Tensor], request: ItemRequest) -> Tensor:
         """rows: by table (R, width), what was looked up for request.rows. Returns (U, D)."""
@@ -177,23 +178,8 @@ class ItemComposer(nn.Module):
         vectors_UD = own if request.own is None else own.index_select(0, request.own)
         if request.has_row is not None:
             vectors_UD = vectors_UD * request.has_row
-        num_items = vectors_UD.shape[0]
-        for feature in self.features:
-            given = request.values[feature.name]
-            if feature.table is None:
-                said = given.dense.to(own.dtype)
-            else:
-                pieces = rows[feature.table].index_select(0, given.index) * given.weight[:, None]
-                said = pieces.new_zeros((num_items, feature.width)).index_add(0, given.owner, pieces)
-            if feature.name in self.projections:
-                said = self.projections[feature.name](said)
-            vectors_UD = vectors_UD + said
-        return vectors_UD
+        return add_features(vectors_UD, self.features, self.projections, rows, request.values)
 
-    @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw the projections from `generator` (CPU), in a fixed order: each keeps the length of its input on average."""
-        for feature in self.features:
-            if feature.name in self.projections:
-                weight = next(self.projections[feature.name].parameters())
-                weight.copy_(torch.empty(weight.shape).normal_(0.0, feature.width**-0.5, generator=generator))
+        """Draw the projections from `generator` (CPU), in a fixed order."""
+        draw_projections(self.features, self.projections, generator)

@@ -9,24 +9,24 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from models.batch import Cut, FeatureTensor, HistoryBatch, JaggedFeature
+from models.batch import Cut, HistoryBatch
+from models.features.values import FeatureValues
+from models.item_features import ItemRequest
 from models.jagged import layout_of
 
-# How each field of a batch is cut. The others are shared by all pieces: SHARED.
+# How each field of a batch is cut. The others are shared by all pieces: SHARED; but what `items` says of events and users is cut.
 ALONG = {
     "row_ids": "histories",
-    "user_features": "histories",
     "history_index": "events",
     "times": "events",
-    "target_times": "events",
-    "features": "events",
+    "request_times": "events",
+    "time_rows": "events",
     "target_ids": "targets",
     "target_index": "targets",
     "target_event": "targets",
 }
-SHARED = ("lookup_ids", "negative_ids", "negative_index", "items", "num_candidates")
+SHARED = ("lookup_ids", "negative_ids", "negative_index", "num_candidates")
 
 
 def with_cuts(batch: HistoryBatch, most_events: int | None) -> HistoryBatch:
@@ -47,18 +47,15 @@ def with_cuts(batch: HistoryBatch, most_events: int | None) -> HistoryBatch:
         targets = np.searchsorted(batch.target_event.numpy(), events)  # they are in the order of their events
     elif batch.target_ids.numel() == 0:
         targets = np.zeros_like(events)
-    values = {
-        f"{field}.{name}": given.offsets.numpy()[places]
-        for field, places in (("features", events), ("user_features", np.asarray(ends)))
-        for name, given in getattr(batch, field).items()
-        if isinstance(given, JaggedFeature)
-    }
+    of_events = {name: _bounds(found, events) for name, found in batch.items.events.items()}
+    of_users = {name: _bounds(found, np.asarray(ends)) for name, found in batch.items.users.items()}
     cuts = tuple(
         Cut(
             histories=(ends[n], ends[n + 1]),
             events=_pair(events, n),
             targets=_pair(targets, n),
-            values={name: _pair(found, n) for name, found in values.items()},
+            event_values={name: _pair(found, n) for name, found in of_events.items()},
+            user_values={name: _pair(found, n) for name, found in of_users.items()},
             layout=layout_of(offsets[ends[n] : ends[n + 1] + 1] - events[n]),
         )
         for n in range(len(ends) - 1)
@@ -75,23 +72,36 @@ def parts_of(batch: HistoryBatch) -> Iterator[HistoryBatch]:
         fields = {name: _cut_field(getattr(batch, name), name, cut) for name in ALONG}
         if batch.target_event is not None:
             fields["target_event"] = fields["target_event"] - cut.events[0]
-        yield replace(batch, layout=cut.layout, cuts=(), **fields)
+        yield replace(batch, layout=cut.layout, items=_cut_items(batch.items, cut), cuts=(), **fields)
+
+
+def _bounds(values: FeatureValues, owners: np.ndarray) -> np.ndarray:
+    """Where the ids of the owners numbered `owners` begin; they lie in the order of their owners."""
+    found: np.ndarray = np.searchsorted(values.owner.numpy(), owners)
+    return found
 
 
 def _cut_field(value: Any, field: str, cut: Cut) -> Any:
     first, stop = getattr(cut, ALONG[field])
     if isinstance(value, Mapping):
-        return {
-            name: _cut_feature(given, first, stop, cut.values.get(f"{field}.{name}")) for name, given in value.items()
-        }
+        return {name: given[first:stop] for name, given in value.items()}
     return None if value is None else value[first:stop]
 
 
-def _cut_feature(given: FeatureTensor, first: int, stop: int, values: tuple[int, int] | None) -> FeatureTensor:
-    if isinstance(given, Tensor):
-        return given[first:stop]
-    assert values is not None
-    return JaggedFeature(given.values[slice(*values)], given.offsets[first : stop + 1] - values[0])
+def _cut_items(items: ItemRequest, cut: Cut) -> ItemRequest:
+    if not items.events and not items.users:
+        return items
+    return replace(
+        items,
+        events={name: _cut_values(v, cut.events, cut.event_values[name]) for name, v in items.events.items()},
+        users={name: _cut_values(v, cut.histories, cut.user_values[name]) for name, v in items.users.items()},
+    )
+
+
+def _cut_values(values: FeatureValues, owners: tuple[int, int], ids: tuple[int, int]) -> FeatureValues:
+    own = slice(*ids)
+    dense = values.dense[slice(*owners)] if values.dense.numel() else values.dense
+    return FeatureValues(values.index[own], values.owner[own] - owners[0], values.weight[own], dense)
 
 
 def _pair(places: np.ndarray, n: int) -> tuple[int, int]:

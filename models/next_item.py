@@ -14,7 +14,9 @@ from models.attention.blocks import AttentionContext
 from models.batch import HistoryBatch
 from models.config import ModelConfig
 from models.encoders.encoder import Encoder
-from models.item_features import ITEM_TABLE, ItemComposer, ItemFeature, ItemRequest
+from models.features.inputs import NO_INPUTS, EventInputs, Inputs
+from models.features.values import InputFeature
+from models.item_features import ITEM_TABLE, ItemComposer, ItemRequest
 from models.objectives.loss import loss_of
 from models.objectives.softmax import scale_vectors
 from models.tables import EmbeddingTables, TableSpec
@@ -23,8 +25,8 @@ from models.tables import EmbeddingTables, TableSpec
 class NextItemModel(nn.Module):
     """Scores of all items for every prefix of a history.
 
-    tables: of items ("item") and of the features in `item_features`, each as wide as its TableSpec says. tables_device: where
-    those are built that are sharded later.
+    tables: of items ("item") and of the features in `item_features` and `inputs`, each as wide as its TableSpec says.
+    tables_device: where those are built that are sharded later.
     """
 
     def __init__(
@@ -32,7 +34,8 @@ class NextItemModel(nn.Module):
         config: ModelConfig,
         tables: list[TableSpec],
         tables_device: torch.device,
-        item_features: tuple[ItemFeature, ...] = (),
+        item_features: tuple[InputFeature, ...] = (),
+        inputs: Inputs = NO_INPUTS,
     ) -> None:
         super().__init__()
         self.config = config
@@ -40,11 +43,13 @@ class NextItemModel(nn.Module):
         self.tables = EmbeddingTables(tables, tables_device)
         self.encoder = Encoder(self.width, config.max_history, config.encoder)
         self.items = ItemComposer(self.width, item_features)
+        self.inputs = EventInputs(self.width, inputs)
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the dense weights, in a fixed order; tables are initialised by key, after they are placed."""
         self.encoder.initialize(generator)
         self.items.initialize(generator)
+        self.inputs.initialize(generator)
 
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
         """By table, the rows (R, width) that a request asks for. A collective operation once the tables are sharded."""
@@ -57,7 +62,7 @@ class NextItemModel(nn.Module):
         rows: what was looked up for batch.items.
         """
         items_UD = self.items(rows, batch.items)
-        user_ND, penalty = self._encode(items_UD, batch)
+        user_ND, penalty = self._encode(rows, items_UD, batch)
         user_TD = user_ND if batch.target_event is None else user_ND.index_select(0, batch.target_event)
         candidates_UD = self._candidates(items_UD)
         loss = loss_of(self.config.objective, user_TD, candidates_UD, batch)
@@ -65,7 +70,7 @@ class NextItemModel(nn.Module):
 
     def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
         """The vector of each whole history, ready for a dot product with `item_vectors`: (B, D); zeros if it is empty."""
-        encoded_ND, _ = self._encode(self.items(rows, batch.items), batch)
+        encoded_ND, _ = self._encode(rows, self.items(rows, batch.items), batch)
         lengths_B = batch.layout.offsets.diff()
         last_B = (batch.layout.offsets[1:] - 1).clamp(min=0)
         if encoded_ND.shape[0] == 0:
@@ -82,8 +87,14 @@ class NextItemModel(nn.Module):
         candidates_UD: Tensor = self.encoder.item_tower(items_UD)
         return candidates_UD.to(items_UD.dtype)
 
-    def _encode(self, items_UD: Tensor, batch: HistoryBatch) -> tuple[Tensor, Tensor | None]:
-        context = AttentionContext(batch.layout, batch.times, batch.times)
-        encoded_ND, penalty = self.encoder(items_UD[batch.history_index], context)
+    def _encode(
+        self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        asked = batch.items
+        x_ND = self.inputs(
+            items_UD[batch.history_index], rows, asked.events, asked.users, batch.layout.offsets, batch.time_rows
+        )
+        context = AttentionContext(batch.layout, batch.times, batch.request_times)
+        encoded_ND, penalty = self.encoder(x_ND, context)
         # Under autocast an encoder may end in another precision than that of the vectors.
         return encoded_ND.to(items_UD.dtype), penalty

@@ -52,22 +52,22 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
             f'dataset {job.dataset_dir} is for task "{manifest.task}" (logs.labels names labels), and the model for '
             f'"{job.model.task}"; there is no model for ranking yet: leave out logs.labels to train on events'
         )
-    catalogue = read_catalogue(job.dataset_dir, manifest, job.tables)
+    catalogue = read_catalogue(job.dataset_dir, manifest, job.tables, job.model)
     placing = job.placing
     if placing is None or placing.plan.world_size != ranks.world_size:
         placing = plan_tables(job, manifest, ranks.world_size, "cuda" if ranks.device.type == "cuda" else "cpu")
     plan = placing.plan
     specs = [
         TableSpec(name, rows, job.tables[name].dim, plan.tables[name].sharding == "data_parallel")
-        for name, rows in table_rows(job.tables, manifest).items()
+        for name, rows in table_rows(job.tables, manifest, job.model.inputs).items()
     ]
-    model = NextItemModel(job.model, specs, torch.device("meta"), catalogue.features)
+    model = NextItemModel(job.model, specs, torch.device("meta"), catalogue.features, catalogue.inputs)
     model.initialize(torch.Generator().manual_seed(job.seed))
-    for part in (model.encoder, model.items, *model.tables.replicated):
+    for part in (model.encoder, model.items, model.inputs, *model.tables.replicated):
         part.to(ranks.device)
     tables = {spec.name: job.tables[spec.name] for spec in specs}
     placed = place(model, tables, plan, ranks, job.seed, job.communication)
-    dynamic = DynamicTables(tables, catalogue.features, job.seed)
+    dynamic = DynamicTables(tables, catalogue.features, job.seed, catalogue.inputs)
     return Built(model, placed, tables, placing, catalogue, dynamic)
 
 

@@ -1,12 +1,13 @@
 """Tables with dynamic ids in a run: between a batch and its look-up, raw ids become rows.
 
-Requests of the catalogue hold raw 64-bit ids of these tables. In training `settle` counts the global batch, lets the mappings
+Requests hold raw 64-bit ids of these tables. In training `settle` counts the global batch, lets the mappings
 take it in and resets the rows that changed hands; evaluation only asks for `rows_of`. Everything behind, the model too,
 knows rows only. The mappings are decided in sharding.dynamic_ids and lie whole on every rank.
 
 A use of an id is an event of the global batch whose item has it: each input event, and the last target of each history, which is
-the one event that is no input. Other targets are inputs too and count once; candidates and negatives are no use. So uses do
-not depend on the number of ranks, on which all look up the same candidates, nor on the objective.
+the one event that is no input. Other targets are inputs too and count once; candidates and negatives are no use. Of what an
+event itself says, each input event is a use; of what a user says, each history with events. So uses do not depend on the
+number of ranks, on which all look up the same candidates, nor on the objective.
 
 Not thread-safe and not to be run ahead: batches are settled when they are trained, in that order.
 """
@@ -14,6 +15,7 @@ Not thread-safe and not to be run ahead: batches are settled when they are train
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -21,7 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.batch import HistoryBatch
-from models.item_features import ItemFeature, ItemRequest
+from models.features.inputs import NO_INPUTS, Inputs
+from models.features.values import FeatureValues, InputFeature
+from models.item_features import ItemRequest
 from sharding.config import DynamicIdsConfig, TableConfig
 from sharding.dynamic_ids import Changes, DynamicIdsState, from_tensors, look_up, new_state, observe, state_tensors
 from sharding.optimizers import Optimizers
@@ -31,18 +35,31 @@ from sharding.seen_ids import SeenIds, exchange_counts
 from trainer.dataset.features import MISSING
 
 Int64 = NDArray[np.int64]
+Owner = Literal["values", "events", "users"]  # of a feature: where an ItemRequest has its values
 
 
 class DynamicTables:
     """The mappings of a model's dynamic tables, by table, and what they counted. There may be none; then nothing is changed."""
 
-    def __init__(self, tables: Mapping[str, TableConfig], features: tuple[ItemFeature, ...], seed: int) -> None:
+    def __init__(
+        self,
+        tables: Mapping[str, TableConfig],
+        features: tuple[InputFeature, ...],
+        seed: int,
+        inputs: Inputs = NO_INPUTS,
+    ) -> None:
         self.states: dict[str, DynamicIdsState] = {
             name: new_state(table.ids) for name, table in tables.items() if isinstance(table.ids, DynamicIdsConfig)
         }
         self._stds = {name: table.init_std for name, table in tables.items()}
-        self._features = {
-            table: [feature.name for feature in features if feature.table == table] for table in self.states
+        owned: list[tuple[Owner, tuple[InputFeature, ...]]] = [
+            ("values", features),
+            ("events", inputs.events),
+            ("users", inputs.users),
+        ]
+        self._features: dict[str, list[tuple[Owner, str]]] = {
+            table: [(owner, feature.name) for owner, found in owned for feature in found if feature.table == table]
+            for table in self.states
         }
         self._seed = seed
         self._counts: dict[str, Counter[str]] = {table: Counter() for table in self.states}
@@ -51,12 +68,19 @@ class DynamicTables:
         """The same request (on the CPU) with rows in the place of raw ids, each row once. Changes nothing."""
         if not self.states:
             return request
-        rows, values = dict(request.rows), dict(request.values)
+        rows = dict(request.rows)
+        values: dict[Owner, dict[str, FeatureValues]] = {
+            "values": dict(request.values),
+            "events": dict(request.events),
+            "users": dict(request.users),
+        }
         for table, state in self.states.items():
             rows[table], place = _each_once(look_up(state, rows[table].numpy()).rows)
-            for name in self._features[table]:
-                values[name] = replace(values[name], index=place[values[name].index])
-        return replace(request, rows=rows, values=values)
+            for owner, name in self._features[table]:
+                if name in values[owner]:  # items that are looked up alone have no events beside them
+                    given = values[owner][name]
+                    values[owner][name] = replace(given, index=place[given.index])
+        return replace(request, rows=rows, values=values["values"], events=values["events"], users=values["users"])
 
     def settle(self, batch: HistoryBatch, placed: nn.Module, optimizers: Optimizers, ranks: Ranks) -> HistoryBatch:
         """Take in the global batch of which this rank has `batch` (on the CPU): its ids may get rows, which are reset, while
@@ -122,15 +146,20 @@ def _each_once(rows: Int64) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(distinct), torch.from_numpy(place)
 
 
-def uses_of(batch: HistoryBatch, table: str, features: list[str]) -> SeenIds:
+def uses_of(batch: HistoryBatch, table: str, features: list[tuple[Owner, str]]) -> SeenIds:
     """The raw ids of a table in this rank's events, and how many uses each has."""
-    events = torch.from_numpy(_events_of_items(batch))
+    uses: dict[Owner, Int64] = {
+        "values": _events_of_items(batch),
+        "events": np.ones(batch.layout.num_events, np.int64),
+        "users": (np.diff(batch.layout.offsets.numpy()) > 0).astype(np.int64),
+    }
     ids: Int64 = batch.items.rows[table].numpy()
     counts = np.zeros(ids.size, np.int64)
-    for name in features:
-        values = batch.items.values[name]
-        np.add.at(counts, values.index.numpy(), events[values.owner].numpy())
-    used = (counts > 0) & (ids != MISSING)
+    for owner, name in features:
+        values: FeatureValues = getattr(batch.items, owner)[name]
+        np.add.at(counts, values.index.numpy(), uses[owner][values.owner.numpy()])
+    used = np.flatnonzero((counts > 0) & (ids != MISSING))
+    used = used[np.argsort(ids[used])]
     return SeenIds(ids[used], counts[used])
 
 

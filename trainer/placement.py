@@ -35,8 +35,9 @@ def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) 
         raise PlacementError(
             f"plan.replica_groups = {job.placement.replica_groups}: can be planned with `shoal plan`, and not run yet; set it to 1"
         )
-    num_rows = table_rows(job.tables, manifest)
-    loads = tuple(table_loads(job.tables, num_rows, job.model, job.train, num_workers, facts_of(manifest)))
+    num_rows = table_rows(job.tables, manifest, job.model.inputs)
+    facts = facts_of(manifest, job.model.inputs)
+    loads = tuple(table_loads(job.tables, num_rows, job.model, job.train, num_workers, facts))
     topology = topology_for(job.placement, num_workers, device)
     inputs = inputs_of(loads, topology, job.communication, job.placement.replica_groups)
     plan = read_plan(job.run_dir)

@@ -1,45 +1,61 @@
 """What a training step asks of the tables: from a job's settings and what is known of its dataset to loads for the plan.
 
-A batch asks for every id once (models.batch), so what counts is how many distinct ids a rank's histories have. Imports no torch.
+A batch asks for every id once (models.batch), whoever asks for it, so what counts is how many distinct ids a rank's histories
+have. Imports no torch.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import expm1
 
 from models.config import ModelConfig
+from models.features.config import InputsConfig
 from models.objectives.config import SampledSoftmaxConfig
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad, sequence_load
 from trainer.config import TrainConfig
-from trainer.dataset.manifest import Manifest, used_features
-from trainer.logs.config import LogsConfig, NumericFeatureConfig, feature_specs
+from trainer.dataset.manifest import Feature, Manifest
+from trainer.inputs import features_of, used_specs
+from trainer.logs.config import LogsConfig, NumericFeatureConfig
 
 ITEM_TABLE = "item"
+DEFAULT_INPUTS = InputsConfig()
 
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """num_items: ids that the training part knows; mean_events: training events of a user; num_features: of items, by table."""
+    """num_items: ids that the training part knows; mean_events: training events of a user.
+
+    num_features, num_event_features, num_user_features: by table, how many features of items, events and users look it up.
+    """
 
     num_items: int
     mean_events: float
     num_features: Mapping[str, int] = field(default_factory=dict)
+    num_event_features: Mapping[str, int] = field(default_factory=dict)
+    num_user_features: Mapping[str, int] = field(default_factory=dict)
 
 
-def facts_of(manifest: Manifest) -> DatasetFacts:
-    """What a dataset says about the loads of its tables."""
-    features = Counter(feature.table for feature in used_features(manifest) if feature.table is not None)
-    counts = manifest.counts
-    return DatasetFacts(manifest.num_item_rows, counts.train_events / max(1, counts.num_users), features)
+def facts_of(manifest: Manifest, inputs: InputsConfig = DEFAULT_INPUTS) -> DatasetFacts:
+    """What a dataset says about the loads of the tables of a model with these inputs."""
+    used, counts = features_of(manifest, inputs), manifest.counts
+
+    def by_table(features: Iterable[Feature]) -> Counter[str]:
+        return Counter(feature.table for feature in features if feature.table is not None)
+
+    mean_events = counts.train_events / max(1, counts.num_users)
+    return DatasetFacts(manifest.num_item_rows, mean_events, *map(by_table, (used.items, used.events, used.users)))
 
 
-def table_rows(tables: Mapping[str, TableConfig], manifest: Manifest) -> dict[str, int]:
-    """The tables that a model of this dataset has, and their rows: of items first, then of their features."""
+def table_rows(
+    tables: Mapping[str, TableConfig], manifest: Manifest, inputs: InputsConfig = DEFAULT_INPUTS
+) -> dict[str, int]:
+    """The tables that a model of this dataset has, and their rows: of items first, then of features."""
     ids = tables[ITEM_TABLE].ids
     num_rows = {ITEM_TABLE: ids.num_rows if isinstance(ids, HashIdsConfig) else manifest.num_item_rows}
-    for feature in used_features(manifest):
+    used = features_of(manifest, inputs)
+    for feature in (*used.items, *used.events, *used.users):
         if feature.table is not None and feature.table != ITEM_TABLE:
             assert feature.num_rows is not None
             ids = tables[feature.table].ids
@@ -48,20 +64,18 @@ def table_rows(tables: Mapping[str, TableConfig], manifest: Manifest) -> dict[st
     return num_rows
 
 
-def declared_rows(tables: Mapping[str, TableConfig], logs: LogsConfig) -> dict[str, int | None]:
+def declared_rows(
+    tables: Mapping[str, TableConfig], logs: LogsConfig, inputs: InputsConfig = DEFAULT_INPUTS
+) -> dict[str, int | None]:
     """The same before there is a dataset: None where only the logs can tell how many rows a table gets."""
     num_rows: dict[str, int | None] = {}
-    for name in (ITEM_TABLE, *(spec.table for spec in feature_specs(logs) if spec.owner == "item")):
+    used = used_specs(logs, inputs)
+    for name in (ITEM_TABLE, *(spec.table for spec in used)):
         if name is not None:
             ids = tables[name].ids
             num_rows[name] = ids.num_rows if isinstance(ids, HashIdsConfig | DynamicIdsConfig) else None
-    for spec in feature_specs(logs):
-        if (
-            spec.owner == "item"
-            and spec.table
-            and isinstance(spec.config, NumericFeatureConfig)
-            and spec.config.buckets
-        ):
+    for spec in used:
+        if spec.table and isinstance(spec.config, NumericFeatureConfig) and spec.config.buckets:
             num_rows[spec.table] = max(spec.config.buckets + 1, num_rows[spec.table] or 0)
     return num_rows
 
@@ -76,8 +90,9 @@ def table_loads(
 ) -> list[TableLoad]:
     """The load of every table in num_rows, for a rank of num_workers.
 
-    Without facts every history is as long as the model allows. Ids are taken to be equally popular, which overstates how many
-    are distinct. A table's pooling_factor, ids per history, stands in for all of this.
+    Without facts every history is as long as the model allows, and every table of features is taken for one of items. Ids are
+    taken to be equally popular, which overstates how many are distinct. A table's pooling_factor, ids per history, stands in for
+    all of this.
     """
     num_items = facts.num_items if facts is not None else num_rows[ITEM_TABLE]
     longest = model.max_history + 1.0  # the last event of a history is a target only
@@ -94,10 +109,17 @@ def table_loads(
         if given is not None:
             return given * histories
         num_features = facts.num_features.get(name, 0) if facts is not None else int(name != ITEM_TABLE)
-        shared = num_features > 0 or (facts is not None and isinstance(tables[name].ids, HashIdsConfig))
+        besides = 0.0  # of events and users
+        if facts is not None:
+            inputs = histories * max(0.0, mean_events - 1)
+            besides += inputs * facts.num_event_features.get(name, 0)
+            besides += histories * facts.num_user_features.get(name, 0)
+        shared = (
+            num_features > 0 or besides > 0.0 or (facts is not None and isinstance(tables[name].ids, HashIdsConfig))
+        )
         if name == ITEM_TABLE and not shared:
             return items
-        return expected_distinct(num_rows[name], items * (num_features + int(name == ITEM_TABLE)))
+        return expected_distinct(num_rows[name], items * (num_features + int(name == ITEM_TABLE)) + besides)
 
     return [sequence_load(name, tables[name], rows, ids_of(name)) for name, rows in num_rows.items()]
 

@@ -32,12 +32,13 @@ from trainer.settings import changed_settings
 from trainer.step import StepResult, TrainStep
 from trainer.step_clock import StepClock
 from trainer.storage import digest_of
+from trainer.stream.catalogue import wanted_by
 from trainer.stream.examples import examples_of
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.histories import Step, TrainStream
 from trainer.stream.order import Position, position_of
 from trainer.stream.prefetch import Prefetch
-from trainer.stream.row_groups import RowGroupReader, Wanted
+from trainer.stream.row_groups import RowGroupReader
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ class Training:
 
 def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Ranks) -> TrainStream:
     """This rank's training stream. Collective: a file that one rank finds not to be what the manifest says is named on all."""
-    reader = RowGroupReader(job.dataset_dir, manifest, Wanted(unknown=catalogue.scores_unknown))
+    reader = RowGroupReader(job.dataset_dir, manifest, wanted_by(catalogue))
     complaint = None
     try:
         reader.check_files()

@@ -102,7 +102,7 @@ def _of_run(
         config.model,
         config.train,
         config.cluster.num_workers,
-        facts_of(manifest) if manifest is not None else None,
+        facts_of(manifest, config.model.inputs) if manifest is not None else None,
     )
     device = config.cluster.device
     topology, assumptions = _topology(config.plan, config.cluster.num_workers, device, preset)
@@ -124,9 +124,9 @@ def _of_run(
 def _rows(config: Config, manifest: Manifest | None, given: Mapping[str, int]) -> dict[str, int]:
     """Rows of every table that the model looks up: as given, as in the dataset, or as the config says."""
     if manifest is not None:
-        known: dict[str, int | None] = dict(table_rows(config.tables, manifest))
+        known: dict[str, int | None] = dict(table_rows(config.tables, manifest, config.model.inputs))
     else:
-        known = declared_rows(config.tables, config.logs)
+        known = declared_rows(config.tables, config.logs, config.model.inputs)
     for name in given:
         if name not in known:
             raise UserError(f"--rows {name}: the model looks up no such table; there are {', '.join(sorted(known))}")

@@ -1,6 +1,5 @@
 """What the points of a study cost by the cost model (models/costs.py), on the dataset that they train on. Nothing is run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,9 +7,10 @@ import numpy as np
 from cluster.config import Config
 from cluster.study.config import AssumedConfig
 from cluster.study.trials import Plan
-from models.costs import Histories, Workload, costs_of
-from trainer.dataset.manifest import Manifest, read_manifest, used_features
+from models.costs import Histories, Projected, Workload, costs_of
+from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
+from trainer.inputs import features_of
 from trainer.table_loads import ITEM_TABLE, declared_rows, table_rows
 
 
@@ -50,7 +50,7 @@ def costs_of_points(plan: Plan) -> list[Costing]:
     costs = []
     for number in range(len(plan.points)):
         config = plan.of_point(number)[0].config
-        key = (config.dataset_dir, str({name: (table.dim, table.ids) for name, table in config.tables.items()}))
+        key = (config.dataset_dir, str(config.model.inputs), str(config.ids_of_tables))
         if key not in found:
             found[key] = _facts_of(config, plan.study.assumed)
         costs.append(costing_of(config, found[key]))
@@ -62,12 +62,12 @@ def _facts_of(config: Config, assumed: AssumedConfig) -> _Facts:
         manifest = read_manifest(config.dataset_dir)
     except UserError:
         longest = assumed.history or config.model.max_history
-        rows = declared_rows(config.tables, config.logs) | {ITEM_TABLE: assumed.items + 1}
+        rows = declared_rows(config.tables, config.logs, config.model.inputs) | {ITEM_TABLE: assumed.items + 1}
         return _Facts(np.asarray([longest + 1]), assumed.items, {n: r for n, r in rows.items() if r is not None}, None)
     from trainer.stream.row_groups import RowGroupReader  # not where a study is only refused
 
     ends = RowGroupReader(config.dataset_dir, manifest).train_ends()
-    return _Facts(ends, manifest.counts.num_items, table_rows(config.tables, manifest), manifest)
+    return _Facts(ends, manifest.counts.num_items, table_rows(config.tables, manifest, config.model.inputs), manifest)
 
 
 def costing_of(config: Config, facts: _Facts) -> Costing:
@@ -80,7 +80,7 @@ def costing_of(config: Config, facts: _Facts) -> Costing:
         else train.batch_size * _mean_with_empty(facts, config)
     )
     width = config.tables[ITEM_TABLE].dim
-    workload = Workload(histories, events, facts.num_items, projected={"item": _projected(config, facts.manifest)})
+    workload = Workload(histories, events, facts.num_items, projected=_projected(config, facts.manifest))
     costs = costs_of(config.model, width, workload)
     return Costing(
         forward_flops_per_event=costs.forward,
@@ -113,14 +113,16 @@ def _mean_with_empty(facts: _Facts, config: Config) -> float:
     return histories.num_events / (float(histories.counts.sum()) + empty)
 
 
-def _projected(config: Config, manifest: Manifest | None) -> tuple[int, ...]:
-    """Widths of the features of items that are not as wide as the model."""
-    width = config.tables[ITEM_TABLE].dim
-    widths: Sequence[int] = ()
-    if manifest is not None:
-        widths = [
-            config.tables[feature.table].dim if feature.table is not None else feature.dim or 1
-            for feature in used_features(manifest)
-            if feature.table is None or config.tables[feature.table].dim != width
-        ]
-    return tuple(widths)
+def _projected(config: Config, manifest: Manifest | None) -> tuple[Projected, ...]:
+    """The features that are not as wide as the model; none while the dataset does not say which there are."""
+    if manifest is None:
+        return ()
+    width, used = config.tables[ITEM_TABLE].dim, features_of(manifest, config.model.inputs)
+    found = []
+    for features in (used.items, used.events, used.users):
+        for feature in features:
+            of_table = feature.table is not None
+            own = config.tables[feature.table].dim if feature.table is not None else feature.dim or 1
+            if not of_table or own != width:
+                found.append(Projected(feature.owner, own, of_table))
+    return tuple(found)

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.item_features import Catalogue, IdColumn, ItemComposer, ItemFeature
+from models.features.values import InputFeature
+from models.item_features import Catalogue, IdColumn, ItemComposer
 
 WIDTH, NUM_KNOWN, NUM_IDS = 4, 6, 8  # ids 6 and 7 have no row of their own
 GENRES = [[], [1, 2], [3], [], [1], [2, 3, 1], [2], [3, 3]]
@@ -25,9 +26,9 @@ def catalogue(rows: np.ndarray | None) -> Catalogue:
         rows=rows,
         has_row=np.arange(NUM_IDS) < NUM_KNOWN,
         features=(
-            ItemFeature("genre", "genre", 3),
-            ItemFeature("related", "item", WIDTH),
-            ItemFeature("content", None, 2),
+            InputFeature("genre", "genre", 3),
+            InputFeature("related", "item", WIDTH),
+            InputFeature("content", None, 2),
         ),
         columns={
             "genre": id_column(GENRES),

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import FIRST_ITEM, HistoryBatch, JaggedFeature, build_batch
+from models.batch import FIRST_ITEM, HistoryBatch, build_batch
+from models.features.values import FeatureValues, id_values, number_values
 from models.item_features import Catalogue
 from models.micro_batches import ALONG, SHARED, parts_of, with_cuts
 from tests.models.test_next_item import FULL, NEGATIVES, SAMPLED, make_model
@@ -31,29 +32,35 @@ def batch_of(num_known: int, objective=FULL, learned: bool = True) -> HistoryBat
         objective is not SAMPLED,
     )
 
-    def jagged(count: int) -> JaggedFeature:
-        ends = np.concatenate(([0], np.cumsum(random.integers(0, 4, size=count))))
-        return JaggedFeature(torch.arange(ends[-1]), torch.from_numpy(ends))
-
     events, histories = int(offsets[-1]), len(LENGTHS)
+
+    def ids_of(count: int) -> FeatureValues:
+        owner = np.repeat(np.arange(count), random.integers(0, 4, size=count))
+        return id_values(random.integers(0, 9, size=owner.size), owner)
+
+    of_events = {"numbers": number_values(random.normal(size=(events, 3))), "ids": ids_of(events)}
+    of_users = {"numbers": number_values(random.normal(size=histories)), "ids": ids_of(histories)}
     return replace(
         batch,
+        items=replace(batch.items, events=of_events, users=of_users),
         times=torch.arange(events),
-        target_times=torch.arange(events) + 1,
-        features={"one": torch.randn(events, 3), "many": jagged(events)},
-        user_features={"one": torch.arange(histories), "many": jagged(histories)},
+        request_times=torch.arange(events) + 1,
+        time_rows={"hour": torch.arange(events) % 24},
     )
 
 
-def listed(given: JaggedFeature | torch.Tensor) -> list:
-    if isinstance(given, JaggedFeature):
-        return [part.tolist() for part in given.values.split(given.offsets.diff().tolist())]
-    return given.tolist()
+def listed(given: FeatureValues, count: int) -> list:
+    """What is said of each owner: its ids with their weights, or its numbers."""
+    if given.dense.numel():
+        return given.dense.tolist()
+    sizes = torch.bincount(given.owner, minlength=count).tolist()
+    pairs = zip(given.index.split(sizes), given.weight.split(sizes), strict=True)
+    return [list(zip(index.tolist(), weight.tolist(), strict=True)) for index, weight in pairs]
 
 
 def test_every_field_of_a_batch_is_cut_or_shared():
     """A new field has to say which."""
-    assert {field.name for field in fields(HistoryBatch)} == {*ALONG, *SHARED, "layout", "cuts"}
+    assert {field.name for field in fields(HistoryBatch)} == {*ALONG, *SHARED, "items", "layout", "cuts"}
 
 
 @pytest.mark.parametrize("num_known", [NUM_ROWS, 12])
@@ -71,11 +78,16 @@ def test_the_pieces_are_the_batch(num_known, learned, most):
         assert sum(of_part) <= most or sum(length > 0 for length in of_part) == 1
         for name in SHARED:
             assert getattr(part, name) is getattr(batch, name)
-    for name in ("row_ids", "history_index", "target_ids", "target_index", "times", "target_times"):
+    for name in ("row_ids", "history_index", "target_ids", "target_index", "times", "request_times"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name)), name
-    for field in ("features", "user_features"):
-        for name, whole in getattr(batch, field).items():
-            assert list(chain(*(listed(getattr(part, field)[name]) for part in parts))) == listed(whole)
+    assert torch.cat([part.time_rows["hour"] for part in parts]).equal(batch.time_rows["hour"])
+    for field, sizes in (
+        ("events", [sum(of_part) for of_part in lengths]),
+        ("users", [len(of_part) for of_part in lengths]),
+    ):
+        for name, whole in getattr(batch.items, field).items():
+            pieces = [listed(getattr(part.items, field)[name], size) for part, size in zip(parts, sizes, strict=True)]
+            assert list(chain(*pieces)) == listed(whole, sum(sizes))
     if batch.target_event is not None:
         firsts = np.cumsum([0, *(part.layout.num_events for part in parts)]).tolist()
         places = [part.target_event + first for part, first in zip(parts, firsts, strict=False)]

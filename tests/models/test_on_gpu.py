@@ -9,6 +9,7 @@ from models.config import ModelConfig
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.tables import TableSpec
+from tests.models.features import test_inputs as told
 
 pytestmark = pytest.mark.gpu
 
@@ -39,3 +40,12 @@ def test_loss_and_gradients_equal_the_cpu():
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_what_is_told_of_events_users_and_times_equals_the_cpu():
+    objective, users = told.OBJECTIVES[0], told.random_users(1)
+    model, batch = told.make_model(objective, bias="time"), told.batch_of(users, objective)
+    with torch.no_grad():
+        expected = told.encoded(model, batch)
+        found = told.encoded(model.to("cuda"), batch.to(torch.device("cuda")))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)

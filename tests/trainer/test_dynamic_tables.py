@@ -1,13 +1,16 @@
 """Raw ids of a batch to rows, and what counts as a use, against one item and one event at a time."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from models.batch import HistoryBatch, build_batch
-from models.item_features import Catalogue, IdColumn, ItemComposer, ItemFeature
+from models.batch import HistoryBatch, build_batch, with_inputs
+from models.features.inputs import Inputs
+from models.features.values import InputFeature
+from models.item_features import Catalogue, IdColumn, ItemComposer
 from sharding.config import DynamicIdsConfig, TableConfig
 from sharding.dynamic_ids import observe
 from sharding.seen_ids import count_ids
@@ -20,7 +23,8 @@ TABLES = {
     "item": TableConfig(dim=WIDTH),
     "label": TableConfig(dim=WIDTH, ids=DynamicIdsConfig(num_rows=6, admit_after=2, max_age_steps=1, max_candidates=8)),
 }
-FEATURES = (ItemFeature("brand", "label", WIDTH), ItemFeature("tags", "label", WIDTH))
+FEATURES = (InputFeature("brand", "label", WIDTH), InputFeature("tags", "label", WIDTH))
+INPUTS = Inputs((InputFeature("word", "label", WIDTH, MISSING),), (InputFeature("like", "label", WIDTH, MISSING),))
 POOL = [-(2**62), -3, 0, 7, 10**15, 2**63 - 1, MISSING, 11, 12, 13]
 
 
@@ -66,7 +70,7 @@ def histories(seed: int, num_ids: int = NUM_KNOWN) -> list[list[int]]:
 
 
 def uses(batch: HistoryBatch) -> Counter[int]:
-    seen = uses_of(batch, "label", [feature.name for feature in FEATURES])
+    seen = uses_of(batch, "label", [("values", feature.name) for feature in FEATURES])
     assert np.all(np.diff(seen.ids) > 0)
     return Counter(dict(zip(seen.ids.tolist(), seen.counts.tolist(), strict=True)))
 
@@ -85,6 +89,46 @@ def test_each_event_uses_the_values_of_its_item_once(seed: int, whole_catalogue:
     chosen = [[*history[:-1], max(1, history[-1])] if history else [] for history in histories(seed)]
     assert uses(batch_of(chosen, whole_catalogue)) == naive_uses(chosen)
     assert naive_uses(chosen)
+
+
+def told_batch(chosen: list[list[int]], words: list[list[int]], likes: list[int]) -> HistoryBatch:
+    """words: of each input event; likes: of each history."""
+    told = replace(CATALOGUE, inputs=INPUTS)
+    offsets = np.concatenate(([0], np.cumsum([len(entry) for entry in words])))
+    word = IdColumn(np.asarray([value for entry in words for value in entry], np.int64), offsets)
+    return with_inputs(batch_of(chosen), told, {"word": word}, {"like": np.asarray(likes, np.int64)}, None, None)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_input_event_uses_what_it_says_and_each_history_with_events_what_its_user_says(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    chosen = [[*history[:-1], max(1, history[-1])] if history else [] for history in histories(seed)]
+    inputs = [history[:-1] for history in chosen]
+    words = [random.choice(POOL, size=random.integers(0, 4)).tolist() for history in inputs for _ in history]
+    likes = random.choice(POOL, size=len(chosen)).tolist()
+    asked = [("values", "brand"), ("values", "tags"), ("events", "word"), ("users", "like")]
+    batch = told_batch(chosen, words, likes)
+    seen = uses_of(batch, "label", asked)
+    assert np.all(np.diff(seen.ids) > 0)
+    expected = naive_uses(chosen)
+    expected.update(value for entry in words for value in entry if value != MISSING)
+    expected.update(like for like, history in zip(likes, inputs, strict=True) if history and like != MISSING)
+    assert dict(zip(seen.ids.tolist(), seen.counts.tolist(), strict=True)) == expected
+
+    tables = DynamicTables(TABLES, FEATURES, 1, INPUTS)
+    observe(tables.states["label"], count_ids(np.repeat(seen.ids, seen.counts)))
+    state = tables.states["label"]
+    row_of = {int(state.ids[row]): row for row in range(1, state.num_rows_used)}
+    mapped = tables.rows_of(batch.items)
+    for (owner, name), raw in (((o, n), getattr(batch.items, o)[n]) for o, n in asked):
+        before = batch.items.rows["label"][raw.index].tolist()
+        after = mapped.rows["label"][getattr(mapped, owner)[name].index].tolist()
+        assert after == [row_of.get(value, 0) for value in before]
+    assert len(set(mapped.rows["label"].tolist())) == mapped.rows["label"].numel()
+    alone = tables.rows_of(
+        replace(CATALOGUE, inputs=INPUTS).request(np.arange(3))
+    )  # items of the catalogue, and no events
+    assert alone.events == alone.users == {}
 
 
 def test_uses_of_shares_add_up_to_those_of_the_whole() -> None:

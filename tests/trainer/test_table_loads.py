@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from models.config import ModelConfig
+from models.features.config import InputsConfig
 from sharding.config import HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad
 from tests.datasets import manifest_of_items, tiny_dataset
@@ -103,7 +104,7 @@ def test_a_dataset_knows_its_tables_and_their_lengths(tmp_path):
     assert table_rows(hashed, manifest) == {"item": 16}
 
 
-def test_only_features_of_items_have_tables_that_are_looked_up():
+def test_only_features_that_the_model_uses_have_tables_that_are_looked_up():
     from dataclasses import replace
 
     features = (
@@ -111,11 +112,33 @@ def test_only_features_of_items_have_tables_that_are_looked_up():
         Feature("item", "age", "bucketized", table="age", num_rows=11),
         Feature("item", "published", "timestamp"),
         Feature("event", "shop", "categorical", table="shop", num_rows=5),
+        Feature("event", "maker", "categorical", table="brand", num_rows=7),
+        Feature("event", "rating", "numeric"),
+        Feature("user", "city", "categorical", table="city", num_rows=6),
     )
     manifest = replace(manifest_of_items(3), features=features)
-    tables = {name: TableConfig() for name in ("item", "brand", "age", "shop")}
-    assert table_rows(tables, manifest) == {"item": 4, "brand": 7, "age": 11}
-    assert facts_of(manifest).num_features == {"brand": 1, "age": 1}
+    tables = {name: TableConfig() for name in ("item", "brand", "age", "shop", "city")}
+    assert table_rows(tables, manifest) == {"item": 4, "brand": 7, "age": 11, "shop": 5, "city": 6}
+    facts = facts_of(manifest)
+    assert facts.num_features == {"brand": 1, "age": 1}
+    assert facts.num_event_features == {"shop": 1, "brand": 1}
+    assert facts.num_user_features == {"city": 1}
+    fewer = InputsConfig(event_features=["maker"], user_features=[])
+    assert table_rows(tables, manifest, fewer) == {"item": 4, "brand": 7, "age": 11}
+    assert facts_of(manifest, fewer).num_event_features == {"brand": 1}
+    assert facts_of(manifest, fewer).num_user_features == {}
+
+
+def test_what_events_and_users_say_is_looked_up_as_often_as_there_are_events_and_histories():
+    tables = {name: TableConfig() for name in ("item", "brand", "shop", "city")}
+    num_rows = {"item": 1_000, "brand": 10**9, "shop": 10**9, "city": 10**9}
+    facts = DatasetFacts(1_000, 11.0, {"brand": 1}, {"brand": 1, "shop": 2}, {"city": 1})
+    loads = loads_of(tables, num_rows, FULL, facts=facts)
+    histories = 64  # of each of two ranks
+    assert loads["item"].ids_per_rank == 1_000
+    assert loads["brand"].ids_per_rank == pytest.approx(1_000 + histories * 10, rel=1e-4)
+    assert loads["shop"].ids_per_rank == pytest.approx(2 * histories * 10, rel=1e-4)
+    assert loads["city"].ids_per_rank == pytest.approx(histories, rel=1e-4)
 
 
 def test_before_there_is_a_dataset_the_config_says_what_it_can():
@@ -136,4 +159,6 @@ def test_before_there_is_a_dataset_the_config_says_what_it_can():
     )
     tables = {name: TableConfig() for name in ("item", "maker", "price", "shop")}
     tables["brand"] = TableConfig(ids=HashIdsConfig(kind="hash", num_rows=50))
-    assert declared_rows(tables, logs) == {"item": None, "brand": 50, "maker": None, "price": 11}
+    assert declared_rows(tables, logs) == {"item": None, "brand": 50, "maker": None, "price": 11, "shop": None}
+    without = declared_rows(tables, logs, InputsConfig(event_features=[]))
+    assert without == {"item": None, "brand": 50, "maker": None, "price": 11}

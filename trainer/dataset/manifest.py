@@ -42,7 +42,7 @@ from trainer.storage import digest_of, hash_file, write_json_atomically
 
 FORMAT_VERSION = 2
 UNKNOWN_ID = 0
-_USED_KINDS = ("categorical", "categorical_list", "bucketized", "numeric", "vector")
+USED_KINDS = ("categorical", "categorical_list", "bucketized", "numeric", "vector")
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Manifest:
 
 def used_features(manifest: Manifest) -> tuple[Feature, ...]:
     """The features of items that a model adds up. A timestamp says nothing without the time of an event."""
-    return tuple(f for f in manifest.features if f.owner == "item" and f.kind in _USED_KINDS)
+    return tuple(f for f in manifest.features if f.owner == "item" and f.kind in USED_KINDS)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -23,8 +23,9 @@ from trainer.dataset.vocabulary import Vocabulary
 from trainer.dynamic_tables import DynamicTables
 from trainer.evaluation.metrics import user_metrics
 from trainer.evaluation.scoring import ItemShard, Query, Ranked, rank_items
+from trainer.stream.catalogue import wanted_by
 from trainer.stream.held_out import HeldOut, HeldOutBatch, Split
-from trainer.stream.row_groups import RowGroupReader, Wanted
+from trainer.stream.row_groups import RowGroupReader
 
 LOOKUP_CHUNK = 65536  # item vectors looked up at a time
 
@@ -113,7 +114,7 @@ def make_evaluator(
 
     dynamic: the model's mappings, by which raw ids are looked up as they are when that happens.
     """
-    reader = RowGroupReader(folder, manifest, Wanted(users=True, unknown=catalogue.scores_unknown))
+    reader = RowGroupReader(folder, manifest, wanted_by(catalogue, users=True))
     held_out = HeldOut(
         reader, catalogue, split, config.targets, max_history, config.batch_size, ranks.rank, ranks.world_size
     )

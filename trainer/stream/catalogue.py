@@ -1,4 +1,4 @@
-"""The catalogue of a dataset as a model needs it: which table row an item has, and its features by id.
+"""The catalogue of a dataset as a model needs it: which table row an item has, its features by id, and what else is told.
 
 Ids: 1 and up are the items that the training part knows; behind them, where features can say what they are, come the others.
 Of tables with dynamic ids the features have raw ids, which become rows when a batch is trained (trainer.dynamic_tables).
@@ -10,22 +10,31 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from models.item_features import Catalogue, IdColumn, ItemFeature
+from models.config import ModelConfig
+from models.features.inputs import Inputs
+from models.features.time import Clock
+from models.features.values import InputFeature
+from models.item_features import Catalogue, IdColumn
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from trainer.dataset.features import MISSING, decoder_of, hash_rows
-from trainer.dataset.manifest import UNKNOWN_ID, Feature, Manifest, used_features
+from trainer.dataset.manifest import UNKNOWN_ID, Feature, Manifest
 from trainer.dataset.vocabulary import ids_of_numbers, read_vocabulary
+from trainer.inputs import UsedFeatures, features_of, ticks_per_second
 from trainer.stream.columns import Lists, take
-from trainer.stream.row_groups import column_of
+from trainer.stream.row_groups import Wanted, column_of
 
 
-def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConfig]) -> Catalogue:
-    """Read the catalogue; without features of items and with a row for every id there is nothing to read."""
-    features = used_features(manifest)
+def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConfig], model: ModelConfig) -> Catalogue:
+    """Read the catalogue; without features of items and with a row for every id there is nothing to read.
+
+    Raises UserError where the model wants what the dataset does not have.
+    """
+    used = features_of(manifest, model.inputs)
+    features, inputs = used.items, _inputs(manifest, used, tables, model)
     hashed = isinstance(tables["item"].ids, HashIdsConfig)
     num_known = manifest.num_item_rows
     if not features and not hashed:
-        return Catalogue(num_known, num_known)
+        return Catalogue(num_known, num_known, inputs=inputs)
     ids = ids_of_numbers(folder, manifest, with_unknown=bool(features))
     num_ids = int(ids.max(initial=0)) + 1
     rows = np.arange(num_ids)
@@ -40,16 +49,41 @@ def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConf
         num_ids=num_ids,
         rows=rows if hashed or num_ids > num_known else None,
         has_row=np.arange(num_ids) < num_known if num_ids > num_known else None,
-        features=tuple(_item_feature(feature, tables) for feature in features),
+        features=tuple(_input_feature(feature, tables) for feature in features),
         columns=_read_columns(folder, manifest, tables, features, ids, number_of_id),
+        inputs=inputs,
     )
 
 
-def _item_feature(feature: Feature, tables: dict[str, TableConfig]) -> ItemFeature:
+def wanted_by(catalogue: Catalogue, users: bool = False) -> Wanted:
+    """What a reader has to read for this model, and nothing else; `users`: who they are, too."""
+    inputs = catalogue.inputs
+    columns = [f"event.{feature.name}" for feature in inputs.events] + [f"user.{f.name}" for f in inputs.users]
+    return Wanted(
+        users=users,
+        times=inputs.clock is not None,
+        features=frozenset(columns),
+        unknown=catalogue.scores_unknown,
+    )
+
+
+def _inputs(manifest: Manifest, used: UsedFeatures, tables: dict[str, TableConfig], model: ModelConfig) -> Inputs:
+    clock = None
+    if model.uses_time:
+        clock = Clock(ticks_per_second(manifest, model), tuple(model.inputs.time), model.inputs.request_time)
+    events, users = (tuple(_input_feature(f, tables) for f in features) for features in (used.events, used.users))
+    return Inputs(events, users, clock)
+
+
+def _input_feature(feature: Feature, tables: dict[str, TableConfig]) -> InputFeature:
     if feature.kind in ("numeric", "vector"):
-        return ItemFeature(feature.name, None, feature.dim or 1)
+        return InputFeature(feature.name, None, feature.dim or 1)
     assert feature.table is not None
-    return ItemFeature(feature.name, feature.table, tables[feature.table].dim)
+    return InputFeature(feature.name, feature.table, tables[feature.table].dim, _missing(feature.table, tables))
+
+
+def _missing(table: str, tables: dict[str, TableConfig]) -> int:
+    return int(MISSING) if isinstance(tables[table].ids, DynamicIdsConfig) else UNKNOWN_ID
 
 
 def _read_columns(
@@ -76,8 +110,7 @@ def _read_columns(
             columns[feature.name] = decode[feature.column](column).reshape(len(number_of_id), -1)
         else:
             assert feature.table is not None
-            dynamic = isinstance(tables[feature.table].ids, DynamicIdsConfig)
-            missing = MISSING if dynamic else UNKNOWN_ID
+            missing = _missing(feature.table, tables)
             columns[feature.name] = _without_missing(decode[feature.column](column), missing)
     return columns
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.batch import distinct_ids
+from models.distinct import distinct_ids
 from trainer.stream.order import Places
 from trainer.stream.row_groups import RowGroupReader
 

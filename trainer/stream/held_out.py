@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.batch import HistoryBatch, as_tensor, build_batch
+from models.batch import HistoryBatch, build_batch, with_inputs
 from models.item_features import Catalogue
-from trainer.stream.columns import feature_tensors, gather, stretches, take_all
+from trainer.stream.columns import gather, stretches, take_all
 from trainer.stream.row_groups import PackedHistories, RowGroupReader, joined
 
 Split = Literal["validation", "test"]
@@ -24,9 +24,9 @@ NOTHING = np.zeros(0, dtype=np.int64)
 class HeldOutBatch:
     """B users that have targets in the split. All arrays int64.
 
-    batch: their histories up to the split, truncated for the encoder, with times and features where the reader was asked for
-    them; history_lengths: (B,) before truncation. seen: items of the whole history, packed, seen_offsets (B + 1,).
-    targets: held-out items, target_offsets (B + 1,), and their times, likewise where asked for.
+    batch: their histories up to the split, truncated for the encoder, with what the model is told besides; history_lengths: (B,)
+    before truncation. seen: items of the whole history, packed, seen_offsets (B + 1,).
+    targets: held-out items, target_offsets (B + 1,), and their times where the reader was asked for them.
     """
 
     batch: HistoryBatch
@@ -134,12 +134,12 @@ class HeldOut:
         target_places, target_offsets = stretches(start + low, start + high)
         recent, offsets = stretches(start + np.maximum(0, low - self.max_history), start + low)
         batch = build_batch(row_ids[rows], offsets, packed.items.take(recent), NOTHING, NOTHING, self.catalogue, False)
+        times = next_times = None
         if packed.times is not None:
-            batch = replace(batch, times=as_tensor(packed.times.take(recent)))
-        if packed.features or packed.user_features:
-            features = feature_tensors(take_all(packed.features, recent))
-            user_features = feature_tensors(take_all(packed.user_features, rows))
-            batch = replace(batch, features=features, user_features=user_features)
+            # After the last event of a history comes the first that is held out: all of its targets are asked for then.
+            times, next_times = packed.times.take(recent), packed.times.take(recent + 1)
+        features, user_features = take_all(packed.features, recent), take_all(packed.user_features, rows)
+        batch = with_inputs(batch, self.catalogue, features, user_features, times, next_times)
         return HeldOutBatch(
             batch=batch,
             row_ids=row_ids[rows],

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from models.batch import FIRST_ITEM, HistoryBatch, as_tensor, build_batch
+from models.batch import FIRST_ITEM, HistoryBatch, build_batch, with_inputs
 from models.config import ModelConfig
 from models.item_features import Catalogue
 from models.micro_batches import with_cuts
 from models.objectives.config import SampledSoftmaxConfig
-from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
+from trainer.stream.columns import Column, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.order import Position
@@ -129,14 +129,13 @@ class TrainStream:
             self.catalogue,
             whole,
         )
-        if histories.times is None and not histories.features and not histories.user_features:
-            return batch
-        return replace(
+        return with_inputs(
             batch,
-            times=None if histories.times is None else as_tensor(histories.times),
-            target_times=None if histories.target_times is None else as_tensor(histories.target_times),
-            features=feature_tensors(histories.features),
-            user_features=feature_tensors(histories.user_features),
+            self.catalogue,
+            histories.features,
+            histories.user_features,
+            histories.times,
+            histories.target_times,
         )
 
     def _negatives(self, position: Position) -> np.ndarray:

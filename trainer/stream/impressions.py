@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.batch import as_tensor, distinct_ids
+from models.batch import as_tensor
+from models.distinct import distinct_ids
 from models.item_features import Catalogue
 from models.jagged import layout_of
 from models.ranking_batch import RankingBatch

@@ -113,15 +113,16 @@ def _stretches(pieces: list[Any], sizes: list[int]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a reader should read besides items and cuts: times, users, all features, or impressions.
+    """What a reader should read besides items and cuts: times, users, features, or impressions.
 
+    features: of events and users, all of them or those of the named columns ("event.NAME", "user.NAME").
     numbers: items as numbers of the catalogue, not as the model's ids; unknown: items that the training part does not know
     have ids behind those of the known ones, not 0.
     """
 
     users: bool = False
     times: bool = False
-    features: bool = False
+    features: bool | frozenset[str] = False
     impressions: bool = False
     numbers: bool = False
     unknown: bool = False
@@ -292,8 +293,9 @@ def _groups_of(manifest: Manifest) -> list[_Group]:
 def _feature_columns(manifest: Manifest, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not wanted.features:
         return (), ()
-    events = tuple(feature.column for feature in manifest.features if feature.owner == "event")
-    users = tuple(feature.column for feature in manifest.features if feature.owner == "user")
+    chosen = [f for f in manifest.features if wanted.features is True or f.column in wanted.features]
+    events = tuple(feature.column for feature in chosen if feature.owner == "event")
+    users = tuple(feature.column for feature in chosen if feature.owner == "user")
     return events, users
 
 

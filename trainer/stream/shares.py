@@ -6,7 +6,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from models.batch import distinct_ids
+from models.distinct import distinct_ids
 from trainer.stream.examples import Chosen
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.order import Position

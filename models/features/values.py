@@ -1,0 +1,182 @@
+"""What features say, of whatever has them: items, events, users.
+
+    said(o) = sum over features f of  P_f mean over values x of E_f[x]     (categorical, buckets)
+                                    + P_f x                                (numbers, content vectors)
+
+Which rows that needs is settled on the host, away from the step: `settle` turns columns of ids into places among the rows of a
+table that are looked up, each once, whoever asks for them. `add_features` adds up what was looked up.
+
+Shapes: M owners (items, events or histories), n values of all owners, R looked-up rows of a table, D model width.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.distinct import joined_ids
+
+
+@dataclass(frozen=True)
+class InputFeature:
+    """A feature that a model uses. table: of its ids, else none; width: of a row of the table, or numbers in its vector.
+
+    missing: in a column of single ids, the one that says nothing.
+    """
+
+    name: str
+    table: str | None
+    width: int
+    missing: int = 0
+
+
+@dataclass(frozen=True)
+class FeatureValues:
+    """The values of one feature for M owners.
+
+    Of ids: index (n,) int64 into the looked-up rows of its table, owner (n,) int64 whose each is, weight (n,) float32 one
+    over the number of values of that owner. Of numbers: dense (M, width) float32, and the others empty.
+    """
+
+    index: Tensor
+    owner: Tensor
+    weight: Tensor
+    dense: Tensor
+
+    def to(self, device: torch.device) -> "FeatureValues":
+        return FeatureValues(*(t.to(device) for t in (self.index, self.owner, self.weight, self.dense)))
+
+
+class Ragged(Protocol):
+    """Several values for each owner o: values[offsets[o]:offsets[o + 1]]; offsets (M + 1,) int64 from 0."""
+
+    @property
+    def values(self) -> np.ndarray: ...
+
+    @property
+    def offsets(self) -> np.ndarray: ...
+
+
+ValueColumn = np.ndarray | Ragged
+_NO_IDS = torch.zeros(0, dtype=torch.int64)
+_NO_NUMBERS = torch.zeros(0)
+
+
+def id_values(index: np.ndarray, owner: np.ndarray) -> FeatureValues:
+    """Of ids: index into looked-up rows and owner, (n,) each."""
+    weight = 1.0 / np.bincount(owner, minlength=1)[owner]
+    return FeatureValues(
+        torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64)),
+        torch.from_numpy(np.ascontiguousarray(owner, dtype=np.int64)),
+        torch.from_numpy(weight.astype(np.float32)),
+        _NO_NUMBERS,
+    )
+
+
+def number_values(numbers: np.ndarray) -> FeatureValues:
+    """Of numbers (M,) or vectors (M, width)."""
+    own = numbers if numbers.flags.writeable and numbers.flags.c_contiguous else numbers.copy()
+    dense = torch.from_numpy(own)
+    return FeatureValues(_NO_IDS, _NO_IDS, _NO_NUMBERS, dense[:, None] if dense.dim() == 1 else dense)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Features of one kind of owner, and a column with their values for each, by name."""
+
+    features: tuple[InputFeature, ...]
+    columns: Mapping[str, ValueColumn]
+
+
+def settle(
+    rows: Mapping[str, Tensor], row_of_id: Mapping[str, np.ndarray], asked: Iterable[Asked]
+) -> tuple[dict[str, Tensor], list[dict[str, FeatureValues]]]:
+    """Ask for the values of features besides what is asked for already: (rows by table, values of each of `asked` by feature).
+
+    rows: (R,) int64 ascending, each once; they keep their places, and what is new comes behind them.
+    row_of_id: by table, the row that each id has, where ids are not rows themselves.
+    """
+    wanted: dict[str, list[tuple[dict[str, FeatureValues], str, np.ndarray, np.ndarray]]] = {}
+    found: list[dict[str, FeatureValues]] = []
+    for group in asked:
+        values: dict[str, FeatureValues] = {}
+        found.append(values)
+        for feature in group.features:
+            column = group.columns[feature.name]
+            if feature.table is None:
+                assert isinstance(column, np.ndarray)
+                values[feature.name] = number_values(column)
+                continue
+            entries, owner = _entries_of(column, feature.missing)
+            if feature.table in row_of_id:
+                entries = row_of_id[feature.table][entries]
+            wanted.setdefault(feature.table, []).append((values, feature.name, entries, owner))
+    together = dict(rows)
+    for table, pieces in wanted.items():
+        known = rows[table].numpy() if table in rows else np.zeros(0, np.int64)
+        ids, index = joined_ids(known, np.concatenate([entries for _, _, entries, _ in pieces]))
+        if ids is not known:
+            together[table] = torch.from_numpy(ids)
+        ends = np.cumsum([entries.size for _, _, entries, _ in pieces])
+        for (values, name, _, owner), place in zip(pieces, np.split(index, ends[:-1]), strict=True):
+            values[name] = id_values(place, owner)
+    return together, found
+
+
+def _entries_of(column: ValueColumn, missing: int) -> tuple[np.ndarray, np.ndarray]:
+    """(values, owner) of all owners, (n,) each; a single value that is missing is none."""
+    if isinstance(column, np.ndarray):
+        owner = np.flatnonzero(column != missing)
+        return column[owner], owner
+    lengths = np.diff(column.offsets)
+    return column.values, np.repeat(np.arange(lengths.size), lengths)
+
+
+def projections_of(features: Iterable[InputFeature], width: int) -> nn.ModuleDict:
+    """What takes each feature to the model's width; a table that is as wide needs nothing."""
+    return nn.ModuleDict(
+        {
+            _key(feature): nn.Linear(feature.width, width, bias=False)
+            for feature in features
+            if feature.table is None or feature.width != width
+        }
+    )
+
+
+def add_features(
+    vectors_MD: Tensor,
+    features: Iterable[InputFeature],
+    projections: nn.ModuleDict,
+    rows: Mapping[str, Tensor],
+    values: Mapping[str, FeatureValues],
+) -> Tensor:
+    """What features say, added to the vectors of their owners (M, D). rows: by table (R, width), what was looked up."""
+    num_owners = vectors_MD.shape[0]
+    for feature in features:
+        given = values[feature.name]
+        if feature.table is None:
+            said = given.dense.to(vectors_MD.dtype)
+        else:
+            pieces = rows[feature.table].index_select(0, given.index) * given.weight[:, None]
+            said = pieces.new_zeros((num_owners, feature.width)).index_add(0, given.owner, pieces)
+        if _key(feature) in projections:
+            said = projections[_key(feature)](said)
+        vectors_MD = vectors_MD + said
+    return vectors_MD
+
+
+@torch.no_grad()
+def draw_projections(features: Iterable[InputFeature], projections: nn.ModuleDict, generator: torch.Generator) -> None:
+    """Draw them from `generator` (CPU), in the order of the features: each keeps the length of its input on average."""
+    for feature in features:
+        if _key(feature) in projections:
+            weight = next(projections[_key(feature)].parameters())
+            weight.copy_(torch.empty(weight.shape).normal_(0.0, feature.width**-0.5, generator=generator))
+
+
+def _key(feature: InputFeature) -> str:
+    """Its name among modules, where a name that modules have already (such as `type`) is not free."""
+    return feature.name if not hasattr(nn.ModuleDict, feature.name) else f"{feature.name}~"
