@@ -44,14 +44,13 @@ FeatureTensor = Tensor | JaggedFeature
 class Cut:
     """A piece of a batch, as pairs (first, one past the last): of its histories, events and targets; and the layout of its events.
 
-    event_values, user_values: the same of the ids of each feature of events and users, by name.
+    values: the same of the values of each feature of events and users, by "events.NAME" or "users.NAME".
     """
 
     histories: tuple[int, int]
     events: tuple[int, int]
     targets: tuple[int, int]
-    event_values: Mapping[str, tuple[int, int]]
-    user_values: Mapping[str, tuple[int, int]]
+    values: Mapping[str, tuple[int, int]]
     layout: JaggedLayout
 
     def to(self, device: torch.device) -> "Cut":
@@ -69,8 +68,8 @@ class HistoryBatch:
     (C,) int64, empty unless the objective samples.
     times: (N,) int64, seconds from the first event of each history in the batch to each of its events; request_times: the same to
     the moment at which the event after it was asked for, or `times` again where the model is not told; time_rows: by part of
-    an event's time (N,) int64. All of these are there only if the model looks at times. cuts: the pieces that are encoded one
-    after another (models.micro_batches), none if all is encoded at once.
+    an event's time (N,) int64. All of these are there only if the model looks at times. cuts: the
+    pieces that are encoded one after another (models.micro_batches), none if all is encoded at once.
     """
 
     row_ids: Tensor

@@ -1,7 +1,7 @@
 """A batch in pieces that are encoded one after another, so that only the activations of one exist at a time.
 
 Pieces are whole histories, in order. What was looked up, negatives and candidates are those of the whole batch, and shared: an
-index into the looked-up items means the same in a piece. The sum of the losses of the pieces is the loss of the batch.
+index into the looked-up items or rows means the same in a piece. The sum of the losses of the pieces is the loss of the batch.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,10 +12,9 @@ import numpy as np
 
 from models.batch import Cut, HistoryBatch
 from models.features.values import FeatureValues
-from models.item_features import ItemRequest
 from models.jagged import layout_of
 
-# How each field of a batch is cut. The others are shared by all pieces: SHARED; but what `items` says of events and users is cut.
+# How each field of a batch is cut. The others are shared by all pieces: SHARED, and of `items` all but what events and users say.
 ALONG = {
     "row_ids": "histories",
     "history_index": "events",
@@ -47,15 +46,17 @@ def with_cuts(batch: HistoryBatch, most_events: int | None) -> HistoryBatch:
         targets = np.searchsorted(batch.target_event.numpy(), events)  # they are in the order of their events
     elif batch.target_ids.numel() == 0:
         targets = np.zeros_like(events)
-    of_events = {name: _bounds(found, events) for name, found in batch.items.events.items()}
-    of_users = {name: _bounds(found, np.asarray(ends)) for name, found in batch.items.users.items()}
+    values = {
+        f"{owners}.{name}": np.searchsorted(given.owner.numpy(), places)  # they are in the order of their owners
+        for owners, found, places in (("events", batch.items.events, events), ("users", batch.items.users, ends))
+        for name, given in found.items()
+    }
     cuts = tuple(
         Cut(
             histories=(ends[n], ends[n + 1]),
             events=_pair(events, n),
             targets=_pair(targets, n),
-            event_values={name: _pair(found, n) for name, found in of_events.items()},
-            user_values={name: _pair(found, n) for name, found in of_users.items()},
+            values={name: _pair(found, n) for name, found in values.items()},
             layout=layout_of(offsets[ends[n] : ends[n + 1] + 1] - events[n]),
         )
         for n in range(len(ends) - 1)
@@ -72,13 +73,14 @@ def parts_of(batch: HistoryBatch) -> Iterator[HistoryBatch]:
         fields = {name: _cut_field(getattr(batch, name), name, cut) for name in ALONG}
         if batch.target_event is not None:
             fields["target_event"] = fields["target_event"] - cut.events[0]
-        yield replace(batch, layout=cut.layout, items=_cut_items(batch.items, cut), cuts=(), **fields)
-
-
-def _bounds(values: FeatureValues, owners: np.ndarray) -> np.ndarray:
-    """Where the ids of the owners numbered `owners` begin; they lie in the order of their owners."""
-    found: np.ndarray = np.searchsorted(values.owner.numpy(), owners)
-    return found
+        items = batch.items
+        if items.events or items.users:
+            said = (
+                _cut_values(items.events, "events", cut.events, cut),
+                _cut_values(items.users, "users", cut.histories, cut),
+            )
+            items = replace(items, events=said[0], users=said[1])
+        yield replace(batch, layout=cut.layout, cuts=(), items=items, **fields)
 
 
 def _cut_field(value: Any, field: str, cut: Cut) -> Any:
@@ -88,20 +90,16 @@ def _cut_field(value: Any, field: str, cut: Cut) -> Any:
     return None if value is None else value[first:stop]
 
 
-def _cut_items(items: ItemRequest, cut: Cut) -> ItemRequest:
-    if not items.events and not items.users:
-        return items
-    return replace(
-        items,
-        events={name: _cut_values(v, cut.events, cut.event_values[name]) for name, v in items.events.items()},
-        users={name: _cut_values(v, cut.histories, cut.user_values[name]) for name, v in items.users.items()},
-    )
-
-
-def _cut_values(values: FeatureValues, owners: tuple[int, int], ids: tuple[int, int]) -> FeatureValues:
-    own = slice(*ids)
-    dense = values.dense[slice(*owners)] if values.dense.numel() else values.dense
-    return FeatureValues(values.index[own], values.owner[own] - owners[0], values.weight[own], dense)
+def _cut_values(
+    found: Mapping[str, FeatureValues], owners: str, bounds: tuple[int, int], cut: Cut
+) -> dict[str, FeatureValues]:
+    """What features say of the owners bounds[0] .. bounds[1] - 1, as if there were no others."""
+    pieces = {}
+    for name, given in found.items():
+        inside = slice(*cut.values[f"{owners}.{name}"])
+        owner, dense = given.owner[inside] - bounds[0], given.dense[slice(*bounds)]
+        pieces[name] = FeatureValues(given.index[inside], owner, given.weight[inside], dense)
+    return pieces
 
 
 def _pair(places: np.ndarray, n: int) -> tuple[int, int]:

@@ -114,11 +114,10 @@ def table_loads(
             inputs = histories * max(0.0, mean_events - 1)
             besides += inputs * facts.num_event_features.get(name, 0)
             besides += histories * facts.num_user_features.get(name, 0)
-        shared = (
-            num_features > 0 or besides > 0.0 or (facts is not None and isinstance(tables[name].ids, HashIdsConfig))
-        )
-        if name == ITEM_TABLE and not shared:
-            return items
+        if name == ITEM_TABLE and not (facts is not None and isinstance(tables[name].ids, HashIdsConfig)):
+            # The batch's items have rows of their own, and of what else is asked for some rows are among those.
+            others = expected_distinct(num_rows[name], items * num_features + besides)
+            return items + others * max(0.0, 1.0 - items / num_rows[name])
         return expected_distinct(num_rows[name], items * (num_features + int(name == ITEM_TABLE)) + besides)
 
     return [sequence_load(name, tables[name], rows, ids_of(name)) for name, rows in num_rows.items()]

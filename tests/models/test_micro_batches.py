@@ -1,15 +1,17 @@
 """A batch in pieces: together they are the batch, none is larger than allowed, and their losses and gradients add up to its own."""
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 
-from models.batch import FIRST_ITEM, HistoryBatch, build_batch
-from models.features.values import FeatureValues, id_values, number_values
-from models.item_features import Catalogue
+from models.batch import FIRST_ITEM, HistoryBatch, build_batch, with_inputs
+from models.features.inputs import Inputs
+from models.features.time import Clock
+from models.features.values import FeatureValues, InputFeature
+from models.item_features import Catalogue, IdColumn
 from models.micro_batches import ALONG, SHARED, parts_of, with_cuts
 from tests.models.test_next_item import FULL, NEGATIVES, SAMPLED, make_model
 
@@ -17,45 +19,46 @@ NUM_ROWS = 30
 LENGTHS = (5, 0, 3, 9, 1, 0, 2, 2, 12, 0)
 
 
+FEATURES = (InputFeature("numbers", None, 3), InputFeature("lists", "label", 4), InputFeature("single", "item", 8))
+INPUTS = Inputs(FEATURES, FEATURES, Clock(1, ("gap", "hour"), tells_request=True))
+
+
 def batch_of(num_known: int, objective=FULL, learned: bool = True) -> HistoryBatch:
     """Histories of LENGTHS, with every kind of feature. Targets from num_known on are not learned."""
     random = np.random.default_rng(2)
     offsets = np.concatenate(([0], np.cumsum(LENGTHS)))
     history, target = random.integers(FIRST_ITEM, NUM_ROWS, size=(2, offsets[-1]))
+    catalogue = Catalogue(num_known, NUM_ROWS, inputs=INPUTS)
     batch = build_batch(
         np.arange(len(LENGTHS)) + 100,
         offsets,
         history,
         target if learned else target[:0],
         NEGATIVES if objective is SAMPLED else NEGATIVES[:0],
-        Catalogue(num_known, NUM_ROWS),
+        catalogue,
         objective is not SAMPLED,
     )
 
-    events, histories = int(offsets[-1]), len(LENGTHS)
+    def columns(count: int) -> dict:
+        ends = np.concatenate(([0], np.cumsum(random.integers(0, 4, size=count)))).astype(np.int64)
+        return {
+            "numbers": random.random((count, 3), dtype=np.float32),
+            "lists": IdColumn(random.integers(0, 50, size=ends[-1]), ends),
+            "single": random.integers(0, NUM_ROWS, size=count),
+        }
 
-    def ids_of(count: int) -> FeatureValues:
-        owner = np.repeat(np.arange(count), random.integers(0, 4, size=count))
-        return id_values(random.integers(0, 9, size=owner.size), owner)
-
-    of_events = {"numbers": number_values(random.normal(size=(events, 3))), "ids": ids_of(events)}
-    of_users = {"numbers": number_values(random.normal(size=histories)), "ids": ids_of(histories)}
-    return replace(
-        batch,
-        items=replace(batch.items, events=of_events, users=of_users),
-        times=torch.arange(events),
-        request_times=torch.arange(events) + 1,
-        time_rows={"hour": torch.arange(events) % 24},
-    )
+    times = np.sort(random.integers(0, 10**6, size=offsets[-1]))
+    return with_inputs(batch, catalogue, columns(int(offsets[-1])), columns(len(LENGTHS)), times, times + 5)
 
 
 def listed(given: FeatureValues, count: int) -> list:
-    """What is said of each owner: its ids with their weights, or its numbers."""
+    """What is said of each of `count` owners."""
     if given.dense.numel():
+        assert len(given.dense) == count
         return given.dense.tolist()
-    sizes = torch.bincount(given.owner, minlength=count).tolist()
-    pairs = zip(given.index.split(sizes), given.weight.split(sizes), strict=True)
-    return [list(zip(index.tolist(), weight.tolist(), strict=True)) for index, weight in pairs]
+    pairs = list(zip(given.owner.tolist(), given.index.tolist(), given.weight.tolist(), strict=True))
+    assert all(0 <= owner < count for owner, _, _ in pairs)
+    return [[rest for at, *rest in pairs if at == owner] for owner in range(count)]
 
 
 def test_every_field_of_a_batch_is_cut_or_shared():
@@ -78,16 +81,16 @@ def test_the_pieces_are_the_batch(num_known, learned, most):
         assert sum(of_part) <= most or sum(length > 0 for length in of_part) == 1
         for name in SHARED:
             assert getattr(part, name) is getattr(batch, name)
+        assert part.items.rows is batch.items.rows
+        assert part.items.values is batch.items.values
     for name in ("row_ids", "history_index", "target_ids", "target_index", "times", "request_times"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name)), name
-    assert torch.cat([part.time_rows["hour"] for part in parts]).equal(batch.time_rows["hour"])
-    for field, sizes in (
-        ("events", [sum(of_part) for of_part in lengths]),
-        ("users", [len(of_part) for of_part in lengths]),
-    ):
-        for name, whole in getattr(batch.items, field).items():
-            pieces = [listed(getattr(part.items, field)[name], size) for part, size in zip(parts, sizes, strict=True)]
-            assert list(chain(*pieces)) == listed(whole, sum(sizes))
+    for name, whole in batch.time_rows.items():
+        assert torch.equal(torch.cat([part.time_rows[name] for part in parts]), whole)
+    for owners, counts in (("events", [sum(n) for n in lengths]), ("users", [len(n) for n in lengths])):
+        for name, whole in getattr(batch.items, owners).items():
+            pieces = (listed(getattr(p.items, owners)[name], n) for p, n in zip(parts, counts, strict=True))
+            assert list(chain(*pieces)) == listed(whole, sum(counts))
     if batch.target_event is not None:
         firsts = np.cumsum([0, *(part.layout.num_events for part in parts)]).tolist()
         places = [part.target_event + first for part, first in zip(parts, firsts, strict=False)]

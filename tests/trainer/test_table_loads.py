@@ -88,6 +88,13 @@ def test_items_that_share_a_hashed_row_are_looked_up_once():
     assert load.ids_per_rank == pytest.approx(100, rel=1e-6)
 
 
+def test_items_that_events_name_too_are_looked_up_once():
+    facts = DatasetFacts(10_000, 11.0, {}, {"item": 1})
+    assert loads_of(num_rows={"item": 10_000}, model=FULL, facts=facts)["item"].ids_per_rank == pytest.approx(10_000)
+    many = loads_of(num_rows={"item": 10**9}, facts=DatasetFacts(10**9, 11.0, {}, {"item": 1}))["item"]
+    assert many.ids_per_rank == pytest.approx(64 * 11 + 512 + 64 * 10, rel=1e-4)
+
+
 def test_constraints_of_the_config_reach_the_plan():
     table = TableConfig(sharding=["table_wise", "row_wise"], ranks=[1, 3], optimizer="adagrad", dim=32)
     load = loads_of({"item": table})["item"]

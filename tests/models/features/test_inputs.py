@@ -17,6 +17,7 @@ from models.features.inputs import Inputs
 from models.features.time import Clock, time_rows
 from models.features.values import InputFeature
 from models.item_features import Catalogue, IdColumn
+from models.micro_batches import parts_of, with_cuts
 from models.next_item import NextItemModel
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from models.tables import TableSpec
@@ -294,6 +295,24 @@ def test_gradients_reach_every_weight() -> None:
             assert parameter.grad.abs().max() > 0.0, name
         for table in TABLES:
             assert weight_of(model, table).grad.abs().max() > 0.0
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda value: value.kind)
+def test_in_pieces_losses_and_gradients_add_up(objective: Any) -> None:
+    found = []
+    for most in (None, 5):
+        model = make_model(objective, bias="time").double()
+        batch = with_cuts(batch_of(random_users(3), objective), most)
+        parts = list(parts_of(batch))
+        assert len(parts) == (1 if most is None else 3)
+        rows = {name: r.detach().double().requires_grad_() for name, r in model.look_up(batch.items).items()}
+        losses = [model.loss(rows, part) for part in parts]
+        torch.stack(losses).sum().backward()
+        dense = [*model.encoder.parameters(), *model.items.parameters(), *model.inputs.parameters()]
+        found.append((sum(loss.item() for loss in losses), [leaf.grad for leaf in (*rows.values(), *dense)]))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-12)
+    for of_pieces, of_whole in zip(found[1][1], found[0][1], strict=True):
+        torch.testing.assert_close(of_pieces, of_whole)
 
 
 def test_the_whole_catalogue_is_looked_up_once_whatever_else_is_asked() -> None:
