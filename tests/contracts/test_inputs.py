@@ -64,7 +64,7 @@ def job_at(folder: Path, run: str, ids: dict[str, Any], **sections: Any) -> Job:
         "model": {
             "max_history": 6,
             "objective": OBJECTIVES[sections.get("objective", "sampled")],
-            "encoder": {"num_blocks": 1, "dropout": sections.get("dropout", 0.0)},
+            "encoder": {"num_blocks": 1, "dropout": sections.get("dropout", 0.0), "attention": {"bias": "time"}},
             "inputs": {"time": ["gap", "hour", "weekday"], "request_time": True},
         },
         "tables": {
