@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.features.config import TimePart
+from models.features.config import NUM_TIME_ROWS, TimePart
 
-GAPS_PER_DOUBLING, LONGEST_GAP = 2, 63
-# Of a gap, row 0 is that of the first event in a batch's history, and row 1 + k that of 2^(k/2) - 1 to 2^((k + 1)/2) - 1 seconds.
-NUM_ROWS: Mapping[TimePart, int] = {"gap": LONGEST_GAP + 2, "hour": 24, "weekday": 7}
+GAPS_PER_DOUBLING, LONGEST_GAP = 2, NUM_TIME_ROWS["gap"] - 2
 INIT_STD = 0.02
 
 
@@ -75,7 +73,7 @@ class TimeVectors(nn.Module):
     def __init__(self, width: int, parts: tuple[TimePart, ...]) -> None:
         super().__init__()
         self.parts = parts
-        self.vectors = nn.ModuleDict({part: nn.Embedding(NUM_ROWS[part], width) for part in parts})
+        self.vectors = nn.ModuleDict({part: nn.Embedding(NUM_TIME_ROWS[part], width) for part in parts})
 
     def forward(self, x_ND: Tensor, rows: Mapping[str, Tensor]) -> Tensor:
         """The vectors of each event's time added to (N, D). rows: what `time_rows` gave."""

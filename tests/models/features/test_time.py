@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.features.time import LONGEST_GAP, NUM_ROWS, Clock, TimeVectors, seconds_since_start, time_rows
+from models.features.config import NUM_TIME_ROWS
+from models.features.time import LONGEST_GAP, Clock, TimeVectors, seconds_since_start, time_rows
 
 OFFSETS = np.asarray([0, 0, 4, 5, 5, 9, 9])  # with empty histories, the last among them
 SECONDS = np.asarray([1_700_000_000, 1_700_000_000, 1_700_000_001, 1_700_090_000, 5, -90_000, -3, 0, 2**33])
@@ -36,12 +37,12 @@ def test_rows_equal_those_of_one_event_at_a_time(ticks: int) -> None:
     for part, found in rows.items():
         assert found.dtype == np.int64
         assert found.min() >= 0
-        assert found.max() < NUM_ROWS[part]  # type: ignore[index]
+        assert found.max() < NUM_TIME_ROWS[part]  # type: ignore[index]
 
 
 def test_the_longest_gap_has_a_row() -> None:
     rows = time_rows(Clock(1, ("gap",)), np.asarray([-(2**40), 2**40]), np.asarray([0, 2]))
-    assert rows["gap"].tolist() == [0, NUM_ROWS["gap"] - 1]
+    assert rows["gap"].tolist() == [0, NUM_TIME_ROWS["gap"] - 1]
 
 
 @pytest.mark.parametrize("ticks", UNITS)
