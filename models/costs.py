@@ -9,8 +9,9 @@ Symbols: D model width, H heads, K head width, L events of a history, C candidat
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -52,19 +53,27 @@ class Histories:
 
 
 @dataclass(frozen=True)
+class Projected:
+    """A feature of items, events or users that is projected from its width to D. looked_up: not given as numbers, but learned."""
+
+    owner: Literal["item", "event", "user"]
+    width: int
+    looked_up: bool
+
+
+@dataclass(frozen=True)
 class Workload:
     """What a training step is given.
 
     events_per_step: of the global batch; num_items: that the training part knows; targets_per_event: below 1 where only masked
-    items are learned; projected: widths of what is projected to D before it is added, by what it is of ("item", "event", "user");
-    items_per_step: looked up, none estimates them.
+    items are learned; projected: features that are not as wide as the model; items_per_step: looked up, none estimates them.
     """
 
     histories: Histories
     events_per_step: float
     num_items: int
     targets_per_event: float = 1.0
-    projected: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    projected: tuple[Projected, ...] = ()
     items_per_step: float | None = None
 
 
@@ -259,11 +268,12 @@ def _tower(hidden: list[int], width: int) -> Flops:
 def _inputs(model: ModelConfig, width: int, workload: Workload, items_per_event: float) -> Flops:
     """Positions and times added; features projected, of which those that are numbers need no gradient of their own."""
     each = {"item": items_per_event, "event": 1.0, "user": 1.0 / workload.histories.mean}
-    added = (model.encoder.positions == "learned") + len(model.inputs.time) + 1
-    found = Flops(pointwise=float(width * added))
-    for owner, widths in workload.projected.items():
-        for given in widths:
-            found += (_linear(given, width) + Flops(pointwise=float(width))).times(each[owner])
+    vectors = 1 + (model.encoder.positions == "learned") + len(model.inputs.time)
+    found = Flops(pointwise=float(width * vectors))
+    for feature in workload.projected:
+        products = 2.0 * feature.width * width
+        work = Flops(products, products * (2 if feature.looked_up else 1), 0.0, float(width))
+        found += work.times(each[feature.owner])
     return found
 
 
@@ -276,7 +286,7 @@ def _objective(objective: ObjectiveConfig, width: int, workload: Workload) -> Fl
     return Flops(products, 2.0 * products, again, 4.0 * compared + 2.0 * width)
 
 
-def num_dense_parameters(model: ModelConfig, width: int, projected: Mapping[str, tuple[int, ...]] | None = None) -> int:
+def num_dense_parameters(model: ModelConfig, width: int, projected: tuple[Projected, ...] = ()) -> int:
     """Of everything but the tables."""
     encoder = model.encoder
     norm = width * (2 if encoder.norm == "layer_norm" else 1)
@@ -287,8 +297,8 @@ def num_dense_parameters(model: ModelConfig, width: int, projected: Mapping[str,
     for hidden in (encoder.user_tower, encoder.item_tower):
         widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
         total += sum((a + 1) * b for a, b in itertools.pairwise(widths))
-    total += width * sum(NUM_TIME_ROWS[part] for part in model.inputs.time)
-    return total + width * sum(sum(widths) for widths in (projected or {}).values())
+    total += width * sum(NUM_TIME_ROWS[part] for part in set(model.inputs.time))
+    return total + width * sum(feature.width for feature in projected)
 
 
 def _block_parameters(encoder: EncoderConfig, max_history: int, width: int, norm: int) -> int:
