@@ -17,6 +17,7 @@ from benchmarks import (
     communicating,
     dynamic_ids,
     evaluating,
+    objectives,
     planning,
     preparing,
     sharded_lookup,
@@ -31,7 +32,18 @@ from cluster.session import ray_session
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
-SECTIONS = ("ids", "plan", "attention", "lookup", "communication", "prepare", "stream", "train", "evaluate")
+SECTIONS = (
+    "ids",
+    "plan",
+    "attention",
+    "objectives",
+    "lookup",
+    "communication",
+    "prepare",
+    "stream",
+    "train",
+    "evaluate",
+)
 
 
 def main() -> None:
@@ -111,7 +123,9 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         comparisons += planning.compare(turns)
     if "attention" in only:
         comparisons += attending.compare(turns)
-    if not set(only) - {"ids", "plan", "attention"}:
+    if "objectives" in only:
+        comparisons += objectives.compare(turns)
+    if not set(only) - {"ids", "plan", "attention", "objectives"}:
         return comparisons
     config = _config(folder, num_workers=1)
     with ray_session(config.cluster):

@@ -90,8 +90,12 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
             model = values.get("model")
             if isinstance(model, dict):
                 objective = model.get("objective")
-                if isinstance(objective, dict) and "kind" not in objective:
-                    values["model"] = {**model, "objective": {"kind": "full_softmax", **objective}}
+                if isinstance(objective, dict):
+                    objective = {"kind": "full_softmax", **objective}
+                    negatives = objective.get("negatives")
+                    if isinstance(negatives, dict):
+                        objective["negatives"] = {"kind": "uniform", **negatives}
+                    values["model"] = {**model, "objective": objective}
         return values
 
     @model_validator(mode="after")
@@ -268,7 +272,7 @@ def apply_override(override: str, values: dict[str, Any]) -> None:
 def explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
     """What pydantic found wrong with a config of this model, for people: every key once, with the nearest name that there is."""
     details = error.errors(include_url=False)
-    places = [[str(part) for part in detail["loc"] if not _UNION_PART.match(str(part))] for detail in details]
+    places = [_place(detail["loc"]) for detail in details]
     choices: dict[str, list[str]] = {}  # of a setting that is one of several literals, or a list of them
     for location, detail in zip(places, details, strict=True):
         if detail["type"] == "literal_error":
@@ -301,6 +305,23 @@ _UNION_PART = re.compile(
     r"(leave_one_out|global_time|full_softmax|sampled_softmax|sasrec|categorical|numeric|timestamp|vector|vocabulary|hash|dynamic"
     r"|str|(list|literal)\[.*\])$"
 )
+
+
+# Words that may be names elsewhere: tags only behind these settings.
+_KINDS_OF = {
+    "objective": ("bce", "gbce"),
+    "negatives": ("uniform", "popularity", "in_batch", "cross_rank", "mixed"),
+}
+
+
+def _place(location: Iterable[str | int]) -> list[str]:
+    """Where an error is, as a person would write it."""
+    place: list[str] = []
+    for part in map(str, location):
+        of_setting = _KINDS_OF.get(place[-1], ()) if place else ()
+        if not _UNION_PART.match(part) and part not in of_setting:
+            place.append(part)
+    return place
 
 
 def _wrong_kind(detail: Any) -> str:

@@ -67,8 +67,9 @@ def main() -> None:
 
 
 def page() -> str:
-    """The whole page, as Markdown."""
-    runs, studies = ("".join(_section_text(section) for section in found) for found in (sections(), study_sections()))
+    """The whole page, as Markdown. A table that several kinds of another have is described once."""
+    both = (dict.fromkeys(sections()), study_sections())
+    runs, studies = ("".join(_section_text(section) for section in found) for found in both)
     return _INTRODUCTION + runs + _STUDIES + studies
 
 

@@ -91,6 +91,7 @@ def _write_split(
         job.model.max_history,
         ranks,
         built.dynamic,
+        job.model.masks_items,
     )
 
     def on_batch(done: int, total: int) -> None:

@@ -19,6 +19,7 @@ from models.features.time import seconds_since_start, time_rows
 from models.features.values import ValueColumn
 from models.item_features import Catalogue, ItemRequest
 from models.jagged import JaggedLayout, layout_of
+from models.joined_request import with_items
 
 FIRST_ITEM = 1  # id 0 stands for unknown items: looked up in histories, never learned nor recommended
 
@@ -65,7 +66,9 @@ class HistoryBatch:
     users; history_index: (N,) int64 into lookup_ids. target_ids, target_index: (T,) int64, what is learned at the input events
     target_event (none: at every one, so that T is N), as id and as index into lookup_ids; empty when nothing is learned.
     num_candidates: the ids from 1 to below it are what a softmax over the whole catalogue compares. negative_ids, negative_index:
-    (C,) int64, empty unless the objective samples.
+    (C,) int64, empty unless the objective samples; negative_log_q, target_log_q: (C,), (T,) float32, how likely a draw gives
+    each, where scores are corrected for that. masked: (N,) bool, input events of which nothing is shown (their item is 0), where
+    the model restores masked events.
     times: (N,) int64, seconds from the first event of each history in the batch to each of its events; request_times: the same to
     the moment at which the event after it was asked for, or `times` again where the model is not told; time_rows: by part of
     an event's time (N,) int64. All of these are there only if the model looks at times. cuts: the
@@ -83,6 +86,9 @@ class HistoryBatch:
     items: ItemRequest
     target_event: Tensor | None = None
     num_candidates: int = 0
+    negative_log_q: Tensor | None = None
+    target_log_q: Tensor | None = None
+    masked: Tensor | None = None
     times: Tensor | None = None
     request_times: Tensor | None = None
     time_rows: Mapping[str, Tensor] = field(default_factory=dict)
@@ -143,6 +149,22 @@ def build_batch(
         items=catalogue.known if only_known else catalogue.request(lookup),
         target_event=None if target_event is None else as_tensor(target_event),
         num_candidates=catalogue.num_known,
+    )
+
+
+def with_negatives(batch: HistoryBatch, negative_ids: np.ndarray, catalogue: Catalogue) -> HistoryBatch:
+    """A batch on the host, without negatives so far, that looks up and compares these as well. New items come behind the others."""
+    held = batch.lookup_ids.numpy()  # ascending
+    distinct, which = np.unique(_int64(negative_ids), return_inverse=True)
+    place = np.searchsorted(held, distinct)
+    new = np.append(held, -1)[place] != distinct
+    place[new] = held.size + np.arange(np.count_nonzero(new))
+    return replace(
+        batch,
+        lookup_ids=as_tensor(np.concatenate((held, distinct[new]))),
+        items=with_items(batch.items, distinct[new], catalogue) if new.any() else batch.items,
+        negative_ids=as_tensor(_int64(negative_ids)),
+        negative_index=as_tensor(place[which]),
     )
 
 

@@ -9,8 +9,22 @@ from models.features.config import InputsConfig
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 
+class MaskingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Which events are masked and restored in training: for encoders that see both sides of an event (BERT4Rec)."""
+
+    probability: float = Field(
+        0.2, gt=0.0, lt=1.0, description="of each event of a training history to be masked; at least one is"
+    )
+    last_probability: float = Field(
+        0.1,
+        ge=0.0,
+        le=1.0,
+        description="of each history to have its last event masked, and no other: what the encoder sees in evaluation",
+    )
+
+
 class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """The model: a task, an encoder of histories, an objective."""
+    """The model: a task, an encoder of histories, an objective, and which events are masked."""
 
     task: Literal["next_item"] = Field(
         "next_item", description="what is learned: the next event of a history, out of the whole catalogue"
@@ -23,6 +37,14 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="turns a history into vectors")
     objective: ObjectiveConfig = Field(default_factory=FullSoftmaxConfig, description="what the training minimises")
+    masking: MaskingConfig = Field(
+        default_factory=MaskingConfig, description="of encoders that see both sides of an event"
+    )
+
+    @property
+    def masks_items(self) -> bool:
+        """Whether masked events are what is learned, in place of the event after each."""
+        return self.encoder.bidirectional
 
     @property
     def uses_time(self) -> bool:

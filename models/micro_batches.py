@@ -18,14 +18,16 @@ from models.jagged import layout_of
 ALONG = {
     "row_ids": "histories",
     "history_index": "events",
+    "masked": "events",
     "times": "events",
     "request_times": "events",
     "time_rows": "events",
     "target_ids": "targets",
     "target_index": "targets",
     "target_event": "targets",
+    "target_log_q": "targets",
 }
-SHARED = ("lookup_ids", "negative_ids", "negative_index", "num_candidates")
+SHARED = ("lookup_ids", "negative_ids", "negative_index", "negative_log_q", "num_candidates")
 
 
 def with_cuts(batch: HistoryBatch, most_events: int | None) -> HistoryBatch:

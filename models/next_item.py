@@ -17,6 +17,7 @@ from models.encoders.encoder import Encoder
 from models.features.inputs import NO_INPUTS, EventInputs, Inputs
 from models.features.values import InputFeature
 from models.item_features import ITEM_TABLE, ItemComposer, ItemRequest
+from models.masking import MaskVector
 from models.objectives.loss import loss_of
 from models.objectives.softmax import scale_vectors
 from models.tables import EmbeddingTables, TableSpec
@@ -44,12 +45,15 @@ class NextItemModel(nn.Module):
         self.encoder = Encoder(self.width, config.max_history, config.encoder)
         self.items = ItemComposer(self.width, item_features)
         self.inputs = EventInputs(self.width, inputs)
+        self.mask = MaskVector(self.width) if config.masks_items else None
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the dense weights, in a fixed order; tables are initialised by key, after they are placed."""
         self.encoder.initialize(generator)
         self.items.initialize(generator)
         self.inputs.initialize(generator)
+        if self.mask is not None:
+            self.mask.initialize(generator)
 
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
         """By table, the rows (R, width) that a request asks for. A collective operation once the tables are sharded."""
@@ -94,6 +98,8 @@ class NextItemModel(nn.Module):
         x_ND = self.inputs(
             items_UD[batch.history_index], rows, asked.events, asked.users, batch.layout.offsets, batch.time_rows
         )
+        if self.mask is not None and batch.masked is not None:
+            x_ND = self.mask(x_ND, batch.masked)
         context = AttentionContext(batch.layout, batch.times, batch.request_times)
         encoded_ND, penalty = self.encoder(x_ND, context)
         # Under autocast an encoder may end in another precision than that of the vectors.

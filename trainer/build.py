@@ -1,9 +1,11 @@
 """From a job to a sharded model with its optimizers, in the one order in which that works."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
@@ -18,12 +20,15 @@ from trainer.averages import Averages
 from trainer.checkpoint_folder import Found
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.vocabulary import read_vocabulary
 from trainer.dense_optimizer import dense_optimizer
 from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
+from trainer.global_negatives import GlobalNegatives
 from trainer.job import Job
 from trainer.placement import plan_tables
 from trainer.stream.catalogue import read_catalogue
+from trainer.stream.negatives import needs_train_events
 from trainer.table_loads import table_rows
 
 
@@ -31,7 +36,8 @@ from trainer.table_loads import table_rows
 class Built:
     """model: the single-device object whose tables were replaced by sharded ones; placed: the wrapper that names its state.
 
-    dynamic: the mappings of its tables with dynamic ids; what is looked up goes through them first.
+    dynamic: the mappings of its tables with dynamic ids; what is looked up goes through them first. negatives: what a batch is
+    given of the global one before that.
     """
 
     model: NextItemModel
@@ -40,6 +46,16 @@ class Built:
     placing: Placing
     catalogue: Catalogue
     dynamic: DynamicTables
+    negatives: GlobalNegatives
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides weights and optimizers: alike on all ranks."""
+        return self.dynamic.tensors() | self.negatives.tensors()
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        self.dynamic.load(tensors)
+        self.negatives.load(tensors)
 
 
 def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
@@ -63,24 +79,29 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     ]
     model = NextItemModel(job.model, specs, torch.device("meta"), catalogue.features, catalogue.inputs)
     model.initialize(torch.Generator().manual_seed(job.seed))
-    for part in (model.encoder, model.items, model.inputs, *model.tables.replicated):
-        part.to(ranks.device)
+    for part in (model.encoder, model.items, model.inputs, model.mask, *model.tables.replicated):
+        if part is not None:
+            part.to(ranks.device)
     tables = {spec.name: job.tables[spec.name] for spec in specs}
     placed = place(model, tables, plan, ranks, job.seed, job.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.seed, catalogue.inputs)
-    return Built(model, placed, tables, placing, catalogue, dynamic)
+    train_events = None
+    if needs_train_events(job.model.objective):
+        train_events = np.concatenate(([0], read_vocabulary(job.dataset_dir, manifest).train_events))
+    negatives = GlobalNegatives(job.model.objective, catalogue, job.seed, train_events)
+    return Built(model, placed, tables, placing, catalogue, dynamic, negatives)
 
 
 def load_checkpoint(
     found: Found, built: Built, optimizers: Optimizers | None, averages: Averages | None = None
 ) -> None:
-    """Load a verified checkpoint into the model, its mappings and, if given, optimizers and averages. Collective.
+    """Load a verified checkpoint into the model, its other state and, if given, optimizers and averages. Collective.
 
     Raises CheckpointError if it does not fit.
     """
-    mappings = built.dynamic.tensors()
-    checkpoint.load(found, built.placed, built.tables, optimizers, mappings, averages)
-    built.dynamic.load(mappings)
+    state = built.state()
+    checkpoint.load(found, built.placed, built.tables, optimizers, state, averages)
+    built.load_state(state)
 
 
 def load_to_use(found: Found, built: Built) -> None:

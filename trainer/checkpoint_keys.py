@@ -5,7 +5,7 @@
     table.<name>.exp_avg, .exp_avg_sq   of Adam and its kin; .step of those updated outside of the backward pass
     dense.<parameter>, dense.<parameter>.<slot>
     ema.<parameter>                     moving average of a dense weight, and state.ema.num_updates
-    state.<name>                        integers that all ranks hold alike
+    state.<name>                        numbers that all ranks hold alike: mappings of ids, estimates
 
 So a table that was sharded by one plan is loaded by any other, as a copy on every rank too: fbgemm's and torch's optimizers name
 and shape the same numbers differently (torchrec issue 2394).

@@ -169,5 +169,8 @@ def _events_of_items(batch: HistoryBatch) -> Int64:
     lasts = offsets[1:][np.diff(offsets) > 0] - 1
     targets = batch.target_index.numpy()
     target_event = np.arange(targets.size) if batch.target_event is None else batch.target_event.numpy()
-    items = np.concatenate((batch.history_index.numpy(), targets[np.isin(target_event, lasts)]))
+    if batch.masked is None:
+        items = np.concatenate((batch.history_index.numpy(), targets[np.isin(target_event, lasts)]))
+    else:  # then every event is an input, and those without an item are the targets
+        items = np.concatenate((batch.history_index.numpy()[~batch.masked.numpy()], targets))
     return np.bincount(items, minlength=batch.lookup_ids.numel())

@@ -11,7 +11,7 @@ from math import expm1
 
 from models.config import ModelConfig
 from models.features.config import InputsConfig
-from models.objectives.config import SampledSoftmaxConfig
+from models.objectives.config import InBatchNegatives, SampledObjectiveConfig
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad, sequence_load
 from trainer.config import TrainConfig
@@ -101,8 +101,10 @@ def table_loads(
     if train.batch_tokens is not None:
         histories = train.batch_tokens / num_workers / max(1.0, mean_events - 1)
     items = float(num_items)
-    if isinstance(model.objective, SampledSoftmaxConfig):
-        items = expected_distinct(num_items, histories * mean_events + model.objective.num_negatives)
+    if isinstance(model.objective, SampledObjectiveConfig):
+        # Negatives that are targets of the rank's own share are looked up anyway.
+        own = isinstance(model.objective.negatives, InBatchNegatives)
+        items = expected_distinct(num_items, histories * mean_events + (0 if own else model.objective.num_negatives))
 
     def ids_of(name: str) -> float:
         given = tables[name].pooling_factor

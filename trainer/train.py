@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from models.item_features import Catalogue
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.averages import Averages
@@ -101,7 +100,7 @@ class Training:
             self.averages,
             job.train.precision,
         )
-        self.stream = _make_stream(job, self.manifest, self.built.catalogue, ranks)
+        self.stream = _make_stream(job, self.manifest, self.built, ranks)
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
             self.evaluator = make_evaluator(
@@ -113,6 +112,7 @@ class Training:
                 job.model.max_history,
                 ranks,
                 self.built.dynamic,
+                job.model.masks_items,
             )
         self.epoch_ends = _epoch_ends(job, self.stream.batches, ranks)
         self.total_steps = int(self.epoch_ends[-1])
@@ -162,8 +162,9 @@ class Training:
         train = self.job.train
         factor = rate_factor(self.state.step, self.total_steps, train)
         stop = self.ranks.is_first and self.channel.stop_requested()
-        # Not in the thread that reads ahead: which row an id has depends on all steps before this one.
-        batch = self.built.dynamic.settle(item.batch, self.built.placed, self.optimizers, self.ranks)
+        # Not in the thread that reads ahead: ranks exchange ids, and which row an id has depends on all steps before this one.
+        batch = self.built.negatives.settle(item.batch, item.before, self.ranks)
+        batch = self.built.dynamic.settle(batch, self.built.placed, self.optimizers, self.ranks)
         result = self.step(batch.to(self.ranks.device), self.state.step, factor, stop)
         self.clock.collect()
         in_a_row = 0 if result.finite else self.state.skipped_in_a_row + 1
@@ -233,7 +234,7 @@ class Training:
     def _save(self) -> None:
         started = time.monotonic()
         built = self.built
-        state = tensors_of(built.placed, built.tables, self.optimizers, built.dynamic.tensors(), self.averages)
+        state = tensors_of(built.placed, built.tables, self.optimizers, built.state(), self.averages)
         record_steps(self.job.run_dir, self.clock, self.ranks)
         path = checkpoint.save(self.job.checkpoints_dir, state, self.ranks, self._describe, self.state.step)
         if self.ranks.is_first:
@@ -301,9 +302,9 @@ class Training:
             )
 
 
-def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Ranks) -> TrainStream:
+def _make_stream(job: Job, manifest: Manifest, built: Built, ranks: Ranks) -> TrainStream:
     """This rank's training stream. Collective: a file that one rank finds not to be what the manifest says is named on all."""
-    reader = RowGroupReader(job.dataset_dir, manifest, wanted_by(catalogue))
+    reader = RowGroupReader(job.dataset_dir, manifest, wanted_by(built.catalogue))
     complaint = None
     try:
         reader.check_files()
@@ -313,9 +314,14 @@ def _make_stream(job: Job, manifest: Manifest, catalogue: Catalogue, ranks: Rank
     if complaints:
         raise UserError(complaints[0])
     train = job.train
-    examples = examples_of(reader, job.model.max_history, train.long_histories, train.batch_tokens is not None)
+    with_lengths = train.batch_tokens is not None
+    masks = job.model.masks_items
+    examples = examples_of(reader, job.model.max_history, train.long_histories, with_lengths, last_is_input=masks)
     batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
-    return TrainStream(reader, batches, job.model, catalogue, train.micro_batch_tokens)
+    negatives = built.negatives
+    return TrainStream(
+        reader, batches, job.model, built.catalogue, train.micro_batch_tokens, train_events=negatives.train_events
+    )
 
 
 def _epoch_ends(job: Job, batches: GlobalBatches, ranks: Ranks) -> torch.Tensor:

@@ -61,7 +61,7 @@ class Attention(nn.Module):
         if self.rotary is not None:
             query, key = (self.rotary(x, context.layout.positions) for x in (query, key))
         if self.log_temperature is not None:
-            query = query * (-self.log_temperature).exp()[:, None]
+            query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
         attended = attend(query, key, value, context, self._parts())
         seen = attended.output
         if config.differential:

@@ -32,6 +32,11 @@ class Inputs:
         return tuple(dict.fromkeys(f.table for f in (*self.events, *self.users) if f.table is not None))
 
     @property
+    def tells_request(self) -> bool:
+        """Whether the model is told the moment at which a recommendation is asked for."""
+        return self.clock is not None and self.clock.tells_request
+
+    @property
     def time_parts(self) -> tuple[TimePart, ...]:
         return self.clock.parts if self.clock is not None else ()
 

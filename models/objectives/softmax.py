@@ -1,16 +1,20 @@
-"""Next-item objectives: sums of cross-entropies over targets, never averages.
+"""Cross-entropy over the whole catalogue: a sum over targets, never an average.
 
 The sum is divided by the number of targets of the *global* batch by the trainer, so that the gradient does not
-depend on how many ranks share the batch. Shapes: T targets, C candidates, D model width.
+depend on how many ranks share the batch. Shapes: T targets, C candidates, R, K of them in a tile, D model width.
 """
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from models.objectives import chunked_scores
+from models.objectives.chunked_scores import exponentials, sum_over_scores
 from models.objectives.products import add_product, product
 
-CHUNK_ELEMENTS = 1 << 20  # logits held at a time; 4 MiB in float32 stays in the last-level cache
+MIN_ROWS = 32  # a chunk of fewer targets than this would read all candidates for too little arithmetic
+TILE_ROWS = 512
 
 
 def scale_vectors(vectors: Tensor, normalize: bool) -> Tensor:
@@ -18,65 +22,104 @@ def scale_vectors(vectors: Tensor, normalize: bool) -> Tensor:
     return F.normalize(vectors, dim=-1, eps=1e-6) if normalize else vectors
 
 
-def softmax_cross_entropy_reference(user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float) -> Tensor:
-    """sum_t -log softmax(user_t . item / temperature)[target_t], holding all T x C logits. Returns a scalar."""
-    return F.cross_entropy(user_TD @ item_CD.T / temperature, target_T, reduction="sum")
+def softmax_cross_entropy_reference(
+    user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """sum_t sum_c -y_tc log softmax(user_t . item / temperature)[c], holding all T x C logits. Returns a scalar.
+
+    y_tc = label_smoothing / C, and 1 - label_smoothing more at the target (Szegedy et al. 2016, section 7, arXiv:1512.00567).
+    """
+    logits_TC = user_TD @ item_CD.T / temperature
+    return F.cross_entropy(logits_TC, target_T, reduction="sum", label_smoothing=label_smoothing)
 
 
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Softmax cross-entropy whose logits exist one chunk of targets at a time.
+def softmax_cross_entropy(
+    user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float, label_smoothing: float = 0.0
+) -> Tensor:
+    """Equal to the reference in value and gradient; memory O(CHUNK_ELEMENTS + T D + C D) instead of O(T C).
 
-    The gradient of the sum needs only softmax - onehot, so it is formed while the chunk's logits are still in cache:
-    three matrix products and one exponential in all, and backward is a multiplication by the incoming scalar.
+    Up to CHUNK_ELEMENTS / MIN_ROWS candidates it costs 6 T C D operations: three matrix products. Beyond, where even a row of
+    logits is long, tiles of both are gone through twice, and it costs 8 T C D.
+    """
+    if item_CD.shape[0] * MIN_ROWS <= chunked_scores.CHUNK_ELEMENTS:
+        loss = sum_over_scores(user_TD, item_CD, None, lambda scores, rows: _rows(scores, target_T[rows]), temperature)
+    else:
+        loss = _TiledCrossEntropy.apply(user_TD, item_CD, target_T, temperature)
+    if label_smoothing:
+        # -sum_c y_c log p_c = log Z - (1 - s) score of the target - s mean score: the smoothing never needs single logits.
+        target_score = (user_TD * item_CD.index_select(0, target_T)).sum()
+        mean_score = (user_TD.sum(dim=0) * item_CD.mean(dim=0)).sum()
+        loss = loss + label_smoothing / temperature * (target_score - mean_score)
+    return loss
+
+
+def _rows(logits: Tensor, target_R: Tensor) -> tuple[Tensor, None]:
+    """The loss of a chunk of targets whose logits are all there; leaves them as softmax - onehot."""
+    target_logit = logits.gather(1, target_R[:, None])
+    largest = logits.amax(dim=1, keepdim=True)
+    weights = logits.sub_(largest).exp_()
+    total = weights.sum(dim=1, keepdim=True)
+    loss = (total.log() + largest - target_logit).sum()
+    weights.mul_(1.0 / total)
+    weights.scatter_add_(1, target_R[:, None], weights.new_full((target_R.numel(), 1), -1.0))
+    return loss, None
+
+
+class _TiledCrossEntropy(torch.autograd.Function):
+    """Softmax cross-entropy whose logits exist one tile of targets and candidates at a time.
+
+    A first pass over the tiles sums exponentials, a second one forms the logits again and knows by what to divide. What the
+    targets themselves add to the gradient is a sum over T, and stands outside of the tiles.
     """
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float
-    ) -> Tensor:
-        num_targets, num_candidates = user_TD.shape[0], item_CD.shape[0]
-        rows = max(1, min(num_targets, CHUNK_ELEMENTS // num_candidates))
-        buffer = user_TD.new_empty((rows, num_candidates))
-        user_gradient, item_gradient = torch.empty_like(user_TD), torch.zeros_like(item_CD)
-        losses = []
-        for start in range(0, num_targets, rows):
-            user_cD, target_c = user_TD[start : start + rows], target_T[start : start + rows]
-            logits = buffer[: user_cD.shape[0]]
-            product(user_cD / temperature, item_CD.T, logits)
-            target_logit = logits.gather(1, target_c[:, None])
-            largest = logits.amax(dim=1, keepdim=True)
-            weights = logits.sub_(largest).exp_()
-            total = weights.sum(dim=1, keepdim=True)
-            losses.append((total.log() + largest - target_logit).sum())
-            # From here `weights` is softmax - onehot, the gradient of the sum with respect to the logits.
-            weights.mul_(1.0 / total)
-            weights.scatter_add_(1, target_c[:, None], weights.new_full((target_c.numel(), 1), -1.0))
-            product(weights, item_CD, user_gradient[start : start + rows])
-            add_product(item_gradient, weights.T, user_cD)
+    def forward(ctx: FunctionCtx, user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float) -> Tensor:
+        scaled_TD, target_TD = user_TD / temperature, item_CD.index_select(0, target_T)
+        tile_items = max(1, chunked_scores.CHUNK_ELEMENTS // TILE_ROWS)
+        user_gradient, item_gradient = target_TD.neg(), torch.zeros_like(item_CD)
+        item_gradient.index_add_(0, target_T, user_TD, alpha=-1.0)
+        loss = user_TD.new_zeros(())
+        tile = user_TD.new_empty(TILE_ROWS * tile_items)
+        of_rows = (t.split(TILE_ROWS) for t in (scaled_TD, user_TD, target_T, user_gradient))
+        for scaled_RD, user_RD, target_R, gradient_RD in zip(*of_rows, strict=True):
+            log_total_R, target_logit_R = _log_total(scaled_RD, item_CD, target_R, tile, tile_items)
+            loss += (log_total_R - target_logit_R).sum()
+            for item_KD, gradient_KD in zip(item_CD.split(tile_items), item_gradient.split(tile_items), strict=True):
+                weights_RK = _logits(scaled_RD, item_KD, tile).sub_(log_total_R[:, None])
+                exponentials(weights_RK)
+                add_product(gradient_RD, weights_RK, item_KD)
+                add_product(gradient_KD, weights_RK.T, user_RD)
         ctx.save_for_backward(user_gradient.div_(temperature), item_gradient.div_(temperature))
-        return torch.stack(losses).sum() if losses else user_TD.new_zeros(())
+        return loss
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, None, None]:
         user_gradient, item_gradient = ctx.saved_tensors  # type: ignore[attr-defined]
         return user_gradient * grad_outputs[0], item_gradient * grad_outputs[0], None, None
 
 
-def softmax_cross_entropy(user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float) -> Tensor:
-    """Equal to the reference in value and gradient; memory O(CHUNK_ELEMENTS + T D + C D) instead of O(T C)."""
-    loss: Tensor = _ChunkedCrossEntropy.apply(user_TD, item_CD, target_T, temperature)
-    return loss
+def _logits(scaled_RD: Tensor, item_KD: Tensor, tile: Tensor) -> Tensor:
+    rows, items = scaled_RD.shape[0], item_KD.shape[0]
+    return product(scaled_RD, item_KD.T, tile[: rows * items].view(rows, items))
 
 
-def sampled_softmax_cross_entropy(
-    user_TD: Tensor, positive_TD: Tensor, negative_CD: Tensor, hit_TC: Tensor, temperature: float
-) -> Tensor:
-    """Cross-entropy of each target against its own vector and C shared negatives.
+def _log_total(
+    scaled_RD: Tensor, item_CD: Tensor, target_R: Tensor, tile: Tensor, tile_items: int
+) -> tuple[Tensor, Tensor]:
+    """(R,) log sum_c exp(logit) and the target's logit, over one tile of candidates after another.
 
-    Negatives are drawn uniformly, so the logQ correction (Bengio & Senecal 2008) is the same constant for all
-    and cancels. hit_TC marks negatives that equal the row's target: they are left out of its denominator.
+    Sums are rescaled when a larger logit comes.
     """
-    positive_T = (user_TD * positive_TD).sum(dim=-1) / temperature
-    negative_TC = (user_TD @ negative_CD.T / temperature).masked_fill(hit_TC, float("-inf"))
-    denominator_T = torch.logsumexp(torch.cat((positive_T[:, None], negative_TC), dim=1), dim=1)
-    return (denominator_T - positive_T).sum()
+    largest_R = scaled_RD.new_full((scaled_RD.shape[0],), float("-inf"))
+    total_R, target_logit_R = torch.zeros_like(largest_R), torch.zeros_like(largest_R)
+    for number, item_KD in enumerate(item_CD.split(tile_items)):
+        logits_RK = _logits(scaled_RD, item_KD, tile)
+        place_R = target_R - number * tile_items
+        here_R = (place_R >= 0) & (place_R < item_KD.shape[0])
+        near_R = logits_RK.gather(1, place_R.clamp(0, item_KD.shape[0] - 1)[:, None])[:, 0]
+        target_logit_R = torch.where(here_R, near_R, target_logit_R)
+        larger_R = torch.maximum(largest_R, logits_RK.amax(dim=1))
+        total_R.mul_(largest_R.sub_(larger_R).exp_()).add_(exponentials(logits_RK.sub_(larger_R[:, None])).sum(dim=1))
+        largest_R = larger_R
+    return total_R.log_().add_(largest_R), target_logit_R

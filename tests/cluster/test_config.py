@@ -36,8 +36,20 @@ def test_defaults_are_complete():
             "model.encoder.blocks: no such setting; did you mean model.encoder.num_blocks?",
         ),
         (
-            {**LOGS, "model": {"objective": {"kind": "sampled_softmax", "negatives": 1}}},
-            "model.objective.negatives: no such setting; did you mean model.objective.num_negatives?",
+            {**LOGS, "model": {"objective": {"kind": "sampled_softmax", "num_negative": 1}}},
+            "model.objective.num_negative: no such setting; did you mean model.objective.num_negatives?",
+        ),
+        (
+            {**LOGS, "model": {"objective": {"kind": "bce", "negatives": {"kind": "batch"}}}},
+            "model.objective.negatives.kind: no such kind 'batch'; choose one of",
+        ),
+        (
+            {**LOGS, "model": {"objective": {"kind": "bce", "negatives": {"power": 0.5}}}},
+            "model.objective.negatives.power: no such setting",
+        ),
+        (
+            {**LOGS, "model": {"objective": {"kind": "gbce", "logq": "streaming"}}},
+            'model.objective: logq = "streaming" estimates how often an item is a target, and uniform negatives are not drawn',
         ),
         ({**LOGS, "model": {"encoder": {"kind": "sasrek"}}}, "model.encoder.kind: no such choice 'sasrek'; choose 'sasrec'"),
         ({**LOGS, "model": {"objective": {"kind": "bpr"}}}, "model.objective.kind: no such kind 'bpr'; choose one of"),

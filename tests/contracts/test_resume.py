@@ -29,10 +29,10 @@ from trainer.train import Outcome, Training
 
 
 def fingerprint(training: Training) -> str:
-    """sha256 over every local weight and optimizer tensor, and the position."""
+    """sha256 over every local weight and optimizer tensor, all other state, and the position."""
     digest = hashlib.sha256(f"{training.state.step} {training.state.position}".encode())
     built = training.built
-    state = tensors_of(built.placed, built.tables, training.optimizers, averages=training.averages)
+    state = tensors_of(built.placed, built.tables, training.optimizers, built.state(), training.averages)
     for name, value in sorted(state.items()):
         shards = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
         for tensor in shards:
@@ -81,6 +81,48 @@ def test_a_stopped_and_resumed_run_is_bit_identical(rank_pool, dataset, world_si
     assert resumed[0][0] == whole[0][0]
     assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
     assert global_batches(dataset / "pieces", world_size) == global_batches(dataset / "whole", world_size)
+
+
+STREAMING = {
+    "kind": "sampled_softmax",
+    "num_negatives": 16,
+    "negatives": {"kind": "mixed"},
+    "logq": "streaming",
+    "logq_rate": 0.2,
+}
+
+
+def test_an_estimate_of_frequencies_is_resumed_bit_identically(rank_pool, dataset):
+    settings = {"model": {"encoder": {"kind": "sasrec", "dropout": 0.25}, "objective": STREAMING}}
+    whole = rank_pool.run(2, train, job_in(dataset / "whole", dataset, **settings))
+    pieces = job_in(dataset / "pieces", dataset, **settings)
+    rank_pool.run(2, train, pieces, 11)
+    assert rank_pool.run(2, train, pieces) == whole
+    assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
+
+
+def test_masked_items_are_resumed_bit_identically(rank_pool, dataset):
+    settings = {"model": {"encoder": {"kind": "bert4rec", "num_blocks": 1, "dropout": 0.25}}}
+    whole = rank_pool.run(2, train, job_in(dataset / "whole", dataset, **settings))
+    pieces = job_in(dataset / "pieces", dataset, **settings)
+    rank_pool.run(2, train, pieces, 11)
+    assert rank_pool.run(2, train, pieces) == whole
+    assert losses(dataset / "pieces").tolist() == losses(dataset / "whole").tolist()
+
+
+def test_an_estimate_of_frequencies_is_resumed_on_another_number_of_workers(rank_pool, dataset):
+    train_settings = {"optimizer": "adagrad", "learning_rate": 0.05, "epochs": 3}
+    settings = {
+        "model": {"encoder": {"kind": "sasrec", "dropout": 0.0}, "objective": STREAMING},
+        "train": train_settings,
+    }
+    rank_pool.run(1, train, job_in(dataset / "whole", dataset, **settings))
+    pieces = job_in(dataset / "pieces", dataset, **settings)
+    rank_pool.run(3, train, pieces, 10)
+    rank_pool.run(2, train, pieces)
+    torch.testing.assert_close(
+        torch.tensor(losses(dataset / "pieces")), torch.tensor(losses(dataset / "whole")), rtol=1e-5, atol=0.0
+    )
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 1), (1, 4)])

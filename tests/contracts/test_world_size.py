@@ -64,6 +64,8 @@ def validation(run_dir: Path) -> list[float]:
         ("adagrad", "adagrad", "table_wise", {"kind": "full_softmax"}),
         ("adagrad", "adagrad", "data_parallel", {"kind": "full_softmax"}),
         ("adagrad", "rowwise_adagrad", "data_parallel", {"kind": "sampled_softmax", "num_negatives": 16}),
+        ("adagrad", "adagrad", "row_wise", {"kind": "full_softmax", "label_smoothing": 0.1}),
+        ("adagrad", "adagrad", "row_wise", {"kind": "bce", "num_negatives": 16}),
     ],
 )
 def test_order_losses_and_weights_agree_at_every_world_size(rank_pool, tmp_path, dense, sparse, sharding, objective):
@@ -93,6 +95,87 @@ def test_order_losses_and_weights_agree_at_every_world_size(rank_pool, tmp_path,
         np.testing.assert_allclose(metric[world_size], metric[1], atol=1e-6)
         for name, expected in weights[1].items():
             torch.testing.assert_close(weights[world_size][name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"kind": "sampled_softmax", "negatives": {"kind": "popularity"}, "logq": "counts"},
+        {"kind": "sampled_softmax", "negatives": {"kind": "cross_rank"}, "logq": "streaming", "logq_rate": 0.1},
+        {"kind": "gbce", "negatives": {"kind": "mixed"}, "normalize": True, "temperature": 0.2},
+        {"kind": "bce", "negatives": {"kind": "mixed", "uniform_share": 0.25}, "logq": "streaming"},
+        {"kind": "bce", "negatives": {"kind": "cross_rank"}, "logq": "counts"},
+    ],
+    ids=str,
+)
+def test_negatives_of_the_global_batch_are_the_same_at_every_world_size(rank_pool, tmp_path, objective):
+    """So are the corrections, and the estimate that they come from."""
+    tiny_dataset(tmp_path / "dataset")
+    loss, weights = {}, {}
+    for world_size in (1, 3):
+        job = tiny_job(
+            tmp_path / str(world_size),
+            tmp_path / "dataset",
+            model={"objective": {"num_negatives": 16, **objective}},
+            tables={"item": {"dim": 16, "optimizer": "adagrad", "learning_rate": 0.01}},
+            train={"optimizer": "adagrad", "learning_rate": 0.01, "max_steps": STEPS},
+        )
+        weights[world_size] = rank_pool.run(world_size, train, job)[0]
+        loss[world_size] = losses(tmp_path / str(world_size))
+    assert len(loss[1]) == STEPS
+    assert loss[1][-1] < loss[1][0]
+    np.testing.assert_allclose(loss[3], loss[1], rtol=1e-5)
+    for name, expected in weights[1].items():
+        torch.testing.assert_close(weights[3][name], expected, rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("logq", ["none", "streaming"])
+def test_in_batch_negatives_where_ranks_have_no_share(rank_pool, tmp_path, logq):
+    """They depend on the number of ranks, so only this is promised: it trains, and repeating it changes no bit.
+
+    Of three users one has no target and one a single target, and the fourth rank has none of them.
+    """
+    tiny_dataset(tmp_path / "dataset", num_users=3, num_items=20, mean_events=15, num_parts=1)
+    objective = {"kind": "sampled_softmax", "num_negatives": 8, "negatives": {"kind": "in_batch"}, "logq": logq}
+    found = []
+    for name in ("first", "second"):
+        job = tiny_job(
+            tmp_path / name,
+            tmp_path / "dataset",
+            model={"objective": objective},
+            tables={"item": {"dim": 8, "sharding": "table_wise"}},
+            train={"epochs": 6},
+        )
+        rank_pool.run(4, train, job)
+        found.append(losses(tmp_path / name).tolist())
+    assert found[0] == found[1]
+    assert np.isfinite(found[0]).all()
+    assert found[0][-1] < found[0][0]
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [{"kind": "full_softmax"}, {"kind": "gbce", "num_negatives": 16, "negatives": {"kind": "cross_rank"}}],
+    ids=str,
+)
+def test_masked_items_are_the_same_at_every_world_size(rank_pool, tmp_path, objective):
+    tiny_dataset(tmp_path / "dataset")
+    encoder = {"kind": "bert4rec", "num_blocks": 1, "dropout": 0.0, "attention": {"dropout": 0.0}}
+    loss, metric = {}, {}
+    for world_size in (1, 3):
+        job = tiny_job(
+            tmp_path / str(world_size),
+            tmp_path / "dataset",
+            model={"objective": objective, "encoder": encoder},
+            tables={"item": {"dim": 16, "optimizer": "adagrad", "learning_rate": 0.01}},
+            train={"optimizer": "adagrad", "learning_rate": 0.01, "epochs": 3, "long_histories": "windows"},
+        )
+        rank_pool.run(world_size, train, job)
+        loss[world_size] = losses(tmp_path / str(world_size))
+        metric[world_size] = validation(tmp_path / str(world_size))
+    assert loss[1][-5:].mean() < loss[1][:5].mean()
+    np.testing.assert_allclose(loss[3], loss[1], rtol=1e-5)
+    np.testing.assert_allclose(metric[3], metric[1], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """A batch in pieces: together they are the batch, none is larger than allowed, and their losses and gradients add up to its own."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import chain
 
 import numpy as np
@@ -48,6 +48,12 @@ def batch_of(num_known: int, objective=FULL, learned: bool = True) -> HistoryBat
         }
 
     times = np.sort(random.integers(0, 10**6, size=offsets[-1]))
+    batch = replace(
+        batch,
+        masked=torch.arange(int(offsets[-1])) % 3 == 0,
+        target_log_q=-torch.rand(batch.target_ids.numel()),
+        negative_log_q=-torch.rand(batch.negative_ids.numel()),
+    )
     return with_inputs(batch, catalogue, columns(int(offsets[-1])), columns(len(LENGTHS)), times, times + 5)
 
 
@@ -83,7 +89,8 @@ def test_the_pieces_are_the_batch(num_known, learned, most):
             assert getattr(part, name) is getattr(batch, name)
         assert part.items.rows is batch.items.rows
         assert part.items.values is batch.items.values
-    for name in ("row_ids", "history_index", "target_ids", "target_index", "times", "request_times"):
+    cut = "row_ids", "history_index", "target_ids", "target_index", "times", "request_times", "masked", "target_log_q"
+    for name in cut:
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name)), name
     for name, whole in batch.time_rows.items():
         assert torch.equal(torch.cat([part.time_rows[name] for part in parts]), whole)

@@ -79,13 +79,14 @@ def losses_of(monkeypatch):
     """The loss of every target on its own: the objectives replaced by plain ones that do not sum."""
     kept: list[Tensor] = []
 
-    def full(user_ND, item_CD, target_N, temperature):
+    def full(user_ND, item_CD, target_N, temperature, label_smoothing):
         kept.append(F.cross_entropy(user_ND @ item_CD.T / temperature, target_N, reduction="none"))
         return kept[-1].sum()
 
-    def sampled(user_ND, positive_ND, negative_CD, hit_NC, temperature):
-        positive_N = (user_ND * positive_ND).sum(dim=1, keepdim=True) / temperature
-        negative_NC = (user_ND @ negative_CD.T / temperature).masked_fill(hit_NC, float("-inf"))
+    def sampled(sample):
+        hit_NC = sample.target_ids[:, None] == sample.negative_ids
+        positive_N = (sample.users * sample.positives).sum(dim=1, keepdim=True)
+        negative_NC = (sample.users @ sample.negatives.T).masked_fill(hit_NC, float("-inf"))
         kept.append(-torch.cat((positive_N, negative_NC), dim=1).log_softmax(dim=1)[:, 0])
         return kept[-1].sum()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import HistoryBatch, build_batch, with_inputs
+from models.batch import HistoryBatch, build_batch, with_inputs, with_negatives
 from models.features.inputs import Inputs
 from models.features.values import InputFeature
 from models.item_features import Catalogue, IdColumn, ItemComposer
@@ -53,15 +53,17 @@ def catalogue() -> Catalogue:
 CATALOGUE = catalogue()
 
 
-def batch_of(histories: list[list[int]], whole_catalogue: bool = False) -> HistoryBatch:
-    """Each history's last event is a target only."""
+def packed(histories: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, offsets, inputs and targets. Each history's last event is a target only."""
     offsets = np.concatenate(([0], np.cumsum([max(0, len(history) - 1) for history in histories])))
     inputs = np.asarray([item for history in histories for item in history[:-1]], np.int64)
     targets = np.asarray([item for history in histories for item in history[1:]], np.int64)
+    return np.arange(len(histories)), offsets, inputs, targets
+
+
+def batch_of(histories: list[list[int]], whole_catalogue: bool = False) -> HistoryBatch:
     negatives = NOTHING if whole_catalogue else np.asarray([3, 5, 8])
-    return build_batch(
-        np.arange(len(histories)), offsets, inputs, targets, negatives, CATALOGUE, whole_catalogue=whole_catalogue
-    )
+    return build_batch(*packed(histories), negatives, CATALOGUE, whole_catalogue=whole_catalogue)
 
 
 def histories(seed: int, num_ids: int = NUM_KNOWN) -> list[list[int]]:
@@ -144,6 +146,24 @@ def test_a_target_that_is_not_learned_is_used_where_it_is_an_input_only() -> Non
     new = NUM_KNOWN + 1
     assert uses(batch_of([[1, new, 2]])) == naive_uses([[1, new, 2]])
     assert uses(batch_of([[1, 2, new]])) == naive_uses([[1, 2]])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_negatives_that_come_later_are_no_use(seed: int) -> None:
+    chosen = histories(seed)
+    plain = build_batch(*packed(chosen), NOTHING, CATALOGUE, whole_catalogue=False)
+    assert uses(with_negatives(plain, np.asarray([3, 5, 8, 3, 19]), CATALOGUE)) == uses(plain)
+
+
+@pytest.mark.parametrize("whole_catalogue", [False, True])
+def test_a_masked_event_uses_the_values_of_its_item_once(whole_catalogue: bool) -> None:
+    chosen = [[1 + item % (NUM_KNOWN - 1) for item in history] for history in histories(4)]
+    items = np.asarray([item for history in chosen for item in history], np.int64)
+    masked = np.arange(items.size) % 3 == 1
+    offsets = np.concatenate(([0], np.cumsum([len(history) for history in chosen])))
+    inputs, targets = np.where(masked, 0, items), np.where(masked, items, 0)
+    batch = build_batch(np.arange(len(chosen)), offsets, inputs, targets, NOTHING, CATALOGUE, whole_catalogue)
+    assert uses(replace(batch, masked=torch.from_numpy(masked))) == naive_uses(chosen)
 
 
 def tables_that_saw(*batches: list[int]) -> DynamicTables:

@@ -46,6 +46,16 @@ def test_a_sampled_softmax_looks_up_a_share_of_the_histories_and_all_negatives()
     assert loads_of(num_workers=4)["item"].ids_per_rank == pytest.approx(32 * 51 + 512, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("negatives", "more"), [("uniform", 512), ("popularity", 512), ("in_batch", 0), ("cross_rank", 512), ("mixed", 512)]
+)
+@pytest.mark.parametrize("kind", ["sampled_softmax", "bce", "gbce"])
+def test_negatives_are_looked_up_besides_unless_they_are_targets_of_the_own_share(kind, negatives, more):
+    objective = {"kind": kind, "num_negatives": 512, "negatives": {"kind": negatives}}
+    model = ModelConfig.model_validate({"max_history": 50, "objective": objective})
+    assert loads_of(model=model)["item"].ids_per_rank == pytest.approx(64 * 51 + more, rel=1e-4)
+
+
 def test_ids_that_occur_twice_are_looked_up_once():
     """As many as in a simulation, and never more than there are."""
     random = np.random.default_rng(1)

@@ -109,14 +109,24 @@ def make_evaluator(
     max_history: int,
     ranks: Ranks,
     dynamic: DynamicTables,
+    masks_items: bool = False,
 ) -> Evaluator:
     """All items that have a vector are ranked: those that the training part knows, and with features of items all others too.
 
-    dynamic: the model's mappings, by which raw ids are looked up as they are when that happens.
+    dynamic: the model's mappings, by which raw ids are looked up as they are when that happens. masks_items: whether the model
+    restores masked events, see ModelConfig.
     """
     reader = RowGroupReader(folder, manifest, wanted_by(catalogue, users=True))
     held_out = HeldOut(
-        reader, catalogue, split, config.targets, max_history, config.batch_size, ranks.rank, ranks.world_size
+        reader,
+        catalogue,
+        split,
+        config.targets,
+        max_history,
+        config.batch_size,
+        ranks.rank,
+        ranks.world_size,
+        masks_items,
     )
     return Evaluator(held_out, config, catalogue.num_ids - 1, ranks, dynamic)
 

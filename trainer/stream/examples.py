@@ -45,7 +45,8 @@ class Chosen:
 class Examples:
     """All examples of a dataset. group_sizes: how many each row group has; first_rows: (groups + 1,) rows before each group.
 
-    train_end: (num_rows,) int32, read once at the start; none where each row is one example and nobody asks for its length.
+    train_end: (num_rows,) int32, one more than there are input events, read once at the start; none where each row is one example
+    and nobody asks for its length.
     typical_events: about how many input events an example has, to choose sizes of buffers by.
     """
 
@@ -98,14 +99,21 @@ def num_windows(train_end: np.ndarray, max_history: int) -> np.ndarray:
 
 
 def examples_of(
-    reader: RowGroupReader, max_history: int, long_histories: Literal["recent", "windows"], with_lengths: bool
+    reader: RowGroupReader,
+    max_history: int,
+    long_histories: Literal["recent", "windows"],
+    with_lengths: bool,
+    last_is_input: bool = False,
 ) -> Examples:
-    """Reads the cuts of all rows where windows or lengths need them: 4 bytes per row stay in memory."""
+    """Reads the cuts of all rows where windows or lengths need them: 4 bytes per row stay in memory.
+
+    last_is_input: the last training event of a history is no mere target, so that there is one input event more.
+    """
     typical = max(1, min(max_history, reader.num_events // max(1, sum(reader.group_rows))))
     windows = long_histories == "windows"
     if not windows and not with_lengths:
         return Examples(reader.group_rows, reader.first_rows, max_history, typical)
-    train_end = reader.train_ends()
+    train_end = reader.train_ends() + np.int32(last_is_input)
     sizes = reader.group_rows
     if windows:
         counts = num_windows(train_end, max_history)

@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.batch import HistoryBatch, build_batch, with_inputs
+from models.batch import HistoryBatch, as_tensor, build_batch, with_inputs
 from models.item_features import Catalogue
+from trainer.dataset.manifest import UNKNOWN_ID
 from trainer.stream.columns import gather, stretches, take_all
+from trainer.stream.masking import times_before
 from trainer.stream.row_groups import PackedHistories, RowGroupReader, joined
 
 Split = Literal["validation", "test"]
@@ -24,8 +26,9 @@ NOTHING = np.zeros(0, dtype=np.int64)
 class HeldOutBatch:
     """B users that have targets in the split. All arrays int64.
 
-    batch: their histories up to the split, truncated for the encoder, with what the model is told besides; history_lengths: (B,)
-    before truncation. seen: items of the whole history, packed, seen_offsets (B + 1,).
+    batch: their histories up to the split, truncated for the encoder, with what the model is told besides, and a masked event
+    behind each if masked events are what the model restores; history_lengths: (B,) before truncation.
+    seen: items of the whole history, packed, seen_offsets (B + 1,).
     targets: held-out items, target_offsets (B + 1,), and their times where the reader was asked for them.
     """
 
@@ -103,6 +106,7 @@ class HeldOut:
     batch_size: int
     rank: int
     world_size: int
+    masks_items: bool = False
 
     @property
     def _deal(self) -> Deal:
@@ -132,12 +136,22 @@ class HeldOut:
         start = packed.starts[rows]
         seen, seen_offsets = gather(packed.items, start, start + low)
         target_places, target_offsets = stretches(start + low, start + high)
-        recent, offsets = stretches(start + np.maximum(0, low - self.max_history), start + low)
-        batch = build_batch(row_ids[rows], offsets, packed.items.take(recent), NOTHING, NOTHING, self.catalogue, False)
+        # A masked event stands at the place of the first event that is held out: of that, nothing but its time is ever seen.
+        masks = int(self.masks_items)
+        recent, offsets = stretches(start + np.maximum(0, low - self.max_history + masks), start + low + masks)
+        items, masked = packed.items.take(recent), np.zeros(recent.size, dtype=np.bool_)
+        if self.masks_items:
+            masked[offsets[1:] - 1] = True
+            items[masked] = UNKNOWN_ID
+        batch = build_batch(row_ids[rows], offsets, items, NOTHING, NOTHING, self.catalogue, False)
+        if self.masks_items:
+            batch = replace(batch, masked=as_tensor(masked))
         times = next_times = None
         if packed.times is not None:
             # After the last event of a history comes the first that is held out: all of its targets are asked for then.
-            times, next_times = packed.times.take(recent), packed.times.take(recent + 1)
+            times, next_times = packed.times.take(recent), packed.times.take(recent + 1 - masks)
+            if self.masks_items and not self.catalogue.inputs.tells_request:
+                times = times_before(times, masked, offsets)
         features, user_features = take_all(packed.features, recent), take_all(packed.user_features, rows)
         batch = with_inputs(batch, self.catalogue, features, user_features, times, next_times)
         return HeldOutBatch(

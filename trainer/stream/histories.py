@@ -6,17 +6,21 @@ so that no Python loop runs over rows or events.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
-from models.batch import FIRST_ITEM, HistoryBatch, build_batch, with_inputs
+from models.batch import HistoryBatch, as_tensor, build_batch, with_inputs
 from models.config import ModelConfig
 from models.item_features import Catalogue
 from models.micro_batches import with_cuts
-from models.objectives.config import SampledSoftmaxConfig
+from models.objectives.config import SampledObjectiveConfig
+from trainer.dataset.manifest import UNKNOWN_ID
 from trainer.stream.columns import Column, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen
 from trainer.stream.global_batches import GlobalBatches
+from trainer.stream.masking import masked_events, times_before
+from trainer.stream.negatives import NOTHING, NegativeDraws
 from trainer.stream.order import Position
 from trainer.stream.row_groups import PackedHistories, RowGroupReader
 from trainer.stream.shares import EMPTY_ROW, PackedStep, packed_steps
@@ -26,9 +30,10 @@ from trainer.stream.shares import EMPTY_ROW, PackedStep, packed_steps
 class JaggedHistories:
     """Training histories one after another: history b owns the entries from offsets[b] to offsets[b + 1].
 
-    row_ids: (B,) int64, ids of the examples; offsets: (B + 1,) int64; items, targets: (N,) int32, each input event and the one
-    after it; times, target_times: (N,) int64; features: an entry per input event, user_features: one per history, where the
-    reader was asked for them.
+    row_ids: (B,) int64, ids of the examples; offsets: (B + 1,) int64; items, targets: (N,) int32, each input event and what is
+    learned there: the one after it, or the event itself where masked items are; masked: (N,) bool in that case.
+    times, target_times: (N,) int64; features: an entry per input event, user_features: one per history, where the reader was
+    asked for them.
     """
 
     row_ids: np.ndarray
@@ -39,6 +44,7 @@ class JaggedHistories:
     target_times: np.ndarray | None = None
     features: Mapping[str, Column] = field(default_factory=dict)
     user_features: Mapping[str, Column] = field(default_factory=dict)
+    masked: np.ndarray | None = None
 
     def sliced(self, start: int, stop: int) -> "JaggedHistories":
         """Histories start .. stop - 1: views."""
@@ -63,13 +69,19 @@ class JaggedHistories:
             user_features={name: zero_like(column) for name, column in self.user_features.items()},
         )
 
+    def with_masks(self, masked: np.ndarray) -> "JaggedHistories":
+        """Masked events (N,) have no item, and are all that is learned."""
+        items, targets = np.where(masked, UNKNOWN_ID, self.items), np.where(masked, self.targets, UNKNOWN_ID)
+        return replace(self, items=items, targets=targets, masked=masked)
+
 
 @dataclass(frozen=True)
 class Step:
-    """One step's share of this rank, the epoch that it belongs to, and the place in the data after it."""
+    """One step's share of this rank, the epoch that it belongs to, and the places in the data before and after it."""
 
     batch: HistoryBatch
     epoch: int
+    before: Position
     after: Position
 
 
@@ -77,7 +89,8 @@ class Step:
 class TrainStream:
     """Steps from any position on. Pure data: iterating it holds the only state, and any two iterations agree.
 
-    micro_batch_tokens: the input events of the pieces that each batch is cut into, at most.
+    micro_batch_tokens: the input events of the pieces that each batch is cut into, at most. train_events: of every id, where the
+    objective draws by them (trainer.stream.negatives).
     """
 
     reader: RowGroupReader
@@ -85,6 +98,7 @@ class TrainStream:
     model: ModelConfig
     catalogue: Catalogue
     micro_batch_tokens: int | None = None
+    train_events: np.ndarray | None = None
 
     @property
     def num_examples(self) -> int:
@@ -94,22 +108,23 @@ class TrainStream:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
         for packed in self.packed(start, num_epochs):
             batch = with_cuts(self._batch(packed), self.micro_batch_tokens)
-            yield Step(batch, packed.epoch, packed.after)
+            yield Step(batch, packed.epoch, packed.before, packed.after)
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedHistories]]:
         """The same steps as packed arrays, before anything is looked up or laid out. A share may have no history."""
         return packed_steps(self.reader, self.batches, self._gather, start, num_epochs)
 
     def _gather(self, packed: PackedHistories, rows: np.ndarray, chosen: Chosen) -> JaggedHistories:
-        # The last event of a history is a target only. Windows are counted from the most recent end.
-        stops = packed.starts[rows] + packed.train_end[rows] - 1 - chosen.window * self.model.max_history
+        # The last event of a history is a target only, unless masked events are. Windows are counted from the most recent end.
+        ahead = int(not self.model.masks_items)
+        stops = packed.starts[rows] + packed.train_end[rows] - ahead - chosen.window * self.model.max_history
         starts = np.maximum(packed.starts[rows], stops - self.model.max_history)
         places, offsets = stretches(starts, np.maximum(stops, starts))
         items, features = packed.items.take(places), take_all(packed.features, places)
         times = target_times = None
         if packed.times is not None:
-            times, target_times = packed.times.take(places), packed.times.take(places + 1)
-        places += 1  # from inputs to their targets
+            times, target_times = packed.times.take(places), packed.times.take(places + ahead)
+        places += ahead  # from inputs to their targets
         targets, user_features = packed.items.take(places), take_all(packed.user_features, rows)
         row_ids = self.batches.examples.ids(chosen)
         return JaggedHistories(row_ids, offsets, items, targets, times, target_times, features, user_features)
@@ -118,8 +133,14 @@ class TrainStream:
         histories = step.share
         if histories.row_ids.size == 0:
             histories = histories.with_an_empty_one()
-        whole = not isinstance(self.model.objective, SampledSoftmaxConfig)
-        negatives = self._negatives(step.before)
+        if self.model.masks_items:
+            masking, seed = self.model.masking, self.batches.seed
+            masked = masked_events(histories.row_ids, histories.offsets, masking, seed, step.epoch)
+            histories = histories.with_masks(masked)
+        whole = self._draws is None
+        negatives = NOTHING
+        if self._draws is not None:
+            negatives = self._draws.ahead(step.before, histories.targets, self.batches.rank)
         batch = build_batch(
             histories.row_ids,
             histories.offsets,
@@ -129,19 +150,23 @@ class TrainStream:
             self.catalogue,
             whole,
         )
+        times = histories.times
+        if histories.masked is not None:
+            batch = replace(batch, masked=as_tensor(histories.masked))
+            if times is not None and not self.catalogue.inputs.tells_request:
+                times = times_before(times, histories.masked, histories.offsets)
         return with_inputs(
             batch,
             self.catalogue,
             histories.features,
             histories.user_features,
-            histories.times,
+            times,
             histories.target_times,
         )
 
-    def _negatives(self, position: Position) -> np.ndarray:
-        """Drawn from (seed, position), alike on every rank."""
+    @cached_property
+    def _draws(self) -> NegativeDraws | None:
         objective = self.model.objective
-        if not isinstance(objective, SampledSoftmaxConfig):
-            return np.zeros(0, dtype=np.int64)
-        generator = np.random.default_rng([self.batches.seed, position.epoch, 2, position.trained])
-        return generator.integers(FIRST_ITEM, self.catalogue.num_known, objective.num_negatives)
+        if not isinstance(objective, SampledObjectiveConfig):
+            return None
+        return NegativeDraws(objective, self.catalogue.num_known, self.batches.seed, self.train_events)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.objectives import softmax
+from models.objectives import chunked_scores
 from models.objectives.products import add_product, product
 from models.objectives.softmax import softmax_cross_entropy, softmax_cross_entropy_reference
 
@@ -31,7 +31,7 @@ def test_under_autocast_factors_are_rounded_and_what_is_written_to_is_not():
 @pytest.mark.parametrize("chunk", [7 * 40, 1 << 20])
 @pytest.mark.parametrize("temperature", [1.0, 0.2])
 def test_under_autocast_cross_entropy_is_a_softmax_in_float32_of_rounded_logits(monkeypatch, chunk, temperature):
-    monkeypatch.setattr(softmax, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(chunked_scores, "CHUNK_ELEMENTS", chunk)
     num_targets = 3000  # a sum of so many numbers in bfloat16 would be off by much more than each of them
     target = torch.randint(40, (num_targets,), generator=torch.Generator().manual_seed(4))
     user, item = normal(num_targets, 16, seed=1), normal(40, 16, seed=2)

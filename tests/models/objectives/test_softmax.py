@@ -1,19 +1,14 @@
-"""Objectives: chunked cross-entropy equals the plain one in value and gradients; sampled softmax equals brute force."""
+"""Full softmax: in chunks and in tiles it equals the plain one in value and gradients, and never holds all logits."""
 
 import math
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from models.objectives import softmax
-from models.objectives.softmax import (
-    sampled_softmax_cross_entropy,
-    scale_vectors,
-    softmax_cross_entropy,
-    softmax_cross_entropy_reference,
-)
+from models.objectives import chunked_scores, softmax
+from models.objectives.softmax import scale_vectors, softmax_cross_entropy, softmax_cross_entropy_reference
+from tests.models.objectives.largest_tensor import largest_tensor
 
 
 def random_problem(num_targets: int, num_candidates: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,20 +18,43 @@ def random_problem(num_targets: int, num_candidates: int, seed: int = 0) -> tupl
     return user_TD, item_CD, torch.randint(0, num_candidates, (num_targets,), generator=generator)
 
 
-def value_and_gradients(function, user_TD, item_CD, target_T, temperature, factor=1.0):
+def value_and_gradients(function, user_TD, item_CD, target_T, temperature, smoothing=0.0, factor=1.0):
     user_TD, item_CD = user_TD.clone().requires_grad_(), item_CD.clone().requires_grad_()
-    loss = function(user_TD, item_CD, target_T, temperature)
+    loss = function(user_TD, item_CD, target_T, temperature, smoothing)
     (loss * factor).backward()
     return loss.detach(), user_TD.grad, item_CD.grad
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.07, 3.0])
+def in_chunks(monkeypatch, elements: int) -> None:
+    """Whole rows of logits, as many at a time as so many elements hold, and at least one."""
+    monkeypatch.setattr(chunked_scores, "CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(softmax, "MIN_ROWS", 0)
+
+
+def in_tiles(monkeypatch, rows: int, items: int) -> None:
+    monkeypatch.setattr(chunked_scores, "CHUNK_ELEMENTS", rows * items)
+    monkeypatch.setattr(softmax, "TILE_ROWS", rows)
+    monkeypatch.setattr(softmax, "MIN_ROWS", 10**9)
+
+
+@pytest.mark.parametrize(("temperature", "smoothing"), [(1.0, 0.0), (0.07, 0.1), (3.0, 0.9)])
 @pytest.mark.parametrize("chunk_elements", [1, 11, 25, 60, 1 << 20])  # rows per chunk: 1, 1, 2, 5, all 13
-def test_chunked_cross_entropy_equals_the_reference(monkeypatch, chunk_elements, temperature):
-    monkeypatch.setattr(softmax, "CHUNK_ELEMENTS", chunk_elements)
+def test_chunks_equal_the_reference(monkeypatch, chunk_elements, temperature, smoothing):
+    in_chunks(monkeypatch, chunk_elements)
     problem = random_problem(13, 11)
-    actual = value_and_gradients(softmax_cross_entropy, *problem, temperature, factor=0.3)
-    expected = value_and_gradients(softmax_cross_entropy_reference, *problem, temperature, factor=0.3)
+    actual = value_and_gradients(softmax_cross_entropy, *problem, temperature, smoothing, factor=0.3)
+    expected = value_and_gradients(softmax_cross_entropy_reference, *problem, temperature, smoothing, factor=0.3)
+    for ours, plain in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(("temperature", "smoothing"), [(1.0, 0.0), (0.07, 0.1), (3.0, 0.9)])
+@pytest.mark.parametrize("tile", [(1, 1), (3, 4), (13, 2), (5, 11), (100, 100)])
+def test_tiles_equal_the_reference(monkeypatch, tile, temperature, smoothing):
+    in_tiles(monkeypatch, *tile)
+    problem = random_problem(13, 11)
+    actual = value_and_gradients(softmax_cross_entropy, *problem, temperature, smoothing, factor=0.3)
+    expected = value_and_gradients(softmax_cross_entropy_reference, *problem, temperature, smoothing, factor=0.3)
     for ours, plain in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-11)
 
@@ -45,23 +63,34 @@ def test_the_reference_by_hand():
     user_TD, item_CD = torch.tensor([[2.0]]), torch.tensor([[0.0], [1.0]])
     loss = softmax_cross_entropy_reference(user_TD, item_CD, torch.tensor([1]), 2.0)
     assert loss.item() == pytest.approx(math.log(1 + math.exp(-1.0)))
+    smoothed = softmax_cross_entropy_reference(user_TD, item_CD, torch.tensor([1]), 2.0, 0.2)
+    # nine tenths of the target's cross-entropy, and a tenth of the other item's, which is larger by the difference of scores
+    assert smoothed.item() == pytest.approx(loss.item() + 0.1 * 1.0)
 
 
-def test_gradients_of_the_chunked_cross_entropy_are_right(monkeypatch):
-    monkeypatch.setattr(softmax, "CHUNK_ELEMENTS", 12)
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize("tiles", [False, True])
+def test_gradients_are_those_of_finite_differences(monkeypatch, tiles, smoothing):
+    in_tiles(monkeypatch, 2, 4) if tiles else in_chunks(monkeypatch, 12)
     user_TD, item_CD, target_T = random_problem(5, 6)
     inputs = (user_TD.requires_grad_(), item_CD.requires_grad_())
-    assert torch.autograd.gradcheck(lambda u, i: softmax_cross_entropy(u, i, target_T, 0.5), inputs)
+    assert torch.autograd.gradcheck(lambda u, i: softmax_cross_entropy(u, i, target_T, 0.5, smoothing), inputs)
 
 
-def test_no_targets_cost_nothing_and_have_zero_gradients():
-    loss, user, item = value_and_gradients(softmax_cross_entropy, *random_problem(0, 4), 1.0)
+@pytest.mark.parametrize("tiles", [False, True])
+def test_no_targets_cost_nothing_and_have_zero_gradients(monkeypatch, tiles):
+    if tiles:
+        in_tiles(monkeypatch, 2, 4)
+    loss, user, item = value_and_gradients(softmax_cross_entropy, *random_problem(0, 4), 1.0, 0.1)
     assert loss.item() == 0.0
     assert user.shape == (0, 5)
     assert torch.equal(item, torch.zeros(4, 5, dtype=torch.float64))
 
 
-def test_large_scores_do_not_overflow():
+@pytest.mark.parametrize("tiles", [False, True])
+def test_large_scores_do_not_overflow(monkeypatch, tiles):
+    if tiles:
+        in_tiles(monkeypatch, 1, 1)
     user_TD, item_CD = torch.tensor([[1000.0], [-1000.0]]), torch.tensor([[1.0], [-1.0], [0.5]])
     loss, *gradients = value_and_gradients(softmax_cross_entropy, user_TD, item_CD, torch.tensor([0, 0]), 1.0)
     assert loss.item() == pytest.approx(2000.0)
@@ -76,49 +105,25 @@ def test_inputs_are_left_as_they_were():
     assert torch.equal(item_CD, copies[1])
 
 
-def sampled_brute_force(user_TD, positive_TD, negative_CD, target_ids, negative_ids, temperature) -> Tensor:
-    """Target by target: a softmax over its own vector and the negatives that are other items."""
-    losses = []
-    for user, positive, target in zip(user_TD, positive_TD, target_ids.tolist(), strict=True):
-        others = [v for v, negative in zip(negative_CD, negative_ids.tolist(), strict=True) if negative != target]
-        scores = torch.stack([user @ vector for vector in (positive, *others)]) / temperature
-        losses.append(F.cross_entropy(scores[None], torch.tensor([0])))
-    return torch.stack(losses).sum()
+@pytest.mark.parametrize(("num_targets", "num_candidates"), [(500, 100), (40, 4000)])
+def test_no_more_logits_are_held_than_a_chunk_has(monkeypatch, num_targets, num_candidates):
+    """Of many targets by rows, of many candidates by tiles; vectors, of which all are held anyway, have five numbers each."""
+    monkeypatch.setattr(chunked_scores, "CHUNK_ELEMENTS", 64 * 100)
+    monkeypatch.setattr(softmax, "TILE_ROWS", 32)
+    problem = random_problem(num_targets, num_candidates)
+    allowed = max(64 * 100, 5 * num_targets, 5 * num_candidates)
+    assert num_targets * num_candidates > 2 * allowed
+    assert largest_tensor(lambda: value_and_gradients(softmax_cross_entropy, *problem, 1.0, 0.1)) <= allowed
+    plain = largest_tensor(lambda: value_and_gradients(softmax_cross_entropy_reference, *problem, 1.0, 0.1))
+    assert plain >= num_targets * num_candidates
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.2])
-def test_sampled_softmax_equals_brute_force_without_accidental_hits(temperature):
-    table = torch.randn(6, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    user_TD = random_problem(8, 1, seed=4)[0]
-    target_ids = torch.tensor([0, 1, 2, 3, 4, 5, 0, 0])
-    negative_ids = torch.tensor([0, 0, 3, 5, 1, 3])  # item 2 is never drawn, others are drawn twice
-    hit_TC = target_ids[:, None] == negative_ids[None, :]
-    results = []
-    for sampled in (True, False):
-        leaves = user_TD.clone().requires_grad_(), table.clone().requires_grad_()
-        vectors = leaves[0], leaves[1][target_ids], leaves[1][negative_ids]
-        loss = (
-            sampled_softmax_cross_entropy(*vectors, hit_TC, temperature)
-            if sampled
-            else sampled_brute_force(*vectors, target_ids, negative_ids, temperature)
-        )
-        loss.backward()
-        results.append((loss.detach(), leaves[0].grad, leaves[1].grad))
-    for ours, plain in zip(*results, strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-11)
-
-
-def test_a_target_whose_every_negative_is_itself_costs_nothing():
-    user_TD = torch.randn(1, 5)
-    loss = sampled_softmax_cross_entropy(user_TD, torch.randn(1, 5), torch.randn(3, 5), torch.ones(1, 3).bool(), 1.0)
-    assert loss.item() == 0.0
-
-
-def test_sampled_softmax_over_the_rest_of_the_catalogue_is_the_full_softmax():
-    user_TD, item_CD, target_T = random_problem(6, 9)
-    every = torch.arange(9)
-    sampled = sampled_softmax_cross_entropy(user_TD, item_CD[target_T], item_CD, target_T[:, None] == every, 0.7)
-    torch.testing.assert_close(sampled, softmax_cross_entropy_reference(user_TD, item_CD, target_T, 0.7))
+def test_it_is_a_sum_over_targets_in_any_order():
+    user_TD, item_CD, target_T = random_problem(9, 7)
+    whole = softmax_cross_entropy(user_TD, item_CD, target_T, 0.7, 0.2)
+    order = torch.tensor([3, 8, 0, 2, 7, 1, 6, 5, 4])
+    pieces = [softmax_cross_entropy(user_TD[p], item_CD, target_T[p], 0.7, 0.2) for p in order.split([4, 1, 4])]
+    torch.testing.assert_close(torch.stack(pieces).sum(), whole)
 
 
 def test_normalised_vectors_have_length_one_and_zeros_stay_zero():

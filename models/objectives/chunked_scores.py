@@ -1,0 +1,73 @@
+"""Sums over targets of a loss of their scores against candidates, without ever holding all scores.
+
+Shapes: T targets, C candidates, R targets of a chunk, D model width.
+Such a sum has a gradient that can be formed while a chunk's scores are still in cache: three matrix products and whatever the loss
+does to each score. Backward is then a multiplication by the incoming scalar. Nothing here knows which loss it is.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from models.objectives.products import add_product, product
+
+LOG2_E = 1.4426950408889634
+CHUNK_ELEMENTS = 1 << 20  # scores held at a time; 4 MiB in float32 stays in the last-level cache
+
+# (scores (R, C), which targets they are of) -> (sum of the loss over the R targets, its derivative by `own` (R,) or None).
+# The scores, which it may change, are to be left as the derivative of that sum with respect to them.
+RowLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor | None]]
+
+
+def exponentials(scores: Tensor) -> Tensor:
+    """e to the power of each score, in place. Powers of 2 take a third of the time on a CPU."""
+    return scores.mul_(LOG2_E).exp2_()
+
+
+class _ChunkedScores(torch.autograd.Function):
+    """See `sum_over_scores`."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, user_TD: Tensor, item_CD: Tensor, own_T: Tensor | None, row_loss: RowLoss, temperature: float
+    ) -> Tensor:
+        num_targets, num_candidates = user_TD.shape[0], item_CD.shape[0]
+        rows = max(1, min(num_targets, CHUNK_ELEMENTS // max(1, num_candidates)))
+        buffer = user_TD.new_empty((rows, num_candidates))
+        user_gradient, item_gradient = torch.empty_like(user_TD), torch.zeros_like(item_CD)
+        own_gradient = None if own_T is None else torch.empty_like(own_T)
+        losses = []
+        for start in range(0, num_targets, rows):
+            chunk = slice(start, min(start + rows, num_targets))
+            user_RD = user_TD[chunk]
+            scores_RC = buffer[: user_RD.shape[0]]
+            product(user_RD / temperature, item_CD.T, scores_RC)
+            loss, own_derivative = row_loss(scores_RC, chunk)
+            losses.append(loss)
+            product(scores_RC, item_CD, user_gradient[chunk])
+            add_product(item_gradient, scores_RC.T, user_RD)
+            if own_gradient is not None and own_derivative is not None:
+                own_gradient[chunk] = own_derivative
+        saved = user_gradient.div_(temperature), item_gradient.div_(temperature)
+        ctx.save_for_backward(*saved, *([] if own_gradient is None else [own_gradient]))
+        return torch.stack(losses).sum() if losses else user_TD.new_zeros(())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        user_gradient, item_gradient, *own = ctx.saved_tensors  # type: ignore[attr-defined]
+        (factor,) = grad_outputs
+        return user_gradient * factor, item_gradient * factor, own[0] * factor if own else None, None, None
+
+
+def sum_over_scores(
+    user_TD: Tensor, item_CD: Tensor, own_T: Tensor | None, row_loss: RowLoss, temperature: float
+) -> Tensor:
+    """The sum of `row_loss` of the scores user . item / temperature, a scalar that can be differentiated once.
+
+    own_T: one more number for each target, on which the loss may depend. Memory O(CHUNK_ELEMENTS + T D + C D) instead of O(T C).
+    """
+    total: Tensor = _ChunkedScores.apply(user_TD, item_CD, own_T, row_loss, temperature)
+    return total
