@@ -21,8 +21,8 @@ from models.features.values import InputFeature
 from models.item_features import Catalogue
 from models.jagged import layout_of
 from models.next_item import NextItemModel
+from models.objectives.chunked_scores import CHUNK_ELEMENTS
 from models.objectives.config import FullSoftmaxConfig
-from models.objectives.softmax import CHUNK_ELEMENTS
 from models.tables import TableSpec
 
 WIDTH, MAX_HISTORY, NUM_ITEMS = 16, 24, 29
