@@ -197,8 +197,8 @@ def difference_text(estimate: Estimate | None) -> str:
     """A difference with its interval over users; a star where both intervals leave out zero."""
     if estimate is None:
         return ""
-    known = [interval for interval in (estimate.over_seeds, estimate.over_users) if interval is not None]
-    clear = bool(known) and all(low > 0 or high < 0 for low, high in known)
+    both = (estimate.over_seeds, estimate.over_users)
+    clear = all(interval is not None and (interval[0] > 0 or interval[1] < 0) for interval in both)
     return f"{estimate.mean:+.4f} {half(estimate.over_users)}".strip() + ("*" if clear else "")
 
 
