@@ -65,14 +65,14 @@ class Projected:
 class Workload:
     """What a training step is given.
 
-    events_per_step: of the global batch; num_items: that the training part knows; targets_per_event: below 1 where only masked
-    items are learned; projected: features that are not as wide as the model; items_per_step: looked up, none estimates them.
+    events_per_step: of the global batch; num_items: that the training part knows; projected: features that are not as wide as
+    the model; targets_per_event, items_per_step: what is learned and looked up, none expects as many as the settings say.
     """
 
     histories: Histories
     events_per_step: float
     num_items: int
-    targets_per_event: float = 1.0
+    targets_per_event: float | None = None
     projected: tuple[Projected, ...] = ()
     items_per_step: float | None = None
 
@@ -139,7 +139,9 @@ def costs_of(model: ModelConfig, width: int, workload: Workload) -> Costs:
     parts["pooling"] = _pooling(encoder, width, workload.histories)
     parts["towers"] = _tower(encoder.user_tower, width) + _tower(encoder.item_tower, width).times(items_per_event)
     parts["inputs"] = _inputs(model, width, workload, items_per_event)
-    parts["objective"] = _objective(model.objective, width, workload).times(workload.targets_per_event)
+    targets = workload.targets_per_event
+    targets = expected_targets(model, workload.histories) if targets is None else targets
+    parts["objective"] = _objective(model.objective, width, workload).times(targets)
     dense = num_dense_parameters(model, width, workload.projected)
     activations = FLOAT * _saved_numbers(encoder, width)
     looked_up = (
@@ -152,6 +154,17 @@ def costs_of(model: ModelConfig, width: int, workload: Workload) -> Costs:
         activations,
         3 * activations + looked_up + weights,  # written, read, and a gradient as large
     )
+
+
+def expected_targets(model: ModelConfig, histories: Histories) -> float:
+    """Of an input event: one, or the share of events that are masked (trainer/stream/masking.py), of every history at least one."""
+    if not model.masks_items:
+        return 1.0
+    masking = model.masking
+    lengths = histories.lengths
+    masked = lengths * masking.probability + (1.0 - masking.probability) ** lengths
+    masked = (1.0 - masking.last_probability) * masked + masking.last_probability
+    return float((masked * histories.counts).sum()) / histories.num_events
 
 
 def looked_up_items(model: ModelConfig, workload: Workload) -> float:
@@ -297,7 +310,8 @@ def num_dense_parameters(model: ModelConfig, width: int, projected: tuple[Projec
     for hidden in (encoder.user_tower, encoder.item_tower):
         widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
         total += sum((a + 1) * b for a, b in itertools.pairwise(widths))
-    total += width * sum(NUM_TIME_ROWS[part] for part in set(model.inputs.time))
+    total += width * model.masks_items
+    total += width * sum(NUM_TIME_ROWS[part] for part in model.inputs.time)
     return total + width * sum(feature.width for feature in projected)
 
 

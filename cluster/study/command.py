@@ -163,7 +163,7 @@ def print_dry_run(planned: Plan, lines: list[dict[str, Any]], console: Console) 
 def print_for_people(answer: Answer, console: Console) -> None:
     """The table in short, failures, and where the whole lies."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("point")
+    table.add_column("point", min_width=12)
     for heading in outputs.BRIEF_HEADINGS:
         table.add_column(answer.summary.metric if heading == "validation" else heading, justify="right", no_wrap=True)
     for row in answer.summary.rows:

@@ -97,9 +97,9 @@ def costing_of(config: Config, facts: _Facts) -> Costing:
 
 
 def training_histories(train_ends: np.ndarray, config: Config) -> Histories:
-    """Input events of every training example: the last event of a history is a target only."""
+    """Input events of every training example: the last event of a history is a target only, unless what is learned is masked."""
     longest = config.model.max_history
-    inputs = np.maximum(train_ends.astype(np.int64) - 1, 0)
+    inputs = np.maximum(train_ends.astype(np.int64) - (not config.model.masks_items), 0)
     if config.train.long_histories == "recent":
         return Histories.of(np.minimum(inputs, longest))
     whole = np.full(int((inputs // longest).sum()), longest)
@@ -109,7 +109,7 @@ def training_histories(train_ends: np.ndarray, config: Config) -> Histories:
 def _mean_with_empty(facts: _Facts, config: Config) -> float:
     """Input events of an example, those without any counted too: they fill places of a batch."""
     histories = training_histories(facts.train_ends, config)
-    empty = int((facts.train_ends <= 1).sum())
+    empty = int((facts.train_ends < (1 if config.model.masks_items else 2)).sum())
     return histories.num_events / (float(histories.counts.sum()) + empty)
 
 

@@ -170,7 +170,7 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-BRIEF_HEADINGS = ("rank", "validation", "± seeds", "minus first", "test", "FLOPs", "events/s", "memory")
+BRIEF_HEADINGS = ("rank", "validation", "±", "minus first", "test", "FLOPs", "events/s", "memory")
 
 
 def brief_cells(row: Row) -> list[str]:
@@ -179,7 +179,7 @@ def brief_cells(row: Row) -> list[str]:
     return [
         str(row.rank),
         f"{row.validation.mean:.4f}",
-        half(row.validation.over_seeds).removeprefix("±"),
+        half(row.validation.over_seeds or row.validation.over_users).removeprefix("±"),
         difference_text(row.difference),
         f"{row.test.mean:.4f}" if row.test else "",
         f"{of_event / 1e6:.2f}M" if of_event < 1e9 else f"{of_event / 1e9:.2f}G",
