@@ -252,6 +252,7 @@ def test_a_run_equals_one_that_keeps_a_dict_of_rows(
         ("table_wise", BY_AGE, FULL),
         ("column_wise", BY_USE, SAMPLED),
         ("data_parallel", BY_AGE, SAMPLED),
+        ("row_wise", BY_AGE, {**SAMPLED, "negatives": {"kind": "mixed"}, "logq": "streaming"}),
     ],
     ids=str,
 )
