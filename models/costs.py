@@ -9,8 +9,9 @@ Symbols: D model width, H heads, K head width, L events of a history, C candidat
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -52,19 +53,27 @@ class Histories:
 
 
 @dataclass(frozen=True)
+class Projected:
+    """A feature of items, events or users that is projected from its width to D. looked_up: not given as numbers, but learned."""
+
+    owner: Literal["item", "event", "user"]
+    width: int
+    looked_up: bool
+
+
+@dataclass(frozen=True)
 class Workload:
     """What a training step is given.
 
-    events_per_step: of the global batch; num_items: that the training part knows; targets_per_event: below 1 where only masked
-    items are learned; projected: widths of what is projected to D before it is added, by what it is of ("item", "event", "user");
-    items_per_step: looked up, none estimates them.
+    events_per_step: of the global batch; num_items: that the training part knows; projected: features that are not as wide as
+    the model; targets_per_event, items_per_step: what is learned and looked up, none expects as many as the settings say.
     """
 
     histories: Histories
     events_per_step: float
     num_items: int
-    targets_per_event: float = 1.0
-    projected: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    targets_per_event: float | None = None
+    projected: tuple[Projected, ...] = ()
     items_per_step: float | None = None
 
 
@@ -130,7 +139,9 @@ def costs_of(model: ModelConfig, width: int, workload: Workload) -> Costs:
     parts["pooling"] = _pooling(encoder, width, workload.histories)
     parts["towers"] = _tower(encoder.user_tower, width) + _tower(encoder.item_tower, width).times(items_per_event)
     parts["inputs"] = _inputs(model, width, workload, items_per_event)
-    parts["objective"] = _objective(model.objective, width, workload).times(workload.targets_per_event)
+    targets = workload.targets_per_event
+    targets = expected_targets(model, workload.histories) if targets is None else targets
+    parts["objective"] = _objective(model.objective, width, workload).times(targets)
     dense = num_dense_parameters(model, width, workload.projected)
     activations = FLOAT * _saved_numbers(encoder, width)
     looked_up = (
@@ -143,6 +154,17 @@ def costs_of(model: ModelConfig, width: int, workload: Workload) -> Costs:
         activations,
         3 * activations + looked_up + weights,  # written, read, and a gradient as large
     )
+
+
+def expected_targets(model: ModelConfig, histories: Histories) -> float:
+    """Of an input event: one, or the share of events that are masked (trainer/stream/masking.py), of every history at least one."""
+    if not model.masks_items:
+        return 1.0
+    masking = model.masking
+    lengths = histories.lengths
+    masked = lengths * masking.probability + (1.0 - masking.probability) ** lengths
+    masked = (1.0 - masking.last_probability) * masked + masking.last_probability
+    return float((masked * histories.counts).sum()) / histories.num_events
 
 
 def looked_up_items(model: ModelConfig, workload: Workload) -> float:
@@ -259,11 +281,12 @@ def _tower(hidden: list[int], width: int) -> Flops:
 def _inputs(model: ModelConfig, width: int, workload: Workload, items_per_event: float) -> Flops:
     """Positions and times added; features projected, of which those that are numbers need no gradient of their own."""
     each = {"item": items_per_event, "event": 1.0, "user": 1.0 / workload.histories.mean}
-    added = (model.encoder.positions == "learned") + len(model.inputs.time) + 1
-    found = Flops(pointwise=float(width * added))
-    for owner, widths in workload.projected.items():
-        for given in widths:
-            found += (_linear(given, width) + Flops(pointwise=float(width))).times(each[owner])
+    vectors = 1 + (model.encoder.positions == "learned") + len(model.inputs.time)
+    found = Flops(pointwise=float(width * vectors))
+    for feature in workload.projected:
+        products = 2.0 * feature.width * width
+        work = Flops(products, products * (2 if feature.looked_up else 1), 0.0, float(width))
+        found += work.times(each[feature.owner])
     return found
 
 
@@ -276,7 +299,7 @@ def _objective(objective: ObjectiveConfig, width: int, workload: Workload) -> Fl
     return Flops(products, 2.0 * products, again, 4.0 * compared + 2.0 * width)
 
 
-def num_dense_parameters(model: ModelConfig, width: int, projected: Mapping[str, tuple[int, ...]] | None = None) -> int:
+def num_dense_parameters(model: ModelConfig, width: int, projected: tuple[Projected, ...] = ()) -> int:
     """Of everything but the tables."""
     encoder = model.encoder
     norm = width * (2 if encoder.norm == "layer_norm" else 1)
@@ -287,8 +310,9 @@ def num_dense_parameters(model: ModelConfig, width: int, projected: Mapping[str,
     for hidden in (encoder.user_tower, encoder.item_tower):
         widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
         total += sum((a + 1) * b for a, b in itertools.pairwise(widths))
+    total += width * model.masks_items
     total += width * sum(NUM_TIME_ROWS[part] for part in model.inputs.time)
-    return total + width * sum(sum(widths) for widths in (projected or {}).values())
+    return total + width * sum(feature.width for feature in projected)
 
 
 def _block_parameters(encoder: EncoderConfig, max_history: int, width: int, norm: int) -> int:

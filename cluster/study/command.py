@@ -161,13 +161,13 @@ def print_dry_run(planned: Plan, lines: list[dict[str, Any]], console: Console) 
 
 
 def print_for_people(answer: Answer, console: Console) -> None:
-    """The table, failures, fronts, and where everything lies."""
+    """The table in short, failures, and where the whole lies."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for number, heading in enumerate(outputs.HEADINGS):
-        name = answer.summary.metric if heading == "validation" else heading
-        table.add_column(name, justify="left" if number == 0 else "right")
+    table.add_column("point", min_width=12)
+    for heading in outputs.BRIEF_HEADINGS:
+        table.add_column(answer.summary.metric if heading == "validation" else heading, justify="right", no_wrap=True)
     for row in answer.summary.rows:
-        table.add_row(*outputs.cells(row))
+        table.add_row(row.title, *outputs.brief_cells(row))
     console.print(table)
     for name, reason in answer.summary.failed.items():
         console.print(f"failed: {name}: {reason}", highlight=False, markup=False, soft_wrap=True)

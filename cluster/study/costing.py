@@ -7,8 +7,8 @@ import numpy as np
 from cluster.config import Config
 from cluster.study.config import AssumedConfig
 from cluster.study.trials import Plan
-from models.costs import Histories, Workload, costs_of
-from trainer.dataset.manifest import Feature, Manifest, read_manifest
+from models.costs import Histories, Projected, Workload, costs_of
+from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
 from trainer.inputs import features_of
 from trainer.table_loads import ITEM_TABLE, declared_rows, table_rows
@@ -50,8 +50,7 @@ def costs_of_points(plan: Plan) -> list[Costing]:
     costs = []
     for number in range(len(plan.points)):
         config = plan.of_point(number)[0].config
-        tables = {name: (table.dim, table.ids) for name, table in config.tables.items()}
-        key = (config.dataset_dir, str(tables), str(config.model.inputs))
+        key = (config.dataset_dir, str(config.model.inputs), str(config.ids_of_tables))
         if key not in found:
             found[key] = _facts_of(config, plan.study.assumed)
         costs.append(costing_of(config, found[key]))
@@ -68,8 +67,7 @@ def _facts_of(config: Config, assumed: AssumedConfig) -> _Facts:
     from trainer.stream.row_groups import RowGroupReader  # not where a study is only refused
 
     ends = RowGroupReader(config.dataset_dir, manifest).train_ends()
-    rows_of_tables = table_rows(config.tables, manifest, config.model.inputs)
-    return _Facts(ends, manifest.counts.num_items, rows_of_tables, manifest)
+    return _Facts(ends, manifest.counts.num_items, table_rows(config.tables, manifest, config.model.inputs), manifest)
 
 
 def costing_of(config: Config, facts: _Facts) -> Costing:
@@ -99,9 +97,9 @@ def costing_of(config: Config, facts: _Facts) -> Costing:
 
 
 def training_histories(train_ends: np.ndarray, config: Config) -> Histories:
-    """Input events of every training example: the last event of a history is a target only."""
+    """Input events of every training example: the last event of a history is a target only, unless what is learned is masked."""
     longest = config.model.max_history
-    inputs = np.maximum(train_ends.astype(np.int64) - 1, 0)
+    inputs = np.maximum(train_ends.astype(np.int64) - (not config.model.masks_items), 0)
     if config.train.long_histories == "recent":
         return Histories.of(np.minimum(inputs, longest))
     whole = np.full(int((inputs // longest).sum()), longest)
@@ -111,21 +109,20 @@ def training_histories(train_ends: np.ndarray, config: Config) -> Histories:
 def _mean_with_empty(facts: _Facts, config: Config) -> float:
     """Input events of an example, those without any counted too: they fill places of a batch."""
     histories = training_histories(facts.train_ends, config)
-    empty = int((facts.train_ends <= 1).sum())
+    empty = int((facts.train_ends < (1 if config.model.masks_items else 2)).sum())
     return histories.num_events / (float(histories.counts.sum()) + empty)
 
 
-def _projected(config: Config, manifest: Manifest | None) -> dict[str, tuple[int, ...]]:
-    """By whose they are, the widths of features that are not as wide as the model."""
+def _projected(config: Config, manifest: Manifest | None) -> tuple[Projected, ...]:
+    """The features that are not as wide as the model; none while the dataset does not say which there are."""
     if manifest is None:
-        return {}
+        return ()
     width, used = config.tables[ITEM_TABLE].dim, features_of(manifest, config.model.inputs)
-
-    def widths(features: tuple[Feature, ...]) -> tuple[int, ...]:
-        return tuple(
-            config.tables[feature.table].dim if feature.table is not None else feature.dim or 1
-            for feature in features
-            if feature.table is None or config.tables[feature.table].dim != width
-        )
-
-    return {"item": widths(used.items), "event": widths(used.events), "user": widths(used.users)}
+    found = []
+    for features in (used.items, used.events, used.users):
+        for feature in features:
+            of_table = feature.table is not None
+            own = config.tables[feature.table].dim if feature.table is not None else feature.dim or 1
+            if not of_table or own != width:
+                found.append(Projected(feature.owner, own, of_table))
+    return tuple(found)

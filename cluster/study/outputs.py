@@ -170,6 +170,24 @@ def cells(row: Row) -> list[str]:
     ]
 
 
+BRIEF_HEADINGS = ("rank", "validation", "±", "minus first", "test", "FLOPs", "events/s", "memory")
+
+
+def brief_cells(row: Row) -> list[str]:
+    """What of a row fits into a terminal, under BRIEF_HEADINGS."""
+    of_event = row.costs.training_flops_per_event
+    return [
+        str(row.rank),
+        f"{row.validation.mean:.4f}",
+        half(row.validation.over_seeds or row.validation.over_users).removeprefix("±"),
+        difference_text(row.difference),
+        f"{row.test.mean:.4f}" if row.test else "",
+        f"{of_event / 1e6:.2f}M" if of_event < 1e9 else f"{of_event / 1e9:.2f}G",
+        f"{row.events_per_second:,.0f}" if row.events_per_second else "?",
+        f"{row.peak_bytes / 2**20:,.0f} MiB" if row.peak_bytes else "?",
+    ]
+
+
 def half(interval: tuple[float, float] | None) -> str:
     """Half the width of an interval."""
     return "" if interval is None else f"±{(interval[1] - interval[0]) / 2:.4f}"
@@ -179,8 +197,8 @@ def difference_text(estimate: Estimate | None) -> str:
     """A difference with its interval over users; a star where both intervals leave out zero."""
     if estimate is None:
         return ""
-    known = [interval for interval in (estimate.over_seeds, estimate.over_users) if interval is not None]
-    clear = bool(known) and all(low > 0 or high < 0 for low, high in known)
+    both = (estimate.over_seeds, estimate.over_users)
+    clear = all(interval is not None and (interval[0] > 0 or interval[1] < 0) for interval in both)
     return f"{estimate.mean:+.4f} {half(estimate.over_users)}".strip() + ("*" if clear else "")
 
 

@@ -12,18 +12,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.attention.blocks import AttentionContext
 from models.batch import HistoryBatch, build_batch
 from models.config import ModelConfig
-from models.costs import Histories, Workload, costs_of, num_dense_parameters
+from models.costs import Histories, Projected, Workload, costs_of, expected_targets, num_dense_parameters
 from models.encoders.config import EncoderConfig
 from models.encoders.encoder import Encoder
-from models.features.inputs import Inputs
-from models.features.time import Clock
-from models.features.values import InputFeature
+from models.features.config import InputsConfig
+from models.features.inputs import EventInputs, Inputs
+from models.features.time import Clock, time_rows
+from models.features.values import InputFeature, id_values, number_values
 from models.item_features import Catalogue
 from models.jagged import layout_of
 from models.next_item import NextItemModel
+from models.objectives.chunked_scores import CHUNK_ELEMENTS
 from models.objectives.config import FullSoftmaxConfig
-from models.objectives.softmax import CHUNK_ELEMENTS
+from models.objectives.softmax import MIN_ROWS
 from models.tables import TableSpec
+from trainer.stream.masking import masked_events
 
 WIDTH, MAX_HISTORY, NUM_ITEMS = 16, 24, 29
 KINDS = ["sasrec", "bert4rec", "hstu", "ligr", "fuxi_alpha", "two_tower"]
@@ -104,17 +107,20 @@ def test_matrix_products_of_an_encoder_are_those_that_torch_counts(form: str) ->
 def test_dense_parameters_are_those_of_the_model(form: str) -> None:
     config = model_config(FORMS[form])
     encoder = Encoder(WIDTH, MAX_HISTORY, config.encoder)
-    assert num_dense_parameters(config, WIDTH) == sum(p.numel() for p in encoder.parameters())
+    mask_vector = WIDTH if config.masks_items else 0
+    assert num_dense_parameters(config, WIDTH) == sum(p.numel() for p in encoder.parameters()) + mask_vector
 
 
-def test_dense_parameters_are_those_of_what_is_told_too() -> None:
-    told = {"time": ["gap", "weekday"]}
-    config = ModelConfig.model_validate({"max_history": MAX_HISTORY, "inputs": told})
+@pytest.mark.parametrize("kind", ["two_tower", "bert4rec"])
+def test_dense_parameters_are_those_of_a_whole_model_and_what_it_is_told(kind: str) -> None:
+    config = model_config({"kind": kind}).model_copy(update={"inputs": InputsConfig(time=["gap", "weekday"])})
     numbers = (InputFeature("price", None, 1), InputFeature("vector", None, 3))
     inputs = Inputs(numbers, numbers[:1], Clock(1, ("gap", "weekday")))
     model = NextItemModel(config, [TableSpec("item", 9, WIDTH)], torch.device("cpu"), numbers, inputs)
-    dense = sum(p.numel() for part in (model.encoder, model.items, model.inputs) for p in part.parameters())
-    assert num_dense_parameters(config, WIDTH, {"item": (1, 3), "event": (1, 3), "user": (1,)}) == dense
+    dense = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.tables.parameters())
+    widths = (("item", 1), ("item", 3), ("event", 1), ("event", 3), ("user", 1))
+    projected = tuple(Projected(owner, width, False) for owner, width in widths)
+    assert num_dense_parameters(config, WIDTH, projected) == dense
 
 
 def batch_of(lengths: np.ndarray, num_negatives: int) -> HistoryBatch:
@@ -129,7 +135,17 @@ def batch_of(lengths: np.ndarray, num_negatives: int) -> HistoryBatch:
     return replace(batch, times=torch.arange(num_events))
 
 
+def test_masked_events_are_counted_as_they_are_drawn() -> None:
+    config = model_config({"kind": "bert4rec"})
+    lengths = np.tile(LENGTHS, 400)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    masked = masked_events(np.arange(lengths.size), offsets, config.masking, 1, 0)
+    assert expected_targets(config, Histories.of(lengths)) == pytest.approx(masked.mean(), rel=0.05)
+
+
 OBJECTIVES: list[dict[str, Any]] = [
+    {"kind": "bce", "num_negatives": 9},
+    {"kind": "gbce", "num_negatives": 9},
     {"kind": "full_softmax"},
     {"kind": "full_softmax", "normalize": True, "temperature": 0.1},
     {"kind": "sampled_softmax", "num_negatives": 11},
@@ -149,6 +165,33 @@ def test_matrix_products_of_a_whole_step_are_those_that_torch_counts(kind: str, 
 
     costs = costs_of(config, WIDTH, workload(config, items_per_step=float(batch.lookup_ids.numel())))
     assert costs.total.matmul * LENGTHS.sum() == pytest.approx(products_in(step), rel=1e-12)
+
+
+def test_what_projects_features_is_counted() -> None:
+    config = model_config({}).model_copy(update={"inputs": InputsConfig(time=["gap", "hour", "weekday"])})
+    clock = Clock(1, ("gap", "hour", "weekday"))
+    events, users = (InputFeature("price", None, 3), InputFeature("page", "page", 6)), (InputFeature("age", None, 5),)
+    inputs = EventInputs(WIDTH, Inputs(events, users, clock))
+    num_events, num_users = int(LENGTHS.sum()), LENGTHS.size
+    offsets = np.concatenate(([0], np.cumsum(LENGTHS)))
+    rows = torch.randn(4, 6, requires_grad=True)
+    items_ND = torch.randn(num_events, WIDTH, requires_grad=True)
+    said = {
+        "price": number_values(np.ones((num_events, 3), np.float32)),
+        "page": id_values(np.arange(num_events) % 4, np.arange(num_events)),
+    }
+    ages = {"age": number_values(np.ones((num_users, 5), np.float32))}
+    times = {name: torch.from_numpy(found) for name, found in time_rows(clock, np.arange(num_events), offsets).items()}
+
+    def step() -> None:
+        told_ND = inputs(items_ND, {"page": rows}, said, ages, torch.from_numpy(offsets), times)
+        told_ND.square().sum().backward()
+
+    projected = (Projected("event", 3, False), Projected("event", 6, True), Projected("user", 5, False))
+    work = costs_of(config, WIDTH, workload(config, projected=projected)).parts["inputs"]
+    assert work.matmul * num_events == pytest.approx(products_in(step), rel=1e-12)
+    with_inputs, without = num_dense_parameters(config, WIDTH, projected), num_dense_parameters(model_config({}), WIDTH)
+    assert with_inputs - without == sum(parameter.numel() for parameter in inputs.parameters())
 
 
 def test_parts_add_up_and_a_forward_pass_is_a_third_where_nothing_is_recomputed() -> None:
@@ -182,7 +225,7 @@ def test_constants_are_those_of_the_code() -> None:
 
     assert (costs.POSITION_BUCKETS, costs.TIME_BUCKETS) == (bias.NUM_POSITION_BUCKETS, bias.NUM_TIME_BUCKETS)
     assert isinstance(model_config({}).objective, FullSoftmaxConfig)
-    assert costs.TILED_FROM * 32 == CHUNK_ELEMENTS
+    assert costs.TILED_FROM * MIN_ROWS == CHUNK_ELEMENTS
     assert isinstance(model_config({}).encoder, EncoderConfig)
 
 

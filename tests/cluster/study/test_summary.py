@@ -13,6 +13,7 @@ from cluster.study.collect import Finished, Measured
 from cluster.study.config import read_study
 from cluster.study.costing import Costing
 from cluster.study.record import Record
+from cluster.study.statistics import Estimate
 from cluster.study.summary import Summary, summarize
 from cluster.study.trials import Plan, plan_trials
 
@@ -119,6 +120,15 @@ def test_a_failed_trial_leaves_the_other_seeds_of_its_point(plan: Plan) -> None:
     assert second.difference is not None
     assert second.difference.mean == pytest.approx(0.25)  # of seed 1, which both have
     assert "- num_blocks-1-seed2: out of memory" in outputs.table_text(summary)
+
+
+def test_a_difference_is_starred_only_if_seeds_and_users_both_leave_no_doubt() -> None:
+    sure, unsure = (0.1, 0.3), (-0.1, 0.5)
+    assert outputs.difference_text(Estimate(0.2, sure, sure)) == "+0.2000 ±0.1000*"
+    assert outputs.difference_text(Estimate(0.2, unsure, sure)) == "+0.2000 ±0.1000"
+    assert outputs.difference_text(Estimate(0.2, sure, unsure)) == "+0.2000 ±0.3000"
+    assert outputs.difference_text(Estimate(0.2, None, sure)) == "+0.2000 ±0.1000"  # of a single seed
+    assert outputs.difference_text(None) == ""
 
 
 def test_without_any_result_there_is_a_table_of_failures(plan: Plan) -> None:
