@@ -310,6 +310,7 @@ def num_dense_parameters(model: ModelConfig, width: int, projected: tuple[Projec
     for hidden in (encoder.user_tower, encoder.item_tower):
         widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
         total += sum((a + 1) * b for a, b in itertools.pairwise(widths))
+    total -= width * bool(encoder.item_tower)  # its last layer has no bias
     total += width * model.masks_items
     total += width * sum(NUM_TIME_ROWS[part] for part in model.inputs.time)
     return total + width * sum(feature.width for feature in projected)

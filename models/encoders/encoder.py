@@ -35,7 +35,7 @@ class Encoder(nn.Module):
         self.final_norm = norm_of(config, width) if config.final_norm else nn.Identity()
         self.pooling = AttentionPooling(width, config.attention) if config.pooling == "attention" else None
         self.user_tower = Tower(width, config.user_tower)
-        self.item_tower = Tower(width, config.item_tower)
+        self.item_tower = Tower(width, config.item_tower, last_bias=False)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """(N, D), what stands for each history up to each event, and the penalty of the attention weights, scaled, or none.

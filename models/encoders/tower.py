@@ -9,13 +9,17 @@ from torch.nn import functional as F
 class Tower(nn.Module):
     """Linear layers with GELU between them, (n, D) to (n, D); the identity without hidden layers.
 
-    hidden: the width of each, in multiples of D.
+    hidden: the width of each, in multiples of D; last_bias: whether the last layer has one. That of items has none: a number that
+    all scores share changes no softmax, so its gradient would be rounding noise, which adaptive optimizers turn into full steps.
     """
 
-    def __init__(self, width: int, hidden: list[int]) -> None:
+    def __init__(self, width: int, hidden: list[int], last_bias: bool = True) -> None:
         super().__init__()
         widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
+        pairs = list(itertools.pairwise(widths))
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b, bias=last_bias or number < len(pairs)) for number, (a, b) in enumerate(pairs, start=1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for number, layer in enumerate(self.layers):

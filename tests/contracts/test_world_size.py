@@ -209,6 +209,44 @@ def test_windows_and_budgets_agree_at_every_world_size(rank_pool, tmp_path, exam
         assert np.median(imbalance[4]) < 1.15  # the last batch of an epoch may be a single history
 
 
+ENCODERS = {
+    **{kind: {"kind": kind} for kind in ("sasrec", "bert4rec", "hstu", "ligr", "fuxi_alpha", "two_tower")},
+    "differential in a window": {"attention": {"differential": True, "window": 3, "num_global": 1, "num_heads": 2}},
+    "sparse, with a penalty": {
+        "kind": "ligr",
+        "attention": {"normalisation": "entmax15", "bias": "both", "penalty": 0.01},
+    },
+}
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_every_encoder_sharded_equals_unsharded(rank_pool, tmp_path, encoder):
+    """The item table copied to a single worker, and in pieces on one and on two."""
+    tiny_dataset(tmp_path / "dataset")
+    attention = {"dropout": 0.0, **ENCODERS[encoder].get("attention", {})}
+    settings = {"num_blocks": 2, "dropout": 0.0, **ENCODERS[encoder], "attention": attention}
+    loss, weights, metric = [], [], []
+    for number, (world_size, sharding) in enumerate([(1, "data_parallel"), (1, "row_wise"), (2, "row_wise")]):
+        job = tiny_job(
+            tmp_path / str(number),
+            tmp_path / "dataset",
+            model={"encoder": settings, "inputs": {"time_unit": "seconds"}},
+            tables={"item": {"dim": 16, "optimizer": "adagrad", "learning_rate": 0.01, "sharding": sharding}},
+            train={"optimizer": "adagrad", "learning_rate": 0.01, "max_steps": 10},
+        )
+        found = rank_pool.run(world_size, train, job)[0]
+        # Collections are named for where their tables lie.
+        weights.append({name.replace("replicated", "sharded"): weight for name, weight in found.items()})
+        loss.append(losses(tmp_path / str(number)))
+        metric.append(validation(tmp_path / str(number)))
+    for other in (1, 2):
+        np.testing.assert_allclose(loss[other], loss[0], rtol=1e-5)
+        np.testing.assert_allclose(metric[other], metric[0], atol=1e-6)
+        assert weights[other].keys() == weights[0].keys()
+        for name, expected in weights[0].items():
+            torch.testing.assert_close(weights[other][name], expected, rtol=1e-4, atol=1e-5, msg=name)
+
+
 CRAFT = {"averages": {"ema_decay": 0.8}, "micro-batches": {"micro_batch_tokens": 9}}
 
 
