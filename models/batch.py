@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.distinct import distinct_ids
+from models.distinct import distinct_ids, joined_ids
 from models.features.inputs import NO_INPUTS
 from models.features.time import seconds_since_start, time_rows
 from models.features.values import ValueColumn
@@ -155,16 +155,14 @@ def build_batch(
 def with_negatives(batch: HistoryBatch, negative_ids: np.ndarray, catalogue: Catalogue) -> HistoryBatch:
     """A batch on the host, without negatives so far, that looks up and compares these as well. New items come behind the others."""
     held = batch.lookup_ids.numpy()  # ascending
-    distinct, which = np.unique(_int64(negative_ids), return_inverse=True)
-    place = np.searchsorted(held, distinct)
-    new = np.append(held, -1)[place] != distinct
-    place[new] = held.size + np.arange(np.count_nonzero(new))
+    ids, place = joined_ids(held, _int64(negative_ids))
+    new = ids[held.size :]
     return replace(
         batch,
-        lookup_ids=as_tensor(np.concatenate((held, distinct[new]))),
-        items=with_items(batch.items, distinct[new], catalogue) if new.any() else batch.items,
+        lookup_ids=as_tensor(ids),
+        items=with_items(batch.items, new, catalogue) if new.size else batch.items,
         negative_ids=as_tensor(_int64(negative_ids)),
-        negative_index=as_tensor(place[which]),
+        negative_index=as_tensor(place),
     )
 
 

@@ -15,6 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from models.attention.config import NUM_POSITION_BUCKETS as POSITION_BUCKETS
+from models.attention.config import NUM_TIME_BUCKETS as TIME_BUCKETS
 from models.attention.config import AttentionConfig
 from models.config import ModelConfig
 from models.encoders.config import EncoderConfig
@@ -22,7 +24,6 @@ from models.features.config import NUM_TIME_ROWS
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 FLOAT = 4  # bytes
-POSITION_BUCKETS, TIME_BUCKETS = 64, 128  # as in models/attention/bias.py
 # Numbers produced for each score: subtract, exponential, divide; and for the sparse ones a sort and a running sum besides.
 NORMALISATION = {"softmax": 3.0, "silu": 3.0, "sparsemax": 6.0, "entmax15": 9.0}
 # Of a dense weight and step: read forward and backward, its gradient written and read, weight and two moments read and written.

@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-NUM_POSITION_BUCKETS = 64
-NUM_TIME_BUCKETS = 128
+from models.attention.config import NUM_POSITION_BUCKETS, NUM_TIME_BUCKETS
+
 TIME_BUCKET_BASE = math.exp(0.301)  # each bucket is 1.35 times as wide as the one before, as in HSTU's published code
 
 

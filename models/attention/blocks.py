@@ -36,10 +36,10 @@ class Block:
     visible: Tensor
     triangular: bool
 
-    @property
-    def is_square(self) -> bool:
-        """Whether the queries are the keys."""
-        return self.query_gather is self.key_gather
+    @cached_property
+    def is_query(self) -> Tensor:
+        """(R, Q) bool: whether an event is there, and no padding."""
+        return _real(self.block_index, *self.query_gather.shape)
 
 
 @dataclass
@@ -102,9 +102,7 @@ def _whole(bucket: Bucket, config: AttentionConfig) -> Block:
     if config.num_global:
         visible = visible | _seen_globally(distance, place.expand(1, longest), config)
     if config.mask == "bidirectional":
-        is_real = torch.zeros(rows * longest, dtype=torch.bool, device=place.device)
-        is_real[bucket.block_index] = True
-        visible = visible & is_real.view(rows, 1, longest)
+        visible = visible & _real(bucket.block_index, rows, longest)[:, None]
     triangular = config.mask == "causal" and config.window is None
     return Block(bucket.gather, bucket.gather, bucket.scatter, bucket.block_index, distance, visible, triangular)
 
@@ -139,6 +137,13 @@ def _windowed(layout: JaggedLayout, window: int, config: AttentionConfig) -> Blo
     block_index = query_real.view(-1).nonzero().squeeze(1)
     scatter = query_gather.view(-1)[block_index]
     return Block(query_gather, key_gather, scatter, block_index, distance, visible, triangular=False)
+
+
+def _real(block_index: Tensor, rows: int, width: int) -> Tensor:
+    """(rows, width) bool: which places of a flat block hold events."""
+    real = torch.zeros(rows * width, dtype=torch.bool, device=block_index.device)
+    real[block_index] = True
+    return real.view(rows, width)
 
 
 def _within(distance: Tensor, config: AttentionConfig) -> Tensor:

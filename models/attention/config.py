@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+NUM_POSITION_BUCKETS = 64
+NUM_TIME_BUCKETS = 128
+
 Normalisation = Literal["softmax", "silu", "sparsemax", "entmax15"]
 
 

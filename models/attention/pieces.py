@@ -75,7 +75,8 @@ class _Work:
         weights = normalise(scores, visible, config.normalisation, parts.silu_divisor)
         penalty = scores.new_zeros(())
         if parts.with_penalty:
-            penalty = (penalty_of(weights, config.normalisation) * self._is_query(piece)).sum()
+            real = self.block.is_query[piece.rows, None, piece.queries]
+            penalty = (penalty_of(weights, config.normalisation) * real).sum()
         maps = [weights]
         if config.bias_as == "channel":
             maps += [(bias * visible).expand_as(weights) for bias in biases]
@@ -87,13 +88,6 @@ class _Work:
     def _cut(self, pairs: Tensor, piece: _Piece) -> Tensor:
         rows = piece.rows if pairs.shape[0] > 1 else slice(None)
         return pairs[rows, piece.queries, : piece.stop]
-
-    def _is_query(self, piece: _Piece) -> Tensor:
-        """(r, 1, q): 1 where there is an event, 0 at padding."""
-        rows, queries = self.block.query_gather.shape
-        real = torch.zeros(rows * queries, device=self.block.block_index.device)
-        real[self.block.block_index] = 1.0
-        return real.view(rows, 1, queries)[piece.rows, :, piece.queries]
 
 
 def attend_in_pieces(
