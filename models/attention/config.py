@@ -10,7 +10,8 @@ from pydantic import BaseModel, Field, model_validator
 NUM_POSITION_BUCKETS = 64
 NUM_TIME_BUCKETS = 128
 
-Normalisation = Literal["softmax", "silu", "sparsemax", "entmax15"]
+Normalisation = Literal["softmax", "silu", "sparsemax", "entmax15", "none"]
+POINTWISE = ("silu", "none")  # of one score each, so that weights sum to anything
 
 
 class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -27,11 +28,12 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     normalisation: Normalisation = Field(
         "softmax",
         description="how scores become weights: over all visible events (softmax, and sparsemax and entmax15, which give exact "
-        "zeros), or each on its own (silu)",
+        "zeros), or each on its own (silu; none: weights are the scores)",
     )
     differential: bool = Field(
         False,
-        description="subtract a second map of weights from the first, which cancels what both attend to; not with silu",
+        description="subtract a second map of weights from the first, which cancels what both attend to; only where weights sum "
+        "to one",
     )
     temperature: Literal["fixed", "learned"] = Field(
         "fixed",
@@ -78,8 +80,8 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="probability of dropping an attention weight")
     penalty: float = Field(
         0.0,
-        description="added to the loss of each target: this times the entropy of its weights (silu: their absolute sum), averaged "
-        "over heads and blocks; positive makes attention sparser, negative spreads it",
+        description="added to the loss of each target: this times the entropy of its weights (silu, none: their absolute sum), "
+        "averaged over heads and blocks; positive makes attention sparser, negative spreads it",
     )
 
     @model_validator(mode="after")
@@ -87,8 +89,10 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         shared = self.num_key_value_heads
         if shared is not None and self.num_heads % shared:
             raise ValueError(f"num_key_value_heads = {shared} must divide num_heads = {self.num_heads}")
-        if self.differential and self.normalisation == "silu":
-            raise ValueError('differential = true needs weights that sum to one; normalisation = "silu" has none')
+        if self.differential and self.normalisation in POINTWISE:
+            raise ValueError(
+                f'differential = true needs weights that sum to one; those of normalisation = "{self.normalisation}" do not'
+            )
         if self.num_global and self.window is None:
             raise ValueError("num_global needs a window: without one every event is seen anyway")
         if self.bias_as == "channel" and self.bias == "none":

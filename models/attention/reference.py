@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.attention.bias import prepare_ages
 from models.attention.blocks import AttentionContext
-from models.attention.config import AttentionConfig
+from models.attention.config import POINTWISE, AttentionConfig
 from models.attention.parts import Attended, Parts
 
 
@@ -68,10 +68,12 @@ def weights_reference(scores: Tensor, visible: Tensor, normalisation: str, silu_
 
     softmax: exp(s) / sum exp(s). silu: s sigmoid(s) / n (Zhai et al. 2024, eq. 2, arXiv:2402.17152). sparsemax: max(0, s - t), t
     such that they sum to one (Martins & Astudillo 2016, arXiv:1602.02068). entmax15: max(0, s / 2 - t)^2 likewise (Peters et al.
-    2019, arXiv:1905.05702).
+    2019, arXiv:1905.05702). none: s.
     """
     if normalisation == "silu":
         return torch.where(visible, scores * torch.sigmoid(scores) / silu_divisor, 0.0)
+    if normalisation == "none":
+        return torch.where(visible, scores, 0.0)
     scores = scores.masked_fill(~visible, float("-inf"))
     if normalisation == "softmax":
         exponentials = (scores - scores.amax(dim=-1, keepdim=True)).exp()
@@ -94,7 +96,7 @@ def weights_reference(scores: Tensor, visible: Tensor, normalisation: str, silu_
 
 def penalty_reference(weights: Tensor, normalisation: str) -> Tensor:
     """Sum over queries and heads of the entropy of their weights, -sum w log w in nats; of pointwise weights, of sum |w|."""
-    if normalisation == "silu":
+    if normalisation in POINTWISE:
         return weights.abs().sum()
     positive = weights > 0
     return -torch.where(positive, weights * torch.where(positive, weights, 1.0).log(), 0.0).sum()
