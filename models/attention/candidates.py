@@ -20,13 +20,8 @@ from models.attention.bias import prepare_ages
 from models.attention.config import AttentionConfig
 from models.jagged import real_places, split_by_length
 
-ROW_SIZES = (
-    1,
-    4,
-    16,
-    64,
-)  # rows are padded to the largest of their class; more candidates of a history are several rows
-BLOCKS_PER_SIZE = 3
+ROW_SIZE = 16  # candidates of a row at most: more would see too different stretches of their history
+NUM_SIZES, BLOCKS_PER_SIZE = 4, 3
 NO_KEY = 1 << 30  # the place of a key that is none: after every candidate, so that none sees it
 
 
@@ -137,7 +132,7 @@ class _Rows:
 
 def _rows(counts: np.ndarray, first_event: np.ndarray, history_end: np.ndarray, reach: int) -> _Rows:
     """The candidates of a history in as few rows as fit, of about equal size."""
-    rows_each = -(-counts // ROW_SIZES[-1])
+    rows_each = -(-counts // ROW_SIZE)
     own = np.arange(counts.sum()) - np.repeat(
         counts.cumsum() - counts, counts
     )  # number among those of the same history
@@ -153,11 +148,10 @@ def _rows(counts: np.ndarray, first_event: np.ndarray, history_end: np.ndarray, 
 
 def _blocks(rows: _Rows, history_end: np.ndarray, reach: int) -> Iterator[CandidateBlock]:
     """Rows of similar size and similarly many keys together."""
-    size_class = np.searchsorted(ROW_SIZES, rows.size)
-    for number in range(len(ROW_SIZES)):
-        (alike,) = np.nonzero(size_class == number)
-        order = alike[np.argsort(rows.num_keys[alike], kind="stable")]
-        for chosen in split_by_length(order, np.maximum(1, rows.num_keys), BLOCKS_PER_SIZE):
+    lengths = np.maximum(1, rows.num_keys)
+    for alike in split_by_length(np.argsort(rows.size, kind="stable"), rows.size, NUM_SIZES):
+        order = alike[np.argsort(lengths[alike], kind="stable")]
+        for chosen in split_by_length(order, lengths, BLOCKS_PER_SIZE):
             yield _block(rows, chosen, history_end, reach)
 
 
@@ -211,7 +205,9 @@ class CandidateContext:
         assert self.event_times is not None
         key = (id(block), form)
         if key not in self._ages:
-            shown, happened = self.times[block.query_gather], self.event_times[block.key_gather]
+            # Blocks point at an event even if there is none.
+            known = self.event_times if self.event_times.numel() else self.event_times.new_zeros(1)
+            shown, happened = self.times[block.query_gather], known[block.key_gather]
             age = (shown[:, :, None] - happened[:, None, :]).clamp_(min=0)
             if block.itself:
                 age = torch.cat((age, age.new_zeros((*age.shape[:2], 1))), dim=2)

@@ -11,6 +11,7 @@ NUM_POSITION_BUCKETS = 64
 NUM_TIME_BUCKETS = 128
 
 Normalisation = Literal["softmax", "silu", "sparsemax", "entmax15", "none"]
+UnitActivation = Literal["relu", "prelu", "dice"]
 POINTWISE = ("silu", "none")  # of one score each, so that weights sum to anything
 
 
@@ -120,6 +121,50 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def num_channels(self) -> int:
         """Maps of weights whose results stand side by side: one, and with bias_as = "channel" one more for each bias."""
         return 1 + (self.uses_position + self.uses_time if self.bias_as == "channel" else 0)
+
+
+class TargetAttentionConfig(AttentionConfig):
+    """How a candidate attends to the events before it: the same parts, and what is scored and averaged.
+
+    Places and times are those of the candidate and of each event.
+    """
+
+    score: Literal["dot_product", "activation_unit"] = Field(
+        "dot_product",
+        description="how candidate and event are compared: a scaled dot product, or a small network of both (DIN's activation "
+        "unit)",
+    )
+    projection: bool = Field(
+        True,
+        description="project candidates and events before they are compared, and what was attended to afterwards; else they are "
+        "taken as they are (DIN)",
+    )
+    unit_hidden: list[int] = Field(
+        [36], min_length=1, max_length=4, description="widths of the hidden layers of the activation unit"
+    )
+    unit_activation: UnitActivation = Field(
+        "dice", description="activation of these: relu, prelu, or dice, which adapts to what earlier batches were like"
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit_candidates(self) -> "TargetAttentionConfig":
+        if self.mask != "causal":
+            raise ValueError(f'mask = "{self.mask}": a candidate sees earlier events only; leave it at "causal"')
+        if self.differential:
+            raise ValueError("differential = true is not offered for candidates; use it in the encoder's attention")
+        if any(width < 1 for width in self.unit_hidden):
+            raise ValueError(f"unit_hidden = {self.unit_hidden}: a hidden layer has a width of at least 1")
+        unit = self.score == "activation_unit"
+        if unit and (self.temperature == "learned" or self.key_value_heads != self.num_heads):
+            raise ValueError(
+                'score = "activation_unit" has its own scale and needs keys for each head: leave temperature and '
+                "num_key_value_heads as they are"
+            )
+        if not self.projection and (self.gate or self.projection_activation != "none"):
+            raise ValueError("gate and projection_activation are of projections: they need projection = true")
+        if not self.projection and self.key_value_heads != self.num_heads:
+            raise ValueError("num_key_value_heads needs projection = true: without it all heads have keys of their own")
+        return self
 
 
 def preset(defaults: dict[str, Any], given: Any) -> Any:

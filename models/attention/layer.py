@@ -47,7 +47,7 @@ class Attention(nn.Module):
         if config.differential:
             self.difference = nn.Parameter(torch.zeros(4, self.map_width))
             self.head_norm = nn.RMSNorm(self.head_width, eps=1e-5)
-        self.output_norm = _norm(config.output_norm, seen)
+        self.output_norm = norm_of_seen(config.output_norm, seen)
         self.attention_output = nn.Linear(seen, width, bias=config.output_bias)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
@@ -107,7 +107,7 @@ class Attention(nn.Module):
             self.log_temperature.zero_()
 
 
-def _norm(kind: str, width: int) -> nn.Module | None:
+def norm_of_seen(kind: str, width: int) -> nn.Module | None:
     match kind:
         case "layer_norm":
             return nn.LayerNorm(width)
