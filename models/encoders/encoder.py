@@ -40,10 +40,11 @@ class Encoder(nn.Module):
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """(N, D), what stands for each history up to each event, and the penalty of the attention weights, scaled, or none.
 
-        x_ND: vectors of the input events, before positions.
+        x_ND: vectors of the input events, before positions. Where the context has candidates these stand behind the events in
+        input and output, (N + M, D): each is encoded as if it were the event after those that it sees, which do not see it.
         """
         if self.positions is not None:
-            x_ND = x_ND + self.positions(context.layout.positions)
+            x_ND = x_ND + self.positions(context.places)
         x_ND = self.dropout(x_ND)
         penalties = []
         for block in self.blocks:
