@@ -153,8 +153,15 @@ class Catalogue:
         own = request.own
         if own is None and rows[ITEM_TABLE] is not request.rows[ITEM_TABLE]:
             own = torch.arange(request.rows[ITEM_TABLE].numel())
-        of_owners = dict(zip(("events", "users", "candidates"), found, strict=False))
-        return replace(request, rows=rows, own=own, **of_owners)
+        of_events, of_users, *of_candidates = found
+        return replace(
+            request,
+            rows=rows,
+            own=own,
+            events=of_events,
+            users=of_users,
+            candidates=of_candidates[0] if of_candidates else {},
+        )
 
 
 _NOTHING = np.zeros(0, np.int64)

@@ -13,7 +13,7 @@ Where logs kept a share r of the impressions without any label, the odds of a la
 doi:10.1093/oxfordjournals.pan.a004868); a label given another needs nothing where that is positive, since all such impressions were
 kept. "weight" weighs the impressions without any label by 1/r, which is right for every label.
 
-Shapes: M impressions, B histories, T labels in the order of `names`.
+Shapes: M impressions, T labels in the order of `names`.
 """
 
 import math
@@ -71,14 +71,10 @@ class Labels:
         stacked = (torch.stack([found[name] for name in self.names], dim=1) for found in (positive, defined))
         return next(stacked), next(stacked)
 
-    def loss(self, raw_MT: Tensor, labels: Mapping[str, Tensor], offsets: Tensor) -> Tensor:
-        """The sum over impressions and labels, a scalar. offsets: (B + 1,) int64, which impressions each history has."""
+    def loss(self, raw_MT: Tensor, labels: Mapping[str, Tensor], user_M: Tensor, num_users: int) -> Tensor:
+        """The sum over impressions and labels, a scalar. user_M: (M,) int64 ascending, whose each impression is."""
         logits_MT = self.logits(self._as_sampled(raw_MT))
         positive_MT, defined_MT = self.targets(labels)
-        counts_B = offsets.diff()
-        num_users = counts_B.numel()
-        users_B = torch.arange(num_users, device=offsets.device)
-        user_M = users_B.repeat_interleave(counts_B, output_size=raw_MT.shape[0])
         weight_M = self._weights(labels)
         total = raw_MT.new_zeros(())
         for column, config in enumerate(self.configs.values()):

@@ -70,5 +70,6 @@ def _product(x: Tensor, weight_GFH: Tensor) -> Tensor:
     if x.dim() == 2:
         num_networks, width, hidden = weight_GFH.shape
         together_FGH = weight_GFH.transpose(0, 1).reshape(width, num_networks * hidden)
-        return (x @ together_FGH).unflatten(1, (num_networks, hidden))
-    return torch.bmm(x.transpose(0, 1), weight_GFH).transpose(0, 1)
+        return (x @ together_FGH).view(-1, num_networks, hidden)
+    product_GMH: Tensor = torch.bmm(x.transpose(0, 1), weight_GFH)
+    return product_GMH.transpose(0, 1)

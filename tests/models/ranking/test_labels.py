@@ -9,7 +9,7 @@ from torch import Tensor
 from models.ranking.config import LabelConfig, RankingConfig, learned_labels
 from models.ranking.labels import Labels, both
 
-OFFSETS = torch.tensor([0, 4, 4, 5, 12])
+USER, NUM_USERS = torch.tensor([0] * 4 + [2] + [3] * 7), 4
 LABELS = {
     "click": torch.tensor([1, 0, 1, 1, 0, 0, 1, 0, 1, 1, 0, 1.0]),
     "buy": torch.tensor([1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 1.0]),
@@ -48,7 +48,7 @@ def test_a_label_given_another_is_learned_only_where_that_is_positive():
     assert torch.equal(labels.logits(logits), logits)
     clicked = LABELS["click"] > 0
     expected = bce(logits[clicked, 0], LABELS["buy"][clicked]) + 0.3 * bce(logits[:, 1], LABELS["click"])
-    torch.testing.assert_close(labels.loss(logits, LABELS, OFFSETS), expected)
+    torch.testing.assert_close(labels.loss(logits, LABELS, USER, NUM_USERS), expected)
     _, defined = labels.targets(LABELS)
     assert torch.equal(defined, torch.stack((clicked, torch.ones_like(clicked)), dim=1))
 
@@ -59,7 +59,7 @@ def test_in_the_entire_space_products_are_learned_on_all_impressions():
     products = torch.stack((p_click * p_buy * p_return, p_click, p_click * p_buy), dim=1)
     torch.testing.assert_close(torch.sigmoid(labels.logits(logits)), products)
     expected = sum(bce(torch.logit(products[:, t]), LABELS[name]) for t, name in enumerate(labels.names))
-    torch.testing.assert_close(labels.loss(logits, LABELS, OFFSETS), expected)
+    torch.testing.assert_close(labels.loss(logits, LABELS, USER, NUM_USERS), expected)
     assert labels.targets(LABELS)[1].all()
 
 
@@ -75,18 +75,18 @@ def test_a_product_given_a_condition_of_the_logs_is_learned_where_that_holds():
 def test_gradients_and_no_dependence_between_users(loss):
     labels = Labels({"click": LabelConfig(loss=loss), "buy": LabelConfig(loss=loss, defined_when="click", weight=2.0)})
     logits = raw(2).requires_grad_()
-    assert torch.autograd.gradcheck(lambda given: labels.loss(given, LABELS, OFFSETS), (logits,))
-    whole, pieces = labels.loss(logits, LABELS, OFFSETS), []
-    for start, stop in zip(OFFSETS[:-1].tolist(), OFFSETS[1:].tolist(), strict=True):
-        own = {name: label[start:stop] for name, label in LABELS.items()}
-        pieces.append(labels.loss(logits[start:stop], own, torch.tensor([0, stop - start])))
+    assert torch.autograd.gradcheck(lambda given: labels.loss(given, LABELS, USER, NUM_USERS), (logits,))
+    whole, pieces = labels.loss(logits, LABELS, USER, NUM_USERS), []
+    for user in range(NUM_USERS):
+        own = user == USER
+        pieces.append(labels.loss(logits[own], {name: label[own] for name, label in LABELS.items()}, 0 * USER[own], 1))
     torch.testing.assert_close(torch.stack(pieces).sum(), whole)
 
 
 def test_ranking_losses_have_a_share_of_cross_entropy():
     logits = raw(1)
     plain, mixed, alone = (
-        Labels({"click": LabelConfig(loss=loss, bce_share=share)}).loss(logits, LABELS, OFFSETS)
+        Labels({"click": LabelConfig(loss=loss, bce_share=share)}).loss(logits, LABELS, USER, NUM_USERS)
         for loss, share in (("bce", 0.5), ("pairwise", 0.25), ("pairwise", 0.0))
     )
     torch.testing.assert_close(mixed, 0.25 * plain + 0.75 * alone)
@@ -123,7 +123,7 @@ def test_probabilities_learned_from_a_sampled_log_are_those_of_the_full_one(corr
         for row in range(6):
             one = {name: label[row : row + 1] for name, label in logs.items()}
             group = logits[row // 3][None]
-            loss = loss + counts[row] * labels.loss(group, one, torch.tensor([0, 1]))
+            loss = loss + counts[row] * labels.loss(group, one, torch.tensor([0]), 1)
         loss.backward()
         return loss
 
