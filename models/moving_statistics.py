@@ -12,8 +12,18 @@ global batch is cut, padded, or computed again in a backward pass.
 Shapes: W width, K width of all modules' sums together.
 """
 
+from collections.abc import Iterator
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
+
+
+class Modular(Protocol):
+    """Whatever is made of modules."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """All of them, itself among them."""
 
 
 class MovingStatistics(nn.Module):
@@ -66,24 +76,24 @@ class MovingStatistics(nn.Module):
         self.sums.zero_()
 
 
-def sums_of(model: nn.Module) -> Tensor:
+def sums_of(model: Modular) -> Tensor:
     """(K,) float64, what all modules of a model have counted since the last update: to be summed over ranks."""
     found = [module.sums for module in _modules(model)]
     return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
 
 
-def update(model: nn.Module, summed: Tensor) -> None:
+def update(model: Modular, summed: Tensor) -> None:
     """Let all modules take in (K,) sums over all ranks, as `sums_of` orders them."""
     modules = _modules(model)
     for module, sums in zip(modules, summed.split([module.sums.numel() for module in modules]), strict=True):
         module.update(sums)
 
 
-def forget(model: nn.Module) -> None:
+def forget(model: Modular) -> None:
     """Drop what was counted since the last update: of a step that is not applied."""
     for module in _modules(model):
         module.sums.zero_()
 
 
-def _modules(model: nn.Module) -> list[MovingStatistics]:
+def _modules(model: Modular) -> list[MovingStatistics]:
     return [module for module in model.modules() if isinstance(module, MovingStatistics)]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models import moving_statistics
 from sharding.gradient_norm import squared_row_norm
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
@@ -95,10 +96,12 @@ class TrainStep:
             summed[: dense.numel()] /= divisor
             _set_gradient(self.optimizers.summed_parameters, summed)
             self.optimizers.step_dense()
+            self._take_in_statistics()
             if self.averages is not None:
                 self.averages.update()
         else:
             self.optimizers.zero_dense_grad()
+            moving_statistics.forget(self.model)
         self.clock.mark()
         return result
 
@@ -115,6 +118,12 @@ class TrainStep:
             loss.backward()
             total += loss.detach()
         return total
+
+    def _take_in_statistics(self) -> None:
+        """Let what standardises by earlier batches take in this one, of all ranks. Collective if the model has any of it."""
+        counted = moving_statistics.sums_of(self.model)
+        if counted.numel():
+            moving_statistics.update(self.model, self.ranks.sum(counted))
 
     def _norm(self, dense: Tensor, rows: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
         """Of the gradient of the sum over all targets. dense: summed over ranks; rows, gradients: of tables, this rank's own."""

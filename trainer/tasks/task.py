@@ -44,7 +44,7 @@ class Batch(Protocol):
 
 
 class Model(Protocol):
-    """A single-device model whose tables are sharded from outside; an nn.Module besides."""
+    """A single-device model whose tables are sharded from outside."""
 
     @property
     def tables(self) -> EmbeddingTables: ...
@@ -57,6 +57,9 @@ class Model(Protocol):
 
     def loss(self, rows: Mapping[str, Tensor], batch: Any) -> Tensor:
         """The sum over all targets of the batch."""
+
+    def modules(self) -> Iterator[nn.Module]:
+        """As of any nn.Module."""
 
     def train(self, mode: bool = True) -> Any:
         """As of any nn.Module."""
