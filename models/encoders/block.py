@@ -18,8 +18,8 @@ from models.encoders.config import EncoderConfig
 class Block(nn.Module):
     """Pre-norm: x + g(x) f(norm(x)) for both sub-layers f, g a gate or one; post-norm: norm(x + g(x) f(x)).
 
-    Input and output (N, D), and the penalty of the attention weights or none. Where the context asks for its candidates only they are
-    the output, (M, D).
+    Input and output (N, D), and the penalty of the attention weights or none. Where the context asks for its candidates only they
+    are the output, (M, D).
     """
 
     def __init__(self, width: int, max_history: int, config: EncoderConfig, depth: int) -> None:
