@@ -53,12 +53,8 @@ class RankingBatch:
 
     @property
     def num_histories(self) -> int:
+        """Empty ones too."""
         return self.row_ids.numel()
-
-    @property
-    def num_targets(self) -> int:
-        """What the loss is a sum over: candidates."""
-        return self.candidate_ids.numel()
 
     def to(self, device: torch.device) -> "RankingBatch":
         return self if device.type == "cpu" else moved(self, device)
