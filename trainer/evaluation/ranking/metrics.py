@@ -10,8 +10,8 @@ ne           logloss over the entropy of the mean label: what is left of the unc
 calibration  the sum of p over the sum of y
 
 A metric that is not defined, such as the auc of positives alone, is NaN. Weights are 1, or what makes up for impressions that
-the log left out. The invariant: sums are whole numbers of very small units, and pairs are counted, so no result depends on the order
-of impressions or on how ranks share them. Pure numpy; the collectives are those of evaluate.py.
+the log left out. The invariant: sums are whole numbers of very small units, and pairs are counted, so no result depends on the
+order of impressions or on how ranks share them. Pure numpy; the collectives are those of evaluate.py.
 """
 
 import math
