@@ -20,16 +20,16 @@ from trainer.stream.held_out import Split
 
 LABELS = ("click", "buy")
 NUM_ITEMS = 15
-MAX_HISTORY = 4
+MAX_HISTORY = 12
 Shown = list[tuple[str, int, int, float, float]]  # user, item, time, click, buy
 
 
 def random_shown(seed: int = 0, count: int = 900) -> Shown:
-    """Of 30 users, some with few impressions; who does not click does not buy."""
+    """Of 30 users, some with few impressions, the last of whom come late; who does not click does not buy."""
     random = np.random.default_rng(seed)
     rows = {
-        (f"u{int(u * u) % 30:02d}", int(random.integers(1, NUM_ITEMS + 1)), int(random.integers(0, 100)))
-        for u in random.integers(0, 60, size=count)
+        (f"u{user:02d}", int(random.integers(1, NUM_ITEMS + 1)), int(random.integers(0 if user < 24 else 76, 100)))
+        for user in random.integers(0, 30, size=(count, 2)).min(axis=1).tolist()
     }
     found = []
     for user, item, time in sorted(rows):
