@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.measure import Comparison, take_turns
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.item_features import Catalogue
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from trainer.dataset.manifest import Manifest, read_manifest
@@ -109,7 +109,7 @@ def _case(folder: Path, manifest: Manifest, batch_tokens: int | None, world_size
 
 
 def _stream(folder: Path, manifest: Manifest, case: _Case, objective: str = "sampled_softmax") -> TrainStream:
-    model = ModelConfig(max_history=MAX_HISTORY, objective=OBJECTIVES[objective])
+    model = NextItemConfig(max_history=MAX_HISTORY, objective=OBJECTIVES[objective])
     return TrainStream(
         RowGroupReader(folder, manifest),
         case.batches(),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
 from sharding.support import why_not_sent, why_unplaceable
 from trainer.config import (
@@ -70,7 +70,7 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
     run: RunConfig = Field(default_factory=RunConfig)
     logs: LogsConfig
     split: SplitConfig = Field(default_factory=LeaveOneOutConfig)
-    model: ModelConfig = Field(default_factory=ModelConfig)
+    model: NextItemConfig = Field(default_factory=NextItemConfig)
     tables: dict[str, TableConfig] = Field(default_factory=dict)
     plan: PlanConfig = Field(default_factory=PlanConfig)
     communication: CommunicationConfig = Field(default_factory=CommunicationConfig)

@@ -19,7 +19,6 @@ from trainer.dataset.manifest import Manifest, read_manifest, used_features
 from trainer.dataset.vocabulary import read_vocabulary
 from trainer.errors import CheckpointError
 from trainer.evaluation import report, results
-from trainer.evaluation.evaluate import make_evaluator, write_ranks
 from trainer.job import Channel, Job
 from trainer.log import read_metrics
 from trainer.memory import forget_peak, peak_bytes
@@ -76,30 +75,15 @@ def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel
     built = build_model(job, manifest, ranks)
     load_to_use(argument.found, built)
     for split, parts in argument.parts.items():
-        _write_split(job, manifest, built, split, parts, ranks, channel)
+        _write_split(built, split, parts, ranks, channel)
 
 
-def _write_split(
-    job: Job, manifest: Manifest, built: Built, split: Split, parts: Path, ranks: Ranks, channel: Channel
-) -> None:
-    evaluator = make_evaluator(
-        job.dataset_dir,
-        manifest,
-        built.catalogue,
-        split,
-        job.evaluate,
-        job.model.max_history,
-        ranks,
-        built.dynamic,
-        job.model.masks_items,
-    )
-
+def _write_split(built: Built, split: Split, parts: Path, ranks: Ranks, channel: Channel) -> None:
     def on_batch(done: int, total: int) -> None:
         if ranks.is_first:
             channel.send({"kind": "evaluate", "done": done, "total": total})
 
-    vocabulary = read_vocabulary(job.dataset_dir, manifest, built.catalogue.scores_unknown)
-    write_ranks(evaluator, built.model, vocabulary, parts, on_batch)
+    built.task.write_parts(split, built.model, ranks, built.dynamic, parts, on_batch)
 
 
 def evaluate(config: Config, splits: Sequence[Split], found: Found, on_event: OnEvent) -> dict[Split, results.Results]:

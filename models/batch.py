@@ -94,6 +94,11 @@ class HistoryBatch:
     time_rows: Mapping[str, Tensor] = field(default_factory=dict)
     cuts: tuple[Cut, ...] = ()
 
+    @property
+    def num_targets(self) -> int:
+        """What the loss is a sum over."""
+        return self.target_ids.numel()
+
     def to(self, device: torch.device) -> "HistoryBatch":
         return self if device.type == "cpu" else moved(self, device)
 

@@ -24,11 +24,9 @@ class MaskingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """The model: a task, an encoder of histories, an objective, and which events are masked."""
+    """What models of both tasks have: an encoder of histories, and what it is told."""
 
-    task: Literal["next_item"] = Field(
-        "next_item", description="what is learned: the next event of a history, out of the whole catalogue"
-    )
+    task: Literal["next_item", "ranking"]
     max_history: int = Field(
         200, ge=1, le=65536, description="events of a history that the encoder sees: the most recent ones"
     )
@@ -36,6 +34,20 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         default_factory=InputsConfig, description="what the encoder is told of an event besides its item"
     )
     encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="turns a history into vectors")
+
+    @property
+    def uses_time(self) -> bool:
+        """Whether the model looks at times, so that they have to be in batches."""
+        return bool(self.inputs.time) or self.inputs.request_time or self.encoder.uses_time
+
+
+class NextItemConfig(ModelConfig):
+    """A model of the next event of a history, out of the whole catalogue."""
+
+    task: Literal["next_item"] = Field(
+        "next_item",
+        description="what is learned: next_item, the next event of a history out of the whole catalogue",
+    )
     objective: ObjectiveConfig = Field(default_factory=FullSoftmaxConfig, description="what the training minimises")
     masking: MaskingConfig = Field(
         default_factory=MaskingConfig, description="of encoders that see both sides of an event"
@@ -45,8 +57,3 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def masks_items(self) -> bool:
         """Whether masked events are what is learned, in place of the event after each."""
         return self.encoder.bidirectional
-
-    @property
-    def uses_time(self) -> bool:
-        """Whether the model looks at times, so that they have to be in batches."""
-        return bool(self.inputs.time) or self.inputs.request_time or self.encoder.uses_time

@@ -18,7 +18,7 @@ import numpy as np
 from models.attention.config import NUM_POSITION_BUCKETS as POSITION_BUCKETS
 from models.attention.config import NUM_TIME_BUCKETS as TIME_BUCKETS
 from models.attention.config import AttentionConfig
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.encoders.config import EncoderConfig
 from models.features.config import NUM_TIME_ROWS
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
@@ -132,7 +132,7 @@ class Costs:
         return self.total.training
 
 
-def costs_of(model: ModelConfig, width: int, workload: Workload) -> Costs:
+def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
     """width: D, of the item table. Tables count as look-ups; their parameters are not the model's."""
     encoder = model.encoder
     items_per_event = looked_up_items(model, workload) / workload.events_per_step
@@ -157,7 +157,7 @@ def costs_of(model: ModelConfig, width: int, workload: Workload) -> Costs:
     )
 
 
-def expected_targets(model: ModelConfig, histories: Histories) -> float:
+def expected_targets(model: NextItemConfig, histories: Histories) -> float:
     """Of an input event: one, or the share of events that are masked (trainer/stream/masking.py), of every history at least one."""
     if not model.masks_items:
         return 1.0
@@ -168,7 +168,7 @@ def expected_targets(model: ModelConfig, histories: Histories) -> float:
     return float((masked * histories.counts).sum()) / histories.num_events
 
 
-def looked_up_items(model: ModelConfig, workload: Workload) -> float:
+def looked_up_items(model: NextItemConfig, workload: Workload) -> float:
     """Distinct items of a step: all, or how many are expected if events were spread evenly over the catalogue (an upper bound)."""
     if workload.items_per_step is not None:
         return workload.items_per_step
@@ -279,7 +279,7 @@ def _tower(hidden: list[int], width: int) -> Flops:
     return sum(layers, Flops())
 
 
-def _inputs(model: ModelConfig, width: int, workload: Workload, items_per_event: float) -> Flops:
+def _inputs(model: NextItemConfig, width: int, workload: Workload, items_per_event: float) -> Flops:
     """Positions and times added; features projected, of which those that are numbers need no gradient of their own."""
     each = {"item": items_per_event, "event": 1.0, "user": 1.0 / workload.histories.mean}
     vectors = 1 + (model.encoder.positions == "learned") + len(model.inputs.time)
@@ -300,7 +300,7 @@ def _objective(objective: ObjectiveConfig, width: int, workload: Workload) -> Fl
     return Flops(products, 2.0 * products, again, 4.0 * compared + 2.0 * width)
 
 
-def num_dense_parameters(model: ModelConfig, width: int, projected: tuple[Projected, ...] = ()) -> int:
+def num_dense_parameters(model: NextItemConfig, width: int, projected: tuple[Projected, ...] = ()) -> int:
     """Of everything but the tables."""
     encoder = model.encoder
     norm = width * (2 if encoder.norm == "layer_norm" else 1)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.attention.blocks import AttentionContext
 from models.batch import HistoryBatch
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.encoders.encoder import Encoder
 from models.features.inputs import NO_INPUTS, EventInputs, Inputs
 from models.features.values import InputFeature
@@ -32,7 +32,7 @@ class NextItemModel(nn.Module):
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: NextItemConfig,
         tables: list[TableSpec],
         tables_device: torch.device,
         item_features: tuple[InputFeature, ...] = (),

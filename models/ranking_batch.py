@@ -44,5 +44,10 @@ class RankingBatch:
     candidate_features: Mapping[str, FeatureTensor] = field(default_factory=dict)
     user_features: Mapping[str, FeatureTensor] = field(default_factory=dict)
 
+    @property
+    def num_targets(self) -> int:
+        """What the loss is a sum over: candidates."""
+        return self.candidate_ids.numel()
+
     def to(self, device: torch.device) -> "RankingBatch":
         return self if device.type == "cpu" else moved(self, device)

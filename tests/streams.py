@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.item_features import Catalogue
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from models.ranking_batch import RankingBatch
@@ -95,7 +95,7 @@ class Data:
         batches = self.batches(rank, world_size)
         if self.kind.is_ranking:
             return ImpressionStream(reader, batches, MAX_HISTORY, self.catalogue)
-        model = ModelConfig(max_history=MAX_HISTORY, objective=OBJECTIVES[objective])
+        model = NextItemConfig(max_history=MAX_HISTORY, objective=OBJECTIVES[objective])
         return TrainStream(reader, batches, model, self.catalogue)
 
     @cached_property

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from models.item_features import Catalogue
-from models.next_item import NextItemModel
 from models.tables import TableSpec
 from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
@@ -20,42 +19,41 @@ from trainer.averages import Averages
 from trainer.checkpoint_folder import Found
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
-from trainer.dataset.vocabulary import read_vocabulary
 from trainer.dense_optimizer import dense_optimizer
 from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
-from trainer.global_negatives import GlobalNegatives
 from trainer.job import Job
 from trainer.placement import plan_tables
 from trainer.stream.catalogue import read_catalogue
-from trainer.stream.negatives import needs_train_events
 from trainer.table_loads import table_rows
+from trainer.tasks.next_item import NextItemTask
+from trainer.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Built:
     """model: the single-device object whose tables were replaced by sharded ones; placed: the wrapper that names its state.
 
-    dynamic: the mappings of its tables with dynamic ids; what is looked up goes through them first. negatives: what a batch is
-    given of the global one before that.
+    dynamic: the mappings of its tables with dynamic ids; what is looked up goes through them first. task: what is trained, and
+    what a batch is given of the global one before that.
     """
 
-    model: NextItemModel
+    model: Any
     placed: nn.Module
     tables: dict[str, TableConfig]
     placing: Placing
     catalogue: Catalogue
     dynamic: DynamicTables
-    negatives: GlobalNegatives
+    task: Task
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds besides weights and optimizers: alike on all ranks."""
-        return self.dynamic.tensors() | self.negatives.tensors()
+        return self.dynamic.tensors() | self.task.tensors()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `state` gave."""
         self.dynamic.load(tensors)
-        self.negatives.load(tensors)
+        self.task.load(tensors)
 
 
 def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
@@ -77,19 +75,16 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
         TableSpec(name, rows, job.tables[name].dim, plan.tables[name].sharding == "data_parallel")
         for name, rows in table_rows(job.tables, manifest, job.model.inputs).items()
     ]
-    model = NextItemModel(job.model, specs, torch.device("meta"), catalogue.features, catalogue.inputs)
+    task = NextItemTask(job, job.model, manifest, catalogue)
+    model = task.new_model(specs)
     model.initialize(torch.Generator().manual_seed(job.seed))
-    for part in (model.encoder, model.items, model.inputs, model.mask, *model.tables.replicated):
-        if part is not None:
+    for part in (*model.children(), *model.tables.replicated):
+        if part is not model.tables:
             part.to(ranks.device)
     tables = {spec.name: job.tables[spec.name] for spec in specs}
     placed = place(model, tables, plan, ranks, job.seed, job.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.seed, catalogue.inputs)
-    train_events = None
-    if needs_train_events(job.model.objective):
-        train_events = np.concatenate(([0], read_vocabulary(job.dataset_dir, manifest).train_events))
-    negatives = GlobalNegatives(job.model.objective, catalogue, job.seed, train_events)
-    return Built(model, placed, tables, placing, catalogue, dynamic, negatives)
+    return Built(model, placed, tables, placing, catalogue, dynamic, task)
 
 
 def load_checkpoint(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from sharding.config import CommunicationConfig, PlanConfig, TableConfig
 from sharding.planning.placing import Placing
 from trainer.config import CheckpointConfig, EvaluateConfig, TrainConfig
@@ -23,7 +23,7 @@ class Job:
     run_dir: Path
     dataset_dir: Path
     seed: int
-    model: ModelConfig
+    model: NextItemConfig
     tables: dict[str, TableConfig]
     train: TrainConfig
     checkpoint: CheckpointConfig

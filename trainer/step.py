@@ -9,21 +9,21 @@ be, by the norm of that whole gradient, before any part of it is applied.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.batch import HistoryBatch
-from models.micro_batches import parts_of
-from models.next_item import NextItemModel
+from models import moving_statistics
 from sharding.gradient_norm import squared_row_norm
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
 from trainer.averages import Averages
 from trainer.config import Precision
 from trainer.step_clock import StepClock
+from trainer.tasks.task import Batch, Model
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,19 @@ class StepResult:
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Everything that a step needs and that does not change between steps."""
+    """Everything that a step needs and that does not change between steps. parts_of: the pieces of a batch."""
 
-    model: NextItemModel
+    model: Model
     optimizers: Optimizers
     ranks: Ranks
     seed: int
     clock: StepClock
+    parts_of: Callable[[Any], Iterator[Any]]
     clip_norm: float | None = None
     averages: Averages | None = None
     precision: Precision = "float32"
 
-    def __call__(self, batch: HistoryBatch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
+    def __call__(self, batch: Batch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
         """Train on this rank's share of global batch number `step`. Collective."""
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.ranks.rank))
@@ -95,26 +96,34 @@ class TrainStep:
             summed[: dense.numel()] /= divisor
             _set_gradient(self.optimizers.summed_parameters, summed)
             self.optimizers.step_dense()
+            self._take_in_statistics()
             if self.averages is not None:
                 self.averages.update()
         else:
             self.optimizers.zero_dense_grad()
+            moving_statistics.forget(self.model)
         self.clock.mark()
         return result
 
-    def _differentiate(self, boundary: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
+    def _differentiate(self, boundary: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Leave the gradient of this rank's sum of losses in `boundary` and the dense weights; returns that sum, float64.
 
         Activations live for one piece of the batch at a time.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        for part in parts_of(batch):
+        for part in self.parts_of(batch):
             # Weights and boundary are float32 and so are their gradients: casts are part of the graph.
             with torch.autocast(total.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 loss = self.model.loss(boundary, part)
             loss.backward()
             total += loss.detach()
         return total
+
+    def _take_in_statistics(self) -> None:
+        """Let what standardises by earlier batches take in this one, of all ranks. Collective if the model has any of it."""
+        counted = moving_statistics.sums_of(self.model)
+        if counted.numel():
+            moving_statistics.update(self.model, self.ranks.sum(counted))
 
     def _norm(self, dense: Tensor, rows: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
         """Of the gradient of the sum over all targets. dense: summed over ranks; rows, gradients: of tables, this rank's own."""
@@ -126,7 +135,7 @@ class TrainStep:
         loss_sum: Tensor,
         gradients: list[Tensor],
         dense: Tensor,
-        batch: HistoryBatch,
+        batch: Batch,
         stop_requested: bool,
     ) -> StepResult:
         finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
@@ -134,9 +143,7 @@ class TrainStep:
         # A rank's own place for its events: so the one sum also tells how evenly the work is shared.
         events = [0] * self.ranks.world_size
         events[self.ranks.rank] = batch.layout.num_events
-        counts = torch.tensor(
-            [batch.target_ids.numel(), stop_requested, *events], dtype=torch.float64, device=dense.device
-        )
+        counts = torch.tensor([batch.num_targets, stop_requested, *events], dtype=torch.float64, device=dense.device)
         facts = torch.cat((torch.stack((loss_sum, broken.double())), counts))
         # The one deliberate synchronisation of a step: the host needs these numbers to decide.
         total, num_broken, num_targets, stops, *events = self.ranks.sum(facts).tolist()

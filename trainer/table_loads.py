@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import expm1
 
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.features.config import InputsConfig
 from models.objectives.config import InBatchNegatives, SampledObjectiveConfig
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
@@ -83,7 +83,7 @@ def declared_rows(
 def table_loads(
     tables: Mapping[str, TableConfig],
     num_rows: Mapping[str, int],
-    model: ModelConfig,
+    model: NextItemConfig,
     train: TrainConfig,
     num_workers: int,
     facts: DatasetFacts | None = None,

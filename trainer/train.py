@@ -20,7 +20,6 @@ from trainer.checkpoint_folder import CheckpointManifest, Found
 from trainer.checkpoint_keys import tensors_of
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError, NonFiniteLossError, UserError
-from trainer.evaluation.evaluate import Evaluator, make_evaluator
 from trainer.job import Channel, Job
 from trainer.log import Ledger, MetricsLog
 from trainer.measure_placement import record_placement, record_steps
@@ -31,13 +30,10 @@ from trainer.settings import changed_settings
 from trainer.step import StepResult, TrainStep
 from trainer.step_clock import StepClock
 from trainer.storage import digest_of
-from trainer.stream.catalogue import wanted_by
-from trainer.stream.examples import examples_of
 from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.histories import Step, TrainStream
 from trainer.stream.order import Position, position_of
 from trainer.stream.prefetch import Prefetch
-from trainer.stream.row_groups import RowGroupReader
+from trainer.tasks.task import Evaluator, Step, Stream, Task
 
 
 @dataclass(frozen=True)
@@ -96,24 +92,15 @@ class Training:
             ranks,
             job.seed,
             self.clock,
+            self.built.task.parts_of,
             job.train.clip_norm,
             self.averages,
             job.train.precision,
         )
-        self.stream = _make_stream(job, self.manifest, self.built, ranks)
+        self.stream = _checked_stream(self.built.task, ranks)
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
-            self.evaluator = make_evaluator(
-                job.dataset_dir,
-                self.manifest,
-                self.built.catalogue,
-                "validation",
-                job.evaluate,
-                job.model.max_history,
-                ranks,
-                self.built.dynamic,
-                job.model.masks_items,
-            )
+            self.evaluator = self.built.task.evaluator("validation", ranks, self.built.dynamic)
         self.epoch_ends = _epoch_ends(job, self.stream.batches, ranks)
         self.total_steps = int(self.epoch_ends[-1])
         self.log = MetricsLog(job.run_dir, self.state.step) if ranks.is_first else None
@@ -163,7 +150,7 @@ class Training:
         factor = rate_factor(self.state.step, self.total_steps, train)
         stop = self.ranks.is_first and self.channel.stop_requested()
         # Not in the thread that reads ahead: ranks exchange ids, and which row an id has depends on all steps before this one.
-        batch = self.built.negatives.settle(item.batch, item.before, self.ranks)
+        batch = self.built.task.settle(item.batch, item.before, self.ranks)
         batch = self.built.dynamic.settle(batch, self.built.placed, self.optimizers, self.ranks)
         result = self.step(batch.to(self.ranks.device), self.state.step, factor, stop)
         self.clock.collect()
@@ -302,26 +289,18 @@ class Training:
             )
 
 
-def _make_stream(job: Job, manifest: Manifest, built: Built, ranks: Ranks) -> TrainStream:
+def _checked_stream(task: Task, ranks: Ranks) -> Stream:
     """This rank's training stream. Collective: a file that one rank finds not to be what the manifest says is named on all."""
-    reader = RowGroupReader(job.dataset_dir, manifest, wanted_by(built.catalogue))
-    complaint = None
+    stream, complaint = None, None
     try:
-        reader.check_files()
+        stream = task.stream(ranks)
     except UserError as error:
         complaint = str(error)
     complaints = [str(text) for text in ranks.gather_objects(complaint) if text is not None]
     if complaints:
         raise UserError(complaints[0])
-    train = job.train
-    with_lengths = train.batch_tokens is not None
-    masks = job.model.masks_items
-    examples = examples_of(reader, job.model.max_history, train.long_histories, with_lengths, last_is_input=masks)
-    batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
-    negatives = built.negatives
-    return TrainStream(
-        reader, batches, job.model, built.catalogue, train.micro_batch_tokens, train_events=negatives.train_events
-    )
+    assert stream is not None
+    return stream
 
 
 def _epoch_ends(job: Job, batches: GlobalBatches, ranks: Ranks) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.attention.blocks import AttentionContext
 from models.batch import HistoryBatch, build_batch
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.costs import Histories, Projected, Workload, costs_of, expected_targets, num_dense_parameters
 from models.encoders.config import EncoderConfig
 from models.encoders.encoder import Encoder
@@ -58,9 +58,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def model_config(given: dict[str, Any], objective: dict[str, Any] | None = None) -> ModelConfig:
+def model_config(given: dict[str, Any], objective: dict[str, Any] | None = None) -> NextItemConfig:
     values = {"max_history": MAX_HISTORY, "encoder": {"dropout": 0.0, **given}}
-    return ModelConfig.model_validate({**values, "objective": objective or {"kind": "full_softmax"}})
+    return NextItemConfig.model_validate({**values, "objective": objective or {"kind": "full_softmax"}})
 
 
 def context_of(lengths: np.ndarray) -> AttentionContext:
@@ -69,7 +69,7 @@ def context_of(lengths: np.ndarray) -> AttentionContext:
     return AttentionContext(layout_of(offsets), times, times)
 
 
-def workload(config: ModelConfig, **given: Any) -> Workload:
+def workload(config: NextItemConfig, **given: Any) -> Workload:
     return replace(Workload(Histories.of(LENGTHS), float(LENGTHS.sum()), NUM_ITEMS), **given)
 
 

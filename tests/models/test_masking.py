@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.batch import HistoryBatch, build_batch
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.tables import TableSpec
@@ -24,7 +24,7 @@ OBJECTIVES = [
 def model_with(objective: dict, kind: str = "bert4rec") -> NextItemModel:
     values = {"max_history": 10, "encoder": {"kind": kind, "dropout": 0.0}, "objective": objective}
     encoder = {"kind": kind, "dropout": 0.0, "attention": {"mask": "bidirectional", "dropout": 0.0}}
-    config = ModelConfig.model_validate({**values, "encoder": encoder})
+    config = NextItemConfig.model_validate({**values, "encoder": encoder})
     model = NextItemModel(config, [TableSpec("item", NUM_ROWS, WIDTH)], torch.device("cpu"))
     model.initialize(torch.Generator().manual_seed(1))
     initialize_tables(model, 1, {"item": 1.0})
@@ -96,7 +96,7 @@ def test_a_users_vector_is_that_of_the_masked_event_behind_the_history():
 
 
 def test_causal_models_have_no_mask_vector():
-    config = ModelConfig()
+    config = NextItemConfig()
     model = NextItemModel(config, [TableSpec("item", NUM_ROWS, WIDTH)], torch.device("cpu"))
     assert not config.masks_items
     assert [name for name, _ in model.named_parameters() if "mask" in name] == []

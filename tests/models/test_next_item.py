@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from models.attention.blocks import AttentionContext
 from models.batch import HistoryBatch, build_batch
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.encoders.config import EncoderConfig
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
@@ -30,7 +30,7 @@ KINDS = ["sasrec", "ligr", "hstu", "fuxi_alpha", "two_tower"]
 def make_model(objective=FULL, seed: int = 1, kind: str = "sasrec") -> NextItemModel:
     bias = {"bias": "position"} if kind in ("hstu", "fuxi_alpha") else {}
     encoder = EncoderConfig.model_validate({"kind": kind, "dropout": 0.0, "attention": {"num_heads": 2, **bias}})
-    config = ModelConfig(max_history=MAX_HISTORY, encoder=encoder, objective=objective)
+    config = NextItemConfig(max_history=MAX_HISTORY, encoder=encoder, objective=objective)
     model = NextItemModel(config, [TableSpec("item", NUM_ROWS, WIDTH)], torch.device("cpu"))
     model.encoder.initialize(torch.Generator().manual_seed(seed))
     initialize_tables(model, seed, {"item": 1.0})

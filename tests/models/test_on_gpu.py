@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from models.batch import build_batch
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.tables import TableSpec
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 
 
 def loss_and_gradients(device: torch.device) -> tuple[float, dict[str, torch.Tensor]]:
-    config = ModelConfig.model_validate(
+    config = NextItemConfig.model_validate(
         {"max_history": 32, "encoder": {"kind": "sasrec", "dropout": 0.0, "attention": {"num_heads": 2}}}
     )
     model = NextItemModel(config, [TableSpec("item", 50, 16)], torch.device("cpu"))

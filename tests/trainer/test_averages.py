@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.next_item import NextItemModel
 from models.tables import TableSpec
 from trainer.averages import Averages
 
 
 def model_of(seed: int) -> NextItemModel:
-    model = NextItemModel(ModelConfig(), [TableSpec("item", 30, 8)], torch.device("cpu"))
+    model = NextItemModel(NextItemConfig(), [TableSpec("item", 30, 8)], torch.device("cpu"))
     model.initialize(torch.Generator().manual_seed(seed))
     return model
 

@@ -5,7 +5,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.next_item import NextItemModel
 from models.tables import TableSpec
 from trainer.config import TrainConfig
@@ -79,7 +79,7 @@ def test_lion_leaves_a_weight_without_a_gradient_alone():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion"])
 def test_matrices_decay_and_biases_and_norms_do_not(optimizer):
-    model = NextItemModel(ModelConfig(), [TableSpec("item", 30, 8)], torch.device("cpu"))
+    model = NextItemModel(NextItemConfig(), [TableSpec("item", 30, 8)], torch.device("cpu"))
     model.initialize(torch.Generator().manual_seed(1))
     dense = {name: p for name, p in model.named_parameters() if not name.startswith("tables.")}
     before = {name: p.detach().clone() for name, p in dense.items()}

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from cluster.config import check_config
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.features.config import InputsConfig
 from tests.datasets import manifest_of_items
 from trainer.dataset.manifest import Feature, Manifest
@@ -81,7 +81,7 @@ def with_times(first: int | None, last: int | None, kind: str = "integer") -> Ma
     ],
 )
 def test_the_unit_of_times_is_told_from_their_size(first: int, last: int, kind: str, ticks: int) -> None:
-    assert ticks_per_second(with_times(first, last, kind), ModelConfig(inputs=InputsConfig(time=["gap"]))) == ticks
+    assert ticks_per_second(with_times(first, last, kind), NextItemConfig(inputs=InputsConfig(time=["gap"]))) == ticks
 
 
 @pytest.mark.parametrize(
@@ -93,13 +93,13 @@ def test_places_in_a_history_are_no_clock(first: int | None, last: int | None) -
         ({"request_time": True}, "request_time"),
     ):
         with pytest.raises(UserError, match=rf"{who}.*{first} to {last}.*places in a history") as caught:
-            ticks_per_second(with_times(first, last), ModelConfig(inputs=InputsConfig.model_validate(inputs)))
+            ticks_per_second(with_times(first, last), NextItemConfig(inputs=InputsConfig.model_validate(inputs)))
         assert "model.inputs.time_unit" in str(caught.value)
-    told = ModelConfig(inputs=InputsConfig(time=["gap"], time_unit="milliseconds"))
+    told = NextItemConfig(inputs=InputsConfig(time=["gap"], time_unit="milliseconds"))
     assert ticks_per_second(with_times(first, last), told) == 1_000
 
 
 def test_a_model_looks_at_times_only_where_it_is_told_to() -> None:
-    assert not ModelConfig().uses_time
-    assert ModelConfig(inputs=InputsConfig(time=["gap"])).uses_time
-    assert ModelConfig(inputs=InputsConfig(request_time=True)).uses_time
+    assert not NextItemConfig().uses_time
+    assert NextItemConfig(inputs=InputsConfig(time=["gap"])).uses_time
+    assert NextItemConfig(inputs=InputsConfig(request_time=True)).uses_time

@@ -91,7 +91,15 @@ class Rig:
         decay = job.train.ema_decay
         averages = None if decay is None else Averages(built.placed, built.tables, decay)
         step = TrainStep(
-            built.model, optimizers, ranks, job.seed, clock, job.train.clip_norm, averages, job.train.precision
+            built.model,
+            optimizers,
+            ranks,
+            job.seed,
+            clock,
+            built.task.parts_of,
+            job.train.clip_norm,
+            averages,
+            job.train.precision,
         )
         return Rig(job, ranks, built, step)
 

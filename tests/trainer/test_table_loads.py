@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.features.config import InputsConfig
 from sharding.config import HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad
@@ -13,17 +13,17 @@ from trainer.dataset.manifest import Feature
 from trainer.logs.config import LogsConfig
 from trainer.table_loads import DatasetFacts, declared_rows, expected_distinct, facts_of, table_loads, table_rows
 
-SAMPLED = ModelConfig.model_validate(
+SAMPLED = NextItemConfig.model_validate(
     {"max_history": 50, "objective": {"kind": "sampled_softmax", "num_negatives": 512}}
 )
-FULL = ModelConfig(max_history=50)
+FULL = NextItemConfig(max_history=50)
 TRAIN = TrainConfig(batch_size=128)
 
 
 def loads_of(
     tables: dict[str, TableConfig] | None = None,
     num_rows: dict[str, int] | None = None,
-    model: ModelConfig = SAMPLED,
+    model: NextItemConfig = SAMPLED,
     train: TrainConfig = TRAIN,
     num_workers: int = 2,
     facts: DatasetFacts | None = None,
@@ -52,7 +52,7 @@ def test_a_sampled_softmax_looks_up_a_share_of_the_histories_and_all_negatives()
 @pytest.mark.parametrize("kind", ["sampled_softmax", "bce", "gbce"])
 def test_negatives_are_looked_up_besides_unless_they_are_targets_of_the_own_share(kind, negatives, more):
     objective = {"kind": kind, "num_negatives": 512, "negatives": {"kind": negatives}}
-    model = ModelConfig.model_validate({"max_history": 50, "objective": objective})
+    model = NextItemConfig.model_validate({"max_history": 50, "objective": objective})
     assert loads_of(model=model)["item"].ids_per_rank == pytest.approx(64 * 51 + more, rel=1e-4)
 
 

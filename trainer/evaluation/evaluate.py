@@ -114,7 +114,7 @@ def make_evaluator(
     """All items that have a vector are ranked: those that the training part knows, and with features of items all others too.
 
     dynamic: the model's mappings, by which raw ids are looked up as they are when that happens. masks_items: whether the model
-    restores masked events, see ModelConfig.
+    restores masked events, see NextItemConfig.
     """
     reader = RowGroupReader(folder, manifest, wanted_by(catalogue, users=True))
     held_out = HeldOut(

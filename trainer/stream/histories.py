@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from models.batch import HistoryBatch, as_tensor, build_batch, with_inputs
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.item_features import Catalogue
 from models.micro_batches import with_cuts
 from models.objectives.config import SampledObjectiveConfig
@@ -95,7 +95,7 @@ class TrainStream:
 
     reader: RowGroupReader
     batches: GlobalBatches
-    model: ModelConfig
+    model: NextItemConfig
     catalogue: Catalogue
     micro_batch_tokens: int | None = None
     train_events: np.ndarray | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.attention.blocks import AttentionContext
 from models.batch import HistoryBatch, build_batch, with_inputs
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.encoders.config import EncoderConfig
 from models.features.inputs import Inputs
 from models.features.time import Clock, time_rows
@@ -139,7 +139,7 @@ def batch_of(users: list[User], objective: Any, told: Catalogue = CATALOGUE) -> 
 
 
 def make_model(objective: Any, bias: str = "none") -> NextItemModel:
-    config = ModelConfig(
+    config = NextItemConfig(
         max_history=MAX_HISTORY,
         encoder=EncoderConfig.model_validate({"dropout": 0.0, "attention": {"num_heads": 2, "bias": bias}}),
         objective=objective,

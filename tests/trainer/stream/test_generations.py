@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.item_features import Catalogue
 from sharding.ranks import Ranks
 from tests.datasets import tiny_dataset
@@ -201,7 +201,7 @@ def test_the_error_reaches_the_loop_through_the_prefetching_thread(dataset):
     reader = RowGroupReader(folder, manifest, cache_bytes=0)
     examples = examples_of(reader, 5, "recent", with_lengths=False)
     stream = TrainStream(
-        reader, GlobalBatches(examples, 4, None, 1, 0, 1), ModelConfig(max_history=5), Catalogue(41, 41)
+        reader, GlobalBatches(examples, 4, None, 1, 0, 1), NextItemConfig(max_history=5), Catalogue(41, 41)
     )
     (folder / PART).unlink()
     with (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.batch import HistoryBatch
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.features.inputs import Inputs
 from models.features.time import Clock
 from models.features.values import FeatureValues, InputFeature
@@ -63,7 +63,7 @@ def stream_of(
     return TrainStream(
         reader,
         batches,
-        ModelConfig(max_history=MAX_HISTORY),
+        NextItemConfig(max_history=MAX_HISTORY),
         catalogue or TOLD,
     )
 
@@ -239,7 +239,7 @@ def test_recent_histories_are_bit_for_bit_those_of_rows(dataset):
     stream = TrainStream(
         reader,
         GlobalBatches(examples, 8, None, 3, 0, 1),
-        ModelConfig(max_history=MAX_HISTORY),
+        NextItemConfig(max_history=MAX_HISTORY),
         PLAIN,
     )
     ids = np.concatenate([step.batch.row_ids.numpy() for step in stream.steps(Position(0, 0), 1)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.batch import HistoryBatch
-from models.config import ModelConfig
+from models.config import NextItemConfig
 from models.features.inputs import Inputs
 from models.features.time import Clock
 from models.item_features import Catalogue
@@ -44,7 +44,7 @@ def stream_of(
     batches = GlobalBatches(examples, 7, tokens, 3, rank, world_size)
     num_items = dataset[1].num_item_rows
     return TrainStream(
-        reader, batches, ModelConfig.model_validate({**MASKED, **model}), Catalogue(num_items, num_items)
+        reader, batches, NextItemConfig.model_validate({**MASKED, **model}), Catalogue(num_items, num_items)
     )
 
 

@@ -1,0 +1,98 @@
+"""Next item: the event after each prefix of a history, out of the whole catalogue."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.batch import HistoryBatch
+from models.config import NextItemConfig
+from models.item_features import Catalogue
+from models.micro_batches import parts_of
+from models.next_item import NextItemModel
+from models.tables import TableSpec
+from sharding.ranks import Ranks
+from trainer.dataset.manifest import Manifest
+from trainer.dataset.vocabulary import read_vocabulary
+from trainer.dynamic_tables import DynamicTables
+from trainer.evaluation.evaluate import Evaluator, make_evaluator, write_ranks
+from trainer.global_negatives import GlobalNegatives
+from trainer.job import Job
+from trainer.stream.catalogue import wanted_by
+from trainer.stream.examples import examples_of
+from trainer.stream.global_batches import GlobalBatches
+from trainer.stream.held_out import Split
+from trainer.stream.histories import TrainStream
+from trainer.stream.negatives import needs_train_events
+from trainer.stream.order import Position
+from trainer.stream.row_groups import RowGroupReader
+
+
+class NextItemTask:
+    """See trainer.tasks.task.Task."""
+
+    def __init__(self, job: Job, config: NextItemConfig, manifest: Manifest, catalogue: Catalogue) -> None:
+        self.job, self.config, self.manifest, self.catalogue = job, config, manifest, catalogue
+        train_events = None
+        if needs_train_events(config.objective):
+            train_events = np.concatenate(([0], read_vocabulary(job.dataset_dir, manifest).train_events))
+        self.negatives = GlobalNegatives(config.objective, catalogue, job.seed, train_events)
+
+    def new_model(self, specs: list[TableSpec]) -> NextItemModel:
+        catalogue = self.catalogue
+        return NextItemModel(self.config, specs, torch.device("meta"), catalogue.features, catalogue.inputs)
+
+    def stream(self, ranks: Ranks) -> TrainStream:
+        job, train = self.job, self.job.train
+        reader = RowGroupReader(job.dataset_dir, self.manifest, wanted_by(self.catalogue))
+        reader.check_files()
+        with_lengths, masks = train.batch_tokens is not None, self.config.masks_items
+        examples = examples_of(reader, self.config.max_history, train.long_histories, with_lengths, last_is_input=masks)
+        batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
+        return TrainStream(
+            reader,
+            batches,
+            self.config,
+            self.catalogue,
+            train.micro_batch_tokens,
+            train_events=self.negatives.train_events,
+        )
+
+    def settle(self, batch: HistoryBatch, position: Position, ranks: Ranks) -> HistoryBatch:
+        return self.negatives.settle(batch, position, ranks)
+
+    def parts_of(self, batch: HistoryBatch) -> Iterator[HistoryBatch]:
+        return parts_of(batch)
+
+    def evaluator(self, split: Split, ranks: Ranks, dynamic: DynamicTables) -> Evaluator:
+        return make_evaluator(
+            self.job.dataset_dir,
+            self.manifest,
+            self.catalogue,
+            split,
+            self.job.evaluate,
+            self.config.max_history,
+            ranks,
+            dynamic,
+            self.config.masks_items,
+        )
+
+    def write_parts(
+        self,
+        split: Split,
+        model: NextItemModel,
+        ranks: Ranks,
+        dynamic: DynamicTables,
+        folder: Path,
+        on_batch: Callable[[int, int], None],
+    ) -> None:
+        vocabulary = read_vocabulary(self.job.dataset_dir, self.manifest, self.catalogue.scores_unknown)
+        write_ranks(self.evaluator(split, ranks, dynamic), model, vocabulary, folder, on_batch)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self.negatives.tensors()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self.negatives.load(tensors)
