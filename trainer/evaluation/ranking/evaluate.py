@@ -30,10 +30,10 @@ from trainer.evaluation.ranking.metrics import (
     count_scores,
     merge_counts,
     metrics_of,
-    name_of,
     pairs_in_order,
     sums_of,
 )
+from trainer.evaluation.ranking.names import name_of
 from trainer.stream.catalogue import wanted_by
 from trainer.stream.held_out import Deal, Split
 from trainer.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
@@ -199,7 +199,7 @@ def _impression_rows(
         "place": held.place,
         "user": held.users.take(pa.array(history)),
         "item": item,
-        "time": batch.candidate_times.numpy(),
+        "time": batch.shown_at.numpy(),
         "history_length": np.minimum(batch.history_end.numpy(), evaluator.held_out.max_history),
         "item_impressions": rates.item_impressions[item],
         "weight": rules.weights(columns),
