@@ -90,15 +90,17 @@ def tiny_dataset(
     return manifest
 
 
-def tiny_ranking_dataset(folder: Path, shown: pa.Table, past: pa.Table, num_parts: int = 2) -> Manifest:
-    """Impressions (user, item, time, label.click) and events of histories (user, item, time) as a dataset for ranking.
+def tiny_ranking_dataset(
+    folder: Path, shown: pa.Table, past: pa.Table, num_parts: int = 2, labels: tuple[str, ...] = ("click",)
+) -> Manifest:
+    """Impressions (user, item, time, label.click ...) and events of histories (user, item, time) as a dataset for ranking.
 
     Users are strings, times integers below 100: those below 60 train, those from 80 on test. Clicks become events.
     """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = sort_vocabulary(pa.chunked_array([*shown.column("item").chunks, *past.column("item").chunks]))
     ids = {"item": Ids(VocabularyIdsConfig(), vocabulary)}
-    plan = GroupPlan(TimeBounds(60, 80), ids, (), TimeBins(0, 100), labels=("click",), history_label="click")
+    plan = GroupPlan(TimeBounds(60, 80), ids, (), TimeBins(0, 100), labels=labels, history_label="click")
     sources = [table.append_column("row", pa.array(np.arange(table.num_rows))) for table in (shown, past)]
     shares = [partition_events(table, num_parts) for table in sources]
     grouped = [
@@ -113,7 +115,7 @@ def tiny_ranking_dataset(folder: Path, shown: pa.Table, past: pa.Table, num_part
     totals = asdict(sum_counts(group.counts for group in grouped))
     counts = Counts(rows_read=shown.num_rows, rejected={}, num_items=len(vocabulary), unknown_items=0, **totals)
     manifest = Manifest(
-        "tiny-ranking", {}, {}, counts, {}, writer.numbered(parts, 0), task="ranking", labels={"names": ["click"]}
+        "tiny-ranking", {}, {}, counts, {}, writer.numbered(parts, 0), task="ranking", labels={"names": list(labels)}
     )
     write_manifest(folder, manifest)
     return manifest

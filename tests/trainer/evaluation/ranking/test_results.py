@@ -1,0 +1,286 @@
+"""metrics.json, per_impression.parquet, per_user.parquet and the page: right numbers, from whatever ranks wrote the parts."""
+
+import itertools
+import json
+from collections import defaultdict
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sharding.ranks import Ranks
+from tests.html_page import Page, assert_loads_nothing
+from tests.rank_pool import RankPool
+from tests.trainer.evaluation.ranking.scored import plain_metrics, random_judged
+from tests.trainer.evaluation.ranking.worlds import (
+    LABELS,
+    MAX_HISTORY,
+    KnowsItems,
+    evaluator_of,
+    random_shown,
+    write_world,
+)
+from trainer.dataset.manifest import Manifest
+from trainer.errors import UserError
+from trainer.evaluation.ranking import results as results_module
+from trainer.evaluation.ranking.baselines import BASELINES
+from trainer.evaluation.ranking.evaluate import write_scores
+from trainer.evaluation.ranking.metrics import METRICS, Judged, auc_of, count_scores, probabilities
+from trainer.evaluation.ranking.reliability import reliability, roc
+from trainer.evaluation.ranking.report import render
+from trainer.evaluation.ranking.results import Impressions, RankingResults, merge_parts, read_scored, summarize
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+BUY_AFTER_CLICK = {"buy": "click"}
+ITEMS = pa.array([f"film {letter}" for letter in "ABCDEFGHIJKLMNO"])
+
+
+def _write(ranks: Ranks, folder: Path, manifest: Manifest, parts: Path) -> None:
+    evaluator = evaluator_of(folder, manifest, ranks, defined_when=BUY_AFTER_CLICK)
+    write_scores(evaluator, KnowsItems(), parts, lambda done, total: None)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> tuple[Path, Manifest]:
+    folder = tmp_path_factory.mktemp("world")
+    return folder, write_world(folder, random_shown())
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory, world) -> Path:
+    folder = tmp_path_factory.mktemp("evaluation") / "parts"
+    _write(ALONE, *world, folder)
+    return folder
+
+
+def summary(parts: Path, manifest: Manifest, ticks: int | None = 1) -> tuple[RankingResults, Impressions]:
+    found = merge_parts(parts, LABELS)
+    return summarize(found, "test", "step_000000007", manifest, MAX_HISTORY, ticks), found
+
+
+def test_metrics_of_the_stage_are_bit_for_bit_those_of_training(world, parts):
+    results, _ = summary(parts, world[1])
+    training = evaluator_of(*world, ALONE, defined_when=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
+    assert results.metrics == training
+    assert set(results.baselines) == set(BASELINES)
+    assert all(low < results.metrics[name] < high for name, (low, high) in results.ci95.items())
+    assert set(results.ci95) == set(results.metrics)
+
+
+def test_how_ranks_shared_the_impressions_changes_no_bit(world, parts, rank_pool: RankPool, tmp_path):
+    rank_pool.run(3, _write, *world, tmp_path)
+    alone, _ = summary(parts, world[1])
+    shared, _ = summary(tmp_path, world[1])
+    assert shared == alone
+
+
+def test_counts(world, parts):
+    results, found = summary(parts, world[1])
+    rows = found.table.to_pylist()
+    assert results.num_targets == len(rows)
+    assert results.num_users == len({row["user"] for row in rows})
+    clicked = [row for row in rows if row["label.click"] > 0]
+    assert results.labels["click"]["impressions"] == len(rows)
+    assert results.labels["click"]["positives"] == results.labels["buy"]["impressions"] == len(clicked)
+    of_user = defaultdict(set)
+    for row in rows:
+        of_user[row["user"]].add(row["label.click"])
+    assert results.labels["click"]["users_with_both"] == sum(len(seen) == 2 for seen in of_user.values())
+
+
+def test_baselines_are_judged_like_the_model(world, parts):
+    results, found = summary(parts, world[1])
+    for name in BASELINES:
+        for metric, value in plain_metrics(found.judged("click", name)).items():
+            assert results.baselines[name][f"{metric}/click"] == pytest.approx(value, rel=1e-8)
+
+
+def test_slices_hold_every_impression_once_by_each_name(world, parts):
+    results, found = summary(parts, world[1])
+    by_name = defaultdict(list)
+    for entry in results.slices:
+        by_name[entry["name"]].append(entry)
+    assert set(by_name) == {"history_length", "item_impressions", "hour"}
+    for entries in by_name.values():
+        assert sum(entry["num_targets"] for entry in entries) == results.num_targets
+    lengths = found.column("history_length")
+    for entry in by_name["history_length"]:
+        low, _, high = entry["value"].partition("-")
+        inside = (lengths >= int(low)) & (lengths <= int(high or low))
+        assert entry["num_targets"] == inside.sum()
+        auc = auc_of(count_scores(found.judged("click", inside=inside)))
+        assert entry["metrics"]["auc/click"] == (None if np.isnan(auc) else auc)
+    assert by_name["history_length"][0]["value"] == "0", "those without any history are apart"
+
+
+def test_without_a_clock_there_are_no_hours(world, parts):
+    results, _ = summary(parts, world[1], ticks=None)
+    assert {entry["name"] for entry in results.slices} == {"history_length", "item_impressions"}
+
+
+def test_hours_are_those_of_the_day_in_utc():
+    times = np.asarray([0, 3 * 3600 + 3599, 4 * 3600, 23 * 3600, 24 * 3600, 47 * 3600]) * 1000
+    size = times.size
+    table = {
+        "row_id": np.arange(size),
+        "time": times,
+        "history_length": np.ones(size, np.int64),
+        "item_impressions": np.ones(size, np.int64),
+        "weight": np.ones(size),
+        "label.click": np.ones(size, np.float32),
+        "logit.click": np.zeros(size, np.float32),
+        **{f"logit.{name}.click": np.zeros(size, np.float32) for name in BASELINES},
+    }
+    results = summarize(Impressions(pa.table(table), ("click",)), "test", "c", manifest_like(), 4, 1000)
+    hours = {entry["value"]: entry["num_targets"] for entry in results.slices if entry["name"] == "hour"}
+    assert hours == {"00-03": 3, "04-07": 1, "20-23": 2}
+    assert results.metrics["auc"] is None, "there are positives only"
+    assert results.metrics["calibration"] == 0.5
+
+
+def manifest_like() -> Manifest:
+    return Manifest("f", {}, {"kind": "global_time"}, None, {}, (), task="ranking")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_no_impressions_is_an_error_that_says_what_to_change(tmp_path, ranks):
+    for rank in range(ranks):
+        pq.write_table(pa.table({"row_id": pa.array([], pa.int64())}), tmp_path / f"rank-{rank}.parquet")
+    with pytest.raises(UserError, match=r"no impressions.*split\.test_time"):
+        merge_parts(tmp_path, LABELS)
+
+
+# Files
+
+
+@pytest.fixture(scope="module")
+def written(world, tmp_path_factory) -> tuple[Path, RankingResults, Impressions]:
+    folder = tmp_path_factory.mktemp("written")
+    _write(ALONE, *world, folder / "parts")
+    results, found = summary(folder / "parts", world[1])
+    results_module.write(folder, results, found, ITEMS)
+    return folder, results, found
+
+
+def test_the_files_hold_the_results_and_the_logs_own_ids(written):
+    folder, results, found = written
+    values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    assert values.keys() == {field.name for field in fields(RankingResults)}
+    assert RankingResults(**values) == results
+    assert not (folder / "parts").exists()
+    rows = pq.read_table(folder / "per_impression.parquet").to_pylist()
+    assert len(rows) == found.table.num_rows
+    for row, source in zip(rows, found.table.to_pylist(), strict=True):
+        assert row["item"] == ITEMS[source["item"] - 1].as_py()
+        assert (row["user"], row["time"], row["label/click"]) == (source["user"], source["time"], source["label.click"])
+        assert row["label/buy"] == source["label.buy"] if row["label/click"] else row["label/buy"] is None
+        assert row["probability/buy"] == pytest.approx(1 / (1 + np.exp(-source["logit.buy"])))
+        assert row["popularity/click"] == pytest.approx(1 / (1 + np.exp(-source["logit.popularity.click"])))
+
+
+def test_metrics_can_be_computed_anew_from_the_file(written):
+    folder, results, _ = written
+    for label in LABELS:
+        assert auc_of(count_scores(read_scored(folder, label, LABELS))) == results.metrics[f"auc/{label}"]
+        popular = read_scored(folder, label, LABELS, "popularity")
+        assert auc_of(count_scores(popular)) == results.baselines["popularity"][f"auc/{label}"]
+
+
+def test_users_have_their_own_metrics(written):
+    folder, results, found = written
+    rows = pq.read_table(folder / "per_user.parquet").to_pylist()
+    assert len(rows) == results.num_users
+    names = found.column("row_id")
+    both = [row for row in rows if row["auc/click"] is not None]
+    assert len(both) == results.labels["click"]["users_with_both"]
+    weighted = sum(row["auc/click"] * row["impressions"] for row in both) / sum(row["impressions"] for row in both)
+    assert weighted == pytest.approx(results.metrics["gauc/click"])
+    lost = sum(row["logloss/click"] * row["impressions"] for row in rows) / names.size
+    assert lost == pytest.approx(results.metrics["logloss/click"])
+    assert all(row["positives/buy"] <= row["positives/click"] for row in rows)
+    assert all((row["logloss/buy"] is None) == (row["positives/click"] == 0) for row in rows)
+
+
+def test_an_unknown_item_is_null(world, tmp_path):
+    _write(ALONE, *world, tmp_path)
+    found = merge_parts(tmp_path, LABELS)
+    place = found.table.schema.get_field_index("item")
+    unknown = found.table.set_column(place, "item", pa.array(np.zeros(found.table.num_rows, np.int64)))
+    table = results_module.impression_table(Impressions(unknown, LABELS), ITEMS)
+    assert table.column("item").null_count == table.num_rows
+
+
+# Reliability and curves
+
+
+def test_groups_are_of_like_predictions_and_hold_all_impressions():
+    judged = random_judged(1, count=2000, levels=None)
+    groups = reliability(judged)
+    chance = probabilities(judged.scores)
+    assert len(groups) == 20
+    assert sum(group.impressions for group in groups) == 2000
+    assert all(before.high < after.low for before, after in itertools.pairwise(groups))
+    for group in groups:
+        inside = (chance >= group.low) & (chance <= group.high)
+        assert group.impressions == inside.sum()
+        assert group.predicted == pytest.approx(chance[inside].mean())
+        assert group.observed == pytest.approx(judged.positive[inside].mean())
+        assert group.interval[0] < group.observed < group.interval[1] or group.observed in (0, 1)
+
+
+def test_equal_predictions_are_one_group_however_many():
+    judged = random_judged(2, levels=4)
+    groups = reliability(judged)
+    assert len(groups) == len({round(g.low, 12) for g in groups}) <= np.unique(judged.scores).size
+    alike = reliability(Judged(judged.user, np.zeros(300), judged.positive, judged.weight))
+    assert [(group.impressions, group.predicted) for group in alike] == [(300, 0.5)]
+    assert reliability(judged.take(np.zeros(0, np.int64))) == []
+
+
+@pytest.mark.parametrize("levels", [3, None])
+def test_the_area_below_the_curve_is_auc(levels):
+    counts = count_scores(random_judged(3, count=5000, levels=levels))
+    false, true = roc(counts)
+    assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
+    assert false.size <= 301
+    assert np.trapezoid(true, false) == pytest.approx(auc_of(counts), abs=1e-3)
+
+
+# The page
+
+HISTORY = [
+    {"step": 10, "kind": "train", "loss": 0.6, "epoch": 0},
+    {"step": 10, "kind": "validation", "auc/click": 0.7, "gauc/click": 0.6, "auc/buy": float("nan"), "gauc/buy": 0.5},
+]
+
+
+def page_of(written, world, history=HISTORY, config=None) -> str:
+    folder, results, _ = written
+    return render(results, folder, world[1].counts, config or {"run": {"seed": 1}}, history)
+
+
+def test_the_page_is_whole_loads_nothing_and_holds_the_numbers(written, world):
+    page = page_of(written, world)
+    assert_loads_nothing(page)
+    assert Page(page).open == []
+    text = Page(page).text
+    _, results, _ = written
+    for label in LABELS:
+        for metric in METRICS:
+            name = f"{metric}/{label}"
+            assert name in text
+            assert f"{results.metrics[name]:.4f}" in text
+            assert f"{results.baselines['item_and_user'][name]:.4f}" in text
+    assert Page(page).names.count("svg") == 2 * 4 + 2
+    assert Page(page_of(written, world, history=[])).names.count("svg") == 2 * 4
+
+
+def test_what_users_named_is_escaped(written, world):
+    nasty = '<script>alert("x")</script>'
+    page = page_of(written, world, config={"logs": {"path": nasty}})
+    assert "<script" not in page
+    assert nasty.replace('"', '\\"') in Page(page).text

@@ -1,0 +1,223 @@
+"""Evaluation of a model of impressions on held-out ones, by all ranks together.
+
+During training only the metrics are wanted: sums are summed over ranks, and pairs are counted with every rank holding one range of
+scores, so that no rank needs room for all impressions. As a stage of its own, every rank writes what it found per
+impression, baselines beside the model, and the driver merges the parts (trainer.evaluation.ranking.results).
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from models.item_features import Catalogue, ItemRequest
+from models.ranking_batch import RankingBatch
+from sharding.ranks import Ranks
+from trainer.config import EvaluateConfig
+from trainer.dataset.manifest import Manifest
+from trainer.dynamic_tables import DynamicTables
+from trainer.evaluation.ranking.baselines import TrainingRates, count_training
+from trainer.evaluation.ranking.labels import LabelRules
+from trainer.evaluation.ranking.metrics import (
+    ScoreCounts,
+    Sums,
+    count_scores,
+    merge_counts,
+    metrics_of,
+    name_of,
+    pairs_in_order,
+    sums_of,
+)
+from trainer.stream.catalogue import wanted_by
+from trainer.stream.held_out import Deal, Split
+from trainer.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
+from trainer.stream.row_groups import RowGroupReader
+
+_WRITE_ROWS = 1 << 17  # impressions written at a time
+_SAMPLE = 256  # scores of every rank that decide on the ranges
+_LIMB = 1 << 31  # sums over ranks go in two halves, so that they fit into int64 whatever they are
+
+
+class ScoresImpressions(Protocol):
+    """A model of impressions."""
+
+    training: bool
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """In the order of the columns of logits."""
+
+    def eval(self) -> object: ...
+
+    def train(self, mode: bool) -> object: ...
+
+    def look_up(self, request: ItemRequest) -> dict[str, Tensor]: ...
+
+    def logits(self, rows: dict[str, Tensor], batch: RankingBatch) -> Tensor:
+        """(M, T) float32."""
+
+
+@dataclass(frozen=True)
+class RankingEvaluator:
+    """One split of one dataset, ready to be evaluated again and again."""
+
+    held_out: HeldOutImpressions
+    rules: LabelRules
+    ranks: Ranks
+    dynamic: DynamicTables
+
+    def mean_metrics(self, model: ScoresImpressions) -> dict[str, float]:
+        """Every metric of every label (trainer.evaluation.ranking.metrics), exact; the same numbers on every rank. Collective."""
+        labels = self.rules.labels
+        sums = dict.fromkeys(labels, Sums())
+        counts: dict[str, list[ScoreCounts]] = {label: [] for label in labels}
+        for held, logits in self.score_all(model):
+            user, columns = _histories(held), _label_columns(held)  # all impressions of a user are in one batch
+            for place, label in enumerate(labels):
+                judged = self.rules.judged(label, user, logits[:, place], columns)
+                sums[label] += sums_of(judged)
+                counts[label].append(count_scores(judged))
+        metrics: dict[str, float] = {}
+        for label in labels:
+            of_all = sum_over_ranks(sums[label], self.ranks)
+            values = metrics_of(of_all, auc_over_ranks(merge_counts(counts[label]), self.ranks))
+            metrics |= {name_of(name, label, labels): value for name, value in values.items()}
+        return metrics
+
+    def score_all(self, model: ScoresImpressions) -> Iterator[tuple[HeldOutImpressionsBatch, np.ndarray]]:
+        """Every batch of this rank with its logits, (M, T) float32. Collective: look-ups are."""
+        assert tuple(model.labels) == self.rules.labels, "the model has other labels than are evaluated"
+        was_training = model.training
+        model.eval()
+        with torch.no_grad():
+            for held in self.held_out.batches():
+                batch = replace(held.batch, items=self.dynamic.rows_of(held.batch.items)).to(self.ranks.device)
+                yield held, model.logits(model.look_up(batch.items), batch).float().cpu().numpy()
+        model.train(was_training)
+
+
+def make_ranking_evaluator(
+    folder: Path,
+    manifest: Manifest,
+    catalogue: Catalogue,
+    split: Split,
+    config: EvaluateConfig,
+    max_history: int,
+    ranks: Ranks,
+    dynamic: DynamicTables,
+    labels: tuple[str, ...],
+    defined_when: Mapping[str, str],
+) -> RankingEvaluator:
+    """All impressions of the split are scored. labels: those of the model; defined_when: see LabelRules."""
+    reader = RowGroupReader(folder, manifest, replace(wanted_by(catalogue, users=True), impressions=True))
+    deal = Deal(reader, config.batch_size, ranks.rank, ranks.world_size)
+    rules = LabelRules(labels, defined_when, 1.0 / manifest.labels.get("negative_sampling_rate", 1.0))
+    return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, max_history), rules, ranks, dynamic)
+
+
+def sum_over_ranks(sums: Sums, ranks: Ranks) -> Sums:
+    """Exact. Collective."""
+    values = [getattr(sums, entry.name) for entry in fields(Sums)]
+    halves = torch.tensor([divmod(value, _LIMB) for value in values], dtype=torch.int64, device=ranks.device)
+    return Sums(*(high * _LIMB + low for high, low in ranks.sum(halves).tolist()))
+
+
+def auc_over_ranks(counts: ScoreCounts, ranks: Ranks) -> float:
+    """The auc of the impressions of all ranks; NaN if there are not both classes. Collective.
+
+    Ranks agree on ranges of scores by a sample, each is sent what lies in its range, and counts the pairs that end there.
+    """
+    if ranks.world_size > 1:
+        counts = _exchanged(counts, ranks)
+    own = torch.tensor([[counts.positives.sum(), counts.negatives.sum()]], dtype=torch.float64, device=ranks.device)
+    totals = torch.cat(ranks.gather(own)).cpu().numpy()
+    pairs = pairs_in_order(counts, float(totals[: ranks.rank, 1].sum()))
+    in_order = ranks.sum(torch.tensor([pairs], dtype=torch.float64, device=ranks.device)).item()
+    all_pairs = float(totals[:, 0].sum()) * float(totals[:, 1].sum())
+    return in_order / all_pairs if all_pairs else float("nan")
+
+
+def _exchanged(counts: ScoreCounts, ranks: Ranks) -> ScoreCounts:
+    """What lies in this rank's range, from all ranks. Equal scores are always in one range."""
+    size = counts.scores.size
+    sample = counts.scores[np.linspace(0, size - 1, min(size, _SAMPLE)).astype(np.int64)]
+    samples = torch.cat(ranks.gather(torch.from_numpy(sample).to(ranks.device))).cpu().numpy()
+    if samples.size == 0:
+        return counts
+    bounds = np.sort(samples)[np.arange(1, ranks.world_size) * samples.size // ranks.world_size]
+    cuts = np.concatenate(([0], np.searchsorted(counts.scores, bounds), [size])).astype(np.int64)
+    sent = torch.from_numpy(np.diff(cuts)).to(ranks.device)
+    received = torch.stack(ranks.gather(sent))[:, ranks.rank].tolist()
+    columns = np.stack((counts.scores, counts.positives, counts.negatives), axis=1)
+    leaving = torch.from_numpy(columns.reshape(-1)).to(ranks.device)
+    arriving = ranks.exchange(leaving, [3 * n for n in sent.tolist()], [3 * n for n in received])
+    scores, positives, negatives = arriving.cpu().numpy().reshape(-1, 3).T
+    return merge_counts([ScoreCounts(scores, positives, negatives)])
+
+
+def write_scores(
+    evaluator: RankingEvaluator, model: ScoresImpressions, folder: Path, on_batch: Callable[[int, int], None]
+) -> None:
+    """Score the split by model and baselines, and write rank-<r>.parquet into `folder`: a row per impression. Collective.
+
+    Columns: row_id, place (among the impressions of the row), user, item (id), time, history_length (events that the model sees of
+    those before), item_impressions (in training), weight, and by label: label.NAME (NaN where it is not defined), logit.NAME,
+    and logit.BASELINE.NAME. Logits and labels are float32.
+    """
+    held_out, ranks = evaluator.held_out, evaluator.ranks
+    rates = count_training(held_out.deal.reader, held_out.catalogue.num_ids, evaluator.rules, ranks)
+    folder.mkdir(parents=True, exist_ok=True)
+    path, num_batches = folder / f"rank-{ranks.rank}.parquet", held_out.num_batches()
+    waiting: list[pa.Table] = []
+    writer: pq.ParquetWriter | None = None
+    for number, (held, logits) in enumerate(evaluator.score_all(model), start=1):
+        waiting.append(_impression_rows(evaluator, held, logits, rates))
+        if sum(table.num_rows for table in waiting) >= _WRITE_ROWS or number == num_batches:
+            table = pa.concat_tables(waiting)
+            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+            waiting = []
+        on_batch(number, num_batches)
+    assert writer is not None, "a dataset has at least one row"
+    writer.close()
+
+
+def _impression_rows(
+    evaluator: RankingEvaluator, held: HeldOutImpressionsBatch, logits: np.ndarray, rates: TrainingRates
+) -> pa.Table:
+    batch, rules, columns = held.batch, evaluator.rules, _label_columns(held)
+    history = _histories(held)
+    row_id, item = held.row_ids[history], batch.candidate_ids.numpy()
+    table = {
+        "row_id": row_id,
+        "place": held.place,
+        "user": held.users.take(pa.array(history)),
+        "item": item,
+        "time": batch.candidate_times.numpy(),
+        "history_length": np.minimum(batch.history_end.numpy(), evaluator.held_out.max_history),
+        "item_impressions": rates.item_impressions[item],
+        "weight": rules.weights(columns),
+    }
+    for place, label in enumerate(rules.labels):
+        defined = rules.defined(label, columns)
+        table[f"label.{label}"] = np.where(defined, columns[label], np.float32(np.nan))
+        table[f"logit.{label}"] = logits[:, place]
+        for name, of_baseline in rates.logits(label, item, row_id).items():
+            table[f"logit.{name}.{label}"] = of_baseline
+    return pa.table(table)
+
+
+def _histories(held: HeldOutImpressionsBatch) -> np.ndarray:
+    """(M,) the history of each candidate within the batch."""
+    counts = np.diff(held.batch.candidate_offsets.numpy())
+    return np.repeat(np.arange(counts.size), counts)
+
+
+def _label_columns(held: HeldOutImpressionsBatch) -> dict[str, np.ndarray]:
+    return {name: column.numpy() for name, column in held.batch.labels.items()}

@@ -1,0 +1,92 @@
+"""95 % intervals of metrics of impressions, with users as what is drawn: impressions of one user are not independent.
+
+Every metric is written as a mean over users, up to terms that vanish (its influence function): estimate + sum over u of d_u. Its
+standard error is then sqrt(U / (U - 1) sum d_u^2). For auc the d_u are sums of DeLong's placements (DeLong et al. 1988) over the
+user's impressions, as in Obuchowski 1997; with one impression per user that is DeLong's error, but for factors like U / (U - 1).
+"""
+
+import math
+
+import numpy as np
+
+from trainer.evaluation.metrics import Z95
+from trainer.evaluation.ranking.metrics import (
+    Judged,
+    ScoreCounts,
+    auc_of,
+    auc_of_users,
+    count_scores,
+    entropy,
+    log_losses,
+    probabilities,
+)
+
+
+def intervals_of(judged: Judged, metrics: dict[str, float]) -> dict[str, list[float]]:
+    """[low, high] of every metric that has a value; metrics: those of the same impressions."""
+    if judged.scores.size == 0:
+        return {}
+    _, place = np.unique(judged.user, return_inverse=True)
+    num_users = int(place.max(initial=-1)) + 1
+    return {
+        name: _interval(metrics[name], influence)
+        for name, influence in _influences(judged, place, num_users).items()
+        if math.isfinite(metrics[name])
+    }
+
+
+def wilson(rate: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % bounds of rates of `count` independent impressions (Wilson 1927)."""
+    spread = Z95**2 / count
+    middle = (rate + spread / 2) / (1 + spread)
+    half = Z95 / (1 + spread) * np.sqrt(rate * (1 - rate) / count + spread / (4 * count))
+    return middle - half, middle + half
+
+
+def _interval(value: float, influence: np.ndarray) -> list[float]:
+    count = influence.size
+    error = math.sqrt(count / (count - 1) * float((influence**2).sum())) if count > 1 else 0.0
+    return [value - Z95 * error, value + Z95 * error]
+
+
+def _influences(judged: Judged, place: np.ndarray, num_users: int) -> dict[str, np.ndarray]:
+    """What each user adds to the error of each metric, (U,) each."""
+
+    def by_user(values: np.ndarray) -> np.ndarray:
+        return np.bincount(place, judged.weight * values, num_users)
+
+    clicks, losses = judged.positive.astype(np.float64), log_losses(judged.scores, judged.positive)
+    weights, positives = by_user(np.ones_like(clicks)), by_user(clicks)
+    weight, positive = float(weights.sum()), float(positives.sum())
+    rate, logloss = positive / weight, float(by_user(losses).sum()) / weight
+    of_loss = (by_user(losses) - logloss * weights) / weight
+    of_rate = (positives - rate * weights) / weight
+    calibration = float(by_user(probabilities(judged.scores)).sum()) / positive if positive else math.nan
+    influences = {"logloss": of_loss}
+    if 0.0 < rate < 1.0:
+        spread = entropy(rate)
+        # The derivative of the entropy by the rate is log((1 - rate) / rate).
+        influences["ne"] = of_loss / spread - logloss / spread**2 * math.log((1 - rate) / rate) * of_rate
+        influences["auc"] = by_user(_placements(judged))
+    if positive:
+        influences["calibration"] = (by_user(probabilities(judged.scores)) - calibration * positives) / positive
+    users = auc_of_users(judged)
+    known = ~np.isnan(users.auc)
+    if known.any():
+        share = users.weight[known] / users.weight[known].sum()
+        influences["gauc"] = share * (users.auc[known] - float((share * users.auc[known]).sum()))
+    return influences
+
+
+def _placements(judged: Judged) -> np.ndarray:
+    """What each impression adds to the error of auc, its weight aside: how far the share of the other class that it stands right
+    to is from auc, over the weight of its own class. (M,)"""
+    counts: ScoreCounts = count_scores(judged)
+    auc, num_positive, num_negative = auc_of(counts), counts.positives.sum(), counts.negatives.sum()
+    below = np.cumsum(counts.negatives) - counts.negatives / 2
+    above = num_positive - np.cumsum(counts.positives) + counts.positives / 2
+    at = np.searchsorted(counts.scores, np.where(np.isnan(judged.scores), -np.inf, judged.scores))
+    of_positive = (below[at] / num_negative - auc) / num_positive
+    of_negative = (above[at] / num_positive - auc) / num_negative
+    placements: np.ndarray = np.where(judged.positive, of_positive, of_negative)
+    return placements
