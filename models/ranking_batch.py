@@ -52,6 +52,11 @@ class RankingBatch:
     candidate_time_rows: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
+    def num_targets(self) -> int:
+        """What the loss is a sum over: candidates."""
+        return self.candidate_ids.numel()
+
+    @property
     def num_histories(self) -> int:
         """Empty ones too."""
         return self.row_ids.numel()

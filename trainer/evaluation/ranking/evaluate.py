@@ -199,7 +199,7 @@ def _impression_rows(
         "place": held.place,
         "user": held.users.take(pa.array(history)),
         "item": item,
-        "time": batch.candidate_times.numpy(),
+        "time": batch.shown_at.numpy(),
         "history_length": np.minimum(batch.history_end.numpy(), evaluator.held_out.max_history),
         "item_impressions": rates.item_impressions[item],
         "weight": rules.weights(columns),

@@ -70,7 +70,7 @@ class KnowsItems:
     def logits(self, rows: dict[str, Tensor], batch: RankingBatch) -> Tensor:
         assert not self.training
         seen = batch.history_end.clamp(max=MAX_HISTORY)
-        of_click = logits_of(batch.candidate_ids, batch.candidate_times, seen)
+        of_click = logits_of(batch.candidate_ids, batch.shown_at, seen)
         return torch.stack([of_click, of_click / 2 - 0.5], dim=1)[:, : len(self.labels)].float()
 
 
