@@ -11,40 +11,18 @@ Shapes: N events, M candidates, D model width, W width of the interest.
 """
 
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from models.attention.blocks import AttentionContext
-from models.attention.candidates import CandidateContext, CandidateLayout
+from models.attention.candidates import CandidateContext
 from models.attention.search import search_by_category, search_by_similarity
 from models.attention.target import TargetAttention, mean_of_events
 from models.encoders.config import EncoderConfig
 from models.encoders.encoder import Encoder
-from models.jagged import JaggedLayout
 from models.ranking.interest_config import InterestConfig
-
-
-class Impressions(Protocol):
-    """What an interest looks at of a batch, beside vectors.
-
-    times (N,), candidate_times (M,): int64 in one unit; event_categories (N,), candidate_categories (M,): int64, the values of the
-    feature that is searched by, negative where there is none. Each is there only if the settings ask for it.
-    """
-
-    @property
-    def layout(self) -> JaggedLayout: ...
-    @property
-    def candidate_layout(self) -> CandidateLayout: ...
-    @property
-    def times(self) -> Tensor | None: ...
-    @property
-    def candidate_times(self) -> Tensor | None: ...
-    @property
-    def event_categories(self) -> Tensor | None: ...
-    @property
-    def candidate_categories(self) -> Tensor | None: ...
+from models.ranking_batch import RankingBatch
 
 
 class Interest(nn.Module):
@@ -58,13 +36,13 @@ class Interest(nn.Module):
         self.attention = TargetAttention(width, max_history, config.attention) if config.kind == "attention" else None
         self.width = width if self.attention is None else self.attention.width_out
 
-    def forward(self, event_ND: Tensor, candidate_MD: Tensor, shown: Impressions) -> tuple[Tensor, Tensor | None]:
+    def forward(self, event_ND: Tensor, candidate_MD: Tensor, batch: RankingBatch) -> tuple[Tensor, Tensor | None]:
         """(M, W), and the penalty of all attention weights, to be added to the loss, or none.
 
         event_ND, candidate_MD: vectors as the encoder takes them.
         """
-        context = AttentionContext(shown.layout, shown.times, shown.times)
-        candidates = CandidateContext(shown.candidate_layout, shown.candidate_times, shown.times)
+        context = AttentionContext(batch.layout, batch.times, batch.times)
+        candidates = CandidateContext(batch.candidate_layout, batch.candidate_times, batch.times)
         if self.config.kind == "encoder":
             candidates = replace(candidates, itself=True)
             beside: tuple[Tensor, Tensor | None] = self.encoder(
@@ -74,7 +52,7 @@ class Interest(nn.Module):
         encoded_ND, penalty = self.encoder(event_ND, context)
         # Under autocast an encoder may end in another precision than that of the vectors.
         encoded_ND = encoded_ND.to(candidate_MD.dtype)
-        candidates = self._found(encoded_ND, candidate_MD, shown, candidates)
+        candidates = self._found(encoded_ND, candidate_MD, batch, candidates)
         if self.attention is None:
             return mean_of_events(encoded_ND, candidates), penalty
         seen_MW, more = self.attention(encoded_ND, candidate_MD, candidates)
@@ -82,19 +60,19 @@ class Interest(nn.Module):
         return seen_MW, torch.stack(penalties).sum() if penalties else None
 
     def _found(
-        self, encoded_ND: Tensor, candidate_MD: Tensor, shown: Impressions, candidates: CandidateContext
+        self, encoded_ND: Tensor, candidate_MD: Tensor, batch: RankingBatch, candidates: CandidateContext
     ) -> CandidateContext:
         """The context narrowed to what the search finds."""
-        search, layout = self.config.search, shown.candidate_layout
+        search, layout = self.config.search, batch.candidate_layout
         match search.kind:
             case "none":
                 return candidates
             case "similarity":
                 return candidates.narrowed(search_by_similarity(encoded_ND, candidate_MD, layout, search.num_found))
-        events, wanted = shown.event_categories, shown.candidate_categories
-        assert events is not None
-        assert wanted is not None
-        return candidates.narrowed(search_by_category(events, wanted, shown.layout.offsets, layout, search.num_found))
+        assert search.feature is not None
+        category_U = _categories(batch, search.feature)
+        events, wanted = category_U[batch.history_index], category_U[batch.candidate_index]
+        return candidates.narrowed(search_by_category(events, wanted, batch.layout.offsets, layout, search.num_found))
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
@@ -102,6 +80,14 @@ class Interest(nn.Module):
         self.encoder.initialize(generator)
         if self.attention is not None:
             self.attention.initialize(generator)
+
+
+def _categories(batch: RankingBatch, feature: str) -> Tensor:
+    """(U,) int64: of each item the looked-up row of its value, of several the first row, -1 without any."""
+    values, none = batch.items.values[feature], torch.iinfo(torch.int64).max
+    row_U = values.index.new_full((batch.lookup_ids.numel(),), none)
+    row_U = row_U.scatter_reduce(0, values.owner, values.index, "amin")
+    return torch.where(row_U == none, -1, row_U)
 
 
 def interest_of(width: int, max_history: int, encoder: EncoderConfig, config: InterestConfig) -> Interest | None:

@@ -37,8 +37,8 @@ class InterestConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     kind: Literal["attention", "encoder", "mean", "none"] = Field(
         "attention",
         description="attention, to what the encoder made of the events (with encoder.num_blocks = 0: to the events as they are); "
-        "encoder, the candidate passes through the encoder's blocks as the event after its history; mean, the average of the events; none, "
-        "no history",
+        "encoder, the candidate goes through the encoder's blocks as the event after its history; mean, the average of the events; "
+        "none, no history",
     )
     attention: TargetAttentionConfig = Field(
         default_factory=TargetAttentionConfig, description="how a candidate attends to the events before it"

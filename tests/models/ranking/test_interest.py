@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention.candidates import CandidateLayout
 from models.encoders.config import EncoderConfig
-from models.jagged import JaggedLayout
+from models.features.values import id_values
+from models.item_features import ItemRequest
 from models.ranking.interest import Interest, interest_of
 from models.ranking.interest_config import InterestConfig, check_encoder
+from models.ranking_batch import RankingBatch
 from tests.models.attention.shown import Shown, shown
 
 WIDTH, MAX_HISTORY = 8, 24
@@ -49,7 +50,7 @@ OF_PLAIN_EVENTS = [form for form, (encoder, _) in FORMS.items() if encoder is PL
 
 @dataclass(frozen=True)
 class Given:
-    """A batch as an interest sees it, and the vectors of its events and candidates."""
+    """A batch as an interest sees it, and the vectors of its events and candidates; each is of an item of its own."""
 
     shown: Shown
     events: Tensor
@@ -58,20 +59,28 @@ class Given:
     candidate_categories: Tensor
 
     @property
-    def layout(self) -> JaggedLayout:
-        return self.shown.layout
-
-    @property
-    def candidate_layout(self) -> CandidateLayout:
-        return self.shown.candidate_layout
-
-    @property
-    def times(self) -> Tensor:
-        return self.shown.times
-
-    @property
-    def candidate_times(self) -> Tensor:
-        return self.shown.candidate_times
+    def batch(self) -> RankingBatch:
+        num_events, num_candidates = self.events.shape[0], self.candidates.shape[0]
+        category = torch.cat((self.event_categories, self.candidate_categories)).numpy()
+        (known,) = np.nonzero(category >= 0)
+        numbers, counts = torch.arange(num_events + num_candidates), np.asarray(self.shown.counts)
+        return RankingBatch(
+            row_ids=torch.arange(counts.size),
+            layout=self.shown.layout,
+            candidate_layout=self.shown.candidate_layout,
+            lookup_ids=numbers,
+            items=ItemRequest({}, values={"topic": id_values(category[known], known)}),
+            history_index=numbers[:num_events],
+            candidate_offsets=torch.from_numpy(np.concatenate(([0], np.cumsum(counts)))),
+            history_of=torch.from_numpy(np.repeat(np.arange(counts.size), counts)),
+            candidate_index=numbers[num_events:],
+            candidate_ids=numbers[num_events:],
+            shown_at=self.shown.candidate_times,
+            history_end=torch.from_numpy(self.shown.history_end),
+            labels={},
+            times=self.shown.times,
+            candidate_times=self.shown.candidate_times,
+        )
 
     def alone(self, candidate: int, most_recent: int | None = None) -> "Given":
         """One candidate and its history, or the most recent events of it before the candidate."""
@@ -80,7 +89,7 @@ class Given:
             end = int(only.history_end[0])
             kept = min(end, most_recent)
             events = slice(events.start + end - kept, events.start + end)
-            only = replace(only, lengths=[kept], history_end=np.asarray([kept]), times=self.times[events])
+            only = replace(only, lengths=[kept], history_end=np.asarray([kept]), times=self.shown.times[events])
         return Given(
             only,
             self.events[events],
@@ -120,7 +129,7 @@ def test_a_history_for_all_of_its_candidates_equals_one_for_each(form):
         leaves = [given.events.requires_grad_(), given.candidates.requires_grad_()]
         interest.zero_grad()
         batches = [given] if together else [given.alone(number) for number in range(sum(COUNTS))]
-        outputs = [interest(batch.events, batch.candidates, batch) for batch in batches]
+        outputs = [interest(part.events, part.candidates, part.batch) for part in batches]
         output = torch.cat([said for said, _ in outputs])
         assert output.shape == (sum(COUNTS), interest.width)
         output.pow(3).sum().backward()
@@ -135,10 +144,10 @@ def test_a_history_for_all_of_its_candidates_equals_one_for_each(form):
 def test_of_a_longer_history_a_candidate_sees_its_own_most_recent_events(form):
     """Which others of its user stand in the batch, and reach further back, does not matter."""
     interest, given = interest_in(form, torch.float64).eval(), given_of(torch.float64, reach=5)
-    together, _ = interest(given.events, given.candidates, given)
+    together, _ = interest(given.events, given.candidates, given.batch)
     for number in range(sum(COUNTS)):
         alone = given.alone(number, most_recent=5)
-        said, _ = interest(alone.events, alone.candidates, alone)
+        said, _ = interest(alone.events, alone.candidates, alone.batch)
         torch.testing.assert_close(said[0], together[number], rtol=1e-9, atol=1e-9)
 
 
@@ -146,8 +155,8 @@ def test_of_a_longer_history_a_candidate_sees_its_own_most_recent_events(form):
 def test_what_happens_later_or_elsewhere_changes_nothing(form):
     """Bit for bit: later events of the same user, their times and categories, other users, other candidates."""
     interest, given = interest_in(form).eval(), given_of()
-    before, _ = interest(given.events, given.candidates, given)
-    layout = given.candidate_layout
+    before, _ = interest(given.events, given.candidates, given.batch)
+    layout = given.shown.candidate_layout
     for candidate in range(0, sum(COUNTS), 3):
         first, end = int(layout.first_event[candidate]), int(layout.history_end[candidate])
         later = torch.ones(sum(LENGTHS), dtype=torch.bool)
@@ -156,15 +165,15 @@ def test_what_happens_later_or_elsewhere_changes_nothing(form):
         changed = Given(
             replace(
                 given.shown,
-                times=torch.where(later, given.times + 10**6, given.times),
-                candidate_times=torch.where(other, given.candidate_times + 10**7, given.candidate_times),
+                times=torch.where(later, given.shown.times + 10**6, given.shown.times),
+                candidate_times=torch.where(other, given.shown.candidate_times + 10**7, given.shown.candidate_times),
             ),
             torch.where(later[:, None], 5.0 * given.events.flip(0) + 1.0, given.events),
             torch.where(other[:, None], 3.0 * given.candidates.flip(0) - 1.0, given.candidates),
             torch.where(later, 1, given.event_categories),
             torch.where(other, 2, given.candidate_categories),
         )
-        after, _ = interest(changed.events, changed.candidates, changed)
+        after, _ = interest(changed.events, changed.candidates, changed.batch)
         assert torch.equal(after[candidate], before[candidate])
         assert not torch.equal(after[other], before[other])
 
@@ -172,7 +181,7 @@ def test_what_happens_later_or_elsewhere_changes_nothing(form):
 @pytest.mark.parametrize("form", FORMS)
 def test_every_weight_has_a_gradient_and_initial_values_come_from_the_seed(form):
     interest, given = interest_in(form), given_of()
-    said, penalty = interest(given.events, given.candidates, given)
+    said, penalty = interest(given.events, given.candidates, given.batch)
     assert (penalty is not None) == ("penalties" in form)
     if form != "mean":  # of events as they are: nothing to learn
         (said.pow(2).sum() + (0.0 if penalty is None else penalty)).backward()
@@ -194,7 +203,7 @@ def interest_config(form: str) -> InterestConfig:
 def test_din_is_the_weighted_sum_of_its_paper():
     """sum over j of a(h_j, c) h_j (Zhou et al. 2018, equation 3), a the network of [h; c; h - c; h * c]."""
     interest, given = interest_in("DIN", torch.float64).eval(), given_of(torch.float64)
-    unit, layout = interest.attention.unit, given.candidate_layout
+    unit, layout = interest.attention.unit, given.shown.candidate_layout
     expected = []
     for number, (first, end) in enumerate(zip(layout.first_event.tolist(), layout.history_end.tolist(), strict=True)):
         total, candidate = torch.zeros(WIDTH, dtype=torch.float64), given.candidates[number]
@@ -203,7 +212,7 @@ def test_din_is_the_weighted_sum_of_its_paper():
             hidden = sum(unit.weight[0, place] @ part for place, part in enumerate(parts)) + unit.bias[0]
             total = total + (unit.out[0] @ unit.activations[0](hidden[None])[0] + unit.out_bias[0]) * event
         expected.append(total)
-    said, _ = interest(given.events, given.candidates, given)
+    said, _ = interest(given.events, given.candidates, given.batch)
     torch.testing.assert_close(said, torch.stack(expected), rtol=1e-10, atol=1e-10)
 
 

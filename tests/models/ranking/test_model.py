@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.attention.candidates import lay_out_candidates
 from models.distinct import distinct_ids
 from models.features.inputs import Inputs
 from models.features.time import Clock
@@ -85,6 +86,7 @@ def batch_of(users: list[User]) -> RankingBatch:
     batch = RankingBatch(
         row_ids=torch.arange(len(users)),
         layout=layout_of(offsets("events")),
+        candidate_layout=lay_out_candidates(offsets("events"), offsets("shown"), np.asarray(ends), 20),
         lookup_ids=torch.from_numpy(lookup),
         items=catalogue().request(lookup),
         history_index=torch.from_numpy(history),
@@ -136,11 +138,11 @@ class MeanInterest(nn.Module):
     def initialize(self, generator: torch.Generator) -> None:
         pass
 
-    def forward(self, events_ND: Tensor, candidates_MD: Tensor, batch: RankingBatch) -> Tensor:
+    def forward(self, events_ND: Tensor, candidates_MD: Tensor, batch: RankingBatch) -> tuple[Tensor, None]:
         sums_ND = torch.cat((events_ND.new_zeros(1, WIDTH), events_ND.cumsum(dim=0)))
         first_M = batch.layout.offsets[batch.history_of]
         seen_MD = sums_ND[first_M + batch.history_end] - sums_ND[first_M]
-        return seen_MD / batch.history_end.clamp(min=1)[:, None] * candidates_MD
+        return seen_MD / batch.history_end.clamp(min=1)[:, None] * candidates_MD, None
 
 
 def model_of(settings: str, with_interest: bool = True, **more) -> RankingModel:
