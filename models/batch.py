@@ -27,21 +27,6 @@ Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
-class JaggedFeature:
-    """A feature of which each event (or user) has several values: entry i owns values[offsets[i]:offsets[i + 1]]."""
-
-    values: Tensor
-    offsets: Tensor
-
-    def to(self, device: torch.device) -> "JaggedFeature":
-        return JaggedFeature(self.values.to(device), self.offsets.to(device))
-
-
-# Categorical values as ids (int32, or raw int64 ones of a dynamic table), numbers float32, moments int64, vectors (N, dim) float32.
-FeatureTensor = Tensor | JaggedFeature
-
-
-@dataclass(frozen=True)
 class Cut:
     """A piece of a batch, as pairs (first, one past the last): of its histories, events and targets; and the layout of its events.
 

@@ -4,7 +4,7 @@
 
 An item without a row of its own, because no training event has it, is what its features say alone: that is how it gets a score.
 What has to be looked up for a batch's items is settled on the host, by `Catalogue.request`; `ItemComposer` adds it up. What its
-events and users say besides is looked up in the same request, `Catalogue.beside`, so that no table is asked twice.
+events, users and candidates say besides is looked up in the same request, `Catalogue.beside`, so that no table is asked twice.
 
 Shapes: U items of a batch, N input events, B histories, D model width, n values of all U items, R looked-up rows of a table.
 """
@@ -36,11 +36,11 @@ ITEM_TABLE = "item"
 
 @dataclass(frozen=True)
 class ItemRequest:
-    """What is looked up for U items, and beside them for the events and users of a batch. rows: by table (R,) int64, each once.
+    """What is looked up for U items, and beside them for events, users and candidates of a batch. rows: by table (R,), each once.
 
     own: (U,) int64 into rows["item"], none where it is 0 .. U - 1; has_row: (U, 1) float32, 0 for items without a row of their
-    own, none where all have one; values: of the items, by feature; events, users: by feature, owned by the batch's input events
-    and histories.
+    own, none where all have one; values: of the items, by feature; events, users, candidates: by feature, owned by the batch's
+    input events, histories, and candidates where it has some (ranking).
     """
 
     rows: Mapping[str, Tensor]
@@ -49,6 +49,7 @@ class ItemRequest:
     values: Mapping[str, FeatureValues] = field(default_factory=dict)
     events: Mapping[str, FeatureValues] = field(default_factory=dict)
     users: Mapping[str, FeatureValues] = field(default_factory=dict)
+    candidates: Mapping[str, FeatureValues] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "ItemRequest":
         return ItemRequest(
@@ -57,7 +58,7 @@ class ItemRequest:
             None if self.has_row is None else self.has_row.to(device),
             *(
                 {name: found.to(device) for name, found in values.items()}
-                for values in (self.values, self.events, self.users)
+                for values in (self.values, self.events, self.users, self.candidates)
             ),
         )
 
@@ -134,18 +135,33 @@ class Catalogue:
         return ItemRequest(rows, own, has_row, values)
 
     def beside(
-        self, request: ItemRequest, events: Mapping[str, ValueColumn], users: Mapping[str, ValueColumn]
+        self,
+        request: ItemRequest,
+        events: Mapping[str, ValueColumn],
+        users: Mapping[str, ValueColumn],
+        candidates: Mapping[str, ValueColumn] | None = None,
     ) -> ItemRequest:
-        """The request of a batch's items with what its events and users say: columns by feature, of N and B entries."""
-        if not self.inputs.events and not self.inputs.users:
+        """The request of a batch's items with what its events, users and candidates say: columns by feature, an entry for each."""
+        inputs = self.inputs
+        if not inputs.events and not inputs.users and not inputs.candidates:
             return request
         row_of_id = {} if self.rows is None else {ITEM_TABLE: self.rows}
-        asked = (Asked(self.inputs.events, events), Asked(self.inputs.users, users))
-        rows, (of_events, of_users) = settle(request.rows, row_of_id, asked)
+        asked = [Asked(inputs.events, events), Asked(inputs.users, users)]
+        if candidates is not None:
+            asked.append(Asked(inputs.candidates, candidates))
+        rows, found = settle(request.rows, row_of_id, asked)
         own = request.own
         if own is None and rows[ITEM_TABLE] is not request.rows[ITEM_TABLE]:
             own = torch.arange(request.rows[ITEM_TABLE].numel())
-        return replace(request, rows=rows, own=own, events=of_events, users=of_users)
+        of_events, of_users, *of_candidates = found
+        return replace(
+            request,
+            rows=rows,
+            own=own,
+            events=of_events,
+            users=of_users,
+            candidates=of_candidates[0] if of_candidates else {},
+        )
 
 
 _NOTHING = np.zeros(0, np.int64)

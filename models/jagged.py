@@ -61,12 +61,15 @@ def layout_of(offsets: np.ndarray, num_buckets: int = 4) -> JaggedLayout:
     positions -= np.repeat(offsets[:-1] - offsets[0], lengths)
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
-    buckets = tuple(_bucket(rows, offsets, lengths) for rows in _split(order, lengths, num_buckets))
+    buckets = tuple(_bucket(rows, offsets, lengths) for rows in split_by_length(order, lengths, num_buckets))
     return JaggedLayout(torch.from_numpy(offsets), torch.from_numpy(positions), buckets)
 
 
-def _split(order: np.ndarray, lengths: np.ndarray, num_buckets: int) -> list[np.ndarray]:
-    """Cut histories sorted by length where the padded area is smallest, over cuts at the quantiles of length."""
+def split_by_length(order: np.ndarray, lengths: np.ndarray, num_buckets: int) -> list[np.ndarray]:
+    """Cut rows, `order`ed by length, where the padded area is smallest, over cuts at the quantiles of length.
+
+    lengths: of all rows, 1 at least. Returns at most num_buckets pieces of `order`.
+    """
     if order.size == 0:
         return []
     sorted_lengths = lengths[order]
@@ -91,6 +94,13 @@ def _split(order: np.ndarray, lengths: np.ndarray, num_buckets: int) -> list[np.
         pieces.append(order[cuts[start] : cuts[end]])
         end, count = start, count - 1
     return pieces[::-1]
+
+
+def real_places(block_index: Tensor, rows: int, width: int) -> Tensor:
+    """(rows, width) bool: which places of a padded block hold events. block_index: (n,) int64, where they sit in the flat block."""
+    real = torch.zeros(rows * width, dtype=torch.bool, device=block_index.device)
+    real[block_index] = True
+    return real.view(rows, width)
 
 
 def _bucket(rows: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> Bucket:

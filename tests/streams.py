@@ -144,7 +144,7 @@ def examples_in(step: Step | RankingStep) -> tuple[Example, ...]:
 
 
 def ranking_examples(batch: RankingBatch) -> Iterable[Example]:
-    shown = (batch.candidate_ids, batch.candidate_times, batch.history_end, *batch.labels.values())
+    shown = (batch.candidate_ids, batch.shown_at, batch.history_end, *batch.labels.values())
     columns = [pieces(column, batch.candidate_offsets) for column in shown]
     histories = pieces(batch.lookup_ids[batch.history_index], batch.layout.offsets)
     for row_id, history, items, times, ends, *labels in zip(batch.row_ids.tolist(), histories, *columns, strict=True):

@@ -6,7 +6,8 @@ knows rows only. The mappings are decided in sharding.dynamic_ids and lie whole 
 
 A use of an id is an event of the global batch whose item has it: each input event, and the last target of each history, which is
 the one event that is no input. Other targets are inputs too and count once; candidates and negatives are no use. Of what an
-event itself says, each input event is a use; of what a user says, each history with events. So uses do not depend on the
+event itself says, each input event is a use; of what a user says, each history with events. In ranking, where histories are
+encoded for what was shown, each impression is a use as well. So uses do not depend on the
 number of ranks, on which all look up the same candidates, nor on the objective.
 
 Not thread-safe and not to be run ahead: batches are settled when they are trained, in that order.
@@ -26,6 +27,7 @@ from models.batch import HistoryBatch
 from models.features.inputs import NO_INPUTS, Inputs
 from models.features.values import FeatureValues, InputFeature
 from models.item_features import ItemRequest
+from models.ranking_batch import RankingBatch
 from sharding.config import DynamicIdsConfig, TableConfig
 from sharding.dynamic_ids import Changes, DynamicIdsState, from_tensors, look_up, new_state, observe, state_tensors
 from sharding.optimizers import Optimizers
@@ -35,7 +37,7 @@ from sharding.seen_ids import SeenIds, exchange_counts
 from trainer.dataset.features import MISSING
 
 Int64 = NDArray[np.int64]
-Owner = Literal["values", "events", "users"]  # of a feature: where an ItemRequest has its values
+Owner = Literal["values", "events", "users", "candidates"]  # of a feature: where an ItemRequest has its values
 
 
 class DynamicTables:
@@ -56,6 +58,7 @@ class DynamicTables:
             ("values", features),
             ("events", inputs.events),
             ("users", inputs.users),
+            ("candidates", inputs.candidates),
         ]
         self._features: dict[str, list[tuple[Owner, str]]] = {
             table: [(owner, feature.name) for owner, found in owned for feature in found if feature.table == table]
@@ -73,6 +76,7 @@ class DynamicTables:
             "values": dict(request.values),
             "events": dict(request.events),
             "users": dict(request.users),
+            "candidates": dict(request.candidates),
         }
         for table, state in self.states.items():
             rows[table], place = _each_once(look_up(state, rows[table].numpy()).rows)
@@ -80,7 +84,14 @@ class DynamicTables:
                 if name in values[owner]:  # items that are looked up alone have no events beside them
                     given = values[owner][name]
                     values[owner][name] = replace(given, index=place[given.index])
-        return replace(request, rows=rows, values=values["values"], events=values["events"], users=values["users"])
+        return replace(
+            request,
+            rows=rows,
+            values=values["values"],
+            events=values["events"],
+            users=values["users"],
+            candidates=values["candidates"],
+        )
 
     def settle(self, batch: HistoryBatch, placed: nn.Module, optimizers: Optimizers, ranks: Ranks) -> HistoryBatch:
         """Take in the global batch of which this rank has `batch` (on the CPU): its ids may get rows, which are reset, while
@@ -146,12 +157,13 @@ def _each_once(rows: Int64) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(distinct), torch.from_numpy(place)
 
 
-def uses_of(batch: HistoryBatch, table: str, features: list[tuple[Owner, str]]) -> SeenIds:
+def uses_of(batch: HistoryBatch | RankingBatch, table: str, features: list[tuple[Owner, str]]) -> SeenIds:
     """The raw ids of a table in this rank's events, and how many uses each has."""
     uses: dict[Owner, Int64] = {
         "values": _events_of_items(batch),
         "events": np.ones(batch.layout.num_events, np.int64),
         "users": (np.diff(batch.layout.offsets.numpy()) > 0).astype(np.int64),
+        "candidates": np.ones(batch.num_targets, np.int64),
     }
     ids: Int64 = batch.items.rows[table].numpy()
     counts = np.zeros(ids.size, np.int64)
@@ -163,8 +175,11 @@ def uses_of(batch: HistoryBatch, table: str, features: list[tuple[Owner, str]]) 
     return SeenIds(ids[used], counts[used])
 
 
-def _events_of_items(batch: HistoryBatch) -> Int64:
-    """(U,) how many of the histories' events each item of the batch has."""
+def _events_of_items(batch: HistoryBatch | RankingBatch) -> Int64:
+    """(U,) how many of the histories' events, and of impressions, each item of the batch has."""
+    if isinstance(batch, RankingBatch):
+        items = np.concatenate((batch.history_index.numpy(), batch.candidate_index.numpy()))
+        return np.bincount(items, minlength=batch.lookup_ids.numel())
     offsets = batch.layout.offsets.numpy()
     lasts = offsets[1:][np.diff(offsets) > 0] - 1
     targets = batch.target_index.numpy()

@@ -18,23 +18,27 @@ _LARGEST = 10**17
 
 @dataclass(frozen=True)
 class UsedFeatures:
-    """The features that a model of a dataset uses, by whose they are."""
+    """The features that a model of a dataset uses, by whose they are; those of candidates are features of events, too."""
 
     items: tuple[Feature, ...]
     events: tuple[Feature, ...]
     users: tuple[Feature, ...]
+    candidates: tuple[Feature, ...] = ()
 
 
 def features_of(manifest: Manifest, inputs: InputsConfig) -> UsedFeatures:
     """The features of a dataset that the settings choose. Raises UserError naming one that is not there."""
 
-    def chosen(owner: str, names: list[str] | None) -> tuple[Feature, ...]:
+    def chosen(owner: str, names: list[str] | None, whose: str) -> tuple[Feature, ...]:
         found = {f.name: f for f in manifest.features if f.owner == owner}
         usable = {name: feature.kind in USED_KINDS for name, feature in found.items()}
-        return tuple(found[name] for name in choose(names, usable, f"model.inputs.{owner}_features"))
+        return tuple(found[name] for name in choose(names, usable, f"model.inputs.{whose}_features"))
 
     return UsedFeatures(
-        used_features(manifest), chosen("event", inputs.event_features), chosen("user", inputs.user_features)
+        used_features(manifest),
+        chosen("event", inputs.event_features, "event"),
+        chosen("user", inputs.user_features, "user"),
+        chosen("event", inputs.candidate_features, "candidate") if manifest.task == "ranking" else (),
     )
 
 
@@ -50,6 +54,8 @@ def used_specs(logs: LogsConfig, inputs: InputsConfig) -> tuple[FeatureSpec, ...
         "event": choose(inputs.event_features, usable("event"), "model.inputs.event_features"),
         "user": choose(inputs.user_features, usable("user"), "model.inputs.user_features"),
     }
+    if logs.task == "ranking":
+        chosen["event"] += choose(inputs.candidate_features, usable("event"), "model.inputs.candidate_features")
     return tuple(spec for spec in specs if spec.name in chosen[spec.owner])
 
 

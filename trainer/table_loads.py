@@ -55,7 +55,7 @@ def table_rows(
     ids = tables[ITEM_TABLE].ids
     num_rows = {ITEM_TABLE: ids.num_rows if isinstance(ids, HashIdsConfig) else manifest.num_item_rows}
     used = features_of(manifest, inputs)
-    for feature in (*used.items, *used.events, *used.users):
+    for feature in (*used.items, *used.events, *used.users, *used.candidates):
         if feature.table is not None and feature.table != ITEM_TABLE:
             assert feature.num_rows is not None
             ids = tables[feature.table].ids

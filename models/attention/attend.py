@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.attention.blocks import AttentionContext
+from models.attention.candidates import CandidateContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.parts import Attended, Parts
 from models.attention.pieces import attend_in_pieces
@@ -17,7 +18,44 @@ from models.jagged import JaggedLayout
 
 
 def attend(query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts) -> Attended:
-    """What each event sees, (N, C, H, V), and the penalty of the weights where it is wanted."""
+    """What each event sees, (N, C, H, V), and the penalty of the weights where it is wanted.
+
+    Where candidates pass through beside the events they stand behind them in all tensors: (N + M, ...).
+    """
+    shown = context.candidates
+    if shown is None:
+        return _among_events(query_NHK, key_NGK, value_NGV, context, parts)
+    sizes = [context.layout.num_events, shown.layout.num_candidates]
+    (query, theirs), (key, own_key), (value, own_value) = (t.split(sizes) for t in (query_NHK, key_NGK, value_NGV))
+    events = _among_events(query, key, value, context, parts)
+    candidates = attend_to_events(theirs, key, value, shown, parts, (own_key, own_value))
+    penalty = None
+    if events.penalty is not None and candidates.penalty is not None:
+        penalty = events.penalty + candidates.penalty
+    return Attended(torch.cat((events.output, candidates.output)), penalty)
+
+
+def attend_to_events(
+    query_MHK: Tensor,
+    key_NGK: Tensor,
+    value_NGV: Tensor,
+    context: CandidateContext,
+    parts: Parts,
+    own: tuple[Tensor, ...] = (),
+) -> Attended:
+    """What each candidate sees of its history's events, (M, C, H, V); zeros if it sees nothing.
+
+    own: key (M, G, K) and value (M, G, V) of the candidates, if each sees itself too.
+    """
+    if not key_NGK.shape[0]:
+        # A row that stands for padding, since blocks point at one.
+        key_NGK, value_NGV = (F.pad(packed, (0, 0, 0, 0, 0, 1)) for packed in (key_NGK, value_NGV))
+    return _in_pieces(query_MHK, key_NGK, value_NGV, context, parts, own)
+
+
+def _among_events(
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
+) -> Attended:
     if query_NHK.is_cuda and flash_fits(parts, query_NHK.dtype):
         return Attended(flash_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
     if parts.is_plain:
@@ -28,17 +66,23 @@ def attend(query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: Atten
 
 
 def _in_pieces(
-    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
+    query_NHK: Tensor,
+    key_NGK: Tensor,
+    value_NGV: Tensor,
+    context: AttentionContext | CandidateContext,
+    parts: Parts,
+    own: tuple[Tensor, ...] = (),
 ) -> Attended:
-    num_events, num_heads = query_NHK.shape[:2]
-    shape = (num_events, parts.config.num_channels, num_heads, value_NGV.shape[-1])
+    num_queries, num_heads = query_NHK.shape[:2]
+    shape = (num_queries, parts.config.num_channels, num_heads, value_NGV.shape[-1])
     output_NCHV = value_NGV.new_zeros(shape)
     penalty = torch.zeros((), device=query_NHK.device)
     for block in context.blocks(parts.config):
         query = _rows(query_NHK, block.query_gather)
         key, value = _rows(key_NGK, block.key_gather), _rows(value_NGV, block.key_gather)
-        ages = context.ages(block, parts.time.form) if parts.time is not None else None
-        attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts)
+        ages = context.ages(block, parts.time.form) if parts.time is not None else None  # type: ignore[arg-type]
+        own_rows = tuple(_rows(packed, block.query_gather) for packed in own)
+        attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts, own_rows)
         flat = attended.permute(0, 3, 1, 2, 4).reshape(-1, *shape[1:])
         output_NCHV = output_NCHV.index_copy(0, block.scatter, flat.index_select(0, block.block_index))
         penalty = penalty + penalty_of_block

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from models.attention.bias import prepare_ages
+from models.attention.candidates import CandidateContext
 from models.attention.config import AttentionConfig
-from models.jagged import Bucket, JaggedLayout
+from models.jagged import Bucket, JaggedLayout, real_places
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,37 @@ class Block:
     visible: Tensor
     triangular: bool
 
+    @property
+    def may_be_blind(self) -> bool:
+        """Whether a query may see nothing at all: an event always sees itself."""
+        return False
+
+    def pairs(self, rows: slice, queries: slice, stop: int) -> tuple[Tensor, Tensor]:
+        """(distance, visible) of some rows and queries, and the keys before `stop`; each (1 or r, q, stop)."""
+        distance, visible = (
+            pairs[rows if pairs.shape[0] > 1 else slice(None), queries, :stop]
+            for pairs in (self.distance, self.visible)
+        )
+        return distance, visible
+
     @cached_property
     def is_query(self) -> Tensor:
         """(R, Q) bool: whether an event is there, and no padding."""
-        return _real(self.block_index, *self.query_gather.shape)
+        return real_places(self.block_index, *self.query_gather.shape)
 
 
 @dataclass
 class AttentionContext:
     """What all blocks of an encoder share for one batch. times, request_times: (N,) int64, none where no part asks for them.
 
-    request_times: the moment at which each event's successor is asked for, not before the event's own. masks: what the paths of
-    GPUs keep between layers.
+    request_times: the moment at which each event's successor is asked for, not before the event's own. candidates: those that pass
+    through the blocks beside the events, behind which they stand in all tensors. masks: what the paths of GPUs keep between layers.
     """
 
     layout: JaggedLayout
     times: Tensor | None = None
     request_times: Tensor | None = None
+    candidates: CandidateContext | None = None
     _blocks: dict[tuple[str, int | None, int], list[Block]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     masks: dict[Any, Any] = field(default_factory=dict)
@@ -73,6 +88,12 @@ class AttentionContext:
             asked, happened = self.request_times[block.query_gather], self.times[block.key_gather]
             self._ages[key] = prepare_ages((asked[:, :, None] - happened[:, None, :]).clamp_(min=0), form)
         return self._ages[key]
+
+    @property
+    def places(self) -> Tensor:
+        """(N,) int64: of each event in its history, from 0; behind them those of candidates, which are after what they see."""
+        own = self.layout.positions
+        return own if self.candidates is None else torch.cat((own, self.candidates.layout.history_end))
 
     @property
     def longest(self) -> int:
@@ -102,7 +123,7 @@ def _whole(bucket: Bucket, config: AttentionConfig) -> Block:
     if config.num_global:
         visible = visible | _seen_globally(distance, place.expand(1, longest), config)
     if config.mask == "bidirectional":
-        visible = visible & _real(bucket.block_index, rows, longest)[:, None]
+        visible = visible & real_places(bucket.block_index, rows, longest)[:, None]
     triangular = config.mask == "causal" and config.window is None
     return Block(bucket.gather, bucket.gather, bucket.scatter, bucket.block_index, distance, visible, triangular)
 
@@ -137,13 +158,6 @@ def _windowed(layout: JaggedLayout, window: int, config: AttentionConfig) -> Blo
     block_index = query_real.view(-1).nonzero().squeeze(1)
     scatter = query_gather.view(-1)[block_index]
     return Block(query_gather, key_gather, scatter, block_index, distance, visible, triangular=False)
-
-
-def _real(block_index: Tensor, rows: int, width: int) -> Tensor:
-    """(rows, width) bool: which places of a flat block hold events."""
-    real = torch.zeros(rows * width, dtype=torch.bool, device=block_index.device)
-    real[block_index] = True
-    return real.view(rows, width)
 
 
 def _within(distance: Tensor, config: AttentionConfig) -> Tensor:

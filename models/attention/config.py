@@ -10,7 +10,9 @@ from pydantic import BaseModel, Field, model_validator
 NUM_POSITION_BUCKETS = 64
 NUM_TIME_BUCKETS = 128
 
-Normalisation = Literal["softmax", "silu", "sparsemax", "entmax15"]
+Normalisation = Literal["softmax", "silu", "sparsemax", "entmax15", "none"]
+UnitActivation = Literal["relu", "prelu", "dice"]
+POINTWISE = ("silu", "none")  # of one score each, so that weights sum to anything
 
 
 class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -27,11 +29,12 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     normalisation: Normalisation = Field(
         "softmax",
         description="how scores become weights: over all visible events (softmax, and sparsemax and entmax15, which give exact "
-        "zeros), or each on its own (silu)",
+        "zeros), or each on its own (silu; none: weights are the scores)",
     )
     differential: bool = Field(
         False,
-        description="subtract a second map of weights from the first, which cancels what both attend to; not with silu",
+        description="subtract a second map of weights from the first, which cancels what both attend to; only where weights sum "
+        "to one",
     )
     temperature: Literal["fixed", "learned"] = Field(
         "fixed",
@@ -78,8 +81,8 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="probability of dropping an attention weight")
     penalty: float = Field(
         0.0,
-        description="added to the loss of each target: this times the entropy of its weights (silu: their absolute sum), averaged "
-        "over heads and blocks; positive makes attention sparser, negative spreads it",
+        description="added to the loss of each target: this times the entropy of its weights (silu, none: their absolute sum), "
+        "averaged over heads and blocks; positive makes attention sparser, negative spreads it",
     )
 
     @model_validator(mode="after")
@@ -87,8 +90,10 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         shared = self.num_key_value_heads
         if shared is not None and self.num_heads % shared:
             raise ValueError(f"num_key_value_heads = {shared} must divide num_heads = {self.num_heads}")
-        if self.differential and self.normalisation == "silu":
-            raise ValueError('differential = true needs weights that sum to one; normalisation = "silu" has none')
+        if self.differential and self.normalisation in POINTWISE:
+            raise ValueError(
+                f'differential = true needs weights that sum to one; those of normalisation = "{self.normalisation}" do not'
+            )
         if self.num_global and self.window is None:
             raise ValueError("num_global needs a window: without one every event is seen anyway")
         if self.bias_as == "channel" and self.bias == "none":
@@ -116,6 +121,50 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def num_channels(self) -> int:
         """Maps of weights whose results stand side by side: one, and with bias_as = "channel" one more for each bias."""
         return 1 + (self.uses_position + self.uses_time if self.bias_as == "channel" else 0)
+
+
+class TargetAttentionConfig(AttentionConfig):
+    """How a candidate attends to the events before it: the same parts, and what is scored and averaged.
+
+    Places and times are those of the candidate and of each event.
+    """
+
+    score: Literal["dot_product", "activation_unit"] = Field(
+        "dot_product",
+        description="how candidate and event are compared: a scaled dot product, or a small network of both (DIN's activation "
+        "unit)",
+    )
+    projection: bool = Field(
+        True,
+        description="project candidates and events before they are compared, and what was attended to afterwards; else they are "
+        "taken as they are (DIN)",
+    )
+    unit_hidden: list[int] = Field(
+        [36], min_length=1, max_length=4, description="widths of the hidden layers of the activation unit"
+    )
+    unit_activation: UnitActivation = Field(
+        "dice", description="activation of these: relu, prelu, or dice, which adapts to what earlier batches were like"
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit_candidates(self) -> "TargetAttentionConfig":
+        if self.mask != "causal":
+            raise ValueError(f'mask = "{self.mask}": a candidate sees earlier events only; leave it at "causal"')
+        if self.differential:
+            raise ValueError("differential = true is not offered for candidates; use it in the encoder's attention")
+        if any(width < 1 for width in self.unit_hidden):
+            raise ValueError(f"unit_hidden = {self.unit_hidden}: a hidden layer has a width of at least 1")
+        unit = self.score == "activation_unit"
+        if unit and (self.temperature == "learned" or self.key_value_heads != self.num_heads):
+            raise ValueError(
+                'score = "activation_unit" has its own scale and needs keys for each head: leave temperature and '
+                "num_key_value_heads as they are"
+            )
+        if not self.projection and (self.gate or self.projection_activation != "none"):
+            raise ValueError("gate and projection_activation are of projections: they need projection = true")
+        if not self.projection and self.key_value_heads != self.num_heads:
+            raise ValueError("num_key_value_heads needs projection = true: without it all heads have keys of their own")
+        return self
 
 
 def preset(defaults: dict[str, Any], given: Any) -> Any:

@@ -43,11 +43,11 @@ class Attention(nn.Module):
         )
         self.time_bias = TimeBias(config.time_bias, heads) if config.uses_time else None
         self.log_temperature = nn.Parameter(torch.zeros(heads)) if config.temperature == "learned" else None
-        self.rotary = Rotary(self.map_width, max_history) if rotary else None
+        self.rotary = Rotary() if rotary else None
         if config.differential:
             self.difference = nn.Parameter(torch.zeros(4, self.map_width))
             self.head_norm = nn.RMSNorm(self.head_width, eps=1e-5)
-        self.output_norm = _norm(config.output_norm, seen)
+        self.output_norm = norm_of_seen(config.output_norm, seen)
         self.attention_output = nn.Linear(seen, width, bias=config.output_bias)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         query, key = self._maps(query), self._maps(key)
         value = value.view(num_events, config.key_value_heads, self.head_width).repeat(1, self.num_maps, 1)
         if self.rotary is not None:
-            query, key = (self.rotary(x, context.layout.positions) for x in (query, key))
+            query, key = (self.rotary(x, context.places) for x in (query, key))
         if self.log_temperature is not None:
             query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
         attended = attend(query, key, value, context, self._parts())
@@ -107,7 +107,7 @@ class Attention(nn.Module):
             self.log_temperature.zero_()
 
 
-def _norm(kind: str, width: int) -> nn.Module | None:
+def norm_of_seen(kind: str, width: int) -> nn.Module | None:
     match kind:
         case "layer_norm":
             return nn.LayerNorm(width)

@@ -1,4 +1,4 @@
-"""From scores to weights: softmax, pointwise SiLU, sparsemax and entmax, over the last axis of masked scores.
+"""From scores to weights: softmax, pointwise SiLU or as they are, sparsemax and entmax, over the last axis of masked scores.
 
 The fast forms, with their own backward where torch has none that is cheap; models/attention/reference.py has the plain ones.
 Shapes: any leading axes, K keys last. Invisible keys have weight 0, and rows that see nothing are zeros or harmless numbers.
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.attention.config import Normalisation
+from models.attention.config import POINTWISE, Normalisation
 
 
 def normalise(scores: Tensor, visible: Tensor, normalisation: Normalisation, silu_divisor: int) -> Tensor:
     """Weights of the scores. visible: bool, broadcasts to the scores; silu_divisor: what pointwise weights are divided by."""
     if normalisation == "silu":
         return (F.silu(scores) / silu_divisor) * visible
+    if normalisation == "none":
+        return scores * visible
     # Finite, so that a padded row that sees nothing has no gradient that is not a number.
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     match normalisation:
@@ -28,7 +30,7 @@ def normalise(scores: Tensor, visible: Tensor, normalisation: Normalisation, sil
 
 def penalty_of(weights: Tensor, normalisation: Normalisation) -> Tensor:
     """(...,) for weights (..., K): the entropy in nats, or of pointwise weights the sum of absolute values."""
-    if normalisation == "silu":
+    if normalisation in POINTWISE:
         return weights.abs().sum(dim=-1)
     positive = weights.clamp(min=torch.finfo(weights.dtype).tiny)
     return -(weights * positive.log()).sum(dim=-1)

@@ -8,17 +8,36 @@ Shapes: R rows, Q queries and K keys of a row, H heads of queries, G heads of ke
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from models.attention.blocks import Block
 from models.attention.normalise import normalise, penalty_of
 from models.attention.parts import Parts
 from models.dropout import drop
 
 PIECE_SCORES = 1 << 18  # scores held at a time on a CPU: with what is made of them, about its second-level cache
 GPU_PIECE_SCORES = 1 << 26
+
+
+class PaddedBlock(Protocol):
+    """R rows of Q queries that look at the same K keys; for what its tensors are see `models.attention.blocks.Block`.
+
+    may_be_blind: whether a real query may see no key at all, whose result is then zero.
+    """
+
+    @property
+    def query_gather(self) -> Tensor: ...
+    @property
+    def key_gather(self) -> Tensor: ...
+    @property
+    def is_query(self) -> Tensor: ...
+    @property
+    def triangular(self) -> bool: ...
+    @property
+    def may_be_blind(self) -> bool: ...
+    def pairs(self, rows: slice, queries: slice, stop: int) -> tuple[Tensor, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,7 @@ class _Piece:
 class _Work:
     """What of a block is the same in forward and backward. ages: (R, Q, K), where a bias looks at time."""
 
-    block: Block
+    block: PaddedBlock
     ages: Tensor | None
     parts: Parts
     seed: int
@@ -43,7 +62,7 @@ class _Work:
     def pieces(self, num_heads: int, device: torch.device) -> Iterator[_Piece]:
         rows, queries = self.block.query_gather.shape
         keys = self.block.key_gather.shape[1]
-        size = PIECE_SCORES if device.type == "cpu" else GPU_PIECE_SCORES
+        size = (PIECE_SCORES if device.type == "cpu" else GPU_PIECE_SCORES) // self.parts.numbers_per_score
         rows_each = max(1, size // max(1, num_heads * queries * keys))
         queries_each = queries if rows_each > 1 else max(16, size // max(1, num_heads * keys))
         number = 0
@@ -54,25 +73,34 @@ class _Work:
                 yield _Piece(number, slice(row, min(rows, row + rows_each)), slice(query, last), stop)
                 number += 1
 
-    def compute(self, piece: _Piece, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """(output (r, C, H, q, V), penalty summed over rows, queries and heads). query (r, H, q, K), key, value (r, G, stop, .)."""
+    def compute(self, piece: _Piece, query: Tensor, key: Tensor, value: Tensor, *own: Tensor) -> tuple[Tensor, Tensor]:
+        """(output (r, C, H, q, V), penalty summed over rows, queries and heads). query (r, H, q, K), key, value (r, G, stop, .).
+
+        own: key and value (r, G, q, .) of the queries themselves, where each sees its own behind the others.
+        """
         parts, config = self.parts, self.parts.config
         shared = query.shape[1] // key.shape[1]
         if shared > 1:
-            key, value = key.repeat_interleave(shared, dim=1), value.repeat_interleave(shared, dim=1)
-        visible = self._cut(self.block.visible, piece)[:, None]
-        scores = (query * parts.scale) @ key.transpose(-1, -2)
+            key, value, *own = (t.repeat_interleave(shared, dim=1) for t in (key, value, *own))  # type: ignore[assignment]
+        distance, visible = self.block.pairs(piece.rows, piece.queries, piece.stop)
+        visible = visible[:, None]
+        scores = self._scores(query, key, visible)
+        if own:
+            scores = torch.cat((scores, (query * parts.scale * own[0]).sum(dim=-1, keepdim=True)), dim=-1)
         scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
         biases = []
         if parts.position is not None:
-            biases.append(parts.position(self._cut(self.block.distance, piece)).to(scores.dtype))
+            biases.append(parts.position(distance).to(scores.dtype))
         if parts.time is not None:
             assert self.ages is not None
-            biases.append(parts.time(self._cut(self.ages, piece)).to(scores.dtype))
+            ages = self.ages[piece.rows, piece.queries, : piece.stop + len(own[:1])]
+            biases.append(parts.time(ages).to(scores.dtype))
         if config.bias_as == "score":
             for bias in biases:
                 scores = scores + bias
         weights = normalise(scores, visible, config.normalisation, parts.silu_divisor)
+        if self.block.may_be_blind:
+            weights = weights * visible
         penalty = scores.new_zeros(())
         if parts.with_penalty:
             real = self.block.is_query[piece.rows, None, piece.queries]
@@ -83,65 +111,86 @@ class _Work:
         if parts.threshold:
             generator = torch.Generator(query.device).manual_seed(self.seed + piece.number)
             maps = [drop(part, parts.threshold, generator) for part in maps]
-        return torch.stack([part.to(value.dtype) @ value for part in maps], dim=1), penalty
+        return torch.stack([_seen(part.to(value.dtype), value, *own[1:]) for part in maps], dim=1), penalty
 
-    def _cut(self, pairs: Tensor, piece: _Piece) -> Tensor:
-        rows = piece.rows if pairs.shape[0] > 1 else slice(None)
-        return pairs[rows, piece.queries, : piece.stop]
+    def _scores(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+        unit = self.parts.unit
+        if unit is None:
+            return (query * self.parts.scale) @ key.transpose(-1, -2)
+        scores: Tensor = unit(query, key, visible)
+        return scores
+
+
+def _seen(weights: Tensor, value: Tensor, own: Tensor | None = None) -> Tensor:
+    """(r, H, q, V): values by their weights; the last weight of each query is for its own value, if it has one."""
+    if own is None:
+        return weights @ value
+    return weights[..., :-1] @ value + weights[..., -1:] * own
 
 
 def attend_in_pieces(
-    query: Tensor, key: Tensor, value: Tensor, block: Block, ages: Tensor | None, parts: Parts
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block: PaddedBlock,
+    ages: Tensor | None,
+    parts: Parts,
+    own: tuple[Tensor, ...] = (),
 ) -> tuple[Tensor, Tensor]:
-    """(output (R, C, H, Q, V), penalty scalar) for query (R, H, Q, K), key (R, G, K, K), value (R, G, K, V)."""
+    """(output (R, C, H, Q, V), penalty scalar) for query (R, H, Q, K), key (R, G, K, K), value (R, G, K, V).
+
+    own: key (R, G, Q, K) and value (R, G, Q, V) of the queries, where each sees itself too.
+    """
     # A draw of the global generator, so that dropout stays a function of its seed; the pieces' own generators repeat in backward.
     seed = int(torch.randint(2**62, ()).item()) if parts.threshold else 0
     work = _Work(block, ages, parts, seed)
-    output, penalty = _InPieces.apply(work, query, key, value, *parts.parameters)
+    output, penalty = _InPieces.apply(work, 3 + len(own), query, key, value, *own, *parts.parameters)
     return output, penalty
 
 
 class _InPieces(torch.autograd.Function):
+    """num_cut: how many of the tensors are cut into pieces; those behind them are learned, and whole in every piece."""
+
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        work: _Work,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *learned: Tensor,
+        ctx: torch.autograd.function.FunctionCtx, work: _Work, num_cut: int, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
+        query, _, value, *_ = tensors
         rows, heads, queries = query.shape[:3]
         output = value.new_zeros((rows, work.parts.config.num_channels, heads, queries, value.shape[-1]))
         penalties = [output.new_zeros((), dtype=torch.float32)]
         with torch.autocast(query.device.type, enabled=False):
             for piece in work.pieces(heads, query.device):
-                part, penalty = work.compute(piece, *_sliced(piece, query, key, value))
+                part, penalty = work.compute(piece, *_sliced(piece, *tensors[:num_cut]))
                 output[piece.rows, :, :, piece.queries] = part
                 penalties.append(penalty.float())
-        ctx.save_for_backward(query, key, value, *learned)
-        ctx.work = work  # type: ignore[attr-defined]
+        ctx.save_for_backward(*tensors)
+        ctx.work, ctx.num_cut = work, num_cut  # type: ignore[attr-defined]
         return output, torch.stack(penalties).sum()
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, *learned = ctx.saved_tensors  # type: ignore[attr-defined]
+        tensors, num_cut = ctx.saved_tensors, ctx.num_cut  # type: ignore[attr-defined]
         work: _Work = ctx.work  # type: ignore[attr-defined]
-        totals = [torch.zeros_like(tensor) for tensor in (query, key, value, *learned)]
+        query, learned = tensors[0], tensors[num_cut:]
+        totals = [torch.zeros_like(tensor) for tensor in tensors]
         with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
             for piece in work.pieces(query.shape[1], query.device):
-                leaves = [part.detach().requires_grad_() for part in _sliced(piece, query, key, value)]
+                leaves = [part.detach().requires_grad_() for part in _sliced(piece, *tensors[:num_cut])]
                 part, penalty = work.compute(piece, *leaves)
                 wanted, given = [part], [grad_outputs[0][piece.rows, :, :, piece.queries]]
                 if work.parts.with_penalty:
                     wanted, given = [*wanted, penalty], [*given, grad_outputs[1].to(penalty.dtype)]
                 gradients = torch.autograd.grad(wanted, [*leaves, *learned], given, allow_unused=True)
-                for total, gradient in zip([*_sliced(piece, *totals[:3]), *totals[3:]], gradients, strict=True):
+                for total, gradient in zip(
+                    [*_sliced(piece, *totals[:num_cut]), *totals[num_cut:]], gradients, strict=True
+                ):
                     if gradient is not None:
                         total += gradient
-        return None, *totals
+        return None, None, *totals
 
 
-def _sliced(piece: _Piece, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _sliced(piece: _Piece, query: Tensor, key: Tensor, value: Tensor, *own: Tensor) -> list[Tensor]:
     keys = (piece.rows, slice(None), slice(None, piece.stop))
-    return query[piece.rows, :, piece.queries], key[keys], value[keys]
+    queries = (piece.rows, slice(None), piece.queries)
+    return [query[queries], key[keys], value[keys], *(tensor[queries] for tensor in own)]

@@ -10,18 +10,12 @@ BASE = 10000.0
 
 
 class Rotary(nn.Module):
-    """Turns (N, H, K) by the places (N,) int64 of events; K is even."""
-
-    angles: Tensor
-
-    def __init__(self, head_width: int, max_history: int) -> None:
-        super().__init__()
-        frequency = BASE ** (-torch.arange(0, head_width, 2, dtype=torch.float64) / head_width)
-        angles = torch.arange(max_history, dtype=torch.float64)[:, None] * frequency
-        self.register_buffer("angles", angles.float(), persistent=False)
+    """Turns (N, H, K) by the places (N,) int64 of events, however far they reach; K is even."""
 
     def forward(self, x_NHK: Tensor, places: Tensor) -> Tensor:
-        angle = self.angles.index_select(0, places)[:, None].to(x_NHK.dtype)
+        width, double = x_NHK.shape[-1], torch.float64
+        frequency = BASE ** (-torch.arange(0, width, 2, dtype=double, device=x_NHK.device) / width)
+        angle = (places.to(double)[:, None, None] * frequency).float().to(x_NHK.dtype)
         first, second = x_NHK.chunk(2, dim=-1)
         cos, sin = angle.cos(), angle.sin()
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

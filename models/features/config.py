@@ -23,6 +23,10 @@ class InputsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         None,
         description="features of users (logs.users.features) that are added to every event of the user; none takes all",
     )
+    candidate_features: list[str] | None = Field(
+        None,
+        description="ranking: features of impressions (logs.features) that scores are computed from; none takes all",
+    )
     time: list[TimePart] = Field(
         default_factory=list,
         description="what of an event's own time is added to it, as learned vectors: gap (to the event before, in "

@@ -20,16 +20,21 @@ from models.features.values import FeatureValues, InputFeature, add_features, dr
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model is told of events besides their items. clock: how it reads times, none where it looks at none."""
+    """What a model is told of events besides their items. clock: how it reads times, none where it looks at none.
+
+    candidates: features of impressions, of the same names as those of events; models of the next item have none.
+    """
 
     events: tuple[InputFeature, ...] = ()
     users: tuple[InputFeature, ...] = ()
     clock: Clock | None = None
+    candidates: tuple[InputFeature, ...] = ()
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Tables that features of events and users look up."""
-        return tuple(dict.fromkeys(f.table for f in (*self.events, *self.users) if f.table is not None))
+        """Tables that features of events, users and candidates look up."""
+        features = (*self.events, *self.users, *self.candidates)
+        return tuple(dict.fromkeys(f.table for f in features if f.table is not None))
 
     @property
     def tells_request(self) -> bool:
@@ -64,8 +69,11 @@ class EventInputs(nn.Module):
         time_rows: Mapping[str, Tensor],
     ) -> Tensor:
         """rows: by table, what was looked up; events, users: values of features of the N events and the B histories;
-        offsets: (B + 1,) of the histories; time_rows: by part of the time (N,). Returns (N, D)."""
-        x_ND = add_features(items_ND, self.inputs.events, self.events, rows, events)
+        offsets: (B + 1,) of the histories; time_rows: by part of the time (N,). Returns (N, D). Candidates of the
+        histories may stand in the place of their events."""
+        # Candidates are told what events are told, as far as they have it.
+        told = tuple(feature for feature in self.inputs.events if feature.name in events)
+        x_ND = add_features(items_ND, told, self.events, rows, events)
         if self.inputs.users:
             lengths_B = offsets.diff()
             nothing_BD = items_ND.new_zeros((lengths_B.numel(), items_ND.shape[1]))

@@ -43,11 +43,20 @@ def seconds_since_start(clock: Clock, times: np.ndarray, own_times: np.ndarray, 
 
 def time_rows(clock: Clock, times: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
     """By part of the time, which vector each event ((N,) int64 times in the unit of the logs) has: (N,) int64."""
+    is_first = np.zeros(times.size, np.bool_)
+    is_first[offsets[:-1][np.diff(offsets) > 0]] = True
+    return time_rows_after(clock, times, np.roll(times, 1), is_first)
+
+
+def time_rows_after(
+    clock: Clock, times: np.ndarray, previous: np.ndarray, is_first: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The same of anything at `times` ((n,) int64), told what came before: the event at `previous`, or nothing where `is_first`."""
     found: dict[str, np.ndarray] = {}
     for part in clock.parts:
         match part:
             case "gap":
-                found[part] = _gap_rows(clock, times, offsets)
+                found[part] = _gap_rows(clock, times, previous, is_first)
             case "hour":
                 found[part] = times // (3600 * clock.ticks_per_second) % 24
             case "weekday":
@@ -56,14 +65,13 @@ def time_rows(clock: Clock, times: np.ndarray, offsets: np.ndarray) -> dict[str,
     return found
 
 
-def _gap_rows(clock: Clock, times: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    starts = offsets[:-1][np.diff(offsets) > 0]
-    gaps = np.zeros(times.size, np.int64)
-    gaps[1:] = times[1:] - times[:-1]
-    gaps[starts] = 0  # across histories there is no gap, and the difference may be negative
+def _gap_rows(clock: Clock, times: np.ndarray, previous: np.ndarray, is_first: np.ndarray) -> np.ndarray:
+    gaps = np.where(
+        is_first, 0, times - previous
+    )  # across histories there is no gap, and the difference may be negative
     buckets = np.floor(GAPS_PER_DOUBLING * np.log2(1 + gaps // clock.ticks_per_second)).astype(np.int64)
     rows: np.ndarray = 1 + np.minimum(buckets, LONGEST_GAP)
-    rows[starts] = 0
+    rows[is_first] = 0
     return rows
 
 

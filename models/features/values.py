@@ -154,18 +154,20 @@ def add_features(
     values: Mapping[str, FeatureValues],
 ) -> Tensor:
     """What features say, added to the vectors of their owners (M, D). rows: by table (R, width), what was looked up."""
-    num_owners = vectors_MD.shape[0]
     for feature in features:
-        given = values[feature.name]
-        if feature.table is None:
-            said = given.dense.to(vectors_MD.dtype)
-        else:
-            pieces = rows[feature.table].index_select(0, given.index) * given.weight[:, None]
-            said = pieces.new_zeros((num_owners, feature.width)).index_add(0, given.owner, pieces)
+        said = said_of(feature, rows, values[feature.name], vectors_MD.shape[0])
         if _key(feature) in projections:
-            said = projections[_key(feature)](said)
+            said = projections[_key(feature)](said.to(vectors_MD.dtype))
         vectors_MD = vectors_MD + said
     return vectors_MD
+
+
+def said_of(feature: InputFeature, rows: Mapping[str, Tensor], given: FeatureValues, num_owners: int) -> Tensor:
+    """(M, width): what a feature says of each owner before any projection, the mean of its rows or its numbers."""
+    if feature.table is None:
+        return given.dense
+    pieces_nW = rows[feature.table].index_select(0, given.index) * given.weight[:, None]
+    return pieces_nW.new_zeros((num_owners, feature.width)).index_add(0, given.owner, pieces_nW)
 
 
 @torch.no_grad()

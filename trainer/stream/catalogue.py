@@ -58,7 +58,8 @@ def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConf
 def wanted_by(catalogue: Catalogue, users: bool = False) -> Wanted:
     """What a reader has to read for this model, and nothing else; `users`: who they are, too."""
     inputs = catalogue.inputs
-    columns = [f"event.{feature.name}" for feature in inputs.events] + [f"user.{f.name}" for f in inputs.users]
+    owned = (("event", inputs.events), ("user", inputs.users), ("impression", inputs.candidates))
+    columns = [f"{owner}.{feature.name}" for owner, features in owned for feature in features]
     return Wanted(
         users=users,
         times=inputs.clock is not None,
@@ -71,8 +72,10 @@ def _inputs(manifest: Manifest, used: UsedFeatures, tables: dict[str, TableConfi
     clock = None
     if model.uses_time:
         clock = Clock(ticks_per_second(manifest, model), tuple(model.inputs.time), model.inputs.request_time)
-    events, users = (tuple(_input_feature(f, tables) for f in features) for features in (used.events, used.users))
-    return Inputs(events, users, clock)
+    events, users, candidates = (
+        tuple(_input_feature(f, tables) for f in features) for features in (used.events, used.users, used.candidates)
+    )
+    return Inputs(events, users, clock, candidates)
 
 
 def _input_feature(feature: Feature, tables: dict[str, TableConfig]) -> InputFeature:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.batch import FeatureTensor, JaggedFeature, as_tensor
-
 
 @dataclass(frozen=True)
 class Lists:
@@ -81,13 +79,3 @@ def zero_like(column: Column) -> Column:
     if isinstance(column, Lists):
         return Lists(column.values[:0], np.zeros(2, dtype=np.int64))
     return np.zeros((1, *column.shape[1:]), dtype=column.dtype)
-
-
-def feature_tensors(columns: Mapping[str, Column]) -> dict[str, FeatureTensor]:
-    """Features as the model gets them."""
-    return {
-        name: JaggedFeature(as_tensor(column.values), as_tensor(column.offsets))
-        if isinstance(column, Lists)
-        else as_tensor(column)
-        for name, column in columns.items()
-    }

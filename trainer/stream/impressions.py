@@ -16,8 +16,8 @@ from models.batch import as_tensor
 from models.distinct import distinct_ids
 from models.item_features import Catalogue
 from models.jagged import layout_of
-from models.ranking_batch import RankingBatch
-from trainer.stream.columns import Column, feature_tensors, slice_all, stretches, take_all, zero_like
+from models.ranking_batch import RankingBatch, Told, with_inputs
+from trainer.stream.columns import Column, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen, Examples
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.held_out import Deal, Split, bounds_of
@@ -229,20 +229,19 @@ def ranking_batch(found: JaggedImpressions, catalogue: Catalogue) -> RankingBatc
         found = found.with_an_empty_one()
     candidates = found.candidates
     lookup, (history, candidate) = distinct_ids(found.items, candidates.items)
-    return RankingBatch(
+    counts = np.diff(candidates.offsets)
+    batch = RankingBatch(
         row_ids=as_tensor(found.row_ids),
         layout=layout_of(found.offsets),
         lookup_ids=as_tensor(lookup),
         items=catalogue.request(lookup),
         history_index=as_tensor(history),
         candidate_offsets=as_tensor(candidates.offsets),
+        history_of=torch.from_numpy(np.repeat(np.arange(counts.size), counts)),
         candidate_index=as_tensor(candidate),
         candidate_ids=as_tensor(candidates.items.astype(np.int64)),
-        candidate_times=as_tensor(candidates.times),
+        shown_at=as_tensor(candidates.times),
         history_end=as_tensor(candidates.history_end),
         labels={name: as_tensor(column) for name, column in candidates.labels.items()},
-        times=None if found.times is None else as_tensor(found.times),
-        features=feature_tensors(found.features),
-        candidate_features=feature_tensors(candidates.features),
-        user_features=feature_tensors(found.user_features),
     )
+    return with_inputs(batch, catalogue, Told(found.features, found.user_features, candidates.features, found.times))

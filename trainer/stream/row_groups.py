@@ -115,7 +115,8 @@ def _stretches(pieces: list[Any], sizes: list[int]) -> dict[str, np.ndarray]:
 class Wanted:
     """What a reader should read besides items and cuts: times, users, features, or impressions.
 
-    features: of events and users, all of them or those of the named columns ("event.NAME", "user.NAME").
+    features: of events, users and impressions, all of them or those of the named columns ("event.NAME", "user.NAME",
+    "impression.NAME").
     numbers: items as numbers of the catalogue, not as the model's ids; unknown: items that the training part does not know
     have ids behind those of the known ones, not 0.
     """
@@ -149,13 +150,14 @@ class RowGroupReader:
         self._ids = None
         if not wanted.numbers and not manifest.ids_are_numbers:
             self._ids = ids_of_numbers(folder, manifest, wanted.unknown)
-        self._event_columns, self._user_columns = _feature_columns(manifest, wanted)
+        self._event_columns, self._user_columns, shown = _feature_columns(manifest, wanted)
         self._decode = decoder_of(manifest.features, self._ids)
         self._labels = tuple(manifest.labels.get("names", ()))
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[int, PackedHistories] = OrderedDict()
         self._lists = ("item", *(("time",) if wanted.times else ()), *self._event_columns)
-        self._impressions = _impression_columns(self._labels, self._event_columns) if wanted.impressions else ()
+        self._impression_columns = shown
+        self._impressions = _impression_columns(self._labels, shown) if wanted.impressions else ()
         self._once = (*(("user",) if wanted.users else ()), *self._user_columns)
         self._files = PartFiles(folder, manifest, (*self._lists, *self._impressions, *self._once, *CUTS))
 
@@ -242,13 +244,14 @@ class RowGroupReader:
 
     def _load_impressions(self, tables: list[pa.Table], rows: list[np.ndarray], num_rows: int) -> Impressions:
         values, starts, ends = _merged(tables, rows, self._impressions, num_rows)
-        features = {"event." + name.removeprefix("impression."): column for name, column in values.items()}
+        features = {f"event.{name.removeprefix('impression.')}": column for name, column in values.items()}
+        columns = tuple(f"event.{name.removeprefix('impression.')}" for name in self._impression_columns)
         return Impressions(
             items=self._item_ids(values["impression.item"]),
             times=values["impression.time"],  # type: ignore[arg-type]
             history_end=values["impression.history_end"].astype(np.int64),  # type: ignore[union-attr]
             labels={name: values[f"label.{name}"] for name in self._labels},  # type: ignore[misc]
-            features=self._decoded(features, self._event_columns, "event."),
+            features=self._decoded(features, columns, "event."),
             starts=starts,
             ends=ends,
         )
@@ -290,17 +293,20 @@ def _groups_of(manifest: Manifest) -> list[_Group]:
     return groups
 
 
-def _feature_columns(manifest: Manifest, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if not wanted.features:
-        return (), ()
-    chosen = [f for f in manifest.features if wanted.features is True or f.column in wanted.features]
-    events = tuple(feature.column for feature in chosen if feature.owner == "event")
-    users = tuple(feature.column for feature in chosen if feature.owner == "user")
-    return events, users
+def _feature_columns(manifest: Manifest, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Of events, of users and of impressions; the last have the features of events."""
+    declared = [f.column for owner in ("event", "user") for f in manifest.features if f.owner == owner]
+    columns = declared + [f"impression.{f.name}" for f in manifest.features if f.owner == "event"]
+    if wanted.features is not True:
+        columns = [column for column in columns if wanted.features and column in wanted.features]
+    events, users, impressions = (
+        tuple(column for column in columns if column.startswith(f"{owner}."))
+        for owner in ("event", "user", "impression")
+    )
+    return events, users, impressions
 
 
-def _impression_columns(labels: tuple[str, ...], events: tuple[str, ...]) -> tuple[str, ...]:
-    features = ("impression." + name.removeprefix("event.") for name in events)
+def _impression_columns(labels: tuple[str, ...], features: tuple[str, ...]) -> tuple[str, ...]:
     return ("impression.item", "impression.time", "impression.history_end", *(f"label.{n}" for n in labels), *features)
 
 

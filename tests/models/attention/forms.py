@@ -32,6 +32,8 @@ FORMS = {
     "silu, channels": {"normalisation": "silu", "bias": "both", "bias_as": "channel"},
     "silu, window": {"normalisation": "silu", "window": 5, "num_global": 1},
     "softmax, channels": {"bias": "position", "bias_as": "channel"},
+    "none, bias of both, penalty": {"normalisation": "none", "bias": "both", "penalty": 0.1},
+    "none, window and global": {"normalisation": "none", "window": 4, "num_global": 2},
     "sparsemax": {"normalisation": "sparsemax"},
     "sparsemax, window, bias of both": {"normalisation": "sparsemax", "window": 6, "bias": "both"},
     "entmax15": {"normalisation": "entmax15"},

@@ -1,0 +1,77 @@
+"""The first of two stages for long histories: a few events for each candidate, which is all that it attends to then.
+
+Search-based interest model (Pi et al. 2020, arXiv:2006.05639, section 3.2): "hard" search takes the events that share a category
+with the candidate, "soft" search those whose vectors have the largest dot product with its own. Ours takes the most recent of a
+category, and looks at vectors as they are (detached): the search learns nothing, the attention to what it finds does.
+
+Shapes: N events, M candidates, k events at most for each candidate, D width, R rows, Q candidates and K events of a row.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.attention.candidates import NO_KEY, CandidateBlock, CandidateLayout
+from models.attention.pieces import GPU_PIECE_SCORES, PIECE_SCORES
+
+
+@torch.no_grad()
+def search_by_category(
+    event_category: Tensor, candidate_category: Tensor, offsets: Tensor, layout: CandidateLayout, num_found: int
+) -> Tensor:
+    """(M, k) int64: places in the history of the most recent events of the candidate's category, NO_KEY where there are fewer.
+
+    event_category (N,), candidate_category (M,): int64, a negative one matches nothing. offsets: (B + 1,), of histories. Events are
+    sorted by history, category and place once; what a candidate wants is then a stretch that ends where its own place would be.
+    """
+    num_events, device = event_category.numel(), event_category.device
+    back = torch.arange(1, num_found + 1, device=device)
+    if not num_events:
+        return torch.full((layout.num_candidates, num_found), NO_KEY, device=device)
+    _, category = torch.unique(torch.cat((event_category, candidate_category)), return_inverse=True)
+    lengths = offsets.diff()
+    history = torch.repeat_interleave(torch.arange(lengths.numel(), device=device), lengths, output_size=num_events)
+    place = torch.arange(num_events, device=device) - (offsets[:-1] - offsets[0])[history]
+    longest = num_events + 1  # places are below it
+    group = torch.cat((history, layout.history)) * (category.numel() + 1) + category
+    own_group, wanted_group = group.split([num_events, layout.num_candidates])
+    key, order = (own_group * longest + place).sort()
+    stop = torch.searchsorted(key, wanted_group * longest + layout.history_end)
+    oldest = (layout.history_end - layout.reach).clamp(min=0)
+    start = torch.searchsorted(key, wanted_group * longest + oldest)
+    at = stop[:, None] - back
+    is_found = (at >= start[:, None]) & (candidate_category >= 0)[:, None]
+    return torch.where(is_found, place[order[at.clamp(min=0)]], NO_KEY)
+
+
+@torch.no_grad()
+def search_by_similarity(event_ND: Tensor, candidate_MD: Tensor, layout: CandidateLayout, num_found: int) -> Tensor:
+    """(M, k) int64: places in the history of the events most similar to each candidate, NO_KEY where it sees fewer.
+
+    Of equal dot products the more recent event is preferred, so that nothing depends on how rows are padded.
+    """
+    found = torch.full((layout.num_candidates, num_found), NO_KEY, device=candidate_MD.device)
+    if not event_ND.shape[0]:
+        return found
+    size = PIECE_SCORES if event_ND.device.type == "cpu" else GPU_PIECE_SCORES
+    for block in layout.blocks:
+        rows, queries = block.query_gather.shape
+        rows_each = max(1, size // (queries * block.key_gather.shape[1]))
+        pieces = [slice(row, row + rows_each) for row in range(0, rows, rows_each)]
+        best = torch.cat([_best(block, piece, event_ND, candidate_MD, num_found) for piece in pieces])
+        found.index_copy_(0, block.scatter, best.flatten(0, 1).index_select(0, block.block_index))
+    return found
+
+
+def _best(block: CandidateBlock, rows: slice, event_ND: Tensor, candidate_MD: Tensor, num_found: int) -> Tensor:
+    """(r, Q, k) places for some rows of the block: what is held of pairs is bounded."""
+    key_gather, key_place = block.key_gather[rows], block.key_place[rows, None]
+    scores = (candidate_MD[block.query_gather[rows]] @ event_ND[key_gather].transpose(-1, -2)).float()
+    _, visible = block.pairs(rows, slice(None), key_gather.shape[1])
+    # One number in which larger scores are larger and, of equal ones, later places: floats ordered as integers, above the place.
+    bits = (scores + 0.0).view(torch.int32).long()
+    ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
+    rank = torch.where(visible, ordered * NO_KEY + key_place, torch.iinfo(torch.int64).min)
+    top = rank.topk(min(num_found, key_gather.shape[1]), dim=-1).indices
+    place = torch.where(visible, key_place, NO_KEY).gather(-1, top)
+    return F.pad(place, (0, num_found - place.shape[-1]), value=NO_KEY)
