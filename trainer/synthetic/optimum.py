@@ -64,7 +64,9 @@ def _judged(joined: pa.Table, column: str, label: str) -> Judged:
     if not after_click:
         chance = chance * defined.column("click_probability").to_numpy()
     positive = defined.column(column).to_numpy() > 0
-    return Judged(defined.column("user").to_numpy(), np.log(chance) - np.log1p(-chance), positive, np.ones(chance.size))
+    # In float32, as a model's are: sums that should be equal, but for their last bits, are ties.
+    logits = (np.log(chance) - np.log1p(-chance)).astype(np.float32).astype(np.float64)
+    return Judged(defined.column("user").to_numpy(), logits, positive, np.ones(chance.size))
 
 
 def compare(logs: Path, evaluation: Path) -> dict[str, dict[str, float | None]]:
