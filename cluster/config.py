@@ -7,11 +7,13 @@ import tomllib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from cluster.config_defaults import with_defaults
 from models.config import NextItemConfig
+from models.ranking.config import RankingConfig
 from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
 from sharding.support import why_not_sent, why_unplaceable
 from trainer.config import (
@@ -22,6 +24,7 @@ from trainer.config import (
     TrainConfig,
 )
 from trainer.errors import UserError
+from trainer.evaluation.ranking.names import LARGER_IS_BETTER, name_of
 from trainer.inputs import used_specs
 from trainer.job import Job
 from trainer.logs.config import LogsConfig, feature_specs
@@ -64,13 +67,16 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return "cuda" if self.gpus_per_worker else "cpu"
 
 
+ModelSettings = Annotated[NextItemConfig | RankingConfig, Field(discriminator="task")]
+
+
 class Config(BaseModel, extra="forbid", frozen=True, strict=True):
     """Everything that a run needs to know. Most of it has defaults; `logs` does not."""
 
     run: RunConfig = Field(default_factory=RunConfig)
     logs: LogsConfig
     split: SplitConfig = Field(default_factory=LeaveOneOutConfig)
-    model: NextItemConfig = Field(default_factory=NextItemConfig)
+    model: ModelSettings = Field(default_factory=NextItemConfig)
     tables: dict[str, TableConfig] = Field(default_factory=dict)
     plan: PlanConfig = Field(default_factory=PlanConfig)
     communication: CommunicationConfig = Field(default_factory=CommunicationConfig)
@@ -81,22 +87,8 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @model_validator(mode="before")
     @classmethod
-    def _every_table_has_settings(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("tables", {}), dict):
-            values = {**values, "tables": _with_defaults(values)}
-            split = values.get("split")
-            if isinstance(split, dict) and "kind" not in split:
-                values["split"] = {"kind": "leave_one_out", **split}
-            model = values.get("model")
-            if isinstance(model, dict):
-                objective = model.get("objective")
-                if isinstance(objective, dict):
-                    objective = {"kind": "full_softmax", **objective}
-                    negatives = objective.get("negatives")
-                    if isinstance(negatives, dict):
-                        objective["negatives"] = {"kind": "uniform", **negatives}
-                    values["model"] = {**model, "objective": objective}
-        return values
+    def _what_is_left_out_follows(cls, values: Any) -> Any:
+        return with_defaults(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "Config":
@@ -110,6 +102,11 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
             raise ValueError(
                 'tables.item.ids.kind = "dynamic" is for tables of features: the catalogue, out of which the next item is '
                 'predicted, has to be known; choose "vocabulary" or "hash"'
+            )
+        if self.model.task != self.logs.task:
+            raise ValueError(
+                f'model.task = "{self.model.task}", and the logs are for "{self.logs.task}": with logs.labels rows are '
+                "impressions, which are ranked; without, events, of which the next is predicted"
             )
         width, attention = self.tables["item"].dim, self.model.encoder.attention
         if width % attention.num_heads:
@@ -142,14 +139,23 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                     f"train.{name} = {tokens} must be at least model.max_history = {longest}, or it could not hold a single "
                     "long history"
                 )
-        stopping = self.train.early_stopping
-        if stopping is not None and "@" in stopping.metric:
-            cut_off = int(stopping.metric.split("@")[1])
-            if cut_off not in self.evaluate.ks:
-                raise ValueError(
-                    f"train.early_stopping.metric = {stopping.metric!r} needs {cut_off} among evaluate.ks = {self.evaluate.ks}"
-                )
+        self._metric_is_measured()
         return self
+
+    def _metric_is_measured(self) -> None:
+        stopping = self.train.early_stopping
+        if stopping is None:
+            return
+        setting = f"train.early_stopping.metric = {stopping.metric!r}"
+        if isinstance(self.model, RankingConfig):
+            labels = tuple(self.model.labels or self.logs.labels)
+            known = [name_of(metric, label, labels) for metric in LARGER_IS_BETTER for label in labels]
+            if stopping.metric not in known:
+                raise ValueError(f"{setting}: a model of these labels has {', '.join(known)}")
+        elif not re.match(r"(hr|ndcg)@|mrr$", stopping.metric):
+            raise ValueError(f"{setting}: a model of the next item has hr@K, ndcg@K and mrr")
+        elif "@" in stopping.metric and int(stopping.metric.split("@")[1]) not in self.evaluate.ks:
+            raise ValueError(f"{setting} needs {stopping.metric.split('@')[1]} among evaluate.ks = {self.evaluate.ks}")
 
     @property
     def ids_of_tables(self) -> dict[str, IdsConfig]:
@@ -163,26 +169,6 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def dataset_dir(self) -> Path:
         return Path(self.run.dataset) if self.run.dataset else self.run_dir / "dataset"
-
-
-def _with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """A table for items and for every feature that has ids, whether the config names it or not."""
-    tables = {"item": {}, **values.get("tables", {})}
-    try:
-        specs = feature_specs(LogsConfig.model_validate(values.get("logs")))
-    except ValidationError:
-        return tables  # the whole is not valid either, and says so better
-    # Unless told otherwise, rows of features are as wide as the vectors that they are added to.
-    small = {k: v for k, v in tables["item"].items() if k == "dim"}
-    for name in dict.fromkeys(spec.table for spec in specs):
-        given = tables.get(name, {})
-        if name and name != "item" and isinstance(given, dict):
-            tables[name] = {**small, **given}
-    for name, table in tables.items():
-        ids = table.get("ids") if isinstance(table, dict) else None
-        if isinstance(ids, dict) and "kind" not in ids:
-            tables[name] = {**table, "ids": {"kind": "vocabulary", **ids}}
-    return tables
 
 
 # Settings that may change between two starts of one run: they alter neither the weights nor what they mean.
@@ -282,7 +268,8 @@ def explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
         key = ".".join(location) or "(whole config)"
         match detail["type"]:
             case "extra_forbidden":
-                nearest = difflib.get_close_matches(location[-1], _known_keys(model, location[:-1]), n=1, cutoff=0.5)
+                known = _known_keys(model, detail["loc"][:-1])
+                nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
                 hint = f"; did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else ""
                 lines.append(f"{key}: no such setting{hint}")
             case "union_tag_invalid":
@@ -309,6 +296,7 @@ _UNION_PART = re.compile(
 
 # Words that may be names elsewhere: tags only behind these settings.
 _KINDS_OF = {
+    "model": ("next_item", "ranking"),
     "objective": ("bce", "gbce"),
     "negatives": ("uniform", "popularity", "in_batch", "cross_rank", "mixed"),
 }
@@ -330,13 +318,24 @@ def _wrong_kind(detail: Any) -> str:
     return f"no such kind {context['tag']!r}; choose one of {context['expected_tags']}"
 
 
-def _known_keys(model: type[BaseModel], location: list[str]) -> list[str]:
-    """Names that may stand below `location`, found by walking the models' fields."""
+def _known_keys(model: type[BaseModel], location: Iterable[str | int]) -> list[str]:
+    """Names that may stand below `location`, found by walking the models' fields. Tags choose among the members of a union."""
     candidates: list[Any] = [model]
     for part in location:
-        if all(part in c.model_fields for c in candidates):  # else it is the name of a table or feature
+        if all(part in c.model_fields for c in candidates):
             candidates = [m for c in candidates for m in _models_in(c.model_fields[part].annotation)]
+        else:  # a tag, or else the name of a table or feature
+            candidates = [c for c in candidates if part in _tags_of(c)] or candidates
     return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _tags_of(model: type[BaseModel]) -> tuple[Any, ...]:
+    return tuple(
+        tag
+        for name in ("task", "kind")
+        if name in model.model_fields
+        for tag in get_args(model.model_fields[name].annotation)
+    )
 
 
 def _models_in(annotation: Any) -> list[Any]:

@@ -24,7 +24,7 @@ from trainer import checkpoint_folder
 from trainer.dataset import card
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
-from trainer.evaluation.results import Results
+from trainer.evaluation.outputs import Summary, summary_of
 from trainer.storage import digest_of
 from trainer.stream.held_out import Split
 from trainer.train import Outcome
@@ -43,7 +43,7 @@ class Finished:
     """What a whole run leaves."""
 
     outcome: Outcome
-    results: Results
+    results: Summary
     report: Path
 
 
@@ -68,13 +68,13 @@ def run_train(config: Config, view: View) -> Outcome:
         return _train(config, read_manifest(config.dataset_dir), view)
 
 
-def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Results, Path]:
+def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Summary, Path]:
     """Evaluate the named checkpoint, or the best."""
     with _opened(config), ray_session(config.cluster):
         return _evaluate(config, [split], name, view)[split], report_of(config, split)
 
 
-def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Results]]:
+def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:
     """Train on a prepared dataset, and evaluate the best checkpoint on each of the splits."""
     with _opened(config), ray_session(config.cluster):
         outcome = _train(config, read_manifest(config.dataset_dir), view)
@@ -149,7 +149,7 @@ def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
     return outcome
 
 
-def _evaluate(config: Config, splits: Sequence[Split], name: str | None, view: View) -> dict[Split, Results]:
+def _evaluate(config: Config, splits: Sequence[Split], name: str | None, view: View) -> dict[Split, Summary]:
     """Each split is a stage of its own; those that are to be done share their workers."""
     found = stages.find_checkpoint(config, name)
     evaluate = config.evaluate.model_dump(mode="json")
@@ -159,7 +159,7 @@ def _evaluate(config: Config, splits: Sequence[Split], name: str | None, view: V
         done = record.result(f"evaluate/{split}", inputs[split])
         if done is not None and report_of(config, split).exists():
             view.say(f"evaluate: {split} done before, of {found.path.name}")
-            results[split] = Results(**done)
+            results[split] = summary_of(done)
     todo = {f"evaluate/{split}": split for split in splits if split not in results}
     for stage, split in todo.items():
         record.begin(stage, inputs[split])

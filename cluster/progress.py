@@ -8,9 +8,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from trainer.evaluation.outputs import Summary
+from trainer.evaluation.ranking.results import RankingResults
 from trainer.evaluation.results import Results
 
 LOG_EVERY_SECONDS = 10.0
+SHOWN = ("hr@10", "ndcg@10", "mrr", "auc", "gauc", "ne")  # of the metrics of a validation, of each label
 
 
 class View:
@@ -69,9 +72,8 @@ class View:
                 )
                 self.advance("train", event["step"], event["total_steps"], text)
             case "validation":
-                shown = {k: v for k, v in event["metrics"].items() if k in ("hr@10", "ndcg@10", "mrr")} or event[
-                    "metrics"
-                ]
+                shown = {k: v for k, v in event["metrics"].items() if k in SHOWN or k.split("/")[0] in SHOWN}
+                shown = shown or event["metrics"]
                 best = " (best)" if event["best"]["step"] == event["step"] else ""
                 figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
                 self.say(f"validation at step {event['step']:,}: {figures}{best}")
@@ -79,24 +81,32 @@ class View:
                 self.advance("evaluate", event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
             case "plan":
                 lies = Counter(event["tables"].values())
-                shown = ", ".join(f"{number} {sharding}" for sharding, number in sorted(lies.items()))
-                self.say(f"plan: {sum(lies.values())} table{'s' * (sum(lies.values()) > 1)}: {shown}")
+                layout = ", ".join(f"{number} {sharding}" for sharding, number in sorted(lies.items()))
+                self.say(f"plan: {sum(lies.values())} table{'s' * (sum(lies.values()) > 1)}: {layout}")
             case "resumed":
                 self.say(f"resumed from {event['path']}")
             case "warning":
                 self.say(f"warning: {event['text']}")
 
 
-def results_table(results: Results) -> Table:
-    """Model beside popularity."""
-    table = Table(
-        title=f"{results.split}: {results.num_users:,} users, full catalogue of {results.protocol['catalogue']:,} items"
-    )
+def results_table(results: Summary) -> Table:
+    """The model beside the baselines."""
+    of = f"{results.num_targets:,} impressions" if isinstance(results, RankingResults) else _catalogue(results)
+    table = Table(title=f"{results.split}: {results.num_users:,} users, {of}")
     table.add_column("metric")
-    for heading in ("model", "95 % interval", "popularity"):
+    for heading in ("model", "95 % interval", *results.baselines):
         table.add_column(heading, justify="right")
     for name, value in results.metrics.items():
         bounds = results.ci95.get(name)
         interval = f"{bounds[0]:.4f} - {bounds[1]:.4f}" if bounds else ""
-        table.add_row(name, f"{value:.4f}", interval, f"{results.baselines['popularity'][name]:.4f}")
+        table.add_row(name, _figure(value), interval, *(_figure(values[name]) for values in results.baselines.values()))
     return table
+
+
+def _catalogue(results: Results) -> str:
+    return f"full catalogue of {results.protocol['catalogue']:,} items"
+
+
+def _figure(value: float | None) -> str:
+    """Nothing for what is not defined, such as the auc of positives alone."""
+    return "" if value is None else f"{value:.4f}"

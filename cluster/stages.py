@@ -15,12 +15,10 @@ from sharding.ranks import Ranks
 from trainer import checkpoint_folder
 from trainer.build import Built, build_model, load_to_use
 from trainer.checkpoint_folder import Found
-from trainer.dataset.manifest import Manifest, read_manifest, used_features
-from trainer.dataset.vocabulary import read_vocabulary
+from trainer.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
-from trainer.evaluation import report, results
+from trainer.evaluation.outputs import Summary, write_outputs
 from trainer.job import Channel, Job
-from trainer.log import read_metrics
 from trainer.memory import forget_peak, peak_bytes
 from trainer.placement import PLAN_FILE, plan_tables
 from trainer.storage import write_json_atomically
@@ -86,7 +84,7 @@ def _write_split(built: Built, split: Split, parts: Path, ranks: Ranks, channel:
     built.task.write_parts(split, built.model, ranks, built.dynamic, parts, on_batch)
 
 
-def evaluate(config: Config, splits: Sequence[Split], found: Found, on_event: OnEvent) -> dict[Split, results.Results]:
+def evaluate(config: Config, splits: Sequence[Split], found: Found, on_event: OnEvent) -> dict[Split, Summary]:
     """Evaluate one checkpoint on splits, one after another; write metrics.json, per_user.parquet and report.html of each."""
     job, _ = _planned(config)
     parts = {split: job.run_dir / "evaluation" / split / "parts" for split in splits}
@@ -95,36 +93,7 @@ def evaluate(config: Config, splits: Sequence[Split], found: Found, on_event: On
     found = Found(found.path.resolve(), found.manifest)
     argument = _EvaluateArgument(job, found, parts)
     run_workers(_evaluate_worker, argument, config.cluster, on_event, threading.Event())
-    return {split: _write_results(config, job, split, found, parts[split]) for split in splits}
-
-
-def _write_results(config: Config, job: Job, split: Split, found: Found, parts: Path) -> results.Results:
-    """From what the ranks wrote."""
-    folder, manifest = parts.parent, read_manifest(job.dataset_dir)
-    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
-    merged = results.merge_parts(parts)
-    summary, columns = results.summarize(
-        merged, split, found.path.name, config.evaluate, manifest, vocabulary.train_events
-    )
-    results.write(folder, summary, merged, columns, vocabulary.values)
-    write_report(config, summary, manifest, folder)
-    return summary
-
-
-def write_report(config: Config, summary: results.Results, manifest: Manifest, folder: Path) -> Path:
-    """report.html beside metrics.json, from files alone."""
-    ranks, popularity_ranks = results.read_ranks(folder)
-    page = report.render(
-        summary,
-        manifest.counts,
-        config.model_dump(mode="json"),
-        read_metrics(config.run_dir / "metrics.jsonl"),
-        ranks,
-        popularity_ranks,
-    )
-    path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return {split: write_outputs(job, split, found.path.name, parts[split]) for split in splits}
 
 
 def find_checkpoint(config: Config, name: str | None) -> Found:

@@ -60,11 +60,6 @@ class RankingBatch:
     def num_histories(self) -> int:
         return self.row_ids.numel()
 
-    @property
-    def num_targets(self) -> int:
-        """What the loss is a sum over: candidates."""
-        return self.candidate_ids.numel()
-
     def to(self, device: torch.device) -> "RankingBatch":
         return self if device.type == "cpu" else moved(self, device)
 

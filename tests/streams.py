@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 
+from models.batch import HistoryBatch
 from models.config import NextItemConfig
 from models.item_features import Catalogue
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
@@ -19,11 +20,11 @@ from tests.plain_dataset import plain_rows
 from trainer.dataset.manifest import Manifest
 from trainer.stream.examples import WINDOW_STEP, Examples, examples_of
 from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.histories import Step, TrainStream
-from trainer.stream.impressions import ImpressionStream, RankingStep
+from trainer.stream.histories import TrainStream
+from trainer.stream.impressions import ImpressionStream
 from trainer.stream.order import Position
 from trainer.stream.row_groups import RowGroupReader, Wanted
-from trainer.stream.shares import EMPTY_ROW
+from trainer.stream.shares import EMPTY_ROW, Step
 
 BATCH, TOKENS, MAX_HISTORY, EPOCHS, SEED = 7, 40, 6, 3, 11
 Example = tuple[Any, ...]  # the id first, then whatever the model is given of it
@@ -132,7 +133,7 @@ def plain_impressions(number: int, row: dict[str, Any]) -> Example:
     return (number, tuple(history), *candidates, tuple(end - start for end in ends), tuple(labels))
 
 
-def examples_in(step: Step | RankingStep) -> tuple[Example, ...]:
+def examples_in(step: Step[HistoryBatch] | Step[RankingBatch]) -> tuple[Example, ...]:
     """What a rank trains in a step."""
     batch = step.batch
     if isinstance(batch, RankingBatch):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.item_features import Catalogue
+from models.ranking.config import RankingConfig
 from models.tables import TableSpec
 from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
@@ -27,6 +28,7 @@ from trainer.placement import plan_tables
 from trainer.stream.catalogue import read_catalogue
 from trainer.table_loads import table_rows
 from trainer.tasks.next_item import NextItemTask
+from trainer.tasks.ranking import RankingTask
 from trainer.tasks.task import Task
 
 
@@ -63,8 +65,8 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     """
     if manifest.task != job.model.task:
         raise UserError(
-            f'dataset {job.dataset_dir} is for task "{manifest.task}" (logs.labels names labels), and the model for '
-            f'"{job.model.task}"; there is no model for ranking yet: leave out logs.labels to train on events'
+            f'dataset {job.dataset_dir} is for task "{manifest.task}", and model.task = "{job.model.task}"; datasets for ranking '
+            "are those of logs with logs.labels: set model.task, or choose another dataset"
         )
     catalogue = read_catalogue(job.dataset_dir, manifest, job.tables, job.model)
     placing = job.placing
@@ -75,8 +77,8 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
         TableSpec(name, rows, job.tables[name].dim, plan.tables[name].sharding == "data_parallel")
         for name, rows in table_rows(job.tables, manifest, job.model.inputs).items()
     ]
-    task = NextItemTask(job, job.model, manifest, catalogue)
-    model = task.new_model(specs)
+    task = _task_of(job, manifest, catalogue)
+    model: Any = task.new_model(specs)
     model.initialize(torch.Generator().manual_seed(job.seed))
     for part in (*model.children(), *model.tables.replicated):
         if part is not model.tables:
@@ -85,6 +87,14 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     placed = place(model, tables, plan, ranks, job.seed, job.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.seed, catalogue.inputs)
     return Built(model, placed, tables, placing, catalogue, dynamic, task)
+
+
+def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue) -> Task:
+    match job.model:
+        case RankingConfig() as config:
+            return RankingTask(job, config, manifest, catalogue)
+        case config:
+            return NextItemTask(job, config, manifest, catalogue)
 
 
 def load_checkpoint(

@@ -49,9 +49,17 @@ class EarlyStoppingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """Stop when the validation metric no longer improves, and keep the best checkpoint."""
 
     metric: str = Field(
-        "ndcg@10", pattern=r"^(hr|ndcg)@[1-9][0-9]*$|^mrr$", description="validation metric; larger is better"
+        "ndcg@10",
+        pattern=r"^(hr|ndcg)@[1-9][0-9]*$|^mrr$|^(auc|gauc|logloss|ne)(/.+)?$",
+        description="validation metric: hr@K, ndcg@K or mrr; of ranking auc, gauc, logloss or ne, with several labels of one of "
+        "them as in auc/click, and auc of the first unless told otherwise",
     )
     patience: int = Field(5, ge=1, description="evaluations without improvement before training stops")
+
+    @property
+    def smaller_is_better(self) -> bool:
+        """Of the metric: of losses."""
+        return self.metric.split("/")[0] in ("logloss", "ne")
 
 
 class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from models.config import NextItemConfig
+from models.ranking.config import RankingConfig
 from sharding.config import CommunicationConfig, PlanConfig, TableConfig
 from sharding.planning.placing import Placing
 from trainer.config import CheckpointConfig, EvaluateConfig, TrainConfig
@@ -23,7 +24,7 @@ class Job:
     run_dir: Path
     dataset_dir: Path
     seed: int
-    model: NextItemConfig
+    model: NextItemConfig | RankingConfig
     tables: dict[str, TableConfig]
     train: TrainConfig
     checkpoint: CheckpointConfig

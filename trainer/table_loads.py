@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import expm1
 
-from models.config import NextItemConfig
+from models.config import ModelConfig, NextItemConfig
 from models.features.config import InputsConfig
 from models.objectives.config import InBatchNegatives, SampledObjectiveConfig
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
@@ -25,9 +25,10 @@ DEFAULT_INPUTS = InputsConfig()
 
 @dataclass(frozen=True)
 class DatasetFacts:
-    """num_items: ids that the training part knows; mean_events: training events of a user.
+    """num_items: ids that the training part knows; mean_events: training events of a user, in ranking events of the history.
 
-    num_features, num_event_features, num_user_features: by table, how many features of items, events and users look it up.
+    mean_candidates: in ranking, training impressions of a user. num_features, num_event_features, num_user_features,
+    num_candidate_features: by table, how many features of items, events, users and impressions look it up.
     """
 
     num_items: int
@@ -35,6 +36,8 @@ class DatasetFacts:
     num_features: Mapping[str, int] = field(default_factory=dict)
     num_event_features: Mapping[str, int] = field(default_factory=dict)
     num_user_features: Mapping[str, int] = field(default_factory=dict)
+    num_candidate_features: Mapping[str, int] = field(default_factory=dict)
+    mean_candidates: float = 0.0
 
 
 def facts_of(manifest: Manifest, inputs: InputsConfig = DEFAULT_INPUTS) -> DatasetFacts:
@@ -44,8 +47,16 @@ def facts_of(manifest: Manifest, inputs: InputsConfig = DEFAULT_INPUTS) -> Datas
     def by_table(features: Iterable[Feature]) -> Counter[str]:
         return Counter(feature.table for feature in features if feature.table is not None)
 
-    mean_events = counts.train_events / max(1, counts.num_users)
-    return DatasetFacts(manifest.num_item_rows, mean_events, *map(by_table, (used.items, used.events, used.users)))
+    ranking, users = manifest.task == "ranking", max(1, counts.num_users)
+    return DatasetFacts(
+        num_items=manifest.num_item_rows,
+        mean_events=(counts.history_events if ranking else counts.train_events) / users,
+        num_features=by_table(used.items),
+        num_event_features=by_table(used.events),
+        num_user_features=by_table(used.users),
+        num_candidate_features=by_table(used.candidates),
+        mean_candidates=counts.train_events / users if ranking else 0.0,
+    )
 
 
 def table_rows(
@@ -83,7 +94,7 @@ def declared_rows(
 def table_loads(
     tables: Mapping[str, TableConfig],
     num_rows: Mapping[str, int],
-    model: NextItemConfig,
+    model: ModelConfig,
     train: TrainConfig,
     num_workers: int,
     facts: DatasetFacts | None = None,
@@ -95,13 +106,18 @@ def table_loads(
     all of this.
     """
     num_items = facts.num_items if facts is not None else num_rows[ITEM_TABLE]
-    longest = model.max_history + 1.0  # the last event of a history is a target only
+    ranking = not isinstance(model, NextItemConfig)
+    ahead = 0 if ranking else 1  # the last event of a history is a target only
+    longest = model.max_history + float(ahead)
     mean_events = min(longest, facts.mean_events) if facts is not None else longest
     histories = train.batch_size / num_workers
     if train.batch_tokens is not None:
-        histories = train.batch_tokens / num_workers / max(1.0, mean_events - 1)
+        histories = train.batch_tokens / num_workers / max(1.0, mean_events - ahead)
     items = float(num_items)
-    if isinstance(model.objective, SampledObjectiveConfig):
+    candidates = histories * (facts.mean_candidates if facts is not None else 1.0) if ranking else 0.0
+    if not isinstance(model, NextItemConfig):
+        items = expected_distinct(num_items, histories * mean_events + candidates)
+    elif isinstance(model.objective, SampledObjectiveConfig):
         # Negatives that are targets of the rank's own share are looked up anyway.
         own = isinstance(model.objective.negatives, InBatchNegatives)
         items = expected_distinct(num_items, histories * mean_events + (0 if own else model.objective.num_negatives))
@@ -113,9 +129,10 @@ def table_loads(
         num_features = facts.num_features.get(name, 0) if facts is not None else int(name != ITEM_TABLE)
         besides = 0.0  # of events and users
         if facts is not None:
-            inputs = histories * max(0.0, mean_events - 1)
+            inputs = histories * max(0.0, mean_events - ahead)
             besides += inputs * facts.num_event_features.get(name, 0)
             besides += histories * facts.num_user_features.get(name, 0)
+            besides += candidates * facts.num_candidate_features.get(name, 0)
         if name == ITEM_TABLE and not (facts is not None and isinstance(tables[name].ids, HashIdsConfig)):
             # The batch's items have rows of their own, and of what else is asked for some rows are among those.
             others = expected_distinct(num_rows[name], items * num_features + besides)

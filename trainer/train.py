@@ -4,6 +4,7 @@ All ranks run it in lockstep; only the first writes logs and talks to the driver
 `State`, which is what a checkpoint holds besides tensors.
 """
 
+import math
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -33,7 +34,8 @@ from trainer.storage import digest_of
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.order import Position, position_of
 from trainer.stream.prefetch import Prefetch
-from trainer.tasks.task import Evaluator, Step, Stream, Task
+from trainer.stream.shares import Step
+from trainer.tasks.task import Evaluator, Stream, Task
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,10 @@ class Best:
     step: int = 0
     evaluations_since: int = 0
 
-    def after(self, value: float, step: int) -> "Best":
-        if self.value is None or value > self.value:
+    def after(self, value: float, step: int, smaller_is_better: bool = False) -> "Best":
+        """A value that is not defined is no improvement."""
+        improved = self.value is None or (value < self.value if smaller_is_better else value > self.value)
+        if improved and not math.isnan(value):
             return Best(value, step, 0)
         return Best(self.value, self.step, self.evaluations_since + 1)
 
@@ -122,7 +126,7 @@ class Training:
         best = self.state.best
         return Outcome(reason, self.state.step, best.step if best.value is not None else None, best.value)
 
-    def _loop(self, steps: Prefetch[Step]) -> str:
+    def _loop(self, steps: Prefetch[Step[Any]]) -> str:
         self.built.model.train()
         saved_step = self.state.step
         for item in steps:
@@ -145,7 +149,7 @@ class Training:
                 return "early" if early and not last else "finished" if last else "stopped"
         return "finished"
 
-    def _train(self, item: Step) -> StepResult:
+    def _train(self, item: Step[Any]) -> StepResult:
         train = self.job.train
         factor = rate_factor(self.state.step, self.total_steps, train)
         stop = self.ranks.is_first and self.channel.stop_requested()
@@ -167,7 +171,7 @@ class Training:
             )
         return result
 
-    def _report(self, item: Step, result: StepResult) -> None:
+    def _report(self, item: Step[Any], result: StepResult) -> None:
         if not result.finite:
             # Every rank's rows are in question, so every rank names its own.
             rows = self.ranks.gather_objects(item.batch.row_ids.tolist())
@@ -204,7 +208,7 @@ class Training:
         self._pace.pause(time.monotonic() - started)
         stopping = self.job.train.early_stopping
         if stopping is not None:
-            best = self.state.best.after(metrics[stopping.metric], self.state.step)
+            best = self.state.best.after(metrics[stopping.metric], self.state.step, stopping.smaller_is_better)
             self.state = State(
                 self.state.step, self.state.position, best, self.state.skipped_steps, self.state.skipped_in_a_row
             )

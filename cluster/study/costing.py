@@ -7,6 +7,7 @@ import numpy as np
 from cluster.config import Config
 from cluster.study.config import AssumedConfig
 from cluster.study.trials import Plan
+from models.config import NextItemConfig
 from models.costs import Histories, Projected, Workload, costs_of
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
@@ -70,6 +71,16 @@ def _facts_of(config: Config, assumed: AssumedConfig) -> _Facts:
     return _Facts(ends, manifest.counts.num_items, table_rows(config.tables, manifest, config.model.inputs), manifest)
 
 
+def _model_of(config: Config) -> NextItemConfig:
+    """Raises UserError for what there is no cost model of."""
+    if isinstance(config.model, NextItemConfig):
+        return config.model
+    raise UserError(
+        'study: model.task = "ranking" cannot be studied, because costs are known of next-item models only; train its runs one '
+        "by one and compare their metrics.json"
+    )
+
+
 def costing_of(config: Config, facts: _Facts) -> Costing:
     """Of one config on one dataset."""
     histories = training_histories(facts.train_ends, config)
@@ -81,7 +92,7 @@ def costing_of(config: Config, facts: _Facts) -> Costing:
     )
     width = config.tables[ITEM_TABLE].dim
     workload = Workload(histories, events, facts.num_items, projected=_projected(config, facts.manifest))
-    costs = costs_of(config.model, width, workload)
+    costs = costs_of(_model_of(config), width, workload)
     return Costing(
         forward_flops_per_event=costs.forward,
         training_flops_per_event=costs.training,
@@ -99,7 +110,7 @@ def costing_of(config: Config, facts: _Facts) -> Costing:
 def training_histories(train_ends: np.ndarray, config: Config) -> Histories:
     """Input events of every training example: the last event of a history is a target only, unless what is learned is masked."""
     longest = config.model.max_history
-    inputs = np.maximum(train_ends.astype(np.int64) - (not config.model.masks_items), 0)
+    inputs = np.maximum(train_ends.astype(np.int64) - (not _model_of(config).masks_items), 0)
     if config.train.long_histories == "recent":
         return Histories.of(np.minimum(inputs, longest))
     whole = np.full(int((inputs // longest).sum()), longest)
@@ -109,7 +120,7 @@ def training_histories(train_ends: np.ndarray, config: Config) -> Histories:
 def _mean_with_empty(facts: _Facts, config: Config) -> float:
     """Input events of an example, those without any counted too: they fill places of a batch."""
     histories = training_histories(facts.train_ends, config)
-    empty = int((facts.train_ends < (1 if config.model.masks_items else 2)).sum())
+    empty = int((facts.train_ends < (1 if _model_of(config).masks_items else 2)).sum())
     return histories.num_events / (float(histories.counts.sum()) + empty)
 
 

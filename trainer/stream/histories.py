@@ -23,7 +23,7 @@ from trainer.stream.masking import masked_events, times_before
 from trainer.stream.negatives import NOTHING, NegativeDraws
 from trainer.stream.order import Position
 from trainer.stream.row_groups import PackedHistories, RowGroupReader
-from trainer.stream.shares import EMPTY_ROW, PackedStep, packed_steps
+from trainer.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,6 @@ class JaggedHistories:
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step's share of this rank, the epoch that it belongs to, and the places in the data before and after it."""
-
-    batch: HistoryBatch
-    epoch: int
-    before: Position
-    after: Position
-
-
-@dataclass(frozen=True)
 class TrainStream:
     """Steps from any position on. Pure data: iterating it holds the only state, and any two iterations agree.
 
@@ -104,7 +94,7 @@ class TrainStream:
     def num_examples(self) -> int:
         return self.batches.examples.num_examples
 
-    def steps(self, start: Position, num_epochs: int) -> Iterator[Step]:
+    def steps(self, start: Position, num_epochs: int) -> Iterator[Step[HistoryBatch]]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
         for packed in self.packed(start, num_epochs):
             batch = with_cuts(self._batch(packed), self.micro_batch_tokens)

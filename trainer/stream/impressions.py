@@ -23,7 +23,7 @@ from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.held_out import Deal, Split, bounds_of
 from trainer.stream.order import Position
 from trainer.stream.row_groups import PackedHistories, RowGroupReader
-from trainer.stream.shares import EMPTY_ROW, PackedStep, packed_steps
+from trainer.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,6 @@ class JaggedImpressions:
 
 
 @dataclass(frozen=True)
-class RankingStep:
-    """One step's share of this rank, the epoch that it belongs to, and the place in the data after it."""
-
-    batch: RankingBatch
-    epoch: int
-    after: Position
-
-
-@dataclass(frozen=True)
 class ImpressionStream:
     """Training steps from any position on, as trainer.stream.histories.TrainStream; `reader` reads impressions too.
 
@@ -121,10 +112,10 @@ class ImpressionStream:
     def num_examples(self) -> int:
         return self.batches.examples.num_examples
 
-    def steps(self, start: Position, num_epochs: int) -> Iterator[RankingStep]:
+    def steps(self, start: Position, num_epochs: int) -> Iterator[Step[RankingBatch]]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
         for packed in self.packed(start, num_epochs):
-            yield RankingStep(ranking_batch(packed.share, self.catalogue), packed.epoch, packed.after)
+            yield Step(ranking_batch(packed.share, self.catalogue), packed.epoch, packed.before, packed.after)
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedImpressions]]:
         """The same steps as packed arrays. A share may be empty."""

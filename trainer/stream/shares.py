@@ -36,6 +36,19 @@ class PackedStep(Generic[Share]):
     after: Position
 
 
+Batch = TypeVar("Batch", covariant=True)
+
+
+@dataclass(frozen=True)
+class Step(Generic[Batch]):
+    """One step's share of this rank for the model; the epoch that it belongs to; the places in the data before and after it."""
+
+    batch: Batch
+    epoch: int
+    before: Position
+    after: Position
+
+
 def packed_steps(
     reader: RowGroupReader,
     batches: GlobalBatches,

@@ -18,6 +18,7 @@ from trainer.dynamic_tables import DynamicTables
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.held_out import Split
 from trainer.stream.order import Position
+from trainer.stream.shares import Step
 
 
 class Batch(Protocol):
@@ -65,19 +66,6 @@ class Model(Protocol):
         """As of any nn.Module."""
 
 
-class Step(Protocol):
-    """One step's share of this rank, the epoch that it belongs to, and the places in the data before and after it."""
-
-    @property
-    def batch(self) -> Any: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def before(self) -> Position: ...
-    @property
-    def after(self) -> Position: ...
-
-
 class Stream(Protocol):
     """Training steps from any position on."""
 
@@ -86,7 +74,7 @@ class Stream(Protocol):
     @property
     def num_examples(self) -> int: ...
 
-    def steps(self, start: Position, num_epochs: int) -> Iterator[Step]:
+    def steps(self, start: Position, num_epochs: int) -> Iterator[Step[Any]]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
 
 

@@ -16,10 +16,10 @@ from trainer.stream import global_batches
 from trainer.stream import shares as shares_module
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.held_out import Deal, Split
-from trainer.stream.impressions import HeldOutImpressions, ImpressionStream, RankingStep, impression_examples
+from trainer.stream.impressions import HeldOutImpressions, ImpressionStream, impression_examples
 from trainer.stream.order import Position
 from trainer.stream.row_groups import RowGroupReader, Wanted
-from trainer.stream.shares import EMPTY_ROW
+from trainer.stream.shares import EMPTY_ROW, Step
 
 MAX_HISTORY, BATCH, EPOCHS, NUM_ITEMS = 4, 7, 2, 15
 Seen = dict[tuple[str, int, int], tuple[float, tuple[tuple[int, int], ...]]]  # impression: label, visible (item, time)
@@ -130,7 +130,7 @@ def global_steps(data: Data, start: Position, world_size: int) -> list[tuple[Any
     return [content(step) for step in zip(*streams, strict=True)]
 
 
-def content(shares: tuple[RankingStep, ...]) -> tuple[Any, ...]:
+def content(shares: tuple[Step[RankingBatch], ...]) -> tuple[Any, ...]:
     assert len({(share.epoch, share.after) for share in shares}) == 1, "ranks disagree on the position"
     return sorted(e for share in shares for e in examples_of(share.batch)), shares[0].epoch, shares[0].after
 

@@ -31,10 +31,10 @@ from trainer.evaluation.ranking.metrics import (
     count_scores,
     merge_counts,
     metrics_of,
-    name_of,
     pairs_in_order,
     sums_of,
 )
+from trainer.evaluation.ranking.names import name_of
 from trainer.stream.catalogue import wanted_by
 from trainer.stream.held_out import Deal, Split
 from trainer.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch

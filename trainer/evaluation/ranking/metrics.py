@@ -20,8 +20,6 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-METRICS = ("auc", "gauc", "logloss", "ne", "calibration")
-LARGER_IS_BETTER = {"auc": True, "gauc": True, "logloss": False, "ne": False}  # of calibration neither is
 UNITS = 1 << 32  # in one: what sums are counted in
 _LARGEST_LOGIT = 1000.0  # beyond it p is 0 or 1 in float64, and the loss of one impression would fill the sum
 _CHUNK = 1 << 20  # summed at a time, so that the units of a sum fit into 63 bits
@@ -226,8 +224,3 @@ def _sums_from(values: np.ndarray, first: np.ndarray) -> np.ndarray:
     """The sum of each stretch that begins at first[k] and ends where the next begins."""
     sums: np.ndarray = np.add.reduceat(values, first) if first.size else np.zeros(0)
     return sums
-
-
-def name_of(metric: str, label: str, labels: tuple[str, ...]) -> str:
-    """What a metric is called: by itself where a model has one label, else with the label, as in "auc/click"."""
-    return metric if len(labels) == 1 else f"{metric}/{label}"

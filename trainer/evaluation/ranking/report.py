@@ -11,7 +11,8 @@ from matplotlib import pyplot as plt
 from trainer import page
 from trainer.dataset.manifest import Counts
 from trainer.evaluation.ranking.baselines import BASELINES
-from trainer.evaluation.ranking.metrics import METRICS, Judged, count_scores, name_of
+from trainer.evaluation.ranking.metrics import Judged, count_scores
+from trainer.evaluation.ranking.names import METRICS, name_of
 from trainer.evaluation.ranking.reliability import roc
 from trainer.evaluation.ranking.results import RankingResults, read_scored
 from trainer.page import Plot, plot_of

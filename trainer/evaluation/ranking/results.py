@@ -27,10 +27,10 @@ from trainer.evaluation.ranking.metrics import (
     count_scores,
     log_losses,
     metrics_of,
-    name_of,
     probabilities,
     sums_of,
 )
+from trainer.evaluation.ranking.names import name_of
 from trainer.evaluation.ranking.reliability import reliability
 from trainer.storage import write_json_atomically
 

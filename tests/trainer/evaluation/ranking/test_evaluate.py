@@ -25,7 +25,8 @@ from tests.trainer.evaluation.ranking.worlds import (
 from trainer.dataset.manifest import Manifest
 from trainer.evaluation.ranking.baselines import PRIOR_IMPRESSIONS
 from trainer.evaluation.ranking.evaluate import auc_over_ranks, write_scores
-from trainer.evaluation.ranking.metrics import METRICS, Judged, auc_of, count_scores
+from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores
+from trainer.evaluation.ranking.names import METRICS
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 BUY_AFTER_CLICK = LabelConfig(defined_when="click")

@@ -10,8 +10,6 @@ from torchmetrics.classification import BinaryAUROC
 
 from tests.trainer.evaluation.ranking.scored import plain_auc, plain_metrics, random_judged
 from trainer.evaluation.ranking.metrics import (
-    LARGER_IS_BETTER,
-    METRICS,
     Judged,
     Sums,
     auc_of,
@@ -19,10 +17,10 @@ from trainer.evaluation.ranking.metrics import (
     count_scores,
     merge_counts,
     metrics_of,
-    name_of,
     pairs_in_order,
     sums_of,
 )
+from trainer.evaluation.ranking.names import LARGER_IS_BETTER, METRICS, name_of
 
 
 def all_metrics(judged: Judged) -> dict[str, float]:

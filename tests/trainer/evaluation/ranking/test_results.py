@@ -30,7 +30,8 @@ from trainer.errors import UserError
 from trainer.evaluation.ranking import results as results_module
 from trainer.evaluation.ranking.baselines import BASELINES
 from trainer.evaluation.ranking.evaluate import write_scores
-from trainer.evaluation.ranking.metrics import METRICS, Judged, auc_of, count_scores, probabilities
+from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, probabilities
+from trainer.evaluation.ranking.names import METRICS
 from trainer.evaluation.ranking.reliability import reliability, roc
 from trainer.evaluation.ranking.report import render
 from trainer.evaluation.ranking.results import Impressions, RankingResults, merge_parts, read_scored, summarize

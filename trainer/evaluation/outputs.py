@@ -1,0 +1,65 @@
+"""What an evaluation leaves in its folder, of either task: metrics.json, tables, report.html. No torch: the driver calls it."""
+
+from pathlib import Path
+from typing import Any
+
+from models.ranking.config import RankingConfig, learned_labels
+from trainer.dataset.manifest import Manifest, read_manifest, used_features
+from trainer.dataset.vocabulary import read_vocabulary
+from trainer.errors import UserError
+from trainer.evaluation import report, results
+from trainer.evaluation.ranking import report as ranking_report
+from trainer.evaluation.ranking import results as ranking_results
+from trainer.evaluation.ranking.results import RankingResults
+from trainer.evaluation.results import Results
+from trainer.inputs import ticks_per_second
+from trainer.job import Job
+from trainer.log import read_metrics
+from trainer.stream.held_out import Split
+
+Summary = Results | RankingResults
+
+
+def write_outputs(job: Job, split: Split, checkpoint: str, parts: Path) -> Summary:
+    """Merge what the ranks wrote into `parts`, and write all of it into the folder above. Raises UserError if there is nothing."""
+    folder, manifest = parts.parent, read_manifest(job.dataset_dir)
+    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
+    summary: Summary
+    if isinstance(job.model, RankingConfig):
+        labels = tuple(learned_labels(job.model, manifest.labels["names"]))
+        found = ranking_results.merge_parts(parts, labels)
+        ticks = _ticks(job, manifest)
+        summary = ranking_results.summarize(found, split, checkpoint, manifest, job.model.max_history, ticks)
+        ranking_results.write(folder, summary, found, vocabulary.values)
+    else:
+        merged = results.merge_parts(parts)
+        summary, columns = results.summarize(merged, split, checkpoint, job.evaluate, manifest, vocabulary.train_events)
+        results.write(folder, summary, merged, columns, vocabulary.values)
+    write_report(job, summary, manifest, folder)
+    return summary
+
+
+def write_report(job: Job, summary: Summary, manifest: Manifest, folder: Path) -> Path:
+    """report.html beside metrics.json, from files alone."""
+    history = read_metrics(job.run_dir / "metrics.jsonl")
+    if isinstance(summary, RankingResults):
+        page = ranking_report.render(summary, folder, manifest.counts, job.config, history)
+    else:
+        ranks, popularity_ranks = results.read_ranks(folder)
+        page = report.render(summary, manifest.counts, job.config, history, ranks, popularity_ranks)
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def summary_of(values: dict[str, Any]) -> Summary:
+    """The content of a metrics.json, read back."""
+    return RankingResults(**values) if values["task"] == "ranking" else Results(**values)
+
+
+def _ticks(job: Job, manifest: Manifest) -> int | None:
+    """Of the logs' times per second; none if these are not a clock's."""
+    try:
+        return ticks_per_second(manifest, job.model)
+    except UserError:
+        return None

@@ -1,0 +1,9 @@
+"""What the metrics of impressions are called. Imports nothing."""
+
+METRICS = ("auc", "gauc", "logloss", "ne", "calibration")
+LARGER_IS_BETTER = {"auc": True, "gauc": True, "logloss": False, "ne": False}  # of calibration neither is
+
+
+def name_of(metric: str, label: str, labels: tuple[str, ...]) -> str:
+    """What a metric is called: by itself where a model has one label, else with the label, as in "auc/click"."""
+    return metric if len(labels) == 1 else f"{metric}/{label}"

@@ -1,0 +1,97 @@
+"""Ranking: what becomes of impressions, from the history before each."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.item_features import Catalogue
+from models.ranking.config import RankingConfig, learned_labels
+from models.ranking.model import RankingModel
+from models.ranking_batch import RankingBatch
+from models.tables import TableSpec
+from sharding.ranks import Ranks
+from trainer.dataset.manifest import Manifest
+from trainer.dynamic_tables import DynamicTables
+from trainer.errors import UserError
+from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator, write_scores
+from trainer.job import Job
+from trainer.stream.catalogue import wanted_by
+from trainer.stream.global_batches import GlobalBatches
+from trainer.stream.held_out import Split
+from trainer.stream.impressions import ImpressionStream, impression_examples
+from trainer.stream.order import Position
+from trainer.stream.row_groups import RowGroupReader
+
+
+class RankingTask:
+    """See trainer.tasks.task.Task."""
+
+    def __init__(self, job: Job, config: RankingConfig, manifest: Manifest, catalogue: Catalogue) -> None:
+        self.job, self.config, self.manifest, self.catalogue = job, config, manifest, catalogue
+        try:
+            self.labels = learned_labels(config, manifest.labels["names"])
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def new_model(self, specs: list[TableSpec]) -> RankingModel:
+        catalogue = self.catalogue
+        return RankingModel(
+            self.config,
+            self.labels,
+            specs,
+            torch.device("meta"),
+            None,
+            catalogue.features,
+            catalogue.inputs,
+            self.manifest.labels.get("negative_sampling_rate", 1.0),
+        )
+
+    def stream(self, ranks: Ranks) -> ImpressionStream:
+        job = self.job
+        wanted = replace(wanted_by(self.catalogue), impressions=True)
+        reader = RowGroupReader(job.dataset_dir, self.manifest, wanted)
+        reader.check_files()
+        examples = impression_examples(reader, self.manifest.counts.train_events, self.config.max_history)
+        batches = GlobalBatches(examples, job.train.batch_size, None, job.seed, ranks.rank, ranks.world_size)
+        return ImpressionStream(reader, batches, self.config.max_history, self.catalogue)
+
+    def settle(self, batch: RankingBatch, position: Position, ranks: Ranks) -> RankingBatch:
+        return batch
+
+    def parts_of(self, batch: RankingBatch) -> Iterator[RankingBatch]:
+        yield batch
+
+    def evaluator(self, split: Split, ranks: Ranks, dynamic: DynamicTables) -> RankingEvaluator:
+        conditions = {name: label.defined_when for name, label in self.labels.items()}
+        return make_ranking_evaluator(
+            self.job.dataset_dir,
+            self.manifest,
+            self.catalogue,
+            split,
+            self.job.evaluate,
+            self.config.max_history,
+            ranks,
+            dynamic,
+            tuple(self.labels),
+            {name: condition for name, condition in conditions.items() if condition is not None},
+        )
+
+    def write_parts(
+        self,
+        split: Split,
+        model: RankingModel,
+        ranks: Ranks,
+        dynamic: DynamicTables,
+        folder: Path,
+        on_batch: Callable[[int, int], None],
+    ) -> None:
+        write_scores(self.evaluator(split, ranks, dynamic), model, folder, on_batch)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        pass
