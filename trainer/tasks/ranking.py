@@ -73,7 +73,6 @@ class RankingTask:
         yield batch
 
     def evaluator(self, split: Split, ranks: Ranks, dynamic: DynamicTables) -> RankingEvaluator:
-        conditions = {name: label.defined_when for name, label in self.labels.items()}
         return make_ranking_evaluator(
             self.job.dataset_dir,
             self.manifest,
@@ -83,8 +82,7 @@ class RankingTask:
             self.config.max_history,
             ranks,
             dynamic,
-            tuple(self.labels),
-            {name: condition for name, condition in conditions.items() if condition is not None},
+            self.labels,
         )
 
     def write_parts(

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from models.ranking.config import LabelConfig
 from sharding.ranks import Ranks
 from tests.html_page import Page, assert_loads_nothing
 from tests.rank_pool import RankPool
@@ -36,12 +37,12 @@ from trainer.evaluation.ranking.report import render
 from trainer.evaluation.ranking.results import Impressions, RankingResults, merge_parts, read_scored, summarize
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-BUY_AFTER_CLICK = {"buy": "click"}
+BUY_AFTER_CLICK = LabelConfig(defined_when="click")
 ITEMS = pa.array([f"film {letter}" for letter in "ABCDEFGHIJKLMNO"])
 
 
 def _write(ranks: Ranks, folder: Path, manifest: Manifest, parts: Path) -> None:
-    evaluator = evaluator_of(folder, manifest, ranks, defined_when=BUY_AFTER_CLICK)
+    evaluator = evaluator_of(folder, manifest, ranks, buy=BUY_AFTER_CLICK)
     write_scores(evaluator, KnowsItems(), parts, lambda done, total: None)
 
 
@@ -65,7 +66,7 @@ def summary(parts: Path, manifest: Manifest, ticks: int | None = 1) -> tuple[Ran
 
 def test_metrics_of_the_stage_are_bit_for_bit_those_of_training(world, parts):
     results, _ = summary(parts, world[1])
-    training = evaluator_of(*world, ALONE, defined_when=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
+    training = evaluator_of(*world, ALONE, buy=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
     assert results.metrics == training
     assert set(results.baselines) == set(BASELINES)
     assert all(low < results.metrics[name] < high for name, (low, high) in results.ci95.items())
