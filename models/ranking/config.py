@@ -3,7 +3,7 @@
 What each part computes, with its formula, is in docs/ranking.md.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -173,18 +173,3 @@ def learned_labels(config: RankingConfig, known: Iterable[str]) -> dict[str, Lab
                     f"model.{setting}: there is no label {wanted!r} in the logs; there are {', '.join(known)}"
                 )
     return labels
-
-
-def judged_when(labels: Mapping[str, LabelConfig]) -> dict[str, str]:
-    """By label, another that has to be positive for the logits of the first to mean something; the others always do.
-
-    Those of a product over the entire space do wherever those of its condition do.
-    """
-    found = {}
-    for name, label in labels.items():
-        while label.entire_space and label.defined_when in labels:
-            assert label.defined_when is not None
-            label = labels[label.defined_when]
-        if label.defined_when is not None:
-            found[name] = label.defined_when
-    return found
