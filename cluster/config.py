@@ -113,6 +113,9 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
             raise ValueError(
                 f"model.encoder.attention.num_heads = {attention.num_heads} must divide tables.item.dim = {width}"
             )
+        if isinstance(self.model, RankingConfig) and width % self.model.interest.attention.num_heads:
+            heads = self.model.interest.attention.num_heads
+            raise ValueError(f"model.interest.attention.num_heads = {heads} must divide tables.item.dim = {width}")
         halves = attention.differential + (self.model.encoder.positions == "rotary")
         if width // attention.num_heads % 2**halves:
             raise ValueError(

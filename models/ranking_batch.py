@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.attention.candidates import CandidateLayout
 from models.batch import as_tensor, moved
 from models.features.inputs import NO_INPUTS
 from models.features.time import Clock, seconds_since_start, time_rows, time_rows_after
@@ -22,7 +23,8 @@ from models.jagged import JaggedLayout
 
 @dataclass(frozen=True)
 class RankingBatch:
-    """row_ids: (B,) int64, the ids of the examples; layout: of the events of histories.
+    """row_ids: (B,) int64, the ids of the examples; layout: of the events of histories; candidate_layout: which of them
+    candidates see.
 
     lookup_ids: (U,) int64, every item of histories and candidates once; items: what has to be looked up for them, and for features
     of events, users and candidates; history_index: (N,) int64, candidate_index: (M,) int64, into lookup_ids.
@@ -36,6 +38,7 @@ class RankingBatch:
 
     row_ids: Tensor
     layout: JaggedLayout
+    candidate_layout: CandidateLayout
     lookup_ids: Tensor
     items: ItemRequest
     history_index: Tensor
@@ -58,6 +61,7 @@ class RankingBatch:
 
     @property
     def num_histories(self) -> int:
+        """Empty ones too."""
         return self.row_ids.numel()
 
     def to(self, device: torch.device) -> "RankingBatch":

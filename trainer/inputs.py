@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from models.config import ModelConfig
 from models.features.config import InputsConfig
+from models.ranking.config import RankingConfig
 from trainer.dataset.manifest import USED_KINDS, Feature, Manifest, used_features
 from trainer.errors import UserError
 from trainer.logs.config import FeatureSpec, LogsConfig, Owner, TimestampFeatureConfig, feature_specs
@@ -91,15 +92,20 @@ def ticks_per_second(manifest: Manifest, model: ModelConfig) -> int:
         for (unit, smallest), beyond in zip(_SMALLEST, bounds, strict=True):
             if smallest <= first and last < beyond:
                 return _TICKS[unit]
+    interests = [model.interest] if isinstance(model, RankingConfig) else []
     asking = (
         (f"model.inputs.time = {model.inputs.time}", model.inputs.time),
         ("model.inputs.request_time", model.inputs.request_time),
         (f"model.encoder.attention.bias = {model.encoder.attention.bias!r}", model.encoder.uses_time),
+        *(
+            (f"model.interest.attention.bias = {interest.attention.bias!r}", interest.uses_time)
+            for interest in interests
+        ),
     )
     who = " and ".join(setting for setting, asks in asking if asks)
     raise UserError(
         f"{who}: needs the time of a clock, and the times of the logs ({first} to {last}) look like places in a history, or count "
         'from another moment than 1970. Name a column of real times as logs.time, or set model.inputs.time_unit = "seconds" (or '
         "another) if they are some, or do without: model.inputs.time = [], model.inputs.request_time = false, and "
-        'model.encoder.attention.bias = "position" or "none"'
+        'model.encoder.attention.bias = "position" or "none" (of ranking model.interest.attention.bias as well)'
     )

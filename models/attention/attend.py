@@ -20,15 +20,17 @@ from models.jagged import JaggedLayout
 def attend(query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts) -> Attended:
     """What each event sees, (N, C, H, V), and the penalty of the weights where it is wanted.
 
-    Where candidates pass through beside the events they stand behind them in all tensors: (N + M, ...).
+    Where candidates pass through beside the events they stand behind them in all tensors, (N + M, ...), or are all of the output.
     """
     shown = context.candidates
     if shown is None:
         return _among_events(query_NHK, key_NGK, value_NGV, context, parts)
     sizes = [context.layout.num_events, shown.layout.num_candidates]
     (query, theirs), (key, own_key), (value, own_value) = (t.split(sizes) for t in (query_NHK, key_NGK, value_NGV))
-    events = _among_events(query, key, value, context, parts)
     candidates = attend_to_events(theirs, key, value, shown, parts, (own_key, own_value))
+    if context.only_candidates:
+        return candidates
+    events = _among_events(query, key, value, context, parts)
     penalty = None
     if events.penalty is not None and candidates.penalty is not None:
         penalty = events.penalty + candidates.penalty

@@ -61,13 +61,15 @@ class AttentionContext:
     """What all blocks of an encoder share for one batch. times, request_times: (N,) int64, none where no part asks for them.
 
     request_times: the moment at which each event's successor is asked for, not before the event's own. candidates: those that pass
-    through the blocks beside the events, behind which they stand in all tensors. masks: what the paths of GPUs keep between layers.
+    through the blocks beside the events, behind which they stand in all tensors; only_candidates: in a layer after which nobody
+    asks for events, so that candidates alone are what comes out. masks: what the paths of GPUs keep between layers.
     """
 
     layout: JaggedLayout
     times: Tensor | None = None
     request_times: Tensor | None = None
     candidates: CandidateContext | None = None
+    only_candidates: bool = False
     _blocks: dict[tuple[str, int | None, int], list[Block]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     masks: dict[Any, Any] = field(default_factory=dict)

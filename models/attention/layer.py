@@ -21,6 +21,7 @@ from models.dropout import threshold_of
 class Attention(nn.Module):
     """Input and output (N, D), and the penalty of the weights, where the settings have one, as a scalar (else none).
 
+    Where the context asks for its candidates only they are the output, (M, D), of the input (N + M, D).
     depth: number of the block from 1, on which the differential form depends. With `differential` a head has two maps of
     weights, each of half its width, over the same values (Ye et al. 2024, arXiv:2410.05258, eq. 1-3).
     """
@@ -70,7 +71,7 @@ class Attention(nn.Module):
         if self.output_norm is not None:
             seen_NS = self.output_norm(seen_NS)
         if gate:
-            seen_NS = seen_NS * gate[0]
+            seen_NS = seen_NS * gate[0][num_events - seen_NS.shape[0] :]
         return self.attention_output(seen_NS), attended.penalty
 
     def _parts(self) -> Parts:

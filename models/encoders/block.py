@@ -18,7 +18,8 @@ from models.encoders.config import EncoderConfig
 class Block(nn.Module):
     """Pre-norm: x + g(x) f(norm(x)) for both sub-layers f, g a gate or one; post-norm: norm(x + g(x) f(x)).
 
-    Input and output (N, D), and the penalty of the attention weights or none.
+    Input and output (N, D), and the penalty of the attention weights or none. Where the context asks for its candidates only they
+    are the output, (M, D).
     """
 
     def __init__(self, width: int, max_history: int, config: EncoderConfig, depth: int) -> None:
@@ -37,6 +38,8 @@ class Block(nn.Module):
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         inner = self.attention_norm(x_ND) if self.pre_norm else x_ND
         attended_ND, penalty = self.attention(inner, context)
+        if context.only_candidates:
+            x_ND = x_ND[context.layout.num_events :]
         x_ND = self._add(x_ND, attended_ND, self.attention_gate, self.attention_norm)
         if self.feed_forward is not None:
             inner = self.feed_forward_norm(x_ND) if self.pre_norm else x_ND

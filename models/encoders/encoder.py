@@ -7,6 +7,8 @@ Shapes: N total events, D model width.
 The invariant: under a causal mask, output i is a function of events up to i of its own history only.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -40,13 +42,16 @@ class Encoder(nn.Module):
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """(N, D), what stands for each history up to each event, and the penalty of the attention weights, scaled, or none.
 
-        x_ND: vectors of the input events, before positions.
+        x_ND: vectors of the input events, before positions. Where the context has candidates these stand behind the events,
+        (N + M, D), and alone are encoded, (M, D): each as if it were the event after those that it sees, which do not see it.
         """
         if self.positions is not None:
-            x_ND = x_ND + self.positions(context.layout.positions)
+            x_ND = x_ND + self.positions(context.places)
         x_ND = self.dropout(x_ND)
         penalties = []
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, start=1):
+            if context.candidates is not None and number == len(self.blocks) and self.pooling is None:
+                context = replace(context, only_candidates=True)
             if self.config.recompute and self.training:
                 x_ND, penalty = checkpoint(block, x_ND, context, use_reentrant=False)
             else:
@@ -56,6 +61,8 @@ class Encoder(nn.Module):
         x_ND = self.final_norm(x_ND)
         if self.pooling is not None:
             x_ND = self.pooling(x_ND, context)
+        if context.candidates is not None:
+            x_ND = x_ND[x_ND.shape[0] - context.candidates.layout.num_candidates :]
         return self.user_tower(x_ND), self._scaled(penalties)
 
     def _scaled(self, penalties: list[Tensor]) -> Tensor | None:

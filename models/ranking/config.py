@@ -3,12 +3,15 @@
 What each part computes, with its formula, is in docs/ranking.md.
 """
 
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from models.attention.config import preset
 from models.config import ModelConfig
+from models.ranking.interest_config import InterestConfig, check_encoder
+from models.ranking.presets import PRESETS, RankerKind
 
 ActivationKind = Literal["relu", "prelu", "dice"]
 
@@ -99,10 +102,18 @@ class LabelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class RankingConfig(ModelConfig):
-    """A model of what becomes of impressions."""
+    """A model of what becomes of impressions. Defaults are those of its `kind` (docs/attention.md)."""
 
     task: Literal["ranking"] = Field(
         "ranking", description="what is learned: ranking, the labels of impressions from the history before each"
+    )
+    kind: RankerKind = Field(
+        "din",
+        description="the published ranker that the other settings start from: DIN, BST, HSTU with candidates as targets, SIM, an "
+        "average of the events, or logistic regression without history",
+    )
+    interest: InterestConfig = Field(
+        default_factory=InterestConfig, description="how a candidate meets the history of its user"
     )
     crossing: CrossingConfig = Field(default_factory=CrossingConfig, description="products of fields")
     experts: ExpertsConfig = Field(default_factory=ExpertsConfig, description="layers between fields and labels")
@@ -116,6 +127,23 @@ class RankingConfig(ModelConfig):
         "(logs.negative_sampling_rate), so that probabilities are those of the full log: by an offset of logits, exact for a label "
         "that is 0 only where all are; by weighing these impressions, right for every label but noisier; or not at all",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _start_from_the_kind(cls, values: Any) -> Any:
+        kind = values.get("kind", "din") if isinstance(values, dict) else None
+        return preset(PRESETS.get(kind, {}), values) if isinstance(kind, str) else values
+
+    @model_validator(mode="after")
+    def _no_event_tells_the_future(self) -> "RankingConfig":
+        if self.interest.kind != "none":
+            check_encoder(self.encoder)
+        return self
+
+    @property
+    def uses_time(self) -> bool:
+        """Whether the model looks at times, so that they have to be in batches."""
+        return super().uses_time or self.interest.uses_time
 
     @model_validator(mode="after")
     def _conditions_end(self) -> "RankingConfig":
@@ -145,3 +173,18 @@ def learned_labels(config: RankingConfig, known: Iterable[str]) -> dict[str, Lab
                     f"model.{setting}: there is no label {wanted!r} in the logs; there are {', '.join(known)}"
                 )
     return labels
+
+
+def judged_when(labels: Mapping[str, LabelConfig]) -> dict[str, str]:
+    """By label, another that has to be positive for the logits of the first to mean something; the others always do.
+
+    Those of a product over the entire space do wherever those of its condition do.
+    """
+    found = {}
+    for name, label in labels.items():
+        while label.entire_space and label.defined_when in labels:
+            assert label.defined_when is not None
+            label = labels[label.defined_when]
+        if label.defined_when is not None:
+            found[name] = label.defined_when
+    return found

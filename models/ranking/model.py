@@ -35,8 +35,11 @@ class Interest(Protocol):
     def initialize(self, generator: torch.Generator) -> None:
         """Draw its weights, in a fixed order."""
 
-    def __call__(self, events_ND: Tensor, candidates_MD: Tensor, batch: RankingBatch) -> Tensor:
-        """(M, W). events_ND, candidates_MD: vectors of the events of histories and of candidates, as an encoder takes them."""
+    def __call__(self, events_ND: Tensor, candidates_MD: Tensor, batch: RankingBatch) -> tuple[Tensor, Tensor | None]:
+        """(M, W), and a penalty to be added to the loss, or none.
+
+        events_ND, candidates_MD: vectors of the events of histories and of candidates, as an encoder takes them.
+        """
 
 
 class RankingModel(nn.Module):
@@ -91,32 +94,33 @@ class RankingModel(nn.Module):
 
     def loss(self, rows: Mapping[str, Tensor], batch: RankingBatch) -> Tensor:
         """Sum over all candidates and labels of the batch, never a mean. rows: what was looked up for batch.items."""
-        raw_MT = self._raw_logits(rows, batch)
-        return self.label_losses.loss(raw_MT, batch.labels, batch.history_of, batch.num_histories)
+        raw_MT, penalty = self._raw_logits(rows, batch)
+        loss = self.label_losses.loss(raw_MT, batch.labels, batch.history_of, batch.num_histories)
+        return loss if penalty is None else loss + penalty
 
     def logits(self, rows: Mapping[str, Tensor], batch: RankingBatch) -> Tensor:
         """(M, T) float32, of each label where it is defined: of impressions of the full log, if the logs are a sample of it."""
-        return self.label_losses.logits(self._raw_logits(rows, batch)).float()
+        return self.label_losses.logits(self._raw_logits(rows, batch)[0]).float()
 
     def targets(self, batch: RankingBatch) -> tuple[Tensor, Tensor]:
         """(M, T) bool twice: which labels are positive, and where each is defined, which is where its logits can be judged."""
         return self.label_losses.targets(batch.labels)
 
-    def _raw_logits(self, rows: Mapping[str, Tensor], batch: RankingBatch) -> Tensor:
+    def _raw_logits(self, rows: Mapping[str, Tensor], batch: RankingBatch) -> tuple[Tensor, Tensor | None]:
         asked = batch.items
         items_UD = self.items(rows, asked)
         items_MD = items_UD.index_select(0, batch.candidate_index)
-        interest_MW = self._interest(rows, items_UD, items_MD, batch)
+        interest_MW, penalty = self._interest(rows, items_UD, items_MD, batch)
         owners = Owners(batch.candidate_index, batch.history_of, batch.lookup_ids.numel(), batch.num_histories)
         fields = self.fields.gather(interest_MW, items_MD, rows, asked, owners)
         logits_MT: Tensor = self.experts(self.crossing(fields))
-        return logits_MT
+        return logits_MT, penalty
 
     def _interest(
         self, rows: Mapping[str, Tensor], items_UD: Tensor, items_MD: Tensor, batch: RankingBatch
-    ) -> Tensor | None:
+    ) -> tuple[Tensor | None, Tensor | None]:
         if self.interest is None or self.inputs is None:
-            return None
+            return None, None
         asked = batch.items
         events_ND = self.inputs(
             items_UD.index_select(0, batch.history_index),
@@ -130,4 +134,5 @@ class RankingModel(nn.Module):
             items_MD, rows, asked.candidates, asked.users, batch.candidate_offsets, batch.candidate_time_rows
         )
         # Under autocast the interest may end in another precision than that of the vectors.
-        return self.interest(events_ND, candidates_MD, batch).to(items_MD.dtype)
+        interest_MW, penalty = self.interest(events_ND, candidates_MD, batch)
+        return interest_MW.to(items_MD.dtype), penalty

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from models.attention.candidates import lay_out_candidates
 from models.batch import as_tensor
 from models.distinct import distinct_ids
 from models.item_features import Catalogue
@@ -115,7 +116,8 @@ class ImpressionStream:
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[RankingBatch]]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
         for packed in self.packed(start, num_epochs):
-            yield Step(ranking_batch(packed.share, self.catalogue), packed.epoch, packed.before, packed.after)
+            batch = ranking_batch(packed.share, self.catalogue, self.max_history)
+            yield Step(batch, packed.epoch, packed.before, packed.after)
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedImpressions]]:
         """The same steps as packed arrays. A share may be empty."""
@@ -166,7 +168,7 @@ class HeldOutImpressions:
             found = gather_impressions(packed, rows, low[rows], high[rows], row_ids[rows], self.max_history)
             users = packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size)
             yield HeldOutImpressionsBatch(
-                ranking_batch(found, self.catalogue), found.row_ids, users, found.candidates.place
+                ranking_batch(found, self.catalogue, self.max_history), found.row_ids, users, found.candidates.place
             )
 
 
@@ -214,8 +216,8 @@ def gather_impressions(
     )
 
 
-def ranking_batch(found: JaggedImpressions, catalogue: Catalogue) -> RankingBatch:
-    """What the model is given; an empty history where there is none at all."""
+def ranking_batch(found: JaggedImpressions, catalogue: Catalogue, max_history: int) -> RankingBatch:
+    """What the model is given, where no candidate sees more than max_history events; an empty history if there is none at all."""
     if found.row_ids.size == 0:
         found = found.with_an_empty_one()
     candidates = found.candidates
@@ -224,6 +226,7 @@ def ranking_batch(found: JaggedImpressions, catalogue: Catalogue) -> RankingBatc
     batch = RankingBatch(
         row_ids=as_tensor(found.row_ids),
         layout=layout_of(found.offsets),
+        candidate_layout=lay_out_candidates(found.offsets, candidates.offsets, candidates.history_end, max_history),
         lookup_ids=as_tensor(lookup),
         items=catalogue.request(lookup),
         history_index=as_tensor(history),

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.item_features import Catalogue
+from models.item_features import ITEM_TABLE, Catalogue
 from models.ranking.config import RankingConfig, learned_labels
+from models.ranking.interest import interest_of
 from models.ranking.model import RankingModel
 from models.ranking_batch import RankingBatch
 from models.tables import TableSpec
@@ -35,15 +36,22 @@ class RankingTask:
             self.labels = learned_labels(config, manifest.labels["names"])
         except ValueError as error:
             raise UserError(str(error)) from None
+        known = [feature.name for feature in catalogue.features if feature.table is not None]
+        wanted = config.interest.search.feature
+        if wanted is not None and wanted not in known:
+            raise UserError(
+                f"model.interest.search.feature = {wanted!r} is none of the items' features that have ids and that the model "
+                f"is told; there are {', '.join(known) or 'none'}"
+            )
 
     def new_model(self, specs: list[TableSpec]) -> RankingModel:
-        catalogue = self.catalogue
+        catalogue, config = self.catalogue, self.config
         return RankingModel(
-            self.config,
+            config,
             self.labels,
             specs,
             torch.device("meta"),
-            None,
+            interest_of(self.job.tables[ITEM_TABLE].dim, config.max_history, config.encoder, config.interest),
             catalogue.features,
             catalogue.inputs,
             self.manifest.labels.get("negative_sampling_rate", 1.0),

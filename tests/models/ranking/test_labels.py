@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.ranking.config import LabelConfig, RankingConfig, learned_labels
+from models.ranking.config import LabelConfig, RankingConfig, judged_when, learned_labels
 from models.ranking.labels import Labels, both
 
 USER, NUM_USERS = torch.tensor([0] * 4 + [2] + [3] * 7), 4
@@ -138,6 +138,23 @@ def test_probabilities_learned_from_a_sampled_log_are_those_of_the_full_one(corr
 
 
 # Settings
+
+
+@pytest.mark.parametrize(
+    ("configs", "expected"),
+    [
+        (CHAIN, {}),
+        (GIVEN, {"buy": "click"}),
+        ({"buy": LabelConfig(defined_when="click"), "return": CHAIN["return"]}, {"buy": "click", "return": "click"}),
+    ],
+)
+def test_labels_are_judged_where_they_are_defined(configs, expected):
+    assert judged_when(configs) == expected
+    _, defined = Labels(configs).targets(LABELS)
+    for column, name in enumerate(configs):
+        assert torch.equal(
+            defined[:, column], LABELS[expected[name]] > 0 if name in expected else torch.ones(12).bool()
+        )
 
 
 def test_all_labels_of_the_logs_are_learned_unless_some_are_named():

@@ -1,6 +1,7 @@
 """Impressions: what each may see, against brute force; each row once per epoch, each held-out impression once, on any ranks."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from models.features.inputs import Inputs
+from models.features.time import Clock
 from models.item_features import Catalogue
 from models.ranking_batch import RankingBatch
 from tests.datasets import tiny_ranking_dataset
@@ -22,6 +25,7 @@ from trainer.stream.row_groups import RowGroupReader, Wanted
 from trainer.stream.shares import EMPTY_ROW, Step
 
 MAX_HISTORY, BATCH, EPOCHS, NUM_ITEMS = 4, 7, 2, 15
+CATALOGUE = Catalogue(NUM_ITEMS + 1, NUM_ITEMS + 1, inputs=Inputs(clock=Clock(1, ("gap", "hour"))))
 Seen = dict[tuple[str, int, int], tuple[float, tuple[tuple[int, int], ...]]]  # impression: label, visible (item, time)
 
 
@@ -72,7 +76,7 @@ class Data:
         reader = self.reader(cache_bytes)
         examples = impression_examples(reader, self.manifest.counts.train_events, MAX_HISTORY)
         batches = GlobalBatches(examples, BATCH, None, 3, rank, world_size)
-        return ImpressionStream(reader, batches, MAX_HISTORY, Catalogue(NUM_ITEMS + 1, NUM_ITEMS + 1))
+        return ImpressionStream(reader, batches, MAX_HISTORY, CATALOGUE)
 
     def seen(self) -> Seen:
         users = self.users
@@ -102,12 +106,23 @@ def examples_of(batch: RankingBatch) -> list[tuple[Any, ...]]:
     """Row by row: (row id, history (item, time), candidates (item, time, history_end, click))."""
     items = batch.lookup_ids[batch.history_index].tolist()
     assert batch.times is not None
-    history = list(zip(items, batch.times.tolist(), strict=True))
+    assert batch.candidate_times is not None
+    events, candidates = batch.layout.offsets.tolist(), batch.candidate_offsets.tolist()
+    assert batch.history_of.tolist() == [b for b in range(len(events) - 1) for _ in range(*candidates[b : b + 2])]
+    # Times in a batch count from the first event of its history, and those of its candidates tell when that was.
+    times = batch.times.clone()
+    for b, (first, stop) in enumerate(pairwise(events)):
+        if first < stop:
+            (start,) = set((batch.shown_at - batch.candidate_times)[batch.history_of == b].tolist())
+            assert times[first] == 0
+            times[first:stop] += start
+        else:
+            assert not batch.candidate_times[batch.history_of == b].any()
+    history = list(zip(items, times.tolist(), strict=True))
     assert batch.lookup_ids[batch.candidate_index].equal(batch.candidate_ids)
     assert len(set(batch.lookup_ids.tolist())) == batch.lookup_ids.numel()
-    columns = (batch.candidate_ids, batch.candidate_times, batch.history_end, batch.labels["click"])
+    columns = (batch.candidate_ids, batch.shown_at, batch.history_end, batch.labels["click"])
     shown = list(zip(*(column.tolist() for column in columns), strict=True))
-    events, candidates = batch.layout.offsets.tolist(), batch.candidate_offsets.tolist()
     return [
         (row, tuple(history[events[b] : events[b + 1]]), tuple(shown[candidates[b] : candidates[b + 1]]))
         for b, row in enumerate(batch.row_ids.tolist())
@@ -158,9 +173,7 @@ def test_each_held_out_impression_comes_exactly_once(
 ) -> None:
     users, found, num_batches = data.users, Seen(), set()
     for rank in range(world_size):
-        held = HeldOutImpressions(
-            Deal(data.reader(), 8, rank, world_size), Catalogue(NUM_ITEMS + 1, NUM_ITEMS + 1), split, MAX_HISTORY
-        )
+        held = HeldOutImpressions(Deal(data.reader(), 8, rank, world_size), CATALOGUE, split, MAX_HISTORY)
         batches = list(held.batches())
         num_batches.add(len(batches))
         assert len(batches) == held.num_batches()

@@ -1,0 +1,75 @@
+"""Settings of how a candidate meets the history of its user. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from models.attention.config import TargetAttentionConfig
+from models.encoders.config import EncoderConfig
+
+
+class SearchConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """A first stage for long histories (SIM): a few events for each candidate, and nothing else is attended to."""
+
+    kind: Literal["none", "category", "similarity"] = Field(
+        "none",
+        description="none; category, the most recent events whose items share a feature's value with the candidate; or similarity, "
+        "those with the largest dot products of their vectors and the candidate's",
+    )
+    feature: str | None = Field(
+        None, description="of category: the feature of items, one value for each, such as category"
+    )
+    num_found: int = Field(50, ge=1, le=4096, description="events for each candidate at most")
+
+    @model_validator(mode="after")
+    def _category_has_a_feature(self) -> "SearchConfig":
+        if (self.kind == "category") != (self.feature is not None):
+            raise ValueError(
+                f'kind = "{self.kind}" with feature = {self.feature!r}: kind = "category" needs the feature of items whose values '
+                "are compared, and no other kind has one"
+            )
+        return self
+
+
+class InterestConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """How a candidate meets the history: what of it bears on this candidate."""
+
+    kind: Literal["attention", "encoder", "mean", "none"] = Field(
+        "attention",
+        description="attention, to what the encoder made of the events (with encoder.num_blocks = 0: to the events as they are); "
+        "encoder, the candidate goes through the encoder's blocks as the event after its history; mean, the average of the events; "
+        "none, no history",
+    )
+    attention: TargetAttentionConfig = Field(
+        default_factory=TargetAttentionConfig, description="how a candidate attends to the events before it"
+    )
+    search: SearchConfig = Field(default_factory=SearchConfig, description="which events are attended to or averaged")
+
+    @model_validator(mode="after")
+    def _search_narrows_something(self) -> "InterestConfig":
+        if self.search.kind != "none" and self.kind not in ("attention", "mean"):
+            raise ValueError(
+                f'search.kind = "{self.search.kind}" narrows what is attended to or averaged; with kind = "{self.kind}" there is '
+                'nothing to narrow: choose kind = "attention" or search.kind = "none"'
+            )
+        return self
+
+    @property
+    def uses_time(self) -> bool:
+        """Whether it asks for the times of events and candidates, beside what the encoder asks for."""
+        return self.kind == "attention" and self.attention.uses_time
+
+
+def check_encoder(encoder: EncoderConfig) -> None:
+    """Raise ValueError for an encoder whose events or places would depend on what came after a candidate."""
+    if encoder.positions == "learned":
+        raise ValueError(
+            'encoder.positions = "learned" counts places from the first event kept, which is not the same for each impression of a '
+            'history: choose "rotary", or "none" with encoder.attention.bias = "position" or "time"'
+        )
+    if encoder.bidirectional:
+        raise ValueError(
+            'encoder.attention.mask = "bidirectional": events would tell a candidate what happened after it; choose "causal"'
+        )
+    if encoder.item_tower:
+        raise ValueError("encoder.item_tower is of next-item models, whose items are scored; leave it at []")
