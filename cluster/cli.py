@@ -278,8 +278,11 @@ def synth(
     folder: Annotated[str, typer.Argument(help="new folder for the logs; their truth goes to truth/ in it")],
     users: Annotated[int, typer.Option(help="number of users")] = 4000,
     items: Annotated[int, typer.Option(help="number of items")] = 1000,
-    events_per_user: Annotated[float, typer.Option(help="mean number of events of a user")] = 40.0,
+    events_per_user: Annotated[float, typer.Option(help="mean number of events, or impressions, of a user")] = 40.0,
     seed: Annotated[int, typer.Option(help="the same seed gives the same bytes")] = 1,
+    impressions: Annotated[
+        bool, typer.Option("--impressions", help="impressions with known chances of a click, for task = ranking")
+    ] = False,
     on_ray: Annotated[bool, typer.Option("--ray", help="spread the files over a local Ray (for large logs)")] = False,
     overrides: Overrides = None,
     as_json: AsJson = False,
@@ -288,12 +291,14 @@ def synth(
     from cluster.config import ClusterConfig
     from cluster.synth_command import make
 
-    summary = make(folder, users, items, events_per_user, seed, overrides or [], ClusterConfig() if on_ray else None)
+    cluster = ClusterConfig() if on_ray else None
+    summary = make(folder, users, items, events_per_user, seed, overrides or [], cluster, impressions)
+    what = "impressions" if impressions else "events"
     if as_json:
         print_json(summary)
     else:
         _console(False).print(
-            f"wrote {summary['num_events']:,} events of {summary['num_users']:,} users to {folder}", highlight=False
+            f"wrote {summary[f'num_{what}']:,} {what} of {summary['num_users']:,} users to {folder}", highlight=False
         )
 
 

@@ -1,41 +1,46 @@
 """Synthetic logs made on Ray: the files of a log are independent, so that each is a task."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import ray
 
-from trainer.synthetic.log import (
-    BlockSummary,
-    SyntheticConfig,
-    SyntheticSummary,
-    World,
-    blocks_one_by_one,
-    generate,
-    generate_block,
-)
+from trainer.synthetic.folder import LogKind, write_log
+from trainer.synthetic.impression_world import ImpressionConfig
+from trainer.synthetic.impressions import IMPRESSIONS, ImpressionSummary
+from trainer.synthetic.log import EVENTS, SyntheticConfig, SyntheticSummary
 
 _FEW_BLOCKS = 3  # up to here starting worker processes takes longer than it saves
 _TASKS_PER_CPU = 2  # enough to keep every CPU busy, while little is lost when one task fails
 
 
 def synthesize(
-    config: SyntheticConfig, folder: str | Path, on_progress: Callable[[int, int], None] | None = None
-) -> SyntheticSummary:
-    """Write a synthetic log into `folder`, as trainer.synthetic.log.generate does and with the same bytes.
+    config: SyntheticConfig | ImpressionConfig,
+    folder: str | Path,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> SyntheticSummary | ImpressionSummary:
+    """Write a synthetic log of events or impressions into `folder`, with the bytes that its module in trainer.synthetic writes.
 
     Uses the Ray cluster that the caller has connected to, and this process alone if there is none or the files are few.
-    On several machines `folder` must be on storage that all of them share. Raises UserError as generate does.
+    On several machines `folder` must be on storage that all of them share. Raises UserError as write_log does.
     """
+    kind = IMPRESSIONS if isinstance(config, ImpressionConfig) else EVENTS
     on_ray = config.num_blocks > _FEW_BLOCKS and ray.is_initialized()
+
+    make_blocks = partial(_blocks_on_ray, kind) if on_ray else kind.blocks_one_by_one
     # Workers have their own current folder, so that a relative path would lead elsewhere.
-    return generate(config, Path(folder).absolute(), on_progress, _blocks_on_ray if on_ray else blocks_one_by_one)
+    summary: SyntheticSummary | ImpressionSummary = write_log(
+        kind, config, Path(folder).absolute(), on_progress, make_blocks
+    )
+    return summary
 
 
-def _blocks_on_ray(config: SyntheticConfig, world: World, folder: Path) -> Iterator[BlockSummary]:
+def _blocks_on_ray(kind: LogKind, config: Any, world: Any, folder: Path) -> Iterator[Any]:
     """Blocks in the order in which they get done, a bounded number of them at a time."""
-    task = ray.remote(generate_block)
+    task = ray.remote(kind.generate_block)
     shared_world = ray.put(world)
     most = max(1, int(ray.cluster_resources().get("CPU", 1.0))) * _TASKS_PER_CPU
     waiting = iter(range(config.num_blocks))

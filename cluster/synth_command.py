@@ -10,6 +10,7 @@ from cluster.config import ClusterConfig, apply_override
 from cluster.session import ray_session
 from cluster.synth import synthesize
 from trainer.errors import UserError
+from trainer.synthetic.impression_world import ImpressionConfig
 from trainer.synthetic.world import SyntheticConfig
 
 
@@ -21,21 +22,26 @@ def make(
     seed: int,
     overrides: list[str],
     cluster: ClusterConfig | None,
+    impressions: bool = False,
 ) -> dict[str, Any]:
-    """Generate; on a local Ray if `cluster` is given. Raises UserError for settings that do not fit together."""
+    """Generate; on a local Ray if `cluster` is given. Raises UserError for settings that do not fit together.
+
+    impressions: whether rows are impressions, of which each user has events_per_user, and not events.
+    """
+    settings = ImpressionConfig if impressions else SyntheticConfig
     values: dict[str, Any] = {
         "num_users": users,
         "num_items": items,
-        "mean_events_per_user": events_per_user,
+        "mean_impressions_per_user" if impressions else "mean_events_per_user": events_per_user,
         "seed": seed,
     }
     for override in overrides:
         apply_override(override, values)
     try:
-        config = SyntheticConfig.model_validate(values)
+        config = settings.model_validate(values)
     except ValidationError as error:
         lines = [".".join(map(str, e["loc"])) + ": " + e["msg"].removeprefix("Value error, ") for e in error.errors()]
-        known = ", ".join(SyntheticConfig.model_fields)
+        known = ", ".join(settings.model_fields)
         raise UserError(
             "synth: " + "; ".join(line.removeprefix(": ") for line in lines) + f" (settings: {known})"
         ) from None

@@ -38,10 +38,7 @@ def with_cuts(batch: HistoryBatch, most_events: int | None) -> HistoryBatch:
     offsets = batch.layout.offsets.numpy()
     if most_events is None or batch.layout.num_events <= most_events:
         return batch
-    ends = [0]
-    while ends[-1] < offsets.size - 1:
-        stop = int(np.searchsorted(offsets, offsets[ends[-1]] + most_events, side="right")) - 1
-        ends.append(max(stop, ends[-1] + 1))
+    ends = piece_ends(offsets, most_events)
     events = offsets[ends]
     targets = events
     if batch.target_event is not None:
@@ -49,21 +46,40 @@ def with_cuts(batch: HistoryBatch, most_events: int | None) -> HistoryBatch:
     elif batch.target_ids.numel() == 0:
         targets = np.zeros_like(events)
     values = {
-        f"{owners}.{name}": np.searchsorted(given.owner.numpy(), places)  # they are in the order of their owners
-        for owners, found, places in (("events", batch.items.events, events), ("users", batch.items.users, ends))
-        for name, given in found.items()
+        f"{owners}.{name}": found
+        for owners, given, places in (("events", batch.items.events, events), ("users", batch.items.users, ends))
+        for name, found in value_places(given, places).items()
     }
     cuts = tuple(
         Cut(
             histories=(ends[n], ends[n + 1]),
-            events=_pair(events, n),
-            targets=_pair(targets, n),
-            values={name: _pair(found, n) for name, found in values.items()},
+            events=pair_of(events, n),
+            targets=pair_of(targets, n),
+            values={name: pair_of(found, n) for name, found in values.items()},
             layout=layout_of(offsets[ends[n] : ends[n + 1] + 1] - events[n]),
         )
         for n in range(len(ends) - 1)
     )
     return replace(batch, cuts=cuts)
+
+
+def piece_ends(offsets: np.ndarray, most: int) -> list[int]:
+    """The histories at which pieces begin and end, of at most `most` of what offsets (B + 1,) count, or of one history."""
+    ends = [0]
+    while ends[-1] < offsets.size - 1:
+        stop = int(np.searchsorted(offsets, offsets[ends[-1]] + most, side="right")) - 1
+        ends.append(max(stop, ends[-1] + 1))
+    return ends
+
+
+def value_places(found: Mapping[str, FeatureValues], owners: Any) -> dict[str, np.ndarray]:
+    """By feature, where the values of these owners begin: they are in the order of their owners."""
+    return {name: np.searchsorted(given.owner.numpy(), owners) for name, given in found.items()}
+
+
+def pair_of(places: np.ndarray, n: int) -> tuple[int, int]:
+    """The bounds of piece n."""
+    return int(places[n]), int(places[n + 1])
 
 
 def parts_of(batch: HistoryBatch) -> Iterator[HistoryBatch]:
@@ -72,37 +88,34 @@ def parts_of(batch: HistoryBatch) -> Iterator[HistoryBatch]:
         yield batch
         return
     for cut in batch.cuts:
-        fields = {name: _cut_field(getattr(batch, name), name, cut) for name in ALONG}
+        fields = {name: cut_field(getattr(batch, name), getattr(cut, along)) for name, along in ALONG.items()}
         if batch.target_event is not None:
             fields["target_event"] = fields["target_event"] - cut.events[0]
         items = batch.items
         if items.events or items.users:
             said = (
-                _cut_values(items.events, "events", cut.events, cut),
-                _cut_values(items.users, "users", cut.histories, cut),
+                cut_values(items.events, "events", cut.events, cut.values),
+                cut_values(items.users, "users", cut.histories, cut.values),
             )
             items = replace(items, events=said[0], users=said[1])
         yield replace(batch, layout=cut.layout, cuts=(), items=items, **fields)
 
 
-def _cut_field(value: Any, field: str, cut: Cut) -> Any:
-    first, stop = getattr(cut, ALONG[field])
+def cut_field(value: Any, bounds: tuple[int, int]) -> Any:
+    """A field of a batch, or a mapping of such, of a piece."""
+    first, stop = bounds
     if isinstance(value, Mapping):
         return {name: given[first:stop] for name, given in value.items()}
     return None if value is None else value[first:stop]
 
 
-def _cut_values(
-    found: Mapping[str, FeatureValues], owners: str, bounds: tuple[int, int], cut: Cut
+def cut_values(
+    found: Mapping[str, FeatureValues], owners: str, bounds: tuple[int, int], places: Mapping[str, tuple[int, int]]
 ) -> dict[str, FeatureValues]:
     """What features say of the owners bounds[0] .. bounds[1] - 1, as if there were no others."""
     pieces = {}
     for name, given in found.items():
-        inside = slice(*cut.values[f"{owners}.{name}"])
+        inside = slice(*places[f"{owners}.{name}"])
         owner, dense = given.owner[inside] - bounds[0], given.dense[slice(*bounds)]
         pieces[name] = FeatureValues(given.index[inside], owner, given.weight[inside], dense)
     return pieces
-
-
-def _pair(places: np.ndarray, n: int) -> tuple[int, int]:
-    return int(places[n]), int(places[n + 1])

@@ -57,9 +57,11 @@ class MovingStatistics(nn.Module):
     @torch.no_grad()
     def _count(self, centred: Tensor, real: Tensor | None) -> None:
         flat = centred.reshape(-1, centred.shape[-1])
-        if real is not None:
-            flat = flat[real.reshape(-1)]
-        self.sums[0] += flat.shape[0]
+        if real is None:
+            self.sums[0] += flat.shape[0]
+        else:
+            self.sums[0] += real.sum()
+            flat = torch.where(real.reshape(-1, 1), flat, 0.0)
         self.sums[1:] += torch.cat((flat.sum(dim=0), flat.square().sum(dim=0)))
 
     @torch.no_grad()

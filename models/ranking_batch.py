@@ -22,6 +22,24 @@ from models.jagged import JaggedLayout
 
 
 @dataclass(frozen=True)
+class RankingCut:
+    """A piece of a batch, as pairs (first, one past the last): of its histories, events and candidates; and the layouts of both.
+
+    values: the same of the values of each feature, by "events.NAME", "users.NAME" or "candidates.NAME".
+    """
+
+    histories: tuple[int, int]
+    events: tuple[int, int]
+    candidates: tuple[int, int]
+    values: Mapping[str, tuple[int, int]]
+    layout: JaggedLayout
+    candidate_layout: CandidateLayout
+
+    def to(self, device: torch.device) -> "RankingCut":
+        return replace(self, layout=self.layout.to(device), candidate_layout=self.candidate_layout.to(device))
+
+
+@dataclass(frozen=True)
 class RankingBatch:
     """row_ids: (B,) int64, the ids of the examples; layout: of the events of histories; candidate_layout: which of them
     candidates see.
@@ -33,7 +51,8 @@ class RankingBatch:
     shown_at: (M,) int64, in the unit of the logs; labels by name: (M,) float32, all of the logs.
     times: (N,) int64, seconds from the first event of each history in the batch to each of its events; candidate_times: (M,) int64,
     the same to when each candidate was shown, below 0 for one before all of them, 0 without any; time_rows, candidate_time_rows:
-    by part of the time (N,), (M,) int64. All of these are there only if the model looks at times.
+    by part of the time (N,), (M,) int64. All of these are there only if the model looks at times. cuts: the pieces that are
+    computed one after another (models.ranking_micro_batches), none if all is computed at once.
     """
 
     row_ids: Tensor
@@ -53,6 +72,7 @@ class RankingBatch:
     candidate_times: Tensor | None = None
     time_rows: Mapping[str, Tensor] = field(default_factory=dict)
     candidate_time_rows: Mapping[str, Tensor] = field(default_factory=dict)
+    cuts: tuple[RankingCut, ...] = ()
 
     @property
     def num_targets(self) -> int:

@@ -76,8 +76,9 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     micro_batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="input events that a worker encodes at a time: its share of a batch goes forward and backward in pieces of "
-        "whole histories, which bounds the memory of activations; the step stays that of the whole batch (none: all at once)",
+        description="input events (and impressions) that a worker encodes at a time: its share of a batch goes forward and "
+        "backward in pieces of whole histories, which bounds the memory of activations; the step stays that of the whole batch "
+        "(none: all at once)",
     )
     long_histories: Literal["recent", "windows"] = Field(
         "recent",

@@ -10,6 +10,8 @@ from models.item_features import Catalogue
 from models.next_item import NextItemModel
 from models.tables import TableSpec
 from tests.models.features import test_inputs as told
+from tests.models.ranking.test_model import batch_of, random_users
+from tests.models.ranking.test_ranking_micro_batches import COUNTS, RANKERS, ranker
 
 pytestmark = pytest.mark.gpu
 
@@ -49,3 +51,20 @@ def test_what_is_told_of_events_users_and_times_equals_the_cpu():
         expected = told.encoded(model, batch)
         found = told.encoded(model.to("cuda"), batch.to(torch.device("cuda")))
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", RANKERS)
+def test_a_ranker_equals_the_cpu(kind):
+    batch, found = batch_of(random_users(4, COUNTS)), []
+    for device in (torch.device("cpu"), torch.device("cuda")):
+        model = ranker(kind).float().to(device)
+        there = batch.to(device)
+        rows = {table: rows.detach().requires_grad_() for table, rows in model.look_up(there.items).items()}
+        model.loss(rows, there).backward()
+        weights = {name: p for name, p in model.named_parameters() if not name.startswith("tables")}
+        gradients = {name: leaf.grad for name, leaf in (rows | weights).items() if leaf.grad is not None}
+        found.append((model.logits(rows, there), gradients))
+    (expected, expected_gradients), (logits, gradients) = found
+    torch.testing.assert_close(logits.cpu(), expected, rtol=1e-4, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient.cpu(), expected_gradients[name], rtol=1e-3, atol=1e-5, msg=name)

@@ -14,6 +14,7 @@ from models.item_features import Catalogue, IdColumn, ItemComposer
 from sharding.config import DynamicIdsConfig, TableConfig
 from sharding.dynamic_ids import observe
 from sharding.seen_ids import count_ids
+from tests.models.ranking import test_model as ranking
 from trainer.dataset.features import MISSING
 from trainer.dynamic_tables import DynamicTables, uses_of
 
@@ -228,3 +229,14 @@ def test_without_dynamic_tables_nothing_happens() -> None:
     assert tables.rows_of(request) is request
     assert tables.tensors() == {}
     assert tables.report() == {}
+
+
+def test_in_ranking_events_and_impressions_are_uses():
+    users = ranking.random_users()
+    batch = ranking.batch_of(users)
+    tabs = [tab for user in users for _, _, tab, *_ in (*user.events, *user.shown) if tab != 0]
+    seen = uses_of(batch, "tab", [("events", "tab"), ("candidates", "tab")])
+    assert dict(zip(seen.ids.tolist(), seen.counts.tolist(), strict=True)) == Counter(tabs)
+    tags = [item % 5 + 1 for user in users for item, *_ in (*user.events, *user.shown)]
+    seen = uses_of(batch, "tag", [("values", "tag")])
+    assert dict(zip(seen.ids.tolist(), seen.counts.tolist(), strict=True)) == Counter(tags)

@@ -18,6 +18,7 @@ from models.distinct import distinct_ids
 from models.item_features import Catalogue
 from models.jagged import layout_of
 from models.ranking_batch import RankingBatch, Told, with_inputs
+from models.ranking_micro_batches import with_cuts
 from trainer.stream.columns import Column, slice_all, stretches, take_all, zero_like
 from trainer.stream.examples import Chosen, Examples
 from trainer.stream.global_batches import GlobalBatches
@@ -101,13 +102,15 @@ class JaggedImpressions:
 class ImpressionStream:
     """Training steps from any position on, as trainer.stream.histories.TrainStream; `reader` reads impressions too.
 
-    A row without training impressions is an example with an empty history.
+    A row without training impressions is an example with an empty history. micro_batch_tokens: the events and impressions of the
+    pieces that each batch is cut into, at most.
     """
 
     reader: RowGroupReader
     batches: GlobalBatches
     max_history: int
     catalogue: Catalogue
+    micro_batch_tokens: int | None = None
 
     @property
     def num_examples(self) -> int:
@@ -117,6 +120,7 @@ class ImpressionStream:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
         for packed in self.packed(start, num_epochs):
             batch = ranking_batch(packed.share, self.catalogue, self.max_history)
+            batch = with_cuts(batch, self.micro_batch_tokens)
             yield Step(batch, packed.epoch, packed.before, packed.after)
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedImpressions]]:

@@ -12,35 +12,30 @@ Invariant: the bytes of a file depend on (config, index of the file) alone. File
 No item occurs twice in one history, because evaluation masks what was seen.
 """
 
-import json
-import os
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from trainer.errors import UserError
-from trainer.storage import write_json_atomically
+from trainer.synthetic.folder import LogKind, write_log, write_table
 from trainer.synthetic.world import MIN_EVENTS, Ints, Longs, SyntheticConfig, World, build_world, unit
 
 __all__ = [
+    "EVENTS",
     "BlockMaker",
     "BlockSummary",
     "SyntheticConfig",
     "SyntheticSummary",
     "World",
-    "blocks_one_by_one",
     "build_world",
     "generate",
     "generate_block",
 ]
 
-FORMAT_VERSION = 1
 _BLOCK_STREAM = 1  # keeps the random numbers of blocks apart from those of the world
 _NUM_CANDIDATES = 3  # items that popularity proposes and taste chooses from
 
@@ -70,43 +65,26 @@ class SyntheticSummary:
 BlockMaker = Callable[[SyntheticConfig, World, Path], Iterator[BlockSummary]]
 
 
-def blocks_one_by_one(config: SyntheticConfig, world: World, folder: Path) -> Iterator[BlockSummary]:
-    """Make every block here, in order."""
-    return (generate_block(config, world, index, folder) for index in range(config.num_blocks))
-
-
 def generate(
     config: SyntheticConfig,
     folder: str | Path,
     on_progress: Callable[[int, int], None] | None = None,
-    make_blocks: BlockMaker = blocks_one_by_one,
+    make_blocks: BlockMaker | None = None,
 ) -> SyntheticSummary:
-    """Write events-*.parquet and truth/ into `folder`, and truth/truth.json last.
+    """Write events-*.parquet and truth/ into `folder`, and truth/truth.json last; by default every block here, in order.
 
     The log has the columns user_id, item_id, time (int64, unix seconds) and category (int32), ordered by time within a
     file. `on_progress` is called with the files done and the files in all. A folder that holds the same finished log is
     left as it is. Raises UserError if it holds anything else, or cannot be written.
     """
-    folder = Path(folder)
-    existing = _finished_log(config, folder)
-    if existing is not None:
-        return existing
-    blocks: list[BlockSummary] = []
-    try:
-        (folder / "truth").mkdir(parents=True, exist_ok=True)
-        world = build_world(config)
-        _write_world(config, world, folder / "truth")
-        for block in make_blocks(config, world, folder):
-            blocks.append(block)
-            if on_progress is not None:
-                on_progress(len(blocks), config.num_blocks)
-    except OSError as error:
-        raise UserError(
-            f"synthetic log {folder}: cannot be written ({error}); free space on that disk or choose another folder, "
-            "and delete what is there of this one"
-        ) from error
-    assert sorted(block.block_index for block in blocks) == list(range(config.num_blocks)), "a block is missing"
-    summary = SyntheticSummary(
+    summary: SyntheticSummary = write_log(
+        EVENTS, config, Path(folder), on_progress, make_blocks or EVENTS.blocks_one_by_one
+    )
+    return summary
+
+
+def _summarize(config: SyntheticConfig, blocks: Sequence[BlockSummary]) -> SyntheticSummary:
+    return SyntheticSummary(
         num_users=config.num_users,
         num_items=config.num_items,
         num_events=sum(block.num_events for block in blocks),
@@ -114,32 +92,6 @@ def generate(
         num_effects=sum(block.num_effects for block in blocks),
         num_files=len(blocks),
     )
-    truth = {"format_version": FORMAT_VERSION, "config": config.model_dump(mode="json"), "summary": asdict(summary)}
-    write_json_atomically(folder / "truth" / "truth.json", truth)
-    return summary
-
-
-def _finished_log(config: SyntheticConfig, folder: Path) -> SyntheticSummary | None:
-    """The summary of the log that `folder` holds, or None if the folder is empty or absent."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
-    remedy = "choose another folder, or delete this one"
-    try:
-        truth = json.loads((folder / "truth" / "truth.json").read_text(encoding="utf-8"))
-        same = truth["format_version"] == FORMAT_VERSION and truth["config"] == config.model_dump(mode="json")
-        summary = SyntheticSummary(**truth["summary"])
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError):
-        raise UserError(
-            f"synthetic log {folder}: the folder is not empty, and holds no finished synthetic log "
-            f"(perhaps one that was interrupted); {remedy}"
-        ) from None
-    if not same:
-        raise UserError(f"synthetic log {folder}: holds a log made with other settings; {remedy}")
-    for index in range(config.num_blocks):
-        for path in (_events_path(folder, index), _causes_path(folder, index)):
-            if not path.exists():
-                raise UserError(f"synthetic log {folder}: {path.relative_to(folder)} is missing; {remedy}")
-    return summary
 
 
 def generate_block(config: SyntheticConfig, world: World, block_index: int, folder: str | Path) -> BlockSummary:
@@ -169,7 +121,7 @@ def generate_block(config: SyntheticConfig, world: World, block_index: int, fold
         "time": time[in_time],
         "category": world.item_category[item[in_time]],
     }
-    _write_table(pa.table(events), _events_path(folder, block_index))
+    write_table(pa.table(events), _events_path(folder, block_index))
     effect_row = np.flatnonzero(causes[position, user] >= 0)
     cause_row = row_start[causes[position, user][effect_row]] + user[effect_row]
     truth: dict[str, NDArray[Any]] = {
@@ -179,7 +131,7 @@ def generate_block(config: SyntheticConfig, world: World, block_index: int, fold
         "cause_item": item[cause_row],
         "cause_time": time[cause_row],
     }
-    _write_table(pa.table(truth), _causes_path(folder, block_index))
+    write_table(pa.table(truth), _causes_path(folder, block_index))
     return BlockSummary(block_index, item.size, int(np.isin(item, world.cause).sum()), effect_row.size)
 
 
@@ -342,7 +294,7 @@ def _write_world(config: SyntheticConfig, world: World, folder: Path) -> None:
     ids = np.arange(config.num_items)
     latent = pa.FixedSizeListArray.from_arrays(pa.array(world.item_latent.ravel()), config.latent_width)
     items = [pa.array(ids), pa.array(world.item_category), pa.array(world.item_popularity), latent]
-    _write_table(pa.table(items, names=["item_id", "category", "popularity", "latent"]), folder / "items.parquet")
+    write_table(pa.table(items, names=["item_id", "category", "popularity", "latent"]), folder / "items.parquet")
     patterns: dict[str, NDArray[Any]] = {
         "cause_item": world.cause.astype(np.int64),
         "effect_item": world.effect.astype(np.int64),
@@ -350,24 +302,13 @@ def _write_world(config: SyntheticConfig, world: World, folder: Path) -> None:
         "min_lag": np.full(config.num_patterns, config.pattern_min_lag, np.int32),
         "max_lag": np.full(config.num_patterns, config.pattern_max_lag, np.int32),
     }
-    _write_table(pa.table(patterns), folder / "patterns.parquet")
+    write_table(pa.table(patterns), folder / "patterns.parquet")
     transitions: dict[str, NDArray[Any]] = {  # a pair may stand twice: its probabilities add up
         "item_id": np.repeat(ids, config.num_successors),
         "next_item_id": world.successor.ravel().astype(np.int64),
         "probability": np.tile(world.successor_probability, config.num_items),
     }
-    _write_table(pa.table(transitions), folder / "transitions.parquet")
-
-
-def _write_table(table: pa.Table, path: Path) -> None:
-    """Write beside the path and rename, so that a task that is killed and repeated leaves no half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # Differences of ids and times pack better, and three times faster, than a dictionary of them.
-    packed = {field.name: "DELTA_BINARY_PACKED" for field in table.schema if pa.types.is_integer(field.type)}
-    pq.write_table(
-        table, temporary, compression="zstd", use_dictionary=False, column_encoding=packed, write_page_checksum=True
-    )
-    temporary.replace(path)
+    write_table(pa.table(transitions), folder / "transitions.parquet")
 
 
 def _events_path(folder: Path, block_index: int) -> Path:
@@ -376,3 +317,14 @@ def _events_path(folder: Path, block_index: int) -> Path:
 
 def _causes_path(folder: Path, block_index: int) -> Path:
     return folder / "truth" / f"causes-{block_index:05d}.parquet"
+
+
+EVENTS = LogKind(
+    format_version=1,
+    build_world=build_world,
+    write_world=_write_world,
+    generate_block=generate_block,
+    summarize=_summarize,
+    summary_type=SyntheticSummary,
+    files=lambda index: [f"events-{index:05d}.parquet", f"truth/causes-{index:05d}.parquet"],
+)

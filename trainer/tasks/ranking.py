@@ -12,6 +12,7 @@ from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
 from models.ranking.model import RankingModel
 from models.ranking_batch import RankingBatch
+from models.ranking_micro_batches import parts_of
 from models.tables import TableSpec
 from sharding.ranks import Ranks
 from trainer.dataset.manifest import Manifest
@@ -64,16 +65,15 @@ class RankingTask:
         reader.check_files()
         examples = impression_examples(reader, self.manifest.counts.train_events, self.config.max_history)
         batches = GlobalBatches(examples, job.train.batch_size, None, job.seed, ranks.rank, ranks.world_size)
-        return ImpressionStream(reader, batches, self.config.max_history, self.catalogue)
+        return ImpressionStream(reader, batches, self.config.max_history, self.catalogue, job.train.micro_batch_tokens)
 
     def settle(self, batch: RankingBatch, position: Position, ranks: Ranks) -> RankingBatch:
         return batch
 
     def parts_of(self, batch: RankingBatch) -> Iterator[RankingBatch]:
-        yield batch
+        return parts_of(batch)
 
     def evaluator(self, split: Split, ranks: Ranks, dynamic: DynamicTables) -> RankingEvaluator:
-        conditions = {name: label.defined_when for name, label in self.labels.items()}
         return make_ranking_evaluator(
             self.job.dataset_dir,
             self.manifest,
@@ -83,8 +83,7 @@ class RankingTask:
             self.config.max_history,
             ranks,
             dynamic,
-            tuple(self.labels),
-            {name: condition for name, condition in conditions.items() if condition is not None},
+            self.labels,
         )
 
     def write_parts(

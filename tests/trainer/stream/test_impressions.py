@@ -1,6 +1,6 @@
 """Impressions: what each may see, against brute force; each row once per epoch, each held-out impression once, on any ranks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from models.features.inputs import Inputs
 from models.features.time import Clock
 from models.item_features import Catalogue
 from models.ranking_batch import RankingBatch
+from models.ranking_micro_batches import parts_of
 from tests.datasets import tiny_ranking_dataset
 from trainer.dataset.manifest import Manifest
 from trainer.stream import global_batches
@@ -221,3 +222,17 @@ def test_the_size_of_chunks_blocks_and_cache_changes_nothing(data, monkeypatch, 
     monkeypatch.setattr(global_batches, "MAX_CHUNK_EXAMPLES", size)
     monkeypatch.setattr(shares_module, "BLOCK_EVENTS", size)
     assert [examples_of(step.batch) for step in data.stream(1, 2, 0).steps(Position(0, 0), EPOCHS)] == whole
+
+
+def test_pieces_of_batches_are_the_batches(data):
+    """The same examples, in the same order, fewer at a time."""
+    num_pieces = 0
+    for whole, cut in zip(
+        data.stream().steps(Position(0, 0), 1),
+        replace(data.stream(), micro_batch_tokens=30).steps(Position(0, 0), 1),
+        strict=True,
+    ):
+        parts = list(parts_of(cut.batch))
+        num_pieces += len(parts) > 1
+        assert [example for part in parts for example in examples_of(part)] == examples_of(whole.batch)
+    assert num_pieces > 2

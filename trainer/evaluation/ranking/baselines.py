@@ -90,7 +90,7 @@ def count_training(reader: RowGroupReader, num_ids: int, rules: LabelRules, rank
         columns = {name: column[places] for name, column in found.labels.items()}
         weight = rules.weights(columns)
         for label in rules.labels:
-            defined, positive = rules.defined(label, columns), columns[label] > 0
+            defined, positive = rules.defined(label, columns), rules.positive(label, columns)
             items[label].add(found.items[places][defined], weight[defined], positive[defined])
             users[label].add(row_places[group] + row[defined], weight[defined], positive[defined])
     summed = {label: Counted(_summed(c.seen, ranks), _summed(c.positive, ranks)) for label, c in items.items()}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.item_features import Catalogue, ItemRequest
+from models.ranking.config import LabelConfig
 from models.ranking_batch import RankingBatch
 from sharding.ranks import Ranks
 from trainer.config import EvaluateConfig
@@ -111,13 +112,12 @@ def make_ranking_evaluator(
     max_history: int,
     ranks: Ranks,
     dynamic: DynamicTables,
-    labels: tuple[str, ...],
-    defined_when: Mapping[str, str],
+    labels: Mapping[str, LabelConfig],
 ) -> RankingEvaluator:
-    """All impressions of the split are scored. labels: those of the model; defined_when: see LabelRules."""
+    """All impressions of the split are scored. labels: those that the model learns, in the order of its logits."""
     reader = RowGroupReader(folder, manifest, replace(wanted_by(catalogue, users=True), impressions=True))
     deal = Deal(reader, config.batch_size, ranks.rank, ranks.world_size)
-    rules = LabelRules(labels, defined_when, 1.0 / manifest.labels.get("negative_sampling_rate", 1.0))
+    rules = LabelRules(labels, 1.0 / manifest.labels.get("negative_sampling_rate", 1.0))
     return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, max_history), rules, ranks, dynamic)
 
 
@@ -167,8 +167,8 @@ def write_scores(
     """Score the split by model and baselines, and write rank-<r>.parquet into `folder`: a row per impression. Collective.
 
     Columns: row_id, place (among the impressions of the row), user, item (id), time, history_length (events that the model sees of
-    those before), item_impressions (in training), weight, and by label: label.NAME (NaN where it is not defined), logit.NAME,
-    and logit.BASELINE.NAME. Logits and labels are float32.
+    those before), item_impressions (in training), weight, and by label: label.NAME (0 or 1, NaN where it is not defined),
+    logit.NAME and logit.BASELINE.NAME. Logits and labels are float32.
     """
     held_out, ranks = evaluator.held_out, evaluator.ranks
     rates = count_training(held_out.deal.reader, held_out.catalogue.num_ids, evaluator.rules, ranks)
@@ -205,8 +205,8 @@ def _impression_rows(
         "weight": rules.weights(columns),
     }
     for place, label in enumerate(rules.labels):
-        defined = rules.defined(label, columns)
-        table[f"label.{label}"] = np.where(defined, columns[label], np.float32(np.nan))
+        positive = rules.positive(label, columns).astype(np.float32)
+        table[f"label.{label}"] = np.where(rules.defined(label, columns), positive, np.float32(np.nan))
         table[f"logit.{label}"] = logits[:, place]
         for name, of_baseline in rates.logits(label, item, row_id).items():
             table[f"logit.{name}.{label}"] = of_baseline

@@ -24,14 +24,24 @@ from trainer.evaluation.ranking.metrics import (
 
 def intervals_of(judged: Judged, metrics: dict[str, float]) -> dict[str, list[float]]:
     """[low, high] of every metric that has a value; metrics: those of the same impressions."""
-    if judged.scores.size == 0:
-        return {}
-    _, place = np.unique(judged.user, return_inverse=True)
-    num_users = int(place.max(initial=-1)) + 1
+    users = np.unique(judged.user)
     return {
-        name: _interval(metrics[name], influence)
-        for name, influence in _influences(judged, place, num_users).items()
+        name: _interval(metrics[name], d)
+        for name, d in _influences(judged, users).items()
         if math.isfinite(metrics[name])
+    }
+
+
+def shares_of_users(judged: Judged, metrics: dict[str, float], users: np.ndarray) -> dict[str, np.ndarray]:
+    """Of every metric (U,) numbers, one per user, whose mean is the metric and whose standard error is that of its interval.
+
+    users: (U,) ascending, all of them; who has no impression here adds nothing. NaN where the metric has no value. Two models are
+    compared user by user on any metric, by the differences of these.
+    """
+    found = _influences(judged, users)
+    nothing = np.full(users.size, np.nan)
+    return {
+        name: value + users.size * found[name] if math.isfinite(value) else nothing for name, value in metrics.items()
     }
 
 
@@ -49,11 +59,14 @@ def _interval(value: float, influence: np.ndarray) -> list[float]:
     return [value - Z95 * error, value + Z95 * error]
 
 
-def _influences(judged: Judged, place: np.ndarray, num_users: int) -> dict[str, np.ndarray]:
-    """What each user adds to the error of each metric, (U,) each."""
+def _influences(judged: Judged, users: np.ndarray) -> dict[str, np.ndarray]:
+    """What each of the users adds to the error of each metric that may have a value, (U,) each."""
+    if judged.scores.size == 0:
+        return {}
+    place = np.searchsorted(users, judged.user)
 
     def by_user(values: np.ndarray) -> np.ndarray:
-        return np.bincount(place, judged.weight * values, num_users)
+        return np.bincount(place, judged.weight * values, users.size)
 
     clicks, losses = judged.positive.astype(np.float64), log_losses(judged.scores, judged.positive)
     weights, positives = by_user(np.ones_like(clicks)), by_user(clicks)
@@ -70,11 +83,13 @@ def _influences(judged: Judged, place: np.ndarray, num_users: int) -> dict[str, 
         influences["auc"] = by_user(_placements(judged))
     if positive:
         influences["calibration"] = (by_user(probabilities(judged.scores)) - calibration * positives) / positive
-    users = auc_of_users(judged)
-    known = ~np.isnan(users.auc)
+    own = auc_of_users(judged)
+    known = ~np.isnan(own.auc)
     if known.any():
-        share = users.weight[known] / users.weight[known].sum()
-        influences["gauc"] = share * (users.auc[known] - float((share * users.auc[known]).sum()))
+        share = own.weight[known] / own.weight[known].sum()
+        influences["gauc"] = np.zeros(users.size)
+        at = np.searchsorted(users, own.user[known])
+        influences["gauc"][at] = share * (own.auc[known] - float((share * own.auc[known]).sum()))
     return influences
 
 

@@ -19,7 +19,7 @@ from trainer.page import Plot, plot_of
 
 MODEL, OTHER = page.COLOURS[0], page.COLOURS[1]
 _SLICE_METRICS = ("auc", "gauc", "calibration")
-_NAMES = {"history_length": "history", "item_impressions": "item shown", "hour": "hour (UTC)"}
+_NAMES = {"history_length": "history", "item_impressions": "shown", "hour": "hour"}
 
 
 def render(
@@ -135,7 +135,11 @@ def _slice_plot(results: RankingResults, metric: str, of_all: float) -> Plot:
     names = [f"{_NAMES[entry['name']]}\n{entry['value']}" for entry in entries]
     axes.set_xticks(range(len(names)), names, fontsize=7)
     axes.set_ylabel(metric)
-    return plot_of(figure, f"{metric} by slice, with 95 % intervals; the dashed line is all impressions.")
+    return plot_of(
+        figure,
+        f"{metric} with 95 % intervals by length of the history, by how often the item was shown in training, and by hour of the "
+        "day (UTC); the dashed line is all impressions.",
+    )
 
 
 def _training_plots(history: list[dict[str, Any]], labels: tuple[str, ...]) -> list[Plot]:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.evaluation.ranking.baselines import BASELINES, PRIOR_IMPRESSIONS
-from trainer.evaluation.ranking.intervals import intervals_of
+from trainer.evaluation.ranking.intervals import intervals_of, shares_of_users
 from trainer.evaluation.ranking.metrics import (
     Judged,
     auc_of,
@@ -135,7 +135,7 @@ def _metrics(found: Impressions, source: str, inside: np.ndarray | None) -> tupl
     bounds: dict[str, list[float]] = {}
     for label in found.labels:
         judged = found.judged(label, source, inside)
-        values = metrics_of(sums_of(judged), auc_of(count_scores(judged)))
+        values = _values_of(judged)
         intervals = intervals_of(judged, values)
         for metric, value in values.items():
             name = name_of(metric, label, found.labels)
@@ -220,7 +220,8 @@ def _probability(found: Impressions, column: str) -> np.ndarray:
 
 
 def _user_table(found: Impressions) -> pa.Table:
-    """A row per user: impressions; by label `positives`, `auc` (null without both classes) and `logloss`, of the user alone."""
+    """A row per user: impressions; by label `positives`, and `user_auc` (null without both classes) and `user_logloss` of the user
+    alone; and by the name of each metric the user's share in it (shares_of_users)."""
     rows, first = np.unique(found.column("row_id"), return_index=True)
     columns: dict[str, Any] = {
         "user": found.table.column("user").take(pa.array(first)),
@@ -228,17 +229,26 @@ def _user_table(found: Impressions) -> pa.Table:
     }
     for label in found.labels:
         judged = found.judged(label)
-        by_user = auc_of_users(judged)
-        auc = np.full(rows.size, np.nan)
-        auc[np.searchsorted(rows, by_user.user)] = by_user.auc
-        place = np.searchsorted(rows, judged.user)
-        weight = np.bincount(place, judged.weight, rows.size)
-        lost = np.bincount(place, judged.weight * log_losses(judged.scores, judged.positive), rows.size)
-        logloss = np.divide(lost, weight, out=np.full(rows.size, np.nan), where=weight > 0)
-        positives = np.bincount(place, judged.positive, rows.size).astype(np.int64)
-        for name, values in (("positives", positives), ("auc", auc), ("logloss", logloss)):
-            columns[name_of(name, label, found.labels)] = pa.array(values, mask=np.isnan(values))
+        values = {**_of_users_alone(judged, rows), **shares_of_users(judged, _values_of(judged), rows)}
+        for name, column in values.items():
+            columns[name_of(name, label, found.labels)] = pa.array(column, mask=np.isnan(column))
     return pa.table(columns)
+
+
+def _of_users_alone(judged: Judged, rows: np.ndarray) -> dict[str, np.ndarray]:
+    by_user = auc_of_users(judged)
+    auc = np.full(rows.size, np.nan)
+    auc[np.searchsorted(rows, by_user.user)] = by_user.auc
+    place = np.searchsorted(rows, judged.user)
+    weight = np.bincount(place, judged.weight, rows.size)
+    lost = np.bincount(place, judged.weight * log_losses(judged.scores, judged.positive), rows.size)
+    logloss = np.divide(lost, weight, out=np.full(rows.size, np.nan), where=weight > 0)
+    positives = np.bincount(place, judged.positive, rows.size).astype(np.int64)
+    return {"positives": positives, "user_auc": auc, "user_logloss": logloss}
+
+
+def _values_of(judged: Judged) -> dict[str, float]:
+    return metrics_of(sums_of(judged), auc_of(count_scores(judged)))
 
 
 def read_scored(folder: Path, label: str, labels: tuple[str, ...], source: str = "probability") -> Judged:

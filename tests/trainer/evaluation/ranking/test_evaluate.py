@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from models.ranking.config import LabelConfig
 from sharding.ranks import Ranks
 from tests.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.scored import plain_metrics, random_judged
@@ -28,7 +29,7 @@ from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores
 from trainer.evaluation.ranking.names import METRICS
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-BUY_AFTER_CLICK = {"buy": "click"}
+BUY_AFTER_CLICK = LabelConfig(defined_when="click")
 Row = dict[str, object]
 
 
@@ -86,10 +87,12 @@ def test_a_single_label_has_metrics_by_their_plain_names(world):
 
 def test_a_label_is_judged_where_it_is_defined(world, shown):
     rows = [row for row in expected_rows(shown, 80, 1000) if row["click"]]
-    found = evaluator_of(*world, ALONE, defined_when=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
+    found = evaluator_of(*world, ALONE, buy=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
     for metric, value in plain_metrics(judged_of(rows, "buy")).items():
         assert found[f"{metric}/buy"] == pytest.approx(value, rel=1e-8)
     everywhere = evaluator_of(*world, ALONE).mean_metrics(KnowsItems())
+    entire = evaluator_of(*world, ALONE, buy=LabelConfig(defined_when="click", entire_space=True))
+    assert entire.mean_metrics(KnowsItems()) == everywhere, "who buys has clicked"
     assert found["auc/click"] == everywhere["auc/click"]
     assert found["auc/buy"] != everywhere["auc/buy"]
 
@@ -101,7 +104,7 @@ def test_the_model_goes_on_in_the_mode_it_was_in(world):
 
 
 def _metrics_of_rank(ranks: Ranks, folder: Path, manifest: Manifest) -> dict[str, float]:
-    return evaluator_of(folder, manifest, ranks, defined_when=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
+    return evaluator_of(folder, manifest, ranks, buy=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
@@ -139,7 +142,7 @@ def test_auc_over_ranks_is_exact_however_scores_are_spread(rank_pool: RankPool, 
 
 def _write(ranks: Ranks, folder: Path, manifest: Manifest, parts: Path) -> list[tuple[int, int]]:
     steps: list[tuple[int, int]] = []
-    evaluator = evaluator_of(folder, manifest, ranks, defined_when=BUY_AFTER_CLICK)
+    evaluator = evaluator_of(folder, manifest, ranks, buy=BUY_AFTER_CLICK)
     write_scores(evaluator, KnowsItems(), parts, lambda done, total: steps.append((done, total)))
     return steps
 

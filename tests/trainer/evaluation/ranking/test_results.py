@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from models.ranking.config import LabelConfig
 from sharding.ranks import Ranks
 from tests.html_page import Page, assert_loads_nothing
 from tests.rank_pool import RankPool
@@ -26,6 +27,7 @@ from tests.trainer.evaluation.ranking.worlds import (
 )
 from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
+from trainer.evaluation.metrics import intervals, means
 from trainer.evaluation.ranking import results as results_module
 from trainer.evaluation.ranking.baselines import BASELINES
 from trainer.evaluation.ranking.evaluate import write_scores
@@ -36,12 +38,12 @@ from trainer.evaluation.ranking.report import render
 from trainer.evaluation.ranking.results import Impressions, RankingResults, merge_parts, read_scored, summarize
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
-BUY_AFTER_CLICK = {"buy": "click"}
+BUY_AFTER_CLICK = LabelConfig(defined_when="click")
 ITEMS = pa.array([f"film {letter}" for letter in "ABCDEFGHIJKLMNO"])
 
 
 def _write(ranks: Ranks, folder: Path, manifest: Manifest, parts: Path) -> None:
-    evaluator = evaluator_of(folder, manifest, ranks, defined_when=BUY_AFTER_CLICK)
+    evaluator = evaluator_of(folder, manifest, ranks, buy=BUY_AFTER_CLICK)
     write_scores(evaluator, KnowsItems(), parts, lambda done, total: None)
 
 
@@ -65,7 +67,7 @@ def summary(parts: Path, manifest: Manifest, ticks: int | None = 1) -> tuple[Ran
 
 def test_metrics_of_the_stage_are_bit_for_bit_those_of_training(world, parts):
     results, _ = summary(parts, world[1])
-    training = evaluator_of(*world, ALONE, defined_when=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
+    training = evaluator_of(*world, ALONE, buy=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
     assert results.metrics == training
     assert set(results.baselines) == set(BASELINES)
     assert all(low < results.metrics[name] < high for name, (low, high) in results.ci95.items())
@@ -196,14 +198,24 @@ def test_users_have_their_own_metrics(written):
     rows = pq.read_table(folder / "per_user.parquet").to_pylist()
     assert len(rows) == results.num_users
     names = found.column("row_id")
-    both = [row for row in rows if row["auc/click"] is not None]
+    both = [row for row in rows if row["user_auc/click"] is not None]
     assert len(both) == results.labels["click"]["users_with_both"]
-    weighted = sum(row["auc/click"] * row["impressions"] for row in both) / sum(row["impressions"] for row in both)
+    weighted = sum(row["user_auc/click"] * row["impressions"] for row in both) / sum(row["impressions"] for row in both)
     assert weighted == pytest.approx(results.metrics["gauc/click"])
-    lost = sum(row["logloss/click"] * row["impressions"] for row in rows) / names.size
+    lost = sum(row["user_logloss/click"] * row["impressions"] for row in rows) / names.size
     assert lost == pytest.approx(results.metrics["logloss/click"])
     assert all(row["positives/buy"] <= row["positives/click"] for row in rows)
-    assert all((row["logloss/buy"] is None) == (row["positives/click"] == 0) for row in rows)
+    assert all((row["user_logloss/buy"] is None) == (row["positives/click"] == 0) for row in rows)
+
+
+def test_the_mean_of_the_users_shares_is_the_metric_and_their_error_that_of_its_interval(written):
+    folder, results, _ = written
+    table = pq.read_table(folder / "per_user.parquet")
+    columns = {name: table.column(name).to_numpy() for name in results.metrics}
+    for name, value in means(columns).items():
+        assert value == pytest.approx(results.metrics[name], rel=1e-8), name
+    for name, bounds in intervals(columns).items():
+        assert bounds == pytest.approx(results.ci95[name], rel=0.02), name
 
 
 def test_an_unknown_item_is_null(world, tmp_path):

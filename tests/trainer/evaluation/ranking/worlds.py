@@ -1,6 +1,5 @@
 """A small dataset of impressions with two labels, a model without weights, and what evaluation should find, row by row."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from models.item_features import Catalogue, ItemRequest
+from models.ranking.config import LabelConfig
 from models.ranking_batch import RankingBatch
 from sharding.ranks import Ranks
 from tests.datasets import tiny_ranking_dataset
@@ -70,7 +70,7 @@ class KnowsItems:
     def logits(self, rows: dict[str, Tensor], batch: RankingBatch) -> Tensor:
         assert not self.training
         seen = batch.history_end.clamp(max=MAX_HISTORY)
-        of_click = logits_of(batch.candidate_ids, batch.candidate_times, seen)
+        of_click = logits_of(batch.candidate_ids, batch.shown_at, seen)
         return torch.stack([of_click, of_click / 2 - 0.5], dim=1)[:, : len(self.labels)].float()
 
 
@@ -84,12 +84,12 @@ def evaluator_of(
     ranks: Ranks,
     split: Split = "test",
     labels: tuple[str, ...] = LABELS,
-    defined_when: Mapping[str, str] | None = None,
+    buy: LabelConfig | None = None,
 ) -> RankingEvaluator:
     config = EvaluateConfig(batch_size=7)
     catalogue = Catalogue(NUM_ITEMS + 1, NUM_ITEMS + 1)
     dynamic = DynamicTables({}, (), 1)
-    given = {} if defined_when is None else defined_when
+    given = {"click": LabelConfig(), "buy": buy or LabelConfig()}
     return make_ranking_evaluator(
-        folder, manifest, catalogue, split, config, MAX_HISTORY, ranks, dynamic, labels, given
+        folder, manifest, catalogue, split, config, MAX_HISTORY, ranks, dynamic, {name: given[name] for name in labels}
     )

@@ -1,0 +1,123 @@
+"""From a synthetic log to its evaluation: whoever knows the truth and sees only what a batch shows has the known probabilities."""
+
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import Tensor
+
+from cluster.config import Config, check_config
+from models.item_features import Catalogue, ItemRequest
+from models.ranking.config import LabelConfig
+from models.ranking_batch import RankingBatch
+from sharding.ranks import Ranks
+from tests.prepared import made
+from trainer.config import EvaluateConfig
+from trainer.dataset.manifest import Manifest
+from trainer.dataset.vocabulary import read_vocabulary
+from trainer.dynamic_tables import DynamicTables
+from trainer.evaluation.ranking import results
+from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator, write_scores
+from trainer.synthetic.impression_world import ImpressionConfig, build_impression_world
+from trainer.synthetic.impressions import generate_impressions, logits
+from trainer.synthetic.optimum import compare
+
+SETTINGS = ImpressionConfig(num_users=90, num_items=60, mean_impressions_per_user=40.0, users_per_file=50)
+RECIPE = Path(__file__).parents[2] / "configs/synthetic_ranking.toml"
+ALONE = Ranks(0, 1, torch.device("cpu"))
+LABELS = {"click": LabelConfig(), "conversion": LabelConfig(defined_when="click")}
+
+
+class KnowsTheTruth:
+    """Looks at candidates and at the history before them as a batch has it; what was shown where, it takes from the log."""
+
+    training = False
+    labels = tuple(LABELS)
+
+    def __init__(self, folder: Path, manifest: Manifest, dataset: Path) -> None:
+        self.world = build_impression_world(SETTINGS)
+        self.items = np.asarray([-1, *read_vocabulary(dataset, manifest).values.to_pylist()], dtype=np.int32)
+        shown = [row for path in folder.glob("impressions-*.parquet") for row in pq.read_table(path).to_pylist()]
+        self.shown = {(row["item_id"], row["time"]): row for row in shown}
+        assert len(self.shown) == len(shown), "an item is never shown to two users in one second"
+        self.segment = {
+            row["user_id"]: row["segment"]
+            for path in folder.glob("users-*.parquet")
+            for row in pq.read_table(path).to_pylist()
+        }
+
+    def eval(self) -> None:
+        pass
+
+    def train(self, mode: bool) -> None:
+        pass
+
+    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
+        return {}
+
+    def logits(self, rows: dict[str, Tensor], batch: RankingBatch) -> Tensor:
+        events = self.items[batch.lookup_ids[batch.history_index].numpy()]
+        candidates = self.items[batch.candidate_ids.numpy()]
+        found = np.zeros((candidates.size, 2), np.float32)
+        for place, (item, time) in enumerate(zip(candidates.tolist(), batch.shown_at.tolist(), strict=True)):
+            first = int(batch.layout.offsets[batch.history_of[place]])
+            before = events[first : first + int(batch.history_end[place])][-SETTINGS.window :]
+            recent = np.full((SETTINGS.window, 1), -1, np.int32)
+            recent[: before.size, 0] = self.world.item_category[before]
+            row = self.shown[item, time]
+            slate = np.full((1, row["position"] + 1), item)  # as if it stood at every place down to its own
+            segment, device = np.asarray([self.segment[row["user_id"]]]), np.asarray([row["device"]])
+            of_labels = logits(SETTINGS, self.world, slate, segment, device, recent)
+            found[place] = [of_label[0, -1] for of_label in of_labels]
+        return torch.from_numpy(found)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("known") / "logs"
+    generate_impressions(SETTINGS, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(log: Path) -> Config:
+    """The recipe, with other folders."""
+    given = tomllib.loads(RECIPE.read_text(encoding="utf-8").replace("logs/synthetic-ranking", str(log)))
+    return check_config({**given, "run": {"dataset": str(log.parent / "dataset")}}, "test")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_evaluation_of_the_truth_finds_the_optimum(log: Path, config: Config, tmp_path: Path) -> None:
+    manifest = made(config)
+    assert manifest.counts.test_targets > 300
+    num_ids = manifest.num_item_rows
+    evaluator: RankingEvaluator = make_ranking_evaluator(
+        config.dataset_dir,
+        manifest,
+        Catalogue(num_ids, num_ids),
+        "test",
+        EvaluateConfig(batch_size=16),
+        config.model.max_history,
+        ALONE,
+        DynamicTables({}, (), 1),
+        LABELS,
+    )
+    model = KnowsTheTruth(log, manifest, config.dataset_dir)
+    write_scores(evaluator, model, tmp_path / "parts", lambda done, total: None)
+    found = results.merge_parts(tmp_path / "parts", tuple(LABELS))
+    summary = results.summarize(found, "test", "truth", manifest, config.model.max_history, 1)
+    results.write(tmp_path, summary, found, read_vocabulary(config.dataset_dir, manifest).values)
+    rows = pq.read_table(tmp_path / "per_impression.parquet").to_pylist()
+    assert len(rows) == manifest.counts.test_targets
+    for row in rows:
+        known = model.shown[row["item"], row["time"]]
+        assert row["user"] == known["user_id"]
+        assert row["probability/click"] == pytest.approx(known["click_probability"], rel=1e-5)
+        assert row["probability/conversion"] == pytest.approx(known["conversion_probability"], rel=1e-5)
+        assert row["label/click"] == known["click"]
+    for name, values in compare(log, tmp_path).items():
+        assert values["model"] == pytest.approx(values["best"], abs=1e-4), name
+    assert summary.metrics["auc/click"] > summary.baselines["popularity"]["auc/click"]
