@@ -42,6 +42,10 @@ class Block:
         """Whether a query may see nothing at all: an event always sees itself."""
         return False
 
+    def last_key(self, rows: slice, queries: slice) -> int:
+        """How many keys have to be looked at for some rows and queries: none behind them is visible."""
+        return queries.stop if self.triangular else self.key_gather.shape[1]
+
     def pairs(self, rows: slice, queries: slice, stop: int) -> tuple[Tensor, Tensor]:
         """(distance, visible) of some rows and queries, and the keys before `stop`; each (1 or r, q, stop)."""
         distance, visible = (

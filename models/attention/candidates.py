@@ -20,7 +20,7 @@ from models.attention.bias import prepare_ages
 from models.attention.config import AttentionConfig
 from models.jagged import real_places, split_by_length
 
-ROW_SIZE = 16  # candidates of a row at most: more would see too different stretches of their history
+ROW_SIZE = 8  # candidates of a row at most: more would see too different stretches of their history
 NUM_SIZES, BLOCKS_PER_SIZE = 4, 3
 NO_KEY = 1 << 30  # the place of a key that is none: after every candidate, so that none sees it
 
@@ -31,7 +31,8 @@ class CandidateBlock:
 
     query_gather (R, Q) into candidates, key_gather (R, K) into events, 0 where there is none. query_place (R, Q), key_place (R, K):
     places in the history, of keys that are none NO_KEY. scatter, block_index: (n,), candidates that are queries here, and where
-    they sit in the flat block. itself: whether a candidate sees itself too, as one more key behind the others.
+    they sit in the flat block. num_keys: how many keys each row has, on the host, ascending. itself: whether a candidate sees
+    itself too, as one more key behind the others.
     """
 
     query_gather: Tensor
@@ -40,16 +41,22 @@ class CandidateBlock:
     key_place: Tensor
     scatter: Tensor
     block_index: Tensor
+    num_keys: tuple[int, ...]
     reach: int
     window: int | None = None
     num_global: int = 0
     itself: bool = False
-    triangular: bool = False
+
+    def last_key(self, rows: slice, queries: slice) -> int:
+        """How many keys have to be looked at for some rows and queries."""
+        return self.num_keys[int(rows.stop) - 1]
 
     def pairs(self, rows: slice, queries: slice, stop: int) -> tuple[Tensor, Tensor]:
-        """(distance, visible) of some rows and queries, (r, q, K) each, or K + 1 with itself. Made anew: they are many."""
-        assert stop == self.key_place.shape[1]
-        key_place = self.key_place[rows, None]
+        """(distance, visible) of some rows and queries, and the keys before `stop`, (r, q, stop) each, or one more with itself.
+
+        Made anew each time: they are many.
+        """
+        key_place = self.key_place[rows, None, :stop]
         distance = self.query_place[rows, queries, None] - key_place
         visible = (distance >= 1) & (distance <= self.reach)
         if self.window is not None:
@@ -170,6 +177,7 @@ def _block(rows: _Rows, chosen: np.ndarray, history_end: np.ndarray, reach: int)
         torch.from_numpy(np.where(is_key, key_place, NO_KEY)),
         torch.from_numpy(query_gather.reshape(-1)[block_index]),
         torch.from_numpy(block_index),
+        tuple(np.maximum(1, rows.num_keys[chosen]).tolist()),
         reach,
     )
 
@@ -228,6 +236,7 @@ class CandidateContext:
             place,
             number,
             number,
+            number.numel() * (place.shape[1],),
             layout.reach,
         )
         return replace(self, layout=replace(layout, blocks=(block,)), _blocks={}, _ages={})

@@ -34,9 +34,8 @@ class PaddedBlock(Protocol):
     @property
     def is_query(self) -> Tensor: ...
     @property
-    def triangular(self) -> bool: ...
-    @property
     def may_be_blind(self) -> bool: ...
+    def last_key(self, rows: slice, queries: slice) -> int: ...
     def pairs(self, rows: slice, queries: slice, stop: int) -> tuple[Tensor, Tensor]: ...
 
 
@@ -68,9 +67,8 @@ class _Work:
         number = 0
         for row in range(0, rows, rows_each):
             for query in range(0, queries, queries_each):
-                last = min(queries, query + queries_each)
-                stop = last if self.block.triangular else keys
-                yield _Piece(number, slice(row, min(rows, row + rows_each)), slice(query, last), stop)
+                some, asking = slice(row, min(rows, row + rows_each)), slice(query, min(queries, query + queries_each))
+                yield _Piece(number, some, asking, self.block.last_key(some, asking))
                 number += 1
 
     def compute(self, piece: _Piece, query: Tensor, key: Tensor, value: Tensor, *own: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +91,8 @@ class _Work:
             biases.append(parts.position(distance).to(scores.dtype))
         if parts.time is not None:
             assert self.ages is not None
-            ages = self.ages[piece.rows, piece.queries, : piece.stop + len(own[:1])]
+            ages = self.ages[piece.rows, piece.queries]
+            ages = torch.cat((ages[..., : piece.stop], ages[..., -1:]), dim=-1) if own else ages[..., : piece.stop]
             biases.append(parts.time(ages).to(scores.dtype))
         if config.bias_as == "score":
             for bias in biases:

@@ -1,4 +1,4 @@
-"""Every published ranker as a whole: blind to what is later, users and candidates on their own, and learning from what its search finds."""
+"""Every published ranker as a whole: blind to what is later, users and candidates on their own; what a search finds teaches."""
 
 from dataclasses import replace
 
