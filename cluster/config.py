@@ -143,7 +143,22 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                     "long history"
                 )
         self._metric_is_measured()
+        if isinstance(self.model, RankingConfig):
+            self._examples_are_whole()
         return self
+
+    def _examples_are_whole(self) -> None:
+        """In ranking an example is a user with all of the user's training impressions."""
+        if self.train.batch_tokens is not None:
+            raise ValueError(
+                "train.batch_tokens counts events of histories, and ranking counts users with their impressions: leave it out, and "
+                "bound the memory of a step by train.micro_batch_tokens"
+            )
+        if self.train.long_histories != "recent":
+            raise ValueError(
+                'train.long_histories = "windows" cuts histories into examples, and ranking keeps a user\'s impressions together: '
+                'leave it at "recent"'
+            )
 
     def _metric_is_measured(self) -> None:
         stopping = self.train.early_stopping
