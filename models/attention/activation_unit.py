@@ -3,8 +3,11 @@
     a(h, c) = w . f_n(... f_1(W [h; c; h - c; h * c] + b))            (Zhou et al. 2018, arXiv:1706.06978, section 4.3)
 
 h an event, c a candidate, f the activations. The paper's unit takes h, c and their outer product, its authors' code what stands
-here. With W cut into its four parts, W [h; c; h - c; h * c] = (W_1 + W_3) h + (W_2 - W_3) c + W_4 (h * c): the first two terms are
-computed once for each event and candidate, before they meet (`event_terms`, `candidate_terms`), and only the last for each pair.
+here. With W cut into its four parts,
+
+    W [h; c; h - c; h * c] + b = (W_1 + W_3 + W_4 diag(c)) h + ((W_2 - W_3) c + b),
+
+so that all pairs of a candidate are one product of its own matrix with its events, and nothing as wide as h is held for a pair.
 
 Shapes: N events, M candidates, H heads, K head width, F width of the first hidden layer; r, q, k rows, queries and keys of a piece.
 """
@@ -13,6 +16,7 @@ import itertools
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.activations import Dice, PRelu, activation_of
 from models.attention.config import UnitActivation
@@ -34,9 +38,8 @@ class ActivationUnit(nn.Module):
         self.numbers_per_score = sum(hidden)
 
     def event_terms(self, event_NHK: Tensor) -> Tensor:
-        """(N, H, K + F): events, and behind each what it adds to every pair that it is in."""
-        weight_HFK = self.weight[:, 0] + self.weight[:, 2]
-        return torch.cat((event_NHK, torch.einsum("nhk,hfk->nhf", event_NHK, weight_HFK)), dim=-1)
+        """(N, H, K + 1): events, and a one behind each, by which the constant term of a candidate is multiplied."""
+        return F.pad(event_NHK, (0, 1), value=1.0)
 
     def candidate_terms(self, candidate_MHK: Tensor) -> Tensor:
         """(M, H, K + F): candidates, and behind each what it adds to every pair that it is in."""
@@ -45,28 +48,23 @@ class ActivationUnit(nn.Module):
         return torch.cat((candidate_MHK, term_MHF), dim=-1)
 
     def forward(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-        """(r, H, q, k) for candidates with terms (r, H, q, K + F) and events with terms (r, H, k, K + F).
+        """(r, H, q, k) for candidates with terms (r, H, q, K + F) and events with terms (r, H, k, K + 1).
 
         visible: (r, 1, q, k) bool, the pairs that count where an activation keeps statistics.
         """
         rows, heads, queries = query.shape[:3]
         keys, width = key.shape[2], self.head_width
-        # (W_4 c) . h for all F at once: one matrix product for each row, and no tensor as wide as h for each pair.
-        asked = query[..., None, :width] * self.weight[:, 3, None]
-        product = asked.reshape(rows, heads, -1, width) @ key[..., :width].transpose(-1, -2)
-        hidden = product.view(rows, heads, queries, -1, keys)
-        hidden = hidden + query[..., width:, None] + key[..., width:].transpose(-1, -2)[:, :, None]
-        real = visible.expand(rows, heads, queries, keys)
-        hidden = self._activated(0, hidden, real)
+        of_event = (self.weight[:, 0] + self.weight[:, 2])[:, None]
+        matrix = torch.addcmul(of_event, query[..., None, :width], self.weight[:, 3, None])
+        matrix = torch.cat((matrix, query[..., width:, None]), dim=-1).view(rows, heads, -1, width + 1)
+        # Keys before queries, so that F comes last and all that follows works on one long matrix of pairs.
+        hidden = (key @ matrix.transpose(-1, -2)).view(rows, heads, keys * queries, -1)
+        real = visible.transpose(-1, -2).expand(rows, heads, keys, queries).reshape(rows, heads, -1)
+        hidden = self.activations[0](hidden, real)
         for number, (weight, bias) in enumerate(zip(self.inner, self.inner_bias, strict=True), start=1):
-            hidden = torch.einsum("rhqfk,hgf->rhqgk", hidden, weight) + bias[:, None, :, None]
-            hidden = self._activated(number, hidden, real)
-        return (self.out[:, None, None] @ hidden).squeeze(-2) + self.out_bias[:, None, None]
-
-    def _activated(self, number: int, hidden: Tensor, real: Tensor) -> Tensor:
-        """(r, H, q, F, k) activated along F, by modules that have it last."""
-        activated: Tensor = self.activations[number](hidden.transpose(-1, -2), real)
-        return activated.transpose(-1, -2)
+            hidden = self.activations[number](hidden @ weight.transpose(-1, -2) + bias[:, None], real)
+        scores: Tensor = (hidden @ self.out[..., None]).view(rows, heads, keys, queries) + self.out_bias[:, None, None]
+        return scores.transpose(-1, -2)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
