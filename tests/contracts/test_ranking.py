@@ -83,7 +83,7 @@ def test_order_losses_weights_and_metrics_agree_at_every_world_size(rank_pool, t
                 tolerance = 0.01 if "auc" in name else 1e-4
                 assert other[name] == pytest.approx(value, abs=tolerance, nan_ok=True), name
         for name, expected in weights[1].items():
-            torch.testing.assert_close(weights[world_size][name], expected, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(weights[world_size][name], expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["din", "hstu", "many labels"])
