@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cluster.config_defaults import with_defaults
 from models.config import NextItemConfig
-from models.ranking.config import RankingConfig
+from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
 from sharding.support import why_not_sent, why_unplaceable
 from trainer.config import (
@@ -144,6 +144,7 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                 )
         self._metric_is_measured()
         if isinstance(self.model, RankingConfig):
+            learned_labels(self.model, self.logs.labels)
             self._examples_are_whole()
         return self
 

@@ -116,6 +116,7 @@ def test_averages_of_activations_are_part_of_a_checkpoint(rank_pool, tmp_path, d
         ({"train": {"long_histories": "windows"}}, "train.long_histories"),
         ({"train": {"early_stopping": {"metric": "ndcg@10"}}}, "auc/click"),
         ({"model": {"task": "next_item"}}, "model.task"),
+        ({"model": {"labels": {"like": {}}}}, "model.labels.like"),
     ],
 )
 def test_settings_that_mean_nothing_for_impressions_are_refused(tmp_path, sections, expected):
