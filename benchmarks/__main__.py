@@ -20,6 +20,7 @@ from benchmarks import (
     objectives,
     planning,
     preparing,
+    ranking,
     sharded_lookup,
     streaming,
     training,
@@ -37,6 +38,7 @@ SECTIONS = (
     "plan",
     "attention",
     "objectives",
+    "ranking",
     "lookup",
     "communication",
     "prepare",
@@ -125,7 +127,9 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         comparisons += attending.compare(turns)
     if "objectives" in only:
         comparisons += objectives.compare(turns)
-    if not set(only) - {"ids", "plan", "attention", "objectives"}:
+    if "ranking" in only:
+        comparisons += ranking.compare(turns)
+    if not set(only) - {"ids", "plan", "attention", "objectives", "ranking"}:
         return comparisons
     config = _config(folder, num_workers=1)
     with ray_session(config.cluster):

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cluster.config_defaults import with_defaults
 from models.config import NextItemConfig
-from models.ranking.config import RankingConfig
+from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
 from sharding.support import why_not_sent, why_unplaceable
 from trainer.config import (
@@ -143,7 +143,23 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                     "long history"
                 )
         self._metric_is_measured()
+        if isinstance(self.model, RankingConfig):
+            learned_labels(self.model, self.logs.labels)
+            self._examples_are_whole()
         return self
+
+    def _examples_are_whole(self) -> None:
+        """In ranking an example is a user with all of the user's training impressions."""
+        if self.train.batch_tokens is not None:
+            raise ValueError(
+                "train.batch_tokens counts events of histories, and ranking counts users with their impressions: leave it out, and "
+                "bound the memory of a step by train.micro_batch_tokens"
+            )
+        if self.train.long_histories != "recent":
+            raise ValueError(
+                'train.long_histories = "windows" cuts histories into examples, and ranking keeps a user\'s impressions together: '
+                'leave it at "recent"'
+            )
 
     def _metric_is_measured(self) -> None:
         stopping = self.train.early_stopping

@@ -115,10 +115,23 @@ def tiny_ranking_dataset(
     totals = asdict(sum_counts(group.counts for group in grouped))
     counts = Counts(rows_read=shown.num_rows, rejected={}, num_items=len(vocabulary), unknown_items=0, **totals)
     manifest = Manifest(
-        "tiny-ranking", {}, {}, counts, {}, writer.numbered(parts, 0), task="ranking", labels={"names": list(labels)}
+        "tiny-ranking",
+        {},
+        {},
+        counts,
+        {},
+        writer.numbered(parts, 0),
+        task="ranking",
+        labels={"names": list(labels), "positives": {name: _positives(shown, name) for name in labels}},
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def _positives(shown: pa.Table, label: str) -> dict[str, int]:
+    period = np.digitize(shown.column("time").to_numpy(), [60, 80])
+    counts = np.bincount(period, shown.column(f"label.{label}").to_numpy() > 0, minlength=3)
+    return dict(zip(("train", "validation", "test"), counts.astype(int).tolist(), strict=True))
 
 
 def manifest_of_items(num_items: int) -> Manifest:

@@ -37,11 +37,14 @@ class Experts(nn.Module):
         logits_MT: Tensor = self.towers(x).squeeze(2)
         return logits_MT.to(torch.promote_types(logits_MT.dtype, torch.float32))
 
-    def initialize(self, generator: torch.Generator) -> None:
-        """Draw all weights from `generator` (CPU), in a fixed order."""
+    def initialize(self, generator: torch.Generator, start_T: Tensor | None = None) -> None:
+        """Draw all weights from `generator` (CPU), in a fixed order. start_T: (T,), what logits are around at first, else 0."""
         for module in self.modules():
             if isinstance(module, SideBySide):
                 module.initialize(generator)
+        if start_T is not None:
+            with torch.no_grad():
+                self.towers.biases[-1].copy_(start_T[:, None])
 
 
 def _levels(width: int, num_labels: int, config: ExpertsConfig) -> list[nn.Module]:

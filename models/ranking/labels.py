@@ -121,6 +121,30 @@ class Labels:
         return order
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Of training: how many impressions there are, and by label how many of them are positive."""
+
+    num_impressions: int
+    num_positive: Mapping[str, int]
+
+
+def rate_logits(labels: Labels, rates: Rates) -> Tensor:
+    """(T,): what the towers would say if all impressions were alike. Of labels given another, that of those where it is positive.
+
+    One positive and one negative impression are added, so that no rate is 0 or 1.
+    """
+    found = []
+    for name, config in labels.configs.items():
+        condition = config.defined_when
+        total = rates.num_impressions if condition is None else rates.num_positive[condition]
+        num_positive = min(rates.num_positive[name], total)
+        of_logs = math.log((num_positive + 1) / (total - num_positive + 1))
+        corrected = condition is None and labels.correction != "none"
+        found.append(of_logs + (math.log(labels.kept) if corrected else 0.0))
+    return torch.tensor(found)
+
+
 def both(a: Tensor, b: Tensor) -> Tensor:
     """The logit of sigmoid(a) sigmoid(b)."""
     return -torch.logsumexp(torch.stack((-a, -b, -(a + b))), dim=0)

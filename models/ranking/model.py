@@ -21,7 +21,7 @@ from models.ranking.config import LabelConfig, RankingConfig
 from models.ranking.crossing import crossing_of, draw_crossing
 from models.ranking.experts import Experts
 from models.ranking.fields import Fields, Owners
-from models.ranking.labels import Labels
+from models.ranking.labels import Labels, Rates, rate_logits
 from models.ranking_batch import RankingBatch
 from models.tables import EmbeddingTables, TableSpec
 
@@ -47,7 +47,8 @@ class RankingModel(nn.Module):
 
     labels: those that are learned, by name; tables: of items ("item") and of features, each as wide as its TableSpec says;
     tables_device: where those are built that are sharded later; interest: none for a model that does not look at histories;
-    kept: the share of impressions without any label that the logs have (logs.negative_sampling_rate).
+    kept: the share of impressions without any label that the logs have (logs.negative_sampling_rate); rates: of the labels in
+    training, from which it begins, else at one in two.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class RankingModel(nn.Module):
         item_features: tuple[InputFeature, ...] = (),
         inputs: Inputs = NO_INPUTS,
         kept: float = 1.0,
+        rates: Rates | None = None,
     ) -> None:
         super().__init__()
         self.config = config
@@ -72,6 +74,7 @@ class RankingModel(nn.Module):
         self.crossing = crossing_of(config.crossing, list(self.fields.widths.values()))
         self.experts = Experts(self.crossing.width, len(labels), config.experts)
         self.label_losses = Labels(labels, kept, config.negative_sampling)
+        self.rates = rates
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -85,7 +88,7 @@ class RankingModel(nn.Module):
             self.inputs.initialize(generator)
             self.interest.initialize(generator)
         draw_crossing(self.crossing, generator)
-        self.experts.initialize(generator)
+        self.experts.initialize(generator, None if self.rates is None else rate_logits(self.label_losses, self.rates))
 
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
         """By table, the rows (R, width) that a request asks for. A collective operation once the tables are sharded."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from models.item_features import ITEM_TABLE, Catalogue
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
+from models.ranking.labels import Rates
 from models.ranking.model import RankingModel
 from models.ranking_batch import RankingBatch
 from models.ranking_micro_batches import parts_of
@@ -46,7 +47,8 @@ class RankingTask:
             )
 
     def new_model(self, specs: list[TableSpec]) -> RankingModel:
-        catalogue, config = self.catalogue, self.config
+        catalogue, config, of_labels = self.catalogue, self.config, self.manifest.labels
+        positives = {name: counts["train"] for name, counts in of_labels["positives"].items()}
         return RankingModel(
             config,
             self.labels,
@@ -55,7 +57,8 @@ class RankingTask:
             interest_of(self.job.tables[ITEM_TABLE].dim, config.max_history, config.encoder, config.interest),
             catalogue.features,
             catalogue.inputs,
-            self.manifest.labels.get("negative_sampling_rate", 1.0),
+            of_labels.get("negative_sampling_rate", 1.0),
+            Rates(self.manifest.counts.train_events, positives),
         )
 
     def stream(self, ranks: Ranks) -> ImpressionStream:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.ranking.config import LabelConfig, RankingConfig, learned_labels
-from models.ranking.labels import Labels, both
+from models.ranking.labels import Labels, Rates, both, rate_logits
 
 USER, NUM_USERS = torch.tensor([0] * 4 + [2] + [3] * 7), 4
 LABELS = {
@@ -135,6 +135,29 @@ def test_probabilities_learned_from_a_sampled_log_are_those_of_the_full_one(corr
     if correction == "offset":  # what the sampled log says itself
         sampled = CLICK / (CLICK + KEPT * (1 - CLICK))
         torch.testing.assert_close(uncorrected[:, 0], sampled, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("correction", ["offset", "weight"])
+@pytest.mark.parametrize("entire_space", [False, True])
+def test_the_towers_begin_where_the_loss_is_least_without_telling_impressions_apart(correction, entire_space):
+    configs = {"click": LabelConfig(), "buy": LabelConfig(defined_when="click", entire_space=entire_space)}
+    labels = Labels(configs, KEPT, correction)
+    logs = {name: label.repeat(1000) for name, label in LABELS.items()}
+    rates = Rates(12000, {name: int(label.sum()) for name, label in logs.items()})
+
+    def loss(shift: float, label: int) -> float:
+        logits = rate_logits(labels, rates).double()
+        logits[label] += shift
+        return labels.loss(logits.expand(12000, 2), logs, torch.zeros(12000, dtype=torch.int64), 1).item()
+
+    for label in (0, 1):
+        assert loss(0.0, label) < min(loss(-0.01, label), loss(0.01, label))
+
+
+def test_rates_of_labels_that_never_or_always_occur_are_finite():
+    labels = Labels({"click": LabelConfig(), "buy": LabelConfig(defined_when="click")})
+    for positives in ({"click": 0, "buy": 0}, {"click": 10, "buy": 10}, {"click": 3, "buy": 5}):
+        assert rate_logits(labels, Rates(10, positives)).isfinite().all()
 
 
 # Settings

@@ -16,6 +16,7 @@ from models.item_features import Catalogue, IdColumn
 from models.jagged import layout_of
 from models.moving_statistics import sums_of, update
 from models.ranking.config import RankingConfig, learned_labels
+from models.ranking.labels import Rates
 from models.ranking.model import RankingModel
 from models.ranking_batch import RankingBatch, Told, with_inputs
 from models.tables import TableSpec
@@ -326,3 +327,11 @@ def test_logits_are_those_of_the_full_log():
     with torch.no_grad():
         plain.experts.towers.biases[0].add_(np.log(10.0))
     torch.testing.assert_close(loss_of(plain, users), loss_of(sampled, users))
+
+
+def test_a_new_model_is_about_as_sure_as_the_labels_are_frequent():
+    rates = Rates(1000, {"click": 50, "buy": 10})
+    logits = logits_of(model_of("many", rates=rates), random_users())
+    expected = torch.tensor([np.log(51 / 951), np.log(51 / 951) + np.log(11 / 41)], dtype=torch.float32)
+    assert ((logits.mean(dim=0) - expected).abs() < 1.5).all()
+    assert (logits_of(model_of("many"), random_users()).mean(dim=0)[0] - expected[0]).abs() > 1.5

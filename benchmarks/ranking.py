@@ -1,0 +1,165 @@
+"""Training of rankers, in impressions per second: histories shared by their impressions beside one copy of a history for each,
+and DIN beside a plain one.
+
+All sides have the same impressions and widths; batches lie ready in memory, so that only models are compared.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from benchmarks.measure import Comparison, take_turns
+from models.item_features import Catalogue
+from models.ranking.config import RankingConfig, learned_labels
+from models.ranking.interest import interest_of
+from models.ranking.model import RankingModel
+from models.ranking_batch import RankingBatch
+from models.tables import TableSpec
+from sharding.initialize import initialize_tables
+from trainer.stream.columns import stretches
+from trainer.stream.impressions import Candidates, JaggedImpressions, ranking_batch
+
+NUM_ITEMS, WIDTH, MAX_HISTORY = 10_000, 16, 50
+NUM_USERS, BATCHES = 128, 4
+UNIT, LAYERS = (64, 16), (256, 128)
+CATALOGUE = Catalogue(NUM_ITEMS, NUM_ITEMS)
+MODELS: dict[str, dict[str, Any]] = {
+    "DIN": {
+        "kind": "din",
+        "interest": {"attention": {"unit_hidden": list(UNIT), "unit_activation": "relu"}},
+        "experts": {"hidden": list(LAYERS), "activation": "relu"},
+    },
+    "HSTU": {
+        "kind": "hstu",
+        "encoder": {"attention": {"bias": "position", "num_heads": 2}},
+        "experts": {"hidden": list(LAYERS)},
+    },
+}
+
+
+def compare(turns: int) -> Iterator[Comparison]:
+    """Users with histories of 50 events and 5 or 20 impressions, as those of KuaiRand have on some days and in some weeks."""
+    for each in (5, 20):
+        shown = [_impressions(each, seed) for seed in range(BATCHES)]
+        amount = float(BATCHES * NUM_USERS * each)
+        for name, settings in MODELS.items():
+            ours = _work(settings, shown)
+            alone = _work(settings, [impression_major(found) for found in shown])
+            what = f"{name}, {each} impressions a user"
+            other = "the same, a history for each impression"
+            yield take_turns(what, "impressions/s", amount, ours, alone, other, turns)
+            if name == "DIN":
+                plain = _plain_work([impression_major(found) for found in shown])
+                yield take_turns(what, "impressions/s", amount, ours, plain, "plain PyTorch DIN, padded", turns)
+
+
+def impression_major(found: JaggedImpressions) -> JaggedImpressions:
+    """The same impressions, each with a copy of the events that it sees."""
+    shown = found.candidates
+    counts = np.diff(shown.offsets)
+    owner = np.repeat(np.arange(counts.size), counts)
+    ends = found.offsets[owner] + shown.history_end
+    starts = np.maximum(found.offsets[owner], ends - MAX_HISTORY)
+    places, offsets = stretches(starts, ends)
+    alone = replace(shown, offsets=np.arange(owner.size + 1), history_end=ends - starts)
+    return JaggedImpressions(found.row_ids[owner], offsets, found.items.take(places), alone)
+
+
+def _impressions(each: int, seed: int) -> JaggedImpressions:
+    generator = np.random.default_rng([each, seed])
+    num = NUM_USERS * each
+    candidates = Candidates(
+        offsets=np.arange(NUM_USERS + 1) * each,
+        items=generator.integers(1, NUM_ITEMS, num).astype(np.int32),
+        times=np.tile(np.arange(each), NUM_USERS),
+        history_end=np.full(num, MAX_HISTORY),
+        place=np.tile(np.arange(each), NUM_USERS),
+        labels={"click": generator.integers(0, 2, num).astype(np.float32)},
+        features={},
+    )
+    items = generator.integers(1, NUM_ITEMS, NUM_USERS * MAX_HISTORY).astype(np.int32)
+    return JaggedImpressions(np.arange(NUM_USERS), np.arange(NUM_USERS + 1) * MAX_HISTORY, items, candidates)
+
+
+def _work(settings: dict[str, Any], shown: list[JaggedImpressions]) -> Callable[[], object]:
+    config = RankingConfig.model_validate({"max_history": MAX_HISTORY, **settings})
+    interest = interest_of(WIDTH, MAX_HISTORY, config.encoder, config.interest)
+    tables = [TableSpec("item", NUM_ITEMS, WIDTH)]
+    model = RankingModel(config, learned_labels(config, ("click",)), tables, torch.device("cpu"), interest)
+    model.initialize(torch.Generator().manual_seed(1))
+    initialize_tables(model, 1, {"item": 0.02})
+    table = list(model.tables.parameters())
+    dense = [p for p in model.parameters() if all(p is not other for other in table)]
+    optimizers: list[Any] = [torch.optim.AdamW(dense, lr=1e-3), RowWiseAdagrad(table, lr=0.05)]
+    batches = [ranking_batch(found, CATALOGUE, MAX_HISTORY) for found in shown]
+
+    def loss_of(batch: RankingBatch) -> Tensor:
+        return model.loss(model.look_up(batch.items), batch) / batch.num_targets
+
+    return _training(loss_of, batches, optimizers)
+
+
+def _training(
+    loss_of: Callable[[Any], Tensor], batches: list[Any], optimizers: list[torch.optim.Optimizer]
+) -> Callable[[], object]:
+    def run() -> None:
+        for batch in batches:
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            loss_of(batch).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+    return run
+
+
+class _PlainDin(nn.Module):
+    """What anyone would write: every pair of a candidate and an event through one network, histories padded (Zhou et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items = nn.Embedding(NUM_ITEMS, WIDTH, padding_idx=0)
+        self.unit = _network((4 * WIDTH, *UNIT, 1))
+        self.layers = _network((2 * WIDTH, *LAYERS, 1))
+
+    def forward(self, history_MK: Tensor, candidate_M: Tensor) -> Tensor:
+        events_MKD, candidate_MD = self.items(history_MK), self.items(candidate_M)
+        candidates_MKD = candidate_MD[:, None].expand_as(events_MKD)
+        pairs = (events_MKD, candidates_MKD, events_MKD - candidates_MKD, events_MKD * candidates_MKD)
+        weights_MK = self.unit(torch.cat(pairs, dim=-1)).squeeze(-1) * (history_MK > 0)
+        interest_MD = (weights_MK[..., None] * events_MKD).sum(dim=1)
+        logits: Tensor = self.layers(torch.cat((interest_MD, candidate_MD), dim=-1)).squeeze(-1)
+        return logits
+
+
+def _network(widths: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for wide, narrow in pairwise(widths[:-1]):
+        layers += [nn.Linear(wide, narrow), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+def _plain_work(shown: list[JaggedImpressions]) -> Callable[[], object]:
+    torch.manual_seed(1)
+    model = _PlainDin()
+    batches = [
+        (
+            torch.from_numpy(found.items.reshape(-1, MAX_HISTORY).astype(np.int64)),
+            torch.from_numpy(found.candidates.items.astype(np.int64)),
+            torch.from_numpy(found.candidates.labels["click"]),
+        )
+        for found in shown
+    ]
+
+    def loss_of(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        history, candidates, clicks = batch
+        return F.binary_cross_entropy_with_logits(model(history, candidates), clicks)
+
+    return _training(loss_of, batches, [torch.optim.Adam(model.parameters(), lr=1e-3)])
