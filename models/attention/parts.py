@@ -45,11 +45,6 @@ class Parts:
         return [p for part in (self.position, self.time, self.unit) if part is not None for p in part.parameters()]
 
     @property
-    def numbers_per_score(self) -> int:
-        """How many numbers are held at a time for each score."""
-        return 1 if self.unit is None else self.unit.numbers_per_score
-
-    @property
     def is_plain(self) -> bool:
         """Whether all that there is is a softmax over the events up to each."""
         config = self.config

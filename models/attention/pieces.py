@@ -19,6 +19,8 @@ from models.dropout import drop
 
 PIECE_SCORES = 1 << 18  # scores held at a time on a CPU: with what is made of them, about its second-level cache
 GPU_PIECE_SCORES = 1 << 26
+# A unit holds several numbers for each score; pieces with four times as many are still worth more than the cache that they miss.
+UNIT_PIECES = 4
 
 
 class PaddedBlock(Protocol):
@@ -61,7 +63,9 @@ class _Work:
     def pieces(self, num_heads: int, device: torch.device) -> Iterator[_Piece]:
         rows, queries = self.block.query_gather.shape
         keys = self.block.key_gather.shape[1]
-        size = (PIECE_SCORES if device.type == "cpu" else GPU_PIECE_SCORES) // self.parts.numbers_per_score
+        size = PIECE_SCORES if device.type == "cpu" else GPU_PIECE_SCORES
+        if self.parts.unit is not None:
+            size = UNIT_PIECES * size // self.parts.unit.numbers_per_score
         rows_each = max(1, size // max(1, num_heads * queries * keys))
         queries_each = queries if rows_each > 1 else max(16, size // max(1, num_heads * keys))
         number = 0
