@@ -93,7 +93,7 @@ def results_table(results: Summary) -> Table:
     """The model beside the baselines."""
     of = f"{results.num_targets:,} impressions" if isinstance(results, RankingResults) else _catalogue(results)
     table = Table(title=f"{results.split}: {results.num_users:,} users, {of}")
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     for heading in ("model", "95 % interval", *results.baselines):
         table.add_column(heading, justify="right")
     for name, value in results.metrics.items():
