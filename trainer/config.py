@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from trainer.evaluation.ranking.names import LARGER_IS_BETTER
+
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -59,7 +61,7 @@ class EarlyStoppingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def smaller_is_better(self) -> bool:
         """Of the metric: of losses."""
-        return self.metric.split("/")[0] in ("logloss", "ne")
+        return not LARGER_IS_BETTER.get(self.metric.split("/")[0], True)
 
 
 class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):

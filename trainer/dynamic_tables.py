@@ -16,7 +16,7 @@ Not thread-safe and not to be run ahead: batches are settled when they are train
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -73,10 +73,7 @@ class DynamicTables:
             return request
         rows = dict(request.rows)
         values: dict[Owner, dict[str, FeatureValues]] = {
-            "values": dict(request.values),
-            "events": dict(request.events),
-            "users": dict(request.users),
-            "candidates": dict(request.candidates),
+            owner: dict(getattr(request, owner)) for owner in get_args(Owner)
         }
         for table, state in self.states.items():
             rows[table], place = _each_once(look_up(state, rows[table].numpy()).rows)
@@ -84,14 +81,7 @@ class DynamicTables:
                 if name in values[owner]:  # items that are looked up alone have no events beside them
                     given = values[owner][name]
                     values[owner][name] = replace(given, index=place[given.index])
-        return replace(
-            request,
-            rows=rows,
-            values=values["values"],
-            events=values["events"],
-            users=values["users"],
-            candidates=values["candidates"],
-        )
+        return replace(request, rows=rows, **values)  # type: ignore[arg-type]
 
     def settle(self, batch: HistoryBatch, placed: nn.Module, optimizers: Optimizers, ranks: Ranks) -> HistoryBatch:
         """Take in the global batch of which this rank has `batch` (on the CPU): its ids may get rows, which are reset, while

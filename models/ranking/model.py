@@ -105,10 +105,6 @@ class RankingModel(nn.Module):
         """(M, T) float32, of each label where it is defined: of impressions of the full log, if the logs are a sample of it."""
         return self.label_losses.logits(self._raw_logits(rows, batch)[0]).float()
 
-    def targets(self, batch: RankingBatch) -> tuple[Tensor, Tensor]:
-        """(M, T) bool twice: which labels are positive, and where each is defined, which is where its logits can be judged."""
-        return self.label_losses.targets(batch.labels)
-
     def _raw_logits(self, rows: Mapping[str, Tensor], batch: RankingBatch) -> tuple[Tensor, Tensor | None]:
         asked = batch.items
         items_UD = self.items(rows, asked)

@@ -10,10 +10,12 @@ from matplotlib import pyplot as plt
 
 from trainer import page
 from trainer.dataset.manifest import Counts
+from trainer.evaluation.report_parts import count_rows, training_plots
 from trainer.evaluation.results import Results
 from trainer.page import Plot, plot_of
 
 MODEL, POPULARITY = page.COLOURS[0], page.GREY
+_VALIDATED = {"ndcg@10": MODEL, "hr@10": page.COLOURS[1], "mrr": page.COLOURS[2]}
 
 
 def render(
@@ -29,7 +31,7 @@ def render(
         plots = [
             _hit_rate_plot(ranks, popularity_ranks, results.protocol["catalogue"]),
             _slice_plot(results),
-            *_training_plots(history),
+            *training_plots(history, "training loss (nats per target)", "Training loss of logged steps.", _VALIDATED),
         ]
     return page.render(
         Path(__file__).parent,
@@ -39,7 +41,7 @@ def render(
         rows=_rows(results),
         plots=plots,
         slice_metrics=[name for name in ("hr@10", "ndcg@10", "mrr") if name in results.metrics],
-        counts=_count_rows(asdict(counts)),
+        counts=count_rows(asdict(counts)),
         config=json.dumps(config, indent=2),
     )
 
@@ -57,13 +59,6 @@ def _rows(results: Results) -> list[dict[str, Any]]:
                 "ratio": f"{value / baseline:.2f}x" if baseline else "",
             }
         )
-    return rows
-
-
-def _count_rows(counts: dict[str, Any]) -> dict[str, str]:
-    rejected, of_catalogue = counts.pop("rejected"), counts.pop("catalogue_rejected")
-    rows = {name.replace("_", " "): f"{value:,}" for name, value in counts.items()}
-    rows.update({f"rejected: {reason}": f"{number:,}" for reason, number in (rejected | of_catalogue).items()})
     return rows
 
 
@@ -91,25 +86,3 @@ def _slice_plot(results: Results) -> Plot:
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylabel(metric)
     return plot_of(figure, f"{metric} by slice, with 95 % intervals; the dashed line is the mean over all users.")
-
-
-def _training_plots(history: list[dict[str, Any]]) -> list[Plot]:
-    plots = []
-    train = [(row["step"], row["loss"]) for row in history if row["kind"] == "train" and row["loss"] == row["loss"]]
-    validation = [row for row in history if row["kind"] == "validation"]
-    if train:
-        figure, axes = plt.subplots(figsize=(7, 3))
-        axes.plot(*zip(*train, strict=True), color=MODEL, linewidth=0.8)
-        axes.set(xlabel="step", ylabel="training loss (nats per target)")
-        plots.append(plot_of(figure, "Training loss of logged steps."))
-    if validation:
-        figure, axes = plt.subplots(figsize=(7, 3))
-        for name, colour in (("ndcg@10", MODEL), ("hr@10", page.COLOURS[1]), ("mrr", page.COLOURS[2])):
-            if name in validation[0]:
-                axes.plot(
-                    [r["step"] for r in validation], [r[name] for r in validation], "o-", ms=3, label=name, color=colour
-                )
-        axes.set(xlabel="step", ylabel="validation metric")
-        axes.legend(frameon=False)
-        plots.append(plot_of(figure, "Validation metrics during training."))
-    return plots

@@ -79,7 +79,10 @@ class RankingEvaluator:
         sums = dict.fromkeys(labels, Sums())
         counts: dict[str, list[ScoreCounts]] = {label: [] for label in labels}
         for held, logits in self.score_all(model):
-            user, columns = _histories(held), _label_columns(held)  # all impressions of a user are in one batch
+            user, columns = (
+                held.batch.history_of.numpy(),
+                _label_columns(held),
+            )  # all impressions of a user are in one batch
             for place, label in enumerate(labels):
                 judged = self.rules.judged(label, user, logits[:, place], columns)
                 sums[label] += sums_of(judged)
@@ -192,7 +195,7 @@ def _impression_rows(
     evaluator: RankingEvaluator, held: HeldOutImpressionsBatch, logits: np.ndarray, rates: TrainingRates
 ) -> pa.Table:
     batch, rules, columns = held.batch, evaluator.rules, _label_columns(held)
-    history = _histories(held)
+    history = batch.history_of.numpy()
     row_id, item = held.row_ids[history], batch.candidate_ids.numpy()
     table = {
         "row_id": row_id,
@@ -211,12 +214,6 @@ def _impression_rows(
         for name, of_baseline in rates.logits(label, item, row_id).items():
             table[f"logit.{name}.{label}"] = of_baseline
     return pa.table(table)
-
-
-def _histories(held: HeldOutImpressionsBatch) -> np.ndarray:
-    """(M,) the history of each candidate within the batch."""
-    counts = np.diff(held.batch.candidate_offsets.numpy())
-    return np.repeat(np.arange(counts.size), counts)
 
 
 def _label_columns(held: HeldOutImpressionsBatch) -> dict[str, np.ndarray]:

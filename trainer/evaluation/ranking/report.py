@@ -15,6 +15,7 @@ from trainer.evaluation.ranking.metrics import Judged, count_scores
 from trainer.evaluation.ranking.names import METRICS, name_of
 from trainer.evaluation.ranking.reliability import roc
 from trainer.evaluation.ranking.results import RankingResults, read_scored
+from trainer.evaluation.report_parts import count_rows, training_plots
 from trainer.page import Plot, plot_of
 
 MODEL, OTHER = page.COLOURS[0], page.COLOURS[1]
@@ -29,7 +30,8 @@ def render(
     labels = tuple(results.labels)
     with page.drawing():
         plots = [plot for label in labels for plot in _plots_of(results, folder, label, labels)]
-        plots += _training_plots(history, labels)
+        validated = dict.fromkeys(name_of(metric, label, labels) for label in labels for metric in ("auc", "gauc"))
+        plots += training_plots(history, "training loss", "Training loss of logged steps, per impression.", validated)
     names = [name_of(metric, label, labels) for label in labels for metric in _SLICE_METRICS]
     return page.render(
         Path(__file__).parent,
@@ -40,7 +42,7 @@ def render(
         plots=plots,
         slice_metrics=names,
         slices=[{**entry, "cells": [_cell(entry, name) for name in names]} for entry in results.slices],
-        counts=_count_rows(asdict(counts)),
+        counts=count_rows(asdict(counts)),
         config=json.dumps(config, indent=2),
     )
 
@@ -62,13 +64,6 @@ def _row(results: RankingResults, name: str) -> dict[str, Any]:
 def _cell(entry: dict[str, Any], name: str) -> tuple[str, str]:
     bounds = entry["ci95"].get(name)
     return _figure(entry["metrics"][name]), f"± {(bounds[1] - bounds[0]) / 2:.4f}" if bounds else ""
-
-
-def _count_rows(counts: dict[str, Any]) -> dict[str, str]:
-    rejected, of_catalogue = counts.pop("rejected"), counts.pop("catalogue_rejected")
-    rows = {name.replace("_", " "): f"{value:,}" for name, value in counts.items()}
-    rows.update({f"rejected: {reason}": f"{number:,}" for reason, number in (rejected | of_catalogue).items()})
-    return rows
 
 
 def _plots_of(results: RankingResults, folder: Path, label: str, labels: tuple[str, ...]) -> list[Plot]:
@@ -140,25 +135,3 @@ def _slice_plot(results: RankingResults, metric: str, of_all: float) -> Plot:
         f"{metric} with 95 % intervals by length of the history, by how often the item was shown in training, and by hour of the "
         "day (UTC); the dashed line is all impressions.",
     )
-
-
-def _training_plots(history: list[dict[str, Any]], labels: tuple[str, ...]) -> list[Plot]:
-    plots = []
-    train = [(row["step"], row["loss"]) for row in history if row["kind"] == "train" and row["loss"] == row["loss"]]
-    validation = [row for row in history if row["kind"] == "validation"]
-    if train:
-        figure, axes = plt.subplots(figsize=(7, 3))
-        axes.plot(*zip(*train, strict=True), color=MODEL, linewidth=0.8)
-        axes.set(xlabel="step", ylabel="training loss")
-        plots.append(plot_of(figure, "Training loss of logged steps, per impression."))
-    names = [name_of(metric, label, labels) for label in labels for metric in ("auc", "gauc")]
-    if validation and any(name in validation[0] for name in names):
-        figure, axes = plt.subplots(figsize=(7, 3))
-        for name in names:
-            axes.plot(
-                [r["step"] for r in validation], [r.get(name, np.nan) for r in validation], "o-", ms=3, label=name
-            )
-        axes.set(xlabel="step", ylabel="validation metric")
-        axes.legend(frameon=False)
-        plots.append(plot_of(figure, "Validation metrics during training."))
-    return plots
