@@ -4,8 +4,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from trainer.evaluation.ranking.names import LARGER_IS_BETTER
-
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -57,11 +55,6 @@ class EarlyStoppingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "them as in auc/click, and auc of the first unless told otherwise",
     )
     patience: int = Field(5, ge=1, description="evaluations without improvement before training stops")
-
-    @property
-    def smaller_is_better(self) -> bool:
-        """Of the metric: of losses."""
-        return not LARGER_IS_BETTER.get(self.metric.split("/")[0], True)
 
 
 class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):

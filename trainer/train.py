@@ -21,6 +21,7 @@ from trainer.checkpoint_folder import CheckpointManifest, Found
 from trainer.checkpoint_keys import tensors_of
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError, NonFiniteLossError, UserError
+from trainer.evaluation.ranking.names import LARGER_IS_BETTER
 from trainer.job import Channel, Job
 from trainer.log import Ledger, MetricsLog
 from trainer.measure_placement import record_placement, record_steps
@@ -208,7 +209,8 @@ class Training:
         self._pace.pause(time.monotonic() - started)
         stopping = self.job.train.early_stopping
         if stopping is not None:
-            best = self.state.best.after(metrics[stopping.metric], self.state.step, stopping.smaller_is_better)
+            smaller_is_better = not LARGER_IS_BETTER.get(stopping.metric.split("/")[0], True)
+            best = self.state.best.after(metrics[stopping.metric], self.state.step, smaller_is_better)
             self.state = State(
                 self.state.step, self.state.position, best, self.state.skipped_steps, self.state.skipped_in_a_row
             )
