@@ -47,6 +47,9 @@ def _serve(pipe: Connection) -> None:
                 world_size=world_size,
                 timeout=timedelta(seconds=timeout),
             )
+            # A rank has its connections before the others have theirs. A function that fails at once would close them
+            # while another rank still connects: that rank would fail in forming the group, with another error.
+            dist.barrier()
             # TorchRec does this once per process, collectively: do it where every process is sure to take part.
             init_collective_validation(dist.group.WORLD)
             try:
