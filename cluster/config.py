@@ -22,6 +22,7 @@ from trainer.config import (
     LeaveOneOutConfig,
     SplitConfig,
     TrainConfig,
+    why_not_by_days,
 )
 from trainer.errors import UserError
 from trainer.evaluation.ranking.names import LARGER_IS_BETTER, name_of
@@ -108,6 +109,9 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                 f'model.task = "{self.model.task}", and the logs are for "{self.logs.task}": with logs.labels rows are '
                 "impressions, which are ranked; without, events, of which the next is predicted"
             )
+        not_by_days = why_not_by_days(self.train, self.split, self.model.task)
+        if not_by_days is not None:
+            raise ValueError(not_by_days)
         width, attention = self.tables["item"].dim, self.model.encoder.attention
         if width % attention.num_heads:
             raise ValueError(
@@ -204,6 +208,7 @@ FREE_TO_CHANGE = (
     "train.epochs",
     "train.max_steps",
     "train.evaluate_every_epochs",
+    "train.days.evaluate_next",
     "train.early_stopping",
     "train.log_every_steps",
     "train.ledger",
@@ -368,7 +373,9 @@ def identity(config: Config) -> dict[str, Any]:
     flat = flatten(config.model_dump(mode="json"))
     # Where the number of steps decides every step's rate, the end may not move.
     ends = ("train.epochs", "train.max_steps") if config.train.needs_the_end else ()
-    free = [name for name in FREE_TO_CHANGE if name not in ends]
+    # Day by day the held-out period moves on as logs come, and what was held out is trained.
+    moving = () if config.train.days is None else ("split.validation_time", "split.test_time")
+    free = [name for name in (*FREE_TO_CHANGE, *moving) if name not in ends]
     return {k: v for k, v in flat.items() if not is_among(k, free)}
 
 

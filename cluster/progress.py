@@ -72,11 +72,11 @@ class View:
                 )
                 self.advance("train", event["step"], event["total_steps"], text)
             case "validation":
-                shown = {k: v for k, v in event["metrics"].items() if k in SHOWN or k.split("/")[0] in SHOWN}
-                shown = shown or event["metrics"]
                 best = " (best)" if event["best"]["step"] == event["step"] else ""
-                figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+                figures = _figures(event["metrics"])
                 self.say(f"validation at step {event['step']:,}: {figures}{best}")
+            case "progressive":
+                self.say(f"day {event['begins']}, before it is trained: {_figures(event['metrics'])}")
             case "evaluate":
                 self.advance("evaluate", event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
             case "plan":
@@ -87,6 +87,11 @@ class View:
                 self.say(f"resumed from {event['path']}")
             case "warning":
                 self.say(f"warning: {event['text']}")
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    shown = {name: value for name, value in metrics.items() if name.split("/")[0] in SHOWN}
+    return "  ".join(f"{name} {value:.4f}" for name, value in (shown or metrics).items())
 
 
 def results_table(results: Summary) -> Table:
