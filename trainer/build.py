@@ -103,10 +103,11 @@ def load_checkpoint(
 ) -> None:
     """Load a verified checkpoint into the model, its other state and, if given, optimizers and averages. Collective.
 
-    Raises CheckpointError if it does not fit.
+    By days the vocabularies may have grown since, and tables with them: new rows are as they were built. Raises CheckpointError if
+    it does not fit.
     """
-    state = built.state()
-    checkpoint.load(found, built.placed, built.tables, optimizers, state, averages)
+    state, by_days = built.state(), found.manifest.days is not None
+    checkpoint.load(found, built.placed, built.tables, optimizers, state, averages, tables_grew=by_days)
     built.load_state(state)
 
 

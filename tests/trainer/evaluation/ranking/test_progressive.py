@@ -87,7 +87,9 @@ def rates(shown: Shown, of_day: Shown, begin: int) -> np.ndarray:
 
 def test_what_comes_after_the_next_day_changes_nothing(rank_pool, tmp_path, shown):
     """Nor do the labels of the next day change what stands against it: they change what it is judged by alone."""
-    later = [(user, NUM_ITEMS + 1 - item, *rest) if rest[0] >= 28 else (user, item, *rest) for user, item, *rest in shown]
+    later = [
+        (user, NUM_ITEMS + 1 - item, *rest) if rest[0] >= 28 else (user, item, *rest) for user, item, *rest in shown
+    ]
     write_world(tmp_path / "as it was", shown)
     write_world(tmp_path / "changed", later)
     before, after = (
