@@ -65,10 +65,13 @@ def layout_of(offsets: np.ndarray, num_buckets: int = 4) -> JaggedLayout:
     return JaggedLayout(torch.from_numpy(offsets), torch.from_numpy(positions), buckets)
 
 
-def split_by_length(order: np.ndarray, lengths: np.ndarray, num_buckets: int) -> list[np.ndarray]:
+def split_by_length(
+    order: np.ndarray, lengths: np.ndarray, num_buckets: int, bucket_cost: float = 0.0
+) -> list[np.ndarray]:
     """Cut rows, `order`ed by length, where the padded area is smallest, over cuts at the quantiles of length.
 
-    lengths: of all rows, 1 at least. Returns at most num_buckets pieces of `order`.
+    lengths: of all rows, 1 at least; bucket_cost: the area that costs as much as one more bucket does.
+    Returns at most num_buckets pieces of `order`.
     """
     if order.size == 0:
         return []
@@ -88,7 +91,8 @@ def split_by_length(order: np.ndarray, lengths: np.ndarray, num_buckets: int) ->
         total = best[count - 1, :-1][:, None] + area
         came_from[count, 1:] = total.argmin(axis=0)
         best[count, 1:] = total.min(axis=0)
-    end, count, pieces = num_cuts - 1, num_buckets, []
+    end, pieces = num_cuts - 1, []
+    count = int((best[:, end] + bucket_cost * np.arange(num_buckets + 1)).argmin()) if bucket_cost else num_buckets
     while end > 0:
         start = int(came_from[count, end])
         pieces.append(order[cuts[start] : cuts[end]])

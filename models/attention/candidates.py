@@ -8,7 +8,6 @@ and of those what window and search leave; its place is history_end[m], that of 
 Shapes: B histories, N events, M candidates, R rows of a block, Q candidates of a row, K keys of a row.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -21,7 +20,8 @@ from models.attention.config import AttentionConfig
 from models.jagged import real_places, split_by_length
 
 ROW_SIZE = 8  # candidates of a row at most: more would see too different stretches of their history
-NUM_SIZES, BLOCKS_PER_SIZE = 4, 3
+NUM_SIZES, BLOCKS_PER_SIZE = 4, 3  # at most
+BLOCK_COST = 4096  # pairs that cost as much as one more block
 NO_KEY = 1 << 30  # the place of a key that is none: after every candidate, so that none sees it
 
 
@@ -153,13 +153,25 @@ def _rows(counts: np.ndarray, first_event: np.ndarray, history_end: np.ndarray, 
     return _Rows(first, np.diff(first, append=row.size), first_event[first], first_key, num_keys)
 
 
-def _blocks(rows: _Rows, history_end: np.ndarray, reach: int) -> Iterator[CandidateBlock]:
-    """Rows of similar size and similarly many keys together."""
+def _blocks(rows: _Rows, history_end: np.ndarray, reach: int) -> list[CandidateBlock]:
+    """Rows of similar size and similarly many keys together, in as few blocks as pay for what they save."""
     lengths = np.maximum(1, rows.num_keys)
-    for alike in split_by_length(np.argsort(rows.size, kind="stable"), rows.size, NUM_SIZES):
-        order = alike[np.argsort(lengths[alike], kind="stable")]
-        for chosen in split_by_length(order, lengths, BLOCKS_PER_SIZE):
-            yield _block(rows, chosen, history_end, reach)
+    by_size = np.argsort(rows.size, kind="stable")
+    ways = [_partition(rows.size, lengths, by_size, num_sizes) for num_sizes in {1, 2, NUM_SIZES}]
+    return [_block(rows, chosen, history_end, reach) for chosen in min(ways, key=lambda way: way[0])[1]]
+
+
+def _partition(
+    size: np.ndarray, lengths: np.ndarray, by_size: np.ndarray, num_sizes: int
+) -> tuple[float, list[np.ndarray]]:
+    """What a partition into blocks costs, in pairs, and its rows. size, lengths: of all rows."""
+    cost, chosen = 0.0, []
+    for alike in split_by_length(by_size, size, num_sizes):
+        order, widest = alike[np.argsort(lengths[alike], kind="stable")], int(size[alike].max())
+        blocks = split_by_length(order, lengths, BLOCKS_PER_SIZE, BLOCK_COST / widest)
+        cost += sum(float(block.size * widest * lengths[block].max()) + BLOCK_COST for block in blocks)
+        chosen += blocks
+    return cost, chosen
 
 
 def _block(rows: _Rows, chosen: np.ndarray, history_end: np.ndarray, reach: int) -> CandidateBlock:

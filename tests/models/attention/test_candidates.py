@@ -175,3 +175,10 @@ def test_every_candidate_is_in_one_row_and_rows_waste_little():
     assert pairs < 1.8 * needed
     keys = sum(block.key_gather.numel() for block in layout.blocks)
     assert keys < needed / 3  # shared by the candidates of a history
+
+
+def test_a_small_batch_is_not_cut_into_more_blocks_than_pay():
+    random = np.random.default_rng(2)
+    lengths, counts = random.integers(0, 20, 30).tolist(), random.integers(0, 8, 30).tolist()
+    (block,) = shown(lengths, counts, reach=100).candidate_layout.blocks
+    assert torch.equal(block.scatter.sort().values, torch.arange(sum(counts)))
