@@ -65,9 +65,10 @@ class View:
         """An event that a worker sent (trainer.job.Channel)."""
         match event["kind"]:
             case "train":
+                where = f"day {event['day']}" if "day" in event else f"epoch {event['epoch'] + 1}"
                 left = time.strftime("%H:%M:%S", time.gmtime(event["seconds_left"]))
                 text = (
-                    f"step {event['step']:,}/{event['total_steps']:,}  epoch {event['epoch'] + 1}  loss {event['loss']:.4f}  "
+                    f"step {event['step']:,}/{event['total_steps']:,}  {where}  loss {event['loss']:.4f}  "
                     f"{event['events_per_second']:,.0f} events/s  {left} left  next checkpoint at {event['next_checkpoint']:,}"
                 )
                 self.advance("train", event["step"], event["total_steps"], text)

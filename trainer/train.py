@@ -202,7 +202,9 @@ class Training:
                 values["grad_norm"] = result.grad_norm
             self.log.write(self.state.step, "train", {**values, **self.built.dynamic.report()})
         if self._pace.may_send():
-            progress = {"step": self.state.step, "total_steps": self.total_steps, "epoch": item.epoch}
+            progress: dict[str, Any] = {"step": self.state.step, "total_steps": self.total_steps, "epoch": item.epoch}
+            if self.by_day is not None:
+                progress["day"] = self.by_day.days.calendar.name_of(item.epoch)
             self.channel.send(
                 {"kind": "train", "loss": result.loss, **progress, **speed, "next_checkpoint": self._next_save()}
             )
