@@ -78,9 +78,10 @@ def day_ends(days: Days, step: int, position: Position, train: TrainConfig) -> T
 
 
 def days_record(position: Position, days: Days, manifest: Manifest) -> dict[str, Any]:
-    """What a checkpoint notes. day, trained: the position; content: of that day; impressions: of all days before it;
+    """What a checkpoint notes.
 
-    generation, parts: which files the dataset was made of, so that a later one can be seen to be the same with more.
+    day, trained: the position; content: of that day; impressions: of all days before it; generation, parts: which files the
+    dataset was made of, so that a later one can be seen to be the same with more.
     """
     return {
         "day": position.epoch,
