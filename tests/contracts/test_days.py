@@ -33,7 +33,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job_by_days(run_dir: Path, dataset: Path, **sections: Any) -> Job:
     train = {"days": {"length": DAY}, **sections.pop("train", {})}
-    return job_in(run_dir, dataset, KINDS["din"], train=train, **sections)
+    return job_in(run_dir, dataset, KINDS["din"], train=train, plan={"measure": False}, **sections)
 
 
 def rows_on_days(dataset: Path) -> list[set[int]]:

@@ -33,7 +33,7 @@ def events_of(day: int) -> Events:
     """(user, item, time, click, brand): users, items and brands join from day to day."""
     choose = random.Random(day)
     events = []
-    for _ in range(150):
+    for _ in range(90):
         user, item = choose.randint(0, 25 + 5 * day), choose.randint(1, 12 + 4 * day)
         time = DAY * day + choose.randint(0, DAY - 1)
         events.append((user, item, time, float(choose.random() < 0.4), choose.randint(0, 3 + 2 * day)))
@@ -65,6 +65,7 @@ def config_in(folder: Path, run: str, validation_day: int, **sections: Any) -> C
         "tables": {"item": {**table, **sections.pop("item", {})}, "brand": {**table, **sections.pop("brand", {})}},
         "train": {**train, **sections.pop("train", {})},
         "evaluate": {"batch_size": 16},
+        "plan": {"measure": False},
         **sections,
     }
     return check_config(values, "test")
