@@ -6,6 +6,7 @@ All sides have the same impressions and widths; batches lie ready in memory, so 
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +43,16 @@ MODELS: dict[str, dict[str, Any]] = {
         "experts": {"hidden": list(LAYERS)},
     },
 }
+WITH_DICE: dict[str, Any] = {
+    "kind": "din",
+    "interest": {"attention": {"unit_hidden": list(UNIT), "unit_activation": "dice"}},
+    "experts": {"hidden": list(LAYERS), "activation": "relu"},
+}
+
+
+def deepctr_torch_is_here() -> bool:
+    """It is no dependency: `pip install --no-deps deepctr-torch` brings it, and without it the comparison is left out."""
+    return find_spec("deepctr_torch") is not None
 
 
 def compare(turns: int) -> Iterator[Comparison]:
@@ -56,8 +67,13 @@ def compare(turns: int) -> Iterator[Comparison]:
             other = "the same, a history for each impression"
             yield take_turns(what, "impressions/s", amount, ours, alone, other, turns)
             if name == "DIN":
-                plain = _plain_work([impression_major(found) for found in shown])
+                apart = [impression_major(found) for found in shown]
+                plain = _plain_work(apart)
                 yield take_turns(what, "impressions/s", amount, ours, plain, "plain PyTorch DIN, padded", turns)
+                if deepctr_torch_is_here():
+                    with_dice, theirs = _work(WITH_DICE, shown), _deepctr_work(apart)
+                    what = f"DIN with Dice, {each} impressions a user"
+                    yield take_turns(what, "impressions/s", amount, with_dice, theirs, "DeepCTR-Torch's DIN", turns)
 
 
 def impression_major(found: JaggedImpressions) -> JaggedImpressions:
@@ -163,3 +179,28 @@ def _plain_work(shown: list[JaggedImpressions]) -> Callable[[], object]:
         return F.binary_cross_entropy_with_logits(model(history, candidates), clicks)
 
     return _training(loss_of, batches, [torch.optim.Adam(model.parameters(), lr=1e-3)])
+
+
+def _deepctr_work(shown: list[JaggedImpressions]) -> Callable[[], object]:
+    """DeepCTR-Torch's DIN with its defaults (Dice in the unit, l2 of weights) and its step, without what `fit` adds to that."""
+    from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat, get_feature_names
+    from deepctr_torch.models import DIN
+
+    torch.manual_seed(1)
+    item = SparseFeat("item", NUM_ITEMS, embedding_dim=WIDTH)
+    seen = SparseFeat("hist_item", NUM_ITEMS, embedding_dim=WIDTH, embedding_name="item")
+    columns = [item, VarLenSparseFeat(seen, maxlen=MAX_HISTORY, length_name="length")]
+    model = DIN(columns, ["item"], dnn_hidden_units=LAYERS, att_hidden_size=UNIT)
+    assert get_feature_names(columns) == ["item", "hist_item", "length"]
+    batches = []
+    for found in shown:
+        history, lengths = found.items.reshape(-1, MAX_HISTORY), np.diff(found.offsets)
+        packed = np.column_stack((found.candidates.items, history, lengths)).astype(np.float32)
+        batches.append((torch.from_numpy(packed), torch.from_numpy(found.candidates.labels["click"])))
+
+    def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
+        packed, clicks = batch
+        loss = F.binary_cross_entropy(model(packed).squeeze(-1), clicks, reduction="sum")
+        return loss + model.get_regularization_loss()
+
+    return _training(loss_of, batches, [torch.optim.Adam(model.parameters())])

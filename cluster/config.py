@@ -1,11 +1,8 @@
 """The whole config of a run: parts from every package, read from TOML, overridden, checked once. Imports neither torch nor ray."""
 
 import difflib
-import json
 import re
-import tomllib
 from collections.abc import Iterable
-from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -13,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cluster.config_defaults import with_defaults
+from cluster.config_file import apply_override, read_values
 from models.config import NextItemConfig
 from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
@@ -231,48 +229,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     return check_config(values, str(path))
 
 
-def read_values(path: str | Path) -> dict[str, Any]:
-    """What a TOML or JSON file holds, unchecked. Raises UserError if it is neither."""
-    file = Path(path)
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"config {file}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"config {file}: cannot be read ({error})") from None
-    try:
-        values: dict[str, Any] = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"config {file}: not valid {file.suffix.lstrip('.').upper() or 'TOML'}: {error}") from None
-    return values
-
-
 def check_config(values: dict[str, Any], origin: str) -> Config:
     """Build a Config from plain values; `origin` names their source in errors."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(explain(error, origin, Config)) from None
-
-
-def apply_override(override: str, values: dict[str, Any]) -> None:
-    """Set one `section.key=value`; the value is read as TOML, and as a bare string where it is not TOML."""
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        raise UserError(f"--set {override}: write it as section.key=value, for example train.batch_size=256")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = None if text.strip() == "none" else text
-    if isinstance(value, date):  # settings hold dates as text
-        value = text.strip()
-    *sections, name = key.strip().split(".")
-    place = values
-    for section in sections:
-        place = place.setdefault(section, {})
-        if not isinstance(place, dict):
-            raise UserError(f"--set {override}: {section} is a value, not a section")
-    place[name] = value
 
 
 def explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:

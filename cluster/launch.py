@@ -29,6 +29,7 @@ from sharding.errors import PlacementError
 from sharding.ranks import Ranks, current_ranks
 from trainer.errors import UserError
 from trainer.job import Channel
+from trainer.memory import keep_freed_memory
 
 POLL_SECONDS = 0.2
 WorkerFunction = Callable[[Any, Ranks, Channel], Any]
@@ -73,6 +74,7 @@ def _work(payload: dict[str, Any]) -> None:
         device = get_device()
         if device.type == "cpu":
             torch.set_num_threads(payload["threads"])
+            keep_freed_memory()
         ranks = current_ranks(device)
         channel = Channel(send=lambda event: monitor.push.remote(event), stop_requested=_StopPoll(monitor))
         result = function(payload["argument"], ranks, channel)

@@ -4,7 +4,8 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.config import apply_override, check_config, identity, job_of, read_values
+from cluster.config import check_config, identity, job_of
+from cluster.config_file import apply_override, read_values
 from trainer import checkpoint_folder
 from trainer.checkpoint_folder import Found
 from trainer.checkpoint_reshard import reshard

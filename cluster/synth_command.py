@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.config import ClusterConfig, apply_override
+from cluster.config import ClusterConfig
+from cluster.config_file import apply_override
 from cluster.session import ray_session
 from cluster.synth import synthesize
 from trainer.errors import UserError

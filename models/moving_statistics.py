@@ -46,23 +46,30 @@ class MovingStatistics(nn.Module):
         self.num_updates: Tensor
         self.sums: Tensor
 
+    @property
+    def scale(self) -> Tensor:
+        """(W,) by which what is centred is multiplied."""
+        return (self.variance + self.epsilon).rsqrt()
+
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """(..., W) standardised, in float32 at least. real: (...) bool, the entries that are no padding; none if all are."""
-        centred = x - self.mean
+        scale = self.scale
+        standardised = torch.addcmul(-self.mean * scale, x.to(torch.promote_types(x.dtype, scale.dtype)), scale)
         # Inside of a backward pass this is a piece computed again, whose entries are counted already.
         if self.training and torch._C._current_graph_task_id() == -1:
-            self._count(centred.detach(), real)
-        return centred * (self.variance + self.epsilon).rsqrt()
+            self._count(standardised.detach(), real, scale)
+        return standardised
 
     @torch.no_grad()
-    def _count(self, centred: Tensor, real: Tensor | None) -> None:
-        flat = centred.reshape(-1, centred.shape[-1])
-        if real is None:
+    def _count(self, standardised: Tensor, real: Tensor | None, scale: Tensor) -> None:
+        flat = standardised.reshape(-1, standardised.shape[-1])
+        # On a GPU the question would wait for the answer.
+        if real is None or (real.device.type == "cpu" and real.all()):
             self.sums[0] += flat.shape[0]
         else:
             self.sums[0] += real.sum()
             flat = torch.where(real.reshape(-1, 1), flat, 0.0)
-        self.sums[1:] += torch.cat((flat.sum(dim=0), flat.square().sum(dim=0)))
+        self.sums[1:] += torch.cat((flat.sum(dim=0) / scale, flat.square().sum(dim=0) / scale.square()))
 
     @torch.no_grad()
     def update(self, summed: Tensor) -> None:

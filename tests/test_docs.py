@@ -13,7 +13,8 @@ from typer.core import TyperGroup
 
 from cluster import config_docs
 from cluster.cli import app
-from cluster.config import check_config, load_config, read_values
+from cluster.config import check_config, load_config
+from cluster.config_file import read_values
 from cluster.plan.workload import check_workload
 from cluster.study.config import read_study
 from cluster.study.trials import plan_trials

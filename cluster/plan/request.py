@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Config, apply_override, check_config, read_values
+from cluster.config import Config, check_config
+from cluster.config_file import apply_override, read_values
 from cluster.plan.workload import check_workload
 from sharding.config import CommunicationConfig, PlanConfig
 from sharding.planning.load import TableLoad

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cluster.config import apply_override, explain
+from cluster.config import explain
+from cluster.config_file import apply_override
 from sharding.config import CommunicationConfig, Kernel, PlanConfig, Sharding, SparseOptimizer, TableConfig
 from sharding.planning.load import TableLoad
 from trainer.errors import UserError

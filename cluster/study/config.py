@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cluster.config import apply_override, explain, read_values
+from cluster.config import explain
+from cluster.config_file import apply_override, read_values
 from trainer.errors import UserError
 
 Value = Any  # what a setting of the config may be is for the config to say
@@ -150,26 +151,11 @@ def read_study(path: str | Path, overrides: list[str] | None = None) -> StudyFil
     settings = values.pop("study", None)
     if not isinstance(settings, dict):
         raise UserError(f"study {path}: has no [study]; a single config is run by `shoal run {path}`")
-    base = values.pop("base", None)
-    if base is not None:
-        if not isinstance(base, str):
-            raise UserError(f"study {path}: base = {base!r} must be the path of a config, relative to this file")
-        values = merged(read_values(Path(path).parent / base), values)
     try:
         study = StudyConfig.model_validate(settings)
     except ValidationError as error:
         raise UserError(explain(error, f"{path}, [study]", StudyConfig)) from None
     return StudyFile(study, values, str(path))
-
-
-def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, section by section; neither is changed."""
-    result = copy.deepcopy(below)
-    for key, value in above.items():
-        before = result.get(key)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        result[key] = merged(before, value) if both else copy.deepcopy(value)  # type: ignore[arg-type]
-    return result
 
 
 def with_settings(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

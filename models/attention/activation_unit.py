@@ -5,9 +5,9 @@
 h an event, c a candidate, f the activations. The paper's unit takes h, c and their outer product, its authors' code what stands
 here. With W cut into its four parts,
 
-    W [h; c; h - c; h * c] + b = (W_1 + W_3 + W_4 diag(c)) h + ((W_2 - W_3) c + b),
+    W [h; c; h - c; h * c] + b = (W_1 + W_3) h + ((W_2 - W_3) c + b) + W_4 (h * c),
 
-so that all pairs of a candidate are one product of its own matrix with its events, and nothing as wide as h is held for a pair.
+of which the first term is of an event alone and the second of a candidate: only the third is multiplied out for every pair.
 
 Shapes: N events, M candidates, H heads, K head width, F width of the first hidden layer; r, q, k rows, queries and keys of a piece.
 """
@@ -16,7 +16,6 @@ import itertools
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.activations import Dice, PRelu, activation_of
 from models.attention.config import UnitActivation
@@ -38,33 +37,36 @@ class ActivationUnit(nn.Module):
         self.numbers_per_score = sum(hidden)
 
     def event_terms(self, event_NHK: Tensor) -> Tensor:
-        """(N, H, K + 1): events, and a one behind each, by which the constant term of a candidate is multiplied."""
-        return F.pad(event_NHK, (0, 1), value=1.0)
+        """(N, H, K + F): events, and behind each what it adds to every pair that it is in."""
+        return self._with_terms(event_NHK, self.weight[:, 0] + self.weight[:, 2], None)
 
     def candidate_terms(self, candidate_MHK: Tensor) -> Tensor:
-        """(M, H, K + F): candidates, and behind each what it adds to every pair that it is in."""
-        weight_HFK = self.weight[:, 1] - self.weight[:, 2]
-        term_MHF = torch.einsum("mhk,hfk->mhf", candidate_MHK, weight_HFK) + self.bias
-        return torch.cat((candidate_MHK, term_MHF), dim=-1)
+        """(M, H, K + F): likewise of candidates."""
+        return self._with_terms(candidate_MHK, self.weight[:, 1] - self.weight[:, 2], self.bias)
+
+    def _with_terms(self, packed_NHK: Tensor, weight_HFK: Tensor, bias: Tensor | None) -> Tensor:
+        terms_NHF = torch.einsum("nhk,hfk->nhf", packed_NHK, weight_HFK)
+        return torch.cat((packed_NHK, terms_NHF if bias is None else terms_NHF + bias), dim=-1)
 
     def forward(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-        """(r, H, q, k) for candidates with terms (r, H, q, K + F) and events with terms (r, H, k, K + 1).
+        """(r, H, q, k) for candidates with terms (r, H, q, K + F) and events with terms (r, H, k, K + F).
 
         visible: (r, 1, q, k) bool, the pairs that count where an activation keeps statistics.
         """
-        rows, heads, queries = query.shape[:3]
-        keys, width = key.shape[2], self.head_width
-        of_event = (self.weight[:, 0] + self.weight[:, 2])[:, None]
-        matrix = torch.addcmul(of_event, query[..., None, :width], self.weight[:, 3, None])
-        matrix = torch.cat((matrix, query[..., width:, None]), dim=-1).view(rows, heads, -1, width + 1)
-        # Keys before queries, so that F comes last and all that follows works on one long matrix of pairs.
-        hidden = (key @ matrix.transpose(-1, -2)).view(rows, heads, keys * queries, -1)
-        real = visible.transpose(-1, -2).expand(rows, heads, keys, queries).reshape(rows, heads, -1)
+        heads, width = query.shape[1], self.head_width
+        # Heads come first, so that all pairs of a head are one long matrix.
+        candidate, event = query.transpose(0, 1)[..., None, :], key.transpose(0, 1)[..., None, :, :]
+        pairs = candidate[..., :width] * event[..., :width]
+        shape = pairs.shape[:-1]
+        hidden = (pairs.flatten(1, -2) @ self.weight[:, 3].transpose(-1, -2)).view(*shape, -1)
+        hidden = (hidden + event[..., width:] + candidate[..., width:]).flatten(1, -2)
+        real = visible.transpose(0, 1).reshape(1, -1).expand(heads, -1)
         hidden = self.activations[0](hidden, real)
         for number, (weight, bias) in enumerate(zip(self.inner, self.inner_bias, strict=True), start=1):
-            hidden = self.activations[number](hidden @ weight.transpose(-1, -2) + bias[:, None], real)
-        scores: Tensor = (hidden @ self.out[..., None]).view(rows, heads, keys, queries) + self.out_bias[:, None, None]
-        return scores.transpose(-1, -2)
+            hidden = self.activations[number](torch.baddbmm(bias[:, None], hidden, weight.transpose(-1, -2)), real)
+        # A product with one vector is several times as fast as a batch of such products.
+        scores = torch.stack([of_head @ out for of_head, out in zip(hidden, self.out, strict=True)])
+        return (scores + self.out_bias[:, None]).view(shape).transpose(0, 1)
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:

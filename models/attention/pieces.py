@@ -6,6 +6,7 @@ so forward keeps queries, keys and values only, and backward goes through the sa
 Shapes: R rows, Q queries and K keys of a row, H heads of queries, G heads of keys and values, C channels.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,8 +20,8 @@ from models.dropout import drop
 
 PIECE_SCORES = 1 << 18  # scores held at a time on a CPU: with what is made of them, about its second-level cache
 GPU_PIECE_SCORES = 1 << 26
-# A unit does much with the numbers that it holds for each score: with twice as many in a piece fewer operations still pay.
-UNIT_PIECES = 2
+# A unit does much with the numbers that it holds for each score: with more in a piece fewer operations still pay.
+UNIT_PIECES = 4
 
 
 class PaddedBlock(Protocol):
@@ -147,6 +148,11 @@ def attend_in_pieces(
     # A draw of the global generator, so that dropout stays a function of its seed; the pieces' own generators repeat in backward.
     seed = int(torch.randint(2**62, ()).item()) if parts.threshold else 0
     work = _Work(block, ages, parts, seed)
+    pieces = list(itertools.islice(work.pieces(query.shape[1], query.device), 2))
+    if parts.unit is not None and len(pieces) == 1:
+        # What a unit computes costs more to compute again than to keep, and a single piece is as much as is held anyway.
+        with torch.autocast(query.device.type, enabled=False):
+            return work.compute(pieces[0], *_sliced(pieces[0], query, key, value, *own))
     output, penalty = _InPieces.apply(work, 3 + len(own), query, key, value, *own, *parts.parameters)
     return output, penalty
 

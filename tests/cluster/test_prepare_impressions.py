@@ -237,7 +237,7 @@ OUTCOMES = {
 
 
 def test_kuairand_end_to_end(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = Path(__file__).parents[2] / "configs/kuairand_prepare.toml"
+    recipe = Path(__file__).parents[2] / "configs/kuairand.toml"
     folder = tmp_path / "logs/kuairand-valtest"
     convert("kuairand-valtest", shared_data / "kuairand-pure-valtest", folder, lambda *_: None)
     monkeypatch.chdir(tmp_path)

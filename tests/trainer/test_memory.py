@@ -1,13 +1,15 @@
 """Free memory goes back to the system even where live objects lie between; a peak is remembered until it is forgotten."""
 
 import ctypes
+import multiprocessing
+import resource
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 
-from trainer.memory import forget_peak, memory_trimmer, peak_bytes
+from trainer.memory import forget_peak, keep_freed_memory, memory_trimmer, peak_bytes
 
 PIECE = 64 * 1024
 
@@ -23,6 +25,27 @@ def test_free_pages_between_live_ones_are_returned():
     trim()
     assert full - process.memory_info().rss > 4000 * PIECE * 0.6
     assert len(kept) == 80
+
+
+def faults_of_a_chain() -> int:
+    x = torch.zeros(6500, 64)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        x.relu().relu().relu().relu()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_memory_that_was_freed_is_used_again_without_page_faults():
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        pytest.skip("this C library has no mallopt")
+    context = multiprocessing.get_context("spawn")  # for good: not in the process of the other tests
+    with context.Pool(1) as pool:
+        before = pool.apply(faults_of_a_chain)
+        assert pool.apply(keep_freed_memory)
+        pool.apply(faults_of_a_chain)
+        after = pool.apply(faults_of_a_chain)
+    assert before > 1000
+    assert after < before / 10
 
 
 def test_the_peak_outlives_what_was_freed_and_can_be_forgotten():

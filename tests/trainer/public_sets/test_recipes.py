@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs/public_sets.md").read_text(encoding="utf-8")
 RECIPES = [
     *(tomllib.loads(block) for block in re.findall(r"^```toml\n(.*?)^```", PAGE, re.M | re.S)),
-    tomllib.loads((ROOT / "configs/kuairand_prepare.toml").read_text(encoding="utf-8")),
+    tomllib.loads((ROOT / "configs/kuairand.toml").read_text(encoding="utf-8")),
 ]
 AMAZON_EVENTS = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("time", pa.int64())])
 SCHEMAS: dict[str, dict[str, pa.Schema]] = {
