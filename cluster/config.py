@@ -21,6 +21,7 @@ from trainer.config import (
     LeaveOneOutConfig,
     SplitConfig,
     TrainConfig,
+    why_not_by_days,
 )
 from trainer.errors import UserError
 from trainer.evaluation.ranking.names import LARGER_IS_BETTER, name_of
@@ -66,16 +67,15 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return "cuda" if self.gpus_per_worker else "cpu"
 
 
-ModelSettings = Annotated[NextItemConfig | RankingConfig, Field(discriminator="task")]
-
-
 class Config(BaseModel, extra="forbid", frozen=True, strict=True):
     """Everything that a run needs to know. Most of it has defaults; `logs` does not."""
 
     run: RunConfig = Field(default_factory=RunConfig)
     logs: LogsConfig
     split: SplitConfig = Field(default_factory=LeaveOneOutConfig)
-    model: ModelSettings = Field(default_factory=NextItemConfig)
+    model: Annotated[NextItemConfig | RankingConfig, Field(discriminator="task")] = Field(
+        default_factory=NextItemConfig
+    )
     tables: dict[str, TableConfig] = Field(default_factory=dict)
     plan: PlanConfig = Field(default_factory=PlanConfig)
     communication: CommunicationConfig = Field(default_factory=CommunicationConfig)
@@ -108,13 +108,10 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
                 "impressions, which are ranked; without, events, of which the next is predicted"
             )
         width, attention = self.tables["item"].dim, self.model.encoder.attention
-        if width % attention.num_heads:
-            raise ValueError(
-                f"model.encoder.attention.num_heads = {attention.num_heads} must divide tables.item.dim = {width}"
-            )
-        if isinstance(self.model, RankingConfig) and width % self.model.interest.attention.num_heads:
-            heads = self.model.interest.attention.num_heads
-            raise ValueError(f"model.interest.attention.num_heads = {heads} must divide tables.item.dim = {width}")
+        interest = self.model.interest.attention if isinstance(self.model, RankingConfig) else attention
+        for part, number in (("encoder", attention.num_heads), ("interest", interest.num_heads)):
+            if width % number:
+                raise ValueError(f"model.{part}.attention.num_heads = {number} must divide tables.item.dim = {width}")
         halves = attention.differential + (self.model.encoder.positions == "rotary")
         if width // attention.num_heads % 2**halves:
             raise ValueError(
@@ -126,13 +123,13 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
         except UserError as error:
             raise ValueError(str(error)) from None
         device = self.cluster.device
-        not_sent = why_not_sent(self.communication, device)
-        if not_sent is not None:
-            raise ValueError(not_sent)
-        for name, table in self.tables.items():
-            unplaceable = why_unplaceable(table, device)
-            if unplaceable is not None:
-                raise ValueError(f"tables.{name}: {unplaceable}")
+        not_by_days = why_not_by_days(self.train, self.split, self.model.task)
+        unplaceable = (
+            f"tables.{name}: {why}" for name, t in self.tables.items() if (why := why_unplaceable(t, device))
+        )
+        for reason in (not_by_days, why_not_sent(self.communication, device), *unplaceable):
+            if reason is not None:
+                raise ValueError(reason)
         longest = self.model.max_history
         for name in ("batch_tokens", "micro_batch_tokens"):
             tokens = getattr(self.train, name)
@@ -203,6 +200,7 @@ FREE_TO_CHANGE = (
     "train.epochs",
     "train.max_steps",
     "train.evaluate_every_epochs",
+    "train.days.evaluate_next",
     "train.early_stopping",
     "train.log_every_steps",
     "train.ledger",
@@ -333,7 +331,9 @@ def identity(config: Config) -> dict[str, Any]:
     flat = flatten(config.model_dump(mode="json"))
     # Where the number of steps decides every step's rate, the end may not move.
     ends = ("train.epochs", "train.max_steps") if config.train.needs_the_end else ()
-    free = [name for name in FREE_TO_CHANGE if name not in ends]
+    # Day by day the held-out period moves on as logs come, and what was held out is trained.
+    moving = ("split.validation_time", "split.test_time") if config.train.days is not None else ()
+    free = [name for name in (*FREE_TO_CHANGE, *moving) if name not in ends]
     return {k: v for k, v in flat.items() if not is_among(k, free)}
 
 

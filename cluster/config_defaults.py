@@ -15,6 +15,9 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     split, logs = values.get("split"), values.get("logs")
     if isinstance(split, dict):
         values["split"] = {"kind": "leave_one_out", **split}
+    train = values.get("train")
+    if isinstance(train, dict) and train.get("days") is not None:
+        values["train"] = {"early_stopping": None, **train}  # there is no earlier day to go back to
     labels = logs.get("labels") if isinstance(logs, dict) else None
     ranks = isinstance(labels, list) and bool(labels)
     model = values.get("model", {})

@@ -38,7 +38,8 @@ dim = 128
 - The resolved config, defaults included, is saved as `config.json` in the run folder. Commands take that file as CONFIG too.
 - A run folder belongs to one set of settings: running a command again with others is refused, naming each that differs.
   Settings marked "free" below are not part of a run's identity and may differ from start to start. Under a `train.schedule`
-  that falls towards the last step, `train.epochs` and `train.max_steps` are not free, because they decide the step sizes.
+  that falls towards the last step, `train.epochs` and `train.max_steps` are not free, because they decide the step sizes. With
+  `[train.days]` the times of the split are free: they move on as logs come.
 
 This page is generated: `make docs` writes it anew from the code.
 """

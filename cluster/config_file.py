@@ -6,6 +6,7 @@ base = "movielens100k_sasrec.toml"      # relative to this file; what is given h
 import copy
 import json
 import tomllib
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ def apply_override(override: str, values: dict[str, Any]) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = None if text.strip() == "none" else text
+    if isinstance(value, date):  # settings hold dates as text
+        value = text.strip()
     *sections, name = key.strip().split(".")
     place = values
     for section in sections:

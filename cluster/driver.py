@@ -152,8 +152,10 @@ def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
 def _evaluate(config: Config, splits: Sequence[Split], name: str | None, view: View) -> dict[Split, Summary]:
     """Each split is a stage of its own; those that are to be done share their workers."""
     found = stages.find_checkpoint(config, name)
-    evaluate = config.evaluate.model_dump(mode="json")
-    inputs = {s: digest_of({"files": found.manifest.files, "evaluate": evaluate, "split": s}) for s in splits}
+    goal: dict[str, Any] = {"files": found.manifest.files, "evaluate": config.evaluate.model_dump(mode="json")}
+    if config.train.days is not None:  # held-out logs may have come without a day to be trained
+        goal["dataset"] = read_manifest(config.dataset_dir).digest
+    inputs = {s: digest_of({**goal, "split": s}) for s in splits}
     record, results = Stages(config.run_dir), {}
     for split in splits:
         done = record.result(f"evaluate/{split}", inputs[split])

@@ -65,18 +65,19 @@ class View:
         """An event that a worker sent (trainer.job.Channel)."""
         match event["kind"]:
             case "train":
+                where = f"day {event['day']}" if "day" in event else f"epoch {event['epoch'] + 1}"
                 left = time.strftime("%H:%M:%S", time.gmtime(event["seconds_left"]))
                 text = (
-                    f"step {event['step']:,}/{event['total_steps']:,}  epoch {event['epoch'] + 1}  loss {event['loss']:.4f}  "
+                    f"step {event['step']:,}/{event['total_steps']:,}  {where}  loss {event['loss']:.4f}  "
                     f"{event['events_per_second']:,.0f} events/s  {left} left  next checkpoint at {event['next_checkpoint']:,}"
                 )
                 self.advance("train", event["step"], event["total_steps"], text)
             case "validation":
-                shown = {k: v for k, v in event["metrics"].items() if k in SHOWN or k.split("/")[0] in SHOWN}
-                shown = shown or event["metrics"]
                 best = " (best)" if event["best"]["step"] == event["step"] else ""
-                figures = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+                figures = _figures(event["metrics"])
                 self.say(f"validation at step {event['step']:,}: {figures}{best}")
+            case "progressive":
+                self.say(f"day {event['begins']}, before it is trained: {_figures(event['metrics'])}")
             case "evaluate":
                 self.advance("evaluate", event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
             case "plan":
@@ -87,6 +88,11 @@ class View:
                 self.say(f"resumed from {event['path']}")
             case "warning":
                 self.say(f"warning: {event['text']}")
+
+
+def _figures(metrics: dict[str, float]) -> str:
+    shown = {name: value for name, value in metrics.items() if name.split("/")[0] in SHOWN}
+    return "  ".join(f"{name} {value:.4f}" for name, value in (shown or metrics).items())
 
 
 def results_table(results: Summary) -> Table:

@@ -16,6 +16,7 @@ from trainer import checkpoint_folder
 from trainer.build import Built, build_model, load_to_use
 from trainer.checkpoint_folder import Found
 from trainer.dataset.manifest import read_manifest
+from trainer.day_by_day import is_of
 from trainer.errors import CheckpointError
 from trainer.evaluation.outputs import Summary, write_outputs
 from trainer.job import Channel, Job
@@ -65,7 +66,7 @@ class _EvaluateArgument:
 def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel) -> None:
     job = argument.job
     manifest = read_manifest(job.dataset_dir)
-    if argument.found.manifest.dataset_digest != manifest.digest:
+    if not is_of(argument.found.manifest, manifest):
         raise CheckpointError(
             f"checkpoint {argument.found.path} was made from another dataset than {job.dataset_dir}; "
             "evaluate it on its own (run.dataset)"

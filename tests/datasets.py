@@ -116,8 +116,8 @@ def tiny_ranking_dataset(
     counts = Counts(rows_read=shown.num_rows, rejected={}, num_items=len(vocabulary), unknown_items=0, **totals)
     manifest = Manifest(
         "tiny-ranking",
-        {},
-        {},
+        {"time": {"kind": "integer", "first": 0, "last": 99}},
+        {"kind": "global_time", "validation_time": 60, "test_time": 80},
         counts,
         {},
         writer.numbered(parts, 0),

@@ -20,6 +20,7 @@ from trainer.averages import Averages
 from trainer.checkpoint_folder import Found
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
+from trainer.day_by_day import DayByDay
 from trainer.dense_optimizer import dense_optimizer
 from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
@@ -58,10 +59,10 @@ class Built:
         self.task.load(tensors)
 
 
-def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
+def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | None = None) -> Built:
     """The model at its initial weights: a function of the seed, whatever the number of ranks or the plan.
 
-    Raises UserError if the dataset is for another task than the model.
+    by_day: what training by days knows of them. Raises UserError if the dataset is for another task than the model.
     """
     if manifest.task != job.model.task:
         raise UserError(
@@ -77,7 +78,7 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
         TableSpec(name, rows, job.tables[name].dim, plan.tables[name].sharding == "data_parallel")
         for name, rows in table_rows(job.tables, manifest, job.model.inputs).items()
     ]
-    task = _task_of(job, manifest, catalogue)
+    task = _task_of(job, manifest, catalogue, by_day)
     model: Any = task.new_model(specs)
     model.initialize(torch.Generator().manual_seed(job.seed))
     for part in (*model.children(), *model.tables.replicated):
@@ -89,10 +90,10 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks) -> Built:
     return Built(model, placed, tables, placing, catalogue, dynamic, task)
 
 
-def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue) -> Task:
+def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue, by_day: DayByDay | None) -> Task:
     match job.model:
         case RankingConfig() as config:
-            return RankingTask(job, config, manifest, catalogue)
+            return RankingTask(job, config, manifest, catalogue, by_day)
         case config:
             return NextItemTask(job, config, manifest, catalogue)
 
@@ -102,10 +103,11 @@ def load_checkpoint(
 ) -> None:
     """Load a verified checkpoint into the model, its other state and, if given, optimizers and averages. Collective.
 
-    Raises CheckpointError if it does not fit.
+    By days the vocabularies may have grown since, and tables with them: new rows are as they were built. Raises CheckpointError if
+    it does not fit.
     """
-    state = built.state()
-    checkpoint.load(found, built.placed, built.tables, optimizers, state, averages)
+    state, by_days = built.state(), found.manifest.days is not None
+    checkpoint.load(found, built.placed, built.tables, optimizers, state, averages, tables_grew=by_days)
     built.load_state(state)
 
 

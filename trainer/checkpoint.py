@@ -9,14 +9,17 @@ import io
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
@@ -109,10 +112,12 @@ def load(
     optimizers: Optimizers | None,
     extra: Mapping[str, Tensor] | None = None,
     averages: Averages | None = None,
+    tables_grew: bool = False,
 ) -> None:
     """Load a verified checkpoint into model, `extra` state and, if given, optimizers and averages. Collective.
 
-    They are resharded as needed. Raises CheckpointError, before anything is overwritten, if a tensor is missing or does not fit.
+    They are resharded as needed. tables_grew: a table may have more rows than the checkpoint; these stay as they are. Raises
+    CheckpointError, before anything is overwritten, if a tensor is missing or does not fit.
     """
     if optimizers is not None:
         refuse_other_optimizers(found, optimizers.configs)
@@ -120,8 +125,8 @@ def load(
     wanted = tensors_of(placed, tables, optimizers, extra, averages)
     reader = dcp.FileSystemReader(found.path)
     try:
-        _refuse_misfits(found.path, wanted, reader.read_metadata().state_dict_metadata)
-        dcp.load(wanted, storage_reader=reader)
+        _refuse_misfits(found.path, wanted, reader.read_metadata().state_dict_metadata, tables_grew)
+        dcp.load(wanted, storage_reader=reader, planner=_GrowingPlanner() if tables_grew else None)
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {found.path}: does not fit the model ({_first_cause(error)}); was it made with another config?"
@@ -141,7 +146,27 @@ def refuse_other_optimizers(found: Found, tables: Mapping[str, TableConfig]) -> 
             )
 
 
-def _refuse_misfits(path: Path, wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+class _GrowingPlanner(DefaultLoadPlanner):
+    """Takes the rows that the checkpoint has. torch looks up chunks by their offsets, and would refuse another size as such."""
+
+    def set_up_planner(
+        self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
+        assert metadata is not None
+        saved = dict(metadata.state_dict_metadata)
+        for key, value in state_dict.items():
+            held = saved.get(key)
+            if isinstance(held, TensorStorageMetadata) and _has_grown(key, tuple(held.size), tuple(value.size())):
+                saved[key] = replace(held, size=value.size())
+        super().set_up_planner(state_dict, replace(metadata, state_dict_metadata=saved), is_coordinator)
+
+
+def _has_grown(key: str, saved: tuple[int, ...], now: tuple[int, ...]) -> bool:
+    """Whether it is of a table that has more rows by now."""
+    return key.startswith("table.") and len(saved) == len(now) > 0 and saved[1:] == now[1:] and saved[0] < now[0]
+
+
+def _refuse_misfits(path: Path, wanted: Mapping[str, Any], saved: Mapping[str, Any], tables_grew: bool = False) -> None:
     """Name the first tensor that the checkpoint has not, or has in another shape."""
     for key, value in wanted.items():
         table = f" (tables.{key.split('.')[1]})" if key.startswith("table.") else ""
@@ -152,7 +177,8 @@ def _refuse_misfits(path: Path, wanted: Mapping[str, Any], saved: Mapping[str, A
                 f"; of this table it holds {', '.join(sorted(name.rsplit('.', 1)[1] for name in rest))}" if rest else ""
             )
             raise CheckpointError(f"checkpoint {path}: does not fit the model: it has no {key}{table}{held}; {remedy}")
-        if tuple(saved[key].size) != tuple(value.size()):
+        sizes = tuple(saved[key].size), tuple(value.size())
+        if sizes[0] != sizes[1] and not (tables_grew and _has_grown(key, *sizes)):
             raise CheckpointError(
                 f"checkpoint {path}: does not fit the model: {key} is {_size(saved[key].size)} in the checkpoint and "
                 f"{_size(value.size())} in the model{table}; {remedy}"

@@ -27,7 +27,8 @@ class CheckpointManifest:
 
     position: examples trained since the start of the run, one global number, and num_rows: examples of an epoch (rows, or
     windows of rows: trainer/stream/examples.py); metrics: the state of early stopping;
-    files: {name: {"sha256", "num_bytes"}}; versions: of torch and torchrec.
+    files: {name: {"sha256", "num_bytes"}}; versions: of torch and torchrec; days: how far training by days has come, none in
+    epochs (trainer/day_by_day.py).
     """
 
     step: int
@@ -40,6 +41,7 @@ class CheckpointManifest:
     metrics: dict[str, Any]
     versions: dict[str, str]
     files: dict[str, dict[str, Any]]
+    days: dict[str, Any] | None = None
     format_version: int = FORMAT_VERSION
 
 

@@ -1,5 +1,6 @@
 """Settings of splits, training, checkpoints and evaluation (those of logs: trainer/logs/config.py). Imports no torch."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -57,10 +58,40 @@ class EarlyStoppingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     patience: int = Field(5, ge=1, description="evaluations without improvement before training stops")
 
 
+class DaysConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Training day by day: the training impressions in the order of time, each once. The table alone turns it on."""
+
+    length: int | str = Field(
+        "1d",
+        description='how long a day is: a number and s, m, h, d or w, as in "12h" or "1d", where times are those of a clock; an '
+        "integer is in the unit of the time column, which holds integers then",
+    )
+    start: int | str | None = Field(
+        None,
+        description="a moment at which a day begins, in the form of split.validation_time; others begin a whole number of days "
+        "later, and impressions before it are history only, never trained (none: days begin at multiples of length since 1970, "
+        "or since 0, and the first is that of the first training impression)",
+    )
+    evaluate_next: bool = Field(
+        True, description="after each day, evaluate the model on the next one, before it trains on it"
+    )
+
+    @model_validator(mode="after")
+    def _length_is_one(self) -> "DaysConfig":
+        if isinstance(self.length, int) and self.length < 1:
+            raise ValueError(f"length = {self.length} must be at least 1")
+        if isinstance(self.length, str) and not re.fullmatch("[1-9][0-9]*[smhdw]", self.length):
+            raise ValueError(f'length = {self.length!r}: write a number and one of s, m, h, d, w, as in "1d" or "12h"')
+        return self
+
+
 class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """The training loop."""
 
     epochs: int = Field(10, ge=1, description="passes over the training histories")
+    days: DaysConfig | None = Field(
+        None, description="train day by day, not in epochs (leave out the table for epochs)"
+    )
     max_steps: int | None = Field(None, ge=1, description="stop after this many steps, even inside an epoch")
     batch_size: int = Field(128, ge=1, description="histories in the global batch, all workers together")
     batch_tokens: int | None = Field(
@@ -152,6 +183,27 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
             )
         return self
 
+    @model_validator(mode="after")
+    def _days_go_on(self) -> "TrainConfig":
+        """Each day is trained once, and more days may come: there is neither a number of epochs nor a last step."""
+        if self.days is None:
+            return self
+        for name in ("epochs", "evaluate_every_epochs"):
+            if getattr(self, name) != TrainConfig.model_fields[name].default:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)}: days take the place of epochs (train.days); leave it out"
+                )
+        if self.needs_the_end:
+            raise ValueError(
+                f"schedule = {self.schedule!r} needs to know the last step, and days go on as long as logs come (train.days); "
+                'choose "constant" or "inverse_sqrt"'
+            )
+        if self.early_stopping is not None:
+            raise ValueError(
+                'early_stopping goes back to an earlier epoch, and days go on (train.days); leave it out, or set it to "none"'
+            )
+        return self
+
     @property
     def betas_used(self) -> tuple[float, float]:
         """The decay of both averages of the dense optimizer: as set, or as is usual for it."""
@@ -162,6 +214,17 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def needs_the_end(self) -> bool:
         """Whether the rate of a step depends on how many steps there will be."""
         return self.schedule not in ("constant", "inverse_sqrt")
+
+
+def why_not_by_days(train: TrainConfig, split: LeaveOneOutConfig | GlobalTimeConfig, task: str) -> str | None:
+    """What stands against train.days, or none."""
+    if train.days is None:
+        return None
+    if task != "ranking":
+        return f"train.days goes through impressions, and model.task = {task!r} has none; leave out [train.days]"
+    if split.kind != "global_time":
+        return 'train.days needs split.kind = "global_time": what is trained has to end before what is held out begins'
+    return None
 
 
 _DEFAULT_BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}

@@ -16,10 +16,11 @@ import torch
 from sharding.ranks import Ranks
 from trainer import checkpoint, checkpoint_folder
 from trainer.averages import Averages
-from trainer.build import Built, build_model, build_optimizers, load_checkpoint
+from trainer.build import build_model, build_optimizers, load_checkpoint
 from trainer.checkpoint_folder import CheckpointManifest, Found
 from trainer.checkpoint_keys import tensors_of
 from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.day_by_day import day_ends, days_record, is_of, position_among, read_days
 from trainer.errors import CheckpointError, NonFiniteLossError, UserError
 from trainer.evaluation.ranking.names import LARGER_IS_BETTER
 from trainer.job import Channel, Job
@@ -82,12 +83,16 @@ class Training:
     def __init__(self, job: Job, ranks: Ranks, channel: Channel) -> None:
         self.job, self.ranks, self.channel = job, ranks, channel
         self.manifest = read_manifest(job.dataset_dir)
-        self.built = build_model(job, self.manifest, ranks)
-        self._agree_at_start(self.built, self.manifest)
+        facts = {"config": job.config_digest, "dataset": self.manifest.digest, "torch": torch.__version__}
+        self._agree_at_start(facts)
+        found = self._find()
+        self.by_day = read_days(job, self.manifest, ranks, fresh=found is None)
+        self.built = build_model(job, self.manifest, ranks, self.by_day)
+        self._agree_at_start({"plan": digest_of(self.built.placing.plan.values())})
         self.optimizers = build_optimizers(self.built, job.train)
         decay = job.train.ema_decay
         self.averages = None if decay is None else Averages(self.built.placed, self.built.tables, decay)
-        self.state = self._resume()
+        self.state = self._resume(found)
         if job.placement.measure:
             record_placement(job.run_dir, self.built, self.optimizers, ranks)
         self.clock = StepClock(ranks.device)
@@ -106,7 +111,13 @@ class Training:
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
             self.evaluator = self.built.task.evaluator("validation", ranks, self.built.dynamic)
-        self.epoch_ends = _epoch_ends(job, self.stream.batches, ranks)
+        self.next_day = self.built.task.next_day(ranks, self.built.dynamic)
+        if self.by_day is None:
+            self.epochs = job.train.epochs
+            self.epoch_ends = _epoch_ends(job, self.stream.batches, ranks)
+        else:
+            self.epochs = self.by_day.days.stop
+            self.epoch_ends = day_ends(self.by_day.days, self.state.step, self.state.position, job.train)
         self.total_steps = int(self.epoch_ends[-1])
         self.log = MetricsLog(job.run_dir, self.state.step) if ranks.is_first else None
         self.ledger = Ledger(job.run_dir, ranks.rank, self.state.step) if job.train.ledger else None
@@ -119,7 +130,7 @@ class Training:
         if self._patience_is_out():
             reason = "early"
         elif self.state.step < self.total_steps:
-            with Prefetch(self.stream.steps(self.state.position, self.job.train.epochs)) as steps:
+            with Prefetch(self.stream.steps(self.state.position, self.epochs)) as steps:
                 reason = self._loop(steps)
         for file in (self.log, self.ledger):
             if file is not None:
@@ -137,13 +148,17 @@ class Training:
                 self._trim_memory()
             last = self.state.step >= self.total_steps
             epoch_ended = self.state.position.trained == 0
-            evaluated = last or (epoch_ended and self.state.position.epoch % self.job.train.evaluate_every_epochs == 0)
+            day_ended = epoch_ended and self.by_day is not None
+            is_due = self.state.position.epoch % self.job.train.evaluate_every_epochs == 0
+            evaluated = last or (epoch_ended and not day_ended and is_due)
             if evaluated:
                 self._evaluate()
+            if day_ended:
+                self._evaluate_next_day()
             early = self._patience_is_out()
             every = self.job.checkpoint.every_steps
             due = every is not None and self.state.step % every == 0
-            if (evaluated or due or result.stop_requested) and saved_step != self.state.step:
+            if (evaluated or day_ended or due or result.stop_requested) and saved_step != self.state.step:
                 self._save()
                 saved_step = self.state.step
             if early or last or result.stop_requested:
@@ -187,7 +202,9 @@ class Training:
                 values["grad_norm"] = result.grad_norm
             self.log.write(self.state.step, "train", {**values, **self.built.dynamic.report()})
         if self._pace.may_send():
-            progress = {"step": self.state.step, "total_steps": self.total_steps, "epoch": item.epoch}
+            progress: dict[str, Any] = {"step": self.state.step, "total_steps": self.total_steps, "epoch": item.epoch}
+            if self.by_day is not None:
+                progress["day"] = self.by_day.days.calendar.name_of(item.epoch)
             self.channel.send(
                 {"kind": "train", "loss": result.loss, **progress, **speed, "next_checkpoint": self._next_save()}
             )
@@ -220,6 +237,18 @@ class Training:
                 {"kind": "validation", "step": self.state.step, "metrics": metrics, "best": asdict(self.state.best)}
             )
 
+    def _evaluate_next_day(self) -> None:
+        if self.next_day is None:
+            return
+        started = time.monotonic()
+        with nullcontext() if self.averages is None else self.averages.in_place():
+            found = self.next_day.metrics(self.built.model, self.state.position.epoch)
+        self._pace.pause(time.monotonic() - started)
+        if found is not None and self.log is not None:
+            self.channel.send({"kind": "progressive", "step": self.state.step, **found})
+            metrics = found.pop("metrics")
+            self.log.write(self.state.step, "progressive", {**found, **metrics, "seconds": time.monotonic() - started})
+
     def _patience_is_out(self) -> bool:
         stopping = self.job.train.early_stopping
         return stopping is not None and self.state.best.evaluations_since >= stopping.patience
@@ -240,10 +269,11 @@ class Training:
         self._pace.pause(time.monotonic() - started)
 
     def _describe(self, files: dict[str, dict[str, Any]]) -> CheckpointManifest:
+        examples, position = self.stream.batches.examples, self.state.position
         return CheckpointManifest(
             step=self.state.step,
-            position=self.state.position.as_number(self.stream.num_examples),
-            num_rows=self.stream.num_examples,
+            position=examples.number_of(position),
+            num_rows=examples.of(position.epoch).num_examples,
             identity=self.job.identity,
             config=self.job.config,
             plan=self.built.placing.plan.values(),
@@ -255,20 +285,35 @@ class Training:
             },
             versions={name: version(name) for name in ("torch", "torchrec")},
             files=files,
+            days=None if self.by_day is None else days_record(position, self.by_day.days, self.manifest),
         )
 
-    def _resume(self) -> State:
+    def _find(self) -> Found | None:
+        """The newest checkpoint, if it is of this run on this dataset. Collective."""
         found, complaints = checkpoint.find_to_resume(self.job.checkpoints_dir, self.ranks)
-        for complaint in complaints if self.ranks.is_first else []:
-            self.channel.send({"kind": "warning", "text": f"{complaint}; going back to the one before"})
+        for complaint in complaints:
+            self._warn(f"{complaint}; going back to the one before")
+        if found is not None:
+            _check_same_run(found, self.job, self.manifest)
+        return found
+
+    def _warn(self, text: str) -> None:
+        if self.ranks.is_first:
+            self.channel.send({"kind": "warning", "text": text})
+
+    def _resume(self, found: Found | None) -> State:
         if found is None:
-            return State()
-        _check_same_run(found, self.job, self.manifest)
+            return State() if self.by_day is None else State(position=Position(self.by_day.days.first, 0))
+        position = position_of(found.manifest.position, found.manifest.num_rows)
+        if self.by_day is not None:
+            position, warning = position_among(self.by_day.days, found)
+            if warning is not None:
+                self._warn(warning)
         load_checkpoint(found, self.built, self.optimizers, self.averages)
         saved = found.manifest
         state = State(
             step=saved.step,
-            position=position_of(saved.position, saved.num_rows),
+            position=position,
             best=Best(**saved.metrics["best"]),
             skipped_steps=saved.metrics["skipped_steps"],
             skipped_in_a_row=saved.metrics["skipped_in_a_row"],
@@ -281,13 +326,7 @@ class Training:
             self.channel.send({"kind": "resumed", "step": saved.step, "path": str(found.path)})
         return state
 
-    def _agree_at_start(self, built: Built, manifest: Manifest) -> None:
-        facts = {
-            "config": self.job.config_digest,
-            "dataset": manifest.digest,
-            "plan": digest_of(built.placing.plan.values()),
-            "torch": torch.__version__,
-        }
+    def _agree_at_start(self, facts: dict[str, str]) -> None:
         differences = self.ranks.disagreements(facts)
         if differences:
             raise UserError(
@@ -332,7 +371,7 @@ def _check_same_run(found: Found, job: Job, manifest: Manifest) -> None:
             f"checkpoint {found.path} was made with other settings, so it cannot be continued:\n  {lines}\n"
             "set them back, or choose another run.dir"
         )
-    if found.manifest.dataset_digest != manifest.digest:
+    if not is_of(found.manifest, manifest):
         raise CheckpointError(
             f"checkpoint {found.path} was made from another dataset than {job.dataset_dir}; choose another run.dir"
         )

@@ -112,6 +112,8 @@ def test_overrides_are_toml_values_or_bare_strings(tmp_path):
     assert (config.train.epochs, config.run.dir, config.evaluate.ks) == (7, "runs/a", [5, 10])
     assert config.train.early_stopping is None
     assert config.train.ledger
+    split = ["split.kind=global_time", "split.validation_time=2024-05-01", "split.test_time=2024-05-02T12:00"]
+    assert load_config(path, split).split.test_time == "2024-05-02T12:00"  # dates are text, quoted or not
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_resizing_within_an_epoch_and_at_its_end_loses_and_repeats_nothing(writt
             if stop_in == "its end" and position.trained == 0:
                 break
     assert trained == whole
-    num_examples = data.stream().num_examples
+    num_examples = data.stream().batches.examples.num_examples
     assert Counter(i for ids in trained for i in ids) == Counter({e[0]: EPOCHS for e in data.examples})
     assert position == Position(EPOCHS, 0)
     assert position.as_number(num_examples) == EPOCHS * len(data.examples)

@@ -1,5 +1,6 @@
 """What an evaluation leaves in its folder, of either task: metrics.json, tables, report.html. No torch: the driver calls it."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from trainer.errors import UserError
 from trainer.evaluation import report, results
 from trainer.evaluation.ranking import report as ranking_report
 from trainer.evaluation.ranking import results as ranking_results
+from trainer.evaluation.ranking.day_results import day_results
 from trainer.evaluation.ranking.results import RankingResults
 from trainer.evaluation.results import Results
 from trainer.inputs import ticks_per_second
 from trainer.job import Job
 from trainer.log import read_metrics
+from trainer.storage import write_json_atomically
 from trainer.stream.held_out import Split
 
 Summary = Results | RankingResults
@@ -40,10 +43,13 @@ def write_outputs(job: Job, split: Split, checkpoint: str, parts: Path) -> Summa
 
 
 def write_report(job: Job, summary: Summary, manifest: Manifest, folder: Path) -> Path:
-    """report.html beside metrics.json, from files alone."""
+    """report.html beside metrics.json, from files alone; by days also progressive.json, in the folder above."""
     history = read_metrics(job.run_dir / "metrics.jsonl")
     if isinstance(summary, RankingResults):
-        page = ranking_report.render(summary, folder, manifest.counts, job.config, history)
+        by_day = day_results(history, tuple(summary.labels))
+        if by_day is not None:
+            write_json_atomically(folder.parent / "progressive.json", asdict(by_day))
+        page = ranking_report.render(summary, folder, manifest.counts, job.config, history, by_day)
     else:
         ranks, popularity_ranks = results.read_ranks(folder)
         page = report.render(summary, manifest.counts, job.config, history, ranks, popularity_ranks)

@@ -1,4 +1,5 @@
-"""What training counts: examples. An example is a row of the dataset, or one window of a row's history.
+"""What training counts: examples. An example is a row of the dataset, or one window of a row's history (or its impressions of one
+day: day_examples.py).
 
 The invariant: the id of an example depends on its row and its window alone. A window is counted from the most recent one, which
 is number 0 and as long as windows may be, so that only the oldest of a row is shorter; without windows every example is
@@ -12,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from models.distinct import distinct_ids
-from trainer.stream.order import Places
+from trainer.stream.order import Places, Position
 from trainer.stream.row_groups import RowGroupReader
 
 WINDOW_STEP = 1 << 40  # the id of window w of row r is w * WINDOW_STEP + r
@@ -60,6 +61,18 @@ class Examples:
     @cached_property
     def num_examples(self) -> int:
         return sum(self.group_sizes)
+
+    def epochs(self, num_epochs: int) -> range:
+        """The numbers of all epochs, of which so many are wanted."""
+        return range(num_epochs)
+
+    def of(self, epoch: int) -> "Examples":
+        """The examples of an epoch: the same in all."""
+        return self
+
+    def number_of(self, position: Position) -> int:
+        """A position as one number: examples trained since the start of the run."""
+        return position.as_number(self.num_examples)
 
     def choose(self, places: Places) -> Chosen:
         """The rows and windows at these places of their row groups."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.stream.day_examples import DayExamples
 from trainer.stream.examples import Chosen, Examples
 from trainer.stream.order import EpochOrder, Position, steps_per_epoch
 
@@ -75,7 +76,7 @@ class Chunk:
 class GlobalBatches:
     """The global batches of a run as one rank sees them. Pure data: iterating holds the only state."""
 
-    examples: Examples
+    examples: Examples | DayExamples
     batch_size: int
     batch_tokens: int | None
     seed: int
@@ -83,10 +84,13 @@ class GlobalBatches:
     world_size: int
 
     def chunks(self, start: Position, num_epochs: int) -> Iterator[Chunk]:
-        """All steps from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
+        """All steps from `start` to the end of epoch `num_epochs - 1`; the same number on every rank.
+
+        Training by days, epochs are days: these are steps up to day `num_epochs`, which is not trained.
+        """
         size = min(MAX_CHUNK_EXAMPLES, self.world_size * max(1, CHUNK_EVENTS // self.examples.typical_events))
         for epoch in range(start.epoch, num_epochs):
-            order = EpochOrder(self.examples.group_sizes, self.seed, epoch)
+            order = self._order(epoch)
             first = start.trained if epoch == start.epoch else 0
             while first < order.num_examples:
                 chunk = (
@@ -95,14 +99,17 @@ class GlobalBatches:
                 first = int(chunk.bounds[-1])
                 yield chunk
 
+    def _order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(self.examples.of(epoch).group_sizes, self.seed, epoch)
+
     def num_steps(self, epoch: int, limit: int | None = None) -> int:
         """Steps of a whole epoch, not counted further than `limit`.
 
         Under a budget of events this goes through the lengths of all examples, a bounded number at a time.
         """
         if self.batch_tokens is None:
-            return steps_per_epoch(self.examples.num_examples, self.batch_size)
-        order = EpochOrder(self.examples.group_sizes, self.seed, epoch)
+            return steps_per_epoch(self.examples.of(epoch).num_examples, self.batch_size)
+        order = self._order(epoch)
         count = first = 0
         while first < order.num_examples and (limit is None or count < limit):
             bounds, _ = self._runs(order, first, MAX_CHUNK_EXAMPLES)
@@ -113,7 +120,7 @@ class GlobalBatches:
     def _fixed(self, order: EpochOrder, first: int, size: int) -> Chunk:
         stop = min(order.num_examples, first + max(1, size // self.batch_size) * self.batch_size)
         bounds = np.append(np.arange(first, stop, self.batch_size), stop)
-        chosen = self.examples.choose(order.places(first, stop, self.rank, self.world_size))
+        chosen = self.examples.of(order.epoch).choose(order.places(first, stop, self.rank, self.world_size))
         return Chunk(order.epoch, bounds, chosen, np.searchsorted(chosen.position, bounds), order.num_examples)
 
     def _dealt(self, order: EpochOrder, first: int, size: int) -> Chunk:
@@ -126,7 +133,7 @@ class GlobalBatches:
         """Bounds of the batches from position `first` on, and about `size` examples from there, of all ranks."""
         assert self.batch_tokens is not None
         while True:
-            chosen = self.examples.choose(order.places(first, first + size))
+            chosen = self.examples.of(order.epoch).choose(order.places(first, first + size))
             assert chosen.length is not None
             bounds = runs_within(chosen.length, self.batch_tokens, first + size >= order.num_examples)
             if bounds.size > 1:

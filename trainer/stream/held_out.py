@@ -49,12 +49,16 @@ class HeldOutBatch:
 
 @dataclass(frozen=True)
 class Deal:
-    """How the rows of a dataset are dealt to ranks, and a rank's to batches of at most batch_size / world_size rows."""
+    """How the rows of a dataset are dealt to ranks, and a rank's to batches of at most batch_size / world_size rows.
+
+    groups: the row groups that are dealt, none for all.
+    """
 
     reader: RowGroupReader
     batch_size: int
     rank: int
     world_size: int
+    groups: tuple[int, ...] | None = None
 
     def num_batches(self) -> int:
         """The same on every rank: what the rank with the most batches needs."""
@@ -87,7 +91,8 @@ class Deal:
     def _bundles(self, rank: int) -> list[list[int]]:
         """A rank's row groups, small ones put together until they fill a batch."""
         bundles: list[list[int]] = []
-        for group in range(rank, len(self.reader.group_rows), self.world_size):
+        groups = range(len(self.reader.group_rows)) if self.groups is None else self.groups
+        for group in groups[rank :: self.world_size]:
             if not bundles or self._rows_of(bundles[-1]) >= self._share:
                 bundles.append([])
             bundles[-1].append(group)

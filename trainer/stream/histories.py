@@ -90,10 +90,6 @@ class TrainStream:
     micro_batch_tokens: int | None = None
     train_events: np.ndarray | None = None
 
-    @property
-    def num_examples(self) -> int:
-        return self.batches.examples.num_examples
-
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[HistoryBatch]]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
         for packed in self.packed(start, num_epochs):

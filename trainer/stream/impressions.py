@@ -1,8 +1,9 @@
 """Batches for ranking: one history, and beside it all the impressions of the split that its user was shown.
 
-An example is a row: it is trained once per epoch with all of its training impressions. Its history reaches up to the last of
-them, and back to max_history events before the first, so that no impression misses one of its own most recent max_history
-events. The invariant: what an impression may see lies strictly before it (history_end), in training as when it is held out.
+An example is a row: it is trained once per epoch with all of its training impressions, or, by days, with those of the day. Its
+history reaches up to the last of them, and back to max_history events before the first, so that no impression misses one of its
+own most recent max_history events. The invariant: what an impression may see lies strictly before it (history_end), in training
+as when it is held out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from models.jagged import layout_of
 from models.ranking_batch import RankingBatch, Told, with_inputs
 from models.ranking_micro_batches import with_cuts
 from trainer.stream.columns import Column, slice_all, stretches, take_all, zero_like
+from trainer.stream.days import Calendar, shown_between
 from trainer.stream.examples import Chosen, Examples
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.held_out import Deal, Split, bounds_of
@@ -103,7 +105,7 @@ class ImpressionStream:
     """Training steps from any position on, as trainer.stream.histories.TrainStream; `reader` reads impressions too.
 
     A row without training impressions is an example with an empty history. micro_batch_tokens: the events and impressions of the
-    pieces that each batch is cut into, at most.
+    pieces that each batch is cut into, at most. calendar: where the examples are rows on a day, which days these are.
     """
 
     reader: RowGroupReader
@@ -111,10 +113,7 @@ class ImpressionStream:
     max_history: int
     catalogue: Catalogue
     micro_batch_tokens: int | None = None
-
-    @property
-    def num_examples(self) -> int:
-        return self.batches.examples.num_examples
+    calendar: Calendar | None = None
 
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[RankingBatch]]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
@@ -129,8 +128,11 @@ class ImpressionStream:
 
     def _gather(self, packed: PackedHistories, rows: np.ndarray, chosen: Chosen) -> JaggedImpressions:
         high = packed.train_end[rows]
+        low = np.zeros_like(high)
+        if self.calendar is not None:
+            low, high = shown_on(packed, rows, *self.calendar.bounds(chosen.window))
         row_ids = self.batches.examples.ids(chosen)
-        return gather_impressions(packed, rows, np.zeros_like(high), high, row_ids, self.max_history)
+        return gather_impressions(packed, rows, low, high, row_ids, self.max_history)
 
 
 @dataclass(frozen=True)
@@ -152,12 +154,16 @@ class HeldOutImpressionsBatch:
 
 @dataclass(frozen=True)
 class HeldOutImpressions:
-    """The held-out impressions of a dataset as one rank sees them: over all ranks, each impression of the split exactly once."""
+    """The held-out impressions of a dataset as one rank sees them: over all ranks, each impression of the split exactly once.
+
+    shown: in the place of a split, the moments between which they were shown, the second one not included.
+    """
 
     deal: Deal
     catalogue: Catalogue
     split: Split
     max_history: int
+    shown: tuple[int, int] | None = None
 
     def num_batches(self) -> int:
         """The same on every rank."""
@@ -167,13 +173,25 @@ class HeldOutImpressions:
         """The same number on every rank, the last ones with a single empty history."""
         for packed, row_ids, rows in self.deal.batches():
             assert packed.impressions is not None
-            low, high = bounds_of(packed, self.split, packed.impressions.ends - packed.impressions.starts)
+            if self.shown is not None:
+                low, high = shown_on(packed, np.arange(packed.starts.size), *self.shown)
+            else:
+                low, high = bounds_of(packed, self.split, packed.impressions.ends - packed.impressions.starts)
             rows = rows[high[rows] > low[rows]]
             found = gather_impressions(packed, rows, low[rows], high[rows], row_ids[rows], self.max_history)
             users = packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size)
             yield HeldOutImpressionsBatch(
                 ranking_batch(found, self.catalogue, self.max_history), found.row_ids, users, found.candidates.place
             )
+
+
+def shown_on(
+    packed: PackedHistories, rows: np.ndarray, begin: np.ndarray | int, end: np.ndarray | int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which impressions of the rows were shown in [begin, end): (first, first after) of each row."""
+    shown = packed.impressions
+    assert shown is not None
+    return shown_between(shown.times, shown.starts[rows], shown.ends[rows], begin, end)
 
 
 def impression_examples(reader: RowGroupReader, num_impressions: int, max_history: int) -> Examples:

@@ -79,6 +79,9 @@ class NextItemTask:
             self.config.masks_items,
         )
 
+    def next_day(self, ranks: Ranks, dynamic: DynamicTables) -> None:
+        return None
+
     def write_parts(
         self,
         split: Split,

@@ -17,11 +17,15 @@ from models.ranking_micro_batches import parts_of
 from models.tables import TableSpec
 from sharding.ranks import Ranks
 from trainer.dataset.manifest import Manifest
+from trainer.day_by_day import DayByDay
 from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator, write_scores
+from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
 from trainer.job import Job
 from trainer.stream.catalogue import wanted_by
+from trainer.stream.day_examples import DayExamples, day_examples
+from trainer.stream.examples import Examples
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.held_out import Split
 from trainer.stream.impressions import ImpressionStream, impression_examples
@@ -32,8 +36,15 @@ from trainer.stream.row_groups import RowGroupReader
 class RankingTask:
     """See trainer.tasks.task.Task."""
 
-    def __init__(self, job: Job, config: RankingConfig, manifest: Manifest, catalogue: Catalogue) -> None:
-        self.job, self.config, self.manifest, self.catalogue = job, config, manifest, catalogue
+    def __init__(
+        self,
+        job: Job,
+        config: RankingConfig,
+        manifest: Manifest,
+        catalogue: Catalogue,
+        by_day: DayByDay | None = None,
+    ) -> None:
+        self.job, self.config, self.manifest, self.catalogue, self.by_day = job, config, manifest, catalogue, by_day
         try:
             self.labels = learned_labels(config, manifest.labels["names"])
         except ValueError as error:
@@ -48,7 +59,10 @@ class RankingTask:
 
     def new_model(self, specs: list[TableSpec]) -> RankingModel:
         catalogue, config, of_labels = self.catalogue, self.config, self.manifest.labels
-        positives = {name: counts["train"] for name, counts in of_labels["positives"].items()}
+        rates = self.by_day.rates if self.by_day is not None else None
+        if rates is None:
+            positives = {name: counts["train"] for name, counts in of_labels["positives"].items()}
+            rates = Rates(self.manifest.counts.train_events, positives)
         return RankingModel(
             config,
             self.labels,
@@ -58,7 +72,7 @@ class RankingTask:
             catalogue.features,
             catalogue.inputs,
             of_labels.get("negative_sampling_rate", 1.0),
-            Rates(self.manifest.counts.train_events, positives),
+            rates,
         )
 
     def stream(self, ranks: Ranks) -> ImpressionStream:
@@ -66,9 +80,15 @@ class RankingTask:
         wanted = replace(wanted_by(self.catalogue), impressions=True)
         reader = RowGroupReader(job.dataset_dir, self.manifest, wanted)
         reader.check_files()
-        examples = impression_examples(reader, self.manifest.counts.train_events, self.config.max_history)
+        longest, days = self.config.max_history, self.by_day.days if self.by_day is not None else None
+        examples: Examples | DayExamples
+        if days is None:
+            examples = impression_examples(reader, self.manifest.counts.train_events, longest)
+        else:
+            examples = day_examples(reader, days, longest)
         batches = GlobalBatches(examples, job.train.batch_size, None, job.seed, ranks.rank, ranks.world_size)
-        return ImpressionStream(reader, batches, self.config.max_history, self.catalogue, job.train.micro_batch_tokens)
+        calendar = days.calendar if days is not None else None
+        return ImpressionStream(reader, batches, longest, self.catalogue, job.train.micro_batch_tokens, calendar)
 
     def settle(self, batch: RankingBatch, position: Position, ranks: Ranks) -> RankingBatch:
         return batch
@@ -88,6 +108,13 @@ class RankingTask:
             dynamic,
             self.labels,
         )
+
+    def next_day(self, ranks: Ranks, dynamic: DynamicTables) -> ProgressiveEvaluator | None:
+        job, by_day = self.job, self.by_day
+        if by_day is None or job.train.days is None or not job.train.days.evaluate_next:
+            return None
+        evaluator = self.evaluator("validation", ranks, dynamic)
+        return ProgressiveEvaluator(evaluator, by_day.days)
 
     def write_parts(
         self,

@@ -71,8 +71,6 @@ class Stream(Protocol):
 
     @property
     def batches(self) -> GlobalBatches: ...
-    @property
-    def num_examples(self) -> int: ...
 
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[Any]]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
@@ -83,6 +81,13 @@ class Evaluator(Protocol):
 
     def mean_metrics(self, model: Any) -> dict[str, float]:
         """The metrics that early stopping looks at; the same numbers on every rank. Collective."""
+
+
+class NextDay(Protocol):
+    """What comes next in training by days, to be judged before it is trained."""
+
+    def metrics(self, model: Any, day: int) -> dict[str, Any] | None:
+        """What metrics.jsonl is told of the first day from `day` on that has impressions; none if there is no such. Collective."""
 
 
 class Task(Protocol):
@@ -102,6 +107,9 @@ class Task(Protocol):
 
     def evaluator(self, split: Split, ranks: Ranks, dynamic: DynamicTables) -> Evaluator:
         """For means during training."""
+
+    def next_day(self, ranks: Ranks, dynamic: DynamicTables) -> NextDay | None:
+        """Where training goes by days, and each is wanted to be evaluated before it is trained."""
 
     def write_parts(
         self,

@@ -140,7 +140,7 @@ def test_times_and_features_are_gathered_with_the_items(dataset):
             assert share.target_times[inside].tolist() == row["time"][start + 1 : stop + 1]
             assert {name: users[name][n] for name in USER} == {name: row[f"user.{name}"] for name in USER}
             seen += 1
-    assert seen == stream_of(dataset, WHOLE).num_examples
+    assert seen == stream_of(dataset, WHOLE).batches.examples.num_examples
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -153,7 +153,7 @@ def test_a_batch_says_what_its_events_and_users_say(dataset, world_size):
             for number, entry in zip(step.batch.row_ids.tolist(), entries_of(step.batch), strict=True):
                 assert entry == plain_entry(*window_of(number, rows))
                 seen += 1
-    assert seen == stream_of(dataset, WHOLE).num_examples
+    assert seen == stream_of(dataset, WHOLE).batches.examples.num_examples
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])

@@ -42,6 +42,16 @@ class Counted:
         np.add(self.seen, np.bincount(place, weight, size), out=self.seen)
         np.add(self.positive, np.bincount(place, np.where(positive, weight, 0.0), size), out=self.positive)
 
+    def over(self, ranks: Ranks) -> "Counted":
+        """The sum over ranks. Collective."""
+        return Counted(_summed(self.seen, ranks), _summed(self.positive, ranks))
+
+    @property
+    def overall(self) -> float:
+        """The rate of all."""
+        total = float(self.seen.sum())
+        return float(self.positive.sum()) / total if total else 0.5
+
     def logits(self, place: np.ndarray, overall: float) -> np.ndarray:
         """Of the smoothed rates at the places."""
         smoothed = self.positive[place] + PRIOR_IMPRESSIONS * overall
@@ -64,8 +74,7 @@ class TrainingRates:
     def logits(self, label: str, items: np.ndarray, row_ids: np.ndarray) -> dict[str, np.ndarray]:
         """Of each baseline, (M,) float32. items: (M,) ids; row_ids: (M,) rows that are this rank's."""
         counted = self.items[label]
-        total = float(counted.seen.sum())
-        overall = float(counted.positive.sum()) / total if total else 0.5
+        overall = counted.overall
         group = np.searchsorted(self.first_rows, row_ids, side="right") - 1
         places = self.row_places[group] + row_ids - self.first_rows[group]
         of_item = counted.logits(items, overall)
@@ -93,7 +102,7 @@ def count_training(reader: RowGroupReader, num_ids: int, rules: LabelRules, rank
             defined, positive = rules.defined(label, columns), rules.positive(label, columns)
             items[label].add(found.items[places][defined], weight[defined], positive[defined])
             users[label].add(row_places[group] + row[defined], weight[defined], positive[defined])
-    summed = {label: Counted(_summed(c.seen, ranks), _summed(c.positive, ranks)) for label, c in items.items()}
+    summed = {label: counted.over(ranks) for label, counted in items.items()}
     return TrainingRates(_summed(shown, ranks), summed, users, reader.first_rows[:-1], row_places)
 
 

@@ -42,6 +42,7 @@ from trainer.stream.row_groups import RowGroupReader
 
 _WRITE_ROWS = 1 << 17  # impressions written at a time
 _SAMPLE = 256  # scores of every rank that decide on the ranges
+_NO_SCORES = ScoreCounts(*np.zeros((3, 0)))
 _LIMB = 1 << 31  # sums over ranks go in two halves, so that they fit into int64 whatever they are
 
 
@@ -75,24 +76,10 @@ class RankingEvaluator:
 
     def mean_metrics(self, model: ScoresImpressions) -> dict[str, float]:
         """Every metric of every label (trainer.evaluation.ranking.metrics), exact; the same numbers on every rank. Collective."""
-        labels = self.rules.labels
-        sums = dict.fromkeys(labels, Sums())
-        counts: dict[str, list[ScoreCounts]] = {label: [] for label in labels}
+        tally = Tally(self.rules)
         for held, logits in self.score_all(model):
-            user, columns = (
-                held.batch.history_of.numpy(),
-                _label_columns(held),
-            )  # all impressions of a user are in one batch
-            for place, label in enumerate(labels):
-                judged = self.rules.judged(label, user, logits[:, place], columns)
-                sums[label] += sums_of(judged)
-                counts[label].append(count_scores(judged))
-        metrics: dict[str, float] = {}
-        for label in labels:
-            of_all = sum_over_ranks(sums[label], self.ranks)
-            values = metrics_of(of_all, auc_over_ranks(merge_counts(counts[label]), self.ranks))
-            metrics |= {name_of(name, label, labels): value for name, value in values.items()}
-        return metrics
+            tally.add(held, logits)
+        return tally.metrics(self.ranks)[0]
 
     def score_all(self, model: ScoresImpressions) -> Iterator[tuple[HeldOutImpressionsBatch, np.ndarray]]:
         """Every batch of this rank with its logits, (M, T) float32. Collective: look-ups are."""
@@ -104,6 +91,35 @@ class RankingEvaluator:
                 batch = replace(held.batch, items=self.dynamic.rows_of(held.batch.items)).to(self.ranks.device)
                 yield held, model.logits(model.look_up(batch.items), batch).float().cpu().numpy()
         model.train(was_training)
+
+
+class Tally:
+    """What all metrics are made of, of the impressions that were added so far."""
+
+    def __init__(self, rules: LabelRules) -> None:
+        self._rules = rules
+        self._sums = dict.fromkeys(rules.labels, Sums())
+        self._counts: dict[str, list[ScoreCounts]] = {label: [] for label in rules.labels}
+
+    def add(self, held: HeldOutImpressionsBatch, logits: np.ndarray) -> None:
+        """logits: (M, T), of each label. All impressions of a user are in one batch."""
+        user, columns = held.batch.history_of.numpy(), label_columns(held)
+        for place, label in enumerate(self._rules.labels):
+            judged = self._rules.judged(label, user, logits[:, place], columns)
+            self._sums[label] += sums_of(judged)
+            self._counts[label].append(count_scores(judged))
+
+    def metrics(self, ranks: Ranks) -> tuple[dict[str, float], dict[str, int]]:
+        """Of all ranks: every metric of every label, and on how many impressions each label is defined. Collective."""
+        labels = self._rules.labels
+        metrics: dict[str, float] = {}
+        impressions: dict[str, int] = {}
+        for label in labels:
+            of_all = sum_over_ranks(self._sums[label], ranks)
+            values = metrics_of(of_all, auc_over_ranks(merge_counts(self._counts[label] or [_NO_SCORES]), ranks))
+            metrics |= {name_of(name, label, labels): value for name, value in values.items()}
+            impressions[label] = of_all.impressions
+        return metrics, impressions
 
 
 def make_ranking_evaluator(
@@ -194,7 +210,7 @@ def write_scores(
 def _impression_rows(
     evaluator: RankingEvaluator, held: HeldOutImpressionsBatch, logits: np.ndarray, rates: TrainingRates
 ) -> pa.Table:
-    batch, rules, columns = held.batch, evaluator.rules, _label_columns(held)
+    batch, rules, columns = held.batch, evaluator.rules, label_columns(held)
     history = batch.history_of.numpy()
     row_id, item = held.row_ids[history], batch.candidate_ids.numpy()
     table = {
@@ -216,5 +232,6 @@ def _impression_rows(
     return pa.table(table)
 
 
-def _label_columns(held: HeldOutImpressionsBatch) -> dict[str, np.ndarray]:
+def label_columns(held: HeldOutImpressionsBatch) -> dict[str, np.ndarray]:
+    """All labels of the logs, (M,) each."""
     return {name: column.numpy() for name, column in held.batch.labels.items()}

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from trainer import page
 from trainer.dataset.manifest import Counts
 from trainer.evaluation.ranking.baselines import BASELINES
+from trainer.evaluation.ranking.day_results import DayResults
 from trainer.evaluation.ranking.metrics import Judged, count_scores
 from trainer.evaluation.ranking.names import METRICS, name_of
 from trainer.evaluation.ranking.reliability import roc
@@ -20,17 +21,24 @@ from trainer.page import Plot, plot_of
 
 MODEL, OTHER = page.COLOURS[0], page.COLOURS[1]
 _SLICE_METRICS = ("auc", "gauc", "calibration")
+_DAY_METRICS = ("auc", "gauc", "ne", "logloss", "calibration")
 _NAMES = {"history_length": "history", "item_impressions": "shown", "hour": "hour"}
 
 
 def render(
-    results: RankingResults, folder: Path, counts: Counts, config: dict[str, Any], history: list[dict[str, Any]]
+    results: RankingResults,
+    folder: Path,
+    counts: Counts,
+    config: dict[str, Any],
+    history: list[dict[str, Any]],
+    by_day: DayResults | None = None,
 ) -> str:
-    """The page. folder: that of per_impression.parquet; history: lines of metrics.jsonl."""
+    """The page. folder: that of per_impression.parquet; history: lines of metrics.jsonl; by_day: where it was trained by days."""
     labels = tuple(results.labels)
     with page.drawing():
         plots = [plot for label in labels for plot in _plots_of(results, folder, label, labels)]
         validated = dict.fromkeys(name_of(metric, label, labels) for label in labels for metric in ("auc", "gauc"))
+        day_plots = [_day_plot(by_day, label, labels) for label in labels] if by_day is not None else []
         plots += training_plots(history, "training loss", "Training loss of logged steps, per impression.", validated)
     names = [name_of(metric, label, labels) for label in labels for metric in _SLICE_METRICS]
     return page.render(
@@ -42,6 +50,9 @@ def render(
         plots=plots,
         slice_metrics=names,
         slices=[{**entry, "cells": [_cell(entry, name) for name in names]} for entry in results.slices],
+        day_names=[name_of(metric, label, labels) for label in labels for metric in _DAY_METRICS],
+        day_rows=_day_rows(by_day, labels) if by_day is not None else [],
+        day_plots=day_plots,
         counts=count_rows(asdict(counts)),
         config=json.dumps(config, indent=2),
     )
@@ -64,6 +75,36 @@ def _row(results: RankingResults, name: str) -> dict[str, Any]:
 def _cell(entry: dict[str, Any], name: str) -> tuple[str, str]:
     bounds = entry["ci95"].get(name)
     return _figure(entry["metrics"][name]), f"± {(bounds[1] - bounds[0]) / 2:.4f}" if bounds else ""
+
+
+def _day_rows(by_day: DayResults, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """A row per day, and the mean: its first moment, the impressions of the first label, and of each metric (model, popularity)."""
+    names = [name_of(metric, label, labels) for label in labels for metric in _DAY_METRICS]
+    total = sum(day["impressions"][labels[0]] for day in by_day.days)
+    rows = [(day["begins"], day["impressions"][labels[0]], day) for day in by_day.days]
+    return [
+        {
+            "begins": begins,
+            "impressions": count,
+            "cells": [(_figure(of["model"][name]), _figure(of["popularity"][name])) for name in names],
+        }
+        for begins, count, of in [*rows, ("mean, weighted by impressions", total, by_day.mean)]
+    ]
+
+
+def _day_plot(by_day: DayResults, label: str, labels: tuple[str, ...]) -> Plot:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+    places = range(len(by_day.days))
+    for axes, metric in ((left, "auc"), (right, "ne")):
+        name = name_of(metric, label, labels)
+        for source, colour in (("model", MODEL), ("popularity", page.GREY)):
+            values = [np.nan if day[source][name] is None else day[source][name] for day in by_day.days]
+            axes.plot(places, values, "o-", ms=3, linewidth=0.8, label=source, color=colour)
+        shown = places[:: max(1, len(places) // 8)]
+        axes.set_xticks(shown, [by_day.days[place]["begins"] for place in shown], fontsize=7, rotation=30, ha="right")
+        axes.set_ylabel(name)
+    left.legend(frameon=False)
+    return plot_of(figure, f"{label}: each day, evaluated before the model is trained on it.")
 
 
 def _plots_of(results: RankingResults, folder: Path, label: str, labels: tuple[str, ...]) -> list[Plot]:

@@ -5,6 +5,7 @@ import json
 from collections import defaultdict
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from trainer.errors import UserError
 from trainer.evaluation.metrics import intervals, means
 from trainer.evaluation.ranking import results as results_module
 from trainer.evaluation.ranking.baselines import BASELINES
+from trainer.evaluation.ranking.day_results import day_results
 from trainer.evaluation.ranking.evaluate import write_scores
 from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, probabilities
 from trainer.evaluation.ranking.names import METRICS
@@ -290,6 +292,48 @@ def test_the_page_is_whole_loads_nothing_and_holds_the_numbers(written, world):
             assert f"{results.baselines['item_and_user'][name]:.4f}" in text
     assert Page(page).names.count("svg") == 2 * 4 + 2
     assert Page(page_of(written, world, history=[])).names.count("svg") == 2 * 4
+
+
+def day_line(day: int, clicks: int, buys: int, auc: float, of_buy: float) -> dict[str, Any]:
+    metrics = {f"{metric}/{label}": 0.9 for metric in METRICS for label in LABELS}
+    metrics |= {"auc/click": auc, "auc/buy": of_buy}
+    return {
+        "step": day, "kind": "progressive", "day": day, "begins": f"2024-05-0{day}",
+        "impressions": {"click": clicks, "buy": buys}, **metrics,
+        "popularity": {name: value / 2 for name, value in metrics.items()},
+    }  # fmt: skip
+
+
+def test_days_are_a_table_and_their_means_are_weighted_by_the_impressions_of_each_label():
+    nothing = float("nan")
+    lines = [*HISTORY, day_line(1, 100, 30, 0.5, nothing), day_line(2, 300, 10, 0.7, 0.6), day_line(3, 0, 30, 0.1, 0.8)]
+    found = day_results(lines, LABELS)
+    assert found is not None
+    assert found.mean["model"]["auc/click"] == pytest.approx((100 * 0.5 + 300 * 0.7) / 400)
+    assert found.mean["model"]["auc/buy"] == pytest.approx((10 * 0.6 + 30 * 0.8) / 40)
+    assert found.mean["popularity"]["auc/click"] == pytest.approx((100 * 0.25 + 300 * 0.35) / 400)
+    assert [day["model"]["auc/buy"] for day in found.days] == [None, 0.6, 0.8]
+    assert day_results(HISTORY, LABELS) is None
+
+
+def test_the_page_has_a_row_for_every_day(written, world):
+    folder, results, _ = written
+    by_day = day_results([day_line(1, 1000, 300, 0.5123, 0.6), day_line(2, 3000, 100, 0.7, 0.6789)], LABELS)
+    page = render(results, folder, world[1].counts, {}, HISTORY, by_day)
+    assert_loads_nothing(page)
+    assert Page(page).open == []
+    for text in (
+        "Day by day",
+        "2024-05-01",
+        "2024-05-02",
+        "3,000",
+        "0.5123",
+        "0.6789",
+        "mean, weighted by impressions",
+    ):
+        assert text in Page(page).text
+    assert Page(page).names.count("svg") == 2 * 4 + 2 + 2
+    assert "Day by day" not in Page(page_of(written, world)).text
 
 
 def test_what_users_named_is_escaped(written, world):

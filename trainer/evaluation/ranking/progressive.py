@@ -1,0 +1,82 @@
+"""Progressive evaluation: the model on the impressions of the next day, before it is trained on them.
+
+So every impression from the second day on is a test once, and then trains (test-then-train, or prequential, evaluation: Dawid 1984,
+doi:10.2307/2981683). Beside the model stands the popularity of items on all days before. After the last day the next one is the
+first of the validation period; nothing later is looked at.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from trainer.evaluation.ranking.baselines import Counted
+from trainer.evaluation.ranking.evaluate import RankingEvaluator, ScoresImpressions, Tally
+from trainer.stream.columns import stretches
+from trainer.stream.days import Days
+from trainer.stream.impressions import shown_on
+
+POPULARITY = "popularity"
+
+
+class ProgressiveEvaluator:
+    """Evaluates day after day, and counts how often items were shown and chosen on the days that it leaves behind.
+
+    Memory: two numbers per item and label on every rank.
+    """
+
+    def __init__(self, evaluator: RankingEvaluator, days: Days) -> None:
+        """evaluator: of the dataset, of whatever split."""
+        self._evaluator, self._days = evaluator, days
+        num_ids = evaluator.held_out.catalogue.num_ids
+        self._items = {label: Counted.nothing(num_ids) for label in evaluator.rules.labels}  # of this rank's row groups
+        self._counted_to = days.first
+
+    def metrics(self, model: ScoresImpressions, day: int) -> dict[str, Any] | None:
+        """Of the first day from `day` on that has impressions, which none may be. Collective.
+
+        day, begins: its number and first moment; impressions: by label, on how many it is defined; metrics: of the model, and
+        popularity: the same of the baseline.
+        """
+        found = self._days.next_with_impressions(day)
+        if found is None:
+            return None
+        self._count_up_to(found)
+        groups, ranks = tuple(self._days.groups(found).tolist()), self._evaluator.ranks
+        held_out = self._evaluator.held_out
+        held_out = replace(
+            held_out, deal=replace(held_out.deal, groups=groups), shown=self._days.calendar.bounds(found)
+        )
+        evaluator = replace(self._evaluator, held_out=held_out)
+        rates = {label: counted.over(ranks) for label, counted in self._items.items()}
+        of_model, of_popularity = Tally(evaluator.rules), Tally(evaluator.rules)
+        for held, logits in evaluator.score_all(model):
+            of_model.add(held, logits)
+            items = held.batch.candidate_ids.numpy()
+            of_popularity.add(held, np.stack([rate.logits(items, rate.overall) for rate in rates.values()], axis=1))
+        metrics, impressions = of_model.metrics(ranks)
+        return {
+            "day": found,
+            "begins": self._days.calendar.name_of(found),
+            "impressions": impressions,
+            "metrics": metrics,
+            POPULARITY: of_popularity.metrics(ranks)[0],
+        }
+
+    def _count_up_to(self, day: int) -> None:
+        """Count the impressions of days that were not counted yet, before this one: those of the row groups of this rank."""
+        reader, ranks, days = self._evaluator.held_out.deal.reader, self._evaluator.ranks, self._days
+        wanted = days.rows[self._counted_to - days.first : day - days.first]
+        begin, end = (int(days.calendar.bounds(number)[0]) for number in (self._counted_to, day))
+        self._counted_to = day
+        for group in np.flatnonzero(wanted.any(axis=0))[ranks.rank :: ranks.world_size].tolist():
+            packed = reader.read([group])[group]
+            shown = packed.impressions
+            assert shown is not None
+            low, high = shown_on(packed, np.arange(packed.starts.size), begin, end)
+            places, _ = stretches(shown.starts + low, shown.starts + high)
+            columns = {name: column[places] for name, column in shown.labels.items()}
+            weight, rules = self._evaluator.rules.weights(columns), self._evaluator.rules
+            for label, counted in self._items.items():
+                defined, positive = rules.defined(label, columns), rules.positive(label, columns)
+                counted.add(shown.items[places][defined], weight[defined], positive[defined])
