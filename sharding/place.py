@@ -105,7 +105,7 @@ def place(
     initialize_tables(placed, seed, {name: config.init_std for name, config in tables.items()})
     for child in placed.modules() if ranks.world_size > 1 else ():
         if isinstance(child, ShardedEmbeddingBagCollection):
-            names = [config.name for config in child.embedding_bag_configs()]
+            names = [config.name for config in child._embedding_bag_configs]
             if any(plan.tables[name].sharding in SUMMED_SPLITS for name in names):
                 pad_requests(child, ranks)
     return placed
