@@ -14,6 +14,7 @@ from rich.table import Table
 
 from benchmarks import (
     attending,
+    bags,
     communicating,
     dynamic_ids,
     evaluating,
@@ -40,6 +41,7 @@ SECTIONS = (
     "objectives",
     "ranking",
     "lookup",
+    "bags",
     "communication",
     "prepare",
     "stream",
@@ -135,6 +137,10 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
     with ray_session(config.cluster):
         if "lookup" in only:
             comparisons += _lookup(folder, scale, turns)
+        if "bags" in only:
+            for num_workers in (1, 2):
+                cluster = _config(folder, num_workers).cluster
+                comparisons += run_workers(bags.compare, turns, cluster, print, threading.Event())[0]
         if "communication" in only:
             asked = (int(communicating.NUM_ROWS * scale), turns)
             cluster = _config(folder, num_workers=2).cluster

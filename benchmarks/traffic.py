@@ -1,6 +1,6 @@
 """How many bytes this rank sends to others in collectives, counted where torch.distributed is called."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,12 @@ class Traffic:
 
 
 @contextmanager
-def counted_traffic() -> Iterator[Traffic]:
-    """Count what all threads of this process exchange in all-to-alls. Other collectives raise, since their bytes depend on the
-    backend's algorithm."""
+def counted_traffic(sums: bool = False) -> Iterator[Traffic]:
+    """Count what all threads of this process exchange in all-to-alls.
+
+    The bytes of other collectives depend on the backend's algorithm, so they raise; with `sums`, those that add up bags on their
+    way count as if each rank sent each other one what that needs (a ring sends as much), and gathers likewise.
+    """
     traffic = Traffic()
     whole = dist.all_to_all_single
 
@@ -43,6 +46,22 @@ def counted_traffic() -> Iterator[Traffic]:
     def refuse(*arguments: Any, **named: Any) -> Any:
         raise NotImplementedError("only all-to-alls are counted")
 
+    def counting(collective: Callable[..., Any], share: Callable[[int], float]) -> Callable[..., Any]:
+        """share: of its input that leaves, with so many ranks."""
+
+        def count(output: Tensor, input: Tensor, *arguments: Any, **named: Any) -> Any:
+            leaves = share(dist.get_world_size(named.get("group")))
+            traffic.sent_bytes += round(leaves * input.numel() * input.element_size())
+            traffic.num_calls += 1
+            return collective(output, input, *arguments, **named)
+
+        return count
+
     others = ("all_reduce", "all_gather", "all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all")
-    with patch.multiple(dist, all_to_all_single=exchange, **dict.fromkeys(others, refuse)):
+    patched: dict[str, Any] = {"all_to_all_single": exchange, **dict.fromkeys(others, refuse)}
+    if sums:
+        patched["reduce_scatter_tensor"] = counting(dist.reduce_scatter_tensor, lambda world: (world - 1) / world)
+        patched["all_gather_into_tensor"] = counting(dist.all_gather_into_tensor, lambda world: world - 1)
+        patched["all_reduce"] = dist.all_reduce  # of one integer
+    with patch.multiple(dist, **patched):
         yield traffic

@@ -25,7 +25,7 @@ from trainer.config import (
 )
 from trainer.errors import UserError
 from trainer.evaluation.ranking.names import LARGER_IS_BETTER, name_of
-from trainer.inputs import used_specs
+from trainer.inputs import check_bags, used_specs
 from trainer.job import Job
 from trainer.logs.config import LogsConfig, feature_specs
 from trainer.settings import flatten
@@ -120,6 +120,7 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
             )
         try:
             used_specs(self.logs, self.model.inputs)
+            check_bags(self.logs, self.model, self.tables)
         except UserError as error:
             raise ValueError(str(error)) from None
         device = self.cluster.device
@@ -206,6 +207,7 @@ FREE_TO_CHANGE = (
     "train.ledger",
     "train.max_nonfinite_steps",
     "tables.*.sharding",
+    "tables.*.lookup",  # where rows are added up
     "tables.*.kernel",
     "tables.*.ranks",
     "tables.*.min_partition",

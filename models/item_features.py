@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.features.bags import Bags, bags_of
 from models.features.inputs import NO_INPUTS, Inputs
 from models.features.values import (
     Asked,
@@ -24,6 +25,8 @@ from models.features.values import (
     InputFeature,
     ValueColumn,
     add_features,
+    bag_name,
+    bag_values,
     draw_projections,
     id_values,
     number_values,
@@ -40,7 +43,8 @@ class ItemRequest:
 
     own: (U,) int64 into rows["item"], none where it is 0 .. U - 1; has_row: (U, 1) float32, 0 for items without a row of their
     own, none where all have one; values: of the items, by feature; events, users, candidates: by feature, owned by the batch's
-    input events, histories, and candidates where it has some (ranking).
+    input events, histories, and candidates where it has some (ranking). bags: what is looked up as bags, by "values.NAME" for a
+    feature of items, "events.NAME" for one of events, and so on.
     """
 
     rows: Mapping[str, Tensor]
@@ -50,17 +54,23 @@ class ItemRequest:
     events: Mapping[str, FeatureValues] = field(default_factory=dict)
     users: Mapping[str, FeatureValues] = field(default_factory=dict)
     candidates: Mapping[str, FeatureValues] = field(default_factory=dict)
+    bags: Mapping[str, Bags] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "ItemRequest":
         return ItemRequest(
             {table: rows.to(device) for table, rows in self.rows.items()},
             None if self.own is None else self.own.to(device),
             None if self.has_row is None else self.has_row.to(device),
-            *(
-                {name: found.to(device) for name, found in values.items()}
-                for values in (self.values, self.events, self.users, self.candidates)
-            ),
+            _moved(self.values, device),
+            _moved(self.events, device),
+            _moved(self.users, device),
+            _moved(self.candidates, device),
+            {name: bags.to(device) for name, bags in self.bags.items()},
         )
+
+
+def _moved(values: Mapping[str, FeatureValues], device: torch.device) -> dict[str, FeatureValues]:
+    return {name: found.to(device) for name, found in values.items()}
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,22 @@ class Catalogue:
         """Whether items that the training part does not know have ids and vectors: their features say what they are."""
         return bool(self.features)
 
+    def bags_of_table(self, table: str) -> tuple[str, ...]:
+        """The names under which requests ask for bags of a table: none if it is looked up by row."""
+        inputs = self.inputs
+        owned = {
+            "values": self.features,
+            "events": inputs.events,
+            "users": inputs.users,
+            "candidates": inputs.candidates,
+        }
+        return tuple(
+            bag_name(owners, feature)
+            for owners, features in owned.items()
+            for feature in features
+            if feature.bagged and feature.table == table
+        )
+
     @cached_property
     def known(self) -> ItemRequest:
         """All items that the training part knows, and the unknown one: what a step over the whole catalogue looks up."""
@@ -102,16 +128,22 @@ class Catalogue:
     def request(self, ids: np.ndarray) -> ItemRequest:
         """What to look up for items `ids` ((U,) int64, ascending and each once). All tables are asked, if for nothing."""
         own_rows = ids if self.rows is None else self.rows[ids]
-        wanted: dict[str, list[tuple[str, np.ndarray]]] = {ITEM_TABLE: [("", own_rows)]}
-        owners, values = {}, {}
+        wanted: dict[str, list[tuple[InputFeature | None, np.ndarray]]] = {ITEM_TABLE: [(None, own_rows)]}
+        owners, values, bags = {}, {}, {}
         for feature in self.features:
             column = self.columns[feature.name]
             if isinstance(column, IdColumn):
                 assert feature.table is not None
                 entries, owners[feature.name] = _values_of(column, ids)
+                if feature.bagged:
+                    name = bag_name("values", feature)
+                    lengths = np.bincount(owners[feature.name], minlength=ids.size)
+                    bags[name] = bags_of(feature.table, entries, lengths, feature.pooling)
+                    values[feature.name] = bag_values(name, ids.size)
+                    continue
                 if feature.table == ITEM_TABLE and self.rows is not None:
                     entries = self.rows[entries]
-                wanted.setdefault(feature.table, []).append((feature.name, entries))
+                wanted.setdefault(feature.table, []).append((feature, entries))
             else:
                 values[feature.name] = number_values(column[ids])
         rows, own = {}, None
@@ -122,17 +154,17 @@ class Catalogue:
             unique, index = np.unique(np.concatenate([entries for _, entries in asked]), return_inverse=True)
             rows[table] = _tensor(unique)
             ends = np.cumsum([entries.size for _, entries in asked])
-            for (name, _), place in zip(asked, np.split(index, ends[:-1]), strict=True):
-                if name:
-                    values[name] = id_values(place, owners[name])
-                else:
+            for (asking, _), place in zip(asked, np.split(index, ends[:-1]), strict=True):
+                if asking is None:
                     own = _tensor(place)
+                else:
+                    values[asking.name] = id_values(place, owners[asking.name], asking.pooling)
         has_row = None
         if self.has_row is not None:
             has_row = torch.from_numpy(self.has_row[ids].astype(np.float32))[:, None]
         for table in self.inputs.tables:
             rows.setdefault(table, _tensor(_NOTHING))
-        return ItemRequest(rows, own, has_row, values)
+        return ItemRequest(rows, own, has_row, values, bags=bags)
 
     def beside(
         self,
@@ -146,10 +178,10 @@ class Catalogue:
         if not inputs.events and not inputs.users and not inputs.candidates:
             return request
         row_of_id = {} if self.rows is None else {ITEM_TABLE: self.rows}
-        asked = [Asked(inputs.events, events), Asked(inputs.users, users)]
+        asked = [Asked("events", inputs.events, events), Asked("users", inputs.users, users)]
         if candidates is not None:
-            asked.append(Asked(inputs.candidates, candidates))
-        rows, found = settle(request.rows, row_of_id, asked)
+            asked.append(Asked("candidates", inputs.candidates, candidates))
+        rows, bags, found = settle(request.rows, row_of_id, asked)
         own = request.own
         if own is None and rows[ITEM_TABLE] is not request.rows[ITEM_TABLE]:
             own = torch.arange(request.rows[ITEM_TABLE].numel())
@@ -161,6 +193,7 @@ class Catalogue:
             events=of_events,
             users=of_users,
             candidates=of_candidates[0] if of_candidates else {},
+            bags={**request.bags, **bags},
         )
 
 

@@ -3,14 +3,14 @@
 The invariant: whatever the first request looked up stays where it is, so that every index into it stays right.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from models.features.bags import joined_bags
+from models.features.values import joined_values
 from models.item_features import ITEM_TABLE, Catalogue, ItemRequest
 
 
@@ -33,11 +33,12 @@ def with_items(request: ItemRequest, ids: np.ndarray, catalogue: Catalogue) -> I
     if has_row is not None and more.has_row is not None:
         has_row = torch.cat((has_row, more.has_row))
     table_of = {feature.name: feature.table for feature in catalogue.features}
-    values: Mapping[str, Any] = {
-        name: _joined_values(first, more.values[name], num_items, places.get(table_of[name] or ""))
+    values = {
+        name: joined_values(first, more.values[name], num_items, ids.size, places.get(table_of[name] or ""))
         for name, first in request.values.items()
     }
-    return replace(request, rows=rows, own=None if is_own_row else own, has_row=has_row, values=values)
+    bags = {**request.bags, **{name: joined_bags((request.bags[name], new)) for name, new in more.bags.items()}}
+    return replace(request, rows=rows, own=None if is_own_row else own, has_row=has_row, values=values, bags=bags)
 
 
 def _joined(held: np.ndarray, wanted: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -49,14 +50,3 @@ def _joined(held: np.ndarray, wanted: np.ndarray) -> tuple[Tensor, Tensor]:
     place = held.size + np.cumsum(new) - 1
     place[found] = order[near[found]]
     return torch.from_numpy(np.concatenate((held, wanted[new]))), torch.from_numpy(place)
-
-
-def _joined_values(first: Any, second: Any, num_first: int, place: Tensor | None) -> Any:
-    """Values of one feature. place: where the rows of its table are that the second looks up."""
-    return replace(
-        first,
-        index=torch.cat((first.index, second.index if place is None else place[second.index])),
-        owner=torch.cat((first.owner, second.owner + num_first)),
-        weight=torch.cat((first.weight, second.weight)),
-        dense=torch.cat((first.dense, second.dense)),
-    )

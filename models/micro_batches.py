@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from models.batch import Cut, HistoryBatch
-from models.features.values import FeatureValues
+from models.features.values import FeatureValues, cut_values
 from models.jagged import layout_of
 
 # How each field of a batch is cut. The others are shared by all pieces: SHARED, and of `items` all but what events and users say.
@@ -94,8 +94,8 @@ def parts_of(batch: HistoryBatch) -> Iterator[HistoryBatch]:
         items = batch.items
         if items.events or items.users:
             said = (
-                cut_values(items.events, "events", cut.events, cut.values),
-                cut_values(items.users, "users", cut.histories, cut.values),
+                cut_features(items.events, "events", cut.events, cut.values),
+                cut_features(items.users, "users", cut.histories, cut.values),
             )
             items = replace(items, events=said[0], users=said[1])
         yield replace(batch, layout=cut.layout, cuts=(), items=items, **fields)
@@ -109,13 +109,8 @@ def cut_field(value: Any, bounds: tuple[int, int]) -> Any:
     return None if value is None else value[first:stop]
 
 
-def cut_values(
+def cut_features(
     found: Mapping[str, FeatureValues], owners: str, bounds: tuple[int, int], places: Mapping[str, tuple[int, int]]
 ) -> dict[str, FeatureValues]:
     """What features say of the owners bounds[0] .. bounds[1] - 1, as if there were no others."""
-    pieces = {}
-    for name, given in found.items():
-        inside = slice(*places[f"{owners}.{name}"])
-        owner, dense = given.owner[inside] - bounds[0], given.dense[slice(*bounds)]
-        pieces[name] = FeatureValues(given.index[inside], owner, given.weight[inside], dense)
-    return pieces
+    return {name: cut_values(given, bounds, places[f"{owners}.{name}"]) for name, given in found.items()}

@@ -56,8 +56,8 @@ class NextItemModel(nn.Module):
             self.mask.initialize(generator)
 
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
-        """By table, the rows (R, width) that a request asks for. A collective operation once the tables are sharded."""
-        found: dict[str, Tensor] = self.tables(request.rows)
+        """By table, the rows (R, width) that a request asks for, and by name its bags. Collective once the tables are sharded."""
+        found: dict[str, Tensor] = self.tables(request.rows, request.bags)
         return found
 
     def loss(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 
 from models.attention.candidates import lay_out_candidates
 from models.jagged import layout_of
-from models.micro_batches import cut_field, cut_values, pair_of, piece_ends, value_places
+from models.micro_batches import cut_features, cut_field, pair_of, piece_ends, value_places
 from models.ranking_batch import RankingBatch, RankingCut
 
 # How each field of a batch is cut. The others are shared by all pieces: SHARED, and of `items` what is said of items.
@@ -74,7 +74,7 @@ def parts_of(batch: RankingBatch) -> Iterator[RankingBatch]:
         first, stop = cut.histories
         fields = {name: cut_field(getattr(batch, name), getattr(cut, along)) for name, along in ALONG.items()}
         said = {
-            owners: cut_values(getattr(batch.items, owners), owners, getattr(cut, along), cut.values)
+            owners: cut_features(getattr(batch.items, owners), owners, getattr(cut, along), cut.values)
             for owners, along in OWNERS.items()
         }
         yield replace(

@@ -29,6 +29,8 @@ Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
 COLUMN_SPLITS = frozenset({"column_wise", "table_column_wise", "grid_shard"})
 # Splits by rows alone: where TorchRec adds parts of a bag up and, if it is to be averaged, divides the sum.
 ROW_SPLITS = frozenset({"row_wise", "table_row_wise"})
+# Where TorchRec adds parts of a bag up that lie on several ranks.
+SUMMED_SPLITS = ROW_SPLITS | {"grid_shard"}
 # Optimizers with one number per row, lamb's being its length: where columns are split, each piece would have one of its own.
 ROWWISE_OPTIMIZERS = frozenset({"rowwise_adagrad", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
 
@@ -115,6 +117,14 @@ class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     ids: IdsConfig = Field(default_factory=VocabularyIdsConfig, description="how values become rows")
     init_std: float = Field(0.02, gt=0.0, description="standard deviation of the initial weights")
+    lookup: Literal["rows", "bags"] = Field(
+        "rows",
+        description="of tables of features: rows, each row that a batch needs travels once to whoever needs it; bags, rows are "
+        "added up where they lie, and one vector for each item, event, user or impression travels: for features with many values",
+    )
+    pooling: Literal["mean", "sum"] = Field(
+        "mean", description="what becomes of the rows of a feature with several values: their mean, or their sum"
+    )
 
     @property
     def allowed_shardings(self) -> tuple[Sharding, ...] | None:

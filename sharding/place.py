@@ -14,7 +14,7 @@ from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, Shard
 from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embedding_types import ShardingType
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.types import (
     CacheParams,
@@ -31,8 +31,9 @@ from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam, PartialRowWiseLA
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from sharding.communication import codecs_of
-from sharding.config import ROW_SPLITS, CommunicationConfig, SparseOptimizer, TableConfig
+from sharding.config import ROW_SPLITS, SUMMED_SPLITS, CommunicationConfig, SparseOptimizer, TableConfig
 from sharding.errors import PlacementError
+from sharding.even_bags import pad_requests
 from sharding.initialize import initialize_tables
 from sharding.plan import Plan
 from sharding.ranks import Ranks
@@ -102,6 +103,11 @@ def place(
         init_data_parallel=False,
     )
     initialize_tables(placed, seed, {name: config.init_std for name, config in tables.items()})
+    for child in placed.modules() if ranks.world_size > 1 else ():
+        if isinstance(child, ShardedEmbeddingBagCollection):
+            names = [config.name for config in child._embedding_bag_configs]
+            if any(plan.tables[name].sharding in SUMMED_SPLITS for name in names):
+                pad_requests(child, ranks)
     return placed
 
 

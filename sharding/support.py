@@ -18,17 +18,18 @@ FUSED_ONLY = frozenset({"lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
 
 
 def why_unplaceable(config: TableConfig, device: str) -> str | None:
-    """Why a table that is looked up per event cannot lie in any way that its config allows; none if it can in some."""
-    reasons = []
-    for sharding in config.allowed_shardings or SEQUENCE_SHARDINGS:
+    """Why a table of a run cannot lie in any way that its config allows; none if it can in some."""
+    reasons, bags = [], config.lookup == "bags"
+    shardings = POOLED_SHARDINGS if bags else SEQUENCE_SHARDINGS
+    for sharding in config.allowed_shardings or shardings:
         kernel: Kernel = "dense" if sharding == "data_parallel" else "fused"
         if config.kernel != "auto":
             kernel = config.kernel
-        reason = why_unsupported(sharding, kernel, config.optimizer, False, device, weight_decay=config.weight_decay)
+        reason = why_unsupported(sharding, kernel, config.optimizer, bags, device, weight_decay=config.weight_decay)
         if reason is None:
             return None
         reasons.append(reason)
-    return reasons[0] if config.allowed_shardings else reasons[SEQUENCE_SHARDINGS.index("row_wise")]
+    return reasons[0] if config.allowed_shardings else reasons[shardings.index("row_wise")]
 
 
 def why_not_sent(communication: CommunicationConfig, device: str) -> str | None:

@@ -75,7 +75,14 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | N
         placing = plan_tables(job, manifest, ranks.world_size, "cuda" if ranks.device.type == "cuda" else "cpu")
     plan = placing.plan
     specs = [
-        TableSpec(name, rows, job.tables[name].dim, plan.tables[name].sharding == "data_parallel")
+        TableSpec(
+            name,
+            rows,
+            job.tables[name].dim,
+            plan.tables[name].sharding == "data_parallel",
+            catalogue.bags_of_table(name),
+            job.tables[name].pooling,
+        )
         for name, rows in table_rows(job.tables, manifest, job.model.inputs).items()
     ]
     task = _task_of(job, manifest, catalogue, by_day)

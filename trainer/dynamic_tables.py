@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from models.batch import HistoryBatch
 from models.features.inputs import NO_INPUTS, Inputs
-from models.features.values import FeatureValues, InputFeature
+from models.features.values import BagRange, FeatureValues, InputFeature
 from models.item_features import ItemRequest
 from models.ranking_batch import RankingBatch
 from sharding.config import DynamicIdsConfig, TableConfig
@@ -75,13 +75,21 @@ class DynamicTables:
         values: dict[Owner, dict[str, FeatureValues]] = {
             owner: dict(getattr(request, owner)) for owner in get_args(Owner)
         }
+        bags = {
+            name: replace(given, rows=torch.from_numpy(look_up(self.states[given.table], given.rows.numpy()).rows))
+            if given.table in self.states
+            else given
+            for name, given in request.bags.items()
+        }
         for table, state in self.states.items():
+            if table not in rows:
+                continue
             rows[table], place = _each_once(look_up(state, rows[table].numpy()).rows)
             for owner, name in self._features[table]:
                 if name in values[owner]:  # items that are looked up alone have no events beside them
                     given = values[owner][name]
                     values[owner][name] = replace(given, index=place[given.index])
-        return replace(request, rows=rows, **values)  # type: ignore[arg-type]
+        return replace(request, rows=rows, bags=bags, **values)  # type: ignore[arg-type]
 
     def settle(self, batch: HistoryBatch, placed: nn.Module, optimizers: Optimizers, ranks: Ranks) -> HistoryBatch:
         """Take in the global batch of which this rank has `batch` (on the CPU): its ids may get rows, which are reset, while
@@ -155,14 +163,27 @@ def uses_of(batch: HistoryBatch | RankingBatch, table: str, features: list[tuple
         "users": (np.diff(batch.layout.offsets.numpy()) > 0).astype(np.int64),
         "candidates": np.ones(batch.num_targets, np.int64),
     }
-    ids: Int64 = batch.items.rows[table].numpy()
-    counts = np.zeros(ids.size, np.int64)
-    for owner, name in features:
-        values: FeatureValues = getattr(batch.items, owner)[name]
-        np.add.at(counts, values.index.numpy(), uses[owner][values.owner.numpy()])
+    bags = [(owner, batch.items.bags[bags.name]) for owner, name in features if (bags := _bags(batch, owner, name))]
+    if bags:
+        ids, place = np.unique(np.concatenate([given.rows.numpy() for _, given in bags]), return_inverse=True)
+        counts = np.zeros(ids.size, np.int64)
+        np.add.at(
+            counts, place, np.concatenate([np.repeat(uses[owner], given.lengths.numpy()) for owner, given in bags])
+        )
+    else:
+        ids = batch.items.rows[table].numpy()
+        counts = np.zeros(ids.size, np.int64)
+        for owner, name in features:
+            values: FeatureValues = getattr(batch.items, owner)[name]
+            np.add.at(counts, values.index.numpy(), uses[owner][values.owner.numpy()])
     used = np.flatnonzero((counts > 0) & (ids != MISSING))
     used = used[np.argsort(ids[used])]
     return SeenIds(ids[used], counts[used])
+
+
+def _bags(batch: HistoryBatch | RankingBatch, owner: Owner, name: str) -> BagRange | None:
+    values: FeatureValues = getattr(batch.items, owner)[name]
+    return values.bags
 
 
 def _events_of_items(batch: HistoryBatch | RankingBatch) -> Int64:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from models.config import ModelConfig
 from models.features.config import InputsConfig
 from models.ranking.config import RankingConfig
+from sharding.config import TableConfig
 from trainer.dataset.manifest import USED_KINDS, Feature, Manifest, used_features
 from trainer.errors import UserError
 from trainer.logs.config import FeatureSpec, LogsConfig, Owner, TimestampFeatureConfig, feature_specs
@@ -58,6 +59,24 @@ def used_specs(logs: LogsConfig, inputs: InputsConfig) -> tuple[FeatureSpec, ...
     if logs.task == "ranking":
         chosen["event"] += choose(inputs.candidate_features, usable("event"), "model.inputs.candidate_features")
     return tuple(spec for spec in specs if spec.name in chosen[spec.owner])
+
+
+def check_bags(logs: LogsConfig, model: ModelConfig, tables: Mapping[str, TableConfig]) -> None:
+    """Raises UserError where rows are to be added up whose single ones the model needs."""
+    if tables["item"].lookup == "bags":
+        raise UserError(
+            'tables.item.lookup = "bags": histories need the row of every item, and bags are for tables that features alone look '
+            "up; give a feature whose table is item one of its own"
+        )
+    searched = model.interest.search.feature if isinstance(model, RankingConfig) else None
+    for spec in feature_specs(logs):
+        if spec.table is None or tables[spec.table].lookup != "bags":
+            continue
+        if spec.owner == "item" and spec.name == searched:
+            raise UserError(
+                f'tables.{spec.table}.lookup = "bags": model.interest.search.feature = {searched!r} compares single values, which '
+                'bags add up; set lookup = "rows"'
+            )
 
 
 def choose(names: list[str] | None, usable: Mapping[str, bool], setting: str) -> tuple[str, ...]:

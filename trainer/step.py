@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from models import moving_statistics
+from models.features.bags import row_gradients
+from models.item_features import ItemRequest
 from sharding.gradient_norm import squared_row_norm
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
@@ -80,7 +82,7 @@ class TrainStep:
         divisor: float = result.num_targets
         if result.applied and self.clip_norm is not None:
             self.ranks.sum(dense)
-            norm = self._norm(dense, batch.items.rows, gradients) / result.num_targets
+            norm = self._norm(dense, batch.items, gradients) / result.num_targets
             # Numbers that are finite on every rank may have no finite sum.
             result = replace(result, grad_norm=norm, finite=math.isfinite(norm))
             divisor *= max(1.0, norm / self.clip_norm)
@@ -125,9 +127,10 @@ class TrainStep:
         if counted.numel():
             moving_statistics.update(self.model, self.ranks.sum(counted))
 
-    def _norm(self, dense: Tensor, rows: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> float:
-        """Of the gradient of the sum over all targets. dense: summed over ranks; rows, gradients: of tables, this rank's own."""
-        square = dense.double().square().sum() + squared_row_norm(rows, gradients, self.ranks)
+    def _norm(self, dense: Tensor, asked: ItemRequest, gradients: Mapping[str, Tensor]) -> float:
+        """Of the gradient of the sum over all targets. dense: summed over ranks; gradients: of what this rank asked for."""
+        of_rows = row_gradients(asked.rows, asked.bags, gradients)
+        square = dense.double().square().sum() + squared_row_norm(*of_rows, self.ranks)
         return math.sqrt(square.item())
 
     def _agree(

@@ -1,7 +1,7 @@
 """What a training step asks of the tables: from a job's settings and what is known of its dataset to loads for the plan.
 
 A batch asks for every id once (models.batch), whoever asks for it, so what counts is how many distinct ids a rank's histories
-have. Imports no torch.
+have; but for tables that are looked up as bags, which get all ids of all owners. Imports no torch.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from models.config import ModelConfig, NextItemConfig
 from models.features.config import InputsConfig
 from models.objectives.config import InBatchNegatives, SampledObjectiveConfig
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
-from sharding.planning.load import TableLoad, sequence_load
+from sharding.planning.load import TableLoad, bag_load, sequence_load
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Feature, Manifest
 from trainer.inputs import features_of, used_specs
@@ -102,8 +102,8 @@ def table_loads(
     """The load of every table in num_rows, for a rank of num_workers.
 
     Without facts every history is as long as the model allows, and every table of features is taken for one of items. Ids are
-    taken to be equally popular, which overstates how many are distinct. A table's pooling_factor, ids per history, stands in for
-    all of this.
+    taken to be equally popular, which overstates how many are distinct, and features to have one value each. A table's
+    pooling_factor, ids per history, stands in for all of this.
     """
     num_items = facts.num_items if facts is not None else num_rows[ITEM_TABLE]
     ranking = not isinstance(model, NextItemConfig)
@@ -122,24 +122,33 @@ def table_loads(
         own = isinstance(model.objective.negatives, InBatchNegatives)
         items = expected_distinct(num_items, histories * mean_events + (0 if own else model.objective.num_negatives))
 
+    def owners_of(name: str) -> tuple[float, float]:
+        """By how many features of items is it asked, for each of them, and by how many owners besides."""
+        if facts is None:
+            return float(name != ITEM_TABLE), 0.0
+        inputs = histories * max(0.0, mean_events - ahead)
+        besides = inputs * facts.num_event_features.get(name, 0)
+        besides += histories * facts.num_user_features.get(name, 0)
+        besides += candidates * facts.num_candidate_features.get(name, 0)
+        return facts.num_features.get(name, 0), besides
+
     def ids_of(name: str) -> float:
-        given = tables[name].pooling_factor
-        if given is not None:
-            return given * histories
-        num_features = facts.num_features.get(name, 0) if facts is not None else int(name != ITEM_TABLE)
-        besides = 0.0  # of events and users
-        if facts is not None:
-            inputs = histories * max(0.0, mean_events - ahead)
-            besides += inputs * facts.num_event_features.get(name, 0)
-            besides += histories * facts.num_user_features.get(name, 0)
-            besides += candidates * facts.num_candidate_features.get(name, 0)
+        num_features, besides = owners_of(name)
         if name == ITEM_TABLE and not (facts is not None and isinstance(tables[name].ids, HashIdsConfig)):
             # The batch's items have rows of their own, and of what else is asked for some rows are among those.
             others = expected_distinct(num_rows[name], items * num_features + besides)
             return items + others * max(0.0, 1.0 - items / num_rows[name])
         return expected_distinct(num_rows[name], items * (num_features + int(name == ITEM_TABLE)) + besides)
 
-    return [sequence_load(name, tables[name], rows, ids_of(name)) for name, rows in num_rows.items()]
+    def load_of(name: str, rows: int) -> TableLoad:
+        config, (num_features, besides) = tables[name], owners_of(name)
+        given = None if config.pooling_factor is None else config.pooling_factor * histories
+        if config.lookup == "bags":
+            bags = items * num_features + besides
+            return bag_load(name, config, rows, bags if given is None else given, bags)
+        return sequence_load(name, config, rows, ids_of(name) if given is None else given)
+
+    return [load_of(name, rows) for name, rows in num_rows.items()]
 
 
 def expected_distinct(num_values: int, num_draws: float) -> float:

@@ -57,7 +57,8 @@ class Grid:
 
 def grids(values: dict[str, Any]) -> list[Grid]:
     """What people are shown of these values."""
-    return [summary_grid([values]), _table_grid(values), _rank_grid(values)]
+    bags = _bag_grid(values)
+    return [summary_grid([values]), _table_grid(values), *([bags] if bags.rows else []), _rank_grid(values)]
 
 
 def summary_grid(planned: Sequence[dict[str, Any]], names: Sequence[str] = ("",)) -> Grid:
@@ -135,6 +136,19 @@ def _table_grid(values: dict[str, Any]) -> Grid:
         header,
         _shortened(rows),
     )
+
+
+def _bag_grid(values: dict[str, Any]) -> Grid:
+    """Of tables whose rows are added up where they lie."""
+    alike = defaultdict(list)
+    for table in values["tables"]:
+        if table["pooled"]:
+            alike[(table["ids_per_rank"], table["vectors_per_rank"])].append(table["name"])
+    rows = [
+        (_all_of(names), count_text(round(ids)), count_text(round(bags)))
+        for (ids, bags), names in sorted(alike.items())
+    ]
+    return Grid("pooled tables, of one rank in a step", ("table", "ids", "bags"), _shortened(rows))
 
 
 def _rank_grid(values: dict[str, Any]) -> Grid:
@@ -225,14 +239,18 @@ def _tables(planned: Planned) -> Iterator[dict[str, Any]]:
     prediction = planned.prediction
     memory = prediction.memory_bytes + prediction.host_memory_bytes
     seconds = np.sum(list(prediction.phases.values()), axis=0)
+    loads = {load.name: load for load in planned.request.loads}
     for number, name in enumerate(prediction.tables):
-        table = planned.plan.tables[name]
+        table, load = planned.plan.tables[name], loads[name]
         yield {
             "name": name,
             "num_rows": table.num_rows,
             "dim": table.dim,
             "sharding": table.sharding,
             "kernel": table.kernel,
+            "pooled": load.pooled,
+            "ids_per_rank": load.ids_per_rank,
+            "vectors_per_rank": load.vectors_per_rank,
             "places": list(table.places),
             "num_shards": sum(1 for shard in planned.plan.shards(name) if shard.num_rows),
             "memory_bytes": float(memory[number].sum()),

@@ -32,9 +32,9 @@ class Inputs:
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Tables that features of events, users and candidates look up."""
+        """Tables in which features of events, users and candidates look up rows."""
         features = (*self.events, *self.users, *self.candidates)
-        return tuple(dict.fromkeys(f.table for f in features if f.table is not None))
+        return tuple(dict.fromkeys(f.table for f in features if f.table is not None and not f.bagged))
 
     @property
     def tells_request(self) -> bool:

@@ -91,8 +91,8 @@ class RankingModel(nn.Module):
         self.experts.initialize(generator, None if self.rates is None else rate_logits(self.label_losses, self.rates))
 
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
-        """By table, the rows (R, width) that a request asks for. A collective operation once the tables are sharded."""
-        found: dict[str, Tensor] = self.tables(request.rows)
+        """By table, the rows (R, width) that a request asks for, and by name its bags. Collective once the tables are sharded."""
+        found: dict[str, Tensor] = self.tables(request.rows, request.bags)
         return found
 
     def loss(self, rows: Mapping[str, Tensor], batch: RankingBatch) -> Tensor:

@@ -12,7 +12,7 @@ memory      4x + 4(k x + j y), k numbers of optimizer state per number and j per
             every rank 8 n + 2 * 4 v d. fused_uvm: weights and state in host memory; fused_uvm_caching, key_value: also, but
             cache_load_factor of the weights in device memory, and 4 bytes for each row (the cache's index).
 input       C.network * (8 n q + 4 v a) * peers + C.seconds_per_input_id * W n q. a: shards of a pooled table, each with lengths of
-            its own.
+            its own. In place of 8 bytes it is 12 for ids that have weights, here and in memory.
 lookup      C.lookup_read * 4 W n w / device_bandwidth + C.lookup_write * 4 W o / device_bandwidth
             + C.seconds_per_lookup_id * W n q. Rows in host memory: C.host_access * 4 W n w / host_bandwidth, times the part that
             misses the cache, 1 - cache_load_factor.
@@ -120,6 +120,7 @@ class Asked:
     ids: Float64
     vectors: Float64
     dim: Float64
+    id_bytes: Float64
     pooled: Bool
     replicated: Bool
     dense: Bool
@@ -139,6 +140,7 @@ def asked_of(tables: Sequence[TablePlan], loads: Sequence[TableLoad]) -> Asked:
         ids=column(load.ids_per_rank for load in loads),
         vectors=column(load.vectors_per_rank for load in loads),
         dim=column(load.dim for load in loads),
+        id_bytes=column(12.0 if load.weighted else 8.0 for load in loads),
         pooled=pooled,
         replicated=column(table.sharding == "data_parallel" for table in tables) > 0,
         dense=column(table.kernel == "dense" for table in tables) > 0,
@@ -188,7 +190,7 @@ def features(
     back = np.where(asked.summed, summed, direct) * _returned(asked, shares)
     lengths = np.where(asked.pooled, 4.0 * asked.vectors * shares.blocks, 0.0)
     exchanged = ~asked.replicated
-    there = exchanged * direct * (8.0 * asked.ids * shares.routed + lengths)
+    there = exchanged * direct * (asked.id_bytes * asked.ids * shares.routed + lengths)
     all_reduced = asked.replicated * reduced * 4.0 * shares.numbers
     forward, backward = BYTES[communication.forward], BYTES[communication.backward]
     terms: dict[str, dict[str, Float64]] = {
@@ -220,8 +222,8 @@ def memory(asked: Asked, shares: Shares, ranks: Ranks) -> tuple[Float64, Float64
     gradients = np.where(asked.dense, weights, 0.0)
     index = np.where(asked.cached > 0.0, 4.0 * shares.rows, 0.0)
     on_device = np.where(asked.in_host, asked.cached * weights + index, weights + optimizer) + gradients
-    buffers = ranks.count * (8.0 * asked.ids * shares.routed + 2.0 * 4.0 * _returned(asked, shares))
-    own = 8.0 * asked.ids + 2.0 * 4.0 * asked.vectors * asked.dim
+    buffers = ranks.count * (asked.id_bytes * asked.ids * shares.routed + 2.0 * 4.0 * _returned(asked, shares))
+    own = asked.id_bytes * asked.ids + 2.0 * 4.0 * asked.vectors * asked.dim
     on_device += np.where(asked.replicated, 0.0, buffers) + own
     return on_device, np.where(asked.in_host, weights + optimizer, 0.0)
 
@@ -304,7 +306,7 @@ def _sent_bytes(asked: Asked, shares: Shares, ranks: Ranks, communication: Commu
     """(T, R) what a rank sends, as the one who asks and as an owner."""
     others = ranks.count - 1.0
     lengths = np.where(asked.pooled, 4.0 * asked.vectors * shares.blocks, 0.0)
-    ids = _of_others(8.0 * asked.ids * shares.routed + lengths)
+    ids = _of_others(asked.id_bytes * asked.ids * shares.routed + lengths)
     returned = _returned(asked, shares)
     # Gradients of bags that were summed on the way: to one rank of each other host, which hands all it got to those there.
     size = ranks.host_sizes

@@ -1,6 +1,6 @@
 """What a step asks of a table: the planner's view of a model. Imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sharding.config import Kernel, Sharding, SparseOptimizer, TableConfig
@@ -12,7 +12,7 @@ class TableLoad:
 
     pooled: looked up as bags that are summed (EmbeddingBagCollection), else as a sequence (EmbeddingCollection).
     ids_per_rank: ids that a rank looks up in a step, each counted as often as it is sent. vectors_per_rank: rows that come
-    back to it: as many as ids of a sequence, one per bag of a pooled table.
+    back to it: as many as ids of a sequence, one per bag of a pooled table. weighted: each id of a bag travels with its weight.
     mean_pooling: bags are averaged, not summed. The rest is as in TableConfig: none or "auto" leaves a choice to the plan.
     """
 
@@ -30,6 +30,7 @@ class TableLoad:
     cache_load_factor: float | None = None
     weight_decay: float = 0.0
     mean_pooling: bool = False
+    weighted: bool = False
 
 
 def sequence_load(name: str, config: TableConfig, num_rows: int, ids_per_rank: float) -> TableLoad:
@@ -49,3 +50,9 @@ def sequence_load(name: str, config: TableConfig, num_rows: int, ids_per_rank: f
         cache_load_factor=config.cache_load_factor,
         weight_decay=config.weight_decay,
     )
+
+
+def bag_load(name: str, config: TableConfig, num_rows: int, ids_per_rank: float, bags_per_rank: float) -> TableLoad:
+    """The load of a table whose rows are added up in bags. Means are sums whose ids have weights (models.features.bags)."""
+    asked = sequence_load(name, config, num_rows, ids_per_rank)
+    return replace(asked, pooled=True, vectors_per_rank=bags_per_rank, weighted=config.pooling == "mean")

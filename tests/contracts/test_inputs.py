@@ -69,8 +69,11 @@ def job_at(folder: Path, run: str, ids: dict[str, Any], **sections: Any) -> Job:
         },
         "tables": {
             "item": {"dim": 16, "sharding": "row_wise", **table},
-            "label": {"dim": 8, "sharding": sections.get("sharding", "row_wise"), "ids": ids, **table},
-            "device": {"sharding": "table_wise", **table},
+            "label": {
+                "dim": 8, "sharding": sections.get("sharding", "row_wise"), "ids": ids, **table,
+                "lookup": sections.get("lookup", "rows"),
+            },
+            "device": {"sharding": "table_wise", **table, "lookup": sections.get("lookup", "rows")},
         },
         "train": {
             "epochs": 3, "batch_size": 5, "optimizer": "adagrad", "learning_rate": 0.01, "log_every_steps": 1,
@@ -121,12 +124,34 @@ def test_a_table_shared_by_items_events_and_users_is_trained_alike_wherever_it_l
 
 
 @pytest.mark.parametrize("objective", ["sampled", "full"])
-def test_dynamic_ids_of_events_and_users_get_the_same_rows_on_any_number_of_workers(
+def test_features_that_are_looked_up_as_bags_train_the_same_model(
     folder: Path, rank_pool: RankPool, objective: str
 ) -> None:
+    """Clipped by the norm of the whole gradient, which has to find that of every row."""
+    steps = {"max_steps": 10, "optimizer": "sgd", "learning_rate": 0.05, "clip_norm": 0.1, "micro_batch_tokens": 8}
+
+    def losses_of(size: int, lookup: str) -> tuple[list[float], list[float]]:
+        run = f"{lookup}-{size}"
+        rank_pool.run(size, train_plainly, job_at(folder, run, HASHED, objective=objective, lookup=lookup, train=steps))
+        found = lines(folder, run)
+        return [line["loss"] for line in found], [line["grad_norm"] for line in found]
+
+    expected = losses_of(1, "rows")
+    for size in (1, 2):
+        for found, wanted in zip(losses_of(size, "bags"), expected, strict=True):
+            assert found == pytest.approx(wanted, rel=1e-5)
+            assert len(found) == 10
+
+
+@pytest.mark.parametrize("lookup", ["rows", "bags"])
+@pytest.mark.parametrize("objective", ["sampled", "full"])
+def test_dynamic_ids_of_events_and_users_get_the_same_rows_on_any_number_of_workers(
+    folder: Path, rank_pool: RankPool, objective: str, lookup: str
+) -> None:
+    sizes = {1: "rows", 2: lookup, 3: lookup}
     found = {
-        size: rank_pool.run(size, train, job_at(folder, f"run-{size}", DYNAMIC, objective=objective))[0]
-        for size in (1, 2, 3)
+        size: rank_pool.run(size, train, job_at(folder, f"run-{size}", DYNAMIC, objective=objective, lookup=way))[0]
+        for size, way in sizes.items()
     }
     assert sum(line["ids.label.evicted"] for line in lines(folder, "run-1")) > 0
     for size in (2, 3):

@@ -179,3 +179,22 @@ def test_before_there_is_a_dataset_the_config_says_what_it_can():
     assert declared_rows(tables, logs) == {"item": None, "brand": 50, "maker": None, "price": 11, "shop": None}
     without = declared_rows(tables, logs, InputsConfig(event_features=[]))
     assert without == {"item": None, "brand": 50, "maker": None, "price": 11}
+
+
+def test_bags_get_all_ids_of_all_owners_and_give_a_vector_for_each():
+    facts = DatasetFacts(10**9, 41.0, {"tags": 2}, {"tags": 1}, {"tags": 3})
+    tables = {"item": TableConfig(), "tags": TableConfig(lookup="bags", sharding="grid_shard", optimizer="adagrad")}
+    rows = {"item": 10**9, "tags": 50}
+    load = loads_of(tables, rows, facts=facts)["tags"]
+    items, inputs, histories = 64 * 41 + 512, 64 * 40, 64
+    assert load.vectors_per_rank == pytest.approx(2 * items + inputs + 3 * histories, rel=1e-4)
+    assert load.ids_per_rank == load.vectors_per_rank
+    assert load.pooled
+    assert load.weighted
+    assert not load.mean_pooling
+    assert load.shardings == ("grid_shard",)
+    tables["tags"] = TableConfig(lookup="bags", pooling="sum", pooling_factor=500.0)
+    several = loads_of(tables, rows, facts=facts)["tags"]
+    assert several.ids_per_rank == 64 * 500
+    assert several.vectors_per_rank == load.vectors_per_rank
+    assert not several.weighted

@@ -82,7 +82,9 @@ def _input_feature(feature: Feature, tables: dict[str, TableConfig]) -> InputFea
     if feature.kind in ("numeric", "vector"):
         return InputFeature(feature.name, None, feature.dim or 1)
     assert feature.table is not None
-    return InputFeature(feature.name, feature.table, tables[feature.table].dim, _missing(feature.table, tables))
+    table = tables[feature.table]
+    missing = _missing(feature.table, tables)
+    return InputFeature(feature.name, feature.table, table.dim, missing, table.pooling, table.lookup == "bags")
 
 
 def _missing(table: str, tables: dict[str, TableConfig]) -> int:

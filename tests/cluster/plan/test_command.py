@@ -109,10 +109,20 @@ def test_settings_reach_a_table_by_its_name(workload: Path) -> None:
     assert values["tables"][1]["num_rows"] == 2000
 
 
+def test_a_plan_says_how_many_ids_a_rank_looks_up_in_how_many_bags(workload: Path) -> None:
+    tables = {table["name"]: table for table in planned(workload)["tables"]}
+    assert [
+        (tables[n]["pooled"], tables[n]["ids_per_rank"], tables[n]["vectors_per_rank"]) for n in ("item", "small_0")
+    ] == [
+        (True, 5120.0, 512.0),
+        (True, 512.0, 512.0),
+    ]
+
+
 def test_people_see_tables_ranks_and_where_the_files_are(workload: Path) -> None:
     done = invoke(workload, "--out", str(workload.parent / "out"))
     assert done.exit_code == 0
-    for words in ("tables on 8 GPUs", "small_0 (+2)", "rank 7", "imbalance", "bottleneck"):
+    for words in ("tables on 8 GPUs", "small_0 (+2)", "rank 7", "imbalance", "bottleneck", "pooled tables"):
         assert words in done.stdout
     assert f"picture: {workload.parent / 'out' / 'plan.html'}" in done.stdout
 

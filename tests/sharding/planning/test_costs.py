@@ -268,3 +268,14 @@ def test_shares_are_sums_over_shards(sharding: Sharding, places: tuple[int, ...]
         expected[:, shard.rank] += [1, numbers, shard.num_rows, part, part * shard.num_columns, shard.num_columns]
     found = [shares.blocks, shares.numbers, shares.rows, shares.routed, shares.width, shares.columns]
     np.testing.assert_allclose(np.concatenate(found), expected)
+
+
+def test_ids_of_averaged_bags_travel_with_their_weights():
+    topology = Topology("cpu", 2, 2, 10**9)
+    plan = Plan(2, 2, "cpu", {"t": TablePlan("row_wise", "fused", 8, 8)})
+    plain, weighted = (
+        predict(plan, [replace(POOLED, weighted=is_weighted)], topology) for is_weighted in (False, True)
+    )
+    # Of 4 ids a rank sends half to the other one.
+    assert (weighted.sent_bytes - plain.sent_bytes).tolist() == [[2 * 4, 2 * 4]]
+    assert (weighted.memory_bytes > plain.memory_bytes).all()
