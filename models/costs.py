@@ -352,7 +352,7 @@ def _saved_numbers(encoder: EncoderConfig, width: int) -> float:
     rms = encoder.norm == "rms_norm"  # torch keeps what it scales by besides
     block = (2.0 + rms) * width  # the norm's input and output
     block += projected * (attention.projection_activation == "silu") * (1 + attention.gate)
-    block += (2 + maps) * width + seen * (1 + maps)  # queries, keys, and values by map, as rows; what was seen
+    block += (2 + maps) * width + seen * maps  # queries, keys, and values by map, as rows; what was seen
     block += seen * (attention.gate + {"none": 0, "layer_norm": 1, "rms_norm": 2}[attention.output_norm])
     beside = 3.0 * width * encoder.residual_gate + width * (encoder.dropout > 0)
     block += beside

@@ -2,11 +2,14 @@
 
 Shapes: B histories, N total events, L longest history of a bucket, D width.
 A jagged tensor is a pair (values (N, ...), offsets (B + 1,)): history b owns values[offsets[b]:offsets[b + 1]].
-Padding is a decision of an attention kernel: `LengthBuckets` groups histories of similar length, so that a padded
-(rows, L, D) block wastes little, and keeps the gather index back to the packed values.
+Padding is a decision of an attention kernel: `JaggedLayout` groups histories of similar length, so that a padded
+(rows, L, D) block wastes little, and keeps the gather index back to the packed values. `padded` and `unpadded` go there and back.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +47,20 @@ class JaggedLayout:
     def num_events(self) -> int:
         return int(self.positions.numel())
 
+    @cached_property
+    def gather(self) -> Tensor:
+        """(P,) int64: the events of all buckets' flat blocks, one block after another; padding points at event 0."""
+        return torch.cat([bucket.gather.view(-1) for bucket in self.buckets] or [self.positions])
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """(N,) int64: where each event stands in `gather`."""
+        slots, first = torch.empty_like(self.positions), 0
+        for bucket in self.buckets:
+            slots[bucket.scatter] = bucket.block_index + first
+            first += bucket.gather.numel()
+        return slots
+
     def to(self, device: torch.device) -> "JaggedLayout":
         return JaggedLayout(
             self.offsets.to(device), self.positions.to(device), tuple(bucket.to(device) for bucket in self.buckets)
@@ -63,6 +80,52 @@ def layout_of(offsets: np.ndarray, num_buckets: int = 4) -> JaggedLayout:
     order = order[lengths[order] > 0]
     buckets = tuple(_bucket(rows, offsets, lengths) for rows in split_by_length(order, lengths, num_buckets))
     return JaggedLayout(torch.from_numpy(offsets), torch.from_numpy(positions), buckets)
+
+
+def padded(packed: Tensor, layout: JaggedLayout) -> list[Tensor]:
+    """(rows, L, ...) of each bucket, from packed events (N, ...). Nothing flows back from padding, which repeats event 0."""
+    flat = _Padded.apply(packed, layout.gather, layout.slots)
+    blocks = flat.split([bucket.gather.numel() for bucket in layout.buckets])
+    return [b.view(*bucket.gather.shape, *packed.shape[1:]) for b, bucket in zip(blocks, layout.buckets, strict=True)]
+
+
+def unpadded(blocks: Iterable[Tensor], layout: JaggedLayout) -> Tensor:
+    """Packed events (N, ...) from the (rows, L, ...) of each bucket."""
+    flat = torch.cat([block.flatten(0, 1) for block in blocks])
+    unpacked: Tensor = _Unpadded.apply(flat, layout.gather, layout.slots)
+    return unpacked
+
+
+# The two are each other's gradients, because every event stands in exactly one slot. Autograd does not know that of an index: it
+# would write a tensor of zeros and add into it, bucket by bucket.
+
+
+class _Padded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, gather: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(gather, slots)
+        return packed.index_select(0, gather)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _Unpadded.apply(*gradient, *ctx.saved_tensors), None, None
+
+
+class _Unpadded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, gather: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        ctx.num_slots = flat.shape[0]
+        return flat.index_select(0, slots)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slots,) = ctx.saved_tensors
+        return (
+            gradient[0].new_zeros((ctx.num_slots, *gradient[0].shape[1:])).index_copy(0, slots, gradient[0]),
+            None,
+            None,
+        )
 
 
 def split_by_length(

@@ -5,16 +5,18 @@ itself and earlier events. All paths equal models/attention/reference.py in valu
 Shapes: N total events, H heads of queries, G heads of keys and values, K head width, V width of values, C channels.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.attention.blocks import AttentionContext
-from models.attention.candidates import CandidateContext
+from models.attention.blocks import AttentionContext, Block
+from models.attention.candidates import CandidateBlock, CandidateContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.parts import Attended, Parts
 from models.attention.pieces import attend_in_pieces
-from models.jagged import JaggedLayout
+from models.jagged import JaggedLayout, padded, unpadded
 
 
 def attend(query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts) -> Attended:
@@ -75,26 +77,45 @@ def _in_pieces(
     parts: Parts,
     own: tuple[Tensor, ...] = (),
 ) -> Attended:
-    num_queries, num_heads = query_NHK.shape[:2]
-    shape = (num_queries, parts.config.num_channels, num_heads, value_NGV.shape[-1])
-    output_NCHV = value_NGV.new_zeros(shape)
+    blocks = context.blocks(parts.config)
+    whole = all(block.key_gather is block.query_gather for block in blocks)
+    layout = context.layout if whole and isinstance(context, AttentionContext) else None
+    queries, *theirs = (_rows(packed, [block.query_gather for block in blocks], layout) for packed in (query_NHK, *own))
+    keys, values = (_rows(packed, [block.key_gather for block in blocks], layout) for packed in (key_NGK, value_NGV))
     penalty = torch.zeros((), device=query_NHK.device)
-    for block in context.blocks(parts.config):
-        query = _rows(query_NHK, block.query_gather)
-        key, value = _rows(key_NGK, block.key_gather), _rows(value_NGV, block.key_gather)
+    outputs = []
+    for block, query, key, value, *own_rows in zip(blocks, queries, keys, values, *theirs, strict=True):
         ages = context.ages(block, parts.time.form) if parts.time is not None else None  # type: ignore[arg-type]
-        own_rows = tuple(_rows(packed, block.query_gather) for packed in own)
-        attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts, own_rows)
-        flat = attended.permute(0, 3, 1, 2, 4).reshape(-1, *shape[1:])
-        output_NCHV = output_NCHV.index_copy(0, block.scatter, flat.index_select(0, block.block_index))
+        attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts, tuple(own_rows))
+        outputs.append(attended.permute(0, 3, 1, 2, 4))
         penalty = penalty + penalty_of_block
-    return Attended(output_NCHV, penalty if parts.with_penalty else None)
+    shape = (query_NHK.shape[0], parts.config.num_channels, query_NHK.shape[1], value_NGV.shape[-1])
+    return Attended(
+        _packed(outputs, blocks, layout, value_NGV.new_zeros(shape)), penalty if parts.with_penalty else None
+    )
 
 
-def _rows(packed_NHK: Tensor, gather: Tensor) -> Tensor:
-    """(R, H, L, K) from packed events."""
-    rows = packed_NHK.index_select(0, gather.reshape(-1)).view(*gather.shape, *packed_NHK.shape[1:])
-    return rows.transpose(1, 2)
+def _rows(packed_NHK: Tensor, gathers: list[Tensor], layout: JaggedLayout | None) -> list[Tensor]:
+    """(R, H, L, K) of each block from packed events, in one gather, whose gradient is one sum. layout: if its buckets are asked."""
+    if not gathers:
+        return []
+    if layout is not None:
+        return [rows.transpose(1, 2) for rows in padded(packed_NHK, layout)]
+    flat = packed_NHK.index_select(0, torch.cat([gather.reshape(-1) for gather in gathers]))
+    pieces = zip(flat.split([gather.numel() for gather in gathers]), gathers, strict=True)
+    return [piece.view(*gather.shape, *packed_NHK.shape[1:]).transpose(1, 2) for piece, gather in pieces]
+
+
+def _packed(
+    outputs: list[Tensor], blocks: Sequence[Block | CandidateBlock], layout: JaggedLayout | None, zeros_NCHV: Tensor
+) -> Tensor:
+    """What `_rows` took apart, together again: (R, Q, C, H, V) of each block as (N, C, H, V), zeros for queries in no block."""
+    if not blocks:
+        return zeros_NCHV
+    if layout is not None:
+        return unpadded(outputs, layout)
+    found = (of.flatten(0, 1).index_select(0, block.block_index) for of, block in zip(outputs, blocks, strict=True))
+    return zeros_NCHV.index_copy(0, torch.cat([block.scatter for block in blocks]), torch.cat(list(found)))
 
 
 def _softmax_attention(
@@ -102,24 +123,16 @@ def _softmax_attention(
 ) -> Tensor:
     """Causal softmax over length buckets, through torch's scaled_dot_product_attention. Returns (N, H, V).
 
-    Histories are padded on the right, so under a causal mask no real event ever sees padding and no second mask is
-    needed. Padding repeats event 0, whose outputs are dropped and which therefore receives no gradient from them.
+    Histories are padded on the right, so under a causal mask no real event ever sees padding and no second mask is needed.
     """
+    if not layout.buckets:
+        return value_NGV.new_zeros((*query_NHK.shape[:2], value_NGV.shape[-1]))
     shared = query_NHK.shape[1] // key_NGK.shape[1]
     if shared > 1:
         key_NGK, value_NGV = key_NGK.repeat_interleave(shared, dim=1), value_NGV.repeat_interleave(shared, dim=1)
-    output_NHV = value_NGV.new_zeros((*query_NHK.shape[:2], value_NGV.shape[-1]))
-    alike = query_NHK.shape == value_NGV.shape
-    # One gather for all three: they share the index, and the packed (N, 3, H, K) rows are contiguous.
-    packed_N3HK = torch.stack((query_NHK, key_NGK, value_NGV), dim=1) if alike else None
-    for bucket in layout.buckets:
-        rows, longest = bucket.gather.shape
-        if packed_N3HK is not None:
-            block = packed_N3HK.index_select(0, bucket.gather.reshape(-1))
-            query, key, value = block.view(rows, longest, *packed_N3HK.shape[1:]).permute(2, 0, 3, 1, 4)
-        else:
-            query, key, value = (_rows(packed, bucket.gather) for packed in (query_NHK, key_NGK, value_NGV))
-        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
-        flat = attended.transpose(1, 2).reshape(rows * longest, *output_NHV.shape[1:])
-        output_NHV = output_NHV.index_copy(0, bucket.scatter, flat.index_select(0, bucket.block_index))
-    return output_NHV
+    packed = (query_NHK, key_NGK, value_NGV)
+    widths = [tensor.shape[-1] for tensor in packed]
+    # One gather for all three, of contiguous rows.
+    blocks = [rows.transpose(1, 2).split(widths, dim=-1) for rows in padded(torch.cat(packed, dim=-1), layout)]
+    attended = (F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in blocks)
+    return unpadded((rows.transpose(1, 2) for rows in attended), layout)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.jagged import JaggedLayout, layout_of
+from models.jagged import JaggedLayout, layout_of, padded, unpadded
 
 
 def offsets_of(lengths: list[int]) -> np.ndarray:
@@ -99,3 +99,28 @@ def test_small_batches_are_cut_where_the_padding_is_smallest(seed):
             pieces = zip((0, *cuts), (*cuts, 8), strict=True)
             areas.append(sum((stop - start) * ordered[stop - 1] for start, stop in pieces))
     assert padded_area(layout_of(offsets_of(lengths), 3)) == min(areas)
+
+
+def test_events_go_into_their_blocks_and_back_as_through_an_index() -> None:
+    layout = layout_of(np.asarray([0, 3, 3, 4, 9, 11, 19]), num_buckets=3)
+    assert len(layout.buckets) == 3
+    packed = torch.randn(19, 2, 5, dtype=torch.float64, requires_grad=True)
+    weights = [torch.randn(*bucket.gather.shape, 2, 5, dtype=torch.float64) for bucket in layout.buckets]
+
+    def there_and_back(packed: torch.Tensor) -> torch.Tensor:
+        return unpadded((block.tanh() * w for block, w in zip(padded(packed, layout), weights, strict=True)), layout)
+
+    def by_index(packed: torch.Tensor) -> torch.Tensor:
+        found = torch.zeros_like(packed)
+        for bucket, weight in zip(layout.buckets, weights, strict=True):
+            block = (packed[bucket.gather].tanh() * weight).flatten(0, 1)
+            found = found.index_copy(0, bucket.scatter, block[bucket.block_index])
+        return found
+
+    assert torch.equal(unpadded(padded(packed, layout), layout), packed)
+    assert torch.equal(there_and_back(packed), by_index(packed))
+    grad = torch.randn(19, 2, 5, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad(f(packed), packed, grad)[0] for f in (there_and_back, by_index))
+    assert torch.equal(ours, theirs)
+    assert torch.autograd.gradcheck(there_and_back, packed)
+    assert torch.autograd.gradgradcheck(there_and_back, packed)
