@@ -1,4 +1,6 @@
-"""From a synthetic log to its evaluation: whoever knows the truth and sees only what a batch shows has the known probabilities."""
+"""Synthetic logs, from prepare to evaluation: whoever knows the truth and sees what a batch shows has the known probabilities, and
+rankers that attend to histories learn of them what one without histories cannot know.
+"""
 
 import tomllib
 from pathlib import Path
@@ -9,21 +11,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster.config import Config, check_config
+from cluster.config import Config, check_config, job_of
+from cluster.prepare import prepare
 from models.item_features import Catalogue, ItemRequest
 from models.ranking.config import LabelConfig
 from models.ranking_batch import RankingBatch
 from sharding.ranks import Ranks
 from tests.prepared import made
+from tests.rank_pool import RankPool
 from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Manifest
 from trainer.dataset.vocabulary import read_vocabulary
 from trainer.dynamic_tables import DynamicTables
 from trainer.evaluation.ranking import results
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator, write_scores
+from trainer.job import SILENT, Channel, Job
+from trainer.log import read_metrics
 from trainer.synthetic.impression_world import ImpressionConfig, build_impression_world
 from trainer.synthetic.impressions import generate_impressions, logits
 from trainer.synthetic.optimum import compare
+from trainer.train import Training
 
 SETTINGS = ImpressionConfig(num_users=90, num_items=60, mean_impressions_per_user=40.0, users_per_file=50)
 RECIPE = Path(__file__).parents[2] / "configs/synthetic_ranking.toml"
@@ -121,3 +128,55 @@ def test_an_evaluation_of_the_truth_finds_the_optimum(log: Path, config: Config,
     for name, values in compare(log, tmp_path).items():
         assert values["model"] == pytest.approx(values["best"], abs=1e-4), name
     assert summary.metrics["auc/click"] > summary.baselines["popularity"]["auc/click"]
+
+
+# What attention over histories is for: learned from a log, by every ranker
+
+LEARNED_FROM = ImpressionConfig(num_users=800, num_items=100, mean_impressions_per_user=60.0)
+BY_PLACE = {"encoder": {"attention": {"bias": "position"}}}
+RANKERS: dict[str, dict[str, object]] = {"din": {}, "bst": BY_PLACE, "hstu": BY_PLACE}
+
+
+def validated(ranks: Ranks, job: Job) -> dict[str, float]:
+    torch.set_num_threads(1)
+    Training(job, ranks, Channel(send=SILENT.send, stop_requested=lambda: False)).run()
+    return [line for line in read_metrics(job.run_dir / "metrics.jsonl") if line["kind"] == "validation"][-1]
+
+
+@pytest.fixture(scope="module")
+def learned_from(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    folder = tmp_path_factory.mktemp("learned")
+    generate_impressions(LEARNED_FROM, folder / "logs")
+    prepare(ranker_config(folder, "logistic", {}), lambda _: None)
+    return folder
+
+
+def ranker_config(folder: Path, kind: str, model: dict[str, object]) -> Config:
+    given = tomllib.loads(RECIPE.read_text(encoding="utf-8").replace("logs/synthetic-ranking", str(folder / "logs")))
+    return check_config(
+        {
+            **given,
+            "run": {"dir": str(folder / kind), "dataset": str(folder / "dataset")},
+            "model": {**given["model"], "kind": kind, **model},
+            "train": {**given["train"], "epochs": 5, "batch_size": 16, "learning_rate": 0.01, "schedule": "constant"},
+            "plan": {"measure": False},
+        },
+        "test",
+    )
+
+
+@pytest.fixture(scope="module")
+def without_history(learned_from: Path, rank_pool: RankPool) -> dict[str, float]:
+    return rank_pool.run(1, validated, job_of(ranker_config(learned_from, "logistic", {})))[0]
+
+
+@pytest.mark.parametrize("kind", RANKERS)
+def test_a_ranker_learns_from_histories_what_no_other_feature_tells(
+    learned_from: Path, without_history: dict[str, float], rank_pool: RankPool, kind: str
+) -> None:
+    found = rank_pool.run(1, validated, job_of(ranker_config(learned_from, kind, RANKERS[kind])))[0]
+    assert without_history["auc/click"] > 0.67
+    assert found["auc/click"] > without_history["auc/click"] + 0.015
+    assert found["gauc/click"] > without_history["gauc/click"] + 0.015
+    assert found["ne/click"] < without_history["ne/click"] - 0.01
+    assert found["calibration/click"] == pytest.approx(1.0, abs=0.2)
