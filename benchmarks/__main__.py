@@ -31,6 +31,7 @@ from cluster.config import Config, check_config, job_of
 from cluster.launch import run_workers
 from cluster.prepare import prepare
 from cluster.session import ray_session
+from trainer.memory import keep_freed_memory
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
@@ -122,6 +123,7 @@ def _lookup(folder: Path, scale: float, turns: int) -> list[Comparison]:
 
 def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
     turns, scale, only = arguments.turns, arguments.scale, arguments.only
+    keep_freed_memory()  # as every worker does, for both sides
     comparisons = dynamic_ids.compare(turns) if "ids" in only else []
     if "plan" in only:
         comparisons += planning.compare(turns)

@@ -6,6 +6,8 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
+from trainer.memory import memory_trimmer
+
 INTERVAL_SECONDS = 0.1
 
 
@@ -14,8 +16,10 @@ def peak_memory() -> Iterator[Callable[[], int]]:
     """Within the body, the function says the most bytes so far that were held beyond those held at the start.
 
     Counts memory that is a process's own (USS), so that files and shared objects mapped by several are not counted at all:
-    pages of files are the system's to drop. What lies in Ray's object store is counted by its file in shared memory.
+    pages of files are the system's to drop. What lies in Ray's object store is counted by its file in shared memory. What this
+    process's heap keeps of earlier work is given back first.
     """
+    memory_trimmer()()
     start = _held_bytes()
     peak = [start]
     done = threading.Event()

@@ -59,7 +59,7 @@ class ActivationUnit(nn.Module):
         pairs = candidate[..., :width] * event[..., :width]
         shape = pairs.shape[:-1]
         hidden = (pairs.flatten(1, -2) @ self.weight[:, 3].transpose(-1, -2)).view(*shape, -1)
-        hidden = (hidden + event[..., width:] + candidate[..., width:]).flatten(1, -2)
+        hidden = hidden.add_(event[..., width:]).add_(candidate[..., width:]).flatten(1, -2)
         real = visible.transpose(0, 1).reshape(1, -1).expand(heads, -1)
         hidden = self.activations[0](hidden, real)
         for number, (weight, bias) in enumerate(zip(self.inner, self.inner_bias, strict=True), start=1):

@@ -15,7 +15,7 @@ from models.attention.blocks import AttentionContext, Block
 from models.attention.candidates import CandidateBlock, CandidateContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.parts import Attended, Parts
-from models.attention.pieces import attend_in_pieces
+from models.attention.pieces import are_kept, attend_in_pieces
 from models.jagged import JaggedLayout, padded, unpadded
 
 
@@ -82,11 +82,12 @@ def _in_pieces(
     layout = context.layout if whole and isinstance(context, AttentionContext) else None
     queries, *theirs = (_rows(packed, [block.query_gather for block in blocks], layout) for packed in (query_NHK, *own))
     keys, values = (_rows(packed, [block.key_gather for block in blocks], layout) for packed in (key_NGK, value_NGV))
+    keep = are_kept(blocks, query_NHK.shape[1], parts)
     penalty = torch.zeros((), device=query_NHK.device)
     outputs = []
     for block, query, key, value, *own_rows in zip(blocks, queries, keys, values, *theirs, strict=True):
         ages = context.ages(block, parts.time.form) if parts.time is not None else None  # type: ignore[arg-type]
-        attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts, tuple(own_rows))
+        attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts, tuple(own_rows), keep)
         outputs.append(attended.permute(0, 3, 1, 2, 4))
         penalty = penalty + penalty_of_block
     shape = (query_NHK.shape[0], parts.config.num_channels, query_NHK.shape[1], value_NGV.shape[-1])

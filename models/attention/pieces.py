@@ -1,13 +1,13 @@
 """Attention of any form, a cache-sized piece of scores at a time, computed again in the backward pass instead of kept.
 
 Scores and weights of a whole block do not fit in a cache, and written to memory they would cost more than computing them twice:
-so forward keeps queries, keys and values only, and backward goes through the same pieces. Memory is that of one piece.
+so forward keeps queries, keys and values only, and backward goes through the same pieces. Memory is that of one piece. Scores by a
+unit are the exception, up to a bound.
 
 Shapes: R rows, Q queries and K keys of a row, H heads of queries, G heads of keys and values, C channels.
 """
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,8 +20,10 @@ from models.dropout import drop
 
 PIECE_SCORES = 1 << 18  # scores held at a time on a CPU: with what is made of them, about its second-level cache
 GPU_PIECE_SCORES = 1 << 26
-# A unit does much with the numbers that it holds for each score: with more in a piece fewer operations still pay.
+# A unit does much with the numbers that it holds for each score: with more in a piece fewer operations still pay, and what it
+# computes costs more to compute again than to keep, up to so many numbers of a batch (each of about four tensors).
 UNIT_PIECES = 4
+UNIT_KEPT = 1 << 24
 
 
 class PaddedBlock(Protocol):
@@ -140,21 +142,42 @@ def attend_in_pieces(
     ages: Tensor | None,
     parts: Parts,
     own: tuple[Tensor, ...] = (),
+    keep: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(output (R, C, H, Q, V), penalty scalar) for query (R, H, Q, K), key (R, G, K, K), value (R, G, K, V).
 
-    own: key (R, G, Q, K) and value (R, G, Q, V) of the queries, where each sees itself too.
+    own: key (R, G, Q, K) and value (R, G, Q, V) of the queries, where each sees itself too. keep: whether backward finds what
+    forward computed; else it is computed again. A piece that is but a part of its rows' queries is always computed again.
     """
     # A draw of the global generator, so that dropout stays a function of its seed; the pieces' own generators repeat in backward.
     seed = int(torch.randint(2**62, ()).item()) if parts.threshold else 0
     work = _Work(block, ages, parts, seed)
-    pieces = list(itertools.islice(work.pieces(query.shape[1], query.device), 2))
-    if parts.unit is not None and len(pieces) == 1:
-        # What a unit computes costs more to compute again than to keep, and a single piece is as much as is held anyway.
-        with torch.autocast(query.device.type, enabled=False):
-            return work.compute(pieces[0], *_sliced(pieces[0], query, key, value, *own))
+    if keep:
+        pieces = list(work.pieces(query.shape[1], query.device))
+        if all(piece.queries == slice(0, query.shape[2]) for piece in pieces):
+            return _kept(work, pieces, query, key, value, *own)
     output, penalty = _InPieces.apply(work, 3 + len(own), query, key, value, *own, *parts.parameters)
     return output, penalty
+
+
+def are_kept(blocks: Iterable[PaddedBlock], num_heads: int, parts: Parts) -> bool:
+    """Whether backward should find what a unit computed for all of these blocks."""
+    if parts.unit is None:
+        return False
+    scores = sum(block.query_gather.numel() * block.key_gather.shape[1] for block in blocks)
+    return scores * num_heads * parts.unit.numbers_per_score <= UNIT_KEPT
+
+
+def _kept(work: _Work, pieces: list[_Piece], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """Piece by piece, with a graph; pieces are whole rows."""
+    sizes = [piece.rows.stop - piece.rows.start for piece in pieces]
+    cut = zip(pieces, *(tensor.split(sizes) for tensor in tensors), strict=True)
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        found = [
+            work.compute(piece, query, key[:, :, : piece.stop], value[:, :, : piece.stop], *own)
+            for piece, query, key, value, *own in cut
+        ]
+    return torch.cat([output for output, _ in found]), torch.stack([penalty for _, penalty in found]).sum()
 
 
 class _InPieces(torch.autograd.Function):

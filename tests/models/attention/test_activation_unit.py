@@ -54,12 +54,17 @@ def results(attention, unit: ActivationUnit, normalisation: str) -> list[torch.T
     return [output.detach(), *(leaf.grad for leaf in (candidate, event, value, *unit.parameters()))]
 
 
+# One piece or several, of one history or a few, also of part of its candidates; computed once or again in backward.
+PIECES = [(size, kept) for size in (pieces.PIECE_SCORES, 900, 300) for kept in (0, pieces.UNIT_KEPT)]
+
+
 @pytest.mark.parametrize("normalisation", ["none", "softmax"])
 @pytest.mark.parametrize("activation", ["relu", "prelu", "dice"])
-@pytest.mark.parametrize("piece_scores", [pieces.PIECE_SCORES, 300])
+@pytest.mark.parametrize(("piece_scores", "kept"), PIECES)
 @pytest.mark.parametrize("hidden", HIDDEN)
-def test_attention_with_it_equals_the_reference(monkeypatch, hidden, piece_scores, activation, normalisation):
+def test_attention_with_it_equals_the_reference(monkeypatch, hidden, piece_scores, kept, activation, normalisation):
     monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(pieces, "UNIT_KEPT", kept)
     unit = unit_of(HIDDEN[hidden], activation).eval()
     fast, plain = (
         results(attention, unit, normalisation) for attention in (attend_to_events, attend_to_events_reference)
@@ -75,10 +80,11 @@ def test_gradients_of_the_reference_are_right():
     assert torch.autograd.gradcheck(lambda c, h, *_: unit_reference(c, h, unit), [candidate, event, *unit.parameters()])
 
 
-@pytest.mark.parametrize("piece_scores", [pieces.PIECE_SCORES, 300])
-def test_dice_counts_each_visible_pair_once(monkeypatch, piece_scores):
+@pytest.mark.parametrize(("piece_scores", "kept"), PIECES)
+def test_dice_counts_each_visible_pair_once(monkeypatch, piece_scores, kept):
     """Not padding, and not again when backward computes pieces anew."""
     monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(pieces, "UNIT_KEPT", kept)
     unit = unit_of((5,), "dice").train()
     results(attend_to_events, unit, "none")
     statistics, layout = unit.activations[0].statistics, shown().candidate_layout
