@@ -17,12 +17,13 @@ import typer
 
 from cluster import __version__
 from cluster.checkpoint_cli import AsJson, checkpoints, print_json
-from cluster.config import load_config
 from cluster.study_cli import study
 from trainer.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from cluster.config import Config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,6 +78,13 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def _load(config: str, overrides: list[str] | None) -> "Config":
+    # Here, because building all settings takes longer than all else that --help needs.
+    from cluster.config import load_config
+
+    return load_config(config, overrides)
+
+
 def _console(as_json: bool) -> "Console":
     from rich.console import Console
 
@@ -102,7 +110,7 @@ def version(
 @app.command()
 def run(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Prepare, train, evaluate and report; run it again to go on where it stopped."""
-    settings = load_config(config, overrides)
+    settings = _load(config, overrides)
     from cluster import driver
     from cluster.progress import results_table
 
@@ -119,7 +127,7 @@ def run(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False
 @app.command()
 def prepare(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check the event logs, and turn them into a sequence dataset with its data card."""
-    settings = load_config(config, overrides)
+    settings = _load(config, overrides)
     from cluster import driver
     from trainer.dataset.card import PAGE
 
@@ -138,7 +146,7 @@ def prepare(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = F
 @app.command()
 def train(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Train on the prepared dataset; continues from the newest checkpoint."""
-    settings = load_config(config, overrides)
+    settings = _load(config, overrides)
     from cluster import driver
 
     outcome = _in_view(as_json, lambda view: driver.run_train(settings, view))
@@ -155,7 +163,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint on held-out events over the full catalogue."""
-    settings = load_config(config, overrides)
+    settings = _load(config, overrides)
     if split not in ("validation", "test"):
         raise UserError(f"--split {split}: choose validation or test")
     from cluster import driver
@@ -225,7 +233,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Run the same as a job on a running Ray cluster."""
-    settings = load_config(config, overrides)
+    settings = _load(config, overrides)
     from cluster.ray_token import send_token_if_present
 
     send_token_if_present()
