@@ -92,18 +92,18 @@ def padded(packed: Tensor, layout: JaggedLayout) -> list[Tensor]:
 def unpadded(blocks: Iterable[Tensor], layout: JaggedLayout) -> Tensor:
     """Packed events (N, ...) from the (rows, L, ...) of each bucket."""
     flat = torch.cat([block.flatten(0, 1) for block in blocks])
-    unpacked: Tensor = _Unpadded.apply(flat, layout.gather, layout.slots)
+    unpacked: Tensor = _Unpadded.apply(flat, layout.slots)
     return unpacked
 
 
-# The two are each other's gradients, because every event stands in exactly one slot. Autograd does not know that of an index: it
-# would write a tensor of zeros and add into it, bucket by bucket.
+# Every event stands in exactly one slot, so one way's gradient is a gather, the other's a copy. Autograd does not know that of an
+# index: both ways it would write a tensor of zeros and add into it.
 
 
 class _Padded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, packed: Tensor, gather: Tensor, slots: Tensor) -> Tensor:
-        ctx.save_for_backward(gather, slots)
+        ctx.save_for_backward(slots)
         return packed.index_select(0, gather)
 
     @staticmethod
@@ -113,19 +113,16 @@ class _Padded(torch.autograd.Function):
 
 class _Unpadded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, flat: Tensor, gather: Tensor, slots: Tensor) -> Tensor:
+    def forward(ctx: Any, flat: Tensor, slots: Tensor) -> Tensor:
         ctx.save_for_backward(slots)
         ctx.num_slots = flat.shape[0]
         return flat.index_select(0, slots)
 
     @staticmethod
-    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
         (slots,) = ctx.saved_tensors
-        return (
-            gradient[0].new_zeros((ctx.num_slots, *gradient[0].shape[1:])).index_copy(0, slots, gradient[0]),
-            None,
-            None,
-        )
+        zeros = gradient[0].new_zeros((ctx.num_slots, *gradient[0].shape[1:]))
+        return zeros.index_copy(0, slots, gradient[0]), None
 
 
 def split_by_length(

@@ -77,46 +77,38 @@ def _in_pieces(
     parts: Parts,
     own: tuple[Tensor, ...] = (),
 ) -> Attended:
-    blocks = context.blocks(parts.config)
+    blocks: Sequence[Block | CandidateBlock] = context.blocks(parts.config)
+    penalty = torch.zeros((), device=query_NHK.device)
+    outputs: list[Tensor] = []
+    shape = (query_NHK.shape[0], parts.config.num_channels, query_NHK.shape[1], value_NGV.shape[-1])
+    if not blocks:
+        return Attended(value_NGV.new_zeros(shape), penalty if parts.with_penalty else None)
     whole = all(block.key_gather is block.query_gather for block in blocks)
     layout = context.layout if whole and isinstance(context, AttentionContext) else None
     queries, *theirs = (_rows(packed, [block.query_gather for block in blocks], layout) for packed in (query_NHK, *own))
     keys, values = (_rows(packed, [block.key_gather for block in blocks], layout) for packed in (key_NGK, value_NGV))
     keep = are_kept(blocks, query_NHK.shape[1], parts)
-    penalty = torch.zeros((), device=query_NHK.device)
-    outputs = []
     for block, query, key, value, *own_rows in zip(blocks, queries, keys, values, *theirs, strict=True):
         ages = context.ages(block, parts.time.form) if parts.time is not None else None  # type: ignore[arg-type]
         attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts, tuple(own_rows), keep)
         outputs.append(attended.permute(0, 3, 1, 2, 4))
         penalty = penalty + penalty_of_block
-    shape = (query_NHK.shape[0], parts.config.num_channels, query_NHK.shape[1], value_NGV.shape[-1])
-    return Attended(
-        _packed(outputs, blocks, layout, value_NGV.new_zeros(shape)), penalty if parts.with_penalty else None
-    )
+    if layout is not None:
+        output_NCHV = unpadded(outputs, layout)
+    else:
+        real = [of.flatten(0, 1).index_select(0, block.block_index) for of, block in zip(outputs, blocks, strict=True)]
+        scatter = torch.cat([block.scatter for block in blocks])
+        output_NCHV = value_NGV.new_zeros(shape).index_copy(0, scatter, torch.cat(real))
+    return Attended(output_NCHV, penalty if parts.with_penalty else None)
 
 
 def _rows(packed_NHK: Tensor, gathers: list[Tensor], layout: JaggedLayout | None) -> list[Tensor]:
     """(R, H, L, K) of each block from packed events, in one gather, whose gradient is one sum. layout: if its buckets are asked."""
-    if not gathers:
-        return []
     if layout is not None:
         return [rows.transpose(1, 2) for rows in padded(packed_NHK, layout)]
     flat = packed_NHK.index_select(0, torch.cat([gather.reshape(-1) for gather in gathers]))
     pieces = zip(flat.split([gather.numel() for gather in gathers]), gathers, strict=True)
     return [piece.view(*gather.shape, *packed_NHK.shape[1:]).transpose(1, 2) for piece, gather in pieces]
-
-
-def _packed(
-    outputs: list[Tensor], blocks: Sequence[Block | CandidateBlock], layout: JaggedLayout | None, zeros_NCHV: Tensor
-) -> Tensor:
-    """What `_rows` took apart, together again: (R, Q, C, H, V) of each block as (N, C, H, V), zeros for queries in no block."""
-    if not blocks:
-        return zeros_NCHV
-    if layout is not None:
-        return unpadded(outputs, layout)
-    found = (of.flatten(0, 1).index_select(0, block.block_index) for of, block in zip(outputs, blocks, strict=True))
-    return zeros_NCHV.index_copy(0, torch.cat([block.scatter for block in blocks]), torch.cat(list(found)))
 
 
 def _softmax_attention(

@@ -4,6 +4,7 @@ rankers that attend to histories learn of them what one without histories cannot
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -25,7 +26,7 @@ from trainer.dataset.vocabulary import read_vocabulary
 from trainer.dynamic_tables import DynamicTables
 from trainer.evaluation.ranking import results
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator, write_scores
-from trainer.job import SILENT, Channel, Job
+from trainer.job import SILENT, Job
 from trainer.log import read_metrics
 from trainer.synthetic.impression_world import ImpressionConfig, build_impression_world
 from trainer.synthetic.impressions import generate_impressions, logits
@@ -92,8 +93,11 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(log: Path) -> Config:
     """The recipe, with other folders."""
-    given = tomllib.loads(RECIPE.read_text(encoding="utf-8").replace("logs/synthetic-ranking", str(log)))
-    return check_config({**given, "run": {"dataset": str(log.parent / "dataset")}}, "test")
+    return check_config({**recipe_of(log), "run": {"dataset": str(log.parent / "dataset")}}, "test")
+
+
+def recipe_of(log: Path) -> dict[str, Any]:
+    return tomllib.loads(RECIPE.read_text(encoding="utf-8").replace("logs/synthetic-ranking", str(log)))
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -139,7 +143,7 @@ RANKERS: dict[str, dict[str, object]] = {"din": {}, "bst": BY_PLACE, "hstu": BY_
 
 def validated(ranks: Ranks, job: Job) -> dict[str, float]:
     torch.set_num_threads(1)
-    Training(job, ranks, Channel(send=SILENT.send, stop_requested=lambda: False)).run()
+    Training(job, ranks, SILENT).run()
     return [line for line in read_metrics(job.run_dir / "metrics.jsonl") if line["kind"] == "validation"][-1]
 
 
@@ -152,7 +156,7 @@ def learned_from(tmp_path_factory: pytest.TempPathFactory, ray_session: None) ->
 
 
 def ranker_config(folder: Path, kind: str, model: dict[str, object]) -> Config:
-    given = tomllib.loads(RECIPE.read_text(encoding="utf-8").replace("logs/synthetic-ranking", str(folder / "logs")))
+    given = recipe_of(folder / "logs")
     return check_config(
         {
             **given,
