@@ -23,7 +23,7 @@ def list_checkpoints(
     run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="folder of a run")], as_json: AsJson = False
 ) -> None:
     """Committed checkpoints, newest first."""
-    from trainer import checkpoint_folder
+    from trainer.checkpoint import folder as checkpoint_folder
 
     folder = _checkpoints_of(run_dir)
     rows = []
@@ -43,7 +43,7 @@ def inspect_checkpoint(
     path: Annotated[str, typer.Argument(help="folder of a checkpoint")], as_json: AsJson = False
 ) -> None:
     """The manifest of one checkpoint."""
-    from trainer import checkpoint_folder
+    from trainer.checkpoint import folder as checkpoint_folder
 
     print(json.dumps(asdict(checkpoint_folder.read(Path(path))), indent=None if as_json else 1))
 
@@ -53,7 +53,7 @@ def verify_checkpoints(
     run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="folder of a run")], as_json: AsJson = False
 ) -> None:
     """Compare every file of every checkpoint with its hash; exit 2 if any differs."""
-    from trainer import checkpoint_folder
+    from trainer.checkpoint import folder as checkpoint_folder
 
     outcome: dict[str, str] = {}
     for path in checkpoint_folder.committed(_checkpoints_of(run_dir)):

@@ -259,7 +259,7 @@ def status(
 ) -> None:
     """The stages of a run, its newest figures and its checkpoints."""
     from cluster.run_folder import Stages
-    from trainer import checkpoint_folder
+    from trainer.checkpoint import folder as checkpoint_folder
     from trainer.log import read_metrics
 
     folder = Path(run_dir)

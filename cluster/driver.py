@@ -20,7 +20,7 @@ from cluster.prepare import Progress, prepare
 from cluster.progress import View
 from cluster.run_folder import Stages, locked, open_run
 from cluster.session import ray_session
-from trainer import checkpoint_folder
+from trainer.checkpoint import folder as checkpoint_folder
 from trainer.dataset import card
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from cluster.config import check_config, identity, job_of
 from cluster.config_file import apply_override, read_values
-from trainer import checkpoint_folder
-from trainer.checkpoint_folder import Found
-from trainer.checkpoint_reshard import reshard
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import Found
+from trainer.checkpoint.reshard import reshard
 from trainer.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
-from trainer.placement import plan_tables
+from trainer.placement.plan import plan_tables
 from trainer.settings import changed_settings
 
 

@@ -12,16 +12,16 @@ from cluster.config import Config, job_of
 from cluster.launch import run_workers
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
-from trainer import checkpoint_folder
 from trainer.build import Built, build_model, load_to_use
-from trainer.checkpoint_folder import Found
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import Found
 from trainer.dataset.manifest import read_manifest
 from trainer.day_by_day import is_of
 from trainer.errors import CheckpointError
 from trainer.evaluation.outputs import Summary, write_outputs
 from trainer.job import Channel, Job
 from trainer.memory import forget_peak, peak_bytes
-from trainer.placement import PLAN_FILE, plan_tables
+from trainer.placement.plan import PLAN_FILE, plan_tables
 from trainer.storage import write_json_atomically
 from trainer.stream.held_out import Split
 from trainer.train import Outcome, Training

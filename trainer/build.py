@@ -15,9 +15,9 @@ from sharding.optimizers import Optimizers
 from sharding.place import place
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
-from trainer import checkpoint
 from trainer.averages import Averages
-from trainer.checkpoint_folder import Found
+from trainer.checkpoint import tensors as checkpoint_tensors
+from trainer.checkpoint.folder import Found
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.day_by_day import DayByDay
@@ -25,9 +25,9 @@ from trainer.dense_optimizer import dense_optimizer
 from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
 from trainer.job import Job
-from trainer.placement import plan_tables
+from trainer.placement.loads import table_rows
+from trainer.placement.plan import plan_tables
 from trainer.stream.catalogue import read_catalogue
-from trainer.table_loads import table_rows
 from trainer.tasks.next_item import NextItemTask
 from trainer.tasks.ranking import RankingTask
 from trainer.tasks.task import Task
@@ -114,7 +114,7 @@ def load_checkpoint(
     it does not fit.
     """
     state, by_days = built.state(), found.manifest.days is not None
-    checkpoint.load(found, built.placed, built.tables, optimizers, state, averages, tables_grew=by_days)
+    checkpoint_tensors.load(found, built.placed, built.tables, optimizers, state, averages, tables_grew=by_days)
     built.load_state(state)
 
 

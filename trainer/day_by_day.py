@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.ranking.labels import Rates
 from sharding.ranks import Ranks
-from trainer.checkpoint_folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Manifest
 from trainer.errors import CheckpointError, UserError

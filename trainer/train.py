@@ -14,20 +14,21 @@ from typing import Any
 import torch
 
 from sharding.ranks import Ranks
-from trainer import checkpoint, checkpoint_folder
 from trainer.averages import Averages
 from trainer.build import build_model, build_optimizers, load_checkpoint
-from trainer.checkpoint_folder import CheckpointManifest, Found
-from trainer.checkpoint_keys import tensors_of
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint import tensors as checkpoint_tensors
+from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.keys import tensors_of
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.day_by_day import day_ends, days_record, is_of, position_among, read_days
 from trainer.errors import CheckpointError, NonFiniteLossError, UserError
 from trainer.evaluation.ranking.names import LARGER_IS_BETTER
 from trainer.job import Channel, Job
 from trainer.log import Ledger, MetricsLog
-from trainer.measure_placement import record_placement, record_steps
 from trainer.memory import EVERY_STEPS, memory_trimmer
 from trainer.pace import Pace
+from trainer.placement.measure import record_placement, record_steps
 from trainer.schedule import rate_factor
 from trainer.settings import changed_settings
 from trainer.step import StepResult, TrainStep
@@ -258,7 +259,7 @@ class Training:
         built = self.built
         state = tensors_of(built.placed, built.tables, self.optimizers, built.state(), self.averages)
         record_steps(self.job.run_dir, self.clock, self.ranks)
-        path = checkpoint.save(self.job.checkpoints_dir, state, self.ranks, self._describe, self.state.step)
+        path = checkpoint_tensors.save(self.job.checkpoints_dir, state, self.ranks, self._describe, self.state.step)
         if self.ranks.is_first:
             stopping, best = self.job.train.early_stopping, self.state.best
             if stopping is not None and best.value is not None and best.step == self.state.step:
@@ -290,7 +291,7 @@ class Training:
 
     def _find(self) -> Found | None:
         """The newest checkpoint, if it is of this run on this dataset. Collective."""
-        found, complaints = checkpoint.find_to_resume(self.job.checkpoints_dir, self.ranks)
+        found, complaints = checkpoint_tensors.find_to_resume(self.job.checkpoints_dir, self.ranks)
         for complaint in complaints:
             self._warn(f"{complaint}; going back to the one before")
         if found is not None:

@@ -10,7 +10,7 @@ from sharding.planning.calibrate import Calibration, calibrate
 from sharding.planning.topology import CONSTANTS, Topology
 from sharding.planning.units import bytes_text, seconds_text
 from trainer.errors import UserError
-from trainer.placement_record import observations_in, read_record
+from trainer.placement.record import observations_in, read_record
 
 FILE = "calibration.json"
 

@@ -29,7 +29,7 @@ from sharding.planning.planner import make_plan
 from sharding.planning.warnings import warnings_of
 from trainer import page
 from trainer.errors import UserError
-from trainer.placement import inputs_of
+from trainer.placement.plan import inputs_of
 from trainer.storage import write_json_atomically, write_text_atomically
 
 NAMES = ("as given", "compared")

@@ -13,8 +13,8 @@ from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
-from trainer.placement import ASSUMED_GPU, topology_for
-from trainer.table_loads import declared_rows, facts_of, table_loads, table_rows
+from trainer.placement.loads import declared_rows, facts_of, table_loads, table_rows
+from trainer.placement.plan import ASSUMED_GPU, topology_for
 
 WORKLOAD_HINT = (
     " (in a workload, plan.device_memory is topology.device_memory, cluster.num_workers is topology.devices, and "

@@ -12,7 +12,7 @@ from models.costs import Histories, Projected, Workload, costs_of
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
 from trainer.inputs import features_of
-from trainer.table_loads import ITEM_TABLE, declared_rows, table_rows
+from trainer.placement.loads import ITEM_TABLE, declared_rows, table_rows
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cluster.cli import app
 from sharding.ranks import Ranks
 from tests.datasets import tiny_dataset
 from tests.jobs import tiny_job
-from trainer import checkpoint_folder
+from trainer.checkpoint import folder as checkpoint_folder
 from trainer.errors import UserError
 from trainer.job import SILENT, Job
 from trainer.log import read_metrics

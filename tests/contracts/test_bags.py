@@ -15,7 +15,7 @@ from tests.contracts.test_ranking import validations
 from tests.contracts.test_resume import train as train_and_fingerprint
 from tests.contracts.test_world_size import losses
 from tests.grown_datasets import LABELS, ranking_dataset
-from trainer.checkpoint_keys import tensors_of
+from trainer.checkpoint.keys import tensors_of
 from trainer.dataset.manifest import write_manifest
 from trainer.errors import UserError
 from trainer.job import SILENT, Channel, Job

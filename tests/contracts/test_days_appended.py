@@ -14,7 +14,7 @@ from tests.contracts.test_resume import fingerprint
 from tests.contracts.test_world_size import global_batches, losses
 from tests.prepared import made, write_events
 from trainer.build import build_model, load_to_use
-from trainer.checkpoint_folder import newest
+from trainer.checkpoint.folder import newest
 from trainer.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
 from trainer.job import Channel, Job

@@ -22,9 +22,9 @@ from tests.contracts.test_item_features import train_and_test
 from tests.contracts.test_item_features import write_logs as write_logs_of_genres
 from tests.dict_trainer import train_by_hand
 from tests.rank_pool import RankPool
-from trainer import checkpoint_folder
 from trainer.build import build_model, load_checkpoint
-from trainer.checkpoint_keys import tensors_of
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.keys import tensors_of
 from trainer.dataset.manifest import read_manifest
 from trainer.evaluation.evaluate import make_evaluator
 from trainer.job import SILENT, Channel, Job

@@ -11,7 +11,7 @@ from tests.jobs import tiny_job
 from trainer.dataset.manifest import read_manifest
 from trainer.job import SILENT, Job
 from trainer.log import read_metrics
-from trainer.placement import plan_tables
+from trainer.placement.plan import plan_tables
 from trainer.train import Training
 
 LIMIT = 84 * 1024  # bytes of each worker, of which a quarter is reserved; weights and state of the table have 68,900

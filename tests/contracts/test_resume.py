@@ -15,10 +15,10 @@ from sharding.ranks import Ranks
 from tests.contracts.test_world_size import global_batches, losses, validation
 from tests.datasets import tiny_dataset
 from tests.jobs import tiny_job
-from trainer import checkpoint_folder
 from trainer.build import build_model, load_to_use
-from trainer.checkpoint_folder import Found
-from trainer.checkpoint_keys import tensors_of
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import Found
+from trainer.checkpoint.keys import tensors_of
 from trainer.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
 from trainer.evaluation.evaluate import make_evaluator

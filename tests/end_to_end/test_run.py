@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer import checkpoint_folder
+from trainer.checkpoint import folder as checkpoint_folder
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 

@@ -20,7 +20,7 @@ from tests.datasets import manifest_of_items
 from tests.jobs import tiny_job
 from trainer.averages import Averages
 from trainer.build import Built, build_model, build_optimizers
-from trainer.checkpoint_keys import tensors_of
+from trainer.checkpoint.keys import tensors_of
 from trainer.job import Job
 from trainer.step import StepResult, TrainStep
 from trainer.step_clock import StepClock

@@ -12,8 +12,8 @@ from tests.datasets import tiny_dataset
 from tests.jobs import tiny_job
 from trainer.errors import UserError
 from trainer.job import SILENT, Job
-from trainer.placement import read_constants
-from trainer.placement_record import RECORD_FILE, observations_in
+from trainer.placement.plan import read_constants
+from trainer.placement.record import RECORD_FILE, observations_in
 from trainer.train import Training
 
 

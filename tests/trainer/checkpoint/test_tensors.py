@@ -15,9 +15,10 @@ from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
 from tests.sharding.lookups import Lookup, ids_of, placed_lookup, step_of
 from tests.trainer.pieces import Pieces, assembled, check_equal, pieces_of
-from trainer import checkpoint, checkpoint_folder
-from trainer.checkpoint_folder import CheckpointManifest
-from trainer.checkpoint_keys import tensors_of
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint import tensors as checkpoint_tensors
+from trainer.checkpoint.folder import CheckpointManifest
+from trainer.checkpoint.keys import tensors_of
 from trainer.errors import CheckpointError
 from trainer.storage import hash_file
 
@@ -58,7 +59,7 @@ def train_and_save(
     run = build(ranks, config, dense, seed=1)
     run.train(range(3))
     saved = run.state()
-    path = checkpoint.save(folder, tensors_of(run.placed, ("item",), run.optimizers), ranks, describe, step=3)
+    path = checkpoint_tensors.save(folder, tensors_of(run.placed, ("item",), run.optimizers), ranks, describe, step=3)
     run.train(range(3, 5))
     return path, saved, run.state()
 
@@ -68,10 +69,10 @@ def load_and_train(
 ) -> tuple[dict[str, Pieces], dict[str, Pieces]]:
     """(the state as loaded, the state two steps later). Other initial weights than those that were saved."""
     run = build(ranks, config, dense, seed=2)
-    found, complaints = checkpoint.find_to_resume(folder, ranks)
+    found, complaints = checkpoint_tensors.find_to_resume(folder, ranks)
     assert found is not None
     assert complaints == []
-    checkpoint.load(found, run.placed, ("item",), run.optimizers)
+    checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
     loaded = run.state()
     run.train(range(3, 5))
     return loaded, run.state()
@@ -121,9 +122,9 @@ def test_training_goes_on_bit_identically_at_the_same_number_of_ranks(rank_pool,
 
 def load_without_optimizers(ranks: Ranks, folder: Path) -> dict[str, Pieces]:
     run = build(ranks, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.SGD, seed=2)
-    found, _ = checkpoint.find_to_resume(folder, ranks)
+    found, _ = checkpoint_tensors.find_to_resume(folder, ranks)
     assert found is not None
-    checkpoint.load(found, run.placed, ("item",), None)
+    checkpoint_tensors.load(found, run.placed, ("item",), None)
     weights = ("table.item.weight", "dense.dense.weight", "dense.dense.bias")
     return {name: value for name, value in run.state().items() if name in weights}
 
@@ -155,10 +156,10 @@ def load_into_another(ranks: Ranks, folder: Path, config: TableConfig) -> tuple[
     run = build(ranks, config, torch.optim.AdamW, seed=2)
     run.train(range(1))
     before = run.state()
-    found, _ = checkpoint.find_to_resume(folder, ranks)
+    found, _ = checkpoint_tensors.find_to_resume(folder, ranks)
     assert found is not None
     try:
-        checkpoint.load(found, run.placed, ("item",), run.optimizers)
+        checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
     except CheckpointError as error:
         name = "table.item.weight"
         same = all(
@@ -194,7 +195,7 @@ def test_a_checkpoint_of_another_model_is_refused_on_every_rank_by_name(rank_poo
 def error_of_saving(ranks: Ranks, folder: Path, broken: str) -> tuple[str, str]:
     """What saving raised on this rank: type and text."""
     run = build(ranks, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.AdamW, seed=1)
-    original = checkpoint.HashingFileSystem.create_stream
+    original = checkpoint_tensors.HashingFileSystem.create_stream
 
     def full_disk(self: Any, path: Any, mode: str) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -203,14 +204,14 @@ def error_of_saving(ranks: Ranks, folder: Path, broken: str) -> tuple[str, str]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if broken == "disk of rank 1" and ranks.rank == 1:
-        checkpoint.HashingFileSystem.create_stream = full_disk  # type: ignore[method-assign]
+        checkpoint_tensors.HashingFileSystem.create_stream = full_disk  # type: ignore[method-assign]
     try:
         state = tensors_of(run.placed, ("item",), run.optimizers)
-        checkpoint.save(folder, state, ranks, describe_in_vain if broken == "manifest" else describe, step=3)
+        checkpoint_tensors.save(folder, state, ranks, describe_in_vain if broken == "manifest" else describe, step=3)
     except Exception as error:  # noqa: BLE001 - the test compares it over ranks
         return type(error).__name__, str(error)
     finally:
-        checkpoint.HashingFileSystem.create_stream = original  # type: ignore[method-assign]
+        checkpoint_tensors.HashingFileSystem.create_stream = original  # type: ignore[method-assign]
     return "nothing", ""
 
 
@@ -239,7 +240,7 @@ def test_a_commit_that_fails_is_an_error_on_all_ranks(rank_pool, tmp_path):
 
 
 def find(ranks: Ranks, folder: Path) -> tuple[str, list[str]]:
-    found, complaints = checkpoint.find_to_resume(folder, ranks)
+    found, complaints = checkpoint_tensors.find_to_resume(folder, ranks)
     return (found.path.name if found else "none"), complaints
 
 

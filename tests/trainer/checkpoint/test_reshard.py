@@ -17,10 +17,11 @@ from sharding.plan import Plan, plan_of
 from sharding.ranks import Ranks
 from tests.sharding.parity import RATE, SEED, Combination, Model, request_of
 from tests.trainer.pieces import Pieces, assembled, check_equal, pieces_of
-from trainer import checkpoint, checkpoint_folder
-from trainer.checkpoint_folder import CheckpointManifest, Found
-from trainer.checkpoint_keys import tensors_of
-from trainer.checkpoint_reshard import reshard
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint import tensors as checkpoint_tensors
+from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.keys import tensors_of
+from trainer.checkpoint.reshard import reshard
 from trainer.errors import CheckpointError
 
 BLOCK_BYTES = 256  # four rows of the wide table
@@ -105,10 +106,12 @@ class Run:
         return {name: pieces_of(value) for name, value in self.tensors().items()}
 
     def save(self, folder: Path) -> Path:
-        return checkpoint.save(folder, self.tensors(), self.ranks, self._describe, len(TRAINED))
+        return checkpoint_tensors.save(folder, self.tensors(), self.ranks, self._describe, len(TRAINED))
 
     def load(self, path: Path) -> None:
-        checkpoint.load(Found(path, checkpoint_folder.verify(path)), self.placed, ("wide", "thin"), self.optimizers)
+        checkpoint_tensors.load(
+            Found(path, checkpoint_folder.verify(path)), self.placed, ("wide", "thin"), self.optimizers
+        )
 
     def _describe(self, files: dict[str, dict[str, Any]]) -> CheckpointManifest:
         plan = self.case.plan(self.ranks.world_size).values()

@@ -11,9 +11,9 @@ from torch.distributed import checkpoint as dcp
 from sharding.config import TableConfig
 from sharding.plan import Plan, TablePlan
 from tests.trainer.pieces import check_equal
-from trainer import checkpoint_folder
-from trainer.checkpoint_folder import CheckpointManifest, Found
-from trainer.checkpoint_reshard import reshard
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.reshard import reshard
 from trainer.storage import hash_file
 
 MEMORY = """
@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 from sharding.config import TableConfig
 from sharding.plan import plan_of
-from trainer import checkpoint_folder
-from trainer.checkpoint_folder import Found
-from trainer.checkpoint_reshard import reshard
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import Found
+from trainer.checkpoint.reshard import reshard
 
 def kib(name):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))

@@ -1,6 +1,6 @@
 """Saving and loading of tensors through torch.distributed.checkpoint, hashed while they are written.
 
-A checkpoint holds tensors only, under flat names that say what they are (trainer.checkpoint_keys); torch reshards them exactly
+A checkpoint holds tensors only, under flat names that say what they are (trainer.checkpoint.keys); torch reshards them exactly
 when the number of ranks or the plan differs at loading.
 """
 
@@ -24,10 +24,10 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from sharding.config import TableConfig
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
-from trainer import checkpoint_folder
 from trainer.averages import Averages
-from trainer.checkpoint_folder import CheckpointManifest, Found
-from trainer.checkpoint_keys import model_names, tensors_of
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.keys import model_names, tensors_of
 from trainer.errors import CheckpointError
 
 

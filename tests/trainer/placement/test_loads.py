@@ -11,7 +11,7 @@ from tests.datasets import manifest_of_items, tiny_dataset
 from trainer.config import TrainConfig
 from trainer.dataset.manifest import Feature
 from trainer.logs.config import LogsConfig
-from trainer.table_loads import DatasetFacts, declared_rows, expected_distinct, facts_of, table_loads, table_rows
+from trainer.placement.loads import DatasetFacts, declared_rows, expected_distinct, facts_of, table_loads, table_rows
 
 SAMPLED = NextItemConfig.model_validate(
     {"max_history": 50, "objective": {"kind": "sampled_softmax", "num_negatives": 512}}

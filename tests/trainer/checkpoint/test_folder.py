@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer import checkpoint_folder
-from trainer.checkpoint_folder import CheckpointManifest, Found
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.errors import CheckpointError
 from trainer.storage import hash_file
 

@@ -35,9 +35,9 @@ from torch.distributed.checkpoint.utils import _create_file_view
 
 from sharding.config import TableConfig
 from sharding.plan import Plan
-from trainer import checkpoint_folder
-from trainer.checkpoint import HashingFileSystem, refuse_other_optimizers
-from trainer.checkpoint_folder import CheckpointManifest, Found
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.tensors import HashingFileSystem, refuse_other_optimizers
 from trainer.errors import CheckpointError
 
 BLOCK_BYTES = 32 * 1024 * 1024

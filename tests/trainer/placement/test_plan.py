@@ -7,7 +7,7 @@ import pytest
 from sharding.errors import PlacementError
 from tests.datasets import manifest_of_items
 from tests.jobs import tiny_job
-from trainer.placement import PLAN_FILE, plan_tables, read_plan
+from trainer.placement.plan import PLAN_FILE, plan_tables, read_plan
 from trainer.storage import write_json_atomically
 
 MANIFEST = manifest_of_items(300)

@@ -8,7 +8,7 @@ from sharding.measure import measure_tables
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
 from trainer.build import Built
-from trainer.placement_record import RECORD_FILE, placement_values, read_record
+from trainer.placement.record import RECORD_FILE, placement_values, read_record
 from trainer.step_clock import StepClock
 from trainer.storage import write_json_atomically
 

@@ -18,8 +18,8 @@ from sharding.planning.warnings import warnings_of
 from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.job import Job
+from trainer.placement.loads import facts_of, table_loads, table_rows
 from trainer.storage import digest_of
-from trainer.table_loads import facts_of, table_loads, table_rows
 
 PLAN_FILE = "plan.json"
 ASSUMED_GPU = "h100-80gb"
