@@ -29,7 +29,8 @@ from trainer.dataset.partition_events import GroupPlan
 from trainer.dataset.profile import TimeBins
 from trainer.dataset.splits import resolve_cuts, resolve_time
 from trainer.errors import UserError
-from trainer.logs.contract import Inputs, columns_of, find_inputs, inspect_inputs, none_readable, too_many_unreadable
+from trainer.logs.columns import columns_of
+from trainer.logs.contract import Inputs, find_inputs, inspect_inputs, none_readable, too_many_unreadable
 from trainer.logs.quarantine import gather
 from trainer.logs.reading import Rules, rules_of
 from trainer.prepare.finish import Finishing, contracts_of, finish, partitioning_of

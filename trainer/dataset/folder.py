@@ -16,8 +16,8 @@ from sharding.config import IdsConfig
 from trainer.config import SplitConfig
 from trainer.dataset.manifest import FORMAT_VERSION, Manifest, read_manifest, verify_dataset
 from trainer.errors import UserError
+from trainer.logs.columns import SourceName
 from trainer.logs.config import LogsConfig
-from trainer.logs.contract import SourceName
 from trainer.logs.files import InputFile
 from trainer.output_folder import remove_from, writing
 from trainer.settings import changed_settings, flatten

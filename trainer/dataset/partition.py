@@ -29,7 +29,7 @@ from trainer.dataset.partition_events import (
 from trainer.dataset.partition_features import EventFeatures, UserFeatures
 from trainer.dataset.profile import Profile, profile_of
 from trainer.dataset.splits import LeaveOneOut, TimeBounds, cut_histories
-from trainer.logs.contract import SourceName
+from trainer.logs.columns import SourceName
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from trainer.dataset.features import Losses, NumericFit, encode
 from trainer.dataset.grouping import Bools, Ints
 from trainer.dataset.hashing import Hashes, hash_ids, mix, whole
 from trainer.dataset.partition_events import GroupPlan, Kind
+from trainer.logs.columns import SourceName
 from trainer.logs.config import NumericFeatureConfig
-from trainer.logs.contract import SourceName
 
 REPEATED_USER = "duplicate user"
 

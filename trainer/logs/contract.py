@@ -1,52 +1,24 @@
-"""The contract of event logs: which columns are read from which files, and the one type that each has in all of them.
+"""The contract of event logs: the one type that each column has in all files.
 
-Nothing is read here but headers (and the first block of text files, which have none). A dataset scan would cast silently,
-and fill a missing column with nulls; so every file is compared with the first, and on an append with what the dataset was
-made from.
+Nothing is read here but headers. A dataset scan would cast silently, and fill a missing column with nulls; so every file is
+compared with the first, and on an append with what the dataset was made from.
 """
 
 import difflib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from trainer.errors import UserError
-from trainer.logs.config import (
-    CategoricalFeatureConfig,
-    FeatureSpec,
-    Format,
-    LogsConfig,
-    NumericFeatureConfig,
-    Owner,
-    TimestampFeatureConfig,
-    VectorFeatureConfig,
-    feature_specs,
-)
-from trainer.logs.files import InputFile, UnreadableFileError, explaining, find_files
+from trainer.logs.column_types import check_usable, meant_type, plain_type, stored_type
+from trainer.logs.columns import SOURCES, Column, SourceName, columns_of
+from trainer.logs.config import CategoricalFeatureConfig, FeatureSpec, Format, LogsConfig, feature_specs
+from trainer.logs.files import InputFile, find_files
+from trainer.logs.headers import Header, read_headers
 
 ROWS_PER_CHUNK = 1 << 20
-HEADER_BYTES = 1 << 20  # the types of a CSV file are those of its first block of this size
-HEADER_THREADS = 16
-SourceName = Literal["logs", "history", "items", "users"]
-Role = Literal["id", "time", "label", "categorical", "numeric", "timestamp", "vector"]
-SOURCES: dict[Owner, SourceName] = {"event": "logs", "item": "items", "user": "users"}  # where whose features are
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column that is read. name: what it is called from here on; source: in the files; setting: that names it."""
-
-    name: str
-    source: str
-    setting: str
-    role: Role
-    separator: str | None = None
-    dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +35,7 @@ class Contract:
     def stored(self, name: str) -> pa.DataType:
         """As reading gives it."""
         column = next(column for column in self.columns if column.name == name)
-        return _stored(column, self.type_of(name))
+        return stored_type(column, self.type_of(name))
 
     @property
     def time_kind(self) -> Literal["integer", "timestamp"]:
@@ -72,7 +44,7 @@ class Contract:
     @property
     def event_schema(self) -> pa.Schema:
         """Of the rows in a Block: the columns by name, and `row`."""
-        stored = [(column.name, _stored(column, found)) for column, found in zip(self.columns, self.types, strict=True)]
+        stored = [(column.name, stored_type(column, found)) for column, found in zip(self.columns, self.types, strict=True)]
         return pa.schema([*stored, ("row", pa.int64())])
 
 
@@ -104,15 +76,6 @@ class Inputs:
         return self.contracts["logs"].time_kind
 
 
-@dataclass(frozen=True)
-class _Header:
-    """names: of the columns, decoded at once, because those of a damaged header may be no text."""
-
-    schema: pa.Schema
-    names: tuple[str, ...]
-    rows_of_groups: tuple[int, ...] | None  # None: a CSV file, which does not say
-
-
 def find_inputs(logs: LogsConfig) -> dict[SourceName, tuple[InputFile, ...]]:
     """The files of every source. Raises UserError if a path leads to none."""
     sources: list[tuple[SourceName, str, str | list[str], Format]] = [("logs", "logs.path", logs.path, logs.format)]
@@ -120,48 +83,6 @@ def find_inputs(logs: LogsConfig) -> dict[SourceName, tuple[InputFile, ...]]:
         if source is not None:
             sources.append((name, f"logs.{name}.path", source.path, source.format))  # type: ignore[arg-type]
     return {name: find_files(path, format, setting) for name, setting, path, format in sources}
-
-
-def columns_of(logs: LogsConfig) -> dict[SourceName, tuple[Column, ...]]:
-    """What is read from each source."""
-    specs = feature_specs(logs)
-
-    def features(owner: str) -> list[Column]:
-        return [_feature_column(spec) for spec in specs if spec.owner == owner]
-
-    labels = [Column(f"label.{name}", name, "logs.labels", "label") for name in logs.labels]
-    columns: dict[SourceName, list[Column]] = {
-        "logs": [
-            Column("user", logs.user, "logs.user", "id"),
-            Column("item", logs.item, "logs.item", "id"),
-            Column("time", logs.time, "logs.time", "time"),
-            *labels,
-            *features("event"),
-        ]
-    }
-    if logs.history is not None:
-        columns["history"] = [
-            Column("user", logs.history.user, "logs.history.user", "id"),
-            Column("item", logs.history.item, "logs.history.item", "id"),
-            Column("time", logs.history.time, "logs.history.time", "time"),
-        ]
-    if logs.items is not None:
-        columns["items"] = [Column("item", logs.items.item, "logs.items.item", "id"), *features("item")]
-    if logs.users is not None:
-        columns["users"] = [Column("user", logs.users.user, "logs.users.user", "id"), *features("user")]
-    return {name: tuple(found) for name, found in columns.items()}
-
-
-def _feature_column(spec: FeatureSpec) -> Column:
-    match spec.config:
-        case CategoricalFeatureConfig():
-            return Column(spec.key, spec.source, spec.setting, "categorical", spec.config.separator)
-        case NumericFeatureConfig():
-            return Column(spec.key, spec.source, spec.setting, "numeric")
-        case TimestampFeatureConfig():
-            return Column(spec.key, spec.source, spec.setting, "timestamp")
-        case VectorFeatureConfig():
-            return Column(spec.key, spec.source, spec.setting, "vector", dim=spec.config.dim)
 
 
 def inspect_inputs(
@@ -182,7 +103,7 @@ def inspect_inputs(
     for name, columns in columns_of(logs).items():
         if before is not None and name not in files:  # nothing new of this source
             continue
-        headers, broken = _read_headers(files[name])
+        headers, broken = read_headers(files[name])
         unreadable |= broken
         if len(unreadable) > logs.max_unreadable_files:
             raise UserError(too_many_unreadable(unreadable, logs.max_unreadable_files))
@@ -215,57 +136,7 @@ def none_readable(source: SourceName, unreadable: dict[str, str]) -> str:
     return f"none of the files of {source} can be read. The first: {next(iter(unreadable.values()))}"
 
 
-def _read_headers(files: Sequence[InputFile]) -> tuple[list[tuple[InputFile, _Header]], dict[str, str]]:
-    with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        results = list(pool.map(_header_or_cause, files))
-    headers = [(f, found) for f, found in zip(files, results, strict=True) if isinstance(found, _Header)]
-    return headers, {f.name: found for f, found in zip(files, results, strict=True) if isinstance(found, str)}
-
-
-def _header_or_cause(file: InputFile) -> _Header | str:
-    try:
-        return _read_header(file)
-    except UnreadableFileError as error:
-        return str(error)
-
-
-def _read_header(file: InputFile) -> _Header:
-    with explaining(file):
-        if file.format == "parquet":
-            with open_parquet(file) as parquet:
-                metadata = parquet.metadata
-                rows = tuple(metadata.row_group(k).num_rows for k in range(metadata.num_row_groups))
-                return _Header(parquet.schema_arrow, tuple(parquet.schema_arrow.names), rows)
-        with open_csv(file, HEADER_BYTES) as reader:
-            schema = pa.schema([field.with_type(_widened(field.type)) for field in reader.schema])
-            return _Header(schema, tuple(schema.names), None)
-
-
-def open_parquet(file: InputFile) -> pq.ParquetFile:
-    return pq.ParquetFile(file.filesystem().open_input_file(file.path), page_checksum_verification=True)
-
-
-def open_csv(
-    file: InputFile, block_bytes: int, convert: pacsv.ConvertOptions | None = None
-) -> pacsv.CSVStreamingReader:
-    return pacsv.open_csv(
-        file.filesystem().open_input_stream(file.path),  # decompresses by the file's ending
-        read_options=pacsv.ReadOptions(use_threads=False, block_size=block_bytes),
-        parse_options=pacsv.ParseOptions(delimiter="\t" if file.format == "tsv" else ","),
-        convert_options=convert,
-    )
-
-
-def _widened(inferred: pa.DataType) -> pa.DataType:
-    """Dates or whole seconds in a CSV file's first block do not promise that fractions will not follow."""
-    if pa.types.is_date(inferred):
-        return pa.timestamp("us")
-    if pa.types.is_timestamp(inferred) and inferred.unit == "s":
-        return pa.timestamp("us", inferred.tz)
-    return inferred
-
-
-def _agreed_type(headers: list[tuple[InputFile, _Header]], column: Column, earlier: Contract | None) -> pa.DataType:
+def _agreed_type(headers: list[tuple[InputFile, Header]], column: Column, earlier: Contract | None) -> pa.DataType:
     """The one type of a column over all files."""
     agreed, origin = None, ""
     if earlier is not None:
@@ -275,7 +146,7 @@ def _agreed_type(headers: list[tuple[InputFile, _Header]], column: Column, earli
         if pa.types.is_null(found):  # a column without any value fits every type
             continue
         if agreed is None:
-            _check_usable(found, file, column)
+            check_usable(found, file, column)
             agreed, origin = found, file.name
         elif found != agreed and file.format == "parquet":  # a CSV file has no types: it is read as the agreed one
             raise UserError(
@@ -292,11 +163,11 @@ def _agreed_type(headers: list[tuple[InputFile, _Header]], column: Column, earli
     return agreed
 
 
-def _type_of(file: InputFile, header: _Header, column: Column) -> pa.DataType:
+def _type_of(file: InputFile, header: Header, column: Column) -> pa.DataType:
     names = header.names
     if names.count(column.source) == 1:
-        found = _plain_type(header.schema.field(column.source).type)
-        return found if file.format == "parquet" else _meant_type(found, column)
+        found = plain_type(header.schema.field(column.source).type)
+        return found if file.format == "parquet" else meant_type(found, column)
     if column.source in names:
         raise UserError(
             f'logs {file.name}: column "{column.source}" ({column.setting}) occurs {names.count(column.source)} times; '
@@ -309,77 +180,6 @@ def _type_of(file: InputFile, header: _Header, column: Column) -> pa.DataType:
         f'logs {file.name}: there is no column "{column.source}"; {remedy} {column.setting}{".column" if feature else ""} '
         f"to the right column (columns: {', '.join(names)})"
     )
-
-
-def _meant_type(inferred: pa.DataType, column: Column) -> pa.DataType:
-    """Text files say no types: what looks like a number or a moment may be meant as text."""
-    moment = pa.types.is_temporal(inferred) and column.role in ("id", "categorical")
-    return pa.string() if moment or column.separator is not None else inferred
-
-
-def _plain_type(found: pa.DataType) -> pa.DataType:
-    """Dictionaries are taken as their values, large and view types as plain ones, lists without any entry as no value."""
-    types = pa.types
-    if types.is_dictionary(found):
-        return _plain_type(found.value_type)
-    if types.is_large_string(found) or types.is_string_view(found):
-        return pa.string()
-    if types.is_list(found) or types.is_large_list(found) or types.is_fixed_size_list(found):
-        inner = _plain_type(found.value_type)
-        return inner if types.is_null(inner) else pa.list_(inner)
-    return found
-
-
-def _check_usable(found: pa.DataType, file: InputFile, column: Column) -> None:
-    types = pa.types
-    number = types.is_integer(found) or types.is_floating(found)
-    moment = number or types.is_timestamp(found) or types.is_date(found)
-    value = types.is_integer(found) or types.is_string(found)
-    inner = found.value_type if types.is_list(found) else None
-    match column.role:
-        case "id":
-            usable, wanted = value, "an integer or a string"
-        case "time":
-            usable, wanted = moment, "an integer, a timestamp or a date"
-        case "label" | "numeric":
-            usable, wanted = number or types.is_boolean(found) or types.is_decimal(found), "a number"
-        case "timestamp":
-            usable, wanted = moment or types.is_string(found), "an integer, a timestamp, a date or an ISO date as text"
-        case "categorical" if column.separator is not None:
-            usable, wanted = types.is_string(found), "a string, as `separator` is set"
-        case "categorical":
-            value = value or types.is_floating(found) or types.is_boolean(found)
-            usable = value or (inner is not None and (types.is_integer(inner) or types.is_string(inner)))
-            wanted = "an integer, a string or a list of them"
-        case "vector":
-            usable = inner is not None and (types.is_integer(inner) or types.is_floating(inner))
-            wanted = f"a list of {column.dim} numbers"
-    if not usable:
-        raise UserError(
-            f'logs {file.name}: column "{column.source}" ({column.setting}) is {found}, and must be {wanted}; '
-            "take another column, or convert this one"
-        )
-
-
-def _stored(column: Column, agreed: pa.DataType) -> pa.DataType:
-    """What reading turns a column into."""
-    types = pa.types
-    text = types.is_string(agreed)
-    match column.role:
-        case "id":
-            return pa.string() if text else pa.int64()
-        case "time" | "timestamp":
-            return pa.int64()
-        case "label" | "numeric":
-            return pa.float32()
-        case "vector":
-            return pa.list_(pa.float32())
-        case "categorical":
-            if column.separator is not None:
-                return pa.list_(pa.string())
-            if types.is_list(agreed):
-                return pa.list_(pa.string() if types.is_string(agreed.value_type) else pa.int64())
-            return pa.string() if text else pa.int64()
 
 
 def _check_joins(contracts: dict[SourceName, Contract]) -> None:
@@ -419,7 +219,7 @@ def _check_tables(contracts: dict[SourceName, Contract], specs: Sequence[Feature
             )
 
 
-def _chunks(source: SourceName, file: InputFile, header: _Header, rows_per_chunk: int) -> Iterator[InputChunk]:
+def _chunks(source: SourceName, file: InputFile, header: Header, rows_per_chunk: int) -> Iterator[InputChunk]:
     if header.rows_of_groups is None:
         yield InputChunk(source, file, (), 0, None)
         return

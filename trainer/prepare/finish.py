@@ -30,8 +30,9 @@ from trainer.dataset.writer import (
     write_sketch,
     write_vocabulary,
 )
+from trainer.logs.columns import SOURCES, SourceName
 from trainer.logs.config import FeatureSpec, NumericFeatureConfig
-from trainer.logs.contract import SOURCES, Contract, SourceName
+from trainer.logs.contract import Contract
 from trainer.logs.quarantine import Quarantine, quarantine_table
 from trainer.prepare.group_pass import GroupResult
 from trainer.prepare.read_pass import ITEMS, ReadResult, iterate_share

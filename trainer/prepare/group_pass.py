@@ -16,7 +16,7 @@ from trainer.dataset.partition import GroupCounts, Grouped, ItemCounts, group_pa
 from trainer.dataset.partition_events import OldEvents, OldRows, PartitionInput
 from trainer.dataset.profile import Profile
 from trainer.dataset.writer import OldGroups, row_bounds, write_cuts, write_part
-from trainer.logs.contract import SourceName
+from trainer.logs.columns import SourceName
 from trainer.logs.quarantine import Quarantine, quarantine_table
 from trainer.prepare.read_pass import iterate_share
 from trainer.prepare.work import GroupJob, PrepareJob, complete, save_result

@@ -16,8 +16,8 @@ from sharding.config import VocabularyIdsConfig
 from trainer.dataset.grouping import Ints, partition_events
 from trainer.dataset.hashing import Distinct, hash_ids, whole
 from trainer.dataset.splits import TimeBounds
+from trainer.logs.columns import SOURCES, SourceName
 from trainer.logs.config import CategoricalFeatureConfig, FeatureSpec
-from trainer.logs.contract import SOURCES, SourceName
 from trainer.logs.files import UnreadableFileError
 from trainer.logs.quarantine import Quarantine
 from trainer.logs.reading import Block, read_chunk

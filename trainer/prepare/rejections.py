@@ -11,7 +11,7 @@ from pathlib import Path
 from trainer.dataset.grouping import DUPLICATE, TOO_MANY
 from trainer.dataset.partition_features import REPEATED_USER
 from trainer.errors import UserError
-from trainer.logs.contract import SourceName
+from trainer.logs.columns import SourceName
 from trainer.logs.quarantine import examples
 from trainer.prepare.group_pass import GroupResult
 from trainer.prepare.read_pass import ReadResult
