@@ -7,7 +7,6 @@ import ast
 import importlib
 import subprocess
 import sys
-import time
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -26,7 +25,6 @@ PACKAGES = ("cluster", "trainer", "sharding", "models")
 SOURCES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LIGHT = [path for path in SOURCES if path.name in ("config.py", "__init__.py")]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
-HELP_SECONDS = 0.5
 
 
 def imports(source: Path) -> Iterator[tuple[int, str]]:
@@ -73,13 +71,18 @@ def test_importing_settings_and_command_line_loads_neither_torch_nor_ray() -> No
     assert done.stdout.strip() == "[]"
 
 
-def test_help_answers_at_once() -> None:
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "cluster", "--help"], cwd=ROOT, capture_output=True, check=True)
-        return time.perf_counter() - started
-
-    assert min(seconds() for _ in range(5)) < HELP_SECONDS  # of several, because the machine may be busy
+def test_help_answers_at_once_because_it_loads_nothing_large() -> None:
+    """Not timed, since a busy machine takes its time over anything: these are what would take long."""
+    large = {"pydantic", "numpy", "pyarrow", "matplotlib", "torch", "torchrec", "ray"}
+    program = (
+        "import atexit, runpy, sys\n"
+        f"atexit.register(lambda: print(sorted({large!r} & set(sys.modules)), file=sys.stderr))\n"
+        "sys.argv = ['shoal', '--help']\n"
+        "runpy.run_module('cluster', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "Usage" in done.stdout
+    assert done.stderr.strip() == "[]"
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
