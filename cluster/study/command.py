@@ -169,9 +169,22 @@ def print_for_people(answer: Answer, console: Console) -> None:
     for row in answer.summary.rows:
         table.add_row(row.title, *outputs.brief_cells(row))
     console.print(table)
+    if answer.summary.effects:
+        console.print(_effects_table(answer.summary))
     for name, reason in answer.summary.failed.items():
         console.print(f"failed: {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"page: {answer.page}", highlight=False, soft_wrap=True)
+
+
+def _effects_table(summary: Summary) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for place, heading in enumerate(outputs.EFFECT_HEADINGS):
+        table.add_column(
+            summary.metric if heading == "validation" else heading, justify="left" if place < 2 else "right"
+        )
+    for effect in summary.effects:
+        table.add_row(*outputs.effect_cells(effect))
+    return table
 
 
 def json_of(answer: Answer) -> dict[str, Any]:

@@ -3,12 +3,14 @@
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from cluster.study.effects import Effect
 from cluster.study.plots import draw
 from cluster.study.statistics import Estimate
 from cluster.study.summary import AXES, SHORT, Row, Summary
@@ -58,6 +60,7 @@ def results_values(plan: Plan, summary: Summary) -> dict[str, Any]:
         "compared_with": summary.first,
         "fronts": {axis: [row.name for row in front_of(summary, axis)] for axis in AXES},
         "points": [asdict(row) for row in summary.rows],
+        "effects": [asdict(effect) for effect in summary.effects],
         "trials": [
             {
                 "name": trial.name,
@@ -188,6 +191,23 @@ def brief_cells(row: Row) -> list[str]:
     ]
 
 
+EFFECT_HEADINGS = ("setting", "value", "trials", "validation", "+- seeds", "+- users", "minus first value", "test")
+
+
+def effect_cells(effect: Effect) -> list[str]:
+    """One value of a setting, under EFFECT_HEADINGS."""
+    return [
+        effect.setting,
+        effect.value if isinstance(effect.value, str) else json.dumps(effect.value, default=str),
+        str(effect.num_trials),
+        f"{effect.validation.mean:.4f}",
+        half(effect.validation.over_seeds),
+        half(effect.validation.over_users),
+        difference_text(effect.difference),
+        f"{effect.test.mean:.4f} {half(effect.test.over_seeds)}".strip() if effect.test else "",
+    ]
+
+
 def half(interval: tuple[float, float] | None) -> str:
     """Half the width of an interval."""
     return "" if interval is None else f"±{(interval[1] - interval[0]) / 2:.4f}"
@@ -212,28 +232,47 @@ NOTES = (
     "it, and seconds with a star are of a trial that was resumed.",
     "front: no other row is at least as good at no more FLOPs, at no less speed, or in no more memory.",
 )
+EFFECT_NOTE = (
+    "Each value of a setting, averaged over all other settings, of seeds under which every trial finished; its difference to the "
+    "setting's first value is of the same seeds and users, ± and stars as above."
+)
 
 
 def table_text(summary: Summary) -> str:
     """table.md."""
-    lines = [f"| {' | '.join(HEADINGS)} |".replace("validation", summary.metric, 1), "|" + "---|" * len(HEADINGS)]
-    lines += ["| " + " | ".join(cell.replace("|", r"\|") for cell in cells(row)) + " |" for row in summary.rows]
+    lines = _markdown(HEADINGS, [cells(row) for row in summary.rows], summary.metric)
     failures = [f"- {name}: {reason}" for name, reason in summary.failed.items()]
     if failures:
         lines += ["", "Failed:", "", *failures]
-    return "\n".join([*lines, "", *(f"{note}  " for note in NOTES)]).rstrip() + "\n"
+    lines += ["", *(f"{note}  " for note in NOTES)]
+    if summary.effects:
+        effects = _markdown(EFFECT_HEADINGS, [effect_cells(effect) for effect in summary.effects], summary.metric)
+        lines += ["", *effects, "", EFFECT_NOTE]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _markdown(headings: Sequence[str], rows: list[list[str]], metric: str) -> list[str]:
+    lines = [f"| {' | '.join(_named(headings, metric))} |", "|" + "---|" * len(headings)]
+    return lines + ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
+
+
+def _named(headings: Sequence[str], metric: str) -> list[str]:
+    """With the metric that is validated by."""
+    return [metric if heading == "validation" else heading for heading in headings]
 
 
 def _page(plan: Plan, summary: Summary, plots: list[page.Plot]) -> str:
-    headings = [summary.metric if heading == "validation" else heading for heading in HEADINGS]
     parts = list(dict.fromkeys(part for row in summary.rows for part in row.costs.parts))
     return page.render(
         Path(__file__).parent,
         "study.html.j2",
         title=f"Shoal: study {plan.file.folder.name}",
-        headings=headings,
+        headings=_named(HEADINGS, summary.metric),
         rows=[cells(row) for row in summary.rows],
         notes=NOTES,
+        effect_headings=_named(EFFECT_HEADINGS, summary.metric),
+        effects=[effect_cells(effect) for effect in summary.effects],
+        effect_note=EFFECT_NOTE,
         failed=summary.failed,
         plots=[page.Plot(Markup(plot.svg), plot.caption) for plot in plots],
         fronts={AXES[axis][1]: [row.name for row in front_of(summary, axis)] for axis in AXES},

@@ -11,6 +11,7 @@ import numpy as np
 
 from cluster.study.collect import Finished
 from cluster.study.costing import Costing
+from cluster.study.effects import Effect, effects
 from cluster.study.statistics import Estimate, estimate, pareto_front
 from cluster.study.trials import Plan
 
@@ -60,13 +61,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Summary:
-    """rows: in the order of the study; failed: by trial, why it has no result; first: the point that others are compared with."""
+    """rows: in the order of the study; failed: by trial, why it has no result; first: the point that others are compared with.
+
+    effects: of each setting of a grid.
+    """
 
     metric: str
     seeds: tuple[int, ...]
     rows: tuple[Row, ...]
     failed: dict[str, str]
     first: str | None
+    effects: tuple[Effect, ...]
 
 
 def summarize(
@@ -92,6 +97,7 @@ def summarize(
         tuple(ranked),
         failed,
         plan.points[groups[0][0]].name if groups else None,
+        effects(plan, finished),
     )
 
 

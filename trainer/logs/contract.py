@@ -44,7 +44,9 @@ class Contract:
     @property
     def event_schema(self) -> pa.Schema:
         """Of the rows in a Block: the columns by name, and `row`."""
-        stored = [(column.name, stored_type(column, found)) for column, found in zip(self.columns, self.types, strict=True)]
+        stored = [
+            (column.name, stored_type(column, found)) for column, found in zip(self.columns, self.types, strict=True)
+        ]
         return pa.schema([*stored, ("row", pa.int64())])
 
 

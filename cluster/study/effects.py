@@ -1,0 +1,106 @@
+"""What each setting of a grid makes, averaged over all others: its effect alone, from more trials than any one point has.
+
+Of those seeds alone that every trial has finished under: so the values of a setting are compared under the same other settings,
+seeds and users. What two settings make only together does not show here, but in the rows of the points.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cluster.study.collect import Finished, Measured
+from cluster.study.statistics import Estimate, estimate
+from cluster.study.trials import Plan
+
+VARIANT = "variant"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """setting: its key, or "variant"; num_trials: that are averaged; difference: to the setting's first value, none for itself."""
+
+    setting: str
+    value: Any
+    num_trials: int
+    validation: Estimate
+    test: Estimate | None
+    difference: Estimate | None
+
+
+def effects(plan: Plan, finished: Mapping[str, Finished]) -> tuple[Effect, ...]:
+    """Of every setting with several values, in the order of the study; none unless there are two such settings.
+
+    finished: by name of the trial.
+    """
+    found = {(trial.point, trial.seed): finished.get(trial.name) for trial in plan.trials}
+    seeds = [seed for seed in plan.study.seeds if all(found[k, seed] is not None for k in range(len(plan.points)))]
+    # By point and by seed.
+    trials = [[trial for seed in seeds if (trial := found[k, seed]) is not None] for k in range(len(plan.points))]
+    varied = _varied(plan)
+    if len(varied) < 2 or not seeds:
+        return ()
+    return tuple(effect for setting in varied for effect in _of_setting(setting, varied, trials, plan.study.metric))
+
+
+def _varied(plan: Plan) -> dict[str, list[Any]]:
+    """By setting with several values: its value at each point."""
+    varied = {}
+    if len(plan.study.variants) > 1:
+        varied[VARIANT] = [point.label for point in plan.points]
+    for key, values in plan.study.grid.items():
+        if len(values) > 1:
+            varied[key] = [point.settings[key] for point in plan.points]
+    return varied
+
+
+def _of_setting(
+    setting: str, varied: Mapping[str, list[Any]], trials: list[list[Finished]], metric: str
+) -> list[Effect]:
+    of_points = [_text(value) for value in varied[setting]]  # a value may be a table
+    values = dict(zip(of_points, varied[setting], strict=True))
+    with_value = {
+        text: [of_seeds for of_seeds, other in zip(trials, of_points, strict=True) if other == text] for text in values
+    }
+    first = next(iter(with_value.values()))
+    tested = all("test" in trial.splits for of_seeds in trials for trial in of_seeds)
+    return [
+        Effect(
+            setting,
+            values[text],
+            sum(map(len, points)),
+            _estimate(points, "validation", metric),
+            _estimate(points, "test", metric) if tested else None,
+            None if points is first else _estimate(points, "validation", metric, minus=first),
+        )
+        for text, points in with_value.items()
+    ]
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _estimate(
+    points: list[list[Finished]], split: str, metric: str, minus: list[list[Finished]] | None = None
+) -> Estimate:
+    """Of the mean over points, by seed and by user; less that of `minus`."""
+    measured = [[trial.splits[split] for trial in of_seeds] for of_seeds in points]
+    of_seeds, of_users = _means(measured, metric)
+    if minus is None:
+        return estimate(of_seeds.tolist(), of_users)
+    others = [[trial.splits[split] for trial in of_seeds] for of_seeds in minus]
+    less_seeds, less_users = _means(others, metric)
+    comparable = of_users is not None and less_users is not None and measured[0][0].users == others[0][0].users
+    return estimate((of_seeds - less_seeds).tolist(), of_users - less_users if comparable else None)  # type: ignore[operator]
+
+
+def _means(measured: list[list[Measured]], metric: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """(seeds,) and (seeds, users) means over points; without the second where trials have different users."""
+    of_seeds = np.array([[m.metrics[metric] for m in of_seeds] for of_seeds in measured]).mean(axis=0)
+    users = measured[0][0].users
+    if any(m.users != users for of_seeds in measured for m in of_seeds):
+        return of_seeds, None
+    return of_seeds, np.array([[m.of_users for m in of_seeds] for of_seeds in measured]).mean(axis=0)
