@@ -24,8 +24,8 @@ from models.features.config import NUM_TIME_ROWS
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 FLOAT = 4  # bytes
-# Numbers produced for each score: subtract, exponential, divide; and for the sparse ones a sort and a running sum besides.
-NORMALISATION = {"softmax": 3.0, "silu": 3.0, "sparsemax": 6.0, "entmax15": 9.0, "none": 1.0}
+# Numbers produced for each score: subtract, exponential, divide; for the sparse ones some four rounds of three towards a threshold.
+NORMALISATION = {"softmax": 3.0, "silu": 3.0, "sparsemax": 15.0, "entmax15": 16.0, "none": 1.0}
 # Of a dense weight and step: read forward and backward, its gradient written and read, weight and two moments read and written.
 WEIGHT_TRAFFIC = 10
 # A full softmax over more candidates than this forms its logits twice (models/objectives/softmax.py).

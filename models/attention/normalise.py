@@ -4,11 +4,16 @@ The fast forms, with their own backward where torch has none that is cheap; mode
 Shapes: any leading axes, K keys last. Invisible keys have weight 0, and rows that see nothing are zeros or harmless numbers.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.attention.config import POINTWISE, Normalisation
+
+MAX_ROUNDS = 60  # of Newton's method; it takes 3 to 12
+ROUNDING = 8  # a step of this many units in the last place of the threshold is none
 
 
 def normalise(scores: Tensor, visible: Tensor, normalisation: Normalisation, silu_divisor: int) -> Tensor:
@@ -49,17 +54,14 @@ def entmax15(scores: Tensor) -> Tensor:
 
 
 class _Sparsemax(torch.autograd.Function):
-    """The point of the simplex nearest to the scores (Martins & Astudillo 2016, arXiv:1602.02068, algorithm 1, eq. 9)."""
+    """The point of the simplex nearest to the scores: max(0, s_j - t), which sum to one (Martins & Astudillo 2016,
+    arXiv:1602.02068, eq. 4 and 9).
+    """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, scores: Tensor) -> Tensor:
         shifted = scores - scores.amax(dim=-1, keepdim=True)
-        ordered = shifted.sort(dim=-1, descending=True).values
-        count = torch.arange(1, scores.shape[-1] + 1, dtype=scores.dtype, device=scores.device)
-        sums = ordered.cumsum(dim=-1)
-        size = (1 + count * ordered > sums).sum(dim=-1, keepdim=True)
-        threshold = (sums.gather(-1, size - 1) - 1) / size
-        weights = (shifted - threshold).clamp_(min=0)
+        weights = _above_threshold(shifted, _sparsemax_step, sparsemax_threshold_by_sorting)
         ctx.save_for_backward(weights)
         return weights
 
@@ -74,20 +76,14 @@ class _Sparsemax(torch.autograd.Function):
 
 
 class _Entmax15(torch.autograd.Function):
-    """Entmax with alpha = 1.5 (Peters, Niculae & Martins 2019, arXiv:1905.05702, algorithm 2): between softmax and sparsemax."""
+    """Entmax with alpha = 1.5: max(0, s_j / 2 - t)^2, which sum to one (Peters, Niculae & Martins 2019, arXiv:1905.05702, eq. 9):
+    between softmax and sparsemax.
+    """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, scores: Tensor) -> Tensor:
-        halves = (scores - scores.amax(dim=-1, keepdim=True)) / 2
-        # Nothing below the largest by more than 1 can have weight; so far off numbers cannot spoil the sums of squares.
-        halves = halves.clamp_(min=-2.0)
-        ordered = halves.sort(dim=-1, descending=True).values
-        count = torch.arange(1, scores.shape[-1] + 1, dtype=scores.dtype, device=scores.device)
-        mean, mean_square = ordered.cumsum(dim=-1) / count, ordered.square().cumsum(dim=-1) / count
-        spread = (1.0 / count - (mean_square - mean.square())).clamp_(min=0)
-        threshold_of = mean - spread.sqrt()
-        size = (threshold_of <= ordered).sum(dim=-1, keepdim=True)
-        weights = (halves - threshold_of.gather(-1, size - 1)).clamp_(min=0).square()
+        halves = (scores - scores.amax(dim=-1, keepdim=True)).div_(2)
+        weights = _above_threshold(halves, _entmax15_step, entmax15_threshold_by_sorting).square_()
         ctx.save_for_backward(weights)
         return weights
 
@@ -99,3 +95,61 @@ class _Entmax15(torch.autograd.Function):
         mean = gradient.sum(dim=-1, keepdim=True) / slope.sum(dim=-1, keepdim=True)
         result: Tensor = gradient - mean * slope
         return result
+
+
+def _above_threshold(
+    shifted: Tensor, step_of: Callable[[Tensor, Tensor], Tensor], by_sorting: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """max(0, shifted - t) for the threshold t of each row; the largest number of each row is 0, so that -1 <= t < 0.
+
+    On a CPU a sort takes ten times as long as the few rounds of Newton's method. It starts from below, where the weights are
+    too large; the function whose zero is sought is convex and falls, so no round goes too far. On a GPU, where asking whether it
+    has arrived would wait for the device, the rows are sorted.
+    """
+    if shifted.device.type != "cpu":
+        return (shifted - by_sorting(shifted)).clamp_(min=0)
+    exact = shifted if shifted.dtype == torch.float64 else shifted.float()
+    threshold = exact.new_full((*exact.shape[:-1], 1), -1.0)
+    above, scratch = torch.empty_like(exact), torch.empty_like(exact)
+    arrived = ROUNDING * torch.finfo(exact.dtype).eps
+    going = torch.ones_like(threshold, dtype=torch.bool)
+    for _ in range(MAX_ROUNDS):
+        step = step_of(torch.sub(exact, threshold, out=above).clamp_(min=0), scratch)
+        # A row that has arrived stays, so that it does not depend on how many rounds others need.
+        threshold += step * going
+        going &= step > -arrived * threshold
+        if not going.any():
+            break
+    return torch.sub(exact, threshold, out=above).clamp_(min=0).to(shifted.dtype)
+
+
+def _sparsemax_step(above: Tensor, scratch: Tensor) -> Tensor:
+    """Towards sum above = 1, whose slope is how many are above (Michelot 1986, https://doi.org/10.1007/BF00938486)."""
+    return above.sum(dim=-1, keepdim=True).sub_(1).div_(torch.sign(above, out=scratch).sum(dim=-1, keepdim=True))
+
+
+def _entmax15_step(above: Tensor, scratch: Tensor) -> Tensor:
+    """Towards |above| = 1 (the root of the sum of squares is nearer to a line than the sum), whose slope is sum above / |above|."""
+    norm = torch.square(above, out=scratch).sum(dim=-1, keepdim=True).sqrt_()  # more exact than torch's vector_norm
+    return (norm - 1).mul_(norm).div_(above.sum(dim=-1, keepdim=True))
+
+
+def sparsemax_threshold_by_sorting(shifted: Tensor) -> Tensor:
+    """(..., 1) for (..., K) whose largest is 0 (Martins & Astudillo 2016, algorithm 1)."""
+    ordered = shifted.sort(dim=-1, descending=True).values
+    count = torch.arange(1, shifted.shape[-1] + 1, dtype=shifted.dtype, device=shifted.device)
+    sums = ordered.cumsum(dim=-1)
+    size = (1 + count * ordered > sums).sum(dim=-1, keepdim=True)
+    return (sums.gather(-1, size - 1) - 1) / size
+
+
+def entmax15_threshold_by_sorting(halves: Tensor) -> Tensor:
+    """(..., 1) for (..., K) whose largest is 0 (Peters, Niculae & Martins 2019, algorithm 2)."""
+    # Nothing below the largest by more than 1 can have weight; so far off numbers cannot spoil the sums of squares.
+    ordered = halves.clamp(min=-2.0).sort(dim=-1, descending=True).values
+    count = torch.arange(1, halves.shape[-1] + 1, dtype=halves.dtype, device=halves.device)
+    mean, mean_square = ordered.cumsum(dim=-1) / count, ordered.square().cumsum(dim=-1) / count
+    spread = (1.0 / count - (mean_square - mean.square())).clamp_(min=0)
+    threshold_of = mean - spread.sqrt()
+    size = (threshold_of <= ordered).sum(dim=-1, keepdim=True)
+    return threshold_of.gather(-1, size - 1)
