@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cluster.study.record import Record
+from cluster.study.statistics import Estimate, estimate
 from cluster.study.trials import Trial
 from trainer.errors import UserError
 
@@ -36,6 +37,33 @@ def read_trial(trial: Trial, record: Record, splits: Sequence[str], metric: str)
     """Raises UserError naming a file that is missing or damaged."""
     folder = trial.config.run_dir / "evaluation"
     return Finished(trial, record, {split: _read_split(folder / split, metric) for split in splits})
+
+
+def estimate_of(
+    points: Sequence[Sequence[Finished]], split: str, metric: str, minus: Sequence[Sequence[Finished]] | None = None
+) -> Estimate:
+    """Of the mean over points, each under the same seeds; less that of `minus`, seed by seed and user by user.
+
+    Without an interval over users where trials have different ones.
+    """
+    users, of_seeds, of_users = _means(points, split, metric)
+    if minus is None:
+        return estimate(of_seeds.tolist(), of_users)
+    their_users, less_seeds, less_users = _means(minus, split, metric)
+    comparable = of_users is not None and less_users is not None and users == their_users
+    return estimate((of_seeds - less_seeds).tolist(), of_users - less_users if comparable else None)  # type: ignore[operator]
+
+
+def _means(
+    points: Sequence[Sequence[Finished]], split: str, metric: str
+) -> tuple[list[Any], np.ndarray, np.ndarray | None]:
+    """Users of the first trial, (seeds,) and (seeds, users) means over points; the last only if all have these users."""
+    measured = [[trial.splits[split] for trial in of_seeds] for of_seeds in points]
+    of_seeds = np.array([[m.metrics[metric] for m in of_point] for of_point in measured]).mean(axis=0)
+    users = measured[0][0].users
+    if any(m.users != users for of_point in measured for m in of_point):
+        return users, of_seeds, None
+    return users, of_seeds, np.array([[m.of_users for m in of_point] for of_point in measured]).mean(axis=0)
 
 
 def _read_split(folder: Path, metric: str) -> Measured:

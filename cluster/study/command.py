@@ -137,7 +137,7 @@ def dry_run(planned: Plan) -> list[dict[str, Any]]:
 
 
 def print_dry_run(planned: Plan, lines: list[dict[str, Any]], console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = _plain_table()
     table.add_column("point")
     for heading in ("trials", "dense parameters", "table parameters", "forward FLOPs/event", "training FLOPs/event"):
         table.add_column(heading, justify="right")
@@ -162,29 +162,27 @@ def print_dry_run(planned: Plan, lines: list[dict[str, Any]], console: Console) 
 
 def print_for_people(answer: Answer, console: Console) -> None:
     """The table in short, failures, and where the whole lies."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = _plain_table()
     table.add_column("point", min_width=12)
-    for heading in outputs.BRIEF_HEADINGS:
-        table.add_column(answer.summary.metric if heading == "validation" else heading, justify="right", no_wrap=True)
+    for heading in outputs.named(outputs.BRIEF_HEADINGS, answer.summary.metric):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in answer.summary.rows:
         table.add_row(row.title, *outputs.brief_cells(row))
     console.print(table)
     if answer.summary.effects:
-        console.print(_effects_table(answer.summary))
+        effects = _plain_table()
+        for place, heading in enumerate(outputs.named(outputs.EFFECT_HEADINGS, answer.summary.metric)):
+            effects.add_column(heading, justify="left" if place < 2 else "right")
+        for effect in answer.summary.effects:
+            effects.add_row(*outputs.effect_cells(effect))
+        console.print(effects)
     for name, reason in answer.summary.failed.items():
         console.print(f"failed: {name}: {reason}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"page: {answer.page}", highlight=False, soft_wrap=True)
 
 
-def _effects_table(summary: Summary) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    for place, heading in enumerate(outputs.EFFECT_HEADINGS):
-        table.add_column(
-            summary.metric if heading == "validation" else heading, justify="left" if place < 2 else "right"
-        )
-    for effect in summary.effects:
-        table.add_row(*outputs.effect_cells(effect))
-    return table
+def _plain_table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
 
 
 def json_of(answer: Answer) -> dict[str, Any]:

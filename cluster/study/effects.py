@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from cluster.study.collect import Finished, Measured
-from cluster.study.statistics import Estimate, estimate
+from cluster.study.collect import Finished, estimate_of
+from cluster.study.statistics import Estimate
 from cluster.study.trials import Plan
 
 VARIANT = "variant"
@@ -35,12 +33,13 @@ def effects(plan: Plan, finished: Mapping[str, Finished]) -> tuple[Effect, ...]:
 
     finished: by name of the trial.
     """
-    found = {(trial.point, trial.seed): finished.get(trial.name) for trial in plan.trials}
-    seeds = [seed for seed in plan.study.seeds if all(found[k, seed] is not None for k in range(len(plan.points)))]
-    # By point and by seed.
-    trials = [[trial for seed in seeds if (trial := found[k, seed]) is not None] for k in range(len(plan.points))]
+    unfinished = {trial.seed for trial in plan.trials if trial.name not in finished}
+    trials = [
+        [finished[trial.name] for trial in plan.of_point(number) if trial.seed not in unfinished]
+        for number in range(len(plan.points))
+    ]
     varied = _varied(plan)
-    if len(varied) < 2 or not seeds:
+    if len(varied) < 2 or not any(trials):
         return ()
     return tuple(effect for setting in varied for effect in _of_setting(setting, varied, trials, plan.study.metric))
 
@@ -71,9 +70,9 @@ def _of_setting(
             setting,
             values[text],
             sum(map(len, points)),
-            _estimate(points, "validation", metric),
-            _estimate(points, "test", metric) if tested else None,
-            None if points is first else _estimate(points, "validation", metric, minus=first),
+            estimate_of(points, "validation", metric),
+            estimate_of(points, "test", metric) if tested else None,
+            None if points is first else estimate_of(points, "validation", metric, minus=first),
         )
         for text, points in with_value.items()
     ]
@@ -81,26 +80,3 @@ def _of_setting(
 
 def _text(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
-
-
-def _estimate(
-    points: list[list[Finished]], split: str, metric: str, minus: list[list[Finished]] | None = None
-) -> Estimate:
-    """Of the mean over points, by seed and by user; less that of `minus`."""
-    measured = [[trial.splits[split] for trial in of_seeds] for of_seeds in points]
-    of_seeds, of_users = _means(measured, metric)
-    if minus is None:
-        return estimate(of_seeds.tolist(), of_users)
-    others = [[trial.splits[split] for trial in of_seeds] for of_seeds in minus]
-    less_seeds, less_users = _means(others, metric)
-    comparable = of_users is not None and less_users is not None and measured[0][0].users == others[0][0].users
-    return estimate((of_seeds - less_seeds).tolist(), of_users - less_users if comparable else None)  # type: ignore[operator]
-
-
-def _means(measured: list[list[Measured]], metric: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """(seeds,) and (seeds, users) means over points; without the second where trials have different users."""
-    of_seeds = np.array([[m.metrics[metric] for m in of_seeds] for of_seeds in measured]).mean(axis=0)
-    users = measured[0][0].users
-    if any(m.users != users for of_seeds in measured for m in of_seeds):
-        return of_seeds, None
-    return of_seeds, np.array([[m.of_users for m in of_seeds] for of_seeds in measured]).mean(axis=0)

@@ -159,11 +159,7 @@ def cells(row: Row) -> list[str]:
     return [
         row.title + (f" ({len(row.failed)} failed)" if row.failed else ""),
         str(row.rank),
-        f"{row.validation.mean:.4f}",
-        half(row.validation.over_seeds),
-        half(row.validation.over_users),
-        difference_text(row.difference),
-        f"{row.test.mean:.4f} {half(row.test.over_seeds)}".strip() if row.test else "",
+        *_quality(row),
         f"{costs.training_flops_per_event:,.0f}",
         f"{costs.dense_parameters:,} + {costs.table_parameters:,}",
         f"{row.peak_bytes / 2**20:,.0f} MiB" if row.peak_bytes else "?",
@@ -200,11 +196,18 @@ def effect_cells(effect: Effect) -> list[str]:
         effect.setting,
         effect.value if isinstance(effect.value, str) else json.dumps(effect.value, default=str),
         str(effect.num_trials),
-        f"{effect.validation.mean:.4f}",
-        half(effect.validation.over_seeds),
-        half(effect.validation.over_users),
-        difference_text(effect.difference),
-        f"{effect.test.mean:.4f} {half(effect.test.over_seeds)}".strip() if effect.test else "",
+        *_quality(effect),
+    ]
+
+
+def _quality(of: Row | Effect) -> list[str]:
+    """Validation with both intervals, difference, test with its interval over seeds."""
+    return [
+        f"{of.validation.mean:.4f}",
+        half(of.validation.over_seeds),
+        half(of.validation.over_users),
+        difference_text(of.difference),
+        f"{of.test.mean:.4f} {half(of.test.over_seeds)}".strip() if of.test else "",
     ]
 
 
@@ -252,11 +255,11 @@ def table_text(summary: Summary) -> str:
 
 
 def _markdown(headings: Sequence[str], rows: list[list[str]], metric: str) -> list[str]:
-    lines = [f"| {' | '.join(_named(headings, metric))} |", "|" + "---|" * len(headings)]
+    lines = [f"| {' | '.join(named(headings, metric))} |", "|" + "---|" * len(headings)]
     return lines + ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows]
 
 
-def _named(headings: Sequence[str], metric: str) -> list[str]:
+def named(headings: Sequence[str], metric: str) -> list[str]:
     """With the metric that is validated by."""
     return [metric if heading == "validation" else heading for heading in headings]
 
@@ -267,10 +270,10 @@ def _page(plan: Plan, summary: Summary, plots: list[page.Plot]) -> str:
         Path(__file__).parent,
         "study.html.j2",
         title=f"Shoal: study {plan.file.folder.name}",
-        headings=_named(HEADINGS, summary.metric),
+        headings=named(HEADINGS, summary.metric),
         rows=[cells(row) for row in summary.rows],
         notes=NOTES,
-        effect_headings=_named(EFFECT_HEADINGS, summary.metric),
+        effect_headings=named(EFFECT_HEADINGS, summary.metric),
         effects=[effect_cells(effect) for effect in summary.effects],
         effect_note=EFFECT_NOTE,
         failed=summary.failed,

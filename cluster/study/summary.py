@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from cluster.study.collect import Finished
+from cluster.study.collect import Finished, estimate_of
 from cluster.study.costing import Costing
 from cluster.study.effects import Effect, effects
-from cluster.study.statistics import Estimate, estimate, pareto_front
+from cluster.study.statistics import Estimate, pareto_front
 from cluster.study.trials import Plan
 
 # Name, whether more is better, and what a plot calls it, of what quality is weighed against.
@@ -116,8 +116,8 @@ def _row(
         settings=point.settings,
         seeds=tuple(f.trial.seed for f in group),
         rank=0,
-        validation=_estimate(group, "validation", metric),
-        test=_estimate(group, "test", metric) if "test" in splits else None,
+        validation=estimate_of([group], "validation", metric),
+        test=estimate_of([group], "test", metric) if "test" in splits else None,
         metrics={split: _means([f.splits[split].metrics for f in group]) for split in splits},
         difference=None if itself else _difference(group, first, "validation", metric),
         test_difference=None if itself or "test" not in splits else _difference(group, first, "test", metric),
@@ -130,21 +130,11 @@ def _row(
     )
 
 
-def _estimate(group: list[Finished], split: str, metric: str) -> Estimate:
-    found = [f.splits[split] for f in group]
-    same_users = all(measured.users == found[0].users for measured in found)
-    return estimate([m.metrics[metric] for m in found], np.stack([m.of_users for m in found]) if same_users else None)
-
-
 def _difference(group: list[Finished], first: list[Finished], split: str, metric: str) -> Estimate | None:
     """Of this point minus the first, under the seeds that both have, user by user if both have the same users."""
-    base = {f.trial.seed: f.splits[split] for f in first if split in f.splits}
-    pairs = [(f.splits[split], base[f.trial.seed]) for f in group if f.trial.seed in base]
-    if not pairs:
-        return None
-    same_users = all(ours.users == pairs[0][0].users == theirs.users for ours, theirs in pairs)
-    of_users = np.stack([ours.of_users - theirs.of_users for ours, theirs in pairs]) if same_users else None
-    return estimate([ours.metrics[metric] - theirs.metrics[metric] for ours, theirs in pairs], of_users)
+    base = {f.trial.seed: f for f in first if split in f.splits}
+    ours = [f for f in group if f.trial.seed in base]
+    return estimate_of([ours], split, metric, minus=[[base[f.trial.seed] for f in ours]]) if ours else None
 
 
 def _means(metrics: list[dict[str, float]]) -> dict[str, float]:
