@@ -4,9 +4,9 @@ import argparse
 import json
 import platform
 import tempfile
-import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
 from rich.console import Console
@@ -27,10 +27,11 @@ from benchmarks import (
     training,
 )
 from benchmarks.measure import Comparison
-from cluster.config import Config, check_config, job_of
-from cluster.launch import run_workers
+from cluster.config import ClusterConfig, Config, check_config, job_of
+from cluster.launch import Workers
 from cluster.prepare import prepare
 from cluster.session import ray_session
+from cluster.worker import WorkerFunction
 from trainer.memory import keep_freed_memory
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
@@ -117,8 +118,14 @@ def _lookup(folder: Path, scale: float, turns: int) -> list[Comparison]:
     comparisons = []
     for num_workers in (1, 2):
         cluster = _config(folder, num_workers).cluster
-        comparisons += run_workers(sharded_lookup.compare, asked, cluster, print, threading.Event())[0]
+        comparisons += _by_workers(sharded_lookup.compare, asked, cluster)
     return comparisons
+
+
+def _by_workers(compare: WorkerFunction, argument: Any, cluster: ClusterConfig) -> Any:
+    """What the first of fresh workers measured: none finds the memory of another's work."""
+    with Workers(cluster) as workers:
+        return workers.run(compare, argument, print)[0]
 
 
 def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
@@ -142,11 +149,11 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         if "bags" in only:
             for num_workers in (1, 2):
                 cluster = _config(folder, num_workers).cluster
-                comparisons += run_workers(bags.compare, turns, cluster, print, threading.Event())[0]
+                comparisons += _by_workers(bags.compare, turns, cluster)
         if "communication" in only:
             asked = (int(communicating.NUM_ROWS * scale), turns)
             cluster = _config(folder, num_workers=2).cluster
-            comparisons += run_workers(communicating.compare, asked, cluster, print, threading.Event())[0]
+            comparisons += _by_workers(communicating.compare, asked, cluster)
         if "prepare" in only:
             comparisons += _prepare(folder, arguments.events, turns)
         if "stream" in only:
@@ -167,8 +174,7 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         for num_workers in (1, cpus):
             settings = _config(folder, num_workers, cpus_per_worker=cpus // num_workers)
             for compare in measured:
-                results = run_workers(compare, (job_of(settings), turns), settings.cluster, print, threading.Event())
-                comparisons.append(results[0])
+                comparisons.append(_by_workers(compare, (job_of(settings), turns), settings.cluster))
     return comparisons
 
 

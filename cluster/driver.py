@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from cluster import stages
 from cluster.config import Config, identity
-from cluster.launch import WorkersFailedError
+from cluster.launch import Workers, WorkersFailedError
 from cluster.prepare import Progress, prepare
 from cluster.progress import View
 from cluster.run_folder import Stages, locked, open_run
@@ -48,12 +48,13 @@ class Finished:
 
 
 def run(config: Config, view: View) -> Finished:
-    """All stages in order, under the run folder's lock, in one Ray session."""
+    """All stages in order, under the run folder's lock, in one Ray session and by the same workers."""
     with _opened(config), ray_session(config.cluster):
         manifest = _prepare(config, view)
-        outcome = _train(config, manifest, view)
         split: Split = "test" if manifest.counts.test_targets else "validation"
-        results = _evaluate(config, [split], None, view)[split]
+        with Workers(config.cluster) as workers:
+            outcome = _train(config, manifest, workers, view)
+            results = _evaluate(config, [split], None, workers, view)[split]
     return Finished(outcome, results, report_of(config, split))
 
 
@@ -64,21 +65,21 @@ def run_prepare(config: Config, view: View) -> Manifest:
 
 def run_train(config: Config, view: View) -> Outcome:
     """Train on a prepared dataset. Raises UserError if there is none."""
-    with _opened(config), ray_session(config.cluster):
-        return _train(config, read_manifest(config.dataset_dir), view)
+    with _opened(config), ray_session(config.cluster), Workers(config.cluster) as workers:
+        return _train(config, read_manifest(config.dataset_dir), workers, view)
 
 
 def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Summary, Path]:
     """Evaluate the named checkpoint, or the best."""
-    with _opened(config), ray_session(config.cluster):
-        return _evaluate(config, [split], name, view)[split], report_of(config, split)
+    with _opened(config), ray_session(config.cluster), Workers(config.cluster) as workers:
+        return _evaluate(config, [split], name, workers, view)[split], report_of(config, split)
 
 
 def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:
     """Train on a prepared dataset, and evaluate the best checkpoint on each of the splits."""
-    with _opened(config), ray_session(config.cluster):
-        outcome = _train(config, read_manifest(config.dataset_dir), view)
-        return outcome, _evaluate(config, splits, None, view)
+    with _opened(config), ray_session(config.cluster), Workers(config.cluster) as workers:
+        outcome = _train(config, read_manifest(config.dataset_dir), workers, view)
+        return outcome, _evaluate(config, splits, None, workers, view)
 
 
 @contextmanager
@@ -127,7 +128,7 @@ def prepare_dataset(config: Config, view: View) -> Manifest:
     return manifest
 
 
-def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
+def _train(config: Config, manifest: Manifest, workers: Workers, view: View) -> Outcome:
     goal = config.train.model_dump(mode="json", exclude={"log_every_steps", "ledger"})
     inputs = digest_of({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
     record = Stages(config.run_dir)
@@ -137,7 +138,9 @@ def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
         return Outcome(**done)
     record.begin("train", inputs)
     with _stop_on_signal(view) as stop:
-        outcome: Outcome = _recorded(record, {"train": inputs}, lambda: stages.train(config, view.on_event, stop))
+        outcome: Outcome = _recorded(
+            record, {"train": inputs}, lambda: stages.train(config, workers, view.on_event, stop)
+        )
     view.done()
     if outcome.reason == "stopped":
         record.end("train", inputs, "stopped", "on request")
@@ -149,8 +152,10 @@ def _train(config: Config, manifest: Manifest, view: View) -> Outcome:
     return outcome
 
 
-def _evaluate(config: Config, splits: Sequence[Split], name: str | None, view: View) -> dict[Split, Summary]:
-    """Each split is a stage of its own; those that are to be done share their workers."""
+def _evaluate(
+    config: Config, splits: Sequence[Split], name: str | None, workers: Workers, view: View
+) -> dict[Split, Summary]:
+    """Each split is a stage of its own; those that are to be done are one work."""
     found = stages.find_checkpoint(config, name)
     goal: dict[str, Any] = {"files": found.manifest.files, "evaluate": config.evaluate.model_dump(mode="json")}
     if config.train.days is not None:  # held-out logs may have come without a day to be trained
@@ -168,7 +173,7 @@ def _evaluate(config: Config, splits: Sequence[Split], name: str | None, view: V
     if todo:
         inputs_of = {stage: inputs[split] for stage, split in todo.items()}
         wanted = list(todo.values())
-        results |= _recorded(record, inputs_of, lambda: stages.evaluate(config, wanted, found, view.on_event))
+        results |= _recorded(record, inputs_of, lambda: stages.evaluate(config, wanted, found, workers, view.on_event))
     view.done()
     for stage, split in todo.items():
         record.finish(stage, inputs[split], asdict(results[split]))

@@ -1,38 +1,32 @@
 """Launching workers with Ray Train, and talking to them while they run.
 
-Workers are given a function and a payload; they answer through one small actor, the monitor, which carries events to
-the driver and the request to stop to the workers. Ray Train's own reports are not used: our committed checkpoints
-decide what exists.
+They are given work, a function and an argument, through one small actor, the monitor, which carries work and the request to
+stop to the workers and events to the driver. Ray Train's own reports are not used: our committed checkpoints decide what exists.
 """
 
 import pickle
 import shutil
 import threading
-import time
 import traceback
 import uuid
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import ray
-import ray.train
-import torch
+from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from cluster.config import ClusterConfig
 from cluster.monitor import Monitor, WorkerFailure
 from cluster.session import temporary_storage
-from sharding.errors import PlacementError
-from sharding.ranks import Ranks, current_ranks
+from cluster.worker import POLL_SECONDS, WorkerFunction, first_line, serve
 from trainer.errors import UserError
-from trainer.job import Channel
-from trainer.memory import keep_freed_memory
 
-POLL_SECONDS = 0.2
-WorkerFunction = Callable[[Any, Ranks, Channel], Any]
+END_SECONDS = 60.0  # that workers which have nothing more to do get to end
 
 
 class WorkersFailedError(RuntimeError):
@@ -45,45 +39,6 @@ class WorkersFailedError(RuntimeError):
 
     def __str__(self) -> str:
         return self.message
-
-
-class _StopPoll:
-    """Asks the monitor now and then whether to stop, without ever waiting for the answer."""
-
-    def __init__(self, monitor: Any) -> None:
-        self._monitor = monitor
-        self._pending: Any = None
-        self._asked = 0.0
-        self._answer = False
-
-    def __call__(self) -> bool:
-        now = time.monotonic()
-        if self._pending is not None and now - self._asked > 0.02 and ray.wait([self._pending], timeout=0)[0]:
-            self._answer = bool(ray.get(self._pending))
-            self._pending = None
-        if self._pending is None and now - self._asked > POLL_SECONDS:
-            self._pending, self._asked = self._monitor.stop_requested.remote(), now
-        return self._answer
-
-
-def _work(payload: dict[str, Any]) -> None:
-    """What runs on every worker, in a thread of Ray Train's actor."""
-    monitor, function = payload["monitor"], payload["function"]
-    rank = ray.train.get_context().get_world_rank()
-    try:
-        device = get_device()
-        if device.type == "cpu":
-            torch.set_num_threads(payload["threads"])
-            keep_freed_memory()
-        ranks = current_ranks(device)
-        channel = Channel(send=lambda event: monitor.push.remote(event), stop_requested=_StopPoll(monitor))
-        result = function(payload["argument"], ranks, channel)
-        ray.get(monitor.finish.remote(rank, pickle.dumps(result)))
-    except Exception as error:
-        message = str(error) if isinstance(error, UserError | PlacementError) else None
-        cause = f"{type(error).__name__}: {_first_line(error)}"
-        ray.get(monitor.fail.remote(WorkerFailure(rank, cause, message, traceback.format_exc())))
-        raise
 
 
 class _Trainer(TorchTrainer):
@@ -100,29 +55,98 @@ class _Trainer(TorchTrainer):
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
-def run_workers(
-    function: WorkerFunction,
-    argument: Any,
-    config: ClusterConfig,
-    on_event: Callable[[dict[str, Any]], None],
-    stop: threading.Event,
-) -> list[Any]:
-    """function(argument, ranks, channel) on config.num_workers workers; their results in rank order.
+class Workers:
+    """config.num_workers workers in one process group: launched for their first work, kept for the next, ended with the body.
 
-    Events that workers send are passed to `on_event` in this thread. When `stop` is set, workers are asked to stop; they answer
-    at their next step. Raises UserError if a worker raised one, and WorkersFailedError, naming the rank, for anything else.
+    A work that fails ends them; the next one then launches others.
     """
-    monitor = ray.remote(num_cpus=0)(Monitor).remote()
-    storage = temporary_storage()
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._config = config
+        self._launch: _Launch | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._launch is not None:
+            self._launch.end()
+
+    def run(
+        self,
+        function: WorkerFunction,
+        argument: Any,
+        on_event: Callable[[dict[str, Any]], None],
+        stop: threading.Event | None = None,
+    ) -> list[Any]:
+        """function(argument, ranks, channel) on every worker; their results in rank order.
+
+        Events that workers send are passed to `on_event` in this thread. When `stop` is set, workers are asked to stop; they answer
+        at their next step. Raises UserError if a worker raised one, and WorkersFailedError, naming the rank, for anything else.
+        """
+        launch = self._launch = self._launch or _Launch(self._config)
+        try:
+            return launch.run(function, argument, on_event, stop or threading.Event())
+        except BaseException:
+            self._launch = None
+            launch.abandon()
+            raise
+
+
+class _Launch:
+    """One run of Ray Train, whose workers wait for work."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._num_workers = config.num_workers
+        self._monitor = ray.remote(num_cpus=0)(Monitor).remote()
+        self._storage = temporary_storage()
+        self._raised: list[BaseException] = []
+        trainer = _trainer(config, self._monitor, self._storage)
+        self._fitting = threading.Thread(target=_fit, args=(trainer, self._raised), daemon=True, name="ray-train")
+        self._fitting.start()
+
+    def run(
+        self,
+        function: WorkerFunction,
+        argument: Any,
+        on_event: Callable[[dict[str, Any]], None],
+        stop: threading.Event,
+    ) -> list[Any]:
+        ray.get(self._monitor.give.remote(cloudpickle.dumps((function, argument))))
+        asked, at_work = False, True
+        while at_work:
+            self._fitting.join(timeout=POLL_SECONDS)
+            at_work = self._fitting.is_alive()
+            if stop.is_set() and not asked:
+                self._monitor.request_stop.remote()
+                asked = True
+            events, num_done = ray.get(self._monitor.drain.remote())
+            for event in events:
+                on_event(event)
+            at_work = at_work and num_done < self._num_workers
+        results, failures = ray.get(self._monitor.outcome.remote())
+        if len(results) < self._num_workers:
+            _raise_failures(failures, self._raised)
+        return [pickle.loads(results[rank]) for rank in range(self._num_workers)]
+
+    def end(self) -> None:
+        """Let the workers go, which have done their work."""
+        if self._fitting.is_alive():
+            self._monitor.give.remote(None)
+            self._fitting.join(timeout=END_SECONDS)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Workers that are still there find no one to ask, and fail."""
+        ray.kill(self._monitor)
+        shutil.rmtree(self._storage, ignore_errors=True)
+
+
+def _trainer(config: ClusterConfig, monitor: Any, storage: str) -> TorchTrainer:
     trainer_class = _Trainer if config.address is None else TorchTrainer
-    trainer = trainer_class(
-        _work,
-        train_loop_config={
-            "monitor": monitor,
-            "function": function,
-            "argument": argument,
-            "threads": config.cpus_per_worker,
-        },
+    return trainer_class(
+        serve,
+        train_loop_config={"monitor": monitor, "threads": config.cpus_per_worker},
         torch_config=TorchConfig(
             backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=int(config.collective_timeout_seconds)
         ),
@@ -138,26 +162,6 @@ def run_workers(
             failure_config=FailureConfig(max_failures=0),
         ),
     )
-    raised: list[BaseException] = []
-    fitting = threading.Thread(target=_fit, args=(trainer, raised), daemon=True, name="ray-train")
-    fitting.start()
-    try:
-        asked = False
-        while fitting.is_alive():
-            fitting.join(timeout=POLL_SECONDS)
-            if stop.is_set() and not asked:
-                monitor.request_stop.remote()
-                asked = True
-            for event in ray.get(monitor.drain.remote()):
-                on_event(event)
-        for event in ray.get(monitor.drain.remote()):
-            on_event(event)
-        results, failures = ray.get(monitor.outcome.remote())
-    finally:
-        ray.kill(monitor)
-        shutil.rmtree(storage, ignore_errors=True)
-    _raise_failures(failures, raised)
-    return [pickle.loads(results[rank]) for rank in range(config.num_workers)]
 
 
 def _fit(trainer: TorchTrainer, raised: list[BaseException]) -> None:
@@ -179,17 +183,13 @@ def _raise_failures(failures: list[WorkerFailure], raised: list[BaseException]) 
     silent = {r: e for r, e in sorted(getattr(error, "worker_failures", {}).items()) if r not in spoke}
     if silent:
         rank, cause = next(iter(silent.items()))
-        raise WorkersFailedError(f"rank {rank} died: {_first_line(cause)}{_others(failures)}", trace)
+        raise WorkersFailedError(f"rank {rank} died: {first_line(cause)}{_others(failures)}", trace)
     if failures:
         raise WorkersFailedError(f"rank {failures[0].rank} failed: {failures[0].cause}{_others(failures[1:])}", trace)
     if error is not None:
-        raise WorkersFailedError(f"the group of workers failed: {_first_line(error)}", trace)
+        raise WorkersFailedError(f"the group of workers failed: {first_line(error)}", trace)
+    raise WorkersFailedError("the group of workers ended before its work was done", trace)
 
 
 def _others(failures: list[WorkerFailure]) -> str:
     return f" ({len(failures)} more failed with it)" if failures else ""
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

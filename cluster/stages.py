@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import Config, job_of
-from cluster.launch import run_workers
+from cluster.launch import Workers
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
 from trainer.build import Built, build_model, load_to_use
@@ -38,21 +38,21 @@ def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
     return outcome
 
 
-def train(config: Config, on_event: OnEvent, stop: threading.Event) -> Outcome:
+def train(config: Config, workers: Workers, on_event: OnEvent, stop: threading.Event) -> Outcome:
     """Train to the end, or until asked to stop; continues from the newest checkpoint."""
     job, placing = _planned(config)
     on_event({"kind": "plan", "tables": {name: table.sharding for name, table in placing.plan.tables.items()}})
     for warning in placing.warnings:
         on_event({"kind": "warning", "text": warning})
     write_json_atomically(job.run_dir / PLAN_FILE, placing.plan.values())
-    outcome: Outcome = run_workers(_train_worker, job, config.cluster, on_event, stop)[0]
+    outcome: Outcome = workers.run(_train_worker, job, on_event, stop)[0]
     return outcome
 
 
 def _planned(config: Config) -> tuple[Job, Placing]:
     """The job with the plan of its tables, so that what cannot be placed is refused before any worker starts."""
-    job, workers = job_of(config), config.cluster
-    placing = plan_tables(job, read_manifest(job.dataset_dir), workers.num_workers, workers.device)
+    job, cluster = job_of(config), config.cluster
+    placing = plan_tables(job, read_manifest(job.dataset_dir), cluster.num_workers, cluster.device)
     return replace(job, placing=placing), placing
 
 
@@ -85,7 +85,9 @@ def _write_split(built: Built, split: Split, parts: Path, ranks: Ranks, channel:
     built.task.write_parts(split, built.model, ranks, built.dynamic, parts, on_batch)
 
 
-def evaluate(config: Config, splits: Sequence[Split], found: Found, on_event: OnEvent) -> dict[Split, Summary]:
+def evaluate(
+    config: Config, splits: Sequence[Split], found: Found, workers: Workers, on_event: OnEvent
+) -> dict[Split, Summary]:
     """Evaluate one checkpoint on splits, one after another; write metrics.json, per_user.parquet and report.html of each."""
     job, _ = _planned(config)
     parts = {split: job.run_dir / "evaluation" / split / "parts" for split in splits}
@@ -93,7 +95,7 @@ def evaluate(config: Config, splits: Sequence[Split], found: Found, on_event: On
         shutil.rmtree(folder, ignore_errors=True)
     found = Found(found.path.resolve(), found.manifest)
     argument = _EvaluateArgument(job, found, parts)
-    run_workers(_evaluate_worker, argument, config.cluster, on_event, threading.Event())
+    workers.run(_evaluate_worker, argument, on_event)
     return {split: write_outputs(job, split, found.path.name, parts[split]) for split in splits}
 
 

@@ -55,26 +55,28 @@ def validation(run_dir: Path) -> list[float]:
 
 
 @pytest.mark.parametrize(
-    ("dense", "sparse", "sharding", "objective"),
+    ("dense", "sparse", "sharding", "objective", "world_sizes"),
     [
-        ("sgd", "sgd", "row_wise", {"kind": "full_softmax"}),
-        ("adagrad", "adagrad", "row_wise", {"kind": "full_softmax", "normalize": True, "temperature": 0.1}),
-        ("adagrad", "rowwise_adagrad", "row_wise", {"kind": "sampled_softmax", "num_negatives": 16}),
-        ("adagrad", "adagrad", "column_wise", {"kind": "sampled_softmax", "num_negatives": 16}),
-        ("adagrad", "adagrad", "table_wise", {"kind": "full_softmax"}),
-        ("adagrad", "adagrad", "data_parallel", {"kind": "full_softmax"}),
-        ("adagrad", "rowwise_adagrad", "data_parallel", {"kind": "sampled_softmax", "num_negatives": 16}),
-        ("adagrad", "adagrad", "row_wise", {"kind": "full_softmax", "label_smoothing": 0.1}),
-        ("adagrad", "adagrad", "row_wise", {"kind": "bce", "num_negatives": 16}),
+        ("sgd", "sgd", "row_wise", {"kind": "full_softmax"}, (1, 2, 3, 4)),
+        ("adagrad", "adagrad", "row_wise", {"kind": "full_softmax", "normalize": True, "temperature": 0.1}, (1, 3)),
+        ("adagrad", "rowwise_adagrad", "row_wise", {"kind": "sampled_softmax", "num_negatives": 16}, (1, 2, 3, 4)),
+        ("adagrad", "adagrad", "column_wise", {"kind": "sampled_softmax", "num_negatives": 16}, (1, 2, 4)),
+        ("adagrad", "adagrad", "table_wise", {"kind": "full_softmax"}, (1, 2)),
+        ("adagrad", "adagrad", "data_parallel", {"kind": "full_softmax"}, (1, 4)),
+        ("adagrad", "rowwise_adagrad", "data_parallel", {"kind": "sampled_softmax", "num_negatives": 16}, (1, 3)),
+        ("adagrad", "adagrad", "row_wise", {"kind": "full_softmax", "label_smoothing": 0.1}, (1, 2)),
+        ("adagrad", "adagrad", "row_wise", {"kind": "bce", "num_negatives": 16}, (1, 3)),
     ],
 )
-def test_order_losses_and_weights_agree_at_every_world_size(rank_pool, tmp_path, dense, sparse, sharding, objective):
+def test_order_losses_and_weights_agree_at_every_world_size(
+    rank_pool, tmp_path, dense, sparse, sharding, objective, world_sizes
+):
     tiny_dataset(tmp_path / "dataset")
     # Adagrad's first step moves every weight by its whole rate: a rate above the weights' own size (0.02) would make the
     # dynamics chaotic, and any rounding would grow.
     rate = 0.05 if dense == "sgd" else 0.01
     weights, order, loss, metric = {}, {}, {}, {}
-    for world_size in (1, 2, 3, 4):
+    for world_size in world_sizes:
         run_dir = tmp_path / f"run-{world_size}"
         job = tiny_job(
             run_dir,
@@ -89,7 +91,7 @@ def test_order_losses_and_weights_agree_at_every_world_size(rank_pool, tmp_path,
         metric[world_size] = validation(run_dir)
     assert len(order[1]) == STEPS
     assert loss[1][-1] < loss[1][0]
-    for world_size in (2, 3, 4):
+    for world_size in world_sizes[1:]:
         assert order[world_size] == order[1]
         np.testing.assert_allclose(loss[world_size], loss[1], rtol=1e-5)
         np.testing.assert_allclose(metric[world_size], metric[1], atol=1e-6)

@@ -1,0 +1,86 @@
+"""Workers are launched once for several works, and a work's failure, stop and memory stay its own."""
+
+import os
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cluster.config import ClusterConfig
+from cluster.launch import Workers, WorkersFailedError
+from sharding.ranks import Ranks
+from trainer.errors import UserError
+from trainer.job import Channel
+
+TWO = ClusterConfig(num_workers=2)
+DEADLINE = 60.0
+
+
+def process_and_sum(argument: int, ranks: Ranks, channel: Channel) -> tuple[int, int, float]:
+    """Which rank and process this is, and a sum over ranks: they share a process group."""
+    channel.send({"kind": "here", "rank": ranks.rank, "argument": argument})
+    total = torch.tensor(float(argument + ranks.rank))
+    dist.all_reduce(total)
+    return ranks.rank, os.getpid(), total.item()
+
+
+def wait_to_be_stopped(argument: None, ranks: Ranks, channel: Channel) -> bool:
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        if channel.stop_requested():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def stopped_within_a_second(argument: None, ranks: Ranks, channel: Channel) -> bool:
+    end = time.monotonic() + 1.0
+    while time.monotonic() < end:
+        if channel.stop_requested():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def fail(error: UserError, ranks: Ranks, channel: Channel) -> None:
+    if ranks.rank == 1:
+        raise error
+
+
+def disappear(argument: None, ranks: Ranks, channel: Channel) -> None:
+    if ranks.rank == 1:
+        os._exit(3)
+    time.sleep(DEADLINE)
+
+
+def ignore(event: dict[str, Any]) -> None:
+    pass
+
+
+def test_works_share_processes_and_nothing_else(ray_session: None) -> None:
+    events: list[dict[str, Any]] = []
+    with Workers(TWO) as workers:
+        first = workers.run(process_and_sum, 10, events.append)
+        stop = threading.Event()
+        stop.set()
+        assert workers.run(wait_to_be_stopped, None, ignore, stop) == [True, True]
+        assert workers.run(stopped_within_a_second, None, ignore) == [False, False]
+        second = workers.run(process_and_sum, 20, events.append)
+    assert [(rank, total) for rank, _, total in first] == [(0, 21.0), (1, 21.0)]
+    assert [(rank, total) for rank, _, total in second] == [(0, 41.0), (1, 41.0)]
+    assert [pid for _, pid, _ in first] == [pid for _, pid, _ in second]
+    assert sorted((event["argument"], event["rank"]) for event in events) == [(10, 0), (10, 1), (20, 0), (20, 1)]
+
+
+def test_a_failure_is_named_and_the_next_work_finds_new_workers(ray_session: None) -> None:
+    with Workers(TWO) as workers:
+        before = workers.run(process_and_sum, 1, ignore)
+        with pytest.raises(UserError, match="mend it"):
+            workers.run(fail, UserError("mend it"), ignore)
+        after = workers.run(process_and_sum, 1, ignore)
+        assert {pid for _, pid, _ in before}.isdisjoint(pid for _, pid, _ in after)
+        with pytest.raises(WorkersFailedError, match="rank 1 died"):
+            workers.run(disappear, None, ignore)
