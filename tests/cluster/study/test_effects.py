@@ -2,17 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cluster.study import outputs
-from cluster.study.collect import Finished, Measured
-from cluster.study.config import read_study
-from cluster.study.costing import Costing
 from cluster.study.effects import Effect, effects
-from cluster.study.record import Record
 from cluster.study.summary import summarize
-from cluster.study.trials import Plan, plan_trials
+from tests.studies import costing, finished, plan_of
 
 GRID = """
 [study.grid]
@@ -29,27 +24,9 @@ settings = { "tables.item.dim" = 16 }
 """
 
 
-def plan_of(tmp_path: Path, text: str) -> Plan:
-    file = tmp_path / "study.toml"
-    file.write_text(f'[study]\ndir = "{tmp_path / "study"}"\nseeds = [1, 2]\n{text}\n[logs]\npath = "events.parquet"\n')
-    (tmp_path / "study").mkdir(exist_ok=True)
-    return plan_trials(read_study(file))
-
-
-def finished(plan: Plan, values: list[list[list[float]]], without: int = -1) -> dict[str, Finished]:
-    """values: by point and seed those of the users. without: the number of a trial that failed."""
-    found = {}
-    for number, trial in enumerate(plan.trials):
-        if number != without:
-            of_users = np.asarray(values[trial.point][trial.seed - 1])
-            measured = Measured({"ndcg@10": float(of_users.mean())}, list(range(len(of_users))), of_users)
-            splits = {"validation": measured, "test": measured}
-            found[trial.name] = Finished(trial, Record("done", "d", 1, 8.0, 10.0, 1000, 40), splits)
-    return found
-
-
 # By point (blocks 1, 1, 2, 2; objective full, gbce, full, gbce), seed and user.
-VALUES = [[[0.0, 0.2], [0.2, 0.2]], [[0.1, 0.1], [0.1, 0.3]], [[0.4, 0.2], [0.4, 0.4]], [[0.3, 0.3], [0.5, 0.3]]]
+OF_POINTS = [[[0.0, 0.2], [0.2, 0.2]], [[0.1, 0.1], [0.1, 0.3]], [[0.4, 0.2], [0.4, 0.4]], [[0.3, 0.3], [0.5, 0.3]]]
+VALUES = {(point, seed): users for point, seeds in enumerate(OF_POINTS) for seed, users in enumerate(seeds, 1)}
 
 
 def by_value(found: tuple[Effect, ...]) -> dict[tuple[str, str], Effect]:
@@ -84,9 +61,9 @@ def test_a_setting_is_averaged_over_the_others_and_compared_with_its_first_value
 
 def test_a_seed_of_which_a_trial_failed_does_not_count_for_any_value(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, GRID)
-    last = len(plan.trials) - 1
-    assert plan.trials[last].seed == 2
-    found = by_value(effects(plan, finished(plan, VALUES, without=last)))
+    last = plan.trials[-1]
+    assert last.seed == 2
+    found = by_value(effects(plan, finished(plan, VALUES, without=last.name)))
     two = found["model.encoder.num_blocks", "2"]
     assert two.num_trials == 2
     assert two.validation.mean == pytest.approx(0.3)
@@ -111,8 +88,7 @@ def test_of_a_single_setting_the_rows_say_it_already(tmp_path: Path, text: str) 
 
 def test_table_and_page_show_them_and_results_hold_them(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, GRID)
-    costing = Costing(1.0, 3.0, 3.0, 10.0, 30.0, 77, 1000, {"attention": 3.0}, 20.0, False)
-    summary = summarize(plan, finished(plan, VALUES), {}, [costing] * 4)
+    summary = summarize(plan, finished(plan, VALUES), {}, [costing(3.0)] * 4)
     page = outputs.write(plan, summary)
     table = (plan.file.folder / "table.md").read_text()
     assert (

@@ -5,17 +5,15 @@ import io
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cluster.study import outputs
-from cluster.study.collect import Finished, Measured
-from cluster.study.config import read_study
-from cluster.study.costing import Costing
-from cluster.study.record import Record
+from cluster.study.collect import Finished
 from cluster.study.statistics import Estimate
 from cluster.study.summary import Summary, summarize
-from cluster.study.trials import Plan, plan_trials
+from cluster.study.trials import Plan
+from tests import studies
+from tests.studies import costing, plan_of
 
 # By point and seed: the value of each of four users.
 VALUES = {
@@ -30,38 +28,13 @@ SPEED = {0: 100.0, 1: 50.0, 2: 200.0}
 FLOPS = {0: 1e6, 1: 4e6, 2: 2e6}
 
 
-def costing(flops: float) -> Costing:
-    return Costing(flops / 3, flops, flops, 10.0, 30.0, 77, 1000, {"attention": flops}, 20.0, False)
-
-
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
-    file = tmp_path / "study.toml"
-    file.write_text(
-        f"""
-        [study]
-        dir = "{tmp_path / "study"}"
-        seeds = [1, 2]
-        [study.grid]
-        "model.encoder.num_blocks" = [1, 2, 3]
-        [logs]
-        path = "events.parquet"
-        """
-    )
-    (tmp_path / "study").mkdir()
-    return plan_trials(read_study(file))
+    return plan_of(tmp_path, '[study.grid]\n"model.encoder.num_blocks" = [1, 2, 3]')
 
 
 def finished(plan: Plan, without: str = "", users: str = "abcd") -> dict[str, Finished]:
-    """All trials but one, as if they had been run."""
-    found = {}
-    for trial in plan.trials:
-        if trial.name != without:
-            values = np.asarray(VALUES[trial.point, trial.seed])
-            measured = Measured({"ndcg@10": float(values.mean()), "mrr": 0.5}, list(users), values)
-            record = Record("done", "d", 1, 8.0, SPEED[trial.point], 1000 * (trial.point + trial.seed), 40)
-            found[trial.name] = Finished(trial, record, {"validation": measured, "test": measured})
-    return found
+    return studies.finished(plan, VALUES, without, users, lambda trial: SPEED[trial.point])
 
 
 def summary_of(plan: Plan, found: dict[str, Finished], failed: dict[str, str] | None = None) -> Summary:
