@@ -49,44 +49,45 @@ class Finished:
 
 def run(config: Config, view: View) -> Finished:
     """All stages in order, under the run folder's lock, in one Ray session and by the same workers."""
-    with _opened(config), ray_session(config.cluster):
+    with _opened(config) as workers:
         manifest = _prepare(config, view)
+        outcome = _train(config, manifest, workers, view)
         split: Split = "test" if manifest.counts.test_targets else "validation"
-        with Workers(config.cluster) as workers:
-            outcome = _train(config, manifest, workers, view)
-            results = _evaluate(config, [split], None, workers, view)[split]
+        results = _evaluate(config, [split], None, workers, view)[split]
     return Finished(outcome, results, report_of(config, split))
 
 
 def run_prepare(config: Config, view: View) -> Manifest:
-    with _opened(config), ray_session(config.cluster):
+    with _opened(config):
         return _prepare(config, view)
 
 
 def run_train(config: Config, view: View) -> Outcome:
     """Train on a prepared dataset. Raises UserError if there is none."""
-    with _opened(config), ray_session(config.cluster), Workers(config.cluster) as workers:
+    with _opened(config) as workers:
         return _train(config, read_manifest(config.dataset_dir), workers, view)
 
 
 def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Summary, Path]:
     """Evaluate the named checkpoint, or the best."""
-    with _opened(config), ray_session(config.cluster), Workers(config.cluster) as workers:
+    with _opened(config) as workers:
         return _evaluate(config, [split], name, workers, view)[split], report_of(config, split)
 
 
 def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:
     """Train on a prepared dataset, and evaluate the best checkpoint on each of the splits."""
-    with _opened(config), ray_session(config.cluster), Workers(config.cluster) as workers:
+    with _opened(config) as workers:
         outcome = _train(config, read_manifest(config.dataset_dir), workers, view)
         return outcome, _evaluate(config, splits, None, workers, view)
 
 
 @contextmanager
-def _opened(config: Config) -> Iterator[None]:
+def _opened(config: Config) -> Iterator[Workers]:
+    """The run folder under its lock, a Ray session, and workers that are launched once a stage has work for them."""
     with locked(config.run_dir):
         open_run(config)
-        yield
+        with ray_session(config.cluster), Workers(config.cluster) as workers:
+            yield workers
 
 
 def _prepare(config: Config, view: View) -> Manifest:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import ray
 from ray import cloudpickle
@@ -23,10 +23,12 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from cluster.config import ClusterConfig
 from cluster.monitor import Monitor, WorkerFailure
 from cluster.session import temporary_storage
-from cluster.worker import POLL_SECONDS, WorkerFunction, first_line, serve
-from trainer.errors import UserError
+from cluster.worker import POLL_SECONDS, WorkerFunction, serve
+from trainer.errors import UserError, first_line
 
 END_SECONDS = 60.0  # that workers which have nothing more to do get to end
+
+OnEvent = Callable[[dict[str, Any]], None]
 
 
 class WorkersFailedError(RuntimeError):
@@ -76,7 +78,7 @@ class Workers:
         self,
         function: WorkerFunction,
         argument: Any,
-        on_event: Callable[[dict[str, Any]], None],
+        on_event: OnEvent,
         stop: threading.Event | None = None,
     ) -> list[Any]:
         """function(argument, ranks, channel) on every worker; their results in rank order.
@@ -109,7 +111,7 @@ class _Launch:
         self,
         function: WorkerFunction,
         argument: Any,
-        on_event: Callable[[dict[str, Any]], None],
+        on_event: OnEvent,
         stop: threading.Event,
     ) -> list[Any]:
         ray.get(self._monitor.give.remote(cloudpickle.dumps((function, argument))))
@@ -172,7 +174,7 @@ def _fit(trainer: TorchTrainer, raised: list[BaseException]) -> None:
         raised.append(error)
 
 
-def _raise_failures(failures: list[WorkerFailure], raised: list[BaseException]) -> None:
+def _raise_failures(failures: list[WorkerFailure], raised: list[BaseException]) -> NoReturn:
     mendable = [failure for failure in failures if failure.user_message is not None]
     if mendable:
         raise UserError(mendable[0].user_message)

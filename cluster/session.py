@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray
 
 from cluster.config import ClusterConfig
-from trainer.errors import UserError
+from trainer.errors import UserError, first_line
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
             ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UserError(
-                f"cluster.address = {config.address!r}: no Ray cluster answers there ({str(error).splitlines()[0]}); start one "
+                f"cluster.address = {config.address!r}: no Ray cluster answers there ({first_line(error)}); start one "
                 "with `ray start --head`, correct the address, or leave it out to use this machine. `shoal doctor` looks closer"
             ) from None
     try:

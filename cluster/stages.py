@@ -3,13 +3,12 @@
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from cluster.config import Config, job_of
-from cluster.launch import Workers
+from cluster.launch import OnEvent, Workers
 from sharding.planning.placing import Placing
 from sharding.ranks import Ranks
 from trainer.build import Built, build_model, load_to_use
@@ -25,8 +24,6 @@ from trainer.placement.plan import PLAN_FILE, plan_tables
 from trainer.storage import write_json_atomically
 from trainer.stream.held_out import Split
 from trainer.train import Outcome, Training
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:

@@ -12,7 +12,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.config import Config
-from trainer.errors import UserError
+from trainer.errors import UserError, first_line
 
 PACKAGES = ("cluster", "trainer", "sharding", "models")
 POLL_SECONDS = 1.0
@@ -53,7 +53,7 @@ def _hand_over(client: JobSubmissionClient, job_id: str, staged: Path, dashboard
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > end:
                 busy = "" if "No available agent" not in str(error) else AGENT_HINT
-                raise UserError(f"cluster at {dashboard} refused the job: {str(error).splitlines()[0]}{busy}") from None
+                raise UserError(f"cluster at {dashboard} refused the job: {first_line(error)}{busy}") from None
         time.sleep(POLL_SECONDS)
 
 
@@ -62,12 +62,12 @@ def _connect(dashboard: str) -> JobSubmissionClient:
         return JobSubmissionClient(dashboard)
     except AuthenticationError as error:
         raise UserError(
-            f"--dashboard {dashboard}: the cluster asks for a token ({str(error).splitlines()[0]}); put the cluster's token "
+            f"--dashboard {dashboard}: the cluster asks for a token ({first_line(error)}); put the cluster's token "
             "into ~/.ray/auth_token or name its file in RAY_AUTH_TOKEN_PATH. `shoal doctor` looks closer"
         ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"--dashboard {dashboard}: no Ray cluster takes jobs there ({str(error).splitlines()[0]}); "
+            f"--dashboard {dashboard}: no Ray cluster takes jobs there ({first_line(error)}); "
             "start one with `ray start --head`, or correct the address"
         ) from None
 

@@ -20,7 +20,7 @@ from ray.train.torch import get_device
 from cluster.monitor import WorkerFailure
 from sharding.errors import PlacementError
 from sharding.ranks import Ranks, current_ranks
-from trainer.errors import UserError
+from trainer.errors import UserError, first_line
 from trainer.job import Channel
 from trainer.memory import keep_freed_memory, memory_trimmer
 
@@ -28,12 +28,6 @@ POLL_SECONDS = 0.2
 
 # (argument, ranks, channel) -> the rank's result.
 WorkerFunction = Callable[[Any, Ranks, Channel], Any]
-
-
-def first_line(error: BaseException) -> str:
-    """Of what an error says, or the name of its class if it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def serve(payload: dict[str, Any]) -> None:

@@ -15,3 +15,9 @@ class NonFiniteLossError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, corrupt, or does not fit the model."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, for use in a message; the name of its class if it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

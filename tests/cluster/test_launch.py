@@ -27,17 +27,8 @@ def process_and_sum(argument: int, ranks: Ranks, channel: Channel) -> tuple[int,
     return ranks.rank, os.getpid(), total.item()
 
 
-def wait_to_be_stopped(argument: None, ranks: Ranks, channel: Channel) -> bool:
-    end = time.monotonic() + DEADLINE
-    while time.monotonic() < end:
-        if channel.stop_requested():
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def stopped_within_a_second(argument: None, ranks: Ranks, channel: Channel) -> bool:
-    end = time.monotonic() + 1.0
+def is_stopped_within(seconds: float, ranks: Ranks, channel: Channel) -> bool:
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         if channel.stop_requested():
             return True
@@ -66,8 +57,8 @@ def test_works_share_processes_and_nothing_else(ray_session: None) -> None:
         first = workers.run(process_and_sum, 10, events.append)
         stop = threading.Event()
         stop.set()
-        assert workers.run(wait_to_be_stopped, None, ignore, stop) == [True, True]
-        assert workers.run(stopped_within_a_second, None, ignore) == [False, False]
+        assert workers.run(is_stopped_within, DEADLINE, ignore, stop) == [True, True]
+        assert workers.run(is_stopped_within, 1.0, ignore) == [False, False]
         second = workers.run(process_and_sum, 20, events.append)
     assert [(rank, total) for rank, _, total in first] == [(0, 21.0), (1, 21.0)]
     assert [(rank, total) for rank, _, total in second] == [(0, 41.0), (1, 41.0)]

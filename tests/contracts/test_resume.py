@@ -65,12 +65,11 @@ def dataset(tmp_path):
     return tmp_path
 
 
-# Inside an epoch; at its boundary (8 steps); stopped twice.
-@pytest.mark.parametrize(("world_size", "stopped_at"), [(1, [[11]]), (2, [[11], [8], [3, 9]]), (3, [[8], [3, 9]])])
-def test_a_stopped_and_resumed_run_is_bit_identical(rank_pool, dataset, world_size, stopped_at):
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_a_stopped_and_resumed_run_is_bit_identical(rank_pool, dataset, world_size):
     whole = rank_pool.run(world_size, train, job_in(dataset / "whole", dataset))
     assert whole[0][0].reason == "finished"
-    for number, stops in enumerate(stopped_at):
+    for number, stops in enumerate([[11], [8], [3, 9]]):  # inside an epoch; at its boundary (8 steps); stopped twice
         run_dir, done = dataset / f"pieces-{number}", 0
         pieces = job_in(run_dir, dataset)
         for stop in stops:

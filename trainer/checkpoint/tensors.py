@@ -28,7 +28,7 @@ from trainer.averages import Averages
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.checkpoint.keys import model_names, tensors_of
-from trainer.errors import CheckpointError
+from trainer.errors import CheckpointError, first_line
 
 
 class _HashingStream(io.RawIOBase):
@@ -212,4 +212,4 @@ def _first_cause(error: BaseException) -> str:
     if failures:
         rank, (cause, _) = next(iter(failures.items()))
         return f"rank {rank}: {cause}"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return first_line(error)

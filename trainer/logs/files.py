@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from trainer.errors import UserError
+from trainer.errors import UserError, first_line
 
 Format = Literal["parquet", "csv", "tsv"]
 _FORMATS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".inter": "tsv"}
@@ -80,10 +80,6 @@ def explaining(file: InputFile) -> Iterator[None]:
             f"logs {file.name}: cannot be read as {file.format} ({first_line(error)}); it is truncated, damaged, "
             "gone, or of another format: write the file again, leave it out of logs.path, or set logs.format"
         ) from None
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _find(entry: str, wanted: Literal["auto", "parquet", "csv", "tsv"], setting: str) -> list[InputFile]:

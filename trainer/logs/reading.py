@@ -16,11 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from trainer.errors import UserError
+from trainer.errors import UserError, first_line
 from trainer.logs.columns import Column
 from trainer.logs.config import LogsConfig
 from trainer.logs.contract import Contract, InputChunk
-from trainer.logs.files import UnreadableFileError, explaining, first_line
+from trainer.logs.files import UnreadableFileError, explaining
 from trainer.logs.headers import open_csv, open_parquet
 from trainer.logs.quarantine import SCHEMA as QUARANTINE_SCHEMA
 from trainer.logs.quarantine import quarantine_table
