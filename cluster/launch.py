@@ -18,6 +18,7 @@ import ray
 from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from cluster.config import ClusterConfig
@@ -44,12 +45,21 @@ class WorkersFailedError(RuntimeError):
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer without the actor that removes the workers' placement group once it believes the controller dead.
+    """Ray's trainer without the actor that shares out datasets of Ray Data, which no worker asks for: Shoal streams its own.
+
+    An actor is a process, which takes seconds to start and as much memory as Ray's own modules.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
+
+
+class _LocalTrainer(_Trainer):
+    """Also without the actor that removes the workers' placement group once it believes the controller dead.
 
     That actor asks Ray's state API, which needs a dashboard. In a session on this machine there is none, so the question goes to
     the dashboard of whatever other cluster was started here last; that one has never heard of our controller, and a healthy
-    training is ended (Ray 2.60). A session on this machine is cleaned up when it ends; on a cluster with a dashboard Ray's own
-    trainer is used.
+    training is ended (Ray 2.60). A session on this machine is cleaned up when it ends; on a cluster it is kept.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -145,7 +155,7 @@ class _Launch:
 
 
 def _trainer(config: ClusterConfig, monitor: Any, storage: str) -> TorchTrainer:
-    trainer_class = _Trainer if config.address is None else TorchTrainer
+    trainer_class = _LocalTrainer if config.address is None else _Trainer
     return trainer_class(
         serve,
         train_loop_config={"monitor": monitor, "threads": config.cpus_per_worker},

@@ -24,7 +24,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about future defaults
     if config.address is None:
-        # The address is always given: without it Ray would join whatever a stale file in its folder names.
+        # A process per launch that looks whether a cloud takes nodes away, which no cloud does here.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         wanted = config.num_workers * config.cpus_per_worker
         available = os.cpu_count() or 1
         if wanted > available:
@@ -32,6 +33,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
                 f"cluster.num_workers = {config.num_workers} with cluster.cpus_per_worker = {config.cpus_per_worker} need "
                 f"{wanted} CPUs, and this machine has {available}; lower them, or set cluster.address to a larger cluster"
             )
+        # The address is always given: without it Ray would join whatever a stale file in its folder names.
         ray.init(
             address="local",
             num_cpus=available,

@@ -1,38 +1,24 @@
-"""What the workers of each stage run, and how the driver starts a stage. Each stage is idempotent."""
+"""How the driver starts a stage: what is given to the workers, and what is made of their answers. Each stage is idempotent."""
 
 import shutil
 import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
+from cluster import works
 from cluster.config import Config, job_of
 from cluster.launch import OnEvent, Workers
 from sharding.planning.placing import Placing
-from sharding.ranks import Ranks
-from trainer.build import Built, build_model, load_to_use
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import Found
 from trainer.dataset.manifest import read_manifest
-from trainer.day_by_day import is_of
-from trainer.errors import CheckpointError
 from trainer.evaluation.outputs import Summary, write_outputs
-from trainer.job import Channel, Job
-from trainer.memory import forget_peak, peak_bytes
+from trainer.job import Job
 from trainer.placement.plan import PLAN_FILE, plan_tables
 from trainer.storage import write_json_atomically
 from trainer.stream.held_out import Split
-from trainer.train import Outcome, Training
-
-
-def _train_worker(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
-    forget_peak(ranks.device)
-    training, started = Training(job, ranks, channel), time.monotonic()
-    outcome = training.run()
-    used = {"peak_bytes": peak_bytes(ranks.device), "seconds": time.monotonic() - started}
-    channel.send({"kind": "resources", "rank": ranks.rank, **used})
-    return outcome
+from trainer.train import Outcome
 
 
 def train(config: Config, workers: Workers, on_event: OnEvent, stop: threading.Event) -> Outcome:
@@ -42,7 +28,7 @@ def train(config: Config, workers: Workers, on_event: OnEvent, stop: threading.E
     for warning in placing.warnings:
         on_event({"kind": "warning", "text": warning})
     write_json_atomically(job.run_dir / PLAN_FILE, placing.plan.values())
-    outcome: Outcome = workers.run(_train_worker, job, on_event, stop)[0]
+    outcome: Outcome = workers.run(works.train, job, on_event, stop)[0]
     return outcome
 
 
@@ -51,35 +37,6 @@ def _planned(config: Config) -> tuple[Job, Placing]:
     job, cluster = job_of(config), config.cluster
     placing = plan_tables(job, read_manifest(job.dataset_dir), cluster.num_workers, cluster.device)
     return replace(job, placing=placing), placing
-
-
-@dataclass(frozen=True)
-class _EvaluateArgument:
-    job: Job
-    found: Found
-    parts: dict[Split, Path]
-
-
-def _evaluate_worker(argument: _EvaluateArgument, ranks: Ranks, channel: Channel) -> None:
-    job = argument.job
-    manifest = read_manifest(job.dataset_dir)
-    if not is_of(argument.found.manifest, manifest):
-        raise CheckpointError(
-            f"checkpoint {argument.found.path} was made from another dataset than {job.dataset_dir}; "
-            "evaluate it on its own (run.dataset)"
-        )
-    built = build_model(job, manifest, ranks)
-    load_to_use(argument.found, built)
-    for split, parts in argument.parts.items():
-        _write_split(built, split, parts, ranks, channel)
-
-
-def _write_split(built: Built, split: Split, parts: Path, ranks: Ranks, channel: Channel) -> None:
-    def on_batch(done: int, total: int) -> None:
-        if ranks.is_first:
-            channel.send({"kind": "evaluate", "done": done, "total": total})
-
-    built.task.write_parts(split, built.model, ranks, built.dynamic, parts, on_batch)
 
 
 def evaluate(
@@ -91,8 +48,7 @@ def evaluate(
     for folder in parts.values():
         shutil.rmtree(folder, ignore_errors=True)
     found = Found(found.path.resolve(), found.manifest)
-    argument = _EvaluateArgument(job, found, parts)
-    workers.run(_evaluate_worker, argument, on_event)
+    workers.run(works.evaluate, works.ToEvaluate(job, found, parts), on_event)
     return {split: write_outputs(job, split, found.path.name, parts[split]) for split in splits}
 
 

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -51,27 +52,31 @@ def ignore(event: dict[str, Any]) -> None:
     pass
 
 
-def test_works_share_processes_and_nothing_else(ray_session: None) -> None:
-    events: list[dict[str, Any]] = []
+@pytest.fixture(scope="module")
+def workers(ray_session: None) -> Iterator[Workers]:
     with Workers(TWO) as workers:
-        first = workers.run(process_and_sum, 10, events.append)
-        stop = threading.Event()
-        stop.set()
-        assert workers.run(is_stopped_within, DEADLINE, ignore, stop) == [True, True]
-        assert workers.run(is_stopped_within, 1.0, ignore) == [False, False]
-        second = workers.run(process_and_sum, 20, events.append)
+        yield workers
+
+
+def test_works_share_processes_and_nothing_else(workers: Workers) -> None:
+    events: list[dict[str, Any]] = []
+    first = workers.run(process_and_sum, 10, events.append)
+    stop = threading.Event()
+    stop.set()
+    assert workers.run(is_stopped_within, DEADLINE, ignore, stop) == [True, True]
+    assert workers.run(is_stopped_within, 1.0, ignore) == [False, False]
+    second = workers.run(process_and_sum, 20, events.append)
     assert [(rank, total) for rank, _, total in first] == [(0, 21.0), (1, 21.0)]
     assert [(rank, total) for rank, _, total in second] == [(0, 41.0), (1, 41.0)]
     assert [pid for _, pid, _ in first] == [pid for _, pid, _ in second]
     assert sorted((event["argument"], event["rank"]) for event in events) == [(10, 0), (10, 1), (20, 0), (20, 1)]
 
 
-def test_a_failure_is_named_and_the_next_work_finds_new_workers(ray_session: None) -> None:
-    with Workers(TWO) as workers:
-        before = workers.run(process_and_sum, 1, ignore)
-        with pytest.raises(UserError, match="mend it"):
-            workers.run(fail, UserError("mend it"), ignore)
-        after = workers.run(process_and_sum, 1, ignore)
-        assert {pid for _, pid, _ in before}.isdisjoint(pid for _, pid, _ in after)
-        with pytest.raises(WorkersFailedError, match="rank 1 died"):
-            workers.run(disappear, None, ignore)
+def test_a_failure_is_named_and_the_next_work_finds_new_workers(workers: Workers) -> None:
+    before = workers.run(process_and_sum, 1, ignore)
+    with pytest.raises(UserError, match="mend it"):
+        workers.run(fail, UserError("mend it"), ignore)
+    after = workers.run(process_and_sum, 1, ignore)
+    assert {pid for _, pid, _ in before}.isdisjoint(pid for _, pid, _ in after)
+    with pytest.raises(WorkersFailedError, match="rank 1 died"):
+        workers.run(disappear, None, ignore)
