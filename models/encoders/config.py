@@ -70,6 +70,11 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="how an event's place in the history enters: a learned vector added to it, queries and keys rotated by it, or "
         "by the bias of attention alone",
     )
+    scale_inputs: bool = Field(
+        False,
+        description="multiply the vectors of events by the square root of their width before places are added (Vaswani et al. "
+        "2017, section 3.4); without, small initial vectors are lost beside them",
+    )
     norm: Literal["layer_norm", "rms_norm"] = Field("layer_norm", description="norm of the blocks")
     norm_place: Literal["pre", "post"] = Field(
         "pre", description="norm before each sub-layer, beside which the input goes on unchanged, or after their sum"

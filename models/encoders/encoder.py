@@ -29,6 +29,7 @@ class Encoder(nn.Module):
     def __init__(self, width: int, max_history: int, config: EncoderConfig) -> None:
         super().__init__()
         self.config, self.max_history = config, max_history
+        self.input_scale = width**0.5 if config.scale_inputs else None
         self.positions = nn.Embedding(max_history, width) if config.positions == "learned" else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
@@ -45,6 +46,8 @@ class Encoder(nn.Module):
         x_ND: vectors of the input events, before positions. Where the context has candidates these stand behind the events,
         (N + M, D), and alone are encoded, (M, D): each as if it were the event after those that it sees, which do not see it.
         """
+        if self.input_scale is not None:
+            x_ND = x_ND * self.input_scale
         if self.positions is not None:
             x_ND = x_ND + self.positions(context.places)
         x_ND = self.dropout(x_ND)

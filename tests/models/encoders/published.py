@@ -13,7 +13,7 @@ from models.encoders.encoder import Encoder
 def padded_forward(encoder: Encoder, x_BLD: Tensor, lengths_B: Tensor, times_BL: Tensor) -> Tensor:
     """(B, L, D); what stands at padding means nothing."""
     longest, width = x_BLD.shape[1:]
-    x = x_BLD + encoder.positions.weight[:longest]
+    x = x_BLD * (width**0.5 if encoder.config.scale_inputs else 1.0) + encoder.positions.weight[:longest]
     place = torch.arange(longest)
     match encoder.config.kind:
         case "sasrec" | "two_tower":

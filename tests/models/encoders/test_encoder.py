@@ -62,10 +62,12 @@ def events(num_events: int, dtype: torch.dtype = torch.float32, seed: int = 2) -
     return torch.randn(num_events, WIDTH, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_jagged_equals_the_published_encoder_on_padded_blocks(kind):
+@pytest.mark.parametrize(
+    "settings", [*({"kind": kind} for kind in KINDS), {"kind": "ligr", "scale_inputs": True}], ids=str
+)
+def test_jagged_equals_the_published_encoder_on_padded_blocks(settings):
     """In values, and in gradients of inputs and of every weight."""
-    encoder, context = make_encoder({"kind": kind}).double(), context_of(LENGTHS)
+    encoder, context = make_encoder(settings).double(), context_of(LENGTHS)
     longest = max(LENGTHS)
     real = torch.arange(longest)[None, :] < torch.tensor(LENGTHS)[:, None]
     padded = torch.randn(len(LENGTHS), longest, WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
