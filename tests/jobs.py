@@ -16,6 +16,7 @@ def tiny_job(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) -> Jo
         "tables": {"item": {"dim": 8, "learning_rate": 0.1}},
         "train": {"epochs": 3, "batch_size": 8, "log_every_steps": 1, "ledger": True, "early_stopping": None},
         "evaluate": {"ks": [5, 10], "batch_size": 16},
+        "plan": {"measure": False},
     }
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}

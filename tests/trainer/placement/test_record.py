@@ -24,7 +24,13 @@ def train(ranks: Ranks, job: Job) -> None:
 
 def job_of(tmp_path, **plan) -> Job:
     table = {"dim": 16, "sharding": "row_wise", "learning_rate": 0.05}
-    return tiny_job(tmp_path / "run", tmp_path / "dataset", tables={"item": table}, train={"max_steps": 6}, plan=plan)
+    return tiny_job(
+        tmp_path / "run",
+        tmp_path / "dataset",
+        tables={"item": table},
+        train={"max_steps": 6},
+        plan={"measure": True, **plan},
+    )
 
 
 def test_measured_stands_beside_predicted_for_every_table_phase_and_rank(rank_pool, tmp_path):
@@ -78,11 +84,15 @@ def test_a_run_measures_once_for_a_plan_or_never(rank_pool, tmp_path):
     path = job.run_dir / RECORD_FILE
     first = json.loads(path.read_text())["measured"]
     again = tiny_job(
-        job.run_dir, job.dataset_dir, tables={"item": job.config["tables"]["item"]}, train={"max_steps": 8}
+        job.run_dir,
+        job.dataset_dir,
+        tables={"item": job.config["tables"]["item"]},
+        train={"max_steps": 8},
+        plan={"measure": True},
     )
     rank_pool.run(1, train, again)
     assert json.loads(path.read_text())["measured"] == first
-    silent = tiny_job(tmp_path / "silent", job.dataset_dir, plan={"measure": False}, train={"max_steps": 2})
+    silent = tiny_job(tmp_path / "silent", job.dataset_dir, train={"max_steps": 2})
     rank_pool.run(1, train, silent)
     with pytest.raises(UserError, match="measured look-ups; train it first"):
         observations_in(silent.run_dir)
