@@ -116,7 +116,8 @@ def find_dataset(folder: Path, request: Request) -> Existing | None:
     if differences:
         raise UserError(
             f"dataset {folder}: the folder holds another dataset: {'; '.join(differences)}. "
-            "Choose another run.dataset or run.dir, or delete the folder to have it made again"
+            "Choose another run.dataset or run.dir, or delete the folder to have it made again; "
+            "`shoal train` and `shoal evaluate` go on with it as it is, and do not look at the logs"
         )
     verify_dataset(folder, manifest)
     return Existing(manifest, new_files)
