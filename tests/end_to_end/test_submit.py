@@ -68,7 +68,7 @@ def dashboard(tmp_path_factory) -> Iterator[str]:
         for process in family:
             if process.is_running():
                 process.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs(family, timeout=10)
+        _, alive = psutil.wait_procs(family, timeout=3)
         for process in alive:
             process.kill()
 
