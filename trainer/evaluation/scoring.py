@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sharding.ranks import Ranks
 
@@ -132,10 +133,30 @@ def _count_ahead(scores: Tensor, first_id: int, target_pairs: Tensor, target_sco
     # One target per user is the rule (leave-one-out), and then the rows need no copy.
     plain = user.numel() == scores.shape[0] and bool((user == torch.arange(user.numel(), device=user.device)).all())
     rows_TV = scores if plain else scores[user]
-    better = (rows_TV > target_scores[:, None]).sum(dim=1)
-    ids_V = torch.arange(first_id, first_id + scores.shape[1], device=scores.device)
-    tied = ((rows_TV == target_scores[:, None]) & (ids_V[None, :] < item[:, None])).sum(dim=1)
-    return better + tied
+    ahead = true_counts(rows_TV > target_scores[:, None])
+    # Only where another item has the target's score do ids decide, which is rare and costs two more passes over the scores.
+    own = (item >= first_id) & (item < first_id + scores.shape[1])
+    tied = (true_counts(rows_TV >= target_scores[:, None]) > ahead + own).nonzero().flatten()
+    if tied.numel():
+        ids_V = torch.arange(first_id, first_id + scores.shape[1], device=scores.device)
+        equal = rows_TV[tied] == target_scores[tied, None]
+        ahead[tied] += true_counts(equal & (ids_V[None, :] < item[tied, None]))
+    return ahead
+
+
+def true_counts(mask_RV: Tensor) -> Tensor:
+    """(R,) int64, how many of each row (of at least one place) are true.
+
+    On a CPU torch first turns all of a mask into int64, eight times its size, which takes longer than the comparison did. Here
+    eight of its bytes are added at once, as one number, and no more of these than keep each byte below 256.
+    """
+    if mask_RV.device.type != "cpu":
+        return mask_RV.sum(dim=1)
+    words_RW = F.pad(mask_RV, (0, -mask_RV.shape[1] % 8)).view(torch.int64)
+    counts_R = torch.zeros(mask_RV.shape[0], dtype=torch.int64)
+    for chunk in words_RW.split(255, dim=1):
+        counts_R += chunk.sum(dim=1).view(torch.uint8).view(-1, 8).sum(dim=1)
+    return counts_R
 
 
 @dataclass(frozen=True)
@@ -161,8 +182,8 @@ class _Best:
     def over_ranks(self, top: int, ranks: Ranks) -> "_Best":
         """The best of all ranks' items. Shards may hold fewer than `top` items, so the lists are padded to gather them."""
         missing = top - self.ids.shape[1]
-        ids = torch.nn.functional.pad(self.ids, (0, missing), value=0)
-        scores = torch.nn.functional.pad(self.scores, (0, missing), value=EXCLUDED)
+        ids = F.pad(self.ids, (0, missing), value=0)
+        scores = F.pad(self.scores, (0, missing), value=EXCLUDED)
         everywhere = [_Best(i, s) for i, s in zip(ranks.gather(ids), ranks.gather(scores), strict=True)]
         merged = everywhere[0]
         for other in everywhere[1:]:
@@ -176,7 +197,7 @@ def _top(scores: Tensor, first_id: int, top: int) -> _Best:
     values, columns = scores.topk(count, dim=1)
     # topk promises no order among equal scores. Where the last place is tied with an item left out, sort the whole row.
     last = values[:, -1:]
-    ambiguous = ((scores == last).sum(dim=1) > (values == last).sum(dim=1)).nonzero().flatten()
+    ambiguous = (true_counts(scores == last) > true_counts(values == last)).nonzero().flatten()
     if ambiguous.numel():
         order = scores[ambiguous].argsort(dim=1, descending=True, stable=True)[:, :count]
         values[ambiguous], columns[ambiguous] = scores[ambiguous].gather(1, order), order

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sharding.ranks import Ranks
-from trainer.evaluation.scoring import ItemShard, Query, Ranked, rank_items
+from trainer.evaluation.scoring import ItemShard, Query, Ranked, rank_items, true_counts
 
 NUM_USERS, NUM_ITEMS, WIDTH, TOP = 11, 23, 3, 6
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -175,3 +175,12 @@ def test_a_score_that_is_not_a_number_is_never_a_hit():
     query = Query(torch.full((1, 2), float("nan")), *packed([[]]), *packed([[3]]))
     ranked = rank_items(query, ItemShard(torch.ones(5, 2), first_id=1), 2, True, 16, ALONE)
     assert ranked.target_ranks.tolist() != [1]
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 2040, 2041, 5000])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_true_counts_of_rows_of_any_width(width, share):
+    mask = torch.rand((3, width), generator=torch.Generator().manual_seed(width)) < share
+    counts = true_counts(mask)
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == mask.sum(dim=1).tolist()
