@@ -59,7 +59,7 @@ class _LocalTrainer(_Trainer):
 
     That actor asks Ray's state API, which needs a dashboard. In a session on this machine there is none, so the question goes to
     the dashboard of whatever other cluster was started here last; that one has never heard of our controller, and a healthy
-    training is ended (Ray 2.60). A session on this machine is cleaned up when it ends; on a cluster it is kept.
+    training is ended (Ray 2.60). A session on this machine is cleaned up when it ends; on a cluster that actor is kept.
     """
 
     def _create_default_callbacks(self) -> list[Any]:

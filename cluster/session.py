@@ -24,7 +24,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about future defaults
     if config.address is None:
-        # A process per launch that looks whether a cloud takes nodes away, which no cloud does here.
+        # Else each launch starts a process that looks whether a cloud takes nodes away: no cloud does here.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         wanted = config.num_workers * config.cpus_per_worker
         available = os.cpu_count() or 1

@@ -73,7 +73,7 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     scale_inputs: bool = Field(
         False,
         description="multiply the vectors of events by the square root of their width before places are added (Vaswani et al. "
-        "2017, section 3.4); without, small initial vectors are lost beside them",
+        "2017, section 3.4)",
     )
     norm: Literal["layer_norm", "rms_norm"] = Field("layer_norm", description="norm of the blocks")
     norm_place: Literal["pre", "post"] = Field(
