@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -339,6 +339,22 @@ def identity(config: Config) -> dict[str, Any]:
     return {k: v for k, v in flat.items() if not is_among(k, free)}
 
 
+def at_default(config: Config) -> frozenset[str]:
+    """The flat settings that are at their own defaults; what a preset sets otherwise is not."""
+    return frozenset(_at_default(config, ""))
+
+
+def _at_default(settings: BaseModel, prefix: str) -> Iterator[str]:
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        for key, part in value.items() if isinstance(value, dict) else [("", value)]:
+            flat = f"{prefix}{name}.{key}".removesuffix(".")
+            if isinstance(part, BaseModel):
+                yield from _at_default(part, f"{flat}.")
+            elif value == field.get_default(call_default_factory=True):
+                yield flat
+
+
 def is_among(key: str, names: Iterable[str]) -> bool:
     """Whether a flat setting is one of `names`, in which * stands for any part, or lies below one."""
     return any(fnmatchcase(key, name) or fnmatchcase(key, f"{name}.*") for name in names)
@@ -359,4 +375,5 @@ def job_of(config: Config) -> Job:
         placement=config.plan,
         config=config.model_dump(mode="json"),
         identity=identity(config),
+        at_default=at_default(config),
     )

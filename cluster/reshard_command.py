@@ -4,7 +4,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.config import check_config, identity, job_of
+from cluster.config import at_default, check_config, identity, job_of
 from cluster.config_file import apply_override, read_values
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import Found
@@ -35,7 +35,7 @@ def run(path: Path, folder: Path, config_file: str | None, settings: list[str]) 
     for setting in settings:
         apply_override(setting, values)
     config = check_config(values, config_file or f"{path}/manifest.json")
-    changed = changed_settings(found.manifest.identity, identity(config))
+    changed = changed_settings(found.manifest.identity, identity(config), at_default(config))
     if changed:
         lines = "\n  ".join(changed)
         raise CheckpointError(

@@ -17,8 +17,8 @@ from trainer.storage import digest_of
 class Job:
     """A run as a worker sees it.
 
-    placement: what the workers' devices are like; identity: the flat settings that a checkpoint must share to be continued;
-    placing: the plan of the tables, none until it is known how many workers there are.
+    placement: what the workers' devices are like; identity: the flat settings that a checkpoint must share to be continued,
+    of which it may lack those `at_default`; placing: the plan of the tables, none until it is known how many workers there are.
     """
 
     run_dir: Path
@@ -33,6 +33,7 @@ class Job:
     placement: PlanConfig
     config: dict[str, Any]
     identity: dict[str, Any]
+    at_default: frozenset[str]
     placing: Placing | None = None
 
     @property

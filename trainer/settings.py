@@ -1,5 +1,6 @@
 """Settings as flat names and values, and how two sets of them differ."""
 
+from collections.abc import Container
 from typing import Any
 
 
@@ -14,7 +15,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One line for each flat setting in which two identities differ, sorted by name."""
+def changed_settings(before: dict[str, Any], now: dict[str, Any], at_default: Container[str] = ()) -> list[str]:
+    """One line for each flat setting in which two identities differ, sorted by name.
+
+    at_default: settings of `now` at their defaults. `before` may lack them: it is of a version that did not know them, and a
+    new setting's default does what was done without it.
+    """
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
+    new = {name for name in now.keys() - before.keys() if name in at_default}
+    return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names if name not in new]

@@ -365,7 +365,7 @@ def _epoch_ends(job: Job, batches: GlobalBatches, ranks: Ranks) -> torch.Tensor:
 
 def _check_same_run(found: Found, job: Job, manifest: Manifest) -> None:
     """Refuse to continue another run: name every setting that differs."""
-    changed = changed_settings(found.manifest.identity, job.identity)
+    changed = changed_settings(found.manifest.identity, job.identity, job.at_default)
     if changed:
         lines = "\n  ".join(changed)
         raise CheckpointError(

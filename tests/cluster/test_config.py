@@ -2,8 +2,9 @@
 
 import pytest
 
-from cluster.config import check_config, identity, load_config
+from cluster.config import at_default, check_config, identity, load_config
 from trainer.errors import UserError
+from trainer.settings import flatten
 
 LOGS = {"logs": {"path": "x.parquet"}}
 
@@ -153,6 +154,16 @@ def test_what_may_change_between_starts_is_not_part_of_the_identity():
     assert identity(check_config(free, "test")) == identity(before)
     assert identity(check_config({**LOGS, "run": {"seed": 2}}, "test")) != identity(before)
     assert identity(check_config({**LOGS, "tables": {"item": {"dim": 32}}}, "test")) != identity(before)
+
+
+def test_what_is_at_its_default_is_known_by_its_flat_name():
+    config = check_config(
+        {**LOGS, "model": {"encoder": {"kind": "ligr", "num_blocks": 3}}, "tables": {"item": {"dim": 32}}}, "test"
+    )
+    flat, unset = flatten(config.model_dump(mode="json")), at_default(config)
+    assert unset <= flat.keys()
+    assert {"run.seed", "model.encoder.scale_inputs", "model.encoder.attention.bias", "tables.item.optimizer"} <= unset
+    assert not unset & {"logs.path", "model.encoder.num_blocks", "model.encoder.attention.num_heads", "tables.item.dim"}
 
 
 def test_under_a_falling_schedule_the_end_may_not_move():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,19 @@ def test_another_config_is_refused_by_name(rank_pool, dataset):
     )
     with pytest.raises(CheckpointError, match=r"tables\.item\.dim: was 8, is 16\n  +train\.batch_size: was 8, is 4"):
         rank_pool.run(1, train, changed)
+
+
+def test_a_checkpoint_may_lack_a_newer_setting_only_if_that_is_at_its_default(rank_pool, dataset):
+    whole = rank_pool.run(1, train, job_in(dataset / "whole", dataset, train={"max_steps": 6}))
+    earlier = job_in(dataset / "run", dataset, train={"max_steps": 3})
+    known = {name: value for name, value in earlier.identity.items() if name != "model.encoder.scale_inputs"}
+    rank_pool.run(1, train, replace(earlier, identity=known))
+
+    encoder = {"kind": "sasrec", "num_blocks": 2, "dropout": 0.25, "scale_inputs": True}
+    other = job_in(dataset / "run", dataset, model={"encoder": encoder}, train={"max_steps": 6})
+    with pytest.raises(CheckpointError, match=r"model\.encoder\.scale_inputs: was None, is True"):
+        rank_pool.run(1, train, other)
+    assert rank_pool.run(1, train, job_in(dataset / "run", dataset, train={"max_steps": 6})) == whole
 
 
 def test_another_dataset_is_refused(rank_pool, dataset):
