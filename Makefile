@@ -6,6 +6,8 @@ PYTHON ?= python3
 ACCEL ?= cpu
 # Folder of real logs; tests that need it skip without.
 DATA ?= ../shared/data
+# How many tests run at a time, of those that need one core.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +25,7 @@ endif
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo 'variables: ACCEL=cuda (GPU requirements), PYTHON=python3.12, DATA=folder of real logs for the tests'
+	@echo 'variables: ACCEL=cuda (GPU requirements), PYTHON=python3.12, DATA=folder of real logs for the tests, JOBS=tests at a time'
 
 setup: $(READY) $(TOOLS_READY) ## create .venv with all that the other targets need
 
@@ -31,8 +33,10 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 	$(BIN)/shoal synth runs/demo-logs --users 4000 --items 1000
 	$(BIN)/shoal run configs/demo.toml
 
+# Tests with processes of their own fill two cores; the others, each on one core, run side by side.
 test: $(TOOLS_READY) ## run all tests; those that need a GPU skip without one
-	$(BIN)/python -m pytest --shared-data=$(DATA)
+	$(BIN)/python -m pytest --shared-data=$(DATA) -m "not processes" --numprocesses=$(JOBS) --dist=loadfile
+	$(BIN)/python -m pytest --shared-data=$(DATA) -m processes
 
 test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
 	$(BIN)/python -m pytest --shared-data=$(DATA) -m gpu

@@ -18,6 +18,8 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
+pytestmark = pytest.mark.processes
+
 DEADLINE = 180.0
 ROOT = Path(__file__).parents[2]
 

@@ -17,6 +17,8 @@ from tests.end_to_end.test_run import finish, shoal
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
+pytestmark = pytest.mark.processes
+
 START_SECONDS = 90.0
 
 
