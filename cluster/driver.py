@@ -23,11 +23,11 @@ from cluster.session import ray_session
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.dataset import card
 from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.dataset.splits import Split
 from trainer.errors import UserError
 from trainer.evaluation.outputs import Summary, summary_of
+from trainer.job import Outcome
 from trainer.storage import digest_of
-from trainer.stream.held_out import Split
-from trainer.train import Outcome
 
 
 class StoppedError(Exception):

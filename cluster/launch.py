@@ -1,31 +1,30 @@
-"""Launching workers with Ray Train, and talking to them while they run.
+"""Launching workers, and talking to them while they run.
 
 They are given work, a function and an argument, through one small actor, the monitor, which carries work and the request to
 stop to the workers and events to the driver. Ray Train's own reports are not used: our committed checkpoints decide what exists.
 """
 
+from __future__ import annotations
+
 import pickle
 import shutil
 import threading
 import traceback
-import uuid
 from collections.abc import Callable
-from datetime import datetime
 from types import TracebackType
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import ray
 from ray import cloudpickle
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from cluster.config import ClusterConfig
 from cluster.monitor import Monitor, WorkerFailure
 from cluster.session import temporary_storage
-from cluster.worker import POLL_SECONDS, WorkerFunction, serve
+from cluster.worker import POLL_SECONDS, WorkerFunction
 from trainer.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from ray.train.torch import TorchTrainer
 
 END_SECONDS = 60.0  # that workers which have nothing more to do get to end
 
@@ -42,29 +41,6 @@ class WorkersFailedError(RuntimeError):
 
     def __str__(self) -> str:
         return self.message
-
-
-class _Trainer(TorchTrainer):
-    """Ray's trainer without the actor that shares out datasets of Ray Data, which no worker asks for: Shoal streams its own.
-
-    An actor is a process, which takes seconds to start and as much memory as Ray's own modules.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
-
-
-class _LocalTrainer(_Trainer):
-    """Also without the actor that removes the workers' placement group once it believes the controller dead.
-
-    That actor asks Ray's state API, which needs a dashboard. In a session on this machine there is none, so the question goes to
-    the dashboard of whatever other cluster was started here last; that one has never heard of our controller, and a healthy
-    training is ended (Ray 2.60). A session on this machine is cleaned up when it ends; on a cluster that actor is kept.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()
-        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
 class Workers:
@@ -113,7 +89,9 @@ class _Launch:
         self._monitor = ray.remote(num_cpus=0)(Monitor).remote()
         self._storage = temporary_storage()
         self._raised: list[BaseException] = []
-        trainer = _trainer(config, self._monitor, self._storage)
+        from cluster.ray_trainer import make_trainer  # Ray Train with torch: seconds, which only a launch is worth
+
+        trainer = make_trainer(config, self._monitor, self._storage)
         self._fitting = threading.Thread(target=_fit, args=(trainer, self._raised), daemon=True, name="ray-train")
         self._fitting.start()
 
@@ -152,28 +130,6 @@ class _Launch:
         """Workers that are still there find no one to ask, and fail."""
         ray.kill(self._monitor)
         shutil.rmtree(self._storage, ignore_errors=True)
-
-
-def _trainer(config: ClusterConfig, monitor: Any, storage: str) -> TorchTrainer:
-    trainer_class = _LocalTrainer if config.address is None else _Trainer
-    return trainer_class(
-        serve,
-        train_loop_config={"monitor": monitor, "threads": config.cpus_per_worker},
-        torch_config=TorchConfig(
-            backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=int(config.collective_timeout_seconds)
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
-            use_gpu=config.gpus_per_worker > 0,
-            resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
-        ),
-        run_config=RunConfig(
-            # A fresh name each time: Ray would take a finished name for finished work and train nothing.
-            name=f"shoal-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}",
-            storage_path=storage,
-            failure_config=FailureConfig(max_failures=0),
-        ),
-    )
 
 
 def _fit(trainer: TorchTrainer, raised: list[BaseException]) -> None:

@@ -13,12 +13,11 @@ from sharding.planning.placing import Placing
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import Found
 from trainer.dataset.manifest import read_manifest
+from trainer.dataset.splits import Split
 from trainer.evaluation.outputs import Summary, write_outputs
-from trainer.job import Job
+from trainer.job import Job, Outcome
 from trainer.placement.plan import PLAN_FILE, plan_tables
 from trainer.storage import write_json_atomically
-from trainer.stream.held_out import Split
-from trainer.train import Outcome
 
 
 def train(config: Config, workers: Workers, on_event: OnEvent, stop: threading.Event) -> Outcome:

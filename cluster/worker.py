@@ -1,40 +1,49 @@
 """What every worker runs: the works that the driver gives, one after another.
 
 Starting a worker takes far longer than giving it something to do, because its process has to import torch, TorchRec and
-fbgemm. So it is kept for the next work, and ends when it is told that there is no more.
+fbgemm. So it is kept for the next work, and ends when it is told that there is no more. The driver, which names this, does
+without them.
 """
+
+from __future__ import annotations
 
 import gc
 import pickle
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import ray.train
-import torch
 from ray import cloudpickle
-from ray.train.torch import get_device
 
 from cluster.monitor import WorkerFailure
 from sharding.errors import PlacementError
-from sharding.ranks import Ranks, current_ranks
 from trainer.errors import UserError, first_line
 from trainer.job import Channel
-from trainer.memory import keep_freed_memory, memory_trimmer
+
+if TYPE_CHECKING:
+    from sharding.ranks import Ranks
 
 POLL_SECONDS = 0.2
 
 # (argument, ranks, channel) -> the rank's result.
-WorkerFunction = Callable[[Any, Ranks, Channel], Any]
+WorkerFunction = Callable[[Any, "Ranks", Channel], Any]
 
 
 def serve(payload: dict[str, Any]) -> None:
     """Do one work after another until there is no more; in a thread of Ray Train's actor."""
+    import ray.train
+
     monitor = payload["monitor"]
     rank = ray.train.get_context().get_world_rank()
     try:
+        import torch
+        from ray.train.torch import get_device
+
+        from sharding.ranks import current_ranks
+        from trainer.memory import keep_freed_memory, memory_trimmer
+
         device = get_device()
         if device.type == "cpu":
             torch.set_num_threads(payload["threads"])

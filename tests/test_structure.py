@@ -71,6 +71,17 @@ def test_importing_settings_and_command_line_loads_neither_torch_nor_ray() -> No
     assert done.stdout.strip() == "[]"
 
 
+def test_the_driver_loads_torch_and_ray_train_only_to_launch_workers() -> None:
+    """Nor does the process from which Ray Train starts workers load TorchRec: both would be silent for seconds."""
+    for modules, large in (
+        ("cluster.driver", {"torch", "torchrec", "ray.train"}),
+        ("cluster.ray_trainer, cluster.works", {"torchrec"}),
+    ):
+        program = f"import sys, {modules}; print(sorted({large!r} & set(sys.modules)))"
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == "[]"
+
+
 def test_help_answers_at_once_because_it_loads_nothing_large() -> None:
     """Not timed, since a busy machine takes its time over anything: these are what would take long."""
     large = {"pydantic", "numpy", "pyarrow", "matplotlib", "torch", "torchrec", "ray"}

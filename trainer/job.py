@@ -1,4 +1,4 @@
-"""What a worker is asked to do, as plain values that travel to it. Imports no torch."""
+"""What a worker is asked to do and how its training ended, as plain values that travel. Imports no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +43,16 @@ class Job:
     @property
     def config_digest(self) -> str:
         return digest_of(self.config)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training ended: "finished", "stopped" (on request) or "early" (no more improvement)."""
+
+    reason: str
+    step: int
+    best_step: int | None
+    best_value: float | None
 
 
 @dataclass(frozen=True)

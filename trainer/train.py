@@ -24,7 +24,7 @@ from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.day_by_day import day_ends, days_record, is_of, position_among, read_days
 from trainer.errors import CheckpointError, NonFiniteLossError, UserError
 from trainer.evaluation.ranking.names import LARGER_IS_BETTER
-from trainer.job import Channel, Job
+from trainer.job import Channel, Job, Outcome
 from trainer.log import Ledger, MetricsLog
 from trainer.memory import EVERY_STEPS, memory_trimmer
 from trainer.pace import Pace
@@ -66,16 +66,6 @@ class State:
     best: Best = field(default_factory=Best)
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How training ended: "finished", "stopped" (on request) or "early" (no more improvement)."""
-
-    reason: str
-    step: int
-    best_step: int | None
-    best_value: float | None
 
 
 class Training:

@@ -27,7 +27,7 @@ from trainer.output_folder import writing
 
 if TYPE_CHECKING:
     from cluster.study.trial import Task
-    from trainer.stream.held_out import Split
+    from trainer.dataset.splits import Split
 
 
 @dataclass(frozen=True)

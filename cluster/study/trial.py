@@ -15,9 +15,9 @@ from cluster.progress import View
 from cluster.run_folder import locked
 from cluster.study.record import Record, begun, read_record, write_record
 from cluster.study.trials import Trial
+from trainer.dataset.splits import Split
 from trainer.errors import UserError
 from trainer.log import read_metrics
-from trainer.stream.held_out import Split
 
 LOG = "trial.log"
 OnValidation = Callable[[dict[str, Any]], None]

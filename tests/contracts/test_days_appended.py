@@ -17,11 +17,11 @@ from trainer.build import build_model, load_to_use
 from trainer.checkpoint.folder import newest
 from trainer.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
-from trainer.job import Channel, Job
+from trainer.job import Channel, Job, Outcome
 from trainer.log import read_metrics
 from trainer.storage import hash_file
 from trainer.stream.examples import WINDOW_STEP
-from trainer.train import Outcome, Training
+from trainer.train import Training
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

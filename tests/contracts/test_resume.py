@@ -23,10 +23,10 @@ from trainer.checkpoint.keys import tensors_of
 from trainer.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
 from trainer.evaluation.evaluate import make_evaluator
-from trainer.job import SILENT, Channel, Job
+from trainer.job import SILENT, Channel, Job, Outcome
 from trainer.stream.examples import examples_of
 from trainer.stream.row_groups import RowGroupReader
-from trainer.train import Outcome, Training
+from trainer.train import Training
 
 
 def fingerprint(training: Training) -> str:

@@ -12,6 +12,7 @@ from trainer.dataset.hashing import Hashes, mix
 from trainer.errors import UserError
 
 Ints = npt.NDArray[np.int64]
+Split = Literal["validation", "test"]  # the parts of a history that models are judged on
 _VALIDATED = np.uint64(0x76616C6964617465)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

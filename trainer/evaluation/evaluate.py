@@ -19,12 +19,13 @@ from models.next_item import NextItemModel
 from sharding.ranks import Ranks
 from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.splits import Split
 from trainer.dataset.vocabulary import Vocabulary
 from trainer.dynamic_tables import DynamicTables
 from trainer.evaluation.metrics import user_metrics
 from trainer.evaluation.scoring import ItemShard, Query, Ranked, rank_items
 from trainer.stream.catalogue import wanted_by
-from trainer.stream.held_out import HeldOut, HeldOutBatch, Split
+from trainer.stream.held_out import HeldOut, HeldOutBatch
 from trainer.stream.row_groups import RowGroupReader
 
 LOOKUP_CHUNK = 65536  # item vectors looked up at a time

@@ -6,6 +6,7 @@ from typing import Any
 
 from models.ranking.config import RankingConfig, learned_labels
 from trainer.dataset.manifest import Manifest, read_manifest, used_features
+from trainer.dataset.splits import Split
 from trainer.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError
 from trainer.evaluation import report, results
@@ -18,7 +19,6 @@ from trainer.inputs import ticks_per_second
 from trainer.job import Job
 from trainer.log import read_metrics
 from trainer.storage import write_json_atomically
-from trainer.stream.held_out import Split
 
 Summary = Results | RankingResults
 

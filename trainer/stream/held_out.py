@@ -14,11 +14,11 @@ import torch
 from models.batch import HistoryBatch, as_tensor, build_batch, with_inputs
 from models.item_features import Catalogue
 from trainer.dataset.manifest import UNKNOWN_ID
+from trainer.dataset.splits import Split
 from trainer.stream.columns import gather, stretches, take_all
 from trainer.stream.masking import times_before
 from trainer.stream.row_groups import PackedHistories, RowGroupReader, joined
 
-Split = Literal["validation", "test"]
 NOTHING = np.zeros(0, dtype=np.int64)
 
 

@@ -20,11 +20,12 @@ from models.item_features import Catalogue
 from models.jagged import layout_of
 from models.ranking_batch import RankingBatch, Told, with_inputs
 from models.ranking_micro_batches import with_cuts
+from trainer.dataset.splits import Split
 from trainer.stream.columns import Column, slice_all, stretches, take_all, zero_like
 from trainer.stream.days import Calendar, shown_between
 from trainer.stream.examples import Chosen, Examples
 from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.held_out import Deal, Split, bounds_of
+from trainer.stream.held_out import Deal, bounds_of
 from trainer.stream.order import Position
 from trainer.stream.row_groups import PackedHistories, RowGroupReader
 from trainer.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps

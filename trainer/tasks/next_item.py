@@ -15,6 +15,7 @@ from models.next_item import NextItemModel
 from models.tables import TableSpec
 from sharding.ranks import Ranks
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.splits import Split
 from trainer.dataset.vocabulary import read_vocabulary
 from trainer.dynamic_tables import DynamicTables
 from trainer.evaluation.evaluate import Evaluator, make_evaluator, write_ranks
@@ -23,7 +24,6 @@ from trainer.job import Job
 from trainer.stream.catalogue import wanted_by
 from trainer.stream.examples import examples_of
 from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.held_out import Split
 from trainer.stream.histories import TrainStream
 from trainer.stream.negatives import needs_train_events
 from trainer.stream.order import Position

@@ -17,6 +17,7 @@ from models.ranking_micro_batches import parts_of
 from models.tables import TableSpec
 from sharding.ranks import Ranks
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.splits import Split
 from trainer.day_by_day import DayByDay
 from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
@@ -27,7 +28,6 @@ from trainer.stream.catalogue import wanted_by
 from trainer.stream.day_examples import DayExamples, day_examples
 from trainer.stream.examples import Examples
 from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.held_out import Split
 from trainer.stream.impressions import ImpressionStream, impression_examples
 from trainer.stream.order import Position
 from trainer.stream.row_groups import RowGroupReader

@@ -14,9 +14,9 @@ from models.item_features import ItemRequest
 from models.jagged import JaggedLayout
 from models.tables import EmbeddingTables, TableSpec
 from sharding.ranks import Ranks
+from trainer.dataset.splits import Split
 from trainer.dynamic_tables import DynamicTables
 from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.held_out import Split
 from trainer.stream.order import Position
 from trainer.stream.shares import Step
 

@@ -11,8 +11,9 @@ import pytest
 from models.item_features import Catalogue
 from tests.datasets import tiny_dataset
 from trainer.dataset.manifest import Manifest, Part, RowGroup
+from trainer.dataset.splits import Split
 from trainer.dataset.writer import OldGroups, numbered, write_part
-from trainer.stream.held_out import HeldOut, HeldOutBatch, Split
+from trainer.stream.held_out import HeldOut, HeldOutBatch
 from trainer.stream.row_groups import RowGroupReader, Wanted
 
 MAX_HISTORY = 5

@@ -16,10 +16,11 @@ from models.ranking_batch import RankingBatch
 from models.ranking_micro_batches import parts_of
 from tests.datasets import tiny_ranking_dataset
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.splits import Split
 from trainer.stream import global_batches
 from trainer.stream import shares as shares_module
 from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.held_out import Deal, Split
+from trainer.stream.held_out import Deal
 from trainer.stream.impressions import HeldOutImpressions, ImpressionStream, impression_examples
 from trainer.stream.order import Position
 from trainer.stream.row_groups import RowGroupReader, Wanted

@@ -17,11 +17,10 @@ import torch
 
 from sharding.ranks import Ranks
 from trainer.evaluation.ranking.labels import LabelRules
+from trainer.evaluation.ranking.names import BASELINES, PRIOR_IMPRESSIONS
 from trainer.stream.columns import stretches
 from trainer.stream.row_groups import Impressions, PackedHistories, RowGroupReader
 
-BASELINES = ("popularity", "user_rate", "item_and_user")
-PRIOR_IMPRESSIONS = 20.0
 _SMALLEST_RATE = 1e-6  # of labels that are never or always positive
 
 

@@ -22,6 +22,7 @@ from models.ranking_batch import RankingBatch
 from sharding.ranks import Ranks
 from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.splits import Split
 from trainer.dynamic_tables import DynamicTables
 from trainer.evaluation.ranking.baselines import TrainingRates, count_training
 from trainer.evaluation.ranking.labels import LabelRules
@@ -36,7 +37,7 @@ from trainer.evaluation.ranking.metrics import (
 )
 from trainer.evaluation.ranking.names import name_of
 from trainer.stream.catalogue import wanted_by
-from trainer.stream.held_out import Deal, Split
+from trainer.stream.held_out import Deal
 from trainer.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
 from trainer.stream.row_groups import RowGroupReader
 

@@ -1,7 +1,10 @@
-"""What the metrics of impressions are called. Imports nothing."""
+"""What the metrics and the baselines of impressions are called. Imports nothing."""
 
 METRICS = ("auc", "gauc", "logloss", "ne", "calibration")
 LARGER_IS_BETTER = {"auc": True, "gauc": True, "logloss": False, "ne": False}  # of calibration neither is
+
+BASELINES = ("popularity", "user_rate", "item_and_user")
+PRIOR_IMPRESSIONS = 20.0  # at the overall rate, which the rates of items and users are smoothed with
 
 
 def name_of(metric: str, label: str, labels: tuple[str, ...]) -> str:

@@ -10,10 +10,9 @@ from matplotlib import pyplot as plt
 
 from trainer import page
 from trainer.dataset.manifest import Counts
-from trainer.evaluation.ranking.baselines import BASELINES
 from trainer.evaluation.ranking.day_results import DayResults
 from trainer.evaluation.ranking.metrics import Judged, count_scores
-from trainer.evaluation.ranking.names import METRICS, name_of
+from trainer.evaluation.ranking.names import BASELINES, METRICS, name_of
 from trainer.evaluation.ranking.reliability import roc
 from trainer.evaluation.ranking.results import RankingResults, read_scored
 from trainer.evaluation.report_parts import count_rows, training_plots

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
-from trainer.evaluation.ranking.baselines import BASELINES, PRIOR_IMPRESSIONS
 from trainer.evaluation.ranking.intervals import intervals_of, shares_of_users
 from trainer.evaluation.ranking.metrics import (
     Judged,
@@ -30,7 +29,7 @@ from trainer.evaluation.ranking.metrics import (
     probabilities,
     sums_of,
 )
-from trainer.evaluation.ranking.names import name_of
+from trainer.evaluation.ranking.names import BASELINES, PRIOR_IMPRESSIONS, name_of
 from trainer.evaluation.ranking.reliability import reliability
 from trainer.storage import write_json_atomically
 

@@ -23,10 +23,9 @@ from tests.trainer.evaluation.ranking.worlds import (
     write_world,
 )
 from trainer.dataset.manifest import Manifest
-from trainer.evaluation.ranking.baselines import PRIOR_IMPRESSIONS
 from trainer.evaluation.ranking.evaluate import auc_over_ranks, write_scores
 from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores
-from trainer.evaluation.ranking.names import METRICS
+from trainer.evaluation.ranking.names import METRICS, PRIOR_IMPRESSIONS
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 BUY_AFTER_CLICK = LabelConfig(defined_when="click")

@@ -21,8 +21,8 @@ from tests.trainer.evaluation.ranking.worlds import (
     write_world,
 )
 from trainer.dataset.manifest import read_manifest
-from trainer.evaluation.ranking.baselines import PRIOR_IMPRESSIONS
 from trainer.evaluation.ranking.metrics import probabilities
+from trainer.evaluation.ranking.names import PRIOR_IMPRESSIONS
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
 from trainer.stream.days import Calendar, count_days
 from trainer.stream.row_groups import RowGroupReader, Wanted

@@ -30,11 +30,10 @@ from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.evaluation.metrics import intervals, means
 from trainer.evaluation.ranking import results as results_module
-from trainer.evaluation.ranking.baselines import BASELINES
 from trainer.evaluation.ranking.day_results import day_results
 from trainer.evaluation.ranking.evaluate import write_scores
 from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, probabilities
-from trainer.evaluation.ranking.names import METRICS
+from trainer.evaluation.ranking.names import BASELINES, METRICS
 from trainer.evaluation.ranking.reliability import reliability, roc
 from trainer.evaluation.ranking.report import render
 from trainer.evaluation.ranking.results import Impressions, RankingResults, merge_parts, read_scored, summarize

@@ -14,9 +14,9 @@ from sharding.ranks import Ranks
 from tests.datasets import tiny_ranking_dataset
 from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Manifest
+from trainer.dataset.splits import Split
 from trainer.dynamic_tables import DynamicTables
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator
-from trainer.stream.held_out import Split
 
 LABELS = ("click", "buy")
 NUM_ITEMS = 15
