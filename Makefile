@@ -6,7 +6,7 @@ PYTHON ?= python3
 ACCEL ?= cpu
 # Folder of real logs; tests that need it skip without.
 DATA ?= ../shared/data
-# How many tests run at a time, of those that need one core.
+# How many tests run at a time, of those that leave room for others.
 JOBS ?= 2
 
 VENV := .venv
@@ -33,10 +33,10 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 	$(BIN)/shoal synth runs/demo-logs --users 4000 --items 1000
 	$(BIN)/shoal run configs/demo.toml
 
-# Tests with processes of their own fill two cores; the others, each on one core, run side by side.
+# Whole commands fill the machine; all else runs side by side, each file with a Ray session and rank processes of its own.
 test: $(TOOLS_READY) ## run all tests; those that need a GPU skip without one
-	$(BIN)/python -m pytest --shared-data=$(DATA) -m "not processes" --numprocesses=$(JOBS) --dist=loadfile
-	$(BIN)/python -m pytest --shared-data=$(DATA) -m processes
+	$(BIN)/python -m pytest --shared-data=$(DATA) -m "not alone" --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --shared-data=$(DATA) -m alone
 
 test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
 	$(BIN)/python -m pytest --shared-data=$(DATA) -m gpu

@@ -23,10 +23,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need a Ray session or rank processes are marked; those marked `gpu` are skipped where torch sees no GPU."""
-    for item in items:
-        if not {"ray_session", "rank_pool"}.isdisjoint(getattr(item, "fixturenames", ())):
-            item.add_marker("processes")
+    """Tests marked `gpu` are skipped, with the reason, where torch sees no GPU."""
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not torch.cuda.is_available():
         for item in marked:

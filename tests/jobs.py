@@ -14,7 +14,15 @@ def tiny_job(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) -> Jo
         "logs": {"path": "unused"},
         "model": {"max_history": 8, "encoder": {"kind": "sasrec", "num_blocks": 1, "dropout": 0.0}},
         "tables": {"item": {"dim": 8, "learning_rate": 0.1}},
-        "train": {"epochs": 3, "batch_size": 8, "log_every_steps": 1, "ledger": True, "early_stopping": None},
+        "train": {
+            "epochs": 3,
+            "batch_size": 8,
+            # Half of a tiny run's time would go into evaluations and the checkpoints that come with them.
+            "evaluate_every_epochs": 3,
+            "log_every_steps": 1,
+            "ledger": True,
+            "early_stopping": None,
+        },
         "evaluate": {"ks": [5, 10], "batch_size": 16},
         "plan": {"measure": False},
     }

@@ -51,7 +51,8 @@ def job_at(run_dir: Path, dataset: Path, lookup: str, sharding: str, **train: An
             "place": {"sharding": "table_wise", "lookup": lookup, "pooling": "sum", **table},
         },
         "train": {
-            "epochs": 6, "max_steps": 12, "batch_size": 12, "optimizer": "sgd", "learning_rate": 0.1, "log_every_steps": 1,
+            "epochs": 6, "evaluate_every_epochs": 6, "max_steps": 12,
+            "batch_size": 12, "optimizer": "sgd", "learning_rate": 0.1, "log_every_steps": 1,
             "micro_batch_tokens": 90, "clip_norm": 0.5, **train,
         },
         "plan": {"measure": False},

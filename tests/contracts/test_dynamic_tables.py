@@ -89,7 +89,7 @@ def job_at(
         },
         "train": {
             "epochs": 3, "batch_size": 4, "optimizer": "adagrad", "learning_rate": 0.01, "log_every_steps": 1,
-            "early_stopping": None, **train,
+            "evaluate_every_epochs": 3, "early_stopping": None, **train,
         },
         "plan": {"measure": False},
         "evaluate": {"ks": [5, 10]},
@@ -388,7 +388,8 @@ def test_ids_that_got_rows_say_what_comes_next(tmp_path: Path, rank_pool: RankPo
             "model": {"max_history": 8, "encoder": {"num_blocks": 1, "dropout": 0.0}},
             "tables": {"item": {"dim": 16, **adagrad}, "genre": {"ids": ids, **adagrad}},
             "train": {
-                "epochs": 12, "batch_size": 32, "optimizer": "adagrad", "learning_rate": 0.01, "early_stopping": None,
+                "epochs": 12, "evaluate_every_epochs": 4, "batch_size": 32, "optimizer": "adagrad", "learning_rate": 0.01,
+                "early_stopping": None,
             },
             "evaluate": {"ks": [1, 11], "mask_seen": False},
             "plan": {"measure": False},

@@ -76,7 +76,8 @@ def job_at(folder: Path, run: str, ids: dict[str, Any], **sections: Any) -> Job:
             "device": {"sharding": "table_wise", **table, "lookup": sections.get("lookup", "rows")},
         },
         "train": {
-            "epochs": 3, "batch_size": 5, "optimizer": "adagrad", "learning_rate": 0.01, "log_every_steps": 1,
+            "epochs": 3, "evaluate_every_epochs": 3,
+            "batch_size": 5, "optimizer": "adagrad", "learning_rate": 0.01, "log_every_steps": 1,
             "early_stopping": None, **sections.get("train", {}),
         },
         "plan": {"measure": False},
@@ -212,7 +213,8 @@ def test_what_the_model_is_told_of_events_users_and_times_is_learned(
             "model": {"max_history": 8, "encoder": {"num_blocks": 1, "dropout": 0.0}, "inputs": inputs},
             "tables": {"item": {"dim": 16, **adagrad}, "place": adagrad, "group": adagrad},
             "train": {
-                "epochs": 12, "batch_size": 32, "optimizer": "adagrad", "learning_rate": 0.02, "early_stopping": None,
+                "epochs": 12, "evaluate_every_epochs": 4, "batch_size": 32, "optimizer": "adagrad", "learning_rate": 0.02,
+                "early_stopping": None,
             },
             "evaluate": {"ks": [2], "mask_seen": False},
             "plan": {"measure": False},

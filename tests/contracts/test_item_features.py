@@ -53,7 +53,7 @@ def job_at(folder: Path, features: list[str], run: str, **train: Any) -> Job:
                 "model": {"max_history": 8, "encoder": {"num_blocks": 1, "dropout": 0.0}},
                 "tables": {"item": {"dim": 16, "optimizer": "adagrad", "learning_rate": 0.05}},
                 "train": {
-                    "epochs": 12, "batch_size": 32, "optimizer": "adagrad", "learning_rate": 0.01,
+                    "epochs": 12, "evaluate_every_epochs": 4, "batch_size": 32, "optimizer": "adagrad", "learning_rate": 0.01,
                     "early_stopping": None, **train,
                 },
                 "evaluate": {"ks": [1, ITEMS_PER_GENRE + 1], "mask_seen": False},

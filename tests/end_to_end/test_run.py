@@ -18,7 +18,7 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.alone
 
 DEADLINE = 180.0
 ROOT = Path(__file__).parents[2]

@@ -17,7 +17,7 @@ from tests.end_to_end.test_run import finish, shoal
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
-pytestmark = pytest.mark.processes
+pytestmark = pytest.mark.alone
 
 START_SECONDS = 90.0
 
