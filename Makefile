@@ -33,7 +33,7 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 	$(BIN)/shoal synth runs/demo-logs --users 4000 --items 1000
 	$(BIN)/shoal run configs/demo.toml
 
-# Whole commands fill the machine; all else runs side by side, each file with a Ray session and rank processes of its own.
+# Whole commands fill the machine; all else runs side by side, in processes that have a Ray session and ranks of their own.
 test: $(TOOLS_READY) ## run all tests; those that need a GPU skip without one
 	$(BIN)/python -m pytest --shared-data=$(DATA) -m "not alone" --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 	$(BIN)/python -m pytest --shared-data=$(DATA) -m alone

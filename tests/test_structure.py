@@ -64,22 +64,22 @@ def test_config_modules_and_packages_import_neither_torch_nor_ray(source: Path) 
     assert importers(("torch", "torchrec", "fbgemm_gpu", "ray"), [source]) == []
 
 
+def loaded_by(modules: str, large: set[str]) -> str:
+    """Which of `large` are loaded after `modules` were imported, in a process of their own."""
+    program = f"import sys, {modules}; print(sorted({large!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def test_importing_settings_and_command_line_loads_neither_torch_nor_ray() -> None:
     modules = "models.config, sharding.config, trainer.config, cluster.config, cluster.cli, cluster.config_docs"
-    program = f"import sys, {modules}; print(sorted({{'torch', 'torchrec', 'ray'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert loaded_by(modules, {"torch", "torchrec", "ray"}) == "[]"
 
 
 def test_the_driver_loads_torch_and_ray_train_only_to_launch_workers() -> None:
     """Nor does the process from which Ray Train starts workers load TorchRec: both would be silent for seconds."""
-    for modules, large in (
-        ("cluster.driver", {"torch", "torchrec", "ray.train"}),
-        ("cluster.ray_trainer, cluster.works", {"torchrec"}),
-    ):
-        program = f"import sys, {modules}; print(sorted({large!r} & set(sys.modules)))"
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == "[]"
+    assert loaded_by("cluster.driver", {"torch", "torchrec", "ray.train"}) == "[]"
+    assert loaded_by("cluster.ray_trainer, cluster.works", {"torchrec"}) == "[]"
 
 
 def test_help_answers_at_once_because_it_loads_nothing_large() -> None:

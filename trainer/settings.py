@@ -21,6 +21,6 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any], at_default: Co
     at_default: settings of `now` at their defaults. `before` may lack them: it is of a version that did not know them, and a
     new setting's default does what was done without it.
     """
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    new = {name for name in now.keys() - before.keys() if name in at_default}
-    return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names if name not in new]
+    compared = (name for name in before.keys() | now.keys() if name in before or name not in at_default)
+    names = sorted(name for name in compared if before.get(name) != now.get(name))
+    return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
