@@ -7,12 +7,14 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.config import Config
 from trainer.errors import UserError, first_line
+from trainer.logs.columns import SourceName
 
 PACKAGES = ("cluster", "trainer", "sharding", "models")
 POLL_SECONDS = 1.0
@@ -81,7 +83,10 @@ def _stage(config: Config, folder: Path) -> None:
     values["cluster"]["address"] = "auto"
     values["run"]["dir"] = str(config.run_dir.resolve())
     values["run"]["dataset"] = str(config.dataset_dir.resolve())
-    values["logs"]["path"] = [_absolute(p) for p in _as_list(config.logs.path)]
+    for name in get_args(SourceName):
+        source = values["logs"] if name == "logs" else values["logs"][name]
+        if source is not None:
+            source["path"] = [_absolute(path) for path in _as_list(source["path"])]
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
 
 
