@@ -35,8 +35,8 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 
 # Whole commands fill the machine; all else runs side by side, in processes that have a Ray session and ranks of their own.
 test: $(TOOLS_READY) ## run all tests; those that need a GPU skip without one
-	$(BIN)/python -m pytest --shared-data=$(DATA) -m "not alone" --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest --shared-data=$(DATA) -m alone
+	$(BIN)/python -m pytest --shared-data=$(DATA) --ignore=tests/end_to_end --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --shared-data=$(DATA) tests/end_to_end
 
 test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
 	$(BIN)/python -m pytest --shared-data=$(DATA) -m gpu

@@ -16,8 +16,6 @@ from sharding.ranks import Ranks
 from trainer.errors import UserError
 from trainer.job import Channel
 
-pytestmark = pytest.mark.alone
-
 TWO = ClusterConfig(num_workers=2)
 DEADLINE = 60.0
 

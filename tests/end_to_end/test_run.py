@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,73 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.end_to_end.commands import DEADLINE, Submitted, finish, refused, shoal, succeed
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.synthetic.log import generate
-from trainer.synthetic.world import SyntheticConfig
-
-pytestmark = pytest.mark.alone
-
-DEADLINE = 180.0
-ROOT = Path(__file__).parents[2]
-
-
-def shoal(*arguments: str) -> subprocess.Popen[str]:
-    # A session of its own: a signal sent to the command must not reach the test, and the other way round.
-    return subprocess.Popen(
-        [sys.executable, "-m", "cluster", *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    try:
-        out, err = process.communicate(timeout=DEADLINE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        out, err = process.communicate()
-        raise AssertionError(f"no end within {DEADLINE} s\n{out}\n{err}") from None
-    return process.returncode, out, err
-
-
-def succeed(*arguments: str) -> dict[str, Any]:
-    code, out, err = finish(shoal(*arguments, "--json"))
-    assert code == 0, err
-    answer: dict[str, Any] = json.loads(out)
-    return answer
-
-
-@pytest.fixture(scope="module")
-def logs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("logs") / "events"
-    generate(SyntheticConfig(num_users=240, num_items=200, mean_events_per_user=20.0, users_per_file=120), folder)
-    return folder
-
-
-@pytest.fixture
-def config(tmp_path, logs) -> Path:
-    path = tmp_path / "run.toml"
-    path.write_text(
-        f"""
-        [logs]
-        path = "{logs}/events-*.parquet"
-        [model]
-        max_history = 20
-        [tables.item]
-        dim = 16
-        [train]
-        epochs = 6
-        batch_size = 8
-        ledger = true
-        log_every_steps = 1
-        [checkpoint]
-        every_steps = 25
-        """
-    )
-    return path
 
 
 def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
@@ -95,19 +29,19 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> N
     raise AssertionError(f"step {step} was not reached: {process.communicate()}")
 
 
-def test_a_run_that_lost_a_worker_and_was_stopped_ends_as_one_that_did_not_bit_for_bit(config, tmp_path):
-    whole, pieces, dataset = tmp_path / "whole", tmp_path / "pieces", tmp_path / "dataset"
-    common = ["--set", f"run.dataset={dataset}"]
-    answer = succeed("run", str(config), *common, "--set", f"run.dir={whole}")
-    command = ["run", str(config), *common, "--set", f"run.dir={pieces}"]
+def test_a_run_that_lost_a_worker_and_was_stopped_ends_bit_for_bit_as_one_on_a_cluster_that_did_not(
+    config: Path, submitted: Submitted, tmp_path: Path
+) -> None:
+    whole, pieces = submitted.run_dir, tmp_path / "pieces"
+    command = ["run", str(config), "--set", f"run.dir={pieces}", "--set", f"run.dataset={whole / 'dataset'}"]
     _lose_a_worker(shoal(*command), pieces, at_step=40)
     assert 25 <= _newest_step(pieces) < 180
     _stop(shoal(*command), pieces, at_step=90)
     assert 90 <= _newest_step(pieces) < 180
-    again = succeed(*command)
+    answer = succeed(*command)
 
-    for name in ("training", "results"):
-        assert again[name] == answer[name]
+    assert answer["training"] == json.loads((whole / "state.json").read_text())["stages"]["train"]["result"]
+    assert answer["results"] == json.loads((whole / "evaluation/test/metrics.json").read_text())
     ours, theirs = (checkpoint_folder.committed(folder / "checkpoints") for folder in (whole, pieces))
     assert [p.name for p in ours] == [p.name for p in theirs]
     for a, b in zip(ours, theirs, strict=True):
@@ -117,7 +51,7 @@ def test_a_run_that_lost_a_worker_and_was_stopped_ends_as_one_that_did_not_bit_f
         assert (whole / ledger).read_text() == (pieces / ledger).read_text()
         steps = [json.loads(line)["step"] for line in (whole / ledger).read_text().splitlines()]
         assert steps == list(range(1, answer["training"]["step"] + 1))
-    _check_outputs(whole, answer)
+    _check_outputs(pieces, answer)
 
 
 def _lose_a_worker(process: subprocess.Popen[str], run_dir: Path, at_step: int) -> None:
@@ -165,14 +99,6 @@ def _check_outputs(run_dir: Path, answer: dict[str, Any]) -> None:
     assert (run_dir / "evaluation/test/report.html").read_text().startswith("<!doctype html>")
     assert json.loads((run_dir / "plan.json").read_text())["tables"]["item"]["num_rows"] > 1
     assert list((run_dir / "tensorboard").iterdir())
-
-
-def refused(*arguments: str) -> str:
-    """The one message of a command that the user must mend."""
-    code, out, err = finish(shoal(*arguments))
-    assert code == 2, (out, err)
-    assert "Traceback" not in out + err
-    return err
 
 
 def test_wrong_settings_are_named_before_anything_starts(config, tmp_path):

@@ -15,8 +15,6 @@ from trainer.errors import UserError
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
-pytestmark = pytest.mark.alone
-
 
 @pytest.fixture
 def study(tmp_path: Path) -> Path:

@@ -1,0 +1,48 @@
+"""A log and a config of it, and a run of that config which was submitted to a Ray cluster on this machine."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.commands import Submitted, finish, shoal
+from tests.end_to_end.ray_head import ray_head
+from trainer.synthetic.log import generate
+from trainer.synthetic.world import SyntheticConfig
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("end-to-end")
+    world = SyntheticConfig(num_users=240, num_items=200, mean_events_per_user=20.0, users_per_file=120)
+    generate(world, folder / "events")
+    path = folder / "run.toml"
+    path.write_text(
+        f"""
+        [logs]
+        path = "{folder}/events/events-*.parquet"
+        [model]
+        max_history = 20
+        [tables.item]
+        dim = 16
+        [train]
+        epochs = 6
+        batch_size = 8
+        ledger = true
+        log_every_steps = 1
+        [checkpoint]
+        every_steps = 25
+        """
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def submitted(config: Path) -> Submitted:
+    run_dir = config.parent / "submitted"
+    with ray_head() as dashboard:
+        command = ["submit", str(config), "--dashboard", dashboard, "--set", f"run.dir={run_dir}"]
+        code, said, err = finish(shoal(*command))
+        assert code == 0, said + err
+        code, again, err = finish(shoal(*command, "--set", "train.batch_size=10"))
+        assert code == 2, again + err
+        return Submitted(run_dir, said, again)
