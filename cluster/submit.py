@@ -15,6 +15,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from cluster.config import Config
 from trainer.errors import UserError, first_line
 from trainer.logs.columns import SourceName
+from trainer.logs.files import absolute, entries_of
 
 PACKAGES = ("cluster", "trainer", "sharding", "models")
 POLL_SECONDS = 1.0
@@ -75,7 +76,7 @@ def _connect(dashboard: str) -> JobSubmissionClient:
 
 
 def _stage(config: Config, folder: Path) -> None:
-    """Exactly the four packages and the resolved config, which joins the cluster that runs the job."""
+    """Exactly the four packages and the resolved config: its paths lead from any folder, and it joins the cluster that runs it."""
     root = Path(__file__).resolve().parent.parent
     for package in PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -86,16 +87,10 @@ def _stage(config: Config, folder: Path) -> None:
     for name in get_args(SourceName):
         source = values["logs"] if name == "logs" else values["logs"][name]
         if source is not None:
-            source["path"] = [_absolute(path) for path in _as_list(source["path"])]
+            source["path"] = [absolute(entry) for entry in entries_of(source["path"])]
+    if config.plan.calibration is not None:
+        values["plan"]["calibration"] = absolute(config.plan.calibration)
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
-
-
-def _as_list(path: str | list[str]) -> list[str]:
-    return [path] if isinstance(path, str) else path
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).resolve())
 
 
 def _follow(client: JobSubmissionClient, job_id: str, on_log: Callable[[str], None]) -> int:

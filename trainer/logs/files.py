@@ -63,11 +63,21 @@ def find_files(
 
     Raises UserError if an entry leads to no file.
     """
-    entries = [path] if isinstance(path, str) else path
+    entries = entries_of(path)
     if not entries:
         raise UserError(f"{setting} is an empty list; name the files, folders or globs of the event logs")
     found = {file.name: file for entry in entries for file in _find(entry, format, setting)}
     return tuple(found[name] for name in sorted(found))
+
+
+def entries_of(path: str | list[str]) -> list[str]:
+    """The files, folders, globs and URIs that a setting names."""
+    return [path] if isinstance(path, str) else path
+
+
+def absolute(entry: str) -> str:
+    """The same entry as it leads from any folder; a URI does already."""
+    return entry if "://" in entry else os.path.abspath(os.path.expanduser(entry))
 
 
 @contextmanager
@@ -117,7 +127,7 @@ def _locate(entry: str) -> tuple[pafs.FileSystem, str, str, list[str]]:
         filesystem, start = pafs.FileSystem.from_uri(uri)
         local = isinstance(filesystem, pafs.LocalFileSystem)
         return filesystem, "" if local else uri, start, wild
-    path = os.path.abspath(os.path.expanduser(entry))
+    path = absolute(entry)
     if os.path.exists(path):  # a name may hold a bracket and mean it
         return pafs.LocalFileSystem(), "", path, []
     plain, wild = _split_at_wildcard(path.split("/"), "*?[")
