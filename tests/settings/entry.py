@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.errors import UserError
+
 Settings = Mapping[str, Any]  # config keys to values
 Observation = Callable[[Any, Any], Any]  # of (lab, checked settings)
 
@@ -24,6 +26,11 @@ class _Differs:
 DIFFERS = _Differs()
 
 
+def accepted(lab: Any, settings: Any) -> bool:
+    """Return that settings were accepted."""
+    return True
+
+
 @dataclass(frozen=True)
 class Entry:
     """One setting with a value that differs from the one in its base, and the effect of the difference.
@@ -36,7 +43,7 @@ class Entry:
     # Another value than the default or the one in `base`.
     value: Any
     # What is looked at: a function of observations*.py.
-    observe: Observation
+    observe: Observation = accepted
     # What is seen with the value; a function is called with what is seen without it and returns that.
     becomes: Any = DIFFERS
     # What is seen with the value, computed by another path: a function of (lab, settings with the value).
@@ -47,6 +54,8 @@ class Entry:
     besides: Settings = field(default_factory=dict)
     # Which base config and logs: "events", "impressions", or another root of the settings.
     world: str = "events"
+    # Part of the message with which the value is refused; it is accepted without the settings of `base`.
+    refused: str = ""
     # Why results do not depend on the setting; `observe` then looks at what it does instead.
     free: str = ""
 
@@ -59,6 +68,8 @@ class Entry:
 def check(entry: Entry, lab: Any) -> None:
     """Compare what is seen with and without an entry's value. Raises AssertionError naming the setting."""
     before = lab.see(entry.observe, lab.settings(entry.world, entry.base))
+    if entry.refused:
+        return _check_refused(entry, lab)
     changed = lab.settings(entry.world, {**entry.base, **entry.besides, entry.key: entry.value})
     after = lab.see(entry.observe, changed)
     seen = f"{entry.key} = {entry.value!r}: {getattr(entry.observe, '__name__', 'observe')}"
@@ -68,6 +79,15 @@ def check(entry: Entry, lab: Any) -> None:
         if entry.formula is not None:
             expected = entry.formula(lab, changed)
         assert same(expected, after), f"{seen} shows {shown(after)}, and should show {shown(expected)}"
+
+
+def _check_refused(entry: Entry, lab: Any) -> None:
+    try:
+        lab.settings(entry.world, {**entry.base, **entry.besides, entry.key: entry.value})
+    except UserError as error:
+        assert entry.refused in str(error), f"{entry.key} = {entry.value!r} is refused, but with another message: {error}"
+        return
+    raise AssertionError(f"{entry.key} = {entry.value!r} is accepted, and should be refused: {entry.refused}")
 
 
 def same(left: Any, right: Any) -> bool:

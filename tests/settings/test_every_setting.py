@@ -26,7 +26,8 @@ def test_the_setting_has_its_effect(lab: Lab, entry: Entry) -> None:
 def covered(lab: Lab, entry: Entry) -> str:
     """Return the leaf that an entry is of."""
     prefix = WORLDS[entry.world].prefix
-    settings = model_of(lab.settings(entry.world, {**entry.base, **entry.besides, entry.key: entry.value}))
+    given = entry.base if entry.refused else {**entry.base, **entry.besides, entry.key: entry.value}
+    settings = model_of(lab.settings(entry.world, given))
     return leaf_of(settings, entry.key.removeprefix(f"{prefix}."), f".{prefix}" if prefix else "")
 
 
