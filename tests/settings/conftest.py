@@ -10,4 +10,6 @@ from tests.settings.lab import Lab, one_rank
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     with one_rank() as ranks:
-        yield Lab(tmp_path_factory.mktemp("settings"), ranks)
+        lab = Lab(tmp_path_factory.mktemp("settings"), ranks)
+        yield lab
+        lab.close()

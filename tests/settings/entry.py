@@ -94,7 +94,7 @@ def same(left: Any, right: Any) -> bool:
     """Return whether two observations are equal; numbers but for rounding in float32."""
     if isinstance(left, Tensor | np.ndarray) or isinstance(right, Tensor | np.ndarray):
         left, right = np.asarray(left), np.asarray(right)
-        return left.shape == right.shape and bool(np.allclose(left, right, rtol=1e-5, atol=1e-7, equal_nan=True))
+        return left.shape == right.shape and bool(np.allclose(left, right, rtol=1e-5, atol=1e-6, equal_nan=True))
     if isinstance(left, Mapping) and isinstance(right, Mapping):
         return left.keys() == right.keys() and all(same(left[key], right[key]) for key in left)
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):

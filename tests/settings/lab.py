@@ -20,8 +20,9 @@ from cluster.config_file import apply_override, read_values
 from cluster.plan.workload import WorkloadConfig, check_workload
 from cluster.study.config import StudyConfig, StudyFile, read_study
 from sharding.ranks import Ranks, current_ranks
+from tests.rank_pool import RankPool
 from tests.settings.entry import Settings, toml
-from tests.settings.logs import START, DAY, write_logs
+from tests.settings.logs import DAY, START, write_logs
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.job import Job
 from trainer.storage import digest_of
@@ -114,6 +115,7 @@ class Lab:
         self._datasets: dict[str, Path] = {}
         self._seen: dict[tuple[Any, str], Any] = {}
         self._num_folders = 0
+        self._pool = RankPool(size=2)
 
     def _file(self, world: str) -> Path:
         return self.folder / f"{world.replace(' ', '_')}.toml"
@@ -141,6 +143,14 @@ class Lab:
             torch.manual_seed(0)
             self._seen[key] = observe(self, settings)
         return self._seen[key]
+
+    def on_two_ranks(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Run function(ranks, *arguments) on two ranks in processes of their own; return their results."""
+        return self._pool.run(2, function, *arguments)
+
+    def close(self) -> None:
+        """End the processes of the ranks."""
+        self._pool.stop()
 
     def new_folder(self) -> Path:
         """A folder that nobody else uses."""

@@ -32,6 +32,7 @@ class Trained:
     table_rates: list[float] = field(default_factory=list)
     weights: list[Tensor] = field(default_factory=list)
     results: list[StepResult] = field(default_factory=list)
+    state: dict[str, Tensor] = field(default_factory=dict)  # what a checkpoint holds besides weights
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -60,6 +61,7 @@ def trained(lab: Lab, config: Config) -> Trained:
 
     training.step = recording  # type: ignore[assignment]
     run.outcome = training.run()
+    run.state = training.built.state()
     return run
 
 
