@@ -168,10 +168,10 @@ class Lab:
             self.prepare(config, self._datasets[key])
         return self._datasets[key]
 
-    def prepare(self, config: Config, folder: Path) -> Manifest:
-        """Prepare a dataset anew. Raises UserError as the command does."""
+    def prepare(self, config: Config, folder: Path, limits: list[int] | None = None) -> Manifest:
+        """Prepare a dataset anew; `limits` takes how many tasks might run at a time. Raises UserError as the command does."""
         run = config.run.model_copy(update={"dataset": str(folder)})
-        with _without_ray():
+        with _without_ray([] if limits is None else limits):
             return cluster.prepare.prepare(config.model_copy(update={"run": run}), lambda _: None)
 
     def manifest(self, config: Config) -> Manifest:
@@ -206,12 +206,13 @@ def one_rank() -> Iterator[Ranks]:
 
 
 @contextmanager
-def _without_ray() -> Iterator[None]:
-    """The tasks of prepare, one after another in this process; nobody looks at the card's pictures."""
+def _without_ray(limits: list[int]) -> Iterator[None]:
+    """Run the tasks of prepare one after another in this process; nobody looks at the card's pictures."""
 
     def run_tasks(
         task: Callable[[Any, int], Any], argument: Any, numbers: Iterable[int], limit: int
     ) -> Generator[tuple[int, Any], None, None]:
+        limits.append(limit)
         for number in numbers:
             yield number, task(argument, number)
 

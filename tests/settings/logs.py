@@ -3,6 +3,8 @@
 Every column has a second one beside it that tells another story, so that a setting that names a column shows which was read.
 """
 
+import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,17 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from sharding.planning.topology import CostConstants
+
 NUM_USERS, NUM_ITEMS, EVENTS_PER_USER = 24, 16, 9
 DAY = 86_400
 START = 20_004 * DAY  # 2024-10-08
+CALIBRATED = 7.0  # every constant of calibration.json
 COLOURS = ("red", "green", "blue")
 
 
 def write_logs(folder: Path) -> None:
-    """Write events, impressions, items, users and their variants below `folder`."""
+    """Write events, impressions, items, users and their variants below `folder`, and a calibration of plans."""
     folder.mkdir(parents=True)
     events = _events()
     pq.write_table(events, folder / "events.parquet")
@@ -33,6 +38,8 @@ def write_logs(folder: Path) -> None:
     _write_both(_owners("user_id", "u", NUM_USERS, 2), folder / "users")
     past = events.append_column("other_item_id", pa.array(events.column("item_id").to_pylist()[::-1]))
     _write_both(past, folder / "past")
+    constants = {entry.name: CALIBRATED for entry in fields(CostConstants)}
+    (folder / "calibration.json").write_text(json.dumps({"constants": constants}), encoding="utf-8")
 
 
 def _write_both(table: pa.Table, path: Path) -> None:
