@@ -8,7 +8,7 @@ from typing import Any
 from cluster.config import Config, check_config
 from cluster.config_file import apply_override, read_values
 from cluster.plan.workload import check_workload
-from sharding.config import CommunicationConfig, PlanConfig
+from sharding.config import CommunicationConfig, DevicesConfig
 from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology
 from trainer.dataset.manifest import Manifest, read_manifest
@@ -143,7 +143,7 @@ def _rows(config: Config, manifest: Manifest | None, given: Mapping[str, int]) -
 
 
 def _topology(
-    config: PlanConfig, num_devices: int, device: str, preset: str | None
+    config: DevicesConfig, num_devices: int, device: str, preset: str | None
 ) -> tuple[Topology, tuple[str, ...]]:
     if device == "cuda":
         note = () if preset else (f"GPUs are like {ASSUMED_GPU} where the config does not say otherwise",)

@@ -25,7 +25,9 @@ ENTRIES = (
     ),
     Entry("evaluate.ks", [3, 10], validation_metrics, ["hr@10", "hr@3", "mrr", "ndcg@10", "ndcg@3"]),
     # Of sixteen items a list of fifteen has room for those of the history only.
-    Entry("evaluate.mask_seen", False, list_lengths, lambda lengths: [15] * len(lengths), base={"evaluate.ks": [10, 15]}),
+    Entry(
+        "evaluate.mask_seen", False, list_lengths, lambda lengths: [15] * len(lengths), base={"evaluate.ks": [10, 15]}
+    ),
     Entry("evaluate.targets", "first", targets_of_users, lambda numbers: [1] * len(numbers), base=BY_TIME),
     Entry("evaluate.batch_size", 5, batches_scored, [5, 5, 5, 5, 4]),
     Entry(

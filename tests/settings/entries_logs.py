@@ -23,8 +23,12 @@ from tests.settings.observations_of_logs import (
 )
 
 LENIENT: Settings = {"logs.max_rejected_fraction": 1.0}
-ITEMS: Settings = {"logs.items": {"path": "LOGS/items.parquet", "features": {"thing": {"kind": "timestamp", "column": "moment"}}}}
-USERS: Settings = {"logs.users": {"path": "LOGS/users.parquet", "features": {"thing": {"kind": "timestamp", "column": "moment"}}}}
+ITEMS: Settings = {
+    "logs.items": {"path": "LOGS/items.parquet", "features": {"thing": {"kind": "timestamp", "column": "moment"}}}
+}
+USERS: Settings = {
+    "logs.users": {"path": "LOGS/users.parquet", "features": {"thing": {"kind": "timestamp", "column": "moment"}}}
+}
 TIMES = {"validation_time": START + 3 * DAY, "test_time": START + 5 * DAY}
 PAST: Settings = {"logs.history": {"path": "LOGS/past.parquet"}}
 
@@ -47,7 +51,9 @@ ROWS = (
 )
 
 IMPRESSIONS = (
-    Entry("logs.labels", ["click", "like"], labels, ["click", "like"], besides={"logs.outcomes": []}, world="impressions"),
+    Entry(
+        "logs.labels", ["click", "like"], labels, ["click", "like"], besides={"logs.outcomes": []}, world="impressions"
+    ),
     Entry(
         "logs.outcomes",
         ["number"],
@@ -56,7 +62,9 @@ IMPRESSIONS = (
         world="impressions",
     ),
     Entry("logs.history_label", "like", histories, base={"logs.labels": ["click", "like"]}, world="impressions"),
-    Entry("logs.history", PAST["logs.history"], count("history_events"), lambda found: found + 208, world="impressions"),
+    Entry(
+        "logs.history", PAST["logs.history"], count("history_events"), lambda found: found + 208, world="impressions"
+    ),
     Entry("logs.negative_sampling_rate", 0.25, kept_share, 0.25, world="impressions"),
     *(
         Entry(f"logs.history.{name}", value, histories, base={**PAST, **LENIENT}, world="impressions")
@@ -113,7 +121,12 @@ def features(owner: str) -> Iterator[Entry]:
         yield Entry(f"{key}.column", second, values, base=of(kind=kind, column=first))
     yield Entry(f"{key}.column", "far", values, base=of(kind="vector", column="vector", dim=3))
     yield Entry(
-        f"{key}.dim", 5, thing("dim"), 5, base=of(kind="vector", column="vector", dim=3), besides={f"{key}.column": "wide"}
+        f"{key}.dim",
+        5,
+        thing("dim"),
+        5,
+        base=of(kind="vector", column="vector", dim=3),
+        besides={f"{key}.column": "wide"},
     )
     colour = of(kind="categorical", column="colour")
     words = of(kind="categorical", column="words", separator="|")
@@ -122,16 +135,40 @@ def features(owner: str) -> Iterator[Entry]:
     yield Entry(f"{key}.max_values", 2, longest_value, 2, base=words)
     number = of(kind="numeric", column="number", scale="none")
     yield Entry(f"{key}.transform", "log1p", values, lambda found: np.log1p(np.asarray(found)).tolist(), base=number)
-    yield Entry(f"{key}.scale", "none", thing("fitted"), {"transform": "none", "mean": 0.0, "std": 1.0}, base=of(kind="numeric", column="number"))
+    yield Entry(
+        f"{key}.scale",
+        "none",
+        thing("fitted"),
+        {"transform": "none", "mean": 0.0, "std": 1.0},
+        base=of(kind="numeric", column="number"),
+    )
     yield Entry(f"{key}.buckets", 4, thing("num_rows"), 5, base=number)
     yield Entry(f"{key}.table", "bins", thing("table"), "bins", base=number | {f"{key}.buckets": 4})
 
 
 SPLIT = (
-    Entry("split.kind", "global_time", cuts, formula=cuts_at(3, 5), besides={f"split.{name}": time for name, time in TIMES.items()}),
+    Entry(
+        "split.kind",
+        "global_time",
+        cuts,
+        formula=cuts_at(3, 5),
+        besides={f"split.{name}": time for name, time in TIMES.items()},
+    ),
     Entry("split.kind", "leave_one_out", cuts, base={"split": {"kind": "global_time", **TIMES}}, besides={"split": {}}),
-    Entry("split.validation_time", START + 4 * DAY, cuts, formula=cuts_at(4, 5), base={"split": {"kind": "global_time", **TIMES}}),
-    Entry("split.test_time", START + 4 * DAY, cuts, formula=cuts_at(3, 4), base={"split": {"kind": "global_time", **TIMES}}),
+    Entry(
+        "split.validation_time",
+        START + 4 * DAY,
+        cuts,
+        formula=cuts_at(4, 5),
+        base={"split": {"kind": "global_time", **TIMES}},
+    ),
+    Entry(
+        "split.test_time",
+        START + 4 * DAY,
+        cuts,
+        formula=cuts_at(3, 4),
+        base={"split": {"kind": "global_time", **TIMES}},
+    ),
     Entry("split.min_events", 4, count("users_not_evaluated"), 1),
     Entry("split.validation_share", 0.5, count("validation_targets")),
 )

@@ -104,7 +104,9 @@ ENCODER = (
 )
 
 MASKING = (
-    Entry("model.masking.probability", 1 - 1e-9, masked_share, 1.0, base={**BERT, "model.masking.last_probability": 0.0}),
+    Entry(
+        "model.masking.probability", 1 - 1e-9, masked_share, 1.0, base={**BERT, "model.masking.last_probability": 0.0}
+    ),
     Entry("model.masking.last_probability", 1.0, masked_last_only, True, base=BERT),
 )
 

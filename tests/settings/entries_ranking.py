@@ -17,7 +17,11 @@ from tests.settings.observations_of_ranking import (
 WORLD = "impressions"
 INTEREST = "model.interest.attention"
 # Projected, and scored by a dot product: what most parts of attention are of.
-PROJECTED: Settings = {f"{INTEREST}.score": "dot_product", f"{INTEREST}.projection": True, f"{INTEREST}.normalisation": "softmax"}
+PROJECTED: Settings = {
+    f"{INTEREST}.score": "dot_product",
+    f"{INTEREST}.projection": True,
+    f"{INTEREST}.normalisation": "softmax",
+}
 ITEMS: Settings = {
     "logs.items": {
         "path": "LOGS/items.parquet",
@@ -57,7 +61,9 @@ HOW_IT_MEETS = (
     *entries({f"{INTEREST}.unit_activation": "relu", f"{INTEREST}.score": "dot_product"}, {}),
     Entry(f"{INTEREST}.projection", False, loss, base=PROJECTED, world=WORLD),
     *attention(INTEREST, WORLD, PROJECTED),
-    Entry(f"{INTEREST}.mask", "bidirectional", refused="a candidate sees earlier events only", base=PROJECTED, world=WORLD),
+    Entry(
+        f"{INTEREST}.mask", "bidirectional", refused="a candidate sees earlier events only", base=PROJECTED, world=WORLD
+    ),
     Entry(f"{INTEREST}.differential", True, refused="is not offered for candidates", base=PROJECTED, world=WORLD),
     Entry("model.interest.search.kind", "similarity", loss, base={"model.interest.search.num_found": 1}, world=WORLD),
     Entry("model.interest.search.feature", "shade", loss, base=CATEGORY, world=WORLD),
@@ -70,7 +76,9 @@ LAYERS = (
     *entries({"model.experts.hidden": [16], "model.experts.tower": [4], "model.experts.activation": "prelu"}, {}),
     Entry("model.experts.dropout", 0.5, training_loss, world=WORLD),
     *entries({"model.experts.kind": "mmoe"}, TWO),
-    *entries({"model.experts.num_experts": 2, "model.experts.num_label_experts": 2, "model.experts.num_levels": 2}, PLE),
+    *entries(
+        {"model.experts.num_experts": 2, "model.experts.num_label_experts": 2, "model.experts.num_levels": 2}, PLE
+    ),
     Entry("model.experts.num_levels", 2, dense_shapes, base=PLE, world=WORLD),
 )
 

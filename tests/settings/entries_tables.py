@@ -1,5 +1,6 @@
 """Entries of [tables] and [communication]: how rows lie, are looked up, updated and given to ids."""
 
+from sharding.plan import Shard
 from tests.settings.entry import Entry, Settings
 from tests.settings.observations import loss
 from tests.settings.observations_of_logs import count
@@ -18,14 +19,13 @@ from tests.settings.observations_of_tables import (
     most_ids,
     num_rows,
     optimizer_numbers,
-    shard_widths,
     rows_sent,
+    shard_widths,
     shards,
     update_sent,
     updates,
     widths,
 )
-from sharding.plan import Shard
 
 ITEM, COLOUR = "tables.item", "tables.colour"
 FREE = "sums in another order apart, results are the same wherever rows lie"
@@ -35,16 +35,31 @@ FOUR: Settings = {"cluster.num_workers": 4}
 EVENTS: Settings = {"logs.features": {"colour": {"kind": "categorical", "column": "shade"}}}
 WORDS: Settings = {"logs.features": {"colour": {"kind": "categorical", "column": "words", "separator": "|"}}}
 DYNAMIC: Settings = {**EVENTS, COLOUR: {"ids": {"kind": "dynamic", "num_rows": 8, "admit_after": 1}}}
-FULL: Settings = {"logs.features": {"colour": {"kind": "categorical", "column": "tally"}}, COLOUR: {"ids": {"kind": "dynamic", "num_rows": 4, "admit_after": 1, "max_age_steps": 1}}}
+FULL: Settings = {
+    "logs.features": {"colour": {"kind": "categorical", "column": "tally"}},
+    COLOUR: {"ids": {"kind": "dynamic", "num_rows": 4, "admit_after": 1, "max_age_steps": 1}},
+}
 
 PLAIN_UPDATES: Settings = {f"{ITEM}.optimizer": "sgd", f"{ITEM}.learning_rate": 100.0}
 
 PLACEMENT = (
     Entry(f"{ITEM}.dim", 12, widths, {"item": 12}),
     Entry(f"{ITEM}.sharding", "table_wise", in_plan("sharding"), "table_wise", free=FREE),
-    Entry(f"{ITEM}.kernel", "fused", in_plan("kernel"), "fused", base={"cluster.gpus_per_worker": 1, f"{ITEM}.kernel": "fused_uvm"}, free=FREE),
     Entry(
-        f"{ITEM}.ranks", [2], shards, [Shard(2, 0, 0, 17, 8)], base={**FOUR, f"{ITEM}.sharding": "table_wise"}, free=FREE
+        f"{ITEM}.kernel",
+        "fused",
+        in_plan("kernel"),
+        "fused",
+        base={"cluster.gpus_per_worker": 1, f"{ITEM}.kernel": "fused_uvm"},
+        free=FREE,
+    ),
+    Entry(
+        f"{ITEM}.ranks",
+        [2],
+        shards,
+        [Shard(2, 0, 0, 17, 8)],
+        base={**FOUR, f"{ITEM}.sharding": "table_wise"},
+        free=FREE,
     ),
     Entry(
         f"{ITEM}.min_partition",
@@ -86,7 +101,14 @@ UPDATES = (
 )
 
 IDS = (
-    Entry(f"{COLOUR}.ids.kind", "vocabulary", ids_kind, "vocabulary", base={**EVENTS, f"{COLOUR}.ids": {"kind": "hash", "num_rows": 5}}, besides={f"{COLOUR}.ids": {}}),
+    Entry(
+        f"{COLOUR}.ids.kind",
+        "vocabulary",
+        ids_kind,
+        "vocabulary",
+        base={**EVENTS, f"{COLOUR}.ids": {"kind": "hash", "num_rows": 5}},
+        besides={f"{COLOUR}.ids": {}},
+    ),
     Entry(f"{COLOUR}.ids.kind", "hash", ids_kind, "hash", base=EVENTS, besides={f"{COLOUR}.ids.num_rows": 5}),
     Entry(f"{COLOUR}.ids.kind", "dynamic", ids_kind, "dynamic", base=EVENTS, besides={f"{COLOUR}.ids.num_rows": 5}),
     Entry(f"{ITEM}.ids.min_count", 12, count("rare_items")),
@@ -96,8 +118,19 @@ IDS = (
     Entry(f"{COLOUR}.ids.admit_after", 10**6, ids_sum("admitted"), 0, base=DYNAMIC),
     Entry(f"{COLOUR}.ids.evict", "use", ids_with_rows, base={**FULL, f"{COLOUR}.ids.max_age_steps": 1000}),
     Entry(f"{COLOUR}.ids.max_age_steps", 1000, ids_sum("evicted"), 0, base=FULL),
-    Entry(f"{COLOUR}.ids.half_life_steps", 1, ids_with_rows, base={**FULL, f"{COLOUR}.ids.evict": "use", "train.epochs": 4}),
-    Entry(f"{COLOUR}.ids.max_candidates", 2, most_ids("candidates"), 2, base={**DYNAMIC, f"{COLOUR}.ids.admit_after": 10**6}),
+    Entry(
+        f"{COLOUR}.ids.half_life_steps",
+        1,
+        ids_with_rows,
+        base={**FULL, f"{COLOUR}.ids.evict": "use", "train.epochs": 4},
+    ),
+    Entry(
+        f"{COLOUR}.ids.max_candidates",
+        2,
+        most_ids("candidates"),
+        2,
+        base={**DYNAMIC, f"{COLOUR}.ids.admit_after": 10**6},
+    ),
 )
 
 COMMUNICATION = (

@@ -96,7 +96,9 @@ WORLDS = {
     "impressions": World(Config, _IMPRESSIONS + _RUN),
     "study": World(StudyConfig, _STUDY + _EVENTS + _RUN, "study"),
     "workload": World(WorkloadConfig, _WORKLOAD, "workload"),
-    "synth": World(SyntheticConfig, "num_users = 40\nnum_items = 120\nmean_events_per_user = 12.0\nnum_patterns = 10\n", "synth"),
+    "synth": World(
+        SyntheticConfig, "num_users = 40\nnum_items = 120\nmean_events_per_user = 12.0\nnum_patterns = 10\n", "synth"
+    ),
     "synth impressions": World(
         ImpressionConfig, "num_users = 60\nnum_items = 60\nmean_impressions_per_user = 40.0\n", "synth_impressions"
     ),
@@ -218,6 +220,6 @@ def _without_ray(limits: list[int]) -> Iterator[None]:
 
     with (
         mock.patch.object(cluster.prepare, "run_tasks", run_tasks),
-        mock.patch.object(cluster.prepare.card, "write", lambda *_: None),
+        mock.patch.object(cluster.prepare.card, "write", return_value=None),
     ):
         yield

@@ -58,9 +58,9 @@ def joined_address(lab: Lab, config: Config) -> str:
 
     with (
         mock.patch.object(ray, "init", init),
-        mock.patch.object(ray, "shutdown", lambda: None),
-        mock.patch.object(ray, "is_initialized", lambda: False),
-        mock.patch.object(session, "check_resources", lambda _: None),
+        mock.patch.object(ray, "shutdown", return_value=None),
+        mock.patch.object(ray, "is_initialized", return_value=False),
+        mock.patch.object(session, "check_resources", return_value=None),
         ray_session(config.cluster),
     ):
         return joined[0]

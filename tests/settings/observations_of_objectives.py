@@ -79,7 +79,9 @@ def full_softmax(temperature: float = 1.0, smoothing: float = 0.0, normalize: bo
     def by_hand(lab: Lab, config: Config) -> float:
         given = asked(lab, config, normalize)
         items, targets = given.items[FIRST_ITEM : given.batch.num_candidates], given.batch.target_ids - FIRST_ITEM
-        return float(softmax_cross_entropy_reference(given.users, items, targets, temperature, smoothing)) / len(targets)
+        return float(softmax_cross_entropy_reference(given.users, items, targets, temperature, smoothing)) / len(
+            targets
+        )
 
     return by_hand
 
@@ -94,7 +96,7 @@ def sampled(
 ) -> Formula:
     """Return the mean loss of a sampled objective with these numbers, whatever the settings are.
 
-    weights: of targets and of negatives; those of the objective's defaults if not given. power: correct scores for negatives that are
+    weights: of targets and of negatives; those of the defaults if not given. power: correct scores for negatives that are
     drawn by popularity to this power.
     """
 
@@ -106,7 +108,9 @@ def sampled(
         positive, negative = (weights or _WEIGHTS[kind])(given)
         offset = math.log(negative * sample.num_negatives / positive) if balanced else 0.0
         if power is not None:
-            offset = math.log(negative * sample.num_negatives) + (math.log(given.num_items / positive) if balanced else 0.0)
+            offset = math.log(negative * sample.num_negatives) + (
+                math.log(given.num_items / positive) if balanced else 0.0
+            )
         return float(binary_cross_entropy_reference(sample, positive, negative, offset)) / len(sample.users)
 
     return by_hand

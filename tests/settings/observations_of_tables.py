@@ -1,5 +1,6 @@
 """What the settings' tests see of tables: how they are planned, looked up and updated, and how ids become rows."""
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -105,7 +106,7 @@ def updates(lab: Lab, config: Config) -> list[Tensor]:
     for _ in range(2):
         training._train(next(steps))
         rows.append(training.built.model.look_up(known)["item"].detach().clone())
-    return [after - before for before, after in zip(rows, rows[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(rows)]
 
 
 def first_update(lab: Lab, config: Config) -> Tensor:

@@ -122,9 +122,10 @@ def checkpoints_left(lab: Lab, config: Config) -> list[str]:
     return [path.name for path in checkpoint_folder.committed(lab.see(trained, config).job.checkpoints_dir)]
 
 
-def run_files(lab: Lab, config: Config) -> list[str]:
-    """Return what the run folder holds."""
-    return sorted(path.name for path in lab.see(trained, config).job.run_dir.iterdir())
+def steps_in_ledger(lab: Lab, config: Config) -> int:
+    """Return the number of steps whose histories are listed in the run folder."""
+    path = lab.see(trained, config).job.run_dir / "ledger" / "rank-0.jsonl"
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
 def best_metric(lab: Lab, config: Config) -> str | None:
@@ -275,4 +276,3 @@ def first_day(lab: Lab, config: Config) -> str:
 def kinds_logged(lab: Lab, config: Config) -> list[str]:
     """Return the kinds of lines of metrics.jsonl."""
     return sorted({line["kind"] for line in lab.see(trained, config).lines})
-

@@ -25,14 +25,17 @@ def test_the_setting_has_its_effect(lab: Lab, entry: Entry) -> None:
 
 def covered(lab: Lab, entry: Entry) -> str:
     """Return the leaf that an entry is of."""
+    if entry.leaf:
+        return entry.leaf
     prefix = WORLDS[entry.world].prefix
-    given = entry.base if entry.refused else {**entry.base, **entry.besides, entry.key: entry.value}
-    settings = model_of(lab.settings(entry.world, given))
+    settings = model_of(lab.settings(entry.world, entry.base if entry.refused else entry.given))
     return leaf_of(settings, entry.key.removeprefix(f"{prefix}."), f".{prefix}" if prefix else "")
 
 
 def test_every_setting_has_an_entry(lab: Lab) -> None:
-    wanted = {leaf for world in WORLDS.values() for leaf in leaves(world.model, f".{world.prefix}" if world.prefix else "")}
+    wanted = {
+        leaf for world in WORLDS.values() for leaf in leaves(world.model, f".{world.prefix}" if world.prefix else "")
+    }
     missing = sorted(wanted - {covered(lab, entry) for entry in ENTRIES})
     assert not missing, "\n".join(
         [
@@ -42,7 +45,7 @@ def test_every_setting_has_an_entry(lab: Lab) -> None:
             '    Entry("train.batch_size", 5, batch_rows, 5)',
             "that is: the key as in a config; a value other than the default; an observation (a function of observations*.py that",
             "returns what the setting's description names); and what it shows then, as a value or as a function of what it shows",
-            "without. `*` stands for any name, and [kind] for the kind of the table, which `base` sets. If no result depends on the",
-            "setting, say why in `free` and observe what it does instead. CONTRIBUTING.md, 'Adding a setting', has more.",
+            "without. `*` stands for any name, and [kind] for the kind of the table, which `base` sets. If no result depends on",
+            "the setting, say why in `free` and observe what it does instead. CONTRIBUTING.md, 'Adding a setting', has more.",
         ]
     )
