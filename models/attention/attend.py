@@ -62,7 +62,7 @@ def _among_events(
 ) -> Attended:
     if query_NHK.is_cuda and flash_fits(parts, query_NHK.dtype):
         return Attended(flash_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
-    if parts.is_plain:
+    if parts.is_plain and context.window(parts.config) is None:
         return Attended(_softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale)[:, None])
     if query_NHK.is_cuda and flex_fits(parts):
         return Attended(flexible_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
