@@ -41,7 +41,7 @@ class Interest(nn.Module):
 
         event_ND, candidate_MD: vectors as the encoder takes them.
         """
-        counted = _attended(batch) if self.training else None
+        counted = _attended(batch) if self.training and self.encoder.config.attention.penalty else None
         context = AttentionContext(batch.layout, batch.times, batch.times, reach=self.max_history, counted=counted)
         candidates = CandidateContext(batch.candidate_layout, batch.candidate_times, batch.times)
         if self.config.kind == "encoder":

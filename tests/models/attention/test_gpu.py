@@ -12,6 +12,7 @@ from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexibl
 from models.attention.reference import attend_reference
 from tests.models.attention.forms import FORMS, LENGTHS, config_of, context_of, parts_of, random_inputs
 
+LOCAL = [form for form in FORMS if not config_of(form).num_global]
 FLEXIBLE = [form for form in FORMS if flex_fits(parts_of(config_of(form), 8, torch.float32))]
 
 
@@ -26,7 +27,7 @@ def test_flex_attention_is_asked_for_the_same_function(form):
     torch.testing.assert_close(flexible[:, None], plain, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("form", [form for form in FLEXIBLE if "global" not in form and "wide" not in form])
+@pytest.mark.parametrize("form", [form for form in FLEXIBLE if form in LOCAL])
 def test_flex_attention_keeps_within_a_reach(form):
     config, context = config_of(form), replace(context_of(LENGTHS[1]), reach=3)
     parts = parts_of(config, 8, torch.float64)
@@ -72,15 +73,15 @@ def test_flex_attention_serves_softmax_with_any_mask_and_bias_and_nothing_else()
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("form", FORMS)
-def test_on_a_gpu_every_form_equals_the_reference_in_values_and_gradients(form, dtype):
+@pytest.mark.parametrize(("form", "reach"), [*((form, None) for form in FORMS), *((form, 60) for form in LOCAL)])
+def test_on_a_gpu_every_form_equals_the_reference_in_values_and_gradients(form, reach, dtype):
     """Within 1e-3 of the largest number in float32, whose products may be of reduced precision there, and 3 % in bfloat16."""
     lengths = [3, 0, 200, 17, 1, 129]
-    config, host = config_of(form), context_of(lengths)
+    config, host = config_of(form), replace(context_of(lengths), reach=reach)
     results = []
     for device, precision in (("cpu", torch.float32), ("cuda", dtype)):
         context = AttentionContext(
-            host.layout.to(torch.device(device)), host.times.to(device), host.request_times.to(device)
+            host.layout.to(torch.device(device)), host.times.to(device), host.request_times.to(device), reach=reach
         )
         parts = parts_of(config, 16, torch.float32)
         for bias in (parts.position, parts.time):
