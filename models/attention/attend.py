@@ -6,6 +6,7 @@ Shapes: N total events, H heads of queries, G heads of keys and values, K head w
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -60,15 +61,37 @@ def attend_to_events(
 def _among_events(
     query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
 ) -> Attended:
-    if query_NHK.is_cuda and flash_fits(parts, query_NHK.dtype):
-        return Attended(flash_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
-    if parts.is_plain and context.window(parts.config) is None:
-        return Attended(_softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale)[:, None])
-    if query_NHK.is_cuda and flex_fits(parts):
-        return Attended(flexible_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
-    if parts.is_plain:
-        return Attended(_softmax_within_reach(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
-    return _in_pieces(query_NHK, key_NGK, value_NGV, context, parts)
+    capability = torch.cuda.get_device_capability(query_NHK.device) if query_NHK.is_cuda else None
+    match path_of(parts, query_NHK, value_NGV, capability, context.window(parts.config)):
+        case "flash":
+            return Attended(flash_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
+        case "plain":
+            return Attended(_softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale)[:, None])
+        case "flex":
+            return Attended(flexible_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
+        case "plain_within":
+            return Attended(_softmax_within_reach(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
+        case "pieces":
+            return _in_pieces(query_NHK, key_NGK, value_NGV, context, parts)
+
+
+def path_of(
+    parts: Parts, query_NHK: Tensor, value_NGV: Tensor, capability: tuple[int, int] | None, window: int | None = None
+) -> Literal["flash", "plain", "flex", "plain_within", "pieces"]:
+    """Choose the path by which events attend to events.
+
+    capability: of the GPU, None on other devices. window: how many events an event attends to at most, by the form's own window
+    and the reach of the batch; None for no limit.
+    """
+    has_events = query_NHK.shape[0] > 0  # GPU kernels are not made for nothing
+    widths = query_NHK.shape[-1], value_NGV.shape[-1]
+    if has_events and capability is not None and flash_fits(parts, query_NHK.dtype, *widths, capability):
+        return "flash"
+    if parts.is_plain and window is None:
+        return "plain"
+    if has_events and capability is not None and flex_fits(parts):
+        return "flex"
+    return "plain_within" if parts.is_plain else "pieces"
 
 
 def _in_pieces(

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.nn.attention import varlen
 
-from models.attention.attend import attend
+from models.attention import gpu
+from models.attention.attend import attend, path_of
 from models.attention.blocks import AttentionContext
+from models.attention.config import AttentionConfig
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.reference import attend_reference
 from tests.models.attention.forms import FORMS, LENGTHS, config_of, context_of, parts_of, random_inputs
@@ -67,8 +69,74 @@ def test_flex_attention_serves_softmax_with_any_mask_and_bias_and_nothing_else()
     assert "softmax, window and global" in FLEXIBLE
     assert "softmax, bias of both" in FLEXIBLE
     assert {"silu", "sparsemax", "entmax15", "softmax, channels", "softmax, penalty"} <= others
-    assert not flash_fits(parts_of(config_of("softmax, bias of both"), 8, torch.float32), torch.bfloat16)
-    assert not flash_fits(parts_of(config_of("softmax"), 8, torch.float32), torch.float32)
+
+
+AMPERE, TURING = (8, 0), (7, 5)
+
+
+def path(
+    form: str, heads: tuple[int, int], dtype: torch.dtype, capability: tuple[int, int] | None, num: int = 9
+) -> str:
+    """How a GPU computes a form with heads of these widths, of keys and of values; tensors have no memory."""
+    query, value = (torch.empty(num, 4, width, dtype=dtype, device="meta") for width in heads)
+    return path_of(parts_of(config_of(form), heads[0], torch.float32), query, value, capability)
+
+
+def test_flash_attention_is_asked_for_what_its_kernels_take_and_nothing_else(monkeypatch):
+    """Half precision, widths that are multiples of 8, values as wide as keys, and a device of capability 8.0."""
+    monkeypatch.setattr(gpu, "_flash_has_windows", lambda: True)
+    half = torch.bfloat16
+    assert path("softmax", (32, 32), half, AMPERE) == "flash"
+    assert path("softmax, window", (32, 32), half, AMPERE) == "flex"  # it has a bias
+    assert path("softmax, window of one", (32, 32), half, AMPERE) == "flash"
+    assert path("softmax, bidirectional", (256, 256), torch.float16, (9, 0)) == "flash"
+    for form, heads, dtype, capability, expected in (
+        ("softmax", (32, 32), torch.float32, AMPERE, "plain"),
+        ("softmax", (32, 32), half, TURING, "plain"),
+        ("softmax", (32, 32), half, None, "plain"),
+        ("softmax", (20, 20), half, AMPERE, "plain"),
+        ("softmax", (264, 264), half, AMPERE, "plain"),
+        ("softmax", (16, 32), half, AMPERE, "plain"),  # differential: two maps of half the width over the same values
+        ("softmax, window of one", (16, 32), half, AMPERE, "flex"),
+        ("softmax, window of one", (20, 20), half, AMPERE, "flex"),
+        ("softmax, bidirectional", (32, 32), half, TURING, "flex"),
+        ("softmax, bias of both", (32, 32), half, AMPERE, "flex"),
+        ("softmax, bias of both", (32, 32), half, None, "pieces"),
+        ("silu", (32, 32), half, AMPERE, "pieces"),
+    ):
+        assert path(form, heads, dtype, capability) == expected, (form, heads, dtype, capability)
+
+
+def test_a_rank_without_events_asks_no_gpu_kernel_for_nothing():
+    assert path("softmax", (32, 32), torch.bfloat16, AMPERE, num=0) == "plain"
+    assert path("softmax, bias of both", (32, 32), torch.bfloat16, AMPERE, num=0) == "pieces"
+
+
+def test_flash_attention_needs_a_torch_that_has_it(monkeypatch):
+    monkeypatch.setattr(gpu, "_flash_has_windows", lambda: False)
+    assert not flash_fits(parts_of(config_of("softmax"), 8, torch.float32), torch.bfloat16, 32, 32, AMPERE)
+
+
+@pytest.mark.parametrize("widths", [(8, 8), (4, 8), (24, 48), (8, 32)], ids=str)
+def test_heads_narrower_than_the_kernel_takes_are_padded(monkeypatch, widths):
+    seen, original = [], gpu.flex_attention
+
+    def spy(query, key, value, **settings):
+        seen.append((query.shape[-1], key.shape[-1], value.shape[-1]))
+        return original(query, key, value, **settings)
+
+    monkeypatch.setattr(gpu, "flex_attention", spy)
+    config, context = AttentionConfig(num_heads=2, window=3), context_of([3, 0, 5])
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = (
+        torch.randn(8, 2, width, generator=generator, dtype=torch.float64) for width in (widths[0], *widths)
+    )
+    parts = parts_of(config, widths[0], torch.float64)
+    with torch.no_grad():
+        plain = attend_reference(query, key, value, context, parts).output
+        flexible = flexible_attention(query, key, value, context, parts, compiled=False)
+    assert min(seen[0]) >= 16
+    torch.testing.assert_close(flexible[:, None], plain, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.gpu
