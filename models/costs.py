@@ -139,6 +139,7 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
     parts = {name: work.times(encoder.num_blocks) for name, work in _block(encoder, model.max_history, width, workload)}
     parts["pooling"] = _pooling(encoder, width, workload.histories)
     parts["towers"] = _tower(encoder.user_tower, width) + _tower(encoder.item_tower, width).times(items_per_event)
+    parts["output head"] = _output_head(encoder, width)
     parts["inputs"] = _inputs(model, width, workload, items_per_event)
     targets = workload.targets_per_event
     targets = expected_targets(model, workload.histories) if targets is None else targets
@@ -259,9 +260,16 @@ def _feed_forward(encoder: EncoderConfig, width: int) -> Flops:
         case "none":
             return Flops()
         case "swiglu":
-            return _linear(width, 2 * hidden) + _linear(hidden, width) + Flops(pointwise=3.0 * hidden)
+            products, pointwise = _linear(width, 2 * hidden) + _linear(hidden, width), 3.0 * hidden
         case _:
-            return _linear(width, hidden, bias=True) + _linear(hidden, width, bias=True) + Flops(pointwise=2.0 * hidden)
+            products, pointwise = _linear(width, hidden, bias=True) + _linear(hidden, width, bias=True), 2.0 * hidden
+    return products + Flops(pointwise=pointwise + hidden * (encoder.feed_forward_dropout > 0))
+
+
+def _output_head(encoder: EncoderConfig, width: int) -> Flops:
+    if encoder.output_head == "none":
+        return Flops()
+    return _linear(width, width, bias=True) + Flops(pointwise=2.0 * width + 4.0 * width)  # GELU, and the norm
 
 
 def _pooling(encoder: EncoderConfig, width: int, histories: Histories) -> Flops:
@@ -283,7 +291,7 @@ def _inputs(model: NextItemConfig, width: int, workload: Workload, items_per_eve
     """Positions and times added; features projected, of which those that are numbers need no gradient of their own."""
     each = {"item": items_per_event, "event": 1.0, "user": 1.0 / workload.histories.mean}
     vectors = 1 + (model.encoder.positions == "learned") + len(model.inputs.time)
-    found = Flops(pointwise=float(width * vectors))
+    found = Flops(pointwise=float(width * (vectors + 4 * model.encoder.input_norm)))
     for feature in workload.projected:
         products = 2.0 * feature.width * width
         work = Flops(products, products * (2 if feature.looked_up else 1), 0.0, float(width))
@@ -306,6 +314,8 @@ def num_dense_parameters(model: NextItemConfig, width: int, projected: tuple[Pro
     norm = width * (2 if encoder.norm == "layer_norm" else 1)
     total = encoder.num_blocks * _block_parameters(encoder, model.max_history, width, norm)
     total += model.max_history * width * (encoder.positions == "learned") + norm * encoder.final_norm
+    total += norm * encoder.input_norm
+    total += ((width + 1) * width + norm) * (encoder.output_head != "none")
     if encoder.pooling == "attention":
         total += width + 2 * width * width + (width + 1) * width
     for hidden in (encoder.user_tower, encoder.item_tower):
@@ -359,8 +369,10 @@ def _saved_numbers(encoder: EncoderConfig, width: int) -> float:
     if encoder.feed_forward != "none":
         hidden = width * encoder.feed_forward_multiple
         block += (2.0 + rms) * width + hidden * (4 if encoder.feed_forward == "swiglu" else 2) + beside
+        block += hidden * (encoder.feed_forward_dropout > 0)  # which are dropped
     if encoder.recompute:
         block = (encoder.num_blocks * width + block) / max(1, encoder.num_blocks)
     pooling = 6.0 * width * (encoder.pooling == "attention")
     tower = width * (1.0 + 2.0 * sum(encoder.user_tower)) if encoder.user_tower else 0.0
-    return encoder.num_blocks * block + 4.0 * width + pooling + tower
+    ends = (1.0 + rms) * width * encoder.input_norm + (3.0 + rms) * width * (encoder.output_head != "none")
+    return encoder.num_blocks * block + 4.0 * width + pooling + ends + tower

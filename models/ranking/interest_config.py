@@ -73,6 +73,8 @@ def check_encoder(encoder: EncoderConfig) -> None:
         )
     if encoder.num_blocks:
         check_num_global(encoder.attention, "encoder.attention")
+    if encoder.output_head != "none":
+        raise ValueError('encoder.output_head is of next-item models, which score histories; leave it at "none"')
     if encoder.item_tower:
         raise ValueError("encoder.item_tower is of next-item models, whose items are scored; leave it at []")
 
