@@ -141,8 +141,9 @@ def test_heads_narrower_than_the_kernel_takes_are_padded(monkeypatch, widths):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [16, 8, 20])
 @pytest.mark.parametrize(("form", "reach"), [*((form, None) for form in FORMS), *((form, 60) for form in LOCAL)])
-def test_on_a_gpu_every_form_equals_the_reference_in_values_and_gradients(form, reach, dtype):
+def test_on_a_gpu_every_form_equals_the_reference_in_values_and_gradients(form, reach, width, dtype):
     """Within 1e-3 of the largest number in float32, whose products may be of reduced precision there, and 3 % in bfloat16."""
     lengths = [3, 0, 200, 17, 1, 129]
     config, host = config_of(form), replace(context_of(lengths), reach=reach)
@@ -151,11 +152,11 @@ def test_on_a_gpu_every_form_equals_the_reference_in_values_and_gradients(form, 
         context = AttentionContext(
             host.layout.to(torch.device(device)), host.times.to(device), host.request_times.to(device), reach=reach
         )
-        parts = parts_of(config, 16, torch.float32)
+        parts = parts_of(config, width, torch.float32)
         for bias in (parts.position, parts.time):
             if bias is not None:
                 bias.to(device)
-        inputs = random_inputs(config, sum(lengths), 16, 1, torch.float32)
+        inputs = random_inputs(config, sum(lengths), width, 1, torch.float32)
         leaves = [tensor.to(device, precision).requires_grad_() for tensor in inputs]
         attention = attend_reference if device == "cpu" else attend
         output = attention(*leaves, context, parts).output
