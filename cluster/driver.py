@@ -53,8 +53,8 @@ def run(config: Config, view: View) -> Finished:
         manifest = _prepare(config, view)
         outcome = _train(config, manifest, workers, view)
         split: Split = "test" if manifest.counts.test_targets else "validation"
-        results = _evaluate(config, [split], None, workers, view)[split]
-    return Finished(outcome, results, report_of(config, split))
+        results, report = _evaluate(config, [split], None, workers, view)[split]
+    return Finished(outcome, results, report)
 
 
 def run_prepare(config: Config, view: View) -> Manifest:
@@ -71,14 +71,15 @@ def run_train(config: Config, view: View) -> Outcome:
 def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Summary, Path]:
     """Evaluate the named checkpoint, or the best."""
     with _opened(config) as workers:
-        return _evaluate(config, [split], name, workers, view)[split], report_of(config, split)
+        return _evaluate(config, [split], name, workers, view)[split]
 
 
 def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:
     """Train on a prepared dataset, and evaluate the best checkpoint on each of the splits."""
     with _opened(config) as workers:
         outcome = _train(config, read_manifest(config.dataset_dir), workers, view)
-        return outcome, _evaluate(config, splits, None, workers, view)
+        evaluated = _evaluate(config, splits, None, workers, view)
+    return outcome, {split: results for split, (results, _) in evaluated.items()}
 
 
 @contextmanager
@@ -160,30 +161,35 @@ def _checkpoints_are_there(config: Config, done: dict[str, Any]) -> bool:
 
 def _evaluate(
     config: Config, splits: Sequence[Split], name: str | None, workers: Workers, view: View
-) -> dict[Split, Summary]:
-    """Each split is a stage of its own; those that are to be done are one work."""
+) -> dict[Split, tuple[Summary, Path]]:
+    """Return results and report of each split, which is a stage of its own; those that are to be done are one work."""
     found = stages.find_checkpoint(config, name)
     manifest = read_manifest(config.dataset_dir)
+    folder = stages.evaluation_folder(config, name, found)
+    stage_of = {split: f"{folder.replace('evaluation', 'evaluate', 1)}/{split}" for split in splits}
+    reports = {split: config.run_dir / folder / split / "report.html" for split in splits}
     inputs = {s: evaluation_inputs(config, found, manifest, s) for s in splits}
     record, results = Stages(config.run_dir), {}
     for split in splits:
-        done = record.result(f"evaluate/{split}", inputs[split])
-        if done is not None and are_there(report_of(config, split).parent, done):
+        done = record.result(stage_of[split], inputs[split])
+        if done is not None and are_there(reports[split].parent, done):
             view.say(f"evaluate: {split} done before, of {found.path.name}")
             results[split] = summary_of(done)
-            _refresh_report(config, f"evaluate/{split}", inputs[split], results[split], report_of(config, split).parent)
-    todo = {f"evaluate/{split}": split for split in splits if split not in results}
+            _refresh_report(config, stage_of[split], inputs[split], results[split], reports[split].parent)
+    todo = {stage_of[split]: split for split in splits if split not in results}
     for stage, split in todo.items():
         record.begin(stage, inputs[split])
     if todo:
         inputs_of = {stage: inputs[split] for stage, split in todo.items()}
         wanted = list(todo.values())
-        results |= _recorded(record, inputs_of, lambda: stages.evaluate(config, wanted, found, workers, view.on_event))
+        results |= _recorded(
+            record, inputs_of, lambda: stages.evaluate(config, wanted, found, folder, workers, view.on_event)
+        )
     view.done()
     for stage, split in todo.items():
         record.finish(stage, inputs[split], asdict(results[split]))
         record.finish(f"{stage}/report", report_inputs(config, inputs[split], manifest), {})
-    return results
+    return {split: (results[split], reports[split]) for split in splits}
 
 
 def _refresh_report(config: Config, stage: str, inputs: str, results: Summary, folder: Path) -> None:
@@ -193,11 +199,6 @@ def _refresh_report(config: Config, stage: str, inputs: str, results: Summary, f
     if record.result(f"{stage}/report", wanted) is None:
         write_report(job_of(config), results, manifest, folder)
         record.finish(f"{stage}/report", wanted, {})
-
-
-def report_of(config: Config, split: Split) -> Path:
-    """The report of a run's evaluation."""
-    return config.run_dir / "evaluation" / split / "report.html"
 
 
 def _recorded(record: Stages, inputs: dict[str, str], work: Callable[[], Any]) -> Any:

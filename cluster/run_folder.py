@@ -1,6 +1,6 @@
 """The folder of a run: its lock, its config, and the record of finished stages. No ray, no torch.
 
-runs/NAME/  config.json  state.json  plan.json  metrics.jsonl  tensorboard/  checkpoints/  dataset/  evaluation/SPLIT/
+runs/NAME/  config.json  state.json  plan.json  metrics.jsonl  tensorboard/  checkpoints/  dataset/  evaluation/[CHECKPOINT/]SPLIT/
 """
 
 import fcntl

@@ -94,7 +94,13 @@ def committed(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> CheckpointManifest:
-    """Raises CheckpointError if there is no readable manifest, or one of another format."""
+    """Raises CheckpointError if there is no readable manifest, or one of another format.
+
+    Where there is no such checkpoint, the message lists those beside it.
+    """
+    if not path.is_dir():
+        others = ", ".join(other.name for other in committed(path.parent)) or "none"
+        raise CheckpointError(f"checkpoint {path}: no such checkpoint; {path.parent} has {others}")
     try:
         values = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if values["format_version"] != FORMAT_VERSION:

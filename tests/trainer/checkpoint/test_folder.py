@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -278,3 +279,13 @@ def test_nothing_to_evaluate_is_an_error_that_says_why(tmp_path):
     flip(write_checkpoint(tmp_path, 1) / ".metadata", 0)
     with pytest.raises(CheckpointError, match=r"\.metadata is corrupt"):
         evaluated(tmp_path)
+
+
+@pytest.mark.parametrize("use", [checkpoint_folder.read, checkpoint_folder.verify])
+def test_a_missing_checkpoint_is_refused_with_those_that_there_are(tmp_path: Path, use: Any) -> None:
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step)
+    with pytest.raises(CheckpointError, match=r"no such checkpoint; .* has step_000000020, step_000000010$"):
+        use(tmp_path / "step_000000015")
+    with pytest.raises(CheckpointError, match=r"no such checkpoint; .* has none$"):
+        use(tmp_path / "elsewhere" / "step_000000015")
