@@ -22,7 +22,7 @@ from tests.prepared import (
     write_events,
     write_table,
 )
-from trainer.dataset.manifest import Manifest, read_manifest, verify_dataset
+from trainer.dataset.manifest import Manifest, read_manifest, verify_dataset, write_manifest
 from trainer.storage import hash_file
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -278,6 +278,45 @@ def test_a_day_of_nothing_new_is_a_generation_without_parts(tmp_path: Path) -> N
     assert made(config) == third
 
 
+def test_files_with_another_time_or_path_are_the_same_files(tmp_path: Path) -> None:
+    """Copied to another machine, restored from a backup, renamed: what they hold counts."""
+    for day in range(3):
+        write_events(tmp_path / f"logs/{day}.parquet", [(user, n, 10 * day + n) for user in range(9) for n in range(3)])
+    write_table(tmp_path / "items.parquet", {"item_id": [1], "price": [1.0]})
+    items = {"path": str(tmp_path / "*.parquet"), "features": {"price": {"kind": "numeric"}}}
+    before = made(config_at(tmp_path, logs={"items": items}))
+    os.utime(tmp_path / "logs/0.parquet", ns=(0, 0))
+    (tmp_path / "logs/1.parquet").rename(tmp_path / "logs/new_name.parquet")
+    (tmp_path / "items.parquet").rename(tmp_path / "goods.parquet")
+    found = made(config_at(tmp_path, logs={"items": items}))
+    assert (found.digest, found.generation) == (before.digest, 0)
+    assert found.fingerprint != before.fingerprint  # noted, so that the next command reads no log
+    assert read_manifest(tmp_path / "dataset") == found
+    (tmp_path / "logs").rename(tmp_path / "moved")
+    write_events(tmp_path / "moved/3.parquet", [(1, 3, 30)])
+    elsewhere = config_at(tmp_path, logs={"path": str(tmp_path / "moved"), "items": items})
+    grown = made(elsewhere)
+    assert (grown.generation, grown.grown_from) == (1, (before.digest,))
+    assert grown.counts.rows_read == before.counts.rows_read + 1
+    assert [Path(file["path"]).name for file in grown.source["files"] if file["generation"] == 1] == [
+        "3.parquet",
+        "goods.parquet",
+    ]
+    assert made(elsewhere) == grown
+
+
+def test_without_hashes_in_the_manifest_the_time_of_change_decides(tmp_path: Path) -> None:
+    """As of datasets that earlier versions made."""
+    write_events(tmp_path / "logs/0.parquet", [(1, n, n) for n in range(5)])
+    manifest = made(config_at(tmp_path))
+    for file in manifest.source["files"]:
+        del file["sha256"]
+    write_manifest(tmp_path / "dataset", manifest)
+    assert made(config_at(tmp_path)) == manifest
+    os.utime(tmp_path / "logs/0.parquet", ns=(0, 0))
+    assert "0.parquet changed" in refusal(config_at(tmp_path))
+
+
 # What is refused
 
 
@@ -292,7 +331,8 @@ def test_old_files_that_changed_or_are_gone_are_refused(tmp_path: Path) -> None:
     assert "it was made from" in message
     assert "0.parquet and 2 more" in message
     moved.rename(tmp_path / "logs/1.parquet")
-    os.utime(tmp_path / "logs/1.parquet", ns=(0, 0))
+    content = (tmp_path / "logs/1.parquet").read_bytes()
+    (tmp_path / "logs/1.parquet").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # of the same size
     message = refusal(config_at(tmp_path))
     for part in ("1.parquet", "changed", "run.dataset"):
         assert part in message

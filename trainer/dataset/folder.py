@@ -8,13 +8,13 @@ found, the parts beside it without a manifest come from an attempt that was kill
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sharding.config import IdsConfig
 from trainer.config import SplitConfig
-from trainer.dataset.manifest import FORMAT_VERSION, Manifest, read_manifest, verify_dataset
+from trainer.dataset.manifest import FORMAT_VERSION, Manifest, read_manifest, verify_dataset, write_manifest
 from trainer.errors import UserError
 from trainer.logs.columns import SourceName
 from trainer.logs.config import LogsConfig
@@ -102,16 +102,20 @@ def find_dataset(folder: Path, request: Request) -> Existing | None:
                 f"{', ...' if len(foreign) > 3 else ''}); choose another run.dataset or run.dir, or empty the folder"
             )
         return None
-    manifest = read_manifest(folder)
-    if manifest.fingerprint == request.fingerprint:
-        verify_dataset(folder, manifest)
-        return Existing(manifest, None)
+    stored = read_manifest(folder)
+    if stored.fingerprint == request.fingerprint:
+        verify_dataset(folder, stored)
+        return Existing(stored, None)
+    manifest = recognize_files(stored, request)
     differences = list(_differences(manifest, request))
     new_files = _new_files(manifest, request)
     if not new_files and not differences:
         differences = list(_differences_without_new_files(manifest, request))
-        if not differences:  # files that were left out are gone by now, which changes nothing
+        if not differences:  # files lie elsewhere, or those that were left out are gone by now, which changes nothing
             verify_dataset(folder, manifest)
+            if manifest is not stored:
+                manifest = replace(manifest, fingerprint=request.fingerprint)
+                _remember(folder, manifest)
             return Existing(manifest, None)
     if differences:
         raise UserError(
@@ -121,6 +125,52 @@ def find_dataset(folder: Path, request: Request) -> Existing | None:
         )
     verify_dataset(folder, manifest)
     return Existing(manifest, new_files)
+
+
+def recognize_files(manifest: Manifest, request: Request) -> Manifest:
+    """Return the manifest with the present path and time of change of each file that has the same content as before.
+
+    A file is read only where one of its size has another path or time in the manifest, with the hash of its content, which
+    manifests of earlier versions lack. A file that is still there with other content was changed, not moved.
+    """
+    asked = {_key_of(entry) for entry in request.described_files}
+    entries = list(manifest.source["files"])
+    open_places = {k for k, entry in enumerate(entries) if _key_of(entry) not in asked and "sha256" in entry}
+    known = {_key_of(entry) for entry in entries}
+    names = {(source, file.name) for source, files in request.files.items() for file in files}
+    found: dict[int, dict[str, Any]] = {}
+    for source, files in request.files.items():
+        for file in files:
+            place = (source, file.name, file.num_bytes, file.mtime_ns)
+            same_size = [
+                k
+                for k in open_places
+                if (entries[k]["source"], entries[k]["bytes"]) == (source, file.num_bytes)
+                and (entries[k]["path"] == file.name or (source, entries[k]["path"]) not in names)
+            ]
+            if place in known or not same_size:
+                continue
+            content = file.content_hash()
+            # Copies of one file are told apart by their names.
+            same_size.sort(key=lambda k: (entries[k]["path"] != file.name, entries[k]["path"]))
+            match = next((k for k in same_size if entries[k]["sha256"] == content), None)
+            if match is not None:
+                open_places.discard(match)
+                found[match] = entries[match] | {"path": file.name, "mtime_ns": file.mtime_ns}
+    if not found:
+        return manifest
+    renewed = [found.get(k, entry) for k, entry in enumerate(entries)]
+    return replace(manifest, source=manifest.source | {"files": renewed})
+
+
+def _key_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry["source"], entry["path"], entry["bytes"], entry["mtime_ns"]
+
+
+def _remember(folder: Path, manifest: Manifest) -> None:
+    """Write paths and times of change anew, so that files need not be read again; no matter if that cannot be."""
+    with suppress(UserError, OSError), _held(folder):
+        write_manifest(folder, manifest)
 
 
 @contextmanager
@@ -223,7 +273,7 @@ def _differences_without_new_files(manifest: Manifest, request: Request) -> Iter
         yield f"the split was {manifest.split}, now {request.split_settings}, and no file of events is new"
     keys = ("source", "path", "bytes", "mtime_ns")
     old, new = (
-        [[f[key] for key in keys] for f in files if f["source"] in ("items", "users")]
+        sorted([f[key] for key in keys] for f in files if f["source"] in ("items", "users"))
         for files in (manifest.source["files"], request.described_files)
     )
     if old != new:

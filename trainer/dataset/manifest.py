@@ -146,7 +146,9 @@ class Manifest:
     """The contract of a dataset. `fingerprint` identifies the inputs and settings it was made from."""
 
     fingerprint: str
-    source: dict[str, Any]  # settings, files by generation (path, bytes, rows), columns and their types
+    source: dict[
+        str, Any
+    ]  # settings, files by generation (path, bytes, time of change, sha256, rows), columns and their types
     split: dict[str, Any]
     counts: Counts
     vocabularies: dict[str, VocabularyFile]
@@ -161,6 +163,7 @@ class Manifest:
     cuts: tuple[Cuts, ...] = ()
     ids_are_numbers: bool = True
     profile: dict[str, Any] = field(default_factory=dict)  # for the data card
+    grown_from: tuple[str, ...] = ()  # digests of this dataset before each append, the oldest first
     format_version: int = FORMAT_VERSION
 
     @property
@@ -259,6 +262,7 @@ def read_manifest(folder: Path) -> Manifest:
             "items": StoredFile(**values["items"]) if values["items"] else None,
             "sketches": {name: StoredFile(**file) for name, file in values["sketches"].items()},
             "cuts": tuple(Cuts(**cuts) for cuts in values["cuts"]),
+            "grown_from": tuple(values.get("grown_from", ())),
         }
     )
 

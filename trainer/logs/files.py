@@ -4,6 +4,7 @@ Knows names, sizes and times of change only; trainer/logs/reading.py reads the c
 does not depend on the filesystem.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from trainer.errors import UserError, first_line
 
 Format = Literal["parquet", "csv", "tsv"]
 _FORMATS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".inter": "tsv"}
+_HASH_BLOCK_BYTES = 4 << 20
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
 
 
@@ -43,6 +45,14 @@ class InputFile:
 
     def filesystem(self) -> pafs.FileSystem:
         return pafs.FileSystem.from_uri(self.uri)[0] if self.uri else pafs.LocalFileSystem()
+
+    def content_hash(self) -> str:
+        """Return the sha256 of the file as it is stored. Raises UnreadableFileError if it cannot be read."""
+        digest = hashlib.sha256()
+        with explaining(self), self.filesystem().open_input_stream(self.path, compression=None) as stream:
+            while block := stream.read(_HASH_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
 
     def check_unchanged(self) -> None:
         """Raises UnreadableFileError if the file was rewritten or removed since it was found."""

@@ -167,6 +167,7 @@ def finish(given: Finishing) -> Manifest:
         cuts=tuple(result.cuts for result in given.grouped if result.cuts is not None),
         ids_are_numbers=bool((given.item_ids == np.arange(1, given.item_ids.size + 1)).all()),
         profile=given.profile.as_values() | given.overlap_of_items,
+        grown_from=(*old.grown_from, old.digest) if old else (),
     )
 
 
@@ -312,19 +313,26 @@ def _source(given: Finishing) -> dict[str, Any]:
     job = given.job
     files = job.request.described_files
     rows: Counter[tuple[str, str]] = Counter()
+    hashes: dict[tuple[str, str], str] = {}
     for number, result in given.read.items():
         chunk = job.inputs.chunks[number]
         rows[(chunk.source, chunk.file.name)] += result.num_rows
+        if result.sha256 is not None:
+            hashes[(chunk.source, chunk.file.name)] = result.sha256
     old = {(f["source"], f["path"]): f for f in job.existing.manifest.source["files"]} if job.existing else {}
     read_now = {(source, file.name) for source, found in job.inputs.files.items() for file in found}
     for file in files:
         key = (file["source"], file["path"])
         if key in read_now:
             file |= {"rows": rows[key], "generation": job.generation}
+            if key in hashes:
+                file["sha256"] = hashes[key]
             if file["path"] in job.inputs.unreadable:
                 file["unreadable"] = job.inputs.unreadable[file["path"]]
         else:
-            file |= {name: old[key][name] for name in ("rows", "generation", "unreadable") if name in old[key]}
+            file |= {
+                name: old[key][name] for name in ("rows", "generation", "unreadable", "sha256") if name in old[key]
+            }
     first, last = given.found.times or (None, None)
     if job.existing is not None:
         before = job.existing.manifest.source["time"]

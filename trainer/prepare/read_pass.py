@@ -30,7 +30,7 @@ ITEMS = "item"
 class ReadResult:
     """Of one chunk. rows_of_partitions: (num_hashed,) rows that were spread; times: first and last, of events.
 
-    unreadable: why the file has to be left out, if it has.
+    unreadable: why the file has to be left out, if it has. sha256: of the whole file, by the chunk that begins it.
     """
 
     num_rows: int
@@ -38,6 +38,7 @@ class ReadResult:
     rows_of_partitions: Ints
     times: tuple[int, int] | None = None
     unreadable: str | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,13 @@ def _read(job: PrepareJob, number: int) -> ReadResult:
             if "time" in block.events.column_names:
                 span = pc.min_max(block.events.column("time")).as_py()
                 times += [value for value in span.values() if value is not None]
+    sha256 = None
+    if chunk.first_row == 0:
+        sha256 = chunk.file.content_hash()
+        chunk.file.check_unchanged()
     save_result(job.work, "values", number, values.found())
     span_of_chunk = (min(times), max(times)) if times else None
-    return ReadResult(num_rows, quarantine.counts, rows_of_partitions, span_of_chunk)
+    return ReadResult(num_rows, quarantine.counts, rows_of_partitions, span_of_chunk, sha256=sha256)
 
 
 def _spread(job: PrepareJob, source: SourceName, block: Block) -> list[pa.RecordBatch]:
