@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cluster.config_defaults import with_defaults
-from cluster.config_file import apply_override, read_values
+from cluster.config_file import apply_override, read_values, refuse_credentials
 from models.config import NextItemConfig
 from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
@@ -233,6 +233,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def check_config(values: dict[str, Any], origin: str) -> Config:
     """Build a Config from plain values; `origin` names their source in errors."""
+    refuse_credentials(values, f"config {origin}")
     try:
         return Config.model_validate(values)
     except ValidationError as error:

@@ -10,12 +10,22 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from trainer.credentials import refusals_in
 from trainer.errors import UserError
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
     """What a TOML or JSON file holds, over what its base holds. Raises UserError if a file is neither, or is its own base."""
-    return _read(Path(path), ())
+    values = _read(Path(path), ())
+    refuse_credentials(values, f"config {path}")
+    return values
+
+
+def refuse_credentials(values: Any, origin: str) -> None:
+    """Raises UserError, which does not repeat them, if a URI among nested values holds credentials. Before any other message."""
+    refusals = list(refusals_in(values))
+    if refusals:
+        raise UserError(f"{origin}:\n  " + "\n  ".join(refusals))
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -55,6 +65,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def apply_override(override: str, values: dict[str, Any], example: str = "train.batch_size=256") -> None:
     """Set one `section.key=value`; the value is read as TOML, and as a bare string where it is not TOML."""
     key, separator, text = override.partition("=")
+    refuse_credentials({key.strip(): text.strip("[]\"' ")}, "--set")
     if not separator or not key.strip():
         form = "section.key=value" if "." in example else "key=value"
         raise UserError(f"--set {override}: write it as {form}, for example {example}")
@@ -64,6 +75,7 @@ def apply_override(override: str, values: dict[str, Any], example: str = "train.
         value = None if text.strip() == "none" else text
     if isinstance(value, date):  # settings hold dates as text
         value = text.strip()
+    refuse_credentials({key.strip(): value}, "--set")
     *sections, name = key.strip().split(".")
     place = values
     for section in sections:

@@ -11,7 +11,9 @@ from urllib.parse import parse_qsl
 _URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)[^?#]*(\?(?P<query>[^#]*))?", re.IGNORECASE)
 # What follows a colon is a port; anything else is the password of a user.
 _PASSWORD = re.compile(r":(?!\d*$)")
-_SECRET_PARAMETER = re.compile(r"secret|password|passwd|token|credential|signature|^sig$|(^|_)key(_|$|id)|^accesskey", re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(
+    r"secret|password|passwd|token|credential|signature|^sig$|(^|_)key(_|$|id)|^accesskey", re.IGNORECASE
+)
 
 _REMEDIES = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (with temporary ones AWS_SESSION_TOKEN too), or ~/.aws/credentials",

@@ -43,8 +43,8 @@ def render(folder: Path, template: str, **values: Any) -> str:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Plots are drawn within, so that equal plots are equal bytes."""
-    with plt.rc_context({"svg.hashsalt": "shoal"}):
+    """Plots are drawn within, so that equal plots are equal bytes, and a name with dollar signs is a name and no formula."""
+    with plt.rc_context({"svg.hashsalt": "shoal", "text.parse_math": False}):
         yield
 
 
@@ -52,6 +52,10 @@ def plot_of(figure: Any, caption: str) -> Plot:
     """The figure without a frame at the top and right; it is closed."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
+        for axis in (axes.xaxis, axes.yaxis):
+            if axis.get_scale() == "log":  # its powers of ten are formulas
+                for label in (*axis.get_majorticklabels(), *axis.get_minorticklabels()):
+                    label.set_parse_math(True)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.config import load_config
 from cluster.config_file import read_values
 from trainer.errors import UserError
 
@@ -45,3 +46,36 @@ def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
         UserError, match=r"a\.toml: base leads back to a file that asked for it: .*a\.toml -> .*b\.toml -> "
     ):
         read_values(tmp_path / "a.toml")
+
+
+SECRET = "wJalrXUtnFEMI/K7MDENG"
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "logs.path=s3://AKIA:SECRET@bucket/logs",
+        'logs.path=["a.csv", "s3://AKIA:SECRET@bucket/logs"]',
+        "logs.path=s3://bucket/logs?secret_key=SECRET",
+        "logs.items.path=s3://AKIA:SECRET@bucket/items",
+        "run.dataset=s3://AKIA:SECRET@bucket/data",
+        "run.seed=s3://AKIA:SECRET@bucket/data",
+        "run.dir.deeper=s3://AKIA:SECRET@bucket/data",
+        "nosuch.path=s3://AKIA:SECRET@bucket/data",
+    ],
+)
+def test_credentials_of_an_override_are_refused_and_never_repeated(tmp_path, override):
+    file = tmp_path / "run.toml"
+    file.write_text('[run]\ndir = "x"\n[logs]\npath = "a.parquet"\n')
+    with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID") as caught:
+        load_config(file, [override.replace("SECRET", SECRET)])
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["run.toml", "config.json"])
+def test_credentials_in_a_file_are_refused_and_never_repeated(tmp_path, name):
+    file, uri = tmp_path / name, f"s3://AKIA:{SECRET}@bucket/logs"
+    file.write_text(f'logs.path = "{uri}"' if name.endswith("toml") else f'{{"logs": {{"path": "{uri}"}}}}')
+    with pytest.raises(UserError, match=r"logs\.path: this s3:// URI holds credentials before") as caught:
+        load_config(file, [])
+    assert SECRET not in str(caught.value)
