@@ -46,7 +46,9 @@ class ToEvaluate:
 def evaluate(work: ToEvaluate, ranks: Ranks, channel: Channel) -> None:
     """Raises CheckpointError if the checkpoint is of another dataset."""
     from trainer.build import build_model, load_to_use
+    from trainer.checkpoint.keys import tensors_of
     from trainer.day_by_day import is_of
+    from trainer.finite import refuse_broken_checkpoint
 
     job = work.job
     manifest = read_manifest(job.dataset_dir)
@@ -62,5 +64,6 @@ def evaluate(work: ToEvaluate, ranks: Ranks, channel: Channel) -> None:
 
     built = build_model(job, manifest, ranks)
     load_to_use(work.found, built)
+    refuse_broken_checkpoint(work.found, tensors_of(built.placed, built.tables, None), ranks)
     for split, parts in work.parts.items():
         built.task.write_parts(split, built.model, ranks, built.dynamic, parts, on_batch)

@@ -101,20 +101,30 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def materialize_dense_state(self) -> None:
-        """Create the state that is not there yet of what is not fused, to load a checkpoint into; no weight changes."""
+        """Create the state that is not there yet of what is not fused, as it is before the first step; no weight changes.
+
+        torch creates it in the first step, and a checkpoint may be written before that, or has to be loaded before that.
+        """
         for optimizer in (self.dense, *self.tables):
             states = optimizer.state_dict()["state"]
             if states and all(states.values()):
                 continue
-            rates = [group["lr"] for group in optimizer.param_groups]
-            for group in optimizer.param_groups:
-                group["lr"] = 0.0
+            # Without a rate no weight changes, and without decay, which some add to the gradient, the moments stay zero.
+            kept = [
+                {name: group[name] for name in ("lr", "weight_decay") if name in group}
+                for group in optimizer.param_groups
+            ]
+            for group, settings in zip(optimizer.param_groups, kept, strict=True):
+                group.update(dict.fromkeys(settings, 0.0))
             for parameter in optimizer.params.values():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
+            for group, settings in zip(optimizer.param_groups, kept, strict=True):
+                group.update(settings)
+            for slots in optimizer.state_dict()["state"].values():
+                if isinstance(slots.get("step"), Tensor):
+                    slots["step"].zero_()
 
 
 def table_optimizer(parameters: Iterable[Tensor], config: TableConfig) -> torch.optim.Optimizer:

@@ -13,6 +13,18 @@ class NonFiniteLossError(UserError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
+class NonFiniteWeightsError(UserError):
+    """Updates have made weights, or the state of an optimizer, not finite. `names` are those of the tensors; nothing was saved."""
+
+    def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
+        super().__init__(message, names)
+        self.message = message
+        self.names = names
+
+    def __str__(self) -> str:
+        return self.message
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, corrupt, or does not fit the model."""
 

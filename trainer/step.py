@@ -9,7 +9,7 @@ be, by the norm of that whole gradient, before any part of it is applied.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,7 +33,8 @@ class StepResult:
     """The same on every rank. loss: mean over the global targets (nan if there are none); applied: weights were updated.
 
     num_events: input events of all ranks; most_events: those of the rank that has most. grad_norm: of the whole gradient before
-    clipping, where there is clipping and something to apply.
+    clipping, where there is clipping and something to apply. broken: tables, and "" for the dense weights, whose values were not
+    finite before the step, on any rank: an earlier update has made them so, and no later one can repair them.
     """
 
     loss: float
@@ -43,6 +44,7 @@ class StepResult:
     finite: bool
     stop_requested: bool
     grad_norm: float | None = None
+    broken: tuple[str, ...] = ()
 
     @property
     def applied(self) -> bool:
@@ -80,7 +82,8 @@ class TrainStep:
         }
         dense = _flat_gradient(self.optimizers.dense_parameters, self.ranks.device)
         self.clock.mark()
-        result = self._agree(loss_sum, list(gradients.values()), dense, batch, stop_requested)
+        weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.ranks.device)}
+        result = self._agree(loss_sum, list(gradients.values()), dense, weights, batch, stop_requested)
         divisor: float = result.num_targets
         if result.applied and self.clip_norm is not None:
             self.ranks.sum(dense)
@@ -144,6 +147,7 @@ class TrainStep:
         loss_sum: Tensor,
         gradients: list[Tensor],
         dense: Tensor,
+        weights: Mapping[str, Tensor],
         batch: Batch,
         stop_requested: bool,
     ) -> StepResult:
@@ -153,17 +157,30 @@ class TrainStep:
         events = [0] * self.ranks.world_size
         events[self.ranks.rank] = batch.layout.num_events
         counts = torch.tensor([batch.num_targets, stop_requested, *events], dtype=torch.float64, device=dense.device)
-        facts = torch.cat((torch.stack((loss_sum, broken.double())), counts))
+        names = sorted(weights)
+        broken_weights = torch.stack([~weights[name].isfinite().all() for name in names])
+        facts = torch.cat((torch.stack((loss_sum, broken.double())), counts, broken_weights.double()))
         # The one deliberate synchronisation of a step: the host needs these numbers to decide.
-        total, num_broken, num_targets, stops, *events = self.ranks.sum(facts).tolist()
-        mean = total / num_targets if num_targets else float("nan")
-        return StepResult(mean, int(num_targets), int(sum(events)), int(max(events)), num_broken == 0, stops > 0)
+        total, num_broken, num_targets, stops, *others = self.ranks.sum(facts).tolist()
+        events, of_weights = others[: self.ranks.world_size], others[self.ranks.world_size :]
+        return StepResult(
+            loss=total / num_targets if num_targets else float("nan"),
+            num_targets=int(num_targets),
+            num_events=int(sum(events)),
+            most_events=int(max(events)),
+            finite=num_broken == 0 and not any(of_weights),
+            stop_requested=stops > 0,
+            broken=tuple(name for name, number in zip(names, of_weights, strict=True) if number),
+        )
 
 
 def _flat_gradient(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
     """All gradients one after another, in the fixed order of the parameters."""
-    gradients = [(p.grad if p.grad is not None else torch.zeros_like(p)).reshape(-1) for p in parameters]
-    return torch.cat([torch.zeros(0, device=device), *gradients])
+    return _flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters], device)
+
+
+def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    return torch.cat([torch.zeros(0, device=device), *(tensor.detach().reshape(-1) for tensor in tensors)])
 
 
 def _set_gradient(parameters: list[nn.Parameter], flat: Tensor) -> None:

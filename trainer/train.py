@@ -22,8 +22,9 @@ from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.checkpoint.keys import tensors_of
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.day_by_day import day_ends, days_record, is_of, position_among, read_days
-from trainer.errors import CheckpointError, NonFiniteLossError, UserError
+from trainer.errors import CheckpointError, NonFiniteLossError, NonFiniteWeightsError, UserError
 from trainer.evaluation.ranking.names import LARGER_IS_BETTER
+from trainer.finite import broken_tensors, broken_weights_message, rates_of, refuse_broken_checkpoint
 from trainer.job import Channel, Job, Outcome
 from trainer.log import Ledger, MetricsLog
 from trainer.memory import EVERY_STEPS, memory_trimmer
@@ -50,9 +51,9 @@ class Best:
     evaluations_since: int = 0
 
     def after(self, value: float, step: int, smaller_is_better: bool = False) -> "Best":
-        """A value that is not defined is no improvement."""
+        """A value that is not finite is no improvement."""
         improved = self.value is None or (value < self.value if smaller_is_better else value > self.value)
-        if improved and not math.isnan(value):
+        if improved and math.isfinite(value):
             return Best(value, step, 0)
         return Best(self.value, self.step, self.evaluations_since + 1)
 
@@ -143,6 +144,8 @@ class Training:
             day_ended = epoch_ended and self.by_day is not None
             is_due = self.state.position.epoch % self.job.train.evaluate_every_epochs == 0
             evaluated = last or (epoch_ended and not day_ended and is_due)
+            if evaluated or day_ended:
+                self._check_weights()
             if evaluated:
                 self._evaluate()
             if day_ended:
@@ -171,11 +174,18 @@ class Training:
         self.state = State(self.state.step + 1, item.after, self.state.best, skipped, in_a_row)
         if self.ledger is not None:
             self.ledger.write(self.state.step, item.batch.row_ids.tolist())
+        if result.broken:
+            names = [f"table.{name}.weight" if name else "dense" for name in result.broken]
+            raise NonFiniteWeightsError(broken_weights_message(names, self.job, self.state.step - 1))
+        if in_a_row == 1:
+            self._warn(
+                f"step {self.state.step} was skipped: its loss or gradient is not finite; metrics.jsonl has its rows"
+            )
         if in_a_row > train.max_nonfinite_steps:
             raise NonFiniteLossError(
                 f"training: the loss or gradient was not finite in {in_a_row} steps in a row, up to step {self.state.step}; "
-                "none of them was applied. Lower train.learning_rate or tables.item.learning_rate, or raise "
-                "train.warmup_steps; the newest checkpoint is from before"
+                f"none of them was applied. A rate is probably too large: {rates_of(self.job)}. Lower it or raise "
+                "train.warmup_steps, in another run.dir"
             )
         return result
 
@@ -219,7 +229,9 @@ class Training:
         stopping = self.job.train.early_stopping
         if stopping is not None:
             smaller_is_better = not LARGER_IS_BETTER.get(stopping.metric.split("/")[0], True)
-            best = self.state.best.after(metrics[stopping.metric], self.state.step, smaller_is_better)
+            # A model that gave no finite loss in its last step is no candidate, whatever its metrics come to.
+            value = math.nan if self.state.skipped_in_a_row else metrics[stopping.metric]
+            best = self.state.best.after(value, self.state.step, smaller_is_better)
             self.state = State(
                 self.state.step, self.state.position, best, self.state.skipped_steps, self.state.skipped_in_a_row
             )
@@ -245,12 +257,25 @@ class Training:
         stopping = self.job.train.early_stopping
         return stopping is not None and self.state.best.evaluations_since >= stopping.patience
 
+    def _tensors(self) -> dict[str, Any]:
+        built = self.built
+        return tensors_of(built.placed, built.tables, self.optimizers, built.state(), self.averages)
+
+    def _check_weights(self) -> None:
+        """Raise NonFiniteWeightsError if a weight is not finite, so that none is evaluated. Collective."""
+        names = broken_tensors(self._tensors(), self.ranks)
+        if names:
+            raise NonFiniteWeightsError(broken_weights_message(names, self.job, self.state.step))
+
     def _save(self) -> None:
         started = time.monotonic()
-        built = self.built
-        state = tensors_of(built.placed, built.tables, self.optimizers, built.state(), self.averages)
         record_steps(self.job.run_dir, self.clock, self.ranks)
-        path = checkpoint_tensors.save(self.job.checkpoints_dir, state, self.ranks, self._describe, self.state.step)
+        try:
+            path = checkpoint_tensors.save(
+                self.job.checkpoints_dir, self._tensors(), self.ranks, self._describe, self.state.step
+            )
+        except NonFiniteWeightsError as error:
+            raise NonFiniteWeightsError(broken_weights_message(error.names, self.job, self.state.step)) from None
         if self.ranks.is_first:
             stopping, best = self.job.train.early_stopping, self.state.best
             if stopping is not None and best.value is not None and best.step == self.state.step:
@@ -294,6 +319,7 @@ class Training:
             self.channel.send({"kind": "warning", "text": text})
 
     def _resume(self, found: Found | None) -> State:
+        self.optimizers.materialize_dense_state()
         if found is None:
             return State() if self.by_day is None else State(position=Position(self.by_day.days.first, 0))
         position = position_of(found.manifest.position, found.manifest.num_rows)
@@ -301,6 +327,7 @@ class Training:
             position, warning = position_among(self.by_day.days, found)
             self._warn(warning)
         load_checkpoint(found, self.built, self.optimizers, self.averages)
+        refuse_broken_checkpoint(found, self._tensors(), self.ranks)
         saved = found.manifest
         state = State(
             step=saved.step,

@@ -3,6 +3,7 @@
 Points are ranked by the validation split. Test figures stand beside and decide nothing.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -85,7 +86,8 @@ def summarize(
     groups = [(number, group) for number, group in groups if group]
     first = groups[0][1] if groups else []
     rows = [_row(plan, number, group, first, failed, costs[number]) for number, group in groups]
-    order = sorted(range(len(rows)), key=lambda k: -rows[k].validation.mean)
+    # A mean that is not defined is never the best: compared with, it would leave the order to chance.
+    order = sorted(range(len(rows)), key=lambda k: (math.isnan(rows[k].validation.mean), -rows[k].validation.mean))
     fronts = {axis: _front(rows, axis) for axis in AXES}
     ranked = [
         replace(row, rank=order.index(k) + 1, fronts=tuple(axis for axis in AXES if k in fronts[axis]))

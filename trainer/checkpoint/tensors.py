@@ -29,7 +29,8 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.checkpoint.keys import model_names, step_key, tensors_of
 from trainer.checkpoint.reader import CheckpointReader
-from trainer.errors import CheckpointError, first_line
+from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
+from trainer.finite import broken_tensors
 
 
 class _HashingStream(io.RawIOBase):
@@ -90,8 +91,14 @@ def save(
 ) -> Path:
     """Write `state` into a fresh attempt and commit it. Collective; `describe` turns the files' hashes into the manifest.
 
-    Raises CheckpointError on every rank if any rank could not write.
+    Raises NonFiniteWeightsError on every rank, before anything is written, if any rank holds a value that is not finite, and
+    CheckpointError if any rank could not write.
     """
+    broken = tuple(broken_tensors(state, ranks))
+    if broken:
+        raise NonFiniteWeightsError(
+            f"checkpoint {folder}: step {step} not saved, not finite: {', '.join(broken)}", broken
+        )
     attempt = ranks.on_first(lambda: _explained(folder, lambda: checkpoint_folder.new_attempt(folder, step)))
     writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
     hashing = HashingFileSystem()
@@ -129,6 +136,10 @@ def load(
         saved = reader.read_metadata().state_dict_metadata
         if optimizers is not None:
             _count_updates(found, wanted, saved, optimizers)
+        if optimizers is not None and _before_first_step(found):
+            # Earlier versions saved no state that torch had not created yet, and what was created above is that state.
+            weights = model_names(placed, tables)
+            wanted = {key: value for key, value in wanted.items() if key in saved or key in weights}
         _refuse_misfits(found.path, wanted, saved, tables_grew)
         dcp.load(wanted, storage_reader=reader, planner=_GrowingPlanner() if tables_grew else None)
     except (CheckpointException, RuntimeError, ValueError) as error:
@@ -145,6 +156,11 @@ def _count_updates(found: Found, wanted: dict[str, Any], saved: Mapping[str, Any
         if key not in saved:
             del wanted[key]
             optimizers.num_updates.fill_(found.manifest.step - found.manifest.metrics.get("skipped_steps", 0))
+
+
+def _before_first_step(found: Found) -> bool:
+    """Return whether every step of the checkpoint was skipped, so that no optimizer has made one."""
+    return 0 < found.manifest.step == found.manifest.metrics.get("skipped_steps")
 
 
 def refuse_other_optimizers(found: Found, tables: Mapping[str, TableConfig]) -> None:
