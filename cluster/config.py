@@ -40,6 +40,11 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     dataset: str | None = Field(
         None, description="folder of the sequence dataset, if not dataset/ in the run folder; lets runs share one"
     )
+    new_logs: Literal["ask", "evaluate", "continue"] = Field(
+        "ask",
+        description="log files that came since the run was trained: stop and name the choices, append them and evaluate the "
+        "trained model, or append them and train on (not used with train.days)",
+    )
     seed: int = Field(1, ge=0, description="seed of the initial weights, the order of histories, dropout and negatives")
 
 
@@ -192,6 +197,7 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
 FREE_TO_CHANGE = (
     "run.dir",
     "run.dataset",
+    "run.new_logs",
     "logs.path",  # where logs lie is not what they are: the dataset's fingerprint and digest say that
     "logs.items.path",
     "logs.users.path",

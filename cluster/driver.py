@@ -17,6 +17,7 @@ from cluster import stages
 from cluster.config import Config, job_of
 from cluster.interruption import Interrupted
 from cluster.launch import Workers, WorkersFailedError
+from cluster.new_logs import check_append, kept_outcome
 from cluster.prepare import Progress, prepare
 from cluster.progress import View
 from cluster.run_folder import Stages, locked, open_run
@@ -105,7 +106,7 @@ def prepare_dataset(config: Config, view: View) -> Manifest:
     def show(progress: Progress) -> None:
         view.advance("prepare", progress.done, progress.total, f"{progress.stage}, {progress.rows:,} rows")
 
-    manifest = prepare(config, show)
+    manifest = prepare(config, show, lambda existing: check_append(config, existing))
     view.done()
     counts = manifest.counts
     rejected = sum(counts.rejected.values())
@@ -131,6 +132,10 @@ def prepare_dataset(config: Config, view: View) -> Manifest:
 
 
 def _train(config: Config, manifest: Manifest, workers: Workers, view: View) -> Outcome:
+    kept = kept_outcome(config, manifest)
+    if kept is not None:
+        view.say(f"train: the model of step {kept.step:,} is kept, because run.new_logs is evaluate")
+        return kept
     inputs = training_inputs(config, manifest)
     record = Stages(config.run_dir)
     done = record.result("train", inputs)

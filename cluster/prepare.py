@@ -59,12 +59,15 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 
 
-def prepare(config: Config, on_progress: OnProgress) -> Manifest:
+def prepare(
+    config: Config, on_progress: OnProgress, before_append: Callable[[Existing], None] = lambda existing: None
+) -> Manifest:
     """Build the dataset of a config, or verify and return it where it is there already. Ray must be initialised.
 
     Files of events that are new since the dataset was made are appended to it. Raises UserError, with nothing left behind,
     if the logs break their contract, more rows than allowed are rejected, the split leaves nothing to train on, the disk is
-    full, or the dataset folder holds something else.
+    full, or the dataset folder holds something else. before_append: called with what would be appended to, before anything is
+    written; what it raises stops that.
     """
     folder = config.dataset_dir.absolute()
     request = Request(config.logs, config.split, config.ids_of_tables, find_inputs(config.logs))
@@ -73,6 +76,8 @@ def prepare(config: Config, on_progress: OnProgress) -> Manifest:
         remove_leftovers(folder)
         _write_missing_card(folder, existing.manifest)
         return existing.manifest
+    if existing is not None:
+        before_append(existing)
     inputs = _inspect(config, request, existing)
     with attempt(folder, request.fingerprint) as work:
         before, existing = existing, find_dataset(folder, request)

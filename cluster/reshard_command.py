@@ -43,6 +43,11 @@ def run(path: Path, folder: Path, config_file: str | None, settings: list[str]) 
         )
     job = job_of(config)
     dataset = read_manifest(job.dataset_dir)
+    if found.manifest.dataset_digest in dataset.grown_from:
+        raise CheckpointError(
+            f"checkpoint {path}: logs were appended to {job.dataset_dir} since, and their items need rows that it does not have; "
+            'train on with them first (run.new_logs = "continue"), which loads it on any number of workers'
+        )
     if dataset.digest != found.manifest.dataset_digest:
         raise CheckpointError(
             f"checkpoint {path}: was made from another dataset than {job.dataset_dir}; set run.dataset to its own"

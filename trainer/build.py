@@ -39,7 +39,7 @@ class Built:
     """model: the single-device object whose tables were replaced by sharded ones; placed: the wrapper that names its state.
 
     dynamic: the mappings of its tables with dynamic ids; what is looked up goes through them first. task: what is trained, and
-    what a batch is given of the global one before that.
+    what a batch is given of the global one before that. grown_from: digests of its dataset before logs were appended.
     """
 
     model: Any
@@ -49,6 +49,7 @@ class Built:
     catalogue: Catalogue
     dynamic: DynamicTables
     task: Task
+    grown_from: tuple[str, ...] = ()
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint holds besides weights and optimizers: alike on all ranks."""
@@ -98,7 +99,7 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | N
     tables = {spec.name: job.tables[spec.name] for spec in specs}
     placed = place(model, tables, plan, ranks, job.seed, job.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.seed, catalogue.inputs)
-    return Built(model, placed, tables, placing, catalogue, dynamic, task)
+    return Built(model, placed, tables, placing, catalogue, dynamic, task, manifest.grown_from)
 
 
 def agree_at_start(ranks: Ranks, facts: dict[str, str]) -> None:
@@ -121,11 +122,12 @@ def load_checkpoint(
 ) -> None:
     """Load a verified checkpoint into the model, its other state and, if given, optimizers and averages. Collective.
 
-    By days the vocabularies may have grown since, and tables with them: new rows are as they were built. Raises CheckpointError if
-    it does not fit.
+    Where logs were appended since, the vocabularies may have grown, and tables with them: new rows are as they were built. Raises
+    CheckpointError if it does not fit.
     """
-    state, by_days = built.state(), found.manifest.days is not None
-    checkpoint_tensors.load(found, built.placed, built.tables, optimizers, state, averages, tables_grew=by_days)
+    state = built.state()
+    grew = found.manifest.days is not None or found.manifest.dataset_digest in built.grown_from
+    checkpoint_tensors.load(found, built.placed, built.tables, optimizers, state, averages, tables_grew=grew)
     built.load_state(state)
 
 

@@ -100,8 +100,8 @@ def _parts_digest(manifest: Manifest, generation: int) -> str:
 
 
 def is_of(saved: CheckpointManifest, manifest: Manifest) -> bool:
-    """Whether a checkpoint is of this dataset, or, by days, of one to which this one has appended."""
-    if saved.dataset_digest == manifest.digest:
+    """Return whether a checkpoint is of this dataset, or of one to which this one has appended."""
+    if saved.dataset_digest in (manifest.digest, *manifest.grown_from):
         return True
     return saved.days is not None and saved.days["parts"] == _parts_digest(manifest, saved.days["generation"])
 

@@ -7,7 +7,7 @@ All ranks run it in lockstep; only the first writes logs and talks to the driver
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -59,13 +59,17 @@ class Best:
 
 @dataclass(frozen=True)
 class State:
-    """step: steps trained; position: where the data stands after them; skipped: steps that were not finite, in all and in a row."""
+    """step: steps trained; position: where the data stands after them; skipped: steps that were not finite, in all and in a row.
+
+    extra_steps: those before the position, beyond what the dataset as it is now would have taken: negative where it has grown.
+    """
 
     step: int = 0
     position: Position = field(default_factory=lambda: Position(0, 0))
     best: Best = field(default_factory=Best)
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    extra_steps: int = 0
 
 
 class Training:
@@ -82,6 +86,7 @@ class Training:
         self.optimizers = build_optimizers(self.built, job.train)
         decay = job.train.ema_decay
         self.averages = None if decay is None else Averages(self.built.placed, self.built.tables, decay)
+        self.grew = found is not None and found.manifest.dataset_digest in self.manifest.grown_from
         self.state = self._resume(found)
         if job.placement.measure:
             record_placement(job.run_dir, self.built, self.optimizers, ranks)
@@ -105,7 +110,7 @@ class Training:
         self.next_day = self.built.task.next_day(ranks, self.built.dynamic)
         if self.by_day is None:
             self.epochs = job.train.epochs
-            self.epoch_ends = _epoch_ends(job, self.stream.batches, ranks)
+            self.epoch_ends = self._epoch_ends()
         else:
             self.epochs = self.by_day.days.stop
             self.epoch_ends = day_ends(self.by_day.days, self.state.step, self.state.position, job.train)
@@ -169,7 +174,9 @@ class Training:
         self.clock.collect()
         in_a_row = 0 if result.finite else self.state.skipped_in_a_row + 1
         skipped = self.state.skipped_steps + (not result.finite)
-        self.state = State(self.state.step + 1, item.after, self.state.best, skipped, in_a_row)
+        self.state = replace(
+            self.state, step=self.state.step + 1, position=item.after, skipped_steps=skipped, skipped_in_a_row=in_a_row
+        )
         if self.ledger is not None:
             self.ledger.write(self.state.step, item.batch.row_ids.tolist())
         if result.broken:
@@ -230,9 +237,7 @@ class Training:
             # A model that gave no finite loss in its last step is no candidate, whatever its metrics come to.
             value = math.nan if self.state.skipped_in_a_row else metrics[stopping.metric]
             best = self.state.best.after(value, self.state.step, smaller_is_better)
-            self.state = State(
-                self.state.step, self.state.position, best, self.state.skipped_steps, self.state.skipped_in_a_row
-            )
+            self.state = replace(self.state, best=best)
         if self.log is not None:
             self.log.write(self.state.step, "validation", {**metrics, "seconds": time.monotonic() - started})
             self.channel.send(
@@ -297,6 +302,7 @@ class Training:
                 "best": asdict(self.state.best),
                 "skipped_steps": self.state.skipped_steps,
                 "skipped_in_a_row": self.state.skipped_in_a_row,
+                "extra_steps": self.state.extra_steps,
             },
             versions={name: version(name) for name in ("torch", "torchrec")},
             files=files,
@@ -333,7 +339,11 @@ class Training:
             best=Best(**saved.metrics["best"]),
             skipped_steps=saved.metrics["skipped_steps"],
             skipped_in_a_row=saved.metrics["skipped_in_a_row"],
+            extra_steps=saved.metrics.get("extra_steps", 0),
         )
+        if self.by_day is None and self.grew:
+            # Its order is another: the epoch begins anew. What was measured before is no measure of what comes.
+            state = replace(state, position=Position(position.epoch, 0), best=Best())
         stopping, best = self.job.train.early_stopping, state.best
         if self.ranks.is_first and stopping is not None and best.value is not None:
             # A process may have died between the commit and this note, or the newest checkpoint may have been corrupt.
@@ -341,6 +351,22 @@ class Training:
         if self.ranks.is_first:
             self.channel.send({"kind": "resumed", "step": saved.step, "path": str(found.path)})
         return state
+
+    def _epoch_ends(self) -> torch.Tensor:
+        """Steps up to the end of each epoch, (epochs,) int64; max_steps ends the last one early. Collective.
+
+        Steps before logs were appended stay counted; the epochs from there on are as long as the dataset is now.
+        """
+        train, state = self.job.train, self.state
+        grew = self.grew or state.extra_steps != 0
+        steps = _steps_of_epochs(self.job, self.stream.batches, self.ranks, None if grew else train.max_steps)
+        ends = steps.cumsum(0)
+        if self.grew:
+            before = int(steps[: state.position.epoch].sum())
+            self.state = state = replace(state, extra_steps=state.step - before)
+        ends = ends + state.extra_steps
+        total = ends[-1:] if train.max_steps is None else ends[-1:].clamp(max=train.max_steps)
+        return torch.cat((ends[ends < total], total))
 
 
 def _checked_stream(task: Task, ranks: Ranks) -> Stream:
@@ -357,18 +383,16 @@ def _checked_stream(task: Task, ranks: Ranks) -> Stream:
     return stream
 
 
-def _epoch_ends(job: Job, batches: GlobalBatches, ranks: Ranks) -> torch.Tensor:
-    """Steps up to the end of each epoch, (epochs,) int64; max_steps ends the last one early. Collective.
+def _steps_of_epochs(job: Job, batches: GlobalBatches, ranks: Ranks, limit: int | None) -> torch.Tensor:
+    """Steps of each epoch, (epochs,) int64, not counted further than `limit`. Collective.
 
     Under a budget of events each epoch has to be gone through, so the ranks share them.
     """
-    train = job.train
-    steps = torch.zeros(train.epochs, dtype=torch.int64)
-    for epoch in range(ranks.rank, train.epochs, ranks.world_size):
-        steps[epoch] = batches.num_steps(epoch, train.max_steps)
-    ends = ranks.sum(steps.to(ranks.device)).cpu().cumsum(0)
-    total = ends[-1:] if train.max_steps is None else ends[-1:].clamp(max=train.max_steps)
-    return torch.cat((ends[ends < total], total))
+    epochs = job.train.epochs
+    steps = torch.zeros(epochs, dtype=torch.int64)
+    for epoch in range(ranks.rank, epochs, ranks.world_size):
+        steps[epoch] = batches.num_steps(epoch, limit)
+    return ranks.sum(steps.to(ranks.device)).cpu()
 
 
 def _check_same_run(found: Found, job: Job, manifest: Manifest) -> None:

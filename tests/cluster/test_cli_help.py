@@ -128,6 +128,7 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
 
     monkeypatch.setattr("cluster.stages.evaluate", evaluate)
     monkeypatch.setattr("cluster.stages.find_checkpoint", lambda config, name: found(checkpoints / (name or "step_2")))
+    monkeypatch.setattr("cluster.driver.read_manifest", lambda folder: SimpleNamespace(digest="d"))
     monkeypatch.setattr("cluster.driver.asdict", dict)
     monkeypatch.setattr("cluster.driver.summary_of", dict)
     view: Any = SimpleNamespace(say=lambda text: None, done=lambda: None, on_event=None)
