@@ -25,6 +25,7 @@ from cluster.session import ray_session
 from cluster.stage_inputs import evaluation_inputs, report_inputs, training_inputs
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.dataset import card
+from trainer.dataset.log_checks import times_as_read
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.dataset.splits import Split
 from trainer.evaluation.outputs import Summary, are_there, summary_of, write_report
@@ -122,6 +123,8 @@ def prepare_dataset(config: Config, view: View) -> Manifest:
     ):
         if number:
             view.say(f"  note: {number:,} {what}")
+    if (read_as := times_as_read(manifest)) is not None:
+        view.say(escape(f"  {read_as}"))
     checks = card.read_checks(config.dataset_dir, manifest)
     if checks is not None:
         for check in checks:

@@ -1,5 +1,6 @@
-"""Prepare: event logs to a sequence dataset, as Ray tasks over Arrow in two passes.
+"""Prepare: event logs to a sequence dataset, as Ray tasks over Arrow in two passes, after a scan of text files.
 
+    scan     one task per text file: which types its columns fit (Parquet files name theirs)
     read     one task per chunk of the logs: check the rows, split them by the hash of the user into a spill file
     group    one task per partition: its share of every spill file becomes histories, which become one part
 
@@ -10,9 +11,10 @@ On more than one machine the dataset folder must be on storage that all of them 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from trainer.logs.columns import columns_of
 from trainer.logs.contract import Inputs, find_inputs, inspect_inputs, none_readable, too_many_unreadable
 from trainer.logs.quarantine import gather
 from trainer.logs.reading import Rules, rules_of
+from trainer.logs.text_scan import ScanJob, TextProfile, scan_here, scan_task
 from trainer.prepare.finish import Finishing, contracts_of, finish, partitioning_of
 from trainer.prepare.group_pass import GroupResult, group_task, shares_of
 from trainer.prepare.read_pass import ReadResult, read_task
@@ -43,6 +46,7 @@ from trainer.storage import replace_durably
 
 EVENTS_PER_PARTITION = 1_000_000
 MAX_PARTITIONS = 4096
+SCAN_HERE_BYTES = 64 << 20  # of text files in all, from which on their scan is shared out
 CSV_BYTES_PER_ROW = 24  # only to choose the number of partitions
 
 
@@ -88,8 +92,7 @@ def prepare(
         num_hashed = partitioning_of(existing.manifest).num_hashed if existing else num_partitions(inputs)
         cuts = resolve_cuts(config.split, inputs.time_kind)
         job = PrepareJob(folder, work, request, inputs, _rules(config, inputs), cuts, num_hashed, existing)
-        limit = config.cluster.prepare_tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        manifest = _build(config, job, limit, on_progress)
+        manifest = _build(config, job, max_tasks(config), on_progress)
         for path in sorted(work.glob("[!.]*.parquet")):
             replace_durably(path, folder / path.name)
         write_manifest(folder, manifest)
@@ -105,12 +108,27 @@ def _write_missing_card(folder: Path, manifest: Manifest) -> None:
 
 
 def _inspect(config: Config, request: Request, existing: Existing | None) -> Inputs:
+    scan = partial(_scan_all, max_tasks(config))
     if existing is None:
-        return inspect_inputs(dict(request.files), config.logs)
+        return inspect_inputs(dict(request.files), config.logs, scan=scan)
     assert existing.new_files is not None
     files: Files = {name: found for name, found in request.files.items() if name in ("items", "users")}
     before = contracts_of(existing.manifest, columns_of(config.logs))
-    return inspect_inputs({**files, **existing.new_files}, config.logs, before)
+    return inspect_inputs({**files, **existing.new_files}, config.logs, before, scan=scan)
+
+
+def _scan_all(limit: int, job: ScanJob) -> Sequence[TextProfile | str]:
+    """Scan text files: small logs here, large ones as tasks."""
+    if sum(file.num_bytes for file, _ in job.files) < SCAN_HERE_BYTES:
+        return scan_here(job)
+    with closing(run_tasks(scan_task, job, range(len(job.files)), limit)) as finished:
+        results = dict(finished)
+    return [results[number] for number in range(len(job.files))]
+
+
+def max_tasks(config: Config) -> int:
+    """How many tasks run side by side."""
+    return config.cluster.prepare_tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _rules(config: Config, inputs: Inputs) -> Rules:

@@ -318,8 +318,8 @@ def test_row_16_negative_ids_are_bad_unless_they_are_meant(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("column", "values", "words"),
     [
-        ("user_id", pa.array([1, 2], pa.decimal128(20, 0)), ["decimal128(20, 0)", "an integer or a string"]),
-        ("item_id", pa.array([1.0, 2.0]), ["double", "an integer or a string"]),
+        ("user_id", pa.array(["1.0", "2.5"]).cast(pa.decimal128(9, 2)), ["row 1", "2.50", "whole number"]),
+        ("item_id", pa.array([1.0, 2.5]), ["row 1", "2.5", "whole number"]),
         ("time", pa.array([1.0, float("inf")]), ["row 1", "inf", "whole number"]),
         ("time", pa.array([1, 10**15], pa.timestamp("s")), ["int64", "another unit"]),
         ("time", pa.array([1, 2], pa.time32("s")), ["time32", "timestamp"]),

@@ -18,6 +18,7 @@ from trainer import page
 from trainer.dataset.card_plots import plots_of
 from trainer.dataset.checks import Check, checks_of, profile_values, split_sizes
 from trainer.dataset.leakage import giveaways
+from trainer.dataset.log_checks import log_checks, times_as_read
 from trainer.dataset.manifest import Feature, Manifest
 from trainer.dataset.profile import SPLITS
 from trainer.dataset.splits import time_as_text
@@ -78,7 +79,7 @@ def facts_of(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "positive_rates": _rates(manifest, values),
         "features": [_feature(feature, manifest, sum(split_sizes(values).values())) for feature in manifest.features],
         "giveaways": [asdict(giveaway) for giveaway in found],
-        "checks": [asdict(check) for check in checks_of(manifest, found)],
+        "checks": [asdict(check) for check in (*checks_of(manifest, found), *log_checks(manifest))],
     }
 
 
@@ -145,7 +146,7 @@ class _Catalogue:
 def _time(manifest: Manifest) -> dict[str, Any]:
     found = manifest.source.get("time") or {"kind": "integer", "first": None, "last": None}
     texts = [None if found[end] is None else time_as_text(found[end], found["kind"]) for end in ("first", "last")]
-    return {**found, "first_text": texts[0], "last_text": texts[1]}
+    return {**found, "first_text": texts[0], "last_text": texts[1], "read_as": times_as_read(manifest)}
 
 
 def _by_split(manifest: Manifest, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

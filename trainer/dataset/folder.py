@@ -17,7 +17,7 @@ from trainer.config import SplitConfig
 from trainer.dataset.manifest import FORMAT_VERSION, Manifest, read_manifest, verify_dataset, write_manifest
 from trainer.errors import UserError
 from trainer.logs.columns import SourceName
-from trainer.logs.config import LogsConfig
+from trainer.logs.config import LogsConfig, TextConfig
 from trainer.logs.files import InputFile
 from trainer.output_folder import remove_from, writing
 from trainer.settings import changed_settings, flatten
@@ -38,6 +38,16 @@ _NO_CONTENT = {
     "items": {"path", "format"},
     "users": {"path", "format"},
 }
+# Settings of logs that earlier versions did not know, with the defaults under which they change nothing. They are left out where
+# they are at these, so that datasets of earlier versions stay what they are.
+_LATER_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "text": (None, TextConfig().model_dump(mode="json")),
+    "user_type": ("auto",),
+    "item_type": ("auto",),
+    "type": ("auto",),
+    "time_format": (None,),
+    "null_values": ([],),
+}
 
 Files = Mapping[SourceName, tuple[InputFile, ...]]
 
@@ -55,7 +65,8 @@ class Request:
     def settings(self) -> dict[str, Any]:
         """What decides the content of a dataset besides files and split."""
         tables = {name: {"ids": config.model_dump(mode="json")} for name, config in sorted(self.ids.items())}
-        return {"logs": self.logs.model_dump(mode="json", exclude=_NO_CONTENT), "tables": tables}  # type: ignore[arg-type]
+        logs = self.logs.model_dump(mode="json", exclude=_NO_CONTENT)  # type: ignore[arg-type]
+        return {"logs": _as_earlier_versions(logs), "tables": tables}
 
     @property
     def described_files(self) -> list[dict[str, Any]]:
@@ -74,6 +85,18 @@ class Request:
         """Equal for equal inputs and settings."""
         formats = [file.format for files in self.files.values() for file in files]
         return digest_of([self.settings, self.described_files, formats, self.split_settings, FORMAT_VERSION])
+
+
+def _as_earlier_versions(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of logs without those that earlier versions did not know, where they are at their defaults."""
+    kept: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in _LATER_SETTINGS and value in _LATER_SETTINGS[name]:
+            continue
+        kept[name] = _as_earlier_versions(value) if isinstance(value, dict) else value
+    if kept.get("kind") == "timestamp" and kept.get("format", "") is None:
+        del kept["format"]
+    return kept
 
 
 @dataclass(frozen=True)

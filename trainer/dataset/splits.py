@@ -14,6 +14,8 @@ from trainer.errors import UserError
 Ints = npt.NDArray[np.int64]
 Split = Literal["validation", "test"]  # the parts of a history that models are judged on
 _VALIDATED = np.uint64(0x76616C6964617465)
+CLOCK_UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+_FROM_1990, _TO_2100 = 631_152_000, 4_102_444_800  # seconds since 1970
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -86,6 +88,14 @@ def time_as_text(value: int, time_kind: str) -> str:
     if time_kind == "integer":
         return str(value)
     return str(np.datetime64(value, "us").astype("datetime64[s]")).replace("T", " ")
+
+
+def unit_of_clock(first: int, last: int) -> str | None:
+    """The unit in which integers from `first` to `last` are times of a clock between 1990 and 2100; None if in none."""
+    for unit, per_second in CLOCK_UNITS.items():
+        if _FROM_1990 * per_second <= first <= last < _TO_2100 * per_second:
+            return unit
+    return None
 
 
 def resolve_time(value: int | str, setting: str, time_kind: str) -> int:

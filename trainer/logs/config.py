@@ -1,9 +1,54 @@
 """Settings of event logs: files, columns, features, labels. Imports no torch."""
 
+import codecs
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
+
+from trainer.logs.time_formats import check_format
+
+ValueType = Literal["auto", "integer", "text"]
+
+
+class TextConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """How text files (CSV, TSV) are written. Parquet files need none of it."""
+
+    delimiter: str | None = Field(
+        None,
+        min_length=1,
+        max_length=1,
+        description='the character between fields, such as ";"; default: a comma, and a tab in .tsv and .inter files',
+    )
+    encoding: str = Field("utf-8", description='character encoding of the files, such as "latin-1" or "utf-16"')
+    quoting: Literal["auto", "none", "double", "escaped"] = Field(
+        "auto",
+        description='"double": fields in double quotes, a quote inside them written twice; "escaped": a quote inside them '
+        'written as \\"; "none": quotes are ordinary characters; auto is "double" and refuses files where quotes may be ordinary '
+        "characters",
+    )
+    decimal: Literal[".", ","] = Field(".", description="decimal mark of numeric features and labels")
+    thousands: Literal["", ",", ".", " ", "'"] = Field(
+        "", description="mark between groups of three digits in numeric features and labels"
+    )
+
+    @field_validator("encoding")
+    @classmethod
+    def _known_encoding(cls, encoding: str) -> str:
+        try:
+            codecs.lookup(encoding)
+        except LookupError:
+            raise ValueError(f'no encoding is called {encoding!r}; use a name such as "latin-1" or "cp1252"') from None
+        return encoding
+
+    @model_validator(mode="after")
+    def _marks_differ(self) -> "TextConfig":
+        if self.decimal == self.thousands:
+            raise ValueError(f"decimal and thousands are both {self.decimal!r}; they must differ")
+        return self
+
+
+TEXT_DESCRIPTION = "how text files of this source are written; default: logs.text"
 
 
 class CategoricalFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -16,6 +61,11 @@ class CategoricalFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=Tr
         pattern=r"^[A-Za-z0-9_]+$",
         description="the table of its rows (tables.NAME); features that name the same one share it; none takes the "
         'feature\'s name; "item" shares the ids of the items',
+    )
+    type: ValueType = Field(
+        "auto",
+        description="type of the values: integer, text, or auto: that of Parquet columns; in text files integer if every value "
+        "of every file is an integer without leading zeros, and text otherwise",
     )
     separator: str | None = Field(
         None, min_length=1, description='splits a string into several values, such as "|"; list columns need none'
@@ -48,10 +98,13 @@ class NumericFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class TimestampFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A moment, such as when an item was published: an integer as it stands, or a timestamp in microseconds (UTC)."""
+    """A moment, such as when an item was published: an integer as it stands, or a timestamp or text in microseconds (UTC)."""
 
     kind: Literal["timestamp"] = Field(description="which kind of feature")
     column: str | None = Field(None, description="its column; none takes the feature's name")
+    format: str | None = Field(None, description="format of its text, in the form of logs.time_format")
+
+    _check_format = field_validator("format")(check_format)
 
 
 class VectorFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -75,6 +128,7 @@ class ItemsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     path: str | list[str] = Field(description="files of items, in the forms of logs.path")
     format: Format = Field("auto", description="file format; auto goes by each file's ending")
+    text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     item: str = Field("item_id", description="column of the item, of the same type as in the logs")
     features: Features = Field(default_factory=dict, description="features of items by name")
 
@@ -84,6 +138,7 @@ class UsersConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     path: str | list[str] = Field(description="files of users, in the forms of logs.path")
     format: Format = Field("auto", description="file format; auto goes by each file's ending")
+    text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")
     features: Features = Field(default_factory=dict, description="features of users by name")
 
@@ -93,9 +148,13 @@ class HistoryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     path: str | list[str] = Field(description="files of events, in the forms of logs.path")
     format: Format = Field("auto", description="file format; auto goes by each file's ending")
+    text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")
     item: str = Field("item_id", description="column of the item, of the same type as in the logs")
     time: str = Field("time", description="column of the time, of the same kind and unit as in the logs")
+    time_format: str | None = Field(None, description="format of times that are text, in the form of logs.time_format")
+
+    _check_format = field_validator("time_format")(check_format)
 
 
 class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -108,11 +167,28 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     format: Format = Field(
         "auto", description="file format; auto goes by each file's ending (.parquet, .csv, .tsv, .inter)"
     )
+    text: TextConfig = Field(default_factory=TextConfig, description="how text files are written")
     user: str = Field("user_id", description="column of the user: integer or string")
     item: str = Field("item_id", description="column of the item: integer or string")
+    user_type: ValueType = Field(
+        "auto",
+        description="type of users in all files: integer, text, or auto: that of Parquet columns; in text files integer if "
+        "every value of every file is an integer without leading zeros, and text otherwise",
+    )
+    item_type: ValueType = Field("auto", description="type of items in all files, in the form of logs.user_type")
     time: str = Field(
         "time",
-        description="column that orders a user's events: integer, timestamp or date; ties keep the order of the log",
+        description="column that orders a user's events: integer, timestamp, date or ISO 8601 text; ties keep the order of "
+        "the log",
+    )
+    time_format: str | None = Field(
+        None,
+        description='strptime format of times that are text, such as "%m/%d/%Y %H:%M"; default: ISO 8601. Times without a zone '
+        "are UTC",
+    )
+    null_values: list[str] = Field(
+        default_factory=list,
+        description='texts that stand for a missing value in any column, such as ["-", "None"]; empty text always does',
     )
     duplicates: Literal["drop", "keep"] = Field(
         "drop", description="what to do with events equal to another in user, item and time; dropped ones are counted"
@@ -167,6 +243,8 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "can be corrected",
     )
 
+    _check_format = field_validator("time_format")(check_format)
+
     @model_validator(mode="after")
     def _columns_fit_together(self) -> "LogsConfig":
         known_after = dict.fromkeys(self.outcomes, "logs.outcomes") | dict.fromkeys(self.labels, "logs.labels")
@@ -211,6 +289,18 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
                     f'with column = "{spec.source}"'
                 )
         return self
+
+    def text_of(self, source: Literal["logs", "history", "items", "users"]) -> TextConfig:
+        """How the text files of a source are written."""
+        match source:
+            case "logs":
+                return self.text
+            case "history":
+                return (self.history and self.history.text) or self.text
+            case "items":
+                return (self.items and self.items.text) or self.text
+            case "users":
+                return (self.users and self.users.text) or self.text
 
     @property
     def task(self) -> Literal["next_item", "ranking"]:

@@ -1,74 +1,63 @@
-"""What files say of themselves before they are read: the header of Parquet files, the first block of text files."""
+"""What files say of themselves before they are read: the header of Parquet files, the names of columns of text files."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from trainer.logs.config import TextConfig
 from trainer.logs.files import InputFile, UnreadableFileError, explaining
+from trainer.logs.text_files import read_names
 
-HEADER_BYTES = 1 << 20  # the types of a CSV file are those of its first block of this size
 HEADER_THREADS = 16
 
 
 @dataclass(frozen=True)
 class Header:
-    """names: of the columns, decoded at once, because those of a damaged header may be no text."""
+    """Columns of a file. Those of text files are text."""
 
     schema: pa.Schema
+    # Decoded at once, because those of a damaged header may be no text.
     names: tuple[str, ...]
-    rows_of_groups: tuple[int, ...] | None  # None: a CSV file, which does not say
+    # Rows of each Parquet row group; None for text files, which do not say.
+    rows_of_groups: tuple[int, ...] | None
 
 
-def read_headers(files: Sequence[InputFile]) -> tuple[list[tuple[InputFile, Header]], dict[str, str]]:
-    """The headers of the files that can be read, and why the others cannot, by name."""
+def read_headers(
+    files: Sequence[InputFile], text: TextConfig, setting: str
+) -> tuple[list[tuple[InputFile, Header]], dict[str, str]]:
+    """The headers of the files that can be read, and why the others cannot, by name.
+
+    Args:
+        files: those of one source.
+        text: how its text files are written.
+        setting: the name of that setting, for messages.
+    """
     with ThreadPoolExecutor(HEADER_THREADS) as pool:
-        results = list(pool.map(_header_or_cause, files))
+        results = list(pool.map(partial(_header_or_cause, text=text, setting=setting), files))
     headers = [(f, found) for f, found in zip(files, results, strict=True) if isinstance(found, Header)]
     return headers, {f.name: found for f, found in zip(files, results, strict=True) if isinstance(found, str)}
 
 
-def _header_or_cause(file: InputFile) -> Header | str:
+def _header_or_cause(file: InputFile, text: TextConfig, setting: str) -> Header | str:
     try:
-        return _read_header(file)
+        return _read_header(file, text, setting)
     except UnreadableFileError as error:
         return str(error)
 
 
-def _read_header(file: InputFile) -> Header:
-    with explaining(file):
-        if file.format == "parquet":
-            with open_parquet(file) as parquet:
-                metadata = parquet.metadata
-                rows = tuple(metadata.row_group(k).num_rows for k in range(metadata.num_row_groups))
-                return Header(parquet.schema_arrow, tuple(parquet.schema_arrow.names), rows)
-        with open_csv(file, HEADER_BYTES) as reader:
-            schema = pa.schema([field.with_type(_widened(field.type)) for field in reader.schema])
-            return Header(schema, tuple(schema.names), None)
+def _read_header(file: InputFile, text: TextConfig, setting: str) -> Header:
+    if file.format != "parquet":
+        names = read_names(file, text, setting)
+        return Header(pa.schema([(name, pa.string()) for name in names]), names, None)
+    with explaining(file), open_parquet(file) as parquet:
+        metadata = parquet.metadata
+        rows = tuple(metadata.row_group(k).num_rows for k in range(metadata.num_row_groups))
+        return Header(parquet.schema_arrow, tuple(parquet.schema_arrow.names), rows)
 
 
 def open_parquet(file: InputFile) -> pq.ParquetFile:
     return pq.ParquetFile(file.filesystem().open_input_file(file.path), page_checksum_verification=True)
-
-
-def open_csv(
-    file: InputFile, block_bytes: int, convert: pacsv.ConvertOptions | None = None
-) -> pacsv.CSVStreamingReader:
-    return pacsv.open_csv(
-        file.filesystem().open_input_stream(file.path),  # decompresses by the file's ending
-        read_options=pacsv.ReadOptions(use_threads=False, block_size=block_bytes),
-        parse_options=pacsv.ParseOptions(delimiter="\t" if file.format == "tsv" else ","),
-        convert_options=convert,
-    )
-
-
-def _widened(inferred: pa.DataType) -> pa.DataType:
-    """Dates or whole seconds in a CSV file's first block do not promise that fractions will not follow."""
-    if pa.types.is_date(inferred):
-        return pa.timestamp("us")
-    if pa.types.is_timestamp(inferred) and inferred.unit == "s":
-        return pa.timestamp("us", inferred.tz)
-    return inferred

@@ -7,27 +7,28 @@ Rows are numbered from 0 in their file, without a header. Times are int64: integ
 microseconds since 1970 UTC.
 """
 
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
-from trainer.errors import UserError, first_line
-from trainer.logs.columns import Column
 from trainer.logs.config import LogsConfig
 from trainer.logs.contract import Contract, InputChunk
 from trainer.logs.files import UnreadableFileError, explaining
-from trainer.logs.headers import open_csv, open_parquet
+from trainer.logs.headers import open_parquet
+from trainer.logs.observations import observe_ids
 from trainer.logs.quarantine import SCHEMA as QUARANTINE_SCHEMA
 from trainer.logs.quarantine import quarantine_table
+from trainer.logs.text_files import open_text
+from trainer.logs.text_values import typed_text
+from trainer.logs.values import LARGEST, Where, normalised, plain
 
 ROWS_PER_BLOCK = 1 << 20
 CSV_BLOCK_BYTES = 16 << 20
-_LARGEST = pa.scalar(2**63 - 1, pa.uint64())
 
 Bools = npt.NDArray[np.bool_]
 
@@ -43,11 +44,15 @@ class Rules:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive rows: `events` (Contract.event_schema) and those `rejected` (schema of trainer/logs/quarantine.py)."""
+    """Consecutive rows of a file."""
 
     num_rows: int
+    # Rows in the schema Contract.event_schema.
     events: pa.Table
+    # Rows in the schema of trainer/logs/quarantine.py.
     rejected: pa.Table
+    # Counts of what is worth a look, by the names in trainer/logs/observations.py.
+    observed: Counter[str] = field(default_factory=Counter)
 
 
 def read_chunk(chunk: InputChunk, contract: Contract, rules: Rules) -> Iterator[Block]:
@@ -60,13 +65,16 @@ def read_chunk(chunk: InputChunk, contract: Contract, rules: Rules) -> Iterator[
     with explaining(chunk.file):
         chunk.file.check_unchanged()  # before as well: a rewritten file may lack columns or row groups
         for batch in _batches(chunk, contract):
+            typed = plain if chunk.file.format == "parquet" else typed_text
+            where = Where(chunk.file.name, row)
             raw = pa.table(
                 {
-                    column.name: _plain(batch.column(column.source), agreed)
+                    column.name: typed(batch.column(column.source), column, agreed, where)
                     for column, agreed in zip(contract.columns, contract.types, strict=True)
                 }
             )
-            yield check_rows(raw, row, chunk.file.name, contract, rules)
+            block = check_rows(raw, where, contract, rules)
+            yield block
             row += raw.num_rows
         chunk.file.check_unchanged()
     if chunk.num_rows not in (None, row - chunk.first_row):
@@ -77,29 +85,29 @@ def read_chunk(chunk: InputChunk, contract: Contract, rules: Rules) -> Iterator[
         )
 
 
-def check_rows(raw: pa.Table, first_row: int, file: str, contract: Contract, rules: Rules) -> Block:
-    """Split rows into events and quarantined ones. Null, an empty string and NaN all count as null.
+def check_rows(raw: pa.Table, where: Where, contract: Contract, rules: Rules) -> Block:
+    """Split rows into events and quarantined ones. Null, an empty string, NaN and logs.null_values count as null.
 
     Raises UserError for a feature that its type cannot hold, for a time with a fraction, and for a vector of another width:
     these say that the column is the wrong one, or of the wrong type, not that a row is bad.
     """
-    rows = pa.array(np.arange(first_row, first_row + raw.num_rows))
-    where = _Where(file, first_row)
-    values = {column.name: _normalised(raw.column(column.name), column, where) for column in contract.columns}
+    rows = pa.array(np.arange(where.first_row, where.first_row + raw.num_rows))
+    values = {column.name: normalised(raw.column(column.name), column, where) for column in contract.columns}
     events = pa.table({**values, "row": rows})
     reasons = list(_reasons(raw, values, contract, rules))
     if not reasons:
-        return Block(raw.num_rows, events, QUARANTINE_SCHEMA.empty_table())
+        return Block(raw.num_rows, events, QUARANTINE_SCHEMA.empty_table(), observe_ids(events) + where.observed)
     any_bad = np.logical_or.reduce([bad for _, bad in reasons])
     chosen = np.flatnonzero(any_bad)
     first = np.argmax(np.stack([bad[chosen] for _, bad in reasons]), axis=0)
     rejected = quarantine_table(
         raw.take(pa.array(chosen)),
-        pa.repeat(file, len(chosen)),
+        pa.repeat(where.file, len(chosen)),
         rows.take(pa.array(chosen)),
         pa.array([reason for reason, _ in reasons]).take(pa.array(first)),
     )
-    return Block(raw.num_rows, events.filter(pa.array(~any_bad)), rejected)
+    kept = events.filter(pa.array(~any_bad))
+    return Block(raw.num_rows, kept, rejected, observe_ids(kept) + where.observed)
 
 
 def _reasons(
@@ -108,7 +116,7 @@ def _reasons(
     """Why rows are rejected, and which; only reasons that some row has. A row's first one counts."""
     for column in contract.columns:
         if column.role in ("id", "time") and pa.types.is_uint64(raw.column(column.name).type):
-            yield from _where_any(f"{column.name} beyond int64", pc.greater(raw.column(column.name), _LARGEST))
+            yield from _where_any(f"{column.name} beyond int64", pc.greater(raw.column(column.name), LARGEST))
     for column in contract.columns:
         if column.role in ("id", "time", "label"):
             missing = _is_null(values[column.name])
@@ -137,168 +145,9 @@ def _batches(chunk: InputChunk, contract: Contract) -> Iterator[pa.RecordBatch]:
         with open_parquet(chunk.file) as parquet:
             yield from parquet.iter_batches(ROWS_PER_BLOCK, chunk.row_groups, names, use_threads=False)
         return
-    # A column without any value in the headers is read as that, so that a value further down is refused and not lost.
-    types = {column.source: agreed for column, agreed in zip(contract.columns, contract.types, strict=True)}
-    options = pacsv.ConvertOptions(include_columns=names, column_types=types)
-    with open_csv(chunk.file, CSV_BLOCK_BYTES, options) as reader:
+    text, setting = contract.columns[0].text, contract.columns[0].text_setting
+    with open_text(chunk.file, text, setting, CSV_BLOCK_BYTES, names) as (_, reader):
         yield from reader
-
-
-def _plain(column: pa.Array, agreed: pa.DataType) -> pa.Array:
-    """Without dictionaries and large types: the only casts that the contract leaves open, and they lose nothing."""
-    types = pa.types
-    if types.is_null(agreed) or (_is_list(column.type) and types.is_null(column.type.value_type)):
-        return pa.nulls(len(column), agreed)  # empty lists of no type hold no value either
-    return column if column.type == agreed else column.cast(agreed)
-
-
-def _is_list(found: pa.DataType) -> bool:
-    return bool(pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found))
-
-
-@dataclass(frozen=True)
-class _Where:
-    """Where a block's rows are, for messages."""
-
-    file: str
-    first_row: int
-
-    def __call__(self, row: int) -> str:
-        return f"logs {self.file} row {self.first_row + row}"
-
-
-def _normalised(values: pa.ChunkedArray, column: Column, where: _Where) -> pa.ChunkedArray:
-    """In the type of Contract.stored, nulls where there is no value."""
-    try:
-        match column.role:
-            case "id":
-                return _without_empty(values) if pa.types.is_string(values.type) else _as_integer(values)
-            case "time" | "timestamp":
-                return _as_moment(values, column, where)
-            case "label" | "numeric":
-                return _as_float(values)
-            case "categorical":
-                return _as_categorical(values, column, where)
-            case "vector":
-                return _as_vector(values, column, where)
-    except pa.ArrowInvalid as error:
-        remedy = "use another unit of time" if column.role == "time" else "write the values as strings"
-        raise UserError(
-            f'logs {where.file}: column "{column.source}" ({column.setting}) does not fit into an int64 '
-            f"({first_line(error)}); {remedy}"
-        ) from None
-
-
-def _without_empty(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    empty = pc.equal(pc.binary_length(values), 0)
-    return pc.if_else(empty, pa.scalar(None, pa.string()), values) if pc.any(empty).as_py() else values
-
-
-def _as_integer(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """int64; numbers that it cannot hold become null, and `_reasons` tells them from missing ones."""
-    if pa.types.is_uint64(values.type):
-        values = pc.if_else(pc.greater(values, _LARGEST), pa.scalar(None, values.type), values)
-    return values.cast(pa.int64())
-
-
-def _as_moment(values: pa.ChunkedArray, column: Column, where: _Where) -> pa.ChunkedArray:
-    types = pa.types
-    if types.is_null(values.type):
-        return values.cast(pa.int64())
-    if types.is_string(values.type):
-        values = _parsed(_without_empty(values), column, where)
-    if types.is_temporal(values.type):
-        microseconds = pc.CastOptions(pa.timestamp("us", getattr(values.type, "tz", None)), allow_time_truncate=True)
-        return values.cast(options=microseconds).cast(pa.int64())
-    if types.is_floating(values.type):
-        return _whole_numbers(values, column, where)
-    return _as_integer(values) if column.role == "time" else values.cast(pa.int64())
-
-
-def _parsed(text: pa.ChunkedArray, column: Column, where: _Where) -> pa.ChunkedArray:
-    """ISO dates and times, in UTC unless they say a zone."""
-    has_zone = pc.match_substring_regex(text, r":.*(Z|[+-]\d\d(:?\d\d)?)$")
-    try:  # pyarrow reads either kind, but not both in one column
-        plain = pc.if_else(has_zone, pa.scalar(None, pa.string()), text).cast(pa.timestamp("us"))
-        zoned = pc.if_else(has_zone, text, pa.scalar(None, pa.string())).cast(pa.timestamp("us", "UTC"))
-        return pc.coalesce(plain, zoned.cast(pa.timestamp("us")))
-    except pa.ArrowInvalid as error:
-        raise UserError(
-            f'logs {where.file}: column "{column.source}" ({column.setting}) holds text that is no ISO date '
-            f"({first_line(error)}); write dates as 2024-05-01, or take the column as categorical"
-        ) from None
-
-
-def _as_float(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """float32; NaN and what is infinite there become null."""
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.int8())
-    if not pa.types.is_floating(values.type):  # an integer beyond 2^24 is rounded, as any float32 is
-        values = values.cast(pa.float64(), safe=False)
-    values = values.cast(pa.float32(), safe=False)
-    finite = pc.is_finite(values)
-    if not pc.all(finite, min_count=0).as_py():
-        values = pc.if_else(finite, values, pa.scalar(None, values.type))
-    return values
-
-
-def _as_categorical(values: pa.ChunkedArray, column: Column, where: _Where) -> pa.ChunkedArray:
-    types = pa.types
-    if column.separator is not None:
-        return _without_empty_entries(pc.split_pattern(_without_empty(values.cast(pa.string())), column.separator))
-    if types.is_list(values.type):
-        if types.is_string(values.type.value_type):
-            return _without_empty_entries(values)
-        return values.cast(pa.list_(pa.int64()))
-    if types.is_string(values.type):
-        return _without_empty(values)
-    if types.is_floating(values.type):
-        return _whole_numbers(values, column, where)
-    return values.cast(pa.int64())
-
-
-def _without_empty_entries(lists: pa.ChunkedArray) -> pa.ChunkedArray:
-    entries = pc.list_flatten(lists)
-    nothing = pc.equal(pc.binary_length(entries), 0)
-    if not pc.any(nothing).as_py():
-        return lists
-    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
-    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
-    kept = pc.if_else(nothing, pa.scalar(None, pa.string()), entries).combine_chunks()
-    missing = lists.is_null().combine_chunks()
-    return pa.chunked_array([pa.ListArray.from_arrays(offsets, kept, mask=missing)])
-
-
-def _as_vector(values: pa.ChunkedArray, column: Column, where: _Where) -> pa.ChunkedArray:
-    values = values.cast(pa.list_(pa.float32()), safe=False)  # an integer beyond 2^24 is rounded, as any float32 is
-    lengths = pc.fill_null(pc.list_value_length(values), column.dim).to_numpy()
-    wrong = np.flatnonzero(lengths != column.dim)
-    if wrong.size:
-        raise UserError(
-            f'{where(int(wrong[0]))}: column "{column.source}" ({column.setting}) has {lengths[wrong[0]]} numbers, '
-            f"and {column.setting}.dim = {column.dim}; set dim to the width of the vectors, which must all have the same"
-        )
-    return values
-
-
-def _whole_numbers(values: pa.ChunkedArray, column: Column, where: _Where) -> pa.ChunkedArray:
-    """Some tools write integers as floats; these are taken, a number with a fraction is not."""
-    numbers: npt.NDArray[np.float64] = values.to_numpy().astype(np.float64)
-    missing = np.isnan(numbers)
-    broken = ~missing & ((numbers != np.floor(numbers)) | (np.abs(numbers) >= 2.0**63))
-    if broken.any():
-        row = int(np.argmax(broken))
-        what = "a time" if column.role in ("time", "timestamp") else "a categorical value"
-        remedy = (
-            "multiply it by the resolution that you need (for example 1000) and write it as an integer"
-            if column.role in ("time", "timestamp")
-            else 'write it as text, or take it as kind = "numeric"'
-        )
-        raise UserError(
-            f'{where(row)}: column "{column.source}" ({column.setting}) is {numbers[row]}, and {what} must be '
-            f"a whole number; {remedy}"
-        )
-    return pa.chunked_array([pa.array(np.where(missing, 0, numbers).astype(np.int64), mask=missing)])
 
 
 def _is_null(column: pa.ChunkedArray) -> Bools | None:

@@ -35,6 +35,7 @@ from trainer.logs.config import FeatureSpec, NumericFeatureConfig
 from trainer.logs.contract import Contract
 from trainer.logs.quarantine import Quarantine, quarantine_table
 from trainer.prepare.group_pass import GroupResult
+from trainer.prepare.observed import observed_in
 from trainer.prepare.read_pass import ITEMS, ReadResult, iterate_share
 from trainer.prepare.rejections import CATALOGUE, EVENTS, REPEATED_ITEM, count_rejected
 from trainer.prepare.vocabularies import Found, collisions, item_collisions, item_ids, known_tables
@@ -344,6 +345,7 @@ def _source(given: Finishing) -> dict[str, Any]:
         "columns": {name: _columns(contract) for name, contract in job.inputs.contracts.items()},
         "contracts": {name: _packed(contract) for name, contract in job.inputs.contracts.items()},
         "time": {"kind": job.inputs.time_kind, "first": first, "last": last},
+        "observed": observed_in(job, given.read),
         "partitioning": {
             "num_hashed": given.given.partitioning.num_hashed,
             "shares": list(given.given.partitioning.shares),

@@ -28,17 +28,21 @@ ITEMS = "item"
 
 @dataclass(frozen=True)
 class ReadResult:
-    """Of one chunk. rows_of_partitions: (num_hashed,) rows that were spread; times: first and last, of events.
-
-    unreadable: why the file has to be left out, if it has. sha256: of the whole file, by the chunk that begins it.
-    """
+    """What reading one chunk gave."""
 
     num_rows: int
+    # Quarantined rows by reason.
     rejected: Counter[str]
+    # (num_hashed,) rows that were spread over partitions.
     rows_of_partitions: Ints
+    # First and last time of the rows that were kept.
     times: tuple[int, int] | None = None
+    # Why the file has to be left out, if it has.
     unreadable: str | None = None
+    # Of the whole file, by the chunk that begins it.
     sha256: str | None = None
+    # Counts by the names in trainer/logs/observations.py.
+    observed: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ def read_task(job: PrepareJob, chunk: int) -> ReadResult:
 def _read(job: PrepareJob, number: int) -> ReadResult:
     chunk = job.inputs.chunks[number]
     contract = job.inputs.contracts[chunk.source]
-    num_rows, times = 0, list[int]()
+    num_rows = 0
+    times: list[int] = []
+    observed: Counter[str] = Counter()
     rows_of_partitions = np.zeros(job.num_hashed, np.int64)
     values = _Values(job, chunk.source)
     with (
@@ -82,6 +88,7 @@ def _read(job: PrepareJob, number: int) -> ReadResult:
     ):
         for block in read_chunk(chunk, contract, job.rules):
             num_rows += block.num_rows
+            observed += block.observed
             quarantine.add(block.rejected)
             for partition, batch in enumerate(_spread(job, chunk.source, block)):
                 sink.write_batch(batch)
@@ -96,7 +103,7 @@ def _read(job: PrepareJob, number: int) -> ReadResult:
         chunk.file.check_unchanged()
     save_result(job.work, "values", number, values.found())
     span_of_chunk = (min(times), max(times)) if times else None
-    return ReadResult(num_rows, quarantine.counts, rows_of_partitions, span_of_chunk, sha256=sha256)
+    return ReadResult(num_rows, quarantine.counts, rows_of_partitions, span_of_chunk, sha256=sha256, observed=observed)
 
 
 def _spread(job: PrepareJob, source: SourceName, block: Block) -> list[pa.RecordBatch]:

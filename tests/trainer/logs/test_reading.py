@@ -140,7 +140,7 @@ def test_a_column_missing_in_a_later_file_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "values", "setting"),
     [
-        ("user", [1.0, 2.0, 3.0], "logs.user"),
+        ("user", [1.5, 2.0, 3.0], "logs.user"),
         ("item", [[1], [2], [3]], "logs.item"),
         ("user", [True, False, True], "logs.user"),
         ("time", ["2024-01-01", "x", "y"], "logs.time"),
@@ -397,9 +397,9 @@ def test_a_feature_of_a_text_file_is_what_its_settings_say(tmp_path: Path) -> No
 
 def test_a_text_column_that_is_empty_at_first_is_not_lost_in_silence(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user_id,item_id,time,n\n" + "1,2,3,\n" * 300_000 + "1,2,3,5\n")
-    message = refusal(logs_at(tmp_path, features={"n": {"kind": "numeric"}}))
-    assert "a.csv" in message
-    assert "300002" in message
+    blocks = read(logs_at(tmp_path, features={"n": {"kind": "numeric"}}))
+    values = pa.concat_tables([block.events for block in blocks]).column("event.n")
+    assert (len(values), values.null_count, values[300_000].as_py()) == (300_001, 300_000, 5.0)
 
 
 # What is joined must be of one kind
@@ -507,7 +507,7 @@ def test_a_csv_file_is_read_as_the_type_of_the_first_file(tmp_path: Path) -> Non
     assert events(logs_at(tmp_path)) == [("u1", "x", day, 0), ("007", "8", day + 1_500_000, 0)]
 
 
-@pytest.mark.parametrize("bad_line", ["4,5", "x,5,6", "4,5,6,7"])
+@pytest.mark.parametrize("bad_line", ["4,5", "4,5,6,7"])
 def test_a_csv_line_that_does_not_fit_is_refused(tmp_path: Path, bad_line: str) -> None:
     (tmp_path / "a.csv").write_text("user_id,item_id,time\n" + "1,2,3\n" * 300_000 + bad_line + "\n")
     message = refusal(logs_at(tmp_path))
