@@ -3,7 +3,8 @@
 A row of a block holds candidates of one history, which share its gathered events as keys, so that what is gathered and multiplied
 grows with histories and not with impressions. How rows and blocks are cut is settled on the host, by numbers alone.
 The invariant: candidate m sees event j of its history (counted from 0) if and only if history_end[m] - reach <= j < history_end[m],
-and of those what window and search leave; its place is history_end[m], that of the event after all it sees.
+and of those what window, the oldest events seen from beyond it (num_global) and search leave; its place is history_end[m], that of
+the event after all it sees.
 
 Shapes: B histories, N events, M candidates, R rows of a block, Q candidates of a row, K keys of a row.
 """
@@ -60,7 +61,9 @@ class CandidateBlock:
         distance = self.query_place[rows, queries, None] - key_place
         visible = (distance >= 1) & (distance <= self.reach)
         if self.window is not None:
-            visible &= (distance < self.window) | (key_place < self.num_global)
+            # The oldest of those within reach, so that it does not matter how many more the batch has.
+            oldest = (self.query_place[rows, queries, None] - self.reach).clamp(min=0)
+            visible &= (distance < self.window) | (key_place < oldest + self.num_global)
         if not self.itself:
             return distance, visible
         own = distance.new_zeros((*distance.shape[:2], 1))

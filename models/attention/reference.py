@@ -116,8 +116,9 @@ def attend_to_events_reference(
 
 
 def _sees(end: int, place: int, reach: int, config: AttentionConfig) -> bool:
-    near = config.window is None or end - place < config.window or place < config.num_global
-    return end - reach <= place < end and near
+    oldest = max(0, end - reach)
+    near = config.window is None or end - place < config.window or place < oldest + config.num_global
+    return oldest <= place < end and near
 
 
 def unit_reference(candidate_HQK: Tensor, event_HSK: Tensor, unit: ActivationUnit) -> Tensor:

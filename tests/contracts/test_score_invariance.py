@@ -71,6 +71,10 @@ RANKERS: dict[str, dict[str, Any]] = {
     "DIN over two blocks": {"kind": "din", "encoder": events(2)},
     "DIN, times": {"kind": "din", **TIMES},
     "DIN in a window": {"kind": "din", "encoder": events(2), "interest": {"attention": {"window": 3}}},
+    "DIN, the oldest events from beyond a window": {
+        "kind": "din",
+        "interest": {"attention": {"window": 2, "num_global": 1}},
+    },
     "BST of two blocks": {"kind": "bst", "encoder": {"num_blocks": 2, "dropout": 0.0}},
     "HSTU of four blocks, times": {"kind": "hstu", "encoder": events(4), **TIMES},
     "HSTU in a window": {"kind": "hstu", "encoder": events(3, attention={"window": 3})},
