@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from tests.settings.entry import Entry, Settings
 from tests.settings.logs import DAY, START
-from tests.settings.observations import initial_weights, loss
+from tests.settings.observations import initial_weights, loss, masked_places
+from tests.settings.observations_of_objectives import negatives as drawn_uniformly
+from tests.settings.observations_of_tables import item_rows
 from tests.settings.observations_of_training import (
     averaged_by_hand,
     batch_rows,
@@ -14,6 +16,7 @@ from tests.settings.observations_of_training import (
     days_planned,
     dense_groups,
     dense_optimizer,
+    dropout_seeds,
     evaluations_until_stopped,
     evaluations_until_stopped_and_resumed,
     events_trained,
@@ -127,6 +130,14 @@ SEED = (
     Entry("run.seed", 2, initial_weights),
     Entry("run.seed", 2, loss),
     Entry("run.seed", 2, rows_of_first_batch),
+    Entry("run.seed", 2, item_rows),
+    Entry("run.seed", 2, dropout_seeds),
+    # All histories in one batch, in the order of their rows.
+    Entry("run.seed", 2, masked_places, base={"model.encoder.kind": "bert4rec", "train.batch_size": 24}),
+    *(
+        Entry("run.seed", 2, drawn_uniformly, base={"model.objective.kind": kind, "train.batch_size": 24})
+        for kind in ("sampled_softmax", "bce", "gbce")
+    ),
 )
 
 ENTRIES = (*BATCHES, *OPTIMIZER, *LOOP, *DAYS, *SEED)

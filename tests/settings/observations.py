@@ -165,3 +165,10 @@ def masked_last_only(lab: Lab, config: Config) -> bool:
     batch = model_of(lab, config).batch
     places = batch.masked.nonzero().flatten().tolist()
     return places == (batch.layout.offsets[1:] - 1)[batch.layout.offsets.diff() > 0].tolist()
+
+
+def masked_places(lab: Lab, config: Config) -> list[int]:
+    """Return which of the first batch's events are masked, where it has all histories."""
+    batch = model_of(lab, config).batch
+    masked = dict(zip(batch.row_ids.tolist(), batch.masked.split(batch.layout.offsets.diff().tolist()), strict=True))
+    return [int(flag) for row in sorted(masked) for flag in masked[row].tolist()]

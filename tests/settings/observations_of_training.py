@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from cluster.config import Config
+from sharding.ranks import Ranks
 from tests.settings.lab import Lab
 from tests.settings.observations import fill_by_name, model_of
 from trainer.build import build_model, build_optimizers, load_to_use
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.dataset.manifest import read_manifest
 from trainer.errors import NonFiniteLossError
-from trainer.job import Channel, Job, Outcome
+from trainer.job import SILENT, Channel, Job, Outcome
 from trainer.log import read_metrics
 from trainer.step import StepResult
 from trainer.stream.order import Position
@@ -242,6 +243,20 @@ def dense_groups(lab: Lab, config: Config) -> list[dict[str, Any]]:
         {"dims": sorted({p.dim() for p in group["params"]}), **{name: group.get(name) for name in names}}
         for group in groups
     ]
+
+
+def dropout_seeds(lab: Lab, config: Config) -> list[int]:
+    """Return what the random numbers of the first step's dropout are drawn from."""
+    return seeds_of_step(lab.ranks, lab.job(config))
+
+
+def seeds_of_step(ranks: Ranks, job: Job) -> list[int]:
+    """Return the same on a rank."""
+    training, seeds = Training(job, ranks, SILENT), list[int]()
+    item = next(training.stream.steps(Position(0, 0), 1))
+    with mock.patch.object(torch, "manual_seed", seeds.append):
+        training._train(item)
+    return seeds
 
 
 def first_move(lab: Lab, config: Config) -> float:

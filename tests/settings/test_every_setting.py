@@ -11,6 +11,7 @@ import pytest
 from tests.settings.entry import Entry, check
 from tests.settings.lab import WORLDS, Lab, model_of
 from tests.settings.leaves import leaf_of, leaves
+from tests.settings.observations_of_training import seeds_of_step
 
 MODULES = sorted(path.stem for path in Path(__file__).parent.glob("entries_*.py"))
 ENTRIES: tuple[Entry, ...] = tuple(
@@ -49,3 +50,9 @@ def test_every_setting_has_an_entry(lab: Lab) -> None:
             "the setting, say why in `free` and observe what it does instead. CONTRIBUTING.md, 'Adding a setting', has more.",
         ]
     )
+
+
+def test_each_rank_draws_the_dropout_of_a_step_from_a_seed_of_its_own(lab: Lab) -> None:
+    first, second = lab.on_two_ranks(seeds_of_step, lab.job(lab.settings("events", {})))
+    assert len(first) == len(second) == 1
+    assert first != second
