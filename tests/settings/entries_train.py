@@ -25,6 +25,7 @@ from tests.settings.observations_of_training import (
     kinds_logged,
     largest_batch,
     largest_piece,
+    largest_validated,
     logged_at,
     losses,
     rates,
@@ -57,6 +58,7 @@ BATCHES = (
     Entry("train.batch_size", 5, batch_rows, 5, world="impressions"),
     Entry("train.batch_tokens", 15, largest_batch, 15),
     Entry("train.micro_batch_tokens", 12, largest_piece, 12),
+    Entry("train.micro_batch_tokens", 12, largest_piece, world="impressions"),
     Entry("train.long_histories", "windows", events_trained, 160 - 24, base={"model.max_history": 3}),
 )
 
@@ -111,6 +113,7 @@ LOOP = (
     Entry("train.evaluate_every_epochs", 2, validated_at, [6]),
     Entry("train.early_stopping", None, best_value, None),
     Entry("train.early_stopping.metric", "mrr", best_metric, "mrr"),
+    Entry("train.early_stopping.metric", "mrr", best_value, formula=largest_validated("mrr")),
     Entry("train.early_stopping.patience", 2, evaluations_until_stopped, 3, base={"train.epochs": 9}),
     Entry("train.early_stopping.patience", 2, evaluations_until_stopped_and_resumed, 3, base={"train.epochs": 9}),
     Entry("train.log_every_steps", 4, logged_at, [4, 6]),

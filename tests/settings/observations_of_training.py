@@ -1,5 +1,6 @@
 """What the settings' tests see of a training, from its first batch to the files that it leaves."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
@@ -140,6 +141,15 @@ def best_value(lab: Lab, config: Config) -> float | None:
     return lab.see(trained, config).outcome.best_value
 
 
+def largest_validated(metric: str) -> Callable[[Lab, Config], float]:
+    """Return the largest value that any evaluation of the validation split gave a metric."""
+
+    def by_hand(lab: Lab, config: Config) -> float:
+        return max(line[metric] for line in lab.see(trained, config).lines if line["kind"] == "validation")
+
+    return by_hand
+
+
 def evaluations_until_stopped(lab: Lab, config: Config, stop_after: int | None = None) -> int:
     """Return after how many evaluations training stops where no evaluation is better than the first."""
     job, count = lab.job(config), [0]
@@ -185,7 +195,7 @@ def weights_evaluated(lab: Lab, config: Config) -> Tensor:
     return dict(built.model.named_parameters())[WEIGHT].detach()
 
 
-def averaged_by_hand(decay: float) -> Any:
+def averaged_by_hand(decay: float) -> Callable[[Lab, Config], Tensor]:
     """Return the moving average of that weight with this decay, which is shorter at the beginning."""
 
     def by_hand(lab: Lab, config: Config) -> Tensor:
