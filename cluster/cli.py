@@ -85,7 +85,10 @@ def main() -> None:
         _fail(interruption.message, interruption.exit_code)
     except Exception as error:  # noqa: BLE001 - the last process boundary: whatever it is becomes a message and an exit code
         from sharding.errors import PlacementError
+        from trainer.storage import disk_refusal
 
+        if isinstance(error, OSError) and (refusal := disk_refusal(error)) is not None:
+            _fail(refusal, 2)
         if isinstance(error, PlacementError):
             _fail(str(error), 2)
         # By name, because importing the driver here would load torch for every small mistake.
@@ -119,9 +122,9 @@ def _load(config: str, overrides: list[str] | None) -> "Config":
 
 
 def _console(as_json: bool) -> "Console":
-    from rich.console import Console
+    from cluster.progress import plain_console
 
-    return Console(stderr=as_json)
+    return plain_console(stderr=as_json)
 
 
 def _in_view(as_json: bool, work: Callable[[Any], Any]) -> Any:

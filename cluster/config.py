@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cluster.config_defaults import with_defaults
-from cluster.config_file import apply_override, read_values, refuse_credentials
+from cluster.config_file import apply_override, read_values, refuse_unusable
 from models.config import NextItemConfig
 from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
@@ -29,6 +29,8 @@ from trainer.inputs import check_bags, used_specs
 from trainer.job import Job
 from trainer.logs.config import LogsConfig, feature_specs
 from trainer.settings import flatten
+
+MAX_SECONDS = 10_000_000.0  # 115 days; torch and Ray count in 64 bits of nanoseconds
 
 
 class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -63,7 +65,10 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         None, ge=1, description="tasks of prepare that run side by side; none uses every CPU of the cluster"
     )
     collective_timeout_seconds: float = Field(
-        300.0, gt=0.0, description="how long a worker waits for the others in one collective operation before it fails"
+        300.0,
+        gt=0.0,
+        le=MAX_SECONDS,
+        description="how long a worker waits for the others in one collective operation before it fails",
     )
 
     @property
@@ -239,7 +244,7 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
 
 def check_config(values: dict[str, Any], origin: str) -> Config:
     """Build a Config from plain values; `origin` names their source in errors."""
-    refuse_credentials(values, f"config {origin}")
+    refuse_unusable(values, f"config {origin}")
     try:
         return Config.model_validate(values)
     except ValidationError as error:

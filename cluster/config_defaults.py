@@ -57,7 +57,8 @@ def _with_tables(values: dict[str, Any]) -> dict[str, Any]:
     except ValidationError:
         return tables  # the whole is not valid either, and says so better
     # Unless told otherwise, rows of features are as wide as the vectors that they are added to.
-    small = {k: v for k, v in tables["item"].items() if k == "dim"}
+    item = tables["item"]
+    small = {k: v for k, v in item.items() if k == "dim"} if isinstance(item, dict) else {}
     for name in dict.fromkeys(spec.table for spec in specs):
         given = tables.get(name, {})
         if name and name != "item" and isinstance(given, dict):

@@ -5,8 +5,10 @@ base = "movielens100k_sasrec.toml"      # relative to this file; what is given h
 
 import copy
 import json
+import math
 import tomllib
-from datetime import date
+from collections.abc import Iterator
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +19,32 @@ from trainer.errors import UserError
 def read_values(path: str | Path) -> dict[str, Any]:
     """What a TOML or JSON file holds, over what its base holds. Raises UserError if a file is neither, or is its own base."""
     values = _read(Path(path), ())
-    refuse_credentials(values, f"config {path}")
+    refuse_unusable(values, f"config {path}")
     return values
 
 
-def refuse_credentials(values: Any, origin: str) -> None:
-    """Raises UserError, which does not repeat them, if a URI among nested values holds credentials. Before any other message."""
-    refusals = list(refusals_in(values))
+def refuse_unusable(values: Any, origin: str) -> None:
+    """Raise UserError if a nested value is one that no setting may have. Before any other message: it never repeats credentials."""
+    refusals = [*refusals_in(values), *unusable_values(values)]
     if refusals:
         raise UserError(f"{origin}:\n  " + "\n  ".join(refusals))
+
+
+def unusable_values(values: Any, place: str = "") -> Iterator[str]:
+    """Yield "setting: why" for every nested value that no setting may have, whatever its type."""
+    match values:
+        case float() if not math.isfinite(values):
+            yield f"{place}: must be a finite number (got {values})"
+        case int() if not -(2**63) <= values < 2**63:
+            yield f"{place}: must be within 64 bits, from -2^63 to 2^63 - 1"
+        case str() if "\0" in values or any("\ud800" <= letter <= "\udfff" for letter in values):
+            yield f"{place}: must be text in UTF-8 without null characters (got {values!r})"
+        case dict():
+            for key, value in values.items():
+                yield from unusable_values(value, f"{place}.{key}" if place else str(key))
+        case list():
+            for value in values:
+                yield from unusable_values(value, place)
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -44,7 +63,9 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (tomllib.TOMLDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"config {file}: not valid {file.suffix.lstrip('.').upper() or 'TOML'}: {error}") from None
-    if not isinstance(values, dict) or "base" not in values:
+    if not isinstance(values, dict):
+        raise UserError(f"config {file}: must hold sections of settings, and holds {type(values).__name__}")
+    if "base" not in values:
         return values
     base = values.pop("base")
     if not isinstance(base, str):
@@ -65,7 +86,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def apply_override(override: str, values: dict[str, Any], example: str = "train.batch_size=256") -> None:
     """Set one `section.key=value`; the value is read as TOML, and as a bare string where it is not TOML."""
     key, separator, text = override.partition("=")
-    refuse_credentials({key.strip(): text.strip("[]\"' ")}, "--set")
+    refuse_unusable({key.strip(): text.strip("[]\"' ")}, "--set")
     if not separator or not key.strip():
         form = "section.key=value" if "." in example else "key=value"
         raise UserError(f"--set {override}: write it as {form}, for example {example}")
@@ -73,9 +94,9 @@ def apply_override(override: str, values: dict[str, Any], example: str = "train.
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = None if text.strip() == "none" else text
-    if isinstance(value, date):  # settings hold dates as text
+    if isinstance(value, date | time):  # settings hold dates as text
         value = text.strip()
-    refuse_credentials({key.strip(): value}, "--set")
+    refuse_unusable({key.strip(): value}, "--set")
     *sections, name = key.strip().split(".")
     place = values
     for section in sections:

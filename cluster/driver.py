@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from cluster import stages
 from cluster.config import Config, job_of
 from cluster.interruption import Interrupted
@@ -30,6 +28,7 @@ from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.dataset.splits import Split
 from trainer.evaluation.outputs import Summary, are_there, summary_of, write_report
 from trainer.job import Outcome
+from trainer.storage import write_text_atomically
 
 
 class StoppedError(Exception):
@@ -129,7 +128,7 @@ def prepare_dataset(config: Config, view: View) -> Manifest:
     if checks is not None:
         for check in checks:
             if check.verdict != "ok":
-                view.say(escape(f"  note: {check.verdict}: {check.title}: {check.found}"))
+                view.say(f"  note: {check.verdict}: {check.title}: {check.found}")
         view.say(f"  card: {config.dataset_dir / card.PAGE}")
     return manifest
 
@@ -221,9 +220,12 @@ def _recorded(record: Stages, inputs: dict[str, str], work: Callable[[], Any]) -
         if not isinstance(error, WorkersFailedError):
             raise
         log = record.folder / "failure.log"
-        log.write_text(error.trace, encoding="utf-8")
+        details = ""
+        with suppress(OSError):
+            write_text_atomically(log, error.trace)
+            details = f"; details in {log}"
         raise RunFailedError(
-            f"{', '.join(inputs)}: {error}; details in {log}. Running the same command again goes on from the newest checkpoint"
+            f"{', '.join(inputs)}: {error}{details}. Running the same command again goes on from the newest checkpoint"
         ) from None
 
 

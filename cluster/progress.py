@@ -16,6 +16,11 @@ LOG_EVERY_SECONDS = 10.0
 SHOWN = ("hr@10", "ndcg@10", "mrr", "auc", "gauc", "ne")  # of the metrics of a validation, of each label
 
 
+def plain_console(**options: Any) -> Console:
+    """Return a console that prints text as it is: names of columns, items and files may hold what rich takes for markup."""
+    return Console(markup=False, emoji=False, **options)
+
+
 class View:
     """Shows stages and events on one console. Use as a context manager around the work."""
 
@@ -23,9 +28,9 @@ class View:
         self.console = console
         self._live = console.is_terminal
         self._bar = Progress(
-            TextColumn("{task.description:>10}"),
+            TextColumn("{task.description:>10}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             console=console,
         )
         self._task: TaskID | None = None
@@ -43,7 +48,7 @@ class View:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def advance(self, stage: str, done: int, total: int, text: str) -> None:
         """The live line: in a terminal always, in a log every few seconds."""

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,9 +44,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"run.dir {folder}: in use by {holder}; wait for it, stop it, or choose another run.dir"
             ) from None
-        file.truncate(0)
-        file.write(_this_process())
-        file.flush()
+        with suppress(OSError):  # the holder's name is for messages only, and is no reason to fail on a full disk
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), _this_process().encode())
         yield
 
 

@@ -14,6 +14,7 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import Found
 from trainer.dataset.manifest import read_manifest
 from trainer.dataset.splits import Split
+from trainer.errors import UserError
 from trainer.evaluation.outputs import Summary, write_outputs
 from trainer.job import Job, Outcome
 from trainer.placement.plan import PLAN_FILE, plan_tables
@@ -50,8 +51,13 @@ def evaluate(
     for left_over in parts.values():
         shutil.rmtree(left_over, ignore_errors=True)
     found = Found(found.path.resolve(), found.manifest)
-    workers.run(works.evaluate, works.ToEvaluate(job, found, parts), on_event)
-    return {split: write_outputs(job, split, found.path.name, parts[split]) for split in splits}
+    try:
+        workers.run(works.evaluate, works.ToEvaluate(job, found, parts), on_event)
+        return {split: write_outputs(job, split, found.path.name, parts[split]) for split in splits}
+    except (OSError, UserError):  # a full disk has better uses for them
+        for folder in parts.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def find_checkpoint(config: Config, name: str | None) -> Found:

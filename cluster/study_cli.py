@@ -1,6 +1,5 @@
 """`shoal study`: its options and what it prints. It imports what it needs when it runs."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -24,13 +23,11 @@ def study(
     as_json: AsJson = False,
 ) -> None:
     """Run a grid or a random search over settings, with several seeds; one table and plot of quality against cost."""
-    from rich.console import Console
-
-    from cluster.progress import View
+    from cluster.progress import View, plain_console
     from cluster.study import command
 
     planned = command.plan(file, overrides or [])
-    console = Console(file=sys.stderr if as_json else sys.stdout)
+    console = plain_console(stderr=as_json)
     if dry_run:
         lines = command.dry_run(planned)
         if as_json:

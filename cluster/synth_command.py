@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from cluster.config import ClusterConfig, explain
-from cluster.config_file import apply_override
+from cluster.config_file import apply_override, refuse_unusable
 from cluster.session import ray_session
 from cluster.synth import synthesize
 from trainer.errors import UserError
@@ -38,6 +38,7 @@ def make(
     }
     for override in overrides:
         apply_override(override, values, example="num_categories=12")
+    refuse_unusable(values, "synth")
     try:
         config = settings.model_validate(values)
     except ValidationError as error:

@@ -21,6 +21,7 @@ from cluster.monitor import WorkerFailure
 from sharding.errors import PlacementError, picklable
 from trainer.errors import UserError, first_line
 from trainer.job import Channel
+from trainer.storage import disk_refusal
 
 if TYPE_CHECKING:
     from sharding.ranks import Ranks
@@ -67,6 +68,8 @@ def serve(payload: dict[str, Any]) -> None:
                 torch.cuda.empty_cache()
     except Exception as error:  # noqa: BLE001 - a process boundary: whatever it is, the driver must hear of it
         message = str(error) if isinstance(error, UserError | PlacementError) else None
+        if isinstance(error, OSError):
+            message = disk_refusal(error)
         cause = f"{type(error).__name__}: {first_line(error)}"
         ray.get(monitor.fail.remote(WorkerFailure(rank, cause, message, traceback.format_exc())))
         # Ray Train pickles what is raised here. The driver has the details from the monitor already.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import UserError
+from trainer.storage import naming, write_text_atomically
 
 
 class MetricsLog:
@@ -19,19 +20,24 @@ class MetricsLog:
         self.path = run_dir / "metrics.jsonl"
         truncate_after(self.path, resume_step)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resume_step + 1)
+        self._board_dir = run_dir / "tensorboard"
+        self._board = SummaryWriter(str(self._board_dir), purge_step=resume_step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
         """kind: "train" or "validation"; numbers become scalars named kind/name."""
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        with naming(self.path):
+            self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            self._file.flush()
+        with naming(self._board_dir):
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with naming(self.path):
+            self._file.close()
+        with naming(self._board_dir):
+            self._board.close()
 
 
 class Ledger:
@@ -40,16 +46,18 @@ class Ledger:
     def __init__(self, run_dir: Path, rank: int, resume_step: int) -> None:
         folder = run_dir / "ledger"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"rank-{rank}.jsonl"
-        truncate_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        self.path = folder / f"rank-{rank}.jsonl"
+        truncate_after(self.path, resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, row_ids: list[int]) -> None:
-        self._file.write(json.dumps({"step": step, "row_ids": row_ids}) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps({"step": step, "row_ids": row_ids}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
 
 def truncate_after(path: Path, step: int) -> None:
@@ -63,7 +71,7 @@ def truncate_after(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError):
             break
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    write_text_atomically(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

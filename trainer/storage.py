@@ -1,10 +1,11 @@
-"""Hashes of values and files, and small files written so that a reader never sees half of one."""
+"""Hashes of values and files, small files written so that a reader never sees half of one, and what a disk refuses."""
 
 import errno
 import hashlib
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,62 @@ def write_text_atomically(path: Path, text: str) -> None:
 
     A temporary file that could not be written is removed.
     """
+    with renamed_when_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+
+
+@contextmanager
+def renamed_when_whole(path: Path) -> Iterator[Path]:
+    """Give the body a path to write to, which becomes `path` when it ends; after an error nothing is left of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with naming(path):
+            yield temporary
+            replace_durably(temporary, path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add the path to an error of the operating system that names none: a failed write does not say what it wrote to."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror or os.strerror(error.errno), str(path)) from error
+
+
+_REFUSALS = {
+    errno.ENOSPC: "no space is left on the disk. Free some",
+    errno.EDQUOT: "the disk quota is used up. Free some of it",
+    errno.EFBIG: "the file would be larger than is allowed. Raise the limit (ulimit -f)",
+    errno.EIO: "the disk reports an error of its own. Check it",
+    errno.EROFS: "the filesystem is read-only. Make it writable",
+    errno.EACCES: "permission is denied. Correct the permissions",
+    errno.EPERM: "the operation is not permitted. Correct the permissions",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ENOTDIR: "a part of the path is a file",
+    errno.EISDIR: "it is a folder",
+    errno.EMFILE: "too many files are open. Raise the limit (ulimit -n)",
+    errno.ENFILE: "too many files are open on this machine",
+    errno.ESTALE: "the network filesystem has lost the file. Mount it again",
+}
+
+
+def disk_refusal(error: OSError) -> str | None:
+    """Return what a disk refused, the cause and what to do, for people; None if the error is none that they can mend."""
+    cause = _REFUSALS.get(error.errno or 0)
+    if cause is None:
+        return None
+    where = str(error.filename) if error.filename is not None else "a file"
+    return (
+        f"{where}: cannot be read or written: {cause}, or choose another folder (run.dir, or the command's own option). "
+        "What was finished before is intact; then run the same command again"
+    )
 
 
 def replace_durably(temporary: Path, path: Path) -> None:

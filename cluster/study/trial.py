@@ -11,13 +11,14 @@ from typing import Any
 from rich.console import Console
 
 from cluster import driver
-from cluster.progress import View
+from cluster.progress import View, plain_console
 from cluster.run_folder import locked
 from cluster.study.record import Record, begun, read_record, results_of, write_record
 from cluster.study.trials import Trial
 from trainer.dataset.splits import Split
 from trainer.errors import UserError
 from trainer.log import read_metrics
+from trainer.storage import disk_refusal
 
 LOG = "trial.log"
 OnValidation = Callable[[dict[str, Any]], None]
@@ -61,6 +62,8 @@ def run_trial(task: Task, on_validation: OnValidation) -> Record:
         record = _run(task, record, on_validation)
     except (UserError, driver.RunFailedError) as error:
         return Record("failed", task.digest, reason=str(error))
+    except OSError as error:  # the record itself could perhaps not be written
+        return Record("failed", task.digest, reason=disk_refusal(error) or repr(error))
     if record.status == "done" and not task.keep_checkpoints:
         shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
     return record
@@ -69,7 +72,7 @@ def run_trial(task: Task, on_validation: OnValidation) -> Record:
 def _run(task: Task, record: Record, on_validation: OnValidation) -> Record:
     run_dir = task.trial.config.run_dir
     with (run_dir / LOG).open("a", encoding="utf-8") as file:
-        watch = _Watch(Console(file=file, width=160), on_validation)
+        watch = _Watch(plain_console(file=file, width=160), on_validation)
         try:
             outcome, _ = driver.run_prepared(task.trial.config, list(task.splits), watch)
             results = results_of(run_dir, task.splits)

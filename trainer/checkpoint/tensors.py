@@ -7,6 +7,7 @@ when the number of ranks or the plan differs at loading.
 import hashlib
 import io
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -100,6 +101,21 @@ def save(
             f"checkpoint {folder}: step {step} not saved, not finite: {', '.join(broken)}", broken
         )
     attempt = ranks.on_first(lambda: _explained(folder, lambda: checkpoint_folder.new_attempt(folder, step)))
+    try:
+        return _write(attempt, state, ranks, describe)
+    except BaseException:
+        # All ranks raise, but not all have stopped writing: what they leave behind now the next start removes.
+        if ranks.is_first:
+            shutil.rmtree(attempt, ignore_errors=True)
+        raise
+
+
+def _write(
+    attempt: Path,
+    state: dict[str, Any],
+    ranks: Ranks,
+    describe: Callable[[dict[str, dict[str, Any]]], CheckpointManifest],
+) -> Path:
     writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
     hashing = HashingFileSystem()
     writer.fs = hashing

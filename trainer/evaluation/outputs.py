@@ -19,7 +19,7 @@ from trainer.evaluation.results import Results
 from trainer.inputs import ticks_per_second
 from trainer.job import Job
 from trainer.log import read_metrics
-from trainer.storage import write_json_atomically
+from trainer.storage import write_json_atomically, write_text_atomically
 
 Summary = Results | RankingResults
 
@@ -59,7 +59,7 @@ def write_report(job: Job, summary: Summary, manifest: Manifest, folder: Path) -
         ranks, popularity_ranks = results.read_ranks(folder)
         page = report.render(summary, manifest.counts, job.config, history, ranks, popularity_ranks)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    write_text_atomically(path, page)
     return path
 
 

@@ -19,7 +19,7 @@ from trainer.config import EvaluateConfig
 from trainer.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.evaluation.metrics import intervals, means, user_metrics
-from trainer.storage import write_json_atomically
+from trainer.storage import renamed_when_whole, write_json_atomically
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, n
             **{name: pa.array(values) for name, values in columns.items()},
         }
     )
-    pq.write_table(table, folder / "per_user.parquet", write_page_checksum=True)
+    with renamed_when_whole(folder / "per_user.parquet") as path:
+        pq.write_table(table, path, write_page_checksum=True)
     write_json_atomically(folder / "metrics.json", asdict(results))
     shutil.rmtree(folder / "parts", ignore_errors=True)
 

@@ -31,7 +31,7 @@ from trainer.evaluation.ranking.metrics import (
 )
 from trainer.evaluation.ranking.names import BASELINES, PRIOR_IMPRESSIONS, name_of
 from trainer.evaluation.ranking.reliability import reliability
-from trainer.storage import write_json_atomically
+from trainer.storage import renamed_when_whole, write_json_atomically
 
 MODEL = "model"
 _HOURS = 4  # in a slice by the hour of the day
@@ -189,8 +189,12 @@ def write(folder: Path, results: RankingResults, found: Impressions, items: pa.A
 
     items: the values of ids 1 and up.
     """
-    pq.write_table(impression_table(found, items), folder / "per_impression.parquet", write_page_checksum=True)
-    pq.write_table(_user_table(found), folder / "per_user.parquet", write_page_checksum=True)
+    for name, table in (
+        ("per_impression.parquet", impression_table(found, items)),
+        ("per_user.parquet", _user_table(found)),
+    ):
+        with renamed_when_whole(folder / name) as path:
+            pq.write_table(table, path, write_page_checksum=True)
     write_json_atomically(folder / "metrics.json", asdict(results))
     shutil.rmtree(folder / "parts", ignore_errors=True)
 
