@@ -27,6 +27,7 @@ from trainer.errors import UserError
 from trainer.job import Job
 from trainer.placement.loads import table_rows
 from trainer.placement.plan import plan_tables
+from trainer.storage import digest_of
 from trainer.stream.catalogue import read_catalogue
 from trainer.tasks.next_item import NextItemTask
 from trainer.tasks.ranking import RankingTask
@@ -62,7 +63,8 @@ class Built:
 def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | None = None) -> Built:
     """The model at its initial weights: a function of the seed, whatever the number of ranks or the plan.
 
-    by_day: what training by days knows of them. Raises UserError if the dataset is for another task than the model.
+    by_day: what training by days knows of them. Collective. Raises UserError if the dataset is for another task than the model, or
+    if the ranks have different plans.
     """
     if manifest.task != job.model.task:
         raise UserError(
@@ -74,6 +76,8 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | N
     if placing is None or placing.plan.world_size != ranks.world_size:
         placing = plan_tables(job, manifest, ranks.world_size, "cuda" if ranks.device.type == "cuda" else "cpu")
     plan = placing.plan
+    # Before anything is placed: TorchRec would fail with what a rank sees of it, or wait for the others.
+    agree_at_start(ranks, {"plan": digest_of(plan.values())})
     specs = [
         TableSpec(
             name,
@@ -95,6 +99,13 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | N
     placed = place(model, tables, plan, ranks, job.seed, job.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.seed, catalogue.inputs)
     return Built(model, placed, tables, placing, catalogue, dynamic, task)
+
+
+def agree_at_start(ranks: Ranks, facts: dict[str, str]) -> None:
+    """Compare named facts over all ranks. Collective. Raises UserError with the differences."""
+    differences = ranks.disagreements(facts)
+    if differences:
+        raise UserError("the workers do not agree on what to train, so nothing was started: " + "; ".join(differences))
 
 
 def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue, by_day: DayByDay | None) -> Task:

@@ -15,7 +15,7 @@ import torch
 
 from sharding.ranks import Ranks
 from trainer.averages import Averages
-from trainer.build import build_model, build_optimizers, load_checkpoint
+from trainer.build import agree_at_start, build_model, build_optimizers, load_checkpoint
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import CheckpointManifest, Found
@@ -33,7 +33,6 @@ from trainer.schedule import rate_factor
 from trainer.settings import changed_settings
 from trainer.step import StepResult, TrainStep
 from trainer.step_clock import StepClock
-from trainer.storage import digest_of
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.order import Position, position_of
 from trainer.stream.prefetch import Prefetch
@@ -75,11 +74,10 @@ class Training:
         self.job, self.ranks, self.channel = job, ranks, channel
         self.manifest = read_manifest(job.dataset_dir)
         facts = {"config": job.config_digest, "dataset": self.manifest.digest, "torch": torch.__version__}
-        self._agree_at_start(facts)
+        agree_at_start(ranks, facts)
         found = self._find()
         self.by_day = read_days(job, self.manifest, ranks, fresh=found is None)
         self.built = build_model(job, self.manifest, ranks, self.by_day)
-        self._agree_at_start({"plan": digest_of(self.built.placing.plan.values())})
         self.optimizers = build_optimizers(self.built, job.train)
         decay = job.train.ema_decay
         self.averages = None if decay is None else Averages(self.built.placed, self.built.tables, decay)
@@ -316,13 +314,6 @@ class Training:
         if self.ranks.is_first:
             self.channel.send({"kind": "resumed", "step": saved.step, "path": str(found.path)})
         return state
-
-    def _agree_at_start(self, facts: dict[str, str]) -> None:
-        differences = self.ranks.disagreements(facts)
-        if differences:
-            raise UserError(
-                "the workers do not agree on what to train, so nothing was started: " + "; ".join(differences)
-            )
 
 
 def _checked_stream(task: Task, ranks: Ranks) -> Stream:

@@ -1,0 +1,38 @@
+"""All files of a checkpoint are on the disk before it has its name: after a power failure it is whole or not there."""
+
+import os
+from pathlib import Path
+from unittest import mock
+
+from sharding.ranks import Ranks
+from tests.datasets import tiny_dataset
+from tests.jobs import tiny_job
+from tests.rank_pool import RankPool
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.job import SILENT, Job
+from trainer.train import Training
+
+
+def flushed(ranks: Ranks, job: Job) -> set[tuple[int, bool]]:
+    """(inode, whether a checkpoint was committed by then) of every file that this rank flushed to the disk."""
+    found: set[tuple[int, bool]] = set()
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        found.add((os.fstat(descriptor).st_ino, bool(checkpoint_folder.committed(job.checkpoints_dir))))
+        real(descriptor)
+
+    training = Training(job, ranks, SILENT)
+    with mock.patch.object(os, "fsync", fsync):
+        training.run()
+    return found
+
+
+def test_every_file_is_flushed_before_the_commit(rank_pool: RankPool, tmp_path: Path) -> None:
+    tiny_dataset(tmp_path / "dataset")
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 1})
+    early = {inode for of_rank in rank_pool.run(2, flushed, job) for inode, late in of_rank if not late}
+    (checkpoint,) = checkpoint_folder.committed(job.checkpoints_dir)
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {"__0_0.distcp", "__1_0.distcp", ".metadata", "manifest.json"} <= names
+    assert [path.name for path in checkpoint.iterdir() if path.stat().st_ino not in early] == []
