@@ -4,7 +4,8 @@ The invariant: every parameter of the module is covered exactly once, checked wh
 updated by its own optimizer with its own rate, wherever it lies.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class Optimizers:
         ]
         self.fused = fused
         self.combined = CombinedOptimizer([fused, *self.tables, self.dense])
-        _check_coverage(module, fused_names, set(dense), set(unfused))
+        _check_coverage(module, fused_names, [self.dense, *self.tables])
         self._schedule_tables = schedule_tables
         self._base_rates = [group["lr"] for group in self._scheduled()]
 
@@ -122,10 +123,12 @@ def table_optimizer(parameters: Iterable[Tensor], config: TableConfig) -> torch.
             raise ValueError(f"{other} exists only fused into the backward pass")
 
 
-def _check_coverage(module: nn.Module, *covered: set[str]) -> None:
-    every = {name for name, p in module.named_parameters() if p.numel()}
-    twice = {name for name in every if sum(name in names for names in covered) > 1}
-    missing = every - set().union(*covered)
+def _check_coverage(module: nn.Module, fused: set[str], unfused: Sequence[torch.optim.Optimizer]) -> None:
+    """Count what the optimizers really hold, not what they were given: `build_dense` may have left something out."""
+    held = Counter(id(p) for optimizer in unfused for group in optimizer.param_groups for p in group["params"])
+    covered = {name: held[id(p)] + (name in fused) for name, p in module.named_parameters() if p.numel()}
+    twice = {name for name, count in covered.items() if count > 1}
+    missing = {name for name, count in covered.items() if count == 0}
     if twice or missing:
         raise AssertionError(
             f"optimizers must cover each parameter once: twice {sorted(twice)}, never {sorted(missing)}"

@@ -3,12 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from cluster.config import check_config, job_of
+from cluster.config import Config, check_config, job_of
 from trainer.job import Job
 
 
 def tiny_job(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) -> Job:
     """A job of a few seconds; `sections` override settings, such as train={"epochs": 3}."""
+    return job_of(tiny_config(run_dir, dataset_dir, **sections))
+
+
+def tiny_config(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) -> Config:
+    """The config of such a job."""
     values: dict[str, dict[str, Any]] = {
         "run": {"dir": str(run_dir), "dataset": str(dataset_dir), "seed": 5},
         "logs": {"path": "unused"},
@@ -31,4 +36,4 @@ def tiny_job(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) -> Jo
     # Left to itself the plan would copy tables as small as these to every worker, and nothing would be sharded.
     tables = values["tables"]
     values["tables"] = {**tables, "item": {"sharding": "row_wise", **tables.get("item", {})}}
-    return job_of(check_config(values, "test"))
+    return check_config(values, "test")
