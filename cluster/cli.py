@@ -1,10 +1,11 @@
 """The command line. Each command imports what it needs when it runs, so that `--help` costs neither torch nor ray.
 
-Exit codes: 0 done; 2 the user must change something (one message, no traceback); 1 anything else. With --json, stdout is one JSON
-object and everything for people goes to stderr.
+Exit codes: 0 done; 2 the user must change something (one message, no traceback); 130 and 143 interrupted outside training, by
+Ctrl-C and SIGTERM; 1 anything else. With --json, stdout is one JSON object and everything for people goes to stderr.
 """
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -17,6 +18,8 @@ import typer
 
 from cluster import __version__
 from cluster.checkpoint_cli import AsJson, checkpoints, print_json
+from cluster.interruption import Interrupted
+from cluster.ray_token import send_token_if_present
 from cluster.study_cli import study
 from trainer.errors import UserError
 
@@ -47,12 +50,13 @@ def main() -> None:
     """Entry point of the `shoal` command: errors become one message and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    send_token_if_present()  # before anything imports Ray
     try:
         app(standalone_mode=True)
     except UserError as error:
         _fail(str(error), 2)
-    except _Interrupted:
-        _fail("interrupted; run the same command again to go on", 1)
+    except Interrupted as interruption:
+        _fail(interruption.message, interruption.exit_code)
     except Exception as error:  # noqa: BLE001 - the last process boundary: whatever it is becomes a message and an exit code
         from sharding.errors import PlacementError
 
@@ -65,12 +69,15 @@ def main() -> None:
         _fail(f"{type(error).__name__}: {error}", 1)
 
 
-class _Interrupted(BaseException):
-    """Ctrl-C or SIGTERM outside training (which has its own handler). typer would end a KeyboardInterrupt without a word."""
-
-
 def _interrupt(number: int, frame: object) -> None:
-    raise _Interrupted
+    """End the command on Ctrl-C or SIGTERM outside training, which has its own handler."""
+    for again in (signal.SIGINT, signal.SIGTERM):  # a second one must not cut the clean-up short with a traceback
+        signal.signal(again, _end_at_once)
+    raise Interrupted(number)
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    os._exit(128 + number)
 
 
 def _fail(message: str, code: int) -> None:
@@ -234,9 +241,6 @@ def submit(
 ) -> None:
     """Run the same as a job on a running Ray cluster."""
     settings = _load(config, overrides)
-    from cluster.ray_token import send_token_if_present
-
-    send_token_if_present()
     from cluster.submit import submit as submit_job
 
     console = _console(as_json)
@@ -249,7 +253,9 @@ def submit(
     if as_json:
         print_json({"job_id": job_id, "exit_code": code})
     else:
-        console.print(f"job {job_id}" + ("" if code is None else f" ended with exit code {code}"), highlight=False)
+        console.print(
+            f"job {job_id} " + ("was accepted" if code is None else f"ended with exit code {code}"), highlight=False
+        )
     raise typer.Exit(code or 0)
 
 
@@ -268,7 +274,7 @@ def status(
     lines = read_metrics(folder / "metrics.jsonl")
     newest = {kind: row for row in lines if (kind := row["kind"])}
     values = {
-        "stages": {name: entry["status"] for name, entry in Stages(folder).read()["stages"].items()},
+        "stages": Stages(folder).statuses(),
         "checkpoints": [path.name for path in checkpoint_folder.committed(folder / "checkpoints")],
         "best": checkpoint_folder.read_best(folder / "checkpoints"),
         "newest": newest,

@@ -6,7 +6,7 @@ Running the command again goes on where it stopped: a stage whose inputs have no
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from cluster import stages
 from cluster.config import Config, identity
+from cluster.interruption import Interrupted
 from cluster.launch import Workers, WorkersFailedError
 from cluster.prepare import Progress, prepare
 from cluster.progress import View
@@ -24,7 +25,6 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.dataset import card
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.dataset.splits import Split
-from trainer.errors import UserError
 from trainer.evaluation.outputs import Summary, summary_of
 from trainer.job import Outcome
 from trainer.storage import digest_of
@@ -187,13 +187,15 @@ def report_of(config: Config, split: Split) -> Path:
 
 
 def _recorded(record: Stages, inputs: dict[str, str], work: Callable[[], Any]) -> Any:
-    """Note a failure of stages in state.json on its way out; tracebacks of workers go to failure.log, not to the screen."""
+    """Note in state.json how stages ended, if not by themselves; tracebacks of workers go to failure.log, not to the screen."""
     try:
         return work()
-    except (UserError, WorkersFailedError) as error:
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         for stage, digest in inputs.items():
-            record.end(stage, digest, "failed", str(error))
-        if isinstance(error, UserError):
+            with suppress(OSError):  # such as a full disk, which may be what ended the stage
+                record.end(stage, digest, status, str(error) or type(error).__name__)
+        if not isinstance(error, WorkersFailedError):
             raise
         log = record.folder / "failure.log"
         log.write_text(error.trace, encoding="utf-8")

@@ -28,7 +28,7 @@ FLOAT = 4  # bytes
 NORMALISATION = {"softmax": 3.0, "silu": 3.0, "sparsemax": 15.0, "entmax15": 16.0, "none": 1.0}
 # Of a dense weight and step: read forward and backward, its gradient written and read, weight and two moments read and written.
 WEIGHT_TRAFFIC = 10
-# A full softmax over more candidates than this forms its logits twice (models/objectives/softmax.py).
+# A full softmax over more candidates than this forms its logits twice on CPUs (models/objectives/softmax.py).
 TILED_FROM = 1 << 15
 
 

@@ -33,6 +33,8 @@ ROW_SPLITS = frozenset({"row_wise", "table_row_wise"})
 SUMMED_SPLITS = ROW_SPLITS | {"grid_shard"}
 # Optimizers with one number per row, lamb's being its length: where columns are split, each piece would have one of its own.
 ROWWISE_OPTIMIZERS = frozenset({"rowwise_adagrad", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
+# Optimizers whose updates depend on how many there were before: they correct moments that start at zero.
+COUNTING_OPTIMIZERS = frozenset({"adam", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
 
 
 class VocabularyIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):

@@ -33,7 +33,7 @@ class Clock:
 def seconds_since_start(clock: Clock, times: np.ndarray, own_times: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """(N,) int64 whole seconds from the first event of each history to `times` (N,). own_times: (N,), of the input events.
 
-    Small numbers whose differences are exact; as float32 they stay so below 2^24 seconds, which are 194 days.
+    Whole numbers, so that their differences are exact.
     """
     lengths = np.diff(offsets)
     first = np.repeat(own_times[offsets[:-1][lengths > 0]], lengths[lengths > 0])

@@ -1,11 +1,15 @@
 """Whose a run folder is, and who may write it: the same run goes on, another is refused, and so is a second command."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from cluster import driver
 from cluster.config import Config, check_config
+from cluster.interruption import Interrupted
 from cluster.run_folder import Stages, locked, open_run
 from trainer.errors import UserError
 
@@ -46,3 +50,48 @@ def test_a_run_folder_is_held_by_one_command_and_then_released(tmp_path: Path) -
         raise ZeroDivisionError
     with locked(folder):
         pass
+
+
+HOLD = """
+import sys, pathlib
+from cluster.run_folder import Stages, locked
+folder = pathlib.Path(sys.argv[1])
+with locked(folder):
+    Stages(folder).begin("train", "inputs")
+    print("begun", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_stage_whose_process_was_killed_is_interrupted(tmp_path: Path) -> None:
+    """Whether it runs is asked of the lock, which ends with its process."""
+    run = tmp_path / "run"
+    process = subprocess.Popen([sys.executable, "-c", HOLD, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        assert Stages(run).statuses() == {"train": "running"}
+        with pytest.raises(UserError, match=f"in use by process {process.pid} on "), locked(run):
+            pass
+    finally:
+        process.kill()
+        process.communicate()
+    assert Stages(run).statuses() == {"train": "interrupted"}
+    with locked(run):  # by another command, which does not train
+        assert Stages(run).statuses() == {"train": "interrupted"}
+        Stages(run).begin("evaluate/test", "inputs")
+        assert Stages(run).statuses() == {"train": "interrupted", "evaluate/test": "running"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(Interrupted(15), "interrupted"), (ValueError("?"), "failed"), (OSError(28, "?"), "failed")]
+)
+def test_a_stage_that_ends_by_any_error_is_recorded(tmp_path: Path, error: BaseException, status: str) -> None:
+    def work() -> None:
+        raise error
+
+    record = Stages(tmp_path)
+    record.begin("evaluate/test", "inputs")
+    with pytest.raises(type(error)):
+        driver._recorded(record, {"evaluate/test": "inputs"}, work)
+    assert record.statuses() == {"evaluate/test": status}

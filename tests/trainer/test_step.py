@@ -15,6 +15,7 @@ from models.item_features import Catalogue
 from models.micro_batches import with_cuts
 from models.next_item import NextItemModel
 from models.tables import TableSpec
+from sharding.fused_tables import fused_tables
 from sharding.ranks import Ranks
 from tests.datasets import manifest_of_items
 from tests.jobs import tiny_job
@@ -395,3 +396,37 @@ def test_dropout_is_a_function_of_seed_and_step(rank_pool, tmp_path):
     second = rank_pool.run(2, losses_with_dropout, job, [7, 8, 7], 2)[0]
     assert first == second
     assert first[0] == first[2] != first[1]
+
+
+def counted(ranks: Ranks, job: Job) -> tuple[list[int], list[int], float]:
+    """Take four steps, of which the second is not applied, and after each a look-up that trains nothing.
+
+    Returns what fused tables count from in each step, what both of their counters are at last, and the number of updates.
+    """
+    rig = Rig.build(ranks, job)
+    seen: list[int] = []
+    tables = fused_tables(rig.built.placed)
+    model: Any = rig.built.model
+    look_up = type(model).look_up
+
+    def spy(request: Any) -> Any:
+        seen.extend(int(table.iter_cpu) for table in tables)
+        return look_up(model, request)
+
+    model.look_up = spy
+    for number in range(4):
+        mend = poison(rig, "loss is nan") if number == 1 else lambda: None
+        rig.train(seed=number, number=number)
+        mend()
+        model.look_up(batch_of([[1, 2, 3]], job).items)
+        seen.pop()
+    final = [int(count) for table in tables for count in (table.iter, table.iter_cpu)]
+    return seen, final, float(rig.step.optimizers.num_updates)
+
+
+def test_fused_optimizers_are_told_the_number_of_updates_before_each_step(rank_pool, tmp_path):
+    """Neither look-ups that train nothing nor steps that are not applied count."""
+    seen, final, num_updates = rank_pool.run(1, counted, job_with(tmp_path))[0]
+    assert seen == [0, 1, 1, 2]
+    assert final == [4, 4]  # two more than the last step found: the step's own look-up and one that trains nothing
+    assert num_updates == 3

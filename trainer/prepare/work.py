@@ -87,9 +87,13 @@ def complete(path: Path) -> Iterator[Path]:
     A worker that outlives its killed driver by a moment thus touches no file of the attempt that goes on.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    yield temporary
-    if temporary.exists():  # nothing was quarantined, for instance
-        temporary.replace(path)
+    try:
+        yield temporary
+        if temporary.exists():  # nothing was quarantined, for instance
+            temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def save_result(work: Path, stage: str, task: int, result: Any) -> None:
