@@ -300,3 +300,19 @@ def test_all_ranks_resume_from_what_the_first_one_found(rank_pool, tmp_path):
     attempt = checkpoint_folder.new_attempt(tmp_path, 9)
     assert rank_pool.run(3, find, tmp_path) == [("step_000000003", [])] * 3
     assert not attempt.exists()
+
+
+def load_as(ranks: Ranks, folder: Path, config: TableConfig) -> None:
+    run = build(ranks, config, torch.optim.SGD, seed=2)
+    found, _ = checkpoint_tensors.find_to_resume(folder, ranks)
+    assert found is not None
+    saved = {"tables": {"item": {"optimizer": "adagrad"}}}
+    found = replace(found, manifest=replace(found.manifest, config=saved))
+    checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+
+
+def test_the_state_of_another_optimizer_is_refused_by_the_name_of_its_table(rank_pool, tmp_path):
+    """The accumulators of both have the same name, and a different meaning."""
+    rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.SGD)
+    with pytest.raises(CheckpointError, match=r"state of adagrad for tables\.item, the config says sgd"):
+        rank_pool.run(1, load_as, tmp_path, TableConfig(**SGD | {"sharding": "row_wise"}))

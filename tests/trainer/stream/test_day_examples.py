@@ -127,6 +127,7 @@ def test_impressions_before_the_start_are_history_only(data: Data, logs: Logs) -
     for step in stream_of(data, calendar=calendar).steps(Position(0, 0), 2):
         found |= seen_on(data, step)
     assert found == logs.visible(20, 46)
+    assert count_days(data.reader(), calendar, ALONE).first == 0
 
 
 def test_a_position_as_a_number_counts_examples(data: Data) -> None:

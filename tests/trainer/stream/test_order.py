@@ -80,6 +80,13 @@ def test_the_order_changes_with_epoch_and_seed_and_nothing_else():
     assert len({tuple(sequence(seed, epoch)) for seed in (1, 2, 3) for epoch in (0, 1, 2)}) == 9
 
 
+def test_row_groups_too_are_permuted_by_seed_and_epoch():
+    def groups(seed: int, epoch: int) -> tuple[int, ...]:
+        return tuple(EpochOrder(SHAPES["many groups"], seed, epoch).places(0, 64, 0, 1).group.tolist())
+
+    assert len({groups(seed, epoch) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
 def test_rows_are_permuted_within_a_group_that_stays_in_its_place():
     """One group: only the permutation of rows is left to change."""
     first, second = (EpochOrder((40,), 1, epoch).places(0, 40, 0, 1).place.tolist() for epoch in (0, 1))
