@@ -6,8 +6,10 @@ PYTHON ?= python3
 ACCEL ?= cpu
 # Folder of real logs; tests that need it skip without.
 DATA ?= ../shared/data
-# How many tests run at a time, of those that leave room for others.
+# How many tests run at a time, of those that leave room for others; of `make mutate`, how many faults are tried at a time.
 JOBS ?= 2
+# Which faults `make mutate` plants: a pattern of their names or files, such as 'seed' or 'sharding/*'; all by default.
+ONLY ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -21,11 +23,11 @@ ifeq ($(filter $(ACCEL),cpu cuda),)
 $(error ACCEL=$(ACCEL): choose cpu or cuda)
 endif
 
-.PHONY: help setup demo test test-gpu check bench docs format clean
+.PHONY: help setup demo test test-gpu mutate check bench docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo 'variables: ACCEL=cuda (GPU requirements), PYTHON=python3.12, DATA=folder of real logs for the tests, JOBS=tests at a time'
+	@echo 'variables: ACCEL=cuda (GPU requirements), PYTHON=python3.12, DATA=folder of real logs for the tests, JOBS=tests at a time, ONLY=faults to plant'
 
 setup: $(READY) $(TOOLS_READY) ## create .venv with all that the other targets need
 
@@ -40,6 +42,9 @@ test: $(TOOLS_READY) ## run all tests; those that need a GPU skip without one
 
 test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
 	$(BIN)/python -m pytest --shared-data=$(DATA) -m gpu
+
+mutate: $(TOOLS_READY) ## plant small faults, one at a time, and report those that no test finds (about an hour; ONLY=pattern)
+	$(BIN)/python -m tests.mutation --shared-data=$(DATA) --jobs=$(JOBS) --only='$(ONLY)'
 
 check: $(TOOLS_READY) ## lint, formatting, types, direction of imports
 	$(BIN)/ruff check .
