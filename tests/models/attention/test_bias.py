@@ -4,7 +4,14 @@ import math
 
 import torch
 
-from models.attention.bias import NUM_TIME_BUCKETS, TIME_BUCKET_BASE, time_bounds, time_buckets, time_buckets_by_guess
+from models.attention.bias import (
+    NUM_TIME_BUCKETS,
+    TIME_BUCKET_BASE,
+    PositionBias,
+    time_bounds,
+    time_buckets,
+    time_buckets_by_guess,
+)
 
 FIRST_AGES = [math.ceil(TIME_BUCKET_BASE**bucket) for bucket in range(NUM_TIME_BUCKETS)]
 
@@ -28,3 +35,11 @@ def test_a_time_bucket_guessed_and_corrected_is_the_same():
     assert torch.equal(time_buckets_by_guess(ages, bounds), time_buckets(ages))
     assert time_buckets(ages).max() == NUM_TIME_BUCKETS - 1
     assert time_buckets(torch.tensor([0, 1, 2])).tolist() == [0, 0, 2]
+
+
+def test_a_slope_takes_more_from_a_score_the_farther_the_event_is():
+    """Slopes begin as in Press et al. 2022, section 3: positive, and smaller from head to head."""
+    bias = PositionBias("functional", num_heads=2, max_history=10, bidirectional=False)
+    bias.initialize()
+    found = bias(torch.tensor([[[0, 1, 5]]]))
+    torch.testing.assert_close(found[0, :, 0], torch.tensor([[0.0, -1 / 16, -5 / 16], [0.0, -1 / 256, -5 / 256]]))
