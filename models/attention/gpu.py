@@ -41,8 +41,8 @@ def flash_attention(
     """(N, H, V). Dao 2023 (arXiv:2307.08691), through torch.nn.attention.varlen."""
     from torch.nn.attention.varlen import varlen_attn  # not there in every torch that the rest runs on
 
-    config, longest = parts.config, context.longest
-    reach = -1 if config.window is None else config.window - 1
+    config, longest, window = parts.config, context.longest, context.window(parts.config)
+    reach = -1 if window is None else window - 1
     offsets = (context.layout.offsets - context.layout.offsets[0]).int()
     attended: Any = varlen_attn(
         query_NHK,
@@ -83,8 +83,8 @@ def flexible_attention(
 
 def _block_mask(context: AttentionContext, parts: Parts) -> BlockMask:
     """Which pairs are looked at, by blocks: those that no history spans cost nothing. Made once for all layers of a form."""
-    config, places = parts.config, context.layout.positions
-    key = ("flex", config.mask, config.window, config.num_global)
+    config, places, window = parts.config, context.layout.positions, context.window(parts.config)
+    key = ("flex", config.mask, window, config.num_global)
     if key not in context.masks:
         history = torch.repeat_interleave(
             torch.arange(context.lengths.numel(), device=places.device), context.lengths, output_size=places.numel()
@@ -95,8 +95,8 @@ def _block_mask(context: AttentionContext, parts: Parts) -> BlockMask:
             seen = history[query] == history[key]
             if config.mask == "causal":
                 seen = seen & (distance >= 0)
-            if config.window is not None:
-                seen = seen & ((distance.abs() < config.window) | (places[key] < config.num_global))
+            if window is not None:
+                seen = seen & ((distance.abs() < window) | (places[key] < config.num_global))
             return seen
 
         context.masks[key] = create_block_mask(is_seen, None, None, places.numel(), places.numel(), str(places.device))

@@ -37,7 +37,7 @@ class PaddedBlock(Protocol):
     @property
     def key_gather(self) -> Tensor: ...
     @property
-    def is_query(self) -> Tensor: ...
+    def is_counted(self) -> Tensor: ...
     @property
     def may_be_blind(self) -> bool: ...
     def last_key(self, rows: slice, queries: slice) -> int: ...
@@ -110,8 +110,8 @@ class _Work:
             weights = weights * visible
         penalty = scores.new_zeros(())
         if parts.with_penalty:
-            real = self.block.is_query[piece.rows, None, piece.queries]
-            penalty = (penalty_of(weights, config.normalisation) * real).sum()
+            counted = self.block.is_counted[piece.rows, None, piece.queries]
+            penalty = (penalty_of(weights, config.normalisation) * counted).sum()
         maps = [weights]
         if config.bias_as == "channel":
             maps += [(bias * visible).expand_as(weights) for bias in biases]

@@ -28,30 +28,6 @@ def test_settings_can_be_mended_until_a_stage_has_begun(tmp_path: Path) -> None:
         open_run(config_at(tmp_path, seed=3))
 
 
-def test_a_stage_is_done_for_its_own_inputs_alone(tmp_path: Path) -> None:
-    stages = Stages(tmp_path)
-    stages.finish("train", "inputs", {"step": 3})
-    assert stages.result("train", "inputs") == {"step": 3}
-    assert stages.result("train", "others") is None
-    assert stages.result("evaluate/test", "inputs") is None
-    stages.begin("train", "inputs")
-    assert stages.result("train", "inputs") is None
-    stages.end("train", "inputs", "failed", "no room")
-    assert stages.result("train", "inputs") is None
-
-
-def test_a_run_folder_is_held_by_one_command_and_then_released(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with locked(folder), pytest.raises(UserError, match=f"in use by process {os.getpid()} on "), locked(folder):
-        pass
-    with locked(folder):
-        pass
-    with pytest.raises(ZeroDivisionError), locked(folder):
-        raise ZeroDivisionError
-    with locked(folder):
-        pass
-
-
 HOLD = """
 import sys, pathlib
 from cluster.run_folder import Stages, locked
@@ -95,3 +71,27 @@ def test_a_stage_that_ends_by_any_error_is_recorded(tmp_path: Path, error: BaseE
     with pytest.raises(type(error)):
         driver._recorded(record, {"evaluate/test": "inputs"}, work)
     assert record.statuses() == {"evaluate/test": status}
+
+
+def test_a_stage_is_done_for_its_own_inputs_alone(tmp_path: Path) -> None:
+    stages = Stages(tmp_path)
+    stages.finish("train", "inputs", {"step": 3})
+    assert stages.result("train", "inputs") == {"step": 3}
+    assert stages.result("train", "others") is None
+    assert stages.result("evaluate/test", "inputs") is None
+    stages.begin("train", "inputs")
+    assert stages.result("train", "inputs") is None
+    stages.end("train", "inputs", "failed", "no room")
+    assert stages.result("train", "inputs") is None
+
+
+def test_a_run_folder_is_held_by_one_command_and_then_released(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with locked(folder), pytest.raises(UserError, match=f"in use by process {os.getpid()} on "), locked(folder):
+        pass
+    with locked(folder):
+        pass
+    with pytest.raises(ZeroDivisionError), locked(folder):
+        raise ZeroDivisionError
+    with locked(folder):
+        pass

@@ -1,4 +1,4 @@
-"""Small files and renames survive a power failure, and a write that fails leaves nothing behind."""
+"""Small files and renames survive a power failure; a failed write leaves nothing behind; digests are of values."""
 
 import os
 from collections.abc import Callable
@@ -77,6 +77,6 @@ def test_a_small_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else
     assert "old" in path.read_text()
 
 
-def test_a_digest_is_of_values_and_not_of_their_order():
+def test_a_digest_is_of_values_and_not_of_their_order() -> None:
     assert storage.digest_of({"a": 1, "b": [2, 3]}) == storage.digest_of({"b": [2, 3], "a": 1})
     assert storage.digest_of({"a": 1, "b": [2, 3]}) != storage.digest_of({"a": 1, "b": [3, 2]})

@@ -28,6 +28,7 @@ from trainer.averages import Averages
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.checkpoint.keys import model_names, step_key, tensors_of
+from trainer.checkpoint.reader import CheckpointReader
 from trainer.errors import CheckpointError, first_line
 
 
@@ -123,7 +124,7 @@ def load(
         refuse_other_optimizers(found, optimizers.configs)
         optimizers.materialize_dense_state()
     wanted = tensors_of(placed, tables, optimizers, extra, averages)
-    reader = dcp.FileSystemReader(found.path)
+    reader = CheckpointReader(found.path)
     try:
         saved = reader.read_metadata().state_dict_metadata
         if optimizers is not None:
