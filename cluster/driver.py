@@ -123,7 +123,7 @@ def prepare_dataset(config: Config, view: View) -> Manifest:
         if number:
             view.say(f"  note: {number:,} {what}")
     if (read_as := times_as_read(manifest)) is not None:
-        view.say(escape(f"  {read_as}"))
+        view.say(f"  {read_as}")
     checks = card.read_checks(config.dataset_dir, manifest)
     if checks is not None:
         for check in checks:

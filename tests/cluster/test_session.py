@@ -35,6 +35,7 @@ class FakeRay:
 def use(monkeypatch: pytest.MonkeyPatch, running: bool = False, **resources: float) -> FakeRay:
     fake = FakeRay(running, **resources)
     monkeypatch.setattr(session, "ray", fake)
+    monkeypatch.setattr(session, "check_cluster", lambda address: None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     return fake

@@ -70,3 +70,13 @@ def test_a_dataset_for_ranking_is_refused(tmp_path: Path) -> None:
     manifest = replace(manifest_of_items(5), task="ranking")
     with pytest.raises(UserError, match=r"logs\.labels"):
         build_model(job, manifest, Ranks(0, 1, torch.device("cpu")))
+
+
+def test_rows_of_tables_begin_by_the_seed_of_the_run(tmp_path: Path, rank_pool: RankPool) -> None:
+    tiny_dataset(tmp_path / "dataset", num_users=40, num_items=30)
+    found = [
+        rank_pool.run(1, vectors, tiny_job(tmp_path / "run", tmp_path / "dataset", run={"seed": seed}))[0][1]
+        for seed in (5, 5, 6)
+    ]
+    assert torch.equal(found[0], found[1])
+    assert not torch.isclose(found[0], found[2]).any()
