@@ -46,7 +46,7 @@ class Evaluator:
         totals: dict[str, float] = {}
         num_users = 0
         for batch, ranked in self.rank_all(model, top=0):
-            columns = user_metrics(ranked.target_ranks, batch.target_offsets, self.config.ks)
+            columns = user_metrics(batch.targets, ranked.target_ranks, batch.target_offsets, self.config.ks)
             num_users += batch.row_ids.size
             totals = {name: totals.get(name, 0.0) + float(values.sum()) for name, values in columns.items()}
         names = list(totals)

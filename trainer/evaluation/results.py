@@ -64,8 +64,8 @@ def summarize(
     offsets, targets = _packed(merged.column("targets"))
     _, ranks = _packed(merged.column("ranks"))
     _, popularity_ranks = _packed(merged.column("popularity_ranks"))
-    columns = user_metrics(ranks, offsets, config.ks)
-    popularity = user_metrics(popularity_ranks, offsets, config.ks)
+    columns = user_metrics(targets, ranks, offsets, config.ks)
+    popularity = user_metrics(targets, popularity_ranks, offsets, config.ks)
     num_items = train_events.size
     results = Results(
         task="next_item",

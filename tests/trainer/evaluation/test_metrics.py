@@ -12,9 +12,11 @@ from trainer.evaluation.metrics import intervals, means, user_metrics
 KS = [1, 3, 10]
 
 
-def packed(ranks_of_users: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def packed(ranks_of_users: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(targets, ranks, offsets) of items that all differ."""
     offsets = np.concatenate(([0], np.cumsum([len(ranks) for ranks in ranks_of_users]))).astype(np.int64)
-    return np.asarray([rank for ranks in ranks_of_users for rank in ranks], dtype=np.int64), offsets
+    ranks = np.asarray([rank for ranks in ranks_of_users for rank in ranks], dtype=np.int64)
+    return np.arange(1, ranks.size + 1), ranks, offsets
 
 
 def brute_force(ranks: list[int], k: int) -> tuple[float, float, float]:

@@ -33,6 +33,7 @@ from trainer.evaluation.ranking.metrics import (
     merge_counts,
     metrics_of,
     pairs_in_order,
+    share_of_pairs,
     sums_of,
 )
 from trainer.evaluation.ranking.names import name_of
@@ -160,7 +161,7 @@ def auc_over_ranks(counts: ScoreCounts, ranks: Ranks) -> float:
     pairs = pairs_in_order(counts, float(totals[: ranks.rank, 1].sum()))
     in_order = ranks.sum(torch.tensor([pairs], dtype=torch.float64, device=ranks.device)).item()
     all_pairs = float(totals[:, 0].sum()) * float(totals[:, 1].sum())
-    return in_order / all_pairs if all_pairs else float("nan")
+    return share_of_pairs(in_order, all_pairs)
 
 
 def _exchanged(counts: ScoreCounts, ranks: Ranks) -> ScoreCounts:

@@ -162,7 +162,13 @@ def pairs_in_order(counts: ScoreCounts, negatives_below: float = 0.0) -> float:
 
 def auc_of(counts: ScoreCounts) -> float:
     """NaN without positives or without negatives."""
-    return _ratio(pairs_in_order(counts), float(counts.positives.sum()) * float(counts.negatives.sum()))
+    return share_of_pairs(pairs_in_order(counts), float(counts.positives.sum()) * float(counts.negatives.sum()))
+
+
+def share_of_pairs(in_order: float, all_pairs: float) -> float:
+    """Return the auc of these pairs; NaN if there are none."""
+    # Weights that are no whole numbers are rounded when they are added: in another order, so that the share may exceed 1.
+    return min(_ratio(in_order, all_pairs), 1.0)
 
 
 @dataclass(frozen=True)
@@ -184,7 +190,8 @@ def auc_of_users(judged: Judged) -> UserAuc:
     below = before - np.repeat(before[first], size)
     pairs = _sums_from(ties.positives * (below + ties.negatives / 2), first)
     both = (positives > 0) & (negatives > 0)
-    auc = np.where(both, pairs / np.where(both, positives * negatives, 1.0), np.nan)
+    # At most 1: see share_of_pairs.
+    auc = np.where(both, np.minimum(pairs / np.where(both, positives * negatives, 1.0), 1.0), np.nan)
     return UserAuc(ties.user[first], auc, positives + negatives)
 
 
