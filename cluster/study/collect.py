@@ -13,6 +13,7 @@ from cluster.study.record import Record
 from cluster.study.statistics import Estimate, estimate
 from cluster.study.trials import Trial
 from trainer.errors import UserError
+from trainer.evaluation.confidence import range_of
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,11 @@ def estimate_of(
     """
     users, of_seeds, of_users = _means(points, split, metric)
     if minus is None:
-        return estimate(of_seeds.tolist(), of_users)
+        return estimate(of_seeds.tolist(), of_users, range_of(metric))
     their_users, less_seeds, less_users = _means(minus, split, metric)
     comparable = of_users is not None and less_users is not None and users == their_users
-    return estimate((of_seeds - less_seeds).tolist(), of_users - less_users if comparable else None)  # type: ignore[operator]
+    by_user = of_users - less_users if comparable else None  # type: ignore[operator]
+    return estimate((of_seeds - less_seeds).tolist(), by_user, range_of(metric).of_differences)
 
 
 def _means(

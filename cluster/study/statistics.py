@@ -1,7 +1,8 @@
 """Means with intervals, paired differences, and the Pareto front. Pure functions on numbers.
 
-Two intervals answer two questions. Over seeds (Student's t): how much another training run would differ. Over users (central
-limit theorem, each user's mean over the seeds): how much another sample of users would differ.
+Two intervals answer two questions. Over seeds (Student's t): how much another training run would differ. Over users (each
+user's mean over the seeds): how much another sample of users would differ. Both are score intervals, which stay within the range
+of the metric, or of its difference (trainer.evaluation.confidence).
 """
 
 import math
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.evaluation.metrics import intervals
+from trainer.evaluation.confidence import Range, mean_interval, score_interval
 
 CONFIDENCE = 0.95
 
@@ -24,18 +25,23 @@ class Estimate:
     over_users: tuple[float, float] | None
 
 
-def estimate(of_seeds: Sequence[float], of_users: np.ndarray | None) -> Estimate:
-    """of_seeds: a number per seed, or differences; of_users: (seeds, users) the same by user."""
+def estimate(of_seeds: Sequence[float], of_users: np.ndarray | None, within: Range) -> Estimate:
+    """Return the mean over seeds with its intervals.
+
+    Args:
+        of_seeds: a number per seed, or differences.
+        of_users: (seeds, users) the same by user.
+        within: the values that the mean can take.
+    """
     values = np.asarray(of_seeds, dtype=np.float64)
     mean = float(values.mean())
     over_seeds = None
     if values.size > 1:
-        half = student_quantile(values.size - 1) * float(values.std(ddof=1)) / math.sqrt(values.size)
-        over_seeds = (mean - half, mean + half)
+        error = float(values.std(ddof=1)) / math.sqrt(values.size)
+        over_seeds = score_interval(mean, error, within, quantile=student_quantile(values.size - 1))
     over_users = None
     if of_users is not None and of_users.shape[1] > 1:
-        low, high = intervals({"": of_users.mean(axis=0)})[""]
-        over_users = (low, high)
+        over_users = mean_interval(of_users.mean(axis=0), within)
     return Estimate(mean, over_seeds, over_users)
 
 

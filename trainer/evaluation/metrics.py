@@ -11,7 +11,7 @@ All of them lie in [0, 1], for any targets.
 
 import numpy as np
 
-Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+from trainer.evaluation.confidence import SHARE, mean_interval
 
 
 def user_metrics(targets: np.ndarray, ranks: np.ndarray, offsets: np.ndarray, ks: list[int]) -> dict[str, np.ndarray]:
@@ -58,10 +58,5 @@ def means(columns: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def intervals(columns: dict[str, np.ndarray]) -> dict[str, list[float]]:
-    """95 % confidence intervals of the means over users, by the central limit theorem: mean -+ 1.96 standard errors."""
-    bounds = {}
-    for name, values in columns.items():
-        mean = float(values.mean()) if values.size else 0.0
-        error = float(values.std(ddof=1) / np.sqrt(values.size)) if values.size > 1 else 0.0
-        bounds[name] = [mean - Z95 * error, mean + Z95 * error]
-    return bounds
+    """Return 95 % confidence intervals of the means over users, within [0, 1]; [0, 0] without users, as the mean is 0."""
+    return {name: list(mean_interval(values, SHARE)) if values.size else [0.0, 0.0] for name, values in columns.items()}

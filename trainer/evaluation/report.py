@@ -80,7 +80,8 @@ def _slice_plot(results: Results) -> Plot:
     names = {"history_length": "history of", "target_popularity": "target in"}
     labels = [f"{names[s['name']]}\n{s['value']}" for s in results.slices]
     values = np.asarray([s["metrics"][metric] for s in results.slices])
-    errors = np.asarray([(s["ci95"][metric][1] - s["ci95"][metric][0]) / 2 for s in results.slices])
+    bounds = np.asarray([s["ci95"][metric] for s in results.slices]).reshape(-1, 2)
+    errors = np.maximum(0.0, [values - bounds[:, 0], bounds[:, 1] - values])
     axes.bar(range(len(labels)), values, yerr=errors, color=MODEL, capsize=3)
     axes.axhline(results.metrics[metric], color="#495057", linewidth=0.8, linestyle="--")
     axes.set_xticks(range(len(labels)), labels, fontsize=7)

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.study import outputs
 from cluster.study.effects import Effect, effects
 from cluster.study.summary import summarize
 from tests.studies import costing, finished, plan_of
+from trainer.evaluation.confidence import SHARE, mean_interval
 
 GRID = """
 [study.grid]
@@ -51,8 +53,8 @@ def test_a_setting_is_averaged_over_the_others_and_compared_with_its_first_value
     assert two.difference is not None
     assert two.difference.mean == pytest.approx(0.2)
     assert two.difference.over_seeds == pytest.approx((0.2, 0.2))
-    half = 1.959964 * 0.1
-    assert two.difference.over_users == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
+    expected = mean_interval(np.asarray([0.3, 0.1]), SHARE.of_differences)
+    assert two.difference.over_users == pytest.approx(expected)
     # Seeds: full 0.2 and 0.3, gbce 0.2 and 0.3.
     assert gbce.difference is not None
     assert gbce.difference.mean == pytest.approx(0.0)
@@ -92,7 +94,7 @@ def test_table_and_page_show_them_and_results_hold_them(tmp_path: Path) -> None:
     page = outputs.write(plan, summary)
     table = (plan.file.folder / "table.md").read_text()
     assert (
-        "| model.encoder.num_blocks | 2 | 4 | 0.3500 | ±0.6353 | ±0.0980 | +0.2000 ±0.1960* | 0.3500 ±0.6353 |" in table
+        "| model.encoder.num_blocks | 2 | 4 | 0.3500 | ±0.3933 | ±0.0686 | +0.2000 ±0.1373* | 0.3500 ±0.3933 |" in table
     )
     assert '| model.objective | {"kind": "gbce"} | 4 |' in table
     assert "What each setting makes" in page.read_text()

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 
 from cluster.study.statistics import estimate, pareto_front, student_quantile
+from trainer.evaluation.confidence import NOT_NEGATIVE, SHARE, mean_interval
+
+UNBOUNDED = NOT_NEGATIVE.of_differences
 
 
 @pytest.mark.parametrize(
@@ -15,7 +18,7 @@ def test_student_quantiles_are_those_of_the_tables(degrees: int, quantile: float
 
 
 def test_the_interval_over_seeds_is_students() -> None:
-    found = estimate([0.1, 0.2, 0.3], None)
+    found = estimate([0.1, 0.2, 0.3], None, UNBOUNDED)
     half = 4.302653 * 0.1 / 3**0.5  # the standard deviation of 0.1, 0.2, 0.3 is 0.1
     assert found.mean == pytest.approx(0.2)
     assert found.over_seeds == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
@@ -23,18 +26,18 @@ def test_the_interval_over_seeds_is_students() -> None:
 
 
 def test_a_single_seed_has_no_interval_over_seeds() -> None:
-    assert estimate([0.1], None).over_seeds is None
+    assert estimate([0.1], None, SHARE).over_seeds is None
 
 
 def test_the_interval_over_users_takes_each_users_mean_over_seeds() -> None:
-    # Two users, two seeds: their means are 0.5 and 1.0, with standard deviation 0.25 * sqrt(2) and standard error 0.25.
+    # Two users, two seeds: their means are 0.5 and 1.0.
     of_users = np.asarray([[0.0, 1.0], [1.0, 1.0]])
-    found = estimate([0.5, 1.0], of_users)
-    assert found.over_users == pytest.approx((0.75 - 1.959964 * 0.25, 0.75 + 1.959964 * 0.25))
+    found = estimate([0.5, 1.0], of_users, SHARE)
+    assert found.over_users == mean_interval(np.asarray([0.5, 1.0]), SHARE)
 
 
 def test_users_whose_values_differ_alike_leave_no_doubt() -> None:
-    found = estimate([0.25, 0.25], np.full((2, 7), 0.25))
+    found = estimate([0.25, 0.25], np.full((2, 7), 0.25), SHARE)
     assert found.over_users == pytest.approx((0.25, 0.25))
 
 

@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cluster.study import outputs
@@ -14,6 +15,7 @@ from cluster.study.summary import Summary, summarize
 from cluster.study.trials import Plan
 from tests import studies
 from tests.studies import costing, plan_of
+from trainer.evaluation.confidence import SHARE, mean_interval, score_interval
 
 # By point and seed: the value of each of four users.
 VALUES = {
@@ -45,8 +47,9 @@ def test_rows_are_means_over_seeds_ranked_by_validation(plan: Plan) -> None:
     rows = summary_of(plan, finished(plan)).rows
     assert [row.validation.mean for row in rows] == pytest.approx([0.5625, 0.8125, 0.25])
     assert [row.rank for row in rows] == [2, 1, 3]
+    # Seeds 0.5 and 0.625: the standard error is 0.0625, and Student's t 12.7062.
     assert rows[0].validation.over_seeds == pytest.approx(
-        (0.5625 - 12.7062 * 0.0625, 0.5625 + 12.7062 * 0.0625), abs=1e-4
+        score_interval(0.5625, 0.0625, SHARE, quantile=12.7062), abs=1e-4
     )
     assert rows[2].validation.over_seeds == pytest.approx((0.25, 0.25))
     assert rows[1].peak_bytes == 3000
@@ -60,8 +63,8 @@ def test_differences_are_paired_by_seed_and_user(plan: Plan) -> None:
     # Both seeds differ by 0.25, so there is no doubt over seeds; users differ by 0.5, 0, 0.5, 0.
     assert second.difference.mean == pytest.approx(0.25)
     assert second.difference.over_seeds == pytest.approx((0.25, 0.25))
-    half = 1.959964 * (1 / 12) ** 0.5 / 2
-    assert second.difference.over_users == pytest.approx((0.25 - half, 0.25 + half), abs=1e-6)
+    expected = mean_interval(np.asarray([0.5, 0.0, 0.5, 0.0]), SHARE.of_differences)
+    assert second.difference.over_users == pytest.approx(expected)
     assert third.difference is not None
     assert third.difference.mean == pytest.approx(-0.3125)
 
@@ -124,7 +127,7 @@ def test_all_files_say_the_same(plan: Plan) -> None:
     table = (folder / "table.md").read_text().splitlines()
     assert len({line.count("|") for line in table[:5]}) == 1
     assert table[3].startswith("| num_blocks 2 | 1 | 0.8125 |")
-    assert "+0.2500 ±0.2829" in table[3]
+    assert "+0.2500 ±0.2380" in table[3]
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
     svg = (folder / "plot.svg").read_text()
     assert svg.startswith("<svg")

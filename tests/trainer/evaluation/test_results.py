@@ -22,8 +22,8 @@ from trainer.dataset.vocabulary import read_vocabulary
 from trainer.dynamic_tables import DynamicTables
 from trainer.errors import UserError
 from trainer.evaluation import results as results_module
+from trainer.evaluation.confidence import SHARE, mean_interval
 from trainer.evaluation.evaluate import make_evaluator, write_ranks
-from trainer.evaluation.metrics import Z95
 from trainer.evaluation.results import Results, merge_parts, read_ranks, summarize
 
 NUM_ITEMS = 10
@@ -121,10 +121,7 @@ def test_intervals_belong_to_metrics_over_users(tmp_path):
     results, columns, _ = summary(tmp_path, [USERS])
     assert results.ci95.keys() == columns.keys() == results.metrics.keys() - {"coverage@1", "coverage@3"}
     assert results.baselines_ci95["popularity"].keys() == columns.keys()
-    error = columns["mrr"].std(ddof=1) / np.sqrt(8)
-    assert results.ci95["mrr"] == pytest.approx(
-        [results.metrics["mrr"] - Z95 * error, results.metrics["mrr"] + Z95 * error]
-    )
+    assert results.ci95["mrr"] == pytest.approx(mean_interval(columns["mrr"], SHARE))
 
 
 def test_slices_by_history_length_are_quartiles(tmp_path):

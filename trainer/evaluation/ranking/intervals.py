@@ -3,13 +3,14 @@
 Every metric is written as a mean over users, up to terms that vanish (its influence function): estimate + sum over u of d_u. Its
 standard error is then sqrt(U / (U - 1) sum d_u^2). For auc the d_u are sums of DeLong's placements (DeLong et al. 1988) over the
 user's impressions, as in Obuchowski 1997; with one impression per user that is DeLong's error, but for factors like U / (U - 1).
+Estimate and error make a score interval, which lies within the metric's range (trainer.evaluation.confidence).
 """
 
 import math
 
 import numpy as np
 
-from trainer.evaluation.metrics import Z95
+from trainer.evaluation.confidence import range_of, score_interval
 from trainer.evaluation.ranking.metrics import (
     Judged,
     ScoreCounts,
@@ -23,13 +24,39 @@ from trainer.evaluation.ranking.metrics import (
 
 
 def intervals_of(judged: Judged, metrics: dict[str, float]) -> dict[str, list[float]]:
-    """[low, high] of every metric that has a value; metrics: those of the same impressions."""
+    """Return [low, high] of every metric that has a value; metrics: those of the same impressions.
+
+    A single user tells nothing of how users differ: then only metrics with two ends have an interval, a wide one.
+    """
+    bounds = {}
+    for name, error in standard_errors(judged, metrics).items():
+        within, count = range_of(name), _independent_users(judged, name)
+        if count > 1 or math.isfinite(within.high):
+            bounds[name] = list(score_interval(metrics[name], error, within, count))
+    return bounds
+
+
+def standard_errors(judged: Judged, metrics: dict[str, float]) -> dict[str, float]:
+    """Return the standard error of every metric that has a value, 0 for a single user; metrics: those of the same impressions."""
     users = np.unique(judged.user)
+    factor = users.size / (users.size - 1) if users.size > 1 else 0.0
     return {
-        name: _interval(metrics[name], d)
-        for name, d in _influences(judged, users).items()
+        name: math.sqrt(factor * float((influence**2).sum()))
+        for name, influence in _influences(judged, users).items()
         if math.isfinite(metrics[name])
     }
+
+
+def _independent_users(judged: Judged, metric: str) -> int:
+    """Return how many users a metric is estimated from: for auc the fewer of those with positives and those with negatives."""
+    positive, negative = np.unique(judged.user[judged.positive]), np.unique(judged.user[~judged.positive])
+    match metric:
+        case "auc":
+            return min(positive.size, negative.size)
+        case "gauc":
+            return int(np.intersect1d(positive, negative, assume_unique=True).size)
+        case _:
+            return int(np.unique(judged.user).size)
 
 
 def shares_of_users(judged: Judged, metrics: dict[str, float], users: np.ndarray) -> dict[str, np.ndarray]:
@@ -43,20 +70,6 @@ def shares_of_users(judged: Judged, metrics: dict[str, float], users: np.ndarray
     return {
         name: value + users.size * found[name] if math.isfinite(value) else nothing for name, value in metrics.items()
     }
-
-
-def wilson(rate: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % bounds of rates of `count` independent impressions (Wilson 1927)."""
-    spread = Z95**2 / count
-    middle = (rate + spread / 2) / (1 + spread)
-    half = Z95 / (1 + spread) * np.sqrt(rate * (1 - rate) / count + spread / (4 * count))
-    return middle - half, middle + half
-
-
-def _interval(value: float, influence: np.ndarray) -> list[float]:
-    count = influence.size
-    error = math.sqrt(count / (count - 1) * float((influence**2).sum())) if count > 1 else 0.0
-    return [value - Z95 * error, value + Z95 * error]
 
 
 def _influences(judged: Judged, users: np.ndarray) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trainer.evaluation.ranking.intervals import wilson
+from trainer.evaluation.confidence import wilson
 from trainer.evaluation.ranking.metrics import Judged, ScoreCounts, probabilities
 
 NUM_GROUPS = 20

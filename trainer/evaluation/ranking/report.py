@@ -73,7 +73,7 @@ def _row(results: RankingResults, name: str) -> dict[str, Any]:
 
 def _cell(entry: dict[str, Any], name: str) -> tuple[str, str]:
     bounds = entry["ci95"].get(name)
-    return _figure(entry["metrics"][name]), f"± {(bounds[1] - bounds[0]) / 2:.4f}" if bounds else ""
+    return _figure(entry["metrics"][name]), f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
 
 
 def _day_rows(by_day: DayResults, labels: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -163,8 +163,9 @@ def _slice_plot(results: RankingResults, metric: str, of_all: float) -> Plot:
     entries = [entry for entry in results.slices if entry["metrics"][metric] is not None]
     figure, axes = plt.subplots(figsize=(9, 3.2))
     values = np.asarray([entry["metrics"][metric] for entry in entries])
-    bounds = [entry["ci95"].get(metric, [value, value]) for entry, value in zip(entries, values, strict=True)]
-    errors = np.asarray([(high - low) / 2 for low, high in bounds])
+    known = [entry["ci95"].get(metric, [value, value]) for entry, value in zip(entries, values, strict=True)]
+    bounds = np.asarray(known).reshape(-1, 2)
+    errors = np.maximum(0.0, [values - bounds[:, 0], bounds[:, 1] - values])
     axes.errorbar(range(len(entries)), values, yerr=errors, fmt="o", ms=4, capsize=3, color=MODEL)
     axes.axhline(of_all, color="#495057", linewidth=0.8, linestyle="--")
     names = [f"{_NAMES[entry['name']]}\n{entry['value']}" for entry in entries]

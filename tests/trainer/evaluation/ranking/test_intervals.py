@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.evaluation.ranking.scored import random_judged
-from trainer.evaluation.metrics import Z95
-from trainer.evaluation.ranking.intervals import intervals_of, wilson
+from trainer.evaluation.confidence import wilson
+from trainer.evaluation.ranking.intervals import intervals_of, standard_errors
 from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, metrics_of, sums_of
 
 
@@ -14,8 +14,8 @@ def metrics_and_intervals(judged: Judged) -> tuple[dict[str, float], dict[str, l
     return metrics, intervals_of(judged, metrics)
 
 
-def error_of(interval: list[float]) -> float:
-    return (interval[1] - interval[0]) / 2 / Z95
+def errors_of(judged: Judged) -> dict[str, float]:
+    return standard_errors(judged, metrics_of(sums_of(judged), auc_of(count_scores(judged))))
 
 
 def delong_error(judged: Judged) -> float:
@@ -30,8 +30,7 @@ def delong_error(judged: Judged) -> float:
 def test_with_one_impression_per_user_the_error_of_auc_is_that_of_delong():
     judged = random_judged(1, count=800)
     alone = Judged(np.arange(800), judged.scores, judged.positive, judged.weight)
-    _, intervals = metrics_and_intervals(alone)
-    assert error_of(intervals["auc"]) == pytest.approx(delong_error(alone), rel=3 / 400)
+    assert errors_of(alone)["auc"] == pytest.approx(delong_error(alone), rel=3 / 400)
 
 
 def test_with_one_impression_per_user_the_error_of_log_loss_is_that_of_a_mean():
@@ -39,8 +38,7 @@ def test_with_one_impression_per_user_the_error_of_log_loss_is_that_of_a_mean():
     alone = Judged(np.arange(500), judged.scores, judged.positive, judged.weight)
     chance = 1 / (1 + np.exp(-judged.scores))
     losses = -np.log(np.where(judged.positive, chance, 1 - chance))
-    _, intervals = metrics_and_intervals(alone)
-    assert error_of(intervals["logloss"]) == pytest.approx(losses.std(ddof=1) / np.sqrt(500))
+    assert errors_of(alone)["logloss"] == pytest.approx(losses.std(ddof=1) / np.sqrt(500))
 
 
 def test_an_impression_seen_ten_times_by_its_user_is_no_news():
@@ -63,17 +61,17 @@ def test_intervals_are_as_wide_as_metrics_differ_between_samples_of_users():
         scores = random.normal(size=800) + shift / 2
         positive = random.random(800) < 1 / (1 + np.exp(-scores - shift))
         judged = Judged(np.repeat(np.arange(80), 10), scores, positive, np.ones(800))
-        metrics, intervals = metrics_and_intervals(judged)
+        metrics, errors_by_name = metrics_and_intervals(judged)[0], errors_of(judged)
         values.append(list(metrics.values()))
-        errors.append([error_of(intervals[name]) for name in metrics])
+        errors.append([errors_by_name[name] for name in metrics])
     np.testing.assert_allclose(np.mean(errors, axis=0), np.std(values, axis=0, ddof=1), rtol=0.2)
 
 
 def test_a_metric_without_a_value_has_no_interval():
-    judged = Judged(np.zeros(3, np.int64), np.zeros(3), np.ones(3, bool), np.ones(3))
+    judged = Judged(np.asarray([0, 1, 1]), np.zeros(3), np.ones(3, bool), np.ones(3))
     metrics, intervals = metrics_and_intervals(judged)
     assert set(intervals) == {"logloss", "calibration"}
-    assert intervals["calibration"] == [metrics["calibration"]] * 2  # a single user: no width
+    assert intervals["calibration"] == [metrics["calibration"]] * 2  # both users have the same
     empty = Judged(*(np.zeros(0) for _ in range(4)))
     assert intervals_of(empty, metrics_of(sums_of(empty), float("nan"))) == {}
 

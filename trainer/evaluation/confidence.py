@@ -1,0 +1,99 @@
+"""95 % confidence intervals of means whose values have a range: score intervals. Pure numpy.
+
+A score interval holds every mean m that the estimate does not contradict: |estimate - m| <= z error(m). The error depends on m, as
+it must near an end of the range (Wilson 1927). So the interval never leaves the range, holds the estimate, and is lopsided near an
+end. The error at the estimate is the measured one. That also fits values other than 0 and 1, and estimates that are no plain
+means: the number of values that would have this error takes the place of their count (effective sample size: Korn & Graubard
+1998).
+
+Range        error(m)^2 is proportional to
+[0, 1]       m (1 - m), Wilson's interval
+[-1, 1]      (1 + m) (1 - m), the same, shifted and scaled
+[0, inf)     m, its limit for a range that grows
+(-inf, inf)  1, so that the interval is estimate -+ z error
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a metric can take."""
+
+    low: float
+    high: float
+
+    @property
+    def of_differences(self) -> "Range":
+        """The values that a difference of two such metrics can take."""
+        return Range(self.low - self.high, self.high - self.low)
+
+
+SHARE = Range(0.0, 1.0)
+NOT_NEGATIVE = Range(0.0, math.inf)
+_NOT_NEGATIVE = ("logloss", "ne", "calibration")
+
+
+def range_of(metric: str) -> Range:
+    """Return the range of a metric of either task, such as "hr@10" or "auc/click"."""
+    return NOT_NEGATIVE if metric.partition("/")[0] in _NOT_NEGATIVE else SHARE
+
+
+def score_interval(
+    estimate: float, error: float, within: Range, count: float | None = None, quantile: float = Z95
+) -> tuple[float, float]:
+    """Return the interval of an estimate with a standard error.
+
+    Args:
+        estimate: lies within the range.
+        error: 0 where no spread was observed.
+        within: a range without an end has an infinite one.
+        count: independent values behind the estimate. At an end of a finite range they decide where the error is 0: values
+            that are all 0 do not tell that the mean is exactly 0. None takes an error of 0 as it is.
+        quantile: of the distribution of estimates, two-sided.
+    """
+    low, high = within.low, within.high
+    if math.isinf(high):
+        if math.isinf(low) or estimate <= low or error == 0.0:
+            return max(low, estimate - quantile * error), estimate + quantile * error
+        # error(m)^2 = error^2 (m - low) / (estimate - low) has two solutions, whose distances to `low` multiply to the estimate's.
+        above, shift = estimate - low, quantile**2 * error**2 / (estimate - low) / 2
+        upper = above + shift + math.hypot(quantile * error, shift)
+        return low + min(above, above * (above / upper)), low + max(above, upper)
+    share = (estimate - low) / (high - low)
+    effective = _effective_count(share, error / (high - low), count)
+    if math.isinf(effective):
+        return estimate, estimate
+    bounds = wilson(np.asarray(share), np.asarray(effective), quantile)
+    lower, upper = (low + (high - low) * float(bound) for bound in bounds)
+    return max(low, min(lower, estimate)), min(high, max(upper, estimate))
+
+
+def _effective_count(share: float, error: float, count: float | None) -> float:
+    """Return how many values of 0 and 1 with this mean have this standard error; infinity for an error of 0 that is believed."""
+    if error > 0.0 and 0.0 < share < 1.0:
+        return max(1.0, share * (1.0 - share) / error**2)  # the error of a single value is the largest that there is
+    at_an_end = share <= 0.0 or share >= 1.0
+    return count if count is not None and (at_an_end or count <= 1) else math.inf
+
+
+def mean_interval(values: np.ndarray, within: Range) -> tuple[float, float]:
+    """Return the interval of the mean of independent values (n,), at least one.
+
+    With values of 0 and 1 it is Wilson's. A single value tells little: its interval is as wide as that of one value of 0 or 1.
+    """
+    error = float(values.std()) / math.sqrt(values.size)
+    return score_interval(float(values.mean()), error, within, values.size)
+
+
+def wilson(rate: np.ndarray, count: np.ndarray, quantile: float = Z95) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bounds of rates of `count` independent values of 0 and 1 (Wilson 1927)."""
+    spread = quantile**2 / count
+    middle = (rate + spread / 2) / (1 + spread)
+    half = quantile / (1 + spread) * np.sqrt(rate * (1 - rate) / count + spread / (4 * count))
+    return middle - half, middle + half
