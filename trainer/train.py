@@ -99,6 +99,7 @@ class Training:
             job.train.precision,
         )
         self.stream = _checked_stream(self.built.task, ranks)
+        self._warn(self.stream.batches.share_warning())
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
             self.evaluator = self.built.task.evaluator("validation", ranks, self.built.dynamic)
@@ -288,8 +289,8 @@ class Training:
             _check_same_run(found, self.job, self.manifest)
         return found
 
-    def _warn(self, text: str) -> None:
-        if self.ranks.is_first:
+    def _warn(self, text: str | None) -> None:
+        if text is not None and self.ranks.is_first:
             self.channel.send({"kind": "warning", "text": text})
 
     def _resume(self, found: Found | None) -> State:
@@ -298,8 +299,7 @@ class Training:
         position = position_of(found.manifest.position, found.manifest.num_rows)
         if self.by_day is not None:
             position, warning = position_among(self.by_day.days, found)
-            if warning is not None:
-                self._warn(warning)
+            self._warn(warning)
         load_checkpoint(found, self.built, self.optimizers, self.averages)
         saved = found.manifest
         state = State(

@@ -1,5 +1,6 @@
 """What the loop knows before it starts and tells while it runs: steps of every epoch, the next checkpoint, the imbalance."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -72,12 +73,44 @@ def run_whole(ranks: Ranks, job: Job) -> None:
 
 
 def test_metrics_tell_the_imbalance_of_each_interval(rank_pool, tmp_path):
-    """One row group for two ranks: the second never has a history."""
+    """One history of each batch for two ranks: one of them has none."""
     tiny_dataset(tmp_path / "dataset", num_users=20, num_parts=1, groups_per_part=1)
-    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"epochs": 2, "log_every_steps": 2})
+    train = {"batch_size": 1, "max_steps": 6, "log_every_steps": 2}
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train=train)
     rank_pool.run(2, run_whole, job)
     lines = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
     assert [row["imbalance"] for row in lines] == [2.0] * 3
+
+
+def told(ranks: Ranks, job: Job) -> tuple[list[int], list[str]]:
+    """The examples that this rank trained, and the warnings that it sent."""
+    events: list[dict[str, Any]] = []
+    Training(job, ranks, Channel(send=events.append, stop_requested=lambda: False)).run()
+    ledger = (job.run_dir / "ledger" / f"rank-{ranks.rank}.jsonl").read_text().splitlines()
+    rows = [row for line in ledger for row in json.loads(line)["row_ids"] if row >= 0]
+    return rows, [event["text"] for event in events if event["kind"] == "warning"]
+
+
+def test_a_single_row_group_is_trained_by_all_ranks(rank_pool, tmp_path):
+    """More ranks than streams: each still has its share of every batch."""
+    tiny_dataset(tmp_path / "dataset", num_users=18, num_parts=1, groups_per_part=1)
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"epochs": 1, "batch_size": 6})
+    results = rank_pool.run(3, told, job)
+    assert sorted(row for rows, _ in results for row in rows) == list(range(18))
+    assert [len(rows) for rows, _ in results] == [6, 6, 6]
+    assert [warnings for _, warnings in results] == [[], [], []]
+
+
+def test_a_batch_with_fewer_examples_than_ranks_is_warned_of_once(rank_pool, tmp_path):
+    tiny_dataset(tmp_path / "dataset", num_users=18, num_parts=1, groups_per_part=1)
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 3, "batch_size": 2})
+    (first, warnings), *others = rank_pool.run(3, told, job)
+    assert len(first) + sum(len(rows) for rows, _ in others) == 6
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
+        "train.batch_size = 2, fewer than the 3 workers: at each step at least 1 of them train nothing"
+    )
+    assert [warnings for _, warnings in others] == [[], []]
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.01])

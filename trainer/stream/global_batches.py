@@ -4,8 +4,8 @@ The invariant: a global batch depends on the position where it starts, and on no
 any position can be gone on from, by any number of ranks, with the identical remainder.
 
 Batches have a number of examples, or a budget of input events (`batch_tokens`): then a batch is the longest run of examples
-that the budget holds. In the first case a rank serves its own streams of the order; in the second the examples of a batch are
-dealt to the ranks by length, so that all have about the same work.
+that the budget holds. In the first case the examples of a batch are dealt evenly, mostly by streams of the order; in the second
+they are dealt by length, so that all ranks have about the same work. Neither limits the number of ranks.
 """
 
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from trainer.stream.examples import Chosen, Examples
 from trainer.stream.order import EpochOrder, Position, steps_per_epoch
 
 CHUNK_EVENTS = 1 << 20  # events for which a rank reads row groups at a time, about
+MOST_UNEVEN = 1.05  # the largest share over the mean that needs no warning
 MAX_CHUNK_EXAMPLES = 1 << 18  # examples looked at a time, all ranks together
 
 
@@ -117,10 +118,35 @@ class GlobalBatches:
             first = int(bounds[-1])
         return count
 
+    def share_warning(self) -> str | None:
+        """Return what to tell the user where some ranks train nothing, or notably less than others; None where shares are even."""
+        if self.batch_tokens is not None:
+            of_batch = self.batch_tokens // self.examples.typical_events
+            what = f"train.batch_tokens = {self.batch_tokens} holds about {of_batch} examples"
+        else:
+            of_batch, what = self.batch_size, f"train.batch_size = {self.batch_size}"
+        if isinstance(self.examples, Examples) and self.examples.num_examples < of_batch:
+            of_batch, what = (
+                self.examples.num_examples,
+                f"the dataset has {self.examples.num_examples} training examples",
+            )
+        if of_batch < self.world_size:
+            return (
+                f"{what}, fewer than the {self.world_size} workers: at each step at least {self.world_size - of_batch} of them "
+                "train nothing. Make batches larger, or lower cluster.num_workers"
+            )
+        largest = -(-of_batch // self.world_size)
+        if self.batch_tokens is None and largest * self.world_size > MOST_UNEVEN * of_batch:
+            return (
+                f"{what} for {self.world_size} workers: some train {largest} examples of a batch, others {largest - 1} and wait "
+                f"for them. Set train.batch_size to a multiple of {self.world_size}, such as {largest * self.world_size}"
+            )
+        return None
+
     def _fixed(self, order: EpochOrder, first: int, size: int) -> Chunk:
         stop = min(order.num_examples, first + max(1, size // self.batch_size) * self.batch_size)
         bounds = np.append(np.arange(first, stop, self.batch_size), stop)
-        chosen = self.examples.of(order.epoch).choose(order.places(first, stop, self.rank, self.world_size))
+        chosen = self.examples.of(order.epoch).choose(order.share(bounds, self.rank, self.world_size))
         return Chunk(order.epoch, bounds, chosen, np.searchsorted(chosen.position, bounds), order.num_examples)
 
     def _dealt(self, order: EpochOrder, first: int, size: int) -> Chunk:

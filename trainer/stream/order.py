@@ -2,9 +2,12 @@
 
 Row groups are permuted by (seed, epoch) and dealt to V virtual streams; examples are permuted within their row group; the
 global order takes one example from each stream in turn, passing over streams that have ended. V is fixed per dataset, so
-the order knows nothing of ranks: at world size W, rank r serves the streams v with v mod W = r, and the position in
-the epoch is one global number. Any position can be entered directly: resuming and resizing cost nothing and lose or
-repeat no example.
+the order knows nothing of ranks, and the position in the epoch is one global number. Any position can be entered directly:
+resuming and resizing cost nothing and lose or repeat no example.
+
+The examples of a global batch are dealt to W ranks so that their shares differ by at most one, whatever W is. While whole
+streams are even shares, rank r has the streams v with v mod W = r. Otherwise the examples of the batch are sorted by stream and
+cut into W pieces: so a rank reads few streams beside those that would be its own.
 """
 
 from collections import OrderedDict
@@ -69,9 +72,9 @@ class EpochOrder:
     def streams(
         self, start: int, stop: int, rank: int = 0, world_size: int = 1
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(position, stream, index within the stream) of what `rank` serves of the positions start .. stop - 1, ascending.
+        """(position, stream, index within the stream) of positions start .. stop - 1 of streams v with v mod world_size = rank.
 
-        The work is that of the rank's own share, however many ranks there are.
+        Ascending by position. The work is that of what is returned, however many ranks there are.
         """
         bounds, first_round, alive = self._segments
         first = int(np.searchsorted(bounds, start, side="right")) - 1
@@ -90,11 +93,34 @@ class EpochOrder:
         position, stream, index = np.concatenate(pieces, axis=1)
         return position, stream, index
 
-    def places(self, start: int, stop: int, rank: int = 0, world_size: int = 1) -> Places:
-        """The examples that `rank` of `world_size` serves among positions start .. stop - 1, in global order."""
-        position, stream, index = self.streams(start, stop, rank, world_size)
+    def places(self, start: int, stop: int) -> Places:
+        """The examples at positions start .. stop - 1, in global order."""
+        return self._places(*self.streams(start, stop))
+
+    def share(self, bounds: np.ndarray, rank: int, world_size: int) -> Places:
+        """Return what `rank` serves of several global batches, in global order.
+
+        Args:
+            bounds: positions between which the batches lie, (batches + 1,) ascending, none of them empty.
+            rank: of `world_size`. The shares of one batch differ by at most one example.
+        """
+        start, stop = int(bounds[0]), int(bounds[-1])
+        whole_streams = self.num_streams % world_size == 0 and stop <= self._first_end
+        if whole_streams:  # the same as below, for the work of one rank's share
+            return self._places(*self.streams(start, stop, rank, world_size))
+        position, stream, index = self.streams(start, stop)
+        mine = np.flatnonzero(_owners(stream, np.diff(bounds), world_size) == rank)
+        return self._places(position[mine], stream[mine], index[mine])
+
+    @cached_property
+    def _first_end(self) -> int:
+        """The position up to which all streams are alive."""
+        bounds, _, alive = self._segments
+        return int(bounds[1]) if alive and alive[0].size == self.num_streams else 0
+
+    def _places(self, position: np.ndarray, stream: np.ndarray, index: np.ndarray) -> Places:
         groups, group_start, stream_start = self._layout
-        # Stream by stream, what is served of a row group is one stretch (a sort by bytes is linear).
+        # Stream by stream, what is served of a row group lies side by side (a sort by bytes is linear).
         by_stream = np.argsort(stream.astype(np.uint8), kind="stable")
         served = (stream_start[stream] + index)[by_stream]
         ordinal = np.searchsorted(group_start, served, side="right") - 1
@@ -102,8 +128,8 @@ class EpochOrder:
         permuted = np.empty_like(served)
         for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):  # row groups, never examples
             if high > low:
-                first = served[low] - group_start[ordinal[low]]
-                permuted[low:high] = self._permutation(int(groups[ordinal[low]]))[first : first + high - low]
+                within = served[low:high] - group_start[ordinal[low]]
+                permuted[low:high] = self._permutation(int(groups[ordinal[low]]))[within]
         group, place = np.empty_like(served), np.empty_like(served)
         group[by_stream], place[by_stream] = groups[ordinal], permuted
         return Places(position, group, place)
@@ -122,6 +148,29 @@ class EpochOrder:
                 held.popitem(last=False)
         held.move_to_end(group)
         return held[group]
+
+
+def _owners(stream: np.ndarray, sizes: np.ndarray, world_size: int) -> np.ndarray:
+    """Return the rank that serves each example: (n,) int64.
+
+    Args:
+        stream: of the examples of some global batches, one batch after another, (n,).
+        sizes: of the batches.
+        world_size: the number of ranks.
+    """
+    batch = np.repeat(np.arange(sizes.size), sizes)
+    home = stream % world_size
+    # Where whole streams are even shares, as without this function, ranks keep their streams and read no others.
+    key, counts = np.unique(batch * world_size + home, return_counts=True)
+    of_batch, share = key // world_size, sizes // world_size
+    uneven = (counts < share[of_batch]) | (counts > -(-sizes // world_size)[of_batch])
+    num_homes = np.bincount(of_batch, minlength=sizes.size)
+    even = (np.bincount(of_batch, uneven, sizes.size) == 0) & ((share == 0) | (num_homes == world_size))
+    by_stream = np.lexsort((stream, home, batch))
+    slot = np.empty_like(batch)
+    slot[by_stream] = np.arange(batch.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    owners: np.ndarray = np.where(even[batch], home, slot * world_size // sizes[batch])
+    return owners
 
 
 @dataclass(frozen=True)

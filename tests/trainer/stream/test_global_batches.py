@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trainer.stream.examples import num_windows
-from trainer.stream.global_batches import dealt, runs_within
+from trainer.stream.examples import Examples, num_windows
+from trainer.stream.global_batches import GlobalBatches, dealt, runs_within
 
 
 def plain_runs(lengths: list[int], budget: int) -> list[int]:
@@ -61,3 +61,24 @@ def test_equal_lengths_are_dealt_by_their_place():
 def test_windows_of_a_history():
     train_end = np.asarray([0, 1, 2, 6, 7, 11, 12], dtype=np.int32)
     assert num_windows(train_end, 5).tolist() == [1, 1, 1, 1, 2, 2, 3]
+
+
+def warning_of(batch_size: int, world_size: int, tokens: int | None = None, num_examples: int = 100_000) -> str:
+    examples = Examples((num_examples,), np.asarray([0, num_examples]), 50, 20)
+    return GlobalBatches(examples, batch_size, tokens, 1, 0, world_size).share_warning() or ""
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "world_size"), [(128, 1), (128, 64), (129, 2), (1000, 48), (2048, 1024), (1, 1)]
+)
+def test_even_shares_are_not_warned_of(batch_size, world_size):
+    assert warning_of(batch_size, world_size) == ""
+
+
+def test_uneven_shares_and_idle_ranks_are_warned_of():
+    assert "64 workers: some train 2 examples of a batch, others 1" in warning_of(100, 64)
+    assert "such as 128" in warning_of(100, 64)
+    assert "train.batch_size = 100, fewer than the 128 workers: at each step at least 28" in warning_of(100, 128)
+    assert "holds about 50 examples, fewer than the 64 workers" in warning_of(1, 64, tokens=1000)
+    assert warning_of(1, 32, tokens=1000) == ""
+    assert "the dataset has 30 training examples, fewer than the 64 workers" in warning_of(128, 64, num_examples=30)
