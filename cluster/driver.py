@@ -14,20 +14,20 @@ from typing import Any
 from rich.markup import escape
 
 from cluster import stages
-from cluster.config import Config, identity
+from cluster.config import Config, job_of
 from cluster.launch import Workers, WorkersFailedError
 from cluster.prepare import Progress, prepare
 from cluster.progress import View
 from cluster.run_folder import Stages, locked, open_run
 from cluster.session import ray_session
+from cluster.stage_inputs import evaluation_inputs, report_inputs, training_inputs
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.dataset import card
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.dataset.splits import Split
 from trainer.errors import UserError
-from trainer.evaluation.outputs import Summary, summary_of
+from trainer.evaluation.outputs import Summary, are_there, summary_of, write_report
 from trainer.job import Outcome
-from trainer.storage import digest_of
 
 
 class StoppedError(Exception):
@@ -130,11 +130,10 @@ def prepare_dataset(config: Config, view: View) -> Manifest:
 
 
 def _train(config: Config, manifest: Manifest, workers: Workers, view: View) -> Outcome:
-    goal = config.train.model_dump(mode="json", exclude={"log_every_steps", "ledger"})
-    inputs = digest_of({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
+    inputs = training_inputs(config, manifest)
     record = Stages(config.run_dir)
     done = record.result("train", inputs)
-    if done is not None and checkpoint_folder.committed(config.run_dir / "checkpoints"):
+    if done is not None and _checkpoints_are_there(config, done):
         view.say(f"train: done before, at step {done['step']:,}")
         return Outcome(**done)
     record.begin("train", inputs)
@@ -153,21 +152,26 @@ def _train(config: Config, manifest: Manifest, workers: Workers, view: View) -> 
     return outcome
 
 
+def _checkpoints_are_there(config: Config, done: dict[str, Any]) -> bool:
+    """Return whether the newest checkpoint is the one that training ended with."""
+    newest = checkpoint_folder.committed(config.run_dir / "checkpoints")[:1]
+    return [path.name for path in newest] == [checkpoint_folder.name_of(done["step"])]
+
+
 def _evaluate(
     config: Config, splits: Sequence[Split], name: str | None, workers: Workers, view: View
 ) -> dict[Split, Summary]:
     """Each split is a stage of its own; those that are to be done are one work."""
     found = stages.find_checkpoint(config, name)
-    goal: dict[str, Any] = {"files": found.manifest.files, "evaluate": config.evaluate.model_dump(mode="json")}
-    if config.train.days is not None:  # held-out logs may have come without a day to be trained
-        goal["dataset"] = read_manifest(config.dataset_dir).digest
-    inputs = {s: digest_of({**goal, "split": s}) for s in splits}
+    manifest = read_manifest(config.dataset_dir)
+    inputs = {s: evaluation_inputs(config, found, manifest, s) for s in splits}
     record, results = Stages(config.run_dir), {}
     for split in splits:
         done = record.result(f"evaluate/{split}", inputs[split])
-        if done is not None and report_of(config, split).exists():
+        if done is not None and are_there(report_of(config, split).parent, done):
             view.say(f"evaluate: {split} done before, of {found.path.name}")
             results[split] = summary_of(done)
+            _refresh_report(config, f"evaluate/{split}", inputs[split], results[split], report_of(config, split).parent)
     todo = {f"evaluate/{split}": split for split in splits if split not in results}
     for stage, split in todo.items():
         record.begin(stage, inputs[split])
@@ -178,7 +182,17 @@ def _evaluate(
     view.done()
     for stage, split in todo.items():
         record.finish(stage, inputs[split], asdict(results[split]))
+        record.finish(f"{stage}/report", report_inputs(config, inputs[split], manifest), {})
     return results
+
+
+def _refresh_report(config: Config, stage: str, inputs: str, results: Summary, folder: Path) -> None:
+    """Write the report of a finished evaluation again where its page would differ: after more training, or other settings."""
+    record, manifest = Stages(config.run_dir), read_manifest(config.dataset_dir)
+    wanted = report_inputs(config, inputs, manifest)
+    if record.result(f"{stage}/report", wanted) is None:
+        write_report(job_of(config), results, manifest, folder)
+        record.finish(f"{stage}/report", wanted, {})
 
 
 def report_of(config: Config, split: Split) -> Path:

@@ -18,7 +18,7 @@ from cluster.study import outputs
 from cluster.study.collect import read_trial
 from cluster.study.config import read_study
 from cluster.study.costing import costs_of_points
-from cluster.study.record import Record, digest_for, read_record
+from cluster.study.record import Record, digest_for, is_current, read_record
 from cluster.study.summary import Summary, summarize
 from cluster.study.trials import Plan, plan_trials, refuse_other_trials
 from trainer.dataset.manifest import Manifest
@@ -115,7 +115,7 @@ def _sorted_out(planned: Plan, manifests: dict[Path, Manifest]) -> "tuple[list[T
         splits = _splits(planned, manifest)
         digest = digest_for(trial, manifest.digest, list(splits))
         record = read_record(trial.config.run_dir)
-        if record is not None and record.status == "done" and record.digest == digest:
+        if record is not None and is_current(record, trial.config.run_dir, digest, splits):
             done[trial.name] = record
         else:
             tasks.append(Task(trial, digest, splits, planned.study.keep_checkpoints))

@@ -1,13 +1,15 @@
 """What a trial notes in its run folder beside the run's own files: trial.json. No torch, no ray."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.study.trials import Trial, what_it_is
 from trainer.errors import UserError
-from trainer.storage import digest_of, write_json_atomically
+from trainer.evaluation.outputs import FIGURES_VERSION
+from trainer.storage import digest_of, hash_file, write_json_atomically
 
 FILE = "trial.json"
 
@@ -18,7 +20,7 @@ class Record:
 
     attempts: times that it was started; train_seconds: of the training loop, validation and checkpoints included, over all
     attempts in which it came to its end; events_per_second: input events that all workers trained, of the last attempt;
-    peak_bytes: the largest memory of a worker.
+    peak_bytes: the largest memory of a worker; results: hashes of the files with its figures.
     """
 
     status: Literal["running", "done", "failed"]
@@ -30,11 +32,29 @@ class Record:
     steps: int = 0
     best_step: int | None = None
     reason: str = ""
+    results: dict[str, str] = field(default_factory=dict)
 
 
 def digest_for(trial: Trial, dataset_digest: str, splits: list[str]) -> str:
     """Of all that decides a trial's results."""
-    return digest_of({"settings": what_it_is(trial.config), "dataset": dataset_digest, "splits": splits})
+    settings = what_it_is(trial.config)
+    return digest_of({"settings": settings, "dataset": dataset_digest, "splits": splits, "version": FIGURES_VERSION})
+
+
+def results_of(run_dir: Path, splits: Iterable[str]) -> dict[str, str]:
+    """Return the hashes of a trial's figures by path within its run folder. Raises OSError if one is missing."""
+    names = [f"evaluation/{split}/{name}" for split in splits for name in ("metrics.json", "per_user.parquet")]
+    return {name: hash_file(run_dir / name) for name in names}
+
+
+def is_current(record: Record, run_dir: Path, digest: str, splits: Sequence[str]) -> bool:
+    """Return whether a trial is done for this digest, and its folder still holds what it left, not a later evaluation."""
+    if record.status != "done" or record.digest != digest:
+        return False
+    try:
+        return record.results == results_of(run_dir, splits)
+    except OSError:
+        return False
 
 
 def read_record(run_dir: Path) -> Record | None:
@@ -56,4 +76,4 @@ def begun(before: Record | None, digest: str) -> Record:
     """The record of a further attempt. What an attempt at other settings left does not count."""
     if before is None or before.digest != digest:
         return Record("running", digest, attempts=1)
-    return replace(before, status="running", attempts=before.attempts + 1, reason="")
+    return replace(before, status="running", attempts=before.attempts + 1, reason="", results={})

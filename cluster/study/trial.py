@@ -13,7 +13,7 @@ from rich.console import Console
 from cluster import driver
 from cluster.progress import View
 from cluster.run_folder import locked
-from cluster.study.record import Record, begun, read_record, write_record
+from cluster.study.record import Record, begun, read_record, results_of, write_record
 from cluster.study.trials import Trial
 from trainer.dataset.splits import Split
 from trainer.errors import UserError
@@ -72,7 +72,8 @@ def _run(task: Task, record: Record, on_validation: OnValidation) -> Record:
         watch = _Watch(Console(file=file, width=160), on_validation)
         try:
             outcome, _ = driver.run_prepared(task.trial.config, list(task.splits), watch)
-            record = replace(record, status="done", steps=outcome.step, best_step=outcome.best_step)
+            results = results_of(run_dir, task.splits)
+            record = replace(record, status="done", steps=outcome.step, best_step=outcome.best_step, results=results)
         except Exception as error:  # noqa: BLE001 - a process boundary: one trial's failure must not end the others
             message = str(error) if isinstance(error, UserError | driver.RunFailedError) else repr(error)
             watch.say(f"failed: {message}")

@@ -24,6 +24,7 @@ from trainer.dataset.splits import time_as_text
 from trainer.storage import write_json_atomically, write_text_atomically
 
 PAGE, VALUES = "card.html", "card.json"
+CARD_VERSION = 2  # raise it when the card of the same dataset would say something else
 NUM_EXAMPLES = 10  # of quarantined rows
 NUM_LISTED_FILES = 200
 
@@ -38,12 +39,14 @@ def write(folder: Path, manifest: Manifest) -> None:
 
 
 def read_checks(folder: Path, manifest: Manifest) -> tuple[Check, ...] | None:
-    """The checks on the card of this very dataset; None if it has no card, or one of before it was appended to."""
+    """The checks on the card of this very dataset; None if it has none, one of before an append, or one of another version."""
     try:
         values = json.loads((folder / VALUES).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    if values["digest"] != manifest.digest or not (folder / PAGE).exists():
+    of_card = [values.get(name) for name in ("digest", "fingerprint", "version")]
+    current = of_card == [manifest.digest, manifest.fingerprint, CARD_VERSION]
+    if not current or not (folder / PAGE).exists():
         return None
     return tuple(Check(**check) for check in values["checks"])
 
@@ -58,6 +61,7 @@ def facts_of(folder: Path, manifest: Manifest) -> dict[str, Any]:
     return {
         "fingerprint": manifest.fingerprint,
         "digest": manifest.digest,
+        "version": CARD_VERSION,
         "generation": manifest.generation,
         "task": manifest.task,
         "split": manifest.split,

@@ -1,5 +1,6 @@
 """What an evaluation leaves in its folder, of either task: metrics.json, tables, report.html. No torch: the driver calls it."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ from trainer.log import read_metrics
 from trainer.storage import write_json_atomically
 
 Summary = Results | RankingResults
+
+# Raise it when the same model would get other figures or files, so that evaluations of earlier versions are not shown as current.
+FIGURES_VERSION = 2
+PAGE_VERSION = 1  # the same for report.html
 
 
 def write_outputs(job: Job, split: Split, checkpoint: str, parts: Path) -> Summary:
@@ -56,6 +61,16 @@ def write_report(job: Job, summary: Summary, manifest: Manifest, folder: Path) -
     path = folder / "report.html"
     path.write_text(page, encoding="utf-8")
     return path
+
+
+def are_there(folder: Path, values: dict[str, Any]) -> bool:
+    """Return whether a folder holds an evaluation with these values, and not another one or a part of it."""
+    try:
+        held = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    same: bool = held == json.loads(json.dumps(values))
+    return same and all((folder / name).exists() for name in ("per_user.parquet", "report.html"))
 
 
 def summary_of(values: dict[str, Any]) -> Summary:
