@@ -69,6 +69,12 @@ class Ranks:
         dist.all_to_all_single(arriving, leaving.contiguous(), received, sent)
         return arriving
 
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """The first rank's tensor, bit for bit, on every rank; in place and returned. Collective."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=0)
+        return tensor
+
     def broadcast(self, value: object) -> object:
         """The first rank's picklable object, on every rank."""
         box = [value]

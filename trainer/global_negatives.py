@@ -35,6 +35,7 @@ class GlobalNegatives:
     ) -> None:
         self._catalogue = catalogue
         self.train_events = train_events
+        self._own_counts: np.ndarray | None = None
         self._draws: NegativeDraws | None = None
         self._frequency: TargetFrequency | None = None
         if isinstance(objective, SampledObjectiveConfig):
@@ -42,14 +43,21 @@ class GlobalNegatives:
             if objective.logq == "streaming":
                 self._frequency = TargetFrequency(catalogue.num_known, objective.logq_rate)
 
+    def take_target_counts(self, counts: np.ndarray) -> None:
+        """Take what this rank counted of the targets of an epoch (trainer.stream.target_counts); `settle` adds up all ranks'."""
+        self._own_counts = counts
+
     def settle(self, batch: HistoryBatch, position: Position, ranks: Ranks) -> HistoryBatch:
         """The batch (on the CPU) with all that its objective needs. position: in the data, before the batch. Collective.
 
         Whether the step is then applied is not known yet, and makes no difference: what was observed stays.
         """
-        draws = self._draws
-        if draws is None:
+        if self._draws is None:
             return batch
+        if self._own_counts is not None:
+            counts = ranks.sum(torch.from_numpy(self._own_counts).to(ranks.device)).cpu().numpy()
+            self._draws, self._own_counts = replace(self._draws, target_counts=counts), None
+        draws = self._draws
         if draws.from_global_batch or self._frequency is not None:
             targets = exchange_counts(count_ids(batch.target_ids.numpy()), ranks)
             if self._frequency is not None:

@@ -128,10 +128,14 @@ class TrainStep:
             moving_statistics.update(self.model, self.ranks.sum(counted))
 
     def _norm(self, dense: Tensor, asked: ItemRequest, gradients: Mapping[str, Tensor]) -> float:
-        """Of the gradient of the sum over all targets. dense: summed over ranks; gradients: of what this rank asked for."""
+        """Of the gradient of the sum over all targets, as the first rank has it. Collective.
+
+        dense: summed over ranks; gradients: of what this rank asked for.
+        """
         of_rows = row_gradients(asked.rows, asked.bags, gradients)
         square = dense.double().square().sum() + squared_row_norm(*of_rows, self.ranks)
-        return math.sqrt(square.item())
+        # Ranks may round the same sum differently. Copies of dense weights stay equal only if all are scaled by the same number.
+        return math.sqrt(self.ranks.from_first(square).item())
 
     def _agree(
         self,

@@ -73,8 +73,8 @@ class SampledObjectiveConfig(BaseModel, extra="forbid", frozen=True, strict=True
     negatives: NegativesConfig = Field(default_factory=UniformNegatives, description="where negatives come from")
     logq: Literal["none", "counts", "streaming"] = Field(
         "none",
-        description="correct scores for how likely an item is drawn: not at all, by its training events (exact for `uniform` and "
-        "`popularity`), or by an estimate of how often it is a target, kept up to date while training",
+        description="correct scores for how likely an item is drawn: not at all, by the probability that follows from settings "
+        "and training part, or by an estimate of how often it is a target, kept up to date while training",
     )
     logq_rate: float = Field(
         0.01,

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -105,6 +106,25 @@ def test_clipping_is_that_of_the_unsharded_model(rank_pool, tmp_path, world_size
     assert min(norms) > 2 * 0.05  # every step is clipped
     for plain, name in names.items():
         torch.testing.assert_close(after[name], expected[plain], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def clipped_with_rounding(ranks: Ranks, job: Job) -> tuple[list[float | None], State]:
+    """Training in which every rank rounds the norm of rows in its own way."""
+
+    def rounded(*given: Any) -> Tensor:
+        return squared_row_norm(*given) * (1.0 + ranks.rank * 1e-9)
+
+    with mock.patch("trainer.step.squared_row_norm", rounded):
+        _, results, after = clipped(ranks, job)
+    return [result.grad_norm for result in results], {n: p for n, p in after.items() if "tables" not in n}
+
+
+def test_all_ranks_clip_by_the_same_norm_bit_for_bit(rank_pool, tmp_path):
+    (norms, weights), *others = rank_pool.run(3, clipped_with_rounding, clipping_job(tmp_path, 0.05))
+    assert min(norms) > 2 * 0.05
+    for found, theirs in others:
+        assert found == norms
+        assert all(torch.equal(theirs[name], weights[name]) for name in weights)
 
 
 def test_a_gradient_within_the_norm_is_left_as_it_is(rank_pool, tmp_path):

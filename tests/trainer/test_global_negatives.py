@@ -19,7 +19,7 @@ from trainer.stream.order import Position
 NUM_KNOWN = 30
 ALONE = Ranks(0, 1, torch.device("cpu"))
 NOTHING = np.zeros(0, np.int64)
-TRAIN_EVENTS = np.arange(NUM_KNOWN)
+TARGET_COUNTS = np.arange(NUM_KNOWN)
 # Rows, offsets, inputs and targets of two histories, 3 7 7 and 9, of which the last target is unknown.
 HISTORIES = np.arange(2), np.asarray([0, 3, 4]), np.asarray([3, 7, 7, 9]), np.asarray([7, 7, 12, 0])
 
@@ -64,7 +64,8 @@ def test_a_batch_with_negatives_is_that_which_was_built_with_them(shared, negati
 def settled(negatives: dict[str, Any], logq: str, num: int = 6) -> HistoryBatch:
     catalogue = Catalogue(NUM_KNOWN, NUM_KNOWN)
     objective = SampledSoftmaxConfig.model_validate({"num_negatives": num, "negatives": negatives, "logq": logq})
-    whole = GlobalNegatives(objective, catalogue, 3, TRAIN_EVENTS)
+    whole = GlobalNegatives(objective, catalogue, 3)
+    whole.take_target_counts(TARGET_COUNTS)
     return whole.settle(batch_of(catalogue), Position(0, 0), ALONE)
 
 
@@ -77,7 +78,7 @@ def test_negatives_of_the_global_batch_are_its_learned_targets():
 
 def test_corrections_are_of_targets_and_negatives():
     batch = settled({"kind": "cross_rank"}, "counts")
-    total = TRAIN_EVENTS.sum()
+    total = TARGET_COUNTS.sum()
     torch.testing.assert_close(batch.target_log_q, (batch.target_ids.float() / total).log())
     torch.testing.assert_close(batch.negative_log_q, (batch.negative_ids.float() / total).log())
 

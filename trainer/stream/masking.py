@@ -33,6 +33,23 @@ def masked_events(
     return np.where(only_last[example], last, masked)
 
 
+def mask_probabilities(
+    lengths: NDArray[np.int64], is_last: NDArray[np.bool_], masking: MaskingConfig
+) -> NDArray[np.float64]:
+    """Return how likely each event is masked, over all epochs: (N,).
+
+    Args:
+        lengths: of the example of each event, (N,), at least 1.
+        is_last: whether the event is the last of its example, (N,).
+        masking: the settings.
+    """
+    # By its own number, or as the one that comes nearest to it: then no number was low enough, and each event is as likely.
+    by_number = masking.probability + (1.0 - masking.probability) ** lengths / lengths
+    only_last = masking.last_probability
+    likely: NDArray[np.float64] = (1.0 - only_last) * by_number + only_last * is_last
+    return likely
+
+
 def times_before(times: NDArray[np.int64], masked: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
     """(N,) times where masked events have that of the last event before them that is not masked; their own if there is none.
 

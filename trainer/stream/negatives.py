@@ -31,11 +31,15 @@ PURPOSE = 2  # of random numbers: those with other uses have others
 
 
 def needs_train_events(objective: object) -> bool:
-    """Whether drawing, or correcting for it, asks how often an item occurs in training."""
-    if not isinstance(objective, SampledObjectiveConfig):
+    """Return whether drawing asks how often an item occurs in training."""
+    return isinstance(objective, SampledObjectiveConfig) and isinstance(objective.negatives, PopularityNegatives)
+
+
+def needs_target_counts(objective: object) -> bool:
+    """Return whether correcting for draws asks how often an item is a target in training."""
+    if not isinstance(objective, SampledObjectiveConfig) or objective.logq != "counts":
         return False
-    by_counts = objective.logq == "counts" and not isinstance(objective.negatives, UniformNegatives)
-    return by_counts or isinstance(objective.negatives, PopularityNegatives)
+    return isinstance(objective.negatives, InBatchNegatives | CrossRankNegatives | MixedNegatives)
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,14 @@ class NegativeDraws:
     """How negatives are drawn. num_known: ids below it are of items that the training part knows.
 
     train_events: (num_known,) int64 training events of every id, where `needs_train_events`.
+    target_counts: (num_known,) in any unit, how often every id is a target, where `needs_target_counts`.
     """
 
     objective: SampledObjectiveConfig
     num_known: int
     seed: int
     train_events: Int64 | None = None
+    target_counts: Int64 | None = None
 
     @property
     def from_global_batch(self) -> bool:
@@ -86,7 +92,7 @@ class NegativeDraws:
     def log_q(self, ids: Int64, share_of: Callable[[Int64], Float64] | None = None) -> Float64:
         """Logarithm of the probability with which a single draw gives each of the ids (known ones).
 
-        share_of: which share of all targets an id has; by default its share of the training events.
+        share_of: which share of all targets an id has; by default that of target_counts.
         """
         num_items = self.num_known - FIRST_ITEM
         match self.objective.negatives:
@@ -95,7 +101,7 @@ class NegativeDraws:
             case PopularityNegatives():
                 probability: Float64 = self._weights[ids] / self._cumulative_weights[-1]
             case _:
-                share = self._share_of_events[ids] if share_of is None else share_of(ids)
+                share = self._share_of_targets[ids] if share_of is None else share_of(ids)
                 uniform_share = self._num_uniform / self.objective.num_negatives
                 probability = uniform_share / num_items + (1.0 - uniform_share) * share
         return np.log(probability)
@@ -122,9 +128,9 @@ class NegativeDraws:
         return np.cumsum(self._weights)
 
     @cached_property
-    def _share_of_events(self) -> Float64:
-        assert self.train_events is not None
-        share: Float64 = self.train_events / self.train_events.sum()
+    def _share_of_targets(self) -> Float64:
+        assert self.target_counts is not None
+        share: Float64 = self.target_counts / self.target_counts.sum()
         return share
 
     def _places_in(self, cumulative: Float64, uniform: Float64) -> Int64:

@@ -25,9 +25,10 @@ from trainer.stream.catalogue import wanted_by
 from trainer.stream.examples import examples_of
 from trainer.stream.global_batches import GlobalBatches
 from trainer.stream.histories import TrainStream
-from trainer.stream.negatives import needs_train_events
+from trainer.stream.negatives import needs_target_counts, needs_train_events
 from trainer.stream.order import Position
 from trainer.stream.row_groups import RowGroupReader
+from trainer.stream.target_counts import count_targets
 
 
 class NextItemTask:
@@ -50,6 +51,10 @@ class NextItemTask:
         reader.check_files()
         with_lengths, masks = train.batch_tokens is not None, self.config.masks_items
         examples = examples_of(reader, self.config.max_history, train.long_histories, with_lengths, last_is_input=masks)
+        if needs_target_counts(self.config.objective):
+            windows, num_known = train.long_histories == "windows", self.catalogue.num_known
+            items = RowGroupReader(job.dataset_dir, self.manifest)
+            self.negatives.take_target_counts(count_targets(items, self.config, windows, num_known, ranks))
         batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
         return TrainStream(
             reader,

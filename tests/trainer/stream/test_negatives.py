@@ -7,7 +7,7 @@ import pytest
 
 from models.objectives.config import SampledSoftmaxConfig
 from sharding.seen_ids import SeenIds, count_ids
-from trainer.stream.negatives import NegativeDraws, needs_train_events
+from trainer.stream.negatives import NegativeDraws, needs_target_counts, needs_train_events
 from trainer.stream.order import Position
 
 NUM_KNOWN = 9
@@ -26,7 +26,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def draws_of(kind: str, num: int = 10, seed: int = 7, logq: str = "counts") -> NegativeDraws:
     objective = SampledSoftmaxConfig.model_validate({"num_negatives": num, "negatives": KINDS[kind], "logq": logq})
-    return NegativeDraws(objective, NUM_KNOWN, seed, TRAIN_EVENTS)
+    return NegativeDraws(objective, NUM_KNOWN, seed, TRAIN_EVENTS, TRAIN_EVENTS)
 
 
 def drawn(draws: NegativeDraws, position: Position = START, targets: SeenIds = TARGETS) -> np.ndarray:
@@ -98,7 +98,7 @@ def test_probabilities_sum_to_one_over_the_catalogue(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_probabilities_are_those_of_the_draws(kind):
-    """Where negatives come from targets, of targets that are as frequent as training events are."""
+    """Where negatives come from targets, of targets that are as frequent as was counted."""
     draws, num = draws_of(kind, num=200_000), 200_000
     counts = np.bincount(drawn(draws, targets=SeenIds(np.arange(1, NUM_KNOWN), TRAIN_EVENTS[1:])), minlength=NUM_KNOWN)
     expected = num * np.exp(draws.log_q(np.arange(1, NUM_KNOWN)))
@@ -123,13 +123,19 @@ def test_shares_may_come_from_elsewhere():
         ("uniform", "none", False),
         ("uniform", "counts", False),
         ("popularity", "none", True),
-        ("in_batch", "counts", True),
+        ("in_batch", "counts", False),
         ("mixed", "streaming", False),
         ("cross_rank", "none", False),
     ],
 )
 def test_counts_are_read_where_they_are_used(kind, logq, needed):
     assert needs_train_events(draws_of(kind, logq=logq).objective) is needed
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_are_counted_where_draws_from_them_are_corrected_by_counts(kind):
+    assert needs_target_counts(draws_of(kind, logq="counts").objective) is (kind in ("in_batch", "cross_rank", "mixed"))
+    assert not needs_target_counts(draws_of(kind, logq="none").objective)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "popularity"])
