@@ -21,6 +21,7 @@ from models.item_features import Catalogue
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
 from models.ranking.model import RankingModel
+from models.ranking.reach import reach_of
 from models.ranking_batch import RankingBatch
 from models.tables import TableSpec
 from sharding.initialize import initialize_tables
@@ -114,7 +115,7 @@ def _work(settings: dict[str, Any], shown: list[JaggedImpressions]) -> Callable[
     table = list(model.tables.parameters())
     dense = [p for p in model.parameters() if all(p is not other for other in table)]
     optimizers: list[Any] = [torch.optim.AdamW(dense, lr=1e-3), RowWiseAdagrad(table, lr=0.05)]
-    batches = [ranking_batch(found, CATALOGUE, MAX_HISTORY) for found in shown]
+    batches = [ranking_batch(found, CATALOGUE, reach_of(config)) for found in shown]
 
     def loss_of(batch: RankingBatch) -> Tensor:
         return model.loss(model.look_up(batch.items), batch) / batch.num_targets

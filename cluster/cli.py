@@ -1,22 +1,26 @@
 """The command line. Each command imports what it needs when it runs, so that `--help` costs neither torch nor ray.
 
-Exit codes: 0 done; 2 the user must change something (one message, no traceback); 1 anything else. With --json, stdout is one JSON
-object and everything for people goes to stderr.
+Exit codes: 0 done; 2 the user must change something (one message, no traceback); 130 and 143 interrupted outside training, by
+Ctrl-C and SIGTERM; 1 anything else. With --json, stdout is one JSON object and everything for people goes to stderr.
 """
 
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperGroup
 
 from cluster import __version__
 from cluster.checkpoint_cli import AsJson, checkpoints, print_json
+from cluster.interruption import Interrupted
+from cluster.ray_token import send_token_if_present
 from cluster.study_cli import study
 from trainer.errors import UserError
 
@@ -25,7 +29,22 @@ if TYPE_CHECKING:
 
     from cluster.config import Config
 
+# The order of --help: what a new user needs first.
+ORDER = (
+    *("run", "prepare", "train", "evaluate", "plan", "study", "submit", "status"),
+    *("checkpoint", "convert", "synth", "doctor"),
+)
+
+
+class _InOrder(TyperGroup):
+    """The commands in the order in which they are explained, wherever they are defined."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return sorted(super().list_commands(ctx), key=ORDER.index)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,16 +62,27 @@ Overrides = Annotated[
 ]
 
 
+# Choices are written out, so that --help and parsing import none of the modules that know them; a test compares the two.
+Split = Literal["validation", "test"]
+Device = Literal["cpu", "cuda"]
+GpuPreset = Literal["a100-80gb", "h100-80gb", "h200-141gb"]
+PUBLIC_SETS = (
+    "movielens-100k, movielens-1m, movielens-10m, movielens-20m, movielens-25m, movielens-32m, amazon-reviews-2014, "
+    "amazon-reviews-2018, amazon-reviews-2023, kuairand, kuairand-valtest, taobao, yambda"
+)
+
+
 def main() -> None:
     """Entry point of the `shoal` command: errors become one message and an exit code."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    send_token_if_present()  # before anything imports Ray
     try:
         app(standalone_mode=True)
     except UserError as error:
         _fail(str(error), 2)
-    except _Interrupted:
-        _fail("interrupted; run the same command again to go on", 1)
+    except Interrupted as interruption:
+        _fail(interruption.message, interruption.exit_code)
     except Exception as error:  # noqa: BLE001 - the last process boundary: whatever it is becomes a message and an exit code
         from sharding.errors import PlacementError
 
@@ -65,12 +95,15 @@ def main() -> None:
         _fail(f"{type(error).__name__}: {error}", 1)
 
 
-class _Interrupted(BaseException):
-    """Ctrl-C or SIGTERM outside training (which has its own handler). typer would end a KeyboardInterrupt without a word."""
-
-
 def _interrupt(number: int, frame: object) -> None:
-    raise _Interrupted
+    """End the command on Ctrl-C or SIGTERM outside training, which has its own handler."""
+    for again in (signal.SIGINT, signal.SIGTERM):  # a second one must not cut the clean-up short with a traceback
+        signal.signal(again, _end_at_once)
+    raise Interrupted(number)
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    os._exit(128 + number)
 
 
 def _fail(message: str, code: int) -> None:
@@ -157,19 +190,17 @@ def train(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = Fal
 @app.command()
 def evaluate(
     config: ConfigFile,
-    split: Annotated[str, typer.Option(help="validation or test")] = "test",
+    split: Annotated[Split, typer.Option(help="which held-out events")] = "test",
     checkpoint: Annotated[str | None, typer.Option(help="name or path of a checkpoint; the best by default")] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint on held-out events over the full catalogue."""
     settings = _load(config, overrides)
-    if split not in ("validation", "test"):
-        raise UserError(f"--split {split}: choose validation or test")
     from cluster import driver
     from cluster.progress import results_table
 
-    results, report = _in_view(as_json, lambda view: driver.run_evaluate(settings, split, checkpoint, view))  # type: ignore[arg-type]
+    results, report = _in_view(as_json, lambda view: driver.run_evaluate(settings, split, checkpoint, view))
     if as_json:
         print_json({**asdict(results), "report": str(report)})
     else:
@@ -186,10 +217,10 @@ def plan(
     ],
     devices: Annotated[int | None, typer.Option(help="how many devices, that is workers")] = None,
     devices_per_host: Annotated[int | None, typer.Option(help="how many of them are on a host")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda")] = None,
+    device: Annotated[Device | None, typer.Option(help="what the workers compute on")] = None,
     device_memory: Annotated[str | None, typer.Option(help="memory of a device, such as 80GiB")] = None,
     host_memory: Annotated[str | None, typer.Option(help="memory of a host, such as 2TiB")] = None,
-    preset: Annotated[str | None, typer.Option(help="figures of GPUs by name, such as h100-80gb")] = None,
+    preset: Annotated[GpuPreset | None, typer.Option(help="memory and speeds of a kind of GPU")] = None,
     rows: Annotated[
         list[str] | None, typer.Option(metavar="TABLE=N", help="rows of a table, where there is no dataset yet")
     ] = None,
@@ -234,9 +265,6 @@ def submit(
 ) -> None:
     """Run the same as a job on a running Ray cluster."""
     settings = _load(config, overrides)
-    from cluster.ray_token import send_token_if_present
-
-    send_token_if_present()
     from cluster.submit import submit as submit_job
 
     console = _console(as_json)
@@ -249,7 +277,9 @@ def submit(
     if as_json:
         print_json({"job_id": job_id, "exit_code": code})
     else:
-        console.print(f"job {job_id}" + ("" if code is None else f" ended with exit code {code}"), highlight=False)
+        console.print(
+            f"job {job_id} " + ("was accepted" if code is None else f"ended with exit code {code}"), highlight=False
+        )
     raise typer.Exit(code or 0)
 
 
@@ -268,7 +298,7 @@ def status(
     lines = read_metrics(folder / "metrics.jsonl")
     newest = {kind: row for row in lines if (kind := row["kind"])}
     values = {
-        "stages": {name: entry["status"] for name, entry in Stages(folder).read()["stages"].items()},
+        "stages": Stages(folder).statuses(),
         "checkpoints": [path.name for path in checkpoint_folder.committed(folder / "checkpoints")],
         "best": checkpoint_folder.read_best(folder / "checkpoints"),
         "newest": newest,
@@ -292,7 +322,10 @@ def synth(
         bool, typer.Option("--impressions", help="impressions with known chances of a click, for task = ranking")
     ] = False,
     on_ray: Annotated[bool, typer.Option("--ray", help="spread the files over a local Ray (for large logs)")] = False,
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override a setting of the log, such as num_categories=12"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make event logs with planted structure, and write down the truth."""
@@ -313,7 +346,7 @@ def synth(
 @app.command()
 def convert(
     name: Annotated[
-        str, typer.Argument(help="name of the set, such as movielens-1m (docs/public_sets.md has them all)")
+        str, typer.Argument(help=f"name of the set: {PUBLIC_SETS} (see docs/public_sets.md)", show_default=False)
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE_FOLDER", help="folder of the files as downloaded")],
     folder: Annotated[str, typer.Argument(metavar="OUT_FOLDER", help="new folder for the logs")],

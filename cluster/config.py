@@ -267,7 +267,9 @@ def explain(error: ValidationError, origin: str, model: type[BaseModel]) -> str:
             case _:
                 value = detail.get("input")
                 got = f" (got {value!r})" if isinstance(value, str | int | float | bool) else ""
-                lines.append(f"{key}: {detail['msg'].removeprefix('Value error, ')}{got}")
+                lines.append(
+                    f"{key}: {detail['msg'].removeprefix('Value error, ').replace('Input should be', 'must be')}{got}"
+                )
     return f"config {origin}:\n  " + "\n  ".join(dict.fromkeys(lines))
 
 

@@ -52,11 +52,12 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def apply_override(override: str, values: dict[str, Any]) -> None:
+def apply_override(override: str, values: dict[str, Any], example: str = "train.batch_size=256") -> None:
     """Set one `section.key=value`; the value is read as TOML, and as a bare string where it is not TOML."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise UserError(f"--set {override}: write it as section.key=value, for example train.batch_size=256")
+        form = "section.key=value" if "." in example else "key=value"
+        raise UserError(f"--set {override}: write it as {form}, for example {example}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -24,6 +24,7 @@ from cluster.doctor_checks import (
     Finding,
     ImportProbe,
     ProcessInfo,
+    addresses_of,
     check_address_file,
     check_authentication,
     check_cpus,
@@ -57,7 +58,10 @@ def diagnose() -> list[Finding]:
     ray_dir, here, shared_memory = ray_temp_dir(os.environ), Path.cwd(), Path("/dev/shm")
     address_file = ray_dir / "ray_current_cluster"
     noted, ray_address = read_text(address_file), os.environ.get("RAY_ADDRESS")
-    alive = [address for address in (noted, ray_address) if address and is_reachable(address)]
+    daemons = list_daemons()
+    # A cluster with another temporary folder is named by its own daemons only.
+    addresses = dict.fromkeys(address for address in (noted, ray_address, *addresses_of(daemons)) if address)
+    alive = [address for address in addresses if is_reachable(address)]
     cpu_quota, memory_limit = cgroup_limits(Path("/sys/fs/cgroup"))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return [
@@ -69,7 +73,7 @@ def diagnose() -> list[Finding]:
         check_ray_version(versions["ray"]),
         check_address_file(str(address_file), noted, noted in alive),
         check_ray_address(ray_address, ray_address in alive),
-        check_orphans(list_daemons(), psutil.Process().username(), alive),
+        check_orphans(daemons, psutil.Process().username(), alive),
         check_authentication(os.environ.get("RAY_AUTH_MODE"), has_token(os.environ, Path.home()), alive),
         check_port(6379, "Ray's head", "--port", port_in_use(6379), alive),
         check_port(8265, "Ray's dashboard and jobs", "--dashboard-port", port_in_use(8265), alive),

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.ray_token import GET_TOKEN
+
 GIB = 2**30
 TRIOS = {("2.13", "1.8", "1.8"), ("2.11", "1.6", "1.6")}  # (torch, torchrec, fbgemm) that work together
 TESTED_RAY = "2.60"
@@ -165,15 +167,36 @@ def check_ray_address(value: str | None, reachable: bool) -> Finding:
     return Finding(name, "ok", f"is {value}, which answers")
 
 
-def check_orphans(daemons: Iterable[ProcessInfo], user: str, alive: Iterable[str]) -> Finding:
-    """Ray's daemons of this user whose parent is gone, and that belong to none of the clusters at `alive`.
+def addresses_of(daemons: Iterable[ProcessInfo]) -> list[str]:
+    """Return the addresses of the heads that these daemons of Ray belong to, as their command lines say."""
+    addresses = [match[1] for daemon in daemons for match in re.finditer(r"--gcs-address=(\S+:\d+)", daemon.command)]
+    for daemon in daemons:
+        port = re.search(r"--gcs_server_port=([1-9]\d*)\b", daemon.command)
+        host = re.search(r"--node-ip-address=(\S+)", daemon.command)
+        if port and host:
+            addresses.append(f"{host[1]}:{port[1]}")
+    return list(dict.fromkeys(addresses))
 
-    `ray start` also leaves its daemons to init, hence the second condition.
+
+def check_orphans(daemons: Iterable[ProcessInfo], user: str, alive: Iterable[str]) -> Finding:
+    """Find Ray's daemons of this user whose parent is gone, and that belong to none of the clusters at `alive`.
+
+    `ray start` also leaves its daemons to init, hence the second condition. All daemons of a session are one cluster's.
     """
     name, ports = "ray processes", [place[1] for address in alive if (place := host_and_port(address))]
+    daemons = list(daemons)
+
+    def session_of(daemon: ProcessInfo) -> str | None:
+        session = re.search(r"--session-name=(\S+)", daemon.command)
+        return session[1] if session else None
+
+    def names_a_port(daemon: ProcessInfo) -> bool:
+        return any(re.search(rf"(:|--gcs_server_port=){port}\b", daemon.command) for port in ports)
+
+    known = {session_of(daemon) for daemon in daemons if names_a_port(daemon)} - {None}
 
     def is_known(daemon: ProcessInfo) -> bool:
-        return any(re.search(rf"(:|--gcs_server_port=){port}\b", daemon.command) for port in ports)
+        return names_a_port(daemon) or session_of(daemon) in known
 
     def has_lost_its_parent(daemon: ProcessInfo) -> bool:
         # In a container the driver itself may be process 1.
@@ -191,20 +214,19 @@ def check_orphans(daemons: Iterable[ProcessInfo], user: str, alive: Iterable[str
 
 
 def check_authentication(mode: str | None, token: bool, alive: Iterable[str]) -> Finding:
-    """Clusters demand a token by default; `shoal submit` sends the one that it finds (cluster.ray_token)."""
+    """Clusters demand a token by default; every command sends the one that it finds (cluster.ray_token)."""
     name, wanted = "authentication", (mode or "").lower()
-    get_token = "copy ~/.ray/auth_token from the head's machine, or set RAY_AUTH_TOKEN_PATH to a copy"
     if wanted == "token" and not token:
-        return Finding(name, "problem", "RAY_AUTH_MODE is token, but there is no token", get_token)
+        return Finding(name, "problem", "RAY_AUTH_MODE is token, but there is no token", GET_TOKEN)
     if wanted:
         return Finding(name, "ok", f"RAY_AUTH_MODE is {mode}")
     if token:
         own = "Ray's own `ray job` needs RAY_AUTH_MODE=token in its environment"
-        return Finding(name, "ok", f"`shoal submit` sends the token that is here; {own}")
+        return Finding(name, "ok", f"the token that is here is sent to clusters; {own}")
     if not list(alive):
         return Finding(name, "ok", "RAY_AUTH_MODE is not set; a cluster started here makes its own token")
     what = 'there is no token to send, and a cluster that asks for one answers "Missing authentication token"'
-    return Finding(name, "warning", what, get_token)
+    return Finding(name, "warning", what, GET_TOKEN)
 
 
 def check_port(port: int, purpose: str, option: str, in_use: bool, alive: Iterable[str]) -> Finding:

@@ -6,7 +6,7 @@ Running the command again goes on where it stopped: a stage whose inputs have no
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from cluster import stages
 from cluster.config import Config, job_of
+from cluster.interruption import Interrupted
 from cluster.launch import Workers, WorkersFailedError
 from cluster.prepare import Progress, prepare
 from cluster.progress import View
@@ -25,7 +26,6 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.dataset import card
 from trainer.dataset.manifest import Manifest, read_manifest
 from trainer.dataset.splits import Split
-from trainer.errors import UserError
 from trainer.evaluation.outputs import Summary, are_there, summary_of, write_report
 from trainer.job import Outcome
 
@@ -53,8 +53,8 @@ def run(config: Config, view: View) -> Finished:
         manifest = _prepare(config, view)
         outcome = _train(config, manifest, workers, view)
         split: Split = "test" if manifest.counts.test_targets else "validation"
-        results = _evaluate(config, [split], None, workers, view)[split]
-    return Finished(outcome, results, report_of(config, split))
+        results, report = _evaluate(config, [split], None, workers, view)[split]
+    return Finished(outcome, results, report)
 
 
 def run_prepare(config: Config, view: View) -> Manifest:
@@ -71,14 +71,15 @@ def run_train(config: Config, view: View) -> Outcome:
 def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Summary, Path]:
     """Evaluate the named checkpoint, or the best."""
     with _opened(config) as workers:
-        return _evaluate(config, [split], name, workers, view)[split], report_of(config, split)
+        return _evaluate(config, [split], name, workers, view)[split]
 
 
 def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:
     """Train on a prepared dataset, and evaluate the best checkpoint on each of the splits."""
     with _opened(config) as workers:
         outcome = _train(config, read_manifest(config.dataset_dir), workers, view)
-        return outcome, _evaluate(config, splits, None, workers, view)
+        evaluated = _evaluate(config, splits, None, workers, view)
+    return outcome, {split: results for split, (results, _) in evaluated.items()}
 
 
 @contextmanager
@@ -160,30 +161,35 @@ def _checkpoints_are_there(config: Config, done: dict[str, Any]) -> bool:
 
 def _evaluate(
     config: Config, splits: Sequence[Split], name: str | None, workers: Workers, view: View
-) -> dict[Split, Summary]:
-    """Each split is a stage of its own; those that are to be done are one work."""
+) -> dict[Split, tuple[Summary, Path]]:
+    """Return results and report of each split, which is a stage of its own; those that are to be done are one work."""
     found = stages.find_checkpoint(config, name)
     manifest = read_manifest(config.dataset_dir)
+    folder = stages.evaluation_folder(config, name, found)
+    stage_of = {split: f"{folder.replace('evaluation', 'evaluate', 1)}/{split}" for split in splits}
+    reports = {split: config.run_dir / folder / split / "report.html" for split in splits}
     inputs = {s: evaluation_inputs(config, found, manifest, s) for s in splits}
     record, results = Stages(config.run_dir), {}
     for split in splits:
-        done = record.result(f"evaluate/{split}", inputs[split])
-        if done is not None and are_there(report_of(config, split).parent, done):
+        done = record.result(stage_of[split], inputs[split])
+        if done is not None and are_there(reports[split].parent, done):
             view.say(f"evaluate: {split} done before, of {found.path.name}")
             results[split] = summary_of(done)
-            _refresh_report(config, f"evaluate/{split}", inputs[split], results[split], report_of(config, split).parent)
-    todo = {f"evaluate/{split}": split for split in splits if split not in results}
+            _refresh_report(config, stage_of[split], inputs[split], results[split], reports[split].parent)
+    todo = {stage_of[split]: split for split in splits if split not in results}
     for stage, split in todo.items():
         record.begin(stage, inputs[split])
     if todo:
         inputs_of = {stage: inputs[split] for stage, split in todo.items()}
         wanted = list(todo.values())
-        results |= _recorded(record, inputs_of, lambda: stages.evaluate(config, wanted, found, workers, view.on_event))
+        results |= _recorded(
+            record, inputs_of, lambda: stages.evaluate(config, wanted, found, folder, workers, view.on_event)
+        )
     view.done()
     for stage, split in todo.items():
         record.finish(stage, inputs[split], asdict(results[split]))
         record.finish(f"{stage}/report", report_inputs(config, inputs[split], manifest), {})
-    return results
+    return {split: (results[split], reports[split]) for split in splits}
 
 
 def _refresh_report(config: Config, stage: str, inputs: str, results: Summary, folder: Path) -> None:
@@ -195,19 +201,16 @@ def _refresh_report(config: Config, stage: str, inputs: str, results: Summary, f
         record.finish(f"{stage}/report", wanted, {})
 
 
-def report_of(config: Config, split: Split) -> Path:
-    """The report of a run's evaluation."""
-    return config.run_dir / "evaluation" / split / "report.html"
-
-
 def _recorded(record: Stages, inputs: dict[str, str], work: Callable[[], Any]) -> Any:
-    """Note a failure of stages in state.json on its way out; tracebacks of workers go to failure.log, not to the screen."""
+    """Note in state.json how stages ended, if not by themselves; tracebacks of workers go to failure.log, not to the screen."""
     try:
         return work()
-    except (UserError, WorkersFailedError) as error:
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, Interrupted | KeyboardInterrupt) else "failed"
         for stage, digest in inputs.items():
-            record.end(stage, digest, "failed", str(error))
-        if isinstance(error, UserError):
+            with suppress(OSError):  # such as a full disk, which may be what ended the stage
+                record.end(stage, digest, status, str(error) or type(error).__name__)
+        if not isinstance(error, WorkersFailedError):
             raise
         log = record.folder / "failure.log"
         log.write_text(error.trace, encoding="utf-8")

@@ -39,6 +39,7 @@ from trainer.prepare.read_pass import ReadResult, read_task
 from trainer.prepare.rejections import check_budget
 from trainer.prepare.vocabularies import ids_of_tables, merge_found
 from trainer.prepare.work import GroupJob, Partitioning, PrepareJob, saved_results
+from trainer.storage import replace_durably
 
 EVENTS_PER_PARTITION = 1_000_000
 MAX_PARTITIONS = 4096
@@ -85,7 +86,7 @@ def prepare(config: Config, on_progress: OnProgress) -> Manifest:
         limit = config.cluster.prepare_tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
         manifest = _build(config, job, limit, on_progress)
         for path in sorted(work.glob("[!.]*.parquet")):
-            path.replace(folder / path.name)
+            replace_durably(path, folder / path.name)
         write_manifest(folder, manifest)
         card.write(folder, manifest)
     return manifest

@@ -4,11 +4,16 @@ import os
 from collections.abc import MutableMapping
 from pathlib import Path
 
+GET_TOKEN = (
+    "copy ~/.ray/auth_token from the head's machine to this one, or name a copy of it in the environment variable "
+    "RAY_AUTH_TOKEN_PATH"
+)
+
 
 def send_token_if_present(environment: MutableMapping[str, str] = os.environ, home: Path | None = None) -> None:
-    """Switch the client to token authentication if this user has a token and nothing else was chosen.
+    """Switch this process to token authentication if this user has a token and nothing else was chosen.
 
-    New clusters ask for the token; a cluster that does not ask ignores it.
+    To be called before Ray is imported. New clusters ask for the token; a cluster that does not ask ignores it.
     """
     if "RAY_AUTH_MODE" in environment:
         return

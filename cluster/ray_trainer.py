@@ -1,5 +1,6 @@
 """How Ray Train is asked for workers: its trainer, without the actors that Shoal has no use for."""
 
+import math
 import uuid
 from datetime import datetime
 from typing import Any
@@ -43,7 +44,9 @@ def make_trainer(config: ClusterConfig, monitor: Any, storage: str) -> TorchTrai
         serve,
         train_loop_config={"monitor": monitor, "threads": config.cpus_per_worker},
         torch_config=TorchConfig(
-            backend="nccl" if config.gpus_per_worker else "gloo", timeout_s=int(config.collective_timeout_seconds)
+            backend="nccl" if config.gpus_per_worker else "gloo",
+            # Ray takes whole seconds. A part of one is rounded up, because no time at all would fail at once.
+            timeout_s=math.ceil(config.collective_timeout_seconds),
         ),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,

@@ -1,6 +1,6 @@
 """The folder of a run: its lock, its config, and the record of finished stages. No ray, no torch.
 
-runs/NAME/  config.json  state.json  plan.json  metrics.jsonl  tensorboard/  checkpoints/  dataset/  evaluation/SPLIT/
+runs/NAME/  config.json  state.json  plan.json  metrics.jsonl  tensorboard/  checkpoints/  dataset/  evaluation/[CHECKPOINT/]SPLIT/
 """
 
 import fcntl
@@ -11,12 +11,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cluster.config import Config, check_config, identity
 from trainer.errors import UserError
 from trainer.settings import changed_settings
 from trainer.storage import write_json_atomically
+
+LOCK_ATTEMPTS = 3
+LOCK_SECONDS = 0.1  # between two attempts
 
 
 @contextmanager
@@ -35,18 +38,47 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"run.dir {folder}: cannot be written ({error.strerror}); choose another run.dir") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _lock(file):
             file.seek(0)
             holder = file.read().strip() or "another process"
             raise UserError(
                 f"run.dir {folder}: in use by {holder}; wait for it, stop it, or choose another run.dir"
             ) from None
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.write(_this_process())
         file.flush()
         yield
+
+
+def _lock(file: TextIO) -> bool:
+    """Lock the file; False if another process holds it for longer than holder_of needs to look."""
+    for attempt in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if attempt + 1 < LOCK_ATTEMPTS:
+                time.sleep(LOCK_SECONDS)
+        else:
+            return True
+    return False
+
+
+def holder_of(folder: Path) -> str | None:
+    """Return which process holds the run folder; None if no process does. The lock ends with its process, however that ended."""
+    try:
+        with (folder / ".lock").open(encoding="utf-8") as file:
+            holder = file.read().strip()
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return holder
+    except OSError:
+        pass
+    return None
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
 
 
 def open_run(config: Config) -> None:
@@ -88,6 +120,16 @@ class Stages:
             raise UserError(f"{self._path}: is not JSON ({error}); delete it to run all stages again") from None
         return state
 
+    def statuses(self) -> dict[str, str]:
+        """The status of each stage: one that is recorded as running, by a process that is gone, was "interrupted"."""
+        holder = holder_of(self.folder)
+
+        def status_of(entry: dict[str, Any]) -> str:
+            dead = entry["status"] == "running" and (holder is None or entry.get("process", holder) != holder)
+            return "interrupted" if dead else str(entry["status"])
+
+        return {name: status_of(entry) for name, entry in self.read()["stages"].items()}
+
     def result(self, stage: str, inputs: str) -> dict[str, Any] | None:
         """What `stage` returned, if it is done for exactly these inputs."""
         entry = self.read()["stages"].get(stage)
@@ -97,13 +139,14 @@ class Stages:
         return result
 
     def begin(self, stage: str, inputs: str) -> None:
-        self._write(stage, {"status": "running", "inputs": inputs, "started": time.time()})
+        entry = {"status": "running", "inputs": inputs, "started": time.time(), "process": _this_process()}
+        self._write(stage, entry)
 
     def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> None:
         self._write(stage, {"status": "done", "inputs": inputs, "finished": time.time(), "result": result})
 
     def end(self, stage: str, inputs: str, status: str, reason: str) -> None:
-        """The stage did not finish: it "failed", or was "stopped" on request."""
+        """Record that the stage did not finish: it "failed", was "stopped" on request, or "interrupted"."""
         self._write(stage, {"status": status, "inputs": inputs, "finished": time.time(), "reason": reason})
 
     def _write(self, stage: str, entry: dict[str, Any]) -> None:

@@ -2,13 +2,17 @@
 
 import logging
 import os
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray.exceptions import RayError
 
 from cluster.config import ClusterConfig
+from cluster.ray_address import check_cluster
 from trainer.errors import UserError, first_line
 
 
@@ -34,27 +38,42 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
                 f"{wanted} CPUs, and this machine has {available}; lower them, or set cluster.address to a larger cluster"
             )
         # The address is always given: without it Ray would join whatever a stale file in its folder names.
-        ray.init(
-            address="local",
-            num_cpus=available,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-        )
+        with _own_sigterm_handler():
+            ray.init(
+                address="local",
+                num_cpus=available,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
     else:
+        check_cluster(config.address)
         try:
-            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            with _own_sigterm_handler():
+                ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, ValueError, RuntimeError, RayError) as error:
             raise UserError(
-                f"cluster.address = {config.address!r}: no Ray cluster answers there ({first_line(error)}); start one "
-                "with `ray start --head`, correct the address, or leave it out to use this machine. `shoal doctor` looks closer"
+                f"cluster.address = {config.address!r}: the cluster answers, but cannot be joined ({first_line(error)}). A driver "
+                "needs a node of the cluster on its own machine: run the command there, or join this machine by "
+                "`ray start --address=HOST:PORT`; `shoal doctor` checks this machine"
             ) from None
     try:
         check_resources(config)
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _own_sigterm_handler() -> Iterator[None]:
+    """Keep the handler that the command installed: Ray puts one in its place that dumps a stack and exits with 134."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def check_resources(config: ClusterConfig) -> None:

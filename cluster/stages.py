@@ -17,7 +17,7 @@ from trainer.dataset.splits import Split
 from trainer.evaluation.outputs import Summary, write_outputs
 from trainer.job import Job, Outcome
 from trainer.placement.plan import PLAN_FILE, plan_tables
-from trainer.storage import write_json_atomically
+from trainer.storage import digest_of, write_json_atomically
 
 
 def train(config: Config, workers: Workers, on_event: OnEvent, stop: threading.Event) -> Outcome:
@@ -39,21 +39,39 @@ def _planned(config: Config) -> tuple[Job, Placing]:
 
 
 def evaluate(
-    config: Config, splits: Sequence[Split], found: Found, workers: Workers, on_event: OnEvent
+    config: Config, splits: Sequence[Split], found: Found, folder: str, workers: Workers, on_event: OnEvent
 ) -> dict[Split, Summary]:
-    """Evaluate one checkpoint on splits, one after another; write metrics.json, per_user.parquet and report.html of each."""
+    """Evaluate one checkpoint on splits, one after another; write metrics.json, per_user.parquet and report.html of each.
+
+    folder: of these evaluations, in the run folder (evaluation_folder).
+    """
     job, _ = _planned(config)
-    parts = {split: job.run_dir / "evaluation" / split / "parts" for split in splits}
-    for folder in parts.values():
-        shutil.rmtree(folder, ignore_errors=True)
+    parts = {split: job.run_dir / folder / split / "parts" for split in splits}
+    for left_over in parts.values():
+        shutil.rmtree(left_over, ignore_errors=True)
     found = Found(found.path.resolve(), found.manifest)
     workers.run(works.evaluate, works.ToEvaluate(job, found, parts), on_event)
     return {split: write_outputs(job, split, found.path.name, parts[split]) for split in splits}
 
 
 def find_checkpoint(config: Config, name: str | None) -> Found:
-    """The named checkpoint ("step_000001000" or a path), else the best, else the newest; verified."""
+    """Return the named checkpoint ("step_000001000" or a path), else the best, else the newest; verified.
+
+    Raises CheckpointError if it cannot be used, and if there is none of that name with the names that there are.
+    """
     if name is None:
         return checkpoint_folder.to_evaluate(config.run_dir / "checkpoints")
     path = Path(name) if "/" in name else config.run_dir / "checkpoints" / name
     return Found(path, checkpoint_folder.verify(path))
+
+
+def evaluation_folder(config: Config, name: str | None, found: Found) -> str:
+    """Return the folder of evaluations of a checkpoint, relative to the run's: the best's, or one for each that was named.
+
+    A checkpoint of another run may have the same name, so its folder is also named after its content.
+    """
+    if name is None:
+        return "evaluation"
+    own = found.path.resolve().parent == (config.run_dir / "checkpoints").resolve()
+    content = "" if own else f"-{digest_of(found.manifest.files)[:8]}"
+    return f"evaluation/{found.path.name}{content}"

@@ -1,6 +1,8 @@
 """`shoal submit`: the same command as a job on a running Ray cluster. Code and config travel as the job's runtime environment."""
 
 import json
+import os
+import shlex
 import shutil
 import tempfile
 import time
@@ -9,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
+import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.config import Config
+from cluster.interruption import Interrupted
+from cluster.ray_token import GET_TOKEN
 from trainer.errors import UserError, first_line
 from trainer.logs.columns import SourceName
 from trainer.logs.files import absolute, entries_of
@@ -20,6 +25,7 @@ from trainer.logs.files import absolute, entries_of
 PACKAGES = ("cluster", "trainer", "sharding", "models")
 POLL_SECONDS = 1.0
 AGENT_SECONDS = 60.0
+CONNECT_SECONDS = 5.0
 AGENT_HINT = (
     " The head's agent does not run, likely because another Ray session on that machine has its port; start the head with "
     "`ray start --head --dashboard-agent-listen-port=ANOTHER`"
@@ -31,15 +37,48 @@ def submit(config: Config, dashboard: str, on_log: Callable[[str], None], wait: 
     """Submit `shoal run` with this config; follow its log until it ends. Returns (job id, exit code; None if not waited for).
 
     `dashboard`: address of the cluster's dashboard, such as http://127.0.0.1:8265. Paths in the config must be reachable from
-    every node. Raises UserError if the cluster does not answer or refuses.
+    every node. Raises UserError if the cluster does not answer or refuses, and Interrupted with what to do about the job if a
+    signal ends the command before the job has ended.
     """
     client = _connect(dashboard)
     job_id = f"shoal-{uuid.uuid4().hex[:12]}"
-    with tempfile.TemporaryDirectory(prefix="shoal-submit-") as folder:
-        staged = Path(folder)
-        _stage(config, staged)
-        _hand_over(client, job_id, staged, dashboard)
-    return (job_id, _follow(client, job_id, on_log)) if wait else (job_id, None)
+    how = how_to_go_on(config, job_id, dashboard)
+    try:
+        with tempfile.TemporaryDirectory(prefix="shoal-submit-") as folder:
+            staged = Path(folder)
+            _stage(config, staged)
+            _hand_over(client, job_id, staged, dashboard)
+        on_log(f"submitted job {job_id}\n{how}\n")
+        return (job_id, _follow(client, job_id, on_log)) if wait else (job_id, None)
+    except Interrupted as interruption:
+        if not _is_known(client, job_id):
+            raise Interrupted(
+                interruption.number, "interrupted before the job was submitted; run the same command again"
+            ) from None
+        raise Interrupted(
+            interruption.number, f"interrupted; job {job_id} keeps running on the cluster\n{how}"
+        ) from None
+
+
+def how_to_go_on(config: Config, job_id: str, dashboard: str) -> str:
+    """Return the commands that follow, look at and stop a job, one a line."""
+    # Ray's own commands do not send the token by themselves.
+    ray_job = f"{'RAY_AUTH_MODE=token ' if os.environ.get('RAY_AUTH_MODE', '').lower() == 'token' else ''}ray job"
+    run_dir = shlex.quote(str(config.run_dir.resolve()))
+    return (
+        f"  follow it: {ray_job} logs --address {dashboard} --follow {job_id}\n"
+        f"  its state: shoal status {run_dir}\n"
+        f"  stop it:   {ray_job} stop --address {dashboard} {job_id}"
+    )
+
+
+def _is_known(client: JobSubmissionClient, job_id: str) -> bool:
+    """Whether the cluster has taken the job."""
+    try:
+        client.get_job_status(job_id)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _hand_over(client: JobSubmissionClient, job_id: str, staged: Path, dashboard: str) -> None:
@@ -62,17 +101,29 @@ def _hand_over(client: JobSubmissionClient, job_id: str, staged: Path, dashboard
 
 def _connect(dashboard: str) -> JobSubmissionClient:
     try:
+        _check_answer(dashboard)
         return JobSubmissionClient(dashboard)
     except AuthenticationError as error:
         raise UserError(
-            f"--dashboard {dashboard}: the cluster asks for a token ({first_line(error)}); put the cluster's token "
-            "into ~/.ray/auth_token or name its file in RAY_AUTH_TOKEN_PATH. `shoal doctor` looks closer"
+            f"--dashboard {dashboard}: the cluster asks for a token ({first_line(error.message)}); {GET_TOKEN}"
         ) from None
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(
             f"--dashboard {dashboard}: no Ray cluster takes jobs there ({first_line(error)}); "
             "start one with `ray start --head`, or correct the address"
         ) from None
+
+
+def _check_answer(dashboard: str) -> None:
+    """Raises ConnectionError if nothing at that address answers a request: Ray's client would wait without a deadline."""
+    if not dashboard.startswith(("http://", "https://")):
+        return
+    try:
+        requests.get(f"{dashboard.rstrip('/')}/api/version", timeout=CONNECT_SECONDS)
+    except requests.Timeout:
+        raise ConnectionError(f"no answer within {CONNECT_SECONDS:g} s") from None
+    except requests.RequestException as error:
+        raise ConnectionError(f"cannot be reached: {type(error).__name__}") from None
 
 
 def _stage(config: Config, folder: Path) -> None:

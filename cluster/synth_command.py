@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, explain
 from cluster.config_file import apply_override
 from cluster.session import ray_session
 from cluster.synth import synthesize
@@ -37,14 +37,11 @@ def make(
         "seed": seed,
     }
     for override in overrides:
-        apply_override(override, values)
+        apply_override(override, values, example="num_categories=12")
     try:
         config = settings.model_validate(values)
     except ValidationError as error:
-        lines = [".".join(map(str, e["loc"])) + ": " + e["msg"].removeprefix("Value error, ") for e in error.errors()]
         known = ", ".join(settings.model_fields)
-        raise UserError(
-            "synth: " + "; ".join(line.removeprefix(": ") for line in lines) + f" (settings: {known})"
-        ) from None
+        raise UserError(f"{explain(error, 'of the log', settings)}\nsettings of the log: {known}") from None
     with ray_session(cluster) if cluster is not None else nullcontext():
         return asdict(synthesize(config, folder))

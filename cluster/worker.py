@@ -18,7 +18,7 @@ import ray
 from ray import cloudpickle
 
 from cluster.monitor import WorkerFailure
-from sharding.errors import PlacementError
+from sharding.errors import PlacementError, picklable
 from trainer.errors import UserError, first_line
 from trainer.job import Channel
 
@@ -65,11 +65,12 @@ def serve(payload: dict[str, Any]) -> None:
             release()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a process boundary: whatever it is, the driver must hear of it
         message = str(error) if isinstance(error, UserError | PlacementError) else None
         cause = f"{type(error).__name__}: {first_line(error)}"
         ray.get(monitor.fail.remote(WorkerFailure(rank, cause, message, traceback.format_exc())))
-        raise
+        # Ray Train pickles what is raised here. The driver has the details from the monitor already.
+        raise picklable(error) from None
 
 
 def _result_of(pickled_work: bytes, ranks: Ranks, channel: Channel) -> bytes:

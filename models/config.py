@@ -28,7 +28,11 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     task: Literal["next_item", "ranking"]
     max_history: int = Field(
-        200, ge=1, le=65536, description="events of a history that the encoder sees: the most recent ones"
+        200,
+        ge=1,
+        le=65536,
+        description="events of a history that the encoder sees: the most recent ones; in ranking, how many events a "
+        "candidate or an event attends to in each layer at most",
     )
     inputs: InputsConfig = Field(
         default_factory=InputsConfig, description="what the encoder is told of an event besides its item"

@@ -27,7 +27,7 @@ FLOAT = 4  # bytes
 NORMALISATION = {"softmax": 3.0, "silu": 3.0, "sparsemax": 15.0, "entmax15": 16.0, "none": 1.0}
 # Of a dense weight and step: read forward and backward, its gradient written and read, weight and two moments read and written.
 WEIGHT_TRAFFIC = 10
-# A full softmax over more candidates than this forms its logits twice (models/objectives/softmax.py).
+# A full softmax over more candidates than this forms its logits twice on CPUs (models/objectives/softmax.py).
 TILED_FROM = 1 << 15
 
 
@@ -138,6 +138,7 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
     parts = {name: work.times(encoder.num_blocks) for name, work in _block(encoder, width, workload)}
     parts["pooling"] = _pooling(encoder, width, workload.histories)
     parts["towers"] = tower(encoder.user_tower, width) + tower(encoder.item_tower, width).times(items_per_event)
+    parts["output head"] = output_head(encoder, width)
     parts["inputs"] = _inputs(model, width, workload, items_per_event)
     targets = workload.targets_per_event
     targets = expected_targets(model, workload.histories) if targets is None else targets
@@ -286,9 +287,17 @@ def _feed_forward(encoder: EncoderConfig, width: int) -> Flops:
         case "none":
             return Flops()
         case "swiglu":
-            return linear(width, 2 * hidden) + linear(hidden, width) + Flops(pointwise=3.0 * hidden)
+            products, pointwise = linear(width, 2 * hidden) + linear(hidden, width), 3.0 * hidden
         case _:
-            return linear(width, hidden, bias=True) + linear(hidden, width, bias=True) + Flops(pointwise=2.0 * hidden)
+            products, pointwise = linear(width, hidden, bias=True) + linear(hidden, width, bias=True), 2.0 * hidden
+    return products + Flops(pointwise=pointwise + hidden * (encoder.feed_forward_dropout > 0))
+
+
+def output_head(encoder: EncoderConfig, width: int) -> Flops:
+    """The layer behind the encoder, of one vector."""
+    if encoder.output_head == "none":
+        return Flops()
+    return linear(width, width, bias=True) + Flops(pointwise=2.0 * width + 4.0 * width)  # GELU, and the norm
 
 
 def _pooling(encoder: EncoderConfig, width: int, histories: Histories) -> Flops:
@@ -326,7 +335,7 @@ def _inputs(model: NextItemConfig, width: int, workload: Workload, items_per_eve
     """Positions and times added; features projected, of which those that are numbers need no gradient of their own."""
     each = {"item": items_per_event, "event": 1.0, "user": 1.0 / workload.histories.mean}
     vectors = 1 + (model.encoder.positions == "learned") + len(model.inputs.time)
-    found = Flops(pointwise=float(width * vectors))
+    found = Flops(pointwise=float(width * (vectors + 4 * model.encoder.input_norm)))
     for feature in workload.projected:
         products = 2.0 * feature.width * width
         work = Flops(products, products * (2 if feature.looked_up else 1), 0.0, float(width))
@@ -370,8 +379,10 @@ def saved_numbers(encoder: EncoderConfig, width: int) -> float:
     if encoder.feed_forward != "none":
         hidden = width * encoder.feed_forward_multiple
         block += (2.0 + rms) * width + hidden * (4 if encoder.feed_forward == "swiglu" else 2) + beside
+        block += hidden * (encoder.feed_forward_dropout > 0)  # which are dropped
     if encoder.recompute:
         block = (encoder.num_blocks * width + block) / max(1, encoder.num_blocks)
     pooling = 6.0 * width * (encoder.pooling == "attention")
     towers = width * (1.0 + 2.0 * sum(encoder.user_tower)) if encoder.user_tower else 0.0
-    return encoder.num_blocks * block + 4.0 * width + pooling + towers
+    ends = (1.0 + rms) * width * encoder.input_norm + (3.0 + rms) * width * (encoder.output_head != "none")
+    return encoder.num_blocks * block + 4.0 * width + pooling + ends + towers

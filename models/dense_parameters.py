@@ -16,6 +16,7 @@ def encoder_parameters(encoder: EncoderConfig, max_history: int, width: int) -> 
     norm = width * (2 if encoder.norm == "layer_norm" else 1)
     total = encoder.num_blocks * _block_parameters(encoder, max_history, width, norm)
     total += max_history * width * (encoder.positions == "learned") + norm * encoder.final_norm
+    total += norm * encoder.input_norm + ((width + 1) * width + norm) * (encoder.output_head != "none")
     if encoder.pooling == "attention":
         total += width + 2 * width * width + (width + 1) * width
     return total + tower_parameters(encoder.user_tower, width)

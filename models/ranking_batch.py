@@ -15,7 +15,7 @@ from torch import Tensor
 from models.attention.candidates import CandidateLayout
 from models.batch import as_tensor, moved
 from models.features.inputs import NO_INPUTS
-from models.features.time import Clock, seconds_since_start, time_rows, time_rows_after
+from models.features.time import Clock, Earlier, seconds_since_start, time_rows, time_rows_after
 from models.features.values import ValueColumn
 from models.item_features import Catalogue, ItemRequest
 from models.jagged import JaggedLayout
@@ -92,13 +92,15 @@ class RankingBatch:
 class Told:
     """Columns on the host with what is known besides items: by feature, an entry per event, per history, per candidate.
 
-    times: (N,) int64, of events in the unit of the logs; none where the model does not look at times.
+    times: (N,) int64, of events in the unit of the logs; none where the model does not look at times. earlier: the events before
+    those that the batch has of each history, none if it has all.
     """
 
     events: Mapping[str, ValueColumn] = field(default_factory=dict)
     users: Mapping[str, ValueColumn] = field(default_factory=dict)
     candidates: Mapping[str, ValueColumn] = field(default_factory=dict)
     times: np.ndarray | None = None
+    earlier: Earlier | None = None
 
 
 def with_inputs(batch: RankingBatch, catalogue: Catalogue, told: Told) -> RankingBatch:
@@ -110,22 +112,22 @@ def with_inputs(batch: RankingBatch, catalogue: Catalogue, told: Told) -> Rankin
     if inputs.clock is None:
         return batch
     assert told.times is not None
-    return _with_times(batch, inputs.clock, told.times)
+    return _with_times(batch, inputs.clock, told.times, told.earlier)
 
 
-def _with_times(batch: RankingBatch, clock: Clock, times: np.ndarray) -> RankingBatch:
+def _with_times(batch: RankingBatch, clock: Clock, times: np.ndarray, earlier: Earlier | None) -> RankingBatch:
     offsets, history_of, shown_at = (t.numpy() for t in (batch.layout.offsets, batch.history_of, batch.shown_at))
     seen = batch.history_end.numpy()
     starts, lengths = offsets[:-1][history_of], np.diff(offsets)[history_of]
     # One event more, so that there is something to point at for candidates of histories without any.
     padded = np.append(times, 0)
-    seconds = (shown_at - padded[starts]) // clock.ticks_per_second
+    seconds = shown_at // clock.ticks_per_second - padded[starts] // clock.ticks_per_second
     previous = padded[np.where(seen > 0, starts + seen - 1, times.size)]
     of_candidates = time_rows_after(clock, shown_at, previous, seen == 0)
     return replace(
         batch,
         times=torch.from_numpy(seconds_since_start(clock, times, times, offsets)),
         candidate_times=torch.from_numpy(np.where(lengths > 0, seconds, 0)),
-        time_rows={name: as_tensor(found) for name, found in time_rows(clock, times, offsets).items()},
+        time_rows={name: as_tensor(found) for name, found in time_rows(clock, times, offsets, earlier).items()},
         candidate_time_rows={name: as_tensor(found) for name, found in of_candidates.items()},
     )

@@ -33,6 +33,8 @@ ROW_SPLITS = frozenset({"row_wise", "table_row_wise"})
 SUMMED_SPLITS = ROW_SPLITS | {"grid_shard"}
 # Optimizers with one number per row, lamb's being its length: where columns are split, each piece would have one of its own.
 ROWWISE_OPTIMIZERS = frozenset({"rowwise_adagrad", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
+# Optimizers whose updates depend on how many there were before: they correct moments that start at zero.
+COUNTING_OPTIMIZERS = frozenset({"adam", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
 
 
 class VocabularyIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -163,8 +165,8 @@ class CommunicationConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     backward: Precision = Field("fp32", description="precision of their gradients on the way back")
 
 
-class PlanConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """What the workers' devices are like, for the plan of the tables. Unset: what this machine is like."""
+class DevicesConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """What devices are like, for a plan of tables on them."""
 
     devices_per_host: int | None = Field(None, ge=1, description="workers on each host")
     device_memory: Bytes | None = Field(
@@ -185,13 +187,18 @@ class PlanConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         None,
         description="calibration.json of a run whose look-ups were measured (shoal plan --calibrate), for the predictions",
     )
-    measure: bool = Field(
-        True,
-        description="time the look-ups of each table before the first step, and note them beside the prediction in "
-        "placement.json (seconds, once per plan)",
-    )
     replica_groups: int = Field(
         1,
         ge=1,
         description="groups of workers that each hold all tables (2D parallelism, on GPUs); it divides their number",
+    )
+
+
+class PlanConfig(DevicesConfig):
+    """What the workers' devices are like, for the plan of the tables. Unset: what this machine is like."""
+
+    measure: bool = Field(
+        True,
+        description="time the look-ups of each table before the first step, and note them beside the prediction in "
+        "placement.json (seconds, once per plan)",
     )

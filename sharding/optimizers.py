@@ -13,7 +13,8 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-from sharding.config import TableConfig
+from sharding.config import COUNTING_OPTIMIZERS, TableConfig
+from sharding.fused_tables import fused_tables, set_num_updates
 from sharding.local_shards import table_of
 from sharding.plan import Plan
 
@@ -24,6 +25,8 @@ class Optimizers:
     configs: of the tables; dense_parameters: those of no table; copied_parameters: tables that every rank has a copy of. The
     gradients of both have to be summed over ranks before `step_dense`; those of shards, fused or not, are whole where they arise.
     build_dense may make several parameter groups. schedule_tables: whether the rates of tables are scaled along.
+    num_updates: () float32 as torch's Adam has it, how many updates there were; counting_tables: those whose fused optimizers
+    depend on it, the same on all ranks.
     """
 
     def __init__(
@@ -53,6 +56,13 @@ class Optimizers:
         self.fused = fused
         self.combined = CombinedOptimizer([fused, *self.tables, self.dense])
         _check_coverage(module, fused_names, set(dense), set(unfused))
+        self.num_updates = torch.zeros((), dtype=torch.float32)
+        self.counting_tables = tuple(
+            name
+            for name, table in plan.tables.items()
+            if table.kernel != "dense" and name in tables and tables[name].optimizer in COUNTING_OPTIMIZERS
+        )
+        self._fused_tables = fused_tables(module)
         self._schedule_tables = schedule_tables
         self._base_rates = [group["lr"] for group in self._scheduled()]
 
@@ -75,8 +85,13 @@ class Optimizers:
         # A fused optimizer reads its rate when told, before the backward pass that applies it.
         self.fused.zero_grad()
 
+    def count_lookups(self) -> None:
+        """Set the counters of fused optimizers to the number of updates so far. To be called before the look-up of a step."""
+        set_num_updates(self._fused_tables, int(self.num_updates))
+
     def step_dense(self) -> None:
-        """Apply the gradients of everything that is not fused."""
+        """Apply the gradients of everything that is not fused, and count the update; what is fused was updated before."""
+        self.num_updates += 1
         for optimizer in (self.dense, *self.tables):
             optimizer.step()
         self.zero_dense_grad()

@@ -4,6 +4,7 @@ The process group is created by whoever launches the ranks. All methods are coll
 same order, with tensors of the same dtype.
 """
 
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar, cast
@@ -12,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torchrec.distributed.comm_ops import set_gradient_division
+
+from sharding.errors import picklable
 
 T = TypeVar("T")
 
@@ -83,17 +86,26 @@ class Ranks:
         return box[0]
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Run `function` on the first rank; its picklable result, or the error it raised, on every rank."""
+        """Run `function` on the first rank; its picklable result, or the error it raised, on every rank.
+
+        What cannot be pickled must not be sent: the others would wait for it until their deadline. They get a summary of such an
+        error, and of such a result the error.
+        """
         result: T | None = None
         failure: Exception | None = None
         if self.is_first:
             try:
                 result = function()
+                if self.world_size > 1:
+                    pickle.dumps(result)
             except Exception as error:  # noqa: BLE001 - what only one rank can see is raised on all, so nobody hangs
-                failure = error
-        result, failure = cast(tuple[T, Exception | None], self.broadcast((result, failure)))
+                result, failure = None, error
+        summary = picklable(failure) if failure is not None else None
+        result, summary = cast(tuple[T, Exception | None], self.broadcast((result, summary)))
         if failure is not None:
             raise failure
+        if summary is not None:
+            raise summary
         return result
 
     def gather_objects(self, value: object) -> list[object]:

@@ -5,9 +5,9 @@ on (seed, table, row, generation) alone, so that it is the same under every plan
 """
 
 import torch
-from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
 from torch import Tensor, nn
 
+from sharding.fused_tables import fused_tables
 from sharding.initialize import initial_weights
 from sharding.local_shards import LocalShard, local_shards, table_of
 from sharding.optimizers import Optimizers
@@ -52,9 +52,8 @@ def reset_rows(
 
 def _forget_cached_rows(placed: nn.Module) -> None:
     """Make GPUs that cache rows of host memory read them anew; asking for the state dict has written theirs back before."""
-    for module in placed.modules():
-        if isinstance(module, SplitTableBatchedEmbeddingBagsCodegen):
-            module.reset_cache_states()
+    for table in fused_tables(placed):
+        table.reset_cache_states()
 
 
 def _rows_in(shard: LocalShard, rows: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from models.batch import HistoryBatch
 from models.config import NextItemConfig
 from models.item_features import Catalogue
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
+from models.ranking.reach import Reach
 from models.ranking_batch import RankingBatch
 from tests.datasets import tiny_dataset
 from tests.grown_datasets import events_dataset, ranking_dataset
@@ -95,7 +96,7 @@ class Data:
         reader = reader or self.reader
         batches = self.batches(rank, world_size)
         if self.kind.is_ranking:
-            return ImpressionStream(reader, batches, MAX_HISTORY, self.catalogue)
+            return ImpressionStream(reader, batches, Reach(MAX_HISTORY, MAX_HISTORY), self.catalogue)
         model = NextItemConfig(max_history=MAX_HISTORY, objective=OBJECTIVES[objective])
         return TrainStream(reader, batches, model, self.catalogue)
 

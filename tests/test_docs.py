@@ -10,6 +10,7 @@ from typing import Any, get_args
 import pytest
 import typer
 from typer.core import TyperGroup
+from typer.testing import CliRunner
 
 from cluster import config_docs
 from cluster.cli import app
@@ -20,6 +21,7 @@ from cluster.study.config import read_study
 from cluster.study.trials import plan_trials
 from sharding.config import Sharding, SparseOptimizer
 from sharding.support import why_unsupported
+from tests.datasets import tiny_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,6 +77,26 @@ def test_commands_in_the_docs_exist_with_their_options(page: str, command: str) 
         load_config(ROOT / config, context.params["overrides"] or None)
     if study is not None and study.startswith("configs/"):
         assert plan_trials(read_study(ROOT / study, context.params["overrides"])).trials
+
+
+PLANS = [(page, command) for page, command in COMMANDS if command.startswith("shoal plan mine.toml")]
+
+
+@pytest.mark.parametrize(("page", "command"), PLANS)
+def test_plans_in_the_docs_are_made(page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the README's config; after `shoal run`, unless --rows says that there is no dataset yet."""
+    _, *arguments = shlex.split(command)
+    if "--calibrate" in arguments:
+        pytest.skip("needs a run that was measured")
+    monkeypatch.chdir(tmp_path)
+    (mine,) = (text for text in code_blocks(ROOT / "README.md", "toml") if text.startswith("# mine.toml"))
+    Path("mine.toml").write_text(mine)
+    if "--rows" not in arguments:
+        Path("runs/mine").mkdir(parents=True)
+        tiny_dataset(Path("runs/mine/dataset"))
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, f"{page}: {command}: {done.exception}"
+    assert Path("runs/mine/plan/plan.json").exists()
 
 
 @pytest.mark.parametrize(("page", "text"), CONFIGS)

@@ -69,6 +69,8 @@ class TrainStep:
         torch.manual_seed(_dropout_seed(self.seed, step, self.ranks.rank))
         self.optimizers.set_rate_factor(rate_factor)
         self.clock.start()
+        # The look-up decides which update the fused optimizers take the backward pass for.
+        self.optimizers.count_lookups()
         rows = self.model.look_up(batch.items)
         self.clock.mark()
         boundary = {table: found.detach().requires_grad_() for table, found in rows.items()}

@@ -1,8 +1,10 @@
 """Hashes of values and files, and small files written so that a reader never sees half of one."""
 
+import errno
 import hashlib
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,42 @@ def write_json_atomically(path: Path, values: Any) -> None:
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write, flush to the disk, rename: a reader sees the old file or the new one, never half of one."""
+    """Write, flush to the disk, rename: a reader sees the old file or the new one, never half of one.
+
+    A temporary file that could not be written is removed.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Flush a finished file to the disk, rename it, and flush the rename."""
+    with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk: without it a power failure may undo a rename whose file was flushed."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except PermissionError:
+        return  # a folder may be writable and yet not readable, and then there is no way to flush it
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # filesystems that cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)

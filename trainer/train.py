@@ -255,7 +255,7 @@ class Training:
             stopping, best = self.job.train.early_stopping, self.state.best
             if stopping is not None and best.value is not None and best.step == self.state.step:
                 checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
-            checkpoint_folder.retire(self.job.checkpoints_dir, self.job.checkpoint.keep)
+            checkpoint_folder.retire(self.job.checkpoints_dir, self.job.checkpoint.keep, self._warn)
             seconds = time.monotonic() - started
             self.channel.send({"kind": "checkpoint", "step": self.state.step, "path": str(path), "seconds": seconds})
         self._pace.pause(time.monotonic() - started)

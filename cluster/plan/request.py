@@ -8,7 +8,11 @@ from typing import Any
 from cluster.config import Config, check_config
 from cluster.config_file import apply_override, read_values
 from cluster.plan.workload import check_workload
-from sharding.config import CommunicationConfig, PlanConfig
+from models.config import ModelConfig, NextItemConfig
+from models.objectives.config import FullSoftmaxConfig
+from models.ranking.config import RankingConfig
+from models.ranking.reach import reach_of
+from sharding.config import CommunicationConfig, DevicesConfig
 from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology
 from trainer.dataset.manifest import Manifest, read_manifest
@@ -19,6 +23,10 @@ from trainer.placement.plan import ASSUMED_GPU, topology_for
 WORKLOAD_HINT = (
     " (in a workload, plan.device_memory is topology.device_memory, cluster.num_workers is topology.devices, and "
     "tables.NAME is table.NAME)"
+)
+FULL_SOFTMAX_HINT = (
+    '. With model.objective.kind = "full_softmax" every worker looks up all rows of the item table in each step; "sampled_softmax" '
+    "looks up some negatives only"
 )
 # What may be written without a section, as an option and in --compare, and the setting of a run that it stands for.
 OPTIONS = {
@@ -108,9 +116,7 @@ def _of_run(
     device = config.cluster.device
     topology, assumptions = _topology(config.plan, config.cluster.num_workers, device, preset)
     if manifest is None:
-        assumptions += (
-            f"every history has model.max_history = {config.model.max_history} events, as there is no dataset",
-        )
+        assumptions += (_assumed_history(config.model),)
     return Request(
         Path(path).stem,
         config.run_dir / "plan",
@@ -119,7 +125,20 @@ def _of_run(
         config.communication,
         config.plan.replica_groups,
         assumptions,
+        FULL_SOFTMAX_HINT if _scores_all_items(config) else "",
     )
+
+
+def _assumed_history(model: ModelConfig) -> str:
+    """Return what is assumed of the length of histories where there is no dataset."""
+    if isinstance(model, RankingConfig):
+        receptive = reach_of(model).receptive
+        return f"every history has the {receptive} events that a score depends on, as there is no dataset"
+    return f"every history has model.max_history = {model.max_history} events, as there is no dataset"
+
+
+def _scores_all_items(config: Config) -> bool:
+    return isinstance(config.model, NextItemConfig) and isinstance(config.model.objective, FullSoftmaxConfig)
 
 
 def _rows(config: Config, manifest: Manifest | None, given: Mapping[str, int]) -> dict[str, int]:
@@ -143,7 +162,7 @@ def _rows(config: Config, manifest: Manifest | None, given: Mapping[str, int]) -
 
 
 def _topology(
-    config: PlanConfig, num_devices: int, device: str, preset: str | None
+    config: DevicesConfig, num_devices: int, device: str, preset: str | None
 ) -> tuple[Topology, tuple[str, ...]]:
     if device == "cuda":
         note = () if preset else (f"GPUs are like {ASSUMED_GPU} where the config does not say otherwise",)

@@ -12,14 +12,14 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cluster.config import explain
 from cluster.config_file import apply_override
-from sharding.config import CommunicationConfig, Kernel, PlanConfig, Sharding, SparseOptimizer, TableConfig
+from sharding.config import CommunicationConfig, DevicesConfig, Kernel, Sharding, SparseOptimizer, TableConfig
 from sharding.planning.load import TableLoad
 from trainer.errors import UserError
 
 _OF_TABLES = ("dim", "sharding", "kernel", "ranks", "min_partition", "cache_load_factor", "optimizer")
 
 
-class WorkloadTopologyConfig(PlanConfig):
+class WorkloadTopologyConfig(DevicesConfig):
     """The devices that the tables are to lie on."""
 
     devices: int = Field(ge=1, le=65536, description="how many there are")

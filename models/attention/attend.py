@@ -6,6 +6,7 @@ Shapes: N total events, H heads of queries, G heads of keys and values, K head w
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -60,13 +61,37 @@ def attend_to_events(
 def _among_events(
     query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
 ) -> Attended:
-    if query_NHK.is_cuda and flash_fits(parts, query_NHK.dtype):
-        return Attended(flash_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
-    if parts.is_plain:
-        return Attended(_softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale)[:, None])
-    if query_NHK.is_cuda and flex_fits(parts):
-        return Attended(flexible_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
-    return _in_pieces(query_NHK, key_NGK, value_NGV, context, parts)
+    capability = torch.cuda.get_device_capability(query_NHK.device) if query_NHK.is_cuda else None
+    match path_of(parts, query_NHK, value_NGV, capability, context.window(parts.config)):
+        case "flash":
+            return Attended(flash_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
+        case "plain":
+            return Attended(_softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale)[:, None])
+        case "flex":
+            return Attended(flexible_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
+        case "plain_within":
+            return Attended(_softmax_within_reach(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
+        case "pieces":
+            return _in_pieces(query_NHK, key_NGK, value_NGV, context, parts)
+
+
+def path_of(
+    parts: Parts, query_NHK: Tensor, value_NGV: Tensor, capability: tuple[int, int] | None, window: int | None = None
+) -> Literal["flash", "plain", "flex", "plain_within", "pieces"]:
+    """Choose the path by which events attend to events.
+
+    capability: of the GPU, None on other devices. window: how many events an event attends to at most, by the form's own window
+    and the reach of the batch; None for no limit.
+    """
+    has_events = query_NHK.shape[0] > 0  # GPU kernels are not made for nothing
+    widths = query_NHK.shape[-1], value_NGV.shape[-1]
+    if has_events and capability is not None and flash_fits(parts, query_NHK.dtype, *widths, capability):
+        return "flash"
+    if parts.is_plain and window is None:
+        return "plain"
+    if has_events and capability is not None and flex_fits(parts):
+        return "flex"
+    return "plain_within" if parts.is_plain else "pieces"
 
 
 def _in_pieces(
@@ -83,8 +108,7 @@ def _in_pieces(
     shape = (query_NHK.shape[0], parts.config.num_channels, query_NHK.shape[1], value_NGV.shape[-1])
     if not blocks:
         return Attended(value_NGV.new_zeros(shape), penalty if parts.with_penalty else None)
-    whole = all(block.key_gather is block.query_gather for block in blocks)
-    layout = context.layout if whole and isinstance(context, AttentionContext) else None
+    layout = _layout_of_whole(blocks, context)
     queries, *theirs = (_rows(packed, [block.query_gather for block in blocks], layout) for packed in (query_NHK, *own))
     keys, values = (_rows(packed, [block.key_gather for block in blocks], layout) for packed in (key_NGK, value_NGV))
     keep = are_kept(blocks, query_NHK.shape[1], parts)
@@ -93,13 +117,47 @@ def _in_pieces(
         attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts, tuple(own_rows), keep)
         outputs.append(attended.permute(0, 3, 1, 2, 4))
         penalty = penalty + penalty_of_block
-    if layout is not None:
-        output_NCHV = unpadded(outputs, layout)
-    else:
-        real = [of.flatten(0, 1).index_select(0, block.block_index) for of, block in zip(outputs, blocks, strict=True)]
-        scatter = torch.cat([block.scatter for block in blocks])
-        output_NCHV = value_NGV.new_zeros(shape).index_copy(0, scatter, torch.cat(real))
+    output_NCHV = _packed(outputs, blocks, layout, value_NGV.new_zeros(shape))
     return Attended(output_NCHV, penalty if parts.with_penalty else None)
+
+
+def _softmax_within_reach(
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
+) -> Tensor:
+    """Softmax over the events within reach, (N, H, V), through torch's scaled_dot_product_attention with a mask.
+
+    Padding of a row never has to be masked by itself: its queries see some event, and no event sees its keys.
+    """
+    blocks = context.blocks(parts.config)
+    layout = _layout_of_whole(blocks, context)
+    queries = _rows(query_NHK, [block.query_gather for block in blocks], layout)
+    keys, values = (_rows(packed, [block.key_gather for block in blocks], layout) for packed in (key_NGK, value_NGV))
+    shared = query_NHK.shape[1] // key_NGK.shape[1]
+    outputs = []
+    for block, query, key, value in zip(blocks, queries, keys, values, strict=True):
+        key, value = (rows.repeat_interleave(shared, dim=1) if shared > 1 else rows for rows in (key, value))
+        mask = block.visible[:, None]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=parts.scale)
+        outputs.append(attended.transpose(1, 2))
+    return _packed(outputs, blocks, layout, value_NGV.new_zeros((*query_NHK.shape[:2], value_NGV.shape[-1])))
+
+
+def _layout_of_whole(
+    blocks: Sequence[Block | CandidateBlock], context: AttentionContext | CandidateContext
+) -> JaggedLayout | None:
+    """Return the layout of the events if its buckets are the blocks, whose rows are then whole histories; else none."""
+    whole = all(block.key_gather is block.query_gather for block in blocks)
+    return context.layout if whole and isinstance(context, AttentionContext) else None
+
+
+def _packed(
+    outputs: list[Tensor], blocks: Sequence[Block | CandidateBlock], layout: JaggedLayout | None, nothing: Tensor
+) -> Tensor:
+    """Return packed events from the (R, Q, ...) of each block. nothing: zeros, of those that no block has."""
+    if layout is not None:
+        return unpadded(outputs, layout)
+    real = [of.flatten(0, 1).index_select(0, block.block_index) for of, block in zip(outputs, blocks, strict=True)]
+    return nothing.index_copy(0, torch.cat([block.scatter for block in blocks]), torch.cat(real))
 
 
 def _rows(packed_NHK: Tensor, gathers: list[Tensor], layout: JaggedLayout | None) -> list[Tensor]:

@@ -87,13 +87,31 @@ def prepare_ages(age: Tensor, form: str) -> Tensor:
 
     age: int64 seconds, not negative. The same for all layers, and made once because logarithms are dear.
     """
-    return age.double().log1p() if form == "functional" else time_buckets(age).int()
+    if form == "functional":
+        return age.double().log1p()
+    return torch.bucketize(age, time_bounds(age.device), right=True, out_int32=True)
 
 
 def time_buckets(age: Tensor) -> Tensor:
-    """Which bucket an age falls in: floor(log(max(1, age)) / log(base)), at most the last; int64."""
-    scaled = age.clamp(min=1).float().log() / math.log(TIME_BUCKET_BASE)
-    return scaled.long().clamp(max=NUM_TIME_BUCKETS - 1)
+    """Which bucket an age falls in: floor(log(max(1, age)) / log(base)), at most the last; int64, exact for every age."""
+    return torch.bucketize(age, time_bounds(age.device), right=True)
+
+
+def time_buckets_by_guess(age: Tensor, bounds: Tensor) -> Tensor:
+    """The same element by element, for kernels that cannot search. bounds: what `time_bounds` gave.
+
+    A logarithm in float32 is off by one bucket at most, and only next to a bound.
+    """
+    last = NUM_TIME_BUCKETS - 1
+    guess = (age.clamp(min=1).float().log() / math.log(TIME_BUCKET_BASE)).long().clamp(max=last)
+    too_low = (guess < last) & (age >= bounds[guess.clamp(max=last - 1)])
+    too_high = (guess > 0) & (age < bounds[(guess - 1).clamp(min=0)])
+    return guess + too_low.long() - too_high.long()
+
+
+def time_bounds(device: torch.device) -> Tensor:
+    """(NUM_TIME_BUCKETS - 1,) int64: the lowest age of each bucket but the first. Some of the first buckets are empty."""
+    return torch.tensor([math.ceil(TIME_BUCKET_BASE**bucket) for bucket in range(1, NUM_TIME_BUCKETS)], device=device)
 
 
 class _Gather(torch.autograd.Function):

@@ -7,7 +7,7 @@ Every event of the batch is a query in exactly one row.
 Shapes: N total events, R rows, Q queries and K keys of a row.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,8 @@ class Block:
 
     scatter, block_index: (n,) packed events that are queries here, and where they sit in the flat block. distance: (1 or R, Q, K)
     int64, place of the query minus that of the key. visible: (1 or R, Q, K) bool; triangular: it is causality alone, of keys that
-    are the queries, so that row q sees the keys up to q.
+    are the queries, so that row q sees the keys up to q. counted: (N,) bool, the events whose weights a penalty counts, none for
+    all.
     """
 
     query_gather: Tensor
@@ -36,6 +37,7 @@ class Block:
     distance: Tensor
     visible: Tensor
     triangular: bool
+    counted: Tensor | None = None
 
     @property
     def may_be_blind(self) -> bool:
@@ -55,9 +57,10 @@ class Block:
         return distance, visible
 
     @cached_property
-    def is_query(self) -> Tensor:
-        """(R, Q) bool: whether an event is there, and no padding."""
-        return real_places(self.block_index, *self.query_gather.shape)
+    def is_counted(self) -> Tensor:
+        """(R, Q) bool: whether an event is there, and no padding, whose weights a penalty counts."""
+        real = real_places(self.block_index, *self.query_gather.shape)
+        return real if self.counted is None else real & self.counted[self.query_gather]
 
 
 @dataclass
@@ -66,7 +69,9 @@ class AttentionContext:
 
     request_times: the moment at which each event's successor is asked for, not before the event's own. candidates: those that pass
     through the blocks beside the events, behind which they stand in all tensors; only_candidates: in a layer after which nobody
-    asks for events, so that candidates alone are what comes out. masks: what the paths of GPUs keep between layers.
+    asks for events, so that candidates alone are what comes out. reach: how many events, the most recent up to and including
+    itself, an event attends to at most, whatever a form's own window; none for no limit. counted: (N,) bool, the events whose
+    weights a penalty counts, none for all. masks: what the paths of GPUs keep between layers.
     """
 
     layout: JaggedLayout
@@ -74,16 +79,29 @@ class AttentionContext:
     request_times: Tensor | None = None
     candidates: CandidateContext | None = None
     only_candidates: bool = False
+    reach: int | None = None
+    counted: Tensor | None = None
     _blocks: dict[tuple[str, int | None, int], list[Block]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     masks: dict[Any, Any] = field(default_factory=dict)
 
     def blocks(self, config: AttentionConfig) -> list[Block]:
         """The blocks that a form of attention looks at; made once for all layers of the same form."""
-        key = (config.mask, config.window, config.num_global)
+        window = self.window(config)
+        key = (config.mask, window, config.num_global)
         if key not in self._blocks:
-            self._blocks[key] = list(_blocks(self, config))
+            self._blocks[key] = _blocks(self, config, window)
         return self._blocks[key]
+
+    def window(self, config: AttentionConfig) -> int | None:
+        """Return how many places away an event no longer sees another: by the form's window and by reach; none sees all.
+
+        A reach beyond the longest history of the batch limits nothing.
+        """
+        if self.reach is None or self.reach >= self.longest:
+            return config.window
+        assert not config.num_global, "events seen from everywhere are within no reach"
+        return self.reach if config.window is None else min(config.window, self.reach)
 
     def ages(self, block: Block, form: str) -> Tensor:
         """(R, Q, K): how long before each query's request the key happened, as a time bias of this form looks at it."""
@@ -112,29 +130,31 @@ class AttentionContext:
         return self.layout.offsets.diff()
 
 
-def _blocks(context: AttentionContext, config: AttentionConfig) -> list[Block]:
-    window, layout = config.window, context.layout
+def _blocks(context: AttentionContext, config: AttentionConfig, window: int | None) -> list[Block]:
+    layout = context.layout
     # A window of half of the longest history saves nothing: its rows would be as long.
     if window is None or context.longest <= 2 * window:
-        return [_whole(bucket, config) for bucket in layout.buckets]
-    return [_windowed(layout, window, config)]
+        blocks = [_whole(bucket, config, window) for bucket in layout.buckets]
+    else:
+        blocks = [_windowed(layout, config, window)]
+    return blocks if context.counted is None else [replace(block, counted=context.counted) for block in blocks]
 
 
-def _whole(bucket: Bucket, config: AttentionConfig) -> Block:
+def _whole(bucket: Bucket, config: AttentionConfig, window: int | None) -> Block:
     """Whole histories of a bucket, right-padded: under causality no real event sees padding."""
     rows, longest = bucket.gather.shape
     place = torch.arange(longest, device=bucket.gather.device)
     distance = (place[:, None] - place[None, :])[None]
-    visible = _within(distance, config)
+    visible = _within(distance, config, window)
     if config.num_global:
         visible = visible | _seen_globally(distance, place.expand(1, longest), config)
     if config.mask == "bidirectional":
         visible = visible & real_places(bucket.block_index, rows, longest)[:, None]
-    triangular = config.mask == "causal" and config.window is None
+    triangular = config.mask == "causal" and window is None
     return Block(bucket.gather, bucket.gather, bucket.scatter, bucket.block_index, distance, visible, triangular)
 
 
-def _windowed(layout: JaggedLayout, window: int, config: AttentionConfig) -> Block:
+def _windowed(layout: JaggedLayout, config: AttentionConfig, window: int) -> Block:
     """Pieces of `window` queries, each with the pieces that its window reaches into, and the globally seen events."""
     offsets, device = layout.offsets - layout.offsets[0], layout.offsets.device
     lengths = offsets.diff()
@@ -148,12 +168,12 @@ def _windowed(layout: JaggedLayout, window: int, config: AttentionConfig) -> Blo
     )
     key_real = (key_place >= 0) & (key_place < length)
     distance = query_place[:1, :, None] - key_place[:1, None, :]  # alike in all rows
-    visible = _within(distance, config) & key_real[:, None, :]
+    visible = _within(distance, config, window) & key_real[:, None, :]
     if config.num_global:
         oldest = torch.arange(config.num_global, device=device).expand(history.numel(), -1)
         far = query_place[:, :, None] - oldest[:, None, :]
         # Those inside the window are among the other keys already.
-        extra = _seen_globally(far, oldest, config) & ~_within(far, config) & (oldest < length)[:, None, :]
+        extra = _seen_globally(far, oldest, config) & ~_within(far, config, window) & (oldest < length)[:, None, :]
         key_place = torch.cat((key_place, oldest), dim=1)
         key_real = torch.cat((key_real, oldest < length), dim=1)
         distance = torch.cat((distance.expand(far.shape[0], -1, -1), far), dim=2)
@@ -166,12 +186,12 @@ def _windowed(layout: JaggedLayout, window: int, config: AttentionConfig) -> Blo
     return Block(query_gather, key_gather, scatter, block_index, distance, visible, triangular=False)
 
 
-def _within(distance: Tensor, config: AttentionConfig) -> Tensor:
+def _within(distance: Tensor, config: AttentionConfig, window: int | None) -> Tensor:
     """Which keys are seen by mask and window."""
     causal = config.mask == "causal"
     visible = distance >= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
-    if config.window is not None:
-        visible = visible & ((distance if causal else distance.abs()) < config.window)
+    if window is not None:
+        visible = visible & ((distance if causal else distance.abs()) < window)
     return visible
 
 

@@ -72,7 +72,7 @@ class CandidateBlock:
         return not self.itself
 
     @cached_property
-    def is_query(self) -> Tensor:
+    def is_counted(self) -> Tensor:
         """(R, Q) bool: whether a candidate is there, and no padding."""
         return real_places(self.block_index, *self.query_gather.shape)
 

@@ -37,7 +37,7 @@ class PaddedBlock(Protocol):
     @property
     def key_gather(self) -> Tensor: ...
     @property
-    def is_query(self) -> Tensor: ...
+    def is_counted(self) -> Tensor: ...
     @property
     def may_be_blind(self) -> bool: ...
     def last_key(self, rows: slice, queries: slice) -> int: ...
@@ -91,8 +91,9 @@ class _Work:
         visible = visible[:, None]
         scores = self._scores(query, key, visible)
         if own:
-            scores = torch.cat((scores, (query * parts.scale * own[0]).sum(dim=-1, keepdim=True)), dim=-1)
-        scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
+            own_key = own[0].to(scores.dtype)
+            own_scores = (query.to(scores.dtype) * parts.scale * own_key).sum(dim=-1, keepdim=True)
+            scores = torch.cat((scores, own_scores), dim=-1)
         biases = []
         if parts.position is not None:
             biases.append(parts.position(distance).to(scores.dtype))
@@ -109,8 +110,8 @@ class _Work:
             weights = weights * visible
         penalty = scores.new_zeros(())
         if parts.with_penalty:
-            real = self.block.is_query[piece.rows, None, piece.queries]
-            penalty = (penalty_of(weights, config.normalisation) * real).sum()
+            counted = self.block.is_counted[piece.rows, None, piece.queries]
+            penalty = (penalty_of(weights, config.normalisation) * counted).sum()
         maps = [weights]
         if config.bias_as == "channel":
             maps += [(bias * visible).expand_as(weights) for bias in biases]
@@ -120,11 +121,12 @@ class _Work:
         return torch.stack([_seen(part.to(value.dtype), value, *own[1:]) for part in maps], dim=1), penalty
 
     def _scores(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-        unit = self.parts.unit
+        """(r, H, q, k) in float32 at least. A product of bfloat16 would round scores before biases and exponentials."""
+        unit, exact = self.parts.unit, torch.promote_types(query.dtype, torch.float32)
         if unit is None:
-            return (query * self.parts.scale) @ key.transpose(-1, -2)
+            return (query.to(exact) * self.parts.scale) @ key.to(exact).transpose(-1, -2)
         scores: Tensor = unit(query, key, visible)
-        return scores
+        return scores.to(exact)
 
 
 def _seen(weights: Tensor, value: Tensor, own: Tensor | None = None) -> Tensor:

@@ -34,6 +34,8 @@ def attend_reference(
         place_L = torch.arange(end - start, device=query_NHK.device)
         distance_LL = place_L[:, None] - place_L[None, :]
         visible_LL = visible_reference(distance_LL, place_L, config)
+        if context.reach is not None:
+            visible_LL = visible_LL & (distance_LL.abs() < context.reach)
         scores_HLL = parts.scale * (query_HLK @ key_HLK.transpose(-1, -2))
         biases = []
         if parts.position is not None:
@@ -50,7 +52,8 @@ def attend_reference(
         if config.bias_as == "channel":
             maps += [(bias * visible_LL).expand_as(weights_HLL) for bias in biases]
         outputs.append(torch.stack([part @ value_HLV for part in maps]).permute(2, 0, 1, 3))
-        penalty.append(penalty_reference(weights_HLL, config.normalisation))
+        counted_HLL = weights_HLL if context.counted is None else weights_HLL[:, context.counted[start:end]]
+        penalty.append(penalty_reference(counted_HLL, config.normalisation))
     total = sum(penalty, start=query_NHK.new_zeros(()))
     return Attended(torch.cat(outputs), total if parts.with_penalty else None)
 

@@ -66,7 +66,9 @@ def search_by_similarity(event_ND: Tensor, candidate_MD: Tensor, layout: Candida
 def _best(block: CandidateBlock, rows: slice, event_ND: Tensor, candidate_MD: Tensor, num_found: int) -> Tensor:
     """(r, Q, k) places for some rows of the block: what is held of pairs is bounded."""
     key_gather, key_place = block.key_gather[rows], block.key_place[rows, None]
-    scores = (candidate_MD[block.query_gather[rows]] @ event_ND[key_gather].transpose(-1, -2)).float()
+    # Autocast would round scores, so that training found other events than evaluation does.
+    with torch.autocast(event_ND.device.type, enabled=False):
+        scores = (candidate_MD[block.query_gather[rows]] @ event_ND[key_gather].transpose(-1, -2)).float()
     _, visible = block.pairs(rows, slice(None), key_gather.shape[1])
     # One number in which larger scores are larger and, of equal ones, later places: floats ordered as integers, above the place.
     bits = (scores + 0.0).view(torch.int32).long()

@@ -31,7 +31,9 @@ class Block(nn.Module):
         self.feed_forward: FeedForward | None = None
         if config.feed_forward != "none":
             self.feed_forward_norm = norm_of(config, width)
-            self.feed_forward = FeedForward(width, width * config.feed_forward_multiple, config.feed_forward)
+            self.feed_forward = FeedForward(
+                width, width * config.feed_forward_multiple, config.feed_forward, config.feed_forward_dropout
+            )
             self.feed_forward_gate = nn.Linear(width, width) if config.residual_gate else None
         self.dropout = Dropout(config.dropout)
 
@@ -55,15 +57,19 @@ class Block(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """W2 a(W1 x), or W2 (silu(W1 x) * W3 x) for swiglu (Shazeer 2020, arXiv:2002.05202), without biases then."""
+    """W2 a(W1 x), or W2 (silu(W1 x) * W3 x) for swiglu (Shazeer 2020, arXiv:2002.05202), without biases then.
 
-    def __init__(self, width: int, hidden: int, activation: str) -> None:
+    dropout: probability of dropping what W2 is given.
+    """
+
+    def __init__(self, width: int, hidden: int, activation: str, dropout: float) -> None:
         super().__init__()
         self.gated = activation == "swiglu"
         activations: dict[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu, "swiglu": F.silu}
         self.activation = activations[activation]
         self.into = nn.Linear(width, hidden * (2 if self.gated else 1), bias=not self.gated)
         self.out_of = nn.Linear(hidden, width, bias=not self.gated)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         hidden = self.into(x_ND)
@@ -72,10 +78,23 @@ class FeedForward(nn.Module):
             hidden = self.activation(gate) * hidden
         else:
             hidden = self.activation(hidden)
-        output: Tensor = self.out_of(hidden)
+        output: Tensor = self.out_of(self.dropout(hidden))
         return output
 
 
 def norm_of(config: EncoderConfig, width: int) -> nn.Module:
     """The norm that the settings name."""
     return nn.LayerNorm(width) if config.norm == "layer_norm" else nn.RMSNorm(width, eps=1e-5)
+
+
+class OutputHead(nn.Module):
+    """norm(gelu(W x)), (n, D) to (n, D): what BERT4Rec's scores are computed from (Sun et al. 2019, eq. 7, and their code)."""
+
+    def __init__(self, width: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.into = nn.Linear(width, width)
+        self.norm = norm_of(config, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.norm(F.gelu(self.into(x)))
+        return output

@@ -70,10 +70,18 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="how an event's place in the history enters: a learned vector added to it, queries and keys rotated by it, or "
         "by the bias of attention alone",
     )
+    positions_from: Literal["oldest", "newest"] = Field(
+        "oldest",
+        description="of learned positions: the event from which places count, the oldest that is kept or the newest. SASRec's code "
+        "pads histories on the left, which is newest; a place then also tells how many later events the history has",
+    )
     scale_inputs: bool = Field(
         False,
         description="multiply the vectors of events by the square root of their width before places are added (Vaswani et al. "
         "2017, section 3.4)",
+    )
+    input_norm: bool = Field(
+        False, description="norm of the vectors of events after places are added, before the first block (BERT4Rec)"
     )
     norm: Literal["layer_norm", "rms_norm"] = Field("layer_norm", description="norm of the blocks")
     norm_place: Literal["pre", "post"] = Field(
@@ -92,10 +100,21 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         le=16,
         description="width of the hidden layer of the feed-forward part, in multiples of the model width",
     )
+    feed_forward_dropout: float = Field(
+        0.0,
+        ge=0.0,
+        lt=1.0,
+        description="probability of dropping a hidden activation inside of the feed-forward sub-layer (SASRec), beside `dropout`",
+    )
     pooling: Literal["last", "attention"] = Field(
         "last",
         description="what stands for the history up to an event: the event's own output, or an average of all outputs up to it, "
         "weighted by a learned query",
+    )
+    output_head: Literal["none", "gelu"] = Field(
+        "none",
+        description="of next-item models: gelu is a linear layer, GELU and a norm between the encoded history and its scores "
+        "(BERT4Rec)",
     )
     user_tower: list[int] = Field(
         default_factory=list,
@@ -125,6 +144,20 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def _start_from_the_kind(cls, values: Any) -> Any:
         kind = values.get("kind", "sasrec") if isinstance(values, dict) else None
         return preset(PRESETS.get(kind, {}), values) if isinstance(kind, str) else values
+
+    @model_validator(mode="after")
+    def _parts_are_there(self) -> "EncoderConfig":
+        if self.positions_from == "newest" and self.positions != "learned":
+            raise ValueError(
+                f'positions_from = "newest" needs positions = "learned": with "{self.positions}" an event has no place of its own, '
+                "only distances to others"
+            )
+        if self.feed_forward_dropout and self.feed_forward == "none":
+            raise ValueError(
+                'feed_forward_dropout needs a feed-forward sub-layer, and feed_forward = "none" leaves it out; choose relu, gelu '
+                "or swiglu, or set feed_forward_dropout = 0"
+            )
+        return self
 
     @property
     def bidirectional(self) -> bool:

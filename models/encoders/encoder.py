@@ -4,7 +4,8 @@ SASRec (Kang & McAuley 2018, arXiv:1808.09781), BERT4Rec (Sun et al. 2019, arXiv
 arXiv:2402.17152), LiGR (Borisyuk et al. 2025, arXiv:2502.03417), FuXi-alpha (Ye et al. 2025, arXiv:2502.03036) and two towers are
 settings of this one class; docs/attention.md says what each deviates in from its paper.
 Shapes: N total events, D model width.
-The invariant: under a causal mask, output i is a function of events up to i of its own history only.
+The invariant: under a causal mask, output i is a function of events up to i of its own history only; with places that count from
+the newest event, also of how many later ones there are.
 """
 
 from dataclasses import replace
@@ -17,26 +18,28 @@ from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.layer import Attention
 from models.dropout import Dropout
-from models.encoders.block import Block, norm_of
+from models.encoders.block import Block, OutputHead, norm_of
 from models.encoders.config import EncoderConfig
 from models.encoders.pooling import AttentionPooling
 from models.encoders.tower import Tower
 
 
 class Encoder(nn.Module):
-    """Positions count from the oldest event that is kept, so that no position depends on later events."""
+    """Learned positions count from the oldest event that is kept, so that none depends on later events, unless set otherwise."""
 
     def __init__(self, width: int, max_history: int, config: EncoderConfig) -> None:
         super().__init__()
         self.config, self.max_history = config, max_history
         self.input_scale = width**0.5 if config.scale_inputs else None
         self.positions = nn.Embedding(max_history, width) if config.positions == "learned" else None
+        self.input_norm = norm_of(config, width) if config.input_norm else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
             Block(width, max_history, config, depth) for depth in range(1, config.num_blocks + 1)
         )
         self.final_norm = norm_of(config, width) if config.final_norm else nn.Identity()
         self.pooling = AttentionPooling(width, config.attention) if config.pooling == "attention" else None
+        self.output_head = OutputHead(width, config) if config.output_head == "gelu" else None
         self.user_tower = Tower(width, config.user_tower)
         self.item_tower = Tower(width, config.item_tower, last_bias=False)
 
@@ -49,7 +52,9 @@ class Encoder(nn.Module):
         if self.input_scale is not None:
             x_ND = x_ND * self.input_scale
         if self.positions is not None:
-            x_ND = x_ND + self.positions(context.places)
+            x_ND = x_ND + self.positions(self._places(context))
+        if self.input_norm is not None:
+            x_ND = self.input_norm(x_ND)
         x_ND = self.dropout(x_ND)
         penalties = []
         for number, block in enumerate(self.blocks, start=1):
@@ -66,7 +71,18 @@ class Encoder(nn.Module):
             x_ND = self.pooling(x_ND, context)
         if context.candidates is not None:
             x_ND = x_ND[x_ND.shape[0] - context.candidates.layout.num_candidates :]
+        if self.output_head is not None:
+            x_ND = self.output_head(x_ND)
         return self.user_tower(x_ND), self._scaled(penalties)
+
+    def _places(self, context: AttentionContext) -> Tensor:
+        """(N,) int64, rows of the learned positions; the last of them is the newest event's where places count from it."""
+        if self.config.positions_from == "oldest":
+            return context.places
+        assert context.candidates is None, "candidates have no learned positions"
+        layout, lengths = context.layout, context.lengths
+        length_N = torch.repeat_interleave(lengths, lengths, output_size=layout.num_events)
+        return self.max_history - length_N + layout.positions
 
     def _scaled(self, penalties: list[Tensor]) -> Tensor | None:
         attention = self.config.attention

@@ -30,22 +30,43 @@ class Clock:
     tells_request: bool = False
 
 
+@dataclass(frozen=True)
+class Earlier:
+    """The event before the first one of each of B histories, of which a batch has only the most recent part."""
+
+    exists: np.ndarray  # (B,) bool
+    times: np.ndarray  # (B,) int64, in the unit of the logs; 0 where there is none
+
+    def sliced(self, start: int, stop: int) -> "Earlier":
+        """Those of the histories start .. stop - 1."""
+        return Earlier(self.exists[start:stop], self.times[start:stop])
+
+
 def seconds_since_start(clock: Clock, times: np.ndarray, own_times: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """(N,) int64 whole seconds from the first event of each history to `times` (N,). own_times: (N,), of the input events.
 
-    Small numbers whose differences are exact; as float32 they stay so below 2^24 seconds, which are 194 days.
+    Whole numbers, so that their differences are exact.
     """
     lengths = np.diff(offsets)
     first = np.repeat(own_times[offsets[:-1][lengths > 0]], lengths[lengths > 0])
-    seconds: np.ndarray = (times - first) // clock.ticks_per_second
+    # Each is rounded by itself: differences are then the same wherever a history begins.
+    seconds: np.ndarray = times // clock.ticks_per_second - first // clock.ticks_per_second
     return seconds
 
 
-def time_rows(clock: Clock, times: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
-    """By part of the time, which vector each event ((N,) int64 times in the unit of the logs) has: (N,) int64."""
-    is_first = np.zeros(times.size, np.bool_)
-    is_first[offsets[:-1][np.diff(offsets) > 0]] = True
-    return time_rows_after(clock, times, np.roll(times, 1), is_first)
+def time_rows(
+    clock: Clock, times: np.ndarray, offsets: np.ndarray, earlier: Earlier | None = None
+) -> dict[str, np.ndarray]:
+    """Return by part of the time which vector each event has: (N,) int64.
+
+    times: (N,) int64, in the unit of the logs; earlier: the events before the first of each history, none if there are none.
+    """
+    own = np.diff(offsets) > 0
+    first, is_first, previous = offsets[:-1][own], np.zeros(times.size, np.bool_), np.roll(times, 1)
+    is_first[first] = True if earlier is None else ~earlier.exists[own]
+    if earlier is not None:
+        previous[first] = earlier.times[own]
+    return time_rows_after(clock, times, previous, is_first)
 
 
 def time_rows_after(

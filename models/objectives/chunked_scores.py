@@ -11,14 +11,23 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from models.objectives.products import add_product, product
+from models.objectives.products import add_product, product, score_product
 
 LOG2_E = 1.4426950408889634
-CHUNK_ELEMENTS = 1 << 20  # scores held at a time; 4 MiB in float32 stays in the last-level cache
+# Scores held at a time. On a CPU 4 MiB in float32 stay in the last-level cache; a GPU of thousands of lanes would spend its time
+# on starting so small kernels: there 256 MiB, which any of them can spare.
+CHUNK_ELEMENTS = 1 << 20
+GPU_CHUNK_ELEMENTS = 1 << 26
 
 # (scores (R, C), which targets they are of) -> (sum of the loss over the R targets, its derivative by `own` (R,) or None).
-# The scores, which it may change, are to be left as the derivative of that sum with respect to them.
+# Scores have the dtype of the vectors, and are not rounded below it. The function may change them, and has to leave them as the
+# derivative of that sum with respect to them.
 RowLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor | None]]
+
+
+def chunk_elements(device: torch.device) -> int:
+    """Scores that are held at a time on a device."""
+    return CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
 
 
 def exponentials(scores: Tensor) -> Tensor:
@@ -34,7 +43,7 @@ class _ChunkedScores(torch.autograd.Function):
         ctx: FunctionCtx, user_TD: Tensor, item_CD: Tensor, own_T: Tensor | None, row_loss: RowLoss, temperature: float
     ) -> Tensor:
         num_targets, num_candidates = user_TD.shape[0], item_CD.shape[0]
-        rows = max(1, min(num_targets, CHUNK_ELEMENTS // max(1, num_candidates)))
+        rows = max(1, min(num_targets, chunk_elements(user_TD.device) // max(1, num_candidates)))
         buffer = user_TD.new_empty((rows, num_candidates))
         user_gradient, item_gradient = torch.empty_like(user_TD), torch.zeros_like(item_CD)
         own_gradient = None if own_T is None else torch.empty_like(own_T)
@@ -43,7 +52,7 @@ class _ChunkedScores(torch.autograd.Function):
             chunk = slice(start, min(start + rows, num_targets))
             user_RD = user_TD[chunk]
             scores_RC = buffer[: user_RD.shape[0]]
-            product(user_RD / temperature, item_CD.T, scores_RC)
+            score_product(user_RD / temperature, item_CD.T, scores_RC)
             loss, own_derivative = row_loss(scores_RC, chunk)
             losses.append(loss)
             product(scores_RC, item_CD, user_gradient[chunk])
@@ -67,7 +76,7 @@ def sum_over_scores(
 ) -> Tensor:
     """The sum of `row_loss` of the scores user . item / temperature, a scalar that can be differentiated once.
 
-    own_T: one more number for each target, on which the loss may depend. Memory O(CHUNK_ELEMENTS + T D + C D) instead of O(T C).
+    own_T: one more number for each target, on which the loss may depend. Memory O(chunk_elements + T D + C D) instead of O(T C).
     """
     total: Tensor = _ChunkedScores.apply(user_TD, item_CD, own_T, row_loss, temperature)
     return total

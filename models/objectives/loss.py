@@ -28,7 +28,8 @@ from models.objectives.softmax import scale_vectors, softmax_cross_entropy
 def loss_of(objective: ObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch: HistoryBatch) -> Tensor:
     """Sum over the targets of the batch, a scalar. user_TD: what was encoded where each target is to be found.
 
-    The sum and all scores are in float32 at least; under autocast the factors of matrix products are rounded.
+    The sum and all scores are in float32 at least, and no score is rounded below that: under autocast GPUs round the factors
+    of scores, and all devices those of gradients (models.objectives.products).
     """
     exact = torch.promote_types(torch.promote_types(user_TD.dtype, items_UD.dtype), torch.float32)
     user_TD, items_UD = (scale_vectors(vectors.to(exact), objective.normalize) for vectors in (user_TD, items_UD))

@@ -1,27 +1,51 @@
 """Matrix products into memory that is there already, in the precision that autocast asks for.
 
-Autocast leaves alone what is told where to write. These do what it would do: where it is on, both factors are rounded to its dtype
-and multiplied in that (summed in float32 inside of the product); what is written to, and added to, keeps its own precision.
+Autocast leaves alone what is told where to write, and rounds the output of what it does compute: scores between 16 and 32 would
+become multiples of an eighth in bfloat16. Here no score is rounded. Where autocast is on, GPUs round both factors to its dtype,
+sum in float32 and write float32. CPUs have no such product. They compute scores in float32 throughout, and products of gradients
+in autocast's dtype, whose rounded output is added to what keeps its own precision.
 """
 
 import torch
 from torch import Tensor
 
 
-def product(left_RK: Tensor, right_KC: Tensor, out_RC: Tensor) -> Tensor:
-    """Write left @ right into `out_RC`, and return it."""
-    if not torch.is_autocast_enabled(left_RK.device.type):
+def score_product(left_RK: Tensor, right_KC: Tensor, out_RC: Tensor) -> Tensor:
+    """Write left @ right into `out_RC`, whose precision every score keeps, and return it."""
+    low = _low_dtype(out_RC)
+    if low is None or out_RC.device.type == "cpu":
         return torch.mm(left_RK, right_KC, out=out_RC)
-    return out_RC.copy_(_rounded(left_RK, right_KC))
+    return _mixed_product(left_RK, right_KC, low, out_RC)
+
+
+def product(left_RK: Tensor, right_KC: Tensor, out_RC: Tensor) -> Tensor:
+    """Write left @ right into `out_RC`, and return it. Not for scores: under autocast a CPU rounds the result."""
+    low = _low_dtype(out_RC)
+    if low is None:
+        return torch.mm(left_RK, right_KC, out=out_RC)
+    if out_RC.device.type == "cpu":
+        return out_RC.copy_(torch.mm(left_RK.to(low), right_KC.to(low)))
+    return _mixed_product(left_RK, right_KC, low, out_RC)
 
 
 def add_product(sum_RC: Tensor, left_RK: Tensor, right_KC: Tensor) -> Tensor:
-    """Add left @ right to `sum_RC` in place, and return it."""
-    if not torch.is_autocast_enabled(left_RK.device.type):
+    """Add left @ right to `sum_RC` in place, and return it. Not for scores: under autocast a CPU rounds what it adds."""
+    low = _low_dtype(sum_RC)
+    if low is None:
         return sum_RC.addmm_(left_RK, right_KC)
-    return sum_RC.add_(_rounded(left_RK, right_KC))
+    if sum_RC.device.type == "cpu":
+        return sum_RC.add_(torch.mm(left_RK.to(low), right_KC.to(low)))
+    return sum_RC.add_(_mixed_product(left_RK, right_KC, low, torch.empty_like(sum_RC)))
 
 
-def _rounded(left_RK: Tensor, right_KC: Tensor) -> Tensor:
-    low = torch.get_autocast_dtype(left_RK.device.type)
-    return torch.mm(left_RK.to(low), right_KC.to(low))
+def _low_dtype(out: Tensor) -> torch.dtype | None:
+    """The dtype to which factors are rounded, or None: autocast is off, or the result is float64, which it leaves alone."""
+    device = out.device.type
+    if out.dtype != torch.float32 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def _mixed_product(left_RK: Tensor, right_KC: Tensor, low: torch.dtype, out_RC: Tensor) -> Tensor:
+    """Factors in `low`, sums and result in float32. CPUs cannot do it."""
+    return torch.mm(left_RK.to(low), right_KC.to(low), out_dtype=torch.float32, out=out_RC)

@@ -79,7 +79,7 @@ def sampled_softmax_reference(sample: Sample) -> Tensor:
 
 
 def sampled_softmax_cross_entropy(sample: Sample) -> Tensor:
-    """Equal to the reference in value and gradient; memory O(CHUNK_ELEMENTS + T D + C D). Costs 6 T C D operations."""
+    """Equal to the reference in value and gradient; memory O(chunk_elements + T D + C D). Costs 6 T C D operations."""
     own_T = sample.own_scores
     if not sample.num_negatives:
         return own_T.sum() * 0.0
@@ -136,7 +136,7 @@ def balanced_offset(
 
 
 def binary_cross_entropy(sample: Sample, positive_weight: float, negative_weight: float, offset: float = 0.0) -> Tensor:
-    """Equal to the reference in value and gradient; memory O(CHUNK_ELEMENTS + T D + C D). Costs 6 T C D operations."""
+    """Equal to the reference in value and gradient; memory O(chunk_elements + T D + C D). Costs 6 T C D operations."""
     own_T, shift_C = sample.own_scores - offset, sample.users.new_full((1,), offset) if offset else None
     if sample.negative_log_q is not None and sample.target_log_q is not None:
         own_T, shift_C = own_T - sample.target_log_q, sample.negative_log_q + offset

@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
-from models.objectives import chunked_scores
-from models.objectives.chunked_scores import exponentials, sum_over_scores
-from models.objectives.products import add_product, product
+from models.objectives.chunked_scores import chunk_elements, exponentials, sum_over_scores
+from models.objectives.products import add_product, score_product
 
 MIN_ROWS = 32  # a chunk of fewer targets than this would read all candidates for too little arithmetic
 TILE_ROWS = 512
@@ -36,12 +35,12 @@ def softmax_cross_entropy_reference(
 def softmax_cross_entropy(
     user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Equal to the reference in value and gradient; memory O(CHUNK_ELEMENTS + T D + C D) instead of O(T C).
+    """Equal to the reference in value and gradient; memory O(chunk_elements + T D + C D) instead of O(T C).
 
-    Up to CHUNK_ELEMENTS / MIN_ROWS candidates it costs 6 T C D operations: three matrix products. Beyond, where even a row of
+    Up to chunk_elements / MIN_ROWS candidates it costs 6 T C D operations: three matrix products. Beyond, where even a row of
     logits is long, tiles of both are gone through twice, and it costs 8 T C D.
     """
-    if item_CD.shape[0] * MIN_ROWS <= chunked_scores.CHUNK_ELEMENTS:
+    if item_CD.shape[0] * MIN_ROWS <= chunk_elements(item_CD.device):
         loss = sum_over_scores(user_TD, item_CD, None, lambda scores, rows: _rows(scores, target_T[rows]), temperature)
     else:
         loss = _TiledCrossEntropy.apply(user_TD, item_CD, target_T, temperature)
@@ -75,7 +74,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float) -> Tensor:
         scaled_TD, target_TD = user_TD / temperature, item_CD.index_select(0, target_T)
-        tile_items = max(1, chunked_scores.CHUNK_ELEMENTS // TILE_ROWS)
+        tile_items = max(1, chunk_elements(item_CD.device) // TILE_ROWS)
         user_gradient, item_gradient = target_TD.neg(), torch.zeros_like(item_CD)
         item_gradient.index_add_(0, target_T, user_TD, alpha=-1.0)
         loss = user_TD.new_zeros(())
@@ -101,7 +100,7 @@ class _TiledCrossEntropy(torch.autograd.Function):
 
 def _logits(scaled_RD: Tensor, item_KD: Tensor, tile: Tensor) -> Tensor:
     rows, items = scaled_RD.shape[0], item_KD.shape[0]
-    return product(scaled_RD, item_KD.T, tile[: rows * items].view(rows, items))
+    return score_product(scaled_RD, item_KD.T, tile[: rows * items].view(rows, items))
 
 
 def _log_total(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from models.attention.config import preset
 from models.config import ModelConfig
-from models.ranking.interest_config import InterestConfig, check_encoder
+from models.ranking.interest_config import InterestConfig, check_encoder, check_num_global
 from models.ranking.presets import PRESETS, RankerKind
 
 ActivationKind = Literal["relu", "prelu", "dice"]
@@ -138,6 +138,8 @@ class RankingConfig(ModelConfig):
     def _no_event_tells_the_future(self) -> "RankingConfig":
         if self.interest.kind != "none":
             check_encoder(self.encoder)
+        if self.interest.kind == "attention":
+            check_num_global(self.interest.attention, "interest.attention")
         return self
 
     @property

@@ -19,7 +19,7 @@ from models.ranking.layers import SideBySide
 
 
 class Experts(nn.Module):
-    """Logits (M, T), in float32 at least, of crossed fields (M, F)."""
+    """Logits (M, T), in float32 at least and not rounded below that, of crossed fields (M, F)."""
 
     def __init__(self, width: int, num_labels: int, config: ExpertsConfig) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Experts(nn.Module):
         for level in self.levels:
             x, shared = level(x, shared)
         logits_MT: Tensor = self.towers(x).squeeze(2)
-        return logits_MT.to(torch.promote_types(logits_MT.dtype, torch.float32))
+        return logits_MT
 
     def initialize(self, generator: torch.Generator, start_T: Tensor | None = None) -> None:
         """Draw all weights from `generator` (CPU), in a fixed order. start_T: (T,), what logits are around at first, else 0."""

@@ -31,7 +31,7 @@ class Interest(nn.Module):
     def __init__(self, width: int, max_history: int, encoder: EncoderConfig, config: InterestConfig) -> None:
         super().__init__()
         assert config.kind != "none"
-        self.config = config
+        self.config, self.max_history = config, max_history
         self.encoder = Encoder(width, max_history, encoder)
         self.attention = TargetAttention(width, max_history, config.attention) if config.kind == "attention" else None
         self.width = width if self.attention is None else self.attention.width_out
@@ -41,7 +41,8 @@ class Interest(nn.Module):
 
         event_ND, candidate_MD: vectors as the encoder takes them.
         """
-        context = AttentionContext(batch.layout, batch.times, batch.times)
+        counted = _attended(batch) if self.training and self.encoder.config.attention.penalty else None
+        context = AttentionContext(batch.layout, batch.times, batch.times, reach=self.max_history, counted=counted)
         candidates = CandidateContext(batch.candidate_layout, batch.candidate_times, batch.times)
         if self.config.kind == "encoder":
             candidates = replace(candidates, itself=True)
@@ -80,6 +81,17 @@ class Interest(nn.Module):
         self.encoder.initialize(generator)
         if self.attention is not None:
             self.attention.initialize(generator)
+
+
+def _attended(batch: RankingBatch) -> Tensor:
+    """(N,) bool: the events from the oldest one on that a candidate attends to. Those before only complete their encodings."""
+    layout = batch.candidate_layout
+    num_events = torch.full_like(batch.row_ids, batch.layout.num_events)
+    first_end = num_events.scatter_reduce(0, batch.history_of, batch.history_end, "amin")
+    oldest = torch.repeat_interleave(
+        first_end - layout.reach, batch.layout.offsets.diff(), output_size=batch.layout.num_events
+    )
+    return batch.layout.positions >= oldest
 
 
 def _categories(batch: RankingBatch, feature: str) -> Tensor:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from models.attention.config import TargetAttentionConfig
+from models.attention.config import AttentionConfig, TargetAttentionConfig
 from models.encoders.config import EncoderConfig
 
 
@@ -61,7 +61,7 @@ class InterestConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 def check_encoder(encoder: EncoderConfig) -> None:
-    """Raise ValueError for an encoder whose events or places would depend on what came after a candidate."""
+    """Raise ValueError for an encoder whose events would depend on other impressions, or on what came after a candidate."""
     if encoder.positions == "learned":
         raise ValueError(
             'encoder.positions = "learned" counts places from the first event kept, which is not the same for each impression of a '
@@ -71,5 +71,18 @@ def check_encoder(encoder: EncoderConfig) -> None:
         raise ValueError(
             'encoder.attention.mask = "bidirectional": events would tell a candidate what happened after it; choose "causal"'
         )
+    if encoder.num_blocks:
+        check_num_global(encoder.attention, "encoder.attention")
+    if encoder.output_head != "none":
+        raise ValueError('encoder.output_head is of next-item models, which score histories; leave it at "none"')
     if encoder.item_tower:
         raise ValueError("encoder.item_tower is of next-item models, whose items are scored; leave it at []")
+
+
+def check_num_global(attention: AttentionConfig, name: str) -> None:
+    """Raise ValueError for attention to the oldest events. name: of the settings, below `model`."""
+    if attention.num_global:
+        raise ValueError(
+            f"{name}.num_global = {attention.num_global} counts from the oldest event kept, which is not the same for each "
+            f"impression of a history: set it to 0, and a wider {name}.window (or none) for what lies further back"
+        )

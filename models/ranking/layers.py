@@ -20,7 +20,11 @@ from models.ranking.config import ActivationKind
 
 
 class SideBySide(nn.Module):
-    """G networks of layers of these widths, from the input's on. linear_end: the last layer has no activation and no dropout."""
+    """G networks of layers of these widths, from the input's on.
+
+    linear_end: the last layer has no activation and no dropout, and its output is a score or a logit. That is computed in float32
+    at least: under autocast a matrix product would round it to 8 bits.
+    """
 
     def __init__(
         self,
@@ -34,9 +38,10 @@ class SideBySide(nn.Module):
         super().__init__()
         pairs = list(itertools.pairwise(widths))
         self.num_networks, self.width = num_networks, widths[-1]
+        self.num_activated = len(pairs) - linear_end
         self.weights = nn.ParameterList(nn.Parameter(torch.empty(num_networks, a, b)) for a, b in pairs)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(num_networks, b)) for _, b in pairs if bias)
-        activated = pairs[:-1] if linear_end else pairs
+        activated = pairs[: self.num_activated]
         self.activations = nn.ModuleList(activation_of(activation, num_networks * b) for _, b in activated)
         self.dropout = Dropout(dropout)
 
@@ -45,10 +50,11 @@ class SideBySide(nn.Module):
         if x.dim() == 2 and not len(self.weights):
             return x[:, None].expand(-1, self.num_networks, -1)
         for number, weight_GFH in enumerate(self.weights):
-            x = _product(x, weight_GFH)
+            is_activated = number < self.num_activated
+            x = _product(x, weight_GFH) if is_activated else _exact_product(x, weight_GFH)
             if len(self.biases):
                 x = x + self.biases[number]
-            if number < len(self.activations):
+            if is_activated:
                 activated = self.activations[number](x.flatten(1))
                 x = self.dropout(activated).unflatten(1, (self.num_networks, -1))
         return x
@@ -73,3 +79,8 @@ def _product(x: Tensor, weight_GFH: Tensor) -> Tensor:
         return (x @ together_FGH).view(-1, num_networks, hidden)
     product_GMH: Tensor = torch.bmm(x.transpose(0, 1), weight_GFH)
     return product_GMH.transpose(0, 1)
+
+
+def _exact_product(x: Tensor, weight_GFH: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):
+        return _product(x.to(torch.promote_types(x.dtype, weight_GFH.dtype)), weight_GFH)

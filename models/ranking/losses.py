@@ -20,6 +20,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK_PAIRS = 1 << 18  # held at a time: about 10 MiB
+GPU_CHUNK_PAIRS = 1 << 24  # about 640 MiB; fewer would keep a GPU waiting for the host
+
+
+def chunk_pairs(device: torch.device) -> int:
+    """Pairs that are held at a time on a device."""
+    return CHUNK_PAIRS if device.type == "cpu" else GPU_CHUNK_PAIRS
 
 
 def pointwise(kind: Literal["bce", "focal"], logits_M: Tensor, positive_M: Tensor, focusing: float = 0.0) -> Tensor:
@@ -87,8 +93,9 @@ class _Pairs(torch.autograd.Function):
         # How many pairs there are decides the number of chunks: the host has to know it.
         num_pairs = int(ends[-1]) if ends.numel() else 0
         loss, gradient_M = logits_M.new_zeros((), dtype=torch.float64), torch.zeros_like(logits_M)
-        for start in range(0, num_pairs, CHUNK_PAIRS):
-            pair = torch.arange(start, min(start + CHUNK_PAIRS, num_pairs), device=logits_M.device)
+        chunk = chunk_pairs(logits_M.device)
+        for start in range(0, num_pairs, chunk):
+            pair = torch.arange(start, min(start + chunk, num_pairs), device=logits_M.device)
             place = torch.searchsorted(ends, pair, right=True)
             higher, lower = positives[place], negatives[pair + base[place]]
             wrong = logits_M[lower] - logits_M[higher]

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
-from sharding.config import PlanConfig
+from sharding.config import DevicesConfig
 from sharding.errors import PlacementError
 
 GIB = 1024**3
@@ -126,7 +126,7 @@ def described(name: str, num_devices: int, devices_per_host: int = 8) -> Topolog
     )
 
 
-def topology_of(config: PlanConfig, num_devices: int, machine: Topology) -> Topology:
+def topology_of(config: DevicesConfig, num_devices: int, machine: Topology) -> Topology:
     """num_devices of what the config says, and where it is silent, of what `machine` is like: measured, or `described`."""
     known = {f.name for f in fields(Topology)}
     stated = {name: value for name, value in config.model_dump().items() if value is not None and name in known}

@@ -57,8 +57,8 @@ def test_defaults_are_complete():
         ({**LOGS, "split": {"kind": "random"}}, "split.kind: no such kind 'random'"),
         ({}, "logs: is missing"),
         ({"logs": {}}, "logs.path: is missing; add it to the config or pass --set logs.path=..."),
-        ({**LOGS, "train": {"epochs": "ten"}}, "train.epochs: Input should be a valid integer (got 'ten')"),
-        ({**LOGS, "train": {"epochs": 0}}, "train.epochs: Input should be greater than or equal to 1 (got 0)"),
+        ({**LOGS, "train": {"epochs": "ten"}}, "train.epochs: must be a valid integer (got 'ten')"),
+        ({**LOGS, "train": {"epochs": 0}}, "train.epochs: must be greater than or equal to 1 (got 0)"),
         ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (features name theirs with `table`)'),
         (
             {**LOGS, "tables": {"item": {"optimizer": "lamb"}}},

@@ -25,6 +25,7 @@ from cluster.doctor_checks import (
     Finding,
     ImportProbe,
     ProcessInfo,
+    addresses_of,
     check_address_file,
     check_authentication,
     check_cpus,
@@ -235,6 +236,21 @@ def test_orphans_are_told_from_daemons_in_use(one: ProcessInfo, alive: list[str]
         assert has(finding, "ok", "none", "")
 
 
+def test_a_cluster_with_another_temporary_folder_is_not_left_over() -> None:
+    """Its head is noted nowhere, and `ray start` leaves its daemons to init; only they name its address."""
+    session = "--session-name=session_1 --temp-dir=/scratch/ray"
+    head = [
+        daemon(7, (1, "init"), f"gcs_server --gcs_server_port=0 --node-ip-address=10.0.0.1 {session}", "gcs_server"),
+        daemon(8, (1, "init"), f"raylet --gcs-address=10.0.0.1:47251 {session} --agent=--gcs-address=10.0.0.1:47251"),
+    ]
+    assert addresses_of(head) == ["10.0.0.1:47251"]
+    assert has(check_orphans(head, "me", addresses_of(head)), "ok", "none", "")
+    assert has(check_orphans(head, "me", []), "warning", "raylet (pid 8)", "kill 7 8")
+    other = daemon(9, (1, "init"), "gcs_server --gcs_server_port=6380 --node-ip-address=10.0.0.2", "gcs_server")
+    assert addresses_of([other]) == ["10.0.0.2:6380"]
+    assert has(check_orphans([*head, other], "me", ["10.0.0.2:6380"]), "warning", "raylet (pid 8)", "kill 7 8")
+
+
 def test_a_missing_token_is_found(tmp_path: Path) -> None:
     assert not has_token({}, tmp_path)
     (tmp_path / ".ray").mkdir()
@@ -247,7 +263,7 @@ def test_a_missing_token_is_found(tmp_path: Path) -> None:
     assert has(check_authentication("disabled", False, head), "ok", "disabled", "")
     assert has(check_authentication("token", False, []), "problem", "no token", "RAY_AUTH_TOKEN_PATH")
     assert has(check_authentication(None, False, []), "ok", "not set", "")
-    assert has(check_authentication(None, True, head), "ok", "shoal submit", "")
+    assert has(check_authentication(None, True, head), "ok", "is sent", "")
     assert has(check_authentication(None, False, head), "warning", "no token", "copy ~/.ray/auth_token")
 
 

@@ -16,6 +16,7 @@ from cluster.config import Config, check_config, job_of
 from cluster.prepare import prepare
 from models.item_features import Catalogue, ItemRequest
 from models.ranking.config import LabelConfig
+from models.ranking.reach import Reach
 from models.ranking_batch import RankingBatch
 from sharding.ranks import Ranks
 from tests.prepared import made
@@ -111,7 +112,7 @@ def test_an_evaluation_of_the_truth_finds_the_optimum(log: Path, config: Config,
         Catalogue(num_ids, num_ids),
         "test",
         EvaluateConfig(batch_size=16),
-        config.model.max_history,
+        Reach(config.model.max_history, config.model.max_history),
         ALONE,
         DynamicTables({}, (), 1),
         LABELS,

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ DEADLINE = 180.0
 ROOT = Path(__file__).parents[2]
 
 
-def shoal(*arguments: str) -> subprocess.Popen[str]:
+def shoal(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start the command; `environment` is set beside that of the tests."""
     # A session of its own: a signal sent to the command must not reach the test, and the other way round.
     return subprocess.Popen(
         [sys.executable, "-m", "cluster", *arguments],
         cwd=ROOT,
+        env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -44,9 +47,9 @@ def succeed(*arguments: str) -> dict[str, Any]:
     return answer
 
 
-def refused(*arguments: str) -> str:
+def refused(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """The one message of a command that the user must mend."""
-    code, out, err = finish(shoal(*arguments))
+    code, out, err = finish(shoal(*arguments, environment=environment))
     assert code == 2, (out, err)
     assert "Traceback" not in out + err
     return err

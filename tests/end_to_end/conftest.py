@@ -1,11 +1,12 @@
 """A log and a config of it, and a run of that config which was submitted to a Ray cluster on this machine."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.end_to_end.commands import Submitted, finish, shoal
-from tests.end_to_end.ray_head import ray_head
+from tests.end_to_end.ray_head import Head, ray_head
 from trainer.synthetic.log import generate
 from trainer.synthetic.world import SyntheticConfig
 
@@ -37,12 +38,17 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def submitted(config: Path) -> Submitted:
+def head() -> Iterator[Head]:
+    with ray_head() as head:
+        yield head
+
+
+@pytest.fixture(scope="session")
+def submitted(config: Path, head: Head) -> Submitted:
     run_dir = config.parent / "submitted"
-    with ray_head() as dashboard:
-        command = ["submit", str(config), "--dashboard", dashboard, "--set", f"run.dir={run_dir}"]
-        code, said, err = finish(shoal(*command))
-        assert code == 0, said + err
-        code, again, err = finish(shoal(*command, "--set", "train.batch_size=10"))
-        assert code == 2, again + err
-        return Submitted(run_dir, said, again)
+    command = ["submit", str(config), "--dashboard", head.dashboard, "--set", f"run.dir={run_dir}"]
+    code, said, err = finish(shoal(*command))
+    assert code == 0, said + err
+    code, again, err = finish(shoal(*command, "--set", "train.batch_size=10"))
+    assert code == 2, again + err
+    return Submitted(run_dir, said, again)

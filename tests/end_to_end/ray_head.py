@@ -1,13 +1,16 @@
 """A Ray cluster of this machine alone, that takes jobs."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -21,10 +24,19 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Head:
+    """Where a head node is reached: by drivers (host:port), and by those who submit jobs (a URL)."""
+
+    address: str
+    dashboard: str
+
+
 @contextmanager
-def ray_head() -> Iterator[str]:
-    """The dashboard of a head node, which is ended by the ids of the processes that it started."""
-    port = free_port()
+def ray_head() -> Iterator[Head]:
+    """A head node, with a temporary folder of its own; it is ended by the ids of the processes that it started."""
+    port, gcs_port = free_port(), free_port()
+    folder = Path(tempfile.mkdtemp(prefix="shoal-head-"))
     ray = Path(sys.executable).with_name("ray")
     command = [
         str(ray),
@@ -32,7 +44,8 @@ def ray_head() -> Iterator[str]:
         "--head",
         "--block",
         "--num-cpus=3",
-        f"--port={free_port()}",
+        f"--port={gcs_port}",
+        f"--temp-dir={folder}",
         "--include-dashboard=true",
     ]
     # The agent's default port may belong to another Ray session on this machine; without its agent a head takes no jobs.
@@ -57,7 +70,7 @@ def ray_head() -> Iterator[str]:
                 if client.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
+        yield Head(f"127.0.0.1:{gcs_port}", f"http://127.0.0.1:{port}")
     finally:
         family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
         for process in family:
@@ -66,3 +79,4 @@ def ray_head() -> Iterator[str]:
         _, alive = psutil.wait_procs(family, timeout=3)
         for process in alive:
             process.kill()
+        shutil.rmtree(folder, ignore_errors=True)

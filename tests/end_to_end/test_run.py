@@ -101,6 +101,22 @@ def _check_outputs(run_dir: Path, answer: dict[str, Any]) -> None:
     assert list((run_dir / "tensorboard").iterdir())
 
 
+def test_sigterm_outside_training_is_one_line_and_the_next_command_resumes(config: Path, tmp_path: Path) -> None:
+    """Ray's own handler would dump a stack and exit with 134."""
+    command = ["prepare", str(config), "--set", f"run.dir={tmp_path / 'run'}"]
+    process = shoal(*command)
+    end = time.monotonic() + DEADLINE
+    while not list((tmp_path / "run").glob("dataset/.work-*")):
+        assert time.monotonic() < end
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    code, _, err = finish(process)
+    assert code == 143, err
+    assert err == "shoal: interrupted; run the same command again to go on\n"
+    assert succeed(*command)["counts"]["num_users"] == 240
+
+
 def test_wrong_settings_are_named_before_anything_starts(config, tmp_path):
     run_dir = ["--set", f"run.dir={tmp_path / 'run'}"]
     assert "train.batchsize: no such setting; did you mean train.batch_size?" in refused(

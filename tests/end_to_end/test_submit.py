@@ -1,9 +1,19 @@
-"""`shoal submit` against a real Ray head on this machine: the log is followed and the exit code comes back."""
+"""`shoal submit` and `cluster.address` against a real Ray head on this machine, which asks for a token."""
 
 import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
 
-from tests.end_to_end.commands import Submitted, refused
-from tests.end_to_end.ray_head import free_port
+import pytest
+
+from tests.end_to_end.commands import DEADLINE, Submitted, finish, refused, shoal, succeed
+from tests.end_to_end.ray_head import Head, free_port
 
 
 def test_a_job_runs_and_its_exit_code_comes_back(submitted: Submitted) -> None:
@@ -11,6 +21,69 @@ def test_a_job_runs_and_its_exit_code_comes_back(submitted: Submitted) -> None:
     metrics = json.loads((submitted.run_dir / "evaluation/test/metrics.json").read_text())
     assert metrics["num_users"] == 240
     assert "train.batch_size: was 8, is 10" in submitted.again
+
+
+def test_a_job_outlives_the_command_that_follows_it(config: Path, head: Head, tmp_path: Path) -> None:
+    """Its id is shown first, and the commands that are named follow and stop it."""
+    settings = ["--set", f"run.dir={tmp_path / 'run'}", "--set", "train.epochs=100000"]
+    process = shoal("submit", str(config), "--dashboard", head.dashboard, *settings)
+    assert process.stdout is not None
+    first = process.stdout.readline()
+    job = re.fullmatch(r"submitted job (\S+)\n", first)
+    assert job, (first, process.communicate())
+    os.kill(process.pid, signal.SIGINT)
+    code, _, err = finish(process)
+    assert code == 130
+    assert f"job {job[1]} keeps running" in err
+    assert "run the same command again" not in err
+    commands = dict(re.findall(r"^ *(follow it|its state|stop it): +(.*)$", err, re.M))
+    assert commands["its state"] == f"shoal status {tmp_path / 'run'}"
+    assert job[1] in run_line(commands["follow it"].replace("--follow ", ""))
+    assert "stopped" in run_line(commands["stop it"])
+
+
+def run_line(command: str) -> str:
+    """What a line for the shell prints."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=DEADLINE, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, done
+    return done.stdout + done.stderr
+
+
+def test_a_dashboard_that_never_answers_is_one_message(tmp_path: Path) -> None:
+    config = tmp_path / "job.toml"
+    config.write_text('[logs]\npath = "x"\n')
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        message = refused("submit", str(config), "--dashboard", f"http://127.0.0.1:{server.getsockname()[1]}")
+    assert "no Ray cluster takes jobs there (no answer within 5 s)" in message
+
+
+def test_a_command_joins_a_cluster_that_asks_for_a_token(config: Path, head: Head, tmp_path: Path) -> None:
+    settings = ["--set", f"run.dir={tmp_path / 'run'}", "--set", f"cluster.address={head.address}"]
+    assert succeed("prepare", str(config), *settings)["counts"]["num_users"] == 240
+
+
+@pytest.mark.parametrize(
+    ("environment", "cause"),
+    [
+        ({"HOME": "/nowhere"}, "the cluster asks for a token, and none is sent"),
+        ({"RAY_AUTH_TOKEN": "0" * 64}, "the cluster refuses the token that is sent"),
+        ({"HOME": "/nowhere", "RAY_AUTH_MODE": "token"}, "there is no token to send"),
+        ({"RAY_AUTH_TOKEN_PATH": "/nowhere/token"}, "there is no token to send"),
+    ],
+)
+def test_a_token_that_is_missing_or_wrong_is_one_message(
+    config: Path, head: Head, tmp_path: Path, environment: dict[str, str], cause: str
+) -> None:
+    settings = ["--set", f"run.dir={tmp_path / 'run'}", "--set", f"cluster.address={head.address}"]
+    started = time.monotonic()
+    message = refused("prepare", str(config), *settings, environment=environment)
+    assert time.monotonic() - started < 20.0  # ten, and the start of the process
+    assert cause in message
+    assert "copy ~/.ray/auth_token" in message
+    assert message.count("\n") == 1
 
 
 def test_no_cluster_is_one_message(tmp_path):

@@ -55,6 +55,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "no feed-forward": {"feed_forward": "none", "residual_gate": True, "norm": "rms_norm"},
     "towers": {"kind": "two_tower", "user_tower": [3, 2], "item_tower": [], "attention": {"num_heads": 2}},
     "no blocks": {"num_blocks": 0},
+    "sasrec as published": {"positions_from": "newest", "feed_forward": "relu", "feed_forward_dropout": 0.3},
+    "bert4rec as published": {"kind": "bert4rec", "input_norm": True, "output_head": "gelu"},
+    "dropout in swiglu": {"kind": "ligr", "feed_forward_dropout": 0.3, "output_head": "gelu"},
 }
 
 
@@ -194,6 +197,17 @@ def test_what_projects_features_is_counted() -> None:
     assert with_inputs - without == sum(parameter.numel() for parameter in inputs.parameters())
 
 
+def test_norms_dropout_and_heads_beside_the_blocks_are_counted() -> None:
+    def pointwise_of(part: str, **given: Any) -> float:
+        config = model_config(given)
+        parts = costs_of(config, WIDTH, workload(config)).parts
+        return parts[part].pointwise if part in parts else 0.0
+
+    assert pointwise_of("inputs", input_norm=True) > pointwise_of("inputs")
+    assert pointwise_of("feed-forward", feed_forward_dropout=0.1) > pointwise_of("feed-forward")
+    assert pointwise_of("output head", output_head="gelu") > pointwise_of("output head") == 0.0
+
+
 def test_parts_add_up_and_a_forward_pass_is_a_third_where_nothing_is_recomputed() -> None:
     config = model_config({})
     costs = costs_of(config, WIDTH, workload(config))
@@ -232,9 +246,9 @@ def test_constants_are_those_of_the_code() -> None:
     assert isinstance(model_config({}).encoder, EncoderConfig)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_activations_are_about_what_autograd_keeps(kind: str) -> None:
-    config = model_config({"kind": kind, "num_blocks": 4})
+@pytest.mark.parametrize("form", [*KINDS, "sasrec as published", "bert4rec as published", "dropout in swiglu"])
+def test_activations_are_about_what_autograd_keeps(form: str) -> None:
+    config = model_config({**FORMS[form], "num_blocks": 4})
     encoder = Encoder(WIDTH, MAX_HISTORY, config.encoder)
     lengths = np.full(64, MAX_HISTORY)
     weights = {parameter.untyped_storage().data_ptr() for parameter in encoder.parameters()}

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from sharding.config import TableConfig
+from sharding.fused_tables import fused_tables
 from sharding.initialize import initial_weights, initialize_tables
 from sharding.optimizers import Optimizers, table_optimizer
 from sharding.ranks import Ranks
@@ -121,3 +122,18 @@ def reset_another_table(ranks: Ranks) -> None:
 def test_a_table_that_does_not_exist_is_refused(rank_pool):
     with pytest.raises(KeyError, match="no table user"):
         rank_pool.run(1, reset_another_table)
+
+
+def caches_forgotten(ranks: Ranks) -> int:
+    """How many of a module's fused tables forgot their cached rows after a reset."""
+    forgotten = []
+    _, placed, plan = placed_lookup(ranks, config_of("row_wise", "sgd"), SEED)
+    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config_of("row_wise", "sgd")}, plan)
+    for table in fused_tables(placed):
+        table.reset_cache_states = lambda: forgotten.append(1)  # type: ignore[method-assign]
+    reset_rows(placed, optimizers, "item", torch.tensor([1]), torch.tensor([1]), SEED, 1.0)
+    return len(forgotten)
+
+
+def test_gpus_forget_cached_rows_of_a_table_that_was_reset(rank_pool):
+    assert rank_pool.run(1, caches_forgotten) == [1]

@@ -11,12 +11,13 @@ The invariant: a folder named step_* was renamed from a finished attempt, so it 
 import json
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError
-from trainer.storage import digest_of, hash_file, write_json_atomically
+from trainer.storage import digest_of, hash_file, sync_folder, write_json_atomically
 
 FORMAT_VERSION = 2
 
@@ -59,13 +60,17 @@ def name_of(step: int) -> str:
 
 def new_attempt(folder: Path, step: int) -> Path:
     """A fresh folder to write checkpoint `step` into."""
-    attempt = folder / f".{name_of(step)}.{uuid.uuid4().hex[:8]}"
+    attempt = _hidden(folder, name_of(step))
     attempt.mkdir(parents=True)
     return attempt
 
 
 def commit(attempt: Path, manifest: CheckpointManifest) -> Path:
-    """Write the manifest, then rename the attempt to its final name: from here on the checkpoint exists."""
+    """Write the manifest, then rename the attempt to its final name: from here on the checkpoint exists.
+
+    The files must have been flushed to the disk. Their names are flushed before the rename, and its own name after it, so that a
+    power failure leaves the whole checkpoint or none.
+    """
     values = asdict(manifest)
     write_json_atomically(attempt / "manifest.json", {**values, "sha256": digest_of(values)})
     final = attempt.parent / name_of(manifest.step)
@@ -73,7 +78,14 @@ def commit(attempt: Path, manifest: CheckpointManifest) -> Path:
         # Only a checkpoint that failed verification is ever written again; it makes room for its replacement.
         shutil.rmtree(final)
     attempt.rename(final)
+    sync_folder(final.parent)
+    sync_folder(final.parent.parent)  # the folder of checkpoints may be new itself
     return final
+
+
+def _hidden(folder: Path, name: str) -> Path:
+    """Return a fresh path that no reader takes for a checkpoint, and that `remove_attempts` removes."""
+    return folder / f".{name}.{uuid.uuid4().hex[:8]}"
 
 
 def committed(folder: Path) -> list[Path]:
@@ -82,7 +94,13 @@ def committed(folder: Path) -> list[Path]:
 
 
 def read(path: Path) -> CheckpointManifest:
-    """Raises CheckpointError if there is no readable manifest, or one of another format."""
+    """Raises CheckpointError if there is no readable manifest, or one of another format.
+
+    Where there is no such checkpoint, the message lists those beside it.
+    """
+    if not path.is_dir():
+        others = ", ".join(other.name for other in committed(path.parent)) or "none"
+        raise CheckpointError(f"checkpoint {path}: no such checkpoint; {path.parent} has {others}")
     try:
         values = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         if values["format_version"] != FORMAT_VERSION:
@@ -155,17 +173,28 @@ def to_evaluate(folder: Path) -> Found:
     return found
 
 
-def retire(folder: Path, keep: int) -> list[Path]:
-    """Delete all but the newest `keep` and the best. Returns what was deleted."""
+def retire(folder: Path, keep: int, warn: Callable[[str], None]) -> list[Path]:
+    """Delete all but the newest `keep` and the best, and what an earlier call could not delete. Returns what was deleted.
+
+    What cannot be deleted is passed to `warn`, and tried again by the next call: it is no reason to end a training whose newest
+    checkpoint is committed. Only while no attempt is being written.
+    """
     best = read_best(folder)
     pinned = {name_of(best["step"])} if best is not None else set()
-    doomed = [path for path in committed(folder)[keep:] if path.name not in pinned]
-    for path in doomed:
+    retired = []
+    for path in [path for path in committed(folder)[keep:] if path.name not in pinned]:
         # Out of sight first, by an atomic rename, so that no reader finds half a checkpoint.
-        hidden = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-        path.rename(hidden)
-        shutil.rmtree(hidden)
-    return doomed
+        try:
+            path.rename(_hidden(folder, path.name))
+            retired.append(path)
+        except OSError as error:
+            warn(f"checkpoint {path} is no longer needed and could not be deleted ({error}); it will be tried again")
+    for hidden in folder.glob(".step_*"):
+        try:
+            shutil.rmtree(hidden)
+        except OSError as error:
+            warn(f"{hidden}, part of a retired checkpoint, could not be deleted ({error}); it will be tried again")
+    return retired
 
 
 def remove_attempts(folder: Path) -> None:

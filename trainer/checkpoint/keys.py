@@ -2,7 +2,8 @@
 
     table.<name>.weight                 rows x dim
     table.<name>.accumulator            of Adagrad rows x dim, of row-wise Adagrad (rows,)
-    table.<name>.exp_avg, .exp_avg_sq   of Adam and its kin; .step of those updated outside of the backward pass
+    table.<name>.exp_avg, .exp_avg_sq   of Adam and its kin
+    table.<name>.step                   likewise: the number of updates, for which they correct
     dense.<parameter>, dense.<parameter>.<slot>
     ema.<parameter>                     moving average of a dense weight, and state.ema.num_updates
     state.<name>                        numbers that all ranks hold alike: mappings of ids, estimates
@@ -52,11 +53,18 @@ def tensors_of(
                     found[f"{_key(parameter, tables)}.{slot}"] = value
                 elif (name := _slot(slot, optimizers.configs[table].optimizer)) is not None:
                     found[f"table.{table}.{name}"] = _by_row(value)
+        # fbgemm keeps the number of updates of no table; it is the same for all of them.
+        found.update({step_key(table): optimizers.num_updates for table in optimizers.counting_tables})
     found.update({f"state.{name}": value for name, value in (state or {}).items()})
     if averages is not None:
         found.update({f"ema.{name}": value for name, value in averages.values.items()})
         found["state.ema.num_updates"] = averages.num_updates
     return found
+
+
+def step_key(table: str) -> str:
+    """The number of updates of a table."""
+    return f"table.{table}.step"
 
 
 def model_names(placed: nn.Module, tables: Collection[str]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -37,6 +37,7 @@ from sharding.config import TableConfig
 from sharding.plan import Plan
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.reader import read_metadata
 from trainer.checkpoint.tensors import HashingFileSystem, refuse_other_optimizers
 from trainer.errors import CheckpointError
 
@@ -92,8 +93,7 @@ def _write_items(path: Path, metadata: Metadata, plan: Plan, block_bytes: int) -
             raise CheckpointError(f"checkpoint {path}: has no tables.{name}, which the plan has; was it another model?")
     items: list[list[WriteItem]] = [[] for _ in range(plan.world_size)]
     for key, tensor in metadata.state_dict_metadata.items():
-        if not isinstance(tensor, TensorStorageMetadata):
-            raise CheckpointError(f"checkpoint {path}: {key} is no tensor, which this shoal has never written")
+        assert isinstance(tensor, TensorStorageMetadata)  # read_metadata refuses all else
         for rank, part in _parts(path, key, tuple(tensor.size), plan):
             row_bytes = math.prod(part.sizes[1:]) * tensor.properties.dtype.itemsize
             for block in row_blocks(part, row_bytes, block_bytes):
@@ -181,7 +181,7 @@ class _Stored:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.metadata = FileSystemReader(path).read_metadata()
+        self.metadata = read_metadata(path)
         self._files = {
             (index.fqn, tuple(index.offset or ())): info for index, info in self.metadata.storage_data.items()
         }

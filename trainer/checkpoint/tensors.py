@@ -27,7 +27,8 @@ from sharding.ranks import Ranks
 from trainer.averages import Averages
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import CheckpointManifest, Found
-from trainer.checkpoint.keys import model_names, tensors_of
+from trainer.checkpoint.keys import model_names, step_key, tensors_of
+from trainer.checkpoint.reader import CheckpointReader
 from trainer.errors import CheckpointError, first_line
 
 
@@ -123,9 +124,12 @@ def load(
         refuse_other_optimizers(found, optimizers.configs)
         optimizers.materialize_dense_state()
     wanted = tensors_of(placed, tables, optimizers, extra, averages)
-    reader = dcp.FileSystemReader(found.path)
+    reader = CheckpointReader(found.path)
     try:
-        _refuse_misfits(found.path, wanted, reader.read_metadata().state_dict_metadata, tables_grew)
+        saved = reader.read_metadata().state_dict_metadata
+        if optimizers is not None:
+            _count_updates(found, wanted, saved, optimizers)
+        _refuse_misfits(found.path, wanted, saved, tables_grew)
         dcp.load(wanted, storage_reader=reader, planner=_GrowingPlanner() if tables_grew else None)
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise CheckpointError(
@@ -133,6 +137,14 @@ def load(
         ) from None
     with torch.no_grad():
         placed.load_state_dict({name: wanted[key] for key, name in model_names(placed, tables).items()})
+
+
+def _count_updates(found: Found, wanted: dict[str, Any], saved: Mapping[str, Any], optimizers: Optimizers) -> None:
+    """Derive the updates of tables from the step where a checkpoint of earlier versions lacks them, and ask for them no more."""
+    for key in map(step_key, optimizers.counting_tables):
+        if key not in saved:
+            del wanted[key]
+            optimizers.num_updates.fill_(found.manifest.step - found.manifest.metrics.get("skipped_steps", 0))
 
 
 def refuse_other_optimizers(found: Found, tables: Mapping[str, TableConfig]) -> None:

@@ -12,6 +12,8 @@ from math import expm1
 from models.config import ModelConfig, NextItemConfig
 from models.features.config import InputsConfig
 from models.objectives.config import InBatchNegatives, SampledObjectiveConfig
+from models.ranking.config import RankingConfig
+from models.ranking.reach import reach_of
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad, bag_load, sequence_load
 from trainer.config import TrainConfig
@@ -108,7 +110,8 @@ def table_loads(
     num_items = facts.num_items if facts is not None else num_rows[ITEM_TABLE]
     ranking = not isinstance(model, NextItemConfig)
     ahead = 0 if ranking else 1  # the last event of a history is a target only
-    longest = model.max_history + float(ahead)
+    # Of a ranker's histories more is gathered than one layer attends to.
+    longest = float(reach_of(model).receptive if isinstance(model, RankingConfig) else model.max_history + ahead)
     mean_events = min(longest, facts.mean_events) if facts is not None else longest
     histories = train.batch_size / num_workers
     if train.batch_tokens is not None:

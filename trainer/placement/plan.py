@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sharding.config import CommunicationConfig, PlanConfig
+from sharding.config import CommunicationConfig, DevicesConfig
 from sharding.errors import PlacementError
 from sharding.plan import Plan, plan_of
 from sharding.planning.costs import predict
@@ -69,7 +69,7 @@ def read_plan(run_dir: Path) -> Plan | None:
         return None
 
 
-def topology_for(config: PlanConfig, num_workers: int, device: Device, preset: str | None = None) -> Topology:
+def topology_for(config: DevicesConfig, num_workers: int, device: Device, preset: str | None = None) -> Topology:
     """The workers' devices: as the config says, and where it is silent like this machine, or like the GPUs called `preset`."""
     if device == "cuda":
         machine = described(preset or ASSUMED_GPU, num_workers, config.devices_per_host or 8)

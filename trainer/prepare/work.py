@@ -4,20 +4,23 @@ Everything happens in a work folder that belongs to exactly these inputs and set
 result under its name by atomic rename; a task whose result is there is not run again.
 """
 
+import importlib
 import os
 import pickle
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.dataset.folder import Existing, Request
 from trainer.dataset.partition_events import GroupPlan
 from trainer.dataset.splits import Cuts
+from trainer.errors import UserError
 from trainer.logs.config import FeatureSpec, feature_specs
 from trainer.logs.contract import Inputs
 from trainer.logs.reading import Rules
+from trainer.restricted_pickle import ForbiddenPickleError, restricted_load
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,13 @@ def complete(path: Path) -> Iterator[Path]:
     A worker that outlives its killed driver by a moment thus touches no file of the attempt that goes on.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    yield temporary
-    if temporary.exists():  # nothing was quarantined, for instance
-        temporary.replace(path)
+    try:
+        yield temporary
+        if temporary.exists():  # nothing was quarantined, for instance
+            temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def save_result(work: Path, stage: str, task: int, result: Any) -> None:
@@ -99,13 +106,58 @@ def save_result(work: Path, stage: str, task: int, result: Any) -> None:
 
 
 def saved_result(work: Path, stage: str, task: int) -> Any:
-    return pickle.loads(_result_path(work, stage, task).read_bytes())
+    """What `save_result` kept. Raises UserError if somebody put something else in its place."""
+    path = _result_path(work, stage, task)
+    with path.open("rb") as file:
+        try:
+            return restricted_load(file, _is_result)
+        except ForbiddenPickleError as error:
+            raise UserError(
+                f"{path}: holds {error}, which reading it would run, and which prepare has never written. Nothing of it was run; "
+                f"delete {work} to prepare from the start"
+            ) from None
+
+
+def _is_result(module: str, name: str) -> bool:
+    """Return whether a pickled result may name this: our dataclasses, and what numpy and Arrow rebuild their values with."""
+    if module.split(".")[0] == "trainer":
+        kind = getattr(importlib.import_module(module), name, None)
+        return isinstance(kind, type) and is_dataclass(kind)
+    return name in _PARTS_OF_RESULTS.get(module, ())
+
+
+_PARTS_OF_RESULTS = {
+    "builtins": {"bytearray"},
+    "collections": {"Counter"},
+    "numpy": {"dtype", "ndarray"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "pyarrow.lib": {
+        "_reconstruct_table",
+        "_restore_array",
+        "chunked_array",
+        "field",
+        "py_buffer",
+        "schema",
+        # types
+        "binary",
+        "decimal128",
+        "decimal256",
+        "dictionary",
+        "large_list",
+        "list_",
+        "timestamp",
+        "type_for_alias",
+    },
+}
 
 
 def saved_results(work: Path, stage: str) -> Mapping[int, Any]:
-    """Of the tasks that an interrupted attempt finished."""
-    numbers = sorted(int(path.stem.rpartition("-")[2]) for path in work.glob(f"{stage}-*.done"))
-    return {number: saved_result(work, stage, number) for number in numbers}
+    """Return results of the tasks that an interrupted attempt finished. One that a power failure cut short is not finished."""
+    results = {}
+    for number in sorted(int(path.stem.rpartition("-")[2]) for path in work.glob(f"{stage}-*.done")):
+        with suppress(EOFError, pickle.UnpicklingError):
+            results[number] = saved_result(work, stage, number)
+    return results
 
 
 def _result_path(work: Path, stage: str, task: int) -> Path:

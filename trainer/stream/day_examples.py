@@ -89,8 +89,11 @@ class OneDay:
         return Chosen(places.position, group, row, np.full(row.size, self.day), None)
 
 
-def day_examples(reader: RowGroupReader, days: Days, max_history: int) -> DayExamples:
-    """Sizes are guessed from the mean history, of which a day sees the most recent part, and from the impressions of a day."""
+def day_examples(reader: RowGroupReader, days: Days, longest: int) -> DayExamples:
+    """Sizes are guessed from the mean history, of which a day sees the most recent part, and from the impressions of a day.
+
+    longest: how many events before an impression of the day are gathered at most.
+    """
     per_row = reader.num_events // max(1, sum(reader.group_rows))
     per_day = int(days.impressions.sum()) // max(1, int(days.rows.sum()))
-    return DayExamples(reader, days, max(1, min(max_history, per_row) + per_day))
+    return DayExamples(reader, days, max(1, min(longest, per_row) + per_day))

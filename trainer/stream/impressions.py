@@ -1,9 +1,9 @@
 """Batches for ranking: one history, and beside it all the impressions of the split that its user was shown.
 
 An example is a row: it is trained once per epoch with all of its training impressions, or, by days, with those of the day. Its
-history reaches up to the last of them, and back to max_history events before the first, so that no impression misses one of its
-own most recent max_history events. The invariant: what an impression may see lies strictly before it (history_end), in training
-as when it is held out.
+history reaches up to the last of them, and as far back before the first as scores look (models.ranking.reach), so that no
+impression misses an event that its score depends on. The invariant: an impression sees the events strictly before it
+(history_end), and the same ones of them whichever other impressions are gathered with it, in training as when it is held out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,8 +16,10 @@ import torch
 from models.attention.candidates import lay_out_candidates
 from models.batch import as_tensor
 from models.distinct import distinct_ids
+from models.features.time import Earlier
 from models.item_features import Catalogue
 from models.jagged import layout_of
+from models.ranking.reach import Reach
 from models.ranking_batch import RankingBatch, Told, with_inputs
 from models.ranking_micro_batches import with_cuts
 from trainer.dataset.splits import Split
@@ -66,6 +68,7 @@ class JaggedImpressions:
     """Histories one after another with their candidates: history b owns the events from offsets[b] to offsets[b + 1].
 
     row_ids: (B,) int64; items: (N,) int32; times: (N,) int64, features and user_features where the reader was asked for them.
+    earlier: the event before the first one that was gathered of each history, where there are times.
     """
 
     row_ids: np.ndarray
@@ -75,6 +78,7 @@ class JaggedImpressions:
     times: np.ndarray | None = None
     features: Mapping[str, Column] = field(default_factory=dict)
     user_features: Mapping[str, Column] = field(default_factory=dict)
+    earlier: Earlier | None = None
 
     def sliced(self, start: int, stop: int) -> "JaggedImpressions":
         """Histories start .. stop - 1: views."""
@@ -87,6 +91,7 @@ class JaggedImpressions:
             None if self.times is None else self.times[first:last],
             slice_all(self.features, first, last),
             slice_all(self.user_features, start, stop),
+            None if self.earlier is None else self.earlier.sliced(start, stop),
         )
 
     def with_an_empty_one(self) -> "JaggedImpressions":
@@ -98,6 +103,7 @@ class JaggedImpressions:
             offsets=nothing,
             candidates=replace(self.candidates, offsets=nothing),
             user_features={name: zero_like(column) for name, column in self.user_features.items()},
+            earlier=None,
         )
 
 
@@ -111,7 +117,7 @@ class ImpressionStream:
 
     reader: RowGroupReader
     batches: GlobalBatches
-    max_history: int
+    reach: Reach
     catalogue: Catalogue
     micro_batch_tokens: int | None = None
     calendar: Calendar | None = None
@@ -119,7 +125,7 @@ class ImpressionStream:
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[RankingBatch]]:
         """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
         for packed in self.packed(start, num_epochs):
-            batch = ranking_batch(packed.share, self.catalogue, self.max_history)
+            batch = ranking_batch(packed.share, self.catalogue, self.reach)
             batch = with_cuts(batch, self.micro_batch_tokens)
             yield Step(batch, packed.epoch, packed.before, packed.after)
 
@@ -133,7 +139,7 @@ class ImpressionStream:
         if self.calendar is not None:
             low, high = shown_on(packed, rows, *self.calendar.bounds(chosen.window))
         row_ids = self.batches.examples.ids(chosen)
-        return gather_impressions(packed, rows, low, high, row_ids, self.max_history)
+        return gather_impressions(packed, rows, low, high, row_ids, self.reach)
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ class HeldOutImpressions:
     deal: Deal
     catalogue: Catalogue
     split: Split
-    max_history: int
+    reach: Reach
     shown: tuple[int, int] | None = None
 
     def num_batches(self) -> int:
@@ -179,10 +185,10 @@ class HeldOutImpressions:
             else:
                 low, high = bounds_of(packed, self.split, packed.impressions.ends - packed.impressions.starts)
             rows = rows[high[rows] > low[rows]]
-            found = gather_impressions(packed, rows, low[rows], high[rows], row_ids[rows], self.max_history)
+            found = gather_impressions(packed, rows, low[rows], high[rows], row_ids[rows], self.reach)
             users = packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size)
             yield HeldOutImpressionsBatch(
-                ranking_batch(found, self.catalogue, self.max_history), found.row_ids, users, found.candidates.place
+                ranking_batch(found, self.catalogue, self.reach), found.row_ids, users, found.candidates.place
             )
 
 
@@ -203,9 +209,9 @@ def impression_examples(reader: RowGroupReader, num_impressions: int, max_histor
 
 
 def gather_impressions(
-    packed: PackedHistories, rows: np.ndarray, low: np.ndarray, high: np.ndarray, row_ids: np.ndarray, max_history: int
+    packed: PackedHistories, rows: np.ndarray, low: np.ndarray, high: np.ndarray, row_ids: np.ndarray, reach: Reach
 ) -> JaggedImpressions:
-    """The impressions low .. high - 1 of each row with the history that they need.
+    """Return the impressions low .. high - 1 of each row with the history that their scores depend on.
 
     Impressions of a row ascend in time, so the first needs the oldest events and the last sees most.
     """
@@ -214,7 +220,7 @@ def gather_impressions(
     first, last = shown.starts[rows] + low, shown.starts[rows] + high
     begin, end = np.zeros_like(first), np.zeros_like(first)
     some = last > first
-    begin[some] = np.maximum(0, shown.history_end[first[some]] - max_history)
+    begin[some] = np.maximum(0, shown.history_end[first[some]] - reach.receptive)
     end[some] = shown.history_end[last[some] - 1]
     events, offsets = stretches(packed.starts[rows] + begin, packed.starts[rows] + end)
     places, candidate_offsets = stretches(first, last)
@@ -236,11 +242,19 @@ def gather_impressions(
         None if packed.times is None else packed.times.take(events),
         take_all(packed.features, events),
         take_all(packed.user_features, rows),
+        None if packed.times is None else _events_before(packed.times, packed.starts[rows], begin),
     )
 
 
-def ranking_batch(found: JaggedImpressions, catalogue: Catalogue, max_history: int) -> RankingBatch:
-    """What the model is given, where no candidate sees more than max_history events; an empty history if there is none at all."""
+def _events_before(times: np.ndarray, starts: np.ndarray, begin: np.ndarray) -> Earlier:
+    """Return the event before event `begin` of each row; starts: the first event of each row."""
+    exists, before = begin > 0, np.zeros_like(begin)
+    before[exists] = times[(starts + begin - 1)[exists]]
+    return Earlier(exists, before)
+
+
+def ranking_batch(found: JaggedImpressions, catalogue: Catalogue, reach: Reach) -> RankingBatch:
+    """Return what the model is given of gathered impressions; an empty history if there is none at all."""
     if found.row_ids.size == 0:
         found = found.with_an_empty_one()
     candidates = found.candidates
@@ -249,7 +263,7 @@ def ranking_batch(found: JaggedImpressions, catalogue: Catalogue, max_history: i
     batch = RankingBatch(
         row_ids=as_tensor(found.row_ids),
         layout=layout_of(found.offsets),
-        candidate_layout=lay_out_candidates(found.offsets, candidates.offsets, candidates.history_end, max_history),
+        candidate_layout=lay_out_candidates(found.offsets, candidates.offsets, candidates.history_end, reach.attended),
         lookup_ids=as_tensor(lookup),
         items=catalogue.request(lookup),
         history_index=as_tensor(history),
@@ -261,4 +275,5 @@ def ranking_batch(found: JaggedImpressions, catalogue: Catalogue, max_history: i
         history_end=as_tensor(candidates.history_end),
         labels={name: as_tensor(column) for name, column in candidates.labels.items()},
     )
-    return with_inputs(batch, catalogue, Told(found.features, found.user_features, candidates.features, found.times))
+    told = Told(found.features, found.user_features, candidates.features, found.times, found.earlier)
+    return with_inputs(batch, catalogue, told)

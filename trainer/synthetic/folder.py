@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.errors import UserError
-from trainer.storage import write_json_atomically
+from trainer.storage import replace_durably, write_json_atomically
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,11 @@ def write_table(table: pa.Table, path: Path) -> None:
         for field in table.schema
         if pa.types.is_int32(field.type) or pa.types.is_int64(field.type)
     }
-    pq.write_table(
-        table, temporary, compression="zstd", use_dictionary=False, column_encoding=packed, write_page_checksum=True
-    )
-    temporary.replace(path)
+    try:
+        pq.write_table(
+            table, temporary, compression="zstd", use_dictionary=False, column_encoding=packed, write_page_checksum=True
+        )
+        replace_durably(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -12,6 +12,7 @@ from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
 from models.ranking.labels import Rates
 from models.ranking.model import RankingModel
+from models.ranking.reach import reach_of
 from models.ranking_batch import RankingBatch
 from models.ranking_micro_batches import parts_of
 from models.tables import TableSpec
@@ -80,15 +81,15 @@ class RankingTask:
         wanted = replace(wanted_by(self.catalogue), impressions=True)
         reader = RowGroupReader(job.dataset_dir, self.manifest, wanted)
         reader.check_files()
-        longest, days = self.config.max_history, self.by_day.days if self.by_day is not None else None
+        reach, days = reach_of(self.config), self.by_day.days if self.by_day is not None else None
         examples: Examples | DayExamples
         if days is None:
-            examples = impression_examples(reader, self.manifest.counts.train_events, longest)
+            examples = impression_examples(reader, self.manifest.counts.train_events, reach.attended)
         else:
-            examples = day_examples(reader, days, longest)
+            examples = day_examples(reader, days, reach.receptive)
         batches = GlobalBatches(examples, job.train.batch_size, None, job.seed, ranks.rank, ranks.world_size)
         calendar = days.calendar if days is not None else None
-        return ImpressionStream(reader, batches, longest, self.catalogue, job.train.micro_batch_tokens, calendar)
+        return ImpressionStream(reader, batches, reach, self.catalogue, job.train.micro_batch_tokens, calendar)
 
     def settle(self, batch: RankingBatch, position: Position, ranks: Ranks) -> RankingBatch:
         return batch
@@ -103,7 +104,7 @@ class RankingTask:
             self.catalogue,
             split,
             self.job.evaluate,
-            self.config.max_history,
+            reach_of(self.config),
             ranks,
             dynamic,
             self.labels,

@@ -1,5 +1,7 @@
 """Every form of attention: the fast path equals the reference in values and gradients, and no event sees what it must not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -61,6 +63,30 @@ def test_the_fast_path_equals_the_reference(monkeypatch, form, lengths, piece_sc
         # The penalty is summed in float32.
         tolerance = 1e-5 if config.penalty else 1e-10
         torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("reach", [1, 3, 15, 30])
+@pytest.mark.parametrize("form", [form for form in FORMS if "global" not in form and not FORMS[form].get("num_global")])
+def test_a_reach_limits_every_form_and_a_penalty_counts_the_events_that_it_is_given(form, reach):
+    config, context = config_of(form), context_of(LENGTHS[1])
+    counted = torch.arange(sum(LENGTHS[1])) % 3 > 0
+    limited = replace(context, reach=reach, counted=counted)
+    inputs, parts = random_inputs(config, sum(LENGTHS[1]), 4, 1, torch.float64), parts_of(config, 4, torch.float64)
+    fast, plain = (results(f, inputs, limited, parts) for f in (attend, attend_reference))
+    for ours, theirs in zip(fast, plain, strict=True):
+        tolerance = 1e-5 if config.penalty else 1e-10
+        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=tolerance, atol=tolerance)
+    window = config.window or 1000
+    assert torch.equal(fast[0], results(attend, inputs, context, parts)[0]) == (window <= reach)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_reach_beyond_the_longest_history_changes_no_bit(form):
+    config, context = config_of(form), context_of(LENGTHS[1])
+    inputs, parts = random_inputs(config, sum(LENGTHS[1]), 4, 1, torch.float64), parts_of(config, 4, torch.float64)
+    limited = replace(context, reach=max(LENGTHS[1]))
+    found, expected = (results(attend, inputs, given, parts) for given in (limited, context))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS)

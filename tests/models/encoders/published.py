@@ -13,22 +13,24 @@ from models.encoders.encoder import Encoder
 def padded_forward(encoder: Encoder, x_BLD: Tensor, lengths_B: Tensor, times_BL: Tensor) -> Tensor:
     """(B, L, D); what stands at padding means nothing."""
     longest, width = x_BLD.shape[1:]
-    x = x_BLD * (width**0.5 if encoder.config.scale_inputs else 1.0) + encoder.positions.weight[:longest]
     place = torch.arange(longest)
+    x = x_BLD * (width**0.5 if encoder.config.scale_inputs else 1.0) + learned_places(encoder, place, lengths_B)
+    if encoder.config.input_norm:
+        x = layer_norm(encoder.input_norm, x)
     match encoder.config.kind:
         case "sasrec" | "two_tower":
             for block in encoder.blocks:
                 x = x + block.attention.attention_output(
                     attention(block, layer_norm(block.attention_norm, x), causal(place))
                 )
-                x = x + gelu_feed_forward(block, layer_norm(block.feed_forward_norm, x))
+                x = x + feed_forward(encoder, block, layer_norm(block.feed_forward_norm, x))
             x = layer_norm(encoder.final_norm, x)
         case "bert4rec":
             real = (place[None, :] < lengths_B[:, None])[:, None, None, :]
             visible = real | torch.eye(longest, dtype=torch.bool)  # padding sees itself, so that it is a number
             for block in encoder.blocks:
                 x = layer_norm(block.attention_norm, x + block.attention.attention_output(attention(block, x, visible)))
-                x = layer_norm(block.feed_forward_norm, x + gelu_feed_forward(block, x))
+                x = layer_norm(block.feed_forward_norm, x + feed_forward(encoder, block, x))
         case "ligr":
             for block in encoder.blocks:
                 seen = attention(block, layer_norm(block.attention_norm, x), causal(place))
@@ -62,9 +64,19 @@ def padded_forward(encoder: Encoder, x_BLD: Tensor, lengths_B: Tensor, times_BL:
                 x = x + swiglu(block, rms_norm(block.feed_forward_norm, x))
     if encoder.pooling is not None:
         x = pooled(encoder, x, causal(place))
+    if encoder.config.output_head == "gelu":
+        x = layer_norm(encoder.output_head.norm, F.gelu(encoder.output_head.into(x)))
     for number, layer in enumerate(encoder.user_tower.layers):
         x = layer(F.gelu(x) if number else x)
     return x
+
+
+def learned_places(encoder: Encoder, place: Tensor, lengths_B: Tensor) -> Tensor:
+    """(B or 1, L, D). From the newest event: as in a history of max_history events that is padded on the left."""
+    if encoder.config.positions_from == "oldest":
+        return encoder.positions.weight[place][None]
+    from_left = place[None, :] + encoder.max_history - lengths_B[:, None]
+    return encoder.positions.weight[from_left.clamp(max=encoder.max_history - 1)]
 
 
 def causal(place: Tensor) -> Tensor:
@@ -106,8 +118,9 @@ def time_bias(block, times_BL: Tensor) -> Tensor:
     return block.attention.time_bias.weight[:, bucket].transpose(0, 1)
 
 
-def gelu_feed_forward(block, x: Tensor) -> Tensor:
-    return block.feed_forward.out_of(F.gelu(block.feed_forward.into(x)))
+def feed_forward(encoder: Encoder, block, x: Tensor) -> Tensor:
+    activation = {"gelu": F.gelu, "relu": F.relu}[encoder.config.feed_forward]
+    return block.feed_forward.out_of(activation(block.feed_forward.into(x)))
 
 
 def swiglu(block, x: Tensor) -> Tensor:

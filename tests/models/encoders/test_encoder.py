@@ -35,6 +35,12 @@ COMPOSED = {
         "norm": "rms_norm",
         "attention": {"normalisation": "silu", "gate": True},
     },
+    "sasrec, as its code": {
+        "positions_from": "newest",
+        "scale_inputs": True,
+        "feed_forward": "relu",
+    },
+    "bert4rec, as its code": {"kind": "bert4rec", "input_norm": True, "output_head": "gelu"},
     "bert4rec, bias": {"kind": "bert4rec", "attention": {"bias": "position", "position_bias": "bucketed"}},
 }
 CASES = {**{kind: {"kind": kind} for kind in KINDS}, **COMPOSED}
@@ -63,7 +69,14 @@ def events(num_events: int, dtype: torch.dtype = torch.float32, seed: int = 2) -
 
 
 @pytest.mark.parametrize(
-    "settings", [*({"kind": kind} for kind in KINDS), {"kind": "ligr", "scale_inputs": True}], ids=str
+    "settings",
+    [
+        *({"kind": kind} for kind in KINDS),
+        {"kind": "ligr", "scale_inputs": True},
+        {"kind": "sasrec", "positions_from": "newest", "feed_forward": "relu", "scale_inputs": True},
+        {"kind": "bert4rec", "input_norm": True, "output_head": "gelu"},
+    ],
+    ids=str,
 )
 def test_jagged_equals_the_published_encoder_on_padded_blocks(settings):
     """In values, and in gradients of inputs and of every weight."""
@@ -87,6 +100,53 @@ def test_jagged_equals_the_published_encoder_on_padded_blocks(settings):
         results.append((output.detach(), leaf.grad, *gradients))
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+
+
+def test_places_from_the_newest_event_are_those_of_a_history_padded_on_the_left():
+    """The newest of every history has the last place, and an older event that is dropped changes no other's place."""
+    encoder = make_encoder({"positions_from": "newest", "num_blocks": 0}).eval()
+    x, history = events(9), slice(4, 9)
+    together, alone = (encoder(x[part], context_of(lengths))[0] for part, lengths in ((slice(9), [9]), (history, [5])))
+    assert torch.equal(together[history], alone)
+    assert not torch.equal(make_encoder({"num_blocks": 0}).eval()(x, context_of([9]))[0][history], alone)
+    used = torch.autograd.grad(encoder(x, context_of([4, 5]))[0].square().sum(), encoder.positions.weight)[0]
+    assert used.any(dim=1).tolist() == [False] * (MAX_HISTORY - 5) + [True] * 5
+
+
+def test_dropout_inside_of_the_feed_forward_part_is_drawn_in_training_alone():
+    plain, dropping = (make_encoder({"feed_forward_dropout": share}) for share in (0.0, 0.5))
+    x, context = events(sum(LENGTHS)), context_of(LENGTHS)
+    expected = plain.eval()(x, context)[0]
+    assert torch.equal(dropping.eval()(x, context)[0], expected)
+    torch.manual_seed(1)
+    first, second = (dropping.train()(x, context)[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    ours = dropping.blocks[0].feed_forward.train()
+    with torch.no_grad():
+        mean = torch.stack([ours(x) for _ in range(2000)]).mean(dim=0)
+        assert (mean - ours.eval()(x)).abs().max() < 0.15 * ours(x).abs().max()
+
+
+@pytest.mark.parametrize(
+    "setting", [{"input_norm": True}, {"output_head": "gelu"}, {"positions_from": "newest"}], ids=str
+)
+def test_a_part_of_a_published_encoder_changes_what_is_encoded(setting):
+    x, context = events(sum(LENGTHS)), context_of(LENGTHS)
+    without, with_it = (make_encoder(given).eval()(x, context)[0] for given in ({}, setting))
+    assert (without - with_it).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"positions": "rotary", "positions_from": "newest"}, 'positions_from = "newest" needs positions = "learned"'),
+        ({"kind": "hstu", "feed_forward_dropout": 0.1}, "feed_forward_dropout needs a feed-forward sub-layer"),
+    ],
+    ids=["places", "dropout"],
+)
+def test_settings_without_effect_are_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        EncoderConfig.model_validate(settings)
 
 
 @pytest.mark.parametrize("case", CAUSAL)
@@ -139,6 +199,8 @@ def test_recomputed_activations_change_nothing(case):
     results = []
     for recompute in (False, True):
         settings = {**CASES[case], "recompute": recompute, "dropout": 0.2}
+        if "hstu" not in str(settings.get("kind")):
+            settings["feed_forward_dropout"] = 0.2
         encoder, context = make_encoder(settings).train(), context_of(LENGTHS)
         x = events(sum(LENGTHS)).requires_grad_()
         torch.manual_seed(7)

@@ -214,7 +214,7 @@ def test_times_reach_the_encoder_from_the_first_event_on() -> None:
     batch = batch_of(users, OBJECTIVES[1])
     bounds = list(pairwise(batch.layout.offsets.tolist()))
     for user, (start, stop) in zip(users, bounds, strict=True):
-        seconds = [(event.time - user.events[0].time) // 1_000 for event in user.events]
+        seconds = [event.time // 1_000 - user.events[0].time // 1_000 for event in user.events]
         assert batch.times[start:stop].tolist() == seconds[:-1]
         assert batch.request_times[start:stop].tolist() == seconds[1:]
     untold = replace(CATALOGUE, inputs=replace(INPUTS, clock=Clock(1_000)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.features.config import NUM_TIME_ROWS
-from models.features.time import LONGEST_GAP, Clock, TimeVectors, seconds_since_start, time_rows
+from models.features.time import LONGEST_GAP, Clock, Earlier, TimeVectors, seconds_since_start, time_rows
 
 OFFSETS = np.asarray([0, 0, 4, 5, 5, 9, 9])  # with empty histories, the last among them
 SECONDS = np.asarray([1_700_000_000, 1_700_000_000, 1_700_000_001, 1_700_090_000, 5, -90_000, -3, 0, 2**33])
@@ -54,6 +54,26 @@ def test_seconds_count_from_the_first_event_of_each_history(ticks: int) -> None:
     assert (asked - found).tolist() == [7] * 9
     nothing = np.zeros(0, np.int64)
     assert seconds_since_start(clock, nothing, nothing, np.zeros(3, np.int64)).size == 0
+
+
+@pytest.mark.parametrize("ticks", UNITS)
+def test_seconds_between_events_do_not_depend_on_where_a_history_was_cut(ticks: int) -> None:
+    clock, times = Clock(ticks), np.cumsum(np.random.default_rng(3).integers(0, 5 * ticks, size=50))
+    whole = seconds_since_start(clock, times, times, np.asarray([0, 50]))
+    for cut in range(1, 50):
+        of_rest = seconds_since_start(clock, times[cut:], times[cut:], np.asarray([0, 50 - cut]))
+        assert of_rest.tolist() == (whole[cut:] - whole[cut]).tolist()
+
+
+def test_the_gap_of_the_first_event_is_to_the_one_before_it_that_was_cut_off() -> None:
+    clock, times, offsets = Clock(1, ("gap",)), np.asarray([0, 7, 9, 40, 45, 50]), np.asarray([0, 6])
+    whole = time_rows(clock, times, offsets)["gap"]
+    for cut in range(6):
+        earlier = Earlier(np.asarray([cut > 0, False, False]), np.asarray([times[cut - 1] * (cut > 0), 0, 0]))
+        # An empty history, and one that begins with its first event.
+        rest = np.concatenate((times[cut:], times))
+        found = time_rows(clock, rest, np.asarray([0, 6 - cut, 6 - cut, 12 - cut]), earlier)["gap"]
+        assert found.tolist() == [*whole[cut:].tolist(), *whole.tolist()]
 
 
 def test_vectors_are_added_up() -> None:

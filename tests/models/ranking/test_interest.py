@@ -236,6 +236,7 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
         ({}, "not the same for each impression"),
         ({"kind": "bert4rec", "positions": "none"}, "what happened after it"),
         ({"kind": "two_tower", "positions": "none"}, "next-item models"),
+        ({"output_head": "gelu", "positions": "none"}, "next-item models"),
     ],
 )
 def test_encoders_that_would_tell_the_future_are_refused(settings, message):

@@ -75,6 +75,10 @@ def test_pairwise_is_the_loop_over_pairs(monkeypatch, defined, chunk):
     assert found.item() == pytest.approx(plain_pairwise(scores(), defined))
 
 
+def test_a_gpu_is_given_more_pairs_at_a_time_than_a_cpu():
+    assert losses.chunk_pairs(torch.device("cuda")) > 16 * losses.chunk_pairs(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("defined", [ALL, DEFINED], ids=["all", "some"])
 def test_listwise_is_the_loop_over_users(defined):
     found = listwise(scores(), POSITIVE, defined, USER, len(COUNTS))

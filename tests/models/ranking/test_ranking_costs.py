@@ -61,6 +61,7 @@ FORMS: dict[str, dict[str, Any]] = {
         },
     },
     "pooled encoder": {"kind": "hstu", "encoder": {**TWO_HEADS, "pooling": "attention", "user_tower": [2]}},
+    "norm of inputs": {"kind": "bst", "encoder": {**TWO_HEADS, "input_norm": True}},
     "dcn": {"kind": "pooled", "crossing": {"kind": "dcn_v2", "rank": 3, "num_layers": 2}},
     "fm": {"kind": "pooled", "crossing": {"kind": "fm", "rank": 3}},
     "mmoe": {"kind": "pooled", "experts": {"kind": "mmoe", "hidden": [6, 5], "num_experts": 3, "tower": [4]}},
@@ -169,7 +170,8 @@ def test_pairs_of_candidates_are_those_of_the_layout(seed: int) -> None:
     plain = 0
     for block in layout.blocks:
         real_keys = (block.key_place < (1 << 30)).sum(dim=1)
-        plain += int((block.is_query.sum(dim=1) * real_keys).sum())
+        is_query = torch.zeros(block.query_gather.numel(), dtype=torch.bool).index_fill_(0, block.block_index, True)
+        plain += int((is_query.view_as(block.query_gather).sum(dim=1) * real_keys).sum())
     assert candidate_pairs(counts, history_end, attended) == plain
 
 

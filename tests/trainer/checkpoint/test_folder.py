@@ -1,7 +1,9 @@
 """The folder of checkpoints: what is committed exists, what is damaged is never taken, the best and the newest stay."""
 
+import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,32 +193,55 @@ def test_nothing_verifies(tmp_path):
 # Retention
 
 
+def refuse_warning(text: str) -> None:
+    pytest.fail(f"warned: {text}")
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path):
     for step in (1, 2, 3, 4, 5):
         write_checkpoint(tmp_path, step)
     checkpoint_folder.write_best(tmp_path, 2, "ndcg@10", 0.5)
-    deleted = checkpoint_folder.retire(tmp_path, keep=2)
+    deleted = checkpoint_folder.retire(tmp_path, keep=2, warn=refuse_warning)
     assert sorted(path.name for path in deleted) == ["step_000000001", "step_000000003"]
     assert steps_of(tmp_path) == [5, 4, 2]
     assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
-    assert checkpoint_folder.retire(tmp_path, keep=2) == []
+    assert checkpoint_folder.retire(tmp_path, keep=2, warn=refuse_warning) == []
 
 
 def test_a_best_that_is_among_the_newest_takes_no_extra_place(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step)
     checkpoint_folder.write_best(tmp_path, 3, "mrr", 0.5)
-    checkpoint_folder.retire(tmp_path, keep=1)
+    checkpoint_folder.retire(tmp_path, keep=1, warn=refuse_warning)
     assert steps_of(tmp_path) == [3]
 
 
 def test_without_a_best_only_the_newest_are_kept(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step)
-    checkpoint_folder.retire(tmp_path, keep=5)
+    checkpoint_folder.retire(tmp_path, keep=5, warn=refuse_warning)
     assert steps_of(tmp_path) == [3, 2, 1]
-    checkpoint_folder.retire(tmp_path, keep=1)
+    checkpoint_folder.retire(tmp_path, keep=1, warn=refuse_warning)
     assert steps_of(tmp_path) == [3]
+
+
+@pytest.mark.parametrize("refused", ["rename", "rmtree"])
+def test_a_checkpoint_that_cannot_be_deleted_is_a_warning_and_tried_again(tmp_path, monkeypatch, refused):
+    for step in (1, 2, 3):
+        write_checkpoint(tmp_path, step)
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(39, "Directory not empty")
+
+    warnings: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(*((Path, "rename", refuse) if refused == "rename" else (shutil, "rmtree", refuse)))
+        checkpoint_folder.retire(tmp_path, 1, warnings.append)
+    assert len(warnings) == 2
+    assert all("Directory not empty" in text and "tried again" in text for text in warnings)
+    assert steps_of(tmp_path)[0] == 3
+    checkpoint_folder.retire(tmp_path, keep=1, warn=refuse_warning)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000000003"]
 
 
 # What to evaluate
@@ -254,3 +279,13 @@ def test_nothing_to_evaluate_is_an_error_that_says_why(tmp_path):
     flip(write_checkpoint(tmp_path, 1) / ".metadata", 0)
     with pytest.raises(CheckpointError, match=r"\.metadata is corrupt"):
         evaluated(tmp_path)
+
+
+@pytest.mark.parametrize("use", [checkpoint_folder.read, checkpoint_folder.verify])
+def test_a_missing_checkpoint_is_refused_with_those_that_there_are(tmp_path: Path, use: Any) -> None:
+    for step in (10, 20):
+        write_checkpoint(tmp_path, step)
+    with pytest.raises(CheckpointError, match=r"no such checkpoint; .* has step_000000020, step_000000010$"):
+        use(tmp_path / "step_000000015")
+    with pytest.raises(CheckpointError, match=r"no such checkpoint; .* has none$"):
+        use(tmp_path / "elsewhere" / "step_000000015")

@@ -2,7 +2,7 @@
 
 import errno
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sharding.config import TableConfig
+from sharding.fused_tables import fused_tables
 from sharding.optimizers import Optimizers
 from sharding.ranks import Ranks
 from tests.sharding.lookups import Lookup, ids_of, placed_lookup, step_of
@@ -187,6 +188,55 @@ def test_a_checkpoint_of_another_model_is_refused_on_every_rank_by_name(rank_poo
         assert re.search(said, message), message
         assert "set the config back" in message
         assert untouched
+
+
+# Updates that fused optimizers count
+
+
+ADAM = {"dim": 8, "optimizer": "adam", "sharding": "row_wise"}
+
+
+def as_adam(ranks: Ranks, seed: int) -> Run:
+    """A sharded table that takes itself for one of fused Adam, which exists on GPUs only; Adagrad updates it."""
+    module, placed, plan = placed_lookup(ranks, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), seed)
+    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=0.01), {"item": TableConfig(**ADAM)}, plan)
+    return Run(module, placed, optimizers, ranks)
+
+
+def save_counted(ranks: Ranks, folder: Path, with_count: bool) -> None:
+    run = as_adam(ranks, seed=1)
+    run.train(range(5))
+    state = tensors_of(run.placed, ("item",), run.optimizers)
+    if not with_count:
+        del state["table.item.step"]
+
+    def described(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
+        return replace(describe(files), step=7, metrics={"skipped_steps": 1})
+
+    checkpoint_tensors.save(folder, state, ranks, described, step=7)
+
+
+def load_counted(ranks: Ranks, folder: Path) -> list[int]:
+    """What the next look-up of each fused table is to count from."""
+    run = as_adam(ranks, seed=2)
+    found, _ = checkpoint_tensors.find_to_resume(folder, ranks)
+    assert found is not None
+    checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+    run.optimizers.count_lookups()
+    return [int(count) for table in fused_tables(run.placed) for count in (table.iter, table.iter_cpu)]
+
+
+def test_a_checkpoint_holds_the_number_of_updates_of_fused_adam(rank_pool, tmp_path):
+    rank_pool.run(2, save_counted, tmp_path, True)
+    for world_size in (1, 3):
+        for counts in rank_pool.run(world_size, load_counted, tmp_path):
+            assert set(counts) == {5}
+
+
+def test_a_checkpoint_without_that_number_counts_the_steps_that_were_not_skipped(rank_pool, tmp_path):
+    rank_pool.run(2, save_counted, tmp_path, False)
+    for counts in rank_pool.run(1, load_counted, tmp_path):
+        assert set(counts) == {6}
 
 
 # Failures while writing

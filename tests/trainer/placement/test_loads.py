@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from models.config import NextItemConfig
+from models.config import ModelConfig, NextItemConfig
 from models.features.config import InputsConfig
+from models.ranking.config import RankingConfig
 from sharding.config import HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad
 from tests.datasets import manifest_of_items, tiny_dataset
@@ -23,7 +24,7 @@ TRAIN = TrainConfig(batch_size=128)
 def loads_of(
     tables: dict[str, TableConfig] | None = None,
     num_rows: dict[str, int] | None = None,
-    model: NextItemConfig = SAMPLED,
+    model: ModelConfig = SAMPLED,
     train: TrainConfig = TRAIN,
     num_workers: int = 2,
     facts: DatasetFacts | None = None,
@@ -31,6 +32,19 @@ def loads_of(
     tables = tables or {"item": TableConfig()}
     found = table_loads(tables, num_rows or {"item": 10**9}, model, train, num_workers, facts)
     return {load.name: load for load in found}
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 64])
+def test_a_ranker_looks_up_the_events_that_its_scores_depend_on(num_workers):
+    """Two blocks, of which the second computes candidates only; one candidate for each history."""
+    model = RankingConfig.model_validate({"kind": "hstu", "max_history": 50})
+    histories = 128 / num_workers
+    assert loads_of(model=model, num_workers=num_workers)["item"].ids_per_rank == pytest.approx(
+        histories * (50 + 49 + 1), rel=1e-4
+    )
+    facts = DatasetFacts(10**9, 60.0, mean_candidates=3.0)
+    found = loads_of(model=model, num_workers=num_workers, facts=facts)["item"].ids_per_rank
+    assert found == pytest.approx(histories * (60 + 3), rel=1e-4)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 64])

@@ -10,7 +10,16 @@ import torch
 from models.ranking.config import RankingConfig
 from sharding.ranks import Ranks
 from tests.grown_datasets import DAY, ranking_dataset
-from tests.trainer.stream.test_impressions import BATCH, CATALOGUE, MAX_HISTORY, NUM_ITEMS, Data, Logs, random_logs
+from tests.trainer.stream.test_impressions import (
+    BATCH,
+    CATALOGUE,
+    MAX_HISTORY,
+    NUM_ITEMS,
+    REACH,
+    Data,
+    Logs,
+    random_logs,
+)
 from tests.trainer.stream.test_impressions import content as content_of
 from tests.trainer.stream.test_impressions import seen_in as seen_of
 from trainer.config import DaysConfig
@@ -34,7 +43,7 @@ def stream_of(data: Data, rank: int = 0, world_size: int = 1, calendar: Calendar
     reader = data.reader()
     examples = day_examples(reader, count_days(data.reader(), calendar, ALONE), MAX_HISTORY)
     batches = GlobalBatches(examples, BATCH, None, 3, rank, world_size)
-    return ImpressionStream(reader, batches, MAX_HISTORY, CATALOGUE, calendar=calendar)
+    return ImpressionStream(reader, batches, REACH, CATALOGUE, calendar=calendar)
 
 
 def steps_of(data: Data, world_size: int, start: Position | None = None) -> list[tuple[Any, ...]]:

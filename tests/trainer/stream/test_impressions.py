@@ -12,6 +12,7 @@ import pytest
 from models.features.inputs import Inputs
 from models.features.time import Clock
 from models.item_features import Catalogue
+from models.ranking.reach import Reach
 from models.ranking_batch import RankingBatch
 from models.ranking_micro_batches import parts_of
 from tests.datasets import tiny_ranking_dataset
@@ -27,6 +28,7 @@ from trainer.stream.row_groups import RowGroupReader, Wanted
 from trainer.stream.shares import EMPTY_ROW, Step
 
 MAX_HISTORY, BATCH, EPOCHS, NUM_ITEMS = 4, 7, 2, 15
+REACH = Reach(MAX_HISTORY, MAX_HISTORY + 3)
 CATALOGUE = Catalogue(NUM_ITEMS + 1, NUM_ITEMS + 1, inputs=Inputs(clock=Clock(1, ("gap", "hour"))))
 Seen = dict[tuple[str, int, int], tuple[float, tuple[tuple[int, int], ...]]]  # impression: label, visible (item, time)
 
@@ -78,7 +80,7 @@ class Data:
         reader = self.reader(cache_bytes)
         examples = impression_examples(reader, self.manifest.counts.train_events, MAX_HISTORY)
         batches = GlobalBatches(examples, BATCH, None, 3, rank, world_size)
-        return ImpressionStream(reader, batches, MAX_HISTORY, CATALOGUE)
+        return ImpressionStream(reader, batches, REACH, CATALOGUE)
 
     def seen(self) -> Seen:
         users = self.users
@@ -168,6 +170,18 @@ def test_impressions_see_the_events_strictly_before_them(data, logs):
     assert {len(history) for _, history in found.values()} == set(range(MAX_HISTORY + 1))
 
 
+def test_as_much_is_gathered_before_the_first_impression_as_scores_depend_on(data):
+    """And no more, of histories that have more."""
+    before_first = set()
+    for held in HeldOutImpressions(Deal(data.reader(), 8, 0, 1), CATALOGUE, "test", REACH).batches():
+        for _, history, shown in examples_of(held.batch):
+            ends = [end for *_, end, _ in shown]
+            assert len(history) == max(ends)
+            before_first.add(min(ends))
+    assert len(before_first) > 2
+    assert max(before_first) == REACH.receptive
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 13])
 @pytest.mark.parametrize(("split", "low", "high"), [("validation", 60, 80), ("test", 80, 1000)])
 def test_each_held_out_impression_comes_exactly_once(
@@ -175,7 +189,7 @@ def test_each_held_out_impression_comes_exactly_once(
 ) -> None:
     users, found, num_batches = data.users, Seen(), set()
     for rank in range(world_size):
-        held = HeldOutImpressions(Deal(data.reader(), 8, rank, world_size), CATALOGUE, split, MAX_HISTORY)
+        held = HeldOutImpressions(Deal(data.reader(), 8, rank, world_size), CATALOGUE, split, REACH)
         batches = list(held.batches())
         num_batches.add(len(batches))
         assert len(batches) == held.num_batches()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.features.config import InputsConfig
 from models.ranking.config import RankingConfig
+from models.ranking.reach import reach_of
 from models.ranking_batch import RankingBatch
 from sharding.config import HashIdsConfig, TableConfig
 from tests.grown_datasets import ranking_dataset
@@ -40,7 +41,7 @@ def batches_of(dataset: tuple[Path, Manifest], **inputs: Any) -> tuple[list[Rank
         folder, manifest, Wanted(times=wanted.times, features=wanted.features, impressions=True), 1 << 20
     )
     examples = impression_examples(reader, manifest.counts.train_events, MAX_HISTORY)
-    stream = ImpressionStream(reader, GlobalBatches(examples, 7, None, 0, 0, 1), MAX_HISTORY, catalogue)
+    stream = ImpressionStream(reader, GlobalBatches(examples, 7, None, 0, 0, 1), reach_of(config), catalogue)
     return [step.batch for step in stream.steps(Position(0, 0), 1)], wanted
 
 

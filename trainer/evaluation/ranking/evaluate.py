@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models.item_features import Catalogue, ItemRequest
 from models.ranking.config import LabelConfig
+from models.ranking.reach import Reach
 from models.ranking_batch import RankingBatch
 from sharding.ranks import Ranks
 from trainer.config import EvaluateConfig
@@ -130,7 +131,7 @@ def make_ranking_evaluator(
     catalogue: Catalogue,
     split: Split,
     config: EvaluateConfig,
-    max_history: int,
+    reach: Reach,
     ranks: Ranks,
     dynamic: DynamicTables,
     labels: Mapping[str, LabelConfig],
@@ -139,7 +140,7 @@ def make_ranking_evaluator(
     reader = RowGroupReader(folder, manifest, replace(wanted_by(catalogue, users=True), impressions=True))
     deal = Deal(reader, config.batch_size, ranks.rank, ranks.world_size)
     rules = LabelRules(labels, 1.0 / manifest.labels.get("negative_sampling_rate", 1.0))
-    return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, max_history), rules, ranks, dynamic)
+    return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, reach), rules, ranks, dynamic)
 
 
 def sum_over_ranks(sums: Sums, ranks: Ranks) -> Sums:
@@ -221,7 +222,7 @@ def _impression_rows(
         "user": held.users.take(pa.array(history)),
         "item": item,
         "time": batch.shown_at.numpy(),
-        "history_length": np.minimum(batch.history_end.numpy(), evaluator.held_out.max_history),
+        "history_length": np.minimum(batch.history_end.numpy(), evaluator.held_out.reach.attended),
         "item_impressions": rates.item_impressions[item],
         "weight": rules.weights(columns),
     }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from models.item_features import Catalogue, ItemRequest
 from models.ranking.config import LabelConfig
+from models.ranking.reach import Reach
 from models.ranking_batch import RankingBatch
 from sharding.ranks import Ranks
 from tests.datasets import tiny_ranking_dataset
@@ -89,7 +90,8 @@ def evaluator_of(
     config = EvaluateConfig(batch_size=7)
     catalogue = Catalogue(NUM_ITEMS + 1, NUM_ITEMS + 1)
     dynamic = DynamicTables({}, (), 1)
+    reach = Reach(MAX_HISTORY, MAX_HISTORY)
     given = {"click": LabelConfig(), "buy": buy or LabelConfig()}
     return make_ranking_evaluator(
-        folder, manifest, catalogue, split, config, MAX_HISTORY, ranks, dynamic, {name: given[name] for name in labels}
+        folder, manifest, catalogue, split, config, reach, ranks, dynamic, {name: given[name] for name in labels}
     )

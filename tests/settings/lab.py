@@ -1,0 +1,225 @@
+"""What the settings' tests look at: from a file with `--set` to datasets and trainings in this process, without Ray.
+
+Everything that entries share is made once: a dataset for each set of logs, an observation for each config.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from pydantic import BaseModel
+
+import cluster.prepare
+from cluster.config import Config, job_of, load_config
+from cluster.config_file import apply_override, read_values
+from cluster.plan.workload import WorkloadConfig, check_workload
+from cluster.study.config import StudyConfig, StudyFile, read_study
+from sharding.ranks import Ranks, current_ranks
+from tests.rank_pool import RankPool
+from tests.settings.entry import Settings, toml
+from tests.settings.logs import DAY, START, write_logs
+from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.job import Job
+from trainer.storage import digest_of
+from trainer.synthetic.impression_world import ImpressionConfig
+from trainer.synthetic.world import SyntheticConfig
+
+_RUN = """
+[model]
+max_history = 6
+[model.encoder]
+num_blocks = 1
+dropout = 0.0
+[tables.item]
+dim = 8
+sharding = "row_wise"
+init_std = 0.5
+[train]
+epochs = 2
+batch_size = 8
+log_every_steps = 1
+[evaluate]
+ks = [2, 5, 10]
+batch_size = 8
+[plan]
+measure = false
+[cluster]
+num_workers = 1
+prepare_tasks = 1
+"""
+_EVENTS = '[logs]\npath = "LOGS/events.parquet"\n'
+_IMPRESSIONS = f"""
+[logs]
+path = "LOGS/impressions.parquet"
+labels = ["click"]
+outcomes = ["conversion", "like"]
+history_label = "click"
+[split]
+kind = "global_time"
+validation_time = {START + 6 * DAY}
+test_time = {START + 7 * DAY}
+"""
+_STUDY = """
+[study]
+dir = "LOGS/study"
+[study.grid]
+"model.max_history" = [4, 6]
+"""
+_WORKLOAD = """
+batch_size = 64
+[topology]
+devices = 16
+preset = "a100-80gb"
+[[table]]
+name = "item"
+rows = 1_000_000
+dim = 128
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """Where settings of a kind come from. model: what they are checked by; prefix: of the keys of entries, not in the file."""
+
+    model: type[BaseModel]
+    text: str
+    prefix: str = ""
+
+
+WORLDS = {
+    "events": World(Config, _EVENTS + _RUN),
+    "impressions": World(Config, _IMPRESSIONS + _RUN),
+    "study": World(StudyConfig, _STUDY + _EVENTS + _RUN, "study"),
+    "workload": World(WorkloadConfig, _WORKLOAD, "workload"),
+    "synth": World(
+        SyntheticConfig, "num_users = 40\nnum_items = 120\nmean_events_per_user = 12.0\nnum_patterns = 10\n", "synth"
+    ),
+    "synth impressions": World(
+        ImpressionConfig, "num_users = 60\nnum_items = 60\nmean_impressions_per_user = 40.0\n", "synth_impressions"
+    ),
+}
+
+
+class Lab:
+    """A folder with logs, and one rank in this process."""
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self.folder, self.ranks = folder, ranks
+        self.logs = folder / "logs"
+        write_logs(self.logs)
+        for name, world in WORLDS.items():
+            self._file(name).write_text(world.text.replace("LOGS", str(self.logs)), encoding="utf-8")
+        self._datasets: dict[str, Path] = {}
+        self._seen: dict[tuple[Any, str], Any] = {}
+        self._num_folders = 0
+        self._pool = RankPool(size=2)
+
+    def _file(self, world: str) -> Path:
+        return self.folder / f"{world.replace(' ', '_')}.toml"
+
+    def settings(self, world: str, given: Settings) -> Any:
+        """The settings of a file, overridden as `--set` does; paths may begin with LOGS."""
+        path, prefix = self._file(world), WORLDS[world].prefix
+        overrides = [f"{key}={toml(value)}".replace("LOGS", str(self.logs)) for key, value in given.items()]
+        if world == "study":
+            return read_study(path, overrides)
+        overrides = [override.removeprefix(f"{prefix}.") for override in overrides]
+        if not prefix:
+            return load_config(path, overrides)
+        values = read_values(path)
+        if world == "workload":
+            return check_workload(values, str(path), overrides)
+        for override in overrides:
+            apply_override(override, values)
+        return WORLDS[world].model.model_validate(values)
+
+    def see(self, observe: Callable[["Lab", Any], Any], settings: Any) -> Any:
+        """What an observation shows; computed once for equal settings."""
+        key = observe, digest_of(plain(settings))
+        if key not in self._seen:
+            torch.manual_seed(0)
+            self._seen[key] = observe(self, settings)
+        return self._seen[key]
+
+    def on_two_ranks(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Run function(ranks, *arguments) on two ranks in processes of their own; return their results."""
+        return self._pool.run(2, function, *arguments)
+
+    def close(self) -> None:
+        """End the processes of the ranks."""
+        self._pool.stop()
+
+    def new_folder(self) -> Path:
+        """A folder that nobody else uses."""
+        self._num_folders += 1
+        folder = self.folder / f"folder-{self._num_folders}"
+        folder.mkdir()
+        return folder
+
+    def dataset(self, config: Config) -> Path:
+        """The folder of the dataset of a config, prepared in this process."""
+        made_of = {"logs": config.logs, "split": config.split, **config.ids_of_tables}
+        key = digest_of({name: part.model_dump(mode="json") for name, part in made_of.items()})
+        if key not in self._datasets:
+            self._datasets[key] = self.new_folder() / "dataset"
+            self.prepare(config, self._datasets[key])
+        return self._datasets[key]
+
+    def prepare(self, config: Config, folder: Path, limits: list[int] | None = None) -> Manifest:
+        """Prepare a dataset anew; `limits` takes how many tasks might run at a time. Raises UserError as the command does."""
+        run = config.run.model_copy(update={"dataset": str(folder)})
+        with _without_ray([] if limits is None else limits):
+            return cluster.prepare.prepare(config.model_copy(update={"run": run}), lambda _: None)
+
+    def manifest(self, config: Config) -> Manifest:
+        """What prepare found."""
+        return read_manifest(self.dataset(config))
+
+    def job(self, config: Config) -> Job:
+        """What workers are given, in a run folder of its own."""
+        return replace(job_of(config), run_dir=self.new_folder(), dataset_dir=self.dataset(config))
+
+
+def plain(settings: Any) -> Any:
+    """Settings as plain values."""
+    if isinstance(settings, StudyFile):
+        return {"study": settings.study.model_dump(mode="json"), "values": settings.values}
+    return {"of": type(settings).__name__, **settings.model_dump(mode="json")}
+
+
+def model_of(settings: Any) -> BaseModel:
+    """The checked model in what a world's settings are."""
+    return settings.study if isinstance(settings, StudyFile) else settings
+
+
+@contextmanager
+def one_rank() -> Iterator[Ranks]:
+    """This process as the only rank of a group, for the body."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield current_ranks(torch.device("cpu"))
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _without_ray(limits: list[int]) -> Iterator[None]:
+    """Run the tasks of prepare one after another in this process; nobody looks at the card's pictures."""
+
+    def run_tasks(
+        task: Callable[[Any, int], Any], argument: Any, numbers: Iterable[int], limit: int
+    ) -> Generator[tuple[int, Any], None, None]:
+        limits.append(limit)
+        for number in numbers:
+            yield number, task(argument, number)
+
+    with (
+        mock.patch.object(cluster.prepare, "run_tasks", run_tasks),
+        mock.patch.object(cluster.prepare.card, "write", return_value=None),
+    ):
+        yield

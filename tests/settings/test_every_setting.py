@@ -1,0 +1,51 @@
+"""Every setting has an effect: each leaf of the config has an entry that changes it and sees what its description names change.
+
+A setting without an entry fails `test_every_setting_has_an_entry`, whose message says what to add.
+"""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from tests.settings.entry import Entry, check
+from tests.settings.lab import WORLDS, Lab, model_of
+from tests.settings.leaves import leaf_of, leaves
+
+MODULES = sorted(path.stem for path in Path(__file__).parent.glob("entries_*.py"))
+ENTRIES: tuple[Entry, ...] = tuple(
+    entry for name in MODULES for entry in importlib.import_module(f"tests.settings.{name}").ENTRIES
+)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def test_the_setting_has_its_effect(lab: Lab, entry: Entry) -> None:
+    check(entry, lab)
+
+
+def covered(lab: Lab, entry: Entry) -> str:
+    """Return the leaf that an entry is of."""
+    if entry.leaf:
+        return entry.leaf
+    prefix = WORLDS[entry.world].prefix
+    settings = model_of(lab.settings(entry.world, entry.base if entry.refused else entry.given))
+    return leaf_of(settings, entry.key.removeprefix(f"{prefix}."), f".{prefix}" if prefix else "")
+
+
+def test_every_setting_has_an_entry(lab: Lab) -> None:
+    wanted = {
+        leaf for world in WORLDS.values() for leaf in leaves(world.model, f".{world.prefix}" if world.prefix else "")
+    }
+    missing = sorted(wanted - {covered(lab, entry) for entry in ENTRIES})
+    assert not missing, "\n".join(
+        [
+            "These settings have no entry, so that nothing shows that they have an effect:",
+            *(f"    {leaf}" for leaf in missing),
+            "Add to tests/settings/entries_*.py (of its section), for each of them, a line such as",
+            '    Entry("train.batch_size", 5, batch_rows, 5)',
+            "that is: the key as in a config; a value other than the default; an observation (a function of observations*.py that",
+            "returns what the setting's description names); and what it shows then, as a value or as a function of what it shows",
+            "without. `*` stands for any name, and [kind] for the kind of the table, which `base` sets. If no result depends on",
+            "the setting, say why in `free` and observe what it does instead. CONTRIBUTING.md, 'Adding a setting', has more.",
+        ]
+    )
