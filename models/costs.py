@@ -15,10 +15,9 @@ from typing import Literal
 
 import numpy as np
 
-from models.attention.config import NUM_POSITION_BUCKETS as POSITION_BUCKETS
-from models.attention.config import NUM_TIME_BUCKETS as TIME_BUCKETS
 from models.attention.config import AttentionConfig
 from models.config import NextItemConfig
+from models.dense_parameters import encoder_parameters, tower_parameters
 from models.encoders.config import EncoderConfig
 from models.features.config import NUM_TIME_ROWS
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
@@ -136,16 +135,16 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
     """width: D, of the item table. Tables count as look-ups; their parameters are not the model's."""
     encoder = model.encoder
     items_per_event = looked_up_items(model, workload) / workload.events_per_step
-    parts = {name: work.times(encoder.num_blocks) for name, work in _block(encoder, model.max_history, width, workload)}
+    parts = {name: work.times(encoder.num_blocks) for name, work in _block(encoder, width, workload)}
     parts["pooling"] = _pooling(encoder, width, workload.histories)
-    parts["towers"] = _tower(encoder.user_tower, width) + _tower(encoder.item_tower, width).times(items_per_event)
-    parts["output head"] = _output_head(encoder, width)
+    parts["towers"] = tower(encoder.user_tower, width) + tower(encoder.item_tower, width).times(items_per_event)
+    parts["output head"] = output_head(encoder, width)
     parts["inputs"] = _inputs(model, width, workload, items_per_event)
     targets = workload.targets_per_event
     targets = expected_targets(model, workload.histories) if targets is None else targets
     parts["objective"] = _objective(model.objective, width, workload).times(targets)
     dense = num_dense_parameters(model, width, workload.projected)
-    activations = FLOAT * _saved_numbers(encoder, width)
+    activations = FLOAT * saved_numbers(encoder, width)
     looked_up = (
         FLOAT * width * (5 * items_per_event + 2)
     )  # row read, written, its gradient twice, row updated; events gathered
@@ -179,35 +178,59 @@ def looked_up_items(model: NextItemConfig, workload: Workload) -> float:
     return float(workload.num_items * -np.expm1(draws * np.log1p(-1.0 / (workload.num_items + 1))))
 
 
-def _linear(width_in: float, width_out: float, bias: bool = False) -> Flops:
+def linear(width_in: float, width_out: float, bias: bool = False) -> Flops:
+    """A linear layer, of one vector."""
     products = 2.0 * width_in * width_out
     return Flops(products, 2.0 * products, 0.0, width_out if bias else 0.0)
 
 
-def _block(encoder: EncoderConfig, max_history: int, width: int, workload: Workload) -> Iterator[tuple[str, Flops]]:
+def _block(encoder: EncoderConfig, width: int, workload: Workload) -> Iterator[tuple[str, Flops]]:
+    pairs = pairs_per_event(encoder.attention, workload.histories)
+    into, behind = vector_work(encoder, width)
+    for name, work in added(into, behind, pair_work(encoder, width, pairs, not is_plain(encoder))).items():
+        yield name, work + again(encoder, work)
+
+
+def again(encoder: EncoderConfig, work: Flops) -> Flops:
+    """What a block computes again in the backward pass beside its attention, if it is told to keep nothing."""
+    return Flops(recomputed=work.forward) if encoder.recompute else Flops()
+
+
+def added(*parts: dict[str, Flops]) -> dict[str, Flops]:
+    """The sum by name."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: sum((part.get(name, Flops()) for part in parts), Flops()) for name in names}
+
+
+def vector_work(encoder: EncoderConfig, width: int) -> tuple[dict[str, Flops], dict[str, Flops]]:
+    """What a block does to each vector on its own: (up to queries, keys and values, behind the attention)."""
     attention = encoder.attention
-    pairs = pairs_per_event(attention, workload.histories)
     seen = attention.num_channels * width
     key_width = attention.key_value_heads * (width // attention.num_heads)
     sizes = width + 2 * key_width
     activated = (sizes + seen * attention.gate) * (attention.projection_activation == "silu") * 2.0
     norms = 4.0 * width * (1 if encoder.feed_forward == "none" else 2) + 4.0 * seen * (attention.output_norm != "none")
-    output = _linear(seen, width, attention.output_bias)
-    gates = _linear(width, seen).times(float(attention.gate)) + Flops(pointwise=float(seen * attention.gate))
+    gates = Flops(pointwise=float(seen * attention.gate))
     if encoder.residual_gate:
         sub_layers = 1 if encoder.feed_forward == "none" else 2
-        gates += (_linear(width, width, bias=True) + Flops(pointwise=2.0 * width)).times(sub_layers)
-    parts = {
-        "projections": _linear(width, sizes) + output + Flops(pointwise=activated),
-        "attention": _attention(encoder, width, pairs),
-        "bias": _bias(attention, pairs),
+        gates += (linear(width, width, bias=True) + Flops(pointwise=2.0 * width)).times(sub_layers)
+    into = {
+        "projections": linear(width, sizes) + Flops(pointwise=activated),
+        "gates": linear(width, seen).times(float(attention.gate)),
+    }
+    behind = {
+        "projections": linear(seen, width, attention.output_bias),
         "gates": gates,
         "feed-forward": _feed_forward(encoder, width),
         "norms and residuals": Flops(pointwise=norms + 2.0 * width),
     }
-    for name, work in parts.items():
-        again = Flops(recomputed=work.forward) if encoder.recompute else Flops()
-        yield name, work + again
+    return into, behind
+
+
+def pair_work(encoder: EncoderConfig, width: int, pairs: float, in_pieces: bool) -> dict[str, Flops]:
+    """What a block does with the pairs of one query. in_pieces: whether the backward pass computes them again."""
+    attention = encoder.attention
+    return {"attention": _attention(encoder, width, pairs, in_pieces), "bias": _bias(attention, pairs)}
 
 
 def is_plain(encoder: EncoderConfig) -> bool:
@@ -223,9 +246,13 @@ def is_plain(encoder: EncoderConfig) -> bool:
     )
 
 
-def pairs_per_event(attention: AttentionConfig, histories: Histories) -> float:
-    """Pairs of a query and a key that are computed, hidden ones too, for an average event."""
-    lengths, window = histories.lengths.astype(np.float64), attention.window
+def pairs_per_event(attention: AttentionConfig, histories: Histories, reach: int | None = None) -> float:
+    """Pairs of a query and a key that are computed, hidden ones too, for an average event.
+
+    reach: how many events an event looks at, the most recent ones and itself, where that is limited beside the window.
+    """
+    lengths = histories.lengths.astype(np.float64)
+    window = min((size for size in (attention.window, reach) if size is not None), default=None)
     if window is None or lengths.max() <= 2 * window:
         pairs = lengths**2
     else:
@@ -234,12 +261,12 @@ def pairs_per_event(attention: AttentionConfig, histories: Histories) -> float:
     return float((pairs * histories.counts).sum()) / histories.num_events
 
 
-def _attention(encoder: EncoderConfig, width: int, pairs: float) -> Flops:
+def _attention(encoder: EncoderConfig, width: int, pairs: float, in_pieces: bool) -> Flops:
     """Scores, their normalisation, and the weighted sums of values, which each map and each channel has of its own."""
     attention = encoder.attention
     maps = 2 if attention.differential else 1
     products = 2.0 * pairs * width * (1 + maps + (attention.num_channels - 1))
-    recomputed = 0.0 if is_plain(encoder) else products
+    recomputed = products if in_pieces else 0.0
     per_score = NORMALISATION[attention.normalisation] + (attention.dropout > 0)
     rotated = 3.0 * 2 * width * (encoder.positions == "rotary")
     combined = 6.0 * width * attention.differential
@@ -260,30 +287,47 @@ def _feed_forward(encoder: EncoderConfig, width: int) -> Flops:
         case "none":
             return Flops()
         case "swiglu":
-            products, pointwise = _linear(width, 2 * hidden) + _linear(hidden, width), 3.0 * hidden
+            products, pointwise = linear(width, 2 * hidden) + linear(hidden, width), 3.0 * hidden
         case _:
-            products, pointwise = _linear(width, hidden, bias=True) + _linear(hidden, width, bias=True), 2.0 * hidden
+            products, pointwise = linear(width, hidden, bias=True) + linear(hidden, width, bias=True), 2.0 * hidden
     return products + Flops(pointwise=pointwise + hidden * (encoder.feed_forward_dropout > 0))
 
 
-def _output_head(encoder: EncoderConfig, width: int) -> Flops:
+def output_head(encoder: EncoderConfig, width: int) -> Flops:
+    """The layer behind the encoder, of one vector."""
     if encoder.output_head == "none":
         return Flops()
-    return _linear(width, width, bias=True) + Flops(pointwise=2.0 * width + 4.0 * width)  # GELU, and the norm
+    return linear(width, width, bias=True) + Flops(pointwise=2.0 * width + 4.0 * width)  # GELU, and the norm
 
 
 def _pooling(encoder: EncoderConfig, width: int, histories: Histories) -> Flops:
     if encoder.pooling == "last":
         return Flops()
-    pooling = AttentionConfig(num_heads=encoder.attention.num_heads, mask=encoder.attention.mask)
-    pairs = pairs_per_event(pooling, histories)
-    attended = _attention(EncoderConfig(attention=pooling), width, pairs)
-    return _linear(width, 2 * width) + _linear(width, width, bias=True) + attended
+    pairs = pairs_per_event(pooling_attention(encoder), histories)
+    return pooling_work(width) + pooled(
+        encoder, width, pairs, not is_plain(EncoderConfig(attention=pooling_attention(encoder)))
+    )
 
 
-def _tower(hidden: list[int], width: int) -> Flops:
+def pooling_attention(encoder: EncoderConfig) -> AttentionConfig:
+    """The attention of the pooling."""
+    return AttentionConfig(num_heads=encoder.attention.num_heads, mask=encoder.attention.mask)
+
+
+def pooling_work(width: int) -> Flops:
+    """What the pooling does to each vector on its own."""
+    return linear(width, 2 * width) + linear(width, width, bias=True)
+
+
+def pooled(encoder: EncoderConfig, width: int, pairs: float, in_pieces: bool) -> Flops:
+    """What the pooling does with the pairs of one query."""
+    return _attention(EncoderConfig(attention=pooling_attention(encoder)), width, pairs, in_pieces)
+
+
+def tower(hidden: list[int], width: int) -> Flops:
+    """The layers of a tower, of one vector."""
     widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
-    layers = (_linear(a, b, bias=True) + Flops(pointwise=2.0 * b) for a, b in itertools.pairwise(widths))
+    layers = (linear(a, b, bias=True) + Flops(pointwise=2.0 * b) for a, b in itertools.pairwise(widths))
     return sum(layers, Flops())
 
 
@@ -310,49 +354,15 @@ def _objective(objective: ObjectiveConfig, width: int, workload: Workload) -> Fl
 
 def num_dense_parameters(model: NextItemConfig, width: int, projected: tuple[Projected, ...] = ()) -> int:
     """Of everything but the tables."""
-    encoder = model.encoder
-    norm = width * (2 if encoder.norm == "layer_norm" else 1)
-    total = encoder.num_blocks * _block_parameters(encoder, model.max_history, width, norm)
-    total += model.max_history * width * (encoder.positions == "learned") + norm * encoder.final_norm
-    total += norm * encoder.input_norm
-    total += ((width + 1) * width + norm) * (encoder.output_head != "none")
-    if encoder.pooling == "attention":
-        total += width + 2 * width * width + (width + 1) * width
-    for hidden in (encoder.user_tower, encoder.item_tower):
-        widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
-        total += sum((a + 1) * b for a, b in itertools.pairwise(widths))
-    total -= width * bool(encoder.item_tower)  # its last layer has no bias
+    total = encoder_parameters(model.encoder, model.max_history, width)
+    # The last layer of the items' tower has no bias.
+    total += tower_parameters(model.encoder.item_tower, width) - width * bool(model.encoder.item_tower)
     total += width * model.masks_items
     total += width * sum(NUM_TIME_ROWS[part] for part in model.inputs.time)
     return total + width * sum(feature.width for feature in projected)
 
 
-def _block_parameters(encoder: EncoderConfig, max_history: int, width: int, norm: int) -> int:
-    attention = encoder.attention
-    head_width, maps = width // attention.num_heads, 2 if attention.differential else 1
-    heads, sides = maps * attention.num_heads, 2 if attention.mask == "bidirectional" else 1
-    seen = attention.num_channels * width
-    projected = width + 2 * attention.key_value_heads * head_width + seen * attention.gate
-    positions = {"exact": sides * max_history, "bucketed": sides * min(POSITION_BUCKETS, max_history), "functional": 1}
-    total = norm + width * projected + seen * width + width * attention.output_bias
-    total += heads * positions[attention.position_bias] * attention.uses_position
-    total += heads * (TIME_BUCKETS if attention.time_bias == "bucketed" else 1) * attention.uses_time
-    total += heads * (attention.temperature == "learned")
-    total += (4 * (head_width // maps) + head_width) * attention.differential
-    total += seen * {"none": 0, "layer_norm": 2, "rms_norm": 1}[attention.output_norm]
-    gate = (width + 1) * width * encoder.residual_gate
-    total += gate
-    hidden = width * encoder.feed_forward_multiple
-    match encoder.feed_forward:
-        case "none":
-            return total
-        case "swiglu":
-            return total + norm + gate + 3 * width * hidden
-        case _:
-            return total + norm + gate + 2 * width * hidden + hidden + width
-
-
-def _saved_numbers(encoder: EncoderConfig, width: int) -> float:
+def saved_numbers(encoder: EncoderConfig, width: int) -> float:
     """Numbers of one event that the backward pass needs: what goes into matrix products, norms and activations."""
     attention = encoder.attention
     seen = attention.num_channels * width
@@ -373,6 +383,6 @@ def _saved_numbers(encoder: EncoderConfig, width: int) -> float:
     if encoder.recompute:
         block = (encoder.num_blocks * width + block) / max(1, encoder.num_blocks)
     pooling = 6.0 * width * (encoder.pooling == "attention")
-    tower = width * (1.0 + 2.0 * sum(encoder.user_tower)) if encoder.user_tower else 0.0
+    towers = width * (1.0 + 2.0 * sum(encoder.user_tower)) if encoder.user_tower else 0.0
     ends = (1.0 + rms) * width * encoder.input_norm + (3.0 + rms) * width * (encoder.output_head != "none")
-    return encoder.num_blocks * block + 4.0 * width + pooling + ends + tower
+    return encoder.num_blocks * block + 4.0 * width + pooling + ends + towers

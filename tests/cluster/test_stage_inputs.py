@@ -79,7 +79,7 @@ class Evaluations:
 
     def run(self, config: Config) -> float:
         with View(Console(file=io.StringIO())) as view:
-            evaluated: Any = driver._evaluate(config, ["test"], None, None, view)["test"]  # type: ignore[arg-type]
+            evaluated: Any = driver._evaluate(config, ["test"], None, None, view)["test"][0]  # type: ignore[arg-type]
         return float(evaluated.metrics["mrr"])
 
 

@@ -234,10 +234,13 @@ def test_a_sampled_objective_looks_up_fewer_items_than_there_are() -> None:
 
 
 def test_constants_are_those_of_the_code() -> None:
-    from models import costs
+    from models import costs, dense_parameters
     from models.attention import bias
 
-    assert (costs.POSITION_BUCKETS, costs.TIME_BUCKETS) == (bias.NUM_POSITION_BUCKETS, bias.NUM_TIME_BUCKETS)
+    assert (dense_parameters.POSITION_BUCKETS, dense_parameters.TIME_BUCKETS) == (
+        bias.NUM_POSITION_BUCKETS,
+        bias.NUM_TIME_BUCKETS,
+    )
     assert isinstance(model_config({}).objective, FullSoftmaxConfig)
     assert costs.TILED_FROM * MIN_ROWS == CHUNK_ELEMENTS
     assert isinstance(model_config({}).encoder, EncoderConfig)

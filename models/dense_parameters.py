@@ -1,0 +1,58 @@
+"""How many dense weights a model has, by formulas over its settings alone: of encoders. No torch.
+
+They equal the parameters of the model exactly (tests/models/test_costs.py).
+"""
+
+import itertools
+
+from models.attention.config import NUM_POSITION_BUCKETS as POSITION_BUCKETS
+from models.attention.config import NUM_TIME_BUCKETS as TIME_BUCKETS
+from models.attention.config import AttentionConfig
+from models.encoders.config import EncoderConfig
+
+
+def encoder_parameters(encoder: EncoderConfig, max_history: int, width: int) -> int:
+    """Return the weights of an encoder."""
+    norm = width * (2 if encoder.norm == "layer_norm" else 1)
+    total = encoder.num_blocks * _block_parameters(encoder, max_history, width, norm)
+    total += max_history * width * (encoder.positions == "learned") + norm * encoder.final_norm
+    total += norm * encoder.input_norm + ((width + 1) * width + norm) * (encoder.output_head != "none")
+    if encoder.pooling == "attention":
+        total += width + 2 * width * width + (width + 1) * width
+    return total + tower_parameters(encoder.user_tower, width)
+
+
+def tower_parameters(hidden: list[int], width: int) -> int:
+    """Return the weights of a tower; none without layers."""
+    widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
+    return sum((a + 1) * b for a, b in itertools.pairwise(widths))
+
+
+def bias_parameters(attention: AttentionConfig, heads: int, places: int, sides: int = 1) -> int:
+    """Return the weights of the biases by place and time. places: distances to each side that are told apart."""
+    positions = {"exact": sides * places, "bucketed": sides * min(POSITION_BUCKETS, places), "functional": 1}
+    total = heads * positions[attention.position_bias] * attention.uses_position
+    return total + heads * (TIME_BUCKETS if attention.time_bias == "bucketed" else 1) * attention.uses_time
+
+
+def _block_parameters(encoder: EncoderConfig, max_history: int, width: int, norm: int) -> int:
+    attention = encoder.attention
+    head_width, maps = width // attention.num_heads, 2 if attention.differential else 1
+    heads, sides = maps * attention.num_heads, 2 if attention.mask == "bidirectional" else 1
+    seen = attention.num_channels * width
+    projected = width + 2 * attention.key_value_heads * head_width + seen * attention.gate
+    total = norm + width * projected + seen * width + width * attention.output_bias
+    total += bias_parameters(attention, heads, max_history, sides)
+    total += heads * (attention.temperature == "learned")
+    total += (4 * (head_width // maps) + head_width) * attention.differential
+    total += seen * {"none": 0, "layer_norm": 2, "rms_norm": 1}[attention.output_norm]
+    gate = (width + 1) * width * encoder.residual_gate
+    total += gate
+    hidden = width * encoder.feed_forward_multiple
+    match encoder.feed_forward:
+        case "none":
+            return total
+        case "swiglu":
+            return total + norm + gate + 3 * width * hidden
+        case _:
+            return total + norm + gate + 2 * width * hidden + hidden + width
