@@ -55,8 +55,8 @@ def evaluate(
         workers.run(works.evaluate, works.ToEvaluate(job, found, parts), on_event)
         return {split: write_outputs(job, split, found.path.name, parts[split]) for split in splits}
     except (OSError, UserError):  # a full disk has better uses for them
-        for folder in parts.values():
-            shutil.rmtree(folder, ignore_errors=True)
+        for partial in parts.values():
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

@@ -109,13 +109,6 @@ def agree_at_start(ranks: Ranks, facts: dict[str, str]) -> None:
         raise UserError("the workers do not agree on what to train, so nothing was started: " + "; ".join(differences))
 
 
-def agree_at_start(ranks: Ranks, facts: dict[str, str]) -> None:
-    """Compare named facts over all ranks. Collective. Raises UserError with the differences."""
-    differences = ranks.disagreements(facts)
-    if differences:
-        raise UserError("the workers do not agree on what to train, so nothing was started: " + "; ".join(differences))
-
-
 def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue, by_day: DayByDay | None) -> Task:
     match job.model:
         case RankingConfig() as config:

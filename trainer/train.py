@@ -20,9 +20,9 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.checkpoint.keys import tensors_of
-from trainer.dataset.manifest import Manifest, read_manifest
-from trainer.day_by_day import day_ends, days_record, is_of, position_among, read_days
-from trainer.errors import CheckpointError, NonFiniteLossError, NonFiniteWeightsError, UserError
+from trainer.dataset.manifest import read_manifest
+from trainer.day_by_day import day_ends, days_record, position_among, read_days
+from trainer.errors import NonFiniteLossError, NonFiniteWeightsError, UserError
 from trainer.evaluation.ranking.names import LARGER_IS_BETTER
 from trainer.finite import broken_tensors, broken_weights_message, rates_of, refuse_broken_checkpoint
 from trainer.job import Channel, Job, Outcome
@@ -30,8 +30,8 @@ from trainer.log import Ledger, MetricsLog
 from trainer.memory import EVERY_STEPS, memory_trimmer
 from trainer.pace import Pace
 from trainer.placement.measure import record_placement, record_steps
+from trainer.same_run import check_same_run
 from trainer.schedule import rate_factor
-from trainer.settings import changed_settings
 from trainer.step import StepResult, TrainStep
 from trainer.step_clock import StepClock
 from trainer.stream.global_batches import GlobalBatches
@@ -315,7 +315,7 @@ class Training:
         for complaint in complaints:
             self._warn(f"{complaint}; going back to the one before")
         if found is not None:
-            _check_same_run(found, self.job, self.manifest)
+            check_same_run(found, self.job, self.manifest)
         return found
 
     def _warn(self, text: str | None) -> None:
@@ -393,18 +393,3 @@ def _steps_of_epochs(job: Job, batches: GlobalBatches, ranks: Ranks, limit: int 
     for epoch in range(ranks.rank, epochs, ranks.world_size):
         steps[epoch] = batches.num_steps(epoch, limit)
     return ranks.sum(steps.to(ranks.device)).cpu()
-
-
-def _check_same_run(found: Found, job: Job, manifest: Manifest) -> None:
-    """Refuse to continue another run: name every setting that differs."""
-    changed = changed_settings(found.manifest.identity, job.identity, job.at_default)
-    if changed:
-        lines = "\n  ".join(changed)
-        raise CheckpointError(
-            f"checkpoint {found.path} was made with other settings, so it cannot be continued:\n  {lines}\n"
-            "set them back, or choose another run.dir"
-        )
-    if not is_of(found.manifest, manifest):
-        raise CheckpointError(
-            f"checkpoint {found.path} was made from another dataset than {job.dataset_dir}; choose another run.dir"
-        )

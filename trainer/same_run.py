@@ -1,0 +1,23 @@
+"""Refuses to continue a checkpoint of another run: one with other settings, or of another dataset."""
+
+from trainer.checkpoint.folder import Found
+from trainer.dataset.manifest import Manifest
+from trainer.day_by_day import is_of
+from trainer.errors import CheckpointError
+from trainer.job import Job
+from trainer.settings import changed_settings
+
+
+def check_same_run(found: Found, job: Job, manifest: Manifest) -> None:
+    """Raise CheckpointError if the checkpoint is of another run: with every setting that differs, or the dataset."""
+    changed = changed_settings(found.manifest.identity, job.identity, job.at_default)
+    if changed:
+        lines = "\n  ".join(changed)
+        raise CheckpointError(
+            f"checkpoint {found.path} was made with other settings, so it cannot be continued:\n  {lines}\n"
+            "set them back, or choose another run.dir"
+        )
+    if not is_of(found.manifest, manifest):
+        raise CheckpointError(
+            f"checkpoint {found.path} was made from another dataset than {job.dataset_dir}; choose another run.dir"
+        )
