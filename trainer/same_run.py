@@ -17,7 +17,10 @@ def check_same_run(found: Found, job: Job, manifest: Manifest) -> None:
             f"checkpoint {found.path} was made with other settings, so it cannot be continued:\n  {lines}\n"
             "set them back, or choose another run.dir"
         )
-    if not is_of(found.manifest, manifest):
+    grew = job.train.days is None and found.manifest.dataset_digest in manifest.grown_from
+    if not is_of(found.manifest, manifest) or (grew and job.config["run"]["new_logs"] != "continue"):
+        remedy = 'choose another run.dir, or set run.new_logs = "continue"' if grew else "choose another run.dir"
         raise CheckpointError(
-            f"checkpoint {found.path} was made from another dataset than {job.dataset_dir}; choose another run.dir"
+            f"checkpoint {found.path} was made from another dataset than {job.dataset_dir}"
+            f"{', to which logs were appended' if grew else ''}; {remedy}"
         )

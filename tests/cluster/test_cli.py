@@ -97,6 +97,7 @@ def test_an_error_is_one_message_with_its_exit_code(
     handlers: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
 ) -> None:
     monkeypatch.setattr(cli, "app", raising(error))
+    monkeypatch.setattr(cli, "send_token_if_present", lambda: None)  # it would change the environment of other tests
     monkeypatch.setattr(sys, "argv", ["shoal", "run"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

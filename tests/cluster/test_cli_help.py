@@ -128,7 +128,10 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
 
     monkeypatch.setattr("cluster.stages.evaluate", evaluate)
     monkeypatch.setattr("cluster.stages.find_checkpoint", lambda config, name: found(checkpoints / (name or "step_2")))
-    monkeypatch.setattr("cluster.driver.read_manifest", lambda folder: SimpleNamespace(digest="d"))
+    monkeypatch.setattr("cluster.driver.read_manifest", lambda folder: None)
+    monkeypatch.setattr("cluster.driver.evaluation_inputs", lambda config, found, *_: found.path.name)
+    monkeypatch.setattr("cluster.driver.report_inputs", lambda *_: "report")
+    monkeypatch.setattr("cluster.driver.are_there", lambda folder, done: (folder / "report.html").exists())
     monkeypatch.setattr("cluster.driver.asdict", dict)
     monkeypatch.setattr("cluster.driver.summary_of", dict)
     view: Any = SimpleNamespace(say=lambda text: None, done=lambda: None, on_event=None)
@@ -137,7 +140,9 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
     assert best == again
     assert written == ["evaluation", "evaluation/step_1"]
     assert {best["test"][1].read_text(), named["test"][1].read_text()} == {"step_1", "step_2"}
-    assert Stages(config.run_dir).statuses() == {"evaluate/test": "done", "evaluate/step_1/test": "done"}
+    assert Stages(config.run_dir).statuses() == {
+        f"{stage}{part}": "done" for stage in ("evaluate/test", "evaluate/step_1/test") for part in ("", "/report")
+    }
     other = evaluation_folder(config, "elsewhere/step_1", found(tmp_path / "elsewhere" / "step_1"))
     assert re.fullmatch(r"evaluation/step_1-[0-9a-f]{8}", other)
 

@@ -164,7 +164,6 @@ def test_each_split_is_evaluated_as_itself_and_once(rank_pool: RankPool, trained
 
 def test_what_changed_is_evaluated_anew(rank_pool: RankPool, trained: Path) -> None:
     config, other = config_in(trained), config_in(trained, evaluate={"ks": [7, 10]})
-    report = trained / "run/evaluation/test/report.html"
     for first, then, name in ((config, other, None), (other, other, "step_000000005")):
         before, _ = evaluated(rank_pool, first).result
         repeated = evaluated(rank_pool, first)
@@ -174,6 +173,7 @@ def test_what_changed_is_evaluated_anew(rank_pool: RankPool, trained: Path) -> N
         assert "done before" not in changed.said
         assert "hr@7" in changed.result[0].metrics
         assert (changed.result[0].checkpoint == "step_000000005") == (name is not None)
+    report = trained / "run/evaluation/step_000000005/test/report.html"
     report.unlink()
     assert "done before" not in evaluated(rank_pool, other, "test", "step_000000005").said
     assert report.exists()
@@ -204,7 +204,7 @@ def test_a_checkpoint_of_another_dataset_is_refused_and_the_stage_has_failed(
     assert answer.error is not None
     assert answer.error[0] == "CheckpointError"
     assert "was made from another dataset" in answer.error[1]
-    assert answer.stages["evaluate/test"] == "failed"
+    assert answer.stages["evaluate/step_000000015/test"] == "failed"
 
 
 @pytest.fixture
