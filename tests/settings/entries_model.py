@@ -16,6 +16,7 @@ from tests.settings.observations import (
     saved_numbers,
     told,
     training_loss,
+    whole_seconds_of_milliseconds,
 )
 
 EVENT_FEATURES = {
@@ -66,7 +67,7 @@ INPUTS = (
         "model.inputs.time_unit",
         "milliseconds",
         event_seconds,
-        lambda seconds: seconds // 1000,
+        formula=whole_seconds_of_milliseconds,
         base={"model.inputs.time": ["gap"]},
     ),
 )
@@ -77,7 +78,10 @@ ENCODER = (
     Entry("model.encoder.num_blocks", 2, loss),
     Entry("model.encoder.positions", "rotary", loss),
     Entry("model.encoder.positions", "none", loss),
+    Entry("model.encoder.positions_from", "newest", loss),
     Entry("model.encoder.scale_inputs", True, loss),
+    Entry("model.encoder.input_norm", True, loss),
+    Entry("model.encoder.output_head", "gelu", loss),
     Entry("model.encoder.norm", "rms_norm", loss),
     Entry("model.encoder.norm_place", "post", loss),
     Entry("model.encoder.final_norm", False, loss),
@@ -89,6 +93,7 @@ ENCODER = (
     Entry("model.encoder.user_tower", [2], loss),
     Entry("model.encoder.item_tower", [2], loss),
     Entry("model.encoder.dropout", 0.5, training_loss),
+    Entry("model.encoder.feed_forward_dropout", 0.5, training_loss),
     Entry(
         "model.encoder.initial_std",
         0.1,

@@ -15,6 +15,7 @@ from tests.settings.observations_of_objectives import (
     negatives_are_targets,
     num_negatives,
     sampled,
+    train_targets,
 )
 
 KIND, NEGATIVES = "model.objective.kind", "model.objective.negatives"
@@ -55,7 +56,7 @@ def negatives_entries() -> Iterator[Entry]:
     by_power = log_q_by_counts(lambda counts: counts**2 / (counts**2).sum())
     yield Entry(f"{NEGATIVES}.power", 2.0, log_q, formula=by_power, base={**drawn, **counted})
     mixed = {**base, **counted, f"{NEGATIVES}.kind": "mixed"}
-    by_share = log_q_by_counts(lambda counts: 0.9 / counts.size + 0.1 * counts / counts.sum())
+    by_share = log_q_by_counts(lambda counts: 0.9 / counts.size + 0.1 * counts / counts.sum(), train_targets)
     yield Entry(f"{NEGATIVES}.uniform_share", 0.9, log_q, formula=by_share, base=mixed)
     yield Entry(f"{NEGATIVES}.uniform_share", 0.9, negatives, base=mixed)
 

@@ -8,6 +8,7 @@ from tests.settings.observations import initial_weights, loss, masked_places
 from tests.settings.observations_of_objectives import negatives as drawn_uniformly
 from tests.settings.observations_of_tables import item_rows
 from tests.settings.observations_of_training import (
+    after_logs_were_appended,
     averaged_by_hand,
     batch_rows,
     best_metric,
@@ -130,6 +131,7 @@ DAYS = (
 )
 
 SEED = (
+    Entry("run.new_logs", "continue", after_logs_were_appended, "resumed"),
     Entry("run.seed", 2, initial_weights),
     Entry("run.seed", 2, loss),
     Entry("run.seed", 2, rows_of_first_batch),

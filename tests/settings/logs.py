@@ -4,12 +4,14 @@ Every column has a second one beside it that tells another story, so that a sett
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -38,6 +40,14 @@ def write_logs(folder: Path) -> None:
     _write_both(_owners("user_id", "u", NUM_USERS, 2), folder / "users")
     past = events.append_column("other_item_id", pa.array(events.column("item_id").to_pylist()[::-1]))
     _write_both(past, folder / "past")
+    for name, table in (
+        ("events", events),
+        ("shown", _impressions()),
+        ("past", past),
+        ("items", _owners("item_id", "i", NUM_ITEMS, 1)),
+        ("users", _owners("user_id", "u", NUM_USERS, 2)),
+    ):
+        _write_texts(table, folder / "text", name)
     constants = {entry.name: CALIBRATED for entry in fields(CostConstants)}
     (folder / "calibration.json").write_text(json.dumps({"constants": constants}), encoding="utf-8")
 
@@ -46,6 +56,45 @@ def _write_both(table: pa.Table, path: Path) -> None:
     pq.write_table(table, path.with_suffix(".parquet"))
     pq.write_table(table.slice(0, table.num_rows // 2), path.with_name(f"half_{path.name}.parquet"))
     pq.write_table(table, path.with_suffix(".table"))
+
+
+def _write_texts(table: pa.Table, folder: Path, name: str) -> None:
+    """Write text files of a table that are read only under one setting each, and one that is read without any."""
+    folder.mkdir(exist_ok=True)
+    moments = pc.strftime(pc.cast(table.column("moment"), pa.timestamp("s")), "%d/%m/%Y %H:%M:%S")
+    if "time" in table.column_names:
+        times = pc.strftime(pc.cast(table.column("time"), pa.timestamp("s")), "%d/%m/%Y %H:%M:%S")
+        table = table.set_column(table.column_names.index("time"), "time", times)
+    plain = pa.table(
+        {
+            **{column: table.column(column) for column in table.column_names if column in ("user_id", "item_id")},
+            "number": [f"{1000 + value:.2f}" for value in table.column("number").to_pylist()],
+            "moment": moments,
+            "colour": table.column("colour"),
+            **({"time": table.column("time")} if "time" in table.column_names else {}),
+            **{label: table.column(label) for label in ("click", "conversion", "like") if label in table.column_names},
+            "code": [f"{len(word)}" for word in table.column("colour").to_pylist()],
+            "title": ["fine"] * table.num_rows,
+        }
+    )
+    rows = [plain.column_names, *zip(*(map(str, column.to_pylist()) for column in plain.columns), strict=True)]
+    number, title = plain.column_names.index("number"), plain.column_names.index("title")
+
+    def write(
+        variant: str, change: Callable[[list[str]], list[str]], encoding: str = "utf-8", delimiter: str = ","
+    ) -> None:
+        lines = [delimiter.join(row if place == 0 else change(list(row))) for place, row in enumerate(rows)]
+        (folder / f"{name}_{variant}.csv").write_text("\n".join(lines) + "\n", encoding=encoding)
+
+    def with_field(place: int, value: Callable[[str], str]) -> Callable[[list[str]], list[str]]:
+        return lambda row: [value(field) if at == place else field for at, field in enumerate(row)]
+
+    write("plain", list)
+    write("delimiter", list, delimiter=";")
+    write("encoding", with_field(0, lambda value: f"{value}\u00e9"), encoding="latin-1")
+    write("quoting", with_field(title, lambda _: '"quoted'))
+    write("decimal", with_field(number, lambda value: value.replace(".", ",")), delimiter=";")
+    write("thousands", with_field(number, lambda value: f"{value[0]},{value[1:]}"), delimiter=";")
 
 
 def _features(random: np.random.Generator, count: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -148,6 +149,13 @@ def told(lab: Lab, config: Config) -> dict[str, list[str]]:
 def event_seconds(lab: Lab, config: Config) -> Tensor:
     """Seconds from the first event of a history to each of its events."""
     return model_of(lab, config).batch.times
+
+
+def whole_seconds_of_milliseconds(lab: Lab, config: Config) -> Tensor:
+    """The same by hand, of times that are milliseconds: each is rounded down by itself."""
+    share = next(model_of(lab, config).stream.packed(Position(0, 0), 1)).share
+    times = share.times // 1000
+    return torch.from_numpy(times - np.repeat(times[share.offsets[:-1]], np.diff(share.offsets)))
 
 
 def request_seconds(lab: Lab, config: Config) -> Tensor:

@@ -60,6 +60,7 @@ def joined_address(lab: Lab, config: Config) -> str:
         mock.patch.object(ray, "init", init),
         mock.patch.object(ray, "shutdown", return_value=None),
         mock.patch.object(ray, "is_initialized", return_value=False),
+        mock.patch.object(session, "check_cluster", return_value=None),
         mock.patch.object(session, "check_resources", return_value=None),
         ray_session(config.cluster),
     ):

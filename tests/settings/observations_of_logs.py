@@ -154,3 +154,14 @@ def cuts_at(first_day: int, second_day: int) -> Observe:
         return {user: (first, second) for user, (first, second) in found.items()}
 
     return by_hand
+
+
+def number_marks_of_history(setting: str) -> Observe:
+    """Return the observation of a mark in numbers that the text files of the history are read with."""
+
+    def observe(lab: Lab, config: Config) -> str | None:
+        mark: str | None = getattr(config.logs.text_of("history"), setting)
+        return mark
+
+    observe.__name__ = f"the history's {setting}"
+    return observe

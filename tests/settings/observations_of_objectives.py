@@ -126,6 +126,13 @@ def _train_events(lab: Lab, config: Config) -> np.ndarray:
     return read_vocabulary(lab.dataset(config), lab.manifest(config)).train_events.astype(np.float64)
 
 
+def train_targets(lab: Lab, config: Config) -> np.ndarray:
+    """Return how often each item is a target in one epoch."""
+    model = model_of(lab, config)
+    found = [step.batch.target_ids.numpy() - FIRST_ITEM for step in model.stream.steps(Position(0, 0), 1)]
+    return np.bincount(np.concatenate(found), minlength=_train_events(lab, config).size).astype(np.float64)
+
+
 def bce_weights(negatives_per_target: float) -> Callable[[Asked], tuple[float, float]]:
     """Return the weights under which all negatives together weigh as much as so many."""
     return lambda given: (1.0, negatives_per_target / len(given.batch.negative_ids))
@@ -167,11 +174,13 @@ def log_q(lab: Lab, config: Config) -> Tensor | None:
     return found
 
 
-def log_q_by_counts(probability: Callable[[np.ndarray], np.ndarray]) -> Callable[[Lab, Config], Tensor]:
-    """Return the same by hand. probability: of each item, from the numbers of training events."""
+def log_q_by_counts(
+    probability: Callable[[np.ndarray], np.ndarray], counted: Callable[[Lab, Config], np.ndarray] = _train_events
+) -> Callable[[Lab, Config], Tensor]:
+    """Return the same by hand. probability: of each item, from numbers of training events, or of what else is counted."""
 
     def by_hand(lab: Lab, config: Config) -> Tensor:
-        counts = _train_events(lab, config)
+        counts = counted(lab, config)
         targets = model_of(lab, config).batch.target_ids.numpy() - FIRST_ITEM
         return torch.from_numpy(np.log(probability(counts)[targets]).astype(np.float32))
 

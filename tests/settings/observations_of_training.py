@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -14,10 +16,12 @@ from tests.settings.lab import Lab
 from tests.settings.observations import fill_by_name, model_of
 from trainer.build import build_model, build_optimizers, load_to_use
 from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import Found
 from trainer.dataset.manifest import read_manifest
-from trainer.errors import NonFiniteLossError
+from trainer.errors import CheckpointError, NonFiniteLossError
 from trainer.job import SILENT, Channel, Job, Outcome
 from trainer.log import read_metrics
+from trainer.same_run import check_same_run
 from trainer.step import StepResult
 from trainer.stream.order import Position
 from trainer.train import Training
@@ -301,3 +305,15 @@ def first_day(lab: Lab, config: Config) -> str:
 def kinds_logged(lab: Lab, config: Config) -> list[str]:
     """Return the kinds of lines of metrics.jsonl."""
     return sorted({line["kind"] for line in lab.see(trained, config).lines})
+
+
+def after_logs_were_appended(lab: Lab, config: Config) -> str:
+    """Return what becomes of a checkpoint of the dataset before logs were appended to it."""
+    job = lab.job(config)
+    manifest: Any = SimpleNamespace(digest="now", grown_from=("before",))
+    saved: Any = SimpleNamespace(identity=job.identity, dataset_digest="before", days=None)
+    try:
+        check_same_run(Found(Path("step_000000001"), saved), job, manifest)
+    except CheckpointError:
+        return "refused"
+    return "resumed"

@@ -102,7 +102,7 @@ def test_the_command_takes_settings_and_counts(tmp_path: Path) -> None:
     assert summary["num_impressions"] == shown["user_id"].size
     assert summary["num_clicks"] == shown["click"].sum()
     assert summary["num_conversions"] == shown["conversion"].sum()
-    with pytest.raises(UserError, match=r"synth: windows: .*settings: .*window"):
+    with pytest.raises(UserError, match=r"windows: no such setting; did you mean window\?"):
         make(str(tmp_path / "other"), 50, 60, 30.0, 3, ["windows=4"], None, impressions=True)
 
 
