@@ -14,6 +14,7 @@ from typing import Any
 
 from trainer.credentials import refusals_in
 from trainer.errors import UserError
+from trainer.settings import plain_values
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
@@ -30,21 +31,16 @@ def refuse_unusable(values: Any, origin: str) -> None:
         raise UserError(f"{origin}:\n  " + "\n  ".join(refusals))
 
 
-def unusable_values(values: Any, place: str = "") -> Iterator[str]:
+def unusable_values(values: Any) -> Iterator[str]:
     """Yield "setting: why" for every nested value that no setting may have, whatever its type."""
-    match values:
-        case float() if not math.isfinite(values):
-            yield f"{place}: must be a finite number (got {values})"
-        case int() if not -(2**63) <= values < 2**63:
-            yield f"{place}: must be within 64 bits, from -2^63 to 2^63 - 1"
-        case str() if "\0" in values or any("\ud800" <= letter <= "\udfff" for letter in values):
-            yield f"{place}: must be text in UTF-8 without null characters (got {values!r})"
-        case dict():
-            for key, value in values.items():
-                yield from unusable_values(value, f"{place}.{key}" if place else str(key))
-        case list():
-            for value in values:
-                yield from unusable_values(value, place)
+    for place, value in plain_values(values):
+        match value:
+            case float() if not math.isfinite(value):
+                yield f"{place}: must be a finite number (got {value})"
+            case int() if not -(2**63) <= value < 2**63:
+                yield f"{place}: must be within 64 bits, from -2^63 to 2^63 - 1"
+            case str() if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+                yield f"{place}: must be text in UTF-8 without null characters (got {value!r})"
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:

@@ -17,13 +17,13 @@ _WRITES_ONLY = {"log_every_steps", "ledger"}  # of [train]: what is written down
 
 
 def training_inputs(config: Config, manifest: Manifest) -> str:
-    """Of a training on a dataset."""
+    """Return the digest of what a training on a dataset depends on."""
     goal = config.train.model_dump(mode="json", exclude=_WRITES_ONLY)
     return digest_of({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
 
 
 def evaluation_inputs(config: Config, found: Found, manifest: Manifest, split: Split) -> str:
-    """Of the evaluation of a checkpoint on one split of a dataset, baselines included."""
+    """Return the digest of what the evaluation of a checkpoint on one split depends on, baselines included."""
     return digest_of(
         {
             "checkpoint": found.path.name,
@@ -38,7 +38,7 @@ def evaluation_inputs(config: Config, found: Found, manifest: Manifest, split: S
 
 
 def report_inputs(config: Config, evaluation: str, manifest: Manifest) -> str:
-    """Of a report: the evaluation that it shows (by its inputs), the config, and the curves of the training so far."""
+    """Return the digest of a report: the evaluation that it shows, by its inputs, the config, and the curves so far."""
     return digest_of(
         {
             "evaluation": evaluation,

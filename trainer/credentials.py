@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qsl
 
+from trainer.settings import plain_values
+
 _URI = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?P<authority>[^/?#]*)[^?#]*(\?(?P<query>[^#]*))?", re.IGNORECASE)
 # What follows a colon is a port; anything else is the password of a user.
 _PASSWORD = re.compile(r":(?!\d*$)")
@@ -46,15 +48,8 @@ def refusal_of(text: str) -> str | None:
     )
 
 
-def refusals_in(values: Any, place: str = "") -> Iterator[str]:
+def refusals_in(values: Any) -> Iterator[str]:
     """Yield "setting: why" for every text in nested plain values that holds credentials."""
-    match values:
-        case str():
-            if (why := refusal_of(values)) is not None:
-                yield f"{place}: {why}"
-        case dict():
-            for key, value in values.items():
-                yield from refusals_in(value, f"{place}.{key}" if place else str(key))
-        case list():
-            for value in values:
-                yield from refusals_in(value, place)
+    for place, value in plain_values(values):
+        if isinstance(value, str) and (why := refusal_of(value)) is not None:
+            yield f"{place}: {why}"

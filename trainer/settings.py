@@ -1,6 +1,6 @@
 """Settings as flat names and values, and how two sets of them differ."""
 
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Any
 
 
@@ -24,3 +24,16 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any], at_default: Co
     compared = (name for name in before.keys() | now.keys() if name in before or name not in at_default)
     names = sorted(name for name in compared if before.get(name) != now.get(name))
     return [f"{name}: was {before.get(name)!r}, is {now.get(name)!r}" for name in names]
+
+
+def plain_values(values: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (setting, value) of every plain value in nested tables and lists; those of a list share its name."""
+    match values:
+        case dict():
+            for key, value in values.items():
+                yield from plain_values(value, f"{place}.{key}" if place else str(key))
+        case list():
+            for value in values:
+                yield from plain_values(value, place)
+        case _:
+            yield place, values
