@@ -56,7 +56,7 @@ bench: $(BENCH_READY) ## measure speed against ceilings and peers measured in th
 	$(BIN)/python -m benchmarks
 
 docs: $(READY) ## write docs/configuration.md from the settings' own descriptions
-	$(BIN)/python -m cluster.config_docs > docs/.configuration.md.new
+	$(BIN)/python -m cluster.cli.config_docs > docs/.configuration.md.new
 	mv docs/.configuration.md.new docs/configuration.md
 
 format: $(TOOLS_READY) ## format the code, and mend what the linter can mend

@@ -27,14 +27,14 @@ from benchmarks import (
     training,
 )
 from benchmarks.measure import Comparison
-from cluster.config import ClusterConfig, Config, check_config, job_of
-from cluster.launch import Workers
-from cluster.prepare import prepare
-from cluster.session import ray_session
-from cluster.worker import WorkerFunction
-from trainer.memory import keep_freed_memory
-from trainer.synthetic.log import generate
-from trainer.synthetic.world import SyntheticConfig
+from cluster.config.run_config import ClusterConfig, Config, check_config, job_of
+from cluster.data.prepare import prepare
+from cluster.ray_cluster.session import ray_session
+from cluster.workers.group import Workers
+from cluster.workers.worker import WorkerFunction
+from trainer.data.synthetic.log import generate
+from trainer.data.synthetic.world import SyntheticConfig
+from trainer.loop.memory import keep_freed_memory
 
 SECTIONS = (
     "ids",

@@ -15,7 +15,7 @@ from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
 from models.attention.parts import Parts
-from models.jagged import layout_of
+from models.batches.jagged import layout_of
 
 NUM_HEADS, HEAD_WIDTH = 2, 32
 NUM_HISTORIES, MAX_HISTORY = 128, 200

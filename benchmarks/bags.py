@@ -16,13 +16,13 @@ from torch import nn
 from benchmarks.measure import Comparison, take_turns
 from benchmarks.traffic import counted_traffic
 from models.features.inputs import Inputs
+from models.features.items import Catalogue, IdColumn
 from models.features.values import InputFeature, said_of
-from models.item_features import Catalogue, IdColumn
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import Sharding, TableConfig
-from sharding.place import place
 from sharding.plan import Plan, TablePlan
-from sharding.ranks import Ranks
+from sharding.tables.apply_plan import place
+from sharding.world import Ranks
 from trainer.job import Channel
 
 OWNERS, DIM = 1_000, 64

@@ -5,7 +5,7 @@ import torch
 from benchmarks.measure import Comparison, take_turns
 from benchmarks.sharded_lookup import bytes_sent, drawn_batches, sharded_table, together
 from sharding.config import CommunicationConfig
-from sharding.ranks import Ranks
+from sharding.world import Ranks
 from trainer.job import Channel
 
 NUM_ROWS = 1_000_000

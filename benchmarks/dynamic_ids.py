@@ -5,8 +5,8 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import Comparison, take_turns
 from sharding.config import DynamicIdsConfig
-from sharding.dynamic_ids import DynamicIdsState, look_up, new_state, observe
-from sharding.seen_ids import count_ids
+from sharding.dynamic_ids.counts import count_ids
+from sharding.dynamic_ids.mapping import DynamicIdsState, look_up, new_state, observe
 
 NUM_ROWS = 1_000_001
 BATCH_EVENTS = 50_000

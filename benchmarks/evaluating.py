@@ -3,11 +3,11 @@
 import torch
 
 from benchmarks.measure import Comparison, take_turns
-from sharding.ranks import Ranks
-from trainer.build import build_model
-from trainer.dataset.manifest import read_manifest
-from trainer.evaluation.evaluate import make_evaluator
+from sharding.world import Ranks
+from trainer.data.dataset.manifest import read_manifest
+from trainer.evaluation.next_item.evaluate import make_evaluator
 from trainer.job import Channel, Job
+from trainer.loop.build import build_model
 
 
 def compare(argument: tuple[Job, int], ranks: Ranks, channel: Channel) -> Comparison:

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-from trainer.memory import memory_trimmer
+from trainer.loop.memory import memory_trimmer
 
 INTERVAL_SECONDS = 0.1
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from benchmarks.measure import Comparison
 from benchmarks.memory import peak_memory
+from benchmarks.torchrec_planner import torchrec_plan
 from sharding.errors import PlacementError
 from sharding.plan import Plan
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad
 from sharding.planning.planner import make_plan
 from sharding.planning.topology import Topology, described
-from sharding.planning.torchrec_planner import torchrec_plan
 
 LIMIT_SECONDS = 120
 EXAMPLES_PER_RANK = 1024

@@ -14,8 +14,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from benchmarks.measure import Comparison, take_turns
-from cluster.config import Config
-from cluster.prepare import prepare
+from cluster.config.run_config import Config
+from cluster.data.prepare import prepare
 
 NUM_FILES = 8
 NUM_ITEMS = 50_000

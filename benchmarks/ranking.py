@@ -17,16 +17,16 @@ from torch.nn import functional as F
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.measure import Comparison, take_turns
-from models.item_features import Catalogue
+from models.features.items import Catalogue
+from models.ranking.batch import RankingBatch
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
 from models.ranking.model import RankingModel
 from models.ranking.reach import reach_of
-from models.ranking_batch import RankingBatch
 from models.tables import TableSpec
-from sharding.initialize import initialize_tables
-from trainer.stream.columns import stretches
-from trainer.stream.impressions import Candidates, JaggedImpressions, ranking_batch
+from sharding.tables.initialize import initialize_tables
+from trainer.data.stream.columns import stretches
+from trainer.data.stream.impressions import Candidates, JaggedImpressions, ranking_batch
 
 NUM_ITEMS, WIDTH, MAX_HISTORY = 10_000, 16, 50
 NUM_USERS, BATCHES = 128, 4

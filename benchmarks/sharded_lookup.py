@@ -22,9 +22,9 @@ from benchmarks.measure import Comparison, take_turns
 from benchmarks.traffic import counted_traffic
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import CommunicationConfig, TableConfig
-from sharding.place import place
 from sharding.plan import Plan, TablePlan
-from sharding.ranks import Ranks
+from sharding.tables.apply_plan import place
+from sharding.world import Ranks
 from trainer.job import Channel
 
 NUM_ROWS = (100_000, 10_000_000)

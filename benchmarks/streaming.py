@@ -15,15 +15,15 @@ import pyarrow.parquet as pq
 
 from benchmarks.measure import Comparison, take_turns
 from models.config import NextItemConfig
-from models.item_features import Catalogue
+from models.features.items import Catalogue
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
-from trainer.dataset.manifest import Manifest, read_manifest
-from trainer.stream.examples import Examples, examples_of
-from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.histories import TrainStream
-from trainer.stream.order import Position
-from trainer.stream.part_files import CUTS
-from trainer.stream.row_groups import RowGroupReader
+from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.data.stream.examples import Examples, examples_of
+from trainer.data.stream.global_batches import GlobalBatches
+from trainer.data.stream.histories import TrainStream
+from trainer.data.stream.order import Position
+from trainer.data.stream.part_files import CUTS
+from trainer.data.stream.row_groups import RowGroupReader
 
 NUM_EVENTS = 5_000_000
 MAX_HISTORY = 200

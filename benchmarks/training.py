@@ -7,15 +7,15 @@ import torch
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.measure import Comparison, take_turns
-from models.batch import HistoryBatch
-from models.next_item import NextItemModel
+from models.batches.history_batch import HistoryBatch
+from models.next_item.model import NextItemModel
 from models.tables import TableSpec
-from sharding.initialize import initialize_tables
-from sharding.ranks import Ranks
+from sharding.tables.initialize import initialize_tables
+from sharding.world import Ranks
+from trainer.data.stream.order import Position
+from trainer.data.stream.prefetch import Prefetch
 from trainer.job import SILENT, Channel, Job
-from trainer.stream.order import Position
-from trainer.stream.prefetch import Prefetch
-from trainer.train import Training
+from trainer.loop.train import Training
 
 STEPS = 20
 

@@ -158,7 +158,7 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
 
 
 def expected_targets(model: NextItemConfig, histories: Histories) -> float:
-    """Of an input event: one, or the share of events that are masked (trainer/stream/masking.py), of every history at least one."""
+    """Of an input event: one, or the share of events that are masked (trainer/data/stream/masking.py), at least one per history."""
     if not model.masks_items:
         return 1.0
     masking = model.masking
@@ -241,7 +241,7 @@ def is_plain(encoder: EncoderConfig) -> bool:
         and attention.mask == "causal"
         and attention.window is None
         and attention.bias == "none"
-        and attention.dropout * 256 < 0.5  # models/dropout.py drops in steps of 1/256
+        and attention.dropout * 256 < 0.5  # models/layers/dropout.py drops in steps of 1/256
         and attention.penalty == 0.0
     )
 

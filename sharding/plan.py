@@ -1,6 +1,6 @@
 """Where the shards of every table lie: a plain value, a function of its inputs, kept in plan.json and in every checkpoint.
 
-It says what TorchRec is told (sharding.place), and no more than that: predictions stand beside it (sharding.planning).
+It says what TorchRec is told (sharding.tables.apply_plan), and no more than that: predictions stand beside it (sharding.planning).
 Imports no torch.
 """
 

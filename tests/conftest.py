@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.rank_pool import RankPool
+from tests.support.rank_pool import RankPool
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,5 +1,6 @@
 """What the documentation says is so: settings, commands and their options, files and links."""
 
+import ast
 import re
 import shlex
 import tomllib
@@ -12,16 +13,16 @@ import typer
 from typer.core import TyperGroup
 from typer.testing import CliRunner
 
-from cluster import config_docs
-from cluster.cli import app
-from cluster.config import check_config, load_config
-from cluster.config_file import read_values
+from cluster.cli import config_docs
+from cluster.cli.app import app
+from cluster.config.file import read_values
+from cluster.config.run_config import check_config, load_config
 from cluster.plan.workload import check_workload
 from cluster.study.config import read_study
 from cluster.study.trials import plan_trials
 from sharding.config import Sharding, SparseOptimizer
 from sharding.support import why_unsupported
-from tests.datasets import tiny_dataset
+from tests.support.datasets import tiny_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -126,24 +127,31 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
             assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
 
 
-def test_the_readme_lists_every_file_of_the_packages_once() -> None:
+PACKAGE_FOLDERS = sorted(path.parent for package in PACKAGES for path in (ROOT / package).rglob("__init__.py"))
+
+
+def test_the_readme_lists_every_package_once() -> None:
     (tree,) = (block for block in code_blocks(ROOT / "README.md") if block.startswith("cluster/ "))
     folders: list[str] = []  # the folders that the line is in, by its indentation
     listed = []
     for line in tree.splitlines():
         name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
-        folders = folders[:depth]
-        if name.endswith("/"):
-            folders.append(name)
-        else:
-            listed.append("".join(folders) + name)
-    present = {
-        str(path.relative_to(ROOT))
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*")
-        if path.is_file() and path.name != "__init__.py" and "__pycache__" not in path.parts
-    }
-    assert sorted(listed) == sorted(present)
+        folders = [*folders[:depth], name]
+        if folders[0].rstrip("/") in PACKAGES:
+            listed.append("".join(folders).rstrip("/"))
+    assert sorted(listed) == [str(folder.relative_to(ROOT)) for folder in PACKAGE_FOLDERS]
+
+
+@pytest.mark.parametrize("folder", PACKAGE_FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_every_package_lists_its_files_with_a_phrase(folder: Path) -> None:
+    """In the docstring of its `__init__.py`, below "Files:"."""
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    _, _, files = docstring.partition("Files:\n")
+    listed = [line.split(maxsplit=1) for line in files.splitlines() if line]
+    assert all(len(entry) == 2 for entry in listed)
+    assert [name for name, _ in listed] == sorted(
+        path.name for path in folder.iterdir() if path.is_file() and path.name != "__init__.py"
+    )
 
 
 @pytest.mark.parametrize("sharding", get_args(Sharding))

@@ -16,7 +16,7 @@ import pytest
 from setuptools import Distribution
 
 from cluster import __version__
-from cluster.config import load_config
+from cluster.config.run_config import load_config
 from cluster.study.config import read_study
 from cluster.study.trials import plan_trials
 
@@ -72,14 +72,14 @@ def loaded_by(modules: str, large: set[str]) -> str:
 
 
 def test_importing_settings_and_command_line_loads_neither_torch_nor_ray() -> None:
-    modules = "models.config, sharding.config, trainer.config, cluster.config, cluster.cli, cluster.config_docs"
+    modules = "models.config, sharding.config, trainer.config, cluster.config.run_config, cluster.cli.app, cluster.cli.config_docs"
     assert loaded_by(modules, {"torch", "torchrec", "ray"}) == "[]"
 
 
 def test_the_driver_loads_torch_and_ray_train_only_to_launch_workers() -> None:
     """Nor does the process from which Ray Train starts workers load TorchRec: both would be silent for seconds."""
-    assert loaded_by("cluster.driver", {"torch", "torchrec", "ray.train"}) == "[]"
-    assert loaded_by("cluster.ray_trainer, cluster.works", {"torchrec"}) == "[]"
+    assert loaded_by("cluster.driver.driver", {"torch", "torchrec", "ray.train"}) == "[]"
+    assert loaded_by("cluster.workers.ray_train, cluster.workers.jobs", {"torchrec"}) == "[]"
 
 
 def test_help_answers_at_once_because_it_loads_nothing_large() -> None:
@@ -138,7 +138,7 @@ def test_the_wheel_ships_exactly_the_four_packages(monkeypatch: pytest.MonkeyPat
         for path in folder.iterdir()
         if any(fnmatch(path.name, pattern) for pattern in patterns)
     }
-    assert "trainer/evaluation/report.html.j2" in shipped
+    assert "trainer/evaluation/next_item/report.html.j2" in shipped
     present = {
         str(path.relative_to(ROOT))
         for package in PACKAGES
@@ -151,4 +151,4 @@ def test_the_wheel_ships_exactly_the_four_packages(monkeypatch: pytest.MonkeyPat
 def test_version_and_entry_point_of_the_distribution() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["version"] == __version__
-    assert project["scripts"] == {"shoal": "cluster.cli:main"}
+    assert project["scripts"] == {"shoal": "cluster.cli.app:main"}

@@ -1,4 +1,4 @@
-"""Settings of splits, training, checkpoints and evaluation (those of logs: trainer/logs/config.py). Imports no torch."""
+"""Settings of splits, training, checkpoints and evaluation (those of logs: trainer/data/logs/config.py). Imports no torch."""
 
 import re
 from typing import Annotated, Literal

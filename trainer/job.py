@@ -10,7 +10,7 @@ from models.ranking.config import RankingConfig
 from sharding.config import CommunicationConfig, PlanConfig, TableConfig
 from sharding.planning.placing import Placing
 from trainer.config import CheckpointConfig, EvaluateConfig, TrainConfig
-from trainer.storage import digest_of
+from trainer.storage.files import digest_of
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from sharding.errors import PlacementError
 from sharding.planning.costs import predict
 from sharding.planning.planner import make_plan
 from sharding.planning.warnings import warnings_of
-from trainer import page
 from trainer.errors import UserError
+from trainer.pages import page
 from trainer.placement.plan import inputs_of
-from trainer.storage import write_json_atomically, write_text_atomically
+from trainer.storage.files import write_json_atomically, write_text_atomically
 
 NAMES = ("as given", "compared")
 PLAN, PAGE = "plan.json", "plan.html"

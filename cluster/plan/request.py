@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Config, check_config
-from cluster.config_file import apply_override, read_values
+from cluster.config.file import apply_override, read_values
+from cluster.config.run_config import Config, check_config
 from cluster.plan.workload import check_workload
 from models.config import ModelConfig, NextItemConfig
 from models.objectives.config import FullSoftmaxConfig
@@ -15,7 +15,7 @@ from models.ranking.reach import reach_of
 from sharding.config import CommunicationConfig, DevicesConfig
 from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology
-from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
 from trainer.placement.loads import declared_rows, facts_of, table_loads, table_rows
 from trainer.placement.plan import ASSUMED_GPU, topology_for

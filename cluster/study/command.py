@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cluster.progress import View
+from cluster.driver.progress import View
 from cluster.study import outputs
 from cluster.study.collect import read_trial
 from cluster.study.config import read_study
@@ -21,13 +21,13 @@ from cluster.study.costing import costs_of_points
 from cluster.study.record import Record, digest_for, is_current, read_record
 from cluster.study.summary import Summary, summarize
 from cluster.study.trials import Plan, plan_trials, refuse_other_trials
-from trainer.dataset.manifest import Manifest
+from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
-from trainer.output_folder import writing
+from trainer.storage.output_folder import writing
 
 if TYPE_CHECKING:
     from cluster.study.trial import Task
-    from trainer.dataset.splits import Split
+    from trainer.data.dataset.splits import Split
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def run(planned: Plan, view: View) -> Answer:
 
 def _run(planned: Plan, view: View) -> Answer:
     # Here, because they load ray and torch, which a study that is refused needs neither of.
-    from cluster.session import check_resources, ray_session
+    from cluster.ray_cluster.session import check_resources, ray_session
     from cluster.study.execute import in_order, most_at_once, run_tasks
 
     clusters = [trial.config.cluster for trial in planned.trials]
@@ -89,7 +89,7 @@ def _run(planned: Plan, view: View) -> Answer:
 
 def _prepared(planned: Plan, view: View) -> dict[Path, Manifest]:
     """Every dataset of the study, made or found."""
-    from cluster import driver
+    from cluster.driver import driver
 
     manifests = {}
     for folder, config in planned.datasets().items():

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cluster.config import Config
+from cluster.config.run_config import Config
 from cluster.study.config import AssumedConfig
 from cluster.study.trials import Plan
 from models.config import NextItemConfig
 from models.costs import Histories, Projected, Workload, costs_of
-from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.data.inputs import features_of
 from trainer.errors import UserError
-from trainer.inputs import features_of
 from trainer.placement.loads import ITEM_TABLE, declared_rows, table_rows
 
 
@@ -65,7 +65,7 @@ def _facts_of(config: Config, assumed: AssumedConfig) -> _Facts:
         longest = assumed.history or config.model.max_history
         rows = declared_rows(config.tables, config.logs, config.model.inputs) | {ITEM_TABLE: assumed.items + 1}
         return _Facts(np.asarray([longest + 1]), assumed.items, {n: r for n, r in rows.items() if r is not None}, None)
-    from trainer.stream.row_groups import RowGroupReader  # not where a study is only refused
+    from trainer.data.stream.row_groups import RowGroupReader  # not where a study is only refused
 
     ends = RowGroupReader(config.dataset_dir, manifest).train_ends()
     return _Facts(ends, manifest.counts.num_items, table_rows(config.tables, manifest, config.model.inputs), manifest)

@@ -18,9 +18,9 @@ from typing import Any
 import ray
 from ray import tune
 
-from cluster.config import ClusterConfig
-from cluster.progress import View
-from cluster.session import temporary_storage
+from cluster.config.run_config import ClusterConfig
+from cluster.driver.progress import View
+from cluster.ray_cluster.session import temporary_storage
 from cluster.study.record import Record
 from cluster.study.trial import Task, run_trial
 

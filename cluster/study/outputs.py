@@ -15,8 +15,8 @@ from cluster.study.plots import draw
 from cluster.study.statistics import Estimate
 from cluster.study.summary import AXES, SHORT, Row, Summary
 from cluster.study.trials import Plan
-from trainer import page
-from trainer.storage import write_json_atomically, write_text_atomically
+from trainer.pages import page
+from trainer.storage.files import write_json_atomically, write_text_atomically
 
 RESULTS, CSV, TABLE, PLOT, PICTURE, PAGE = (
     "results.json",

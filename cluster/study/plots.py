@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cluster.study.summary import AXES, SHORT, Row, Summary
-from trainer import page
-from trainer.page import Plot, plot_of
+from trainer.pages import page
+from trainer.pages.page import Plot, plot_of
 
 PNG_DOTS_PER_INCH = 150
 

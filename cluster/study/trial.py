@@ -10,15 +10,15 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster import driver
-from cluster.progress import View, plain_console
-from cluster.run_folder import locked
+from cluster.driver import driver
+from cluster.driver.progress import View, plain_console
+from cluster.driver.run_folder import locked
 from cluster.study.record import Record, begun, read_record, results_of, write_record
 from cluster.study.trials import Trial
-from trainer.dataset.splits import Split
+from trainer.data.dataset.splits import Split
 from trainer.errors import UserError
-from trainer.log import read_metrics
-from trainer.storage import disk_refusal
+from trainer.metrics_log import read_metrics
+from trainer.storage.files import disk_refusal
 
 LOG = "trial.log"
 OnValidation = Callable[[dict[str, Any]], None]

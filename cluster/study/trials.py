@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from cluster.config import Config, check_config, identity, is_among
+from cluster.config.run_config import Config, check_config, identity, is_among
 from cluster.study.config import RangeConfig, StudyConfig, StudyFile, with_settings
 from trainer.errors import UserError
 from trainer.settings import changed_settings
-from trainer.storage import digest_of
+from trainer.storage.files import digest_of
 
 # What a study sets itself.
 RESERVED = ("run", "study", "base")

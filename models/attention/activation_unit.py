@@ -17,8 +17,8 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from models.activations import Dice, PRelu, activation_of
 from models.attention.config import UnitActivation
+from models.layers.activations import Dice, PRelu, activation_of
 
 
 class ActivationUnit(nn.Module):

@@ -17,7 +17,7 @@ from models.attention.candidates import CandidateBlock, CandidateContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.parts import Attended, Parts
 from models.attention.pieces import are_kept, attend_in_pieces
-from models.jagged import JaggedLayout, padded, unpadded
+from models.batches.jagged import JaggedLayout, padded, unpadded
 
 
 def attend(query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts) -> Attended:

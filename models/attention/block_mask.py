@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
-from models.jagged import JaggedLayout
+from models.batches.jagged import JaggedLayout
 
 BLOCK = 128  # events; what torch's kernels are built for
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.attention.bias import prepare_ages
 from models.attention.candidates import CandidateContext
 from models.attention.config import AttentionConfig
-from models.jagged import Bucket, JaggedLayout, real_places
+from models.batches.jagged import Bucket, JaggedLayout, real_places
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.attention.bias import prepare_ages
 from models.attention.config import AttentionConfig
-from models.jagged import real_places, split_by_length
+from models.batches.jagged import real_places, split_by_length
 
 ROW_SIZE = 8  # candidates of a row at most: more would see too different stretches of their history
 NUM_SIZES, BLOCKS_PER_SIZE = 4, 3  # at most
@@ -117,7 +117,7 @@ def lay_out_candidates(
 ) -> CandidateLayout:
     """From the offsets of histories and of their candidates, (B + 1,) int64 each, and history_end (M,) int64, in any order.
 
-    Runs on the host, away from the step, as `models.jagged.layout_of`.
+    Runs on the host, away from the step, as `models.batches.jagged.layout_of`.
     """
     starts = np.asarray(offsets, dtype=np.int64)[:-1] - offsets[0]
     counts = np.diff(candidate_offsets)

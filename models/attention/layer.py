@@ -15,7 +15,7 @@ from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
 from models.attention.parts import Parts
 from models.attention.rotary import Rotary
-from models.dropout import threshold_of
+from models.layers.dropout import threshold_of
 
 
 class Attention(nn.Module):

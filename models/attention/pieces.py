@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.attention.normalise import normalise, penalty_of
 from models.attention.parts import Parts
-from models.dropout import drop
+from models.layers.dropout import drop
 
 PIECE_SCORES = 1 << 18  # scores held at a time on a CPU: with what is made of them, about its second-level cache
 GPU_PIECE_SCORES = 1 << 26

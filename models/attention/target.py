@@ -18,7 +18,7 @@ from models.attention.candidates import CandidateContext
 from models.attention.config import TargetAttentionConfig
 from models.attention.layer import norm_of_seen
 from models.attention.parts import Parts
-from models.dropout import threshold_of
+from models.layers.dropout import threshold_of
 
 PLAIN = TargetAttentionConfig()
 

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from models.attention.blocks import AttentionContext
 from models.attention.layer import Attention
-from models.dropout import Dropout
 from models.encoders.config import EncoderConfig
+from models.layers.dropout import Dropout
 
 
 class Block(nn.Module):

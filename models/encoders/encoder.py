@@ -17,11 +17,11 @@ from torch.utils.checkpoint import checkpoint
 from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.layer import Attention
-from models.dropout import Dropout
 from models.encoders.block import Block, OutputHead, norm_of
 from models.encoders.config import EncoderConfig
 from models.encoders.pooling import AttentionPooling
 from models.encoders.tower import Tower
+from models.layers.dropout import Dropout
 
 
 class Encoder(nn.Module):

@@ -4,7 +4,7 @@
 
 It is what models.features.values has of looked-up rows, up to rounding. Between ranks travel the values of every bag, as often as
 owners have them, and one vector for each owner; of rows each distinct one travels once, however many owners ask for it.
-Means are sums with weights: TorchRec's own mean is wrong where rows of a table lie on several ranks (sharding.place).
+Means are sums with weights: TorchRec's own mean is wrong where rows of a table lie on several ranks (sharding.tables.apply_plan).
 
 Shapes: M owners, n values of all of them, W width of a row.
 """

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.distinct import joined_ids
 from models.features.bags import Bags, Pooling, bags_of
+from models.features.distinct import joined_ids
 
 
 @dataclass(frozen=True)

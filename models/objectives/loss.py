@@ -6,7 +6,7 @@ Shapes: T targets, U items of the batch, D model width.
 import torch
 from torch import Tensor
 
-from models.batch import FIRST_ITEM, HistoryBatch
+from models.batches.history_batch import FIRST_ITEM, HistoryBatch
 from models.objectives.config import (
     BceConfig,
     FullSoftmaxConfig,

@@ -2,7 +2,7 @@
 
 Of each impression, on average. A history is encoded once for all impressions of its user, so its share is that of the events of an
 average history over its impressions. FLOPs of matrix products are those of the code as it runs, for histories and rows of
-candidates that are not padded (tests/models/ranking/test_ranking_costs.py); other operations, activations and bytes are estimates.
+candidates that are not padded (tests/models/ranking/test_costs.py); other operations, activations and bytes are estimates.
 
 Symbols: D model width, H heads, F width of all fields, T labels.
 """

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from models.features.inputs import NO_INPUTS, Inputs
+from models.features.items import ItemRequest
 from models.features.values import InputFeature, said_of
-from models.item_features import ItemRequest
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from models.attention.search import search_by_category, search_by_similarity
 from models.attention.target import TargetAttention, mean_of_events
 from models.encoders.config import EncoderConfig
 from models.encoders.encoder import Encoder
+from models.ranking.batch import RankingBatch
 from models.ranking.interest_config import InterestConfig
-from models.ranking_batch import RankingBatch
 
 
 class Interest(nn.Module):

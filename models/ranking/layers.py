@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.activations import Dice, PRelu, activation_of
-from models.dropout import Dropout
+from models.layers.activations import Dice, PRelu, activation_of
+from models.layers.dropout import Dropout
 from models.ranking.config import ActivationKind
 
 

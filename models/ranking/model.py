@@ -3,7 +3,7 @@
     candidate m of user u at time t:  interest(events of u before t, v(m)) | v(m) | features  ->  crosses  ->  experts  ->  logits
 
 Every history is looked up once for all of its candidates; what of it a candidate sees is the interest's to say, and by
-models.ranking_batch that is what happened strictly before. Behind the interest each candidate is on its own.
+models.ranking.batch that is what happened strictly before. Behind the interest each candidate is on its own.
 
 Shapes: B histories, N events, M candidates, U looked-up items, D model width, W width of the interest, T labels.
 """
@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from models.features.inputs import NO_INPUTS, EventInputs, Inputs
+from models.features.items import ITEM_TABLE, ItemComposer, ItemRequest
 from models.features.values import InputFeature
-from models.item_features import ITEM_TABLE, ItemComposer, ItemRequest
+from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig, RankingConfig
 from models.ranking.crossing import crossing_of, draw_crossing
 from models.ranking.experts import Experts
 from models.ranking.fields import Fields, Owners
 from models.ranking.labels import Labels, Rates, rate_logits
-from models.ranking_batch import RankingBatch
 from models.tables import EmbeddingTables, TableSpec
 
 

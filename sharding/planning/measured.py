@@ -1,4 +1,4 @@
-"""What look-ups of a placed model really cost (sharding.measure), as a value to set beside a prediction. Imports no torch."""
+"""Measured costs of look-ups in a sharded model (sharding.tables.measure), to compare with a prediction. Imports no torch."""
 
 from dataclasses import dataclass
 

@@ -60,7 +60,7 @@ def make_plan(
 
 
 def _without_wrong_means(loads: Sequence[TableLoad]) -> list[TableLoad]:
-    """Averaged bags are right under a split by rows only if all pooled tables are split so (sharding.place says why)."""
+    """Averaged bags are right under a split by rows only if all pooled tables are split so (see sharding.tables.apply_plan)."""
     if all(set(load.shardings or AUTO) <= ROW_SPLITS for load in loads if load.pooled):
         return list(loads)
     # Named in a list, copies would be made of tables of any size.

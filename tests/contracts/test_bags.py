@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from cluster.config import check_config, job_of
-from sharding.ranks import Ranks
+from cluster.config.run_config import check_config, job_of
+from sharding.world import Ranks
 from tests.contracts.test_ranking import validations
 from tests.contracts.test_resume import train as train_and_fingerprint
 from tests.contracts.test_world_size import losses
-from tests.grown_datasets import LABELS, ranking_dataset
+from tests.support.grown_datasets import LABELS, ranking_dataset
 from trainer.checkpoint.keys import tensors_of
-from trainer.dataset.manifest import write_manifest
+from trainer.data.dataset.manifest import write_manifest
 from trainer.errors import UserError
 from trainer.job import SILENT, Channel, Job
-from trainer.train import Training
+from trainer.loop.train import Training
 
 SEVERAL = {"kind": "categorical", "table": "tags"}
 MODEL = {

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.config import check_config
+from cluster.config.run_config import check_config
 from tests.contracts.test_ranking import KINDS, job_in
 from tests.contracts.test_resume import train as train_and_fingerprint
 from tests.contracts.test_world_size import global_batches, losses
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
-from trainer.dataset.manifest import read_manifest
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.stream.examples import WINDOW_STEP
+from trainer.data.stream.row_groups import RowGroupReader, Wanted
 from trainer.errors import UserError
 from trainer.job import Job
-from trainer.log import read_metrics
-from trainer.stream.examples import WINDOW_STEP
-from trainer.stream.row_groups import RowGroupReader, Wanted
+from trainer.metrics_log import read_metrics
 
 DAY = 20
 

@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.config import Config, check_config, identity, job_of
-from sharding.ranks import Ranks
+from cluster.config.run_config import Config, check_config, identity, job_of
+from sharding.world import Ranks
 from tests.contracts.test_resume import fingerprint
 from tests.contracts.test_world_size import global_batches, losses
-from tests.prepared import made, write_events
-from trainer.build import build_model, load_to_use
+from tests.support.prepared import made, write_events
 from trainer.checkpoint.folder import newest
-from trainer.dataset.manifest import read_manifest
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.stream.examples import WINDOW_STEP
 from trainer.errors import CheckpointError
 from trainer.job import Channel, Job, Outcome
-from trainer.log import read_metrics
-from trainer.storage import hash_file
-from trainer.stream.examples import WINDOW_STEP
-from trainer.train import Training
+from trainer.loop.build import build_model, load_to_use
+from trainer.loop.train import Training
+from trainer.metrics_log import read_metrics
+from trainer.storage.files import hash_file
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

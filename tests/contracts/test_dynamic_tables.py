@@ -14,22 +14,22 @@ import torch
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from cluster.config import check_config, job_of
-from cluster.prepare import prepare
-from models.batch import HistoryBatch
-from sharding.ranks import Ranks
+from cluster.config.run_config import check_config, job_of
+from cluster.data.prepare import prepare
+from models.batches.history_batch import HistoryBatch
+from sharding.world import Ranks
 from tests.contracts.test_item_features import train_and_test
 from tests.contracts.test_item_features import write_logs as write_logs_of_genres
-from tests.dict_trainer import train_by_hand
-from tests.rank_pool import RankPool
-from trainer.build import build_model, load_checkpoint
+from tests.support.dict_trainer import train_by_hand
+from tests.support.rank_pool import RankPool
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.keys import tensors_of
-from trainer.dataset.manifest import read_manifest
-from trainer.evaluation.evaluate import make_evaluator
+from trainer.data.dataset.manifest import read_manifest
+from trainer.evaluation.next_item.evaluate import make_evaluator
 from trainer.job import SILENT, Channel, Job
-from trainer.log import read_metrics
-from trainer.train import Training
+from trainer.loop.build import build_model, load_checkpoint
+from trainer.loop.train import Training
+from trainer.metrics_log import read_metrics
 
 NUM_ITEMS, NUM_USERS, DIM = 40, 36, 8
 BY_AGE = {"kind": "dynamic", "num_rows": 9, "admit_after": 3, "evict": "age", "max_age_steps": 2, "max_candidates": 10}

@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cluster.config import check_config, job_of
-from cluster.prepare import prepare
+from cluster.config.run_config import check_config, job_of
+from cluster.data.prepare import prepare
 from tests.contracts.test_dynamic_tables import lines, train
 from tests.contracts.test_item_features import train_and_test
 from tests.contracts.test_world_size import train as train_plainly
-from tests.rank_pool import RankPool
+from tests.support.rank_pool import RankPool
 from trainer.job import Job
 
 NUM_ITEMS, NUM_USERS = 30, 34

@@ -8,15 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.config import check_config, job_of
-from cluster.prepare import prepare
-from sharding.ranks import Ranks
-from tests.rank_pool import RankPool
-from trainer.dataset.manifest import read_manifest
-from trainer.dataset.vocabulary import read_vocabulary
-from trainer.evaluation.evaluate import make_evaluator
+from cluster.config.run_config import check_config, job_of
+from cluster.data.prepare import prepare
+from sharding.world import Ranks
+from tests.support.rank_pool import RankPool
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.dataset.vocabulary import read_vocabulary
+from trainer.evaluation.next_item.evaluate import make_evaluator
 from trainer.job import SILENT, Job
-from trainer.train import Training
+from trainer.loop.train import Training
 
 NUM_GENRES, ITEMS_PER_GENRE = 6, 10
 COLD = [f"g{genre}-new" for genre in range(NUM_GENRES)]  # known by the catalogue, and by events of the test period

@@ -12,27 +12,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster.config import Config, check_config, job_of
-from cluster.prepare import prepare
-from models.item_features import Catalogue, ItemRequest
+from benchmarks.optimum import compare
+from cluster.config.run_config import Config, check_config, job_of
+from cluster.data.prepare import prepare
+from models.features.items import Catalogue, ItemRequest
+from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
-from models.ranking_batch import RankingBatch
-from sharding.ranks import Ranks
-from tests.prepared import made
-from tests.rank_pool import RankPool
+from sharding.world import Ranks
+from tests.support.prepared import made
+from tests.support.rank_pool import RankPool
 from trainer.config import EvaluateConfig
-from trainer.dataset.manifest import Manifest
-from trainer.dataset.vocabulary import read_vocabulary
-from trainer.dynamic_tables import DynamicTables
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.vocabulary import read_vocabulary
+from trainer.data.synthetic.impression_world import ImpressionConfig, build_impression_world
+from trainer.data.synthetic.impressions import generate_impressions, logits
 from trainer.evaluation.ranking import results
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator, write_scores
+from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import SILENT, Job
-from trainer.log import read_metrics
-from trainer.synthetic.impression_world import ImpressionConfig, build_impression_world
-from trainer.synthetic.impressions import generate_impressions, logits
-from trainer.synthetic.optimum import compare
-from trainer.train import Training
+from trainer.loop.train import Training
+from trainer.metrics_log import read_metrics
 
 SETTINGS = ImpressionConfig(num_users=90, num_items=60, mean_impressions_per_user=40.0, users_per_file=50)
 RECIPE = Path(__file__).parents[2] / "configs/synthetic_ranking.toml"

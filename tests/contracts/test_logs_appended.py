@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from cluster.config import Config, check_config, job_of, load_config
-from cluster.new_logs import check_append, kept_outcome
-from cluster.prepare import prepare
-from sharding.ranks import Ranks
-from tests.prepared import write_events
-from trainer.build import build_model, load_to_use
+from cluster.config.run_config import Config, check_config, job_of, load_config
+from cluster.data.prepare import prepare
+from cluster.driver.new_logs import check_append, kept_outcome
+from sharding.world import Ranks
+from tests.support.prepared import write_events
 from trainer.checkpoint.folder import committed, newest, read
-from trainer.dataset.manifest import Manifest, read_manifest
+from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError, UserError
 from trainer.job import SILENT, Job, Outcome
-from trainer.storage import hash_file
-from trainer.train import Training
+from trainer.loop.build import build_model, load_to_use
+from trainer.loop.train import Training
+from trainer.storage.files import hash_file
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from sharding.errors import PlacementError
-from sharding.measure import measure_tables
-from sharding.ranks import Ranks
-from tests.datasets import tiny_dataset
-from tests.jobs import tiny_job
-from trainer.dataset.manifest import read_manifest
+from sharding.tables.measure import measure_tables
+from sharding.world import Ranks
+from tests.support.datasets import tiny_dataset
+from tests.support.jobs import tiny_job
+from trainer.data.dataset.manifest import read_manifest
 from trainer.job import SILENT, Job
-from trainer.log import read_metrics
+from trainer.loop.train import Training
+from trainer.metrics_log import read_metrics
 from trainer.placement.plan import plan_tables
-from trainer.train import Training
 
 LIMIT = 84 * 1024  # bytes of each worker, of which a quarter is reserved; weights and state of the table have 68,900
 

@@ -9,16 +9,16 @@ import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
-from sharding.optimizers import Optimizers
-from sharding.ranks import Ranks
-from tests.datasets import tiny_dataset
-from tests.jobs import tiny_job
+from sharding.tables.optimizers import Optimizers
+from sharding.world import Ranks
+from tests.support.datasets import tiny_dataset
+from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.reader import read_metadata
 from trainer.errors import UserError
 from trainer.job import Channel, Job
-from trainer.log import read_metrics
-from trainer.train import Best, Training
+from trainer.loop.train import Best, Training
+from trainer.metrics_log import read_metrics
 
 
 @pytest.fixture(scope="module")

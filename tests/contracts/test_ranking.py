@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.config import check_config, job_of
+from cluster.config.run_config import check_config, job_of
 from tests.contracts.test_resume import train as train_and_fingerprint
 from tests.contracts.test_world_size import global_batches, losses, train
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
 from trainer.errors import UserError
 from trainer.job import Job
-from trainer.log import read_metrics
+from trainer.metrics_log import read_metrics
 
 STEPS = 20
 ONE_LAYER = {"experts": {"hidden": [16], "activation": "dice"}}

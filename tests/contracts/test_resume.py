@@ -12,21 +12,21 @@ import pytest
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from sharding.ranks import Ranks
+from sharding.world import Ranks
 from tests.contracts.test_world_size import global_batches, losses, validation
-from tests.datasets import tiny_dataset
-from tests.jobs import tiny_job
-from trainer.build import build_model, load_to_use
+from tests.support.datasets import tiny_dataset
+from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import Found
 from trainer.checkpoint.keys import tensors_of
-from trainer.dataset.manifest import read_manifest
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.stream.examples import examples_of
+from trainer.data.stream.row_groups import RowGroupReader
 from trainer.errors import CheckpointError
-from trainer.evaluation.evaluate import make_evaluator
+from trainer.evaluation.next_item.evaluate import make_evaluator
 from trainer.job import SILENT, Channel, Job, Outcome
-from trainer.stream.examples import examples_of
-from trainer.stream.row_groups import RowGroupReader
-from trainer.train import Training
+from trainer.loop.build import build_model, load_to_use
+from trainer.loop.train import Training
 
 
 def fingerprint(training: Training) -> str:

@@ -17,39 +17,39 @@ from torch import Tensor
 
 from models.config import NextItemConfig
 from models.encoders.config import EncoderKind
+from models.features.items import Catalogue, IdColumn
 from models.features.values import InputFeature
-from models.item_features import Catalogue, IdColumn
-from models.next_item import NextItemModel
+from models.next_item.model import NextItemModel
+from models.ranking.batch import RankingBatch
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
+from models.ranking.micro_batches import parts_of
 from models.ranking.model import RankingModel
 from models.ranking.presets import RankerKind
 from models.ranking.reach import reach_of
-from models.ranking_batch import RankingBatch
-from models.ranking_micro_batches import parts_of
 from models.tables import TableSpec
 from sharding.config import HashIdsConfig, TableConfig
-from sharding.initialize import initialize_tables
-from sharding.ranks import Ranks
+from sharding.tables.initialize import initialize_tables
+from sharding.world import Ranks
 from tests.contracts.test_ranking import job_in
-from tests.grown_datasets import DAY, LABELS, NUM_ITEMS, events_dataset, ranking_dataset
 from tests.models.ranking.test_model import doubled, looked_up
-from tests.rank_pool import RankPool
+from tests.support.grown_datasets import DAY, LABELS, NUM_ITEMS, events_dataset, ranking_dataset
+from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
-from trainer.build import build_model
-from trainer.dataset.manifest import Manifest, read_manifest
-from trainer.dataset.splits import TimeBounds
+from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.data.dataset.splits import TimeBounds
+from trainer.data.stream.catalogue import read_catalogue, wanted_by
+from trainer.data.stream.day_examples import day_examples
+from trainer.data.stream.days import Calendar, count_days
+from trainer.data.stream.examples import WINDOW_STEP
+from trainer.data.stream.global_batches import GlobalBatches
+from trainer.data.stream.held_out import Deal, HeldOut
+from trainer.data.stream.impressions import HeldOutImpressions, ImpressionStream, impression_examples
+from trainer.data.stream.order import Position
+from trainer.data.stream.row_groups import RowGroupReader
 from trainer.job import Job
+from trainer.loop.build import build_model
 from trainer.placement.loads import table_rows
-from trainer.stream.catalogue import read_catalogue, wanted_by
-from trainer.stream.day_examples import day_examples
-from trainer.stream.days import Calendar, count_days
-from trainer.stream.examples import WINDOW_STEP
-from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.held_out import Deal, HeldOut
-from trainer.stream.impressions import HeldOutImpressions, ImpressionStream, impression_examples
-from trainer.stream.order import Position
-from trainer.stream.row_groups import RowGroupReader
 
 MAX_HISTORY, NUM_DAYS = 4, 3
 ALONE = Ranks(0, 1, torch.device("cpu"))

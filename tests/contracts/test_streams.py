@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.datasets import tiny_dataset
-from tests.plain_dataset import plain_rows
-from tests.streams import BATCH, EPOCHS, KINDS, MAX_HISTORY, TOKENS, Data, examples_in, global_steps
-from trainer.dataset.manifest import Manifest
-from trainer.stream import global_batches as stream_module
-from trainer.stream.examples import WINDOW_STEP
-from trainer.stream.order import Position, position_of, steps_per_epoch
+from tests.support.datasets import tiny_dataset
+from tests.support.plain_dataset import plain_rows
+from tests.support.streams import BATCH, EPOCHS, KINDS, MAX_HISTORY, TOKENS, Data, examples_in, global_steps
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.stream import global_batches as stream_module
+from trainer.data.stream.examples import WINDOW_STEP
+from trainer.data.stream.order import Position, position_of, steps_per_epoch
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_the_size_of_chunks_and_of_the_cache_changes_nothing(written, kind, monk
     data = written(kind)
     whole = [examples_in(step) for step in data.stream(1, 2).steps(Position(0, 0), EPOCHS)]
     monkeypatch.setattr(stream_module, "CHUNK_EVENTS", limit)
-    monkeypatch.setattr("trainer.stream.shares.BLOCK_EVENTS", limit)
+    monkeypatch.setattr("trainer.data.stream.shares.BLOCK_EVENTS", limit)
     stream = data.stream(1, 2, reader=data.new_reader(cache_bytes=0))
     assert [examples_in(step) for step in stream.steps(Position(0, 0), EPOCHS)] == whole
 

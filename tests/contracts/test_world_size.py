@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from sharding.ranks import Ranks
-from tests.datasets import tiny_dataset
-from tests.jobs import tiny_job
+from sharding.world import Ranks
+from tests.support.datasets import tiny_dataset
+from tests.support.jobs import tiny_job
 from trainer.job import SILENT, Job
-from trainer.log import read_metrics
-from trainer.train import Training
+from trainer.loop.train import Training
+from trainer.metrics_log import read_metrics
 
 STEPS = 20
 

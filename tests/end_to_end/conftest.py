@@ -7,8 +7,8 @@ import pytest
 
 from tests.end_to_end.commands import Submitted, finish, shoal
 from tests.end_to_end.ray_head import Head, ray_head
-from trainer.synthetic.log import generate
-from trainer.synthetic.world import SyntheticConfig
+from trainer.data.synthetic.log import generate
+from trainer.data.synthetic.world import SyntheticConfig
 
 
 @pytest.fixture(scope="session")

@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.config import ClusterConfig
-from cluster.launch import Workers, WorkersFailedError
-from sharding.ranks import Ranks
+from cluster.config.run_config import ClusterConfig
+from cluster.workers.group import Workers, WorkersFailedError
+from sharding.world import Ranks
 from trainer.errors import UserError
 from trainer.job import Channel
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from cluster.progress import View
+from cluster.driver.progress import View
 from cluster.study import command
 from cluster.study.command import Answer
+from trainer.data.synthetic.log import generate
+from trainer.data.synthetic.world import SyntheticConfig
 from trainer.errors import UserError
-from trainer.synthetic.log import generate
-from trainer.synthetic.world import SyntheticConfig
 
 
 @pytest.fixture

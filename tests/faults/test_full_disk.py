@@ -7,21 +7,22 @@ from typing import Any
 
 import pytest
 
-from cluster import cli, driver
-from cluster.launch import WorkersFailedError
-from cluster.progress import View, plain_console
-from cluster.run_folder import Stages, locked
+from cluster.cli import app as cli
+from cluster.driver import driver
+from cluster.driver.progress import View, plain_console
+from cluster.driver.run_folder import Stages, locked
 from cluster.study import trial as study_trial
 from cluster.study.trials import Trial
-from sharding.ranks import Ranks
+from cluster.workers.group import WorkersFailedError
+from sharding.world import Ranks
 from tests.contracts.test_nonfinite import run
-from tests.datasets import tiny_dataset
 from tests.faults.full_disk import FailingWrites, fill, small_disk
-from tests.jobs import tiny_job
+from tests.support.datasets import tiny_dataset
+from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.errors import UserError
 from trainer.job import Job
-from trainer.storage import disk_refusal, write_json_atomically
+from trainer.storage.files import disk_refusal, write_json_atomically
 
 WORKLOAD = """
 batch_size = 8
@@ -199,7 +200,7 @@ def test_a_checkpoint_on_a_full_disk_leaves_no_attempt(rank_pool, dataset, tmp_p
 
 def test_a_trial_on_a_full_disk_is_a_failed_trial(tmp_path, monkeypatch):
     job = tiny_job(tmp_path / "trial", tmp_path / "dataset")
-    from cluster.config import check_config
+    from cluster.config.run_config import check_config
 
     config = check_config(job.config, "test")
     task = study_trial.Task(Trial("a", 0, 1, config), "digest", ("validation",), True)
@@ -225,7 +226,7 @@ def test_text_that_looks_like_markup_is_printed_as_it_is(capsys):
 
 def test_no_console_of_the_commands_reads_markup():
     """A console is made in one place; what is printed beside it says so itself."""
-    folder = Path(cli.__file__).parent
+    folder = Path(cli.__file__).parents[1]
     made = [path.name for path in sorted(folder.rglob("*.py")) if " Console(" in path.read_text(encoding="utf-8")]
     assert made == ["progress.py"]
 

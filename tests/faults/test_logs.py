@@ -11,14 +11,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import cluster.prepare
-from tests.prepared import config_at, made, refusal, rejected_rows, rows_by_user, vocabulary, write_events, write_table
-from trainer.dataset.manifest import read_manifest
+import cluster.data.prepare
+from tests.support.prepared import (
+    config_at,
+    made,
+    refusal,
+    rejected_rows,
+    rows_by_user,
+    vocabulary,
+    write_events,
+    write_table,
+)
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.logs.config import LogsConfig
+from trainer.data.logs.contract import find_inputs, inspect_inputs
+from trainer.data.logs.reading import Rules, read_chunk
+from trainer.data.prepare.read_pass import read_task
 from trainer.errors import UserError
-from trainer.logs.config import LogsConfig
-from trainer.logs.contract import find_inputs, inspect_inputs
-from trainer.logs.reading import Rules, read_chunk
-from trainer.prepare.read_pass import read_task
 
 ray_tests = pytest.mark.usefixtures("ray_session")
 
@@ -37,12 +46,12 @@ def write_three_files(tmp_path: Path, **options: Any) -> Path:
 
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.prepare.inspect_inputs", partial(inspect_inputs, rows_per_chunk=20))
+    monkeypatch.setattr("cluster.data.prepare.inspect_inputs", partial(inspect_inputs, rows_per_chunk=20))
 
 
 def between_header_and_data(monkeypatch: pytest.MonkeyPatch, act: Callable[[], Any], after_tasks: int = 0) -> None:
     """Do something when the first pass has begun, or has finished some tasks."""
-    original = cluster.prepare.run_tasks
+    original = cluster.data.prepare.run_tasks
 
     def hooked(task: Any, argument: Any, numbers: list[int], limit: int) -> Iterator[tuple[int, Any]]:
         if task is not read_task:
@@ -52,7 +61,7 @@ def between_header_and_data(monkeypatch: pytest.MonkeyPatch, act: Callable[[], A
         act()
         yield from original(task, argument, numbers[after_tasks:], limit)
 
-    monkeypatch.setattr("cluster.prepare.run_tasks", hooked)
+    monkeypatch.setattr("cluster.data.prepare.run_tasks", hooked)
 
 
 def flip_a_bit_of(file: Path, *values: int) -> None:

@@ -10,23 +10,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.attention.blocks import AttentionContext
-from models.batch import HistoryBatch, build_batch
+from models.batches.history_batch import HistoryBatch, build_batch
+from models.batches.jagged import layout_of
 from models.config import NextItemConfig
 from models.costs import Histories, Projected, Workload, costs_of, expected_targets, num_dense_parameters
 from models.encoders.config import EncoderConfig
 from models.encoders.encoder import Encoder
 from models.features.config import InputsConfig
 from models.features.inputs import EventInputs, Inputs
+from models.features.items import Catalogue
 from models.features.time import Clock, time_rows
 from models.features.values import InputFeature, id_values, number_values
-from models.item_features import Catalogue
-from models.jagged import layout_of
-from models.next_item import NextItemModel
+from models.next_item.model import NextItemModel
 from models.objectives.chunked_scores import CHUNK_ELEMENTS
 from models.objectives.config import FullSoftmaxConfig
 from models.objectives.softmax import MIN_ROWS
 from models.tables import TableSpec
-from trainer.stream.masking import masked_events
+from trainer.data.stream.masking import masked_events
 
 WIDTH, MAX_HISTORY, NUM_ITEMS = 16, 24, 29
 KINDS = ["sasrec", "bert4rec", "hstu", "ligr", "fuxi_alpha", "two_tower"]

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import build_batch
+from models.batches.history_batch import build_batch
 from models.config import NextItemConfig
-from models.item_features import Catalogue
-from models.next_item import NextItemModel
+from models.features.items import Catalogue
+from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from tests.models.features import test_inputs as told
+from tests.models.ranking.test_micro_batches import COUNTS, RANKERS, ranker
 from tests.models.ranking.test_model import batch_of, random_users
-from tests.models.ranking.test_ranking_micro_batches import COUNTS, RANKERS, ranker
 
 pytestmark = pytest.mark.gpu
 

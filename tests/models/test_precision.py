@@ -18,8 +18,8 @@ from models.ranking.experts import Experts
 from tests.models.attention import forms
 from tests.models.attention.shown import shown, vectors
 from tests.models.encoders.test_encoder import CASES, LENGTHS, context_of, events, make_encoder
+from tests.models.ranking.test_micro_batches import COUNTS, RANKERS, ranker
 from tests.models.ranking.test_model import batch_of, random_users
-from tests.models.ranking.test_ranking_micro_batches import COUNTS, RANKERS, ranker
 
 
 def outcome(case: str, low: bool, recompute: bool = False) -> tuple[Tensor, list[Tensor]]:

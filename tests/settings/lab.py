@@ -14,20 +14,20 @@ import torch
 import torch.distributed as dist
 from pydantic import BaseModel
 
-import cluster.prepare
-from cluster.config import Config, job_of, load_config
-from cluster.config_file import apply_override, read_values
+import cluster.data.prepare
+from cluster.config.file import apply_override, read_values
+from cluster.config.run_config import Config, job_of, load_config
 from cluster.plan.workload import WorkloadConfig, check_workload
 from cluster.study.config import StudyConfig, StudyFile, read_study
-from sharding.ranks import Ranks, current_ranks
-from tests.rank_pool import RankPool
+from sharding.world import Ranks, current_ranks
 from tests.settings.entry import Settings, toml
 from tests.settings.logs import DAY, START, write_logs
-from trainer.dataset.manifest import Manifest, read_manifest
+from tests.support.rank_pool import RankPool
+from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.data.synthetic.impression_world import ImpressionConfig
+from trainer.data.synthetic.world import SyntheticConfig
 from trainer.job import Job
-from trainer.storage import digest_of
-from trainer.synthetic.impression_world import ImpressionConfig
-from trainer.synthetic.world import SyntheticConfig
+from trainer.storage.files import digest_of
 
 _RUN = """
 [model]
@@ -174,7 +174,7 @@ class Lab:
         """Prepare a dataset anew; `limits` takes how many tasks might run at a time. Raises UserError as the command does."""
         run = config.run.model_copy(update={"dataset": str(folder)})
         with _without_ray([] if limits is None else limits):
-            return cluster.prepare.prepare(config.model_copy(update={"run": run}), lambda _: None)
+            return cluster.data.prepare.prepare(config.model_copy(update={"run": run}), lambda _: None)
 
     def manifest(self, config: Config) -> Manifest:
         """What prepare found."""
@@ -219,7 +219,7 @@ def _without_ray(limits: list[int]) -> Iterator[None]:
             yield number, task(argument, number)
 
     with (
-        mock.patch.object(cluster.prepare, "run_tasks", run_tasks),
-        mock.patch.object(cluster.prepare.card, "write", return_value=None),
+        mock.patch.object(cluster.data.prepare, "run_tasks", run_tasks),
+        mock.patch.object(cluster.data.prepare.card, "write", return_value=None),
     ):
         yield

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cluster.config import Config
-from models.batch import FIRST_ITEM
+from cluster.config.run_config import Config
+from models.batches.history_batch import FIRST_ITEM
 from tests.settings.lab import Lab
-from trainer.build import Built, build_model, build_optimizers
-from trainer.dataset.manifest import read_manifest
-from trainer.day_by_day import read_days
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.stream.order import Position
 from trainer.job import Job
-from trainer.stream.order import Position
+from trainer.loop.build import Built, build_model, build_optimizers
+from trainer.tasks.day_by_day import read_days
 from trainer.tasks.task import Stream
 
 

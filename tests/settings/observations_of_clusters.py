@@ -8,9 +8,10 @@ from unittest import mock
 
 import ray
 
-from cluster import ray_trainer, session
-from cluster.config import Config, job_of
-from cluster.session import ray_session
+from cluster.config.run_config import Config, job_of
+from cluster.ray_cluster import session
+from cluster.ray_cluster.session import ray_session
+from cluster.workers import ray_train as ray_trainer
 from sharding.errors import PlacementError
 from tests.settings.lab import Lab
 from tests.settings.observations_of_tables import planned

@@ -7,9 +7,9 @@ from unittest import mock
 
 import pyarrow.parquet as pq
 
-import trainer.evaluation.evaluate
-from cluster import works
-from cluster.config import Config
+import trainer.evaluation.next_item.evaluate
+from cluster.config.run_config import Config
+from cluster.workers import jobs as works
 from tests.settings.lab import Lab
 from tests.settings.observations import model_of
 from tests.settings.observations_of_training import trained
@@ -62,13 +62,13 @@ def batches_scored(lab: Lab, config: Config) -> list[int]:
 def items_scored_at_a_time(lab: Lab, config: Config) -> int:
     """Return how many items at a time the evaluation scores."""
     asked: list[int] = []
-    rank_items = trainer.evaluation.evaluate.rank_items
+    rank_items = trainer.evaluation.next_item.evaluate.rank_items
 
     def recording(*arguments: Any) -> Any:
         asked.append(arguments[4])
         return rank_items(*arguments)
 
     model = model_of(lab, config)
-    with mock.patch.object(trainer.evaluation.evaluate, "rank_items", recording):
+    with mock.patch.object(trainer.evaluation.next_item.evaluate, "rank_items", recording):
         model.built.task.evaluator("test", lab.ranks, model.built.dynamic).mean_metrics(model.built.model)
     return asked[0]

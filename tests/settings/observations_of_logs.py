@@ -6,15 +6,15 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cluster.config import Config
-from models.item_features import IdColumn
+from cluster.config.run_config import Config
+from models.features.items import IdColumn
 from tests.settings.lab import Lab
 from tests.settings.logs import DAY, START
-from trainer.dataset.manifest import Feature, read_manifest
+from trainer.data.dataset.manifest import Feature, read_manifest
+from trainer.data.stream.catalogue import read_catalogue
+from trainer.data.stream.columns import Lists
+from trainer.data.stream.row_groups import RowGroupReader, Wanted
 from trainer.errors import UserError
-from trainer.stream.catalogue import read_catalogue
-from trainer.stream.columns import Lists
-from trainer.stream.row_groups import RowGroupReader, Wanted
 
 Observe = Callable[[Lab, Config], Any]
 

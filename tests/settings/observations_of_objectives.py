@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import models.next_item
-from cluster.config import Config
-from models.batch import FIRST_ITEM
+import models.next_item.model
+from cluster.config.run_config import Config
+from models.batches.history_batch import FIRST_ITEM
 from models.objectives.sampled import (
     Sample,
     binary_cross_entropy_reference,
@@ -22,8 +22,8 @@ from models.objectives.sampled import (
 from models.objectives.softmax import softmax_cross_entropy_reference
 from tests.settings.lab import Lab
 from tests.settings.observations import model_of
-from trainer.dataset.vocabulary import read_vocabulary
-from trainer.stream.order import Position
+from trainer.data.dataset.vocabulary import read_vocabulary
+from trainer.data.stream.order import Position
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def asked(lab: Lab, config: Config, normalize: bool = False) -> Asked:
         handed.append(Asked(users.detach(), items.detach(), batch))
         return users.sum() * 0.0
 
-    with mock.patch.object(models.next_item, "loss_of", record):
+    with mock.patch.object(models.next_item.model, "loss_of", record):
         model.built.model.loss(model.rows, model.batch)
     [found] = handed
     if normalize:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cluster.config import Config
+from cluster.config.run_config import Config
 from models.ranking.losses import listwise, pairwise
 from tests.settings.lab import Lab
 from tests.settings.observations import Model, model_of

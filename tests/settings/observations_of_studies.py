@@ -9,9 +9,10 @@ from unittest import mock
 import numpy as np
 from rich.console import Console
 
-from cluster import driver, session
-from cluster.config import Config
-from cluster.progress import View
+from cluster.config.run_config import Config
+from cluster.driver import driver
+from cluster.driver.progress import View
+from cluster.ray_cluster import session
 from cluster.study import command, execute, outputs
 from cluster.study.collect import Finished, Measured
 from cluster.study.config import StudyFile

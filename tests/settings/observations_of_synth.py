@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from cluster.synth import synthesize
+from cluster.data.synth import synthesize
 from tests.settings.lab import Lab
-from trainer.synthetic.impression_world import ImpressionConfig, build_impression_world
-from trainer.synthetic.impressions import logits
-from trainer.synthetic.world import SyntheticConfig
+from trainer.data.synthetic.impression_world import ImpressionConfig, build_impression_world
+from trainer.data.synthetic.impressions import logits
+from trainer.data.synthetic.world import SyntheticConfig
 
 Config = SyntheticConfig | ImpressionConfig
 Rows = list[dict[str, Any]]

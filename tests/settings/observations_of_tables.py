@@ -8,19 +8,19 @@ from typing import Any
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from cluster.config import Config
-from sharding.place import _parameter_sharding
+from cluster.config.run_config import Config
 from sharding.plan import Shard
 from sharding.planning.costs import predict
 from sharding.planning.placing import Placing
-from sharding.ranks import Ranks
+from sharding.tables.apply_plan import _parameter_sharding
+from sharding.world import Ranks
 from tests.settings.lab import Lab
 from tests.settings.observations import model_of
 from tests.settings.observations_of_training import trained, training_of
+from trainer.data.stream.order import Position
 from trainer.job import SILENT, Job
+from trainer.loop.train import Training
 from trainer.placement.plan import plan_tables
-from trainer.stream.order import Position
-from trainer.train import Training
 
 Observe = Callable[[Lab, Config], Any]
 

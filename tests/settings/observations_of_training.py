@@ -10,21 +10,21 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from cluster.config import Config
-from sharding.ranks import Ranks
+from cluster.config.run_config import Config
+from sharding.world import Ranks
 from tests.settings.lab import Lab
 from tests.settings.observations import fill_by_name, model_of
-from trainer.build import build_model, build_optimizers, load_to_use
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import Found
-from trainer.dataset.manifest import read_manifest
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.stream.order import Position
 from trainer.errors import CheckpointError, NonFiniteLossError
 from trainer.job import SILENT, Channel, Job, Outcome
-from trainer.log import read_metrics
-from trainer.same_run import check_same_run
-from trainer.step import StepResult
-from trainer.stream.order import Position
-from trainer.train import Training
+from trainer.loop.build import build_model, build_optimizers, load_to_use
+from trainer.loop.same_run import check_same_run
+from trainer.loop.step import StepResult
+from trainer.loop.train import Training
+from trainer.metrics_log import read_metrics
 
 
 @dataclass

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError
-from trainer.storage import digest_of, hash_file, sync_folder, write_json_atomically
+from trainer.storage.files import digest_of, hash_file, sync_folder, write_json_atomically
 
 FORMAT_VERSION = 2
 
@@ -27,9 +27,9 @@ class CheckpointManifest:
     """Everything of a checkpoint that is not a tensor.
 
     position: examples trained since the start of the run, one global number, and num_rows: examples of an epoch (rows, or
-    windows of rows: trainer/stream/examples.py); metrics: the state of early stopping;
+    windows of rows: trainer/data/stream/examples.py); metrics: the state of early stopping;
     files: {name: {"sha256", "num_bytes"}}; versions: of torch and torchrec; days: how far training by days has come, none in
-    epochs (trainer/day_by_day.py).
+    epochs (trainer/tasks/day_by_day.py).
     """
 
     step: int

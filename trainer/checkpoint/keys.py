@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sharding.local_shards import table_of
-from sharding.optimizers import Optimizers
-from trainer.averages import Averages
+from sharding.tables.local_shards import table_of
+from sharding.tables.optimizers import Optimizers
+from trainer.optim.ema import Averages
 
 # By optimizer: what torch and fbgemm call its state, and what it is called here. Others keep the names that they have.
 _ACCUMULATOR = {"sum": "accumulator", "momentum1": "accumulator"}

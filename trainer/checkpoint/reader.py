@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from trainer.errors import CheckpointError, first_line
-from trainer.restricted_pickle import ForbiddenPickleError, restricted_load
+from trainer.storage.restricted_pickle import ForbiddenPickleError, restricted_load
 
 METADATA_FILE = ".metadata"
 

@@ -23,15 +23,15 @@ from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from sharding.config import TableConfig
-from sharding.optimizers import Optimizers
-from sharding.ranks import Ranks
-from trainer.averages import Averages
+from sharding.tables.optimizers import Optimizers
+from sharding.world import Ranks
 from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.finite import broken_tensors
 from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.checkpoint.keys import model_names, step_key, tensors_of
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
-from trainer.finite import broken_tensors
+from trainer.optim.ema import Averages
 
 
 class _HashingStream(io.RawIOBase):

@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from models.ranking.config import RankingConfig, learned_labels
-from trainer.dataset.manifest import Manifest, read_manifest, used_features
-from trainer.dataset.splits import Split
-from trainer.dataset.vocabulary import read_vocabulary
+from trainer.data.dataset.manifest import Manifest, read_manifest, used_features
+from trainer.data.dataset.splits import Split
+from trainer.data.dataset.vocabulary import read_vocabulary
+from trainer.data.inputs import ticks_per_second
 from trainer.errors import UserError
-from trainer.evaluation import report, results
+from trainer.evaluation.next_item import report, results
+from trainer.evaluation.next_item.results import Results
 from trainer.evaluation.ranking import report as ranking_report
 from trainer.evaluation.ranking import results as ranking_results
 from trainer.evaluation.ranking.day_results import day_results
 from trainer.evaluation.ranking.results import RankingResults
-from trainer.evaluation.results import Results
-from trainer.inputs import ticks_per_second
 from trainer.job import Job
-from trainer.log import read_metrics
-from trainer.storage import write_json_atomically, write_text_atomically
+from trainer.metrics_log import read_metrics
+from trainer.storage.files import write_json_atomically, write_text_atomically
 
 Summary = Results | RankingResults
 

@@ -1,7 +1,7 @@
 """What a training step asks of the tables: from a job's settings and what is known of its dataset to loads for the plan.
 
-A batch asks for every id once (models.batch), whoever asks for it, so what counts is how many distinct ids a rank's histories
-have; but for tables that are looked up as bags, which get all ids of all owners. Imports no torch.
+A batch asks for every id once (models.batches.history_batch), so a table's load is the number of distinct ids in a rank's
+histories. Tables that are looked up as bags are the exception: they receive all ids of all owners. Imports no torch.
 """
 
 from collections import Counter
@@ -17,9 +17,9 @@ from models.ranking.reach import reach_of
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad, bag_load, sequence_load
 from trainer.config import TrainConfig
-from trainer.dataset.manifest import Feature, Manifest
-from trainer.inputs import features_of, used_specs
-from trainer.logs.config import LogsConfig, NumericFeatureConfig
+from trainer.data.dataset.manifest import Feature, Manifest
+from trainer.data.inputs import features_of, used_specs
+from trainer.data.logs.config import LogsConfig, NumericFeatureConfig
 
 ITEM_TABLE = "item"
 DEFAULT_INPUTS = InputsConfig()

@@ -15,11 +15,11 @@ from sharding.planning.placing import Placing
 from sharding.planning.planner import make_plan
 from sharding.planning.topology import CostConstants, Topology, described, this_machine, topology_of
 from sharding.planning.warnings import warnings_of
-from trainer.dataset.manifest import Manifest
+from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.job import Job
 from trainer.placement.loads import facts_of, table_loads, table_rows
-from trainer.storage import digest_of
+from trainer.storage.files import digest_of
 
 PLAN_FILE = "plan.json"
 ASSUMED_GPU = "h100-80gb"

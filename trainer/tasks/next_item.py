@@ -7,28 +7,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.batch import HistoryBatch
+from models.batches.history_batch import HistoryBatch
+from models.batches.micro_batches import parts_of
 from models.config import NextItemConfig
-from models.item_features import Catalogue
-from models.micro_batches import parts_of
-from models.next_item import NextItemModel
+from models.features.items import Catalogue
+from models.next_item.model import NextItemModel
 from models.tables import TableSpec
-from sharding.ranks import Ranks
-from trainer.dataset.manifest import Manifest
-from trainer.dataset.splits import Split
-from trainer.dataset.vocabulary import read_vocabulary
-from trainer.dynamic_tables import DynamicTables
-from trainer.evaluation.evaluate import Evaluator, make_evaluator, write_ranks
-from trainer.global_negatives import GlobalNegatives
+from sharding.world import Ranks
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.splits import Split
+from trainer.data.dataset.vocabulary import read_vocabulary
+from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.examples import examples_of
+from trainer.data.stream.global_batches import GlobalBatches
+from trainer.data.stream.histories import TrainStream
+from trainer.data.stream.negatives import needs_target_counts, needs_train_events
+from trainer.data.stream.order import Position
+from trainer.data.stream.row_groups import RowGroupReader
+from trainer.data.stream.target_counts import count_targets
+from trainer.evaluation.next_item.evaluate import Evaluator, make_evaluator, write_ranks
+from trainer.global_batch.dynamic_ids import DynamicTables
+from trainer.global_batch.negatives import GlobalNegatives
 from trainer.job import Job
-from trainer.stream.catalogue import wanted_by
-from trainer.stream.examples import examples_of
-from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.histories import TrainStream
-from trainer.stream.negatives import needs_target_counts, needs_train_events
-from trainer.stream.order import Position
-from trainer.stream.row_groups import RowGroupReader
-from trainer.stream.target_counts import count_targets
 
 
 class NextItemTask:

@@ -7,31 +7,31 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.item_features import ITEM_TABLE, Catalogue
+from models.features.items import ITEM_TABLE, Catalogue
+from models.ranking.batch import RankingBatch
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
 from models.ranking.labels import Rates
+from models.ranking.micro_batches import parts_of
 from models.ranking.model import RankingModel
 from models.ranking.reach import reach_of
-from models.ranking_batch import RankingBatch
-from models.ranking_micro_batches import parts_of
 from models.tables import TableSpec
-from sharding.ranks import Ranks
-from trainer.dataset.manifest import Manifest
-from trainer.dataset.splits import Split
-from trainer.day_by_day import DayByDay
-from trainer.dynamic_tables import DynamicTables
+from sharding.world import Ranks
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.splits import Split
+from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.day_examples import DayExamples, day_examples
+from trainer.data.stream.examples import Examples
+from trainer.data.stream.global_batches import GlobalBatches
+from trainer.data.stream.impressions import ImpressionStream, impression_examples
+from trainer.data.stream.order import Position
+from trainer.data.stream.row_groups import RowGroupReader
 from trainer.errors import UserError
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator, write_scores
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
+from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import Job
-from trainer.stream.catalogue import wanted_by
-from trainer.stream.day_examples import DayExamples, day_examples
-from trainer.stream.examples import Examples
-from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.impressions import ImpressionStream, impression_examples
-from trainer.stream.order import Position
-from trainer.stream.row_groups import RowGroupReader
+from trainer.tasks.day_by_day import DayByDay
 
 
 class RankingTask:

@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from models.item_features import ItemRequest
-from models.jagged import JaggedLayout
+from models.batches.jagged import JaggedLayout
+from models.features.items import ItemRequest
 from models.tables import EmbeddingTables, TableSpec
-from sharding.ranks import Ranks
-from trainer.dataset.splits import Split
-from trainer.dynamic_tables import DynamicTables
-from trainer.stream.global_batches import GlobalBatches
-from trainer.stream.order import Position
-from trainer.stream.shares import Step
+from sharding.world import Ranks
+from trainer.data.dataset.splits import Split
+from trainer.data.stream.global_batches import GlobalBatches
+from trainer.data.stream.order import Position
+from trainer.data.stream.shares import Step
+from trainer.global_batch.dynamic_ids import DynamicTables
 
 
 class Batch(Protocol):

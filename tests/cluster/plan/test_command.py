@@ -10,13 +10,13 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from cluster.cli import app
+from cluster.cli.app import app
+from cluster.driver.run_folder import locked
 from cluster.plan.command import rows_given, settings_in
-from cluster.run_folder import locked
 from sharding.errors import PlacementError
 from sharding.plan import plan_of
-from tests.datasets import tiny_dataset
-from tests.html_page import Page, assert_loads_nothing
+from tests.support.datasets import tiny_dataset
+from tests.support.html_page import Page, assert_loads_nothing
 from trainer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -67,7 +67,7 @@ def planned(path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def mistake(path: Path, *arguments: str) -> str:
-    """The message of an error of those with which cluster.cli.main ends with exit code 2."""
+    """The message of an error of those with which cluster.cli.app.main ends with exit code 2."""
     done = invoke(path, "--out", str(path.parent / "out"), *arguments)
     assert isinstance(done.exception, UserError | PlacementError), done.exception
     return str(done.exception)
@@ -267,7 +267,7 @@ def test_a_mistake_ends_with_two_and_one_message(config: Path) -> None:
 
 def test_a_plan_loads_neither_torch_nor_ray(workload: Path) -> None:
     program = (
-        "import sys; from cluster.cli import app; app(standalone_mode=False); "
+        "import sys; from cluster.cli.app import app; app(standalone_mode=False); "
         "print(sorted({'torch', 'torchrec', 'ray'} & set(sys.modules)), file=sys.stderr)"
     )
     arguments = ["plan", str(workload), "--out", str(workload.parent / "out")]

@@ -8,7 +8,7 @@ import pytest
 from cluster.study import outputs
 from cluster.study.effects import Effect, effects
 from cluster.study.summary import summarize
-from tests.studies import costing, finished, plan_of
+from tests.support.studies import costing, finished, plan_of
 from trainer.evaluation.confidence import SHARE, mean_interval
 
 GRID = """

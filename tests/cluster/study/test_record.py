@@ -8,7 +8,7 @@ import pytest
 from cluster.study import record as record_module
 from cluster.study.record import Record, begun, digest_for, is_current, read_record, results_of, write_record
 from cluster.study.trials import Trial
-from tests.studies import plan_of
+from tests.support.studies import plan_of
 
 SPLITS = ["validation", "test"]
 

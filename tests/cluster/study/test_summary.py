@@ -13,8 +13,8 @@ from cluster.study.collect import Finished
 from cluster.study.statistics import Estimate
 from cluster.study.summary import Summary, summarize
 from cluster.study.trials import Plan
-from tests import studies
-from tests.studies import costing, plan_of
+from tests.support import studies
+from tests.support.studies import costing, plan_of
 from trainer.evaluation.confidence import SHARE, mean_interval, score_interval
 
 # By point and seed: the value of each of four users.

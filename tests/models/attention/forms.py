@@ -8,7 +8,7 @@ from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
 from models.attention.parts import Parts
-from models.jagged import JaggedLayout, layout_of
+from models.batches.jagged import JaggedLayout, layout_of
 
 MAX_HISTORY = 40
 BASE = {"num_heads": 4, "num_key_value_heads": 2}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from models.attention.candidates import CandidateContext, CandidateLayout, lay_out_candidates
-from models.jagged import JaggedLayout
+from models.batches.jagged import JaggedLayout
 from tests.models.attention.forms import layout_from
 
 # Empty histories and histories without candidates; a candidate before all events; more candidates than a row holds.

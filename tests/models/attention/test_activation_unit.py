@@ -9,7 +9,7 @@ from models.attention.attend import attend_to_events
 from models.attention.config import AttentionConfig
 from models.attention.parts import Parts
 from models.attention.reference import attend_to_events_reference, unit_reference
-from models.moving_statistics import sums_of, update
+from models.layers.moving_statistics import sums_of, update
 from tests.models.attention.shown import shown, vectors
 
 HEADS, WIDTH = 2, 3

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
 from models.attention.layer import Attention
-from models.jagged import layout_of
+from models.batches.jagged import layout_of
 
 WIDTH, LENGTH = 8, 5
 

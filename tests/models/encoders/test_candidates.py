@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from models.attention.blocks import AttentionContext
+from models.batches.jagged import layout_of
 from models.encoders.encoder import Encoder
-from models.jagged import layout_of
 from tests.models.attention.shown import Shown, shown
 from tests.models.encoders.test_encoder import CASES, CAUSAL, MAX_HISTORY, WIDTH, make_encoder
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.attention.blocks import AttentionContext
+from models.batches.jagged import layout_of
 from models.encoders.config import PRESETS, EncoderConfig
 from models.encoders.encoder import Encoder
-from models.jagged import layout_of
 from tests.models.encoders.published import padded_forward
 
 WIDTH, MAX_HISTORY = 8, 24

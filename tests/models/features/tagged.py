@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from models.features.bags import Pooling
 from models.features.inputs import Inputs
+from models.features.items import Catalogue, IdColumn, ItemRequest
 from models.features.values import InputFeature, said_of
-from models.item_features import Catalogue, IdColumn, ItemRequest
 from models.tables import EmbeddingTables, TableSpec
 
 NUM_ITEMS, WIDTH = 14, 8

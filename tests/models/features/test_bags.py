@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.batch import build_batch, with_inputs, with_negatives
+from models.batches.history_batch import build_batch, with_inputs, with_negatives
+from models.batches.micro_batches import parts_of, with_cuts
 from models.features.bags import row_gradients
+from models.features.items import ItemRequest
 from models.features.values import said_of
-from models.item_features import ItemRequest
-from models.micro_batches import parts_of, with_cuts
-from sharding.initialize import initialize_tables
+from sharding.tables.initialize import initialize_tables
 from tests.models.features.tagged import NUM_ITEMS, ROWS, Shape, Tagged, catalogue, lists, request_of
 
 SHAPES = [Shape(9, 4, 6, 3), Shape(1, 0, 2, 4), Shape(0, 0, 0, 5), Shape(3, 1, 0, 6)]

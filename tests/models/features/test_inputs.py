@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from models.attention.blocks import AttentionContext
-from models.batch import HistoryBatch, build_batch, with_inputs
+from models.batches.history_batch import HistoryBatch, build_batch, with_inputs
+from models.batches.micro_batches import parts_of, with_cuts
 from models.config import NextItemConfig
 from models.encoders.config import EncoderConfig
 from models.features.inputs import Inputs
+from models.features.items import Catalogue, IdColumn
 from models.features.time import Clock, time_rows
 from models.features.values import InputFeature
-from models.item_features import Catalogue, IdColumn
-from models.micro_batches import parts_of, with_cuts
-from models.next_item import NextItemModel
+from models.next_item.model import NextItemModel
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from models.tables import TableSpec
-from sharding.initialize import initialize_tables
+from sharding.tables.initialize import initialize_tables
 
 NUM_KNOWN, NUM_IDS, WIDTH, MAX_HISTORY = 20, 23, 8, 12
 TABLES = {"item": (NUM_KNOWN, WIDTH), "label": (15, 4), "place": (9, WIDTH)}

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.dropout import Dropout
+from models.layers.dropout import Dropout
 from models.ranking.config import ExpertsConfig
 from models.ranking.experts import Experts
 from models.ranking.layers import SideBySide

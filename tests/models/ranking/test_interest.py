@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from models.encoders.config import EncoderConfig
+from models.features.items import ItemRequest
 from models.features.values import id_values
-from models.item_features import ItemRequest
+from models.ranking.batch import RankingBatch
 from models.ranking.interest import Interest, interest_of
 from models.ranking.interest_config import InterestConfig, check_encoder
-from models.ranking_batch import RankingBatch
 from tests.models.attention.shown import Shown, shown
 
 WIDTH, MAX_HISTORY = 8, 24

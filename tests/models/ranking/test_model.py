@@ -8,19 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from models.attention.candidates import lay_out_candidates
-from models.distinct import distinct_ids
+from models.batches.jagged import layout_of
+from models.features.distinct import distinct_ids
 from models.features.inputs import Inputs
+from models.features.items import Catalogue, IdColumn
 from models.features.time import Clock
 from models.features.values import InputFeature
-from models.item_features import Catalogue, IdColumn
-from models.jagged import layout_of
-from models.moving_statistics import sums_of, update
+from models.layers.moving_statistics import sums_of, update
+from models.ranking.batch import RankingBatch, Told, with_inputs
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.labels import Rates
 from models.ranking.model import RankingModel
-from models.ranking_batch import RankingBatch, Told, with_inputs
 from models.tables import TableSpec
-from sharding.initialize import initialize_tables
+from sharding.tables.initialize import initialize_tables
 
 NUM_ITEMS, WIDTH = 12, 4
 TABLES = [

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.moving_statistics import sums_of, update
+from models.layers.moving_statistics import sums_of, update
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
 from models.ranking.model import RankingModel
 from models.ranking.presets import PRESETS
-from sharding.initialize import initialize_tables
+from sharding.tables.initialize import initialize_tables
 from tests.models.ranking.test_model import (
     INPUTS,
     ITEM_FEATURES,

@@ -9,7 +9,7 @@ import torch
 
 from models.attention.blocks import AttentionContext
 from models.attention.candidates import CandidateContext, lay_out_candidates
-from models.jagged import layout_of
+from models.batches.jagged import layout_of
 from models.ranking.config import RankingConfig
 from models.ranking.interest import Interest, interest_of
 from models.ranking.reach import Reach, reach_of

@@ -4,13 +4,13 @@ import os
 from pathlib import Path
 from unittest import mock
 
-from sharding.ranks import Ranks
-from tests.datasets import tiny_dataset
-from tests.jobs import tiny_job
-from tests.rank_pool import RankPool
+from sharding.world import Ranks
+from tests.support.datasets import tiny_dataset
+from tests.support.jobs import tiny_job
+from tests.support.rank_pool import RankPool
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.job import SILENT, Job
-from trainer.train import Training
+from trainer.loop.train import Training
 
 
 def flushed(ranks: Ranks, job: Job) -> set[tuple[int, bool]]:

@@ -10,7 +10,7 @@ import pytest
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.errors import CheckpointError
-from trainer.storage import hash_file
+from trainer.storage.files import hash_file
 
 FILES = {"__0_0.distcp": b"weights of the first rank", "__1_0.distcp": bytes(range(40)), ".metadata": b"\x80\x04meta"}
 

@@ -13,14 +13,14 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from sharding.config import TableConfig
-from sharding.ranks import Ranks
+from sharding.world import Ranks
 from tests.trainer.checkpoint.test_tensors import ADAGRAD, build, train_and_save
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.reader import METADATA_FILE, read_metadata
 from trainer.errors import CheckpointError
-from trainer.restricted_pickle import ForbiddenPickleError, restricted_load
-from trainer.storage import hash_file
+from trainer.storage.files import hash_file
+from trainer.storage.restricted_pickle import ForbiddenPickleError, restricted_load
 
 TABLE = TableConfig(**ADAGRAD | {"sharding": "row_wise"})
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torchrec.distributed import comm
 
-from sharding.optimizers import Optimizers
-from sharding.place import place
 from sharding.plan import Plan, plan_of
-from sharding.ranks import Ranks
-from tests.sharding.parity import RATE, SEED, Combination, Model, request_of
-from tests.trainer.pieces import Pieces, assembled, check_equal, pieces_of
+from sharding.tables.apply_plan import place
+from sharding.tables.optimizers import Optimizers
+from sharding.world import Ranks
+from tests.sharding.tables.parity import RATE, SEED, Combination, Model, request_of
+from tests.trainer.loop.pieces import Pieces, assembled, check_equal, pieces_of
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import CheckpointManifest, Found

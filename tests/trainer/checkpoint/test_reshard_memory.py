@@ -10,11 +10,11 @@ from torch.distributed import checkpoint as dcp
 
 from sharding.config import TableConfig
 from sharding.plan import Plan, TablePlan
-from tests.trainer.pieces import check_equal
+from tests.trainer.loop.pieces import check_equal
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.checkpoint.reshard import reshard
-from trainer.storage import hash_file
+from trainer.storage.files import hash_file
 
 MEMORY = """
 import json, sys

@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 from sharding.config import TableConfig
-from sharding.fused_tables import fused_tables
-from sharding.optimizers import Optimizers
-from sharding.ranks import Ranks
-from tests.sharding.lookups import Lookup, ids_of, placed_lookup, step_of
-from tests.trainer.pieces import Pieces, assembled, check_equal, pieces_of
+from sharding.tables.fused import fused_tables
+from sharding.tables.optimizers import Optimizers
+from sharding.world import Ranks
+from tests.sharding.tables.lookups import Lookup, ids_of, placed_lookup, step_of
+from tests.trainer.loop.pieces import Pieces, assembled, check_equal, pieces_of
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import CheckpointManifest
 from trainer.checkpoint.keys import tensors_of
 from trainer.errors import CheckpointError
-from trainer.storage import hash_file
+from trainer.storage.files import hash_file
 
 
 @dataclass(frozen=True)

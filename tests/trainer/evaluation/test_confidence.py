@@ -16,7 +16,7 @@ from trainer.evaluation.confidence import (
     score_interval,
     wilson,
 )
-from trainer.evaluation.metrics import intervals
+from trainer.evaluation.next_item.metrics import intervals
 from trainer.evaluation.ranking.intervals import intervals_of
 from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, metrics_of, sums_of
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from sharding.errors import PlacementError
-from tests.datasets import manifest_of_items
-from tests.jobs import tiny_job
+from tests.support.datasets import manifest_of_items
+from tests.support.jobs import tiny_job
 from trainer.placement.plan import PLAN_FILE, plan_tables, read_plan
-from trainer.storage import write_json_atomically
+from trainer.storage.files import write_json_atomically
 
 MANIFEST = manifest_of_items(300)
 

@@ -7,14 +7,14 @@ import torch
 
 from cluster.plan.command import run
 from sharding.planning.calibrate import calibrate
-from sharding.ranks import Ranks
-from tests.datasets import tiny_dataset
-from tests.jobs import tiny_job
+from sharding.world import Ranks
+from tests.support.datasets import tiny_dataset
+from tests.support.jobs import tiny_job
 from trainer.errors import UserError
 from trainer.job import SILENT, Job
+from trainer.loop.train import Training
 from trainer.placement.plan import read_constants
 from trainer.placement.record import RECORD_FILE, observations_in
-from trainer.train import Training
 
 
 def train(ranks: Ranks, job: Job) -> None:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sharding.ranks import Ranks
+from sharding.world import Ranks
+from trainer.data.stream.columns import stretches
+from trainer.data.stream.row_groups import Impressions, PackedHistories, RowGroupReader
 from trainer.evaluation.ranking.labels import LabelRules
 from trainer.evaluation.ranking.names import BASELINES, PRIOR_IMPRESSIONS
-from trainer.stream.columns import stretches
-from trainer.stream.row_groups import Impressions, PackedHistories, RowGroupReader
 
 _SMALLEST_RATE = 1e-6  # of labels that are never or always positive
 

@@ -16,15 +16,18 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.item_features import Catalogue, ItemRequest
+from models.features.items import Catalogue, ItemRequest
+from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
-from models.ranking_batch import RankingBatch
-from sharding.ranks import Ranks
+from sharding.world import Ranks
 from trainer.config import EvaluateConfig
-from trainer.dataset.manifest import Manifest
-from trainer.dataset.splits import Split
-from trainer.dynamic_tables import DynamicTables
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.splits import Split
+from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.held_out import Deal
+from trainer.data.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
+from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.ranking.baselines import TrainingRates, count_training
 from trainer.evaluation.ranking.labels import LabelRules
 from trainer.evaluation.ranking.metrics import (
@@ -38,10 +41,7 @@ from trainer.evaluation.ranking.metrics import (
     sums_of,
 )
 from trainer.evaluation.ranking.names import name_of
-from trainer.stream.catalogue import wanted_by
-from trainer.stream.held_out import Deal
-from trainer.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
-from trainer.stream.row_groups import RowGroupReader
+from trainer.global_batch.dynamic_ids import DynamicTables
 
 _WRITE_ROWS = 1 << 17  # impressions written at a time
 _SAMPLE = 256  # scores of every rank that decide on the ranges

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from trainer.data.stream.columns import stretches
+from trainer.data.stream.days import Days
+from trainer.data.stream.impressions import shown_on
 from trainer.evaluation.ranking.baselines import Counted
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, ScoresImpressions, Tally
-from trainer.stream.columns import stretches
-from trainer.stream.days import Days
-from trainer.stream.impressions import shown_on
 
 POPULARITY = "popularity"
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from trainer import page
-from trainer.dataset.manifest import Counts
+from trainer.data.dataset.manifest import Counts
 from trainer.evaluation.ranking.day_results import DayResults
 from trainer.evaluation.ranking.metrics import Judged, count_scores
 from trainer.evaluation.ranking.names import BASELINES, METRICS, name_of
 from trainer.evaluation.ranking.reliability import roc
 from trainer.evaluation.ranking.results import RankingResults, read_scored
-from trainer.evaluation.report_parts import count_rows, training_plots
-from trainer.page import Plot, plot_of
+from trainer.pages import page
+from trainer.pages.page import Plot, plot_of
+from trainer.pages.report_parts import count_rows, training_plots
 
 MODEL, OTHER = page.COLOURS[0], page.COLOURS[1]
 _SLICE_METRICS = ("auc", "gauc", "calibration")

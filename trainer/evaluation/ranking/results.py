@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainer.dataset.manifest import Manifest
+from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.evaluation.ranking.intervals import intervals_of, shares_of_users
 from trainer.evaluation.ranking.metrics import (
@@ -31,7 +31,7 @@ from trainer.evaluation.ranking.metrics import (
 )
 from trainer.evaluation.ranking.names import BASELINES, PRIOR_IMPRESSIONS, name_of
 from trainer.evaluation.ranking.reliability import reliability
-from trainer.storage import renamed_when_whole, write_json_atomically
+from trainer.storage.files import renamed_when_whole, write_json_atomically
 
 MODEL = "model"
 _HOURS = 4  # in a slice by the hour of the day

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models.ranking.config import LabelConfig
-from sharding.ranks import Ranks
-from tests.rank_pool import RankPool
+from sharding.world import Ranks
+from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.scored import plain_metrics, random_judged
 from tests.trainer.evaluation.ranking.worlds import (
     LABELS,
@@ -22,7 +22,7 @@ from tests.trainer.evaluation.ranking.worlds import (
     random_shown,
     write_world,
 )
-from trainer.dataset.manifest import Manifest
+from trainer.data.dataset.manifest import Manifest
 from trainer.evaluation.ranking.evaluate import auc_over_ranks, write_scores
 from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores
 from trainer.evaluation.ranking.names import METRICS, PRIOR_IMPRESSIONS

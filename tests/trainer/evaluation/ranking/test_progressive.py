@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from sharding.ranks import Ranks
+from sharding.world import Ranks
 from tests.trainer.evaluation.ranking.worlds import (
     MAX_HISTORY,
     NUM_ITEMS,
@@ -20,12 +20,12 @@ from tests.trainer.evaluation.ranking.worlds import (
     random_shown,
     write_world,
 )
-from trainer.dataset.manifest import read_manifest
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.stream.days import Calendar, count_days
+from trainer.data.stream.row_groups import RowGroupReader, Wanted
 from trainer.evaluation.ranking.metrics import probabilities
 from trainer.evaluation.ranking.names import PRIOR_IMPRESSIONS
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
-from trainer.stream.days import Calendar, count_days
-from trainer.stream.row_groups import RowGroupReader, Wanted
 
 CALENDAR = Calendar(origin=0, length=7, earliest=None, stop=8, end=58, ticks=None)  # day 7 begins at 49, day 8 at 56
 

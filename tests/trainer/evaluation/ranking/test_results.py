@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from models.ranking.config import LabelConfig
-from sharding.ranks import Ranks
-from tests.html_page import Page, assert_loads_nothing
-from tests.rank_pool import RankPool
+from sharding.world import Ranks
+from tests.support.html_page import Page, assert_loads_nothing
+from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.scored import plain_metrics, random_judged
 from tests.trainer.evaluation.ranking.worlds import (
     LABELS,
@@ -26,10 +26,10 @@ from tests.trainer.evaluation.ranking.worlds import (
     random_shown,
     write_world,
 )
-from trainer.dataset.manifest import Manifest
+from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.evaluation.confidence import mean_interval, range_of
-from trainer.evaluation.metrics import means
+from trainer.evaluation.next_item.metrics import means
 from trainer.evaluation.ranking import results as results_module
 from trainer.evaluation.ranking.day_results import day_results
 from trainer.evaluation.ranking.evaluate import write_scores

@@ -7,17 +7,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from models.item_features import Catalogue, ItemRequest
+from models.features.items import Catalogue, ItemRequest
+from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
-from models.ranking_batch import RankingBatch
-from sharding.ranks import Ranks
-from tests.datasets import tiny_ranking_dataset
+from sharding.world import Ranks
+from tests.support.datasets import tiny_ranking_dataset
 from trainer.config import EvaluateConfig
-from trainer.dataset.manifest import Manifest
-from trainer.dataset.splits import Split
-from trainer.dynamic_tables import DynamicTables
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.splits import Split
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator
+from trainer.global_batch.dynamic_ids import DynamicTables
 
 LABELS = ("click", "buy")
 NUM_ITEMS = 15

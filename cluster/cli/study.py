@@ -1,0 +1,45 @@
+"""`shoal study`: its options and what it prints. It imports what it needs when it runs."""
+
+from typing import Annotated
+
+import typer
+
+from cluster.cli.checkpoint import AsJson, print_json
+
+
+def study(
+    file: Annotated[
+        str, typer.Argument(metavar="STUDY", help="TOML file of a study (docs/study.md)", show_default=False)
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the trials, their parameters and FLOPs; run nothing")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="override a setting, such as study.seeds=[1] or train.epochs=2"
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a grid or a random search over settings, with several seeds; one table and plot of quality against cost."""
+    from cluster.driver.progress import View, plain_console
+    from cluster.study import command
+
+    planned = command.plan(file, overrides or [])
+    console = plain_console(stderr=as_json)
+    if dry_run:
+        lines = command.dry_run(planned)
+        if as_json:
+            print_json({"points": lines, "trials": [trial.name for trial in planned.trials]})
+        else:
+            command.print_dry_run(planned, lines, console)
+        return
+    with View(console) as view:
+        answer = command.run(planned, view)
+    if as_json:
+        print_json(command.json_of(answer))
+    else:
+        command.print_for_people(answer, console)
+    if answer.summary.failed:
+        raise typer.Exit(1)

@@ -1,0 +1,272 @@
+"""Prepare: event logs to a sequence dataset, as Ray tasks over Arrow in two passes, after a scan of text files.
+
+    scan     one task per text file: which types its columns fit (Parquet files name theirs)
+    read     one task per chunk of the logs: check the rows, split them by the hash of the user into a spill file
+    group    one task per partition: its share of every spill file becomes histories, which become one part
+
+The driver holds counts and vocabularies, never events. Everything is written into a hidden folder inside the dataset folder
+and moved out at the end, manifest.json last: the dataset exists whole or not at all. An interrupted prepare goes on where
+it stopped. The result depends on logs and settings only, not on the number of tasks nor on the order in which they end.
+On more than one machine the dataset folder must be on storage that all of them share.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from cluster.config.run_config import Config
+from cluster.ray_cluster.task_pool import run_tasks
+from trainer.config import GlobalTimeConfig
+from trainer.data.dataset import card
+from trainer.data.dataset.folder import Existing, Files, Request, attempt, find_dataset, remove_leftovers
+from trainer.data.dataset.manifest import Manifest, write_manifest
+from trainer.data.dataset.partition_events import GroupPlan
+from trainer.data.dataset.profile import TimeBins
+from trainer.data.dataset.splits import resolve_cuts, resolve_time
+from trainer.data.logs.columns import columns_of
+from trainer.data.logs.contract import Inputs, find_inputs, inspect_inputs, none_readable, too_many_unreadable
+from trainer.data.logs.quarantine import gather
+from trainer.data.logs.reading import Rules, rules_of
+from trainer.data.logs.text_scan import ScanJob, TextProfile, scan_here, scan_task
+from trainer.data.prepare.finish import Finishing, contracts_of, finish, partitioning_of
+from trainer.data.prepare.group_pass import GroupResult, group_task, shares_of
+from trainer.data.prepare.read_pass import ReadResult, read_task
+from trainer.data.prepare.rejections import check_budget
+from trainer.data.prepare.vocabularies import ids_of_tables, merge_found
+from trainer.data.prepare.work import GroupJob, Partitioning, PrepareJob, saved_results
+from trainer.errors import UserError
+from trainer.storage.files import replace_durably
+
+EVENTS_PER_PARTITION = 1_000_000
+MAX_PARTITIONS = 4096
+SCAN_HERE_BYTES = 64 << 20  # of text files in all, from which on their scan is shared out
+CSV_BYTES_PER_ROW = 24  # only to choose the number of partitions
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage ("read", then "group") is: tasks done, of how many, and rows that they read or kept."""
+
+    stage: str
+    done: int
+    total: int
+    rows: int
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def prepare(
+    config: Config, on_progress: OnProgress, before_append: Callable[[Existing], None] = lambda existing: None
+) -> Manifest:
+    """Build the dataset of a config, or verify and return it where it is there already. Ray must be initialised.
+
+    Files of events that are new since the dataset was made are appended to it. Raises UserError, with nothing left behind,
+    if the logs break their contract, more rows than allowed are rejected, the split leaves nothing to train on, the disk is
+    full, or the dataset folder holds something else. before_append: called with what would be appended to, before anything is
+    written; what it raises stops that.
+    """
+    folder = config.dataset_dir.absolute()
+    request = Request(config.logs, config.split, config.ids_of_tables, find_inputs(config.logs))
+    existing = find_dataset(folder, request)
+    if existing is not None and existing.new_files is None:
+        remove_leftovers(folder)
+        _write_missing_card(folder, existing.manifest)
+        return existing.manifest
+    if existing is not None:
+        before_append(existing)
+    inputs = _inspect(config, request, existing)
+    with attempt(folder, request.fingerprint) as work:
+        before, existing = existing, find_dataset(folder, request)
+        if existing is not None and existing.new_files is None:
+            return existing.manifest
+        if existing != before:  # another command has made or extended it meanwhile
+            inputs = _inspect(config, request, existing)
+        num_hashed = partitioning_of(existing.manifest).num_hashed if existing else num_partitions(inputs)
+        cuts = resolve_cuts(config.split, inputs.time_kind)
+        job = PrepareJob(folder, work, request, inputs, _rules(config, inputs), cuts, num_hashed, existing)
+        manifest = _build(config, job, max_tasks(config), on_progress)
+        for path in sorted(work.glob("[!.]*.parquet")):
+            replace_durably(path, folder / path.name)
+        write_manifest(folder, manifest)
+        card.write(folder, manifest)
+    return manifest
+
+
+def _write_missing_card(folder: Path, manifest: Manifest) -> None:
+    """Where the command that made the dataset ended between its manifest and its card."""
+    if card.read_checks(folder, manifest) is None:
+        with suppress(OSError):  # somebody else's dataset may be read, but not written
+            card.write(folder, manifest)
+
+
+def _inspect(config: Config, request: Request, existing: Existing | None) -> Inputs:
+    scan = partial(_scan_all, max_tasks(config))
+    if existing is None:
+        return inspect_inputs(dict(request.files), config.logs, scan=scan)
+    assert existing.new_files is not None
+    files: Files = {name: found for name, found in request.files.items() if name in ("items", "users")}
+    before = contracts_of(existing.manifest, columns_of(config.logs))
+    return inspect_inputs({**files, **existing.new_files}, config.logs, before, scan=scan)
+
+
+def _scan_all(limit: int, job: ScanJob) -> Sequence[TextProfile | str]:
+    """Scan text files: small logs here, large ones as tasks."""
+    if sum(file.num_bytes for file, _ in job.files) < SCAN_HERE_BYTES:
+        return scan_here(job)
+    with closing(run_tasks(scan_task, job, range(len(job.files)), limit)) as finished:
+        results = dict(finished)
+    return [results[number] for number in range(len(job.files))]
+
+
+def max_tasks(config: Config) -> int:
+    """How many tasks run side by side."""
+    return config.cluster.prepare_tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _rules(config: Config, inputs: Inputs) -> Rules:
+    logs = config.logs
+    bounds = [
+        None if value is None else resolve_time(value, f"logs.{name}", inputs.time_kind)
+        for name, value in (("earliest_time", logs.earliest_time), ("latest_time", logs.latest_time))
+    ]
+    return rules_of(logs, *bounds)
+
+
+def num_partitions(inputs: Inputs) -> int:
+    """About one per million events, from what the headers say, so that the same logs always give the same parts."""
+    events = [chunk for chunk in inputs.chunks if chunk.source in ("logs", "history")]
+    parquet_rows = sum(chunk.num_rows or 0 for chunk in events)
+    csv_rows = sum(chunk.file.num_bytes for chunk in events if chunk.num_rows is None) // CSV_BYTES_PER_ROW
+    return min(max(math.ceil((parquet_rows + csv_rows) / EVENTS_PER_PARTITION), 1), MAX_PARTITIONS)
+
+
+def _build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress) -> Manifest:
+    read, job = _read_all(job, limit, on_progress)
+    check_budget(job, read)
+    found = merge_found(job, read)
+    rows = sum((result.rows_of_partitions for result in _events_of(job, read)), np.zeros(job.num_hashed, np.int64))
+    partitioning = (
+        partitioning_of(job.existing.manifest) if job.existing else Partitioning(job.num_hashed, shares_of(rows))
+    )
+    logs = config.logs
+    plan = GroupPlan(
+        cuts=job.cuts,
+        ids=ids_of_tables(job, found),
+        specs=job.specs,
+        bins=TimeBins(*_span(job, found.times)),
+        drop_duplicates=logs.duplicates == "drop",
+        max_events_per_user=logs.max_events_per_user,
+        labels=tuple(logs.labels),
+        history_label=logs.history_label,
+        fit=job.existing is None,
+    )
+    group_job = GroupJob(job, plan, partitioning, tuple(sorted(read)))
+    grouped = _group_all(group_job, limit, on_progress)
+    check_budget(job, read, grouped)
+    finishing = Finishing(group_job, found, read, grouped)
+    _check_trainable(config, job, finishing)
+    manifest = finish(finishing)
+    gather(_quarantines(group_job), job.work / f"rejected-{job.generation:03d}.parquet")
+    return manifest
+
+
+def _read_all(job: PrepareJob, limit: int, on_progress: OnProgress) -> tuple[dict[int, ReadResult], PrepareJob]:
+    """The results of all chunks that can be read, and the job with the files that cannot."""
+    total = len(job.inputs.chunks)
+    results: dict[int, ReadResult] = dict(saved_results(job.work, "read"))
+    rows = sum(result.num_rows for result in results.values())
+    on_progress(Progress("read", len(results), total, rows))
+    missing = [number for number in range(total) if number not in results]
+    with closing(run_tasks(read_task, job, missing, limit)) as finished:
+        for number, result in finished:
+            results[number] = result
+            rows += result.num_rows
+            on_progress(Progress("read", len(results), total, rows))
+    broken = {job.inputs.chunks[n].file.name: r.unreadable for n, r in results.items() if r.unreadable is not None}
+    unreadable = job.inputs.unreadable | broken
+    allowed = job.request.logs.max_unreadable_files
+    if len(unreadable) > allowed:
+        raise UserError(too_many_unreadable(unreadable, allowed))
+    # A file is left out as a whole, chunks before the damage included.
+    kept = {n: r for n, r in sorted(results.items()) if job.inputs.chunks[n].file.name not in unreadable}
+    for source in dict.fromkeys(chunk.source for chunk in job.inputs.chunks):
+        if not any(job.inputs.chunks[n].source == source for n in kept):
+            raise UserError(none_readable(source, broken))
+    return kept, replace(job, inputs=replace(job.inputs, unreadable=unreadable))
+
+
+def _events_of(job: PrepareJob, read: dict[int, ReadResult]) -> list[ReadResult]:
+    return [result for number, result in read.items() if job.inputs.chunks[number].source in ("logs", "history")]
+
+
+def _group_all(given: GroupJob, limit: int, on_progress: OnProgress) -> list[GroupResult]:
+    job, total = given.job, len(given.partitioning.places)
+    results: dict[int, GroupResult] = {
+        number: result for number, result in saved_results(job.work, "group").items() if _is_there(job, result)
+    }
+    rows = sum(result.counts.rows_kept for result in results.values())
+    on_progress(Progress("group", len(results), total, rows))
+    missing = [number for number in range(total) if number not in results]
+    with closing(run_tasks(group_task, given, missing, limit)) as finished:
+        for number, result in finished:
+            results[number] = result
+            rows += result.counts.rows_kept
+            on_progress(Progress("group", len(results), total, rows))
+    return [results[number] for number in range(total)]
+
+
+def _is_there(job: PrepareJob, result: GroupResult) -> bool:
+    """Whether what an interrupted attempt wrote is still in the work folder, or was moved out of it already."""
+    files = [file for file in (result.part, result.cuts) if file is not None]
+    return all(_has_size(job.work / f.path, f.num_bytes) or _has_size(job.folder / f.path, f.num_bytes) for f in files)
+
+
+def _has_size(path: Path, num_bytes: int) -> bool:
+    return path.exists() and path.stat().st_size == num_bytes
+
+
+def _quarantines(given: GroupJob) -> list[Path]:
+    """In the order in which they are gathered: that of the log, what was found while grouping after all else."""
+    job = given.job
+    read = [job.rejected_in("read", chunk) for chunk in given.chunks]
+    group = [job.rejected_in("group", partition) for partition in range(len(given.partitioning.places))]
+    return [*read, *group, job.rejected_in("items", 0)]
+
+
+def _span(job: PrepareJob, times: tuple[int, int] | None) -> tuple[int, int]:
+    before = job.existing.manifest.source["time"] if job.existing else {}
+    spans = [t for t in (*(times or ()), before.get("first"), before.get("last")) if t is not None]
+    return (min(spans), max(spans)) if spans else (0, 0)
+
+
+def _check_trainable(config: Config, job: PrepareJob, given: Finishing) -> None:
+    counts = given.counts
+    if counts.users_without_targets < counts.num_users:
+        return
+    if isinstance(config.split, GlobalTimeConfig):
+        few = "an impression" if config.logs.labels else "two"
+        why = f"has {few} before split.validation_time = {config.split.validation_time!r}"
+        times = given.found.times
+        remedy = f"Choose a later one: {_time_range(config, times)}" if times else "Choose a later one"
+    else:
+        why = "has two left when the last two are held out"
+        remedy = "Check that logs.user is the right column, or use more logs"
+    raise UserError(
+        f"split: nothing can be learned from these {counts.rows_kept:,} events of {counts.num_users:,} users, because "
+        f"no user {why}. {remedy}"
+    )
+
+
+def _time_range(config: Config, times: tuple[int, int]) -> str:
+    """A wrong unit of time is best seen beside a right one."""
+    as_dates = isinstance(config.split, GlobalTimeConfig) and isinstance(config.split.validation_time, str)
+    first, last = pa.array(times).cast(pa.timestamp("us")).cast(pa.string()).to_pylist() if as_dates else times
+    return f"the logs go from {first} to {last}"

@@ -1,0 +1,54 @@
+"""Everything that the result of a stage depends on, as a digest: a stage is done only for the inputs that it was done for.
+
+No ray, no torch. The invariant: whatever changes a figure, a checkpoint or a page changes the digest of the stage that makes it.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from cluster.config.run_config import Config, identity
+from trainer.checkpoint.folder import Found
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.splits import Split
+from trainer.evaluation.outputs import FIGURES_VERSION, PAGE_VERSION
+from trainer.storage.files import digest_of, hash_file
+
+_WRITES_ONLY = {"log_every_steps", "ledger"}  # of [train]: what is written down of a training, which stays the same
+
+
+def training_inputs(config: Config, manifest: Manifest) -> str:
+    """Return the digest of what a training on a dataset depends on."""
+    goal = config.train.model_dump(mode="json", exclude=_WRITES_ONLY)
+    return digest_of({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
+
+
+def evaluation_inputs(config: Config, found: Found, manifest: Manifest, split: Split) -> str:
+    """Return the digest of what the evaluation of a checkpoint on one split depends on, baselines included."""
+    return digest_of(
+        {
+            "checkpoint": found.path.name,
+            "files": found.manifest.files,
+            "identity": identity(config),
+            "evaluate": config.evaluate.model_dump(mode="json"),
+            "dataset": [manifest.digest, manifest.split, manifest.labels],
+            "split": split,
+            "version": FIGURES_VERSION,
+        }
+    )
+
+
+def report_inputs(config: Config, evaluation: str, manifest: Manifest) -> str:
+    """Return the digest of a report: the evaluation that it shows, by its inputs, the config, and the curves so far."""
+    return digest_of(
+        {
+            "evaluation": evaluation,
+            "config": config.model_dump(mode="json"),
+            "dataset": [manifest.digest, asdict(manifest.counts)],
+            "curves": _content_of(config.run_dir / "metrics.jsonl"),
+            "version": PAGE_VERSION,
+        }
+    )
+
+
+def _content_of(path: Path) -> str | None:
+    return hash_file(path) if path.exists() else None

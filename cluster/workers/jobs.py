@@ -1,0 +1,69 @@
+"""The works of a run, as every worker does them: training, and evaluation of a checkpoint.
+
+The driver only names them. What they need, torch and TorchRec above all, is imported where they run: it would take the driver
+seconds, before it has said a word.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.checkpoint.folder import Found
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.dataset.splits import Split
+from trainer.errors import CheckpointError
+from trainer.job import Channel, Job, Outcome
+
+if TYPE_CHECKING:
+    from sharding.world import Ranks
+
+
+def train(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
+    """Train to the end, or until asked to stop, and say what it took."""
+    from trainer.loop.memory import forget_peak, peak_bytes
+    from trainer.loop.train import Training
+
+    forget_peak(ranks.device)
+    training, started = Training(job, ranks, channel), time.monotonic()
+    outcome = training.run()
+    used = {"peak_bytes": peak_bytes(ranks.device), "seconds": time.monotonic() - started}
+    channel.send({"kind": "resources", "rank": ranks.rank, **used})
+    return outcome
+
+
+@dataclass(frozen=True)
+class ToEvaluate:
+    """A checkpoint, and of each split that it is evaluated on the folder for what the ranks find."""
+
+    job: Job
+    found: Found
+    parts: dict[Split, Path]
+
+
+def evaluate(work: ToEvaluate, ranks: Ranks, channel: Channel) -> None:
+    """Raises CheckpointError if the checkpoint is of another dataset."""
+    from trainer.checkpoint.finite import refuse_broken_checkpoint
+    from trainer.checkpoint.keys import tensors_of
+    from trainer.loop.build import build_model, load_to_use
+    from trainer.tasks.day_by_day import is_of
+
+    job = work.job
+    manifest = read_manifest(job.dataset_dir)
+    if not is_of(work.found.manifest, manifest):
+        raise CheckpointError(
+            f"checkpoint {work.found.path} was made from another dataset than {job.dataset_dir}; "
+            "evaluate it on its own (run.dataset)"
+        )
+
+    def on_batch(done: int, total: int) -> None:
+        if ranks.is_first:
+            channel.send({"kind": "evaluate", "done": done, "total": total})
+
+    built = build_model(job, manifest, ranks)
+    load_to_use(work.found, built)
+    refuse_broken_checkpoint(work.found, tensors_of(built.placed, built.tables, None), ranks)
+    for split, parts in work.parts.items():
+        built.task.write_parts(split, built.model, ranks, built.dynamic, parts, on_batch)

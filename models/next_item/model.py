@@ -1,0 +1,106 @@
+"""The next-item model: item table, encoder of histories, objective. Single-device code; sharding is applied from outside.
+
+Shapes: B histories, N input events, U looked-up ids, D model width.
+The table's lookup and the rest are two separate calls, because between them lies the boundary where rows leave the sharded
+tables: the trainer cuts the graph there, to see (check, clip, normalise) the gradient before the fused optimizer applies it.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.attention.blocks import AttentionContext
+from models.batches.history_batch import HistoryBatch
+from models.config import NextItemConfig
+from models.encoders.encoder import Encoder
+from models.features.inputs import NO_INPUTS, EventInputs, Inputs
+from models.features.items import ITEM_TABLE, ItemComposer, ItemRequest
+from models.features.values import InputFeature
+from models.next_item.masking import MaskVector
+from models.objectives.loss import loss_of
+from models.objectives.softmax import scale_vectors
+from models.tables import EmbeddingTables, TableSpec
+
+
+class NextItemModel(nn.Module):
+    """Scores of all items for every prefix of a history.
+
+    tables: of items ("item") and of the features in `item_features` and `inputs`, each as wide as its TableSpec says.
+    tables_device: where those are built that are sharded later.
+    """
+
+    def __init__(
+        self,
+        config: NextItemConfig,
+        tables: list[TableSpec],
+        tables_device: torch.device,
+        item_features: tuple[InputFeature, ...] = (),
+        inputs: Inputs = NO_INPUTS,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.width = next(table.dim for table in tables if table.name == ITEM_TABLE)
+        self.tables = EmbeddingTables(tables, tables_device)
+        self.encoder = Encoder(self.width, config.max_history, config.encoder)
+        self.items = ItemComposer(self.width, item_features)
+        self.inputs = EventInputs(self.width, inputs)
+        self.mask = MaskVector(self.width) if config.masks_items else None
+
+    def initialize(self, generator: torch.Generator) -> None:
+        """Draw the dense weights, in a fixed order; tables are initialised by key, after they are placed."""
+        self.encoder.initialize(generator)
+        self.items.initialize(generator)
+        self.inputs.initialize(generator)
+        if self.mask is not None:
+            self.mask.initialize(generator)
+
+    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
+        """By table, the rows (R, width) that a request asks for, and by name its bags. Collective once the tables are sharded."""
+        found: dict[str, Tensor] = self.tables(request.rows, request.bags)
+        return found
+
+    def loss(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
+        """Sum over all targets of the batch (not the mean: see models.objectives.softmax).
+
+        rows: what was looked up for batch.items.
+        """
+        items_UD = self.items(rows, batch.items)
+        user_ND, penalty = self._encode(rows, items_UD, batch)
+        user_TD = user_ND if batch.target_event is None else user_ND.index_select(0, batch.target_event)
+        candidates_UD = self._candidates(items_UD)
+        loss = loss_of(self.config.objective, user_TD, candidates_UD, batch)
+        return loss if penalty is None else loss + penalty
+
+    def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
+        """The vector of each whole history, ready for a dot product with `item_vectors`: (B, D); zeros if it is empty."""
+        encoded_ND, _ = self._encode(rows, self.items(rows, batch.items), batch)
+        lengths_B = batch.layout.offsets.diff()
+        last_B = (batch.layout.offsets[1:] - 1).clamp(min=0)
+        if encoded_ND.shape[0] == 0:
+            return rows[ITEM_TABLE].new_zeros((lengths_B.numel(), self.width))
+        user_BD = encoded_ND[last_B] * (lengths_B > 0)[:, None]
+        return scale_vectors(user_BD, self.config.objective.normalize)
+
+    def item_vectors(self, rows: Mapping[str, Tensor], request: ItemRequest) -> Tensor:
+        """What the items of a request look like to a user vector: (U, D)."""
+        return scale_vectors(self._candidates(self.items(rows, request)), self.config.objective.normalize)
+
+    def _candidates(self, items_UD: Tensor) -> Tensor:
+        """What scores are computed from: another vector than in histories where items have a tower of their own."""
+        candidates_UD: Tensor = self.encoder.item_tower(items_UD)
+        return candidates_UD.to(items_UD.dtype)
+
+    def _encode(
+        self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch
+    ) -> tuple[Tensor, Tensor | None]:
+        asked = batch.items
+        x_ND = self.inputs(
+            items_UD[batch.history_index], rows, asked.events, asked.users, batch.layout.offsets, batch.time_rows
+        )
+        if self.mask is not None and batch.masked is not None:
+            x_ND = self.mask(x_ND, batch.masked)
+        context = AttentionContext(batch.layout, batch.times, batch.request_times)
+        encoded_ND, penalty = self.encoder(x_ND, context)
+        # Under autocast an encoder may end in another precision than that of the vectors.
+        return encoded_ND.to(items_UD.dtype), penalty

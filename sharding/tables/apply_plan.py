@@ -1,0 +1,223 @@
+"""Shard the tables of any module as a plan says, with their optimizers fused into the backward pass.
+
+The wiring order matters: tables on the meta device, in-backward optimizers attached, shard, initialise by key; the dense
+optimizers come later and cover what is left (sharding.tables.optimizers).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias
+
+import torch
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import WeightDecayMode
+from torch import nn
+from torch.distributed._shard.sharding_spec import EnumerableShardingSpec, ShardMetadata
+from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embedding_types import ShardingType
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.types import (
+    CacheParams,
+    EmbeddingModuleShardingPlan,
+    ModuleSharder,
+    ParameterSharding,
+    QuantizedCommCodecs,
+    ShardingPlan,
+)
+from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.optimizers import LAMB, PartialRowWiseAdam, PartialRowWiseLAMB
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from sharding.config import ROW_SPLITS, SUMMED_SPLITS, CommunicationConfig, SparseOptimizer, TableConfig
+from sharding.errors import PlacementError
+from sharding.plan import Plan
+from sharding.support import why_not_sent, why_unsupported
+from sharding.tables.communication import codecs_of
+from sharding.tables.even_bags import pad_requests
+from sharding.tables.initialize import initialize_tables
+from sharding.world import Ranks
+
+FP32 = CommunicationConfig()
+Collection: TypeAlias = EmbeddingCollection | EmbeddingBagCollection
+
+
+class _BagSharder(EmbeddingBagCollectionSharder):
+    """TorchRec's own refuses splits by rows on CPUs, though they work there."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        return [sharding.value for sharding in ShardingType]
+
+
+def place(
+    module: nn.Module,
+    tables: Mapping[str, TableConfig],
+    plan: Plan,
+    ranks: Ranks,
+    seed: int,
+    communication: CommunicationConfig = FP32,
+) -> DistributedModelParallel:
+    """Shard the embedding collections of `module` over the ranks and initialise them. Collective.
+
+    A collection for sequences whose tables are all data_parallel stays as it is, and has to be on the ranks' device; all others
+    may be on the meta device. Raises PlacementError if the plan is for other ranks, or says what cannot be.
+    """
+    if plan.world_size != ranks.world_size:
+        raise PlacementError(f"the plan is for {plan.world_size} workers, and there are {ranks.world_size}")
+    if plan.replica_groups > 1:
+        raise PlacementError(
+            "plan.replica_groups: groups that each hold all tables can be planned, and not run yet; set 1"
+        )
+    _refuse_other_hosts(plan)
+    not_sent = why_not_sent(communication, plan.device)
+    if not_sent is not None:
+        raise PlacementError(not_sent)
+    torchrec_plan = ShardingPlan(plan={})
+    for path, collection in _collections(module):
+        pooled = isinstance(collection, EmbeddingBagCollection)
+        names = [config.name for config in _configs_of(collection)]
+        for name in names:
+            _refuse_unsupported(name, plan, tables[name], collection)
+        _refuse_wrong_means(collection, plan)
+        copied = [name for name in names if plan.tables[name].sharding == "data_parallel"]
+        if not pooled and copied:
+            if len(copied) < len(names):
+                raise PlacementError(
+                    f"tables.{copied[0]}.sharding = data_parallel: not in one collection with tables that are sharded"
+                )
+            continue
+        for name in names:
+            if plan.tables[name].kernel != "dense":
+                _fuse_optimizer(collection, name, tables[name])
+        torchrec_plan.plan[path] = EmbeddingModuleShardingPlan(
+            {name: _parameter_sharding(plan, name, tables[name]) for name in names}
+        )
+    placed = DistributedModelParallel(
+        module=module,
+        device=ranks.device,
+        plan=torchrec_plan,
+        sharders=_sharders(codecs_of(communication, ranks.device)) if torchrec_plan.plan else [],
+        # Dense gradients are summed by the trainer in one flat tensor whose layout never changes: DDP rebuilds its
+        # buckets after the first step, so a resumed run would add numbers in another order than the uninterrupted one.
+        init_data_parallel=False,
+    )
+    initialize_tables(placed, seed, {name: config.init_std for name, config in tables.items()})
+    for child in placed.modules() if ranks.world_size > 1 else ():
+        if isinstance(child, ShardedEmbeddingBagCollection):
+            names = [config.name for config in child._embedding_bag_configs]
+            if any(plan.tables[name].sharding in SUMMED_SPLITS for name in names):
+                pad_requests(child, ranks)
+    return placed
+
+
+def _collections(module: nn.Module) -> Iterator[tuple[str, Collection]]:
+    for path, child in module.named_modules():
+        if isinstance(child, EmbeddingCollection | EmbeddingBagCollection):
+            yield path, child
+
+
+def _configs_of(collection: Collection) -> list[Any]:
+    pooled = isinstance(collection, EmbeddingBagCollection)
+    return list(collection.embedding_bag_configs() if pooled else collection.embedding_configs())
+
+
+def _refuse_other_hosts(plan: Plan) -> None:
+    """Hosts matter to tables that are spread over one, and to all that lie on GPUs, which are numbered within a host."""
+    there = get_local_size(plan.world_size)
+    if there == plan.local_world_size:
+        return
+    for name, table in plan.tables.items():
+        if table.sharding in ("table_row_wise", "grid_shard") or plan.device == "cuda":
+            raise PlacementError(
+                f"tables.{name}.sharding = {table.sharding}: planned for {plan.local_world_size} workers on each host, and there "
+                f"are {there}; set plan.devices_per_host to that"
+            )
+
+
+def _refuse_unsupported(name: str, plan: Plan, config: TableConfig, collection: Collection) -> None:
+    table = plan.tables[name]
+    pooled = isinstance(collection, EmbeddingBagCollection)
+    mean = pooled and any(c.name == name and c.pooling == PoolingType.MEAN for c in _configs_of(collection))
+    reason = why_unsupported(
+        table.sharding,
+        table.kernel,
+        config.optimizer,
+        pooled,
+        plan.device,
+        mean_pooling=mean,
+        weight_decay=config.weight_decay,
+    )
+    if reason is not None:
+        raise PlacementError(f"tables.{name}: {reason}")
+
+
+def _refuse_wrong_means(collection: Collection, plan: Plan) -> None:
+    """Where TorchRec averages bags after rows of one table were added up on several ranks, it divides all other bags too."""
+    if isinstance(collection, EmbeddingCollection):
+        return
+    split = [config for config in _configs_of(collection) if plan.tables[config.name].sharding in ROW_SPLITS]
+    whole = [config for config in _configs_of(collection) if plan.tables[config.name].sharding not in ROW_SPLITS]
+    averaged = [config.name for config in split if config.pooling == PoolingType.MEAN]
+    if averaged and whole:
+        raise PlacementError(
+            f"tables.{averaged[0]}.sharding = {plan.tables[averaged[0]].sharding}: bags that are averaged cannot be split by rows "
+            f"beside tables that are not, such as {whole[0].name}; choose table_wise, or row_wise for all tables"
+        )
+
+
+def _weights_of(collection: Collection, table: str) -> list[nn.Parameter]:
+    children = collection.embedding_bags if isinstance(collection, EmbeddingBagCollection) else collection.embeddings
+    return list(children[table].parameters())
+
+
+def _fuse_optimizer(collection: Collection, table: str, config: TableConfig) -> None:
+    optimizers: dict[SparseOptimizer, type[torch.optim.Optimizer]] = {
+        "sgd": torch.optim.SGD,
+        "adagrad": torch.optim.Adagrad,
+        "rowwise_adagrad": RowWiseAdagrad,
+        "adam": torch.optim.Adam,
+        "lamb": LAMB,
+        "partial_rowwise_adam": PartialRowWiseAdam,
+        "partial_rowwise_lamb": PartialRowWiseLAMB,
+    }
+    settings: dict[str, float] = {"lr": config.learning_rate}
+    if config.optimizer != "sgd":
+        settings["eps"] = config.eps
+    if config.weight_decay:
+        settings["weight_decay"] = config.weight_decay
+    apply_optimizer_in_backward(optimizers[config.optimizer], _weights_of(collection, table), settings)
+
+
+def _sharders(codecs: dict[str, QuantizedCommCodecs] | None) -> list[ModuleSharder[nn.Module]]:
+    # Left alone, fbgemm takes no notice of an optimizer's weight decay.
+    fused = {"weight_decay_mode": WeightDecayMode.L2}
+    return [EmbeddingCollectionSharder(fused, codecs), _BagSharder(fused, codecs)]  # type: ignore[list-item]
+
+
+def _parameter_sharding(plan: Plan, table: str, config: TableConfig) -> ParameterSharding:
+    shards = plan.shards(table)
+    planned = plan.tables[table]
+    spec = None
+    if planned.sharding != "data_parallel":
+        spec = EnumerableShardingSpec(
+            [
+                ShardMetadata(
+                    shard_offsets=[shard.row, shard.column],
+                    shard_sizes=[shard.num_rows, shard.num_columns],
+                    placement=_placement(shard.rank, plan),
+                )
+                for shard in shards
+            ]
+        )
+    return ParameterSharding(
+        sharding_type=planned.sharding,
+        compute_kernel=planned.kernel,
+        ranks=[shard.rank for shard in shards],
+        sharding_spec=spec,
+        cache_params=CacheParams(load_factor=config.cache_load_factor) if config.cache_load_factor else None,
+    )
+
+
+def _placement(rank: int, plan: Plan) -> str:
+    return f"rank:{rank}/cpu" if plan.device == "cpu" else f"rank:{rank}/cuda:{rank % plan.local_world_size}"

@@ -1,0 +1,84 @@
+"""Initial weights of tables as a function of (seed, table, row, column): the same model under every plan.
+
+A counter-based generator (SplitMix64 of Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195) gives each weight its own number,
+so a shard is filled without knowing what lies on other ranks. A row that passes to another id (sharding.dynamic_ids.mapping) starts
+anew from its next generation: other numbers, as much a function of the row. All rows start in generation 0.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sharding.tables.local_shards import local_shards, table_of
+
+CHUNK_ROWS = 65536
+
+
+@torch.no_grad()
+def initialize_tables(module: nn.Module, seed: int, std: dict[str, float]) -> None:
+    """Fill every table of `module`, sharded or not, with normal numbers. `std`: standard deviation by table name.
+
+    Parameter names end in `<table>.weight`, which is TorchRec's convention.
+    """
+    for name, value in module.state_dict().items():
+        table = table_of(name, std)
+        if table is not None:
+            for shard in local_shards(value):
+                _fill(shard.tensor, _key(seed, table), shard.first_row, shard.first_column, value.size(1), std[table])
+
+
+def _key(seed: int, table: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{table}".encode()).digest()[:7], "little")
+
+
+def initial_weights(
+    seed: int, table: str, rows: Tensor, generations: Tensor, columns: range, num_columns: int, std: float
+) -> Tensor:
+    """The weights that some rows start with, in some columns of the table's `num_columns`: (R, len(columns)) float64.
+
+    rows, generations: (R,) int64. In generation 0 they are what `initialize_tables` fills in.
+    """
+    # Generation 0 keeps the key itself; the hash of a later one moves the row to a sequence far from all others.
+    keys = _key(seed, table) + torch.where(generations > 0, _split_mix(generations), 0)
+    return _weights(keys[:, None], rows, columns, num_columns) * std
+
+
+def _fill(weights: Tensor, key: int, first_row: int, first_column: int, num_columns: int, std: float) -> None:
+    rows, columns = weights.shape
+    for start in range(0, rows, CHUNK_ROWS):
+        stop = min(rows, start + CHUNK_ROWS)
+        row_index = torch.arange(first_row + start, first_row + stop, dtype=torch.int64)
+        filled = _weights(key, row_index, range(first_column, first_column + columns), num_columns)
+        weights[start:stop] = (filled * std).to(weights.dtype)
+
+
+def _weights(key: int | Tensor, rows: Tensor, columns: range, num_columns: int) -> Tensor:
+    column_index = torch.arange(columns.start, columns.stop, dtype=torch.int64)
+    return _normal(rows[:, None] * num_columns + column_index[None, :], key)
+
+
+def _normal(counter: Tensor, key: int | Tensor) -> Tensor:
+    """Standard normal numbers by Box & Muller (1958), in float64, from two hashes of each counter."""
+    radius = _uniform(_split_mix(counter * 2 + key))
+    angle = _uniform(_split_mix(counter * 2 + 1 + key))
+    return torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """(0, 1]: the top 53 of 64 bits, never zero."""
+    return (_shift_right(bits, 11) + 1).to(torch.float64) * 2.0**-53
+
+
+def _split_mix(z: Tensor) -> Tensor:
+    # Constants are the published ones, written as signed 64-bit numbers; int64 products wrap.
+    z = z * -7046029254386353131  # 0x9E3779B97F4A7C15
+    z = (z ^ _shift_right(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    z = (z ^ _shift_right(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return z ^ _shift_right(z, 31)
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's >> on int64 keeps the sign."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

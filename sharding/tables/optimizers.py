@@ -1,0 +1,160 @@
+"""One combined optimizer: those fused into the tables' backward pass, one for each other table, and a dense one over what is left.
+
+The invariant: every parameter of the module is covered exactly once, checked when the optimizer is built. A table is always
+updated by its own optimizer with its own rate, wherever it lies.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from sharding.config import COUNTING_OPTIMIZERS, TableConfig
+from sharding.plan import Plan
+from sharding.tables.fused import fused_tables, set_num_updates
+from sharding.tables.local_shards import table_of
+
+
+class Optimizers:
+    """All optimizers of a model as one thing to schedule, step, save and load.
+
+    configs: of the tables; dense_parameters: those of no table; copied_parameters: tables that every rank has a copy of. The
+    gradients of both have to be summed over ranks before `step_dense`; those of shards, fused or not, are whole where they arise.
+    build_dense may make several parameter groups. schedule_tables: whether the rates of tables are scaled along.
+    num_updates: () float32 as torch's Adam has it, how many updates there were; counting_tables: those whose fused optimizers
+    depend on it, the same on all ranks.
+    """
+
+    def __init__(
+        self,
+        module: DistributedModelParallel,
+        build_dense: Callable[[Iterable[Tensor]], torch.optim.Optimizer],
+        tables: Mapping[str, TableConfig],
+        plan: Plan,
+        schedule_tables: bool = True,
+    ):
+        self.configs = tables
+        fused = module.fused_optimizer
+        fused_names = set(fused.params)
+        # A rank that holds no shard of a table has an empty parameter in its place, which nothing ever updates.
+        rest = {name: p for name, p in module.named_parameters() if name not in fused_names and p.numel()}
+        unfused = {name: table for name in rest if (table := table_of(name, tables)) is not None}
+        dense = {name: p for name, p in rest.items() if name not in unfused}
+        self.dense_parameters: list[nn.Parameter] = list(dense.values())
+        self.copied_parameters: list[nn.Parameter] = [
+            rest[name] for name, table in unfused.items() if plan.tables[table].sharding == "data_parallel"
+        ]
+        self.dense = KeyedOptimizerWrapper(dense, lambda parameters: build_dense(parameters))
+        self.tables = [
+            KeyedOptimizerWrapper({name: rest[name]}, lambda p, table=table: table_optimizer(p, tables[table]))
+            for name, table in unfused.items()
+        ]
+        self.fused = fused
+        self.combined = CombinedOptimizer([fused, *self.tables, self.dense])
+        self.num_updates = torch.zeros((), dtype=torch.float32)
+        self.counting_tables = tuple(
+            name
+            for name, table in plan.tables.items()
+            if table.kernel != "dense" and name in tables and tables[name].optimizer in COUNTING_OPTIMIZERS
+        )
+        self._fused_tables = fused_tables(module)
+        _check_coverage(module, fused_names, [self.dense, *self.tables])
+        self._schedule_tables = schedule_tables
+        self._base_rates = [group["lr"] for group in self._scheduled()]
+
+    def _scheduled(self) -> list[dict[str, Any]]:
+        """The parameter groups whose rates are scaled."""
+        groups = list(self.dense.param_groups)
+        if self._schedule_tables:
+            groups += [group for optimizer in (*self.tables, self.fused) for group in optimizer.param_groups]
+        return groups
+
+    @property
+    def summed_parameters(self) -> list[nn.Parameter]:
+        """Parameters whose gradients are summed over ranks, in a fixed order."""
+        return [*self.dense_parameters, *self.copied_parameters]
+
+    def set_rate_factor(self, factor: float) -> None:
+        """Set every learning rate that is scheduled, dense or fused, to `factor` times its configured value."""
+        for group, rate in zip(self._scheduled(), self._base_rates, strict=True):
+            group["lr"] = rate * factor
+        # A fused optimizer reads its rate when told, before the backward pass that applies it.
+        self.fused.zero_grad()
+
+    def count_lookups(self) -> None:
+        """Set the counters of fused optimizers to the number of updates so far. To be called before the look-up of a step."""
+        set_num_updates(self._fused_tables, int(self.num_updates))
+
+    def step_dense(self) -> None:
+        """Apply the gradients of everything that is not fused, and count the update; what is fused was updated before."""
+        self.num_updates += 1
+        for optimizer in (self.dense, *self.tables):
+            optimizer.step()
+        self.zero_dense_grad()
+
+    def zero_dense_grad(self) -> None:
+        for optimizer in (self.dense, *self.tables):
+            optimizer.zero_grad(set_to_none=True)
+
+    def materialize_dense_state(self) -> None:
+        """Create the state that is not there yet of what is not fused, as it is before the first step; no weight changes.
+
+        torch creates it in the first step, and a checkpoint may be written before that, or has to be loaded before that.
+        """
+        for optimizer in (self.dense, *self.tables):
+            states = optimizer.state_dict()["state"]
+            if states and all(states.values()):
+                continue
+            # Without a rate no weight changes, and without decay, which some add to the gradient, the moments stay zero.
+            kept = [
+                {name: group[name] for name in ("lr", "weight_decay") if name in group}
+                for group in optimizer.param_groups
+            ]
+            for group, settings in zip(optimizer.param_groups, kept, strict=True):
+                group.update(dict.fromkeys(settings, 0.0))
+            for parameter in optimizer.params.values():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            for group, settings in zip(optimizer.param_groups, kept, strict=True):
+                group.update(settings)
+            for slots in optimizer.state_dict()["state"].values():
+                if isinstance(slots.get("step"), Tensor):
+                    slots["step"].zero_()
+
+
+def table_optimizer(parameters: Iterable[Tensor], config: TableConfig) -> torch.optim.Optimizer:
+    """What a table's fused optimizer does, for a table that is an ordinary parameter.
+
+    With one exception: Adam moves rows without a gradient too, by their momentum, and the fused one leaves them alone.
+    """
+    rate, eps, decay = config.learning_rate, config.eps, config.weight_decay
+    match config.optimizer:
+        case "sgd":
+            return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
+        case "adagrad":
+            return torch.optim.Adagrad(parameters, lr=rate, eps=eps, weight_decay=decay)
+        case "rowwise_adagrad":
+            rowwise: torch.optim.Optimizer = RowWiseAdagrad(parameters, lr=rate, eps=eps, weight_decay=decay)
+            return rowwise
+        case "adam":
+            return torch.optim.Adam(parameters, lr=rate, eps=eps, weight_decay=decay)
+        case other:
+            raise ValueError(f"{other} exists only fused into the backward pass")
+
+
+def _check_coverage(module: nn.Module, fused: set[str], unfused: Sequence[torch.optim.Optimizer]) -> None:
+    """Count what the optimizers really hold, not what they were given: `build_dense` may have left something out."""
+    held = Counter(id(p) for optimizer in unfused for group in optimizer.param_groups for p in group["params"])
+    covered = {name: held[id(p)] + (name in fused) for name, p in module.named_parameters() if p.numel()}
+    twice = {name for name, count in covered.items() if count > 1}
+    missing = {name for name, count in covered.items() if count == 0}
+    if twice or missing:
+        raise AssertionError(
+            f"optimizers must cover each parameter once: twice {sorted(twice)}, never {sorted(missing)}"
+        )

@@ -1,0 +1,81 @@
+"""What the driver tells a person of a prepared dataset."""
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from cluster.cli.app import app
+from cluster.config.run_config import Config, load_config
+from cluster.data.prepare import prepare
+from cluster.driver import driver
+from cluster.driver.progress import View
+
+
+def write_inputs(folder: Path) -> Path:
+    """A log in which a feature repeats a label whose name is no markup, and the config of its dataset."""
+    n = range(600)
+    columns = {"user_id": [k % 20 for k in n], "item_id": [k % 30 for k in n], "time": list(n)}
+    label = {"[bold]": [int(k % 7 == 0) for k in n], "told": [k % 7 for k in n]}
+    pq.write_table(pa.table(columns | label), folder / "events.parquet")
+    config = folder / "config.toml"
+    config.write_text(
+        f"""
+[run]
+dir = "{folder / "run"}"
+[logs]
+path = "{folder / "events.parquet"}"
+labels = ["[bold]"]
+history_label = "[bold]"
+[logs.features.told]
+kind = "categorical"
+[split]
+kind = "global_time"
+validation_time = 400
+test_time = 500
+"""
+    )
+    return config
+
+
+def fake_run_prepare(config: Config, view: View) -> object:
+    """As the driver does, in the Ray session of the tests."""
+    config.run_dir.mkdir(exist_ok=True)
+    return driver._prepare(config, view)
+
+
+def test_prepare_says_where_the_card_is_and_what_it_warns_of(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "run_prepare", fake_run_prepare)
+    done = CliRunner().invoke(app, ["prepare", str(write_inputs(tmp_path)), "--json"])
+    assert done.exit_code == 0
+    values = json.loads(done.stdout)
+    assert values["card"] == str(tmp_path / "run/dataset/card.html")
+    assert Path(values["card"]).exists()
+    assert f"card: {values['card']}" in done.stderr
+    assert "note: problem: Features that give the label away: told tells [bold]" in done.stderr
+    assert "note: ok" not in done.stderr
+
+
+def test_a_dataset_that_cannot_be_written_is_used_without_a_card(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(write_inputs(tmp_path))
+    prepare(config, lambda _: None)
+    (config.dataset_dir / "card.json").unlink()
+    monkeypatch.setattr("trainer.data.dataset.card.write", refuse)
+    screen = io.StringIO()
+    with View(Console(file=screen, width=200)) as view:
+        driver._prepare(config, view)
+    assert "dataset " in screen.getvalue()
+    assert "card" not in screen.getvalue().replace(str(tmp_path), "")
+
+
+def refuse(*_: object) -> None:
+    raise PermissionError("read only")

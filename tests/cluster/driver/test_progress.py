@@ -1,0 +1,44 @@
+"""What a person sees of a run: the results beside the baseline, warnings, and which validation is the best."""
+
+import io
+from typing import Any
+
+from rich.console import Console
+
+from cluster.driver.progress import View, results_table
+from tests.support.evaluated import results_of
+
+
+def shown(*events: dict[str, Any]) -> str:
+    screen = io.StringIO()
+    with View(Console(file=screen, width=200)) as view:
+        for event in events:
+            view.on_event(event)
+    return screen.getvalue()
+
+
+def test_the_table_shows_model_interval_and_baseline_in_their_columns() -> None:
+    results = results_of({"hr@10": 0.4, "mrr": 0.25}, {"hr@10": 0.1, "mrr": 0.05})
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(results_table(results))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in screen.getvalue().splitlines() if "│" in line]
+    assert rows == [
+        ["hr@10", "0.4000", "0.3900 - 0.4100", "0.1000"],
+        ["mrr", "0.2500", "0.2400 - 0.2600", "0.0500"],
+    ]
+    header = screen.getvalue().splitlines()[2]
+    assert header.index("model") < header.index("95 % interval") < header.index("popularity")
+
+
+def test_a_warning_of_a_worker_is_shown() -> None:
+    assert "warning: checkpoint 3 is corrupt" in shown({"kind": "warning", "text": "checkpoint 3 is corrupt"})
+
+
+def test_only_the_best_validation_is_marked() -> None:
+    first, second = (
+        {"kind": "validation", "step": step, "metrics": {"hr@10": 0.5}, "best": {"step": 8}} for step in (8, 16)
+    )
+    marked, plain = shown(first, second).splitlines()
+    assert "step 8: hr@10 0.5000 (best)" in marked
+    assert "step 16: hr@10 0.5000" in plain
+    assert "(best)" not in plain

@@ -1,0 +1,92 @@
+"""Which Ray a command uses: one of its own on this machine, the one that is named, or the caller's. Ray is a fake here."""
+
+import os
+from typing import Any
+
+import pytest
+
+from cluster.config.run_config import ClusterConfig
+from cluster.ray_cluster import session
+from cluster.ray_cluster.session import ray_session
+from trainer.errors import UserError
+
+
+class FakeRay:
+    """Remembers how it was started and whether it was shut down."""
+
+    def __init__(self, running: bool, **resources: float) -> None:
+        self.running, self.resources = running, resources
+        self.started: list[dict[str, Any]] = []
+
+    def is_initialized(self) -> bool:
+        return self.running
+
+    def init(self, **options: Any) -> None:
+        self.started.append(options)
+        self.running = True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return self.resources
+
+    def shutdown(self) -> None:
+        self.running = False
+
+
+def use(monkeypatch: pytest.MonkeyPatch, running: bool = False, **resources: float) -> FakeRay:
+    fake = FakeRay(running, **resources)
+    monkeypatch.setattr(session, "ray", fake)
+    monkeypatch.setattr(session, "check_cluster", lambda address: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    return fake
+
+
+def test_without_an_address_a_session_of_its_own_is_started_whatever_others_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fake = use(monkeypatch, CPU=4.0)
+    with ray_session(ClusterConfig(num_workers=2)):
+        assert fake.running
+    (options,) = fake.started
+    assert options["address"] == "local"
+    assert not fake.running
+
+
+def test_a_session_of_the_caller_is_used_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = use(monkeypatch, running=True, CPU=4.0)
+    with ray_session(ClusterConfig(num_workers=2)):
+        pass
+    assert fake.started == []
+    assert fake.running
+
+
+def test_more_workers_than_this_machine_has_cpus_are_refused_before_ray_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = use(monkeypatch, CPU=1e9)
+    config = ClusterConfig(num_workers=3, cpus_per_worker=2)
+    message = r"cluster\.num_workers = 3 .* need\s+6 CPUs, and this machine has 4"
+    with pytest.raises(UserError, match=message), ray_session(config):
+        pass
+    assert fake.started == []
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize(
+    ("resources", "settings", "message"),
+    [
+        ({"CPU": 3.0}, {"num_workers": 2, "cpus_per_worker": 2}, r"cpus_per_worker = 2 need 4 CPUs, .* has 3"),
+        ({"CPU": 4.0, "GPU": 1.0}, {"num_workers": 2, "gpus_per_worker": 1}, r"need 2 GPUs, .* has 1"),
+        ({"CPU": 4.0}, {"num_workers": 1, "gpus_per_worker": 1}, r"need 1 GPUs, .* has 0"),
+    ],
+)
+def test_workers_that_a_cluster_could_never_hold_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    running: bool,
+    resources: dict[str, float],
+    settings: dict[str, Any],
+    message: str,
+) -> None:
+    """Ray itself would wait for ever."""
+    fake = use(monkeypatch, running=running, **resources)
+    with pytest.raises(UserError, match=message), ray_session(ClusterConfig(address="auto", **settings)):
+        pass
+    assert fake.running == running

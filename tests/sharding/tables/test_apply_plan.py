@@ -1,0 +1,121 @@
+"""Sharded equals unsharded: same initial weights under every plan, same weights after several optimizer steps."""
+
+import pytest
+import torch
+
+from models.tables import EmbeddingTables, TableSpec
+from sharding.config import TableConfig
+from sharding.errors import PlacementError
+from sharding.plan import Plan, TablePlan
+from sharding.tables.apply_plan import place
+from sharding.tables.initialize import initialize_tables
+from sharding.tables.optimizers import Optimizers, table_optimizer
+from sharding.world import Ranks
+from tests.sharding.tables.lookups import Lookup, ids_of, placed_lookup, step_of, whole_table
+
+STEPS = 5
+
+
+def rate_factor(step: int) -> float:
+    return 1.0 - 0.1 * step
+
+
+def train_sharded(ranks: Ranks, config: TableConfig) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    module, placed, plan = placed_lookup(ranks, config, seed=7)
+    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config}, plan)
+    before = whole_table(placed)
+    for step in range(STEPS):
+        optimizers.set_rate_factor(rate_factor(step))
+        step_of(module, optimizers, ranks, ids_of(step, ranks.rank, ranks.world_size))
+    return before, whole_table(placed)
+
+
+def train_unsharded(config: TableConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    module = Lookup(torch.device("cpu"))
+    initialize_tables(module, 7, {"item": config.init_std})
+    before = module.table.detach().clone()
+    sparse = table_optimizer([module.table], config)
+    dense = torch.optim.SGD(module.dense.parameters(), lr=0.1)
+    for step in range(STEPS):
+        for optimizer, rate in ((sparse, config.learning_rate), (dense, 0.1)):
+            optimizer.param_groups[0]["lr"] = rate * rate_factor(step)
+        module(ids_of(step, 0, 1)).backward()
+        for optimizer in (sparse, dense):
+            optimizer.step()
+            optimizer.zero_grad()
+    return before, module.table.detach()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize(
+    ("sharding", "optimizer"),
+    [
+        ("row_wise", "sgd"),
+        ("row_wise", "adagrad"),
+        ("row_wise", "rowwise_adagrad"),
+        ("table_wise", "rowwise_adagrad"),
+        ("table_wise", "adagrad"),
+        ("column_wise", "sgd"),
+        ("column_wise", "adagrad"),
+        ("data_parallel", "sgd"),
+        ("data_parallel", "adagrad"),
+        ("data_parallel", "rowwise_adagrad"),
+        ("data_parallel", "adam"),
+    ],
+)
+def test_sharded_equals_unsharded(rank_pool, sharding, optimizer, world_size):
+    config = TableConfig(dim=8, sharding=sharding, optimizer=optimizer, learning_rate=0.1)
+    before, after = rank_pool.run(world_size, train_sharded, config)[0]
+    expected_before, expected_after = train_unsharded(config)
+    assert torch.equal(before, expected_before)
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, expected_after, rtol=1e-5, atol=1e-6)
+
+
+def place_mixed(ranks: Ranks) -> None:
+    module = torch.nn.Module()
+    # A single collection: EmbeddingTables would keep them apart.
+    module.tables = EmbeddingTables([TableSpec("item", 37, 8), TableSpec("small", 5, 8)], torch.device("meta"))
+    tables = {"item": TableConfig(dim=8), "small": TableConfig(dim=8, sharding="data_parallel")}
+    plans = {
+        "item": TablePlan("row_wise", "fused", 37, 8),
+        "small": TablePlan("data_parallel", "dense", 5, 8),
+    }
+    place(module, tables, Plan(1, 1, "cpu", plans), ranks, seed=1)
+
+
+def test_a_copied_table_among_sharded_ones_is_refused_by_name(rank_pool):
+    with pytest.raises(PlacementError, match=r"tables\.small\.sharding = data_parallel"):
+        rank_pool.run(1, place_mixed)
+
+
+def place_for_others(ranks: Ranks) -> None:
+    plan = Plan(3, 3, "cpu", {"item": TablePlan("row_wise", "fused", 37, 8)})
+    place(Lookup(torch.device("meta")), {"item": TableConfig(dim=8)}, plan, ranks, seed=1)
+
+
+def test_a_plan_for_other_ranks_is_refused(rank_pool):
+    with pytest.raises(PlacementError, match="the plan is for 3 workers, and there are 2"):
+        rank_pool.run(2, place_for_others)
+
+
+def test_column_split_of_rowwise_state_is_refused_before_any_worker_starts():
+    with pytest.raises(ValueError, match="one number per row"):
+        TableConfig(sharding="column_wise", optimizer="rowwise_adagrad")
+
+
+def test_initial_weights_are_standard_normal_times_std():
+    module = EmbeddingTables([TableSpec("item", 20000, 16)], torch.device("cpu"))
+    initialize_tables(module, 3, {"item": 0.5})
+    weights = next(module.parameters()).detach()
+    assert abs(weights.mean().item()) < 0.01
+    assert abs(weights.std().item() - 0.5) < 0.01
+    assert weights.unique().numel() > 0.99 * weights.numel() / 2
+    assert abs(((weights / 0.5) ** 4).mean().item() - 3.0) < 0.1  # kurtosis of a normal distribution
+
+
+def test_a_plan_cannot_choose_between_two_adams():
+    with pytest.raises(ValueError, match='choose sharding = "data_parallel" or leave it out'):
+        TableConfig(optimizer="adam", sharding=["data_parallel", "row_wise"])
+    assert TableConfig(optimizer="adam", sharding=["table_wise", "row_wise"]).allowed_shardings
+    assert TableConfig(optimizer="adagrad", sharding=["data_parallel", "row_wise"]).allowed_shardings

@@ -1,0 +1,146 @@
+"""Sharded equals unsharded, for every way of holding a table that works here; every other way is refused by name.
+
+sharding x kernel x optimizer x world size, for tables that are pooled and that are looked up per event: same initial weights,
+and the same weights after several steps at falling rates. With four ranks there are two hosts.
+"""
+
+from dataclasses import replace
+from itertools import product
+from typing import get_args
+
+import pytest
+import torch
+
+from sharding.config import Kernel, Sharding, SparseOptimizer
+from sharding.errors import PlacementError
+from sharding.planning.load import TableLoad
+from sharding.planning.planner import make_plan
+from sharding.planning.topology import GIB, Topology
+from sharding.support import why_unsupported
+from sharding.tables.apply_plan import place
+from sharding.world import Ranks
+from tests.sharding.tables.parity import Combination, Model, kernel_of, train_placed, train_whole
+
+WORLDS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
+EVERY = list(product((False, True), get_args(Sharding), get_args(Kernel), get_args(SparseOptimizer)))
+WORKING = [
+    Combination(pooled, sharding, sharding, optimizer)
+    for pooled, sharding, kernel, optimizer in EVERY
+    if kernel == kernel_of(sharding) and why_unsupported(sharding, kernel, optimizer, pooled, "cpu") is None
+]
+MIXED = [
+    Combination(False, "row_wise", "table_wise", "rowwise_adagrad"),
+    Combination(False, "column_wise", "row_wise", "adagrad"),
+    Combination(True, "row_wise", "data_parallel", "rowwise_adagrad"),
+    Combination(True, "table_row_wise", "column_wise", "adagrad"),
+    Combination(True, "table_row_wise", "row_wise", "rowwise_adagrad"),
+    Combination(True, "grid_shard", "table_column_wise", "sgd"),
+]
+DECAYING = [
+    Combination(False, "row_wise", "row_wise", "rowwise_adagrad", 0.3),
+    Combination(False, "table_wise", "row_wise", "rowwise_adagrad", 0.3),
+]
+REFUSED = {
+    r"tables\.thin\.sharding = row_wise: bags that are averaged": Combination(True, "table_wise", "row_wise", "sgd"),
+    r"tables\.thin: sharding = grid_shard: gives wrong means": Combination(
+        True, "grid_shard", "grid_shard", "sgd", mean=True
+    ),
+    r"tables\.wide: weight_decay with optimizer = rowwise_adagrad": Combination(
+        True, "row_wise", "row_wise", "rowwise_adagrad", 0.3
+    ),
+    r"tables\.wide: weight_decay with optimizer = adagrad": Combination(False, "row_wise", "row_wise", "adagrad", 0.3),
+}
+COMBINATIONS = [*WORKING, *MIXED, *DECAYING]
+
+
+def name_of(combination: Combination) -> str:
+    kind = "pooled" if combination.pooled else "sequence"
+    decay = " decay" if combination.weight_decay else ""
+    return f"{kind} {combination.wide} {combination.thin} {combination.optimizer}{decay}"
+
+
+@pytest.fixture(scope="module")
+def placed(rank_pool):
+    """By world size and combination, the tables (before, after)."""
+    return {
+        world_size: rank_pool.run(world_size, train_placed, COMBINATIONS, local, deadline=180.0)[0]
+        for world_size, local in WORLDS.items()
+    }
+
+
+@pytest.mark.parametrize("world_size", WORLDS)
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
+def test_sharded_equals_unsharded(placed, combination, world_size):
+    before, after = placed[world_size][combination]
+    whole_before, whole_after = train_whole(combination)
+    assert after.keys() == {"wide", "thin"}
+    for table in after:
+        assert torch.equal(before[table], whole_before[table])
+        assert not torch.equal(after[table], before[table])
+        # Adam turns the rounding of gradients near zero into full steps.
+        tolerance = 1e-4 if combination.optimizer == "adam" else 1e-5
+        torch.testing.assert_close(after[table], whole_after[table], rtol=tolerance, atol=3e-6)
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_what_torchrec_would_get_wrong_in_silence_is_refused_by_name(rank_pool, said):
+    with pytest.raises(PlacementError, match=said):
+        rank_pool.run(1, train_placed, [REFUSED[said]], 1)
+
+
+def place_on_other_hosts(ranks: Ranks, sharding: Sharding, device: str) -> None:
+    combination = Combination(True, sharding, sharding, "sgd")
+    plan = combination.plan(4, 1, device)
+    place(Model(combination, torch.device("meta")), combination.tables, plan, ranks, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("sharding", "device"), [("table_row_wise", "cpu"), ("grid_shard", "cpu"), ("row_wise", "cuda")]
+)
+def test_hosts_of_another_size_than_planned_are_refused_by_name(rank_pool, sharding, device):
+    """On GPUs for any table: a rank's GPU is numbered within its host."""
+    message = (
+        rf"tables\.wide\.sharding = {sharding}: planned for 1 workers on each host, and there are \d+; set plan.devices"
+    )
+    with pytest.raises(PlacementError, match=message):
+        rank_pool.run(4, place_on_other_hosts, sharding, device)
+
+
+def place_in_groups(ranks: Ranks) -> None:
+    combination = Combination(False, "row_wise", "row_wise", "sgd")
+    plan = replace(combination.plan(2, 2), replica_groups=2)
+    place(Model(combination, torch.device("meta")), combination.tables, plan, ranks, seed=1)
+
+
+def test_groups_that_each_hold_all_tables_are_refused_by_name(rank_pool):
+    with pytest.raises(PlacementError, match=r"plan\.replica_groups: .* not run yet; set 1"):
+        rank_pool.run(2, place_in_groups)
+
+
+def test_the_matrix_holds_what_it_should():
+    """What is known to work on a CPU, written down: a change of support.py alone cannot empty the test above."""
+    found = {(c.pooled, c.wide, c.optimizer) for c in WORKING}
+    any_optimizer, by_columns = ("sgd", "adagrad", "rowwise_adagrad"), ("sgd", "adagrad")
+    expected = {(pooled, "data_parallel", o) for pooled in (False, True) for o in (*any_optimizer, "adam")}
+    expected |= {(pooled, s, o) for pooled in (False, True) for s in ("table_wise", "row_wise") for o in any_optimizer}
+    expected |= {(pooled, "column_wise", o) for pooled in (False, True) for o in by_columns}
+    expected |= {(True, "table_row_wise", o) for o in any_optimizer}
+    expected |= {(True, s, o) for s in ("table_column_wise", "grid_shard") for o in by_columns}
+    assert found == expected
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize(("pooled", "sharding", "kernel", "optimizer"), EVERY)
+def test_every_other_way_is_refused_before_any_worker_starts(pooled, sharding, kernel, optimizer, device):
+    topology = Topology(device, 4, 2, 8 * GIB, host_memory=64 * GIB)
+    load = TableLoad("wide", 64, 16, pooled, 10.0, 10.0, optimizer, (sharding,), kernel, min_partition=4)
+    reason = why_unsupported(sharding, kernel, optimizer, pooled, device)
+    if reason is None:
+        table = make_plan([load], topology).tables["wide"]
+        assert (table.sharding, table.kernel) == (sharding, kernel)
+    else:
+        assert f"= {sharding}" in reason or f"= {kernel}" in reason or f"= {optimizer}" in reason
+        assert "choose" in reason or "leave" in reason
+        with pytest.raises(PlacementError, match=r"tables\.wide") as refused:
+            make_plan([load], topology)
+        assert reason in str(refused.value)

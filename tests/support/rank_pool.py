@@ -1,0 +1,132 @@
+"""Rank processes for tests: started once, used by many tests, with a deadline on everything.
+
+Each call forms a fresh gloo process group of the first `world_size` processes, runs a module-level function with its
+`Ranks` as first argument on each, and returns the results in rank order. The first failure is raised with its rank and
+traceback; a rank that does not answer in time ends the pool's processes (and only those).
+"""
+
+import contextlib
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torchrec.distributed.collective_utils import init_collective_validation
+
+from sharding.world import Ranks, current_ranks
+
+
+class RankFailedError(AssertionError):
+    """A rank raised or did not answer; the message holds its number and traceback."""
+
+
+def _no_work(ranks: Ranks) -> None:
+    """What a process does that is not part of a call."""
+
+
+def _serve(pipe: Connection) -> None:
+    torch.set_num_threads(1)
+
+    while True:
+        message = pipe.recv()
+        if message is None:
+            return
+        function, arguments, rank, world_size, store, timeout = message
+        try:
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{store}",
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=timeout),
+            )
+            # A rank has its connections before the others have theirs. A function that fails at once would close them
+            # while another rank still connects: that rank would fail in forming the group, with another error.
+            dist.barrier()
+            # TorchRec does this once per process, collectively: do it where every process is sure to take part.
+            init_collective_validation(dist.group.WORLD)
+            try:
+                answer = ("done", function(current_ranks(torch.device("cpu")), *arguments))
+            finally:
+                dist.destroy_process_group()
+        except BaseException as error:  # noqa: BLE001 - a process boundary: whatever it is, the test must see it
+            answer = ("failed", (error if isinstance(error, Exception) else None, traceback.format_exc()))
+        try:
+            pipe.send(answer)
+        except Exception:  # noqa: BLE001 - an exception that cannot be pickled still has a traceback
+            pipe.send(("failed", (None, traceback.format_exc() + str(answer[1][-1]))))
+
+
+class RankPool:
+    """At most `size` rank processes."""
+
+    def __init__(self, size: int = 4) -> None:
+        self.size = size
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-ranks-")
+        self._calls = 0
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        for _ in range(self.size):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            self._processes.append(process)
+            self._pipes.append(ours)
+
+    def run(self, world_size: int, function: Callable[..., Any], *arguments: Any, deadline: float = 120.0) -> list[Any]:
+        """function(ranks, *arguments) on ranks 0 .. world_size - 1; their results in rank order."""
+        if not self._processes:
+            self._start()
+        self._calls += 1
+        store = Path(self._folder.name) / f"store-{self._calls}"
+        for rank, pipe in enumerate(self._pipes):
+            if rank < world_size:
+                pipe.send((function, arguments, rank, world_size, str(store), deadline))
+            else:
+                # Groups are numbered within a process, and their numbers must agree: the others form one of their own.
+                pipe.send((_no_work, (), 0, 1, f"{store}-{rank}", deadline))
+        end = time.monotonic() + deadline
+        answers: list[Any] = [None] * self.size
+        waiting = set(range(self.size))
+        failure: tuple[int, Any] | None = None
+        while waiting and time.monotonic() < end:
+            for rank in sorted(waiting):
+                if self._pipes[rank].poll(0.005):
+                    status, value = self._pipes[rank].recv()
+                    waiting.discard(rank)
+                    answers[rank] = value
+                    if status == "failed" and failure is None:
+                        failure = (rank, value)
+                        end = min(end, time.monotonic() + 10.0)  # the others may now wait for it in vain
+        if waiting:
+            self.stop()
+        if failure is not None:
+            rank, (error, text) = failure
+            if error is not None:
+                error.add_note(f"rank {rank} of {world_size}:\n{text}")
+                raise error
+            raise RankFailedError(f"rank {rank} of {world_size} failed:\n{text}")
+        if waiting:
+            raise RankFailedError(f"ranks {sorted(waiting)} of {world_size} did not answer within {deadline} s")
+        return answers[:world_size]
+
+    def stop(self) -> None:
+        """End the processes that this pool started, by handle."""
+        for process, pipe in zip(self._processes, self._pipes, strict=True):
+            with contextlib.suppress(OSError):
+                pipe.send(None)
+            process.join(timeout=0.5)
+            if process.is_alive():
+                process.kill()
+                process.join(timeout=5.0)
+        self._processes, self._pipes = [], []

@@ -1,0 +1,120 @@
+"""Ranking metrics against a brute-force computation and against torchmetrics, and their confidence intervals."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
+
+from trainer.evaluation.next_item.metrics import intervals, means, user_metrics
+
+KS = [1, 3, 10]
+
+
+def packed(ranks_of_users: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(targets, ranks, offsets) of items that all differ."""
+    offsets = np.concatenate(([0], np.cumsum([len(ranks) for ranks in ranks_of_users]))).astype(np.int64)
+    ranks = np.asarray([rank for ranks in ranks_of_users for rank in ranks], dtype=np.int64)
+    return np.arange(1, ranks.size + 1), ranks, offsets
+
+
+def brute_force(ranks: list[int], k: int) -> tuple[float, float, float]:
+    """(hr@k, ndcg@k, mrr) of one user, place by place down the list."""
+    gain = sum(1 / math.log2(place + 1) for place in range(1, k + 1) if place in ranks)
+    ideal = sum(1 / math.log2(place + 1) for place in range(1, min(k, len(ranks)) + 1))
+    found = [rank for rank in ranks if rank > 0]
+    return float(any(rank <= k for rank in found)), gain / ideal, 1 / min(found) if found else 0.0
+
+
+def random_ranks(seed: int, num_users: int = 40, num_items: int = 15) -> list[list[int]]:
+    """Distinct places per user; about a fifth of the targets cannot be ranked."""
+    random = np.random.default_rng(seed)
+    users = []
+    for _ in range(num_users):
+        count = int(random.integers(1, 6))
+        ranks = random.choice(np.arange(1, num_items + 1), size=count, replace=False)
+        ranks[random.random(count) < 0.2] = 0
+        users.append(ranks.tolist())
+    return [*users, [0, 0]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_metrics_equal_brute_force(seed):
+    users = random_ranks(seed)
+    columns = user_metrics(*packed(users), KS)
+    assert list(columns) == ["hr@1", "ndcg@1", "hr@3", "ndcg@3", "hr@10", "ndcg@10", "mrr"]
+    for k in KS:
+        expected = np.asarray([brute_force(ranks, k) for ranks in users])
+        np.testing.assert_allclose(columns[f"hr@{k}"], expected[:, 0], rtol=1e-12)
+        np.testing.assert_allclose(columns[f"ndcg@{k}"], expected[:, 1], rtol=1e-12)
+        np.testing.assert_allclose(columns["mrr"], expected[:, 2], rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_metrics_equal_torchmetrics_on_the_same_predictions(seed):
+    random = np.random.default_rng(seed)
+    num_users, num_items = 30, 25
+    scores = random.permuted(np.tile(np.arange(num_items), (num_users, 1)), axis=1)
+    relevant = np.zeros((num_users, num_items), dtype=bool)
+    for user in range(num_users):
+        relevant[user, random.choice(num_items, size=random.integers(1, 5), replace=False)] = True
+    users = [(num_items - scores[user, relevant[user]]).tolist() for user in range(num_users)]
+    ours = means(user_metrics(*packed(users), KS))
+    arguments = (
+        torch.from_numpy(scores.reshape(-1).astype(np.float32)),
+        torch.from_numpy(relevant.reshape(-1)),
+        torch.arange(num_users).repeat_interleave(num_items),
+    )
+    for k in KS:
+        assert ours[f"hr@{k}"] == pytest.approx(RetrievalHitRate(top_k=k)(*arguments[:2], indexes=arguments[2]).item())
+        theirs = RetrievalNormalizedDCG(top_k=k)(*arguments[:2], indexes=arguments[2]).item()
+        assert ours[f"ndcg@{k}"] == pytest.approx(theirs, rel=1e-5)
+    assert ours["mrr"] == pytest.approx(RetrievalMRR()(*arguments[:2], indexes=arguments[2]).item(), rel=1e-5)
+
+
+def test_by_hand():
+    columns = user_metrics(*packed([[1], [3], [0], [2, 0]]), [2])
+    assert columns["hr@2"].tolist() == [1.0, 0.0, 0.0, 1.0]
+    assert columns["mrr"].tolist() == [1.0, 1 / 3, 0.0, 0.5]
+    second = 1 / math.log2(3)
+    assert columns["ndcg@2"].tolist() == pytest.approx([1.0, 0.0, 0.0, second / (1.0 + second)])
+
+
+def test_a_target_that_cannot_be_ranked_counts_as_missed_not_as_absent():
+    columns = user_metrics(*packed([[1, 0]]), [10])
+    assert columns["ndcg@10"][0] == pytest.approx(1.0 / (1.0 + 1 / math.log2(3)))
+
+
+def test_the_order_of_a_users_targets_does_not_matter():
+    first, second = (user_metrics(*packed(users), KS) for users in ([[5, 0, 2]], [[2, 5, 0]]))
+    for name in first:
+        np.testing.assert_allclose(first[name], second[name], rtol=1e-15)
+
+
+def test_cut_offs_are_sorted_and_counted_once():
+    assert list(user_metrics(*packed([[1]]), [10, 5, 10])) == ["hr@5", "ndcg@5", "hr@10", "ndcg@10", "mrr"]
+
+
+def test_no_users():
+    columns = user_metrics(*packed([]), [10])
+    assert {name: values.size for name, values in columns.items()} == {"hr@10": 0, "ndcg@10": 0, "mrr": 0}
+    assert means(columns) == {"hr@10": 0.0, "ndcg@10": 0.0, "mrr": 0.0}
+    assert intervals(columns)["mrr"] == [0.0, 0.0]
+
+
+def test_intervals_are_two_standard_errors_wide():
+    values = np.tile([0.0, 1.0, 1.0, 0.0, 1.0], 2000)
+    low, high = intervals({"hr@1": values})["hr@1"]
+    error = math.sqrt(sum((v - 0.6) ** 2 for v in values) / 9_999 / 10_000)
+    assert low == pytest.approx(0.6 - 1.959964 * error, abs=1e-4)
+    assert high == pytest.approx(0.6 + 1.959964 * error, abs=1e-4)
+
+
+def test_intervals_cover_the_truth_about_95_times_in_100():
+    random = np.random.default_rng(1)
+    covered = 0
+    for _ in range(1000):
+        low, high = intervals({"hr@1": (random.random(400) < 0.3).astype(np.float64)})["hr@1"]
+        covered += low <= 0.3 <= high
+    assert 930 <= covered <= 970

@@ -1,0 +1,186 @@
+"""Exact ranks and top lists: equal to brute force, whatever the block size, the number of ranks and the number of ties."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from sharding.world import Ranks
+from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items, true_counts
+
+NUM_USERS, NUM_ITEMS, WIDTH, TOP = 11, 23, 3, 6
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """users (Q, D), items (V, D) with item v having id v + 1; seen and targets: ids per user."""
+
+    users: np.ndarray
+    items: np.ndarray
+    seen: list[list[int]]
+    targets: list[list[int]]
+
+
+def random_problem(seed: int, values: int = 2) -> Problem:
+    """Small whole numbers: sums are exact in any order, and scores are often equal."""
+    random = np.random.default_rng(seed)
+    users = random.integers(-values, values + 1, (NUM_USERS, WIDTH)).astype(np.float32)
+    items = random.integers(-values, values + 1, (NUM_ITEMS, WIDTH)).astype(np.float32)
+    seen, targets = [], []
+    for _ in range(NUM_USERS):
+        shuffled = random.permutation(NUM_ITEMS) + 1
+        num_seen, num_targets = int(random.integers(0, 8)), int(random.integers(1, 4))
+        seen.append(shuffled[:num_seen].tolist())
+        targets.append(shuffled[num_seen : num_seen + num_targets].tolist())
+    seen[0].append(targets[0][0])  # a target that was seen before
+    targets[1].append(0)  # an unknown item
+    seen[2] = [item for item in range(1, NUM_ITEMS + 1) if item not in targets[2][:1]]  # one item is left
+    targets[2] = targets[2][:1]
+    seen[3].extend([0, seen[3][0] if seen[3] else 0])  # unknown and repeated items of a history
+    return Problem(users, items, seen, targets)
+
+
+def brute_force(problem: Problem, top: int, mask_seen: bool) -> Ranked:
+    """Sort everybody's whole catalogue by (-score, id)."""
+    ranks, best_items, best_scores = [], [], []
+    for user, seen, targets in zip(problem.users, problem.seen, problem.targets, strict=True):
+        scores = {v + 1: float(score) for v, score in enumerate(problem.items @ user)}
+        left = [v for v in scores if not (mask_seen and v in seen)]
+        ordered = sorted(left, key=lambda v: (-scores[v], v))
+        ranks += [ordered.index(t) + 1 if t in left else 0 for t in targets]
+        listed = ordered[:top]
+        best_items.append(listed + [0] * (top - len(listed)))
+        best_scores.append([scores[v] for v in listed] + [float("-inf")] * (top - len(listed)))
+    return Ranked(np.asarray(ranks), np.asarray(best_items), np.asarray(best_scores))
+
+
+def packed(lists: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    offsets = np.concatenate(([0], np.cumsum([len(values) for values in lists]))).astype(np.int64)
+    return np.asarray([v for values in lists for v in values], dtype=np.int64), offsets
+
+
+def query_of(problem: Problem, users: slice) -> Query:
+    vectors = torch.from_numpy(problem.users[users])
+    return Query(vectors, *packed(problem.seen[users]), *packed(problem.targets[users]))
+
+
+def check_equal(actual: Ranked, expected: Ranked) -> None:
+    assert actual.target_ranks.tolist() == expected.target_ranks.tolist()
+    assert actual.top_items.tolist() == expected.top_items.tolist()
+    assert actual.top_scores.tolist() == expected.top_scores.tolist()
+
+
+@pytest.mark.parametrize("mask_seen", [True, False])
+@pytest.mark.parametrize("block_items", [1, 4, 22, 23, 1000])
+@pytest.mark.parametrize("values", [1, 50], ids=["many ties", "few ties"])
+def test_one_rank_equals_brute_force(values, block_items, mask_seen):
+    for seed in range(4):
+        problem = random_problem(seed, values)
+        shard = ItemShard(torch.from_numpy(problem.items), first_id=1)
+        ranked = rank_items(query_of(problem, slice(None)), shard, TOP, mask_seen, block_items, ALONE)
+        check_equal(ranked, brute_force(problem, TOP, mask_seen))
+
+
+def test_all_scores_equal_are_ordered_by_id():
+    problem = Problem(np.zeros((2, 1), np.float32), np.zeros((9, 1), np.float32), [[2], []], [[9, 1], [3]])
+    shard = ItemShard(torch.from_numpy(problem.items), first_id=1)
+    for block_items in (1, 2, 4, 9):
+        ranked = rank_items(query_of(problem, slice(None)), shard, 3, True, block_items, ALONE)
+        assert ranked.target_ranks.tolist() == [8, 1, 3]
+        assert ranked.top_items.tolist() == [[1, 3, 4], [1, 2, 3]]
+
+
+def test_more_places_than_items_are_filled_with_nothing():
+    problem = random_problem(0)
+    shard = ItemShard(torch.from_numpy(problem.items), first_id=1)
+    ranked = rank_items(query_of(problem, slice(None)), shard, NUM_ITEMS + 4, True, 5, ALONE)
+    check_equal(ranked, brute_force(problem, NUM_ITEMS + 4, True))
+    assert (ranked.top_items[:, -4:] == 0).all()
+
+
+def test_without_top_lists_the_ranks_are_the_same():
+    problem = random_problem(1)
+    shard = ItemShard(torch.from_numpy(problem.items), first_id=1)
+    ranked = rank_items(query_of(problem, slice(None)), shard, 0, True, 5, ALONE)
+    assert ranked.target_ranks.tolist() == brute_force(problem, 1, True).target_ranks.tolist()
+
+
+# Over ranks
+
+
+def shares(total: int, world_size: int, uneven: bool) -> list[slice]:
+    """Contiguous shares; uneven: the first rank has none, the last what is left."""
+    if uneven and world_size > 1:
+        return [slice(0, 0), *shares(total, world_size - 1, False)]
+    size = -(-total // world_size)
+    return [slice(min(rank * size, total), min((rank + 1) * size, total)) for rank in range(world_size)]
+
+
+def rank_share(ranks: Ranks, problem: Problem, mask_seen: bool, block_items: int, uneven: bool) -> Ranked:
+    users = shares(NUM_USERS, ranks.world_size, uneven)[ranks.rank]
+    items = shares(NUM_ITEMS, ranks.world_size, uneven)[ranks.rank]
+    shard = ItemShard(torch.from_numpy(problem.items[items]), first_id=items.start + 1)
+    return rank_items(query_of(problem, users), shard, TOP, mask_seen, block_items, ranks)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("block_items", [3, 1000])
+@pytest.mark.parametrize("uneven", [False, True], ids=["even", "a rank without users and items"])
+def test_any_number_of_ranks_gives_the_same(rank_pool, world_size, block_items, uneven):
+    problem = random_problem(7)
+    pieces = rank_pool.run(world_size, rank_share, problem, True, block_items, uneven)
+    together = Ranked(
+        np.concatenate([p.target_ranks for p in pieces]),
+        np.concatenate([p.top_items for p in pieces]),
+        np.concatenate([p.top_scores for p in pieces]),
+    )
+    check_equal(together, brute_force(problem, TOP, True))
+
+
+def rank_nobody(ranks: Ranks) -> Ranked:
+    nothing = Problem(np.zeros((0, 2), np.float32), np.ones((4, 2), np.float32), [], [])
+    shard = ItemShard(torch.from_numpy(nothing.items), first_id=1 + 4 * ranks.rank)
+    return rank_items(query_of(nothing, slice(None)), shard, TOP, True, 16, ranks)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_a_batch_without_users_on_any_rank(rank_pool, world_size):
+    for ranked in rank_pool.run(world_size, rank_nobody):
+        assert ranked.target_ranks.shape == (0,)
+        assert ranked.top_items.shape == (0, TOP)
+
+
+def rank_popularity(ranks: Ranks, counts: np.ndarray) -> Ranked:
+    items = shares(counts.size, ranks.world_size, False)[ranks.rank]
+    shard = ItemShard(torch.from_numpy(counts[items, None].astype(np.float32)), first_id=items.start + 1)
+    seen = [[3], []] if ranks.is_first else []
+    targets = [[5, 1], [2]] if ranks.is_first else []
+    query = Query(torch.ones(len(targets), 1), *packed(seen), *packed(targets))
+    return rank_items(query, shard, 4, True, 2, ranks)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_popularity_is_a_model_of_one_dimension(rank_pool, world_size):
+    """Counts 4 7 9 7 0: by popularity 3, 2, 4, 1, 5."""
+    ranked = rank_pool.run(world_size, rank_popularity, np.asarray([4, 7, 9, 7, 0]))[0]
+    assert ranked.top_items.tolist() == [[2, 4, 1, 5], [3, 2, 4, 1]]
+    assert ranked.target_ranks.tolist() == [4, 3, 2]
+    assert ranked.top_scores.tolist() == [[7.0, 7.0, 4.0, 0.0], [9.0, 7.0, 7.0, 4.0]]
+
+
+def test_a_score_that_is_not_a_number_is_never_a_hit():
+    """A broken model must not look like a perfect one: early stopping would keep it as the best."""
+    query = Query(torch.full((1, 2), float("nan")), *packed([[]]), *packed([[3]]))
+    ranked = rank_items(query, ItemShard(torch.ones(5, 2), first_id=1), 2, True, 16, ALONE)
+    assert ranked.target_ranks.tolist() != [1]
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 2040, 2041, 5000])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_true_counts_of_rows_of_any_width(width, share):
+    mask = torch.rand((3, width), generator=torch.Generator().manual_seed(width)) < share
+    counts = true_counts(mask)
+    assert counts.dtype == torch.int64
+    assert counts.tolist() == mask.sum(dim=1).tolist()

@@ -1,0 +1,73 @@
+"""Ranks compare what they are about to train, and draw dropout of their own."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+
+from sharding.world import Ranks
+from tests.support.datasets import tiny_dataset
+from tests.support.jobs import tiny_job
+from tests.support.rank_pool import RankPool
+from trainer.data.dataset.manifest import read_manifest
+from trainer.errors import UserError
+from trainer.job import SILENT, Job
+from trainer.loop.train import Training
+from trainer.placement.plan import plan_tables
+
+Fact = Literal["config", "dataset", "plan", "nothing"]
+
+
+def start(ranks: Ranks, job: Job, fact: Fact) -> None:
+    """Build a training of which the last rank has another `fact`."""
+    placing = plan_tables(job, read_manifest(job.dataset_dir), ranks.world_size, "cpu")
+    job = replace(job, placing=placing)
+    if ranks.rank == ranks.world_size - 1:
+        match fact:
+            case "config":
+                job = replace(job, config={**job.config, "run": {"seed": 6}})
+            case "dataset":
+                job = replace(job, dataset_dir=job.dataset_dir.with_name("other"))
+            case "plan":
+                table = replace(placing.plan.tables["item"], sharding="table_wise", places=(0,))
+                plan = replace(placing.plan, tables={"item": table})
+                job = replace(job, placing=replace(placing, plan=plan))
+    Training(job, ranks, SILENT)
+
+
+@pytest.mark.parametrize("fact", ["config", "dataset", "plan"])
+def test_ranks_that_differ_stop_with_the_difference(rank_pool: RankPool, tmp_path: Path, fact: Fact) -> None:
+    tiny_dataset(tmp_path / "dataset")
+    tiny_dataset(tmp_path / "other", seed=9)
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset")
+    with pytest.raises(UserError, match=rf"nothing was started: {fact} differs: rank 0 has \w+, rank 1 has \w+$"):
+        rank_pool.run(2, start, job, fact)
+
+
+def test_ranks_that_agree_start(rank_pool: RankPool, tmp_path: Path) -> None:
+    tiny_dataset(tmp_path / "dataset")
+    rank_pool.run(2, start, tiny_job(tmp_path / "run", tmp_path / "dataset"), "nothing")
+
+
+def random_states(ranks: Ranks, job: Job) -> list[int]:
+    """The seed from which each step of a training draws its dropout."""
+    training, seeds = Training(job, ranks, SILENT), []
+    whole = training.step
+
+    def step(*arguments: Any) -> Any:
+        result = whole(*arguments)
+        seeds.append(torch.initial_seed())
+        return result
+
+    training.step = step  # type: ignore[assignment]
+    training.run()
+    return seeds
+
+
+def test_every_rank_and_every_step_draws_dropout_of_its_own(rank_pool: RankPool, tmp_path: Path) -> None:
+    tiny_dataset(tmp_path / "dataset")
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 4})
+    seeds = rank_pool.run(2, random_states, job)
+    assert len({*seeds[0], *seeds[1]}) == 8

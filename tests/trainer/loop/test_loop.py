@@ -1,0 +1,188 @@
+"""What the loop does besides steps: early stopping, stops on request, steps that are not finite, checkpoints that are damaged."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sharding.world import Ranks
+from tests.support.datasets import tiny_dataset
+from tests.support.jobs import tiny_job
+from tests.support.rank_pool import RankPool
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.config import EarlyStoppingConfig
+from trainer.errors import NonFiniteLossError
+from trainer.job import Channel, Job, Outcome
+from trainer.loop.train import Training
+from trainer.metrics_log import read_metrics
+
+STEPS_PER_EPOCH = 8  # of 60 histories
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a training leaves on one rank."""
+
+    outcome: Outcome
+    events: list[dict[str, Any]]
+    num_skipped: int
+    num_averaged: int | None
+
+
+class Scripted:
+    """An evaluator that finds one value after another."""
+
+    def __init__(self, metric: str, values: Sequence[float]) -> None:
+        self._metric, self._values = metric, list(values)
+
+    def mean_metrics(self, model: Any) -> dict[str, float]:
+        return {self._metric: self._values.pop(0)}
+
+
+def train(
+    ranks: Ranks,
+    job: Job,
+    values: Sequence[float] = (),
+    stop_after: int | None = None,
+    broken: Sequence[int] = (),
+) -> Ended:
+    """Train to the end.
+
+    Args:
+        values: What evaluations find one after another, in the place of real metrics.
+        stop_after: The step at which a stop is requested.
+        broken: Steps whose loss is not a number on the last rank.
+    """
+    events: list[dict[str, Any]] = []
+    training: Training
+
+    def stop_requested() -> bool:
+        return stop_after is not None and training.state.step + 1 >= stop_after
+
+    training = Training(job, ranks, Channel(send=events.append, stop_requested=stop_requested))
+    if values:
+        assert job.train.early_stopping is not None
+        training.evaluator = Scripted(job.train.early_stopping.metric, values)
+    model = training.built.model
+    whole_loss: Callable[..., Any] = model.loss
+    last = ranks.rank == ranks.world_size - 1
+
+    def loss(*arguments: Any) -> Any:
+        return whole_loss(*arguments) * (math.nan if last and training.state.step + 1 in broken else 1.0)
+
+    model.loss = loss
+    outcome = training.run()
+    averaged = None if training.averages is None else int(training.averages.num_updates)
+    return Ended(outcome, events, training.state.skipped_steps, averaged)
+
+
+def job_in(tmp_path: Path, **sections: dict[str, Any]) -> Job:
+    if not (tmp_path / "dataset").exists():
+        tiny_dataset(tmp_path / "dataset")
+    return tiny_job(tmp_path / "run", tmp_path / "dataset", **sections)
+
+
+def stopping_early(tmp_path: Path, metric: str, patience: int) -> Job:
+    """The loop knows no task, so any metric will do."""
+    job = job_in(tmp_path, train={"epochs": 9, "evaluate_every_epochs": 1}, checkpoint={"keep": 1})
+    stopping = EarlyStoppingConfig(metric=metric, patience=patience)
+    return replace(job, train=job.train.model_copy(update={"early_stopping": stopping}))
+
+
+def committed(tmp_path: Path) -> list[int]:
+    return [checkpoint_folder.read(path).step for path in checkpoint_folder.committed(tmp_path / "run/checkpoints")]
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best_epoch", "last_epoch"),
+    [
+        ("ndcg@10", [0.3, 0.5, 0.4, 0.2], 2, 4),
+        ("logloss", [0.7, 0.5, 0.6, 0.9], 2, 4),
+        ("ne", [0.9, 0.8, 0.7, 0.75, 0.71], 3, 5),
+        ("auc", [math.nan, 0.6, math.nan, 0.5], 2, 4),
+    ],
+)
+def test_the_best_is_that_in_the_direction_of_the_metric_and_patience_counts_from_it(
+    rank_pool: RankPool, tmp_path: Path, metric: str, values: list[float], best_epoch: int, last_epoch: int
+) -> None:
+    ended = rank_pool.run(1, train, stopping_early(tmp_path, metric, patience=2), [*values, *[0.55] * 9])[0]
+    best, last = best_epoch * STEPS_PER_EPOCH, last_epoch * STEPS_PER_EPOCH
+    assert ended.outcome == Outcome("early", last, best, values[best_epoch - 1])
+    noted = json.loads((tmp_path / "run/checkpoints/best.json").read_text())
+    assert noted == {"step": best, "metric": metric, "value": values[best_epoch - 1]}
+    assert committed(tmp_path) == [last, best]
+
+
+def test_patience_goes_on_where_it_was_when_the_run_was_stopped(rank_pool: RankPool, tmp_path: Path) -> None:
+    job = stopping_early(tmp_path, "ndcg@10", patience=3)
+    stopped = rank_pool.run(1, train, job, [0.5, 0.4, 0.3], 3 * STEPS_PER_EPOCH)[0]
+    assert stopped.outcome.reason == "stopped"
+    ended = rank_pool.run(1, train, job, [0.2, 0.45, 0.45, 0.45])[0]
+    assert ended.outcome == Outcome("early", 4 * STEPS_PER_EPOCH, STEPS_PER_EPOCH, 0.5)
+    again = rank_pool.run(1, train, job, [0.9])[0]
+    assert again.outcome == ended.outcome
+
+
+def test_a_stop_inside_an_epoch_leaves_a_checkpoint_of_its_step(rank_pool: RankPool, tmp_path: Path) -> None:
+    dead = tmp_path / "run/checkpoints/.step_000000002.0badcafe"
+    dead.mkdir(parents=True)
+    ended = rank_pool.run(2, train, job_in(tmp_path), (), 3)
+    assert [e.outcome.reason for e in ended] == ["stopped", "stopped"]
+    assert committed(tmp_path) == [3]
+    assert not dead.exists()
+
+
+def test_the_end_of_training_is_evaluated_whatever_the_cadence(rank_pool: RankPool, tmp_path: Path) -> None:
+    rank_pool.run(1, train, job_in(tmp_path, train={"epochs": 2, "evaluate_every_epochs": 5}))
+    lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "validation"]
+    assert [line["step"] for line in lines] == [2 * STEPS_PER_EPOCH]
+    assert committed(tmp_path) == [2 * STEPS_PER_EPOCH]
+
+
+def test_steps_that_are_not_finite_are_skipped_and_their_rows_named_rank_by_rank(
+    rank_pool: RankPool, tmp_path: Path
+) -> None:
+    broken = [2, 3, 5, 6]
+    job = job_in(tmp_path, train={"epochs": 1, "max_nonfinite_steps": 2})
+    ended = rank_pool.run(2, train, job, (), None, broken)
+    assert [e.num_skipped for e in ended] == [4, 4]
+    assert [e.outcome.reason for e in ended] == ["finished", "finished"]
+    lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "skipped"]
+    assert [line["step"] for line in lines] == broken
+    ledgers = [(tmp_path / f"run/ledger/rank-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
+    for line in lines:
+        assert line["row_ids"] == [json.loads(ledger[line["step"] - 1])["row_ids"] for ledger in ledgers]
+        assert all(line["row_ids"])
+
+
+def test_too_many_such_steps_in_a_row_end_the_training(rank_pool: RankPool, tmp_path: Path) -> None:
+    job = job_in(tmp_path, train={"epochs": 1, "max_nonfinite_steps": 2})
+    with pytest.raises(NonFiniteLossError, match="not finite in 3 steps in a row, up to step 6"):
+        rank_pool.run(2, train, job, (), None, [2, 4, 5, 6, 7])
+    assert committed(tmp_path) == []
+
+
+def test_a_corrupt_newest_checkpoint_is_reported(rank_pool: RankPool, tmp_path: Path) -> None:
+    job = job_in(tmp_path, checkpoint={"every_steps": 3, "keep": 3}, train={"max_steps": 6})
+    rank_pool.run(2, train, job)
+    assert committed(tmp_path) == [6, 3]
+    shard = next(checkpoint_folder.committed(tmp_path / "run/checkpoints")[0].glob("*.distcp"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    first, second = rank_pool.run(2, train, job)
+    (warning,) = [event["text"] for event in first.events if event["kind"] == "warning"]
+    assert shard.name in warning
+    assert "step_000000006" in warning
+    assert warning.endswith("going back to the one before")
+    (resumed,) = [event for event in first.events if event["kind"] == "resumed"]
+    assert resumed["step"] == 3
+    assert second.events == []
+
+
+def test_the_moving_average_takes_in_every_step_that_was_applied(rank_pool: RankPool, tmp_path: Path) -> None:
+    job = job_in(tmp_path, train={"max_steps": 5, "ema_decay": 0.9})
+    ended = rank_pool.run(1, train, job, (), None, [2])[0]
+    assert ended.num_averaged == 4

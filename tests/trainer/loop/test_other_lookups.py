@@ -1,0 +1,68 @@
+"""Look-ups besides those of steps: they count for no optimizer, and evaluation scores in float32 whatever training does."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from sharding.tables.fused import fused_tables
+from sharding.world import Ranks
+from tests.trainer.loop.test_step import Rig, batch_of, job_with, poison, sequences_of
+from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
+from trainer.job import Job
+
+
+def counted(ranks: Ranks, job: Job) -> tuple[list[int], list[int], float]:
+    """Take four steps, of which the second is not applied, and after each a look-up that trains nothing.
+
+    Returns what fused tables count from in each step, what both of their counters are at last, and the number of updates.
+    """
+    rig = Rig.build(ranks, job)
+    seen: list[int] = []
+    tables = fused_tables(rig.built.placed)
+    model: Any = rig.built.model
+    look_up = type(model).look_up
+
+    def spy(request: Any) -> Any:
+        seen.extend(int(table.iter_cpu) for table in tables)
+        return look_up(model, request)
+
+    model.look_up = spy
+    for number in range(4):
+        mend = poison(rig, "loss is nan") if number == 1 else lambda: None
+        rig.train(seed=number, number=number)
+        mend()
+        model.look_up(batch_of([[1, 2, 3]], job).items)
+        seen.pop()
+    final = [int(count) for table in tables for count in (table.iter, table.iter_cpu)]
+    return seen, final, float(rig.step.optimizers.num_updates)
+
+
+def test_fused_optimizers_are_told_the_number_of_updates_before_each_step(rank_pool, tmp_path):
+    """Neither look-ups that train nothing nor steps that are not applied count."""
+    seen, final, num_updates = rank_pool.run(1, counted, job_with(tmp_path))[0]
+    assert seen == [0, 1, 1, 2]
+    assert final == [4, 4]  # two more than the last step found: the step's own look-up and one that trains nothing
+    assert num_updates == 3
+
+
+def evaluated_scores(ranks: Ranks, job: Job) -> np.ndarray:
+    """The scores of all items by which some users' lists are ranked after a step."""
+    rig = Rig.build(ranks, job)
+    rig.train(seed=1)
+    model, batch = rig.built.model.eval(), batch_of(sequences_of(2), job)
+    with torch.no_grad():
+        rows = model.look_up(batch.items)
+        users, items = model.user_vectors(rows, batch), model.item_vectors(rows, batch.items)[1:]
+    none, offsets = np.zeros(0, np.int64), np.zeros(users.shape[0] + 1, np.int64)
+    query = Query(users, none, offsets, none, offsets)
+    return rank_items(query, ItemShard(items, 1), items.shape[0], False, 16, ranks).top_scores
+
+
+def test_scores_of_an_evaluation_are_float32_whatever_training_computes_in(rank_pool, tmp_path):
+    job = job_with(tmp_path)
+    low = replace(job, train=job.train.model_copy(update={"precision": "bfloat16"}))
+    scores = torch.from_numpy(rank_pool.run(1, evaluated_scores, low)[0])
+    assert scores.dtype == torch.float32
+    assert (scores == scores.bfloat16().float()).double().mean() < 0.05

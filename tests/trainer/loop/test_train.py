@@ -1,0 +1,122 @@
+"""What the loop knows before it starts and tells while it runs: steps of every epoch, the next checkpoint, the imbalance."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sharding.world import Ranks
+from tests.support.datasets import tiny_dataset
+from tests.support.jobs import tiny_job
+from trainer.job import Channel, Job
+from trainer.loop.pace import Pace
+from trainer.loop.step import StepResult
+from trainer.loop.train import Training
+from trainer.metrics_log import read_metrics
+
+
+def planned(ranks: Ranks, job: Job) -> tuple[list[int], list[int], list[int]]:
+    """(steps at the end of each epoch as planned, as trained, the next checkpoint as told after each step)."""
+    told: list[int] = []
+    training = Training(job, ranks, Channel(send=lambda event: None, stop_requested=lambda: False))
+    whole, ends = training._train, []
+
+    def train(item: Any) -> StepResult:
+        result = whole(item)
+        told.append(training._next_save())
+        if training.state.position.trained == 0:
+            ends.append(training.state.step)
+        return result
+
+    training._train = train  # type: ignore[method-assign]
+    training.run()
+    return training.epoch_ends.tolist(), ends, told
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("settings", [{}, {"batch_tokens": 64}, {"batch_tokens": 64, "long_histories": "windows"}])
+def test_the_steps_of_every_epoch_and_the_next_checkpoint_are_exact(rank_pool, tmp_path, settings, world_size):
+    tiny_dataset(tmp_path / "dataset")
+    train = {"epochs": 4, "evaluate_every_epochs": 2, "ledger": False, **settings}
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train=train, checkpoint={"every_steps": 7})
+    for epoch_ends, trained, told in rank_pool.run(world_size, planned, job):
+        assert epoch_ends == trained
+        saves = {epoch_ends[1], epoch_ends[3], *range(7, epoch_ends[3], 7)}
+        assert told[:-1] == [min(s for s in saves if s > step) for step in range(1, epoch_ends[3])]
+        assert told[-1] == epoch_ends[3]
+
+
+@pytest.mark.parametrize("settings", [{}, {"batch_tokens": 64}])
+def test_max_steps_ends_the_plan(rank_pool, tmp_path, settings):
+    tiny_dataset(tmp_path / "dataset")
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 9, **settings})
+    epoch_ends, _, told = rank_pool.run(1, planned, job)[0]
+    assert epoch_ends[-1] == 9
+    assert len(told) == 9
+
+
+def test_imbalance_is_that_of_the_largest_shares_since_the_last_line():
+    pace = Pace(0, world_size=4)
+    result = StepResult(1.0, 5, num_events=40, most_events=20, finite=True, stop_requested=False)
+    pace.count(1, result, 10)
+    pace.count(2, replace(result, most_events=10), 10)
+    assert pace.imbalance() == pytest.approx((20 + 10) / (10 + 10))
+    pace.count(3, replace(result, most_events=10), 10)
+    assert pace.imbalance() == 1.0
+    pace.count(4, replace(result, num_events=0, most_events=0), 10)
+    assert pace.imbalance() == 1.0
+
+
+def run_whole(ranks: Ranks, job: Job) -> None:
+    Training(job, ranks, Channel(send=lambda event: None, stop_requested=lambda: False)).run()
+
+
+def test_metrics_tell_the_imbalance_of_each_interval(rank_pool, tmp_path):
+    """One history of each batch for two ranks: one of them has none."""
+    tiny_dataset(tmp_path / "dataset", num_users=20, num_parts=1, groups_per_part=1)
+    train = {"batch_size": 1, "max_steps": 6, "log_every_steps": 2}
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train=train)
+    rank_pool.run(2, run_whole, job)
+    lines = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["imbalance"] for row in lines] == [2.0] * 3
+
+
+def told(ranks: Ranks, job: Job) -> tuple[list[int], list[str]]:
+    """The examples that this rank trained, and the warnings that it sent."""
+    events: list[dict[str, Any]] = []
+    Training(job, ranks, Channel(send=events.append, stop_requested=lambda: False)).run()
+    ledger = (job.run_dir / "ledger" / f"rank-{ranks.rank}.jsonl").read_text().splitlines()
+    rows = [row for line in ledger for row in json.loads(line)["row_ids"] if row >= 0]
+    return rows, [event["text"] for event in events if event["kind"] == "warning"]
+
+
+def test_a_single_row_group_is_trained_by_all_ranks(rank_pool, tmp_path):
+    """More ranks than streams: each still has its share of every batch."""
+    tiny_dataset(tmp_path / "dataset", num_users=18, num_parts=1, groups_per_part=1)
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"epochs": 1, "batch_size": 6})
+    results = rank_pool.run(3, told, job)
+    assert sorted(row for rows, _ in results for row in rows) == list(range(18))
+    assert [len(rows) for rows, _ in results] == [6, 6, 6]
+    assert [warnings for _, warnings in results] == [[], [], []]
+
+
+def test_a_batch_with_fewer_examples_than_ranks_is_warned_of_once(rank_pool, tmp_path):
+    tiny_dataset(tmp_path / "dataset", num_users=18, num_parts=1, groups_per_part=1)
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 3, "batch_size": 2})
+    (first, warnings), *others = rank_pool.run(3, told, job)
+    assert len(first) + sum(len(rows) for rows, _ in others) == 6
+    assert len(warnings) == 1
+    assert warnings[0].startswith(
+        "train.batch_size = 2, fewer than the 3 workers: at each step at least 1 of them train nothing"
+    )
+    assert [warnings for _, warnings in others] == [[], []]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+def test_metrics_tell_the_norm_of_the_gradient_where_it_is_clipped(rank_pool, tmp_path, clip_norm):
+    tiny_dataset(tmp_path / "dataset")
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 3, "clip_norm": clip_norm})
+    rank_pool.run(2, run_whole, job)
+    lines = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row.get("grad_norm", 0.0) > 0.01 for row in lines] == [clip_norm is not None] * 3

@@ -1,0 +1,338 @@
+"""What may be wrong with a dataset or its split, each with a verdict: leaks, overlap of training and test, rows that tell little.
+
+Pure functions of the manifest's counts. A verdict is a hint to a person, never a reason to stop: what is a leak in one
+experiment is the subject of another.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+
+from trainer.data.dataset.grouping import DUPLICATE
+from trainer.data.dataset.leakage import Giveaway
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.profile import SPLITS, Profile
+from trainer.data.dataset.splits import time_as_text
+
+Verdict = Literal["ok", "look", "problem"]
+GIVEAWAY_AUC = 0.95
+CROWDED_BINS = 2  # of profile.NUM_TIME_BINS: where nearly all events lie in so few, the ends of the range are outliers
+CROWDED_SHARE = 0.99
+SIGNIFICANT = 3.0  # standard errors
+_NOTHING: dict[str, Any] = {
+    "items": dict.fromkeys(SPLITS, 0),
+    "test_items_with_training": 0,
+    "test_targets_without_training": 0,
+    "unknown_targets": {"validation": 0, "test": 0},
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at. value: the number that the verdict goes by; found: what was seen; why: why it matters."""
+
+    name: str
+    title: str
+    verdict: Verdict
+    value: float | None
+    found: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From which value on a check is worth a look, and from which it is a problem."""
+
+    look: float
+    problem: float
+
+    def verdict(self, value: float) -> Verdict:
+        return "problem" if value >= self.problem else "look" if value >= self.look else "ok"
+
+
+LATER_TRAINING = Limits(0.01, np.inf)
+REPEATS = Limits(0.05, 0.5)
+STRANGERS = Limits(0.05, 0.5)  # test users without training
+UNKNOWN = Limits(0.01, 0.2)
+UNTRAINED_ITEMS = Limits(0.1, 0.5)
+TIES = Limits(0.05, 0.9)
+DUPLICATES = Limits(0.01, 0.2)
+DRIFT = Limits(1.25, 2.0)  # how many times as large the one rate is as the other
+GIVEN_AWAY = Limits(GIVEAWAY_AUC, GIVEAWAY_AUC)
+
+
+def profile_values(manifest: Manifest) -> dict[str, Any]:
+    """The manifest's profile; what it does not have counts as nothing."""
+    return Profile.empty().as_values() | _NOTHING | manifest.profile
+
+
+def checks_of(manifest: Manifest, giveaways: Sequence[Giveaway]) -> tuple[Check, ...]:
+    """All checks that apply to the dataset, in the order of the page. giveaways: of its features, the strongest first."""
+    values = profile_values(manifest)
+    found = [
+        *_files(manifest),
+        _held_out(manifest),
+        *_time(manifest, values),
+        *_overlap(manifest, values),
+        _ties(manifest, values),
+        _duplicates(manifest),
+    ]
+    if manifest.task == "ranking":
+        found += [_outcomes(manifest), *_drift(manifest, values), _giveaways(manifest, giveaways)]
+    return tuple(found)
+
+
+def split_sizes(values: Mapping[str, Any]) -> dict[str, int]:
+    """Events (ranking: impressions) of each split."""
+    return {split: sum(values["events_over_time"][split]) for split in SPLITS}
+
+
+def _files(manifest: Manifest) -> Iterator[Check]:
+    broken = [file for file in manifest.source["files"] if "unreadable" in file]
+    if broken:
+        yield Check(
+            "unreadable_files",
+            "Files left out",
+            "look",
+            len(broken),
+            f"{len(broken):,} of {len(manifest.source['files']):,} files could not be read and were left out",
+            "Their events are missing from histories and targets, perhaps whole days of them.",
+        )
+
+
+def _held_out(manifest: Manifest) -> Check:
+    counts = manifest.counts
+    missing = [
+        name
+        for name, number in (
+            ("training", counts.train_events),
+            ("validation", counts.validation_targets),
+            ("test", counts.test_targets),
+        )
+        if not number
+    ]
+    found = f"{' and '.join(missing)}: no targets" if missing else "every split has targets"
+    return Check(
+        "empty_splits",
+        "Empty splits",
+        "look" if missing else "ok",
+        len(missing),
+        found,
+        "Without validation targets no checkpoint can be chosen, and without test targets nothing can be reported.",
+    )
+
+
+# Time
+
+
+def _time(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Check]:
+    kind = manifest.source.get("time", {}).get("kind", "integer")
+    if manifest.split["kind"] == "global_time":
+        yield _time_order(values, kind)
+    else:
+        yield _later_training(manifest, values, kind)
+    yield _clocks(values)
+
+
+def _time_order(values: Mapping[str, Any], kind: str) -> Check:
+    ranges = [(split, values["time_range"][split]) for split in SPLITS if values["time_range"][split]]
+    steps = [
+        (f"{one} ends {time_as_text(mine[1], kind)}, {other} begins {time_as_text(its[0], kind)}", its[0] <= mine[1])
+        for (one, mine), (other, its) in pairwise(ranges)
+    ]
+    bad = sum(wrong for _, wrong in steps)
+    return Check(
+        "time_order",
+        "Training before validation before test",
+        "problem" if bad else "ok",
+        bad,
+        "; ".join(text for text, _ in steps) or "a single split has events",
+        "Whatever is trained on after a tested event may tell how it ended.",
+    )
+
+
+def _later_training(manifest: Manifest, values: Mapping[str, Any], kind: str) -> Check:
+    name, title = "training_after_test", "Training events later than test events"
+    why = (
+        "Under leave-one-out a model learns from events of other users that lie after the one it is tested on, such as what "
+        'became popular since; split.kind = "global_time" does not.'
+    )
+    span = manifest.source.get("time") or {}
+    if span.get("first") is None or not values["time_range"]["test"]:
+        return Check(name, title, "ok", None, "there are no test events", why)
+    if kind == "integer" and span["last"] - span["first"] < values["longest_history"]:
+        found = "times look like places in a history, not like a clock, so this cannot be told"
+        return Check(name, title, "look", None, found, why)
+    train, test = (np.asarray(values["events_over_time"][split], np.float64) for split in ("train", "test"))
+    first_bin = int(np.flatnonzero(test)[0])
+    share = float(train[first_bin + 1 :].sum() / max(1.0, train.sum()))
+    later = np.cumsum(train[::-1])[::-1] - train / 2.0  # half of those in the same stretch of time
+    typical = float((later * test).sum() / max(1.0, test.sum() * train.sum()))
+    found = (
+        f"{share:.1%} of the training events lie after the first test event "
+        f"({time_as_text(values['time_range']['test'][0], kind)}), and {typical:.1%} after an average one"
+    )
+    return Check(name, title, LATER_TRAINING.verdict(share), share, found, why)
+
+
+def _clocks(values: Mapping[str, Any]) -> Check:
+    """Of the range of times, which share of the events lies in its fullest stretches."""
+    total = np.asarray([values["events_over_time"][split] for split in SPLITS], np.int64).sum(axis=0)
+    share = float(np.sort(total)[-CROWDED_BINS:].sum() / max(1, total.sum()))
+    crowded = int((total > 0).sum()) > CROWDED_BINS and share >= CROWDED_SHARE
+    place = f"{CROWDED_BINS} of {total.size} equal stretches of time"
+    return Check(
+        "outlying_times",
+        "Outlying times",
+        "look" if crowded else "ok",
+        share,
+        f"the fullest {place} hold {share:.1%} of the events",
+        "A few times far from all others come from wrong clocks or units, and land first or last in their histories; "
+        "logs.earliest_time and logs.latest_time reject them.",
+    )
+
+
+# Overlap of training and test
+
+
+def _overlap(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Check]:
+    targets, num_users = manifest.counts.test_targets, values["users"]["test"]
+    shown = "impressions" if manifest.task == "ranking" else "targets"
+    sampled, repeated = values["sampled_test_targets"], values["repeated_test_targets"]
+    masked = (
+        "With evaluate.mask_seen (the default) they cannot be hit; without it, recommending the past is hard to beat."
+        if manifest.task == "next_item"
+        else "A model may remember what became of the same item before."
+    )
+    of_sample = "" if sampled == targets else "sampled "
+    yield _share(
+        ("repeated_test_targets", f"Test {shown} of items that the user had before"),
+        REPEATS,
+        (repeated, sampled),
+        f"{of_sample}test {shown}",
+        masked,
+    )
+    yield _share(
+        ("test_users_without_training", "Test users without training events"),
+        STRANGERS,
+        (values["test_users_without_training"], num_users),
+        "test users",
+        "Nothing of theirs was trained on; a figure over all users mixes them with those who are known.",
+    )
+    yield _share(
+        ("unknown_test_targets", f"Test {shown} of unknown items"),
+        UNKNOWN,
+        (values["unknown_targets"]["test"], targets),
+        f"test {shown}",
+        "Items without (enough) training events share one row, and count as missed where the catalogue is ranked."
+        if manifest.task == "next_item"
+        else "Items without (enough) training events share one row, so the model cannot tell them apart by their ids.",
+    )
+    yield _trained_items(values, targets)
+
+
+def _share(names: tuple[str, str], limits: Limits, count: tuple[int, int], of: str, why: str) -> Check:
+    part, total = count
+    if not total:
+        return Check(*names, "ok", None, f"there are no {of}", why)
+    share = part / total
+    return Check(*names, limits.verdict(share), share, f"{part:,} of {total:,} {of} ({share:.2%})", why)
+
+
+def _trained_items(values: Mapping[str, Any], targets: int) -> Check:
+    names = ("test_items_with_training", "Test items seen in training")
+    why = "Only features or chance can place an item that was never trained on."
+    tested = values["items"]["test"]
+    if not tested:
+        return Check(*names, "ok", None, "there are no test items", why)
+    share, untrained = values["test_items_with_training"] / tested, values["test_targets_without_training"]
+    found = (
+        f"{values['test_items_with_training']:,} of {tested:,} items ({share:.2%}); the others have "
+        f"{untrained:,} of {targets:,} targets ({untrained / max(1, targets):.2%})"
+    )
+    return Check(*names, UNTRAINED_ITEMS.verdict(1.0 - share), share, found, why)
+
+
+def _ties(manifest: Manifest, values: Mapping[str, Any]) -> Check:
+    return _share(
+        ("tied_times", "Ties in time"),
+        TIES,
+        (manifest.counts.tied_times, sum(split_sizes(values).values())),
+        "events share user and time with the one before",
+        "The order of the log decides between them, also on what is held out; another export may order them otherwise.",
+    )
+
+
+def _duplicates(manifest: Manifest) -> Check:
+    why = "Many of them hint at logs that were exported twice, or at a time too coarse to tell events apart."
+    if manifest.source["settings"].get("logs", {}).get("duplicates") == "keep":
+        kept = 'kept and not counted, because logs.duplicates = "keep"'
+        return Check("duplicates", "Duplicates", "ok", None, kept, why)
+    count = (manifest.counts.rejected.get(DUPLICATE, 0), manifest.counts.rows_read)
+    return _share(
+        ("duplicates", "Duplicates"), DUPLICATES, count, "rows read repeat user, item and time of another", why
+    )
+
+
+# Labels
+
+
+def _outcomes(manifest: Manifest) -> Check:
+    """Settings refuse such features; this says so of the dataset at hand, wherever its settings came from."""
+    after = [*manifest.labels["names"], *manifest.labels.get("outcomes", ())]
+    sources = {
+        column["column"]
+        for columns in manifest.source["columns"].values()
+        for key, column in columns.items()
+        if key.partition(".")[0] in ("event", "item", "user") and "." in key
+    }
+    taken = sorted(sources & set(after))
+    found = f"read as features all the same: {', '.join(taken)}" if taken else f"no feature reads {', '.join(after)}"
+    return Check(
+        "outcomes_apart",
+        "Labels and outcomes apart from features",
+        "problem" if taken else "ok",
+        len(taken),
+        found,
+        "What is known only after an impression must not be an input; list further such columns under logs.outcomes.",
+    )
+
+
+def _drift(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Check]:
+    sizes = split_sizes(values)
+    for label, positives in manifest.labels["positives"].items():
+        names = (f"drift.{label}", f"Positive rate of {label}, training and test")
+        why = "A model learns the training rate, so predicted probabilities will be off by about as much at test time."
+        if not sizes["train"] or not sizes["test"]:
+            yield Check(*names, "ok", None, "one of the two has no impressions", why)
+            continue
+        train, test = (positives[split] / sizes[split] for split in ("train", "test"))
+        low, high = min(train, test), max(train, test)
+        ratio = high / low if low else (np.inf if high else 1.0)
+        pooled = (positives["train"] + positives["test"]) / (sizes["train"] + sizes["test"])
+        error = (max(0.0, pooled * (1.0 - pooled)) * (1.0 / sizes["train"] + 1.0 / sizes["test"])) ** 0.5
+        certain = high - low > SIGNIFICANT * error
+        found = f"{train:.4f} in training, {test:.4f} in test" + (
+            "" if certain else ", a difference that chance explains"
+        )
+        yield Check(*names, DRIFT.verdict(ratio) if certain else "ok", test - train, found, why)
+
+
+def _giveaways(manifest: Manifest, giveaways: Sequence[Giveaway]) -> Check:
+    names = ("features_give_label_away", "Features that give the label away")
+    why = (
+        "A single feature that tells positives from negatives almost without fail was probably known only after the impression; "
+        "list its column under logs.outcomes."
+    )
+    if not giveaways:
+        return Check(*names, "ok", None, "no feature of impressions to look at, or labels without both outcomes", why)
+    strongest = giveaways[0]
+    flagged = [giveaway for giveaway in giveaways if giveaway.auc >= GIVEAWAY_AUC]
+    found = (
+        "; ".join(f"{given.feature} tells {given.label} (AUC {given.auc:.3f} alone)" for given in flagged)
+        or f"none; the strongest is {strongest.feature} for {strongest.label}, AUC {strongest.auc:.3f} alone"
+    )
+    return Check(*names, GIVEN_AWAY.verdict(strongest.auc), strongest.auc, found, why)

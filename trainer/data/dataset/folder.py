@@ -1,0 +1,307 @@
+"""Whose a dataset folder is: what it was made from, whether it may be written, and the place where a dataset is worked on.
+
+Work happens in `.work-*` inside the folder, so moving results out is a rename. What an interrupted attempt left there is taken
+up again by the next attempt at the same dataset, and removed by any other. The folder is removed last: where one is
+found, the parts beside it without a manifest come from an attempt that was killed, and only then are they deleted.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sharding.config import IdsConfig
+from trainer.config import SplitConfig
+from trainer.data.dataset.manifest import FORMAT_VERSION, Manifest, read_manifest, verify_dataset, write_manifest
+from trainer.data.logs.columns import SourceName
+from trainer.data.logs.config import LogsConfig, TextConfig
+from trainer.data.logs.files import InputFile
+from trainer.errors import UserError
+from trainer.settings import changed_settings, flatten
+from trainer.storage.files import digest_of
+from trainer.storage.output_folder import remove_from, writing
+
+_RESULT = re.compile(
+    r"(part|cuts)-\d{3}-\d{5}\.parquet|(vocabulary|sketch)-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet"
+    r"|card\.(html|json)|\.(manifest\.json|card\.html|card\.json)\..*\.tmp"
+)
+_WORK = ".work-"
+# Settings of logs that change no dataset: where files lie is not what they are, and budgets only say when to stop.
+_NO_CONTENT = {
+    "path": True,
+    "format": True,
+    "max_rejected_fraction": True,
+    "max_unreadable_files": True,
+    "history": {"path", "format"},
+    "items": {"path", "format"},
+    "users": {"path", "format"},
+}
+# Settings of logs that earlier versions did not know, with the defaults under which they change nothing. They are left out where
+# they are at these, so that datasets of earlier versions stay what they are.
+_LATER_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "text": (None, TextConfig().model_dump(mode="json")),
+    "user_type": ("auto",),
+    "item_type": ("auto",),
+    "type": ("auto",),
+    "time_format": (None,),
+    "null_values": ([],),
+}
+
+Files = Mapping[SourceName, tuple[InputFile, ...]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The dataset that is asked for. ids: how the values of each table that features name, and of "item", become rows."""
+
+    logs: LogsConfig
+    split: SplitConfig
+    ids: Mapping[str, IdsConfig]
+    files: Files
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the content of a dataset besides files and split."""
+        tables = {name: {"ids": config.model_dump(mode="json")} for name, config in sorted(self.ids.items())}
+        logs = self.logs.model_dump(mode="json", exclude=_NO_CONTENT)  # type: ignore[arg-type]
+        return {"logs": _as_earlier_versions(logs), "tables": tables}
+
+    @property
+    def described_files(self) -> list[dict[str, Any]]:
+        return [
+            {"source": source, "path": file.name, "bytes": file.num_bytes, "mtime_ns": file.mtime_ns}
+            for source, files in self.files.items()
+            for file in files
+        ]
+
+    @property
+    def split_settings(self) -> dict[str, Any]:
+        return self.split.model_dump(mode="json")
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal inputs and settings."""
+        formats = [file.format for files in self.files.values() for file in files]
+        return digest_of([self.settings, self.described_files, formats, self.split_settings, FORMAT_VERSION])
+
+
+def _as_earlier_versions(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of logs without those that earlier versions did not know, where they are at their defaults."""
+    kept: dict[str, Any] = {}
+    for name, value in settings.items():
+        if name in _LATER_SETTINGS and value in _LATER_SETTINGS[name]:
+            continue
+        kept[name] = _as_earlier_versions(value) if isinstance(value, dict) else value
+    if kept.get("kind") == "timestamp" and kept.get("format", "") is None:
+        del kept["format"]
+    return kept
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A verified dataset. new_files: what has to be appended to it, by source; None where it is what is asked for."""
+
+    manifest: Manifest
+    new_files: Files | None
+
+
+def find_dataset(folder: Path, request: Request) -> Existing | None:
+    """The dataset of this folder, if the request asks for it or for it with more files; None where the folder is free.
+
+    Raises UserError if the folder holds another dataset, a damaged one, or anything else.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise UserError(f"dataset {folder}: is not a folder; choose another run.dataset or run.dir")
+    names = sorted(path.name for path in folder.iterdir())
+    if "manifest.json" not in names:
+        foreign = sorted(set(names) - set(_leftovers(names)))
+        if foreign:
+            raise UserError(
+                f"dataset {folder}: the folder is in use by something else (it holds {', '.join(foreign[:3])}"
+                f"{', ...' if len(foreign) > 3 else ''}); choose another run.dataset or run.dir, or empty the folder"
+            )
+        return None
+    stored = read_manifest(folder)
+    if stored.fingerprint == request.fingerprint:
+        verify_dataset(folder, stored)
+        return Existing(stored, None)
+    manifest = recognize_files(stored, request)
+    differences = list(_differences(manifest, request))
+    new_files = _new_files(manifest, request)
+    if not new_files and not differences:
+        differences = list(_differences_without_new_files(manifest, request))
+        if not differences:  # files lie elsewhere, or those that were left out are gone by now, which changes nothing
+            verify_dataset(folder, manifest)
+            if manifest is not stored:
+                manifest = replace(manifest, fingerprint=request.fingerprint)
+                _remember(folder, manifest)
+            return Existing(manifest, None)
+    if differences:
+        raise UserError(
+            f"dataset {folder}: the folder holds another dataset: {'; '.join(differences)}. "
+            "Choose another run.dataset or run.dir, or delete the folder to have it made again; "
+            "`shoal train` and `shoal evaluate` go on with it as it is, and do not look at the logs"
+        )
+    verify_dataset(folder, manifest)
+    return Existing(manifest, new_files)
+
+
+def recognize_files(manifest: Manifest, request: Request) -> Manifest:
+    """Return the manifest with the present path and time of change of each file that has the same content as before.
+
+    A file is read only where one of its size has another path or time in the manifest, with the hash of its content, which
+    manifests of earlier versions lack. A file that is still there with other content was changed, not moved.
+    """
+    asked = {_key_of(entry) for entry in request.described_files}
+    entries = list(manifest.source["files"])
+    open_places = {k for k, entry in enumerate(entries) if _key_of(entry) not in asked and "sha256" in entry}
+    known = {_key_of(entry) for entry in entries}
+    names = {(source, file.name) for source, files in request.files.items() for file in files}
+    found: dict[int, dict[str, Any]] = {}
+    for source, files in request.files.items():
+        for file in files:
+            place = (source, file.name, file.num_bytes, file.mtime_ns)
+            same_size = [
+                k
+                for k in open_places
+                if (entries[k]["source"], entries[k]["bytes"]) == (source, file.num_bytes)
+                and (entries[k]["path"] == file.name or (source, entries[k]["path"]) not in names)
+            ]
+            if place in known or not same_size:
+                continue
+            content = file.content_hash()
+            # Copies of one file are told apart by their names.
+            same_size.sort(key=lambda k: (entries[k]["path"] != file.name, entries[k]["path"]))
+            match = next((k for k in same_size if entries[k]["sha256"] == content), None)
+            if match is not None:
+                open_places.discard(match)
+                found[match] = entries[match] | {"path": file.name, "mtime_ns": file.mtime_ns}
+    if not found:
+        return manifest
+    renewed = [found.get(k, entry) for k, entry in enumerate(entries)]
+    return replace(manifest, source=manifest.source | {"files": renewed})
+
+
+def _key_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry["source"], entry["path"], entry["bytes"], entry["mtime_ns"]
+
+
+def _remember(folder: Path, manifest: Manifest) -> None:
+    """Write paths and times of change anew, so that files need not be read again; no matter if that cannot be."""
+    with suppress(UserError, OSError), _held(folder):
+        write_manifest(folder, manifest)
+
+
+@contextmanager
+def attempt(folder: Path, key: str) -> Iterator[Path]:
+    """The folder to work in, inside the dataset folder, which no other attempt may write meanwhile.
+
+    `key` says what is made: work that an attempt at the same left is still there. After an error that the user has to mend, and
+    at the end, nothing is left of it. Raises UserError if the folder cannot be written or another command is writing it.
+    """
+    with _held(folder):
+        work = folder / f"{_WORK}{key[:16]}"
+        _clean(folder, keep=work.name)
+        work.mkdir(exist_ok=True)
+        try:
+            yield work
+        except (UserError, OSError):
+            _clean(folder)
+            raise
+        else:
+            _clean(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what an attempt left that was killed after its dataset was committed; no matter if that cannot be."""
+    if _leftovers([path.name for path in folder.iterdir()]):
+        with suppress(UserError, OSError), _held(folder):
+            _clean(folder)
+
+
+def _held(folder: Path) -> AbstractContextManager[None]:
+    space = "prepare needs about 50 bytes per event there, most of it only while it runs. "
+    return writing(folder, f"dataset {folder}", "preparing it", space, "choose another run.dataset or run.dir")
+
+
+def _clean(folder: Path, keep: str = "") -> None:
+    """Remove what attempts left, but for the work folder `keep` and what belongs to the dataset or to that attempt."""
+    names = [path.name for path in folder.iterdir()]
+    committed = {file.path for file in read_manifest(folder).files} if "manifest.json" in names else set()
+    leftovers = _leftovers(names)
+    if keep in names:
+        leftovers = [name for name in leftovers if name.startswith(_WORK) and name != keep]
+    # The card and the lists of rejected rows are in no manifest, but come with one.
+    spared = committed | (_beside(read_manifest(folder)) if committed else set())
+    remove_from(folder, set(leftovers) - spared, last=_WORK)
+
+
+def _beside(manifest: Manifest) -> set[str]:
+    return {
+        "card.html",
+        "card.json",
+        *(f"rejected-{generation:03d}.parquet" for generation in range(manifest.generation + 1)),
+    }
+
+
+def _leftovers(names: list[str]) -> list[str]:
+    """What attempts of ours left. Without a work folder, parts may be anybody's, even the logs."""
+    if not any(name.startswith(_WORK) for name in names):
+        return []
+    return [name for name in names if name.startswith(_WORK) or _RESULT.fullmatch(name)]
+
+
+def _new_files(manifest: Manifest, request: Request) -> dict[SourceName, tuple[InputFile, ...]]:
+    """Files of events that the dataset was not made from, such as one that was left out and is mended by now.
+
+    Items and users are no events: they are read anew each time.
+    """
+    known = {(f["source"], f["path"]): f for f in manifest.source["files"]}
+
+    def is_new(source: SourceName, file: InputFile) -> bool:
+        found = known.get((source, file.name))
+        changed = found is not None and (found["bytes"], found["mtime_ns"]) != (file.num_bytes, file.mtime_ns)
+        return found is None or ("unreadable" in found and changed)
+
+    new = {
+        source: tuple(file for file in files if is_new(source, file))
+        for source, files in request.files.items()
+        if source in ("logs", "history")
+    }
+    return {source: files for source, files in new.items() if files}
+
+
+def _differences(manifest: Manifest, request: Request) -> Iterator[str]:
+    """What stands against appending: other settings, files of events that are gone or were changed."""
+    yield from changed_settings(flatten(manifest.source["settings"]), flatten(request.settings))
+    old, new = (
+        {f["path"]: f for f in files if f["source"] in ("logs", "history") and "unreadable" not in f}
+        for files in (manifest.source["files"], request.described_files)
+    )
+    gone = sorted(old.keys() - new.keys())
+    if gone:
+        yield f"it was made from {_some(sorted(old))}, and logs.path now means {_some(sorted(new))}"
+    changed = [p for p in old.keys() & new.keys() if any(old[p][key] != new[p][key] for key in ("bytes", "mtime_ns"))]
+    if changed:
+        yield f"it was made before {_some(sorted(changed))} changed"
+
+
+def _differences_without_new_files(manifest: Manifest, request: Request) -> Iterator[str]:
+    """What comes with new files of events only."""
+    if manifest.split != request.split_settings:
+        yield f"the split was {manifest.split}, now {request.split_settings}, and no file of events is new"
+    keys = ("source", "path", "bytes", "mtime_ns")
+    old, new = (
+        sorted([f[key] for key in keys] for f in files if f["source"] in ("items", "users"))
+        for files in (manifest.source["files"], request.described_files)
+    )
+    if old != new:
+        yield "the files of items or users are others now, and no file of events is new"
+
+
+def _some(paths: list[str]) -> str:
+    return paths[0] + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")

@@ -1,0 +1,122 @@
+"""Where histories are cut into training, validation and test part. Pure numpy."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.config import GlobalTimeConfig, LeaveOneOutConfig, SplitConfig
+from trainer.data.dataset.hashing import Hashes, mix
+from trainer.errors import UserError
+
+Ints = npt.NDArray[np.int64]
+Split = Literal["validation", "test"]  # the parts of a history that models are judged on
+_VALIDATED = np.uint64(0x76616C6964617465)
+CLOCK_UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+_FROM_1990, _TO_2100 = 631_152_000, 4_102_444_800  # seconds since 1970
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """The last event tests and the one before validates, for users with at least `min_events`.
+
+    validation_share: of these users, how many are validated; of the others the event before the last is trained on.
+    """
+
+    min_events: int
+    validation_share: float = 1.0
+
+
+@dataclass(frozen=True)
+class TimeBounds:
+    """Events before `validation_time` train, those before `test_time` validate, the rest test (unit of the dataset)."""
+
+    validation_time: int
+    test_time: int
+
+
+Cuts = LeaveOneOut | TimeBounds
+
+
+def resolve_cuts(split: SplitConfig, time_kind: Literal["integer", "timestamp"]) -> Cuts:
+    """The split in numbers. Raises UserError if its times don't have the form of the time column, or cannot be read."""
+    match split:
+        case LeaveOneOutConfig():
+            return LeaveOneOut(split.min_events, split.validation_share)
+        case GlobalTimeConfig():
+            bounds = TimeBounds(
+                resolve_time(split.validation_time, "split.validation_time", time_kind),
+                resolve_time(split.test_time, "split.test_time", time_kind),
+            )
+            if bounds.validation_time >= bounds.test_time:
+                raise UserError(
+                    f"split.validation_time = {split.validation_time!r} is not before test_time = {split.test_time!r}"
+                )
+            return bounds
+
+
+def cut_histories(times: Ints, offsets: Ints, cuts: Cuts, users: Hashes) -> tuple[Ints, Ints]:
+    """`train_end` and `validation_end` of every history, relative to its start; `times` ascend within each.
+
+    users: hashes of the histories' users.
+    """
+    lengths = np.diff(offsets)
+    match cuts:
+        case LeaveOneOut():
+            held_out = (lengths >= cuts.min_events).astype(np.int64)
+            validated = held_out * _chosen(users, cuts.validation_share)
+            return lengths - held_out - validated, lengths - held_out
+        case TimeBounds():
+            # Sums of stretches by differences, because some histories are empty (np.add.reduceat takes these for others).
+            before = [np.append(0, np.cumsum(times < bound)) for bound in (cuts.validation_time, cuts.test_time)]
+            train_end, validation_end = (np.diff(b[offsets]) for b in before)
+            return train_end, validation_end
+
+
+def _chosen(users: Hashes, share: float) -> npt.NDArray[np.bool_]:
+    """A share of the users, always the same ones. Mixed once more, because the hash itself says which partition they are in."""
+    if share == 1.0:
+        return np.ones(users.size, np.bool_)
+    return mix(users ^ _VALIDATED) < np.uint64(share * 2.0**64)
+
+
+def time_as_text(value: int, time_kind: str) -> str:
+    """A time of the dataset as people read it: an integer as it stands, microseconds since 1970 as a moment in UTC."""
+    if time_kind == "integer":
+        return str(value)
+    return str(np.datetime64(value, "us").astype("datetime64[s]")).replace("T", " ")
+
+
+def unit_of_clock(first: int, last: int) -> str | None:
+    """The unit in which integers from `first` to `last` are times of a clock between 1990 and 2100; None if in none."""
+    for unit, per_second in CLOCK_UNITS.items():
+        if _FROM_1990 * per_second <= first <= last < _TO_2100 * per_second:
+            return unit
+    return None
+
+
+def resolve_time(value: int | str, setting: str, time_kind: str) -> int:
+    """A time of the config in the unit of the dataset. Raises UserError if its form is not that of the time column."""
+    if isinstance(value, int) and time_kind == "integer":
+        return value
+    if isinstance(value, int):
+        raise UserError(
+            f"{setting} = {value} is an integer, but the time column holds timestamps or dates; "
+            f'write it as an ISO date or date and time in UTC, for example {setting} = "2024-05-01"'
+        )
+    if time_kind == "integer":
+        raise UserError(
+            f"{setting} = {value!r} is a date, but the time column holds integers; "
+            "write it as an integer in the unit of that column"
+        )
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        raise UserError(
+            f'{setting} = {value!r} is no ISO date or date and time, such as "2024-05-01T12:00:00"'
+        ) from None
+    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+    return (moment - _EPOCH) // timedelta(microseconds=1)

@@ -1,0 +1,50 @@
+"""The values behind ids, read back from a dataset."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.data.dataset.hashing import whole
+from trainer.data.dataset.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Items by id. values: as in the logs, entry k is id k + 1; train_events: (num_items,) int64."""
+
+    values: pa.Array
+    train_events: np.ndarray
+
+    @property
+    def num_items(self) -> int:
+        return int(self.train_events.size)
+
+
+def read_vocabulary(folder: Path, manifest: Manifest, with_unknown: bool = False) -> Vocabulary:
+    """The items in the order of their ids: those that the training part knows, and `with_unknown` the others behind them."""
+    table = pq.read_table(folder / manifest.vocabulary.path, columns=["value", "num_train_events"])
+    if not manifest.ids_are_numbers:
+        ids = ids_of_numbers(folder, manifest, with_unknown)[1:]
+        order = np.argsort(ids, kind="stable")
+        table = table.take(pa.array(order[np.searchsorted(ids[order], 1) :]))
+    return Vocabulary(whole(table.column("value")), table.column("num_train_events").to_numpy())
+
+
+def read_values(folder: Path, manifest: Manifest, table: str) -> pa.Array:
+    """The values of a table's ids, or of the catalogue's numbers ("item"): entry k is k + 1."""
+    return whole(pq.read_table(folder / manifest.vocabularies[table].path, columns=["value"]).column("value"))
+
+
+def ids_of_numbers(folder: Path, manifest: Manifest, with_unknown: bool = False) -> np.ndarray:
+    """The id of every number of the catalogue, number 0 (no item) included: (catalogue + 1,) int32.
+
+    Items that the training part does not know have id 0, or `with_unknown` the ids after those of the known.
+    """
+    ids = pq.read_table(folder / manifest.vocabulary.path, columns=["id"]).column("id").to_numpy().astype(np.int32)
+    if with_unknown:
+        unknown = ids == 0
+        ids = np.where(unknown, ids.max(initial=0) + np.cumsum(unknown), ids).astype(np.int32)
+    return np.concatenate((np.zeros(1, np.int32), ids))

@@ -1,0 +1,130 @@
+"""What of a dataset a model is told besides ids, as its settings choose it (models/features/config.py). Imports no torch."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from models.config import ModelConfig
+from models.features.config import InputsConfig
+from models.ranking.config import RankingConfig
+from sharding.config import TableConfig
+from trainer.data.dataset.manifest import USED_KINDS, Feature, Manifest, used_features
+from trainer.data.logs.config import FeatureSpec, LogsConfig, Owner, TimestampFeatureConfig, feature_specs
+from trainer.errors import UserError
+
+_TICKS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6}
+# Integer times from 1973 on, counted from 1970 in each unit, are told apart by their size.
+_SMALLEST = (("seconds", 10**8), ("milliseconds", 10**11), ("microseconds", 10**14))
+_LARGEST = 10**17
+
+
+@dataclass(frozen=True)
+class UsedFeatures:
+    """The features that a model of a dataset uses, by whose they are; those of candidates are features of events, too."""
+
+    items: tuple[Feature, ...]
+    events: tuple[Feature, ...]
+    users: tuple[Feature, ...]
+    candidates: tuple[Feature, ...] = ()
+
+
+def features_of(manifest: Manifest, inputs: InputsConfig) -> UsedFeatures:
+    """The features of a dataset that the settings choose. Raises UserError naming one that is not there."""
+
+    def chosen(owner: str, names: list[str] | None, whose: str) -> tuple[Feature, ...]:
+        found = {f.name: f for f in manifest.features if f.owner == owner}
+        usable = {name: feature.kind in USED_KINDS for name, feature in found.items()}
+        return tuple(found[name] for name in choose(names, usable, f"model.inputs.{whose}_features"))
+
+    return UsedFeatures(
+        used_features(manifest),
+        chosen("event", inputs.event_features, "event"),
+        chosen("user", inputs.user_features, "user"),
+        chosen("event", inputs.candidate_features, "candidate") if manifest.task == "ranking" else (),
+    )
+
+
+def used_specs(logs: LogsConfig, inputs: InputsConfig) -> tuple[FeatureSpec, ...]:
+    """The declared features that a model with these inputs uses. Raises UserError for a name that is not declared."""
+    specs = feature_specs(logs)
+
+    def usable(owner: Owner) -> dict[str, bool]:
+        return {s.name: not isinstance(s.config, TimestampFeatureConfig) for s in specs if s.owner == owner}
+
+    chosen: dict[Owner, tuple[str, ...]] = {
+        "item": choose(None, usable("item"), ""),
+        "event": choose(inputs.event_features, usable("event"), "model.inputs.event_features"),
+        "user": choose(inputs.user_features, usable("user"), "model.inputs.user_features"),
+    }
+    if logs.task == "ranking":
+        chosen["event"] += choose(inputs.candidate_features, usable("event"), "model.inputs.candidate_features")
+    return tuple(spec for spec in specs if spec.name in chosen[spec.owner])
+
+
+def check_bags(logs: LogsConfig, model: ModelConfig, tables: Mapping[str, TableConfig]) -> None:
+    """Raises UserError where rows are to be added up whose single ones the model needs."""
+    if tables["item"].lookup == "bags":
+        raise UserError(
+            'tables.item.lookup = "bags": histories need the row of every item, and bags are for tables that features alone look '
+            "up; give a feature whose table is item one of its own"
+        )
+    searched = model.interest.search.feature if isinstance(model, RankingConfig) else None
+    for spec in feature_specs(logs):
+        if spec.table is None or tables[spec.table].lookup != "bags":
+            continue
+        if spec.owner == "item" and spec.name == searched:
+            raise UserError(
+                f'tables.{spec.table}.lookup = "bags": model.interest.search.feature = {searched!r} compares single values, which '
+                'bags add up; set lookup = "rows"'
+            )
+
+
+def choose(names: list[str] | None, usable: Mapping[str, bool], setting: str) -> tuple[str, ...]:
+    """The named features, or all that can be used. usable: of every feature that is declared. Raises UserError."""
+    if names is None:
+        return tuple(name for name, can_be in usable.items() if can_be)
+    for name in names:
+        if name not in usable:
+            near = difflib.get_close_matches(name, usable, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(usable) or 'none'}"
+            raise UserError(f"{setting}: no feature {name!r} is declared; {hint}")
+        if not usable[name]:
+            raise UserError(
+                f"{setting}: {name!r} is a moment (kind timestamp), which the encoder cannot take; leave it out, or declare it as "
+                "a number"
+            )
+    if len(set(names)) < len(names):
+        raise UserError(f"{setting}: a feature is named twice in {names}")
+    return tuple(names)
+
+
+def ticks_per_second(manifest: Manifest, model: ModelConfig) -> int:
+    """Of the dataset's times. Raises UserError where they do not look like those of a clock, and no setting says that they are."""
+    if model.inputs.time_unit is not None:
+        return _TICKS[model.inputs.time_unit]
+    span = manifest.source.get("time", {})
+    if span.get("kind") == "timestamp":
+        return _TICKS["microseconds"]
+    first, last = span.get("first"), span.get("last")
+    if first is not None:
+        bounds = [smallest for _, smallest in _SMALLEST[1:]] + [_LARGEST]
+        for (unit, smallest), beyond in zip(_SMALLEST, bounds, strict=True):
+            if smallest <= first and last < beyond:
+                return _TICKS[unit]
+    interests = [model.interest] if isinstance(model, RankingConfig) else []
+    asking = (
+        (f"model.inputs.time = {model.inputs.time}", model.inputs.time),
+        ("model.inputs.request_time", model.inputs.request_time),
+        (f"model.encoder.attention.bias = {model.encoder.attention.bias!r}", model.encoder.uses_time),
+        *(
+            (f"model.interest.attention.bias = {interest.attention.bias!r}", interest.uses_time)
+            for interest in interests
+        ),
+    )
+    who = " and ".join(setting for setting, asks in asking if asks)
+    raise UserError(
+        f"{who}: needs the time of a clock, and the times of the logs ({first} to {last}) look like places in a history, or count "
+        'from another moment than 1970. Name a column of real times as logs.time, or set model.inputs.time_unit = "seconds" (or '
+        "another) if they are some, or do without: model.inputs.time = [], model.inputs.request_time = false, and "
+        'model.encoder.attention.bias = "position" or "none" (of ranking model.interest.attention.bias as well)'
+    )

@@ -1,0 +1,196 @@
+"""Which files make up the logs: paths, folders, globs and URIs to a sorted list of files.
+
+Knows names, sizes and times of change only; trainer/data/logs/reading.py reads the content. The order is that of the names, so it
+does not depend on the filesystem.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from trainer.errors import UserError, first_line
+
+Format = Literal["parquet", "csv", "tsv"]
+_FORMATS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".inter": "tsv"}
+_HASH_BLOCK_BYTES = 4 << 20
+_COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
+
+
+class UnreadableFileError(UserError):
+    """A file that is damaged, gone, or was changed: the only thing that logs.max_unreadable_files may leave out."""
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One file of the logs. Its filesystem is found by `uri`, empty for the local disk; `path` is the path in it."""
+
+    path: str
+    uri: str
+    format: Format
+    num_bytes: int
+    mtime_ns: int
+
+    @property
+    def name(self) -> str:
+        """How the file is called in messages and in the manifest: never with what may be a secret in the URI."""
+        return _name(self.uri, self.path)
+
+    def filesystem(self) -> pafs.FileSystem:
+        return pafs.FileSystem.from_uri(self.uri)[0] if self.uri else pafs.LocalFileSystem()
+
+    def content_hash(self) -> str:
+        """Return the sha256 of the file as it is stored. Raises UnreadableFileError if it cannot be read."""
+        digest = hashlib.sha256()
+        with explaining(self), self.filesystem().open_input_stream(self.path, compression=None) as stream:
+            while block := stream.read(_HASH_BLOCK_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """Raises UnreadableFileError if the file was rewritten or removed since it was found."""
+        info = self.filesystem().get_file_info(self.path)
+        if info.type != pafs.FileType.File or (info.size, info.mtime_ns or 0) != (self.num_bytes, self.mtime_ns):
+            raise UnreadableFileError(
+                f"logs {self.name}: the file was changed or removed while it was read; run the command again"
+            )
+
+
+def find_files(
+    path: str | list[str], format: Literal["auto", "parquet", "csv", "tsv"] = "auto", setting: str = "logs.path"
+) -> tuple[InputFile, ...]:
+    """Every file that `path` means, sorted by name, each once. `setting`: what messages call the path.
+
+    Folders are searched below. Names that begin with a dot or an underscore are left out, and so are endings that say no
+    known format, unless the format is given.
+
+    Raises UserError if an entry leads to no file.
+    """
+    entries = entries_of(path)
+    if not entries:
+        raise UserError(f"{setting} is an empty list; name the files, folders or globs of the event logs")
+    found = {file.name: file for entry in entries for file in _find(entry, format, setting)}
+    return tuple(found[name] for name in sorted(found))
+
+
+def entries_of(path: str | list[str]) -> list[str]:
+    """The files, folders, globs and URIs that a setting names."""
+    return [path] if isinstance(path, str) else path
+
+
+def absolute(entry: str) -> str:
+    """The same entry as it leads from any folder; a URI does already."""
+    return entry if "://" in entry else os.path.abspath(os.path.expanduser(entry))
+
+
+@contextmanager
+def explaining(file: InputFile) -> Iterator[None]:
+    """Turn what pyarrow or the operating system says about a file into an UnreadableFileError."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UnreadableFileError(
+            f"logs {file.name}: cannot be read as {file.format} ({first_line(error)}); it is truncated, damaged, "
+            "gone, or of another format: write the file again, leave it out of logs.path, or set logs.format"
+        ) from None
+
+
+def _find(entry: str, wanted: Literal["auto", "parquet", "csv", "tsv"], setting: str) -> list[InputFile]:
+    try:
+        filesystem, uri, start, segments = _locate(entry)
+        infos = [file for info in _expand(filesystem, start, segments) for file in _files_in(filesystem, info)]
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(
+            f"{setting} {entry!r}: cannot be opened ({error}); check the path and the right to read it"
+        ) from None
+    if not infos:
+        whole = "/".join([start, *segments])
+        raise UserError(f"{setting} {entry!r}: no such file, and nothing below it (looked at {_name(uri, whole)})")
+    formats = [_format_by_ending(info.path) if wanted == "auto" else wanted for info in infos]
+    files = [
+        InputFile(info.path, uri, format, info.size, info.mtime_ns or 0)
+        for info, format in zip(infos, formats, strict=True)
+        if format is not None
+    ]
+    if not files:
+        section = setting.removesuffix(".path")
+        raise UserError(
+            f"{setting} {entry!r}: the ending of {_name(uri, infos[0].path)} says no known format "
+            f'({", ".join(_FORMATS)}); set {section}.format to "parquet", "csv" or "tsv"'
+        )
+    return files
+
+
+def _locate(entry: str) -> tuple[pafs.FileSystem, str, str, list[str]]:
+    """The filesystem, its URI, the path before the first wildcard, and the segments from there on."""
+    if "://" in entry:
+        body, mark, query = entry.partition("?")
+        plain, wild = _split_at_wildcard(body.split("/"), "*[")
+        uri = "/".join(plain) + mark + query
+        filesystem, start = pafs.FileSystem.from_uri(uri)
+        local = isinstance(filesystem, pafs.LocalFileSystem)
+        return filesystem, "" if local else uri, start, wild
+    path = absolute(entry)
+    if os.path.exists(path):  # a name may hold a bracket and mean it
+        return pafs.LocalFileSystem(), "", path, []
+    plain, wild = _split_at_wildcard(path.split("/"), "*?[")
+    return pafs.LocalFileSystem(), "", "/".join(plain) or "/", wild
+
+
+def _split_at_wildcard(segments: list[str], wildcards: str) -> tuple[list[str], list[str]]:
+    first = next((k for k, segment in enumerate(segments) if any(w in segment for w in wildcards)), len(segments))
+    return segments[:first], segments[first:]
+
+
+def _expand(filesystem: pafs.FileSystem, base: str, segments: list[str]) -> Iterator[pafs.FileInfo]:
+    """Files and folders that match a glob: wildcards stay within a name, `**` stands for any number of folders."""
+    if not segments:
+        yield from (info for info in filesystem.get_file_info([base]) if info.type != pafs.FileType.NotFound)
+        return
+    head, *rest = segments
+    recursive = head == "**"
+    infos = filesystem.get_file_info(pafs.FileSelector(base, recursive=recursive, allow_not_found=True))
+    if recursive:
+        yield from _expand(filesystem, base, rest)
+        matches = [i for i in infos if i.type == pafs.FileType.Directory and not _hidden(i.path[len(base) :])]
+    else:
+        matches = [info for info in infos if fnmatchcase(info.base_name, head) and not info.base_name.startswith(".")]
+    for info in matches:
+        if not rest and not recursive:
+            yield info
+        elif rest and info.type == pafs.FileType.Directory:
+            yield from _expand(filesystem, info.path, rest)
+
+
+def _files_in(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> list[pafs.FileInfo]:
+    if info.type == pafs.FileType.File:
+        return [info]
+    below = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True))
+    return [i for i in below if i.type == pafs.FileType.File and not _hidden(i.path[len(info.path) :])]
+
+
+def _hidden(relative: str) -> bool:
+    """Markers and unfinished output, by the convention of Hive and Spark."""
+    return any(segment.startswith((".", "_")) for segment in relative.split("/"))
+
+
+def _format_by_ending(path: str) -> Format | None:
+    stem, ending = os.path.splitext(path.lower())
+    if ending in _COMPRESSIONS:
+        ending = os.path.splitext(stem)[1]
+    return _FORMATS.get(ending)
+
+
+def _name(uri: str, path: str) -> str:
+    if not uri:
+        return path
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2] if path.startswith("/") else ""
+    return f"{parts.scheme}://{host}{path}"

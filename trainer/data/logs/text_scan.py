@@ -1,0 +1,176 @@
+"""The first reading of a text file: which types its columns fit, and whether quotes swallow rows.
+
+Text files name no types, so these follow from every value of every file, not from a first block. What two people could read
+differently stays text: `007` is no integer, because reading it as one would merge it with `7`.
+
+It costs one more reading of each text file, block by block, in bounded memory.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from trainer.data.logs.columns import Column
+from trainer.data.logs.config import TextConfig
+from trainer.data.logs.files import InputFile, UnreadableFileError
+from trainer.data.logs.quotes import Spanning, line_of, spanning_rows
+from trainer.data.logs.text_files import delimiter_of, open_all_columns, open_text, raw_lines, read_names
+from trainer.data.logs.times import is_iso
+from trainer.errors import UserError
+
+SCAN_BYTES = 16 << 20
+# What the parser takes for a missing number or time, besides an empty field.
+NULL_SPELLINGS = tuple(pacsv.ConvertOptions().null_values)
+BOOLEANS = ("true", "True", "TRUE", "false", "False", "FALSE")
+
+# nothing: no value; float: integers that were written as floats, each as 12.0, as after a merge with missing values.
+Kind = Literal["nothing", "integer", "float", "number", "boolean", "moment", "text"]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The values of a text column: what all of them are, and the first that is no integer (row from 0, and value)."""
+
+    kind: Kind = "nothing"
+    other: tuple[int, str] | None = None
+
+    def __add__(self, later: "Seen") -> "Seen":
+        return Seen(_joined(self.kind, later.kind), self.other or later.other)
+
+
+@dataclass(frozen=True)
+class TextProfile:
+    """A text file after its scan. columns: by their names in the file."""
+
+    num_rows: int
+    columns: dict[str, Seen]
+    spanning: Spanning = field(default_factory=Spanning)
+
+
+@dataclass(frozen=True)
+class ScanJob:
+    """Text files to scan, each with the columns that are read from it."""
+
+    files: tuple[tuple[InputFile, tuple[Column, ...]], ...] = field(default_factory=tuple)
+
+
+def seen_together(files: Sequence[Seen]) -> Seen:
+    """The values of a column of several files. In one of them integers may be written as floats, as a whole."""
+    total = Seen()
+    for seen in files:
+        both = {total.kind, seen.kind} == {"integer", "float"}
+        total = Seen("float" if both else _joined(total.kind, seen.kind), total.other or seen.other)
+    return total
+
+
+# Scans all files of a job: entry k is the profile of file k, or why it cannot be read.
+Scan = Callable[[ScanJob], Sequence[TextProfile | str]]
+
+
+def scan_here(job: ScanJob) -> list[TextProfile | str]:
+    """Scan the files one after the other in this process."""
+    return [scan_task(job, number) for number in range(len(job.files))]
+
+
+def scan_task(job: ScanJob, number: int) -> TextProfile | str:
+    """Scan one file; the cause if it cannot be read. Raises UserError if its quotes may have swallowed rows."""
+    file, columns = job.files[number]
+    try:
+        return _scan(file, columns)
+    except UnreadableFileError as error:
+        return str(error)
+
+
+def _scan(file: InputFile, columns: tuple[Column, ...]) -> TextProfile:
+    text, setting = columns[0].text, columns[0].text_setting
+    missing = pa.array(["", *columns[0].null_values, *NULL_SPELLINGS])
+    names = list(dict.fromkeys(column.source for column in columns))
+    seen, num_rows = dict.fromkeys(names, Seen()), 0
+    file.check_unchanged()
+    with open_text(file, text, setting, SCAN_BYTES, names) as (stream, reader):
+        for batch in reader:
+            for name in names:
+                seen[name] += _seen(batch.column(name), missing, num_rows)
+            num_rows += batch.num_rows
+        num_lines = stream.num_line_ends + stream.mid_line
+    # A row for each line but the header: no quote joined lines. More lines may also be empty ones.
+    spanning = Spanning() if num_rows + 1 >= num_lines or text.quoting == "none" else _spanning(file, text, setting)
+    file.check_unchanged()
+    return TextProfile(num_rows, seen, spanning)
+
+
+def _seen(values: pa.Array, missing: pa.Array, first_row: int) -> Seen:
+    """One block of a column."""
+    there = pc.invert(pc.is_in(values, value_set=missing))
+    if not pc.any(there).as_py():
+        return Seen()
+    kept = values if pc.all(there).as_py() else values.filter(there)
+    integers = canonical_integers(kept)
+    if pc.all(integers).as_py():
+        return Seen("integer")
+    place = pc.index(integers, False).as_py()
+    row = pc.indices_nonzero(there)[place].as_py()
+    return Seen(_kind(kept), (first_row + row, kept[place].as_py()))
+
+
+def _kind(values: pa.Array) -> Kind:
+    """What values that are not all integers are."""
+    if pc.all(pc.match_substring_regex(values, r"^(?:0|-?[1-9]\d{0,14})\.0$")).as_py():
+        return "float"
+    if casts(values, pa.float64()):
+        return "number"
+    if pc.all(pc.is_in(values, value_set=pa.array(BOOLEANS))).as_py():
+        return "boolean"
+    return "moment" if is_iso(values) else "text"
+
+
+def canonical_integers(values: pa.Array) -> pa.BooleanArray:
+    """Which texts are integers of 64 bits written in the one usual way: no leading zero, plus sign, or space."""
+    likely = pc.match_substring_regex(values, r"^(?:0|-?[1-9]\d{0,17})$")  # up to 18 digits always fit
+    if pc.all(likely).as_py():
+        return likely
+    long = pc.match_substring_regex(values, r"^-?[1-9]\d{18}$")
+    if pc.any(long).as_py():  # of 19 digits some fit
+        digits = pc.utf8_ltrim(values, "-")
+        largest = pc.if_else(pc.starts_with(values, "-"), str(2**63), str(2**63 - 1))
+        likely = pc.or_(likely, pc.and_(long, pc.less_equal(digits, largest)))
+    return likely
+
+
+def casts(values: pa.Array, wanted: pa.DataType) -> bool:
+    """Whether all texts can be read as this type."""
+    try:
+        values.cast(wanted)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _joined(one: Kind, other: Kind) -> Kind:
+    """What values of two kinds are together."""
+    if "nothing" in (one, other):
+        return one if other == "nothing" else other
+    if one == other:
+        return one
+    return "number" if {one, other} <= {"integer", "float", "number"} else "text"
+
+
+def _spanning(file: InputFile, text: TextConfig, setting: str) -> Spanning:
+    """Rows over several lines. Raises UserError where quotes are not configured and may have swallowed rows."""
+    mark = delimiter_of(file, text)
+    with open_all_columns(file, text, setting, SCAN_BYTES, len(read_names(file, text, setting))) as batches:
+        spanning = spanning_rows(batches, mark)
+    if text.quoting == "auto" and spanning.first_suspicious_line:
+        number, start = line_of(
+            raw_lines(file, text, setting), spanning.suspicious_text, spanning.first_suspicious_line
+        )
+        raise UserError(
+            f"logs {file.name}: a quote in line {number} ({start!r}) makes one row of several lines that could each be a row; "
+            f'if quotes are ordinary characters in this file, set {setting}.quoting = "none"; if the line breaks belong to the '
+            f'quoted field, set {setting}.quoting = "double", or "escaped" where quotes inside fields are written as \\"'
+        )
+    return spanning

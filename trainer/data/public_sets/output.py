@@ -1,0 +1,170 @@
+"""The folder of converted logs: whose it is, its files, and how an attempt leaves no trace.
+
+An attempt works in a hidden folder inside it, moves its files out by rename, and writes conversion.json last: without
+that file there is no converted set. The hidden folder is removed after that, so where one is found without a
+conversion.json, the files beside it come from an attempt that was killed, and only then are they deleted.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain, count, islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.data.public_sets.tables import Table
+from trainer.errors import UserError
+from trainer.storage.files import write_json_atomically
+from trainer.storage.output_folder import remove_from, writing
+
+FORMAT_VERSION = 1
+ROWS_PER_GROUP = 1 << 18
+GROUPS_PER_FILE = 8  # so that a file holds about two million events
+RECORD = "conversion.json"
+_ATTEMPT = ".convert-"
+_RESULT = re.compile(r"(events-\d{5}|impressions-(val|test)|history|items|users)\.parquet|\.conversion\.json\..*\.tmp")
+
+OnRows = Callable[[str, int], None]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A finished conversion, as conversion.json holds it."""
+
+    set_name: str
+    source: dict[str, int]  # bytes of every file that was read
+    rows: dict[str, int]  # of every table
+    files: dict[str, int]  # bytes of every file that was written
+
+
+def read_finished(folder: Path, set_name: str) -> Conversion | None:
+    """The conversion that `folder` holds, or None where it is free for one.
+
+    Raises UserError if it holds another set, an incomplete one, or anything else.
+    """
+    if not folder.exists():
+        return None
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; choose another one for the converted logs")
+    names = sorted(path.name for path in folder.iterdir())
+    if RECORD not in names:
+        foreign = sorted(set(names) - set(_leftovers(names)))
+        if foreign:
+            raise UserError(
+                f"{folder}: the folder is in use by something else (it holds {', '.join(foreign[:3])}"
+                f"{', ...' if len(foreign) > 3 else ''}); choose another folder for the converted logs, or empty it"
+            )
+        return None
+    conversion = _read_record(folder)
+    if conversion.set_name != set_name:
+        raise UserError(f"{folder}: holds {conversion.set_name}, not {set_name}; choose another folder, or delete it")
+    for name, num_bytes in conversion.files.items():
+        if not (folder / name).exists() or (folder / name).stat().st_size != num_bytes:
+            raise UserError(
+                f"{folder}: {name} is missing or was changed since it was converted; delete the folder to have it made again"
+            )
+    return conversion
+
+
+def write(
+    folder: Path, set_name: str, source: dict[str, int], tables: Sequence[Table], on_rows: OnRows | None = None
+) -> Conversion:
+    """Write the tables one after the other, and conversion.json last. `on_rows` hears a table's name and its rows so far.
+
+    Raises UserError if a table has no rows, the folder cannot be written, or another command is writing it.
+    """
+    with _attempt(folder) as hidden:
+        rows = {table.name: _write_table(table, hidden, on_rows) for table in tables}
+        empty = [name for name, num_rows in rows.items() if num_rows == 0]
+        if empty:
+            raise UserError(f"{set_name}: the files for {', '.join(empty)} hold no rows; download them again")
+        files = {path.name: path.stat().st_size for path in sorted(hidden.iterdir())}
+        for name in files:
+            (hidden / name).replace(folder / name)
+        conversion = Conversion(set_name, source, rows, files)
+        write_json_atomically(folder / RECORD, {"format_version": FORMAT_VERSION, **asdict(conversion)})
+    return conversion
+
+
+def _read_record(folder: Path) -> Conversion:
+    try:
+        values = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        version = values.pop("format_version")
+        conversion = Conversion(**values)
+    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{folder / RECORD}: is not what a conversion writes; choose another folder, or delete this one"
+        ) from None
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{folder / RECORD}: is of format version {version}, and this version writes {FORMAT_VERSION}; "
+            "delete the folder to have it made again"
+        )
+    return conversion
+
+
+def _write_table(table: Table, folder: Path, on_rows: OnRows | None) -> int:
+    """The number of rows written."""
+    groups = _row_groups(table)
+    num_rows = 0
+    for index in count():
+        first = next(groups, None)
+        if first is None:
+            return num_rows
+        path = folder / (f"{table.name}-{index:05d}.parquet" if table.numbered else f"{table.name}.parquet")
+        with pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True) as writer:
+            for group in chain([first], islice(groups, GROUPS_PER_FILE - 1 if table.numbered else None)):
+                writer.write_table(group, row_group_size=ROWS_PER_GROUP)
+                num_rows += group.num_rows
+                if on_rows is not None:
+                    on_rows(table.name, num_rows)
+    raise AssertionError("count() has no end")
+
+
+def _row_groups(table: Table) -> Iterator[pa.Table]:
+    """The batches as tables of ROWS_PER_GROUP rows; the last may have fewer."""
+    waiting: list[pa.RecordBatch] = []
+    num_waiting = 0
+    for batch in table.batches:
+        while num_waiting + batch.num_rows >= ROWS_PER_GROUP:
+            taken = ROWS_PER_GROUP - num_waiting
+            yield pa.Table.from_batches([*waiting, batch.slice(0, taken)], table.schema)
+            batch, waiting, num_waiting = batch.slice(taken), [], 0
+        if batch.num_rows:
+            waiting.append(batch)
+            num_waiting += batch.num_rows
+    if waiting:
+        yield pa.Table.from_batches(waiting, table.schema)
+
+
+@contextmanager
+def _attempt(folder: Path) -> Iterator[Path]:
+    """A fresh hidden folder. When the block ends without a conversion.json, however it ends, nothing is left of it."""
+    with writing(folder, str(folder), "converting into it", "", "choose another folder"):
+        _clean(folder)
+        hidden = folder / f"{_ATTEMPT}{uuid.uuid4().hex[:8]}"
+        hidden.mkdir()
+        try:
+            yield hidden
+        finally:
+            _clean(folder)
+
+
+def _clean(folder: Path) -> None:
+    names = [path.name for path in folder.iterdir()]
+    leftovers = _leftovers(names)
+    if RECORD in names:
+        leftovers = [name for name in leftovers if name.startswith(_ATTEMPT)]
+    remove_from(folder, leftovers, last=_ATTEMPT)
+
+
+def _leftovers(names: list[str]) -> list[str]:
+    """What an attempt of ours left. Without its hidden folder, Parquet files may be anybody's."""
+    if not any(name.startswith(_ATTEMPT) for name in names):
+        return []
+    return [name for name in names if name.startswith(_ATTEMPT) or _RESULT.fullmatch(name)]

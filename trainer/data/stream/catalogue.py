@@ -1,0 +1,126 @@
+"""The catalogue of a dataset as a model needs it: which table row an item has, its features by id, and what else is told.
+
+Ids: 1 and up are the items that the training part knows; behind them, where features can say what they are, come the others.
+Of tables with dynamic ids the features have raw ids, which become rows when a batch is trained (trainer.global_batch.dynamic_ids).
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from models.config import ModelConfig
+from models.features.inputs import Inputs
+from models.features.items import Catalogue, IdColumn
+from models.features.time import Clock
+from models.features.values import InputFeature
+from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
+from trainer.data.dataset.features import MISSING, decoder_of, hash_rows
+from trainer.data.dataset.manifest import UNKNOWN_ID, Feature, Manifest
+from trainer.data.dataset.vocabulary import ids_of_numbers, read_vocabulary
+from trainer.data.inputs import UsedFeatures, features_of, ticks_per_second
+from trainer.data.stream.columns import Lists, take
+from trainer.data.stream.row_groups import Wanted, column_of
+
+
+def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConfig], model: ModelConfig) -> Catalogue:
+    """Read the catalogue; without features of items and with a row for every id there is nothing to read.
+
+    Raises UserError where the model wants what the dataset does not have.
+    """
+    used = features_of(manifest, model.inputs)
+    features, inputs = used.items, _inputs(manifest, used, tables, model)
+    hashed = isinstance(tables["item"].ids, HashIdsConfig)
+    num_known = manifest.num_item_rows
+    if not features and not hashed:
+        return Catalogue(num_known, num_known, inputs=inputs)
+    ids = ids_of_numbers(folder, manifest, with_unknown=bool(features))
+    num_ids = int(ids.max(initial=0)) + 1
+    rows = np.arange(num_ids)
+    rows[num_known:] = 0
+    if isinstance(tables["item"].ids, HashIdsConfig):
+        rows[1:num_known] = hash_rows(read_vocabulary(folder, manifest).values, tables["item"].ids.num_rows)
+    number_of_id = np.zeros(num_ids, np.int64)
+    number_of_id[ids] = np.arange(ids.size)
+    number_of_id[0] = 0
+    return Catalogue(
+        num_known=num_known,
+        num_ids=num_ids,
+        rows=rows if hashed or num_ids > num_known else None,
+        has_row=np.arange(num_ids) < num_known if num_ids > num_known else None,
+        features=tuple(_input_feature(feature, tables) for feature in features),
+        columns=_read_columns(folder, manifest, tables, features, ids, number_of_id),
+        inputs=inputs,
+    )
+
+
+def wanted_by(catalogue: Catalogue, users: bool = False) -> Wanted:
+    """What a reader has to read for this model, and nothing else; `users`: who they are, too."""
+    inputs = catalogue.inputs
+    owned = (("event", inputs.events), ("user", inputs.users), ("impression", inputs.candidates))
+    columns = [f"{owner}.{feature.name}" for owner, features in owned for feature in features]
+    return Wanted(
+        users=users,
+        times=inputs.clock is not None,
+        features=frozenset(columns),
+        unknown=catalogue.scores_unknown,
+    )
+
+
+def _inputs(manifest: Manifest, used: UsedFeatures, tables: dict[str, TableConfig], model: ModelConfig) -> Inputs:
+    clock = None
+    if model.uses_time:
+        clock = Clock(ticks_per_second(manifest, model), tuple(model.inputs.time), model.inputs.request_time)
+    events, users, candidates = (
+        tuple(_input_feature(f, tables) for f in features) for features in (used.events, used.users, used.candidates)
+    )
+    return Inputs(events, users, clock, candidates)
+
+
+def _input_feature(feature: Feature, tables: dict[str, TableConfig]) -> InputFeature:
+    if feature.kind in ("numeric", "vector"):
+        return InputFeature(feature.name, None, feature.dim or 1)
+    assert feature.table is not None
+    table = tables[feature.table]
+    missing = _missing(feature.table, tables)
+    return InputFeature(feature.name, feature.table, table.dim, missing, table.pooling, table.lookup == "bags")
+
+
+def _missing(table: str, tables: dict[str, TableConfig]) -> int:
+    return int(MISSING) if isinstance(tables[table].ids, DynamicIdsConfig) else UNKNOWN_ID
+
+
+def _read_columns(
+    folder: Path,
+    manifest: Manifest,
+    tables: dict[str, TableConfig],
+    features: tuple[Feature, ...],
+    ids: np.ndarray,
+    number_of_id: np.ndarray,
+) -> dict[str, Any]:
+    if not features:
+        return {}
+    assert manifest.items is not None
+    table = pq.read_table(
+        folder / manifest.items.path, columns=[f.column for f in features], page_checksum_verification=True
+    )
+    decode = decoder_of(features, ids)
+    columns: dict[str, Any] = {}
+    for feature in features:
+        column = take(column_of(table.column(feature.column)), number_of_id)
+        if isinstance(column, Lists):
+            columns[feature.name] = IdColumn(decode[feature.column](column.values), column.offsets)
+        elif feature.kind in ("numeric", "vector"):
+            columns[feature.name] = decode[feature.column](column).reshape(len(number_of_id), -1)
+        else:
+            assert feature.table is not None
+            missing = _missing(feature.table, tables)
+            columns[feature.name] = _without_missing(decode[feature.column](column), missing)
+    return columns
+
+
+def _without_missing(values: np.ndarray, missing: int) -> IdColumn:
+    """A single id per item; that of a missing value, or of one that the vocabulary does not have, says nothing."""
+    present = values != missing
+    return IdColumn(values[present], np.concatenate(([0], np.cumsum(present))))

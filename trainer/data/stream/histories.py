@@ -1,0 +1,158 @@
+"""Training batches of one rank: Arrow row groups in the global order, as jagged batches ready for the model.
+
+Inputs and targets of a block of steps are gathered by the same places shifted by one, and each step's share is a view of them,
+so that no Python loop runs over rows or events.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+
+from models.batches.history_batch import HistoryBatch, as_tensor, build_batch, with_inputs
+from models.batches.micro_batches import with_cuts
+from models.config import NextItemConfig
+from models.features.items import Catalogue
+from models.objectives.config import SampledObjectiveConfig
+from trainer.data.dataset.manifest import UNKNOWN_ID
+from trainer.data.stream.columns import Column, slice_all, stretches, take_all, zero_like
+from trainer.data.stream.examples import Chosen
+from trainer.data.stream.global_batches import GlobalBatches
+from trainer.data.stream.masking import masked_events, times_before
+from trainer.data.stream.negatives import NOTHING, NegativeDraws
+from trainer.data.stream.order import Position
+from trainer.data.stream.row_groups import PackedHistories, RowGroupReader
+from trainer.data.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps
+
+
+@dataclass(frozen=True)
+class JaggedHistories:
+    """Training histories one after another: history b owns the entries from offsets[b] to offsets[b + 1].
+
+    row_ids: (B,) int64, ids of the examples; offsets: (B + 1,) int64; items, targets: (N,) int32, each input event and what is
+    learned there: the one after it, or the event itself where masked items are; masked: (N,) bool in that case.
+    times, target_times: (N,) int64; features: an entry per input event, user_features: one per history, where the reader was
+    asked for them.
+    """
+
+    row_ids: np.ndarray
+    offsets: np.ndarray
+    items: np.ndarray
+    targets: np.ndarray
+    times: np.ndarray | None = None
+    target_times: np.ndarray | None = None
+    features: Mapping[str, Column] = field(default_factory=dict)
+    user_features: Mapping[str, Column] = field(default_factory=dict)
+    masked: np.ndarray | None = None
+
+    def sliced(self, start: int, stop: int) -> "JaggedHistories":
+        """Histories start .. stop - 1: views."""
+        first, last = (int(place) for place in self.offsets[[start, stop]])
+        return JaggedHistories(
+            self.row_ids[start:stop],
+            self.offsets[start : stop + 1] - first,
+            self.items[first:last],
+            self.targets[first:last],
+            None if self.times is None else self.times[first:last],
+            None if self.target_times is None else self.target_times[first:last],
+            slice_all(self.features, first, last),
+            slice_all(self.user_features, start, stop),
+        )
+
+    def with_an_empty_one(self) -> "JaggedHistories":
+        """One empty history in the place of none, so that a rank without a share takes part."""
+        return replace(
+            self,
+            row_ids=np.asarray([EMPTY_ROW]),
+            offsets=np.zeros(2, dtype=np.int64),
+            user_features={name: zero_like(column) for name, column in self.user_features.items()},
+        )
+
+    def with_masks(self, masked: np.ndarray) -> "JaggedHistories":
+        """Masked events (N,) have no item, and are all that is learned."""
+        items, targets = np.where(masked, UNKNOWN_ID, self.items), np.where(masked, self.targets, UNKNOWN_ID)
+        return replace(self, items=items, targets=targets, masked=masked)
+
+
+@dataclass(frozen=True)
+class TrainStream:
+    """Steps from any position on. Pure data: iterating it holds the only state, and any two iterations agree.
+
+    micro_batch_tokens: the input events of the pieces that each batch is cut into, at most. train_events: of every id, where the
+    objective draws by them (trainer.data.stream.negatives).
+    """
+
+    reader: RowGroupReader
+    batches: GlobalBatches
+    model: NextItemConfig
+    catalogue: Catalogue
+    micro_batch_tokens: int | None = None
+    train_events: np.ndarray | None = None
+
+    def steps(self, start: Position, num_epochs: int) -> Iterator[Step[HistoryBatch]]:
+        """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
+        for packed in self.packed(start, num_epochs):
+            batch = with_cuts(self._batch(packed), self.micro_batch_tokens)
+            yield Step(batch, packed.epoch, packed.before, packed.after)
+
+    def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedHistories]]:
+        """The same steps as packed arrays, before anything is looked up or laid out. A share may have no history."""
+        return packed_steps(self.reader, self.batches, self._gather, start, num_epochs)
+
+    def _gather(self, packed: PackedHistories, rows: np.ndarray, chosen: Chosen) -> JaggedHistories:
+        # The last event of a history is a target only, unless masked events are. Windows are counted from the most recent end.
+        ahead = int(not self.model.masks_items)
+        stops = packed.starts[rows] + packed.train_end[rows] - ahead - chosen.window * self.model.max_history
+        starts = np.maximum(packed.starts[rows], stops - self.model.max_history)
+        places, offsets = stretches(starts, np.maximum(stops, starts))
+        items, features = packed.items.take(places), take_all(packed.features, places)
+        times = target_times = None
+        if packed.times is not None:
+            times, target_times = packed.times.take(places), packed.times.take(places + ahead)
+        places += ahead  # from inputs to their targets
+        targets, user_features = packed.items.take(places), take_all(packed.user_features, rows)
+        row_ids = self.batches.examples.ids(chosen)
+        return JaggedHistories(row_ids, offsets, items, targets, times, target_times, features, user_features)
+
+    def _batch(self, step: PackedStep[JaggedHistories]) -> HistoryBatch:
+        histories = step.share
+        if histories.row_ids.size == 0:
+            histories = histories.with_an_empty_one()
+        if self.model.masks_items:
+            masking, seed = self.model.masking, self.batches.seed
+            masked = masked_events(histories.row_ids, histories.offsets, masking, seed, step.epoch)
+            histories = histories.with_masks(masked)
+        whole = self._draws is None
+        negatives = NOTHING
+        if self._draws is not None:
+            negatives = self._draws.ahead(step.before, histories.targets, self.batches.rank)
+        batch = build_batch(
+            histories.row_ids,
+            histories.offsets,
+            histories.items,
+            histories.targets,
+            negatives,
+            self.catalogue,
+            whole,
+        )
+        times = histories.times
+        if histories.masked is not None:
+            batch = replace(batch, masked=as_tensor(histories.masked))
+            if times is not None and not self.catalogue.inputs.tells_request:
+                times = times_before(times, histories.masked, histories.offsets)
+        return with_inputs(
+            batch,
+            self.catalogue,
+            histories.features,
+            histories.user_features,
+            times,
+            histories.target_times,
+        )
+
+    @cached_property
+    def _draws(self) -> NegativeDraws | None:
+        objective = self.model.objective
+        if not isinstance(objective, SampledObjectiveConfig):
+            return None
+        return NegativeDraws(objective, self.catalogue.num_known, self.batches.seed, self.train_events)

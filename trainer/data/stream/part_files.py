@@ -1,0 +1,218 @@
+"""The Parquet files of a dataset while they are read: opened when needed, and watched.
+
+The invariant: what is read is what the manifest speaks of, or there is an error that names the file. When a file is opened its
+size, row groups and column types are compared with the manifest; at every read it must still be the same file, and every
+page has to fit its checksum.
+"""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer.data.dataset.manifest import Feature, Manifest
+from trainer.errors import UserError
+
+MAX_OPEN = 128  # opening reads the footer, which takes longer than reading a small row group
+BULK_EVENTS = 1 << 18  # read in one call, about: a call costs as much as some thousand events
+CUTS = ("train_end", "validation_end")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A Parquet row group that belongs to a row group of the dataset."""
+
+    path: str
+    number: int
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the manifest says of a file: its size, and of its row groups the rows and events (none where it does not say)."""
+
+    num_bytes: int
+    group_rows: tuple[int, ...] | None = None
+    group_events: tuple[int, ...] = ()
+
+
+class PartFiles:
+    """Reads columns of row groups. One thread at a time."""
+
+    def __init__(self, folder: Path, manifest: Manifest, columns: Iterable[str]) -> None:
+        """columns: those that will be read, of which each file has some; their types are checked."""
+        self.folder = folder
+        self._columns = frozenset(columns)
+        self._types = column_types(manifest)
+        self._expected = {
+            part.path: _Expected(
+                part.num_bytes,
+                tuple(group.num_rows for group in part.row_groups),
+                tuple(group.num_events for group in part.row_groups),
+            )
+            for part in manifest.parts
+        } | {cuts.path: _Expected(cuts.num_bytes) for cuts in manifest.cuts}
+        self._required = _required_columns(manifest, self._columns)
+        self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._first_seen: dict[str, tuple[int, ...]] = {}
+
+    def check(self) -> None:
+        """Open every file once. Raises UserError naming a file that is not what the manifest says, and the column if it is one."""
+        for path in self._expected:
+            try:
+                self._file(path)
+            except (OSError, pa.ArrowException, _ChangedError) as error:
+                raise self._unreadable(path, error) from error
+
+    def read(self, piece: Piece, columns: list[str]) -> pa.Table:
+        """Raises UserError naming file and row group if it cannot be read, or is not the file it was."""
+        try:
+            return self._read(piece.path, [piece.number], columns)
+        except (OSError, pa.ArrowException, _ChangedError) as error:
+            raise self._unreadable(f"{piece.path}, row group {piece.number}", error) from error
+
+    def read_together(self, path: str, numbers: list[int], columns: list[str]) -> list[pa.Table]:
+        """Row groups of a part, a table for each. Raises UserError naming file and row group."""
+        expected = self._expected[path]
+        assert expected.group_rows is not None
+        events = np.cumsum([expected.group_events[number] for number in numbers])
+        tables: list[pa.Table] = []
+        for few in np.split(np.asarray(numbers), np.flatnonzero(np.diff(events // BULK_EVENTS)) + 1):
+            try:
+                whole = self._read(path, few.tolist(), columns)
+            except (OSError, pa.ArrowException, _ChangedError):
+                tables += [self.read(Piece(path, number), columns) for number in few.tolist()]  # which one is it?
+                continue
+            rows = [expected.group_rows[number] for number in few.tolist()]
+            tables += [whole.slice(last - count, count) for last, count in zip(np.cumsum(rows), rows, strict=True)]
+        return tables
+
+    def _read(self, path: str, numbers: list[int], columns: list[str]) -> pa.Table:
+        # One thread: reading runs beside training, which has the other cores.
+        return self._file(path).read_row_groups(numbers, columns=list(dict.fromkeys(columns)), use_threads=False)
+
+    def read_whole(self, path: str, columns: list[str]) -> pa.Table:
+        """Columns of all row groups of a file. Raises UserError naming the file."""
+        try:
+            return self._file(path).read(columns=columns, use_threads=False)
+        except (OSError, pa.ArrowException, _ChangedError) as error:
+            raise self._unreadable(path, error) from error
+
+    def group_rows(self, path: str) -> tuple[int, ...]:
+        """Rows of each row group of a file."""
+        return _group_rows(self._file(path))
+
+    def _unreadable(self, where: str, error: Exception) -> UserError:
+        return UserError(
+            f"dataset {self.folder / where}: cannot be read ({error}); "
+            "the file is damaged, gone or was written to: delete the dataset folder and run `shoal prepare`"
+        )
+
+    def _file(self, path: str) -> pq.ParquetFile:
+        self._check_unchanged(path)
+        if path not in self._open:
+            file = pq.ParquetFile(self.folder / path, page_checksum_verification=True)
+            self._check_content(path, file)
+            self._open[path] = file
+            if len(self._open) > MAX_OPEN:
+                self._open.popitem(last=False)[1].close()
+        self._open.move_to_end(path)
+        return self._open[path]
+
+    def _check_unchanged(self, path: str) -> None:
+        """An open file goes on to be readable after it was deleted or replaced: look at what the name stands for now."""
+        found = os.stat(self.folder / path)
+        now = (found.st_size, found.st_mtime_ns, found.st_ino)
+        expected = self._expected[path].num_bytes
+        if path not in self._first_seen and found.st_size != expected:
+            raise UserError(
+                f"dataset {self.folder / path}: has {found.st_size:,} bytes, the manifest says {expected:,}: truncated or "
+                "rewritten; delete the dataset folder and run `shoal prepare`"
+            )
+        if self._first_seen.setdefault(path, now) != now:
+            raise _ChangedError("it was rewritten while in use")
+
+    def _check_content(self, path: str, file: pq.ParquetFile) -> None:
+        names = self._required[path]
+        schema = file.schema_arrow
+        for name in names:
+            allowed = self._types.get(name)
+            found = type_name(schema.field(name).type) if name in schema.names else None
+            if found is None or (allowed is not None and found not in allowed):
+                has = "is missing" if found is None else f"has the type {found}"
+                should = f", expected {' or '.join(allowed)}" if allowed is not None else ""
+                raise UserError(
+                    f"dataset {self.folder / path}: column {name!r} {has}{should}: the file is not the one that was "
+                    "prepared; delete the dataset folder and run `shoal prepare`"
+                )
+            self._types[name] = (found,)  # where several are allowed, the files still have to agree
+        expected = self._expected[path].group_rows
+        if expected is not None and _group_rows(file) != expected:
+            raise UserError(
+                f"dataset {self.folder / path}: its row groups are not those of the manifest: rewritten; "
+                "delete the dataset folder and run `shoal prepare`"
+            )
+
+
+def _group_rows(file: pq.ParquetFile) -> tuple[int, ...]:
+    metadata = file.metadata
+    return tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+
+
+class _ChangedError(Exception):
+    """The file under a name is another one than before."""
+
+
+def column_types(manifest: Manifest) -> dict[str, tuple[str, ...]]:
+    """The types that every column of a part may have, by name (trainer/data/dataset/manifest.py)."""
+    types: dict[str, tuple[str, ...]] = dict.fromkeys((*CUTS, "row"), ("int32",))
+    types |= {"user": ("int64", "string"), "item": ("list<int32>",), "time": ("list<int64>",)}
+    types |= {"impression.item": ("list<int32>",), "impression.time": ("list<int64>",)}
+    types["impression.history_end"] = ("list<int32>",)
+    types |= {f"label.{name}": ("list<float>", "list<double>") for name in manifest.labels.get("names", ())}
+    for feature in manifest.features:
+        plain = _feature_types(feature)
+        if feature.owner == "event":
+            types[feature.column] = types[f"impression.{feature.name}"] = tuple(f"list<{name}>" for name in plain)
+        elif feature.owner == "user":
+            types[feature.column] = plain
+    return types
+
+
+def _feature_types(feature: Feature) -> tuple[str, ...]:
+    match feature.kind:
+        case "categorical":
+            return ("int32", "int64")
+        case "categorical_list":
+            return ("list<int32>", "list<int64>")
+        case "timestamp":
+            return ("int64",)
+        case "vector":
+            return (f"list<float>[{feature.dim}]",)
+        case _:
+            return ("float",)
+
+
+def type_name(found: pa.DataType) -> str:
+    """A type without the names that Parquet gives to the entries of lists."""
+    if pa.types.is_fixed_size_list(found):
+        return f"list<{type_name(found.value_type)}>[{found.list_size}]"
+    if pa.types.is_list(found):
+        return f"list<{type_name(found.value_type)}>"
+    return str(found)
+
+
+def _required_columns(manifest: Manifest, columns: frozenset[str]) -> dict[str, tuple[str, ...]]:
+    """The columns that each file has to have, of those that are read."""
+    with_cuts = {file.partition for file in manifest.cuts}
+    required: dict[str, tuple[str, ...]] = {file.path: CUTS for file in manifest.cuts}
+    for part in manifest.parts:
+        names = set(columns) | ({"row"} if part.generation else set())
+        if part.generation or part.partition in with_cuts:
+            names -= set(CUTS)
+        required[part.path] = tuple(sorted(names))
+    return required

@@ -1,0 +1,379 @@
+"""Row groups of a sequence dataset as packed arrays, with a bounded cache.
+
+The invariant: values are views of Arrow's buffers, or gathered from them at once; no row is touched in Python. A row group
+that later generations continued is put together here, so that nobody else knows of generations.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from trainer.data.dataset.features import decoder_of
+from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.vocabulary import ids_of_numbers
+from trainer.data.stream.columns import Column, Lists, concatenate, concatenate_all, stretches, take
+from trainer.data.stream.part_files import CUTS, PartFiles, Piece
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """The impressions of packed histories: history r owns those from starts[r] to ends[r].
+
+    items: (m,) int32 ids; times: (m,) int64; history_end: (m,) int64, the events of the history before the impression;
+    labels, features: by name, an entry per impression; starts, ends: (rows,) int64.
+    """
+
+    items: np.ndarray
+    times: np.ndarray
+    history_end: np.ndarray
+    labels: Mapping[str, np.ndarray]
+    features: Mapping[str, Column]
+    starts: np.ndarray
+    ends: np.ndarray
+
+
+@dataclass(frozen=True)
+class PackedHistories:
+    """The histories of one row group: history r owns items[starts[r]:ends[r]], its cuts are relative to starts[r].
+
+    items: (n,) int32 ids; starts, ends, train_end, validation_end: (rows,) int64; users: Arrow array (rows,), as in the logs;
+    times: (n,) int64 and features (an entry per event), user_features (an entry per row), where they were asked for.
+    In a dataset for ranking the cuts are relative to impressions.starts[r].
+    """
+
+    items: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
+    train_end: np.ndarray
+    validation_end: np.ndarray
+    users: pa.Array | None
+    times: np.ndarray | None = None
+    features: Mapping[str, Column] = field(default_factory=dict)
+    user_features: Mapping[str, Column] = field(default_factory=dict)
+    impressions: Impressions | None = None
+
+    @cached_property
+    def num_bytes(self) -> int:
+        return _num_bytes(self)
+
+
+def _num_bytes(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return int(value.nbytes)
+    if isinstance(value, Mapping):
+        return sum(map(_num_bytes, value.values()))
+    if isinstance(value, PackedHistories | Impressions | Lists):
+        return sum(_num_bytes(getattr(value, entry.name)) for entry in fields(value))
+    return 0
+
+
+def joined(pieces: list[PackedHistories]) -> PackedHistories:
+    """Several row groups as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    users = None if pieces[0].users is None else pa.concat_arrays([piece.users for piece in pieces])
+    impressions = [piece.impressions for piece in pieces if piece.impressions is not None]
+    return PackedHistories(
+        items=np.concatenate([piece.items for piece in pieces]),
+        **_stretches(pieces, [piece.items.size for piece in pieces]),
+        train_end=np.concatenate([piece.train_end for piece in pieces]),
+        validation_end=np.concatenate([piece.validation_end for piece in pieces]),
+        users=users,
+        times=None if pieces[0].times is None else np.concatenate([piece.times for piece in pieces]),  # type: ignore[misc]
+        features=concatenate_all([piece.features for piece in pieces]),
+        user_features=concatenate_all([piece.user_features for piece in pieces]),
+        impressions=_joined_impressions(impressions) if impressions else None,
+    )
+
+
+def _joined_impressions(pieces: list[Impressions]) -> Impressions:
+    return Impressions(
+        items=np.concatenate([piece.items for piece in pieces]),
+        times=np.concatenate([piece.times for piece in pieces]),
+        history_end=np.concatenate([piece.history_end for piece in pieces]),
+        labels=concatenate_all([piece.labels for piece in pieces]),  # type: ignore[arg-type]
+        features=concatenate_all([piece.features for piece in pieces]),
+        **_stretches(pieces, [piece.items.size for piece in pieces]),
+    )
+
+
+def _stretches(pieces: list[Any], sizes: list[int]) -> dict[str, np.ndarray]:
+    bases = np.concatenate(([0], np.cumsum(sizes)))
+    return {
+        name: np.concatenate([getattr(piece, name) + base for piece, base in zip(pieces, bases, strict=False)])
+        for name in ("starts", "ends")
+    }
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a reader should read besides items and cuts: times, users, features, or impressions.
+
+    features: of events, users and impressions, all of them or those of the named columns ("event.NAME", "user.NAME",
+    "impression.NAME").
+    numbers: items as numbers of the catalogue, not as the model's ids; unknown: items that the training part does not know
+    have ids behind those of the known ones, not 0.
+    """
+
+    users: bool = False
+    times: bool = False
+    features: bool | frozenset[str] = False
+    impressions: bool = False
+    numbers: bool = False
+    unknown: bool = False
+
+
+@dataclass(frozen=True)
+class _Group:
+    pieces: tuple[Piece, ...]
+    cuts: Piece | None  # of all rows; none takes them from the only piece
+    first_row: int  # of the partition
+
+
+class RowGroupReader:
+    """Reads row groups by their number in the dataset, checks their page checksums, keeps recent ones up to `cache_bytes`."""
+
+    def __init__(
+        self, folder: Path, manifest: Manifest, wanted: Wanted = Wanted(), cache_bytes: int = 256 << 20
+    ) -> None:
+        self.wanted = wanted
+        self.group_rows = manifest.group_rows
+        self.first_rows = np.concatenate(([0], np.cumsum(self.group_rows))).astype(np.int64)
+        self.num_events = sum(group.num_events for part in manifest.parts for group in part.row_groups)
+        self._groups = _groups_of(manifest)
+        self._ids = None
+        if not wanted.numbers and not manifest.ids_are_numbers:
+            self._ids = ids_of_numbers(folder, manifest, wanted.unknown)
+        self._event_columns, self._user_columns, shown = _feature_columns(manifest, wanted)
+        self._decode = decoder_of(manifest.features, self._ids)
+        self._labels = tuple(manifest.labels.get("names", ()))
+        self._cache_bytes = cache_bytes
+        self._cached: OrderedDict[int, PackedHistories] = OrderedDict()
+        self._lists = ("item", *(("time",) if wanted.times else ()), *self._event_columns)
+        self._impression_columns = shown
+        self._impressions = _impression_columns(self._labels, shown) if wanted.impressions else ()
+        self._once = (*(("user",) if wanted.users else ()), *self._user_columns)
+        self._files = PartFiles(folder, manifest, (*self._lists, *self._impressions, *self._once, *CUTS))
+
+    def check_files(self) -> None:
+        """Look at every file once. Raises UserError naming one that is not what the manifest says, and the column if it is one."""
+        self._files.check()
+
+    def read(self, groups: Iterable[int]) -> dict[int, PackedHistories]:
+        """The wanted groups, from the cache or the files. Raises UserError naming a file that cannot be read."""
+        wanted = [int(g) for g in groups]
+        self._cached |= self._load_all([group for group in wanted if group not in self._cached])
+        for group in wanted:
+            self._cached.move_to_end(group)
+        held = {group: self._cached[group] for group in wanted}
+        total = sum(packed.num_bytes for packed in self._cached.values())
+        while total > self._cache_bytes and len(self._cached) > len(held):
+            # Wanted groups were moved to the end, so the oldest is never one of them here.
+            total -= self._cached.popitem(last=False)[1].num_bytes
+        return held
+
+    def cuts(self, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """(train_end, validation_end) of a group's rows, (rows,) int64 each, without reading any event."""
+        place = self._groups[group]
+        return self._read_cuts(place.cuts or place.pieces[0])
+
+    def _read_cuts(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
+        table = self._files.read(piece, [*CUTS])
+        return tuple(table.column(name).to_numpy().astype(np.int64) for name in CUTS)  # type: ignore[return-value]
+
+    def train_ends(self) -> np.ndarray:
+        """train_end of every row of the dataset, (num_rows,) int32: a look at each file, none at events."""
+        ends = np.empty(self.first_rows[-1], dtype=np.int32)
+        pieces: dict[str, list[tuple[int, int]]] = {}
+        for number, group in enumerate(self._groups):
+            place = group.cuts or group.pieces[0]
+            pieces.setdefault(place.path, []).append((place.number, number))
+        for path, found in pieces.items():
+            chunks = self._files.read_whole(path, ["train_end"])
+            bounds = np.concatenate(([0], np.cumsum(self._files.group_rows(path))))
+            column = chunks.column("train_end").to_numpy()
+            for number, group_number in found:  # row groups, never rows
+                first, last = self.first_rows[group_number : group_number + 2]
+                ends[first:last] = column[bounds[number] : bounds[number + 1]]
+        return ends
+
+    def shown_times(self, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """When the impressions of a group were shown, without reading anything else of them.
+
+        (times (m,), starts, ends (rows,)): those of row r are times[starts[r]:ends[r]], ascending, and rows follow one another.
+        """
+        place, num_rows, columns = self._groups[group], self.group_rows[group], ("impression.time",)
+        tables = [self._files.read(place.pieces[0], [*columns])]
+        tables += [self._files.read(piece, [*columns, "row"]) for piece in place.pieces[1:]]
+        rows = [np.arange(num_rows)]
+        rows += [table.column("row").to_numpy().astype(np.int64) - place.first_row for table in tables[1:]]
+        values, starts, ends = _merged(tables, rows, columns, num_rows)
+        return values["impression.time"], starts, ends  # type: ignore[return-value]
+
+    def _load_all(self, numbers: list[int]) -> dict[int, PackedHistories]:
+        """Row groups that lie in one file are read together, and each is packed."""
+        by_path: dict[str, list[int]] = {}
+        for number in numbers:
+            by_path.setdefault(self._groups[number].pieces[0].path, []).append(number)
+        loaded = {}
+        for path, found in by_path.items():
+            own_cuts = () if self._groups[found[0]].cuts is not None else CUTS
+            columns = [*self._lists, *self._impressions, *self._once, *own_cuts]
+            places = [self._groups[number].pieces[0].number for number in found]
+            for number, table in zip(found, self._files.read_together(path, places, columns), strict=True):
+                loaded[number] = self._packed(self._groups[number], self.group_rows[number], table)
+        return loaded
+
+    def _packed(self, group: _Group, num_rows: int, first: pa.Table) -> PackedHistories:
+        """A row group from its oldest piece and those that continue it."""
+        lists = [*self._lists, *self._impressions, "row"]
+        tables = [first, *(self._files.read(piece, lists) for piece in group.pieces[1:])]
+        continued = [t.column("row").to_numpy().astype(np.int64) - group.first_row for t in tables[1:]]
+        rows = [np.arange(num_rows), *continued]
+        values, starts, ends = _merged(tables, rows, self._lists, num_rows)
+        if group.cuts is not None:
+            train_end, validation_end = self._read_cuts(group.cuts)
+        else:
+            train_end, validation_end = (first.column(name).to_numpy().astype(np.int64) for name in CUTS)
+        user_columns = {name: column_of(first.column(name)) for name in self._user_columns}
+        return PackedHistories(
+            items=self._item_ids(values["item"]),
+            starts=starts,
+            ends=ends,
+            train_end=train_end,
+            validation_end=validation_end,
+            users=_array(first.column("user")) if self.wanted.users else None,
+            times=values.get("time"),  # type: ignore[arg-type]
+            features=self._decoded(values, self._event_columns, "event."),
+            user_features=self._decoded(user_columns, self._user_columns, "user."),
+            impressions=self._load_impressions(tables, rows, num_rows) if self._impressions else None,
+        )
+
+    def _load_impressions(self, tables: list[pa.Table], rows: list[np.ndarray], num_rows: int) -> Impressions:
+        values, starts, ends = _merged(tables, rows, self._impressions, num_rows)
+        features = {f"event.{name.removeprefix('impression.')}": column for name, column in values.items()}
+        columns = tuple(f"event.{name.removeprefix('impression.')}" for name in self._impression_columns)
+        return Impressions(
+            items=self._item_ids(values["impression.item"]),
+            times=values["impression.time"],  # type: ignore[arg-type]
+            history_end=values["impression.history_end"].astype(np.int64),  # type: ignore[union-attr]
+            labels={name: values[f"label.{name}"] for name in self._labels},  # type: ignore[misc]
+            features=self._decoded(features, columns, "event."),
+            starts=starts,
+            ends=ends,
+        )
+
+    def _item_ids(self, numbers: Column) -> np.ndarray:
+        assert isinstance(numbers, np.ndarray)
+        return numbers if self._ids is None else self._ids[numbers]
+
+    def _decoded(self, values: Mapping[str, Column], columns: tuple[str, ...], prefix: str) -> dict[str, Column]:
+        return {name.removeprefix(prefix): self._decoded_one(name, values[name]) for name in columns}
+
+    def _decoded_one(self, name: str, column: Column) -> Column:
+        decode: Callable[[np.ndarray], np.ndarray] = self._decode[name]
+        if isinstance(column, Lists):
+            return replace(column, values=decode(column.values))
+        return decode(column)
+
+
+def _groups_of(manifest: Manifest) -> list[_Group]:
+    """Where the pieces of every row group of the dataset lie, oldest first."""
+    pieces: dict[int, list[Piece]] = {}
+    partition: dict[int, int] = {}
+    for part in manifest.parts:
+        for number, piece in enumerate(part.row_groups):
+            pieces.setdefault(piece.group, []).append(Piece(part.path, number))
+            partition[piece.group] = part.partition
+    cuts = {file.partition: file.path for file in manifest.cuts}
+    rows, groups = manifest.group_rows, []
+    first_row: dict[int, int] = {}
+    place: dict[int, int] = {}  # of a group within its partition
+    for group in range(len(rows)):
+        home = partition[group]
+        number = place.setdefault(home, 0)
+        path = cuts.get(home)
+        cut = Piece(path, number) if path is not None else None
+        groups.append(_Group(tuple(pieces[group]), cut, first_row.setdefault(home, 0)))
+        first_row[home] += rows[group]
+        place[home] += 1
+    return groups
+
+
+def _feature_columns(manifest: Manifest, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Of events, of users and of impressions; the last have the features of events."""
+    declared = [f.column for owner in ("event", "user") for f in manifest.features if f.owner == owner]
+    columns = declared + [f"impression.{f.name}" for f in manifest.features if f.owner == "event"]
+    if wanted.features is not True:
+        columns = [column for column in columns if wanted.features and column in wanted.features]
+    events, users, impressions = (
+        tuple(column for column in columns if column.startswith(f"{owner}."))
+        for owner in ("event", "user", "impression")
+    )
+    return events, users, impressions
+
+
+def _impression_columns(labels: tuple[str, ...], features: tuple[str, ...]) -> tuple[str, ...]:
+    return ("impression.item", "impression.time", "impression.history_end", *(f"label.{n}" for n in labels), *features)
+
+
+def _merged(
+    tables: list[pa.Table], rows: list[np.ndarray], columns: tuple[str, ...], num_rows: int
+) -> tuple[dict[str, Column], np.ndarray, np.ndarray]:
+    """The lists of all generations, one after the other for each row: (values by column, starts, ends (num_rows,)).
+
+    rows[g]: which row each entry of tables[g] continues.
+    """
+    offsets = [_array(table.column(columns[0])).offsets.to_numpy().astype(np.int64) for table in tables]
+    if len(tables) == 1:
+        bounds = offsets[0] - offsets[0][0]
+        return {name: _list_values(tables[0].column(name)) for name in columns}, bounds[:-1], bounds[1:]
+    bases = np.concatenate(([0], np.cumsum([o[-1] - o[0] for o in offsets])))
+    starts = np.concatenate([o[:-1] - o[0] + base for o, base in zip(offsets, bases, strict=False)])
+    ends = np.concatenate([o[1:] - o[0] + base for o, base in zip(offsets, bases, strict=False)])
+    row = np.concatenate(rows)
+    order = np.argsort(row, kind="stable")
+    places, packed = stretches(starts[order], ends[order])
+    bounds = packed[np.searchsorted(row[order], np.arange(num_rows + 1))]
+    pieces = {name: [_list_values(table.column(name)) for table in tables] for name in columns}
+    return {name: take(concatenate(found), places) for name, found in pieces.items()}, bounds[:-1], bounds[1:]
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    """A column as one array: as it is where it has one chunk, which is what reading a row group gives."""
+    if column.num_chunks == 1:
+        return column.chunk(0)
+    combined = column.combine_chunks()  # an array or chunks, depending on their number
+    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined
+
+
+def _list_values(column: pa.ChunkedArray) -> Column:
+    """The entries of all lists of a column, one after another; the column's own offsets are taken elsewhere."""
+    lists = _array(column)
+    if lists.null_count:
+        return _column_of(lists.flatten())
+    first, last = lists.offsets[0].as_py(), lists.offsets[-1].as_py()
+    return _column_of(lists.values.slice(first, last - first))
+
+
+def column_of(column: pa.ChunkedArray) -> Column:
+    """A column that has one entry per row."""
+    return _column_of(_array(column))
+
+
+def _column_of(values: pa.Array) -> Column:
+    if pa.types.is_fixed_size_list(values.type):
+        width = values.type.list_size
+        vectors: np.ndarray = values.flatten().to_numpy().reshape(-1, width)
+        return vectors
+    if pa.types.is_list(values.type):
+        offsets = values.offsets.to_numpy().astype(np.int64)
+        return Lists(values.flatten().to_numpy(), offsets - offsets[0])
+    plain: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return plain

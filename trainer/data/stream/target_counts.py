@@ -1,0 +1,52 @@
+"""How often each item is a target in an epoch of training: what negatives drawn from targets are drawn by.
+
+That is not how often it occurs in the training part: the first event of a history is no target, of a long one only the most recent
+events may be, and masked items are targets where they are masked.
+"""
+
+import numpy as np
+
+from models.config import NextItemConfig
+from sharding.world import Ranks
+from trainer.data.stream.columns import stretches
+from trainer.data.stream.masking import mask_probabilities
+from trainer.data.stream.row_groups import PackedHistories, RowGroupReader
+
+UNITS = 1 << 20  # in one target: counts are whole numbers, so that they do not depend on who adds them up
+
+
+def count_targets(
+    reader: RowGroupReader, config: NextItemConfig, windows: bool, num_known: int, ranks: Ranks
+) -> np.ndarray:
+    """Return the targets in this rank's part of the row groups: (num_known,) int64, in UNITS, on average over epochs.
+
+    Reads the items of these row groups once. Items that the training part does not know are never learned, and not counted.
+    Raises UserError naming a file that cannot be read.
+    """
+    counts = np.zeros(num_known, dtype=np.int64)
+    for group in range(ranks.rank, len(reader.group_rows), ranks.world_size):
+        items, units = _targets_of(reader.read([group])[group], config, windows)
+        known = (items > 0) & (items < num_known)
+        # Sums of float64 are exact here: a row group has far fewer than 2^33 events.
+        counts += np.bincount(items[known], units[known], num_known).astype(np.int64)
+    return counts
+
+
+def _targets_of(packed: PackedHistories, config: NextItemConfig, windows: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return (items, units) of every target of a row group."""
+    first = packed.starts + int(not config.masks_items)  # what comes first is a target only where it may be masked
+    last = packed.starts + packed.train_end
+    if not windows:
+        first = np.maximum(first, last - config.max_history)
+    places, offsets = stretches(first, np.maximum(first, last))
+    items = packed.items.take(places)
+    if not config.masks_items:
+        return items, np.full(items.size, UNITS)
+    lengths = np.diff(offsets)
+    example = np.repeat(np.arange(lengths.size), lengths)
+    from_end = offsets[1:][example] - np.arange(items.size)  # 1 for the last event of a history
+    # Windows are counted from the most recent one; only the oldest of a history is shorter.
+    window = (from_end - 1) // config.max_history
+    length = np.minimum(config.max_history, lengths[example] - window * config.max_history)
+    is_last = from_end == window * config.max_history + 1
+    return items, np.rint(mask_probabilities(length, is_last, config.masking) * UNITS)

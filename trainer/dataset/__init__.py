@@ -1,1 +1,0 @@
-"""The sequence dataset: its format, its folder, and how events become histories."""

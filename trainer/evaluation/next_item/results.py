@@ -1,0 +1,188 @@
+"""From the ranks that evaluation found per user to metrics.json and per_user.parquet. No torch: the driver calls it.
+
+The parts of all ranks are merged in the order of the dataset's rows before anything is summed, so no number depends on how many
+ranks there were.
+"""
+
+import itertools
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trainer.config import EvaluateConfig
+from trainer.data.dataset.manifest import Manifest
+from trainer.errors import UserError
+from trainer.evaluation.next_item.metrics import intervals, means, user_metrics
+from trainer.storage.files import renamed_when_whole, write_json_atomically
+
+
+@dataclass(frozen=True)
+class Results:
+    """The content of metrics.json (see DESIGN: one object per split and checkpoint)."""
+
+    task: str
+    split: str
+    checkpoint: str
+    protocol: dict[str, Any]
+    num_users: int
+    num_targets: int
+    num_targets_not_rankable: int
+    metrics: dict[str, float]
+    ci95: dict[str, list[float]]
+    baselines: dict[str, dict[str, float]]
+    baselines_ci95: dict[str, dict[str, list[float]]]
+    slices: list[dict[str, Any]]
+
+
+def merge_parts(parts: Path) -> pa.Table:
+    """All ranks' rows, sorted by row_id. Raises UserError if there are none."""
+    tables = [pq.read_table(path) for path in sorted(parts.glob("rank-*.parquet"))]
+    merged = pa.concat_tables(tables, promote_options="permissive") if tables else None
+    if merged is None or merged.num_rows == 0:
+        raise UserError(
+            "evaluation: no user has held-out events in this split with events before them; "
+            "use more logs, or move split.validation_time and split.test_time"
+        )
+    return merged.sort_by("row_id").combine_chunks()
+
+
+def summarize(
+    merged: pa.Table,
+    split: str,
+    checkpoint: str,
+    config: EvaluateConfig,
+    manifest: Manifest,
+    train_events: np.ndarray,
+) -> tuple[Results, dict[str, np.ndarray]]:
+    """The results, and the model's metrics per user in the order of `merged`."""
+    offsets, targets = _packed(merged.column("targets"))
+    _, ranks = _packed(merged.column("ranks"))
+    _, popularity_ranks = _packed(merged.column("popularity_ranks"))
+    columns = user_metrics(targets, ranks, offsets, config.ks)
+    popularity = user_metrics(targets, popularity_ranks, offsets, config.ks)
+    num_items = train_events.size
+    results = Results(
+        task="next_item",
+        split=split,
+        checkpoint=checkpoint,
+        protocol={
+            "split": manifest.split,
+            "catalogue": num_items,
+            "candidates": "full catalogue",
+            "seen_items": "masked" if config.mask_seen else "ranked",
+            "targets": config.targets,
+            "ties": "smaller item id first",
+            "trained_on": _trained_on(manifest),
+        },
+        num_users=merged.num_rows,
+        num_targets=int(ranks.size),
+        num_targets_not_rankable=int((ranks == 0).sum()),
+        metrics=means(columns) | _coverage(merged.column("top_items"), config.ks, num_items),
+        ci95=intervals(columns),
+        baselines={
+            "popularity": means(popularity) | _coverage(merged.column("popularity_top_items"), config.ks, num_items)
+        },
+        baselines_ci95={"popularity": intervals(popularity)},
+        slices=_slices(columns, merged.column("history_length").to_numpy(), targets[offsets[:-1]], train_events),
+    )
+    return results, columns
+
+
+def _trained_on(manifest: Manifest) -> str:
+    held_out = "the validation events are history at test time, never trained on"
+    share = manifest.split.get("validation_share", 1.0)
+    if share == 1.0:
+        return f"training part only; {held_out}"
+    return (
+        f"training part only, to which the last event but one of all but {share:.1%} of the users belongs; {held_out}"
+    )
+
+
+def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, np.ndarray], items: pa.Array) -> None:
+    """metrics.json and per_user.parquet (ids as in the logs); the ranks' parts are removed."""
+    table = pa.table(
+        {
+            "user": merged.column("user"),
+            "history_length": merged.column("history_length"),
+            "targets": _item_values(merged.column("targets"), items),
+            "ranks": merged.column("ranks"),
+            "popularity_ranks": merged.column("popularity_ranks"),
+            "top_items": _item_values(merged.column("top_items"), items),
+            **{name: pa.array(values) for name, values in columns.items()},
+        }
+    )
+    with renamed_when_whole(folder / "per_user.parquet") as path:
+        pq.write_table(table, path, write_page_checksum=True)
+    write_json_atomically(folder / "metrics.json", asdict(results))
+    shutil.rmtree(folder / "parts", ignore_errors=True)
+
+
+def _packed(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets (n + 1,), values) of a list column."""
+    lengths = pc.list_value_length(column).to_numpy()
+    values = pc.list_flatten(column).to_numpy()
+    return np.concatenate(([0], np.cumsum(lengths))).astype(np.int64), values
+
+
+def _item_values(column: pa.ChunkedArray, items: pa.Array) -> pa.Array:
+    """Lists of ids as lists of the logs' own item values; id 0 (unknown, or no item left) becomes null."""
+    offsets, ids = _packed(column)
+    index = pa.array(ids - 1, mask=ids == 0)
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), items.take(index))
+
+
+def _coverage(top_items: pa.ChunkedArray, ks: list[int], num_items: int) -> dict[str, float]:
+    """coverage@K: share of the catalogue that is in the top K of some user."""
+    matrix = _packed(top_items)[1].reshape(len(top_items), -1)
+    covered = {}
+    for k in sorted(set(ks)):
+        ids = np.unique(matrix[:, :k])
+        covered[f"coverage@{k}"] = float((ids > 0).sum() / num_items)
+    return covered
+
+
+def _slices(
+    columns: dict[str, np.ndarray], lengths: np.ndarray, first_targets: np.ndarray, train_events: np.ndarray
+) -> list[dict[str, Any]]:
+    """Metrics by quartile of history length and by popularity of the (first) target."""
+    counts = np.concatenate(([0], train_events))[first_targets]
+    by_length = np.quantile(lengths, [0.25, 0.5, 0.75])
+    # Head, middle and tail: the items that make up the first and second third of all training events, and the rest.
+    order = np.sort(train_events)[::-1]
+    share = np.cumsum(order) / max(1, order.sum())
+    cuts = np.minimum(np.searchsorted(share, np.asarray([1 / 3, 2 / 3])), order.size - 1)
+    head, middle = int(order[cuts[0]]), int(order[cuts[1]])
+    slices = []
+    edges = [0, *(int(q) for q in by_length), int(lengths.max())]
+    for low, high in itertools.pairwise(edges):
+        slices.append(_slice("history_length", f"{low + 1}-{high}", columns, (lengths > low) & (lengths <= high)))
+    for name, inside in (
+        ("head", counts >= head),
+        ("middle", (counts < head) & (counts >= middle)),
+        ("tail", counts < middle),
+    ):
+        slices.append(_slice("target_popularity", name, columns, inside))
+    return [entry for entry in slices if entry["num_users"]]
+
+
+def _slice(name: str, value: str, columns: dict[str, np.ndarray], inside: np.ndarray) -> dict[str, Any]:
+    selected = {metric: values[inside] for metric, values in columns.items()}
+    return {
+        "name": name,
+        "value": value,
+        "num_users": int(inside.sum()),
+        "metrics": means(selected),
+        "ci95": intervals(selected),
+    }
+
+
+def read_ranks(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """All targets' ranks from a per_user.parquet: (model's, popularity's)."""
+    table = pq.read_table(folder / "per_user.parquet", columns=["ranks", "popularity_ranks"])
+    return _packed(table.column("ranks"))[1], _packed(table.column("popularity_ranks"))[1]

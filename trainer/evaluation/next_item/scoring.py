@@ -1,0 +1,204 @@
+"""Exact ranks and top-K lists over a catalogue that is sharded over ranks.
+
+Each rank scores all users of a step against its own items, block by block, so memory is bounded by users x block, and
+no rank holds all item vectors. Items are ordered by score, largest first, and among equal scores by id, smallest
+first; the order is total, so nothing depends on block size or number of ranks.
+Shapes: Q local users, B users of all ranks, V local items, D width, T targets.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sharding.world import Ranks
+
+EXCLUDED = float("-inf")
+
+
+@dataclass(frozen=True)
+class ItemShard:
+    """The items that this rank scores: vectors (V, D) of ids first_id .. first_id + V - 1."""
+
+    vectors: Tensor
+    first_id: int
+
+
+@dataclass(frozen=True)
+class Query:
+    """Users of this rank, and per user the items to leave out and the items to find (packed, with offsets (Q + 1,))."""
+
+    user_vectors: Tensor
+    seen: np.ndarray
+    seen_offsets: np.ndarray
+    targets: np.ndarray
+    target_offsets: np.ndarray
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """target_ranks: one per target of the query, from 1; 0 where the target cannot be ranked (unknown, or left out as seen).
+
+    top_items, top_scores: (Q, K); ids are 0 where fewer than K items are left.
+    """
+
+    target_ranks: np.ndarray
+    top_items: np.ndarray
+    top_scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Everyone:
+    """The queries of all ranks, one after another: pairs are (user, item) rows."""
+
+    users: Tensor
+    seen_pairs: Tensor
+    target_pairs: Tensor
+    first_user: int
+    first_target: int
+
+
+def rank_items(query: Query, shard: ItemShard, top: int, mask_seen: bool, block_items: int, ranks: Ranks) -> Ranked:
+    """Rank every target among all items that are not left out, and list the `top` best items per user. Collective."""
+    everyone = _gather_queries(query, mask_seen, ranks)
+    # Two passes: the targets' scores are needed before anything can be counted. One block is kept, more are computed again.
+    kept = list(_blocks(everyone, shard, block_items)) if shard.vectors.shape[0] <= block_items else None
+    target_scores = _target_scores(everyone, kept or _blocks(everyone, shard, block_items), ranks)
+    ahead = torch.zeros(everyone.target_pairs.shape[0], dtype=torch.int64, device=ranks.device)
+    best = _Best.empty(everyone.users.shape[0], ranks.device)
+    for first_id, scores in kept or _blocks(everyone, shard, block_items):
+        ahead += _count_ahead(scores, first_id, everyone.target_pairs, target_scores)
+        if top:
+            best = best.merged(_top(scores, first_id, top), top)
+    ranks.sum(ahead)
+    target_ranks = torch.where(target_scores == EXCLUDED, 0, ahead + 1)
+    if top:
+        best = best.over_ranks(top, ranks)
+    mine = slice(everyone.first_user, everyone.first_user + query.user_vectors.shape[0])
+    my_targets = slice(everyone.first_target, everyone.first_target + query.targets.size)
+    top_items = torch.where(best.scores[mine] == EXCLUDED, 0, best.ids[mine])
+    return Ranked(target_ranks[my_targets].cpu().numpy(), top_items.cpu().numpy(), best.scores[mine].cpu().numpy())
+
+
+def _gather_queries(query: Query, mask_seen: bool, ranks: Ranks) -> _Everyone:
+    sizes = ranks.gather_ints(query.user_vectors.shape[0])
+    target_counts = ranks.gather_ints(query.targets.size)
+    first_user = sum(sizes[: ranks.rank])
+    seen = query.seen if mask_seen else query.seen[:0]
+    seen_users = np.repeat(np.arange(query.seen_offsets.size - 1), np.diff(query.seen_offsets))
+    seen_pairs = _pairs(seen_users[: seen.size], seen, first_user, ranks)
+    target_users = np.repeat(np.arange(query.target_offsets.size - 1), np.diff(query.target_offsets))
+    return _Everyone(
+        users=torch.cat(ranks.gather(query.user_vectors)),
+        seen_pairs=torch.cat(ranks.gather(seen_pairs)),
+        target_pairs=torch.cat(ranks.gather(_pairs(target_users, query.targets, first_user, ranks))),
+        first_user=first_user,
+        first_target=sum(target_counts[: ranks.rank]),
+    )
+
+
+def _pairs(users: np.ndarray, items: np.ndarray, first_user: int, ranks: Ranks) -> Tensor:
+    return torch.from_numpy(np.stack((users + first_user, items), axis=1).astype(np.int64)).to(ranks.device)
+
+
+def _blocks(everyone: _Everyone, shard: ItemShard, block_items: int) -> Iterator[tuple[int, Tensor]]:
+    """(first id, scores (B, block)) of this rank's items, with left-out items at minus infinity."""
+    for start in range(0, shard.vectors.shape[0], block_items):
+        vectors = shard.vectors[start : start + block_items]
+        first_id = shard.first_id + start
+        # A score that is not a number compares as neither more nor less: left alone it would put its item first.
+        scores = (everyone.users @ vectors.T).nan_to_num_(nan=EXCLUDED, posinf=float("inf"), neginf=EXCLUDED)
+        user, item = everyone.seen_pairs.unbind(dim=1)
+        here = (item >= first_id) & (item < first_id + vectors.shape[0])
+        scores[user[here], item[here] - first_id] = EXCLUDED
+        yield first_id, scores
+
+
+def _target_scores(everyone: _Everyone, blocks: Iterable[tuple[int, Tensor]], ranks: Ranks) -> Tensor:
+    """(T,) scores of all targets, taken from the same products that the other items are compared with."""
+    user, item = everyone.target_pairs.unbind(dim=1)
+    scores_T = torch.full((item.numel(),), EXCLUDED, dtype=everyone.users.dtype, device=ranks.device)
+    for first_id, scores in blocks:
+        here = (item >= first_id) & (item < first_id + scores.shape[1])
+        scores_T[here] = scores[user[here], item[here] - first_id]
+    return ranks.max(scores_T)
+
+
+def _count_ahead(scores: Tensor, first_id: int, target_pairs: Tensor, target_scores: Tensor) -> Tensor:
+    """(T,) how many items of the block come before each target in the order by (score, id)."""
+    user, item = target_pairs.unbind(dim=1)
+    # One target per user is the rule (leave-one-out), and then the rows need no copy.
+    plain = user.numel() == scores.shape[0] and bool((user == torch.arange(user.numel(), device=user.device)).all())
+    rows_TV = scores if plain else scores[user]
+    ahead = true_counts(rows_TV > target_scores[:, None])
+    # Only where another item has the target's score do ids decide, which is rare and costs two more passes over the scores.
+    own = (item >= first_id) & (item < first_id + scores.shape[1])
+    tied = (true_counts(rows_TV >= target_scores[:, None]) > ahead + own).nonzero().flatten()
+    if tied.numel():
+        ids_V = torch.arange(first_id, first_id + scores.shape[1], device=scores.device)
+        equal = rows_TV[tied] == target_scores[tied, None]
+        ahead[tied] += true_counts(equal & (ids_V[None, :] < item[tied, None]))
+    return ahead
+
+
+def true_counts(mask_RV: Tensor) -> Tensor:
+    """(R,) int64, how many of each row (of at least one place) are true.
+
+    On a CPU torch first turns all of a mask into int64, eight times its size, which takes longer than the comparison did. Here
+    eight of its bytes are added at once, as one number, and no more of these than keep each byte below 256.
+    """
+    if mask_RV.device.type != "cpu":
+        return mask_RV.sum(dim=1)
+    words_RW = F.pad(mask_RV, (0, -mask_RV.shape[1] % 8)).view(torch.int64)
+    counts_R = torch.zeros(mask_RV.shape[0], dtype=torch.int64)
+    for chunk in words_RW.split(255, dim=1):
+        counts_R += chunk.sum(dim=1).view(torch.uint8).view(-1, 8).sum(dim=1)
+    return counts_R
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The best items so far of each user, in order: ids (B, k), scores (B, k)."""
+
+    ids: Tensor
+    scores: Tensor
+
+    @staticmethod
+    def empty(num_users: int, device: torch.device) -> "_Best":
+        return _Best(
+            torch.zeros((num_users, 0), dtype=torch.int64, device=device), torch.zeros((num_users, 0), device=device)
+        )
+
+    def merged(self, other: "_Best", top: int) -> "_Best":
+        ids, scores = torch.cat((self.ids, other.ids), dim=1), torch.cat((self.scores, other.scores), dim=1)
+        by_id = ids.argsort(dim=1, stable=True)
+        ids, scores = ids.gather(1, by_id), scores.gather(1, by_id)
+        by_score = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
+        return _Best(ids.gather(1, by_score), scores.gather(1, by_score))
+
+    def over_ranks(self, top: int, ranks: Ranks) -> "_Best":
+        """The best of all ranks' items. Shards may hold fewer than `top` items, so the lists are padded to gather them."""
+        missing = top - self.ids.shape[1]
+        ids = F.pad(self.ids, (0, missing), value=0)
+        scores = F.pad(self.scores, (0, missing), value=EXCLUDED)
+        everywhere = [_Best(i, s) for i, s in zip(ranks.gather(ids), ranks.gather(scores), strict=True)]
+        merged = everywhere[0]
+        for other in everywhere[1:]:
+            merged = merged.merged(other, top)
+        return merged
+
+
+def _top(scores: Tensor, first_id: int, top: int) -> _Best:
+    """The `top` best of a block in the order by (score, id)."""
+    count = min(top, scores.shape[1])
+    values, columns = scores.topk(count, dim=1)
+    # topk promises no order among equal scores. Where the last place is tied with an item left out, sort the whole row.
+    last = values[:, -1:]
+    ambiguous = (true_counts(scores == last) > true_counts(values == last)).nonzero().flatten()
+    if ambiguous.numel():
+        order = scores[ambiguous].argsort(dim=1, descending=True, stable=True)[:, :count]
+        values[ambiguous], columns[ambiguous] = scores[ambiguous].gather(1, order), order
+    return _Best.empty(scores.shape[0], scores.device).merged(_Best(columns + first_id, values), count)

@@ -1,0 +1,87 @@
+"""What training leaves to read: metrics.jsonl, TensorBoard events, and the ledger of trained rows.
+
+The invariant: after a resume the files hold exactly the steps that the weights have seen, each once.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import UserError
+from trainer.storage.files import naming, write_text_atomically
+
+
+class MetricsLog:
+    """Appends one JSON object per line, and the same numbers to TensorBoard. Only the first rank has one."""
+
+    def __init__(self, run_dir: Path, resume_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank writes
+
+        self.path = run_dir / "metrics.jsonl"
+        truncate_after(self.path, resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board_dir = run_dir / "tensorboard"
+        self._board = SummaryWriter(str(self._board_dir), purge_step=resume_step + 1)
+
+    def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
+        """kind: "train" or "validation"; numbers become scalars named kind/name."""
+        with naming(self.path):
+            self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            self._file.flush()
+        with naming(self._board_dir):
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        with naming(self.path):
+            self._file.close()
+        with naming(self._board_dir):
+            self._board.close()
+
+
+class Ledger:
+    """One line per step: the ids of the histories that this rank trained. For audits of exactly-once training."""
+
+    def __init__(self, run_dir: Path, rank: int, resume_step: int) -> None:
+        folder = run_dir / "ledger"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"rank-{rank}.jsonl"
+        truncate_after(self.path, resume_step)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, step: int, row_ids: list[int]) -> None:
+        with naming(self.path):
+            self._file.write(json.dumps({"step": step, "row_ids": row_ids}) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        with naming(self.path):
+            self._file.close()
+
+
+def truncate_after(path: Path, step: int) -> None:
+    """Drop lines of later steps, and a half-written last line: they are of work that the checkpoint does not hold."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            break
+    write_text_atomically(path, "".join(line + "\n" for line in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of a metrics.jsonl. Raises UserError naming a line that is no JSON."""
+    rows: list[dict[str, Any]] = []
+    if not path.exists():
+        return rows
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise UserError(f"{path}: line {number} is not JSON; the file was edited or damaged") from None
+    return rows

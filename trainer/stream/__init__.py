@@ -1,1 +1,0 @@
-"""From a dataset to batches: the order of examples, row groups, jagged batches of one rank."""

@@ -1,1 +1,0 @@
-"""Event logs with planted structure, and the truth about them."""
