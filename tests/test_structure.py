@@ -102,6 +102,26 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
     assert {"utils", "util", "common", "helpers", "helper", "base", "misc"} & stems.keys() == set()
 
 
+MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
+
+
+def test_functions_and_files_fit_on_a_screen_and_in_a_sitting() -> None:
+    too_long = []
+    for path in sorted(path for folder in (*PACKAGES, "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        name, num_lines = path.relative_to(ROOT), len(text.splitlines())
+        if num_lines > MAX_FILE_LINES:
+            too_long.append(f"{name}: {num_lines} lines, at most {MAX_FILE_LINES}")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                num_lines = (node.end_lineno or 0) - node.lineno + 1
+                if num_lines > MAX_FUNCTION_LINES:
+                    too_long.append(
+                        f"{name}:{node.lineno}: {node.name}: {num_lines} lines, at most {MAX_FUNCTION_LINES}"
+                    )
+    assert too_long == []
+
+
 def package_files() -> dict[str, str]:
     """Where each of the four packages is found. Runs on the driver and on workers."""
     return {name: str(importlib.import_module(name).__file__) for name in PACKAGES}

@@ -107,13 +107,7 @@ def test_impressions_see_exactly_what_was_before(
         assert [(i[0], i[1], i[2], i[3]) for i in row.impressions] == [
             (i[1], i[2], sum(time < i[2] for _, time in history), {"click": i[3], "seconds": i[4]}) for i in impressions
         ]
-        assert [i[4] for i in row.impressions] == [
-            {
-                "page": pages["page"].get(i[5], 0),
-                "pages": [pages["pages"][p] for p in (i[5] or "").split("/") if p],
-            }
-            for i in impressions
-        ]
+        assert [i[4] for i in row.impressions] == [page_features(i[5], pages) for i in impressions]
         of_source = {(item, time) for u, item, time in past if u == user}
         for item, time, features in row.events:
             assert isinstance(features["pages"], list)
@@ -137,13 +131,22 @@ def test_impressions_see_exactly_what_was_before(
     assert manifest.labels["positives"] == {
         name: {part: positives[name][k] for k, part in enumerate(("train", "validation", "test"))} for name in positives
     }
-    # An item is known if training impressions or the histories before them have it.
-    ids = item_ids(config)
-    known = {i[1] for u in shown for i in u} | {item for history in histories.values() for item, _ in history}
-    if split is TIMES:
-        known = {i[1] for u in shown for i in u if i[2] < 25}
-        known |= {item for history in histories.values() for item, time in history if time < 25}
-    assert {item for item, id in ids.items() if id} == known
+    everything = [impression for user in shown for impression in user]
+    assert {item for item, id in item_ids(config).items() if id} == known_items(everything, histories, split)
+
+
+def page_features(page: str | None, ids: dict[str, dict[Any, int]]) -> dict[str, Any]:
+    """Return the features of the page of an impression."""
+    return {"page": ids["page"].get(page, 0), "pages": [ids["pages"][part] for part in (page or "").split("/") if part]}
+
+
+def known_items(
+    impressions: list[tuple[Any, ...]], histories: dict[Any, list[tuple[Any, int]]], split: dict[str, Any]
+) -> set[Any]:
+    """Return the items that training impressions or the histories before them have."""
+    end = 25 if split is TIMES else math.inf
+    shown = {impression[1] for impression in impressions if impression[2] < end}
+    return shown | {item for history in histories.values() for item, time in history if time < end}
 
 
 def cuts_of(times: list[int], split: dict[str, Any]) -> tuple[int, int]:
