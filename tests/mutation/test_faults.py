@@ -47,7 +47,9 @@ def project(tmp_path: Path) -> Copy:
     (tmp_path / "project/double.py").write_text(SOURCE)
     (tmp_path / "project/test_double.py").write_text(TESTS)
     (tmp_path / "project/conftest.py").write_text(
-        "def pytest_addoption(parser):\n    parser.addoption('--shared-data')\n"
+        "def pytest_addoption(parser):\n"
+        "    parser.addoption('--shared-data')\n"
+        "    parser.addoption('--all-combinations', action='store_true')\n"
     )
     (tmp_path / "project/runs").mkdir()
     return copy_tree(tmp_path / "project", tmp_path / "copy", tmp_path / "no-data")

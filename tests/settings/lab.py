@@ -106,10 +106,11 @@ WORLDS = {
 
 
 class Lab:
-    """A folder with logs, and one rank in this process."""
+    """A folder with logs, and one rank in this process. `pool` gives the rank processes for what one rank cannot show."""
 
-    def __init__(self, folder: Path, ranks: Ranks) -> None:
+    def __init__(self, folder: Path, ranks: Ranks, pool: Callable[[], RankPool]) -> None:
         self.folder, self.ranks = folder, ranks
+        self._pool = pool
         self.logs = folder / "logs"
         write_logs(self.logs)
         for name, world in WORLDS.items():
@@ -117,7 +118,6 @@ class Lab:
         self._datasets: dict[str, Path] = {}
         self._seen: dict[tuple[Any, str], Any] = {}
         self._num_folders = 0
-        self._pool = RankPool(size=2)
 
     def _file(self, world: str) -> Path:
         return self.folder / f"{world.replace(' ', '_')}.toml"
@@ -148,11 +148,7 @@ class Lab:
 
     def on_two_ranks(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Run function(ranks, *arguments) on two ranks in processes of their own; return their results."""
-        return self._pool.run(2, function, *arguments)
-
-    def close(self) -> None:
-        """End the processes of the ranks."""
-        self._pool.stop()
+        return self._pool().run(2, function, *arguments)
 
     def new_folder(self) -> Path:
         """A folder that nobody else uses."""

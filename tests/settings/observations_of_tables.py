@@ -161,6 +161,10 @@ def update_sent(lab: Lab, config: Config) -> Tensor:
     return change
 
 
+# Observations that need rank processes.
+ON_TWO_RANKS = (rows_sent, update_sent)
+
+
 def looked_up_as_bags(lab: Lab, config: Config) -> list[str]:
     """Return the features whose rows are added up where they lie."""
     return sorted(model_of(lab, config).batch.items.bags)

@@ -5,12 +5,14 @@ A setting without an entry fails `test_every_setting_has_an_entry`, whose messag
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.settings.entry import Entry, check
 from tests.settings.lab import WORLDS, Lab, model_of
 from tests.settings.leaves import leaf_of, leaves
+from tests.settings.observations_of_tables import ON_TWO_RANKS
 from tests.settings.observations_of_training import seeds_of_step
 
 MODULES = sorted(path.stem for path in Path(__file__).parent.glob("entries_*.py"))
@@ -19,7 +21,12 @@ ENTRIES: tuple[Entry, ...] = tuple(
 )
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def marked(entry: Entry) -> Any:
+    """Return an entry as a test's parameter, marked if it needs rank processes."""
+    return pytest.param(entry, id=entry.name, marks=[pytest.mark.ranks] if entry.observe in ON_TWO_RANKS else [])
+
+
+@pytest.mark.parametrize("entry", map(marked, ENTRIES))
 def test_the_setting_has_its_effect(lab: Lab, entry: Entry) -> None:
     check(entry, lab)
 
@@ -52,6 +59,7 @@ def test_every_setting_has_an_entry(lab: Lab) -> None:
     )
 
 
+@pytest.mark.ranks
 def test_each_rank_draws_the_dropout_of_a_step_from_a_seed_of_its_own(lab: Lab) -> None:
     first, second = lab.on_two_ranks(seeds_of_step, lab.job(lab.settings("events", {})))
     assert len(first) == len(second) == 1

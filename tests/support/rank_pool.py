@@ -67,8 +67,10 @@ def _serve(pipe: Connection) -> None:
 class RankPool:
     """At most `size` rank processes."""
 
-    def __init__(self, size: int = 4) -> None:
+    def __init__(self, size: int = 4, may_start: Callable[[], None] = lambda: None) -> None:
+        """Start nothing yet. `may_start` is called before each run, and raises if the caller may not use rank processes."""
         self.size = size
+        self._may_start = may_start
         self._folder = tempfile.TemporaryDirectory(prefix="shoal-ranks-")
         self._calls = 0
         self._processes: list[Any] = []
@@ -85,6 +87,7 @@ class RankPool:
 
     def run(self, world_size: int, function: Callable[..., Any], *arguments: Any, deadline: float = 120.0) -> list[Any]:
         """function(ranks, *arguments) on ranks 0 .. world_size - 1; their results in rank order."""
+        self._may_start()
         if not self._processes:
             self._start()
         self._calls += 1

@@ -1,7 +1,8 @@
 """Sharded equals unsharded, for every way of holding a table that works here; every other way is refused by name.
 
 sharding x kernel x optimizer x world size, for tables that are pooled and that are looked up per event: same initial weights,
-and the same weights after several steps at falling rates. With four ranks there are two hosts.
+and the same weights after several steps at falling rates. With four ranks there are two hosts. `make test` runs a pairwise sample
+of the combinations, `make test-all` runs all of them.
 """
 
 from dataclasses import replace
@@ -20,6 +21,7 @@ from sharding.support import why_unsupported
 from sharding.tables.apply_plan import place
 from sharding.world import Ranks
 from tests.sharding.tables.parity import Combination, Model, kernel_of, train_placed, train_whole
+from tests.support.sampling import selected
 
 WORLDS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
 EVERY = list(product((False, True), get_args(Sharding), get_args(Kernel), get_args(SparseOptimizer)))
@@ -60,14 +62,16 @@ def name_of(combination: Combination) -> str:
 
 
 @pytest.fixture(scope="module")
-def placed(rank_pool):
-    """By world size and combination, the tables (before, after)."""
+def placed(request, rank_pool):
+    """By world size and combination, the tables (before, after) of the selected cases."""
+    cases = selected(request, "test_sharded_equals_unsharded", "world_size", "combination")
     return {
-        world_size: rank_pool.run(world_size, train_placed, COMBINATIONS, local, deadline=180.0)[0]
-        for world_size, local in WORLDS.items()
+        world_size: rank_pool.run(world_size, train_placed, combinations, WORLDS[world_size], deadline=180.0)[0]
+        for world_size, combinations in cases.items()
     }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("world_size", WORLDS)
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
 def test_sharded_equals_unsharded(placed, combination, world_size):
