@@ -386,7 +386,7 @@ def job_of(config: Config) -> Job:
         checkpoint=config.checkpoint,
         evaluate=config.evaluate,
         communication=config.communication,
-        placement=config.plan,
+        plan_config=config.plan,
         config=config.model_dump(mode="json"),
         identity=identity(config),
         at_default=at_default(config),

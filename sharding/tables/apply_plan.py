@@ -37,7 +37,7 @@ from sharding.support import why_not_sent, why_unsupported
 from sharding.tables.communication import codecs_of
 from sharding.tables.even_bags import pad_requests
 from sharding.tables.initialize import initialize_tables
-from sharding.world import Ranks
+from sharding.world import World
 
 FP32 = CommunicationConfig()
 Collection: TypeAlias = EmbeddingCollection | EmbeddingBagCollection
@@ -54,7 +54,7 @@ def place(
     module: nn.Module,
     tables: Mapping[str, TableConfig],
     plan: Plan,
-    ranks: Ranks,
+    world: World,
     seed: int,
     communication: CommunicationConfig = FP32,
 ) -> DistributedModelParallel:
@@ -63,8 +63,8 @@ def place(
     A collection for sequences whose tables are all data_parallel stays as it is, and has to be on the ranks' device; all others
     may be on the meta device. Raises PlacementError if the plan is for other ranks, or says what cannot be.
     """
-    if plan.world_size != ranks.world_size:
-        raise PlacementError(f"the plan is for {plan.world_size} workers, and there are {ranks.world_size}")
+    if plan.world_size != world.world_size:
+        raise PlacementError(f"the plan is for {plan.world_size} workers, and there are {world.world_size}")
     if plan.replica_groups > 1:
         raise PlacementError(
             "plan.replica_groups: groups that each hold all tables can be planned, and not run yet; set 1"
@@ -95,19 +95,19 @@ def place(
         )
     placed = DistributedModelParallel(
         module=module,
-        device=ranks.device,
+        device=world.device,
         plan=torchrec_plan,
-        sharders=_sharders(codecs_of(communication, ranks.device)) if torchrec_plan.plan else [],
+        sharders=_sharders(codecs_of(communication, world.device)) if torchrec_plan.plan else [],
         # Dense gradients are summed by the trainer in one flat tensor whose layout never changes: DDP rebuilds its
         # buckets after the first step, so a resumed run would add numbers in another order than the uninterrupted one.
         init_data_parallel=False,
     )
     initialize_tables(placed, seed, {name: config.init_std for name, config in tables.items()})
-    for child in placed.modules() if ranks.world_size > 1 else ():
+    for child in placed.modules() if world.world_size > 1 else ():
         if isinstance(child, ShardedEmbeddingBagCollection):
             names = [config.name for config in child._embedding_bag_configs]
             if any(plan.tables[name].sharding in SUMMED_SPLITS for name in names):
-                pad_requests(child, ranks)
+                pad_requests(child, world)
     return placed
 
 

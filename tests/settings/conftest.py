@@ -9,7 +9,7 @@ from tests.settings.lab import Lab, one_rank
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with one_rank() as ranks:
-        lab = Lab(tmp_path_factory.mktemp("settings"), ranks)
+    with one_rank() as world:
+        lab = Lab(tmp_path_factory.mktemp("settings"), world)
         yield lab
         lab.close()

@@ -48,12 +48,12 @@ def model_of(lab: Lab, config: Config, fill: bool = True) -> Model:
     """Build a model in evaluation mode, its dense weights filled unless they are to stay as they begin."""
     job = lab.job(config)
     manifest = read_manifest(job.dataset_dir)
-    by_day = read_days(job, manifest, lab.ranks, fresh=True)
-    built = build_model(job, manifest, lab.ranks, by_day)
-    stream = built.task.stream(lab.ranks)
+    by_day = read_days(job, manifest, lab.world, fresh=True)
+    built = build_model(job, manifest, lab.world, by_day)
+    stream = built.task.stream(lab.world)
     first = next(stream.steps(Position(by_day.days.first if by_day else 0, 0), 10**6))
-    batch = built.task.settle(first.batch, first.before, lab.ranks)
-    batch = built.dynamic.settle(batch, built.placed, build_optimizers(built, job.train), lab.ranks)
+    batch = built.task.settle(first.batch, first.before, lab.world)
+    batch = built.dynamic.settle(batch, built.placed, build_optimizers(built, job.train), lab.world)
     model = Model(job, built, stream, batch)
     if fill:
         fill_by_name(model.dense)

@@ -13,7 +13,7 @@ from sharding.plan import Shard
 from sharding.planning.costs import predict
 from sharding.planning.placing import Placing
 from sharding.tables.apply_plan import _parameter_sharding
-from sharding.world import Ranks
+from sharding.world import World
 from tests.settings.lab import Lab
 from tests.settings.observations import model_of
 from tests.settings.observations_of_training import trained, training_of
@@ -139,9 +139,9 @@ def optimizer_numbers(lab: Lab, config: Config) -> int:
     return sum(math.prod(tensor.size()) for tensor in tensors)
 
 
-def _sent(ranks: Ranks, job: Job) -> tuple[Tensor, list[Tensor]]:
+def _sent(world: World, job: Job) -> tuple[Tensor, list[Tensor]]:
     """The rows of the item table as a rank receives them, and the changes of the first step."""
-    training = Training(job, ranks, SILENT)
+    training = Training(job, world, SILENT)
     training.built.model.train()
     known = training.built.catalogue.known
     before = training.built.model.look_up(known)["item"].detach().clone()

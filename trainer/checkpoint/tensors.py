@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from sharding.config import TableConfig
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.finite import broken_tensors
 from trainer.checkpoint.folder import CheckpointManifest, Found
@@ -86,7 +86,7 @@ class HashingFileSystem(FileSystem):
 def save(
     folder: Path,
     state: dict[str, Any],
-    ranks: Ranks,
+    world: World,
     describe: Callable[[dict[str, dict[str, Any]]], CheckpointManifest],
     step: int,
 ) -> Path:
@@ -95,17 +95,17 @@ def save(
     Raises NonFiniteWeightsError on every rank, before anything is written, if any rank holds a value that is not finite, and
     CheckpointError if any rank could not write.
     """
-    broken = tuple(broken_tensors(state, ranks))
+    broken = tuple(broken_tensors(state, world))
     if broken:
         raise NonFiniteWeightsError(
             f"checkpoint {folder}: step {step} not saved, not finite: {', '.join(broken)}", broken
         )
-    attempt = ranks.on_first(lambda: _explained(folder, lambda: checkpoint_folder.new_attempt(folder, step)))
+    attempt = world.on_first(lambda: _explained(folder, lambda: checkpoint_folder.new_attempt(folder, step)))
     try:
-        return _write(attempt, state, ranks, describe)
+        return _write(attempt, state, world, describe)
     except BaseException:
         # All ranks raise, but not all have stopped writing: what they leave behind now the next start removes.
-        if ranks.is_first:
+        if world.is_first:
             shutil.rmtree(attempt, ignore_errors=True)
         raise
 
@@ -113,7 +113,7 @@ def save(
 def _write(
     attempt: Path,
     state: dict[str, Any],
-    ranks: Ranks,
+    world: World,
     describe: Callable[[dict[str, dict[str, Any]]], CheckpointManifest],
 ) -> Path:
     writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
@@ -124,9 +124,9 @@ def _write(
     except CheckpointException as error:
         raise CheckpointError(f"checkpoint {attempt}: could not be written ({_first_cause(error)})") from None
     files: dict[str, dict[str, Any]] = {}
-    for written in ranks.gather_objects(hashing.written):
+    for written in world.gather_objects(hashing.written):
         files.update(cast(dict[str, dict[str, Any]], written))
-    return ranks.on_first(lambda: _explained(attempt, lambda: checkpoint_folder.commit(attempt, describe(files))))
+    return world.on_first(lambda: _explained(attempt, lambda: checkpoint_folder.commit(attempt, describe(files))))
 
 
 def load(
@@ -233,7 +233,7 @@ def _size(size: Iterable[int]) -> str:
     return " x ".join(str(n) for n in size) or "a single number"
 
 
-def find_to_resume(folder: Path, ranks: Ranks) -> tuple[Found | None, list[str]]:
+def find_to_resume(folder: Path, world: World) -> tuple[Found | None, list[str]]:
     """The newest checkpoint that verifies, chosen by the first rank for all. Collective."""
 
     def look() -> tuple[Found | None, list[str]]:
@@ -241,7 +241,7 @@ def find_to_resume(folder: Path, ranks: Ranks) -> tuple[Found | None, list[str]]
         checkpoint_folder.remove_attempts(folder)
         return checkpoint_folder.newest(folder)
 
-    return ranks.on_first(look)
+    return world.on_first(look)
 
 
 def _explained(path: Path, work: Callable[[], Path]) -> Path:

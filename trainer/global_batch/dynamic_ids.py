@@ -41,7 +41,7 @@ from sharding.dynamic_ids.mapping import (
 )
 from sharding.tables.optimizers import Optimizers
 from sharding.tables.reset_rows import reset_rows
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.dataset.features import MISSING
 
 Int64 = NDArray[np.int64]
@@ -99,7 +99,7 @@ class DynamicTables:
                     values[owner][name] = replace(given, index=place[given.index])
         return replace(request, rows=rows, bags=bags, **values)  # type: ignore[arg-type]
 
-    def settle(self, batch: HistoryBatch, placed: nn.Module, optimizers: Optimizers, ranks: Ranks) -> HistoryBatch:
+    def settle(self, batch: HistoryBatch, placed: nn.Module, optimizers: Optimizers, world: World) -> HistoryBatch:
         """Take in the global batch of which this rank has `batch` (on the CPU): its ids may get rows, which are reset, while
         others lose theirs. Returns the batch with rows. Collective.
 
@@ -108,7 +108,7 @@ class DynamicTables:
         if not self.states:
             return batch
         for table, state in self.states.items():
-            seen = exchange_counts(uses_of(batch, table, self._features[table]), ranks)
+            seen = exchange_counts(uses_of(batch, table, self._features[table]), world)
             changes = observe(state, seen)
             rows, generations = torch.from_numpy(changes.rows), torch.from_numpy(changes.generations)
             reset_rows(placed, optimizers, table, rows, generations, self._seed, self._stds[table])

@@ -16,7 +16,7 @@ from models.batches.history_batch import HistoryBatch, with_negatives
 from models.features.items import Catalogue
 from models.objectives.config import ObjectiveConfig, SampledObjectiveConfig
 from sharding.dynamic_ids.counts import count_ids, exchange_counts
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.stream.negatives import NegativeDraws
 from trainer.data.stream.order import Position
 from trainer.global_batch.target_frequency import TargetFrequency
@@ -47,7 +47,7 @@ class GlobalNegatives:
         """Take this rank's counts of an epoch's targets (trainer.data.stream.target_counts); `settle` adds up all ranks'."""
         self._own_counts = counts
 
-    def settle(self, batch: HistoryBatch, position: Position, ranks: Ranks) -> HistoryBatch:
+    def settle(self, batch: HistoryBatch, position: Position, world: World) -> HistoryBatch:
         """The batch (on the CPU) with all that its objective needs. position: in the data, before the batch. Collective.
 
         Whether the step is then applied is not known yet, and makes no difference: what was observed stays.
@@ -55,11 +55,11 @@ class GlobalNegatives:
         if self._draws is None:
             return batch
         if self._own_counts is not None:
-            counts = ranks.sum(torch.from_numpy(self._own_counts).to(ranks.device)).cpu().numpy()
+            counts = world.sum(torch.from_numpy(self._own_counts).to(world.device)).cpu().numpy()
             self._draws, self._own_counts = replace(self._draws, target_counts=counts), None
         draws = self._draws
         if draws.from_global_batch or self._frequency is not None:
-            targets = exchange_counts(count_ids(batch.target_ids.numpy()), ranks)
+            targets = exchange_counts(count_ids(batch.target_ids.numpy()), world)
             if self._frequency is not None:
                 self._frequency.observe(targets)
             if draws.from_global_batch:

@@ -14,7 +14,7 @@ from sharding.config import TableConfig
 from sharding.planning.placing import Placing
 from sharding.tables.apply_plan import place
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import Found
 from trainer.config import TrainConfig
@@ -61,7 +61,7 @@ class Built:
         self.task.load(tensors)
 
 
-def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | None = None) -> Built:
+def build_model(job: Job, manifest: Manifest, world: World, by_day: DayByDay | None = None) -> Built:
     """The model at its initial weights: a function of the seed, whatever the number of ranks or the plan.
 
     by_day: what training by days knows of them. Collective. Raises UserError if the dataset is for another task than the model, or
@@ -74,11 +74,11 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | N
         )
     catalogue = read_catalogue(job.dataset_dir, manifest, job.tables, job.model)
     placing = job.placing
-    if placing is None or placing.plan.world_size != ranks.world_size:
-        placing = plan_tables(job, manifest, ranks.world_size, "cuda" if ranks.device.type == "cuda" else "cpu")
+    if placing is None or placing.plan.world_size != world.world_size:
+        placing = plan_tables(job, manifest, world.world_size, "cuda" if world.device.type == "cuda" else "cpu")
     plan = placing.plan
     # Before anything is placed: TorchRec would fail with what a rank sees of it, or wait for the others.
-    agree_at_start(ranks, {"plan": digest_of(plan.values())})
+    agree_at_start(world, {"plan": digest_of(plan.values())})
     specs = [
         TableSpec(
             name,
@@ -95,16 +95,16 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | N
     model.initialize(torch.Generator().manual_seed(job.seed))
     for part in (*model.children(), *model.tables.replicated):
         if part is not model.tables:
-            part.to(ranks.device)
+            part.to(world.device)
     tables = {spec.name: job.tables[spec.name] for spec in specs}
-    placed = place(model, tables, plan, ranks, job.seed, job.communication)
+    placed = place(model, tables, plan, world, job.seed, job.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.seed, catalogue.inputs)
     return Built(model, placed, tables, placing, catalogue, dynamic, task, manifest.grown_from)
 
 
-def agree_at_start(ranks: Ranks, facts: dict[str, str]) -> None:
+def agree_at_start(world: World, facts: dict[str, str]) -> None:
     """Compare named facts over all ranks. Collective. Raises UserError with the differences."""
-    differences = ranks.disagreements(facts)
+    differences = world.disagreements(facts)
     if differences:
         raise UserError("the workers do not agree on what to train, so nothing was started: " + "; ".join(differences))
 

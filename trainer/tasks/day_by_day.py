@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.ranking.labels import Rates
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.checkpoint.folder import CheckpointManifest, Found
 from trainer.config import TrainConfig
 from trainer.data.dataset.manifest import Manifest
@@ -35,7 +35,7 @@ class DayByDay:
     rates: Rates | None
 
 
-def read_days(job: Job, manifest: Manifest, ranks: Ranks, fresh: bool) -> DayByDay | None:
+def read_days(job: Job, manifest: Manifest, world: World, fresh: bool) -> DayByDay | None:
     """None unless training goes by days. fresh: nothing was trained yet. Collective. Raises UserError as count_days does."""
     if job.train.days is None or manifest.task != job.model.task:  # another task is refused with the model
         return None
@@ -45,21 +45,21 @@ def read_days(job: Job, manifest: Manifest, ranks: Ranks, fresh: bool) -> DayByD
             "another run.dataset or run.dir"
         )
     reader = RowGroupReader(job.dataset_dir, manifest, Wanted(impressions=True))
-    days = count_days(reader, calendar_of(job.train.days, manifest, job.model), ranks)
-    return DayByDay(days, _rates(reader, days, manifest.labels["names"], ranks) if fresh else None)
+    days = count_days(reader, calendar_of(job.train.days, manifest, job.model), world)
+    return DayByDay(days, _rates(reader, days, manifest.labels["names"], world) if fresh else None)
 
 
-def _rates(reader: RowGroupReader, days: Days, labels: list[str], ranks: Ranks) -> Rates:
+def _rates(reader: RowGroupReader, days: Days, labels: list[str], world: World) -> Rates:
     """Of the labels on the first day. Collective."""
     sums = np.zeros(1 + len(labels), dtype=np.int64)
-    for group in days.groups(days.first)[ranks.rank :: ranks.world_size].tolist():
+    for group in days.groups(days.first)[world.rank :: world.world_size].tolist():
         packed = reader.read([group])[group]
         assert packed.impressions is not None
         rows = np.arange(packed.starts.size)
         low, high = shown_on(packed, rows, *days.calendar.bounds(days.first))
         places, _ = stretches(packed.impressions.starts + low, packed.impressions.starts + high)
         sums += (places.size, *((packed.impressions.labels[name][places] > 0).sum() for name in labels))
-    total, *positive = ranks.sum(torch.from_numpy(sums).to(ranks.device)).tolist()
+    total, *positive = world.sum(torch.from_numpy(sums).to(world.device)).tolist()
     return Rates(total, dict(zip(labels, positive, strict=True)))
 
 

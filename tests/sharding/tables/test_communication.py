@@ -12,7 +12,7 @@ from sharding.errors import PlacementError
 from sharding.plan import Plan, TablePlan
 from sharding.support import why_not_sent
 from sharding.tables.apply_plan import place
-from sharding.world import Ranks
+from sharding.world import World
 from tests.sharding.tables.parity import Combination, train_placed, train_whole
 from tests.sharding.tables.test_parity import WORKING, name_of
 
@@ -47,17 +47,17 @@ def test_training_differs_by_no_more_than_rounding_and_is_repeatable(trained, co
         torch.testing.assert_close(first[table], exact[table], rtol=0.0, atol=2 * 5 * 0.05 * HALF_ULP)
 
 
-def look_up_and_back(ranks: Ranks, communication: CommunicationConfig, gradient: float) -> tuple[torch.Tensor, ...]:
+def look_up_and_back(world: World, communication: CommunicationConfig, gradient: float) -> tuple[torch.Tensor, ...]:
     """(rows as looked up, rows as they are, what a step of rate 1 took from them) of ids that the other rank holds."""
     config = TableConfig(dim=8, sharding="table_wise", optimizer="sgd", learning_rate=1.0, init_std=1e-6)
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", 50, 8)], torch.device("meta"))
     plan = Plan(2, 2, "cpu", {"item": TablePlan("table_wise", "fused", 50, 8, (1,))})
-    place(model, {"item": config}, plan, ranks, seed=1, communication=communication)
+    place(model, {"item": config}, plan, world, seed=1, communication=communication)
     exact = nn.Module()
     exact.tables = EmbeddingTables([TableSpec("item", 50, 8)], torch.device("meta"))
-    place(exact, {"item": config}, plan, ranks, seed=1)
-    ids = {"item": torch.arange(20) if ranks.is_first else torch.zeros(0, dtype=torch.int64)}
+    place(exact, {"item": config}, plan, world, seed=1)
+    ids = {"item": torch.arange(20) if world.is_first else torch.zeros(0, dtype=torch.int64)}
     rows = model.tables(ids)["item"]
     before = exact.tables(ids)["item"].detach().clone()
     rows.backward(torch.full_like(rows, gradient))

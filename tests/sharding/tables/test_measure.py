@@ -14,7 +14,7 @@ from sharding.planning.measured import Measured
 from sharding.tables.apply_plan import place
 from sharding.tables.measure import measure_tables
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 
 ROWS = {"item": 400, "brand": 30, "genre": 6}
 TABLES = {
@@ -49,11 +49,11 @@ def copies(state: dict[str, object]) -> list[torch.Tensor]:
     return found
 
 
-def measure(ranks: Ranks) -> tuple[Measured, bool, list[int]]:
+def measure(world: World) -> tuple[Measured, bool, list[int]]:
     torch.set_num_threads(1)
     model = Model()
-    plan = plan_for(ranks.world_size)
-    placed = place(model, TABLES, plan, ranks, seed=3)
+    plan = plan_for(world.world_size)
+    placed = place(model, TABLES, plan, world, seed=3)
     optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=0.1), TABLES, plan)
     rows = {"item": torch.arange(10), "brand": torch.arange(3), "genre": torch.arange(2)}
     found = model.tables(rows)
@@ -61,7 +61,7 @@ def measure(ranks: Ranks) -> tuple[Measured, bool, list[int]]:
     states = optimizers.combined.state_dict()["state"]
     before = [*copies(placed.state_dict()), *(t for slots in states.values() for t in copies(slots))]
     asked = {"item": [0, 40, 400], "brand": [3, 30, 90], "genre": [6]}
-    measured = measure_tables(placed, optimizers, TABLES, asked, ranks, repeats=1)
+    measured = measure_tables(placed, optimizers, TABLES, asked, world, repeats=1)
     states = optimizers.combined.state_dict()["state"]
     after = [*copies(placed.state_dict()), *(t for slots in states.values() for t in copies(slots))]
     same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -18,7 +18,7 @@ from sharding.planning.planner import make_plan
 from sharding.planning.topology import GIB, Topology
 from sharding.support import why_unsupported
 from sharding.tables.apply_plan import place
-from sharding.world import Ranks
+from sharding.world import World
 from tests.sharding.tables.parity import Combination, Model, kernel_of, train_placed, train_whole
 
 WORLDS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
@@ -88,10 +88,10 @@ def test_what_torchrec_would_get_wrong_in_silence_is_refused_by_name(rank_pool, 
         rank_pool.run(1, train_placed, [REFUSED[said]], 1)
 
 
-def place_on_other_hosts(ranks: Ranks, sharding: Sharding, device: str) -> None:
+def place_on_other_hosts(world: World, sharding: Sharding, device: str) -> None:
     combination = Combination(True, sharding, sharding, "sgd")
     plan = combination.plan(4, 1, device)
-    place(Model(combination, torch.device("meta")), combination.tables, plan, ranks, seed=1)
+    place(Model(combination, torch.device("meta")), combination.tables, plan, world, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -106,10 +106,10 @@ def test_hosts_of_another_size_than_planned_are_refused_by_name(rank_pool, shard
         rank_pool.run(4, place_on_other_hosts, sharding, device)
 
 
-def place_in_groups(ranks: Ranks) -> None:
+def place_in_groups(world: World) -> None:
     combination = Combination(False, "row_wise", "row_wise", "sgd")
     plan = replace(combination.plan(2, 2), replica_groups=2)
-    place(Model(combination, torch.device("meta")), combination.tables, plan, ranks, seed=1)
+    place(Model(combination, torch.device("meta")), combination.tables, plan, world, seed=1)
 
 
 def test_groups_that_each_hold_all_tables_are_refused_by_name(rank_pool):

@@ -14,7 +14,7 @@ from torchrec.distributed import comm
 from sharding.plan import Plan, plan_of
 from sharding.tables.apply_plan import place
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from tests.sharding.tables.parity import RATE, SEED, Combination, Model, request_of
 from tests.trainer.loop.pieces import Pieces, assembled, check_equal, pieces_of
 from trainer.checkpoint import folder as checkpoint_folder
@@ -79,12 +79,12 @@ CASES = {
 class Run:
     """A model of a case, with its optimizers, on one rank."""
 
-    def __init__(self, ranks: Ranks, case: Case) -> None:
-        self.ranks, self.case = ranks, case
-        combination, plan = case.at(ranks.world_size), case.plan(ranks.world_size)
+    def __init__(self, world: World, case: Case) -> None:
+        self.world, self.case = world, case
+        combination, plan = case.at(world.world_size), case.plan(world.world_size)
         copied = combination.wide == combination.thin == "data_parallel"
         self.model = Model(combination, torch.device("cpu" if copied else "meta"))
-        self.placed = place(self.model, combination.tables, plan, ranks, SEED)
+        self.placed = place(self.model, combination.tables, plan, world, SEED)
         self.optimizers = Optimizers(
             self.placed, lambda p: torch.optim.AdamW(p, lr=RATE / 10), combination.tables, plan
         )
@@ -92,11 +92,11 @@ class Run:
     def train(self, steps: range) -> None:
         for step in steps:
             self.optimizers.set_rate_factor(1.0 - 0.1 * step)
-            self.model(*request_of(step, self.ranks.rank, self.ranks.world_size)).backward()
+            self.model(*request_of(step, self.world.rank, self.world.world_size)).backward()
             for parameter in self.optimizers.summed_parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                self.ranks.sum(parameter.grad)
+                self.world.sum(parameter.grad)
             self.optimizers.step_dense()
 
     def tensors(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class Run:
         return {name: pieces_of(value) for name, value in self.tensors().items()}
 
     def save(self, folder: Path) -> Path:
-        return checkpoint_tensors.save(folder, self.tensors(), self.ranks, self._describe, len(TRAINED))
+        return checkpoint_tensors.save(folder, self.tensors(), self.world, self._describe, len(TRAINED))
 
     def load(self, path: Path) -> None:
         checkpoint_tensors.load(
@@ -114,7 +114,7 @@ class Run:
         )
 
     def _describe(self, files: dict[str, dict[str, Any]]) -> CheckpointManifest:
-        plan = self.case.plan(self.ranks.world_size).values()
+        plan = self.case.plan(self.world.world_size).values()
         config = {"tables": {name: {"optimizer": self.case.optimizer} for name in ("wide", "thin")}}
         return CheckpointManifest(len(TRAINED), 24, 100, {}, config, plan, "digest", {}, {}, files)
 
@@ -132,11 +132,11 @@ def on_hosts(work: Any) -> Any:
         del os.environ["LOCAL_WORLD_SIZE"]
 
 
-def train_and_save(ranks: Ranks, root: Path) -> dict[str, tuple[Path, dict[str, Pieces], dict[str, Pieces]]]:
+def train_and_save(world: World, root: Path) -> dict[str, tuple[Path, dict[str, Pieces], dict[str, Pieces]]]:
     """By case, the checkpoint, its state, and the state of going on."""
 
     def one(name: str) -> tuple[Path, dict[str, Pieces], dict[str, Pieces]]:
-        run = Run(ranks, CASES[name])
+        run = Run(world, CASES[name])
         run.train(TRAINED)
         saved, path = run.state(), run.save(root / name / "2")
         run.train(MORE)
@@ -146,11 +146,11 @@ def train_and_save(ranks: Ranks, root: Path) -> dict[str, tuple[Path, dict[str, 
     return found
 
 
-def load_and_train(ranks: Ranks, paths: dict[str, list[Path]]) -> dict[str, list[tuple[Any, Any]]]:
+def load_and_train(world: World, paths: dict[str, list[Path]]) -> dict[str, list[tuple[Any, Any]]]:
     """By case and checkpoint, the state as loaded and the state of going on."""
 
     def one(name: str, path: Path) -> tuple[Any, Any]:
-        run = Run(ranks, CASES[name])
+        run = Run(world, CASES[name])
         run.train(range(1))  # so that what is loaded replaces something
         run.load(path)
         loaded = run.state()
@@ -323,8 +323,8 @@ def test_another_model_optimizer_or_a_used_folder_is_refused_by_name(chains, tmp
     checkpoint_folder.verify(source)
 
 
-def load_other(ranks: Ranks, path: Path) -> tuple[str, bool]:
-    run = Run(ranks, replace(CASES["adagrad"], optimizer="sgd"))
+def load_other(world: World, path: Path) -> tuple[str, bool]:
+    run = Run(world, replace(CASES["adagrad"], optimizer="sgd"))
     before = run.state()
     try:
         run.load(path)

@@ -12,12 +12,12 @@ from models.batches.history_batch import HistoryBatch, build_batch, with_negativ
 from models.features.items import Catalogue, IdColumn, ItemComposer
 from models.features.values import InputFeature
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.stream.order import Position
 from trainer.global_batch.negatives import GlobalNegatives
 
 NUM_KNOWN = 30
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 NOTHING = np.zeros(0, np.int64)
 TARGET_COUNTS = np.arange(NUM_KNOWN)
 # Rows, offsets, inputs and targets of two histories, 3 7 7 and 9, of which the last target is unknown.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.ranking.config import RankingConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.grown_datasets import DAY, ranking_dataset
 from tests.trainer.data.stream.test_impressions import (
     BATCH,
@@ -34,7 +34,7 @@ from trainer.data.stream.row_groups import RowGroupReader, Wanted
 from trainer.data.stream.shares import Step
 from trainer.errors import UserError
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 CALENDAR = Calendar(origin=0, length=13, earliest=None, stop=4, end=100, ticks=None)  # times below 52 train
 MODEL = RankingConfig(task="ranking")
 

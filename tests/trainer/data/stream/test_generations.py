@@ -12,7 +12,7 @@ import pytest
 
 from models.config import NextItemConfig
 from models.features.items import Catalogue
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.grown_datasets import events_dataset, ranking_dataset
 from tests.support.jobs import tiny_job
@@ -211,8 +211,8 @@ def test_the_error_reaches_the_loop_through_the_prefetching_thread(dataset):
         list(steps)
 
 
-def start_training(ranks: Ranks, run_dir: Path, dataset: Path) -> None:
-    Training(tiny_job(run_dir, dataset), ranks, SILENT)
+def start_training(world: World, run_dir: Path, dataset: Path) -> None:
+    Training(tiny_job(run_dir, dataset), world, SILENT)
 
 
 def test_training_does_not_start_on_a_part_that_was_exchanged(rank_pool, dataset, tmp_path):
