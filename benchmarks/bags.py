@@ -21,7 +21,7 @@ from models.features.values import InputFeature, said_of
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import Sharding, TableConfig
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.world import World
 from trainer.job import Channel
 
@@ -89,7 +89,7 @@ def _feature_of(case: Case, bagged: bool, world: World) -> Work:
     model.tables = EmbeddingTables([table], torch.device("meta"))
     places = (0,) if case.sharding == "table_wise" else ()
     lies = TablePlan(case.sharding, "fused", case.num_rows, DIM, places)
-    place(model, {"likes": config}, Plan(world.world_size, world.world_size, "cpu", {"likes": lies}), world, 1)
+    shard_tables(model, {"likes": config}, Plan(world.world_size, world.world_size, "cpu", {"likes": lies}), world, 1)
     no_items = known.request(np.zeros(0, np.int64))
 
     def work(column: IdColumn) -> None:

@@ -23,7 +23,7 @@ from benchmarks.traffic import counted_traffic
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import CommunicationConfig, TableConfig
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.world import World
 from trainer.job import Channel
 
@@ -102,7 +102,7 @@ def sharded_table(num_rows: int, world: World, communication: CommunicationConfi
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", num_rows, DIM)], torch.device("meta"))
     plan = Plan(world.world_size, world.world_size, "cpu", {"item": TablePlan("row_wise", "fused", num_rows, DIM)})
-    place(model, {"item": config}, plan, world, 1, communication)
+    shard_tables(model, {"item": config}, plan, world, 1, communication)
 
     def work(ids: Tensor, updates: bool) -> Tensor:
         with torch.set_grad_enabled(updates):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.errors import CheckpointError
@@ -35,24 +35,24 @@ def train(job: Job, world: World, channel: Channel) -> Outcome:
 
 
 @dataclass(frozen=True)
-class ToEvaluate:
+class EvaluationJob:
     """A checkpoint, and of each split that it is evaluated on the folder for what the ranks find."""
 
     job: Job
-    found: Found
+    found: StoredCheckpoint
     parts: dict[Split, Path]
 
 
-def evaluate(work: ToEvaluate, world: World, channel: Channel) -> None:
+def evaluate(work: EvaluationJob, world: World, channel: Channel) -> None:
     """Raises CheckpointError if the checkpoint is of another dataset."""
     from trainer.checkpoint.finite import refuse_broken_checkpoint
     from trainer.checkpoint.keys import tensors_of
     from trainer.loop.build import build_model, load_to_use
-    from trainer.tasks.day_by_day import is_of
+    from trainer.tasks.daily_training import same_dataset
 
     job = work.job
     manifest = read_manifest(job.dataset_dir)
-    if not is_of(work.found.manifest, manifest):
+    if not same_dataset(work.found.manifest, manifest):
         raise CheckpointError(
             f"checkpoint {work.found.path} was made from another dataset than {job.dataset_dir}; "
             "evaluate it on its own (run.dataset)"
@@ -64,6 +64,6 @@ def evaluate(work: ToEvaluate, world: World, channel: Channel) -> None:
 
     built = build_model(job, manifest, world)
     load_to_use(work.found, built)
-    refuse_broken_checkpoint(work.found, tensors_of(built.placed, built.tables, None), world)
+    refuse_broken_checkpoint(work.found, tensors_of(built.sharded_model, built.tables, None), world)
     for split, parts in work.parts.items():
         built.task.write_parts(split, built.model, world, built.dynamic, parts, on_batch)

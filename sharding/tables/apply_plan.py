@@ -33,10 +33,10 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from sharding.config import ROW_SPLITS, SUMMED_SPLITS, CommunicationConfig, SparseOptimizer, TableConfig
 from sharding.errors import PlacementError
 from sharding.plan import Plan
-from sharding.support import why_not_sent, why_unsupported
+from sharding.support import codec_reason, unsupported_reason
 from sharding.tables.communication import codecs_of
-from sharding.tables.even_bags import pad_requests
 from sharding.tables.initialize import initialize_tables
+from sharding.tables.pad_bags import pad_requests
 from sharding.world import World
 
 FP32 = CommunicationConfig()
@@ -50,7 +50,7 @@ class _BagSharder(EmbeddingBagCollectionSharder):
         return [sharding.value for sharding in ShardingType]
 
 
-def place(
+def shard_tables(
     module: nn.Module,
     tables: Mapping[str, TableConfig],
     plan: Plan,
@@ -67,10 +67,10 @@ def place(
         raise PlacementError(f"the plan is for {plan.world_size} workers, and there are {world.world_size}")
     if plan.replica_groups > 1:
         raise PlacementError(
-            "plan.replica_groups: groups that each hold all tables can be planned, and not run yet; set 1"
+            "plan.replica_groups: replica groups can be planned but not trained yet; set plan.replica_groups = 1"
         )
     _refuse_other_hosts(plan)
-    not_sent = why_not_sent(communication, plan.device)
+    not_sent = codec_reason(communication, plan.device)
     if not_sent is not None:
         raise PlacementError(not_sent)
     torchrec_plan = ShardingPlan(plan={})
@@ -93,7 +93,7 @@ def place(
         torchrec_plan.plan[path] = EmbeddingModuleShardingPlan(
             {name: _parameter_sharding(plan, name, tables[name]) for name in names}
         )
-    placed = DistributedModelParallel(
+    sharded_model = DistributedModelParallel(
         module=module,
         device=world.device,
         plan=torchrec_plan,
@@ -102,13 +102,13 @@ def place(
         # buckets after the first step, so a resumed run would add numbers in another order than the uninterrupted one.
         init_data_parallel=False,
     )
-    initialize_tables(placed, seed, {name: config.init_std for name, config in tables.items()})
-    for child in placed.modules() if world.world_size > 1 else ():
+    initialize_tables(sharded_model, seed, {name: config.init_std for name, config in tables.items()})
+    for child in sharded_model.modules() if world.world_size > 1 else ():
         if isinstance(child, ShardedEmbeddingBagCollection):
             names = [config.name for config in child._embedding_bag_configs]
             if any(plan.tables[name].sharding in SUMMED_SPLITS for name in names):
                 pad_requests(child, world)
-    return placed
+    return sharded_model
 
 
 def _collections(module: nn.Module) -> Iterator[tuple[str, Collection]]:
@@ -139,7 +139,7 @@ def _refuse_unsupported(name: str, plan: Plan, config: TableConfig, collection: 
     table = plan.tables[name]
     pooled = isinstance(collection, EmbeddingBagCollection)
     mean = pooled and any(c.name == name and c.pooling == PoolingType.MEAN for c in _configs_of(collection))
-    reason = why_unsupported(
+    reason = unsupported_reason(
         table.sharding,
         table.kernel,
         config.optimizer,

@@ -27,7 +27,7 @@ REPEATS = 5
 
 
 def measure_tables(
-    placed: nn.Module,
+    sharded_model: nn.Module,
     optimizers: Optimizers,
     tables: Mapping[str, TableConfig],
     num_ids: Mapping[str, list[int]],
@@ -39,7 +39,7 @@ def measure_tables(
     Covers the tables of EmbeddingCollections. Weights and optimizer state end as they were, bit for bit.
     """
     seconds: dict[str, dict[str, Float64]] = {}
-    for collection in _collections(placed):
+    for collection in _collections(sharded_model):
         configs = _configs_of(collection)
         keys = [config.name for config in configs]
         for config in configs:
@@ -55,12 +55,12 @@ def measure_tables(
     return Measured(
         num_ids={name: list(numbers) for name, numbers in num_ids.items() if name in seconds},
         seconds=seconds,
-        memory_bytes=_held_bytes(placed, optimizers, list(seconds), world),
+        memory_bytes=_held_bytes(sharded_model, optimizers, list(seconds), world),
     )
 
 
-def _collections(placed: nn.Module) -> Iterator[ShardedEmbeddingCollection | EmbeddingCollection]:
-    for child in placed.modules():
+def _collections(sharded_model: nn.Module) -> Iterator[ShardedEmbeddingCollection | EmbeddingCollection]:
+    for child in sharded_model.modules():
         if isinstance(child, ShardedEmbeddingCollection | EmbeddingCollection):
             yield child
 
@@ -151,11 +151,13 @@ def _sharded_step(
         torch.autograd.backward([rows for rows, _ in used], [gradient for _, gradient in used])
 
 
-def _held_bytes(placed: nn.Module, optimizers: Optimizers, tables: list[str], world: World) -> dict[str, Float64]:
+def _held_bytes(
+    sharded_model: nn.Module, optimizers: Optimizers, tables: list[str], world: World
+) -> dict[str, Float64]:
     """By table (W,), bytes of weights and optimizer state on each rank."""
     states = optimizers.combined.state_dict()["state"]
     mine = torch.zeros(1, len(tables), dtype=torch.float64, device=world.device)
-    for name, value in placed.state_dict().items():
+    for name, value in sharded_model.state_dict().items():
         table = table_of(name, tables)
         if table is not None:
             held = [shard.tensor for each in (value, *states.get(name, {}).values()) for shard in local_shards(each)]

@@ -72,7 +72,7 @@ def train(world: World, job: Job, stop_after: int | None = None) -> dict[str, Te
     training = Training(job, world, Channel(send=SILENT.send, stop_requested=stop_requested))
     training.run()
     built, whole = training.built, {}
-    for name, value in tensors_of(built.placed, built.tables, None).items():
+    for name, value in tensors_of(built.sharded_model, built.tables, None).items():
         if isinstance(value, ShardedTensor):
             whole[name] = torch.zeros(value.size()) if world.is_first else None
             value.gather(0, whole[name])

@@ -129,7 +129,7 @@ class Trained:
 
 def everything(training: Training) -> dict[str, Any]:
     built = training.built
-    return tensors_of(built.placed, built.tables, training.optimizers, built.dynamic.tensors())
+    return tensors_of(built.sharded_model, built.tables, training.optimizers, built.dynamic.tensors())
 
 
 Piece = tuple[tuple[int, ...], tuple[int, ...], Tensor]

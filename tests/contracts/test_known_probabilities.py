@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.optimum import compare
+from benchmarks.oracle import compare
 from cluster.config.run_config import Config, check_config, job_of
 from cluster.data.prepare import prepare
 from models.features.items import Catalogue, ItemRequest

@@ -34,7 +34,7 @@ def train(world: World, job: Job) -> float:
     training = Training(job, world, SILENT)
     training.run()
     built = training.built
-    measured = measure_tables(built.placed, training.optimizers, built.tables, {"item": [1]}, world, repeats=1)
+    measured = measure_tables(built.sharded_model, training.optimizers, built.tables, {"item": [1]}, world, repeats=1)
     return float(measured.memory_bytes["item"][world.rank])
 
 

@@ -17,7 +17,7 @@ from tests.contracts.test_world_size import global_batches, losses, validation
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import examples_of
@@ -33,7 +33,7 @@ def fingerprint(training: Training) -> str:
     """sha256 over every local weight and optimizer tensor, all other state, and the position."""
     digest = hashlib.sha256(f"{training.state.step} {training.state.position}".encode())
     built = training.built
-    state = tensors_of(built.placed, built.tables, training.optimizers, built.state(), training.averages)
+    state = tensors_of(built.sharded_model, built.tables, training.optimizers, built.state(), training.averages)
     for name, value in sorted(state.items()):
         shards = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
         for tensor in shards:
@@ -190,7 +190,7 @@ def evaluate(world: World, job: Job, step: int) -> dict[str, float]:
     manifest = read_manifest(job.dataset_dir)
     built = build_model(job, manifest, world)
     folder = job.checkpoints_dir / checkpoint_folder.name_of(step)
-    load_to_use(Found(folder, checkpoint_folder.verify(folder)), built)
+    load_to_use(StoredCheckpoint(folder, checkpoint_folder.verify(folder)), built)
     made = make_evaluator(
         job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 8, world, built.dynamic
     )

@@ -38,7 +38,7 @@ from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import TimeBounds
-from trainer.data.stream.catalogue import read_catalogue, wanted_by
+from trainer.data.stream.catalogue import columns_for, read_catalogue
 from trainer.data.stream.day_examples import day_examples
 from trainer.data.stream.days import Calendar, count_days
 from trainer.data.stream.examples import WINDOW_STEP
@@ -133,7 +133,7 @@ class Ranker:
 
     @cached_property
     def reader(self) -> RowGroupReader:
-        return RowGroupReader(self.folder, self.manifest, replace(wanted_by(self.catalogue), impressions=True))
+        return RowGroupReader(self.folder, self.manifest, replace(columns_for(self.catalogue), impressions=True))
 
     def shown(
         self,
@@ -322,7 +322,7 @@ class Recommender:
 
     @cached_property
     def reader(self) -> RowGroupReader:
-        return RowGroupReader(self.folder, self.manifest, wanted_by(self.catalogue))
+        return RowGroupReader(self.folder, self.manifest, columns_for(self.catalogue))
 
     @torch.no_grad()
     def scores(

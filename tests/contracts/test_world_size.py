@@ -24,7 +24,7 @@ def train(world: World, job: Job) -> dict[str, torch.Tensor]:
     training = Training(job, world, SILENT)
     training.run()
     whole = {}
-    for name, value in training.built.placed.state_dict().items():
+    for name, value in training.built.sharded_model.state_dict().items():
         if isinstance(value, ShardedTensor):
             out = torch.zeros(value.size()) if world.is_first else None
             value.gather(0, out)
@@ -358,7 +358,7 @@ def test_where_a_table_lies_changes_nothing_of_what_is_learned(rank_pool, tmp_pa
 
 def first_weights(world: World, job: Job) -> torch.Tensor:
     built = Training(job, world, SILENT).built
-    return next(v for n, v in built.placed.state_dict().items() if n.endswith("item.weight")).clone()
+    return next(v for n, v in built.sharded_model.state_dict().items() if n.endswith("item.weight")).clone()
 
 
 def test_a_copied_table_is_trained(rank_pool, tmp_path):

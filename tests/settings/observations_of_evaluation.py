@@ -22,7 +22,7 @@ def evaluated(lab: Lab, config: Config) -> Path:
     """Return the folder of an evaluation on the test split, without its page."""
     job = lab.see(trained, config).job
     found, folder = checkpoint_folder.to_evaluate(job.checkpoints_dir), job.run_dir / "evaluation" / "test"
-    works.evaluate(works.ToEvaluate(job, found, {"test": folder / "parts"}), lab.world, SILENT)
+    works.evaluate(works.EvaluationJob(job, found, {"test": folder / "parts"}), lab.world, SILENT)
     users = pq.read_table(folder / "parts" / "rank-0.parquet")
     with mock.patch.object(outputs, "write_report", return_value=None):
         outputs.write_outputs(job, "test", found.path.name, folder / "parts")

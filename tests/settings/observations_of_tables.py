@@ -11,7 +11,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from cluster.config.run_config import Config
 from sharding.plan import Shard
 from sharding.planning.costs import predict
-from sharding.planning.placing import Placing
+from sharding.planning.planned_tables import PlannedTables
 from sharding.tables.apply_plan import _parameter_sharding
 from sharding.world import World
 from tests.settings.lab import Lab
@@ -25,7 +25,7 @@ from trainer.placement.plan import plan_tables
 Observe = Callable[[Lab, Config], Any]
 
 
-def planned(lab: Lab, config: Config) -> Placing:
+def planned(lab: Lab, config: Config) -> PlannedTables:
     """Return the plan of all tables for the config's workers, of which none is started."""
     return plan_tables(lab.job(config), lab.manifest(config), config.cluster.num_workers, config.cluster.device)
 
@@ -79,8 +79,10 @@ def cached_share(lab: Lab, config: Config) -> float | None:
 
 def device_bytes(lab: Lab, config: Config) -> float:
     """Return the memory that the plan expects the item table to take of a device."""
-    placing = planned(lab, config)
-    predicted = predict(placing.plan, placing.loads, placing.topology, placing.communication)
+    planned_tables = planned(lab, config)
+    predicted = predict(
+        planned_tables.plan, planned_tables.loads, planned_tables.topology, planned_tables.communication
+    )
     return float(predicted.memory_bytes.max())
 
 

@@ -15,7 +15,7 @@ from sharding.world import World
 from tests.settings.lab import Lab
 from tests.settings.observations import fill_by_name, model_of
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.order import Position
 from trainer.errors import CheckpointError, NonFiniteLossError
@@ -313,7 +313,7 @@ def after_logs_were_appended(lab: Lab, config: Config) -> str:
     manifest: Any = SimpleNamespace(digest="now", grown_from=("before",))
     saved: Any = SimpleNamespace(identity=job.identity, dataset_digest="before", days=None)
     try:
-        check_same_run(Found(Path("step_000000001"), saved), job, manifest)
+        check_same_run(StoredCheckpoint(Path("step_000000001"), saved), job, manifest)
     except CheckpointError:
         return "refused"
     return "resumed"

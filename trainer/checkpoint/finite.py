@@ -12,7 +12,7 @@ import torch
 from sharding.tables.local_shards import local_shards
 from sharding.world import World
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.errors import CheckpointError
 from trainer.job import Job
 
@@ -26,7 +26,7 @@ def broken_tensors(state: Mapping[str, Any], world: World) -> list[str]:
     return sorted({str(name) for names in everywhere if isinstance(names, list) for name in names})
 
 
-def refuse_broken_checkpoint(found: Found, state: Mapping[str, Any], world: World) -> None:
+def refuse_broken_checkpoint(found: StoredCheckpoint, state: Mapping[str, Any], world: World) -> None:
     """Raise CheckpointError if what was loaded is not finite: an earlier version of Shoal saved it nevertheless. Collective."""
     names = broken_tensors(state, world)
     if names:

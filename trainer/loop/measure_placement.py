@@ -18,18 +18,18 @@ REPEATS = 3
 
 def record_placement(run_dir: Path, built: Built, optimizers: Optimizers, world: World) -> None:
     """Measure every table and note it, unless the run has done so for this plan. Collective; changes no weight or state."""
-    placing = built.placing
+    planned_tables = built.planned_tables
     noted = world.on_first(lambda: read_record(run_dir).get("plan", {}).get("inputs"))
-    if noted == placing.plan.inputs:
+    if noted == planned_tables.plan.inputs:
         return
-    loads = {load.name: load for load in placing.loads}
+    loads = {load.name: load for load in planned_tables.loads}
     trials = {
         name: sorted({max(1, int(min(load.ids_per_rank, load.num_rows, MOST_IDS) / share)) for share in (8, 2, 1)})
         for name, load in loads.items()
     }
-    measured = measure_tables(built.placed, optimizers, built.tables, trials, world, REPEATS)
+    measured = measure_tables(built.sharded_model, optimizers, built.tables, trials, world, REPEATS)
     if world.is_first:
-        write_json_atomically(run_dir / RECORD_FILE, placement_values(placing, measured))
+        write_json_atomically(run_dir / RECORD_FILE, placement_values(planned_tables, measured))
 
 
 def record_steps(run_dir: Path, clock: StepClock, world: World) -> None:

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from models.features.bags import row_gradients
 from models.features.items import ItemRequest
-from models.layers import moving_statistics
+from models.layers import running_statistics
 from sharding.tables.gradient_norm import squared_row_norm
 from sharding.tables.optimizers import Optimizers
 from sharding.world import World
 from trainer.config import Precision
 from trainer.loop.step_clock import StepClock
-from trainer.optim.ema import Averages
+from trainer.optim.ema import WeightEma
 from trainer.tasks.task import Batch, Model
 
 
@@ -62,7 +62,7 @@ class TrainStep:
     clock: StepClock
     parts_of: Callable[[Any], Iterator[Any]]
     clip_norm: float | None = None
-    averages: Averages | None = None
+    averages: WeightEma | None = None
     precision: Precision = "float32"
 
     def __call__(self, batch: Batch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
@@ -108,7 +108,7 @@ class TrainStep:
                 self.averages.update()
         else:
             self.optimizers.zero_dense_grad()
-            moving_statistics.forget(self.model)
+            running_statistics.forget(self.model)
         self.clock.mark()
         return result
 
@@ -128,9 +128,9 @@ class TrainStep:
 
     def _take_in_statistics(self) -> None:
         """Let what standardises by earlier batches take in this one, of all ranks. Collective if the model has any of it."""
-        counted = moving_statistics.sums_of(self.model)
+        counted = running_statistics.sums_of(self.model)
         if counted.numel():
-            moving_statistics.update(self.model, self.world.sum(counted))
+            running_statistics.update(self.model, self.world.sum(counted))
 
     def _norm(self, dense: Tensor, asked: ItemRequest, gradients: Mapping[str, Tensor]) -> float:
         """Of the gradient of the sum over all targets, as the first rank has it. Collective.

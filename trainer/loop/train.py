@@ -17,7 +17,7 @@ from sharding.world import World
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.finite import broken_tensors, broken_weights_message, rates_of, refuse_broken_checkpoint
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.global_batches import GlobalBatches
@@ -35,9 +35,9 @@ from trainer.loop.same_run import check_same_run
 from trainer.loop.step import StepResult, TrainStep
 from trainer.loop.step_clock import StepClock
 from trainer.metrics_log import Ledger, MetricsLog
-from trainer.optim.ema import Averages
+from trainer.optim.ema import WeightEma
 from trainer.optim.schedule import rate_factor
-from trainer.tasks.day_by_day import day_ends, days_record, position_among, read_days
+from trainer.tasks.daily_training import day_ends, days_record, position_among, read_days
 from trainer.tasks.task import Evaluator, Stream, Task
 
 
@@ -85,10 +85,10 @@ class Training:
         self.built = build_model(job, self.manifest, world, self.by_day)
         self.optimizers = build_optimizers(self.built, job.train)
         decay = job.train.ema_decay
-        self.averages = None if decay is None else Averages(self.built.placed, self.built.tables, decay)
+        self.averages = None if decay is None else WeightEma(self.built.sharded_model, self.built.tables, decay)
         self.grew = found is not None and found.manifest.dataset_digest in self.manifest.grown_from
         self.state = self._resume(found)
-        if job.placement.measure:
+        if job.plan_config.measure:
             record_placement(job.run_dir, self.built, self.optimizers, world)
         self.clock = StepClock(world.device)
         self.step = TrainStep(
@@ -168,8 +168,8 @@ class Training:
         factor = rate_factor(self.state.step, self.total_steps, train)
         stop = self.world.is_first and self.channel.stop_requested()
         # Not in the thread that reads ahead: ranks exchange ids, and which row an id has depends on all steps before this one.
-        batch = self.built.task.settle(item.batch, item.before, self.world)
-        batch = self.built.dynamic.settle(batch, self.built.placed, self.optimizers, self.world)
+        batch = self.built.task.complete_batch(item.batch, item.before, self.world)
+        batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
         result = self.step(batch.to(self.world.device), self.state.step, factor, stop)
         self.clock.collect()
         in_a_row = 0 if result.finite else self.state.skipped_in_a_row + 1
@@ -228,7 +228,7 @@ class Training:
         if self.evaluator is None:
             return
         started = time.monotonic()
-        with nullcontext() if self.averages is None else self.averages.in_place():
+        with nullcontext() if self.averages is None else self.averages.swapped_in():
             metrics = self.evaluator.mean_metrics(self.built.model)
         self._pace.pause(time.monotonic() - started)
         stopping = self.job.train.early_stopping
@@ -248,7 +248,7 @@ class Training:
         if self.next_day is None:
             return
         started = time.monotonic()
-        with nullcontext() if self.averages is None else self.averages.in_place():
+        with nullcontext() if self.averages is None else self.averages.swapped_in():
             found = self.next_day.metrics(self.built.model, self.state.position.epoch)
         self._pace.pause(time.monotonic() - started)
         if found is not None and self.log is not None:
@@ -262,7 +262,7 @@ class Training:
 
     def _tensors(self) -> dict[str, Any]:
         built = self.built
-        return tensors_of(built.placed, built.tables, self.optimizers, built.state(), self.averages)
+        return tensors_of(built.sharded_model, built.tables, self.optimizers, built.state(), self.averages)
 
     def _check_weights(self) -> None:
         """Raise NonFiniteWeightsError if a weight is not finite, so that none is evaluated. Collective."""
@@ -296,7 +296,7 @@ class Training:
             num_rows=examples.of(position.epoch).num_examples,
             identity=self.job.identity,
             config=self.job.config,
-            plan=self.built.placing.plan.values(),
+            plan=self.built.planned_tables.plan.values(),
             dataset_digest=self.manifest.digest,
             metrics={
                 "best": asdict(self.state.best),
@@ -309,7 +309,7 @@ class Training:
             days=None if self.by_day is None else days_record(position, self.by_day.days, self.manifest),
         )
 
-    def _find(self) -> Found | None:
+    def _find(self) -> StoredCheckpoint | None:
         """The newest checkpoint, if it is of this run on this dataset. Collective."""
         found, complaints = checkpoint_tensors.find_to_resume(self.job.checkpoints_dir, self.world)
         for complaint in complaints:
@@ -322,7 +322,7 @@ class Training:
         if text is not None and self.world.is_first:
             self.channel.send({"kind": "warning", "text": text})
 
-    def _resume(self, found: Found | None) -> State:
+    def _resume(self, found: StoredCheckpoint | None) -> State:
         self.optimizers.materialize_dense_state()
         if found is None:
             return State() if self.by_day is None else State(position=Position(self.by_day.days.first, 0))

@@ -17,7 +17,7 @@ from sharding.world import World
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
-from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.catalogue import columns_for
 from trainer.data.stream.examples import examples_of
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.histories import TrainStream
@@ -47,7 +47,7 @@ class NextItemTask:
 
     def stream(self, world: World) -> TrainStream:
         job, train = self.job, self.job.train
-        reader = RowGroupReader(job.dataset_dir, self.manifest, wanted_by(self.catalogue))
+        reader = RowGroupReader(job.dataset_dir, self.manifest, columns_for(self.catalogue))
         reader.check_files()
         with_lengths, masks = train.batch_tokens is not None, self.config.masks_items
         examples = examples_of(reader, self.config.max_history, train.long_histories, with_lengths, last_is_input=masks)
@@ -65,8 +65,8 @@ class NextItemTask:
             train_events=self.negatives.train_events,
         )
 
-    def settle(self, batch: HistoryBatch, position: Position, world: World) -> HistoryBatch:
-        return self.negatives.settle(batch, position, world)
+    def complete_batch(self, batch: HistoryBatch, position: Position, world: World) -> HistoryBatch:
+        return self.negatives.complete_batch(batch, position, world)
 
     def parts_of(self, batch: HistoryBatch) -> Iterator[HistoryBatch]:
         return parts_of(batch)

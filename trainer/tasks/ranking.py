@@ -19,7 +19,7 @@ from models.tables import TableSpec
 from sharding.world import World
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
-from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.catalogue import columns_for
 from trainer.data.stream.day_examples import DayExamples, day_examples
 from trainer.data.stream.examples import Examples
 from trainer.data.stream.global_batches import GlobalBatches
@@ -31,7 +31,7 @@ from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_e
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import Job
-from trainer.tasks.day_by_day import DayByDay
+from trainer.tasks.daily_training import DailyTraining
 
 
 class RankingTask:
@@ -43,7 +43,7 @@ class RankingTask:
         config: RankingConfig,
         manifest: Manifest,
         catalogue: Catalogue,
-        by_day: DayByDay | None = None,
+        by_day: DailyTraining | None = None,
     ) -> None:
         self.job, self.config, self.manifest, self.catalogue, self.by_day = job, config, manifest, catalogue, by_day
         try:
@@ -78,7 +78,7 @@ class RankingTask:
 
     def stream(self, world: World) -> ImpressionStream:
         job = self.job
-        wanted = replace(wanted_by(self.catalogue), impressions=True)
+        wanted = replace(columns_for(self.catalogue), impressions=True)
         reader = RowGroupReader(job.dataset_dir, self.manifest, wanted)
         reader.check_files()
         reach, days = reach_of(self.config), self.by_day.days if self.by_day is not None else None
@@ -91,7 +91,7 @@ class RankingTask:
         calendar = days.calendar if days is not None else None
         return ImpressionStream(reader, batches, reach, self.catalogue, job.train.micro_batch_tokens, calendar)
 
-    def settle(self, batch: RankingBatch, position: Position, world: World) -> RankingBatch:
+    def complete_batch(self, batch: RankingBatch, position: Position, world: World) -> RankingBatch:
         return batch
 
     def parts_of(self, batch: RankingBatch) -> Iterator[RankingBatch]:

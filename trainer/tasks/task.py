@@ -99,7 +99,7 @@ class Task(Protocol):
     def stream(self, world: World) -> Stream:
         """This rank's training stream. Raises UserError if a file is not what the manifest says, on the rank that finds it."""
 
-    def settle(self, batch: Any, position: Position, world: World) -> Any:
+    def complete_batch(self, batch: Any, position: Position, world: World) -> Any:
         """A batch (on the CPU) with what it needs of the global batch. position: in the data, before it. Collective."""
 
     def parts_of(self, batch: Any) -> Iterator[Any]:

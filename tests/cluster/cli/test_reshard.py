@@ -31,7 +31,7 @@ def train(world: World, job: Job) -> dict[str, Any]:
     """Train to the end; the plan that was trained with."""
     training = Training(job, world, SILENT)
     training.run()
-    return json.loads(json.dumps(training.built.placing.plan.values()))
+    return json.loads(json.dumps(training.built.planned_tables.plan.values()))
 
 
 def reshard(*arguments: Any) -> Result:

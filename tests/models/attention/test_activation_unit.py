@@ -7,9 +7,9 @@ from models.attention import pieces
 from models.attention.activation_unit import ActivationUnit
 from models.attention.attend import attend_to_events
 from models.attention.config import AttentionConfig
-from models.attention.parts import Parts
 from models.attention.reference import attend_to_events_reference, unit_reference
-from models.layers.moving_statistics import sums_of, update
+from models.attention.terms import AttentionTerms
+from models.layers.running_statistics import sums_of, update
 from tests.models.attention.shown import shown, vectors
 
 HEADS, WIDTH = 2, 3
@@ -46,7 +46,7 @@ def results(attention, unit: ActivationUnit, normalisation: str) -> list[torch.T
     candidate = vectors(sum(given.counts), HEADS, WIDTH, 1).requires_grad_()
     event, value = (vectors(sum(given.lengths), HEADS, WIDTH, seed).requires_grad_() for seed in (2, 3))
     unit.zero_grad()
-    parts = Parts(AttentionConfig(num_heads=HEADS, normalisation=normalisation), 1.0, 9, unit=unit)
+    parts = AttentionTerms(AttentionConfig(num_heads=HEADS, normalisation=normalisation), 1.0, 9, unit=unit)
     output = attention(unit.candidate_terms(candidate), unit.event_terms(event), value, given.context(), parts).output
     (
         output * torch.randn(output.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)

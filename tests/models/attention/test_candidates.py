@@ -11,8 +11,8 @@ from models.attention import pieces
 from models.attention.attend import attend, attend_to_events
 from models.attention.blocks import AttentionContext
 from models.attention.candidates import CandidateContext
-from models.attention.parts import Attended, Parts
 from models.attention.reference import attend_reference, attend_to_events_reference
+from models.attention.terms import Attended, AttentionTerms
 from tests.models.attention.forms import FORMS, config_of, parts_of
 from tests.models.attention.shown import REACH, Shown, shown, vectors
 
@@ -28,7 +28,7 @@ def inputs_of(config, given: Shown, itself: bool, width: int = 4, dtype: torch.d
     return [vectors(rows, heads, width, seed, dtype) for seed, (rows, heads) in enumerate(sizes)]
 
 
-def results(attention, inputs: list[Tensor], context: CandidateContext, parts: Parts) -> list[Tensor]:
+def results(attention, inputs: list[Tensor], context: CandidateContext, parts: AttentionTerms) -> list[Tensor]:
     """Output, penalty and all gradients of a weighted sum of both."""
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     for parameter in parts.parameters:
@@ -92,7 +92,7 @@ def test_by_hand():
     """Two events with equal keys: a candidate after both averages them, one after the first sees it alone, one before nothing."""
     given = replace(shown([2], [3]), history_end=np.asarray([0, 1, 2]))
     value = torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]])
-    parts = Parts(config_of("softmax").model_copy(update={"num_heads": 1, "num_key_value_heads": 1}), 1.0, 1)
+    parts = AttentionTerms(config_of("softmax").model_copy(update={"num_heads": 1, "num_key_value_heads": 1}), 1.0, 1)
     query, key = torch.randn(3, 1, 2), torch.ones(2, 1, 2)
     seen = attend_to_events(query, key, value, given.context(), parts).output[:, 0, 0]
     torch.testing.assert_close(seen, torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 2.0]]))

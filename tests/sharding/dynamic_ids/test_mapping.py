@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch.distributed import checkpoint as dcp
 
 from sharding.config import DynamicIdsConfig
-from sharding.dynamic_ids.counts import count_ids, exchange_counts
+from sharding.dynamic_ids.id_counts import count_ids, exchange_counts
 from sharding.dynamic_ids.mapping import (
     Changes,
     DynamicIdsState,

@@ -7,7 +7,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import TableConfig
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.optimizers import Optimizers
 from sharding.world import World
 
@@ -57,7 +57,7 @@ def placed_lookup(world: World, config: TableConfig, seed: int) -> tuple[Lookup,
     """The module, its placed wrapper, and the plan."""
     plan = plan_for(config, world.world_size)
     module = Lookup(torch.device("meta"), config.sharding == "data_parallel")
-    return module, place(module, {"item": config}, plan, world, seed), plan
+    return module, shard_tables(module, {"item": config}, plan, world, seed), plan
 
 
 def step_of(module: Lookup, optimizers: Optimizers, world: World, ids: Tensor) -> None:
@@ -70,9 +70,9 @@ def step_of(module: Lookup, optimizers: Optimizers, world: World, ids: Tensor) -
     optimizers.step_dense()
 
 
-def whole_table(placed: nn.Module) -> Tensor | None:
+def whole_table(sharded_model: nn.Module) -> Tensor | None:
     """On the first rank; none on others. Collective."""
-    (value,) = (value for name, value in placed.state_dict().items() if name.endswith("item.weight"))
+    (value,) = (value for name, value in sharded_model.state_dict().items() if name.endswith("item.weight"))
     if not isinstance(value, ShardedTensor):
         return torch.as_tensor(value).detach().clone()
     out = torch.zeros(value.size()) if torch.distributed.get_rank() == 0 else None

@@ -7,7 +7,7 @@ from models.tables import EmbeddingTables, TableSpec
 from sharding.config import TableConfig
 from sharding.errors import PlacementError
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.initialize import initialize_tables
 from sharding.tables.optimizers import Optimizers, table_optimizer
 from sharding.world import World
@@ -21,13 +21,13 @@ def rate_factor(step: int) -> float:
 
 
 def train_sharded(world: World, config: TableConfig) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    module, placed, plan = placed_lookup(world, config, seed=7)
-    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config}, plan)
-    before = whole_table(placed)
+    module, sharded_model, plan = placed_lookup(world, config, seed=7)
+    optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config}, plan)
+    before = whole_table(sharded_model)
     for step in range(STEPS):
         optimizers.set_rate_factor(rate_factor(step))
         step_of(module, optimizers, world, ids_of(step, world.rank, world.world_size))
-    return before, whole_table(placed)
+    return before, whole_table(sharded_model)
 
 
 def train_unsharded(config: TableConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,7 +81,7 @@ def place_mixed(world: World) -> None:
         "item": TablePlan("row_wise", "fused", 37, 8),
         "small": TablePlan("data_parallel", "dense", 5, 8),
     }
-    place(module, tables, Plan(1, 1, "cpu", plans), world, seed=1)
+    shard_tables(module, tables, Plan(1, 1, "cpu", plans), world, seed=1)
 
 
 def test_a_copied_table_among_sharded_ones_is_refused_by_name(rank_pool):
@@ -91,7 +91,7 @@ def test_a_copied_table_among_sharded_ones_is_refused_by_name(rank_pool):
 
 def place_for_others(world: World) -> None:
     plan = Plan(3, 3, "cpu", {"item": TablePlan("row_wise", "fused", 37, 8)})
-    place(Lookup(torch.device("meta")), {"item": TableConfig(dim=8)}, plan, world, seed=1)
+    shard_tables(Lookup(torch.device("meta")), {"item": TableConfig(dim=8)}, plan, world, seed=1)
 
 
 def test_a_plan_for_other_ranks_is_refused(rank_pool):

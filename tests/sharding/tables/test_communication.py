@@ -10,8 +10,8 @@ from models.tables import EmbeddingTables, TableSpec
 from sharding.config import CommunicationConfig, TableConfig
 from sharding.errors import PlacementError
 from sharding.plan import Plan, TablePlan
-from sharding.support import why_not_sent
-from sharding.tables.apply_plan import place
+from sharding.support import codec_reason
+from sharding.tables.apply_plan import shard_tables
 from sharding.world import World
 from tests.sharding.tables.parity import Combination, train_placed, train_whole
 from tests.sharding.tables.test_parity import WORKING, name_of
@@ -53,10 +53,10 @@ def look_up_and_back(world: World, communication: CommunicationConfig, gradient:
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", 50, 8)], torch.device("meta"))
     plan = Plan(2, 2, "cpu", {"item": TablePlan("table_wise", "fused", 50, 8, (1,))})
-    place(model, {"item": config}, plan, world, seed=1, communication=communication)
+    shard_tables(model, {"item": config}, plan, world, seed=1, communication=communication)
     exact = nn.Module()
     exact.tables = EmbeddingTables([TableSpec("item", 50, 8)], torch.device("meta"))
-    place(exact, {"item": config}, plan, world, seed=1)
+    shard_tables(exact, {"item": config}, plan, world, seed=1)
     ids = {"item": torch.arange(20) if world.is_first else torch.zeros(0, dtype=torch.int64)}
     rows = model.tables(ids)["item"]
     before = exact.tables(ids)["item"].detach().clone()
@@ -85,7 +85,7 @@ def test_small_gradients_survive_fp16(rank_pool, gradient):
 def test_what_is_not_sent_as_asked_is_refused_by_name(rank_pool, precision, device):
     works = precision in ("fp32", "fp16") or (precision, device) == ("bf16", "cuda")
     for way in ("forward", "backward"):
-        reason = why_not_sent(CommunicationConfig(**{way: precision}), device)
+        reason = codec_reason(CommunicationConfig(**{way: precision}), device)
         if works:
             assert reason is None
         else:

@@ -36,7 +36,7 @@ def one_twice(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
 
 def build(world: World, job: Job, build_dense: Build) -> None:
     built = build_model(job, read_manifest(job.dataset_dir), world)
-    Optimizers(built.placed, build_dense, built.tables, built.placing.plan)
+    Optimizers(built.sharded_model, build_dense, built.tables, built.planned_tables.plan)
 
 
 @pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])

@@ -16,17 +16,17 @@ from sharding.errors import PlacementError
 from sharding.planning.load import TableLoad
 from sharding.planning.planner import make_plan
 from sharding.planning.topology import GIB, Topology
-from sharding.support import why_unsupported
-from sharding.tables.apply_plan import place
+from sharding.support import unsupported_reason
+from sharding.tables.apply_plan import shard_tables
 from sharding.world import World
-from tests.sharding.tables.parity import Combination, Model, kernel_of, train_placed, train_whole
+from tests.sharding.tables.parity import Combination, Model, kernel_of, train_sharded, train_whole
 
 WORLDS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
 EVERY = list(product((False, True), get_args(Sharding), get_args(Kernel), get_args(SparseOptimizer)))
 WORKING = [
     Combination(pooled, sharding, sharding, optimizer)
     for pooled, sharding, kernel, optimizer in EVERY
-    if kernel == kernel_of(sharding) and why_unsupported(sharding, kernel, optimizer, pooled, "cpu") is None
+    if kernel == kernel_of(sharding) and unsupported_reason(sharding, kernel, optimizer, pooled, "cpu") is None
 ]
 MIXED = [
     Combination(False, "row_wise", "table_wise", "rowwise_adagrad"),
@@ -60,18 +60,18 @@ def name_of(combination: Combination) -> str:
 
 
 @pytest.fixture(scope="module")
-def placed(rank_pool):
+def sharded_model(rank_pool):
     """By world size and combination, the tables (before, after)."""
     return {
-        world_size: rank_pool.run(world_size, train_placed, COMBINATIONS, local, deadline=180.0)[0]
+        world_size: rank_pool.run(world_size, train_sharded, COMBINATIONS, local, deadline=180.0)[0]
         for world_size, local in WORLDS.items()
     }
 
 
 @pytest.mark.parametrize("world_size", WORLDS)
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
-def test_sharded_equals_unsharded(placed, combination, world_size):
-    before, after = placed[world_size][combination]
+def test_sharded_equals_unsharded(sharded_model, combination, world_size):
+    before, after = sharded_model[world_size][combination]
     whole_before, whole_after = train_whole(combination)
     assert after.keys() == {"wide", "thin"}
     for table in after:
@@ -85,13 +85,13 @@ def test_sharded_equals_unsharded(placed, combination, world_size):
 @pytest.mark.parametrize("said", REFUSED)
 def test_what_torchrec_would_get_wrong_in_silence_is_refused_by_name(rank_pool, said):
     with pytest.raises(PlacementError, match=said):
-        rank_pool.run(1, train_placed, [REFUSED[said]], 1)
+        rank_pool.run(1, train_sharded, [REFUSED[said]], 1)
 
 
 def place_on_other_hosts(world: World, sharding: Sharding, device: str) -> None:
     combination = Combination(True, sharding, sharding, "sgd")
     plan = combination.plan(4, 1, device)
-    place(Model(combination, torch.device("meta")), combination.tables, plan, world, seed=1)
+    shard_tables(Model(combination, torch.device("meta")), combination.tables, plan, world, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_hosts_of_another_size_than_planned_are_refused_by_name(rank_pool, shard
 def place_in_groups(world: World) -> None:
     combination = Combination(False, "row_wise", "row_wise", "sgd")
     plan = replace(combination.plan(2, 2), replica_groups=2)
-    place(Model(combination, torch.device("meta")), combination.tables, plan, world, seed=1)
+    shard_tables(Model(combination, torch.device("meta")), combination.tables, plan, world, seed=1)
 
 
 def test_groups_that_each_hold_all_tables_are_refused_by_name(rank_pool):
@@ -134,7 +134,7 @@ def test_the_matrix_holds_what_it_should():
 def test_every_other_way_is_refused_before_any_worker_starts(pooled, sharding, kernel, optimizer, device):
     topology = Topology(device, 4, 2, 8 * GIB, host_memory=64 * GIB)
     load = TableLoad("wide", 64, 16, pooled, 10.0, 10.0, optimizer, (sharding,), kernel, min_partition=4)
-    reason = why_unsupported(sharding, kernel, optimizer, pooled, device)
+    reason = unsupported_reason(sharding, kernel, optimizer, pooled, device)
     if reason is None:
         table = make_plan([load], topology).tables["wide"]
         assert (table.sharding, table.kernel) == (sharding, kernel)

@@ -9,7 +9,7 @@ from benchmarks.traffic import counted_traffic
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import CommunicationConfig, TableConfig
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.world import World
 
 NUM_ROWS, DIM = 1000, 16
@@ -20,7 +20,7 @@ def look_up_and_back(world: World, communication: CommunicationConfig) -> tuple[
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", NUM_ROWS, DIM)], torch.device("meta"))
     plan = Plan(world.world_size, world.world_size, "cpu", {"item": TablePlan("row_wise", "fused", NUM_ROWS, DIM)})
-    place(model, {"item": TableConfig(dim=DIM)}, plan, world, 1, communication)
+    shard_tables(model, {"item": TableConfig(dim=DIM)}, plan, world, 1, communication)
     ids = torch.randint(0, NUM_ROWS, (500,), generator=torch.Generator().manual_seed(world.rank)).unique()
     with counted_traffic() as traffic:
         rows = model.tables({"item": ids})["item"]

@@ -57,7 +57,7 @@ def resume(world: World, folder: Path) -> str:
     found, complaints = checkpoint_tensors.find_to_resume(folder, world)
     assert found is not None, complaints
     try:
-        checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+        checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
     except CheckpointError as error:
         return str(error)
     return ""

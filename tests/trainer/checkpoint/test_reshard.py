@@ -12,14 +12,14 @@ import torch
 from torchrec.distributed import comm
 
 from sharding.plan import Plan, plan_of
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.optimizers import Optimizers
 from sharding.world import World
 from tests.sharding.tables.parity import RATE, SEED, Combination, Model, request_of
 from tests.trainer.loop.pieces import Pieces, assembled, check_equal, pieces_of
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
 from trainer.checkpoint.reshard import reshard
 from trainer.errors import CheckpointError
@@ -84,9 +84,9 @@ class Run:
         combination, plan = case.at(world.world_size), case.plan(world.world_size)
         copied = combination.wide == combination.thin == "data_parallel"
         self.model = Model(combination, torch.device("cpu" if copied else "meta"))
-        self.placed = place(self.model, combination.tables, plan, world, SEED)
+        self.sharded_model = shard_tables(self.model, combination.tables, plan, world, SEED)
         self.optimizers = Optimizers(
-            self.placed, lambda p: torch.optim.AdamW(p, lr=RATE / 10), combination.tables, plan
+            self.sharded_model, lambda p: torch.optim.AdamW(p, lr=RATE / 10), combination.tables, plan
         )
 
     def train(self, steps: range) -> None:
@@ -100,7 +100,7 @@ class Run:
             self.optimizers.step_dense()
 
     def tensors(self) -> dict[str, Any]:
-        return tensors_of(self.placed, ("wide", "thin"), self.optimizers)
+        return tensors_of(self.sharded_model, ("wide", "thin"), self.optimizers)
 
     def state(self) -> dict[str, Pieces]:
         return {name: pieces_of(value) for name, value in self.tensors().items()}
@@ -110,7 +110,10 @@ class Run:
 
     def load(self, path: Path) -> None:
         checkpoint_tensors.load(
-            Found(path, checkpoint_folder.verify(path)), self.placed, ("wide", "thin"), self.optimizers
+            StoredCheckpoint(path, checkpoint_folder.verify(path)),
+            self.sharded_model,
+            ("wide", "thin"),
+            self.optimizers,
         )
 
     def _describe(self, files: dict[str, dict[str, Any]]) -> CheckpointManifest:
@@ -165,7 +168,7 @@ def load_and_train(world: World, paths: dict[str, list[Path]]) -> dict[str, list
 
 def written(source: Path, folder: Path, case: Case, world_size: int, block_bytes: int = BLOCK_BYTES) -> Path:
     """The checkpoint resharded for the case's plan of so many ranks."""
-    found = Found(source, checkpoint_folder.verify(source))
+    found = StoredCheckpoint(source, checkpoint_folder.verify(source))
     tables = case.at(world_size).tables
     return reshard(found, folder, case.plan(world_size), tables, dict(found.manifest.config), block_bytes)
 
@@ -297,7 +300,7 @@ def changed(case: Case, **table: Any) -> Plan:
 )
 def test_plans_that_do_not_fit_are_refused_by_name_before_anything_is_written(chains, tmp_path, name, table, said):
     source = chains[name].paths[0]
-    found = Found(source, checkpoint_folder.verify(source))
+    found = StoredCheckpoint(source, checkpoint_folder.verify(source))
     with pytest.raises(CheckpointError, match=said):
         reshard(found, tmp_path / "out", changed(CASES[name], **table), CASES[name].at(4).tables, {})
     assert not (tmp_path / "out").exists()
@@ -305,7 +308,7 @@ def test_plans_that_do_not_fit_are_refused_by_name_before_anything_is_written(ch
 
 def test_another_model_optimizer_or_a_used_folder_is_refused_by_name(chains, tmp_path):
     case, source = CASES["adagrad"], chains["adagrad"].paths[0]
-    found = Found(source, checkpoint_folder.verify(source))
+    found = StoredCheckpoint(source, checkpoint_folder.verify(source))
     plan, tables = case.plan(4), case.at(4).tables
     fewer = replace(plan, tables={"wide": plan.tables["wide"]})
     more = replace(plan, tables={**plan.tables, "brand": plan.tables["wide"]})

@@ -29,7 +29,7 @@ class Run:
     """A module with its optimizers on one rank."""
 
     module: Lookup
-    placed: nn.Module
+    sharded_model: nn.Module
     optimizers: Optimizers
     world: World
 
@@ -40,13 +40,17 @@ class Run:
 
     def state(self) -> dict[str, Pieces]:
         """What this rank holds of every tensor of model and optimizers, by the keys of the checkpoint. Not collective."""
-        return {name: pieces_of(value) for name, value in tensors_of(self.placed, ("item",), self.optimizers).items()}
+        return {
+            name: pieces_of(value) for name, value in tensors_of(self.sharded_model, ("item",), self.optimizers).items()
+        }
 
 
 def build(world: World, config: TableConfig, dense: type[torch.optim.Optimizer], seed: int) -> Run:
     torch.manual_seed(seed)
-    module, placed, plan = placed_lookup(world, config, seed)
-    return Run(module, placed, Optimizers(placed, lambda p: dense(p, lr=0.01), {"item": config}, plan), world)
+    module, sharded_model, plan = placed_lookup(world, config, seed)
+    return Run(
+        module, sharded_model, Optimizers(sharded_model, lambda p: dense(p, lr=0.01), {"item": config}, plan), world
+    )
 
 
 def describe(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
@@ -60,7 +64,9 @@ def train_and_save(
     run = build(world, config, dense, seed=1)
     run.train(range(3))
     saved = run.state()
-    path = checkpoint_tensors.save(folder, tensors_of(run.placed, ("item",), run.optimizers), world, describe, step=3)
+    path = checkpoint_tensors.save(
+        folder, tensors_of(run.sharded_model, ("item",), run.optimizers), world, describe, step=3
+    )
     run.train(range(3, 5))
     return path, saved, run.state()
 
@@ -73,7 +79,7 @@ def load_and_train(
     found, complaints = checkpoint_tensors.find_to_resume(folder, world)
     assert found is not None
     assert complaints == []
-    checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+    checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
     loaded = run.state()
     run.train(range(3, 5))
     return loaded, run.state()
@@ -125,7 +131,7 @@ def load_without_optimizers(world: World, folder: Path) -> dict[str, Pieces]:
     run = build(world, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.SGD, seed=2)
     found, _ = checkpoint_tensors.find_to_resume(folder, world)
     assert found is not None
-    checkpoint_tensors.load(found, run.placed, ("item",), None)
+    checkpoint_tensors.load(found, run.sharded_model, ("item",), None)
     weights = ("table.item.weight", "dense.dense.weight", "dense.dense.bias")
     return {name: value for name, value in run.state().items() if name in weights}
 
@@ -160,7 +166,7 @@ def load_into_another(world: World, folder: Path, config: TableConfig) -> tuple[
     found, _ = checkpoint_tensors.find_to_resume(folder, world)
     assert found is not None
     try:
-        checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+        checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
     except CheckpointError as error:
         name = "table.item.weight"
         same = all(
@@ -198,15 +204,15 @@ ADAM = {"dim": 8, "optimizer": "adam", "sharding": "row_wise"}
 
 def as_adam(world: World, seed: int) -> Run:
     """A sharded table that takes itself for one of fused Adam, which exists on GPUs only; Adagrad updates it."""
-    module, placed, plan = placed_lookup(world, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), seed)
-    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=0.01), {"item": TableConfig(**ADAM)}, plan)
-    return Run(module, placed, optimizers, world)
+    module, sharded_model, plan = placed_lookup(world, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), seed)
+    optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=0.01), {"item": TableConfig(**ADAM)}, plan)
+    return Run(module, sharded_model, optimizers, world)
 
 
 def save_counted(world: World, folder: Path, with_count: bool) -> None:
     run = as_adam(world, seed=1)
     run.train(range(5))
-    state = tensors_of(run.placed, ("item",), run.optimizers)
+    state = tensors_of(run.sharded_model, ("item",), run.optimizers)
     if not with_count:
         del state["table.item.step"]
 
@@ -221,9 +227,9 @@ def load_counted(world: World, folder: Path) -> list[int]:
     run = as_adam(world, seed=2)
     found, _ = checkpoint_tensors.find_to_resume(folder, world)
     assert found is not None
-    checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+    checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
     run.optimizers.count_lookups()
-    return [int(count) for table in fused_tables(run.placed) for count in (table.iter, table.iter_cpu)]
+    return [int(count) for table in fused_tables(run.sharded_model) for count in (table.iter, table.iter_cpu)]
 
 
 def test_a_checkpoint_holds_the_number_of_updates_of_fused_adam(rank_pool, tmp_path):
@@ -256,7 +262,7 @@ def error_of_saving(world: World, folder: Path, broken: str) -> tuple[str, str]:
     if broken == "disk of rank 1" and world.rank == 1:
         checkpoint_tensors.HashingFileSystem.create_stream = full_disk  # type: ignore[method-assign]
     try:
-        state = tensors_of(run.placed, ("item",), run.optimizers)
+        state = tensors_of(run.sharded_model, ("item",), run.optimizers)
         checkpoint_tensors.save(folder, state, world, describe_in_vain if broken == "manifest" else describe, step=3)
     except Exception as error:  # noqa: BLE001 - the test compares it over ranks
         return type(error).__name__, str(error)
@@ -308,7 +314,7 @@ def load_as(world: World, folder: Path, config: TableConfig) -> None:
     assert found is not None
     saved = {"tables": {"item": {"optimizer": "adagrad"}}}
     found = replace(found, manifest=replace(found.manifest, config=saved))
-    checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+    checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
 
 
 def test_the_state_of_another_optimizer_is_refused_by_the_name_of_its_table(rank_pool, tmp_path):

@@ -22,8 +22,8 @@ Fact = Literal["config", "dataset", "plan", "nothing"]
 
 def start(world: World, job: Job, fact: Fact) -> None:
     """Build a training of which the last rank has another `fact`."""
-    placing = plan_tables(job, read_manifest(job.dataset_dir), world.world_size, "cpu")
-    job = replace(job, placing=placing)
+    planned_tables = plan_tables(job, read_manifest(job.dataset_dir), world.world_size, "cpu")
+    job = replace(job, planned_tables=planned_tables)
     if world.rank == world.world_size - 1:
         match fact:
             case "config":
@@ -31,9 +31,9 @@ def start(world: World, job: Job, fact: Fact) -> None:
             case "dataset":
                 job = replace(job, dataset_dir=job.dataset_dir.with_name("other"))
             case "plan":
-                table = replace(placing.plan.tables["item"], sharding="table_wise", places=(0,))
-                plan = replace(placing.plan, tables={"item": table})
-                job = replace(job, placing=replace(placing, plan=plan))
+                table = replace(planned_tables.plan.tables["item"], sharding="table_wise", places=(0,))
+                plan = replace(planned_tables.plan, tables={"item": table})
+                job = replace(job, planned_tables=replace(planned_tables, plan=plan))
     Training(job, world, SILENT)
 
 

@@ -20,7 +20,7 @@ def counted(world: World, job: Job) -> tuple[list[int], list[int], float]:
     """
     rig = Rig.build(world, job)
     seen: list[int] = []
-    tables = fused_tables(rig.built.placed)
+    tables = fused_tables(rig.built.sharded_model)
     model: Any = rig.built.model
     look_up = type(model).look_up
 

@@ -23,7 +23,7 @@ from trainer.job import Job
 from trainer.loop.build import Built, build_model, build_optimizers
 from trainer.loop.step import StepResult, TrainStep
 from trainer.loop.step_clock import StepClock
-from trainer.optim.ema import Averages
+from trainer.optim.ema import WeightEma
 
 NUM_ROWS = 30
 NEGATIVES = np.asarray([3, 7, 7, 12, 29, 1])
@@ -89,7 +89,7 @@ class Rig:
         built.model.train()
         optimizers, clock = build_optimizers(built, job.train), StepClock(world.device)
         decay = job.train.ema_decay
-        averages = None if decay is None else Averages(built.placed, built.tables, decay)
+        averages = None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
         step = TrainStep(
             built.model,
             optimizers,
@@ -112,7 +112,9 @@ class Rig:
         """Copies of all weights and optimizer slots that this rank holds."""
         state = {}
         built, step = self.built, self.step
-        for name, value in tensors_of(built.placed, built.tables, step.optimizers, averages=step.averages).items():
+        for name, value in tensors_of(
+            built.sharded_model, built.tables, step.optimizers, averages=step.averages
+        ).items():
             if isinstance(value, ShardedTensor):
                 state.update({f"{name}/{n}": s.tensor.detach().clone() for n, s in enumerate(value.local_shards())})
             else:
@@ -122,7 +124,7 @@ class Rig:
     def weights(self) -> State:
         """All weights, whole on the first rank. Collective."""
         whole = {}
-        for name, value in self.built.placed.state_dict().items():
+        for name, value in self.built.sharded_model.state_dict().items():
             if isinstance(value, ShardedTensor):
                 out = torch.zeros(value.size())
                 value.gather(0, out if self.world.is_first else None)

@@ -21,7 +21,7 @@ from trainer.config import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import Vocabulary
-from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.catalogue import columns_for
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.next_item.metrics import user_metrics
@@ -117,7 +117,7 @@ def make_evaluator(
     dynamic: the model's mappings, by which raw ids are looked up as they are when that happens. masks_items: whether the model
     restores masked events, see NextItemConfig.
     """
-    reader = RowGroupReader(folder, manifest, wanted_by(catalogue, users=True))
+    reader = RowGroupReader(folder, manifest, columns_for(catalogue, users=True))
     held_out = HeldOut(
         reader,
         catalogue,

@@ -24,7 +24,7 @@ from sharding.world import World
 from trainer.config import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
-from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.catalogue import columns_for
 from trainer.data.stream.held_out import Deal
 from trainer.data.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
 from trainer.data.stream.row_groups import RowGroupReader
@@ -137,7 +137,7 @@ def make_ranking_evaluator(
     labels: Mapping[str, LabelConfig],
 ) -> RankingEvaluator:
     """All impressions of the split are scored. labels: those that the model learns, in the order of its logits."""
-    reader = RowGroupReader(folder, manifest, replace(wanted_by(catalogue, users=True), impressions=True))
+    reader = RowGroupReader(folder, manifest, replace(columns_for(catalogue, users=True), impressions=True))
     deal = Deal(reader, config.batch_size, world.rank, world.world_size)
     rules = LabelRules(labels, 1.0 / manifest.labels.get("negative_sampling_rate", 1.0))
     return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, reach), rules, world, dynamic)

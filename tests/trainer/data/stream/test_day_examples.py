@@ -30,7 +30,7 @@ from trainer.data.stream.examples import WINDOW_STEP
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.impressions import ImpressionStream
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import Step
 from trainer.errors import UserError
 
@@ -115,7 +115,7 @@ def test_an_append_changes_neither_order_nor_content_of_the_days_before(tmp_path
     chosen, num_groups = [], []
     for num_days in (1, 3):
         manifest = ranking_dataset(tmp_path / str(num_days), num_days)
-        reader = RowGroupReader(tmp_path / str(num_days), manifest, Wanted(impressions=True))
+        reader = RowGroupReader(tmp_path / str(num_days), manifest, ColumnSelection(impressions=True))
         days = count_days(reader, calendar, ALONE)
         batches = GlobalBatches(day_examples(reader, days, 5), 7, None, 1, 0, 1)
         chosen.append(

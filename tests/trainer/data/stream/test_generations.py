@@ -23,7 +23,7 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.histories import TrainStream
 from trainer.data.stream.order import Position
 from trainer.data.stream.prefetch import Prefetch
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 from trainer.job import SILENT
 from trainer.loop.train import Training
@@ -82,7 +82,7 @@ def test_files_as_they_were_prepared_are_accepted(original, tmp_path):
     RowGroupReader(folder, manifest).check_files()
     for write in (events_dataset, ranking_dataset):
         other = write(tmp_path / write.__name__, num_days=3)
-        wanted = Wanted(users=True, times=True, features=True, impressions=write is ranking_dataset)
+        wanted = ColumnSelection(users=True, times=True, features=True, impressions=write is ranking_dataset)
         RowGroupReader(tmp_path / write.__name__, other, wanted).check_files()
 
 
@@ -166,7 +166,7 @@ def test_parts_that_disagree_on_a_type_that_may_vary_are_refused(dataset):
     folder, manifest = dataset
     rewrite(folder / PART, lambda t: t.set_column(0, "user", pa.array(range(t.num_rows))))
     with pytest.raises(UserError, match=f"{PART}: column 'user' has the type int64, expected string"):
-        RowGroupReader(folder, with_its_size(folder, manifest), Wanted(users=True)).check_files()
+        RowGroupReader(folder, with_its_size(folder, manifest), ColumnSelection(users=True)).check_files()
 
 
 def test_columns_that_are_not_read_may_be_anything(dataset):

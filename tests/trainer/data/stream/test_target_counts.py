@@ -95,7 +95,7 @@ def test_corrections_are_the_probabilities_of_what_is_drawn(dataset, negatives, 
     drawn = np.zeros(catalogue_of(dataset).num_known)
     probability = np.full_like(drawn, np.nan)
     for step in stream_of(dataset, config, long_histories).steps(Position(0, 0), num_epochs):
-        batch = whole.settle(step.batch, step.before, World(0, 1, torch.device("cpu")))
+        batch = whole.complete_batch(step.batch, step.before, World(0, 1, torch.device("cpu")))
         np.add.at(drawn, batch.negative_ids.numpy(), 1.0)
         for ids, log_q in ((batch.negative_ids, batch.negative_log_q), (batch.target_ids, batch.target_log_q)):
             probability[ids.numpy()] = np.exp(log_q.numpy())

@@ -22,7 +22,7 @@ from tests.trainer.evaluation.ranking.worlds import (
 )
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.days import Calendar, count_days
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.evaluation.ranking.metrics import probabilities
 from trainer.evaluation.ranking.names import PRIOR_IMPRESSIONS
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
@@ -38,7 +38,7 @@ def shown() -> Shown:
 def days_after(world: World, folder: Path, numbers: list[int]) -> list[dict[str, Any] | None]:
     torch.set_num_threads(1)
     manifest = read_manifest(folder)
-    reader = RowGroupReader(folder, manifest, Wanted(impressions=True))
+    reader = RowGroupReader(folder, manifest, ColumnSelection(impressions=True))
     days = count_days(reader, CALENDAR, world)
     evaluator = ProgressiveEvaluator(evaluator_of(folder, manifest, world), days)
     return [evaluator.metrics(KnowsItems(), number) for number in numbers]
@@ -106,7 +106,9 @@ def test_there_is_no_day_after_the_first_of_the_validation_period(rank_pool, tmp
 
 def test_files_of_impressions_tell_how_many_rows_each_day_has(tmp_path, shown):
     write_world(tmp_path / "dataset", shown)
-    reader = RowGroupReader(tmp_path / "dataset", read_manifest(tmp_path / "dataset"), Wanted(impressions=True))
+    reader = RowGroupReader(
+        tmp_path / "dataset", read_manifest(tmp_path / "dataset"), ColumnSelection(impressions=True)
+    )
     one = World(0, 1, torch.device("cpu"))
     days = count_days(reader, replace(CALENDAR, earliest=14, origin=14, stop=6), one)
     assert (days.first, days.stop) == (0, 6)

@@ -14,28 +14,28 @@ from torch import Tensor
 
 from models.ranking.labels import Rates
 from sharding.world import World
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.config import TrainConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.columns import stretches
 from trainer.data.stream.days import Days, calendar_of, count_days
 from trainer.data.stream.impressions import shown_on
 from trainer.data.stream.order import Position, steps_per_epoch
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import CheckpointError, UserError
 from trainer.job import Job
 from trainer.storage.files import digest_of
 
 
 @dataclass(frozen=True)
-class DayByDay:
+class DailyTraining:
     """The days, and the rates of the labels on the first, at which a fresh model begins: it knows of no later day."""
 
     days: Days
     rates: Rates | None
 
 
-def read_days(job: Job, manifest: Manifest, world: World, fresh: bool) -> DayByDay | None:
+def read_days(job: Job, manifest: Manifest, world: World, fresh: bool) -> DailyTraining | None:
     """None unless training goes by days. fresh: nothing was trained yet. Collective. Raises UserError as count_days does."""
     if job.train.days is None or manifest.task != job.model.task:  # another task is refused with the model
         return None
@@ -44,9 +44,9 @@ def read_days(job: Job, manifest: Manifest, world: World, fresh: bool) -> DayByD
             f'dataset {job.dataset_dir}: is not split by split.kind = "global_time", which train.days needs; prepare it anew in '
             "another run.dataset or run.dir"
         )
-    reader = RowGroupReader(job.dataset_dir, manifest, Wanted(impressions=True))
+    reader = RowGroupReader(job.dataset_dir, manifest, ColumnSelection(impressions=True))
     days = count_days(reader, calendar_of(job.train.days, manifest, job.model), world)
-    return DayByDay(days, _rates(reader, days, manifest.labels["names"], world) if fresh else None)
+    return DailyTraining(days, _rates(reader, days, manifest.labels["names"], world) if fresh else None)
 
 
 def _rates(reader: RowGroupReader, days: Days, labels: list[str], world: World) -> Rates:
@@ -99,14 +99,14 @@ def _parts_digest(manifest: Manifest, generation: int) -> str:
     return digest_of([[part.path, part.sha256] for part in manifest.parts if part.generation <= generation])
 
 
-def is_of(saved: CheckpointManifest, manifest: Manifest) -> bool:
+def same_dataset(saved: CheckpointManifest, manifest: Manifest) -> bool:
     """Return whether a checkpoint is of this dataset, or of one to which this one has appended."""
     if saved.dataset_digest in (manifest.digest, *manifest.grown_from):
         return True
     return saved.days is not None and saved.days["parts"] == _parts_digest(manifest, saved.days["generation"])
 
 
-def position_among(days: Days, found: Found) -> tuple[Position, str | None]:
+def position_among(days: Days, found: StoredCheckpoint) -> tuple[Position, str | None]:
     """Where a checkpoint stands among the days as they are now, and a warning. Raises CheckpointError if that is nowhere."""
     saved = found.manifest.days
     assert saved is not None
