@@ -21,7 +21,7 @@ from cluster.plan.workload import check_workload
 from cluster.study.config import read_study
 from cluster.study.trials import plan_trials
 from sharding.config import Sharding, SparseOptimizer
-from sharding.support import why_unsupported
+from sharding.support import unsupported_reason
 from tests.support.datasets import tiny_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,7 +160,7 @@ def test_the_table_of_shardings_says_what_works(sharding):
 
     def works(pooled: bool, device: str) -> list[str]:
         optimizers = get_args(SparseOptimizer)
-        return [o for o in optimizers if why_unsupported(sharding, kernel, o, pooled, device) is None]
+        return [o for o in optimizers if unsupported_reason(sharding, kernel, o, pooled, device) is None]
 
     (line,) = [
         ln for ln in (ROOT / "docs" / "sharding.md").read_text().splitlines() if ln.startswith(f"| `{sharding}` |")

@@ -3,12 +3,12 @@
 import pytest
 import ray
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.rank_pool import RankPool
 
 
-def number_of(ranks: Ranks) -> int:
-    return ranks.rank
+def number_of(world: World) -> int:
+    return world.rank
 
 
 def test_rank_processes_need_their_marker(request: pytest.FixtureRequest) -> None:

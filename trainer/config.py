@@ -216,7 +216,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self.schedule not in ("constant", "inverse_sqrt")
 
 
-def why_not_by_days(train: TrainConfig, split: LeaveOneOutConfig | GlobalTimeConfig, task: str) -> str | None:
+def daily_training_reason(train: TrainConfig, split: LeaveOneOutConfig | GlobalTimeConfig, task: str) -> str | None:
     """What stands against train.days, or none."""
     if train.days is None:
         return None

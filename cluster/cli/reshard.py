@@ -7,7 +7,7 @@ from pathlib import Path
 from cluster.config.file import apply_override, read_values
 from cluster.config.run_config import at_default, check_config, identity, job_of
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.checkpoint.reshard import reshard
 from trainer.data.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
@@ -30,7 +30,7 @@ def run(path: Path, folder: Path, config_file: str | None, settings: list[str]) 
 
     Raises UserError or PlacementError for what the user has to change: nothing is written then.
     """
-    found = Found(path, checkpoint_folder.verify(path))
+    found = StoredCheckpoint(path, checkpoint_folder.verify(path))
     values = read_values(config_file) if config_file is not None else deepcopy(found.manifest.config)
     for setting in settings:
         apply_override(setting, values)

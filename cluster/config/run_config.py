@@ -14,14 +14,14 @@ from cluster.config.file import apply_override, read_values, refuse_unusable
 from models.config import NextItemConfig
 from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
-from sharding.support import why_not_sent, why_unplaceable
+from sharding.support import codec_reason, placement_reason
 from trainer.config import (
     CheckpointConfig,
     EvaluateConfig,
     LeaveOneOutConfig,
     SplitConfig,
     TrainConfig,
-    why_not_by_days,
+    daily_training_reason,
 )
 from trainer.data.inputs import check_bags, used_specs
 from trainer.data.logs.config import LogsConfig, feature_specs
@@ -134,11 +134,11 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
         except UserError as error:
             raise ValueError(str(error)) from None
         device = self.cluster.device
-        not_by_days = why_not_by_days(self.train, self.split, self.model.task)
+        not_by_days = daily_training_reason(self.train, self.split, self.model.task)
         unplaceable = (
-            f"tables.{name}: {why}" for name, t in self.tables.items() if (why := why_unplaceable(t, device))
+            f"tables.{name}: {why}" for name, t in self.tables.items() if (why := placement_reason(t, device))
         )
-        for reason in (not_by_days, why_not_sent(self.communication, device), *unplaceable):
+        for reason in (not_by_days, codec_reason(self.communication, device), *unplaceable):
             if reason is not None:
                 raise ValueError(reason)
         longest = self.model.max_history
@@ -386,7 +386,7 @@ def job_of(config: Config) -> Job:
         checkpoint=config.checkpoint,
         evaluate=config.evaluate,
         communication=config.communication,
-        placement=config.plan,
+        plan_config=config.plan,
         config=config.model_dump(mode="json"),
         identity=identity(config),
         at_default=at_default(config),

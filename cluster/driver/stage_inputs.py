@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cluster.config.run_config import Config, identity
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.evaluation.outputs import FIGURES_VERSION, PAGE_VERSION
@@ -22,7 +22,7 @@ def training_inputs(config: Config, manifest: Manifest) -> str:
     return digest_of({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
 
 
-def evaluation_inputs(config: Config, found: Found, manifest: Manifest, split: Split) -> str:
+def evaluation_inputs(config: Config, found: StoredCheckpoint, manifest: Manifest, split: Split) -> str:
     """Return the digest of what the evaluation of a checkpoint on one split depends on, baselines included."""
     return digest_of(
         {

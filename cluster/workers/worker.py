@@ -24,12 +24,12 @@ from trainer.job import Channel
 from trainer.storage.files import disk_refusal
 
 if TYPE_CHECKING:
-    from sharding.world import Ranks
+    from sharding.world import World
 
 POLL_SECONDS = 0.2
 
 # (argument, ranks, channel) -> the rank's result.
-WorkerFunction = Callable[[Any, "Ranks", Channel], Any]
+WorkerFunction = Callable[[Any, "World", Channel], Any]
 
 
 def serve(payload: dict[str, Any]) -> None:
@@ -42,14 +42,14 @@ def serve(payload: dict[str, Any]) -> None:
         import torch
         from ray.train.torch import get_device
 
-        from sharding.world import current_ranks
+        from sharding.world import current_world
         from trainer.loop.memory import keep_freed_memory, memory_trimmer
 
         device = get_device()
         if device.type == "cpu":
             torch.set_num_threads(payload["threads"])
             keep_freed_memory()
-        ranks = current_ranks(device)
+        world = current_world(device)
         release = memory_trimmer()
         done = 0
         while True:
@@ -60,7 +60,7 @@ def serve(payload: dict[str, Any]) -> None:
             if work is None:
                 return
             channel = Channel(send=lambda event: monitor.push.remote(event), stop_requested=_StopPoll(monitor))
-            ray.get(monitor.finish.remote(rank, _result_of(work, ranks, channel)))
+            ray.get(monitor.finish.remote(rank, _result_of(work, world, channel)))
             done = number
             gc.collect()  # a model refers to itself: without this the next work would find the last one's in its way
             release()
@@ -76,9 +76,9 @@ def serve(payload: dict[str, Any]) -> None:
         raise picklable(error) from None
 
 
-def _result_of(pickled_work: bytes, ranks: Ranks, channel: Channel) -> bytes:
+def _result_of(pickled_work: bytes, world: World, channel: Channel) -> bytes:
     function, argument = cloudpickle.loads(pickled_work)
-    return pickle.dumps(function(argument, ranks, channel))
+    return pickle.dumps(function(argument, world, channel))
 
 
 class _StopPoll:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from cluster.config.run_config import check_config, job_of
-from sharding.world import Ranks
+from sharding.world import World
 from tests.contracts.test_ranking import validations
 from tests.contracts.test_resume import train as train_and_fingerprint
 from tests.contracts.test_world_size import losses
@@ -61,7 +61,7 @@ def job_at(run_dir: Path, dataset: Path, lookup: str, sharding: str, **train: An
     return job_of(check_config(values, "test"))
 
 
-def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> dict[str, Tensor]:
+def train(world: World, job: Job, stop_after: int | None = None) -> dict[str, Tensor]:
     """All weights by their names in a checkpoint, whole on the first rank; if asked, training stops at step `stop_after`."""
     asked = []
 
@@ -69,12 +69,12 @@ def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> dict[str, Te
         asked.append(None)
         return stop_after is not None and len(asked) >= stop_after
 
-    training = Training(job, ranks, Channel(send=SILENT.send, stop_requested=stop_requested))
+    training = Training(job, world, Channel(send=SILENT.send, stop_requested=stop_requested))
     training.run()
     built, whole = training.built, {}
-    for name, value in tensors_of(built.placed, built.tables, None).items():
+    for name, value in tensors_of(built.sharded_model, built.tables, None).items():
         if isinstance(value, ShardedTensor):
-            whole[name] = torch.zeros(value.size()) if ranks.is_first else None
+            whole[name] = torch.zeros(value.size()) if world.is_first else None
             value.gather(0, whole[name])
         else:
             whole[name] = value.clone()

@@ -16,7 +16,7 @@ from tests.contracts.test_world_size import global_batches, losses
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import WINDOW_STEP
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 from trainer.job import Job
 from trainer.metrics_log import read_metrics
@@ -39,7 +39,7 @@ def job_by_days(run_dir: Path, dataset: Path, **sections: Any) -> Job:
 def rows_on_days(dataset: Path) -> list[set[int]]:
     """By brute force: the rows with training impressions on each day."""
     manifest = read_manifest(dataset)
-    reader = RowGroupReader(dataset, manifest, Wanted(impressions=True))
+    reader = RowGroupReader(dataset, manifest, ColumnSelection(impressions=True))
     found: list[set[int]] = [set() for _ in range(3)]
     row_id = 0
     for group in range(len(reader.group_rows)):

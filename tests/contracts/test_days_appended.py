@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cluster.config.run_config import Config, check_config, identity, job_of
-from sharding.world import Ranks
+from sharding.world import World
 from tests.contracts.test_resume import fingerprint
 from tests.contracts.test_world_size import global_batches, losses
 from tests.support.prepared import made, write_events
@@ -71,7 +71,7 @@ def config_in(folder: Path, run: str, validation_day: int, **sections: Any) -> C
     return check_config(values, "test")
 
 
-def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> tuple[Outcome, str, list[dict[str, Any]]]:
+def train(world: World, job: Job, stop_after: int | None = None) -> tuple[Outcome, str, list[dict[str, Any]]]:
     """(outcome, all weights and state, events that were sent)."""
     torch.set_num_threads(1)
     asked: list[None] = []
@@ -81,7 +81,7 @@ def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> tuple[Outcom
         asked.append(None)
         return stop_after is not None and len(asked) >= stop_after
 
-    training = Training(job, ranks, Channel(send=sent.append, stop_requested=stop_requested))
+    training = Training(job, world, Channel(send=sent.append, stop_requested=stop_requested))
     return training.run(), fingerprint(training), sent
 
 
@@ -168,14 +168,14 @@ def test_what_comes_too_late_is_told_and_not_trained(rank_pool, three_days):
     assert outcome.step == len(again)
 
 
-def evaluate(ranks: Ranks, job: Job) -> dict[str, float]:
+def evaluate(world: World, job: Job) -> dict[str, float]:
     """As the stage of its own does."""
     manifest = read_manifest(job.dataset_dir)
-    built = build_model(job, manifest, ranks)
+    built = build_model(job, manifest, world)
     found, _ = newest(job.checkpoints_dir)
     assert found is not None
     load_to_use(found, built)
-    metrics: dict[str, float] = built.task.evaluator("test", ranks, built.dynamic).mean_metrics(built.model)
+    metrics: dict[str, float] = built.task.evaluator("test", world, built.dynamic).mean_metrics(built.model)
     return metrics
 
 

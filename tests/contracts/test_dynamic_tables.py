@@ -17,7 +17,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from cluster.config.run_config import check_config, job_of
 from cluster.data.prepare import prepare
 from models.batches.history_batch import HistoryBatch
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.dict_trainer import train_by_hand
 from tests.support.rank_pool import RankPool
 from trainer.checkpoint import folder as checkpoint_folder
@@ -127,7 +127,7 @@ class Trained:
 
 def everything(training: Training) -> dict[str, Any]:
     built = training.built
-    return tensors_of(built.placed, built.tables, training.optimizers, built.dynamic.tensors())
+    return tensors_of(built.sharded_model, built.tables, training.optimizers, built.dynamic.tensors())
 
 
 Piece = tuple[tuple[int, ...], tuple[int, ...], Tensor]
@@ -141,10 +141,10 @@ def pieces_of(value: Any) -> list[Piece]:
     return [(tuple(plain.shape), (0,) * plain.dim(), plain)]
 
 
-def whole(tensors: dict[str, Any], ranks: Ranks) -> dict[str, Tensor]:
+def whole(tensors: dict[str, Any], world: World) -> dict[str, Tensor]:
     """All tensors put together. A rank without a shard of a table has no state of its optimizer either."""
     found: dict[str, Tensor] = {}
-    everywhere: list[Any] = ranks.gather_objects({name: pieces_of(value) for name, value in tensors.items()})
+    everywhere: list[Any] = world.gather_objects({name: pieces_of(value) for name, value in tensors.items()})
     for name, pieces in (entry for held in everywhere for entry in held.items()):
         for size, offsets, numbers in pieces:
             into = found.setdefault(name, torch.zeros(size, dtype=numbers.dtype))
@@ -161,7 +161,7 @@ def local_hash(tensors: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def train(ranks: Ranks, job: Job, stop_after: int | None = None, poisoned: tuple[int, ...] = ()) -> Trained:
+def train(world: World, job: Job, stop_after: int | None = None, poisoned: tuple[int, ...] = ()) -> Trained:
     """Train, or until `stop_after` steps of this call; at steps `poisoned` the loss is not a number."""
     torch.set_num_threads(1)
     asked: list[None] = []
@@ -170,7 +170,7 @@ def train(ranks: Ranks, job: Job, stop_after: int | None = None, poisoned: tuple
         asked.append(None)
         return stop_after is not None and len(asked) >= stop_after
 
-    training = Training(job, ranks, Channel(send=SILENT.send, stop_requested=stop_requested))
+    training = Training(job, world, Channel(send=SILENT.send, stop_requested=stop_requested))
     sizes = []
     step: Callable[..., Any] = training.step
     model = training.built.model
@@ -194,7 +194,7 @@ def train(ranks: Ranks, job: Job, stop_after: int | None = None, poisoned: tuple
     rows = {int(state.ids[row]): row for row in range(1, state.num_rows_used)}
     mapping = {name: value for name, value in tensors.items() if name.startswith("state.ids.label.")}
     assert len(mapping) == 8
-    return Trained(whole(tensors, ranks), local_hash(tensors), local_hash(mapping), sizes, rows)
+    return Trained(whole(tensors, world), local_hash(tensors), local_hash(mapping), sizes, rows)
 
 
 def lines(folder: Path, run: str) -> list[dict[str, Any]]:
@@ -341,15 +341,15 @@ def test_what_a_step_that_is_not_applied_has_observed_stays(folder: Path, rank_p
 # What evaluation sees
 
 
-def evaluate_checkpoint(ranks: Ranks, job: Job) -> dict[str, float]:
+def evaluate_checkpoint(world: World, job: Job) -> dict[str, float]:
     manifest = read_manifest(job.dataset_dir)
-    built = build_model(job, manifest, ranks)
+    built = build_model(job, manifest, world)
     found, _ = checkpoint_folder.newest(job.checkpoints_dir)
     assert found is not None
     load_checkpoint(found, built, None)
     before = {name: tensor.clone() for name, tensor in built.dynamic.tensors().items()}
     evaluator = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 6, ranks, built.dynamic
+        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 6, world, built.dynamic
     )
     metrics = evaluator.mean_metrics(built.model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in built.dynamic.tensors().items())

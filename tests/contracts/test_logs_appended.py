@@ -12,7 +12,7 @@ import pytest
 from cluster.config.run_config import Config, check_config, job_of, load_config
 from cluster.data.prepare import prepare
 from cluster.driver.new_logs import check_append, kept_outcome
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.prepared import write_events
 from trainer.checkpoint.folder import committed, newest, read
 from trainer.data.dataset.manifest import Manifest, read_manifest
@@ -57,13 +57,13 @@ def prepared(config: Config) -> Manifest:
     return prepare(config, lambda _: None, lambda existing: check_append(config, existing))
 
 
-def train(ranks: Ranks, job: Job) -> Outcome:
-    return Training(job, ranks, SILENT).run()
+def train(world: World, job: Job) -> Outcome:
+    return Training(job, world, SILENT).run()
 
 
-def load(ranks: Ranks, job: Job) -> int:
+def load(world: World, job: Job) -> int:
     """Load the newest checkpoint for an evaluation of the dataset as it is; its rows of items."""
-    built = build_model(job, read_manifest(job.dataset_dir), ranks)
+    built = build_model(job, read_manifest(job.dataset_dir), world)
     found, _ = newest(job.checkpoints_dir)
     assert found is not None
     load_to_use(found, built)

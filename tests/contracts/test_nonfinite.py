@@ -10,7 +10,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
@@ -34,11 +34,11 @@ def job_in(run_dir: Path, dataset: Path, **sections: Any) -> Job:
     return tiny_job(run_dir, dataset, train=train, **sections)
 
 
-def run(ranks: Ranks, job: Job, break_at: int | None = None) -> tuple[str, list[dict[str, Any]]]:
+def run(world: World, job: Job, break_at: int | None = None) -> tuple[str, list[dict[str, Any]]]:
     """What training raised, and the events that it sent. break_at: before this step the rates become too large."""
     events: list[dict[str, Any]] = []
     try:
-        training = Training(job, ranks, Channel(send=events.append, stop_requested=lambda: False))
+        training = Training(job, world, Channel(send=events.append, stop_requested=lambda: False))
         whole = training._train
 
         def train(item: Any) -> Any:
@@ -137,7 +137,7 @@ def test_a_model_without_a_finite_loss_is_never_the_best(rank_pool, dataset, tmp
     assert_finite(tmp_path / "run")
 
 
-def break_losses(ranks: Ranks, job: Job, steps: int, as_before: bool = False) -> list[str]:
+def break_losses(world: World, job: Job, steps: int, as_before: bool = False) -> list[str]:
     """Train while no loss is finite. as_before: save only the state that torch has created, as earlier versions did."""
     events: list[dict[str, Any]] = []
     whole = Optimizers.materialize_dense_state
@@ -150,7 +150,7 @@ def break_losses(ranks: Ranks, job: Job, steps: int, as_before: bool = False) ->
             asked.append(None)
             return len(asked) >= steps
 
-        training = Training(job, ranks, Channel(send=events.append, stop_requested=stop))
+        training = Training(job, world, Channel(send=events.append, stop_requested=stop))
         loss = type(training.built.model).loss
         training.built.model.loss = lambda rows, batch: loss(training.built.model, rows, batch) * float("nan")
         training.run()
@@ -185,7 +185,7 @@ def test_a_broken_checkpoint_of_an_earlier_version_says_what_to_do(rank_pool, da
     assert [message for message, _ in rank_pool.run(2, run, job)] == ["", ""]
 
 
-def save_broken(ranks: Ranks, job: Job) -> None:
+def save_broken(world: World, job: Job) -> None:
     """Train 5 steps, break a row, and save it as earlier versions did."""
     from trainer.checkpoint import tensors as checkpoint_tensors
 
@@ -195,7 +195,7 @@ def save_broken(ranks: Ranks, job: Job) -> None:
         asked.append(None)
         return len(asked) >= 5
 
-    training = Training(job, ranks, Channel(send=lambda event: None, stop_requested=stop))
+    training = Training(job, world, Channel(send=lambda event: None, stop_requested=stop))
     whole = training._train
 
     def train(item: Any) -> Any:
@@ -207,7 +207,7 @@ def save_broken(ranks: Ranks, job: Job) -> None:
 
     training._train = train  # type: ignore[method-assign]
     check = checkpoint_tensors.broken_tensors
-    checkpoint_tensors.broken_tensors = lambda state, ranks: []
+    checkpoint_tensors.broken_tensors = lambda state, world: []
     try:
         training.run()
     finally:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.contracts.test_world_size import global_batches, losses, validation
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import examples_of
@@ -33,7 +33,7 @@ def fingerprint(training: Training) -> str:
     """sha256 over every local weight and optimizer tensor, all other state, and the position."""
     digest = hashlib.sha256(f"{training.state.step} {training.state.position}".encode())
     built = training.built
-    state = tensors_of(built.placed, built.tables, training.optimizers, built.state(), training.averages)
+    state = tensors_of(built.sharded_model, built.tables, training.optimizers, built.state(), training.averages)
     for name, value in sorted(state.items()):
         shards = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
         for tensor in shards:
@@ -41,7 +41,7 @@ def fingerprint(training: Training) -> str:
     return digest.hexdigest()
 
 
-def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> tuple[Outcome, str]:
+def train(world: World, job: Job, stop_after: int | None = None) -> tuple[Outcome, str]:
     """Train; if asked, request a stop so that it happens at step `stop_after`."""
     asked = []
 
@@ -49,7 +49,7 @@ def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> tuple[Outcom
         asked.append(None)
         return stop_after is not None and len(asked) >= stop_after
 
-    training = Training(job, ranks, Channel(send=SILENT.send, stop_requested=stop_requested))
+    training = Training(job, world, Channel(send=SILENT.send, stop_requested=stop_requested))
     outcome = training.run()
     return outcome, fingerprint(training)
 
@@ -185,14 +185,14 @@ def test_what_training_keeps_besides_weights_is_resumed_bit_identically(rank_poo
     assert validation(dataset / "pieces") == validation(dataset / "whole")
 
 
-def evaluate(ranks: Ranks, job: Job, step: int) -> dict[str, float]:
+def evaluate(world: World, job: Job, step: int) -> dict[str, float]:
     """The validation metrics of a checkpoint, loaded as `shoal evaluate` does."""
     manifest = read_manifest(job.dataset_dir)
-    built = build_model(job, manifest, ranks)
+    built = build_model(job, manifest, world)
     folder = job.checkpoints_dir / checkpoint_folder.name_of(step)
-    load_to_use(Found(folder, checkpoint_folder.verify(folder)), built)
+    load_to_use(StoredCheckpoint(folder, checkpoint_folder.verify(folder)), built)
     made = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 8, ranks, built.dynamic
+        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 8, world, built.dynamic
     )
     return made.mean_metrics(built.model)
 
@@ -315,9 +315,9 @@ def test_the_manifest_says_what_the_checkpoint_is(rank_pool, dataset):
     assert set(found.manifest.files) == {p.name for p in found.path.iterdir()} - {"manifest.json"}
 
 
-def train_with_rank_dependent_seed(ranks: Ranks, job: Job) -> None:
-    values = {**job.config, "run": {**job.config["run"], "seed": ranks.rank}}
-    Training(Job(**{**job.__dict__, "config": values}), ranks, SILENT)
+def train_with_rank_dependent_seed(world: World, job: Job) -> None:
+    values = {**job.config, "run": {**job.config["run"], "seed": world.rank}}
+    Training(Job(**{**job.__dict__, "config": values}), world, SILENT)
 
 
 def test_ranks_that_disagree_stop_with_the_difference(rank_pool, dataset):

@@ -30,7 +30,7 @@ from models.ranking.reach import reach_of
 from models.tables import TableSpec
 from sharding.config import HashIdsConfig, TableConfig
 from sharding.tables.initialize import initialize_tables
-from sharding.world import Ranks
+from sharding.world import World
 from tests.contracts.test_ranking import job_in
 from tests.models.ranking.test_model import doubled, looked_up
 from tests.support.grown_datasets import DAY, LABELS, NUM_ITEMS, events_dataset, ranking_dataset
@@ -38,7 +38,7 @@ from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import TimeBounds
-from trainer.data.stream.catalogue import read_catalogue, wanted_by
+from trainer.data.stream.catalogue import columns_for, read_catalogue
 from trainer.data.stream.day_examples import day_examples
 from trainer.data.stream.days import Calendar, count_days
 from trainer.data.stream.examples import WINDOW_STEP
@@ -52,7 +52,7 @@ from trainer.loop.build import build_model
 from trainer.placement.loads import table_rows
 
 MAX_HISTORY, NUM_DAYS = 4, 3
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 EVER = (-(1 << 40), 1 << 40)
 HASHED = TableConfig(ids=HashIdsConfig(kind="hash", num_rows=20))
 TABLES = {"item": TableConfig(), "place": HASHED, "tags": HASHED}
@@ -133,7 +133,7 @@ class Ranker:
 
     @cached_property
     def reader(self) -> RowGroupReader:
-        return RowGroupReader(self.folder, self.manifest, replace(wanted_by(self.catalogue), impressions=True))
+        return RowGroupReader(self.folder, self.manifest, replace(columns_for(self.catalogue), impressions=True))
 
     def shown(
         self,
@@ -247,11 +247,11 @@ def test_training_computes_the_scores_of_evaluation(ranker: Ranker, together: Sc
     assert_equal(by_day, together, num_training * 9 // 10)
 
 
-def scores_of_rank(ranks: Ranks, job: Job) -> dict[tuple[int, int], list[float]]:
+def scores_of_rank(world: World, job: Job) -> dict[tuple[int, int], list[float]]:
     """By row and number of each held-out impression of this rank: logits of a model whose tables are sharded. Collective."""
-    built = build_model(job, read_manifest(job.dataset_dir), ranks)
+    built = build_model(job, read_manifest(job.dataset_dir), world)
     with_noise(built.model.interest)
-    evaluator = built.task.evaluator("test", ranks, built.dynamic)
+    evaluator = built.task.evaluator("test", world, built.dynamic)
     found = {}
     for held, logits in evaluator.score_all(built.model):  # type: ignore[union-attr, arg-type]
         keys = zip(held.row_ids[held.batch.history_of.numpy()].tolist(), held.place.tolist(), strict=True)
@@ -322,7 +322,7 @@ class Recommender:
 
     @cached_property
     def reader(self) -> RowGroupReader:
-        return RowGroupReader(self.folder, self.manifest, wanted_by(self.catalogue))
+        return RowGroupReader(self.folder, self.manifest, columns_for(self.catalogue))
 
     @torch.no_grad()
     def scores(

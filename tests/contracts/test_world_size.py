@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.job import SILENT, Job
@@ -18,15 +18,15 @@ from trainer.metrics_log import read_metrics
 STEPS = 20
 
 
-def train(ranks: Ranks, job: Job) -> dict[str, torch.Tensor]:
+def train(world: World, job: Job) -> dict[str, torch.Tensor]:
     """Train, and give the first rank all weights and optimizer slots."""
     torch.set_num_threads(1)
-    training = Training(job, ranks, SILENT)
+    training = Training(job, world, SILENT)
     training.run()
     whole = {}
-    for name, value in training.built.placed.state_dict().items():
+    for name, value in training.built.sharded_model.state_dict().items():
         if isinstance(value, ShardedTensor):
-            out = torch.zeros(value.size()) if ranks.is_first else None
+            out = torch.zeros(value.size()) if world.is_first else None
             value.gather(0, out)
             whole[name] = out
         else:
@@ -356,9 +356,9 @@ def test_where_a_table_lies_changes_nothing_of_what_is_learned(rank_pool, tmp_pa
             torch.testing.assert_close(weights[sharding][name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def first_weights(ranks: Ranks, job: Job) -> torch.Tensor:
-    built = Training(job, ranks, SILENT).built
-    return next(v for n, v in built.placed.state_dict().items() if n.endswith("item.weight")).clone()
+def first_weights(world: World, job: Job) -> torch.Tensor:
+    built = Training(job, world, SILENT).built
+    return next(v for n, v in built.sharded_model.state_dict().items() if n.endswith("item.weight")).clone()
 
 
 def test_a_copied_table_is_trained(rank_pool, tmp_path):

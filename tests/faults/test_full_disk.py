@@ -14,7 +14,7 @@ from cluster.driver.run_folder import Stages, locked
 from cluster.study import trial as study_trial
 from cluster.study.trials import Trial
 from cluster.workers.group import WorkersFailedError
-from sharding.world import Ranks
+from sharding.world import World
 from tests.contracts.test_nonfinite import run
 from tests.faults.full_disk import FailingWrites, fill, small_disk
 from tests.support.datasets import tiny_dataset
@@ -149,13 +149,13 @@ def dataset(tmp_path_factory):
     return folder / "dataset"
 
 
-def run_on_full_disk(ranks: Ranks, job: Job, broken: str, at: int) -> str:
+def run_on_full_disk(world: World, job: Job, broken: str, at: int) -> str:
     """The message of a training in which the first rank's writes of these files fail."""
     with pytest.MonkeyPatch.context() as patch:
-        if ranks.is_first:
+        if world.is_first:
             FailingWrites(patch, job.run_dir / broken, at)
         try:
-            message, _ = run(ranks, job)
+            message, _ = run(world, job)
         except OSError as error:
             message = disk_refusal(error) or repr(error)
     return message

@@ -19,7 +19,7 @@ from cluster.config.file import apply_override, read_values
 from cluster.config.run_config import Config, job_of, load_config
 from cluster.plan.workload import WorkloadConfig, check_workload
 from cluster.study.config import StudyConfig, StudyFile, read_study
-from sharding.world import Ranks, current_ranks
+from sharding.world import World, current_world
 from tests.settings.entry import Settings, toml
 from tests.settings.logs import DAY, START, write_logs
 from tests.support.rank_pool import RankPool
@@ -83,7 +83,7 @@ dim = 128
 
 
 @dataclass(frozen=True)
-class World:
+class SettingsKind:
     """Where settings of a kind come from. model: what they are checked by; prefix: of the keys of entries, not in the file."""
 
     model: type[BaseModel]
@@ -92,14 +92,14 @@ class World:
 
 
 WORLDS = {
-    "events": World(Config, _EVENTS + _RUN),
-    "impressions": World(Config, _IMPRESSIONS + _RUN),
-    "study": World(StudyConfig, _STUDY + _EVENTS + _RUN, "study"),
-    "workload": World(WorkloadConfig, _WORKLOAD, "workload"),
-    "synth": World(
+    "events": SettingsKind(Config, _EVENTS + _RUN),
+    "impressions": SettingsKind(Config, _IMPRESSIONS + _RUN),
+    "study": SettingsKind(StudyConfig, _STUDY + _EVENTS + _RUN, "study"),
+    "workload": SettingsKind(WorkloadConfig, _WORKLOAD, "workload"),
+    "synth": SettingsKind(
         SyntheticConfig, "num_users = 40\nnum_items = 120\nmean_events_per_user = 12.0\nnum_patterns = 10\n", "synth"
     ),
-    "synth impressions": World(
+    "synth impressions": SettingsKind(
         ImpressionConfig, "num_users = 60\nnum_items = 60\nmean_impressions_per_user = 40.0\n", "synth_impressions"
     ),
 }
@@ -108,8 +108,8 @@ WORLDS = {
 class Lab:
     """A folder with logs, and one rank in this process. `pool` gives the rank processes for what one rank cannot show."""
 
-    def __init__(self, folder: Path, ranks: Ranks, pool: Callable[[], RankPool]) -> None:
-        self.folder, self.ranks = folder, ranks
+    def __init__(self, folder: Path, world: World, pool: Callable[[], RankPool]) -> None:
+        self.folder, self.world = folder, world
         self._pool = pool
         self.logs = folder / "logs"
         write_logs(self.logs)
@@ -194,11 +194,11 @@ def model_of(settings: Any) -> BaseModel:
 
 
 @contextmanager
-def one_rank() -> Iterator[Ranks]:
+def one_rank() -> Iterator[World]:
     """This process as the only rank of a group, for the body."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield current_ranks(torch.device("cpu"))
+        yield current_world(torch.device("cpu"))
     finally:
         dist.destroy_process_group()
 

@@ -18,7 +18,7 @@ from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.order import Position
 from trainer.job import Job
 from trainer.loop.build import Built, build_model, build_optimizers
-from trainer.tasks.day_by_day import read_days
+from trainer.tasks.daily_training import read_days
 from trainer.tasks.task import Stream
 
 
@@ -48,12 +48,12 @@ def model_of(lab: Lab, config: Config, fill: bool = True) -> Model:
     """Build a model in evaluation mode, its dense weights filled unless they are to stay as they begin."""
     job = lab.job(config)
     manifest = read_manifest(job.dataset_dir)
-    by_day = read_days(job, manifest, lab.ranks, fresh=True)
-    built = build_model(job, manifest, lab.ranks, by_day)
-    stream = built.task.stream(lab.ranks)
+    by_day = read_days(job, manifest, lab.world, fresh=True)
+    built = build_model(job, manifest, lab.world, by_day)
+    stream = built.task.stream(lab.world)
     first = next(stream.steps(Position(by_day.days.first if by_day else 0, 0), 10**6))
-    batch = built.task.settle(first.batch, first.before, lab.ranks)
-    batch = built.dynamic.settle(batch, built.placed, build_optimizers(built, job.train), lab.ranks)
+    batch = built.task.complete_batch(first.batch, first.before, lab.world)
+    batch = built.dynamic.assign_rows(batch, built.sharded_model, build_optimizers(built, job.train), lab.world)
     model = Model(job, built, stream, batch)
     if fill:
         fill_by_name(model.dense)

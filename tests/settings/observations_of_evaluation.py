@@ -22,7 +22,7 @@ def evaluated(lab: Lab, config: Config) -> Path:
     """Return the folder of an evaluation on the test split, without its page."""
     job = lab.see(trained, config).job
     found, folder = checkpoint_folder.to_evaluate(job.checkpoints_dir), job.run_dir / "evaluation" / "test"
-    works.evaluate(works.ToEvaluate(job, found, {"test": folder / "parts"}), lab.ranks, SILENT)
+    works.evaluate(works.EvaluationJob(job, found, {"test": folder / "parts"}), lab.world, SILENT)
     users = pq.read_table(folder / "parts" / "rank-0.parquet")
     with mock.patch.object(outputs, "write_report", return_value=None):
         outputs.write_outputs(job, "test", found.path.name, folder / "parts")
@@ -54,7 +54,7 @@ def list_lengths(lab: Lab, config: Config) -> list[int]:
 def batches_scored(lab: Lab, config: Config) -> list[int]:
     """Return the largest number of rows in a batch of held-out histories."""
     model = model_of(lab, config)
-    evaluator = model.built.task.evaluator("test", lab.ranks, model.built.dynamic)
+    evaluator = model.built.task.evaluator("test", lab.world, model.built.dynamic)
     held: Any = evaluator
     return [batch.row_ids.size for batch in held.held_out.batches()]
 
@@ -70,5 +70,5 @@ def items_scored_at_a_time(lab: Lab, config: Config) -> int:
 
     model = model_of(lab, config)
     with mock.patch.object(trainer.evaluation.next_item.evaluate, "rank_items", recording):
-        model.built.task.evaluator("test", lab.ranks, model.built.dynamic).mean_metrics(model.built.model)
+        model.built.task.evaluator("test", lab.world, model.built.dynamic).mean_metrics(model.built.model)
     return asked[0]

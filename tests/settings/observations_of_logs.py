@@ -13,7 +13,7 @@ from tests.settings.logs import DAY, START
 from trainer.data.dataset.manifest import Feature, read_manifest
 from trainer.data.stream.catalogue import read_catalogue
 from trainer.data.stream.columns import Lists
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 
 Observe = Callable[[Lab, Config], Any]
@@ -114,7 +114,7 @@ def _values_of_items(lab: Lab, config: Config, feature: Feature) -> list[Any]:
 
 def _packed(lab: Lab, config: Config) -> list[Any]:
     folder, manifest = lab.dataset(config), lab.manifest(config)
-    wanted = Wanted(users=True, features=True, numbers=True, impressions=manifest.task == "ranking")
+    wanted = ColumnSelection(users=True, features=True, numbers=True, impressions=manifest.task == "ranking")
     reader = RowGroupReader(folder, manifest, wanted)
     return [reader.read([group])[group] for group in range(len(reader.group_rows))]
 

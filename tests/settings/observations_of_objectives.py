@@ -191,5 +191,5 @@ def estimated_gaps(lab: Lab, config: Config) -> Tensor:
     """Return the estimated number of draws between two of each item after three epochs of batches."""
     model = model_of(lab, config)
     for step in model.stream.steps(Position(0, 0), 3):
-        model.built.task.settle(step.batch, step.before, lab.ranks)
+        model.built.task.complete_batch(step.batch, step.before, lab.world)
     return model.built.task.tensors()["target_frequency.gaps"]

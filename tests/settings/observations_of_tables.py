@@ -11,9 +11,9 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from cluster.config.run_config import Config
 from sharding.plan import Shard
 from sharding.planning.costs import predict
-from sharding.planning.placing import Placing
+from sharding.planning.planned_tables import PlannedTables
 from sharding.tables.apply_plan import _parameter_sharding
-from sharding.world import Ranks
+from sharding.world import World
 from tests.settings.lab import Lab
 from tests.settings.observations import model_of
 from tests.settings.observations_of_training import trained, training_of
@@ -25,7 +25,7 @@ from trainer.placement.plan import plan_tables
 Observe = Callable[[Lab, Config], Any]
 
 
-def planned(lab: Lab, config: Config) -> Placing:
+def planned(lab: Lab, config: Config) -> PlannedTables:
     """Return the plan of all tables for the config's workers, of which none is started."""
     return plan_tables(lab.job(config), lab.manifest(config), config.cluster.num_workers, config.cluster.device)
 
@@ -79,8 +79,10 @@ def cached_share(lab: Lab, config: Config) -> float | None:
 
 def device_bytes(lab: Lab, config: Config) -> float:
     """Return the memory that the plan expects the item table to take of a device."""
-    placing = planned(lab, config)
-    predicted = predict(placing.plan, placing.loads, placing.topology, placing.communication)
+    planned_tables = planned(lab, config)
+    predicted = predict(
+        planned_tables.plan, planned_tables.loads, planned_tables.topology, planned_tables.communication
+    )
     return float(predicted.memory_bytes.max())
 
 
@@ -139,9 +141,9 @@ def optimizer_numbers(lab: Lab, config: Config) -> int:
     return sum(math.prod(tensor.size()) for tensor in tensors)
 
 
-def _sent(ranks: Ranks, job: Job) -> tuple[Tensor, list[Tensor]]:
+def _sent(world: World, job: Job) -> tuple[Tensor, list[Tensor]]:
     """The rows of the item table as a rank receives them, and the changes of the first step."""
-    training = Training(job, ranks, SILENT)
+    training = Training(job, world, SILENT)
     training.built.model.train()
     known = training.built.catalogue.known
     before = training.built.model.look_up(known)["item"].detach().clone()

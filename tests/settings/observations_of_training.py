@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from cluster.config.run_config import Config
-from sharding.world import Ranks
+from sharding.world import World
 from tests.settings.lab import Lab
 from tests.settings.observations import fill_by_name, model_of
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.order import Position
 from trainer.errors import CheckpointError, NonFiniteLossError
@@ -79,7 +79,7 @@ def training_of(lab: Lab, job: Job, events: list[dict[str, Any]], stop_after: in
         polls.append(None)
         return stop_after is not None and len(polls) >= stop_after
 
-    return Training(job, lab.ranks, Channel(send=events.append, stop_requested=stop_requested))
+    return Training(job, lab.world, Channel(send=events.append, stop_requested=stop_requested))
 
 
 def steps_trained(lab: Lab, config: Config) -> int:
@@ -192,7 +192,7 @@ def steps_until_given_up(lab: Lab, config: Config) -> int:
 def weights_evaluated(lab: Lab, config: Config) -> Tensor:
     """Return one dense weight as the evaluate stage loads it from the newest checkpoint."""
     job = lab.see(trained, config).job
-    built = build_model(job, read_manifest(job.dataset_dir), lab.ranks)
+    built = build_model(job, read_manifest(job.dataset_dir), lab.world)
     found, _ = checkpoint_folder.newest(job.checkpoints_dir)
     assert found is not None
     load_to_use(found, built)
@@ -261,12 +261,12 @@ def dense_groups(lab: Lab, config: Config) -> list[dict[str, Any]]:
 
 def dropout_seeds(lab: Lab, config: Config) -> list[int]:
     """Return what the random numbers of the first step's dropout are drawn from."""
-    return seeds_of_step(lab.ranks, lab.job(config))
+    return seeds_of_step(lab.world, lab.job(config))
 
 
-def seeds_of_step(ranks: Ranks, job: Job) -> list[int]:
+def seeds_of_step(world: World, job: Job) -> list[int]:
     """Return the same on a rank."""
-    training, seeds = Training(job, ranks, SILENT), list[int]()
+    training, seeds = Training(job, world, SILENT), list[int]()
     item = next(training.stream.steps(Position(0, 0), 1))
     with mock.patch.object(torch, "manual_seed", seeds.append):
         training._train(item)
@@ -313,7 +313,7 @@ def after_logs_were_appended(lab: Lab, config: Config) -> str:
     manifest: Any = SimpleNamespace(digest="now", grown_from=("before",))
     saved: Any = SimpleNamespace(identity=job.identity, dataset_digest="before", days=None)
     try:
-        check_same_run(Found(Path("step_000000001"), saved), job, manifest)
+        check_same_run(StoredCheckpoint(Path("step_000000001"), saved), job, manifest)
     except CheckpointError:
         return "refused"
     return "resumed"

@@ -30,7 +30,7 @@ from trainer.data.logs.config import (
     TimestampFeatureConfig,
     VectorFeatureConfig,
 )
-from trainer.data.stream.row_groups import RowGroupReader, Wanted, joined
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader, joined
 
 NUM_ITEMS, NUM_PARTS, DAY = 30, 2, 100
 LABELS = ("click", "like")
@@ -179,7 +179,9 @@ def _old_rows(folder: Path, manifest: Manifest | None, number: int) -> tuple[Old
         return None, OldGroups((), (0,))
     groups = sorted({g.group for part in manifest.parts if part.partition == number for g in part.row_groups})
     ranking = manifest.task == "ranking"
-    reader = RowGroupReader(folder, manifest, Wanted(users=True, times=True, impressions=ranking, numbers=True))
+    reader = RowGroupReader(
+        folder, manifest, ColumnSelection(users=True, times=True, impressions=ranking, numbers=True)
+    )
     held = joined([reader.read([group])[group] for group in groups])
     bounds = np.concatenate(([0], np.cumsum([manifest.group_rows[group] for group in groups])))
     assert held.times is not None

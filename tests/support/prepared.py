@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from cluster.config.run_config import Config, check_config
 from cluster.data.prepare import prepare
 from trainer.data.dataset.manifest import Manifest, read_manifest
-from trainer.data.stream.row_groups import Column, Lists, RowGroupReader, Wanted
+from trainer.data.stream.row_groups import Column, ColumnSelection, Lists, RowGroupReader
 from trainer.errors import UserError
 
 
@@ -86,7 +86,7 @@ def rows_by_user(config: Config) -> dict[Any, Row]:
     """The whole dataset as a reader gives it, items by their values."""
     manifest = read_manifest(config.dataset_dir)
     ranking = manifest.task == "ranking"
-    wanted = Wanted(users=True, times=True, features=True, impressions=ranking, numbers=True)
+    wanted = ColumnSelection(users=True, times=True, features=True, impressions=ranking, numbers=True)
     reader = RowGroupReader(config.dataset_dir, manifest, wanted)
     items = vocabulary(config)
     rows: dict[Any, Row] = {}

@@ -1,7 +1,7 @@
 """Rank processes for tests: started once, used by many tests, with a deadline on everything.
 
 Each call forms a fresh gloo process group of the first `world_size` processes, runs a module-level function with its
-`Ranks` as first argument on each, and returns the results in rank order. The first failure is raised with its rank and
+`World` as first argument on each, and returns the results in rank order. The first failure is raised with its rank and
 traceback; a rank that does not answer in time ends the pool's processes (and only those).
 """
 
@@ -20,14 +20,14 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torchrec.distributed.collective_utils import init_collective_validation
 
-from sharding.world import Ranks, current_ranks
+from sharding.world import World, current_world
 
 
 class RankFailedError(AssertionError):
     """A rank raised or did not answer; the message holds its number and traceback."""
 
 
-def _no_work(ranks: Ranks) -> None:
+def _no_work(world: World) -> None:
     """What a process does that is not part of a call."""
 
 
@@ -53,7 +53,7 @@ def _serve(pipe: Connection) -> None:
             # TorchRec does this once per process, collectively: do it where every process is sure to take part.
             init_collective_validation(dist.group.WORLD)
             try:
-                answer = ("done", function(current_ranks(torch.device("cpu")), *arguments))
+                answer = ("done", function(current_world(torch.device("cpu")), *arguments))
             finally:
                 dist.destroy_process_group()
         except BaseException as error:  # noqa: BLE001 - a process boundary: whatever it is, the test must see it

@@ -24,7 +24,7 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.histories import TrainStream
 from trainer.data.stream.impressions import ImpressionStream
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW, Step
 
 BATCH, TOKENS, MAX_HISTORY, EPOCHS, SEED = 7, 40, 6, 3, 11
@@ -72,7 +72,9 @@ class Data:
     kind: Kind
 
     def new_reader(self, cache_bytes: int = 1 << 20) -> RowGroupReader:
-        return RowGroupReader(self.folder, self.manifest, Wanted(impressions=self.kind.is_ranking), cache_bytes)
+        return RowGroupReader(
+            self.folder, self.manifest, ColumnSelection(impressions=self.kind.is_ranking), cache_bytes
+        )
 
     @property
     def catalogue(self) -> Catalogue:

@@ -36,7 +36,7 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from sharding.config import TableConfig
 from sharding.plan import Plan
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.reader import read_metadata
 from trainer.checkpoint.tensors import HashingFileSystem, refuse_other_optimizers
 from trainer.errors import CheckpointError
@@ -53,7 +53,7 @@ class Block:
 
 
 def reshard(
-    source: Found,
+    source: StoredCheckpoint,
     folder: Path,
     plan: Plan,
     tables: Mapping[str, TableConfig],

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli.app import app
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
@@ -27,11 +27,11 @@ def job_in(folder: Path, run: str, **table: Any) -> Job:
     return tiny_job(folder / run, folder / "dataset", tables={"item": item}, train=train, checkpoint={"every_steps": 3})
 
 
-def train(ranks: Ranks, job: Job) -> dict[str, Any]:
+def train(world: World, job: Job) -> dict[str, Any]:
     """Train to the end; the plan that was trained with."""
-    training = Training(job, ranks, SILENT)
+    training = Training(job, world, SILENT)
     training.run()
-    return json.loads(json.dumps(training.built.placing.plan.values()))
+    return json.loads(json.dumps(training.built.planned_tables.plan.values()))
 
 
 def reshard(*arguments: Any) -> Result:

@@ -41,7 +41,7 @@ from tests.support.prepared import (
 from trainer.data.dataset.features import decoder_of
 from trainer.data.dataset.manifest import Feature, read_manifest
 from trainer.data.logs.config import feature_specs
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -319,7 +319,9 @@ def test_items_known_to_a_feature_keep_their_ids_where_numbers_are_not_ids(tmp_p
     config = config_at(tmp_path, logs={"features": features}, tables=tables)
     made(config)
     assert item_ids(config) == {2: 0, 5: 0, 7: 1, 9: 0}
-    held = RowGroupReader(config.dataset_dir, read_manifest(config.dataset_dir), Wanted(features=True)).read([0])[0]
+    held = RowGroupReader(config.dataset_dir, read_manifest(config.dataset_dir), ColumnSelection(features=True)).read(
+        [0]
+    )[0]
     assert entry(held.features, 0) == {"bought": [0, 0]}  # of item 2, as the others in the order of time
     assert [value_at(held.features["bought"], k) for k in range(1, 4)] == [[0], [1], [0]]
 

@@ -25,7 +25,7 @@ from tests.support.prepared import (
 )
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.public_sets.catalogue import convert
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -197,7 +197,7 @@ def test_a_time_split_cuts_impressions_and_knows_no_item_of_the_future(tmp_path:
     assert (counts.train_events, counts.validation_targets, counts.test_targets) == (25, 10, 15)
     assert (counts.num_items, counts.unknown_items, counts.rare_items) == (25, 25, 0)
     manifest = read_manifest(config.dataset_dir)
-    reader = RowGroupReader(config.dataset_dir, manifest, Wanted(impressions=True))
+    reader = RowGroupReader(config.dataset_dir, manifest, ColumnSelection(impressions=True))
     shown = reader.read([0])[0].impressions
     assert shown is not None
     assert shown.items.tolist() == [*range(1, 26), *[0] * 25]
@@ -273,7 +273,7 @@ def test_kuairand_end_to_end(tmp_path: Path, shared_data: Path, monkeypatch: pyt
 def check_point_in_time(folder: Path, targets: int) -> None:
     """Of every impression: the last event before its history's end is earlier, and the next one is not."""
     manifest = read_manifest(folder)
-    reader = RowGroupReader(folder, manifest, Wanted(times=True, impressions=True))
+    reader = RowGroupReader(folder, manifest, ColumnSelection(times=True, impressions=True))
     seen = 0
     for group in range(len(reader.group_rows)):
         held = reader.read([group])[group]

@@ -17,7 +17,7 @@ from cluster.driver import driver, stage_inputs
 from cluster.driver.progress import View
 from cluster.driver.stage_inputs import evaluation_inputs, report_inputs, training_inputs
 from tests.support.datasets import tiny_dataset
-from trainer.checkpoint.folder import CheckpointManifest, Found, name_of
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint, name_of
 from trainer.data.dataset import card
 from trainer.data.dataset.manifest import Manifest, read_manifest, write_manifest
 from trainer.evaluation.next_item.results import Results
@@ -30,9 +30,9 @@ def config_of(folder: Path, **sections: dict[str, Any]) -> Config:
     return check_config({**values, **sections}, "test")
 
 
-def found_of(step: int = 4, content: str = "aa") -> Found:
+def found_of(step: int = 4, content: str = "aa") -> StoredCheckpoint:
     files = {"data": {"sha256": content, "num_bytes": 1}}
-    return Found(Path(name_of(step)), CheckpointManifest(step, 1, 1, {}, {}, {}, "digest", {}, {}, files))
+    return StoredCheckpoint(Path(name_of(step)), CheckpointManifest(step, 1, 1, {}, {}, {}, "digest", {}, {}, files))
 
 
 def appended(folder: Path) -> Manifest:

@@ -24,7 +24,7 @@ from cluster.driver.driver import RunFailedError, StoppedError
 from cluster.driver.progress import View
 from cluster.driver.run_folder import Stages
 from cluster.workers.group import OnEvent, WorkersFailedError
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_config
 from tests.support.rank_pool import RankPool
@@ -39,14 +39,14 @@ from trainer.metrics_log import read_metrics
 class InProcess:
     """Does works at once, in this process. With a failure it fails as a group of workers does."""
 
-    ranks: Ranks
+    world: World
     failure: Exception | None = None
 
     def run(self, function: Any, argument: Any, on_event: OnEvent, stop: threading.Event | None = None) -> list[Any]:
         if self.failure is not None:
             raise self.failure
         asked = stop or threading.Event()
-        return [function(argument, self.ranks, Channel(send=on_event, stop_requested=asked.is_set))]
+        return [function(argument, self.world, Channel(send=on_event, stop_requested=asked.is_set))]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Answer:
     stages: dict[str, str]
 
 
-def command(ranks: Ranks, config: Config, name: str, arguments: Sequence[Any] = (), **fault: Any) -> Answer:
+def command(world: World, config: Config, name: str, arguments: Sequence[Any] = (), **fault: Any) -> Answer:
     """Run driver.NAME(config, *arguments, view). fault: failure, of workers; terminate, send SIGTERM when training begins."""
     console = Console(record=True, width=400, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
@@ -72,7 +72,7 @@ def command(ranks: Ranks, config: Config, name: str, arguments: Sequence[Any] = 
     @contextmanager
     def opened(config: Config) -> Iterator[InProcess]:
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        yield InProcess(ranks, fault.get("failure"))
+        yield InProcess(world, fault.get("failure"))
 
     result, error = None, None
     with Watched(console) as view, mock.patch.object(driver, "_opened", opened):
@@ -251,17 +251,17 @@ def test_sigterm_stops_training_with_a_checkpoint_and_the_next_command_goes_on(
     assert resumed.result.step == 3
 
 
-def terminated(ranks: Ranks, config: Config) -> Answer:
+def terminated(world: World, config: Config) -> Answer:
     """A handler of our own first, so that a signal that nobody takes does not end the process."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
-        return command(ranks, config, "run_train", terminate=True)
+        return command(world, config, "run_train", terminate=True)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def failed(ranks: Ranks, config: Config) -> Answer:
-    return command(ranks, config, "run_train", failure=WorkersFailedError("rank 1 died: killed", "the whole trace"))
+def failed(world: World, config: Config) -> Answer:
+    return command(world, config, "run_train", failure=WorkersFailedError("rank 1 died: killed", "the whole trace"))
 
 
 def test_a_failure_of_workers_is_one_line_and_its_trace_a_file(rank_pool: RankPool, fresh: Path) -> None:

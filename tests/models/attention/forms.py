@@ -7,7 +7,7 @@ from torch import Tensor
 from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
-from models.attention.parts import Parts
+from models.attention.terms import AttentionTerms
 from models.batches.jagged import JaggedLayout, layout_of
 
 MAX_HISTORY = 40
@@ -68,7 +68,7 @@ def random_inputs(config: AttentionConfig, num_events: int, width: int, seed: in
     return [torch.randn(num_events, h, width, generator=generator, dtype=dtype) * 1.5 for h in heads]
 
 
-def parts_of(config: AttentionConfig, width: int, dtype: torch.dtype, threshold: int = 0) -> Parts:
+def parts_of(config: AttentionConfig, width: int, dtype: torch.dtype, threshold: int = 0) -> AttentionTerms:
     """With biases that matter."""
     position = time = None
     if config.uses_position:
@@ -80,4 +80,4 @@ def parts_of(config: AttentionConfig, width: int, dtype: torch.dtype, threshold:
     with torch.no_grad():
         for parameter in [p for bias in (position, time) if bias is not None for p in bias.parameters()]:
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
-    return Parts(config, width**-0.5, MAX_HISTORY, position, time, threshold, config.penalty != 0.0)
+    return AttentionTerms(config, width**-0.5, MAX_HISTORY, position, time, threshold, config.penalty != 0.0)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import pieces
+from models.attention import tiled
 from models.attention.attend import attend
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
-from models.attention.parts import Attended, Parts
 from models.attention.reference import attend_reference
+from models.attention.terms import Attended, AttentionTerms
 from tests.models.attention.forms import (
     FORMS,
     LENGTHS,
@@ -24,7 +24,7 @@ from tests.models.attention.forms import (
 )
 
 
-def results(attention, inputs: list[Tensor], context: AttentionContext, parts: Parts) -> list[Tensor]:
+def results(attention, inputs: list[Tensor], context: AttentionContext, parts: AttentionTerms) -> list[Tensor]:
     """Output, penalty and the gradients of queries, keys, values and biases, of a weighted sum of all that comes out."""
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     for parameter in parts.parameters:
@@ -45,16 +45,16 @@ def results(attention, inputs: list[Tensor], context: AttentionContext, parts: P
 
 
 CASES = [
-    *((form, lengths, size) for form in FORMS for lengths in LENGTHS for size in (pieces.PIECE_SCORES, 100)),
-    *(("softmax", lengths, pieces.PIECE_SCORES) for lengths in ODD_LENGTHS),
-    *(("softmax, window and global", lengths, pieces.PIECE_SCORES) for lengths in ODD_LENGTHS),
+    *((form, lengths, size) for form in FORMS for lengths in LENGTHS for size in (tiled.PIECE_SCORES, 100)),
+    *(("softmax", lengths, tiled.PIECE_SCORES) for lengths in ODD_LENGTHS),
+    *(("softmax, window and global", lengths, tiled.PIECE_SCORES) for lengths in ODD_LENGTHS),
 ]
 
 
 @pytest.mark.parametrize(("form", "lengths", "piece_scores"), CASES, ids=str)
 def test_the_fast_path_equals_the_reference(monkeypatch, form, lengths, piece_scores):
     """The smaller pieces cut rows, and the queries of long rows."""
-    monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
     config, context = config_of(form), context_of(lengths)
     inputs, parts = random_inputs(config, sum(lengths), 4, 1, torch.float64), parts_of(config, 4, torch.float64)
     fast, plain = (results(f, inputs, context, parts) for f in (attend, attend_reference))
@@ -121,7 +121,7 @@ def plain_config(**settings) -> AttentionConfig:
 def test_softmax_by_hand():
     """Two events with equal keys: the second averages both values, the first sees only its own."""
     key, value = torch.ones(2, 1, 2), torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]])
-    parts = Parts(plain_config(), 1.0, 1)
+    parts = AttentionTerms(plain_config(), 1.0, 1)
     output = attend_reference(torch.randn(2, 1, 2), key, value, AttentionContext(layout_from([2])), parts).output
     torch.testing.assert_close(output[:, 0], torch.tensor([[[1.0, 0.0]], [[2.0, 2.0]]]))
 
@@ -129,7 +129,7 @@ def test_softmax_by_hand():
 def test_silu_by_hand():
     """Scores 1 and 2 of the second event: weights s sigmoid(s) / 4."""
     query, key = torch.ones(2, 1, 1), torch.tensor([[[1.0]], [[2.0]]])
-    parts = Parts(plain_config(normalisation="silu"), 1.0, 4)
+    parts = AttentionTerms(plain_config(normalisation="silu"), 1.0, 4)
     output = attend_reference(query, key, torch.eye(2)[:, None], AttentionContext(layout_from([2])), parts).output
     expected = torch.tensor([[0.73105858 / 4, 0.0], [0.73105858 / 4, 2 * 0.88079708 / 4]])
     torch.testing.assert_close(output[:, 0, 0], expected)
@@ -150,7 +150,7 @@ def test_silu_by_hand():
 def test_sparse_weights_by_hand(normalisation, scores, weights):
     """The last event scores the others and itself so: keys are the scores, its query is one."""
     key = torch.tensor(scores)[:, None, None]
-    parts = Parts(plain_config(normalisation=normalisation), 1.0, 1)
+    parts = AttentionTerms(plain_config(normalisation=normalisation), 1.0, 1)
     value = torch.eye(len(scores))[:, None]
     for attention in (attend, attend_reference):
         output = attention(torch.ones_like(key), key, value, AttentionContext(layout_from([len(scores)])), parts).output
@@ -160,7 +160,7 @@ def test_sparse_weights_by_hand(normalisation, scores, weights):
 def test_the_penalty_is_the_entropy_of_the_weights():
     """Equal scores: event i spreads its weight over i + 1 events, whose entropy is log(i + 1), in each of two heads."""
     config = AttentionConfig(num_heads=2, penalty=1.0)
-    parts = Parts(config, 1.0, 1, with_penalty=True)
+    parts = AttentionTerms(config, 1.0, 1, with_penalty=True)
     zeros = torch.zeros(3, 2, 4)
     expected = 2 * torch.tensor([1.0, 2.0, 3.0]).log().sum()
     for attention in (attend, attend_reference):

@@ -7,17 +7,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import pieces
+from models.attention import tiled
 from models.attention.attend import attend, attend_to_events
 from models.attention.blocks import AttentionContext
 from models.attention.candidates import CandidateContext
-from models.attention.parts import Attended, Parts
 from models.attention.reference import attend_reference, attend_to_events_reference
+from models.attention.terms import Attended, AttentionTerms
 from tests.models.attention.forms import FORMS, config_of, parts_of
 from tests.models.attention.shown import REACH, Shown, shown, vectors
 
 CAUSAL = [form for form in FORMS if "bidirectional" not in form]
-MANY = pieces.PIECE_SCORES
+MANY = tiled.PIECE_SCORES
 
 
 def inputs_of(config, given: Shown, itself: bool, width: int = 4, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -28,7 +28,7 @@ def inputs_of(config, given: Shown, itself: bool, width: int = 4, dtype: torch.d
     return [vectors(rows, heads, width, seed, dtype) for seed, (rows, heads) in enumerate(sizes)]
 
 
-def results(attention, inputs: list[Tensor], context: CandidateContext, parts: Parts) -> list[Tensor]:
+def results(attention, inputs: list[Tensor], context: CandidateContext, parts: AttentionTerms) -> list[Tensor]:
     """Output, penalty and all gradients of a weighted sum of both."""
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     for parameter in parts.parameters:
@@ -48,7 +48,7 @@ def results(attention, inputs: list[Tensor], context: CandidateContext, parts: P
 @pytest.mark.parametrize("piece_scores", [MANY, 100])
 @pytest.mark.parametrize("form", CAUSAL)
 def test_the_fast_path_equals_the_reference(monkeypatch, form, piece_scores, itself):
-    monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
     config, given = config_of(form), shown()
     inputs, parts = inputs_of(config, given, itself), parts_of(config, 4, torch.float64)
     fast, plain = (
@@ -92,7 +92,7 @@ def test_by_hand():
     """Two events with equal keys: a candidate after both averages them, one after the first sees it alone, one before nothing."""
     given = replace(shown([2], [3]), history_end=np.asarray([0, 1, 2]))
     value = torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]])
-    parts = Parts(config_of("softmax").model_copy(update={"num_heads": 1, "num_key_value_heads": 1}), 1.0, 1)
+    parts = AttentionTerms(config_of("softmax").model_copy(update={"num_heads": 1, "num_key_value_heads": 1}), 1.0, 1)
     query, key = torch.randn(3, 1, 2), torch.ones(2, 1, 2)
     seen = attend_to_events(query, key, value, given.context(), parts).output[:, 0, 0]
     torch.testing.assert_close(seen, torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 2.0]]))

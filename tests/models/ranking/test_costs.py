@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.attention.candidates import ROW_SIZE, lay_out_candidates
-from models.attention.pieces import UNIT_KEPT
+from models.attention.tiled import UNIT_KEPT
 from models.costs import Histories
 from models.ranking import costs
 from models.ranking.config import RankingConfig, learned_labels

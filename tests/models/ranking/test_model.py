@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from models.attention.candidates import lay_out_candidates
 from models.batches.jagged import layout_of
-from models.features.distinct import distinct_ids
 from models.features.inputs import Inputs
 from models.features.items import Catalogue, IdColumn
 from models.features.time import Clock
+from models.features.unique import distinct_ids
 from models.features.values import InputFeature
-from models.layers.moving_statistics import sums_of, update
+from models.layers.running_statistics import sums_of, update
 from models.ranking.batch import RankingBatch, Told, with_inputs
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.labels import Rates

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers.moving_statistics import sums_of, update
+from models.layers.running_statistics import sums_of, update
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
 from models.ranking.model import RankingModel

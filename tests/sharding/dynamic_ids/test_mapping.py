@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch.distributed import checkpoint as dcp
 
 from sharding.config import DynamicIdsConfig
-from sharding.dynamic_ids.counts import count_ids, exchange_counts
+from sharding.dynamic_ids.id_counts import count_ids, exchange_counts
 from sharding.dynamic_ids.mapping import (
     Changes,
     DynamicIdsState,
@@ -21,7 +21,7 @@ from sharding.dynamic_ids.mapping import (
     observe,
     state_tensors,
 )
-from sharding.world import Ranks
+from sharding.world import World
 from tests.sharding.dynamic_ids.dict_ids import DictIds
 
 INT64 = np.iinfo(np.int64)
@@ -148,7 +148,7 @@ def test_the_order_of_ids_in_a_batch_does_not_matter(config):
 
 
 def observe_shares(
-    ranks: Ranks, config: DynamicIdsConfig, stream: object, reload_at: int | None = None
+    world: World, config: DynamicIdsConfig, stream: object, reload_at: int | None = None
 ) -> tuple[object, ...]:
     """Each rank counts an uneven share of every batch. Rows of the share at each step, all changes, and the state."""
     state, changes, rows = new_state(config), [], []
@@ -156,9 +156,9 @@ def observe_shares(
         if step == reload_at:
             state = from_tensors(config, snapshot(state))
         mine = batch[
-            np.random.default_rng(step).integers(0, ranks.world_size + 1, batch.size) % ranks.world_size == ranks.rank
+            np.random.default_rng(step).integers(0, world.world_size + 1, batch.size) % world.world_size == world.rank
         ]
-        changes.append(plain(observe(state, exchange_counts(count_ids(mine), ranks))))
+        changes.append(plain(observe(state, exchange_counts(count_ids(mine), world))))
         rows.append(dict(zip(mine.tolist(), look_up(state, mine).rows.tolist(), strict=True)))
     return changes, rows, snapshot(state)
 
@@ -191,19 +191,19 @@ def test_a_reload_at_any_step_continues_bit_for_bit(config):
         assert same(state_tensors(state), state_tensors(whole))
 
 
-def save_state(ranks: Ranks, config: DynamicIdsConfig, run: list[np.ndarray], folder: Path) -> None:
+def save_state(world: World, config: DynamicIdsConfig, run: list[np.ndarray], folder: Path) -> None:
     state = new_state(config)
     for batch in run:
-        observe(state, exchange_counts(count_ids(batch[ranks.rank :: ranks.world_size]), ranks))
+        observe(state, exchange_counts(count_ids(batch[world.rank :: world.world_size]), world))
     dcp.save(state_tensors(state), storage_writer=dcp.FileSystemWriter(folder))
 
 
-def load_state(ranks: Ranks, config: DynamicIdsConfig, run: list[np.ndarray], folder: Path) -> dict[str, torch.Tensor]:
+def load_state(world: World, config: DynamicIdsConfig, run: list[np.ndarray], folder: Path) -> dict[str, torch.Tensor]:
     tensors = state_tensors(new_state(config))
     dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder))
     state = from_tensors(config, tensors)
     for batch in run:
-        observe(state, exchange_counts(count_ids(batch[ranks.rank :: ranks.world_size]), ranks))
+        observe(state, exchange_counts(count_ids(batch[world.rank :: world.world_size]), world))
     return snapshot(state)
 
 

@@ -16,10 +16,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sharding.config import CommunicationConfig, Kernel, Sharding, SparseOptimizer, TableConfig
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.initialize import initialize_tables
 from sharding.tables.optimizers import Optimizers, table_optimizer
-from sharding.world import Ranks
+from sharding.world import World
 
 ROWS = {"wide": 41, "thin": 23}
 FEATURES = {"wide": ["a", "b"], "thin": ["c"]}
@@ -137,36 +137,36 @@ def request_of(step: int, rank: int, world_size: int) -> tuple[KeyedJaggedTensor
     return request, len(range(rank, NUM_BAGS, world_size))
 
 
-def train_placed(ranks: Ranks, combinations: list[Combination], local_world_size: int) -> dict[Combination, Any]:
+def train_sharded(world: World, combinations: list[Combination], local_world_size: int) -> dict[Combination, Any]:
     """By combination the tables (before, after) on the first rank, or the error that it raised."""
     torch.set_num_threads(1)
     os.environ["LOCAL_WORLD_SIZE"] = str(local_world_size)
     comm._INTRA_PG = comm._CROSS_PG = None  # of the process group of an earlier call
     try:
-        return {c: _train_one(ranks, c, local_world_size) for c in combinations}
+        return {c: _train_one(world, c, local_world_size) for c in combinations}
     finally:
         comm._INTRA_PG = comm._CROSS_PG = None
         del os.environ["LOCAL_WORLD_SIZE"]
 
 
-def _train_one(ranks: Ranks, combination: Combination, local_world_size: int) -> tuple[dict[str, Tensor], ...]:
-    plan = combination.plan(ranks.world_size, local_world_size, ranks.device.type)
+def _train_one(world: World, combination: Combination, local_world_size: int) -> tuple[dict[str, Tensor], ...]:
+    plan = combination.plan(world.world_size, local_world_size, world.device.type)
     copied = combination.wide == combination.thin == "data_parallel" and not combination.pooled
-    model = Model(combination, ranks.device if copied else torch.device("meta"))
-    model.dense.to(ranks.device)
-    placed = place(model, combination.tables, plan, ranks, SEED, combination.communication)
-    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=RATE), combination.tables, plan)
-    before = whole_tables(placed)
+    model = Model(combination, world.device if copied else torch.device("meta"))
+    model.dense.to(world.device)
+    sharded_model = shard_tables(model, combination.tables, plan, world, SEED, combination.communication)
+    optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=RATE), combination.tables, plan)
+    before = whole_tables(sharded_model)
     for step in range(STEPS):
         optimizers.set_rate_factor(1.0 - 0.1 * step)
-        request, num_bags = request_of(step, ranks.rank, ranks.world_size)
-        model(request.to(ranks.device), num_bags).backward()
+        request, num_bags = request_of(step, world.rank, world.world_size)
+        model(request.to(world.device), num_bags).backward()
         for parameter in optimizers.summed_parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            ranks.sum(parameter.grad)
+            world.sum(parameter.grad)
         optimizers.step_dense()
-    return before, whole_tables(placed)
+    return before, whole_tables(sharded_model)
 
 
 def train_whole(
@@ -199,10 +199,10 @@ def _path(combination: Combination, table: str) -> str:
     return f"tables.{'embedding_bags' if combination.pooled else 'embeddings'}.{table}.weight"
 
 
-def whole_tables(placed: nn.Module) -> dict[str, Tensor]:
+def whole_tables(sharded_model: nn.Module) -> dict[str, Tensor]:
     """By table, whole on the first rank and empty on others. Collective."""
     whole = {}
-    for name, value in placed.state_dict().items():
+    for name, value in sharded_model.state_dict().items():
         table = name.split(".")[-2]
         if table in ROWS:
             if isinstance(value, ShardedTensor):

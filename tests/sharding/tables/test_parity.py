@@ -17,10 +17,10 @@ from sharding.errors import PlacementError
 from sharding.planning.load import TableLoad
 from sharding.planning.planner import make_plan
 from sharding.planning.topology import GIB, Topology
-from sharding.support import why_unsupported
-from sharding.tables.apply_plan import place
-from sharding.world import Ranks
-from tests.sharding.tables.parity import Combination, Model, kernel_of, train_placed, train_whole
+from sharding.support import unsupported_reason
+from sharding.tables.apply_plan import shard_tables
+from sharding.world import World
+from tests.sharding.tables.parity import Combination, Model, kernel_of, train_sharded, train_whole
 from tests.support.sampling import selected
 
 WORLDS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
@@ -28,7 +28,7 @@ EVERY = list(product((False, True), get_args(Sharding), get_args(Kernel), get_ar
 WORKING = [
     Combination(pooled, sharding, sharding, optimizer)
     for pooled, sharding, kernel, optimizer in EVERY
-    if kernel == kernel_of(sharding) and why_unsupported(sharding, kernel, optimizer, pooled, "cpu") is None
+    if kernel == kernel_of(sharding) and unsupported_reason(sharding, kernel, optimizer, pooled, "cpu") is None
 ]
 MIXED = [
     Combination(False, "row_wise", "table_wise", "rowwise_adagrad"),
@@ -62,11 +62,11 @@ def name_of(combination: Combination) -> str:
 
 
 @pytest.fixture(scope="module")
-def placed(request, rank_pool):
+def sharded_model(request, rank_pool):
     """By world size and combination, the tables (before, after) of the selected cases."""
     cases = selected(request, "test_sharded_equals_unsharded", "world_size", "combination")
     return {
-        world_size: rank_pool.run(world_size, train_placed, combinations, WORLDS[world_size], deadline=180.0)[0]
+        world_size: rank_pool.run(world_size, train_sharded, combinations, WORLDS[world_size], deadline=180.0)[0]
         for world_size, combinations in cases.items()
     }
 
@@ -74,8 +74,8 @@ def placed(request, rank_pool):
 @pytest.mark.pairwise
 @pytest.mark.parametrize("world_size", WORLDS)
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
-def test_sharded_equals_unsharded(placed, combination, world_size):
-    before, after = placed[world_size][combination]
+def test_sharded_equals_unsharded(sharded_model, combination, world_size):
+    before, after = sharded_model[world_size][combination]
     whole_before, whole_after = train_whole(combination)
     assert after.keys() == {"wide", "thin"}
     for table in after:
@@ -89,13 +89,13 @@ def test_sharded_equals_unsharded(placed, combination, world_size):
 @pytest.mark.parametrize("said", REFUSED)
 def test_what_torchrec_would_get_wrong_in_silence_is_refused_by_name(rank_pool, said):
     with pytest.raises(PlacementError, match=said):
-        rank_pool.run(1, train_placed, [REFUSED[said]], 1)
+        rank_pool.run(1, train_sharded, [REFUSED[said]], 1)
 
 
-def place_on_other_hosts(ranks: Ranks, sharding: Sharding, device: str) -> None:
+def place_on_other_hosts(world: World, sharding: Sharding, device: str) -> None:
     combination = Combination(True, sharding, sharding, "sgd")
     plan = combination.plan(4, 1, device)
-    place(Model(combination, torch.device("meta")), combination.tables, plan, ranks, seed=1)
+    shard_tables(Model(combination, torch.device("meta")), combination.tables, plan, world, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_hosts_of_another_size_than_planned_are_refused_by_name(rank_pool, shard
         rank_pool.run(4, place_on_other_hosts, sharding, device)
 
 
-def place_in_groups(ranks: Ranks) -> None:
+def place_in_groups(world: World) -> None:
     combination = Combination(False, "row_wise", "row_wise", "sgd")
     plan = replace(combination.plan(2, 2), replica_groups=2)
-    place(Model(combination, torch.device("meta")), combination.tables, plan, ranks, seed=1)
+    shard_tables(Model(combination, torch.device("meta")), combination.tables, plan, world, seed=1)
 
 
 def test_groups_that_each_hold_all_tables_are_refused_by_name(rank_pool):
-    with pytest.raises(PlacementError, match=r"plan\.replica_groups: .* not run yet; set 1"):
+    with pytest.raises(PlacementError, match=r"plan\.replica_groups: .* not trained yet; set plan\.replica_groups = 1"):
         rank_pool.run(2, place_in_groups)
 
 
@@ -138,7 +138,7 @@ def test_the_matrix_holds_what_it_should():
 def test_every_other_way_is_refused_before_any_worker_starts(pooled, sharding, kernel, optimizer, device):
     topology = Topology(device, 4, 2, 8 * GIB, host_memory=64 * GIB)
     load = TableLoad("wide", 64, 16, pooled, 10.0, 10.0, optimizer, (sharding,), kernel, min_partition=4)
-    reason = why_unsupported(sharding, kernel, optimizer, pooled, device)
+    reason = unsupported_reason(sharding, kernel, optimizer, pooled, device)
     if reason is None:
         table = make_plan([load], topology).tables["wide"]
         assert (table.sharding, table.kernel) == (sharding, kernel)

@@ -9,24 +9,24 @@ from benchmarks.traffic import counted_traffic
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import CommunicationConfig, TableConfig
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
-from sharding.world import Ranks
+from sharding.tables.apply_plan import shard_tables
+from sharding.world import World
 
 NUM_ROWS, DIM = 1000, 16
 
 
-def look_up_and_back(ranks: Ranks, communication: CommunicationConfig) -> tuple[int, int]:
+def look_up_and_back(world: World, communication: CommunicationConfig) -> tuple[int, int]:
     """(bytes that this rank sent to others in one look-up and its update, ids that it asked others for plus rows it sent them)."""
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", NUM_ROWS, DIM)], torch.device("meta"))
-    plan = Plan(ranks.world_size, ranks.world_size, "cpu", {"item": TablePlan("row_wise", "fused", NUM_ROWS, DIM)})
-    place(model, {"item": TableConfig(dim=DIM)}, plan, ranks, 1, communication)
-    ids = torch.randint(0, NUM_ROWS, (500,), generator=torch.Generator().manual_seed(ranks.rank)).unique()
+    plan = Plan(world.world_size, world.world_size, "cpu", {"item": TablePlan("row_wise", "fused", NUM_ROWS, DIM)})
+    shard_tables(model, {"item": TableConfig(dim=DIM)}, plan, world, 1, communication)
+    ids = torch.randint(0, NUM_ROWS, (500,), generator=torch.Generator().manual_seed(world.rank)).unique()
     with counted_traffic() as traffic:
         rows = model.tables({"item": ids})["item"]
         rows.backward(torch.ones_like(rows))
-    share = -(-NUM_ROWS // ranks.world_size)
-    return traffic.sent_bytes, int((ids // share != ranks.rank).sum())
+    share = -(-NUM_ROWS // world.world_size)
+    return traffic.sent_bytes, int((ids // share != world.rank).sum())
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -41,11 +41,11 @@ def test_a_look_up_sends_ids_rows_and_gradients_of_what_lives_elsewhere(rank_poo
     assert (elsewhere > 0) == (world_size > 1)
 
 
-def exchange(ranks: Ranks) -> tuple[int, int]:
+def exchange(world: World) -> tuple[int, int]:
     with counted_traffic() as traffic:
         # Rank 0 sends 2 and 4 numbers, rank 1 sends 4 and 2.
-        sizes = [2, 4] if ranks.is_first else [4, 2]
-        ranks.exchange(torch.arange(6), sizes, sizes)
+        sizes = [2, 4] if world.is_first else [4, 2]
+        world.exchange(torch.arange(6), sizes, sizes)
         dist.all_to_all_single(torch.zeros(4, 3), torch.zeros(4, 3))
     return traffic.sent_bytes, traffic.num_calls
 
@@ -55,9 +55,9 @@ def test_what_stays_on_the_rank_is_not_counted(rank_pool):
     assert rank_pool.run(2, exchange) == [(4 * 8 + 2 * 12, 2), (4 * 8 + 2 * 12, 2)]
 
 
-def sum_while_counting(ranks: Ranks) -> None:
+def sum_while_counting(world: World) -> None:
     with counted_traffic():
-        ranks.sum(torch.zeros(3))
+        world.sum(torch.zeros(3))
 
 
 def test_what_cannot_be_counted_is_refused(rank_pool):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.errors import CheckpointError
 from trainer.storage.files import hash_file
 
@@ -247,7 +247,7 @@ def test_a_checkpoint_that_cannot_be_deleted_is_a_warning_and_tried_again(tmp_pa
 # What to evaluate
 
 
-def evaluated(folder: Path) -> Found:
+def evaluated(folder: Path) -> StoredCheckpoint:
     return checkpoint_folder.to_evaluate(folder)
 
 
@@ -258,7 +258,7 @@ def test_the_best_is_evaluated_and_else_the_newest(tmp_path):
     assert evaluated(tmp_path).manifest.step == 3
     checkpoint_folder.write_best(tmp_path, 2, "ndcg@10", 0.5)
     assert checkpoint_folder.read_best(tmp_path) == {"step": 2, "metric": "ndcg@10", "value": 0.5}
-    assert evaluated(tmp_path) == Found(
+    assert evaluated(tmp_path) == StoredCheckpoint(
         tmp_path / "step_000000002", checkpoint_folder.read(tmp_path / "step_000000002")
     )
     checkpoint_folder.write_best(tmp_path, 77, "ndcg@10", 0.5)  # its folder is gone

@@ -13,7 +13,7 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from sharding.config import TableConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.trainer.checkpoint.test_tensors import ADAGRAD, build, train_and_save
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
@@ -52,12 +52,12 @@ def copy_with(good: Path, folder: Path, change: Callable[[Path, Metadata], Any])
     return checkpoint_folder.commit(attempt, dataclasses.replace(checkpoint_folder.read(good), files=files))
 
 
-def resume(ranks: Ranks, folder: Path) -> str:
-    run = build(ranks, TABLE, torch.optim.SGD, seed=2)
-    found, complaints = checkpoint_tensors.find_to_resume(folder, ranks)
+def resume(world: World, folder: Path) -> str:
+    run = build(world, TABLE, torch.optim.SGD, seed=2)
+    found, complaints = checkpoint_tensors.find_to_resume(folder, world)
     assert found is not None, complaints
     try:
-        checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+        checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
     except CheckpointError as error:
         return str(error)
     return ""

@@ -12,7 +12,7 @@ from sharding.config import TableConfig
 from sharding.plan import Plan, TablePlan
 from tests.trainer.loop.pieces import check_equal
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.reshard import reshard
 from trainer.storage.files import hash_file
 
@@ -73,7 +73,7 @@ def test_tensors_of_any_kind_are_copied_as_they_are(tmp_path):
     }
     path = saved_alone(tmp_path / "in", state)
     plan = Plan(3, 3, "cpu", {"item": TablePlan("row_wise", "fused", 20, 8)})
-    found = Found(path, checkpoint_folder.verify(path))
+    found = StoredCheckpoint(path, checkpoint_folder.verify(path))
     new = reshard(found, tmp_path / "out", plan, {"item": TableConfig(dim=8)}, {}, block_bytes=100)
     checkpoint_folder.verify(new)
     loaded = {name: torch.zeros_like(value) for name, value in state.items()}

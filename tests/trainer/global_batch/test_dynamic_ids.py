@@ -12,7 +12,7 @@ from models.features.inputs import Inputs
 from models.features.items import Catalogue, IdColumn, ItemComposer
 from models.features.values import InputFeature
 from sharding.config import DynamicIdsConfig, TableConfig
-from sharding.dynamic_ids.counts import count_ids
+from sharding.dynamic_ids.id_counts import count_ids
 from sharding.dynamic_ids.mapping import observe
 from tests.models.ranking import test_model as ranking
 from trainer.data.dataset.features import MISSING

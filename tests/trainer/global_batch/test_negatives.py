@@ -12,12 +12,12 @@ from models.batches.history_batch import HistoryBatch, build_batch, with_negativ
 from models.features.items import Catalogue, IdColumn, ItemComposer
 from models.features.values import InputFeature
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.stream.order import Position
 from trainer.global_batch.negatives import GlobalNegatives
 
 NUM_KNOWN = 30
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 NOTHING = np.zeros(0, np.int64)
 TARGET_COUNTS = np.arange(NUM_KNOWN)
 # Rows, offsets, inputs and targets of two histories, 3 7 7 and 9, of which the last target is unknown.
@@ -66,7 +66,7 @@ def settled(negatives: dict[str, Any], logq: str, num: int = 6) -> HistoryBatch:
     objective = SampledSoftmaxConfig.model_validate({"num_negatives": num, "negatives": negatives, "logq": logq})
     whole = GlobalNegatives(objective, catalogue, 3)
     whole.take_target_counts(TARGET_COUNTS)
-    return whole.settle(batch_of(catalogue), Position(0, 0), ALONE)
+    return whole.complete_batch(batch_of(catalogue), Position(0, 0), ALONE)
 
 
 def test_negatives_of_the_global_batch_are_its_learned_targets():
@@ -94,5 +94,5 @@ def test_other_objectives_are_left_alone():
     batch = batch_of(catalogue)
     for objective in (FullSoftmaxConfig(), SampledSoftmaxConfig()):
         whole = GlobalNegatives(objective, catalogue, 3)
-        assert whole.settle(batch, Position(0, 0), ALONE) is batch
+        assert whole.complete_batch(batch, Position(0, 0), ALONE) is batch
         assert whole.tensors() == {}

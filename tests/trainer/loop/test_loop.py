@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
@@ -44,7 +44,7 @@ class Scripted:
 
 
 def train(
-    ranks: Ranks,
+    world: World,
     job: Job,
     values: Sequence[float] = (),
     stop_after: int | None = None,
@@ -63,13 +63,13 @@ def train(
     def stop_requested() -> bool:
         return stop_after is not None and training.state.step + 1 >= stop_after
 
-    training = Training(job, ranks, Channel(send=events.append, stop_requested=stop_requested))
+    training = Training(job, world, Channel(send=events.append, stop_requested=stop_requested))
     if values:
         assert job.train.early_stopping is not None
         training.evaluator = Scripted(job.train.early_stopping.metric, values)
     model = training.built.model
     whole_loss: Callable[..., Any] = model.loss
-    last = ranks.rank == ranks.world_size - 1
+    last = world.rank == world.world_size - 1
 
     def loss(*arguments: Any) -> Any:
         return whole_loss(*arguments) * (math.nan if last and training.state.step + 1 in broken else 1.0)

@@ -71,7 +71,5 @@ def test_what_no_plan_can_hold_is_refused_by_name_before_any_worker_starts(tmp_p
 
 
 def test_groups_of_replicas_are_refused_for_a_run(tmp_path):
-    with pytest.raises(
-        PlacementError, match=r"plan\.replica_groups = 2: can be planned with `shoal plan`, and not run yet"
-    ):
+    with pytest.raises(PlacementError, match=r"plan\.replica_groups = 2: replica groups can be planned"):
         plan_tables(job_of(tmp_path, plan={"replica_groups": 2}), MANIFEST, 2, "cpu")

@@ -7,7 +7,7 @@ import torch
 
 from cluster.plan.command import run
 from sharding.planning.calibrate import calibrate
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.errors import UserError
@@ -17,9 +17,9 @@ from trainer.placement.plan import read_constants
 from trainer.placement.record import RECORD_FILE, observations_in
 
 
-def train(ranks: Ranks, job: Job) -> None:
+def train(world: World, job: Job) -> None:
     torch.set_num_threads(1)
-    Training(job, ranks, SILENT).run()
+    Training(job, world, SILENT).run()
 
 
 def job_of(tmp_path, **plan) -> Job:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from trainer.data.dataset.card_plots import plots_of
 from trainer.data.dataset.checks import Check, checks_of, profile_values, split_sizes
-from trainer.data.dataset.leakage import giveaways
+from trainer.data.dataset.leakage import leaky_features
 from trainer.data.dataset.log_checks import log_checks, times_as_read
 from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.data.dataset.profile import SPLITS
@@ -56,7 +56,7 @@ def facts_of(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Everything on the card as plain values."""
     values = profile_values(manifest)
     catalogue = _Catalogue.of(folder, manifest)
-    found = giveaways(folder, manifest)
+    found = leaky_features(folder, manifest)
     counts = asdict(manifest.counts)
     rejected = counts.pop("rejected")
     return {

@@ -112,7 +112,7 @@ def _stretches(pieces: list[Any], sizes: list[int]) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ColumnSelection:
     """What a reader should read besides items and cuts: times, users, features, or impressions.
 
     features: of events, users and impressions, all of them or those of the named columns ("event.NAME", "user.NAME",
@@ -140,7 +140,11 @@ class RowGroupReader:
     """Reads row groups by their number in the dataset, checks their page checksums, keeps recent ones up to `cache_bytes`."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, wanted: Wanted = Wanted(), cache_bytes: int = 256 << 20
+        self,
+        folder: Path,
+        manifest: Manifest,
+        wanted: ColumnSelection = ColumnSelection(),
+        cache_bytes: int = 256 << 20,
     ) -> None:
         self.wanted = wanted
         self.group_rows = manifest.group_rows
@@ -306,7 +310,9 @@ def _groups_of(manifest: Manifest) -> list[_Group]:
     return groups
 
 
-def _feature_columns(manifest: Manifest, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _feature_columns(
+    manifest: Manifest, wanted: ColumnSelection
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Of events, of users and of impressions; the last have the features of events."""
     declared = [f.column for owner in ("event", "user") for f in manifest.features if f.owner == owner]
     columns = declared + [f"impression.{f.name}" for f in manifest.features if f.owner == "event"]

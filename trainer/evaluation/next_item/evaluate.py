@@ -16,12 +16,12 @@ import torch
 from models.batches.history_batch import FIRST_ITEM
 from models.features.items import Catalogue
 from models.next_item.model import NextItemModel
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.config import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import Vocabulary
-from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.catalogue import columns_for
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.next_item.metrics import user_metrics
@@ -38,7 +38,7 @@ class Evaluator:
     held_out: HeldOut
     config: EvaluateConfig
     num_items: int
-    ranks: Ranks
+    world: World
     dynamic: DynamicTables
 
     def mean_metrics(self, model: NextItemModel) -> dict[str, float]:
@@ -50,8 +50,8 @@ class Evaluator:
             num_users += batch.row_ids.size
             totals = {name: totals.get(name, 0.0) + float(values.sum()) for name, values in columns.items()}
         names = list(totals)
-        values = torch.tensor([float(num_users), *totals.values()], dtype=torch.float64, device=self.ranks.device)
-        summed = self.ranks.sum(values).tolist()
+        values = torch.tensor([float(num_users), *totals.values()], dtype=torch.float64, device=self.world.device)
+        summed = self.world.sum(values).tolist()
         return {name: value / max(1.0, summed[0]) for name, value in zip(names, summed[1:], strict=True)}
 
     def rank_all(self, model: NextItemModel, top: int) -> Iterator[tuple[HeldOutBatch, Ranked]]:
@@ -62,25 +62,25 @@ class Evaluator:
             shard = self.item_shard(model)
             for held in self.held_out.batches():
                 request = self.dynamic.rows_of(held.batch.items)
-                batch = replace(held.batch, items=request).to(self.ranks.device)
+                batch = replace(held.batch, items=request).to(self.world.device)
                 users = model.user_vectors(model.look_up(batch.items), batch)
                 yield held, self._rank(held, users, shard, top)
         model.train(was_training)
 
     def rank_by_popularity(self, shard: ItemShard, held: HeldOutBatch, top: int) -> Ranked:
         """The same with every user's scores being the items' popularity: one-dimensional vectors."""
-        users = torch.ones((held.row_ids.size, 1), device=self.ranks.device)
+        users = torch.ones((held.row_ids.size, 1), device=self.world.device)
         return self._rank(held, users, shard, top)
 
     def item_shard(self, model: NextItemModel) -> ItemShard:
         """This rank's items, looked up from wherever their rows lie. Collective: every rank asks equally often."""
         first, stop = self._item_range()
-        largest = -(-self.num_items // self.ranks.world_size)
+        largest = -(-self.num_items // self.world.world_size)
         pieces = []
         for start in range(0, largest, LOOKUP_CHUNK):
             low, high = min(first + start, stop), min(first + start + LOOKUP_CHUNK, stop)
             request = self.dynamic.rows_of(self.held_out.catalogue.request(np.arange(low, high)))
-            request = request.to(self.ranks.device)
+            request = request.to(self.world.device)
             pieces.append(model.item_vectors(model.look_up(request), request))
         return ItemShard(torch.cat(pieces), first)
 
@@ -89,16 +89,16 @@ class Evaluator:
         first, stop = self._item_range()
         _, place = np.unique(-train_events, return_inverse=True)
         scores = -place[first - FIRST_ITEM : stop - FIRST_ITEM].astype(np.float32)
-        return ItemShard(torch.from_numpy(scores)[:, None].to(self.ranks.device), first)
+        return ItemShard(torch.from_numpy(scores)[:, None].to(self.world.device), first)
 
     def _item_range(self) -> tuple[int, int]:
-        share = -(-self.num_items // self.ranks.world_size)
-        first = min(self.ranks.rank * share, self.num_items)
+        share = -(-self.num_items // self.world.world_size)
+        first = min(self.world.rank * share, self.num_items)
         return first + FIRST_ITEM, min(first + share, self.num_items) + FIRST_ITEM
 
     def _rank(self, held: HeldOutBatch, users: torch.Tensor, shard: ItemShard, top: int) -> Ranked:
         query = Query(users, held.seen, held.seen_offsets, held.targets, held.target_offsets)
-        return rank_items(query, shard, top, self.config.mask_seen, self.config.score_block_items, self.ranks)
+        return rank_items(query, shard, top, self.config.mask_seen, self.config.score_block_items, self.world)
 
 
 def make_evaluator(
@@ -108,7 +108,7 @@ def make_evaluator(
     split: Split,
     config: EvaluateConfig,
     max_history: int,
-    ranks: Ranks,
+    world: World,
     dynamic: DynamicTables,
     masks_items: bool = False,
 ) -> Evaluator:
@@ -117,7 +117,7 @@ def make_evaluator(
     dynamic: the model's mappings, by which raw ids are looked up as they are when that happens. masks_items: whether the model
     restores masked events, see NextItemConfig.
     """
-    reader = RowGroupReader(folder, manifest, wanted_by(catalogue, users=True))
+    reader = RowGroupReader(folder, manifest, columns_for(catalogue, users=True))
     held_out = HeldOut(
         reader,
         catalogue,
@@ -125,11 +125,11 @@ def make_evaluator(
         config.targets,
         max_history,
         config.batch_size,
-        ranks.rank,
-        ranks.world_size,
+        world.rank,
+        world.world_size,
         masks_items,
     )
-    return Evaluator(held_out, config, catalogue.num_ids - 1, ranks, dynamic)
+    return Evaluator(held_out, config, catalogue.num_ids - 1, world, dynamic)
 
 
 def write_ranks(
@@ -154,7 +154,7 @@ def write_ranks(
     folder.mkdir(parents=True, exist_ok=True)
     # Types differ only where a rank had empty batches (a null user column): unify by promotion.
     pq.write_table(
-        pa.concat_tables(tables, promote_options="permissive"), folder / f"rank-{evaluator.ranks.rank}.parquet"
+        pa.concat_tables(tables, promote_options="permissive"), folder / f"rank-{evaluator.world.rank}.parquet"
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sharding.world import Ranks
+from sharding.world import World
 
 EXCLUDED = float("-inf")
 
@@ -61,47 +61,47 @@ class _Everyone:
     first_target: int
 
 
-def rank_items(query: Query, shard: ItemShard, top: int, mask_seen: bool, block_items: int, ranks: Ranks) -> Ranked:
+def rank_items(query: Query, shard: ItemShard, top: int, mask_seen: bool, block_items: int, world: World) -> Ranked:
     """Rank every target among all items that are not left out, and list the `top` best items per user. Collective."""
-    everyone = _gather_queries(query, mask_seen, ranks)
+    everyone = _gather_queries(query, mask_seen, world)
     # Two passes: the targets' scores are needed before anything can be counted. One block is kept, more are computed again.
     kept = list(_blocks(everyone, shard, block_items)) if shard.vectors.shape[0] <= block_items else None
-    target_scores = _target_scores(everyone, kept or _blocks(everyone, shard, block_items), ranks)
-    ahead = torch.zeros(everyone.target_pairs.shape[0], dtype=torch.int64, device=ranks.device)
-    best = _Best.empty(everyone.users.shape[0], ranks.device)
+    target_scores = _target_scores(everyone, kept or _blocks(everyone, shard, block_items), world)
+    ahead = torch.zeros(everyone.target_pairs.shape[0], dtype=torch.int64, device=world.device)
+    best = _Best.empty(everyone.users.shape[0], world.device)
     for first_id, scores in kept or _blocks(everyone, shard, block_items):
         ahead += _count_ahead(scores, first_id, everyone.target_pairs, target_scores)
         if top:
             best = best.merged(_top(scores, first_id, top), top)
-    ranks.sum(ahead)
+    world.sum(ahead)
     target_ranks = torch.where(target_scores == EXCLUDED, 0, ahead + 1)
     if top:
-        best = best.over_ranks(top, ranks)
+        best = best.over_ranks(top, world)
     mine = slice(everyone.first_user, everyone.first_user + query.user_vectors.shape[0])
     my_targets = slice(everyone.first_target, everyone.first_target + query.targets.size)
     top_items = torch.where(best.scores[mine] == EXCLUDED, 0, best.ids[mine])
     return Ranked(target_ranks[my_targets].cpu().numpy(), top_items.cpu().numpy(), best.scores[mine].cpu().numpy())
 
 
-def _gather_queries(query: Query, mask_seen: bool, ranks: Ranks) -> _Everyone:
-    sizes = ranks.gather_ints(query.user_vectors.shape[0])
-    target_counts = ranks.gather_ints(query.targets.size)
-    first_user = sum(sizes[: ranks.rank])
+def _gather_queries(query: Query, mask_seen: bool, world: World) -> _Everyone:
+    sizes = world.gather_ints(query.user_vectors.shape[0])
+    target_counts = world.gather_ints(query.targets.size)
+    first_user = sum(sizes[: world.rank])
     seen = query.seen if mask_seen else query.seen[:0]
     seen_users = np.repeat(np.arange(query.seen_offsets.size - 1), np.diff(query.seen_offsets))
-    seen_pairs = _pairs(seen_users[: seen.size], seen, first_user, ranks)
+    seen_pairs = _pairs(seen_users[: seen.size], seen, first_user, world)
     target_users = np.repeat(np.arange(query.target_offsets.size - 1), np.diff(query.target_offsets))
     return _Everyone(
-        users=torch.cat(ranks.gather(query.user_vectors)),
-        seen_pairs=torch.cat(ranks.gather(seen_pairs)),
-        target_pairs=torch.cat(ranks.gather(_pairs(target_users, query.targets, first_user, ranks))),
+        users=torch.cat(world.gather(query.user_vectors)),
+        seen_pairs=torch.cat(world.gather(seen_pairs)),
+        target_pairs=torch.cat(world.gather(_pairs(target_users, query.targets, first_user, world))),
         first_user=first_user,
-        first_target=sum(target_counts[: ranks.rank]),
+        first_target=sum(target_counts[: world.rank]),
     )
 
 
-def _pairs(users: np.ndarray, items: np.ndarray, first_user: int, ranks: Ranks) -> Tensor:
-    return torch.from_numpy(np.stack((users + first_user, items), axis=1).astype(np.int64)).to(ranks.device)
+def _pairs(users: np.ndarray, items: np.ndarray, first_user: int, world: World) -> Tensor:
+    return torch.from_numpy(np.stack((users + first_user, items), axis=1).astype(np.int64)).to(world.device)
 
 
 def _blocks(everyone: _Everyone, shard: ItemShard, block_items: int) -> Iterator[tuple[int, Tensor]]:
@@ -117,14 +117,14 @@ def _blocks(everyone: _Everyone, shard: ItemShard, block_items: int) -> Iterator
         yield first_id, scores
 
 
-def _target_scores(everyone: _Everyone, blocks: Iterable[tuple[int, Tensor]], ranks: Ranks) -> Tensor:
+def _target_scores(everyone: _Everyone, blocks: Iterable[tuple[int, Tensor]], world: World) -> Tensor:
     """(T,) scores of all targets, taken from the same products that the other items are compared with."""
     user, item = everyone.target_pairs.unbind(dim=1)
-    scores_T = torch.full((item.numel(),), EXCLUDED, dtype=everyone.users.dtype, device=ranks.device)
+    scores_T = torch.full((item.numel(),), EXCLUDED, dtype=everyone.users.dtype, device=world.device)
     for first_id, scores in blocks:
         here = (item >= first_id) & (item < first_id + scores.shape[1])
         scores_T[here] = scores[user[here], item[here] - first_id]
-    return ranks.max(scores_T)
+    return world.max(scores_T)
 
 
 def _count_ahead(scores: Tensor, first_id: int, target_pairs: Tensor, target_scores: Tensor) -> Tensor:
@@ -179,12 +179,12 @@ class _Best:
         by_score = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
         return _Best(ids.gather(1, by_score), scores.gather(1, by_score))
 
-    def over_ranks(self, top: int, ranks: Ranks) -> "_Best":
+    def over_ranks(self, top: int, world: World) -> "_Best":
         """The best of all ranks' items. Shards may hold fewer than `top` items, so the lists are padded to gather them."""
         missing = top - self.ids.shape[1]
         ids = F.pad(self.ids, (0, missing), value=0)
         scores = F.pad(self.scores, (0, missing), value=EXCLUDED)
-        everywhere = [_Best(i, s) for i, s in zip(ranks.gather(ids), ranks.gather(scores), strict=True)]
+        everywhere = [_Best(i, s) for i, s in zip(world.gather(ids), world.gather(scores), strict=True)]
         merged = everywhere[0]
         for other in everywhere[1:]:
             merged = merged.merged(other, top)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.stream.columns import stretches
 from trainer.data.stream.row_groups import Impressions, PackedHistories, RowGroupReader
 from trainer.evaluation.ranking.labels import LabelRules
@@ -41,9 +41,9 @@ class Counted:
         np.add(self.seen, np.bincount(place, weight, size), out=self.seen)
         np.add(self.positive, np.bincount(place, np.where(positive, weight, 0.0), size), out=self.positive)
 
-    def over(self, ranks: Ranks) -> "Counted":
+    def over(self, world: World) -> "Counted":
         """The sum over ranks. Collective."""
-        return Counted(_summed(self.seen, ranks), _summed(self.positive, ranks))
+        return Counted(_summed(self.seen, world), _summed(self.positive, world))
 
     @property
     def overall(self) -> float:
@@ -82,9 +82,9 @@ class TrainingRates:
         return dict(zip(BASELINES, (x.astype(np.float32) for x in (of_item, of_user, both)), strict=True))
 
 
-def count_training(reader: RowGroupReader, num_ids: int, rules: LabelRules, ranks: Ranks) -> TrainingRates:
+def count_training(reader: RowGroupReader, num_ids: int, rules: LabelRules, world: World) -> TrainingRates:
     """Count the training impressions of a dataset; reader: of impressions. Collective: each rank reads its own row groups."""
-    groups = range(ranks.rank, len(reader.group_rows), ranks.world_size)
+    groups = range(world.rank, len(reader.group_rows), world.world_size)
     sizes = np.asarray([reader.group_rows[group] for group in groups], dtype=np.int64)
     row_places = np.zeros(len(reader.group_rows), dtype=np.int64)
     row_places[groups.start :: groups.step] = np.cumsum(sizes) - sizes
@@ -101,8 +101,8 @@ def count_training(reader: RowGroupReader, num_ids: int, rules: LabelRules, rank
             defined, positive = rules.defined(label, columns), rules.positive(label, columns)
             items[label].add(found.items[places][defined], weight[defined], positive[defined])
             users[label].add(row_places[group] + row[defined], weight[defined], positive[defined])
-    summed = {label: counted.over(ranks) for label, counted in items.items()}
-    return TrainingRates(_summed(shown, ranks), summed, users, reader.first_rows[:-1], row_places)
+    summed = {label: counted.over(world) for label, counted in items.items()}
+    return TrainingRates(_summed(shown, world), summed, users, reader.first_rows[:-1], row_places)
 
 
 def _training_part(packed: PackedHistories) -> tuple[Impressions, np.ndarray, np.ndarray]:
@@ -113,8 +113,8 @@ def _training_part(packed: PackedHistories) -> tuple[Impressions, np.ndarray, np
     return found, np.repeat(np.arange(packed.train_end.size), packed.train_end), places
 
 
-def _summed(values: np.ndarray, ranks: Ranks) -> np.ndarray:
-    summed: np.ndarray = ranks.sum(torch.from_numpy(values.copy()).to(ranks.device)).cpu().numpy()
+def _summed(values: np.ndarray, world: World) -> np.ndarray:
+    summed: np.ndarray = world.sum(torch.from_numpy(values.copy()).to(world.device)).cpu().numpy()
     return summed
 
 

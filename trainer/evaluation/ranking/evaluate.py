@@ -20,11 +20,11 @@ from models.features.items import Catalogue, ItemRequest
 from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.config import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
-from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.catalogue import columns_for
 from trainer.data.stream.held_out import Deal
 from trainer.data.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
 from trainer.data.stream.row_groups import RowGroupReader
@@ -74,7 +74,7 @@ class RankingEvaluator:
 
     held_out: HeldOutImpressions
     rules: LabelRules
-    ranks: Ranks
+    world: World
     dynamic: DynamicTables
 
     def mean_metrics(self, model: ScoresImpressions) -> dict[str, float]:
@@ -82,7 +82,7 @@ class RankingEvaluator:
         tally = Tally(self.rules)
         for held, logits in self.score_all(model):
             tally.add(held, logits)
-        return tally.metrics(self.ranks)[0]
+        return tally.metrics(self.world)[0]
 
     def score_all(self, model: ScoresImpressions) -> Iterator[tuple[HeldOutImpressionsBatch, np.ndarray]]:
         """Every batch of this rank with its logits, (M, T) float32. Collective: look-ups are."""
@@ -91,7 +91,7 @@ class RankingEvaluator:
         model.eval()
         with torch.no_grad():
             for held in self.held_out.batches():
-                batch = replace(held.batch, items=self.dynamic.rows_of(held.batch.items)).to(self.ranks.device)
+                batch = replace(held.batch, items=self.dynamic.rows_of(held.batch.items)).to(self.world.device)
                 yield held, model.logits(model.look_up(batch.items), batch).float().cpu().numpy()
         model.train(was_training)
 
@@ -112,14 +112,14 @@ class Tally:
             self._sums[label] += sums_of(judged)
             self._counts[label].append(count_scores(judged))
 
-    def metrics(self, ranks: Ranks) -> tuple[dict[str, float], dict[str, int]]:
+    def metrics(self, world: World) -> tuple[dict[str, float], dict[str, int]]:
         """Of all ranks: every metric of every label, and on how many impressions each label is defined. Collective."""
         labels = self._rules.labels
         metrics: dict[str, float] = {}
         impressions: dict[str, int] = {}
         for label in labels:
-            of_all = sum_over_ranks(self._sums[label], ranks)
-            values = metrics_of(of_all, auc_over_ranks(merge_counts(self._counts[label] or [_NO_SCORES]), ranks))
+            of_all = sum_over_ranks(self._sums[label], world)
+            values = metrics_of(of_all, auc_over_ranks(merge_counts(self._counts[label] or [_NO_SCORES]), world))
             metrics |= {name_of(name, label, labels): value for name, value in values.items()}
             impressions[label] = of_all.impressions
         return metrics, impressions
@@ -132,53 +132,53 @@ def make_ranking_evaluator(
     split: Split,
     config: EvaluateConfig,
     reach: Reach,
-    ranks: Ranks,
+    world: World,
     dynamic: DynamicTables,
     labels: Mapping[str, LabelConfig],
 ) -> RankingEvaluator:
     """All impressions of the split are scored. labels: those that the model learns, in the order of its logits."""
-    reader = RowGroupReader(folder, manifest, replace(wanted_by(catalogue, users=True), impressions=True))
-    deal = Deal(reader, config.batch_size, ranks.rank, ranks.world_size)
+    reader = RowGroupReader(folder, manifest, replace(columns_for(catalogue, users=True), impressions=True))
+    deal = Deal(reader, config.batch_size, world.rank, world.world_size)
     rules = LabelRules(labels, 1.0 / manifest.labels.get("negative_sampling_rate", 1.0))
-    return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, reach), rules, ranks, dynamic)
+    return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, reach), rules, world, dynamic)
 
 
-def sum_over_ranks(sums: Sums, ranks: Ranks) -> Sums:
+def sum_over_ranks(sums: Sums, world: World) -> Sums:
     """Exact. Collective."""
     values = [getattr(sums, entry.name) for entry in fields(Sums)]
-    halves = torch.tensor([divmod(value, _LIMB) for value in values], dtype=torch.int64, device=ranks.device)
-    return Sums(*(high * _LIMB + low for high, low in ranks.sum(halves).tolist()))
+    halves = torch.tensor([divmod(value, _LIMB) for value in values], dtype=torch.int64, device=world.device)
+    return Sums(*(high * _LIMB + low for high, low in world.sum(halves).tolist()))
 
 
-def auc_over_ranks(counts: ScoreCounts, ranks: Ranks) -> float:
+def auc_over_ranks(counts: ScoreCounts, world: World) -> float:
     """The auc of the impressions of all ranks; NaN if there are not both classes. Collective.
 
     Ranks agree on ranges of scores by a sample, each is sent what lies in its range, and counts the pairs that end there.
     """
-    if ranks.world_size > 1:
-        counts = _exchanged(counts, ranks)
-    own = torch.tensor([[counts.positives.sum(), counts.negatives.sum()]], dtype=torch.float64, device=ranks.device)
-    totals = torch.cat(ranks.gather(own)).cpu().numpy()
-    pairs = pairs_in_order(counts, float(totals[: ranks.rank, 1].sum()))
-    in_order = ranks.sum(torch.tensor([pairs], dtype=torch.float64, device=ranks.device)).item()
+    if world.world_size > 1:
+        counts = _exchanged(counts, world)
+    own = torch.tensor([[counts.positives.sum(), counts.negatives.sum()]], dtype=torch.float64, device=world.device)
+    totals = torch.cat(world.gather(own)).cpu().numpy()
+    pairs = pairs_in_order(counts, float(totals[: world.rank, 1].sum()))
+    in_order = world.sum(torch.tensor([pairs], dtype=torch.float64, device=world.device)).item()
     all_pairs = float(totals[:, 0].sum()) * float(totals[:, 1].sum())
     return share_of_pairs(in_order, all_pairs)
 
 
-def _exchanged(counts: ScoreCounts, ranks: Ranks) -> ScoreCounts:
+def _exchanged(counts: ScoreCounts, world: World) -> ScoreCounts:
     """What lies in this rank's range, from all ranks. Equal scores are always in one range."""
     size = counts.scores.size
     sample = counts.scores[np.linspace(0, size - 1, min(size, _SAMPLE)).astype(np.int64)]
-    samples = torch.cat(ranks.gather(torch.from_numpy(sample).to(ranks.device))).cpu().numpy()
+    samples = torch.cat(world.gather(torch.from_numpy(sample).to(world.device))).cpu().numpy()
     if samples.size == 0:
         return counts
-    bounds = np.sort(samples)[np.arange(1, ranks.world_size) * samples.size // ranks.world_size]
+    bounds = np.sort(samples)[np.arange(1, world.world_size) * samples.size // world.world_size]
     cuts = np.concatenate(([0], np.searchsorted(counts.scores, bounds), [size])).astype(np.int64)
-    sent = torch.from_numpy(np.diff(cuts)).to(ranks.device)
-    received = torch.stack(ranks.gather(sent))[:, ranks.rank].tolist()
+    sent = torch.from_numpy(np.diff(cuts)).to(world.device)
+    received = torch.stack(world.gather(sent))[:, world.rank].tolist()
     columns = np.stack((counts.scores, counts.positives, counts.negatives), axis=1)
-    leaving = torch.from_numpy(columns.reshape(-1)).to(ranks.device)
-    arriving = ranks.exchange(leaving, [3 * n for n in sent.tolist()], [3 * n for n in received])
+    leaving = torch.from_numpy(columns.reshape(-1)).to(world.device)
+    arriving = world.exchange(leaving, [3 * n for n in sent.tolist()], [3 * n for n in received])
     scores, positives, negatives = arriving.cpu().numpy().reshape(-1, 3).T
     return merge_counts([ScoreCounts(scores, positives, negatives)])
 
@@ -192,10 +192,10 @@ def write_scores(
     those before), item_impressions (in training), weight, and by label: label.NAME (0 or 1, NaN where it is not defined),
     logit.NAME and logit.BASELINE.NAME. Logits and labels are float32.
     """
-    held_out, ranks = evaluator.held_out, evaluator.ranks
-    rates = count_training(held_out.deal.reader, held_out.catalogue.num_ids, evaluator.rules, ranks)
+    held_out, world = evaluator.held_out, evaluator.world
+    rates = count_training(held_out.deal.reader, held_out.catalogue.num_ids, evaluator.rules, world)
     folder.mkdir(parents=True, exist_ok=True)
-    path, num_batches = folder / f"rank-{ranks.rank}.parquet", held_out.num_batches()
+    path, num_batches = folder / f"rank-{world.rank}.parquet", held_out.num_batches()
     waiting: list[pa.Table] = []
     writer: pq.ParquetWriter | None = None
     for number, (held, logits) in enumerate(evaluator.score_all(model), start=1):

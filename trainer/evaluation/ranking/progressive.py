@@ -42,34 +42,34 @@ class ProgressiveEvaluator:
         if found is None:
             return None
         self._count_up_to(found)
-        groups, ranks = tuple(self._days.groups(found).tolist()), self._evaluator.ranks
+        groups, world = tuple(self._days.groups(found).tolist()), self._evaluator.world
         held_out = self._evaluator.held_out
         held_out = replace(
             held_out, deal=replace(held_out.deal, groups=groups), shown=self._days.calendar.bounds(found)
         )
         evaluator = replace(self._evaluator, held_out=held_out)
-        rates = {label: counted.over(ranks) for label, counted in self._items.items()}
+        rates = {label: counted.over(world) for label, counted in self._items.items()}
         of_model, of_popularity = Tally(evaluator.rules), Tally(evaluator.rules)
         for held, logits in evaluator.score_all(model):
             of_model.add(held, logits)
             items = held.batch.candidate_ids.numpy()
             of_popularity.add(held, np.stack([rate.logits(items, rate.overall) for rate in rates.values()], axis=1))
-        metrics, impressions = of_model.metrics(ranks)
+        metrics, impressions = of_model.metrics(world)
         return {
             "day": found,
             "begins": self._days.calendar.name_of(found),
             "impressions": impressions,
             "metrics": metrics,
-            POPULARITY: of_popularity.metrics(ranks)[0],
+            POPULARITY: of_popularity.metrics(world)[0],
         }
 
     def _count_up_to(self, day: int) -> None:
         """Count the impressions of days that were not counted yet, before this one: those of the row groups of this rank."""
-        reader, ranks, days = self._evaluator.held_out.deal.reader, self._evaluator.ranks, self._days
+        reader, world, days = self._evaluator.held_out.deal.reader, self._evaluator.world, self._days
         wanted = days.rows[self._counted_to - days.first : day - days.first]
         begin, end = (int(days.calendar.bounds(number)[0]) for number in (self._counted_to, day))
         self._counted_to = day
-        for group in np.flatnonzero(wanted.any(axis=0))[ranks.rank :: ranks.world_size].tolist():
+        for group in np.flatnonzero(wanted.any(axis=0))[world.rank :: world.world_size].tolist():
             packed = reader.read([group])[group]
             shown = packed.impressions
             assert shown is not None

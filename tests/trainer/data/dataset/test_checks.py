@@ -33,8 +33,8 @@ def manifest(tmp_path: Path) -> Manifest:
     return found
 
 
-def verdict_of(manifest: Manifest, name: str, giveaways: tuple[Giveaway, ...] = ()) -> str:
-    return next(check.verdict for check in checks_of(manifest, giveaways) if check.name == name)
+def verdict_of(manifest: Manifest, name: str, leaky_features: tuple[Giveaway, ...] = ()) -> str:
+    return next(check.verdict for check in checks_of(manifest, leaky_features) if check.name == name)
 
 
 PROFILES: list[tuple[str, dict[str, Any], str]] = [

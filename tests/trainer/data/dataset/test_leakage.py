@@ -12,7 +12,7 @@ from cluster.config.run_config import Config, check_config
 from cluster.data.prepare import prepare
 from trainer.data.dataset import leakage
 from trainer.data.dataset.checks import GIVEAWAY_AUC
-from trainer.data.dataset.leakage import auc, giveaways, separation, training_sample
+from trainer.data.dataset.leakage import auc, leaky_features, separation, training_sample
 from trainer.data.dataset.manifest import Manifest
 
 NUM = 4_000
@@ -165,10 +165,10 @@ def test_of_a_dataset_the_leak_is_found_and_comes_first(tmp_path: Path, ray_sess
     write_impressions(tmp_path / "logs/a.parquet", range(2_000))
     config = config_at(tmp_path, 1_500, 1_800)
     manifest = prepare(config, lambda _: None)
-    found = giveaways(config.dataset_dir, manifest)
+    found = leaky_features(config.dataset_dir, manifest)
     assert (found[0].feature, found[0].auc) == ("leak", 1.0)
     assert {given.feature for given in found if given.auc < 0.6} == {"serial", "honest"}
-    assert found == giveaways(config.dataset_dir, manifest)
+    assert found == leaky_features(config.dataset_dir, manifest)
 
 
 def test_features_of_every_kind_are_read_from_a_dataset(tmp_path: Path, ray_session: None) -> None:
@@ -187,5 +187,5 @@ def test_features_of_every_kind_are_read_from_a_dataset(tmp_path: Path, ray_sess
         "price": {"kind": "numeric", "buckets": 2},
     }
     config = config_at(tmp_path, 700, 800, features)
-    found = giveaways(config.dataset_dir, prepare(config, lambda _: None))
+    found = leaky_features(config.dataset_dir, prepare(config, lambda _: None))
     assert {given.feature: given.auc for given in found} == dict.fromkeys(features, 1.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.ranking.config import RankingConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.grown_datasets import DAY, ranking_dataset
 from tests.trainer.data.stream.test_impressions import (
     BATCH,
@@ -30,11 +30,11 @@ from trainer.data.stream.examples import WINDOW_STEP
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.impressions import ImpressionStream
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import Step
 from trainer.errors import UserError
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 CALENDAR = Calendar(origin=0, length=13, earliest=None, stop=4, end=100, ticks=None)  # times below 52 train
 MODEL = RankingConfig(task="ranking")
 
@@ -115,7 +115,7 @@ def test_an_append_changes_neither_order_nor_content_of_the_days_before(tmp_path
     chosen, num_groups = [], []
     for num_days in (1, 3):
         manifest = ranking_dataset(tmp_path / str(num_days), num_days)
-        reader = RowGroupReader(tmp_path / str(num_days), manifest, Wanted(impressions=True))
+        reader = RowGroupReader(tmp_path / str(num_days), manifest, ColumnSelection(impressions=True))
         days = count_days(reader, calendar, ALONE)
         batches = GlobalBatches(day_examples(reader, days, 5), 7, None, 1, 0, 1)
         chosen.append(

@@ -12,7 +12,7 @@ import pytest
 
 from models.config import NextItemConfig
 from models.features.items import Catalogue
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.grown_datasets import events_dataset, ranking_dataset
 from tests.support.jobs import tiny_job
@@ -23,7 +23,7 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.histories import TrainStream
 from trainer.data.stream.order import Position
 from trainer.data.stream.prefetch import Prefetch
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 from trainer.job import SILENT
 from trainer.loop.train import Training
@@ -82,7 +82,7 @@ def test_files_as_they_were_prepared_are_accepted(original, tmp_path):
     RowGroupReader(folder, manifest).check_files()
     for write in (events_dataset, ranking_dataset):
         other = write(tmp_path / write.__name__, num_days=3)
-        wanted = Wanted(users=True, times=True, features=True, impressions=write is ranking_dataset)
+        wanted = ColumnSelection(users=True, times=True, features=True, impressions=write is ranking_dataset)
         RowGroupReader(tmp_path / write.__name__, other, wanted).check_files()
 
 
@@ -166,7 +166,7 @@ def test_parts_that_disagree_on_a_type_that_may_vary_are_refused(dataset):
     folder, manifest = dataset
     rewrite(folder / PART, lambda t: t.set_column(0, "user", pa.array(range(t.num_rows))))
     with pytest.raises(UserError, match=f"{PART}: column 'user' has the type int64, expected string"):
-        RowGroupReader(folder, with_its_size(folder, manifest), Wanted(users=True)).check_files()
+        RowGroupReader(folder, with_its_size(folder, manifest), ColumnSelection(users=True)).check_files()
 
 
 def test_columns_that_are_not_read_may_be_anything(dataset):
@@ -211,8 +211,8 @@ def test_the_error_reaches_the_loop_through_the_prefetching_thread(dataset):
         list(steps)
 
 
-def start_training(ranks: Ranks, run_dir: Path, dataset: Path) -> None:
-    Training(tiny_job(run_dir, dataset), ranks, SILENT)
+def start_training(world: World, run_dir: Path, dataset: Path) -> None:
+    Training(tiny_job(run_dir, dataset), world, SILENT)
 
 
 def test_training_does_not_start_on_a_part_that_was_exchanged(rank_pool, dataset, tmp_path):

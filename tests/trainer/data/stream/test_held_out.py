@@ -14,7 +14,7 @@ from trainer.data.dataset.manifest import Manifest, Part, RowGroup
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.writer import OldGroups, numbered, write_part
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 
 MAX_HISTORY = 5
 
@@ -23,7 +23,7 @@ def held_out(
     folder: Path, manifest: Manifest, split: Split, rank: int = 0, world_size: int = 1, **changes: Any
 ) -> HeldOut:
     arguments: dict[str, Any] = {"targets": "all", "max_history": MAX_HISTORY, "batch_size": 6} | changes
-    reader = RowGroupReader(folder, manifest, Wanted(users=True))
+    reader = RowGroupReader(folder, manifest, ColumnSelection(users=True))
     return HeldOut(reader, Catalogue(1000, 1000), split, rank=rank, world_size=world_size, **arguments)
 
 

@@ -24,13 +24,13 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.held_out import HeldOut
 from trainer.data.stream.histories import TrainStream
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW
 
 MAX_HISTORY = 5
 EVENT = [spec.name for spec in SPECS if spec.owner == "event"]
 USER = [spec.name for spec in SPECS if spec.owner == "user"]
-WHOLE = Wanted(users=True, times=True, features=True)
+WHOLE = ColumnSelection(users=True, times=True, features=True)
 INPUTS = Inputs(
     (
         InputFeature("place", "place", 8),
@@ -52,7 +52,7 @@ def dataset(request, tmp_path_factory) -> tuple[Path, Manifest]:
 
 def stream_of(
     dataset: tuple[Path, Manifest],
-    wanted: Wanted,
+    wanted: ColumnSelection,
     rank: int = 0,
     world_size: int = 1,
     catalogue: Catalogue | None = None,
@@ -174,7 +174,7 @@ def test_held_out_batches_have_them_too(dataset, split):
 
 
 def test_what_is_not_asked_for_is_not_there_and_not_read(dataset):
-    stream = stream_of(dataset, Wanted(), catalogue=PLAIN)
+    stream = stream_of(dataset, ColumnSelection(), catalogue=PLAIN)
     for step in stream.steps(Position(0, 0), 1):
         assert step.batch.times is step.batch.request_times is None
         assert step.batch.items.events == step.batch.items.users == step.batch.time_rows == {}
@@ -187,7 +187,7 @@ def test_what_is_not_asked_for_is_not_there_and_not_read(dataset):
 
 
 def test_only_the_columns_that_are_asked_for_are_read(dataset):
-    packed = RowGroupReader(*dataset, Wanted(features=frozenset({"event.tags", "user.age"}))).read([0])[0]
+    packed = RowGroupReader(*dataset, ColumnSelection(features=frozenset({"event.tags", "user.age"}))).read([0])[0]
     assert packed.features.keys() == {"tags"}
     assert packed.user_features.keys() == {"age"}
 

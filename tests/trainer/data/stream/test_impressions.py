@@ -24,7 +24,7 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.held_out import Deal
 from trainer.data.stream.impressions import HeldOutImpressions, ImpressionStream, impression_examples
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW, Step
 
 MAX_HISTORY, BATCH, EPOCHS, NUM_ITEMS = 4, 7, 2, 15
@@ -65,7 +65,10 @@ class Data:
 
     def reader(self, cache_bytes: int = 1 << 20) -> RowGroupReader:
         return RowGroupReader(
-            self.folder, self.manifest, Wanted(users=True, times=True, impressions=True, numbers=True), cache_bytes
+            self.folder,
+            self.manifest,
+            ColumnSelection(users=True, times=True, impressions=True, numbers=True),
+            cache_bytes,
         )
 
     @property

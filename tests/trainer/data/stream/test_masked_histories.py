@@ -22,7 +22,7 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.held_out import HeldOut
 from trainer.data.stream.histories import TrainStream
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW
 
 MAX_HISTORY = 6
@@ -118,7 +118,7 @@ def told(tells_request: bool) -> Catalogue:
 def test_in_evaluation_a_masked_event_stands_behind_what_lies_before(dataset, split, tells_request):
     rows = plain_rows(*dataset)
     seen = 0
-    reader = RowGroupReader(*dataset, Wanted(times=True))
+    reader = RowGroupReader(*dataset, ColumnSelection(times=True))
     for rank in range(2):
         for held in HeldOut(reader, told(tells_request), split, "all", MAX_HISTORY, 16, rank, 2, True).batches():
             batch = held.batch
@@ -140,7 +140,7 @@ def test_in_evaluation_a_masked_event_stands_behind_what_lies_before(dataset, sp
 @pytest.mark.parametrize("tells_request", [True, False])
 def test_the_time_of_a_masked_event_is_known_where_the_model_is_told_of_requests(dataset, tells_request):
     rows = plain_rows(*dataset)
-    reader = RowGroupReader(*dataset, Wanted(times=True))
+    reader = RowGroupReader(*dataset, ColumnSelection(times=True))
     stream = replace(stream_of(dataset, 0, 1, "recent", None), reader=reader, catalogue=told(tells_request))
     seen = 0
     for step in stream.steps(Position(0, 0), 1):

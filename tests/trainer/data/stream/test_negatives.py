@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.objectives.config import SampledSoftmaxConfig
-from sharding.dynamic_ids.counts import SeenIds, count_ids
+from sharding.dynamic_ids.id_counts import SeenIds, count_ids
 from trainer.data.stream.negatives import NegativeDraws, needs_target_counts, needs_train_events
 from trainer.data.stream.order import Position
 

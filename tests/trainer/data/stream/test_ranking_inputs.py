@@ -15,11 +15,11 @@ from sharding.config import HashIdsConfig, TableConfig
 from tests.support.grown_datasets import ranking_dataset
 from tests.support.plain_dataset import plain_rows
 from trainer.data.dataset.manifest import Manifest
-from trainer.data.stream.catalogue import read_catalogue, wanted_by
+from trainer.data.stream.catalogue import columns_for, read_catalogue
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.impressions import ImpressionStream, impression_examples
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 
 MAX_HISTORY = 5
 HASHED = TableConfig(ids=HashIdsConfig(kind="hash", num_rows=20))
@@ -32,13 +32,13 @@ def dataset(tmp_path_factory) -> tuple[Path, Manifest]:
     return folder, ranking_dataset(folder, num_days=2)
 
 
-def batches_of(dataset: tuple[Path, Manifest], **inputs: Any) -> tuple[list[RankingBatch], Wanted]:
+def batches_of(dataset: tuple[Path, Manifest], **inputs: Any) -> tuple[list[RankingBatch], ColumnSelection]:
     folder, manifest = dataset
     config = RankingConfig(inputs=InputsConfig(time_unit="seconds", **inputs), max_history=MAX_HISTORY)
     catalogue = read_catalogue(folder, manifest, TABLES, config)
-    wanted = wanted_by(catalogue)
+    wanted = columns_for(catalogue)
     reader = RowGroupReader(
-        folder, manifest, Wanted(times=wanted.times, features=wanted.features, impressions=True), 1 << 20
+        folder, manifest, ColumnSelection(times=wanted.times, features=wanted.features, impressions=True), 1 << 20
     )
     examples = impression_examples(reader, manifest.counts.train_events, MAX_HISTORY)
     stream = ImpressionStream(reader, GlobalBatches(examples, 7, None, 0, 0, 1), reach_of(config), catalogue)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.datasets import tiny_dataset
 from trainer.data.dataset.manifest import Manifest
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 
 PART = "part-000-00001.parquet"
@@ -23,7 +23,7 @@ def tiny(tmp_path: Path) -> tuple[Path, Manifest]:
 
 
 def reader_of(folder: Path, manifest: Manifest) -> RowGroupReader:
-    return RowGroupReader(folder, manifest, Wanted(users=True, times=True), cache_bytes=0)
+    return RowGroupReader(folder, manifest, ColumnSelection(users=True, times=True), cache_bytes=0)
 
 
 def read_all(reader: RowGroupReader) -> None:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from benchmarks.optimum import best_metrics, compare
+from benchmarks.oracle import best_metrics, compare
 from cluster.cli.synth import make
 from cluster.data.synth import synthesize
 from trainer.data.synthetic.impression_world import ImpressionConfig, ImpressionWorld, build_impression_world

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.batches.history_batch import HistoryBatch
 from models.config import NextItemConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
@@ -26,7 +26,7 @@ from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import Job
 from trainer.tasks.next_item import NextItemTask
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 KS = [2, 5]
 
 
@@ -37,13 +37,13 @@ def job_in(tmp_path: Path, **sections: dict[str, Any]) -> Job:
     return tiny_job(tmp_path / "run", tmp_path / "dataset", evaluate=evaluate, **sections)
 
 
-def evaluator_of(job: Job, ranks: Ranks = ALONE, split: Any = "test") -> Evaluator:
+def evaluator_of(job: Job, world: World = ALONE, split: Any = "test") -> Evaluator:
     """As both the loop and the evaluate stage ask for it."""
     manifest = read_manifest(job.dataset_dir)
     assert isinstance(job.model, NextItemConfig)
     catalogue = read_catalogue(job.dataset_dir, manifest, job.tables, job.model)
     task = NextItemTask(job, job.model, manifest, catalogue)
-    return task.evaluator(split, ranks, DynamicTables({}, (), seed=0))
+    return task.evaluator(split, world, DynamicTables({}, (), seed=0))
 
 
 class Walk(LastItemNext):
@@ -144,9 +144,9 @@ def test_the_split_that_is_asked_for_is_evaluated(tmp_path: Path, split: str) ->
     assert found == {n: [row["item"][place]] for n, row in enumerate(rows) if len(row["item"]) >= 3}
 
 
-def means(ranks: Ranks, job: Job) -> dict[str, float]:
+def means(world: World, job: Job) -> dict[str, float]:
     model: Any = Walk(read_manifest(job.dataset_dir).num_item_rows)
-    return evaluator_of(job, ranks).mean_metrics(model)
+    return evaluator_of(job, world).mean_metrics(model)
 
 
 def test_means_while_training_are_those_of_all_ranks(rank_pool: RankPool, tmp_path: Path) -> None:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.trainer.evaluation.ranking.scored import plain_auc
 from trainer.evaluation.next_item.metrics import means, user_metrics
 from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
 from trainer.evaluation.ranking.metrics import Judged, auc_of, auc_of_users, count_scores, metrics_of, sums_of
 
 KS = [1, 2, 5, 50]
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)

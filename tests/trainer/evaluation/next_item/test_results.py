@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.batches.history_batch import HistoryBatch
 from models.features.items import Catalogue, ItemRequest
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from trainer.config import EvaluateConfig
 from trainer.data.dataset.manifest import Counts, Manifest
@@ -262,7 +262,7 @@ class LastItemNext:
 def test_an_evaluation_from_files_to_files(tmp_path):
     manifest = tiny_dataset(tmp_path / "dataset")
     vocabulary = read_vocabulary(tmp_path / "dataset", manifest)
-    alone = Ranks(0, 1, torch.device("cpu"))
+    alone = World(0, 1, torch.device("cpu"))
     evaluator = make_evaluator(
         tmp_path / "dataset",
         manifest,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.ranking.config import LabelConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.scored import plain_metrics, random_judged
 from tests.trainer.evaluation.ranking.worlds import (
@@ -27,7 +27,7 @@ from trainer.evaluation.ranking.evaluate import auc_over_ranks, write_scores
 from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores
 from trainer.evaluation.ranking.names import METRICS, PRIOR_IMPRESSIONS
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 BUY_AFTER_CLICK = LabelConfig(defined_when="click")
 Row = dict[str, object]
 
@@ -102,8 +102,8 @@ def test_the_model_goes_on_in_the_mode_it_was_in(world):
     assert model.training
 
 
-def _metrics_of_rank(ranks: Ranks, folder: Path, manifest: Manifest) -> dict[str, float]:
-    return evaluator_of(folder, manifest, ranks, buy=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
+def _metrics_of_rank(world: World, folder: Path, manifest: Manifest) -> dict[str, float]:
+    return evaluator_of(folder, manifest, world, buy=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
@@ -113,8 +113,8 @@ def test_metrics_are_bit_for_bit_the_same_at_any_number_of_ranks(world, rank_poo
         assert found == alone
 
 
-def _auc_of_share(ranks: Ranks, judged: Judged, share_of: np.ndarray) -> float:
-    return auc_over_ranks(count_scores(judged.take(share_of == ranks.rank)), ranks)
+def _auc_of_share(world: World, judged: Judged, share_of: np.ndarray) -> float:
+    return auc_over_ranks(count_scores(judged.take(share_of == world.rank)), world)
 
 
 @pytest.mark.parametrize("kind", ["many", "few levels", "all alike", "one rank has all", "positives only", "none"])
@@ -139,9 +139,9 @@ def test_auc_over_ranks_is_exact_however_scores_are_spread(rank_pool: RankPool, 
 # Parts
 
 
-def _write(ranks: Ranks, folder: Path, manifest: Manifest, parts: Path) -> list[tuple[int, int]]:
+def _write(world: World, folder: Path, manifest: Manifest, parts: Path) -> list[tuple[int, int]]:
     steps: list[tuple[int, int]] = []
-    evaluator = evaluator_of(folder, manifest, ranks, buy=BUY_AFTER_CLICK)
+    evaluator = evaluator_of(folder, manifest, world, buy=BUY_AFTER_CLICK)
     write_scores(evaluator, KnowsItems(), parts, lambda done, total: steps.append((done, total)))
     return steps
 

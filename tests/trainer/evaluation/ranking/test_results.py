@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from models.ranking.config import LabelConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.html_page import Page, assert_loads_nothing
 from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.scored import plain_metrics, random_judged
@@ -39,13 +39,13 @@ from trainer.evaluation.ranking.reliability import reliability, roc
 from trainer.evaluation.ranking.report import render
 from trainer.evaluation.ranking.results import Impressions, RankingResults, merge_parts, read_scored, summarize
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 BUY_AFTER_CLICK = LabelConfig(defined_when="click")
 ITEMS = pa.array([f"film {letter}" for letter in "ABCDEFGHIJKLMNO"])
 
 
-def _write(ranks: Ranks, folder: Path, manifest: Manifest, parts: Path) -> None:
-    evaluator = evaluator_of(folder, manifest, ranks, buy=BUY_AFTER_CLICK)
+def _write(world: World, folder: Path, manifest: Manifest, parts: Path) -> None:
+    evaluator = evaluator_of(folder, manifest, world, buy=BUY_AFTER_CLICK)
     write_scores(evaluator, KnowsItems(), parts, lambda done, total: None)
 
 
@@ -151,9 +151,9 @@ def manifest_like() -> Manifest:
     return Manifest("f", {}, {"kind": "global_time"}, None, {}, (), task="ranking")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
-def test_no_impressions_is_an_error_that_says_what_to_change(tmp_path, ranks):
-    for rank in range(ranks):
+@pytest.mark.parametrize("num_ranks", [0, 2])
+def test_no_impressions_is_an_error_that_says_what_to_change(tmp_path, num_ranks):
+    for rank in range(num_ranks):
         pq.write_table(pa.table({"row_id": pa.array([], pa.int64())}), tmp_path / f"rank-{rank}.parquet")
     with pytest.raises(UserError, match=r"no impressions.*split\.test_time"):
         merge_parts(tmp_path, LABELS)

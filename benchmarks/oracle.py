@@ -1,6 +1,6 @@
 """How good a model of a synthetic log of impressions can be: the metrics of the probabilities that the log was drawn from.
 
-    python -m benchmarks.optimum LOGS EVALUATION        # such as runs/NAME/evaluation/test
+    python -m benchmarks.oracle LOGS EVALUATION        # such as runs/NAME/evaluation/test
 
 prints an evaluation's metrics beside those of the known probabilities on the same impressions, as JSON. Nothing beats the
 latter but by chance, which both share, since they are judged by the same clicks.

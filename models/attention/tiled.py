@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from models.attention.normalise import normalise, penalty_of
-from models.attention.parts import Parts
+from models.attention.terms import AttentionTerms
 from models.layers.dropout import drop
 
 PIECE_SCORES = 1 << 18  # scores held at a time on a CPU: with what is made of them, about its second-level cache
@@ -60,7 +60,7 @@ class _Work:
 
     block: PaddedBlock
     ages: Tensor | None
-    parts: Parts
+    parts: AttentionTerms
     seed: int
 
     def pieces(self, num_heads: int, device: torch.device) -> Iterator[_Piece]:
@@ -136,13 +136,13 @@ def _seen(weights: Tensor, value: Tensor, own: Tensor | None = None) -> Tensor:
     return weights[..., :-1] @ value + weights[..., -1:] * own
 
 
-def attend_in_pieces(
+def tiled_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     block: PaddedBlock,
     ages: Tensor | None,
-    parts: Parts,
+    parts: AttentionTerms,
     own: tuple[Tensor, ...] = (),
     keep: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -162,7 +162,7 @@ def attend_in_pieces(
     return output, penalty
 
 
-def are_kept(blocks: Iterable[PaddedBlock], num_heads: int, parts: Parts) -> bool:
+def are_kept(blocks: Iterable[PaddedBlock], num_heads: int, parts: AttentionTerms) -> bool:
     """Whether backward should find what a unit computed for all of these blocks."""
     if parts.unit is None:
         return False

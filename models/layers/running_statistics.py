@@ -26,7 +26,7 @@ class Modular(Protocol):
         """All of them, itself among them."""
 
 
-class MovingStatistics(nn.Module):
+class RunningStatistics(nn.Module):
     """mean, variance: (W,) of each coordinate, 0 and 1 before the first update; num_updates: () int64.
 
     Update n (from 0) weighs a new batch by max(1 - decay, 1 / (n + 1)): so the first ones are averaged evenly, and what the module
@@ -104,5 +104,5 @@ def forget(model: Modular) -> None:
         module.sums.zero_()
 
 
-def _modules(model: Modular) -> list[MovingStatistics]:
-    return [module for module in model.modules() if isinstance(module, MovingStatistics)]
+def _modules(model: Modular) -> list[RunningStatistics]:
+    return [module for module in model.modules() if isinstance(module, RunningStatistics)]

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sharding.world import Ranks
+from sharding.world import World
 
 
-def pad_requests(collection: nn.Module, ranks: Ranks) -> None:
+def pad_requests(collection: nn.Module, world: World) -> None:
     """From now on, what is asked of this sharded EmbeddingBagCollection is padded first: collective whenever it is called.
 
     The answer has as many bags as the largest request, those asked for first.
@@ -23,15 +23,15 @@ def pad_requests(collection: nn.Module, ranks: Ranks) -> None:
 
     def padded(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         request, *others = arguments
-        return (as_long_as_the_longest(request, ranks), *others)
+        return (as_long_as_the_longest(request, world), *others)
 
     collection.register_forward_pre_hook(padded)
 
 
-def as_long_as_the_longest(request: KeyedJaggedTensor, ranks: Ranks) -> KeyedJaggedTensor:
+def as_long_as_the_longest(request: KeyedJaggedTensor, world: World) -> KeyedJaggedTensor:
     """The request with empty bags behind its own: as many of each key as any rank asks for. Collective."""
     stride, keys = request.stride(), request.keys()
-    longest = int(ranks.max(torch.tensor(stride, device=ranks.device)).item())
+    longest = int(world.max(torch.tensor(stride, device=world.device)).item())
     if longest == stride:
         return request
     lengths = F.pad(request.lengths().view(len(keys), stride), (0, longest - stride))

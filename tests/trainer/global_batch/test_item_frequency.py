@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sharding.dynamic_ids.counts import SeenIds, count_ids
-from trainer.global_batch.target_frequency import TargetFrequency
+from sharding.dynamic_ids.id_counts import SeenIds, count_ids
+from trainer.global_batch.item_frequency import TargetFrequency
 
 NUM_IDS = 101
 IDS = np.arange(1, NUM_IDS)

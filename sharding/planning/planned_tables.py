@@ -9,7 +9,7 @@ from sharding.planning.topology import Topology
 
 
 @dataclass(frozen=True)
-class Placing:
+class PlannedTables:
     """warnings: what is unlucky about the plan, a line each."""
 
     plan: Plan

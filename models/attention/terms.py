@@ -23,7 +23,7 @@ class ScoreUnit(Protocol):
 
 
 @dataclass(frozen=True)
-class Parts:
+class AttentionTerms:
     """scale: what scores are multiplied by; silu_divisor: what pointwise weights are divided by.
 
     position, time: biases, where there are. threshold: of 256, how many weights are dropped; with_penalty: whether the penalty of

@@ -13,29 +13,29 @@ import torch
 from torch import Tensor
 
 from models.ranking.labels import Rates
-from sharding.world import Ranks
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from sharding.world import World
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.config import TrainConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.columns import stretches
 from trainer.data.stream.days import Days, calendar_of, count_days
 from trainer.data.stream.impressions import shown_on
 from trainer.data.stream.order import Position, steps_per_epoch
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import CheckpointError, UserError
 from trainer.job import Job
 from trainer.storage.files import digest_of
 
 
 @dataclass(frozen=True)
-class DayByDay:
+class DailyTraining:
     """The days, and the rates of the labels on the first, at which a fresh model begins: it knows of no later day."""
 
     days: Days
     rates: Rates | None
 
 
-def read_days(job: Job, manifest: Manifest, ranks: Ranks, fresh: bool) -> DayByDay | None:
+def read_days(job: Job, manifest: Manifest, world: World, fresh: bool) -> DailyTraining | None:
     """None unless training goes by days. fresh: nothing was trained yet. Collective. Raises UserError as count_days does."""
     if job.train.days is None or manifest.task != job.model.task:  # another task is refused with the model
         return None
@@ -44,22 +44,22 @@ def read_days(job: Job, manifest: Manifest, ranks: Ranks, fresh: bool) -> DayByD
             f'dataset {job.dataset_dir}: is not split by split.kind = "global_time", which train.days needs; prepare it anew in '
             "another run.dataset or run.dir"
         )
-    reader = RowGroupReader(job.dataset_dir, manifest, Wanted(impressions=True))
-    days = count_days(reader, calendar_of(job.train.days, manifest, job.model), ranks)
-    return DayByDay(days, _rates(reader, days, manifest.labels["names"], ranks) if fresh else None)
+    reader = RowGroupReader(job.dataset_dir, manifest, ColumnSelection(impressions=True))
+    days = count_days(reader, calendar_of(job.train.days, manifest, job.model), world)
+    return DailyTraining(days, _rates(reader, days, manifest.labels["names"], world) if fresh else None)
 
 
-def _rates(reader: RowGroupReader, days: Days, labels: list[str], ranks: Ranks) -> Rates:
+def _rates(reader: RowGroupReader, days: Days, labels: list[str], world: World) -> Rates:
     """Of the labels on the first day. Collective."""
     sums = np.zeros(1 + len(labels), dtype=np.int64)
-    for group in days.groups(days.first)[ranks.rank :: ranks.world_size].tolist():
+    for group in days.groups(days.first)[world.rank :: world.world_size].tolist():
         packed = reader.read([group])[group]
         assert packed.impressions is not None
         rows = np.arange(packed.starts.size)
         low, high = shown_on(packed, rows, *days.calendar.bounds(days.first))
         places, _ = stretches(packed.impressions.starts + low, packed.impressions.starts + high)
         sums += (places.size, *((packed.impressions.labels[name][places] > 0).sum() for name in labels))
-    total, *positive = ranks.sum(torch.from_numpy(sums).to(ranks.device)).tolist()
+    total, *positive = world.sum(torch.from_numpy(sums).to(world.device)).tolist()
     return Rates(total, dict(zip(labels, positive, strict=True)))
 
 
@@ -99,14 +99,14 @@ def _parts_digest(manifest: Manifest, generation: int) -> str:
     return digest_of([[part.path, part.sha256] for part in manifest.parts if part.generation <= generation])
 
 
-def is_of(saved: CheckpointManifest, manifest: Manifest) -> bool:
+def same_dataset(saved: CheckpointManifest, manifest: Manifest) -> bool:
     """Return whether a checkpoint is of this dataset, or of one to which this one has appended."""
     if saved.dataset_digest in (manifest.digest, *manifest.grown_from):
         return True
     return saved.days is not None and saved.days["parts"] == _parts_digest(manifest, saved.days["generation"])
 
 
-def position_among(days: Days, found: Found) -> tuple[Position, str | None]:
+def position_among(days: Days, found: StoredCheckpoint) -> tuple[Position, str | None]:
     """Where a checkpoint stands among the days as they are now, and a warning. Raises CheckpointError if that is nowhere."""
     saved = found.manifest.days
     assert saved is not None

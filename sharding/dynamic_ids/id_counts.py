@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sharding.world import Ranks
+from sharding.world import World
 
 Int64 = NDArray[np.int64]
 
@@ -29,12 +29,12 @@ def count_ids(ids: Int64) -> SeenIds:
     return SeenIds(distinct, counts)
 
 
-def exchange_counts(mine: SeenIds, ranks: Ranks) -> SeenIds:
+def exchange_counts(mine: SeenIds, world: World) -> SeenIds:
     """The counts of all ranks together. Collective."""
-    if ranks.world_size == 1:
+    if world.world_size == 1:
         return mine
-    pairs = torch.from_numpy(np.stack((mine.ids, mine.counts), axis=1)).to(ranks.device)
-    everyone = torch.cat(ranks.gather(pairs)).cpu().numpy()
+    pairs = torch.from_numpy(np.stack((mine.ids, mine.counts), axis=1)).to(world.device)
+    everyone = torch.cat(world.gather(pairs)).cpu().numpy()
     if not len(everyone):
         return mine
     ids, counts = everyone[np.argsort(everyone[:, 0])].T

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharding.dynamic_ids.counts import SeenIds
+from sharding.dynamic_ids.id_counts import SeenIds
 
 
 class TargetFrequency:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from models.features.distinct import distinct_ids, each_once, joined_ids
+from models.features.unique import distinct_ids, each_once, joined_ids
 
 NOTHING = np.zeros(0, np.int64)
 WIDE = [2**31 - 1, 2**31, 2**40, -1, -(2**63), 2**63 - 1]

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.layers.moving_statistics import MovingStatistics, forget, sums_of, update
+from models.layers.running_statistics import RunningStatistics, forget, sums_of, update
 
 WIDTH = 3
 
@@ -21,7 +21,7 @@ def step(module: nn.Module, *pieces: Tensor) -> None:
 
 
 def test_output_is_standardised_by_the_batches_before():
-    module, first, second = MovingStatistics(WIDTH), data(50, 1), data(40, 2)
+    module, first, second = RunningStatistics(WIDTH), data(50, 1), data(40, 2)
     assert torch.equal(module(first), first * (1 + 1e-8) ** -0.5)  # mean 0 and variance 1 until anything is known
     update(module, sums_of(module))
     expected = (second - first.mean(dim=0)) / first.var(dim=0, unbiased=False).sqrt()
@@ -31,7 +31,7 @@ def test_output_is_standardised_by_the_batches_before():
 
 
 def test_averages_end_as_exponential_ones():
-    module, decay = MovingStatistics(WIDTH, decay=0.75), 0.75
+    module, decay = RunningStatistics(WIDTH, decay=0.75), 0.75
     batches = [data(20, seed) for seed in range(12)]
     mean, variance = torch.zeros(WIDTH), torch.zeros(WIDTH)
     for number, batch in enumerate(batches):
@@ -45,7 +45,7 @@ def test_averages_end_as_exponential_ones():
 
 @pytest.mark.parametrize("cuts", [[20, 17, 3], [1, 39], [0, 40], [40]])
 def test_how_a_batch_is_cut_changes_nothing(cuts):
-    whole, cut = MovingStatistics(WIDTH), MovingStatistics(WIDTH)
+    whole, cut = RunningStatistics(WIDTH), RunningStatistics(WIDTH)
     for seed in (1, 2):
         batch = data(40, seed)
         step(whole, batch)
@@ -55,7 +55,7 @@ def test_how_a_batch_is_cut_changes_nothing(cuts):
 
 
 def test_sums_over_ranks_are_those_of_one_rank():
-    alone, ranks = MovingStatistics(WIDTH), [MovingStatistics(WIDTH) for _ in range(3)]
+    alone, ranks = RunningStatistics(WIDTH), [RunningStatistics(WIDTH) for _ in range(3)]
     for seed in (1, 2):
         batch = data(40, seed)
         step(alone, batch)
@@ -69,7 +69,7 @@ def test_sums_over_ranks_are_those_of_one_rank():
 
 
 def test_padding_does_not_count():
-    plain, padded = MovingStatistics(WIDTH), MovingStatistics(WIDTH)
+    plain, padded = RunningStatistics(WIDTH), RunningStatistics(WIDTH)
     batch, real = data(12, 1).view(3, 4, WIDTH), torch.ones(3, 4, dtype=torch.bool)
     real[1, 2:] = real[2, 1:] = False
     plain(batch[real])
@@ -82,7 +82,7 @@ def test_a_piece_that_is_computed_again_counts_once():
     class Piece(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.statistics, self.calls = MovingStatistics(WIDTH), 0
+            self.statistics, self.calls = RunningStatistics(WIDTH), 0
 
         def forward(self, x: Tensor) -> Tensor:
             self.calls += 1
@@ -95,7 +95,7 @@ def test_a_piece_that_is_computed_again_counts_once():
 
 
 def test_no_batch_no_change_and_evaluation_counts_nothing():
-    module = MovingStatistics(WIDTH)
+    module = RunningStatistics(WIDTH)
     step(module, data(20, 1))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     module.eval()
@@ -112,7 +112,7 @@ def test_no_batch_no_change_and_evaluation_counts_nothing():
 
 
 def test_values_far_from_zero_keep_their_variance():
-    module, batch = MovingStatistics(WIDTH), 3000.0 + data(200, 1)
+    module, batch = RunningStatistics(WIDTH), 3000.0 + data(200, 1)
     for _ in range(2):
         step(module, batch)
     torch.testing.assert_close(module(batch).std(dim=0, unbiased=False), torch.ones(WIDTH), rtol=0.2, atol=0.0)
