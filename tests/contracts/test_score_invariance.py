@@ -216,6 +216,7 @@ def together(ranker: Ranker) -> Scores:
     return ranker.shown(*EVER)
 
 
+@pytest.mark.slow
 def test_a_ranker_scores_an_impression_alone_as_among_others(ranker: Ranker, together: Scores) -> None:
     """Every eighth moment by itself, the latest third, and every user by itself."""
     moments = sorted({time for _, time, _ in together})
@@ -227,6 +228,7 @@ def test_a_ranker_scores_an_impression_alone_as_among_others(ranker: Ranker, tog
     assert_equal(ranker.shown(*EVER, batch_size=1), together, len(together))
 
 
+@pytest.mark.slow
 def test_a_ranker_scores_an_impression_alike_in_any_order_and_on_any_rank(ranker: Ranker, together: Scores) -> None:
     groups = tuple(reversed(range(len(ranker.reader.group_rows))))
     assert_equal(ranker.shown(*EVER, batch_size=5, groups=groups), together, len(together))
@@ -237,6 +239,7 @@ def test_a_ranker_scores_an_impression_alike_in_any_order_and_on_any_rank(ranker
         assert_equal(found, together, len(together))
 
 
+@pytest.mark.slow
 def test_training_computes_the_scores_of_evaluation(ranker: Ranker, together: Scores) -> None:
     """In whole batches, in pieces, and day by day."""
     num_training = ranker.manifest.counts.train_events

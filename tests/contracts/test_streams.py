@@ -46,6 +46,7 @@ def data(written) -> Data:
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_every_position_gives_the_identical_remainder(written, kind, world_size):

@@ -6,6 +6,7 @@ traceback; a rank that does not answer in time ends the pool's processes (and on
 """
 
 import contextlib
+import logging
 import tempfile
 import time
 import traceback
@@ -33,6 +34,7 @@ def _no_work(world: World) -> None:
 
 def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
+    logging.disable(logging.DEBUG)  # torch writes thousands of messages about checkpoints that nobody reads
 
     while True:
         message = pipe.recv()
@@ -77,7 +79,9 @@ class RankPool:
         self._pipes: list[Connection] = []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        # The server imports the trainer once, and each rank is a fork of it: four imports take longer than many a test.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "trainer.loop.train"])
         for _ in range(self.size):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs,), daemon=True)

@@ -58,6 +58,7 @@ def results(attention, unit: ActivationUnit, normalisation: str) -> list[torch.T
 PIECES = [(size, kept) for size in (tiled.PIECE_SCORES, 900, 300) for kept in (0, tiled.UNIT_KEPT)]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("normalisation", ["none", "softmax"])
 @pytest.mark.parametrize("activation", ["relu", "prelu", "dice"])
 @pytest.mark.parametrize(("piece_scores", "kept"), PIECES)

@@ -44,6 +44,7 @@ def results(attention, inputs: list[Tensor], context: CandidateContext, parts: A
     return [attended.output.detach(), *([] if attended.penalty is None else [attended.penalty.detach()]), *gradients]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("itself", [False, True], ids=["events only", "itself too"])
 @pytest.mark.parametrize("piece_scores", [MANY, 100])
 @pytest.mark.parametrize("form", CAUSAL)
@@ -61,6 +62,7 @@ def test_the_fast_path_equals_the_reference(monkeypatch, form, piece_scores, its
     assert fast[0].abs().sum() > 1.0 or (config.window == 1 and not itself)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("itself", [False, True])
 @pytest.mark.parametrize("form", ["softmax", "silu, channels", "entmax15", "none, bias of both, penalty"])
 @pytest.mark.parametrize(

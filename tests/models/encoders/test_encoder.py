@@ -211,6 +211,7 @@ def test_recomputed_activations_change_nothing(case):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_eight_blocks_still_learn(kind):
     """An average over the history finds its favourite item, which is every second one; by chance the loss is log 6 = 1.79.

@@ -82,6 +82,7 @@ def train_plain(config: TableConfig) -> list[torch.Tensor]:
     return seen
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize(("sharding", "optimizer"), EVERY_PLAN)
 def test_reset_rows_equal_those_of_a_plain_table(rank_pool, sharding, optimizer, world_size):

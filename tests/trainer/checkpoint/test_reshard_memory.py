@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
@@ -40,6 +41,7 @@ for block_bytes in (2**21, 2**30):
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_blocks_and_not_by_tables(tmp_path):
     """A table of 64 MiB, stored as one chunk, resharded in blocks of 2 MiB by a process of its own."""
     num_rows = 2**17
