@@ -96,7 +96,7 @@ def test_help_answers_at_once_because_it_loads_nothing_large() -> None:
     assert done.stderr.strip() == "[]"
 
 
-def test_no_module_has_a_name_that_says_nothing() -> None:
+def test_no_module_has_a_meaningless_name() -> None:
     folders = (*PACKAGES, "tests", "benchmarks")
     stems = {path.stem: path for folder in folders for path in (ROOT / folder).rglob("*.py")}
     assert {"utils", "util", "common", "helpers", "helper", "base", "misc"} & stems.keys() == set()

@@ -117,7 +117,7 @@ def test_bags_train_and_rank_as_rows_do(rank_pool, tmp_path, dataset, by_row, wo
     assert {"table.item.weight", "table.tags.weight", "table.place.weight"} <= set(by_row[1])
 
 
-def test_a_run_goes_on_under_other_plans_and_from_rows_to_bags_and_back(rank_pool, tmp_path, dataset, by_row):
+def test_a_run_resumes_under_other_plans_and_from_rows_to_bags_and_back(rank_pool, tmp_path, dataset, by_row):
     run = tmp_path / "run"
     rank_pool.run(1, train, job_at(run, dataset, "rows", "row_wise"), 3)
     rank_pool.run(2, train, job_at(run, dataset, "bags", "column_wise"), 3)
@@ -150,7 +150,7 @@ def test_stopping_bags_changes_no_bit(rank_pool, tmp_path, dataset):
         ),
     ],
 )
-def test_what_bags_cannot_be_is_refused_by_name(change, said):
+def test_unsupported_bags_are_refused_by_name(change, said):
     values = {
         "logs": {
             "path": "unused",

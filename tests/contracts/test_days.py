@@ -90,7 +90,7 @@ def progressive(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("world_size", "then"), [(1, 1), (2, 2), (1, 2)])
-def test_stopped_within_a_day_and_resumed_it_is_as_if_nothing_had_happened(
+def test_a_run_stopped_within_a_day_and_resumed_equals_an_uninterrupted_one(
     rank_pool, tmp_path, dataset, world_size, then
 ):
     whole = rank_pool.run(world_size, train_and_fingerprint, job_by_days(tmp_path / "whole", dataset))
@@ -146,7 +146,7 @@ def test_the_model_is_trained_before_it_is_evaluated_and_a_fresh_one_knows_no_la
         ({"train": {"days": {"length": "a day"}}}, "write a number and one of s, m, h, d, w"),
     ],
 )
-def test_what_does_not_go_with_days_is_refused(tmp_path, sections, expected):
+def test_settings_that_exclude_days_are_refused(tmp_path, sections, expected):
     with pytest.raises(UserError, match=expected):
         job_by_days(tmp_path / "run", tmp_path / "dataset", **sections)
 

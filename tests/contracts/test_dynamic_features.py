@@ -10,7 +10,7 @@ from tests.support.rank_pool import RankPool
 from trainer.job import Job
 
 
-def test_ids_that_got_rows_say_what_comes_next(tmp_path: Path, rank_pool: RankPool, ray_session: None) -> None:
+def test_ids_that_got_rows_improve_the_prediction(tmp_path: Path, rank_pool: RankPool, ray_session: None) -> None:
     """Items without any event are recommended by their genre, which has a row of its own by then; not if none may get one."""
     write_logs_of_genres(tmp_path / "logs")
 

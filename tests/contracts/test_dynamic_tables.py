@@ -285,7 +285,7 @@ def test_the_clipped_gradient_is_that_of_the_rows(folder: Path, rank_pool: RankP
         torch.testing.assert_close(several.tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_memory_is_bounded_and_what_happened_is_logged(folder: Path, rank_pool: RankPool) -> None:
+def test_memory_is_bounded_and_changes_of_rows_are_logged(folder: Path, rank_pool: RankPool) -> None:
     trained = rank_pool.run(1, train, job_at(folder, "run", log_every_steps=4))[0]
     assert len(trained.sizes) > 20
     assert len(set(trained.sizes)) == 1
@@ -331,7 +331,7 @@ def test_resuming_on_other_numbers_of_workers_keeps_the_mapping(folder: Path, ra
         torch.testing.assert_close(resumed.tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_what_a_step_that_is_not_applied_has_observed_stays(folder: Path, rank_pool: RankPool) -> None:
+def test_observations_of_a_step_that_is_not_applied_are_kept(folder: Path, rank_pool: RankPool) -> None:
     plain = rank_pool.run(2, train, job_at(folder, "plain", max_steps=12))
     poisoned = rank_pool.run(2, train, job_at(folder, "poisoned", max_steps=12), None, (3, 7))
     assert [found.mapping for found in poisoned] == [found.mapping for found in plain]

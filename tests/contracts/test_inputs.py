@@ -107,7 +107,7 @@ def folder(datasets: Path, tmp_path: Path) -> Path:
     ("sharding", "objective"),
     [("row_wise", "sampled"), ("table_wise", "full"), ("column_wise", "full"), ("data_parallel", "sampled")],
 )
-def test_a_table_shared_by_items_events_and_users_is_trained_alike_wherever_it_lies(
+def test_a_table_shared_by_items_events_and_users_trains_the_same_under_any_sharding(
     folder: Path, rank_pool: RankPool, sharding: str, objective: str
 ) -> None:
     found = {}
@@ -194,9 +194,7 @@ def write_telling_logs(folder: Path) -> None:
     pq.write_table(pa.table(people), folder / "users.parquet")
 
 
-def test_what_the_model_is_told_of_events_users_and_times_is_learned(
-    tmp_path: Path, rank_pool: RankPool, ray_session: None
-) -> None:
+def test_features_of_events_users_and_times_are_learned(tmp_path: Path, rank_pool: RankPool, ray_session: None) -> None:
     """Each of the three halves the items that are left: 16 without any, 2 with all of them."""
     write_telling_logs(tmp_path / "logs")
 

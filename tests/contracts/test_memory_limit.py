@@ -38,7 +38,7 @@ def train(world: World, job: Job) -> float:
     return float(measured.memory_bytes["item"][world.rank])
 
 
-def test_two_workers_hold_what_one_may_not(rank_pool, tmp_path):
+def test_two_workers_hold_tables_that_one_may_not(rank_pool, tmp_path):
     tiny_dataset(tmp_path / "dataset", num_users=60, num_items=300)
     job = limited_job(tmp_path)
     manifest = read_manifest(job.dataset_dir)

@@ -229,7 +229,7 @@ def test_a_ranker_scores_an_impression_alone_as_among_others(ranker: Ranker, tog
 
 
 @pytest.mark.slow
-def test_a_ranker_scores_an_impression_alike_in_any_order_and_on_any_rank(ranker: Ranker, together: Scores) -> None:
+def test_a_ranker_scores_an_impression_the_same_in_any_order_and_on_any_rank(ranker: Ranker, together: Scores) -> None:
     groups = tuple(reversed(range(len(ranker.reader.group_rows))))
     assert_equal(ranker.shown(*EVER, batch_size=5, groups=groups), together, len(together))
     for world_size in (2, 3):

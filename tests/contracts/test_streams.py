@@ -101,7 +101,7 @@ def test_resizing_within_an_epoch_and_at_its_end_loses_and_repeats_nothing(writt
 
 @kinds
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_any_number_of_trained_examples_can_be_gone_on_from(written, kind, world_size):
+def test_training_can_resume_from_any_number_of_trained_examples(written, kind, world_size):
     """Not only where a step ended: the remainder of the epoch holds the same examples, each once."""
     data = written(kind)
     num_examples = len(data.examples)
@@ -238,7 +238,7 @@ def test_ranks_get_about_the_same_number_of_events(written, kind, world_size):
 
 @pytest.mark.parametrize("kind", ["recent", "token budget"])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_negatives_go_on_with_the_position(written, kind, world_size):
+def test_negatives_resume_with_the_position(written, kind, world_size):
     whole = global_steps(written(kind), Position(0, 0), 1, "sampled")
     for number in (0, 3, 9, len(whole) - 2):
         resumed = global_steps(written(kind), whole[number].after, world_size, "sampled")

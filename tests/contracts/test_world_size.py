@@ -335,7 +335,7 @@ def test_fewer_histories_than_workers(rank_pool, tmp_path, num_users):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_where_a_table_lies_changes_nothing_of_what_is_learned(rank_pool, tmp_path, world_size):
+def test_the_placement_of_a_table_does_not_change_the_trained_model(rank_pool, tmp_path, world_size):
     """Its own optimizer updates it everywhere: sharded, or as a copy on every worker."""
     tiny_dataset(tmp_path / "dataset")
     weights, loss = {}, {}

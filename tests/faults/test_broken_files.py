@@ -133,7 +133,7 @@ def test_row_15_more_broken_files_than_allowed_are_refused(tmp_path: Path, monke
 
 
 @ray_tests
-def test_row_15_when_no_file_of_a_source_is_left_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_15_a_source_without_readable_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write_events(tmp_path / "logs/a.parquet", EVENTS)
     items = write_table(tmp_path / "items.parquet", {"item_id": [1], "price": [1.0]})
     catalogue = {"path": str(items), "features": {"price": {"kind": "numeric"}}}
@@ -147,7 +147,7 @@ def test_row_15_when_no_file_of_a_source_is_left_that_is_said(tmp_path: Path, mo
 
 
 @ray_tests
-def test_row_15_a_file_left_out_is_taken_in_when_it_is_mended(tmp_path: Path) -> None:
+def test_row_15_a_skipped_file_is_added_once_it_is_repaired(tmp_path: Path) -> None:
     write_three_files(tmp_path)
     broken = tmp_path / "logs/c.parquet"
     good = broken.read_bytes()
@@ -175,7 +175,7 @@ def test_row_15_a_file_left_out_is_taken_in_when_it_is_mended(tmp_path: Path) ->
 
 
 @ray_tests
-def test_row_15_a_wrong_content_is_no_unreadable_file(tmp_path: Path) -> None:
+def test_row_15_wrong_content_does_not_count_as_an_unreadable_file(tmp_path: Path) -> None:
     write_events(tmp_path / "logs/a.parquet", [(u, i, float(t)) for u, i, t in EVENTS])
     write_events(tmp_path / "logs/b.parquet", [(1, 2, 3.5)])
     message = refusal(config_at(tmp_path, logs={"max_unreadable_files": 2}))
@@ -204,7 +204,7 @@ def test_row_15_a_flipped_bit_of_a_column_is_detected_by_page_checksums(
 
 
 @pytest.mark.parametrize("seed", [0, 1203, 1300])  # the last two: column names that are no text
-def test_row_15_whatever_is_flipped_or_cut_off_there_is_no_crash(tmp_path: Path, seed: int) -> None:
+def test_row_15_flipped_bits_and_truncation_never_crash(tmp_path: Path, seed: int) -> None:
     choose = random.Random(seed)
     file = write_events(tmp_path / "a.parquet", EVENTS, write_page_checksum=True)
     good = file.read_bytes()

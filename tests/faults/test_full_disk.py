@@ -73,7 +73,7 @@ def test_synth_and_plan_and_status_of_a_full_disk(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES])
-def test_what_a_disk_refuses_is_said_with_path_and_cause(number):
+def test_a_refused_write_is_reported_with_path_and_cause(number):
     text = disk_refusal(OSError(number, os.strerror(number), "/a/file"))
     assert text is not None
     assert text.startswith("/a/file: cannot be read or written: ")
@@ -119,7 +119,7 @@ def test_a_stage_that_fails_is_no_longer_running(tmp_path, error):
     assert str(error) in entry["reason"]
 
 
-def test_a_failure_that_cannot_be_recorded_is_still_the_one_that_is_told(tmp_path, monkeypatch):
+def test_a_failure_that_cannot_be_recorded_is_still_reported(tmp_path, monkeypatch):
     record = Stages(tmp_path)
     record.begin("train", "inputs")
     FailingWrites(monkeypatch, tmp_path, 1)
@@ -214,7 +214,7 @@ def test_a_trial_on_a_full_disk_is_a_failed_trial(tmp_path, monkeypatch):
 # What is printed
 
 
-def test_text_that_looks_like_markup_is_printed_as_it_is(capsys):
+def test_text_that_looks_like_markup_is_printed_unchanged(capsys):
     view = View(plain_console())
     hostile = "a[/b] [red]x[/red] :cat: [link=file:///etc]"
     view.say(hostile)
@@ -255,7 +255,7 @@ def test_no_console_of_the_commands_reads_markup():
         ["checkpoint", "inspect", "[/b]"],
     ],
 )
-def test_what_a_user_mistypes_is_one_message_and_no_traceback(tmp_path, monkeypatch, capfd, arguments):
+def test_a_mistyped_setting_is_one_message_without_traceback(tmp_path, monkeypatch, capfd, arguments):
     (tmp_path / "run.toml").write_text('logs.path = "none.parquet"\n')
     monkeypatch.chdir(tmp_path)
     names = {"CONFIG": str(tmp_path / "run.toml"), "OUT": str(tmp_path / "out"), "SOURCE": str(tmp_path)}

@@ -85,7 +85,7 @@ def test_row_16_bad_rows_are_counted_by_reason_within_a_budget(tmp_path: Path) -
 
 
 @ray_tests
-def test_row_16_negative_ids_are_bad_unless_they_are_meant(tmp_path: Path) -> None:
+def test_row_16_negative_ids_are_bad_rows_unless_allowed(tmp_path: Path) -> None:
     rows = [*EVENTS, (-1, 1, 1), (1, -5, 1), (-(2**63), 1, 1), (1, -(2**63), 1)]
     write_events(tmp_path / "logs/a.parquet", rows)
     message = refusal(config_at(tmp_path))

@@ -115,7 +115,7 @@ def test_dense_parameters_are_those_of_the_model(form: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["two_tower", "bert4rec"])
-def test_dense_parameters_are_those_of_a_whole_model_and_what_it_is_told(kind: str) -> None:
+def test_dense_parameters_are_those_of_a_whole_model_and_its_inputs(kind: str) -> None:
     config = model_config({"kind": kind}).model_copy(update={"inputs": InputsConfig(time=["gap", "weekday"])})
     numbers = (InputFeature("price", None, 1), InputFeature("vector", None, 3))
     inputs = Inputs(numbers, numbers[:1], Clock(1, ("gap", "weekday")))
@@ -170,7 +170,7 @@ def test_matrix_products_of_a_whole_step_are_those_that_torch_counts(kind: str, 
     assert costs.total.matmul * LENGTHS.sum() == pytest.approx(products_in(step), rel=1e-12)
 
 
-def test_what_projects_features_is_counted() -> None:
+def test_projections_of_features_are_counted() -> None:
     config = model_config({}).model_copy(update={"inputs": InputsConfig(time=["gap", "hour", "weekday"])})
     clock = Clock(1, ("gap", "hour", "weekday"))
     events, users = (InputFeature("price", None, 3), InputFeature("page", "page", 6)), (InputFeature("age", None, 5),)
@@ -247,7 +247,7 @@ def test_constants_are_those_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("form", [*KINDS, "sasrec as published", "bert4rec as published", "dropout in swiglu"])
-def test_activations_are_about_what_autograd_keeps(form: str) -> None:
+def test_activations_are_about_those_that_autograd_keeps(form: str) -> None:
     config = model_config({**FORMS[form], "num_blocks": 4})
     encoder = Encoder(WIDTH, MAX_HISTORY, config.encoder)
     lengths = np.full(64, MAX_HISTORY)

@@ -44,7 +44,7 @@ def test_loss_and_gradients_equal_the_cpu():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_what_is_told_of_events_users_and_times_equals_the_cpu():
+def test_features_of_events_users_and_times_equal_those_on_the_cpu():
     objective, users = told.OBJECTIVES[0], told.random_users(1)
     model, batch = told.make_model(objective, bias="time"), told.batch_of(users, objective)
     with torch.no_grad():

@@ -177,7 +177,7 @@ def test_no_score_of_attention_is_rounded_before_its_weight_is_computed(monkeypa
     assert all(share_on_grid(scores[scores != 0]) < 0.05 for scores in seen)
 
 
-def test_a_search_under_autocast_finds_what_evaluation_finds():
+def test_a_search_under_autocast_finds_the_same_events_as_evaluation():
     given = shown([60, 40], [30, 30])
     events, candidates = vectors(100, 1, 8, 1, torch.float32)[:, 0], vectors(60, 1, 8, 2, torch.float32)[:, 0]
     exact = search_by_similarity(events, candidates, given.candidate_layout, 5)

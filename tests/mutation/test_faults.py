@@ -76,7 +76,7 @@ def test_a_fault_is_planted_in_a_copy_judged_by_its_tests_and_removed(
     assert not (project.root / "runs").exists()
 
 
-def test_what_survives_without_a_reason_fails_the_command() -> None:
+def test_a_fault_that_survives_without_a_reason_fails_the_command() -> None:
     def result(outcome: str, explained: str = "") -> Result:
         return Result("name", outcome, "", 1.0, explained)  # type: ignore[arg-type]
 

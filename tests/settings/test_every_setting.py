@@ -60,7 +60,7 @@ def test_every_setting_has_an_entry(lab: Lab) -> None:
 
 
 @pytest.mark.ranks
-def test_each_rank_draws_the_dropout_of_a_step_from_a_seed_of_its_own(lab: Lab) -> None:
+def test_each_rank_has_its_own_seed_for_the_dropout_of_a_step(lab: Lab) -> None:
     first, second = lab.on_two_ranks(seeds_of_step, lab.job(lab.settings("events", {})))
     assert len(first) == len(second) == 1
     assert first != second

@@ -16,7 +16,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_what_is_given_lies_over_the_base_and_its_base(tmp_path: Path) -> None:
+def test_given_values_override_the_base_and_its_base(tmp_path: Path) -> None:
     write(
         tmp_path,
         "deep/one.toml",

@@ -122,7 +122,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("seed", "num_days", "split", "as_text", "ranking"), CASES)
-def test_day_after_day_gives_what_all_at_once_gives(
+def test_appending_day_by_day_equals_preparing_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, num_days: int, split: str, as_text: bool, ranking: bool
 ) -> None:
     monkeypatch.setattr("cluster.data.prepare.EVENTS_PER_PARTITION", 80)
@@ -168,7 +168,7 @@ def check_untouched(before: Any, after: Any) -> None:
     assert after[3][: len(numbers)] == numbers
 
 
-def test_what_is_fitted_and_what_values_are_known_stays(tmp_path: Path) -> None:
+def test_fitted_values_and_vocabularies_stay(tmp_path: Path) -> None:
     features = {
         "price": {"kind": "numeric"},
         "bucket": {"kind": "numeric", "column": "price", "buckets": 3},

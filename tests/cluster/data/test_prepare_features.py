@@ -116,7 +116,7 @@ def test_text_files_give_the_same_features(tmp_path: Path, split: dict[str, Any]
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=["leave_one_out", "global_time"])
-def test_what_is_fitted_does_not_know_held_out_events(tmp_path: Path, split: dict[str, Any]) -> None:
+def test_fitted_values_do_not_use_held_out_events(tmp_path: Path, split: dict[str, Any]) -> None:
     log = random_log(3, ["price"])
     training = training_events(log, split)
     features = {name: FEATURES[name] for name in ("price", "price_bucket")}
@@ -155,7 +155,7 @@ def catalogue_log(tmp_path: Path) -> None:
     write(tmp_path / "logs/a.parquet", {"user_id": users, "item_id": items, "time": times})
 
 
-def test_features_of_items_lie_at_their_numbers(tmp_path: Path) -> None:
+def test_features_of_items_are_at_their_numbers(tmp_path: Path) -> None:
     catalogue_log(tmp_path)
     names = ["color", "code", "tags", "genres", "price", "count", "published", "vector", "nothing"]
     features = {n: f for n, f in FEATURES.items() if f.get("column", n) in names}
@@ -223,7 +223,7 @@ def test_items_of_a_catalogue_without_features_have_numbers_too(tmp_path: Path) 
     assert manifest.ids_are_numbers is False
 
 
-def test_what_is_fitted_to_items_knows_items_of_the_training_part_only(tmp_path: Path) -> None:
+def test_fitted_values_of_items_use_training_items_only(tmp_path: Path) -> None:
     events = [(user, item, time) for user in range(1, 4) for time, item in enumerate([1, 2, 3, 10 + user])]
     users, items, times = (list(column) for column in zip(*events, strict=True))
     write(tmp_path / "logs/a.parquet", {"user_id": users, "item_id": items, "time": times})

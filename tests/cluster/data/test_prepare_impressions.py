@@ -75,7 +75,7 @@ def first_of_each(rows: list[Any]) -> list[Any]:
 @pytest.mark.parametrize("split", [{"kind": "leave_one_out"}, TIMES], ids=["leave_one_out", "global_time"])
 @pytest.mark.parametrize("sources", ["label", "history", "both"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_impressions_see_exactly_what_was_before(
+def test_impressions_see_exactly_the_earlier_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, sources: str, split: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("cluster.data.prepare.EVENTS_PER_PARTITION", 200)

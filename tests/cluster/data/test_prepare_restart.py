@@ -87,7 +87,7 @@ def first_of(stage: str, progress: list[Progress]) -> Progress:
 
 @pytest.mark.parametrize(("stage", "done"), [("read", 0), ("read", 4), ("read", 12), ("group", 0), ("group", 3)])
 @pytest.mark.parametrize("appended", [False, True], ids=["made", "appended"])
-def test_what_was_done_is_not_done_again(tmp_path: Path, appended: bool, stage: str, done: int) -> None:
+def test_completed_work_is_not_repeated(tmp_path: Path, appended: bool, stage: str, done: int) -> None:
     if appended:
         write_logs(tmp_path, 0, 4)
         for name in ("dataset", "reference"):

@@ -112,7 +112,7 @@ def test_a_user_with_a_million_events_among_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [3, 10])
-def test_of_long_histories_the_most_recent_events_are_kept(tmp_path: Path, most: int) -> None:
+def test_long_histories_keep_their_most_recent_events(tmp_path: Path, most: int) -> None:
     rows = random_rows(4, 400)
     rows += rows[:5]
     write_events(tmp_path / "logs/a.parquet", rows, "y")

@@ -49,7 +49,7 @@ def fake_run_prepare(config: Config, view: View) -> object:
     return driver._prepare(config, view)
 
 
-def test_prepare_says_where_the_card_is_and_what_it_warns_of(
+def test_prepare_prints_the_path_and_the_warnings_of_the_card(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "run_prepare", fake_run_prepare)

@@ -80,7 +80,7 @@ def test_blocks_are_as_high_as_their_memory_and_stand_on_each_other() -> None:
     assert [lower for _, lower in edges[:-1]] == pytest.approx([upper for upper, _ in edges[1:]], abs=0.02)
 
 
-def test_a_tooltip_says_what_lies_where() -> None:
+def test_a_tooltip_names_table_rank_and_size() -> None:
     plan, prediction, topology = mixed_plan(8)
     titles = [title_of(block) for block in blocks(drawn(plan, prediction, topology))]
     (text,) = (title for title in titles if title.startswith("rank 1\ncut:"))
@@ -89,7 +89,7 @@ def test_a_tooltip_says_what_lies_where() -> None:
     assert bytes_text(prediction.memory_bytes[4, 1]) in text
 
 
-def test_neighbours_that_look_alike_are_one_block_among_many_ranks() -> None:
+def test_equal_neighbours_are_one_block_among_many_ranks() -> None:
     plan, prediction, topology = mixed_plan(128)
     spread = [b for b in blocks(drawn(plan, prediction, topology)) if "\nspread: row_wise" in title_of(b)]
     assert [block.attrib["data-shards"] for block in spread] == ["128"]

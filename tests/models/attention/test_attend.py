@@ -216,7 +216,7 @@ def test_histories_do_not_see_each_other(form):
 
 
 @pytest.mark.parametrize("form", ["softmax", "softmax, window and global", "silu, bias of both, penalty"])
-def test_what_reaches_an_output_is_what_it_may_see(form):
+def test_an_output_depends_only_on_visible_events(form):
     """Gradients of one output: none from later events, other histories, or beyond the window."""
     config, context = config_of(form), context_of([4, 9])
     leaves = [tensor.requires_grad_() for tensor in random_inputs(config, 13, 4, 6, torch.float64)]
@@ -226,7 +226,7 @@ def test_what_reaches_an_output_is_what_it_may_see(form):
         assert leaf.grad.abs().sum(dim=(1, 2)).nonzero().flatten().tolist() == reaching
 
 
-def test_where_order_must_not_matter_a_permuted_history_changes_nothing():
+def test_without_positions_a_permuted_history_changes_nothing():
     """Without positions a bidirectional softmax is a function of the set of events."""
     config, context = config_of("softmax, bidirectional"), AttentionContext(layout_from([6, 3]))
     inputs, order = random_inputs(config, 9, 4, 7, torch.float64), [3, 1, 5, 0, 4, 2, 6, 7, 8]

@@ -102,7 +102,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("itself", [False, True])
 @pytest.mark.parametrize("form", CAUSAL)
-def test_what_happens_later_or_elsewhere_leaves_a_candidate_bit_identical(form, itself):
+def test_later_events_and_other_histories_leave_a_candidate_bit_identical(form, itself):
     """Whatever is not among its own events: those at and after history_end, other histories, other candidates."""
     config, given = config_of(form), shown()
     inputs, parts = inputs_of(config, given, itself, dtype=torch.float32), parts_of(config, 4, torch.float32)
@@ -133,7 +133,7 @@ def test_what_happens_later_or_elsewhere_leaves_a_candidate_bit_identical(form, 
 
 @pytest.mark.parametrize("itself", [False, True])
 @pytest.mark.parametrize("form", CAUSAL)
-def test_a_candidate_scores_alike_alone_and_among_others(form, itself):
+def test_a_candidate_scores_the_same_alone_and_among_others(form, itself):
     """User-major equals impression-major: one history for all of its candidates, or each with a copy of its own."""
     config, given = config_of(form), shown()
     inputs, parts = inputs_of(config, given, itself), parts_of(config, 4, torch.float64)
@@ -146,7 +146,7 @@ def test_a_candidate_scores_alike_alone_and_among_others(form, itself):
 
 
 @pytest.mark.parametrize("form", CAUSAL)
-def test_beside_events_both_get_what_they_get_apart(form):
+def test_events_and_candidates_together_equal_each_alone(form):
     """Events do not see candidates: their results are bit-identical with and without."""
     config, given = config_of(form), shown()
     parts = parts_of(config, 4, torch.float32)

@@ -82,7 +82,7 @@ def path(
     return path_of(parts_of(config_of(form), heads[0], torch.float32), query, value, capability)
 
 
-def test_flash_attention_is_asked_for_what_its_kernels_take_and_nothing_else(monkeypatch):
+def test_flash_attention_is_used_only_for_what_its_kernels_support(monkeypatch):
     """Half precision, widths that are multiples of 8, values as wide as keys, and a device of capability 8.0."""
     monkeypatch.setattr(gpu, "_flash_has_windows", lambda: True)
     half = torch.bfloat16

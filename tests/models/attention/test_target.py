@@ -160,7 +160,7 @@ def test_parts_that_do_not_fit_are_refused(settings, message):
         TargetAttentionConfig.model_validate(settings)
 
 
-def test_din_learns_to_attend_to_what_is_like_the_candidate():
+def test_din_learns_to_attend_to_events_like_the_candidate():
     """Whether the candidate's kind is among the events, which no average of events alone tells."""
     generator = torch.Generator().manual_seed(1)
     kinds, given = torch.eye(WIDTH), shown([6] * 64, [4] * 64)

@@ -29,5 +29,5 @@ def _text(value: object) -> str:
     return "yes" if value is True else str(value)
 
 
-def test_the_page_lists_what_presets_set():
+def test_the_page_lists_the_settings_of_presets():
     assert table_of_presets() in PAGE.read_text(encoding="utf-8")

@@ -49,7 +49,7 @@ def test_bags_equal_rows_in_values_and_gradients(shape: Shape, pooling: str) -> 
     assert shape.events == 0 or found["label"].any()
 
 
-def test_tables_whose_bags_have_other_owners_are_asked_apart() -> None:
+def test_tables_with_bags_of_other_owners_have_separate_requests() -> None:
     names = set(model_of(True).tables.collections)
     assert names == {
         "sharded_8",

@@ -186,7 +186,7 @@ def plainly(model: NextItemModel, feature: InputFeature, value: Any, projections
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda value: value.kind)
 @pytest.mark.parametrize("seed", range(3))
-def test_an_input_is_the_sum_of_what_is_known_of_its_event(objective: Any, seed: int) -> None:
+def test_an_input_is_the_sum_of_the_embeddings_of_its_event(objective: Any, seed: int) -> None:
     model, users = make_model(objective), random_users(seed)
     batch = batch_of(users, objective)
     assert batch.items.rows.keys() == TABLES.keys()
@@ -266,7 +266,7 @@ def test_nothing_of_a_later_event_is_seen(objective: Any, bias: str, number: int
         assert torch.equal(losses[0], losses[1])
 
 
-def test_every_input_changes_what_is_encoded_from_its_event_on() -> None:
+def test_every_input_changes_the_outputs_from_its_event_on() -> None:
     """So that the test before can fail: each feature of the first event, and of the user, reaches every output."""
     objective = OBJECTIVES[1]
     model, users = make_model(objective), random_users(2)
@@ -315,7 +315,7 @@ def test_in_pieces_losses_and_gradients_add_up(objective: Any) -> None:
         torch.testing.assert_close(of_pieces, of_whole)
 
 
-def test_the_whole_catalogue_is_looked_up_once_whatever_else_is_asked() -> None:
+def test_the_whole_catalogue_is_looked_up_once_for_all_requests() -> None:
     """Its request is made once for all steps; what events add comes behind it."""
     users = random_users(5)
     batch, known = batch_of(users, OBJECTIVES[0]), CATALOGUE.known

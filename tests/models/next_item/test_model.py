@@ -150,7 +150,7 @@ def test_the_vector_of_an_empty_history_is_zero():
     assert [bool(u.any()) for u in users] == [False, True, False, True, False]
 
 
-def test_a_users_vector_is_that_of_the_whole_history_whoever_else_is_in_the_batch():
+def test_a_users_vector_is_that_of_the_whole_history_in_any_batch():
     model, histories = make_model(), random_sequences(6)
     batch = history_batch(histories)
     users = model.user_vectors(model.look_up(batch.items), batch)

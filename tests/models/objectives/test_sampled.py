@@ -101,7 +101,7 @@ def test_sampled_softmax_is_a_softmax_over_the_target_and_the_negatives_that_are
     torch.testing.assert_close(sampled_softmax_cross_entropy(sample_of(table, temperature=temperature)), expected)
 
 
-def test_binary_cross_entropy_asks_each_score_whether_it_is_that_of_the_target():
+def test_binary_cross_entropy_classifies_each_score_as_target_or_not():
     table, user_TD = random_table(), random_table(4, len(TARGETS))
     expected = 0.0
     for user, target in zip(user_TD, TARGETS, strict=True):

@@ -141,7 +141,7 @@ def test_a_history_for_all_of_its_candidates_equals_one_for_each(form):
 
 
 @pytest.mark.parametrize("form", OF_PLAIN_EVENTS)
-def test_of_a_longer_history_a_candidate_sees_its_own_most_recent_events(form):
+def test_a_candidate_sees_its_most_recent_events_of_a_longer_history(form):
     """Which others of its user stand in the batch, and reach further back, does not matter."""
     interest, given = interest_in(form, torch.float64).eval(), given_of(torch.float64, reach=5)
     together, _ = interest(given.events, given.candidates, given.batch)
@@ -152,7 +152,7 @@ def test_of_a_longer_history_a_candidate_sees_its_own_most_recent_events(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_happens_later_or_elsewhere_changes_nothing(form):
+def test_later_events_and_other_histories_change_nothing(form):
     """Bit for bit: later events of the same user, their times and categories, other users, other candidates."""
     interest, given = interest_in(form).eval(), given_of()
     before, _ = interest(given.events, given.candidates, given.batch)

@@ -206,7 +206,7 @@ def test_users_and_candidates_do_not_see_each_other(settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_what_happens_from_a_candidates_time_on_changes_nothing(settings):
+def test_events_at_or_after_a_candidates_time_change_nothing(settings):
     model, users = model_of(settings), random_users()
     (before, user), changed = (logits_of(model, users[:1]), users[0]), 0
     for number, one in enumerate(user.shown):
@@ -272,7 +272,7 @@ def test_a_linear_model_is_the_formula():
     }
 
 
-def test_each_row_is_asked_for_once_whoever_asks():
+def test_each_row_is_requested_once():
     batch = batch_of(random_users())
     assert batch.items.rows.keys() == {table.name for table in TABLES}
     for rows in batch.items.rows.values():

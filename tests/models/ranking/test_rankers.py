@@ -65,7 +65,7 @@ def test_every_published_ranker_is_tested():
 
 
 @pytest.mark.parametrize("name", WITH_HISTORY)
-def test_what_happens_from_a_candidates_time_on_changes_nothing(name):
+def test_events_at_or_after_a_candidates_time_change_nothing(name):
     """Bit for bit, be it another item or another time at which it happens; before it, it does."""
     model, user = ranker(name).eval(), random_users()[0]
     before, changed = logits_of(model, [user]), 0
@@ -143,7 +143,7 @@ def liked_before(seed: int) -> list[User]:
     return users
 
 
-def test_a_search_by_category_learns_what_categories_tell():
+def test_a_search_by_category_learns_from_categories():
     model = ranker("sim by category").train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []

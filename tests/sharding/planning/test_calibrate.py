@@ -36,7 +36,7 @@ def measured(constants, noise=0.0, plan=PLAN, topology=TOPOLOGY):
     return found
 
 
-def test_what_the_constants_cause_gives_them_back():
+def test_calibration_recovers_the_constants():
     truth = replace(
         CONSTANTS["cpu"], latency=0.3, network=2.0, seconds_per_update_id=9e-7, update_gradients=70.0, copy=3.0
     )
@@ -68,6 +68,6 @@ def test_constants_of_which_nothing_was_measured_stay():
     assert all(value >= 0.0 for value in after.values())
 
 
-def test_nothing_to_fit_to_is_said():
+def test_calibration_without_measurements_is_refused():
     with pytest.raises(ValueError, match="nothing was measured"):
         calibrate([], CONSTANTS["cpu"])

@@ -114,7 +114,7 @@ def test_two_column_blocks_on_one_rank_count_twice() -> None:
     assert twice.lookup_seconds[0, 1] == once.lookup_seconds[0, 1]
 
 
-def test_table_row_wise_bags_lie_on_one_host() -> None:
+def test_table_row_wise_bags_are_on_one_host() -> None:
     cost = predicted(POOLED, "table_row_wise", (1,))
     assert cost.input_seconds[0].tolist() == [0, 0] + [(2 * 8 + 2 * 4) * PEERS] * 2  # half of the ids each
     assert cost.lookup_seconds[0].tolist() == [0, 0] + [8 * 8 * 4] * 2
@@ -151,7 +151,7 @@ def test_one_rank_sends_nothing_and_waits_for_no_collective() -> None:
         assert cost.sent_bytes.sum() == 0
 
 
-def test_precision_shrinks_what_travels_and_nothing_else() -> None:
+def test_precision_reduces_the_traffic_only() -> None:
     full = predicted(SEQUENCE, "row_wise")
     small = predicted(SEQUENCE, "row_wise", communication=CommunicationConfig(forward="bf16", backward="int8"))
     assert (2 * small.output_seconds == full.output_seconds).all()

@@ -200,7 +200,7 @@ def test_tables_too_large_together_are_counted_together() -> None:
     assert "optimizer with less state" in message
 
 
-def test_what_to_change_depends_on_what_was_tried() -> None:
+def test_the_remedy_depends_on_the_attempts() -> None:
     huge = sequence("huge", 10**10, ids=100, optimizer="adagrad")
     for topology, load, remedy in (
         (described("a100-80gb", 8), huge, "raise plan.host_memory, of which each host has 1.82 TiB"),

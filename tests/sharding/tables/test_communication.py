@@ -82,7 +82,7 @@ def test_small_gradients_survive_fp16(rank_pool, gradient):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8", "int8"])
-def test_what_is_not_sent_as_asked_is_refused_by_name(rank_pool, precision, device):
+def test_unsupported_precisions_are_refused_by_name(rank_pool, precision, device):
     works = precision in ("fp32", "fp16") or (precision, device) == ("bf16", "cuda")
     for way in ("forward", "backward"):
         reason = codec_reason(CommunicationConfig(**{way: precision}), device)

@@ -85,7 +85,7 @@ def test_every_phase_is_timed_and_nothing_changes(rank_pool, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_memory_is_what_weights_and_optimizer_state_take(rank_pool, world_size):
+def test_memory_is_that_of_weights_and_optimizer_state(rank_pool, world_size):
     measured = rank_pool.run(world_size, measure)[0][0]
     # row_wise with one float32 of state per row; table_wise with Adagrad's table of state, on the last rank; a copy on each.
     np.testing.assert_array_equal(measured.memory_bytes["item"], np.full(world_size, 400 * (8 + 1) * 4 / world_size))

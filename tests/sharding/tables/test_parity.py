@@ -87,7 +87,7 @@ def test_sharded_equals_unsharded(sharded_model, combination, world_size):
 
 
 @pytest.mark.parametrize("said", REFUSED)
-def test_what_torchrec_would_get_wrong_in_silence_is_refused_by_name(rank_pool, said):
+def test_plans_that_torchrec_computes_wrongly_are_refused_by_name(rank_pool, said):
     with pytest.raises(PlacementError, match=said):
         rank_pool.run(1, train_sharded, [REFUSED[said]], 1)
 

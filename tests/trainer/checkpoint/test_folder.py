@@ -273,7 +273,7 @@ def test_a_best_that_does_not_verify_gives_way_to_the_newest(tmp_path):
     assert evaluated(tmp_path).manifest.step == 3
 
 
-def test_nothing_to_evaluate_is_an_error_that_says_why(tmp_path):
+def test_nothing_to_evaluate_is_an_error_that_names_the_reason(tmp_path):
     with pytest.raises(CheckpointError, match=r"there is none.*shoal train"):
         evaluated(tmp_path)
     flip(write_checkpoint(tmp_path, 1) / ".metadata", 0)

@@ -226,7 +226,7 @@ def test_every_tensor_is_exact_from_2_to_4_to_1_and_back(chains, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_training_goes_on_as_without_interruption(chains, name):
+def test_resumed_training_equals_uninterrupted_training(chains, name):
     chain = chains[name]
     for (world_size, _), (as_loaded, went_on) in chain.loaded.items():
         assert not torch.equal(went_on["table.wide.weight"], as_loaded["table.wide.weight"])

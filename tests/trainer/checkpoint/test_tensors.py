@@ -120,7 +120,7 @@ def test_weights_and_optimizer_slots_are_exact_at_other_ranks_and_shardings(rank
 
 @pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])
 @pytest.mark.parametrize("config", [ADAGRAD, ROWWISE, SGD], ids=["adagrad", "rowwise", "sgd"])
-def test_training_goes_on_bit_identically_at_the_same_number_of_ranks(rank_pool, tmp_path, config, sharding):
+def test_resumed_training_is_bit_identical_at_the_same_number_of_ranks(rank_pool, tmp_path, config, sharding):
     table = TableConfig(**config | {"sharding": sharding})
     uninterrupted = rank_pool.run(2, train_and_save, tmp_path, table, torch.optim.AdamW)
     continued = rank_pool.run(2, load_and_train, tmp_path, table, torch.optim.AdamW)
@@ -300,7 +300,7 @@ def find(world: World, folder: Path) -> tuple[str, list[str]]:
     return (found.path.name if found else "none"), complaints
 
 
-def test_all_ranks_resume_from_what_the_first_one_found(rank_pool, tmp_path):
+def test_all_ranks_resume_from_the_checkpoint_of_the_first_rank(rank_pool, tmp_path):
     assert rank_pool.run(2, find, tmp_path / "new") == [("none", [])] * 2
     rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.SGD)
     attempt = checkpoint_folder.new_attempt(tmp_path, 9)

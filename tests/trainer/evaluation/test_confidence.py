@@ -92,7 +92,7 @@ def test_intervals_of_hit_rates_are_those_of_wilson():
 
 
 @pytest.mark.parametrize("within", [SHARE, DIFFERENCES, NOT_NEGATIVE, NOT_NEGATIVE.of_differences])
-def test_intervals_stay_in_the_range_and_around_the_estimate_whatever_the_error(within):
+def test_intervals_of_any_error_stay_in_the_range_and_around_the_estimate(within):
     low, high = max(within.low, -5.0), min(within.high, 5.0)
     for middle in [*np.linspace(low, high, 21), np.nextafter(low, 9.0), np.nextafter(high, -9.0)]:
         for error in (0.0, 1e-9, 1e-3, 0.3, 2.0):

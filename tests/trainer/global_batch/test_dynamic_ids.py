@@ -103,7 +103,7 @@ def told_batch(chosen: list[list[int]], words: list[list[int]], likes: list[int]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_each_input_event_uses_what_it_says_and_each_history_with_events_what_its_user_says(seed: int) -> None:
+def test_each_input_event_uses_its_features_and_each_history_those_of_its_user(seed: int) -> None:
     random = np.random.default_rng(seed)
     chosen = [[*history[:-1], max(1, history[-1])] if history else [] for history in histories(seed)]
     inputs = [history[:-1] for history in chosen]
@@ -213,7 +213,7 @@ def test_looking_up_changes_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in tables.tensors().items())
 
 
-def test_mappings_go_on_from_their_tensors() -> None:
+def test_mappings_resume_from_their_tensors() -> None:
     first, then = [7, 7, 11, 12], [11, 12, 13, 13, -3, -3]
     one = tables_that_saw(first)
     other = DynamicTables(TABLES, FEATURES, seed=1)

@@ -234,7 +234,7 @@ RANKING = {
 }
 
 
-def test_a_ranking_dataset_shows_drift_and_what_gives_a_label_away(tmp_path: Path) -> None:
+def test_a_ranking_dataset_shows_drift_and_leaky_features(tmp_path: Path) -> None:
     rows = ranking_rows(6_000)
     write_log(tmp_path / "logs/a.parquet", rows)
     manifest, values, page = made(config_at(tmp_path, RANKING, split=GLOBAL_TIME))

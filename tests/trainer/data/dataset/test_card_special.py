@@ -24,7 +24,7 @@ from trainer.data.dataset.manifest import read_manifest
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
-def test_empty_splits_have_a_card_that_says_so(tmp_path: Path) -> None:
+def test_empty_splits_are_stated_on_the_card(tmp_path: Path) -> None:
     write_log(tmp_path / "logs/a.parquet", random_rows(200))
     split = {"kind": "global_time", "validation_time": 1000, "test_time": 2000}
     _, values, page = made(config_at(tmp_path, split=split))

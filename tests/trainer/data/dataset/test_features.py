@@ -63,7 +63,7 @@ CASES: list[tuple[FeatureConfig, pa.Array, Ids, list[Any], Losses]] = [
 
 @pytest.mark.parametrize(("config", "values", "ids", "expected", "losses"), CASES)
 @pytest.mark.parametrize("shape", range(3))
-def test_a_column_is_encoded_whatever_its_shape(
+def test_a_column_of_any_shape_is_encoded(
     shape: int, config: FeatureConfig, values: pa.Array, ids: Ids, expected: list[Any], losses: Losses
 ) -> None:
     found = encoded(config, shapes(values)[shape], ids)
@@ -82,7 +82,7 @@ def test_numbers_are_stored_as_they_are_and_missing_as_nan(shape: int) -> None:
     assert found.losses == Losses(3)
 
 
-def test_hashes_have_rows_in_range_and_collide_as_brute_force_says() -> None:
+def test_hashes_have_rows_in_range_and_collide_as_counted_by_brute_force() -> None:
     for values in (pa.array(range(-50, 50)), pa.array([f"value {n}" for n in range(100)])):
         for num_rows in (2, 3, 50, 2**31 - 1):
             rows = hash_rows(values, num_rows)
@@ -135,7 +135,7 @@ def test_moments_keep_small_deviations_of_large_numbers() -> None:
     assert (merged.squares / merged.count) ** 0.5 == pytest.approx(numbers.std(), rel=1e-6)
 
 
-def test_bounds_of_buckets_are_quantiles_whatever_the_pieces() -> None:
+def test_bounds_of_buckets_are_quantiles_for_any_pieces() -> None:
     numbers, config = random_numbers(5_000), NumericFeatureConfig(kind="numeric", buckets=10)
     keys = mix(np.arange(numbers.size, dtype=np.uint64))
     whole = NumericFit.of(config, numbers, keys).fitted(config)
@@ -152,7 +152,7 @@ def test_bounds_of_more_numbers_than_are_kept_are_near_the_quantiles() -> None:
     np.testing.assert_allclose(bounds, [0.25, 0.5, 0.75], atol=5 * 0.5 / Sample.SIZE**0.5)
 
 
-def test_numbers_that_are_all_alike_have_one_bound_and_deviation_one() -> None:
+def test_equal_numbers_have_one_bound_and_deviation_one() -> None:
     alike, keys = np.full(9, 4.0, np.float32), mix(np.arange(9, dtype=np.uint64))
     buckets, plain = NumericFeatureConfig(kind="numeric", buckets=5), NumericFeatureConfig(kind="numeric")
     assert NumericFit.of(buckets, alike, keys).fitted(buckets)["bounds"] == [4.0]

@@ -65,20 +65,20 @@ HONEST = {
 
 
 @pytest.mark.parametrize("name", LEAKS)
-def test_what_gives_the_label_away_is_found(name: str) -> None:
+def test_leaky_features_are_flagged(name: str) -> None:
     found = separation(*LEAKS[name], POSITIVE)
     assert found is not None
     assert GIVEAWAY_AUC <= found <= 1.0
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_what_does_not_is_not_flagged(name: str) -> None:
+def test_other_features_are_not_flagged(name: str) -> None:
     found = separation(*HONEST[name], POSITIVE)
     assert found is not None
     assert found < (0.8 if "helps" in name else 0.56)
 
 
-def test_a_label_with_one_outcome_says_nothing() -> None:
+def test_a_label_with_one_outcome_has_no_auc() -> None:
     for kind, values in LEAKS.values():
         assert separation(kind, values, np.zeros(NUM, np.bool_)) is None
         assert separation(kind, values, np.ones(NUM, np.bool_)) is None
@@ -161,7 +161,7 @@ def test_the_sample_is_of_training_impressions_of_all_generations(
     assert len({serial % 7 for serial in spread}) > 1
 
 
-def test_of_a_dataset_the_leak_is_found_and_comes_first(tmp_path: Path, ray_session: None) -> None:
+def test_a_leak_in_a_dataset_is_flagged_and_listed_first(tmp_path: Path, ray_session: None) -> None:
     write_impressions(tmp_path / "logs/a.parquet", range(2_000))
     config = config_at(tmp_path, 1_500, 1_800)
     manifest = prepare(config, lambda _: None)

@@ -172,7 +172,7 @@ def test_a_feature_that_does_not_fit_is_refused(
         assert word in str(caught.value)
 
 
-def test_a_feature_of_a_text_file_is_what_its_settings_say(tmp_path: Path) -> None:
+def test_the_type_of_a_feature_of_a_text_file_follows_its_settings(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("user_id,item_id,time,tags,day,clock,n\n1,1,1,7,2024-05-01,12:00,\n1,2,2,8|9,,,4\n")
     features = {
         "tags": {"kind": "categorical", "separator": "|"},

@@ -219,7 +219,7 @@ def rewrite_with_other_columns(file: Path) -> None:
 # What is joined must be of one kind
 
 
-def test_history_and_logs_count_time_alike(tmp_path: Path) -> None:
+def test_history_and_logs_use_one_unit_of_time(tmp_path: Path) -> None:
     file = write(tmp_path / "a.parquet")
     history = write(tmp_path / "h.parquet", time=pa.array([1, 2, 3], pa.timestamp("s")))
     write_label = pa.table(pq.read_table(file).append_column("y", pa.array([1, 0, 1])))

@@ -60,7 +60,7 @@ def test_every_block_and_every_file_decides_the_type_of_ids(tmp_path: Path, monk
     assert ids(logs_at(tmp_path))[-2:] == [(299, "299"), (1, "000000030X")]
 
 
-def test_what_is_joined_is_read_as_one_type(tmp_path: Path) -> None:
+def test_joined_columns_are_read_as_one_type(tmp_path: Path) -> None:
     log = csv(tmp_path, "user_id,item_id,time,tag,other\n1,007,1,5,6\n")
     items = csv(tmp_path, "item_id,brand\n7,3\n", "items.csv")
     features = {"other": {"kind": "categorical", "table": "brand"}, "tag": {"kind": "categorical", "table": "item"}}
@@ -74,7 +74,7 @@ def test_what_is_joined_is_read_as_one_type(tmp_path: Path) -> None:
     assert {contracts["items"].stored("item.brand"), contracts["logs"].stored("event.other")} == {pa.string()}
 
 
-def test_a_setting_says_what_ids_are(tmp_path: Path) -> None:
+def test_a_setting_chooses_the_type_of_ids(tmp_path: Path) -> None:
     csv(tmp_path, f"{HEADER}1,007,1\n2,7,2\n3,+7,3\n")
     assert ids(logs_at(tmp_path, user_type="text", item_type="integer")) == [("1", 7), ("2", 7), ("3", 7)]
     write(tmp_path / "b/b.parquet", item=["07", "8", "9"])

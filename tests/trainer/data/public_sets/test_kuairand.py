@@ -92,7 +92,7 @@ def test_a_missing_file_is_named(tmp_path: Path, pattern: str) -> None:
         convert("kuairand", source, tmp_path / "logs")
 
 
-def test_history_lies_a_millisecond_apart_and_ends_at_the_last_time(tmp_path: Path) -> None:
+def test_history_events_are_a_millisecond_apart_and_end_at_the_last_time(tmp_path: Path) -> None:
     source = tmp_path / "processed"
     source.mkdir()
     impression = dict.fromkeys(["user_id", "date", "hourmin", "play_time_ms", "duration_ms", "profile_stay_time"], 1)

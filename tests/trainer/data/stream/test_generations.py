@@ -186,7 +186,7 @@ def exchange(path: Path) -> None:
 
 
 @pytest.mark.parametrize("happens", [truncate, exchange, Path.unlink, lambda path: path.write_bytes(b"PAR1" * 9)])
-def test_what_happens_to_a_file_during_a_run_is_found_at_the_next_read(dataset, happens):
+def test_a_change_of_a_file_during_a_run_is_detected_at_the_next_read(dataset, happens):
     folder, manifest = dataset
     reader = RowGroupReader(folder, manifest, cache_bytes=0)
     reader.check_files()

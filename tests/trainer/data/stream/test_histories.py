@@ -144,7 +144,7 @@ def test_times_and_features_are_gathered_with_the_items(dataset):
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_a_batch_says_what_its_events_and_users_say(dataset, world_size):
+def test_a_batch_holds_the_features_of_its_events_and_users(dataset, world_size):
     rows, seen = plain_rows(*dataset), 0
     for rank in range(world_size):
         for step in stream_of(dataset, WHOLE, rank, world_size).steps(Position(0, 0), 1):
@@ -173,7 +173,7 @@ def test_held_out_batches_have_them_too(dataset, split):
     assert seen > 10
 
 
-def test_what_is_not_asked_for_is_not_there_and_not_read(dataset):
+def test_columns_that_are_not_selected_are_not_read(dataset):
     stream = stream_of(dataset, ColumnSelection(), catalogue=PLAIN)
     for step in stream.steps(Position(0, 0), 1):
         assert step.batch.times is step.batch.request_times is None

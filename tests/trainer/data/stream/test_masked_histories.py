@@ -93,7 +93,7 @@ def test_every_training_event_is_seen_or_asked_for(dataset, long_histories, toke
 
 
 @pytest.mark.parametrize("tokens", [None, 40])
-def test_what_is_masked_does_not_depend_on_the_number_of_ranks(dataset, tokens):
+def test_the_mask_does_not_depend_on_the_number_of_ranks(dataset, tokens):
     assert epoch_of(dataset, 1, "windows", tokens) == epoch_of(dataset, 3, "windows", tokens)
 
 
@@ -115,7 +115,7 @@ def told(tells_request: bool) -> Catalogue:
 
 @pytest.mark.parametrize("tells_request", [True, False])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_in_evaluation_a_masked_event_stands_behind_what_lies_before(dataset, split, tells_request):
+def test_in_evaluation_a_masked_event_follows_the_earlier_events(dataset, split, tells_request):
     rows = plain_rows(*dataset)
     seen = 0
     reader = RowGroupReader(*dataset, ColumnSelection(times=True))
@@ -138,7 +138,7 @@ def test_in_evaluation_a_masked_event_stands_behind_what_lies_before(dataset, sp
 
 
 @pytest.mark.parametrize("tells_request", [True, False])
-def test_the_time_of_a_masked_event_is_known_where_the_model_is_told_of_requests(dataset, tells_request):
+def test_the_time_of_a_masked_event_is_known_if_the_model_uses_request_time(dataset, tells_request):
     rows = plain_rows(*dataset)
     reader = RowGroupReader(*dataset, ColumnSelection(times=True))
     stream = replace(stream_of(dataset, 0, 1, "recent", None), reader=reader, catalogue=told(tells_request))

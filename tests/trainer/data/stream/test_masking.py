@@ -25,7 +25,7 @@ def by_example(ids: np.ndarray, offsets: np.ndarray, **arguments) -> dict[int, l
 
 
 @pytest.mark.parametrize("masking", [PLAIN, MaskingConfig(), MaskingConfig(probability=0.01)])
-def test_an_example_is_masked_alike_whoever_is_beside_it(masking):
+def test_the_mask_of_an_example_does_not_depend_on_its_batch(masking):
     ids, offsets = histories(1, 300)
     together = by_example(ids, offsets, masking=masking, seed=5, epoch=2)
     lengths = np.diff(offsets)

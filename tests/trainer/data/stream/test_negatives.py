@@ -54,7 +54,7 @@ def test_uniform_negatives_are_those_of_one_generator_for_each_place():
 
 
 @pytest.mark.parametrize("kind", ["uniform", "popularity"])
-def test_what_is_drawn_from_the_catalogue_is_alike_on_every_rank(kind):
+def test_draws_from_the_catalogue_are_identical_on_every_rank(kind):
     draws = draws_of(kind)
     ids = [draws.ahead(Position(1, 5), np.arange(rank), rank).tolist() for rank in range(4)]
     assert ids.count(ids[0]) == 4

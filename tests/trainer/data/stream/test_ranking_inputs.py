@@ -54,7 +54,7 @@ def ids_of(batch: RankingBatch, owners: str, name: str, table: str, count: int) 
     return found
 
 
-def test_candidates_and_events_are_told_what_the_files_say(dataset):
+def test_candidates_and_events_receive_the_features_of_the_files(dataset):
     """place is one id for each (0 says nothing), tags several, price a number, vector some; published is no input."""
     rows, seen = plain_rows(*dataset), 0
     batches, _ = batches_of(dataset, time=["gap"])
@@ -96,7 +96,7 @@ def test_a_candidates_gap_is_to_the_last_event_that_it_sees(dataset):
     assert len(distinct) > 4
 
 
-def test_only_what_is_wanted_is_read_and_told(dataset):
+def test_only_selected_columns_are_read(dataset):
     batches, wanted = batches_of(dataset, event_features=["price"], candidate_features=["place"], user_features=[])
     assert wanted.features == frozenset({"event.price", "impression.place"})
     for batch in batches:

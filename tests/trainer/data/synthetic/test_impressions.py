@@ -143,7 +143,7 @@ def test_a_slate_is_of_one_time_and_distinct_items(small: Path) -> None:
     assert np.unique(items, axis=1).shape[1] == shown["user_id"].size
 
 
-def test_probabilities_are_those_of_what_was_clicked_before(small: Path) -> None:
+def test_probabilities_depend_on_earlier_clicks(small: Path) -> None:
     """By brute force from the files, and the weights that truth/ names."""
     shown, items = read(small, "impressions-*.parquet"), read(small, "truth/items.parquet")
     categories, devices = pq.read_table(small / "truth/categories.parquet"), read(small, "truth/devices.parquet")

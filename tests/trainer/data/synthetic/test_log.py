@@ -209,7 +209,7 @@ def test_popularity_is_skewed_as_planted(demo: Path) -> None:
     assert np.unique(build_world(flat).item_popularity[build_world(flat).free_items]).size == 1
 
 
-def test_items_lie_near_their_category(demo: Path) -> None:
+def test_item_vectors_are_near_their_category(demo: Path) -> None:
     table = pq.read_table(demo / "truth" / "items.parquet")
     category = table["category"].to_numpy()
     latent = table["latent"].combine_chunks().flatten().to_numpy().reshape(-1, DEMO.latent_width)

@@ -101,7 +101,7 @@ def test_a_seen_item_that_repeats_is_missed_once():
     assert columns["ndcg@10"][0] == pytest.approx(1.0 / (1.0 + 1 / math.log2(3)))
 
 
-def test_a_perfect_list_has_exactly_one_whatever_its_length_and_order():
+def test_a_perfect_list_of_any_length_and_order_has_exactly_one():
     random = np.random.default_rng(3)
     for count in range(1, 200, 7):
         ranks = random.permutation(count) + 1
