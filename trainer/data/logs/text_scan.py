@@ -1,4 +1,4 @@
-"""The first reading of a text file: which types its columns fit, and whether quotes swallow rows.
+"""The first reading of a text file: which types its columns fit, and whether quotes swallow rows or are lost.
 
 Text files name no types, so these follow from every value of every file, not from a first block. What two people could read
 differently stays text: `007` is no integer, because reading it as one would merge it with `7`.
@@ -17,8 +17,8 @@ import pyarrow.csv as pacsv
 from trainer.data.logs.columns import Column
 from trainer.data.logs.config import TextConfig
 from trainer.data.logs.files import InputFile, UnreadableFileError
-from trainer.data.logs.quotes import Spanning, line_of, spanning_rows
-from trainer.data.logs.text_files import delimiter_of, open_all_columns, open_text, raw_lines, read_names
+from trainer.data.logs.quotes import QuoteWatch, Spanning, line_at, line_of, spanning_rows
+from trainer.data.logs.text_files import delimiter_of, line_number, open_all_columns, open_text, raw_lines, read_names
 from trainer.data.logs.times import is_iso
 from trainer.errors import UserError
 
@@ -77,7 +77,7 @@ def scan_here(job: ScanJob) -> list[TextProfile | str]:
 
 
 def scan_task(job: ScanJob, number: int) -> TextProfile | str:
-    """Scan one file; the cause if it cannot be read. Raises UserError if its quotes may have swallowed rows."""
+    """Scan one file; the cause if it cannot be read. Raises UserError if its quotes may be ordinary characters."""
     file, columns = job.files[number]
     try:
         return _scan(file, columns)
@@ -90,8 +90,9 @@ def _scan(file: InputFile, columns: tuple[Column, ...]) -> TextProfile:
     missing = pa.array(["", *columns[0].null_values, *NULL_SPELLINGS])
     names = list(dict.fromkeys(column.source for column in columns))
     seen, num_rows = dict.fromkeys(names, Seen()), 0
+    watch = QuoteWatch(delimiter_of(file, text)) if text.quoting == "auto" else None
     file.check_unchanged()
-    with open_text(file, text, setting, SCAN_BYTES, names) as (stream, reader):
+    with open_text(file, text, setting, SCAN_BYTES, names, watch) as (stream, reader):
         for batch in reader:
             for name in names:
                 seen[name] += _seen(batch.column(name), missing, num_rows)
@@ -99,8 +100,24 @@ def _scan(file: InputFile, columns: tuple[Column, ...]) -> TextProfile:
         num_lines = stream.num_line_ends + stream.mid_line
     # A row for each line but the header: no quote joined lines. More lines may also be empty ones.
     spanning = Spanning() if num_rows + 1 >= num_lines or text.quoting == "none" else _spanning(file, text, setting)
+    if watch is not None:
+        watch.finish()
+        _check_closed(file, text, setting, watch)
     file.check_unchanged()
     return TextProfile(num_rows, seen, spanning)
+
+
+def _check_closed(file: InputFile, text: TextConfig, setting: str, watch: QuoteWatch) -> None:
+    """Raises UserError where text follows a closing quote: reading it would drop quotes that may be ordinary characters."""
+    if watch.offset is None:
+        return
+    number = line_number(file, text, setting, watch.offset)
+    start = line_at(raw_lines(file, text, setting), number)
+    raise UserError(
+        f"logs {file.name}: in line {number} ({start!r}) text follows the quote that closes a field; if quotes are ordinary "
+        f'characters in this file, set {setting}.quoting = "none"; if quotes inside fields are written as \\", set '
+        f'"escaped"; if the field is right without its quotes, set "double"'
+    )
 
 
 def _seen(values: pa.Array, missing: pa.Array, first_row: int) -> Seen:
