@@ -38,7 +38,7 @@ from sharding.plan import Plan
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.reader import read_metadata
-from trainer.checkpoint.tensors import HashingFileSystem, refuse_other_optimizers
+from trainer.checkpoint.tensors import HashingFileSystem, not_written, refuse_other_optimizers
 from trainer.errors import CheckpointError
 
 BLOCK_BYTES = 32 * 1024 * 1024
@@ -83,7 +83,7 @@ def reshard(
             shutil.rmtree(attempt, ignore_errors=True)
             raise
     except OSError as error:
-        raise CheckpointError(f"checkpoint {final}: could not be written ({error})") from None
+        raise not_written(final, error) from None
 
 
 def _write_items(path: Path, metadata: Metadata, plan: Plan, block_bytes: int) -> list[list[WriteItem]]:
