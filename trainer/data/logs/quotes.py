@@ -82,6 +82,9 @@ class QuoteWatch:
 
     def _look_at_runs(self, codes: npt.NDArray[np.uint8]) -> None:
         quotes = np.flatnonzero(codes == ord('"'))
+        if self._are_regular(codes, quotes):
+            self._inside ^= bool(quotes.size % 2)
+            return
         first = quotes[np.diff(quotes, prepend=-2) > 1]
         last = quotes[np.diff(quotes, append=codes.size + 1) > 1]
         odd = (last - first) % 2 == 0
@@ -96,6 +99,16 @@ class QuoteWatch:
         self._inside = bool(after[-1])
         if wrong.size:
             self.offset = self._num_bytes + int(last[wrong[0]])
+
+    def _are_regular(self, codes: npt.NDArray[np.uint8], quotes: npt.NDArray[np.int64]) -> bool:
+        """Return whether quotes stand alone, each opening one at the beginning of a field and each closing one at an end.
+
+        This is so in most blocks, costs a fifth of the whole search, and proves that nothing is wrong in the block.
+        """
+        opening, closing = quotes[int(self._inside) :: 2], quotes[1 - int(self._inside) :: 2]
+        before = np.where(opening > 0, codes[opening - 1], self._last)
+        after = codes[np.minimum(closing + 1, codes.size - 1)]
+        return bool(self._ends_field(before).all() and self._ends_field(after).all() and (np.diff(quotes) > 1).all())
 
     def _ends_field(self, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
         return np.isin(codes, self._field_ends)

@@ -19,7 +19,7 @@ from trainer.data.logs.config import TextConfig
 from trainer.data.logs.files import InputFile, UnreadableFileError
 from trainer.data.logs.quotes import QuoteWatch, Spanning, line_at, line_of, spanning_rows
 from trainer.data.logs.text_files import delimiter_of, line_number, open_all_columns, open_text, raw_lines, read_names
-from trainer.data.logs.times import is_iso
+from trainer.data.logs.times import SAMPLE_ROWS, is_iso
 from trainer.errors import UserError
 
 SCAN_BYTES = 16 << 20
@@ -95,7 +95,7 @@ def _scan(file: InputFile, columns: tuple[Column, ...]) -> TextProfile:
     with open_text(file, text, setting, SCAN_BYTES, names, watch) as (stream, reader):
         for batch in reader:
             for name in names:
-                seen[name] += _seen(batch.column(name), missing, num_rows)
+                seen[name] = seen_with(seen[name], batch.column(name), missing, num_rows)
             num_rows += batch.num_rows
         num_lines = stream.num_line_ends + stream.mid_line
     # A row for each line but the header: no quote joined lines. More lines may also be empty ones.
@@ -120,18 +120,49 @@ def _check_closed(file: InputFile, text: TextConfig, setting: str, watch: QuoteW
     )
 
 
-def _seen(values: pa.Array, missing: pa.Array, first_row: int) -> Seen:
-    """One block of a column."""
+def seen_with(before: Seen, values: pa.Array, missing: pa.Array, first_row: int) -> Seen:
+    """Add the next block of a column to what was seen. Most blocks are like the first one, for which one check is enough.
+
+    Args:
+        before: what the blocks until now hold.
+        values: the block.
+        missing: texts that stand for a missing value.
+        first_row: row of the block in its file.
+    """
+    if before.kind == "text":  # whatever follows
+        return before
+    if before.kind in ("nothing", "integer") and _are_short_integers(values):
+        return before + Seen("integer")
     there = pc.invert(pc.is_in(values, value_set=missing))
-    if not pc.any(there).as_py():
-        return Seen()
     kept = values if pc.all(there).as_py() else values.filter(there)
+    if not len(kept) or _are_again(before.kind, kept):
+        return before
     integers = canonical_integers(kept)
     if pc.all(integers).as_py():
-        return Seen("integer")
+        return before + Seen("integer")
     place = pc.index(integers, False).as_py()
     row = pc.indices_nonzero(there)[place].as_py()
-    return Seen(_kind(kept), (first_row + row, kept[place].as_py()))
+    return before + Seen(_kind(kept), (first_row + row, kept[place].as_py()))
+
+
+def _are_short_integers(values: pa.Array) -> bool:
+    """Return whether all values are canonical integers from 0 on of at most 18 digits, as most columns of ids hold."""
+    if not pc.all(pc.ascii_is_decimal(values)).as_py():
+        return False
+    digits = pc.binary_length(values)
+    padded = pc.and_(pc.starts_with(values, "0"), pc.greater(digits, 1))
+    return pc.max(digits).as_py() <= 18 and not pc.any(padded).as_py()
+
+
+def _are_again(kind: Kind, values: pa.Array) -> bool:
+    """Return whether values leave a column what it is; False also where that is not known without a closer look."""
+    match kind:
+        case "number":  # integers and floats are numbers too
+            return casts(values, pa.float64())
+        case "float" | "boolean" | "moment":
+            return not casts(values, pa.int64()) and _kind(values) == kind
+        case _:
+            return False
 
 
 def _kind(values: pa.Array) -> Kind:
@@ -159,8 +190,9 @@ def canonical_integers(values: pa.Array) -> pa.BooleanArray:
 
 
 def casts(values: pa.Array, wanted: pa.DataType) -> bool:
-    """Whether all texts can be read as this type."""
+    """Whether all texts can be read as this type. The first ones are tried alone, because a refusal costs more than a cast."""
     try:
+        values[:SAMPLE_ROWS].cast(wanted)
         values.cast(wanted)
     except pa.ArrowInvalid:
         return False

@@ -15,6 +15,7 @@ from tests.trainer.data.logs.test_reading import events, inspect, logs_at, read,
 from trainer.data.logs.config import LogsConfig, TextConfig
 from trainer.data.logs.observations import WITH_ZONE, WITHOUT_ZONE
 from trainer.data.logs.quotes import QuoteWatch
+from trainer.data.logs.text_scan import Seen, seen_with
 from trainer.errors import UserError
 
 HEADER = "user_id,item_id,time\n"
@@ -180,6 +181,29 @@ def test_categories_with_leading_zeros_are_text(tmp_path: Path) -> None:
     csv(tmp_path, "user_id,item_id,time,zip\n1,1,1,1234\n")
     declared = {"zip": feature | {"type": "text"}}
     assert [row[3] for row in events(logs_at(tmp_path, features=declared))] == ["1234"]
+
+
+KINDS_OF_VALUES = [
+    ["7", "12", "0"], ["-5", "9223372036854775807"], ["007"], ["12.0", "3.0"], ["1.5", "2e3", "-4"], ["inf"], ["true", "FALSE"],
+    ["2024-05-01", "2024-05-01T10:00"], ["2024-05-01T10:00Z"], ["2024-05-01T10:00:00.123456789+02:00"], ["red", "x"], ["", "NULL"],
+]  # fmt: skip
+
+
+def test_blocks_that_are_like_the_earlier_ones_are_seen_as_all_of_them_together() -> None:
+    """A block is looked at less closely when the column's kind is known, with the same result."""
+    random = np.random.default_rng(3)
+    missing = pa.array(["", "NULL"])
+    for _ in range(1000):
+        kinds = random.integers(0, len(KINDS_OF_VALUES), 2)
+        values = [str(random.choice(KINDS_OF_VALUES[random.choice(kinds)])) for _ in range(random.integers(1, 8))]
+        cut = int(random.integers(0, len(values)))
+        first, rest = values[:cut], values[cut:]
+        together = seen_with(Seen(), pa.array(first, pa.string()), missing, 0)
+        together = seen_with(together, pa.array(rest, pa.string()), missing, cut)
+        alone = seen_with(Seen(), pa.array(first, pa.string()), missing, 0) + seen_with(
+            Seen(), pa.array(rest, pa.string()), missing, cut
+        )
+        assert together == alone, values
 
 
 # Quotes
