@@ -4,6 +4,7 @@ import gzip
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from tests.trainer.data.logs.test_reading import events, inspect, logs_at, read, refusal, write
 from trainer.data.logs.config import LogsConfig, TextConfig
+from trainer.data.logs.text_scan import Seen, seen_with
 from trainer.errors import UserError
 
 HEADER = "user_id,item_id,time\n"
@@ -178,57 +180,27 @@ def test_categories_with_leading_zeros_are_text(tmp_path: Path) -> None:
     assert [row[3] for row in events(logs_at(tmp_path, features=declared))] == ["1234"]
 
 
-# Quotes
+KINDS_OF_VALUES = [
+    ["7", "12", "0"], ["-5", "9223372036854775807"], ["007"], ["12.0", "3.0"], ["1.5", "2e3", "-4"], ["inf"], ["true", "FALSE"],
+    ["2024-05-01", "2024-05-01T10:00"], ["2024-05-01T10:00Z"], ["2024-05-01T10:00:00.123456789+02:00"], ["red", "x"], ["", "NULL"],
+]  # fmt: skip
 
 
-def names_in_quotes(rows: int = 40, opening: tuple[int, ...] = (3, 9)) -> str:
-    """A TSV in which some names begin with a quote that means nothing."""
-    marks = dict.fromkeys(opening, '"')
-    lines = (f"{n}\t{n % 5}\t{marks.get(n, '')}Name {n}\t{n}\n" for n in range(rows))
-    return "user_id\titem_id\tname\ttime\n" + "".join(lines)
-
-
-@pytest.mark.parametrize("opening", [(3, 9), (3, 9, 20), (3,), (39,)])
-def test_quotes_that_swallow_rows_are_refused_with_line_and_setting(tmp_path: Path, opening: tuple[int, ...]) -> None:
-    file = csv(tmp_path, names_in_quotes(opening=opening), "a.tsv")
-    message = refusal(logs_at(tmp_path))
-    for part in (str(file), f"line {opening[0] + 2}", f'"Name {opening[0]}', 'logs.text.quoting = "none"'):
-        assert part in message
-    assert "damaged" not in message
-    assert len(events(logs_at(tmp_path, text={"quoting": "none"}))) == 40
-
-
-def test_a_quote_in_the_last_column_swallows_no_rows(tmp_path: Path) -> None:
-    csv(tmp_path, 'user_id,item_id,time,name\n1,1,1,a\n\n1,1,2,"b\n1,1,3,c\n1,1,4,d\n')
-    message = refusal(logs_at(tmp_path))
-    assert "line 4" in message  # an empty line counts as well
-    assert "logs.text.quoting" in message
-
-
-def test_quoted_line_breaks_are_read_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.logs.text_scan.SCAN_BYTES", 1000)
-    monkeypatch.setattr("trainer.data.logs.reading.CSV_BLOCK_BYTES", 1000)
-    rows = "".join(f'{n},"a, ""fine""\nshoe\r\nno. {n}",{n},{n}\n' for n in range(200))
-    csv(tmp_path, f"user_id,name,item_id,time\n5,x,5,5\n{rows}")
-    logs = logs_at(tmp_path)
-    assert ids(logs) == [(5, 5), *((n, n) for n in range(200))]
-    [spanning] = inspect(logs).spanning.values()
-    assert (spanning.num_rows, spanning.first_line) == (200, 3)
-    csv(tmp_path, f"{HEADER}1,2,3\n")
-    assert inspect(logs).spanning == {}
-
-
-def test_line_breaks_that_look_like_rows_need_a_setting(tmp_path: Path) -> None:
-    csv(tmp_path, 'user_id,item_id,time,name\n1,1,1,"a\n2,2,2,b"\n')
-    assert 'logs.text.quoting = "double"' in refusal(logs_at(tmp_path))
-    assert ids(logs_at(tmp_path, text={"quoting": "double"})) == [(1, 1)]
-
-
-def test_quotes_inside_fields(tmp_path: Path) -> None:
-    csv(tmp_path, 'user_id,item_id,time\nu,"5"" tv",1\nu,5" tv,2\n')
-    assert ids(logs_at(tmp_path)) == [("u", '5" tv')] * 2
-    csv(tmp_path, 'user_id,item_id,time\nu,"5\\" tv, new",1\n')
-    assert ids(logs_at(tmp_path, text={"quoting": "escaped"})) == [("u", '5" tv, new')]
+def test_blocks_that_are_like_the_earlier_ones_are_seen_as_all_of_them_together() -> None:
+    """A block is looked at less closely when the column's kind is known, with the same result."""
+    random = np.random.default_rng(3)
+    missing = pa.array(["", "NULL"])
+    for _ in range(1000):
+        kinds = random.integers(0, len(KINDS_OF_VALUES), 2)
+        values = [str(random.choice(KINDS_OF_VALUES[random.choice(kinds)])) for _ in range(random.integers(1, 8))]
+        cut = int(random.integers(0, len(values)))
+        first, rest = values[:cut], values[cut:]
+        together = seen_with(Seen(), pa.array(first, pa.string()), missing, 0)
+        together = seen_with(together, pa.array(rest, pa.string()), missing, cut)
+        alone = seen_with(Seen(), pa.array(first, pa.string()), missing, 0) + seen_with(
+            Seen(), pa.array(rest, pa.string()), missing, cut
+        )
+        assert together == alone, values
 
 
 # How files are written

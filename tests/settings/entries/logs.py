@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.settings.entry import Entry, Settings
 from tests.settings.logs import DAY, NUM_USERS, START
-from tests.settings.observations_of_logs import (
+from tests.settings.observations.logs import (
     count,
     cuts,
     cuts_at,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.settings.entry import DIFFERS, Entry, Observation, Settings
-from tests.settings.observations_of_synth import (
+from tests.settings.observations.synth import (
     categories,
     category_changes,
     causes_without_effect,

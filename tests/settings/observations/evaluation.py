@@ -11,8 +11,8 @@ import trainer.evaluation.next_item.evaluate
 from cluster.config.run_config import Config
 from cluster.workers import jobs as works
 from tests.settings.lab import Lab
-from tests.settings.observations import model_of
-from tests.settings.observations_of_training import trained
+from tests.settings.observations.models import model_of
+from tests.settings.observations.training import trained
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.evaluation import outputs
 from trainer.job import SILENT

@@ -21,7 +21,7 @@ from models.objectives.sampled import (
 )
 from models.objectives.softmax import softmax_cross_entropy_reference
 from tests.settings.lab import Lab
-from tests.settings.observations import model_of
+from tests.settings.observations.models import model_of
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.stream.order import Position
 

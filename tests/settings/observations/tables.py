@@ -15,8 +15,8 @@ from sharding.planning.planned_tables import PlannedTables
 from sharding.tables.apply_plan import _parameter_sharding
 from sharding.world import World
 from tests.settings.lab import Lab
-from tests.settings.observations import model_of
-from tests.settings.observations_of_training import trained, training_of
+from tests.settings.observations.models import model_of
+from tests.settings.observations.training import trained, training_of
 from trainer.data.stream.order import Position
 from trainer.job import SILENT, Job
 from trainer.loop.train import Training

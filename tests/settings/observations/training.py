@@ -13,7 +13,7 @@ from torch import Tensor
 from cluster.config.run_config import Config
 from sharding.world import World
 from tests.settings.lab import Lab
-from tests.settings.observations import fill_by_name, model_of
+from tests.settings.observations.models import fill_by_name, model_of
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import read_manifest

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from tests.settings.device_entries import of_devices_in
 from tests.settings.entry import Entry, Settings
 from tests.settings.logs import CALIBRATED
-from tests.settings.observations_of_clusters import (
+from tests.settings.observations.clusters import (
     asked_of_ray,
     calibrated_latency,
     dataset_dir,
@@ -14,7 +15,7 @@ from tests.settings.observations_of_clusters import (
     refused_plan,
     run_dir,
 )
-from tests.settings.observations_of_tables import of_devices
+from tests.settings.observations.tables import of_devices
 
 WHERE = "where files and workers are is no part of what is computed"
 EQUAL = "results do not depend on the number of workers (tests/contracts/test_world_size.py)"
@@ -49,25 +50,7 @@ CLUSTER = (
 
 PLAN = (
     Entry("plan.devices_per_host", 2, of_devices("devices_per_host"), 2, base=FOUR, free=PREDICTED),
-    *(
-        Entry(f"plan.{name}", "3GiB", of_devices(name), 3 * 1024**3, base=ON_GPUS, free=PREDICTED)
-        for name in (
-            "device_memory",
-            "host_memory",
-            "device_bandwidth",
-            "host_bandwidth",
-            "intra_host_bandwidth",
-            "inter_host_bandwidth",
-        )
-    ),
-    Entry(
-        "plan.reserved_fraction",
-        0.5,
-        of_devices("capacity_bytes"),
-        1024**3,
-        base={"plan.device_memory": "2GiB"},
-        free=PREDICTED,
-    ),
+    *of_devices_in("plan", of_devices, figures_base=ON_GPUS, free=PREDICTED),
     Entry("plan.calibration", "LOGS/calibration.json", calibrated_latency, CALIBRATED, free=PREDICTED),
     Entry("plan.measure", True, measured, True, free="look-ups are timed before the first step, and change no weight"),
     Entry(

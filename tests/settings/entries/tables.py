@@ -2,9 +2,9 @@
 
 from sharding.plan import Shard
 from tests.settings.entry import Entry, Settings
-from tests.settings.observations import loss
-from tests.settings.observations_of_logs import count
-from tests.settings.observations_of_tables import (
+from tests.settings.observations.logs import count
+from tests.settings.observations.models import loss
+from tests.settings.observations.tables import (
     cached_share,
     decayed_by_hand,
     device_bytes,

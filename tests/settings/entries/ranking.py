@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from tests.settings.entries_model import attention
+from tests.settings.entries.model import attention
 from tests.settings.entry import Entry, Settings
-from tests.settings.observations import dense_shapes, loss, training_loss
-from tests.settings.observations_of_ranking import (
+from tests.settings.observations.models import dense_shapes, loss, training_loss
+from tests.settings.observations.ranking import (
     by_logits,
     focal,
     of_clicked_conversions,
