@@ -165,7 +165,7 @@ def test_the_wheel_ships_exactly_the_four_packages(monkeypatch: pytest.MonkeyPat
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert present == shipped  # nothing lies in a package that an installed shoal would miss
+    assert present == shipped  # the packages have no file that an installed shoal would lack
 
 
 def test_version_and_entry_point_of_the_distribution() -> None:

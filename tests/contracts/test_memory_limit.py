@@ -1,4 +1,4 @@
-"""A model whose tables exceed what one worker may hold trains on two, and is refused on one with the table and the sizes."""
+"""A model with tables too large for one worker trains on two, and is refused on one with the table and the sizes."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def limited_job(tmp_path) -> Job:
 
 
 def train(world: World, job: Job) -> float:
-    """Bytes of tables that this rank holds, after training."""
+    """Return bytes of tables that this rank holds, after training."""
     torch.set_num_threads(1)
     training = Training(job, world, SILENT)
     training.run()

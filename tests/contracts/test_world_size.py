@@ -238,7 +238,7 @@ def test_every_encoder_sharded_equals_unsharded(rank_pool, tmp_path, encoder):
             train={"optimizer": "adagrad", "learning_rate": 0.01, "max_steps": 10},
         )
         found = rank_pool.run(world_size, train, job)[0]
-        # Collections are named for where their tables lie.
+        # Collections are named after the placement of their tables.
         weights.append({name.replace("replicated", "sharded"): weight for name, weight in found.items()})
         loss.append(losses(tmp_path / str(number)))
         metric.append(validation(tmp_path / str(number)))

@@ -48,7 +48,7 @@ def between_header_and_data(monkeypatch: pytest.MonkeyPatch, act: Callable[[], A
 
 
 def flip_a_bit_of(file: Path, *values: int) -> None:
-    """Of the first of these values, which follow one another in the file."""
+    """Flip a bit of the first of these values, which follow one another in the file."""
     content = bytearray(file.read_bytes())
     content[content.index(b"".join(value.to_bytes(8, "little") for value in values))] ^= 4
     file.write_bytes(content)
@@ -108,9 +108,9 @@ def test_row_15_a_broken_file_is_refused_or_left_out_as_a_whole(
     assert not (tmp_path / "refused").exists()
 
     manifest = prepared_with("kept", max_unreadable_files=1)
-    found = rows_by_user(config_at(tmp_path, "kept"))
+    actual = rows_by_user(config_at(tmp_path, "kept"))
     rest = EVENTS[:56] + EVENTS[112:]
-    assert {(user, *event) for user, row in found.items() for event in row.history} == set(rest)
+    assert {(user, *event) for user, row in actual.items() for event in row.history} == set(rest)
     assert (manifest.counts.rows_read, manifest.counts.rows_kept, manifest.counts.rejected) == (104, 104, {})
     causes = {Path(file["path"]).name: file.get("unreadable", "") for file in manifest.source["files"]}
     assert [name for name, cause in causes.items() if cause] == ["b.parquet"]
@@ -197,9 +197,9 @@ def test_row_15_a_flipped_bit_of_a_column_is_detected_by_page_checksums(
         content = bytearray(good)
         content[choose.choice(places)] ^= 1 << choose.randrange(8)
         file.write_bytes(content)
-        found = outcome_of(file)
-        detected += found is None
-        assert found in (None, events) or not checksums
+        actual = outcome_of(file)
+        detected += actual is None
+        assert actual in (None, events) or not checksums
     assert detected > 150 or not checksums  # a few bits mean nothing, such as those of statistics in headers
 
 
@@ -218,7 +218,7 @@ def test_row_15_flipped_bits_and_truncation_never_crash(tmp_path: Path, seed: in
 
 
 def outcome_of(file: Path) -> list[Any] | None:
-    """The events of a file, or None if it is refused by name; anything else is an error of the test."""
+    """Return the events of a file, or None if it is refused by name; anything else is an error of the test."""
     logs = LogsConfig(path=str(file))
     try:
         inputs = inspect_inputs(find_inputs(logs), logs)
@@ -231,7 +231,7 @@ def outcome_of(file: Path) -> list[Any] | None:
 
 
 def data_of_columns(file: Path) -> list[int]:
-    """Places of the bytes of all column chunks: headers of pages, dictionaries, values."""
+    """Return places of the bytes of all column chunks: headers of pages, dictionaries, values."""
     places: list[int] = []
     metadata = pq.ParquetFile(file).metadata
     for number in range(metadata.num_columns):

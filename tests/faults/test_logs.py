@@ -26,7 +26,7 @@ PLAIN: dict[str, Any] = {"use_dictionary": False, "compression": "none"}
 
 
 def write_three_files(tmp_path: Path, **options: Any) -> Path:
-    """a, b and c, of which b is the one to be damaged; of several row groups, so that it is read in several chunks."""
+    """Write a, b and c; b, which will be damaged, has several row groups, so that it is read in several chunks."""
     for name, first in (("a", 0), ("b", 56), ("c", 112)):
         write_events(
             tmp_path / f"logs/{name}.parquet", EVENTS[first : first + 56], row_group_size=14, **PLAIN, **options
@@ -53,14 +53,14 @@ def test_row_16_bad_rows_are_counted_by_reason_within_a_budget(tmp_path: Path) -
     }
     good = [(user, item, time + 1, y) for user, item, time, y in good]
     rows = good[::-1]  # unsorted, which is no fault
-    for found in bad.values():
-        rows[len(rows) // 2 : len(rows) // 2] = found
+    for value in bad.values():
+        rows[len(rows) // 2 : len(rows) // 2] = value
     users, items, times, labels = zip(*rows, strict=True)
     write_table(
         tmp_path / "logs/a.parquet",
         {"user_id": pa.array(users, pa.uint64()), "item_id": pa.array(items, pa.uint64()), "time": times, "y": labels},
     )
-    counts = {reason: len(found) for reason, found in bad.items()}
+    counts = {reason: len(value) for reason, value in bad.items()}
     logs = {"labels": ["y"], "history_label": "y", "earliest_time": 1, "latest_time": 100}
     message = refusal(config_at(tmp_path, logs=logs))
     for reason, count in counts.items():
@@ -197,19 +197,19 @@ def test_row_18_a_drifting_schema_is_refused_with_file_and_column(
     for name, columns in SOURCES.items():
         for file in "ab":
             write_table(tmp_path / name / f"{file}.parquet", {n: list(v) for n, v in columns.items()})
-    found = pq.read_table(tmp_path / source / "b.parquet")
-    place = found.column_names.index(column)
+    actual = pq.read_table(tmp_path / source / "b.parquet")
+    place = actual.column_names.index(column)
     match kind:
         case "missing":
-            found = found.remove_column(place)
+            actual = actual.remove_column(place)
         case "renamed":
-            found = found.rename_columns([n + "_new" if n == column else n for n in found.column_names])
+            actual = actual.rename_columns([n + "_new" if n == column else n for n in actual.column_names])
         case "other type":
-            other = pa.int32() if found.schema.field(column).type != pa.string() else pa.binary()
-            found = found.set_column(place, column, found.column(column).cast(other))
+            other = pa.int32() if actual.schema.field(column).type != pa.string() else pa.binary()
+            actual = actual.set_column(place, column, actual.column(column).cast(other))
         case "twice":
-            found = found.append_column(column, found.column(column))
-    pq.write_table(found, tmp_path / source / "b.parquet")
+            actual = actual.append_column(column, actual.column(column))
+    pq.write_table(actual, tmp_path / source / "b.parquet")
     message = refusal(config_of_all(tmp_path))
     for part in (str(tmp_path / source / "b.parquet"), f'"{column}"', setting):
         assert part in message

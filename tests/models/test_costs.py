@@ -77,7 +77,7 @@ def workload(config: NextItemConfig, **given: Any) -> Workload:
 
 
 def products_in(work: Any) -> int:
-    """Matrix products of a step by torch's counter, which knows neither the in-place ones nor the CPU's fused attention."""
+    """Return matrix products of a step by torch's counter, which knows neither the in-place ones nor the CPU's fused attention."""
 
     def in_place(shape: Any, left: Any, right: Any, *_: Any, **__: Any) -> int:
         return int(2 * left[0] * left[1] * right[1])
@@ -184,7 +184,7 @@ def test_projections_of_features_are_counted() -> None:
         "page": id_values(np.arange(num_events) % 4, np.arange(num_events)),
     }
     ages = {"age": number_values(np.ones((num_users, 5), np.float32))}
-    times = {name: torch.from_numpy(found) for name, found in time_rows(clock, np.arange(num_events), offsets).items()}
+    times = {name: torch.from_numpy(value) for name, value in time_rows(clock, np.arange(num_events), offsets).items()}
 
     def step() -> None:
         told_ND = inputs(items_ND, {"page": rows}, said, ages, torch.from_numpy(offsets), times)

@@ -42,7 +42,7 @@ ADDS = Fault("adds", "double.py", "2 * number", "2 + number", ("test_double.py::
 
 @pytest.fixture
 def project(tmp_path: Path) -> Copy:
-    """A copy of a project with one function."""
+    """Return a copy of a project with one function."""
     (tmp_path / "project").mkdir()
     (tmp_path / "project/double.py").write_text(SOURCE)
     (tmp_path / "project/test_double.py").write_text(TESTS)

@@ -1,6 +1,6 @@
 """Every setting has an effect: each leaf of the config has an entry that changes it and sees what its description names change.
 
-A setting without an entry fails `test_every_setting_has_an_entry`, whose message says what to add.
+A setting without an entry fails `test_every_setting_has_an_entry`; its message says what to add.
 """
 
 import importlib

@@ -98,7 +98,7 @@ def _counts_of(grouped: list[Grouped], rows_read: int, num_items: int) -> Counts
 def tiny_ranking_dataset(
     folder: Path, shown: pa.Table, past: pa.Table, num_parts: int = 2, labels: tuple[str, ...] = ("click",)
 ) -> Manifest:
-    """Impressions (user, item, time, label.click ...) and events of histories (user, item, time) as a dataset for ranking.
+    """Return impressions (user, item, time, label.click ...) and events of histories (user, item, time) as a dataset for ranking.
 
     Users are strings, times integers below 100: those below 60 train, those from 80 on test. Clicks become events.
     """
@@ -140,13 +140,13 @@ def _positives(shown: pa.Table, label: str) -> dict[str, int]:
 
 
 def manifest_of_items(num_items: int) -> Manifest:
-    """All that building a model asks of a dataset; there are no files behind it."""
+    """Return all that building a model asks of a dataset; there are no files behind it."""
     counts = Counts(0, 0, {}, 0, num_items, 0, 0, 0, 0, 0, 0, 0)
     return Manifest("no files", {}, {"kind": "leave_one_out"}, counts, {}, ())
 
 
 def tiny_events(num_users: int, num_items: int, seed: int, mean_events: int) -> pa.Table:
-    """user, item (strings) and time of all events, in the order of a log: by time over all users."""
+    """Return user, item (strings) and time of all events, in the order of a log: by time over all users."""
     random = np.random.default_rng(seed)
     users, items, times = [], [], []
     for user in range(num_users):

@@ -29,7 +29,7 @@ class RankFailedError(AssertionError):
 
 
 def _no_work(world: World) -> None:
-    """What a process does that is not part of a call."""
+    """Do nothing: for processes that are not part of a call."""
 
 
 def _serve(pipe: Connection) -> None:
@@ -83,14 +83,14 @@ class RankPool:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, "trainer.loop.train"])
         for _ in range(self.size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            actual, expected = context.Pipe()
+            process = context.Process(target=_serve, args=(expected,), daemon=True)
             process.start()
             self._processes.append(process)
-            self._pipes.append(ours)
+            self._pipes.append(actual)
 
     def run(self, world_size: int, function: Callable[..., Any], *arguments: Any, deadline: float = 120.0) -> list[Any]:
-        """function(ranks, *arguments) on ranks 0 .. world_size - 1; their results in rank order."""
+        """Run function(world, *arguments) on ranks 0 .. world_size - 1; return their results in rank order."""
         self._may_start()
         if not self._processes:
             self._start()

@@ -44,7 +44,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def trained(rank_pool, tmp_path_factory) -> Path:
-    """A folder with a run of two workers, and its checkpoint of step 3."""
+    """Return a folder with a run of two workers, and its checkpoint of step 3."""
     folder = tmp_path_factory.mktemp("runs")
     tiny_dataset(folder / "dataset")
     rank_pool.run(2, train, job_in(folder, "two", sharding="row_wise"))

@@ -1,4 +1,4 @@
-"""A config file lies over its base, section by section; a base that is missing, wrong or circular is said by name."""
+"""A config file overrides its base, section by section; a missing, invalid or circular base is refused by name."""
 
 from pathlib import Path
 

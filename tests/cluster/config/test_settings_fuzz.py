@@ -60,7 +60,7 @@ RANKING = {
 
 
 def keys_of(config: Any, prefix: str = "") -> list[str]:
-    """Every leaf and every section of a resolved config."""
+    """Return every leaf and every section of a resolved config."""
     keys = []
     for name, value in config.items():
         key = f"{prefix}{name}"

@@ -93,7 +93,7 @@ def drawn(seed: int, count: int, names: list[str]) -> Log:
 
 
 def random_log(seed: int, names: list[str], count: int = 500) -> Log:
-    """Events without duplicates, in a random order; items above 25 occur after the training period only."""
+    """Return events without duplicates, in a random order; items above 25 occur after the training period only."""
     choose = random.Random(seed)
     events = list({(choose.randint(1, 40), choose.randint(1, 25), choose.randint(0, 99)) for _ in range(count)})
     events += [(user, 30 + user % 3, 85) for user in range(1, 20)]
@@ -114,7 +114,7 @@ def missing(value: Any) -> bool:
 
 
 def entries(feature: dict[str, Any], value: Any) -> list[Any] | None:
-    """The values of a categorical feature that has several; None of one that has a single value."""
+    """Return the values of a categorical feature that has several; None of one that has a single value."""
     if feature.get("separator"):
         value = [] if missing(value) else value.split(feature["separator"])
     elif not isinstance(value, list) and feature.get("column", "") != "tags":
@@ -143,7 +143,7 @@ def transformed(feature: dict[str, Any], value: Any) -> float | None:
 
 
 class Reference:
-    """What every feature should be, from its column, the rows whose values have rows in tables, and those to fit on."""
+    """Expected features, from their columns, the rows with values that have rows in tables, and the rows to fit on."""
 
     def __init__(
         self, columns: dict[str, tuple[dict[str, Any], list[Any]]], counted: list[bool], fitted: list[bool]
@@ -172,34 +172,34 @@ class Reference:
         known = self.vocabulary(table)
         return known.index(value) + 1 if value in known else 0
 
-    def check(self, name: str, found: list[Any], items: dict[Any, int], stored: Feature) -> None:
+    def check(self, name: str, actual: list[Any], items: dict[Any, int], stored: Feature) -> None:
         feature, values = self.columns[name]
         match feature["kind"]:
             case "categorical":
-                self._check_ids(name, found, items, stored)
+                self._check_ids(name, actual, items, stored)
             case "numeric":
-                self._check_numbers(feature, values, found, stored)
+                self._check_numbers(feature, values, actual, stored)
             case "timestamp":
-                assert found == [0 if missing(value) else microseconds(value) for value in values]
+                assert actual == [0 if missing(value) else microseconds(value) for value in values]
             case "vector":
                 whole = [value is not None and all(map(math.isfinite, value)) for value in values]
                 expected = [v if good else [0.0] * feature["dim"] for v, good in zip(values, whole, strict=True)]
-                np.testing.assert_allclose(found, expected, rtol=1e-6)
+                np.testing.assert_allclose(actual, expected, rtol=1e-6)
                 assert (stored.dim, stored.num_missing) == (feature["dim"], len(values) - sum(whole))
 
-    def _check_ids(self, name: str, found: list[Any], items: dict[Any, int], stored: Feature) -> None:
+    def _check_ids(self, name: str, actual: list[Any], items: dict[Any, int], stored: Feature) -> None:
         feature, values = self.columns[name]
         table, most = feature.get("table", name), feature.get("max_values", 32)
         nothing = MISSING if TABLES.get(table, {}).get("ids", {}).get("kind") == "dynamic" else 0
         cut = 0
-        for value, ids in zip(values, found, strict=True):
+        for value, ids in zip(values, actual, strict=True):
             wanted = [self.id_of(table, v, items) for v in values_of(feature, value)]
             cut += max(0, len(wanted) - most)
             single = entries(feature, value) is None and not isinstance(ids, list)
             assert ids == ((wanted or [nothing])[0] if single else wanted[:most]), (name, value)
         assert stored.num_cut == cut
 
-    def _check_numbers(self, feature: dict[str, Any], values: list[Any], found: list[Any], stored: Feature) -> None:
+    def _check_numbers(self, feature: dict[str, Any], values: list[Any], actual: list[Any], stored: Feature) -> None:
         numbers = [transformed(feature, value) for value in values]
         training = [n for n, fits in zip(numbers, self.fitted, strict=True) if fits and n is not None]
         assert stored.num_missing == numbers.count(None)
@@ -210,14 +210,14 @@ class Reference:
             assert stored.fitted["bounds"] == pytest.approx(bounds)
             assert stored.num_rows == len(bounds) + 2
             bounds = stored.fitted["bounds"]
-            assert found == [0 if n is None else 1 + sum(np.float32(n) >= b for b in bounds) for n in numbers]
+            assert actual == [0 if n is None else 1 + sum(np.float32(n) >= b for b in bounds) for n in numbers]
             return
         mean, std = (float(np.mean(training)), float(np.std(training))) if training else (0.0, 1.0)
         if feature.get("scale") == "none":
             mean, std = 0.0, 1.0
         assert (stored.fitted["mean"], stored.fitted["std"]) == (pytest.approx(mean), pytest.approx(std))
         expected = [0.0 if n is None else (n - mean) / std for n in numbers]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def stored_features(manifest: Manifest, owner: str) -> dict[str, Feature]:

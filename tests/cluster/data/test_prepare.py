@@ -38,7 +38,7 @@ def rows_of(config: Config) -> list[dict[str, Any]]:
 
 
 def histories_of(config: Config) -> dict[Any, list[tuple[Any, int]]]:
-    """Of every user, (item as in the logs, time)."""
+    """Return the events of every user: (item as in the logs, time)."""
     vocabulary = [None, *pq.read_table(config.dataset_dir / "vocabulary-000-item.parquet").column("value").to_pylist()]
     return {
         row["user"]: [(vocabulary[item], time) for item, time in zip(row["item"], row["time"], strict=True)]

@@ -31,9 +31,9 @@ COLORS = ("red", "green", "blue")
 
 
 def random_days(seed: int, num_days: int, as_text: bool) -> list[list[tuple[Any, ...]]]:
-    """Events (user, item, time, click, color, brand, price) of each day, times from 100 d on; some occur twice.
+    """Return events (user, item, time, click, color, brand, price) of each day, times from 100 d on; some occur twice.
 
-    Users and items join later and stay away for days; every color occurs on the first day, brands come anew.
+    Users and items join later and stay away for days; every color occurs on the first day, brands appear later.
     """
     choose = random.Random(seed)
     days = []
@@ -71,7 +71,7 @@ def write_day(folder: Path, day: int, events: list[tuple[Any, ...]]) -> None:
 
 
 def splits_of(kind: str, num_days: int) -> list[dict[str, Any]]:
-    """The split of each generation. Bounds that move: the last day tests and the one before validates."""
+    """Return the split of each generation. Bounds that move: the last day tests and the one before validates."""
     if kind == "leave_one_out":
         return [LEAVE_ONE_OUT] * num_days
     if kind == "fixed":
@@ -81,7 +81,7 @@ def splits_of(kind: str, num_days: int) -> list[dict[str, Any]]:
 
 
 def comparable(config: Config) -> dict[Any, Any]:
-    """A dataset without what the numbering of items decides."""
+    """Return a dataset without what the numbering of items decides."""
     rows = rows_by_user(config)
     return {user: (r.events, r.impressions, r.features, r.train_end, r.validation_end) for user, r in rows.items()}
 
@@ -95,14 +95,14 @@ def counted(manifest: Manifest) -> dict[str, Any]:
 
 
 def uses_of_items(config: Config) -> dict[Any, tuple[bool, int, int]]:
-    """Of each item: whether it is known, and its events, all and training."""
+    """Return for each item if it is known, and its events, all and training."""
     manifest = read_manifest(config.dataset_dir)
     table = pq.read_table(config.dataset_dir / manifest.vocabulary.path).to_pylist()
     return {row["value"]: (row["id"] > 0, row["num_events"], row["num_train_events"]) for row in table}
 
 
 def state_of(config: Config) -> tuple[dict[str, tuple[str, int]], dict[Any, Row], dict[Any, int], list[Any]]:
-    """What an append must not change: parts with their time of change, rows, ids, numbers."""
+    """Return the state that an append must not change: parts with their time of change, rows, ids, numbers."""
     manifest = read_manifest(config.dataset_dir)
     paths = [config.dataset_dir / part.path for part in manifest.parts]
     parts = {path.name: (hash_file(path), path.stat().st_mtime_ns) for path in paths}
@@ -287,10 +287,10 @@ def test_files_with_another_time_or_path_are_the_same_files(tmp_path: Path) -> N
     os.utime(tmp_path / "logs/0.parquet", ns=(0, 0))
     (tmp_path / "logs/1.parquet").rename(tmp_path / "logs/new_name.parquet")
     (tmp_path / "items.parquet").rename(tmp_path / "goods.parquet")
-    found = made(config_at(tmp_path, logs={"items": items}))
-    assert (found.digest, found.generation) == (before.digest, 0)
-    assert found.fingerprint != before.fingerprint  # noted, so that the next command reads no log
-    assert read_manifest(tmp_path / "dataset") == found
+    actual = made(config_at(tmp_path, logs={"items": items}))
+    assert (actual.digest, actual.generation) == (before.digest, 0)
+    assert actual.fingerprint != before.fingerprint  # noted, so that the next command reads no log
+    assert read_manifest(tmp_path / "dataset") == actual
     (tmp_path / "logs").rename(tmp_path / "moved")
     write_events(tmp_path / "moved/3.parquet", [(1, 3, 30)])
     elsewhere = config_at(tmp_path, logs={"path": str(tmp_path / "moved"), "items": items})

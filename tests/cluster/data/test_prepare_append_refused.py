@@ -75,8 +75,8 @@ def test_columns_that_drift_are_refused_with_file_and_column(
     files[source] = {name: v for name, v in columns.items() if name != column} | (
         {} if values is None else {column: values}
     )
-    for name, found in files.items():
-        write_table(tmp_path / name / "b.parquet", found)
+    for name, value in files.items():
+        write_table(tmp_path / name / "b.parquet", value)
     message = refusal(config)
     for word in ("b.parquet", *words):
         assert word in message
@@ -95,7 +95,7 @@ def test_without_new_events_other_catalogues_and_splits_are_refused_by_name(tmp_
     assert "items or users are others now" in refusal(config_at(tmp_path, logs=logs))
     write_events(tmp_path / "logs/b.parquet", [(1, 2, 9)])
     config = config_at(tmp_path, logs=logs)
-    manifest = made(config)  # with new events the catalogue is read anew
+    manifest = made(config)  # with new events the catalogue is read again
     assert manifest.items is not None
     prices = pq.read_table(config.dataset_dir / manifest.items.path).column("item.price").to_pylist()
     assert [prices[number] for number in range(1, 3)] == [pytest.approx(float("nan"), nan_ok=True), 1.0]

@@ -84,15 +84,15 @@ def test_features_of_events_equal_a_plain_reference(
 
 
 def check_features_of_events(config: Config, log: Log, reference: Reference) -> None:
-    """Every feature of every event, and the counts of what is missing."""
+    """Check every feature of every event, and the counts of missing values."""
     places = {key: k for k, key in enumerate(zip(log["user_id"], log["item_id"], log["time"], strict=True))}
-    found: list[dict[str, Any]] = [{} for _ in places]
+    actual: list[dict[str, Any]] = [{} for _ in places]
     for user, row in rows_by_user(config).items():
         for item, time, features in row.events:
-            found[places[user, item, time]] = features
+            actual[places[user, item, time]] = features
     ids, stored = item_ids(config), stored_features(read_manifest(config.dataset_dir), "event")
     for name in reference.columns:
-        reference.check(name, [features[name] for features in found], ids, stored[name])
+        reference.check(name, [features[name] for features in actual], ids, stored[name])
     for name in {"color", "code", "published", "flag"} & reference.columns.keys():
         assert stored[name].num_missing == sum(missing(value) for value in log[name])
 
@@ -201,13 +201,13 @@ def test_features_of_items_are_at_their_numbers(tmp_path: Path) -> None:
     decode = decoder_of(manifest.features, None)
     for name in features:
         column = table.column(f"item.{name}").combine_chunks()
-        found = column.to_pylist()
+        actual = column.to_pylist()
         if features[name]["kind"] == "numeric":
-            found = decode[f"item.{name}"](column.to_numpy()).tolist()
+            actual = decode[f"item.{name}"](column.to_numpy()).tolist()
         shown = stored[name]
         if shown.kind in ("numeric", "bucketized", "vector"):  # number 0 is no item, and counts as no missing value
             shown = Feature(**vars(shown) | {"num_missing": shown.num_missing + 1})
-        reference.check(name, found, model_ids, shown)
+        reference.check(name, actual, model_ids, shown)
 
 
 def test_items_of_a_catalogue_without_features_have_numbers_too(tmp_path: Path) -> None:

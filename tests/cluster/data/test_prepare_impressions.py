@@ -37,7 +37,7 @@ CONTEXT = {"page": {"kind": "categorical"}, "pages": {"kind": "categorical", "co
 
 
 def random_impressions(seed: int, count: int = 400) -> list[Impression]:
-    """Many ties, some duplicates; labels of which one is a number."""
+    """Return many ties, some duplicates; labels of which one is a number."""
     choose = random.Random(seed)
     return [
         (
@@ -53,13 +53,13 @@ def random_impressions(seed: int, count: int = 400) -> list[Impression]:
 
 
 def random_history(seed: int, count: int = 200) -> list[Event]:
-    """Also of users and items without impressions, and after the last impression."""
+    """Return the log; users and items may have no impressions, and events may follow the last impression."""
     choose = random.Random(seed)
     return [(f"u{choose.randint(10, 40)}", choose.randint(5, 20), choose.randint(-10, 60)) for _ in range(count)]
 
 
 def plain_histories(shown: list[Impression], past: list[Event], label: int | None) -> dict[Any, list[tuple[int, int]]]:
-    """(item, time) of each user's history, oldest first: events of the source before impressions of the same time."""
+    """Return (item, time) of each user's history, oldest first: events of the source before impressions of the same time."""
     events = [*past, *((i[0], i[1], i[2]) for i in shown if label is not None and i[label] > 0)]
     kept = list(dict.fromkeys(events))
     return {
@@ -68,7 +68,7 @@ def plain_histories(shown: list[Impression], past: list[Event], label: int | Non
 
 
 def first_of_each(rows: list[Any]) -> list[Any]:
-    """Without rows that repeat user, item and time."""
+    """Return the rows without repetitions of user, item and time."""
     return list({row[:3]: row for row in reversed(rows)}.values())[::-1]
 
 
@@ -96,11 +96,11 @@ def test_impressions_see_exactly_the_earlier_events(
     shown = [first_of_each([r for r in rows if r[0] == user]) for user in {r[0] for r in rows}]
     histories = plain_histories([i for user in shown for i in user], past, 3 if sources != "history" else None)
     pages = {name: {value: k for k, value in enumerate(vocabulary(config, name))} for name in CONTEXT}
-    found = rows_by_user(config)
-    assert set(found) == {r[0] for r in rows} | set(histories)
+    actual = rows_by_user(config)
+    assert set(actual) == {r[0] for r in rows} | set(histories)
     positives = {name: Counter[int]() for name in ("click", "seconds")}
     targets = Counter[int]()
-    for user, row in found.items():
+    for user, row in actual.items():
         history = histories.get(user, [])
         assert row.history == history
         impressions = sorted((i for u in shown for i in u if i[0] == user), key=lambda i: i[2])
@@ -259,7 +259,7 @@ def test_kuairand_end_to_end(tmp_path: Path, shared_data: Path, monkeypatch: pyt
     everything = pa.concat_tables(shown)
     # an item shown again in the same millisecond is another impression: 5,885 rows of these files
     assert targets == everything.num_rows == 228_329
-    assert {name: sum(found.values()) for name, found in manifest.labels["positives"].items()} == {
+    assert {name: sum(value.values()) for name, value in manifest.labels["positives"].items()} == {
         name: pc.sum(everything.column(name)).as_py() for name in config.logs.labels
     }
     assert counts.history_events == past.num_rows + pc.sum(everything.column("is_click")).as_py()
@@ -271,7 +271,7 @@ def test_kuairand_end_to_end(tmp_path: Path, shared_data: Path, monkeypatch: pyt
 
 
 def check_point_in_time(folder: Path, targets: int) -> None:
-    """Of every impression: the last event before its history's end is earlier, and the next one is not."""
+    """Check every impression: the last event before its history's end is earlier, and the next one is not."""
     manifest = read_manifest(folder)
     reader = RowGroupReader(folder, manifest, ColumnSelection(times=True, impressions=True))
     seen = 0

@@ -18,7 +18,7 @@ from cluster.driver.progress import View
 
 
 def write_inputs(folder: Path) -> Path:
-    """A log in which a feature repeats a label whose name is no markup, and the config of its dataset."""
+    """Return the config of a log in which a feature repeats a label; the label's name looks like markup."""
     n = range(600)
     columns = {"user_id": [k % 20 for k in n], "item_id": [k % 30 for k in n], "time": list(n)}
     label = {"[bold]": [int(k % 7 == 0) for k in n], "told": [k % 7 for k in n]}

@@ -19,7 +19,7 @@ def config_at(tmp_path: Path, **settings: object) -> Config:
 
 
 def test_settings_can_be_changed_until_a_stage_has_started(tmp_path: Path) -> None:
-    """As after a config whose logs were refused."""
+    """As after a config with refused logs."""
     open_run(config_at(tmp_path))
     open_run(config_at(tmp_path, seed=2))
     Stages(tmp_path).begin("train", "inputs")

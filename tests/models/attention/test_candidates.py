@@ -21,7 +21,7 @@ MANY = tiled.PIECE_SCORES
 
 
 def inputs_of(config, given: Shown, itself: bool, width: int = 4, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Queries of candidates, keys and values of events, and where candidates see themselves keys and values of theirs."""
+    """Return queries of candidates, keys and values of events, and where candidates see themselves keys and values of theirs."""
     num_events, num_candidates, shared = sum(given.lengths), sum(given.counts), config.key_value_heads
     sizes = [(num_candidates, config.num_heads), (num_events, shared), (num_events, shared)]
     sizes += 2 * [(num_candidates, shared)] if itself else []
@@ -29,7 +29,7 @@ def inputs_of(config, given: Shown, itself: bool, width: int = 4, dtype: torch.d
 
 
 def results(attention, inputs: list[Tensor], context: CandidateContext, parts: AttentionTerms) -> list[Tensor]:
-    """Output, penalty and all gradients of a weighted sum of both."""
+    """Return output, penalty and all gradients of a weighted sum of both."""
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     for parameter in parts.parameters:
         parameter.grad = None
@@ -57,8 +57,8 @@ def test_the_fast_path_equals_the_reference(monkeypatch, form, piece_scores, its
         for attention in (attend_to_events, attend_to_events_reference)
     )
     tolerance = 1e-5 if config.penalty else 1e-10  # the penalty is summed in float32
-    for ours, theirs in zip(fast, plain, strict=True):
-        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=tolerance, atol=tolerance)
+    for actual, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=tolerance, atol=tolerance)
     assert fast[0].abs().sum() > 1.0 or (config.window == 1 and not itself)
 
 

@@ -17,7 +17,7 @@ from tests.models.attention.shown import Shown, shown, vectors
 
 
 def categories(given: Shown, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Few, so that histories have many of each; some say nothing; one that no event has."""
+    """Return few values, so that histories have many of each; some are missing, and no event has one of them."""
     random = np.random.default_rng(seed)
     events, candidates = random.integers(-1, 4, sum(given.lengths)), random.integers(-1, 5, sum(given.counts))
     return torch.from_numpy(events * 10**12), torch.from_numpy(candidates * 10**12)

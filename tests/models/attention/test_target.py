@@ -51,7 +51,7 @@ def inputs_of(given: Shown, dtype: torch.dtype = torch.float64) -> tuple[Tensor,
 
 
 def written_out(attention: TargetAttention, event: Tensor, candidate: Tensor, given: Shown) -> Tensor:
-    """The formula of the module's docstring around the reference of attention."""
+    """Return the formula of the module's docstring around the reference of attention."""
     config, heads, shared = attention.config, attention.config.num_heads, attention.config.key_value_heads
     activate = F.silu if config.projection_activation == "silu" else (lambda x: x)
     query, key, value, gate = candidate, event, event, None

@@ -18,7 +18,7 @@ FORMS = [*CAUSAL, "sasrec, none"]
 
 
 def encoder_of(case: str, **more) -> Encoder:
-    """Without learned positions, which rank nothing."""
+    """Return the configs without learned positions, which rank nothing."""
     settings = {name: value for name, value in CASES[case.removesuffix(", none")].items() if name != "positions_from"}
     return make_encoder({"positions": "none", **settings}, **more)
 

@@ -227,7 +227,7 @@ def test_eight_blocks_still_learn(kind):
 
 
 def _favourites(items: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Items of which half are the history's favourite, and what is asked for at every place."""
+    """Return items of which half are the history's favourite, and what is asked for at every place."""
     favourite = torch.randint(6, (items.shape[0], 1), generator=generator).expand_as(items)
     return torch.where(torch.rand(items.shape, generator=generator) < 0.5, favourite, items), favourite
 

@@ -8,7 +8,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "attention.md"
 
 
 def table_of_presets() -> str:
-    """One row for each setting in which published encoders differ, one column for each of them."""
+    """Return one row for each setting in which published encoders differ, one column for each of them."""
     kinds = list(PRESETS)
     flat = {}
     for kind in kinds:

@@ -32,7 +32,7 @@ def model_with(objective: dict, kind: str = "bert4rec") -> NextItemModel:
 
 
 def batch_of(items: list[list[int]], masked: list[list[int]], whole: bool) -> HistoryBatch:
-    """Histories, and the places in each that are masked."""
+    """Return histories, and the places in each that are masked."""
     offsets = np.concatenate(([0], np.cumsum([len(history) for history in items])))
     flat = np.asarray([item for history in items for item in history])
     mask = np.concatenate([np.isin(np.arange(len(h)), places) for h, places in zip(items, masked, strict=True)])

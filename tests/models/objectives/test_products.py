@@ -84,6 +84,6 @@ def test_under_autocast_cross_entropy_is_that_of_float32_and_its_gradient_nearly
     expected = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     exact = torch.autograd.grad(softmax_cross_entropy_reference(*inputs, target, temperature), inputs)
-    for found, wanted in zip(gradients, exact, strict=True):
-        assert found.dtype == torch.float32
-        assert (found - wanted).norm() < 0.01 * wanted.norm()
+    for value, wanted in zip(gradients, exact, strict=True):
+        assert value.dtype == torch.float32
+        assert (value - wanted).norm() < 0.01 * wanted.norm()

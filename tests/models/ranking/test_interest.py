@@ -1,4 +1,4 @@
-"""Every way in which a candidate meets a history: alike alone and among others, blind to what is later, equal to its paper."""
+"""Every interest unit: the same alone and among others, independent of later events, equal to its paper."""
 
 from dataclasses import dataclass, replace
 
@@ -83,7 +83,7 @@ class Given:
         )
 
     def alone(self, candidate: int, most_recent: int | None = None) -> "Given":
-        """One candidate and its history, or the most recent events of it before the candidate."""
+        """Return one candidate and its history, or the most recent events of it before the candidate."""
         only, events, own = self.shown.alone(candidate)
         if most_recent is not None:
             end = int(only.history_end[0])
@@ -107,17 +107,17 @@ def given_of(dtype: torch.dtype = torch.float32, reach: int = MAX_HISTORY) -> Gi
 
 
 def interest_in(form: str, dtype: torch.dtype = torch.float32, **encoder) -> Interest:
-    """With weights that matter; without dropout."""
+    """Return the unit with weights that are not trivial, without dropout."""
     settings, interest = FORMS[form]
     config = EncoderConfig.model_validate({"dropout": 0.0, **settings, **encoder})
     check_encoder(config)
-    found = interest_of(WIDTH, MAX_HISTORY, config, InterestConfig.model_validate(interest))
-    found.initialize(torch.Generator().manual_seed(1))
+    result = interest_of(WIDTH, MAX_HISTORY, config, InterestConfig.model_validate(interest))
+    result.initialize(torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for parameter in found.parameters():
+        for parameter in result.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return found.to(dtype)
+    return result.to(dtype)
 
 
 @pytest.mark.parametrize("form", FORMS)

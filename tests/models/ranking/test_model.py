@@ -171,10 +171,10 @@ def loss_of(model: RankingModel, users: list[User]) -> Tensor:
 
 
 def doubled(batch: RankingBatch) -> RankingBatch:
-    def values(found):
+    def values(result):
         return {
             name: replace(given, weight=given.weight.double(), dense=given.dense.double())
-            for name, given in found.items()
+            for name, given in result.items()
         }
 
     owners = ("values", "events", "users", "candidates")
@@ -294,7 +294,7 @@ def test_without_candidates_the_loss_is_zero_and_can_be_differentiated(settings,
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_gradients_of_the_loss(settings):
     model, batch = model_of(settings), doubled(batch_of(random_users(2, ((3, 2), (0, 1), (2, 3)))))
-    rows = {table: found.detach().requires_grad_() for table, found in looked_up(model, batch).items()}
+    rows = {table: value.detach().requires_grad_() for table, value in looked_up(model, batch).items()}
     assert torch.autograd.gradcheck(
         lambda *given: model.loss(dict(zip(rows, given, strict=True)), batch), tuple(rows.values())
     )

@@ -46,7 +46,7 @@ def entries(names: dict[str, object], base: Settings) -> Iterator[Entry]:
 
 
 def of_label(name: str, value: object, kind: str, formula: object, **beside: object) -> Entry:
-    """Return an entry of a setting of the label click, whose loss is of a kind."""
+    """Return an entry of a setting of the label click with a loss of a kind."""
     base = {"model.labels": {"click": {"loss": kind, **beside}}}
     return Entry(f"model.labels.click.{name}", value, loss, formula=by_logits(formula), base=base, world=WORLD)  # type: ignore[arg-type]
 

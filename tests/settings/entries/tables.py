@@ -1,4 +1,4 @@
-"""Entries of [tables] and [communication]: how rows lie, are looked up, updated and given to ids."""
+"""Entries of [tables] and [communication]: placement, look-up, update and ids of rows."""
 
 from sharding.plan import Shard
 from tests.settings.entry import Entry, Settings
@@ -28,7 +28,7 @@ from tests.settings.observations.tables import (
 )
 
 ITEM, COLOUR = "tables.item", "tables.colour"
-FREE = "sums in another order apart, results are the same wherever rows lie"
+FREE = "apart from the order of sums, results do not depend on the placement of rows"
 CACHED: Settings = {"cluster.gpus_per_worker": 1, f"{ITEM}.kernel": "fused_uvm_caching"}
 FOUR: Settings = {"cluster.num_workers": 4}
 # Shades are seven values, so that six rows are too few for all.

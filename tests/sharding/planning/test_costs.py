@@ -266,8 +266,8 @@ def test_shares_are_sums_over_shards(sharding: Sharding, places: tuple[int, ...]
         part = shard.num_rows / 100
         numbers = shard.num_rows * shard.num_columns
         expected[:, shard.rank] += [1, numbers, shard.num_rows, part, part * shard.num_columns, shard.num_columns]
-    found = [shares.blocks, shares.numbers, shares.rows, shares.routed, shares.width, shares.columns]
-    np.testing.assert_allclose(np.concatenate(found), expected)
+    actual = [shares.blocks, shares.numbers, shares.rows, shares.routed, shares.width, shares.columns]
+    np.testing.assert_allclose(np.concatenate(actual), expected)
 
 
 def test_ids_of_averaged_bags_travel_with_their_weights():

@@ -32,7 +32,7 @@ def identify(combination: Combination) -> str:
 
 @pytest.fixture(scope="module")
 def trained(rank_pool):
-    """Twice over, by combination."""
+    """Return the results of two runs, by combination."""
     return [rank_pool.run(4, train_sharded, SENDING, 2, deadline=180.0)[0] for _ in range(2)]
 
 
@@ -48,7 +48,7 @@ def test_training_differs_by_no_more_than_rounding_and_is_repeatable(trained, co
 
 
 def look_up_and_back(world: World, communication: CommunicationConfig, gradient: float) -> tuple[torch.Tensor, ...]:
-    """(rows as looked up, rows as they are, what a step of rate 1 took from them) of ids that the other rank holds."""
+    """Return (rows as looked up, rows as they are, what a step of rate 1 took from them) of ids that the other rank holds."""
     config = TableConfig(dim=8, sharding="table_wise", optimizer="sgd", learning_rate=1.0, init_std=1e-6)
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", 50, 8)], torch.device("meta"))

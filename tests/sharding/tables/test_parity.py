@@ -63,7 +63,7 @@ def name_of(combination: Combination) -> str:
 
 @pytest.fixture(scope="module")
 def sharded_model(request, rank_pool):
-    """By world size and combination, the tables (before, after) of the selected cases."""
+    """Return the tables (before, after) of the selected cases, by world size and combination."""
     cases = selected(request, "test_sharded_equals_unsharded", "world_size", "combination")
     return {
         world_size: rank_pool.run(world_size, train_sharded, combinations, WORLDS[world_size], deadline=180.0)[0]
@@ -123,14 +123,14 @@ def test_groups_that_each_hold_all_tables_are_refused_by_name(rank_pool):
 
 def test_the_matrix_holds_what_it_should():
     """What is known to work on a CPU, written down: a change of support.py alone cannot empty the test above."""
-    found = {(c.pooled, c.wide, c.optimizer) for c in WORKING}
+    actual = {(c.pooled, c.wide, c.optimizer) for c in WORKING}
     any_optimizer, by_columns = ("sgd", "adagrad", "rowwise_adagrad"), ("sgd", "adagrad")
     expected = {(pooled, "data_parallel", o) for pooled in (False, True) for o in (*any_optimizer, "adam")}
     expected |= {(pooled, s, o) for pooled in (False, True) for s in ("table_wise", "row_wise") for o in any_optimizer}
     expected |= {(pooled, "column_wise", o) for pooled in (False, True) for o in by_columns}
     expected |= {(True, "table_row_wise", o) for o in any_optimizer}
     expected |= {(True, s, o) for s in ("table_column_wise", "grid_shard") for o in by_columns}
-    assert found == expected
+    assert actual == expected
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

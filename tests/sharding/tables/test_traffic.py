@@ -1,4 +1,4 @@
-"""A look-up sends what it must, and next to nothing else: ids to where their rows lie, rows back, and gradients there again."""
+"""A look-up sends no more than necessary: ids to the rank of their rows, rows back, and gradients to that rank."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ NUM_ROWS, DIM = 1000, 16
 
 
 def look_up_and_back(world: World, communication: CommunicationConfig) -> tuple[int, int]:
-    """(bytes that this rank sent to others in one look-up and its update, ids that it asked others for plus rows it sent them)."""
+    """Return (bytes that this rank sent in a look-up and its update, ids that it requested plus rows that it sent)."""
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", NUM_ROWS, DIM)], torch.device("meta"))
     plan = Plan(world.world_size, world.world_size, "cpu", {"item": TablePlan("row_wise", "fused", NUM_ROWS, DIM)})

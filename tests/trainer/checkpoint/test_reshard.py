@@ -1,4 +1,4 @@
-"""Checkpoints written anew for another plan: the same numbers, each rank's in its own file, in little memory, or refused."""
+"""Checkpoints resharded for another plan: the same numbers, each rank's in its own file, in little memory, or refused."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ HOSTS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
 
 @dataclass(frozen=True)
 class Case:
-    """How two tables lie on two ranks, then on four, then on one: (wide, thin) each."""
+    """Return the shardings of two tables on two ranks, then on four, then on one: (wide, thin) each."""
 
     pooled: bool
     optimizer: str

@@ -75,8 +75,8 @@ def test_tensors_of_any_kind_are_copied_as_they_are(tmp_path):
     }
     path = saved_alone(tmp_path / "in", state)
     plan = Plan(3, 3, "cpu", {"item": TablePlan("row_wise", "fused", 20, 8)})
-    found = StoredCheckpoint(path, checkpoint_folder.verify(path))
-    new = reshard(found, tmp_path / "out", plan, {"item": TableConfig(dim=8)}, {}, block_bytes=100)
+    actual = StoredCheckpoint(path, checkpoint_folder.verify(path))
+    new = reshard(actual, tmp_path / "out", plan, {"item": TableConfig(dim=8)}, {}, block_bytes=100)
     checkpoint_folder.verify(new)
     loaded = {name: torch.zeros_like(value) for name, value in state.items()}
     dcp.load(loaded, checkpoint_id=new, no_dist=True)
@@ -84,7 +84,7 @@ def test_tensors_of_any_kind_are_copied_as_they_are(tmp_path):
 
 
 def saved_alone(folder: Path, state: dict[str, torch.Tensor]) -> Path:
-    """A checkpoint of whole tensors, written by one process."""
+    """Return a checkpoint of whole tensors, written by one process."""
     attempt = checkpoint_folder.new_attempt(folder, 1)
     dcp.save(state, checkpoint_id=attempt, no_dist=True)
     files = {f.name: {"sha256": hash_file(f), "num_bytes": f.stat().st_size} for f in attempt.iterdir()}

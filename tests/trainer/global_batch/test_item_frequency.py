@@ -11,7 +11,7 @@ IDS = np.arange(1, NUM_IDS)
 
 
 def zipf_batches(num: int, size: int, seed: int, descending: bool = False) -> tuple[np.ndarray, list[SeenIds]]:
-    """(the share of every item but 0, batches of targets drawn by it)."""
+    """Return (the share of every item but 0, batches of targets drawn by it)."""
     share = 1.0 / IDS if not descending else 1.0 / IDS[::-1]
     share = share / share.sum()
     random = np.random.default_rng(seed)

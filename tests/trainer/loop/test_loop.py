@@ -55,7 +55,7 @@ def train(
     Args:
         values: What evaluations find one after another, in the place of real metrics.
         stop_after: The step at which a stop is requested.
-        broken: Steps whose loss is not a number on the last rank.
+        broken: Steps with a loss of NaN on the last rank.
     """
     events: list[dict[str, Any]] = []
     training: Training

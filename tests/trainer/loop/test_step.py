@@ -142,7 +142,7 @@ def equal(a: State, b: State) -> bool:
 
 
 class _PoisonGradient(torch.autograd.Function):
-    """The identity, whose gradient has one number that is not finite."""
+    """The identity, with one number in its gradient that is not finite."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

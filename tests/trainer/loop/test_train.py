@@ -17,7 +17,7 @@ from trainer.metrics_log import read_metrics
 
 
 def planned(world: World, job: Job) -> tuple[list[int], list[int], list[int]]:
-    """(steps at the end of each epoch as planned, as trained, the next checkpoint as told after each step)."""
+    """(steps at the end of each epoch as planned, as trained, the next checkpoint as predicted after each step)."""
     told: list[int] = []
     training = Training(job, world, Channel(send=lambda event: None, stop_requested=lambda: False))
     whole, ends = training._train, []

@@ -1,4 +1,4 @@
-"""The plan of a run: made from its tables and their use, kept while these are the same, made anew when they are not."""
+"""The plan of a run: computed from its tables and their use, kept while these are the same, recomputed when they change."""
 
 from dataclasses import replace
 

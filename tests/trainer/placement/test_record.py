@@ -1,4 +1,4 @@
-"""What a run measured of its look-ups lies beside what was predicted, and the cost model can be fitted to it."""
+"""A run records measured and predicted times of its look-ups, and the cost model can be fitted to them."""
 
 import json
 

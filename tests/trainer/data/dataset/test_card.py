@@ -41,7 +41,7 @@ def config_at(folder: Path, logs: dict[str, Any] | None = None, **sections: Any)
 
 
 def made(config: Config) -> tuple[Manifest, dict[str, Any], str]:
-    """The manifest, card.json and card.html."""
+    """Return the manifest, card.json and card.html."""
     manifest = prepare(config, lambda _: None)
     values = json.loads((config.dataset_dir / "card.json").read_text())
     return manifest, values, (config.dataset_dir / "card.html").read_text()
@@ -64,7 +64,7 @@ def random_rows(count: int, seed: int = 1) -> list[Row]:
 
 
 def histories_of(rows: list[Row]) -> dict[int, list[tuple[int, int]]]:
-    """(item, time) of every user, in order, without repeated events."""
+    """Return (item, time) of every user, in order, without repeated events."""
     events: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for row in rows:
         event = (row["item_id"], row["time"])
@@ -74,13 +74,13 @@ def histories_of(rows: list[Row]) -> dict[int, list[tuple[int, int]]]:
 
 
 def split_of(rows: list[Row], cut: Any) -> dict[str, list[tuple[int, int, int]]]:
-    """(user, item, time) of every split. cut: of a history, where validation and test begin."""
-    found: dict[str, list[tuple[int, int, int]]] = {split: [] for split in SPLITS}
+    """Return (user, item, time) of every split. cut: of a history, where validation and test begin."""
+    result: dict[str, list[tuple[int, int, int]]] = {split: [] for split in SPLITS}
     for user, history in histories_of(rows).items():
         validation, test = cut(history)
         for place, (item, time) in enumerate(history):
-            found[SPLITS[(place >= validation) + (place >= test)]].append((user, item, time))
-    return found
+            result[SPLITS[(place >= validation) + (place >= test)]].append((user, item, time))
+    return result
 
 
 def leave_one_out(history: list[Any]) -> tuple[int, int]:
@@ -191,17 +191,17 @@ def test_popularity_equals_its_definition(tmp_path: Path) -> None:
     )
     differences = sum(abs(one - other) for one in counts for other in counts)
     gini = differences / (2 * len(counts) * sum(counts))  # half the relative mean absolute difference
-    found = values["popularity"]
-    assert found["items"] == len(counts)
-    assert found["gini"] == pytest.approx(gini)
-    assert found["top_1_percent_share"] == pytest.approx(counts[0] / sum(counts))
-    assert found["top_10_percent_share"] == pytest.approx(sum(counts[: -(-len(counts) // 10)]) / sum(counts))
+    actual = values["popularity"]
+    assert actual["items"] == len(counts)
+    assert actual["gini"] == pytest.approx(gini)
+    assert actual["top_1_percent_share"] == pytest.approx(counts[0] / sum(counts))
+    assert actual["top_10_percent_share"] == pytest.approx(sum(counts[: -(-len(counts) // 10)]) / sum(counts))
     assert popularity_of(np.array([4, 4, 4]))["gini"] == pytest.approx(0.0)
     assert popularity_of(np.zeros(3, np.int64))["items"] == 0
 
 
 def ranking_rows(count: int, seed: int = 1) -> list[Row]:
-    """Impressions of which `watched` tells the click, `place` does not, and clicks become twice as frequent at time 250."""
+    """Return impressions of which `watched` tells the click, `place` does not, and clicks become twice as frequent at time 250."""
     choose = random.Random(seed)
     rows = []
     for number in range(count):
@@ -254,12 +254,12 @@ def test_a_ranking_dataset_shows_drift_and_leaky_features(tmp_path: Path) -> Non
     assert checks["drift.click"].verdict in ("look", "problem")
     assert checks["drift.share"].verdict == "ok"
 
-    found = checks["features_give_label_away"]
-    assert found.verdict == "problem"
-    assert "watched tells click" in found.found
-    assert "decile tells click" in found.found
-    assert "place" not in found.found
-    assert "share" not in found.found
+    actual = checks["features_give_label_away"]
+    assert actual.verdict == "problem"
+    assert "watched tells click" in actual.found
+    assert "decile tells click" in actual.found
+    assert "place" not in actual.found
+    assert "share" not in actual.found
     assert len(values["giveaways"]) == 6
     outcomes = checks["outcomes_apart"]
     assert (outcomes.verdict, outcomes.found) == ("ok", "no feature reads click, share, seconds")

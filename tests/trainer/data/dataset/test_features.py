@@ -40,7 +40,7 @@ def encoded(config: FeatureConfig, values: pa.Array | pa.ChunkedArray, ids: Ids 
 
 
 def shapes(values: pa.Array) -> list[pa.Array | pa.ChunkedArray]:
-    """The same column as one array, as a slice of a longer one, and in chunks, an empty one among them."""
+    """Return the same column as one array, as a slice of a longer one, and in chunks, an empty one among them."""
     padded = pa.concat_arrays([values, values, values]).slice(len(values), len(values))
     return [values, padded, pa.chunked_array([values.slice(0, 1), values.slice(0, 0), padded.slice(1)])]
 
@@ -66,9 +66,9 @@ CASES: list[tuple[FeatureConfig, pa.Array, Ids, list[Any], Losses]] = [
 def test_a_column_of_any_shape_is_encoded(
     shape: int, config: FeatureConfig, values: pa.Array, ids: Ids, expected: list[Any], losses: Losses
 ) -> None:
-    found = encoded(config, shapes(values)[shape], ids)
-    assert found.column.to_pylist() == expected
-    assert found.losses == losses
+    actual = encoded(config, shapes(values)[shape], ids)
+    assert actual.column.to_pylist() == expected
+    assert actual.losses == losses
     nothing = encoded(config, values.slice(0, 0), ids)
     assert (nothing.column.to_pylist(), nothing.losses) == ([], Losses())
 
@@ -76,10 +76,10 @@ def test_a_column_of_any_shape_is_encoded(
 @pytest.mark.parametrize("shape", range(3))
 def test_numbers_are_stored_as_they_are_and_missing_as_nan(shape: int) -> None:
     values = pa.array([1.5, None, float("nan"), float("inf")], pa.float32())
-    found = encoded(NumericFeatureConfig(kind="numeric"), shapes(values)[shape])
-    assert found.column.type == pa.float32()
-    np.testing.assert_array_equal(found.column.to_numpy(), [1.5, np.nan, np.nan, np.nan])
-    assert found.losses == Losses(3)
+    actual = encoded(NumericFeatureConfig(kind="numeric"), shapes(values)[shape])
+    assert actual.column.type == pa.float32()
+    np.testing.assert_array_equal(actual.column.to_numpy(), [1.5, np.nan, np.nan, np.nan])
+    assert actual.losses == Losses(3)
 
 
 def test_hashes_have_rows_in_range_and_collide_as_counted_by_brute_force() -> None:

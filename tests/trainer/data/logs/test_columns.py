@@ -58,7 +58,7 @@ def test_a_number_beyond_int64_is_a_bad_row(tmp_path: Path, column: str) -> None
 
 
 def read_columns(tmp_path: Path, features: dict[str, Any], labels: tuple[str, ...] = (), **columns: Any) -> pa.Table:
-    """The events of one Parquet file that has these columns besides user, item and time."""
+    """Return the events of one Parquet file that has these columns besides user, item and time."""
     count = len(next(iter(columns.values())))
     ids = {name: pa.array(range(count)) for name in ("user_id", "item_id", "time")}
     pq.write_table(pa.table({**ids, **columns}), tmp_path / "a.parquet")

@@ -14,7 +14,7 @@ from trainer.data.logs.quotes import QuoteWatch
 
 
 def names_in_quotes(rows: int = 40, opening: tuple[int, ...] = (3, 9)) -> str:
-    """A TSV in which some names begin with a quote that means nothing."""
+    """Return a TSV in which some names begin with a quote that means nothing."""
     marks = dict.fromkeys(opening, '"')
     lines = (f"{n}\t{n % 5}\t{marks.get(n, '')}Name {n}\t{n}\n" for n in range(rows))
     return "user_id\titem_id\tname\ttime\n" + "".join(lines)
@@ -115,7 +115,7 @@ def test_text_behind_quotes_is_found_however_the_file_is_cut(delimiter: str) -> 
 
 
 def closing_quote_with_text_behind(text: str, delimiter: str) -> int | None:
-    """The place of the first closing quote that is not followed by the end of its field."""
+    """Return the place of the first closing quote that is not followed by the end of its field."""
     ends = (delimiter, "\n", "\r")
     place = 0
     while place < len(text):

@@ -12,7 +12,7 @@ PLAIN = MaskingConfig(probability=0.3, last_probability=0.0)
 
 
 def histories(seed: int, num: int, longest: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, offsets) of some examples, empty ones among them."""
+    """Return (ids, offsets) of some examples, empty ones among them."""
     random = np.random.default_rng(seed)
     ids = random.choice(10**6, size=num, replace=False) + (random.integers(0, 3, num) << 40)
     return ids, np.concatenate(([0], np.cumsum(random.integers(0, longest, num))))

@@ -29,7 +29,7 @@ def every_row(group_rows: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def over_ranks(order: EpochOrder, start: int, stop: int, world_size: int) -> list[tuple[int, int, int]]:
-    """One batch from start to stop."""
+    """Return one batch from start to stop."""
     bounds = np.asarray([start, stop])
     return sorted(t for rank in range(world_size) for t in triples(order.share(bounds, rank, world_size)))
 
