@@ -266,7 +266,7 @@ def test_a_file_without_names_of_columns_is_refused(tmp_path: Path) -> None:
         ("a.csv", HEADER.replace("\n", "\r").encode() + b"0,1,2\r"),
         ("a.csv", b"user_id,item_id,time,\n0,1,2,\n"),  # a delimiter at the end of every line
         ("a.csv", b"user_id,item_id,time,x,x\n0,1,2,3,4\n"),  # columns of one name that nobody reads
-        ("a.csv.gz", gzip.compress(HEADER.encode() + b"0,1,2\n")),
+        ("a.csv.gz", gzip.compress(HEADER.encode() + b"0,1,2\n", mtime=0)),
         ("day=2024-05-01/hour=1/a.csv", HEADER.encode() + b"0,1,2\n"),
     ],
 )
