@@ -20,6 +20,7 @@ from models.batches.history_batch import HistoryBatch
 from sharding.world import World
 from tests.support.dict_trainer import train_by_hand
 from tests.support.rank_pool import RankPool
+from tests.support.shared_runs import shared
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.keys import tensors_of
 from trainer.data.dataset.manifest import read_manifest
@@ -105,10 +106,42 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path
 
 @pytest.fixture
 def folder(dataset: Path, tmp_path: Path) -> Path:
-    """The dataset, in a folder for runs of this test alone."""
+    """Return the dataset, in a folder for runs of this test alone."""
+    return linked(dataset, tmp_path)
+
+
+def linked(dataset: Path, folder: Path) -> Path:
+    """Link logs and dataset into a folder, and return it."""
     for name in ("logs", "dataset"):
-        (tmp_path / name).symlink_to(dataset / name)
-    return tmp_path
+        (folder / name).symlink_to(dataset / name)
+    return folder
+
+
+Metrics = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    dataset: Path, rank_pool: RankPool, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[list["Trained"], Metrics]]:
+    """Return the function that gives the results of a finished run by rank, and its metrics; each is run once."""
+
+    def run(world_size: int, ids: Any, sharding: str, objective: Any) -> tuple[list[Trained], Metrics]:
+        folder = linked(dataset, tmp_path_factory.mktemp("finished"))
+        return rank_pool.run(world_size, train, job_at(folder, "run", ids, sharding, objective)), lines(folder, "run")
+
+    return shared(run)
+
+
+@pytest.fixture(scope="module")
+def by_hand(dataset: Path, rank_pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return the function that gives the results of the trainer with dicts, which knows no sharding; each is run once."""
+
+    def run(ids: Any, objective: Any) -> Any:
+        folder = linked(dataset, tmp_path_factory.mktemp("by-hand"))
+        return rank_pool.run(1, train_by_hand, job_at(folder, "run", ids, objective=objective))[0]
+
+    return shared(run)
 
 
 @dataclass(frozen=True)
@@ -218,18 +251,12 @@ def lines(folder: Path, run: str) -> list[dict[str, Any]]:
 )
 @pytest.mark.parametrize("ids", [BY_AGE, BY_USE], ids=lambda value: value["evict"])
 def test_a_run_equals_one_that_keeps_a_dict_of_rows(
-    folder: Path,
-    rank_pool: RankPool,
-    world_size: int,
-    sharding: str,
-    objective: dict[str, Any],
-    ids: dict[str, Any],
+    finished: Callable[..., Any], by_hand: Callable[..., Any], world_size: int, sharding: str, objective: Any, ids: Any
 ) -> None:
-    job = job_at(folder, "run", ids, sharding, objective)
-    losses, rows, items, num_evicted = rank_pool.run(1, train_by_hand, job)[0]
-    trained = rank_pool.run(world_size, train, job)[0]
+    losses, rows, items, num_evicted = by_hand(ids, objective)
+    (trained, *_), log = finished(world_size, ids, sharding, objective)
     assert num_evicted > 10
-    np.testing.assert_allclose([line["loss"] for line in lines(folder, "run")], losses, rtol=1e-5)
+    np.testing.assert_allclose([line["loss"] for line in log], losses, rtol=1e-5)
     assert trained.rows.keys() == rows.keys() - {None}
     for name, part in (("weight", "weights"), ("accumulator", "accumulator")):
         table = trained.tensors[f"table.label.{name}"]
@@ -255,22 +282,23 @@ def test_a_run_equals_one_that_keeps_a_dict_of_rows(
     ids=str,
 )
 def test_mapping_and_weights_agree_at_every_world_size(
-    folder: Path, rank_pool: RankPool, sharding: str, ids: dict[str, Any], objective: dict[str, Any]
+    finished: Callable[..., Any], sharding: str, ids: dict[str, Any], objective: dict[str, Any]
 ) -> None:
-    trained = {
-        size: rank_pool.run(size, train, job_at(folder, f"run-{size}", ids, sharding, objective)) for size in (1, 2, 3)
-    }
-    alone = trained[1][0]
+    (alone,), log = finished(1, ids, sharding, objective)
     assert len(alone.rows) == ids["num_rows"] - 1
-    counted = [{k: v for k, v in line.items() if k.startswith("ids.")} for line in lines(folder, "run-1")]
+    counted = counts_of_ids(log)
     assert sum(line["ids.label.evicted"] for line in counted) > 10
     for size in (2, 3):
-        for found in trained[size]:
-            assert found.mapping == alone.mapping  # on every rank
+        trained, log = finished(size, ids, sharding, objective)
+        assert [rank.mapping for rank in trained] == [alone.mapping] * size
         for name, expected in alone.tensors.items():
-            torch.testing.assert_close(trained[size][0].tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
-        log = [{k: v for k, v in line.items() if k.startswith("ids.")} for line in lines(folder, f"run-{size}")]
-        assert log == counted
+            torch.testing.assert_close(trained[0].tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+        assert counts_of_ids(log) == counted
+
+
+def counts_of_ids(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what lines of metrics count of ids."""
+    return [{name: value for name, value in line.items() if name.startswith("ids.")} for line in log]
 
 
 def test_the_clipped_gradient_is_that_of_the_rows(folder: Path, rank_pool: RankPool) -> None:
@@ -320,8 +348,10 @@ def test_a_run_stopped_every_few_steps_is_bit_identical(
     assert losses[0] == losses[1]
 
 
-def test_resuming_on_other_numbers_of_workers_keeps_the_mapping(folder: Path, rank_pool: RankPool) -> None:
-    uninterrupted = rank_pool.run(1, train, job_at(folder, "whole"))[0]
+def test_resuming_on_other_numbers_of_workers_keeps_the_mapping(
+    folder: Path, rank_pool: RankPool, finished: Callable[..., Any]
+) -> None:
+    (uninterrupted,), _ = finished(1, BY_AGE, "row_wise", SAMPLED)
     pieces = job_at(folder, "pieces")
     for world_size, steps in ((2, 7), (3, 6)):
         rank_pool.run(world_size, train, pieces, steps)

@@ -56,7 +56,7 @@ def train(world: World, job: Job, stop_after: int | None = None) -> tuple[Outcom
 
 def job_in(run_dir: Path, tmp_path: Path, dataset: str = "dataset", **sections: Any) -> Job:
     early = {"early_stopping": {"metric": "ndcg@10", "patience": 50}, "evaluate_every_epochs": 1}
-    train = {**early, "warmup_steps": 7, **sections.pop("train", {})}
+    train = {**early, "epochs": 2, "warmup_steps": 7, **sections.pop("train", {})}
     model = sections.pop("model", {"encoder": {"kind": "sasrec", "num_blocks": 2, "dropout": 0.25}})
     return tiny_job(run_dir, tmp_path / dataset, model=model, train=train, **sections)
 
