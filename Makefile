@@ -35,20 +35,22 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 	$(BIN)/shoal synth runs/demo-logs --users 4000 --items 1000
 	$(BIN)/shoal run configs/demo.toml
 
-# Whole commands fill the machine; all else runs side by side, in processes that have a Ray session and ranks of their own.
+# Side by side run files of tests, in processes that have a Ray session and ranks of their own. Whole commands run afterwards,
+# since each starts a Ray of its own: the commands on one cluster beside all others.
 PYTEST := $(BIN)/python -m pytest --shared-data=$(DATA)
 SIDE_BY_SIDE := --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --ignore=tests/end_to_end
+END_TO_END := --numprocesses=$(JOBS) --dist=loadgroup tests/end_to_end
 
 test: $(TOOLS_READY) ## run all tests, of pairwise ones a sample; those that need a GPU skip without one
 	$(PYTEST) $(SIDE_BY_SIDE)
-	$(PYTEST) tests/end_to_end
+	$(PYTEST) $(END_TO_END)
 
 test-quick: $(TOOLS_READY) ## run the tests that start neither Ray nor rank processes: two minutes
 	$(PYTEST) $(SIDE_BY_SIDE) -m 'not ray and not ranks and not slow'
 
 test-all: $(TOOLS_READY) ## run all tests with every combination
 	$(PYTEST) $(SIDE_BY_SIDE) --all-combinations
-	$(PYTEST) tests/end_to_end
+	$(PYTEST) $(END_TO_END)
 
 test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
 	$(PYTEST) -m gpu --all-combinations
