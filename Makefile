@@ -35,8 +35,8 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 	$(BIN)/shoal synth runs/demo-logs --users 4000 --items 1000
 	$(BIN)/shoal run configs/demo.toml
 
-# Side by side run files of tests, in processes that have a Ray session and ranks of their own. Whole commands run afterwards,
-# since each starts a Ray of its own: the commands on one cluster beside all others.
+# Test files run side by side; each process has its own Ray session and rank processes. End-to-end tests run afterwards, because
+# each command starts its own Ray: those that share a cluster run in one process, the others in parallel to them.
 PYTEST := $(BIN)/python -m pytest --shared-data=$(DATA)
 SIDE_BY_SIDE := --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --ignore=tests/end_to_end
 END_TO_END := --numprocesses=$(JOBS) --dist=loadgroup tests/end_to_end
