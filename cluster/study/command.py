@@ -163,8 +163,8 @@ def print_dry_run(planned: Plan, lines: list[dict[str, Any]], console: Console) 
         "trials",
         "dense parameters",
         "table parameters",
-        f"forward FLOPs/{unit}",
-        f"training FLOPs/{unit}",
+        f"forward FLOPs per {unit}",
+        f"training FLOPs per {unit}",
     ):
         table.add_column(heading, justify="right")
     names = ("dense_parameters", "table_parameters", f"forward_flops_per_{unit}", f"training_flops_per_{unit}")
