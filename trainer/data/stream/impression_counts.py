@@ -1,7 +1,7 @@
 """Counts of a ranker's training examples: impressions, the histories that are gathered for them, and pairs of both.
 
-They are those of trainer.data.stream.impressions, from columns alone: no event is read, and nothing of impressions but when they were
-shown and how many events came before. One row group is held at a time.
+They equal those of trainer.data.stream.impressions, but are computed from columns alone: no event is read, and of impressions
+only the times and the number of earlier events. One row group is in memory at a time.
 """
 
 from dataclasses import dataclass
