@@ -40,5 +40,5 @@ def finished(
 
 
 def costing(flops: float) -> Costing:
-    """Return the costs of a model with a number of FLOPs per event in training."""
+    """Return the costs of a model that takes a number of FLOPs in training."""
     return Costing(flops / 3, flops, flops, 10.0, 30.0, 77, 1000, {"attention": flops}, 20.0, False)

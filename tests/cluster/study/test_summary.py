@@ -11,7 +11,7 @@ import pytest
 from cluster.study import outputs
 from cluster.study.collect import Finished
 from cluster.study.statistics import Estimate
-from cluster.study.summary import Summary, summarize
+from cluster.study.summary import Summary, axes_of, summarize
 from cluster.study.trials import Plan
 from tests.support import studies
 from tests.support.studies import costing, plan_of
@@ -81,7 +81,7 @@ def test_other_users_are_not_compared_one_by_one(plan: Plan) -> None:
 
 def test_fronts_weigh_quality_against_each_cost(plan: Plan) -> None:
     summary = summary_of(plan, finished(plan))
-    fronts = {axis: [row.name for row in outputs.front_of(summary, axis)] for axis in outputs.AXES}
+    fronts = {axis.name: [row.name for row in outputs.front_of(summary, axis)] for axis in axes_of("event")}
     assert fronts["training_flops_per_event"] == ["num_blocks 1", "num_blocks 2"]
     assert fronts["events_per_second"] == ["num_blocks 3", "num_blocks 1", "num_blocks 2"]
 
