@@ -231,7 +231,10 @@ def test_no_console_of_the_commands_reads_markup():
     [
         ["run", "[/b].toml"],
         ["run", "CONFIG", "--set", "tables.item=5"],
-        ["run", "CONFIG", "--set", "run.dir=[/b]", "--set", "logs.path=[/b].parquet"],
+        pytest.param(
+            ["run", "CONFIG", "--set", "run.dir=[/b]", "--set", "logs.path=[/b].parquet"],
+            marks=pytest.mark.ray,  # logs are looked for after Ray has started
+        ),
         ["run", "CONFIG", "--set", "[/b]=1"],
         ["prepare", "CONFIG", "--set", "cluster.collective_timeout_seconds=inf"],
         ["prepare", "CONFIG", "--set", f"run.seed={2**64}"],
