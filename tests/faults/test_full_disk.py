@@ -39,6 +39,7 @@ dim = 8
 def ends(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """(exit code, stderr) of a command in this process."""
     monkeypatch.setattr("sys.argv", ["shoal", *arguments])
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # as Ray was imported; the command would set it for good
     with pytest.raises(SystemExit) as ended:
         cli.main()
     code = ended.value.code
@@ -253,7 +254,9 @@ def test_no_console_of_the_commands_reads_markup():
         ["checkpoint", "inspect", "[/b]"],
     ],
 )
-def test_a_mistyped_setting_is_one_message_without_traceback(tmp_path, monkeypatch, capfd, arguments):
+def test_a_mistyped_setting_is_one_message_without_traceback(request, tmp_path, monkeypatch, capfd, arguments):
+    if request.node.get_closest_marker("ray"):
+        request.getfixturevalue("ray_session")
     (tmp_path / "run.toml").write_text('logs.path = "none.parquet"\n')
     monkeypatch.chdir(tmp_path)
     names = {"CONFIG": str(tmp_path / "run.toml"), "OUT": str(tmp_path / "out"), "SOURCE": str(tmp_path)}
