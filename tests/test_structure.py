@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,13 @@ LIGHT = [path for path in SOURCES if path.name in ("config.py", "__init__.py")]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 
 
-def imports(source: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything that a file imports, wherever in the file; `from a import b` gives a and a.b."""
+@cache
+def imports(source: Path) -> tuple[tuple[int, str], ...]:
+    """Return (line, dotted name) of all imports of a file, wherever they are; `from a import b` gives a and a.b."""
+    return tuple(_imports(source))
+
+
+def _imports(source: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
