@@ -1,4 +1,4 @@
-"""Everything that the result of a stage depends on, as a digest: a stage is done only for the inputs that it was done for.
+"""Stage inputs: digests of everything that the result of a stage depends on. A stage is done only for inputs with its digest.
 
 No ray, no torch. The invariant: whatever changes a figure, a checkpoint or a page changes the digest of the stage that makes it.
 """
