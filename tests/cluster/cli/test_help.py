@@ -95,7 +95,7 @@ def test_the_examples_of_set_are_accepted(command: str, example: str, tmp_path: 
     ],
 )
 @pytest.mark.parametrize("kind", [[], ["--impressions"]])
-def test_settings_of_synth_are_refused_in_words_of_its_own(
+def test_settings_of_synth_are_refused_by_their_own_names(
     kind: list[str], override: str, message: str, tmp_path: Path
 ) -> None:
     done = RUNNER.invoke(app, ["synth", str(tmp_path / "logs"), "--set", override, *kind])

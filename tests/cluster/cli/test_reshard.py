@@ -44,14 +44,14 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def trained(rank_pool, tmp_path_factory) -> Path:
-    """A folder with a run of two workers, and its checkpoint of step 3."""
+    """Return a folder with a run of two workers, and its checkpoint of step 3."""
     folder = tmp_path_factory.mktemp("runs")
     tiny_dataset(folder / "dataset")
     rank_pool.run(2, train, job_in(folder, "two", sharding="row_wise"))
     return folder
 
 
-def test_a_run_goes_on_from_the_new_checkpoint_as_from_the_original(trained, rank_pool):
+def test_a_run_resumes_from_the_new_checkpoint_as_from_the_original(trained, rank_pool):
     source = trained / "two" / "checkpoints" / "step_000000003"
     out = trained / "resharded" / "checkpoints"
     done = reshard(source, out, "--workers", 1, "--set", "tables.item.sharding=data_parallel", "--json")
@@ -84,7 +84,7 @@ def test_a_run_goes_on_from_the_new_checkpoint_as_from_the_original(trained, ran
         ("tables.item.shard=row_wise", "shard"),
     ],
 )
-def test_what_could_not_go_on_is_named_and_nothing_is_written(trained, tmp_path, setting, said):
+def test_a_run_that_could_not_resume_is_refused_and_nothing_is_written(trained, tmp_path, setting, said):
     done = reshard(trained / "two/checkpoints/step_000000003", tmp_path / "out", "--set", setting)
     assert isinstance(done.exception, UserError)
     assert said in str(done.exception)

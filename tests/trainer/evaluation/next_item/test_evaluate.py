@@ -100,7 +100,7 @@ def test_model_and_baseline_are_not_exchanged(tmp_path: Path) -> None:
             assert (user["ranks"] == [1]) == (target == expected)
 
 
-def test_the_model_is_evaluated_without_dropout_and_goes_on_as_it_was(tmp_path: Path) -> None:
+def test_the_model_is_evaluated_without_dropout_and_keeps_its_mode(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     model: Any = Walk(read_manifest(job.dataset_dir).num_item_rows)
     for mode in (True, False):
@@ -110,7 +110,7 @@ def test_the_model_is_evaluated_without_dropout_and_goes_on_as_it_was(tmp_path: 
 
 
 @pytest.mark.parametrize("targets", ["all", "first"])
-def test_the_setting_says_which_targets_are_evaluated(tmp_path: Path, targets: str) -> None:
+def test_the_setting_chooses_the_evaluated_targets(tmp_path: Path, targets: str) -> None:
     assert evaluator_of(job_in(tmp_path, evaluate={"targets": targets})).held_out.targets == targets
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from tests.settings.entries_model import attention
+from tests.settings.entries.model import attention
 from tests.settings.entry import Entry, Settings
-from tests.settings.observations import dense_shapes, loss, training_loss
-from tests.settings.observations_of_ranking import (
+from tests.settings.observations.models import dense_shapes, loss, training_loss
+from tests.settings.observations.ranking import (
     by_logits,
     focal,
     of_clicked_conversions,
@@ -46,7 +46,7 @@ def entries(names: dict[str, object], base: Settings) -> Iterator[Entry]:
 
 
 def of_label(name: str, value: object, kind: str, formula: object, **beside: object) -> Entry:
-    """Return an entry of a setting of the label click, whose loss is of a kind."""
+    """Return an entry of a setting of the label click with a loss of a kind."""
     base = {"model.labels": {"click": {"loss": kind, **beside}}}
     return Entry(f"model.labels.click.{name}", value, loss, formula=by_logits(formula), base=base, world=WORLD)  # type: ignore[arg-type]
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from tests.settings.entry import Entry, Settings
 from tests.settings.logs import DAY, START
-from tests.settings.observations import initial_weights, loss, masked_places
-from tests.settings.observations_of_objectives import negatives as drawn_uniformly
-from tests.settings.observations_of_tables import item_rows
-from tests.settings.observations_of_training import (
+from tests.settings.observations.models import initial_weights, loss, masked_places
+from tests.settings.observations.objectives import negatives as drawn_uniformly
+from tests.settings.observations.tables import item_rows
+from tests.settings.observations.training import (
     after_logs_were_appended,
     averaged_by_hand,
     batch_rows,

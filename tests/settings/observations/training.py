@@ -13,7 +13,7 @@ from torch import Tensor
 from cluster.config.run_config import Config
 from sharding.world import World
 from tests.settings.lab import Lab
-from tests.settings.observations import fill_by_name, model_of
+from tests.settings.observations.models import fill_by_name, model_of
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import read_manifest
@@ -129,7 +129,7 @@ def checkpoints_left(lab: Lab, config: Config) -> list[str]:
 
 
 def steps_in_ledger(lab: Lab, config: Config) -> int:
-    """Return the number of steps whose histories are listed in the run folder."""
+    """Return the number of steps with histories in the sample log of the run folder."""
     path = lab.see(trained, config).job.run_dir / "ledger" / "rank-0.jsonl"
     return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
@@ -193,9 +193,9 @@ def weights_evaluated(lab: Lab, config: Config) -> Tensor:
     """Return one dense weight as the evaluate stage loads it from the newest checkpoint."""
     job = lab.see(trained, config).job
     built = build_model(job, read_manifest(job.dataset_dir), lab.world)
-    found, _ = checkpoint_folder.newest(job.checkpoints_dir)
-    assert found is not None
-    load_to_use(found, built)
+    result, _ = checkpoint_folder.newest(job.checkpoints_dir)
+    assert result is not None
+    load_to_use(result, built)
     return dict(built.model.named_parameters())[WEIGHT].detach()
 
 

@@ -40,13 +40,13 @@ def drawn(lab: Lab, file: StudyFile) -> list[Any]:
 
 
 def in_range(lab: Lab, file: StudyFile) -> list[bool]:
-    """Return whether the value of train.learning_rate in each point lies between 0.2 and 0.3."""
+    """Return, for each point, True if its train.learning_rate is between 0.2 and 0.3."""
     points = plan_trials(file).points
     return [0.2 <= point.settings["train.learning_rate"] <= 0.3 for point in points]
 
 
 def integers_in_range(lab: Lab, file: StudyFile) -> bool:
-    """Return whether all values of model.max_history are whole and lie between 1001 and 1999."""
+    """Return True if all values of model.max_history are whole numbers between 1001 and 1999."""
     return set(drawn(lab, file)) <= set(range(1001, 2000))
 
 
@@ -61,7 +61,7 @@ def seeds(lab: Lab, file: StudyFile) -> set[int]:
 
 
 def _summary(file: StudyFile) -> tuple[Plan, Summary]:
-    """A study whose second point has the larger mrr, and the smaller ndcg@10."""
+    """Return a study with a second point of larger mrr and smaller ndcg@10."""
     plan, finished = plan_trials(file), {}
     for trial in plan.trials:
         metrics = {"ndcg@10": 0.5 - 0.1 * trial.point, "mrr": 0.5 + 0.1 * trial.point}
@@ -82,7 +82,7 @@ class _DrawnError(Exception):
 
 
 def coloured_by(lab: Lab, file: StudyFile) -> str | None:
-    """Return the setting whose values colour the plots."""
+    """Return the setting that colours the plots."""
     plan, summary = _summary(file)
     plan.file.folder.mkdir(parents=True, exist_ok=True)
 

@@ -1,9 +1,9 @@
 """Entries of a workload, which `shoal plan` plans without logs."""
 
-from tests.settings.entries_devices import of_devices_in
+from tests.settings.device_entries import of_devices_in
 from tests.settings.entry import Entry, Settings
 from tests.settings.logs import CALIBRATED
-from tests.settings.observations_of_workloads import device, latency, load, replica_groups, seconds, tables
+from tests.settings.observations.workloads import device, latency, load, replica_groups, seconds, tables
 
 WORLD, TABLE, TOPOLOGY = "workload", "workload.table.item", "workload.topology"
 ROW_WISE: Settings = {f"{TABLE}.sharding": "row_wise"}

@@ -18,7 +18,7 @@ FIGURES = (
 def of_devices_in(
     section: str, observed: Callable[[str], Any], figures_base: Settings | None = None, **options: Any
 ) -> tuple[Entry, ...]:
-    """Entries of the settings of devices in a section.
+    """Return entries of the settings of devices in a section.
 
     Args:
         section: its name, such as "plan".

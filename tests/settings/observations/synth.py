@@ -40,8 +40,8 @@ def rows(lab: Lab, config: Config) -> Rows:
 
 
 def _truth(lab: Lab, config: Config, name: str) -> Rows:
-    found: Rows = pq.read_table(lab.see(written, config) / "truth" / name).to_pylist()
-    return found
+    result: Rows = pq.read_table(lab.see(written, config) / "truth" / name).to_pylist()
+    return result
 
 
 def users(lab: Lab, config: Config) -> int:
@@ -130,7 +130,7 @@ def lags(lab: Lab, config: Config) -> set[int]:
     times: dict[int, list[int]] = {}
     for row in lab.see(rows, config):
         times.setdefault(row["user_id"], []).append(row["time"])
-    places = {user: {time: place for place, time in enumerate(sorted(found))} for user, found in times.items()}
+    places = {user: {time: place for place, time in enumerate(sorted(value))} for user, value in times.items()}
     return {
         places[row["user_id"]][row["effect_time"]] - places[row["user_id"]][row["cause_time"]]
         for row in _truth(lab, config, "causes-00000.parquet")
@@ -174,7 +174,7 @@ def shown_lately_clicked(lab: Lab, config: Config) -> Rows:
 
 
 def _parts(lab: Lab, config: ImpressionConfig) -> tuple[np.ndarray, np.ndarray]:
-    """The logits of a click and of a conversion on three places, after two clicks on the first item's category."""
+    """Return the logits of a click and of a conversion on three places, after two clicks on the first item's category."""
     world = build_impression_world(config)
     item = np.asarray([[0, int(world.by_category[0]), int(world.by_category[-1])]])
     recent = np.full((config.window, 1), -1, np.int32)
@@ -199,7 +199,7 @@ def conversion_logit(lab: Lab, config: ImpressionConfig) -> float:
 
 
 def led_click_logit(lab: Lab, config: ImpressionConfig) -> float:
-    """Return the logit of a click on an item to whose category the clicked one leads."""
+    """Return the logit of a click on an item of the category that the clicked item leads to."""
     world = build_impression_world(config)
     clicked = world.item_category[0]
     led = int(

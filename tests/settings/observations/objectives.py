@@ -21,7 +21,7 @@ from models.objectives.sampled import (
 )
 from models.objectives.softmax import softmax_cross_entropy_reference
 from tests.settings.lab import Lab
-from tests.settings.observations import model_of
+from tests.settings.observations.models import model_of
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.stream.order import Position
 
@@ -64,10 +64,10 @@ def asked(lab: Lab, config: Config, normalize: bool = False) -> Asked:
 
     with mock.patch.object(models.next_item.model, "loss_of", record):
         model.built.model.loss(model.rows, model.batch)
-    [found] = handed
+    [result] = handed
     if normalize:
-        return Asked(F.normalize(found.users, dim=-1), F.normalize(found.items, dim=-1), found.batch)
-    return found
+        return Asked(F.normalize(result.users, dim=-1), F.normalize(result.items, dim=-1), result.batch)
+    return result
 
 
 Formula = Callable[[Lab, Config], float]
@@ -129,8 +129,8 @@ def _train_events(lab: Lab, config: Config) -> np.ndarray:
 def train_targets(lab: Lab, config: Config) -> np.ndarray:
     """Return how often each item is a target in one epoch."""
     model = model_of(lab, config)
-    found = [step.batch.target_ids.numpy() - FIRST_ITEM for step in model.stream.steps(Position(0, 0), 1)]
-    return np.bincount(np.concatenate(found), minlength=_train_events(lab, config).size).astype(np.float64)
+    result = [step.batch.target_ids.numpy() - FIRST_ITEM for step in model.stream.steps(Position(0, 0), 1)]
+    return np.bincount(np.concatenate(result), minlength=_train_events(lab, config).size).astype(np.float64)
 
 
 def bce_weights(negatives_per_target: float) -> Callable[[Asked], tuple[float, float]]:
@@ -170,8 +170,8 @@ def negatives_are_targets(lab: Lab, config: Config) -> bool:
 
 def log_q(lab: Lab, config: Config) -> Tensor | None:
     """Return how likely a draw gives each target of the first step, as the loss is corrected for it."""
-    found: Tensor | None = model_of(lab, config).batch.target_log_q
-    return found
+    result: Tensor | None = model_of(lab, config).batch.target_log_q
+    return result
 
 
 def log_q_by_counts(

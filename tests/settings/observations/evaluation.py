@@ -11,8 +11,8 @@ import trainer.evaluation.next_item.evaluate
 from cluster.config.run_config import Config
 from cluster.workers import jobs as works
 from tests.settings.lab import Lab
-from tests.settings.observations import model_of
-from tests.settings.observations_of_training import trained
+from tests.settings.observations.models import model_of
+from tests.settings.observations.training import trained
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.evaluation import outputs
 from trainer.job import SILENT
@@ -21,11 +21,11 @@ from trainer.job import SILENT
 def evaluated(lab: Lab, config: Config) -> Path:
     """Return the folder of an evaluation on the test split, without its page."""
     job = lab.see(trained, config).job
-    found, folder = checkpoint_folder.to_evaluate(job.checkpoints_dir), job.run_dir / "evaluation" / "test"
-    works.evaluate(works.EvaluationJob(job, found, {"test": folder / "parts"}), lab.world, SILENT)
+    result, folder = checkpoint_folder.to_evaluate(job.checkpoints_dir), job.run_dir / "evaluation" / "test"
+    works.evaluate(works.EvaluationJob(job, result, {"test": folder / "parts"}), lab.world, SILENT)
     users = pq.read_table(folder / "parts" / "rank-0.parquet")
     with mock.patch.object(outputs, "write_report", return_value=None):
-        outputs.write_outputs(job, "test", found.path.name, folder / "parts")
+        outputs.write_outputs(job, "test", result.path.name, folder / "parts")
     pq.write_table(users, folder / "users.parquet")
     return folder
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from tests.settings.entry import DIFFERS, Entry, Observation, Settings
-from tests.settings.observations_of_synth import (
+from tests.settings.observations.synth import (
     categories,
     category_changes,
     causes_without_effect,
@@ -38,7 +38,7 @@ NOTHING: Settings = {}
 
 
 def of(world: str, name: str, value: Any, observe: Observation, becomes: Any = DIFFERS, **base: Any) -> Entry:
-    """Return an entry of a setting of a synthetic log, whose other settings are named without their prefix."""
+    """Return an entry of a setting of a synthetic log; its other settings are named without their prefix."""
     prefix = world.replace(" ", "_")
     beside = {f"{prefix}.{key}": other for key, other in base.items()}
     return Entry(f"{prefix}.{name}", value, observe, becomes, base=beside, world=world)
@@ -84,11 +84,11 @@ def impressions() -> Iterator[Entry]:
     yield of(world, "num_devices", 2, lambda lab, config: len(devices(lab, config)), 2)
     yield of(world, "window", 20, click_logit, lambda logit: logit - 3.0 * 0.1)
     yield of(world, "click_offset", -1.0, click_logit, lambda logit: logit + 0.9)
-    yield of(world, "quality_spread", 1.2, qualities, lambda found: [2.0 * quality for quality in found])
+    yield of(world, "quality_spread", 1.2, qualities, lambda before: [2.0 * quality for quality in before])
     yield of(world, "same_weight", 4.0, click_logit, lambda logit: logit + 0.2)
     yield of(world, "leading_weight", 3.0, led_click_logit, lambda logit: logit + 0.2)
-    yield of(world, "segment_spread", 1.0, likings, lambda found: [[2.0 * number for number in row] for row in found])
-    yield of(world, "device_spread", 0.6, devices, lambda found: [2.0 * weight for weight in found])
+    yield of(world, "segment_spread", 1.0, likings, lambda before: [[2.0 * number for number in row] for row in before])
+    yield of(world, "device_spread", 0.6, devices, lambda before: [2.0 * weight for weight in before])
     yield of(world, "position_weight", -0.25, second_click_logit, lambda logit: logit - 0.1)
     yield of(world, "conversion_offset", -0.2, conversion_logit, lambda logit: logit + 1.0)
     yield of(world, "price_weight", 0.0, conversion_logit)

@@ -46,12 +46,12 @@ def histories(lab: Lab, config: Config) -> dict[str, list[str]]:
     """Return the items of each user in order, by the values that the logs have."""
     folder, manifest = lab.dataset(config), lab.manifest(config)
     items = [None, *pq.read_table(folder / manifest.vocabulary.path).column("value").to_pylist()]
-    found = {}
+    result = {}
     for packed in _packed(lab, config):
         assert packed.users is not None
         for place, user in enumerate(packed.users.to_pylist()):
-            found[user] = [items[n] for n in packed.items[packed.starts[place] : packed.ends[place]].tolist()]
-    return found
+            result[user] = [items[n] for n in packed.items[packed.starts[place] : packed.ends[place]].tolist()]
+    return result
 
 
 def longest(lab: Lab, config: Config) -> int:
@@ -95,11 +95,11 @@ def values(lab: Lab, config: Config) -> list[Any]:
     feature = _thing(lab, config)
     if feature.owner == "item":
         return _values_of_items(lab, config, feature)
-    found: list[Any] = []
+    result: list[Any] = []
     for packed in _packed(lab, config):
         columns = packed.features if feature.owner == "event" else packed.user_features
-        found += _listed(columns["thing"])
-    return found
+        result += _listed(columns["thing"])
+    return result
 
 
 def _values_of_items(lab: Lab, config: Config, feature: Feature) -> list[Any]:
@@ -107,8 +107,8 @@ def _values_of_items(lab: Lab, config: Config, feature: Feature) -> list[Any]:
     manifest = read_manifest(folder)
     if feature.kind == "timestamp":  # kept, and no model receives it
         assert manifest.items is not None
-        found: list[Any] = pq.read_table(folder / manifest.items.path).column(feature.column).to_pylist()
-        return found
+        result: list[Any] = pq.read_table(folder / manifest.items.path).column(feature.column).to_pylist()
+        return result
     return _listed(read_catalogue(folder, manifest, config.tables, config.model).columns["thing"])
 
 
@@ -133,11 +133,11 @@ def longest_value(lab: Lab, config: Config) -> int:
 
 def cuts(lab: Lab, config: Config) -> dict[str, tuple[int, int]]:
     """Return for each user how many events train, and how many come before the test part."""
-    found = {}
+    result = {}
     for packed in _packed(lab, config):
         ends = zip(packed.users.to_pylist(), packed.train_end.tolist(), packed.validation_end.tolist(), strict=True)
-        found |= {user: (train_end, validation_end) for user, train_end, validation_end in ends}
-    return found
+        result |= {user: (train_end, validation_end) for user, train_end, validation_end in ends}
+    return result
 
 
 def cuts_at(first_day: int, second_day: int) -> Observe:
@@ -147,11 +147,11 @@ def cuts_at(first_day: int, second_day: int) -> Observe:
         events = pq.read_table(lab.logs / "events.parquet").select(["user_id", "item_id", "time"]).to_pylist()
         distinct = {tuple(event.values()) for event in events}
         bounds = START + first_day * DAY, START + second_day * DAY
-        found = {user: [0, 0] for user, _, _ in distinct}
+        result = {user: [0, 0] for user, _, _ in distinct}
         for user, _, time in distinct:
             for place, bound in enumerate(bounds):
-                found[user][place] += time < bound
-        return {user: (first, second) for user, (first, second) in found.items()}
+                result[user][place] += time < bound
+        return {user: (first, second) for user, (first, second) in result.items()}
 
     return by_hand
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from tests.settings.entry import Entry, Settings
-from tests.settings.observations_of_studies import (
+from tests.settings.observations.studies import (
     best_point,
     checkpoints_left,
     coloured_by,

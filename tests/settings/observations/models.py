@@ -34,8 +34,8 @@ class Model:
     @property
     def rows(self) -> dict[str, Tensor]:
         """What is looked up for the batch."""
-        found: dict[str, Tensor] = self.built.model.look_up(self.batch.items)
-        return found
+        result: dict[str, Tensor] = self.built.model.look_up(self.batch.items)
+        return result
 
     @property
     def dense(self) -> dict[str, nn.Parameter]:
@@ -70,13 +70,13 @@ def fill_by_name(weights: dict[str, nn.Parameter]) -> None:
 
 
 def loss(lab: Lab, config: Config) -> float:
-    """The mean loss over the first batch's targets."""
+    """Return the mean loss over the first batch's targets."""
     model = model_of(lab, config)
     return float(model.built.model.loss(model.rows, model.batch)) / model.batch.num_targets
 
 
 def scores(lab: Lab, config: Config) -> Tensor:
-    """(B, items) scores of the known items for the first batch's histories."""
+    """Return (B, items) scores of the known items for the first batch's histories."""
     model = model_of(lab, config)
     network, items = model.built.model, model.built.catalogue.known
     users = network.user_vectors(model.rows, model.batch)
@@ -85,12 +85,12 @@ def scores(lab: Lab, config: Config) -> Tensor:
 
 
 def dense_shapes(lab: Lab, config: Config) -> dict[str, tuple[int, ...]]:
-    """The shapes of dense weights by name."""
+    """Return the shapes of dense weights by name."""
     return {name: tuple(weight.shape) for name, weight in model_of(lab, config).dense.items()}
 
 
 def training_loss(lab: Lab, config: Config) -> float:
-    """The same loss while training, with the dropout of step 0."""
+    """Return the same loss while training, with the dropout of step 0."""
     model = model_of(lab, config)
     model.built.model.train()
     torch.manual_seed(5)
@@ -98,10 +98,10 @@ def training_loss(lab: Lab, config: Config) -> float:
 
 
 def saved_numbers(lab: Lab, config: Config) -> int:
-    """How many numbers the forward pass keeps for the backward pass."""
+    """Return the count of numbers that the forward pass keeps for the backward pass."""
     model, kept = model_of(lab, config), [0]
     model.built.model.train()
-    rows = {name: found.detach().requires_grad_() for name, found in model.rows.items()}
+    rows = {name: value.detach().requires_grad_() for name, value in model.rows.items()}
 
     def count(tensor: Tensor) -> Tensor:
         kept[0] += tensor.numel()
@@ -113,23 +113,23 @@ def saved_numbers(lab: Lab, config: Config) -> int:
 
 
 def initial_weights(lab: Lab, config: Config) -> dict[str, Tensor]:
-    """The matrices of the encoder before training."""
+    """Return the matrices of the encoder before training."""
     dense = model_of(lab, config, fill=False).dense
     return {n: p.detach() for n, p in dense.items() if n.startswith("encoder.blocks") and p.dim() == 2}
 
 
 def num_blocks(lab: Lab, config: Config) -> int:
-    """How many attention blocks the encoder has."""
+    """Return the number of attention blocks of the encoder."""
     return len({name.split(".")[2] for name in model_of(lab, config).dense if name.startswith("encoder.blocks.")})
 
 
 def hidden_width(lab: Lab, config: Config) -> int:
-    """The width of the hidden layer of the feed-forward part."""
+    """Return the width of the hidden layer of the feed-forward part."""
     return model_of(lab, config).dense["encoder.blocks.0.feed_forward.into.weight"].shape[0]
 
 
 def longest_history(lab: Lab, config: Config) -> int:
-    """The number of input events of the longest history."""
+    """Return the number of input events of the longest history."""
     return int(model_of(lab, config).batch.layout.offsets.diff().max())
 
 
@@ -147,24 +147,24 @@ def told(lab: Lab, config: Config) -> dict[str, list[str]]:
 
 
 def event_seconds(lab: Lab, config: Config) -> Tensor:
-    """Seconds from the first event of a history to each of its events."""
+    """Return seconds from the first event of a history to each of its events."""
     return model_of(lab, config).batch.times
 
 
 def whole_seconds_of_milliseconds(lab: Lab, config: Config) -> Tensor:
-    """The same by hand, of times that are milliseconds: each is rounded down by itself."""
+    """Return the same by hand, of times that are milliseconds: each is rounded down by itself."""
     share = next(model_of(lab, config).stream.packed(Position(0, 0), 1)).share
     times = share.times // 1000
     return torch.from_numpy(times - np.repeat(times[share.offsets[:-1]], np.diff(share.offsets)))
 
 
 def request_seconds(lab: Lab, config: Config) -> Tensor:
-    """Seconds from the first event of a history to the request after each of its events."""
+    """Return seconds from the first event of a history to the request after each of its events."""
     return model_of(lab, config).batch.request_times
 
 
 def masked_share(lab: Lab, config: Config) -> float:
-    """The share of the first batch's events that are masked."""
+    """Return the share of the first batch's events that are masked."""
     return float(model_of(lab, config).batch.masked.float().mean())
 
 

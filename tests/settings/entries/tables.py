@@ -1,10 +1,10 @@
-"""Entries of [tables] and [communication]: how rows lie, are looked up, updated and given to ids."""
+"""Entries of [tables] and [communication]: placement, look-up, update and ids of rows."""
 
 from sharding.plan import Shard
 from tests.settings.entry import Entry, Settings
-from tests.settings.observations import loss
-from tests.settings.observations_of_logs import count
-from tests.settings.observations_of_tables import (
+from tests.settings.observations.logs import count
+from tests.settings.observations.models import loss
+from tests.settings.observations.tables import (
     cached_share,
     decayed_by_hand,
     device_bytes,
@@ -28,7 +28,7 @@ from tests.settings.observations_of_tables import (
 )
 
 ITEM, COLOUR = "tables.item", "tables.colour"
-FREE = "sums in another order apart, results are the same wherever rows lie"
+FREE = "apart from the order of sums, results do not depend on the placement of rows"
 CACHED: Settings = {"cluster.gpus_per_worker": 1, f"{ITEM}.kernel": "fused_uvm_caching"}
 FOUR: Settings = {"cluster.num_workers": 4}
 # Shades are seven values, so that six rows are too few for all.

@@ -15,8 +15,8 @@ from sharding.planning.planned_tables import PlannedTables
 from sharding.tables.apply_plan import _parameter_sharding
 from sharding.world import World
 from tests.settings.lab import Lab
-from tests.settings.observations import model_of
-from tests.settings.observations_of_training import trained, training_of
+from tests.settings.observations.models import model_of
+from tests.settings.observations.training import trained, training_of
 from trainer.data.stream.order import Position
 from trainer.job import SILENT, Job
 from trainer.loop.train import Training
@@ -72,7 +72,7 @@ def shard_widths(lab: Lab, config: Config) -> set[int]:
 
 
 def cached_share(lab: Lab, config: Config) -> float | None:
-    """Return the part of the item table that TorchRec is told to cache."""
+    """Return the part of the item table that TorchRec is set to cache."""
     sharding = _parameter_sharding(planned(lab, config).plan, "item", config.tables["item"])
     return None if sharding.cache_params is None else sharding.cache_params.load_factor
 
@@ -128,7 +128,7 @@ def decayed_by_hand(decay: float) -> Observe:
 
 
 def _gradient(lab: Lab, config: Config) -> Tensor:
-    """The gradient of the first step in the rows of the item table, by plain gradient descent at a rate of one."""
+    """Return the gradient of the first step in the rows of the item table, by plain gradient descent at a rate of one."""
     plain = {"optimizer": "sgd", "learning_rate": 1.0, "weight_decay": 0.0}
     table = config.tables["item"].model_copy(update=plain)
     return -lab.see(first_update, config.model_copy(update={"tables": {**config.tables, "item": table}}))
@@ -142,7 +142,7 @@ def optimizer_numbers(lab: Lab, config: Config) -> int:
 
 
 def _sent(world: World, job: Job) -> tuple[Tensor, list[Tensor]]:
-    """The rows of the item table as a rank receives them, and the changes of the first step."""
+    """Return the rows of the item table as a rank receives them, and the changes of the first step."""
     training = Training(job, world, SILENT)
     training.built.model.train()
     known = training.built.catalogue.known
@@ -163,8 +163,12 @@ def update_sent(lab: Lab, config: Config) -> Tensor:
     return change
 
 
+# Observations that need rank processes.
+ON_TWO_RANKS = (rows_sent, update_sent)
+
+
 def looked_up_as_bags(lab: Lab, config: Config) -> list[str]:
-    """Return the features whose rows are added up where they lie."""
+    """Return the features with rows that are summed where they are stored."""
     return sorted(model_of(lab, config).batch.items.bags)
 
 

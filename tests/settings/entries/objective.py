@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from tests.settings.entry import Entry
-from tests.settings.observations import loss
-from tests.settings.observations_of_objectives import (
+from tests.settings.observations.models import loss
+from tests.settings.observations.objectives import (
     bce_weights,
     estimated_gaps,
     full_softmax,

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from cluster.config.run_config import Config
 from models.ranking.losses import listwise, pairwise
 from tests.settings.lab import Lab
-from tests.settings.observations import Model, model_of
+from tests.settings.observations.models import Model, model_of
 
 Formula = Callable[[Lab, Config], float]
 OfLogits = Callable[[Model, Tensor], Tensor]  # of one label's logits, (M,)

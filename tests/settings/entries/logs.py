@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.settings.entry import Entry, Settings
 from tests.settings.logs import DAY, NUM_USERS, START
-from tests.settings.observations_of_logs import (
+from tests.settings.observations.logs import (
     count,
     cuts,
     cuts_at,
@@ -134,7 +134,7 @@ def features(owner: str) -> Iterator[Entry]:
     yield Entry(f"{key}.separator", "|", longest_value, 3, base=words | {f"{key}.separator": "-"})
     yield Entry(f"{key}.max_values", 2, longest_value, 2, base=words)
     number = of(kind="numeric", column="number", scale="none")
-    yield Entry(f"{key}.transform", "log1p", values, lambda found: np.log1p(np.asarray(found)).tolist(), base=number)
+    yield Entry(f"{key}.transform", "log1p", values, lambda before: np.log1p(np.asarray(before)).tolist(), base=number)
     yield Entry(
         f"{key}.scale",
         "none",

@@ -2,14 +2,14 @@
 
 from tests.settings.entry import Entry
 from tests.settings.logs import DAY, START
-from tests.settings.observations_of_evaluation import (
+from tests.settings.observations.evaluation import (
     batches_scored,
     items_scored_at_a_time,
     list_lengths,
     metrics,
     targets_of_users,
 )
-from tests.settings.observations_of_training import validation_metrics
+from tests.settings.observations.training import validation_metrics
 
 BY_TIME = {
     "split": {"kind": "global_time", "validation_time": START + 3 * DAY, "test_time": START + 4 * DAY},

@@ -14,8 +14,8 @@ from cluster.ray_cluster.session import ray_session
 from cluster.workers import ray_train as ray_trainer
 from sharding.errors import PlacementError
 from tests.settings.lab import Lab
-from tests.settings.observations_of_tables import planned
-from tests.settings.observations_of_training import trained
+from tests.settings.observations.tables import planned
+from tests.settings.observations.training import trained
 
 Observe = Callable[[Lab, Config], Any]
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from tests.settings.entries_devices import of_devices_in
+from tests.settings.device_entries import of_devices_in
 from tests.settings.entry import Entry, Settings
 from tests.settings.logs import CALIBRATED
-from tests.settings.observations_of_clusters import (
+from tests.settings.observations.clusters import (
     asked_of_ray,
     calibrated_latency,
     dataset_dir,
@@ -15,7 +15,7 @@ from tests.settings.observations_of_clusters import (
     refused_plan,
     run_dir,
 )
-from tests.settings.observations_of_tables import of_devices
+from tests.settings.observations.tables import of_devices
 
 WHERE = "where files and workers are is no part of what is computed"
 EQUAL = "results do not depend on the number of workers (tests/contracts/test_world_size.py)"

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tests.settings.entry import Entry, Settings
-from tests.settings.observations import (
+from tests.settings.observations.models import (
     event_seconds,
     hidden_width,
     initial_weights,

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from tests.settings.entry import Entry, Settings
-from tests.settings.observations_of_logs import count, histories, number_marks_of_history, rows_read
+from tests.settings.observations.logs import count, histories, number_marks_of_history, rows_read
 
 FORMAT = "%d/%m/%Y %H:%M:%S"
 REFUSED = "refused"
