@@ -26,9 +26,9 @@ from trainer.data.dataset import card
 from trainer.data.dataset.log_checks import times_as_read
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import Split
-from trainer.evaluation.outputs import Summary, are_there, summary_of, write_report
 from trainer.job import Outcome
 from trainer.storage.files import write_text_atomically
+from trainer.tasks.outputs import Summary, are_there, summary_of, write_report
 
 
 class StoppedError(Exception):

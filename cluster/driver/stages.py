@@ -15,10 +15,10 @@ from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.errors import UserError
-from trainer.evaluation.outputs import Summary, write_outputs
 from trainer.job import Job, Outcome
 from trainer.placement.plan import PLAN_FILE, plan_tables
 from trainer.storage.files import digest_of, write_json_atomically
+from trainer.tasks.outputs import Summary, write_outputs
 
 
 def train(config: Config, workers: Workers, on_event: OnEvent, stop: threading.Event) -> Outcome:

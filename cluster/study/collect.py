@@ -13,7 +13,7 @@ from cluster.study.record import Record
 from cluster.study.statistics import Estimate, estimate
 from cluster.study.trials import Trial
 from trainer.errors import UserError
-from trainer.evaluation.confidence import range_of
+from trainer.tasks.metrics import range_of
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from cluster.config.file import apply_override, read_values
 from cluster.config.run_config import explain
 from trainer.errors import UserError
+from trainer.tasks.metrics import selection_pattern
 
 Value = Any  # what a setting of the config may be is for the config to say
 
@@ -85,7 +86,7 @@ class StudyConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     metric: str = Field(
         "ndcg@10",
-        pattern=r"^(hr|ndcg)@[1-9][0-9]*$|^mrr$",
+        pattern=selection_pattern("next_item"),
         description="by which variants are ranked, on the validation split",
     )
     test: bool = Field(
