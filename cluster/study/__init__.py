@@ -7,6 +7,8 @@ Files:
     costing.py     what each costs by the cost model, on its dataset
     effects.py     what each setting makes, averaged over the others
     execute.py     trials over Ray Tune, as many as the cluster holds
+    headline.py    header of the page: the study, its best point and that point's settings
+    labels.py      places of labels in plots, without overlap
     outputs.py     results.json, results.csv, table.md, the page
     plots.py       quality against cost, as a picture
     record.py      trial.json: whether it is done, and what it took

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
+from cluster.study import headline
 from cluster.study.effects import Effect
 from cluster.study.plots import draw
 from cluster.study.statistics import Estimate
@@ -37,7 +36,8 @@ def write(plan: Plan, summary: Summary) -> Path:
     plots: list[page.Plot] = []
     if summary.rows:
         drawn = draw(summary, plan.study.colour or _first_key(plan))
-        write_text_atomically(folder / PLOT, str(drawn.plot.svg))
+        # Alone the picture has no page around it, whose colour would be its background.
+        write_text_atomically(folder / PLOT, drawn.plot.svg.replace("<svg", '<svg style="background:#fff"', 1))
         (folder / PICTURE).write_bytes(drawn.png)
         plots = [drawn.plot]
     write_text_atomically(folder / PAGE, _page(plan, summary, plots))
@@ -265,22 +265,28 @@ def named(headings: Sequence[str], metric: str) -> list[str]:
 
 
 def _page(plan: Plan, summary: Summary, plots: list[page.Plot]) -> str:
+    """Return study.html."""
     parts = list(dict.fromkeys(part for row in summary.rows for part in row.costs.parts))
+    best = headline.best_row(summary)
     return page.render(
         Path(__file__).parent,
         "study.html.j2",
-        title=f"Shoal: study {plan.file.folder.name}",
+        title=f"Study {plan.file.folder.name}",
+        header=headline.header_rows(plan, summary),
+        best=best,
+        tiles=headline.tiles(summary),
+        best_settings=headline.point_settings(best) if best is not None else [],
         headings=named(HEADINGS, summary.metric),
-        rows=[cells(row) for row in summary.rows],
+        rows=[cells(row) for row in headline.by_rank(summary.rows)],
         notes=NOTES,
         effect_headings=named(EFFECT_HEADINGS, summary.metric),
         effects=[effect_cells(effect) for effect in summary.effects],
         effect_note=EFFECT_NOTE,
         failed=summary.failed,
-        plots=[page.Plot(Markup(plot.svg), plot.caption) for plot in plots],
+        plots=plots,
         fronts={AXES[axis][1]: [row.name for row in front_of(summary, axis)] for axis in AXES},
-        parts=parts,
+        parts_of_model=parts,
         costs=[[row.name, *(f"{row.costs.parts.get(part, 0.0):,.0f}" for part in parts)] for row in summary.rows],
-        settings=json.dumps({"study": plan.study.model_dump(mode="json"), **plan.file.values}, indent=2, default=str),
+        settings=headline.study_settings(plan),
         trials=[trial.name for trial in plan.trials],
     )
