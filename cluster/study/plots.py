@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cluster.study.labels import Box, Label, place_labels
-from cluster.study.summary import AXES, SHORT, Row, Summary
+from cluster.study.summary import Axis, Row, Summary, axes_of
 from trainer.pages import page
 from trainer.pages.page import Plot, plot_of
 
@@ -38,15 +38,17 @@ def draw(summary: Summary, colour_key: str | None) -> Drawn:
     """
     with page.drawing():
         names = _key_of_numbers(summary)
-        size = (4.6 * len(AXES), 4.0 + 0.16 * (names.count("\n") + 1))
-        figure, panels = plt.subplots(1, len(AXES), figsize=size, sharey=True, squeeze=False, layout="constrained")
+        all_axes = axes_of(summary.unit)
+        size = (4.6 * len(all_axes), 4.0 + 0.16 * (names.count("\n") + 1))
+        figure, panels = plt.subplots(1, len(all_axes), figsize=size, sharey=True, squeeze=False, layout="constrained")
         colours = _colours(summary, colour_key)
-        for axes, axis in zip(panels[0], AXES, strict=True):
+        for axes, axis in zip(panels[0], all_axes, strict=True):
             _panel(axes, summary, axis, colours, colour_key)
             axes.spines[["top", "right"]].set_visible(False)
-        panels[0][0].set_ylabel(f"validation {summary.metric}")
+        less = "" if summary.larger_is_better else " (less is better)"
+        panels[0][0].set_ylabel(f"validation {summary.metric}{less}")
         figure.draw_without_rendering()  # places of points are known once the layout is
-        for axes, axis in zip(panels[0], AXES, strict=True):
+        for axes, axis in zip(panels[0], all_axes, strict=True):
             _write_ranks(axes, summary, axis)
         handles = [plt.Line2D([], [], marker="o", linestyle="", color=colour) for colour in colours.values()]
         figure.legend(handles, list(colours), loc="outside upper center", ncols=min(6, len(colours)), frameon=False)
@@ -71,22 +73,28 @@ def draw(summary: Summary, colour_key: str | None) -> Drawn:
 
 def _key_of_numbers(summary: Summary) -> str:
     """Return the names of the points on the fronts by rank, each with its fronts."""
-    front = sorted((row for row in summary.rows if row.fronts), key=lambda row: row.rank)
-    return "\n".join(f"{row.rank}  {row.name}   ({', '.join(SHORT[axis] for axis in row.fronts)})" for row in front)
+    front = sorted((row for row in summary.rows if row.fronts), key=lambda row: row.rank or 0)
+    short = {axis.name: axis.short for axis in axes_of(summary.unit)}
+    return "\n".join(f"{row.rank}  {row.name}   ({', '.join(short[name] for name in row.fronts)})" for row in front)
 
 
-def _panel(axes: Axes, summary: Summary, axis: str, colours: dict[str, Any], colour_key: str | None) -> None:
+def _known(summary: Summary, axis: Axis) -> list[tuple[float, Row]]:
+    """Return the points that have a rank and a place on an axis, with that place."""
+    ranked = (row for row in summary.rows if row.validation.is_defined)
+    return [(place, row) for row in ranked if (place := axis.of(row)) is not None]
+
+
+def _panel(axes: Axes, summary: Summary, axis: Axis, colours: dict[str, Any], colour_key: str | None) -> None:
     """Draw the points, their intervals and the front on one axis."""
-    more_is_better, label = AXES[axis]
-    known = [(place, row) for row in summary.rows if (place := row.on_axis(axis)) is not None]
+    known = _known(summary, axis)
     axes.set_xscale("log")
     for place, row in known:
         mean = row.validation.mean
         low, high = _bounds(row)
         colour = colours[colour_of(row, colour_key)]
-        bar = [[mean - low], [high - mean]]
+        bar = [[max(0.0, mean - low)], [max(0.0, high - mean)]]  # rounded, an interval may just miss its mean
         axes.errorbar([place], [mean], yerr=bar, fmt="o", markersize=6, capsize=2, elinewidth=0.8, color=colour)
-    front = sorted((place, row.validation.mean) for place, row in known if axis in row.fronts)
+    front = sorted((place, row.validation.mean) for place, row in known if axis.name in row.fronts)
     axes.plot(
         [place for place, _ in front],
         [mean for _, mean in front],
@@ -101,15 +109,14 @@ def _panel(axes: Axes, summary: Summary, axis: str, colours: dict[str, Any], col
         axes.set_xlim(places[0] / 2, places[0] * 2)
     low, high = axes.get_xlim()
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if high > 8 * low else MaxNLocator(4))
-    axes.xaxis.set_major_formatter(EngFormatter(unit="B" if axis == "peak_bytes" else "", sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(unit="B" if axis.name == "peak_bytes" else "", sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel(f"{label}{' (more is better)' if more_is_better else ''}")
+    axes.set_xlabel(f"{axis.label}{' (more is better)' if axis.more_is_better else ''}")
 
 
-def _write_ranks(axes: Axes, summary: Summary, axis: str) -> None:
+def _write_ranks(axes: Axes, summary: Summary, axis: Axis) -> None:
     """Write the rank of each point beside it, those on the front first and bold; no label covers another or a point."""
-    known = [(place, row) for row in summary.rows if (place := row.on_axis(axis)) is not None]
-    known.sort(key=lambda one: (axis not in one[1].fronts, one[1].rank))
+    known = sorted(_known(summary, axis), key=lambda one: (axis.name not in one[1].fronts, one[1].rank))
     to_points = 72.0 / axes.figure.dpi
     labels, bars = [], []
     for place, row in known:
@@ -119,7 +126,8 @@ def _write_ranks(axes: Axes, summary: Summary, axis: str) -> None:
         labels.append(Label(float(x), float(y), 0.62 * size * len(str(row.rank)), 0.9 * size))
         bars.append(Box(float(x) - 1.0, float(low), float(x) + 1.0, float(high)))
     for (place, row), offset in zip(known, place_labels(labels, bars), strict=True):
-        on_front, far = axis in row.fronts, math.hypot(*offset) > FAR_POINTS
+        on_front = axis.name in row.fronts
+        far = math.hypot(*offset) > FAR_POINTS
         axes.annotate(
             str(row.rank),
             (place, row.validation.mean),
@@ -140,9 +148,9 @@ def _bounds(row: Row) -> tuple[float, float]:
     return row.validation.over_seeds or row.validation.over_users or (mean, mean)
 
 
-def _label_size(row: Row, axis: str) -> float:
+def _label_size(row: Row, axis: Axis) -> float:
     """Return the font size of a point's label."""
-    return 8.0 if axis in row.fronts else 6.5
+    return 8.0 if axis.name in row.fronts else 6.5
 
 
 def colour_of(row: Row, key: str | None) -> str:

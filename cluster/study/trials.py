@@ -15,9 +15,12 @@ import numpy as np
 
 from cluster.config.run_config import Config, check_config, identity, is_among
 from cluster.study.config import RangeConfig, StudyConfig, StudyFile, with_settings
+from models.ranking.config import RankingConfig, learned_labels
 from trainer.errors import UserError
+from trainer.evaluation.ranking.names import name_among
 from trainer.settings import changed_settings
 from trainer.storage.files import digest_of
+from trainer.tasks.metrics import selection_names
 
 # What a study sets itself.
 RESERVED = ("run", "study", "base")
@@ -113,10 +116,30 @@ def plan_trials(file: StudyFile) -> Plan:
 
 
 def _metric_complaint(study: StudyConfig, trials: list[Trial]) -> list[str]:
-    _, _, cut_off = study.metric.partition("@")
-    if cut_off and any(int(cut_off) not in trial.config.evaluate.ks for trial in trials):
-        return [f"study.metric = {study.metric!r} needs {cut_off} among evaluate.ks"]
+    """Return what is wrong with the metric: the first trial that is not measured by it says it for all that have its metrics."""
+    setting = f"study.metric = {study.metric!r}"
+    for trial in trials:
+        measured = metrics_of(trial.config)
+        if metric_in(trial.config, study.metric) in measured:
+            continue
+        _, _, cut_off = study.metric.partition("@")
+        if cut_off and not isinstance(trial.config.model, RankingConfig):
+            return [f"{setting} needs {cut_off} among evaluate.ks"]
+        return [f"{setting} is no metric of {trial.name}; its model has {', '.join(measured)}"]
     return []
+
+
+def metrics_of(config: Config) -> list[str]:
+    """Return the metrics by which trials of a config can be ranked, as its evaluation calls them."""
+    labels = tuple(learned_labels(config.model, config.logs.labels)) if isinstance(config.model, RankingConfig) else ()
+    return selection_names(config.model.task, config.evaluate.ks, labels)
+
+
+def metric_in(config: Config, metric: str) -> str:
+    """Return what the evaluation of a config calls a metric of the study. A model of one label leaves the label out."""
+    if not isinstance(config.model, RankingConfig):
+        return metric
+    return name_among(metric, tuple(learned_labels(config.model, config.logs.labels)))
 
 
 def refuse_other_trials(plan: Plan) -> None:

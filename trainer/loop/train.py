@@ -182,6 +182,8 @@ class Training:
         if result.broken:
             names = [f"table.{name}.weight" if name else "dense" for name in result.broken]
             raise NonFiniteWeightsError(broken_weights_message(names, self.job, self.state.step - 1))
+        if not result.finite:
+            self._record_skipped(item)
         if in_a_row == 1:
             self._warn(
                 f"step {self.state.step} was skipped: its loss or gradient is not finite; metrics.jsonl has its rows"
@@ -194,12 +196,13 @@ class Training:
             )
         return result
 
+    def _record_skipped(self, item: Step[Any]) -> None:
+        """Write the rows of a skipped step to the log. Collective: every rank's rows are in question, so each names its own."""
+        rows = self.world.gather_objects(item.batch.row_ids.tolist())
+        if self.log is not None:
+            self.log.write(self.state.step, "skipped", {"reason": "not finite", "row_ids": rows})
+
     def _report(self, item: Step[Any], result: StepResult) -> None:
-        if not result.finite:
-            # Every rank's rows are in question, so every rank names its own.
-            rows = self.world.gather_objects(item.batch.row_ids.tolist())
-            if self.log is not None:
-                self.log.write(self.state.step, "skipped", {"reason": "not finite", "row_ids": rows})
         if self.log is None:
             return
         speed = self._pace.count(self.state.step, result, self.total_steps)

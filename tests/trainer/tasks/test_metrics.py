@@ -7,14 +7,17 @@ import sys
 import pytest
 
 from cluster.study.config import StudyConfig
-from trainer.evaluation.confidence import NOT_NEGATIVE, SHARE
+from trainer.evaluation.confidence import NOT_NEGATIVE, SHARE, mean_interval
 from trainer.evaluation.metric import cutoff_of
+from trainer.evaluation.ranking.intervals import share_interval
 from trainer.tasks.metrics import (
     METRICS,
     headline_names,
+    interval_of,
     larger_is_better,
     metric_of,
     range_of,
+    selection_names,
     selection_pattern,
     unusable_reason,
 )
@@ -50,6 +53,17 @@ def test_a_setting_may_name_metrics_that_can_select():
         assert StudyConfig(dir="s", metric=name).metric == name
     for name in ("coverage@10", "hr", "hr@0", "auc", "mrr@10", "xmrr"):
         assert not re.search(pattern, name), name
+    assert StudyConfig(dir="s", metric="ne/click").metric == "ne/click"
+    assert re.search(selection_pattern("ranking"), "auc/click")
+    assert not re.search(selection_pattern("ranking"), "calibration")
+
+
+def test_metrics_that_can_select_are_listed_by_the_names_of_evaluation():
+    of_cutoffs = [f"{name}@{k}" for name in ("hr", "ndcg", "recall", "map") for k in (1, 5)]
+    assert selection_names("next_item", [5, 1], ()) == [*of_cutoffs, "mrr"]
+    assert selection_names("ranking", [5], ("click",)) == ["auc", "gauc", "logloss", "ne"]
+    assert interval_of("auc/click") is share_interval
+    assert interval_of("map@5") is mean_interval
 
 
 @pytest.mark.parametrize(
@@ -62,7 +76,7 @@ def test_a_setting_may_name_metrics_that_can_select():
         ("auc", "next_item", (), "a model of the next item has"),
         ("auc", "ranking", ("click",), None),
         ("ne/buy", "ranking", ("click", "buy"), None),
-        ("auc", "ranking", ("click", "buy"), "a model of these labels has auc/click, auc/buy, gauc/click"),
+        ("auc", "ranking", ("click", "buy"), "a model of these labels has auc/click, gauc/click, logloss/click"),
         ("calibration", "ranking", ("click",), "a model of these labels has auc, gauc, logloss, ne$"),
     ],
 )

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from trainer.evaluation.confidence import score_interval
+from trainer.evaluation.confidence import Range, score_interval
 from trainer.evaluation.ranking.judged import Judged
 from trainer.evaluation.ranking.metrics import METRICS, influences
 
@@ -59,3 +59,12 @@ def shares_of_users(judged: Judged, metrics: dict[str, float], users: np.ndarray
         name: value + users.size * by_metric[name] if math.isfinite(value) else undefined
         for name, value in metrics.items()
     }
+
+
+def share_interval(shares: np.ndarray, within: Range) -> tuple[float, float]:
+    """Return the interval of a metric, or of a difference of two, from its users' shares (shares_of_users), (U,) of at least 2.
+
+    It equals the interval of intervals_of, except where all users have the same share at an end of the range.
+    """
+    error = float(shares.std(ddof=1)) / math.sqrt(shares.size)
+    return score_interval(float(shares.mean()), error, within, shares.size)
