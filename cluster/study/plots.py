@@ -1,4 +1,4 @@
-"""Quality against what it costs: one panel per axis, with error bars and the Pareto front, drawn and named."""
+"""Plot of quality against cost: one panel per axis, with error bars and the Pareto front."""
 
 import io
 import json

@@ -32,6 +32,8 @@ class Metric:
     """Whether there is one value per label, as in "auc/click"."""
     selects: bool = True
     """Whether early stopping, the best checkpoint and a study may be decided by it."""
+    undefined_when: str = ""
+    """When the metric has no value, in words; empty if it always has one."""
     headline: bool = False
     """Whether summaries show it: terminal output, tiles, slices and curves of reports."""
 
