@@ -130,7 +130,7 @@ def _training_rows(job: Job, history: list[dict[str, Any]]) -> Rows:
         cluster = job.config.get("cluster", {})
         workers = cluster.get("num_workers")
         if workers:
-            device = str(cluster.get("device", "device")).upper()
+            device = "GPU" if cluster.get("gpus_per_worker") else "CPU"
             hours = workers * took.seconds / 3600
             rows.append(("Cost", f"{hours:,.2f} worker hours ({workers} {device} worker{'s' * (workers > 1)})"))
     elif steps:

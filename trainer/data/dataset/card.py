@@ -130,6 +130,7 @@ def _name_of(folder: Path) -> str:
 def _header_rows(folder: Path, manifest: Manifest, facts: Mapping[str, Any], what: str) -> list[tuple[str, str]]:
     time, split = facts["time"], dict(facts["split"])
     zone = " UTC" if is_clock(time) else ""
+    num_files = len(manifest.source["files"])
     number = sum(row["events"] for row in facts["by_split"].values())
     span = f", {time['first_text']} to {time['last_text']}{zone}" if time["first_text"] else ""
     for name in ("validation_time", "test_time"):
@@ -137,7 +138,7 @@ def _header_rows(folder: Path, manifest: Manifest, facts: Mapping[str, Any], wha
             split[name] = f"{time_text(split[name], time)} UTC"
     rows = [
         ("Task", manifest.task),
-        ("Logs", f"{len(manifest.source['files']):,} files, {number:,} {what}{span}"),
+        ("Logs", f"{num_files:,} file{'s' * (num_files != 1)}, {number:,} {what}{span}"),
         ("Split", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in split.items())),
     ]
     if facts["time"]["read_as"]:
