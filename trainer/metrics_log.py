@@ -102,7 +102,7 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of a metrics.jsonl. Raises UserError naming a line that is no JSON."""
+    """Return all lines of a metrics.jsonl. Raises UserError naming a line that is not JSON."""
     rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows

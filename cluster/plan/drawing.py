@@ -11,7 +11,7 @@ from sharding.planning.prediction import Prediction
 MANY_RANKS = 64
 WIDTH, LEFT, RIGHT = 1120.0, 78.0, 12.0
 INK, ALARM, FAINT = "#1b2a33", "#c92a2a", "#e6ecef"
-BLOCK_INK = "#12181c"  # of text on blocks, whose colours are light in every scheme of a page
+BLOCK_INK = "#12181c"  # of text on blocks, which are light in every scheme of a page
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Scale:
         return self.top + self.height * (1.0 - value / self.most)
 
     def of_pixels(self, pixels: float) -> float:
-        """Return the value that a height in pixels stands for."""
+        """Return the value that a height in pixels represents."""
         return pixels * self.most / self.height
 
 
@@ -73,7 +73,7 @@ class Block:
     opacity: float = 1.0
     """The opacity of the area."""
     num_shards: int = 0
-    """The number of shards that the block stands for."""
+    """The number of shards that the block represents."""
 
 
 def all_columns(plan: Plan, prediction: Prediction) -> list[Columns]:

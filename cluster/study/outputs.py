@@ -38,7 +38,7 @@ def write(plan: Plan, summary: Summary) -> Path:
     plots: list[page.Plot] = []
     if any(row.validation.is_defined for row in summary.rows):
         drawn = draw(summary, plan.study.colour or _first_key(plan))
-        # Alone the picture has no page around it, whose colour would be its background.
+        # Outside a page the picture needs a background of its own.
         write_text_atomically(folder / PLOT, drawn.plot.svg.replace("<svg", '<svg style="background:#fff"', 1))
         (folder / PICTURE).write_bytes(drawn.png)
         plots = [drawn.plot]

@@ -66,7 +66,7 @@ def draw(summary: Summary, colour_key: str | None) -> Drawn:
         bars = "95 % intervals over seeds" if several else "95 % intervals over users"
         caption = (
             f"Validation {summary.metric} against cost, mean over {len(summary.seeds)} seed{'s' * several}; bars: {bars}; "
-            "dashed line: the Pareto front, whose points are named below; numbers: ranks."
+            "dashed line: the Pareto front, with its points named below; numbers: ranks."
         )
         return Drawn(plot_of(figure, caption), picture.getvalue())
 
@@ -115,7 +115,7 @@ def _panel(axes: Axes, summary: Summary, axis: Axis, colours: dict[str, Any], co
 
 
 def _write_ranks(axes: Axes, summary: Summary, axis: Axis) -> None:
-    """Write the rank of each point beside it, those on the front first and bold; no label covers another or a point."""
+    """Write the rank of each point next to it, those on the front first and bold; no label covers another or a point."""
     known = sorted(_known(summary, axis), key=lambda one: (axis.name not in one[1].fronts, one[1].rank))
     to_points = 72.0 / axes.figure.dpi
     labels, bars = [], []
@@ -154,7 +154,7 @@ def _label_size(row: Row, axis: Axis) -> float:
 
 
 def colour_of(row: Row, key: str | None) -> str:
-    """Return what a point's colour stands for: its variant, or its value of a setting."""
+    """Return what a point's colour shows: its variant, or its value of a setting."""
     if key is None:
         return row.label
     value = row.settings.get(key, "as in base")

@@ -1,4 +1,4 @@
-"""95 % confidence intervals of means whose values have a range: score intervals. Pure numpy.
+"""95 % confidence intervals of means of values in a range: score intervals. Pure numpy.
 
 A score interval contains every mean m that the estimate does not contradict: |estimate - m| <= z error(m). The error depends on m,
 as it must near an end of the range (Wilson 1927). So the interval never leaves the range, contains the estimate, and is asymmetric
@@ -57,7 +57,8 @@ def score_interval(
     if math.isinf(high):
         if math.isinf(low) or estimate <= low or error == 0.0:
             return max(low, estimate - quantile * error), estimate + quantile * error
-        # error(m)^2 = error^2 (m - low) / (estimate - low) has two solutions, whose distances to `low` multiply to the estimate's.
+        # error(m)^2 = error^2 (m - low) / (estimate - low) has two solutions. The product of their distances to `low` is the
+        # square of the estimate's distance.
         above, shift = estimate - low, quantile**2 * error**2 / (estimate - low) / 2
         upper = above + shift + math.hypot(quantile * error, shift)
         return low + min(above, above * (above / upper)), low + max(above, upper)
@@ -93,8 +94,8 @@ def mean_interval(values: np.ndarray, within: Range) -> tuple[float, float]:
 def difference_interval(values: np.ndarray, largest: float = 1.0) -> tuple[float, float]:
     """Return the interval of the mean of paired differences (n,) in [-largest, largest]: a score interval (Tango 1998).
 
-    The error at a mean m is that of the most likely shares of values above and below 0 whose difference is m, so that a few values
-    other than 0 do not pass for all that there are. Tango's values are -1, 0 and 1. Others are divided by the size for which
+    The error at a mean m is that of the most likely shares of values above and below 0 with difference m. So a few values other
+    than 0 are not taken for all possible ones. Tango's values are -1, 0 and 1. Others are divided by the size for which
     their mean absolute value equals their mean square, as it does for his.
     """
     count, absolute = values.size, np.abs(values).mean()

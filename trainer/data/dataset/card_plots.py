@@ -15,7 +15,7 @@ from trainer.pages.page import COLOURS, FAINT_INK, Plot, drawing, plot_of
 _OF_SPLIT = dict(zip(SPLITS, COLOURS, strict=True))
 NUM_TICKS = 5
 NUM_POINTS = 300  # of the popularity curve
-SMALL = 0.05  # a split whose peak is below this share of the highest could not be seen on a linear scale
+SMALL = 0.05  # a split with a peak below this share of the highest could not be seen on a linear scale
 _THOUSANDS = StrMethodFormatter("{x:,.0f}")
 SECONDS_PER_DAY = 86_400
 
@@ -142,4 +142,4 @@ def _rates(rates: Mapping[str, Mapping[str, float | None]]) -> Plot:
     axes.set_xticks(range(len(rates)), list(rates), fontsize=8, rotation=30 if len(rates) > 6 else 0, parse_math=False)
     axes.set_ylabel("positive rate")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return plot_of(figure, "Share of impressions whose label is above 0, by split.")
+    return plot_of(figure, "Rate of positives (label above 0) of each split.")

@@ -173,8 +173,8 @@ def sum_over_ranks(sums: Sums, world: World) -> Sums:
 def auc_over_ranks(counts: ScoreCounts, world: World) -> float:
     """Return the auc of the impressions of all workers, NaN without both classes. Collective.
 
-    The workers determine ranges of scores from a sample. Each receives the impressions of its range, and counts the pairs whose
-    positive is among them.
+    The workers determine ranges of scores from a sample. Each receives the impressions of its range, and counts the pairs with
+    a positive among them.
     """
     if world.world_size > 1:
         counts = _exchanged(counts, world)

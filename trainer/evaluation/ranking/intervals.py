@@ -1,6 +1,6 @@
 """95 % confidence intervals of metrics of impressions. Users are the sampling unit: impressions of one user are not independent.
 
-The standard error of a metric is sqrt(U / (U - 1) sum d_u^2), with d_u the influence of user u (metrics.py beside this file).
+The standard error of a metric is sqrt(U / (U - 1) sum d_u^2), with d_u the influence of user u (see metrics.py).
 Estimate and error make a score interval, which stays within the metric's range (trainer.evaluation.confidence).
 """
 

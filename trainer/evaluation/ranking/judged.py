@@ -140,7 +140,7 @@ def merge_counts(counts: Iterable[ScoreCounts]) -> ScoreCounts:
 def pairs_in_order(counts: ScoreCounts, negatives_below: float = 0.0) -> float:
     """Return the weight of pairs of a positive and a negative that scores lower; pairs with equal scores count half.
 
-    negatives_below: the weight of other negatives, whose scores are lower than all of these.
+    negatives_below: the weight of other negatives with scores below all of these.
     """
     below = negatives_below + np.cumsum(counts.negatives) - counts.negatives
     return float((counts.positives * (below + counts.negatives / 2)).sum())
