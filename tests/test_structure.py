@@ -89,7 +89,7 @@ def test_help_answers_at_once_because_it_loads_nothing_large() -> None:
         "import atexit, runpy, sys\n"
         f"atexit.register(lambda: print(sorted({large!r} & set(sys.modules)), file=sys.stderr))\n"
         "sys.argv = ['shoal', '--help']\n"
-        "runpy.run_module('cluster', run_name='__main__')"
+        "runpy.run_module('cluster.cli', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "Usage" in done.stdout

@@ -16,7 +16,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.config.run_config import Config
-from cluster.interruption import Interrupted
+from cluster.errors import Interrupted
 from cluster.ray_cluster.token import GET_TOKEN
 from trainer.data.logs.columns import SourceName
 from trainer.data.logs.files import absolute, entries_of
@@ -88,7 +88,7 @@ def _hand_over(client: JobSubmissionClient, job_id: str, staged: Path, dashboard
         try:
             client.submit_job(
                 submission_id=job_id,
-                entrypoint="python -m cluster run config.json",
+                entrypoint="python -m cluster.cli run config.json",
                 runtime_env={"working_dir": str(staged), "env_vars": {"PYTHONUNBUFFERED": "1"}},
             )
             return

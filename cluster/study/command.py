@@ -71,10 +71,10 @@ def _run(planned: Plan, view: View) -> Answer:
         manifests = _prepared(planned, view)
         tasks, done = _sorted_out(planned, manifests)
         if done:
-            view.say(f"study: {len(done)} of {len(planned.trials)} trials were done before")
+            view.print_line(f"study: {len(done)} of {len(planned.trials)} trials were done before")
         if tasks:
             limit = min(planned.study.max_concurrent or most_at_once(clusters), len(tasks))
-            view.say(f"study: {len(tasks)} trials, {limit} at a time")
+            view.print_line(f"study: {len(tasks)} trials, {limit} at a time")
             ended = run_tasks(in_order(tasks), limit, view)
     done |= {name: record for name, record in ended.items() if record.status == "done"}
     failed = {name: record.reason for name, record in ended.items() if record.status != "done"}
@@ -92,11 +92,11 @@ def _run(planned: Plan, view: View) -> Answer:
 
 def _prepared(planned: Plan, view: View) -> dict[Path, Manifest]:
     """Every dataset of the study, made or found."""
-    from cluster.driver import driver
+    from cluster.driver.prepare_stage import prepare_dataset
 
     manifests = {}
     for folder, config in planned.datasets().items():
-        manifests[folder] = manifest = driver.prepare_dataset(config, view)
+        manifests[folder] = manifest = prepare_dataset(config, view)
         if not manifest.counts.validation_targets:
             raise UserError(
                 f"dataset {folder}: has no validation targets, by which a study ranks; use more logs, or another split"

@@ -48,7 +48,7 @@ def run_tasks(tasks: list[Task], limit: int, view: View) -> dict[str, Record]:
         while fitting.is_alive():  # not in this thread, where Ray Tune would take Ctrl-C for itself
             fitting.join(timeout=JOIN_SECONDS)
     finally:
-        view.done()
+        view.clear()
         shutil.rmtree(storage, ignore_errors=True)
     if raised:
         raise raised[0]
@@ -107,7 +107,7 @@ class _Progress(tune.Callback):  # type: ignore[misc]
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._view.say(f"{self._name(trial)}: started")
+        self._view.print_line(f"{self._name(trial)}: started")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -116,7 +116,7 @@ class _Progress(tune.Callback):  # type: ignore[misc]
         if found is not None:
             metric = self._tasks[trial.config["number"]].metric
             text = f"{self._name(trial)}: step {found['step']:,}, {metric} {_figure(found[metric])}"
-            self._view.advance("study", len(self.ended), len(self._tasks), text)
+            self._view.update("study", len(self.ended), len(self._tasks), text)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         values = (trial.last_result or {}).get("record")
@@ -131,7 +131,7 @@ class _Progress(tune.Callback):  # type: ignore[misc]
             record = Record("failed", task.digest, reason="its process died, perhaps for want of memory")
         self.ended[task.trial.name] = record
         what = f"done, step {record.steps:,}" if record.status == "done" else f"failed: {record.reason}"
-        self._view.say(f"{task.trial.name}: {what}   ({len(self.ended)} of {len(self._tasks)})")
+        self._view.print_line(f"{task.trial.name}: {what}   ({len(self.ended)} of {len(self._tasks)})")
 
     def _name(self, trial: Any) -> str:
         return str(self._tasks[trial.config["number"]].trial.name)

@@ -113,7 +113,7 @@ def test_sigterm_outside_training_is_one_line_and_the_next_command_resumes(confi
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = finish(process)
     assert code == 143, err
-    assert err == "shoal: interrupted; run the same command again to go on\n"
+    assert err == "shoal: interrupted; run the same command again to resume\n"
     assert succeed(*command)["counts"]["num_users"] == 240
 
 

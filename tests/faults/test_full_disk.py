@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from cluster.cli import app as cli
-from cluster.driver import driver
 from cluster.driver.progress import View, plain_console
-from cluster.driver.run_folder import Stages, locked
+from cluster.driver.run_lock import locked
+from cluster.driver.stage_record import StageRecord
+from cluster.errors import RunFailedError, WorkersFailedError
 from cluster.study import trial as study_trial
 from cluster.study.trials import Trial
-from cluster.workers.group import WorkersFailedError
 from sharding.world import World
 from tests.contracts.test_nonfinite import run
 from tests.faults.full_disk import FailingWrites, fill, small_disk, temporary_files
@@ -104,23 +104,23 @@ def failing_with(error: Exception) -> Any:
     [OSError(errno.ENOSPC, "No space left on device", "/a/report.html"), ValueError("a bug"), UserError("mend this")],
 )
 def test_a_stage_that_fails_is_no_longer_running(tmp_path, error):
-    record = Stages(tmp_path)
+    record = StageRecord(tmp_path)
     record.begin("train", "inputs")
     with pytest.raises(type(error)):
-        driver._recorded(record, {"train": "inputs"}, failing_with(error))
+        record.run_stages({"train": "inputs"}, failing_with(error))
     entry = record.read()["stages"]["train"]
     assert entry["status"] == "failed"
     assert str(error) in entry["reason"]
 
 
 def test_a_failure_that_cannot_be_recorded_is_still_the_one_that_is_told(tmp_path, monkeypatch):
-    record = Stages(tmp_path)
+    record = StageRecord(tmp_path)
     record.begin("train", "inputs")
     FailingWrites(monkeypatch, tmp_path, 1)
     with pytest.raises(UserError, match="the disk of rank 1 is full"):
-        driver._recorded(record, {"train": "inputs"}, failing_with(UserError("the disk of rank 1 is full")))
-    with pytest.raises(driver.RunFailedError, match="rank 0 died") as caught:
-        driver._recorded(record, {"train": "inputs"}, failing_with(WorkersFailedError("rank 0 died", "trace")))
+        record.run_stages({"train": "inputs"}, failing_with(UserError("the disk of rank 1 is full")))
+    with pytest.raises(RunFailedError, match="rank 0 died") as caught:
+        record.run_stages({"train": "inputs"}, failing_with(WorkersFailedError("rank 0 died", "trace")))
     assert "failure.log" not in str(caught.value)
     assert temporary_files(tmp_path) == []
 
@@ -212,10 +212,10 @@ def test_a_trial_on_a_full_disk_is_a_failed_trial(tmp_path, monkeypatch):
 def test_text_that_looks_like_markup_is_printed_as_it_is(capsys):
     view = View(plain_console())
     hostile = "a[/b] [red]x[/red] :cat: [link=file:///etc]"
-    view.say(hostile)
+    view.print_line(hostile)
     view.on_event({"kind": "warning", "text": hostile})
     view.on_event({"kind": "resumed", "path": hostile})
-    view.advance("train", 1, 2, hostile)
+    view.update("train", 1, 2, hostile)
     assert capsys.readouterr().out.count(hostile) == 4
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.config.run_config import Config
-from cluster.driver.driver import prepare_dataset
+from cluster.driver.prepare_stage import prepare_dataset
 from tests.support.prepared import config_at, made, refusal, rows_by_user, vocabulary, write_events, write_table
 from trainer.data.dataset.folder import Request
 from trainer.data.logs.config import LogsConfig

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from cluster.config.run_config import Config, check_config
-from cluster.driver import driver, stage_inputs
+from cluster.driver import evaluate_stage, stage_inputs, train_stage
 from cluster.driver.progress import View
 from cluster.driver.stage_inputs import evaluation_inputs, report_inputs, training_inputs
 from tests.support.datasets import tiny_dataset
@@ -57,9 +57,9 @@ class Evaluations:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_evaluated = self.num_reports = 0
         self.found = found_of()
-        monkeypatch.setattr(driver.stages, "find_checkpoint", lambda config, name: self.found)
-        monkeypatch.setattr(driver.stages, "evaluate", self.evaluate)
-        monkeypatch.setattr(driver, "write_report", self.write_report)
+        monkeypatch.setattr(evaluate_stage, "find_checkpoint", lambda config, name: self.found)
+        monkeypatch.setattr(evaluate_stage, "evaluate", self.evaluate)
+        monkeypatch.setattr(evaluate_stage, "write_report", self.write_report)
 
     def evaluate(self, config: Config, splits: list[str], *_: Any) -> dict[str, Results]:
         self.num_evaluated += 1
@@ -80,7 +80,7 @@ class Evaluations:
 
     def run(self, config: Config) -> float:
         with View(Console(file=io.StringIO())) as view:
-            evaluated: Any = driver._evaluate(config, ["test"], None, None, view)["test"][0]  # type: ignore[arg-type]
+            evaluated: Any = evaluate_stage.run_evaluate_stages(config, ["test"], None, None, view)["test"][0]  # type: ignore[arg-type]
         return float(evaluated.metrics["mrr"])
 
 
@@ -174,9 +174,9 @@ def test_training_is_gone_on_with_when_its_last_checkpoint_is_gone(here: Path, m
 
     def run(given: Manifest = manifest) -> None:
         with View(Console(file=io.StringIO())) as view:
-            driver._train(config, given, None, view)  # type: ignore[arg-type]
+            train_stage.run_train_stage(config, given, None, view)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(driver.stages, "train", train)
+    monkeypatch.setattr(train_stage, "train", train)
     run()
     run()
     assert len(trained) == 1

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
-from cluster.driver.run_folder import locked
+from cluster.driver.run_lock import locked
 from cluster.plan.command import rows_given, settings_in
 from sharding.errors import PlacementError
 from sharding.plan import plan_of
@@ -257,7 +257,7 @@ def test_the_workloads_that_come_along_fit(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_mistake_ends_with_two_and_one_message(config: Path) -> None:
-    command = [sys.executable, "-m", "cluster", "plan", str(config)]
+    command = [sys.executable, "-m", "cluster.cli", "plan", str(config)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -322,3 +322,11 @@ def test_the_state_of_another_optimizer_is_refused_by_the_name_of_its_table(rank
     rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.SGD)
     with pytest.raises(CheckpointError, match=r"state of adagrad for tables\.item, the config says sgd"):
         rank_pool.run(1, load_as, tmp_path, TableConfig(**SGD | {"sharding": "row_wise"}))
+
+
+def test_a_start_removes_attempts_that_dead_processes_left(tmp_path):
+    attempt = checkpoint_folder.new_attempt(tmp_path, 3)
+    (attempt / "weights").write_bytes(b"half a file")
+    found, complaints = checkpoint_tensors.find_to_resume(tmp_path, World(0, 1, torch.device("cpu")))
+    assert (found, complaints) == (None, [])
+    assert list(tmp_path.iterdir()) == []
