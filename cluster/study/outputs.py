@@ -39,7 +39,7 @@ def write(plan: Plan, summary: Summary) -> Path:
     if any(row.validation.is_defined for row in summary.rows):
         drawn = draw(summary, plan.study.colour or _first_key(plan))
         # Outside a page the picture needs a background of its own.
-        write_text_atomically(folder / PLOT, drawn.plot.svg.replace("<svg", '<svg style="background:#fff"', 1))
+        write_text_atomically(folder / PLOT, str(drawn.plot.svg).replace("<svg", '<svg style="background:#fff"', 1))
         (folder / PICTURE).write_bytes(drawn.png)
         plots = [drawn.plot]
     write_text_atomically(folder / PAGE, _page(plan, summary, plots))
