@@ -10,8 +10,8 @@ from cluster.config.run_config import Config, identity
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
-from trainer.evaluation.outputs import FIGURES_VERSION, PAGE_VERSION
 from trainer.storage.files import digest_of, hash_file
+from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
 _WRITES_ONLY = {"log_every_steps", "ledger"}  # of [train]: what is written down of a training, which stays the same
 

@@ -7,6 +7,8 @@ Files:
     costing.py          cost of each trial by the cost model, on its dataset
     effects.py          effect of each setting, averaged over the others
     execute.py          runs trials with Ray Tune, as many at a time as the cluster holds
+    headline.py         header of the page: the study, its best point and that point's settings
+    labels.py           places of labels in plots, without overlap
     outputs.py          results.json, results.csv, table.md, the page
     plots.py            plots of quality against cost
     ranking_costing.py  training impressions of a dataset, for the costs of rankers

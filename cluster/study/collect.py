@@ -14,9 +14,7 @@ from cluster.study.record import Record
 from cluster.study.statistics import Estimate, estimate
 from cluster.study.trials import Trial, metric_in
 from trainer.errors import UserError
-from trainer.evaluation.confidence import mean_interval, range_of
-from trainer.evaluation.ranking.intervals import share_interval
-from trainer.evaluation.ranking.names import METRICS as RANKING_METRICS
+from trainer.tasks.metrics import interval_of, range_of
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def estimate_of(
 
     Without an interval over users where trials have different ones.
     """
-    interval = share_interval if metric.partition("/")[0] in RANKING_METRICS else mean_interval
+    interval = interval_of(metric)
     users, of_seeds, of_users = _means(points, split, metric)
     if minus is None:
         return estimate(of_seeds.tolist(), of_users, range_of(metric), interval)

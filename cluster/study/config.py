@@ -20,6 +20,7 @@ from cluster.config.defaults import metric_of_rankers
 from cluster.config.file import apply_override, read_values
 from cluster.config.run_config import explain
 from trainer.errors import UserError
+from trainer.tasks.metrics import METRICS, selection_pattern
 
 Value = Any  # what a setting of the config may be is for the config to say
 
@@ -89,9 +90,9 @@ class StudyConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     metric: str = Field(
         "ndcg@10",
-        pattern=r"^(hr|ndcg)@[1-9][0-9]*$|^mrr$|^(auc|gauc|logloss|ne)(/.+)?$",
-        description="metric of the validation split that ranks the points: hr@K, ndcg@K or mrr; of rankers auc, gauc, logloss or "
-        "ne (less is better for the last two), with several labels of one of them as in auc/click, and auc of the first by default",
+        pattern="|".join(selection_pattern(task) for task in METRICS),
+        description="metric of the validation split that ranks the points: hr@K, ndcg@K, recall@K, map@K or mrr; of rankers auc, "
+        "gauc, logloss or ne (less is better for both), with several labels as in auc/click (default: auc of the first label)",
     )
     test: bool = Field(
         True, description="also evaluate every finished trial on the test split, once; no rank depends on it"

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from cluster.study.trials import Trial, what_it_is
 from trainer.errors import UserError
-from trainer.evaluation.outputs import FIGURES_VERSION
 from trainer.storage.files import digest_of, hash_file, write_json_atomically
+from trainer.tasks.outputs import FIGURES_VERSION
 
 FILE = "trial.json"
 

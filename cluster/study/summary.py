@@ -14,7 +14,7 @@ from cluster.study.costing import Costing, Unit, unit_of
 from cluster.study.effects import Effect, effects
 from cluster.study.statistics import Estimate, pareto_front
 from cluster.study.trials import Plan
-from trainer.evaluation.ranking.names import larger_is_better
+from trainer.tasks.metrics import larger_is_better
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ from cluster.config.run_config import Config, check_config, identity, is_among
 from cluster.study.config import RangeConfig, StudyConfig, StudyFile, with_settings
 from models.ranking.config import RankingConfig, learned_labels
 from trainer.errors import UserError
-from trainer.evaluation.ranking.names import LARGER_IS_BETTER, name_among, name_of
+from trainer.evaluation.ranking.names import name_among
 from trainer.settings import changed_settings
 from trainer.storage.files import digest_of
+from trainer.tasks.metrics import selection_names
 
 # What a study sets itself.
 RESERVED = ("run", "study", "base")
@@ -130,10 +131,8 @@ def _metric_complaint(study: StudyConfig, trials: list[Trial]) -> list[str]:
 
 def metrics_of(config: Config) -> list[str]:
     """Return the metrics by which trials of a config can be ranked, as its evaluation calls them."""
-    if isinstance(config.model, RankingConfig):
-        labels = tuple(learned_labels(config.model, config.logs.labels))
-        return [name_of(metric, label, labels) for label in labels for metric in LARGER_IS_BETTER]
-    return [*(f"{metric}@{k}" for metric in ("hr", "ndcg") for k in sorted(set(config.evaluate.ks))), "mrr"]
+    labels = tuple(learned_labels(config.model, config.logs.labels)) if isinstance(config.model, RankingConfig) else ()
+    return selection_names(config.model.task, config.evaluate.ks, labels)
 
 
 def metric_in(config: Config, metric: str) -> str:
