@@ -26,9 +26,9 @@ from trainer.config import (
 from trainer.data.inputs import check_bags, used_specs
 from trainer.data.logs.config import LogsConfig, feature_specs
 from trainer.errors import UserError
-from trainer.evaluation.ranking.names import LARGER_IS_BETTER, name_of
 from trainer.job import Job
 from trainer.settings import flatten
+from trainer.tasks.metrics import unusable_reason
 
 MAX_SECONDS = 10_000_000.0  # 115 days; torch and Ray count in 64 bits of nanoseconds
 
@@ -172,16 +172,10 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
         stopping = self.train.early_stopping
         if stopping is None:
             return
-        setting = f"train.early_stopping.metric = {stopping.metric!r}"
-        if isinstance(self.model, RankingConfig):
-            labels = tuple(self.model.labels or self.logs.labels)
-            known = [name_of(metric, label, labels) for metric in LARGER_IS_BETTER for label in labels]
-            if stopping.metric not in known:
-                raise ValueError(f"{setting}: a model of these labels has {', '.join(known)}")
-        elif not re.match(r"(hr|ndcg)@|mrr$", stopping.metric):
-            raise ValueError(f"{setting}: a model of the next item has hr@K, ndcg@K and mrr")
-        elif "@" in stopping.metric and int(stopping.metric.split("@")[1]) not in self.evaluate.ks:
-            raise ValueError(f"{setting} needs {stopping.metric.split('@')[1]} among evaluate.ks = {self.evaluate.ks}")
+        labels = tuple(self.model.labels or self.logs.labels) if isinstance(self.model, RankingConfig) else ()
+        reason = unusable_reason(stopping.metric, self.model.task, self.evaluate.ks, labels)
+        if reason is not None:
+            raise ValueError(f"train.early_stopping.metric = {stopping.metric!r}: {reason}")
 
     @property
     def ids_of_tables(self) -> dict[str, IdsConfig]:

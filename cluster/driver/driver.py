@@ -21,8 +21,8 @@ from cluster.ray_cluster.session import RaySession
 from cluster.workers.group import Workers
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import Split
-from trainer.evaluation.outputs import Summary
 from trainer.job import Outcome
+from trainer.tasks.outputs import Summary
 
 
 @dataclass(frozen=True)

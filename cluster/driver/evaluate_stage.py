@@ -18,8 +18,8 @@ from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.errors import UserError
-from trainer.evaluation.outputs import Summary, are_there, summary_of, write_outputs, write_report
 from trainer.storage.files import digest_of
+from trainer.tasks.outputs import Summary, are_there, summary_of, write_outputs, write_report
 
 
 def run_evaluate_stages(

@@ -10,13 +10,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from trainer.evaluation.next_item.results import Results
-from trainer.evaluation.outputs import Summary
 from trainer.evaluation.ranking.results import RankingResults
+from trainer.tasks.metrics import headline_names
+from trainer.tasks.outputs import Summary
 
 LOG_EVERY_SECONDS = 10.0
 STAGE_WIDTH = 8  # columns of the live line for the name of the stage
 BAR_WIDTH = 20
-SHOWN = ("hr@10", "ndcg@10", "mrr", "auc", "gauc", "ne")  # of the metrics of a validation, of each label
 
 
 def plain_console(**options: Any) -> Console:
@@ -141,8 +141,7 @@ def duration_text(seconds: float) -> str:
 
 
 def _figures(metrics: dict[str, float]) -> str:
-    shown = {name: value for name, value in metrics.items() if name.split("/")[0] in SHOWN}
-    return "  ".join(f"{name} {value:.4f}" for name, value in (shown or metrics).items())
+    return "  ".join(f"{name} {metrics[name]:.4f}" for name in headline_names(metrics) or metrics)
 
 
 def results_table(results: Summary) -> Table:

@@ -8,7 +8,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.errors import UserError
-from trainer.metrics_log import Ledger, MetricsLog, read_metrics, truncate_after
+from trainer.metrics_log import (
+    ATTEMPTS,
+    Ledger,
+    MetricsLog,
+    TrainingTime,
+    read_metrics,
+    read_training_time,
+    truncate_after,
+)
 
 
 def lines_of(path: Path) -> list[dict]:
@@ -107,3 +115,19 @@ def test_every_rank_has_its_own_ledger(tmp_path):
         ledger.write(1, [rank])
         ledger.close()
     assert [lines_of(tmp_path / "ledger" / f"rank-{rank}.jsonl")[0]["row_ids"] for rank in range(2)] == [[0], [1]]
+
+
+def test_the_time_of_training_is_summed_over_attempts(tmp_path, monkeypatch):
+    clock = iter([100.0, 100.0, 130.0, 500.0, 500.0, 520.0])
+    monkeypatch.setattr("trainer.metrics_log._now", lambda: next(clock))
+    for resume_step in (0, 1):
+        log = MetricsLog(tmp_path, resume_step)
+        log.write(resume_step + 1, "train", {"loss": 1.0})
+        log.close()
+    assert read_training_time(tmp_path) == TrainingTime(seconds=50.0, ended=520.0)
+
+
+def test_without_a_record_the_time_of_training_is_unknown(tmp_path):
+    assert read_training_time(tmp_path) is None
+    (tmp_path / ATTEMPTS).write_text("[[1, ")
+    assert read_training_time(tmp_path) is None

@@ -71,6 +71,7 @@ class Evaluations:
             results[split] = Results("next_item", split, "step", {}, 1, 1, 0, metrics, {}, {}, {}, [])
             write_json_atomically(folder / "metrics.json", asdict(results[split]))
             pq.write_table(pa.table({"user": [1]}), folder / "per_user.parquet")
+            (folder / "examples.json").write_text("[]")
             (folder / "report.html").write_text("page")
         return results
 

@@ -14,13 +14,14 @@ from trainer.evaluation.confidence import (
     Range,
     difference_interval,
     mean_interval,
-    range_of,
     score_interval,
     wilson,
 )
 from trainer.evaluation.next_item.metrics import intervals
 from trainer.evaluation.ranking.intervals import intervals_of
-from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, metrics_of, sums_of
+from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.metrics import metrics_of
+from trainer.tasks.metrics import range_of
 
 DRAWS = 2000
 DIFFERENCES = SHARE.of_differences

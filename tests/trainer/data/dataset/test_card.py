@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -331,7 +332,28 @@ def test_times_are_shown_as_dates_of_timestamps_and_as_they_are_of_integers(tmp_
     write_log(tmp_path / "numbers/logs/a.parquet", rows)
     _, values, page = made(config_at(tmp_path / "numbers"))
     assert values["time"]["last_text"] == str(max(row["time"] for row in rows))
-    assert "UTC" not in Page(page).text
+    assert "(UTC)" not in Page(page).text
+    assert f"{values['time']['last_text']} UTC" not in Page(page).text
+
+
+def test_integer_times_of_a_clock_are_shown_as_dates(tmp_path: Path) -> None:
+    rows = [row | {"time": 1_700_000_000 + 3600 * row["time"]} for row in random_rows(200)]
+    write_log(tmp_path / "logs/a.parquet", rows)
+    _, values, page = made(config_at(tmp_path))
+    assert (values["time"]["kind"], values["time"]["unit"]) == ("integer", "seconds")
+    last = datetime.fromtimestamp(max(row["time"] for row in rows), UTC).strftime("%Y-%m-%d %H:%M:%S")
+    assert values["time"]["last_text"] == last
+    assert f"to {last} UTC" in Page(page).text
+    assert "first (UTC)" in Page(page).text
+
+
+def test_the_card_names_settings_that_differ_from_their_defaults(tmp_path: Path) -> None:
+    write_log(tmp_path / "logs/a.parquet", random_rows(200))
+    _, _, page = made(config_at(tmp_path))
+    text = " ".join(Page(page).text.split())
+    settings = text[text.index("Settings that decide the content") :]
+    assert "split.kind leave_one_out" in settings
+    assert "logs.duplicates" not in settings
 
 
 def test_places_in_a_history_are_no_clock(tmp_path: Path) -> None:

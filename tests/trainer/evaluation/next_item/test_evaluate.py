@@ -20,7 +20,8 @@ from tests.trainer.evaluation.next_item.test_results import LastItemNext
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.stream.catalogue import read_catalogue
-from trainer.evaluation.next_item.evaluate import Evaluator, write_ranks
+from trainer.evaluation.next_item.evaluate import Evaluator, write_user_rows
+from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import merge_parts
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import Job
@@ -69,7 +70,7 @@ def written(tmp_path: Path, job: Job) -> list[dict[str, Any]]:
     manifest = read_manifest(job.dataset_dir)
     model: Any = Walk(manifest.num_item_rows)
     vocabulary = read_vocabulary(job.dataset_dir, manifest)
-    write_ranks(evaluator_of(job), model, vocabulary, tmp_path / "parts", lambda done, total: None)
+    write_user_rows(evaluator_of(job), model, vocabulary, tmp_path / "parts", lambda done, total: None)
     rows = [row for part in manifest.parts for row in pq.read_table(job.dataset_dir / part.path).to_pylist()]
     found = merge_parts(tmp_path / "parts").to_pylist()
     return [{**user, "row": rows[user["row_id"]]} for user in found]
@@ -156,4 +157,4 @@ def test_means_while_training_are_those_of_all_ranks(rank_pool: RankPool, tmp_pa
     for of_rank in rank_pool.run(2, means, job):
         assert of_rank == pytest.approx(alone)
     first_only = replace(job, evaluate=job.evaluate.model_copy(update={"ks": [1]}))
-    assert set(means(ALONE, first_only)) == {"hr@1", "ndcg@1", "mrr"}
+    assert set(means(ALONE, first_only)) == {metric.value_name(1) for metric in METRICS if metric.of_users is not None}

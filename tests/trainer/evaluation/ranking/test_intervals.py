@@ -6,7 +6,8 @@ import pytest
 from tests.trainer.evaluation.ranking.scored import random_judged
 from trainer.evaluation.confidence import wilson
 from trainer.evaluation.ranking.intervals import intervals_of, standard_errors
-from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, metrics_of, sums_of
+from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.metrics import metrics_of
 
 
 def metrics_and_intervals(judged: Judged) -> tuple[dict[str, float], dict[str, list[float]]]:

@@ -9,18 +9,21 @@ import torch
 from torchmetrics.classification import BinaryAUROC
 
 from tests.trainer.evaluation.ranking.scored import plain_auc, plain_metrics, random_judged
-from trainer.evaluation.ranking.metrics import (
+from trainer.evaluation.ranking.judged import (
     Judged,
     Sums,
     auc_of,
     auc_of_users,
     count_scores,
     merge_counts,
-    metrics_of,
     pairs_in_order,
     sums_of,
 )
-from trainer.evaluation.ranking.names import LARGER_IS_BETTER, METRICS, name_of
+from trainer.evaluation.ranking.metrics import METRICS, metrics_of
+from trainer.evaluation.ranking.names import name_of
+from trainer.tasks.metrics import larger_is_better
+
+NAMES = [metric.name for metric in METRICS]
 
 
 def all_metrics(judged: Judged) -> dict[str, float]:
@@ -42,7 +45,7 @@ def judged_of(scores: list[float], positive: list[int], user: list[int] | None =
 def test_metrics_equal_their_definitions(seed, negative_weight, levels):
     judged = random_judged(seed, levels=levels, negative_weight=negative_weight)
     found = all_metrics(judged)
-    assert tuple(found) == METRICS
+    assert list(found) == NAMES
     for name, value in plain_metrics(judged).items():
         assert found[name] == pytest.approx(value, rel=1e-9), name
 
@@ -95,7 +98,7 @@ def test_who_predicts_the_mean_has_an_ne_of_one():
 @pytest.mark.parametrize(
     ("judged", "undefined"),
     [
-        (judged_of([], []), set(METRICS)),
+        (judged_of([], []), set(NAMES)),
         (judged_of([1.0, 2.0], [0, 0]), {"auc", "gauc", "ne", "calibration"}),
         (judged_of([1.0, 2.0], [1, 1]), {"auc", "gauc", "ne"}),
         (judged_of([1.0, 2.0], [0, 1], [0, 1]), {"gauc"}),
@@ -168,4 +171,6 @@ def test_users_have_their_own_auc():
 def test_names():
     assert name_of("auc", "click", ("click",)) == "auc"
     assert name_of("gauc", "is_like", ("is_click", "is_like")) == "gauc/is_like"
-    assert set(LARGER_IS_BETTER) < set(METRICS)
+    assert larger_is_better("gauc/is_like")
+    assert not larger_is_better("logloss")
+    assert NAMES == ["auc", "gauc", "logloss", "ne", "calibration"]

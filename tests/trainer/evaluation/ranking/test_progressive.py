@@ -23,7 +23,7 @@ from tests.trainer.evaluation.ranking.worlds import (
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.days import Calendar, count_days
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
-from trainer.evaluation.ranking.metrics import probabilities
+from trainer.evaluation.ranking.judged import probabilities
 from trainer.evaluation.ranking.names import PRIOR_IMPRESSIONS
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
 
