@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cluster.config.run_config import FREE_TO_CHANGE, Config, is_among
+from cluster.config.run_config import Config
 from cluster.study.config import AssumedConfig, RandomConfig, RangeConfig, StudyConfig, VariantConfig
+from trainer.config.identity import FREE_TO_CHANGE, is_among
 
 _INTRODUCTION = """\
 # Configuration

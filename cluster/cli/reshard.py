@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config.file import apply_override, read_values
-from cluster.config.run_config import at_default, check_config, identity, job_of
+from cluster.config.run_config import check_config, job_of
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.checkpoint.reshard import reshard
+from trainer.config.identity import at_default, identity
 from trainer.data.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
 from trainer.placement.plan import plan_tables
@@ -53,7 +54,7 @@ def run(path: Path, folder: Path, config_file: str | None, settings: list[str]) 
             f"checkpoint {path}: was made from another dataset than {job.dataset_dir}; set run.dataset to its own"
         )
     plan = plan_tables(job, dataset, config.cluster.num_workers, config.cluster.device).plan
-    written = reshard(found, folder, plan, job.tables, job.config)
+    written = reshard(found, folder, plan, config.tables, job.config_values)
     files = checkpoint_folder.read(written).files.values()
     placed = ", ".join(f"{name} {table.sharding}" for name, table in plan.tables.items())
     return Resharded(str(written), plan.world_size, sum(file["num_bytes"] for file in files), placed)

@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cluster.config.explain import explain
 from cluster.config.file import apply_override, refuse_unusable
-from cluster.config.run_config import ClusterConfig, explain
+from cluster.config.run_config import ClusterConfig
 from cluster.data.synth import synthesize
 from cluster.ray_cluster.session import ray_session
 from trainer.data.synthetic.impression_world import ImpressionConfig

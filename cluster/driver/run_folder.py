@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from cluster.config.run_config import Config, check_config, identity
+from cluster.config.run_config import Config, check_config
+from trainer.config.identity import identity
 from trainer.errors import UserError
 from trainer.settings import changed_settings
 from trainer.storage.files import write_json_atomically

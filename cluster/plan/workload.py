@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from cluster.config.explain import explain
 from cluster.config.file import apply_override
-from cluster.config.run_config import explain
 from sharding.config import CommunicationConfig, DevicesConfig, Kernel, Sharding, SparseOptimizer, TableConfig
 from sharding.planning.load import TableLoad
 from trainer.errors import UserError

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from cluster.config.explain import explain
 from cluster.config.file import apply_override, read_values
-from cluster.config.run_config import explain
 from trainer.errors import UserError
 
 Value = Any  # what a setting of the config may be is for the config to say

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cluster.config.run_config import Config, check_config, identity, is_among
+from cluster.config.run_config import Config, check_config
 from cluster.study.config import RangeConfig, StudyConfig, StudyFile, with_settings
+from trainer.config.identity import identity, is_among
 from trainer.errors import UserError
 from trainer.settings import changed_settings
 from trainer.storage.files import digest_of

@@ -33,15 +33,17 @@ def write_outputs(job: Job, split: Split, checkpoint: str, parts: Path) -> Summa
     folder, manifest = parts.parent, read_manifest(job.dataset_dir)
     vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
     summary: Summary
-    if isinstance(job.model, RankingConfig):
-        labels = tuple(learned_labels(job.model, manifest.labels["names"]))
+    if isinstance(job.config.model, RankingConfig):
+        labels = tuple(learned_labels(job.config.model, manifest.labels["names"]))
         found = ranking_results.merge_parts(parts, labels)
         ticks = _ticks(job, manifest)
-        summary = ranking_results.summarize(found, split, checkpoint, manifest, job.model.max_history, ticks)
+        summary = ranking_results.summarize(found, split, checkpoint, manifest, job.config.model.max_history, ticks)
         ranking_results.write(folder, summary, found, vocabulary.values)
     else:
         merged = results.merge_parts(parts)
-        summary, columns = results.summarize(merged, split, checkpoint, job.evaluate, manifest, vocabulary.train_events)
+        summary, columns = results.summarize(
+            merged, split, checkpoint, job.config.evaluate, manifest, vocabulary.train_events
+        )
         results.write(folder, summary, merged, columns, vocabulary.values)
     write_report(job, summary, manifest, folder)
     return summary
@@ -54,10 +56,10 @@ def write_report(job: Job, summary: Summary, manifest: Manifest, folder: Path) -
         by_day = day_results(history, tuple(summary.labels))
         if by_day is not None:
             write_json_atomically(folder.parent / "progressive.json", asdict(by_day))
-        page = ranking_report.render(summary, folder, manifest.counts, job.config, history, by_day)
+        page = ranking_report.render(summary, folder, manifest.counts, job.config_values, history, by_day)
     else:
         ranks, popularity_ranks = results.read_ranks(folder)
-        page = report.render(summary, manifest.counts, job.config, history, ranks, popularity_ranks)
+        page = report.render(summary, manifest.counts, job.config_values, history, ranks, popularity_ranks)
     path = folder / "report.html"
     write_text_atomically(path, page)
     return path
@@ -81,6 +83,6 @@ def summary_of(values: dict[str, Any]) -> Summary:
 def _ticks(job: Job, manifest: Manifest) -> int | None:
     """Of the logs' times per second; none if these are not a clock's."""
     try:
-        return ticks_per_second(manifest, job.model)
+        return ticks_per_second(manifest, job.config.model)
     except UserError:
         return None

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from cluster.config.run_config import Config, identity, job_of, load_config
+from cluster.config.run_config import Config, job_of, load_config
 from cluster.driver.stage_inputs import training_inputs
 from cluster.study.config import read_study
 from cluster.study.trials import plan_trials, what_it_is
+from trainer.config.identity import identity
 from trainer.data.dataset.folder import Request
 from trainer.storage.files import digest_of
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster.config.run_config import at_default, check_config, identity, load_config
+from cluster.config.run_config import check_config, load_config
+from trainer.config.identity import at_default, identity
 from trainer.errors import UserError
 from trainer.settings import flatten
 
@@ -55,6 +56,9 @@ def test_defaults_are_complete():
         ({**LOGS, "model": {"encoder": {"kind": "sasrek"}}}, "model.encoder.kind: no such choice 'sasrek'; choose 'sasrec'"),
         ({**LOGS, "model": {"objective": {"kind": "bpr"}}}, "model.objective.kind: no such kind 'bpr'; choose one of"),
         ({**LOGS, "split": {"kind": "random"}}, "split.kind: no such kind 'random'"),
+        ({**LOGS, "train": 5}, "train: must be a table of settings (got 5)"),
+        ({**LOGS, "tables": {"item": 5}}, "tables.item: must be a table of settings (got 5)"),
+        ({"logs": {"path": "x", "latest_time": {}}}, "\n  logs.latest_time: must be a valid integer"),
         ({}, "logs: is missing"),
         ({"logs": {}}, "logs.path: is missing; add it to the config or pass --set logs.path=..."),
         ({**LOGS, "train": {"epochs": "ten"}}, "train.epochs: must be a valid integer (got 'ten')"),

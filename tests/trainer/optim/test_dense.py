@@ -8,7 +8,7 @@ from torch import Tensor
 from models.config import NextItemConfig
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.optim.dense import dense_optimizer
 from trainer.optim.lion import Lion
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainer.config import EvaluateConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.evaluation.next_item.metrics import intervals, means, user_metrics

@@ -1,49 +1,12 @@
-"""Settings of splits, training, checkpoints and evaluation (those of logs: trainer/data/logs/config.py). Imports no torch."""
+"""The section `[train]`: training, early stopping and daily training."""
 
 import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+_DEFAULT_BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
 Precision = Literal["float32", "bfloat16"]
-
-
-class LeaveOneOutConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Each user's last event is the test target, the one before it the validation target."""
-
-    kind: Literal["leave_one_out"] = Field("leave_one_out", description="which split")
-    min_events: int = Field(
-        3, ge=3, description="users with fewer events are trained on, and neither validated nor tested"
-    )
-    validation_share: float = Field(
-        1.0,
-        gt=0.0,
-        le=1.0,
-        description="share of users who are validated, chosen by a hash of their ids; of the others the event before the last is "
-        "trained on",
-    )
-
-
-class GlobalTimeConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Events before `validation_time` train, those before `test_time` validate, the rest test."""
-
-    kind: Literal["global_time"] = Field(description="which split")
-    validation_time: int | str = Field(
-        description="first moment of the validation period: an integer in the unit of the time column, or an ISO date or "
-        "date and time (UTC) where that column holds timestamps"
-    )
-    test_time: int | str = Field(description="first moment of the test period, in the same form")
-
-    @model_validator(mode="after")
-    def _times_in_order(self) -> "GlobalTimeConfig":
-        if type(self.validation_time) is not type(self.test_time):
-            raise ValueError("validation_time and test_time must have the same form: two integers or two ISO dates")
-        if not self.validation_time < self.test_time:  # type: ignore[operator]
-            raise ValueError("validation_time must be earlier than test_time")
-        return self
-
-
-SplitConfig = Annotated[LeaveOneOutConfig | GlobalTimeConfig, Field(discriminator="kind")]
 
 
 class EarlyStoppingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -214,44 +177,3 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def needs_the_end(self) -> bool:
         """Whether the rate of a step depends on how many steps there will be."""
         return self.schedule not in ("constant", "inverse_sqrt")
-
-
-def daily_training_reason(train: TrainConfig, split: LeaveOneOutConfig | GlobalTimeConfig, task: str) -> str | None:
-    """What stands against train.days, or none."""
-    if train.days is None:
-        return None
-    if task != "ranking":
-        return f"train.days goes through impressions, and model.task = {task!r} has none; leave out [train.days]"
-    if split.kind != "global_time":
-        return 'train.days needs split.kind = "global_time": what is trained has to end before what is held out begins'
-    return None
-
-
-_DEFAULT_BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
-
-
-class CheckpointConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """When to save, and how many checkpoints to keep."""
-
-    every_steps: int | None = Field(
-        None, ge=1, description="steps between checkpoints, besides those at evaluations, stops and the end"
-    )
-    keep: int = Field(2, ge=1, description="newest checkpoints kept; the best one is kept besides")
-
-
-class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Full-catalogue evaluation on held-out events."""
-
-    ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field(
-        default_factory=lambda: [1, 5, 10, 20, 50],
-        min_length=1,
-        description="cut-offs K of hr@K, ndcg@K and coverage@K",
-    )
-    mask_seen: bool = Field(True, description="never rank items of the user's own history")
-    targets: Literal["all", "first"] = Field(
-        "all", description="of several held-out events of a user: all as one set, or only the first"
-    )
-    batch_size: int = Field(512, ge=1, description="histories scored at a time, all workers together")
-    score_block_items: int = Field(
-        65536, ge=16, description="items scored at a time on each worker; bounds memory to batch x block numbers"
-    )
