@@ -44,17 +44,13 @@ def run(path: Path, folder: Path, config_file: str | None, settings: list[str]) 
         )
     job = job_of(config)
     dataset = read_manifest(job.dataset_dir)
-    if found.manifest.dataset_digest in dataset.grown_from:
-        raise CheckpointError(
-            f"checkpoint {path}: logs were appended to {job.dataset_dir} since, and their items need rows that it does not have; "
-            'train on with them first (run.new_logs = "continue"), which loads it on any number of workers'
-        )
-    if dataset.digest != found.manifest.dataset_digest:
+    grew = found.manifest.dataset_digest in dataset.grown_from
+    if not grew and dataset.digest != found.manifest.dataset_digest:
         raise CheckpointError(
             f"checkpoint {path}: was made from another dataset than {job.dataset_dir}; set run.dataset to its own"
         )
     plan = plan_tables(job, dataset, config.cluster.num_workers, config.cluster.device).plan
-    written = reshard(found, folder, plan, config.tables, job.config_values)
+    written = reshard(found, folder, plan, config.tables, job.config_values, tables_grew=grew)
     files = checkpoint_folder.read(written).files.values()
     placed = ", ".join(f"{name} {table.sharding}" for name, table in plan.tables.items())
     return Resharded(str(written), plan.world_size, sum(file["num_bytes"] for file in files), placed)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from cluster.config.explain import explain
 from cluster.config.file import apply_override, read_values
+from trainer.config.defaults import metric_of_rankers
 from trainer.errors import UserError
 
 Value = Any  # what a setting of the config may be is for the config to say
@@ -71,6 +72,9 @@ class AssumedConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     items: int = Field(10_000, ge=1, description="items of the catalogue")
     history: int | None = Field(None, ge=1, description="events of a history; none takes model.max_history")
+    impressions: int = Field(
+        10, ge=1, description="of a ranker: impressions of a user, all after the events of the history"
+    )
 
 
 class StudyConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -85,8 +89,9 @@ class StudyConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     metric: str = Field(
         "ndcg@10",
-        pattern=r"^(hr|ndcg)@[1-9][0-9]*$|^mrr$",
-        description="by which variants are ranked, on the validation split",
+        pattern=r"^(hr|ndcg)@[1-9][0-9]*$|^mrr$|^(auc|gauc|logloss|ne)(/.+)?$",
+        description="metric of the validation split that ranks the points: hr@K, ndcg@K or mrr; of rankers auc, gauc, logloss or "
+        "ne (less is better for the last two), with several labels of one of them as in auc/click, and auc of the first by default",
     )
     test: bool = Field(
         True, description="also evaluate every finished trial on the test split, once; no rank depends on it"
@@ -151,6 +156,9 @@ def read_study(path: str | Path, overrides: list[str] | None = None) -> StudyFil
     settings = values.pop("study", None)
     if not isinstance(settings, dict):
         raise UserError(f"study {path}: has no [study]; a single config is run by `shoal run {path}`")
+    metric = metric_of_rankers(values)
+    if metric is not None:
+        settings = {"metric": metric, **settings}
     try:
         study = StudyConfig.model_validate(settings)
     except ValidationError as error:

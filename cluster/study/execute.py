@@ -7,6 +7,7 @@ fails reports it as a result; the others go on.
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import threading
@@ -113,8 +114,8 @@ class _Progress(tune.Callback):  # type: ignore[misc]
     ) -> None:
         found = result.get("validation")
         if found is not None:
-            metric = "ndcg@10" if "ndcg@10" in found else "mrr"
-            text = f"{self._name(trial)}: step {found['step']:,}, {metric} {found[metric]:.4f}"
+            metric = self._tasks[trial.config["number"]].metric
+            text = f"{self._name(trial)}: step {found['step']:,}, {metric} {_figure(found[metric])}"
             self._view.advance("study", len(self.ended), len(self._tasks), text)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -134,6 +135,10 @@ class _Progress(tune.Callback):  # type: ignore[misc]
 
     def _name(self, trial: Any) -> str:
         return str(self._tasks[trial.config["number"]].trial.name)
+
+
+def _figure(value: float) -> str:
+    return "is not defined" if math.isnan(value) else f"{value:.4f}"
 
 
 def in_order(tasks: list[Task]) -> list[Task]:

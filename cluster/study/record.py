@@ -16,23 +16,20 @@ FILE = "trial.json"
 
 @dataclass(frozen=True)
 class Record:
-    """status: "done" once everything was evaluated; digest: of settings and dataset, for which that holds.
+    """What a trial came to, over all its attempts."""
 
-    attempts: times that it was started; train_seconds: of the training loop, validation and checkpoints included, over all
-    attempts in which it came to its end; events_per_second: input events that all workers trained, of the last attempt;
-    peak_bytes: the largest memory of a worker; results: hashes of the files with its figures.
-    """
-
-    status: Literal["running", "done", "failed"]
-    digest: str
-    attempts: int = 0
+    status: Literal["running", "done", "failed"]  # done once everything was evaluated
+    digest: str  # of settings and dataset, for which that holds
+    attempts: int = 0  # times that it was started
+    # Of the training loop, validation and checkpoints included, over all attempts in which it came to its end.
     train_seconds: float = 0.0
-    events_per_second: float | None = None
-    peak_bytes: int | None = None
+    events_per_second: float | None = None  # input events that all workers trained, of the last attempt
+    peak_bytes: int | None = None  # the largest memory of a worker
     steps: int = 0
     best_step: int | None = None
     reason: str = ""
-    results: dict[str, str] = field(default_factory=dict)
+    results: dict[str, str] = field(default_factory=dict)  # hashes of the files with its figures
+    targets_per_second: float | None = None  # as events_per_second; of a ranker, impressions
 
 
 def digest_for(trial: Trial, dataset_digest: str, splits: list[str]) -> str:

@@ -26,12 +26,13 @@ OnValidation = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A trial, the digest under which it counts as done, and the splits to evaluate."""
+    """A trial that is to be run."""
 
     trial: Trial
-    digest: str
-    splits: tuple[Split, ...]
+    digest: str  # under which it counts as done
+    splits: tuple[Split, ...]  # to evaluate
     keep_checkpoints: bool
+    metric: str  # that is shown while it runs, as its evaluation calls it
 
 
 class _Watch(View):
@@ -85,12 +86,15 @@ def _run(task: Task, record: Record, on_validation: OnValidation) -> Record:
         record,
         train_seconds=record.train_seconds + watch.seconds,
         peak_bytes=max((n for n in (record.peak_bytes, watch.peak_bytes) if n is not None), default=None),
-        events_per_second=_speed(task) or record.events_per_second,
+        events_per_second=_speed(task, "events") or record.events_per_second,
+        targets_per_second=_speed(task, "targets") or record.targets_per_second,
     )
     write_record(run_dir, record)
     return record
 
 
-def _speed(task: Task) -> float | None:
+def _speed(task: Task, what: str) -> float | None:
+    """Return the last measured speed; None where there is none, also of a run of an earlier version."""
     lines = [line for line in read_metrics(task.trial.config.run_dir / "metrics.jsonl") if line["kind"] == "train"]
-    return float(lines[-1]["events_per_second"]) if lines else None
+    speed: float | None = lines[-1].get(f"{what}_per_second") if lines else None
+    return speed

@@ -15,8 +15,10 @@ import numpy as np
 
 from cluster.config.run_config import Config, check_config
 from cluster.study.config import RangeConfig, StudyConfig, StudyFile, with_settings
+from models.ranking.config import RankingConfig, learned_labels
 from trainer.config.identity import identity, is_among
 from trainer.errors import UserError
+from trainer.evaluation.ranking.names import LARGER_IS_BETTER, name_among, name_of
 from trainer.settings import changed_settings
 from trainer.storage.files import digest_of
 
@@ -114,10 +116,32 @@ def plan_trials(file: StudyFile) -> Plan:
 
 
 def _metric_complaint(study: StudyConfig, trials: list[Trial]) -> list[str]:
-    _, _, cut_off = study.metric.partition("@")
-    if cut_off and any(int(cut_off) not in trial.config.evaluate.ks for trial in trials):
-        return [f"study.metric = {study.metric!r} needs {cut_off} among evaluate.ks"]
+    """Return what is wrong with the metric: the first trial that is not measured by it says it for all that have its metrics."""
+    setting = f"study.metric = {study.metric!r}"
+    for trial in trials:
+        measured = metrics_of(trial.config)
+        if metric_in(trial.config, study.metric) in measured:
+            continue
+        _, _, cut_off = study.metric.partition("@")
+        if cut_off and not isinstance(trial.config.model, RankingConfig):
+            return [f"{setting} needs {cut_off} among evaluate.ks"]
+        return [f"{setting} is no metric of {trial.name}; its model has {', '.join(measured)}"]
     return []
+
+
+def metrics_of(config: Config) -> list[str]:
+    """Return the metrics by which trials of a config can be ranked, as its evaluation calls them."""
+    if isinstance(config.model, RankingConfig):
+        labels = tuple(learned_labels(config.model, config.logs.labels))
+        return [name_of(metric, label, labels) for label in labels for metric in LARGER_IS_BETTER]
+    return [*(f"{metric}@{k}" for metric in ("hr", "ndcg") for k in sorted(set(config.evaluate.ks))), "mrr"]
+
+
+def metric_in(config: Config, metric: str) -> str:
+    """Return what the evaluation of a config calls a metric of the study. A model of one label leaves the label out."""
+    if not isinstance(config.model, RankingConfig):
+        return metric
+    return name_among(metric, tuple(learned_labels(config.model, config.logs.labels)))
 
 
 def refuse_other_trials(plan: Plan) -> None:

@@ -1,5 +1,6 @@
 """A learning rate that is far too large ends a run with one message, and no checkpoint holds what it broke."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,27 @@ def break_losses(world: World, job: Job, steps: int, as_before: bool = False) ->
     finally:
         Optimizers.materialize_dense_state = whole  # type: ignore[method-assign]
     return [event["text"] for event in events if event["kind"] == "warning"]
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_every_skipped_step_is_recorded_also_the_one_that_ends_the_run(rank_pool, dataset, tmp_path, allowed):
+    train = {"max_nonfinite_steps": allowed, "ledger": True}
+    job = job_in(tmp_path / "run", dataset, train=train)
+    messages = rank_pool.run(2, message_of_broken_losses, job)
+    assert all(f"in {allowed + 1} steps in a row" in message for message in messages)
+    skipped = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "skipped"]
+    ledgers = [(tmp_path / "run" / f"ledger/rank-{rank}.jsonl").read_text().splitlines() for rank in range(2)]
+    trained = [[json.loads(line)["row_ids"] for line in lines] for lines in zip(*ledgers, strict=True)]
+    assert [row["step"] for row in skipped] == list(range(1, allowed + 2))
+    assert [row["row_ids"] for row in skipped] == trained
+
+
+def message_of_broken_losses(world: World, job: Job) -> str:
+    try:
+        break_losses(world, job, 100)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize("as_before", [False, True])

@@ -49,7 +49,12 @@ def succeed(*arguments: str) -> dict[str, Any]:
 
 def refused(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """The one message of a command that the user must mend."""
-    code, out, err = finish(shoal(*arguments, environment=environment))
+    return refused_by(shoal(*arguments, environment=environment))
+
+
+def refused_by(process: subprocess.Popen[str]) -> str:
+    """The one message of a command that was started and ends because of something that the user must mend."""
+    code, out, err = finish(process)
     assert code == 2, (out, err)
     assert "Traceback" not in out + err
     return err

@@ -32,11 +32,22 @@ def small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(folder: Path) -> None:
-    """Leave no byte free."""
-    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+FILLER = "filler"
+
+
+def fill(folder: Path, free_bytes: int = 0) -> None:
+    """Leave so many bytes free, in whole pages."""
+    page = bytes(4096)
+    with (folder / FILLER).open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize >= free_bytes + len(page):
+            file.write(page)
+
+
+def temporary_files(folder: Path) -> list[str]:
+    """Files and folders that only an unfinished write leaves."""
+    return sorted(
+        path.name for path in folder.rglob("*") if path.name.startswith(".") and path.name not in (".lock", ".metadata")
+    )
 
 
 class FailingWrites:

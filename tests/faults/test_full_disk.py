@@ -16,7 +16,7 @@ from cluster.study.trials import Trial
 from cluster.workers.group import WorkersFailedError
 from sharding.world import World
 from tests.contracts.test_nonfinite import run
-from tests.faults.full_disk import FailingWrites, fill, small_disk
+from tests.faults.full_disk import FailingWrites, fill, small_disk, temporary_files
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
@@ -45,18 +45,12 @@ def ends(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capfd: pytest.Ca
     return (code if isinstance(code, int) else 0), capfd.readouterr().err
 
 
-def left_in(folder: Path) -> list[str]:
-    return sorted(
-        path.name for path in folder.rglob("*") if path.name.startswith(".") and path.name not in (".lock", ".metadata")
-    )
-
-
 def assert_one_message(code: int, message: str, folder: Path) -> None:
     assert code == 2, message
     assert "Traceback" not in message
     assert str(folder) in message
     assert any(word in message for word in ("space", "disk")), message
-    assert left_in(folder) == []
+    assert temporary_files(folder) == []
 
 
 def test_synth_and_plan_and_status_of_a_full_disk(tmp_path, monkeypatch, capfd):
@@ -128,7 +122,7 @@ def test_a_failure_that_cannot_be_recorded_is_still_the_one_that_is_told(tmp_pat
     with pytest.raises(driver.RunFailedError, match="rank 0 died") as caught:
         driver._recorded(record, {"train": "inputs"}, failing_with(WorkersFailedError("rank 0 died", "trace")))
     assert "failure.log" not in str(caught.value)
-    assert left_in(tmp_path) == []
+    assert temporary_files(tmp_path) == []
 
 
 def test_the_lock_of_a_run_on_a_full_disk_is_still_a_lock(tmp_path):
@@ -170,7 +164,7 @@ def test_a_disk_that_fills_while_training_leaves_a_run_that_resumes(rank_pool, d
     [message] = rank_pool.run(1, run_on_full_disk, job, broken, at)
     assert "No space left" in message or "no space is left" in message
     assert str(tmp_path / "run" / broken.split("/")[0]) in message
-    assert left_in(tmp_path / "run") == []
+    assert temporary_files(tmp_path / "run") == []
     assert rank_pool.run(1, run, job)[0][0] == ""
     newest, complaints = checkpoint_folder.newest(tmp_path / "run" / "checkpoints")
     assert newest is not None
@@ -188,9 +182,10 @@ def test_a_checkpoint_on_a_full_disk_leaves_no_attempt(rank_pool, dataset, tmp_p
             except OSError as error:
                 messages.append(disk_refusal(error))
         for message in messages:
-            assert "space" in message
-            assert str(disk) in message
-        assert left_in(disk) == []
+            assert "no space is left on the disk. Free some" in message
+            assert str(disk / "run") in message
+            assert "/.step" not in message  # a name that the user never sees
+        assert temporary_files(disk) == []
         for path in checkpoint_folder.committed(disk / "run" / "checkpoints"):
             checkpoint_folder.verify(path)
 
@@ -203,7 +198,7 @@ def test_a_trial_on_a_full_disk_is_a_failed_trial(tmp_path, monkeypatch):
     from cluster.config.run_config import check_config
 
     config = check_config(job.config_values, "test")
-    task = study_trial.Task(Trial("a", 0, 1, config), "digest", ("validation",), True)
+    task = study_trial.Task(Trial("a", 0, 1, config), "digest", ("validation",), True, "ndcg@10")
     (tmp_path / "trial" / "dataset").mkdir(parents=True)
     FailingWrites(monkeypatch, tmp_path / "trial", 1)
     record = study_trial.run_trial(task, lambda event: None)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from tests.settings.entries_devices import of_devices_in
 from tests.settings.entry import Entry, Settings
 from tests.settings.logs import CALIBRATED
 from tests.settings.observations_of_clusters import (
@@ -49,25 +50,7 @@ CLUSTER = (
 
 PLAN = (
     Entry("plan.devices_per_host", 2, of_devices("devices_per_host"), 2, base=FOUR, free=PREDICTED),
-    *(
-        Entry(f"plan.{name}", "3GiB", of_devices(name), 3 * 1024**3, base=ON_GPUS, free=PREDICTED)
-        for name in (
-            "device_memory",
-            "host_memory",
-            "device_bandwidth",
-            "host_bandwidth",
-            "intra_host_bandwidth",
-            "inter_host_bandwidth",
-        )
-    ),
-    Entry(
-        "plan.reserved_fraction",
-        0.5,
-        of_devices("capacity_bytes"),
-        1024**3,
-        base={"plan.device_memory": "2GiB"},
-        free=PREDICTED,
-    ),
+    *of_devices_in("plan", of_devices, figures_base=ON_GPUS, free=PREDICTED),
     Entry("plan.calibration", "LOGS/calibration.json", calibrated_latency, CALIBRATED, free=PREDICTED),
     Entry("plan.measure", True, measured, True, free="look-ups are timed before the first step, and change no weight"),
     Entry(

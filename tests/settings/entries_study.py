@@ -15,6 +15,7 @@ from tests.settings.observations_of_studies import (
     seeds,
     splits_evaluated,
     table_parameters,
+    training_flops,
     trials,
     trials_at_once,
 )
@@ -49,6 +50,11 @@ VARIANTS = [
 NAMED = [{**VARIANTS[0], "name": "brief"}, VARIANTS[1]]
 CHANGED = [VARIANTS[0], {"name": "long", "settings": {"model.max_history": 12}}]
 OF_VARIANTS: Settings = {**ONE_SEED, "study.grid": {}, "study.variants": VARIANTS}
+OF_RANKERS: Settings = {
+    "logs.labels": ["click"],
+    "logs.history_label": "click",
+    "split": {"kind": "global_time", "validation_time": 6, "test_time": 8},
+}
 SECOND = {"study.grid": {"model.max_history": [4, 6], "train.batch_size": [8, 9]}}
 
 ENTRIES = (
@@ -114,4 +120,5 @@ ENTRIES = (
     ),
     Entry("study.assumed.items", 99, table_parameters, 100 * 8, world=WORLD),
     Entry("study.assumed.history", 2, events_per_history, 2.0, world=WORLD),
+    Entry("study.assumed.impressions", 30, training_flops, base=OF_RANKERS, world=WORLD),
 )

@@ -1,5 +1,6 @@
 """Entries of a workload, which `shoal plan` plans without logs."""
 
+from tests.settings.entries_devices import of_devices_in
 from tests.settings.entry import Entry, Settings
 from tests.settings.logs import CALIBRATED
 from tests.settings.observations_of_workloads import device, latency, load, replica_groups, seconds, tables
@@ -33,25 +34,7 @@ ENTRIES = (
     Entry(f"{TOPOLOGY}.device", "cpu", device("device"), "cpu", besides={f"{TOPOLOGY}.preset": None}, world=WORLD),
     Entry(f"{TOPOLOGY}.preset", "h200-141gb", device("device_bandwidth"), 4.8e12, world=WORLD),
     Entry(f"{TOPOLOGY}.devices_per_host", 4, device("devices_per_host"), 4, world=WORLD),
-    *(
-        Entry(f"{TOPOLOGY}.{name}", "3GiB", device(name), 3 * 1024**3, world=WORLD)
-        for name in (
-            "device_memory",
-            "host_memory",
-            "device_bandwidth",
-            "host_bandwidth",
-            "intra_host_bandwidth",
-            "inter_host_bandwidth",
-        )
-    ),
-    Entry(
-        f"{TOPOLOGY}.reserved_fraction",
-        0.5,
-        device("capacity_bytes"),
-        1024**3,
-        base={f"{TOPOLOGY}.device_memory": "2GiB"},
-        world=WORLD,
-    ),
+    *of_devices_in(TOPOLOGY, device, world=WORLD),
     Entry(f"{TOPOLOGY}.calibration", "LOGS/calibration.json", latency, CALIBRATED, world=WORLD),
     Entry(f"{TOPOLOGY}.replica_groups", 2, replica_groups, 2, world=WORLD),
 )

@@ -170,3 +170,10 @@ def table_parameters(lab: Lab, file: StudyFile) -> int:
 def events_per_history(lab: Lab, file: StudyFile) -> float:
     """Return the length of histories in a dry run."""
     return _cost(file).events_per_history
+
+
+def training_flops(lab: Lab, file: StudyFile) -> float:
+    """Return the training FLOPs of an impression in a dry run."""
+    cost = _cost(file)
+    assert cost.unit == "impression"
+    return cost.training_flops

@@ -40,5 +40,5 @@ def finished(
 
 
 def costing(flops: float) -> Costing:
-    """Of a model that takes so many FLOPs per event in training."""
+    """Of a model that takes so many FLOPs in training."""
     return Costing(flops / 3, flops, flops, 10.0, 30.0, 77, 1000, {"attention": flops}, 20.0, False)

@@ -32,6 +32,7 @@ from trainer.checkpoint.keys import model_names, step_key, tensors_of
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
 from trainer.optim.ema import WeightEma
+from trainer.storage.files import refusal_cause
 
 
 class _HashingStream(io.RawIOBase):
@@ -100,9 +101,10 @@ def save(
         raise NonFiniteWeightsError(
             f"checkpoint {folder}: step {step} not saved, not finite: {', '.join(broken)}", broken
         )
-    attempt = world.on_first(lambda: _explained(folder, lambda: checkpoint_folder.new_attempt(folder, step)))
+    final = folder / checkpoint_folder.name_of(step)
+    attempt = world.on_first(lambda: _explained(final, lambda: checkpoint_folder.new_attempt(folder, step)))
     try:
-        return _write(attempt, state, world, describe)
+        return _write(final, attempt, state, world, describe)
     except BaseException:
         # All ranks raise, but not all have stopped writing: what they leave behind now the next start removes.
         if world.is_first:
@@ -111,6 +113,7 @@ def save(
 
 
 def _write(
+    final: Path,
     attempt: Path,
     state: dict[str, Any],
     world: World,
@@ -122,11 +125,12 @@ def _write(
     try:
         dcp.save(state, storage_writer=writer)
     except CheckpointException as error:
-        raise CheckpointError(f"checkpoint {attempt}: could not be written ({_first_cause(error)})") from None
+        rank, cause = next(iter(error.failures.items()))
+        raise not_written(final, cause[0], f" by rank {rank}") from None
     files: dict[str, dict[str, Any]] = {}
     for written in world.gather_objects(hashing.written):
         files.update(cast(dict[str, dict[str, Any]], written))
-    return world.on_first(lambda: _explained(attempt, lambda: checkpoint_folder.commit(attempt, describe(files))))
+    return world.on_first(lambda: _explained(final, lambda: checkpoint_folder.commit(attempt, describe(files))))
 
 
 def load(
@@ -250,7 +254,13 @@ def _explained(path: Path, work: Callable[[], Path]) -> Path:
     try:
         return work()
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path}: could not be written ({error})") from None
+        raise not_written(path, error) from None
+
+
+def not_written(path: Path, error: BaseException, by: str = "") -> CheckpointError:
+    """Return the error of a checkpoint that could not be written, with what to do where a disk refused it."""
+    cause = refusal_cause(error) or first_line(error)
+    return CheckpointError(f"checkpoint {path}: could not be written{by}: {cause}")
 
 
 def _first_cause(error: BaseException) -> str:

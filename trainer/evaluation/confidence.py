@@ -8,12 +8,13 @@ means: the number of values that would have this error takes the place of their 
 
 Range        error(m)^2 is proportional to
 [0, 1]       m (1 - m), Wilson's interval
-[-1, 1]      (1 + m) (1 - m), the same, shifted and scaled
+[-1, 1]      (1 + m) (1 - m), the same, shifted and scaled; from values themselves see `difference_interval`
 [0, inf)     m, its limit for a range that grows
 (-inf, inf)  1, so that the interval is estimate -+ z error
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,9 +87,53 @@ def mean_interval(values: np.ndarray, within: Range) -> tuple[float, float]:
     """Return the interval of the mean of independent values (n,), at least one.
 
     With values of 0 and 1 it is Wilson's. A single value tells little: its interval is as wide as that of one value of 0 or 1.
+    In a range around 0 the values are paired differences.
     """
+    if within.low == -within.high and math.isfinite(within.high):
+        return difference_interval(values, within.high)
     error = float(values.std()) / math.sqrt(values.size)
     return score_interval(float(values.mean()), error, within, values.size)
+
+
+def difference_interval(values: np.ndarray, largest: float = 1.0) -> tuple[float, float]:
+    """Return the interval of the mean of paired differences (n,) in [-largest, largest]: a score interval (Tango 1998).
+
+    The error at a mean m is that of the most likely shares of values above and below 0 whose difference is m, so that a few values
+    other than 0 do not pass for all that there are. Tango's values are -1, 0 and 1. Others are divided by the size for which
+    their mean absolute value equals their mean square, as it does for his.
+    """
+    count, absolute = values.size, np.abs(values).mean()
+    # A single value does not tell how large others are.
+    size = float(np.square(values).mean() / absolute) if absolute > 0.0 and count > 1 else largest
+    mean = float(values.mean()) / size
+    below = float((absolute / size - mean) / 2)  # share of values of -1
+    above = below + mean
+    limit = largest / size
+
+    def fits(candidate: float) -> bool:
+        error = _error_of_difference(candidate, above, below, count)
+        return abs(mean - candidate) <= Z95 * error
+
+    low, high = (size * _last_that_fits(fits, mean, end) for end in (-min(limit, 1.0), min(limit, 1.0)))
+    return max(-largest, low), min(largest, high)
+
+
+def _error_of_difference(mean: float, above: float, below: float, count: int) -> float:
+    """Return the standard error of a mean difference where the mean is `mean`, from the observed shares (Tango 1998, section 2)."""
+    b = (2.0 - above + below) * mean - above - below
+    c = -below * mean * (1.0 - mean)
+    share = (math.sqrt(max(0.0, b * b - 8.0 * c)) - b) / 4.0  # the most likely share of values below 0
+    return math.sqrt(max(0.0, 2.0 * share + mean - mean * mean) / count)
+
+
+def _last_that_fits(fits: Callable[[float], bool], inside: float, end: float) -> float:
+    """Return the number between `inside`, which fits, and `end` up to which all fit, by bisection."""
+    if fits(end):
+        return end
+    for _ in range(60):
+        middle = (inside + end) / 2.0
+        inside, end = (middle, end) if fits(middle) else (inside, middle)
+    return inside
 
 
 def wilson(rate: np.ndarray, count: np.ndarray, quantile: float = Z95) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ from trainer.data.stream.order import Position, position_of
 from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.shares import Step
 from trainer.errors import NonFiniteLossError, NonFiniteWeightsError, UserError
-from trainer.evaluation.ranking.names import LARGER_IS_BETTER
+from trainer.evaluation.ranking.names import larger_is_better
 from trainer.job import Channel, Job, Outcome
 from trainer.loop.build import agree_at_start, build_model, build_optimizers, load_checkpoint
 from trainer.loop.measure_placement import record_placement, record_steps
@@ -182,6 +182,8 @@ class Training:
         if result.broken:
             names = [f"table.{name}.weight" if name else "dense" for name in result.broken]
             raise NonFiniteWeightsError(broken_weights_message(names, self.job, self.state.step - 1))
+        if not result.finite:
+            self._record_skipped(item)
         if in_a_row == 1:
             self._warn(
                 f"step {self.state.step} was skipped: its loss or gradient is not finite; metrics.jsonl has its rows"
@@ -194,12 +196,13 @@ class Training:
             )
         return result
 
+    def _record_skipped(self, item: Step[Any]) -> None:
+        """Write the rows of a skipped step to the log. Collective: every rank's rows are in question, so each names its own."""
+        rows = self.world.gather_objects(item.batch.row_ids.tolist())
+        if self.log is not None:
+            self.log.write(self.state.step, "skipped", {"reason": "not finite", "row_ids": rows})
+
     def _report(self, item: Step[Any], result: StepResult) -> None:
-        if not result.finite:
-            # Every rank's rows are in question, so every rank names its own.
-            rows = self.world.gather_objects(item.batch.row_ids.tolist())
-            if self.log is not None:
-                self.log.write(self.state.step, "skipped", {"reason": "not finite", "row_ids": rows})
         if self.log is None:
             return
         speed = self._pace.count(self.state.step, result, self.total_steps)
@@ -233,7 +236,7 @@ class Training:
         self._pace.pause(time.monotonic() - started)
         stopping = self.job.config.train.early_stopping
         if stopping is not None:
-            smaller_is_better = not LARGER_IS_BETTER.get(stopping.metric.split("/")[0], True)
+            smaller_is_better = not larger_is_better(stopping.metric)
             # A model that gave no finite loss in its last step is no candidate, whatever its metrics come to.
             value = math.nan if self.state.skipped_in_a_row else metrics[stopping.metric]
             best = self.state.best.after(value, self.state.step, smaller_is_better)

@@ -19,9 +19,6 @@ SIGHTS = [
     Sight(causal=True, window=150, num_global=140),
     Sight(causal=False, window=3, num_global=200),
     Sight(causal=False, window=300, num_global=1),
-    Sight(causal=True, reach=100),
-    Sight(causal=True, window=3, num_global=300, reach=400),
-    Sight(causal=False, window=260, num_global=7, reach=270),
 ]
 LENGTHS = {
     "one long": [5 * BLOCK],

@@ -276,7 +276,7 @@ def test_one_rank_that_cannot_write_is_an_error_on_all_ranks(rank_pool, tmp_path
     for name, text in errors:
         assert name == "CheckpointError"
         assert "rank 1: " in text
-        assert "No space left on device" in text
+        assert "no space is left on the disk" in text
     assert checkpoint_folder.committed(tmp_path) == []
 
 

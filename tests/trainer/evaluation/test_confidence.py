@@ -10,7 +10,9 @@ from cluster.study.statistics import estimate
 from trainer.evaluation.confidence import (
     NOT_NEGATIVE,
     SHARE,
+    Z95,
     Range,
+    difference_interval,
     mean_interval,
     range_of,
     score_interval,
@@ -78,6 +80,55 @@ def test_intervals_of_paired_differences_hold_the_truth_95_times_in_100(rate):
 
     truth = float(np.mean([draw(np.random.default_rng(seed)).mean() for seed in range(4000)]))
     assert 0.93 <= coverage(draw, truth, DIFFERENCES) <= 0.97
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(0.002, 0.002), (0.003, 0.006), (0.01, 0.01), (0.02, 0.01), (0.0, 0.005)]
+)
+@pytest.mark.parametrize("num_users", [100, 400, 1000])
+def test_intervals_of_differences_of_rare_hits_and_gains_hold_the_truth_at_least_90_times_in_100(
+    num_users, first, second
+):
+    """Where a few users, or none, tell two models apart, so that the spread of the sample is too small or 0."""
+    for kind, mean in ((hits, 1.0), (gains, MEAN_GAIN)):
+        of_first, of_second = kind(num_users, first), kind(num_users, second)
+        held = coverage(lambda random: of_second(random) - of_first(random), (second - first) * mean, DIFFERENCES)  # noqa: B023
+        assert held >= 0.9, (kind, held)
+
+
+@pytest.mark.parametrize(("ups", "downs", "pairs"), [(0, 1, 44), (0, 0, 30), (12, 2, 100), (3, 0, 8)])
+def test_the_bounds_of_paired_shares_are_where_the_score_is_1_96(ups, downs, pairs):
+    values = np.asarray([1.0] * ups + [-1.0] * downs + [0.0] * (pairs - ups - downs))
+    low, high = difference_interval(values)
+    assert low < values.mean() < high
+    assert [score_of(bound, ups, downs, pairs) for bound in (low, high)] == pytest.approx([Z95, -Z95], abs=1e-3)
+    if ups == downs == 0:
+        assert high == pytest.approx(Z95**2 / (pairs + Z95**2))
+
+
+def score_of(difference: float, ups: int, downs: int, pairs: int) -> float:
+    """Tango's statistic, with the most likely share of downs found by trying."""
+    shares = np.linspace(max(0.0, -difference), (1.0 - difference) / 2, 200_001)[1:-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = [
+            n * np.log(p)
+            for n, p in (
+                (ups, shares + difference),
+                (downs, shares),
+                (pairs - ups - downs, 1 - 2 * shares - difference),
+            )
+            if n
+        ]
+    share = shares[int(np.nanargmax(np.sum(logs, axis=0)))]
+    variance = pairs * (2 * share + difference * (1 - difference))
+    return (ups - downs - pairs * difference) / math.sqrt(variance)
+
+
+def test_intervals_of_differences_scale_and_turn_with_the_values():
+    values = np.random.default_rng(3).choice([-1.0, 0.0, 0.0, 0.0, 1.0, 1.0], 50)
+    low, high = difference_interval(values)
+    assert difference_interval(-values) == pytest.approx((-high, -low))
+    assert difference_interval(values / 4) == pytest.approx((low / 4, high / 4))
 
 
 def test_intervals_of_values_without_an_upper_end_hold_the_truth_95_times_in_100():

@@ -210,7 +210,8 @@ def _counted(reader: RowGroupReader, calendar: Calendar, groups: Iterable[int]) 
 
 def _rows_and_days(reader: RowGroupReader, calendar: Calendar, group: int) -> tuple[np.ndarray, np.ndarray]:
     """Of every impression of the group that belongs to a day: its row, and the day; ascending by both."""
-    times, starts, ends = reader.shown_times(group)
+    shown, starts, ends = reader.shown(group, "time")
+    times = shown["time"]
     rows = np.repeat(np.arange(starts.size), ends - starts)
     inside = times < calendar.bounds(calendar.stop)[1]
     if calendar.earliest is not None:

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from trainer.evaluation.confidence import range_of, score_interval
+from trainer.evaluation.confidence import Range, range_of, score_interval
 from trainer.evaluation.ranking.metrics import (
     Judged,
     ScoreCounts,
@@ -70,6 +70,15 @@ def shares_of_users(judged: Judged, metrics: dict[str, float], users: np.ndarray
     return {
         name: value + users.size * found[name] if math.isfinite(value) else nothing for name, value in metrics.items()
     }
+
+
+def share_interval(shares: np.ndarray, within: Range) -> tuple[float, float]:
+    """Return the interval of a metric, or of a difference of two, from its users' shares (shares_of_users), (U,) of at least 2.
+
+    It is that of intervals_of, but where all users have the same share at an end of the range.
+    """
+    error = float(shares.std(ddof=1)) / math.sqrt(shares.size)
+    return score_interval(float(shares.mean()), error, within, shares.size)
 
 
 def _influences(judged: Judged, users: np.ndarray) -> dict[str, np.ndarray]:

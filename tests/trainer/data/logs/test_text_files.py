@@ -1,9 +1,11 @@
 """Logs as people have them: types, quotes, times, numbers and encodings of text files. Nothing is merged in silence."""
 
 import gzip
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,6 +14,8 @@ from pydantic import ValidationError
 from tests.trainer.data.logs.test_reading import events, inspect, logs_at, read, refusal, write
 from trainer.data.logs.config import LogsConfig, TextConfig
 from trainer.data.logs.observations import WITH_ZONE, WITHOUT_ZONE
+from trainer.data.logs.quotes import QuoteWatch
+from trainer.data.logs.text_scan import Seen, seen_with
 from trainer.errors import UserError
 
 HEADER = "user_id,item_id,time\n"
@@ -179,6 +183,29 @@ def test_categories_with_leading_zeros_are_text(tmp_path: Path) -> None:
     assert [row[3] for row in events(logs_at(tmp_path, features=declared))] == ["1234"]
 
 
+KINDS_OF_VALUES = [
+    ["7", "12", "0"], ["-5", "9223372036854775807"], ["007"], ["12.0", "3.0"], ["1.5", "2e3", "-4"], ["inf"], ["true", "FALSE"],
+    ["2024-05-01", "2024-05-01T10:00"], ["2024-05-01T10:00Z"], ["2024-05-01T10:00:00.123456789+02:00"], ["red", "x"], ["", "NULL"],
+]  # fmt: skip
+
+
+def test_blocks_that_are_like_the_earlier_ones_are_seen_as_all_of_them_together() -> None:
+    """A block is looked at less closely when the column's kind is known, with the same result."""
+    random = np.random.default_rng(3)
+    missing = pa.array(["", "NULL"])
+    for _ in range(1000):
+        kinds = random.integers(0, len(KINDS_OF_VALUES), 2)
+        values = [str(random.choice(KINDS_OF_VALUES[random.choice(kinds)])) for _ in range(random.integers(1, 8))]
+        cut = int(random.integers(0, len(values)))
+        first, rest = values[:cut], values[cut:]
+        together = seen_with(Seen(), pa.array(first, pa.string()), missing, 0)
+        together = seen_with(together, pa.array(rest, pa.string()), missing, cut)
+        alone = seen_with(Seen(), pa.array(first, pa.string()), missing, 0) + seen_with(
+            Seen(), pa.array(rest, pa.string()), missing, cut
+        )
+        assert together == alone, values
+
+
 # Quotes
 
 
@@ -223,6 +250,82 @@ def test_line_breaks_that_look_like_rows_need_a_setting(tmp_path: Path) -> None:
     csv(tmp_path, 'user_id,item_id,time,name\n1,1,1,"a\n2,2,2,b"\n')
     assert 'logs.text.quoting = "double"' in refusal(logs_at(tmp_path))
     assert ids(logs_at(tmp_path, text={"quoting": "double"})) == [(1, 1)]
+
+
+BEHIND_QUOTES = [
+    '"A" x',
+    '"A"x"',
+    '"" x',
+    '"a ""b"" c" d',
+    '"A" ',
+    '"say \\"hi\\""',
+    '"A\nB" x',
+    '"5" tv',
+    '"\u00e4"\u00e4',
+]
+
+
+@pytest.mark.parametrize("name", BEHIND_QUOTES)
+@pytest.mark.parametrize("place", ["first", "inner", "last"])
+def test_text_behind_a_closing_quote_needs_a_setting(tmp_path: Path, name: str, place: str) -> None:
+    """The parser drops the two quotes and joins the rest, so that `"A" x` and `A x` would become one."""
+    if place == "first":
+        file = csv(tmp_path, f"name,user_id,item_id,time\r\nx,1,1,1\r\n{name},1,2,2\r\n")
+    elif place == "inner":
+        file = csv(tmp_path, f'user_id,"name",item_id,time\n1,"x",1,1\n1,{name},2,2\n')
+    else:
+        file = csv(tmp_path, f"user_id,item_id,time,name\n1,1,1,x\n1,2,2,{name}")
+    message = refusal(logs_at(tmp_path))
+    line = 3 + name.count("\n")
+    for part in (str(file), f"line {line} ", 'logs.text.quoting = "none"', '"escaped"', '"double"'):
+        assert part in message
+    assert ids(logs_at(tmp_path, text={"quoting": "double"})) == [(1, 1), (1, 2)]
+    if "\n" not in name:
+        assert ids(logs_at(tmp_path, text={"quoting": "none"})) == [(1, 1), (1, 2)]
+
+
+def test_quotes_that_close_where_the_field_ends_need_no_setting(tmp_path: Path) -> None:
+    names = ['"A"', '""', '"a ""b"""', '"""a"""', '5" tv', 'a "b" c', '"a, b"', '"a\nb"', 'x""', '""""', 'a"']
+    rows = "".join(f"{name},1,{n},{n}\r\n" for n, name in enumerate(names))
+    csv(tmp_path, "\ufeff" + f'"name","user_id","item_id","time"\r\n{rows}"b",1,99,"99"')
+    assert [item for _, item in ids(logs_at(tmp_path))] == [*range(len(names)), 99]
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t", "^"])
+def test_text_behind_quotes_is_found_however_the_file_is_cut(delimiter: str) -> None:
+    """Equal to a walk over the characters, for random files cut at random places."""
+    random = np.random.default_rng(5)
+    marks = np.array(['"', '"', '"', delimiter, "\n", "\r", "a", " "])
+    num_found = 0
+    for _ in range(2000):
+        text = "".join(random.choice(marks, random.integers(0, 24)))
+        cuts = sorted(random.integers(0, len(text) + 1, 3))
+        watch = QuoteWatch(delimiter)
+        for begin, end in pairwise([0, *cuts, len(text)]):
+            watch.feed(text[begin:end].encode())
+        watch.finish()
+        expected = closing_quote_with_text_behind(text, delimiter)
+        assert watch.offset == expected, repr(text)
+        num_found += expected is not None
+    assert 500 < num_found < 1900
+
+
+def closing_quote_with_text_behind(text: str, delimiter: str) -> int | None:
+    """The place of the first closing quote that is not followed by the end of its field."""
+    ends = (delimiter, "\n", "\r")
+    place = 0
+    while place < len(text):
+        if text[place] == '"':  # at the beginning of a field
+            place += 1
+            while place < len(text) and (text[place] != '"' or text[place : place + 2] == '""'):
+                place += 2 if text[place] == '"' else 1
+            place += 1
+            if place < len(text) and text[place] not in ends:
+                return place - 1
+        while place < len(text) and text[place] not in ends:
+            place += 1
+        place += 1
+    return None
 
 
 def test_quotes_inside_fields(tmp_path: Path) -> None:
@@ -429,7 +532,7 @@ def test_labels_are_numbers_or_words(tmp_path: Path) -> None:
         ("a.csv", HEADER.replace("\n", "\r").encode() + b"0,1,2\r"),
         ("a.csv", b"user_id,item_id,time,\n0,1,2,\n"),  # a delimiter at the end of every line
         ("a.csv", b"user_id,item_id,time,x,x\n0,1,2,3,4\n"),  # columns of one name that nobody reads
-        ("a.csv.gz", gzip.compress(HEADER.encode() + b"0,1,2\n")),
+        ("a.csv.gz", gzip.compress(HEADER.encode() + b"0,1,2\n", mtime=0)),
         ("day=2024-05-01/hour=1/a.csv", HEADER.encode() + b"0,1,2\n"),
     ],
 )
