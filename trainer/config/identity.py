@@ -9,13 +9,13 @@ from pydantic import BaseModel
 from trainer.config.run_config import RunConfig
 from trainer.settings import flatten
 
-# Settings that may change between two starts of one run: they alter neither the weights nor what they mean.
-# All else belongs to the run's identity, and a difference is refused by name.
+# Settings that may change between two starts of one run, because they alter neither the weights nor their meaning.
+# All other settings identify the run. A difference in them is refused by name.
 FREE_TO_CHANGE = (
     "run.dir",
     "run.dataset",
     "run.new_logs",
-    "logs.path",  # where logs lie is not what they are: the dataset's fingerprint and digest say that
+    "logs.path",  # the dataset's fingerprint and digest identify the logs, wherever they are stored
     "logs.items.path",
     "logs.users.path",
     "logs.history.path",
@@ -30,7 +30,7 @@ FREE_TO_CHANGE = (
     "train.ledger",
     "train.max_nonfinite_steps",
     "tables.*.sharding",
-    "tables.*.lookup",  # where rows are added up
+    "tables.*.lookup",  # only decides where rows are summed
     "tables.*.kernel",
     "tables.*.ranks",
     "tables.*.min_partition",
@@ -44,18 +44,18 @@ FREE_TO_CHANGE = (
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """The flat settings that make a run what it is: {"train.batch_size": 128, ...} without FREE_TO_CHANGE."""
+    """Return the flat settings that identify a run, {"train.batch_size": 128, ...}: all except FREE_TO_CHANGE."""
     flat = flatten(config.model_dump(mode="json"))
-    # Where the number of steps decides every step's rate, the end may not move.
+    # If the rate of each step depends on the number of steps, that number is fixed.
     ends = ("train.epochs", "train.max_steps") if config.train.needs_the_end else ()
-    # Day by day the held-out period moves on as logs come, and what was held out is trained.
+    # In daily training the held-out period moves forward with new logs.
     moving = ("split.validation_time", "split.test_time") if config.train.days is not None else ()
     free = [name for name in (*FREE_TO_CHANGE, *moving) if name not in ends]
     return {k: v for k, v in flat.items() if not is_among(k, free)}
 
 
 def at_default(config: RunConfig) -> frozenset[str]:
-    """The flat settings that are at their own defaults; what a preset sets otherwise is not."""
+    """Return the flat settings that are at their own defaults. A setting that a preset changes is not."""
     return frozenset(_at_default(config, ""))
 
 
@@ -71,5 +71,5 @@ def _at_default(settings: BaseModel, prefix: str) -> Iterator[str]:
 
 
 def is_among(key: str, names: Iterable[str]) -> bool:
-    """Whether a flat setting is one of `names`, in which * stands for any part, or lies below one."""
+    """Return whether a flat setting is one of `names`, or below one. In a name * stands for any part."""
     return any(fnmatchcase(key, name) or fnmatchcase(key, f"{name}.*") for name in names)

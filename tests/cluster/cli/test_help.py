@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from cluster.cli import app as cli
-from cluster.cli import config_docs
+from cluster.cli import config_docs, convert, evaluate, plan
 from cluster.cli.app import app
 from cluster.config.run_config import Config, check_config, load_config
 from cluster.driver import driver
@@ -48,9 +48,9 @@ def test_help_lists_the_commands_in_the_order_of_use() -> None:
 
 
 def test_choices_are_those_of_the_code() -> None:
-    assert get_args(cli.Split) == get_args(Split)
-    assert get_args(cli.GpuPreset) == tuple(DEVICES)
-    assert ", ".join(SETS) == cli.PUBLIC_SETS
+    assert get_args(evaluate.Split) == get_args(Split)
+    assert get_args(plan.GpuPreset) == tuple(DEVICES)
+    assert ", ".join(SETS) == convert.PUBLIC_SETS
 
 
 @pytest.mark.parametrize(
