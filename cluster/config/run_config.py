@@ -20,21 +20,21 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """The workers and where they run."""
 
     address: str | None = Field(
-        None, description='address of a running Ray cluster ("auto", "host:6379"); none starts one on this machine'
+        None, description='address of a running Ray cluster ("auto", "host:6379"); default: start a local cluster'
     )
-    num_workers: int = Field(2, ge=1, description="training workers; results do not depend on it")
-    cpus_per_worker: int = Field(1, ge=1, description="CPUs (and torch threads) of each worker")
+    num_workers: int = Field(2, ge=1, description="number of training workers. Results do not depend on it")
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads of each worker")
     gpus_per_worker: int = Field(
-        0, ge=0, le=1, description="GPUs of each worker: 0 trains on CPUs with gloo, 1 with NCCL"
+        0, ge=0, le=1, description="GPUs of each worker: 0 trains on CPUs with gloo, 1 on GPUs with NCCL"
     )
     prepare_tasks: int | None = Field(
-        None, ge=1, description="tasks of prepare that run side by side; none uses every CPU of the cluster"
+        None, ge=1, description="number of prepare tasks that run in parallel; default: all CPUs of the cluster"
     )
     collective_timeout_seconds: float = Field(
         300.0,
         gt=0.0,
         le=MAX_SECONDS,
-        description="how long a worker waits for the others in one collective operation before it fails",
+        description="seconds that a worker waits for the others in one collective operation before it fails",
     )
 
     @property

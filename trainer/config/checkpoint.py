@@ -7,6 +7,8 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """When checkpoints are saved, and how many are kept."""
 
     every_steps: int | None = Field(
-        None, ge=1, description="steps between checkpoints, besides those at evaluations, stops and the end"
+        None,
+        ge=1,
+        description="steps between checkpoints. Evaluations, stops and the end also save one; default: no further checkpoints",
     )
-    keep: int = Field(2, ge=1, description="newest checkpoints kept; the best one is kept besides")
+    keep: int = Field(2, ge=1, description="number of newest checkpoints to keep, in addition to the best one")

@@ -13,11 +13,13 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         min_length=1,
         description="cut-offs K of hr@K, ndcg@K and coverage@K",
     )
-    mask_seen: bool = Field(True, description="never rank items of the user's own history")
+    mask_seen: bool = Field(True, description="exclude items of the user's own history from the ranked list")
     targets: Literal["all", "first"] = Field(
-        "all", description="of several held-out events of a user: all as one set, or only the first"
+        "all", description="targets among several held-out events of a user: all of them as one set, or only the first"
     )
-    batch_size: int = Field(512, ge=1, description="histories scored at a time, all workers together")
+    batch_size: int = Field(512, ge=1, description="histories scored at once, over all workers")
     score_block_items: int = Field(
-        65536, ge=16, description="items scored at a time on each worker; bounds memory to batch x block numbers"
+        65536,
+        ge=16,
+        description="items scored at once on each worker. It bounds the memory to batch size x items numbers",
     )

@@ -21,17 +21,18 @@ class RunSection(BaseModel, extra="forbid", frozen=True, strict=True):
     """The folders of a run, its seed, and what to do with new logs."""
 
     dir: str = Field(
-        "runs/default", description="folder of the run; created if absent, continued if it holds the same run"
+        "runs/default", description="run folder. It is created if absent, and resumed if it holds the same run"
     )
     dataset: str | None = Field(
-        None, description="folder of the sequence dataset, if not dataset/ in the run folder; lets runs share one"
+        None, description="folder of the sequence dataset. Runs can share one; default: dataset/ in the run folder"
     )
     new_logs: Literal["ask", "evaluate", "continue"] = Field(
         "ask",
-        description="log files that came since the run was trained: stop and name the choices, append them and evaluate the "
-        "trained model, or append them and train on (not used with train.days)",
+        description="what to do with log files that are new since the run was trained. ask: stop and name the choices; "
+        "evaluate: append them and evaluate the trained model; continue: append them and train further (not used with "
+        "train.days)",
     )
-    seed: int = Field(1, ge=0, description="seed of the initial weights, the order of histories, dropout and negatives")
+    seed: int = Field(1, ge=0, description="seed of the initial weights, the order of examples, dropout and negatives")
 
 
 class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):

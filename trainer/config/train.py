@@ -10,34 +10,31 @@ Precision = Literal["float32", "bfloat16"]
 
 
 class EarlyStoppingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Stop when the validation metric no longer improves, and keep the best checkpoint."""
+    """Stops training when the validation metric no longer improves. The best checkpoint is kept."""
 
     metric: str = Field(
         "ndcg@10",
         pattern=r"^(hr|ndcg)@[1-9][0-9]*$|^mrr$|^(auc|gauc|logloss|ne)(/.+)?$",
-        description="validation metric: hr@K, ndcg@K or mrr; of ranking auc, gauc, logloss or ne, with several labels of one of "
-        "them as in auc/click, and auc of the first unless told otherwise",
+        description="validation metric. next_item: hr@K, ndcg@K or mrr. ranking: auc, gauc, logloss or ne, with a label as in "
+        "auc/click if there are several; its default is auc of the first label",
     )
-    patience: int = Field(5, ge=1, description="evaluations without improvement before training stops")
+    patience: int = Field(5, ge=1, description="evaluations without improvement after which training stops")
 
 
 class DaysConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Training day by day: the training impressions in the order of time, each once. The table alone turns it on."""
+    """Daily training: each training impression once, in time order. The presence of the table turns it on."""
 
     length: int | str = Field(
         "1d",
-        description='how long a day is: a number and s, m, h, d or w, as in "12h" or "1d", where times are those of a clock; an '
-        "integer is in the unit of the time column, which holds integers then",
+        description='length of a day: a number and s, m, h, d or w, as in "12h" or "1d", where the time column holds '
+        "timestamps; an integer in the unit of the time column, where it holds integers",
     )
     start: int | str | None = Field(
         None,
-        description="a moment at which a day begins, in the form of split.validation_time; others begin a whole number of days "
-        "later, and impressions before it are history only, never trained (none: days begin at multiples of length since 1970, "
-        "or since 0, and the first is that of the first training impression)",
+        description="start of the first trained day, in the form of split.validation_time. Earlier impressions are history "
+        "only; default: the day of the first training impression, with days at multiples of length since 1970 (or since 0)",
     )
-    evaluate_next: bool = Field(
-        True, description="after each day, evaluate the model on the next one, before it trains on it"
-    )
+    evaluate_next: bool = Field(True, description="evaluate the model on each day before it trains on that day")
 
     @model_validator(mode="after")
     def _length_is_one(self) -> "DaysConfig":
@@ -52,90 +49,93 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """The training loop."""
 
     epochs: int = Field(10, ge=1, description="passes over the training histories")
-    days: DaysConfig | None = Field(
-        None, description="train day by day, not in epochs (leave out the table for epochs)"
+    days: DaysConfig | None = Field(None, description="daily training in place of epochs; default: train in epochs")
+    max_steps: int | None = Field(
+        None, ge=1, description="steps after which training stops, even inside an epoch; default: no limit"
     )
-    max_steps: int | None = Field(None, ge=1, description="stop after this many steps, even inside an epoch")
-    batch_size: int = Field(128, ge=1, description="histories in the global batch, all workers together")
+    batch_size: int = Field(128, ge=1, description="histories in the global batch, over all workers")
     batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="input events that the global batch has at most, in place of batch_size: it takes as many histories as fit",
+        description="maximum number of input events in the global batch. If set, it replaces batch_size, and a batch takes as "
+        "many histories as fit; default: batch_size decides",
     )
     micro_batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="input events (and impressions) that a worker encodes at a time: its share of a batch goes forward and "
-        "backward in pieces of whole histories, which bounds the memory of activations; the step stays that of the whole batch "
-        "(none: all at once)",
+        description="maximum number of input events (and impressions) that a worker encodes at once. Larger shares of a batch "
+        "run forward and backward in several micro-batches, which bounds the memory of activations and does not change the "
+        "step; default: the whole share at once",
     )
     long_histories: Literal["recent", "windows"] = Field(
         "recent",
-        description="of histories longer than model.max_history: train the most recent events, or all of them in consecutive "
-        "windows of that length",
+        description="how to train histories longer than model.max_history: their most recent events, or all events in "
+        "consecutive windows of that length",
     )
     optimizer: Literal["adamw", "lion", "adagrad", "sgd"] = Field(
-        "adamw", description="optimizer of the dense weights; tables have their own"
+        "adamw", description="optimizer of the dense weights. Tables have their own"
     )
-    learning_rate: float = Field(1e-3, gt=0.0, description="step size of the dense optimizer")
+    learning_rate: float = Field(1e-3, gt=0.0, description="learning rate of the dense optimizer")
     betas: list[Annotated[float, Field(ge=0.0, lt=1.0)]] | None = Field(
         None,
         min_length=2,
         max_length=2,
-        description="decay per step of the averages that adamw (none: 0.9 and 0.999) and lion (none: 0.9 and 0.99) keep",
+        description="decay rates of the two moving averages of adamw and lion; default: 0.9 and 0.999 for adamw, 0.9 and 0.99 "
+        "for lion",
     )
-    eps: float = Field(1e-8, gt=0.0, description="what adamw adds to its denominator")
+    eps: float = Field(1e-8, gt=0.0, description="number added to the denominator of adamw")
     weight_decay: float = Field(
         0.0,
         ge=0.0,
-        description="decoupled weight decay of adamw and lion, times the step size at each step; of matrices only, never of "
-        "biases, norms and other weights of one dimension",
+        description="decoupled weight decay of adamw and lion, multiplied by the learning rate at each step. It applies to "
+        "matrices only, not to biases, norms and other one-dimensional weights",
     )
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "warmup_stable_decay"] = Field(
         "constant",
-        description="how the step sizes fall from the full rate, after warm-up: to schedule_floor at the last step, all the way "
-        "linearly or as a cosine; with the inverse square root of the step; or linearly over the last decay_share of the steps",
+        description="how learning rates fall after warm-up: linear and cosine, to schedule_floor at the last step; "
+        "inverse_sqrt, with the inverse square root of the step; warmup_stable_decay, linearly over the last decay_share of "
+        "the steps",
     )
     schedule_floor: float = Field(
-        0.02, ge=0.0, le=1.0, description="share of the full rate below which a schedule does not go"
+        0.02, ge=0.0, le=1.0, description="minimum of a schedule, as a share of the full learning rate"
     )
     decay_share: float = Field(
         0.2, gt=0.0, le=1.0, description="share of all steps over which warmup_stable_decay falls"
     )
     schedule_tables: bool = Field(
         True,
-        description="warm-up and schedule hold for the step sizes of tables too, not only for those of dense weights",
+        description="apply warm-up and schedule to the learning rates of tables too, not only to that of the dense weights",
     )
-    warmup_steps: int = Field(0, ge=0, description="steps over which the step sizes rise linearly from zero")
+    warmup_steps: int = Field(0, ge=0, description="steps over which learning rates rise linearly from zero")
     clip_norm: float | None = Field(
         None,
         gt=0.0,
-        description="the largest L2 norm of a step's gradient, of all dense weights and tables and all workers together; a longer "
-        "gradient is shortened to it (costs one more exchange of the tables' gradients)",
+        description="maximum L2 norm of the gradient of a step, over all dense weights, tables and workers. A longer gradient "
+        "is scaled down to it. This costs one more exchange of the gradients of tables; default: no clipping",
     )
     precision: Precision = Field(
         "float32",
-        description="what encoder and objective compute in while training: bfloat16 is for matrix products and attention "
-        "(autocast); weights, their optimizers, tables, sums of losses and evaluation stay float32",
+        description="precision of encoder and objective in training. bfloat16 applies to matrix products and attention "
+        "(autocast). Weights, optimizer states, tables, sums of losses and evaluation stay in float32",
     )
     ema_decay: float | None = Field(
         None,
         gt=0.0,
         lt=1.0,
-        description="decay per step of a moving average of the dense weights, which is what is evaluated in the place of the "
-        "weights that are trained (none: no average); while there were few steps the average is shorter",
+        description="decay per step of the exponential moving average of the dense weights (weight EMA), which evaluation uses "
+        "in place of the trained weights. In the first steps the average is shorter; default: no average",
     )
     max_nonfinite_steps: int = Field(
-        10, ge=0, description="steps in a row that may be skipped because the loss or gradient is not finite"
+        10, ge=0, description="consecutive steps that may be skipped because the loss or a gradient is not finite"
     )
     evaluate_every_epochs: int = Field(1, ge=1, description="epochs between evaluations on the validation split")
     early_stopping: EarlyStoppingConfig | None = Field(
-        default_factory=EarlyStoppingConfig, description="when to stop early (leave out the table for the defaults)"
+        default_factory=EarlyStoppingConfig, description="when to stop early. Leave the table out for its defaults"
     )
-    log_every_steps: int = Field(10, ge=1, description="steps between lines of metrics.jsonl and TensorBoard")
+    log_every_steps: int = Field(10, ge=1, description="steps between lines in metrics.jsonl and TensorBoard")
     ledger: bool = Field(
         False,
-        description="write the ids of the histories trained at each step to ledger/ in the run folder (for audits)",
+        description="record the ids of the histories trained at each step in ledger/ in the run folder, for audits",
     )
 
     @model_validator(mode="after")

@@ -192,7 +192,7 @@ def known_settings() -> set[str]:
     """Every section and setting of a config, a workload and a study; tables and features by any name as {}."""
     names = set()
     for section in config_docs.sections():
-        name = re.sub(r"^tables\.item", "tables.{}", re.sub(r"\.features\.item", ".features.{}", section.name))
+        name = section.name.replace(".NAME", ".{}")
         names |= {name, *(f"{name}.{setting}" for setting in section.model.model_fields)}
     for prefix, model in (("study", StudyConfig), ("topology", WorkloadConfig.model_fields["topology"].annotation)):
         names |= {prefix, *(f"{prefix}.{setting}" for setting in getattr(model, "model_fields", {}))}
