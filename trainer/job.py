@@ -39,20 +39,20 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: "finished", "stopped" (on request) or "early" (no more improvement)."""
+    """How training ended."""
 
-    reason: str
-    step: int
-    best_step: int | None
-    best_value: float | None
+    reason: str  # "finished", "stopped" (on request) or "early" (no more improvement)
+    step: int  # the last one
+    best_step: int | None  # the step of the best checkpoint
+    best_value: float | None  # its early-stopping metric
 
 
 @dataclass(frozen=True)
 class Channel:
-    """How the first rank talks to whoever launched it. `send` must not block; `stop_requested` is polled at every step."""
+    """The connection of the first rank to the driver."""
 
-    send: Callable[[dict[str, Any]], None]
-    stop_requested: Callable[[], bool]
+    send: Callable[[dict[str, Any]], None]  # must not block
+    stop_requested: Callable[[], bool]  # polled at each step
 
 
 SILENT = Channel(send=lambda event: None, stop_requested=lambda: False)

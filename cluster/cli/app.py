@@ -60,7 +60,7 @@ app = typer.Typer(
 def version(
     show: Annotated[bool, typer.Option("--version", help="print the version and exit")] = False,
 ) -> None:
-    if show:
+    if show:  # no docstring: it would take the place of the help text
         print(f"shoal {__version__}")
         raise typer.Exit
 

@@ -39,7 +39,7 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        """What workers compute on."""
+        """Return the type of the workers' devices."""
         return "cuda" if self.gpus_per_worker else "cpu"
 
 

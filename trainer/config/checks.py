@@ -24,8 +24,8 @@ def check_tables(tables: dict[str, TableConfig], logs: LogsConfig) -> None:
             )
     if isinstance(tables["item"].ids, DynamicIdsConfig):
         raise ValueError(
-            'tables.item.ids.kind = "dynamic" is for tables of features: the catalogue, out of which the next item is '
-            'predicted, has to be known; choose "vocabulary" or "hash"'
+            'tables.item.ids.kind = "dynamic" is for tables of features: the items of the catalogue must be '
+            'known; choose "vocabulary" or "hash"'
         )
 
 
@@ -34,7 +34,7 @@ def check_task(model: ModelConfig, logs: LogsConfig) -> None:
     if model.task != logs.task:
         raise ValueError(
             f'model.task = "{model.task}", and the logs are for "{logs.task}": with logs.labels rows are '
-            "impressions, which are ranked; without, events, of which the next is predicted"
+            "impressions (ranking); without, they are events (next_item)"
         )
     if isinstance(model, RankingConfig):
         learned_labels(model, logs.labels)
@@ -70,11 +70,11 @@ def check_days(train: TrainConfig, split: SplitConfig, task: str) -> None:
         return
     if task != "ranking":
         raise ValueError(
-            f"train.days goes through impressions, and model.task = {task!r} has none; leave out [train.days]"
+            f"train.days trains on impressions, and model.task = {task!r} has none; leave out [train.days]"
         )
     if split.kind != "global_time":
         raise ValueError(
-            'train.days needs split.kind = "global_time": what is trained has to end before what is held out begins'
+            'train.days needs split.kind = "global_time": training must end before the held-out period begins'
         )
 
 
@@ -85,8 +85,8 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
         tokens = getattr(train, name)
         if tokens is not None and tokens < longest:
             raise ValueError(
-                f"train.{name} = {tokens} must be at least model.max_history = {longest}, or it could not hold a single "
-                "long history"
+                f"train.{name} = {tokens} must be at least model.max_history = {longest}, or one long history "
+                "would not fit"
             )
     if not isinstance(model, RankingConfig):
         return
@@ -114,6 +114,6 @@ def check_early_stopping(train: TrainConfig, evaluate: EvaluateConfig, model: Mo
         if stopping.metric not in known:
             raise ValueError(f"{setting}: a model of these labels has {', '.join(known)}")
     elif not re.match(r"(hr|ndcg)@|mrr$", stopping.metric):
-        raise ValueError(f"{setting}: a model of the next item has hr@K, ndcg@K and mrr")
+        raise ValueError(f"{setting}: a next-item model has hr@K, ndcg@K and mrr")
     elif "@" in stopping.metric and int(stopping.metric.split("@")[1]) not in evaluate.ks:
         raise ValueError(f"{setting} needs {stopping.metric.split('@')[1]} among evaluate.ks = {evaluate.ks}")

@@ -35,7 +35,7 @@ class GlobalTimeConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     test_time: int | str = Field(description="start of the test period, in the same form")
 
     @model_validator(mode="after")
-    def _times_in_order(self) -> "GlobalTimeConfig":
+    def _check_times(self) -> "GlobalTimeConfig":
         if type(self.validation_time) is not type(self.test_time):
             raise ValueError("validation_time and test_time must have the same form: two integers or two ISO dates")
         if not self.validation_time < self.test_time:  # type: ignore[operator]

@@ -37,7 +37,7 @@ class DaysConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     evaluate_next: bool = Field(True, description="evaluate the model on each day before it trains on that day")
 
     @model_validator(mode="after")
-    def _length_is_one(self) -> "DaysConfig":
+    def _check_length(self) -> "DaysConfig":
         if isinstance(self.length, int) and self.length < 1:
             raise ValueError(f"length = {self.length} must be at least 1")
         if isinstance(self.length, str) and not re.fullmatch("[1-9][0-9]*[smhdw]", self.length):
@@ -139,41 +139,42 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
 
     @model_validator(mode="after")
-    def _settings_of_the_optimizer(self) -> "TrainConfig":
+    def _reject_decay_without_averages(self) -> "TrainConfig":
         if self.weight_decay and self.optimizer not in _DEFAULT_BETAS:
             raise ValueError(
-                f"weight_decay = {self.weight_decay} is of adamw and lion, not of optimizer = {self.optimizer!r}; set it to 0"
+                f"weight_decay = {self.weight_decay} is for adamw and lion, not for optimizer = {self.optimizer!r}; set it to 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _days_go_on(self) -> "TrainConfig":
-        """Each day is trained once, and more days may come: there is neither a number of epochs nor a last step."""
+    def _reject_epochs_of_days(self) -> "TrainConfig":
+        """Reject settings that need a number of epochs or a last step, because daily training has neither."""
         if self.days is None:
             return self
         for name in ("epochs", "evaluate_every_epochs"):
             if getattr(self, name) != TrainConfig.model_fields[name].default:
                 raise ValueError(
-                    f"{name} = {getattr(self, name)}: days take the place of epochs (train.days); leave it out"
+                    f"{name} = {getattr(self, name)}: daily training has no epochs (train.days); leave it out"
                 )
         if self.needs_the_end:
             raise ValueError(
-                f"schedule = {self.schedule!r} needs to know the last step, and days go on as long as logs come (train.days); "
+                f"schedule = {self.schedule!r} needs a last step, and daily training has none (train.days); "
                 'choose "constant" or "inverse_sqrt"'
             )
         if self.early_stopping is not None:
             raise ValueError(
-                'early_stopping goes back to an earlier epoch, and days go on (train.days); leave it out, or set it to "none"'
+                "early_stopping returns to an earlier epoch, and daily training has no epochs (train.days); leave it out or "
+                'set it to "none"'
             )
         return self
 
     @property
     def betas_used(self) -> tuple[float, float]:
-        """The decay of both averages of the dense optimizer: as set, or as is usual for it."""
+        """Return the decay rates of both averages of the dense optimizer, as configured or its defaults."""
         first, second = self.betas or _DEFAULT_BETAS.get(self.optimizer, (0.0, 0.0))
         return first, second
 
     @property
     def needs_the_end(self) -> bool:
-        """Whether the rate of a step depends on how many steps there will be."""
+        """Return whether the learning rate of a step depends on the total number of steps."""
         return self.schedule not in ("constant", "inverse_sqrt")

@@ -43,7 +43,7 @@ def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.toml", "base = 'b.toml'")
     write(tmp_path, "b.toml", "base = 'a.toml'")
     with pytest.raises(
-        UserError, match=r"a\.toml: base leads back to a file that asked for it: .*a\.toml -> .*b\.toml -> "
+        UserError, match=r"a\.toml: base leads back to a file that names it: .*a\.toml -> .*b\.toml -> "
     ):
         read_values(tmp_path / "a.toml")
 

@@ -30,7 +30,7 @@ def test_defaults_are_complete():
         ({**LOGS, "trian": {}}, "trian: no such setting; did you mean train?"),
         (
             {**LOGS, "tables": {"item": {"ids": {"kind": "dynamic", "num_rows": 9}}}},
-            'tables.item.ids.kind = "dynamic" is for tables of features: the catalogue',
+            'tables.item.ids.kind = "dynamic" is for tables of features: the items of the catalogue',
         ),
         ({**LOGS, "tables": {"item": {"kernel": "key_value"}}}, "tables.item: kernel = key_value: its rows cannot be init"),
         (
