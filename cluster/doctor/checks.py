@@ -67,7 +67,8 @@ def check_python(version: tuple[int, ...]) -> Finding:
 
 def check_versions(versions: Mapping[str, str | None]) -> Finding:
     """Check that torch, torchrec and fbgemm are versions that work together."""
-    torch, torchrec = versions["torch"], versions["torchrec"]
+    torch = versions["torch"]
+    torchrec = versions["torchrec"]
     fbgemm = versions["fbgemm-gpu-cpu"] or versions["fbgemm-gpu"]
     if torch is None or torchrec is None or fbgemm is None:
         trio = {"torch": torch, "torchrec": torchrec, "fbgemm-gpu-cpu or fbgemm-gpu": fbgemm}
@@ -190,11 +191,12 @@ def addresses_of(daemons: Iterable[ProcessInfo]) -> list[str]:
 
 
 def check_orphans(daemons: Iterable[ProcessInfo], user: str, alive: Iterable[str]) -> Finding:
-    """Find Ray's daemons of this user whose parent is gone, and that belong to none of the clusters at `alive`.
+    """Find Ray's daemons of this user without a parent process that belong to none of the clusters at `alive`.
 
     `ray start` also leaves its daemons to init, hence the second condition. All daemons of a session are one cluster's.
     """
-    name, ports = "ray processes", [place[1] for address in alive if (place := host_and_port(address))]
+    name = "ray processes"
+    ports = [place[1] for address in alive if (place := host_and_port(address))]
     daemons = list(daemons)
 
     def session_of(daemon: ProcessInfo) -> str | None:

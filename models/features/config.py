@@ -1,4 +1,4 @@
-"""Settings of what the encoder is told of an event besides its item. Imports no torch."""
+"""Settings of the inputs of an encoder besides items. Imports no torch."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Settings of how a candidate meets the history of its user. Imports no torch."""
+"""Settings of how a candidate is compared with the history of its user. Imports no torch."""
 
 from typing import Literal
 

@@ -20,7 +20,7 @@ def check_tables(tables: dict[str, TableConfig], logs: LogsConfig) -> None:
     for name in tables:
         if name not in used:
             raise ValueError(
-                f"tables.{name}: no such table; there are {', '.join(sorted(used))} (features name theirs with `table`)"
+                f"tables.{name}: no such table; there are {', '.join(sorted(used))} (a feature names its table with `table`)"
             )
     if isinstance(tables["item"].ids, DynamicIdsConfig):
         raise ValueError(

@@ -12,7 +12,8 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(values.get("tables", {}), dict):
         return values
     values = {**values, "tables": _with_tables(values)}
-    split, logs = values.get("split"), values.get("logs")
+    split = values.get("split")
+    logs = values.get("logs")
     if isinstance(split, dict):
         values["split"] = {"kind": "leave_one_out", **split}
     train = values.get("train")
@@ -35,7 +36,8 @@ def metric_of_rankers(values: dict[str, Any]) -> str | None:
     Args:
         values: The plain values of a config, not checked yet.
     """
-    logs, model = values.get("logs"), values.get("model", {})
+    logs = values.get("logs")
+    model = values.get("model", {})
     labels = logs.get("labels") if isinstance(logs, dict) else None
     if not isinstance(labels, list) or not labels or not isinstance(model, dict):
         return None

@@ -1,4 +1,4 @@
-"""The config as a user meets it: names, nearest names, overrides, and what makes two runs the same."""
+"""The config as a user sees it: names, nearest names, overrides, and the identity of a run."""
 
 import pytest
 
@@ -63,7 +63,7 @@ def test_defaults_are_complete():
         ({"logs": {}}, "logs.path: is missing; add it to the config or pass --set logs.path=..."),
         ({**LOGS, "train": {"epochs": "ten"}}, "train.epochs: must be a valid integer (got 'ten')"),
         ({**LOGS, "train": {"epochs": 0}}, "train.epochs: must be greater than or equal to 1 (got 0)"),
-        ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (features name theirs with `table`)'),
+        ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (a feature names its table with `table`)'),
         (
             {**LOGS, "tables": {"item": {"optimizer": "lamb"}}},
             "tables.item: optimizer = lamb with kernel = fused: needs a GPU; choose rowwise_adagrad, adagrad or sgd",

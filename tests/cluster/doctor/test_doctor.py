@@ -1,4 +1,4 @@
-"""Each broken surrounding is found by its check, which names the remedy."""
+"""Each check of `shoal doctor` detects its problem and names the remedy."""
 
 import os
 import socket
@@ -145,7 +145,7 @@ def test_a_crash_at_import_is_a_finding(code: str, what: str, tmp_path: Path, mo
     packages(tmp_path, fbgemm_gpu=code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (finding,) = check_imports(probe_imports(timeout_seconds=2.0))
-    assert has(finding, "problem", what, "install them anew")
+    assert has(finding, "problem", what, "reinstall them")
 
 
 def test_ray_is_the_tested_one() -> None:
