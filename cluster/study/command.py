@@ -23,7 +23,7 @@ from cluster.study.summary import Summary, summarize
 from cluster.study.trials import Plan, plan_trials, refuse_other_trials
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
-from trainer.storage.output_folder import writing
+from trainer.output_folder import writing
 
 if TYPE_CHECKING:
     from cluster.study.trial import Task
