@@ -48,7 +48,7 @@ def evaluate(work: EvaluationJob, world: World, channel: Channel) -> None:
     from trainer.checkpoint.finite import refuse_broken_checkpoint
     from trainer.checkpoint.keys import tensors_of
     from trainer.loop.build import build_model, load_to_use
-    from trainer.tasks.daily_training import same_dataset
+    from trainer.loop.same_run import same_dataset
 
     job = work.job
     manifest = read_manifest(job.dataset_dir)
