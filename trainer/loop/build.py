@@ -28,9 +28,9 @@ from trainer.optim.ema import WeightEma
 from trainer.placement.loads import table_rows
 from trainer.placement.plan import plan_tables
 from trainer.storage.files import digest_of
-from trainer.tasks.daily_training import DailyTraining
-from trainer.tasks.next_item import NextItemTask
-from trainer.tasks.ranking import RankingTask
+from trainer.tasks.next_item.task import NextItemTask
+from trainer.tasks.ranking.daily_training import DailyTraining
+from trainer.tasks.ranking.task import RankingTask
 from trainer.tasks.task import Stream, Task
 
 

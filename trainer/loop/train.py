@@ -30,7 +30,7 @@ from trainer.loop.step_clock import StepClock
 from trainer.loop.timetable import Timetable
 from trainer.optim.ema import WeightEma
 from trainer.optim.schedule import rate_factor
-from trainer.tasks.daily_training import DailyTraining, read_days
+from trainer.tasks.ranking.daily_training import DailyTraining, read_days
 from trainer.tasks.task import Evaluator
 
 

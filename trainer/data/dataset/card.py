@@ -85,7 +85,7 @@ def facts_of(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def render(folder: Path, manifest: Manifest, facts: Mapping[str, Any]) -> str:
     """The page."""
-    what = "impressions" if manifest.task == "ranking" else "events"
+    what = "impressions" if manifest.has_impressions else "events"
     ranked = np.sort(_Catalogue.of(folder, manifest).num_events)[::-1]
     return page.render(
         Path(__file__).parent,
