@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.config.run_config import Config, check_config, identity, job_of
+from cluster.config.run_config import Config, check_config, job_of
 from sharding.world import World
 from tests.contracts.test_resume import fingerprint
 from tests.contracts.test_world_size import global_batches, losses
 from tests.support.prepared import made, write_events
 from trainer.checkpoint.folder import newest
+from trainer.config.identity import identity
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import WINDOW_STEP
 from trainer.errors import CheckpointError
@@ -194,7 +195,7 @@ def test_a_held_out_period_that_moves_back_is_refused(rank_pool, three_days):
     rank_pool.run(1, train, job_of(config_in(three_days, "run", 3)))
     write_day(three_days, 4)
     made(config_in(three_days, "run", 2))
-    with pytest.raises(CheckpointError, match=r"trained up to 300, and split\.validation_time now is 200"):
+    with pytest.raises(CheckpointError, match=r"trained up to 300, and split\.validation_time is now 200"):
         rank_pool.run(1, train, job_of(config_in(three_days, "run", 2)))
 
 

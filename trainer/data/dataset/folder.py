@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from sharding.config import IdsConfig
-from trainer.config import SplitConfig
+from trainer.config.split import SplitConfig
 from trainer.data.dataset.manifest import FORMAT_VERSION, Manifest, read_manifest, verify_dataset, write_manifest
 from trainer.data.logs.columns import SourceName
 from trainer.data.logs.config import LogsConfig, TextConfig
 from trainer.data.logs.files import InputFile
 from trainer.errors import UserError
+from trainer.output_folder import remove_from, writing
 from trainer.settings import changed_settings, flatten
 from trainer.storage.files import digest_of
-from trainer.storage.output_folder import remove_from, writing
 
 _RESULT = re.compile(
     r"(part|cuts)-\d{3}-\d{5}\.parquet|(vocabulary|sketch)-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet"
