@@ -4,6 +4,7 @@ Importing this package imports neither torch nor ray.
 
 Files:
     __main__.py      `python -m cluster`, the same as `shoal`
+    errors.py        errors with which a command ends
     interruption.py  the exception by which Ctrl-C and SIGTERM end a command
 """
 

@@ -20,6 +20,8 @@ from typer.core import TyperGroup
 from cluster import __version__
 from cluster.cli.checkpoint import AsJson, checkpoints, print_json
 from cluster.cli.study import study
+from cluster.doctor.packages import RAY, TRAINING, check_installed
+from cluster.errors import RunFailedError, StoppedError, as_user_error
 from cluster.interruption import Interrupted
 from cluster.ray_cluster.token import send_token_if_present
 from trainer.errors import UserError
@@ -84,15 +86,9 @@ def main() -> None:
     except Interrupted as interruption:
         _fail(interruption.message, interruption.exit_code)
     except Exception as error:  # noqa: BLE001 - the last process boundary: whatever it is becomes a message and an exit code
-        from sharding.errors import PlacementError
-        from trainer.storage.files import disk_refusal
-
-        if isinstance(error, OSError) and (refusal := disk_refusal(error)) is not None:
-            _fail(refusal, 2)
-        if isinstance(error, PlacementError):
-            _fail(str(error), 2)
-        # By name, because importing the driver here would load torch for every small mistake.
-        if type(error).__name__ in ("StoppedError", "RunFailedError"):
+        if (mistake := as_user_error(error)) is not None:
+            _fail(str(mistake), 2)
+        if isinstance(error, StoppedError | RunFailedError):
             _fail(str(error), 1)
         traceback.print_exc()
         _fail(f"{type(error).__name__}: {error}", 1)
@@ -147,6 +143,7 @@ def version(
 def run(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Prepare, train, evaluate and report; run it again to go on where it stopped."""
     settings = _load(config, overrides)
+    check_installed("run", TRAINING)
     from cluster.driver import driver
     from cluster.driver.progress import results_table
 
@@ -164,6 +161,7 @@ def run(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False
 def prepare(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check the event logs, and turn them into a sequence dataset with its data card."""
     settings = _load(config, overrides)
+    check_installed("prepare", RAY)
     from cluster.driver import driver
     from trainer.data.dataset.card import PAGE
 
@@ -183,6 +181,7 @@ def prepare(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = F
 def train(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Train on the prepared dataset; continues from the newest checkpoint."""
     settings = _load(config, overrides)
+    check_installed("train", TRAINING)
     from cluster.driver import driver
 
     outcome = _in_view(as_json, lambda view: driver.run_train(settings, view))
@@ -200,6 +199,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint on held-out events over the full catalogue."""
     settings = _load(config, overrides)
+    check_installed("evaluate", TRAINING)
     from cluster.driver import driver
     from cluster.driver.progress import results_table
 
@@ -268,6 +268,7 @@ def submit(
 ) -> None:
     """Run the same as a job on a running Ray cluster."""
     settings = _load(config, overrides)
+    check_installed("submit", RAY)
     from cluster.ray_cluster.submit import submit as submit_job
 
     console = _console(as_json)

@@ -1,6 +1,7 @@
 """`shoal doctor`: probes the machine and judges the result.
 
 Files:
-    checks.py  and judges what it saw
-    probe.py   `shoal doctor`: looks at the machine
+    checks.py    judges what the probe saw
+    packages.py  packages that only training needs, and how to install them
+    probe.py     looks at the machine
 """

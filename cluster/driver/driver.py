@@ -18,6 +18,7 @@ from cluster.driver.new_logs import check_append, kept_outcome
 from cluster.driver.progress import View
 from cluster.driver.run_folder import Stages, locked, open_run
 from cluster.driver.stage_inputs import evaluation_inputs, report_inputs, training_inputs
+from cluster.errors import RunFailedError, StoppedError
 from cluster.interruption import Interrupted
 from cluster.ray_cluster.session import ray_session
 from cluster.workers.group import Workers, WorkersFailedError
@@ -29,14 +30,6 @@ from trainer.data.dataset.splits import Split
 from trainer.evaluation.outputs import Summary, are_there, summary_of, write_report
 from trainer.job import Outcome
 from trainer.storage.files import write_text_atomically
-
-
-class StoppedError(Exception):
-    """The user asked to stop; everything is saved. The message says how to go on."""
-
-
-class RunFailedError(Exception):
-    """A stage failed for a reason that is not the user's to mend. The message is one line."""
 
 
 @dataclass(frozen=True)
