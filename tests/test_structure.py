@@ -22,7 +22,7 @@ from cluster.study.config import read_study
 from cluster.study.trials import plan_trials
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("cluster", "trainer", "sharding", "models")
+PACKAGES = ("shoal", "cluster", "trainer", "sharding", "models")
 SOURCES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 LIGHT = [path for path in SOURCES if path.name in ("config.py", "__init__.py")]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))

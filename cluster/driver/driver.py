@@ -85,11 +85,18 @@ def _opened(config: Config) -> Iterator[Workers]:
             yield workers
 
 
+def _announce(view: View, stage: str, status: str) -> None:
+    """Tell who watches that a stage "started", is "done", or was "done before"."""
+    view.on_event({"kind": "stage", "stage": stage, "status": status})
+
+
 def _prepare(config: Config, view: View) -> Manifest:
+    _announce(view, "prepare", "started")
     manifest = prepare_dataset(config, view)
     Stages(config.run_dir).finish(
         "prepare", manifest.fingerprint, {"dataset": str(config.dataset_dir), "digest": manifest.digest}
     )
+    _announce(view, "prepare", "done")
     return manifest
 
 
@@ -130,14 +137,17 @@ def _train(config: Config, manifest: Manifest, workers: Workers, view: View) -> 
     kept = kept_outcome(config, manifest)
     if kept is not None:
         view.say(f"train: the model of step {kept.step:,} is kept, because run.new_logs is evaluate")
+        _announce(view, "train", "done before")
         return kept
     inputs = training_inputs(config, manifest)
     record = Stages(config.run_dir)
     done = record.result("train", inputs)
     if done is not None and _checkpoints_are_there(config, done):
         view.say(f"train: done before, at step {done['step']:,}")
+        _announce(view, "train", "done before")
         return Outcome(**done)
     record.begin("train", inputs)
+    _announce(view, "train", "started")
     with _stop_on_signal(view) as stop:
         outcome: Outcome = _recorded(
             record, {"train": inputs}, lambda: stages.train(config, workers, view.on_event, stop)
@@ -150,6 +160,7 @@ def _train(config: Config, manifest: Manifest, workers: Workers, view: View) -> 
     early = " early, because the validation metric no longer improved" if outcome.reason == "early" else ""
     best = f"; best checkpoint at step {outcome.best_step:,}" if outcome.best_step is not None else ""
     view.say(f"train: ended{early} at step {outcome.step:,}{best}")
+    _announce(view, "train", "done")
     return outcome
 
 
@@ -176,9 +187,11 @@ def _evaluate(
             view.say(f"evaluate: {split} done before, of {found.path.name}")
             results[split] = summary_of(done)
             _refresh_report(config, stage_of[split], inputs[split], results[split], reports[split].parent)
+            _announce(view, stage_of[split], "done before")
     todo = {stage_of[split]: split for split in splits if split not in results}
     for stage, split in todo.items():
         record.begin(stage, inputs[split])
+        _announce(view, stage, "started")
     if todo:
         inputs_of = {stage: inputs[split] for stage, split in todo.items()}
         wanted = list(todo.values())
@@ -189,6 +202,7 @@ def _evaluate(
     for stage, split in todo.items():
         record.finish(stage, inputs[split], asdict(results[split]))
         record.finish(f"{stage}/report", report_inputs(config, inputs[split], manifest), {})
+        _announce(view, stage, "done")
     return {split: (results[split], reports[split]) for split in splits}
 
 

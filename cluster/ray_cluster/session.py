@@ -67,12 +67,15 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def _own_sigterm_handler() -> Iterator[None]:
-    """Keep the handler that the command installed: Ray puts one in its place that dumps a stack and exits with 134."""
+    """Keep the handler of the process: Ray replaces it with one that dumps a stack and exits with 134.
+
+    The default handler is kept too, because a library must not leave another one behind.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if callable(before) and threading.current_thread() is threading.main_thread():
+        if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 

@@ -24,7 +24,7 @@ from tests.trainer.data.public_sets.originals import MOVIELENS_CSV, write_files
 pytestmark = pytest.mark.slow
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-SHIPPED = ("cluster", "trainer", "sharding", "models", "pyproject.toml", "README.md", "LICENSE")
+SHIPPED = ("shoal", "cluster", "trainer", "sharding", "models", "pyproject.toml", "README.md", "LICENSE")
 TRAINING_COMMANDS = ("run", "prepare", "train", "evaluate", "submit")
 
 

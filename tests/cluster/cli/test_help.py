@@ -29,7 +29,9 @@ ROOT = Path(__file__).parents[3]
 RUNNER = CliRunner()
 COMMANDS: Any = typer.main.get_command(app)
 FILES = [
-    path for package in ("cluster", "trainer", "sharding", "models") for path in sorted((ROOT / package).rglob("*.py"))
+    path
+    for package in ("shoal", "cluster", "trainer", "sharding", "models")
+    for path in sorted((ROOT / package).rglob("*.py"))
 ]
 
 

@@ -1,0 +1,43 @@
+"""Relays what the driver reports to a listener, and shows it on a console unless that is quiet."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cluster.driver.progress import View, plain_console
+from shoal.events import Event, Listener, Message, Progress, event_of
+
+
+class ListeningView(View):
+    """A view of a command that also passes everything on as typed events."""
+
+    def __init__(self, quiet: bool, listener: Listener | None) -> None:
+        super().__init__(plain_console(quiet=quiet))
+        self._listener = listener or (lambda event: None)
+        self._relaying = False
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        with self._relayed(Message(text)):
+            super().say(text)
+
+    def advance(self, stage: str, done: int, total: int, text: str) -> None:
+        """Move the live line."""
+        with self._relayed(Progress(stage, done, total, text)):
+            super().advance(stage, done, total, text)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Show an event of the driver or of a worker."""
+        with self._relayed(event_of(event)):
+            super().on_event(event)
+
+    @contextmanager
+    def _relayed(self, event: Event | None) -> Iterator[None]:
+        """Pass an event on, and no other one for what the body shows of it: showing an event may print a line."""
+        outermost, self._relaying = not self._relaying, True
+        try:
+            if outermost and event is not None:
+                self._listener(event)
+            yield
+        finally:
+            self._relaying = not outermost
