@@ -13,6 +13,7 @@ class ListeningView(View):
 
     def __init__(self, quiet: bool, listener: Listener | None) -> None:
         super().__init__(plain_console(quiet=quiet))
+        self._live = self._live and not quiet  # a live line would swallow what the listener prints
         self._listener = listener or (lambda event: None)
         self._relaying = False
 
@@ -34,7 +35,8 @@ class ListeningView(View):
     @contextmanager
     def _relayed(self, event: Event | None) -> Iterator[None]:
         """Pass an event on, and no other one for what the body shows of it: showing an event may print a line."""
-        outermost, self._relaying = not self._relaying, True
+        outermost = not self._relaying
+        self._relaying = True
         try:
             if outermost and event is not None:
                 self._listener(event)

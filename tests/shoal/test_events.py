@@ -83,6 +83,16 @@ def test_a_listener_hears_of_everything_once_and_in_order(capsys: pytest.Capture
     assert capsys.readouterr() == ("", "")
 
 
+def test_quiet_does_not_swallow_what_a_listener_prints_in_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # by which a console takes anything for a terminal
+    with ListeningView(quiet=True, listener=print) as view:
+        assert view.console.is_terminal
+        view.advance("prepare", 1, 2, "read, 5 rows")
+    assert capsys.readouterr().out == f"{shoal.Progress('prepare', 1, 2, 'read, 5 rows')}\n"
+
+
 def test_without_quiet_the_console_shows_what_the_command_shows(capsys: pytest.CaptureFixture[str]) -> None:
     with ListeningView(quiet=False, listener=None) as view:
         view.say("dataset: 3 users")

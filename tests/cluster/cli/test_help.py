@@ -140,7 +140,7 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
     monkeypatch.setattr("cluster.driver.driver.are_there", lambda folder, done: (folder / "report.html").exists())
     monkeypatch.setattr("cluster.driver.driver.asdict", dict)
     monkeypatch.setattr("cluster.driver.driver.summary_of", dict)
-    view: Any = SimpleNamespace(say=lambda text: None, done=lambda: None, on_event=None)
+    view: Any = SimpleNamespace(say=lambda text: None, done=lambda: None, on_event=lambda event: None)
     (tmp_path / "run").mkdir()
     best, named, again = (driver._evaluate(config, ["test"], name, None, view) for name in (None, "step_1", None))  # type: ignore[arg-type]
     assert best == again
