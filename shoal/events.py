@@ -127,6 +127,8 @@ def event_of(raw: dict[str, Any]) -> Event | None:
             return Stage(raw["stage"], raw["status"])
         case "evaluate":
             return Progress("evaluate", raw["done"], raw["total"], f"batch {raw['done']:,}/{raw['total']:,}")
+        case "phase":
+            return Message(f"{raw['text']} ...")
         case "warning":
             return WarningRaised(raw["text"])
         case "plan":

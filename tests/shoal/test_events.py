@@ -45,6 +45,7 @@ RAW: list[tuple[dict[str, Any], shoal.Event | None]] = [
         shoal.CheckpointSaved(8, Path("a/step_8"), 0.1),
     ),
     ({"kind": "evaluate", "done": 1, "total": 1000}, shoal.Progress("evaluate", 1, 1000, "batch 1/1,000")),
+    ({"kind": "phase", "text": "train: building"}, shoal.Message("train: building ...")),
     ({"kind": "warning", "text": "careful"}, shoal.WarningRaised("careful")),
     ({"kind": "resources", "rank": 0, "peak_bytes": 1, "seconds": 1.0}, None),
 ]
@@ -60,6 +61,7 @@ def sent_kinds() -> Iterator[str]:
     for source in [*(ROOT / "cluster").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
         text = source.read_text(encoding="utf-8")
         yield from re.findall(r'(?:send|on_event)\(\s*\{"kind": "(\w+)"', text)
+        yield from re.findall(r'\b(?:messages|self)\.send\(\s*"(\w+)"', text)
 
 
 def test_no_event_of_the_driver_or_of_workers_is_left_out() -> None:
@@ -69,11 +71,11 @@ def test_no_event_of_the_driver_or_of_workers_is_left_out() -> None:
 def test_a_listener_hears_of_everything_once_and_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     heard: list[shoal.Event] = []
     with ListeningView(quiet=True, listener=heard.append) as view:
-        view.say("dataset: 3 users")
-        view.advance("prepare", 1, 2, "read, 5 rows")
+        view.print_line("dataset: 3 users")
+        view.update("prepare", 1, 2, "read, 5 rows")
         for raw, _ in RAW:
             view.on_event(raw)
-        view.say("train: ended")
+        view.print_line("train: ended")
     assert heard == [
         shoal.Message("dataset: 3 users"),
         shoal.Progress("prepare", 1, 2, "read, 5 rows"),
@@ -89,12 +91,12 @@ def test_quiet_does_not_swallow_what_a_listener_prints_in_a_terminal(
     monkeypatch.setenv("FORCE_COLOR", "1")  # by which a console takes anything for a terminal
     with ListeningView(quiet=True, listener=print) as view:
         assert view.console.is_terminal
-        view.advance("prepare", 1, 2, "read, 5 rows")
+        view.update("prepare", 1, 2, "read, 5 rows")
     assert capsys.readouterr().out == f"{shoal.Progress('prepare', 1, 2, 'read, 5 rows')}\n"
 
 
 def test_without_quiet_the_console_shows_what_the_command_shows(capsys: pytest.CaptureFixture[str]) -> None:
     with ListeningView(quiet=False, listener=None) as view:
-        view.say("dataset: 3 users")
+        view.print_line("dataset: 3 users")
         view.on_event({"kind": "warning", "text": "careful"})
     assert capsys.readouterr().out.splitlines() == ["dataset: 3 users", "warning: careful"]

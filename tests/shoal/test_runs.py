@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import shoal
-from cluster.driver.run_folder import Stages
+from cluster.driver.stage_record import StageRecord
 from shoal.results import training_of
 from tests.support.datasets import tiny_dataset
 from tests.support.evaluated import results_of
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     config = shoal.Config.from_dict({"logs": {"path": "events.parquet"}, "run": {"dir": "elsewhere"}})
     (tmp_path / "config.json").write_text(config.model_dump_json())
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    Stages(tmp_path).finish("train", "inputs", {})
+    StageRecord(tmp_path).finish("train", "inputs", {})
     for step in (1, 2, 3):
         path = tmp_path / "checkpoints" / checkpoint_folder.name_of(step)
         path.mkdir(parents=True)
