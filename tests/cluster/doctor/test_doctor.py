@@ -127,7 +127,7 @@ def test_the_wrong_wheel_is_recognised_by_its_error(tmp_path: Path, monkeypatch:
     findings = check_imports(probe_imports())
     assert [finding.what.split()[1] for finding in findings] == ["fbgemm_gpu", "torchrec"]
     for finding in findings:
-        assert has(finding, "problem", "CUDA build of fbgemm beside the CPU build", "pip uninstall -y")
+        assert has(finding, "problem", "CUDA build of fbgemm with the CPU build", "pip uninstall -y")
 
 
 @pytest.mark.parametrize(
