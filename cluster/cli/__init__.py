@@ -1,6 +1,7 @@
 """Command line: one file per command.
 
 Files:
+    __main__.py     `python -m cluster.cli`, the same as `shoal`
     app.py          the `shoal` command: its commands in order, errors, exit codes
     checkpoint.py   `shoal checkpoint`
     config_docs.py  generates docs/configuration.md from the settings

@@ -28,7 +28,7 @@ from cluster.cli.study import study
 from cluster.cli.submit import submit
 from cluster.cli.synth import synth
 from cluster.cli.train import train
-from cluster.interruption import Interrupted
+from cluster.errors import Interrupted, RunFailedError, StoppedError
 from cluster.ray_cluster.token import send_token_if_present
 from trainer.errors import UserError
 
@@ -89,8 +89,7 @@ def main() -> None:
             _fail(refusal, 2)
         if isinstance(error, PlacementError):
             _fail(str(error), 2)
-        # By name, because an import of the driver would load torch for every small mistake.
-        if type(error).__name__ in ("StoppedError", "RunFailedError"):
+        if isinstance(error, StoppedError | RunFailedError):
             _fail(str(error), 1)
         traceback.print_exc()
         _fail(f"{type(error).__name__}: {error}", 1)

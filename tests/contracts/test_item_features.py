@@ -116,7 +116,7 @@ def test_without_features_it_cannot_be(folder: Path, rank_pool: RankPool) -> Non
 
 
 def test_any_number_of_ranks_trains_the_same_model(folder: Path, rank_pool: RankPool) -> None:
-    """Feature tables lie whole on one rank each, the item table in rows on all."""
+    """Feature tables are whole on one rank each, the item table in rows on all."""
     found = {
         size: rank_pool.run(size, train_and_test, job_at(folder, ["genre", "content"], f"ranks-{size}", epochs=2))[0]
         for size in (1, 2, 3)

@@ -176,7 +176,7 @@ def without_history(learned_from: Path, rank_pool: RankPool) -> dict[str, float]
 
 
 @pytest.mark.parametrize("kind", RANKERS)
-def test_a_ranker_learns_from_histories_what_no_other_feature_tells(
+def test_a_ranker_learns_from_histories_what_no_other_feature_shows(
     learned_from: Path, without_history: dict[str, float], rank_pool: RankPool, kind: str
 ) -> None:
     found = rank_pool.run(1, validated, job_of(ranker_config(learned_from, kind, RANKERS[kind])))[0]

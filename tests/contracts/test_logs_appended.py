@@ -80,7 +80,7 @@ def tensors(checkpoint: Path) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in read(checkpoint).files.items() if name.endswith(".distcp")}
 
 
-def test_a_trained_run_asks_before_logs_are_appended_and_does_what_is_chosen(rank_pool: Any, tmp_path: Path) -> None:
+def test_a_trained_run_asks_before_logs_are_appended_and_follows_the_choice(rank_pool: Any, tmp_path: Path) -> None:
     write_day(tmp_path, 0)
     config = config_in(tmp_path)
     first = prepared(config)

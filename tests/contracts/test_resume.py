@@ -56,7 +56,7 @@ def train(world: World, job: Job, stop_after: int | None = None) -> tuple[Outcom
 
 def job_in(run_dir: Path, tmp_path: Path, dataset: str = "dataset", **sections: Any) -> Job:
     early = {"early_stopping": {"metric": "ndcg@10", "patience": 50}, "evaluate_every_epochs": 1}
-    train = {**early, "warmup_steps": 7, **sections.pop("train", {})}
+    train = {**early, "epochs": 2, "warmup_steps": 7, **sections.pop("train", {})}
     model = sections.pop("model", {"encoder": {"kind": "sasrec", "num_blocks": 2, "dropout": 0.25}})
     return tiny_job(run_dir, tmp_path / dataset, model=model, train=train, **sections)
 
@@ -175,7 +175,7 @@ CRAFT = {
 
 
 @pytest.mark.parametrize("craft", CRAFT)
-def test_what_training_keeps_besides_weights_is_resumed_bit_identically(rank_pool, dataset, craft):
+def test_optimizer_schedule_and_averages_resume_bit_identically(rank_pool, dataset, craft):
     settings = {"train": {"max_steps": 14, **CRAFT[craft]}}
     whole = rank_pool.run(2, train, job_in(dataset / "whole", dataset, **settings))
     pieces = job_in(dataset / "pieces", dataset, **settings)
@@ -198,9 +198,7 @@ def evaluate(world: World, job: Job, step: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.8])
-def test_the_best_checkpoint_of_an_early_stop_is_what_was_evaluated_stopped_and_resumed_or_not(
-    rank_pool, dataset, ema_decay
-):
+def test_the_best_checkpoint_of_an_early_stop_is_the_evaluated_one_resumed_or_not(rank_pool, dataset, ema_decay):
     settings = {
         "train": {
             "epochs": 30,
@@ -305,7 +303,7 @@ def test_another_dataset_is_refused(rank_pool, dataset):
         rank_pool.run(1, train, other)
 
 
-def test_the_manifest_says_what_the_checkpoint_is(rank_pool, dataset):
+def test_the_manifest_describes_the_checkpoint(rank_pool, dataset):
     rank_pool.run(2, train, job_in(dataset / "run", dataset, train={"max_steps": 9}))
     found, _ = checkpoint_folder.newest(dataset / "run" / "checkpoints")
     assert found is not None

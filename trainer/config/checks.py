@@ -1,7 +1,5 @@
 """Checks across the sections of a config. Each raises ValueError that names the settings and the remedy."""
 
-import re
-
 from models.config import ModelConfig
 from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import DynamicIdsConfig, TableConfig
@@ -11,7 +9,7 @@ from trainer.config.train import TrainConfig
 from trainer.data.inputs import check_bags, used_specs
 from trainer.data.logs.config import LogsConfig, feature_specs
 from trainer.errors import UserError
-from trainer.evaluation.ranking.names import LARGER_IS_BETTER, name_of
+from trainer.tasks.metrics import unusable_reason
 
 
 def check_tables(tables: dict[str, TableConfig], logs: LogsConfig) -> None:
@@ -107,13 +105,7 @@ def check_early_stopping(train: TrainConfig, evaluate: EvaluateConfig, model: Mo
     stopping = train.early_stopping
     if stopping is None:
         return
-    setting = f"train.early_stopping.metric = {stopping.metric!r}"
-    if isinstance(model, RankingConfig):
-        labels = tuple(model.labels or logs.labels)
-        known = [name_of(metric, label, labels) for metric in LARGER_IS_BETTER for label in labels]
-        if stopping.metric not in known:
-            raise ValueError(f"{setting}: a model of these labels has {', '.join(known)}")
-    elif not re.match(r"(hr|ndcg)@|mrr$", stopping.metric):
-        raise ValueError(f"{setting}: a next-item model has hr@K, ndcg@K and mrr")
-    elif "@" in stopping.metric and int(stopping.metric.split("@")[1]) not in evaluate.ks:
-        raise ValueError(f"{setting} needs {stopping.metric.split('@')[1]} among evaluate.ks = {evaluate.ks}")
+    labels = tuple(model.labels or logs.labels) if isinstance(model, RankingConfig) else ()
+    reason = unusable_reason(stopping.metric, model.task, evaluate.ks, labels)
+    if reason is not None:
+        raise ValueError(f"train.early_stopping.metric = {stopping.metric!r}: {reason}")

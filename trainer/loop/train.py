@@ -25,7 +25,6 @@ from trainer.data.stream.order import Position, position_of
 from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.shares import Step
 from trainer.errors import NonFiniteLossError, NonFiniteWeightsError, UserError
-from trainer.evaluation.ranking.names import larger_is_better
 from trainer.job import Channel, Job, Outcome
 from trainer.loop.build import agree_at_start, build_model, build_optimizers, load_checkpoint
 from trainer.loop.measure_placement import record_placement, record_steps
@@ -38,6 +37,7 @@ from trainer.metrics_log import Ledger, MetricsLog
 from trainer.optim.ema import WeightEma
 from trainer.optim.schedule import rate_factor
 from trainer.tasks.daily_training import day_ends, days_record, position_among, read_days
+from trainer.tasks.metrics import larger_is_better
 from trainer.tasks.task import Evaluator, Stream, Task
 
 

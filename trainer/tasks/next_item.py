@@ -25,7 +25,7 @@ from trainer.data.stream.negatives import needs_target_counts, needs_train_event
 from trainer.data.stream.order import Position
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.data.stream.target_counts import count_targets
-from trainer.evaluation.next_item.evaluate import Evaluator, make_evaluator, write_ranks
+from trainer.evaluation.next_item.evaluate import Evaluator, make_evaluator, write_user_rows
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.global_batch.negatives import GlobalNegatives
 from trainer.job import Job
@@ -99,7 +99,7 @@ class NextItemTask:
         on_batch: Callable[[int, int], None],
     ) -> None:
         vocabulary = read_vocabulary(self.job.dataset_dir, self.manifest, self.catalogue.scores_unknown)
-        write_ranks(self.evaluator(split, world, dynamic), model, vocabulary, folder, on_batch)
+        write_user_rows(self.evaluator(split, world, dynamic), model, vocabulary, folder, on_batch)
 
     def tensors(self) -> dict[str, Tensor]:
         return self.negatives.tensors()

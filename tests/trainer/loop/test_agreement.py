@@ -66,7 +66,7 @@ def random_states(world: World, job: Job) -> list[int]:
     return seeds
 
 
-def test_every_rank_and_every_step_draws_dropout_of_its_own(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_every_rank_and_every_step_draws_its_own_dropout(rank_pool: RankPool, tmp_path: Path) -> None:
     tiny_dataset(tmp_path / "dataset")
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 4})
     seeds = rank_pool.run(2, random_states, job)

@@ -127,14 +127,14 @@ def test_all_ranks_clip_by_the_same_norm_bit_for_bit(rank_pool, tmp_path):
         assert all(torch.equal(theirs[name], weights[name]) for name in weights)
 
 
-def test_a_gradient_within_the_norm_is_left_as_it_is(rank_pool, tmp_path):
+def test_a_gradient_within_the_norm_is_not_changed(rank_pool, tmp_path):
     loose, without = (rank_pool.run(2, clipped, clipping_job(tmp_path, clip_norm))[0] for clip_norm in (1000.0, None))
     assert all(torch.equal(loose[2][name], without[2][name]) for name in without[2])
     assert all(result.grad_norm is not None for result in loose[1])
     assert all(result.grad_norm is None for result in without[1])
 
 
-def test_clipping_changes_what_is_trained(rank_pool, tmp_path):
+def test_clipping_changes_the_trained_model(rank_pool, tmp_path):
     tight, without = (rank_pool.run(2, clipped, clipping_job(tmp_path, clip_norm))[0] for clip_norm in (0.05, None))
     table = next(name for name in without[2] if "tables" in name)
     assert (tight[2][table] - tight[0][table]).norm() < 0.5 * (without[2][table] - without[0][table]).norm()

@@ -55,7 +55,7 @@ def train(
     Args:
         values: What evaluations find one after another, in the place of real metrics.
         stop_after: The step at which a stop is requested.
-        broken: Steps whose loss is not a number on the last rank.
+        broken: Steps with a loss of NaN on the last rank.
     """
     events: list[dict[str, Any]] = []
     training: Training
@@ -117,7 +117,7 @@ def test_the_best_is_that_in_the_direction_of_the_metric_and_patience_counts_fro
     assert committed(tmp_path) == [last, best]
 
 
-def test_patience_goes_on_where_it_was_when_the_run_was_stopped(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_patience_resumes_where_the_run_stopped(rank_pool: RankPool, tmp_path: Path) -> None:
     job = stopping_early(tmp_path, "ndcg@10", patience=3)
     stopped = rank_pool.run(1, train, job, [0.5, 0.4, 0.3], 3 * STEPS_PER_EPOCH)[0]
     assert stopped.outcome.reason == "stopped"
@@ -136,7 +136,7 @@ def test_a_stop_inside_an_epoch_leaves_a_checkpoint_of_its_step(rank_pool: RankP
     assert not dead.exists()
 
 
-def test_the_end_of_training_is_evaluated_whatever_the_cadence(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_the_end_of_training_is_evaluated_at_any_cadence(rank_pool: RankPool, tmp_path: Path) -> None:
     rank_pool.run(1, train, job_in(tmp_path, train={"epochs": 2, "evaluate_every_epochs": 5}))
     lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "validation"]
     assert [line["step"] for line in lines] == [2 * STEPS_PER_EPOCH]

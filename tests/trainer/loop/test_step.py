@@ -142,7 +142,7 @@ def equal(a: State, b: State) -> bool:
 
 
 class _PoisonGradient(torch.autograd.Function):
-    """The identity, whose gradient has one number that is not finite."""
+    """The identity, with one number in its gradient that is not finite."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ def skip_none(world: World, job: Job) -> State:
 @pytest.mark.parametrize(
     "kind", ["loss is nan", "loss is infinite", "gradient of the rows", "gradient of a dense weight"]
 )
-def test_what_is_not_finite_on_one_rank_is_applied_on_none(rank_pool, tmp_path, kind, broken_rank):
+def test_a_nonfinite_step_of_one_rank_is_applied_on_none(rank_pool, tmp_path, kind, broken_rank):
     job = job_with(tmp_path)
     outcomes = rank_pool.run(2, skip_one, job, kind, broken_rank)
     for outcome in outcomes:
@@ -304,7 +304,7 @@ def test_a_step_in_micro_batches_is_the_same_step(rank_pool, tmp_path, world_siz
         torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_what_is_not_finite_in_one_micro_batch_is_applied_nowhere(rank_pool, tmp_path):
+def test_a_step_with_a_nonfinite_micro_batch_is_applied_nowhere(rank_pool, tmp_path):
     job = job_with(tmp_path)
     job = with_sections(job, train=job.config.train.model_copy(update={"micro_batch_tokens": 8}))
     for outcome in rank_pool.run(2, skip_one, job, "loss of the second piece is nan", 0):

@@ -1,4 +1,4 @@
-"""What a run measured of its look-ups lies beside what was predicted, and the cost model can be fitted to it."""
+"""A run records measured and predicted times of its look-ups, and the cost model can be fitted to them."""
 
 import json
 
@@ -33,7 +33,7 @@ def job_of(tmp_path, **plan) -> Job:
     )
 
 
-def test_measured_stands_beside_predicted_for_every_table_phase_and_rank(rank_pool, tmp_path):
+def test_measured_and_predicted_times_are_recorded_for_every_table_phase_and_rank(rank_pool, tmp_path):
     tiny_dataset(tmp_path / "dataset")
     job = job_of(tmp_path)
     rank_pool.run(2, train, job)
