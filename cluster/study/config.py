@@ -1,6 +1,6 @@
 """Settings of a study: which settings vary, over which seeds, and by which metric the outcome is judged. No torch, no ray.
 
-A study file is a run's config, in part or by `base`, and a [study] section:
+A study file is a run's config, in part or by `base`, and a [study] beside it:
 
     base = "movielens100k_sasrec.toml"      # relative to this file; sections given here are merged over it
     [study]
@@ -101,9 +101,9 @@ class StudyConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     metric: str = Field(
         "ndcg@10",
         pattern="|".join(selection_pattern(task) for task in METRICS),
-        description="validation metric that ranks the points. next_item: hr@K, ndcg@K, recall@K, map@K or mrr. ranking: auc, gauc, "
-        "logloss or ne (less is better for the last two), with a label as in auc/click if there are several; its default is auc "
-        "of the first label",
+        description="validation metric that ranks the points. next_item: hr@K, ndcg@K, recall@K, map@K or mrr. "
+        "ranking: auc, gauc, logloss or ne (less is better for the last two), with a label as in auc/click if there are several; "
+        "its default is auc of the first label",
     )
     test: bool = Field(
         True, description="also evaluate each finished trial once on the test split, which affects no ranking"
@@ -186,7 +186,7 @@ def read_study(path: str | Path, overrides: list[str] | None = None) -> StudyFil
 
 
 def with_settings(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy with config keys such as "model.encoder.num_blocks" set. Raises ValueError if a key leads through a value."""
+    """A copy with config keys such as "model.encoder.num_blocks" set. Raises ValueError where a key leads through a value."""
     result = copy.deepcopy(values)
     for key, value in settings.items():
         *sections, name = key.split(".")

@@ -84,7 +84,7 @@ def test_a_run_resumes_from_the_new_checkpoint_as_from_the_original(trained, ran
         ("tables.item.shard=row_wise", "shard"),
     ],
 )
-def test_a_run_that_could_not_resume_is_refused_and_nothing_is_written(trained, tmp_path, setting, message):
+def test_settings_that_prevent_a_resume_are_named_and_nothing_is_written(trained, tmp_path, setting, message):
     done = reshard(trained / "two/checkpoints/step_000000003", tmp_path / "out", "--set", setting)
     assert isinstance(done.exception, UserError)
     assert message in str(done.exception)

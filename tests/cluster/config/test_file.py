@@ -1,4 +1,4 @@
-"""A config file overrides its base, section by section; a missing, invalid or circular base is refused by name."""
+"""A config file is merged over its base, section by section. A missing, wrong or circular base is named."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_given_values_override_the_base_and_its_base(tmp_path: Path) -> None:
+def test_values_are_merged_over_the_base_and_its_base(tmp_path: Path) -> None:
     write(
         tmp_path,
         "deep/one.toml",
