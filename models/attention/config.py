@@ -47,7 +47,8 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     window: int | None = Field(
         None,
         ge=1,
-        description="number of most recent events that an event sees, itself included. The cost is linear in it; default: all",
+        description="an event sees only events less than this number of positions away. The cost is linear in it; default: all "
+        "events",
     )
     num_global: int = Field(
         0, ge=0, le=1024, description="number of oldest events that every event sees, even outside its window"

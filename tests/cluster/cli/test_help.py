@@ -134,7 +134,9 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
         "cluster.driver.evaluate_stage.find_checkpoint", lambda config, name: stored(checkpoints / (name or "step_2"))
     )
     monkeypatch.setattr("cluster.driver.evaluate_stage.read_manifest", lambda folder: None)
-    monkeypatch.setattr("cluster.driver.evaluate_stage.evaluation_inputs", lambda config, found, *_: found.path.name)
+    monkeypatch.setattr(
+        "cluster.driver.evaluate_stage.evaluation_inputs", lambda config, checkpoint, *_: checkpoint.path.name
+    )
     monkeypatch.setattr("cluster.driver.evaluate_stage.report_inputs", lambda *_: "report")
     monkeypatch.setattr(
         "cluster.driver.evaluate_stage.are_there", lambda folder, done: (folder / "report.html").exists()
