@@ -173,15 +173,15 @@ def _write(answer: Answer) -> None:
         ) from None
 
 
-def _figures(planned: Planned) -> dict[str, str]:
-    """Return the figures of a plan by name."""
-    return {row[0]: row[1] for row in summary_grid([planned.values]).rows}
-
-
 def _tiles(planned: Planned) -> list[dict[str, str]]:
     """Return the headline figures of a plan. They are predictions and have no interval."""
-    figures = _figures(planned)
-    return [{"name": name, "value": figures[name], "interval": "", "note": ""} for name in HEADLINES]
+    values = _summary(planned)
+    return [{"name": name, "value": values[name], "interval": "", "note": ""} for name in HEADLINES]
+
+
+def _summary(planned: Planned) -> dict[str, str]:
+    """Return the headline figures of one plan by name."""
+    return {row[0]: row[1] for row in summary_grid([planned.values]).rows}
 
 
 def _page(answer: Answer, plans: list[Planned], pictures: list[str]) -> str:
@@ -193,7 +193,7 @@ def _page(answer: Answer, plans: list[Planned], pictures: list[str]) -> str:
         title=f"Plan of {answer.planned.request.name}",
         header=[
             ("Workload", answer.planned.request.name),
-            ("Devices", _figures(answer.planned)["devices"]),
+            ("Devices", _summary(answer.planned)["devices"]),
             ("Planned", f"{page.moment_text(time.time())}, in {answer.planned.seconds:.1f} s"),
         ],
         comparison=comparison(*plans) if len(plans) > 1 else [],

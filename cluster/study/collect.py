@@ -25,7 +25,7 @@ class Measured:
         str, float | None
     ]  # the study's metric under its name in the study, too; None where one is not defined
     users: list[Any]  # as in the logs, in the order of the dataset
-    of_users: np.ndarray  # (users,) the study's metric: numbers whose mean it is
+    of_users: np.ndarray  # (users,) the numbers of which the study's metric is the mean
 
     def value(self, metric: str) -> float:
         """Return a metric, NaN where it is not defined."""
@@ -43,7 +43,7 @@ class Finished:
 
 
 def read_trial(trial: Trial, record: Record, splits: Sequence[str], metric: str) -> Finished:
-    """Raises UserError naming a file that is missing or damaged."""
+    """Return the metrics of a finished trial. Raises UserError that names a file that is missing or damaged."""
     folder, stored = trial.config.run_dir / "evaluation", metric_in(trial.config, metric)
     return Finished(trial, record, {split: _read_split(folder / split, metric, stored) for split in splits})
 
@@ -51,7 +51,7 @@ def read_trial(trial: Trial, record: Record, splits: Sequence[str], metric: str)
 def estimate_of(
     points: Sequence[Sequence[Finished]], split: str, metric: str, minus: Sequence[Sequence[Finished]] | None = None
 ) -> Estimate:
-    """Of the mean over points, each under the same seeds; less that of `minus`, seed by seed and user by user.
+    """Estimate the mean over points, each under the same seeds; less that of `minus`, seed by seed and user by user.
 
     Without an interval over users where trials have different ones.
     """
@@ -68,7 +68,10 @@ def estimate_of(
 def _means(
     points: Sequence[Sequence[Finished]], split: str, metric: str
 ) -> tuple[list[Any], np.ndarray, np.ndarray | None]:
-    """Users of the first trial, (seeds,) and (seeds, users) means over points; the last only if all have these users."""
+    """Return the users of the first trial and the means over points, (seeds,) and (seeds, users).
+
+    The last is None unless all trials have these users.
+    """
     measured = [[trial.splits[split] for trial in of_seeds] for of_seeds in points]
     of_seeds = np.array([[m.value(metric) for m in of_point] for of_point in measured]).mean(axis=0)
     users = measured[0][0].users

@@ -34,7 +34,7 @@ def run_tasks(tasks: list[Task], limit: int, view: View) -> dict[str, Record]:
     """Run trials, at most `limit` side by side; by name, how each ended. Ray must be initialised."""
     progress = _Progress(tasks, view)
     storage = temporary_storage()
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name, once
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are printed by name, once
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trainable, tasks=tasks, folder=os.getcwd()), ACTOR),
         param_space={"number": tune.grid_search(list(range(len(tasks))))},
@@ -56,7 +56,7 @@ def run_tasks(tasks: list[Task], limit: int, view: View) -> dict[str, Record]:
 
 
 def most_at_once(clusters: list[ClusterConfig]) -> int:
-    """How many trials the cluster holds at a time, each as large as the largest of them. Ray must be initialised."""
+    """Return how many trials the cluster holds at a time, if each is as large as the largest. Ray must be initialised."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return min(_fitting(nodes, cluster) for cluster in clusters)
 
@@ -103,7 +103,7 @@ class _Progress(tune.Callback):  # type: ignore[misc]
         self._view = view
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray Tune saves what it was given, to restore it. A study is continued from its trials' folders instead."""
+        """Save nothing: Ray Tune would restore this object, but a study resumes from its trials' folders instead."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -142,6 +142,6 @@ def _figure(value: float) -> str:
 
 
 def in_order(tasks: list[Task]) -> list[Task]:
-    """Seed by seed, so that all points have a first result early, and a change of the machine's load meets them alike."""
+    """Order tasks seed by seed, so that all points have a first result early and share changes of the machine's load."""
     seeds = list(dict.fromkeys(task.trial.seed for task in tasks))
     return sorted(tasks, key=lambda task: (seeds.index(task.trial.seed), task.trial.point))

@@ -55,7 +55,7 @@ class _Watch(View):
 
 
 def run_trial(task: Task, on_validation: OnValidation) -> Record:
-    """Train and evaluate; what fails is told in the record, and not raised. A trial that was stopped goes on."""
+    """Train and evaluate, or resume a stopped trial. Failures are recorded, not raised."""
     run_dir = task.trial.config.run_dir
     try:
         with locked(run_dir):  # makes the folder, and sees that nobody else writes there

@@ -88,7 +88,7 @@ class Workers:
 
 
 class _Launch:
-    """One run of Ray Train, whose workers wait for jobs."""
+    """One run of Ray Train, with workers that wait for jobs."""
 
     def __init__(self, config: ClusterConfig) -> None:
         self._num_workers = config.num_workers

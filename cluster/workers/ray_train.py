@@ -38,7 +38,7 @@ class _LocalTrainer(_Trainer):
 
 
 def make_trainer(config: ClusterConfig, mailbox: Any, storage: str) -> TorchTrainer:
-    """Return a trainer whose workers run the jobs of `mailbox` in one process group; it keeps its own files in `storage`."""
+    """Return a trainer with workers that run the jobs of `mailbox` in one process group; its own files go to `storage`."""
     trainer_class = _LocalTrainer if config.address is None else _Trainer
     return trainer_class(
         serve,

@@ -65,7 +65,7 @@ def _lose_a_worker(process: subprocess.Popen[str], run_dir: Path, at_step: int) 
     assert "Traceback" not in out + err
     assert "died" in err
     assert "rank " in err
-    assert "Running the same command again" in err
+    assert "Run the same command again" in err
     assert (run_dir / "failure.log").read_text()
 
 

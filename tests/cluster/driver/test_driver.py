@@ -23,7 +23,7 @@ from cluster.workers.group import Workers
 
 
 def write_inputs(folder: Path) -> Path:
-    """A log in which a feature repeats a label whose name is no markup, and the config of its dataset."""
+    """Return the config of a log in which a feature repeats a label; the label's name looks like markup."""
     n = range(600)
     columns = {"user_id": [k % 20 for k in n], "item_id": [k % 30 for k in n], "time": list(n)}
     label = {"[bold]": [int(k % 7 == 0) for k in n], "told": [k % 7 for k in n]}
@@ -54,7 +54,7 @@ def fake_run_prepare(config: Config, view: View) -> object:
     return run_prepare_stage(config, view)
 
 
-def test_prepare_says_where_the_card_is_and_what_it_warns_of(
+def test_prepare_prints_the_path_and_the_warnings_of_the_card(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "run_prepare", fake_run_prepare)

@@ -19,8 +19,8 @@ def config_at(tmp_path: Path, **settings: object) -> Config:
     return check_config({"run": {"dir": str(tmp_path), **settings}, "logs": {"path": "events.parquet"}}, "test")
 
 
-def test_settings_can_be_mended_until_a_stage_has_begun(tmp_path: Path) -> None:
-    """As after a config whose logs were refused."""
+def test_settings_can_be_changed_until_a_stage_has_started(tmp_path: Path) -> None:
+    """As after a config with refused logs."""
     open_run(config_at(tmp_path))
     open_run(config_at(tmp_path, seed=2))
     StageRecord(tmp_path).begin("train", "inputs")

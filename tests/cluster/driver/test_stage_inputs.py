@@ -108,7 +108,7 @@ def remove_report(here: Path, evaluations: Evaluations) -> None:
 @pytest.mark.parametrize(
     "change", [change_dataset, change_checkpoint, change_metrics_file, remove_user_file, remove_report]
 )
-def test_an_evaluation_is_done_again_when_what_it_is_of_has_changed(
+def test_an_evaluation_is_repeated_when_its_inputs_have_changed(
     here: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, Evaluations], None]
 ) -> None:
     evaluations = Evaluations(monkeypatch)
@@ -161,7 +161,7 @@ def test_a_report_is_written_again_after_more_training_of_the_same_best_checkpoi
     assert (evaluations.num_evaluated, evaluations.num_reports) == (1, 2)
 
 
-def test_training_is_gone_on_with_when_its_last_checkpoint_is_gone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_resumes_if_its_last_checkpoint_is_missing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, manifest, trained = config_of(here), read_manifest(here / "dataset"), []
     checkpoints = here / "run/checkpoints"
 

@@ -132,7 +132,7 @@ def test_training_is_recorded_with_its_plan(trained_run: tuple[Path, Answer]) ->
     assert "train: building the model and sharding its tables ..." in answer.said
 
 
-def test_the_stage_finds_what_the_validation_found_of_the_averaged_weights(rank_pool: RankPool, trained: Path) -> None:
+def test_the_stage_reports_the_validation_metrics_of_the_averaged_weights(rank_pool: RankPool, trained: Path) -> None:
     lines = {r["step"]: r for r in read_metrics(trained / "run/metrics.jsonl") if r["kind"] == "validation"}
     for step in (8, 24):
         name = checkpoint_folder.name_of(step)
@@ -166,7 +166,7 @@ def test_each_split_is_evaluated_as_itself_and_once(rank_pool: RankPool, trained
     }
 
 
-def test_what_changed_is_evaluated_anew(rank_pool: RankPool, trained: Path) -> None:
+def test_changed_inputs_are_evaluated_again(rank_pool: RankPool, trained: Path) -> None:
     config, other = config_in(trained), config_in(trained, evaluate={"ks": [7, 10]})
     for first, then, name in ((config, other, None), (other, other, "step_000000005")):
         before, _ = evaluated(rank_pool, first).result
@@ -183,7 +183,7 @@ def test_what_changed_is_evaluated_anew(rank_pool: RankPool, trained: Path) -> N
     assert report.exists()
 
 
-def test_what_an_interrupted_evaluation_left_is_not_read(rank_pool: RankPool, trained: Path) -> None:
+def test_files_of_an_interrupted_evaluation_are_not_read(rank_pool: RankPool, trained: Path) -> None:
     parts = trained / "run/evaluation/validation/parts"
     parts.mkdir(parents=True, exist_ok=True)
     (parts / "rank-7.parquet").write_bytes(b"half a file")
@@ -239,7 +239,7 @@ def test_training_is_done_once_for_one_goal_and_one_dataset(rank_pool: RankPool,
     assert anew.result.step == 6
 
 
-def test_sigterm_stops_training_with_a_checkpoint_and_the_next_command_goes_on(
+def test_sigterm_stops_training_with_a_checkpoint_and_the_next_command_resumes(
     rank_pool: RankPool, fresh: Path
 ) -> None:
     config = config_in(fresh, train={"max_steps": 3})

@@ -142,13 +142,13 @@ def test_a_rank_that_could_not_speak_is_named_before_those_that_lost_it() -> Non
     assert "trace of rank 0" in caught.value.trace
 
 
-def test_what_a_user_can_change_is_said_alone() -> None:
+def test_a_mistake_of_the_user_is_reported_alone() -> None:
     failures = [failure(0), failure(1, user_message="tables.item.dim is wrong")]
     with pytest.raises(UserError, match=r"^tables\.item\.dim is wrong$"):
         _raise_failures(failures, [died(r0="x")])
 
 
-def test_a_group_that_fails_without_a_word_is_an_error() -> None:
+def test_a_group_that_fails_without_a_message_is_an_error() -> None:
     with pytest.raises(WorkersFailedError, match=r"^the group of workers failed: no nodes$"):
         _raise_failures([], [RuntimeError("no nodes")])
     with pytest.raises(WorkersFailedError, match="ended before its job was done"):

@@ -1,4 +1,4 @@
-"""Every metric of both tasks lies in its range and equals brute force, for whatever held-out events and scores there are."""
+"""Every metric of both tasks is in its range and equals brute force, for any held-out events and scores."""
 
 import math
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def plain_metrics_of(scores: np.ndarray, seen: list[int], targets: list[int], ma
     ]
     listed = sorted(left, key=lambda item: (-scores[item - 1], item))
     known = {target for target in targets if target != 0}
-    num_relevant = len(known) + targets.count(0)  # unknown items cannot be told apart
+    num_relevant = len(known) + targets.count(0)  # unknown items cannot be distinguished
     places = [place for place, item in enumerate(listed, start=1) if item in known]
     gain = math.fsum(1 / math.log2(place + 1) for place in places if place <= k)
     ideal = math.fsum(1 / math.log2(place + 1) for place in range(1, min(k, num_relevant) + 1))
@@ -113,7 +113,7 @@ def test_a_seen_item_that_repeats_is_missed_once():
     assert columns["recall@10"][0] == columns["map@10"][0] == 0.5
 
 
-def test_a_perfect_list_has_exactly_one_whatever_its_length_and_order():
+def test_a_perfect_list_of_any_length_and_order_has_exactly_one():
     random = np.random.default_rng(3)
     for count in range(1, 200, 7):
         ranks = random.permutation(count) + 1

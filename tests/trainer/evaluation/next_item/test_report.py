@@ -112,7 +112,7 @@ def test_the_page_holds_the_numbers(page):
     assert "leave one out" in text
 
 
-def test_without_targets_that_cannot_be_ranked_nothing_is_said_of_them():
+def test_targets_that_cannot_be_ranked_are_mentioned_only_if_they_exist():
     assert "cannot be ranked" not in page_of(results_with(num_targets_not_rankable=0), examples=[])
 
 
@@ -122,7 +122,7 @@ def test_four_plots_and_fewer_without_a_history(page):
     assert Page(page_of(history=HISTORY[:1])).names.count("svg") == 3
 
 
-def test_what_users_named_is_escaped():
+def test_names_given_by_users_are_escaped():
     nasty = '<script>alert("x")</script>'
     example = {**EXAMPLES[0], "user": nasty, "history": [nasty]}
     page = page_of(

@@ -16,7 +16,7 @@ from models.batches.history_batch import HistoryBatch
 from models.features.items import Catalogue, ItemRequest
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
-from trainer.config import EvaluateConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Counts, Manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError
@@ -154,7 +154,7 @@ def test_every_user_is_in_one_slice_of_each_kind(tmp_path, seed):
         assert sum(entry["num_users"] for entry in slices_of(results, name).values()) == 20
 
 
-def test_the_protocol_says_what_was_done(tmp_path):
+def test_the_protocol_describes_the_evaluation(tmp_path):
     results, _, merged = summary(tmp_path, [USERS])
     assert results.protocol["catalogue"] == NUM_ITEMS
     assert results.protocol["seen_items"] == "masked"
@@ -187,7 +187,7 @@ def test_how_ranks_shared_the_users_changes_no_bit(tmp_path, shares):
 
 
 @pytest.mark.parametrize("shares", [[], [[]], [[], []]])
-def test_nobody_to_evaluate_is_an_error_that_says_what_to_change(tmp_path, shares):
+def test_nobody_to_evaluate_is_an_error_that_names_the_remedy(tmp_path, shares):
     for rank, users in enumerate(shares):
         write_part(tmp_path / "parts", rank, users)
     with pytest.raises(UserError, match=r"no user has held-out events.*split\.test_time"):

@@ -98,7 +98,7 @@ def test_a_label_is_judged_where_it_is_defined(world, shown):
     assert found["auc/buy"] != everywhere["auc/buy"]
 
 
-def test_the_model_goes_on_in_the_mode_it_was_in(world):
+def test_the_model_keeps_its_mode(world):
     model = KnowsItems()
     evaluator_of(*world, ALONE).mean_metrics(model)
     assert model.training
@@ -153,7 +153,7 @@ def read(parts: Path) -> list[Row]:
     return sorted(rows, key=lambda row: (row["row_id"], row["place"]))
 
 
-def test_parts_hold_every_impression_of_the_split_with_what_was_said_of_it(world, shown, tmp_path):
+def test_parts_hold_every_impression_of_the_split_with_its_prediction(world, shown, tmp_path):
     steps = _write(ALONE, *world, tmp_path)
     assert steps == [(k + 1, len(steps)) for k in range(len(steps))]
     rows = sorted(read(tmp_path), key=lambda row: (row["user"], row["time"], row["item"]))

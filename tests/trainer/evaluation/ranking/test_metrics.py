@@ -83,7 +83,7 @@ def test_by_hand():
     assert found["calibration"] == pytest.approx(sum(chances) / 2)
 
 
-def test_equal_scores_say_nothing():
+def test_equal_scores_have_an_auc_of_one_half():
     found = all_metrics(judged_of([0.5] * 6, [1, 0, 1, 0, 0, 1], [1, 1, 1, 2, 2, 2]))
     assert found["auc"] == found["gauc"] == 0.5
 
@@ -105,7 +105,7 @@ def test_who_predicts_the_mean_has_an_ne_of_one():
     ],
     ids=["no impressions", "no positives", "no negatives", "no user with both"],
 )
-def test_what_is_not_defined_is_nan(judged, undefined):
+def test_an_undefined_metric_is_nan(judged, undefined):
     found = all_metrics(judged)
     assert {name for name, value in found.items() if math.isnan(value)} == undefined
 
@@ -117,7 +117,7 @@ def test_a_score_that_is_no_number_is_last_and_has_no_loss():
     assert math.isnan(found["calibration"])
 
 
-def test_sure_and_wrong_costs_what_the_logit_says():
+def test_a_confident_mistake_costs_its_logit():
     found = all_metrics(judged_of([60.0, -60.0, 800.0, 0.0], [0, 1, 1, 0]))
     assert found["logloss"] == pytest.approx((120 + math.log(2)) / 4)
 
@@ -150,7 +150,7 @@ def test_the_order_of_impressions_does_not_matter():
     assert all_metrics(judged.take(within)) == all_metrics(judged)
 
 
-def test_a_monotonous_change_of_scores_leaves_auc_as_it_is():
+def test_a_monotonic_change_of_scores_does_not_change_auc():
     judged = random_judged(6)
     changed = replace(judged, scores=np.exp(judged.scores / 3) - 7)
     before, after = all_metrics(judged), all_metrics(changed)

@@ -156,7 +156,7 @@ def manifest_like() -> Manifest:
 
 
 @pytest.mark.parametrize("num_ranks", [0, 2])
-def test_no_impressions_is_an_error_that_says_what_to_change(tmp_path, num_ranks):
+def test_no_impressions_is_an_error_that_names_the_remedy(tmp_path, num_ranks):
     for rank in range(num_ranks):
         pq.write_table(pa.table({"row_id": pa.array([], pa.int64())}), tmp_path / f"rank-{rank}.parquet")
     with pytest.raises(UserError, match=r"no impressions.*split\.test_time"):
@@ -191,7 +191,7 @@ def test_the_files_hold_the_results_and_the_logs_own_ids(written):
         assert row["popularity/click"] == pytest.approx(1 / (1 + np.exp(-source["logit.popularity.click"])))
 
 
-def test_metrics_can_be_computed_anew_from_the_file(written):
+def test_metrics_can_be_recomputed_from_the_file(written):
     folder, results, _ = written
     for label in LABELS:
         assert auc_of(count_scores(read_scored(folder, label, LABELS))) == results.metrics[f"auc/{label}"]
@@ -359,7 +359,7 @@ def test_the_page_has_a_row_for_every_day(written, world):
     assert "Daily training" not in Page(page_of(written, world)).text
 
 
-def test_what_users_named_is_escaped(written, world):
+def test_names_given_by_users_are_escaped(written, world):
     nasty = '<script>alert("x")</script>'
     page = page_of(written, world, config={"logs": {"path": nasty}})
     assert "<script" not in page
