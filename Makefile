@@ -45,7 +45,7 @@ test: $(TOOLS_READY) ## run all tests, of pairwise ones a sample; those that nee
 	$(PYTEST) $(SIDE_BY_SIDE)
 	$(PYTEST) $(END_TO_END)
 
-test-quick: $(TOOLS_READY) ## run the tests that start neither Ray nor rank processes: two minutes
+test-quick: $(TOOLS_READY) ## run the tests that start neither Ray nor rank processes: less than three minutes
 	$(PYTEST) $(SIDE_BY_SIDE) -m 'not ray and not ranks and not slow'
 
 test-all: $(TOOLS_READY) ## run all tests with every combination

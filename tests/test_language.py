@@ -18,9 +18,9 @@ REFUSED = ARTICLES | {"What", "Of", "Whose", "Whether", "Which", "Where", "Who",
 REFUSED_FOR_PROPERTIES = REFUSED - ARTICLES
 
 # Docstrings that still begin with a refused word, by package: lower the number as they are rewritten, down to 0.
-STILL_REFUSED = {"cluster": 95, "trainer": 310, "models": 115, "sharding": 50}
+STILL_REFUSED = {"cluster": 25, "trainer": 240, "models": 115, "sharding": 50}
 # Packages that do not reach the share of verbs yet: remove each as it does.
-STILL_WITHOUT_VERBS = frozenset(PACKAGES)
+STILL_WITHOUT_VERBS = frozenset(["trainer", "models", "sharding"])
 
 # Verbs that docstrings of functions may begin with, in the imperative. Add what is missing.
 VERB_LIST = """

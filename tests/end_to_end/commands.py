@@ -40,7 +40,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def succeed(*arguments: str) -> dict[str, Any]:
-    """What a command answers to --json."""
+    """Return the answer of a command to --json."""
     code, out, err = finish(shoal(*arguments, "--json"))
     assert code == 0, err
     answer: dict[str, Any] = json.loads(out)
@@ -48,12 +48,12 @@ def succeed(*arguments: str) -> dict[str, Any]:
 
 
 def refused(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
-    """The one message of a command that the user must mend."""
+    """Return the one message of a command that is refused."""
     return refused_by(shoal(*arguments, environment=environment))
 
 
 def refused_by(process: subprocess.Popen[str]) -> str:
-    """The one message of a command that was started and ends because of something that the user must mend."""
+    """Return the one message of a command that was started and ends because of a mistake of the user."""
     code, out, err = finish(process)
     assert code == 2, (out, err)
     assert "Traceback" not in out + err

@@ -22,7 +22,7 @@ DEADLINE = 60.0
 
 
 def process_and_sum(argument: int, world: World, channel: Channel) -> tuple[int, int, float]:
-    """Which rank and process this is, and a sum over ranks: they share a process group."""
+    """Return rank, process and a sum over ranks: they share a process group."""
     channel.send({"kind": "here", "rank": world.rank, "argument": argument})
     total = torch.tensor(float(argument + world.rank))
     dist.all_reduce(total)

@@ -42,9 +42,9 @@ def test_a_run_that_lost_a_worker_and_was_stopped_ends_bit_for_bit_as_one_on_a_c
 
     assert answer["training"] == json.loads((whole / "state.json").read_text())["stages"]["train"]["result"]
     assert answer["results"] == json.loads((whole / "evaluation/test/metrics.json").read_text())
-    ours, theirs = (checkpoint_folder.committed(folder / "checkpoints") for folder in (whole, pieces))
-    assert [p.name for p in ours] == [p.name for p in theirs]
-    for a, b in zip(ours, theirs, strict=True):
+    actual, expected = (checkpoint_folder.committed(folder / "checkpoints") for folder in (whole, pieces))
+    assert [p.name for p in actual] == [p.name for p in expected]
+    for a, b in zip(actual, expected, strict=True):
         assert tensor_hashes(a) == tensor_hashes(b)
     for rank in (0, 1):
         ledger = f"ledger/rank-{rank}.jsonl"

@@ -49,7 +49,7 @@ test_time = 500
 
 
 def fake_run_prepare(config: Config, view: View) -> object:
-    """As the driver does, in the Ray session of the tests."""
+    """Prepare as the driver does, in the Ray session of the tests."""
     config.run_dir.mkdir(exist_ok=True)
     return run_prepare_stage(config, view)
 

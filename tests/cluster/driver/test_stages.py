@@ -148,7 +148,7 @@ def test_each_split_is_evaluated_as_itself_and_once(rank_pool: RankPool, trained
     both = rank_pool.run(1, command, config, "run_prepared", (["validation", "test"],))[0]
     assert "train: done before" in both.said
     _, results = both.result
-    assert {split: found.split for split, found in results.items()} == {"validation": "validation", "test": "test"}
+    assert {split: value.split for split, value in results.items()} == {"validation": "validation", "test": "test"}
     tables = {
         split: {
             row["user"]: row for row in pq.read_table(trained / f"run/evaluation/{split}/per_user.parquet").to_pylist()
@@ -161,7 +161,7 @@ def test_each_split_is_evaluated_as_itself_and_once(rank_pool: RankPool, trained
     again = rank_pool.run(1, command, config, "run_prepared", (["validation", "test"],))[0]
     assert "evaluate: validation done before" in again.said
     assert "evaluate: test done before" in again.said
-    assert {split: asdict(found) for split, found in again.result[1].items()} == {
+    assert {split: asdict(value) for split, value in again.result[1].items()} == {
         s: asdict(f) for s, f in results.items()
     }
 
@@ -256,7 +256,7 @@ def test_sigterm_stops_training_with_a_checkpoint_and_the_next_command_resumes(
 
 
 def terminated(world: World, config: Config) -> Answer:
-    """A handler of our own first, so that a signal that nobody takes does not end the process."""
+    """Train and send SIGTERM; a handler of our own comes first, so that an unhandled signal does not end the process."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
         return command(world, config, "run_train", terminate=True)

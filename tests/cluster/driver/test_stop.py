@@ -16,7 +16,7 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
 @pytest.fixture
 def earlier() -> Iterator[list[int]]:
-    """Handlers that were installed before: which signals they got."""
+    """Yield the signals that handlers of an earlier installation receive."""
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:

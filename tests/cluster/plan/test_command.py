@@ -59,7 +59,7 @@ def invoke(path: Path, *arguments: str) -> Result:
 
 
 def planned(path: Path, *arguments: str) -> dict[str, Any]:
-    """The JSON object."""
+    """Return the JSON object."""
     done = invoke(path, "--out", str(path.parent / "out"), "--json", *arguments)
     assert done.exit_code == 0, done.exception
     values: dict[str, Any] = json.loads(done.stdout)
@@ -67,7 +67,7 @@ def planned(path: Path, *arguments: str) -> dict[str, Any]:
 
 
 def mistake(path: Path, *arguments: str) -> str:
-    """The message of an error of those with which cluster.cli.app.main ends with exit code 2."""
+    """Return the message of an error with which cluster.cli.app.main ends with exit code 2."""
     done = invoke(path, "--out", str(path.parent / "out"), *arguments)
     assert isinstance(done.exception, UserError | PlacementError), done.exception
     return str(done.exception)

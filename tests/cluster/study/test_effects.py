@@ -31,20 +31,20 @@ OF_POINTS = [[[0.0, 0.2], [0.2, 0.2]], [[0.1, 0.1], [0.1, 0.3]], [[0.4, 0.2], [0
 VALUES = {(point, seed): users for point, seeds in enumerate(OF_POINTS) for seed, users in enumerate(seeds, 1)}
 
 
-def by_value(found: tuple[Effect, ...]) -> dict[tuple[str, str], Effect]:
-    return {(effect.setting, str(effect.value)): effect for effect in found}
+def by_value(result: tuple[Effect, ...]) -> dict[tuple[str, str], Effect]:
+    return {(effect.setting, str(effect.value)): effect for effect in result}
 
 
 def test_a_setting_is_averaged_over_the_others_and_compared_with_its_first_value(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, GRID)
-    found = effects(plan, finished(plan, VALUES))
-    assert [(effect.setting, effect.num_trials) for effect in found] == [
+    actual = effects(plan, finished(plan, VALUES))
+    assert [(effect.setting, effect.num_trials) for effect in actual] == [
         ("model.encoder.num_blocks", 4),
         ("model.encoder.num_blocks", 4),
         ("model.objective", 4),
         ("model.objective", 4),
     ]
-    one, two, full, gbce = found
+    one, two, full, gbce = actual
     assert (one.value, two.value) == (1, 2)
     assert (full.value, gbce.value) == ({"kind": "full_softmax"}, {"kind": "gbce"})
     # One block: seeds 0.1 and 0.2. Two: 0.3 and 0.4. So both seeds differ by 0.2, and users by 0.3 and 0.1.
@@ -65,8 +65,8 @@ def test_a_seed_of_which_a_trial_failed_does_not_count_for_any_value(tmp_path: P
     plan = plan_of(tmp_path, GRID)
     last = plan.trials[-1]
     assert last.seed == 2
-    found = by_value(effects(plan, finished(plan, VALUES, without=last.name)))
-    two = found["model.encoder.num_blocks", "2"]
+    actual = by_value(effects(plan, finished(plan, VALUES, without=last.name)))
+    two = actual["model.encoder.num_blocks", "2"]
     assert two.num_trials == 2
     assert two.validation.mean == pytest.approx(0.3)
     assert two.validation.over_seeds is None
@@ -75,11 +75,11 @@ def test_a_seed_of_which_a_trial_failed_does_not_count_for_any_value(tmp_path: P
 
 def test_variants_are_a_setting_among_the_others(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, VARIANTS + '[study.grid]\n"model.encoder.num_blocks" = [1, 2]\n')
-    found = by_value(effects(plan, finished(plan, VALUES)))
-    wide = found["variant", "wide"]
+    actual = by_value(effects(plan, finished(plan, VALUES)))
+    wide = actual["variant", "wide"]
     assert wide.difference is not None
     assert wide.difference.mean == pytest.approx(0.2)
-    assert ("model.encoder.num_blocks", "2") in found
+    assert ("model.encoder.num_blocks", "2") in actual
 
 
 @pytest.mark.parametrize("text", [VARIANTS, '[study.grid]\n"model.encoder.num_blocks" = [1, 2, 3, 4]\n'])

@@ -20,11 +20,11 @@ def test_student_quantiles_are_those_of_the_tables(degrees: int, quantile: float
 
 
 def test_the_interval_over_seeds_is_students() -> None:
-    found = estimate([0.1, 0.2, 0.3], None, UNBOUNDED)
+    actual = estimate([0.1, 0.2, 0.3], None, UNBOUNDED)
     half = 4.302653 * 0.1 / 3**0.5  # the standard deviation of 0.1, 0.2, 0.3 is 0.1
-    assert found.mean == pytest.approx(0.2)
-    assert found.over_seeds == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
-    assert found.over_users is None
+    assert actual.mean == pytest.approx(0.2)
+    assert actual.over_seeds == pytest.approx((0.2 - half, 0.2 + half), abs=1e-6)
+    assert actual.over_users is None
 
 
 def test_a_single_seed_has_no_interval_over_seeds() -> None:
@@ -34,13 +34,13 @@ def test_a_single_seed_has_no_interval_over_seeds() -> None:
 def test_the_interval_over_users_takes_each_users_mean_over_seeds() -> None:
     # Two users, two seeds: their means are 0.5 and 1.0.
     of_users = np.asarray([[0.0, 1.0], [1.0, 1.0]])
-    found = estimate([0.5, 1.0], of_users, SHARE)
-    assert found.over_users == mean_interval(np.asarray([0.5, 1.0]), SHARE)
+    actual = estimate([0.5, 1.0], of_users, SHARE)
+    assert actual.over_users == mean_interval(np.asarray([0.5, 1.0]), SHARE)
 
 
 def test_users_whose_values_differ_alike_leave_no_doubt() -> None:
-    found = estimate([0.25, 0.25], np.full((2, 7), 0.25), SHARE)
-    assert found.over_users == pytest.approx((0.25, 0.25))
+    actual = estimate([0.25, 0.25], np.full((2, 7), 0.25), SHARE)
+    assert actual.over_users == pytest.approx((0.25, 0.25))
 
 
 def test_the_front_is_what_nothing_beats() -> None:
@@ -56,6 +56,6 @@ def test_on_the_front_equals_stay_together_and_a_dearer_equal_falls() -> None:
 
 
 def test_a_mean_over_a_seed_without_a_value_is_not_defined() -> None:
-    found = estimate([0.5, math.nan], np.ones((2, 3)), UNBOUNDED)
-    assert not found.is_defined
-    assert (found.over_seeds, found.over_users) == (None, None)
+    actual = estimate([0.5, math.nan], np.ones((2, 3)), UNBOUNDED)
+    assert not actual.is_defined
+    assert (actual.over_seeds, actual.over_users) == (None, None)

@@ -70,11 +70,11 @@ def test_variants_move_settings_together_and_meet_every_point_of_the_grid(tmp_pa
         "model.encoder.dropout" = [0.1, 0.5]
         """,
     )
-    found = [
+    actual = [
         (t.config.tables["item"].dim, t.config.model.encoder.num_blocks, t.config.model.encoder.dropout)
         for t in plan.trials
     ]
-    assert found == [(16, 1, 0.1), (16, 1, 0.5), (64, 3, 0.1), (64, 3, 0.5)]
+    assert actual == [(16, 1, 0.1), (16, 1, 0.5), (64, 3, 0.1), (64, 3, 0.5)]
     assert [point.label for point in plan.points] == ["small", "small", "large", "large"]
 
 

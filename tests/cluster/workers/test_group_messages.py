@@ -123,7 +123,7 @@ def failure(rank: int, cause: str = "", user_message: str | None = None) -> Work
 
 
 def died(**causes: str) -> Exception:
-    """As Ray Train raises it: what became of every worker."""
+    """Return the error as Ray Train raises it, with the outcome of every worker."""
     error = RuntimeError("worker group")
     error.worker_failures = {int(rank[1:]): RuntimeError(cause) for rank, cause in causes.items()}  # type: ignore[attr-defined]
     return error

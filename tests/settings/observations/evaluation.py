@@ -14,8 +14,8 @@ from tests.settings.lab import Lab
 from tests.settings.observations.models import model_of
 from tests.settings.observations.training import trained
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.evaluation import outputs
 from trainer.job import SILENT
+from trainer.tasks import outputs
 
 
 def evaluated(lab: Lab, config: Config) -> Path:

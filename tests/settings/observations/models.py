@@ -134,7 +134,7 @@ def longest_history(lab: Lab, config: Config) -> int:
 
 
 def told(lab: Lab, config: Config) -> dict[str, list[str]]:
-    """What the model receives besides items, by owner."""
+    """Return the inputs of the model besides items, by owner."""
     model = model_of(lab, config)
     asked = model.batch.items
     candidates = sorted(asked.candidates) if hasattr(model.batch, "candidate_index") else []
@@ -169,7 +169,7 @@ def masked_share(lab: Lab, config: Config) -> float:
 
 
 def masked_last_only(lab: Lab, config: Config) -> bool:
-    """Whether every history has its last event masked, and no other."""
+    """Return True if the last event of every history is masked, and no other."""
     batch = model_of(lab, config).batch
     places = batch.masked.nonzero().flatten().tolist()
     return places == (batch.layout.offsets[1:] - 1)[batch.layout.offsets.diff() > 0].tolist()

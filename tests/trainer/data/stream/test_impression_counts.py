@@ -37,7 +37,7 @@ def counted(batches: Iterable[RankingBatch], reach: Reach) -> ImpressionCounts:
 
 
 def batches_of(data: Data, calendar: Calendar | None) -> Iterator[RankingBatch]:
-    """All batches of an epoch, or of all days."""
+    """Return all batches of an epoch, or of all days."""
     stream = data.stream() if calendar is None else stream_of(data, calendar=calendar)
     return (step.batch for step in stream.steps(Position(0, 0), 1 if calendar is None else calendar.stop))
 
@@ -46,11 +46,11 @@ def batches_of(data: Data, calendar: Calendar | None) -> Iterator[RankingBatch]:
 def test_counts_are_those_of_the_batches(data: Data, calendar: Calendar | None) -> None:
     assert REACH.receptive > REACH.attended == MAX_HISTORY
     trained = counted(batches_of(data, calendar), REACH)
-    found = count_impressions(data.reader(), REACH, calendar)
-    assert (found.num_examples, found.impressions) == (trained.num_examples, trained.impressions)
-    assert sorted(found.lengths.tolist()) == sorted(trained.lengths.tolist())
-    assert found.lengths.max() > MAX_HISTORY
-    assert found.pairs == trained.pairs
+    actual = count_impressions(data.reader(), REACH, calendar)
+    assert (actual.num_examples, actual.impressions) == (trained.num_examples, trained.impressions)
+    assert sorted(actual.lengths.tolist()) == sorted(trained.lengths.tolist())
+    assert actual.lengths.max() > MAX_HISTORY
+    assert actual.pairs == trained.pairs
 
 
 def test_rows_without_training_impressions_are_examples_of_an_epoch_but_of_no_day(data: Data, tmp_path: Path) -> None:
