@@ -1,4 +1,4 @@
-"""What a model is made of, as typed settings. Imports no torch."""
+"""Typed settings of a model. Imports no torch."""
 
 from typing import Literal
 
@@ -41,7 +41,7 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def uses_time(self) -> bool:
-        """Whether the model looks at times, so that they have to be in batches."""
+        """Return whether the model uses times, so that batches have to contain them."""
         return bool(self.inputs.time) or self.inputs.request_time or self.encoder.uses_time
 
 
@@ -59,5 +59,5 @@ class NextItemConfig(ModelConfig):
 
     @property
     def masks_items(self) -> bool:
-        """Whether masked events are what is learned, in place of the event after each."""
+        """Return whether the model learns masked events instead of the event after each."""
         return self.encoder.bidirectional

@@ -1,6 +1,6 @@
-"""What has to be looked up for the items of a batch, and then for more of them: two requests as one.
+"""Merging of look-up requests: the items of a batch, and more items that are requested later.
 
-The invariant: whatever the first request looked up stays where it is, so that every index into it stays right.
+The invariant: the rows of the first request keep their places, so that every index into them stays valid.
 """
 
 from dataclasses import replace
@@ -10,15 +10,23 @@ import torch
 from torch import Tensor
 
 from models.features.bags import joined_bags
-from models.features.items import ITEM_TABLE, Catalogue, ItemRequest
+from models.features.catalogue import Catalogue
+from models.features.request import ITEM_TABLE, ItemRequest
 from models.features.values import joined_values
 
 
 def with_items(request: ItemRequest, ids: np.ndarray, catalogue: Catalogue) -> ItemRequest:
-    """The request with items `ids` ((V,) int64, ascending and each once, none asked for before) behind its own."""
+    """Return the request extended by more items, which follow its own.
+
+    Args:
+        request: the request so far.
+        ids: the new items, (V,) int64, ascending and unique. The request does not contain them yet.
+        catalogue: all items.
+    """
     more = catalogue.request(ids)
     num_items = request.rows[ITEM_TABLE].numel() if request.own is None else request.own.numel()
-    rows, places = dict(request.rows), {}
+    rows = dict(request.rows)
+    places = {}
     for table, wanted in more.rows.items():
         rows[table], places[table] = _joined(request.rows[table].numpy(), wanted.numpy())
     place = places[ITEM_TABLE]
@@ -42,11 +50,14 @@ def with_items(request: ItemRequest, ids: np.ndarray, catalogue: Catalogue) -> I
 
 
 def _joined(held: np.ndarray, wanted: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(rows: those held and behind them the new ones, the place of each wanted row among them). Both have each row once."""
+    """Return (rows, places): the held rows followed by the new ones, and the place of each wanted row among them.
+
+    Both inputs contain each row once.
+    """
     order = np.argsort(held, kind="stable")
     near = np.minimum(np.searchsorted(held[order], wanted), max(0, held.size - 1))
-    found = held[order][near] == wanted if held.size else np.zeros(wanted.size, np.bool_)
-    new = ~found
+    held_already = held[order][near] == wanted if held.size else np.zeros(wanted.size, np.bool_)
+    new = ~held_already
     place = held.size + np.cumsum(new) - 1
-    place[found] = order[near[found]]
+    place[held_already] = order[near[held_already]]
     return torch.from_numpy(np.concatenate((held, wanted[new]))), torch.from_numpy(place)

@@ -1,4 +1,4 @@
-"""Settings of what the training minimises. Imports no torch."""
+"""Settings of the objectives of training. Imports no torch."""
 
 from typing import Annotated, Literal
 
@@ -90,7 +90,7 @@ class SampledObjectiveConfig(BaseModel, extra="forbid", frozen=True, strict=True
         if self.logq == "streaming" and isinstance(self.negatives, UniformNegatives | PopularityNegatives):
             raise ValueError(
                 f'logq = "streaming" estimates how often an item is a target, and {self.negatives.kind} negatives are not drawn '
-                'from targets: choose logq = "counts", which knows their probability'
+                'from targets: choose logq = "counts", which uses their exact probability'
             )
         return self
 

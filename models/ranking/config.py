@@ -1,6 +1,6 @@
-"""Settings of what scores candidates. Imports no torch.
+"""Settings of rankers. Imports no torch.
 
-What each part computes, with its formula, is in docs/ranking.md.
+docs/ranking.md has the formula of each part.
 """
 
 from collections.abc import Iterable
@@ -62,7 +62,7 @@ class ExpertsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         if self.kind != "shared_bottom" and not self.hidden:
             raise ValueError(f"hidden = [] leaves the experts of {self.kind} without layers; name widths such as [64]")
         if any(width < 1 for width in (*self.hidden, *self.tower)):
-            raise ValueError(f"hidden = {self.hidden} and tower = {self.tower} are widths, from 1 on")
+            raise ValueError(f"hidden = {self.hidden}, tower = {self.tower}: widths must be at least 1")
         return self
 
 
@@ -142,7 +142,7 @@ class RankingConfig(ModelConfig):
 
     @property
     def uses_time(self) -> bool:
-        """Whether the model looks at times, so that they have to be in batches."""
+        """Return whether the model uses times, so that batches have to contain them."""
         return super().uses_time or self.interest.uses_time
 
     @model_validator(mode="after")
@@ -157,19 +157,22 @@ class RankingConfig(ModelConfig):
             while (condition := self.labels[chain[-1]].defined_when) in self.labels:
                 assert condition is not None
                 if condition in chain:
-                    raise ValueError(f"labels: defined_when goes round in a circle: {' -> '.join([*chain, condition])}")
+                    raise ValueError(f"labels: defined_when forms a cycle: {' -> '.join([*chain, condition])}")
                 chain.append(condition)
         return self
 
 
 def learned_labels(config: RankingConfig, known: Iterable[str]) -> dict[str, LabelConfig]:
-    """The labels that a model learns, in order. known: those of the dataset. Raises ValueError for one that it does not have."""
+    """Return the labels that a model learns, in order. `known`: the labels of the dataset.
+
+    Raises ValueError for a label that the dataset does not have.
+    """
     known = tuple(known)
     labels = config.labels or {name: LabelConfig() for name in known}
     for name, label in labels.items():
-        for wanted, setting in ((name, f"labels.{name}"), (label.defined_when, f"labels.{name}.defined_when")):
-            if wanted is not None and wanted not in known:
+        for required, setting in ((name, f"labels.{name}"), (label.defined_when, f"labels.{name}.defined_when")):
+            if required is not None and required not in known:
                 raise ValueError(
-                    f"model.{setting}: there is no label {wanted!r} in the logs; there are {', '.join(known)}"
+                    f"model.{setting}: there is no label {required!r} in the logs; there are {', '.join(known)}"
                 )
     return labels

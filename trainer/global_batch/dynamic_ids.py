@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.batches.history_batch import HistoryBatch
-from models.features.inputs import NO_INPUTS, Inputs
-from models.features.items import ItemRequest
+from models.features.inputs import NO_INPUTS, ModelInputs
+from models.features.request import ItemRequest
 from models.features.values import BagRange, FeatureValues, InputFeature
 from models.ranking.batch import RankingBatch
 from sharding.config import DynamicIdsConfig, TableConfig
@@ -56,7 +56,7 @@ class DynamicTables:
         tables: Mapping[str, TableConfig],
         features: tuple[InputFeature, ...],
         seed: int,
-        inputs: Inputs = NO_INPUTS,
+        inputs: ModelInputs = NO_INPUTS,
     ) -> None:
         self.states: dict[str, DynamicIdsState] = {
             name: new_state(table.ids) for name, table in tables.items() if isinstance(table.ids, DynamicIdsConfig)
