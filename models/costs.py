@@ -384,11 +384,11 @@ def saved_numbers(encoder: EncoderConfig, width: int) -> float:
     block += projected * (attention.projection_activation == "silu") * (1 + attention.gate)
     block += (2 + maps) * width + seen * maps  # queries, keys, and values by map, as rows; the output of attention
     block += seen * (attention.gate + {"none": 0, "layer_norm": 1, "rms_norm": 2}[attention.output_norm])
-    beside = 3.0 * width * encoder.residual_gate + width * (encoder.dropout > 0)
-    block += beside
+    extra = 3.0 * width * encoder.residual_gate + width * (encoder.dropout > 0)
+    block += extra
     if encoder.feed_forward != "none":
         hidden = width * encoder.feed_forward_multiple
-        block += (2.0 + rms) * width + hidden * (4 if encoder.feed_forward == "swiglu" else 2) + beside
+        block += (2.0 + rms) * width + hidden * (4 if encoder.feed_forward == "swiglu" else 2) + extra
         block += hidden * (encoder.feed_forward_dropout > 0)  # the mask of dropout
     if encoder.recompute:
         block = (encoder.num_blocks * width + block) / max(1, encoder.num_blocks)

@@ -10,7 +10,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.features.bags import Bags, Pooling, joined_bags, no_bags
+from models.features.bags import Bags, Pooling, concatenate_bags, empty_bags
 
 NO_BAGS: Mapping[str, Bags] = {}
 
@@ -31,7 +31,7 @@ class TableSpec:
 class EmbeddingTables(nn.Module):
     """Embedding tables that are looked up by id.
 
-    Tables of one width share an EmbeddingCollection, since TorchRec requires equal widths. Tables whose bags have the same
+    Tables of one width share an EmbeddingCollection, since TorchRec requires equal widths. Tables with bags of the same
     owners share an EmbeddingBagCollection, which requires the same number of bags of each.
 
     Args:
@@ -110,7 +110,7 @@ def _pooled(
 ) -> dict[str, Tensor]:
     """Return the vectors of the bags by name."""
     requested = {
-        table: joined_bags([bags.get(name, no_bags(table.name, table.pooling, device)) for name in table.bags])
+        table: concatenate_bags([bags.get(name, empty_bags(table.name, table.pooling, device)) for name in table.bags])
         for table in tables
     }
     # A row-wise sharded collection returns as many vectors as the rank with the most bags has.
@@ -143,6 +143,6 @@ def bag_request(bags: Mapping[str, Bags]) -> KeyedJaggedTensor:
     every = list(bags.values())
     numbers = {given.lengths.numel() for given in every}
     assert len(numbers) == 1, f"bags of one collection are of the same owners: {numbers}"
-    whole = joined_bags(every)
+    whole = concatenate_bags(every)
     lengths = whole.lengths if numbers != {0} else whole.lengths.new_zeros(len(every))
     return KeyedJaggedTensor(list(bags), whole.rows, whole.weights, lengths=lengths)

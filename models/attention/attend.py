@@ -25,9 +25,9 @@ from models.batches.jagged import JaggedLayout, padded, unpadded
 def attend(
     query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Attended:
-    """Compute the attention of each event, (N, C, H, V), and the penalty of the weights if `parts` ask for it.
+    """Compute the attention of each event, (N, C, H, V), and the penalty of the weights if `parts` include it.
 
-    Candidates of the context follow the events in all tensors, (N + M, ...). If the context asks for candidates only, they are
+    Candidates of the context follow the events in all tensors, (N + M, ...). If the context requests candidates only, they are
     all of the output.
     """
     shown = context.candidates

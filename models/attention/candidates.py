@@ -163,9 +163,9 @@ def _partition(
     """Return the cost of a partition into blocks, in pairs, and its rows. `size`, `lengths`: of all rows."""
     cost = 0.0
     chosen = []
-    for alike in split_by_length(by_size, size, num_sizes):
-        order = alike[np.argsort(lengths[alike], kind="stable")]
-        widest = int(size[alike].max())
+    for group in split_by_length(by_size, size, num_sizes):
+        order = group[np.argsort(lengths[group], kind="stable")]
+        widest = int(size[group].max())
         blocks = split_by_length(order, lengths, BLOCKS_PER_SIZE, BLOCK_COST / widest)
         cost += sum(float(block.size * widest * lengths[block].max()) + BLOCK_COST for block in blocks)
         chosen += blocks

@@ -21,7 +21,7 @@ from models.layers.dropout import threshold_of
 class Attention(nn.Module):
     """Attention sub-layer, (N, D) to (N, D), with the penalty of the weights as a second output, a scalar or None.
 
-    If the context asks for its candidates only, they are the output, (M, D), of the input (N + M, D). With `differential` a
+    If the context requests candidates only, they are the output, (M, D), of the input (N + M, D). With `differential` a
     head has two maps of weights over the same values, each of half its width (Ye et al. 2024, arXiv:2410.05258, eq. 1-3).
 
     Args:

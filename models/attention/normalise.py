@@ -135,7 +135,7 @@ def _above_threshold(
 
 
 def _sparsemax_step(above: Tensor, scratch: Tensor) -> Tensor:
-    """Return a step towards sum above = 1, whose slope is the number of entries above the threshold.
+    """Return a step towards sum above = 1, with the number of entries above the threshold as slope.
 
     Michelot 1986, https://doi.org/10.1007/BF00938486.
     """

@@ -20,7 +20,7 @@ from models.features.catalogue import Catalogue
 from models.features.inputs import NO_INPUTS
 from models.features.request import ItemRequest
 from models.features.time import seconds_since_start, time_rows
-from models.features.unique import distinct_ids, joined_ids
+from models.features.unique import merge_ids, unique_ids
 from models.features.values import ValueColumn
 
 FIRST_ITEM = 1  # id 0 stands for unknown items: looked up in histories, never a target and never recommended
@@ -128,7 +128,7 @@ def build_batch(
         target_index = target
         negative_index = negative
     else:
-        lookup, (history, target_index, negative_index) = distinct_ids(history_ids, target_ids, negative_ids)
+        lookup, (history, target_index, negative_index) = unique_ids(history_ids, target_ids, negative_ids)
         target = _int64(target_ids)
         negative = _int64(negative_ids)
     only_known = whole_catalogue and lookup.size == catalogue.num_known
@@ -153,7 +153,7 @@ def with_negatives(batch: HistoryBatch, negative_ids: np.ndarray, catalogue: Cat
     The batch is on the host and has no negatives yet. Its new items follow the others.
     """
     held = batch.lookup_ids.numpy()  # ascending
-    ids, place = joined_ids(held, _int64(negative_ids))
+    ids, place = merge_ids(held, _int64(negative_ids))
     new = ids[held.size :]
     return replace(
         batch,
@@ -180,7 +180,7 @@ def with_inputs(
         features: columns of the N input events by name.
         user_features: columns of the B users by name.
         times: of the events, (N,) int64 in the unit of the logs.
-        next_times: of the event after each. In training they stand for the time of the request.
+        next_times: of the event after each. In training they are the times of the requests.
     """
     inputs = catalogue.inputs
     offsets = batch.layout.offsets.numpy()

@@ -19,7 +19,7 @@ class EncoderBlock(nn.Module):
     """Two residual sub-layers. Pre-norm: x + g(x) f(norm(x)); post-norm: norm(x + g(x) f(x)).
 
     f is the sub-layer, and g its gate or 1. Input and output are (N, D). The second output is the penalty of the attention
-    weights, or None. If the context asks for its candidates only, they are the output, (M, D).
+    weights, or None. If the context requests candidates only, they are the output, (M, D).
     """
 
     def __init__(self, width: int, max_history: int, config: EncoderConfig, depth: int) -> None:

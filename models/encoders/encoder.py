@@ -51,7 +51,7 @@ class Encoder(nn.Module):
 
         Args:
             x_ND: vectors of the input events, before positions. Candidates of the context follow the events, (N + M, D).
-            context: the layout of the batch. If it asks for its candidates only, they alone are encoded.
+            context: the layout of the batch. If it requests candidates only, they alone are encoded.
 
         Returns:
             The encoded events (N, D), followed by the candidates, and the scaled penalty of the attention weights or None.

@@ -16,7 +16,7 @@ class AttentionPooling(nn.Module):
     """Attention pooling: pooled_i = sum over j <= i of softmax_j(q . k_j / sqrt(K)) v_j.
 
     The formula is that of Yang et al. 2016 (NAACL, eq. 5-7), for every prefix of a history. It is attention with equal queries,
-    so every prefix is pooled at once, and no event sees a later one. Under a bidirectional mask each event stands for the whole
+    so every prefix is pooled at once, and no event sees a later one. Under a bidirectional mask each event represents the whole
     history.
     """
 

@@ -47,7 +47,7 @@ def _int64(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
 
 
-def joined_bags(pieces: Iterable[Bags]) -> Bags:
+def concatenate_bags(pieces: Iterable[Bags]) -> Bags:
     """Concatenate bags of one table, of which there is at least one."""
     bags_list = list(pieces)
     weights = [bags.weights for bags in bags_list if bags.weights is not None]
@@ -59,7 +59,7 @@ def joined_bags(pieces: Iterable[Bags]) -> Bags:
     )
 
 
-def no_bags(table: str, pooling: Pooling, device: torch.device) -> Bags:
+def empty_bags(table: str, pooling: Pooling, device: torch.device) -> Bags:
     """Return bags of no owner."""
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
     return Bags(table, nothing, nothing, torch.zeros(0, device=device) if pooling == "mean" else None)

@@ -19,7 +19,7 @@ from models.features.values import InputFeature, add_features, draw_projections,
 class ItemComposer(nn.Module):
     """Sums the vector of an item.
 
-    Projections are learned weights. A feature whose table is as wide as the model needs none.
+    Projections are learned weights. A feature from a table of the model's width needs none.
     """
 
     def __init__(self, width: int, features: tuple[InputFeature, ...]) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def distinct_ids(*ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+def unique_ids(*ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     """Return the unique ids of all arrays, ascending (U,), and for every array the index of its ids among them, int64.
 
     Ids are not negative.
@@ -28,21 +28,21 @@ def distinct_ids(*ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
     return ordered[is_first], np.split(index, np.cumsum([part.size for part in ids])[:-1])
 
 
-def each_once(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def unique_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the unique integers of an array, and the index of its entries among them. Any integers, such as raw ids."""
     if values.size and (values.min() < 0 or values.max() >= 2**31):
         distinct, index = np.unique(values, return_inverse=True)
         return distinct, index
-    distinct, (index,) = distinct_ids(values)
+    distinct, (index,) = unique_ids(values)
     return distinct, index
 
 
-def joined_ids(known: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def merge_ids(known: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (ids, index of `values` into them). The ids are `known` (ascending and unique), followed by the other values.
 
     Every index into `known` stays valid.
     """
-    distinct, index = each_once(values)
+    distinct, index = unique_values(values)
     if not known.size or not distinct.size:
         return (known, index) if known.size else (distinct.astype(np.int64), index)
     place = np.searchsorted(known, distinct)

@@ -4,7 +4,7 @@
                                          + P_f x                                (numbers, content vectors)
 
 (A table can sum values instead of averaging them.) The rows that this needs are resolved on the host, outside of the step:
-`resolve_rows` turns columns of ids into indices among the unique rows of a table, or into bags whose rows are summed on their
+`resolve_rows` turns columns of ids into indices among the unique rows of a table, or into bags of rows, which are summed on their
 owner (models.features.bags). `add_features` sums the looked-up rows.
 
 Shapes: M owners (items, events or histories), n values of all owners, R looked-up rows of a table, D model width.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.features.bags import Bags, Pooling, bags_of
-from models.features.unique import joined_ids
+from models.features.unique import merge_ids
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def resolve_rows(
     together = dict(rows)
     for table, pieces in by_table.items():
         known = rows[table].numpy() if table in rows else np.zeros(0, np.int64)
-        ids, index = joined_ids(known, np.concatenate([entries for _, _, entries, _ in pieces]))
+        ids, index = merge_ids(known, np.concatenate([entries for _, _, entries, _ in pieces]))
         if ids is not known:
             together[table] = torch.from_numpy(ids)
         ends = np.cumsum([entries.size for _, _, entries, _ in pieces])
@@ -180,10 +180,10 @@ def cut_values(given: FeatureValues, bounds: tuple[int, int], places: tuple[int,
     return FeatureValues(given.index[inside], owner, given.weight[inside], dense, bags)
 
 
-def joined_values(
+def concatenate_values(
     first: FeatureValues, second: FeatureValues, num_first: int, num_second: int, place: Tensor | None
 ) -> FeatureValues:
-    """Concatenate the values of one feature for owners and for more owners, whose bags follow those of the first.
+    """Concatenate the values of one feature for owners and for more owners. The bags of these follow the first ones.
 
     place: for each row that the second looks up, its place among the rows of the table.
     """

@@ -141,18 +141,18 @@ def _interest(model: RankingConfig, width: int, workload: RankingWorkload) -> di
     events = workload.events
     if kind == "none":
         return {}
-    beside = 1.0 if kind == "encoder" else 0.0  # candidates that pass through the blocks as well
+    through_blocks = 1.0 if kind == "encoder" else 0.0  # candidates that pass through the blocks as well
     into, behind = vector_work(encoder, width)
     event_pairs = pairs_per_event(encoder.attention, workload.histories, workload.reach)
     among_events = pair_work(encoder, width, event_pairs, not is_plain(encoder))
-    of_candidate = pair_work(encoder, width, _pairs(model, workload), True) if beside else {}
+    of_candidate = pair_work(encoder, width, _pairs(model, workload), True) if through_blocks else {}
     parts: dict[str, Flops] = {}
     for number in range(1, encoder.num_blocks + 1):
         # After the last block events are not used: it computes only their keys and values.
-        only_candidates = bool(beside) and number == encoder.num_blocks and encoder.pooling == "last"
-        behind_of = 1.0 if only_candidates else events + beside
+        only_candidates = bool(through_blocks) and number == encoder.num_blocks and encoder.pooling == "last"
+        behind_of = 1.0 if only_candidates else events + through_blocks
         block = added(
-            _times(into, events + beside),
+            _times(into, events + through_blocks),
             _times(behind, behind_of),
             {} if only_candidates else _times(among_events, events),
             of_candidate,
@@ -162,9 +162,13 @@ def _interest(model: RankingConfig, width: int, workload: RankingWorkload) -> di
         pairs = pairs_per_event(
             encoder.attention.model_copy(update={"window": None}), workload.histories, workload.reach
         )
-        pooling = pooling_work(width).times(events + beside) + pooled(encoder, width, pairs, False).times(events)
-        parts["pooling"] = pooling + pooled(encoder, width, workload.pairs / workload.impressions, True).times(beside)
-    parts["towers"] = tower(encoder.user_tower, width).times(1.0 if beside else events)
+        pooling = pooling_work(width).times(events + through_blocks) + pooled(encoder, width, pairs, False).times(
+            events
+        )
+        parts["pooling"] = pooling + pooled(encoder, width, workload.pairs / workload.impressions, True).times(
+            through_blocks
+        )
+    parts["towers"] = tower(encoder.user_tower, width).times(1.0 if through_blocks else events)
     if kind == "attention":
         parts["target attention"] = _target_attention(
             model.interest.attention, width, _pairs(model, workload), workload

@@ -20,7 +20,7 @@ from models.features.values import InputFeature, feature_embedding
 
 @dataclass(frozen=True)
 class Owners:
-    """The items and histories of the candidates, whose features they share."""
+    """The item and the history of each candidate, for their features."""
 
     item_of: Tensor  # (M,) int64
     history_of: Tensor  # (M,) int64

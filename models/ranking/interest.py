@@ -47,10 +47,10 @@ class Interest(nn.Module):
         candidates = CandidateContext(batch.candidate_layout, batch.candidate_times, batch.times)
         if self.config.kind == "encoder":
             candidates = replace(candidates, itself=True)
-            beside: tuple[Tensor, Tensor | None] = self.encoder(
+            encoded: tuple[Tensor, Tensor | None] = self.encoder(
                 torch.cat((event_ND, candidate_MD)), replace(context, candidates=candidates)
             )
-            return beside
+            return encoded
         encoded_ND, penalty = self.encoder(event_ND, context)
         # Under autocast an encoder may end in another precision than that of the vectors.
         encoded_ND = encoded_ND.to(candidate_MD.dtype)
@@ -75,8 +75,10 @@ class Interest(nn.Module):
         assert search.feature is not None
         category_U = _categories(batch, search.feature)
         events = category_U[batch.history_index]
-        wanted = category_U[batch.candidate_index]
-        return candidates.narrowed(search_by_category(events, wanted, batch.layout.offsets, layout, search.num_found))
+        candidate_category = category_U[batch.candidate_index]
+        return candidates.narrowed(
+            search_by_category(events, candidate_category, batch.layout.offsets, layout, search.num_found)
+        )
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:

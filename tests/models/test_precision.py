@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import pieces
+from models.attention import tiled
 from models.attention.attend import attend
 from models.attention.search import search_by_similarity
 from models.objectives import chunked_scores, softmax
@@ -162,13 +162,13 @@ def test_no_logit_of_a_label_is_rounded_under_autocast(kind, tower):
 
 @pytest.mark.parametrize("form", ["softmax, window", "entmax15", "silu"])
 def test_no_score_of_attention_is_rounded_before_its_weight_is_computed(monkeypatch, form):
-    seen, normalise = [], pieces.normalise
+    seen, normalise = [], tiled.normalise
 
     def spy(scores: Tensor, *others) -> Tensor:
         seen.append(scores.detach())
         return normalise(scores, *others)
 
-    monkeypatch.setattr(pieces, "normalise", spy)
+    monkeypatch.setattr(tiled, "normalise", spy)
     config, lengths = forms.config_of(form), [3, 40, 1, 25]
     query, key, value = forms.random_inputs(config, sum(lengths), 16, 1, torch.bfloat16)
     parts = forms.parts_of(config, 16, torch.float32)

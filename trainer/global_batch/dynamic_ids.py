@@ -29,7 +29,7 @@ from models.features.request import ItemRequest
 from models.features.values import BagRange, FeatureValues, InputFeature
 from models.ranking.batch import RankingBatch
 from sharding.config import DynamicIdsConfig, TableConfig
-from sharding.dynamic_ids.id_counts import SeenIds, exchange_counts
+from sharding.dynamic_ids.id_counts import IdCounts, exchange_counts
 from sharding.dynamic_ids.mapping import (
     Changes,
     DynamicIdsState,
@@ -117,7 +117,7 @@ class DynamicTables:
             self._count(table, seen, changes)
         return replace(batch, items=self.rows_of(batch.items))
 
-    def _count(self, table: str, seen: SeenIds, changes: Changes) -> None:
+    def _count(self, table: str, seen: IdCounts, changes: Changes) -> None:
         unknown = look_up(self.states[table], seen.ids).rows == 0
         self._counts[table].update(
             admitted=changes.admitted_ids.size,
@@ -165,7 +165,7 @@ def _each_once(rows: Int64) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(distinct), torch.from_numpy(place)
 
 
-def uses_of(batch: HistoryBatch | RankingBatch, table: str, features: list[tuple[Owner, str]]) -> SeenIds:
+def uses_of(batch: HistoryBatch | RankingBatch, table: str, features: list[tuple[Owner, str]]) -> IdCounts:
     """The raw ids of a table in this rank's events, and how many uses each has."""
     uses: dict[Owner, Int64] = {
         "values": _events_of_items(batch),
@@ -188,7 +188,7 @@ def uses_of(batch: HistoryBatch | RankingBatch, table: str, features: list[tuple
             np.add.at(counts, values.index.numpy(), uses[owner][values.owner.numpy()])
     used = np.flatnonzero((counts > 0) & (ids != MISSING))
     used = used[np.argsort(ids[used])]
-    return SeenIds(ids[used], counts[used])
+    return IdCounts(ids[used], counts[used])
 
 
 def _bags(batch: HistoryBatch | RankingBatch, owner: Owner, name: str) -> BagRange | None:

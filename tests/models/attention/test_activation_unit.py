@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.attention import pieces
+from models.attention import tiled
 from models.attention.activation_unit import ActivationUnit
 from models.attention.attend import attend_to_events
 from models.attention.config import AttentionConfig
@@ -55,7 +55,7 @@ def results(attention, unit: ActivationUnit, normalisation: str) -> list[torch.T
 
 
 # One piece or several, of one history or a few, also of part of its candidates; computed once or again in backward.
-PIECES = [(size, kept) for size in (pieces.PIECE_SCORES, 900, 300) for kept in (0, pieces.UNIT_KEPT)]
+PIECES = [(size, kept) for size in (tiled.PIECE_SCORES, 900, 300) for kept in (0, tiled.UNIT_KEPT)]
 
 
 @pytest.mark.parametrize("normalisation", ["none", "softmax"])
@@ -63,8 +63,8 @@ PIECES = [(size, kept) for size in (pieces.PIECE_SCORES, 900, 300) for kept in (
 @pytest.mark.parametrize(("piece_scores", "kept"), PIECES)
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_attention_with_it_equals_the_reference(monkeypatch, hidden, piece_scores, kept, activation, normalisation):
-    monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
-    monkeypatch.setattr(pieces, "UNIT_KEPT", kept)
+    monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(tiled, "UNIT_KEPT", kept)
     unit = unit_of(HIDDEN[hidden], activation).eval()
     fast, plain = (
         results(attention, unit, normalisation) for attention in (attend_to_events, attend_to_events_reference)
@@ -83,8 +83,8 @@ def test_gradients_of_the_reference_are_right():
 @pytest.mark.parametrize(("piece_scores", "kept"), PIECES)
 def test_dice_counts_each_visible_pair_once(monkeypatch, piece_scores, kept):
     """Not padding, and not again when backward computes pieces anew."""
-    monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
-    monkeypatch.setattr(pieces, "UNIT_KEPT", kept)
+    monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(tiled, "UNIT_KEPT", kept)
     unit = unit_of((5,), "dice").train()
     results(attend_to_events, unit, "none")
     statistics, layout = unit.activations[0].statistics, shown().candidate_layout

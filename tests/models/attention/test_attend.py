@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import pieces
+from models.attention import tiled
 from models.attention.attend import attend
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
@@ -45,16 +45,16 @@ def results(attention, inputs: list[Tensor], context: AttentionContext, parts: A
 
 
 CASES = [
-    *((form, lengths, size) for form in FORMS for lengths in LENGTHS for size in (pieces.PIECE_SCORES, 100)),
-    *(("softmax", lengths, pieces.PIECE_SCORES) for lengths in ODD_LENGTHS),
-    *(("softmax, window and global", lengths, pieces.PIECE_SCORES) for lengths in ODD_LENGTHS),
+    *((form, lengths, size) for form in FORMS for lengths in LENGTHS for size in (tiled.PIECE_SCORES, 100)),
+    *(("softmax", lengths, tiled.PIECE_SCORES) for lengths in ODD_LENGTHS),
+    *(("softmax, window and global", lengths, tiled.PIECE_SCORES) for lengths in ODD_LENGTHS),
 ]
 
 
 @pytest.mark.parametrize(("form", "lengths", "piece_scores"), CASES, ids=str)
 def test_the_fast_path_equals_the_reference(monkeypatch, form, lengths, piece_scores):
     """The smaller pieces cut rows, and the queries of long rows."""
-    monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
     config, context = config_of(form), context_of(lengths)
     inputs, parts = random_inputs(config, sum(lengths), 4, 1, torch.float64), parts_of(config, 4, torch.float64)
     fast, plain = (results(f, inputs, context, parts) for f in (attend, attend_reference))

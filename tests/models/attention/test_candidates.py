@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import pieces
+from models.attention import tiled
 from models.attention.attend import attend, attend_to_events
 from models.attention.blocks import AttentionContext
 from models.attention.candidates import CandidateContext
@@ -17,7 +17,7 @@ from tests.models.attention.forms import FORMS, config_of, parts_of
 from tests.models.attention.shown import REACH, Shown, shown, vectors
 
 CAUSAL = [form for form in FORMS if "bidirectional" not in form]
-MANY = pieces.PIECE_SCORES
+MANY = tiled.PIECE_SCORES
 
 
 def inputs_of(config, given: Shown, itself: bool, width: int = 4, dtype: torch.dtype = torch.float64) -> list[Tensor]:
@@ -48,7 +48,7 @@ def results(attention, inputs: list[Tensor], context: CandidateContext, parts: A
 @pytest.mark.parametrize("piece_scores", [MANY, 100])
 @pytest.mark.parametrize("form", CAUSAL)
 def test_the_fast_path_equals_the_reference(monkeypatch, form, piece_scores, itself):
-    monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
     config, given = config_of(form), shown()
     inputs, parts = inputs_of(config, given, itself), parts_of(config, 4, torch.float64)
     fast, plain = (

@@ -12,7 +12,7 @@ from models.batches.jagged import layout_of
 from models.features.catalogue import Catalogue, IdColumn
 from models.features.inputs import ModelInputs
 from models.features.time import Clock
-from models.features.unique import distinct_ids
+from models.features.unique import unique_ids
 from models.features.values import InputFeature
 from models.layers.running_statistics import sums_of, update
 from models.ranking.batch import ContextColumns, RankingBatch, with_inputs
@@ -82,7 +82,7 @@ def batch_of(users: list[User]) -> RankingBatch:
     def offsets(of: str) -> np.ndarray:
         return np.concatenate(([0], np.cumsum([len(getattr(user, of)) for user in users]))).astype(np.int64)
 
-    lookup, (history, candidate) = distinct_ids(column(0, "events"), column(0, "shown"))
+    lookup, (history, candidate) = unique_ids(column(0, "events"), column(0, "shown"))
     ends = [sum(event[1] < shown[1] for event in user.events) for user in users for shown in user.shown]
     batch = RankingBatch(
         row_ids=torch.arange(len(users)),

@@ -18,7 +18,7 @@ from models.batches.history_batch import as_tensor
 from models.batches.jagged import layout_of
 from models.features.catalogue import Catalogue
 from models.features.time import Earlier
-from models.features.unique import distinct_ids
+from models.features.unique import unique_ids
 from models.ranking.batch import ContextColumns, RankingBatch, with_inputs
 from models.ranking.micro_batches import with_cuts
 from models.ranking.reach import Reach
@@ -258,7 +258,7 @@ def ranking_batch(found: JaggedImpressions, catalogue: Catalogue, reach: Reach) 
     if found.row_ids.size == 0:
         found = found.with_an_empty_one()
     candidates = found.candidates
-    lookup, (history, candidate) = distinct_ids(found.items, candidates.items)
+    lookup, (history, candidate) = unique_ids(found.items, candidates.items)
     counts = np.diff(candidates.offsets)
     batch = RankingBatch(
         row_ids=as_tensor(found.row_ids),
