@@ -1,9 +1,9 @@
-"""A workload: tables, what a step asks of them, and devices, described without any logs. Imports no torch.
+"""A workload: tables, their look-ups in a step, and devices, without logs. Imports no torch.
 
 batch_size = 65536            examples of the global batch
 [topology]                    the devices
 [communication]               as in a run's config
-[[table]]                     a table, or `count` of them that are alike
+[[table]]                     a table, or `count` identical tables
 """
 
 from typing import Annotated, Any, Literal
@@ -55,7 +55,7 @@ class WorkloadTableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self
 
     def placement(self) -> TableConfig:
-        """How the table may lie, as a run says it."""
+        """Return the constraints on the placement of the table, in the form of a run's config."""
         return TableConfig(**{name: getattr(self, name) for name in _OF_TABLES})
 
 
@@ -75,7 +75,7 @@ class WorkloadConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self
 
     def loads(self) -> list[TableLoad]:
-        """What each table is asked for by one device in a step."""
+        """Return the look-ups of one device in each table per step."""
         examples = self.examples_per_rank or (self.batch_size or 0) / self.topology.devices
         return [
             _load(name if table.count == 1 else f"{name}_{number}", table, examples)
@@ -85,9 +85,9 @@ class WorkloadConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 def check_workload(values: dict[str, Any], origin: str, overrides: list[str]) -> WorkloadConfig:
-    """A workload from the plain values of its file, with `key=value` overrides; tables are table.NAME.
+    """Return the workload from the plain values of its file, with `key=value` overrides. Tables are table.NAME.
 
-    Raises UserError naming the key.
+    Raises UserError with the wrong key.
     """
     given = values["table"]
     if not isinstance(given, list) or not all(isinstance(table, dict) and "name" in table for table in given):
@@ -96,7 +96,7 @@ def check_workload(values: dict[str, Any], origin: str, overrides: list[str]) ->
     for name in names:
         if names.count(name) > 1:
             raise UserError(
-                f"workload {origin}: two tables are called {name!r}; give each its own name, or one a `count`"
+                f"workload {origin}: two tables are called {name!r}; give each its own name, or set `count`"
             )
     tables = {str(table["name"]): {k: v for k, v in table.items() if k != "name"} for table in given}
     values = {**values, "table": tables}
