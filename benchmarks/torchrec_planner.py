@@ -59,7 +59,7 @@ def torchrec_plan(
         raise PlacementError(f"TorchRec's planner finds no plan: {error}") from None
     by_name = {load.name: load for load in loads}
     tables = {
-        name: _table(by_name[name], parameter.sharding_type, parameter.compute_kernel, parameter.world, topology)
+        name: _table(by_name[name], parameter.sharding_type, parameter.compute_kernel, parameter.ranks, topology)
         for module in found.plan.values()
         for name, parameter in module.items()
     }

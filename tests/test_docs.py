@@ -48,14 +48,14 @@ COMMANDS = sorted({(page.name, command) for page, command in shoal_commands()})
 CONFIGS = [(page.name, text) for page in PAGES for text in code_blocks(page, "toml")]
 
 
-def test_configuration_page_is_what_the_settings_say() -> None:
+def test_the_configuration_page_is_up_to_date() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == config_docs.page(), "run `make docs`"
 
 
 def test_configuration_page_knows_every_section() -> None:
     names = {section.name for section in config_docs.sections()}
-    assert {"run", "logs", "split", "model.encoder", "model.objective", "tables.item", "train.early_stopping"} <= names
+    assert {"run", "logs", "split", "model.encoder", "model.objective", "tables.NAME", "train.early_stopping"} <= names
 
 
 def test_the_pages_show_commands() -> None:
@@ -155,7 +155,7 @@ def test_every_package_lists_its_files_with_a_phrase(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("sharding", get_args(Sharding))
-def test_the_table_of_shardings_says_what_works(sharding):
+def test_the_table_of_shardings_is_correct(sharding):
     kernel = "dense" if sharding == "data_parallel" else "fused"
 
     def works(pooled: bool, device: str) -> list[str]:

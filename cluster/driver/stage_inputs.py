@@ -1,4 +1,4 @@
-"""Everything that the result of a stage depends on, as a digest: a stage is done only for the inputs that it was done for.
+"""Stage inputs: digests of everything that the result of a stage depends on. A stage is done only for inputs with its digest.
 
 No ray, no torch. The invariant: whatever changes a figure, a checkpoint or a page changes the digest of the stage that makes it.
 """
@@ -6,12 +6,13 @@ No ray, no torch. The invariant: whatever changes a figure, a checkpoint or a pa
 from dataclasses import asdict
 from pathlib import Path
 
-from cluster.config.run_config import Config, identity
+from cluster.config.run_config import Config
 from trainer.checkpoint.folder import StoredCheckpoint
+from trainer.config.identity import identity
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
-from trainer.evaluation.outputs import FIGURES_VERSION, PAGE_VERSION
 from trainer.storage.files import digest_of, hash_file
+from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
 _WRITES_ONLY = {"log_every_steps", "ledger"}  # of [train]: what is written down of a training, which stays the same
 

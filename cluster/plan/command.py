@@ -33,6 +33,7 @@ from trainer.placement.plan import inputs_of
 from trainer.storage.files import write_json_atomically, write_text_atomically
 
 NAMES = ("as given", "compared")
+HEADLINES = ("time on tables in a step", "imbalance", "fullest device, of its limit", "most that a rank sends")
 PLAN = "plan.json"
 PAGE = "plan.html"
 
@@ -179,17 +180,35 @@ def _write(answer: PlanAnswer) -> None:
         ) from None
 
 
+def _tiles(planned: Planned) -> list[dict[str, str]]:
+    """Return the headline figures of a plan. They are predictions and have no interval."""
+    values = _summary(planned)
+    return [{"name": name, "value": values[name], "interval": "", "note": ""} for name in HEADLINES]
+
+
+def _summary(planned: Planned) -> dict[str, str]:
+    """Return the headline figures of one plan by name."""
+    return {row[0]: row[1] for row in summary_grid([planned.values]).rows}
+
+
 def _page(answer: PlanAnswer, plans: list[Planned], pictures: list[str]) -> str:
+    """Return plan.html, with one picture or two."""
     names = ["", ""] if len(plans) == 1 else [NAMES[0], f"{NAMES[1]}: {answer.compared}"]
     return page.render(
         Path(__file__).parent,
         "plan.html.j2",
-        title=f"Shoal: plan of {answer.planned.request.name}",
+        title=f"Plan of {answer.planned.request.name}",
+        header=[
+            ("Workload", answer.planned.request.name),
+            ("Devices", _summary(answer.planned)["devices"]),
+            ("Planned", f"{page.moment_text(time.time())}, in {answer.planned.seconds:.1f} s"),
+        ],
         comparison=comparison(*plans) if len(plans) > 1 else [],
         plans=[
             {
                 "name": name,
-                "picture": Markup(svg),
+                "picture": page.Plot(Markup(svg), f"Memory and time of each rank. {planned.title}."),
+                "tiles": _tiles(planned),
                 "grids": grids(planned.values),
                 "lines": [*planned.request.assumptions, *planned.warnings],
             }

@@ -14,9 +14,7 @@ from cluster.study.record import Record
 from cluster.study.statistics import Estimate, estimate
 from cluster.study.trials import Trial, metric_in
 from trainer.errors import UserError
-from trainer.evaluation.confidence import mean_interval, range_of
-from trainer.evaluation.ranking.intervals import share_interval
-from trainer.evaluation.ranking.names import METRICS as RANKING_METRICS
+from trainer.tasks.metrics import interval_of, range_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Measured:
         str, float | None
     ]  # the study's metric under its name in the study, too; None where one is not defined
     users: list[Any]  # as in the logs, in the order of the dataset
-    of_users: np.ndarray  # (users,) the study's metric: numbers whose mean it is
+    of_users: np.ndarray  # (users,) the numbers of which the study's metric is the mean
 
     def value(self, metric: str) -> float:
         """Return a metric, NaN where it is not defined."""
@@ -45,7 +43,7 @@ class Finished:
 
 
 def read_trial(trial: Trial, record: Record, splits: Sequence[str], metric: str) -> Finished:
-    """Raises UserError naming a file that is missing or damaged."""
+    """Return the metrics of a finished trial. Raises UserError that names a file that is missing or damaged."""
     folder, stored = trial.config.run_dir / "evaluation", metric_in(trial.config, metric)
     return Finished(trial, record, {split: _read_split(folder / split, metric, stored) for split in splits})
 
@@ -53,11 +51,11 @@ def read_trial(trial: Trial, record: Record, splits: Sequence[str], metric: str)
 def estimate_of(
     points: Sequence[Sequence[Finished]], split: str, metric: str, minus: Sequence[Sequence[Finished]] | None = None
 ) -> Estimate:
-    """Of the mean over points, each under the same seeds; less that of `minus`, seed by seed and user by user.
+    """Estimate the mean over points, each under the same seeds; less that of `minus`, seed by seed and user by user.
 
     Without an interval over users where trials have different ones.
     """
-    interval = share_interval if metric.partition("/")[0] in RANKING_METRICS else mean_interval
+    interval = interval_of(metric)
     users, of_seeds, of_users = _means(points, split, metric)
     if minus is None:
         return estimate(of_seeds.tolist(), of_users, range_of(metric), interval)
@@ -70,7 +68,10 @@ def estimate_of(
 def _means(
     points: Sequence[Sequence[Finished]], split: str, metric: str
 ) -> tuple[list[Any], np.ndarray, np.ndarray | None]:
-    """Users of the first trial, (seeds,) and (seeds, users) means over points; the last only if all have these users."""
+    """Return the users of the first trial and the means over points, (seeds,) and (seeds, users).
+
+    The last is None unless all trials have these users.
+    """
     measured = [[trial.splits[split] for trial in of_seeds] for of_seeds in points]
     of_seeds = np.array([[m.value(metric) for m in of_point] for of_point in measured]).mean(axis=0)
     users = measured[0][0].users

@@ -45,7 +45,7 @@ class Answer:
 
 
 def plan(path: str, overrides: Sequence[str]) -> Plan:
-    """All trials of a study file, checked against what lies in its folder. Raises UserError with all that is wrong."""
+    """Return all trials of a study file, checked against the contents of its folder. Raises UserError that lists every error."""
     planned = plan_trials(read_study(path, list(overrides)))
     refuse_other_trials(planned)
     return planned
@@ -71,10 +71,10 @@ def _run(planned: Plan, view: View) -> Answer:
         manifests = _prepared(planned, view)
         tasks, done = _sorted_out(planned, manifests)
         if done:
-            view.say(f"study: {len(done)} of {len(planned.trials)} trials were done before")
+            view.print_line(f"study: {len(done)} of {len(planned.trials)} trials were done before")
         if tasks:
             limit = min(planned.study.max_concurrent or most_at_once(clusters), len(tasks))
-            view.say(f"study: {len(tasks)} trials, {limit} at a time")
+            view.print_line(f"study: {len(tasks)} trials, {limit} at a time")
             ended = run_tasks(in_order(tasks), limit, view)
     done |= {name: record for name, record in ended.items() if record.status == "done"}
     failed = {name: record.reason for name, record in ended.items() if record.status != "done"}
@@ -91,12 +91,12 @@ def _run(planned: Plan, view: View) -> Answer:
 
 
 def _prepared(planned: Plan, view: View) -> dict[Path, Manifest]:
-    """Every dataset of the study, made or found."""
-    from cluster.driver import driver
+    """Return the manifest of every dataset of the study, made or found."""
+    from cluster.driver.prepare_stage import prepare_dataset
 
     manifests = {}
     for folder, config in planned.datasets().items():
-        manifests[folder] = manifest = driver.prepare_dataset(config, view)
+        manifests[folder] = manifest = prepare_dataset(config, view)
         if not manifest.counts.validation_targets:
             raise UserError(
                 f"dataset {folder}: has no validation targets, by which a study ranks; use more logs, or another split"
@@ -125,7 +125,7 @@ def _splits(planned: Plan, manifest: Manifest) -> "tuple[Split, ...]":
 
 
 def _sorted_out(planned: Plan, manifests: dict[Path, Manifest]) -> "tuple[list[Task], dict[str, Record]]":
-    """The trials that are to be run, as tasks, and the records of those that are done."""
+    """Return the pending trials as tasks, and the records of the finished ones."""
     from cluster.study.trial import Task
 
     tasks, done = [], {}
@@ -143,7 +143,7 @@ def _sorted_out(planned: Plan, manifests: dict[Path, Manifest]) -> "tuple[list[T
 
 
 def dry_run(planned: Plan) -> list[dict[str, Any]]:
-    """One line per point: settings, parameters, FLOPs; nothing is run or written."""
+    """Return one line per point with settings, parameters and FLOPs; nothing is run or written."""
     costs = costs_of_points(planned)
     return [
         {
@@ -184,7 +184,7 @@ def print_dry_run(planned: Plan, lines: list[dict[str, Any]], console: Console) 
 
 
 def print_for_people(answer: Answer, console: Console) -> None:
-    """The table in short, failures, and where the whole lies."""
+    """Print a short table, the failures, and the path of the full results."""
     table = _plain_table()
     table.add_column("point", min_width=12)
     for heading in outputs.named(outputs.BRIEF_HEADINGS, answer.summary):
@@ -209,7 +209,7 @@ def _plain_table() -> Table:
 
 
 def json_of(answer: Answer) -> dict[str, Any]:
-    """One object for programs: results.json, and what this command did."""
+    """Return one object for programs: results.json, and what this command did."""
     return {
         **outputs.results_values(answer.plan, answer.summary),
         "ran": answer.ran,

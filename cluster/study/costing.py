@@ -43,7 +43,7 @@ class Costing:
     unit: Unit = "event"
 
     def values(self) -> dict[str, Any]:
-        """Return plain values, whose names say what FLOPs and bytes are of."""
+        """Return plain values; their names say to what FLOPs and bytes refer."""
         return {
             f"forward_flops_per_{self.unit}": self.forward_flops,
             f"training_flops_per_{self.unit}": self.training_flops,
@@ -156,7 +156,7 @@ def costing_of(config: Config, facts: _Facts) -> Costing:
 
 
 def training_histories(train_ends: np.ndarray, config: Config, model: NextItemConfig) -> Histories:
-    """Input events of every training example: the last event of a history is a target only, unless what is learned is masked."""
+    """Count the input events of every training example: the last event of a history is only a target, unless events are masked."""
     longest = model.max_history
     inputs = np.maximum(train_ends.astype(np.int64) - (not model.masks_items), 0)
     if config.train.long_histories == "recent":
@@ -166,7 +166,7 @@ def training_histories(train_ends: np.ndarray, config: Config, model: NextItemCo
 
 
 def _events_per_step(histories: Histories, train_ends: np.ndarray, config: Config, model: NextItemConfig) -> float:
-    """Input events of a global batch. Examples without any are counted too: they fill places of a batch."""
+    """Return the input events of a global batch. Examples without events are counted too: they fill places of a batch."""
     if config.train.batch_tokens is not None:
         return float(config.train.batch_tokens)
     empty = int((train_ends < (1 if model.masks_items else 2)).sum())
@@ -174,7 +174,7 @@ def _events_per_step(histories: Histories, train_ends: np.ndarray, config: Confi
 
 
 def _projected(config: Config, used: UsedFeatures) -> tuple[Projected, ...]:
-    """The features that are not as wide as the model."""
+    """Return the features that are not as wide as the model."""
     width = config.tables[ITEM_TABLE].dim
     found = []
     for features in (used.items, used.events, used.users):

@@ -1,4 +1,4 @@
-"""What a study leaves: results.json, results.csv, table.md, plot.svg, plot.png, study.html."""
+"""Files of a study: results.json, results.csv, table.md, plot.svg, plot.png, study.html."""
 
 import csv
 import io
@@ -9,8 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
+from cluster.study import headline
 from cluster.study.effects import Effect
 from cluster.study.plots import draw
 from cluster.study.statistics import Estimate
@@ -18,6 +17,7 @@ from cluster.study.summary import Axis, Row, Summary, axes_of
 from cluster.study.trials import Plan
 from trainer.pages import page
 from trainer.storage.files import write_json_atomically, write_text_atomically
+from trainer.tasks.metrics import metric_of
 
 RESULTS, CSV, TABLE, PLOT, PICTURE, PAGE = (
     "results.json",
@@ -30,7 +30,7 @@ RESULTS, CSV, TABLE, PLOT, PICTURE, PAGE = (
 
 
 def write(plan: Plan, summary: Summary) -> Path:
-    """All files, into the study's folder; returns the page. Written from results alone, so that running again writes the same."""
+    """Write all files into the study's folder, and return the path of the page. The same results always give the same files."""
     folder = plan.file.folder
     write_json_atomically(folder / RESULTS, results_values(plan, summary))
     write_text_atomically(folder / CSV, csv_text(summary))
@@ -38,7 +38,8 @@ def write(plan: Plan, summary: Summary) -> Path:
     plots: list[page.Plot] = []
     if any(row.validation.is_defined for row in summary.rows):
         drawn = draw(summary, plan.study.colour or _first_key(plan))
-        write_text_atomically(folder / PLOT, str(drawn.plot.svg))
+        # Outside a page the picture needs a background of its own.
+        write_text_atomically(folder / PLOT, str(drawn.plot.svg).replace("<svg", '<svg style="background:#fff"', 1))
         (folder / PICTURE).write_bytes(drawn.png)
         plots = [drawn.plot]
     write_text_atomically(folder / PAGE, _page(plan, summary, plots))
@@ -46,14 +47,14 @@ def write(plan: Plan, summary: Summary) -> Path:
 
 
 def _first_key(plan: Plan) -> str | None:
-    """Without named variants, the first key of the grid that has several values, unless it tells all points apart anyway."""
+    """Return the first key of the grid with several values; None with named variants, or if it alone identifies all points."""
     if plan.study.variants or len(plan.study.grid) < 2:
         return None
     return next((key for key, values in plan.study.grid.items() if len(values) > 1), None)
 
 
 def results_values(plan: Plan, summary: Summary) -> dict[str, Any]:
-    """results.json: everything, as plain values."""
+    """Return the content of results.json: everything, as plain values."""
     return {
         "metric": summary.metric,
         "ranked_by": "validation",
@@ -84,7 +85,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def front_of(summary: Summary, axis: Axis) -> list[Row]:
-    """The Pareto front on one axis, cheapest first."""
+    """Return the Pareto front on one axis, cheapest first."""
     sign = -1.0 if axis.more_is_better else 1.0
     return sorted(
         (row for row in summary.rows if axis.name in row.fronts), key=lambda row: sign * (axis.of(row) or 0.0)
@@ -92,7 +93,7 @@ def front_of(summary: Summary, axis: Axis) -> list[Row]:
 
 
 def csv_text(summary: Summary) -> str:
-    """One line per point; intervals as two columns each."""
+    """Return the content of results.csv: a line per point, with two columns per interval."""
     keys = list(dict.fromkeys(key for row in summary.rows for key in row.settings))
     lines = []
     for row in summary.rows:
@@ -166,7 +167,7 @@ HEADINGS = (
 
 
 def cells(row: Row) -> list[str]:
-    """One row of the table that people read, under HEADINGS."""
+    """Return a row of the table for people, under HEADINGS."""
     costs = row.costs
     return [
         row.title + (f" ({len(row.failed)} failed)" if row.failed else ""),
@@ -185,7 +186,7 @@ BRIEF_HEADINGS = ("rank", "{metric}", "±", "minus first", "test", "FLOPs", "{un
 
 
 def brief_cells(row: Row) -> list[str]:
-    """What of a row fits into a terminal, under BRIEF_HEADINGS."""
+    """Return a row of the table for a terminal, under BRIEF_HEADINGS."""
     flops = row.costs.training_flops
     return [
         _rank(row),
@@ -212,7 +213,7 @@ EFFECT_HEADINGS = ("setting", "value", "trials", "{metric}", "+- seeds", "+- use
 
 
 def effect_cells(effect: Effect) -> list[str]:
-    """One value of a setting, under EFFECT_HEADINGS."""
+    """Return the row of a setting's value, under EFFECT_HEADINGS."""
     return [
         effect.setting,
         effect.value if isinstance(effect.value, str) else json.dumps(effect.value, default=str),
@@ -222,7 +223,7 @@ def effect_cells(effect: Effect) -> list[str]:
 
 
 def _quality(of: Row | Effect) -> list[str]:
-    """Validation with both intervals, difference, test with its interval over seeds."""
+    """Return validation with both intervals, the difference, and test with its interval over seeds."""
     return [
         mean_text(of.validation),
         half(of.validation.over_seeds),
@@ -233,17 +234,17 @@ def _quality(of: Row | Effect) -> list[str]:
 
 
 def mean_text(estimate: Estimate) -> str:
-    """A mean, or that there is none."""
+    """Return a mean, or that it is not defined."""
     return f"{estimate.mean:.4f}" if estimate.is_defined else "not defined"
 
 
 def half(interval: tuple[float, float] | None) -> str:
-    """Half the width of an interval."""
+    """Return half the width of an interval."""
     return "" if interval is None else f"±{(interval[1] - interval[0]) / 2:.4f}"
 
 
 def difference_text(estimate: Estimate | None) -> str:
-    """A difference with its interval over users; a star where both intervals leave out zero."""
+    """Return a difference with its interval over users, and a star where both intervals exclude zero."""
     if estimate is None or not estimate.is_defined:
         return ""
     both = (estimate.over_seeds, estimate.over_users)
@@ -252,7 +253,7 @@ def difference_text(estimate: Estimate | None) -> str:
 
 
 def notes_of(summary: Summary) -> list[str]:
-    """What the columns mean, below the table."""
+    """Return the notes below the table, which explain its columns."""
     metric, unit, is_ranker = summary.metric, summary.unit, summary.unit == "impression"
     less = (
         "" if summary.larger_is_better else f" Less {metric} is better, so a difference below zero is an improvement."
@@ -265,33 +266,27 @@ def notes_of(summary: Summary) -> list[str]:
         f"Ranked by the validation split; the test split decides nothing.{less}",
         f"±: half of a 95 % interval, over seeds (Student's t: another training run) and over users ({of_users}: another sample of "
         "users).",
-        "minus first: the paired difference to the first row, same seeds and same users, ± over users; a star where the intervals "
-        "over seeds and over users both leave out zero.",
+        f"minus first: the paired difference to {summary.first}, same seeds and same users, ± over users; a star where the "
+        "intervals over seeds and over users both exclude zero.",
         f"FLOPs and parameters are computed from the settings; {unit}s/s, memory and seconds were measured while other trials ran "
-        "beside it, and seconds with a star are of a trial that was resumed.",
+        "at the same time, and seconds with a star are of a trial that was resumed.",
         "front: no other row is at least as good at no more FLOPs, at no less speed, or in no more memory.",
     ]
     if undefined:
         notes.append(
-            f"not defined: {UNDEFINED.get(metric.partition('/')[0], 'a seed has no value')}; such a row has no rank."
+            f"not defined: {metric_of(metric).undefined_when or 'a seed has no value'}; such a row has no rank."
         )
     return notes
 
 
-UNDEFINED = {
-    "auc": "not both outcomes of the label are among the impressions of the split",
-    "gauc": "no user has impressions of both outcomes of the label in the split",
-    "logloss": "a score is not finite, or the label is defined on no impression of the split",
-    "ne": "a score is not finite, or not both outcomes of the label are among the impressions of the split",
-}
 EFFECT_NOTE = (
-    "Each value of a setting, averaged over all other settings, of seeds under which every trial finished; its difference to the "
-    "setting's first value is of the same seeds and users, ± and stars as above."
+    "Each value of a setting, averaged over all other settings, for seeds under which every trial finished. The difference to the "
+    "setting's first value is for the same seeds and users; ± and stars as above."
 )
 
 
 def table_text(summary: Summary) -> str:
-    """table.md."""
+    """Return the content of table.md."""
     lines = _markdown(named(HEADINGS, summary), [cells(row) for row in summary.rows])
     failures = [f"- {name}: {reason}" for name, reason in summary.failed.items()]
     if failures:
@@ -309,28 +304,34 @@ def _markdown(headings: Sequence[str], rows: list[list[str]]) -> list[str]:
 
 
 def named(headings: Sequence[str], summary: Summary) -> list[str]:
-    """With the metric that is validated by, and what costs are of."""
+    """Return headings with the metric of the study and the unit of its costs."""
     return [heading.format(metric=summary.metric, unit=summary.unit) for heading in headings]
 
 
 def _page(plan: Plan, summary: Summary, plots: list[page.Plot]) -> str:
+    """Return study.html."""
     parts = list(dict.fromkeys(part for row in summary.rows for part in row.costs.parts))
+    best = headline.best_row(summary)
     return page.render(
         Path(__file__).parent,
         "study.html.j2",
-        title=f"Shoal: study {plan.file.folder.name}",
+        title=f"Study {plan.file.folder.name}",
+        header=headline.header_rows(plan, summary),
+        best=best,
+        tiles=headline.tiles(summary),
+        best_settings=headline.point_settings(best) if best is not None else [],
         headings=named(HEADINGS, summary),
-        rows=[cells(row) for row in summary.rows],
+        rows=[cells(row) for row in headline.by_rank(summary.rows)],
         notes=notes_of(summary),
         unit=summary.unit,
         effect_headings=named(EFFECT_HEADINGS, summary),
         effects=[effect_cells(effect) for effect in summary.effects],
         effect_note=EFFECT_NOTE,
         failed=summary.failed,
-        plots=[page.Plot(Markup(plot.svg), plot.caption) for plot in plots],
+        plots=plots,
         fronts={axis.label: [row.name for row in front_of(summary, axis)] for axis in axes_of(summary.unit)},
-        parts=parts,
+        parts_of_model=parts,
         costs=[[row.name, *(f"{row.costs.parts.get(part, 0.0):,.0f}" for part in parts)] for row in summary.rows],
-        settings=json.dumps({"study": plan.study.model_dump(mode="json"), **plan.file.values}, indent=2, default=str),
+        settings=headline.study_settings(plan),
         trials=[trial.name for trial in plan.trials],
     )

@@ -1,4 +1,4 @@
-"""What a trial notes in its run folder beside the run's own files: trial.json. No torch, no ray."""
+"""Trial record: trial.json in the run folder of a trial. No torch, no ray."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from cluster.study.trials import Trial, what_it_is
 from trainer.errors import UserError
-from trainer.evaluation.outputs import FIGURES_VERSION
 from trainer.storage.files import digest_of, hash_file, write_json_atomically
+from trainer.tasks.outputs import FIGURES_VERSION
 
 FILE = "trial.json"
 
@@ -33,7 +33,7 @@ class Record:
 
 
 def digest_for(trial: Trial, dataset_digest: str, splits: list[str]) -> str:
-    """Of all that decides a trial's results."""
+    """Return the digest of everything that decides a trial's results."""
     settings = what_it_is(trial.config)
     return digest_of({"settings": settings, "dataset": dataset_digest, "splits": splits, "version": FIGURES_VERSION})
 
@@ -70,7 +70,7 @@ def write_record(run_dir: Path, record: Record) -> None:
 
 
 def begun(before: Record | None, digest: str) -> Record:
-    """The record of a further attempt. What an attempt at other settings left does not count."""
+    """Return the record of a further attempt. An attempt with other settings does not count."""
     if before is None or before.digest != digest:
         return Record("running", digest, attempts=1)
     return replace(before, status="running", attempts=before.attempts + 1, reason="", results={})

@@ -59,7 +59,7 @@ def estimate(
 
 
 def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """t with P(-t <= T <= t) = confidence for Student's T with a whole number of degrees of freedom, by bisection."""
+    """Return t with P(-t <= T <= t) = confidence for Student's T with a whole number of degrees of freedom, by bisection."""
     low, high = 0.0, 1.0
     while _within(high, degrees) < confidence:
         high *= 2.0
@@ -70,7 +70,7 @@ def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
 
 
 def _within(t: float, degrees: int) -> float:
-    """P(-t <= T <= t), a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    """Return P(-t <= T <= t), a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(degrees))
     cosine, sine = math.cos(angle), math.sin(angle)
     if degrees % 2 == 0:
@@ -87,7 +87,10 @@ def _within(t: float, degrees: int) -> float:
 
 
 def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
-    """Places of the points that no other one beats, which costs no more and is no worse, and better in one; cheapest first."""
+    """Return the indices of the points that no other point dominates, cheapest first.
+
+    A point dominates another if it costs no more, is no worse, and is better in one of the two.
+    """
     front: list[int] = []
     best = -math.inf
     for place in sorted(range(len(costs)), key=lambda k: (costs[k], -qualities[k])):

@@ -1,6 +1,6 @@
 """From finished trials to one row per point: means over seeds with intervals, what it cost, and how it differs from the first.
 
-Points are ranked by the validation split. Test figures stand beside and decide nothing.
+Points are ranked by the validation split. Test figures are shown and decide nothing.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from cluster.study.costing import Costing, Unit, unit_of
 from cluster.study.effects import Effect, effects
 from cluster.study.statistics import Estimate, pareto_front
 from cluster.study.trials import Plan
-from trainer.evaluation.ranking.names import larger_is_better
+from trainer.tasks.metrics import larger_is_better
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Row:
     peak_bytes: int | None  # the largest
     train_seconds: float  # mean over seeds
     resumed: bool
-    fronts: tuple[str, ...] = ()  # the axes on whose front the point is
+    fronts: tuple[str, ...] = ()  # the axes for which the point is on the Pareto front
     failed: tuple[str, ...] = ()  # trials without a result
 
 
@@ -54,7 +54,7 @@ class Axis:
 
 
 def axes_of(unit: Unit) -> tuple[Axis, ...]:
-    """Return the axes of a study whose costs are counted by this unit."""
+    """Return the axes of a study with costs counted per this unit."""
     return (
         Axis(
             f"training_flops_per_{unit}",
@@ -95,7 +95,14 @@ class Summary:
 def summarize(
     plan: Plan, finished: Mapping[str, Finished], failed: dict[str, str], costs: Sequence[Costing]
 ) -> Summary:
-    """finished, failed: by name of the trial; costs: by point."""
+    """Return the summary of a study.
+
+    Args:
+        plan: points and trials of the study.
+        finished: metrics of finished trials by name.
+        failed: reasons of failed trials by name.
+        costs: of each point.
+    """
     groups = [
         (number, [finished[trial.name] for trial in plan.of_point(number) if trial.name in finished])
         for number in range(len(plan.points))
@@ -160,7 +167,7 @@ def _row(
 
 
 def _difference(group: list[Finished], first: list[Finished], split: str, metric: str) -> Estimate | None:
-    """Of this point minus the first, under the seeds that both have, user by user if both have the same users."""
+    """Return this point minus the first, under the seeds that both have, user by user if both have the same users."""
     base = {f.trial.seed: f for f in first if split in f.splits}
     ours = [f for f in group if f.trial.seed in base]
     return estimate_of([ours], split, metric, minus=[[base[f.trial.seed] for f in ours]]) if ours else None

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from cluster.driver import driver
 from cluster.driver.progress import View, plain_console
-from cluster.driver.run_folder import locked
+from cluster.driver.run_lock import locked
+from cluster.errors import RunFailedError
 from cluster.study.record import Record, begun, read_record, results_of, write_record
 from cluster.study.trials import Trial
 from trainer.data.dataset.splits import Split
@@ -54,14 +55,14 @@ class _Watch(View):
 
 
 def run_trial(task: Task, on_validation: OnValidation) -> Record:
-    """Train and evaluate; what fails is told in the record, and not raised. A trial that was stopped goes on."""
+    """Train and evaluate, or resume a stopped trial. Failures are recorded, not raised."""
     run_dir = task.trial.config.run_dir
     try:
         with locked(run_dir):  # makes the folder, and sees that nobody else writes there
             record = begun(read_record(run_dir), task.digest)
             write_record(run_dir, record)
         record = _run(task, record, on_validation)
-    except (UserError, driver.RunFailedError) as error:
+    except (UserError, RunFailedError) as error:
         return Record("failed", task.digest, reason=str(error))
     except OSError as error:  # the record itself could perhaps not be written
         return Record("failed", task.digest, reason=disk_refusal(error) or repr(error))
@@ -79,8 +80,8 @@ def _run(task: Task, record: Record, on_validation: OnValidation) -> Record:
             results = results_of(run_dir, task.splits)
             record = replace(record, status="done", steps=outcome.step, best_step=outcome.best_step, results=results)
         except Exception as error:  # noqa: BLE001 - a process boundary: one trial's failure must not end the others
-            message = str(error) if isinstance(error, UserError | driver.RunFailedError) else repr(error)
-            watch.say(f"failed: {message}")
+            message = str(error) if isinstance(error, UserError | RunFailedError) else repr(error)
+            watch.print_line(f"failed: {message}")
             record = replace(record, status="failed", reason=message)
     record = replace(
         record,

@@ -1,7 +1,7 @@
-"""The works of a run, as every worker does them: training, and evaluation of a checkpoint.
+"""Jobs of a run, as each worker runs them: training, and evaluation of a checkpoint.
 
-The driver only names them. What they need, torch and TorchRec above all, is imported where they run: it would take the driver
-seconds, before it has said a word.
+The driver only refers to them. Torch and TorchRec are imported inside the functions, because importing them would delay the
+driver's first output by seconds.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 
 
 def train(job: Job, world: World, channel: Channel) -> Outcome:
-    """Train to the end, or until asked to stop, and say what it took."""
+    """Train to the end, or until asked to stop, and report peak memory and time."""
     from trainer.loop.memory import forget_peak, peak_bytes
     from trainer.loop.train import Training
 
     forget_peak(world.device)
-    training, started = Training(job, world, channel), time.monotonic()
+    _announce("train: building the model and sharding its tables", world, channel)
+    training = Training(job, world, channel)
+    started = time.monotonic()
     outcome = training.run()
     used = {"peak_bytes": peak_bytes(world.device), "seconds": time.monotonic() - started}
     channel.send({"kind": "resources", "rank": world.rank, **used})
@@ -36,25 +38,27 @@ def train(job: Job, world: World, channel: Channel) -> Outcome:
 
 @dataclass(frozen=True)
 class EvaluationJob:
-    """A checkpoint, and of each split that it is evaluated on the folder for what the ranks find."""
+    """Evaluation of a checkpoint on one or more splits."""
 
     job: Job
-    found: StoredCheckpoint
+    checkpoint: StoredCheckpoint
+    # Per split, the folder for the workers' partial results.
     parts: dict[Split, Path]
 
 
-def evaluate(work: EvaluationJob, world: World, channel: Channel) -> None:
-    """Raises CheckpointError if the checkpoint is of another dataset."""
+def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
+    """Evaluate a checkpoint, and write partial results. Raises CheckpointError if it was trained on another dataset."""
     from trainer.checkpoint.finite import refuse_broken_checkpoint
     from trainer.checkpoint.keys import tensors_of
     from trainer.loop.build import build_model, load_to_use
     from trainer.tasks.daily_training import same_dataset
 
-    job = work.job
+    job = evaluation.job
+    checkpoint = evaluation.checkpoint
     manifest = read_manifest(job.dataset_dir)
-    if not same_dataset(work.found.manifest, manifest):
+    if not same_dataset(checkpoint.manifest, manifest):
         raise CheckpointError(
-            f"checkpoint {work.found.path} was made from another dataset than {job.dataset_dir}; "
+            f"checkpoint {checkpoint.path} was made from another dataset than {job.dataset_dir}; "
             "evaluate it on its own (run.dataset)"
         )
 
@@ -62,8 +66,15 @@ def evaluate(work: EvaluationJob, world: World, channel: Channel) -> None:
         if world.is_first:
             channel.send({"kind": "evaluate", "done": done, "total": total})
 
+    _announce(f"evaluate: building the model of {checkpoint.path.name}", world, channel)
     built = build_model(job, manifest, world)
-    load_to_use(work.found, built)
-    refuse_broken_checkpoint(work.found, tensors_of(built.sharded_model, built.tables, None), world)
-    for split, parts in work.parts.items():
+    load_to_use(checkpoint, built)
+    refuse_broken_checkpoint(checkpoint, tensors_of(built.sharded_model, built.tables, None), world)
+    for split, parts in evaluation.parts.items():
         built.task.write_parts(split, built.model, world, built.dynamic, parts, on_batch)
+
+
+def _announce(text: str, world: World, channel: Channel) -> None:
+    """Send a line that names a phase without progress, from the first rank."""
+    if world.is_first:
+        channel.send({"kind": "phase", "text": text})

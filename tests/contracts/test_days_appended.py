@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.config.run_config import Config, check_config, identity, job_of
+from cluster.config.run_config import Config, check_config, job_of
 from sharding.world import World
 from tests.contracts.test_resume import fingerprint
 from tests.contracts.test_world_size import global_batches, losses
 from tests.support.prepared import made, write_events
 from trainer.checkpoint.folder import newest
+from trainer.config.identity import identity
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import WINDOW_STEP
 from trainer.errors import CheckpointError
@@ -105,7 +106,7 @@ HASHED = {"ids": {"kind": "hash", "num_rows": 40}}
 
 
 @pytest.mark.parametrize(("ids", "world_size"), [({}, 1), ({"item": HASHED, "brand": HASHED}, 2)])
-def test_appended_days_go_on_as_if_they_had_been_there(rank_pool, tmp_path, ids, world_size):
+def test_training_on_appended_days_equals_training_with_them_from_the_start(rank_pool, tmp_path, ids, world_size):
     """Tables of vocabularies grow: rows that were there stay, and new ones are as they would have been."""
     for day in range(4):
         write_day(tmp_path, day)
@@ -154,7 +155,7 @@ def test_within_a_day_more_of_that_day_is_refused(rank_pool, three_days):
         rank_pool.run(1, train, job)
 
 
-def test_what_comes_too_late_is_told_and_not_trained(rank_pool, three_days):
+def test_late_events_are_reported_and_not_trained(rank_pool, three_days):
     rank_pool.run(1, train, job_of(config_in(three_days, "run", 3)))
     trained = days_trained(three_days / "run", 1)
     write_day(three_days, 0, [(900, 1, 5, 1.0, 1), (901, 1, 7, 0.0, 1)], "-late")

@@ -23,7 +23,7 @@ from models.ranking.reach import Reach
 from sharding.world import World
 from tests.support.prepared import made
 from tests.support.rank_pool import RankPool
-from trainer.config import EvaluateConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.synthetic.impression_world import ImpressionConfig, build_impression_world
@@ -177,7 +177,7 @@ def without_history(learned_from: Path, rank_pool: RankPool) -> dict[str, float]
 
 
 @pytest.mark.parametrize("kind", RANKERS)
-def test_a_ranker_learns_from_histories_what_no_other_feature_tells(
+def test_a_ranker_learns_from_histories_what_no_other_feature_shows(
     learned_from: Path, without_history: dict[str, float], rank_pool: RankPool, kind: str
 ) -> None:
     found = rank_pool.run(1, validated, job_of(ranker_config(learned_from, kind, RANKERS[kind])))[0]

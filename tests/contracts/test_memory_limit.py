@@ -1,4 +1,4 @@
-"""A model whose tables exceed what one worker may hold trains on two, and is refused on one with the table and the sizes."""
+"""A model with tables too large for one worker trains on two, and is refused on one with the table and the sizes."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def limited_job(tmp_path) -> Job:
 
 
 def train(world: World, job: Job) -> float:
-    """Bytes of tables that this rank holds, after training."""
+    """Return bytes of tables that this rank holds, after training."""
     torch.set_num_threads(1)
     training = Training(job, world, SILENT)
     training.run()
@@ -38,7 +38,7 @@ def train(world: World, job: Job) -> float:
     return float(measured.memory_bytes["item"][world.rank])
 
 
-def test_two_workers_hold_what_one_may_not(rank_pool, tmp_path):
+def test_two_workers_hold_tables_that_one_may_not(rank_pool, tmp_path):
     tiny_dataset(tmp_path / "dataset", num_users=60, num_items=300)
     job = limited_job(tmp_path)
     manifest = read_manifest(job.dataset_dir)

@@ -78,9 +78,7 @@ TABLES = {
 
 @pytest.mark.parametrize("every_steps", [1, None])
 @pytest.mark.parametrize("table", TABLES)
-def test_a_rate_of_a_table_that_breaks_it_is_named_and_nothing_of_it_saved(
-    rank_pool, dataset, tmp_path, table, every_steps
-):
+def test_a_rate_that_breaks_a_table_is_named_and_nothing_is_saved(rank_pool, dataset, tmp_path, table, every_steps):
     tables = {"item": {"dim": 8, "learning_rate": float("3.4e38"), **TABLES[table]}}
     job = job_in(tmp_path / "run", dataset, tables=tables, checkpoint={"every_steps": every_steps})
     for message, events in rank_pool.run(2, run, job):
@@ -197,7 +195,7 @@ def test_a_checkpoint_from_before_the_first_applied_step_is_resumed(rank_pool, d
     assert [message for message, _ in rank_pool.run(2, run, job)] == ["", ""]
 
 
-def test_a_broken_checkpoint_of_an_earlier_version_says_what_to_do(rank_pool, dataset, tmp_path, monkeypatch):
+def test_a_broken_checkpoint_of_an_earlier_version_names_the_remedy(rank_pool, dataset, tmp_path, monkeypatch):
     job = job_in(tmp_path / "run", dataset, checkpoint={"every_steps": 4, "keep": 9})
     rank_pool.run(1, save_broken, job)
     for message, _ in rank_pool.run(2, run, job):

@@ -15,7 +15,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from sharding.world import World
 from tests.contracts.test_world_size import global_batches, losses, validation
 from tests.support.datasets import tiny_dataset
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, with_sections
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
@@ -56,7 +56,7 @@ def train(world: World, job: Job, stop_after: int | None = None) -> tuple[Outcom
 
 def job_in(run_dir: Path, tmp_path: Path, dataset: str = "dataset", **sections: Any) -> Job:
     early = {"early_stopping": {"metric": "ndcg@10", "patience": 50}, "evaluate_every_epochs": 1}
-    train = {**early, "warmup_steps": 7, **sections.pop("train", {})}
+    train = {**early, "epochs": 2, "warmup_steps": 7, **sections.pop("train", {})}
     model = sections.pop("model", {"encoder": {"kind": "sasrec", "num_blocks": 2, "dropout": 0.25}})
     return tiny_job(run_dir, tmp_path / dataset, model=model, train=train, **sections)
 
@@ -175,7 +175,7 @@ CRAFT = {
 
 
 @pytest.mark.parametrize("craft", CRAFT)
-def test_what_training_keeps_besides_weights_is_resumed_bit_identically(rank_pool, dataset, craft):
+def test_optimizer_schedule_and_averages_resume_bit_identically(rank_pool, dataset, craft):
     settings = {"train": {"max_steps": 14, **CRAFT[craft]}}
     whole = rank_pool.run(2, train, job_in(dataset / "whole", dataset, **settings))
     pieces = job_in(dataset / "pieces", dataset, **settings)
@@ -192,15 +192,13 @@ def evaluate(world: World, job: Job, step: int) -> dict[str, float]:
     folder = job.checkpoints_dir / checkpoint_folder.name_of(step)
     load_to_use(StoredCheckpoint(folder, checkpoint_folder.verify(folder)), built)
     made = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 8, world, built.dynamic
+        job.dataset_dir, manifest, built.catalogue, "validation", job.config.evaluate, 8, world, built.dynamic
     )
     return made.mean_metrics(built.model)
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.8])
-def test_the_best_checkpoint_of_an_early_stop_is_what_was_evaluated_stopped_and_resumed_or_not(
-    rank_pool, dataset, ema_decay
-):
+def test_the_best_checkpoint_of_an_early_stop_is_the_evaluated_one_resumed_or_not(rank_pool, dataset, ema_decay):
     settings = {
         "train": {
             "epochs": 30,
@@ -245,7 +243,7 @@ def test_resumed_and_resized_over_epochs_each_example_is_trained_once_per_epoch(
     manifest = read_manifest(dataset / "dataset")
     reader = RowGroupReader(dataset / "dataset", manifest)
     mode = EXAMPLES.get(examples, {}).get("long_histories", "recent")
-    num_examples = examples_of(reader, job.model.max_history, mode, with_lengths=False).num_examples
+    num_examples = examples_of(reader, job.config.model.max_history, mode, with_lengths=False).num_examples
     counts = Counter(number for batch in batches for number in batch)
     assert len(counts) == num_examples
     assert set(counts.values()) == {epochs}
@@ -305,7 +303,7 @@ def test_another_dataset_is_refused(rank_pool, dataset):
         rank_pool.run(1, train, other)
 
 
-def test_the_manifest_says_what_the_checkpoint_is(rank_pool, dataset):
+def test_the_manifest_describes_the_checkpoint(rank_pool, dataset):
     rank_pool.run(2, train, job_in(dataset / "run", dataset, train={"max_steps": 9}))
     found, _ = checkpoint_folder.newest(dataset / "run" / "checkpoints")
     assert found is not None
@@ -316,8 +314,8 @@ def test_the_manifest_says_what_the_checkpoint_is(rank_pool, dataset):
 
 
 def train_with_rank_dependent_seed(world: World, job: Job) -> None:
-    values = {**job.config, "run": {**job.config["run"], "seed": world.rank}}
-    Training(Job(**{**job.__dict__, "config": values}), world, SILENT)
+    run = job.config.run.model_copy(update={"seed": world.rank})
+    Training(with_sections(job, run=run), world, SILENT)
 
 
 def test_ranks_that_disagree_stop_with_the_difference(rank_pool, dataset):

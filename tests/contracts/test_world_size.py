@@ -238,7 +238,7 @@ def test_every_encoder_sharded_equals_unsharded(rank_pool, tmp_path, encoder):
             train={"optimizer": "adagrad", "learning_rate": 0.01, "max_steps": 10},
         )
         found = rank_pool.run(world_size, train, job)[0]
-        # Collections are named for where their tables lie.
+        # Collections are named after the placement of their tables.
         weights.append({name.replace("replicated", "sharded"): weight for name, weight in found.items()})
         loss.append(losses(tmp_path / str(number)))
         metric.append(validation(tmp_path / str(number)))
@@ -335,7 +335,7 @@ def test_fewer_histories_than_workers(rank_pool, tmp_path, num_users):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_where_a_table_lies_changes_nothing_of_what_is_learned(rank_pool, tmp_path, world_size):
+def test_the_placement_of_a_table_does_not_change_the_trained_model(rank_pool, tmp_path, world_size):
     """Its own optimizer updates it everywhere: sharded, or as a copy on every worker."""
     tiny_dataset(tmp_path / "dataset")
     weights, loss = {}, {}

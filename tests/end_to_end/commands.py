@@ -18,7 +18,7 @@ def shoal(*arguments: str, environment: Mapping[str, str] | None = None) -> subp
     """Start the command; `environment` is set beside that of the tests."""
     # A session of its own: a signal sent to the command must not reach the test, and the other way round.
     return subprocess.Popen(
-        [sys.executable, "-m", "cluster", *arguments],
+        [sys.executable, "-m", "cluster.cli", *arguments],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,

@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 
 from cluster.config.run_config import ClusterConfig
-from cluster.workers.group import Workers, WorkersFailedError
+from cluster.errors import WorkersFailedError
+from cluster.workers.group import Workers
 from sharding.world import World
 from trainer.errors import UserError
 from trainer.job import Channel

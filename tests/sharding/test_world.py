@@ -57,6 +57,6 @@ def test_an_error_that_cannot_be_pickled_is_raised_on_every_rank(rank_pool, kind
     assert all(of_user == (kind == "locked") for _, _, of_user in outcomes)
 
 
-def test_an_error_that_survives_pickling_is_sent_as_it_is():
+def test_an_error_that_survives_pickling_is_sent_unchanged():
     for error in (UserError("one"), PlacementError("two"), OSError(28, "No space left", "/a/file"), KeyError("k")):
         assert picklable(error) is error

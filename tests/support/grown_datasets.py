@@ -61,13 +61,13 @@ def events_dataset(
     seed: int = 0,
     cuts: TimeBounds | None = None,
 ) -> Manifest:
-    """Histories with features, by default with a leave-one-out split; later days go on with some users and add others."""
+    """Return histories with features, by default with a leave-one-out split; later days go on with some users and add others."""
     days = [{"events": _events(day, num_users, seed), "users": _users(num_users * 2)} for day in range(num_days)]
     return _write_days(folder, days, cuts or LeaveOneOut(3), ())
 
 
 def ranking_dataset(folder: Path, num_days: int = 1, num_users: int = 40, seed: int = 0) -> Manifest:
-    """Impressions with two labels; clicks become events of the history, further events come from logs of their own.
+    """Return impressions with two labels; clicks become events of the history, further events come from logs of their own.
 
     The last third of the time is held out.
     """

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from cluster.cli import app as cli
 from cluster.config.run_config import Config
 from cluster.driver import driver
-from cluster.driver.driver import RunFailedError, StoppedError
 from cluster.driver.progress import View
+from cluster.errors import RunFailedError, StoppedError
 from cluster.ray_cluster import submit as submit_module
 from sharding.errors import PlacementError
 from tests.support.evaluated import results_of
@@ -103,6 +103,6 @@ def test_an_error_is_one_message_with_its_exit_code(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == code
-    said = capsys.readouterr().err
-    assert str(error) in said
-    assert ("Traceback" in said) == isinstance(error, ZeroDivisionError)
+    printed = capsys.readouterr().err
+    assert str(error) in printed
+    assert ("Traceback" in printed) == isinstance(error, ZeroDivisionError)

@@ -1,4 +1,4 @@
-"""`shoal checkpoint reshard`: a run goes on from what it wrote as from the original, and what cannot go on is named."""
+"""`shoal checkpoint reshard`: a run resumes from its result as from the original, and names what prevents it."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def job_in(folder: Path, run: str, **table: Any) -> Job:
 
 
 def train(world: World, job: Job) -> dict[str, Any]:
-    """Train to the end; the plan that was trained with."""
+    """Train to the end, and return the plan of the tables."""
     training = Training(job, world, SILENT)
     training.run()
     return json.loads(json.dumps(training.built.planned_tables.plan.values()))
@@ -44,14 +44,14 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def trained(rank_pool, tmp_path_factory) -> Path:
-    """A folder with a run of two workers, and its checkpoint of step 3."""
+    """Return a folder with a run of two workers, and its checkpoint of step 3."""
     folder = tmp_path_factory.mktemp("runs")
     tiny_dataset(folder / "dataset")
     rank_pool.run(2, train, job_in(folder, "two", sharding="row_wise"))
     return folder
 
 
-def test_a_run_goes_on_from_the_new_checkpoint_as_from_the_original(trained, rank_pool):
+def test_a_run_resumes_from_the_new_checkpoint_as_from_the_original(trained, rank_pool):
     source = trained / "two" / "checkpoints" / "step_000000003"
     out = trained / "resharded" / "checkpoints"
     done = reshard(source, out, "--workers", 1, "--set", "tables.item.sharding=data_parallel", "--json")
@@ -77,17 +77,17 @@ def test_a_run_goes_on_from_the_new_checkpoint_as_from_the_original(trained, ran
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("tables.item.optimizer=rowwise_adagrad", "tables.item.optimizer: was 'adagrad', is 'rowwise_adagrad'"),
         ("tables.item.dim=16", "tables.item.dim: was 8, is 16"),
         ("tables.item.shard=row_wise", "shard"),
     ],
 )
-def test_what_could_not_go_on_is_named_and_nothing_is_written(trained, tmp_path, setting, said):
+def test_settings_that_prevent_a_resume_are_named_and_nothing_is_written(trained, tmp_path, setting, message):
     done = reshard(trained / "two/checkpoints/step_000000003", tmp_path / "out", "--set", setting)
     assert isinstance(done.exception, UserError)
-    assert said in str(done.exception)
+    assert message in str(done.exception)
     assert not (tmp_path / "out").exists()
 
 

@@ -97,5 +97,5 @@ def test_table_and_page_show_them_and_results_hold_them(tmp_path: Path) -> None:
         "| model.encoder.num_blocks | 2 | 4 | 0.3500 | ±0.3933 | ±0.0686 | +0.2000 ±0.1708 | 0.3500 ±0.3933 |" in table
     )
     assert '| model.objective | {"kind": "gbce"} | 4 |' in table
-    assert "What each setting makes" in page.read_text()
+    assert "Effect of each setting" in page.read_text()
     assert [effect["num_trials"] for effect in outputs.results_values(plan, summary)["effects"]] == [4] * 4

@@ -27,7 +27,8 @@ from cluster.study.trial import Task
 from cluster.study.trials import Plan, plan_trials
 from tests.trainer.evaluation.ranking.scored import random_judged
 from trainer.evaluation.ranking.intervals import intervals_of, shares_of_users
-from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, metrics_of, sums_of
+from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.metrics import metrics_of
 
 FLOPS = (1e6, 4e6, 2e6)
 SPEED = (100.0, 50.0, 200.0)  # impressions per second

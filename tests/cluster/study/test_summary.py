@@ -14,6 +14,7 @@ from cluster.study.statistics import Estimate
 from cluster.study.summary import Summary, axes_of, summarize
 from cluster.study.trials import Plan
 from tests.support import studies
+from tests.support.html_page import Page, assert_loads_nothing
 from tests.support.studies import costing, plan_of
 from trainer.evaluation.confidence import SHARE, mean_interval, score_interval
 
@@ -131,7 +132,29 @@ def test_all_files_say_the_same(plan: Plan) -> None:
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
     svg = (folder / "plot.svg").read_text()
     assert svg.startswith("<svg")
-    assert svg in page.read_text()
+    assert Page(page.read_text()).names.count("svg") == 1
     written = {name: (folder / name).read_bytes() for name in ("results.json", "plot.svg", "table.md", "study.html")}
     outputs.write(plan, summary_of(plan, finished(plan)))
     assert written == {name: (folder / name).read_bytes() for name in written}
+
+
+def test_the_page_names_the_best_point_with_its_settings_and_sorts_the_others(plan: Plan) -> None:
+    page = outputs.write(plan, summary_of(plan, finished(plan))).read_text()
+    assert_loads_nothing(page)
+    assert Page(page).open == []
+    text = " ".join(Page(page).text.split())
+    assert "Best point: num_blocks 2 ndcg@10, validation 0.8125 95 %:" in text
+    assert "minus the first point +0.2500 95 %:" in text
+    assert "Settings in which it differs from the base of the study: setting value model.encoder.num_blocks 2" in text
+    table = text[text.index("All points") :]
+    places = [table.index(f"num_blocks {number}") for number in (2, 1, 3)]
+    assert places == sorted(places)
+    assert "Trials 6 of 6 finished" in text
+    assert "Cost 48 s of training" in text
+
+
+def test_a_study_without_results_has_a_page(plan: Plan) -> None:
+    summary = summary_of(plan, {}, {trial.name: "no memory" for trial in plan.trials})
+    text = Page(outputs.write(plan, summary).read_text()).text
+    assert "Best point" not in text
+    assert "num_blocks-3-seed2 failed: no memory" in text

@@ -52,7 +52,7 @@ def layout_from(lengths: list[int]) -> JaggedLayout:
 
 
 def context_of(lengths: list[int], seed: int = 3) -> AttentionContext:
-    """Events minutes to years apart; each is asked about up to a day after it."""
+    """Return events minutes to years apart; each is asked about up to a day after it."""
     generator = torch.Generator().manual_seed(seed)
     gaps = torch.rand(sum(lengths), generator=generator, dtype=torch.float64).mul(18).exp().long()
     times = 10**9 + gaps.cumsum(0)
@@ -69,7 +69,7 @@ def random_inputs(config: AttentionConfig, num_events: int, width: int, seed: in
 
 
 def parts_of(config: AttentionConfig, width: int, dtype: torch.dtype, threshold: int = 0) -> AttentionTerms:
-    """With biases that matter."""
+    """Return the parts with biases that are not zero."""
     position = time = None
     if config.uses_position:
         bidirectional = config.mask == "bidirectional"

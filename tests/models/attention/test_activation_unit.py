@@ -17,7 +17,7 @@ HIDDEN = {"one layer": (5,), "three layers": (5, 4, 2)}
 
 
 def unit_of(hidden: tuple[int, ...], activation: str, seed: int = 4) -> ActivationUnit:
-    """With biases and statistics that matter."""
+    """Return the unit with biases and statistics that are not trivial."""
     unit = ActivationUnit(HEADS, WIDTH, hidden, activation).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -58,6 +58,7 @@ def results(attention, unit: ActivationUnit, normalisation: str) -> list[torch.T
 PIECES = [(size, kept) for size in (tiled.PIECE_SCORES, 900, 300) for kept in (0, tiled.UNIT_KEPT)]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("normalisation", ["none", "softmax"])
 @pytest.mark.parametrize("activation", ["relu", "prelu", "dice"])
 @pytest.mark.parametrize(("piece_scores", "kept"), PIECES)
@@ -69,9 +70,9 @@ def test_attention_with_it_equals_the_reference(monkeypatch, hidden, piece_score
     fast, plain = (
         results(attention, unit, normalisation) for attention in (attend_to_events, attend_to_events_reference)
     )
-    for ours, theirs in zip(fast, plain, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-        assert ours.abs().sum() > 0 or normalisation == "softmax"  # which does not see a bias of all scores
+    for actual, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+        assert actual.abs().sum() > 0 or normalisation == "softmax"  # which does not see a bias of all scores
 
 
 def test_gradients_of_the_reference_are_right():
@@ -82,7 +83,7 @@ def test_gradients_of_the_reference_are_right():
 
 @pytest.mark.parametrize(("piece_scores", "kept"), PIECES)
 def test_dice_counts_each_visible_pair_once(monkeypatch, piece_scores, kept):
-    """Not padding, and not again when backward computes pieces anew."""
+    """Neither padding nor the pieces that backward recomputes are counted."""
     monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
     monkeypatch.setattr(tiled, "UNIT_KEPT", kept)
     unit = unit_of((5,), "dice").train()
@@ -105,7 +106,7 @@ def test_dice_counts_each_visible_pair_once(monkeypatch, piece_scores, kept):
 
 
 def pairs_of(layout) -> list[tuple[int, int]]:
-    """Every candidate with every event that it sees."""
+    """Return every candidate with every event that it sees."""
     return [
         (number, first + place)
         for number, (first, end) in enumerate(

@@ -25,7 +25,7 @@ from tests.models.attention.forms import (
 
 
 def results(attention, inputs: list[Tensor], context: AttentionContext, parts: AttentionTerms) -> list[Tensor]:
-    """Output, penalty and the gradients of queries, keys, values and biases, of a weighted sum of all that comes out."""
+    """Return output, penalty and the gradients of queries, keys, values and biases, of a weighted sum of all that comes out."""
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     for parameter in parts.parameters:
         parameter.grad = None
@@ -59,10 +59,10 @@ def test_the_fast_path_equals_the_reference(monkeypatch, form, lengths, piece_sc
     inputs, parts = random_inputs(config, sum(lengths), 4, 1, torch.float64), parts_of(config, 4, torch.float64)
     fast, plain = (results(f, inputs, context, parts) for f in (attend, attend_reference))
     assert len(fast) == len(plain)
-    for ours, theirs in zip(fast, plain, strict=True):
+    for actual, expected in zip(fast, plain, strict=True):
         # The penalty is summed in float32.
         tolerance = 1e-5 if config.penalty else 1e-10
-        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("reach", [1, 3, 15, 30])
@@ -73,9 +73,9 @@ def test_a_reach_limits_every_form_and_a_penalty_counts_the_events_that_it_is_gi
     limited = replace(context, reach=reach, counted=counted)
     inputs, parts = random_inputs(config, sum(LENGTHS[1]), 4, 1, torch.float64), parts_of(config, 4, torch.float64)
     fast, plain = (results(f, inputs, limited, parts) for f in (attend, attend_reference))
-    for ours, theirs in zip(fast, plain, strict=True):
+    for actual, expected in zip(fast, plain, strict=True):
         tolerance = 1e-5 if config.penalty else 1e-10
-        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=tolerance, atol=tolerance)
     window = config.window or 1000
     assert torch.equal(fast[0], results(attend, inputs, context, parts)[0]) == (window <= reach)
 
@@ -85,8 +85,8 @@ def test_a_reach_beyond_the_longest_history_changes_no_bit(form):
     config, context = config_of(form), context_of(LENGTHS[1])
     inputs, parts = random_inputs(config, sum(LENGTHS[1]), 4, 1, torch.float64), parts_of(config, 4, torch.float64)
     limited = replace(context, reach=max(LENGTHS[1]))
-    found, expected = (results(attend, inputs, given, parts) for given in (limited, context))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    actual, expected = (results(attend, inputs, given, parts) for given in (limited, context))
+    assert all(torch.equal(left, right) for left, right in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -158,7 +158,7 @@ def test_sparse_weights_by_hand(normalisation, scores, weights):
 
 
 def test_the_penalty_is_the_entropy_of_the_weights():
-    """Equal scores: event i spreads its weight over i + 1 events, whose entropy is log(i + 1), in each of two heads."""
+    """Equal scores: event i spreads its weight over i + 1 events, so its entropy is log(i + 1), in each of two heads."""
     config = AttentionConfig(num_heads=2, penalty=1.0)
     parts = AttentionTerms(config, 1.0, 1, with_penalty=True)
     zeros = torch.zeros(3, 2, 4)
@@ -216,7 +216,7 @@ def test_histories_do_not_see_each_other(form):
 
 
 @pytest.mark.parametrize("form", ["softmax", "softmax, window and global", "silu, bias of both, penalty"])
-def test_what_reaches_an_output_is_what_it_may_see(form):
+def test_an_output_depends_only_on_visible_events(form):
     """Gradients of one output: none from later events, other histories, or beyond the window."""
     config, context = config_of(form), context_of([4, 9])
     leaves = [tensor.requires_grad_() for tensor in random_inputs(config, 13, 4, 6, torch.float64)]
@@ -226,7 +226,7 @@ def test_what_reaches_an_output_is_what_it_may_see(form):
         assert leaf.grad.abs().sum(dim=(1, 2)).nonzero().flatten().tolist() == reaching
 
 
-def test_where_order_must_not_matter_a_permuted_history_changes_nothing():
+def test_without_positions_a_permuted_history_changes_nothing():
     """Without positions a bidirectional softmax is a function of the set of events."""
     config, context = config_of("softmax, bidirectional"), AttentionContext(layout_from([6, 3]))
     inputs, order = random_inputs(config, 9, 4, 7, torch.float64), [3, 1, 5, 0, 4, 2, 6, 7, 8]

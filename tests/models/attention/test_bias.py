@@ -45,8 +45,8 @@ def test_a_slope_takes_more_from_a_score_the_farther_the_event_is():
     """Slopes begin as in Press et al. 2022, section 3: positive, and smaller from head to head."""
     bias = PositionBias("functional", num_heads=2, max_history=10, bidirectional=False)
     bias.initialize()
-    found = bias(torch.tensor([[[0, 1, 5]]]))
-    torch.testing.assert_close(found[0, :, 0], torch.tensor([[0.0, -1 / 16, -5 / 16], [0.0, -1 / 256, -5 / 256]]))
+    actual = bias(torch.tensor([[[0, 1, 5]]]))
+    torch.testing.assert_close(actual[0, :, 0], torch.tensor([[0.0, -1 / 16, -5 / 16], [0.0, -1 / 256, -5 / 256]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -30,14 +30,14 @@ def test_any_integers_will_do(values: list[int]) -> None:
 
 @pytest.mark.parametrize("known", [[], [4], [0, 2, 7, 9], list(range(30)), sorted(WIDE)], ids=str)
 @pytest.mark.parametrize("values", [[], [4], [31, 2, 2, 0, 31, 8], [9, 7], [*WIDE, 1, 1]], ids=str)
-def test_what_is_known_keeps_its_place(known: list[int], values: list[int]) -> None:
+def test_known_values_keep_their_position(known: list[int], values: list[int]) -> None:
     ids, place = merge_ids(np.asarray(known, np.int64), np.asarray(values, np.int64))
     assert ids[: len(known)].tolist() == known
     assert sorted(ids.tolist()) == sorted({*known, *values})
     assert ids[place].tolist() == values
 
 
-def test_where_nothing_is_new_nothing_is_copied() -> None:
+def test_without_new_values_nothing_is_copied() -> None:
     known = np.arange(10)
     assert merge_ids(known, np.asarray([3, 3, 9]))[0] is known
     assert merge_ids(known, NOTHING)[0] is known

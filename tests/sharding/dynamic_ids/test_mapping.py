@@ -29,7 +29,7 @@ STEPS = 60
 
 
 def skewed(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Zipf-like ids whose favourites drift, spread over all of int64."""
+    """Return Zipf-like ids with drifting favourites, spread over all of int64."""
     for step in range(STEPS):
         ranks = (rng.pareto(0.7, rng.integers(0, 80)) * 3).astype(np.int64) + step // 4
         yield ranks * np.int64(0x1E3779B97F4A7C15)
@@ -41,13 +41,13 @@ def all_new(rng: np.random.Generator) -> Iterator[np.ndarray]:
 
 
 def crowded(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Batches with more distinct ids than the table and the candidates have places."""
+    """Yield batches with more distinct ids than the table and the candidates have places."""
     for _ in range(STEPS):
         yield rng.integers(-300, 300, rng.choice([0, 5, 40, 400]))
 
 
 def returning(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Groups that leave and come back, so that ids are evicted and admitted over and over."""
+    """Yield groups that leave and come back, so that ids are evicted and admitted over and over."""
     for step in range(STEPS):
         yield np.concatenate((np.arange(14) + 14 * (step // 2 % 4), rng.integers(0, 56, 3)))
 
@@ -99,9 +99,9 @@ def test_equals_the_dict_reference_at_every_step(stream, config):
         reference.observe(batch.tolist())
         ever.update(batch.tolist())
         asked = np.asarray(sorted({*ever, 12345, INT64.min, INT64.max}), np.int64)
-        found = look_up(state, asked)
-        assert found.rows.tolist() == reference.look_up(asked.tolist())
-        assert found.num_unknown == found.rows.tolist().count(0)
+        actual = look_up(state, asked)
+        assert actual.rows.tolist() == reference.look_up(asked.tolist())
+        assert actual.num_unknown == actual.rows.tolist().count(0)
         evicted = list(zip(changes.evicted_ids.tolist(), changes.evicted_rows.tolist(), strict=True))
         admitted = list(zip(changes.admitted_ids.tolist(), changes.rows.tolist(), strict=True))
         assert (evicted, admitted) == (reference.evicted, reference.admitted)
@@ -150,7 +150,7 @@ def test_the_order_of_ids_in_a_batch_does_not_matter(config):
 def observe_shares(
     world: World, config: DynamicIdsConfig, stream: object, reload_at: int | None = None
 ) -> tuple[object, ...]:
-    """Each rank counts an uneven share of every batch. Rows of the share at each step, all changes, and the state."""
+    """Return the rows of this rank's uneven share at each step, all changes, and the state."""
     state, changes, rows = new_state(config), [], []
     for step, batch in enumerate(batches(stream)):
         if step == reload_at:
@@ -173,7 +173,7 @@ def test_the_number_of_ranks_does_not_matter(rank_pool, stream):
             assert their_changes == changes
             assert same(their_state, state)
         for step, whole in enumerate(rows):
-            together = {id_: row for _, theirs, _ in everyone for id_, row in theirs[step].items()}
+            together = {id_: row for _, expected, _ in everyone for id_, row in expected[step].items()}
             assert together == whole
 
 
@@ -221,9 +221,9 @@ def test_looking_up_changes_nothing_and_counts_the_unknown():
     state = new_state(CONFIGS[0])
     observe(state, count_ids(np.asarray([7, 7, 9], np.int64)))
     before = snapshot(state)
-    found = look_up(state, np.asarray([7, 9, 7, -1, 9], np.int64))
-    assert found.rows.tolist() == [1, 0, 1, 0, 0]
-    assert found.num_unknown == 3
+    actual = look_up(state, np.asarray([7, 9, 7, -1, 9], np.int64))
+    assert actual.rows.tolist() == [1, 0, 1, 0, 0]
+    assert actual.num_unknown == 3
     assert look_up(state, np.empty(0, np.int64)).num_unknown == 0
     assert same(before, state_tensors(state))
 

@@ -36,13 +36,13 @@ class Lookup(nn.Module):
 
 
 def ids_of(step: int, rank: int, world_size: int) -> Tensor:
-    """A global batch of 25 ids at each step; a rank takes every world_size-th, so shares are uneven."""
+    """Return a global batch of 25 ids at each step; a rank takes every world_size-th, so shares are uneven."""
     generator = torch.Generator().manual_seed(step)
     return torch.randint(0, NUM_ROWS, (25,), generator=generator)[rank::world_size]
 
 
 def plan_for(config: TableConfig, world_size: int) -> Plan:
-    """The one plan that the config's sharding allows, on one host."""
+    """Return the one plan that the config's sharding allows, on one host."""
     assert isinstance(config.sharding, str)
     kernel = ("dense" if config.sharding == "data_parallel" else "fused") if config.kernel == "auto" else config.kernel
     places = {
@@ -54,7 +54,7 @@ def plan_for(config: TableConfig, world_size: int) -> Plan:
 
 
 def placed_lookup(world: World, config: TableConfig, seed: int) -> tuple[Lookup, nn.Module, Plan]:
-    """The module, its placed wrapper, and the plan."""
+    """Return the module, its placed wrapper, and the plan."""
     plan = plan_for(config, world.world_size)
     module = Lookup(torch.device("meta"), config.sharding == "data_parallel")
     return module, shard_tables(module, {"item": config}, plan, world, seed), plan
@@ -71,7 +71,7 @@ def step_of(module: Lookup, optimizers: Optimizers, world: World, ids: Tensor) -
 
 
 def whole_table(sharded_model: nn.Module) -> Tensor | None:
-    """On the first rank; none on others. Collective."""
+    """Return the whole table on the first rank, None on others. Collective."""
     (value,) = (value for name, value in sharded_model.state_dict().items() if name.endswith("item.weight"))
     if not isinstance(value, ShardedTensor):
         return torch.as_tensor(value).detach().clone()

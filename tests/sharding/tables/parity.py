@@ -54,7 +54,7 @@ class Combination:
 
     @property
     def averages(self) -> bool:
-        """Whether bags of the thin table are averaged: unless told otherwise, wherever TorchRec gets that right."""
+        """True if bags of the thin table are averaged: unless set otherwise, wherever TorchRec computes that correctly."""
         return self.thin != "grid_shard" if self.mean is None else self.mean
 
     def plan(self, world_size: int, local_world_size: int, device: str = "cpu") -> Plan:
@@ -110,20 +110,20 @@ class Model(nn.Module):
             self.dense.bias.zero_()
 
     def forward(self, request: KeyedJaggedTensor, num_bags: int) -> Tensor:
-        """Bags from num_bags on are there only for all ranks to have equally many."""
-        found = self.tables(request)
+        """Return the loss. Bags from num_bags on exist only so that all ranks have equally many."""
+        result = self.tables(request)
         # Always by key: the values of a KeyedTensor are in the order of the plan.
         keys = ("a", "b", "c")
         if self.pooled:
-            vectors = torch.cat([found[key] for key in keys], dim=1)[:num_bags]
+            vectors = torch.cat([result[key] for key in keys], dim=1)[:num_bags]
         else:
-            vectors = torch.cat([found[key].values() for key in keys])
+            vectors = torch.cat([result[key].values() for key in keys])
         loss: Tensor = (self.dense(vectors).sigmoid() ** 2).sum()
         return loss
 
 
 def request_of(step: int, rank: int, world_size: int) -> tuple[KeyedJaggedTensor, int]:
-    """A rank's bags of each feature, and how many they are: every world_size-th of the global batch, then empty ones."""
+    """Return a rank's bags of each feature, and how many they are: every world_size-th of the global batch, then empty ones."""
     generator = torch.Generator().manual_seed(step)
     lengths = torch.randint(0, 6, (len(FEATURE_ROWS), NUM_BAGS), generator=generator)
     mine = []
@@ -138,7 +138,7 @@ def request_of(step: int, rank: int, world_size: int) -> tuple[KeyedJaggedTensor
 
 
 def train_sharded(world: World, combinations: list[Combination], local_world_size: int) -> dict[Combination, Any]:
-    """By combination the tables (before, after) on the first rank, or the error that it raised."""
+    """Train each combination; return its tables (before, after) on the first rank, or the error that it raised."""
     torch.set_num_threads(1)
     os.environ["LOCAL_WORLD_SIZE"] = str(local_world_size)
     comm._INTRA_PG = comm._CROSS_PG = None  # of the process group of an earlier call
@@ -172,7 +172,7 @@ def _train_one(world: World, combination: Combination, local_world_size: int) ->
 def train_whole(
     combination: Combination, build: Callable[[list[Tensor], TableConfig], Optimizer] = table_optimizer
 ) -> tuple[dict[str, Tensor], ...]:
-    """The same model in one process, with plain optimizers. build: that of a table."""
+    """Train the same model in one process with plain optimizers; `build` makes that of a table."""
     model = Model(combination, torch.device("cpu"))
     initialize_tables(model, SEED, {name: config.init_std for name, config in combination.tables.items()})
     weights = {name: dict(model.named_parameters())[_path(combination, name)] for name in ROWS}
@@ -200,7 +200,7 @@ def _path(combination: Combination, table: str) -> str:
 
 
 def whole_tables(sharded_model: nn.Module) -> dict[str, Tensor]:
-    """By table, whole on the first rank and empty on others. Collective."""
+    """Return the tables by name, whole on the first rank and empty on others. Collective."""
     whole = {}
     for name, value in sharded_model.state_dict().items():
         table = name.split(".")[-2]

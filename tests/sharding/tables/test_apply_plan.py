@@ -46,6 +46,7 @@ def train_unsharded(config: TableConfig) -> tuple[torch.Tensor, torch.Tensor]:
     return before, module.table.detach()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize(
     ("sharding", "optimizer"),

@@ -24,7 +24,7 @@ from tests.sharding.tables.parity import kernel_of
 
 WORLDS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
 STEPS, SEED, STD, RATE = 3, 7, 0.3, 0.02
-# All pooled tables alike, and two mixtures.
+# One kind for all pooled tables, and two mixtures.
 SHARDINGS: list[tuple[Sharding, ...]] = [
     *((s, s, s) for s in POOLED_SHARDINGS),
     ("row_wise", "table_wise", "data_parallel"),
@@ -38,7 +38,7 @@ CASES: list[tuple[tuple[Sharding, ...], str, SparseOptimizer]] = [
 
 
 def shape_of(step: int, rank: int) -> Shape:
-    """The first rank has nothing in one step, others have no users."""
+    """Return the sizes of a rank's batch: the first rank has nothing in one step, others have no users."""
     if rank == 0 and step == 1:
         return Shape(0, 0, 0, 1)
     return Shape((3 * rank + 5 + step) % 8 + 1, (rank + step) % 4, (2 * rank + 3) % 5, 10 * step + rank + 2)
@@ -74,7 +74,7 @@ def plan_of(shardings: tuple[Sharding, ...], world_size: int, local_world_size: 
 
 
 def train_sharded(world: World, cases: list, local_world_size: int) -> list[tuple[dict[str, Tensor], float]]:
-    """By case all tables as the first rank sees them, and the loss of the last step on all ranks."""
+    """Train each case; return all tables as the first rank sees them, and the loss of the last step on all ranks."""
     os.environ["LOCAL_WORLD_SIZE"] = str(local_world_size)
     comm._INTRA_PG = comm._CROSS_PG = None  # of the process group of an earlier call
     try:
@@ -115,7 +115,7 @@ def _train_one(world, shardings, pooling, optimizer, local_world_size):
 
 
 def train_whole(world_size: int, pooling, optimizer) -> tuple[dict[str, Tensor], float]:
-    """One process that looks up rows, and does what all ranks do together."""
+    """Train one process that looks up rows, with the batches of all ranks together."""
     known = catalogue(False, pooling)
     model = Tagged(known, torch.device("cpu"))
     initialize_tables(model, SEED, dict.fromkeys(ROWS, STD))
@@ -171,8 +171,8 @@ def padded_on(world: World, counts: list[int]) -> tuple[int, list[int], list[flo
 
 
 def test_requests_are_as_long_as_the_longest_and_their_own_bags_come_first(rank_pool):
-    found = rank_pool.run(2, padded_on, [1, 3])
-    assert [stride for stride, _, _ in found] == [3, 3]
-    assert found[0][1] == [0, 0, 0, 1, 0, 0]
-    assert found[1][1] == [0, 1, 2, 0, 1, 2]
+    actual = rank_pool.run(2, padded_on, [1, 3])
+    assert [stride for stride, _, _ in actual] == [3, 3]
+    assert actual[0][1] == [0, 0, 0, 1, 0, 0]
+    assert actual[1][1] == [0, 1, 2, 0, 1, 2]
     assert rank_pool.run(2, padded_on, [2, 2])[0][1] == [0, 1, 2, 0]

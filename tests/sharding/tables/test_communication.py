@@ -13,7 +13,7 @@ from sharding.plan import Plan, TablePlan
 from sharding.support import codec_reason
 from sharding.tables.apply_plan import shard_tables
 from sharding.world import World
-from tests.sharding.tables.parity import Combination, train_placed, train_whole
+from tests.sharding.tables.parity import Combination, train_sharded, train_whole
 from tests.sharding.tables.test_parity import WORKING, name_of
 
 FP16 = CommunicationConfig(forward="fp16", backward="fp16")
@@ -32,8 +32,8 @@ def identify(combination: Combination) -> str:
 
 @pytest.fixture(scope="module")
 def trained(rank_pool):
-    """Twice over, by combination."""
-    return [rank_pool.run(4, train_placed, SENDING, 2, deadline=180.0)[0] for _ in range(2)]
+    """Return the results of two runs, by combination."""
+    return [rank_pool.run(4, train_sharded, SENDING, 2, deadline=180.0)[0] for _ in range(2)]
 
 
 @pytest.mark.parametrize("combination", SENDING, ids=identify)
@@ -48,7 +48,7 @@ def test_training_differs_by_no_more_than_rounding_and_is_repeatable(trained, co
 
 
 def look_up_and_back(world: World, communication: CommunicationConfig, gradient: float) -> tuple[torch.Tensor, ...]:
-    """(rows as looked up, rows as they are, what a step of rate 1 took from them) of ids that the other rank holds."""
+    """Return (rows as looked up, rows as they are, what a step of rate 1 took from them) of ids that the other rank holds."""
     config = TableConfig(dim=8, sharding="table_wise", optimizer="sgd", learning_rate=1.0, init_std=1e-6)
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", 50, 8)], torch.device("meta"))
@@ -82,7 +82,7 @@ def test_small_gradients_survive_fp16(rank_pool, gradient):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8", "int8"])
-def test_what_is_not_sent_as_asked_is_refused_by_name(rank_pool, precision, device):
+def test_unsupported_precisions_are_refused_by_name(rank_pool, precision, device):
     works = precision in ("fp32", "fp16") or (precision, device) == ("bf16", "cuda")
     for way in ("forward", "backward"):
         reason = codec_reason(CommunicationConfig(**{way: precision}), device)

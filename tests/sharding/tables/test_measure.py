@@ -42,11 +42,11 @@ def plan_for(world_size: int) -> Plan:
 
 
 def copies(state: dict[str, object]) -> list[torch.Tensor]:
-    found = []
+    result = []
     for value in state.values():
         shards = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
-        found += [shard.detach().clone() for shard in shards]  # type: ignore[attr-defined]
-    return found
+        result += [shard.detach().clone() for shard in shards]  # type: ignore[attr-defined]
+    return result
 
 
 def measure(world: World) -> tuple[MeasuredLookups, bool, list[int]]:
@@ -56,8 +56,8 @@ def measure(world: World) -> tuple[MeasuredLookups, bool, list[int]]:
     sharded_model = shard_tables(model, TABLES, plan, world, seed=3)
     optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=0.1), TABLES, plan)
     rows = {"item": torch.arange(10), "brand": torch.arange(3), "genre": torch.arange(2)}
-    found = model.tables(rows)
-    torch.autograd.backward(list(found.values()), [torch.ones_like(t) for t in found.values()])
+    result = model.tables(rows)
+    torch.autograd.backward(list(result.values()), [torch.ones_like(t) for t in result.values()])
     states = optimizers.combined.state_dict()["state"]
     before = [*copies(sharded_model.state_dict()), *(t for slots in states.values() for t in copies(slots))]
     asked = {"item": [0, 40, 400], "brand": [3, 30, 90], "genre": [6]}
@@ -66,7 +66,7 @@ def measure(world: World) -> tuple[MeasuredLookups, bool, list[int]]:
     after = [*copies(sharded_model.state_dict()), *(t for slots in states.values() for t in copies(slots))]
     same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     again = model.tables(rows)  # the order of keys that the collections remember is still the model's
-    agree = all(torch.isfinite(t).all() and t.shape == found[n].shape for n, t in again.items())
+    agree = all(torch.isfinite(t).all() and t.shape == result[n].shape for n, t in again.items())
     return measured, same and agree, [len(before)]
 
 
@@ -85,7 +85,7 @@ def test_every_phase_is_timed_and_nothing_changes(rank_pool, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_memory_is_what_weights_and_optimizer_state_take(rank_pool, world_size):
+def test_memory_is_that_of_weights_and_optimizer_state(rank_pool, world_size):
     measured = rank_pool.run(world_size, measure)[0][0]
     # row_wise with one float32 of state per row; table_wise with Adagrad's table of state, on the last rank; a copy on each.
     np.testing.assert_array_equal(measured.memory_bytes["item"], np.full(world_size, 400 * (8 + 1) * 4 / world_size))

@@ -29,7 +29,7 @@ EVERY_PLAN = [
 
 
 def resets(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows to reset before a step, in no order, with the generation that each enters: some once, some again and again."""
+    """Return rows to reset before a step, in no order, with the generation that each enters: some once, some again and again."""
     rows = torch.tensor([[36, 5, 20], [], [0, 5], [19, 18, 12, 36], [], [5]][step], dtype=torch.int64)
     earlier = torch.cat([torch.empty(0, dtype=torch.int64), *(resets(s)[0] for s in range(step))])
     return rows, (earlier[None, :] == rows[:, None]).sum(dim=1)
@@ -40,7 +40,7 @@ def config_of(sharding: str, optimizer: str) -> TableConfig:
 
 
 def train_sharded(world: World, config: TableConfig) -> list[torch.Tensor | None]:
-    """The whole table after every reset and after every step, on the first rank."""
+    """Return the whole table after every reset and after every step, on the first rank."""
     module, sharded_model, plan = placed_lookup(world, config, SEED)
     optimizers = Optimizers(
         sharded_model, lambda parameters: torch.optim.SGD(parameters, lr=RATE), {"item": config}, plan
@@ -55,7 +55,7 @@ def train_sharded(world: World, config: TableConfig) -> list[torch.Tensor | None
 
 
 def train_plain(config: TableConfig) -> list[torch.Tensor]:
-    """The same with a plain table, a plain optimizer, and resets by hand."""
+    """Return the same with a plain table, a plain optimizer, and resets by hand."""
     module = Lookup(torch.device("cpu"))
     initialize_tables(module, SEED, {"item": config.init_std})
     table = module.table
@@ -82,6 +82,7 @@ def train_plain(config: TableConfig) -> list[torch.Tensor]:
     return seen
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize(("sharding", "optimizer"), EVERY_PLAN)
 def test_reset_rows_equal_those_of_a_plain_table(rank_pool, sharding, optimizer, world_size):
@@ -129,7 +130,7 @@ def test_a_table_that_does_not_exist_is_refused(rank_pool):
 
 
 def caches_forgotten(world: World) -> int:
-    """How many of a module's fused tables forgot their cached rows after a reset."""
+    """Return the number of a module's fused tables that forgot their cached rows after a reset."""
     forgotten = []
     _, sharded_model, plan = placed_lookup(world, config_of("row_wise", "sgd"), SEED)
     optimizers = Optimizers(

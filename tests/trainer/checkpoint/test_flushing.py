@@ -14,18 +14,18 @@ from trainer.loop.train import Training
 
 
 def flushed(world: World, job: Job) -> set[tuple[int, bool]]:
-    """(inode, whether a checkpoint was committed by then) of every file that this rank flushed to the disk."""
-    found: set[tuple[int, bool]] = set()
+    """Return (inode, whether a checkpoint was committed by then) of every file that this rank flushed to the disk."""
+    result: set[tuple[int, bool]] = set()
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        found.add((os.fstat(descriptor).st_ino, bool(checkpoint_folder.committed(job.checkpoints_dir))))
+        result.add((os.fstat(descriptor).st_ino, bool(checkpoint_folder.committed(job.checkpoints_dir))))
         real(descriptor)
 
     training = Training(job, world, SILENT)
     with mock.patch.object(os, "fsync", fsync):
         training.run()
-    return found
+    return result
 
 
 def test_every_file_is_flushed_before_the_commit(rank_pool: RankPool, tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ def test_an_attempt_is_no_checkpoint(tmp_path):
     attempt = checkpoint_folder.new_attempt(tmp_path, 2)
     (attempt / "weights").write_bytes(b"w")
     assert steps_of(tmp_path) == [1]
-    found, complaints = checkpoint_folder.newest(tmp_path)
-    assert (found.manifest.step, complaints) == (1, [])
+    actual, complaints = checkpoint_folder.newest(tmp_path)
+    assert (actual.manifest.step, complaints) == (1, [])
     (tmp_path / "step_000000003").mkdir()  # nobody's: without a manifest it was never committed
     assert steps_of(tmp_path) == [1]
 
@@ -174,9 +174,9 @@ def test_the_newest_that_verifies_is_taken_and_every_newer_one_is_named(tmp_path
     assert steps_of(tmp_path) == [1000, 200, 10, 5]
     flip(tmp_path / "step_000001000" / "__0_0.distcp", 3)
     (tmp_path / "step_000000200" / "manifest.json").write_text("{")
-    found, complaints = checkpoint_folder.newest(tmp_path)
-    assert found.path == tmp_path / "step_000000010"
-    assert found.manifest.step == 10
+    actual, complaints = checkpoint_folder.newest(tmp_path)
+    assert actual.path == tmp_path / "step_000000010"
+    assert actual.manifest.step == 10
     assert ["step_000001000" in complaints[0], "step_000000200" in complaints[1]] == [True, True]
     assert len(complaints) == 2
 
@@ -185,8 +185,8 @@ def test_nothing_verifies(tmp_path):
     assert checkpoint_folder.newest(tmp_path) == (None, [])
     assert checkpoint_folder.newest(tmp_path / "missing") == (None, [])
     flip(write_checkpoint(tmp_path, 1) / ".metadata", 0)
-    found, complaints = checkpoint_folder.newest(tmp_path)
-    assert found is None
+    actual, complaints = checkpoint_folder.newest(tmp_path)
+    assert actual is None
     assert len(complaints) == 1
 
 
@@ -273,7 +273,7 @@ def test_a_best_that_does_not_verify_gives_way_to_the_newest(tmp_path):
     assert evaluated(tmp_path).manifest.step == 3
 
 
-def test_nothing_to_evaluate_is_an_error_that_says_why(tmp_path):
+def test_nothing_to_evaluate_is_an_error_that_names_the_reason(tmp_path):
     with pytest.raises(CheckpointError, match=r"there is none.*shoal train"):
         evaluated(tmp_path)
     flip(write_checkpoint(tmp_path, 1) / ".metadata", 0)

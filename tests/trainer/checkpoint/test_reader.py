@@ -42,7 +42,7 @@ def good(rank_pool, tmp_path_factory):
 
 
 def copy_with(good: Path, folder: Path, change: Callable[[Path, Metadata], Any]) -> Path:
-    """A copy whose metadata is what `change` returns, with a manifest that says so."""
+    """Return a copy with the metadata that `change` returns, and a manifest that agrees with it."""
     attempt = checkpoint_folder.new_attempt(folder, 3)
     for file in good.iterdir():
         if file.name != "manifest.json":

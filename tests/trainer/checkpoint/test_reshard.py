@@ -1,4 +1,4 @@
-"""Checkpoints written anew for another plan: the same numbers, each rank's in its own file, in little memory, or refused."""
+"""Checkpoints resharded for another plan: the same numbers, each rank's in its own file, in little memory, or refused."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ HOSTS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
 
 @dataclass(frozen=True)
 class Case:
-    """How two tables lie on two ranks, then on four, then on one: (wide, thin) each."""
+    """Return the shardings of two tables on two ranks, then on four, then on one: (wide, thin) each."""
 
     pooled: bool
     optimizer: str
@@ -226,7 +226,7 @@ def test_every_tensor_is_exact_from_2_to_4_to_1_and_back(chains, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_training_goes_on_as_without_interruption(chains, name):
+def test_resumed_training_equals_uninterrupted_training(chains, name):
     chain = chains[name]
     for (world_size, _), (as_loaded, went_on) in chain.loaded.items():
         assert not torch.equal(went_on["table.wide.weight"], as_loaded["table.wide.weight"])

@@ -39,7 +39,7 @@ class Run:
             step_of(self.module, self.optimizers, self.world, ids_of(step, self.world.rank, self.world.world_size))
 
     def state(self) -> dict[str, Pieces]:
-        """What this rank holds of every tensor of model and optimizers, by the keys of the checkpoint. Not collective."""
+        """Return this rank's part of every tensor of model and optimizers, by the keys of the checkpoint. Not collective."""
         return {
             name: pieces_of(value) for name, value in tensors_of(self.sharded_model, ("item",), self.optimizers).items()
         }
@@ -60,7 +60,7 @@ def describe(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
 def train_and_save(
     world: World, folder: Path, config: TableConfig, dense: type[torch.optim.Optimizer]
 ) -> tuple[Path, dict[str, Pieces], dict[str, Pieces]]:
-    """(path, the state that was saved, the state two steps later)."""
+    """Return (path, the state that was saved, the state two steps later)."""
     run = build(world, config, dense, seed=1)
     run.train(range(3))
     saved = run.state()
@@ -74,12 +74,12 @@ def train_and_save(
 def load_and_train(
     world: World, folder: Path, config: TableConfig, dense: type[torch.optim.Optimizer]
 ) -> tuple[dict[str, Pieces], dict[str, Pieces]]:
-    """(the state as loaded, the state two steps later). Other initial weights than those that were saved."""
+    """Return (the state as loaded, the state two steps later). Other initial weights than those that were saved."""
     run = build(world, config, dense, seed=2)
-    found, complaints = checkpoint_tensors.find_to_resume(folder, world)
-    assert found is not None
+    result, complaints = checkpoint_tensors.find_to_resume(folder, world)
+    assert result is not None
     assert complaints == []
-    checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
+    checkpoint_tensors.load(result, run.sharded_model, ("item",), run.optimizers)
     loaded = run.state()
     run.train(range(3, 5))
     return loaded, run.state()
@@ -120,7 +120,7 @@ def test_weights_and_optimizer_slots_are_exact_at_other_ranks_and_shardings(rank
 
 @pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])
 @pytest.mark.parametrize("config", [ADAGRAD, ROWWISE, SGD], ids=["adagrad", "rowwise", "sgd"])
-def test_training_goes_on_bit_identically_at_the_same_number_of_ranks(rank_pool, tmp_path, config, sharding):
+def test_resumed_training_is_bit_identical_at_the_same_number_of_ranks(rank_pool, tmp_path, config, sharding):
     table = TableConfig(**config | {"sharding": sharding})
     uninterrupted = rank_pool.run(2, train_and_save, tmp_path, table, torch.optim.AdamW)
     continued = rank_pool.run(2, load_and_train, tmp_path, table, torch.optim.AdamW)
@@ -129,9 +129,9 @@ def test_training_goes_on_bit_identically_at_the_same_number_of_ranks(rank_pool,
 
 def load_without_optimizers(world: World, folder: Path) -> dict[str, Pieces]:
     run = build(world, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.SGD, seed=2)
-    found, _ = checkpoint_tensors.find_to_resume(folder, world)
-    assert found is not None
-    checkpoint_tensors.load(found, run.sharded_model, ("item",), None)
+    result, _ = checkpoint_tensors.find_to_resume(folder, world)
+    assert result is not None
+    checkpoint_tensors.load(result, run.sharded_model, ("item",), None)
     weights = ("table.item.weight", "dense.dense.weight", "dense.dense.bias")
     return {name: value for name, value in run.state().items() if name in weights}
 
@@ -159,14 +159,14 @@ def test_the_manifest_has_the_hash_of_every_file(rank_pool, tmp_path):
 
 
 def load_into_another(world: World, folder: Path, config: TableConfig) -> tuple[str, bool]:
-    """What loading said, and whether the weights were left alone."""
+    """Return the message of loading, and True if the weights did not change."""
     run = build(world, config, torch.optim.AdamW, seed=2)
     run.train(range(1))
     before = run.state()
-    found, _ = checkpoint_tensors.find_to_resume(folder, world)
-    assert found is not None
+    result, _ = checkpoint_tensors.find_to_resume(folder, world)
+    assert result is not None
     try:
-        checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
+        checkpoint_tensors.load(result, run.sharded_model, ("item",), run.optimizers)
     except CheckpointError as error:
         name = "table.item.weight"
         same = all(
@@ -203,7 +203,7 @@ ADAM = {"dim": 8, "optimizer": "adam", "sharding": "row_wise"}
 
 
 def as_adam(world: World, seed: int) -> Run:
-    """A sharded table that takes itself for one of fused Adam, which exists on GPUs only; Adagrad updates it."""
+    """Return a sharded table that takes itself for one of fused Adam, which exists on GPUs only; Adagrad updates it."""
     module, sharded_model, plan = placed_lookup(world, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), seed)
     optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=0.01), {"item": TableConfig(**ADAM)}, plan)
     return Run(module, sharded_model, optimizers, world)
@@ -223,11 +223,11 @@ def save_counted(world: World, folder: Path, with_count: bool) -> None:
 
 
 def load_counted(world: World, folder: Path) -> list[int]:
-    """What the next look-up of each fused table is to count from."""
+    """Return the number from which the next look-up of each fused table counts."""
     run = as_adam(world, seed=2)
-    found, _ = checkpoint_tensors.find_to_resume(folder, world)
-    assert found is not None
-    checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
+    result, _ = checkpoint_tensors.find_to_resume(folder, world)
+    assert result is not None
+    checkpoint_tensors.load(result, run.sharded_model, ("item",), run.optimizers)
     run.optimizers.count_lookups()
     return [int(count) for table in fused_tables(run.sharded_model) for count in (table.iter, table.iter_cpu)]
 
@@ -249,7 +249,7 @@ def test_a_checkpoint_without_that_number_counts_the_steps_that_were_not_skipped
 
 
 def error_of_saving(world: World, folder: Path, broken: str) -> tuple[str, str]:
-    """What saving raised on this rank: type and text."""
+    """Return type and text of the error that saving raised on this rank."""
     run = build(world, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.AdamW, seed=1)
     original = checkpoint_tensors.HashingFileSystem.create_stream
 
@@ -296,11 +296,11 @@ def test_a_commit_that_fails_is_an_error_on_all_ranks(rank_pool, tmp_path):
 
 
 def find(world: World, folder: Path) -> tuple[str, list[str]]:
-    found, complaints = checkpoint_tensors.find_to_resume(folder, world)
-    return (found.path.name if found else "none"), complaints
+    result, complaints = checkpoint_tensors.find_to_resume(folder, world)
+    return (result.path.name if result else "none"), complaints
 
 
-def test_all_ranks_resume_from_what_the_first_one_found(rank_pool, tmp_path):
+def test_all_ranks_resume_from_the_checkpoint_of_the_first_rank(rank_pool, tmp_path):
     assert rank_pool.run(2, find, tmp_path / "new") == [("none", [])] * 2
     rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.SGD)
     attempt = checkpoint_folder.new_attempt(tmp_path, 9)
@@ -310,11 +310,11 @@ def test_all_ranks_resume_from_what_the_first_one_found(rank_pool, tmp_path):
 
 def load_as(world: World, folder: Path, config: TableConfig) -> None:
     run = build(world, config, torch.optim.SGD, seed=2)
-    found, _ = checkpoint_tensors.find_to_resume(folder, world)
-    assert found is not None
+    result, _ = checkpoint_tensors.find_to_resume(folder, world)
+    assert result is not None
     saved = {"tables": {"item": {"optimizer": "adagrad"}}}
-    found = replace(found, manifest=replace(found.manifest, config=saved))
-    checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
+    result = replace(result, manifest=replace(result.manifest, config=saved))
+    checkpoint_tensors.load(result, run.sharded_model, ("item",), run.optimizers)
 
 
 def test_the_state_of_another_optimizer_is_refused_by_the_name_of_its_table(rank_pool, tmp_path):
@@ -322,3 +322,11 @@ def test_the_state_of_another_optimizer_is_refused_by_the_name_of_its_table(rank
     rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.SGD)
     with pytest.raises(CheckpointError, match=r"state of adagrad for tables\.item, the config says sgd"):
         rank_pool.run(1, load_as, tmp_path, TableConfig(**SGD | {"sharding": "row_wise"}))
+
+
+def test_a_start_removes_attempts_that_dead_processes_left(tmp_path):
+    attempt = checkpoint_folder.new_attempt(tmp_path, 3)
+    (attempt / "weights").write_bytes(b"half a file")
+    found, complaints = checkpoint_tensors.find_to_resume(tmp_path, World(0, 1, torch.device("cpu")))
+    assert (found, complaints) == (None, [])
+    assert list(tmp_path.iterdir()) == []

@@ -14,20 +14,21 @@ from trainer.evaluation.confidence import (
     Range,
     difference_interval,
     mean_interval,
-    range_of,
     score_interval,
     wilson,
 )
 from trainer.evaluation.next_item.metrics import intervals
 from trainer.evaluation.ranking.intervals import intervals_of
-from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, metrics_of, sums_of
+from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.metrics import metrics_of
+from trainer.tasks.metrics import range_of
 
 DRAWS = 2000
 DIFFERENCES = SHARE.of_differences
 
 
 def coverage(draw: Callable[[np.random.Generator], np.ndarray], truth: float, within: Range) -> float:
-    """The share of samples whose interval holds the true mean."""
+    """Return the share of samples with the true mean in their interval."""
     random = np.random.default_rng(11)
     bounds = np.asarray([mean_interval(draw(random), within) for _ in range(DRAWS)])
     return float(((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])).mean())
@@ -143,7 +144,7 @@ def test_intervals_of_hit_rates_are_those_of_wilson():
 
 
 @pytest.mark.parametrize("within", [SHARE, DIFFERENCES, NOT_NEGATIVE, NOT_NEGATIVE.of_differences])
-def test_intervals_stay_in_the_range_and_around_the_estimate_whatever_the_error(within):
+def test_intervals_of_any_error_stay_in_the_range_and_around_the_estimate(within):
     low, high = max(within.low, -5.0), min(within.high, 5.0)
     for middle in [*np.linspace(low, high, 21), np.nextafter(low, 9.0), np.nextafter(high, -9.0)]:
         for error in (0.0, 1e-9, 1e-3, 0.3, 2.0):
@@ -185,7 +186,7 @@ def test_intervals_over_seeds_stay_in_the_range_of_the_metric():
 
 
 def random_impressions(random: np.random.Generator, strength: float, num_users: int = 60) -> Judged:
-    """Users of five impressions, whose clicks are alike, and logits that tell them apart, more or less."""
+    """Return users of five impressions with correlated clicks, and logits that separate them more or less."""
     shift = np.repeat(random.normal(size=num_users), 5)
     logits = random.normal(size=5 * num_users) * strength + shift
     positive = random.random(logits.size) < 1 / (1 + np.exp(-logits))

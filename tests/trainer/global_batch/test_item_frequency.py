@@ -11,7 +11,7 @@ IDS = np.arange(1, NUM_IDS)
 
 
 def zipf_batches(num: int, size: int, seed: int, descending: bool = False) -> tuple[np.ndarray, list[IdCounts]]:
-    """(the share of every item but 0, batches of targets drawn by it)."""
+    """Return (the share of every item but 0, batches of targets drawn by it)."""
     share = 1.0 / IDS if not descending else 1.0 / IDS[::-1]
     share = share / share.sum()
     random = np.random.default_rng(seed)
@@ -57,7 +57,7 @@ def test_after_few_batches_it_is_better_than_a_guess():
     assert np.abs(np.log(estimate.share_of(common) / share[:10])).mean() < before / 4
 
 
-def test_it_follows_what_changes():
+def test_it_follows_changes_of_frequency():
     _, batches = zipf_batches(300, 200, seed=4)
     share, later = zipf_batches(600, 200, seed=5, descending=True)
     estimate = TargetFrequency(NUM_IDS, 0.05)
@@ -79,7 +79,7 @@ def test_a_batch_without_targets_changes_nothing():
     assert np.array_equal(estimate.share_of(IDS), before)
 
 
-def test_what_was_saved_goes_on_exactly():
+def test_a_saved_state_resumes_exactly():
     _, batches = zipf_batches(60, 40, seed=6)
     whole, first, second = (TargetFrequency(NUM_IDS, 0.02) for _ in range(3))
     for batch in batches:

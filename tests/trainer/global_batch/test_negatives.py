@@ -35,7 +35,7 @@ def batch_of(catalogue: Catalogue) -> HistoryBatch:
 
 
 def vectors(catalogue: Catalogue, batch: HistoryBatch) -> Tensor:
-    """Of every item of the batch, from tables of random rows."""
+    """Return the vector of every item of the batch, from tables of random rows."""
     tables = {name: torch.randn(50, 3, generator=torch.Generator().manual_seed(1)) for name in ("item", "brand")}
     rows = {table: tables[table][asked] for table, asked in batch.items.rows.items()}
     assert all(asked.unique().numel() == asked.numel() for asked in batch.items.rows.values())
@@ -51,12 +51,12 @@ def test_a_batch_with_negatives_is_that_which_was_built_with_them(shared, negati
     first, drawn = batch_of(catalogue), np.asarray(negatives, np.int64)
     ours = with_negatives(first, drawn, catalogue)
     built = build_batch(*HISTORIES, drawn, catalogue, whole_catalogue=False)
-    found, expected = vectors(catalogue, ours), vectors(catalogue, built)
+    actual, expected = vectors(catalogue, ours), vectors(catalogue, built)
     for ids, index in (("target_ids", "target_index"), ("negative_ids", "negative_index")):
         assert torch.equal(ours.lookup_ids[getattr(ours, index)], getattr(ours, ids))
         assert torch.equal(getattr(ours, ids), getattr(built, ids))
-        assert torch.equal(found[getattr(ours, index)], expected[getattr(built, index)])
-    assert torch.equal(found[ours.history_index], expected[built.history_index])
+        assert torch.equal(actual[getattr(ours, index)], expected[getattr(built, index)])
+    assert torch.equal(actual[ours.history_index], expected[built.history_index])
     assert torch.equal(ours.history_index, first.history_index)  # whatever was there stays where it was
     assert set(ours.lookup_ids.tolist()) == set(built.lookup_ids.tolist())
     assert ours.lookup_ids.numel() == built.lookup_ids.numel()

@@ -9,7 +9,7 @@ import torch
 
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
 from trainer.data.dataset.manifest import read_manifest
 from trainer.errors import UserError
@@ -27,7 +27,7 @@ def start(world: World, job: Job, fact: Fact) -> None:
     if world.rank == world.world_size - 1:
         match fact:
             case "config":
-                job = replace(job, config={**job.config, "run": {"seed": 6}})
+                job = with_sections(job, run=job.config.run.model_copy(update={"seed": 6}))
             case "dataset":
                 job = replace(job, dataset_dir=job.dataset_dir.with_name("other"))
             case "plan":
@@ -66,7 +66,7 @@ def random_states(world: World, job: Job) -> list[int]:
     return seeds
 
 
-def test_every_rank_and_every_step_draws_dropout_of_its_own(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_every_rank_and_every_step_draws_its_own_dropout(rank_pool: RankPool, tmp_path: Path) -> None:
     tiny_dataset(tmp_path / "dataset")
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 4})
     seeds = rank_pool.run(2, random_states, job)

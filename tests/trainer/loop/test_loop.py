@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import pytest
 
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.config import EarlyStoppingConfig
+from trainer.config.train import EarlyStoppingConfig
 from trainer.errors import NonFiniteLossError
 from trainer.job import Channel, Job, Outcome
 from trainer.loop.train import Training
@@ -55,7 +55,7 @@ def train(
     Args:
         values: What evaluations find one after another, in the place of real metrics.
         stop_after: The step at which a stop is requested.
-        broken: Steps whose loss is not a number on the last rank.
+        broken: Steps with a loss of NaN on the last rank.
     """
     events: list[dict[str, Any]] = []
     training: Training
@@ -65,8 +65,8 @@ def train(
 
     training = Training(job, world, Channel(send=events.append, stop_requested=stop_requested))
     if values:
-        assert job.train.early_stopping is not None
-        training.evaluator = Scripted(job.train.early_stopping.metric, values)
+        assert job.config.train.early_stopping is not None
+        training.evaluator = Scripted(job.config.train.early_stopping.metric, values)
     model = training.built.model
     whole_loss: Callable[..., Any] = model.loss
     last = world.rank == world.world_size - 1
@@ -90,7 +90,7 @@ def stopping_early(tmp_path: Path, metric: str, patience: int) -> Job:
     """The loop knows no task, so any metric will do."""
     job = job_in(tmp_path, train={"epochs": 9, "evaluate_every_epochs": 1}, checkpoint={"keep": 1})
     stopping = EarlyStoppingConfig(metric=metric, patience=patience)
-    return replace(job, train=job.train.model_copy(update={"early_stopping": stopping}))
+    return with_sections(job, train=job.config.train.model_copy(update={"early_stopping": stopping}))
 
 
 def committed(tmp_path: Path) -> list[int]:
@@ -117,7 +117,7 @@ def test_the_best_is_that_in_the_direction_of_the_metric_and_patience_counts_fro
     assert committed(tmp_path) == [last, best]
 
 
-def test_patience_goes_on_where_it_was_when_the_run_was_stopped(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_patience_resumes_where_the_run_stopped(rank_pool: RankPool, tmp_path: Path) -> None:
     job = stopping_early(tmp_path, "ndcg@10", patience=3)
     stopped = rank_pool.run(1, train, job, [0.5, 0.4, 0.3], 3 * STEPS_PER_EPOCH)[0]
     assert stopped.outcome.reason == "stopped"
@@ -136,7 +136,7 @@ def test_a_stop_inside_an_epoch_leaves_a_checkpoint_of_its_step(rank_pool: RankP
     assert not dead.exists()
 
 
-def test_the_end_of_training_is_evaluated_whatever_the_cadence(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_the_end_of_training_is_evaluated_at_any_cadence(rank_pool: RankPool, tmp_path: Path) -> None:
     rank_pool.run(1, train, job_in(tmp_path, train={"epochs": 2, "evaluate_every_epochs": 5}))
     lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "validation"]
     assert [line["step"] for line in lines] == [2 * STEPS_PER_EPOCH]

@@ -1,6 +1,5 @@
 """Look-ups besides those of steps: they count for no optimizer, and evaluation scores in float32 whatever training does."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 
 from sharding.tables.fused import fused_tables
 from sharding.world import World
+from tests.support.jobs import with_sections
 from tests.trainer.loop.test_step import Rig, batch_of, job_with, poison, sequences_of
 from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
 from trainer.job import Job
@@ -39,7 +39,7 @@ def counted(world: World, job: Job) -> tuple[list[int], list[int], float]:
     return seen, final, float(rig.step.optimizers.num_updates)
 
 
-def test_fused_optimizers_are_told_the_number_of_updates_before_each_step(rank_pool, tmp_path):
+def test_fused_optimizers_receive_the_number_of_updates_before_each_step(rank_pool, tmp_path):
     """Neither look-ups that train nothing nor steps that are not applied count."""
     seen, final, num_updates = rank_pool.run(1, counted, job_with(tmp_path))[0]
     assert seen == [0, 1, 1, 2]
@@ -60,9 +60,9 @@ def evaluated_scores(world: World, job: Job) -> np.ndarray:
     return rank_items(query, ItemShard(items, 1), items.shape[0], False, 16, world).top_scores
 
 
-def test_scores_of_an_evaluation_are_float32_whatever_training_computes_in(rank_pool, tmp_path):
+def test_scores_of_an_evaluation_are_float32_for_any_training_precision(rank_pool, tmp_path):
     job = job_with(tmp_path)
-    low = replace(job, train=job.train.model_copy(update={"precision": "bfloat16"}))
+    low = with_sections(job, train=job.config.train.model_copy(update={"precision": "bfloat16"}))
     scores = torch.from_numpy(rank_pool.run(1, evaluated_scores, low)[0])
     assert scores.dtype == torch.float32
     assert (scores == scores.bfloat16().float()).double().mean() < 0.05

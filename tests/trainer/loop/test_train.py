@@ -17,7 +17,7 @@ from trainer.metrics_log import read_metrics
 
 
 def planned(world: World, job: Job) -> tuple[list[int], list[int], list[int]]:
-    """(steps at the end of each epoch as planned, as trained, the next checkpoint as told after each step)."""
+    """(steps at the end of each epoch as planned, as trained, the next checkpoint as predicted after each step)."""
     told: list[int] = []
     training = Training(job, world, Channel(send=lambda event: None, stop_requested=lambda: False))
     whole, ends = training._train, []
@@ -114,7 +114,7 @@ def test_a_batch_with_fewer_examples_than_ranks_is_warned_of_once(rank_pool, tmp
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.01])
-def test_metrics_tell_the_norm_of_the_gradient_where_it_is_clipped(rank_pool, tmp_path, clip_norm):
+def test_metrics_include_the_norm_of_the_gradient_where_it_is_clipped(rank_pool, tmp_path, clip_norm):
     tiny_dataset(tmp_path / "dataset")
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 3, "clip_norm": clip_norm})
     rank_pool.run(2, run_whole, job)

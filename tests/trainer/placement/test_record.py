@@ -1,4 +1,4 @@
-"""What a run measured of its look-ups lies beside what was predicted, and the cost model can be fitted to it."""
+"""A run records measured and predicted times of its look-ups, and the cost model can be fitted to them."""
 
 import json
 
@@ -33,7 +33,7 @@ def job_of(tmp_path, **plan) -> Job:
     )
 
 
-def test_measured_stands_beside_predicted_for_every_table_phase_and_rank(rank_pool, tmp_path):
+def test_measured_and_predicted_times_are_recorded_for_every_table_phase_and_rank(rank_pool, tmp_path):
     tiny_dataset(tmp_path / "dataset")
     job = job_of(tmp_path)
     rank_pool.run(2, train, job)
@@ -60,7 +60,7 @@ def test_measured_stands_beside_predicted_for_every_table_phase_and_rank(rank_po
 
     # The prediction of plans for other numbers of workers can be fitted to it.
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(job.config))
+    config.write_text(json.dumps(job.config_values))
     answer = run(str(config), ["devices=4"], [], None, str(tmp_path / "plan"), [str(job.run_dir)])
     assert answer.fitted is not None
     fitted = json.loads((tmp_path / "plan" / "calibration.json").read_text())
@@ -86,7 +86,7 @@ def test_a_run_measures_once_for_a_plan_or_never(rank_pool, tmp_path):
     again = tiny_job(
         job.run_dir,
         job.dataset_dir,
-        tables={"item": job.config["tables"]["item"]},
+        tables={"item": job.config_values["tables"]["item"]},
         train={"max_steps": 8},
         plan={"measure": True},
     )

@@ -1,8 +1,8 @@
-"""Evaluation of a model of impressions on held-out ones, by all ranks together.
+"""Evaluation of a ranking model on held-out impressions, by all workers together.
 
-During training only the metrics are wanted: sums are summed over ranks, and pairs are counted with every rank holding one range of
-scores, so that no rank needs room for all impressions. As a stage of its own, every rank writes what it found per
-impression, baselines beside the model, and the driver merges the parts (trainer.evaluation.ranking.results).
+During training only metrics are computed: sums are added over workers, and for pairs each worker counts one range of scores. So no
+worker needs memory for all impressions. As a stage of its own, each worker writes a row per impression with the scores of the model
+and of the baselines, and the driver merges the parts (trainer.evaluation.ranking.results).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
 from sharding.world import World
-from trainer.config import EvaluateConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.stream.catalogue import columns_for
@@ -30,63 +30,71 @@ from trainer.data.stream.held_out import Deal
 from trainer.data.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.ranking.baselines import TrainingRates, count_training
-from trainer.evaluation.ranking.labels import LabelRules
-from trainer.evaluation.ranking.metrics import (
+from trainer.evaluation.ranking.judged import (
     ScoreCounts,
     Sums,
     count_scores,
     merge_counts,
-    metrics_of,
     pairs_in_order,
     share_of_pairs,
     sums_of,
 )
+from trainer.evaluation.ranking.labels import LabelRules
+from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.evaluation.ranking.names import name_of
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 _WRITE_ROWS = 1 << 17  # impressions written at a time
-_SAMPLE = 256  # scores of every rank that decide on the ranges
+_SAMPLE = 256  # scores of each worker that determine the ranges
 _NO_SCORES = ScoreCounts(*np.zeros((3, 0)))
-_LIMB = 1 << 31  # sums over ranks go in two halves, so that they fit into int64 whatever they are
+_LIMB = 1 << 31  # sums over workers are sent in two halves, so that they always fit into int64
 
 
 class ScoresImpressions(Protocol):
-    """A model of impressions."""
+    """A ranking model."""
 
     training: bool
+    """As of any nn.Module."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """In the order of the columns of logits."""
+        """The labels in the order of the columns of logits."""
 
-    def eval(self) -> object: ...
+    def eval(self) -> object:
+        """Switch to evaluation, as of any nn.Module."""
 
-    def train(self, mode: bool) -> object: ...
+    def train(self, mode: bool) -> object:
+        """Switch to training, as of any nn.Module."""
 
-    def look_up(self, request: ItemRequest) -> dict[str, Tensor]: ...
+    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
+        """Return the requested rows by table. Collective."""
 
     def logits(self, rows: dict[str, Tensor], batch: RankingBatch) -> Tensor:
-        """(M, T) float32."""
+        """Return the logits of M impressions for T labels, (M, T) float32."""
 
 
 @dataclass(frozen=True)
 class RankingEvaluator:
-    """One split of one dataset, ready to be evaluated again and again."""
+    """One split of one dataset, prepared for any number of evaluations."""
 
     held_out: HeldOutImpressions
+    """The worker's share of the split."""
     rules: LabelRules
+    """The labels."""
     world: World
+    """The workers."""
     dynamic: DynamicTables
+    """The model's id mappings; look-ups use their state at evaluation time."""
 
     def mean_metrics(self, model: ScoresImpressions) -> dict[str, float]:
-        """Every metric of every label (trainer.evaluation.ranking.metrics), exact; the same numbers on every rank. Collective."""
+        """Return every metric of every label (trainer.evaluation.ranking.metrics), exact; identical on every worker. Collective."""
         tally = Tally(self.rules)
         for held, logits in self.score_all(model):
             tally.add(held, logits)
         return tally.metrics(self.world)[0]
 
     def score_all(self, model: ScoresImpressions) -> Iterator[tuple[HeldOutImpressionsBatch, np.ndarray]]:
-        """Every batch of this rank with its logits, (M, T) float32. Collective: look-ups are."""
+        """Yield each batch of this worker with its logits, (M, T) float32. Collective, because look-ups are."""
         assert tuple(model.labels) == self.rules.labels, "the model has other labels than are evaluated"
         was_training = model.training
         model.eval()
@@ -98,7 +106,7 @@ class RankingEvaluator:
 
 
 class Tally:
-    """What all metrics are made of, of the impressions that were added so far."""
+    """Sums and counts of the impressions added so far, from which all metrics are computed."""
 
     def __init__(self, rules: LabelRules) -> None:
         self._rules = rules
@@ -106,7 +114,7 @@ class Tally:
         self._counts: dict[str, list[ScoreCounts]] = {label: [] for label in rules.labels}
 
     def add(self, held: HeldOutImpressionsBatch, logits: np.ndarray) -> None:
-        """logits: (M, T), of each label. All impressions of a user are in one batch."""
+        """Add a batch with its logits, (M, T). All impressions of a user must be in one batch."""
         user, columns = held.batch.history_of.numpy(), label_columns(held)
         for place, label in enumerate(self._rules.labels):
             judged = self._rules.judged(label, user, logits[:, place], columns)
@@ -114,7 +122,7 @@ class Tally:
             self._counts[label].append(count_scores(judged))
 
     def metrics(self, world: World) -> tuple[dict[str, float], dict[str, int]]:
-        """Of all ranks: every metric of every label, and on how many impressions each label is defined. Collective."""
+        """Return every metric of every label over all workers, and on how many impressions each label is defined. Collective."""
         labels = self._rules.labels
         metrics: dict[str, float] = {}
         impressions: dict[str, int] = {}
@@ -137,7 +145,19 @@ def make_ranking_evaluator(
     dynamic: DynamicTables,
     labels: Mapping[str, LabelConfig],
 ) -> RankingEvaluator:
-    """All impressions of the split are scored. labels: those that the model learns, in the order of its logits."""
+    """Return an evaluator that scores all impressions of the split.
+
+    Args:
+        folder: the dataset.
+        manifest: its manifest.
+        catalogue: the items and their features.
+        split: the split to evaluate.
+        config: the settings of evaluation.
+        reach: how many events of a history the model uses.
+        world: the workers.
+        dynamic: the model's id mappings.
+        labels: the labels that the model learns, in the order of its logits.
+    """
     reader = RowGroupReader(folder, manifest, replace(columns_for(catalogue, users=True), impressions=True))
     deal = Deal(reader, config.batch_size, world.rank, world.world_size)
     rules = LabelRules(labels, 1.0 / manifest.labels.get("negative_sampling_rate", 1.0))
@@ -145,16 +165,17 @@ def make_ranking_evaluator(
 
 
 def sum_over_ranks(sums: Sums, world: World) -> Sums:
-    """Exact. Collective."""
+    """Return the exact sum over workers. Collective."""
     values = [getattr(sums, entry.name) for entry in fields(Sums)]
     halves = torch.tensor([divmod(value, _LIMB) for value in values], dtype=torch.int64, device=world.device)
     return Sums(*(high * _LIMB + low for high, low in world.sum(halves).tolist()))
 
 
 def auc_over_ranks(counts: ScoreCounts, world: World) -> float:
-    """The auc of the impressions of all ranks; NaN if there are not both classes. Collective.
+    """Return the auc of the impressions of all workers, NaN without both classes. Collective.
 
-    Ranks agree on ranges of scores by a sample, each is sent what lies in its range, and counts the pairs that end there.
+    The workers determine ranges of scores from a sample. Each receives the impressions of its range, and counts the pairs with
+    a positive among them.
     """
     if world.world_size > 1:
         counts = _exchanged(counts, world)
@@ -167,7 +188,7 @@ def auc_over_ranks(counts: ScoreCounts, world: World) -> float:
 
 
 def _exchanged(counts: ScoreCounts, world: World) -> ScoreCounts:
-    """What lies in this rank's range, from all ranks. Equal scores are always in one range."""
+    """Return the counts of all workers in this worker's range of scores. Equal scores are always in one range."""
     size = counts.scores.size
     sample = counts.scores[np.linspace(0, size - 1, min(size, _SAMPLE)).astype(np.int64)]
     samples = torch.cat(world.gather(torch.from_numpy(sample).to(world.device))).cpu().numpy()
@@ -189,9 +210,9 @@ def write_scores(
 ) -> None:
     """Score the split by model and baselines, and write rank-<r>.parquet into `folder`: a row per impression. Collective.
 
-    Columns: row_id, place (among the impressions of the row), user, item (id), time, history_length (events that the model sees of
-    those before), item_impressions (in training), weight, and by label: label.NAME (0 or 1, NaN where it is not defined),
-    logit.NAME and logit.BASELINE.NAME. Logits and labels are float32.
+    Columns: row_id, place (among the impressions of the row), user, item (id), time, history_length (earlier events that the model
+    sees), item_impressions (in training), weight, and by label: label.NAME (0 or 1, NaN where it is not defined), logit.NAME and
+    logit.BASELINE.NAME. Logits and labels are float32.
     """
     held_out, world = evaluator.held_out, evaluator.world
     rates = count_training(held_out.deal.reader, held_out.catalogue.num_ids, evaluator.rules, world)
@@ -237,5 +258,5 @@ def _impression_rows(
 
 
 def label_columns(held: HeldOutImpressionsBatch) -> dict[str, np.ndarray]:
-    """All labels of the logs, (M,) each."""
+    """Return all labels of the logs, (M,) each."""
     return {name: column.numpy() for name, column in held.batch.labels.items()}

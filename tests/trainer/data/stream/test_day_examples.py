@@ -22,7 +22,7 @@ from tests.trainer.data.stream.test_impressions import (
 )
 from tests.trainer.data.stream.test_impressions import content as content_of
 from tests.trainer.data.stream.test_impressions import seen_in as seen_of
-from trainer.config import DaysConfig
+from trainer.config.train import DaysConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.day_examples import DayExamples, day_examples
 from trainer.data.stream.days import Calendar, calendar_of, count_days
@@ -72,7 +72,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, logs: Logs) -> Data:
     return logs.write(tmp_path_factory.mktemp("days"))
 
 
-def test_each_training_impression_comes_once_on_its_day_with_what_lay_before(data: Data, logs: Logs) -> None:
+def test_each_training_impression_comes_once_on_its_day_with_its_earlier_history(data: Data, logs: Logs) -> None:
     found: list[dict[Any, Any]] = [{} for _ in range(CALENDAR.stop)]
     days = []
     for step in stream_of(data).steps(Position(0, 0), CALENDAR.stop):
@@ -98,7 +98,7 @@ def test_every_position_has_the_identical_rest(data: Data) -> None:
         assert steps_of(data, 1 + number % 3, after) == whole[number:]
 
 
-def test_what_happens_later_changes_nothing_of_a_day(tmp_path: Path, logs: Logs) -> None:
+def test_later_events_do_not_change_a_day(tmp_path: Path, logs: Logs) -> None:
     """Impressions and events from day 2 on are moved and added: days 0 and 1 stay, order and all."""
     past = [(u, NUM_ITEMS + 1 - i, t + 7) if t >= 26 else (u, i, t) for u, i, t in logs.past]
     shown = [(u, NUM_ITEMS + 1 - i, t, c) if t >= 26 else (u, i, t, c) for u, i, t, c in logs.shown]

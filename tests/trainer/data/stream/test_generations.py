@@ -39,13 +39,13 @@ def original(tmp_path_factory) -> tuple[Path, Manifest]:
 
 @pytest.fixture
 def dataset(original, tmp_path) -> tuple[Path, Manifest]:
-    """A copy to damage."""
+    """Return a copy to damage."""
     shutil.copytree(original[0], tmp_path / "dataset")
     return tmp_path / "dataset", original[1]
 
 
 def rewrite(path: Path, change, num_groups: int = 5) -> None:
-    """The same rows with a changed schema, under the same name; row groups stay."""
+    """Rewrite the same rows with a changed schema, under the same name; row groups stay."""
     file = pq.ParquetFile(path)
     tables = [change(file.read_row_group(number)) for number in range(num_groups)]
     with pq.ParquetWriter(path, tables[0].schema, write_page_checksum=True) as writer:
@@ -54,20 +54,20 @@ def rewrite(path: Path, change, num_groups: int = 5) -> None:
 
 
 def with_its_size(folder: Path, manifest: Manifest, name: str = PART) -> Manifest:
-    """As if the manifest spoke of the file that is there now, so that its size tells nothing."""
+    """Return a manifest that agrees with the present file, so that its size shows no change."""
     size = (folder / name).stat().st_size
     return replace(manifest, parts=tuple(replace(p, num_bytes=size) if p.path == name else p for p in manifest.parts))
 
 
 def refusal(reader: RowGroupReader, groups: range = range(10)) -> str:
-    """What reading the groups one after another ends with."""
+    """Return the outcome of reading the groups one after another."""
     with pytest.raises(UserError) as caught:
         [reader.read([group]) for group in groups]
     return str(caught.value)
 
 
 def flip_a_page(path: Path, group: int) -> None:
-    """One bit of the items of a row group; size and time of change stay, as when a disk does it."""
+    """Flip one bit of the items of a row group; size and time of change stay, as with a failing disk."""
     stat = path.stat()
     column = pq.ParquetFile(path).metadata.row_group(group).column(1)
     assert column.path_in_schema.startswith("item")
@@ -180,13 +180,13 @@ def truncate(path: Path) -> None:
 
 
 def exchange(path: Path) -> None:
-    """Another file of the same size: by a rename, as careful writers do it, so that an open handle still reads the old one."""
+    """Replace the file by another one of the same size, by a rename: an open handle still reads the old one."""
     (path.parent / "new").write_bytes(path.read_bytes())
     os.replace(path.parent / "new", path)
 
 
 @pytest.mark.parametrize("happens", [truncate, exchange, Path.unlink, lambda path: path.write_bytes(b"PAR1" * 9)])
-def test_what_happens_to_a_file_during_a_run_is_found_at_the_next_read(dataset, happens):
+def test_a_change_of_a_file_during_a_run_is_detected_at_the_next_read(dataset, happens):
     folder, manifest = dataset
     reader = RowGroupReader(folder, manifest, cache_bytes=0)
     reader.check_files()

@@ -28,7 +28,7 @@ def held_out(
 
 
 def users_of(held: HeldOutBatch) -> list[dict[str, Any]]:
-    """One plain record per user of a batch."""
+    """Return one plain record per user of a batch."""
     batch = held.batch
     assert batch.row_ids.tolist() == held.row_ids.tolist()
     assert batch.target_ids.numel() == batch.negative_ids.numel() == 0
@@ -81,7 +81,7 @@ def tiny(tmp_path_factory) -> tuple[Path, Manifest]:
 
 @pytest.fixture(scope="module")
 def many_targets(tmp_path_factory) -> tuple[Path, Manifest]:
-    """As under a global time split: any number of targets, none at all, no history, unknown items, one part."""
+    """Return rows as under a global time split: any number of targets, no target, no history, unknown items, one part."""
     folder = tmp_path_factory.mktemp("many")
     random = np.random.default_rng(1)
     items = [random.integers(0, 9, size=random.integers(1, 12)).astype(np.int32) for _ in range(40)]
@@ -105,25 +105,25 @@ def many_targets(tmp_path_factory) -> tuple[Path, Manifest]:
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_every_user_with_targets_comes_exactly_once(tiny, split, world_size):
     """With 13 ranks there are more ranks than row groups."""
-    found, num_batches = [], set()
+    actual, num_batches = [], set()
     for rank in range(world_size):
         part = held_out(*tiny, split, rank, world_size)
         batches = list(part.batches())
         assert len(batches) == part.num_batches()
         num_batches.add(len(batches))
-        found += [user for held in batches for user in users_of(held)]
+        actual += [user for held in batches for user in users_of(held)]
     assert len(num_batches) == 1, "ranks have different numbers of batches"
-    assert by_row(found) == expected_users(*tiny, split)
-    assert len(found) == 58
+    assert by_row(actual) == expected_users(*tiny, split)
+    assert len(actual) == 58
 
 
 @pytest.mark.parametrize("targets", ["all", "first"])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_any_cuts_give_the_right_histories_and_targets(many_targets, split, targets):
     part = held_out(*many_targets, split, targets=targets)
-    found = by_row([user for held in part.batches() for user in users_of(held)])
+    actual = by_row([user for held in part.batches() for user in users_of(held)])
     expected = expected_users(*many_targets, split, first=targets == "first")
-    assert found == expected
+    assert actual == expected
     assert 0 < len(expected) < 40
     assert (max(len(user["targets"]) for user in expected) == 1) == (targets == "first")
 
@@ -139,12 +139,12 @@ def test_the_test_history_holds_the_validation_events(tiny):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 1000])
 def test_the_batch_size_is_shared_by_the_ranks_and_changes_no_user(tiny, batch_size):
-    found = []
+    actual = []
     for rank in range(2):
         for held in held_out(*tiny, "test", rank, 2, batch_size=batch_size).batches():
             assert held.row_ids.size <= max(1, batch_size // 2)
-            found += users_of(held)
-    assert by_row(found) == expected_users(*tiny, "test")
+            actual += users_of(held)
+    assert by_row(actual) == expected_users(*tiny, "test")
 
 
 def test_ranks_without_rows_yield_empty_batches(tmp_path):

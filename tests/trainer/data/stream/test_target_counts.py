@@ -85,7 +85,7 @@ def test_counts_of_masked_items_are_those_of_an_average_epoch(dataset, long_hist
 @pytest.mark.parametrize("negatives", KINDS, ids=[kind["kind"] for kind in KINDS])
 @pytest.mark.parametrize("long_histories", ["recent", "windows"])
 @pytest.mark.parametrize("model", [{}, MASKED], ids=["next item", "masked"])
-def test_corrections_are_the_probabilities_of_what_is_drawn(dataset, negatives, long_histories, model):
+def test_corrections_are_the_probabilities_of_the_draws(dataset, negatives, long_histories, model):
     """Draws of an epoch that is one batch; of masked items one of many epochs, so that all may be masked."""
     num, num_epochs = 20_000, 20 if model else 1
     objective = {"kind": "sampled_softmax", "num_negatives": num, "negatives": negatives, "logq": "counts"}

@@ -24,7 +24,7 @@ class Problem:
 
 
 def random_problem(seed: int, values: int = 2) -> Problem:
-    """Small whole numbers: sums are exact in any order, and scores are often equal."""
+    """Return small whole numbers: sums are exact in any order, and scores are often equal."""
     random = np.random.default_rng(seed)
     users = random.integers(-values, values + 1, (NUM_USERS, WIDTH)).astype(np.float32)
     items = random.integers(-values, values + 1, (NUM_ITEMS, WIDTH)).astype(np.float32)
@@ -111,7 +111,7 @@ def test_without_top_lists_the_ranks_are_the_same():
 
 
 def shares(total: int, world_size: int, uneven: bool) -> list[slice]:
-    """Contiguous shares; uneven: the first rank has none, the last what is left."""
+    """Return contiguous shares; uneven: the first rank has none, the last what is left."""
     if uneven and world_size > 1:
         return [slice(0, 0), *shares(total, world_size - 1, False)]
     size = -(-total // world_size)

@@ -23,7 +23,7 @@ from tests.trainer.evaluation.ranking.worlds import (
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.days import Calendar, count_days
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
-from trainer.evaluation.ranking.metrics import probabilities
+from trainer.evaluation.ranking.judged import probabilities
 from trainer.evaluation.ranking.names import PRIOR_IMPRESSIONS
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
 
@@ -85,7 +85,7 @@ def rates(shown: Shown, of_day: Shown, begin: int) -> np.ndarray:
     return np.asarray([by_item[one[1]] for one in of_day])
 
 
-def test_what_comes_after_the_next_day_changes_nothing(rank_pool, tmp_path, shown):
+def test_events_after_the_next_day_change_nothing(rank_pool, tmp_path, shown):
     """Nor do the labels of the next day change what stands against it: they change what it is judged by alone."""
     later = [
         (user, NUM_ITEMS + 1 - item, *rest) if rest[0] >= 28 else (user, item, *rest) for user, item, *rest in shown
