@@ -47,7 +47,7 @@ class VocabularyIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class HashIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A row by the hash of the value: no vocabulary and any number of values, with collisions whose rate is reported."""
+    """A row by the hash of the value: no vocabulary and any number of values, with collisions at a reported rate."""
 
     kind: Literal["hash"] = Field(description="how values are mapped to rows")
     num_rows: int = Field(ge=2, le=2**31 - 1, description="rows of the table, including row 0 for missing values")

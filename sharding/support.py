@@ -1,4 +1,4 @@
-"""Which combinations of sharding, kernel and optimizer work, and why others do not.
+"""Supported combinations of sharding, kernel and optimizer, and the reasons against others.
 
 The checks run before any worker starts. Imports no torch.
 """

@@ -36,7 +36,7 @@ class WorkloadTableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     rows: int = Field(ge=1, le=10**12, description="number of rows")
     dim: int = Field(64, ge=4, multiple_of=4, description="width of a row (a multiple of 4)")
     count: int = Field(1, ge=1, le=100_000, description="number of such tables: NAME_0, NAME_1, ...")
-    pooled: bool = Field(False, description="looked up as bags whose rows are summed; otherwise as a sequence of rows")
+    pooled: bool = Field(False, description="looked up as bags of summed rows; otherwise as a sequence of rows")
     ids_per_example: float = Field(
         1.0,
         gt=0.0,

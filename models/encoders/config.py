@@ -61,7 +61,7 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     kind: EncoderKind = Field(
         "sasrec",
-        description="published encoder whose settings are the defaults: SASRec, BERT4Rec, HSTU, LiGR (eSASRec), FuXi-alpha, or "
+        description="published encoder that sets the defaults: SASRec, BERT4Rec, HSTU, LiGR (eSASRec), FuXi-alpha, or "
         "two towers with an attention-pooled user",
     )
     num_blocks: int = Field(2, ge=0, le=64, description="number of attention blocks")

@@ -21,7 +21,7 @@ INIT_STD = 0.02
 
 @dataclass(frozen=True)
 class Clock:
-    """How the times of the logs are read."""
+    """The unit of the times in the logs, and their use by the model."""
 
     ticks_per_second: int  # of the unit of the logs
     parts: tuple[TimePart, ...] = ()  # parts of the time with learned vectors

@@ -122,7 +122,7 @@ class BceConfig(SampledObjectiveConfig):
 
 
 class GbceConfig(SampledObjectiveConfig):
-    """Binary cross-entropy whose positive term is calibrated to the number of negatives (Petrov & Macdonald 2023)."""
+    """Binary cross-entropy with a positive term that is calibrated to the number of negatives (Petrov & Macdonald 2023)."""
 
     kind: Literal["gbce"] = Field("gbce", description="objective")
     calibration: float = Field(

@@ -100,7 +100,7 @@ class LabelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def _entire_space_has_a_condition(self) -> "LabelConfig":
         if self.entire_space and self.defined_when is None:
             raise ValueError(
-                "entire_space = true needs defined_when: the label whose probability this one's is multiplied by"
+                "entire_space = true needs defined_when: the label with the probability that multiplies this one's"
             )
         return self
 
@@ -113,7 +113,7 @@ class RankingConfig(ModelConfig):
     )
     kind: RankerKind = Field(
         "din",
-        description="published ranker whose settings are the defaults: DIN, BST, HSTU with candidates as targets, SIM, an "
+        description="published ranker that sets the defaults: DIN, BST, HSTU with candidates as targets, SIM, an "
         "average of the events, or logistic regression without history",
     )
     interest: InterestConfig = Field(

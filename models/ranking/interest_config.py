@@ -13,7 +13,7 @@ class SearchConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     kind: Literal["none", "category", "similarity"] = Field(
         "none",
-        description="category: the most recent events whose items share the value of a feature with the candidate; similarity: "
+        description="category: the most recent events with items that share the value of a feature with the candidate; similarity: "
         "the events with the largest dot products with the candidate; none: all events",
     )
     feature: str | None = Field(

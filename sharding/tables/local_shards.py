@@ -1,4 +1,4 @@
-"""Which tensors of a module are tables, and which parts of a tensor are on this rank."""
+"""Recognition of tables among the tensors of a module, and the parts of a tensor on this rank."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
