@@ -60,14 +60,7 @@ def unsupported_reason(
 ) -> str | None:
     """Return why a combination is not supported, and what to choose instead, or None if it is.
 
-    Args:
-        sharding: how the table is split.
-        kernel: how its rows are stored.
-        optimizer: how its rows are updated.
-        pooled: the table is looked up as bags.
-        device: "cpu" or "cuda".
-        mean_pooling: bags are averaged by TorchRec.
-        weight_decay: of the optimizer.
+    pooled: the table is looked up as bags. device: "cpu" or "cuda". mean_pooling: TorchRec averages the bags.
     """
     shardings = POOLED_SHARDINGS if pooled else SEQUENCE_SHARDINGS
     if sharding not in shardings:

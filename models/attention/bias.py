@@ -136,7 +136,8 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        flat, size = index.reshape(-1), ctx.num_buckets  # type: ignore[attr-defined]
+        flat = index.reshape(-1)
+        size = ctx.num_buckets  # type: ignore[attr-defined]
         grad = grad_outputs[0].reshape(grad_outputs[0].shape[0], -1)
         sums = counted_sums(flat, grad, size) if flat.device.type == "cpu" else sorted_sums(flat, grad, size)
         return sums.to(grad.dtype), None

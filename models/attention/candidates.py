@@ -22,7 +22,8 @@ from models.attention.config import AttentionConfig
 from models.batches.jagged import real_places, split_by_length
 
 ROW_SIZE = 8  # candidates of a row at most: more would see too different ranges of their history
-NUM_SIZES, BLOCKS_PER_SIZE = 4, 3  # at most
+NUM_SIZES = 4  # at most
+BLOCKS_PER_SIZE = 3  # at most
 BLOCK_COST = 4096  # pairs that cost as much as one more block
 NO_KEY = 1 << 30  # the place of padding: after every candidate, so that none sees it
 

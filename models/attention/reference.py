@@ -73,14 +73,8 @@ def attend_to_events_reference(
 ) -> Attended:
     """Return the same for candidates, one after another, over the events that each sees; zeros if it sees none.
 
-    Args:
-        query_MHK: of the candidates.
-        key_NGK: of the events.
-        value_NGV: of the events.
-        context: the layout of the candidates.
-        parts: the form of the attention.
-        own: key and value of the candidates, (M, G, .), if each sees itself too.
-        selected: places of the history to which each candidate is narrowed, (M, k); NO_KEY is no event.
+    own: key and value (M, G, .) of the candidates, if each sees itself too. selected: places of the history to which each
+    candidate is narrowed, (M, k); NO_KEY is no event.
     """
     config = parts.config
     layout = context.layout

@@ -226,12 +226,14 @@ class _TiledAttention(torch.autograd.Function):
                 output[tile.rows, :, :, tile.queries] = part
                 penalties.append(penalty.float())
         ctx.save_for_backward(*tensors)
-        ctx.tiled, ctx.num_cut = tiled, num_cut  # type: ignore[attr-defined]
+        ctx.tiled = tiled  # type: ignore[attr-defined]
+        ctx.num_cut = num_cut  # type: ignore[attr-defined]
         return output, torch.stack(penalties).sum()
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, num_cut = ctx.saved_tensors, ctx.num_cut  # type: ignore[attr-defined]
+        tensors = ctx.saved_tensors  # type: ignore[attr-defined]
+        num_cut = ctx.num_cut  # type: ignore[attr-defined]
         tiled: _TiledBlock = ctx.tiled  # type: ignore[attr-defined]
         query = tensors[0]
         learned = tensors[num_cut:]
