@@ -43,7 +43,22 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def uses_time(self) -> bool:
         """Return whether the model uses times, so that batches have to contain them."""
-        return bool(self.inputs.time) or self.inputs.request_time or self.encoder.uses_time
+        return bool(self.time_settings)
+
+    @property
+    def time_settings(self) -> list[str]:
+        """Return the settings by which the model uses times, with their values."""
+        uses = {
+            f"inputs.time = {self.inputs.time}": bool(self.inputs.time),
+            "inputs.request_time": self.inputs.request_time,
+            f"encoder.attention.bias = {self.encoder.attention.bias!r}": self.encoder.uses_time,
+        }
+        return [setting for setting, is_used in uses.items() if is_used]
+
+    @property
+    def searched_feature(self) -> str | None:
+        """Return the feature of items by which a candidate searches the history, or None."""
+        return None
 
 
 class NextItemConfig(ModelConfig):
