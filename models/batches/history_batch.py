@@ -65,7 +65,7 @@ class HistoryBatch:
     target_log_q: Tensor | None = None  # (T,) float32, the same of the targets
     masked: Tensor | None = None  # (N,) bool, input events that the model restores; their item is 0
     times: Tensor | None = None  # (N,) int64, seconds from the first event of each history in the batch
-    # (N,) int64, seconds until the next event was requested; `times` if the model does not receive it
+    # (N,) int64, the same until the request for the next event; `times` if the model does not receive it
     request_times: Tensor | None = None
     time_rows: Mapping[str, Tensor] = field(default_factory=dict)  # (N,) int64 by part of an event's time
     # pieces that are encoded one after another (models.batches.micro_batches); empty: all at once

@@ -44,14 +44,14 @@ Where = Literal["everywhere", "ranks", "ranks of one host", "hosts"]
 
 @dataclass(frozen=True, eq=False)
 class Option:
-    """A way of placing a table: num_blocks equal blocks on different ranks or hosts, or one block on every rank.
+    """A way of placing a table: num_blocks equal blocks, each on another rank or host, or one on every rank.
 
     Times do not include latency. Bytes are of a block on one rank.
     """
 
     table: TablePlan
     where: Where
-    num_blocks: int  # 1 if a block is on every rank
+    num_blocks: int  # the number of ranks if each has a block
     ranks: tuple[int, ...] | None
     kind: tuple[Sharding, bool]  # tables of one kind share their `collectives`
     collectives: int
