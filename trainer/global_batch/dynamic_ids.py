@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.batches.history_batch import HistoryBatch
-from models.features.inputs import NO_INPUTS, Inputs
-from models.features.items import ItemRequest
+from models.features.inputs import NO_INPUTS, ModelInputs
+from models.features.request import ItemRequest
 from models.features.values import BagRange, FeatureValues, InputFeature
 from models.ranking.batch import RankingBatch
 from sharding.config import DynamicIdsConfig, TableConfig
-from sharding.dynamic_ids.id_counts import SeenIds, exchange_counts
+from sharding.dynamic_ids.id_counts import IdCounts, exchange_counts
 from sharding.dynamic_ids.mapping import (
     Changes,
     DynamicIdsState,
@@ -56,7 +56,7 @@ class DynamicTables:
         tables: Mapping[str, TableConfig],
         features: tuple[InputFeature, ...],
         seed: int,
-        inputs: Inputs = NO_INPUTS,
+        inputs: ModelInputs = NO_INPUTS,
     ) -> None:
         self.states: dict[str, DynamicIdsState] = {
             name: new_state(table.ids) for name, table in tables.items() if isinstance(table.ids, DynamicIdsConfig)
@@ -117,7 +117,7 @@ class DynamicTables:
             self._count(table, seen, changes)
         return replace(batch, items=self.rows_of(batch.items))
 
-    def _count(self, table: str, seen: SeenIds, changes: Changes) -> None:
+    def _count(self, table: str, seen: IdCounts, changes: Changes) -> None:
         unknown = look_up(self.states[table], seen.ids).rows == 0
         self._counts[table].update(
             admitted=changes.admitted_ids.size,
@@ -165,7 +165,7 @@ def _each_once(rows: Int64) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(distinct), torch.from_numpy(place)
 
 
-def uses_of(batch: HistoryBatch | RankingBatch, table: str, features: list[tuple[Owner, str]]) -> SeenIds:
+def uses_of(batch: HistoryBatch | RankingBatch, table: str, features: list[tuple[Owner, str]]) -> IdCounts:
     """The raw ids of a table in this rank's events, and how many uses each has."""
     uses: dict[Owner, Int64] = {
         "values": _events_of_items(batch),
@@ -188,7 +188,7 @@ def uses_of(batch: HistoryBatch | RankingBatch, table: str, features: list[tuple
             np.add.at(counts, values.index.numpy(), uses[owner][values.owner.numpy()])
     used = np.flatnonzero((counts > 0) & (ids != MISSING))
     used = used[np.argsort(ids[used])]
-    return SeenIds(ids[used], counts[used])
+    return IdCounts(ids[used], counts[used])
 
 
 def _bags(batch: HistoryBatch | RankingBatch, owner: Owner, name: str) -> BagRange | None:

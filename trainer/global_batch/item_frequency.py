@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sharding.dynamic_ids.id_counts import SeenIds
+from sharding.dynamic_ids.id_counts import IdCounts
 
 
 class TargetFrequency:
@@ -33,7 +33,7 @@ class TargetFrequency:
         self._num_seen = np.zeros(num_ids, np.int64)
         self._num_targets = 0
 
-    def observe(self, targets: SeenIds) -> None:
+    def observe(self, targets: IdCounts) -> None:
         """Take in the targets of a global batch."""
         ids, counts = targets.ids, targets.counts
         self._num_targets += int(counts.sum())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.batches.history_batch import HistoryBatch, with_negatives
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.objectives.config import ObjectiveConfig, SampledObjectiveConfig
 from sharding.dynamic_ids.id_counts import count_ids, exchange_counts
 from sharding.world import World

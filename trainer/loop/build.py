@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.ranking.config import RankingConfig
 from models.tables import TableSpec
 from sharding.config import TableConfig

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.features.bags import row_gradients
-from models.features.items import ItemRequest
+from models.features.request import ItemRequest
 from models.layers import running_statistics
 from sharding.tables.gradient_norm import squared_row_norm
 from sharding.tables.optimizers import Optimizers

@@ -19,7 +19,7 @@ from sharding.plan import Plan, plan_of
 from sharding.planning.calibrate import Observation, alone, observations_of
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad
-from sharding.planning.measured import Measured
+from sharding.planning.measured import MeasuredLookups
 from sharding.planning.planned_tables import PlannedTables
 from sharding.planning.topology import CostConstants, Topology
 from trainer.errors import UserError
@@ -45,7 +45,7 @@ def observations_in(run_dir: Path) -> tuple[list[Observation], Topology]:
     return observations, topology
 
 
-def placement_values(planned_tables: PlannedTables, measured: Measured) -> dict[str, Any]:
+def placement_values(planned_tables: PlannedTables, measured: MeasuredLookups) -> dict[str, Any]:
     """All but "steps"."""
     plan = planned_tables.plan
     loads = planned_tables.loads

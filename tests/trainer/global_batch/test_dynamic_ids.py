@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from models.batches.history_batch import HistoryBatch, build_batch, with_inputs, with_negatives
-from models.features.inputs import Inputs
-from models.features.items import Catalogue, IdColumn, ItemComposer
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.composer import ItemComposer
+from models.features.inputs import ModelInputs
 from models.features.values import InputFeature
 from sharding.config import DynamicIdsConfig, TableConfig
 from sharding.dynamic_ids.id_counts import count_ids
@@ -25,7 +26,7 @@ TABLES = {
     "label": TableConfig(dim=WIDTH, ids=DynamicIdsConfig(num_rows=6, admit_after=2, max_age_steps=1, max_candidates=8)),
 }
 FEATURES = (InputFeature("brand", "label", WIDTH), InputFeature("tags", "label", WIDTH))
-INPUTS = Inputs((InputFeature("word", "label", WIDTH, MISSING),), (InputFeature("like", "label", WIDTH, MISSING),))
+INPUTS = ModelInputs((InputFeature("word", "label", WIDTH, MISSING),), (InputFeature("like", "label", WIDTH, MISSING),))
 POOL = [-(2**62), -3, 0, 7, 10**15, 2**63 - 1, MISSING, 11, 12, 13]
 
 

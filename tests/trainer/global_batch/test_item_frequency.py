@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from sharding.dynamic_ids.id_counts import SeenIds, count_ids
+from sharding.dynamic_ids.id_counts import IdCounts, count_ids
 from trainer.global_batch.item_frequency import TargetFrequency
 
 NUM_IDS = 101
 IDS = np.arange(1, NUM_IDS)
 
 
-def zipf_batches(num: int, size: int, seed: int, descending: bool = False) -> tuple[np.ndarray, list[SeenIds]]:
+def zipf_batches(num: int, size: int, seed: int, descending: bool = False) -> tuple[np.ndarray, list[IdCounts]]:
     """Return (the share of every item but 0, batches of targets drawn by it)."""
     share = 1.0 / IDS if not descending else 1.0 / IDS[::-1]
     share = share / share.sum()
@@ -75,7 +75,7 @@ def test_items_that_were_never_seen_are_taken_to_be_average():
 def test_a_batch_without_targets_changes_nothing():
     estimate = TargetFrequency(NUM_IDS, 0.01)
     before = estimate.share_of(IDS).copy()
-    estimate.observe(SeenIds(np.zeros(0, np.int64), np.zeros(0, np.int64)))
+    estimate.observe(IdCounts(np.zeros(0, np.int64), np.zeros(0, np.int64)))
     assert np.array_equal(estimate.share_of(IDS), before)
 
 

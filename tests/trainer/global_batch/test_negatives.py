@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models.batches.history_batch import HistoryBatch, build_batch, with_negatives
-from models.features.items import Catalogue, IdColumn, ItemComposer
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.composer import ItemComposer
 from models.features.values import InputFeature
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from sharding.world import World

@@ -12,7 +12,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from models.batches.history_batch import HistoryBatch, build_batch
 from models.batches.micro_batches import with_cuts
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.world import World
