@@ -1,6 +1,6 @@
-"""What training leaves to read: metrics.jsonl, TensorBoard events, and the ledger of trained rows.
+"""Logs of a training: metrics.jsonl, TensorBoard events, and the log of trained examples.
 
-The invariant: after a resume the files hold exactly the steps that the weights have seen, each once.
+The invariant: after resuming, the files hold exactly the steps that the weights have seen, each once.
 """
 
 import json
@@ -12,10 +12,10 @@ from trainer.storage.files import naming, write_text_atomically
 
 
 class MetricsLog:
-    """Appends one JSON object per line, and the same numbers to TensorBoard. Only the first rank has one."""
+    """The metrics of a run: one JSON object per line, and the same numbers in TensorBoard. Only the first rank has one."""
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank writes
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank needs it
 
         self.path = run_dir / "metrics.jsonl"
         truncate_after(self.path, resume_step)
@@ -24,7 +24,7 @@ class MetricsLog:
         self._board = SummaryWriter(str(self._board_dir), purge_step=resume_step + 1)
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """kind: "train" or "validation"; numbers become scalars named kind/name."""
+        """Write the values of a step. kind: for example "train" or "validation". Numbers become scalars named kind/name."""
         with naming(self.path):
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()
@@ -34,14 +34,15 @@ class MetricsLog:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
+        """Close the files."""
         with naming(self.path):
             self._file.close()
         with naming(self._board_dir):
             self._board.close()
 
 
-class Ledger:
-    """One line per step: the ids of the histories that this rank trained. For audits of exactly-once training."""
+class SampleLog:
+    """The ids of the examples that this rank trained, one line per step. For audits of exactly-once training."""
 
     def __init__(self, run_dir: Path, rank: int, resume_step: int) -> None:
         folder = run_dir / "ledger"
@@ -51,17 +52,19 @@ class Ledger:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, row_ids: list[int]) -> None:
+        """Write the ids of a step's examples."""
         with naming(self.path):
             self._file.write(json.dumps({"step": step, "row_ids": row_ids}) + "\n")
             self._file.flush()
 
     def close(self) -> None:
+        """Close the files."""
         with naming(self.path):
             self._file.close()
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Drop lines of later steps, and a half-written last line: they are of work that the checkpoint does not hold."""
+    """Remove lines of steps after `step`, and a half-written last line. The checkpoint does not contain that work."""
     if not path.exists():
         return
     kept = []
@@ -75,7 +78,7 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of a metrics.jsonl. Raises UserError naming a line that is no JSON."""
+    """Return all lines of a metrics.jsonl. Raises UserError with the number of a line that is not JSON."""
     rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows

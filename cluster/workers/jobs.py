@@ -47,7 +47,7 @@ def evaluate(work: EvaluationJob, world: World, channel: Channel) -> None:
     """Raises CheckpointError if the checkpoint is of another dataset."""
     from trainer.checkpoint.finite import refuse_broken_checkpoint
     from trainer.checkpoint.keys import tensors_of
-    from trainer.loop.build import build_model, load_to_use
+    from trainer.loop.build import build_model, load_for_evaluation
     from trainer.loop.same_run import same_dataset
 
     job = work.job
@@ -63,7 +63,7 @@ def evaluate(work: EvaluationJob, world: World, channel: Channel) -> None:
             channel.send({"kind": "evaluate", "done": done, "total": total})
 
     built = build_model(job, manifest, world)
-    load_to_use(work.found, built)
+    load_for_evaluation(work.found, built)
     refuse_broken_checkpoint(work.found, tensors_of(built.sharded_model, built.tables, None), world)
     for split, parts in work.parts.items():
         built.task.write_parts(split, built.model, world, built.dynamic, parts, on_batch)

@@ -1,4 +1,4 @@
-"""All files of a checkpoint are on the disk before it has its name: after a power failure it is whole or not there."""
+"""All files of a checkpoint are flushed before it gets its name, so a power failure leaves a whole checkpoint or none."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from trainer.loop.train import Training
 
 
 def flushed(world: World, job: Job) -> set[tuple[int, bool]]:
-    """(inode, whether a checkpoint was committed by then) of every file that this rank flushed to the disk."""
+    """Return (inode, whether a checkpoint was committed by then) of every file that this rank flushed to the disk."""
     found: set[tuple[int, bool]] = set()
     real = os.fsync
 
