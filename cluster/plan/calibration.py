@@ -10,7 +10,7 @@ from sharding.planning.calibrate import Calibration, calibrate
 from sharding.planning.topology import CONSTANTS, Topology
 from sharding.planning.units import bytes_text, seconds_text
 from trainer.errors import UserError
-from trainer.placement.record import observations_in, read_record
+from trainer.placement.record import observations_in, read_placement
 
 FILE = "calibration.json"
 
@@ -57,13 +57,9 @@ def fit(runs: Sequence[str]) -> Fitted:
 
 
 def _measured_grids(run: str) -> list[Grid]:
-    """Return tables of the measurements of a run.
-
-    They show the slowest rank of each table, at the largest number of ids, and the duration of the parts of a step.
-    """
-    record = read_record(Path(run))
-    measured = record["measured"]
-    predicted = record["predicted"]
+    """Per table at the most ids that were tried, its slowest rank; and how long the parts of a step took."""
+    record = read_placement(Path(run))
+    measured, predicted = record["measured"], record["predicted"]
     tables = [
         (
             table,

@@ -16,7 +16,7 @@ from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
-from trainer.placement.loads import declared_rows, demand_of, facts_of, table_loads, table_rows
+from trainer.placement.loads import dataset_facts, declared_rows, demand_of, table_loads, table_rows
 from trainer.placement.plan import ASSUMED_GPU, topology_for
 
 WORKLOAD_HINT = (
@@ -107,7 +107,7 @@ def _of_run(
         config.model,
         config.train,
         config.cluster.num_workers,
-        facts_of(manifest, config.model.inputs) if manifest is not None else None,
+        dataset_facts(manifest, config.model.inputs) if manifest is not None else None,
     )
     device = config.cluster.device
     topology, assumptions = _topology(config.plan, config.cluster.num_workers, device, preset)
