@@ -15,9 +15,9 @@ from torch import nn
 
 from benchmarks.measure import Comparison, take_turns
 from benchmarks.traffic import counted_traffic
-from models.features.inputs import Inputs
-from models.features.items import Catalogue, IdColumn
-from models.features.values import InputFeature, said_of
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.inputs import ModelInputs
+from models.features.values import InputFeature, feature_embedding
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import Sharding, TableConfig
 from sharding.plan import Plan, TablePlan
@@ -82,7 +82,7 @@ def _column(case: Case, seed: int) -> IdColumn:
 def _feature_of(case: Case, bagged: bool, world: World) -> Work:
     """What looks up the column of one feature of users, and updates the table."""
     feature = InputFeature("likes", "likes", DIM, bagged=bagged)
-    known = Catalogue(1, 1, inputs=Inputs(users=(feature,)))
+    known = Catalogue(1, 1, inputs=ModelInputs(users=(feature,)))
     table = TableSpec("likes", case.num_rows, DIM, bags=known.bags_of_table("likes"))
     config = TableConfig(dim=DIM, sharding=case.sharding)
     model = nn.Module()
@@ -93,9 +93,9 @@ def _feature_of(case: Case, bagged: bool, world: World) -> Work:
     no_items = known.request(np.zeros(0, np.int64))
 
     def work(column: IdColumn) -> None:
-        asked = known.beside(no_items, {}, {"likes": column})
+        asked = known.with_context(no_items, {}, {"likes": column})
         found = model.tables({name: rows for name, rows in asked.rows.items() if name == "likes"}, asked.bags)
-        said = said_of(feature, found, asked.users["likes"], OWNERS)
+        said = feature_embedding(feature, found, asked.users["likes"], OWNERS)
         said.backward(said.detach())
 
     return work

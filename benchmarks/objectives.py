@@ -7,7 +7,7 @@ from torch import Tensor
 
 from benchmarks.measure import Comparison, take_turns
 from models.objectives import chunked_scores
-from models.objectives.sampled import Sample, binary_cross_entropy, sampled_softmax_cross_entropy
+from models.objectives.sampled import SampledTargets, binary_cross_entropy, sampled_softmax_cross_entropy
 from models.objectives.softmax import TILE_ROWS, softmax_cross_entropy, softmax_cross_entropy_reference
 
 NUM_TARGETS, WIDTH = 14_000, 64
@@ -42,7 +42,7 @@ def _sampled(threads: str, turns: int) -> Iterator[Comparison]:
     negative = 0.1 * torch.randn(NUM_NEGATIVES, WIDTH)
     target_ids, negative_ids = (torch.randint(1, CATALOGUE, (n,)) for n in (NUM_TARGETS, NUM_NEGATIVES))
     corrections = torch.full((NUM_TARGETS,), -8.0), torch.full((NUM_NEGATIVES,), -8.0)
-    objectives: dict[str, Callable[[Sample], Tensor]] = {
+    objectives: dict[str, Callable[[SampledTargets], Tensor]] = {
         "sampled softmax": sampled_softmax_cross_entropy,
         "binary cross-entropy": lambda sample: binary_cross_entropy(sample, 1.0, 1.0 / NUM_NEGATIVES),
     }
@@ -52,7 +52,7 @@ def _sampled(threads: str, turns: int) -> Iterator[Comparison]:
             given = corrections if corrected else (None, None)
 
             def loss(u: Tensor, p: Tensor, n: Tensor, given=given, function=function) -> Tensor:  # type: ignore[no-untyped-def]
-                return function(Sample(u, p, n, target_ids, negative_ids, 1.0, *given))
+                return function(SampledTargets(u, p, n, target_ids, negative_ids, 1.0, *given))
 
             yield take_turns(
                 f"{objective}{', logQ' if corrected else ''}: {NUM_TARGETS:,} targets, {NUM_NEGATIVES} negatives, {threads}",

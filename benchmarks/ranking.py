@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from benchmarks.measure import Comparison, take_turns
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.ranking.batch import RankingBatch
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of

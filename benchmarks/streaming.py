@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.measure import Comparison, take_turns
 from models.config import NextItemConfig
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.stream.examples import Examples, examples_of

@@ -4,7 +4,7 @@ Nothing here knows about ranks, files or Ray. Importing this package imports no 
 
 Files:
     config.py            settings of model, encoder and objective
-    costs.py             what a model costs: FLOPs by part, parameters, bytes, from settings alone
-    dense_parameters.py  how many dense weights encoders have
+    costs.py             FLOPs per part, parameters and bytes of a model, computed from its settings
+    dense_parameters.py  number of dense weights of encoders
     tables.py            embedding tables as TorchRec modules
 """

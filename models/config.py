@@ -1,4 +1,4 @@
-"""What a model is made of, as typed settings. Imports no torch."""
+"""Typed settings of a model. Imports no torch."""
 
 from typing import Literal
 
@@ -42,22 +42,22 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def uses_time(self) -> bool:
-        """Whether the model looks at times, so that they have to be in batches."""
+        """Return whether the model uses times, so that batches have to contain them."""
         return bool(self.time_settings)
 
     @property
     def time_settings(self) -> list[str]:
-        """The settings of the model by which it looks at times, with their values."""
-        asking = {
+        """Return the settings by which the model uses times, with their values."""
+        uses = {
             f"inputs.time = {self.inputs.time}": bool(self.inputs.time),
             "inputs.request_time": self.inputs.request_time,
             f"encoder.attention.bias = {self.encoder.attention.bias!r}": self.encoder.uses_time,
         }
-        return [setting for setting, asks in asking.items() if asks]
+        return [setting for setting, is_used in uses.items() if is_used]
 
     @property
     def searched_feature(self) -> str | None:
-        """The feature of items by which a candidate searches the history, or None."""
+        """Return the feature of items by which a candidate searches the history, or None."""
         return None
 
 
@@ -77,5 +77,5 @@ class NextItemConfig(ModelConfig):
 
     @property
     def masks_items(self) -> bool:
-        """Whether masked events are what is learned, in place of the event after each."""
+        """Return whether the model learns masked events instead of the event after each."""
         return self.encoder.bidirectional

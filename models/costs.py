@@ -1,11 +1,11 @@
-"""What a model costs, by formulas over its settings alone: FLOPs by part, parameters, activations, bytes moved. No torch.
+"""Costs of a model, computed from its settings: FLOPs per part, parameters, activations, bytes moved. Imports no torch.
 
-Of each input event, on average over histories of given lengths. FLOPs of matrix products are those of the code as it runs: a pair
-of events that a mask hides costs as much as one that it shows, and what is computed again in the backward pass is counted
-again. They equal torch.utils.flop_counter exactly, for histories padded to their own length (tests/models/test_costs.py).
-Other operations are estimates: one for each number that is produced. So are activations and bytes moved, in float32.
+All figures are per input event, averaged over histories of given lengths. FLOPs of matrix products are those of the code that
+runs: a pair of events that a mask hides costs as much as a visible one, and recomputation in the backward pass is counted. They
+equal torch.utils.flop_counter exactly for histories padded to their own length (tests/models/test_costs.py). FLOPs of other
+operations are estimates: one per number that is produced. Activations and bytes moved, in float32, are estimates too.
 
-Symbols: D model width, H heads, K head width, L events of a history, C candidates or negatives, U looked-up items of a step.
+Symbols: D model width, H heads, L events of a history, C candidates or negatives, U looked-up items of a step.
 """
 
 import itertools
@@ -23,9 +23,9 @@ from models.features.config import NUM_TIME_ROWS
 from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 FLOAT = 4  # bytes
-# Numbers produced for each score: subtract, exponential, divide; for the sparse ones some four rounds of three towards a threshold.
+# Numbers produced for each score: subtract, exponential, divide; sparse forms: about four rounds of three towards a threshold.
 NORMALISATION = {"softmax": 3.0, "silu": 3.0, "sparsemax": 15.0, "entmax15": 16.0, "none": 1.0}
-# Of a dense weight and step: read forward and backward, its gradient written and read, weight and two moments read and written.
+# Per dense weight and step: read forward and backward, its gradient written and read, weight and two moments read and written.
 WEIGHT_TRAFFIC = 10
 # A full softmax over more candidates than this forms its logits twice on CPUs (models/objectives/softmax.py).
 TILED_FROM = 1 << 15
@@ -33,14 +33,14 @@ TILED_FROM = 1 << 15
 
 @dataclass(frozen=True)
 class Histories:
-    """How many histories there are of each length; lengths (n,) int64 of 1 and more, counts (n,)."""
+    """The number of histories of each length."""
 
-    lengths: np.ndarray
-    counts: np.ndarray
+    lengths: np.ndarray  # (n,) int64, 1 or more
+    counts: np.ndarray  # (n,)
 
     @classmethod
     def of(cls, lengths: np.ndarray) -> "Histories":
-        """From the length of every history; empty ones cost nothing."""
+        """Count the lengths of all histories. Empty histories cost nothing and are left out."""
         return cls(*np.unique(lengths[lengths > 0], return_counts=True))
 
     @property
@@ -49,43 +49,39 @@ class Histories:
 
     @property
     def mean(self) -> float:
-        """Events of a history that is not empty; 0 where all are."""
+        """Return the mean number of events of the histories that are not empty, or 0 if all are."""
         return self.num_events / max(1.0, float(self.counts.sum()))
 
 
 @dataclass(frozen=True)
 class Projected:
-    """A feature of items, events or users that is projected from its width to D. looked_up: not given as numbers, but learned."""
+    """A feature of items, events or users that is projected from its width to D."""
 
     owner: Literal["item", "event", "user"]
     width: int
-    looked_up: bool
+    looked_up: bool  # a learned embedding, as opposed to numbers
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a training step is given.
-
-    events_per_step: of the global batch; num_items: that the training part knows; projected: features that are not as wide as
-    the model; targets_per_event, items_per_step: what is learned and looked up, none expects as many as the settings say.
-    """
+    """The input of a training step."""
 
     histories: Histories
-    events_per_step: float
-    num_items: int
-    targets_per_event: float | None = None
-    projected: tuple[Projected, ...] = ()
-    items_per_step: float | None = None
+    events_per_step: float  # of the global batch
+    num_items: int  # of the training split
+    targets_per_event: float | None = None  # learned targets; None: as many as the settings imply
+    projected: tuple[Projected, ...] = ()  # features of another width than the model
+    items_per_step: float | None = None  # looked-up items; None: as many as the settings imply
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Of one part and one input event. forward, backward, recomputed: matrix products; pointwise: all else, forward."""
+    """The FLOPs of one part for one input event."""
 
-    forward: float = 0.0
-    backward: float = 0.0
-    recomputed: float = 0.0
-    pointwise: float = 0.0
+    forward: float = 0.0  # matrix products
+    backward: float = 0.0  # matrix products
+    recomputed: float = 0.0  # matrix products
+    pointwise: float = 0.0  # all other operations, forward
 
     def __add__(self, other: "Flops") -> "Flops":
         return Flops(
@@ -100,23 +96,23 @@ class Flops:
 
     @property
     def matmul(self) -> float:
-        """Matrix products of a training step."""
+        """Return the FLOPs of the matrix products of a training step."""
         return self.forward + self.backward + self.recomputed
 
     @property
     def training(self) -> float:
-        """Of a training step. The backward pass of a pointwise operation is taken for two of them."""
+        """Return the FLOPs of a training step. The backward pass of a pointwise operation counts twice its forward pass."""
         return self.matmul + 3.0 * self.pointwise
 
 
 @dataclass(frozen=True)
 class Costs:
-    """parts: FLOPs of one input event by part of the model; bytes: of one input event of a training step, in float32."""
+    """The costs of one input event, with bytes in float32."""
 
-    parts: dict[str, Flops]
+    parts: dict[str, Flops]  # FLOPs by part of the model
     dense_parameters: int
-    activation_bytes: float
-    moved_bytes: float
+    activation_bytes: float  # kept for the backward pass
+    moved_bytes: float  # read and written in a training step
 
     @property
     def total(self) -> Flops:
@@ -124,7 +120,7 @@ class Costs:
 
     @property
     def forward(self) -> float:
-        """Of encoding an event and scoring it as in training."""
+        """Return the FLOPs of encoding an event and scoring it as in training."""
         return self.total.forward + self.total.pointwise
 
     @property
@@ -133,7 +129,7 @@ class Costs:
 
 
 def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
-    """width: D, of the item table. Tables count as look-ups; their parameters are not the model's."""
+    """Return the costs of one input event. `width`: D, of the item table. Tables count as look-ups, without their parameters."""
     encoder = model.encoder
     items_per_event = looked_up_items(model, workload) / workload.events_per_step
     parts = {name: work.times(encoder.num_blocks) for name, work in _block(encoder, width, workload)}
@@ -154,12 +150,15 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
         {name: work for name, work in parts.items() if work != Flops()},
         dense,
         activations,
-        3 * activations + looked_up + weights,  # written, read, and a gradient as large
+        3 * activations + looked_up + weights,  # written, read, and a gradient of the same size
     )
 
 
 def expected_targets(model: NextItemConfig, histories: Histories) -> float:
-    """Of an input event: one, or the share of events that are masked (trainer/data/stream/masking.py), at least one per history."""
+    """Return the expected number of targets per input event.
+
+    It is 1, or the share of masked events (trainer/data/stream/masking.py), of which every history has at least one.
+    """
     if not model.masks_items:
         return 1.0
     masking = model.masking
@@ -170,7 +169,10 @@ def expected_targets(model: NextItemConfig, histories: Histories) -> float:
 
 
 def looked_up_items(model: NextItemConfig, workload: Workload) -> float:
-    """Distinct items of a step: all, or how many are expected if events were spread evenly over the catalogue (an upper bound)."""
+    """Return the number of distinct items that a step looks up.
+
+    For objectives with negatives it is the expected number if events were spread evenly over the catalogue, an upper bound.
+    """
     if workload.items_per_step is not None:
         return workload.items_per_step
     if isinstance(model.objective, FullSoftmaxConfig):
@@ -180,7 +182,7 @@ def looked_up_items(model: NextItemConfig, workload: Workload) -> float:
 
 
 def linear(width_in: float, width_out: float, bias: bool = False) -> Flops:
-    """A linear layer, of one vector."""
+    """Return the FLOPs of a linear layer for one vector."""
     products = 2.0 * width_in * width_out
     return Flops(products, 2.0 * products, 0.0, width_out if bias else 0.0)
 
@@ -193,18 +195,18 @@ def _block(encoder: EncoderConfig, width: int, workload: Workload) -> Iterator[t
 
 
 def again(encoder: EncoderConfig, work: Flops) -> Flops:
-    """What a block computes again in the backward pass beside its attention, if it is told to keep nothing."""
+    """Return what a block recomputes in the backward pass apart from its attention, if `recompute` is set."""
     return Flops(recomputed=work.forward) if encoder.recompute else Flops()
 
 
 def added(*parts: dict[str, Flops]) -> dict[str, Flops]:
-    """The sum by name."""
+    """Return the sums by name."""
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: sum((part.get(name, Flops()) for part in parts), Flops()) for name in names}
 
 
 def vector_work(encoder: EncoderConfig, width: int) -> tuple[dict[str, Flops], dict[str, Flops]]:
-    """What a block does to each vector on its own: (up to queries, keys and values, behind the attention)."""
+    """Return the FLOPs of a block per vector: the work up to queries, keys and values, and the work after the attention."""
     attention = encoder.attention
     seen = attention.num_channels * width
     key_width = attention.key_value_heads * (width // attention.num_heads)
@@ -228,14 +230,14 @@ def vector_work(encoder: EncoderConfig, width: int) -> tuple[dict[str, Flops], d
     return into, behind
 
 
-def pair_work(encoder: EncoderConfig, width: int, pairs: float, in_pieces: bool) -> dict[str, Flops]:
-    """What a block does with the pairs of one query. in_pieces: whether the backward pass computes them again."""
+def pair_work(encoder: EncoderConfig, width: int, pairs: float, tiled: bool) -> dict[str, Flops]:
+    """Return the FLOPs of a block for the pairs of one query. `tiled`: the backward pass recomputes them."""
     attention = encoder.attention
-    return {"attention": _attention(encoder, width, pairs, in_pieces), "bias": _bias(attention, pairs)}
+    return {"attention": _attention(encoder, width, pairs, tiled), "bias": _bias(attention, pairs)}
 
 
 def is_plain(encoder: EncoderConfig) -> bool:
-    """Whether training goes through scaled_dot_product_attention; any other form is computed again in the backward pass."""
+    """Return whether training uses scaled_dot_product_attention. Any other form is recomputed in the backward pass."""
     attention = encoder.attention
     return (
         attention.normalisation == "softmax"
@@ -248,9 +250,9 @@ def is_plain(encoder: EncoderConfig) -> bool:
 
 
 def pairs_per_event(attention: AttentionConfig, histories: Histories, reach: int | None = None) -> float:
-    """Pairs of a query and a key that are computed, hidden ones too, for an average event.
+    """Return the query-key pairs that are computed for an average event, hidden pairs included.
 
-    reach: how many events an event looks at, the most recent ones and itself, where that is limited beside the window.
+    `reach` limits the events that an event attends to, the most recent ones and itself, in addition to the window.
     """
     if not histories.lengths.size:
         return 0.0
@@ -264,12 +266,12 @@ def pairs_per_event(attention: AttentionConfig, histories: Histories, reach: int
     return float((pairs * histories.counts).sum()) / histories.num_events
 
 
-def _attention(encoder: EncoderConfig, width: int, pairs: float, in_pieces: bool) -> Flops:
-    """Scores, their normalisation, and the weighted sums of values, which each map and each channel has of its own."""
+def _attention(encoder: EncoderConfig, width: int, pairs: float, tiled: bool) -> Flops:
+    """Return the FLOPs of scores, normalisation and weighted sums of values. Each map and each channel has its own sum."""
     attention = encoder.attention
     maps = 2 if attention.differential else 1
     products = 2.0 * pairs * width * (1 + maps + (attention.num_channels - 1))
-    recomputed = products if in_pieces else 0.0
+    recomputed = products if tiled else 0.0
     per_score = NORMALISATION[attention.normalisation] + (attention.dropout > 0)
     rotated = 3.0 * 2 * width * (encoder.positions == "rotary")
     combined = 6.0 * width * attention.differential
@@ -278,7 +280,7 @@ def _attention(encoder: EncoderConfig, width: int, pairs: float, in_pieces: bool
 
 
 def _bias(attention: AttentionConfig, pairs: float) -> Flops:
-    """Each bias: looked up or computed for every pair and head, and added."""
+    """Return the FLOPs of the biases. Each is looked up or computed for every pair and head, and added."""
     biases = attention.uses_position + attention.uses_time
     maps = 2 if attention.differential else 1
     return Flops(pointwise=2.0 * pairs * maps * attention.num_heads * biases)
@@ -290,14 +292,16 @@ def _feed_forward(encoder: EncoderConfig, width: int) -> Flops:
         case "none":
             return Flops()
         case "swiglu":
-            products, pointwise = linear(width, 2 * hidden) + linear(hidden, width), 3.0 * hidden
+            products = linear(width, 2 * hidden) + linear(hidden, width)
+            pointwise = 3.0 * hidden
         case _:
-            products, pointwise = linear(width, hidden, bias=True) + linear(hidden, width, bias=True), 2.0 * hidden
+            products = linear(width, hidden, bias=True) + linear(hidden, width, bias=True)
+            pointwise = 2.0 * hidden
     return products + Flops(pointwise=pointwise + hidden * (encoder.feed_forward_dropout > 0))
 
 
 def output_head(encoder: EncoderConfig, width: int) -> Flops:
-    """The layer behind the encoder, of one vector."""
+    """Return the FLOPs of the output head for one vector."""
     if encoder.output_head == "none":
         return Flops()
     return linear(width, width, bias=True) + Flops(pointwise=2.0 * width + 4.0 * width)  # GELU, and the norm
@@ -313,41 +317,41 @@ def _pooling(encoder: EncoderConfig, width: int, histories: Histories) -> Flops:
 
 
 def pooling_attention(encoder: EncoderConfig) -> AttentionConfig:
-    """The attention of the pooling."""
+    """Return the settings of the attention that pools a history."""
     return AttentionConfig(num_heads=encoder.attention.num_heads, mask=encoder.attention.mask)
 
 
 def pooling_work(width: int) -> Flops:
-    """What the pooling does to each vector on its own."""
+    """Return the FLOPs of the pooling for each vector by itself."""
     return linear(width, 2 * width) + linear(width, width, bias=True)
 
 
-def pooled(encoder: EncoderConfig, width: int, pairs: float, in_pieces: bool) -> Flops:
-    """What the pooling does with the pairs of one query."""
-    return _attention(EncoderConfig(attention=pooling_attention(encoder)), width, pairs, in_pieces)
+def pooled(encoder: EncoderConfig, width: int, pairs: float, tiled: bool) -> Flops:
+    """Return the FLOPs of the pooling for the pairs of one query."""
+    return _attention(EncoderConfig(attention=pooling_attention(encoder)), width, pairs, tiled)
 
 
 def tower(hidden: list[int], width: int) -> Flops:
-    """The layers of a tower, of one vector."""
+    """Return the FLOPs of a tower for one vector."""
     widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
     layers = (linear(a, b, bias=True) + Flops(pointwise=2.0 * b) for a, b in itertools.pairwise(widths))
     return sum(layers, Flops())
 
 
 def _inputs(model: NextItemConfig, width: int, workload: Workload, items_per_event: float) -> Flops:
-    """Positions and times added; features projected, of which those that are numbers need no gradient of their own."""
+    """Return the FLOPs of adding positions and times, and of projecting features. Numeric features need no gradient."""
     each = {"item": items_per_event, "event": 1.0, "user": 1.0 / workload.histories.mean}
     vectors = 1 + (model.encoder.positions == "learned") + len(model.inputs.time)
-    found = Flops(pointwise=float(width * (vectors + 4 * model.encoder.input_norm)))
+    total = Flops(pointwise=float(width * (vectors + 4 * model.encoder.input_norm)))
     for feature in workload.projected:
         products = 2.0 * feature.width * width
         work = Flops(products, products * (2 if feature.looked_up else 1), 0.0, float(width))
-        found += work.times(each[feature.owner])
-    return found
+        total += work.times(each[feature.owner])
+    return total
 
 
 def _objective(objective: ObjectiveConfig, width: int, workload: Workload) -> Flops:
-    """Of one target: its score against C vectors, and the gradients of both sides; one exponential or so for each score."""
+    """Return the FLOPs of one target: its scores against C vectors, both gradients, and about one exponential per score."""
     scores_all = isinstance(objective, FullSoftmaxConfig)
     compared = workload.num_items if scores_all else objective.num_negatives  # type: ignore[union-attr]
     products = 2.0 * compared * width
@@ -356,7 +360,7 @@ def _objective(objective: ObjectiveConfig, width: int, workload: Workload) -> Fl
 
 
 def num_dense_parameters(model: NextItemConfig, width: int, projected: tuple[Projected, ...] = ()) -> int:
-    """Of everything but the tables."""
+    """Return the number of dense weights: all parameters except the tables."""
     total = encoder_parameters(model.encoder, model.max_history, width)
     # The last layer of the items' tower has no bias.
     total += tower_parameters(model.encoder.item_tower, width) - width * bool(model.encoder.item_tower)
@@ -366,23 +370,26 @@ def num_dense_parameters(model: NextItemConfig, width: int, projected: tuple[Pro
 
 
 def saved_numbers(encoder: EncoderConfig, width: int) -> float:
-    """Numbers of one event that the backward pass needs: what goes into matrix products, norms and activations."""
+    """Return how many numbers per event are kept for the backward pass.
+
+    These are the inputs of matrix products, norms and activations.
+    """
     attention = encoder.attention
     seen = attention.num_channels * width
     key_width = attention.key_value_heads * (width // attention.num_heads)
     maps = 2 if attention.differential else 1
     projected = width + 2 * key_width + seen * attention.gate
-    rms = encoder.norm == "rms_norm"  # torch keeps what it scales by besides
+    rms = encoder.norm == "rms_norm"  # torch also keeps the scale
     block = (2.0 + rms) * width  # the norm's input and output
     block += projected * (attention.projection_activation == "silu") * (1 + attention.gate)
-    block += (2 + maps) * width + seen * maps  # queries, keys, and values by map, as rows; what was seen
+    block += (2 + maps) * width + seen * maps  # queries, keys, and values by map, as rows; the output of attention
     block += seen * (attention.gate + {"none": 0, "layer_norm": 1, "rms_norm": 2}[attention.output_norm])
-    beside = 3.0 * width * encoder.residual_gate + width * (encoder.dropout > 0)
-    block += beside
+    extra = 3.0 * width * encoder.residual_gate + width * (encoder.dropout > 0)
+    block += extra
     if encoder.feed_forward != "none":
         hidden = width * encoder.feed_forward_multiple
-        block += (2.0 + rms) * width + hidden * (4 if encoder.feed_forward == "swiglu" else 2) + beside
-        block += hidden * (encoder.feed_forward_dropout > 0)  # which are dropped
+        block += (2.0 + rms) * width + hidden * (4 if encoder.feed_forward == "swiglu" else 2) + extra
+        block += hidden * (encoder.feed_forward_dropout > 0)  # the mask of dropout
     if encoder.recompute:
         block = (encoder.num_blocks * width + block) / max(1, encoder.num_blocks)
     pooling = 6.0 * width * (encoder.pooling == "attention")

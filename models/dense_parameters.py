@@ -1,6 +1,6 @@
-"""How many dense weights a model has, by formulas over its settings alone: of encoders. No torch.
+"""The number of dense weights of encoders, computed from their settings. Imports no torch.
 
-They equal the parameters of the model exactly (tests/models/test_costs.py).
+The numbers equal the parameters of the modules exactly (tests/models/test_costs.py).
 """
 
 import itertools
@@ -12,7 +12,7 @@ from models.encoders.config import EncoderConfig
 
 
 def encoder_parameters(encoder: EncoderConfig, max_history: int, width: int) -> int:
-    """Return the weights of an encoder."""
+    """Return the number of weights of an encoder."""
     norm = width * (2 if encoder.norm == "layer_norm" else 1)
     total = encoder.num_blocks * _block_parameters(encoder, max_history, width, norm)
     total += max_history * width * (encoder.positions == "learned") + norm * encoder.final_norm
@@ -23,13 +23,20 @@ def encoder_parameters(encoder: EncoderConfig, max_history: int, width: int) -> 
 
 
 def tower_parameters(hidden: list[int], width: int) -> int:
-    """Return the weights of a tower; none without layers."""
+    """Return the number of weights of a tower, 0 for a tower without layers."""
     widths = [width, *(width * multiple for multiple in hidden), width] if hidden else []
     return sum((a + 1) * b for a, b in itertools.pairwise(widths))
 
 
 def bias_parameters(attention: AttentionConfig, heads: int, places: int, sides: int = 1) -> int:
-    """Return the weights of the biases by place and time. places: distances to each side that are told apart."""
+    """Return the number of weights of the biases by position and time.
+
+    Args:
+        attention: the settings of the attention.
+        heads: number of heads times the number of maps.
+        places: number of distances to each side with a weight of their own.
+        sides: 2 if events attend to later events too, else 1.
+    """
     positions = {"exact": sides * places, "bucketed": sides * min(POSITION_BUCKETS, places), "functional": 1}
     total = heads * positions[attention.position_bias] * attention.uses_position
     return total + heads * (TIME_BUCKETS if attention.time_bias == "bucketed" else 1) * attention.uses_time
@@ -37,8 +44,10 @@ def bias_parameters(attention: AttentionConfig, heads: int, places: int, sides: 
 
 def _block_parameters(encoder: EncoderConfig, max_history: int, width: int, norm: int) -> int:
     attention = encoder.attention
-    head_width, maps = width // attention.num_heads, 2 if attention.differential else 1
-    heads, sides = maps * attention.num_heads, 2 if attention.mask == "bidirectional" else 1
+    head_width = width // attention.num_heads
+    maps = 2 if attention.differential else 1
+    heads = maps * attention.num_heads
+    sides = 2 if attention.mask == "bidirectional" else 1
     seen = attention.num_channels * width
     projected = width + 2 * attention.key_value_heads * head_width + seen * attention.gate
     total = norm + width * projected + seen * width + width * attention.output_bias

@@ -1,4 +1,4 @@
-"""Embedding tables as TorchRec modules, before anything is sharded."""
+"""Embedding tables as TorchRec modules, before they are sharded."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,33 +10,34 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConf
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from models.features.bags import Bags, Pooling, joined_bags, no_bags
+from models.features.bags import Bags, Pooling, concatenate_bags, empty_bags
 
 NO_BAGS: Mapping[str, Bags] = {}
 
 
 @dataclass(frozen=True)
 class TableSpec:
-    """Name, number of rows and width of one table; its single feature has the table's name.
-
-    replicated: every rank will hold all of it, so it is kept apart from those that are sharded. bags: the names of the bags that
-    are looked up in it ("values.NAME", of one feature of items), none if it is looked up by row; pooling: what becomes of them.
-    """
+    """Name, number of rows and width of one table. Its single feature has the table's name."""
 
     name: str
     num_rows: int
     dim: int
-    replicated: bool = False
+    replicated: bool = False  # every rank holds all rows; kept apart from sharded tables
+    # names of the bags that are looked up in it, such as "values.NAME" for a feature of items; empty: looked up by row
     bags: tuple[str, ...] = ()
-    pooling: Pooling = "mean"
+    pooling: Pooling = "mean"  # how the rows of a bag are combined
 
 
 class EmbeddingTables(nn.Module):
-    """Tables that are looked up by id: an EmbeddingCollection for those of one width, since TorchRec asks for that; and an
-    EmbeddingBagCollection for those whose bags have the same owners, since it wants equally many bags of each.
+    """Embedding tables that are looked up by id.
 
-    device: of the tables that are sharded later; on the meta device nothing is allocated before. Replicated ones are on the CPU,
-    but for those of bags.
+    Tables of one width share an EmbeddingCollection, since TorchRec requires equal widths. Tables with bags of the same
+    owners share an EmbeddingBagCollection, which requires the same number of bags of each.
+
+    Args:
+        specs: the tables.
+        device: of the tables that are sharded later; nothing is allocated on the meta device. Replicated tables are on the CPU,
+            except those with bags.
     """
 
     def __init__(self, specs: list[TableSpec], device: torch.device) -> None:
@@ -59,28 +60,36 @@ class EmbeddingTables(nn.Module):
 
     @property
     def replicated(self) -> list[nn.Module]:
-        """The collections of replicated tables that every rank holds as they are."""
+        """Return the collections of replicated tables, which every rank holds unchanged."""
         return [collection for name, collection in self.collections.items() if name.startswith("replicated")]
 
     def forward(self, rows: Mapping[str, Tensor], bags: Mapping[str, Bags] = NO_BAGS) -> dict[str, Tensor]:
-        """By table, what is in its rows: (R, dim) for row numbers (R,) int64; and by name of bags (M, dim), one for each owner.
+        """Look up rows and bags in all tables, also in those with an empty request.
 
-        All tables are asked, if for nothing.
+        Args:
+            rows: row numbers (R,) int64 by table.
+            bags: bags by name.
+
+        Returns:
+            The rows (R, dim) by table, and one vector per owner (M, dim) by name of the bags.
         """
-        found = {}
-        device = next((asked.device for asked in rows.values()), torch.device("cpu"))
+        vectors = {}
+        device = next((numbers.device for numbers in rows.values()), torch.device("cpu"))
         for name, collection in self.collections.items():
             tables = self._tables[name]
             if tables[0].bags:
-                found.update(_pooled(collection, tables, bags, device))
+                vectors.update(_pooled(collection, tables, bags, device))
             else:
                 jagged = collection(lookup_request({table.name: rows[table.name] for table in tables}))
-                found.update({table.name: jagged[table.name].values() for table in tables})
-        return found
+                vectors.update({table.name: jagged[table.name].values() for table in tables})
+        return vectors
 
 
 def _group_of(spec: TableSpec) -> str:
-    """Bags of two tables are equally many if they are of the same owners, as many features of each: that is what names a group."""
+    """Return the name of the collection that holds a table.
+
+    Tables have the same number of bags if the bags have the same owners, with as many features of each.
+    """
     if not spec.bags:
         return f"{'replicated' if spec.replicated else 'sharded'}_{spec.dim}"
     owners = Counter(name.partition(".")[0] for name in spec.bags)
@@ -88,7 +97,7 @@ def _group_of(spec: TableSpec) -> str:
 
 
 def _bag_collection(specs: list[TableSpec], device: torch.device) -> EmbeddingBagCollection:
-    """Means are weighted sums, see models.features.bags."""
+    """Build the collection of tables with bags. Means are weighted sums, see models.features.bags."""
     configs = [
         EmbeddingBagConfig(s.num_rows, s.dim, name=s.name, feature_names=[s.name], pooling=PoolingType.SUM)
         for s in specs
@@ -99,37 +108,41 @@ def _bag_collection(specs: list[TableSpec], device: torch.device) -> EmbeddingBa
 def _pooled(
     collection: nn.Module, tables: tuple[TableSpec, ...], bags: Mapping[str, Bags], device: torch.device
 ) -> dict[str, Tensor]:
-    """By name of bags, their vectors."""
-    asked = {
-        table: joined_bags([bags.get(name, no_bags(table.name, table.pooling, device)) for name in table.bags])
+    """Return the vectors of the bags by name."""
+    requested = {
+        table: concatenate_bags([bags.get(name, empty_bags(table.name, table.pooling, device)) for name in table.bags])
         for table in tables
     }
-    # A collection that is split by rows over ranks answers with as many as the rank with most bags has.
-    pooled = collection(bag_request({table.name: given for table, given in asked.items()}))
-    found = {}
+    # A row-wise sharded collection returns as many vectors as the rank with the most bags has.
+    pooled = collection(bag_request({table.name: given for table, given in requested.items()}))
+    by_name = {}
     for table in tables:
-        # Always by key: the values of a KeyedTensor are in the order of the plan.
-        vectors, first = pooled[table.name], 0
+        # Access by key: the values of a KeyedTensor are in the order of the plan.
+        vectors = pooled[table.name]
+        first = 0
         for name in table.bags:
             stop = first + (bags[name].lengths.numel() if name in bags else 0)
-            found[name] = vectors[first:stop]
+            by_name[name] = vectors[first:stop]
             first = stop
-    return {name: vectors for name, vectors in found.items() if name in bags}
+    return {name: vectors for name, vectors in by_name.items() if name in bags}
 
 
 def lookup_request(rows: Mapping[str, torch.Tensor]) -> KeyedJaggedTensor:
-    """Ask for rows of each table ((R,) int64) as a single bag, so that every rank has the same stride."""
+    """Request rows of each table ((R,) int64) as a single bag, so that every rank has the same stride."""
     values = torch.cat(list(rows.values()))
     lengths = torch.tensor([ids.numel() for ids in rows.values()], dtype=torch.int64, device=values.device)
-    # fbgemm reads the values' memory from its start, whatever their stride: a sliced tensor would be misread in silence.
+    # fbgemm reads the values' memory from its start and ignores their stride, so it would silently misread a sliced tensor.
     return KeyedJaggedTensor(keys=list(rows), values=values.contiguous(), lengths=lengths)
 
 
 def bag_request(bags: Mapping[str, Bags]) -> KeyedJaggedTensor:
-    """Ask for bags of each table, equally many of each; for an empty one where there are none. Ranks may have unequal numbers."""
+    """Request bags of each table, the same number of each. A table without bags gets one empty bag.
+
+    Ranks may have different numbers of bags.
+    """
     every = list(bags.values())
     numbers = {given.lengths.numel() for given in every}
     assert len(numbers) == 1, f"bags of one collection are of the same owners: {numbers}"
-    whole = joined_bags(every)
+    whole = concatenate_bags(every)
     lengths = whole.lengths if numbers != {0} else whole.lengths.new_zeros(len(every))
     return KeyedJaggedTensor(list(bags), whole.rows, whole.weights, lengths=lengths)

@@ -1,4 +1,4 @@
-"""How a table is stored, placed and updated. Imports no torch."""
+"""Settings of the storage, sharding and update of tables. Imports no torch."""
 
 from typing import Annotated, Literal
 
@@ -27,13 +27,13 @@ SparseOptimizer = Literal[
 Bytes = Annotated[ByteSize, WithJsonSchema({"type": "string", "format": "bytes"})]
 Precision = Literal["fp32", "fp16", "bf16", "fp8", "int8"]
 COLUMN_SPLITS = frozenset({"column_wise", "table_column_wise", "grid_shard"})
-# Splits by rows alone: where TorchRec adds parts of a bag up and, if it is to be averaged, divides the sum.
+# Splits by rows alone: TorchRec sums parts of a bag and, for means, divides the sum.
 ROW_SPLITS = frozenset({"row_wise", "table_row_wise"})
-# Where TorchRec adds parts of a bag up that lie on several ranks.
+# Shardings for which TorchRec sums parts of a bag over several ranks.
 SUMMED_SPLITS = ROW_SPLITS | {"grid_shard"}
-# Optimizers with one number per row, lamb's being its length: where columns are split, each piece would have one of its own.
+# Optimizers with one number per row (for lamb its length): with split columns, each piece would have its own.
 ROWWISE_OPTIMIZERS = frozenset({"rowwise_adagrad", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
-# Optimizers whose updates depend on how many there were before: they correct moments that start at zero.
+# Optimizers with updates that depend on the number of updates before: they correct moments that start at zero.
 COUNTING_OPTIMIZERS = frozenset({"adam", "lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
 
 
@@ -47,7 +47,7 @@ class VocabularyIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class HashIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A row by the hash of the value: no vocabulary and any number of values, with collisions whose rate is reported."""
+    """A row by the hash of the value: no vocabulary and any number of values, with collisions at a reported rate."""
 
     kind: Literal["hash"] = Field(description="how values are mapped to rows")
     num_rows: int = Field(ge=2, le=2**31 - 1, description="rows of the table, including row 0 for missing values")
@@ -142,14 +142,14 @@ class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def allowed_shardings(self) -> tuple[Sharding, ...] | None:
-        """What the config lets the plan choose among; none: anything that changes no result."""
+        """Return the shardings among which the plan can choose; None: all that do not change results."""
         if self.sharding == "auto":
             return None
         return tuple(self.sharding) if isinstance(self.sharding, list) else (self.sharding,)
 
     @model_validator(mode="after")
     def _refuse_rowwise_state_in_column_shards(self) -> "TableConfig":
-        # Every column shard would have a number for its own columns only, which is another optimizer.
+        # Every column shard would have a number for its own columns only, which would be a different optimizer.
         split = [sharding for sharding in self.allowed_shardings or () if sharding in COLUMN_SPLITS]
         if split and self.optimizer in ROWWISE_OPTIMIZERS:
             raise ValueError(
@@ -160,7 +160,7 @@ class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @model_validator(mode="after")
     def _refuse_a_choice_between_two_adams(self) -> "TableConfig":
-        # In a copy it moves all rows in every step, fused only those that were looked up: a plan would decide what is trained.
+        # In a copy it moves all rows in every step, fused only the looked-up ones, so the plan would change the training.
         allowed = self.allowed_shardings or ()
         if self.optimizer == "adam" and "data_parallel" in allowed and len(set(allowed)) > 1:
             raise ValueError(

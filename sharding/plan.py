@@ -1,6 +1,6 @@
-"""Where the shards of every table lie: a plain value, a function of its inputs, kept in plan.json and in every checkpoint.
+"""The plan: the shards of every table as a plain value, a function of its inputs, stored in plan.json and in every checkpoint.
 
-It says what TorchRec is told (sharding.tables.apply_plan), and no more than that: predictions stand beside it (sharding.planning).
+It contains what TorchRec needs (sharding.tables.apply_plan) and nothing else. Predictions are separate (sharding.planning).
 Imports no torch.
 """
 
@@ -23,46 +23,46 @@ class Shard:
 
 @dataclass(frozen=True)
 class TablePlan:
-    """How one table of num_rows x dim numbers lies.
+    """The shards of one table of num_rows x dim numbers.
 
-    places: the rank of each column block of a table_wise (one block), column_wise or table_column_wise table; the host of each
-    column block of a table_row_wise (one block) or grid_shard table, whose rows are spread over that host's ranks; empty for
-    row_wise (spread over all ranks) and data_parallel (whole on all ranks). Column blocks are equally wide.
+    `places` are the ranks of the column blocks of a table_wise (one block), column_wise or table_column_wise table. They are
+    the hosts of the column blocks of a table_row_wise (one block) or grid_shard table, with rows split over all ranks of
+    that host. They are empty for row_wise (rows split over all ranks) and data_parallel (a copy on every rank). Column blocks
+    have equal widths.
     """
 
     sharding: Sharding
     kernel: Kernel
     num_rows: int
     dim: int
-    places: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()  # ranks or hosts of the column blocks, see above
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The plan of all tables for `world_size` ranks, `local_world_size` of them on each host. device: "cpu" or "cuda".
+    """The plan of all tables.
 
-    inputs: sha256 over all that the plan was computed from; equal inputs give an equal plan.
-    replica_groups: groups of ranks that each hold all tables; ranks and hosts in `tables` are then those of one group.
+    With replica groups, each group of ranks holds all tables, and the ranks and hosts in `tables` are those of one group.
     """
 
     world_size: int
-    local_world_size: int
-    device: str
+    local_world_size: int  # ranks per host
+    device: str  # "cpu" or "cuda"
     tables: dict[str, TablePlan]
-    inputs: str = ""
-    replica_groups: int = 1
+    inputs: str = ""  # sha256 of all inputs of the plan; equal inputs give an equal plan
+    replica_groups: int = 1  # groups of ranks that each hold all tables
 
     def shards(self, table: str) -> list[Shard]:
-        """The shards of a table in the order that TorchRec expects: by column block, then by row."""
+        """Return the shards of a table in the order that TorchRec expects: by column block, then by row."""
         return shards_of(self.tables[table], self.world_size // self.replica_groups, self.local_world_size)
 
     def values(self) -> dict[str, Any]:
-        """As plain values, for JSON."""
+        """Return the plan as plain values, for JSON."""
         return asdict(self)
 
 
 def plan_of(values: dict[str, Any]) -> Plan:
-    """The plan that `Plan.values` gave, also after a journey through JSON. Raises TypeError, KeyError for anything else."""
+    """Return the plan of the result of `Plan.values`, also after a conversion to JSON. Raises TypeError or KeyError otherwise."""
     tables = {
         name: TablePlan(**{**table, "places": tuple(table["places"])}) for name, table in values["tables"].items()
     }
@@ -70,7 +70,7 @@ def plan_of(values: dict[str, Any]) -> Plan:
 
 
 def shards_of(table: TablePlan, world_size: int, local_world_size: int) -> list[Shard]:
-    """Blocks of ceil(rows / ranks) rows, as TorchRec cuts them; the last ones may be smaller, or empty."""
+    """Return the shards of a table, in blocks of ceil(rows / ranks) rows like TorchRec's. The last can be smaller or empty."""
     match table.sharding:
         case "data_parallel":
             return [Shard(rank, 0, 0, table.num_rows, table.dim) for rank in range(world_size)]

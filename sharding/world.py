@@ -1,7 +1,7 @@
-"""A rank among ranks: the collectives that the rest of Shoal uses, and nothing else of torch.distributed.
+"""The ranks of a run and the collectives of Shoal. Only this module and trainer/checkpoint use torch.distributed directly.
 
-The process group is created by whoever launches the ranks. All methods are collective: every rank calls them in the
-same order, with tensors of the same dtype.
+The process group is created by the launcher of the ranks. All methods are collective: every rank calls them in the same order,
+with tensors of the same dtype.
 """
 
 import pickle
@@ -21,34 +21,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This rank, the number of ranks, and the device that this rank computes on."""
+    """The ranks of a run, as one rank sees them."""
 
-    rank: int
-    world_size: int
-    device: torch.device
+    rank: int  # this rank
+    world_size: int  # number of ranks
+    device: torch.device  # of this rank's computations
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, in place and returned."""
+        """Sum a tensor over ranks, in place, and return it."""
         if self.world_size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
         return tensor
 
     def max(self, tensor: Tensor) -> Tensor:
-        """Maximum over ranks, in place and returned."""
+        """Compute the maximum of a tensor over ranks, in place, and return it."""
         if self.world_size > 1:
             dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
-        """Every rank's tensor, in rank order. First dimensions may differ, the others may not."""
+        """Return every rank's tensor, in rank order. First dimensions may differ; others must be equal."""
         if self.world_size == 1:
             return [tensor]
         sizes = [int(n) for n in self.gather_ints(tensor.shape[0])]
-        # gloo gathers equal shapes only: pad to the longest, cut after.
+        # gloo gathers equal shapes only: pad to the longest and cut afterwards.
         padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
         padded[: tensor.shape[0]] = tensor
         pieces = [torch.empty_like(padded) for _ in sizes]
@@ -56,15 +56,15 @@ class World:
         return [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
 
     def gather_ints(self, value: int) -> list[int]:
-        """Every rank's integer, in rank order."""
-        mine = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
-        mine[self.rank] = value
-        return [int(n) for n in self.sum(mine).tolist()]
+        """Return every rank's integer, in rank order."""
+        own = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        own[self.rank] = value
+        return [int(n) for n in self.sum(own).tolist()]
 
     def exchange(self, leaving: Tensor, sent: list[int], received: list[int]) -> Tensor:
-        """Send the first sent[0] numbers of a flat tensor to rank 0, the next to rank 1, and so on.
+        """Send the first sent[0] numbers of a flat tensor to rank 0, the next sent[1] to rank 1, and so on.
 
-        Returns what arrives: received[r] numbers from rank r, in rank order.
+        Returns the received numbers: received[r] numbers from rank r, in rank order.
         """
         if self.world_size == 1:
             return leaving
@@ -73,23 +73,23 @@ class World:
         return arriving
 
     def from_first(self, tensor: Tensor) -> Tensor:
-        """The first rank's tensor, bit for bit, on every rank; in place and returned. Collective."""
+        """Broadcast the first rank's tensor, bit for bit, in place, and return it."""
         if self.world_size > 1:
             dist.broadcast(tensor, src=0)
         return tensor
 
     def broadcast(self, value: object) -> object:
-        """The first rank's picklable object, on every rank."""
+        """Return the first rank's picklable object on every rank."""
         box = [value]
         if self.world_size > 1:
             dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
     def on_first(self, function: Callable[[], T]) -> T:
-        """Run `function` on the first rank; its picklable result, or the error it raised, on every rank.
+        """Run `function` on the first rank. Every rank returns its picklable result or raises its error.
 
-        What cannot be pickled must not be sent: the others would wait for it until their deadline. They get a summary of such an
-        error, and of such a result the error.
+        Objects that cannot be pickled must not be sent, since the other ranks would wait for them until their deadline. Such an
+        error is replaced by a summary, and such a result by the error of pickling.
         """
         result: T | None = None
         failure: Exception | None = None
@@ -98,8 +98,9 @@ class World:
                 result = function()
                 if self.world_size > 1:
                     pickle.dumps(result)
-            except Exception as error:  # noqa: BLE001 - what only one rank can see is raised on all, so nobody hangs
-                result, failure = None, error
+            except Exception as error:  # noqa: BLE001 - an error of one rank is raised on all, so that no rank waits forever
+                result = None
+                failure = error
         summary = picklable(failure) if failure is not None else None
         result, summary = cast(tuple[T, Exception | None], self.broadcast((result, summary)))
         if failure is not None:
@@ -109,7 +110,7 @@ class World:
         return result
 
     def gather_objects(self, value: object) -> list[object]:
-        """Every rank's picklable object, in rank order."""
+        """Return every rank's picklable object, in rank order."""
         values: list[object] = [value] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(values, value)
@@ -119,7 +120,10 @@ class World:
         self.sum(torch.zeros(1, device=self.device))
 
     def disagreements(self, facts: dict[str, str]) -> list[str]:
-        """Compare named facts over ranks. One line per fact that differs, naming the ranks; the same lines on every rank."""
+        """Compare named facts over ranks.
+
+        Returns one line per fact that differs, with the ranks; the same lines on every rank.
+        """
         everywhere = self.gather_objects(facts)
         lines = []
         for name in facts:
@@ -130,10 +134,10 @@ class World:
 
 
 def current_world(device: torch.device) -> World:
-    """The ranks of the default process group. Also switches off TorchRec's division of gradients by the world size.
+    """Return the ranks of the default process group. Also disables TorchRec's division of gradients by the world size.
 
-    The trainer sums losses and divides by the global number of targets itself, so a division by the world size would
-    be undone anyway; switching it off here is the one place where that happens.
+    The trainer sums losses and divides by the global number of targets itself, so a division by the world size would have to be
+    undone. Only this function disables it.
     """
     if not dist.is_initialized():
         raise RuntimeError("no process group: ranks are launched by Ray Train, or by the tests' harness")

@@ -26,7 +26,7 @@ from tests.support.datasets import tiny_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-PACKAGES = ("cluster", "trainer", "sharding", "models")
+PACKAGES = ("shoal", "cluster", "trainer", "sharding", "models")
 
 
 def code_blocks(page: Path, language: str = r"\w*") -> Iterator[str]:
@@ -131,7 +131,7 @@ PACKAGE_FOLDERS = sorted(path.parent for package in PACKAGES for path in (ROOT /
 
 
 def test_the_readme_lists_every_package_once() -> None:
-    (tree,) = (block for block in code_blocks(ROOT / "README.md") if block.startswith("cluster/ "))
+    (tree,) = (block for block in code_blocks(ROOT / "README.md") if block.startswith("shoal/ "))
     folders: list[str] = []  # the folders that the line is in, by its indentation
     listed = []
     for line in tree.splitlines():

@@ -1,7 +1,7 @@
-"""Errors that a user can mend, and how they read.
+"""Errors that the user can fix.
 
-Every message says what is wrong, where, why it likely is so, and what to change. The command line prints exactly that and
-exits with 2. Plain attributes and positional arguments: the error must survive pickling between processes.
+Every message says what is wrong, where, the likely cause, and what to change. The command line prints that message alone and exits
+with 2. Attributes are plain and arguments positional, because errors are pickled when they travel between processes.
 """
 
 
@@ -10,11 +10,11 @@ class UserError(Exception):
 
 
 class NonFiniteLossError(UserError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
+    """Too many steps in a row with a non-finite loss or gradient."""
 
 
 class NonFiniteWeightsError(UserError):
-    """Updates have made weights, or the state of an optimizer, not finite. `names` are those of the tensors; nothing was saved."""
+    """Non-finite weights or optimizer states after updates. `names` are those of the tensors. Nothing was saved."""
 
     def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
         super().__init__(message, names)
@@ -26,10 +26,10 @@ class NonFiniteWeightsError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, corrupt, or does not fit the model."""
+    """A checkpoint that is missing, corrupt, or does not fit the model."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, for use in a message; the name of its class if it says nothing."""
+    """Return the first line of another library's error, for use in a message. If it has none, return the name of its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

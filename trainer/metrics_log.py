@@ -1,6 +1,6 @@
 """Logs of training: metrics.jsonl, TensorBoard events, attempts.json, and the ledger of trained rows.
 
-The invariant: after a resume the files hold exactly the steps that the weights have seen, each once.
+The invariant: after resuming, the files hold exactly the steps that the weights have seen, each once.
 """
 
 import json
@@ -27,10 +27,10 @@ class TrainingTime:
 
 
 class MetricsLog:
-    """Appends one JSON object per line, and the same numbers to TensorBoard. Only the first rank has one."""
+    """The metrics of a run: one JSON object per line, and the same numbers in TensorBoard. Only the first rank has one."""
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank writes
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank needs it
 
         self.path = run_dir / "metrics.jsonl"
         truncate_after(self.path, resume_step)
@@ -67,8 +67,8 @@ class MetricsLog:
             self._board.close()
 
 
-class Ledger:
-    """One line per step: the ids of the histories that this rank trained. For audits of exactly-once training."""
+class SampleLog:
+    """The ids of the examples that this rank trained, one line per step. For audits of exactly-once training."""
 
     def __init__(self, run_dir: Path, rank: int, resume_step: int) -> None:
         folder = run_dir / "ledger"
@@ -78,17 +78,19 @@ class Ledger:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, row_ids: list[int]) -> None:
+        """Write the ids of a step's examples."""
         with naming(self.path):
             self._file.write(json.dumps({"step": step, "row_ids": row_ids}) + "\n")
             self._file.flush()
 
     def close(self) -> None:
+        """Close the files."""
         with naming(self.path):
             self._file.close()
 
 
 def truncate_after(path: Path, step: int) -> None:
-    """Drop lines of later steps, and a half-written last line: they are of work that the checkpoint does not hold."""
+    """Remove lines of steps after `step`, and a half-written last line. The checkpoint does not contain that work."""
     if not path.exists():
         return
     kept = []

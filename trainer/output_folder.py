@@ -1,4 +1,4 @@
-"""A folder that one command writes at a time: held while it is written, and what goes wrong said in one message."""
+"""An output folder that one command writes at a time, with one message for each thing that can go wrong."""
 
 import errno
 import fcntl
@@ -13,10 +13,17 @@ from trainer.errors import UserError
 
 @contextmanager
 def writing(folder: Path, what: str, busy: str, space: str, remedy: str) -> Iterator[None]:
-    """Hold `folder` for the body; it is made where it is not, and removed if it was made and is empty in the end.
+    """Lock `folder` while the body runs. Create it if it is missing, and remove it again if it stays empty.
 
-    Raises UserError if another command holds it, the disk is full, or it may not be written. what: how messages call the
-    folder; busy: what the other command does; space: what to know of the space needed; remedy: what else could be done.
+    Args:
+        folder: The folder that the body writes.
+        what: The name of the folder in messages.
+        busy: What another command does that holds the folder, as in "preparing it".
+        space: A sentence about the space needed, or "".
+        remedy: Another thing that the user could do, as in "choose another run.dir".
+
+    Raises:
+        UserError: Another command holds the folder, the disk is full, or the folder cannot be written.
     """
     created = not folder.exists()
     try:
@@ -37,7 +44,7 @@ def writing(folder: Path, what: str, busy: str, space: str, remedy: str) -> Iter
 
 @contextmanager
 def _locked(folder: Path, busy: str) -> Iterator[None]:
-    """Held by the process, so it ends with the process. Filesystems that cannot lock folders go without."""
+    """Lock the folder for this process. The lock ends with the process. Filesystems that cannot lock folders have no lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -53,7 +60,7 @@ def _locked(folder: Path, busy: str) -> Iterator[None]:
 
 
 def remove_from(folder: Path, names: Iterable[str], last: str) -> None:
-    """Delete files and folders; those that begin with `last` at the end, because they mark the others as ours."""
+    """Delete files and folders by name. Names that begin with `last` come last, because they mark the others as ours."""
     for name in sorted(names, key=lambda name: name.startswith(last)):
         path = folder / name
         if path.is_dir():

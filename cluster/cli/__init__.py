@@ -2,9 +2,9 @@
 
 Files:
     __main__.py     `python -m cluster.cli`, the same as `shoal`
-    app.py          the commands
-    checkpoint.py   those about checkpoints
-    config_docs.py  writes docs/configuration.md from the settings
+    app.py          the `shoal` command: its commands in order, errors, exit codes
+    checkpoint.py   `shoal checkpoint`
+    config_docs.py  generates docs/configuration.md from the settings
     convert.py      `shoal convert`
     doctor.py       `shoal doctor`
     evaluate.py     `shoal evaluate`

@@ -1,4 +1,4 @@
-"""`shoal plan --calibrate RUN`: the cost model's constants fitted to what runs measured. No torch, no ray."""
+"""`shoal plan --calibrate RUN`: the cost model's constants, fitted to measurements of runs. Imports neither torch nor ray."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,46 +10,47 @@ from sharding.planning.calibrate import Calibration, calibrate
 from sharding.planning.topology import CONSTANTS, Topology
 from sharding.planning.units import bytes_text, seconds_text
 from trainer.errors import UserError
-from trainer.placement.record import observations_in, read_record
+from trainer.placement.record import observations_in, read_placement
 
 FILE = "calibration.json"
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """device: of the runs; the constants hold for no other."""
+    """Fitted constants, valid for the kind of device of the runs only."""
 
-    runs: tuple[str, ...]
-    device: str
+    runs: tuple[str, ...]  # their folders
+    device: str  # of the runs
     calibration: Calibration
 
     def values(self) -> dict[str, Any]:
-        """What calibration.json holds; plan.calibration reads its constants."""
+        """Return the content of calibration.json. plan.calibration reads the constants from it."""
         return {"runs": self.runs, "device": self.device, **asdict(self.calibration)}
 
     @property
     def grids(self) -> list[Grid]:
-        """What was measured beside what was predicted, and how far apart they are before and after."""
+        """Return tables of measured and predicted costs, and of the errors before and after the fit."""
         return [grid for run in self.runs for grid in _measured_grids(run)] + [self._error_grid]
 
     @property
     def _error_grid(self) -> Grid:
-        before, after = self.calibration.error_before, self.calibration.error_after
+        before = self.calibration.error_before
+        after = self.calibration.error_after
         rows = tuple((phase, f"{before[phase]:.0%}", f"{after[phase]:.0%}") for phase in before)
         number = self.calibration.num_observations
         return Grid(f"error of the prediction (median of {number:,})", ("phase", "as shipped", "calibrated"), rows)
 
 
 def fit(runs: Sequence[str]) -> Fitted:
-    """Raises UserError if a run measured nothing, or if they ran on different kinds of devices."""
-    found = [observations_in(Path(run)) for run in runs]
-    devices = {topology.device for _, topology in found}
+    """Fit the constants to runs. Raises UserError if a run has no measurements, or if the kinds of devices differ."""
+    records = [observations_in(Path(run)) for run in runs]
+    devices = {topology.device for _, topology in records}
     if len(devices) > 1:
-        raise UserError("--calibrate: some of these runs were on CPUs and some on GPUs; fit each kind by itself")
-    device = found[0][1].device
-    observations = [observation for observed, _ in found for observation in observed]
+        raise UserError("--calibrate: some of these runs were on CPUs and some on GPUs; calibrate each kind separately")
+    device = records[0][1].device
+    observations = [observation for observed, _ in records for observation in observed]
     try:
-        # From the constants that ship, whatever the runs were planned with: the same runs give the same constants.
+        # Start from the shipped constants, not from those of the runs' plans: the same runs give the same constants.
         return Fitted(tuple(runs), device, calibrate(observations, CONSTANTS[device]))
     except ValueError as error:
         raise UserError(f"--calibrate {', '.join(runs)}: {error}") from None
@@ -57,7 +58,7 @@ def fit(runs: Sequence[str]) -> Fitted:
 
 def _measured_grids(run: str) -> list[Grid]:
     """Per table at the most ids that were tried, its slowest rank; and how long the parts of a step took."""
-    record = read_record(Path(run))
+    record = read_placement(Path(run))
     measured, predicted = record["measured"], record["predicted"]
     tables = [
         (
@@ -71,21 +72,21 @@ def _measured_grids(run: str) -> list[Grid]:
         for table, num_ids in measured["num_ids"].items()
     ]
     header = ("table", "ids a rank", "predicted", "measured", "memory with buffers", "rows and state")
-    found = [Grid(f"{run}: look-up and update alone", header, tuple(tables))]
+    grids = [Grid(f"{run}: look-up and update alone", header, tuple(tables))]
     if "steps" in record:
         parts = record["steps"]["seconds"]
         rows = tuple((part, seconds_text(min(each)), seconds_text(max(each))) for part, each in parts.items())
-        found.append(Grid(f"{run}: {record['steps']['num_steps']:,} steps", ("part", "least rank", "most"), rows))
-    return found
+        grids.append(Grid(f"{run}: {record['steps']['num_steps']:,} steps", ("part", "least rank", "most"), rows))
+    return grids
 
 
 def _slowest(seconds: dict[str, Any], timed: dict[str, Any]) -> float:
-    """The sum over the phases that were timed of the slowest rank in the last trial."""
+    """Return the sum over the timed phases of the slowest rank in the last trial."""
     return float(sum(max(seconds[phase][-1]) for phase in timed))
 
 
 def refuse_other_device(fitted: Fitted, topology: Topology) -> None:
-    """Raises UserError if the plan is not for the kind of device that the runs had."""
+    """Raise UserError if the plan is for another kind of device than that of the runs."""
     if topology.device != fitted.device:
         raise UserError(
             f"--calibrate: the runs were on {fitted.device} devices, and the plan is for {topology.device}; "

@@ -1,9 +1,9 @@
-"""`shoal plan`: a dry run. Where the tables would lie on given devices and what that would cost; no GPU, worker, torch or ray.
+"""`shoal plan`: a dry run that predicts the placement and cost of tables on devices, without GPU, workers, torch or ray.
 
 FOLDER/plan.json, plan.svg                     the plan (sharding.plan) and its picture
-FOLDER/plan-compared.json, plan-compared.svg   the same of the other one, where two were asked for
+FOLDER/plan-compared.json, plan-compared.svg   the same of the second plan, with --compare
 FOLDER/plan.html                               pictures and tables of both
-FOLDER/calibration.json                        constants fitted to runs, where any were named
+FOLDER/calibration.json                        constants fitted to runs, with --calibrate
 """
 
 import re
@@ -22,7 +22,7 @@ from cluster.plan.calibration import FILE as CALIBRATION
 from cluster.plan.calibration import Fitted, fit, refuse_other_device
 from cluster.plan.grids import Grid, Planned, difference_grid, grids, summary_grid
 from cluster.plan.picture import picture
-from cluster.plan.request import OPTIONS, Request, read_request
+from cluster.plan.request import OPTIONS, PlanRequest, read_request
 from sharding.errors import PlacementError
 from sharding.planning.costs import predict
 from sharding.planning.planner import make_plan
@@ -34,18 +34,19 @@ from trainer.storage.files import write_json_atomically, write_text_atomically
 
 NAMES = ("as given", "compared")
 HEADLINES = ("time on tables in a step", "imbalance", "fullest device, of its limit", "most that a rank sends")
-PLAN, PAGE = "plan.json", "plan.html"
+PLAN = "plan.json"
+PAGE = "plan.html"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What was planned, and the folder that it was written into."""
+class PlanAnswer:
+    """The plan or plans, and the folder with their files."""
 
     planned: Planned
-    other: Planned | None
-    compared: str
-    folder: Path
-    fitted: Fitted | None = None
+    other: Planned | None  # the second plan, with --compare
+    compared: str  # its settings
+    folder: Path  # of the files
+    fitted: Fitted | None = None  # with --calibrate
 
 
 def run(
@@ -55,10 +56,16 @@ def run(
     compare: str | None,
     out: str | None,
     calibrate: Sequence[str] = (),
-) -> Answer:
-    """Plan, once more with the settings of `compare` if there are any, and write the files. calibrate: folders of runs.
+) -> PlanAnswer:
+    """Compute the plan and write its files. Raises UserError or PlacementError for mistakes of the user.
 
-    Raises UserError or PlacementError for what the user has to change.
+    Args:
+        path: the config or the workload.
+        settings: KEY=VALUE.
+        rows: TABLE=N, for tables of unknown size.
+        compare: settings of a second plan.
+        out: the folder of the files.
+        calibrate: folders of runs.
     """
     num_rows = rows_given(rows)
     fitted = fit(calibrate) if calibrate else None
@@ -67,13 +74,13 @@ def run(
     if compare is not None:
         other = make(read_request(path, settings + settings_in(compare), num_rows), fitted)
     folder = Path(out) if out is not None else planned.request.folder
-    answer = Answer(planned, other, compare or "", folder, fitted)
+    answer = PlanAnswer(planned, other, compare or "", folder, fitted)
     _write(answer)
     return answer
 
 
-def make(request: Request, fitted: Fitted | None = None) -> Planned:
-    """The plan and its prediction, with fitted constants if there are any. Raises PlacementError if there is no plan."""
+def make(request: PlanRequest, fitted: Fitted | None = None) -> Planned:
+    """Compute the plan and its prediction, with fitted constants if given. Raises PlacementError if there is no plan."""
     if fitted is not None:
         refuse_other_device(fitted, request.topology)
         request = replace(request, topology=replace(request.topology, constants=fitted.calibration.constants))
@@ -89,8 +96,8 @@ def make(request: Request, fitted: Fitted | None = None) -> Planned:
 
 
 def rows_given(rows: list[str]) -> dict[str, int]:
-    """Numbers from TABLE=N; N may be written as 10_000_000 or 1e7."""
-    found = {}
+    """Parse TABLE=N. N can be written as 10_000_000 or 1e7."""
+    num_rows = {}
     for text in rows:
         name, _, number = text.partition("=")
         try:
@@ -101,12 +108,12 @@ def rows_given(rows: list[str]) -> dict[str, int]:
             raise UserError(
                 f"--rows {text}: write it as TABLE=N, with N from 1 to 10^12, such as item=10_000_000 or item=1e7"
             )
-        found[name.strip()] = int(value)
-    return found
+        num_rows[name.strip()] = int(value)
+    return num_rows
 
 
 def settings_in(compare: str) -> list[str]:
-    """The settings of "KEY=VALUE,KEY=VALUE"; a comma within a value, as in a list, is none between settings."""
+    """Split "KEY=VALUE,KEY=VALUE" into settings. A comma within a value, as in a list, does not separate settings."""
     settings = [part.strip() for part in re.split(r",(?=\s*[A-Za-z_][\w.]*\s*=)", compare)]
     for setting in settings:
         if not re.match(r"[A-Za-z_][\w.]*\s*=", setting):
@@ -116,8 +123,8 @@ def settings_in(compare: str) -> list[str]:
     return settings
 
 
-def print_for_people(answer: Answer, console: Console) -> None:
-    """The tables; of two plans, the figures side by side and what differs."""
+def print_for_people(answer: PlanAnswer, console: Console) -> None:
+    """Print the tables. For two plans, print the figures side by side and the differences."""
     console.print(answer.planned.title, highlight=False, soft_wrap=True, style="bold")
     if answer.other is not None:
         console.print(f"compared with {answer.compared}", highlight=False, markup=False, soft_wrap=True)
@@ -138,8 +145,8 @@ def print_for_people(answer: Answer, console: Console) -> None:
     console.print(f"plan: {answer.folder / PLAN}   picture: {answer.folder / PAGE}", highlight=False, soft_wrap=True)
 
 
-def json_of(answer: Answer) -> dict[str, Any]:
-    """One object for programs."""
+def json_of(answer: PlanAnswer) -> dict[str, Any]:
+    """Return the result as one object, for --json."""
     values = {**answer.planned.values, "plan": str(answer.folder / PLAN), "page": str(answer.folder / PAGE)}
     if answer.other is not None:
         values["compared"] = {"settings": answer.compared, **answer.other.values}
@@ -149,11 +156,11 @@ def json_of(answer: Answer) -> dict[str, Any]:
 
 
 def comparison(left: Planned, right: Planned) -> list[Grid]:
-    """Both plans in one grid, and the tables that lie otherwise."""
+    """Return both plans in one grid, and the tables that are placed differently."""
     return [summary_grid([left.values, right.values], NAMES), difference_grid(left.values, right.values, NAMES)]
 
 
-def _write(answer: Answer) -> None:
+def _write(answer: PlanAnswer) -> None:
     plans = {"plan": answer.planned} | ({"plan-compared": answer.other} if answer.other is not None else {})
     pictures = {
         stem: picture(planned.plan, planned.prediction, planned.request.topology, planned.title)
@@ -184,7 +191,7 @@ def _summary(planned: Planned) -> dict[str, str]:
     return {row[0]: row[1] for row in summary_grid([planned.values]).rows}
 
 
-def _page(answer: Answer, plans: list[Planned], pictures: list[str]) -> str:
+def _page(answer: PlanAnswer, plans: list[Planned], pictures: list[str]) -> str:
     """Return plan.html, with one picture or two."""
     names = ["", ""] if len(plans) == 1 else [NAMES[0], f"{NAMES[1]}: {answer.compared}"]
     return page.render(

@@ -1,4 +1,4 @@
-"""A planned workload as plain values, and as grids of text that the terminal and the page both show."""
+"""The figures of a plan as plain values, and as text tables for the terminal and the page."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,30 +9,31 @@ from typing import Any
 import numpy as np
 
 from cluster.plan.picture import PHASES
-from cluster.plan.request import Request
+from cluster.plan.request import PlanRequest
 from sharding.plan import Plan
 from sharding.planning.prediction import Float64, Prediction
 from sharding.planning.units import bytes_text, count_text, seconds_text
 
-MOST_RANKS = 16  # that are listed one by one
+MOST_RANKS = 16  # with more, only some ranks are listed
 NUM_BUSIEST = 3
-NUM_LISTED = 40  # rows of tables that people are shown
+NUM_LISTED = 40  # rows of a displayed table
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A request, its plan, and what that will cost. warnings: what the user should know before paying for it."""
+    """A request, its plan and the predicted cost."""
 
-    request: Request
+    request: PlanRequest
     plan: Plan
     prediction: Prediction
-    warnings: tuple[str, ...]
-    seconds: float
+    warnings: tuple[str, ...]  # about the plan, a line each
+    seconds: float  # taken by the planning
 
     @property
     def title(self) -> str:
-        """The most important of it in a line."""
-        prediction, topology = self.prediction, self.request.topology
+        """Return the most important figures in one line."""
+        prediction = self.prediction
+        topology = self.request.topology
         phase, rank = prediction.bottleneck
         return (
             f"{self.request.name} on {_devices(topology.num_devices, topology.device)}: "
@@ -42,13 +43,13 @@ class Planned:
 
     @cached_property
     def values(self) -> dict[str, Any]:
-        """Everything as plain values, for JSON."""
+        """Return everything as plain values, for JSON."""
         return _values_of(self)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of text; the first column is aligned to the left, the others to the right."""
+    """A table of text. The first column is left-aligned, the others are right-aligned."""
 
     title: str
     header: tuple[str, ...]
@@ -56,13 +57,13 @@ class Grid:
 
 
 def grids(values: dict[str, Any]) -> list[Grid]:
-    """What people are shown of these values."""
+    """Return the tables to display for these values."""
     bags = _bag_grid(values)
     return [summary_grid([values]), _table_grid(values), *([bags] if bags.rows else []), _rank_grid(values)]
 
 
 def summary_grid(planned: Sequence[dict[str, Any]], names: Sequence[str] = ("",)) -> Grid:
-    """The figures of one plan, or of several side by side."""
+    """Return the figures of one plan, or of several side by side."""
 
     def row(name: str, texts: Iterable[str]) -> tuple[str, ...]:
         return (name, *texts)
@@ -85,24 +86,25 @@ def summary_grid(planned: Sequence[dict[str, Any]], names: Sequence[str] = ("",)
 
 
 def difference_grid(left: dict[str, Any], right: dict[str, Any], names: tuple[str, str]) -> Grid:
-    """Tables that lie otherwise in the one than in the other; those that differ in the same way in one row."""
+    """Return the tables that are placed differently in two plans. Tables with the same difference share a row."""
     here, there = ({table["name"]: table for table in values["tables"]} for values in (left, right))
-    alike = defaultdict(list)
+    groups = defaultdict(list)
     for name in {**here, **there}:
-        lies = _lies(here.get(name)), _lies(there.get(name))
-        if lies[0] != lies[1]:
+        before = _placement(here.get(name))
+        after = _placement(there.get(name))
+        if before != after:
             table = here.get(name) or there[name]
-            alike[(table["num_rows"], table["dim"], *lies)].append(name)
-    rows = [(_all_of(found), before, after) for (_, _, before, after), found in alike.items()]
-    return Grid("tables that lie otherwise", ("table", *names), _shortened(rows))
+            groups[(table["num_rows"], table["dim"], before, after)].append(name)
+    rows = [(_all_of(group), before, after) for (_, _, before, after), group in groups.items()]
+    return Grid("tables placed differently", ("table", *names), _shortened(rows))
 
 
-def _lies(table: dict[str, Any] | None) -> str:
-    return "-" if table is None else _lies_text(table["sharding"], table["kernel"], table["num_shards"])
+def _placement(table: dict[str, Any] | None) -> str:
+    return "-" if table is None else _placement_text(table["sharding"], table["kernel"], table["num_shards"])
 
 
-def _lies_text(sharding: str, kernel: str, num_shards: int) -> str:
-    """Such as "row_wise x 64"; the kernel is named where it is not the usual one."""
+def _placement_text(sharding: str, kernel: str, num_shards: int) -> str:
+    """Describe a placement, for example "row_wise x 64". The kernel is added if it is not the default."""
     usual = "dense" if sharding == "data_parallel" else "fused"
     return f"{sharding} x {num_shards:,}" + ("" if kernel == usual else f", {kernel}")
 
@@ -112,41 +114,41 @@ def _devices(number: int, device: str) -> str:
 
 
 def _table_grid(values: dict[str, Any]) -> Grid:
-    """Tables of one size that lie alike share a row."""
-    alike = defaultdict(list)
+    """Return a row per size and placement of tables."""
+    groups = defaultdict(list)
     for table in values["tables"]:
         key = (table["num_rows"], table["dim"], table["sharding"], table["kernel"], table["num_shards"])
-        alike[key].append(table)
+        groups[key].append(table)
     rows = [
         (
-            _all_of([table["name"] for table in found]),
-            _lies_text(sharding, kernel, num_shards),
+            _all_of([table["name"] for table in group]),
+            _placement_text(sharding, kernel, num_shards),
             f"{count_text(num_rows)} x {dim}",
-            bytes_text(sum(table["memory_bytes"] for table in found)),
-            bytes_text(max(table["max_rank_memory_bytes"] for table in found)),
-            seconds_text(max(table["max_rank_seconds"] for table in found)),
+            bytes_text(sum(table["memory_bytes"] for table in group)),
+            bytes_text(max(table["max_rank_memory_bytes"] for table in group)),
+            seconds_text(max(table["max_rank_seconds"] for table in group)),
         )
-        for (num_rows, dim, sharding, kernel, num_shards), found in sorted(
-            alike.items(), key=lambda item: -sum(table["memory_bytes"] for table in item[1])
+        for (num_rows, dim, sharding, kernel, num_shards), group in sorted(
+            groups.items(), key=lambda item: -sum(table["memory_bytes"] for table in item[1])
         )
     ]
-    header = ("table", "lies", "size", "memory", "one rank", "time")
+    header = ("table", "placement", "size", "memory", "one rank", "time")
     return Grid(
-        "tables (+N alike; one rank and time: the most that one of them takes)",
+        "tables (+N: N more of the kind; one rank and time: maximum over them)",
         header,
         _shortened(rows),
     )
 
 
 def _bag_grid(values: dict[str, Any]) -> Grid:
-    """Of tables whose rows are added up where they lie."""
-    alike = defaultdict(list)
+    """Return the tables that sum rows in bags where they are stored."""
+    groups = defaultdict(list)
     for table in values["tables"]:
         if table["pooled"]:
-            alike[(table["ids_per_rank"], table["vectors_per_rank"])].append(table["name"])
+            groups[(table["ids_per_rank"], table["vectors_per_rank"])].append(table["name"])
     rows = [
         (_all_of(names), count_text(round(ids)), count_text(round(bags)))
-        for (ids, bags), names in sorted(alike.items())
+        for (ids, bags), names in sorted(groups.items())
     ]
     return Grid("pooled tables, of one rank in a step", ("table", "ids", "bags"), _shortened(rows))
 
@@ -203,13 +205,12 @@ def _by_host(figures: Float64, devices_per_host: int) -> Float64:
 
 
 def _values_of(planned: Planned) -> dict[str, Any]:
-    prediction, topology = planned.prediction, planned.request.topology
+    prediction = planned.prediction
+    topology = planned.request.topology
     phase, rank = prediction.bottleneck
-    memory, host, sent = (
-        prediction.memory_bytes.sum(axis=0),
-        prediction.host_memory_bytes.sum(axis=0),
-        prediction.sent_bytes.sum(axis=0),
-    )
+    memory = prediction.memory_bytes.sum(axis=0)
+    host = prediction.host_memory_bytes.sum(axis=0)
+    sent = prediction.sent_bytes.sum(axis=0)
     return {
         "config": planned.request.name,
         "topology": asdict(topology),
@@ -241,7 +242,8 @@ def _tables(planned: Planned) -> Iterator[dict[str, Any]]:
     seconds = np.sum(list(prediction.phases.values()), axis=0)
     loads = {load.name: load for load in planned.request.loads}
     for number, name in enumerate(prediction.tables):
-        table, load = planned.plan.tables[name], loads[name]
+        table = planned.plan.tables[name]
+        load = loads[name]
         yield {
             "name": name,
             "num_rows": table.num_rows,

@@ -1,4 +1,7 @@
-"""What a plan is made for: a run's config or a workload, and the command's options, to loads and devices. No torch, no ray."""
+"""The input of a plan: from a run's config or a workload, and the command's options, to loads and devices.
+
+Imports neither torch nor ray.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
-from trainer.placement.loads import declared_rows, demand_of, facts_of, table_loads, table_rows
+from trainer.placement.loads import dataset_facts, declared_rows, demand_of, table_loads, table_rows
 from trainer.placement.plan import ASSUMED_GPU, topology_for
 
 WORKLOAD_HINT = (
@@ -24,7 +27,7 @@ FULL_SOFTMAX_HINT = (
     '. With model.objective.kind = "full_softmax" every worker looks up all rows of the item table in each step; "sampled_softmax" '
     "looks up some negatives only"
 )
-# What may be written without a section, as an option and in --compare, and the setting of a run that it stands for.
+# Names that are allowed without a section, as options and in --compare, and the setting of a run that each sets.
 OPTIONS = {
     "devices": "cluster.num_workers",
     "device": "cluster.gpus_per_worker",
@@ -36,26 +39,23 @@ OPTIONS = {
 
 
 @dataclass(frozen=True)
-class Request:
-    """name: of the config; folder: where its plan goes unless told otherwise; assumptions: what nobody stated.
+class PlanRequest:
+    """The input of a plan."""
 
-    hint: what to add to the message of a plan that cannot be.
-    """
-
-    name: str
-    folder: Path
+    name: str  # of the config
+    folder: Path  # of the plan's files by default
     loads: tuple[TableLoad, ...]
     topology: Topology
     communication: CommunicationConfig
     replica_groups: int
-    assumptions: tuple[str, ...]
-    hint: str = ""
+    assumptions: tuple[str, ...]  # figures that were not given, a line each
+    hint: str = ""  # appended to the message if there is no plan
 
 
-def read_request(path: str, settings: list[str], rows: Mapping[str, int]) -> Request:
-    """The request of a file with `key=value` settings, among them OPTIONS. rows: of tables that the file leaves open.
+def read_request(path: str, settings: list[str], rows: Mapping[str, int]) -> PlanRequest:
+    """Read the request of a file with `key=value` settings, including OPTIONS. `rows`: of tables of unknown size.
 
-    Raises UserError naming what is wrong or missing, PlacementError for an unknown preset.
+    Raises UserError with the wrong or missing setting, or PlacementError for an unknown preset.
     """
     values = read_values(path)
     options = [setting for setting in settings if setting.partition("=")[0].strip() in OPTIONS]
@@ -73,7 +73,7 @@ def read_request(path: str, settings: list[str], rows: Mapping[str, int]) -> Req
 
 def _of_workload(
     path: str, values: dict[str, Any], overrides: list[str], rows: Mapping[str, int], preset: str | None
-) -> Request:
+) -> PlanRequest:
     for name in rows:
         if name not in {table.get("name") for table in values["table"] if isinstance(table, dict)}:
             raise UserError(f"--rows {name}: {path} has no such table")
@@ -82,7 +82,7 @@ def _of_workload(
     given = workload.topology
     topology, assumptions = _topology(given, given.devices, given.device, preset or given.preset)
     name = Path(path).stem
-    return Request(
+    return PlanRequest(
         name,
         Path(f"plan-{name}"),
         tuple(workload.loads()),
@@ -96,7 +96,7 @@ def _of_workload(
 
 def _of_run(
     path: str, values: dict[str, Any], overrides: list[str], rows: Mapping[str, int], preset: str | None
-) -> Request:
+) -> PlanRequest:
     for override in overrides:
         apply_override(override, values)
     config = check_config(values, path)
@@ -107,13 +107,13 @@ def _of_run(
         config.model,
         config.train,
         config.cluster.num_workers,
-        facts_of(manifest, config.model.inputs) if manifest is not None else None,
+        dataset_facts(manifest, config.model.inputs) if manifest is not None else None,
     )
     device = config.cluster.device
     topology, assumptions = _topology(config.plan, config.cluster.num_workers, device, preset)
     if manifest is None:
         assumptions += (demand_of(config.model).assumed_history,)
-    return Request(
+    return PlanRequest(
         Path(path).stem,
         config.run_dir / "plan",
         tuple(loads),
@@ -126,20 +126,20 @@ def _of_run(
 
 
 def _rows(config: Config, manifest: Manifest | None, given: Mapping[str, int]) -> dict[str, int]:
-    """Rows of every table that the model looks up: as given, as in the dataset, or as the config says."""
+    """Return the rows of every table that the model looks up: as given, from the dataset, or from the config."""
     if manifest is not None:
         known: dict[str, int | None] = dict(table_rows(config.tables, manifest, config.model.inputs))
     else:
         known = declared_rows(config.tables, config.logs, config.model.inputs)
     for name in given:
         if name not in known:
-            raise UserError(f"--rows {name}: the model looks up no such table; there are {', '.join(sorted(known))}")
+            raise UserError(f"--rows {name}: the model looks up no such table; it looks up {', '.join(sorted(known))}")
     num_rows: dict[str, int] = {}
     for name, rows in {**known, **given}.items():
         if rows is None:
             raise UserError(
-                f"tables.{name}: nobody knows its rows yet, because its ids are a vocabulary of the logs and "
-                f"{config.dataset_dir} holds no dataset; run `shoal prepare` first, or state them: --rows {name}=N"
+                f"tables.{name}: the number of rows is unknown, because its ids are a vocabulary of the logs and "
+                f"{config.dataset_dir} holds no dataset; run `shoal prepare` first, or set it: --rows {name}=N"
             )
         num_rows[name] = rows
     return num_rows
@@ -149,11 +149,15 @@ def _topology(
     config: DevicesConfig, num_devices: int, device: str, preset: str | None
 ) -> tuple[Topology, tuple[str, ...]]:
     if device == "cuda":
-        note = () if preset else (f"GPUs are like {ASSUMED_GPU} where the config does not say otherwise",)
+        note = () if preset else (f"GPUs have the figures of {ASSUMED_GPU} where the config sets none",)
         return topology_for(config, num_devices, "cuda", preset), note
     if preset:
         raise UserError(
-            f"preset = {preset} describes GPUs, and the plan is for CPUs; add --device cuda, or leave it out"
+            f"preset = {preset} describes GPUs, but the plan is for CPUs; add --device cuda, or omit the preset"
         )
-    note = () if config.device_memory else (f"{num_devices} workers are like this machine, whose memory they share",)
+    note = (
+        ()
+        if config.device_memory
+        else (f"{num_devices} workers have the figures of this machine and share its memory",)
+    )
     return topology_for(config, num_devices, "cpu"), note

@@ -1,4 +1,4 @@
-"""A workload: tables, what a step asks of them, and devices, described without any logs. Imports no torch.
+"""A workload: tables, their look-ups in a step, and devices, without logs. Imports no torch.
 
 batch_size = 65536            examples of the global batch
 [topology]                    the devices
@@ -36,7 +36,7 @@ class WorkloadTableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     rows: int = Field(ge=1, le=10**12, description="number of rows")
     dim: int = Field(64, ge=4, multiple_of=4, description="width of a row (a multiple of 4)")
     count: int = Field(1, ge=1, le=100_000, description="number of such tables: NAME_0, NAME_1, ...")
-    pooled: bool = Field(False, description="looked up as bags whose rows are summed; otherwise as a sequence of rows")
+    pooled: bool = Field(False, description="looked up as bags of summed rows; otherwise as a sequence of rows")
     ids_per_example: float = Field(
         1.0,
         gt=0.0,
@@ -65,7 +65,7 @@ class WorkloadTableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self
 
     def placement(self) -> TableConfig:
-        """How the table may lie, as a run says it."""
+        """Return the constraints on the placement of the table, in the form of a run's config."""
         return TableConfig(**{name: getattr(self, name) for name in _OF_TABLES})
 
 
@@ -89,7 +89,7 @@ class WorkloadConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self
 
     def loads(self) -> list[TableLoad]:
-        """What each table is asked for by one device in a step."""
+        """Return the look-ups of one device in each table per step."""
         examples = self.examples_per_rank or (self.batch_size or 0) / self.topology.devices
         return [
             _load(name if table.count == 1 else f"{name}_{number}", table, examples)
@@ -99,9 +99,9 @@ class WorkloadConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 def check_workload(values: dict[str, Any], origin: str, overrides: list[str]) -> WorkloadConfig:
-    """A workload from the plain values of its file, with `key=value` overrides; tables are table.NAME.
+    """Return the workload from the plain values of its file, with `key=value` overrides. Tables are table.NAME.
 
-    Raises UserError naming the key.
+    Raises UserError with the wrong key.
     """
     given = values["table"]
     if not isinstance(given, list) or not all(isinstance(table, dict) and "name" in table for table in given):
@@ -110,7 +110,7 @@ def check_workload(values: dict[str, Any], origin: str, overrides: list[str]) ->
     for name in names:
         if names.count(name) > 1:
             raise UserError(
-                f"workload {origin}: two tables are called {name!r}; give each its own name, or one a `count`"
+                f"workload {origin}: two tables are called {name!r}; give each its own name, or set `count`"
             )
     tables = {str(table["name"]): {k: v for k, v in table.items() if k != "name"} for table in given}
     values = {**values, "table": tables}

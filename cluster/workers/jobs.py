@@ -50,7 +50,7 @@ def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
     """Evaluate a checkpoint, and write partial results. Raises CheckpointError if it was trained on another dataset."""
     from trainer.checkpoint.finite import refuse_broken_checkpoint
     from trainer.checkpoint.keys import tensors_of
-    from trainer.loop.build import build_model, load_to_use
+    from trainer.loop.build import build_model, load_for_evaluation
     from trainer.loop.same_run import same_dataset
 
     job = evaluation.job
@@ -68,7 +68,7 @@ def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
 
     _announce(f"evaluate: building the model of {checkpoint.path.name}", world, channel)
     built = build_model(job, manifest, world)
-    load_to_use(checkpoint, built)
+    load_for_evaluation(checkpoint, built)
     refuse_broken_checkpoint(checkpoint, tensors_of(built.sharded_model, built.tables, None), world)
     for split, parts in evaluation.parts.items():
         built.task.write_parts(split, built.model, world, built.dynamic, parts, on_batch)

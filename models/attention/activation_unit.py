@@ -1,15 +1,16 @@
-"""Scores by a small network of both sides of a pair, DIN's activation unit, in the place of dot products.
+"""DIN's activation unit: a small network of both sides of a pair gives its score, in place of a dot product.
 
     a(h, c) = w . f_n(... f_1(W [h; c; h - c; h * c] + b))            (Zhou et al. 2018, arXiv:1706.06978, section 4.3)
 
-h an event, c a candidate, f the activations. The paper's unit takes h, c and their outer product, its authors' code what stands
-here. With W cut into its four parts,
+h is an event, c a candidate, f the activations. The paper's unit takes h, c and their outer product; the form here is that of
+its authors' code. With W split into its four parts,
 
     W [h; c; h - c; h * c] + b = (W_1 + W_3) h + ((W_2 - W_3) c + b) + W_4 (h * c),
 
-of which the first term is of an event alone and the second of a candidate: only the third is multiplied out for every pair.
+the first term depends on an event alone and the second on a candidate. Only the third is computed for every pair.
 
-Shapes: N events, M candidates, H heads, K head width, F width of the first hidden layer; r, q, k rows, queries and keys of a piece.
+Shapes: N events, M candidates, H heads, K head width, F width of the first hidden layer; r, q, k rows, queries and keys of a
+tile.
 """
 
 import itertools
@@ -22,7 +23,7 @@ from models.layers.activations import Dice, PRelu, activation_of
 
 
 class ActivationUnit(nn.Module):
-    """A network for each head, with hidden layers of the given widths. Activations are shared by all heads."""
+    """A network per head, with hidden layers of the given widths. All heads share the activations."""
 
     def __init__(self, num_heads: int, head_width: int, hidden: tuple[int, ...], activation: UnitActivation) -> None:
         super().__init__()
@@ -37,11 +38,11 @@ class ActivationUnit(nn.Module):
         self.numbers_per_score = sum(hidden)
 
     def event_terms(self, event_NHK: Tensor) -> Tensor:
-        """(N, H, K + F): events, and behind each what it adds to every pair that it is in."""
+        """Return the events, each followed by its contribution to every pair, (N, H, K + F)."""
         return self._with_terms(event_NHK, self.weight[:, 0] + self.weight[:, 2], None)
 
     def candidate_terms(self, candidate_MHK: Tensor) -> Tensor:
-        """(M, H, K + F): likewise of candidates."""
+        """Return the candidates, each followed by its contribution to every pair, (M, H, K + F)."""
         return self._with_terms(candidate_MHK, self.weight[:, 1] - self.weight[:, 2], self.bias)
 
     def _with_terms(self, packed_NHK: Tensor, weight_HFK: Tensor, bias: Tensor | None) -> Tensor:
@@ -49,13 +50,15 @@ class ActivationUnit(nn.Module):
         return torch.cat((packed_NHK, terms_NHF if bias is None else terms_NHF + bias), dim=-1)
 
     def forward(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-        """(r, H, q, k) for candidates with terms (r, H, q, K + F) and events with terms (r, H, k, K + F).
+        """Return the scores (r, H, q, k) of candidates with terms (r, H, q, K + F) and events with terms (r, H, k, K + F).
 
-        visible: (r, 1, q, k) bool, the pairs that count where an activation keeps statistics.
+        visible: (r, 1, q, k) bool, the pairs that count in the statistics of an activation.
         """
-        heads, width = query.shape[1], self.head_width
+        heads = query.shape[1]
+        width = self.head_width
         # Heads come first, so that all pairs of a head are one long matrix.
-        candidate, event = query.transpose(0, 1)[..., None, :], key.transpose(0, 1)[..., None, :, :]
+        candidate = query.transpose(0, 1)[..., None, :]
+        event = key.transpose(0, 1)[..., None, :, :]
         pairs = candidate[..., :width] * event[..., :width]
         shape = pairs.shape[:-1]
         hidden = (pairs.flatten(1, -2) @ self.weight[:, 3].transpose(-1, -2)).view(*shape, -1)

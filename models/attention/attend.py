@@ -1,8 +1,10 @@
-"""Attention over jagged histories: one function, and the path by which it is computed chosen by form, device and shapes.
+"""Attention over jagged histories: one function, with a path that is chosen by form, device and shapes.
 
-The invariant: an event attends to what its mask lets it see of its own history, and to nothing else; under a causal mask these are
-itself and earlier events. All paths equal models/attention/reference.py in values and gradients.
-Shapes: N total events, H heads of queries, G heads of keys and values, K head width, V width of values, C channels.
+The invariant: an event attends to the events of its own history that its mask allows, and to no others. Under a causal mask
+these are itself and earlier events. All paths equal models/attention/reference.py in values and gradients.
+
+Shapes: N total events, M candidates, H heads of queries, G heads of keys and values, K head width, V width of values, C
+channels.
 """
 
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.attention.blocks import AttentionContext, Block
+from models.attention.blocks import AttentionContext, HistoryBlock
 from models.attention.candidates import CandidateBlock, CandidateContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.terms import Attended, AttentionTerms
@@ -23,16 +25,19 @@ from models.batches.jagged import JaggedLayout, padded, unpadded
 def attend(
     query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Attended:
-    """What each event sees, (N, C, H, V), and the penalty of the weights where it is wanted.
+    """Compute the attention of each event, (N, C, H, V), and the penalty of the weights if `parts` include it.
 
-    Where candidates pass through beside the events they stand behind them in all tensors, (N + M, ...), or are all of the output.
+    Candidates of the context follow the events in all tensors, (N + M, ...). If the context requests candidates only, they are
+    all of the output.
     """
     shown = context.candidates
     if shown is None:
         return _among_events(query_NHK, key_NGK, value_NGV, context, parts)
     sizes = [context.layout.num_events, shown.layout.num_candidates]
-    (query, theirs), (key, own_key), (value, own_value) = (t.split(sizes) for t in (query_NHK, key_NGK, value_NGV))
-    candidates = attend_to_events(theirs, key, value, shown, parts, (own_key, own_value))
+    (query, candidate_query), (key, own_key), (value, own_value) = (
+        t.split(sizes) for t in (query_NHK, key_NGK, value_NGV)
+    )
+    candidates = attend_to_events(candidate_query, key, value, shown, parts, (own_key, own_value))
     if context.only_candidates:
         return candidates
     events = _among_events(query, key, value, context, parts)
@@ -50,14 +55,14 @@ def attend_to_events(
     parts: AttentionTerms,
     own: tuple[Tensor, ...] = (),
 ) -> Attended:
-    """What each candidate sees of its history's events, (M, C, H, V); zeros if it sees nothing.
+    """Compute the attention of each candidate to the events of its history, (M, C, H, V); zeros if it sees none.
 
     own: key (M, G, K) and value (M, G, V) of the candidates, if each sees itself too.
     """
     if not key_NGK.shape[0]:
-        # A row that stands for padding, since blocks point at one.
+        # A row for padding, since blocks point at one.
         key_NGK, value_NGV = (F.pad(packed, (0, 0, 0, 0, 0, 1)) for packed in (key_NGK, value_NGV))
-    return _in_pieces(query_MHK, key_NGK, value_NGV, context, parts, own)
+    return _in_tiles(query_MHK, key_NGK, value_NGV, context, parts, own)
 
 
 def _among_events(
@@ -74,7 +79,7 @@ def _among_events(
         case "plain_within":
             return Attended(_softmax_within_reach(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
         case "pieces":
-            return _in_pieces(query_NHK, key_NGK, value_NGV, context, parts)
+            return _in_tiles(query_NHK, key_NGK, value_NGV, context, parts)
 
 
 def path_of(
@@ -86,10 +91,14 @@ def path_of(
 ) -> Literal["flash", "plain", "flex", "plain_within", "pieces"]:
     """Choose the path by which events attend to events.
 
-    capability: of the GPU, None on other devices. window: how many events an event attends to at most, by the form's own window
-    and the reach of the batch; None for no limit.
+    Args:
+        parts: the form of the attention.
+        query_NHK: the queries.
+        value_NGV: the values.
+        capability: compute capability of the GPU, None on other devices.
+        window: number of events that an event attends to at most, by the form's window and the batch's reach; None: no limit.
     """
-    has_events = query_NHK.shape[0] > 0  # GPU kernels are not made for nothing
+    has_events = query_NHK.shape[0] > 0  # GPU kernels do not accept empty input
     widths = query_NHK.shape[-1], value_NGV.shape[-1]
     if has_events and capability is not None and flash_fits(parts, query_NHK.dtype, *widths, capability):
         return "flash"
@@ -100,7 +109,7 @@ def path_of(
     return "plain_within" if parts.is_plain else "pieces"
 
 
-def _in_pieces(
+def _in_tiles(
     query_NHK: Tensor,
     key_NGK: Tensor,
     value_NGV: Tensor,
@@ -108,17 +117,19 @@ def _in_pieces(
     parts: AttentionTerms,
     own: tuple[Tensor, ...] = (),
 ) -> Attended:
-    blocks: Sequence[Block | CandidateBlock] = context.blocks(parts.config)
+    blocks: Sequence[HistoryBlock | CandidateBlock] = context.blocks(parts.config)
     penalty = torch.zeros((), device=query_NHK.device)
     outputs: list[Tensor] = []
     shape = (query_NHK.shape[0], parts.config.num_channels, query_NHK.shape[1], value_NGV.shape[-1])
     if not blocks:
         return Attended(value_NGV.new_zeros(shape), penalty if parts.with_penalty else None)
     layout = _layout_of_whole(blocks, context)
-    queries, *theirs = (_rows(packed, [block.query_gather for block in blocks], layout) for packed in (query_NHK, *own))
+    queries, *own_parts = (
+        _rows(packed, [block.query_gather for block in blocks], layout) for packed in (query_NHK, *own)
+    )
     keys, values = (_rows(packed, [block.key_gather for block in blocks], layout) for packed in (key_NGK, value_NGV))
     keep = are_kept(blocks, query_NHK.shape[1], parts)
-    for block, query, key, value, *own_rows in zip(blocks, queries, keys, values, *theirs, strict=True):
+    for block, query, key, value, *own_rows in zip(blocks, queries, keys, values, *own_parts, strict=True):
         ages = context.ages(block, parts.time.form) if parts.time is not None else None  # type: ignore[arg-type]
         attended, penalty_of_block = tiled_attention(query, key, value, block, ages, parts, tuple(own_rows), keep)
         outputs.append(attended.permute(0, 3, 1, 2, 4))
@@ -130,9 +141,9 @@ def _in_pieces(
 def _softmax_within_reach(
     query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Tensor:
-    """Softmax over the events within reach, (N, H, V), through torch's scaled_dot_product_attention with a mask.
+    """Compute a softmax over the events within reach, (N, H, V), by torch's scaled_dot_product_attention with a mask.
 
-    Padding of a row never has to be masked by itself: its queries see some event, and no event sees its keys.
+    Padding of a row needs no mask of its own: its queries see some event, and no event sees its keys.
     """
     blocks = context.blocks(parts.config)
     layout = _layout_of_whole(blocks, context)
@@ -149,17 +160,17 @@ def _softmax_within_reach(
 
 
 def _layout_of_whole(
-    blocks: Sequence[Block | CandidateBlock], context: AttentionContext | CandidateContext
+    blocks: Sequence[HistoryBlock | CandidateBlock], context: AttentionContext | CandidateContext
 ) -> JaggedLayout | None:
-    """Return the layout of the events if its buckets are the blocks, whose rows are then whole histories; else none."""
+    """Return the layout of the events if its buckets are the blocks, with whole histories as rows; else None."""
     whole = all(block.key_gather is block.query_gather for block in blocks)
     return context.layout if whole and isinstance(context, AttentionContext) else None
 
 
 def _packed(
-    outputs: list[Tensor], blocks: Sequence[Block | CandidateBlock], layout: JaggedLayout | None, nothing: Tensor
+    outputs: list[Tensor], blocks: Sequence[HistoryBlock | CandidateBlock], layout: JaggedLayout | None, nothing: Tensor
 ) -> Tensor:
-    """Return packed events from the (R, Q, ...) of each block. nothing: zeros, of those that no block has."""
+    """Return packed events from the (R, Q, ...) of each block. `nothing`: zeros, for events that are in no block."""
     if layout is not None:
         return unpadded(outputs, layout)
     real = [of.flatten(0, 1).index_select(0, block.block_index) for of, block in zip(outputs, blocks, strict=True)]
@@ -167,29 +178,33 @@ def _packed(
 
 
 def _rows(packed_NHK: Tensor, gathers: list[Tensor], layout: JaggedLayout | None) -> list[Tensor]:
-    """(R, H, L, K) of each block from packed events, in one gather, whose gradient is one sum. layout: if its buckets are asked."""
+    """Return the rows (R, H, L, K) of each block from packed events, in one gather with one sum as gradient.
+
+    layout: given if its buckets are the blocks.
+    """
     if layout is not None:
         return [rows.transpose(1, 2) for rows in padded(packed_NHK, layout)]
     flat = packed_NHK.index_select(0, torch.cat([gather.reshape(-1) for gather in gathers]))
-    pieces = zip(flat.split([gather.numel() for gather in gathers]), gathers, strict=True)
-    return [piece.view(*gather.shape, *packed_NHK.shape[1:]).transpose(1, 2) for piece, gather in pieces]
+    parts_of_rows = zip(flat.split([gather.numel() for gather in gathers]), gathers, strict=True)
+    return [piece.view(*gather.shape, *packed_NHK.shape[1:]).transpose(1, 2) for piece, gather in parts_of_rows]
 
 
 def _softmax_attention(
     query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, layout: JaggedLayout, scale: float
 ) -> Tensor:
-    """Causal softmax over length buckets, through torch's scaled_dot_product_attention. Returns (N, H, V).
+    """Compute a causal softmax over length buckets, (N, H, V), by torch's scaled_dot_product_attention.
 
-    Histories are padded on the right, so under a causal mask no real event ever sees padding and no second mask is needed.
+    Histories are padded on the right, so under a causal mask no real event sees padding and no second mask is needed.
     """
     if not layout.buckets:
         return value_NGV.new_zeros((*query_NHK.shape[:2], value_NGV.shape[-1]))
     shared = query_NHK.shape[1] // key_NGK.shape[1]
     if shared > 1:
-        key_NGK, value_NGV = key_NGK.repeat_interleave(shared, dim=1), value_NGV.repeat_interleave(shared, dim=1)
+        key_NGK = key_NGK.repeat_interleave(shared, dim=1)
+        value_NGV = value_NGV.repeat_interleave(shared, dim=1)
     packed = (query_NHK, key_NGK, value_NGV)
     widths = [tensor.shape[-1] for tensor in packed]
-    # One gather for all three, of contiguous rows.
+    # One gather of contiguous rows for all three.
     blocks = [rows.transpose(1, 2).split(widths, dim=-1) for rows in padded(torch.cat(packed, dim=-1), layout)]
     attended = (F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in blocks)
     return unpadded((rows.transpose(1, 2) for rows in attended), layout)

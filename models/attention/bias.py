@@ -1,7 +1,7 @@
-"""What scores get from how far apart two events are: in places, and in time.
+"""Biases of scores by the distance of two events, in positions and in time.
 
-Each bias gives a number per head for every pair of a query and a key; learned tables by the distance, by buckets of it, or a
-learned slope. Shapes: R rows, Q queries, K keys, H heads.
+Each bias gives a number per head for every pair of a query and a key: from a learned table by the distance, from one by buckets
+of it, or from a learned slope. Shapes: R rows, Q queries, K keys, H heads.
 """
 
 import math
@@ -11,16 +11,21 @@ from torch import Tensor, nn
 
 from models.attention.config import NUM_POSITION_BUCKETS, NUM_TIME_BUCKETS
 
-TIME_BUCKET_BASE = math.exp(0.301)  # each bucket is 1.35 times as wide as the one before, as in HSTU's published code
+TIME_BUCKET_BASE = math.exp(0.301)  # each bucket is 1.35 times as wide as the previous one, as in HSTU's published code
 
 
 class PositionBias(nn.Module):
-    """Of the distance of places: "exact" (T5 without buckets, HSTU), "bucketed" (Raffel et al. 2020, arXiv:1910.10683,
-    section 2.1) or "functional" (-slope x distance; Press et al. 2022, arXiv:2108.12409, with learned slopes)."""
+    """Bias by the distance of positions.
+
+    "exact" is T5's without buckets (HSTU), "bucketed" that of Raffel et al. 2020 (arXiv:1910.10683, section 2.1), "functional"
+    -slope x distance with learned slopes (Press et al. 2022, arXiv:2108.12409).
+    """
 
     def __init__(self, form: str, num_heads: int, max_history: int, bidirectional: bool) -> None:
         super().__init__()
-        self.form, self.max_history, self.bidirectional = form, max_history, bidirectional
+        self.form = form
+        self.max_history = max_history
+        self.bidirectional = bidirectional
         sides = 2 if bidirectional else 1
         match form:
             case "exact":
@@ -31,17 +36,17 @@ class PositionBias(nn.Module):
                 self.slope = nn.Parameter(torch.zeros(num_heads))
 
     def forward(self, distance: Tensor) -> Tensor:
-        """(r, H, Q, K) for distances (r, Q, K) int64."""
+        """Return the bias (r, H, Q, K) for distances (r, Q, K) int64."""
         if self.form == "functional":
             return -self.slope[:, None, None] * distance.abs()[:, None].to(self.slope.dtype)
         return _rows_of(self.weight, self.buckets(distance))
 
     def buckets(self, distance: Tensor) -> Tensor:
-        """Which column of the table a distance has; int64."""
+        """Return the column of the table for each distance, int64."""
         side = self.weight.shape[1] // (2 if self.bidirectional else 1)
         far = distance.abs() if self.bidirectional else distance.clamp(min=0)
         if self.form == "bucketed":
-            # The nearer half of the buckets holds one distance each; the others grow to hold the longest history.
+            # The first half of the buckets holds one distance each; the others grow to cover the longest history.
             exact = max(1, side // 2)
             growth = (side - exact) / max(1e-9, math.log(max(self.max_history, exact + 1) / exact))
             wide = exact + ((far.clamp(min=1).double() / exact).log() * growth).long()
@@ -51,15 +56,17 @@ class PositionBias(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Slopes start in a geometric series over heads, from 1/2 at most to 1/256 (Press et al. 2022, section 3)."""
+        """Set the slopes to a geometric series over heads, from 1/2 at most to 1/256 (Press et al. 2022, section 3)."""
         if self.form == "functional":
             heads = self.slope.numel()
             self.slope.copy_(torch.exp2(-8.0 * torch.arange(1, heads + 1, dtype=self.slope.dtype) / heads))
 
 
 class TimeBias(nn.Module):
-    """Of the age of the key: a number per bucket of log seconds (Zhai et al. 2024, arXiv:2402.17152, appendix), or
-    -factor x log(1 + age)."""
+    """Bias by the age of the key.
+
+    It is a number per bucket of log seconds (Zhai et al. 2024, arXiv:2402.17152, appendix), or -factor x log(1 + age).
+    """
 
     def __init__(self, form: str, num_heads: int) -> None:
         super().__init__()
@@ -70,22 +77,22 @@ class TimeBias(nn.Module):
             self.slope = nn.Parameter(torch.zeros(num_heads))
 
     def forward(self, prepared: Tensor) -> Tensor:
-        """(R, H, Q, K) for what `prepare_ages` made of ages (R, Q, K)."""
+        """Return the bias (R, H, Q, K) for the result of `prepare_ages` for ages (R, Q, K)."""
         if self.form == "functional":
             return -self.slope[:, None, None] * prepared[:, None].to(self.slope.dtype)
         return _rows_of(self.weight, prepared)
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """No preference for recent events before something is learned."""
+        """Reset the weights: recent events are not preferred before training."""
         if self.form == "functional":
             self.slope.zero_()
 
 
 def prepare_ages(age: Tensor, form: str) -> Tensor:
-    """What a bias of this form looks at: buckets, int32, or the log of one plus the age, float64.
+    """Return the input of a bias of this form: buckets, int32, or log(1 + age), float64.
 
-    age: int64 seconds, not negative. The same for all layers, and made once because logarithms are dear.
+    age: int64 seconds, not negative. The result is the same for all layers and computed once, since logarithms are expensive.
     """
     if form == "functional":
         return age.double().log1p()
@@ -93,12 +100,12 @@ def prepare_ages(age: Tensor, form: str) -> Tensor:
 
 
 def time_buckets(age: Tensor) -> Tensor:
-    """Which bucket an age falls in: floor(log(max(1, age)) / log(base)), at most the last; int64, exact for every age."""
+    """Return the bucket of each age, int64: floor(log(max(1, age)) / log(base)), at most the last; exact for every age."""
     return torch.bucketize(age, time_bounds(age.device), right=True)
 
 
 def time_buckets_by_guess(age: Tensor, bounds: Tensor) -> Tensor:
-    """The same element by element, for kernels that cannot search. bounds: what `time_bounds` gave.
+    """Return the same buckets elementwise, for kernels that cannot search. `bounds`: the result of `time_bounds`.
 
     A logarithm in float32 is off by one bucket at most, and only next to a bound.
     """
@@ -110,12 +117,15 @@ def time_buckets_by_guess(age: Tensor, bounds: Tensor) -> Tensor:
 
 
 def time_bounds(device: torch.device) -> Tensor:
-    """(NUM_TIME_BUCKETS - 1,) int64: the lowest age of each bucket but the first. Some of the first buckets are empty."""
+    """Return the lowest age of each bucket but the first, (NUM_TIME_BUCKETS - 1,) int64. Some early buckets are empty."""
     return torch.tensor([math.ceil(TIME_BUCKET_BASE**bucket) for bucket in range(1, NUM_TIME_BUCKETS)], device=device)
 
 
 class _Gather(torch.autograd.Function):
-    """weight[:, index], with a backward that counts: index_select's would add millions of gradients into a few entries."""
+    """weight[:, index], with a backward pass that counts.
+
+    The backward pass of index_select would add millions of gradients to a few entries.
+    """
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight_HB: Tensor, index: Tensor) -> Tensor:
@@ -126,7 +136,8 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        flat, size = index.reshape(-1), ctx.num_buckets  # type: ignore[attr-defined]
+        flat = index.reshape(-1)
+        size = ctx.num_buckets  # type: ignore[attr-defined]
         grad = grad_outputs[0].reshape(grad_outputs[0].shape[0], -1)
         sums = counted_sums(flat, grad, size) if flat.device.type == "cpu" else sorted_sums(flat, grad, size)
         return sums.to(grad.dtype), None
@@ -138,11 +149,11 @@ def counted_sums(bucket_M: Tensor, value_HM: Tensor, num_buckets: int) -> Tensor
 
 
 def sorted_sums(bucket_M: Tensor, value_HM: Tensor, num_buckets: int) -> Tensor:
-    """Return the same sums in an order that depends on the buckets alone, so that they are deterministic on GPUs as well.
+    """Return the same sums in an order that depends on the buckets alone, so that they are deterministic on GPUs too.
 
     A stable sort brings the values of a bucket together, and each run of them is summed as a segment.
     """
-    lengths_B = torch.bincount(bucket_M, minlength=num_buckets)  # whole numbers: the same in any order
+    lengths_B = torch.bincount(bucket_M, minlength=num_buckets)  # integers: the same in any order
     order_M = bucket_M.argsort(stable=True)
     wide = torch.promote_types(value_HM.dtype, torch.float32)
     return torch.stack(
@@ -151,6 +162,6 @@ def sorted_sums(bucket_M: Tensor, value_HM: Tensor, num_buckets: int) -> Tensor:
 
 
 def _rows_of(weight_HB: Tensor, index: Tensor) -> Tensor:
-    """(r, H, Q, K) for index (r, Q, K)."""
+    """Return the columns of a table for an index (r, Q, K), as (r, H, Q, K)."""
     gathered: Tensor = _Gather.apply(weight_HB, index)
     return gathered.transpose(0, 1)

@@ -1,11 +1,12 @@
-"""Which blocks of queries and keys FlexAttention has to visit, from the offsets of histories alone.
+"""The blocks of queries and keys that FlexAttention visits, computed from the offsets of histories.
 
-torch's create_block_mask evaluates the mask of all pairs, about 11.5 bytes for each: 49 GB for 65,536 events. What a query sees
-is an interval of keys, and perhaps the oldest events of its history before it. So for a block of queries the blocks of keys
-follow from the ends of these intervals: memory is that of the events, and of the pairs of blocks.
+torch's create_block_mask evaluates the mask of all pairs, about 11.5 bytes for each: 49 GB for 65,536 events. A query sees an
+interval of keys, and possibly the oldest events of its history before it. So the blocks of keys for a block of queries follow
+from the ends of these intervals. The memory is that of the events and of the pairs of blocks.
 
-The invariant: the blocks are those of create_block_mask, partial and full ones alike.
-Shapes: N total events, Q blocks of BLOCK events; numbers of keys that end an interval belong to it.
+The invariant: the blocks are those of create_block_mask, both partial and full ones.
+
+Shapes: N total events, Q blocks of BLOCK events. The ends of intervals are inclusive.
 """
 
 from dataclasses import dataclass
@@ -16,24 +17,26 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from models.batches.jagged import JaggedLayout
 
-BLOCK = 128  # events; what torch's kernels are built for
+BLOCK = 128  # events; the block size of torch's kernels
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What an event sees of its own history."""
+    """The events of its own history that an event sees."""
 
-    # Whether it sees itself and earlier events only.
+    # It sees itself and earlier events only.
     causal: bool
-    # It sees events less than so many places away; None: no bound.
+    # It sees events less than this many places away; None: no limit.
     window: int | None = None
-    # So many of the oldest events are seen from beyond the window too.
+    # This many of the oldest events are also visible from beyond the window.
     num_global: int = 0
 
 
 def block_mask(layout: JaggedLayout, sight: Sight) -> BlockMask:
     """Return the mask of packed histories, one after another, without holding a number for each pair of events."""
-    place_N, device, num_events = layout.positions, layout.positions.device, layout.num_events
+    place_N = layout.positions
+    device = layout.positions.device
+    num_events = layout.num_events
     lengths = layout.offsets.diff()
     history_N = torch.repeat_interleave(torch.arange(lengths.numel(), device=device), lengths, output_size=num_events)
 
@@ -57,7 +60,7 @@ def block_mask(layout: JaggedLayout, sight: Sight) -> BlockMask:
 
 
 def _visited(place_N: Tensor, history_N: Tensor, lengths: Tensor, sight: Sight) -> tuple[Tensor, Tensor]:
-    """(Q, Q) bool twice, queries by keys: blocks of which some pair, and every pair, is seen."""
+    """Return (Q, Q) bool twice, queries by keys: blocks with some visible pair, and blocks with visible pairs only."""
     num_events = place_N.numel()
     event_N = torch.arange(num_events, device=place_N.device)
     start_N = event_N - place_N
@@ -65,11 +68,12 @@ def _visited(place_N: Tensor, history_N: Tensor, lengths: Tensor, sight: Sight) 
     (near_from, near_to), (old_from, old_to) = _intervals(event_N, start_N, last_N, sight)
     num_blocks = -(-num_events // BLOCK)
     first_Q = torch.arange(num_blocks, device=place_N.device) * BLOCK
-    # A history that began in an earlier block shows its oldest events there. Those of others are next to what is near.
+    # The oldest events of a history that begins in an earlier block are there. Those of other histories are in nearby blocks.
     began_before = start_N < event_N // BLOCK * BLOCK
     nothing = (torch.full_like(event_N, num_events), torch.full_like(event_N, -1))
     extended_to = torch.where(began_before, near_to, torch.maximum(near_to, old_to))
-    from_Q, to_Q = _least(near_from, num_events), _largest(extended_to)
+    from_Q = _least(near_from, num_events)
+    to_Q = _largest(extended_to)
     old_from_Q = _least(torch.where(began_before & (old_from <= old_to), old_from, nothing[0]), num_events)
     old_to_Q = _largest(torch.where(began_before & (old_from <= old_to), old_to, nothing[1]))
     last_Q = first_Q + BLOCK - 1
@@ -81,17 +85,21 @@ def _visited(place_N: Tensor, history_N: Tensor, lengths: Tensor, sight: Sight) 
 def _intervals(
     event_N: Tensor, start_N: Tensor, last_N: Tensor, sight: Sight
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """First and last key that each event sees nearby, and among the oldest, which may be none."""
+    """Return the first and last key that each event sees nearby, and the same among the oldest events.
+
+    The second interval can be empty.
+    """
     near_from = start_N if sight.window is None else torch.maximum(start_N, event_N - sight.window + 1)
     near_to = last_N if sight.window is None else torch.minimum(last_N, event_N + sight.window - 1)
     old_to = torch.minimum(last_N, start_N + sight.num_global - 1)
     if sight.causal:
-        near_to, old_to = event_N, torch.minimum(old_to, event_N)
+        near_to = event_N
+        old_to = torch.minimum(old_to, event_N)
     return (near_from, near_to), (start_N, old_to)
 
 
 def _full(place_N: Tensor, history_N: Tensor, first_Q: Tensor, sight: Sight) -> Tensor:
-    """(Q, Q) bool: blocks in which every query sees every key. The last block is none unless it is complete."""
+    """Return the blocks in which every query sees every key, (Q, Q) bool. An incomplete last block is never full."""
     num_events = place_N.numel()
     last_Q = first_Q + BLOCK - 1
     end_Q = last_Q.clamp(max=num_events - 1)
@@ -101,7 +109,7 @@ def _full(place_N: Tensor, history_N: Tensor, first_Q: Tensor, sight: Sight) -> 
     if sight.causal:
         full = full & (last_Q <= first_Q[:, None])
     if sight.window is not None:
-        # The key farthest back that is not among the oldest; of those ahead the last one.
+        # The earliest key that is not among the oldest, and the last key ahead.
         start_Q = first_Q - place_N[first_Q]
         oldest_Q = torch.maximum(first_Q, start_Q + sight.num_global)
         back = (oldest_Q > last_Q) | (last_Q[:, None] - oldest_Q < sight.window)
@@ -111,7 +119,7 @@ def _full(place_N: Tensor, history_N: Tensor, first_Q: Tensor, sight: Sight) -> 
 
 
 def _least(value_N: Tensor, nothing: int) -> Tensor:
-    """(Q,): the least of each block's events."""
+    """Return the smallest value of each block's events, (Q,)."""
     padding = -value_N.numel() % BLOCK
     return torch.nn.functional.pad(value_N, (0, padding), value=nothing).view(-1, BLOCK).amin(dim=1)
 
@@ -122,7 +130,10 @@ def _largest(value_N: Tensor) -> Tensor:
 
 
 def _listed(visited_QQ: Tensor) -> tuple[Tensor, Tensor]:
-    """(1, 1, Q) int32, how many blocks of keys each block of queries visits, and (1, 1, Q, Q) int32, which: those first."""
+    """Return the number and the list of the blocks of keys that each block of queries visits.
+
+    They are (1, 1, Q) int32 and (1, 1, Q, Q) int32, with the visited blocks first.
+    """
     count_Q = visited_QQ.sum(dim=1, dtype=torch.int32)
     order_QQ = visited_QQ.int().argsort(dim=1, descending=True, stable=True).int()
     return count_Q[None, None], order_QQ[None, None].contiguous()

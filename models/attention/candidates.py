@@ -1,10 +1,11 @@
-"""Candidates as queries: each looks at the events of its history that lie before it, never at another candidate.
+"""Candidates as queries: each attends to the events of its history before it, never to another candidate.
 
-A row of a block holds candidates of one history, which share its gathered events as keys, so that what is gathered and multiplied
-grows with histories and not with impressions. How rows and blocks are cut is settled on the host, by numbers alone.
-The invariant: candidate m sees event j of its history (counted from 0) if and only if history_end[m] - reach <= j < history_end[m],
-and of those what window, the oldest events seen from beyond it (num_global) and search leave; its place is history_end[m], that of
-the event after all it sees.
+A row of a block holds candidates of one history, which share its gathered events as keys. So gathers and products grow with the
+number of histories and not of impressions. Rows and blocks are chosen on the host, by lengths alone.
+
+The invariant: candidate m sees event j of its history (counted from 0) if and only if history_end[m] - reach <= j <
+history_end[m], and window, num_global and search do not exclude it. Its place is history_end[m], that of the event after all it
+sees.
 
 Shapes: B histories, N events, M candidates, R rows of a block, Q candidates of a row, K keys of a row.
 """
@@ -20,48 +21,43 @@ from models.attention.bias import prepare_ages
 from models.attention.config import AttentionConfig
 from models.batches.jagged import real_places, split_by_length
 
-ROW_SIZE = 8  # candidates of a row at most: more would see too different stretches of their history
-NUM_SIZES, BLOCKS_PER_SIZE = 4, 3  # at most
+ROW_SIZE = 8  # candidates of a row at most: more would see too different ranges of their history
+NUM_SIZES = 4  # at most
+BLOCKS_PER_SIZE = 3  # at most
 BLOCK_COST = 4096  # pairs that cost as much as one more block
-NO_KEY = 1 << 30  # the place of a key that is none: after every candidate, so that none sees it
+NO_KEY = 1 << 30  # the place of padding: after every candidate, so that none sees it
 
 
 @dataclass(frozen=True)
 class CandidateBlock:
-    """R rows of Q candidates and K events each; what models.attention.tiled needs of a block.
+    """R rows of Q candidates and K events each, in the form that models.attention.tiled needs."""
 
-    query_gather (R, Q) into candidates, key_gather (R, K) into events, 0 where there is none. query_place (R, Q), key_place (R, K):
-    places in the history, of keys that are none NO_KEY. scatter, block_index: (n,), candidates that are queries here, and where
-    they sit in the flat block. num_keys: how many keys each row has, on the host, ascending. itself: whether a candidate sees
-    itself too, as one more key behind the others.
-    """
-
-    query_gather: Tensor
-    key_gather: Tensor
-    query_place: Tensor
-    key_place: Tensor
-    scatter: Tensor
-    block_index: Tensor
-    num_keys: tuple[int, ...]
+    query_gather: Tensor  # (R, Q) into candidates, 0 for padding
+    key_gather: Tensor  # (R, K) into events, 0 for padding
+    query_place: Tensor  # (R, Q), place in the history
+    key_place: Tensor  # (R, K), place in the history, NO_KEY for padding
+    scatter: Tensor  # (n,), candidates that are queries here
+    block_index: Tensor  # (n,), their places in the flat block
+    num_keys: tuple[int, ...]  # of each row, on the host, ascending
     reach: int
     window: int | None = None
     num_global: int = 0
-    itself: bool = False
+    itself: bool = False  # a candidate sees itself too, as one more key after the others
 
     def last_key(self, rows: slice, queries: slice) -> int:
-        """How many keys have to be looked at for some rows and queries."""
+        """Return the number of keys that some rows and queries need."""
         return self.num_keys[int(rows.stop) - 1]
 
     def pairs(self, rows: slice, queries: slice, stop: int) -> tuple[Tensor, Tensor]:
-        """(distance, visible) of some rows and queries, and the keys before `stop`, (r, q, stop) each, or one more with itself.
+        """Return (distance, visible) of some rows and queries, and the keys before `stop`, (r, q, stop) each.
 
-        Made anew each time: they are many.
+        With `itself` there is one key more. The result is computed at each call, since there are many of them.
         """
         key_place = self.key_place[rows, None, :stop]
         distance = self.query_place[rows, queries, None] - key_place
         visible = (distance >= 1) & (distance <= self.reach)
         if self.window is not None:
-            # The oldest of those within reach, so that it does not matter how many more the batch has.
+            # The oldest within reach, so that the number of events in the batch does not matter.
             oldest = (self.query_place[rows, queries, None] - self.reach).clamp(min=0)
             visible &= (distance < self.window) | (key_place < oldest + self.num_global)
         if not self.itself:
@@ -71,12 +67,12 @@ class CandidateBlock:
 
     @property
     def may_be_blind(self) -> bool:
-        """Whether a query may see nothing at all: a candidate without events before it."""
+        """Return whether a query can see nothing, as a candidate without events before it."""
         return not self.itself
 
     @cached_property
     def is_counted(self) -> Tensor:
-        """(R, Q) bool: whether a candidate is there, and no padding."""
+        """Return the entries that are candidates and not padding, (R, Q) bool."""
         return real_places(self.block_index, *self.query_gather.shape)
 
     def to(self, device: torch.device) -> "CandidateBlock":
@@ -86,16 +82,12 @@ class CandidateBlock:
 
 @dataclass(frozen=True)
 class CandidateLayout:
-    """Where the candidates of a batch stand. history, first_event, history_end: (M,) int64.
+    """The histories and places of the candidates of a batch. Blocks cover every candidate exactly once."""
 
-    history: whose each is; first_event: the first packed event of that history; history_end: how many events it has before the
-    candidate. reach: how many of them, the most recent, a candidate sees at most. blocks cover every candidate exactly once.
-    """
-
-    history: Tensor
-    first_event: Tensor
-    history_end: Tensor
-    reach: int
+    history: Tensor  # (M,) int64, history of each candidate
+    first_event: Tensor  # (M,) int64, first packed event of that history
+    history_end: Tensor  # (M,) int64, number of its events before the candidate
+    reach: int  # number of events, the most recent ones, that a candidate sees at most
     blocks: tuple[CandidateBlock, ...]
 
     @property
@@ -115,9 +107,13 @@ class CandidateLayout:
 def lay_out_candidates(
     offsets: np.ndarray, candidate_offsets: np.ndarray, history_end: np.ndarray, reach: int
 ) -> CandidateLayout:
-    """From the offsets of histories and of their candidates, (B + 1,) int64 each, and history_end (M,) int64, in any order.
+    """Lay out candidates on the host, outside of the step, as `models.batches.jagged.layout_of` does for events.
 
-    Runs on the host, away from the step, as `models.batches.jagged.layout_of`.
+    Args:
+        offsets: of the histories, (B + 1,) int64.
+        candidate_offsets: of the candidates of each history, (B + 1,) int64.
+        history_end: number of events before each candidate, (M,) int64, in any order.
+        reach: number of events, the most recent ones, that a candidate sees at most.
     """
     starts = np.asarray(offsets, dtype=np.int64)[:-1] - offsets[0]
     counts = np.diff(candidate_offsets)
@@ -141,11 +137,9 @@ class _Rows:
 
 
 def _rows(counts: np.ndarray, first_event: np.ndarray, history_end: np.ndarray, reach: int) -> _Rows:
-    """The candidates of a history in as few rows as fit, of about equal size."""
+    """Split the candidates of each history into as few rows as possible, of about equal size."""
     rows_each = -(-counts // ROW_SIZE)
-    own = np.arange(counts.sum()) - np.repeat(
-        counts.cumsum() - counts, counts
-    )  # number among those of the same history
+    own = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)  # number within the same history
     row = np.repeat(rows_each.cumsum() - rows_each, counts)
     row += own * np.repeat(rows_each, counts) // np.repeat(counts, counts)
     first = np.flatnonzero(np.diff(row, prepend=-1))
@@ -157,7 +151,7 @@ def _rows(counts: np.ndarray, first_event: np.ndarray, history_end: np.ndarray, 
 
 
 def _blocks(rows: _Rows, history_end: np.ndarray, reach: int) -> list[CandidateBlock]:
-    """Rows of similar size and similarly many keys together, in as few blocks as pay for what they save."""
+    """Group rows of similar size and number of keys into blocks. More blocks are used only where they save more than they cost."""
     lengths = np.maximum(1, rows.num_keys)
     by_size = np.argsort(rows.size, kind="stable")
     ways = [_partition(rows.size, lengths, by_size, num_sizes) for num_sizes in {1, 2, NUM_SIZES}]
@@ -167,10 +161,12 @@ def _blocks(rows: _Rows, history_end: np.ndarray, reach: int) -> list[CandidateB
 def _partition(
     size: np.ndarray, lengths: np.ndarray, by_size: np.ndarray, num_sizes: int
 ) -> tuple[float, list[np.ndarray]]:
-    """What a partition into blocks costs, in pairs, and its rows. size, lengths: of all rows."""
-    cost, chosen = 0.0, []
-    for alike in split_by_length(by_size, size, num_sizes):
-        order, widest = alike[np.argsort(lengths[alike], kind="stable")], int(size[alike].max())
+    """Return the cost of a partition into blocks, in pairs, and its rows. `size`, `lengths`: of all rows."""
+    cost = 0.0
+    chosen = []
+    for group in split_by_length(by_size, size, num_sizes):
+        order = group[np.argsort(lengths[group], kind="stable")]
+        widest = int(size[group].max())
         blocks = split_by_length(order, lengths, BLOCKS_PER_SIZE, BLOCK_COST / widest)
         cost += sum(float(block.size * widest * lengths[block].max()) + BLOCK_COST for block in blocks)
         chosen += blocks
@@ -199,21 +195,17 @@ def _block(rows: _Rows, chosen: np.ndarray, history_end: np.ndarray, reach: int)
 
 @dataclass
 class CandidateContext:
-    """What all layers in which candidates are queries share for one batch.
-
-    times (M,), event_times (N,): int64 in one unit, none where no part asks for them. itself: whether a candidate sees itself
-    beside its events, as it does when it passes through an encoder's blocks.
-    """
+    """State that all layers with candidates as queries share for one batch."""
 
     layout: CandidateLayout
-    times: Tensor | None = None
-    event_times: Tensor | None = None
-    itself: bool = False
+    times: Tensor | None = None  # (M,) int64; None: no part uses times
+    event_times: Tensor | None = None  # (N,) int64, in the same unit
+    itself: bool = False  # a candidate sees itself too, as in the blocks of an encoder
     _blocks: dict[tuple[int | None, int], list[CandidateBlock]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def blocks(self, config: AttentionConfig) -> list[CandidateBlock]:
-        """The blocks that a form of attention looks at; made once for all layers of the same form."""
+        """Return the blocks of a form of attention. They are built once for all layers of the same form."""
         key = (config.window, config.num_global)
         if key not in self._blocks:
             self._blocks[key] = [
@@ -223,24 +215,25 @@ class CandidateContext:
         return self._blocks[key]
 
     def ages(self, block: CandidateBlock, form: str) -> Tensor:
-        """(R, Q, K), or K + 1 with itself: how long before each candidate the key happened, as a time bias looks at it."""
+        """Return the input of a time bias, (R, Q, K), or K + 1 with itself: the time from each key to the candidate."""
         assert self.times is not None
         assert self.event_times is not None
         key = (id(block), form)
         if key not in self._ages:
-            # Blocks point at an event even if there is none.
+            # Blocks point at an event even if the batch has none.
             known = self.event_times if self.event_times.numel() else self.event_times.new_zeros(1)
-            shown, happened = self.times[block.query_gather], known[block.key_gather]
-            age = (shown[:, :, None] - happened[:, None, :]).clamp_(min=0)
+            shown = self.times[block.query_gather]
+            key_times = known[block.key_gather]
+            age = (shown[:, :, None] - key_times[:, None, :]).clamp_(min=0)
             if block.itself:
                 age = torch.cat((age, age.new_zeros((*age.shape[:2], 1))), dim=2)
             self._ages[key] = prepare_ages(age, form)
         return self._ages[key]
 
     def narrowed(self, place: Tensor) -> "CandidateContext":
-        """The same, where each candidate sees only the events at `place` (M, k) int64 of its history; NO_KEY is none.
+        """Return the context where each candidate sees only the events at `place` (M, k) int64 of its history.
 
-        Every candidate is a row of its own then: no two need to share their keys.
+        NO_KEY is no event. Every candidate is then a row of its own, since no two share their keys.
         """
         layout = self.layout
         number = torch.arange(layout.num_candidates, device=place.device)

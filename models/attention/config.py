@@ -1,6 +1,6 @@
-"""Settings of attention: each field is a part that can be exchanged for another. Imports no torch.
+"""Settings of attention: each field is an exchangeable part. Imports no torch.
 
-What each part computes, with its formula, is in docs/attention.md; what is right by definition in models/attention/reference.py.
+docs/attention.md has the formula of each part, models/attention/reference.py its definition in code.
 """
 
 from typing import Any, Literal
@@ -12,7 +12,7 @@ NUM_TIME_BUCKETS = 128
 
 Normalisation = Literal["softmax", "silu", "sparsemax", "entmax15", "none"]
 UnitActivation = Literal["relu", "prelu", "dice"]
-POINTWISE = ("silu", "none")  # of one score each, so that weights sum to anything
+POINTWISE = ("silu", "none")  # functions of one score each: the sum of the weights is not fixed
 
 
 class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -47,7 +47,8 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     window: int | None = Field(
         None,
         ge=1,
-        description="number of most recent events that an event sees, itself included. The cost is linear in it; default: all",
+        description="an event sees only events less than this number of positions away. The cost is linear in it; default: all "
+        "events",
     )
     num_global: int = Field(
         0, ge=0, le=1024, description="number of oldest events that every event sees, even outside its window"
@@ -107,22 +108,25 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def uses_position(self) -> bool:
-        """Whether a bias looks at places."""
+        """Return whether a bias uses positions."""
         return self.bias in ("position", "both")
 
     @property
     def uses_time(self) -> bool:
-        """Whether a bias looks at times."""
+        """Return whether a bias uses times."""
         return self.bias in ("time", "both")
 
     @property
     def key_value_heads(self) -> int:
-        """Heads of keys and values."""
+        """Return the number of heads of keys and values."""
         return self.num_key_value_heads or self.num_heads
 
     @property
     def num_channels(self) -> int:
-        """Maps of weights whose results stand side by side: one, and with bias_as = "channel" one more for each bias."""
+        """Return the number of maps of weights with concatenated results.
+
+        It is one, and with bias_as = "channel" one more for each bias.
+        """
         return 1 + (self.uses_position + self.uses_time if self.bias_as == "channel" else 0)
 
 
@@ -155,7 +159,7 @@ class TargetAttentionConfig(AttentionConfig):
         if self.mask != "causal":
             raise ValueError(f'mask = "{self.mask}": a candidate sees earlier events only; leave it at "causal"')
         if self.differential:
-            raise ValueError("differential = true is not offered for candidates; use it in the encoder's attention")
+            raise ValueError("differential = true is not supported for candidates; use it in the encoder's attention")
         if any(width < 1 for width in self.unit_hidden):
             raise ValueError(f"unit_hidden = {self.unit_hidden}: a hidden layer has a width of at least 1")
         unit = self.score == "activation_unit"
@@ -165,14 +169,14 @@ class TargetAttentionConfig(AttentionConfig):
                 "num_key_value_heads as they are"
             )
         if not self.projection and (self.gate or self.projection_activation != "none"):
-            raise ValueError("gate and projection_activation are of projections: they need projection = true")
+            raise ValueError("gate and projection_activation apply to projections: they need projection = true")
         if not self.projection and self.key_value_heads != self.num_heads:
-            raise ValueError("num_key_value_heads needs projection = true: without it all heads have keys of their own")
+            raise ValueError("num_key_value_heads needs projection = true: without it every head has its own keys")
         return self
 
 
 def preset(defaults: dict[str, Any], given: Any) -> Any:
-    """`given` settings over `defaults`, tables of settings inside likewise."""
+    """Merge the `given` settings into `defaults`, recursively."""
     if not isinstance(given, dict):
         return given
     merged = dict(defaults)

@@ -1,7 +1,8 @@
-"""Paths for GPUs: torch's flash attention over packed histories, and FlexAttention where scores have biases.
+"""Attention paths for GPUs: torch's flash attention over packed histories, and FlexAttention for scores with biases.
 
-Neither pads: histories lie one after another, as they are. What these do not compute (weights that are no softmax, dropout or a
-penalty on weights) goes in pieces, as on a CPU. Shapes: N total events, H heads of queries, G of keys and values, K head width.
+Neither pads: histories stay packed, one after another. Other forms (weights that are no softmax, dropout or a penalty on
+weights) use the tiled path, as on a CPU. Shapes: N total events, H heads of queries, G of keys and values, K head width, V of
+values.
 """
 
 import functools
@@ -20,19 +21,26 @@ from models.attention.blocks import AttentionContext
 from models.attention.terms import AttentionTerms
 
 HALF = (torch.float16, torch.bfloat16)
-# What the kernels of flash attention take: compute capability, and head widths that are multiples of 8 up to 256.
+# Requirements of flash attention's kernels: compute capability, and head widths that are multiples of 8 up to 256.
 FLASH_CAPABILITY = (8, 0)
-FLASH_WIDTH_STEP, FLASH_WIDEST = 8, 256
+FLASH_WIDTH_STEP = 8
+FLASH_WIDEST = 256
 FLEX_NARROWEST = 16  # Triton's smallest tile; narrower heads are padded with zeros
 
 
 def flash_fits(
     parts: AttentionTerms, dtype: torch.dtype, key_width: int, value_width: int, capability: tuple[int, int]
 ) -> bool:
-    """Whether flash attention computes this form: a softmax in half precision over all, or a window of, the events in view.
+    """Return whether flash attention computes this form.
 
-    key_width, value_width: of a head. Those of values are the same in all forms but differential ones, whose two maps share them.
-    capability: of the device.
+    It computes a softmax in half precision over all visible events, or over a window of them.
+
+    Args:
+        parts: the form of the attention.
+        dtype: of queries, keys and values.
+        key_width: of a head.
+        value_width: of a head. It is another in differential forms, in which two maps share the values.
+        capability: compute capability of the device.
     """
     config = parts.config
     narrow = key_width % FLASH_WIDTH_STEP == 0 and key_width <= FLASH_WIDEST
@@ -42,7 +50,7 @@ def flash_fits(
 
 
 def flex_fits(parts: AttentionTerms) -> bool:
-    """Whether FlexAttention computes this form: a softmax with any mask and bias on its scores. Heads may be of any width."""
+    """Return whether FlexAttention computes this form: a softmax with any mask and bias. Heads can have any width."""
     config = parts.config
     added = config.bias == "none" or config.bias_as == "score"
     weighted = config.normalisation == "softmax" and not parts.threshold and not parts.with_penalty
@@ -52,10 +60,12 @@ def flex_fits(parts: AttentionTerms) -> bool:
 def flash_attention(
     query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Tensor:
-    """(N, H, V). Dao 2023 (arXiv:2307.08691), through torch.nn.attention.varlen."""
-    from torch.nn.attention.varlen import varlen_attn  # not there in every torch that the rest runs on
+    """Compute the attention (N, H, V) by torch.nn.attention.varlen (Dao 2023, arXiv:2307.08691)."""
+    from torch.nn.attention.varlen import varlen_attn  # missing in some supported versions of torch
 
-    config, longest, window = parts.config, context.longest, context.window(parts.config)
+    config = parts.config
+    longest = context.longest
+    window = context.window(parts.config)
     reach = -1 if window is None else window - 1
     offsets = (context.layout.offsets - context.layout.offsets[0]).int()
     attended: Any = varlen_attn(
@@ -81,7 +91,10 @@ def flexible_attention(
     parts: AttentionTerms,
     compiled: bool = True,
 ) -> Tensor:
-    """(N, H, V). Dong et al. 2024 (arXiv:2412.05496). compiled: fused into one kernel; else plain, which is for tests."""
+    """Compute the attention (N, H, V) by FlexAttention (Dong et al. 2024, arXiv:2412.05496).
+
+    compiled: fused into one kernel; False is for tests.
+    """
     run: Any = _compiled_flex_attention() if compiled else flex_attention
     attended: Tensor = run(
         _by_head(query_NHK),
@@ -96,7 +109,7 @@ def flexible_attention(
 
 
 def _by_head(packed_NHK: Tensor) -> Tensor:
-    """(1, H, N, K), with zeros behind heads that are too narrow: they add nothing to a score, nor to what is attended to."""
+    """Return packed vectors as (1, H, N, K). Zeros widen heads that are too narrow; they change no score and no result."""
     missing = FLEX_NARROWEST - packed_NHK.shape[-1]
     if missing > 0:
         packed_NHK = F.pad(packed_NHK, (0, missing))
@@ -104,7 +117,7 @@ def _by_head(packed_NHK: Tensor) -> Tensor:
 
 
 def _block_mask(context: AttentionContext, parts: AttentionTerms) -> BlockMask:
-    """Which pairs are looked at, by blocks: those that no history spans cost nothing. Made once for all layers of a form."""
+    """Return the blocks of visible pairs, built once for all layers of a form. Blocks across histories cost nothing."""
     config = parts.config
     key = Sight(config.mask == "causal", context.window(config), config.num_global)
     if key not in context.masks:
@@ -114,15 +127,19 @@ def _block_mask(context: AttentionContext, parts: AttentionTerms) -> BlockMask:
 
 
 def _score_mod(context: AttentionContext, parts: AttentionTerms) -> Callable[..., Tensor] | None:
-    """The biases of a pair, looked up where the kernel has its score."""
+    """Return the function that adds the biases of a pair, which are looked up where the kernel has its score."""
     if parts.position is None and parts.time is None:
         return None
-    position, time, places = parts.position, parts.time, context.layout.positions
-    times, asked = context.times, context.request_times
+    position = parts.position
+    time = parts.time
+    places = context.layout.positions
+    times = context.times
+    requested = context.request_times
     farthest = max(1, context.longest) - 1
-    buckets, bounds = None, None
+    buckets = None
+    bounds = None
     if position is not None and position.form != "functional":
-        # Of every distance there is, once: their logarithms are too dear for each pair.
+        # Computed once for every distance: logarithms for each pair are too expensive.
         buckets = position.buckets(torch.arange(-farthest, farthest + 1, device=places.device))
     if time is not None and time.form != "functional":
         bounds = time_bounds(places.device)
@@ -133,15 +150,15 @@ def _score_mod(context: AttentionContext, parts: AttentionTerms) -> Callable[...
             score = score + _position_of(position, distance, head, buckets, farthest)
         if time is not None:
             assert times is not None
-            assert asked is not None
-            score = score + _time_of(time, (asked[query] - times[key]).clamp(min=0), head, bounds)
+            assert requested is not None
+            score = score + _time_of(time, (requested[query] - times[key]).clamp(min=0), head, bounds)
         return score
 
     return with_biases
 
 
 def _position_of(bias: PositionBias, distance: Tensor, head: Tensor, buckets: Tensor | None, farthest: int) -> Tensor:
-    """buckets: of the distances from -farthest on."""
+    """Return the position bias of a distance. `buckets`: of the distances from -farthest on."""
     if buckets is None:
         return -bias.slope[head] * distance.abs()
     return bias.weight[head, buckets[distance + farthest]]
@@ -160,7 +177,7 @@ def _compiled_flex_attention() -> Any:
 
 @functools.cache
 def _flash_has_windows() -> bool:
-    """Whether this torch has flash attention over packed sequences, with windows and shared heads."""
+    """Return whether this torch has flash attention over packed sequences, with windows and shared heads."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:

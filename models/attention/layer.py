@@ -1,6 +1,6 @@
-"""The attention sub-layer: projections around `attend`, composed as its settings say.
+"""The attention sub-layer: projections around `attend`, composed by the settings.
 
-Shapes: N total events, D model width, H heads, G heads of keys and values, K head width (D / H), C channels.
+Shapes: N total events, M candidates, D model width, H heads, G heads of keys and values, K head width (D / H), C channels.
 """
 
 import math
@@ -19,26 +19,35 @@ from models.layers.dropout import threshold_of
 
 
 class Attention(nn.Module):
-    """Input and output (N, D), and the penalty of the weights, where the settings have one, as a scalar (else none).
+    """Attention sub-layer, (N, D) to (N, D), with the penalty of the weights as a second output, a scalar or None.
 
-    Where the context asks for its candidates only they are the output, (M, D), of the input (N + M, D).
-    depth: number of the block from 1, on which the differential form depends. With `differential` a head has two maps of
-    weights, each of half its width, over the same values (Ye et al. 2024, arXiv:2410.05258, eq. 1-3).
+    If the context requests candidates only, they are the output, (M, D), of the input (N + M, D). With `differential` a
+    head has two maps of weights over the same values, each of half its width (Ye et al. 2024, arXiv:2410.05258, eq. 1-3).
+
+    Args:
+        width: D.
+        max_history: number of learned positions of a bias.
+        config: the settings.
+        rotary: queries and keys have rotary positions.
+        depth: number of the block from 1, on which the differential form depends.
     """
 
     def __init__(self, width: int, max_history: int, config: AttentionConfig, rotary: bool, depth: int) -> None:
         super().__init__()
-        self.config, self.max_history, self.depth = config, max_history, depth
+        self.config = config
+        self.max_history = max_history
+        self.depth = depth
         self.num_maps = 2 if config.differential else 1
         self.head_width = width // config.num_heads
         self.map_width = self.head_width // self.num_maps
         seen = config.num_channels * width
         key_width = config.key_value_heads * self.head_width
         self.sizes = [width, key_width, key_width, *([seen] if config.gate else [])]
-        # No bias: a softmax does not see a bias of the keys, so its gradient would be rounding noise, which Adagrad and Adam
+        # No bias: a bias of the keys does not change a softmax, so its gradient would be rounding noise, which Adagrad and Adam
         # turn into full steps; a bias of the values only repeats that of the output.
         self.query_key_value = nn.Linear(width, sum(self.sizes), bias=False)
-        bidirectional, heads = config.mask == "bidirectional", self.num_maps * config.num_heads
+        bidirectional = config.mask == "bidirectional"
+        heads = self.num_maps * config.num_heads
         self.position_bias = (
             PositionBias(config.position_bias, heads, max_history, bidirectional) if config.uses_position else None
         )
@@ -52,12 +61,14 @@ class Attention(nn.Module):
         self.attention_output = nn.Linear(seen, width, bias=config.output_bias)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        config, num_events = self.config, x_ND.shape[0]
+        config = self.config
+        num_events = x_ND.shape[0]
         projected = self.query_key_value(x_ND)
         if config.projection_activation == "silu":
             projected = F.silu(projected)
         query, key, value, *gate = projected.split(self.sizes, dim=-1)
-        query, key = self._maps(query), self._maps(key)
+        query = self._maps(query)
+        key = self._maps(key)
         value = value.view(num_events, config.key_value_heads, self.head_width).repeat(1, self.num_maps, 1)
         if self.rotary is not None:
             query, key = (self.rotary(x, context.places) for x in (query, key))
@@ -87,13 +98,13 @@ class Attention(nn.Module):
         )
 
     def _maps(self, x: Tensor) -> Tensor:
-        """(N, maps x heads, map width), all heads of the first map before those of the second."""
+        """Return the heads of all maps, (N, maps x heads, map width). The heads of the first map come first."""
         num_heads = x.shape[1] // self.head_width
         by_head = x.view(x.shape[0], num_heads, self.num_maps, self.map_width)
         return by_head.transpose(1, 2).reshape(x.shape[0], self.num_maps * num_heads, self.map_width)
 
     def _difference(self, seen_NCHV: Tensor) -> Tensor:
-        """The first map's result less a learned share of the second's, each head normed by itself; (N, 1, H, V)."""
+        """Return the first map's result minus a learned share of the second's, (N, 1, H, V). Each head has its own norm."""
         first, second = seen_NCHV.chunk(2, dim=2)
         initial = 0.8 - 0.6 * math.exp(-0.3 * (self.depth - 1))
         query_1, key_1, query_2, key_2 = self.difference
@@ -103,7 +114,7 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Values of what is neither a matrix, a norm nor a bias of a projection."""
+        """Reset the weights that are neither matrices, norms nor biases of projections."""
         if self.log_temperature is not None:
             self.log_temperature.zero_()
 

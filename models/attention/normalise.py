@@ -1,7 +1,8 @@
-"""From scores to weights: softmax, pointwise SiLU or as they are, sparsemax and entmax, over the last axis of masked scores.
+"""Normalisation of masked scores to weights over the last axis: softmax, SiLU, identity, sparsemax and entmax.
 
-The fast forms, with their own backward where torch has none that is cheap; models/attention/reference.py has the plain ones.
-Shapes: any leading axes, K keys last. Invisible keys have weight 0, and rows that see nothing are zeros or harmless numbers.
+These are the fast forms, with a backward pass of their own where torch has no cheap one. models/attention/reference.py has the
+plain ones. Shapes: any leading axes, K keys last. Invisible keys have weight 0. Rows without visible keys are zeros or harmless
+numbers.
 """
 
 from collections.abc import Callable
@@ -13,16 +14,23 @@ from torch.nn import functional as F
 from models.attention.config import POINTWISE, Normalisation
 
 MAX_ROUNDS = 60  # of Newton's method; it takes 3 to 12
-ROUNDING = 8  # a step of this many units in the last place of the threshold is none
+ROUNDING = 8  # a step of at most this many units in the last place of the threshold counts as zero
 
 
 def normalise(scores: Tensor, visible: Tensor, normalisation: Normalisation, silu_divisor: int) -> Tensor:
-    """Weights of the scores. visible: bool, broadcasts to the scores; silu_divisor: what pointwise weights are divided by."""
+    """Return the weights of the scores.
+
+    Args:
+        scores: (..., K).
+        visible: bool, broadcasts to the scores.
+        normalisation: the form.
+        silu_divisor: divides pointwise weights.
+    """
     if normalisation == "silu":
         return (F.silu(scores) / silu_divisor) * visible
     if normalisation == "none":
         return scores * visible
-    # Finite, so that a padded row that sees nothing has no gradient that is not a number.
+    # Finite, so that the gradient of a padded row without visible keys is not NaN.
     scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     match normalisation:
         case "softmax":
@@ -34,7 +42,7 @@ def normalise(scores: Tensor, visible: Tensor, normalisation: Normalisation, sil
 
 
 def penalty_of(weights: Tensor, normalisation: Normalisation) -> Tensor:
-    """(...,) for weights (..., K): the entropy in nats, or of pointwise weights the sum of absolute values."""
+    """Return the penalty (...,) of weights (..., K): the entropy in nats, or for pointwise weights the sum of absolutes."""
     if normalisation in POINTWISE:
         return weights.abs().sum(dim=-1)
     positive = weights.clamp(min=torch.finfo(weights.dtype).tiny)
@@ -42,20 +50,21 @@ def penalty_of(weights: Tensor, normalisation: Normalisation) -> Tensor:
 
 
 def sparsemax(scores: Tensor) -> Tensor:
-    """Weights over the last axis, many of them exactly zero."""
+    """Return weights over the last axis, many of them exactly zero."""
     weights: Tensor = _Sparsemax.apply(scores)
     return weights
 
 
 def entmax15(scores: Tensor) -> Tensor:
-    """Weights over the last axis, some of them exactly zero."""
+    """Return weights over the last axis, some of them exactly zero."""
     weights: Tensor = _Entmax15.apply(scores)
     return weights
 
 
 class _Sparsemax(torch.autograd.Function):
-    """The point of the simplex nearest to the scores: max(0, s_j - t), which sum to one (Martins & Astudillo 2016,
-    arXiv:1602.02068, eq. 4 and 9).
+    """The point of the simplex nearest to the scores: max(0, s_j - t), which sum to one.
+
+    Martins & Astudillo 2016, arXiv:1602.02068, eq. 4 and 9.
     """
 
     @staticmethod
@@ -76,8 +85,9 @@ class _Sparsemax(torch.autograd.Function):
 
 
 class _Entmax15(torch.autograd.Function):
-    """Entmax with alpha = 1.5: max(0, s_j / 2 - t)^2, which sum to one (Peters, Niculae & Martins 2019, arXiv:1905.05702, eq. 9):
-    between softmax and sparsemax.
+    """Entmax with alpha = 1.5, between softmax and sparsemax: max(0, s_j / 2 - t)^2, which sum to one.
+
+    Peters, Niculae & Martins 2019, arXiv:1905.05702, eq. 9.
     """
 
     @staticmethod
@@ -100,22 +110,23 @@ class _Entmax15(torch.autograd.Function):
 def _above_threshold(
     shifted: Tensor, step_of: Callable[[Tensor, Tensor], Tensor], by_sorting: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """max(0, shifted - t) for the threshold t of each row; the largest number of each row is 0, so that -1 <= t < 0.
+    """Return max(0, shifted - t) for the threshold t of each row. The largest number of each row is 0, so that -1 <= t < 0.
 
-    On a CPU a sort takes ten times as long as the few rounds of Newton's method. It starts from below, where the weights are
-    too large; the function whose zero is sought is convex and falls, so no round goes too far. On a GPU, where asking whether it
-    has arrived would wait for the device, the rows are sorted.
+    On a CPU a sort takes ten times as long as the few rounds of Newton's method. The method starts from below, where the
+    weights are too large. The function is convex and decreasing, so no round overshoots its root. On a GPU the rows are sorted,
+    since a test for convergence would wait for the device.
     """
     if shifted.device.type != "cpu":
         return (shifted - by_sorting(shifted)).clamp_(min=0)
     exact = shifted if shifted.dtype == torch.float64 else shifted.float()
     threshold = exact.new_full((*exact.shape[:-1], 1), -1.0)
-    above, scratch = torch.empty_like(exact), torch.empty_like(exact)
+    above = torch.empty_like(exact)
+    scratch = torch.empty_like(exact)
     arrived = ROUNDING * torch.finfo(exact.dtype).eps
     going = torch.ones_like(threshold, dtype=torch.bool)
     for _ in range(MAX_ROUNDS):
         step = step_of(torch.sub(exact, threshold, out=above).clamp_(min=0), scratch)
-        # A row that has arrived stays, so that it does not depend on how many rounds others need.
+        # A converged row does not change, so that it does not depend on the number of rounds of other rows.
         threshold += step * going
         going &= step > -arrived * threshold
         if not going.any():
@@ -124,18 +135,24 @@ def _above_threshold(
 
 
 def _sparsemax_step(above: Tensor, scratch: Tensor) -> Tensor:
-    """Towards sum above = 1, whose slope is how many are above (Michelot 1986, https://doi.org/10.1007/BF00938486)."""
+    """Return a step towards sum above = 1, with the number of entries above the threshold as slope.
+
+    Michelot 1986, https://doi.org/10.1007/BF00938486.
+    """
     return above.sum(dim=-1, keepdim=True).sub_(1).div_(torch.sign(above, out=scratch).sum(dim=-1, keepdim=True))
 
 
 def _entmax15_step(above: Tensor, scratch: Tensor) -> Tensor:
-    """Towards |above| = 1 (the root of the sum of squares is nearer to a line than the sum), whose slope is sum above / |above|."""
-    norm = torch.square(above, out=scratch).sum(dim=-1, keepdim=True).sqrt_()  # more exact than torch's vector_norm
+    """Return a step towards |above| = 1, with the slope sum above / |above|.
+
+    The root of the sum of squares is closer to linear than the sum itself.
+    """
+    norm = torch.square(above, out=scratch).sum(dim=-1, keepdim=True).sqrt_()  # more precise than torch's vector_norm
     return (norm - 1).mul_(norm).div_(above.sum(dim=-1, keepdim=True))
 
 
 def sparsemax_threshold_by_sorting(shifted: Tensor) -> Tensor:
-    """(..., 1) for (..., K) whose largest is 0 (Martins & Astudillo 2016, algorithm 1)."""
+    """Return the threshold (..., 1) of rows (..., K) with maximum 0 (Martins & Astudillo 2016, algorithm 1)."""
     ordered = shifted.sort(dim=-1, descending=True).values
     count = torch.arange(1, shifted.shape[-1] + 1, dtype=shifted.dtype, device=shifted.device)
     sums = ordered.cumsum(dim=-1)
@@ -144,11 +161,12 @@ def sparsemax_threshold_by_sorting(shifted: Tensor) -> Tensor:
 
 
 def entmax15_threshold_by_sorting(halves: Tensor) -> Tensor:
-    """(..., 1) for (..., K) whose largest is 0 (Peters, Niculae & Martins 2019, algorithm 2)."""
-    # Nothing below the largest by more than 1 can have weight; so far off numbers cannot spoil the sums of squares.
+    """Return the threshold (..., 1) of rows (..., K) with maximum 0 (Peters, Niculae & Martins 2019, algorithm 2)."""
+    # Numbers more than 1 below the largest have no weight. Clamping them keeps the sums of squares precise.
     ordered = halves.clamp(min=-2.0).sort(dim=-1, descending=True).values
     count = torch.arange(1, halves.shape[-1] + 1, dtype=halves.dtype, device=halves.device)
-    mean, mean_square = ordered.cumsum(dim=-1) / count, ordered.square().cumsum(dim=-1) / count
+    mean = ordered.cumsum(dim=-1) / count
+    mean_square = ordered.square().cumsum(dim=-1) / count
     spread = (1.0 / count - (mean_square - mean.square())).clamp_(min=0)
     threshold_of = mean - spread.sqrt()
     size = (threshold_of <= ordered).sum(dim=-1, keepdim=True)

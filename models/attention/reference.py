@@ -1,7 +1,7 @@
-"""What attention is, by definition: one history after another, every part in its plainest form.
+"""The definition of attention in plain code: one history after another, every part in its simplest form.
 
-Each fast path is compared with this in values and gradients. Shapes: N total events, H heads of queries, G heads of keys
-and values, K head width, V width of values, C channels, L length of one history.
+Each fast path is compared with this in values and gradients. Shapes: N total events, M candidates, H heads of queries, G heads
+of keys and values, K head width, V width of values, C channels, L length of one history.
 """
 
 import itertools
@@ -20,10 +20,14 @@ from models.attention.terms import Attended, AttentionTerms
 def attend_reference(
     query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Attended:
-    """weights(scale x Q K^T + bias) V within what is visible (Vaswani et al. 2017, eq. 1, arXiv:1706.03762). Without dropout."""
+    """Return weights(scale x Q K^T + bias) V within the visible events, without dropout.
+
+    Vaswani et al. 2017, eq. 1, arXiv:1706.03762.
+    """
     config = parts.config
     shared = query_NHK.shape[1] // key_NGK.shape[1]
-    outputs, penalty = [value_NGV.new_zeros((0, config.num_channels, query_NHK.shape[1], value_NGV.shape[-1]))], []
+    outputs = [value_NGV.new_zeros((0, config.num_channels, query_NHK.shape[1], value_NGV.shape[-1]))]
+    penalty = []
     for start, end in itertools.pairwise(context.layout.offsets.tolist()):
         if start == end:
             continue
@@ -65,22 +69,25 @@ def attend_to_events_reference(
     context: CandidateContext,
     parts: AttentionTerms,
     own: tuple[Tensor, ...] = (),
-    found: Tensor | None = None,
+    selected: Tensor | None = None,
 ) -> Attended:
-    """The same of candidates, one after another, over the events that it may see and no others; zeros where there are none.
+    """Return the same for candidates, one after another, over the events that each sees; zeros if it sees none.
 
-    own: key and value of the candidates, (M, G, .), where each sees itself too. found: (M, k), to which places of the history each
-    is narrowed; NO_KEY is none.
+    own: key and value (M, G, .) of the candidates, if each sees itself too. selected: places of the history to which each
+    candidate is narrowed, (M, k); NO_KEY is no event.
     """
-    config, layout = parts.config, context.layout
+    config = parts.config
+    layout = context.layout
     shared = query_MHK.shape[1] // key_NGK.shape[1]
-    outputs, penalty = [value_NGV.new_zeros((0, config.num_channels, query_MHK.shape[1], value_NGV.shape[-1]))], []
+    outputs = [value_NGV.new_zeros((0, config.num_channels, query_MHK.shape[1], value_NGV.shape[-1]))]
+    penalty = []
     for number, (first, end) in enumerate(zip(layout.first_event.tolist(), layout.history_end.tolist(), strict=True)):
         places = [place for place in range(end) if _sees(end, place, layout.reach, config)]
-        if found is not None:
-            places = [place for place in places if place in found[number].tolist()]
+        if selected is not None:
+            places = [place for place in places if place in selected[number].tolist()]
         seen = [first + place for place in places]
-        key_SGK, value_SGV = key_NGK[seen], value_NGV[seen]
+        key_SGK = key_NGK[seen]
+        value_SGV = value_NGV[seen]
         distance = [end - place for place in places]
         ages: list[int] = []
         if parts.time is not None:
@@ -88,8 +95,10 @@ def attend_to_events_reference(
             assert context.event_times is not None
             ages = [max(0, int(context.times[number] - context.event_times[event])) for event in seen]
         if own:
-            key_SGK, value_SGV = torch.cat((key_SGK, own[0][[number]])), torch.cat((value_SGV, own[1][[number]]))
-            distance, ages = [*distance, 0], [*ages, 0]
+            key_SGK = torch.cat((key_SGK, own[0][[number]]))
+            value_SGV = torch.cat((value_SGV, own[1][[number]]))
+            distance = [*distance, 0]
+            ages = [*ages, 0]
         if not distance:
             outputs.append(value_NGV.new_zeros((1, *outputs[0].shape[1:])))
             continue
@@ -122,7 +131,7 @@ def _sees(end: int, place: int, reach: int, config: AttentionConfig) -> bool:
 
 
 def unit_reference(candidate_HQK: Tensor, event_HSK: Tensor, unit: ActivationUnit) -> Tensor:
-    """(H, Q, S): the network of [h; c; h - c; h * c] for every pair, as it is written. Only the first K columns are looked at."""
+    """Return the network of [h; c; h - c; h * c] for every pair, (H, Q, S). Only the first K columns are used."""
     width = unit.head_width
     c, h = torch.broadcast_tensors(candidate_HQK[:, :, None, :width], event_HSK[:, None, :, :width])
     both = torch.cat((h, c, h - c, h * c), dim=-1)
@@ -137,7 +146,7 @@ def unit_reference(candidate_HQK: Tensor, event_HSK: Tensor, unit: ActivationUni
 
 
 def visible_reference(distance_LL: Tensor, place_L: Tensor, config: AttentionConfig) -> Tensor:
-    """(L, L) bool: whether a query (first axis) sees a key: mask, window, and the oldest events that all see."""
+    """Return whether a query (first axis) sees a key, (L, L) bool: by mask, window, and the oldest events that all see."""
     in_time = distance_LL >= 0 if config.mask == "causal" else torch.ones_like(distance_LL, dtype=torch.bool)
     if config.window is None:
         return in_time
@@ -147,11 +156,11 @@ def visible_reference(distance_LL: Tensor, place_L: Tensor, config: AttentionCon
 
 
 def weights_reference(scores: Tensor, visible: Tensor, normalisation: str, silu_divisor: int) -> Tensor:
-    """Weights of scores (..., K), of which those not visible have none.
+    """Return the weights of scores (..., K). Invisible keys have weight 0.
 
-    softmax: exp(s) / sum exp(s). silu: s sigmoid(s) / n (Zhai et al. 2024, eq. 2, arXiv:2402.17152). sparsemax: max(0, s - t), t
-    such that they sum to one (Martins & Astudillo 2016, arXiv:1602.02068). entmax15: max(0, s / 2 - t)^2 likewise (Peters et al.
-    2019, arXiv:1905.05702). none: s.
+    softmax: exp(s) / sum exp(s). silu: s sigmoid(s) / n (Zhai et al. 2024, eq. 2, arXiv:2402.17152). sparsemax: max(0, s - t),
+    with t such that they sum to one (Martins & Astudillo 2016, arXiv:1602.02068). entmax15: max(0, s / 2 - t)^2, also with sum
+    one (Peters et al. 2019, arXiv:1905.05702). none: s.
     """
     if normalisation == "silu":
         return torch.where(visible, scores * torch.sigmoid(scores) / silu_divisor, 0.0)
@@ -162,14 +171,16 @@ def weights_reference(scores: Tensor, visible: Tensor, normalisation: str, silu_
         exponentials = (scores - scores.amax(dim=-1, keepdim=True)).exp()
         return exponentials / exponentials.sum(dim=-1, keepdim=True)
     power = 1 if normalisation == "sparsemax" else 2
-    # The weights' sum falls as t rises, so the root lies where bisection ends; the last step, by Newton, carries the gradient.
+    # The sum of the weights decreases in t, so bisection finds the root. The last step, by Newton, carries the gradient.
     halves = scores / power
     top = halves.detach().amax(dim=-1, keepdim=True)
-    low, high = top - 1.0, top
+    low = top - 1.0
+    high = top
     for _ in range(100):
         middle = (low + high) / 2
         too_much = (halves.detach() - middle).clamp(min=0).pow(power).sum(dim=-1, keepdim=True) >= 1
-        low, high = torch.where(too_much, middle, low), torch.where(too_much, high, middle)
+        low = torch.where(too_much, middle, low)
+        high = torch.where(too_much, high, middle)
     inside = halves > low
     base = torch.where(inside, halves - low, 0.0)
     slope = (power * base.detach().pow(power - 1) * inside).sum(dim=-1, keepdim=True)
@@ -178,7 +189,10 @@ def weights_reference(scores: Tensor, visible: Tensor, normalisation: str, silu_
 
 
 def penalty_reference(weights: Tensor, normalisation: str) -> Tensor:
-    """Sum over queries and heads of the entropy of their weights, -sum w log w in nats; of pointwise weights, of sum |w|."""
+    """Return the sum over queries and heads of the entropy of their weights, -sum w log w in nats.
+
+    For pointwise weights it is the sum of |w|.
+    """
     if normalisation in POINTWISE:
         return weights.abs().sum()
     positive = weights > 0

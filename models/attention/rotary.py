@@ -1,4 +1,4 @@
-"""Rotary positions: queries and keys turned by an angle that grows with their place, so that scores see only distances.
+"""Rotary positions: queries and keys are rotated by an angle that grows with their place, so that scores depend on distances.
 
 Su et al. 2021 (arXiv:2104.09864), eq. 34, with the two halves of a head paired instead of neighbours.
 """
@@ -12,10 +12,10 @@ BASE = 10000.0
 
 
 class Rotary(nn.Module):
-    """Turns (N, H, K) by the places (N,) int64 of events, however far they reach; K is even.
+    """Rotates (N, H, K) by the places (N,) int64 of events, of any size; K is even.
 
-    Angles, cosines and sines have the precision of float32 at least, and so has the turn: only its result is rounded to the
-    dtype of the input. So the score of a pair depends on the distance alone, but for that one rounding.
+    Angles, cosines, sines and the rotation have at least the precision of float32. Only the result is rounded to the dtype of
+    the input. So the score of a pair depends on the distance alone, except for that one rounding.
     """
 
     def forward(self, x_NHK: Tensor, places: Tensor) -> Tensor:
@@ -27,9 +27,9 @@ class Rotary(nn.Module):
 
 
 def _turns(places: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (N, 1, K / 2) of each place's angles."""
+    """Return cosines and sines (N, 1, K / 2) of each place's angles."""
     double = torch.float64
     frequency = BASE ** (-torch.arange(0, width, 2, dtype=double, device=places.device) / width)
-    # Whole turns are dropped in float64: they would take the digits that float32 has for the fraction of a turn.
+    # Whole turns are subtracted in float64: in float32 they would use the digits of the fraction of a turn.
     angle = (places.to(double)[:, None, None] * frequency).remainder_(2.0 * math.pi).to(dtype)
     return angle.cos(), angle.sin()

@@ -1,8 +1,9 @@
-"""The first of two stages for long histories: a few events for each candidate, which is all that it attends to then.
+"""Search in long histories, the first of two stages: it selects a few events for each candidate, which attends to these only.
 
-Search-based interest model (Pi et al. 2020, arXiv:2006.05639, section 3.2): "hard" search takes the events that share a category
-with the candidate, "soft" search those whose vectors have the largest dot product with its own. Ours takes the most recent of a
-category, and looks at vectors as they are (detached): the search learns nothing, the attention to what it finds does.
+The method is the search-based interest model (Pi et al. 2020, arXiv:2006.05639, section 3.2). "Hard" search takes the events
+that share a category with the candidate, "soft" search those with the largest dot product of vectors. Here hard search takes
+the most recent events of the category, and soft search uses the vectors detached: the attention to the selected events learns,
+the search does not.
 
 Shapes: N events, M candidates, k events at most for each candidate, D width, R rows, Q candidates and K events of a row.
 """
@@ -19,12 +20,20 @@ from models.attention.tiled import GPU_PIECE_SCORES, PIECE_SCORES
 def search_by_category(
     event_category: Tensor, candidate_category: Tensor, offsets: Tensor, layout: CandidateLayout, num_found: int
 ) -> Tensor:
-    """(M, k) int64: places in the history of the most recent events of the candidate's category, NO_KEY where there are fewer.
+    """Return the places of the most recent events of each candidate's category, (M, k) int64, NO_KEY where there are fewer.
 
-    event_category (N,), candidate_category (M,): int64, a negative one matches nothing. offsets: (B + 1,), of histories. Events are
-    sorted by history, category and place once; what a candidate wants is then a stretch that ends where its own place would be.
+    Events are sorted by history, category and place once. The events of a candidate are then a range that ends at its own
+    place.
+
+    Args:
+        event_category: (N,) int64; a negative one matches nothing.
+        candidate_category: (M,) int64; a negative one matches nothing.
+        offsets: of the histories, (B + 1,).
+        layout: the layout of the candidates.
+        num_found: k.
     """
-    num_events, device = event_category.numel(), event_category.device
+    num_events = event_category.numel()
+    device = event_category.device
     back = torch.arange(1, num_found + 1, device=device)
     if not num_events:
         return torch.full((layout.num_candidates, num_found), NO_KEY, device=device)
@@ -46,31 +55,32 @@ def search_by_category(
 
 @torch.no_grad()
 def search_by_similarity(event_ND: Tensor, candidate_MD: Tensor, layout: CandidateLayout, num_found: int) -> Tensor:
-    """(M, k) int64: places in the history of the events most similar to each candidate, NO_KEY where it sees fewer.
+    """Return the places of the events most similar to each candidate, (M, k) int64, NO_KEY where it sees fewer.
 
-    Of equal dot products the more recent event is preferred, so that nothing depends on how rows are padded.
+    Of equal dot products the more recent event is preferred, so that the result does not depend on the padding of rows.
     """
-    found = torch.full((layout.num_candidates, num_found), NO_KEY, device=candidate_MD.device)
+    places = torch.full((layout.num_candidates, num_found), NO_KEY, device=candidate_MD.device)
     if not event_ND.shape[0]:
-        return found
+        return places
     size = PIECE_SCORES if event_ND.device.type == "cpu" else GPU_PIECE_SCORES
     for block in layout.blocks:
         rows, queries = block.query_gather.shape
         rows_each = max(1, size // (queries * block.key_gather.shape[1]))
         pieces = [slice(row, row + rows_each) for row in range(0, rows, rows_each)]
         best = torch.cat([_best(block, piece, event_ND, candidate_MD, num_found) for piece in pieces])
-        found.index_copy_(0, block.scatter, best.flatten(0, 1).index_select(0, block.block_index))
-    return found
+        places.index_copy_(0, block.scatter, best.flatten(0, 1).index_select(0, block.block_index))
+    return places
 
 
 def _best(block: CandidateBlock, rows: slice, event_ND: Tensor, candidate_MD: Tensor, num_found: int) -> Tensor:
-    """(r, Q, k) places for some rows of the block: what is held of pairs is bounded."""
-    key_gather, key_place = block.key_gather[rows], block.key_place[rows, None]
-    # Autocast would round scores, so that training found other events than evaluation does.
+    """Return places (r, Q, k) for some rows of the block. The number of pairs in memory is bounded."""
+    key_gather = block.key_gather[rows]
+    key_place = block.key_place[rows, None]
+    # Autocast would round scores, so that training would select other events than evaluation.
     with torch.autocast(event_ND.device.type, enabled=False):
         scores = (candidate_MD[block.query_gather[rows]] @ event_ND[key_gather].transpose(-1, -2)).float()
     _, visible = block.pairs(rows, slice(None), key_gather.shape[1])
-    # One number in which larger scores are larger and, of equal ones, later places: floats ordered as integers, above the place.
+    # One number orders by score and, for equal scores, by place: floats in the order of integers, in the bits above the place.
     bits = (scores + 0.0).view(torch.int32).long()
     ordered = torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
     rank = torch.where(visible, ordered * NO_KEY + key_place, torch.iinfo(torch.int64).min)

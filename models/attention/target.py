@@ -1,10 +1,10 @@
-"""Target attention: what a candidate sees in the events of its history, whatever those were encoded as.
+"""Target attention: a candidate attends to the encoded events of its history.
 
     s_mj = score(q_m, k_j) + b(m, j),   q = W_q c, k = W_k h, v = W_v h     (with `projection`; else q = c, k = v = h)
     seen_m = W_o (norm(sum over visible j of normalise(s_m)_j v_j) * u_m)   u = W_u c with `gate`
 
-With the activation unit as score, raw scores as weights and no projections it is DIN's (Zhou et al. 2018, arXiv:1706.06978, eq. 3).
-Shapes: N events, M candidates, D model width, H heads, G heads of keys and values, K head width (D / H), C channels.
+With the activation unit as score, raw scores as weights and no projections it is DIN's (Zhou et al. 2018, arXiv:1706.06978, eq.
+3). Shapes: N events, M candidates, D model width, H heads, G heads of keys and values, K head width (D / H), C channels.
 """
 
 import torch
@@ -24,14 +24,16 @@ PLAIN = TargetAttentionConfig()
 
 
 class TargetAttention(nn.Module):
-    """width_out: of what it returns; that of the model if there are projections, else C times it."""
+    """Target attention with an output of `width_out` numbers: D with projections, else C times D."""
 
     def __init__(self, width: int, max_history: int, config: TargetAttentionConfig) -> None:
         super().__init__()
-        self.config, self.max_history = config, max_history
+        self.config = config
+        self.max_history = max_history
         heads = config.num_heads
         self.head_width = width // heads
-        seen, key_width = config.num_channels * width, config.key_value_heads * self.head_width
+        seen = config.num_channels * width
+        key_width = config.key_value_heads * self.head_width
         self.query_sizes = [width, *([seen] if config.gate else [])]
         self.width_out = width if config.projection else seen
         if config.projection:
@@ -51,12 +53,13 @@ class TargetAttention(nn.Module):
     def forward(
         self, event_ND: Tensor, candidate_MD: Tensor, context: CandidateContext
     ) -> tuple[Tensor, Tensor | None]:
-        """(M, width_out) and the penalty of the attention weights, scaled, or none."""
+        """Return the attended events (M, width_out) and the scaled penalty of the attention weights or None."""
         query, key, value, gate = self._projected(event_ND, candidate_MD)
         if self.log_temperature is not None:
             query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
         if self.unit is not None:
-            query, key = self.unit.candidate_terms(query), self.unit.event_terms(key)
+            query = self.unit.candidate_terms(query)
+            key = self.unit.event_terms(key)
         attended = attend_to_events(query, key, value, context, self._parts())
         seen_MS = attended.output.flatten(1)
         if self.output_norm is not None:
@@ -69,16 +72,20 @@ class TargetAttention(nn.Module):
         return seen_MS, None if penalty is None else penalty * (self.config.penalty / self.config.num_heads)
 
     def _projected(self, event_ND: Tensor, candidate_MD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Query (M, H, K), key and value (N, G, K), gate (M, C D) or none."""
-        heads, shared, width = self.config.num_heads, self.config.key_value_heads, self.head_width
+        """Return query (M, H, K), key and value (N, G, K), gate (M, C D) or None."""
+        heads = self.config.num_heads
+        shared = self.config.key_value_heads
+        width = self.head_width
         if not self.config.projection:
             event = event_ND.unflatten(1, (heads, width))
             return candidate_MD.unflatten(1, (heads, width)), event, event, None
-        asked, said = self.query(candidate_MD), self.key_value(event_ND)
+        from_candidate = self.query(candidate_MD)
+        from_event = self.key_value(event_ND)
         if self.config.projection_activation == "silu":
-            asked, said = F.silu(asked), F.silu(said)
-        query, *gate = asked.split(self.query_sizes, dim=-1)
-        key, value = said.unflatten(1, (2, shared, width)).unbind(dim=1)
+            from_candidate = F.silu(from_candidate)
+            from_event = F.silu(from_event)
+        query, *gate = from_candidate.split(self.query_sizes, dim=-1)
+        key, value = from_event.unflatten(1, (2, shared, width)).unbind(dim=1)
         return query.unflatten(1, (heads, width)), key, value, gate[0] if gate else None
 
     def _parts(self) -> AttentionTerms:
@@ -96,7 +103,7 @@ class TargetAttention(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw the weights from `generator` (CPU), in a fixed order: each matrix keeps the length of its input on average."""
+        """Draw the weights from `generator` (CPU), in a fixed order. Each matrix keeps the length of its input on average."""
         matrices = [self.query, self.key_value, self.attention_output] if self.config.projection else []
         for matrix in matrices:
             shape = matrix.weight.shape
@@ -115,8 +122,12 @@ class TargetAttention(nn.Module):
 
 
 def mean_of_events(event_ND: Tensor, context: CandidateContext) -> Tensor:
-    """(M, D): the average of the events that each candidate sees; zeros if it sees none. Attention with equal scores."""
+    """Return the average of the events that each candidate sees, (M, D); zeros if it sees none.
+
+    It is attention with equal scores.
+    """
     num_candidates = context.layout.num_candidates
-    query, key = event_ND.new_zeros((num_candidates, 1, 1)), event_ND.new_zeros((event_ND.shape[0], 1, 1))
+    query = event_ND.new_zeros((num_candidates, 1, 1))
+    key = event_ND.new_zeros((event_ND.shape[0], 1, 1))
     parts = AttentionTerms(PLAIN, 1.0, 1)
     return attend_to_events(query, key, event_ND[:, None], context, parts).output.flatten(1)

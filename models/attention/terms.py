@@ -1,4 +1,4 @@
-"""The parts that an attention is made of, as its kernels need them, beside queries, keys and values."""
+"""The inputs of attention kernels besides queries, keys and values."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from models.attention.config import AttentionConfig
 class ScoreUnit(Protocol):
     """A network that scores pairs: (r, H, q, k) of queries (r, H, q, K) and keys (r, H, k, K).
 
-    visible: (r, 1, q, k) bool; whatever comes of other pairs is dropped. numbers_per_score: how many it holds for each pair.
+    `visible` is (r, 1, q, k) bool; the scores of other pairs are ignored. `numbers_per_score` is how many numbers it holds per
+    pair.
     """
 
     @property
@@ -24,29 +25,25 @@ class ScoreUnit(Protocol):
 
 @dataclass(frozen=True)
 class AttentionTerms:
-    """scale: what scores are multiplied by; silu_divisor: what pointwise weights are divided by.
-
-    position, time: biases, where there are. threshold: of 256, how many weights are dropped; with_penalty: whether the penalty of
-    the weights is wanted. Both are off outside training. unit: what scores pairs in the place of scaled dot products.
-    """
+    """The form of an attention. `threshold` and `with_penalty` are off outside of training."""
 
     config: AttentionConfig
-    scale: float
-    silu_divisor: int
-    position: PositionBias | None = None
-    time: TimeBias | None = None
-    threshold: int = 0
-    with_penalty: bool = False
-    unit: ScoreUnit | None = None
+    scale: float  # factor of scores
+    silu_divisor: int  # divides pointwise weights
+    position: PositionBias | None = None  # bias by position
+    time: TimeBias | None = None  # bias by time
+    threshold: int = 0  # of 256, how many weights are dropped
+    with_penalty: bool = False  # the penalty of the weights is computed
+    unit: ScoreUnit | None = None  # scores pairs in place of scaled dot products
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is learned besides queries, keys and values."""
+        """Return the learned weights besides queries, keys and values."""
         return [p for part in (self.position, self.time, self.unit) if part is not None for p in part.parameters()]
 
     @property
     def is_plain(self) -> bool:
-        """Whether all that there is is a softmax over the events up to each."""
+        """Return whether this is plain causal softmax attention."""
         config = self.config
         unmasked = config.mask == "causal" and config.window is None
         return (
@@ -61,7 +58,7 @@ class AttentionTerms:
 
 @dataclass(frozen=True)
 class Attended:
-    """output: (N, C, H, V), what each event saw by each map of weights; penalty: of all weights, a scalar or none."""
+    """The result of attention."""
 
-    output: Tensor
-    penalty: Tensor | None = None
+    output: Tensor  # (N, C, H, V), the attended values of each map of weights
+    penalty: Tensor | None = None  # of all weights, a scalar or None

@@ -1,10 +1,10 @@
-"""Attention of any form, a cache-sized piece of scores at a time, computed again in the backward pass instead of kept.
+"""Attention of any form, a cache-sized tile of scores at a time, which the backward pass computes again.
 
-Scores and weights of a whole block do not fit in a cache, and written to memory they would cost more than computing them twice:
-so forward keeps queries, keys and values only, and backward goes through the same pieces. Memory is that of one piece. Scores by a
-unit are the exception, up to a bound.
+Scores and weights of a whole block exceed a cache, and writing them to memory costs more than computing them twice. So the
+forward pass keeps queries, keys and values only, and the backward pass computes the same tiles again. The memory is that of one
+tile. Scores of an activation unit are an exception: they are kept up to a bound.
 
-Shapes: R rows, Q queries and K keys of a row, H heads of queries, G heads of keys and values, C channels.
+Shapes: R rows, Q queries and K keys of a row, H heads of queries, G heads of keys and values, V width of values, C channels.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,18 +18,18 @@ from models.attention.normalise import normalise, penalty_of
 from models.attention.terms import AttentionTerms
 from models.layers.dropout import drop
 
-PIECE_SCORES = 1 << 18  # scores held at a time on a CPU: with what is made of them, about its second-level cache
+PIECE_SCORES = 1 << 18  # scores held at a time on a CPU: with derived tensors, about its second-level cache
 GPU_PIECE_SCORES = 1 << 26
-# A unit does much with the numbers that it holds for each score: with more in a piece fewer operations still pay, and what it
-# computes costs more to compute again than to keep, up to so many numbers of a batch (each of about four tensors).
-UNIT_PIECES = 4
+# A unit does much work per number, so larger tiles with fewer operations pay off. Its results are cheaper to keep than to compute
+# again, up to this many numbers of a batch (in about four tensors each).
+UNIT_TILES = 4
 UNIT_KEPT = 1 << 24
 
 
 class PaddedBlock(Protocol):
-    """R rows of Q queries that look at the same K keys; for what its tensors are see `models.attention.blocks.Block`.
+    """R rows of Q queries that attend to the same K keys. `models.attention.blocks.HistoryBlock` describes the tensors.
 
-    may_be_blind: whether a real query may see no key at all, whose result is then zero.
+    may_be_blind: a real query can see no key at all; its result is then zero.
     """
 
     @property
@@ -45,8 +45,8 @@ class PaddedBlock(Protocol):
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Rows and queries of a block, and the keys up to `stop` that they may see."""
+class _Tile:
+    """Rows and queries of a block, and the keys up to `stop` that they can see."""
 
     number: int
     rows: slice
@@ -55,39 +55,49 @@ class _Piece:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What of a block is the same in forward and backward. ages: (R, Q, K), where a bias looks at time."""
+class _TiledBlock:
+    """The data of a block that forward and backward share."""
 
     block: PaddedBlock
-    ages: Tensor | None
+    ages: Tensor | None  # (R, Q, K), if a bias uses time
     parts: AttentionTerms
     seed: int
 
-    def pieces(self, num_heads: int, device: torch.device) -> Iterator[_Piece]:
+    def tiles(self, num_heads: int, device: torch.device) -> Iterator[_Tile]:
         rows, queries = self.block.query_gather.shape
         keys = self.block.key_gather.shape[1]
         size = PIECE_SCORES if device.type == "cpu" else GPU_PIECE_SCORES
         if self.parts.unit is not None:
-            size = UNIT_PIECES * size // self.parts.unit.numbers_per_score
+            size = UNIT_TILES * size // self.parts.unit.numbers_per_score
         rows_each = max(1, size // max(1, num_heads * queries * keys))
         queries_each = queries if rows_each > 1 else max(16, size // max(1, num_heads * keys))
         number = 0
         for row in range(0, rows, rows_each):
             for query in range(0, queries, queries_each):
-                some, asking = slice(row, min(rows, row + rows_each)), slice(query, min(queries, query + queries_each))
-                yield _Piece(number, some, asking, self.block.last_key(some, asking))
+                some = slice(row, min(rows, row + rows_each))
+                asking = slice(query, min(queries, query + queries_each))
+                yield _Tile(number, some, asking, self.block.last_key(some, asking))
                 number += 1
 
-    def compute(self, piece: _Piece, query: Tensor, key: Tensor, value: Tensor, *own: Tensor) -> tuple[Tensor, Tensor]:
-        """(output (r, C, H, q, V), penalty summed over rows, queries and heads). query (r, H, q, K), key, value (r, G, stop, .).
+    def compute(self, tile: _Tile, query: Tensor, key: Tensor, value: Tensor, *own: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute a tile.
 
-        own: key and value (r, G, q, .) of the queries themselves, where each sees its own behind the others.
+        Args:
+            tile: the rows and queries.
+            query: (r, H, q, K).
+            key: (r, G, stop, K).
+            value: (r, G, stop, V).
+            own: key and value (r, G, q, .) of the queries themselves, if each sees its own after the others.
+
+        Returns:
+            The output (r, C, H, q, V), and the penalty summed over rows, queries and heads.
         """
-        parts, config = self.parts, self.parts.config
+        parts = self.parts
+        config = self.parts.config
         shared = query.shape[1] // key.shape[1]
         if shared > 1:
             key, value, *own = (t.repeat_interleave(shared, dim=1) for t in (key, value, *own))  # type: ignore[assignment]
-        distance, visible = self.block.pairs(piece.rows, piece.queries, piece.stop)
+        distance, visible = self.block.pairs(tile.rows, tile.queries, tile.stop)
         visible = visible[:, None]
         scores = self._scores(query, key, visible)
         if own:
@@ -99,8 +109,8 @@ class _Work:
             biases.append(parts.position(distance).to(scores.dtype))
         if parts.time is not None:
             assert self.ages is not None
-            ages = self.ages[piece.rows, piece.queries]
-            ages = torch.cat((ages[..., : piece.stop], ages[..., -1:]), dim=-1) if own else ages[..., : piece.stop]
+            ages = self.ages[tile.rows, tile.queries]
+            ages = torch.cat((ages[..., : tile.stop], ages[..., -1:]), dim=-1) if own else ages[..., : tile.stop]
             biases.append(parts.time(ages).to(scores.dtype))
         if config.bias_as == "score":
             for bias in biases:
@@ -110,19 +120,23 @@ class _Work:
             weights = weights * visible
         penalty = scores.new_zeros(())
         if parts.with_penalty:
-            counted = self.block.is_counted[piece.rows, None, piece.queries]
+            counted = self.block.is_counted[tile.rows, None, tile.queries]
             penalty = (penalty_of(weights, config.normalisation) * counted).sum()
         maps = [weights]
         if config.bias_as == "channel":
             maps += [(bias * visible).expand_as(weights) for bias in biases]
         if parts.threshold:
-            generator = torch.Generator(query.device).manual_seed(self.seed + piece.number)
+            generator = torch.Generator(query.device).manual_seed(self.seed + tile.number)
             maps = [drop(part, parts.threshold, generator) for part in maps]
         return torch.stack([_seen(part.to(value.dtype), value, *own[1:]) for part in maps], dim=1), penalty
 
     def _scores(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-        """(r, H, q, k) in float32 at least. A product of bfloat16 would round scores before biases and exponentials."""
-        unit, exact = self.parts.unit, torch.promote_types(query.dtype, torch.float32)
+        """Return the scores (r, H, q, k) in float32 at least.
+
+        A product in bfloat16 would round scores before biases and exponentials.
+        """
+        unit = self.parts.unit
+        exact = torch.promote_types(query.dtype, torch.float32)
         if unit is None:
             return (query.to(exact) * self.parts.scale) @ key.to(exact).transpose(-1, -2)
         scores: Tensor = unit(query, key, visible)
@@ -130,7 +144,7 @@ class _Work:
 
 
 def _seen(weights: Tensor, value: Tensor, own: Tensor | None = None) -> Tensor:
-    """(r, H, q, V): values by their weights; the last weight of each query is for its own value, if it has one."""
+    """Return the weighted sum of values, (r, H, q, V). With `own` the last weight of each query is for its own value."""
     if own is None:
         return weights @ value
     return weights[..., :-1] @ value + weights[..., -1:] * own
@@ -146,85 +160,103 @@ def tiled_attention(
     own: tuple[Tensor, ...] = (),
     keep: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(output (R, C, H, Q, V), penalty scalar) for query (R, H, Q, K), key (R, G, K, K), value (R, G, K, V).
+    """Compute attention in tiles.
 
-    own: key (R, G, Q, K) and value (R, G, Q, V) of the queries, where each sees itself too. keep: whether backward finds what
-    forward computed; else it is computed again. A piece that is but a part of its rows' queries is always computed again.
+    Args:
+        query: (R, H, Q, K).
+        key: (R, G, K, K).
+        value: (R, G, K, V).
+        block: the rows.
+        ages: of pairs (R, Q, K), if a bias uses time.
+        parts: the form of the attention.
+        own: key (R, G, Q, K) and value (R, G, Q, V) of the queries, if each sees itself too.
+        keep: keep intermediate results for the backward pass. Tiles with a part of their rows' queries are recomputed anyway.
+
+    Returns:
+        The output (R, C, H, Q, V) and the penalty, a scalar.
     """
-    # A draw of the global generator, so that dropout stays a function of its seed; the pieces' own generators repeat in backward.
+    # Drawn from the global generator, so that dropout stays a function of its seed. The backward pass seeds the tiles again.
     seed = int(torch.randint(2**62, ()).item()) if parts.threshold else 0
-    work = _Work(block, ages, parts, seed)
+    tiled = _TiledBlock(block, ages, parts, seed)
     if keep:
-        pieces = list(work.pieces(query.shape[1], query.device))
-        if all(piece.queries == slice(0, query.shape[2]) for piece in pieces):
-            return _kept(work, pieces, query, key, value, *own)
-    output, penalty = _InPieces.apply(work, 3 + len(own), query, key, value, *own, *parts.parameters)
+        tiles = list(tiled.tiles(query.shape[1], query.device))
+        if all(tile.queries == slice(0, query.shape[2]) for tile in tiles):
+            return _kept(tiled, tiles, query, key, value, *own)
+    output, penalty = _TiledAttention.apply(tiled, 3 + len(own), query, key, value, *own, *parts.parameters)
     return output, penalty
 
 
 def are_kept(blocks: Iterable[PaddedBlock], num_heads: int, parts: AttentionTerms) -> bool:
-    """Whether backward should find what a unit computed for all of these blocks."""
+    """Return whether to keep the intermediate results of an activation unit for all of these blocks."""
     if parts.unit is None:
         return False
     scores = sum(block.query_gather.numel() * block.key_gather.shape[1] for block in blocks)
     return scores * num_heads * parts.unit.numbers_per_score <= UNIT_KEPT
 
 
-def _kept(work: _Work, pieces: list[_Piece], *tensors: Tensor) -> tuple[Tensor, Tensor]:
-    """Piece by piece, with a graph; pieces are whole rows."""
-    sizes = [piece.rows.stop - piece.rows.start for piece in pieces]
-    cut = zip(pieces, *(tensor.split(sizes) for tensor in tensors), strict=True)
+def _kept(tiled: _TiledBlock, tiles: list[_Tile], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute tiles of whole rows, one by one, with a graph."""
+    sizes = [tile.rows.stop - tile.rows.start for tile in tiles]
+    cut = zip(tiles, *(tensor.split(sizes) for tensor in tensors), strict=True)
     with torch.autocast(tensors[0].device.type, enabled=False):
-        found = [
-            work.compute(piece, query, key[:, :, : piece.stop], value[:, :, : piece.stop], *own)
-            for piece, query, key, value, *own in cut
+        computed = [
+            tiled.compute(tile, query, key[:, :, : tile.stop], value[:, :, : tile.stop], *own)
+            for tile, query, key, value, *own in cut
         ]
-    return torch.cat([output for output, _ in found]), torch.stack([penalty for _, penalty in found]).sum()
+    return torch.cat([output for output, _ in computed]), torch.stack([penalty for _, penalty in computed]).sum()
 
 
-class _InPieces(torch.autograd.Function):
-    """num_cut: how many of the tensors are cut into pieces; those behind them are learned, and whole in every piece."""
+class _TiledAttention(torch.autograd.Function):
+    """Tiled attention as an autograd function.
+
+    num_cut: number of tensors that are split into tiles. The tensors after them are learned, and whole in every tile.
+    """
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, work: _Work, num_cut: int, *tensors: Tensor
+        ctx: torch.autograd.function.FunctionCtx, tiled: _TiledBlock, num_cut: int, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         query, _, value, *_ = tensors
         rows, heads, queries = query.shape[:3]
-        output = value.new_zeros((rows, work.parts.config.num_channels, heads, queries, value.shape[-1]))
+        output = value.new_zeros((rows, tiled.parts.config.num_channels, heads, queries, value.shape[-1]))
         penalties = [output.new_zeros((), dtype=torch.float32)]
         with torch.autocast(query.device.type, enabled=False):
-            for piece in work.pieces(heads, query.device):
-                part, penalty = work.compute(piece, *_sliced(piece, *tensors[:num_cut]))
-                output[piece.rows, :, :, piece.queries] = part
+            for tile in tiled.tiles(heads, query.device):
+                part, penalty = tiled.compute(tile, *_sliced(tile, *tensors[:num_cut]))
+                output[tile.rows, :, :, tile.queries] = part
                 penalties.append(penalty.float())
         ctx.save_for_backward(*tensors)
-        ctx.work, ctx.num_cut = work, num_cut  # type: ignore[attr-defined]
+        ctx.tiled = tiled  # type: ignore[attr-defined]
+        ctx.num_cut = num_cut  # type: ignore[attr-defined]
         return output, torch.stack(penalties).sum()
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        tensors, num_cut = ctx.saved_tensors, ctx.num_cut  # type: ignore[attr-defined]
-        work: _Work = ctx.work  # type: ignore[attr-defined]
-        query, learned = tensors[0], tensors[num_cut:]
+        tensors = ctx.saved_tensors  # type: ignore[attr-defined]
+        num_cut = ctx.num_cut  # type: ignore[attr-defined]
+        tiled: _TiledBlock = ctx.tiled  # type: ignore[attr-defined]
+        query = tensors[0]
+        learned = tensors[num_cut:]
         totals = [torch.zeros_like(tensor) for tensor in tensors]
         with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
-            for piece in work.pieces(query.shape[1], query.device):
-                leaves = [part.detach().requires_grad_() for part in _sliced(piece, *tensors[:num_cut])]
-                part, penalty = work.compute(piece, *leaves)
-                wanted, given = [part], [grad_outputs[0][piece.rows, :, :, piece.queries]]
-                if work.parts.with_penalty:
-                    wanted, given = [*wanted, penalty], [*given, grad_outputs[1].to(penalty.dtype)]
-                gradients = torch.autograd.grad(wanted, [*leaves, *learned], given, allow_unused=True)
+            for tile in tiled.tiles(query.shape[1], query.device):
+                leaves = [part.detach().requires_grad_() for part in _sliced(tile, *tensors[:num_cut])]
+                part, penalty = tiled.compute(tile, *leaves)
+                outputs = [part]
+                output_gradients = [grad_outputs[0][tile.rows, :, :, tile.queries]]
+                if tiled.parts.with_penalty:
+                    outputs = [*outputs, penalty]
+                    output_gradients = [*output_gradients, grad_outputs[1].to(penalty.dtype)]
+                gradients = torch.autograd.grad(outputs, [*leaves, *learned], output_gradients, allow_unused=True)
                 for total, gradient in zip(
-                    [*_sliced(piece, *totals[:num_cut]), *totals[num_cut:]], gradients, strict=True
+                    [*_sliced(tile, *totals[:num_cut]), *totals[num_cut:]], gradients, strict=True
                 ):
                     if gradient is not None:
                         total += gradient
         return None, None, *totals
 
 
-def _sliced(piece: _Piece, query: Tensor, key: Tensor, value: Tensor, *own: Tensor) -> list[Tensor]:
-    keys = (piece.rows, slice(None), slice(None, piece.stop))
-    queries = (piece.rows, slice(None), piece.queries)
+def _sliced(tile: _Tile, query: Tensor, key: Tensor, value: Tensor, *own: Tensor) -> list[Tensor]:
+    keys = (tile.rows, slice(None), slice(None, tile.stop))
+    queries = (tile.rows, slice(None), tile.queries)
     return [query[queries], key[keys], value[keys], *(tensor[queries] for tensor in own)]

@@ -1,8 +1,8 @@
 """Batches: jagged histories and their micro-batches.
 
 Files:
-    history_batch.py   what a model is given for one step
-    jagged.py          the layout of a jagged batch, and its events as padded blocks and back
-    merge_requests.py  look-ups of a batch's items, and then of more
-    micro_batches.py   a batch in pieces that are encoded one after another
+    history_batch.py   the input of a next-item model for one step
+    jagged.py          the layout of a jagged batch; padding and unpadding of its events
+    merge_requests.py  adds items to the look-up request of a batch
+    micro_batches.py   splits a batch into pieces that are encoded one after another
 """

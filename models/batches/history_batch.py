@@ -1,8 +1,9 @@
-"""What a model is given for one step: jagged histories, and which table rows they need.
+"""The input of a next-item model for one step: jagged histories, targets, negatives and the table rows that they need.
 
-Shapes: B histories, N input events, U looked-up ids, C shared negatives.
-Every id that a step needs is looked up once: vectors are asked for by `lookup_ids`, and everything else is an index
-into them. So a batch sends no duplicates between ranks, and gradients of one id are summed before they travel.
+Shapes: B histories, N input events, U looked-up ids, T targets, C shared negatives.
+
+Every id of a step is looked up once, as one of `lookup_ids`; everything else is an index into them. So a batch sends no
+duplicates between ranks, and the gradients of one id are summed before they are sent.
 """
 
 from collections.abc import Mapping
@@ -15,29 +16,28 @@ from torch import Tensor
 
 from models.batches.jagged import JaggedLayout, layout_of
 from models.batches.merge_requests import with_items
+from models.features.catalogue import Catalogue
 from models.features.inputs import NO_INPUTS
-from models.features.items import Catalogue, ItemRequest
+from models.features.request import ItemRequest
 from models.features.time import seconds_since_start, time_rows
-from models.features.unique import distinct_ids, joined_ids
+from models.features.unique import merge_ids, unique_ids
 from models.features.values import ValueColumn
 
-FIRST_ITEM = 1  # id 0 stands for unknown items: looked up in histories, never learned nor recommended
+FIRST_ITEM = 1  # id 0 stands for unknown items: looked up in histories, never a target and never recommended
 
 Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True)
 class Cut:
-    """A piece of a batch, as pairs (first, one past the last): of its histories, events and targets; and the layout of its events.
-
-    values: the same of the values of each feature of events and users, by "events.NAME" or "users.NAME".
-    """
+    """A piece of a batch, as pairs (first, one past the last)."""
 
     histories: tuple[int, int]
     events: tuple[int, int]
     targets: tuple[int, int]
+    # bounds of the values of each feature of events and users, by "events.NAME" or "users.NAME"
     values: Mapping[str, tuple[int, int]]
-    layout: JaggedLayout
+    layout: JaggedLayout  # of the events of the piece
 
     def to(self, device: torch.device) -> "Cut":
         return replace(self, layout=self.layout.to(device))
@@ -45,43 +45,35 @@ class Cut:
 
 @dataclass(frozen=True)
 class HistoryBatch:
-    """row_ids: (B,) int64, the ids of the examples; layout: of the input events.
+    """The input of one step. Fields about times are set only if the model uses times.
 
-    lookup_ids: (U,) int64, the items of the batch; items: what has to be looked up for them, and for features of events and
-    users; history_index: (N,) int64 into lookup_ids. target_ids, target_index: (T,) int64, what is learned at the input events
-    target_event (none: at every one, so that T is N), as id and as index into lookup_ids; empty when nothing is learned.
-    num_candidates: the ids from 1 to below it are what a softmax over the whole catalogue compares. negative_ids, negative_index:
-    (C,) int64, empty unless the objective samples; negative_log_q, target_log_q: (C,), (T,) float32, how likely a draw gives
-    each, where scores are corrected for that. masked: (N,) bool, input events of which nothing is shown (their item is 0), where
-    the model restores masked events.
-    times: (N,) int64, seconds from the first event of each history in the batch to each of its events; request_times: the same to
-    the moment at which the event after it was asked for, or `times` again where the model is not told; time_rows: by part of
-    an event's time (N,) int64. All of these are there only if the model looks at times. cuts: the
-    pieces that are encoded one after another (models.batches.micro_batches), none if all is encoded at once.
+    Targets are the next events, or the masked ones. They are empty when nothing is learned.
     """
 
-    row_ids: Tensor
-    layout: JaggedLayout
-    lookup_ids: Tensor
-    history_index: Tensor
-    target_ids: Tensor
-    target_index: Tensor
-    negative_ids: Tensor
-    negative_index: Tensor
-    items: ItemRequest
-    target_event: Tensor | None = None
-    num_candidates: int = 0
-    negative_log_q: Tensor | None = None
-    target_log_q: Tensor | None = None
-    masked: Tensor | None = None
-    times: Tensor | None = None
+    row_ids: Tensor  # (B,) int64, ids of the examples
+    layout: JaggedLayout  # of the input events
+    lookup_ids: Tensor  # (U,) int64, items of the batch
+    history_index: Tensor  # (N,) int64 into lookup_ids
+    target_ids: Tensor  # (T,) int64
+    target_index: Tensor  # (T,) int64 into lookup_ids
+    negative_ids: Tensor  # (C,) int64, empty unless the objective samples
+    negative_index: Tensor  # (C,) int64 into lookup_ids
+    items: ItemRequest  # look-ups for the items and for the features of events and users
+    target_event: Tensor | None = None  # (T,) input events of the targets; None: every event has one, so that T is N
+    num_candidates: int = 0  # a softmax over the whole catalogue compares the ids from 1 to below this
+    negative_log_q: Tensor | None = None  # (C,) float32, log of the probability of drawing each, if corrected
+    target_log_q: Tensor | None = None  # (T,) float32, the same of the targets
+    masked: Tensor | None = None  # (N,) bool, input events that the model restores; their item is 0
+    times: Tensor | None = None  # (N,) int64, seconds from the first event of each history in the batch
+    # (N,) int64, the same until the request for the next event; `times` if the model does not receive it
     request_times: Tensor | None = None
-    time_rows: Mapping[str, Tensor] = field(default_factory=dict)
+    time_rows: Mapping[str, Tensor] = field(default_factory=dict)  # (N,) int64 by part of an event's time
+    # pieces that are encoded one after another (models.batches.micro_batches); empty: all at once
     cuts: tuple[Cut, ...] = ()
 
     @property
     def num_targets(self) -> int:
-        """What the loss is a sum over."""
+        """Return the number of targets, over which the loss is a sum."""
         return self.target_ids.numel()
 
     def to(self, device: torch.device) -> "HistoryBatch":
@@ -89,7 +81,10 @@ class HistoryBatch:
 
 
 def moved(batch: Batch, device: torch.device) -> Batch:
-    """A batch with all it holds on the device; `batch` is a dataclass of mappings, tuples, what has `to`, and plain values."""
+    """Return a batch with all its content on the device.
+
+    `batch` is a dataclass of mappings, tuples, objects with a method `to`, and plain values.
+    """
 
     def move(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -110,22 +105,32 @@ def build_batch(
     catalogue: Catalogue,
     whole_catalogue: bool,
 ) -> HistoryBatch:
-    """Assemble a batch on the host from packed arrays: offsets (B + 1,), history_ids (N,), target_ids (N,) or (0,).
+    """Assemble a batch on the host from packed arrays.
 
-    `whole_catalogue`: whether the objective scores all items that the training part knows. Targets that it does not know are
-    not learned.
+    Args:
+        row_ids: ids of the examples, (B,).
+        offsets: of the histories, (B + 1,).
+        history_ids: items of the input events, (N,).
+        target_ids: an item per input event, (N,), or (0,). Targets that the training split does not contain are not learned.
+        negative_ids: items that the objective uses as negatives, (C,).
+        catalogue: all items.
+        whole_catalogue: the objective scores all items of the training split.
     """
     learned = (target_ids >= FIRST_ITEM) & (target_ids < catalogue.num_known)
     target_event = None
     if not learned.all():
-        target_event, target_ids = np.flatnonzero(learned), target_ids[learned]
+        target_event = np.flatnonzero(learned)
+        target_ids = target_ids[learned]
     if whole_catalogue:
         lookup, history = _whole_catalogue(history_ids, catalogue.num_known)
-        target, negative = _int64(target_ids), _int64(negative_ids)
-        target_index, negative_index = target, negative
+        target = _int64(target_ids)
+        negative = _int64(negative_ids)
+        target_index = target
+        negative_index = negative
     else:
-        lookup, (history, target_index, negative_index) = distinct_ids(history_ids, target_ids, negative_ids)
-        target, negative = _int64(target_ids), _int64(negative_ids)
+        lookup, (history, target_index, negative_index) = unique_ids(history_ids, target_ids, negative_ids)
+        target = _int64(target_ids)
+        negative = _int64(negative_ids)
     only_known = whole_catalogue and lookup.size == catalogue.num_known
     return HistoryBatch(
         row_ids=as_tensor(_int64(row_ids)),
@@ -143,9 +148,12 @@ def build_batch(
 
 
 def with_negatives(batch: HistoryBatch, negative_ids: np.ndarray, catalogue: Catalogue) -> HistoryBatch:
-    """A batch on the host, without negatives so far, that looks up and compares these as well. New items come behind the others."""
+    """Return a batch that looks up and compares these negatives too.
+
+    The batch is on the host and has no negatives yet. Its new items follow the others.
+    """
     held = batch.lookup_ids.numpy()  # ascending
-    ids, place = joined_ids(held, _int64(negative_ids))
+    ids, place = merge_ids(held, _int64(negative_ids))
     new = ids[held.size :]
     return replace(
         batch,
@@ -164,29 +172,35 @@ def with_inputs(
     times: np.ndarray | None,
     next_times: np.ndarray | None,
 ) -> HistoryBatch:
-    """A batch with what the model is told besides items: features of its N input events and B users, as columns by name.
+    """Return a batch with the inputs of the model besides items.
 
-    times: (N,) int64, of the events, in the unit of the logs; next_times: of the event after each, which in its place is what a
-    recommendation is asked for.
+    Args:
+        batch: a batch on the host.
+        catalogue: all items, and which inputs the model has.
+        features: columns of the N input events by name.
+        user_features: columns of the B users by name.
+        times: of the events, (N,) int64 in the unit of the logs.
+        next_times: of the event after each. In training they are the times of the requests.
     """
-    inputs, offsets = catalogue.inputs, batch.layout.offsets.numpy()
+    inputs = catalogue.inputs
+    offsets = batch.layout.offsets.numpy()
     if inputs == NO_INPUTS:
         return batch
-    batch = replace(batch, items=catalogue.beside(batch.items, features, user_features))
+    batch = replace(batch, items=catalogue.with_context(batch.items, features, user_features))
     if inputs.clock is None:
         return batch
     assert times is not None
     assert next_times is not None
     seconds = torch.from_numpy(seconds_since_start(inputs.clock, times, times, offsets))
-    asked = seconds
-    if inputs.clock.tells_request:
-        asked = torch.from_numpy(seconds_since_start(inputs.clock, next_times, times, offsets))
-    rows = {name: as_tensor(found) for name, found in time_rows(inputs.clock, times, offsets).items()}
-    return replace(batch, times=seconds, request_times=asked, time_rows=rows)
+    requested = seconds
+    if inputs.clock.has_request_time:
+        requested = torch.from_numpy(seconds_since_start(inputs.clock, next_times, times, offsets))
+    rows = {name: as_tensor(rows_of) for name, rows_of in time_rows(inputs.clock, times, offsets).items()}
+    return replace(batch, times=seconds, request_times=requested, time_rows=rows)
 
 
 def _whole_catalogue(history_ids: np.ndarray, num_known: int) -> tuple[np.ndarray, np.ndarray]:
-    """(lookup ids, history index): every known id at its own place, and behind them what else the histories have."""
+    """Return (lookup ids, history index). Every known id is at its own index; other ids of the histories follow."""
     history = _int64(history_ids)
     lookup = np.arange(num_known, dtype=np.int64)
     if not history.size or history.max() < num_known:
@@ -197,7 +211,7 @@ def _whole_catalogue(history_ids: np.ndarray, num_known: int) -> tuple[np.ndarra
 
 
 def as_tensor(values: np.ndarray) -> Tensor:
-    """Shares memory where the array may be written to."""
+    """Convert an array to a tensor. They share memory if the array is writeable."""
     return torch.from_numpy(values if values.flags.writeable and values.flags.c_contiguous else values.copy())
 
 

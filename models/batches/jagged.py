@@ -1,9 +1,10 @@
-"""The layout of a jagged batch, and the only place where padding happens.
+"""The layout of a jagged batch, and the only module that pads.
 
 Shapes: B histories, N total events, L longest history of a bucket, D width.
-A jagged tensor is a pair (values (N, ...), offsets (B + 1,)): history b owns values[offsets[b]:offsets[b + 1]].
-Padding is a decision of an attention kernel: `JaggedLayout` groups histories of similar length, so that a padded
-(rows, L, D) block wastes little, and keeps the gather index back to the packed values. `padded` and `unpadded` go there and back.
+
+A jagged tensor is a pair (values (N, ...), offsets (B + 1,)): history b owns values[offsets[b]:offsets[b + 1]]. Only attention
+kernels need padding. `JaggedLayout` groups histories of similar length, so that a padded (rows, L, D) block wastes little, and
+keeps the gather index back to the packed values. `padded` and `unpadded` convert between the two.
 """
 
 from collections.abc import Iterable
@@ -18,15 +19,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Bucket:
-    """Histories of similar length as one right-padded block.
+    """Histories of similar length as one right-padded block."""
 
-    gather: (rows, L) int64, position in the packed values; padding points at row 0 of the values.
-    scatter: (n,) int64, packed positions of the real events; block_index: (n,) int64, where they sit in the flat block.
-    """
-
-    gather: Tensor
-    scatter: Tensor
-    block_index: Tensor
+    gather: Tensor  # (rows, L) int64, position in the packed values; padding points at row 0
+    scatter: Tensor  # (n,) int64, packed positions of the real events
+    block_index: Tensor  # (n,) int64, their places in the flat block
 
     def to(self, device: torch.device) -> "Bucket":
         return Bucket(self.gather.to(device), self.scatter.to(device), self.block_index.to(device))
@@ -34,13 +31,10 @@ class Bucket:
 
 @dataclass(frozen=True)
 class JaggedLayout:
-    """offsets: (B + 1,) int64; positions: (N,) int64, place of each event in its history counted from the oldest = 0.
+    """Offsets and buckets of a jagged batch. Buckets cover every event exactly once; empty histories are in no bucket."""
 
-    buckets cover every event exactly once; empty histories are in no bucket.
-    """
-
-    offsets: Tensor
-    positions: Tensor
+    offsets: Tensor  # (B + 1,) int64
+    positions: Tensor  # (N,) int64, place of each event in its history, the oldest is 0
     buckets: tuple[Bucket, ...]
 
     @property
@@ -49,13 +43,14 @@ class JaggedLayout:
 
     @cached_property
     def gather(self) -> Tensor:
-        """(P,) int64: the events of all buckets' flat blocks, one block after another; padding points at event 0."""
+        """Return the events (P,) int64 of the flat blocks of all buckets, in order. Padding points at event 0."""
         return torch.cat([bucket.gather.view(-1) for bucket in self.buckets] or [self.positions])
 
     @cached_property
     def slots(self) -> Tensor:
-        """(N,) int64: where each event stands in `gather`."""
-        slots, first = torch.empty_like(self.positions), 0
+        """Return the index of each event in `gather`, (N,) int64."""
+        slots = torch.empty_like(self.positions)
+        first = 0
         for bucket in self.buckets:
             slots[bucket.scatter] = bucket.block_index + first
             first += bucket.gather.numel()
@@ -70,7 +65,7 @@ class JaggedLayout:
 def layout_of(offsets: np.ndarray, num_buckets: int = 4) -> JaggedLayout:
     """Lay out a jagged batch from its offsets ((B + 1,) int64), with at most `num_buckets` padded blocks.
 
-    Runs on the host, away from the step: the reader's thread calls it while the previous step computes.
+    This runs on the host, outside of the step: the reader's thread calls it while the previous step computes.
     """
     offsets = np.asarray(offsets, dtype=np.int64)
     lengths = np.diff(offsets)
@@ -83,21 +78,21 @@ def layout_of(offsets: np.ndarray, num_buckets: int = 4) -> JaggedLayout:
 
 
 def padded(packed: Tensor, layout: JaggedLayout) -> list[Tensor]:
-    """(rows, L, ...) of each bucket, from packed events (N, ...). Nothing flows back from padding, which repeats event 0."""
+    """Return the padded block (rows, L, ...) of each bucket from packed events (N, ...). Padding has no gradient."""
     flat = _Padded.apply(packed, layout.gather, layout.slots)
     blocks = flat.split([bucket.gather.numel() for bucket in layout.buckets])
     return [b.view(*bucket.gather.shape, *packed.shape[1:]) for b, bucket in zip(blocks, layout.buckets, strict=True)]
 
 
 def unpadded(blocks: Iterable[Tensor], layout: JaggedLayout) -> Tensor:
-    """Packed events (N, ...) from the (rows, L, ...) of each bucket."""
+    """Return packed events (N, ...) from the block (rows, L, ...) of each bucket."""
     flat = torch.cat([block.flatten(0, 1) for block in blocks])
     unpacked: Tensor = _Unpadded.apply(flat, layout.slots)
     return unpacked
 
 
-# Every event stands in exactly one slot, so one way's gradient is a gather, the other's a copy. Autograd does not know that of an
-# index: both ways it would write a tensor of zeros and add into it.
+# Every event has exactly one slot, so the gradient of one direction is a gather and that of the other a copy. Autograd does not
+# know this of an index: in both directions it would write a tensor of zeros and add to it.
 
 
 class _Padded(torch.autograd.Function):
@@ -128,15 +123,21 @@ class _Unpadded(torch.autograd.Function):
 def split_by_length(
     order: np.ndarray, lengths: np.ndarray, num_buckets: int, bucket_cost: float = 0.0
 ) -> list[np.ndarray]:
-    """Cut rows, `order`ed by length, where the padded area is smallest, over cuts at the quantiles of length.
+    """Cut rows, `order`ed by length, into pieces with the smallest padded area. Cuts are at quantiles of the length.
 
-    lengths: of all rows, 1 at least; bucket_cost: the area that costs as much as one more bucket does.
-    Returns at most num_buckets pieces of `order`.
+    Args:
+        order: rows by ascending length.
+        lengths: of all rows, 1 at least.
+        num_buckets: number of pieces at most.
+        bucket_cost: the area that costs as much as one more bucket.
+
+    Returns:
+        At most num_buckets pieces of `order`.
     """
     if order.size == 0:
         return []
     sorted_lengths = lengths[order]
-    # Candidate cuts: 32 evenly spaced places are enough to come within a few percent of the best partition.
+    # Candidate cuts: 32 evenly spaced places suffice to come within a few percent of the best partition.
     num_pieces = min(order.size, 32)
     cuts = np.arange(num_pieces + 1) * order.size // num_pieces
     num_cuts = cuts.size
@@ -151,17 +152,22 @@ def split_by_length(
         total = best[count - 1, :-1][:, None] + area
         came_from[count, 1:] = total.argmin(axis=0)
         best[count, 1:] = total.min(axis=0)
-    end, pieces = num_cuts - 1, []
+    end = num_cuts - 1
+    pieces = []
     count = int((best[:, end] + bucket_cost * np.arange(num_buckets + 1)).argmin()) if bucket_cost else num_buckets
     while end > 0:
         start = int(came_from[count, end])
         pieces.append(order[cuts[start] : cuts[end]])
-        end, count = start, count - 1
+        end = start
+        count = count - 1
     return pieces[::-1]
 
 
 def real_places(block_index: Tensor, rows: int, width: int) -> Tensor:
-    """(rows, width) bool: which places of a padded block hold events. block_index: (n,) int64, where they sit in the flat block."""
+    """Return which places of a padded block hold events, (rows, width) bool.
+
+    block_index: their places in the flat block, (n,) int64.
+    """
     real = torch.zeros(rows * width, dtype=torch.bool, device=block_index.device)
     real[block_index] = True
     return real.view(rows, width)

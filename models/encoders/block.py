@@ -1,6 +1,6 @@
-"""One block of an encoder: attention, then a feed-forward sub-layer, each with its norm, residual and gate.
+"""A block of an encoder: attention, then a feed-forward sub-layer, each with norm, residual connection and gate.
 
-Shapes: N total events, D model width.
+Shapes: N total events, M candidates, D model width.
 """
 
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from models.encoders.config import EncoderConfig
 from models.layers.dropout import Dropout
 
 
-class Block(nn.Module):
-    """Pre-norm: x + g(x) f(norm(x)) for both sub-layers f, g a gate or one; post-norm: norm(x + g(x) f(x)).
+class EncoderBlock(nn.Module):
+    """Two residual sub-layers. Pre-norm: x + g(x) f(norm(x)); post-norm: norm(x + g(x) f(x)).
 
-    Input and output (N, D), and the penalty of the attention weights or none. Where the context asks for its candidates only they
-    are the output, (M, D).
+    f is the sub-layer, and g its gate or 1. Input and output are (N, D). The second output is the penalty of the attention
+    weights, or None. If the context requests candidates only, they are the output, (M, D).
     """
 
     def __init__(self, width: int, max_history: int, config: EncoderConfig, depth: int) -> None:
@@ -57,9 +57,9 @@ class Block(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """W2 a(W1 x), or W2 (silu(W1 x) * W3 x) for swiglu (Shazeer 2020, arXiv:2002.05202), without biases then.
+    """Feed-forward sub-layer: W2 a(W1 x), or for swiglu W2 (silu(W1 x) * W3 x) without biases (Shazeer 2020, arXiv:2002.05202).
 
-    dropout: probability of dropping what W2 is given.
+    dropout: probability of dropping an input of W2.
     """
 
     def __init__(self, width: int, hidden: int, activation: str, dropout: float) -> None:
@@ -83,12 +83,12 @@ class FeedForward(nn.Module):
 
 
 def norm_of(config: EncoderConfig, width: int) -> nn.Module:
-    """The norm that the settings name."""
+    """Build the norm of the settings."""
     return nn.LayerNorm(width) if config.norm == "layer_norm" else nn.RMSNorm(width, eps=1e-5)
 
 
 class OutputHead(nn.Module):
-    """norm(gelu(W x)), (n, D) to (n, D): what BERT4Rec's scores are computed from (Sun et al. 2019, eq. 7, and their code)."""
+    """The layer before the scores of BERT4Rec: norm(gelu(W x)), (n, D) to (n, D) (Sun et al. 2019, eq. 7, and their code)."""
 
     def __init__(self, width: int, config: EncoderConfig) -> None:
         super().__init__()

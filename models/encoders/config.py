@@ -1,7 +1,7 @@
 """Settings of the encoders of histories. Imports no torch.
 
-An encoder is a composition of parts. `kind` names a published composition, which is where the other settings start from;
-whatever is set beside it takes the place of that part. So a new encoder needs no code.
+An encoder is a composition of parts. `kind` names a published composition, which sets the defaults of the other settings. A
+setting that is given replaces its part, so a new encoder needs no code.
 """
 
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from models.attention.config import AttentionConfig, preset
 
 EncoderKind = Literal["sasrec", "bert4rec", "hstu", "ligr", "fuxi_alpha", "two_tower"]
 
-# What each published encoder sets otherwise than the fields' own defaults, which are those of SASRec.
+# The settings of each published encoder that differ from the fields' own defaults, which are those of SASRec.
 PRESETS: dict[str, dict[str, Any]] = {
     "sasrec": {},
     "bert4rec": {
@@ -51,7 +51,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "gate": True,
         },
     },
-    # Towers have no norm, so that small initial weights would leave next to nothing of their input.
+    # Towers have no norm, so small initial weights would shrink their input to almost nothing.
     "two_tower": {"pooling": "attention", "user_tower": [2], "item_tower": [2], "initial_std": None},
 }
 
@@ -61,7 +61,7 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     kind: EncoderKind = Field(
         "sasrec",
-        description="published encoder whose settings are the defaults: SASRec, BERT4Rec, HSTU, LiGR (eSASRec), FuXi-alpha, or "
+        description="published encoder that sets the defaults: SASRec, BERT4Rec, HSTU, LiGR (eSASRec), FuXi-alpha, or "
         "two towers with an attention-pooled user",
     )
     num_blocks: int = Field(2, ge=0, le=64, description="number of attention blocks")
@@ -150,8 +150,8 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def _parts_are_there(self) -> "EncoderConfig":
         if self.positions_from == "newest" and self.positions != "learned":
             raise ValueError(
-                f'positions_from = "newest" needs positions = "learned": with "{self.positions}" an event has no place of its own, '
-                "only distances to others"
+                f'positions_from = "newest" needs positions = "learned": with "{self.positions}" only distances between events '
+                "count"
             )
         if self.feed_forward_dropout and self.feed_forward == "none":
             raise ValueError(
@@ -162,10 +162,10 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def bidirectional(self) -> bool:
-        """Whether events see later ones, so that masked items are what is learned."""
+        """Return whether events attend to later ones. Such a model learns masked items."""
         return self.attention.mask == "bidirectional"
 
     @property
     def uses_time(self) -> bool:
-        """Whether the encoder asks for the times of events."""
+        """Return whether the encoder uses the times of events."""
         return self.attention.uses_time

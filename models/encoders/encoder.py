@@ -1,11 +1,13 @@
-"""Encoders of jagged histories: blocks of attention on top of each other, composed as the settings say.
+"""Encoders of jagged histories: a stack of attention blocks, composed by the settings.
 
 SASRec (Kang & McAuley 2018, arXiv:1808.09781), BERT4Rec (Sun et al. 2019, arXiv:1904.06690), HSTU (Zhai et al. 2024,
-arXiv:2402.17152), LiGR (Borisyuk et al. 2025, arXiv:2502.03417), FuXi-alpha (Ye et al. 2025, arXiv:2502.03036) and two towers are
-settings of this one class; docs/attention.md says what each deviates in from its paper.
-Shapes: N total events, D model width.
-The invariant: under a causal mask, output i is a function of events up to i of its own history only; with places that count from
-the newest event, also of how many later ones there are.
+arXiv:2402.17152), LiGR (Borisyuk et al. 2025, arXiv:2502.03417), FuXi-alpha (Ye et al. 2025, arXiv:2502.03036) and two towers
+are settings of this one class. docs/attention.md lists how each deviates from its paper.
+
+Shapes: N total events, M candidates, D model width.
+
+The invariant: under a causal mask, output i is a function of the events up to i of its own history only. With positions that
+count from the newest event, it also depends on the number of later events.
 """
 
 from dataclasses import replace
@@ -17,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.layer import Attention
-from models.encoders.block import Block, OutputHead, norm_of
+from models.encoders.block import EncoderBlock, OutputHead, norm_of
 from models.encoders.config import EncoderConfig
 from models.encoders.pooling import AttentionPooling
 from models.encoders.tower import Tower
@@ -25,17 +27,18 @@ from models.layers.dropout import Dropout
 
 
 class Encoder(nn.Module):
-    """Learned positions count from the oldest event that is kept, so that none depends on later events, unless set otherwise."""
+    """A stack of blocks. By default learned positions count from the oldest event, so that none depends on later events."""
 
     def __init__(self, width: int, max_history: int, config: EncoderConfig) -> None:
         super().__init__()
-        self.config, self.max_history = config, max_history
+        self.config = config
+        self.max_history = max_history
         self.input_scale = width**0.5 if config.scale_inputs else None
         self.positions = nn.Embedding(max_history, width) if config.positions == "learned" else None
         self.input_norm = norm_of(config, width) if config.input_norm else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            Block(width, max_history, config, depth) for depth in range(1, config.num_blocks + 1)
+            EncoderBlock(width, max_history, config, depth) for depth in range(1, config.num_blocks + 1)
         )
         self.final_norm = norm_of(config, width) if config.final_norm else nn.Identity()
         self.pooling = AttentionPooling(width, config.attention) if config.pooling == "attention" else None
@@ -44,10 +47,15 @@ class Encoder(nn.Module):
         self.item_tower = Tower(width, config.item_tower, last_bias=False)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        """(N, D), what stands for each history up to each event, and the penalty of the attention weights, scaled, or none.
+        """Encode each history up to each event.
 
-        x_ND: vectors of the input events, before positions. Where the context has candidates these stand behind the events,
-        (N + M, D), and alone are encoded, (M, D): each as if it were the event after those that it sees, which do not see it.
+        Args:
+            x_ND: vectors of the input events, before positions. Candidates of the context follow the events, (N + M, D).
+            context: the layout of the batch. If it requests candidates only, they alone are encoded.
+
+        Returns:
+            The encoded events (N, D), followed by the candidates, and the scaled penalty of the attention weights or None.
+            A candidate is encoded as if it were the event after those that it sees. No event sees a candidate.
         """
         if self.input_scale is not None:
             x_ND = x_ND * self.input_scale
@@ -76,11 +84,12 @@ class Encoder(nn.Module):
         return self.user_tower(x_ND), self._scaled(penalties)
 
     def _places(self, context: AttentionContext) -> Tensor:
-        """(N,) int64, rows of the learned positions; the last of them is the newest event's where places count from it."""
+        """Return the rows of the learned positions, (N,) int64. The last row is the newest event's if they count from it."""
         if self.config.positions_from == "oldest":
             return context.places
         assert context.candidates is None, "candidates have no learned positions"
-        layout, lengths = context.layout, context.lengths
+        layout = context.layout
+        lengths = context.lengths
         length_N = torch.repeat_interleave(lengths, lengths, output_size=layout.num_events)
         return self.max_history - length_N + layout.positions
 

@@ -1,4 +1,4 @@
-"""A history as one vector: an average of what its events were encoded as, weighted by a learned query.
+"""Pooling of a history into one vector: an average of its encoded events, weighted by a learned query.
 
 Shapes: N total events, D model width, H heads, K head width.
 """
@@ -13,15 +13,17 @@ from models.attention.terms import AttentionTerms
 
 
 class AttentionPooling(nn.Module):
-    """pooled_i = sum over j <= i of softmax_j(q . k_j / sqrt(K)) v_j (Yang et al. 2016, NAACL, eq. 5-7, of prefixes).
+    """Attention pooling: pooled_i = sum over j <= i of softmax_j(q . k_j / sqrt(K)) v_j.
 
-    It is attention whose queries are all the same, so every prefix is pooled at once, and no event sees a later one. Under a
-    bidirectional mask each event stands for the whole history.
+    The formula is that of Yang et al. 2016 (NAACL, eq. 5-7), for every prefix of a history. It is attention with equal queries,
+    so every prefix is pooled at once, and no event sees a later one. Under a bidirectional mask each event represents the whole
+    history.
     """
 
     def __init__(self, width: int, attention: AttentionConfig) -> None:
         super().__init__()
-        self.num_heads, self.head_width = attention.num_heads, width // attention.num_heads
+        self.num_heads = attention.num_heads
+        self.head_width = width // attention.num_heads
         self.config = AttentionConfig(num_heads=attention.num_heads, mask=attention.mask)
         self.query = nn.Parameter(torch.zeros(self.num_heads, self.head_width))
         self.key_value = nn.Linear(width, 2 * width, bias=False)

@@ -1,4 +1,4 @@
-"""A tower: the layers between an encoded history, or an item's vector, and what a score is computed from."""
+"""A tower: the layers between an encoded history, or an item's vector, and the scores."""
 
 import itertools
 
@@ -9,8 +9,13 @@ from torch.nn import functional as F
 class Tower(nn.Module):
     """Linear layers with GELU between them, (n, D) to (n, D); the identity without hidden layers.
 
-    hidden: the width of each, in multiples of D; last_bias: whether the last layer has one. That of items has none: a number that
-    all scores share changes no softmax, so its gradient would be rounding noise, which adaptive optimizers turn into full steps.
+    The last layer of the items' tower has no bias: a number that all scores share changes no softmax, so its gradient would be
+    rounding noise, which adaptive optimizers turn into full steps.
+
+    Args:
+        width: D.
+        hidden: the width of each hidden layer, in multiples of D.
+        last_bias: the last layer has a bias.
     """
 
     def __init__(self, width: int, hidden: list[int], last_bias: bool = True) -> None:

@@ -1,11 +1,13 @@
-"""What a model is told besides ids: features of items, events and users, and times. Importing this package imports no torch.
+"""Inputs of a model besides ids: features of items, events and users, and times. Importing this package imports no torch.
 
 Files:
-    bags.py    values that are added up where their rows lie
-    config.py  its settings: features of events and users, times
-    inputs.py  what the encoder is given for an event
-    items.py   an item's vector from its id and its features
-    time.py    gaps, hours, weekdays, and seconds since a history began
-    unique.py  ids that occur several times, asked for once
-    values.py  what features say: rows settled on the host, and added up
+    bags.py       values that are summed where their rows are stored
+    catalogue.py  all items with their features, and the requests for some of them
+    composer.py   the vector of an item from its id and its features
+    config.py     settings of features and times
+    inputs.py     the vector of an input event
+    request.py    the rows and bags that a batch looks up
+    time.py       gaps, hours, weekdays, and seconds since the start of a history
+    unique.py     unique ids of a batch and the index of every occurrence
+    values.py     embeddings of features: rows resolved on the host, and their sums
 """

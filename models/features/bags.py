@@ -1,10 +1,11 @@
-"""Values of a feature that are added up where their rows lie: the values of each owner are a bag, and a bag gives one vector.
+"""Bags: values of a feature that are summed where their rows are stored. The values of an owner are a bag with one vector.
 
-    said(o) = sum over values x of  w E[x]          w: one, or one over the number of values of o (mean)
+    embedding(o) = sum over values x of  w E[x]          w: one, or one over the number of values of o (mean)
 
-It is what models.features.values has of looked-up rows, up to rounding. Between ranks travel the values of every bag, as often as
-owners have them, and one vector for each owner; of rows each distinct one travels once, however many owners ask for it.
-Means are sums with weights: TorchRec's own mean is wrong where rows of a table lie on several ranks (sharding.tables.apply_plan).
+Up to rounding the result equals that of looked-up rows in models.features.values; the communication differs. With bags, the
+values of every bag and one vector per owner are sent between ranks. With rows, each unique row is sent once, however many
+owners request it. Means are weighted sums, since TorchRec's own mean is wrong where the rows of a table are on several ranks
+(sharding.tables.apply_plan).
 
 Shapes: M owners, n values of all of them, W width of a row.
 """
@@ -22,16 +23,12 @@ Pooling = Literal["mean", "sum"]
 
 @dataclass(frozen=True)
 class Bags:
-    """The values of one feature for M owners. table: of the rows.
+    """The values of one feature for M owners."""
 
-    rows: (n,) int64, owner after owner; lengths: (M,) int64, how many each has, also none; weights: (n,) float32, none where
-    rows are added up as they are.
-    """
-
-    table: str
-    rows: Tensor
-    lengths: Tensor
-    weights: Tensor | None = None
+    table: str  # of the rows
+    rows: Tensor  # (n,) int64, ordered by owner
+    lengths: Tensor  # (M,) int64, number of values of each owner, can be 0
+    weights: Tensor | None = None  # (n,) float32; None: unweighted sums
 
     def to(self, device: torch.device) -> "Bags":
         weights = None if self.weights is None else self.weights.to(device)
@@ -39,7 +36,7 @@ class Bags:
 
 
 def bags_of(table: str, rows: np.ndarray, lengths: np.ndarray, pooling: Pooling) -> Bags:
-    """rows (n,), owner after owner, and how many each owner has (M,)."""
+    """Build bags from rows (n,), ordered by owner, and the number of rows of each owner (M,)."""
     weights = None
     if pooling == "mean":
         weights = torch.from_numpy(np.repeat(1.0 / np.maximum(lengths, 1), lengths).astype(np.float32))
@@ -50,20 +47,20 @@ def _int64(values: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, dtype=np.int64))
 
 
-def joined_bags(pieces: Iterable[Bags]) -> Bags:
-    """Bags of one table, one after another. There is at least one piece."""
-    found = list(pieces)
-    weights = [bags.weights for bags in found if bags.weights is not None]
+def concatenate_bags(pieces: Iterable[Bags]) -> Bags:
+    """Concatenate bags of one table, of which there is at least one."""
+    bags_list = list(pieces)
+    weights = [bags.weights for bags in bags_list if bags.weights is not None]
     return Bags(
-        found[0].table,
-        torch.cat([bags.rows for bags in found]),
-        torch.cat([bags.lengths for bags in found]),
+        bags_list[0].table,
+        torch.cat([bags.rows for bags in bags_list]),
+        torch.cat([bags.lengths for bags in bags_list]),
         torch.cat(weights) if weights else None,
     )
 
 
-def no_bags(table: str, pooling: Pooling, device: torch.device) -> Bags:
-    """Of no owner."""
+def empty_bags(table: str, pooling: Pooling, device: torch.device) -> Bags:
+    """Return bags of no owner."""
     nothing = torch.zeros(0, dtype=torch.int64, device=device)
     return Bags(table, nothing, nothing, torch.zeros(0, device=device) if pooling == "mean" else None)
 
@@ -71,12 +68,18 @@ def no_bags(table: str, pooling: Pooling, device: torch.device) -> Bags:
 def row_gradients(
     rows: Mapping[str, Tensor], bags: Mapping[str, Bags], gradients: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """By table (rows, gradients of them), (R,) and (R, W): what gradients of looked-up rows and of bags do to rows.
+    """Return the rows that gradients of looked-up rows and of bags change, and the gradients of these rows.
 
-    gradients: by table of `rows`, and by name of `bags`. Of a table that is looked up as bags each row comes once.
+    Args:
+        rows: looked-up rows by table.
+        bags: looked-up bags by name.
+        gradients: of the looked-up vectors, by table of `rows` and by name of `bags`.
+
+    Returns:
+        By table the rows (R,) and their gradients (R, W). For a table with bags each row occurs once.
     """
-    found = {table: gradients[table] for table in rows}
-    asked = dict(rows)
+    summed = {table: gradients[table] for table in rows}
+    unique = dict(rows)
     pieces: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for name, given in bags.items():
         num_rows = given.rows.numel()
@@ -86,6 +89,6 @@ def row_gradients(
         )
     for table, of_table in pieces.items():
         numbers, gradient = (torch.cat(parts) for parts in zip(*of_table, strict=True))
-        asked[table], place = numbers.unique(return_inverse=True)
-        found[table] = gradient.new_zeros((asked[table].numel(), gradient.shape[1])).index_add_(0, place, gradient)
-    return asked, found
+        unique[table], place = numbers.unique(return_inverse=True)
+        summed[table] = gradient.new_zeros((unique[table].numel(), gradient.shape[1])).index_add_(0, place, gradient)
+    return unique, summed

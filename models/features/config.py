@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 TimePart = Literal["gap", "hour", "weekday"]
-# Learned vectors of each part. Of a gap, row 0 is that of the first event of a history, and row 1 + k that of
+# Number of learned vectors of each part. For a gap, row 0 is that of the first event of a history, and row 1 + k that of
 # 2^(k/2) - 1 to 2^((k + 1)/2) - 1 seconds.
 NUM_TIME_ROWS: dict[TimePart, int] = {"gap": 65, "hour": 24, "weekday": 7}
 TimeUnit = Literal["seconds", "milliseconds", "microseconds"]

@@ -1,8 +1,8 @@
-"""What the encoder is given for an input event: the vector of its item, and all that is known beside it.
+"""The vector of an input event: the vector of its item plus features and times.
 
-    x_i = v(item i) + what the features of event i say + what the features of its user say + vectors of its time
+    x_i = v(item i) + embeddings of the features of event i + embeddings of the features of its user + vectors of its time
 
-Features of a user are known before any of the user's events. Nothing of an event after i is in x_i.
+Features of a user are known before any of the user's events. No event after i influences x_i.
 
 Shapes: N input events, B histories, D model width.
 """
@@ -19,40 +19,38 @@ from models.features.values import FeatureValues, InputFeature, add_features, dr
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a model is told of events besides their items. clock: how it reads times, none where it looks at none.
+class ModelInputs:
+    """The inputs of a model for an event besides its item."""
 
-    candidates: features of impressions, of the same names as those of events; models of the next item have none.
-    """
-
-    events: tuple[InputFeature, ...] = ()
-    users: tuple[InputFeature, ...] = ()
-    clock: Clock | None = None
+    events: tuple[InputFeature, ...] = ()  # features of events
+    users: tuple[InputFeature, ...] = ()  # features of users
+    clock: Clock | None = None  # how the model reads times; None: it uses none
+    # features of impressions, with the names of those of events; next-item models have none
     candidates: tuple[InputFeature, ...] = ()
 
     @property
     def tables(self) -> tuple[str, ...]:
-        """Tables in which features of events, users and candidates look up rows."""
+        """Return the tables in which features of events, users and candidates look up rows."""
         features = (*self.events, *self.users, *self.candidates)
         return tuple(dict.fromkeys(f.table for f in features if f.table is not None and not f.bagged))
 
     @property
-    def tells_request(self) -> bool:
-        """Whether the model is told the moment at which a recommendation is asked for."""
-        return self.clock is not None and self.clock.tells_request
+    def has_request_time(self) -> bool:
+        """Return whether the model receives the moment at which a recommendation is requested."""
+        return self.clock is not None and self.clock.has_request_time
 
     @property
     def time_parts(self) -> tuple[TimePart, ...]:
         return self.clock.parts if self.clock is not None else ()
 
 
-NO_INPUTS = Inputs()
+NO_INPUTS = ModelInputs()
 
 
 class EventInputs(nn.Module):
-    """Adds to the item vectors of input events what is known beside them."""
+    """Adds features and times to the item vectors of input events."""
 
-    def __init__(self, width: int, inputs: Inputs) -> None:
+    def __init__(self, width: int, inputs: ModelInputs) -> None:
         super().__init__()
         self.inputs = inputs
         self.events = projections_of(inputs.events, width)
@@ -68,12 +66,22 @@ class EventInputs(nn.Module):
         offsets: Tensor,
         time_rows: Mapping[str, Tensor],
     ) -> Tensor:
-        """rows: by table, what was looked up; events, users: values of features of the N events and the B histories;
-        offsets: (B + 1,) of the histories; time_rows: by part of the time (N,). Returns (N, D). Candidates of the
-        histories may stand in the place of their events."""
-        # Candidates are told what events are told, as far as they have it.
-        told = tuple(feature for feature in self.inputs.events if feature.name in events)
-        x_ND = add_features(items_ND, told, self.events, rows, events)
+        """Add the features and times of events to the vectors of their items. Candidates can take the place of events.
+
+        Args:
+            items_ND: vectors of the items of the events.
+            rows: looked-up rows by table.
+            events: values of the features of the N events.
+            users: values of the features of the B users.
+            offsets: of the histories, (B + 1,).
+            time_rows: rows of the time vectors (N,) by part of the time.
+
+        Returns:
+            The vectors of the events, (N, D).
+        """
+        # Candidates have the same inputs as events, except for features that only events have.
+        present = tuple(feature for feature in self.inputs.events if feature.name in events)
+        x_ND = add_features(items_ND, present, self.events, rows, events)
         if self.inputs.users:
             lengths_B = offsets.diff()
             nothing_BD = items_ND.new_zeros((lengths_B.numel(), items_ND.shape[1]))
@@ -83,7 +91,7 @@ class EventInputs(nn.Module):
         return told_ND
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw everything from `generator` (CPU), in a fixed order."""
+        """Draw all weights from `generator` (CPU), in a fixed order."""
         draw_projections(self.inputs.events, self.events, generator)
         draw_projections(self.inputs.users, self.users, generator)
         self.time.initialize(generator)

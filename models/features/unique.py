@@ -1,44 +1,48 @@
-"""Ids that occur several times, asked for once. Numpy only."""
+"""Unique ids of arrays with repeated ids. Numpy only."""
 
 import numpy as np
 
 
-def distinct_ids(*ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The ids (none negative) that occur, ascending, each once (U,), and for every array the places of its ids there; int64."""
-    wanted = np.concatenate(ids)
-    limit = int(wanted.max(initial=-1)) + 1
-    if limit <= 16 * wanted.size:
-        # Few rows for so many ids: a flag for each of the table's rows, and nothing is sorted.
-        found = np.zeros(limit, dtype=np.bool_)
-        found[wanted] = True
-        values = np.flatnonzero(found)
+def unique_ids(*ids: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the unique ids of all arrays, ascending (U,), and for every array the index of its ids among them, int64.
+
+    Ids are not negative.
+    """
+    together = np.concatenate(ids)
+    limit = int(together.max(initial=-1)) + 1
+    if limit <= 16 * together.size:
+        # The ids are dense: a flag for each of the table's rows replaces a sort.
+        occurs = np.zeros(limit, dtype=np.bool_)
+        occurs[together] = True
+        values = np.flatnonzero(occurs)
         places = np.empty(limit, dtype=np.int64)
         places[values] = np.arange(values.size)
         return values, [places.take(part) for part in ids]
-    # An id and its place in one number: numpy sorts numbers several times faster than it sorts places by numbers.
-    keys = np.sort((wanted.astype(np.int64) << 32) | np.arange(wanted.size))
-    ordered, place = keys >> 32, keys & 0xFFFFFFFF
+    # An id and its place in one number: numpy sorts numbers several times faster than it argsorts them.
+    keys = np.sort((together.astype(np.int64) << 32) | np.arange(together.size))
+    ordered = keys >> 32
+    place = keys & 0xFFFFFFFF
     is_first = np.concatenate(([True], ordered[1:] != ordered[:-1]))
-    index = np.empty(wanted.size, dtype=np.int64)
+    index = np.empty(together.size, dtype=np.int64)
     index[place] = np.cumsum(is_first) - 1
     return ordered[is_first], np.split(index, np.cumsum([part.size for part in ids])[:-1])
 
 
-def each_once(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same for a single array of any integers, such as the raw ids of a table whose rows are settled later."""
+def unique_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the unique integers of an array, and the index of its entries among them. Any integers, such as raw ids."""
     if values.size and (values.min() < 0 or values.max() >= 2**31):
         distinct, index = np.unique(values, return_inverse=True)
         return distinct, index
-    distinct, (index,) = distinct_ids(values)
+    distinct, (index,) = unique_ids(values)
     return distinct, index
 
 
-def joined_ids(known: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, index of `values` into them), where ids are `known` (ascending, each once) and behind them what else occurs.
+def merge_ids(known: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (ids, index of `values` into them). The ids are `known` (ascending and unique), followed by the other values.
 
-    So whatever points at places of `known` stays right.
+    Every index into `known` stays valid.
     """
-    distinct, index = each_once(values)
+    distinct, index = unique_values(values)
     if not known.size or not distinct.size:
         return (known, index) if known.size else (distinct.astype(np.int64), index)
     place = np.searchsorted(known, distinct)

@@ -1,11 +1,11 @@
-"""What features say, of whatever has them: items, events, users.
+"""Embeddings of the features of items, events and users.
 
-    said(o) = sum over features f of  P_f mean over values x of E_f[x]     (categorical, buckets)
-                                    + P_f x                                (numbers, content vectors)
+    embedding(o) = sum over features f of  P_f mean over values x of E_f[x]     (categorical, buckets)
+                                         + P_f x                                (numbers, content vectors)
 
-(A table may sum values instead of averaging them.) The rows that this needs are resolved on the host, outside the step:
-`resolve_rows` turns columns of ids into indices among the unique rows of a table that are looked up, or into bags whose
-rows are summed on their owner (models.features.bags). `add_features` sums the looked-up rows.
+(A table can sum values instead of averaging them.) The rows that this needs are resolved on the host, outside of the step:
+`resolve_rows` turns columns of ids into indices among the unique rows of a table, or into bags of rows, which are summed on their
+owner (models.features.bags). `add_features` sums the looked-up rows.
 
 Shapes: M owners (items, events or histories), n values of all owners, R looked-up rows of a table, D model width.
 """
@@ -19,28 +19,24 @@ import torch
 from torch import Tensor, nn
 
 from models.features.bags import Bags, Pooling, bags_of
-from models.features.unique import joined_ids
+from models.features.unique import merge_ids
 
 
 @dataclass(frozen=True)
 class InputFeature:
-    """A feature that a model uses. table: of its ids, else none; width: of a row of the table, or numbers in its vector.
-
-    missing: in a column of single ids, the one that says nothing. pooling: what becomes of several values; bagged: whether that
-    happens where the rows lie.
-    """
+    """A feature that a model uses."""
 
     name: str
-    table: str | None
-    width: int
-    missing: int = 0
-    pooling: Pooling = "mean"
-    bagged: bool = False
+    table: str | None  # of its ids; None: numbers
+    width: int  # of a row of the table, or of its vector of numbers
+    missing: int = 0  # the id of a missing value in a column of single ids
+    pooling: Pooling = "mean"  # how several values are combined
+    bagged: bool = False  # values are combined where their rows are stored
 
 
 @dataclass(frozen=True)
 class BagRange:
-    """The bags first .. stop - 1 of those looked up under a name."""
+    """The bags first .. stop - 1 of those that are looked up under a name."""
 
     name: str
     first: int
@@ -49,18 +45,13 @@ class BagRange:
 
 @dataclass(frozen=True)
 class FeatureValues:
-    """The values of one feature for M owners.
+    """The values of one feature for M owners: ids, numbers or bags. The fields of the other kinds are empty."""
 
-    Of ids: index (n,) int64 into the looked-up rows of its table, owner (n,) int64 whose each is, weight (n,) float32 one
-    over the number of values of that owner (ones for sums). Of numbers: dense (M, width) float32. Of bags: bags, one for each
-    owner. The others are empty.
-    """
-
-    index: Tensor
-    owner: Tensor
-    weight: Tensor
-    dense: Tensor
-    bags: BagRange | None = None
+    index: Tensor  # ids: (n,) int64 into the looked-up rows of the table
+    owner: Tensor  # ids: (n,) int64, owner of each
+    weight: Tensor  # ids: (n,) float32, one over the number of values of the owner, or 1 for sums
+    dense: Tensor  # numbers: (M, width) float32
+    bags: BagRange | None = None  # bags: one for each owner
 
     def to(self, device: torch.device) -> "FeatureValues":
         index, owner, weight, dense = (t.to(device) for t in (self.index, self.owner, self.weight, self.dense))
@@ -83,7 +74,7 @@ _NO_NUMBERS = torch.zeros(0)
 
 
 def id_values(index: np.ndarray, owner: np.ndarray, pooling: Pooling = "mean") -> FeatureValues:
-    """Of ids: index into looked-up rows and owner, (n,) each."""
+    """Build the values of ids from an index into looked-up rows and the owner of each, (n,) each."""
     weight = 1.0 / np.bincount(owner, minlength=1)[owner] if pooling == "mean" else np.ones(owner.size)
     return FeatureValues(
         torch.from_numpy(np.ascontiguousarray(index, dtype=np.int64)),
@@ -94,25 +85,25 @@ def id_values(index: np.ndarray, owner: np.ndarray, pooling: Pooling = "mean") -
 
 
 def number_values(numbers: np.ndarray) -> FeatureValues:
-    """Of numbers (M,) or vectors (M, width)."""
+    """Build the values of numbers (M,) or vectors (M, width)."""
     own = numbers if numbers.flags.writeable and numbers.flags.c_contiguous else numbers.copy()
     dense = torch.from_numpy(own)
     return FeatureValues(_NO_IDS, _NO_IDS, _NO_NUMBERS, dense[:, None] if dense.dim() == 1 else dense)
 
 
 def bag_values(name: str, num_owners: int) -> FeatureValues:
-    """Of bags that are looked up under a name, one for each owner."""
+    """Build the values of bags that are looked up under a name, one for each owner."""
     return FeatureValues(_NO_IDS, _NO_IDS, _NO_NUMBERS, _NO_NUMBERS, BagRange(name, 0, num_owners))
 
 
 def bag_name(owners: str, feature: InputFeature) -> str:
-    """Under which bags are looked up. owners: whose they are, as an ItemRequest has it."""
+    """Return the name under which bags are looked up. `owners`: the field of ItemRequest that holds their values."""
     return f"{owners}.{feature.name}"
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Features of one kind of owner, called as in an ItemRequest, and a column with their values for each, by name."""
+class FeatureColumns:
+    """Features of one kind of owner (a field of ItemRequest), and a column of values for each by name."""
 
     owners: str
     features: tuple[InputFeature, ...]
@@ -120,20 +111,24 @@ class Asked:
 
 
 def resolve_rows(
-    rows: Mapping[str, Tensor], row_of_id: Mapping[str, np.ndarray], asked: Iterable[Asked]
+    rows: Mapping[str, Tensor], row_of_id: Mapping[str, np.ndarray], requested: Iterable[FeatureColumns]
 ) -> tuple[dict[str, Tensor], dict[str, Bags], list[dict[str, FeatureValues]]]:
-    """Ask for the values of features besides what is asked for already: (rows by table, bags by name, values of each of `asked`
-    by feature).
+    """Extend a request by the values of features.
 
-    rows: (R,) int64 ascending, each once; they keep their places, and what is new comes behind them.
-    row_of_id: by table, the row that each id has, where ids are not rows themselves.
+    Args:
+        rows: requested rows (R,) int64 by table, ascending and unique. They keep their places; new rows follow them.
+        row_of_id: the row of each id by table, where ids are not rows themselves.
+        requested: the features and their columns.
+
+    Returns:
+        The rows by table, bags by name, and for each of `requested` the values by feature.
     """
-    wanted: dict[str, list[tuple[dict[str, FeatureValues], InputFeature, np.ndarray, np.ndarray]]] = {}
+    by_table: dict[str, list[tuple[dict[str, FeatureValues], InputFeature, np.ndarray, np.ndarray]]] = {}
     bags: dict[str, Bags] = {}
-    found: list[dict[str, FeatureValues]] = []
-    for group in asked:
+    resolved: list[dict[str, FeatureValues]] = []
+    for group in requested:
         values: dict[str, FeatureValues] = {}
-        found.append(values)
+        resolved.append(values)
         for feature in group.features:
             column = group.columns[feature.name]
             if feature.table is None:
@@ -149,21 +144,21 @@ def resolve_rows(
                 continue
             if feature.table in row_of_id:
                 entries = row_of_id[feature.table][entries]
-            wanted.setdefault(feature.table, []).append((values, feature, entries, owner))
+            by_table.setdefault(feature.table, []).append((values, feature, entries, owner))
     together = dict(rows)
-    for table, pieces in wanted.items():
+    for table, pieces in by_table.items():
         known = rows[table].numpy() if table in rows else np.zeros(0, np.int64)
-        ids, index = joined_ids(known, np.concatenate([entries for _, _, entries, _ in pieces]))
+        ids, index = merge_ids(known, np.concatenate([entries for _, _, entries, _ in pieces]))
         if ids is not known:
             together[table] = torch.from_numpy(ids)
         ends = np.cumsum([entries.size for _, _, entries, _ in pieces])
         for (values, feature, _, owner), place in zip(pieces, np.split(index, ends[:-1]), strict=True):
             values[feature.name] = id_values(place, owner, feature.pooling)
-    return together, bags, found
+    return together, bags, resolved
 
 
 def _entries_of(column: ValueColumn, missing: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """(values, owner, number of owners) of all owners, (n,) each; a single value that is missing is none."""
+    """Return (values, owner, number of owners), with (n,) entries of all owners. A missing single value gives no entry."""
     if isinstance(column, np.ndarray):
         owner = np.flatnonzero(column != missing)
         return column[owner], owner, column.size
@@ -172,20 +167,25 @@ def _entries_of(column: ValueColumn, missing: int) -> tuple[np.ndarray, np.ndarr
 
 
 def cut_values(given: FeatureValues, bounds: tuple[int, int], places: tuple[int, int]) -> FeatureValues:
-    """What a feature says of the owners bounds[0] .. bounds[1] - 1, as if there were no others. places: of their values."""
-    inside, bags = slice(*places), given.bags
+    """Return the values of the owners bounds[0] .. bounds[1] - 1, with owners counted from 0.
+
+    places: the bounds of their values.
+    """
+    inside = slice(*places)
+    bags = given.bags
     if bags is not None:
         bags = replace(bags, first=bags.first + bounds[0], stop=bags.first + bounds[1])
-    owner, dense = given.owner[inside] - bounds[0], given.dense[slice(*bounds)]
+    owner = given.owner[inside] - bounds[0]
+    dense = given.dense[slice(*bounds)]
     return FeatureValues(given.index[inside], owner, given.weight[inside], dense, bags)
 
 
-def joined_values(
+def concatenate_values(
     first: FeatureValues, second: FeatureValues, num_first: int, num_second: int, place: Tensor | None
 ) -> FeatureValues:
-    """Values of one feature for owners and then for more of them, whose bags stand behind those of the others too.
+    """Concatenate the values of one feature for owners and for more owners. The bags of these follow the first ones.
 
-    place: where the rows of its table are that the second looks up.
+    place: for each row that the second looks up, its place among the rows of the table.
     """
     return FeatureValues(
         torch.cat((first.index, second.index if place is None else place[second.index])),
@@ -197,7 +197,7 @@ def joined_values(
 
 
 def projections_of(features: Iterable[InputFeature], width: int) -> nn.ModuleDict:
-    """What takes each feature to the model's width; a table that is as wide needs nothing."""
+    """Return the projections of features to the model's width. A table of that width needs none."""
     return nn.ModuleDict(
         {
             _key(feature): nn.Linear(feature.width, width, bias=False)
@@ -214,18 +214,22 @@ def add_features(
     rows: Mapping[str, Tensor],
     values: Mapping[str, FeatureValues],
 ) -> Tensor:
-    """What features say, added to the vectors of their owners (M, D). rows: by table (R, width) and by name of bags (M, width),
-    what was looked up."""
+    """Add the embeddings of features to the vectors of their owners (M, D).
+
+    rows: looked-up rows (R, width) by table and bags (M, width) by name.
+    """
     for feature in features:
-        said = said_of(feature, rows, values[feature.name], vectors_MD.shape[0])
+        embedding_MD = feature_embedding(feature, rows, values[feature.name], vectors_MD.shape[0])
         if _key(feature) in projections:
-            said = projections[_key(feature)](said.to(vectors_MD.dtype))
-        vectors_MD = vectors_MD + said
+            embedding_MD = projections[_key(feature)](embedding_MD.to(vectors_MD.dtype))
+        vectors_MD = vectors_MD + embedding_MD
     return vectors_MD
 
 
-def said_of(feature: InputFeature, rows: Mapping[str, Tensor], given: FeatureValues, num_owners: int) -> Tensor:
-    """(M, width): what a feature says of each owner before any projection, the mean (or sum) of its rows or its numbers."""
+def feature_embedding(
+    feature: InputFeature, rows: Mapping[str, Tensor], given: FeatureValues, num_owners: int
+) -> Tensor:
+    """Return a feature's vector for each owner before any projection, (M, width): mean or sum of rows, or numbers."""
     if feature.table is None:
         return given.dense
     if given.bags is not None:
@@ -236,7 +240,10 @@ def said_of(feature: InputFeature, rows: Mapping[str, Tensor], given: FeatureVal
 
 @torch.no_grad()
 def draw_projections(features: Iterable[InputFeature], projections: nn.ModuleDict, generator: torch.Generator) -> None:
-    """Draw them from `generator` (CPU), in the order of the features: each keeps the length of its input on average."""
+    """Draw the projections from `generator` (CPU), in the order of the features.
+
+    Each keeps the length of its input on average.
+    """
     for feature in features:
         if _key(feature) in projections:
             weight = next(projections[_key(feature)].parameters())
@@ -244,5 +251,5 @@ def draw_projections(features: Iterable[InputFeature], projections: nn.ModuleDic
 
 
 def _key(feature: InputFeature) -> str:
-    """Its name among modules, where a name that modules have already (such as `type`) is not free."""
+    """Return a feature's name among modules. Names of attributes of modules, such as `type`, are not free."""
     return feature.name if not hasattr(nn.ModuleDict, feature.name) else f"{feature.name}~"

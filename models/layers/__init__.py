@@ -3,5 +3,5 @@
 Files:
     activations.py         ReLU, PReLU and Dice
     dropout.py             dropout with cheap random numbers
-    running_statistics.py  activations standardised by what earlier batches were like
+    running_statistics.py  activations standardised by running averages of earlier batches
 """

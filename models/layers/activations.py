@@ -1,11 +1,11 @@
-"""Activations that learn or adapt something, of rankers. (..., W) to (..., W), each coordinate on its own.
+"""Activations of rankers. Each maps (..., W) to (..., W), coordinate by coordinate.
 
     relu(s)  = max(s, 0)
     prelu(s) = s where s > 0, else alpha s                                         (He et al. 2015, arXiv:1502.01852, equation 1)
     dice(s)  = p s + (1 - p) alpha s,   p = sigmoid((s - E) / sqrt(V + eps))       (Zhou et al. 2018, arXiv:1706.06978, equation 3)
 
-alpha is learned, one for each coordinate. The paper takes E and V from the batch while training; ours are always moving averages
-over earlier global batches (models.layers.running_statistics), so that no output depends on other examples.
+alpha is learned, one value per coordinate. In training the paper takes E and V from the batch. Here they are always moving
+averages over earlier global batches (models.layers.running_statistics), so that no output depends on other examples.
 """
 
 from typing import Literal
@@ -19,31 +19,31 @@ from models.layers.running_statistics import RunningStatistics
 
 
 class Relu(nn.Module):
-    """max(s, 0)."""
+    """ReLU: max(s, 0)."""
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         return F.relu(x)
 
 
 class PRelu(nn.Module):
-    """alpha starts at 0.25, as in the paper."""
+    """PReLU. alpha starts at 0.25, as in the paper."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.full((width,), 0.25))
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        # On a CPU three times as fast as choosing between the two.
+        # On a CPU this is three times as fast as torch.where.
         return F.relu(x) - self.alpha * F.relu(-x)
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Set what needs no randomness."""
+        """Reset alpha."""
         self.alpha.fill_(0.25)
 
 
 class Dice(nn.Module):
-    """alpha starts at 0, as in the authors' code."""
+    """Dice. alpha starts at 0, as in the authors' code."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -51,18 +51,18 @@ class Dice(nn.Module):
         self.statistics = RunningStatistics(width)
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
-        """real: (...) bool, what is no padding and counts for the moving averages; none if all is."""
+        """Activate x. `real`: (...) bool, entries that are not padding and count for the moving averages; None: all."""
         activated: Tensor = _Dice.apply(x, self.alpha, self.statistics(x.detach(), real), self.statistics.scale)
         return activated.to(x.dtype)
 
     @torch.no_grad()
     def initialize(self) -> None:
-        """Set what needs no randomness."""
+        """Reset alpha."""
         self.alpha.zero_()
 
 
 class _Dice(torch.autograd.Function):
-    """x (..., W) and alpha (W,), given x standardised and the scale (W,) that this took: in as few passes as there can be.
+    """Dice in few passes over memory: x (..., W), alpha (W,), standardised x, and the scale (W,) that standardised it.
 
     With p = sigmoid(z), z' = scale:  d/dx = alpha + (1 - alpha) (p + x p (1 - p) scale),  d/dalpha = sum of x (1 - p).
     """
@@ -87,7 +87,7 @@ class _Dice(torch.autograd.Function):
 
 
 def activation_of(kind: Literal["relu", "prelu", "dice"], width: int) -> nn.Module:
-    """The activation that the settings name."""
+    """Build the activation of this kind."""
     match kind:
         case "relu":
             return Relu()

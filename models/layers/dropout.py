@@ -1,8 +1,8 @@
-"""Dropout whose random numbers are cheap on a CPU.
+"""Dropout with cheap random numbers on a CPU.
 
-Torch draws one 32-bit number per element, one after another on one thread, which costs more than the matrix products of a
-narrow encoder. Here each 64-bit draw decides eight elements, so the probability comes in steps of 1/256; the scale
-uses the probability that is really applied, so the expectation is exact. On a GPU torch's own kernel is used.
+Torch draws one 32-bit number per element on one thread, which costs more than the matrix products of a narrow encoder. Here
+each 64-bit draw decides eight elements, so the probability has steps of 1/256. The scale uses the applied probability, so the
+expectation is exact. On a GPU torch's own kernel is used.
 """
 
 import torch
@@ -13,12 +13,12 @@ STEPS = 256
 
 
 def threshold_of(probability: float) -> int:
-    """How many of 256 equally likely bytes drop an element; never all, which would divide by zero."""
+    """Return how many of 256 equally likely bytes drop an element, 255 at most to avoid a division by zero."""
     return min(STEPS - 1, round(probability * STEPS))
 
 
 def drop(x: Tensor, threshold: int, generator: torch.Generator | None = None) -> Tensor:
-    """Zero each element with probability threshold / 256, and scale the rest by one over that of being kept."""
+    """Zero each element with probability threshold / 256, and divide the rest by the probability of being kept."""
     if threshold == 0:
         return x
     if x.device.type != "cpu":

@@ -1,6 +1,6 @@
-"""Next-item model: tables, encoder and objective together.
+"""The next-item model.
 
 Files:
-    masking.py  the vector in the place of a masked event
-    model.py    table, encoder and objective together
+    masking.py  the learned vector that replaces a masked event
+    model.py    tables, encoder and objective together
 """

@@ -1,5 +1,6 @@
-"""Masked items: at some input events a learned vector stands in the place of all that is known of the event (Sun et al. 2019,
-BERT4Rec, section 3.6, arXiv:1904.06690), and the encoder, which sees both sides of it, restores the item.
+"""Masked items: a learned vector replaces the vectors of some input events, and the bidirectional encoder restores their items.
+
+The method is that of BERT4Rec (Sun et al. 2019, section 3.6, arXiv:1904.06690).
 
 Shapes: N input events, D model width.
 """
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 
 class MaskVector(nn.Module):
-    """Puts the learned vector (D,) where events are masked: nothing of a masked event is left, its features included."""
+    """The learned vector (D,) that replaces masked events, their features included."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
 """The next-item model: item table, encoder of histories, objective. Single-device code; sharding is applied from outside.
 
 Shapes: B histories, N input events, U looked-up ids, D model width.
-The table's lookup and the rest are two separate calls, because between them lies the boundary where rows leave the sharded
-tables: the trainer cuts the graph there, to see (check, clip, normalise) the gradient before the fused optimizer applies it.
+
+The look-up and the rest of the model are two calls, since rows leave the sharded tables between them. The trainer cuts the
+graph there, to check, clip and normalise the gradient before the fused optimizer applies it.
 """
 
 from collections.abc import Mapping
@@ -14,8 +15,9 @@ from models.attention.blocks import AttentionContext
 from models.batches.history_batch import HistoryBatch
 from models.config import NextItemConfig
 from models.encoders.encoder import Encoder
-from models.features.inputs import NO_INPUTS, EventInputs, Inputs
-from models.features.items import ITEM_TABLE, ItemComposer, ItemRequest
+from models.features.composer import ItemComposer
+from models.features.inputs import NO_INPUTS, EventInputs, ModelInputs
+from models.features.request import ITEM_TABLE, ItemRequest
 from models.features.values import InputFeature
 from models.next_item.masking import MaskVector
 from models.objectives.loss import loss_of
@@ -26,8 +28,12 @@ from models.tables import EmbeddingTables, TableSpec
 class NextItemModel(nn.Module):
     """Scores of all items for every prefix of a history.
 
-    tables: of items ("item") and of the features in `item_features` and `inputs`, each as wide as its TableSpec says.
-    tables_device: where those are built that are sharded later.
+    Args:
+        config: the settings.
+        tables: of items ("item") and of the features in `item_features` and `inputs`, each as wide as its TableSpec.
+        tables_device: the device of the tables that are sharded later.
+        item_features: the features of items.
+        inputs: the inputs besides items.
     """
 
     def __init__(
@@ -36,7 +42,7 @@ class NextItemModel(nn.Module):
         tables: list[TableSpec],
         tables_device: torch.device,
         item_features: tuple[InputFeature, ...] = (),
-        inputs: Inputs = NO_INPUTS,
+        inputs: ModelInputs = NO_INPUTS,
     ) -> None:
         super().__init__()
         self.config = config
@@ -48,7 +54,7 @@ class NextItemModel(nn.Module):
         self.mask = MaskVector(self.width) if config.masks_items else None
 
     def initialize(self, generator: torch.Generator) -> None:
-        """Draw the dense weights, in a fixed order; tables are initialised by key, after they are placed."""
+        """Draw the dense weights, in a fixed order. Tables are initialised by key, after they are sharded."""
         self.encoder.initialize(generator)
         self.items.initialize(generator)
         self.inputs.initialize(generator)
@@ -56,14 +62,17 @@ class NextItemModel(nn.Module):
             self.mask.initialize(generator)
 
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
-        """By table, the rows (R, width) that a request asks for, and by name its bags. Collective once the tables are sharded."""
-        found: dict[str, Tensor] = self.tables(request.rows, request.bags)
-        return found
+        """Look up the rows (R, width) of a request by table, and its bags by name.
+
+        This is a collective operation once the tables are sharded.
+        """
+        looked_up: dict[str, Tensor] = self.tables(request.rows, request.bags)
+        return looked_up
 
     def loss(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
-        """Sum over all targets of the batch (not the mean: see models.objectives.softmax).
+        """Return the sum of the loss over all targets of the batch (not the mean: see models.objectives.softmax).
 
-        rows: what was looked up for batch.items.
+        rows: the looked-up vectors of batch.items.
         """
         items_UD = self.items(rows, batch.items)
         user_ND, penalty = self._encode(rows, items_UD, batch)
@@ -73,7 +82,7 @@ class NextItemModel(nn.Module):
         return loss if penalty is None else loss + penalty
 
     def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
-        """The vector of each whole history, ready for a dot product with `item_vectors`: (B, D); zeros if it is empty."""
+        """Return the vector of each whole history for a dot product with `item_vectors`, (B, D); zeros if empty."""
         encoded_ND, _ = self._encode(rows, self.items(rows, batch.items), batch)
         lengths_B = batch.layout.offsets.diff()
         last_B = (batch.layout.offsets[1:] - 1).clamp(min=0)
@@ -83,20 +92,20 @@ class NextItemModel(nn.Module):
         return scale_vectors(user_BD, self.config.objective.normalize)
 
     def item_vectors(self, rows: Mapping[str, Tensor], request: ItemRequest) -> Tensor:
-        """What the items of a request look like to a user vector: (U, D)."""
+        """Return the vectors of the items of a request for a dot product with `user_vectors`, (U, D)."""
         return scale_vectors(self._candidates(self.items(rows, request)), self.config.objective.normalize)
 
     def _candidates(self, items_UD: Tensor) -> Tensor:
-        """What scores are computed from: another vector than in histories where items have a tower of their own."""
+        """Return the vectors that are scored. They differ from those in histories if items have a tower of their own."""
         candidates_UD: Tensor = self.encoder.item_tower(items_UD)
         return candidates_UD.to(items_UD.dtype)
 
     def _encode(
         self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch
     ) -> tuple[Tensor, Tensor | None]:
-        asked = batch.items
+        request = batch.items
         x_ND = self.inputs(
-            items_UD[batch.history_index], rows, asked.events, asked.users, batch.layout.offsets, batch.time_rows
+            items_UD[batch.history_index], rows, request.events, request.users, batch.layout.offsets, batch.time_rows
         )
         if self.mask is not None and batch.masked is not None:
             x_ND = self.mask(x_ND, batch.masked)

@@ -1,10 +1,10 @@
-"""What the training minimises. Importing this package imports no torch.
+"""Objectives of training. Importing this package imports no torch.
 
 Files:
-    chunked_scores.py  sums of losses of scores that are never all held
-    config.py          its settings
+    chunked_scores.py  sums of losses over scores, a chunk of scores at a time
+    config.py          settings of objectives and negatives
     loss.py            the loss of a batch under the configured objective
-    products.py        matrix products under autocast, into memory that is there
+    products.py        matrix products under autocast, into allocated memory
     sampled.py         sampled softmax, binary cross-entropy and gBCE
     softmax.py         cross-entropy over the whole catalogue
 """

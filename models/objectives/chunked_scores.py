@@ -1,8 +1,9 @@
-"""Sums over targets of a loss of their scores against candidates, without ever holding all scores.
+"""Sums over targets of a loss of their scores against candidates, without holding all scores.
 
 Shapes: T targets, C candidates, R targets of a chunk, D model width.
-Such a sum has a gradient that can be formed while a chunk's scores are still in cache: three matrix products and whatever the loss
-does to each score. Backward is then a multiplication by the incoming scalar. Nothing here knows which loss it is.
+
+The gradient of such a sum can be computed while a chunk's scores are still in cache: three matrix products and the loss's own
+work per score. The backward pass is then a multiplication by the incoming scalar. This module does not depend on the loss.
 """
 
 from collections.abc import Callable
@@ -14,38 +15,40 @@ from torch.autograd.function import FunctionCtx
 from models.objectives.products import add_product, product, score_product
 
 LOG2_E = 1.4426950408889634
-# Scores held at a time. On a CPU 4 MiB in float32 stay in the last-level cache; a GPU of thousands of lanes would spend its time
-# on starting so small kernels: there 256 MiB, which any of them can spare.
+# Scores held at a time. On a CPU 4 MiB in float32 stay in the last-level cache. On a GPU, launches of such small kernels would
+# dominate, so it is 256 MiB there, which every GPU has.
 CHUNK_ELEMENTS = 1 << 20
 GPU_CHUNK_ELEMENTS = 1 << 26
 
-# (scores (R, C), which targets they are of) -> (sum of the loss over the R targets, its derivative by `own` (R,) or None).
-# Scores have the dtype of the vectors, and are not rounded below it. The function may change them, and has to leave them as the
-# derivative of that sum with respect to them.
+# (scores (R, C), slice of their targets) -> (sum of the loss over the R targets, its derivative by `own` (R,) or None).
+# Scores have the dtype of the vectors and are not rounded below it. The function has to replace them in place by the derivative
+# of the sum with respect to them.
 RowLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor | None]]
 
 
 def chunk_elements(device: torch.device) -> int:
-    """Scores that are held at a time on a device."""
+    """Return how many scores are held at a time on a device."""
     return CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
 
 
 def exponentials(scores: Tensor) -> Tensor:
-    """e to the power of each score, in place. Powers of 2 take a third of the time on a CPU."""
+    """Replace each score by its exponential, in place. Powers of 2 take a third of the time on a CPU."""
     return scores.mul_(LOG2_E).exp2_()
 
 
 class _ChunkedScores(torch.autograd.Function):
-    """See `sum_over_scores`."""
+    """The autograd function of `sum_over_scores`."""
 
     @staticmethod
     def forward(
         ctx: FunctionCtx, user_TD: Tensor, item_CD: Tensor, own_T: Tensor | None, row_loss: RowLoss, temperature: float
     ) -> Tensor:
-        num_targets, num_candidates = user_TD.shape[0], item_CD.shape[0]
+        num_targets = user_TD.shape[0]
+        num_candidates = item_CD.shape[0]
         rows = max(1, min(num_targets, chunk_elements(user_TD.device) // max(1, num_candidates)))
         buffer = user_TD.new_empty((rows, num_candidates))
-        user_gradient, item_gradient = torch.empty_like(user_TD), torch.zeros_like(item_CD)
+        user_gradient = torch.empty_like(user_TD)
+        item_gradient = torch.zeros_like(item_CD)
         own_gradient = None if own_T is None else torch.empty_like(own_T)
         losses = []
         for start in range(0, num_targets, rows):
@@ -74,9 +77,16 @@ class _ChunkedScores(torch.autograd.Function):
 def sum_over_scores(
     user_TD: Tensor, item_CD: Tensor, own_T: Tensor | None, row_loss: RowLoss, temperature: float
 ) -> Tensor:
-    """The sum of `row_loss` of the scores user . item / temperature, a scalar that can be differentiated once.
+    """Return the sum of `row_loss` over the scores user . item / temperature, a scalar that can be differentiated once.
 
-    own_T: one more number for each target, on which the loss may depend. Memory O(chunk_elements + T D + C D) instead of O(T C).
+    Memory is O(chunk_elements + T D + C D) instead of O(T C).
+
+    Args:
+        user_TD: vectors of the targets' histories.
+        item_CD: vectors of the candidates.
+        own_T: one more number for each target, on which the loss can depend.
+        row_loss: the loss of a chunk, see RowLoss.
+        temperature: divides the scores.
     """
     total: Tensor = _ChunkedScores.apply(user_TD, item_CD, own_T, row_loss, temperature)
     return total

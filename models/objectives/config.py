@@ -1,4 +1,4 @@
-"""Settings of what the training minimises. Imports no torch."""
+"""Settings of the objectives of training. Imports no torch."""
 
 from typing import Annotated, Literal
 
@@ -94,7 +94,7 @@ class SampledObjectiveConfig(BaseModel, extra="forbid", frozen=True, strict=True
         if self.logq == "streaming" and isinstance(self.negatives, UniformNegatives | PopularityNegatives):
             raise ValueError(
                 f'logq = "streaming" estimates how often an item is a target, and {self.negatives.kind} negatives are not drawn '
-                'from targets: choose logq = "counts", which knows their probability'
+                'from targets: choose logq = "counts", which uses their exact probability'
             )
         return self
 
@@ -122,7 +122,7 @@ class BceConfig(SampledObjectiveConfig):
 
 
 class GbceConfig(SampledObjectiveConfig):
-    """Binary cross-entropy whose positive term is calibrated to the number of negatives (Petrov & Macdonald 2023)."""
+    """Binary cross-entropy with a positive term that is calibrated to the number of negatives (Petrov & Macdonald 2023)."""
 
     kind: Literal["gbce"] = Field("gbce", description="objective")
     calibration: float = Field(

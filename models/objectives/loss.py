@@ -16,7 +16,7 @@ from models.objectives.config import (
     SampledSoftmaxConfig,
 )
 from models.objectives.sampled import (
-    Sample,
+    SampledTargets,
     balanced_offset,
     binary_cross_entropy,
     gbce_beta,
@@ -26,16 +26,23 @@ from models.objectives.softmax import scale_vectors, softmax_cross_entropy
 
 
 def loss_of(objective: ObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch: HistoryBatch) -> Tensor:
-    """Sum over the targets of the batch, a scalar. user_TD: what was encoded where each target is to be found.
+    """Return the sum of the loss over the targets of the batch, a scalar.
 
-    The sum and all scores are in float32 at least, and no score is rounded below that: under autocast GPUs round the factors
-    of scores, and all devices those of gradients (models.objectives.products).
+    The sum and all scores are in float32 at least. Under autocast GPUs round the factors of scores, and all devices round the
+    factors of gradients (models.objectives.products).
+
+    Args:
+        objective: the settings.
+        user_TD: the encoded history of each target.
+        items_UD: the vectors of the items of the batch.
+        batch: the targets and negatives.
     """
     exact = torch.promote_types(torch.promote_types(user_TD.dtype, items_UD.dtype), torch.float32)
     user_TD, items_UD = (scale_vectors(vectors.to(exact), objective.normalize) for vectors in (user_TD, items_UD))
     match objective:
         case FullSoftmaxConfig():
-            candidates_CD, target_T = items_UD[FIRST_ITEM : batch.num_candidates], batch.target_ids - FIRST_ITEM
+            candidates_CD = items_UD[FIRST_ITEM : batch.num_candidates]
+            target_T = batch.target_ids - FIRST_ITEM
             smoothing = objective.label_smoothing
             return softmax_cross_entropy(user_TD, candidates_CD, target_T, objective.temperature, smoothing)
         case SampledSoftmaxConfig():
@@ -50,14 +57,16 @@ def loss_of(objective: ObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch
 
 
 def _binary(
-    objective: BceConfig | GbceConfig, sample: Sample, weights: tuple[float, float], batch: HistoryBatch
+    objective: BceConfig | GbceConfig, sample: SampledTargets, weights: tuple[float, float], batch: HistoryBatch
 ) -> Tensor:
     offset = balanced_offset(sample, *weights, batch.num_candidates - FIRST_ITEM, objective.balanced)
     return binary_cross_entropy(sample, *weights, offset)
 
 
-def _sample(objective: SampledObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch: HistoryBatch) -> Sample:
-    return Sample(
+def _sample(
+    objective: SampledObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch: HistoryBatch
+) -> SampledTargets:
+    return SampledTargets(
         user_TD,
         items_UD.index_select(0, batch.target_index),
         items_UD.index_select(0, batch.negative_index),

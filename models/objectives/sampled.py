@@ -1,8 +1,9 @@
-"""Objectives that compare each target with negatives which all targets share: sums over targets, never averages.
+"""Objectives that compare each target with negatives, which all targets share. Losses are sums over targets, never averages.
 
 Shapes: T targets, C negatives, R targets of a chunk, D model width.
-A negative that is the target itself (an accidental hit) counts as not drawn for that target. `log_q` is the logarithm of the
-probability with which a single draw gives an item; where it is none, scores are taken as they are.
+
+A negative that is the target itself (an accidental hit) counts as not drawn for that target. `log_q` is the log of the
+probability that a single draw gives an item. Scores are not corrected where it is None.
 """
 
 import math
@@ -17,21 +18,17 @@ from models.objectives.chunked_scores import exponentials, sum_over_scores
 
 
 @dataclass(frozen=True)
-class Sample:
-    """Targets and what they are compared with.
+class SampledTargets:
+    """Targets with their negatives."""
 
-    users (T, D): what was encoded for each target; positives (T, D): the targets' own vectors; negatives (C, D).
-    target_ids (T,), negative_ids (C,): int64, to know accidental hits. target_log_q (T,), negative_log_q (C,): see above.
-    """
-
-    users: Tensor
-    positives: Tensor
-    negatives: Tensor
-    target_ids: Tensor
-    negative_ids: Tensor
+    users: Tensor  # (T, D), the encoded history of each target
+    positives: Tensor  # (T, D), the vectors of the targets
+    negatives: Tensor  # (C, D)
+    target_ids: Tensor  # (T,) int64, to detect accidental hits
+    negative_ids: Tensor  # (C,) int64
     temperature: float = 1.0
-    target_log_q: Tensor | None = None
-    negative_log_q: Tensor | None = None
+    target_log_q: Tensor | None = None  # (T,), see above
+    negative_log_q: Tensor | None = None  # (C,), see above
 
     @property
     def num_negatives(self) -> int:
@@ -39,14 +36,14 @@ class Sample:
 
     @property
     def own_scores(self) -> Tensor:
-        """The targets' own scores."""
+        """Return the scores of the targets."""
         return (self.users * self.positives).sum(dim=-1) / self.temperature
 
     def without_hits(self, scores_RC: Tensor, rows: slice) -> Tensor:
-        """The scores of some targets, in place, with minus infinity where a negative is the target."""
+        """Set the scores of some targets to minus infinity, in place, where the negative is the target."""
         if scores_RC.device.type != "cpu":
             return scores_RC.masked_fill_(self.target_ids[rows, None] == self.negative_ids, float("-inf"))
-        # Hits are few, and comparing all pairs would cost as much as a matrix product: they are looked up among sorted negatives.
+        # Hits are few, and comparing all pairs would cost as much as a matrix product, so they are searched among sorted negatives.
         order_C, first_T, count_T = self._hits
         count_R = count_T[rows]
         row = torch.arange(count_R.numel()).repeat_interleave(count_R)
@@ -56,19 +53,22 @@ class Sample:
 
     @cached_property
     def _hits(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(order of the negatives by id, first place in it of each target's own negatives, how many they are)."""
+        """Return the negatives that are targets.
+
+        The result is (order of the negatives by id, first place in it of each target's hits, number of hits of each target).
+        """
         ascending, order_C = self.negative_ids.sort()
         first_T = torch.searchsorted(ascending, self.target_ids)
         return order_C, first_T, torch.searchsorted(ascending, self.target_ids, right=True) - first_T
 
 
-def sampled_softmax_reference(sample: Sample) -> Tensor:
-    """sum_t log(exp(s_t+) + sum over c != t+ of exp(s_tc) / (C q_c)) - s_t+, holding all T x C scores. Returns a scalar.
+def sampled_softmax_reference(sample: SampledTargets) -> Tensor:
+    """Return sum_t log(exp(s_t+) + sum over c != t+ of exp(s_tc) / (C q_c)) - s_t+, a scalar, holding all T x C scores.
 
-    The sum over negatives, weighted by importance, has the sum over the other items of the catalogue as its expectation (Bengio &
-    Senecal 2008), so that with many negatives this is the cross-entropy over the catalogue. The target's own score is not
-    corrected, since it is in the sum with certainty; Yi et al. 2019 correct it too, which biases the sum (Khrylchenko
-    et al. 2025, arXiv:2507.09331). Without log_q the factor 1 / (C q_c) is 1.
+    The importance-weighted sum over negatives has the sum over the other items of the catalogue as its expectation (Bengio &
+    Senecal 2008). So with many negatives this is the cross-entropy over the catalogue. The target's own score is not corrected,
+    since it is in the sum with certainty. Yi et al. 2019 correct it too, which biases the sum (Khrylchenko et al. 2025,
+    arXiv:2507.09331). Without log_q the factor 1 / (C q_c) is 1.
     """
     scores_TC = sample.users @ sample.negatives.T / sample.temperature
     if sample.negative_log_q is not None:
@@ -78,8 +78,11 @@ def sampled_softmax_reference(sample: Sample) -> Tensor:
     return (torch.logsumexp(torch.cat((own_T[:, None], scores_TC), dim=1), dim=1) - own_T).sum()
 
 
-def sampled_softmax_cross_entropy(sample: Sample) -> Tensor:
-    """Equal to the reference in value and gradient; memory O(chunk_elements + T D + C D). Costs 6 T C D operations."""
+def sampled_softmax_cross_entropy(sample: SampledTargets) -> Tensor:
+    """Return the loss of `sampled_softmax_reference`, equal in value and gradient.
+
+    Memory is O(chunk_elements + T D + C D). It costs 6 T C D operations.
+    """
     own_T = sample.own_scores
     if not sample.num_negatives:
         return own_T.sum() * 0.0
@@ -104,30 +107,33 @@ def sampled_softmax_cross_entropy(sample: Sample) -> Tensor:
 
 
 def binary_cross_entropy_reference(
-    sample: Sample, positive_weight: float, negative_weight: float, offset: float = 0.0
+    sample: SampledTargets, positive_weight: float, negative_weight: float, offset: float = 0.0
 ) -> Tensor:
-    """sum_t -a log sigmoid(s_t+) - b sum over c != t+ of log(1 - sigmoid(s_tc)), holding all T x C scores. Returns a scalar.
+    """Return sum_t -a log sigmoid(s_t+) - b sum over c != t+ of log(1 - sigmoid(s_tc)), a scalar, holding all T x C scores.
 
-    With a = 1 and b = 1 / C this is the loss of SASRec (Kang & McAuley 2018, arXiv:1808.09781) in expectation, in which each
-    target has one negative of its own; with a < 1 that of gSASRec, see `gbce_beta`. Every score is lessened by `offset`, and with
-    log_q by that too, as in noise-contrastive estimation (Mnih & Teh 2012, arXiv:1206.6426): then the best scores are the
-    logarithms of probabilities, up to a constant, whatever the negatives' distribution.
+    a is `positive_weight` and b `negative_weight`. With a = 1 and b = 1 / C this is in expectation the loss of SASRec (Kang &
+    McAuley 2018, arXiv:1808.09781), in which each target has one negative of its own. With a < 1 it is that of gSASRec, see
+    `gbce_beta`. `offset` is subtracted from every score. With log_q that is subtracted too, as in noise-contrastive estimation
+    (Mnih & Teh 2012, arXiv:1206.6426): then the best scores are logs of probabilities, up to a constant, for every distribution
+    of negatives.
     """
-    own_T, scores_TC = sample.own_scores - offset, sample.users @ sample.negatives.T / sample.temperature - offset
+    own_T = sample.own_scores - offset
+    scores_TC = sample.users @ sample.negatives.T / sample.temperature - offset
     if sample.negative_log_q is not None and sample.target_log_q is not None:
-        own_T, scores_TC = own_T - sample.target_log_q, scores_TC - sample.negative_log_q
+        own_T = own_T - sample.target_log_q
+        scores_TC = scores_TC - sample.negative_log_q
     scores_TC = scores_TC.masked_fill(sample.target_ids[:, None] == sample.negative_ids, float("-inf"))
     return -positive_weight * F.logsigmoid(own_T).sum() - negative_weight * F.logsigmoid(-scores_TC).sum()
 
 
 def balanced_offset(
-    sample: Sample, positive_weight: float, negative_weight: float, num_items: int, balanced: bool
+    sample: SampledTargets, positive_weight: float, negative_weight: float, num_items: int, balanced: bool
 ) -> float:
-    """What binary cross-entropy takes from every score.
+    """Return the number that binary cross-entropy subtracts from every score.
 
-    Balanced: the logarithm of b C / a, so that scores of zero, with which training begins, have as large a gradient from the target
-    as from all negatives together. Without it most of the gradient says at first that all scores are too high, and thousands
-    of steps pass before items are told apart. Corrected scores are then counted from that of an item with probability 1 / items.
+    Balanced, it is log(b C / a): scores of zero, with which training begins, then have as large a gradient from the target as
+    from all negatives together. Otherwise most of the gradient at first lowers all scores, and thousands of steps pass before
+    items are distinguished. Corrected scores then count from that of an item with probability 1 / items.
     """
     log_weight = math.log(negative_weight * max(1, sample.num_negatives))
     if sample.negative_log_q is not None:
@@ -135,17 +141,24 @@ def balanced_offset(
     return log_weight - math.log(positive_weight) if balanced else 0.0
 
 
-def binary_cross_entropy(sample: Sample, positive_weight: float, negative_weight: float, offset: float = 0.0) -> Tensor:
-    """Equal to the reference in value and gradient; memory O(chunk_elements + T D + C D). Costs 6 T C D operations."""
-    own_T, shift_C = sample.own_scores - offset, sample.users.new_full((1,), offset) if offset else None
+def binary_cross_entropy(
+    sample: SampledTargets, positive_weight: float, negative_weight: float, offset: float = 0.0
+) -> Tensor:
+    """Return the loss of `binary_cross_entropy_reference`, equal in value and gradient.
+
+    Memory is O(chunk_elements + T D + C D). It costs 6 T C D operations.
+    """
+    own_T = sample.own_scores - offset
+    shift_C = sample.users.new_full((1,), offset) if offset else None
     if sample.negative_log_q is not None and sample.target_log_q is not None:
-        own_T, shift_C = own_T - sample.target_log_q, sample.negative_log_q + offset
+        own_T = own_T - sample.target_log_q
+        shift_C = sample.negative_log_q + offset
 
     def row_loss(scores_RC: Tensor, rows: slice) -> tuple[Tensor, None]:
         if shift_C is not None:
             scores_RC.sub_(shift_C)
         sample.without_hits(scores_RC, rows)
-        # Where torch gives x for log(1 + e^x), the two are equal in float64 too.
+        # Above the threshold torch returns x for log(1 + e^x); at 50 the two are equal in float64 too.
         loss = F.softplus(scores_RC, threshold=50.0).sum()
         scores_RC.sigmoid_().mul_(negative_weight)
         return loss * negative_weight, None
@@ -155,9 +168,10 @@ def binary_cross_entropy(sample: Sample, positive_weight: float, negative_weight
 
 
 def gbce_beta(num_negatives: int, num_items: int, calibration: float) -> float:
-    """beta of gBCE = a (t (1 - 1 / a) + 1 / a), a = negatives / (items - 1) (Petrov & Macdonald 2023, arXiv:2308.07192).
+    """Return the power of the target's sigmoid in gBCE (Petrov & Macdonald 2023, arXiv:2308.07192).
 
-    The power to which the target's sigmoid is raised. Written as 1 - t (1 - a): 1 at t = 0, the sampling rate a at t = 1.
+    beta = a (t (1 - 1 / a) + 1 / a) with the sampling rate a = negatives / (items - 1). It is computed as 1 - t (1 - a): 1 at t
+    = 0, and a at t = 1.
     """
     sampling_rate = min(1.0, num_negatives / max(1, num_items - 1))
     return 1.0 - calibration * (1.0 - sampling_rate)

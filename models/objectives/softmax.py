@@ -1,7 +1,7 @@
-"""Cross-entropy over the whole catalogue: a sum over targets, never an average.
+"""Cross-entropy over the whole catalogue. Losses are sums over targets, never averages.
 
-The sum is divided by the number of targets of the *global* batch by the trainer, so that the gradient does not
-depend on how many ranks share the batch. Shapes: T targets, C candidates, R, K of them in a tile, D model width.
+The trainer divides the sum by the number of targets of the *global* batch, so that the gradient does not depend on the number
+of ranks. Shapes: T targets, C candidates, R, K of them in a tile, D model width.
 """
 
 import torch
@@ -12,19 +12,19 @@ from torch.nn import functional as F
 from models.objectives.chunked_scores import chunk_elements, exponentials, sum_over_scores
 from models.objectives.products import add_product, score_product
 
-MIN_ROWS = 32  # a chunk of fewer targets than this would read all candidates for too little arithmetic
+MIN_ROWS = 32  # with fewer targets in a chunk, reading all candidates would cost more than the arithmetic
 TILE_ROWS = 512
 
 
 def scale_vectors(vectors: Tensor, normalize: bool) -> Tensor:
-    """Divide each row by its Euclidean length if asked (rows of zeros stay zero)."""
+    """Divide each row by its Euclidean length if `normalize` is set. Rows of zeros stay zero."""
     return F.normalize(vectors, dim=-1, eps=1e-6) if normalize else vectors
 
 
 def softmax_cross_entropy_reference(
     user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """sum_t sum_c -y_tc log softmax(user_t . item / temperature)[c], holding all T x C logits. Returns a scalar.
+    """Return sum_t sum_c -y_tc log softmax(user_t . item / temperature)[c], a scalar, holding all T x C logits.
 
     y_tc = label_smoothing / C, and 1 - label_smoothing more at the target (Szegedy et al. 2016, section 7, arXiv:1512.00567).
     """
@@ -35,17 +35,17 @@ def softmax_cross_entropy_reference(
 def softmax_cross_entropy(
     user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Equal to the reference in value and gradient; memory O(chunk_elements + T D + C D) instead of O(T C).
+    """Return the loss of `softmax_cross_entropy_reference`, equal in value and gradient.
 
-    Up to chunk_elements / MIN_ROWS candidates it costs 6 T C D operations: three matrix products. Beyond, where even a row of
-    logits is long, tiles of both are gone through twice, and it costs 8 T C D.
+    Memory is O(chunk_elements + T D + C D) instead of O(T C). Up to chunk_elements / MIN_ROWS candidates it costs 6 T C D
+    operations: three matrix products. Beyond that even a row of logits is long, so the tiles are computed twice, for 8 T C D.
     """
     if item_CD.shape[0] * MIN_ROWS <= chunk_elements(item_CD.device):
         loss = sum_over_scores(user_TD, item_CD, None, lambda scores, rows: _rows(scores, target_T[rows]), temperature)
     else:
         loss = _TiledCrossEntropy.apply(user_TD, item_CD, target_T, temperature)
     if label_smoothing:
-        # -sum_c y_c log p_c = log Z - (1 - s) score of the target - s mean score: the smoothing never needs single logits.
+        # -sum_c y_c log p_c = log Z - (1 - s) score of the target - s mean score: the smoothing needs no single logits.
         target_score = (user_TD * item_CD.index_select(0, target_T)).sum()
         mean_score = (user_TD.sum(dim=0) * item_CD.mean(dim=0)).sum()
         loss = loss + label_smoothing / temperature * (target_score - mean_score)
@@ -53,7 +53,7 @@ def softmax_cross_entropy(
 
 
 def _rows(logits: Tensor, target_R: Tensor) -> tuple[Tensor, None]:
-    """The loss of a chunk of targets whose logits are all there; leaves them as softmax - onehot."""
+    """Return the loss of a chunk of targets from all of their logits. Replaces the logits by softmax - onehot."""
     target_logit = logits.gather(1, target_R[:, None])
     largest = logits.amax(dim=1, keepdim=True)
     weights = logits.sub_(largest).exp_()
@@ -65,17 +65,19 @@ def _rows(logits: Tensor, target_R: Tensor) -> tuple[Tensor, None]:
 
 
 class _TiledCrossEntropy(torch.autograd.Function):
-    """Softmax cross-entropy whose logits exist one tile of targets and candidates at a time.
+    """Softmax cross-entropy that holds the logits of one tile of targets and candidates at a time.
 
-    A first pass over the tiles sums exponentials, a second one forms the logits again and knows by what to divide. What the
-    targets themselves add to the gradient is a sum over T, and stands outside of the tiles.
+    The first pass over the tiles sums exponentials. The second pass computes the logits again and divides by the sums. The
+    targets' own contribution to the gradient is a sum over T, outside of the tiles.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, user_TD: Tensor, item_CD: Tensor, target_T: Tensor, temperature: float) -> Tensor:
-        scaled_TD, target_TD = user_TD / temperature, item_CD.index_select(0, target_T)
+        scaled_TD = user_TD / temperature
+        target_TD = item_CD.index_select(0, target_T)
         tile_items = max(1, chunk_elements(item_CD.device) // TILE_ROWS)
-        user_gradient, item_gradient = target_TD.neg(), torch.zeros_like(item_CD)
+        user_gradient = target_TD.neg()
+        item_gradient = torch.zeros_like(item_CD)
         item_gradient.index_add_(0, target_T, user_TD, alpha=-1.0)
         loss = user_TD.new_zeros(())
         tile = user_TD.new_empty(TILE_ROWS * tile_items)
@@ -99,19 +101,21 @@ class _TiledCrossEntropy(torch.autograd.Function):
 
 
 def _logits(scaled_RD: Tensor, item_KD: Tensor, tile: Tensor) -> Tensor:
-    rows, items = scaled_RD.shape[0], item_KD.shape[0]
+    rows = scaled_RD.shape[0]
+    items = item_KD.shape[0]
     return score_product(scaled_RD, item_KD.T, tile[: rows * items].view(rows, items))
 
 
 def _log_total(
     scaled_RD: Tensor, item_CD: Tensor, target_R: Tensor, tile: Tensor, tile_items: int
 ) -> tuple[Tensor, Tensor]:
-    """(R,) log sum_c exp(logit) and the target's logit, over one tile of candidates after another.
+    """Return (log sum_c exp(logit), the target's logit), (R,) each, over one tile of candidates after another.
 
-    Sums are rescaled when a larger logit comes.
+    The sums are rescaled whenever a larger logit occurs.
     """
     largest_R = scaled_RD.new_full((scaled_RD.shape[0],), float("-inf"))
-    total_R, target_logit_R = torch.zeros_like(largest_R), torch.zeros_like(largest_R)
+    total_R = torch.zeros_like(largest_R)
+    target_logit_R = torch.zeros_like(largest_R)
     for number, item_KD in enumerate(item_CD.split(tile_items)):
         logits_RK = _logits(scaled_RD, item_KD, tile)
         place_R = target_R - number * tile_items

@@ -1,8 +1,9 @@
-"""What a ranking model is given for one step: jagged histories, and beside each the candidates that were shown to its user.
+"""The input of a ranker for one step: jagged histories, and for each history the impressions of its user as candidates.
 
 Shapes: B histories, N events of histories, M candidates, U looked-up ids.
-The invariant: candidate m may see event j of its history (counted from the start of what the batch has of it) if and only if
-j < history_end[m]; these are the events strictly before it. So a history is encoded once for all of its candidates.
+
+The invariant: candidate m sees event j of its history (counted from the first event in the batch) if and only if j <
+history_end[m]. These are the events strictly before it. So a history is encoded once for all of its candidates.
 """
 
 from collections.abc import Mapping
@@ -15,25 +16,24 @@ from torch import Tensor
 from models.attention.candidates import CandidateLayout
 from models.batches.history_batch import as_tensor, moved
 from models.batches.jagged import JaggedLayout
+from models.features.catalogue import Catalogue
 from models.features.inputs import NO_INPUTS
-from models.features.items import Catalogue, ItemRequest
+from models.features.request import ItemRequest
 from models.features.time import Clock, Earlier, seconds_since_start, time_rows, time_rows_after
 from models.features.values import ValueColumn
 
 
 @dataclass(frozen=True)
 class RankingCut:
-    """A piece of a batch, as pairs (first, one past the last): of its histories, events and candidates; and the layouts of both.
-
-    values: the same of the values of each feature, by "events.NAME", "users.NAME" or "candidates.NAME".
-    """
+    """A piece of a batch, as pairs (first, one past the last)."""
 
     histories: tuple[int, int]
     events: tuple[int, int]
     candidates: tuple[int, int]
+    # bounds of the values of each feature, by "events.NAME", "users.NAME" or "candidates.NAME"
     values: Mapping[str, tuple[int, int]]
-    layout: JaggedLayout
-    candidate_layout: CandidateLayout
+    layout: JaggedLayout  # of the events of the piece
+    candidate_layout: CandidateLayout  # of its candidates
 
     def to(self, device: torch.device) -> "RankingCut":
         return replace(self, layout=self.layout.to(device), candidate_layout=self.candidate_layout.to(device))
@@ -41,47 +41,40 @@ class RankingCut:
 
 @dataclass(frozen=True)
 class RankingBatch:
-    """row_ids: (B,) int64, the ids of the examples; layout: of the events of histories; candidate_layout: which of them
-    candidates see.
+    """The input of one step. Fields about times are set only if the model uses times.
 
-    lookup_ids: (U,) int64, every item of histories and candidates once; items: what has to be looked up for them, and for features
-    of events, users and candidates; history_index: (N,) int64, candidate_index: (M,) int64, into lookup_ids.
-    candidate_offsets: (B + 1,) int64: history b owns the candidates from candidate_offsets[b] to candidate_offsets[b + 1], in the
-    order in which they were shown; history_of: (M,) int64, the same the other way round. candidate_ids, history_end: (M,) int64;
-    shown_at: (M,) int64, in the unit of the logs; labels by name: (M,) float32, all of the logs.
-    times: (N,) int64, seconds from the first event of each history in the batch to each of its events; candidate_times: (M,) int64,
-    the same to when each candidate was shown, below 0 for one before all of them, 0 without any; time_rows, candidate_time_rows:
-    by part of the time (N,), (M,) int64. All of these are there only if the model looks at times. cuts: the pieces that are
-    computed one after another (models.ranking.micro_batches), none if all is computed at once.
+    History b owns the candidates candidate_offsets[b] .. candidate_offsets[b + 1] - 1, in the order of the impressions.
     """
 
-    row_ids: Tensor
-    layout: JaggedLayout
-    candidate_layout: CandidateLayout
-    lookup_ids: Tensor
-    items: ItemRequest
-    history_index: Tensor
-    candidate_offsets: Tensor
-    history_of: Tensor
-    candidate_index: Tensor
-    candidate_ids: Tensor
-    shown_at: Tensor
-    history_end: Tensor
-    labels: Mapping[str, Tensor]
-    times: Tensor | None = None
+    row_ids: Tensor  # (B,) int64, ids of the examples
+    layout: JaggedLayout  # of the events of histories
+    candidate_layout: CandidateLayout  # which of them the candidates see
+    lookup_ids: Tensor  # (U,) int64, unique items of histories and candidates
+    items: ItemRequest  # look-ups for them, and for the features of events, users and candidates
+    history_index: Tensor  # (N,) int64 into lookup_ids
+    candidate_offsets: Tensor  # (B + 1,) int64
+    history_of: Tensor  # (M,) int64, the history of each candidate
+    candidate_index: Tensor  # (M,) int64 into lookup_ids
+    candidate_ids: Tensor  # (M,) int64
+    shown_at: Tensor  # (M,) int64, in the unit of the logs
+    history_end: Tensor  # (M,) int64, number of events before each candidate
+    labels: Mapping[str, Tensor]  # (M,) float32 by name, all labels of the logs
+    times: Tensor | None = None  # (N,) int64, seconds from the first event of each history in the batch
+    # (M,) int64, the same for candidates: below 0 before all events, 0 without events
     candidate_times: Tensor | None = None
-    time_rows: Mapping[str, Tensor] = field(default_factory=dict)
-    candidate_time_rows: Mapping[str, Tensor] = field(default_factory=dict)
+    time_rows: Mapping[str, Tensor] = field(default_factory=dict)  # (N,) int64 by part of the time
+    candidate_time_rows: Mapping[str, Tensor] = field(default_factory=dict)  # (M,) int64 by part of the time
+    # pieces that are computed one after another (models.ranking.micro_batches); empty: all at once
     cuts: tuple[RankingCut, ...] = ()
 
     @property
     def num_targets(self) -> int:
-        """What the loss is a sum over: candidates."""
+        """Return the number of candidates, over which the loss is a sum."""
         return self.candidate_ids.numel()
 
     @property
     def num_histories(self) -> int:
-        """Empty ones too."""
+        """Return the number of histories, empty ones included."""
         return self.row_ids.numel()
 
     def to(self, device: torch.device) -> "RankingBatch":
@@ -89,37 +82,34 @@ class RankingBatch:
 
 
 @dataclass(frozen=True)
-class Told:
-    """Columns on the host with what is known besides items: by feature, an entry per event, per history, per candidate.
+class ContextColumns:
+    """Columns of features on the host, with an entry per event, per history or per candidate."""
 
-    times: (N,) int64, of events in the unit of the logs; none where the model does not look at times. earlier: the events before
-    those that the batch has of each history, none if it has all.
-    """
-
-    events: Mapping[str, ValueColumn] = field(default_factory=dict)
-    users: Mapping[str, ValueColumn] = field(default_factory=dict)
-    candidates: Mapping[str, ValueColumn] = field(default_factory=dict)
-    times: np.ndarray | None = None
-    earlier: Earlier | None = None
+    events: Mapping[str, ValueColumn] = field(default_factory=dict)  # by feature
+    users: Mapping[str, ValueColumn] = field(default_factory=dict)  # by feature
+    candidates: Mapping[str, ValueColumn] = field(default_factory=dict)  # by feature
+    times: np.ndarray | None = None  # (N,) int64, of events in the unit of the logs; None: the model uses no times
+    earlier: Earlier | None = None  # the event before those of each history in the batch; None: the batch has all
 
 
-def with_inputs(batch: RankingBatch, catalogue: Catalogue, told: Told) -> RankingBatch:
-    """A batch on the host with what the model is told besides items."""
+def with_inputs(batch: RankingBatch, catalogue: Catalogue, columns: ContextColumns) -> RankingBatch:
+    """Return a batch with the inputs of the model besides items. The batch is on the host."""
     inputs = catalogue.inputs
     if inputs == NO_INPUTS:
         return batch
-    batch = replace(batch, items=catalogue.beside(batch.items, told.events, told.users, told.candidates))
+    batch = replace(batch, items=catalogue.with_context(batch.items, columns.events, columns.users, columns.candidates))
     if inputs.clock is None:
         return batch
-    assert told.times is not None
-    return _with_times(batch, inputs.clock, told.times, told.earlier)
+    assert columns.times is not None
+    return _with_times(batch, inputs.clock, columns.times, columns.earlier)
 
 
 def _with_times(batch: RankingBatch, clock: Clock, times: np.ndarray, earlier: Earlier | None) -> RankingBatch:
     offsets, history_of, shown_at = (t.numpy() for t in (batch.layout.offsets, batch.history_of, batch.shown_at))
     seen = batch.history_end.numpy()
-    starts, lengths = offsets[:-1][history_of], np.diff(offsets)[history_of]
-    # One event more, so that there is something to point at for candidates of histories without any.
+    starts = offsets[:-1][history_of]
+    lengths = np.diff(offsets)[history_of]
+    # One more event, so that candidates of empty histories have an event to point at.
     padded = np.append(times, 0)
     seconds = shown_at // clock.ticks_per_second - padded[starts] // clock.ticks_per_second
     previous = padded[np.where(seen > 0, starts + seen - 1, times.size)]
@@ -128,6 +118,6 @@ def _with_times(batch: RankingBatch, clock: Clock, times: np.ndarray, earlier: E
         batch,
         times=torch.from_numpy(seconds_since_start(clock, times, times, offsets)),
         candidate_times=torch.from_numpy(np.where(lengths > 0, seconds, 0)),
-        time_rows={name: as_tensor(found) for name, found in time_rows(clock, times, offsets, earlier).items()},
-        candidate_time_rows={name: as_tensor(found) for name, found in of_candidates.items()},
+        time_rows={name: as_tensor(rows_of) for name, rows_of in time_rows(clock, times, offsets, earlier).items()},
+        candidate_time_rows={name: as_tensor(rows_of) for name, rows_of in of_candidates.items()},
     )

@@ -1,6 +1,6 @@
-"""Settings of what scores candidates. Imports no torch.
+"""Settings of rankers. Imports no torch.
 
-What each part computes, with its formula, is in docs/ranking.md.
+docs/ranking.md has the formula of each part.
 """
 
 from collections.abc import Iterable
@@ -65,7 +65,7 @@ class ExpertsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         if self.kind != "shared_bottom" and not self.hidden:
             raise ValueError(f"hidden = [] leaves the experts of {self.kind} without layers; name widths such as [64]")
         if any(width < 1 for width in (*self.hidden, *self.tower)):
-            raise ValueError(f"hidden = {self.hidden} and tower = {self.tower} are widths, from 1 on")
+            raise ValueError(f"hidden = {self.hidden}, tower = {self.tower}: widths must be at least 1")
         return self
 
 
@@ -100,7 +100,7 @@ class LabelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def _entire_space_has_a_condition(self) -> "LabelConfig":
         if self.entire_space and self.defined_when is None:
             raise ValueError(
-                "entire_space = true needs defined_when: the label whose probability this one's is multiplied by"
+                "entire_space = true needs defined_when: the label with the probability that multiplies this one's"
             )
         return self
 
@@ -113,7 +113,7 @@ class RankingConfig(ModelConfig):
     )
     kind: RankerKind = Field(
         "din",
-        description="published ranker whose settings are the defaults: DIN, BST, HSTU with candidates as targets, SIM, an "
+        description="published ranker that sets the defaults: DIN, BST, HSTU with candidates as targets, SIM, an "
         "average of the events, or logistic regression without history",
     )
     interest: InterestConfig = Field(
@@ -146,13 +146,13 @@ class RankingConfig(ModelConfig):
 
     @property
     def time_settings(self) -> list[str]:
-        """The settings of the model by which it looks at times, with their values."""
+        """Return the settings by which the model uses times, with their values."""
         of_interest = f"interest.attention.bias = {self.interest.attention.bias!r}"
         return [*super().time_settings, *([of_interest] if self.interest.uses_time else [])]
 
     @property
     def searched_feature(self) -> str | None:
-        """The feature of items by which a candidate searches the history, or None."""
+        """Return the feature of items by which a candidate searches the history, or None."""
         return self.interest.search.feature
 
     @model_validator(mode="after")
@@ -167,19 +167,22 @@ class RankingConfig(ModelConfig):
             while (condition := self.labels[chain[-1]].defined_when) in self.labels:
                 assert condition is not None
                 if condition in chain:
-                    raise ValueError(f"labels: defined_when goes round in a circle: {' -> '.join([*chain, condition])}")
+                    raise ValueError(f"labels: defined_when forms a cycle: {' -> '.join([*chain, condition])}")
                 chain.append(condition)
         return self
 
 
 def learned_labels(config: RankingConfig, known: Iterable[str]) -> dict[str, LabelConfig]:
-    """The labels that a model learns, in order. known: those of the dataset. Raises ValueError for one that it does not have."""
+    """Return the labels that a model learns, in order. `known`: the labels of the dataset.
+
+    Raises ValueError for a label that the dataset does not have.
+    """
     known = tuple(known)
     labels = config.labels or {name: LabelConfig() for name in known}
     for name, label in labels.items():
-        for wanted, setting in ((name, f"labels.{name}"), (label.defined_when, f"labels.{name}.defined_when")):
-            if wanted is not None and wanted not in known:
+        for required, setting in ((name, f"labels.{name}"), (label.defined_when, f"labels.{name}.defined_when")):
+            if required is not None and required not in known:
                 raise ValueError(
-                    f"model.{setting}: there is no label {wanted!r} in the logs; there are {', '.join(known)}"
+                    f"model.{setting}: there is no label {required!r} in the logs; there are {', '.join(known)}"
                 )
     return labels

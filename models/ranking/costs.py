@@ -1,8 +1,9 @@
-"""What a ranker costs, by formulas over its settings alone, as models/costs.py does for models of the next item. No torch.
+"""Costs of a ranker, computed from its settings, as in models/costs.py for next-item models. Imports no torch.
 
-Of each impression, on average. A history is encoded once for all impressions of its user, so its share is that of the events of an
-average history over its impressions. FLOPs of matrix products are those of the code as it runs, for histories and rows of
-candidates that are not padded (tests/models/ranking/test_costs.py); other operations, activations and bytes are estimates.
+All figures are averages per impression. A history is encoded once for all impressions of its user, so the share of an
+impression is the events of an average history divided by its impressions. FLOPs of matrix products are those of the code that
+runs, for unpadded histories and rows of candidates (tests/models/ranking/test_costs.py). Other operations, activations and
+bytes are estimates.
 
 Symbols: D model width, H heads, F width of all fields, T labels.
 """
@@ -34,9 +35,10 @@ from models.costs import (
     tower,
     vector_work,
 )
-from models.dense_parameters import bias_parameters, encoder_parameters
+from models.dense_parameters import encoder_parameters
 from models.features.config import NUM_TIME_ROWS
-from models.ranking.config import CrossingConfig, ExpertsConfig, RankingConfig
+from models.ranking.config import ExpertsConfig, RankingConfig
+from models.ranking.dense_parameters import attention_parameters, crossing_parameters, expert_parameters, levels
 
 ROW_SIZE = 8  # candidates of a history that share their keys (models/attention/candidates.py)
 UNIT_KEPT = 1 << 24  # numbers of activation units that are kept for the backward pass (models/attention/tiled.py)
@@ -55,7 +57,7 @@ class RankingFeature:
 
 @dataclass(frozen=True)
 class RankingWorkload:
-    """What a training step of a ranker is given."""
+    """The input of a training step of a ranker."""
 
     histories: Histories  # of the events that are gathered for the impressions of a user
     impressions: float  # of all these histories together
@@ -69,17 +71,17 @@ class RankingWorkload:
 
     @property
     def events(self) -> float:
-        """Events of histories for each impression."""
+        """Return the number of events of histories per impression."""
         return self.histories.num_events / self.impressions
 
     @property
     def users(self) -> float:
-        """Histories for each impression."""
+        """Return the number of histories per impression."""
         return float(self.histories.counts.sum()) / self.impressions
 
 
 def candidate_pairs(counts: np.ndarray, history_end: np.ndarray, attended: int) -> float:
-    """Return the pairs of candidates and events that are computed, hidden ones too.
+    """Return the pairs of candidates and events that are computed, hidden pairs included.
 
     Args:
         counts: impressions of each history, (B,).
@@ -98,7 +100,7 @@ def candidate_pairs(counts: np.ndarray, history_end: np.ndarray, attended: int) 
 
 
 def ranking_costs_of(model: RankingConfig, width: int, workload: RankingWorkload) -> Costs:
-    """Return the costs of one impression. width: D, of the item table. Tables count as look-ups."""
+    """Return the costs of one impression. `width`: D, of the item table. Tables count as look-ups."""
     fields = field_widths(model, width, workload.features)
     crossed = sum(fields) + model.crossing.rank * (model.crossing.kind == "fm")
     items = _looked_up_items(workload) / workload.impressions_per_step
@@ -122,7 +124,10 @@ def ranking_costs_of(model: RankingConfig, width: int, workload: RankingWorkload
 
 
 def _looked_up_items(workload: RankingWorkload) -> float:
-    """Distinct items of a step, if events and candidates were spread evenly over the catalogue (an upper bound)."""
+    """Return the expected number of distinct items of a step.
+
+    It assumes that ids are spread evenly over the catalogue, so it is an upper bound.
+    """
     if workload.items_per_step is not None:
         return workload.items_per_step
     draws = workload.impressions_per_step * (workload.events + 1.0)
@@ -130,22 +135,24 @@ def _looked_up_items(workload: RankingWorkload) -> float:
 
 
 def _interest(model: RankingConfig, width: int, workload: RankingWorkload) -> dict[str, Flops]:
-    """The encoder of histories, and how candidates meet what it makes of them."""
-    encoder, kind, events = model.encoder, model.interest.kind, workload.events
+    """Return the FLOPs of the encoder of histories and of the candidates' attention to its output."""
+    encoder = model.encoder
+    kind = model.interest.kind
+    events = workload.events
     if kind == "none":
         return {}
-    beside = 1.0 if kind == "encoder" else 0.0  # candidates that pass through the blocks as well
+    through_blocks = 1.0 if kind == "encoder" else 0.0  # candidates that pass through the blocks as well
     into, behind = vector_work(encoder, width)
     event_pairs = pairs_per_event(encoder.attention, workload.histories, workload.reach)
     among_events = pair_work(encoder, width, event_pairs, not is_plain(encoder))
-    of_candidate = pair_work(encoder, width, _pairs(model, workload), True) if beside else {}
+    of_candidate = pair_work(encoder, width, _pairs(model, workload), True) if through_blocks else {}
     parts: dict[str, Flops] = {}
     for number in range(1, encoder.num_blocks + 1):
-        # Behind the last block nobody looks at events any more: only keys and values are made of them.
-        only_candidates = bool(beside) and number == encoder.num_blocks and encoder.pooling == "last"
-        behind_of = 1.0 if only_candidates else events + beside
+        # After the last block events are not used: it computes only their keys and values.
+        only_candidates = bool(through_blocks) and number == encoder.num_blocks and encoder.pooling == "last"
+        behind_of = 1.0 if only_candidates else events + through_blocks
         block = added(
-            _times(into, events + beside),
+            _times(into, events + through_blocks),
             _times(behind, behind_of),
             {} if only_candidates else _times(among_events, events),
             of_candidate,
@@ -155,9 +162,13 @@ def _interest(model: RankingConfig, width: int, workload: RankingWorkload) -> di
         pairs = pairs_per_event(
             encoder.attention.model_copy(update={"window": None}), workload.histories, workload.reach
         )
-        pooling = pooling_work(width).times(events + beside) + pooled(encoder, width, pairs, False).times(events)
-        parts["pooling"] = pooling + pooled(encoder, width, workload.pairs / workload.impressions, True).times(beside)
-    parts["towers"] = tower(encoder.user_tower, width).times(1.0 if beside else events)
+        pooling = pooling_work(width).times(events + through_blocks) + pooled(encoder, width, pairs, False).times(
+            events
+        )
+        parts["pooling"] = pooling + pooled(encoder, width, workload.pairs / workload.impressions, True).times(
+            through_blocks
+        )
+    parts["towers"] = tower(encoder.user_tower, width).times(1.0 if through_blocks else events)
     if kind == "attention":
         parts["target attention"] = _target_attention(
             model.interest.attention, width, _pairs(model, workload), workload
@@ -175,7 +186,7 @@ def _times(parts: dict[str, Flops], factor: float) -> dict[str, Flops]:
 
 
 def _pairs(model: RankingConfig, workload: RankingWorkload) -> float:
-    """Of one candidate: events that it is compared with, hidden ones too."""
+    """Return the number of events that one candidate is compared with, hidden ones included."""
     search = model.interest.search
     return workload.pairs / workload.impressions if search.kind == "none" else float(search.num_found)
 
@@ -185,14 +196,15 @@ def _target_attention(attention: TargetAttentionConfig, width: int, pairs: float
     work = Flops()
     if attention.projection:
         key_width = attention.key_value_heads * (width // attention.num_heads)
-        asked = width + seen * attention.gate
-        work += linear(width, asked) + linear(width, 2 * key_width).times(workload.events)
+        query_width = width + seen * attention.gate
+        work += linear(width, query_width) + linear(width, 2 * key_width).times(workload.events)
         work += linear(seen, width, attention.output_bias)
-    heads, kept = attention.num_heads, False
+    heads = attention.num_heads
+    kept = False
     per_score = NORMALISATION[attention.normalisation] + 2.0 * (attention.uses_position + attention.uses_time)
     if attention.score == "activation_unit":
         hidden = attention.unit_hidden
-        # What a candidate and an event add to every pair of theirs; then each pair's product, and the layers behind it.
+        # The contributions of candidates and events to their pairs; then each pair's product, and the later layers.
         work += linear(width, hidden[0]).times(1.0 + workload.events)
         inner = heads * sum(a * b for a, b in itertools.pairwise(hidden))
         scored = 2.0 * pairs * (width * hidden[0] + inner)
@@ -206,28 +218,31 @@ def _target_attention(attention: TargetAttentionConfig, width: int, pairs: float
 
 
 def _inputs(model: RankingConfig, width: int, workload: RankingWorkload, items: float) -> Flops:
-    """Vectors of items, and of events and candidates beside their items: features projected and added."""
+    """Return the FLOPs of the vectors of items, events and candidates: features projected and added."""
     met = model.interest.kind != "none"
-    told = {feature.name for feature in workload.features if feature.owner == "candidate"}
-    found = Flops(pointwise=width * (workload.events + 1.0) * (1 + len(model.inputs.time)) * met)
+    candidate_features = {feature.name for feature in workload.features if feature.owner == "candidate"}
+    total = Flops(pointwise=width * (workload.events + 1.0) * (1 + len(model.inputs.time)) * met)
     for feature in _projected(model, width, workload.features):
         # (by themselves, for candidates)
         each, of_candidates = {
             "item": (items, 0.0),
-            "event": (workload.events, float(feature.name in told)),
+            "event": (workload.events, float(feature.name in candidate_features)),
             "user": (workload.users, workload.users),
         }[feature.owner]
         products = 2.0 * feature.width * width
         back = products * (2 if feature.looked_up else 1)
-        found += Flops(products, back, 0.0, float(width)).times(each)
-        # An average of events does not look at its candidate, which then has no gradient.
+        total += Flops(products, back, 0.0, float(width)).times(each)
+        # An average of events does not depend on the candidate, which then has no gradient.
         back *= model.interest.kind != "mean"
-        found += Flops(products, back, 0.0, float(width)).times(of_candidates)
-    return found
+        total += Flops(products, back, 0.0, float(width)).times(of_candidates)
+    return total
 
 
 def _projected(model: RankingConfig, width: int, features: Sequence[RankingFeature]) -> list[RankingFeature]:
-    """Features that are taken to the width of the model: of items always, others where there are events to add them to."""
+    """Return the features that are projected to the width of the model.
+
+    These are the features of items, and other features if there are events to add them to.
+    """
     owners = ("item",) if model.interest.kind == "none" else ("item", "event", "user")
     return [f for f in features if f.owner in owners and not (f.looked_up and f.width == width)]
 
@@ -238,19 +253,20 @@ def field_widths(model: RankingConfig, width: int, features: Sequence[RankingFea
 
 
 def _fields(model: RankingConfig, width: int, features: Sequence[RankingFeature]) -> list[tuple[int, bool]]:
-    """(width, whether it is learned) of every field."""
+    """Return (width, whether it is learned) of every field."""
     attention = model.interest.attention
     met = {
         "attention": width if attention.projection else attention.num_channels * width,
         "encoder": width,
         "mean": width,
     }.get(model.interest.kind)
-    found = [] if met is None else [(met, True)]
-    return [*found, (width, True), *((f.width, f.looked_up) for f in features if f.owner != "event")]
+    fields = [] if met is None else [(met, True)]
+    return [*fields, (width, True), *((f.width, f.looked_up) for f in features if f.owner != "event")]
 
 
 def _crossing(model: RankingConfig, width: int, features: Sequence[RankingFeature]) -> Flops:
-    crossing, fields = model.crossing, _fields(model, width, features)
+    crossing = model.crossing
+    fields = _fields(model, width, features)
     whole = sum(size for size, _ in fields)
     match crossing.kind:
         case "none":
@@ -261,19 +277,19 @@ def _crossing(model: RankingConfig, width: int, features: Sequence[RankingFeatur
             return layer.times(crossing.num_layers)
         case "fm":
             products = [2.0 * size * crossing.rank for size, _ in fields]
-            # Numbers need no gradient of their own.
+            # Numeric features need no gradient.
             back = sum(work * (1 + learned) for work, (_, learned) in zip(products, fields, strict=True))
             return Flops(sum(products), back, 0.0, 4.0 * len(fields) * crossing.rank)
 
 
 def _networks(count: int, widths: Sequence[int]) -> Flops:
-    """Networks side by side."""
+    """Return the FLOPs of networks side by side."""
     layers = (linear(a, b, bias=True) + Flops(pointwise=2.0 * b) for a, b in itertools.pairwise(widths))
     return sum(layers, Flops()).times(float(count))
 
 
 def _mixed(labels: int, experts: int, width: int) -> Flops:
-    """Mixtures of experts, one for each label."""
+    """Return the FLOPs of mixtures of experts, one for each label."""
     return linear(experts, width).times(float(labels)) + Flops(pointwise=3.0 * labels * experts)
 
 
@@ -293,18 +309,13 @@ def _experts(config: ExpertsConfig, width: int, num_labels: int) -> Flops:
             )
         case "ple":
             return towers + sum(
-                (_ple_level(config, entry, num_labels, last) for entry, last in _levels(config, width)), Flops()
+                (_ple_level(config, entry, num_labels, last) for entry, last in levels(config, width)), Flops()
             )
 
 
-def _levels(config: ExpertsConfig, width: int) -> list[tuple[int, bool]]:
-    """(width of the input, whether it is the last) of every level."""
-    entries = [width, *[config.hidden[-1]] * (config.num_levels - 1)]
-    return [(entry, number == config.num_levels) for number, entry in enumerate(entries, start=1)]
-
-
 def _ple_level(config: ExpertsConfig, width: int, num_labels: int, is_last: bool) -> Flops:
-    own, ends = num_labels * config.num_label_experts, config.hidden[-1]
+    own = num_labels * config.num_label_experts
+    ends = config.hidden[-1]
     work = _networks(own + config.num_experts, [width, *config.hidden])
     work += linear(width, config.num_label_experts + config.num_experts).times(float(num_labels))
     work += _mixed(num_labels, config.num_experts, ends) + Flops(pointwise=2.0 * own * ends)
@@ -316,73 +327,20 @@ def _ple_level(config: ExpertsConfig, width: int, num_labels: int, is_last: bool
 def num_ranking_parameters(
     model: RankingConfig, width: int, num_labels: int, features: Sequence[RankingFeature] = ()
 ) -> int:
-    """Return the dense weights of a ranker: of everything but the tables."""
+    """Return the number of dense weights of a ranker: all parameters except the tables."""
     total = width * sum(feature.width for feature in _projected(model, width, features))
     if model.interest.kind != "none":
         total += encoder_parameters(model.encoder, model.max_history, width)
         total += width * sum(NUM_TIME_ROWS[part] for part in model.inputs.time)
     if model.interest.kind == "attention":
-        total += _attention_parameters(model.interest.attention, model.max_history, width)
+        total += attention_parameters(model.interest.attention, model.max_history, width)
     fields = field_widths(model, width, features)
     crossed = sum(fields) + model.crossing.rank * (model.crossing.kind == "fm")
-    return total + _crossing_parameters(model.crossing, fields) + _expert_parameters(model.experts, crossed, num_labels)
-
-
-def _attention_parameters(attention: TargetAttentionConfig, max_history: int, width: int) -> int:
-    heads, head_width = attention.num_heads, width // attention.num_heads
-    seen = attention.num_channels * width
-    total = bias_parameters(attention, heads, max_history + 1) + heads * (attention.temperature == "learned")
-    total += seen * {"none": 0, "layer_norm": 2, "rms_norm": 1}[attention.output_norm]
-    if attention.projection:
-        total += width * (width + seen * attention.gate + 2 * attention.key_value_heads * head_width)
-        total += seen * width + width * attention.output_bias
-    if attention.score == "activation_unit":
-        hidden = attention.unit_hidden
-        total += heads * (4 * head_width * hidden[0] + hidden[0] + hidden[-1] + 1)
-        total += heads * sum((a + 1) * b for a, b in itertools.pairwise(hidden))
-        total += sum(hidden) * (attention.unit_activation != "relu")
-    return total
-
-
-def _crossing_parameters(crossing: CrossingConfig, fields: Sequence[int]) -> int:
-    whole = sum(fields)
-    match crossing.kind:
-        case "none":
-            return 0
-        case "dcn_v2":
-            return crossing.num_layers * (2 * whole * min(crossing.rank, whole) + whole)
-        case "fm":
-            return whole * crossing.rank
-
-
-def _network_parameters(count: int, widths: Sequence[int], config: ExpertsConfig, linear_end: bool = False) -> int:
-    """Of networks side by side: weights, biases, and what activations learn for each unit."""
-    learned = config.activation != "relu"
-    layers = list(itertools.pairwise(widths))
-    units = sum(b for _, b in (layers[:-1] if linear_end else layers))
-    return count * (sum((a + 1) * b for a, b in layers) + units * learned)
-
-
-def _expert_parameters(config: ExpertsConfig, width: int, num_labels: int) -> int:
-    ends = config.hidden[-1] if config.hidden else width
-    total = _network_parameters(num_labels, [ends, *config.tower, 1], config, linear_end=True)
-    match config.kind:
-        case "shared_bottom":
-            return total + _network_parameters(1, [width, *config.hidden], config)
-        case "mmoe":
-            total += num_labels * width * config.num_experts
-            return total + _network_parameters(config.num_experts, [width, *config.hidden], config)
-        case "ple":
-            for entry, is_last in _levels(config, width):
-                own = num_labels * config.num_label_experts
-                total += _network_parameters(own + config.num_experts, [entry, *config.hidden], config)
-                total += num_labels * entry * (config.num_label_experts + config.num_experts)
-                total += 0 if is_last else entry * (own + config.num_experts)
-            return total
+    return total + crossing_parameters(model.crossing, fields) + expert_parameters(model.experts, crossed, num_labels)
 
 
 def _saved(model: RankingConfig, width: int, workload: RankingWorkload, fields: int) -> float:
-    """Numbers of one impression that the backward pass needs."""
+    """Return how many numbers per impression are kept for the backward pass."""
     experts = model.experts
     count = {"shared_bottom": 1, "mmoe": experts.num_experts, "ple": experts.num_experts + workload.num_labels}
     total = (

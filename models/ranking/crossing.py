@@ -1,11 +1,11 @@
-"""Crosses of fields: products that a network of sums and activations learns only slowly.
+"""Crosses of fields: products that a network of sums and activations learns slowly.
 
     DCN-v2  x_(l+1) = x_0 * (U_l V_l^T x_l + b_l) + x_l         (Wang et al. 2021, arXiv:2008.13535, equations 1 and 2)
     FM      [x_0, 1/2 ((sum_f v_f)^2 - sum_f v_f^2)],  v_f = P_f x_f
 
-x_0 is all fields after one another, * the product by elements. FM is the factorisation machine of Rendle (2010,
-doi:10.1109/ICDM.2010.127) in the form of He & Chua (2017, arXiv:1708.05027, equation 4): the vector of sums of products is kept and
-the layers behind add it up, where a machine alone would; fields of any width are taken to one by a projection of each.
+x_0 is the concatenation of all fields, * the elementwise product. FM is the factorisation machine of Rendle (2010,
+doi:10.1109/ICDM.2010.127) in the form of He & Chua (2017, arXiv:1708.05027, equation 4): it keeps the vector of sums of
+products, which later layers add up, instead of their sum. Each field has a projection to the common width.
 
 Shapes: M impressions, F width of all fields together, K rank.
 """
@@ -19,7 +19,7 @@ from models.ranking.config import CrossingConfig
 
 
 class Concatenated(nn.Module):
-    """The fields after one another, (M, F): no crosses."""
+    """The concatenated fields, (M, F), without crosses."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Concatenated(nn.Module):
 
 
 class LowRankCross(nn.Module):
-    """DCN-v2, its layers stacked before what follows: (M, F). A rank beyond F / 2 costs more than full maps would."""
+    """DCN-v2, stacked before the next layers: (M, F). A rank beyond F / 2 costs more than full maps."""
 
     def __init__(self, widths: Sequence[int], num_layers: int, rank: int) -> None:
         super().__init__()
@@ -56,14 +56,16 @@ class FactorisationMachine(nn.Module):
 
     def forward(self, fields: list[Tensor]) -> Tensor:
         vectors = [projection(field) for projection, field in zip(self.projections, fields, strict=True)]
-        total_MK, squares_MK = vectors[0], vectors[0].square()
+        total_MK = vectors[0]
+        squares_MK = vectors[0].square()
         for vector_MK in vectors[1:]:
-            total_MK, squares_MK = total_MK + vector_MK, squares_MK + vector_MK.square()
+            total_MK = total_MK + vector_MK
+            squares_MK = squares_MK + vector_MK.square()
         return torch.cat([*fields, (0.5 * (total_MK.square() - squares_MK)).to(fields[0].dtype)], dim=1)
 
 
 def crossing_of(config: CrossingConfig, widths: Sequence[int]) -> Concatenated | LowRankCross | FactorisationMachine:
-    """The crossing that the settings name, of fields of these widths."""
+    """Build the crossing of the settings for fields of these widths."""
     match config.kind:
         case "none":
             return Concatenated(widths)
@@ -75,7 +77,7 @@ def crossing_of(config: CrossingConfig, widths: Sequence[int]) -> Concatenated |
 
 @torch.no_grad()
 def draw_crossing(crossing: nn.Module, generator: torch.Generator) -> None:
-    """Draw its weights from `generator` (CPU), in a fixed order: Glorot & Bengio 2010, normal; biases are 0."""
+    """Draw the weights from `generator` (CPU), in a fixed order: Glorot & Bengio 2010, normal; biases are 0."""
     for parameter in crossing.parameters():
         if parameter.dim() == 1:
             parameter.zero_()

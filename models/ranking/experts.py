@@ -1,4 +1,4 @@
-"""What labels share on the way from the fields to their logits, and what each has alone.
+"""Layers between the fields and the logits of labels, shared or of one label.
 
     shared bottom   h_t = f(x)
     MMoE            h_t = sum_e softmax(W_t x)_e f_e(x)                        (Ma et al. 2018, doi:10.1145/3219819.3220007)
@@ -6,7 +6,7 @@
                     levels each level's h_t and h_s are the next one's x_t and x_s, h_s mixed from all experts
                                                                                (Tang et al. 2020, doi:10.1145/3383313.3412236)
 
-The logit of label t is a tower of its own on h_t. All experts of a level, and all towers, are computed side by side.
+The logit of label t is the output of its own tower on h_t. All experts of a level, and all towers, are computed side by side.
 
 Shapes: M impressions, F width of the crossed fields, T labels, E experts, H width of an expert's output.
 """
@@ -19,7 +19,7 @@ from models.ranking.layers import SideBySide
 
 
 class Experts(nn.Module):
-    """Logits (M, T), in float32 at least and not rounded below that, of crossed fields (M, F)."""
+    """Experts and towers, from crossed fields (M, F) to logits (M, T) in float32 at least."""
 
     def __init__(self, width: int, num_labels: int, config: ExpertsConfig) -> None:
         super().__init__()
@@ -38,7 +38,10 @@ class Experts(nn.Module):
         return logits_MT
 
     def initialize(self, generator: torch.Generator, start_T: Tensor | None = None) -> None:
-        """Draw all weights from `generator` (CPU), in a fixed order. start_T: (T,), what logits are around at first, else 0."""
+        """Draw all weights from `generator` (CPU), in a fixed order.
+
+        start_T: (T,), the initial mean of the logits, 0 by default.
+        """
         for module in self.modules():
             if isinstance(module, SideBySide):
                 module.initialize(generator)
@@ -62,7 +65,7 @@ def _levels(width: int, num_labels: int, config: ExpertsConfig) -> list[nn.Modul
 
 
 class _SharedBottom(nn.Module):
-    """(M, H), one for all labels."""
+    """Shared bottom: (M, H), one for all labels."""
 
     def __init__(self, width: int, config: ExpertsConfig) -> None:
         super().__init__()
@@ -90,7 +93,8 @@ class _ProgressiveLevel(nn.Module):
 
     def __init__(self, width: int, num_labels: int, config: ExpertsConfig, is_last: bool) -> None:
         super().__init__()
-        self.num_labels, self.num_own = num_labels, config.num_label_experts
+        self.num_labels = num_labels
+        self.num_own = config.num_label_experts
         widths = [width, *config.hidden]
         self.own = SideBySide(num_labels * self.num_own, widths, config.activation, config.dropout)
         self.shared = SideBySide(config.num_experts, widths, config.activation, config.dropout)
@@ -101,7 +105,8 @@ class _ProgressiveLevel(nn.Module):
     def forward(self, x: Tensor, shared: Tensor | None) -> tuple[Tensor, Tensor | None]:
         per_expert = x if x.dim() == 2 else x.repeat_interleave(self.num_own, dim=1)
         entry_MF = x if shared is None else shared
-        own_MEH, shared_MEH = self.own(per_expert), self.shared(entry_MF)
+        own_MEH = self.own(per_expert)
+        shared_MEH = self.shared(entry_MF)
         gates_MTE = self.gates(x).softmax(dim=2)
         own_MTEH = own_MEH.unflatten(1, (self.num_labels, self.num_own))
         from_own = (gates_MTE[:, :, : self.num_own, None] * own_MTEH).sum(dim=2)
@@ -113,5 +118,5 @@ class _ProgressiveLevel(nn.Module):
 
 
 def _mixed(gates_MTE: Tensor, experts_MEH: Tensor) -> Tensor:
-    """(M, T, H): for each label its mixture of the experts."""
+    """Return the mixture of the experts for each label, (M, T, H)."""
     return torch.bmm(gates_MTE, experts_MEH)

@@ -1,9 +1,9 @@
-"""The fields of an impression: all that is known of it, each thing a vector of its own.
+"""The fields of an impression: one vector for each source of information.
 
     interest | item v(i) | each feature of the item | each feature of the user | each feature of the impression
 
-The field of a feature is the mean of its rows, or its numbers, as wide as its table: without a projection, since what comes next
-is linear in the fields or projects them itself. Nothing here depends on other impressions.
+The field of a feature is the mean of its rows, or its numbers, as wide as its table. It has no projection, since the next layer
+is linear in the fields or projects them itself. No field depends on other impressions.
 
 Shapes: U items of a batch, B histories, M candidates, W width of a field.
 """
@@ -13,37 +13,37 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from models.features.inputs import NO_INPUTS, Inputs
-from models.features.items import ItemRequest
-from models.features.values import InputFeature, said_of
+from models.features.inputs import NO_INPUTS, ModelInputs
+from models.features.request import ItemRequest
+from models.features.values import InputFeature, feature_embedding
 
 
 @dataclass(frozen=True)
 class Owners:
-    """Whose features candidates have: item_of, history_of (M,) int64, among num_items items and num_histories histories."""
+    """The item and the history of each candidate, for their features."""
 
-    item_of: Tensor
-    history_of: Tensor
+    item_of: Tensor  # (M,) int64
+    history_of: Tensor  # (M,) int64
     num_items: int
     num_histories: int
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields impressions have. item_width, interest_width: of the item's vector and of the interest, 0 if there is none."""
+    """The list of fields of an impression."""
 
-    item_width: int
-    interest_width: int
+    item_width: int  # of the item's vector
+    interest_width: int  # 0 without an interest
     items: tuple[InputFeature, ...] = ()
-    inputs: Inputs = NO_INPUTS
+    inputs: ModelInputs = NO_INPUTS
 
     @property
     def widths(self) -> dict[str, int]:
-        """Of every field by name, in their order."""
-        found = {"interest": self.interest_width} if self.interest_width else {}
-        found["item"] = self.item_width
+        """Return the width of every field by name, in order."""
+        widths = {"interest": self.interest_width} if self.interest_width else {}
+        widths["item"] = self.item_width
         owned = (("item", self.items), ("user", self.inputs.users), ("candidate", self.inputs.candidates))
-        return found | {f"{owner}.{feature.name}": feature.width for owner, features in owned for feature in features}
+        return widths | {f"{owner}.{feature.name}": feature.width for owner, features in owned for feature in features}
 
     def gather(
         self,
@@ -53,14 +53,22 @@ class Fields:
         request: ItemRequest,
         owners: Owners,
     ) -> list[Tensor]:
-        """(M, W) of every field, in the order of `widths`. rows: by table, what was looked up for the request."""
-        found = [items_MD] if interest_MW is None else [interest_MW, items_MD]
+        """Return every field, (M, W), in the order of `widths`.
+
+        Args:
+            interest_MW: the interest, if the ranker has one.
+            items_MD: the vectors of the candidates' items.
+            rows: looked-up rows of the request by table.
+            request: the look-ups of the batch.
+            owners: the items and histories of the candidates.
+        """
+        fields = [items_MD] if interest_MW is None else [interest_MW, items_MD]
         for feature in self.items:
-            said_UW = said_of(feature, rows, request.values[feature.name], owners.num_items)
-            found.append(said_UW.index_select(0, owners.item_of))
+            embedding_UW = feature_embedding(feature, rows, request.values[feature.name], owners.num_items)
+            fields.append(embedding_UW.index_select(0, owners.item_of))
         for feature in self.inputs.users:
-            said_BW = said_of(feature, rows, request.users[feature.name], owners.num_histories)
-            found.append(said_BW.index_select(0, owners.history_of))
+            embedding_BW = feature_embedding(feature, rows, request.users[feature.name], owners.num_histories)
+            fields.append(embedding_BW.index_select(0, owners.history_of))
         for feature in self.inputs.candidates:
-            found.append(said_of(feature, rows, request.candidates[feature.name], items_MD.shape[0]))
-        return found
+            fields.append(feature_embedding(feature, rows, request.candidates[feature.name], items_MD.shape[0]))
+        return fields

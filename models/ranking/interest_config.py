@@ -13,7 +13,7 @@ class SearchConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     kind: Literal["none", "category", "similarity"] = Field(
         "none",
-        description="category: the most recent events whose items share the value of a feature with the candidate; similarity: "
+        description="category: the most recent events with items that share the value of a feature with the candidate; similarity: "
         "the events with the largest dot products with the candidate; none: all events",
     )
     feature: str | None = Field(
@@ -27,8 +27,8 @@ class SearchConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def _category_has_a_feature(self) -> "SearchConfig":
         if (self.kind == "category") != (self.feature is not None):
             raise ValueError(
-                f'kind = "{self.kind}" with feature = {self.feature!r}: kind = "category" needs the feature of items whose values '
-                "are compared, and no other kind has one"
+                f'kind = "{self.kind}" with feature = {self.feature!r}: kind = "category" needs a feature of items, and no other '
+                "kind has one"
             )
         return self
 
@@ -51,35 +51,37 @@ class InterestConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     def _search_narrows_something(self) -> "InterestConfig":
         if self.search.kind != "none" and self.kind not in ("attention", "mean"):
             raise ValueError(
-                f'search.kind = "{self.search.kind}" narrows what is attended to or averaged; with kind = "{self.kind}" there is '
-                'nothing to narrow: choose kind = "attention" or search.kind = "none"'
+                f'search.kind = "{self.search.kind}" narrows the events that are attended to or averaged. With '
+                f'kind = "{self.kind}" there is nothing to narrow: choose kind = "attention" or search.kind = "none"'
             )
         return self
 
     @property
     def uses_time(self) -> bool:
-        """Whether it asks for the times of events and candidates, beside what the encoder asks for."""
+        """Return whether the interest uses the times of events and candidates, apart from the encoder."""
         return self.kind == "attention" and self.attention.uses_time
 
 
 def check_encoder(encoder: EncoderConfig) -> None:
-    """Raise ValueError for an encoder whose events would depend on other impressions, or on what came after a candidate."""
+    """Raise ValueError for an encoder that is not causal.
+
+    Its events would depend on other impressions, or on events after a candidate.
+    """
     if encoder.positions == "learned":
         raise ValueError(
-            'encoder.positions = "learned" counts places from the first event kept, which is not the same for each impression of a '
+            'encoder.positions = "learned" counts from the first event kept, which differs between the impressions of a '
             'history: choose "rotary", or "none" with encoder.attention.bias = "position" or "time"'
         )
     if encoder.bidirectional:
         raise ValueError(
-            'encoder.attention.mask = "bidirectional": events would tell a candidate what happened after it; choose "causal"'
+            'encoder.attention.mask = "bidirectional": candidates would receive information from later events; choose "causal"'
         )
     if encoder.output_head != "none":
-        raise ValueError('encoder.output_head is of next-item models, which score histories; leave it at "none"')
+        raise ValueError('encoder.output_head applies to next-item models only; leave it at "none"')
     if encoder.num_blocks and encoder.attention.num_global:
         raise ValueError(
-            f"encoder.attention.num_global = {encoder.attention.num_global} counts from the oldest event kept, which is not the "
-            "same for each impression of a history: set it to 0, and a wider encoder.attention.window (or none) for what lies "
-            "further back"
+            f"encoder.attention.num_global = {encoder.attention.num_global} counts from the oldest event kept, which differs "
+            "between the impressions of a history: set it to 0; for older events, widen or unset encoder.attention.window"
         )
     if encoder.item_tower:
-        raise ValueError("encoder.item_tower is of next-item models, whose items are scored; leave it at []")
+        raise ValueError("encoder.item_tower applies to next-item models only; leave it at []")

@@ -20,10 +20,16 @@ from models.ranking.config import ActivationKind
 
 
 class SideBySide(nn.Module):
-    """G networks of layers of these widths, from the input's on.
+    """G networks with layers of these widths, from the input's on.
 
-    linear_end: the last layer has no activation and no dropout, and its output is a score or a logit. That is computed in float32
-    at least: under autocast a matrix product would round it to 8 bits.
+    Args:
+        num_networks: G.
+        widths: of the input and of every layer.
+        activation: of hidden layers.
+        dropout: probability of dropping an activation.
+        linear_end: the last layer has no activation and no dropout; its output is a score or a logit, computed in float32 at
+            least, since a matrix product under autocast would round it to 8 bits.
+        bias: the layers have biases.
     """
 
     def __init__(
@@ -37,7 +43,8 @@ class SideBySide(nn.Module):
     ) -> None:
         super().__init__()
         pairs = list(itertools.pairwise(widths))
-        self.num_networks, self.width = num_networks, widths[-1]
+        self.num_networks = num_networks
+        self.width = widths[-1]
         self.num_activated = len(pairs) - linear_end
         self.weights = nn.ParameterList(nn.Parameter(torch.empty(num_networks, a, b)) for a, b in pairs)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(num_networks, b)) for _, b in pairs if bias)
@@ -46,7 +53,7 @@ class SideBySide(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(M, F), the same for all networks, or (M, G, F), to (M, G, H)."""
+        """Map (M, F), the same for all networks, or (M, G, F), to (M, G, H)."""
         if x.dim() == 2 and not len(self.weights):
             return x[:, None].expand(-1, self.num_networks, -1)
         for number, weight_GFH in enumerate(self.weights):

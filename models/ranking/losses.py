@@ -1,4 +1,4 @@
-"""Losses of one label's logits: of every impression on its own, or of the impressions of one user together.
+"""Losses of one label's logits: of every impression by itself, or over the impressions of one user.
 
     bce        -log sigmoid(z),  z = s for positives and -s for negatives
     focal      -sigmoid(-z)^gamma log sigmoid(z)                      (Lin et al. 2017, arXiv:1708.02002, equation 4, without alpha)
@@ -6,8 +6,9 @@
                                                                           (RankNet: Burges et al. 2005, doi:10.1145/1102351.1102363)
     listwise   -n / P sum over positives i of a user of log softmax(s)_i  (ListNet: Cao et al. 2007, doi:10.1145/1273496.1273513)
 
-A user has n impressions here, P positive and Q negative. The factors are ours: so each user counts by its number of impressions, as
-in GAUC, and not by that of its pairs. Users without both kinds have nothing to rank. All sums are over impressions, never means.
+A user has n impressions, P positive and Q negative. The factors are our own: each user counts by its number of impressions, as
+in GAUC, and not by its number of pairs. Users without both kinds do not count. All losses are sums over impressions, never
+means.
 
 Shapes: M impressions, B users.
 """
@@ -20,25 +21,30 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 CHUNK_PAIRS = 1 << 18  # held at a time: about 10 MiB
-GPU_CHUNK_PAIRS = 1 << 24  # about 640 MiB; fewer would keep a GPU waiting for the host
+GPU_CHUNK_PAIRS = 1 << 24  # about 640 MiB; with fewer a GPU would wait for the host
 
 
 def chunk_pairs(device: torch.device) -> int:
-    """Pairs that are held at a time on a device."""
+    """Return how many pairs are held at a time on a device."""
     return CHUNK_PAIRS if device.type == "cpu" else GPU_CHUNK_PAIRS
 
 
 def pointwise(kind: Literal["bce", "focal"], logits_M: Tensor, positive_M: Tensor, focusing: float = 0.0) -> Tensor:
-    """(M,): the loss of each impression. positive_M: bool."""
+    """Return the loss of each impression, (M,). `positive_M`: bool."""
     signed_M = torch.where(positive_M, logits_M, -logits_M)
     losses_M = F.softplus(-signed_M)
     return losses_M if kind == "bce" else losses_M * torch.sigmoid(-signed_M).pow(focusing)
 
 
 def pairwise(logits_M: Tensor, positive_M: Tensor, defined_M: Tensor, user_M: Tensor, num_users: int) -> Tensor:
-    """The sum over users, a scalar. defined_M: (M,) bool, the impressions that count; user_M: (M,) int64, ascending.
+    """Return the sum over users, a scalar. Memory is bounded for any number of pairs; time is proportional to it.
 
-    Memory is bounded whatever the number of pairs; time is in proportion to it.
+    Args:
+        logits_M: (M,).
+        positive_M: (M,) bool.
+        defined_M: (M,) bool, the impressions that count.
+        user_M: (M,) int64, ascending.
+        num_users: B.
     """
     weight_B = _pair_weights(positive_M, defined_M, user_M, num_users)
     positives = (positive_M & defined_M).nonzero().squeeze(1)
@@ -47,7 +53,7 @@ def pairwise(logits_M: Tensor, positive_M: Tensor, defined_M: Tensor, user_M: Te
 
 
 def listwise(logits_M: Tensor, positive_M: Tensor, defined_M: Tensor, user_M: Tensor, num_users: int) -> Tensor:
-    """The sum over users, a scalar. Arguments as of `pairwise`."""
+    """Return the sum over users, a scalar. The arguments are those of `pairwise`."""
     count_B, positive_B, negative_B = _counts(positive_M, defined_M, user_M, num_users)
     ranked_B = (positive_B > 0) & (negative_B > 0)
     masked_M = logits_M.masked_fill(~defined_M, float("-inf"))
@@ -62,7 +68,7 @@ def listwise(logits_M: Tensor, positive_M: Tensor, defined_M: Tensor, user_M: Te
 
 
 def _counts(positive_M: Tensor, defined_M: Tensor, user_M: Tensor, num_users: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(B,) float64: impressions, positives and negatives of each user."""
+    """Return the number of impressions, positives and negatives of each user, (B,) float64."""
     zeros_B = torch.zeros(num_users, dtype=torch.float64, device=user_M.device)
     count_B = zeros_B.index_add(0, user_M, defined_M.double())
     positive_B = zeros_B.index_add(0, user_M, (defined_M & positive_M).double())
@@ -75,9 +81,9 @@ def _pair_weights(positive_M: Tensor, defined_M: Tensor, user_M: Tensor, num_use
 
 
 class _Pairs(torch.autograd.Function):
-    """Loss and gradient in one go over the pairs, a chunk at a time, so that nothing of a chunk is kept.
+    """Loss and gradient in one pass over the pairs, a chunk at a time, so that nothing of a chunk is kept.
 
-    Pairs are numbered by their positive and, within, by the negatives of its user, which follow one another.
+    Pairs are numbered by their positive, and within it by the consecutive negatives of its user.
     """
 
     @staticmethod
@@ -90,14 +96,16 @@ class _Pairs(torch.autograd.Function):
         ends = negative_B[user].cumsum(0)
         base = first_B[user] - (ends - negative_B[user])  # from the number of a pair to that of its negative
         weight = weight_B[user].to(logits_M.dtype)
-        # How many pairs there are decides the number of chunks: the host has to know it.
+        # The number of pairs determines the number of chunks, so the host waits for it.
         num_pairs = int(ends[-1]) if ends.numel() else 0
-        loss, gradient_M = logits_M.new_zeros((), dtype=torch.float64), torch.zeros_like(logits_M)
+        loss = logits_M.new_zeros((), dtype=torch.float64)
+        gradient_M = torch.zeros_like(logits_M)
         chunk = chunk_pairs(logits_M.device)
         for start in range(0, num_pairs, chunk):
             pair = torch.arange(start, min(start + chunk, num_pairs), device=logits_M.device)
             place = torch.searchsorted(ends, pair, right=True)
-            higher, lower = positives[place], negatives[pair + base[place]]
+            higher = positives[place]
+            lower = negatives[pair + base[place]]
             wrong = logits_M[lower] - logits_M[higher]
             loss += (weight[place] * F.softplus(wrong)).sum()
             pull = weight[place] * torch.sigmoid(wrong)

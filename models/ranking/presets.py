@@ -1,16 +1,16 @@
-"""Published rankers as settings to start from. Imports no torch.
+"""Published rankers as default settings. Imports no torch.
 
-What each deviates in from its paper is in docs/attention.md.
+docs/attention.md lists how each deviates from its paper.
 """
 
 from typing import Any, Literal
 
 RankerKind = Literal["din", "bst", "hstu", "sim", "pooled", "logistic"]
 
-# Events as they are: nothing between their vectors and what meets them.
+# No encoder blocks: candidates attend to the vectors of the events themselves.
 _PLAIN_EVENTS = {"num_blocks": 0, "positions": "none", "final_norm": False, "dropout": 0.0}
 
-# What each sets otherwise than the fields' own defaults.
+# The settings of each ranker that differ from the fields' own defaults.
 PRESETS: dict[str, dict[str, Any]] = {
     # Zhou et al. 2018, arXiv:1706.06978
     "din": {

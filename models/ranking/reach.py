@@ -1,8 +1,8 @@
-"""How far back scores of impressions look: a number of events that follows from the settings alone. Imports no torch.
+"""The number of events before an impression that its score depends on, computed from the settings. Imports no torch.
 
 Through b layers in which each event attends to the r most recent events, itself included, a vector depends on 1 + b (r - 1)
-events, as in attention within a sliding window. So a history may be cut to that many events before an impression and nothing of
-the impression's score changes, whichever other impressions of its user are scored with it.
+events, as in attention within a sliding window. So a history can be cut to that many events before an impression without a
+change of its score, for any other impressions of the user in the batch.
 """
 
 from dataclasses import dataclass
@@ -14,17 +14,18 @@ from models.ranking.config import RankingConfig
 class Reach:
     """Numbers of events before an impression, the most recent ones."""
 
-    attended: int  # those that a candidate attends to in one layer: model.max_history
-    receptive: int  # those that its score depends on through all layers
+    attended: int  # that a candidate attends to in one layer: model.max_history
+    receptive: int  # that its score depends on through all layers
 
 
 def reach_of(config: RankingConfig) -> Reach:
     """Return the reach of a ranker's scores.
 
-    Layers after which no candidate looks at an event do not count: through the encoder's blocks a candidate goes itself, so that
-    the last one makes nothing of events.
+    Layers after which no candidate attends to an event do not count: a candidate passes through the encoder's blocks itself, so
+    that the last block does not use its events.
     """
-    attended, encoder = config.max_history, config.encoder
+    attended = config.max_history
+    encoder = config.encoder
     if config.interest.kind == "none":
         return Reach(attended, attended)
     window = encoder.attention.window

@@ -1,11 +1,11 @@
-"""Who goes when a table is full: an order found once for many evictions, so that a step costs what its batch costs.
+"""The order of evictions from a full table, computed once for many evictions, so that a step costs in proportion to its batch.
 
-A sweep looks at every entry and queues the sixteenth of them that should go first. Later steps take from the head of
-the queue and pass over what was used since the sweep; when the queue is empty, the next sweep is due. Each place in the
-queue is paid for by an eviction or by a use, so the cost per event is a constant, whatever the capacity.
+A sweep reads every entry and queues the sixteenth that is to be evicted first. Later steps take entries from the head of the
+queue and skip those used since the sweep. When the queue is empty, the next sweep is due. An eviction or a use pays for each
+place in the queue, so the cost per event is constant for any capacity.
 
-Where the longest unused goes first this is exact, not an approximation: what is outside the queue was used no earlier
-than anything in it, and a use only moves an entry back. In any other order, the queue is the order at the time of the sweep.
+For eviction of the longest unused this is exact. Entries outside of the queue were used no earlier than those in it, and a use
+only moves an entry back. For any other order, the queue has the order at the time of the sweep.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,10 @@ CHUNK_ENTRIES = 4096
 
 @dataclass
 class EvictionQueue:
-    """entries[next:end] wait, first to go first, as found at step `swept_at`. What was used at that step or later has left."""
+    """The next entries to evict: entries[next:end], in order, as computed at step `swept_at`.
+
+    Entries that were used at that step or later have left the queue.
+    """
 
     entries: Int64
     next: int = 0
@@ -29,19 +32,27 @@ class EvictionQueue:
     swept_at: int = 0
 
     def take(self, num: int, step: int, last_used: Int64, used_until: int, sweep: Callable[[int], Int64]) -> Int64:
-        """At most `num` entries that were last used at step `used_until` (before `step`) or earlier, in their order.
+        """Take at most `num` entries that were last used at step `used_until` (before `step`) or earlier, in order.
 
-        `last_used` of every entry is read, and set to `step` for those taken, which so leave the queue. `sweep(n)` gives the
-        first n to go among the entries not used at `step`. The first in order that was used too lately ends the search, so
-        the order must be that of `last_used`, unless `used_until` is the step before.
+        The first entry in order that was used later ends the search. So the order has to be that of `last_used`, unless
+        `used_until` is the step before.
+
+        Args:
+            num: number of entries at most.
+            step: the current step.
+            last_used: step of the last use of every entry; set to `step` for the taken ones, which removes them from the queue.
+            used_until: the latest last use.
+            sweep: sweep(n) returns the first n entries to evict among those not used at `step`.
         """
         taken: list[Int64] = []
         while num > 0:
             if self.next == self.end:
-                found = sweep(self.entries.size)
-                self.entries[: found.size] = found
-                self.next, self.end, self.swept_at = 0, found.size, step
-                if not found.size:
+                swept = sweep(self.entries.size)
+                self.entries[: swept.size] = swept
+                self.next = 0
+                self.end = swept.size
+                self.swept_at = step
+                if not swept.size:
                     break
             waiting = self.entries[self.next : min(self.end, self.next + max(num, CHUNK_ENTRIES))]
             used = last_used[waiting]
@@ -60,9 +71,9 @@ class EvictionQueue:
 
 
 def smallest(keys: Sequence[Int64], num: int) -> Int64:
-    """Places of the `num` smallest tuples (keys[0][i], keys[1][i], ...), smallest first; all of them if there are fewer.
+    """Return the places of the `num` smallest tuples (keys[0][i], keys[1][i], ...), in order; all places if there are fewer.
 
-    `num` is at least 1 and the tuples are distinct. Only those that are returned get sorted.
+    `num` is at least 1 and the tuples are distinct. Only the returned ones are sorted.
     """
     pool = np.arange(keys[0].size, dtype=np.int64)
     chosen: list[Int64] = []

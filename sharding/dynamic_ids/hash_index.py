@@ -1,10 +1,10 @@
-"""A hash table from int64 keys to entry numbers, as vectorised numpy: no Python loop over keys.
+"""A hash table from int64 keys to entry numbers, in vectorised numpy without a Python loop over keys.
 
-Open addressing with triangular probing, which visits every slot of a table whose size is a power of two. A whole batch of
-keys takes one probe at a time; nearly all are done after the first few. Any int64 is a key, negative and extreme ones
-included: whether a slot is taken is told by its entry, never by a reserved key.
+It uses open addressing with triangular probing, which visits every slot of a table with a power of two as size. A whole batch
+of keys takes one probe at a time; nearly all keys are done after a few probes. Any int64 can be a key, including negative and
+extreme ones: the entry of a slot marks it as taken, not a reserved key.
 
-The layout of the slots depends on history, what `find` answers does not. So an index is never saved: it is built anew.
+The layout of the slots depends on history; the results of `find` do not. So an index is never saved but rebuilt.
 """
 
 import numpy as np
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 Int64 = NDArray[np.int64]
 
 EMPTY = -1  # never used since the index was built: a search ends here
-REMOVED = -2  # a search goes on past it, and an insertion may take it
+REMOVED = -2  # a search continues past it, and an insertion can take it
 CHUNK_KEYS = 32768  # a chunk's temporaries stay in the cache of one core
 
 
 class HashIndex:
-    """The slots, and how many of them a search cannot end at. Keys are distinct, and so are entries, which are >= 0."""
+    """Slots of keys and entries. Keys are distinct, and so are entries, which are >= 0."""
 
     def __init__(self, capacity: int) -> None:
-        """Room for `capacity` keys at once, with at most half of the slots taken by them: 32 to 64 bytes per key."""
+        """Allocate room for `capacity` keys, which take at most half of the slots: 32 to 64 bytes per key."""
         self._num_bits = max(4, (2 * capacity - 1).bit_length())
-        # Key and entry of a slot lie side by side, so that a probe touches one cache line.
+        # Key and entry of a slot are adjacent, so that a probe touches one cache line.
         self._slots = np.full((1 << self._num_bits, 2), EMPTY, np.int64)
         self._num_filled = 0
 
@@ -32,8 +32,9 @@ class HashIndex:
         return self._slots.nbytes
 
     def find(self, keys: Int64) -> tuple[Int64, Int64]:
-        """The entry of each key, or -1 where it is absent, and the slot it was found in (undefined where absent)."""
-        entries, slots = np.empty(keys.size, np.int64), np.empty(keys.size, np.int64)
+        """Return the entry of each key, or -1 if it is absent, and its slot (undefined if absent)."""
+        entries = np.empty(keys.size, np.int64)
+        slots = np.empty(keys.size, np.int64)
         for start in range(0, keys.size, CHUNK_KEYS):
             part = slice(start, start + CHUNK_KEYS)
             self._find(keys[part], entries[part], slots[part])
@@ -56,9 +57,9 @@ class HashIndex:
             open_keys = open_keys[~hit & (probed[:, 1] != EMPTY)]
 
     def insert(self, keys: Int64, entries: Int64) -> None:
-        """Add keys that are absent. Rebuilds the index when removed keys have left too few empty slots."""
+        """Insert absent keys. Rebuilds the index if removed keys have left too few empty slots."""
         if 8 * (self._num_filled + keys.size) > 5 * self._slots.shape[0]:
-            # Paid for by the removals: the keys themselves fill at most half of the slots.
+            # Removals pay for the rebuild: the keys themselves fill at most half of the slots.
             kept = self._slots[self._slots[:, 1] >= 0]
             self._slots[:] = EMPTY
             self._num_filled = 0
@@ -66,34 +67,36 @@ class HashIndex:
         self._insert(keys, entries)
 
     def _insert(self, keys: Int64, entries: Int64) -> None:
-        place, distance = self._home(keys), 0
+        place = self._home(keys)
+        distance = 0
         while keys.size:
-            found = self._slots[place, 1]
-            free = np.flatnonzero(found < 0)
-            # Several keys may claim one slot: the last to write has it, the others see so and probe on.
+            held = self._slots[place, 1]
+            free = np.flatnonzero(held < 0)
+            # If several keys claim one slot, the last one written gets it. The others notice this and continue to probe.
             self._slots[place[free], 1] = entries[free]
             won = self._slots[place[free], 1] == entries[free]
             winners = free[won]
             self._slots[place[winners], 0] = keys[winners]
-            # A slot counts once, by its winner: what it held before is the same for all that claimed it.
-            self._num_filled += int(np.count_nonzero(found[winners] == EMPTY))
+            # A slot counts once, by its winner: all keys that claimed it saw the same previous content.
+            self._num_filled += int(np.count_nonzero(held[winners] == EMPTY))
             lost = np.ones(keys.size, np.bool_)
             lost[winners] = False
             distance += 1
-            keys, entries = keys[lost], entries[lost]
+            keys = keys[lost]
+            entries = entries[lost]
             place = (place[lost] + distance) & (self._slots.shape[0] - 1)
 
     def replace(self, slots: Int64, entries: Int64) -> None:
-        """Give the keys in `slots` (from `find`, with no insertion in between) other entries."""
+        """Replace the entries of the keys in `slots` (from `find`, without an insertion in between)."""
         self._slots[slots, 1] = entries
 
     def remove(self, keys: Int64) -> None:
-        """Take out keys that are present."""
+        """Remove keys, all of which are present."""
         _, slots = self.find(keys)
         self._slots[slots, 1] = REMOVED
 
     def _home(self, keys: Int64) -> Int64:
-        """The first slot of each key: two multiplications, so that neither runs of ids nor their high bits pile up."""
+        """Return the first slot of each key. Two multiplications spread runs of ids and their high bits."""
         mixed = keys.view(np.uint64) >> np.uint64(32)
         mixed ^= keys.view(np.uint64)
         mixed *= np.uint64(0x9E3779B97F4A7C15)

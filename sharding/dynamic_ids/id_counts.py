@@ -1,7 +1,8 @@
-"""What a global batch holds of ids: each id once, with how often it was seen. The same on every rank.
+"""Counts of the unique ids of a global batch, the same on every rank.
 
-A rank sees only its share of the batch. Ranks exchange pairs of (id, count), not events, so the exchange is as large as the
-distinct ids of the global batch. Sums do not depend on who counted what, nor on the order of ids within a batch.
+A rank has only its share of the batch. Ranks exchange pairs of (id, count) instead of events, so the size of the exchange is
+the number of unique ids of the global batch. The sums depend neither on the ranks' shares nor on the order of ids within a
+batch.
 """
 
 from dataclasses import dataclass
@@ -16,27 +17,27 @@ Int64 = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class SeenIds:
-    """ids: (U,) int64, distinct, ascending; counts: (U,) int64, at least 1."""
+class IdCounts:
+    """Unique ids with their counts."""
 
-    ids: Int64
-    counts: Int64
+    ids: Int64  # (U,) int64, unique, ascending
+    counts: Int64  # (U,) int64, at least 1
 
 
-def count_ids(ids: Int64) -> SeenIds:
+def count_ids(ids: Int64) -> IdCounts:
     """Count raw ids ((N,) int64 of any value, in any order)."""
     distinct, counts = np.unique(ids, return_counts=True)
-    return SeenIds(distinct, counts)
+    return IdCounts(distinct, counts)
 
 
-def exchange_counts(mine: SeenIds, world: World) -> SeenIds:
-    """The counts of all ranks together. Collective."""
+def exchange_counts(own: IdCounts, world: World) -> IdCounts:
+    """Return the counts of all ranks together. Collective."""
     if world.world_size == 1:
-        return mine
-    pairs = torch.from_numpy(np.stack((mine.ids, mine.counts), axis=1)).to(world.device)
+        return own
+    pairs = torch.from_numpy(np.stack((own.ids, own.counts), axis=1)).to(world.device)
     everyone = torch.cat(world.gather(pairs)).cpu().numpy()
     if not len(everyone):
-        return mine
+        return own
     ids, counts = everyone[np.argsort(everyone[:, 0])].T
     starts = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1])))
-    return SeenIds(ids[starts], np.add.reduceat(counts, starts))
+    return IdCounts(ids[starts], np.add.reduceat(counts, starts))

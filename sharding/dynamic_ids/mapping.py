@@ -1,30 +1,31 @@
-"""Dynamic ids: raw 64-bit ids to the rows of a table of fixed size, with admission by frequency and eviction.
+"""Dynamic ids: a mapping from raw 64-bit ids to the rows of a table of fixed size, with admission by frequency and eviction.
 
-An id is unknown and reads row 0 until it was seen `admit_after` times; until then it is a candidate, counted exactly.
-When the table is full, ids lose their rows by the policy of the config, never row 0 and never an id of the present batch.
+An id is unknown and reads row 0 until it was seen `admit_after` times. Until then it is a candidate, counted exactly. When the
+table is full, ids lose their rows by the configured policy, never row 0 and never an id of the current batch.
 
-The mapping after a step is a function of the sequence of global batches (sharding.dynamic_ids.id_counts): every rank holds
-the whole state and applies the same update, so nothing depends on the number of ranks or on the order within a batch. All is
-integer arithmetic and ties are broken by the id, so no machine can round differently. The rules, at every step in this order:
+The mapping after a step is a function of the sequence of global batches (sharding.dynamic_ids.id_counts). Every rank holds the
+whole state and applies the same update, so the result depends neither on the number of ranks nor on the order within a batch.
+All arithmetic is on integers and ties are broken by the id, so machines cannot round differently. The rules
+apply at every step, in this order:
 
 1. Ids of the batch that have a row or are candidates are counted and marked as used at this step.
-2. Ids without a row that were seen `admit_after` times are admitted, the most seen first, then the smaller id. They take
-   the rows that never had an owner, in ascending order, then those of evicted ids, in the order of eviction. If rows run
-   out, because all are in use or too young, the others are candidates (`num_waiting`) until they are seen again.
-3. New ids that were not admitted become candidates, the most seen first, then the smaller id. Where places run out, the
-   candidates unseen for longest are forgotten; a batch with more new ids than places leaves the rest uncounted.
+2. Ids without a row that were seen `admit_after` times are admitted, the most seen first, then the smaller id. They take rows
+   that never had an id, in ascending order, then those of evicted ids, in the order of eviction. If no row is left, because all
+   are in use or too young, the other ids stay candidates (`num_waiting`) until they are seen again.
+3. New ids that were not admitted become candidates, the most seen first, then the smaller id. If no place is left, the
+   candidates unseen for longest are forgotten. If a batch has more new ids than places, the rest is not counted.
 
-Candidates are an exact table of fixed size, not a count-min sketch (Cormode & Muthukrishnan 2005): a sketch admits ids that
-collide with frequent ones, and has to be aged as a whole. Here an id is admitted exactly when it was seen often enough,
-unless it was forgotten because `max_candidates` others were seen since, and what is forgotten is counted.
+Candidates are an exact table of fixed size, not a count-min sketch (Cormode & Muthukrishnan 2005). A sketch admits ids that
+collide with frequent ones, and has to be aged as a whole. Here an id is admitted exactly when it was seen often enough, unless
+it was forgotten because `max_candidates` other ids were seen since. Forgotten ids are counted.
 
-Eviction by age takes the id that was unused for longest, then the smaller id, and only ids unused for `max_age_steps`.
-Eviction by use takes the id that was used least, then the one unused for longest, then the smaller id. Counts of uses are
-halved at every multiple of `half_life_steps`, as in TinyLFU (Einziger, Friedman & Manes 2017, arXiv:1512.00727), but
-lazily, when they are read. That order is found for a sixteenth of the rows at a time (sharding.dynamic_ids.eviction), and an id
-that is used before its turn is spared.
+Eviction by age takes the id that was unused for longest, then the smaller id, and only ids unused for `max_age_steps`. Eviction
+by use takes the id that was used least, then the one unused for longest, then the smaller id. Counts of uses are halved at
+every multiple of `half_life_steps`, as in TinyLFU (Einziger, Friedman & Manes 2017, arXiv:1512.00727), but lazily, when they
+are read. The order is computed for a sixteenth of the rows at a time (sharding.dynamic_ids.eviction). An id that is used before
+its turn is spared.
 
-This module decides; it holds no weights. Who owns the table resets the rows in `Changes` before they are trained
+This module holds no weights. The owner of the table resets the rows in `Changes` before they are trained
 (sharding.tables.reset_rows).
 """
 
@@ -39,7 +40,7 @@ from torch import Tensor
 from sharding.config import DynamicIdsConfig
 from sharding.dynamic_ids.eviction import EvictionQueue, smallest
 from sharding.dynamic_ids.hash_index import HashIndex
-from sharding.dynamic_ids.id_counts import SeenIds
+from sharding.dynamic_ids.id_counts import IdCounts
 
 Int64 = NDArray[np.int64]
 
@@ -48,15 +49,15 @@ QUEUED_FRACTION = 16
 
 @dataclass
 class DynamicIdsState:
-    """All that a mapping knows. Owned by whoever made it and changed only by `observe`, in place.
+    """The state of a mapping. It belongs to its creator, and only `observe` changes it, in place.
 
-    Entries 0 .. num_rows - 1 are the table's rows, those after them the places of candidates. Per entry: the raw id,
-    how often it was seen (0: a free place), the step of its last use. Everything but the index is saved as it is.
+    Entries 0 .. num_rows - 1 are the table's rows, those after them the places of candidates. A count of 0 marks a free place.
+    Everything but the index is saved in this form.
     """
 
     config: DynamicIdsConfig
     ids: Int64  # (num_rows + max_candidates,)
-    counts: Int64  # (num_rows + max_candidates,) of a row, as they were at its last use
+    counts: Int64  # (num_rows + max_candidates,) of a row, at its last use
     last_used: Int64  # (num_rows + max_candidates,)
     generations: Int64  # (num_rows,) how often a row passed from one id to another
     free_places: Int64  # (max_candidates,) a stack; the first num_free_places are free
@@ -69,7 +70,7 @@ class DynamicIdsState:
 
     @property
     def num_admitted(self) -> int:
-        """Ids that have a row."""
+        """Return the number of ids that have a row."""
         return self.num_rows_used - 1
 
     @property
@@ -79,34 +80,28 @@ class DynamicIdsState:
 
 @dataclass(frozen=True)
 class Changes:
-    """What one step changed, the same on every rank. All arrays int64; `rows` are to be reset before they are trained.
+    """The changes of one step, the same on every rank. All arrays are int64. `rows` have to be reset before they are trained."""
 
-    admitted_ids, rows, generations: (A,) ids with the rows that they got, and how often each row changed hands before.
-    evicted_ids, evicted_rows: (E,) ids with the rows that they lost; each of these rows is also among `rows`.
-    num_waiting: ids seen often enough that found no row. num_forgotten: candidates dropped with their counts.
-    num_uncounted: ids of this batch for which there was no place among the candidates.
-    """
-
-    admitted_ids: Int64
-    rows: Int64
-    generations: Int64
-    evicted_ids: Int64
-    evicted_rows: Int64
-    num_waiting: int
-    num_forgotten: int
-    num_uncounted: int
+    admitted_ids: Int64  # (A,) ids that got a row
+    rows: Int64  # (A,) their rows
+    generations: Int64  # (A,) how often each row passed to another id before
+    evicted_ids: Int64  # (E,) ids that lost a row
+    evicted_rows: Int64  # (E,) their rows, all of them also in `rows`
+    num_waiting: int  # ids seen often enough for which there is no row
+    num_forgotten: int  # candidates dropped with their counts
+    num_uncounted: int  # ids of this batch without a place among the candidates
 
 
 @dataclass(frozen=True)
 class Rows:
-    """rows: (N,) int64 in [0, num_rows), 0 where the id has none; num_unknown: how many of the N have none."""
+    """The rows of some ids."""
 
-    rows: Int64
-    num_unknown: int
+    rows: Int64  # (N,) int64 in [0, num_rows), 0 for ids without a row
+    num_unknown: int  # how many of the N have no row
 
 
 def new_state(config: DynamicIdsConfig) -> DynamicIdsState:
-    """A mapping that knows no id. Memory: 65 to 97 bytes per row and per candidate."""
+    """Return an empty mapping. Memory: 65 to 97 bytes per row and per candidate."""
     num_entries = config.num_rows + config.max_candidates
     return DynamicIdsState(
         config,
@@ -114,7 +109,7 @@ def new_state(config: DynamicIdsConfig) -> DynamicIdsState:
         counts=np.zeros(num_entries, np.int64),
         last_used=np.zeros(num_entries, np.int64),
         generations=np.zeros(config.num_rows, np.int64),
-        # Taken from the end: the first candidate gets the first place.
+        # A stack from the end: the first candidate gets the first place.
         free_places=np.arange(num_entries - 1, config.num_rows - 1, -1, dtype=np.int64),
         row_queue=_new_queue(config.num_rows - 1),
         candidate_queue=_new_queue(config.max_candidates),
@@ -128,7 +123,7 @@ def _new_queue(num_entries: int) -> EvictionQueue:
 
 
 def look_up(state: DynamicIdsState, ids: Int64) -> Rows:
-    """The rows of raw ids ((N,) int64 of any value, repeats allowed). Changes nothing.
+    """Return the rows of raw ids ((N,) int64 of any value, repeats allowed). Does not change the state.
 
     Training looks up after `observe`; evaluation and serving only look up.
     """
@@ -138,10 +133,10 @@ def look_up(state: DynamicIdsState, ids: Int64) -> Rows:
     return Rows(rows, ids.size - int(np.count_nonzero(rows)))
 
 
-def observe(state: DynamicIdsState, seen: SeenIds) -> Changes:
-    """Take in one global batch, in place. `seen` must be that of all ranks together, even if it is empty."""
+def observe(state: DynamicIdsState, seen: IdCounts) -> Changes:
+    """Update the state by one global batch, in place. `seen` are the counts of all ranks together, possibly empty."""
     state.step += 1
-    # 1. Count what is known.
+    # 1. Count known ids.
     entries, slots = state.index.find(seen.ids)
     known = entries >= 0
     totals = seen.counts.copy()
@@ -149,7 +144,7 @@ def observe(state: DynamicIdsState, seen: SeenIds) -> Changes:
     state.counts[entries[known]] = totals[known]
     state.last_used[entries[known]] = state.step
 
-    # 2. Admit: rows for those seen often enough, fresh ones and then those of evicted ids.
+    # 2. Admit ids that were seen often enough, to unused rows and then to those of evicted ids.
     rowless = ~known | (entries >= state.config.num_rows)
     wanting = _most_seen(np.flatnonzero(rowless & (totals >= state.config.admit_after)), totals)
     rows, num_fresh = _take_rows(state, wanting.size)
@@ -160,7 +155,7 @@ def observe(state: DynamicIdsState, seen: SeenIds) -> Changes:
     state.index.remove(evicted_ids)
     _leave_candidates(state, admitted[known[admitted]], entries, slots, rows[known[admitted]])
 
-    # 3. Places among the candidates for the other new ids, those just left included.
+    # 3. Assign places among the candidates to the other new ids, including the places that have just become free.
     new = ~known
     new[admitted] = False
     unplaced = _most_seen(np.flatnonzero(new), totals)
@@ -186,12 +181,12 @@ def observe(state: DynamicIdsState, seen: SeenIds) -> Changes:
 
 
 def _most_seen(places: Int64, totals: Int64) -> Int64:
-    """Most seen first. `places` ascend with the ids, so that a stable sort leaves ties to the smaller id."""
+    """Return places ordered by total, the most seen first. `places` ascend with the ids, so a stable sort breaks ties by id."""
     return places[np.argsort(-totals[places], kind="stable")]
 
 
 def _counts_now(state: DynamicIdsState, entries: Int64) -> Int64:
-    """Counts of entries. With eviction by use, those of rows are halved for every half-life that began since their last use."""
+    """Return the counts of entries. With eviction by use, those of rows are halved per half-life since their last use."""
     if state.config.evict == "age":
         return state.counts[entries]
     half_life = state.config.half_life_steps
@@ -200,12 +195,15 @@ def _counts_now(state: DynamicIdsState, entries: Int64) -> Int64:
 
 
 def _take_rows(state: DynamicIdsState, num: int) -> tuple[Int64, int]:
-    """At most `num` rows for new owners, marked as used at this step, and how many of them, which come first, never had one."""
+    """Take at most `num` rows for new ids and mark them as used at this step.
+
+    Returns the rows, and how many of them never had an id; these come first.
+    """
     config = state.config
     num_fresh = min(num, config.num_rows - state.num_rows_used)
     fresh = np.arange(state.num_rows_used, state.num_rows_used + num_fresh, dtype=np.int64)
     state.num_rows_used += num_fresh
-    state.last_used[fresh] = state.step  # taken, so not to be swept up below
+    state.last_used[fresh] = state.step  # taken, so the sweep below skips them
 
     def order(rows: Int64) -> list[Int64]:
         uses = [_counts_now(state, rows)] if config.evict == "use" else []
@@ -227,7 +225,10 @@ def _leave_candidates(state: DynamicIdsState, admitted: Int64, entries: Int64, s
 
 
 def _take_places(state: DynamicIdsState, num: int) -> tuple[Int64, int]:
-    """At most `num` places for new candidates, marked as used at this step, and how many were forgotten for them."""
+    """Take at most `num` places for new candidates and mark them as used at this step.
+
+    Returns the places, and the number of candidates that were forgotten for them.
+    """
     num_free = min(num, state.num_free_places)
     state.num_free_places -= num_free
     free = state.free_places[state.num_free_places : state.num_free_places + num_free][::-1]
@@ -243,7 +244,10 @@ def _take_places(state: DynamicIdsState, num: int) -> tuple[Int64, int]:
 def _sweep(
     state: DynamicIdsState, first: int, end: int, order: Callable[[Int64], list[Int64]]
 ) -> Callable[[int], Int64]:
-    """For EvictionQueue.take: the first to go among entries first .. end - 1, all of them in use, but not at this step."""
+    """Return the sweep of EvictionQueue.take over entries first .. end - 1.
+
+    It returns the first entries to evict. All entries are in use, but not at this step.
+    """
 
     def sweep(num: int) -> Int64:
         idle = first + np.flatnonzero(state.last_used[first:end] < state.step)
@@ -253,19 +257,19 @@ def _sweep(
 
 
 def state_tensors(state: DynamicIdsState) -> dict[str, Tensor]:
-    """All of the state as int64 tensors, replicated over ranks, whose shapes depend on the config alone.
+    """Return the state as int64 tensors, replicated over ranks, with shapes that depend on the config alone.
 
-    They share memory with the state, except `numbers`, which is a copy: load a checkpoint into those of a new state, then
-    make the state from them with `from_tensors`.
+    They share memory with the state, except `numbers`, which is a copy. To load a checkpoint, load it into the tensors of a new
+    state and build the state from them by `from_tensors`.
     """
     numbers = np.asarray([state.step, state.num_rows_used, state.num_free_places, *_marks(state)], np.int64)
     return {name: torch.from_numpy(array) for name, array in {**_arrays(state), "numbers": numbers}.items()}
 
 
 def from_tensors(config: DynamicIdsConfig, tensors: dict[str, Tensor]) -> DynamicIdsState:
-    """The state that `state_tensors` gave, which goes on exactly as the saved one. Copies the tensors; from any device.
+    """Return the state of the result of `state_tensors`, which continues exactly like the saved one.
 
-    Raises ValueError if they were made with another number of rows or candidates.
+    Copies the tensors, which can be on any device. Raises ValueError if they have another number of rows or candidates.
     """
     state = new_state(config)
     for name, array in _arrays(state).items():
@@ -279,7 +283,9 @@ def from_tensors(config: DynamicIdsConfig, tensors: dict[str, Tensor]) -> Dynami
     for queue, (head, end, swept_at) in zip(
         (state.row_queue, state.candidate_queue), (marks[:3], marks[3:]), strict=True
     ):
-        queue.next, queue.end, queue.swept_at = head, end, swept_at
+        queue.next = head
+        queue.end = end
+        queue.swept_at = swept_at
     entries = np.flatnonzero(state.counts)
     state.index.insert(state.ids[entries], entries)
     return state

@@ -1,19 +1,19 @@
-"""From tables, their use and the devices to a plan, with what it will cost. A function: no device, worker or file is touched.
+"""Planning: from tables, their use and the devices to a plan and its predicted cost. A pure function without devices or files.
 
 Files:
-    calibrate.py       its constants, fitted to what a run measured
+    calibrate.py       constants of the cost model, fitted to measurements of runs
     costs.py           the cost model: bytes and seconds of every table on every rank
-    improve.py         a layout made better by moves and swaps
-    layout.py          tables put down on ranks where it hurts least
-    load.py            what a step asks of a table
-    measured.py        what look-ups really cost, as a value
-    options.py         the ways in which one table may lie, with their costs
-    planned_tables.py  a plan with all that it was made from
+    improve.py         local search: moves and swaps of tables
+    layout.py          greedy placement of tables on ranks
+    load.py            the use of a table in a step
+    measured.py        measured costs of look-ups, as a value
+    options.py         the possible placements of one table, with their costs
+    planned_tables.py  a plan with its inputs
     planner.py         the plan of all tables
-    prediction.py      what a plan will cost
-    refusals.py        what to say when tables do not fit
-    shares.py          what of every table lies on every rank, as arrays
-    topology.py        the devices, how fast they are, and the constants of the cost model
-    units.py           bytes, seconds and counts as people read them
-    warnings.py        what is unlucky about a plan that works
+    prediction.py      the predicted cost of a plan
+    refusals.py        the error message if tables do not fit
+    shares.py          the share of every table on every rank, as arrays
+    topology.py        the devices, their speed, and the constants of the cost model
+    units.py           bytes, seconds and counts as text
+    warnings.py        warnings about a valid plan
 """

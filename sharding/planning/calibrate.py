@@ -1,12 +1,12 @@
-"""The constants of the cost model, fitted to what a run measured. A function: nothing is read or written.
+"""Calibration: the constants of the cost model, fitted to measurements of a run. A pure function without files.
 
 Every phase's time is linear in the constants (sharding.planning.costs), so they follow from least squares over relative errors:
 
     minimise  sum over observations ((features . c - seconds) / seconds)^2  +  PRIOR * sum over constants ((c - c0) / c0)^2,  c >= 0
 
-c0 are the constants of the device. The second sum leaves alone what the observations say nothing about: a run on one worker
-tells nothing of networks, and what always grows together (bytes sent and ids sorted for it) can only be fitted as a sum, which
-holds for that run's number of workers.
+c0 are the constants of the device. The second sum keeps constants on which the observations have no information: a run on one
+worker has none on networks. Terms that always grow together (bytes sent and ids sorted for it) can only be fitted as a sum,
+which is valid for that run's number of workers.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Observation:
-    """What one phase of a step took on one rank, and the features (k,) of all constants that the model multiplies it from."""
+    """The measured time of one phase of a step on one rank, with its features (k,) for all constants of the model."""
 
     table: str
     phase: str
@@ -41,21 +41,21 @@ class Observation:
 
 @dataclass(frozen=True)
 class Calibration:
-    """constants: fitted; error_before, error_after: medians over observations of |predicted / measured - 1|, by phase."""
+    """Fitted constants. Errors are medians over observations of |predicted / measured - 1|, by phase."""
 
-    constants: CostConstants
+    constants: CostConstants  # the fitted ones
     num_observations: int
-    error_before: dict[str, float]
-    error_after: dict[str, float]
+    error_before: dict[str, float]  # with the constants of the device
+    error_after: dict[str, float]  # with the fitted ones
 
 
 NAMES = tuple(field.name for field in fields(CostConstants))
 
 
 def alone(plan: Plan, load: TableLoad, num_ids: int) -> tuple[Plan, list[TableLoad]]:
-    """The plan of one table only, and its load when every rank looks up num_ids of its rows."""
-    asked = replace(load, ids_per_rank=float(num_ids), vectors_per_rank=float(num_ids))
-    return replace(plan, tables={load.name: plan.tables[load.name]}), [asked]
+    """Return the plan of one table only, and its load if every rank looks up num_ids of its rows."""
+    single = replace(load, ids_per_rank=float(num_ids), vectors_per_rank=float(num_ids))
+    return replace(plan, tables={load.name: plan.tables[load.name]}), [single]
 
 
 def observations_of(
@@ -67,27 +67,37 @@ def observations_of(
     num_ids: Sequence[int],
     seconds: dict[str, Float64],
 ) -> list[Observation]:
-    """Observations of one table that was looked up alone. seconds: by phase (L, W), by trial of `num_ids` ids and rank."""
+    """Return the observations of one table that was looked up alone.
+
+    Args:
+        plan: the plan of the run.
+        loads: of all tables.
+        topology: the devices.
+        communication: the precision between ranks.
+        table: name of the table.
+        num_ids: ids per rank, by trial.
+        seconds: by phase (L, W), by trial and rank.
+    """
     load = next(load for load in loads if load.name == table)
-    found = []
+    observations = []
     for trial, number in enumerate(num_ids):
         for phase, (values, names) in phase_features(*alone(plan, load, number), topology, communication).items():
             for rank, measured in enumerate(seconds[phase][trial] if phase in seconds else ()):
                 row = np.zeros(len(NAMES))
                 np.add.at(row, [NAMES.index(name) for name in names], values[0, rank])
                 if row.any() and measured > 0.0:
-                    found.append(Observation(table, phase, rank, float(number), float(measured), row))
-    return found
+                    observations.append(Observation(table, phase, rank, float(number), float(measured), row))
+    return observations
 
 
 def calibrate(observations: Sequence[Observation], prior: CostConstants) -> Calibration:
-    """Raises ValueError if there is nothing to fit to."""
+    """Fit the constants to observations. Raises ValueError if there are none."""
     if not observations:
         raise ValueError("nothing was measured that the cost model predicts")
     features = np.stack([o.features for o in observations])
     seconds = np.array([o.seconds for o in observations])
     before = np.array([getattr(prior, name) for name in NAMES])
-    # In units of the prior and of what was measured, both sums are of plain numbers.
+    # In units of the prior and of the measurements, both sums are dimensionless.
     design = np.concatenate((features * before / seconds[:, None], np.sqrt(PRIOR) * np.eye(before.size)))
     goal = np.concatenate((np.ones(seconds.size), np.full(before.size, np.sqrt(PRIOR))))
     after = _non_negative_least_squares(design, goal) * before
@@ -101,8 +111,9 @@ def calibrate(observations: Sequence[Observation], prior: CostConstants) -> Cali
 
 
 def _non_negative_least_squares(design: Float64, goal: Float64) -> Float64:
-    """By coordinate descent, which for a strictly convex problem converges to its one solution."""
-    gram, right = design.T @ design, design.T @ goal
+    """Return the unique solution of this strictly convex problem by coordinate descent."""
+    gram = design.T @ design
+    right = design.T @ goal
     solution = np.ones(right.size)
     for _ in range(SWEEPS):
         for n in range(solution.size):

@@ -1,4 +1,4 @@
-"""Tables put down on ranks one by one, each where it hurts least, and taken up again. Imports no torch."""
+"""Greedy placement: each table goes to the ranks where it adds least step time. Tables can be removed again. Imports no torch."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -13,29 +13,33 @@ from sharding.planning.topology import Topology
 
 Places = NDArray[np.int64]
 NOWHERE = np.zeros(0, np.int64)
-# Among places that lengthen the step equally, the one with least to do, and of those the emptiest.
-LEAST_BUSY, EMPTIEST = 1e-3, 1e-6
+# Tie-breaks among places that lengthen the step equally: the least busy one, then the emptiest.
+LEAST_BUSY = 1e-3
+EMPTIEST = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """places: ranks or hosts of the blocks, as in TablePlan; none for those that lie everywhere."""
+    """An option with its places: ranks or hosts of the blocks, as in TablePlan; empty for tables on all ranks."""
 
     option: Option
     places: Places
 
 
 class Layout:
-    """What lies on every rank. `put` and `take` keep account; step_seconds is what sharding.planning.costs would predict, if
-    hosts are full and blocks of rows equally large.
+    """The tables on every rank, with running totals that `put` and `take` update.
+
+    step_seconds is the prediction of sharding.planning.costs if hosts are full and blocks of rows have equal sizes.
     """
 
     def __init__(self, topology: Topology, asking_bytes: float = 0.0) -> None:
-        """asking_bytes: what each rank needs for what it asks of tables, wherever they lie."""
+        """Create an empty layout. `asking_bytes`: memory of every rank for its requests to all tables."""
         self.tables: dict[str, Placed] = {}
-        self._num_ranks, self._per_host = topology.num_devices, min(topology.devices_per_host, topology.num_devices)
+        self._num_ranks = topology.num_devices
+        self._per_host = min(topology.devices_per_host, topology.num_devices)
         self._hosts = np.arange(self._num_ranks) // self._per_host
-        self._capacity, self._host_capacity = float(topology.capacity_bytes), float(topology.host_memory)
+        self._capacity = float(topology.capacity_bytes)
+        self._host_capacity = float(topology.host_memory)
         self._latency = topology.latency_seconds * topology.costs.latency * (self._num_ranks > 1)
         self._busy = np.zeros((len(PHASES), self._num_ranks))
         self._bytes = np.zeros(self._num_ranks)
@@ -52,7 +56,7 @@ class Layout:
 
     @property
     def busiest_ranks(self) -> list[int]:
-        """The slowest rank of each phase, each once."""
+        """Return the unique slowest ranks of the phases."""
         return sorted(set(self._busy.argmax(axis=1).tolist()))
 
     @property
@@ -62,7 +66,7 @@ class Layout:
 
     @property
     def used_bytes(self) -> float:
-        """Of device memory, on all ranks together."""
+        """Return the used device memory of all ranks together."""
         return float(self._bytes.sum() + self._everywhere_bytes * self._num_ranks)
 
     def put(self, name: str, placed: Placed) -> None:
@@ -76,13 +80,13 @@ class Layout:
         return placed
 
     def ranks_of(self, placed: Placed) -> Places:
-        """All ranks that hold a block, those aside that lie everywhere."""
+        """Return all ranks that hold a block, empty for tables on all ranks."""
         if placed.option.where == "hosts":
             return (placed.places[:, None] * self._per_host + np.arange(self._per_host)).ravel()
         return placed.places
 
     def best_places(self, option: Option) -> Places | None:
-        """Where the blocks of one more table had best lie; none if they fit nowhere."""
+        """Return the best places for the blocks of one more table, or None if they fit nowhere."""
         if option.where == "everywhere":
             fits = self._fits(option).all() and self._host_room(option, self._per_host).all()
             return NOWHERE if fits else None
@@ -113,11 +117,11 @@ class Layout:
         return places
 
     def _fits(self, option: Option) -> NDArray[np.bool_]:
-        """(W,) whether a rank holds one more block."""
+        """Return whether each rank has room for one more block, (W,)."""
         return self._bytes + self._everywhere_bytes + option.block_bytes <= self._capacity
 
     def _host_room(self, option: Option, blocks: int) -> NDArray[np.bool_]:
-        """(H,) whether a host's memory holds so many more blocks."""
+        """Return whether each host's memory has room for this many more blocks, (H,)."""
         return self._host_bytes + blocks * option.host_bytes <= (self._host_capacity if option.host_bytes else np.inf)
 
     def _hosts_hold(self, option: Option, ranks: Places) -> bool:
@@ -142,6 +146,6 @@ class Layout:
 
 
 def _least(cost: Float64, count: int) -> Places | None:
-    """The `count` cheapest places, the first ones of equal ones, in ascending order; none if too few are possible."""
+    """Return the `count` cheapest places in ascending order, ties by place; None if too few are possible."""
     places = np.array([cost.argmin()]) if count == 1 else np.argsort(cost, kind="stable")[:count]
     return np.sort(places) if places.size == count and np.isfinite(cost[places]).all() else None

@@ -1,4 +1,4 @@
-"""What a step asks of a table: the planner's view of a model. Imports no torch."""
+"""The use of a table in a step: the planner's view of a model. Imports no torch."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,20 +8,17 @@ from sharding.config import Kernel, Sharding, SparseOptimizer, TableConfig
 
 @dataclass(frozen=True)
 class TableLoad:
-    """One table and its use in one step by one of the ranks.
+    """One table and its use in a step by one rank.
 
-    pooled: looked up as bags that are summed (EmbeddingBagCollection), else as a sequence (EmbeddingCollection).
-    ids_per_rank: ids that a rank looks up in a step, each counted as often as it is sent. vectors_per_rank: rows that come
-    back to it: as many as ids of a sequence, one per bag of a pooled table. weighted: each id of a bag travels with its weight.
-    mean_pooling: bags are averaged, not summed. The rest is as in TableConfig: none or "auto" leaves a choice to the plan.
+    The fields without a comment are as in TableConfig; None or "auto" leaves the choice to the plan.
     """
 
     name: str
     num_rows: int
     dim: int
-    pooled: bool
-    ids_per_rank: float
-    vectors_per_rank: float
+    pooled: bool  # looked up as bags that are summed (EmbeddingBagCollection), else as a sequence (EmbeddingCollection)
+    ids_per_rank: float  # ids that a rank looks up in a step, each counted as often as it is sent
+    vectors_per_rank: float  # vectors that a rank receives: one per id of a sequence, one per bag of a pooled table
     optimizer: SparseOptimizer = "rowwise_adagrad"
     shardings: tuple[Sharding, ...] | None = None
     kernel: Literal["auto"] | Kernel = "auto"
@@ -29,12 +26,12 @@ class TableLoad:
     min_partition: int | None = None
     cache_load_factor: float | None = None
     weight_decay: float = 0.0
-    mean_pooling: bool = False
-    weighted: bool = False
+    mean_pooling: bool = False  # bags are averaged, not summed
+    weighted: bool = False  # each id of a bag is sent with its weight
 
 
 def sequence_load(name: str, config: TableConfig, num_rows: int, ids_per_rank: float) -> TableLoad:
-    """The load of a table that is looked up per event, with the constraints of its config."""
+    """Return the load of a table that is looked up per event, with the constraints of its config."""
     return TableLoad(
         name=name,
         num_rows=num_rows,
@@ -53,6 +50,9 @@ def sequence_load(name: str, config: TableConfig, num_rows: int, ids_per_rank: f
 
 
 def bag_load(name: str, config: TableConfig, num_rows: int, ids_per_rank: float, bags_per_rank: float) -> TableLoad:
-    """The load of a table whose rows are added up in bags. Means are sums whose ids have weights (models.features.bags)."""
-    asked = sequence_load(name, config, num_rows, ids_per_rank)
-    return replace(asked, pooled=True, vectors_per_rank=bags_per_rank, weighted=config.pooling == "mean")
+    """Return the load of a table that is looked up in bags of summed rows.
+
+    Means are sums with weights per id (models.features.bags).
+    """
+    load = sequence_load(name, config, num_rows, ids_per_rank)
+    return replace(load, pooled=True, vectors_per_rank=bags_per_rank, weighted=config.pooling == "mean")

@@ -9,13 +9,9 @@ Float64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """num_ids: by table, the ids that each rank looked up, by trial (L,).
+class MeasuredLookups:
+    """Measured times and memory of tables. Times are medians over repeats."""
 
-    seconds: by table and phase (L, W) float64, the median over repeats, by trial and rank; without phases that were not timed.
-    memory_bytes: by table (W,) float64, weights and optimizer state that each rank holds.
-    """
-
-    num_ids: dict[str, list[int]]
-    seconds: dict[str, dict[str, Float64]]
-    memory_bytes: dict[str, Float64]
+    num_ids: dict[str, list[int]]  # by table (L,), the ids that each rank looked up, by trial
+    seconds: dict[str, dict[str, Float64]]  # by table and timed phase (L, W), by trial and rank
+    memory_bytes: dict[str, Float64]  # by table (W,), weights and optimizer state of each rank

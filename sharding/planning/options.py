@@ -1,4 +1,4 @@
-"""The ways in which one table may lie, and what each costs wherever its blocks come to lie. Imports no torch."""
+"""The possible placements of one table, with their costs for any place of the blocks. Imports no torch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -12,27 +12,27 @@ from sharding.plan import TablePlan
 from sharding.planning.costs import (
     HOST_KERNELS,
     PHASES,
-    asked_of,
     collective_kind,
     collectives,
     features,
     memory,
-    ranks_of,
+    rank_group,
     stored_bytes,
+    use_of,
 )
 from sharding.planning.load import TableLoad
 from sharding.planning.shares import Float64, Shares, row_blocks, shares_of
 from sharding.planning.topology import Topology
 from sharding.support import unsupported_reason
 
-# What `auto` chooses among; the first of equally good ones. table_column_wise is column_wise with fewer places to choose from.
+# The choices of `auto`, with ties in this order. table_column_wise is column_wise with fewer possible places.
 AUTO: tuple[Sharding, ...] = ("table_wise", "row_wise", "column_wise", "table_row_wise", "grid_shard", "data_parallel")
-# Optimizers under which a copy on every rank is trained as a sharded table is; the others move rows that no id asked for.
+# Optimizers that train a copy on every rank like a sharded table. Others also move rows that were not looked up.
 REPLICABLE = frozenset({"sgd", "adagrad", "rowwise_adagrad"})
-# Tables that `auto` may copy to every rank: as large at most, and this part of what a device may hold.
+# Tables that `auto` can copy to every rank: at most this large, and at most this part of a device's capacity.
 SMALL_BYTES = {"cpu": 64 * 1024**2, "cuda": 1024**3}
 SMALL_PART = 0.01
-# Rows of fewer columns cost nearly as much to read as rows of so many: a processor fetches lines of 64 bytes, two at a time; a
+# Reading narrower rows costs nearly as much as reading rows of this width: a processor fetches lines of 64 bytes, two at a time; a
 # GPU's warp reads 128 numbers at once, and TorchRec's planner counts half of them as 1.15 of the whole's rate, a quarter as 1.75.
 MIN_PARTITION = {"cpu": 32, "cuda": 64}
 RANKED = frozenset({"table_wise", "column_wise", "table_column_wise"})
@@ -44,24 +44,22 @@ Where = Literal["everywhere", "ranks", "ranks of one host", "hosts"]
 
 @dataclass(frozen=True, eq=False)
 class Option:
-    """num_blocks equal blocks, each on another rank or host; one block on every rank where there is no choice.
+    """A way of placing a table: num_blocks equal blocks, each on another rank or host, or one on every rank.
 
-    block_seconds: (5,) by phase, what a block adds on a rank that holds one; all_seconds: on every rank. Latency aside: `kind`
-    says with which other tables this one shares its `collectives`. Bytes are of a block on one rank, in device memory and in its
-    host's. asking_bytes: on every rank, the same for all options of a table.
+    Times do not include latency. Bytes are of a block on one rank.
     """
 
     table: TablePlan
     where: Where
-    num_blocks: int
+    num_blocks: int  # the number of ranks if each has a block
     ranks: tuple[int, ...] | None
-    kind: tuple[Sharding, bool]
+    kind: tuple[Sharding, bool]  # tables of one kind share their `collectives`
     collectives: int
-    block_seconds: Float64
-    all_seconds: Float64
-    block_bytes: float
-    host_bytes: float
-    asking_bytes: float
+    block_seconds: Float64  # (5,) by phase, added on a rank that holds a block
+    all_seconds: Float64  # (5,) by phase, added on every rank
+    block_bytes: float  # in device memory
+    host_bytes: float  # in the host's memory
+    asking_bytes: float  # on every rank, for its requests; the same for all options of a table
     weights_bytes: float
     optimizer_bytes: float
     is_last_resort: bool
@@ -72,9 +70,10 @@ class Option:
 
 
 def options_of(load: TableLoad, topology: Topology, communication: CommunicationConfig) -> list[Option]:
-    """All that constraints and the stack allow, in the order of AUTO. Raises PlacementError with the reasons if that is nothing.
+    """Return all options that constraints and the stack allow, in the order of AUTO.
 
-    topology: of the ranks that share the tables. Whether an option fits into memory is not looked at.
+    The options may exceed the memory. `topology`: of the ranks that share the tables. Raises PlacementError with the reasons if
+    there is no option.
     """
     reasons: dict[str, None] = {}
     tables = []
@@ -113,7 +112,8 @@ def _unsupported_reason(load: TableLoad, sharding: Sharding, kernel: Kernel, top
     )
     if reason is not None:
         return reason
-    ranks, per_host = topology.num_devices, topology.devices_per_host
+    ranks = topology.num_devices
+    per_host = topology.devices_per_host
     if load.ranks is not None:
         if sharding not in RANKED:
             return f"sharding = {sharding}: its ranks cannot be chosen; choose table_wise, or leave ranks out"
@@ -132,7 +132,7 @@ def _unsupported_reason(load: TableLoad, sharding: Sharding, kernel: Kernel, top
 
 
 def _is_worth_it(load: TableLoad, sharding: Sharding, topology: Topology) -> bool:
-    """Whether `auto` looks at this sharding at all."""
+    """Return whether `auto` considers this sharding."""
     if sharding == "data_parallel":
         most = min(SMALL_BYTES[topology.device], SMALL_PART * topology.capacity_bytes)
         is_small = load.num_rows * load.dim * 4 <= most
@@ -152,19 +152,23 @@ def _block_counts(load: TableLoad, sharding: Sharding, topology: Topology) -> li
     wide = [n for n in counts if load.dim // n >= (load.min_partition or MIN_PARTITION[topology.device])]
     if load.shardings is None:
         return wide
-    # Asked for by name, so as wide as a split can be where none is as wide as it should; one block is all that one rank can have.
+    # The sharding was requested by name: if no split is wide enough, take the widest one. One rank can have one block only.
     return wide or ([] if load.min_partition else counts[:1]) or [1]
 
 
 def with_costs(
     tables: Sequence[TablePlan], load: TableLoad, topology: Topology, communication: CommunicationConfig
 ) -> Iterator[Option]:
-    """The costs of a block are those of the first rank, on which all shardings put one; of every rank, those without a shard."""
-    asked = asked_of(tables, [load] * len(tables))
+    """Yield an option with costs for each plan of the table.
+
+    The costs of a block are those of the first rank, on which all shardings put one; the costs of every rank are those without
+    a shard.
+    """
+    use = use_of(tables, [load] * len(tables))
     whole = shares_of(tables, topology.num_devices, topology.devices_per_host)
     shares = Shares(**{f.name: np.pad(getattr(whole, f.name)[:, :1], ((0, 0), (0, 1))) for f in fields(Shares)})
-    ranks = ranks_of(topology.num_devices, topology.devices_per_host, np.array([0, 0]))
-    by_phase = features(asked, shares, ranks, topology, communication)
+    ranks = rank_group(topology.num_devices, topology.devices_per_host, np.array([0, 0]))
+    by_phase = features(use, shares, ranks, topology, communication)
     seconds = np.stack(
         [
             values @ np.array([getattr(topology.costs, name) for name in names])
@@ -172,8 +176,8 @@ def with_costs(
         ],
         axis=-1,
     )
-    device_bytes, host_bytes = memory(asked, shares, ranks)
-    weights, state = stored_bytes(asked, shares)
+    device_bytes, host_bytes = memory(use, shares, ranks)
+    weights, state = stored_bytes(use, shares)
     for n, table in enumerate(tables):
         yield Option(
             table=table,

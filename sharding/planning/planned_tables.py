@@ -1,4 +1,4 @@
-"""A plan with all that it was made from. Imports no torch."""
+"""A plan with its inputs. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from sharding.planning.topology import Topology
 
 @dataclass(frozen=True)
 class PlannedTables:
-    """warnings: what is unlucky about the plan, a line each."""
+    """A plan with the loads, devices and settings that it was computed from."""
 
     plan: Plan
     loads: tuple[TableLoad, ...]
     topology: Topology
     communication: CommunicationConfig
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...]  # about the plan, a line each

@@ -1,11 +1,11 @@
-"""The plan of all tables: for each a sharding, a kernel and ranks, so that no rank is too full and a step takes least time.
+"""The planner: a sharding, a kernel and ranks for each table, within memory and with the shortest step.
 
-Two moves, repeated. A proposal bounds what one block of a table may add to a rank's time and gives each table the option of least
-work within that bound; tables are then put down one by one, the largest first, each where the step grows least (list scheduling
-under a guess of the makespan: Hochbaum and Shmoys 1987), or by its next option if the first finds no room. The best proposal is
-improved by moving, splitting and swapping tables of the ranks that others wait for. Imports no torch.
+Two steps repeat. A proposal bounds the time that one block of a table adds to a rank, and gives each table the option of least
+work within that bound. Then tables are placed one by one, the largest first, each where the step grows least (list scheduling
+under a guess of the makespan: Hochbaum and Shmoys 1987), or by its next option if the first does not fit. The best proposal is
+improved by moves, splits and swaps of tables on the ranks that others wait for. Imports no torch.
 
-Not an exact search: tests/sharding/planning measures the distance from the optimum where that can be enumerated.
+The search is not exact. tests/sharding/planning measures the distance from the optimum where that can be enumerated.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ from sharding.planning.refusals import no_room
 from sharding.planning.topology import Topology
 
 NUM_BOUNDS = 32
-PRICES = (0.0, 1.0, 10.0, 100.0)  # of memory; the higher ones are tried only where it is short
+PRICES = (0.0, 1.0, 10.0, 100.0)  # of memory; higher ones are tried only if memory is short
 NUM_IMPROVED = 6
 Options = Mapping[str, Sequence[Option]]
 
@@ -37,9 +37,9 @@ def make_plan(
     inputs: str = "",
     replica_groups: int = 1,
 ) -> Plan:
-    """A function of its inputs; the order of `loads` is only that of the plan's tables.
+    """Compute the plan, a function of its arguments. The order of `loads` only determines the order of the plan's tables.
 
-    Raises PlacementError, naming the table, if one can lie nowhere.
+    Raises PlacementError, with the name of the table, if a table fits nowhere.
     """
     group = _group(topology, replica_groups)
     by_kind: dict[TableLoad, list[Option]] = {}
@@ -60,27 +60,30 @@ def make_plan(
 
 
 def _without_wrong_means(loads: Sequence[TableLoad]) -> list[TableLoad]:
-    """Averaged bags are right under a split by rows only if all pooled tables are split so (see sharding.tables.apply_plan)."""
+    """Return the loads without shardings that give wrong means.
+
+    Averaged bags are right under a split by rows only if all pooled tables are split by rows (see sharding.tables.apply_plan).
+    """
     if all(set(load.shardings or AUTO) <= ROW_SPLITS for load in loads if load.pooled):
         return list(loads)
-    # Named in a list, copies would be made of tables of any size.
+    # A list that names data_parallel would copy tables of any size.
     shards = [sharding for sharding in AUTO if sharding != "data_parallel"]
-    found = []
+    allowed = []
     for load in loads:
         if load.pooled and load.mean_pooling:
             left = tuple(sharding for sharding in load.shardings or shards if sharding not in ROW_SPLITS)
             if not left:
                 raise PlacementError(
-                    f"tables.{load.name}: sharding = {', '.join(load.shardings or ())}: bags that are averaged cannot be split by "
-                    "rows beside tables that are not; choose table_wise, or row_wise for all pooled tables"
+                    f"tables.{load.name}: sharding = {', '.join(load.shardings or ())}: averaged bags cannot be split by rows "
+                    "together with tables that are not; choose table_wise, or row_wise for all pooled tables"
                 )
             load = replace(load, shardings=left)
-        found.append(load)
-    return found
+        allowed.append(load)
+    return allowed
 
 
 def _group(topology: Topology, replica_groups: int) -> Topology:
-    """The ranks that share the tables among them, as a topology of their own."""
+    """Return the topology of the ranks of one replica group."""
     if topology.num_devices % replica_groups:
         raise PlacementError(
             f"plan.replica_groups = {replica_groups} does not divide the number of workers, {topology.num_devices}"
@@ -93,7 +96,7 @@ def _group(topology: Topology, replica_groups: int) -> Topology:
 
 
 def _best_layout(options: Options, topology: Topology) -> Layout:
-    """Tables leave device memory only if there is no other way. Raises PlacementError."""
+    """Return the best layout. Tables leave device memory only if nothing else fits. Raises PlacementError."""
     if not options:
         return Layout(topology)
     for allowed in _allowed(options):
@@ -109,8 +112,11 @@ def _best_layout(options: Options, topology: Topology) -> Layout:
 
 
 def _allowed(options: Options) -> Iterator[Options]:
-    """What tables may choose among, the next only if nothing fits: device memory alone; anything; host memory for the largest
-    tables, ever more of them, since a large one that finds room on devices can leave none for the others."""
+    """Yield the options of all tables, each set as a fallback of the one before.
+
+    They are: device memory only; any memory; host memory for a growing number of the largest tables, since a large table on
+    devices can leave no room for the others.
+    """
     yield {name: [o for o in choices if not o.is_last_resort] for name, choices in options.items()}
     yield options
     last_resorts = {name: [o for o in choices if o.is_last_resort] for name, choices in options.items()}
@@ -123,7 +129,10 @@ def _allowed(options: Options) -> Iterator[Options]:
 
 
 def _proposals(options: Options, topology: Topology, price: float) -> Iterator[Layout]:
-    """One for every ranking and order; tables that found no room are missing. price: of filling all memory, in least steps."""
+    """Yield a layout for every ranking and order. Tables that do not fit are missing.
+
+    price: the cost of filling all memory, in units of the least step time.
+    """
     asking_bytes = sum(choices[0].asking_bytes for choices in options.values())
     for ranked in _rankings(options, topology, price):
         first = {name: choices[0] for name, choices in ranked.items()}
@@ -137,8 +146,11 @@ def _proposals(options: Options, topology: Topology, price: float) -> Iterator[L
 
 
 def _rankings(options: Options, topology: Topology, price: float) -> Iterator[Options]:
-    """Options of each table, the first choice first: least cost within a bound of what one block takes, for a range of bounds;
-    and for each sharding, it before others, since tables of one sharding share collectives."""
+    """Yield rankings of the options of each table, the first choice first.
+
+    One kind of ranking minimises cost within a bound on the time of one block, for a range of bounds. The other prefers one
+    sharding, for each sharding, since tables of one sharding share collectives.
+    """
     every = [option for choices in options.values() for option in choices]
     work = {id(option): _work(option, topology) for option in every}
     least_step = sum(min(work[id(option)][0] for option in choices) for choices in options.values())
@@ -159,7 +171,7 @@ def _rankings(options: Options, topology: Topology, price: float) -> Iterator[Op
 
 
 def _work(option: Option, topology: Topology) -> tuple[float, float]:
-    """Seconds on an average rank, and the part of all device memory that is filled."""
+    """Return the seconds on an average rank, and the filled part of all device memory."""
     held = option.num_blocks * (topology.devices_per_host if option.where == "hosts" else 1) / topology.num_devices
     seconds = option.block_seconds.sum() * held + option.all_seconds.sum()
     return float(seconds), option.block_bytes * held / max(1, topology.capacity_bytes)

@@ -1,4 +1,4 @@
-"""What a plan will cost: memory and time of every table on every rank, and what follows for a step. Imports no torch."""
+"""The predicted cost of a plan: memory and time of every table on every rank, and of a step. Imports no torch."""
 
 from dataclasses import dataclass
 
@@ -10,27 +10,24 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Prediction:
-    """All arrays are (T, W) float64, by table (in the order of `tables`) and rank, for one step; 0 where a rank has no shard.
+    """Predicted costs of one step.
 
-    memory_bytes: in device memory, weights, optimizer state and buffers; host_memory_bytes: outside of it.
-    input_seconds: ids sent to where rows lie; lookup_seconds: rows read; output_seconds: rows sent back;
-    gradient_seconds: their gradients sent the other way; update_seconds: rows written by the optimizer.
-    sent_bytes: bytes that the rank sends in all of these.
+    All arrays are (T, W) float64, by table (in the order of `tables`) and rank; 0 without a shard.
     """
 
     tables: tuple[str, ...]
-    memory_bytes: Float64
-    host_memory_bytes: Float64
-    input_seconds: Float64
-    lookup_seconds: Float64
-    output_seconds: Float64
-    gradient_seconds: Float64
-    update_seconds: Float64
-    sent_bytes: Float64
+    memory_bytes: Float64  # in device memory: weights, optimizer state and buffers
+    host_memory_bytes: Float64  # outside of device memory
+    input_seconds: Float64  # ids sent to the owners of rows
+    lookup_seconds: Float64  # rows read
+    output_seconds: Float64  # rows sent back
+    gradient_seconds: Float64  # gradients sent to the owners
+    update_seconds: Float64  # rows written by the optimizer
+    sent_bytes: Float64  # sent by the rank in all phases
 
     @property
     def phases(self) -> dict[str, Float64]:
-        """Seconds by phase, in the order of a step. Every phase ends when its slowest rank does."""
+        """Return seconds by phase, in the order of a step. A phase ends when its slowest rank does."""
         return {
             "input": self.input_seconds,
             "lookup": self.lookup_seconds,
@@ -41,23 +38,23 @@ class Prediction:
 
     @property
     def rank_seconds(self) -> Float64:
-        """(W,): what each rank spends on tables in a step, waiting aside."""
+        """Return the seconds of each rank for tables in a step, without waiting, (W,)."""
         total: Float64 = sum(self.phases.values(), np.zeros_like(self.input_seconds)).sum(axis=0)
         return total
 
     @property
     def step_seconds(self) -> float:
-        """The time that tables add to a step, since ranks wait for each other after every phase."""
+        """Return the time that tables add to a step. Ranks wait for each other after every phase."""
         return float(sum(phase.sum(axis=0).max(initial=0.0) for phase in self.phases.values()))
 
     @property
     def imbalance(self) -> float:
-        """Seconds of the busiest rank over their mean; 1.0 where all have equally much to do."""
+        """Return the seconds of the busiest rank divided by the mean; 1.0 if all ranks have equal work."""
         seconds = self.rank_seconds
         return float(seconds.max() / seconds.mean()) if seconds.any() else 1.0
 
     @property
     def bottleneck(self) -> tuple[str, int]:
-        """The dearest phase, and the rank that is slowest in it."""
+        """Return the most expensive phase and its slowest rank."""
         name, phase = max(self.phases.items(), key=lambda item: float(item[1].sum(axis=0).max(initial=0.0)))
         return name, int(phase.sum(axis=0).argmax())

@@ -1,4 +1,4 @@
-"""What to say when tables do not fit. Imports no torch."""
+"""The error message if tables do not fit. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +9,10 @@ from sharding.planning.units import bytes_text
 
 
 def no_room(options: Mapping[str, Sequence[Option]], furthest: Layout, topology: Topology) -> str:
-    """Names the table that found no room in the layout that went furthest, or one that fits nowhere even alone."""
+    """Return the message for a table that does not fit.
+
+    It is a table that fits nowhere even alone, or else one that has no room in `furthest`, the layout with the most tables.
+    """
     alone = [
         name
         for name, choices in options.items()
@@ -25,7 +28,7 @@ def no_room(options: Mapping[str, Sequence[Option]], furthest: Layout, topology:
         f"{bytes_text(buffers)} buffers of a step"
     )
     text = (
-        f"tables.{name} needs {bytes_text(held)} on one of {topology.num_devices} workers ({parts}), which may hold "
+        f"tables.{name} needs {bytes_text(held)} on one of {topology.num_devices} workers ({parts}), each with room for "
         f"{bytes_text(topology.capacity_bytes)} (plan.device_memory = {bytes_text(topology.device_memory)} less "
         f"{100 * topology.reserved_fraction:.0f} % reserved)"
     )
@@ -38,7 +41,7 @@ def no_room(options: Mapping[str, Sequence[Option]], furthest: Layout, topology:
 
 
 def _smallest(choices: Sequence[Option]) -> Option:
-    """In device memory, if that is allowed at all."""
+    """Return the smallest option, in device memory if possible."""
     within = [option for option in choices if not option.host_bytes]
     return min(within or choices, key=lambda option: option.block_bytes)
 
@@ -53,9 +56,9 @@ def _remedies(name: str, choices: Sequence[Option], topology: Topology) -> list[
     if option.block_bytes > 2 * (option.weights_bytes + option.optimizer_bytes):
         remedies.append("lower train.batch_size, which the buffers of a step grow with")
     if any(choice.host_bytes for choice in choices):
-        remedies.append(f"raise plan.host_memory, of which each host has {bytes_text(topology.host_memory)}")
+        remedies.append(f"raise plan.host_memory, now {bytes_text(topology.host_memory)} per host")
     elif topology.device == "cuda" and topology.host_memory == 0:
-        remedies.append("state plan.host_memory, for tables that do not fit on GPUs")
+        remedies.append("set plan.host_memory, for tables that do not fit on GPUs")
     elif topology.device == "cuda":
         remedies.append(f"set tables.{name}.kernel = fused_uvm_caching")
     return remedies

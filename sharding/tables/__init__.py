@@ -1,14 +1,14 @@
-"""Sharded tables: plans applied, rows initialised, gradients and optimizers.
+"""Sharded tables: application of plans, initial weights, gradients and optimizers.
 
 Files:
-    apply_plan.py     tables sharded as a plan says, with optimizers fused into their backward pass
-    communication.py  rows and gradients in fewer bits on their way
-    fused.py          the tables that fbgemm updates, and the number of updates that it corrects for
-    gradient_norm.py  the norm of the gradient of table rows, as if all ranks were one
+    apply_plan.py     shards tables by a plan, with optimizers fused into their backward pass
+    communication.py  rows and gradients as 16-bit numbers between ranks
+    fused.py          fbgemm's tables, and the number of updates for their bias correction
+    gradient_norm.py  the norm of the gradient of table rows over all ranks
     initialize.py     weights as a function of seed, table, row and column
-    local_shards.py   which tensors are tables, and what of them lies on a rank
-    measure.py        what looking up and updating each table really costs
+    local_shards.py   which tensors are tables, and their parts on a rank
+    measure.py        measures look-ups and updates of each table
     optimizers.py     fused and dense optimizers as one
-    pad_bags.py       equally many bags on every rank, where parts of them are added up
-    reset_rows.py     rows as if they had never been trained
+    pad_bags.py       pads requests to the same number of bags on every rank
+    reset_rows.py     resets rows to their initial state
 """

@@ -1,7 +1,7 @@
-"""Shard the tables of any module as a plan says, with their optimizers fused into the backward pass.
+"""Shards the tables of any module by a plan, with their optimizers fused into the backward pass.
 
-The wiring order matters: tables on the meta device, in-backward optimizers attached, shard, initialise by key; the dense
-optimizers come later and cover what is left (sharding.tables.optimizers).
+The order matters: tables on the meta device, in-backward optimizers attached, shard, initialise by key. The dense optimizers
+follow and cover the other parameters (sharding.tables.optimizers).
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,7 +44,7 @@ Collection: TypeAlias = EmbeddingCollection | EmbeddingBagCollection
 
 
 class _BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's own refuses splits by rows on CPUs, though they work there."""
+    """TorchRec's sharder of bags, with splits by rows on CPUs, which TorchRec refuses although they work."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return [sharding.value for sharding in ShardingType]
@@ -60,8 +60,8 @@ def shard_tables(
 ) -> DistributedModelParallel:
     """Shard the embedding collections of `module` over the ranks and initialise them. Collective.
 
-    A collection for sequences whose tables are all data_parallel stays as it is, and has to be on the ranks' device; all others
-    may be on the meta device. Raises PlacementError if the plan is for other ranks, or says what cannot be.
+    A collection for sequences with data_parallel tables only stays unchanged and has to be on the ranks' device. All others can
+    be on the meta device. Raises PlacementError if the plan is for another number of ranks, or if it is not supported.
     """
     if plan.world_size != world.world_size:
         raise PlacementError(f"the plan is for {plan.world_size} workers, and there are {world.world_size}")
@@ -84,7 +84,7 @@ def shard_tables(
         if not pooled and copied:
             if len(copied) < len(names):
                 raise PlacementError(
-                    f"tables.{copied[0]}.sharding = data_parallel: not in one collection with tables that are sharded"
+                    f"tables.{copied[0]}.sharding = data_parallel: not supported in one collection with sharded tables"
                 )
             continue
         for name in names:
@@ -98,7 +98,7 @@ def shard_tables(
         device=world.device,
         plan=torchrec_plan,
         sharders=_sharders(codecs_of(communication, world.device)) if torchrec_plan.plan else [],
-        # Dense gradients are summed by the trainer in one flat tensor whose layout never changes: DDP rebuilds its
+        # Dense gradients are summed by the trainer in one flat tensor with a fixed layout: DDP rebuilds its
         # buckets after the first step, so a resumed run would add numbers in another order than the uninterrupted one.
         init_data_parallel=False,
     )
@@ -123,15 +123,18 @@ def _configs_of(collection: Collection) -> list[Any]:
 
 
 def _refuse_other_hosts(plan: Plan) -> None:
-    """Hosts matter to tables that are spread over one, and to all that lie on GPUs, which are numbered within a host."""
+    """Raise PlacementError if the plan is for another number of workers per host, where that matters.
+
+    It matters for tables that are spread over one host, and for all tables on GPUs, which are numbered within a host.
+    """
     there = get_local_size(plan.world_size)
     if there == plan.local_world_size:
         return
     for name, table in plan.tables.items():
         if table.sharding in ("table_row_wise", "grid_shard") or plan.device == "cuda":
             raise PlacementError(
-                f"tables.{name}.sharding = {table.sharding}: planned for {plan.local_world_size} workers on each host, and there "
-                f"are {there}; set plan.devices_per_host to that"
+                f"tables.{name}.sharding = {table.sharding}: planned for {plan.local_world_size} workers on each host, but there "
+                f"are {there}; set plan.devices_per_host = {there}"
             )
 
 
@@ -153,7 +156,10 @@ def _refuse_unsupported(name: str, plan: Plan, config: TableConfig, collection: 
 
 
 def _refuse_wrong_means(collection: Collection, plan: Plan) -> None:
-    """Where TorchRec averages bags after rows of one table were added up on several ranks, it divides all other bags too."""
+    """Raise PlacementError if TorchRec would compute wrong means.
+
+    If it averages bags after summing rows of one table over several ranks, it divides all other bags too.
+    """
     if isinstance(collection, EmbeddingCollection):
         return
     split = [config for config in _configs_of(collection) if plan.tables[config.name].sharding in ROW_SPLITS]
@@ -161,8 +167,8 @@ def _refuse_wrong_means(collection: Collection, plan: Plan) -> None:
     averaged = [config.name for config in split if config.pooling == PoolingType.MEAN]
     if averaged and whole:
         raise PlacementError(
-            f"tables.{averaged[0]}.sharding = {plan.tables[averaged[0]].sharding}: bags that are averaged cannot be split by rows "
-            f"beside tables that are not, such as {whole[0].name}; choose table_wise, or row_wise for all tables"
+            f"tables.{averaged[0]}.sharding = {plan.tables[averaged[0]].sharding}: averaged bags cannot be split by rows "
+            f"together with tables that are not, such as {whole[0].name}; choose table_wise, or row_wise for all tables"
         )
 
 
@@ -190,7 +196,7 @@ def _fuse_optimizer(collection: Collection, table: str, config: TableConfig) -> 
 
 
 def _sharders(codecs: dict[str, QuantizedCommCodecs] | None) -> list[ModuleSharder[nn.Module]]:
-    # Left alone, fbgemm takes no notice of an optimizer's weight decay.
+    # By default fbgemm ignores an optimizer's weight decay.
     fused = {"weight_decay_mode": WeightDecayMode.L2}
     return [EmbeddingCollectionSharder(fused, codecs), _BagSharder(fused, codecs)]  # type: ignore[list-item]
 

@@ -1,6 +1,6 @@
-"""Fewer bytes between ranks: looked-up rows and their gradients as 16-bit numbers on their way, fp32 before and after.
+"""Fewer bytes between ranks: looked-up rows and their gradients are sent as 16-bit numbers, and are fp32 before and after.
 
-TorchRec's codecs do it. What they do otherwise than asked on some backends is refused by name (sharding.support).
+TorchRec's codecs convert them. Codecs that behave differently on some backends are rejected by name (sharding.support).
 """
 
 from typing import Any
@@ -12,13 +12,13 @@ from torchrec.distributed.types import QuantizedCommCodec, QuantizedCommCodecs
 
 from sharding.config import CommunicationConfig
 
-# Gradients are those of a mean over a global batch, so most are far below 1, and fp16 knows nothing below 6e-8: they travel
-# multiplied by this. What exceeds 65,504 even so is clamped by the codec, not infinite.
+# Gradients are of a mean over a global batch, so most are far below 1, and fp16 has no numbers below 6e-8. So they are multiplied
+# by this before they are sent. The codec clamps results above 65,504, so they do not become infinite.
 GRADIENT_SCALE = 1024.0
 
 
 class _Scaled:
-    """A codec for numbers that are multiplied on their way. fbgemm takes its own scale back in fp16, which loses them after all."""
+    """A codec that scales numbers before encoding. fbgemm's own scale is undone in fp16, which loses small numbers."""
 
     def __init__(self, codec: QuantizedCommCodec[Any]) -> None:
         self._codec = codec
@@ -36,7 +36,7 @@ class _Scaled:
 
 
 def codecs_of(config: CommunicationConfig, device: torch.device) -> dict[str, QuantizedCommCodecs] | None:
-    """The codecs that a sharder takes; none if all is sent as it is."""
+    """Return the codecs of a sharder, or None if everything is sent as fp32."""
     if config.forward == config.backward == "fp32":
         return None
     registry: dict[str, QuantizedCommCodecs] = get_qcomm_codecs_registry(

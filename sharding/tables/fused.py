@@ -1,8 +1,9 @@
-"""The tables of a sharded module whose optimizers are fused into fbgemm, and the number of updates that these correct for.
+"""The tables of a sharded module with optimizers fused into fbgemm, and the number of updates for their bias correction.
 
-Adam and its kin divide their moments by 1 - beta^n, n the number of updates. fbgemm counts n in its look-ups, of which some update
-nothing: evaluation, steps that are skipped, measurements. It is not part of any state that TorchRec saves either. So the trainer
-counts the updates, keeps the number in checkpoints, and sets it before the look-up of every step, from which the update takes it.
+Adam and related optimizers divide their moments by 1 - beta^n, with n the number of updates. fbgemm counts n in its look-ups,
+but some look-ups update nothing: evaluation, skipped steps, measurements. The state that TorchRec saves does not contain it
+either. So the trainer counts the updates, keeps the number in checkpoints, and sets it before the look-up of every step, for
+the update.
 """
 
 from collections.abc import Iterable
@@ -13,18 +14,18 @@ from torch import Tensor, nn
 
 
 class CountsLookups(Protocol):
-    """What `set_num_updates` uses of fbgemm's SplitTableBatchedEmbeddingBagsCodegen."""
+    """The attributes of fbgemm's SplitTableBatchedEmbeddingBagsCodegen that `set_num_updates` uses."""
 
-    # (1,) int64 on the module's device: what is read back into iter_cpu where that is 0.
+    # (1,) int64 on the module's device: read back into iter_cpu if that is 0.
     iter: Tensor
     # (1,) int64 on the CPU: a look-up adds one, and its backward pass corrects for the sum.
     iter_cpu: Tensor
 
 
 def fused_tables(sharded_model: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
-    """Return fbgemm's modules in a sharded one, each of which holds one table or several.
+    """Return the modules of fbgemm in a sharded module, each of which holds one or more tables.
 
-    TorchRec's sharded collections keep them in a plain list, `_lookups`, where `nn.Module.modules` does not look.
+    TorchRec's sharded collections keep them in a plain list, `_lookups`, which `nn.Module.modules` does not visit.
     """
     tables: dict[int, SplitTableBatchedEmbeddingBagsCodegen] = {}
     for child in sharded_model.modules():
@@ -36,10 +37,10 @@ def fused_tables(sharded_model: nn.Module) -> list[SplitTableBatchedEmbeddingBag
 
 
 def set_num_updates(tables: Iterable[CountsLookups], num_updates: int) -> None:
-    """Let the next look-up be that of update `num_updates` + 1.
+    """Set the counters so that the next look-up is that of update `num_updates` + 1.
 
-    fbgemm's own `set_optimizer_step` leaves `iter_cpu` as it is, and prints a number that lies on the device, which would make
-    every step wait for it.
+    fbgemm's own `set_optimizer_step` does not change `iter_cpu`, and prints a number on the device, for which every step would
+    wait.
     """
     for table in tables:
         table.iter.fill_(num_updates)

@@ -1,8 +1,8 @@
-"""The norm of the gradient of table rows, as if all ranks were one.
+"""The norm of the gradient of table rows over all ranks.
 
-Every rank holds the gradient of the rows that it looked up. Where several ranks looked up the same row, their gradients have to be
-added before the norm counts them, and TorchRec adds them only within the update itself. So each row has a rank that adds it
-up for the norm, its number modulo the world size: rows and gradients travel there once more, in three collectives for all tables.
+Every rank holds the gradient of the rows that it looked up. If several ranks looked up the same row, their gradients have to be
+summed before the norm, and TorchRec sums them only within the update itself. So each row has a rank that sums it for the norm:
+its number modulo the world size. Rows and gradients are sent there in three collectives for all tables.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,12 @@ from sharding.world import World
 
 
 def squared_row_norm(rows: Mapping[str, Tensor], gradients: Mapping[str, Tensor], world: World) -> Tensor:
-    """Sum of squares of the gradient of all tables, float64 and the same on every rank. Collective.
+    """Return the sum of squares of the gradient of all tables, float64 and the same on every rank. Collective.
 
-    rows: by table (R,) int64, what this rank looked up; gradients: by table (R, dim), of its share of the loss. The tables
-    and their order are the same on every rank; a row may come several times.
+    Args:
+        rows: by table (R,) int64, the rows that this rank looked up; a row can occur several times.
+        gradients: by table (R, dim), of its share of the loss. Tables and their order are the same on every rank.
+        world: the ranks.
     """
     gathered = [(rows[table], gradient) for table, gradient in gradients.items()]
     if world.world_size > 1:
@@ -31,15 +33,16 @@ def squared_row_norm(rows: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
 
 
 def _at_owners(tables: list[tuple[Tensor, Tensor]], world: World) -> list[tuple[Tensor, Tensor]]:
-    """Of each table the (rows, gradients) that this rank adds up, in the order of the ranks that they come from."""
+    """Return the (rows, gradients) of each table that this rank sums, in the order of the ranks that sent them."""
     num_ranks = world.world_size
     orders = [torch.sort(numbers % num_ranks, stable=True).indices for numbers, _ in tables]
     counts = torch.stack([torch.bincount(numbers % num_ranks, minlength=num_ranks) for numbers, _ in tables], dim=1)
     arriving = world.exchange(counts.flatten(), [len(tables)] * num_ranks, [len(tables)] * num_ranks).view_as(counts)
-    leaving_counts, arriving_counts = counts.tolist(), arriving.tolist()
+    leaving_counts = counts.tolist()
+    arriving_counts = arriving.tolist()
 
-    def travelled(values: list[Tensor]) -> list[Tensor]:
-        """One collective for all tables: pieces lie by rank, and within a rank by table."""
+    def sent(values: list[Tensor]) -> list[Tensor]:
+        """Exchange values in one collective for all tables. Pieces are ordered by rank, and within a rank by table."""
         widths = [value.shape[1] for value in values]
         by_table = [
             value[order].split([of_rank[n] for of_rank in leaving_counts])
@@ -54,6 +57,6 @@ def _at_owners(tables: list[tuple[Tensor, Tensor]], world: World) -> list[tuple[
         pieces = arrived.split([size for of_rank in sizes[1] for size in of_rank])
         return [torch.cat(pieces[n :: len(values)]).view(-1, width) for n, width in enumerate(widths)]
 
-    numbers = travelled([numbers[:, None] for numbers, _ in tables])
-    gradients = travelled([gradient for _, gradient in tables])
+    numbers = sent([numbers[:, None] for numbers, _ in tables])
+    gradients = sent([gradient for _, gradient in tables])
     return [(number.flatten(), gradient) for number, gradient in zip(numbers, gradients, strict=True)]

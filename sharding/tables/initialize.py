@@ -1,8 +1,8 @@
 """Initial weights of tables as a function of (seed, table, row, column): the same model under every plan.
 
-A counter-based generator (SplitMix64 of Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195) gives each weight its own number,
-so a shard is filled without knowing what lies on other ranks. A row that passes to another id (sharding.dynamic_ids.mapping) starts
-anew from its next generation: other numbers, as much a function of the row. All rows start in generation 0.
+A counter-based generator (SplitMix64 of Steele, Lea & Flood 2014, doi:10.1145/2660193.2660195) gives each weight its own
+number, so a shard is filled without communication. A row that passes to another id (sharding.dynamic_ids.mapping) gets the
+weights of its next generation: other numbers, also a function of the row. All rows start in generation 0.
 """
 
 import hashlib
@@ -36,11 +36,20 @@ def _key(seed: int, table: str) -> int:
 def initial_weights(
     seed: int, table: str, rows: Tensor, generations: Tensor, columns: range, num_columns: int, std: float
 ) -> Tensor:
-    """The weights that some rows start with, in some columns of the table's `num_columns`: (R, len(columns)) float64.
+    """Return the initial weights of rows in some columns of the table, (R, len(columns)) float64.
 
-    rows, generations: (R,) int64. In generation 0 they are what `initialize_tables` fills in.
+    In generation 0 they are those of `initialize_tables`.
+
+    Args:
+        seed: of the run.
+        table: name of the table.
+        rows: (R,) int64.
+        generations: (R,) int64, of the rows.
+        columns: columns of the result.
+        num_columns: of the table.
+        std: standard deviation.
     """
-    # Generation 0 keeps the key itself; the hash of a later one moves the row to a sequence far from all others.
+    # Generation 0 uses the key itself. The hash of a later generation moves the row to an unrelated sequence.
     keys = _key(seed, table) + torch.where(generations > 0, _split_mix(generations), 0)
     return _weights(keys[:, None], rows, columns, num_columns) * std
 
@@ -60,19 +69,19 @@ def _weights(key: int | Tensor, rows: Tensor, columns: range, num_columns: int) 
 
 
 def _normal(counter: Tensor, key: int | Tensor) -> Tensor:
-    """Standard normal numbers by Box & Muller (1958), in float64, from two hashes of each counter."""
+    """Return standard normal numbers by Box & Muller (1958), in float64, from two hashes of each counter."""
     radius = _uniform(_split_mix(counter * 2 + key))
     angle = _uniform(_split_mix(counter * 2 + 1 + key))
     return torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)
 
 
 def _uniform(bits: Tensor) -> Tensor:
-    """(0, 1]: the top 53 of 64 bits, never zero."""
+    """Return numbers in (0, 1] from the top 53 of 64 bits, never zero."""
     return (_shift_right(bits, 11) + 1).to(torch.float64) * 2.0**-53
 
 
 def _split_mix(z: Tensor) -> Tensor:
-    # Constants are the published ones, written as signed 64-bit numbers; int64 products wrap.
+    # The published constants as signed 64-bit numbers; int64 products wrap.
     z = z * -7046029254386353131  # 0x9E3779B97F4A7C15
     z = (z ^ _shift_right(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     z = (z ^ _shift_right(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
@@ -80,5 +89,5 @@ def _split_mix(z: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's >> on int64 keeps the sign."""
+    """Shift logically, unlike torch's >> on int64, which keeps the sign."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,4 +1,4 @@
-"""Which of a module's tensors are tables, and what of a tensor lies on this rank."""
+"""Recognition of tables among the tensors of a module, and the parts of a tensor on this rank."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 @dataclass(frozen=True)
 class LocalShard:
-    """A part of a table, or of its optimizer's state, that lies on this rank; shares memory with it."""
+    """A part of a table, or of its optimizer's state, on this rank. It shares memory with the table."""
 
     tensor: Tensor
     first_row: int
@@ -17,7 +17,7 @@ class LocalShard:
 
 
 def local_shards(value: Tensor | ShardedTensor) -> Iterator[LocalShard]:
-    """The parts of a tensor on this rank: all of it if it is not sharded."""
+    """Yield the parts of a tensor on this rank: the whole tensor if it is not sharded."""
     if isinstance(value, ShardedTensor):
         for shard in value.local_shards():
             # RowWiseAdagrad's state has one number per row, and no columns.
@@ -28,6 +28,6 @@ def local_shards(value: Tensor | ShardedTensor) -> Iterator[LocalShard]:
 
 
 def table_of(parameter: str, tables: Collection[str]) -> str | None:
-    """The table that a parameter holds, none if it is no table: their names end in `<table>.weight`, TorchRec's convention."""
+    """Return the table of a parameter, or None. Names of tables end in `<table>.weight`, TorchRec's convention."""
     *_, table, last = ("", *parameter.split("."))
     return table if last == "weight" and table in tables else None

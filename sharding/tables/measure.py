@@ -1,7 +1,7 @@
-"""What looking up and updating each table really costs: every phase timed alone, on every rank. Collective throughout.
+"""Measures look-ups and updates of each table: every phase timed alone, on every rank. All functions are collective.
 
-A table is asked while the others are asked for nothing, and gradients of zero go back, which change no weight and no state of
-the optimizers for which the update is timed (SGD and Adagrad without weight decay). All ranks start each phase together.
+One table is looked up at a time, with empty requests to the others. Gradients of zero go back, which change neither weights nor
+state of the optimizers with timed updates (SGD and Adagrad without weight decay). All ranks start each phase together.
 """
 
 import time
@@ -17,7 +17,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sharding.config import TableConfig
-from sharding.planning.measured import Float64, Measured
+from sharding.planning.measured import Float64, MeasuredLookups
 from sharding.tables.local_shards import local_shards, table_of
 from sharding.tables.optimizers import Optimizers
 from sharding.world import World
@@ -33,10 +33,10 @@ def measure_tables(
     num_ids: Mapping[str, list[int]],
     world: World,
     repeats: int = REPEATS,
-) -> Measured:
-    """Time look-ups of `num_ids` distinct ids per rank of every table, as many trials as `num_ids` has numbers for it.
+) -> MeasuredLookups:
+    """Time look-ups of `num_ids` unique ids per rank for every table, with one trial per entry of `num_ids`.
 
-    Covers the tables of EmbeddingCollections. Weights and optimizer state end as they were, bit for bit.
+    Only tables of EmbeddingCollections are measured. Weights and optimizer state do not change, bit for bit.
     """
     seconds: dict[str, dict[str, Float64]] = {}
     for collection in _collections(sharded_model):
@@ -52,7 +52,7 @@ def measure_tables(
                 for n in num_ids[config.name]
             ]
             seconds[config.name] = {phase: np.stack([trial[phase] for trial in trials]) for phase in trials[0]}
-    return Measured(
+    return MeasuredLookups(
         num_ids={name: list(numbers) for name, numbers in num_ids.items() if name in seconds},
         seconds=seconds,
         memory_bytes=_held_bytes(sharded_model, optimizers, list(seconds), world),
@@ -66,13 +66,13 @@ def _collections(sharded_model: nn.Module) -> Iterator[ShardedEmbeddingCollectio
 
 
 def _configs_of(collection: ShardedEmbeddingCollection | EmbeddingCollection) -> list[Any]:
-    """In the order in which requests name them: a sharded collection keeps that of its first request for ever."""
+    """Return the configs in the order of the keys of requests. A sharded collection keeps that of its first request."""
     sharded = isinstance(collection, ShardedEmbeddingCollection)
     return list(collection._embedding_configs if sharded else collection.embedding_configs())
 
 
 def _ids(number: int, num_rows: int) -> Tensor:
-    """Distinct rows all over the table, ascending, as a deduplicated batch asks for them."""
+    """Return unique rows from all over the table, ascending, like the request of a deduplicated batch."""
     number = min(number, num_rows)
     return torch.arange(number, dtype=torch.int64) * num_rows // max(1, number)
 
@@ -86,7 +86,7 @@ def _median_seconds(
     world: World,
     repeats: int,
 ) -> dict[str, Float64]:
-    """By phase (W,), the median over repeats, after one that warms up."""
+    """Return the seconds by phase (W,): the median over repeats, after one warm-up."""
     request = KeyedJaggedTensor(
         keys=keys,
         values=ids.to(world.device),
@@ -102,13 +102,13 @@ def _median_seconds(
                 collection(request)[table].values()
         runs.append(clock.seconds)
     median = {phase: float(np.median([run[phase] for run in runs[1:]])) for phase in runs[0]}
-    mine = torch.tensor(list(median.values()), dtype=torch.float64, device=world.device)[None]
-    everywhere = torch.cat(world.gather(mine)).cpu().numpy()
+    own = torch.tensor(list(median.values()), dtype=torch.float64, device=world.device)[None]
+    everywhere = torch.cat(world.gather(own)).cpu().numpy()
     return {phase: everywhere[:, n] for n, phase in enumerate(median)}
 
 
 class _Clock:
-    """Seconds of each phase on this rank; all ranks begin a phase together."""
+    """Seconds of each phase on this rank. All ranks begin a phase together."""
 
     def __init__(self, world: World) -> None:
         self.seconds: dict[str, float] = {}
@@ -154,13 +154,13 @@ def _sharded_step(
 def _held_bytes(
     sharded_model: nn.Module, optimizers: Optimizers, tables: list[str], world: World
 ) -> dict[str, Float64]:
-    """By table (W,), bytes of weights and optimizer state on each rank."""
+    """Return the bytes of weights and optimizer state on each rank by table, (W,)."""
     states = optimizers.combined.state_dict()["state"]
-    mine = torch.zeros(1, len(tables), dtype=torch.float64, device=world.device)
+    own = torch.zeros(1, len(tables), dtype=torch.float64, device=world.device)
     for name, value in sharded_model.state_dict().items():
         table = table_of(name, tables)
         if table is not None:
             held = [shard.tensor for each in (value, *states.get(name, {}).values()) for shard in local_shards(each)]
-            mine[0, tables.index(table)] += sum(tensor.numel() * tensor.element_size() for tensor in held)
-    everywhere = torch.cat(world.gather(mine)).cpu().numpy()
+            own[0, tables.index(table)] += sum(tensor.numel() * tensor.element_size() for tensor in held)
+    everywhere = torch.cat(world.gather(own)).cpu().numpy()
     return {table: everywhere[:, n] for n, table in enumerate(tables)}

@@ -1,7 +1,7 @@
-"""One combined optimizer: those fused into the tables' backward pass, one for each other table, and a dense one over what is left.
+"""One combined optimizer: those fused into the tables' backward pass, one for each other table, and a dense one for the rest.
 
-The invariant: every parameter of the module is covered exactly once, checked when the optimizer is built. A table is always
-updated by its own optimizer with its own rate, wherever it lies.
+The invariant: every parameter of the module is covered exactly once, which is checked when the optimizer is built. A table is
+always updated by its own optimizer at its own rate, for every sharding.
 """
 
 from collections import Counter
@@ -21,13 +21,19 @@ from sharding.tables.local_shards import table_of
 
 
 class Optimizers:
-    """All optimizers of a model as one thing to schedule, step, save and load.
+    """All optimizers of a model as one object to schedule, step, save and load.
 
-    configs: of the tables; dense_parameters: those of no table; copied_parameters: tables that every rank has a copy of. The
-    gradients of both have to be summed over ranks before `step_dense`; those of shards, fused or not, are whole where they arise.
-    build_dense may make several parameter groups. schedule_tables: whether the rates of tables are scaled along.
-    num_updates: () float32 as torch's Adam has it, how many updates there were; counting_tables: those whose fused optimizers
-    depend on it, the same on all ranks.
+    The attribute `configs` has the settings of the tables. `dense_parameters` belong to no table; `copied_parameters` are
+    tables with a copy on every rank. The gradients of both have to be summed over ranks before `step_dense`. Gradients of
+    shards, fused or not, are already complete. `num_updates` is () float32 like that of torch's Adam, the number of updates.
+    `counting_tables` are those with fused optimizers that depend on it, the same on all ranks.
+
+    Args:
+        module: the sharded model.
+        build_dense: builds the optimizer of the dense parameters, with one or more parameter groups.
+        tables: settings by table.
+        plan: the plan of the tables.
+        schedule_tables: the rates of tables are scaled too.
     """
 
     def __init__(
@@ -41,7 +47,7 @@ class Optimizers:
         self.configs = tables
         fused = module.fused_optimizer
         fused_names = set(fused.params)
-        # A rank that holds no shard of a table has an empty parameter in its place, which nothing ever updates.
+        # A rank without a shard of a table has an empty parameter for it, which is never updated.
         rest = {name: p for name, p in module.named_parameters() if name not in fused_names and p.numel()}
         unfused = {name: table for name in rest if (table := table_of(name, tables)) is not None}
         dense = {name: p for name, p in rest.items() if name not in unfused}
@@ -68,7 +74,7 @@ class Optimizers:
         self._base_rates = [group["lr"] for group in self._scheduled()]
 
     def _scheduled(self) -> list[dict[str, Any]]:
-        """The parameter groups whose rates are scaled."""
+        """Return the parameter groups with scaled rates."""
         groups = list(self.dense.param_groups)
         if self._schedule_tables:
             groups += [group for optimizer in (*self.tables, self.fused) for group in optimizer.param_groups]
@@ -76,22 +82,22 @@ class Optimizers:
 
     @property
     def summed_parameters(self) -> list[nn.Parameter]:
-        """Parameters whose gradients are summed over ranks, in a fixed order."""
+        """Return the parameters with gradients that are summed over ranks, in a fixed order."""
         return [*self.dense_parameters, *self.copied_parameters]
 
     def set_rate_factor(self, factor: float) -> None:
-        """Set every learning rate that is scheduled, dense or fused, to `factor` times its configured value."""
+        """Set every scheduled learning rate, dense or fused, to `factor` times its configured value."""
         for group, rate in zip(self._scheduled(), self._base_rates, strict=True):
             group["lr"] = rate * factor
-        # A fused optimizer reads its rate when told, before the backward pass that applies it.
+        # A fused optimizer reads its rate on this call, before the backward pass that applies it.
         self.fused.zero_grad()
 
     def count_lookups(self) -> None:
-        """Set the counters of fused optimizers to the number of updates so far. To be called before the look-up of a step."""
+        """Set the counters of fused optimizers to the number of updates so far. Call it before the look-up of a step."""
         set_num_updates(self._fused_tables, int(self.num_updates))
 
     def step_dense(self) -> None:
-        """Apply the gradients of everything that is not fused, and count the update; what is fused was updated before."""
+        """Apply the gradients of everything that is not fused, and count the update. Fused tables are already updated."""
         self.num_updates += 1
         for optimizer in (self.dense, *self.tables):
             optimizer.step()
@@ -102,15 +108,15 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
     def materialize_dense_state(self) -> None:
-        """Create the state that is not there yet of what is not fused, as it is before the first step; no weight changes.
+        """Create the missing state of optimizers that are not fused, as before the first step. No weight changes.
 
-        torch creates it in the first step, and a checkpoint may be written before that, or has to be loaded before that.
+        torch creates it in the first step. A checkpoint can be written, or has to be loaded, before that.
         """
         for optimizer in (self.dense, *self.tables):
             states = optimizer.state_dict()["state"]
             if states and all(states.values()):
                 continue
-            # Without a rate no weight changes, and without decay, which some add to the gradient, the moments stay zero.
+            # Without a rate no weight changes. Without decay, which some optimizers add to the gradient, the moments stay zero.
             kept = [
                 {name: group[name] for name in ("lr", "weight_decay") if name in group}
                 for group in optimizer.param_groups
@@ -129,11 +135,13 @@ class Optimizers:
 
 
 def table_optimizer(parameters: Iterable[Tensor], config: TableConfig) -> torch.optim.Optimizer:
-    """What a table's fused optimizer does, for a table that is an ordinary parameter.
+    """Return the equivalent of a table's fused optimizer for a table that is an ordinary parameter.
 
-    With one exception: Adam moves rows without a gradient too, by their momentum, and the fused one leaves them alone.
+    One difference: Adam also moves rows without a gradient, by their momentum. The fused optimizer does not.
     """
-    rate, eps, decay = config.learning_rate, config.eps, config.weight_decay
+    rate = config.learning_rate
+    eps = config.eps
+    decay = config.weight_decay
     match config.optimizer:
         case "sgd":
             return torch.optim.SGD(parameters, lr=rate, weight_decay=decay)
@@ -149,7 +157,7 @@ def table_optimizer(parameters: Iterable[Tensor], config: TableConfig) -> torch.
 
 
 def _check_coverage(module: nn.Module, fused: set[str], unfused: Sequence[torch.optim.Optimizer]) -> None:
-    """Count what the optimizers really hold, not what they were given: `build_dense` may have left something out."""
+    """Raise an error unless the optimizers cover each parameter once. Counts what they hold, which may differ from the input."""
     held = Counter(id(p) for optimizer in unfused for group in optimizer.param_groups for p in group["params"])
     covered = {name: held[id(p)] + (name in fused) for name, p in module.named_parameters() if p.numel()}
     twice = {name for name, count in covered.items() if count > 1}

@@ -1,8 +1,8 @@
-"""Equally many bags on every rank, where parts of a bag that lie on several ranks are added up on their way back.
+"""Pads requests to the same number of bags on every rank, where parts of a bag are summed over ranks on the way back.
 
-TorchRec scatters such sums over the ranks, and gathers their gradients; gloo does neither with unequal numbers of bags, and
-TorchRec's batches that differ by feature fail in it too. So ranks agree on the largest number, in one collective of one integer,
-and the others ask for empty bags besides, which cost the vectors that come back.
+TorchRec scatters such sums over the ranks and gathers their gradients. gloo does neither with unequal numbers of bags, and
+TorchRec's batches with different sizes per feature fail in it too. So ranks agree on the largest number, in one collective of
+one integer, and the others add empty bags, which cost the vectors that come back.
 """
 
 from typing import Any
@@ -16,21 +16,22 @@ from sharding.world import World
 
 
 def pad_requests(collection: nn.Module, world: World) -> None:
-    """From now on, what is asked of this sharded EmbeddingBagCollection is padded first: collective whenever it is called.
+    """Pad all later requests to this sharded EmbeddingBagCollection. Every call of it is then collective.
 
-    The answer has as many bags as the largest request, those asked for first.
+    The result has as many bags as the largest request, with the requested ones first.
     """
 
     def padded(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         request, *others = arguments
-        return (as_long_as_the_longest(request, world), *others)
+        return (pad_to_longest(request, world), *others)
 
     collection.register_forward_pre_hook(padded)
 
 
-def as_long_as_the_longest(request: KeyedJaggedTensor, world: World) -> KeyedJaggedTensor:
-    """The request with empty bags behind its own: as many of each key as any rank asks for. Collective."""
-    stride, keys = request.stride(), request.keys()
+def pad_to_longest(request: KeyedJaggedTensor, world: World) -> KeyedJaggedTensor:
+    """Return the request followed by empty bags, so that all ranks have as many of each key. Collective."""
+    stride = request.stride()
+    keys = request.keys()
     longest = int(world.max(torch.tensor(stride, device=world.device)).item())
     if longest == stride:
         return request

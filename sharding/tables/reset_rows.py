@@ -1,7 +1,7 @@
-"""Rows of a table as if they had never been trained, wherever they lie: initial weights, and no memory in the optimizer.
+"""Resets rows of a table to their initial state on all ranks: initial weights, and zero optimizer state.
 
-A row that passes from one id to another must carry over neither weights nor optimizer state. What a row is reset to depends
-on (seed, table, row, generation) alone, so that it is the same under every plan, and not the same twice.
+A row that passes from one id to another must keep neither weights nor optimizer state. The new weights depend on (seed, table,
+row, generation) alone, so they are the same under every plan, and differ between generations.
 """
 
 import torch
@@ -23,13 +23,19 @@ def reset_rows(
     seed: int,
     std: float,
 ) -> None:
-    """Give rows of `table` their initial weights, and zero their state in the fused or dense optimizer.
+    """Set rows of `table` to their initial weights, and their state in the fused or dense optimizer to zero.
 
-    rows, generations: (R,) int64 on the CPU, distinct rows, the same on every rank, each of which resets what it holds.
-    `seed` and `std` are those that the table was initialised with. State is zeroed because that is how SGD, Adagrad,
-    RowWiseAdagrad and Adam begin; numbers of steps that a whole table shares (Adam's bias correction) stay as they are.
+    Zero is the initial state of SGD, Adagrad, RowWiseAdagrad and Adam. Step numbers that a whole table shares (Adam's bias
+    correction) do not change. Raises KeyError if `sharded_model` has no such table.
 
-    Raises KeyError if `sharded_model` has no such table.
+    Args:
+        sharded_model: the model.
+        optimizers: its optimizers.
+        table: name of the table.
+        rows: (R,) int64 on the CPU, unique and the same on every rank, which resets those it holds.
+        generations: (R,) int64 on the CPU, of the rows.
+        seed: that of `initialize_tables`.
+        std: that of `initialize_tables`.
     """
     if not rows.numel():
         return
@@ -51,7 +57,7 @@ def reset_rows(
 
 
 def _forget_cached_rows(sharded_model: nn.Module) -> None:
-    """Make GPUs that cache rows of host memory read them anew; asking for the state dict has written theirs back before."""
+    """Make GPUs that cache rows of host memory read them again. The state dict has already written their caches back."""
     for table in fused_tables(sharded_model):
         table.reset_cache_states()
 
@@ -61,5 +67,5 @@ def _rows_in(shard: LocalShard, rows: Tensor) -> Tensor:
 
 
 def _local(shard: LocalShard, rows: Tensor) -> Tensor:
-    """Global row numbers as places in the shard, on its device."""
+    """Return the places of global row numbers in the shard, on its device."""
     return (rows - shard.first_row).to(shard.tensor.device)

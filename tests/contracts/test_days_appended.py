@@ -19,7 +19,7 @@ from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import WINDOW_STEP
 from trainer.errors import CheckpointError
 from trainer.job import Channel, Job, Outcome
-from trainer.loop.build import build_model, load_to_use
+from trainer.loop.build import build_model, load_for_evaluation
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import hash_file
@@ -175,7 +175,7 @@ def evaluate(world: World, job: Job) -> dict[str, float]:
     built = build_model(job, manifest, world)
     found, _ = newest(job.checkpoints_dir)
     assert found is not None
-    load_to_use(found, built)
+    load_for_evaluation(found, built)
     metrics: dict[str, float] = built.task.evaluator("test", world, built.dynamic).mean_metrics(built.model)
     return metrics
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from benchmarks.oracle import compare
 from cluster.config.run_config import Config, check_config, job_of
 from cluster.data.prepare import prepare
-from models.features.items import Catalogue, ItemRequest
+from models.features.catalogue import Catalogue
+from models.features.request import ItemRequest
 from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach

@@ -20,7 +20,7 @@ from trainer.checkpoint.folder import committed, newest, read
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError, UserError
 from trainer.job import SILENT, Job, Outcome
-from trainer.loop.build import build_model, load_to_use
+from trainer.loop.build import build_model, load_for_evaluation
 from trainer.loop.train import Training
 from trainer.storage.files import hash_file
 
@@ -68,7 +68,7 @@ def load(world: World, job: Job) -> int:
     built = build_model(job, read_manifest(job.dataset_dir), world)
     found, _ = newest(job.checkpoints_dir)
     assert found is not None
-    load_to_use(found, built)
+    load_for_evaluation(found, built)
     return built.catalogue.num_known
 
 

@@ -94,7 +94,7 @@ def test_a_rate_that_breaks_a_table_is_named_and_nothing_is_saved(rank_pool, dat
 def test_the_first_broken_update_is_named_and_the_checkpoint_before_it_is_intact(rank_pool, dataset, tmp_path):
     job = job_in(tmp_path / "run", dataset, checkpoint={"every_steps": 4, "keep": 9})
     for message, _ in rank_pool.run(2, run, job, 9):
-        assert "The update of step 10 made them so" in message
+        assert "became so in the update of step 10" in message
         assert "The newest checkpoint, step_000000008, is from before" in message
     assert_finite(tmp_path / "run")
     newest, complaints = checkpoint_folder.newest(tmp_path / "run" / "checkpoints")
@@ -109,7 +109,7 @@ def test_the_first_broken_update_is_named_and_the_checkpoint_before_it_is_intact
 def test_a_broken_last_update_is_neither_evaluated_nor_saved(rank_pool, dataset, tmp_path):
     job = job_in(tmp_path / "run", dataset, train={"max_steps": 9})
     for message, events in rank_pool.run(2, run, job, 8):
-        assert "The update of step 9 made them so" in message
+        assert "became so in the update of step 9" in message
         assert [event["step"] for event in events if event["kind"] == "validation"] in ([8], [])
     assert_finite(tmp_path / "run")
 

@@ -25,7 +25,7 @@ from trainer.data.stream.row_groups import RowGroupReader
 from trainer.errors import CheckpointError
 from trainer.evaluation.next_item.evaluate import make_evaluator
 from trainer.job import SILENT, Channel, Job, Outcome
-from trainer.loop.build import build_model, load_to_use
+from trainer.loop.build import build_model, load_for_evaluation
 from trainer.loop.train import Training
 
 
@@ -33,7 +33,7 @@ def fingerprint(training: Training) -> str:
     """sha256 over every local weight and optimizer tensor, all other state, and the position."""
     digest = hashlib.sha256(f"{training.state.step} {training.state.position}".encode())
     built = training.built
-    state = tensors_of(built.sharded_model, built.tables, training.optimizers, built.state(), training.averages)
+    state = tensors_of(built.sharded_model, built.tables, training.optimizers, built.state(), training.ema)
     for name, value in sorted(state.items()):
         shards = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
         for tensor in shards:
@@ -190,7 +190,7 @@ def evaluate(world: World, job: Job, step: int) -> dict[str, float]:
     manifest = read_manifest(job.dataset_dir)
     built = build_model(job, manifest, world)
     folder = job.checkpoints_dir / checkpoint_folder.name_of(step)
-    load_to_use(StoredCheckpoint(folder, checkpoint_folder.verify(folder)), built)
+    load_for_evaluation(StoredCheckpoint(folder, checkpoint_folder.verify(folder)), built)
     made = make_evaluator(
         job.dataset_dir, manifest, built.catalogue, "validation", job.config.evaluate, 8, world, built.dynamic
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.config import NextItemConfig
 from models.encoders.config import EncoderKind
-from models.features.items import Catalogue, IdColumn
+from models.features.catalogue import Catalogue, IdColumn
 from models.features.values import InputFeature
 from models.next_item.model import NextItemModel
 from models.ranking.batch import RankingBatch

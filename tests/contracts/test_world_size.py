@@ -31,8 +31,8 @@ def train(world: World, job: Job) -> dict[str, torch.Tensor]:
             whole[name] = out
         else:
             whole[name] = value.clone()
-    if training.averages is not None:
-        whole |= {f"ema.{name}": value.clone() for name, value in training.averages.values.items()}
+    if training.ema is not None:
+        whole |= {f"ema.{name}": value.clone() for name, value in training.ema.values.items()}
     return whole
 
 

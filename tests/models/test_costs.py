@@ -16,9 +16,9 @@ from models.config import NextItemConfig
 from models.costs import Histories, Projected, Workload, costs_of, expected_targets, num_dense_parameters
 from models.encoders.config import EncoderConfig
 from models.encoders.encoder import Encoder
+from models.features.catalogue import Catalogue
 from models.features.config import InputsConfig
-from models.features.inputs import EventInputs, Inputs
-from models.features.items import Catalogue
+from models.features.inputs import EventInputs, ModelInputs
 from models.features.time import Clock, time_rows
 from models.features.values import InputFeature, id_values, number_values
 from models.next_item.model import NextItemModel
@@ -118,7 +118,7 @@ def test_dense_parameters_are_those_of_the_model(form: str) -> None:
 def test_dense_parameters_are_those_of_a_whole_model_and_its_inputs(kind: str) -> None:
     config = model_config({"kind": kind}).model_copy(update={"inputs": InputsConfig(time=["gap", "weekday"])})
     numbers = (InputFeature("price", None, 1), InputFeature("vector", None, 3))
-    inputs = Inputs(numbers, numbers[:1], Clock(1, ("gap", "weekday")))
+    inputs = ModelInputs(numbers, numbers[:1], Clock(1, ("gap", "weekday")))
     model = NextItemModel(config, [TableSpec("item", 9, WIDTH)], torch.device("cpu"), numbers, inputs)
     dense = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.tables.parameters())
     widths = (("item", 1), ("item", 3), ("event", 1), ("event", 3), ("user", 1))
@@ -174,7 +174,7 @@ def test_projections_of_features_are_counted() -> None:
     config = model_config({}).model_copy(update={"inputs": InputsConfig(time=["gap", "hour", "weekday"])})
     clock = Clock(1, ("gap", "hour", "weekday"))
     events, users = (InputFeature("price", None, 3), InputFeature("page", "page", 6)), (InputFeature("age", None, 5),)
-    inputs = EventInputs(WIDTH, Inputs(events, users, clock))
+    inputs = EventInputs(WIDTH, ModelInputs(events, users, clock))
     num_events, num_users = int(LENGTHS.sum()), LENGTHS.size
     offsets = np.concatenate(([0], np.cumsum(LENGTHS)))
     rows = torch.randn(4, 6, requires_grad=True)

@@ -6,7 +6,7 @@ import torch
 
 from models.batches.history_batch import build_batch
 from models.config import NextItemConfig
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from tests.models.features import test_inputs as told

@@ -11,7 +11,7 @@ from models.attention.attend import attend
 from models.attention.search import search_by_similarity
 from models.objectives import chunked_scores, softmax
 from models.objectives.chunked_scores import sum_over_scores
-from models.objectives.sampled import Sample, binary_cross_entropy, sampled_softmax_cross_entropy
+from models.objectives.sampled import SampledTargets, binary_cross_entropy, sampled_softmax_cross_entropy
 from models.objectives.softmax import softmax_cross_entropy
 from models.ranking.config import ExpertsConfig
 from models.ranking.experts import Experts
@@ -88,10 +88,10 @@ def scored(large: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
 
 def sampled(loss, users: Tensor, items: Tensor, target: Tensor) -> Tensor:
     drawn = torch.arange(NUM_NEGATIVES) * 3
-    return loss(Sample(users, items[target], items[drawn], target, drawn))
+    return loss(SampledTargets(users, items[target], items[drawn], target, drawn))
 
 
-def binary(sample: Sample) -> Tensor:
+def binary(sample: SampledTargets) -> Tensor:
     return binary_cross_entropy(sample, 0.6, 1.0, offset=5.0)
 
 

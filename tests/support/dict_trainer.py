@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.batches.history_batch import HistoryBatch
-from models.features.items import Catalogue, IdColumn
+from models.features.catalogue import Catalogue, IdColumn
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.config import DynamicIdsConfig

@@ -11,7 +11,7 @@ import torch
 
 from models.batches.history_batch import HistoryBatch
 from models.config import NextItemConfig
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from models.ranking.batch import RankingBatch
 from models.ranking.reach import Reach

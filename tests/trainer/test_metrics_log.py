@@ -1,4 +1,4 @@
-"""Metrics log and ledger: after a resume they hold exactly the steps that the weights have seen, each once."""
+"""Metrics log and sample log: after resuming they hold exactly the steps that the weights have seen, each once."""
 
 import json
 import math
@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from trainer.errors import UserError
 from trainer.metrics_log import (
     ATTEMPTS,
-    Ledger,
     MetricsLog,
+    SampleLog,
     TrainingTime,
     read_metrics,
     read_training_time,
@@ -48,7 +48,7 @@ def test_a_loss_that_is_not_a_number_can_be_logged(tmp_path):
     assert math.isnan(read_metrics(tmp_path / "metrics.jsonl")[0]["loss"])
 
 
-def test_resuming_drops_the_steps_that_the_checkpoint_does_not_hold(tmp_path):
+def test_resuming_removes_steps_after_the_checkpoint(tmp_path):
     log = MetricsLog(tmp_path, resume_step=0)
     for step in range(1, 7):
         log.write(step, "train", {"loss": float(step)})
@@ -93,12 +93,12 @@ def test_a_damaged_line_is_named(tmp_path):
     assert read_metrics(tmp_path / "missing.jsonl") == []
 
 
-def test_the_ledger_holds_every_step_once_over_a_resume(tmp_path):
-    first = Ledger(tmp_path, rank=1, resume_step=0)
+def test_the_sample_log_has_every_step_once_after_resuming(tmp_path):
+    first = SampleLog(tmp_path, rank=1, resume_step=0)
     for step in range(1, 6):
         first.write(step, [step, step + 100])
     first.close()
-    resumed = Ledger(tmp_path, rank=1, resume_step=3)
+    resumed = SampleLog(tmp_path, rank=1, resume_step=3)
     resumed.write(4, [7])
     assert lines_of(tmp_path / "ledger" / "rank-1.jsonl") == [
         {"step": 1, "row_ids": [1, 101]},
@@ -110,7 +110,7 @@ def test_the_ledger_holds_every_step_once_over_a_resume(tmp_path):
 
 
 def test_every_rank_has_its_own_ledger(tmp_path):
-    ledgers = [Ledger(tmp_path, rank, resume_step=0) for rank in range(2)]
+    ledgers = [SampleLog(tmp_path, rank, resume_step=0) for rank in range(2)]
     for rank, ledger in enumerate(ledgers):
         ledger.write(1, [rank])
         ledger.close()

@@ -1,4 +1,4 @@
-"""A folder that is written is held by one command at a time, and released however its work ends."""
+"""An output folder is locked by one command at a time, and released even after an error."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_a_folder_is_held_by_one_command_and_then_released(tmp_path: Path) -> No
         pass
 
 
-def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
+def test_a_new_folder_that_stays_empty_is_removed(tmp_path: Path) -> None:
     with held(tmp_path / "dataset"):
         pass
     assert not (tmp_path / "dataset").exists()

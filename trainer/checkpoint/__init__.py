@@ -1,10 +1,10 @@
-"""Checkpoints: their folder, their tensors and what these are called, and one written anew for another plan.
+"""Checkpoints: save, verify, load and reshard.
 
 Files:
-    finite.py   weights that are no longer finite, found before they are saved
+    finite.py   detection of non-finite weights before they are saved
     folder.py   names, commits, verification, retention
-    keys.py     what tensors are called in a checkpoint, however they are held
-    reader.py   torch's metadata, read without running what it holds
-    reshard.py  a checkpoint written anew for another plan, in little memory
-    tensors.py  tensors saved and loaded, hashed while written
+    keys.py     names of tensors in a checkpoint
+    reader.py   safe reading of torch's metadata
+    reshard.py  rewriting of a checkpoint for another plan, in little memory
+    tensors.py  saving and loading of tensors, hashed while written
 """

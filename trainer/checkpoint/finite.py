@@ -1,7 +1,7 @@
-"""Weights and optimizer states that are no longer finite: found before they are saved, and explained.
+"""Detection of non-finite weights and optimizer states before they are saved, and messages that explain them.
 
-A gradient that is not finite is applied nowhere (trainer/loop/step.py). An update by a finite gradient may still overflow, when a
-learning rate is far too large: then the weights themselves are broken, and no later step can repair them.
+A non-finite gradient is applied nowhere (trainer/loop/step.py). An update by a finite gradient may still overflow when a learning
+rate is far too large. Then the weights themselves are broken, and no later step can repair them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,24 +16,24 @@ from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.errors import CheckpointError
 from trainer.job import Job
 
-CHUNK_NUMBERS = 4_194_304  # looked at together; bounds memory to as many bytes
+CHUNK_NUMBERS = 4_194_304  # numbers checked at a time, which bounds the extra memory to as many bytes
 
 
 def broken_tensors(state: Mapping[str, Any], world: World) -> list[str]:
     """Return the names of tensors with a value that is not finite on any rank, sorted; the same on every rank. Collective."""
-    mine = [name for name, value in state.items() if _is_broken(value)]
-    everywhere = world.gather_objects(mine)
+    own_names = [name for name, value in state.items() if _is_broken(value)]
+    everywhere = world.gather_objects(own_names)
     return sorted({str(name) for names in everywhere if isinstance(names, list) for name in names})
 
 
-def refuse_broken_checkpoint(found: StoredCheckpoint, state: Mapping[str, Any], world: World) -> None:
-    """Raise CheckpointError if what was loaded is not finite: an earlier version of Shoal saved it nevertheless. Collective."""
+def refuse_broken_checkpoint(checkpoint: StoredCheckpoint, state: Mapping[str, Any], world: World) -> None:
+    """Raise CheckpointError if loaded tensors are not finite, as earlier versions of Shoal may have saved them. Collective."""
     names = broken_tensors(state, world)
     if names:
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise CheckpointError(
-            f"checkpoint {found.path}: holds values that are not finite ({some}); a learning rate was probably far too large. "
-            "Delete this folder to use the checkpoint before it, or train anew with a lower rate in another run.dir"
+            f"checkpoint {checkpoint.path}: holds values that are not finite ({some}); a learning rate was probably far too large. "
+            "Delete this folder to use the checkpoint before it, or train again with a lower rate in another run.dir"
         )
 
 
@@ -55,9 +55,12 @@ def rates_of(job: Job) -> str:
 
 
 def broken_weights_message(names: Iterable[str], job: Job, step: int) -> str:
-    """Say which tables or dense weights are not finite after `step` steps, under which rate, and what to do.
+    """Return a message that names the broken tables or dense weights, their learning rates, and what to do.
 
-    names: of tensors as a checkpoint calls them (trainer/checkpoint/keys.py).
+    Args:
+        names: Names of the tensors in a checkpoint (trainer/checkpoint/keys.py).
+        job: The run.
+        step: The step after which they were detected.
     """
     every = list(names)
     tables = sorted({name.split(".")[1] for name in every if name.startswith("table.")})
@@ -74,7 +77,8 @@ def broken_weights_message(names: Iterable[str], job: Job, step: int) -> str:
     )
     some = ", ".join(every[:3]) + (", ..." if len(every) > 3 else "")
     return (
-        f"training: {where} hold values that are not finite ({some}). The update of step {step} made them so, or an earlier one "
-        f"whose rows were not looked up since, with {rates}: that is probably far too large. Nothing of this was saved. {before}. "
-        "Lower the rate, or raise train.warmup_steps, and train in another run.dir: both are part of what makes a run"
+        f"training: {where} hold values that are not finite ({some}). They became so in the update of step {step}, or in an "
+        f"earlier update of rows that were not looked up since, with {rates}. That is probably far too large. None of this was "
+        f"saved. {before}. Lower the rate, or raise train.warmup_steps, and train in another run.dir, because both settings "
+        "identify a run"
     )

@@ -1,11 +1,11 @@
-"""The folder of checkpoints: names, commits, verification, retention. No torch: the command line lists and verifies with it.
+"""The folder of checkpoints: names, commits, verification, retention. Imports no torch, since the command line uses it.
 
     checkpoints/
-      step_000001000/           committed: its manifest.json says what it is and the sha256 of every file
-      .step_000001000.<hex>/    an attempt that is being written, or was left behind by a process that died
+      step_000001000/           committed: its manifest.json describes it and has the sha256 of every file
+      .step_000001000.<hex>/    an attempt that is being written, or that a dead process left behind
       best.json                 {"step", "metric", "value"} of the best checkpoint so far
 
-The invariant: a folder named step_* was renamed from a finished attempt, so it is complete or it does not exist.
+The invariant: a folder named step_* was renamed from a finished attempt, so it is complete.
 """
 
 import json
@@ -24,26 +24,32 @@ FORMAT_VERSION = 2
 
 @dataclass(frozen=True)
 class CheckpointManifest:
-    """Everything of a checkpoint that is not a tensor.
-
-    position: examples trained since the start of the run, one global number, and num_rows: examples of an epoch (rows, or
-    windows of rows: trainer/data/stream/examples.py); metrics: the state of early stopping;
-    files: {name: {"sha256", "num_bytes"}}; versions: of torch and torchrec; days: how far training by days has come, none in
-    epochs (trainer/tasks/ranking/daily_training.py).
-    """
+    """Everything in a checkpoint that is not a tensor."""
 
     step: int
+    """Steps trained."""
     position: int
+    """The data position: examples trained since the start of the run."""
     num_rows: int
+    """Examples of an epoch: rows, or windows of rows (trainer/data/stream/examples.py)."""
     identity: dict[str, Any]
+    """The flat settings that identify the run; training resumes only under the same."""
     config: dict[str, Any]
+    """The resolved config."""
     plan: dict[str, Any]
+    """The plan of the tables."""
     dataset_digest: str
+    """The digest of the dataset."""
     metrics: dict[str, Any]
+    """The state of early stopping and the counts of skipped steps (trainer/loop/state.py)."""
     versions: dict[str, str]
+    """The versions of torch and torchrec."""
     files: dict[str, dict[str, Any]]
+    """{name: {"sha256", "num_bytes"}} of every file."""
     days: dict[str, Any] | None = None
+    """The position in daily training (trainer/loop/days.py). None where training goes by epochs."""
     format_version: int = FORMAT_VERSION
+    """The version of this format."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +57,34 @@ class StoredCheckpoint:
     """A checkpoint on disk."""
 
     path: Path
+    """Its folder."""
     manifest: CheckpointManifest
+    """Its manifest."""
 
 
 def name_of(step: int) -> str:
+    """Return the name of the folder of a checkpoint."""
     return f"step_{step:09d}"
 
 
 def new_attempt(folder: Path, step: int) -> Path:
-    """A fresh folder to write checkpoint `step` into."""
+    """Create a fresh folder for the attempt to write checkpoint `step`, and return it."""
     attempt = _hidden(folder, name_of(step))
     attempt.mkdir(parents=True)
     return attempt
 
 
 def commit(attempt: Path, manifest: CheckpointManifest) -> Path:
-    """Write the manifest, then rename the attempt to its final name: from here on the checkpoint exists.
+    """Write the manifest, then rename the attempt to its final name, with which the checkpoint exists. Return the new path.
 
-    The files must have been flushed to the disk. Their names are flushed before the rename, and its own name after it, so that a
-    power failure leaves the whole checkpoint or none.
+    The files must have been flushed to the disk. Their names are flushed before the rename, and the name of the folder after it,
+    so that a power failure leaves the whole checkpoint or none.
     """
     values = asdict(manifest)
     write_json_atomically(attempt / "manifest.json", {**values, "sha256": digest_of(values)})
     final = attempt.parent / name_of(manifest.step)
     if final.exists():
-        # Only a checkpoint that failed verification is ever written again; it makes room for its replacement.
+        # Only a checkpoint that failed verification is written again. The new one replaces it.
         shutil.rmtree(final)
     attempt.rename(final)
     sync_folder(final.parent)
@@ -84,19 +93,20 @@ def commit(attempt: Path, manifest: CheckpointManifest) -> Path:
 
 
 def _hidden(folder: Path, name: str) -> Path:
-    """Return a fresh path that no reader takes for a checkpoint, and that `remove_attempts` removes."""
+    """Return a fresh path that readers ignore and `remove_attempts` removes."""
     return folder / f".{name}.{uuid.uuid4().hex[:8]}"
 
 
 def committed(folder: Path) -> list[Path]:
-    """Committed checkpoints, newest first."""
+    """Return the folders of committed checkpoints, newest first."""
     return sorted((p for p in folder.glob("step_*") if (p / "manifest.json").is_file()), reverse=True)
 
 
 def read(path: Path) -> CheckpointManifest:
-    """Raises CheckpointError if there is no readable manifest, or one of another format.
+    """Return the manifest of a checkpoint.
 
-    Where there is no such checkpoint, the message lists those beside it.
+    Raises CheckpointError if it cannot be read or has another format version. If there is no such checkpoint, the message lists
+    the others in the same folder.
     """
     if not path.is_dir():
         others = ", ".join(other.name for other in committed(path.parent)) or "none"
@@ -112,12 +122,12 @@ def read(path: Path) -> CheckpointManifest:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path}: manifest.json cannot be read ({error!r})") from None
     if digest_of(values) != expected:
-        raise CheckpointError(f"checkpoint {path}: manifest.json is corrupt (its content is not what its sha256 says)")
+        raise CheckpointError(f"checkpoint {path}: manifest.json is corrupt (its content does not match its sha256)")
     return manifest
 
 
 def verify(path: Path) -> CheckpointManifest:
-    """Read the manifest and compare every file with its hash. Raises CheckpointError naming the file."""
+    """Compare every file with its hash, and return the manifest. Raises CheckpointError with the name of the file."""
     manifest = read(path)
     for name, expected in manifest.files.items():
         file = path / name
@@ -133,7 +143,7 @@ def verify(path: Path) -> CheckpointManifest:
 
 
 def newest(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
-    """The newest checkpoint that verifies, and a line for each newer one that does not."""
+    """Return the newest checkpoint that verifies, and a message for each newer one that does not."""
     complaints: list[str] = []
     for path in committed(folder):
         try:
@@ -144,11 +154,12 @@ def newest(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
 
 
 def write_best(folder: Path, step: int, metric: str, value: float) -> None:
+    """Write best.json, which names the best checkpoint so far."""
     write_json_atomically(folder / "best.json", {"step": step, "metric": metric, "value": value})
 
 
 def read_best(folder: Path) -> dict[str, Any] | None:
-    """{"step", "metric", "value"}, or None if no evaluation has chosen one."""
+    """Return best.json: {"step", "metric", "value"}. None if no evaluation has chosen a checkpoint."""
     try:
         best: dict[str, Any] = json.loads((folder / "best.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -157,7 +168,7 @@ def read_best(folder: Path) -> dict[str, Any] | None:
 
 
 def to_evaluate(folder: Path) -> StoredCheckpoint:
-    """The best checkpoint if training chose one and it verifies, else the newest. Raises CheckpointError if there is none."""
+    """Return the best checkpoint if training chose one and it verifies, else the newest. Raises CheckpointError without any."""
     best = read_best(folder)
     complaints: list[str] = []
     if best is not None:
@@ -166,24 +177,24 @@ def to_evaluate(folder: Path) -> StoredCheckpoint:
             return StoredCheckpoint(path, verify(path))
         except CheckpointError as error:
             complaints.append(str(error))
-    found, more = newest(folder)
-    if found is None:
+    checkpoint, more = newest(folder)
+    if checkpoint is None:
         detail = "; ".join(dict.fromkeys(complaints + more)) or "there is none"
         raise CheckpointError(f"checkpoints {folder}: no usable checkpoint ({detail}); run `shoal train` first")
-    return found
+    return checkpoint
 
 
 def retire(folder: Path, keep: int, warn: Callable[[str], None]) -> list[Path]:
-    """Delete all but the newest `keep` and the best, and what an earlier call could not delete. Returns what was deleted.
+    """Delete all checkpoints but the newest `keep` and the best, and return the deleted ones.
 
-    What cannot be deleted is passed to `warn`, and tried again by the next call: it is no reason to end a training whose newest
-    checkpoint is committed. Only while no attempt is being written.
+    A checkpoint that cannot be deleted does not end the training: `warn` gets a message, and the next call tries again. Call this
+    only while no attempt is being written.
     """
     best = read_best(folder)
     pinned = {name_of(best["step"])} if best is not None else set()
     retired = []
     for path in [path for path in committed(folder)[keep:] if path.name not in pinned]:
-        # Out of sight first, by an atomic rename, so that no reader finds half a checkpoint.
+        # Hide it first, by an atomic rename, so that no reader sees half a checkpoint.
         try:
             path.rename(_hidden(folder, path.name))
             retired.append(path)
@@ -198,6 +209,6 @@ def retire(folder: Path, keep: int, warn: Callable[[str], None]) -> list[Path]:
 
 
 def remove_attempts(folder: Path) -> None:
-    """Delete attempts that a dead process left behind. Only while no other process writes to this folder."""
+    """Delete attempts that a dead process left behind. Call this only while no other process writes to the folder."""
     for path in folder.glob(".step_*"):
         shutil.rmtree(path, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""Reading a checkpoint's files without running anything that they hold.
+"""Reading of a checkpoint's metadata without running code from it.
 
-torch keeps the metadata of a checkpoint as a pickle, which may name any function to be called when it is read; the hashes of a
-manifest are no protection, since whoever wrote the pickle wrote them too. So only the classes that torch's own metadata consists of
-are admitted here. Entries that are no tensors are refused as well: torch would unpickle them, and Shoal writes none.
+torch stores the metadata of a checkpoint as a pickle, which may name any function to be called when it is read. The hashes of a
+manifest are no protection, since the author of a malicious pickle writes them too. So only the classes of torch's own metadata are
+admitted here. Entries that are not tensors are refused as well: torch would unpickle them, and Shoal writes none.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ _ADMITTED = {
         "Size",
         *(str(kind).removeprefix("torch.") for kind in vars(torch).values() if type(kind) is torch.dtype),
     },
-    "torch.serialization": {"_get_layout"},  # from the name of a memory layout, by a table
+    "torch.serialization": {"_get_layout"},  # looks up a memory layout by its name
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.distributed.checkpoint.metadata": {
         "ChunkStorageMetadata",
@@ -38,10 +38,10 @@ _ADMITTED = {
 
 
 class CheckpointReader(FileSystemReader):
-    """torch's reader of a folder, whose metadata is read by the restricted unpickler."""
+    """torch's reader of a checkpoint folder, with a restricted unpickler for the metadata."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Raises CheckpointError if the metadata is damaged, or holds what no checkpoint of Shoal holds."""
+        """Return the metadata. Raises CheckpointError if it is damaged, or has content that Shoal never writes."""
         metadata = read_metadata(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
@@ -54,7 +54,7 @@ def read_metadata(folder: Path) -> Metadata:
         try:
             metadata = restricted_load(file, lambda module, name: name in _ADMITTED.get(module, ()))
         except ForbiddenPickleError as error:
-            raise _refusal(folder, f"{error}, which reading it would run") from None
+            raise _refusal(folder, f"{error}, a function that reading would call") from None
         except Exception as error:  # noqa: BLE001 - damaged bytes may make the unpickler raise anything
             raise CheckpointError(
                 f"checkpoint {folder}: {METADATA_FILE} cannot be read ({first_line(error)})"
@@ -63,15 +63,15 @@ def read_metadata(folder: Path) -> Metadata:
         raise CheckpointError(f"checkpoint {folder}: {METADATA_FILE} is not the metadata of a checkpoint")
     for key, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
-            raise _refusal(folder, f"{key}, which is no tensor")
+            raise _refusal(folder, f"{key}, which is not a tensor")
     for info in cast(dict[Any, Any], metadata.storage_data).values():
         if Path(info.relative_path).name != info.relative_path:
-            raise _refusal(folder, f"tensors in {info.relative_path!r}, outside of its folder")
+            raise _refusal(folder, f"tensors in {info.relative_path!r}, outside its folder")
     return metadata
 
 
-def _refusal(folder: Path, what: str) -> CheckpointError:
+def _refusal(folder: Path, content: str) -> CheckpointError:
     return CheckpointError(
-        f"checkpoint {folder}: {METADATA_FILE} holds {what}. Shoal writes no such thing: the checkpoint was tampered with, or "
-        "written by another program. Nothing of it was run or loaded; use a checkpoint that you trust"
+        f"checkpoint {folder}: {METADATA_FILE} holds {content}. Shoal never writes this: the checkpoint was tampered with, or "
+        "written by another program. Nothing in it was run or loaded; use a checkpoint that you trust"
     )

@@ -1,13 +1,13 @@
-"""A committed checkpoint written anew for another plan: by one process, without workers, and without a whole table in memory.
+"""Rewriting of a committed checkpoint for another plan: in one process, without workers, and without a whole table in memory.
 
-What is laid out: the file __R_0.distcp holds exactly the shards that rank R of the new plan has, cut into blocks of rows of at
-most `block_bytes`; what all ranks hold alike (dense weights, copied tables) lies once, in the file of rank 0. A run that loads
-the checkpoint under that plan reads its own file; under any other plan it loads as every checkpoint does, since torch looks up
-by offsets whatever chunks there are.
+Layout: the file __R_0.distcp holds exactly the shards of rank R of the new plan, cut into blocks of rows of at most `block_bytes`.
+Tensors that are the same on all ranks (dense weights, copied tables) are stored once, in the file of rank 0. A run that loads the
+checkpoint under that plan reads one file per rank. Under any other plan it loads like every checkpoint, since torch looks up chunks
+by their offsets.
 
-How: this process goes through torch's own protocol of saving in the place of every rank in turn (a global plan out of all
-ranks' plans, each rank's write, the metadata), so that only torch writes its format. A block is read just before it is
-written, row by row out of the chunks that hold it; torch's reader would load the whole chunk, which may be a whole table.
+Method: this process runs torch's own protocol of saving for every rank in turn (a global plan from the plans of all ranks, the
+write of each rank, the metadata), so that only torch writes its format. A block is read just before it is written, row by row from
+the chunks that hold it. torch's reader would load a whole chunk, which may be a whole table.
 
 The invariant: numbers are copied, never computed with.
 """
@@ -45,11 +45,13 @@ BLOCK_BYTES = 32 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Block:
-    """A part of a tensor: its first element and how far it reaches, by dimension."""
+class Region:
+    """A rectangular part of a tensor."""
 
     offsets: tuple[int, ...]
+    """The index of its first element, by dimension."""
     sizes: tuple[int, ...]
+    """Its size, by dimension."""
 
 
 def reshard(
@@ -61,7 +63,7 @@ def reshard(
     block_bytes: int = BLOCK_BYTES,
     tables_grew: bool = False,
 ) -> Path:
-    """Write the verified checkpoint `source` into `folder` as `plan` lays it out, and commit it. Returns its path.
+    """Rewrite a verified checkpoint for another plan, commit it, and return its path.
 
     tables, config: of the run that will go on from it. Memory is bounded by a few times `block_bytes`, or by one row.
     tables_grew: a table of the plan may have more rows than the checkpoint, which then lacks them as the source does.
@@ -69,9 +71,9 @@ def reshard(
     """
     final = folder / checkpoint_folder.name_of(source.manifest.step)
     if final.exists():
-        raise CheckpointError(f"checkpoint {final}: exists, and would be written over; choose another folder")
+        raise CheckpointError(f"checkpoint {final}: exists already and would be overwritten; choose another folder")
     refuse_other_optimizers(source, tables)
-    stored = _Stored(source.path)
+    stored = _StoredTensors(source.path)
     items = _write_items(source.path, stored.metadata, plan, block_bytes, tables_grew)
     try:
         attempt = checkpoint_folder.new_attempt(folder, source.manifest.step)
@@ -100,19 +102,19 @@ def _write_items(
         assert isinstance(tensor, TensorStorageMetadata)  # read_metadata refuses all else
         for rank, part in _parts(path, key, tuple(tensor.size), plan, tables_grew):
             row_bytes = math.prod(part.sizes[1:]) * tensor.properties.dtype.itemsize
-            for block in row_blocks(part, row_bytes, block_bytes):
-                offsets, sizes = torch.Size(block.offsets), torch.Size(block.sizes)
-                chunk = ChunkStorageMetadata(offsets, sizes)
+            for block in blocks_of_rows(part, row_bytes, block_bytes):
+                offsets = torch.Size(block.offsets)
+                chunk = ChunkStorageMetadata(offsets, torch.Size(block.sizes))
                 data = TensorWriteData(chunk, tensor.properties, tensor.size)
                 items[rank].append(WriteItem(MetadataIndex(key, offsets), WriteItemType.SHARD, tensor_data=data))
     return items
 
 
-def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan, tables_grew: bool) -> Iterator[tuple[int, Block]]:
+def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan, tables_grew: bool) -> Iterator[tuple[int, Region]]:
     """(rank, the part of the tensor that it keeps)."""
     kind, name = key.split(".")[:2]
     if kind != "table" or not size:
-        yield 0, Block((0,) * len(size), size)
+        yield 0, Region((0,) * len(size), size)
         return
     if name not in plan.tables:
         raise CheckpointError(
@@ -135,25 +137,25 @@ def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan, tables_grew:
             )
         num_rows = min(shard.row + shard.num_rows, size[0]) - shard.row  # of those that the checkpoint has
         if num_rows > 0:
-            block = Block((shard.row, shard.column), (num_rows, shard.num_columns))
-            yield shard.rank, Block(block.offsets[:1], block.sizes[:1]) if by_row else block
+            block = Region((shard.row, shard.column), (num_rows, shard.num_columns))
+            yield shard.rank, Region(block.offsets[:1], block.sizes[:1]) if by_row else block
 
 
-def row_blocks(part: Block, row_bytes: int, block_bytes: int) -> Iterator[Block]:
-    """The part, cut into blocks of rows of at most `block_bytes`, or of one row where that is larger."""
+def blocks_of_rows(part: Region, row_bytes: int, block_bytes: int) -> Iterator[Region]:
+    """Yield the part in blocks of rows of at most `block_bytes`, or of one row if a row is larger."""
     if not part.sizes or not part.sizes[0]:
         yield part
         return
     step = max(1, block_bytes // max(1, row_bytes))
     for row in range(0, part.sizes[0], step):
         offsets = (part.offsets[0] + row, *part.offsets[1:])
-        yield Block(offsets, (min(step, part.sizes[0] - row), *part.sizes[1:]))
+        yield Region(offsets, (min(step, part.sizes[0] - row), *part.sizes[1:]))
 
 
 def _write(
-    attempt: Path, items: list[list[WriteItem]], stored: "_Stored", block_bytes: int
+    attempt: Path, items: list[list[WriteItem]], stored: "_StoredTensors", block_bytes: int
 ) -> dict[str, dict[str, Any]]:
-    """All ranks' files and torch's metadata. Returns the hash and size of each file."""
+    """Write all ranks' files and torch's metadata. Return the hash and size of each file."""
     writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
     hashing = HashingFileSystem()
     writer.fs = hashing
@@ -168,21 +170,22 @@ def _write(
 
 
 class _BlockPlanner(DefaultSavePlanner):
-    """Gives torch's writer each block when it asks for it, and no sooner."""
+    """A planner that reads each block when torch's writer asks for it."""
 
-    def __init__(self, stored: "_Stored", block_bytes: int) -> None:
+    def __init__(self, stored: "_StoredTensors", block_bytes: int) -> None:
         super().__init__()
-        self._stored, self._block_bytes = stored, block_bytes
+        self._stored = stored
+        self._block_bytes = block_bytes
 
     def resolve_data(self, write_item: WriteItem) -> Tensor:
         assert write_item.tensor_data is not None
         chunk = write_item.tensor_data.chunk
         return self._stored.read(
-            write_item.index.fqn, Block(tuple(chunk.offsets), tuple(chunk.sizes)), self._block_bytes
+            write_item.index.fqn, Region(tuple(chunk.offsets), tuple(chunk.sizes)), self._block_bytes
         )
 
 
-class _Stored:
+class _StoredTensors:
     """The tensors of a checkpoint on disk, read in parts."""
 
     def __init__(self, path: Path) -> None:
@@ -192,24 +195,24 @@ class _Stored:
             (index.fqn, tuple(index.offset or ())): info for index, info in self.metadata.storage_data.items()
         }
 
-    def read(self, key: str, wanted: Block, block_bytes: int) -> Tensor:
-        """A part of a tensor, out of every chunk that has some of it; at most `block_bytes` of a chunk at a time."""
+    def read(self, key: str, wanted: Region, block_bytes: int) -> Tensor:
+        """Return a part of a tensor, from every chunk that overlaps it. Read at most `block_bytes` of a chunk at a time."""
         tensor = cast(TensorStorageMetadata, self.metadata.state_dict_metadata[key])
         out = torch.empty(wanted.sizes, dtype=tensor.properties.dtype)
         for stored in tensor.chunks:
-            chunk = Block(tuple(stored.offsets), tuple(stored.sizes))
+            chunk = Region(tuple(stored.offsets), tuple(stored.sizes))
             common = _common(chunk, wanted)
             if common is None:
                 continue
-            # A stored row may be wider than what is wanted of it, so what is read is bounded by its own width.
+            # Whole stored rows are read, and they may be wider than the part, so their width bounds the block.
             row_bytes = math.prod(chunk.sizes[1:]) * out.itemsize
-            for part in row_blocks(common, row_bytes, block_bytes):
+            for part in blocks_of_rows(common, row_bytes, block_bytes):
                 rows = _rows_of(chunk, part)
-                out[_places(part, wanted)] = self._rows(key, chunk, rows)[_places(part, rows)]
+                out[_slices(part, wanted)] = self._rows(key, chunk, rows)[_slices(part, rows)]
         return out
 
-    def _rows(self, key: str, chunk: Block, rows: Block) -> Tensor:
-        """Whole rows of a chunk. Of what is stored only the header is unpickled; the numbers are read from where it says."""
+    def _rows(self, key: str, chunk: Region, rows: Region) -> Tensor:
+        """Return whole rows of a chunk. Only the header of the tensor is unpickled; it says where the numbers are."""
         info = self._files[key, chunk.offsets]
         with (self._path / info.relative_path).open("rb") as file:
             view = cast(Any, _create_file_view(file, info.offset, info.length))
@@ -217,7 +220,7 @@ class _Stored:
             if not header.is_contiguous():
                 view.seek(0)
                 whole: Tensor = torch.load(view, map_location="cpu", weights_only=True)
-                return whole[_places(rows, chunk)]
+                return whole[_slices(rows, chunk)]
             row_size = math.prod(chunk.sizes[1:])
             first = header.storage_offset() + (rows.offsets[0] - chunk.offsets[0] if rows.offsets else 0) * row_size
             file.seek(info.offset + cast(Any, header.untyped_storage())._checkpoint_offset + first * header.itemsize)
@@ -227,20 +230,21 @@ class _Stored:
             return torch.frombuffer(buffer, dtype=header.dtype).view(rows.sizes)
 
 
-def _rows_of(chunk: Block, part: Block) -> Block:
-    """The rows of the part, as wide as the chunk."""
-    return Block((*part.offsets[:1], *chunk.offsets[1:]), (*part.sizes[:1], *chunk.sizes[1:]))
+def _rows_of(chunk: Region, part: Region) -> Region:
+    """Return the rows of the part, as wide as the chunk."""
+    return Region((*part.offsets[:1], *chunk.offsets[1:]), (*part.sizes[:1], *chunk.sizes[1:]))
 
 
-def _common(one: Block, other: Block) -> Block | None:
+def _common(one: Region, other: Region) -> Region | None:
+    """Return the overlap of two regions, or None."""
     begins = tuple(max(a, b) for a, b in zip(one.offsets, other.offsets, strict=True))
     ends = [min(a + n, b + m) for a, n, b, m in zip(one.offsets, one.sizes, other.offsets, other.sizes, strict=True)]
     sizes = tuple(end - begin for begin, end in zip(begins, ends, strict=True))
-    return Block(begins, sizes) if all(size > 0 for size in sizes) else None
+    return Region(begins, sizes) if all(size > 0 for size in sizes) else None
 
 
-def _places(part: Block, whole: Block) -> tuple[slice, ...]:
-    """Where the part lies in the whole."""
+def _slices(part: Region, whole: Region) -> tuple[slice, ...]:
+    """Return the indices of the part within the whole."""
     return tuple(
         slice(o - base, o - base + n) for o, base, n in zip(part.offsets, whole.offsets, part.sizes, strict=True)
     )

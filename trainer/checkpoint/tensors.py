@@ -1,7 +1,7 @@
 """Saving and loading of tensors through torch.distributed.checkpoint, hashed while they are written.
 
-A checkpoint holds tensors only, under flat names that say what they are (trainer.checkpoint.keys); torch reshards them exactly
-when the number of ranks or the plan differs at loading.
+A checkpoint holds tensors only, under flat names (trainer.checkpoint.keys). torch reshards them exactly if the world size or the
+plan differs at loading.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from trainer.storage.files import refusal_cause
 
 
 class _HashingStream(io.RawIOBase):
-    """Passes writes through and hashes them on the way. Sequential: refuses to seek."""
+    """A stream that hashes what is written through it. Sequential: it cannot seek."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
@@ -62,7 +62,7 @@ class _HashingStream(io.RawIOBase):
 
 
 class HashingFileSystem(FileSystem):
-    """The file system of torch's writer, remembering the hash of every file that this rank writes."""
+    """The file system of torch's writer, which records the hash and size of every file that this rank writes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,10 +91,18 @@ def save(
     describe: Callable[[dict[str, dict[str, Any]]], CheckpointManifest],
     step: int,
 ) -> Path:
-    """Write `state` into a fresh attempt and commit it. Collective; `describe` turns the files' hashes into the manifest.
+    """Write a checkpoint into a fresh attempt, commit it, and return its path. Collective.
 
-    Raises NonFiniteWeightsError on every rank, before anything is written, if any rank holds a value that is not finite, and
-    CheckpointError if any rank could not write.
+    Args:
+        folder: The folder of checkpoints.
+        state: The tensors by name.
+        world: All ranks.
+        describe: Returns the manifest, from the hashes and sizes of the files.
+        step: The steps trained.
+
+    Raises:
+        NonFiniteWeightsError: A rank holds a value that is not finite. Raised on every rank, before anything is written.
+        CheckpointError: A rank could not write.
     """
     broken = tuple(broken_tensors(state, world))
     if broken:
@@ -106,7 +114,7 @@ def save(
     try:
         return _write(final, attempt, state, world, describe)
     except BaseException:
-        # All ranks raise, but not all have stopped writing: what they leave behind now the next start removes.
+        # All ranks raise, but some may still be writing. The next start removes what they leave behind.
         if world.is_first:
             shutil.rmtree(attempt, ignore_errors=True)
         raise
@@ -134,70 +142,79 @@ def _write(
 
 
 def load(
-    found: StoredCheckpoint,
+    checkpoint: StoredCheckpoint,
     sharded_model: nn.Module,
     tables: Collection[str],
     optimizers: Optimizers | None,
     extra: Mapping[str, Tensor] | None = None,
-    averages: WeightEma | None = None,
+    ema: WeightEma | None = None,
     tables_grew: bool = False,
 ) -> None:
-    """Load a verified checkpoint into model, `extra` state and, if given, optimizers and averages. Collective.
+    """Load a verified checkpoint, resharded as needed. Collective.
 
-    They are resharded as needed. tables_grew: a table may have more rows than the checkpoint; these stay as they are. Raises
-    CheckpointError, before anything is overwritten, if a tensor is missing or does not fit.
+    Args:
+        checkpoint: The checkpoint.
+        sharded_model: The model with sharded tables.
+        tables: The names of its tables.
+        optimizers: The optimizers to load, or None.
+        extra: Other tensors to load, the same on all ranks.
+        ema: The moving average of dense weights to load, or None.
+        tables_grew: True if tables may have more rows than the checkpoint. These rows keep their values.
+
+    Raises:
+        CheckpointError: A tensor is missing or does not fit. Raised before anything is overwritten.
     """
     if optimizers is not None:
-        refuse_other_optimizers(found, optimizers.configs)
+        refuse_other_optimizers(checkpoint, optimizers.configs)
         optimizers.materialize_dense_state()
-    wanted = tensors_of(sharded_model, tables, optimizers, extra, averages)
-    reader = CheckpointReader(found.path)
+    wanted = tensors_of(sharded_model, tables, optimizers, extra, ema)
+    reader = CheckpointReader(checkpoint.path)
     try:
         saved = reader.read_metadata().state_dict_metadata
         if optimizers is not None:
-            _count_updates(found, wanted, saved, optimizers)
-        if optimizers is not None and _before_first_step(found):
-            # Earlier versions saved no state that torch had not created yet, and what was created above is that state.
+            _count_updates(checkpoint, wanted, saved, optimizers)
+        if optimizers is not None and _before_first_step(checkpoint):
+            # Earlier versions did not save state that torch had not created yet. Its initial values were created above.
             weights = model_names(sharded_model, tables)
             wanted = {key: value for key, value in wanted.items() if key in saved or key in weights}
-        _refuse_misfits(found.path, wanted, saved, tables_grew)
+        _refuse_misfits(checkpoint.path, wanted, saved, tables_grew)
         dcp.load(wanted, storage_reader=reader, planner=_GrowingPlanner() if tables_grew else None)
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"checkpoint {found.path}: does not fit the model ({_first_cause(error)}); was it made with another config?"
+            f"checkpoint {checkpoint.path}: does not fit the model ({_first_cause(error)}); was it made with another config?"
         ) from None
     with torch.no_grad():
         sharded_model.load_state_dict({name: wanted[key] for key, name in model_names(sharded_model, tables).items()})
 
 
 def _count_updates(
-    found: StoredCheckpoint, wanted: dict[str, Any], saved: Mapping[str, Any], optimizers: Optimizers
+    checkpoint: StoredCheckpoint, wanted: dict[str, Any], saved: Mapping[str, Any], optimizers: Optimizers
 ) -> None:
-    """Derive the updates of tables from the step where a checkpoint of earlier versions lacks them, and ask for them no more."""
+    """Derive the number of updates from the step if a checkpoint of an earlier version lacks it, and drop it from `wanted`."""
     for key in map(step_key, optimizers.counting_tables):
         if key not in saved:
             del wanted[key]
-            optimizers.num_updates.fill_(found.manifest.step - found.manifest.metrics.get("skipped_steps", 0))
+            optimizers.num_updates.fill_(checkpoint.manifest.step - checkpoint.manifest.metrics.get("skipped_steps", 0))
 
 
-def _before_first_step(found: StoredCheckpoint) -> bool:
-    """Return whether every step of the checkpoint was skipped, so that no optimizer has made one."""
-    return 0 < found.manifest.step == found.manifest.metrics.get("skipped_steps")
+def _before_first_step(checkpoint: StoredCheckpoint) -> bool:
+    """Return True if every step of the checkpoint was skipped, so that no optimizer made a step."""
+    return 0 < checkpoint.manifest.step == checkpoint.manifest.metrics.get("skipped_steps")
 
 
-def refuse_other_optimizers(found: StoredCheckpoint, tables: Mapping[str, TableConfig]) -> None:
-    """Raises CheckpointError naming the first table whose saved optimizer state is that of another optimizer."""
-    for name, saved in found.manifest.config.get("tables", {}).items():
+def refuse_other_optimizers(checkpoint: StoredCheckpoint, tables: Mapping[str, TableConfig]) -> None:
+    """Raise CheckpointError with the first table for which the state of another optimizer was saved."""
+    for name, saved in checkpoint.manifest.config.get("tables", {}).items():
         table = tables.get(name)
         if table is not None and saved["optimizer"] != table.optimizer:
             raise CheckpointError(
-                f"checkpoint {found.path}: holds the state of {saved['optimizer']} for tables.{name}, the config says "
-                f"{table.optimizer}; set tables.{name}.optimizer = {saved['optimizer']}, or train anew in another run.dir"
+                f"checkpoint {checkpoint.path}: holds the state of {saved['optimizer']} for tables.{name}, the config says "
+                f"{table.optimizer}; set tables.{name}.optimizer = {saved['optimizer']}, or train again in another run.dir"
             )
 
 
 class _GrowingPlanner(DefaultLoadPlanner):
-    """Takes the rows that the checkpoint has. torch looks up chunks by their offsets, and would refuse another size as such."""
+    """A planner that loads into tables with more rows than the checkpoint. torch itself refuses a tensor of another size."""
 
     def set_up_planner(
         self, state_dict: dict[str, Any], metadata: Metadata | None = None, is_coordinator: bool = False
@@ -212,19 +229,21 @@ class _GrowingPlanner(DefaultLoadPlanner):
 
 
 def _has_grown(key: str, saved: tuple[int, ...], now: tuple[int, ...]) -> bool:
-    """Whether it is of a table that has more rows by now."""
+    """Return True if the tensor is of a table that has more rows now."""
     return key.startswith("table.") and len(saved) == len(now) > 0 and saved[1:] == now[1:] and saved[0] < now[0]
 
 
 def _refuse_misfits(path: Path, wanted: Mapping[str, Any], saved: Mapping[str, Any], tables_grew: bool = False) -> None:
-    """Name the first tensor that the checkpoint has not, or has in another shape."""
+    """Raise CheckpointError with the first tensor that the checkpoint lacks, or has in another shape."""
     for key, value in wanted.items():
         table = f" (tables.{key.split('.')[1]})" if key.startswith("table.") else ""
-        remedy = "set the config back to what the checkpoint was made with, or train anew in another run.dir"
+        remedy = "restore the config with which the checkpoint was made, or train again in another run.dir"
         if key not in saved:
-            rest = [name for name in saved if table and name.startswith(key.rsplit(".", 1)[0] + ".")]
+            others = [name for name in saved if table and name.startswith(key.rsplit(".", 1)[0] + ".")]
             held = (
-                f"; of this table it holds {', '.join(sorted(name.rsplit('.', 1)[1] for name in rest))}" if rest else ""
+                f"; of this table it holds {', '.join(sorted(name.rsplit('.', 1)[1] for name in others))}"
+                if others
+                else ""
             )
             raise CheckpointError(f"checkpoint {path}: does not fit the model: it has no {key}{table}{held}; {remedy}")
         sizes = tuple(saved[key].size), tuple(value.size())
@@ -240,7 +259,7 @@ def _size(size: Iterable[int]) -> str:
 
 
 def find_to_resume(folder: Path, world: World) -> tuple[StoredCheckpoint | None, list[str]]:
-    """The newest checkpoint that verifies, chosen by the first rank for all. Collective."""
+    """Return the newest checkpoint that verifies, as the first rank finds it, and a message for each newer one. Collective."""
 
     def look() -> tuple[StoredCheckpoint | None, list[str]]:
         folder.mkdir(parents=True, exist_ok=True)

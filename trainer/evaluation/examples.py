@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -91,8 +90,3 @@ class ItemNames:
     def have_titles(self) -> bool:
         """Whether any item has a title."""
         return bool(self._titles)
-
-
-def logs_of(config: dict[str, Any]) -> LogsConfig | None:
-    """Return the settings of the logs in a run's resolved config, None if it has none."""
-    return LogsConfig.model_validate(config["logs"]) if "logs" in config else None

@@ -1,8 +1,8 @@
-"""What negatives need to know of the global batch: between a batch and its look-up, ids are exchanged, drawn and corrected for.
+"""Negatives that depend on the global batch, and the probabilities for the logQ correction.
 
-A batch comes from the reader with the negatives that can be drawn ahead. `complete_batch` adds negatives drawn from the
-targets of all ranks, and the draw probabilities by which scores are corrected. It runs in the main thread, because ranks
-exchange their targets there, and before tables with dynamic ids assign rows, because it changes what is looked up.
+A batch comes from the reader with the negatives that can be drawn ahead. `complete_batch` adds negatives drawn from the targets of
+all ranks, and the draw probabilities by which scores are corrected. It runs in the main thread, because ranks exchange their
+targets there, and before tables with dynamic ids assign rows, because it adds look-ups.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.batches.history_batch import HistoryBatch, with_negatives
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.objectives.config import ObjectiveConfig, SampledObjectiveConfig
 from sharding.dynamic_ids.id_counts import count_ids, exchange_counts
 from sharding.world import World
@@ -25,9 +25,9 @@ STATE = "target_frequency."
 
 
 class GlobalNegatives:
-    """The negatives of a run, and the estimate of how often items are targets. For other objectives it changes nothing.
+    """The negatives of a run, and the estimate of how often items are targets. Without a sampled objective nothing is changed.
 
-    train_events: (num_known,) of each id, where trainer.data.stream.negatives.needs_train_events.
+    train_events: The training events of each id, (num_known,), if trainer.data.stream.negatives.needs_train_events.
     """
 
     def __init__(
@@ -44,19 +44,25 @@ class GlobalNegatives:
                 self._frequency = TargetFrequency(catalogue.num_known, objective.logq_rate)
 
     def take_target_counts(self, counts: np.ndarray) -> None:
-        """Take this rank's counts of an epoch's targets (see target_counts); `complete_batch` sums all ranks'."""
+        """Keep this rank's counts of an epoch's targets (see target_counts). `complete_batch` sums them over all ranks."""
         self._own_counts = counts
 
     def complete_batch(self, batch: HistoryBatch, position: Position, world: World) -> HistoryBatch:
-        """The batch (on the CPU) with all that its objective needs. position: in the data, before the batch. Collective.
+        """Return the batch, on the CPU, with everything that its objective needs. Collective.
 
-        Whether the step is then applied is not known yet, and makes no difference: what was observed stays.
+        The estimate of frequencies is updated even if the step is not applied.
+
+        Args:
+            batch: This rank's share.
+            position: The data position before the batch.
+            world: All ranks.
         """
         if self._draws is None:
             return batch
         if self._own_counts is not None:
             counts = world.sum(torch.from_numpy(self._own_counts).to(world.device)).cpu().numpy()
-            self._draws, self._own_counts = replace(self._draws, target_counts=counts), None
+            self._draws = replace(self._draws, target_counts=counts)
+            self._own_counts = None
         draws = self._draws
         if draws.from_global_batch or self._frequency is not None:
             targets = exchange_counts(count_ids(batch.target_ids.numpy()), world)
@@ -74,11 +80,11 @@ class GlobalNegatives:
         return replace(batch, negative_log_q=log_q(batch.negative_ids), target_log_q=log_q(batch.target_ids))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The estimate by name, for a checkpoint: alike on all ranks, of shapes that follow from the dataset."""
+        """Return the estimate by name, for a checkpoint. It is the same on all ranks, with shapes that follow from the dataset."""
         tensors = {} if self._frequency is None else self._frequency.tensors()
         return {STATE + name: tensor for name, tensor in tensors.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave; others are left alone."""
+        """Restore what `tensors` returned. Other tensors are ignored."""
         if self._frequency is not None:
             self._frequency.load({n.removeprefix(STATE): t for n, t in tensors.items() if n.startswith(STATE)})

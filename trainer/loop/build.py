@@ -1,4 +1,4 @@
-"""From a job to a sharded model with its optimizers, in the one order in which that works."""
+"""Construction of a sharded model, its optimizers and its stream from a job. The order of the steps matters."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.ranking.config import RankingConfig
 from models.tables import TableSpec
 from sharding.config import TableConfig
@@ -36,48 +36,58 @@ from trainer.tasks.task import Stream, Task
 
 @dataclass(frozen=True)
 class Built:
-    """model: the single-device object whose tables were replaced by sharded ones; placed: the wrapper that names its state.
-
-    dynamic: the mappings of its tables with dynamic ids; what is looked up goes through them first. task: what is trained, and
-    what a batch is given of the global one before that. grown_from: digests of its dataset before logs were appended.
-    """
+    """A model of one job, sharded over the ranks."""
 
     model: Any
+    """The single-device model, with its tables replaced by sharded ones."""
     sharded_model: nn.Module
+    """The wrapper that names the state of the model."""
     tables: dict[str, TableConfig]
+    """Settings of its tables by name."""
     planned_tables: PlannedTables
+    """The plan of its tables."""
     catalogue: Catalogue
+    """The items."""
     dynamic: DynamicTables
+    """The mappings of its tables with dynamic ids, which translate every request before the look-up."""
     task: Task
+    """The task that it is trained for."""
     grown_from: tuple[str, ...] = ()
+    """Digests of its dataset before logs were appended."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint holds besides weights and optimizers: alike on all ranks."""
+        """Return the tensors of a checkpoint besides weights and optimizers. They are the same on all ranks."""
         return self.dynamic.tensors() | self.task.tensors()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
+        """Restore what `state` returned."""
         self.dynamic.load(tensors)
         self.task.load(tensors)
 
 
-def build_model(job: Job, manifest: Manifest, world: World, by_day: DailyTraining | None = None) -> Built:
-    """The model at its initial weights: a function of the seed, whatever the number of ranks or the plan.
+def build_model(job: Job, manifest: Manifest, world: World, daily: DailyTraining | None = None) -> Built:
+    """Return the model at its initial weights. They depend on the seed, not on the world size or the plan. Collective.
 
-    by_day: what training by days knows of them. Collective. Raises UserError if the dataset is for another task than the model, or
-    if the ranks have different plans.
+    Args:
+        job: The run.
+        manifest: The manifest of its dataset.
+        world: All ranks.
+        daily: The days of the dataset, in daily training.
+
+    Raises:
+        UserError: The dataset is for another task than the model, or the ranks have different plans.
     """
     if manifest.task != job.config.model.task:
         raise UserError(
             f'dataset {job.dataset_dir} is for task "{manifest.task}", and model.task = "{job.config.model.task}"; datasets for '
-            "ranking are those of logs with logs.labels: set model.task, or choose another dataset"
+            "ranking come from logs with logs.labels: set model.task, or choose another dataset"
         )
     catalogue = read_catalogue(job.dataset_dir, manifest, job.config.tables, job.config.model)
     planned_tables = job.planned_tables
     if planned_tables is None or planned_tables.plan.world_size != world.world_size:
         planned_tables = plan_tables(job, manifest, world.world_size, "cuda" if world.device.type == "cuda" else "cpu")
     plan = planned_tables.plan
-    # Before anything is placed: TorchRec would fail with what a rank sees of it, or wait for the others.
+    # Before anything is sharded: with different plans, TorchRec would fail with an obscure error, or hang.
     agree_at_start(world, {"plan": digest_of(plan.values())})
     specs = [
         TableSpec(
@@ -90,7 +100,7 @@ def build_model(job: Job, manifest: Manifest, world: World, by_day: DailyTrainin
         )
         for name, rows in table_rows(job.config.tables, manifest, job.config.model.inputs).items()
     ]
-    task = _task_of(job, manifest, catalogue, by_day)
+    task = _task_of(job, manifest, catalogue, daily)
     model: Any = task.new_model(specs)
     model.initialize(torch.Generator().manual_seed(job.config.run.seed))
     for part in (*model.children(), *model.tables.replicated):
@@ -103,45 +113,45 @@ def build_model(job: Job, manifest: Manifest, world: World, by_day: DailyTrainin
 
 
 def agree_at_start(world: World, facts: dict[str, str]) -> None:
-    """Compare named facts over all ranks. Collective. Raises UserError with the differences."""
+    """Compare named facts of all ranks. Collective. Raises UserError with the differences."""
     differences = world.disagreements(facts)
     if differences:
         raise UserError("the workers do not agree on what to train, so nothing was started: " + "; ".join(differences))
 
 
-def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue, by_day: DailyTraining | None) -> Task:
+def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue, daily: DailyTraining | None) -> Task:
     match job.config.model:
         case RankingConfig() as config:
-            return RankingTask(job, config, manifest, catalogue, by_day)
+            return RankingTask(job, config, manifest, catalogue, daily)
         case config:
             return NextItemTask(job, config, manifest, catalogue)
 
 
 def load_checkpoint(
-    found: StoredCheckpoint, built: Built, optimizers: Optimizers | None, averages: WeightEma | None = None
+    checkpoint: StoredCheckpoint, built: Built, optimizers: Optimizers | None, ema: WeightEma | None = None
 ) -> None:
-    """Load a verified checkpoint into the model, its other state and, if given, optimizers and averages. Collective.
+    """Load a verified checkpoint into the model, its other state and, if given, optimizers and weight EMA. Collective.
 
-    Where logs were appended since, the vocabularies may have grown, and tables with them: new rows are as they were built. Raises
-    CheckpointError if it does not fit.
+    If logs were appended since, vocabularies and their tables may have grown. New rows keep their initial values. Raises
+    CheckpointError if the checkpoint does not fit.
     """
     state = built.state()
-    grew = found.manifest.days is not None or found.manifest.dataset_digest in built.grown_from
-    checkpoint_tensors.load(found, built.sharded_model, built.tables, optimizers, state, averages, tables_grew=grew)
+    grew = checkpoint.manifest.days is not None or checkpoint.manifest.dataset_digest in built.grown_from
+    checkpoint_tensors.load(checkpoint, built.sharded_model, built.tables, optimizers, state, ema, tables_grew=grew)
     built.load_state(state)
 
 
-def load_to_use(found: StoredCheckpoint, built: Built) -> None:
-    """Load what a checkpoint is evaluated by: its averages in the place of dense weights, if it has any. Collective."""
-    decay = found.manifest.config["train"].get("ema_decay")
-    averages = None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
-    load_checkpoint(found, built, None, averages)
-    if averages is not None:
-        averages.apply()
+def load_for_evaluation(checkpoint: StoredCheckpoint, built: Built) -> None:
+    """Load the weights with which a checkpoint is evaluated: the EMA of dense weights, if it has one. Collective."""
+    decay = checkpoint.manifest.config["train"].get("ema_decay")
+    ema = None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
+    load_checkpoint(checkpoint, built, None, ema)
+    if ema is not None:
+        ema.apply()
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
-    """The optimizers of the tables and the configured dense one."""
+    """Return the optimizers of the tables and the configured dense optimizer."""
     return Optimizers(
         built.sharded_model,
         lambda parameters: dense_optimizer(parameters, config),

@@ -26,7 +26,7 @@ from trainer.loop.timetable import Timetable
 from trainer.optim.ema import WeightEma
 
 
-def find_checkpoint(job: Job, manifest: Manifest, world: World, messages: Messages) -> StoredCheckpoint | None:
+def checkpoint_to_resume(job: Job, manifest: Manifest, world: World, messages: Messages) -> StoredCheckpoint | None:
     """Return the newest checkpoint that verifies, or None if there is none. Warns of each that does not. Collective.
 
     Raises CheckpointError if it is of another run or dataset.
@@ -46,7 +46,7 @@ class Checkpoints:
     job: Job
     """The run."""
     manifest: Manifest
-    """That of the dataset."""
+    """The manifest of the dataset."""
     world: World
     """All ranks."""
     messages: Messages
@@ -57,13 +57,13 @@ class Checkpoints:
     """The model."""
     optimizers: Optimizers
     """The optimizers of its tables and dense weights."""
-    averages: WeightEma | None
+    ema: WeightEma | None
     """The moving average of the dense weights, if the run has one."""
 
     def tensors(self) -> dict[str, Any]:
         """Return the tensors to save, by name; they share their memory with the model and the optimizers."""
         built = self.built
-        return tensors_of(built.sharded_model, built.tables, self.optimizers, built.state(), self.averages)
+        return tensors_of(built.sharded_model, built.tables, self.optimizers, built.state(), self.ema)
 
     def resume(self, checkpoint: StoredCheckpoint | None) -> State:
         """Load the checkpoint, if there is one, and return the state from which to train. Collective.
@@ -75,7 +75,7 @@ class Checkpoints:
             return self.timetable.fresh()
         state, warning = self.timetable.resumed(checkpoint)
         self.messages.warn(warning)
-        load_checkpoint(checkpoint, self.built, self.optimizers, self.averages)
+        load_checkpoint(checkpoint, self.built, self.optimizers, self.ema)
         refuse_broken_checkpoint(checkpoint, self.tensors(), self.world)
         # A process may have died between the commit and this note, or the newest checkpoint may have been corrupt.
         self._note_best(state)

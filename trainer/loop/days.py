@@ -34,7 +34,7 @@ class DailyTimetable:
     days: Days
     """The impressions of each day."""
     manifest: Manifest
-    """That of the dataset."""
+    """The manifest of the dataset."""
 
     @property
     def end(self) -> int:
@@ -100,7 +100,8 @@ def position_among(days: Days, checkpoint: StoredCheckpoint) -> tuple[Position, 
     """
     saved = checkpoint.manifest.days
     assert saved is not None
-    day, trained = saved["day"], saved["trained"]
+    day = saved["day"]
+    trained = saved["trained"]
     begins = days.calendar.name_of(day)
     if day + (trained > 0) > days.stop:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Measuring what a run's plan costs, once before its first step, and its steps as they go. Collective."""
+"""Measurement of a run's plan, once before its first step, and of its steps. All functions are collective."""
 
 import resource
 from pathlib import Path
@@ -9,22 +9,22 @@ from sharding.tables.optimizers import Optimizers
 from sharding.world import World
 from trainer.loop.build import Built
 from trainer.loop.step_clock import StepClock
-from trainer.placement.record import RECORD_FILE, placement_values, read_record
+from trainer.placement.record import RECORD_FILE, placement_values, read_placement
 from trainer.storage.files import write_json_atomically
 
-MOST_IDS = 50_000  # of a trial: more would take minutes on large tables, and tell no more
+MAX_IDS = 50_000  # of a trial: more would take minutes on large tables without better figures
 REPEATS = 3
 
 
 def record_placement(run_dir: Path, built: Built, optimizers: Optimizers, world: World) -> None:
-    """Measure every table and note it, unless the run has done so for this plan. Collective; changes no weight or state."""
+    """Measure every table and record it, unless the run has a record of this plan. Collective. No weight or state changes."""
     planned_tables = built.planned_tables
-    noted = world.on_first(lambda: read_record(run_dir).get("plan", {}).get("inputs"))
-    if noted == planned_tables.plan.inputs:
+    recorded = world.on_first(lambda: read_placement(run_dir).get("plan", {}).get("inputs"))
+    if recorded == planned_tables.plan.inputs:
         return
     loads = {load.name: load for load in planned_tables.loads}
     trials = {
-        name: sorted({max(1, int(min(load.ids_per_rank, load.num_rows, MOST_IDS) / share)) for share in (8, 2, 1)})
+        name: sorted({max(1, int(min(load.ids_per_rank, load.num_rows, MAX_IDS) / share)) for share in (8, 2, 1)})
         for name, load in loads.items()
     }
     measured = measure_tables(built.sharded_model, optimizers, built.tables, trials, world, REPEATS)
@@ -33,10 +33,10 @@ def record_placement(run_dir: Path, built: Built, optimizers: Optimizers, world:
 
 
 def record_steps(run_dir: Path, clock: StepClock, world: World) -> None:
-    """Note how long steps took on each rank so far. Collective."""
+    """Record the mean time of steps so far on each rank. Collective."""
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     everywhere: list[Any] = world.gather_objects((clock.means(), rss))
     if world.is_first:
         seconds = {part: [means[part] for means, _ in everywhere] for part in everywhere[0][0]}
         steps = {"num_steps": clock.num_steps, "seconds": seconds, "process_bytes": [size for _, size in everywhere]}
-        write_json_atomically(run_dir / RECORD_FILE, {**read_record(run_dir), "steps": steps})
+        write_json_atomically(run_dir / RECORD_FILE, {**read_placement(run_dir), "steps": steps})

@@ -1,4 +1,4 @@
-"""How fast training goes, and how evenly the ranks share it, for people to read. Knows no torch and no step but its counts."""
+"""Speed of a training and balance of its ranks, for people to read."""
 
 import time
 
@@ -8,16 +8,18 @@ SEND_EVERY_SECONDS = 0.5
 
 
 class Pace:
-    """Events per second since the start, the time left, and how evenly the ranks share the work."""
+    """Events per second since the start, the time left, and the imbalance of the ranks."""
 
     def __init__(self, step: int, world_size: int) -> None:
-        self._started = self._sent = time.monotonic()
+        self._started = time.monotonic()
+        self._sent = self._started
         self._first_step = step
         self._world_size = world_size
         self._events = self._targets = self._events_since_line = self._most_since_line = 0
         self._paused = 0.0
 
     def count(self, step: int, result: StepResult, total_steps: int) -> dict[str, float]:
+        """Count a step, and return the events per second and the seconds left."""
         self._events += result.num_events
         self._targets += result.num_targets
         self._events_since_line += result.num_events
@@ -31,19 +33,22 @@ class Pace:
         }
 
     def imbalance(self) -> float:
-        """Events of the rank with most over their mean, 1.0 where all have equally many, since this was last asked.
+        """Return the events of the largest share over the mean share since the last call. 1.0 if all are equal.
 
         The ranks wait for each other at every step, so the events of the largest share are summed step by step.
         """
-        most, events = self._most_since_line, self._events_since_line
-        self._most_since_line = self._events_since_line = 0
+        most = self._most_since_line
+        events = self._events_since_line
+        self._most_since_line = 0
+        self._events_since_line = 0
         return most * self._world_size / events if events else 1.0
 
     def pause(self, seconds: float) -> None:
-        """Time that was not spent on steps."""
+        """Subtract time that was not spent on steps."""
         self._paused += seconds
 
     def may_send(self) -> bool:
+        """Return True if the last message was sent SEND_EVERY_SECONDS ago or earlier, and count this as sent."""
         now = time.monotonic()
         if now - self._sent < SEND_EVERY_SECONDS:
             return False

@@ -16,7 +16,7 @@ from trainer.loop.pace import Pace
 from trainer.loop.state import State
 from trainer.loop.step import StepResult
 from trainer.loop.timetable import Timetable
-from trainer.metrics_log import Ledger, MetricsLog
+from trainer.metrics_log import MetricsLog, SampleLog
 
 
 class Messages:
@@ -41,7 +41,7 @@ class Messages:
         return self._world.is_first and self._channel.stop_requested()
 
 
-class Progress:
+class TrainingProgress:
     """The reports of one training. Files and messages come from the first rank; each rank logs its own examples."""
 
     def __init__(
@@ -54,12 +54,12 @@ class Progress:
         self._epoch_ends = epoch_ends
         self._total_steps = int(epoch_ends[-1])
         self._log = MetricsLog(job.run_dir, step) if world.is_first else None
-        self._examples = Ledger(job.run_dir, world.rank, step) if job.config.train.ledger else None
+        self._sample_log = SampleLog(job.run_dir, world.rank, step) if job.config.train.ledger else None
         self._pace = Pace(step, world.world_size)
 
     def close(self) -> None:
         """Close the files."""
-        for file in (self._log, self._examples):
+        for file in (self._log, self._sample_log):
             if file is not None:
                 file.close()
 
@@ -72,8 +72,8 @@ class Progress:
 
     def log_examples(self, step: int, row_ids: Tensor) -> None:
         """Write the ids of the examples that this rank trained in a step, if the run keeps them."""
-        if self._examples is not None:
-            self._examples.write(step, row_ids.tolist())
+        if self._sample_log is not None:
+            self._sample_log.write(step, row_ids.tolist())
 
     def log_skipped(self, step: int, row_ids: Tensor) -> None:
         """Write the rows of a skipped step. Collective: the rows of all ranks may be the cause, so each rank sends its own."""
@@ -88,7 +88,7 @@ class Progress:
             item: What this rank trained.
             result: The result of the step.
             state: The state after it.
-            dynamic: The tables with dynamic ids, whose counts since the last line are logged.
+            dynamic: The tables with dynamic ids; their counts since the last line are logged.
         """
         if self._log is None:
             return

@@ -1,10 +1,10 @@
-"""One step of training: look up, encode, lose, agree, update.
+"""One step of training: look-up, forward, backward, agreement, update.
 
-The graph is cut where rows leave the sharded tables. The dense part is differentiated first; then all ranks agree, in one
-small sum, on the global loss, the global number of targets and whether everything is finite; only then do gradients
-enter the tables, whose fused optimizers apply them at once. So a step that is not finite is applied nowhere, and the
-gradient is that of the global batch: sums over ranks, divided once by the global number of targets. It is clipped, if it is to
-be, by the norm of that whole gradient, before any part of it is applied.
+The graph is cut where rows leave the sharded tables. First the dense part is differentiated. Then all ranks agree, in one small
+sum, on the global loss, the global number of targets and whether everything is finite. Only then do gradients enter the tables, and
+their fused optimizers apply them at once. So a non-finite step is applied nowhere, and the gradient is that of the global batch:
+sums over ranks, divided once by the global number of targets. Clipping uses the norm of that whole gradient, before any part of it
+is applied.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from models.features.bags import row_gradients
-from models.features.items import ItemRequest
+from models.features.request import ItemRequest
 from models.layers import running_statistics
 from sharding.tables.gradient_norm import squared_row_norm
 from sharding.tables.optimizers import Optimizers
@@ -30,52 +30,72 @@ from trainer.tasks.task import Batch, Model
 
 @dataclass(frozen=True)
 class StepResult:
-    """The same on every rank. loss: mean over the global targets (nan if there are none); applied: weights were updated.
-
-    num_events: input events of all ranks; most_events: those of the rank that has most. grad_norm: of the whole gradient before
-    clipping, where there is clipping and something to apply. broken: tables, and "" for the dense weights, whose values were not
-    finite before the step, on any rank: an earlier update has made them so, and no later one can repair them.
-    """
+    """The result of a step, the same on every rank."""
 
     loss: float
+    """Mean over the global targets; nan if there are none."""
     num_targets: int
+    """Targets of the global batch."""
     num_events: int
+    """Input events of all ranks."""
     most_events: int
+    """Input events of the rank with most."""
     finite: bool
+    """True if loss, gradients and weights are finite on all ranks."""
     stop_requested: bool
+    """True if the first rank was asked to stop."""
     grad_norm: float | None = None
+    """The norm of the whole gradient before clipping. None without clipping, or if nothing is applied."""
     broken: tuple[str, ...] = ()
+    """Tables, and "" for the dense weights, that were not finite before the step on any rank. No later update can repair them."""
 
     @property
     def applied(self) -> bool:
+        """True if weights were updated."""
         return self.finite and self.num_targets > 0
 
 
 @dataclass(frozen=True)
 class TrainStep:
-    """Everything that a step needs and that does not change between steps. parts_of: the pieces of a batch."""
+    """One step as a function of the batch and the step number."""
 
     model: Model
+    """The model, with sharded tables."""
     optimizers: Optimizers
+    """The optimizers of tables and dense weights."""
     world: World
+    """All ranks."""
     seed: int
+    """The seed of the run, for dropout."""
     clock: StepClock
+    """The clock that measures the parts of a step."""
     parts_of: Callable[[Any], Iterator[Any]]
+    """Returns the micro-batches of a batch."""
     clip_norm: float | None = None
-    averages: WeightEma | None = None
+    """The largest norm of the gradient (train.clip_norm)."""
+    ema: WeightEma | None = None
+    """The moving average of dense weights to update."""
     precision: Precision = "float32"
+    """The precision of the dense part."""
 
     def __call__(self, batch: Batch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
-        """Train on this rank's share of global batch number `step`. Collective."""
+        """Train on this rank's share of a global batch. Collective.
+
+        Args:
+            batch: The share, on the device of the model.
+            step: The number of the step, from 0.
+            rate_factor: The factor of the schedule on all learning rates.
+            stop_requested: True if this rank was asked to stop.
+        """
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
         self.optimizers.set_rate_factor(rate_factor)
         self.clock.start()
-        # The look-up decides which update the fused optimizers take the backward pass for.
+        # Before the look-up, which determines the number of the update that the fused optimizers make in its backward pass.
         self.optimizers.count_lookups()
         rows = self.model.look_up(batch.items)
         self.clock.mark()
-        boundary = {table: found.detach().requires_grad_() for table, found in rows.items()}
+        boundary = {table: values.detach().requires_grad_() for table, values in rows.items()}
         loss_sum = self._differentiate(boundary, batch)
         gradients = {
             table: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for table, leaf in boundary.items()
@@ -94,7 +114,7 @@ class TrainStep:
         self.clock.mark()
         if result.applied:
             torch.autograd.backward(list(rows.values()), [gradient / divisor for gradient in gradients.values()])
-            # Tables of which every rank has a copy got their gradient just now, divided already.
+            # Copied tables received their gradient just now, already divided.
             copied = _flat_gradient(self.optimizers.copied_parameters, self.world.device)
             if self.clip_norm is None:
                 summed = self.world.sum(torch.cat((dense, copied)))
@@ -103,9 +123,9 @@ class TrainStep:
             summed[: dense.numel()] /= divisor
             _set_gradient(self.optimizers.summed_parameters, summed)
             self.optimizers.step_dense()
-            self._take_in_statistics()
-            if self.averages is not None:
-                self.averages.update()
+            self._update_statistics()
+            if self.ema is not None:
+                self.ema.update()
         else:
             self.optimizers.zero_dense_grad()
             running_statistics.forget(self.model)
@@ -113,33 +133,36 @@ class TrainStep:
         return result
 
     def _differentiate(self, boundary: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Leave the gradient of this rank's sum of losses in `boundary` and the dense weights; returns that sum, float64.
+        """Return this rank's sum of losses, float64. Its gradient is left in `boundary` and in the dense weights.
 
-        Activations live for one piece of the batch at a time.
+        Only one micro-batch has activations in memory at a time.
         """
         total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for part in self.parts_of(batch):
-            # Weights and boundary are float32 and so are their gradients: casts are part of the graph.
+            # Weights and boundary are float32, and so are their gradients, because casts are part of the graph.
             with torch.autocast(total.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
                 loss = self.model.loss(boundary, part)
             loss.backward()
             total += loss.detach()
         return total
 
-    def _take_in_statistics(self) -> None:
-        """Let what standardises by earlier batches take in this one, of all ranks. Collective if the model has any of it."""
+    def _update_statistics(self) -> None:
+        """Update running statistics of the model with this batch of all ranks. Collective if the model has any."""
         counted = running_statistics.sums_of(self.model)
         if counted.numel():
             running_statistics.update(self.model, self.world.sum(counted))
 
-    def _norm(self, dense: Tensor, asked: ItemRequest, gradients: Mapping[str, Tensor]) -> float:
-        """Of the gradient of the sum over all targets, as the first rank has it. Collective.
+    def _norm(self, dense: Tensor, request: ItemRequest, gradients: Mapping[str, Tensor]) -> float:
+        """Return the norm of the gradient of the sum over all targets, as the first rank computes it. Collective.
 
-        dense: summed over ranks; gradients: of what this rank asked for.
+        Args:
+            dense: The gradient of dense weights, summed over ranks.
+            request: The look-ups of this rank.
+            gradients: The gradients of the rows that it looked up.
         """
-        of_rows = row_gradients(asked.rows, asked.bags, gradients)
+        of_rows = row_gradients(request.rows, request.bags, gradients)
         square = dense.double().square().sum() + squared_row_norm(*of_rows, self.world)
-        # Ranks may round the same sum differently. Copies of dense weights stay equal only if all are scaled by the same number.
+        # Ranks may round the same sum differently. Copies of dense weights stay equal only if all ranks scale by the same number.
         return math.sqrt(self.world.from_first(square).item())
 
     def _agree(
@@ -151,18 +174,20 @@ class TrainStep:
         batch: Batch,
         stop_requested: bool,
     ) -> StepResult:
+        """Return the result of the step, summed over ranks. Collective."""
         finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
         broken = ~torch.stack(finite).all()
-        # A rank's own place for its events: so the one sum also tells how evenly the work is shared.
+        # Each rank writes its events into its own entry, so that the one sum also shows the imbalance.
         events = [0] * self.world.world_size
         events[self.world.rank] = batch.layout.num_events
         counts = torch.tensor([batch.num_targets, stop_requested, *events], dtype=torch.float64, device=dense.device)
         names = sorted(weights)
         broken_weights = torch.stack([~weights[name].isfinite().all() for name in names])
         facts = torch.cat((torch.stack((loss_sum, broken.double())), counts, broken_weights.double()))
-        # The one deliberate synchronisation of a step: the host needs these numbers to decide.
+        # The only deliberate synchronisation of a step: the host needs these numbers to decide.
         total, num_broken, num_targets, stops, *others = self.world.sum(facts).tolist()
-        events, of_weights = others[: self.world.world_size], others[self.world.world_size :]
+        events = others[: self.world.world_size]
+        of_weights = others[self.world.world_size :]
         return StepResult(
             loss=total / num_targets if num_targets else float("nan"),
             num_targets=int(num_targets),
@@ -175,7 +200,7 @@ class TrainStep:
 
 
 def _flat_gradient(parameters: list[nn.Parameter], device: torch.device) -> Tensor:
-    """All gradients one after another, in the fixed order of the parameters."""
+    """Return all gradients as one vector, in the fixed order of the parameters."""
     return _flat([p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters], device)
 
 

@@ -1,4 +1,4 @@
-"""How long the parts of a step take on this rank, without a synchronisation of their own."""
+"""Time per part of a step on this rank, measured without extra synchronisation."""
 
 import time
 from dataclasses import dataclass, field
@@ -12,25 +12,29 @@ Mark = float | torch.cuda.Event
 
 @dataclass
 class StepClock:
-    """Owned by the step, which marks the ends of its parts; whoever runs it collects.
+    """The clock of a training. The step marks the end of each part; the loop collects.
 
-    look_up: rows of tables fetched; dense: everything from there to its gradients, on this rank alone; agree: waiting for the
-    other ranks; update: gradients into the tables, and the dense optimizer. totals: seconds by part over num_steps.
+    Parts: look_up fetches rows of tables. dense is everything from there to the gradients, on this rank alone. agree waits for the
+    other ranks. update brings gradients into the tables and runs the dense optimizer.
     """
 
     device: torch.device
+    """The device of the model; on a GPU, events are recorded instead of times."""
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    """Seconds by part over num_steps."""
     num_steps: int = 0
+    """Steps collected."""
     _marks: list[Mark] = field(default_factory=list)
     _before: list[Mark] = field(default_factory=list)
 
     def start(self) -> None:
-        """The beginning of a step."""
-        self._before, self._marks = self._marks, []
+        """Mark the beginning of a step."""
+        self._before = self._marks
+        self._marks = []
         self.mark()
 
     def mark(self) -> None:
-        """The end of the next part."""
+        """Mark the end of the next part."""
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
@@ -39,14 +43,14 @@ class StepClock:
             self._marks.append(time.perf_counter())
 
     def collect(self) -> None:
-        """Add the step before this one, whose work a GPU has done by now: this one's ranks have agreed since."""
+        """Add the previous step. A GPU has finished its work by now, because the ranks have agreed on the present step since."""
         if len(self._before) == len(PARTS) + 1:
             self.num_steps += 1
             for part, (begin, end) in zip(PARTS, pairwise(self._before), strict=True):
                 self.totals[part] += _seconds(begin, end)
 
     def means(self) -> dict[str, float]:
-        """Seconds of a step by part, on average; zeros before there is a whole step."""
+        """Return the mean seconds of a step by part; zeros before there is a whole step."""
         return {part: total / max(1, self.num_steps) for part, total in self.totals.items()}
 
 

@@ -52,7 +52,7 @@ class Timetable(Protocol):
         """Return the evaluations that are due at `position`. The loop adds a validation after the last step."""
 
     def progress_of(self, epoch: int) -> dict[str, Any]:
-        """Return what a progress message tells of an epoch or day besides its number."""
+        """Return what a progress message says about an epoch or day besides its number."""
 
     def record_at(self, position: Position) -> dict[str, Any] | None:
         """Return `days` of a checkpoint's manifest, or None where training goes by epochs."""

@@ -17,14 +17,14 @@ from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.shares import Step
 from trainer.job import Channel, Job, Outcome
 from trainer.loop.build import agree_at_start, build_model, build_optimizers, checked_stream
-from trainer.loop.checkpoints import Checkpoints, find_checkpoint
+from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
 from trainer.loop.days import DailyTimetable
 from trainer.loop.early_stopping import after_validation, out_of_patience
 from trainer.loop.epochs import EpochTimetable
 from trainer.loop.measure_placement import record_placement, record_steps
 from trainer.loop.memory import EVERY_STEPS, memory_trimmer
 from trainer.loop.nonfinite import check_step
-from trainer.loop.progress import Messages, Progress
+from trainer.loop.progress import Messages, TrainingProgress
 from trainer.loop.step import StepResult, TrainStep
 from trainer.loop.step_clock import StepClock
 from trainer.loop.timetable import Timetable
@@ -44,16 +44,16 @@ class Training:
         manifest = read_manifest(job.dataset_dir)
         facts = {"config": job.config_digest, "dataset": manifest.digest, "torch": torch.__version__}
         agree_at_start(world, facts)
-        checkpoint = find_checkpoint(job, manifest, world, self.messages)
+        checkpoint = checkpoint_to_resume(job, manifest, world, self.messages)
         days = read_days(job, manifest, world, fresh=checkpoint is None)
         timetable = _timetable(job, manifest, days, checkpoint)
         self.built = build_model(job, manifest, world, days)
         self.optimizers = build_optimizers(self.built, job.config.train)
         decay = job.config.train.ema_decay
-        self.averages = None if decay is None else WeightEma(self.built.sharded_model, self.built.tables, decay)
+        self.ema = None if decay is None else WeightEma(self.built.sharded_model, self.built.tables, decay)
         self.timetable = timetable
         self.checkpoints = Checkpoints(
-            job, manifest, world, self.messages, timetable, self.built, self.optimizers, self.averages
+            job, manifest, world, self.messages, timetable, self.built, self.optimizers, self.ema
         )
         state = self.checkpoints.resume(checkpoint)
         if job.config.plan.measure:
@@ -67,7 +67,7 @@ class Training:
             self.clock,
             self.built.task.parts_of,
             job.config.train.clip_norm,
-            self.averages,
+            self.ema,
             job.config.train.precision,
         )
         self.stream = checked_stream(self.built.task, world)
@@ -78,7 +78,7 @@ class Training:
         self.next_day = self.built.task.next_day(world, self.built.dynamic)
         self.epoch_ends, self.state = timetable.epoch_ends(state, self.stream.batches, world)
         self.total_steps = int(self.epoch_ends[-1])
-        self.progress = Progress(job, world, self.messages, timetable, self.epoch_ends, self.state.step)
+        self.progress = TrainingProgress(job, world, self.messages, timetable, self.epoch_ends, self.state.step)
         self._trim_memory = memory_trimmer()
 
     def run(self) -> Outcome:
@@ -166,7 +166,7 @@ class Training:
 
     def _evaluated_weights(self) -> AbstractContextManager[None]:
         """Return a context in which the model has the weights that are evaluated: their moving average, if there is one."""
-        return nullcontext() if self.averages is None else self.averages.swapped_in()
+        return nullcontext() if self.ema is None else self.ema.swapped_in()
 
     def _save(self) -> None:
         """Save a checkpoint. Collective."""

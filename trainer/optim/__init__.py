@@ -1,8 +1,8 @@
-"""Optimizers of dense weights, learning-rate schedules and weight averages.
+"""Optimizers of dense weights, learning-rate schedules and the weight EMA.
 
 Files:
-    dense.py     the optimizer of dense weights, and which of them decay
-    ema.py       moving averages of dense weights
-    lion.py      Lion, which torch does not have
-    schedule.py  how learning rates go over a run
+    dense.py     the optimizer of dense weights and its groups with and without weight decay
+    ema.py       exponential moving average of dense weights
+    lion.py      the optimizer Lion
+    schedule.py  learning-rate schedules
 """

@@ -1,14 +1,14 @@
-"""Lion, the sign-based optimizer of dense weights, which torch does not have.
+"""Lion, a sign-based optimizer of dense weights that torch does not have.
 
-Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, arXiv:2302.06675, Algorithm 2. For a gradient g, weights w, the
-momentum m, the rate r and the decay d:
+Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, arXiv:2302.06675, Algorithm 2. For gradient g, weights w, momentum
+m, learning rate r and weight decay d:
 
     w <- w - r (sign(b1 m + (1 - b1) g) + d w)
     m <- b2 m + (1 - b2) g
 
-Every weight moves by the same amount, so rates are about 3 to 10 times smaller than AdamW's, and decay as much larger (section 5
-of the paper). One slot per weight, where Adam has two. Written over lists of tensors: no loop over parameters runs per step
-except to collect them.
+Every weight changes by the same amount, so learning rates are about 3 to 10 times smaller than AdamW's, and weight decay is larger
+by the same factor (section 5 of the paper). It has one slot per weight; Adam has two. The code operates on lists of tensors, so the
+only loops over parameters collect them.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 
 
 class Lion(torch.optim.Optimizer):
-    """betas: (b1, b2) above; weight_decay: d, decoupled. State: exp_avg, m above, shaped like the weight."""
+    """The optimizer Lion. betas: (b1, b2) above. weight_decay: d, decoupled. State: exp_avg, m above, shaped like the weight."""
 
     def __init__(
         self, params: ParamsT, lr: float, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0
@@ -28,7 +28,7 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Apply the gradients that there are; a weight without one keeps its value and its momentum."""
+        """Apply the gradients. A weight without a gradient keeps its value and its momentum."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -42,7 +42,8 @@ class Lion(torch.optim.Optimizer):
                 if not self.state[weight]:
                     self.state[weight]["exp_avg"] = torch.zeros_like(weight)
             momenta = [self.state[weight]["exp_avg"] for weight in weights]
-            rate, (beta1, beta2) = group["lr"], group["betas"]
+            rate = group["lr"]
+            beta1, beta2 = group["betas"]
             updates = torch._foreach_lerp(momenta, gradients, 1.0 - beta1)
             torch._foreach_sign_(updates)
             torch._foreach_mul_(weights, 1.0 - rate * group["weight_decay"])

@@ -1,4 +1,4 @@
-"""How learning rates go over a run: a factor on all of them, as a function of the step alone. Imports no torch."""
+"""Learning-rate schedules: a factor on all learning rates, as a function of the step alone. Imports no torch."""
 
 import math
 
@@ -6,11 +6,11 @@ from trainer.config.train import TrainConfig
 
 
 def rate_factor(step: int, total_steps: int, train: TrainConfig) -> float:
-    """The factor at step number `step` (from 0) of `total_steps`: linear warm-up times the schedule.
+    """Return the factor at step number `step` (from 0) of `total_steps`: linear warm-up times the schedule.
 
-    "linear", "cosine" and "warmup_stable_decay" (Hu et al. 2024, arXiv:2404.06395: constant, and linear over the last share of the
+    "linear", "cosine" and "warmup_stable_decay" (Hu et al. 2024, arXiv:2404.06395: constant, then linear over the last share of the
     steps) would reach the floor at step total_steps. "inverse_sqrt" (Vaswani et al. 2017, arXiv:1706.03762, eq. 3, scaled to 1
-    at the end of warm-up) needs to know no end. None of them goes below the floor.
+    at the end of warm-up) does not depend on total_steps. No schedule goes below the floor.
     """
     floor = train.schedule_floor
     left = 1.0 - step / max(1, total_steps)

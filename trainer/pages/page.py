@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
 
 COLOURS = ("#0b7285", "#e8590c", "#5f3dc4")
 GREY = "#adb5bd"
@@ -131,9 +132,11 @@ def plot_of(figure: Any, caption: str) -> Plot:
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         for axis in (axes.xaxis, axes.yaxis):
-            if axis.get_scale() == "log":  # its powers of ten are formulas
-                for label in (*axis.get_majorticklabels(), *axis.get_minorticklabels()):
-                    label.set_parse_math(True)
+            if isinstance(axis.get_major_formatter(), LogFormatter):  # it would write powers of ten as formulas
+                axis.set_major_formatter(
+                    FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+                )
+                axis.set_minor_formatter(NullFormatter())
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)

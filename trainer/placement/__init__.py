@@ -1,7 +1,7 @@
-"""Where tables are placed: what steps ask of them, the plan of a job, and what it was measured to cost.
+"""The plan of a run's tables: their loads, the plan, and its measured cost.
 
 Files:
-    loads.py   what a training step asks of each table
-    plan.py    the plan of a run's tables
-    record.py  what its look-ups cost, beside what was predicted: placement.json
+    loads.py   loads of tables in a training step
+    plan.py    the plan of a run's tables, made or read
+    record.py  predicted and measured cost of the plan: placement.json
 """

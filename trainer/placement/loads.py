@@ -35,7 +35,7 @@ def demand_of(model: ModelConfig) -> Demand:
     raise TypeError(f"no task has models of {type(model).__name__}")
 
 
-def facts_of(manifest: Manifest, inputs: InputsConfig = DEFAULT_INPUTS) -> DatasetFacts:
+def dataset_facts(manifest: Manifest, inputs: InputsConfig = DEFAULT_INPUTS) -> DatasetFacts:
     """Return the facts of a dataset that determine the loads of a model with these inputs."""
     used = features_of(manifest, inputs)
     counts = manifest.counts

@@ -1,4 +1,4 @@
-"""The plan of a run's tables: how large they are, how much they are used, on what, and the plan that follows. No collective."""
+"""The plan of a run's tables, from their loads and the devices. No function is collective."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from sharding.planning.warnings import warnings_of
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.job import Job
-from trainer.placement.loads import facts_of, table_loads, table_rows
+from trainer.placement.loads import dataset_facts, table_loads, table_rows
 from trainer.storage.files import digest_of
 
 PLAN_FILE = "plan.json"
@@ -27,9 +27,9 @@ Device = Literal["cpu", "cuda"]
 
 
 def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) -> PlannedTables:
-    """The plan for these workers: read from the run's plan.json if that was made from the same inputs, else made.
+    """Return the plan for these workers: from the run's plan.json if it was made from the same inputs, otherwise a new one.
 
-    Raises PlacementError if there is none, UserError if plan.calibration cannot be read.
+    Raises PlacementError if no plan fits the devices, and UserError if plan.calibration cannot be read.
     """
     if job.config.plan.replica_groups > 1:
         raise PlacementError(
@@ -37,7 +37,7 @@ def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) 
             "trained yet; set plan.replica_groups = 1"
         )
     num_rows = table_rows(job.config.tables, manifest, job.config.model.inputs)
-    facts = facts_of(manifest, job.config.model.inputs)
+    facts = dataset_facts(manifest, job.config.model.inputs)
     loads = tuple(table_loads(job.config.tables, num_rows, job.config.model, job.config.train, num_workers, facts))
     topology = topology_for(job.config.plan, num_workers, device)
     inputs = inputs_of(loads, topology, job.config.communication, job.config.plan.replica_groups)
@@ -53,7 +53,7 @@ def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) 
 def inputs_of(
     loads: Sequence[TableLoad], topology: Topology, communication: CommunicationConfig, replica_groups: int
 ) -> str:
-    """Hash of all that a plan follows from."""
+    """Return a hash of all inputs of a plan."""
     return digest_of(
         {
             "loads": [asdict(load) for load in loads],
@@ -65,7 +65,7 @@ def inputs_of(
 
 
 def read_plan(run_dir: Path) -> Plan | None:
-    """The plan that the run has written, or none."""
+    """Return the plan that the run has written, or None."""
     try:
         return plan_of(json.loads((run_dir / PLAN_FILE).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError):
@@ -73,7 +73,14 @@ def read_plan(run_dir: Path) -> Plan | None:
 
 
 def topology_for(config: DevicesConfig, num_workers: int, device: Device, preset: str | None = None) -> Topology:
-    """The workers' devices: as the config says, and where it is silent like this machine, or like the GPUs called `preset`."""
+    """Return the workers' devices: the settings, completed by this machine or by the GPU preset.
+
+    Args:
+        config: The settings of the devices.
+        num_workers: The world size.
+        device: "cpu" or "cuda".
+        preset: The GPU to assume where the settings are not given; default: ASSUMED_GPU.
+    """
     if device == "cuda":
         machine = described(preset or ASSUMED_GPU, num_workers, config.devices_per_host or 8)
     else:
@@ -83,11 +90,11 @@ def topology_for(config: DevicesConfig, num_workers: int, device: Device, preset
 
 
 def read_constants(path: str) -> CostConstants:
-    """The constants in a calibration.json. Raises UserError if it is none."""
+    """Return the constants in a calibration.json. Raises UserError if the file is not one."""
     try:
         values: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["constants"]
         return CostConstants(**{name: float(value) for name, value in values.items()})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(
-            f"plan.calibration {path}: cannot be read as the file that `shoal plan --calibrate RUN` writes ({error!r})"
+            f"plan.calibration {path}: cannot be read as a file written by `shoal plan --calibrate RUN` ({error!r})"
         ) from None

@@ -1,6 +1,6 @@
-"""placement.json in the run folder: what the plan's look-ups cost, beside what was predicted. Imports no torch.
+"""placement.json in the run folder: predicted and measured cost of the plan's look-ups. Imports no torch.
 
-{"plan", "loads", "topology", "communication"   what the prediction was made from, as plain values
+{"plan", "loads", "topology", "communication"   the inputs of the prediction, as plain values
  "predicted": {"memory_bytes": {table: [by rank]}, "seconds": {table: {phase: [[by trial, rank]]}}}
  "measured":  {"num_ids": {table: [by trial]}, "memory_bytes", "seconds": as above}
  "steps": {"num_steps", "seconds": {part: [by rank]}, "process_bytes": [by rank]}}   of the run so far
@@ -19,7 +19,7 @@ from sharding.plan import Plan, plan_of
 from sharding.planning.calibrate import Observation, alone, observations_of
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad
-from sharding.planning.measured import Measured
+from sharding.planning.measured import MeasuredLookups
 from sharding.planning.planned_tables import PlannedTables
 from sharding.planning.topology import CostConstants, Topology
 from trainer.errors import UserError
@@ -28,8 +28,8 @@ RECORD_FILE = "placement.json"
 
 
 def observations_in(run_dir: Path) -> tuple[list[Observation], Topology]:
-    """What a run measured, to fit constants to, and the devices that it ran on. Raises UserError if it measured nothing."""
-    record = read_record(run_dir)
+    """Return the measurements of a run, for fitting constants, and its devices. Raises UserError if there are none."""
+    record = read_placement(run_dir)
     if "measured" not in record:
         raise UserError(
             f"{run_dir}: has no {RECORD_FILE} with measured look-ups; train it first, with plan.measure = true (the default)"
@@ -45,8 +45,8 @@ def observations_in(run_dir: Path) -> tuple[list[Observation], Topology]:
     return observations, topology
 
 
-def placement_values(planned_tables: PlannedTables, measured: Measured) -> dict[str, Any]:
-    """All but "steps"."""
+def placement_values(planned_tables: PlannedTables, measured: MeasuredLookups) -> dict[str, Any]:
+    """Return the content of placement.json except "steps"."""
     plan = planned_tables.plan
     loads = planned_tables.loads
     topology = planned_tables.topology
@@ -80,9 +80,9 @@ def placement_values(planned_tables: PlannedTables, measured: Measured) -> dict[
 
 
 def _inputs_of(record: dict[str, Any]) -> tuple[Plan, list[TableLoad], Topology, CommunicationConfig]:
-    lists = ("shardings", "ranks")
+    tuples = ("shardings", "ranks")  # JSON has lists only
     given: list[dict[str, Any]] = [
-        {name: tuple(value) if name in lists and value is not None else value for name, value in load.items()}
+        {name: tuple(value) if name in tuples and value is not None else value for name, value in load.items()}
         for load in record["loads"]
     ]
     loads = [TableLoad(**load) for load in given]
@@ -97,8 +97,8 @@ def _arrays(phases: dict[str, Any]) -> dict[str, NDArray[np.float64]]:
     return {phase: np.asarray(values, dtype=np.float64) for phase, values in phases.items()}
 
 
-def read_record(run_dir: Path) -> dict[str, Any]:
-    """Empty if there is none."""
+def read_placement(run_dir: Path) -> dict[str, Any]:
+    """Return the content of placement.json, empty if there is none."""
     try:
         record: dict[str, Any] = json.loads((run_dir / RECORD_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Hashes of values and files, small files written so that a reader never sees half of one, and what a disk refuses."""
+"""Hashes of values and files, atomic writes of small files, and explanations of disk errors."""
 
 import errno
 import hashlib
@@ -11,23 +11,25 @@ from typing import Any
 
 
 def digest_of(values: Any) -> str:
-    """sha256 of plain values, whatever the order of their keys."""
+    """Return the sha256 of plain values. The order of keys does not matter."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def hash_file(path: Path) -> str:
+    """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json_atomically(path: Path, values: Any) -> None:
+    """Write plain values as JSON, as `write_text_atomically` does."""
     write_text_atomically(path, json.dumps(values, indent=1))
 
 
 def write_text_atomically(path: Path, text: str) -> None:
-    """Write, flush to the disk, rename: a reader sees the old file or the new one, never half of one.
+    """Write a temporary file, flush it to the disk and rename it, so that a reader sees the old file or the new one.
 
-    A temporary file that could not be written is removed.
+    The temporary file is removed if it could not be written.
     """
     with renamed_when_whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -35,7 +37,7 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def renamed_when_whole(path: Path) -> Iterator[Path]:
-    """Give the body a path to write to, which becomes `path` when it ends; after an error nothing is left of it."""
+    """Provide a temporary path to write to, which is renamed to `path` at the end. It is removed after an error."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
@@ -49,7 +51,7 @@ def renamed_when_whole(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add the path to an error of the operating system that names none: a failed write does not say what it wrote to."""
+    """Add the path to an OSError of the body that names none, as that of a failed write."""
     try:
         yield
     except OSError as error:
@@ -61,8 +63,8 @@ def naming(path: Path) -> Iterator[None]:
 _REFUSALS = {
     errno.ENOSPC: "no space is left on the disk. Free some",
     errno.EDQUOT: "the disk quota is used up. Free some of it",
-    errno.EFBIG: "the file would be larger than is allowed. Raise the limit (ulimit -f)",
-    errno.EIO: "the disk reports an error of its own. Check it",
+    errno.EFBIG: "the file would exceed the size limit. Raise the limit (ulimit -f)",
+    errno.EIO: "the disk reports an input/output error. Check the disk",
     errno.EROFS: "the filesystem is read-only. Make it writable",
     errno.EACCES: "permission is denied. Correct the permissions",
     errno.EPERM: "the operation is not permitted. Correct the permissions",
@@ -104,15 +106,15 @@ def replace_durably(temporary: Path, path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to the disk: without it a power failure may undo a rename whose file was flushed."""
+    """Flush the names in a folder to the disk. Without it, a power failure may undo a rename although its file was flushed."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:
-        return  # a folder may be writable and yet not readable, and then there is no way to flush it
+        return  # a folder that is writable but not readable cannot be flushed
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # filesystems that cannot flush folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some filesystems cannot flush folders
             raise
     finally:
         os.close(descriptor)

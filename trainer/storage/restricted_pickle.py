@@ -1,6 +1,6 @@
-"""Unpickling that runs nothing but what it is told to: for files that somebody else may have written.
+"""Unpickling that admits only named classes, for files from untrusted sources.
 
-A pickle names functions, which are called when it is read. Here each name has to be admitted before it is even imported.
+A pickle names functions, which are called when it is read. Here each name has to be admitted before it is imported.
 """
 
 import pickle
@@ -9,14 +9,14 @@ from typing import IO, Any
 
 
 class ForbiddenPickleError(Exception):
-    """A pickle asked for a name that is not admitted; `str()` is that name. Nothing was run."""
+    """A name in a pickle that is not admitted; `str()` is that name. Nothing was run."""
 
 
 def restricted_load(file: IO[bytes], admits: Callable[[str, str], bool]) -> Any:
-    """Unpickle a file whose every (module, name) satisfies `admits`.
+    """Unpickle a file if each of its (module, name) pairs satisfies `admits`.
 
-    What is admitted may be called with any arguments, so it must be harmless. Raises ForbiddenPickleError for another name, and
-    whatever unpickling raises for damaged bytes.
+    Admitted functions may be called with any arguments, so they must be harmless. Raises ForbiddenPickleError for another name,
+    and any error of unpickling for damaged bytes.
     """
     return _Unpickler(file, admits).load()
 
@@ -27,7 +27,7 @@ class _Unpickler(pickle.Unpickler):
         self._admits = admits
 
     def find_class(self, module: str, name: str) -> Any:
-        # A dotted name would lead from what is admitted to whatever its attributes are.
+        # A dotted name would lead from an admitted class to any of its attributes.
         if "." in name or not self._admits(module, name):
             raise ForbiddenPickleError(f"{module}.{name}")
         return super().find_class(module, name)

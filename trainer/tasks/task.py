@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.batches.jagged import JaggedLayout
-from models.features.items import ItemRequest
+from models.features.request import ItemRequest
 from models.tables import EmbeddingTables, TableSpec
 from sharding.world import World
 from trainer.data.dataset.splits import Split

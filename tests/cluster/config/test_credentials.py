@@ -1,4 +1,4 @@
-"""Credentials in a URI are found in whatever form people write them, and plain URIs are left alone."""
+"""Credentials in URIs are detected in every common form, and plain URIs are accepted."""
 
 import pytest
 
@@ -48,10 +48,10 @@ def test_credentials_are_refused_and_not_repeated(uri):
 
 
 @pytest.mark.parametrize("uri", PLAIN)
-def test_a_uri_without_credentials_is_none_of_it(uri):
+def test_a_uri_without_credentials_is_accepted(uri):
     assert refusal_of(uri) is None
 
 
-def test_every_text_of_nested_values_is_looked_at():
+def test_every_text_of_nested_values_is_checked():
     values = {"logs": {"path": ["a", HOLDS[0]], "items": {"path": HOLDS[3]}}, "run": {"seed": 1, "dir": "s3://b/c"}}
     assert [line.split(":")[0] for line in refusals_in(values)] == ["logs.path", "logs.items.path"]

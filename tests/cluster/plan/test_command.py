@@ -171,7 +171,7 @@ def test_a_run_with_a_dataset_needs_no_rows(config: Path, tmp_path: Path) -> Non
     tiny_dataset(tmp_path / "run" / "dataset", num_items=40)
     values = planned(config, "--devices", "2")
     assert values["tables"][0]["num_rows"] == 41
-    assert values["assumptions"] == ["2 workers are like this machine, whose memory they share"]
+    assert values["assumptions"] == ["2 workers have the figures of this machine and share its memory"]
 
 
 def test_the_plan_of_a_run_is_in_its_folder_and_does_not_block_it(config: Path, tmp_path: Path) -> None:
@@ -190,8 +190,8 @@ def test_the_plan_of_a_workload_is_in_the_current_folder(workload: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--rows", "user=3"], "--rows user: the model looks up no such table; there are item"),
-        ([], "tables.item: nobody knows its rows yet, because its ids are a vocabulary of the logs"),
+        (["--rows", "user=3"], "--rows user: the model looks up no such table; it looks up item"),
+        ([], "tables.item: the number of rows is unknown, because its ids are a vocabulary of the logs"),
         (["--rows", "item=nan"], "--rows item=nan: write it as TABLE=N"),
         (["--rows", "item=many"], "--rows item=many: write it as TABLE=N"),
         (["--rows", "item=1e5", "--device-memory", "3 giraffes"], "plan.device_memory: could not interpret byte unit: giraffes"),
@@ -261,7 +261,7 @@ def test_a_mistake_ends_with_two_and_one_message(config: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("shoal: tables.item: nobody knows its rows yet")
+    assert done.stderr.startswith("shoal: tables.item: the number of rows is unknown")
     assert "Traceback" not in done.stderr
 
 

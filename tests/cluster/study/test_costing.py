@@ -15,7 +15,7 @@ from cluster.study import command
 from cluster.study.config import read_study
 from cluster.study.costing import Costing, costs_of_points
 from cluster.study.trials import Plan, plan_trials
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
 from models.ranking.model import RankingModel

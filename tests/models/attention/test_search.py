@@ -101,7 +101,7 @@ def test_attention_to_the_retrieved_events_equals_the_reference(form):
         attended = (
             attend_to_events(*leaves, context.narrowed(found), parts)
             if narrowed
-            else attend_to_events_reference(*leaves, context, parts, found=found)
+            else attend_to_events_reference(*leaves, context, parts, selected=found)
         )
         attended.output.pow(3).sum().backward()
         results.append([attended.output, *(leaf.grad for leaf in leaves)])

@@ -147,7 +147,7 @@ def test_the_mean_is_that_of_the_events_that_are_seen():
     ("settings", "message"),
     [
         ({"mask": "bidirectional"}, "earlier events only"),
-        ({"differential": True}, "not offered for candidates"),
+        ({"differential": True}, "not supported for candidates"),
         ({"unit_hidden": [0]}, "at least 1"),
         ({"score": "activation_unit", "temperature": "learned"}, "its own scale"),
         ({"score": "activation_unit", "num_heads": 2, "num_key_value_heads": 1}, "keys for each head"),

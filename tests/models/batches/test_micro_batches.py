@@ -9,8 +9,8 @@ import torch
 
 from models.batches.history_batch import FIRST_ITEM, HistoryBatch, build_batch, with_inputs
 from models.batches.micro_batches import ALONG, SHARED, parts_of, with_cuts
-from models.features.inputs import Inputs
-from models.features.items import Catalogue, IdColumn
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.inputs import ModelInputs
 from models.features.time import Clock
 from models.features.values import FeatureValues, InputFeature
 from tests.models.next_item.test_model import FULL, NEGATIVES, SAMPLED, make_model
@@ -20,7 +20,7 @@ LENGTHS = (5, 0, 3, 9, 1, 0, 2, 2, 12, 0)
 
 
 FEATURES = (InputFeature("numbers", None, 3), InputFeature("lists", "label", 4), InputFeature("single", "item", 8))
-INPUTS = Inputs(FEATURES, FEATURES, Clock(1, ("gap", "hour"), tells_request=True))
+INPUTS = ModelInputs(FEATURES, FEATURES, Clock(1, ("gap", "hour"), has_request_time=True))
 
 
 def batch_of(num_known: int, objective=FULL, learned: bool = True) -> HistoryBatch:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from models.features.bags import Pooling
-from models.features.inputs import Inputs
-from models.features.items import Catalogue, IdColumn, ItemRequest
-from models.features.values import InputFeature, said_of
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.inputs import ModelInputs
+from models.features.request import ItemRequest
+from models.features.values import InputFeature, feature_embedding
 from models.tables import EmbeddingTables, TableSpec
 
 NUM_ITEMS, WIDTH = 14, 8
@@ -52,7 +53,7 @@ def features_of(bagged: bool, pooling: Pooling) -> dict[str, tuple[InputFeature,
 def catalogue(bagged: bool, pooling: Pooling = "mean") -> Catalogue:
     features = features_of(bagged, pooling)
     columns = {f.name: lists(NUM_ITEMS, ROWS[f.table or ""], seed) for seed, f in enumerate(features["values"])}
-    inputs = Inputs(features["events"], features["users"], None, features["candidates"])
+    inputs = ModelInputs(features["events"], features["users"], None, features["candidates"])
     return Catalogue(NUM_ITEMS, NUM_ITEMS, features=features["values"], columns=columns, inputs=inputs)
 
 
@@ -68,7 +69,7 @@ def request_of(known: Catalogue, shape: Shape) -> ItemRequest:
         "likes": lists(shape.users, ROWS["label"], shape.seed + 7),
         "city": random.integers(0, ROWS["city"], shape.users),
     }
-    return known.beside(known.request(ids), told["events"], users, told["candidates"])
+    return known.with_context(known.request(ids), told["events"], users, told["candidates"])
 
 
 class Tagged(nn.Module):
@@ -95,7 +96,7 @@ class Tagged(nn.Module):
             for feature in of_owners:
                 given = getattr(request, owners)
                 if feature.name in given:
-                    result[f"{owners}.{feature.name}"] = said_of(
+                    result[f"{owners}.{feature.name}"] = feature_embedding(
                         feature, rows, given[feature.name], self.count(request, owners, feature.name)
                     )
         result["item"] = rows["item"]

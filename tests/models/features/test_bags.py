@@ -7,8 +7,8 @@ import torch
 from models.batches.history_batch import build_batch, with_inputs, with_negatives
 from models.batches.micro_batches import parts_of, with_cuts
 from models.features.bags import row_gradients
-from models.features.items import ItemRequest
-from models.features.values import said_of
+from models.features.request import ItemRequest
+from models.features.values import feature_embedding
 from sharding.tables.initialize import initialize_tables
 from tests.models.features.tagged import NUM_ITEMS, ROWS, Shape, Tagged, catalogue, lists, request_of
 
@@ -87,13 +87,13 @@ def test_negatives_and_pieces_of_a_batch_keep_their_bags() -> None:
         parts = list(parts_of(batch))
         assert len(parts) == 3
         (tags, *_), inputs = model.known.features, model.known.inputs
-        of_items = said_of(tags, rows, batch.items.values["tags"], batch.lookup_ids.numel())
+        of_items = feature_embedding(tags, rows, batch.items.values["tags"], batch.lookup_ids.numel())
         said[bagged] = [of_items]
         for part in parts:
             (words,), (likes, city) = inputs.events, inputs.users
             said[bagged] += [
-                said_of(words, rows, part.items.events["words"], part.layout.num_events),
-                *(said_of(f, rows, part.items.users[f.name], part.row_ids.numel()) for f in (likes, city)),
+                feature_embedding(words, rows, part.items.events["words"], part.layout.num_events),
+                *(feature_embedding(f, rows, part.items.users[f.name], part.row_ids.numel()) for f in (likes, city)),
             ]
     for value, expected in zip(said[True], said[False], strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)

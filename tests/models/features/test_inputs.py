@@ -14,8 +14,8 @@ from models.batches.history_batch import HistoryBatch, build_batch, with_inputs
 from models.batches.micro_batches import parts_of, with_cuts
 from models.config import NextItemConfig
 from models.encoders.config import EncoderConfig
-from models.features.inputs import Inputs
-from models.features.items import Catalogue, IdColumn
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.inputs import ModelInputs
 from models.features.time import Clock, time_rows
 from models.features.values import InputFeature
 from models.next_item.model import NextItemModel
@@ -26,7 +26,7 @@ from sharding.tables.initialize import initialize_tables
 NUM_KNOWN, NUM_IDS, WIDTH, MAX_HISTORY = 20, 23, 8, 12
 TABLES = {"item": (NUM_KNOWN, WIDTH), "label": (15, 4), "place": (9, WIDTH)}
 ITEM_FEATURES = (InputFeature("brand", "label", 4),)
-INPUTS = Inputs(
+INPUTS = ModelInputs(
     (
         InputFeature("tags", "label", 4),
         InputFeature("place", "place", WIDTH),
@@ -35,7 +35,7 @@ INPUTS = Inputs(
         InputFeature("from_item", "item", WIDTH),
     ),
     (InputFeature("age", None, 1), InputFeature("likes", "label", 4), InputFeature("type", "place", WIDTH)),
-    Clock(1_000, ("gap", "hour", "weekday"), tells_request=True),
+    Clock(1_000, ("gap", "hour", "weekday"), has_request_time=True),
 )
 OBJECTIVES = [FullSoftmaxConfig(), SampledSoftmaxConfig(num_negatives=5)]
 START = 1_700_000_000_000

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.features.items import Catalogue, IdColumn, ItemComposer
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.composer import ItemComposer
 from models.features.values import InputFeature
 
 WIDTH, NUM_KNOWN, NUM_IDS = 4, 6, 8  # ids 6 and 7 have no row of their own

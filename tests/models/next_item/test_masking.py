@@ -8,7 +8,7 @@ import torch
 
 from models.batches.history_batch import HistoryBatch, build_batch
 from models.config import NextItemConfig
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.tables.initialize import initialize_tables

@@ -10,7 +10,7 @@ from models.attention.blocks import AttentionContext
 from models.batches.history_batch import HistoryBatch, build_batch
 from models.config import NextItemConfig
 from models.encoders.config import EncoderConfig
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from models.objectives import loss
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from models.objectives import chunked_scores
 from models.objectives.sampled import (
-    Sample,
+    SampledTargets,
     balanced_offset,
     binary_cross_entropy,
     binary_cross_entropy_reference,
@@ -48,11 +48,13 @@ def sample_of(
     log_q: Tensor | None = None,
     targets: list[int] = TARGETS,
     negatives: list[int] = NEGATIVES,
-) -> Sample:
+) -> SampledTargets:
     target_ids, negative_ids = torch.tensor(targets, dtype=torch.int64), torch.tensor(negatives, dtype=torch.int64)
     user_TD = random_table(4, len(targets)) if user_TD is None else user_TD
     corrections = (None, None) if log_q is None else (log_q[target_ids], log_q[negative_ids])
-    return Sample(user_TD, table[target_ids], table[negative_ids], target_ids, negative_ids, temperature, *corrections)
+    return SampledTargets(
+        user_TD, table[target_ids], table[negative_ids], target_ids, negative_ids, temperature, *corrections
+    )
 
 
 LOG_Q = torch.tensor([0.3, 0.1, 0.1, 0.25, 0.05, 0.2], dtype=torch.float64).log()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.encoders.config import EncoderConfig
-from models.features.items import ItemRequest
+from models.features.request import ItemRequest
 from models.features.values import id_values
 from models.ranking.batch import RankingBatch
 from models.ranking.interest import Interest, interest_of

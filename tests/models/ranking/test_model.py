@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from models.attention.candidates import lay_out_candidates
 from models.batches.jagged import layout_of
-from models.features.inputs import Inputs
-from models.features.items import Catalogue, IdColumn
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.inputs import ModelInputs
 from models.features.time import Clock
-from models.features.unique import distinct_ids
+from models.features.unique import unique_ids
 from models.features.values import InputFeature
 from models.layers.running_statistics import sums_of, update
-from models.ranking.batch import RankingBatch, Told, with_inputs
+from models.ranking.batch import ContextColumns, RankingBatch, with_inputs
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.labels import Rates
 from models.ranking.model import RankingModel
@@ -29,7 +29,7 @@ TABLES = [
     TableSpec("city", 5, 3),
     TableSpec("tab", 4, 2),
 ]
-INPUTS = Inputs(
+INPUTS = ModelInputs(
     events=(InputFeature("tab", "tab", 2),),
     users=(InputFeature("city", "city", 3), InputFeature("age", None, 1)),
     clock=Clock(1, ("gap", "hour")),
@@ -82,7 +82,7 @@ def batch_of(users: list[User]) -> RankingBatch:
     def offsets(of: str) -> np.ndarray:
         return np.concatenate(([0], np.cumsum([len(getattr(user, of)) for user in users]))).astype(np.int64)
 
-    lookup, (history, candidate) = distinct_ids(column(0, "events"), column(0, "shown"))
+    lookup, (history, candidate) = unique_ids(column(0, "events"), column(0, "shown"))
     ends = [sum(event[1] < shown[1] for event in user.events) for user in users for shown in user.shown]
     batch = RankingBatch(
         row_ids=torch.arange(len(users)),
@@ -99,7 +99,7 @@ def batch_of(users: list[User]) -> RankingBatch:
         history_end=torch.tensor(ends, dtype=torch.int64),
         labels={name: torch.from_numpy(column(5 + k, "shown", np.float32)) for k, name in enumerate(LABELS)},
     )
-    told = Told(
+    told = ContextColumns(
         {"tab": column(2, "events", np.int32)},
         {"city": np.asarray([u.city for u in users], np.int64), "age": np.asarray([u.age for u in users], np.float32)},
         {"tab": column(2, "shown", np.int32), "slot": column(3, "shown", np.float32), "seed": column(4, "shown")},

@@ -64,7 +64,7 @@ HOW_IT_MEETS = (
     Entry(
         f"{INTEREST}.mask", "bidirectional", refused="a candidate sees earlier events only", base=PROJECTED, world=WORLD
     ),
-    Entry(f"{INTEREST}.differential", True, refused="is not offered for candidates", base=PROJECTED, world=WORLD),
+    Entry(f"{INTEREST}.differential", True, refused="is not supported for candidates", base=PROJECTED, world=WORLD),
     Entry("model.interest.search.kind", "similarity", loss, base={"model.interest.search.num_found": 1}, world=WORLD),
     Entry("model.interest.search.feature", "shade", loss, base=CATEGORY, world=WORLD),
     Entry("model.interest.search.num_found", 1, loss, base=CATEGORY, world=WORLD),

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from cluster.config.run_config import Config
-from models.features.items import IdColumn
+from models.features.catalogue import IdColumn
 from tests.settings.lab import Lab
 from tests.settings.logs import DAY, START
 from trainer.data.dataset.manifest import Feature, read_manifest

@@ -48,10 +48,10 @@ def model_of(lab: Lab, config: Config, fill: bool = True) -> Model:
     """Build a model in evaluation mode, its dense weights filled unless they are to stay as they begin."""
     job = lab.job(config)
     manifest = read_manifest(job.dataset_dir)
-    by_day = read_days(job, manifest, lab.world, fresh=True)
-    built = build_model(job, manifest, lab.world, by_day)
+    daily = read_days(job, manifest, lab.world, fresh=True)
+    built = build_model(job, manifest, lab.world, daily)
     stream = built.task.stream(lab.world)
-    first = next(stream.steps(Position(by_day.days.first if by_day else 0, 0), 10**6))
+    first = next(stream.steps(Position(daily.days.first if daily else 0, 0), 10**6))
     batch = built.task.complete_batch(first.batch, first.before, lab.world)
     batch = built.dynamic.assign_rows(batch, built.sharded_model, build_optimizers(built, job.config.train), lab.world)
     model = Model(job, built, stream, batch)

@@ -15,7 +15,7 @@ import models.next_item.model
 from cluster.config.run_config import Config
 from models.batches.history_batch import FIRST_ITEM
 from models.objectives.sampled import (
-    Sample,
+    SampledTargets,
     binary_cross_entropy_reference,
     sampled_softmax_reference,
 )
@@ -39,10 +39,10 @@ class Asked:
         """Return the number of items that can be negatives."""
         return int(self.batch.num_candidates) - FIRST_ITEM
 
-    def sample(self, temperature: float = 1.0, log_q: Callable[[Tensor], Tensor] | None = None) -> Sample:
+    def sample(self, temperature: float = 1.0, log_q: Callable[[Tensor], Tensor] | None = None) -> SampledTargets:
         """Return targets and negatives for the plain formulas."""
         batch = self.batch
-        return Sample(
+        return SampledTargets(
             self.users,
             self.items[batch.target_index],
             self.items[batch.negative_index],

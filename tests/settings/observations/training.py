@@ -20,7 +20,7 @@ from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.order import Position
 from trainer.errors import CheckpointError, NonFiniteLossError
 from trainer.job import SILENT, Channel, Job, Outcome
-from trainer.loop.build import build_model, build_optimizers, load_to_use
+from trainer.loop.build import build_model, build_optimizers, load_for_evaluation
 from trainer.loop.days import DailyTimetable
 from trainer.loop.same_run import check_same_run
 from trainer.loop.step import StepResult
@@ -194,9 +194,9 @@ def weights_evaluated(lab: Lab, config: Config) -> Tensor:
     """Return one dense weight as the evaluate stage loads it from the newest checkpoint."""
     job = lab.see(trained, config).job
     built = build_model(job, read_manifest(job.dataset_dir), lab.world)
-    result, _ = checkpoint_folder.newest(job.checkpoints_dir)
-    assert result is not None
-    load_to_use(result, built)
+    found, _ = checkpoint_folder.newest(job.checkpoints_dir)
+    assert found is not None
+    load_for_evaluation(found, built)
     return dict(built.model.named_parameters())[WEIGHT].detach()
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from cluster.plan.request import Request, read_request
+from cluster.plan.request import PlanRequest, read_request
 from cluster.plan.workload import WorkloadConfig
 from sharding.planning.costs import predict
 from sharding.planning.planner import make_plan
@@ -13,7 +13,7 @@ from tests.settings.lab import Lab
 Observe = Callable[[Lab, WorkloadConfig], Any]
 
 
-def request(lab: Lab, workload: WorkloadConfig) -> Request:
+def request(lab: Lab, workload: WorkloadConfig) -> PlanRequest:
     """Return what `shoal plan` makes of the workload as a file."""
     values = workload.model_dump(mode="json")
     values["table"] = [{"name": name, **table} for name, table in values["table"].items()]

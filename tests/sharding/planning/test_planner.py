@@ -180,7 +180,8 @@ def test_a_table_too_large_for_one_worker_is_named_with_its_bytes() -> None:
         make_plan([sequence("small", 1000), sequence("item", 18_000_000, ids=1000)], topology)
     assert str(caught.value) == (
         "tables.item needs 4.36 GiB on one of 1 workers (4.29 GiB weights, 68.7 MiB optimizer state, 0.992 MiB buffers of a step), "
-        "which may hold 2.04 GiB (plan.device_memory = 2.4 GiB less 15 % reserved); raise cluster.num_workers or plan.device_memory"
+        "each with room for 2.04 GiB (plan.device_memory = 2.4 GiB less 15 % reserved); raise cluster.num_workers or "
+        "plan.device_memory"
     )
     assert (
         make_plan([sequence("item", 18_000_000)], replace(topology, num_devices=3)).tables["item"].sharding
@@ -203,9 +204,9 @@ def test_tables_too_large_together_are_counted_together() -> None:
 def test_the_remedy_depends_on_the_attempts() -> None:
     huge = sequence("huge", 10**10, ids=100, optimizer="adagrad")
     for topology, load, remedy in (
-        (described("a100-80gb", 8), huge, "raise plan.host_memory, of which each host has 1.82 TiB"),
+        (described("a100-80gb", 8), huge, "raise plan.host_memory, now 1.82 TiB"),
         (described("a100-80gb", 8), replace(huge, kernel="fused"), "set tables.huge.kernel = fused_uvm_caching"),
-        (replace(described("a100-80gb", 8), host_memory=0), huge, "state plan.host_memory"),
+        (replace(described("a100-80gb", 8), host_memory=0), huge, "set plan.host_memory"),
         (CPU, replace(huge, shardings=("table_wise",)), "let tables.huge.sharding be row_wise"),
     ):
         with pytest.raises(PlacementError) as caught:
@@ -298,5 +299,5 @@ def test_averaged_bags_are_split_by_rows_only_where_all_are():
     assert make_plan([averaged("mean"), summed], topology).tables["mean"].sharding not in by_rows
     both = [averaged("mean", "row_wise"), replace(summed, shardings=("row_wise",))]
     assert {table.sharding for table in make_plan(both, topology).tables.values()} == {"row_wise"}
-    with pytest.raises(PlacementError, match=r"tables\.mean: sharding = row_wise: bags that are averaged"):
+    with pytest.raises(PlacementError, match=r"tables\.mean: sharding = row_wise: averaged bags"):
         make_plan([averaged("mean", "row_wise"), summed], topology)

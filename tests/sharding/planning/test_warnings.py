@@ -44,7 +44,7 @@ def test_ranks_that_are_nearly_or_more_than_full() -> None:
 def test_tables_outside_of_device_memory() -> None:
     tables = {"t": TablePlan("row_wise", "fused_uvm", 10**6, 64)}
     (line,) = warned(tables, described("h100-80gb", 8))
-    assert line.startswith("outside of device memory, which is slower by far: tables.t;")
+    assert line.startswith("outside of device memory, which is much slower: tables.t;")
     lines = warned(tables, replace(described("h100-80gb", 8), host_memory=GIB // 2))
     assert any(line.startswith("the memory of host 0 is nearly full or overfull") for line in lines)
 

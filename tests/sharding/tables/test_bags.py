@@ -17,7 +17,7 @@ from sharding.support import POOLED_SHARDINGS
 from sharding.tables.apply_plan import shard_tables
 from sharding.tables.initialize import initialize_tables
 from sharding.tables.optimizers import Optimizers, table_optimizer
-from sharding.tables.pad_bags import as_long_as_the_longest
+from sharding.tables.pad_bags import pad_to_longest
 from sharding.world import World
 from tests.models.features.tagged import DIMS, ROWS, Shape, Tagged, catalogue, request_of
 from tests.sharding.tables.parity import kernel_of
@@ -165,7 +165,7 @@ def padded_on(world: World, counts: list[int]) -> tuple[int, list[int], list[flo
     lengths = torch.arange(2 * count) % 3
     values = torch.arange(int(lengths.sum()))
     request = KeyedJaggedTensor(["a", "b"], values, values * 0.5, lengths=lengths)
-    longer = as_long_as_the_longest(request, world)
+    longer = pad_to_longest(request, world)
     assert longer.values().tolist() == values.tolist()
     return longer.stride(), longer.lengths().tolist(), longer.weights().tolist()
 

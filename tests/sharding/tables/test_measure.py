@@ -10,7 +10,7 @@ from models.tables import EmbeddingTables, TableSpec
 from sharding.config import TableConfig
 from sharding.plan import Plan, TablePlan
 from sharding.planning.costs import PHASES
-from sharding.planning.measured import Measured
+from sharding.planning.measured import MeasuredLookups
 from sharding.tables.apply_plan import shard_tables
 from sharding.tables.measure import measure_tables
 from sharding.tables.optimizers import Optimizers
@@ -49,7 +49,7 @@ def copies(state: dict[str, object]) -> list[torch.Tensor]:
     return result
 
 
-def measure(world: World) -> tuple[Measured, bool, list[int]]:
+def measure(world: World) -> tuple[MeasuredLookups, bool, list[int]]:
     torch.set_num_threads(1)
     model = Model()
     plan = plan_for(world.world_size)

@@ -43,7 +43,7 @@ DECAYING = [
     Combination(False, "table_wise", "row_wise", "rowwise_adagrad", 0.3),
 ]
 REFUSED = {
-    r"tables\.thin\.sharding = row_wise: bags that are averaged": Combination(True, "table_wise", "row_wise", "sgd"),
+    r"tables\.thin\.sharding = row_wise: averaged bags": Combination(True, "table_wise", "row_wise", "sgd"),
     r"tables\.thin: sharding = grid_shard: gives wrong means": Combination(
         True, "grid_shard", "grid_shard", "sgd", mean=True
     ),
@@ -104,7 +104,7 @@ def place_on_other_hosts(world: World, sharding: Sharding, device: str) -> None:
 def test_hosts_of_another_size_than_planned_are_refused_by_name(rank_pool, sharding, device):
     """On GPUs for any table: a rank's GPU is numbered within its host."""
     message = (
-        rf"tables\.wide\.sharding = {sharding}: planned for 1 workers on each host, and there are \d+; set plan.devices"
+        rf"tables\.wide\.sharding = {sharding}: planned for 1 workers on each host, but there are \d+; set plan.devices"
     )
     with pytest.raises(PlacementError, match=message):
         rank_pool.run(4, place_on_other_hosts, sharding, device)

@@ -1,4 +1,4 @@
-"""All files of a checkpoint are on the disk before it has its name: after a power failure it is whole or not there."""
+"""All files of a checkpoint are flushed before it gets its name, so a power failure leaves a whole checkpoint or none."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The folder of checkpoints: what is committed exists, what is damaged is never taken, the best and the newest stay."""
+"""The folder of checkpoints: commits are atomic, damaged checkpoints are never used, the best and the newest are kept."""
 
 import shutil
 from dataclasses import asdict
@@ -66,18 +66,18 @@ def test_a_commit_renames_the_attempt_and_reads_back(tmp_path):
     assert checkpoint_folder.verify(path) == manifest
 
 
-def test_two_attempts_at_one_step_do_not_meet(tmp_path):
+def test_two_attempts_at_one_step_have_their_own_folders(tmp_path):
     assert checkpoint_folder.new_attempt(tmp_path, 5) != checkpoint_folder.new_attempt(tmp_path, 5)
 
 
-def test_an_attempt_is_no_checkpoint(tmp_path):
+def test_an_attempt_is_not_a_checkpoint(tmp_path):
     write_checkpoint(tmp_path, 1)
     attempt = checkpoint_folder.new_attempt(tmp_path, 2)
     (attempt / "weights").write_bytes(b"w")
     assert steps_of(tmp_path) == [1]
-    actual, complaints = checkpoint_folder.newest(tmp_path)
-    assert (actual.manifest.step, complaints) == (1, [])
-    (tmp_path / "step_000000003").mkdir()  # nobody's: without a manifest it was never committed
+    found, complaints = checkpoint_folder.newest(tmp_path)
+    assert (found.manifest.step, complaints) == (1, [])
+    (tmp_path / "step_000000003").mkdir()  # without a manifest it was never committed
     assert steps_of(tmp_path) == [1]
 
 
@@ -89,7 +89,7 @@ def test_a_second_commit_of_a_step_replaces_the_first(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_left_attempts_are_removed_and_nothing_else(tmp_path):
+def test_only_attempts_left_behind_are_removed(tmp_path):
     write_checkpoint(tmp_path, 1)
     checkpoint_folder.new_attempt(tmp_path, 2)
     checkpoint_folder.write_best(tmp_path, 1, "mrr", 0.5)
@@ -100,7 +100,7 @@ def test_left_attempts_are_removed_and_nothing_else(tmp_path):
 # Verification
 
 
-def test_every_flipped_byte_of_every_file_is_noticed_and_named(tmp_path):
+def test_a_flipped_byte_in_any_file_is_detected(tmp_path):
     path = write_checkpoint(tmp_path, 1)
     for name, content in FILES.items():
         for place in range(len(content)):
@@ -113,7 +113,7 @@ def test_every_flipped_byte_of_every_file_is_noticed_and_named(tmp_path):
     checkpoint_folder.verify(path)
 
 
-def test_every_flipped_byte_of_the_manifest_is_noticed_or_harmless(tmp_path):
+def test_a_flipped_byte_in_the_manifest_is_detected_or_harmless(tmp_path):
     """A digit of the position is as much a part of the checkpoint as a weight; and damage must be a CheckpointError."""
     path = write_checkpoint(tmp_path, 1)
     manifest, size = checkpoint_folder.verify(path), (path / "manifest.json").stat().st_size
@@ -140,7 +140,7 @@ def test_a_missing_file_is_named(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_was_cut_or_has_grown_is_named_with_its_sizes(tmp_path, name):
+def test_a_truncated_or_longer_file_is_named_with_its_sizes(tmp_path, name):
     path = write_checkpoint(tmp_path, 1)
     content = FILES[name]
     for changed in (content[:-1], b"", content + b"x"):
@@ -168,7 +168,7 @@ def test_another_format_version_is_refused(tmp_path):
 # The newest
 
 
-def test_the_newest_that_verifies_is_taken_and_every_newer_one_is_named(tmp_path):
+def test_the_newest_checkpoint_that_verifies_is_used_and_newer_ones_are_named(tmp_path):
     for step in (5, 10, 200, 1000):
         write_checkpoint(tmp_path, step)
     assert steps_of(tmp_path) == [1000, 200, 10, 5]
@@ -208,7 +208,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert checkpoint_folder.retire(tmp_path, keep=2, warn=refuse_warning) == []
 
 
-def test_a_best_that_is_among_the_newest_takes_no_extra_place(tmp_path):
+def test_a_best_checkpoint_among_the_newest_is_not_kept_in_addition(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step)
     checkpoint_folder.write_best(tmp_path, 3, "mrr", 0.5)
@@ -216,7 +216,7 @@ def test_a_best_that_is_among_the_newest_takes_no_extra_place(tmp_path):
     assert steps_of(tmp_path) == [3]
 
 
-def test_without_a_best_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_are_kept_if_there_is_no_best(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step)
     checkpoint_folder.retire(tmp_path, keep=5, warn=refuse_warning)
@@ -251,7 +251,7 @@ def evaluated(folder: Path) -> StoredCheckpoint:
     return checkpoint_folder.to_evaluate(folder)
 
 
-def test_the_best_is_evaluated_and_else_the_newest(tmp_path):
+def test_the_best_checkpoint_is_evaluated_otherwise_the_newest(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step)
     assert checkpoint_folder.read_best(tmp_path) is None
@@ -265,7 +265,7 @@ def test_the_best_is_evaluated_and_else_the_newest(tmp_path):
     assert evaluated(tmp_path).manifest.step == 3
 
 
-def test_a_best_that_does_not_verify_gives_way_to_the_newest(tmp_path):
+def test_the_newest_replaces_a_best_that_does_not_verify(tmp_path):
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step)
     checkpoint_folder.write_best(tmp_path, 2, "ndcg@10", 0.5)
@@ -273,7 +273,7 @@ def test_a_best_that_does_not_verify_gives_way_to_the_newest(tmp_path):
     assert evaluated(tmp_path).manifest.step == 3
 
 
-def test_nothing_to_evaluate_is_an_error_that_names_the_reason(tmp_path):
+def test_no_checkpoint_to_evaluate_is_an_error_with_the_reason(tmp_path):
     with pytest.raises(CheckpointError, match=r"there is none.*shoal train"):
         evaluated(tmp_path)
     flip(write_checkpoint(tmp_path, 1) / ".metadata", 0)
@@ -282,7 +282,7 @@ def test_nothing_to_evaluate_is_an_error_that_names_the_reason(tmp_path):
 
 
 @pytest.mark.parametrize("use", [checkpoint_folder.read, checkpoint_folder.verify])
-def test_a_missing_checkpoint_is_refused_with_those_that_there_are(tmp_path: Path, use: Any) -> None:
+def test_a_missing_checkpoint_is_refused_with_a_list_of_the_others(tmp_path: Path, use: Any) -> None:
     for step in (10, 20):
         write_checkpoint(tmp_path, step)
     with pytest.raises(CheckpointError, match=r"no such checkpoint; .* has step_000000020, step_000000010$"):

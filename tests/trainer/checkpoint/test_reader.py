@@ -1,4 +1,4 @@
-"""A checkpoint that somebody else made runs nothing, whatever its hashes say."""
+"""Reading a checkpoint from an untrusted source runs no code, even if its hashes are right."""
 
 import dataclasses
 import io
@@ -26,7 +26,7 @@ TABLE = TableConfig(**ADAGRAD | {"sharding": "row_wise"})
 
 
 class Attack:
-    """Makes a folder when it is unpickled."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ def good(rank_pool, tmp_path_factory):
 
 
 def copy_with(good: Path, folder: Path, change: Callable[[Path, Metadata], Any]) -> Path:
-    """Return a copy with the metadata that `change` returns, and a manifest that agrees with it."""
+    """Copy a checkpoint with the metadata that `change` returns and a manifest that matches."""
     attempt = checkpoint_folder.new_attempt(folder, 3)
     for file in good.iterdir():
         if file.name != "manifest.json":
@@ -72,7 +72,7 @@ def metadata_with_more(trace: Path) -> Callable[[Path, Metadata], Any]:
 
 
 def tensor_as_pickle(trace: Path) -> Callable[[Path, Metadata], Any]:
-    """torch unpickles without restriction what its metadata calls bytes."""
+    """Mark a tensor as bytes, which torch unpickles without restriction."""
 
     def change(attempt: Path, metadata: Metadata) -> Metadata:
         key = "dense.dense.bias"
@@ -92,46 +92,46 @@ def tensor_as_pickle(trace: Path) -> Callable[[Path, Metadata], Any]:
 
 
 @pytest.mark.parametrize("attack", [metadata_that_runs, metadata_with_more, tensor_as_pickle])
-def test_a_checkpoint_that_would_run_something_is_refused(rank_pool, good, tmp_path, attack):
+def test_a_checkpoint_that_would_run_code_is_refused(rank_pool, good, tmp_path, attack):
     trace = tmp_path / "trace"
     path = copy_with(good, tmp_path / "checkpoints", attack(trace))
     checkpoint_folder.verify(path)  # its hashes are right
     messages = rank_pool.run(2, resume, tmp_path / "checkpoints")
     assert not trace.exists()
     for message in messages:
-        assert "Nothing of it was run or loaded" in message
+        assert "Nothing in it was run or loaded" in message
         assert str(path) in message
-    with pytest.raises(CheckpointError, match="Nothing of it was run"):
+    with pytest.raises(CheckpointError, match="Nothing in it was run"):
         read_metadata(path)
     assert not trace.exists()
 
 
-def test_tensors_outside_of_the_checkpoint_are_refused(rank_pool, good, tmp_path):
+def test_tensors_outside_the_checkpoint_are_refused(rank_pool, good, tmp_path):
     def elsewhere(attempt: Path, metadata: Metadata) -> Metadata:
         for index, info in metadata.storage_data.items():
             metadata.storage_data[index] = dataclasses.replace(info, relative_path=f"../{info.relative_path}")
         return metadata
 
     copy_with(good, tmp_path, elsewhere)
-    assert "outside of its folder" in rank_pool.run(1, resume, tmp_path)[0]
+    assert "outside its folder" in rank_pool.run(1, resume, tmp_path)[0]
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"\x80\x04", b"no pickle", pickle.dumps({"a": 1}), pickle.dumps([1] * 9)[:-3]]
 )
-def test_metadata_that_is_damaged_is_one_message(good, tmp_path, content):
+def test_damaged_metadata_is_one_message(good, tmp_path, content):
     path = copy_with(good, tmp_path, lambda attempt, metadata: metadata)
     (path / METADATA_FILE).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"\.metadata (cannot be read|is not the metadata)"):
         read_metadata(path)
 
 
-def test_the_metadata_of_a_checkpoint_reads_as_torch_reads_it(good):
+def test_metadata_is_read_as_torch_reads_it(good):
     with (good / METADATA_FILE).open("rb") as file:
         assert read_metadata(good) == pickle.load(file)
 
 
-def test_a_name_behind_an_admitted_one_is_not_admitted():
+def test_an_attribute_of_an_admitted_name_is_not_admitted():
     direct = pickle.dumps(Attack(Path("never")), protocol=4)
     data = direct.replace(b"\x8c\x05posix\x94\x8c\x05mkdir", b"\x8c\x02os\x94\x8c\x08sys.exit")
     with pytest.raises(ForbiddenPickleError, match=r"os\.sys\.exit"):

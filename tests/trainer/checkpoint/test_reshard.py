@@ -1,4 +1,4 @@
-"""Checkpoints resharded for another plan: the same numbers, each rank's in its own file, in little memory, or refused."""
+"""Checkpoints rewritten for another plan: exact, each rank's shards in its own file, in little memory, or refused."""
 
 import os
 import pickle
@@ -31,7 +31,7 @@ HOSTS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
 
 @dataclass(frozen=True)
 class Case:
-    """Return the shardings of two tables on two ranks, then on four, then on one: (wide, thin) each."""
+    """The shardings of two tables, (wide, thin), on two ranks, then on four, then on one."""
 
     pooled: bool
     optimizer: str
@@ -123,7 +123,7 @@ class Run:
 
 
 def on_hosts(work: Any) -> Any:
-    """The result of `work` where TorchRec believes in HOSTS."""
+    """Return the result of `work` while TorchRec assumes HOSTS."""
     world_size = torch.distributed.get_world_size()
     torch.set_num_threads(1)
     os.environ["LOCAL_WORLD_SIZE"] = str(HOSTS[world_size])
@@ -136,7 +136,7 @@ def on_hosts(work: Any) -> Any:
 
 
 def train_and_save(world: World, root: Path) -> dict[str, tuple[Path, dict[str, Pieces], dict[str, Pieces]]]:
-    """By case, the checkpoint, its state, and the state of going on."""
+    """Return, by case, the checkpoint, its state, and the state after more steps."""
 
     def one(name: str) -> tuple[Path, dict[str, Pieces], dict[str, Pieces]]:
         run = Run(world, CASES[name])
@@ -150,7 +150,7 @@ def train_and_save(world: World, root: Path) -> dict[str, tuple[Path, dict[str, 
 
 
 def load_and_train(world: World, paths: dict[str, list[Path]]) -> dict[str, list[tuple[Any, Any]]]:
-    """By case and checkpoint, the state as loaded and the state of going on."""
+    """Return, by case and checkpoint, the state as loaded and the state after more steps."""
 
     def one(name: str, path: Path) -> tuple[Any, Any]:
         run = Run(world, CASES[name])
@@ -167,7 +167,7 @@ def load_and_train(world: World, paths: dict[str, list[Path]]) -> dict[str, list
 
 
 def written(source: Path, folder: Path, case: Case, world_size: int, block_bytes: int = BLOCK_BYTES) -> Path:
-    """The checkpoint resharded for the case's plan of so many ranks."""
+    """Reshard the checkpoint for the case's plan of so many ranks."""
     found = StoredCheckpoint(source, checkpoint_folder.verify(source))
     tables = case.at(world_size).tables
     return reshard(found, folder, case.plan(world_size), tables, dict(found.manifest.config), block_bytes)
@@ -226,7 +226,7 @@ def test_every_tensor_is_exact_from_2_to_4_to_1_and_back(chains, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_resumed_training_equals_uninterrupted_training(chains, name):
+def test_training_resumes_as_without_interruption(chains, name):
     chain = chains[name]
     for (world_size, _), (as_loaded, went_on) in chain.loaded.items():
         assert not torch.equal(went_on["table.wide.weight"], as_loaded["table.wide.weight"])
@@ -239,7 +239,7 @@ def test_resumed_training_equals_uninterrupted_training(chains, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_rank_finds_its_shards_in_its_own_file_in_small_blocks(chains, name):
+def test_the_shards_of_a_rank_are_in_its_own_file_in_small_blocks(chains, name):
     for path, world_size in zip(chains[name].paths[1:], (4, 1, 2), strict=True):
         plan = CASES[name].plan(world_size)
         assert plan_of(checkpoint_folder.verify(path).plan) == plan
@@ -321,7 +321,7 @@ def test_another_model_optimizer_or_a_used_folder_is_refused_by_name(chains, tmp
         with pytest.raises(CheckpointError, match=said):
             reshard(found, tmp_path / "out", *arguments, {})
         assert not (tmp_path / "out").exists()
-    with pytest.raises(CheckpointError, match=r"step_000000003: exists, and would be written over"):
+    with pytest.raises(CheckpointError, match=r"step_000000003: exists already and would be overwritten"):
         reshard(found, source.parent, plan, tables, {})
     checkpoint_folder.verify(source)
 

@@ -24,19 +24,19 @@ import torch
 from sharding.config import TableConfig
 from sharding.plan import plan_of
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.checkpoint.reshard import reshard
 
 def kib(name):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
 
 source, folder, plan = Path(sys.argv[1]), Path(sys.argv[2]), plan_of(json.loads(sys.argv[3]))
-found = Found(source, checkpoint_folder.verify(source))
+checkpoint = StoredCheckpoint(source, checkpoint_folder.verify(source))
 torch.save(torch.zeros(2**20), folder.with_suffix(".warm"))
 for block_bytes in (2**21, 2**30):
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = kib("VmRSS")
-    reshard(found, folder / str(block_bytes), plan, {"item": TableConfig(dim=128, optimizer="sgd")}, {}, block_bytes)
+    reshard(checkpoint, folder / str(block_bytes), plan, {"item": TableConfig(dim=128, optimizer="sgd")}, {}, block_bytes)
     print(kib("VmHWM") - before)
 """
 

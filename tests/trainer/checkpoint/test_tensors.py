@@ -1,4 +1,4 @@
-"""Checkpoints through torch.distributed.checkpoint: exact at any number of ranks and under any sharding, or refused."""
+"""Checkpoints through torch.distributed.checkpoint: exact at any world size and under any sharding, or refused."""
 
 import errno
 import re
@@ -60,7 +60,7 @@ def describe(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
 def train_and_save(
     world: World, folder: Path, config: TableConfig, dense: type[torch.optim.Optimizer]
 ) -> tuple[Path, dict[str, Pieces], dict[str, Pieces]]:
-    """Return (path, the state that was saved, the state two steps later)."""
+    """Return (path, the saved state, the state two steps later)."""
     run = build(world, config, dense, seed=1)
     run.train(range(3))
     saved = run.state()
@@ -74,7 +74,7 @@ def train_and_save(
 def load_and_train(
     world: World, folder: Path, config: TableConfig, dense: type[torch.optim.Optimizer]
 ) -> tuple[dict[str, Pieces], dict[str, Pieces]]:
-    """Return (the state as loaded, the state two steps later). Other initial weights than those that were saved."""
+    """Return (the state as loaded, the state two steps later). The initial weights differ from the saved ones."""
     run = build(world, config, dense, seed=2)
     result, complaints = checkpoint_tensors.find_to_resume(folder, world)
     assert result is not None
@@ -102,7 +102,7 @@ RESHARDINGS = {
 
 
 @pytest.mark.parametrize("resharding", RESHARDINGS)
-def test_weights_and_optimizer_slots_are_exact_at_other_ranks_and_shardings(rank_pool, tmp_path, resharding):
+def test_weights_and_optimizer_slots_are_exact_at_other_world_sizes_and_shardings(rank_pool, tmp_path, resharding):
     before, after = (TableConfig(**config) for config in RESHARDINGS[resharding])
     results = rank_pool.run(2, train_and_save, tmp_path, before, torch.optim.AdamW)
     assert {path for path, _, _ in results} == {tmp_path / "step_000000003"}
@@ -120,7 +120,7 @@ def test_weights_and_optimizer_slots_are_exact_at_other_ranks_and_shardings(rank
 
 @pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])
 @pytest.mark.parametrize("config", [ADAGRAD, ROWWISE, SGD], ids=["adagrad", "rowwise", "sgd"])
-def test_resumed_training_is_bit_identical_at_the_same_number_of_ranks(rank_pool, tmp_path, config, sharding):
+def test_training_resumes_bit_identically_at_the_same_world_size(rank_pool, tmp_path, config, sharding):
     table = TableConfig(**config | {"sharding": sharding})
     uninterrupted = rank_pool.run(2, train_and_save, tmp_path, table, torch.optim.AdamW)
     continued = rank_pool.run(2, load_and_train, tmp_path, table, torch.optim.AdamW)
@@ -159,7 +159,7 @@ def test_the_manifest_has_the_hash_of_every_file(rank_pool, tmp_path):
 
 
 def load_into_another(world: World, folder: Path, config: TableConfig) -> tuple[str, bool]:
-    """Return the message of loading, and True if the weights did not change."""
+    """Return the message of loading, and whether the weights are unchanged."""
     run = build(world, config, torch.optim.AdamW, seed=2)
     run.train(range(1))
     before = run.state()
@@ -203,7 +203,7 @@ ADAM = {"dim": 8, "optimizer": "adam", "sharding": "row_wise"}
 
 
 def as_adam(world: World, seed: int) -> Run:
-    """Return a sharded table that takes itself for one of fused Adam, which exists on GPUs only; Adagrad updates it."""
+    """Let a sharded table count as one of fused Adam, which exists on GPUs only. Adagrad updates it."""
     module, sharded_model, plan = placed_lookup(world, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), seed)
     optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=0.01), {"item": TableConfig(**ADAM)}, plan)
     return Run(module, sharded_model, optimizers, world)
@@ -223,7 +223,7 @@ def save_counted(world: World, folder: Path, with_count: bool) -> None:
 
 
 def load_counted(world: World, folder: Path) -> list[int]:
-    """Return the number from which the next look-up of each fused table counts."""
+    """Return the number of updates from which the next look-up of each fused table counts."""
     run = as_adam(world, seed=2)
     result, _ = checkpoint_tensors.find_to_resume(folder, world)
     assert result is not None
@@ -249,7 +249,7 @@ def test_a_checkpoint_without_that_number_counts_the_steps_that_were_not_skipped
 
 
 def error_of_saving(world: World, folder: Path, broken: str) -> tuple[str, str]:
-    """Return type and text of the error that saving raised on this rank."""
+    """Return the type and text of the error that saving raised on this rank."""
     run = build(world, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.AdamW, seed=1)
     original = checkpoint_tensors.HashingFileSystem.create_stream
 
@@ -300,7 +300,7 @@ def find(world: World, folder: Path) -> tuple[str, list[str]]:
     return (result.path.name if result else "none"), complaints
 
 
-def test_all_ranks_resume_from_the_checkpoint_of_the_first_rank(rank_pool, tmp_path):
+def test_all_ranks_resume_from_the_checkpoint_that_the_first_rank_finds(rank_pool, tmp_path):
     assert rank_pool.run(2, find, tmp_path / "new") == [("none", [])] * 2
     rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.SGD)
     attempt = checkpoint_folder.new_attempt(tmp_path, 9)

@@ -1,4 +1,4 @@
-"""Raw ids of a batch to rows, and what counts as a use, against one item and one event at a time."""
+"""Rows for the raw ids of a batch, and the count of uses, compared with a loop over items and events."""
 
 from collections import Counter
 from dataclasses import replace
@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from models.batches.history_batch import HistoryBatch, build_batch, with_inputs, with_negatives
-from models.features.inputs import Inputs
-from models.features.items import Catalogue, IdColumn, ItemComposer
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.composer import ItemComposer
+from models.features.inputs import ModelInputs
 from models.features.values import InputFeature
 from sharding.config import DynamicIdsConfig, TableConfig
 from sharding.dynamic_ids.id_counts import count_ids
@@ -25,7 +26,7 @@ TABLES = {
     "label": TableConfig(dim=WIDTH, ids=DynamicIdsConfig(num_rows=6, admit_after=2, max_age_steps=1, max_candidates=8)),
 }
 FEATURES = (InputFeature("brand", "label", WIDTH), InputFeature("tags", "label", WIDTH))
-INPUTS = Inputs((InputFeature("word", "label", WIDTH, MISSING),), (InputFeature("like", "label", WIDTH, MISSING),))
+INPUTS = ModelInputs((InputFeature("word", "label", WIDTH, MISSING),), (InputFeature("like", "label", WIDTH, MISSING),))
 POOL = [-(2**62), -3, 0, 7, 10**15, 2**63 - 1, MISSING, 11, 12, 13]
 
 
@@ -103,7 +104,7 @@ def told_batch(chosen: list[list[int]], words: list[list[int]], likes: list[int]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_each_input_event_uses_its_features_and_each_history_those_of_its_user(seed: int) -> None:
+def test_input_events_use_their_values_and_histories_with_events_those_of_their_user(seed: int) -> None:
     random = np.random.default_rng(seed)
     chosen = [[*history[:-1], max(1, history[-1])] if history else [] for history in histories(seed)]
     inputs = [history[:-1] for history in chosen]
@@ -150,7 +151,7 @@ def test_a_target_that_is_not_learned_is_used_where_it_is_an_input_only() -> Non
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_negatives_that_come_later_are_no_use(seed: int) -> None:
+def test_negatives_added_later_do_not_count_as_uses(seed: int) -> None:
     chosen = histories(seed)
     plain = build_batch(*packed(chosen), NOTHING, CATALOGUE, whole_catalogue=False)
     assert uses(with_negatives(plain, np.asarray([3, 5, 8, 3, 19]), CATALOGUE)) == uses(plain)
@@ -175,7 +176,7 @@ def tables_that_saw(*batches: list[int]) -> DynamicTables:
 
 
 @pytest.mark.parametrize("seen", [[], [7, 7], [7, 7, -3, -3, 11, 11, 12, 12, 13, 13, 0, 0]], ids=str)
-def test_items_add_the_rows_of_their_values_up(seen: list[int]) -> None:
+def test_items_sum_the_rows_of_their_values(seen: list[int]) -> None:
     tables = tables_that_saw(seen)
     state = tables.states["label"]
     row_of = {int(state.ids[row]): row for row in range(1, state.num_rows_used)}
@@ -206,14 +207,14 @@ def test_items_add_the_rows_of_their_values_up(seen: list[int]) -> None:
         torch.testing.assert_close(vector, expected)
 
 
-def test_looking_up_changes_nothing() -> None:
+def test_a_look_up_does_not_change_the_mappings() -> None:
     tables = tables_that_saw([7, 7, 11], [12, 12])
     before = {name: tensor.clone() for name, tensor in tables.tensors().items()}
     tables.rows_of(CATALOGUE.known)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tables.tensors().items())
 
 
-def test_mappings_resume_from_their_tensors() -> None:
+def test_mappings_are_restored_from_their_tensors() -> None:
     first, then = [7, 7, 11, 12], [11, 12, 13, 13, -3, -3]
     one = tables_that_saw(first)
     other = DynamicTables(TABLES, FEATURES, seed=1)
@@ -223,7 +224,7 @@ def test_mappings_resume_from_their_tensors() -> None:
     assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
 
 
-def test_without_dynamic_tables_nothing_happens() -> None:
+def test_nothing_changes_without_dynamic_tables() -> None:
     tables = DynamicTables({"item": TABLES["item"]}, (), seed=1)
     request = Catalogue(5, 5).request(np.arange(3))
     assert tables.rows_of(request) is request

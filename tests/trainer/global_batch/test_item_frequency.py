@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from sharding.dynamic_ids.id_counts import SeenIds, count_ids
+from sharding.dynamic_ids.id_counts import IdCounts, count_ids
 from trainer.global_batch.item_frequency import TargetFrequency
 
 NUM_IDS = 101
 IDS = np.arange(1, NUM_IDS)
 
 
-def zipf_batches(num: int, size: int, seed: int, descending: bool = False) -> tuple[np.ndarray, list[SeenIds]]:
+def zipf_batches(num: int, size: int, seed: int, descending: bool = False) -> tuple[np.ndarray, list[IdCounts]]:
     """Return (the share of every item but 0, batches of targets drawn by it)."""
     share = 1.0 / IDS if not descending else 1.0 / IDS[::-1]
     share = share / share.sum()
@@ -18,7 +18,7 @@ def zipf_batches(num: int, size: int, seed: int, descending: bool = False) -> tu
     return share, [count_ids(random.choice(IDS, size=size, p=share)) for _ in range(num)]
 
 
-def test_it_is_the_papers_recursion_where_items_are_rare():
+def test_it_equals_the_recursion_of_the_paper_for_rare_items():
     """One target at a time, after the first 1 / rate occurrences."""
     estimate, gap, last, seen = TargetFrequency(4, 0.25), 0.0, 0, 0
     random = np.random.default_rng(1)
@@ -37,7 +37,7 @@ def test_it_is_the_papers_recursion_where_items_are_rare():
 @pytest.mark.parametrize(
     "size", [3, 50, 3000]
 )  # most items in few batches; the frequent in most; the frequent many times in each
-def test_it_comes_close_to_the_true_shares(size):
+def test_it_approaches_the_true_shares(size):
     share, batches = zipf_batches(200_000 // size, size, seed=2)
     estimate = TargetFrequency(NUM_IDS, 0.01)
     for batch in batches:
@@ -47,7 +47,7 @@ def test_it_comes_close_to_the_true_shares(size):
     assert abs(error.mean()) < 0.03
 
 
-def test_after_few_batches_it_is_better_than_a_guess():
+def test_it_is_better_than_a_uniform_guess_after_few_batches():
     share, batches = zipf_batches(5, 200, seed=3)
     estimate = TargetFrequency(NUM_IDS, 0.01)
     common = IDS[:10]
@@ -57,7 +57,7 @@ def test_after_few_batches_it_is_better_than_a_guess():
     assert np.abs(np.log(estimate.share_of(common) / share[:10])).mean() < before / 4
 
 
-def test_it_follows_changes_of_frequency():
+def test_it_follows_changes_of_the_shares():
     _, batches = zipf_batches(300, 200, seed=4)
     share, later = zipf_batches(600, 200, seed=5, descending=True)
     estimate = TargetFrequency(NUM_IDS, 0.05)
@@ -66,7 +66,7 @@ def test_it_follows_changes_of_frequency():
     assert np.abs(np.log(estimate.share_of(IDS) / share)).mean() < 0.2
 
 
-def test_items_that_were_never_seen_are_taken_to_be_average():
+def test_items_that_were_never_seen_are_assumed_to_be_average():
     estimate = TargetFrequency(NUM_IDS, 0.01)
     estimate.observe(count_ids(np.asarray([5, 5, 7])))
     np.testing.assert_allclose(estimate.share_of(np.asarray([1, 5, 7])), [1 / 100, 2 / 3, 1 / 3])
@@ -75,11 +75,11 @@ def test_items_that_were_never_seen_are_taken_to_be_average():
 def test_a_batch_without_targets_changes_nothing():
     estimate = TargetFrequency(NUM_IDS, 0.01)
     before = estimate.share_of(IDS).copy()
-    estimate.observe(SeenIds(np.zeros(0, np.int64), np.zeros(0, np.int64)))
+    estimate.observe(IdCounts(np.zeros(0, np.int64), np.zeros(0, np.int64)))
     assert np.array_equal(estimate.share_of(IDS), before)
 
 
-def test_a_saved_state_resumes_exactly():
+def test_it_resumes_exactly():
     _, batches = zipf_batches(60, 40, seed=6)
     whole, first, second = (TargetFrequency(NUM_IDS, 0.02) for _ in range(3))
     for batch in batches:

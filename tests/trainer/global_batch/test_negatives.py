@@ -1,4 +1,4 @@
-"""Negatives that a batch is given after it was read: every index still leads to its id, and only what is needed is looked up."""
+"""Negatives added to a batch after reading: every index still refers to its id, and there are no superfluous look-ups."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models.batches.history_batch import HistoryBatch, build_batch, with_negatives
-from models.features.items import Catalogue, IdColumn, ItemComposer
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.composer import ItemComposer
 from models.features.values import InputFeature
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
 from sharding.world import World
@@ -43,7 +44,7 @@ def vectors(catalogue: Catalogue, batch: HistoryBatch) -> Tensor:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own rows", "hashed rows"])
 @pytest.mark.parametrize("negatives", [[7, 3, 12], [5, 29, 29, 1], [], [0]])
-def test_a_batch_with_negatives_is_that_which_was_built_with_them(shared, negatives):
+def test_a_batch_with_added_negatives_equals_one_built_with_them(shared, negatives):
     catalogue = catalogue_with_brands()
     if shared:  # items 0 .. 9 again and again, so that new items have rows that are there already
         catalogue = replace(catalogue, rows=np.arange(NUM_KNOWN) % 10)
@@ -76,20 +77,20 @@ def test_negatives_of_the_global_batch_are_its_learned_targets():
     assert batch.negative_log_q is batch.target_log_q is None
 
 
-def test_corrections_are_of_targets_and_negatives():
+def test_targets_and_negatives_get_corrections():
     batch = settled({"kind": "cross_rank"}, "counts")
     total = TARGET_COUNTS.sum()
     torch.testing.assert_close(batch.target_log_q, (batch.target_ids.float() / total).log())
     torch.testing.assert_close(batch.negative_log_q, (batch.negative_ids.float() / total).log())
 
 
-def test_a_streaming_estimate_has_seen_the_batch_that_it_corrects():
+def test_a_streaming_estimate_includes_the_batch_that_it_corrects():
     batch = settled({"kind": "mixed", "uniform_share": 0.5}, "streaming", 4)
     shares = torch.where(batch.target_ids == 7, 2 / 3, 1 / 3)
     torch.testing.assert_close(batch.target_log_q, (0.5 / (NUM_KNOWN - 1) + 0.5 * shares).log())
 
 
-def test_other_objectives_are_left_alone():
+def test_batches_of_other_objectives_do_not_change():
     catalogue = Catalogue(NUM_KNOWN, NUM_KNOWN)
     batch = batch_of(catalogue)
     for objective in (FullSoftmaxConfig(), SampledSoftmaxConfig()):

@@ -1,4 +1,4 @@
-"""Tensors as ranks hold them, put together again and compared."""
+"""Parts of tensors on ranks: assembly and comparison."""
 
 from dataclasses import dataclass
 from typing import Any

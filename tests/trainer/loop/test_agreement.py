@@ -1,4 +1,4 @@
-"""Ranks compare what they are about to train, and draw dropout of their own."""
+"""Ranks compare config, dataset and plan before training, and each draws its own dropout."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_ranks_that_agree_start(rank_pool: RankPool, tmp_path: Path) -> None:
 
 
 def random_states(world: World, job: Job) -> list[int]:
-    """The seed from which each step of a training draws its dropout."""
+    """Return the seed from which each step of a training draws its dropout."""
     training, seeds = Training(job, world, SILENT), []
     whole = training.step
 
@@ -66,7 +66,7 @@ def random_states(world: World, job: Job) -> list[int]:
     return seeds
 
 
-def test_every_rank_and_every_step_draws_its_own_dropout(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_every_rank_and_step_draws_its_own_dropout(rank_pool: RankPool, tmp_path: Path) -> None:
     tiny_dataset(tmp_path / "dataset")
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 4})
     seeds = rank_pool.run(2, random_states, job)

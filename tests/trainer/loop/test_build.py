@@ -1,4 +1,4 @@
-"""From a job and a dataset to a model: which table row an item has, and which datasets fit."""
+"""Construction of a model from a job and a dataset: the table row of an item, and the datasets that fit."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_a_dataset_for_ranking_is_refused(tmp_path: Path) -> None:
         build_model(job, manifest, World(0, 1, torch.device("cpu")))
 
 
-def test_rows_of_tables_begin_by_the_seed_of_the_run(tmp_path: Path, rank_pool: RankPool) -> None:
+def test_initial_rows_of_tables_follow_the_seed_of_the_run(tmp_path: Path, rank_pool: RankPool) -> None:
     tiny_dataset(tmp_path / "dataset", num_users=40, num_items=30)
     actual = [
         rank_pool.run(1, vectors, tiny_job(tmp_path / "run", tmp_path / "dataset", run={"seed": seed}))[0][1]

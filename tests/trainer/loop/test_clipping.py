@@ -1,4 +1,4 @@
-"""Clipping is by the norm of the whole gradient: tables and dense weights, all ranks together, whatever their number."""
+"""Clipping uses the norm of the whole gradient, of tables and dense weights, at every world size."""
 
 from typing import Any
 from unittest import mock
@@ -67,7 +67,7 @@ def clipped(world: World, job: Job) -> tuple[State, list[StepResult], State]:
 
 
 def plain_training(weights: State, job: Job) -> tuple[list[float], State]:
-    """The unsharded model under torch's own clipping: (norms, weights)."""
+    """Train the unsharded model with torch's own clipping, and return (norms, weights)."""
     model = NextItemModel(job.config.model, [TableSpec("item", NUM_ROWS, 8)], torch.device("cpu"))
     model.load_state_dict(weights)
     parameters = dict(model.named_parameters())
@@ -97,7 +97,7 @@ def clipping_job(tmp_path: Any, clip_norm: float | None, optimizer: str = "sgd",
 @pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad"])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_clipping_is_that_of_the_unsharded_model(rank_pool, tmp_path, world_size, optimizer, sharding):
+def test_clipping_equals_that_of_the_unsharded_model(rank_pool, tmp_path, world_size, optimizer, sharding):
     job = clipping_job(tmp_path, 0.05, optimizer, sharding=sharding)
     before, results, after = rank_pool.run(world_size, clipped, job)[0]
     names = {name.replace("replicated", "sharded"): name for name in before}
@@ -109,7 +109,7 @@ def test_clipping_is_that_of_the_unsharded_model(rank_pool, tmp_path, world_size
 
 
 def clipped_with_rounding(world: World, job: Job) -> tuple[list[float | None], State]:
-    """Training in which every rank rounds the norm of rows in its own way."""
+    """Train with a different rounding of the norm of rows on every rank."""
 
     def rounded(*given: Any) -> Tensor:
         return squared_row_norm(*given) * (1.0 + world.rank * 1e-9)
@@ -127,14 +127,14 @@ def test_all_ranks_clip_by_the_same_norm_bit_for_bit(rank_pool, tmp_path):
         assert all(torch.equal(theirs[name], weights[name]) for name in weights)
 
 
-def test_a_gradient_within_the_norm_is_not_changed(rank_pool, tmp_path):
+def test_a_gradient_within_the_norm_does_not_change(rank_pool, tmp_path):
     loose, without = (rank_pool.run(2, clipped, clipping_job(tmp_path, clip_norm))[0] for clip_norm in (1000.0, None))
     assert all(torch.equal(loose[2][name], without[2][name]) for name in without[2])
     assert all(result.grad_norm is not None for result in loose[1])
     assert all(result.grad_norm is None for result in without[1])
 
 
-def test_clipping_changes_the_trained_model(rank_pool, tmp_path):
+def test_clipping_changes_the_weights(rank_pool, tmp_path):
     tight, without = (rank_pool.run(2, clipped, clipping_job(tmp_path, clip_norm))[0] for clip_norm in (0.05, None))
     table = next(name for name in without[2] if "tables" in name)
     assert (tight[2][table] - tight[0][table]).norm() < 0.5 * (without[2][table] - without[0][table]).norm()

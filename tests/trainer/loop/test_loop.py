@@ -1,4 +1,4 @@
-"""What the loop does besides steps: early stopping, stops on request, steps that are not finite, checkpoints that are damaged."""
+"""Behaviour of the loop around steps: early stopping, stops on request, non-finite steps, damaged checkpoints."""
 
 import json
 import math
@@ -25,7 +25,7 @@ STEPS_PER_EPOCH = 8  # of 60 histories
 
 @dataclass(frozen=True)
 class Ended:
-    """What a training leaves on one rank."""
+    """The result of a training on one rank."""
 
     outcome: Outcome
     events: list[dict[str, Any]]
@@ -34,7 +34,7 @@ class Ended:
 
 
 class Scripted:
-    """An evaluator that finds one value after another."""
+    """An evaluator that returns given values one after another."""
 
     def __init__(self, metric: str, values: Sequence[float]) -> None:
         self._metric, self._values = metric, list(values)
@@ -53,7 +53,7 @@ def train(
     """Train to the end.
 
     Args:
-        values: What evaluations find one after another, in the place of real metrics.
+        values: The values of evaluations one after another, instead of real metrics.
         stop_after: The step at which a stop is requested.
         broken: Steps with a loss of NaN on the last rank.
     """
@@ -76,7 +76,7 @@ def train(
 
     model.loss = loss
     outcome = training.run()
-    averaged = None if training.averages is None else int(training.averages.num_updates)
+    averaged = None if training.ema is None else int(training.ema.num_updates)
     return Ended(outcome, events, training.state.skipped_steps, averaged)
 
 
@@ -87,7 +87,7 @@ def job_in(tmp_path: Path, **sections: dict[str, Any]) -> Job:
 
 
 def stopping_early(tmp_path: Path, metric: str, patience: int) -> Job:
-    """The loop knows no task, so any metric will do."""
+    """Return a job with early stopping. The loop knows no task, so any metric works."""
     job = job_in(tmp_path, train={"epochs": 9, "evaluate_every_epochs": 1}, checkpoint={"keep": 1})
     stopping = EarlyStoppingConfig(metric=metric, patience=patience)
     return with_sections(job, train=job.config.train.model_copy(update={"early_stopping": stopping}))
@@ -106,7 +106,7 @@ def committed(tmp_path: Path) -> list[int]:
         ("auc", [math.nan, 0.6, math.nan, 0.5], 2, 4),
     ],
 )
-def test_the_best_is_that_in_the_direction_of_the_metric_and_patience_counts_from_it(
+def test_the_best_follows_the_direction_of_the_metric_and_patience_counts_from_it(
     rank_pool: RankPool, tmp_path: Path, metric: str, values: list[float], best_epoch: int, last_epoch: int
 ) -> None:
     ended = rank_pool.run(1, train, stopping_early(tmp_path, metric, patience=2), [*values, *[0.55] * 9])[0]
@@ -117,7 +117,7 @@ def test_the_best_is_that_in_the_direction_of_the_metric_and_patience_counts_fro
     assert committed(tmp_path) == [last, best]
 
 
-def test_patience_resumes_where_the_run_stopped(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_patience_resumes_where_the_run_was_stopped(rank_pool: RankPool, tmp_path: Path) -> None:
     job = stopping_early(tmp_path, "ndcg@10", patience=3)
     stopped = rank_pool.run(1, train, job, [0.5, 0.4, 0.3], 3 * STEPS_PER_EPOCH)[0]
     assert stopped.outcome.reason == "stopped"
@@ -136,7 +136,7 @@ def test_a_stop_inside_an_epoch_leaves_a_checkpoint_of_its_step(rank_pool: RankP
     assert not dead.exists()
 
 
-def test_the_end_of_training_is_evaluated_at_any_cadence(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_the_end_of_training_is_evaluated_at_every_cadence(rank_pool: RankPool, tmp_path: Path) -> None:
     rank_pool.run(1, train, job_in(tmp_path, train={"epochs": 2, "evaluate_every_epochs": 5}))
     lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "validation"]
     assert [line["step"] for line in lines] == [2 * STEPS_PER_EPOCH]
@@ -182,7 +182,7 @@ def test_a_corrupt_newest_checkpoint_is_reported(rank_pool: RankPool, tmp_path: 
     assert second.events == []
 
 
-def test_the_moving_average_takes_in_every_step_that_was_applied(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_the_moving_average_is_updated_by_every_applied_step(rank_pool: RankPool, tmp_path: Path) -> None:
     job = job_in(tmp_path, train={"max_steps": 5, "ema_decay": 0.9})
     ended = rank_pool.run(1, train, job, (), None, [2])[0]
     assert ended.num_averaged == 4

@@ -1,4 +1,4 @@
-"""Free memory goes back to the system even between live objects; a peak is kept until it is reset."""
+"""Free memory is returned to the system even between live objects; a peak is kept until it is reset."""
 
 import ctypes
 import multiprocessing
@@ -38,7 +38,7 @@ def faults_of_a_chain() -> int:
 def test_memory_that_was_freed_is_used_again_without_page_faults():
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         pytest.skip("this C library has no mallopt")
-    context = multiprocessing.get_context("spawn")  # for good: not in the process of the other tests
+    context = multiprocessing.get_context("spawn")  # the setting is permanent, so not in the process of the other tests
     with context.Pool(1) as pool:
         before = pool.apply(faults_of_a_chain)
         assert pool.apply(keep_freed_memory)
@@ -52,7 +52,7 @@ SIZE = 200 * 2**20
 
 
 def peaks_around_a_large_block() -> tuple[int, int, int]:
-    """Return the peak before a block of SIZE bytes, after it was freed, and after the peak was forgotten."""
+    """Return the peak before a block of SIZE bytes, after it was freed, and after the peak was reset."""
     cpu = torch.device("cpu")
     forget_peak(cpu)
     before = peak_bytes(cpu)
@@ -64,7 +64,7 @@ def peaks_around_a_large_block() -> tuple[int, int, int]:
     return before, after, peak_bytes(cpu)
 
 
-def test_the_peak_outlives_what_was_freed_and_can_be_forgotten():
+def test_the_peak_outlives_freed_memory_and_can_be_reset():
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux can forget a peak")
     context = multiprocessing.get_context("spawn")  # the process of other tests may keep what it has freed

@@ -1,4 +1,4 @@
-"""Look-ups besides those of steps: they count for no optimizer, and evaluation scores in float32 whatever training does."""
+"""Look-ups outside of steps: no optimizer counts them, and evaluation scores in float32 under every training precision."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ def test_fused_optimizers_receive_the_number_of_updates_before_each_step(rank_po
 
 
 def evaluated_scores(world: World, job: Job) -> np.ndarray:
-    """The scores of all items by which some users' lists are ranked after a step."""
+    """Return the scores of all items for some users after a step."""
     rig = Rig.build(world, job)
     rig.train(seed=1)
     model, batch = rig.built.model.eval(), batch_of(sequences_of(2), job)

@@ -1,4 +1,4 @@
-"""One step: applied on every rank or on none, with the gradient of the global batch, however the ranks share it."""
+"""One step: applied on every rank or on none, with the gradient of the global batch under any division into shares."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from models.batches.history_batch import HistoryBatch, build_batch
 from models.batches.micro_batches import with_cuts
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.world import World
@@ -36,7 +36,7 @@ def sequences_of(seed: int) -> list[list[int]]:
 
 
 def shared(sequences: list[list[int]], world_size: int) -> list[list[list[int]]]:
-    """Uneven shares; at three ranks the second has no history at all."""
+    """Return uneven shares. On three ranks the second has no history."""
     match world_size:
         case 1:
             return [sequences]
@@ -89,7 +89,7 @@ class Rig:
         built.model.train()
         optimizers, clock = build_optimizers(built, job.config.train), StepClock(world.device)
         decay = job.config.train.ema_decay
-        averages = None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
+        ema = None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
         step = TrainStep(
             built.model,
             optimizers,
@@ -98,7 +98,7 @@ class Rig:
             clock,
             built.task.parts_of,
             job.config.train.clip_norm,
-            averages,
+            ema,
             job.config.train.precision,
         )
         return Rig(job, world, built, step)
@@ -109,12 +109,10 @@ class Rig:
         return self.step(batch, number, factor, stop)
 
     def local(self) -> State:
-        """Copies of all weights and optimizer slots that this rank holds."""
+        """Return copies of all weights and optimizer slots that this rank holds."""
         state = {}
         built, step = self.built, self.step
-        for name, value in tensors_of(
-            built.sharded_model, built.tables, step.optimizers, averages=step.averages
-        ).items():
+        for name, value in tensors_of(built.sharded_model, built.tables, step.optimizers, ema=step.ema).items():
             if isinstance(value, ShardedTensor):
                 state.update({f"{name}/{n}": s.tensor.detach().clone() for n, s in enumerate(value.local_shards())})
             else:
@@ -122,7 +120,7 @@ class Rig:
         return state
 
     def weights(self) -> State:
-        """All weights, whole on the first rank. Collective."""
+        """Return all weights, whole on the first rank. Collective."""
         whole = {}
         for name, value in self.built.sharded_model.state_dict().items():
             if isinstance(value, ShardedTensor):
@@ -156,7 +154,7 @@ class _PoisonGradient(torch.autograd.Function):
 
 
 def poison(rig: Rig, kind: str) -> Callable[[], None]:
-    """Break this rank's next step; the result undoes it."""
+    """Break this rank's next step, and return a function that undoes it."""
     model: Any = rig.built.model
     whole = type(model).loss
     match kind:
@@ -185,7 +183,7 @@ class Skipped:
 
 
 def skip_one(world: World, job: Job, kind: str, broken_rank: int) -> Skipped:
-    """A good step, a step that is broken on one rank, and a good one."""
+    """Run a good step, a step that is broken on one rank, and a good one."""
     rig = Rig.build(world, job)
     rig.train(seed=1)
     before = rig.local()
@@ -198,7 +196,7 @@ def skip_one(world: World, job: Job, kind: str, broken_rank: int) -> Skipped:
 
 
 def skip_none(world: World, job: Job) -> State:
-    """The same without the broken step."""
+    """Run the same without the broken step."""
     rig = Rig.build(world, job)
     rig.train(seed=1)
     rig.train(seed=3, number=2)
@@ -209,7 +207,7 @@ def skip_none(world: World, job: Job) -> State:
 @pytest.mark.parametrize(
     "kind", ["loss is nan", "loss is infinite", "gradient of the rows", "gradient of a dense weight"]
 )
-def test_a_nonfinite_step_of_one_rank_is_applied_on_none(rank_pool, tmp_path, kind, broken_rank):
+def test_a_step_that_is_not_finite_on_one_rank_is_applied_on_no_rank(rank_pool, tmp_path, kind, broken_rank):
     job = job_with(tmp_path)
     outcomes = rank_pool.run(2, skip_one, job, kind, broken_rank)
     for outcome in outcomes:
@@ -247,7 +245,7 @@ def test_a_batch_without_targets_changes_nothing(rank_pool, tmp_path, world_size
 
 
 def plain_step(weights: State, job: Job, sequences: list[list[int]]) -> tuple[State, float]:
-    """One step of plain SGD on one device, on the mean over all targets: (weights, loss)."""
+    """Run one step of plain SGD on one device, on the mean over all targets. Return (weights, loss)."""
     model = NextItemModel(job.config.model, [TableSpec("item", NUM_ROWS, 8)], torch.device("cpu"))
     model.load_state_dict(weights)
     batch = batch_of(sequences, job)
@@ -304,7 +302,7 @@ def test_a_step_in_micro_batches_is_the_same_step(rank_pool, tmp_path, world_siz
         torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_a_step_with_a_nonfinite_micro_batch_is_applied_nowhere(rank_pool, tmp_path):
+def test_a_micro_batch_that_is_not_finite_is_applied_nowhere(rank_pool, tmp_path):
     job = job_with(tmp_path)
     job = with_sections(job, train=job.config.train.model_copy(update={"micro_batch_tokens": 8}))
     for outcome in rank_pool.run(2, skip_one, job, "loss of the second piece is nan", 0):
@@ -328,7 +326,7 @@ def test_a_step_in_bfloat16_is_nearly_the_same_step(rank_pool, tmp_path, world_s
             assert after[name].dtype == torch.float32
             moved, expected = (after[name] - start).flatten(), (full[name] - start).flatten()
             assert torch.cosine_similarity(moved, expected, dim=0) > 0.99, name
-            # The master weights take in steps that bfloat16 would round away.
+            # The float32 weights keep updates that bfloat16 would round to nothing.
             assert not torch.equal(after[name], after[name].bfloat16().float()), name
 
 
@@ -338,7 +336,7 @@ def dtypes(world: World, job: Job) -> set[torch.dtype]:
     return {tensor.dtype for tensor in rig.local().values() if tensor.is_floating_point()}
 
 
-def test_in_bfloat16_all_that_is_kept_is_float32(rank_pool, tmp_path):
+def test_all_stored_tensors_are_float32_in_bfloat16_training(rank_pool, tmp_path):
     job = job_with(tmp_path)
     low = with_sections(job, train=job.config.train.model_copy(update={"precision": "bfloat16"}))
     assert rank_pool.run(1, dtypes, low) == [{torch.float32}]

@@ -1,4 +1,4 @@
-"""What the loop knows before it starts and tells while it runs: steps of every epoch, the next checkpoint, the imbalance."""
+"""Plans and reports of the loop: steps of every epoch, the next checkpoint, the imbalance of ranks."""
 
 import json
 from dataclasses import replace
@@ -18,21 +18,21 @@ from trainer.metrics_log import read_metrics
 
 
 def planned(world: World, job: Job) -> tuple[list[int], list[int], list[int]]:
-    """(steps at the end of each epoch as planned, as trained, the next checkpoint as predicted after each step)."""
-    told: list[int] = []
+    """Return (planned steps at the end of each epoch, the same as trained, the next checkpoint reported after each step)."""
+    reported: list[int] = []
     training = Training(job, world, Channel(send=lambda event: None, stop_requested=lambda: False))
     whole, ends = training._train, []
 
     def train(item: Any) -> StepResult:
         result = whole(item)
-        told.append(next_save(training.state.step, training.epoch_ends, job))
+        reported.append(next_save(training.state.step, training.epoch_ends, job))
         if training.state.position.trained == 0:
             ends.append(training.state.step)
         return result
 
     training._train = train  # type: ignore[method-assign]
     training.run()
-    return training.epoch_ends.tolist(), ends, told
+    return training.epoch_ends.tolist(), ends, reported
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -41,23 +41,23 @@ def test_the_steps_of_every_epoch_and_the_next_checkpoint_are_exact(rank_pool, t
     tiny_dataset(tmp_path / "dataset")
     train = {"epochs": 4, "evaluate_every_epochs": 2, "ledger": False, **settings}
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train=train, checkpoint={"every_steps": 7})
-    for epoch_ends, trained, told in rank_pool.run(world_size, planned, job):
+    for epoch_ends, trained, reported in rank_pool.run(world_size, planned, job):
         assert epoch_ends == trained
         saves = {epoch_ends[1], epoch_ends[3], *range(7, epoch_ends[3], 7)}
-        assert told[:-1] == [min(s for s in saves if s > step) for step in range(1, epoch_ends[3])]
-        assert told[-1] == epoch_ends[3]
+        assert reported[:-1] == [min(s for s in saves if s > step) for step in range(1, epoch_ends[3])]
+        assert reported[-1] == epoch_ends[3]
 
 
 @pytest.mark.parametrize("settings", [{}, {"batch_tokens": 64}])
 def test_max_steps_ends_the_plan(rank_pool, tmp_path, settings):
     tiny_dataset(tmp_path / "dataset")
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 9, **settings})
-    epoch_ends, _, told = rank_pool.run(1, planned, job)[0]
+    epoch_ends, _, reported = rank_pool.run(1, planned, job)[0]
     assert epoch_ends[-1] == 9
-    assert len(told) == 9
+    assert len(reported) == 9
 
 
-def test_imbalance_is_that_of_the_largest_shares_since_the_last_line():
+def test_imbalance_is_of_the_largest_shares_since_the_last_line():
     pace = Pace(0, world_size=4)
     result = StepResult(1.0, 5, num_events=40, most_events=20, finite=True, stop_requested=False)
     pace.count(1, result, 10)
@@ -73,7 +73,7 @@ def run_whole(world: World, job: Job) -> None:
     Training(job, world, Channel(send=lambda event: None, stop_requested=lambda: False)).run()
 
 
-def test_metrics_tell_the_imbalance_of_each_interval(rank_pool, tmp_path):
+def test_metrics_have_the_imbalance_of_each_interval(rank_pool, tmp_path):
     """One history of each batch for two ranks: one of them has none."""
     tiny_dataset(tmp_path / "dataset", num_users=20, num_parts=1, groups_per_part=1)
     train = {"batch_size": 1, "max_steps": 6, "log_every_steps": 2}
@@ -83,8 +83,8 @@ def test_metrics_tell_the_imbalance_of_each_interval(rank_pool, tmp_path):
     assert [row["imbalance"] for row in lines] == [2.0] * 3
 
 
-def told(world: World, job: Job) -> tuple[list[int], list[str]]:
-    """The examples that this rank trained, and the warnings that it sent."""
+def trained_and_warned(world: World, job: Job) -> tuple[list[int], list[str]]:
+    """Return the examples that this rank trained, and the warnings that it sent."""
     events: list[dict[str, Any]] = []
     Training(job, world, Channel(send=events.append, stop_requested=lambda: False)).run()
     ledger = (job.run_dir / "ledger" / f"rank-{world.rank}.jsonl").read_text().splitlines()
@@ -96,16 +96,16 @@ def test_a_single_row_group_is_trained_by_all_ranks(rank_pool, tmp_path):
     """More ranks than streams: each still has its share of every batch."""
     tiny_dataset(tmp_path / "dataset", num_users=18, num_parts=1, groups_per_part=1)
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"epochs": 1, "batch_size": 6})
-    results = rank_pool.run(3, told, job)
+    results = rank_pool.run(3, trained_and_warned, job)
     assert sorted(row for rows, _ in results for row in rows) == list(range(18))
     assert [len(rows) for rows, _ in results] == [6, 6, 6]
     assert [warnings for _, warnings in results] == [[], [], []]
 
 
-def test_a_batch_with_fewer_examples_than_ranks_is_warned_of_once(rank_pool, tmp_path):
+def test_a_batch_with_fewer_examples_than_ranks_gives_one_warning(rank_pool, tmp_path):
     tiny_dataset(tmp_path / "dataset", num_users=18, num_parts=1, groups_per_part=1)
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 3, "batch_size": 2})
-    (first, warnings), *others = rank_pool.run(3, told, job)
+    (first, warnings), *others = rank_pool.run(3, trained_and_warned, job)
     assert len(first) + sum(len(rows) for rows, _ in others) == 6
     assert len(warnings) == 1
     assert warnings[0].startswith(
@@ -115,7 +115,7 @@ def test_a_batch_with_fewer_examples_than_ranks_is_warned_of_once(rank_pool, tmp
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.01])
-def test_metrics_include_the_norm_of_the_gradient_where_it_is_clipped(rank_pool, tmp_path, clip_norm):
+def test_metrics_have_the_norm_of_the_gradient_if_it_is_clipped(rank_pool, tmp_path, clip_norm):
     tiny_dataset(tmp_path / "dataset")
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 3, "clip_norm": clip_norm})
     rank_pool.run(2, run_whole, job)

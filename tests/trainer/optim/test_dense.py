@@ -1,4 +1,4 @@
-"""Dense optimizers against their papers' equations written out, and which weights decay."""
+"""Dense optimizers compared with the equations of their papers, and the weights that decay."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def adamw_reference(weight: Tensor, given: list[Tensor], decay: float) -> tuple[
 
 @pytest.mark.parametrize(("optimizer", "reference"), [("lion", lion_reference), ("adamw", adamw_reference)])
 @pytest.mark.parametrize("decay", [0.0, DECAY])
-def test_an_optimizer_equals_its_paper(optimizer, reference, decay):
+def test_an_optimizer_equals_the_equations_of_its_paper(optimizer, reference, decay):
     config = TrainConfig(optimizer=optimizer, learning_rate=RATE, betas=BETAS, eps=1e-3, weight_decay=decay)
     trained = weights()
     stepped = dense_optimizer(iter(trained), config)
@@ -67,7 +67,7 @@ def test_an_optimizer_equals_its_paper(optimizer, reference, decay):
         torch.testing.assert_close(stepped.state[weight]["exp_avg"], momentum)
 
 
-def test_lion_leaves_a_weight_without_a_gradient_alone():
+def test_lion_does_not_change_a_weight_without_a_gradient():
     trained = weights()[:2]
     lion = Lion(trained, lr=RATE, weight_decay=DECAY)
     trained[0].grad = gradients(0)[0]
@@ -95,6 +95,6 @@ def test_matrices_decay_and_biases_and_norms_do_not(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "sgd"])
-def test_decay_is_refused_where_there_is_none(optimizer):
-    with pytest.raises(ValidationError, match="is for adamw and lion"):
+def test_weight_decay_is_refused_for_optimizers_without_it(optimizer):
+    with pytest.raises(ValidationError, match="is of adamw and lion"):
         TrainConfig(optimizer=optimizer, weight_decay=0.1)

@@ -1,4 +1,4 @@
-"""The moving average of dense weights: its formula, and that a model has its raw weights again after it was evaluated."""
+"""The moving average of dense weights: its formula, and the raw weights after an evaluation."""
 
 import pytest
 import torch
@@ -25,33 +25,33 @@ def shift(model: NextItemModel, step: int) -> None:
 @pytest.mark.parametrize("decay", [0.3, 0.999])
 def test_an_average_decays_slower_and_slower(decay):
     model = model_of(1)
-    averages = WeightEma(model, ["item"], decay)
+    ema = WeightEma(model, ["item"], decay)
     dense = {name: p for name, p in model.named_parameters() if "tables" not in name}
     expected = {name: p.detach().double() for name, p in dense.items()}
     for n in range(12):
         shift(model, n)
-        averages.update()
+        ema.update()
         d = min(decay, (1 + n) / (10 + n))
         expected = {name: d * expected[name] + (1 - d) * p.detach().double() for name, p in dense.items()}
-    assert averages.values.keys() == dense.keys()
-    assert int(averages.num_updates) == 12
-    for name, value in averages.values.items():
+    assert ema.values.keys() == dense.keys()
+    assert int(ema.num_updates) == 12
+    for name, value in ema.values.items():
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
-def interrupted_evaluation(model: NextItemModel, averages: WeightEma, raw: dict[str, torch.Tensor]) -> None:
-    with averages.swapped_in():
-        for name, value in averages.values.items():
+def interrupted_evaluation(model: NextItemModel, ema: WeightEma, raw: dict[str, torch.Tensor]) -> None:
+    with ema.swapped_in():
+        for name, value in ema.values.items():
             assert torch.equal(dict(model.named_parameters())[name], value)
             assert not torch.equal(value, raw[name])
         raise KeyboardInterrupt
 
 
-def test_the_raw_weights_come_back_bit_for_bit():
+def test_the_raw_weights_are_restored_bit_for_bit():
     model = model_of(1)
-    averages = WeightEma(model, ["item"], 0.5)
+    ema = WeightEma(model, ["item"], 0.5)
     shift(model, 1)
     raw = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(KeyboardInterrupt):
-        interrupted_evaluation(model, averages, raw)
+        interrupted_evaluation(model, ema, raw)
     assert all(torch.equal(p, raw[name]) for name, p in model.named_parameters())

@@ -1,4 +1,4 @@
-"""Schedules as functions of the step; and that they reach fused optimizers as they reach plain ones of the unsharded model."""
+"""Schedules as functions of the step, and their effect on fused optimizers compared with those of the unsharded model."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def test_warmup_stable_decay_falls_over_the_last_share_only():
     assert factors[91:] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
 
 
-def test_inverse_sqrt_falls_with_the_root_of_the_step_wherever_the_end_is():
+def test_inverse_sqrt_falls_with_the_root_of_the_step_at_any_length():
     factors = curve(1000, 1000, schedule="inverse_sqrt", warmup_steps=9, schedule_floor=0.125)
     assert factors[9] == 1.0
     assert factors[39] == pytest.approx(0.5)
@@ -71,7 +71,7 @@ def scheduled(world: World, job: Job, schedule: str) -> tuple[State, State]:
 
 
 def plain(weights: State, job: Job, rates: list[float]) -> State:
-    """The unsharded model, with the learning rates of each step set by hand."""
+    """Train the unsharded model with the learning rates of each step set by hand."""
     model = NextItemModel(job.config.model, [TableSpec("item", NUM_ROWS, 8)], torch.device("cpu"))
     model.load_state_dict(weights)
     parameters = dict(model.named_parameters())
@@ -111,7 +111,7 @@ def scheduled_job(tmp_path: Any, optimizer: str, sharding: str) -> Job:
         ("adagrad", "data_parallel"),
     ],
 )
-def test_a_schedule_is_that_of_the_unsharded_model(rank_pool, tmp_path, optimizer, sharding, schedule):
+def test_a_schedule_equals_that_of_the_unsharded_model(rank_pool, tmp_path, optimizer, sharding, schedule):
     job = scheduled_job(tmp_path, optimizer, sharding)
     before, after = rank_pool.run(2, scheduled, job, schedule)[0]
     names = {name.replace("replicated", "sharded"): name for name in before}

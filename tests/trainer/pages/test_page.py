@@ -39,11 +39,10 @@ def drawn(scale: str = "linear") -> page.Plot:
         return page.plot_of(figure, 'a caption with "quotes"')
 
 
-def test_the_powers_of_a_logarithmic_axis_are_formulas():
+def test_a_logarithmic_axis_has_plain_numbers():
     svg = str(page.inline(drawn("log"), 1))
     assert "$" not in svg
-    assert "mathdefault" not in svg
-    assert "10" in re.sub("<[^>]*>", " ", svg).split()
+    assert {"1", "10", "100", "1,000"} <= set(re.sub("<[^>]*>", " ", svg).split())
 
 
 def test_equal_plots_are_equal_bytes():

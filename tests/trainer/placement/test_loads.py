@@ -1,4 +1,4 @@
-"""Loads of tables from a job and what is known of its dataset."""
+"""Loads of tables from a job and the facts of its dataset."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.support.datasets import manifest_of_items, tiny_dataset
 from trainer.config.train import TrainConfig
 from trainer.data.dataset.manifest import Feature
 from trainer.data.logs.config import LogsConfig
-from trainer.placement.loads import declared_rows, facts_of, table_loads, table_rows
+from trainer.placement.loads import dataset_facts, declared_rows, table_loads, table_rows
 from trainer.tasks.demand import DatasetFacts, expected_distinct
 
 SAMPLED = NextItemConfig.model_validate(
@@ -65,7 +65,7 @@ def test_a_sampled_softmax_looks_up_a_share_of_the_histories_and_all_negatives()
     ("negatives", "more"), [("uniform", 512), ("popularity", 512), ("in_batch", 0), ("cross_rank", 512), ("mixed", 512)]
 )
 @pytest.mark.parametrize("kind", ["sampled_softmax", "bce", "gbce"])
-def test_negatives_are_looked_up_besides_unless_they_are_targets_of_the_own_share(kind, negatives, more):
+def test_negatives_add_look_ups_unless_they_are_targets_of_the_own_share(kind, negatives, more):
     objective = {"kind": kind, "num_negatives": 512, "negatives": {"kind": negatives}}
     model = NextItemConfig.model_validate({"max_history": 50, "objective": objective})
     assert loads_of(model=model)["item"].ids_per_rank == pytest.approx(64 * 51 + more, rel=1e-4)
@@ -79,7 +79,7 @@ def test_ids_that_occur_twice_are_looked_up_once():
     assert loads_of(num_rows={"item": 100})["item"].ids_per_rank == pytest.approx(100, rel=1e-6)
 
 
-def test_the_dataset_gives_the_lengths_of_histories():
+def test_the_dataset_determines_the_length_of_histories():
     def ids(mean_events: float) -> float:
         return loads_of(facts=DatasetFacts(10**9, mean_events))["item"].ids_per_rank
 
@@ -93,7 +93,7 @@ def test_a_budget_of_events_replaces_a_number_of_histories():
     assert load.ids_per_rank == pytest.approx(4_000 / 20 * 21 + 512, rel=1e-4)
 
 
-def test_a_pooling_factor_replaces_the_statistics_of_the_data():
+def test_a_pooling_factor_replaces_the_facts_of_the_dataset():
     tables = {"item": TableConfig(pooling_factor=7.0)}
     assert loads_of(tables, model=FULL)["item"].ids_per_rank == 64 * 7.0
 
@@ -113,7 +113,7 @@ def test_items_that_share_a_hashed_row_are_looked_up_once():
     assert load.ids_per_rank == pytest.approx(100, rel=1e-6)
 
 
-def test_items_that_events_name_too_are_looked_up_once():
+def test_items_in_features_of_events_too_are_looked_up_once():
     facts = DatasetFacts(10_000, 11.0, {}, {"item": 1})
     assert loads_of(num_rows={"item": 10_000}, model=FULL, facts=facts)["item"].ids_per_rank == pytest.approx(10_000)
     many = loads_of(num_rows={"item": 10**9}, facts=DatasetFacts(10**9, 11.0, {}, {"item": 1}))["item"]
@@ -129,7 +129,7 @@ def test_constraints_of_the_config_reach_the_plan():
 def test_a_dataset_knows_its_tables_and_their_lengths(tmp_path):
     manifest = tiny_dataset(tmp_path, num_users=60, num_items=40)
     assert table_rows({"item": TableConfig()}, manifest) == {"item": 41}
-    facts = facts_of(manifest)
+    facts = dataset_facts(manifest)
     assert facts.num_items == 41
     assert facts.mean_events == manifest.counts.train_events / 60
     hashed = {"item": TableConfig(ids=HashIdsConfig(kind="hash", num_rows=16))}
@@ -151,14 +151,14 @@ def test_only_features_that_the_model_uses_have_tables_that_are_looked_up():
     manifest = replace(manifest_of_items(3), features=features)
     tables = {name: TableConfig() for name in ("item", "brand", "age", "shop", "city")}
     assert table_rows(tables, manifest) == {"item": 4, "brand": 7, "age": 11, "shop": 5, "city": 6}
-    facts = facts_of(manifest)
+    facts = dataset_facts(manifest)
     assert facts.num_features == {"brand": 1, "age": 1}
     assert facts.num_event_features == {"shop": 1, "brand": 1}
     assert facts.num_user_features == {"city": 1}
     fewer = InputsConfig(event_features=["maker"], user_features=[])
     assert table_rows(tables, manifest, fewer) == {"item": 4, "brand": 7, "age": 11}
-    assert facts_of(manifest, fewer).num_event_features == {"brand": 1}
-    assert facts_of(manifest, fewer).num_user_features == {}
+    assert dataset_facts(manifest, fewer).num_event_features == {"brand": 1}
+    assert dataset_facts(manifest, fewer).num_user_features == {}
 
 
 def test_features_of_events_and_users_are_looked_up_once_per_event_and_history():
@@ -173,7 +173,7 @@ def test_features_of_events_and_users_are_looked_up_once_per_event_and_history()
     assert loads["city"].ids_per_rank == pytest.approx(histories, rel=1e-4)
 
 
-def test_without_a_dataset_the_plan_uses_the_config():
+def test_without_a_dataset_the_config_determines_rows_where_it_can():
     logs = LogsConfig.model_validate(
         {
             "path": "events",

@@ -1,4 +1,4 @@
-"""A run records measured and predicted times of its look-ups, and the cost model can be fitted to them."""
+"""The record of measured and predicted look-ups, and the cost model fitted to it."""
 
 import json
 
@@ -33,7 +33,7 @@ def job_of(tmp_path, **plan) -> Job:
     )
 
 
-def test_measured_and_predicted_times_are_recorded_for_every_table_phase_and_rank(rank_pool, tmp_path):
+def test_the_record_has_measured_and_predicted_cost_of_every_table_phase_and_rank(rank_pool, tmp_path):
     tiny_dataset(tmp_path / "dataset")
     job = job_of(tmp_path)
     rank_pool.run(2, train, job)

@@ -1,4 +1,4 @@
-"""Small files and renames survive a power failure; a failed write leaves nothing behind; digests are of values."""
+"""Small files and renames survive a power failure, a failed write leaves nothing behind, and digests ignore order."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from trainer.storage import files as storage
 
 
 class Disk:
-    """Remembers what was flushed to the disk, and which names were flushed with their folder."""
+    """A record of flushed files, and of names that were flushed with their folder."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.flushed: set[int] = set()  # inodes of files
@@ -55,7 +55,7 @@ def test_a_commit_flushes_the_names_of_a_checkpoint_and_then_its_own(tmp_path, m
     assert disk.volatile == set()
 
 
-def test_a_file_moved_to_its_place_is_flushed_with_its_name(tmp_path, monkeypatch):
+def test_a_renamed_file_is_flushed_with_its_name(tmp_path, monkeypatch):
     (tmp_path / "part").write_bytes(b"rows")
     disk = Disk(monkeypatch)
     storage.replace_durably(tmp_path / "part", tmp_path / "part.parquet")
@@ -77,6 +77,6 @@ def test_a_small_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else
     assert "old" in path.read_text()
 
 
-def test_a_digest_is_of_values_and_not_of_their_order() -> None:
+def test_a_digest_does_not_depend_on_the_order_of_keys() -> None:
     assert storage.digest_of({"a": 1, "b": [2, 3]}) == storage.digest_of({"b": [2, 3], "a": 1})
     assert storage.digest_of({"a": 1, "b": [2, 3]}) != storage.digest_of({"a": 1, "b": [3, 2]})

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from models.config import ModelConfig
-from models.features.inputs import Inputs
-from models.features.items import Catalogue, IdColumn
+from models.features.catalogue import Catalogue, IdColumn
+from models.features.inputs import ModelInputs
 from models.features.time import Clock
 from models.features.values import InputFeature
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
@@ -68,14 +68,14 @@ def columns_for(catalogue: Catalogue, users: bool = False) -> ColumnSelection:
     )
 
 
-def _inputs(manifest: Manifest, used: UsedFeatures, tables: dict[str, TableConfig], model: ModelConfig) -> Inputs:
+def _inputs(manifest: Manifest, used: UsedFeatures, tables: dict[str, TableConfig], model: ModelConfig) -> ModelInputs:
     clock = None
     if model.uses_time:
         clock = Clock(ticks_per_second(manifest, model), tuple(model.inputs.time), model.inputs.request_time)
     events, users, candidates = (
         tuple(_input_feature(f, tables) for f in features) for features in (used.events, used.users, used.candidates)
     )
-    return Inputs(events, users, clock, candidates)
+    return ModelInputs(events, users, clock, candidates)
 
 
 def _input_feature(feature: Feature, tables: dict[str, TableConfig]) -> InputFeature:

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from models.features.unique import distinct_ids
+from models.features.unique import unique_ids
 from trainer.data.stream.days import Days, rows_of_day
 from trainer.data.stream.examples import WINDOW_STEP, Chosen
 from trainer.data.stream.order import MAX_STREAMS, Places, Position
@@ -82,7 +82,7 @@ class OneDay:
     def choose(self, places: Places) -> Chosen:
         """The rows at these places of the row groups that have any. The window of each is the day."""
         group = self.groups[places.group]
-        found, (which,) = distinct_ids(group)
+        found, (which,) = unique_ids(group)
         rows = [self.all.rows(self.day, number) for number in found.tolist()]
         bases = np.cumsum([0, *(of_group.size for of_group in rows)])
         row = np.concatenate([*rows, np.zeros(0, np.int64)])[bases[which] + places.place]

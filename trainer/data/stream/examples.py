@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.features.unique import distinct_ids
+from models.features.unique import unique_ids
 from trainer.data.stream.order import Places, Position
 from trainer.data.stream.row_groups import RowGroupReader
 
@@ -91,7 +91,7 @@ class Examples:
         return ids
 
     def _windows_at(self, places: Places) -> tuple[np.ndarray, np.ndarray]:
-        groups, (which,) = distinct_ids(places.group)
+        groups, (which,) = unique_ids(places.group)
         nothing = np.zeros(0, dtype=np.int64)
         tables = [(nothing, nothing), *(self._windows_of(group) for group in groups.tolist())]
         bases = np.cumsum([rows.size for rows, _ in tables])

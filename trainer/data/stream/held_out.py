@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 
 from models.batches.history_batch import HistoryBatch, as_tensor, build_batch, with_inputs
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from trainer.data.dataset.manifest import UNKNOWN_ID
 from trainer.data.dataset.splits import Split
 from trainer.data.stream.columns import gather, stretches, take_all
@@ -155,7 +155,7 @@ class HeldOut:
         if packed.times is not None:
             # After the last event of a history comes the first that is held out: all of its targets are asked for then.
             times, next_times = packed.times.take(recent), packed.times.take(recent + 1 - masks)
-            if self.masks_items and not self.catalogue.inputs.tells_request:
+            if self.masks_items and not self.catalogue.inputs.has_request_time:
                 times = times_before(times, masked, offsets)
         features, user_features = take_all(packed.features, recent), take_all(packed.user_features, rows)
         batch = with_inputs(batch, self.catalogue, features, user_features, times, next_times)

@@ -13,7 +13,7 @@ import numpy as np
 from models.batches.history_batch import HistoryBatch, as_tensor, build_batch, with_inputs
 from models.batches.micro_batches import with_cuts
 from models.config import NextItemConfig
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.objectives.config import SampledObjectiveConfig
 from trainer.data.dataset.manifest import UNKNOWN_ID
 from trainer.data.stream.columns import Column, slice_all, stretches, take_all, zero_like
@@ -139,7 +139,7 @@ class TrainStream:
         times = histories.times
         if histories.masked is not None:
             batch = replace(batch, masked=as_tensor(histories.masked))
-            if times is not None and not self.catalogue.inputs.tells_request:
+            if times is not None and not self.catalogue.inputs.has_request_time:
                 times = times_before(times, histories.masked, histories.offsets)
         return with_inputs(
             batch,

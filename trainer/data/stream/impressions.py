@@ -16,10 +16,10 @@ import torch
 from models.attention.candidates import lay_out_candidates
 from models.batches.history_batch import as_tensor
 from models.batches.jagged import layout_of
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.features.time import Earlier
-from models.features.unique import distinct_ids
-from models.ranking.batch import RankingBatch, Told, with_inputs
+from models.features.unique import unique_ids
+from models.ranking.batch import ContextColumns, RankingBatch, with_inputs
 from models.ranking.micro_batches import with_cuts
 from models.ranking.reach import Reach
 from trainer.data.dataset.splits import Split
@@ -258,7 +258,7 @@ def ranking_batch(found: JaggedImpressions, catalogue: Catalogue, reach: Reach) 
     if found.row_ids.size == 0:
         found = found.with_an_empty_one()
     candidates = found.candidates
-    lookup, (history, candidate) = distinct_ids(found.items, candidates.items)
+    lookup, (history, candidate) = unique_ids(found.items, candidates.items)
     counts = np.diff(candidates.offsets)
     batch = RankingBatch(
         row_ids=as_tensor(found.row_ids),
@@ -275,5 +275,5 @@ def ranking_batch(found: JaggedImpressions, catalogue: Catalogue, reach: Reach) 
         history_end=as_tensor(candidates.history_end),
         labels={name: as_tensor(column) for name, column in candidates.labels.items()},
     )
-    told = Told(found.features, found.user_features, candidates.features, found.times, found.earlier)
+    told = ContextColumns(found.features, found.user_features, candidates.features, found.times, found.earlier)
     return with_inputs(batch, catalogue, told)

@@ -21,7 +21,7 @@ from models.objectives.config import (
     SampledObjectiveConfig,
     UniformNegatives,
 )
-from sharding.dynamic_ids.id_counts import SeenIds
+from sharding.dynamic_ids.id_counts import IdCounts
 from trainer.data.stream.order import Position
 
 Int64 = NDArray[np.int64]
@@ -79,7 +79,7 @@ class NegativeDraws:
             case _:
                 return NOTHING
 
-    def from_targets(self, position: Position, targets: SeenIds) -> Int64:
+    def from_targets(self, position: Position, targets: IdCounts) -> Int64:
         """(C,) ids, those of a mixture drawn uniformly first. targets: of the global batch; none if it has none."""
         generator, total = self._generator(position), int(targets.counts.sum())
         if not total:

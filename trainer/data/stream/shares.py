@@ -6,7 +6,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from models.features.unique import distinct_ids
+from models.features.unique import unique_ids
 from trainer.data.stream.examples import Chosen
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.order import Position
@@ -74,7 +74,7 @@ def read_rows(reader: RowGroupReader, chosen: Chosen) -> tuple[PackedHistories, 
     """The row groups of the examples as one, and the row of each example in it. Without examples, some row group."""
     if chosen.row.size == 0:
         return reader.read([0])[0], chosen.row
-    groups, (which,) = distinct_ids(chosen.group)
+    groups, (which,) = unique_ids(chosen.group)
     held = reader.read(groups)
     bases = np.cumsum([0, *(reader.group_rows[group] for group in groups.tolist())])
     return joined([held[int(group)] for group in groups]), bases[which] + chosen.row

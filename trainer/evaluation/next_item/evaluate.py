@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 
 from models.batches.history_batch import FIRST_ITEM
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from sharding.world import World
 from trainer.config.evaluate import EvaluateConfig

@@ -28,9 +28,7 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     summary, columns = results.summarize(
         merged, split, checkpoint, job.config.evaluate, manifest, vocabulary.train_events
     )
-    users = results.examples_of(
-        merged, split, job.dataset_dir, manifest, examples.logs_of(job.config_values), vocabulary.values
-    )
+    users = results.examples_of(merged, split, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)
     results.write(folder, summary, merged, columns, vocabulary.values)
     return summary

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.features.items import Catalogue, ItemRequest
+from models.features.catalogue import Catalogue
+from models.features.request import ItemRequest
 from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach

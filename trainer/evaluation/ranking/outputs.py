@@ -35,9 +35,7 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     impressions = results.merge_parts(parts, labels)
     ticks = ticks_of(job, manifest)
     summary = results.summarize(impressions, split, checkpoint, manifest, job.config.model.max_history, ticks)
-    users = results.examples_of(
-        impressions, job.dataset_dir, manifest, examples.logs_of(job.config_values), vocabulary.values
-    )
+    users = results.examples_of(impressions, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)
     results.write(folder, summary, impressions, vocabulary.values)
     return summary

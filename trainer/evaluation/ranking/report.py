@@ -202,7 +202,7 @@ def _slice_plot(results: RankingResults, metric: str, of_all: float) -> Plot:
     axes.errorbar(range(len(entries)), values, yerr=errors, fmt="o", ms=4, capsize=3, color=MODEL)
     axes.axhline(of_all, color=page.INK, linewidth=0.8, linestyle="--")
     names = [f"{_SHORT_NAMES[entry['name']]}\n{entry['value']}" for entry in entries]
-    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set_xticks(range(len(names)), names, fontsize=7)
     axes.set_ylabel(metric)
     return plot_of(
         figure,

@@ -10,7 +10,7 @@ from torch import Tensor
 from models.batches.history_batch import HistoryBatch
 from models.batches.micro_batches import parts_of
 from models.config import NextItemConfig
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.world import World

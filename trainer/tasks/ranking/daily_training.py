@@ -31,7 +31,7 @@ def read_days(job: Job, manifest: Manifest, world: World, fresh: bool) -> DailyT
 
     Args:
         job: The run.
-        manifest: That of its dataset.
+        manifest: The manifest of its dataset.
         world: All ranks.
         fresh: True if nothing was trained yet.
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.features.items import ITEM_TABLE, Catalogue
+from models.features.catalogue import Catalogue
+from models.features.request import ITEM_TABLE
 from models.ranking.batch import RankingBatch
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of

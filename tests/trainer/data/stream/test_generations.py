@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from models.config import NextItemConfig
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.grown_datasets import events_dataset, ranking_dataset

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from tests.support.datasets import tiny_dataset
 from trainer.data.dataset.manifest import Manifest, Part, RowGroup
 from trainer.data.dataset.splits import Split

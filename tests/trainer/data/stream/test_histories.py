@@ -11,8 +11,8 @@ import torch
 
 from models.batches.history_batch import HistoryBatch
 from models.config import NextItemConfig
-from models.features.inputs import Inputs
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
+from models.features.inputs import ModelInputs
 from models.features.time import Clock
 from models.features.values import FeatureValues, InputFeature
 from tests.support.grown_datasets import SPECS, events_dataset
@@ -31,7 +31,7 @@ MAX_HISTORY = 5
 EVENT = [spec.name for spec in SPECS if spec.owner == "event"]
 USER = [spec.name for spec in SPECS if spec.owner == "user"]
 WHOLE = ColumnSelection(users=True, times=True, features=True)
-INPUTS = Inputs(
+INPUTS = ModelInputs(
     (
         InputFeature("place", "place", 8),
         InputFeature("tags", "tags", 8),
@@ -39,7 +39,7 @@ INPUTS = Inputs(
         InputFeature("vector", None, 3),
     ),
     (InputFeature("age", None, 1), InputFeature("languages", "tags", 8)),
-    Clock(1, ("gap", "hour", "weekday"), tells_request=True),
+    Clock(1, ("gap", "hour", "weekday"), has_request_time=True),
 )
 PLAIN, TOLD = Catalogue(1000, 1000), Catalogue(1000, 1000, inputs=INPUTS)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from models.features.inputs import Inputs
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
+from models.features.inputs import ModelInputs
 from models.features.time import Clock
 from models.ranking.batch import RankingBatch
 from models.ranking.micro_batches import parts_of
@@ -29,7 +29,7 @@ from trainer.data.stream.shares import EMPTY_ROW, Step
 
 MAX_HISTORY, BATCH, EPOCHS, NUM_ITEMS = 4, 7, 2, 15
 REACH = Reach(MAX_HISTORY, MAX_HISTORY + 3)
-CATALOGUE = Catalogue(NUM_ITEMS + 1, NUM_ITEMS + 1, inputs=Inputs(clock=Clock(1, ("gap", "hour"))))
+CATALOGUE = Catalogue(NUM_ITEMS + 1, NUM_ITEMS + 1, inputs=ModelInputs(clock=Clock(1, ("gap", "hour"))))
 Seen = dict[tuple[str, int, int], tuple[float, tuple[tuple[int, int], ...]]]  # impression: label, visible (item, time)
 
 

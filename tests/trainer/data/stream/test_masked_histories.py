@@ -11,8 +11,8 @@ import torch
 
 from models.batches.history_batch import HistoryBatch
 from models.config import NextItemConfig
-from models.features.inputs import Inputs
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
+from models.features.inputs import ModelInputs
 from models.features.time import Clock
 from tests.support.datasets import tiny_dataset
 from tests.support.plain_dataset import plain_rows
@@ -110,7 +110,7 @@ def test_sampled_objectives_have_negatives_of_masked_targets(dataset):
 
 
 def told(tells_request: bool) -> Catalogue:
-    return Catalogue(99, 99, inputs=Inputs(clock=Clock(1, tells_request=tells_request)))
+    return Catalogue(99, 99, inputs=ModelInputs(clock=Clock(1, has_request_time=tells_request)))
 
 
 @pytest.mark.parametrize("tells_request", [True, False])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.objectives.config import SampledSoftmaxConfig
-from sharding.dynamic_ids.id_counts import SeenIds, count_ids
+from sharding.dynamic_ids.id_counts import IdCounts, count_ids
 from trainer.data.stream.negatives import NegativeDraws, needs_target_counts, needs_train_events
 from trainer.data.stream.order import Position
 
@@ -29,7 +29,7 @@ def draws_of(kind: str, num: int = 10, seed: int = 7, logq: str = "counts") -> N
     return NegativeDraws(objective, NUM_KNOWN, seed, TRAIN_EVENTS, TRAIN_EVENTS)
 
 
-def drawn(draws: NegativeDraws, position: Position = START, targets: SeenIds = TARGETS) -> np.ndarray:
+def drawn(draws: NegativeDraws, position: Position = START, targets: IdCounts = TARGETS) -> np.ndarray:
     """Return the negatives of all ranks."""
     if draws.from_global_batch:
         assert draws.ahead(position, np.repeat(targets.ids, targets.counts), 0).size == 0
@@ -79,7 +79,7 @@ def test_negatives_of_the_global_batch_do_not_know_in_which_order_or_share_its_t
 
 @pytest.mark.parametrize("kind", ["cross_rank", "mixed"])
 def test_without_targets_there_are_no_negatives(kind):
-    assert drawn(draws_of(kind), targets=SeenIds(NOTHING, NOTHING)).size == 0
+    assert drawn(draws_of(kind), targets=IdCounts(NOTHING, NOTHING)).size == 0
 
 
 def test_a_mixture_has_its_share_of_uniform_negatives_first():
@@ -100,7 +100,7 @@ def test_probabilities_sum_to_one_over_the_catalogue(kind):
 def test_probabilities_are_those_of_the_draws(kind):
     """Where negatives come from targets, of targets that are as frequent as was counted."""
     draws, num = draws_of(kind, num=200_000), 200_000
-    counts = np.bincount(drawn(draws, targets=SeenIds(np.arange(1, NUM_KNOWN), TRAIN_EVENTS[1:])), minlength=NUM_KNOWN)
+    counts = np.bincount(drawn(draws, targets=IdCounts(np.arange(1, NUM_KNOWN), TRAIN_EVENTS[1:])), minlength=NUM_KNOWN)
     expected = num * np.exp(draws.log_q(np.arange(1, NUM_KNOWN)))
     assert counts[0] == 0
     np.testing.assert_array_less(np.abs(counts[1:] - expected), 5 * np.sqrt(expected))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.config import NextItemConfig
-from models.features.items import Catalogue
+from models.features.catalogue import Catalogue
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from trainer.data.dataset.manifest import Manifest

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.support.html_page import Page, assert_loads_nothing
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, with_sections
 from trainer.data.dataset.manifest import Counts, Manifest
 from trainer.evaluation.next_item.metrics import METRICS as METRICS_OF_TASK
 from trainer.evaluation.next_item.report import render
@@ -61,21 +61,22 @@ def results_with(**changes) -> Results:
     return Results(**values | changes)
 
 
-def job_with(config: dict | None = None) -> Job:
+def job_with(log_path: str | None = None) -> Job:
     job = tiny_job(Path("runs/films"), Path("runs/films/dataset"))
-    return job if config is None else replace(job, config=config)
+    logs = job.config.logs.model_copy(update={"path": log_path})
+    return job if log_path is None else with_sections(job, logs=logs)
 
 
 def page_of(
     results: Results | None = None,
-    config: dict | None = None,
+    log_path: str | None = None,
     history: list[dict] = HISTORY,
     examples: list[dict] = EXAMPLES,
     ranks: np.ndarray = SAMPLE,
     folder: Path = Path("nowhere"),
 ) -> str:
     manifest = Manifest("f", {}, {"kind": "leave_one_out", "min_events": 3}, COUNTS, {}, ())
-    job = job_with(config)
+    job = job_with(log_path)
     return render(results or results_with(), job, manifest, folder, history, ranks, ranks[::-1], examples)
 
 
@@ -127,7 +128,7 @@ def test_names_given_by_users_are_escaped():
     example = {**EXAMPLES[0], "user": nasty, "history": [nasty]}
     page = page_of(
         results_with(checkpoint=nasty, protocol={"catalogue": 9, "note": nasty}),
-        config={"logs": {"path": nasty}},
+        log_path=nasty,
         examples=[example],
     )
     assert "<script" not in page
@@ -186,7 +187,7 @@ def test_the_header_names_run_model_data_and_what_training_took(tmp_path):
     assert "4,321 users, 987 items" in rows["Data"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", rows["Evaluated"])
     assert rows["Trained"] == "until 2025-11-24 16:01 UTC, 20 steps in 6 min 0 s"
-    workers = job.config["cluster"]["num_workers"]
+    workers = job.config_values["cluster"]["num_workers"]
     assert rows["Cost"].startswith(f"{workers * 360 / 3600:.2f} worker hours ({workers} ")
 
 

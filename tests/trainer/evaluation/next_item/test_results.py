@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from models.batches.history_batch import HistoryBatch
-from models.features.items import Catalogue, ItemRequest
+from models.features.catalogue import Catalogue
+from models.features.request import ItemRequest
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from trainer.config.evaluate import EvaluateConfig

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import defaultdict
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from models.ranking.config import LabelConfig
 from sharding.world import World
 from tests.support.html_page import Page, assert_loads_nothing
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.scored import plain_metrics, random_judged
 from tests.trainer.evaluation.ranking.worlds import (
@@ -295,10 +295,11 @@ EXAMPLES = [
 ]
 
 
-def page_of(written, world, history=HISTORY, config=None, by_day=None) -> str:
+def page_of(written, world, history=HISTORY, log_path=None, by_day=None) -> str:
     folder, results, _ = written
     job = tiny_job(Path("runs/shown"), Path("runs/shown/dataset"))
-    job = job if config is None else replace(job, config=config)
+    logs = job.config.logs.model_copy(update={"path": log_path})
+    job = job if log_path is None else with_sections(job, logs=logs)
     return render(results, job, world[1], folder, history, by_day, EXAMPLES)
 
 
@@ -361,7 +362,7 @@ def test_the_page_has_a_row_for_every_day(written, world):
 
 def test_names_given_by_users_are_escaped(written, world):
     nasty = '<script>alert("x")</script>'
-    page = page_of(written, world, config={"logs": {"path": nasty}})
+    page = page_of(written, world, log_path=nasty)
     assert "<script" not in page
     assert nasty in Page(page).text
 

@@ -7,7 +7,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from models.features.items import Catalogue, ItemRequest
+from models.features.catalogue import Catalogue
+from models.features.request import ItemRequest
 from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
