@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("cluster", "trainer", "models", "sharding")
+PACKAGES = ("shoal", "cluster", "trainer", "models", "sharding")
 LEAST_SHARE_OF_VERBS = 0.9
 
 # No docstring of a function begins with one of these.
@@ -18,9 +18,9 @@ REFUSED = ARTICLES | {"What", "Of", "Whose", "Whether", "Which", "Where", "Who",
 REFUSED_FOR_PROPERTIES = REFUSED - ARTICLES
 
 # Docstrings that still begin with a refused word, by package: lower the number as they are rewritten, down to 0.
-STILL_REFUSED = {"cluster": 25, "trainer": 240, "models": 115, "sharding": 50}
+STILL_REFUSED = {"shoal": 0, "cluster": 8, "trainer": 197, "models": 0, "sharding": 0}
 # Packages that do not reach the share of verbs yet: remove each as it does.
-STILL_WITHOUT_VERBS = frozenset(["trainer", "models", "sharding"])
+STILL_WITHOUT_VERBS = frozenset(["trainer"])
 
 # Verbs that docstrings of functions may begin with, in the imperative. Add what is missing.
 VERB_LIST = """
