@@ -62,7 +62,7 @@ docs: $(DOCS_READY) ## write docs/configuration.md, and build the site in build/
 	mv docs/.configuration.md.new docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-format: $(TOOLS_READY) ## format the code, and mend what the linter can mend
+format: $(TOOLS_READY) ## format the code, and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
