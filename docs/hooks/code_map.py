@@ -1,6 +1,6 @@
 """A hook of MkDocs that lists the packages with their files, from the docstrings of their `__init__.py`.
 
-It replaces the line `<!-- code map -->` of a page. Docstrings are parsed and never executed, so the site needs neither torch nor Ray.
+It replaces the line `<!-- code map -->` of a page. Docstrings are parsed and never executed, so torch and Ray are not needed.
 """
 
 import ast
