@@ -24,10 +24,10 @@ ifeq ($(filter $(ACCEL),cpu cuda),)
 $(error ACCEL=$(ACCEL): choose cpu or cuda)
 endif
 
-.PHONY: help setup demo test test-gpu mutate check bench docs format clean
+.PHONY: help setup demo test test-quick test-all test-gpu mutate check bench docs format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo 'variables: ACCEL=cuda (GPU requirements), PYTHON=python3.12, DATA=folder of real logs for the tests, JOBS=tests at a time, ONLY=faults to plant'
 
 setup: $(READY) $(TOOLS_READY) ## create .venv with all that the other targets need
@@ -36,13 +36,25 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 	$(BIN)/shoal synth runs/demo-logs --users 4000 --items 1000
 	$(BIN)/shoal run configs/demo.toml
 
-# Whole commands fill the machine; all else runs side by side, in processes that have a Ray session and ranks of their own.
-test: $(TOOLS_READY) ## run all tests; those that need a GPU skip without one
-	$(BIN)/python -m pytest --shared-data=$(DATA) --ignore=tests/end_to_end --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
-	$(BIN)/python -m pytest --shared-data=$(DATA) tests/end_to_end
+# Test files run side by side; each process has its own Ray session and rank processes. End-to-end tests run afterwards, because
+# each command starts its own Ray: those that share a cluster run in one process, the others in parallel to them.
+PYTEST := $(BIN)/python -m pytest --shared-data=$(DATA)
+SIDE_BY_SIDE := --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --ignore=tests/end_to_end
+END_TO_END := --numprocesses=$(JOBS) --dist=loadgroup tests/end_to_end
+
+test: $(TOOLS_READY) ## run all tests, of pairwise ones a sample; those that need a GPU skip without one
+	$(PYTEST) $(SIDE_BY_SIDE)
+	$(PYTEST) $(END_TO_END)
+
+test-quick: $(TOOLS_READY) ## run the tests that start neither Ray nor rank processes: two minutes
+	$(PYTEST) $(SIDE_BY_SIDE) -m 'not ray and not ranks and not slow'
+
+test-all: $(TOOLS_READY) ## run all tests with every combination
+	$(PYTEST) $(SIDE_BY_SIDE) --all-combinations
+	$(PYTEST) $(END_TO_END)
 
 test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
-	$(BIN)/python -m pytest --shared-data=$(DATA) -m gpu
+	$(PYTEST) -m gpu --all-combinations
 
 mutate: $(TOOLS_READY) ## plant small faults, one at a time, and report those that no test finds (about an hour; ONLY=pattern)
 	$(BIN)/python -m tests.mutation --shared-data=$(DATA) --jobs=$(JOBS) --only='$(ONLY)'

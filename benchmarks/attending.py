@@ -14,7 +14,7 @@ from models.attention.attend import attend
 from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
-from models.attention.parts import Parts
+from models.attention.terms import AttentionTerms
 from models.batches.jagged import layout_of
 
 NUM_HEADS, HEAD_WIDTH = 2, 32
@@ -64,7 +64,7 @@ def _work(lengths: np.ndarray, config: AttentionConfig) -> Callable[[], object]:
     layout = layout_of(np.concatenate(([0], np.cumsum(lengths))))
     times = torch.arange(layout.num_events) * 3600
     longest = int(lengths.max())
-    parts = Parts(
+    parts = AttentionTerms(
         config,
         HEAD_WIDTH**-0.5,
         longest,

@@ -21,8 +21,8 @@ from models.features.values import InputFeature, said_of
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import Sharding, TableConfig
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
-from sharding.world import Ranks
+from sharding.tables.apply_plan import shard_tables
+from sharding.world import World
 from trainer.job import Channel
 
 OWNERS, DIM = 1_000, 64
@@ -43,31 +43,31 @@ class Case:
     sharding: Sharding
 
 
-def compare(turns: int, ranks: Ranks, channel: Channel) -> list[Comparison]:
+def compare(turns: int, world: World, channel: Channel) -> list[Comparison]:
     """On every rank; the first one's figures are those of all."""
-    shardings = SHARDINGS if ranks.world_size > 1 else SHARDINGS[:1]
+    shardings = SHARDINGS if world.world_size > 1 else SHARDINGS[:1]
     cases = [Case(rows, values, sharding) for sharding in shardings for rows in NUM_ROWS for values in VALUES]
-    return [comparison for case in cases for comparison in _of_case(case, turns, ranks)]
+    return [comparison for case in cases for comparison in _of_case(case, turns, world)]
 
 
-def _of_case(case: Case, turns: int, ranks: Ranks) -> Iterator[Comparison]:
-    world = ranks.world_size
-    columns = [_column(case, 10 * number + ranks.rank) for number in range(NUM_BATCHES)]
-    bags, rows = (_feature_of(case, bagged, ranks) for bagged in (True, False))
-    lies = f"{case.sharding}, " if world > 1 else ""
-    name = f"{case.values} values of {case.num_rows:,}, {lies}{world} worker{'s' if world > 1 else ''}"
-    amount = float(NUM_BATCHES * OWNERS * world)
+def _of_case(case: Case, turns: int, world: World) -> Iterator[Comparison]:
+    num_ranks = world.world_size
+    columns = [_column(case, 10 * number + world.rank) for number in range(NUM_BATCHES)]
+    bags, rows = (_feature_of(case, bagged, world) for bagged in (True, False))
+    lies = f"{case.sharding}, " if num_ranks > 1 else ""
+    name = f"{case.values} values of {case.num_rows:,}, {lies}{num_ranks} worker{'s' if num_ranks > 1 else ''}"
+    amount = float(NUM_BATCHES * OWNERS * num_ranks)
     yield take_turns(
         f"bags, {name}",
         "owners/s",
         amount,
-        _together(bags, columns, ranks),
-        _together(rows, columns, ranks),
+        _together(bags, columns, world),
+        _together(rows, columns, world),
         "rows, each distinct one once",
         turns,
     )
     if world > 1:
-        sent = [_bytes_sent(work, columns, ranks) for work in (bags, rows)]
+        sent = [_bytes_sent(work, columns, world) for work in (bags, rows)]
         yield Comparison(f"bags, sent in a step, {name}", "bytes", (sent[0],), (sent[1],), "rows")
 
 
@@ -79,7 +79,7 @@ def _column(case: Case, seed: int) -> IdColumn:
     return IdColumn(drawn.astype(np.int64) * SCATTER % case.num_rows, offsets)
 
 
-def _feature_of(case: Case, bagged: bool, ranks: Ranks) -> Work:
+def _feature_of(case: Case, bagged: bool, world: World) -> Work:
     """What looks up the column of one feature of users, and updates the table."""
     feature = InputFeature("likes", "likes", DIM, bagged=bagged)
     known = Catalogue(1, 1, inputs=Inputs(users=(feature,)))
@@ -89,7 +89,7 @@ def _feature_of(case: Case, bagged: bool, ranks: Ranks) -> Work:
     model.tables = EmbeddingTables([table], torch.device("meta"))
     places = (0,) if case.sharding == "table_wise" else ()
     lies = TablePlan(case.sharding, "fused", case.num_rows, DIM, places)
-    place(model, {"likes": config}, Plan(ranks.world_size, ranks.world_size, "cpu", {"likes": lies}), ranks, 1)
+    shard_tables(model, {"likes": config}, Plan(world.world_size, world.world_size, "cpu", {"likes": lies}), world, 1)
     no_items = known.request(np.zeros(0, np.int64))
 
     def work(column: IdColumn) -> None:
@@ -101,19 +101,19 @@ def _feature_of(case: Case, bagged: bool, ranks: Ranks) -> Work:
     return work
 
 
-def _together(work: Work, columns: list[IdColumn], ranks: Ranks) -> Callable[[], None]:
+def _together(work: Work, columns: list[IdColumn], world: World) -> Callable[[], None]:
     def run() -> None:
-        ranks.barrier()
+        world.barrier()
         for column in columns:
             work(column)
-        ranks.barrier()
+        world.barrier()
 
     return run
 
 
-def _bytes_sent(work: Work, columns: list[IdColumn], ranks: Ranks) -> float:
+def _bytes_sent(work: Work, columns: list[IdColumn], world: World) -> float:
     """By all ranks in a step, on average."""
     with counted_traffic(sums=True) as traffic:
         for column in columns:
             work(column)
-    return sum(ranks.gather_ints(traffic.sent_bytes)) / len(columns)
+    return sum(world.gather_ints(traffic.sent_bytes)) / len(columns)

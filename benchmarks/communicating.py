@@ -5,7 +5,7 @@ import torch
 from benchmarks.measure import Comparison, take_turns
 from benchmarks.sharded_lookup import bytes_sent, drawn_batches, sharded_table, together
 from sharding.config import CommunicationConfig
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.job import Channel
 
 NUM_ROWS = 1_000_000
@@ -13,27 +13,27 @@ FP16 = CommunicationConfig(forward="fp16", backward="fp16")
 HALF_ULP = 2.0**-11  # the largest relative error of a number rounded to fp16
 
 
-def compare(argument: tuple[int, int], ranks: Ranks, channel: Channel) -> list[Comparison]:
+def compare(argument: tuple[int, int], world: World, channel: Channel) -> list[Comparison]:
     """argument: (rows of the table, turns). On every rank; figures are of all, but errors are of the first one's rows."""
     num_rows, turns = argument
-    half, whole = sharded_table(num_rows, ranks, FP16), sharded_table(num_rows, ranks)
-    ids = list(drawn_batches("uniform", num_rows, ranks.rank))
-    share = -(-num_rows // ranks.world_size)
+    half, whole = sharded_table(num_rows, world, FP16), sharded_table(num_rows, world)
+    ids = list(drawn_batches("uniform", num_rows, world.rank))
+    share = -(-num_rows // world.world_size)
     found = [_difference(half(batch, False), whole(batch, False)) for batch in ids]
     for batch in ids:
         half(batch, True)
         whole(batch, True)
     trained = [_difference(half(batch, False), whole(batch, False)) for batch in ids]
-    sent = [bytes_sent(work, ids, share, ranks)[0] for work in (half, whole)]
-    amount = float(sum(ranks.gather_ints(sum(batch.numel() for batch in ids))))
-    name, bound = f"fp16 between {ranks.world_size} workers", "half a unit in the last place of fp16"
+    sent = [bytes_sent(work, ids, share, world)[0] for work in (half, whole)]
+    amount = float(sum(world.gather_ints(sum(batch.numel() for batch in ids))))
+    name, bound = f"fp16 between {world.world_size} workers", "half a unit in the last place of fp16"
     return [
         take_turns(
             f"{name}, look up and update",
             "rows/s",
             amount,
-            together(half, ids, True, ranks),
-            together(whole, ids, True, ranks),
+            together(half, ids, True, world),
+            together(whole, ids, True, world),
             "fp32",
             turns,
         ),

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import Comparison, take_turns
 from sharding.config import DynamicIdsConfig
-from sharding.dynamic_ids.counts import count_ids
+from sharding.dynamic_ids.id_counts import count_ids
 from sharding.dynamic_ids.mapping import DynamicIdsState, look_up, new_state, observe
 
 NUM_ROWS = 1_000_001

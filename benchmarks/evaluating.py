@@ -3,39 +3,39 @@
 import torch
 
 from benchmarks.measure import Comparison, take_turns
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.dataset.manifest import read_manifest
 from trainer.evaluation.next_item.evaluate import make_evaluator
 from trainer.job import Channel, Job
 from trainer.loop.build import build_model
 
 
-def compare(argument: tuple[Job, int], ranks: Ranks, channel: Channel) -> Comparison:
+def compare(argument: tuple[Job, int], world: World, channel: Channel) -> Comparison:
     job, turns = argument
     manifest = read_manifest(job.dataset_dir)
-    built = build_model(job, manifest, ranks)
+    built = build_model(job, manifest, world)
     model = built.model
     evaluator = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, "test", job.evaluate, job.model.max_history, ranks, built.dynamic
+        job.dataset_dir, manifest, built.catalogue, "test", job.evaluate, job.model.max_history, world, built.dynamic
     )
     top = max(job.evaluate.ks)
-    cpus = torch.get_num_threads() * ranks.world_size
+    cpus = torch.get_num_threads() * world.world_size
     users = torch.randn(manifest.num_rows, job.tables["item"].dim)
     items = torch.randn(manifest.counts.num_items, job.tables["item"].dim)
 
     def ours() -> None:
         for _ in evaluator.rank_all(model, top):
             pass
-        ranks.barrier()
+        world.barrier()
 
     def ceiling() -> None:
-        if ranks.is_first:
+        if world.is_first:
             torch.set_num_threads(cpus)
             for block in users.split(job.evaluate.batch_size):
                 (block @ items.T).topk(top, dim=1)
-            torch.set_num_threads(cpus // ranks.world_size)
-        ranks.barrier()
+            torch.set_num_threads(cpus // world.world_size)
+        world.barrier()
 
-    name = f"evaluate, {ranks.world_size} worker{'s' if ranks.world_size > 1 else ''}"
+    name = f"evaluate, {world.world_size} worker{'s' if world.world_size > 1 else ''}"
     label = f"bare product and top-{top} of ready vectors, {cpus} threads"
     return take_turns(name, "users/s", manifest.num_rows, ours, ceiling, label, turns)

@@ -23,8 +23,8 @@ from benchmarks.traffic import counted_traffic
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import CommunicationConfig, TableConfig
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
-from sharding.world import Ranks
+from sharding.tables.apply_plan import shard_tables
+from sharding.world import World
 from trainer.job import Channel
 
 NUM_ROWS = (100_000, 10_000_000)
@@ -37,17 +37,17 @@ FP32 = CommunicationConfig()
 Work = Callable[[Tensor, bool], Tensor]
 
 
-def compare(argument: tuple[tuple[int, ...], int], ranks: Ranks, channel: Channel) -> list[Comparison]:
+def compare(argument: tuple[tuple[int, ...], int], world: World, channel: Channel) -> list[Comparison]:
     """argument: (sizes of the table, turns). On every rank; the first one's figures are those of all."""
     sizes, turns = argument
-    return [comparison for num_rows in sizes for comparison in _of_size(num_rows, turns, ranks)]
+    return [comparison for num_rows in sizes for comparison in _of_size(num_rows, turns, world)]
 
 
-def _of_size(num_rows: int, turns: int, ranks: Ranks) -> Iterator[Comparison]:
-    world = ranks.world_size
-    share = -(-num_rows // world)
-    sharded = sharded_table(num_rows, ranks)
-    batches = {kind: list(drawn_batches(kind, num_rows, ranks.rank)) for kind in ("uniform", "Zipf")}
+def _of_size(num_rows: int, turns: int, world: World) -> Iterator[Comparison]:
+    num_ranks = world.world_size
+    share = -(-num_rows // num_ranks)
+    sharded = sharded_table(num_rows, world)
+    batches = {kind: list(drawn_batches(kind, num_rows, world.rank)) for kind in ("uniform", "Zipf")}
     others: list[tuple[str, Callable[[int], Work]]] = [
         ("bare fbgemm table per worker", _bare),
         ("torch.nn.Embedding(sparse), Adagrad, per worker", _plain),
@@ -56,53 +56,53 @@ def _of_size(num_rows: int, turns: int, ranks: Ranks) -> Iterator[Comparison]:
         other = build(share)
         for kind, ids in batches.items():
             local = [(batch % share).unique() for batch in ids]
-            amount, local_amount = (float(sum(ranks.gather_ints(sum(map(len, of))))) for of in (ids, local))
+            amount, local_amount = (float(sum(world.gather_ints(sum(map(len, of))))) for of in (ids, local))
             for updates in (False, True):
                 yield take_turns(
                     f"look up{' and update' if updates else ''}, {num_rows:,} rows, {kind}, {world} workers",
                     "rows/s",
                     amount,
-                    together(sharded, ids, updates, ranks),
-                    together(other, local, updates, ranks),
+                    together(sharded, ids, updates, world),
+                    together(other, local, updates, world),
                     name,
                     turns,
                     local_amount,
                 )
     if world > 1:
         for kind, ids in batches.items():
-            measured, least = bytes_sent(sharded, ids, share, ranks)
+            measured, least = bytes_sent(sharded, ids, share, world)
             name = f"sent in a step, {num_rows:,} rows, {kind}, {world} workers"
             yield Comparison(name, "bytes", (measured,), (least,), "ids and rows that live elsewhere, nothing else")
 
 
-def together(work: Work, batches: list[Tensor], updates: bool, ranks: Ranks) -> Callable[[], None]:
+def together(work: Work, batches: list[Tensor], updates: bool, world: World) -> Callable[[], None]:
     def run() -> None:
-        ranks.barrier()
+        world.barrier()
         for ids in batches:
             work(ids, updates)
-        ranks.barrier()
+        world.barrier()
 
     return run
 
 
-def bytes_sent(work: Work, batches: list[Tensor], share: int, ranks: Ranks) -> tuple[float, float]:
+def bytes_sent(work: Work, batches: list[Tensor], share: int, world: World) -> tuple[float, float]:
     """Bytes that all ranks send in a step with update, on average: (counted, the least that the plan implies)."""
     with counted_traffic() as traffic:
         for ids in batches:
             work(ids, True)
-    elsewhere = sum(int((ids // share != ranks.rank).sum()) for ids in batches)
+    elsewhere = sum(int((ids // share != world.rank).sum()) for ids in batches)
     least = elsewhere * (8 + 2 * DIM * 4)
-    counted, implied = (sum(ranks.gather_ints(n)) / len(batches) for n in (traffic.sent_bytes, least))
+    counted, implied = (sum(world.gather_ints(n)) / len(batches) for n in (traffic.sent_bytes, least))
     return counted, implied
 
 
-def sharded_table(num_rows: int, ranks: Ranks, communication: CommunicationConfig = FP32) -> Work:
+def sharded_table(num_rows: int, world: World, communication: CommunicationConfig = FP32) -> Work:
     """What looks up distinct ids in a table that is split by rows, and updates it if told to. Returns the rows."""
     config = TableConfig(dim=DIM, sharding="row_wise", learning_rate=RATE, eps=EPS)
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", num_rows, DIM)], torch.device("meta"))
-    plan = Plan(ranks.world_size, ranks.world_size, "cpu", {"item": TablePlan("row_wise", "fused", num_rows, DIM)})
-    place(model, {"item": config}, plan, ranks, 1, communication)
+    plan = Plan(world.world_size, world.world_size, "cpu", {"item": TablePlan("row_wise", "fused", num_rows, DIM)})
+    shard_tables(model, {"item": config}, plan, world, 1, communication)
 
     def work(ids: Tensor, updates: bool) -> Tensor:
         with torch.set_grad_enabled(updates):

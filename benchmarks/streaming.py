@@ -61,9 +61,9 @@ def compare(folder: Path, turns: int) -> Iterator[Comparison]:
     """The first epoch of the dataset in `folder`, each time with a new reader, so that nothing is held in memory beforehand."""
     manifest = read_manifest(folder)
     yield from _compare(folder, manifest, _case(folder, manifest, None, 1), turns, packed=True)
-    ranks = [_case(folder, manifest, tokens, 2) for tokens in (None, BATCH_TOKENS)]
-    found = f"imbalance {_imbalance(ranks[0]):.3f} of histories, {_imbalance(ranks[1]):.3f} of events"
-    yield from _compare(folder, manifest, ranks[1], turns, packed=False, remark=f"; {found}")
+    world = [_case(folder, manifest, tokens, 2) for tokens in (None, BATCH_TOKENS)]
+    found = f"imbalance {_imbalance(world[0]):.3f} of histories, {_imbalance(world[1]):.3f} of events"
+    yield from _compare(folder, manifest, world[1], turns, packed=False, remark=f"; {found}")
 
 
 def _compare(

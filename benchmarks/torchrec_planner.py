@@ -153,15 +153,15 @@ class _OurGoal(PerfModel):
 
 def _canonical(option: ShardingOption, load: TableLoad, topology: Topology) -> TablePlan:
     """The option with its blocks on the first ranks."""
-    ranks = list(range(topology.num_devices)) * 2
-    return _table(load, option.sharding_type, option.compute_kernel, ranks[: len(option.shards)], topology)
+    world = list(range(topology.num_devices)) * 2
+    return _table(load, option.sharding_type, option.compute_kernel, world[: len(option.shards)], topology)
 
 
-def _table(load: TableLoad, sharding: Any, kernel: Any, ranks: Sequence[Any], topology: Topology) -> TablePlan:
+def _table(load: TableLoad, sharding: Any, kernel: Any, world: Sequence[Any], topology: Topology) -> TablePlan:
     if sharding in HOSTED:
-        places = tuple(int(rank) // topology.devices_per_host for rank in ranks[:: topology.devices_per_host])
+        places = tuple(int(rank) // topology.devices_per_host for rank in world[:: topology.devices_per_host])
     elif sharding in COLUMN_BLOCKS | {"table_wise"}:
-        places = tuple(int(rank) for rank in ranks)
+        places = tuple(int(rank) for rank in world)
     else:
         places = ()
     return TablePlan(sharding, kernel, load.num_rows, load.dim, places)

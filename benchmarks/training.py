@@ -11,7 +11,7 @@ from models.batches.history_batch import HistoryBatch
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.tables.initialize import initialize_tables
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.stream.order import Position
 from trainer.data.stream.prefetch import Prefetch
 from trainer.job import SILENT, Channel, Job
@@ -20,32 +20,32 @@ from trainer.loop.train import Training
 STEPS = 20
 
 
-def compare(argument: tuple[Job, int], ranks: Ranks, channel: Channel) -> Comparison | None:
+def compare(argument: tuple[Job, int], world: World, channel: Channel) -> Comparison | None:
     """On each rank: the real step over the real stream. On the first: the bare loop too, with all CPUs, others waiting."""
     job, turns = argument
-    training = Training(job, ranks, SILENT)
-    cpus = torch.get_num_threads() * ranks.world_size
+    training = Training(job, world, SILENT)
+    cpus = torch.get_num_threads() * world.world_size
     batches = _ready_batches(training)
     bare = _BareLoop(job, training.manifest.num_item_rows)
-    num_events = ranks.sum(torch.tensor(float(sum(b.layout.num_events for b in batches)))).item()
-    everyone = [b for rank_batches in ranks.gather_objects(batches) for b in rank_batches]  # type: ignore[attr-defined]
+    num_events = world.sum(torch.tensor(float(sum(b.layout.num_events for b in batches)))).item()
+    everyone = [b for rank_batches in world.gather_objects(batches) for b in rank_batches]  # type: ignore[attr-defined]
 
     def ours() -> None:
-        ranks.barrier()
+        world.barrier()
         training.built.model.train()
         with Prefetch(training.stream.steps(Position(0, 0), 1)) as steps:
             for number, item in enumerate(itertools.islice(steps, STEPS)):
                 training.step(item.batch, number, 1.0, False)
-        ranks.barrier()
+        world.barrier()
 
     def ceiling() -> None:
-        if ranks.is_first:
+        if world.is_first:
             torch.set_num_threads(cpus)
             bare.run(everyone)
-            torch.set_num_threads(cpus // ranks.world_size)
-        ranks.barrier()
+            torch.set_num_threads(cpus // world.world_size)
+        world.barrier()
 
-    name = f"train, {ranks.world_size} worker{'s' if ranks.world_size > 1 else ''}"
+    name = f"train, {world.world_size} worker{'s' if world.world_size > 1 else ''}"
     return take_turns(name, "events/s", num_events, ours, ceiling, f"bare loop, ready batches, {cpus} threads", turns)
 
 

@@ -3,8 +3,7 @@
 Importing this package imports neither torch nor ray.
 
 Files:
-    __main__.py      `python -m cluster`, the same as `shoal`
-    interruption.py  the exception by which Ctrl-C and SIGTERM end a command
+    errors.py  errors by which a command ends
 """
 
 __version__ = "0.1.0"

@@ -49,7 +49,8 @@ class Histories:
 
     @property
     def mean(self) -> float:
-        return self.num_events / float(self.counts.sum())
+        """Events of a history that is not empty; 0 where all are."""
+        return self.num_events / max(1.0, float(self.counts.sum()))
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,8 @@ def pairs_per_event(attention: AttentionConfig, histories: Histories, reach: int
 
     reach: how many events an event looks at, the most recent ones and itself, where that is limited beside the window.
     """
+    if not histories.lengths.size:
+        return 0.0
     lengths = histories.lengths.astype(np.float64)
     window = min((size for size in (attention.window, reach) if size is not None), default=None)
     if window is None or lengths.max() <= 2 * window:

@@ -17,7 +17,7 @@ GPU_KERNELS = frozenset({"fused_uvm", "fused_uvm_caching", "key_value"})
 FUSED_ONLY = frozenset({"lamb", "partial_rowwise_adam", "partial_rowwise_lamb"})
 
 
-def why_unplaceable(config: TableConfig, device: str) -> str | None:
+def placement_reason(config: TableConfig, device: str) -> str | None:
     """Why a table of a run cannot lie in any way that its config allows; none if it can in some."""
     reasons, bags = [], config.lookup == "bags"
     shardings = POOLED_SHARDINGS if bags else SEQUENCE_SHARDINGS
@@ -25,14 +25,14 @@ def why_unplaceable(config: TableConfig, device: str) -> str | None:
         kernel: Kernel = "dense" if sharding == "data_parallel" else "fused"
         if config.kernel != "auto":
             kernel = config.kernel
-        reason = why_unsupported(sharding, kernel, config.optimizer, bags, device, weight_decay=config.weight_decay)
+        reason = unsupported_reason(sharding, kernel, config.optimizer, bags, device, weight_decay=config.weight_decay)
         if reason is None:
             return None
         reasons.append(reason)
     return reasons[0] if config.allowed_shardings else reasons[shardings.index("row_wise")]
 
 
-def why_not_sent(communication: CommunicationConfig, device: str) -> str | None:
+def codec_reason(communication: CommunicationConfig, device: str) -> str | None:
     """Why numbers cannot travel like this, and what to choose instead; none if they can."""
     for way in ("forward", "backward"):
         precision = getattr(communication, way)
@@ -44,7 +44,7 @@ def why_not_sent(communication: CommunicationConfig, device: str) -> str | None:
     return None
 
 
-def why_unsupported(
+def unsupported_reason(
     sharding: Sharding,
     kernel: Kernel,
     optimizer: SparseOptimizer,

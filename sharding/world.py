@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ranks:
+class World:
     """This rank, the number of ranks, and the device that this rank computes on."""
 
     rank: int
@@ -129,7 +129,7 @@ class Ranks:
         return lines
 
 
-def current_ranks(device: torch.device) -> Ranks:
+def current_world(device: torch.device) -> World:
     """The ranks of the default process group. Also switches off TorchRec's division of gradients by the world size.
 
     The trainer sums losses and divides by the global number of targets itself, so a division by the world size would
@@ -138,4 +138,4 @@ def current_ranks(device: torch.device) -> Ranks:
     if not dist.is_initialized():
         raise RuntimeError("no process group: ranks are launched by Ray Train, or by the tests' harness")
     set_gradient_division(False)
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
+    return World(dist.get_rank(), dist.get_world_size(), device)

@@ -1,12 +1,19 @@
-"""Fixtures shared by all tests: one Ray session, one pool of rank processes, the folder of real logs."""
+"""Fixtures shared by all tests: one Ray session, one pool of rank processes, the folder of real logs.
 
-from collections.abc import Iterator
+Both are started by the first test that uses them and serve all later tests of the process.
+"""
+
+import sys
+from collections.abc import Generator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.rank_pool import RankPool
+from tests.support.sampling import left_out
+from tests.support.starts import RUNNING, check_marker, mark_by_fixtures, without_ray
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="../shared/data",
         help="folder of real logs (ml-1m/ ...); tests that need it skip without",
     )
+    parser.addoption(
+        "--all-combinations",
+        action="store_true",
+        help="run every case of the tests marked pairwise, and not only a sample that covers all pairs of values",
+    )
 
 
 def pytest_configure() -> None:
@@ -22,12 +34,34 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` are skipped, with the reason, where torch sees no GPU."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark tests for what their fixtures start, leave out combinations, and skip tests that need an absent GPU."""
+    mark_by_fixtures(items)
+    if not config.getoption("--all-combinations") and (rest := left_out(items)):
+        config.hook.pytest_deselected(items=rest)
+        unwanted = set(rest)
+        items[:] = [item for item in items if item not in unwanted]
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch sees none here"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    item.config.stash[RUNNING] = item
+    with without_ray(item):
+        return (yield)
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_without_its_marker(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that has started Ray where the import of Ray came too late for `without_ray`."""
+    before = "ray" in sys.modules
+    yield
+    if not before and "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        check_marker(request.config, "ray")
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +82,7 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def rank_pool() -> Iterator[RankPool]:
-    pool = RankPool(size=4)
+def rank_pool(pytestconfig: pytest.Config) -> Iterator[RankPool]:
+    pool = RankPool(size=4, may_start=partial(check_marker, pytestconfig, "ranks"))
     yield pool
     pool.stop()

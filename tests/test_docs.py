@@ -21,7 +21,7 @@ from cluster.plan.workload import check_workload
 from cluster.study.config import read_study
 from cluster.study.trials import plan_trials
 from sharding.config import Sharding, SparseOptimizer
-from sharding.support import why_unsupported
+from sharding.support import unsupported_reason
 from tests.support.datasets import tiny_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,7 +52,7 @@ COMMANDS = sorted({(page.name, command) for page, command in shoal_commands()})
 CONFIGS = [(page.name, text) for page in PAGES for text in code_blocks(page, "toml")]
 
 
-def test_configuration_page_is_what_the_settings_say() -> None:
+def test_the_configuration_page_is_up_to_date() -> None:
     written = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     assert written == config_docs.page(), "run `make docs`"
 
@@ -175,12 +175,12 @@ def test_every_package_lists_its_files_with_a_phrase(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("sharding", get_args(Sharding))
-def test_the_table_of_shardings_says_what_works(sharding):
+def test_the_table_of_shardings_is_correct(sharding):
     kernel = "dense" if sharding == "data_parallel" else "fused"
 
     def works(pooled: bool, device: str) -> list[str]:
         optimizers = get_args(SparseOptimizer)
-        return [o for o in optimizers if why_unsupported(sharding, kernel, o, pooled, device) is None]
+        return [o for o in optimizers if unsupported_reason(sharding, kernel, o, pooled, device) is None]
 
     (line,) = [
         ln for ln in (ROOT / "docs" / "sharding.md").read_text().splitlines() if ln.startswith(f"| `{sharding}` |")

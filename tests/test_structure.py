@@ -10,6 +10,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,13 @@ LIGHT = [path for path in SOURCES if path.name in ("config.py", "__init__.py")]
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
 
 
-def imports(source: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted name) of everything that a file imports, wherever in the file; `from a import b` gives a and a.b."""
+@cache
+def imports(source: Path) -> tuple[tuple[int, str], ...]:
+    """Return (line, dotted name) of all imports of a file, wherever they are; `from a import b` gives a and a.b."""
+    return tuple(_imports(source))
+
+
+def _imports(source: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse((ROOT / source).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -89,17 +95,37 @@ def test_help_answers_at_once_because_it_loads_nothing_large() -> None:
         "import atexit, runpy, sys\n"
         f"atexit.register(lambda: print(sorted({large!r} & set(sys.modules)), file=sys.stderr))\n"
         "sys.argv = ['shoal', '--help']\n"
-        "runpy.run_module('cluster', run_name='__main__')"
+        "runpy.run_module('cluster.cli', run_name='__main__')"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "Usage" in done.stdout
     assert done.stderr.strip() == "[]"
 
 
-def test_no_module_has_a_name_that_says_nothing() -> None:
+def test_no_module_has_a_meaningless_name() -> None:
     folders = (*PACKAGES, "tests", "benchmarks")
     stems = {path.stem: path for folder in folders for path in (ROOT / folder).rglob("*.py")}
     assert {"utils", "util", "common", "helpers", "helper", "base", "misc"} & stems.keys() == set()
+
+
+MAX_FUNCTION_LINES, MAX_FILE_LINES = 60, 400
+
+
+def test_functions_and_files_fit_on_a_screen_and_in_a_sitting() -> None:
+    too_long = []
+    for path in sorted(path for folder in (*PACKAGES, "benchmarks", "tests") for path in (ROOT / folder).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        name, num_lines = path.relative_to(ROOT), len(text.splitlines())
+        if num_lines > MAX_FILE_LINES:
+            too_long.append(f"{name}: {num_lines} lines, at most {MAX_FILE_LINES}")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                num_lines = (node.end_lineno or 0) - node.lineno + 1
+                if num_lines > MAX_FUNCTION_LINES:
+                    too_long.append(
+                        f"{name}:{node.lineno}: {node.name}: {num_lines} lines, at most {MAX_FUNCTION_LINES}"
+                    )
+    assert too_long == []
 
 
 def package_files() -> dict[str, str]:
@@ -145,7 +171,7 @@ def test_the_wheel_ships_exactly_the_four_packages(monkeypatch: pytest.MonkeyPat
         for path in (ROOT / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    assert present == shipped  # nothing lies in a package that an installed shoal would miss
+    assert present == shipped  # the packages have no file that an installed shoal would lack
 
 
 def test_version_and_entry_point_of_the_distribution() -> None:

@@ -51,9 +51,8 @@ class EarlyStoppingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     metric: str = Field(
         "ndcg@10",
-        pattern=r"^(hr|ndcg)@[1-9][0-9]*$|^mrr$|^(auc|gauc|logloss|ne)(/.+)?$",
-        description="validation metric: hr@K, ndcg@K or mrr; of ranking auc, gauc, logloss or ne, with several labels of one of "
-        "them as in auc/click, and auc of the first unless told otherwise",
+        description="validation metric: hr@K, ndcg@K, recall@K, map@K or mrr; for ranking auc, gauc, logloss or ne, with several "
+        "labels as in auc/click (default for ranking: auc of the first label)",
     )
     patience: int = Field(5, ge=1, description="evaluations without improvement before training stops")
 
@@ -216,7 +215,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self.schedule not in ("constant", "inverse_sqrt")
 
 
-def why_not_by_days(train: TrainConfig, split: LeaveOneOutConfig | GlobalTimeConfig, task: str) -> str | None:
+def daily_training_reason(train: TrainConfig, split: LeaveOneOutConfig | GlobalTimeConfig, task: str) -> str | None:
     """What stands against train.days, or none."""
     if train.days is None:
         return None
@@ -245,7 +244,7 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field(
         default_factory=lambda: [1, 5, 10, 20, 50],
         min_length=1,
-        description="cut-offs K of hr@K, ndcg@K and coverage@K",
+        description="cut-offs K of the metrics hr@K, ndcg@K, recall@K, map@K and coverage@K",
     )
     mask_seen: bool = Field(True, description="never rank items of the user's own history")
     targets: Literal["all", "first"] = Field(

@@ -8,7 +8,7 @@ from typing import Any
 from models.config import NextItemConfig
 from models.ranking.config import RankingConfig
 from sharding.config import CommunicationConfig, PlanConfig, TableConfig
-from sharding.planning.placing import Placing
+from sharding.planning.planned_tables import PlannedTables
 from trainer.config import CheckpointConfig, EvaluateConfig, TrainConfig
 from trainer.storage.files import digest_of
 
@@ -17,7 +17,7 @@ from trainer.storage.files import digest_of
 class Job:
     """A run as a worker sees it.
 
-    placement: what the workers' devices are like; identity: the flat settings that a checkpoint must share to be continued,
+    plan_config: what the workers' devices are like; identity: the flat settings that a checkpoint must share to be continued,
     of which it may lack those `at_default`; placing: the plan of the tables, none until it is known how many workers there are.
     """
 
@@ -30,11 +30,11 @@ class Job:
     checkpoint: CheckpointConfig
     evaluate: EvaluateConfig
     communication: CommunicationConfig
-    placement: PlanConfig
+    plan_config: PlanConfig
     config: dict[str, Any]
     identity: dict[str, Any]
     at_default: frozenset[str]
-    placing: Placing | None = None
+    planned_tables: PlannedTables | None = None
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -1,14 +1,29 @@
-"""What training leaves to read: metrics.jsonl, TensorBoard events, and the ledger of trained rows.
+"""Logs of training: metrics.jsonl, TensorBoard events, attempts.json, and the ledger of trained rows.
 
 The invariant: after a resume the files hold exactly the steps that the weights have seen, each once.
 """
 
 import json
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from time import time as _now
 from typing import Any
 
 from trainer.errors import UserError
 from trainer.storage.files import naming, write_text_atomically
+
+ATTEMPTS = "attempts.json"
+
+
+@dataclass(frozen=True)
+class TrainingTime:
+    """How long the training of a run took, over all its attempts."""
+
+    seconds: float
+    """From the start of each attempt to its last line, validation and checkpoints included."""
+    ended: float
+    """The moment of the last line, in seconds since 1970."""
 
 
 class MetricsLog:
@@ -22,9 +37,17 @@ class MetricsLog:
         self._file = self.path.open("a", encoding="utf-8")
         self._board_dir = run_dir / "tensorboard"
         self._board = SummaryWriter(str(self._board_dir), purge_step=resume_step + 1)
+        self._attempts_path = run_dir / ATTEMPTS
+        self._attempts = [*_read_attempts(run_dir), [_now(), _now()]]
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
-        """kind: "train" or "validation"; numbers become scalars named kind/name."""
+        """Append a line. Numbers become scalars of TensorBoard, named kind/name.
+
+        Args:
+            step: of training.
+            kind: "train", "validation", "progressive" or "skipped".
+            values: the rest of the line.
+        """
         with naming(self.path):
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()
@@ -32,8 +55,12 @@ class MetricsLog:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
+        self._attempts[-1][1] = _now()
+        with suppress(OSError):  # times are for reports only, and no reason to fail on a full disk
+            self._attempts_path.write_text(json.dumps(self._attempts), encoding="utf-8")
 
     def close(self) -> None:
+        """Close all files."""
         with naming(self.path):
             self._file.close()
         with naming(self._board_dir):
@@ -75,7 +102,7 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All lines of a metrics.jsonl. Raises UserError naming a line that is no JSON."""
+    """Return all lines of a metrics.jsonl. Raises UserError naming a line that is not JSON."""
     rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows
@@ -85,3 +112,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             raise UserError(f"{path}: line {number} is not JSON; the file was edited or damaged") from None
     return rows
+
+
+def read_training_time(run_dir: Path) -> TrainingTime | None:
+    """Return how long a run trained; None if it logged nothing, or its version did not record it."""
+    attempts = _read_attempts(run_dir)
+    if not attempts:
+        return None
+    return TrainingTime(sum(max(0.0, ended - started) for started, ended in attempts), attempts[-1][1])
+
+
+def _read_attempts(run_dir: Path) -> list[list[float]]:
+    """Return [start, last line] of each attempt, in seconds since 1970; none if the file is missing or damaged."""
+    try:
+        values = json.loads((run_dir / ATTEMPTS).read_text(encoding="utf-8"))
+        return [[float(started), float(ended)] for started, ended in values]
+    except (OSError, ValueError, TypeError):
+        return []

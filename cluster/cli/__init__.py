@@ -1,6 +1,7 @@
 """Command line: one file per command group.
 
 Files:
+    __main__.py     `python -m cluster.cli`, the same as `shoal`
     app.py          the commands
     checkpoint.py   those about checkpoints
     config_docs.py  writes docs/configuration.md from the settings

@@ -4,10 +4,10 @@ Exit codes: 0 done; 2 the user must change something (one message, no traceback)
 Ctrl-C and SIGTERM; 1 anything else. With --json, stdout is one JSON object and everything for people goes to stderr.
 """
 
-import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 from cluster import __version__
 from cluster.cli.checkpoint import AsJson, checkpoints, print_json
 from cluster.cli.study import study
-from cluster.interruption import Interrupted
+from cluster.errors import Interrupted, RunFailedError, StoppedError
 from cluster.ray_cluster.token import send_token_if_present
 from trainer.errors import UserError
 
@@ -91,8 +91,7 @@ def main() -> None:
             _fail(refusal, 2)
         if isinstance(error, PlacementError):
             _fail(str(error), 2)
-        # By name, because importing the driver here would load torch for every small mistake.
-        if type(error).__name__ in ("StoppedError", "RunFailedError"):
+        if isinstance(error, StoppedError | RunFailedError):
             _fail(str(error), 1)
         traceback.print_exc()
         _fail(f"{type(error).__name__}: {error}", 1)
@@ -290,28 +289,14 @@ def submit(
 def status(
     run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="folder of a run")], as_json: AsJson = False
 ) -> None:
-    """The stages of a run, its newest figures and its checkpoints."""
-    from cluster.driver.run_folder import Stages
-    from trainer.checkpoint import folder as checkpoint_folder
-    from trainer.metrics_log import read_metrics
+    """Show the stages of a run, how far training is, its best checkpoint and its reports."""
+    from cluster.driver.status import read_status, status_table
 
-    folder = Path(run_dir)
-    if not (folder / "config.json").exists():
-        raise UserError(f"{folder}: no config.json, so this is no run folder")
-    lines = read_metrics(folder / "metrics.jsonl")
-    newest = {kind: row for row in lines if (kind := row["kind"])}
-    values = {
-        "stages": Stages(folder).statuses(),
-        "checkpoints": [path.name for path in checkpoint_folder.committed(folder / "checkpoints")],
-        "best": checkpoint_folder.read_best(folder / "checkpoints"),
-        "newest": newest,
-    }
+    found = read_status(Path(run_dir))
     if as_json:
-        print_json(values)
-        return
-    console = _console(False)
-    for name, value in values.items():
-        console.print(f"{name}: {json.dumps(value)}", highlight=False, soft_wrap=True)
+        print_json(asdict(found))
+    else:
+        _console(False).print(status_table(found, time.time()))
 
 
 @app.command()

@@ -7,7 +7,7 @@ from pathlib import Path
 from cluster.config.file import apply_override, read_values
 from cluster.config.run_config import at_default, check_config, identity, job_of
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.checkpoint.reshard import reshard
 from trainer.data.dataset.manifest import read_manifest
 from trainer.errors import CheckpointError
@@ -30,7 +30,7 @@ def run(path: Path, folder: Path, config_file: str | None, settings: list[str]) 
 
     Raises UserError or PlacementError for what the user has to change: nothing is written then.
     """
-    found = Found(path, checkpoint_folder.verify(path))
+    found = StoredCheckpoint(path, checkpoint_folder.verify(path))
     values = read_values(config_file) if config_file is not None else deepcopy(found.manifest.config)
     for setting in settings:
         apply_override(setting, values)
@@ -43,17 +43,13 @@ def run(path: Path, folder: Path, config_file: str | None, settings: list[str]) 
         )
     job = job_of(config)
     dataset = read_manifest(job.dataset_dir)
-    if found.manifest.dataset_digest in dataset.grown_from:
-        raise CheckpointError(
-            f"checkpoint {path}: logs were appended to {job.dataset_dir} since, and their items need rows that it does not have; "
-            'train on with them first (run.new_logs = "continue"), which loads it on any number of workers'
-        )
-    if dataset.digest != found.manifest.dataset_digest:
+    grew = found.manifest.dataset_digest in dataset.grown_from
+    if not grew and dataset.digest != found.manifest.dataset_digest:
         raise CheckpointError(
             f"checkpoint {path}: was made from another dataset than {job.dataset_dir}; set run.dataset to its own"
         )
     plan = plan_tables(job, dataset, config.cluster.num_workers, config.cluster.device).plan
-    written = reshard(found, folder, plan, job.tables, job.config)
+    written = reshard(found, folder, plan, job.tables, job.config, tables_grew=grew)
     files = checkpoint_folder.read(written).files.values()
     placed = ", ".join(f"{name} {table.sharding}" for name, table in plan.tables.items())
     return Resharded(str(written), plan.world_size, sum(file["num_bytes"] for file in files), placed)

@@ -23,10 +23,25 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
     model = values.get("model", {})
     if isinstance(model, dict):
         values["model"] = _with_kinds({"task": "ranking" if ranks else "next_item", **model})
-        learned = model.get("labels") or labels
-        if ranks and isinstance(learned, dict | list):
-            values["train"] = _watched(values.get("train", {}), [str(label) for label in learned])
+        metric = metric_of_rankers(values)
+        if metric is not None:
+            values["train"] = _watched(values.get("train", {}), metric)
     return values
+
+
+def metric_of_rankers(values: dict[str, Any]) -> str | None:
+    """Return the metric that rankers are judged by unless told otherwise, auc of the first label; None for other models.
+
+    values: plain ones of a config, not checked yet.
+    """
+    logs, model = values.get("logs"), values.get("model", {})
+    labels = logs.get("labels") if isinstance(logs, dict) else None
+    if not isinstance(labels, list) or not labels or not isinstance(model, dict):
+        return None
+    learned = model.get("labels") or labels
+    if not isinstance(learned, dict | list):
+        return None
+    return "auc" if len(learned) == 1 else f"auc/{next(iter(learned))}"
 
 
 def _with_kinds(model: dict[str, Any]) -> dict[str, Any]:
@@ -40,12 +55,11 @@ def _with_kinds(model: dict[str, Any]) -> dict[str, Any]:
     return {**model, "objective": objective}
 
 
-def _watched(train: Any, labels: list[str]) -> Any:
-    """Early stopping looks at the first label, unless told otherwise."""
+def _watched(train: Any, metric: str) -> Any:
+    """Early stopping looks at this metric, unless told otherwise."""
     stopping = train.get("early_stopping", {}) if isinstance(train, dict) else None
     if not isinstance(stopping, dict):
         return train
-    metric = "auc" if len(labels) == 1 else f"auc/{labels[0]}"
     return {**train, "early_stopping": {"metric": metric, **stopping}}
 
 

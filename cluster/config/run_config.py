@@ -14,21 +14,21 @@ from cluster.config.file import apply_override, read_values, refuse_unusable
 from models.config import NextItemConfig
 from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import CommunicationConfig, DynamicIdsConfig, IdsConfig, PlanConfig, TableConfig
-from sharding.support import why_not_sent, why_unplaceable
+from sharding.support import codec_reason, placement_reason
 from trainer.config import (
     CheckpointConfig,
     EvaluateConfig,
     LeaveOneOutConfig,
     SplitConfig,
     TrainConfig,
-    why_not_by_days,
+    daily_training_reason,
 )
 from trainer.data.inputs import check_bags, used_specs
 from trainer.data.logs.config import LogsConfig, feature_specs
 from trainer.errors import UserError
-from trainer.evaluation.ranking.names import LARGER_IS_BETTER, name_of
 from trainer.job import Job
 from trainer.settings import flatten
+from trainer.tasks.metrics import unusable_reason
 
 MAX_SECONDS = 10_000_000.0  # 115 days; torch and Ray count in 64 bits of nanoseconds
 
@@ -134,11 +134,11 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
         except UserError as error:
             raise ValueError(str(error)) from None
         device = self.cluster.device
-        not_by_days = why_not_by_days(self.train, self.split, self.model.task)
+        not_by_days = daily_training_reason(self.train, self.split, self.model.task)
         unplaceable = (
-            f"tables.{name}: {why}" for name, t in self.tables.items() if (why := why_unplaceable(t, device))
+            f"tables.{name}: {why}" for name, t in self.tables.items() if (why := placement_reason(t, device))
         )
-        for reason in (not_by_days, why_not_sent(self.communication, device), *unplaceable):
+        for reason in (not_by_days, codec_reason(self.communication, device), *unplaceable):
             if reason is not None:
                 raise ValueError(reason)
         longest = self.model.max_history
@@ -172,16 +172,10 @@ class Config(BaseModel, extra="forbid", frozen=True, strict=True):
         stopping = self.train.early_stopping
         if stopping is None:
             return
-        setting = f"train.early_stopping.metric = {stopping.metric!r}"
-        if isinstance(self.model, RankingConfig):
-            labels = tuple(self.model.labels or self.logs.labels)
-            known = [name_of(metric, label, labels) for metric in LARGER_IS_BETTER for label in labels]
-            if stopping.metric not in known:
-                raise ValueError(f"{setting}: a model of these labels has {', '.join(known)}")
-        elif not re.match(r"(hr|ndcg)@|mrr$", stopping.metric):
-            raise ValueError(f"{setting}: a model of the next item has hr@K, ndcg@K and mrr")
-        elif "@" in stopping.metric and int(stopping.metric.split("@")[1]) not in self.evaluate.ks:
-            raise ValueError(f"{setting} needs {stopping.metric.split('@')[1]} among evaluate.ks = {self.evaluate.ks}")
+        labels = tuple(self.model.labels or self.logs.labels) if isinstance(self.model, RankingConfig) else ()
+        reason = unusable_reason(stopping.metric, self.model.task, self.evaluate.ks, labels)
+        if reason is not None:
+            raise ValueError(f"train.early_stopping.metric = {stopping.metric!r}: {reason}")
 
     @property
     def ids_of_tables(self) -> dict[str, IdsConfig]:
@@ -386,7 +380,7 @@ def job_of(config: Config) -> Job:
         checkpoint=config.checkpoint,
         evaluate=config.evaluate,
         communication=config.communication,
-        placement=config.plan,
+        plan_config=config.plan,
         config=config.model_dump(mode="json"),
         identity=identity(config),
         at_default=at_default(config),

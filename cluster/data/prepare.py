@@ -64,14 +64,24 @@ OnProgress = Callable[[Progress], None]
 
 
 def prepare(
-    config: Config, on_progress: OnProgress, before_append: Callable[[Existing], None] = lambda existing: None
+    config: Config,
+    on_progress: OnProgress,
+    before_append: Callable[[Existing], None] = lambda existing: None,
+    connect: Callable[[], None] = lambda: None,
 ) -> Manifest:
-    """Build the dataset of a config, or verify and return it where it is there already. Ray must be initialised.
+    """Build the dataset of a config, or verify and return it if it exists.
 
-    Files of events that are new since the dataset was made are appended to it. Raises UserError, with nothing left behind,
-    if the logs break their contract, more rows than allowed are rejected, the split leaves nothing to train on, the disk is
-    full, or the dataset folder holds something else. before_append: called with what would be appended to, before anything is
-    written; what it raises stops that.
+    Files of events that are new since the dataset was made are appended to it.
+
+    Args:
+        config: of the run.
+        on_progress: called after each task.
+        before_append: called with the dataset that would be appended to, before anything is written; an error it raises
+            stops that.
+        connect: joins Ray; called before the first task, and not if there is nothing to do. By default Ray must be initialised.
+
+    Raises UserError, with nothing left behind, if the logs break their contract, more rows than allowed are rejected, the split
+    leaves nothing to train on, the disk is full, or the dataset folder holds something else.
     """
     folder = config.dataset_dir.absolute()
     request = Request(config.logs, config.split, config.ids_of_tables, find_inputs(config.logs))
@@ -82,6 +92,7 @@ def prepare(
         return existing.manifest
     if existing is not None:
         before_append(existing)
+    connect()
     inputs = _inspect(config, request, existing)
     with attempt(folder, request.fingerprint) as work:
         before, existing = existing, find_dataset(folder, request)

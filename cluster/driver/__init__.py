@@ -1,10 +1,16 @@
 """Driver: runs the stages of a run in order and records each.
 
 Files:
-    driver.py        the stages in order, each recorded, Ctrl-C
-    new_logs.py      what a trained run does with log files that came since
-    progress.py      what a person sees meanwhile
-    run_folder.py    the run folder: lock, config, record of stages
-    stage_inputs.py  what the result of each stage depends on, as a digest
-    stages.py        how the driver starts a stage, and what it makes of the answers
+    driver.py          the stages in order, in one Ray session and with the same workers
+    evaluate_stage.py  evaluate a checkpoint, unless that was done before
+    new_logs.py        what a trained run does with log files that arrived since
+    prepare_stage.py   make or find the dataset
+    progress.py        what a terminal or a log shows while a command runs
+    run_folder.py      the config of a run folder
+    run_lock.py        one command at a time in a run folder
+    signals.py         Ctrl-C and SIGTERM during training
+    stage_inputs.py    digests of everything that the result of a stage depends on
+    stage_record.py    state.json: which stages are done, and how far the running one is
+    status.py          `shoal status`
+    train_stage.py     train, unless that was done before
 """

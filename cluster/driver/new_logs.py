@@ -1,6 +1,6 @@
-"""Decides what a trained run does with log files that came since: it asks, evaluates its model on them, or trains on.
+"""New logs: what a trained run does with log files that arrived since. It asks, evaluates its model on them, or trains on.
 
-Training by days goes on with them by itself. Nothing is written here, and before an answer nothing is appended. No ray, no torch.
+Daily training continues with them without asking. Nothing is written here, and nothing is appended before a choice. No torch.
 """
 
 import shlex
@@ -16,7 +16,7 @@ from trainer.job import Outcome
 
 
 def check_append(config: Config, existing: Existing) -> None:
-    """Raises UserError with the choices if files would be appended to the dataset of a trained run and nothing was chosen."""
+    """Raise UserError with the choices if files would be appended to the dataset of a trained run and none was chosen."""
     saved = _newest(config)
     if saved is None or config.train.days is not None or config.run.new_logs != "ask":
         return
@@ -47,7 +47,7 @@ def kept_outcome(config: Config, manifest: Manifest) -> Outcome | None:
 
 
 def _newest(config: Config) -> CheckpointManifest | None:
-    """The newest checkpoint with a readable manifest: whether its tensors are intact is for those who load them."""
+    """Return the manifest of the newest checkpoint with a readable one; its tensors are checked when they are loaded."""
     for path in checkpoint_folder.committed(config.run_dir / "checkpoints"):
         try:
             return checkpoint_folder.read(path)
@@ -65,12 +65,12 @@ def _choices(config: Config, saved: CheckpointManifest) -> str:
     ]
     if config.train.needs_the_end:  # its steps were of sizes that this end decided
         del lines[1]
-    told = "\n".join(f"  {what + ':':<36} {command}" for what, command in lines)
-    return f"Nothing was changed. Choose what to do:\n{told}"
+    choices = "\n".join(f"  {what + ':':<36} {command}" for what, command in lines)
+    return f"Nothing was changed. Choose what to do:\n{choices}"
 
 
 def _longer(config: Config, saved: CheckpointManifest) -> str:
-    """The settings by which a run trains as long again."""
+    """Return the settings by which a run trains for the same number of epochs again."""
     settings = f"--set train.epochs={saved.position // max(1, saved.num_rows) + config.train.epochs}"
     if config.train.max_steps is not None:
         settings += f" --set train.max_steps={saved.step + config.train.max_steps}"
@@ -85,7 +85,7 @@ def _elsewhere(config: Config) -> str:
 
 
 def _free(folder: Path) -> Path:
-    """The first of FOLDER-2, FOLDER-3 and so on that is not there."""
+    """Return the first of FOLDER-2, FOLDER-3 and so on that does not exist."""
     number = 2
     while (free := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1

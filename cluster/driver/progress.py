@@ -1,7 +1,8 @@
-"""What a person sees while a command runs: one live line in a terminal, a line now and then in a log."""
+"""Progress of a command: one live line in a terminal, a line every few seconds in a log, and the table of results."""
 
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,15 +10,17 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
 from trainer.evaluation.next_item.results import Results
-from trainer.evaluation.outputs import Summary
 from trainer.evaluation.ranking.results import RankingResults
+from trainer.tasks.metrics import headline_names
+from trainer.tasks.outputs import Summary
 
 LOG_EVERY_SECONDS = 10.0
-SHOWN = ("hr@10", "ndcg@10", "mrr", "auc", "gauc", "ne")  # of the metrics of a validation, of each label
+STAGE_WIDTH = 8  # columns of the live line for the name of the stage
+BAR_WIDTH = 20
 
 
 def plain_console(**options: Any) -> Console:
-    """Return a console that prints text as it is: names of columns, items and files may hold what rich takes for markup."""
+    """Return a console that prints text unchanged: names of columns, items and files may contain rich's markup."""
     return Console(markup=False, emoji=False, **options)
 
 
@@ -28,8 +31,8 @@ class View:
         self.console = console
         self._live = console.is_terminal
         self._bar = Progress(
-            TextColumn("{task.description:>10}", markup=False),
-            BarColumn(bar_width=30),
+            TextColumn(f"{{task.description:>{STAGE_WIDTH}}}", markup=False),
+            BarColumn(bar_width=BAR_WIDTH),
             TextColumn("{task.fields[text]}", markup=False),
             console=console,
         )
@@ -42,66 +45,107 @@ class View:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.done()
+        self.clear()
         if self._live:
             self._bar.stop()
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def print_line(self, text: str) -> None:
+        """Print a line that stays."""
         self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
-    def advance(self, stage: str, done: int, total: int, text: str) -> None:
-        """The live line: in a terminal always, in a log every few seconds."""
+    def print_phase(self, text: str) -> None:
+        """Print a line for a phase that takes seconds and has no progress of its own."""
+        self.clear()
+        self.print_line(f"{text} ...")
+
+    def update(self, stage: str, done: int, total: int, *parts: str) -> None:
+        """Show how far a stage is: in a terminal on the live line, in a log every few seconds.
+
+        Args:
+            stage: its name.
+            done: units done.
+            total: units in all.
+            parts: figures, the most important first; the live line leaves out the last ones that do not fit.
+        """
         if self._live:
+            text = fitting(parts, self.console.width - STAGE_WIDTH - BAR_WIDTH - 3)
             if self._task is None:
                 self._task = self._bar.add_task(stage, total=total, text=text)
             self._bar.update(self._task, description=stage, completed=done, total=total, text=text)
         elif time.monotonic() - self._logged > LOG_EVERY_SECONDS:
             self._logged = time.monotonic()
-            self.say(f"{stage} {done:,}/{total:,} {text}")
+            self.print_line(f"{stage} {done:,}/{total:,} {'  '.join(parts)}")
 
-    def done(self) -> None:
-        """The end of a stage: its live line goes."""
+    def clear(self) -> None:
+        """Remove the live line at the end of a stage."""
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """An event that a worker sent (trainer.job.Channel)."""
+        """Show an event that a worker sent (trainer.job.Channel)."""
         match event["kind"]:
             case "train":
-                where = f"day {event['day']}" if "day" in event else f"epoch {event['epoch'] + 1}"
-                left = time.strftime("%H:%M:%S", time.gmtime(event["seconds_left"]))
-                text = (
-                    f"step {event['step']:,}/{event['total_steps']:,}  {where}  loss {event['loss']:.4f}  "
-                    f"{event['events_per_second']:,.0f} events/s  {left} left  next checkpoint at {event['next_checkpoint']:,}"
-                )
-                self.advance("train", event["step"], event["total_steps"], text)
+                self._show_step(event)
             case "validation":
                 best = " (best)" if event["best"]["step"] == event["step"] else ""
-                figures = _figures(event["metrics"])
-                self.say(f"validation at step {event['step']:,}: {figures}{best}")
+                self.print_line(f"validation at step {event['step']:,}: {_figures(event['metrics'])}{best}")
             case "progressive":
-                self.say(f"day {event['begins']}, before it is trained: {_figures(event['metrics'])}")
+                self.print_line(f"day {event['begins']}, before training on it: {_figures(event['metrics'])}")
             case "evaluate":
-                self.advance("evaluate", event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
+                self.update("evaluate", event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
             case "plan":
-                lies = Counter(event["tables"].values())
-                layout = ", ".join(f"{number} {sharding}" for sharding, number in sorted(lies.items()))
-                self.say(f"plan: {sum(lies.values())} table{'s' * (sum(lies.values()) > 1)}: {layout}")
+                shardings = Counter(event["tables"].values())
+                layout = ", ".join(f"{number} {sharding}" for sharding, number in sorted(shardings.items()))
+                number = sum(shardings.values())
+                self.print_line(f"plan: {number} table{'s' * (number > 1)}: {layout}")
+            case "phase":
+                self.print_phase(event["text"])
             case "resumed":
-                self.say(f"resumed from {event['path']}")
+                self.print_line(f"resumed from {event['path']}")
             case "warning":
-                self.say(f"warning: {event['text']}")
+                self.print_line(f"warning: {event['text']}")
+
+    def _show_step(self, event: dict[str, Any]) -> None:
+        self.update(
+            "train",
+            event["step"],
+            event["total_steps"],
+            f"step {event['step']:,}/{event['total_steps']:,}",
+            f"loss {event['loss']:.4f}",
+            f"{time.strftime('%H:%M:%S', time.gmtime(event['seconds_left']))} left",
+            f"{event['events_per_second']:,.0f} events/s",
+            f"day {event['day']}" if "day" in event else f"epoch {event['epoch'] + 1}",
+            f"next checkpoint at {event['next_checkpoint']:,}",
+        )
+
+
+def fitting(parts: Sequence[str], width: int) -> str:
+    """Join the first parts that fit into `width` columns, two spaces between them; the first part always stays."""
+    text = parts[0] if parts else ""
+    for part in parts[1:]:
+        if len(text) + 2 + len(part) > width:
+            break
+        text = f"{text}  {part}"
+    return text
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as people read it: "3.2 s", "5 min 07 s", "2 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _figures(metrics: dict[str, float]) -> str:
-    shown = {name: value for name, value in metrics.items() if name.split("/")[0] in SHOWN}
-    return "  ".join(f"{name} {value:.4f}" for name, value in (shown or metrics).items())
+    return "  ".join(f"{name} {metrics[name]:.4f}" for name in headline_names(metrics) or metrics)
 
 
 def results_table(results: Summary) -> Table:
-    """The model beside the baselines."""
+    """Return a table of the model's metrics with their intervals, and of the baselines'."""
     of = f"{results.num_targets:,} impressions" if isinstance(results, RankingResults) else _catalogue(results)
     table = Table(title=f"{results.split}: {results.num_users:,} users, {of}")
     table.add_column("metric", no_wrap=True)
@@ -119,5 +163,5 @@ def _catalogue(results: Results) -> str:
 
 
 def _figure(value: float | None) -> str:
-    """Nothing for what is not defined, such as the auc of positives alone."""
+    """Return a metric as text; empty if it is undefined, such as the auc of positives alone."""
     return "" if value is None else f"{value:.4f}"

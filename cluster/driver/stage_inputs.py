@@ -1,4 +1,4 @@
-"""Everything that the result of a stage depends on, as a digest: a stage is done only for the inputs that it was done for.
+"""Stage inputs: digests of everything that the result of a stage depends on. A stage is done only for inputs with its digest.
 
 No ray, no torch. The invariant: whatever changes a figure, a checkpoint or a page changes the digest of the stage that makes it.
 """
@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cluster.config.run_config import Config, identity
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
-from trainer.evaluation.outputs import FIGURES_VERSION, PAGE_VERSION
 from trainer.storage.files import digest_of, hash_file
+from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
 _WRITES_ONLY = {"log_every_steps", "ledger"}  # of [train]: what is written down of a training, which stays the same
 
@@ -22,7 +22,7 @@ def training_inputs(config: Config, manifest: Manifest) -> str:
     return digest_of({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
 
 
-def evaluation_inputs(config: Config, found: Found, manifest: Manifest, split: Split) -> str:
+def evaluation_inputs(config: Config, found: StoredCheckpoint, manifest: Manifest, split: Split) -> str:
     """Return the digest of what the evaluation of a checkpoint on one split depends on, baselines included."""
     return digest_of(
         {

@@ -33,6 +33,7 @@ from trainer.placement.plan import inputs_of
 from trainer.storage.files import write_json_atomically, write_text_atomically
 
 NAMES = ("as given", "compared")
+HEADLINES = ("time on tables in a step", "imbalance", "fullest device, of its limit", "most that a rank sends")
 PLAN, PAGE = "plan.json", "plan.html"
 
 
@@ -172,17 +173,30 @@ def _write(answer: Answer) -> None:
         ) from None
 
 
+def _tiles(planned: Planned) -> list[dict[str, str]]:
+    """Return the headline figures of a plan. They are predictions and have no interval."""
+    rows = dict(summary_grid([planned.values]).rows)
+    return [{"name": name, "value": rows[name], "interval": "", "note": ""} for name in HEADLINES]
+
+
 def _page(answer: Answer, plans: list[Planned], pictures: list[str]) -> str:
+    """Return plan.html, with one picture or two."""
     names = ["", ""] if len(plans) == 1 else [NAMES[0], f"{NAMES[1]}: {answer.compared}"]
     return page.render(
         Path(__file__).parent,
         "plan.html.j2",
-        title=f"Shoal: plan of {answer.planned.request.name}",
+        title=f"Plan of {answer.planned.request.name}",
+        header=[
+            ("Workload", answer.planned.request.name),
+            ("Devices", dict(summary_grid([answer.planned.values]).rows)["devices"]),
+            ("Planned", f"{page.moment_text(time.time())}, in {answer.planned.seconds:.1f} s"),
+        ],
         comparison=comparison(*plans) if len(plans) > 1 else [],
         plans=[
             {
                 "name": name,
-                "picture": Markup(svg),
+                "picture": page.Plot(Markup(svg), f"Memory and time of each rank. {planned.title}."),
+                "tiles": _tiles(planned),
                 "grids": grids(planned.values),
                 "lines": [*planned.request.assumptions, *planned.warnings],
             }

@@ -1,4 +1,4 @@
-"""Stacked blocks over columns, as SVG: the pieces of which a picture of a plan is made (cluster.plan.picture)."""
+"""Stacked blocks over columns, as SVG: the parts of a picture of a plan (cluster.plan.picture)."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,58 +11,73 @@ from sharding.planning.prediction import Prediction
 MANY_RANKS = 64
 WIDTH, LEFT, RIGHT = 1120.0, 78.0, 12.0
 INK, ALARM, FAINT = "#1b2a33", "#c92a2a", "#e6ecef"
+BLOCK_INK = "#12181c"  # of text on blocks, which are light in every scheme of a page
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where the columns of some ranks stand. x: left edges; marked: what is written below some of them, by rank.
-
-    again: whether the ranks have columns already, and are shown a second time.
-    """
+    """Columns of some ranks."""
 
     ranks: tuple[int, ...]
+    """The ranks, from left to right."""
     x: tuple[float, ...]
+    """The left edge of each column in pixels."""
     width: float
+    """The width of a column in pixels."""
     marked: dict[int, str]
+    """Text below some of the columns, by rank."""
     again: bool = False
+    """Whether the ranks have columns already and are shown a second time."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One panel: `top` and `height` in pixels; `most` is the value at its upper edge."""
+    """The vertical scale of one panel."""
 
     top: float
+    """The upper edge in pixels."""
     height: float
+    """The height in pixels."""
     most: float
+    """The value at the upper edge."""
 
     def y(self, value: float) -> float:
+        """Return the place of a value in pixels from the top of the picture."""
         return self.top + self.height * (1.0 - value / self.most)
 
     def of_pixels(self, pixels: float) -> float:
+        """Return the value that a height in pixels represents."""
         return pixels * self.most / self.height
 
 
 @dataclass(frozen=True)
 class Block:
-    """Stands in the column at place `first`, or in all up to `last`. what: its tooltip; label: written into it where it fits.
-
-    bottom, height: in the unit of the panel; num_shards: how many shards it stands for. Neighbours of one `name` may be merged.
-    """
+    """A rectangle in one column, or in several neighbouring ones."""
 
     first: int
+    """The place of the first column."""
     last: int
+    """The place of the last column."""
     bottom: float
+    """The lower edge in the unit of the panel."""
     height: float
+    """The height in the unit of the panel."""
     colour: str
+    """The colour of the area."""
     name: str
+    """Neighbours of one name may be merged."""
     what: str
+    """The tooltip."""
     label: str = ""
+    """Text on the block, where it fits."""
     opacity: float = 1.0
+    """The opacity of the area."""
     num_shards: int = 0
+    """The number of shards that the block represents."""
 
 
 def all_columns(plan: Plan, prediction: Prediction) -> list[Columns]:
-    """The columns of all ranks, with gaps between hosts; where they are many, also three of them at full width."""
+    """Return the columns of all ranks, with gaps between hosts. Of many ranks also return three at full width."""
     num, per_host = plan.world_size, max(1, plan.local_world_size)
     right = WIDTH - RIGHT - (330.0 if num > MANY_RANKS else 0.0)
     num_hosts = -(-num // per_host)
@@ -70,7 +85,7 @@ def all_columns(plan: Plan, prediction: Prediction) -> list[Columns]:
     width = (right - LEFT - gap * (num_hosts - 1)) / num
     x = tuple(LEFT + rank * width + (rank // per_host) * gap for rank in range(num))
     every = next(2**power for power in range(20) if 2**power * width >= 34)
-    found = [Columns(tuple(range(num)), x, width, {rank: f"{rank:,}" for rank in range(0, num, every)})]
+    columns = [Columns(tuple(range(num)), x, width, {rank: f"{rank:,}" for rank in range(0, num, every)})]
     if num > MANY_RANKS:
         seconds, memory = prediction.rank_seconds, prediction.memory_bytes.sum(axis=0)
         chosen = {
@@ -80,12 +95,12 @@ def all_columns(plan: Plan, prediction: Prediction) -> list[Columns]:
         }
         places = tuple(right + 32 + 100 * number for number in range(len(chosen)))
         marked = {rank: f"{what}: {rank:,}" for rank, what in chosen.items()}
-        found.append(Columns(tuple(chosen), places, 94.0, marked, again=True))
-    return found
+        columns.append(Columns(tuple(chosen), places, 94.0, marked, again=True))
+    return columns
 
 
 def merged(blocks: Iterable[Block], tolerance: float) -> Iterator[Block]:
-    """Blocks of neighbouring columns as one, where they have one name and are equally high up to `tolerance`."""
+    """Merge blocks of neighbouring columns that have one name and are equally high up to `tolerance`."""
     open_blocks: dict[str, Block] = {}
     for block in blocks:
         before = open_blocks.get(block.name)
@@ -104,7 +119,7 @@ def merged(blocks: Iterable[Block], tolerance: float) -> Iterator[Block]:
 
 
 def draw_blocks(blocks: Iterable[Block], columns: Columns, scale: Scale) -> Iterator[str]:
-    """The blocks with their tooltips; neighbours that look alike become one where there are many columns."""
+    """Yield the blocks with their tooltips. Where there are many columns, similar neighbours become one block."""
     if len(columns.ranks) > MANY_RANKS:
         blocks = merged(blocks, scale.of_pixels(0.4))
     for block in blocks:
@@ -117,7 +132,7 @@ def _draw_block(block: Block, columns: Columns, scale: Scale) -> str:
     y, height = scale.y(block.bottom + block.height), scale.height * block.height / scale.most
     ranks = f"rank {columns.ranks[block.first]:,}"
     if block.last > block.first:
-        ranks = f"ranks {columns.ranks[block.first]:,} to {columns.ranks[block.last]:,}, each as the first:"
+        ranks = f"ranks {columns.ranks[block.first]:,} to {columns.ranks[block.last]:,}, each like the first:"
     attributes = {
         "x": f"{x:.2f}",
         "y": f"{y:.2f}",
@@ -137,11 +152,18 @@ def _draw_block(block: Block, columns: Columns, scale: Scale) -> str:
     if not block.label or height < 12 or letters < 3:
         return shape
     label = block.label if len(block.label) <= letters else block.label[: letters - 1] + "…"
-    return shape + text((x + right) / 2, y + height / 2 + 4, label, "middle")
+    return shape + text((x + right) / 2, y + height / 2 + 4, label, "middle", fill=BLOCK_INK)
 
 
 def axis(scale: Scale, name: str, write: Callable[[float], str], base: int) -> Iterator[str]:
-    """Lines at round values with what they stand for, and what the panel shows. base: a unit has so many of the next smaller."""
+    """Yield lines at round values, their labels, and the name of the panel.
+
+    Args:
+        scale: of the panel.
+        name: what the panel shows.
+        write: turns a value into a label.
+        base: the ratio of a unit to the next smaller one: 1024 for bytes, 1000 for seconds.
+    """
     unit = float(base) ** floor(log(scale.most, base))
     decade = 10.0 ** floor(log10(scale.most / unit / 4))
     step = unit * decade * next(factor for factor in (1, 2, 5, 10) if factor * decade * unit * 4.5 >= scale.most)
@@ -153,14 +175,14 @@ def axis(scale: Scale, name: str, write: Callable[[float], str], base: int) -> I
 
 
 def marks(columns: Columns, y: float) -> Iterator[str]:
-    """What is written below columns."""
+    """Yield the text below columns."""
     for place, rank in enumerate(columns.ranks):
         if rank in columns.marked:
             yield text(columns.x[place] + columns.width / 2, y, columns.marked[rank], "middle")
 
 
 def legend(y: float, colours: dict[str, str]) -> Iterator[str]:
-    """Colours with their names, in a line."""
+    """Yield colours with their names, in one line."""
     x = LEFT
     for name, colour in colours.items():
         yield f'<rect x="{x:g}" y="{y - 9:g}" width="10" height="10" fill="{colour}"/>'
@@ -169,7 +191,7 @@ def legend(y: float, colours: dict[str, str]) -> Iterator[str]:
 
 
 def line(y: float, colour: str, dashes: str = "") -> str:
-    """Across the whole panel."""
+    """Return a horizontal line across the panel."""
     dash = f' stroke-dasharray="{dashes}"' if dashes else ""
     return f'<path d="M{LEFT:g} {y:.1f}H{WIDTH - RIGHT:g}" stroke="{colour}"{dash}/>'
 
@@ -177,7 +199,8 @@ def line(y: float, colour: str, dashes: str = "") -> str:
 def text(
     x: float, y: float, words: str, anchor: str = "start", size: int = 11, weight: int = 400, fill: str = INK
 ) -> str:
-    """pointer-events none: a label must not hide the tooltip of the block that it is written on."""
+    """Return a text element."""
+    # pointer-events none: a label must not hide the tooltip of the block below it.
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{fill}" '
         f'pointer-events="none">{escape(words)}</text>'

@@ -1,7 +1,7 @@
-"""A plan as a picture, in SVG: ranks as columns, the shards on them as blocks, and below what each rank does in a step.
+"""The picture of a plan, in SVG: ranks are columns, shards are blocks on them; a second panel shows each rank's time in a step.
 
-The invariant: every shard that has rows is in exactly one block of the first panel; `data-shards` says how many a block stands
-for. Blocks too low to be seen are put together, and among many ranks so are neighbours that look alike.
+The invariant: every shard that has rows is in exactly one block of the first panel; `data-shards` is the number of shards of a
+block. Blocks too low to be seen are merged, and with many ranks also similar neighbours.
 """
 
 from collections import defaultdict
@@ -37,11 +37,18 @@ PHASES = {
 SMALL_COLOUR, BUFFER_COLOUR = "#dee2e6", "#f1f3f5"
 OTHER_COLOURS = {"several small tables": SMALL_COLOUR, "looked-up rows": BUFFER_COLOUR}
 MEMORY_HEIGHT, SECONDS_HEIGHT = 250.0, 120.0
-LOWEST_PIXELS = 0.7  # of a block that can be seen
+LOWEST_PIXELS = 0.7  # height of a block that can be seen
 
 
 def picture(plan: Plan, prediction: Prediction, topology: Topology, title: str) -> str:
-    """The SVG element."""
+    """Return the SVG element.
+
+    Args:
+        plan: the plan.
+        prediction: of its memory and time.
+        topology: the devices.
+        title: the line above the picture.
+    """
     columns, shards = draw.all_columns(plan, prediction), _Shards(plan, prediction)
     kinds = {table.sharding for table in plan.tables.values()}
     usable = topology.device_memory * (1.0 - topology.reserved_fraction)
@@ -67,7 +74,7 @@ def picture(plan: Plan, prediction: Prediction, topology: Topology, title: str) 
 
 
 class _Shards:
-    """The shards of a plan by rank and table, in the order in which they stand on each other."""
+    """The shards of a plan by rank and table, in the order of their blocks from the bottom up."""
 
     def __init__(self, plan: Plan, prediction: Prediction) -> None:
         self._plan, self._names = plan, prediction.tables
@@ -80,12 +87,12 @@ class _Shards:
                     num_holders[number] += 1
                     for rank in range(shard.rank, plan.world_size, group):
                         self._by_rank[rank].setdefault(number, []).append(shard)
-        # Tables on all ranks lie at the bottom, where they make even bands; the others above, large ones first.
+        # Tables on all ranks are at the bottom, where they make even bands; the others are above, large ones first.
         total = (prediction.memory_bytes + prediction.host_memory_bytes).sum(axis=1)
         self._order = np.lexsort((-total, -num_holders)).tolist()
 
     def blocks(self, rank: int, place: int, memory: Float64, least: float) -> Iterator[Block]:
-        """What stands in the column of a rank, from the bottom up; tables of less than `least` bytes together, at the top."""
+        """Yield the blocks of a rank from the bottom up; tables below `least` bytes become one block at the top."""
         here = self._by_rank.get(rank, {})
         bottom, small_bytes, small = 0.0, 0.0, 0
         small_names: list[str] = []
@@ -109,11 +116,12 @@ class _Shards:
             bottom += small_bytes
         buffers = float(memory[:, rank].sum()) - bottom
         if buffers > least:
-            what = f"what the rank looks up, and its gradients\n{bytes_text(buffers)}"
+            what = f"looked-up rows and their gradients\n{bytes_text(buffers)}"
             yield Block(place, place, bottom, buffers, BUFFER_COLOUR, "looked-up rows", what)
 
 
 def _extent(shards: list[Shard]) -> str:
+    """Return the rows and columns of shards, of the first three only."""
     lines = [
         f"rows {s.row:,} to {s.row + s.num_rows - 1:,}, columns {s.column} to {s.column + s.num_columns - 1}"
         for s in shards[:3]
@@ -124,6 +132,7 @@ def _extent(shards: list[Shard]) -> str:
 def _memory_panel(
     top: float, name: str, shards: _Shards, memory: Float64, limit: float, columns: list[Columns]
 ) -> Iterator[str]:
+    """Yield the panel of device or host memory, with its limit."""
     fullest = float(memory.sum(axis=0).max())
     shown = fullest > 0.1 * limit
     scale = Scale(top, MEMORY_HEIGHT, 1.08 * max(limit if shown else 0.0, fullest, 1.0))
@@ -149,6 +158,7 @@ def _memory_panel(
 
 
 def _seconds_panel(top: float, prediction: Prediction, columns: list[Columns]) -> Iterator[str]:
+    """Yield the panel of the time of each rank in a step."""
     total, mean = prediction.rank_seconds, float(prediction.rank_seconds.mean())
     scale = Scale(top, SECONDS_HEIGHT, 1.08 * max(float(total.max()), 1e-9))
     yield from draw.axis(scale, "time on tables", seconds_text, 1000)
@@ -166,6 +176,7 @@ def _seconds_panel(top: float, prediction: Prediction, columns: list[Columns]) -
 
 
 def _bar(place: int, phases: dict[str, float]) -> Iterator[Block]:
+    """Yield the phases of a rank's step as blocks on top of each other."""
     bottom = 0.0
     what = f"{seconds_text(sum(phases.values()))} in a step\n"
     what += "\n".join(f"{PHASES[name][0]}: {seconds_text(seconds)}" for name, seconds in phases.items())

@@ -1,9 +1,9 @@
 """Ray cluster: sessions, tokens, job submission and task pools.
 
 Files:
-    address.py    checks that a cluster answers at an address before Ray joins it
-    session.py    joining a Ray cluster, or starting one here
-    submit.py     the same command as a Ray job
-    task_pool.py  numbered tasks on Ray, a bounded number at a time
-    token.py      when this process sends Ray's token
+    address.py    checks an address before Ray joins the cluster
+    session.py    joins a Ray cluster, or starts one on this machine
+    submit.py     runs a command as a Ray job
+    task_pool.py  runs numbered tasks on Ray, a bounded number at a time
+    token.py      decides whether this process sends Ray's token
 """

@@ -46,7 +46,7 @@ def check_cluster(address: str) -> None:
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
-    """The head's host and port. Raises UserError for "auto" where no cluster runs, and for an address of another form."""
+    """Return the head's host and port. Raises UserError for "auto" where no cluster runs, and for an address of another form."""
     noted = os.environ.get("RAY_ADDRESS") or address if address == "auto" else address
     try:
         bootstrap = noted.partition("://")[2] if "://" in noted else canonicalize_bootstrap_address(noted)

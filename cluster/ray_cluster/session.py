@@ -1,12 +1,14 @@
-"""Joining a Ray cluster, or starting one on this machine, for the length of a command."""
+"""Ray session: joins a Ray cluster, or starts one on this machine, for the duration of a command."""
 
 import logging
 import os
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Self
 
 import ray
 from ray.exceptions import RayError
@@ -16,9 +18,38 @@ from cluster.ray_cluster.address import check_cluster
 from trainer.errors import UserError, first_line
 
 
+class RaySession:
+    """A Ray session that is opened when it is first needed, and closed with the body.
+
+    on_phase: called with a line of text before Ray is started or joined, which takes seconds.
+    """
+
+    def __init__(self, config: ClusterConfig, on_phase: Callable[[str], None] = lambda text: None) -> None:
+        self._config = config
+        self._on_phase = on_phase
+        self._stack = ExitStack()
+        self._connected = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+    def connect(self) -> None:
+        """Join Ray unless that is done. Raises UserError as ray_session does."""
+        if self._connected:
+            return
+        if not ray.is_initialized():
+            address = self._config.address
+            self._on_phase("Ray: starting on this machine" if address is None else f"Ray: joining {address}")
+        self._stack.enter_context(ray_session(self._config))
+        self._connected = True
+
+
 @contextmanager
 def ray_session(config: ClusterConfig) -> Iterator[None]:
-    """A connected Ray for the body. A session that the caller already has (a test, a job) is used and left alone.
+    """Keep Ray connected for the body. A session that the caller already has (a test, a job) is used and left alone.
 
     Raises UserError if the cluster cannot be reached, or has fewer CPUs or GPUs than the workers ask for.
     """
@@ -28,7 +59,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about future defaults
     if config.address is None:
-        # Else each launch starts a process that looks whether a cloud takes nodes away: no cloud does here.
+        # Otherwise each launch starts a process that watches for preemption by a cloud, which cannot happen here.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         wanted = config.num_workers * config.cpus_per_worker
         available = os.cpu_count() or 1
@@ -37,7 +68,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
                 f"cluster.num_workers = {config.num_workers} with cluster.cpus_per_worker = {config.cpus_per_worker} need "
                 f"{wanted} CPUs, and this machine has {available}; lower them, or set cluster.address to a larger cluster"
             )
-        # The address is always given: without it Ray would join whatever a stale file in its folder names.
+        # Without an address Ray would join the cluster that a stale file in its folder names.
         with _own_sigterm_handler():
             ray.init(
                 address="local",
@@ -67,7 +98,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def _own_sigterm_handler() -> Iterator[None]:
-    """Keep the handler that the command installed: Ray puts one in its place that dumps a stack and exits with 134."""
+    """Keep the SIGTERM handler of the command: Ray would replace it by one that dumps a stack and exits with 134."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
@@ -77,7 +108,7 @@ def _own_sigterm_handler() -> Iterator[None]:
 
 
 def check_resources(config: ClusterConfig) -> None:
-    """Raises UserError if the cluster could never hold the workers: Ray itself would wait for ever."""
+    """Raise UserError if the cluster could never hold the workers: Ray itself would wait forever."""
     have = ray.cluster_resources()
     for name, each, setting in (
         ("CPU", config.cpus_per_worker, "cluster.cpus_per_worker"),
@@ -92,5 +123,5 @@ def check_resources(config: ClusterConfig) -> None:
 
 
 def temporary_storage() -> str:
-    """Where Ray Train may keep its own records on this machine; Shoal's checkpoints lie in the run folder."""
+    """Make a folder for Ray Train's own records on this machine; Shoal's checkpoints are in the run folder."""
     return tempfile.mkdtemp(prefix="shoal-ray-train-")

@@ -16,7 +16,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.config.run_config import Config
-from cluster.interruption import Interrupted
+from cluster.errors import Interrupted
 from cluster.ray_cluster.token import GET_TOKEN
 from trainer.data.logs.columns import SourceName
 from trainer.data.logs.files import absolute, entries_of
@@ -73,7 +73,7 @@ def how_to_go_on(config: Config, job_id: str, dashboard: str) -> str:
 
 
 def _is_known(client: JobSubmissionClient, job_id: str) -> bool:
-    """Whether the cluster has taken the job."""
+    """Return whether the cluster has accepted the job."""
     try:
         client.get_job_status(job_id)
     except RuntimeError:
@@ -82,13 +82,13 @@ def _is_known(client: JobSubmissionClient, job_id: str) -> bool:
 
 
 def _hand_over(client: JobSubmissionClient, job_id: str, staged: Path, dashboard: str) -> None:
-    """Submit; a head that has just started takes jobs only once its agent is up, so that refusal is waited out."""
+    """Submit the job. A head that has just started refuses jobs until its agent is up, so that refusal is retried."""
     end = time.monotonic() + AGENT_SECONDS
     while True:
         try:
             client.submit_job(
                 submission_id=job_id,
-                entrypoint="python -m cluster run config.json",
+                entrypoint="python -m cluster.cli run config.json",
                 runtime_env={"working_dir": str(staged), "env_vars": {"PYTHONUNBUFFERED": "1"}},
             )
             return
@@ -115,7 +115,7 @@ def _connect(dashboard: str) -> JobSubmissionClient:
 
 
 def _check_answer(dashboard: str) -> None:
-    """Raises ConnectionError if nothing at that address answers a request: Ray's client would wait without a deadline."""
+    """Raise ConnectionError if nothing at the address answers a request: Ray's client would wait without a deadline."""
     if not dashboard.startswith(("http://", "https://")):
         return
     try:
@@ -127,7 +127,7 @@ def _check_answer(dashboard: str) -> None:
 
 
 def _stage(config: Config, folder: Path) -> None:
-    """Exactly the four packages and the resolved config: its paths lead from any folder, and it joins the cluster that runs it."""
+    """Write the job's working folder: the packages and the resolved config, with absolute paths and its own cluster's address."""
     root = Path(__file__).resolve().parents[2]
     for package in PACKAGES:
         shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -11,7 +11,7 @@ GET_TOKEN = (
 
 
 def send_token_if_present(environment: MutableMapping[str, str] = os.environ, home: Path | None = None) -> None:
-    """Switch this process to token authentication if this user has a token and nothing else was chosen.
+    """Set this process to token authentication if this user has a token and no other choice was made.
 
     To be called before Ray is imported. New clusters ask for the token; a cluster that does not ask ignores it.
     """

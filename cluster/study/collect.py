@@ -1,6 +1,7 @@
 """What finished trials left in their folders, read back: metrics, and each user's own value."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,25 @@ import pyarrow.parquet as pq
 
 from cluster.study.record import Record
 from cluster.study.statistics import Estimate, estimate
-from cluster.study.trials import Trial
+from cluster.study.trials import Trial, metric_in
 from trainer.errors import UserError
-from trainer.evaluation.confidence import range_of
+from trainer.tasks.metrics import interval_of, range_of
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One split of one trial. users: as in the logs, in the order of the dataset; of_users: (users,) the study's metric."""
+    """One split of one trial."""
 
-    metrics: dict[str, float]
-    users: list[Any]
-    of_users: np.ndarray
+    metrics: dict[
+        str, float | None
+    ]  # the study's metric under its name in the study, too; None where one is not defined
+    users: list[Any]  # as in the logs, in the order of the dataset
+    of_users: np.ndarray  # (users,) the numbers of which the study's metric is the mean
+
+    def value(self, metric: str) -> float:
+        """Return a metric, NaN where it is not defined."""
+        value = self.metrics[metric]
+        return math.nan if value is None else value
 
 
 @dataclass(frozen=True)
@@ -35,45 +43,51 @@ class Finished:
 
 
 def read_trial(trial: Trial, record: Record, splits: Sequence[str], metric: str) -> Finished:
-    """Raises UserError naming a file that is missing or damaged."""
-    folder = trial.config.run_dir / "evaluation"
-    return Finished(trial, record, {split: _read_split(folder / split, metric) for split in splits})
+    """Return the metrics of a finished trial. Raises UserError that names a file that is missing or damaged."""
+    folder, stored = trial.config.run_dir / "evaluation", metric_in(trial.config, metric)
+    return Finished(trial, record, {split: _read_split(folder / split, metric, stored) for split in splits})
 
 
 def estimate_of(
     points: Sequence[Sequence[Finished]], split: str, metric: str, minus: Sequence[Sequence[Finished]] | None = None
 ) -> Estimate:
-    """Of the mean over points, each under the same seeds; less that of `minus`, seed by seed and user by user.
+    """Estimate the mean over points, each under the same seeds; less that of `minus`, seed by seed and user by user.
 
     Without an interval over users where trials have different ones.
     """
+    interval = interval_of(metric)
     users, of_seeds, of_users = _means(points, split, metric)
     if minus is None:
-        return estimate(of_seeds.tolist(), of_users, range_of(metric))
+        return estimate(of_seeds.tolist(), of_users, range_of(metric), interval)
     their_users, less_seeds, less_users = _means(minus, split, metric)
     comparable = of_users is not None and less_users is not None and users == their_users
     by_user = of_users - less_users if comparable else None  # type: ignore[operator]
-    return estimate((of_seeds - less_seeds).tolist(), by_user, range_of(metric).of_differences)
+    return estimate((of_seeds - less_seeds).tolist(), by_user, range_of(metric).of_differences, interval)
 
 
 def _means(
     points: Sequence[Sequence[Finished]], split: str, metric: str
 ) -> tuple[list[Any], np.ndarray, np.ndarray | None]:
-    """Users of the first trial, (seeds,) and (seeds, users) means over points; the last only if all have these users."""
+    """Return the users of the first trial and the means over points, (seeds,) and (seeds, users).
+
+    The last is None unless all trials have these users.
+    """
     measured = [[trial.splits[split] for trial in of_seeds] for of_seeds in points]
-    of_seeds = np.array([[m.metrics[metric] for m in of_point] for of_point in measured]).mean(axis=0)
+    of_seeds = np.array([[m.value(metric) for m in of_point] for of_point in measured]).mean(axis=0)
     users = measured[0][0].users
     if any(m.users != users for of_point in measured for m in of_point):
         return users, of_seeds, None
     return users, of_seeds, np.array([[m.of_users for m in of_point] for of_point in measured]).mean(axis=0)
 
 
-def _read_split(folder: Path, metric: str) -> Measured:
+def _read_split(folder: Path, metric: str, stored: str) -> Measured:
+    """Read a split. stored: what its files call the study's metric."""
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
-        table = pq.read_table(folder / "per_user.parquet", columns=["user", metric])
+        metrics = {**metrics, metric: metrics[stored]}
+        table = pq.read_table(folder / "per_user.parquet", columns=["user", stored])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{folder}: cannot be read ({error}); delete the folder of that trial to run it again"
         ) from None
-    return Measured(metrics, table.column("user").to_pylist(), table.column(metric).to_numpy())
+    return Measured(metrics, table.column("user").to_pylist(), table.column(stored).to_numpy())

@@ -5,7 +5,7 @@ study.dir/  dataset/  trials/NAME/ (a run folder each, with trial.json)
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,19 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cluster.config.run_config import Config
 from cluster.driver.progress import View
 from cluster.study import outputs
 from cluster.study.collect import read_trial
 from cluster.study.config import read_study
-from cluster.study.costing import costs_of_points
+from cluster.study.costing import costs_of_points, unit_of
 from cluster.study.record import Record, digest_for, is_current, read_record
 from cluster.study.summary import Summary, summarize
-from cluster.study.trials import Plan, plan_trials, refuse_other_trials
+from cluster.study.trials import Plan, metric_in, plan_trials, refuse_other_trials
+from models.ranking.config import RankingConfig, learned_labels
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
+from trainer.evaluation.ranking.names import name_among
 from trainer.storage.output_folder import writing
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ class Answer:
 
 
 def plan(path: str, overrides: Sequence[str]) -> Plan:
-    """All trials of a study file, checked against what lies in its folder. Raises UserError with all that is wrong."""
+    """Return all trials of a study file, checked against the contents of its folder. Raises UserError that lists every error."""
     planned = plan_trials(read_study(path, list(overrides)))
     refuse_other_trials(planned)
     return planned
@@ -68,10 +71,10 @@ def _run(planned: Plan, view: View) -> Answer:
         manifests = _prepared(planned, view)
         tasks, done = _sorted_out(planned, manifests)
         if done:
-            view.say(f"study: {len(done)} of {len(planned.trials)} trials were done before")
+            view.print_line(f"study: {len(done)} of {len(planned.trials)} trials were done before")
         if tasks:
             limit = min(planned.study.max_concurrent or most_at_once(clusters), len(tasks))
-            view.say(f"study: {len(tasks)} trials, {limit} at a time")
+            view.print_line(f"study: {len(tasks)} trials, {limit} at a time")
             ended = run_tasks(in_order(tasks), limit, view)
     done |= {name: record for name, record in ended.items() if record.status == "done"}
     failed = {name: record.reason for name, record in ended.items() if record.status != "done"}
@@ -88,17 +91,33 @@ def _run(planned: Plan, view: View) -> Answer:
 
 
 def _prepared(planned: Plan, view: View) -> dict[Path, Manifest]:
-    """Every dataset of the study, made or found."""
-    from cluster.driver import driver
+    """Return the manifest of every dataset of the study, made or found."""
+    from cluster.driver.prepare_stage import prepare_dataset
 
     manifests = {}
     for folder, config in planned.datasets().items():
-        manifests[folder] = manifest = driver.prepare_dataset(config, view)
+        manifests[folder] = manifest = prepare_dataset(config, view)
         if not manifest.counts.validation_targets:
             raise UserError(
                 f"dataset {folder}: has no validation targets, by which a study ranks; use more logs, or another split"
             )
+        refuse_without_positives(config, planned.study.metric, manifest)
     return manifests
+
+
+def refuse_without_positives(config: Config, metric: str, manifest: Manifest) -> None:
+    """Raise UserError if a ranker's metric needs positives of its label and the validation split has none, before anything runs."""
+    name, _, label = metric.partition("/")
+    if not isinstance(config.model, RankingConfig) or name == "logloss":
+        return
+    labels = tuple(learned_labels(config.model, config.logs.labels))
+    label = label or labels[0]
+    if not manifest.labels["positives"][label]["validation"]:
+        raise UserError(
+            f"dataset {config.dataset_dir}: no impression of the validation split has a {label} above 0, so study.metric = "
+            f"{metric!r} is not defined there; use more logs, another split, or study.metric = "
+            f'"{name_among(f"logloss/{label}", labels)}"'
+        )
 
 
 def _splits(planned: Plan, manifest: Manifest) -> "tuple[Split, ...]":
@@ -106,7 +125,7 @@ def _splits(planned: Plan, manifest: Manifest) -> "tuple[Split, ...]":
 
 
 def _sorted_out(planned: Plan, manifests: dict[Path, Manifest]) -> "tuple[list[Task], dict[str, Record]]":
-    """The trials that are to be run, as tasks, and the records of those that are done."""
+    """Return the pending trials as tasks, and the records of the finished ones."""
     from cluster.study.trial import Task
 
     tasks, done = [], {}
@@ -118,42 +137,46 @@ def _sorted_out(planned: Plan, manifests: dict[Path, Manifest]) -> "tuple[list[T
         if record is not None and is_current(record, trial.config.run_dir, digest, splits):
             done[trial.name] = record
         else:
-            tasks.append(Task(trial, digest, splits, planned.study.keep_checkpoints))
+            metric = metric_in(trial.config, planned.study.metric)
+            tasks.append(Task(trial, digest, splits, planned.study.keep_checkpoints, metric))
     return tasks, done
 
 
 def dry_run(planned: Plan) -> list[dict[str, Any]]:
-    """One line per point: settings, parameters, FLOPs; nothing is run or written."""
+    """Return one line per point with settings, parameters and FLOPs; nothing is run or written."""
     costs = costs_of_points(planned)
     return [
         {
             "point": point.title,
             "settings": point.settings,
             "trials": [trial.name for trial in planned.of_point(number)],
-            "costs": asdict(cost),
+            "costs": cost.values(),
         }
         for number, (point, cost) in enumerate(zip(planned.points, costs, strict=True))
     ]
 
 
 def print_dry_run(planned: Plan, lines: list[dict[str, Any]], console: Console) -> None:
-    table = _plain_table()
+    table, unit = _plain_table(), unit_of(planned.trials[0].config)
     table.add_column("point")
-    for heading in ("trials", "dense parameters", "table parameters", "forward FLOPs/event", "training FLOPs/event"):
+    for heading in (
+        "trials",
+        "dense parameters",
+        "table parameters",
+        f"forward FLOPs per {unit}",
+        f"training FLOPs per {unit}",
+    ):
         table.add_column(heading, justify="right")
+    names = ("dense_parameters", "table_parameters", f"forward_flops_per_{unit}", f"training_flops_per_{unit}")
     for line in lines:
-        figures = [
-            f"{line['costs'][name]:,.0f}"
-            for name in ("dense_parameters", "table_parameters", "forward_flops_per_event", "training_flops_per_event")
-        ]
+        figures = [f"{line['costs'][name]:,.0f}" for name in names]
         table.add_row(line["point"], str(len(line["trials"])), *figures)
     console.print(table)
     if any(line["costs"]["assumed"] for line in lines):
         given = planned.study.assumed
         history = f"{given.history} events" if given.history else "model.max_history events"
-        note = (
-            f"the dataset is not prepared: {given.items:,} items and histories of {history} are assumed (study.assumed)"
-        )
+        shown = f" with {given.impressions} impressions each" if unit == "impression" else ""
+        note = f"the dataset is not prepared: {given.items:,} items and histories of {history}{shown} are assumed (study.assumed)"
         console.print(f"note: {note}", highlight=False, soft_wrap=True)
     number = len(planned.trials)
     text = f"{len(planned.points)} points with {len(planned.study.seeds)} seeds: {number} trials in {planned.file.folder}/trials"
@@ -161,17 +184,17 @@ def print_dry_run(planned: Plan, lines: list[dict[str, Any]], console: Console) 
 
 
 def print_for_people(answer: Answer, console: Console) -> None:
-    """The table in short, failures, and where the whole lies."""
+    """Print a short table, the failures, and the path of the full results."""
     table = _plain_table()
     table.add_column("point", min_width=12)
-    for heading in outputs.named(outputs.BRIEF_HEADINGS, answer.summary.metric):
+    for heading in outputs.named(outputs.BRIEF_HEADINGS, answer.summary):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in answer.summary.rows:
         table.add_row(row.title, *outputs.brief_cells(row))
     console.print(table)
     if answer.summary.effects:
         effects = _plain_table()
-        for place, heading in enumerate(outputs.named(outputs.EFFECT_HEADINGS, answer.summary.metric)):
+        for place, heading in enumerate(outputs.named(outputs.EFFECT_HEADINGS, answer.summary)):
             effects.add_column(heading, justify="left" if place < 2 else "right")
         for effect in answer.summary.effects:
             effects.add_row(*outputs.effect_cells(effect))
@@ -186,7 +209,7 @@ def _plain_table() -> Table:
 
 
 def json_of(answer: Answer) -> dict[str, Any]:
-    """One object for programs: results.json, and what this command did."""
+    """Return one object for programs: results.json, and what this command did."""
     return {
         **outputs.results_values(answer.plan, answer.summary),
         "ran": answer.ran,

@@ -1,6 +1,6 @@
 """Settings of a study: which settings vary, over which seeds, and by which metric the outcome is judged. No torch, no ray.
 
-A study file is a run's config, in part or by `base`, and a [study] beside it:
+A study file is a run's config, in part or by `base`, and a [study] section:
 
     base = "movielens100k_sasrec.toml"      # relative to this file; sections given here are merged over it
     [study]
@@ -16,9 +16,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from cluster.config.defaults import metric_of_rankers
 from cluster.config.file import apply_override, read_values
 from cluster.config.run_config import explain
 from trainer.errors import UserError
+from trainer.tasks.metrics import METRICS, selection_pattern
 
 Value = Any  # what a setting of the config may be is for the config to say
 
@@ -71,6 +73,9 @@ class AssumedConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     items: int = Field(10_000, ge=1, description="items of the catalogue")
     history: int | None = Field(None, ge=1, description="events of a history; none takes model.max_history")
+    impressions: int = Field(
+        10, ge=1, description="of a ranker: impressions of a user, all after the events of the history"
+    )
 
 
 class StudyConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -85,8 +90,9 @@ class StudyConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     metric: str = Field(
         "ndcg@10",
-        pattern=r"^(hr|ndcg)@[1-9][0-9]*$|^mrr$",
-        description="by which variants are ranked, on the validation split",
+        pattern="|".join(selection_pattern(task) for task in METRICS),
+        description="metric of the validation split that ranks the points: hr@K, ndcg@K, recall@K, map@K or mrr; of rankers auc, "
+        "gauc, logloss or ne (less is better for both), with several labels as in auc/click (default: auc of the first label)",
     )
     test: bool = Field(
         True, description="also evaluate every finished trial on the test split, once; no rank depends on it"
@@ -151,6 +157,9 @@ def read_study(path: str | Path, overrides: list[str] | None = None) -> StudyFil
     settings = values.pop("study", None)
     if not isinstance(settings, dict):
         raise UserError(f"study {path}: has no [study]; a single config is run by `shoal run {path}`")
+    metric = metric_of_rankers(values)
+    if metric is not None:
+        settings = {"metric": metric, **settings}
     try:
         study = StudyConfig.model_validate(settings)
     except ValidationError as error:
@@ -159,7 +168,7 @@ def read_study(path: str | Path, overrides: list[str] | None = None) -> StudyFil
 
 
 def with_settings(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """A copy with config keys such as "model.encoder.num_blocks" set. Raises ValueError where a key leads through a value."""
+    """Return a copy with config keys such as "model.encoder.num_blocks" set. Raises ValueError if a key leads through a value."""
     result = copy.deepcopy(values)
     for key, value in settings.items():
         *sections, name = key.split(".")

@@ -29,7 +29,7 @@ class Effect:
 
 
 def effects(plan: Plan, finished: Mapping[str, Finished]) -> tuple[Effect, ...]:
-    """Of every setting with several values, in the order of the study; none unless there are two such settings.
+    """Return the effects of every setting with several values, in the order of the study; empty unless there are two such settings.
 
     finished: by name of the trial.
     """
@@ -45,7 +45,7 @@ def effects(plan: Plan, finished: Mapping[str, Finished]) -> tuple[Effect, ...]:
 
 
 def _varied(plan: Plan) -> dict[str, list[Any]]:
-    """By setting with several values: its value at each point."""
+    """Return, for each setting with several values, its value at each point."""
     varied = {}
     if len(plan.study.variants) > 1:
         varied[VARIANT] = [point.label for point in plan.points]

@@ -7,6 +7,7 @@ fails reports it as a result; the others go on.
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import threading
@@ -33,7 +34,7 @@ def run_tasks(tasks: list[Task], limit: int, view: View) -> dict[str, Record]:
     """Run trials, at most `limit` side by side; by name, how each ended. Ray must be initialised."""
     progress = _Progress(tasks, view)
     storage = temporary_storage()
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are told by name, once
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are printed by name, once
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trainable, tasks=tasks, folder=os.getcwd()), ACTOR),
         param_space={"number": tune.grid_search(list(range(len(tasks))))},
@@ -47,7 +48,7 @@ def run_tasks(tasks: list[Task], limit: int, view: View) -> dict[str, Record]:
         while fitting.is_alive():  # not in this thread, where Ray Tune would take Ctrl-C for itself
             fitting.join(timeout=JOIN_SECONDS)
     finally:
-        view.done()
+        view.clear()
         shutil.rmtree(storage, ignore_errors=True)
     if raised:
         raise raised[0]
@@ -55,7 +56,7 @@ def run_tasks(tasks: list[Task], limit: int, view: View) -> dict[str, Record]:
 
 
 def most_at_once(clusters: list[ClusterConfig]) -> int:
-    """How many trials the cluster holds at a time, each as large as the largest of them. Ray must be initialised."""
+    """Return how many trials the cluster holds at a time, if each is as large as the largest. Ray must be initialised."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return min(_fitting(nodes, cluster) for cluster in clusters)
 
@@ -102,20 +103,20 @@ class _Progress(tune.Callback):  # type: ignore[misc]
         self._view = view
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ray Tune saves what it was given, to restore it. A study is continued from its trials' folders instead."""
+        """Save nothing: Ray Tune would restore this object, but a study resumes from its trials' folders instead."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._view.say(f"{self._name(trial)}: started")
+        self._view.print_line(f"{self._name(trial)}: started")
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         found = result.get("validation")
         if found is not None:
-            metric = "ndcg@10" if "ndcg@10" in found else "mrr"
-            text = f"{self._name(trial)}: step {found['step']:,}, {metric} {found[metric]:.4f}"
-            self._view.advance("study", len(self.ended), len(self._tasks), text)
+            metric = self._tasks[trial.config["number"]].metric
+            text = f"{self._name(trial)}: step {found['step']:,}, {metric} {_figure(found[metric])}"
+            self._view.update("study", len(self.ended), len(self._tasks), text)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         values = (trial.last_result or {}).get("record")
@@ -130,13 +131,17 @@ class _Progress(tune.Callback):  # type: ignore[misc]
             record = Record("failed", task.digest, reason="its process died, perhaps for want of memory")
         self.ended[task.trial.name] = record
         what = f"done, step {record.steps:,}" if record.status == "done" else f"failed: {record.reason}"
-        self._view.say(f"{task.trial.name}: {what}   ({len(self.ended)} of {len(self._tasks)})")
+        self._view.print_line(f"{task.trial.name}: {what}   ({len(self.ended)} of {len(self._tasks)})")
 
     def _name(self, trial: Any) -> str:
         return str(self._tasks[trial.config["number"]].trial.name)
 
 
+def _figure(value: float) -> str:
+    return "is not defined" if math.isnan(value) else f"{value:.4f}"
+
+
 def in_order(tasks: list[Task]) -> list[Task]:
-    """Seed by seed, so that all points have a first result early, and a change of the machine's load meets them alike."""
+    """Order tasks seed by seed, so that all points have a first result early and share changes of the machine's load."""
     seeds = list(dict.fromkeys(task.trial.seed for task in tasks))
     return sorted(tasks, key=lambda task: (seeds.index(task.trial.seed), task.trial.point))

@@ -1,4 +1,4 @@
-"""What a trial notes in its run folder beside the run's own files: trial.json. No torch, no ray."""
+"""Trial record: trial.json in the run folder of a trial. No torch, no ray."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -8,35 +8,32 @@ from typing import Any, Literal
 
 from cluster.study.trials import Trial, what_it_is
 from trainer.errors import UserError
-from trainer.evaluation.outputs import FIGURES_VERSION
 from trainer.storage.files import digest_of, hash_file, write_json_atomically
+from trainer.tasks.outputs import FIGURES_VERSION
 
 FILE = "trial.json"
 
 
 @dataclass(frozen=True)
 class Record:
-    """status: "done" once everything was evaluated; digest: of settings and dataset, for which that holds.
+    """What a trial came to, over all its attempts."""
 
-    attempts: times that it was started; train_seconds: of the training loop, validation and checkpoints included, over all
-    attempts in which it came to its end; events_per_second: input events that all workers trained, of the last attempt;
-    peak_bytes: the largest memory of a worker; results: hashes of the files with its figures.
-    """
-
-    status: Literal["running", "done", "failed"]
-    digest: str
-    attempts: int = 0
+    status: Literal["running", "done", "failed"]  # done once everything was evaluated
+    digest: str  # of settings and dataset, for which that holds
+    attempts: int = 0  # times that it was started
+    # Of the training loop, validation and checkpoints included, over all attempts in which it came to its end.
     train_seconds: float = 0.0
-    events_per_second: float | None = None
-    peak_bytes: int | None = None
+    events_per_second: float | None = None  # input events that all workers trained, of the last attempt
+    peak_bytes: int | None = None  # the largest memory of a worker
     steps: int = 0
     best_step: int | None = None
     reason: str = ""
-    results: dict[str, str] = field(default_factory=dict)
+    results: dict[str, str] = field(default_factory=dict)  # hashes of the files with its figures
+    targets_per_second: float | None = None  # as events_per_second; of a ranker, impressions
 
 
 def digest_for(trial: Trial, dataset_digest: str, splits: list[str]) -> str:
-    """Of all that decides a trial's results."""
+    """Return the digest of everything that decides a trial's results."""
     settings = what_it_is(trial.config)
     return digest_of({"settings": settings, "dataset": dataset_digest, "splits": splits, "version": FIGURES_VERSION})
 
@@ -73,7 +70,7 @@ def write_record(run_dir: Path, record: Record) -> None:
 
 
 def begun(before: Record | None, digest: str) -> Record:
-    """The record of a further attempt. What an attempt at other settings left does not count."""
+    """Return the record of a further attempt. An attempt with other settings does not count."""
     if before is None or before.digest != digest:
         return Record("running", digest, attempts=1)
     return replace(before, status="running", attempts=before.attempts + 1, reason="", results={})

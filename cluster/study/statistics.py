@@ -6,7 +6,7 @@ of the metric, or of its difference (trainer.evaluation.confidence).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,35 +18,48 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its 95 % intervals; `over_seeds` is none for a single seed, `over_users` where users are not known."""
+    """A mean with its 95 % intervals."""
 
-    mean: float
-    over_seeds: tuple[float, float] | None
-    over_users: tuple[float, float] | None
+    mean: float  # NaN where a seed has no value
+    over_seeds: tuple[float, float] | None  # None for a single seed
+    over_users: tuple[float, float] | None  # None where users are not known
+
+    @property
+    def is_defined(self) -> bool:
+        """Whether there is a mean. One that is not defined is shown as missing, and is never the best."""
+        return not math.isnan(self.mean)
 
 
-def estimate(of_seeds: Sequence[float], of_users: np.ndarray | None, within: Range) -> Estimate:
+def estimate(
+    of_seeds: Sequence[float],
+    of_users: np.ndarray | None,
+    within: Range,
+    interval: Callable[[np.ndarray, Range], tuple[float, float]] = mean_interval,
+) -> Estimate:
     """Return the mean over seeds with its intervals.
 
     Args:
         of_seeds: a number per seed, or differences.
         of_users: (seeds, users) the same by user.
         within: the values that the mean can take.
+        interval: of the mean of (users,) such numbers: independent values, or users' shares in a metric.
     """
     values = np.asarray(of_seeds, dtype=np.float64)
     mean = float(values.mean())
+    if math.isnan(mean):
+        return Estimate(mean, None, None)
     over_seeds = None
     if values.size > 1:
         error = float(values.std(ddof=1)) / math.sqrt(values.size)
         over_seeds = score_interval(mean, error, within, quantile=student_quantile(values.size - 1))
     over_users = None
     if of_users is not None and of_users.shape[1] > 1:
-        over_users = mean_interval(of_users.mean(axis=0), within)
+        over_users = interval(of_users.mean(axis=0), within)
     return Estimate(mean, over_seeds, over_users)
 
 
 def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """t with P(-t <= T <= t) = confidence for Student's T with a whole number of degrees of freedom, by bisection."""
+    """Return t with P(-t <= T <= t) = confidence for Student's T with a whole number of degrees of freedom, by bisection."""
     low, high = 0.0, 1.0
     while _within(high, degrees) < confidence:
         high *= 2.0
@@ -57,7 +70,7 @@ def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
 
 
 def _within(t: float, degrees: int) -> float:
-    """P(-t <= T <= t), a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    """Return P(-t <= T <= t), a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(degrees))
     cosine, sine = math.cos(angle), math.sin(angle)
     if degrees % 2 == 0:
@@ -74,7 +87,10 @@ def _within(t: float, degrees: int) -> float:
 
 
 def pareto_front(costs: Sequence[float], qualities: Sequence[float]) -> list[int]:
-    """Places of the points that no other one beats, which costs no more and is no worse, and better in one; cheapest first."""
+    """Return the indices of the points that no other point dominates, cheapest first.
+
+    A point dominates another if it costs no more, is no worse, and is better in one of the two.
+    """
     front: list[int] = []
     best = -math.inf
     for place in sorted(range(len(costs)), key=lambda k: (costs[k], -qualities[k])):

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from cluster.driver import driver
 from cluster.driver.progress import View, plain_console
-from cluster.driver.run_folder import locked
+from cluster.driver.run_lock import locked
+from cluster.errors import RunFailedError
 from cluster.study.record import Record, begun, read_record, results_of, write_record
 from cluster.study.trials import Trial
 from trainer.data.dataset.splits import Split
@@ -26,12 +27,13 @@ OnValidation = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Task:
-    """A trial, the digest under which it counts as done, and the splits to evaluate."""
+    """A trial that is to be run."""
 
     trial: Trial
-    digest: str
-    splits: tuple[Split, ...]
+    digest: str  # under which it counts as done
+    splits: tuple[Split, ...]  # to evaluate
     keep_checkpoints: bool
+    metric: str  # that is shown while it runs, as its evaluation calls it
 
 
 class _Watch(View):
@@ -53,14 +55,14 @@ class _Watch(View):
 
 
 def run_trial(task: Task, on_validation: OnValidation) -> Record:
-    """Train and evaluate; what fails is told in the record, and not raised. A trial that was stopped goes on."""
+    """Train and evaluate, or resume a stopped trial. Failures are recorded, not raised."""
     run_dir = task.trial.config.run_dir
     try:
         with locked(run_dir):  # makes the folder, and sees that nobody else writes there
             record = begun(read_record(run_dir), task.digest)
             write_record(run_dir, record)
         record = _run(task, record, on_validation)
-    except (UserError, driver.RunFailedError) as error:
+    except (UserError, RunFailedError) as error:
         return Record("failed", task.digest, reason=str(error))
     except OSError as error:  # the record itself could perhaps not be written
         return Record("failed", task.digest, reason=disk_refusal(error) or repr(error))
@@ -78,19 +80,22 @@ def _run(task: Task, record: Record, on_validation: OnValidation) -> Record:
             results = results_of(run_dir, task.splits)
             record = replace(record, status="done", steps=outcome.step, best_step=outcome.best_step, results=results)
         except Exception as error:  # noqa: BLE001 - a process boundary: one trial's failure must not end the others
-            message = str(error) if isinstance(error, UserError | driver.RunFailedError) else repr(error)
-            watch.say(f"failed: {message}")
+            message = str(error) if isinstance(error, UserError | RunFailedError) else repr(error)
+            watch.print_line(f"failed: {message}")
             record = replace(record, status="failed", reason=message)
     record = replace(
         record,
         train_seconds=record.train_seconds + watch.seconds,
         peak_bytes=max((n for n in (record.peak_bytes, watch.peak_bytes) if n is not None), default=None),
-        events_per_second=_speed(task) or record.events_per_second,
+        events_per_second=_speed(task, "events") or record.events_per_second,
+        targets_per_second=_speed(task, "targets") or record.targets_per_second,
     )
     write_record(run_dir, record)
     return record
 
 
-def _speed(task: Task) -> float | None:
+def _speed(task: Task, what: str) -> float | None:
+    """Return the last measured speed; None where there is none, also of a run of an earlier version."""
     lines = [line for line in read_metrics(task.trial.config.run_dir / "metrics.jsonl") if line["kind"] == "train"]
-    return float(lines[-1]["events_per_second"]) if lines else None
+    speed: float | None = lines[-1].get(f"{what}_per_second") if lines else None
+    return speed

@@ -15,9 +15,12 @@ import numpy as np
 
 from cluster.config.run_config import Config, check_config, identity, is_among
 from cluster.study.config import RangeConfig, StudyConfig, StudyFile, with_settings
+from models.ranking.config import RankingConfig, learned_labels
 from trainer.errors import UserError
+from trainer.evaluation.ranking.names import name_among
 from trainer.settings import changed_settings
 from trainer.storage.files import digest_of
+from trainer.tasks.metrics import selection_names
 
 # What a study sets itself.
 RESERVED = ("run", "study", "base")
@@ -55,7 +58,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Plan:
-    """All points and trials, those of one point beside each other."""
+    """Points and trials of a study, sorted by point."""
 
     file: StudyFile
     points: tuple[Point, ...]
@@ -69,12 +72,12 @@ class Plan:
         return [trial for trial in self.trials if trial.point == number]
 
     def datasets(self) -> dict[Path, Config]:
-        """Each dataset that is trained on, with a config that prepares it."""
+        """Return each dataset that is trained on, with a config that prepares it."""
         return {trial.config.dataset_dir: trial.config for trial in reversed(self.trials)}
 
 
 def plan_trials(file: StudyFile) -> Plan:
-    """Raises UserError with all that is wrong: keys, values, two points that are the same, trials of another study."""
+    """Return the plan of a study. Raises UserError that lists every error: keys, values, equal points, trials of another study."""
     study = file.study
     points = _points(study)
     number = len(points) * len(study.seeds)
@@ -86,7 +89,7 @@ def plan_trials(file: StudyFile) -> Plan:
     complaints: list[str] = []
     trials: list[Trial] = []
     names: dict[str, int] = {}  # of folders, and below digests: the first point that has it
-    alike: dict[str, int] = {}
+    first_of: dict[str, int] = {}
     for place, point in enumerate(points):
         try:
             configs = [_config_of(file, point, seed) for seed in study.seeds]
@@ -94,7 +97,7 @@ def plan_trials(file: StudyFile) -> Plan:
             complaints.append(f"{point.name}: {error}")
             continue
         slug = _slug(point.name)
-        same = alike.setdefault(digest_of(what_it_is(configs[0])), place)
+        same = first_of.setdefault(digest_of(what_it_is(configs[0])), place)
         namesake = names.setdefault(slug, place)
         if same != place:
             complaints.append(f"{point.name}: is the same run as {points[same].name}")
@@ -113,14 +116,34 @@ def plan_trials(file: StudyFile) -> Plan:
 
 
 def _metric_complaint(study: StudyConfig, trials: list[Trial]) -> list[str]:
-    _, _, cut_off = study.metric.partition("@")
-    if cut_off and any(int(cut_off) not in trial.config.evaluate.ks for trial in trials):
-        return [f"study.metric = {study.metric!r} needs {cut_off} among evaluate.ks"]
+    """Return what is wrong with the metric: the first trial that is not measured by it says it for all that have its metrics."""
+    setting = f"study.metric = {study.metric!r}"
+    for trial in trials:
+        measured = metrics_of(trial.config)
+        if metric_in(trial.config, study.metric) in measured:
+            continue
+        _, _, cut_off = study.metric.partition("@")
+        if cut_off and not isinstance(trial.config.model, RankingConfig):
+            return [f"{setting} needs {cut_off} among evaluate.ks"]
+        return [f"{setting} is no metric of {trial.name}; its model has {', '.join(measured)}"]
     return []
 
 
+def metrics_of(config: Config) -> list[str]:
+    """Return the metrics by which trials of a config can be ranked, as its evaluation calls them."""
+    labels = tuple(learned_labels(config.model, config.logs.labels)) if isinstance(config.model, RankingConfig) else ()
+    return selection_names(config.model.task, config.evaluate.ks, labels)
+
+
+def metric_in(config: Config, metric: str) -> str:
+    """Return what the evaluation of a config calls a metric of the study. A model of one label leaves the label out."""
+    if not isinstance(config.model, RankingConfig):
+        return metric
+    return name_among(metric, tuple(learned_labels(config.model, config.logs.labels)))
+
+
 def refuse_other_trials(plan: Plan) -> None:
-    """Raises UserError if a trial's folder holds a run with other settings than the study asks for."""
+    """Raise UserError if a trial's folder holds a run with other settings than the study asks for."""
     for trial in plan.trials:
         path = trial.config.run_dir / "config.json"
         try:
@@ -139,7 +162,7 @@ def refuse_other_trials(plan: Plan) -> None:
 
 
 def what_it_is(config: Config) -> dict[str, Any]:
-    """The flat settings that decide a trial's results. The end of training belongs to them: trials are compared."""
+    """Return the flat settings that decide a trial's results. They include the end of training, because trials are compared."""
     from trainer.settings import flatten
 
     ends = ("train.epochs", "train.max_steps", "train.evaluate_every_epochs", "train.early_stopping", "evaluate.*")
@@ -190,12 +213,12 @@ def _draw(range_: RangeConfig, generator: np.random.Generator) -> Any:
 
 
 def _rounded(value: float) -> float:
-    """Four digits: what is printed is what is run."""
+    """Round to four digits, so that the printed value is the value that is run."""
     return float(f"{value:.4g}")
 
 
 def _config_of(file: StudyFile, point: Point, seed: int) -> Config:
-    """Raises UserError with what is wrong with the point's settings."""
+    """Return the config of a point. Raises UserError that says what is wrong with its settings."""
     for key in point.settings:
         if is_among(key, RESERVED):
             raise UserError(f"{key}: a study sets [run] itself; seeds come from study.seeds")
@@ -209,7 +232,10 @@ def _config_of(file: StudyFile, point: Point, seed: int) -> Config:
 
 
 def _on_datasets(file: StudyFile, trials: list[Trial]) -> Iterator[Trial]:
-    """The first dataset is study.dir/dataset, or run.dataset; one made of other settings gets a folder by their hash."""
+    """Set the dataset of each trial.
+
+    The first dataset is study.dir/dataset, or run.dataset; one with other settings gets a folder named by their hash.
+    """
     folders: dict[str, str] = {}
     for trial in trials:
         flat = what_it_is(trial.config)
@@ -222,7 +248,7 @@ def _on_datasets(file: StudyFile, trials: list[Trial]) -> Iterator[Trial]:
 
 
 def short_names(keys: list[str]) -> dict[str, str]:
-    """For each config key, as many of its last parts as tell it from the others: encoder.num_blocks and num_blocks."""
+    """Return, for each config key, as many of its last parts as tell it from the others: encoder.num_blocks and num_blocks."""
     found = {}
     for key in keys:
         parts = key.split(".")
@@ -235,7 +261,7 @@ def short_names(keys: list[str]) -> dict[str, str]:
 
 
 def _named(key: str, value: Any) -> str:
-    """ "num_blocks 2", but of kinds the kind alone."""
+    """Return a setting as text: "num_blocks 2", but for kinds the kind alone."""
     return _shown(value) if key == "kind" or isinstance(value, dict) else f"{key} {_shown(value)}"
 
 

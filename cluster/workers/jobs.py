@@ -1,7 +1,7 @@
-"""The works of a run, as every worker does them: training, and evaluation of a checkpoint.
+"""Jobs of a run, as each worker runs them: training, and evaluation of a checkpoint.
 
-The driver only names them. What they need, torch and TorchRec above all, is imported where they run: it would take the driver
-seconds, before it has said a word.
+The driver only refers to them. Torch and TorchRec are imported inside the functions, because importing them would delay the
+driver's first output by seconds.
 """
 
 from __future__ import annotations
@@ -11,59 +11,70 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.errors import CheckpointError
 from trainer.job import Channel, Job, Outcome
 
 if TYPE_CHECKING:
-    from sharding.world import Ranks
+    from sharding.world import World
 
 
-def train(job: Job, ranks: Ranks, channel: Channel) -> Outcome:
-    """Train to the end, or until asked to stop, and say what it took."""
+def train(job: Job, world: World, channel: Channel) -> Outcome:
+    """Train to the end, or until asked to stop, and report peak memory and time."""
     from trainer.loop.memory import forget_peak, peak_bytes
     from trainer.loop.train import Training
 
-    forget_peak(ranks.device)
-    training, started = Training(job, ranks, channel), time.monotonic()
+    forget_peak(world.device)
+    _announce("train: building the model and sharding its tables", world, channel)
+    training = Training(job, world, channel)
+    started = time.monotonic()
     outcome = training.run()
-    used = {"peak_bytes": peak_bytes(ranks.device), "seconds": time.monotonic() - started}
-    channel.send({"kind": "resources", "rank": ranks.rank, **used})
+    used = {"peak_bytes": peak_bytes(world.device), "seconds": time.monotonic() - started}
+    channel.send({"kind": "resources", "rank": world.rank, **used})
     return outcome
 
 
 @dataclass(frozen=True)
-class ToEvaluate:
-    """A checkpoint, and of each split that it is evaluated on the folder for what the ranks find."""
+class EvaluationJob:
+    """Evaluation of a checkpoint on one or more splits."""
 
     job: Job
-    found: Found
+    checkpoint: StoredCheckpoint
+    # Per split, the folder for the workers' partial results.
     parts: dict[Split, Path]
 
 
-def evaluate(work: ToEvaluate, ranks: Ranks, channel: Channel) -> None:
-    """Raises CheckpointError if the checkpoint is of another dataset."""
+def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
+    """Evaluate a checkpoint, and write partial results. Raises CheckpointError if it was trained on another dataset."""
     from trainer.checkpoint.finite import refuse_broken_checkpoint
     from trainer.checkpoint.keys import tensors_of
     from trainer.loop.build import build_model, load_to_use
-    from trainer.tasks.day_by_day import is_of
+    from trainer.tasks.daily_training import same_dataset
 
-    job = work.job
+    job = evaluation.job
+    checkpoint = evaluation.checkpoint
     manifest = read_manifest(job.dataset_dir)
-    if not is_of(work.found.manifest, manifest):
+    if not same_dataset(checkpoint.manifest, manifest):
         raise CheckpointError(
-            f"checkpoint {work.found.path} was made from another dataset than {job.dataset_dir}; "
+            f"checkpoint {checkpoint.path} was made from another dataset than {job.dataset_dir}; "
             "evaluate it on its own (run.dataset)"
         )
 
     def on_batch(done: int, total: int) -> None:
-        if ranks.is_first:
+        if world.is_first:
             channel.send({"kind": "evaluate", "done": done, "total": total})
 
-    built = build_model(job, manifest, ranks)
-    load_to_use(work.found, built)
-    refuse_broken_checkpoint(work.found, tensors_of(built.placed, built.tables, None), ranks)
-    for split, parts in work.parts.items():
-        built.task.write_parts(split, built.model, ranks, built.dynamic, parts, on_batch)
+    _announce(f"evaluate: building the model of {checkpoint.path.name}", world, channel)
+    built = build_model(job, manifest, world)
+    load_to_use(checkpoint, built)
+    refuse_broken_checkpoint(checkpoint, tensors_of(built.sharded_model, built.tables, None), world)
+    for split, parts in evaluation.parts.items():
+        built.task.write_parts(split, built.model, world, built.dynamic, parts, on_batch)
+
+
+def _announce(text: str, world: World, channel: Channel) -> None:
+    """Send a line that names a phase without progress, from the first rank."""
+    if world.is_first:
+        channel.send({"kind": "phase", "text": text})

@@ -1,4 +1,4 @@
-"""How Ray Train is asked for workers: its trainer, without the actors that Shoal has no use for."""
+"""Ray Train's trainer, without the actors that Shoal does not use."""
 
 import math
 import uuid
@@ -15,9 +15,9 @@ from cluster.workers.worker import serve
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer without the actor that shares out datasets of Ray Data, which no worker asks for: Shoal streams its own.
+    """Ray's trainer without the actor that distributes datasets of Ray Data: Shoal streams its own.
 
-    An actor is a process, which takes seconds to start and as much memory as Ray's own modules.
+    An actor is a process, which takes seconds to start and as much memory as Ray's modules.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -25,11 +25,11 @@ class _Trainer(TorchTrainer):
 
 
 class _LocalTrainer(_Trainer):
-    """Also without the actor that removes the workers' placement group once it believes the controller dead.
+    """Trainer for a session on this machine: also without the actor that cleans up the workers' placement group.
 
-    That actor asks Ray's state API, which needs a dashboard. In a session on this machine there is none, so the question goes to
-    the dashboard of whatever other cluster was started here last; that one has never heard of our controller, and a healthy
-    training is ended (Ray 2.60). A session on this machine is cleaned up when it ends; on a cluster that actor is kept.
+    That actor asks Ray's state API whether the controller is alive, and the API needs a dashboard. A session on this machine has
+    none, so the question goes to the dashboard of the cluster that was last started here. That cluster does not know our
+    controller, and a healthy training is ended (Ray 2.60). On a cluster the actor is kept.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -37,15 +37,15 @@ class _LocalTrainer(_Trainer):
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
-def make_trainer(config: ClusterConfig, monitor: Any, storage: str) -> TorchTrainer:
-    """A trainer whose workers serve what `monitor` is given, in one process group; it keeps its own files in `storage`."""
+def make_trainer(config: ClusterConfig, mailbox: Any, storage: str) -> TorchTrainer:
+    """Return a trainer with workers that run the jobs of `mailbox` in one process group; its own files go to `storage`."""
     trainer_class = _LocalTrainer if config.address is None else _Trainer
     return trainer_class(
         serve,
-        train_loop_config={"monitor": monitor, "threads": config.cpus_per_worker},
+        train_loop_config={"mailbox": mailbox, "threads": config.cpus_per_worker},
         torch_config=TorchConfig(
             backend="nccl" if config.gpus_per_worker else "gloo",
-            # Ray takes whole seconds. A part of one is rounded up, because no time at all would fail at once.
+            # Ray takes whole seconds. Fractions are rounded up, because a timeout of zero would fail at once.
             timeout_s=math.ceil(config.collective_timeout_seconds),
         ),
         scaling_config=ScalingConfig(
@@ -54,7 +54,7 @@ def make_trainer(config: ClusterConfig, monitor: Any, storage: str) -> TorchTrai
             resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
         ),
         run_config=RunConfig(
-            # A fresh name each time: Ray would take a finished name for finished work and train nothing.
+            # A fresh name each time: with the name of a finished run Ray would train nothing.
             name=f"shoal-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}",
             storage_path=storage,
             failure_config=FailureConfig(max_failures=0),

@@ -1,8 +1,7 @@
-"""What every worker runs: the works that the driver gives, one after another.
+"""Worker: runs the driver's jobs, one after another.
 
-Starting a worker takes far longer than giving it something to do, because its process has to import torch, TorchRec and
-fbgemm. So it is kept for the next work, and ends when it is told that there is no more. The driver, which names this, does
-without them.
+Starting a worker takes much longer than sending it a job, because its process imports torch, TorchRec and fbgemm. A worker is
+therefore kept for the next job, and ends when there are no more. The driver imports this module, so those imports are local.
 """
 
 from __future__ import annotations
@@ -24,68 +23,69 @@ from trainer.job import Channel
 from trainer.storage.files import disk_refusal
 
 if TYPE_CHECKING:
-    from sharding.world import Ranks
+    from sharding.world import World
 
 POLL_SECONDS = 0.2
 
-# (argument, ranks, channel) -> the rank's result.
-WorkerFunction = Callable[[Any, "Ranks", Channel], Any]
+# (argument, world, channel) -> the rank's result.
+WorkerFunction = Callable[[Any, "World", Channel], Any]
 
 
 def serve(payload: dict[str, Any]) -> None:
-    """Do one work after another until there is no more; in a thread of Ray Train's actor."""
+    """Run one job after another until there are no more. Runs in a thread of Ray Train's actor."""
     import ray.train
 
-    monitor = payload["monitor"]
+    mailbox = payload["mailbox"]
     rank = ray.train.get_context().get_world_rank()
     try:
         import torch
         from ray.train.torch import get_device
 
-        from sharding.world import current_ranks
+        from sharding.world import current_world
         from trainer.loop.memory import keep_freed_memory, memory_trimmer
 
         device = get_device()
         if device.type == "cpu":
             torch.set_num_threads(payload["threads"])
             keep_freed_memory()
-        ranks = current_ranks(device)
+        world = current_world(device)
         release = memory_trimmer()
         done = 0
         while True:
-            number, work = ray.get(monitor.work.remote())
+            number, job = ray.get(mailbox.job.remote())
             if number == done:
                 time.sleep(POLL_SECONDS / 4)
                 continue
-            if work is None:
+            if job is None:
                 return
-            channel = Channel(send=lambda event: monitor.push.remote(event), stop_requested=_StopPoll(monitor))
-            ray.get(monitor.finish.remote(rank, _result_of(work, ranks, channel)))
+            channel = Channel(send=lambda event: mailbox.push.remote(event), stop_requested=_StopPoll(mailbox))
+            ray.get(mailbox.finish.remote(rank, _result_of(job, world, channel)))
             done = number
-            gc.collect()  # a model refers to itself: without this the next work would find the last one's in its way
+            gc.collect()  # a model refers to itself: without this it would still be in memory during the next job
             release()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-    except Exception as error:  # noqa: BLE001 - a process boundary: whatever it is, the driver must hear of it
+    except Exception as error:  # noqa: BLE001 - a process boundary: the driver must receive every error
         message = str(error) if isinstance(error, UserError | PlacementError) else None
         if isinstance(error, OSError):
             message = disk_refusal(error)
         cause = f"{type(error).__name__}: {first_line(error)}"
-        ray.get(monitor.fail.remote(WorkerFailure(rank, cause, message, traceback.format_exc())))
-        # Ray Train pickles what is raised here. The driver has the details from the monitor already.
+        ray.get(mailbox.fail.remote(WorkerFailure(rank, cause, message, traceback.format_exc())))
+        # Ray Train pickles the error that is raised here. The driver already has the details from the mailbox.
         raise picklable(error) from None
 
 
-def _result_of(pickled_work: bytes, ranks: Ranks, channel: Channel) -> bytes:
-    function, argument = cloudpickle.loads(pickled_work)
-    return pickle.dumps(function(argument, ranks, channel))
+def _result_of(pickled_job: bytes, world: World, channel: Channel) -> bytes:
+    """Run a job and return its pickled result."""
+    function, argument = cloudpickle.loads(pickled_job)
+    return pickle.dumps(function(argument, world, channel))
 
 
 class _StopPoll:
-    """Asks the monitor now and then whether to stop, without ever waiting for the answer."""
+    """Asks the mailbox from time to time whether to stop, without waiting for the answer."""
 
-    def __init__(self, monitor: Any) -> None:
-        self._monitor = monitor
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
         self._pending: Any = None
         self._asked = 0.0
         self._answer = False
@@ -96,5 +96,5 @@ class _StopPoll:
             self._answer = bool(ray.get(self._pending))
             self._pending = None
         if self._pending is None and now - self._asked > POLL_SECONDS:
-            self._pending, self._asked = self._monitor.stop_requested.remote(), now
+            self._pending, self._asked = self._mailbox.stop_requested.remote(), now
         return self._answer

@@ -11,10 +11,10 @@ Files:
     gpu.py              flash attention over packed histories, FlexAttention with biases
     layer.py            the sub-layer: projections, heads, gate, around all that
     normalise.py        softmax, SiLU, sparsemax, entmax
-    parts.py            what paths are given beside queries, keys and values
-    pieces.py           any form, a cache-sized piece of scores at a time, kept or computed again
     reference.py        what each part is, by definition
     rotary.py           rotary positions
     search.py           a few events for each candidate, by category or similarity
     target.py           target attention: what a candidate sees in its history
+    terms.py            what paths are given beside queries, keys and values
+    tiled.py            any form, a cache-sized piece of scores at a time, kept or computed again
 """

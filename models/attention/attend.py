@@ -15,12 +15,14 @@ from torch.nn import functional as F
 from models.attention.blocks import AttentionContext, Block
 from models.attention.candidates import CandidateBlock, CandidateContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
-from models.attention.parts import Attended, Parts
-from models.attention.pieces import are_kept, attend_in_pieces
+from models.attention.terms import Attended, AttentionTerms
+from models.attention.tiled import are_kept, tiled_attention
 from models.batches.jagged import JaggedLayout, padded, unpadded
 
 
-def attend(query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts) -> Attended:
+def attend(
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
+) -> Attended:
     """What each event sees, (N, C, H, V), and the penalty of the weights where it is wanted.
 
     Where candidates pass through beside the events they stand behind them in all tensors, (N + M, ...), or are all of the output.
@@ -45,7 +47,7 @@ def attend_to_events(
     key_NGK: Tensor,
     value_NGV: Tensor,
     context: CandidateContext,
-    parts: Parts,
+    parts: AttentionTerms,
     own: tuple[Tensor, ...] = (),
 ) -> Attended:
     """What each candidate sees of its history's events, (M, C, H, V); zeros if it sees nothing.
@@ -59,7 +61,7 @@ def attend_to_events(
 
 
 def _among_events(
-    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Attended:
     capability = torch.cuda.get_device_capability(query_NHK.device) if query_NHK.is_cuda else None
     match path_of(parts, query_NHK, value_NGV, capability, context.window(parts.config)):
@@ -76,7 +78,11 @@ def _among_events(
 
 
 def path_of(
-    parts: Parts, query_NHK: Tensor, value_NGV: Tensor, capability: tuple[int, int] | None, window: int | None = None
+    parts: AttentionTerms,
+    query_NHK: Tensor,
+    value_NGV: Tensor,
+    capability: tuple[int, int] | None,
+    window: int | None = None,
 ) -> Literal["flash", "plain", "flex", "plain_within", "pieces"]:
     """Choose the path by which events attend to events.
 
@@ -99,7 +105,7 @@ def _in_pieces(
     key_NGK: Tensor,
     value_NGV: Tensor,
     context: AttentionContext | CandidateContext,
-    parts: Parts,
+    parts: AttentionTerms,
     own: tuple[Tensor, ...] = (),
 ) -> Attended:
     blocks: Sequence[Block | CandidateBlock] = context.blocks(parts.config)
@@ -114,7 +120,7 @@ def _in_pieces(
     keep = are_kept(blocks, query_NHK.shape[1], parts)
     for block, query, key, value, *own_rows in zip(blocks, queries, keys, values, *theirs, strict=True):
         ages = context.ages(block, parts.time.form) if parts.time is not None else None  # type: ignore[arg-type]
-        attended, penalty_of_block = attend_in_pieces(query, key, value, block, ages, parts, tuple(own_rows), keep)
+        attended, penalty_of_block = tiled_attention(query, key, value, block, ages, parts, tuple(own_rows), keep)
         outputs.append(attended.permute(0, 3, 1, 2, 4))
         penalty = penalty + penalty_of_block
     output_NCHV = _packed(outputs, blocks, layout, value_NGV.new_zeros(shape))
@@ -122,7 +128,7 @@ def _in_pieces(
 
 
 def _softmax_within_reach(
-    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Tensor:
     """Softmax over the events within reach, (N, H, V), through torch's scaled_dot_product_attention with a mask.
 

@@ -127,8 +127,27 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, *grad_outputs: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors  # type: ignore[attr-defined]
         flat, size = index.reshape(-1), ctx.num_buckets  # type: ignore[attr-defined]
-        per_head = [torch.bincount(flat, head.reshape(-1), minlength=size) for head in grad_outputs[0]]
-        return torch.stack(per_head).to(grad_outputs[0].dtype), None
+        grad = grad_outputs[0].reshape(grad_outputs[0].shape[0], -1)
+        sums = counted_sums(flat, grad, size) if flat.device.type == "cpu" else sorted_sums(flat, grad, size)
+        return sums.to(grad.dtype), None
+
+
+def counted_sums(bucket_M: Tensor, value_HM: Tensor, num_buckets: int) -> Tensor:
+    """Return the sums of values by bucket, (H, B). Deterministic on CPUs only: a GPU adds weighted counts in any order."""
+    return torch.stack([torch.bincount(bucket_M, value_M, minlength=num_buckets) for value_M in value_HM])
+
+
+def sorted_sums(bucket_M: Tensor, value_HM: Tensor, num_buckets: int) -> Tensor:
+    """Return the same sums in an order that depends on the buckets alone, so that they are deterministic on GPUs as well.
+
+    A stable sort brings the values of a bucket together, and each run of them is summed as a segment.
+    """
+    lengths_B = torch.bincount(bucket_M, minlength=num_buckets)  # whole numbers: the same in any order
+    order_M = bucket_M.argsort(stable=True)
+    wide = torch.promote_types(value_HM.dtype, torch.float32)
+    return torch.stack(
+        [torch.segment_reduce(value_M.to(wide)[order_M], "sum", lengths=lengths_B) for value_M in value_HM]
+    )
 
 
 def _rows_of(weight_HB: Tensor, index: Tensor) -> Tensor:

@@ -29,8 +29,6 @@ class Sight:
     window: int | None = None
     # So many of the oldest events are seen from beyond the window too.
     num_global: int = 0
-    # Nothing is seen this many places back or more, not even the oldest events; None: no bound.
-    reach: int | None = None
 
 
 def block_mask(layout: JaggedLayout, sight: Sight) -> BlockMask:
@@ -46,8 +44,6 @@ def block_mask(layout: JaggedLayout, sight: Sight) -> BlockMask:
             seen = seen & (distance >= 0)
         if sight.window is not None:
             seen = seen & ((distance.abs() < sight.window) | (place_N[key] < sight.num_global))
-        if sight.reach is not None:
-            seen = seen & (distance < sight.reach)
         return seen
 
     some, full = _visited(place_N, history_N, lengths, sight)
@@ -86,13 +82,12 @@ def _intervals(
     event_N: Tensor, start_N: Tensor, last_N: Tensor, sight: Sight
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """First and last key that each event sees nearby, and among the oldest, which may be none."""
-    farthest_N = start_N if sight.reach is None else torch.maximum(start_N, event_N - sight.reach + 1)
-    near_from = farthest_N if sight.window is None else torch.maximum(farthest_N, event_N - sight.window + 1)
+    near_from = start_N if sight.window is None else torch.maximum(start_N, event_N - sight.window + 1)
     near_to = last_N if sight.window is None else torch.minimum(last_N, event_N + sight.window - 1)
     old_to = torch.minimum(last_N, start_N + sight.num_global - 1)
     if sight.causal:
         near_to, old_to = event_N, torch.minimum(old_to, event_N)
-    return (near_from, near_to), (farthest_N, old_to)
+    return (near_from, near_to), (start_N, old_to)
 
 
 def _full(place_N: Tensor, history_N: Tensor, first_Q: Tensor, sight: Sight) -> Tensor:
@@ -112,8 +107,6 @@ def _full(place_N: Tensor, history_N: Tensor, first_Q: Tensor, sight: Sight) -> 
         back = (oldest_Q > last_Q) | (last_Q[:, None] - oldest_Q < sight.window)
         ahead = (oldest_Q > last_Q) | (last_Q - first_Q[:, None] < sight.window)
         full = full & back & ahead
-    if sight.reach is not None:
-        full = full & (last_Q[:, None] - first_Q < sight.reach)
     return full
 
 

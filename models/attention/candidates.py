@@ -28,7 +28,7 @@ NO_KEY = 1 << 30  # the place of a key that is none: after every candidate, so t
 
 @dataclass(frozen=True)
 class CandidateBlock:
-    """R rows of Q candidates and K events each; what models.attention.pieces needs of a block.
+    """R rows of Q candidates and K events each; what models.attention.tiled needs of a block.
 
     query_gather (R, Q) into candidates, key_gather (R, K) into events, 0 where there is none. query_place (R, Q), key_place (R, K):
     places in the history, of keys that are none NO_KEY. scatter, block_index: (n,), candidates that are queries here, and where

@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from models.attention.bias import PositionBias, TimeBias, time_bounds, time_buckets_by_guess
 from models.attention.block_mask import Sight, block_mask
 from models.attention.blocks import AttentionContext
-from models.attention.parts import Parts
+from models.attention.terms import AttentionTerms
 
 HALF = (torch.float16, torch.bfloat16)
 # What the kernels of flash attention take: compute capability, and head widths that are multiples of 8 up to 256.
@@ -26,7 +26,9 @@ FLASH_WIDTH_STEP, FLASH_WIDEST = 8, 256
 FLEX_NARROWEST = 16  # Triton's smallest tile; narrower heads are padded with zeros
 
 
-def flash_fits(parts: Parts, dtype: torch.dtype, key_width: int, value_width: int, capability: tuple[int, int]) -> bool:
+def flash_fits(
+    parts: AttentionTerms, dtype: torch.dtype, key_width: int, value_width: int, capability: tuple[int, int]
+) -> bool:
     """Whether flash attention computes this form: a softmax in half precision over all, or a window of, the events in view.
 
     key_width, value_width: of a head. Those of values are the same in all forms but differential ones, whose two maps share them.
@@ -39,7 +41,7 @@ def flash_fits(parts: Parts, dtype: torch.dtype, key_width: int, value_width: in
     return dtype in HALF and takes_shapes and is_plain_softmax and _flash_has_windows()
 
 
-def flex_fits(parts: Parts) -> bool:
+def flex_fits(parts: AttentionTerms) -> bool:
     """Whether FlexAttention computes this form: a softmax with any mask and bias on its scores. Heads may be of any width."""
     config = parts.config
     added = config.bias == "none" or config.bias_as == "score"
@@ -48,7 +50,7 @@ def flex_fits(parts: Parts) -> bool:
 
 
 def flash_attention(
-    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Tensor:
     """(N, H, V). Dao 2023 (arXiv:2307.08691), through torch.nn.attention.varlen."""
     from torch.nn.attention.varlen import varlen_attn  # not there in every torch that the rest runs on
@@ -76,7 +78,7 @@ def flexible_attention(
     key_NGK: Tensor,
     value_NGV: Tensor,
     context: AttentionContext,
-    parts: Parts,
+    parts: AttentionTerms,
     compiled: bool = True,
 ) -> Tensor:
     """(N, H, V). Dong et al. 2024 (arXiv:2412.05496). compiled: fused into one kernel; else plain, which is for tests."""
@@ -101,7 +103,7 @@ def _by_head(packed_NHK: Tensor) -> Tensor:
     return packed_NHK.transpose(0, 1)[None]
 
 
-def _block_mask(context: AttentionContext, parts: Parts) -> BlockMask:
+def _block_mask(context: AttentionContext, parts: AttentionTerms) -> BlockMask:
     """Which pairs are looked at, by blocks: those that no history spans cost nothing. Made once for all layers of a form."""
     config = parts.config
     key = Sight(config.mask == "causal", context.window(config), config.num_global)
@@ -111,7 +113,7 @@ def _block_mask(context: AttentionContext, parts: Parts) -> BlockMask:
     return mask
 
 
-def _score_mod(context: AttentionContext, parts: Parts) -> Callable[..., Tensor] | None:
+def _score_mod(context: AttentionContext, parts: AttentionTerms) -> Callable[..., Tensor] | None:
     """The biases of a pair, looked up where the kernel has its score."""
     if parts.position is None and parts.time is None:
         return None

@@ -13,8 +13,8 @@ from models.attention.attend import attend
 from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
-from models.attention.parts import Parts
 from models.attention.rotary import Rotary
+from models.attention.terms import AttentionTerms
 from models.layers.dropout import threshold_of
 
 
@@ -74,9 +74,9 @@ class Attention(nn.Module):
             seen_NS = seen_NS * gate[0][num_events - seen_NS.shape[0] :]
         return self.attention_output(seen_NS), attended.penalty
 
-    def _parts(self) -> Parts:
+    def _parts(self) -> AttentionTerms:
         config = self.config
-        return Parts(
+        return AttentionTerms(
             config=config,
             scale=self.map_width**-0.5,
             silu_divisor=self.max_history,

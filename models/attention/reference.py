@@ -14,11 +14,11 @@ from models.attention.bias import prepare_ages
 from models.attention.blocks import AttentionContext
 from models.attention.candidates import CandidateContext
 from models.attention.config import POINTWISE, AttentionConfig
-from models.attention.parts import Attended, Parts
+from models.attention.terms import Attended, AttentionTerms
 
 
 def attend_reference(
-    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: Parts
+    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Attended:
     """weights(scale x Q K^T + bias) V within what is visible (Vaswani et al. 2017, eq. 1, arXiv:1706.03762). Without dropout."""
     config = parts.config
@@ -63,7 +63,7 @@ def attend_to_events_reference(
     key_NGK: Tensor,
     value_NGV: Tensor,
     context: CandidateContext,
-    parts: Parts,
+    parts: AttentionTerms,
     own: tuple[Tensor, ...] = (),
     found: Tensor | None = None,
 ) -> Attended:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.attention.candidates import NO_KEY, CandidateBlock, CandidateLayout
-from models.attention.pieces import GPU_PIECE_SCORES, PIECE_SCORES
+from models.attention.tiled import GPU_PIECE_SCORES, PIECE_SCORES
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from models.attention.bias import PositionBias, TimeBias
 from models.attention.candidates import CandidateContext
 from models.attention.config import TargetAttentionConfig
 from models.attention.layer import norm_of_seen
-from models.attention.parts import Parts
+from models.attention.terms import AttentionTerms
 from models.layers.dropout import threshold_of
 
 PLAIN = TargetAttentionConfig()
@@ -81,9 +81,9 @@ class TargetAttention(nn.Module):
         key, value = said.unflatten(1, (2, shared, width)).unbind(dim=1)
         return query.unflatten(1, (heads, width)), key, value, gate[0] if gate else None
 
-    def _parts(self) -> Parts:
+    def _parts(self) -> AttentionTerms:
         config = self.config
-        return Parts(
+        return AttentionTerms(
             config=config,
             scale=self.head_width**-0.5,
             silu_divisor=self.max_history,
@@ -118,5 +118,5 @@ def mean_of_events(event_ND: Tensor, context: CandidateContext) -> Tensor:
     """(M, D): the average of the events that each candidate sees; zeros if it sees none. Attention with equal scores."""
     num_candidates = context.layout.num_candidates
     query, key = event_ND.new_zeros((num_candidates, 1, 1)), event_ND.new_zeros((event_ND.shape[0], 1, 1))
-    parts = Parts(PLAIN, 1.0, 1)
+    parts = AttentionTerms(PLAIN, 1.0, 1)
     return attend_to_events(query, key, event_ND[:, None], context, parts).output.flatten(1)

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from models.batches.jagged import JaggedLayout, layout_of
-from models.batches.joined_request import with_items
-from models.features.distinct import distinct_ids, joined_ids
+from models.batches.merge_requests import with_items
 from models.features.inputs import NO_INPUTS
 from models.features.items import Catalogue, ItemRequest
 from models.features.time import seconds_since_start, time_rows
+from models.features.unique import distinct_ids, joined_ids
 from models.features.values import ValueColumn
 
 FIRST_ITEM = 1  # id 0 stands for unknown items: looked up in histories, never learned nor recommended

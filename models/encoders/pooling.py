@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from models.attention.attend import attend
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
-from models.attention.parts import Parts
+from models.attention.terms import AttentionTerms
 
 
 class AttentionPooling(nn.Module):
@@ -31,7 +31,7 @@ class AttentionPooling(nn.Module):
         num_events, width = x_ND.shape
         key, value = self.key_value(x_ND).view(num_events, 2, self.num_heads, self.head_width).unbind(dim=1)
         query = self.query.to(key.dtype).expand(num_events, -1, -1)
-        parts = Parts(self.config, self.head_width**-0.5, 1)
+        parts = AttentionTerms(self.config, self.head_width**-0.5, 1)
         pooled = attend(query, key, value, context, parts).output.reshape(num_events, width)
         output: Tensor = self.output(pooled)
         return output

@@ -31,7 +31,7 @@ from models.features.values import (
     id_values,
     number_values,
     projections_of,
-    settle,
+    resolve_rows,
 )
 
 ITEM_TABLE = "item"
@@ -181,7 +181,7 @@ class Catalogue:
         asked = [Asked("events", inputs.events, events), Asked("users", inputs.users, users)]
         if candidates is not None:
             asked.append(Asked("candidates", inputs.candidates, candidates))
-        rows, bags, found = settle(request.rows, row_of_id, asked)
+        rows, bags, found = resolve_rows(request.rows, row_of_id, asked)
         own = request.own
         if own is None and rows[ITEM_TABLE] is not request.rows[ITEM_TABLE]:
             own = torch.arange(request.rows[ITEM_TABLE].numel())

@@ -3,9 +3,9 @@
     said(o) = sum over features f of  P_f mean over values x of E_f[x]     (categorical, buckets)
                                     + P_f x                                (numbers, content vectors)
 
-(A table may be told to add values up instead of averaging them.) Which rows that needs is settled on the host, away from the step:
-`settle` turns columns of ids into places among the rows of a table that are looked up, each once, whoever asks for them, or into
-bags whose rows are added up where they lie (models.features.bags). `add_features` adds up what was looked up.
+(A table may sum values instead of averaging them.) The rows that this needs are resolved on the host, outside the step:
+`resolve_rows` turns columns of ids into indices among the unique rows of a table that are looked up, or into bags whose
+rows are summed on their owner (models.features.bags). `add_features` sums the looked-up rows.
 
 Shapes: M owners (items, events or histories), n values of all owners, R looked-up rows of a table, D model width.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.features.bags import Bags, Pooling, bags_of
-from models.features.distinct import joined_ids
+from models.features.unique import joined_ids
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Asked:
     columns: Mapping[str, ValueColumn]
 
 
-def settle(
+def resolve_rows(
     rows: Mapping[str, Tensor], row_of_id: Mapping[str, np.ndarray], asked: Iterable[Asked]
 ) -> tuple[dict[str, Tensor], dict[str, Bags], list[dict[str, FeatureValues]]]:
     """Ask for the values of features besides what is asked for already: (rows by table, bags by name, values of each of `asked`

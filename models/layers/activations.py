@@ -5,7 +5,7 @@
     dice(s)  = p s + (1 - p) alpha s,   p = sigmoid((s - E) / sqrt(V + eps))       (Zhou et al. 2018, arXiv:1706.06978, equation 3)
 
 alpha is learned, one for each coordinate. The paper takes E and V from the batch while training; ours are always moving averages
-over earlier global batches (models.layers.moving_statistics), so that no output depends on other examples.
+over earlier global batches (models.layers.running_statistics), so that no output depends on other examples.
 """
 
 from typing import Literal
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.layers.moving_statistics import MovingStatistics
+from models.layers.running_statistics import RunningStatistics
 
 
 class Relu(nn.Module):
@@ -48,7 +48,7 @@ class Dice(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.alpha = nn.Parameter(torch.zeros(width))
-        self.statistics = MovingStatistics(width)
+        self.statistics = RunningStatistics(width)
 
     def forward(self, x: Tensor, real: Tensor | None = None) -> Tensor:
         """real: (...) bool, what is no padding and counts for the moving averages; none if all is."""

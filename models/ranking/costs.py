@@ -39,7 +39,8 @@ from models.features.config import NUM_TIME_ROWS
 from models.ranking.config import CrossingConfig, ExpertsConfig, RankingConfig
 
 ROW_SIZE = 8  # candidates of a history that share their keys (models/attention/candidates.py)
-UNIT_KEPT = 1 << 24  # numbers of activation units that are kept for the backward pass (models/attention/pieces.py)
+UNIT_KEPT = 1 << 24  # numbers of activation units that are kept for the backward pass (models/attention/tiled.py)
+RankingOwner = Literal["item", "event", "user", "candidate"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class RankingFeature:
     """A feature that a ranker receives, from a table or as numbers."""
 
     name: str
-    owner: Literal["item", "event", "user", "candidate"]
+    owner: RankingOwner
     width: int
     looked_up: bool
 

@@ -3,8 +3,8 @@
 An id is unknown and reads row 0 until it was seen `admit_after` times; until then it is a candidate, counted exactly.
 When the table is full, ids lose their rows by the policy of the config, never row 0 and never an id of the present batch.
 
-The mapping after a step is a function of the sequence of global batches (sharding.dynamic_ids.counts): every rank holds the whole
-state and applies the same update, so nothing depends on the number of ranks or on the order within a batch. All is
+The mapping after a step is a function of the sequence of global batches (sharding.dynamic_ids.id_counts): every rank holds
+the whole state and applies the same update, so nothing depends on the number of ranks or on the order within a batch. All is
 integer arithmetic and ties are broken by the id, so no machine can round differently. The rules, at every step in this order:
 
 1. Ids of the batch that have a row or are candidates are counted and marked as used at this step.
@@ -37,9 +37,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sharding.config import DynamicIdsConfig
-from sharding.dynamic_ids.counts import SeenIds
 from sharding.dynamic_ids.eviction import EvictionQueue, smallest
 from sharding.dynamic_ids.hash_index import HashIndex
+from sharding.dynamic_ids.id_counts import SeenIds
 
 Int64 = NDArray[np.int64]
 

@@ -23,7 +23,7 @@ from sharding.planning.costs import (
 from sharding.planning.load import TableLoad
 from sharding.planning.shares import Float64, Shares, row_blocks, shares_of
 from sharding.planning.topology import Topology
-from sharding.support import why_unsupported
+from sharding.support import unsupported_reason
 
 # What `auto` chooses among; the first of equally good ones. table_column_wise is column_wise with fewer places to choose from.
 AUTO: tuple[Sharding, ...] = ("table_wise", "row_wise", "column_wise", "table_row_wise", "grid_shard", "data_parallel")
@@ -80,7 +80,7 @@ def options_of(load: TableLoad, topology: Topology, communication: Communication
     tables = []
     for sharding in load.shardings or AUTO:
         for kernel in _kernels(load, sharding, topology):
-            reason = _why_not(load, sharding, kernel, topology)
+            reason = _unsupported_reason(load, sharding, kernel, topology)
             if reason is not None:
                 reasons[reason] = None
             elif load.shardings is not None or _is_worth_it(load, sharding, topology):
@@ -101,8 +101,8 @@ def _kernels(load: TableLoad, sharding: Sharding, topology: Topology) -> tuple[K
     return ("fused", "fused_uvm_caching") if topology.device == "cuda" and topology.host_memory else ("fused",)
 
 
-def _why_not(load: TableLoad, sharding: Sharding, kernel: Kernel, topology: Topology) -> str | None:
-    reason = why_unsupported(
+def _unsupported_reason(load: TableLoad, sharding: Sharding, kernel: Kernel, topology: Topology) -> str | None:
+    reason = unsupported_reason(
         sharding,
         kernel,
         load.optimizer,

@@ -33,11 +33,11 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from sharding.config import ROW_SPLITS, SUMMED_SPLITS, CommunicationConfig, SparseOptimizer, TableConfig
 from sharding.errors import PlacementError
 from sharding.plan import Plan
-from sharding.support import why_not_sent, why_unsupported
+from sharding.support import codec_reason, unsupported_reason
 from sharding.tables.communication import codecs_of
-from sharding.tables.even_bags import pad_requests
 from sharding.tables.initialize import initialize_tables
-from sharding.world import Ranks
+from sharding.tables.pad_bags import pad_requests
+from sharding.world import World
 
 FP32 = CommunicationConfig()
 Collection: TypeAlias = EmbeddingCollection | EmbeddingBagCollection
@@ -50,11 +50,11 @@ class _BagSharder(EmbeddingBagCollectionSharder):
         return [sharding.value for sharding in ShardingType]
 
 
-def place(
+def shard_tables(
     module: nn.Module,
     tables: Mapping[str, TableConfig],
     plan: Plan,
-    ranks: Ranks,
+    world: World,
     seed: int,
     communication: CommunicationConfig = FP32,
 ) -> DistributedModelParallel:
@@ -63,14 +63,14 @@ def place(
     A collection for sequences whose tables are all data_parallel stays as it is, and has to be on the ranks' device; all others
     may be on the meta device. Raises PlacementError if the plan is for other ranks, or says what cannot be.
     """
-    if plan.world_size != ranks.world_size:
-        raise PlacementError(f"the plan is for {plan.world_size} workers, and there are {ranks.world_size}")
+    if plan.world_size != world.world_size:
+        raise PlacementError(f"the plan is for {plan.world_size} workers, and there are {world.world_size}")
     if plan.replica_groups > 1:
         raise PlacementError(
-            "plan.replica_groups: groups that each hold all tables can be planned, and not run yet; set 1"
+            "plan.replica_groups: replica groups can be planned but not trained yet; set plan.replica_groups = 1"
         )
     _refuse_other_hosts(plan)
-    not_sent = why_not_sent(communication, plan.device)
+    not_sent = codec_reason(communication, plan.device)
     if not_sent is not None:
         raise PlacementError(not_sent)
     torchrec_plan = ShardingPlan(plan={})
@@ -93,22 +93,22 @@ def place(
         torchrec_plan.plan[path] = EmbeddingModuleShardingPlan(
             {name: _parameter_sharding(plan, name, tables[name]) for name in names}
         )
-    placed = DistributedModelParallel(
+    sharded_model = DistributedModelParallel(
         module=module,
-        device=ranks.device,
+        device=world.device,
         plan=torchrec_plan,
-        sharders=_sharders(codecs_of(communication, ranks.device)) if torchrec_plan.plan else [],
+        sharders=_sharders(codecs_of(communication, world.device)) if torchrec_plan.plan else [],
         # Dense gradients are summed by the trainer in one flat tensor whose layout never changes: DDP rebuilds its
         # buckets after the first step, so a resumed run would add numbers in another order than the uninterrupted one.
         init_data_parallel=False,
     )
-    initialize_tables(placed, seed, {name: config.init_std for name, config in tables.items()})
-    for child in placed.modules() if ranks.world_size > 1 else ():
+    initialize_tables(sharded_model, seed, {name: config.init_std for name, config in tables.items()})
+    for child in sharded_model.modules() if world.world_size > 1 else ():
         if isinstance(child, ShardedEmbeddingBagCollection):
             names = [config.name for config in child._embedding_bag_configs]
             if any(plan.tables[name].sharding in SUMMED_SPLITS for name in names):
-                pad_requests(child, ranks)
-    return placed
+                pad_requests(child, world)
+    return sharded_model
 
 
 def _collections(module: nn.Module) -> Iterator[tuple[str, Collection]]:
@@ -139,7 +139,7 @@ def _refuse_unsupported(name: str, plan: Plan, config: TableConfig, collection: 
     table = plan.tables[name]
     pooled = isinstance(collection, EmbeddingBagCollection)
     mean = pooled and any(c.name == name and c.pooling == PoolingType.MEAN for c in _configs_of(collection))
-    reason = why_unsupported(
+    reason = unsupported_reason(
         table.sharding,
         table.kernel,
         config.optimizer,

@@ -21,13 +21,13 @@ class CountsLookups(Protocol):
     iter_cpu: Tensor
 
 
-def fused_tables(placed: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
+def fused_tables(sharded_model: nn.Module) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
     """Return fbgemm's modules in a sharded one, each of which holds one table or several.
 
     TorchRec's sharded collections keep them in a plain list, `_lookups`, where `nn.Module.modules` does not look.
     """
     tables: dict[int, SplitTableBatchedEmbeddingBagsCodegen] = {}
-    for child in placed.modules():
+    for child in sharded_model.modules():
         for lookup in (child, *getattr(child, "_lookups", ())):
             for part in lookup.modules():
                 if isinstance(part, SplitTableBatchedEmbeddingBagsCodegen):

@@ -20,18 +20,18 @@ from sharding.config import TableConfig
 from sharding.planning.measured import Float64, Measured
 from sharding.tables.local_shards import local_shards, table_of
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 
 LEAVES_UNTOUCHED = frozenset({"sgd", "adagrad", "rowwise_adagrad"})
 REPEATS = 5
 
 
 def measure_tables(
-    placed: nn.Module,
+    sharded_model: nn.Module,
     optimizers: Optimizers,
     tables: Mapping[str, TableConfig],
     num_ids: Mapping[str, list[int]],
-    ranks: Ranks,
+    world: World,
     repeats: int = REPEATS,
 ) -> Measured:
     """Time look-ups of `num_ids` distinct ids per rank of every table, as many trials as `num_ids` has numbers for it.
@@ -39,7 +39,7 @@ def measure_tables(
     Covers the tables of EmbeddingCollections. Weights and optimizer state end as they were, bit for bit.
     """
     seconds: dict[str, dict[str, Float64]] = {}
-    for collection in _collections(placed):
+    for collection in _collections(sharded_model):
         configs = _configs_of(collection)
         keys = [config.name for config in configs]
         for config in configs:
@@ -48,19 +48,19 @@ def measure_tables(
             settings = tables[config.name]
             updates = settings.optimizer in LEAVES_UNTOUCHED and settings.weight_decay == 0.0
             trials = [
-                _median_seconds(collection, keys, config.name, _ids(n, config.num_embeddings), updates, ranks, repeats)
+                _median_seconds(collection, keys, config.name, _ids(n, config.num_embeddings), updates, world, repeats)
                 for n in num_ids[config.name]
             ]
             seconds[config.name] = {phase: np.stack([trial[phase] for trial in trials]) for phase in trials[0]}
     return Measured(
         num_ids={name: list(numbers) for name, numbers in num_ids.items() if name in seconds},
         seconds=seconds,
-        memory_bytes=_held_bytes(placed, optimizers, list(seconds), ranks),
+        memory_bytes=_held_bytes(sharded_model, optimizers, list(seconds), world),
     )
 
 
-def _collections(placed: nn.Module) -> Iterator[ShardedEmbeddingCollection | EmbeddingCollection]:
-    for child in placed.modules():
+def _collections(sharded_model: nn.Module) -> Iterator[ShardedEmbeddingCollection | EmbeddingCollection]:
+    for child in sharded_model.modules():
         if isinstance(child, ShardedEmbeddingCollection | EmbeddingCollection):
             yield child
 
@@ -83,18 +83,18 @@ def _median_seconds(
     table: str,
     ids: Tensor,
     updates: bool,
-    ranks: Ranks,
+    world: World,
     repeats: int,
 ) -> dict[str, Float64]:
     """By phase (W,), the median over repeats, after one that warms up."""
     request = KeyedJaggedTensor(
         keys=keys,
-        values=ids.to(ranks.device),
-        lengths=torch.tensor([ids.numel() if key == table else 0 for key in keys], device=ranks.device),
+        values=ids.to(world.device),
+        lengths=torch.tensor([ids.numel() if key == table else 0 for key in keys], device=world.device),
     )
     runs = []
     for _ in range(repeats + 1):
-        clock = _Clock(ranks)
+        clock = _Clock(world)
         if isinstance(collection, ShardedEmbeddingCollection):
             _sharded_step(collection, request, table, updates, clock)
         else:
@@ -102,21 +102,21 @@ def _median_seconds(
                 collection(request)[table].values()
         runs.append(clock.seconds)
     median = {phase: float(np.median([run[phase] for run in runs[1:]])) for phase in runs[0]}
-    mine = torch.tensor(list(median.values()), dtype=torch.float64, device=ranks.device)[None]
-    everywhere = torch.cat(ranks.gather(mine)).cpu().numpy()
+    mine = torch.tensor(list(median.values()), dtype=torch.float64, device=world.device)[None]
+    everywhere = torch.cat(world.gather(mine)).cpu().numpy()
     return {phase: everywhere[:, n] for n, phase in enumerate(median)}
 
 
 class _Clock:
     """Seconds of each phase on this rank; all ranks begin a phase together."""
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, world: World) -> None:
         self.seconds: dict[str, float] = {}
-        self._ranks = ranks
+        self._world = world
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        self._ranks.barrier()
+        self._world.barrier()
         self._settle()
         started = time.perf_counter()
         yield
@@ -124,8 +124,8 @@ class _Clock:
         self.seconds[phase] = time.perf_counter() - started
 
     def _settle(self) -> None:
-        if self._ranks.device.type == "cuda":
-            torch.cuda.synchronize(self._ranks.device)
+        if self._world.device.type == "cuda":
+            torch.cuda.synchronize(self._world.device)
 
 
 def _sharded_step(
@@ -151,14 +151,16 @@ def _sharded_step(
         torch.autograd.backward([rows for rows, _ in used], [gradient for _, gradient in used])
 
 
-def _held_bytes(placed: nn.Module, optimizers: Optimizers, tables: list[str], ranks: Ranks) -> dict[str, Float64]:
+def _held_bytes(
+    sharded_model: nn.Module, optimizers: Optimizers, tables: list[str], world: World
+) -> dict[str, Float64]:
     """By table (W,), bytes of weights and optimizer state on each rank."""
     states = optimizers.combined.state_dict()["state"]
-    mine = torch.zeros(1, len(tables), dtype=torch.float64, device=ranks.device)
-    for name, value in placed.state_dict().items():
+    mine = torch.zeros(1, len(tables), dtype=torch.float64, device=world.device)
+    for name, value in sharded_model.state_dict().items():
         table = table_of(name, tables)
         if table is not None:
             held = [shard.tensor for each in (value, *states.get(name, {}).values()) for shard in local_shards(each)]
             mine[0, tables.index(table)] += sum(tensor.numel() * tensor.element_size() for tensor in held)
-    everywhere = torch.cat(ranks.gather(mine)).cpu().numpy()
+    everywhere = torch.cat(world.gather(mine)).cpu().numpy()
     return {table: everywhere[:, n] for n, table in enumerate(tables)}

@@ -15,7 +15,7 @@ from sharding.tables.optimizers import Optimizers
 
 @torch.no_grad()
 def reset_rows(
-    placed: nn.Module,
+    sharded_model: nn.Module,
     optimizers: Optimizers,
     table: str,
     rows: Tensor,
@@ -29,11 +29,11 @@ def reset_rows(
     `seed` and `std` are those that the table was initialised with. State is zeroed because that is how SGD, Adagrad,
     RowWiseAdagrad and Adam begin; numbers of steps that a whole table shares (Adam's bias correction) stay as they are.
 
-    Raises KeyError if `placed` has no such table.
+    Raises KeyError if `sharded_model` has no such table.
     """
     if not rows.numel():
         return
-    weights = {name: value for name, value in placed.state_dict().items() if table_of(name, (table,))}
+    weights = {name: value for name, value in sharded_model.state_dict().items() if table_of(name, (table,))}
     if not weights:
         raise KeyError(f"no table {table} among the module's parameters")
     states = optimizers.combined.state_dict()["state"]
@@ -47,12 +47,12 @@ def reset_rows(
             if slot.dim() > 0:
                 for shard in local_shards(slot):
                     shard.tensor[_local(shard, rows[_rows_in(shard, rows)])] = 0
-    _forget_cached_rows(placed)
+    _forget_cached_rows(sharded_model)
 
 
-def _forget_cached_rows(placed: nn.Module) -> None:
+def _forget_cached_rows(sharded_model: nn.Module) -> None:
     """Make GPUs that cache rows of host memory read them anew; asking for the state dict has written theirs back before."""
-    for table in fused_tables(placed):
+    for table in fused_tables(sharded_model):
         table.reset_cache_states()
 
 

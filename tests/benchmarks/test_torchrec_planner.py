@@ -11,7 +11,7 @@ from sharding.planning.topology import GIB, Topology, described
 
 
 def loads_of(count: int) -> list[TableLoad]:
-    """Pooled and sequence tables of two widths, from 10^3 rows up."""
+    """Return pooled and sequence tables of two widths, from 10^3 rows up."""
     return [
         TableLoad(
             f"t{n}",
@@ -33,15 +33,15 @@ def loads_of(count: int) -> list[TableLoad]:
 )
 def test_ours_is_at_least_as_good_as_torchrecs(count: int, topology: Topology) -> None:
     loads = loads_of(count)
-    ours, theirs = make_plan(loads, topology), torchrec_plan(loads, topology, timeout_seconds=60)
-    assert theirs.tables.keys() == ours.tables.keys()
-    for name, table in theirs.tables.items():
-        numbers = sum(shard.num_rows * shard.num_columns for shard in theirs.shards(name))
+    actual, expected = make_plan(loads, topology), torchrec_plan(loads, topology, timeout_seconds=60)
+    assert expected.tables.keys() == actual.tables.keys()
+    for name, table in expected.tables.items():
+        numbers = sum(shard.num_rows * shard.num_columns for shard in expected.shards(name))
         copies = topology.num_devices if table.sharding == "data_parallel" else 1
         assert numbers == copies * table.num_rows * table.dim
-    best = predict(theirs, loads, topology)
+    best = predict(expected, loads, topology)
     assert best.memory_bytes.sum(axis=0).max() <= topology.capacity_bytes
-    assert predict(ours, loads, topology).step_seconds <= best.step_seconds * (1 + 1e-9)
+    assert predict(actual, loads, topology).step_seconds <= best.step_seconds * (1 + 1e-9)
 
 
 def test_neither_finds_a_plan_where_there_is_none() -> None:

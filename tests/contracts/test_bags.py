@@ -1,4 +1,4 @@
-"""A ranker whose features are looked up as bags is the one that looks up their rows: trained, evaluated, stopped and gone on."""
+"""A ranker that looks up bags equals the one that looks up rows: trained, evaluated, stopped and resumed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from cluster.config.run_config import check_config, job_of
-from sharding.world import Ranks
+from sharding.world import World
 from tests.contracts.test_ranking import validations
 from tests.contracts.test_resume import train as train_and_fingerprint
 from tests.contracts.test_world_size import losses
@@ -61,20 +61,20 @@ def job_at(run_dir: Path, dataset: Path, lookup: str, sharding: str, **train: An
     return job_of(check_config(values, "test"))
 
 
-def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> dict[str, Tensor]:
-    """All weights by their names in a checkpoint, whole on the first rank; if asked, training stops at step `stop_after`."""
+def train(world: World, job: Job, stop_after: int | None = None) -> dict[str, Tensor]:
+    """Return all weights by their names in a checkpoint, whole on the first rank; if asked, training stops at step `stop_after`."""
     asked = []
 
     def stop_requested() -> bool:
         asked.append(None)
         return stop_after is not None and len(asked) >= stop_after
 
-    training = Training(job, ranks, Channel(send=SILENT.send, stop_requested=stop_requested))
+    training = Training(job, world, Channel(send=SILENT.send, stop_requested=stop_requested))
     training.run()
     built, whole = training.built, {}
-    for name, value in tensors_of(built.placed, built.tables, None).items():
+    for name, value in tensors_of(built.sharded_model, built.tables, None).items():
         if isinstance(value, ShardedTensor):
-            whole[name] = torch.zeros(value.size()) if ranks.is_first else None
+            whole[name] = torch.zeros(value.size()) if world.is_first else None
             value.gather(0, whole[name])
         else:
             whole[name] = value.clone()
@@ -93,7 +93,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def by_row(tmp_path_factory: pytest.TempPathFactory, dataset: Path, rank_pool):
-    """(run folder, tensors) of the run that looks up rows, on one worker."""
+    """Return (run folder, tensors) of the run that looks up rows, on one worker."""
     run = tmp_path_factory.mktemp("rows") / "run"
     return run, rank_pool.run(1, train, job_at(run, dataset, "rows", "row_wise"))[0]
 
@@ -104,8 +104,8 @@ def assert_same(run: Path, tensors: dict[str, Tensor], by_row) -> None:
     assert tensors.keys() == by_row[1].keys()
     for name, expected in by_row[1].items():
         torch.testing.assert_close(tensors[name], expected, rtol=1e-4, atol=1e-5, msg=name)
-    found, wanted = validations(run)[-1], validations(by_row[0])[-1]
-    assert found == pytest.approx(wanted, rel=1e-3, nan_ok=True)
+    actual, wanted = validations(run)[-1], validations(by_row[0])[-1]
+    assert actual == pytest.approx(wanted, rel=1e-3, nan_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_bags_train_and_rank_as_rows_do(rank_pool, tmp_path, dataset, by_row, wo
     assert {"table.item.weight", "table.tags.weight", "table.place.weight"} <= set(by_row[1])
 
 
-def test_a_run_goes_on_under_other_plans_and_from_rows_to_bags_and_back(rank_pool, tmp_path, dataset, by_row):
+def test_a_run_resumes_under_other_plans_and_from_rows_to_bags_and_back(rank_pool, tmp_path, dataset, by_row):
     run = tmp_path / "run"
     rank_pool.run(1, train, job_at(run, dataset, "rows", "row_wise"), 3)
     rank_pool.run(2, train, job_at(run, dataset, "bags", "column_wise"), 3)
@@ -150,7 +150,7 @@ def test_stopping_bags_changes_no_bit(rank_pool, tmp_path, dataset):
         ),
     ],
 )
-def test_what_bags_cannot_be_is_refused_by_name(change, said):
+def test_unsupported_bags_are_refused_by_name(change, said):
     values = {
         "logs": {
             "path": "unused",

@@ -16,7 +16,7 @@ from tests.contracts.test_world_size import global_batches, losses
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import WINDOW_STEP
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 from trainer.job import Job
 from trainer.metrics_log import read_metrics
@@ -37,10 +37,10 @@ def job_by_days(run_dir: Path, dataset: Path, **sections: Any) -> Job:
 
 
 def rows_on_days(dataset: Path) -> list[set[int]]:
-    """By brute force: the rows with training impressions on each day."""
+    """Return the rows with training impressions on each day, by brute force."""
     manifest = read_manifest(dataset)
-    reader = RowGroupReader(dataset, manifest, Wanted(impressions=True))
-    found: list[set[int]] = [set() for _ in range(3)]
+    reader = RowGroupReader(dataset, manifest, ColumnSelection(impressions=True))
+    result: list[set[int]] = [set() for _ in range(3)]
     row_id = 0
     for group in range(len(reader.group_rows)):
         packed = reader.read([group])[group]
@@ -48,9 +48,9 @@ def rows_on_days(dataset: Path) -> list[set[int]]:
         for row in range(packed.starts.size):
             for time in shown.times[shown.starts[row] : shown.ends[row]].tolist():
                 if time < 60:
-                    found[time // DAY].add(row_id)
+                    result[time // DAY].add(row_id)
             row_id += 1
-    return found
+    return result
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -90,7 +90,7 @@ def progressive(run_dir: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(("world_size", "then"), [(1, 1), (2, 2), (1, 2)])
-def test_stopped_within_a_day_and_resumed_it_is_as_if_nothing_had_happened(
+def test_a_run_stopped_within_a_day_and_resumed_equals_an_uninterrupted_one(
     rank_pool, tmp_path, dataset, world_size, then
 ):
     whole = rank_pool.run(world_size, train_and_fingerprint, job_by_days(tmp_path / "whole", dataset))
@@ -116,11 +116,11 @@ def test_stopped_within_a_day_and_resumed_it_is_as_if_nothing_had_happened(
 def test_there_is_a_checkpoint_at_the_end_of_each_day(rank_pool, tmp_path, dataset):
     job = job_by_days(tmp_path / "run", dataset, checkpoint={"keep": 10})
     rank_pool.run(1, train_and_fingerprint, job)
-    found = [
+    actual = [
         json.loads((path / "manifest.json").read_text())["days"]
         for path in sorted((tmp_path / "run/checkpoints").glob("step_*"))
     ]
-    assert [(days["day"], days["trained"]) for days in found] == [(1, 0), (2, 0), (3, 0)]
+    assert [(days["day"], days["trained"]) for days in actual] == [(1, 0), (2, 0), (3, 0)]
     assert [row["kind"] for row in read_metrics(tmp_path / "run/metrics.jsonl")].count("validation") == 1
 
 
@@ -146,7 +146,7 @@ def test_the_model_is_trained_before_it_is_evaluated_and_a_fresh_one_knows_no_la
         ({"train": {"days": {"length": "a day"}}}, "write a number and one of s, m, h, d, w"),
     ],
 )
-def test_what_does_not_go_with_days_is_refused(tmp_path, sections, expected):
+def test_settings_that_exclude_days_are_refused(tmp_path, sections, expected):
     with pytest.raises(UserError, match=expected):
         job_by_days(tmp_path / "run", tmp_path / "dataset", **sections)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cluster.config.run_config import Config, check_config, identity, job_of
-from sharding.world import Ranks
+from sharding.world import World
 from tests.contracts.test_resume import fingerprint
 from tests.contracts.test_world_size import global_batches, losses
 from tests.support.prepared import made, write_events
@@ -71,7 +71,7 @@ def config_in(folder: Path, run: str, validation_day: int, **sections: Any) -> C
     return check_config(values, "test")
 
 
-def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> tuple[Outcome, str, list[dict[str, Any]]]:
+def train(world: World, job: Job, stop_after: int | None = None) -> tuple[Outcome, str, list[dict[str, Any]]]:
     """(outcome, all weights and state, events that were sent)."""
     torch.set_num_threads(1)
     asked: list[None] = []
@@ -81,7 +81,7 @@ def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> tuple[Outcom
         asked.append(None)
         return stop_after is not None and len(asked) >= stop_after
 
-    training = Training(job, ranks, Channel(send=sent.append, stop_requested=stop_requested))
+    training = Training(job, world, Channel(send=sent.append, stop_requested=stop_requested))
     return training.run(), fingerprint(training), sent
 
 
@@ -105,7 +105,7 @@ HASHED = {"ids": {"kind": "hash", "num_rows": 40}}
 
 
 @pytest.mark.parametrize(("ids", "world_size"), [({}, 1), ({"item": HASHED, "brand": HASHED}, 2)])
-def test_appended_days_go_on_as_if_they_had_been_there(rank_pool, tmp_path, ids, world_size):
+def test_training_on_appended_days_equals_training_with_them_from_the_start(rank_pool, tmp_path, ids, world_size):
     """Tables of vocabularies grow: rows that were there stay, and new ones are as they would have been."""
     for day in range(4):
         write_day(tmp_path, day)
@@ -154,7 +154,7 @@ def test_within_a_day_more_of_that_day_is_refused(rank_pool, three_days):
         rank_pool.run(1, train, job)
 
 
-def test_what_comes_too_late_is_told_and_not_trained(rank_pool, three_days):
+def test_late_events_are_reported_and_not_trained(rank_pool, three_days):
     rank_pool.run(1, train, job_of(config_in(three_days, "run", 3)))
     trained = days_trained(three_days / "run", 1)
     write_day(three_days, 0, [(900, 1, 5, 1.0, 1), (901, 1, 7, 0.0, 1)], "-late")
@@ -168,14 +168,14 @@ def test_what_comes_too_late_is_told_and_not_trained(rank_pool, three_days):
     assert outcome.step == len(again)
 
 
-def evaluate(ranks: Ranks, job: Job) -> dict[str, float]:
+def evaluate(world: World, job: Job) -> dict[str, float]:
     """As the stage of its own does."""
     manifest = read_manifest(job.dataset_dir)
-    built = build_model(job, manifest, ranks)
+    built = build_model(job, manifest, world)
     found, _ = newest(job.checkpoints_dir)
     assert found is not None
     load_to_use(found, built)
-    metrics: dict[str, float] = built.task.evaluator("test", ranks, built.dynamic).mean_metrics(built.model)
+    metrics: dict[str, float] = built.task.evaluator("test", world, built.dynamic).mean_metrics(built.model)
     return metrics
 
 

@@ -17,11 +17,10 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from cluster.config.run_config import check_config, job_of
 from cluster.data.prepare import prepare
 from models.batches.history_batch import HistoryBatch
-from sharding.world import Ranks
-from tests.contracts.test_item_features import train_and_test
-from tests.contracts.test_item_features import write_logs as write_logs_of_genres
+from sharding.world import World
 from tests.support.dict_trainer import train_by_hand
 from tests.support.rank_pool import RankPool
+from tests.support.shared_runs import shared
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.keys import tensors_of
 from trainer.data.dataset.manifest import read_manifest
@@ -107,10 +106,42 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path
 
 @pytest.fixture
 def folder(dataset: Path, tmp_path: Path) -> Path:
-    """The dataset, in a folder for runs of this test alone."""
+    """Return the dataset, in a folder for runs of this test alone."""
+    return linked(dataset, tmp_path)
+
+
+def linked(dataset: Path, folder: Path) -> Path:
+    """Link logs and dataset into a folder, and return it."""
     for name in ("logs", "dataset"):
-        (tmp_path / name).symlink_to(dataset / name)
-    return tmp_path
+        (folder / name).symlink_to(dataset / name)
+    return folder
+
+
+Metrics = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    dataset: Path, rank_pool: RankPool, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., tuple[list["Trained"], Metrics]]:
+    """Return the function that gives the results of a finished run by rank, and its metrics; each is run once."""
+
+    def run(world_size: int, ids: Any, sharding: str, objective: Any) -> tuple[list[Trained], Metrics]:
+        folder = linked(dataset, tmp_path_factory.mktemp("finished"))
+        return rank_pool.run(world_size, train, job_at(folder, "run", ids, sharding, objective)), lines(folder, "run")
+
+    return shared(run)
+
+
+@pytest.fixture(scope="module")
+def by_hand(dataset: Path, rank_pool: RankPool, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return the function that gives the results of the trainer with dicts, which knows no sharding; each is run once."""
+
+    def run(ids: Any, objective: Any) -> Any:
+        folder = linked(dataset, tmp_path_factory.mktemp("by-hand"))
+        return rank_pool.run(1, train_by_hand, job_at(folder, "run", ids, objective=objective))[0]
+
+    return shared(run)
 
 
 @dataclass(frozen=True)
@@ -129,7 +160,7 @@ class Trained:
 
 def everything(training: Training) -> dict[str, Any]:
     built = training.built
-    return tensors_of(built.placed, built.tables, training.optimizers, built.dynamic.tensors())
+    return tensors_of(built.sharded_model, built.tables, training.optimizers, built.dynamic.tensors())
 
 
 Piece = tuple[tuple[int, ...], tuple[int, ...], Tensor]
@@ -143,10 +174,10 @@ def pieces_of(value: Any) -> list[Piece]:
     return [(tuple(plain.shape), (0,) * plain.dim(), plain)]
 
 
-def whole(tensors: dict[str, Any], ranks: Ranks) -> dict[str, Tensor]:
+def whole(tensors: dict[str, Any], world: World) -> dict[str, Tensor]:
     """All tensors put together. A rank without a shard of a table has no state of its optimizer either."""
     found: dict[str, Tensor] = {}
-    everywhere: list[Any] = ranks.gather_objects({name: pieces_of(value) for name, value in tensors.items()})
+    everywhere: list[Any] = world.gather_objects({name: pieces_of(value) for name, value in tensors.items()})
     for name, pieces in (entry for held in everywhere for entry in held.items()):
         for size, offsets, numbers in pieces:
             into = found.setdefault(name, torch.zeros(size, dtype=numbers.dtype))
@@ -163,7 +194,7 @@ def local_hash(tensors: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def train(ranks: Ranks, job: Job, stop_after: int | None = None, poisoned: tuple[int, ...] = ()) -> Trained:
+def train(world: World, job: Job, stop_after: int | None = None, poisoned: tuple[int, ...] = ()) -> Trained:
     """Train, or until `stop_after` steps of this call; at steps `poisoned` the loss is not a number."""
     torch.set_num_threads(1)
     asked: list[None] = []
@@ -172,7 +203,7 @@ def train(ranks: Ranks, job: Job, stop_after: int | None = None, poisoned: tuple
         asked.append(None)
         return stop_after is not None and len(asked) >= stop_after
 
-    training = Training(job, ranks, Channel(send=SILENT.send, stop_requested=stop_requested))
+    training = Training(job, world, Channel(send=SILENT.send, stop_requested=stop_requested))
     sizes = []
     step: Callable[..., Any] = training.step
     model = training.built.model
@@ -196,7 +227,7 @@ def train(ranks: Ranks, job: Job, stop_after: int | None = None, poisoned: tuple
     rows = {int(state.ids[row]): row for row in range(1, state.num_rows_used)}
     mapping = {name: value for name, value in tensors.items() if name.startswith("state.ids.label.")}
     assert len(mapping) == 8
-    return Trained(whole(tensors, ranks), local_hash(tensors), local_hash(mapping), sizes, rows)
+    return Trained(whole(tensors, world), local_hash(tensors), local_hash(mapping), sizes, rows)
 
 
 def lines(folder: Path, run: str) -> list[dict[str, Any]]:
@@ -220,18 +251,12 @@ def lines(folder: Path, run: str) -> list[dict[str, Any]]:
 )
 @pytest.mark.parametrize("ids", [BY_AGE, BY_USE], ids=lambda value: value["evict"])
 def test_a_run_equals_one_that_keeps_a_dict_of_rows(
-    folder: Path,
-    rank_pool: RankPool,
-    world_size: int,
-    sharding: str,
-    objective: dict[str, Any],
-    ids: dict[str, Any],
+    finished: Callable[..., Any], by_hand: Callable[..., Any], world_size: int, sharding: str, objective: Any, ids: Any
 ) -> None:
-    job = job_at(folder, "run", ids, sharding, objective)
-    losses, rows, items, num_evicted = rank_pool.run(1, train_by_hand, job)[0]
-    trained = rank_pool.run(world_size, train, job)[0]
+    losses, rows, items, num_evicted = by_hand(ids, objective)
+    (trained, *_), log = finished(world_size, ids, sharding, objective)
     assert num_evicted > 10
-    np.testing.assert_allclose([line["loss"] for line in lines(folder, "run")], losses, rtol=1e-5)
+    np.testing.assert_allclose([line["loss"] for line in log], losses, rtol=1e-5)
     assert trained.rows.keys() == rows.keys() - {None}
     for name, part in (("weight", "weights"), ("accumulator", "accumulator")):
         table = trained.tensors[f"table.label.{name}"]
@@ -257,22 +282,23 @@ def test_a_run_equals_one_that_keeps_a_dict_of_rows(
     ids=str,
 )
 def test_mapping_and_weights_agree_at_every_world_size(
-    folder: Path, rank_pool: RankPool, sharding: str, ids: dict[str, Any], objective: dict[str, Any]
+    finished: Callable[..., Any], sharding: str, ids: dict[str, Any], objective: dict[str, Any]
 ) -> None:
-    trained = {
-        size: rank_pool.run(size, train, job_at(folder, f"run-{size}", ids, sharding, objective)) for size in (1, 2, 3)
-    }
-    alone = trained[1][0]
+    (alone,), log = finished(1, ids, sharding, objective)
     assert len(alone.rows) == ids["num_rows"] - 1
-    counted = [{k: v for k, v in line.items() if k.startswith("ids.")} for line in lines(folder, "run-1")]
+    counted = counts_of_ids(log)
     assert sum(line["ids.label.evicted"] for line in counted) > 10
     for size in (2, 3):
-        for found in trained[size]:
-            assert found.mapping == alone.mapping  # on every rank
+        trained, log = finished(size, ids, sharding, objective)
+        assert [rank.mapping for rank in trained] == [alone.mapping] * size
         for name, expected in alone.tensors.items():
-            torch.testing.assert_close(trained[size][0].tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
-        log = [{k: v for k, v in line.items() if k.startswith("ids.")} for line in lines(folder, f"run-{size}")]
-        assert log == counted
+            torch.testing.assert_close(trained[0].tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
+        assert counts_of_ids(log) == counted
+
+
+def counts_of_ids(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what lines of metrics count of ids."""
+    return [{name: value for name, value in line.items() if name.startswith("ids.")} for line in log]
 
 
 def test_the_clipped_gradient_is_that_of_the_rows(folder: Path, rank_pool: RankPool) -> None:
@@ -287,7 +313,7 @@ def test_the_clipped_gradient_is_that_of_the_rows(folder: Path, rank_pool: RankP
         torch.testing.assert_close(several.tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_memory_is_bounded_and_what_happened_is_logged(folder: Path, rank_pool: RankPool) -> None:
+def test_memory_is_bounded_and_changes_of_rows_are_logged(folder: Path, rank_pool: RankPool) -> None:
     trained = rank_pool.run(1, train, job_at(folder, "run", log_every_steps=4))[0]
     assert len(trained.sizes) > 20
     assert len(set(trained.sizes)) == 1
@@ -322,8 +348,10 @@ def test_a_run_stopped_every_few_steps_is_bit_identical(
     assert losses[0] == losses[1]
 
 
-def test_resuming_on_other_numbers_of_workers_keeps_the_mapping(folder: Path, rank_pool: RankPool) -> None:
-    uninterrupted = rank_pool.run(1, train, job_at(folder, "whole"))[0]
+def test_resuming_on_other_numbers_of_workers_keeps_the_mapping(
+    folder: Path, rank_pool: RankPool, finished: Callable[..., Any]
+) -> None:
+    (uninterrupted,), _ = finished(1, BY_AGE, "row_wise", SAMPLED)
     pieces = job_at(folder, "pieces")
     for world_size, steps in ((2, 7), (3, 6)):
         rank_pool.run(world_size, train, pieces, steps)
@@ -333,7 +361,7 @@ def test_resuming_on_other_numbers_of_workers_keeps_the_mapping(folder: Path, ra
         torch.testing.assert_close(resumed.tensors[name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_what_a_step_that_is_not_applied_has_observed_stays(folder: Path, rank_pool: RankPool) -> None:
+def test_observations_of_a_step_that_is_not_applied_are_kept(folder: Path, rank_pool: RankPool) -> None:
     plain = rank_pool.run(2, train, job_at(folder, "plain", max_steps=12))
     poisoned = rank_pool.run(2, train, job_at(folder, "poisoned", max_steps=12), None, (3, 7))
     assert [found.mapping for found in poisoned] == [found.mapping for found in plain]
@@ -343,15 +371,15 @@ def test_what_a_step_that_is_not_applied_has_observed_stays(folder: Path, rank_p
 # What evaluation sees
 
 
-def evaluate_checkpoint(ranks: Ranks, job: Job) -> dict[str, float]:
+def evaluate_checkpoint(world: World, job: Job) -> dict[str, float]:
     manifest = read_manifest(job.dataset_dir)
-    built = build_model(job, manifest, ranks)
+    built = build_model(job, manifest, world)
     found, _ = checkpoint_folder.newest(job.checkpoints_dir)
     assert found is not None
     load_checkpoint(found, built, None)
     before = {name: tensor.clone() for name, tensor in built.dynamic.tensors().items()}
     evaluator = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 6, ranks, built.dynamic
+        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 6, world, built.dynamic
     )
     metrics = evaluator.mean_metrics(built.model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in built.dynamic.tensors().items())
@@ -368,34 +396,3 @@ def test_evaluation_uses_the_mapping_of_the_checkpoint(folder: Path, rank_pool: 
 
 
 # What it is good for
-
-
-def test_ids_that_got_rows_say_what_comes_next(tmp_path: Path, rank_pool: RankPool, ray_session: None) -> None:
-    """Items without any event are recommended by their genre, which has a row of its own by then; not if none may get one."""
-    write_logs_of_genres(tmp_path / "logs")
-
-    def job_of_genres(run: str, admit_after: int) -> Job:
-        ids = {"kind": "dynamic", "num_rows": 10, "admit_after": admit_after, "max_candidates": 20}
-        adagrad = {"optimizer": "adagrad", "learning_rate": 0.05}
-        items = {"path": str(tmp_path / "logs/items.parquet"), "features": {"genre": {"kind": "categorical"}}}
-        values = {
-            "run": {"dir": str(tmp_path / run), "dataset": str(tmp_path / "dataset")},
-            "logs": {"path": str(tmp_path / "logs/events.parquet"), "items": items},
-            "split": {"kind": "global_time", "validation_time": 100, "test_time": 200},
-            "model": {"max_history": 8, "encoder": {"num_blocks": 1, "dropout": 0.0}},
-            "tables": {"item": {"dim": 16, **adagrad}, "genre": {"ids": ids, **adagrad}},
-            "train": {
-                "epochs": 12, "evaluate_every_epochs": 4, "batch_size": 32, "optimizer": "adagrad", "learning_rate": 0.01,
-                "early_stopping": None,
-            },
-            "evaluate": {"ks": [1, 11], "mask_seen": False},
-            "plan": {"measure": False},
-        }  # fmt: skip
-        return job_of(check_config(values, "test"))
-
-    prepare(check_config(job_of_genres("none", 2).config, "test"), lambda _: None)
-    known, unknown = (
-        rank_pool.run(2, train_and_test, job_of_genres(f"run-{after}", after))[0][1]["hr@11"] for after in (2, 10**9)
-    )
-    assert known > 0.9  # behind the ten trained items of the genre, and before the 55 others
-    assert unknown < 0.4  # by chance in 17 %

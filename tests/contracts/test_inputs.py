@@ -1,4 +1,4 @@
-"""Runs that are told of events, users and times: the same on any number of workers, stopped or not, and worth being told."""
+"""Runs with features of events, users and times: the same on any number of workers, resumed or not, and better for them."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ OBJECTIVES = {"full": {"kind": "full_softmax"}, "sampled": {"kind": "sampled_sof
 
 
 def write_logs(folder: Path) -> None:
-    """Brands of items, words of events and likes of users are values of one kind, some of them missing; so are devices."""
+    """Write logs: brands of items, words of events and likes of users are values of one kind; some are missing, as are devices."""
     random = np.random.default_rng(5)
     lengths = random.integers(3, 11, size=NUM_USERS)
     users, count = np.repeat(np.arange(NUM_USERS), lengths), int(lengths.sum())
@@ -97,7 +97,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Pat
 
 @pytest.fixture
 def folder(datasets: Path, tmp_path: Path) -> Path:
-    """The datasets, in a folder for runs of this test alone."""
+    """Return the datasets, in a folder for runs of this test alone."""
     for name in ("logs", "dataset-hash", "dataset-dynamic"):
         (tmp_path / name).symlink_to(datasets / name)
     return tmp_path
@@ -107,21 +107,21 @@ def folder(datasets: Path, tmp_path: Path) -> Path:
     ("sharding", "objective"),
     [("row_wise", "sampled"), ("table_wise", "full"), ("column_wise", "full"), ("data_parallel", "sampled")],
 )
-def test_a_table_shared_by_items_events_and_users_is_trained_alike_wherever_it_lies(
+def test_a_table_shared_by_items_events_and_users_trains_the_same_under_any_sharding(
     folder: Path, rank_pool: RankPool, sharding: str, objective: str
 ) -> None:
-    found = {}
+    actual = {}
     for size in (1, 3):
         # Adagrad would turn a rounded gradient of nearly zero into a step of its own.
         steps = {"max_steps": 10, "optimizer": "sgd", "learning_rate": 0.05}
         job = job_at(folder, f"{sharding}-{size}", HASHED, sharding=sharding, objective=objective, train=steps)
-        found[size] = rank_pool.run(size, train_plainly, job)[0], lines(folder, f"{sharding}-{size}")
-    assert [line["loss"] for line in found[3][1]] == pytest.approx([line["loss"] for line in found[1][1]], rel=1e-5)
-    names = list(found[1][0])
+        actual[size] = rank_pool.run(size, train_plainly, job)[0], lines(folder, f"{sharding}-{size}")
+    assert [line["loss"] for line in actual[3][1]] == pytest.approx([line["loss"] for line in actual[1][1]], rel=1e-5)
+    names = list(actual[1][0])
     assert {"inputs.time.vectors.gap.weight", "inputs.events.price.weight", "inputs.users.like.weight"} <= {
         name.removeprefix("_dmp_wrapped_module.") for name in names
     }
-    torch.testing.assert_close(found[3][0], found[1][0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual[3][0], actual[1][0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["sampled", "full"])
@@ -134,14 +134,14 @@ def test_features_that_are_looked_up_as_bags_train_the_same_model(
     def losses_of(size: int, lookup: str) -> tuple[list[float], list[float]]:
         run = f"{lookup}-{size}"
         rank_pool.run(size, train_plainly, job_at(folder, run, HASHED, objective=objective, lookup=lookup, train=steps))
-        found = lines(folder, run)
-        return [line["loss"] for line in found], [line["grad_norm"] for line in found]
+        actual = lines(folder, run)
+        return [line["loss"] for line in actual], [line["grad_norm"] for line in actual]
 
     expected = losses_of(1, "rows")
     for size in (1, 2):
-        for found, wanted in zip(losses_of(size, "bags"), expected, strict=True):
-            assert found == pytest.approx(wanted, rel=1e-5)
-            assert len(found) == 10
+        for actual, wanted in zip(losses_of(size, "bags"), expected, strict=True):
+            assert actual == pytest.approx(wanted, rel=1e-5)
+            assert len(actual) == 10
 
 
 @pytest.mark.parametrize("lookup", ["rows", "bags"])
@@ -150,14 +150,14 @@ def test_dynamic_ids_of_events_and_users_get_the_same_rows_on_any_number_of_work
     folder: Path, rank_pool: RankPool, objective: str, lookup: str
 ) -> None:
     sizes = {1: "rows", 2: lookup, 3: lookup}
-    found = {
+    actual = {
         size: rank_pool.run(size, train, job_at(folder, f"run-{size}", DYNAMIC, objective=objective, lookup=way))[0]
         for size, way in sizes.items()
     }
     assert sum(line["ids.label.evicted"] for line in lines(folder, "run-1")) > 0
     for size in (2, 3):
-        assert found[size].mapping == found[1].mapping
-        torch.testing.assert_close(found[size].tensors, found[1].tensors, rtol=1e-5, atol=1e-6)
+        assert actual[size].mapping == actual[1].mapping
+        torch.testing.assert_close(actual[size].tensors, actual[1].tensors, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -174,7 +174,7 @@ def test_a_stopped_and_resumed_run_is_bit_identical(folder: Path, rank_pool: Ran
 
 
 def write_telling_logs(folder: Path) -> None:
-    """The items are drawn from a half of the catalogue that the place of the event before says, and the hour, and the user."""
+    """Write logs of items from a part of the catalogue that depends on the previous event, the hour and the user."""
     random = np.random.default_rng(2)
     rows = []
     for user in range(150):
@@ -194,9 +194,7 @@ def write_telling_logs(folder: Path) -> None:
     pq.write_table(pa.table(people), folder / "users.parquet")
 
 
-def test_what_the_model_is_told_of_events_users_and_times_is_learned(
-    tmp_path: Path, rank_pool: RankPool, ray_session: None
-) -> None:
+def test_features_of_events_users_and_times_are_learned(tmp_path: Path, rank_pool: RankPool, ray_session: None) -> None:
     """Each of the three halves the items that are left: 16 without any, 2 with all of them."""
     write_telling_logs(tmp_path / "logs")
 

@@ -10,7 +10,7 @@ import pytest
 
 from cluster.config.run_config import check_config, job_of
 from cluster.data.prepare import prepare
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.rank_pool import RankPool
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
@@ -73,9 +73,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     return path
 
 
-def train_and_test(ranks: Ranks, job: Job) -> tuple[float, dict[str, float], list[int]]:
+def train_and_test(world: World, job: Job) -> tuple[float, dict[str, float], list[int]]:
     """(last loss, metrics of the test split, best items of the first user)."""
-    training = Training(job, ranks, SILENT)
+    training = Training(job, world, SILENT)
     losses = []
     step = training.step
 
@@ -88,7 +88,7 @@ def train_and_test(ranks: Ranks, job: Job) -> tuple[float, dict[str, float], lis
     training.run()
     model, catalogue = training.built.model, training.built.catalogue
     evaluator = make_evaluator(
-        job.dataset_dir, training.manifest, catalogue, "test", job.evaluate, 8, ranks, training.built.dynamic
+        job.dataset_dir, training.manifest, catalogue, "test", job.evaluate, 8, world, training.built.dynamic
     )
     metrics = evaluator.mean_metrics(model)
     top = [ranked.top_items[0].tolist() for held, ranked in evaluator.rank_all(model, 3) if held.row_ids.size][:1]
@@ -116,7 +116,7 @@ def test_without_features_it_cannot_be(folder: Path, rank_pool: RankPool) -> Non
 
 
 def test_any_number_of_ranks_trains_the_same_model(folder: Path, rank_pool: RankPool) -> None:
-    """Feature tables lie whole on one rank each, the item table in rows on all."""
+    """Feature tables are whole on one rank each, the item table in rows on all."""
     found = {
         size: rank_pool.run(size, train_and_test, job_at(folder, ["genre", "content"], f"ranks-{size}", epochs=2))[0]
         for size in (1, 2, 3)

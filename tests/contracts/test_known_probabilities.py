@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.optimum import compare
+from benchmarks.oracle import compare
 from cluster.config.run_config import Config, check_config, job_of
 from cluster.data.prepare import prepare
 from models.features.items import Catalogue, ItemRequest
 from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.prepared import made
 from tests.support.rank_pool import RankPool
 from trainer.config import EvaluateConfig
@@ -36,7 +36,7 @@ from trainer.metrics_log import read_metrics
 
 SETTINGS = ImpressionConfig(num_users=90, num_items=60, mean_impressions_per_user=40.0, users_per_file=50)
 RECIPE = Path(__file__).parents[2] / "configs/synthetic_ranking.toml"
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 LABELS = {"click": LabelConfig(), "conversion": LabelConfig(defined_when="click")}
 
 
@@ -142,9 +142,9 @@ BY_PLACE = {"encoder": {"attention": {"bias": "position"}}}
 RANKERS: dict[str, dict[str, object]] = {"din": {}, "bst": BY_PLACE, "hstu": BY_PLACE}
 
 
-def validated(ranks: Ranks, job: Job) -> dict[str, float]:
+def validated(world: World, job: Job) -> dict[str, float]:
     torch.set_num_threads(1)
-    Training(job, ranks, SILENT).run()
+    Training(job, world, SILENT).run()
     return [line for line in read_metrics(job.run_dir / "metrics.jsonl") if line["kind"] == "validation"][-1]
 
 
@@ -176,7 +176,7 @@ def without_history(learned_from: Path, rank_pool: RankPool) -> dict[str, float]
 
 
 @pytest.mark.parametrize("kind", RANKERS)
-def test_a_ranker_learns_from_histories_what_no_other_feature_tells(
+def test_a_ranker_learns_from_histories_what_no_other_feature_shows(
     learned_from: Path, without_history: dict[str, float], rank_pool: RankPool, kind: str
 ) -> None:
     found = rank_pool.run(1, validated, job_of(ranker_config(learned_from, kind, RANKERS[kind])))[0]

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from cluster.cli.reshard import run as run_reshard
 from cluster.config.run_config import Config, check_config, job_of, load_config
 from cluster.data.prepare import prepare
 from cluster.driver.new_logs import check_append, kept_outcome
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.prepared import write_events
 from trainer.checkpoint.folder import committed, newest, read
 from trainer.data.dataset.manifest import Manifest, read_manifest
@@ -57,13 +58,13 @@ def prepared(config: Config) -> Manifest:
     return prepare(config, lambda _: None, lambda existing: check_append(config, existing))
 
 
-def train(ranks: Ranks, job: Job) -> Outcome:
-    return Training(job, ranks, SILENT).run()
+def train(world: World, job: Job) -> Outcome:
+    return Training(job, world, SILENT).run()
 
 
-def load(ranks: Ranks, job: Job) -> int:
+def load(world: World, job: Job) -> int:
     """Load the newest checkpoint for an evaluation of the dataset as it is; its rows of items."""
-    built = build_model(job, read_manifest(job.dataset_dir), ranks)
+    built = build_model(job, read_manifest(job.dataset_dir), world)
     found, _ = newest(job.checkpoints_dir)
     assert found is not None
     load_to_use(found, built)
@@ -78,7 +79,7 @@ def tensors(checkpoint: Path) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in read(checkpoint).files.items() if name.endswith(".distcp")}
 
 
-def test_a_trained_run_asks_before_logs_are_appended_and_does_what_is_chosen(rank_pool: Any, tmp_path: Path) -> None:
+def test_a_trained_run_asks_before_logs_are_appended_and_follows_the_choice(rank_pool: Any, tmp_path: Path) -> None:
     write_day(tmp_path, 0)
     config = config_in(tmp_path)
     first = prepared(config)
@@ -137,6 +138,33 @@ def check_continued(rank_pool: Any, config: Config, step: int, steps_per_epoch: 
     ours, theirs = (committed(run.checkpoints_dir)[0] for run in (job, whole))
     assert ours.name == theirs.name
     assert tensors(ours) == tensors(theirs)
+
+
+def test_a_checkpoint_is_resharded_after_logs_were_appended(rank_pool: Any, tmp_path: Path) -> None:
+    """It lacks the rows of new items, as the original does, and a run that goes on from it ends as one from the original."""
+    write_day(tmp_path, 0)
+    config = config_in(tmp_path, train={"epochs": 1})
+    num_rows = prepared(config).num_item_rows
+    step = rank_pool.run(2, train, job_of(config))[0].step
+    write_day(tmp_path, 1)
+    longer = config_in(tmp_path, run={"new_logs": "continue"}, train={"epochs": 2})
+    assert prepared(longer).num_item_rows > num_rows
+    job = job_of(longer)
+    [source, *_] = committed(job.checkpoints_dir)
+    resharded = replace(job, run_dir=tmp_path / "resharded")
+    done = run_reshard(source, resharded.checkpoints_dir, None, ["cluster.num_workers=3"])
+    assert done.world_size == 3
+    path = Path(done.checkpoint)
+    assert {name for name in read(path).files if name.endswith(".distcp")} == {
+        f"__{rank}_0.distcp" for rank in range(3)
+    }
+    assert read(path).dataset_digest == read(source).dataset_digest
+
+    original = replace(job, run_dir=tmp_path / "original")
+    shutil.copytree(source, original.checkpoints_dir / source.name)
+    assert [rank_pool.run(3, train, run)[0].step > step for run in (original, resharded)] == [True, True]
+    ends = [committed(run.checkpoints_dir)[0] for run in (original, resharded)]
+    assert tensors(ends[0]) == tensors(ends[1])
 
 
 def test_a_run_that_was_not_trained_takes_new_logs(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""A model whose tables exceed what one worker may hold trains on two, and is refused on one with the table and the sizes."""
+"""A model with tables too large for one worker trains on two, and is refused on one with the table and the sizes."""
 
 import pytest
 import torch
 
 from sharding.errors import PlacementError
 from sharding.tables.measure import measure_tables
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.data.dataset.manifest import read_manifest
@@ -28,17 +28,17 @@ def limited_job(tmp_path) -> Job:
     )
 
 
-def train(ranks: Ranks, job: Job) -> float:
-    """Bytes of tables that this rank holds, after training."""
+def train(world: World, job: Job) -> float:
+    """Return bytes of tables that this rank holds, after training."""
     torch.set_num_threads(1)
-    training = Training(job, ranks, SILENT)
+    training = Training(job, world, SILENT)
     training.run()
     built = training.built
-    measured = measure_tables(built.placed, training.optimizers, built.tables, {"item": [1]}, ranks, repeats=1)
-    return float(measured.memory_bytes["item"][ranks.rank])
+    measured = measure_tables(built.sharded_model, training.optimizers, built.tables, {"item": [1]}, world, repeats=1)
+    return float(measured.memory_bytes["item"][world.rank])
 
 
-def test_two_workers_hold_what_one_may_not(rank_pool, tmp_path):
+def test_two_workers_hold_tables_that_one_may_not(rank_pool, tmp_path):
     tiny_dataset(tmp_path / "dataset", num_users=60, num_items=300)
     job = limited_job(tmp_path)
     manifest = read_manifest(job.dataset_dir)

@@ -1,5 +1,6 @@
 """A learning rate that is far too large ends a run with one message, and no checkpoint holds what it broke."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
@@ -34,11 +35,11 @@ def job_in(run_dir: Path, dataset: Path, **sections: Any) -> Job:
     return tiny_job(run_dir, dataset, train=train, **sections)
 
 
-def run(ranks: Ranks, job: Job, break_at: int | None = None) -> tuple[str, list[dict[str, Any]]]:
+def run(world: World, job: Job, break_at: int | None = None) -> tuple[str, list[dict[str, Any]]]:
     """What training raised, and the events that it sent. break_at: before this step the rates become too large."""
     events: list[dict[str, Any]] = []
     try:
-        training = Training(job, ranks, Channel(send=events.append, stop_requested=lambda: False))
+        training = Training(job, world, Channel(send=events.append, stop_requested=lambda: False))
         whole = training._train
 
         def train(item: Any) -> Any:
@@ -77,9 +78,7 @@ TABLES = {
 
 @pytest.mark.parametrize("every_steps", [1, None])
 @pytest.mark.parametrize("table", TABLES)
-def test_a_rate_of_a_table_that_breaks_it_is_named_and_nothing_of_it_saved(
-    rank_pool, dataset, tmp_path, table, every_steps
-):
+def test_a_rate_that_breaks_a_table_is_named_and_nothing_is_saved(rank_pool, dataset, tmp_path, table, every_steps):
     tables = {"item": {"dim": 8, "learning_rate": float("3.4e38"), **TABLES[table]}}
     job = job_in(tmp_path / "run", dataset, tables=tables, checkpoint={"every_steps": every_steps})
     for message, events in rank_pool.run(2, run, job):
@@ -137,7 +136,7 @@ def test_a_model_without_a_finite_loss_is_never_the_best(rank_pool, dataset, tmp
     assert_finite(tmp_path / "run")
 
 
-def break_losses(ranks: Ranks, job: Job, steps: int, as_before: bool = False) -> list[str]:
+def break_losses(world: World, job: Job, steps: int, as_before: bool = False) -> list[str]:
     """Train while no loss is finite. as_before: save only the state that torch has created, as earlier versions did."""
     events: list[dict[str, Any]] = []
     whole = Optimizers.materialize_dense_state
@@ -150,13 +149,34 @@ def break_losses(ranks: Ranks, job: Job, steps: int, as_before: bool = False) ->
             asked.append(None)
             return len(asked) >= steps
 
-        training = Training(job, ranks, Channel(send=events.append, stop_requested=stop))
+        training = Training(job, world, Channel(send=events.append, stop_requested=stop))
         loss = type(training.built.model).loss
         training.built.model.loss = lambda rows, batch: loss(training.built.model, rows, batch) * float("nan")
         training.run()
     finally:
         Optimizers.materialize_dense_state = whole  # type: ignore[method-assign]
     return [event["text"] for event in events if event["kind"] == "warning"]
+
+
+@pytest.mark.parametrize("allowed", [0, 2])
+def test_every_skipped_step_is_recorded_also_the_one_that_ends_the_run(rank_pool, dataset, tmp_path, allowed):
+    train = {"max_nonfinite_steps": allowed, "ledger": True}
+    job = job_in(tmp_path / "run", dataset, train=train)
+    messages = rank_pool.run(2, message_of_broken_losses, job)
+    assert all(f"in {allowed + 1} steps in a row" in message for message in messages)
+    skipped = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "skipped"]
+    ledgers = [(tmp_path / "run" / f"ledger/rank-{rank}.jsonl").read_text().splitlines() for rank in range(2)]
+    trained = [[json.loads(line)["row_ids"] for line in lines] for lines in zip(*ledgers, strict=True)]
+    assert [row["step"] for row in skipped] == list(range(1, allowed + 2))
+    assert [row["row_ids"] for row in skipped] == trained
+
+
+def message_of_broken_losses(world: World, job: Job) -> str:
+    try:
+        break_losses(world, job, 100)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize("as_before", [False, True])
@@ -175,7 +195,7 @@ def test_a_checkpoint_from_before_the_first_applied_step_is_resumed(rank_pool, d
     assert [message for message, _ in rank_pool.run(2, run, job)] == ["", ""]
 
 
-def test_a_broken_checkpoint_of_an_earlier_version_says_what_to_do(rank_pool, dataset, tmp_path, monkeypatch):
+def test_a_broken_checkpoint_of_an_earlier_version_names_the_remedy(rank_pool, dataset, tmp_path, monkeypatch):
     job = job_in(tmp_path / "run", dataset, checkpoint={"every_steps": 4, "keep": 9})
     rank_pool.run(1, save_broken, job)
     for message, _ in rank_pool.run(2, run, job):
@@ -185,7 +205,7 @@ def test_a_broken_checkpoint_of_an_earlier_version_says_what_to_do(rank_pool, da
     assert [message for message, _ in rank_pool.run(2, run, job)] == ["", ""]
 
 
-def save_broken(ranks: Ranks, job: Job) -> None:
+def save_broken(world: World, job: Job) -> None:
     """Train 5 steps, break a row, and save it as earlier versions did."""
     from trainer.checkpoint import tensors as checkpoint_tensors
 
@@ -195,7 +215,7 @@ def save_broken(ranks: Ranks, job: Job) -> None:
         asked.append(None)
         return len(asked) >= 5
 
-    training = Training(job, ranks, Channel(send=lambda event: None, stop_requested=stop))
+    training = Training(job, world, Channel(send=lambda event: None, stop_requested=stop))
     whole = training._train
 
     def train(item: Any) -> Any:
@@ -207,7 +227,7 @@ def save_broken(ranks: Ranks, job: Job) -> None:
 
     training._train = train  # type: ignore[method-assign]
     check = checkpoint_tensors.broken_tensors
-    checkpoint_tensors.broken_tensors = lambda state, ranks: []
+    checkpoint_tensors.broken_tensors = lambda state, world: []
     try:
         training.run()
     finally:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.contracts.test_world_size import global_batches, losses, validation
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import examples_of
@@ -33,7 +33,7 @@ def fingerprint(training: Training) -> str:
     """sha256 over every local weight and optimizer tensor, all other state, and the position."""
     digest = hashlib.sha256(f"{training.state.step} {training.state.position}".encode())
     built = training.built
-    state = tensors_of(built.placed, built.tables, training.optimizers, built.state(), training.averages)
+    state = tensors_of(built.sharded_model, built.tables, training.optimizers, built.state(), training.averages)
     for name, value in sorted(state.items()):
         shards = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
         for tensor in shards:
@@ -41,7 +41,7 @@ def fingerprint(training: Training) -> str:
     return digest.hexdigest()
 
 
-def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> tuple[Outcome, str]:
+def train(world: World, job: Job, stop_after: int | None = None) -> tuple[Outcome, str]:
     """Train; if asked, request a stop so that it happens at step `stop_after`."""
     asked = []
 
@@ -49,14 +49,14 @@ def train(ranks: Ranks, job: Job, stop_after: int | None = None) -> tuple[Outcom
         asked.append(None)
         return stop_after is not None and len(asked) >= stop_after
 
-    training = Training(job, ranks, Channel(send=SILENT.send, stop_requested=stop_requested))
+    training = Training(job, world, Channel(send=SILENT.send, stop_requested=stop_requested))
     outcome = training.run()
     return outcome, fingerprint(training)
 
 
 def job_in(run_dir: Path, tmp_path: Path, dataset: str = "dataset", **sections: Any) -> Job:
     early = {"early_stopping": {"metric": "ndcg@10", "patience": 50}, "evaluate_every_epochs": 1}
-    train = {**early, "warmup_steps": 7, **sections.pop("train", {})}
+    train = {**early, "epochs": 2, "warmup_steps": 7, **sections.pop("train", {})}
     model = sections.pop("model", {"encoder": {"kind": "sasrec", "num_blocks": 2, "dropout": 0.25}})
     return tiny_job(run_dir, tmp_path / dataset, model=model, train=train, **sections)
 
@@ -175,7 +175,7 @@ CRAFT = {
 
 
 @pytest.mark.parametrize("craft", CRAFT)
-def test_what_training_keeps_besides_weights_is_resumed_bit_identically(rank_pool, dataset, craft):
+def test_optimizer_schedule_and_averages_resume_bit_identically(rank_pool, dataset, craft):
     settings = {"train": {"max_steps": 14, **CRAFT[craft]}}
     whole = rank_pool.run(2, train, job_in(dataset / "whole", dataset, **settings))
     pieces = job_in(dataset / "pieces", dataset, **settings)
@@ -185,22 +185,20 @@ def test_what_training_keeps_besides_weights_is_resumed_bit_identically(rank_poo
     assert validation(dataset / "pieces") == validation(dataset / "whole")
 
 
-def evaluate(ranks: Ranks, job: Job, step: int) -> dict[str, float]:
+def evaluate(world: World, job: Job, step: int) -> dict[str, float]:
     """The validation metrics of a checkpoint, loaded as `shoal evaluate` does."""
     manifest = read_manifest(job.dataset_dir)
-    built = build_model(job, manifest, ranks)
+    built = build_model(job, manifest, world)
     folder = job.checkpoints_dir / checkpoint_folder.name_of(step)
-    load_to_use(Found(folder, checkpoint_folder.verify(folder)), built)
+    load_to_use(StoredCheckpoint(folder, checkpoint_folder.verify(folder)), built)
     made = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 8, ranks, built.dynamic
+        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 8, world, built.dynamic
     )
     return made.mean_metrics(built.model)
 
 
 @pytest.mark.parametrize("ema_decay", [None, 0.8])
-def test_the_best_checkpoint_of_an_early_stop_is_what_was_evaluated_stopped_and_resumed_or_not(
-    rank_pool, dataset, ema_decay
-):
+def test_the_best_checkpoint_of_an_early_stop_is_the_evaluated_one_resumed_or_not(rank_pool, dataset, ema_decay):
     settings = {
         "train": {
             "epochs": 30,
@@ -305,7 +303,7 @@ def test_another_dataset_is_refused(rank_pool, dataset):
         rank_pool.run(1, train, other)
 
 
-def test_the_manifest_says_what_the_checkpoint_is(rank_pool, dataset):
+def test_the_manifest_describes_the_checkpoint(rank_pool, dataset):
     rank_pool.run(2, train, job_in(dataset / "run", dataset, train={"max_steps": 9}))
     found, _ = checkpoint_folder.newest(dataset / "run" / "checkpoints")
     assert found is not None
@@ -315,9 +313,9 @@ def test_the_manifest_says_what_the_checkpoint_is(rank_pool, dataset):
     assert set(found.manifest.files) == {p.name for p in found.path.iterdir()} - {"manifest.json"}
 
 
-def train_with_rank_dependent_seed(ranks: Ranks, job: Job) -> None:
-    values = {**job.config, "run": {**job.config["run"], "seed": ranks.rank}}
-    Training(Job(**{**job.__dict__, "config": values}), ranks, SILENT)
+def train_with_rank_dependent_seed(world: World, job: Job) -> None:
+    values = {**job.config, "run": {**job.config["run"], "seed": world.rank}}
+    Training(Job(**{**job.__dict__, "config": values}), world, SILENT)
 
 
 def test_ranks_that_disagree_stop_with_the_difference(rank_pool, dataset):

@@ -30,7 +30,7 @@ from models.ranking.reach import reach_of
 from models.tables import TableSpec
 from sharding.config import HashIdsConfig, TableConfig
 from sharding.tables.initialize import initialize_tables
-from sharding.world import Ranks
+from sharding.world import World
 from tests.contracts.test_ranking import job_in
 from tests.models.ranking.test_model import doubled, looked_up
 from tests.support.grown_datasets import DAY, LABELS, NUM_ITEMS, events_dataset, ranking_dataset
@@ -38,7 +38,7 @@ from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import TimeBounds
-from trainer.data.stream.catalogue import read_catalogue, wanted_by
+from trainer.data.stream.catalogue import columns_for, read_catalogue
 from trainer.data.stream.day_examples import day_examples
 from trainer.data.stream.days import Calendar, count_days
 from trainer.data.stream.examples import WINDOW_STEP
@@ -52,7 +52,7 @@ from trainer.loop.build import build_model
 from trainer.placement.loads import table_rows
 
 MAX_HISTORY, NUM_DAYS = 4, 3
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 EVER = (-(1 << 40), 1 << 40)
 HASHED = TableConfig(ids=HashIdsConfig(kind="hash", num_rows=20))
 TABLES = {"item": TableConfig(), "place": HASHED, "tags": HASHED}
@@ -60,7 +60,7 @@ NARROW: dict[str, Any] = {"experts": {"hidden": [6], "activation": "dice"}}
 
 
 def events(num_blocks: int, **more: Any) -> dict[str, Any]:
-    """An encoder of as many blocks."""
+    """Return an encoder of as many blocks."""
     return {"num_blocks": num_blocks, "positions": "none", "dropout": 0.0, **more}
 
 
@@ -133,7 +133,7 @@ class Ranker:
 
     @cached_property
     def reader(self) -> RowGroupReader:
-        return RowGroupReader(self.folder, self.manifest, replace(wanted_by(self.catalogue), impressions=True))
+        return RowGroupReader(self.folder, self.manifest, replace(columns_for(self.catalogue), impressions=True))
 
     def shown(
         self,
@@ -144,14 +144,14 @@ class Ranker:
         world_size: int = 1,
         groups: tuple[int, ...] | None = None,
     ) -> Scores:
-        """Scores of the impressions shown in [begin, end), as evaluation gives them."""
+        """Return scores of the impressions shown in [begin, end), as evaluation gives them."""
         deal = Deal(self.reader, batch_size, rank, world_size, groups)
         held = HeldOutImpressions(deal, self.catalogue, "test", reach_of(self.config), (begin, end))
         self.model.eval()
         return self.scores(one.batch for one in held.batches())
 
     def trained(self, stream: ImpressionStream, num_epochs: int) -> Scores:
-        """Scores of all training impressions, as training computes them."""
+        """Return scores of all training impressions, as training computes them."""
         self.model.train()
         steps = stream.steps(Position(0, 0), num_epochs)
         return self.scores(part for step in steps for part in parts_of(step.batch))
@@ -167,7 +167,7 @@ class Ranker:
         return ImpressionStream(self.reader, batches, reach_of(self.config), self.catalogue, calendar=calendar)
 
     def scores(self, batches: Iterable[RankingBatch]) -> Scores:
-        found: Scores = {}
+        result: Scores = {}
         for batch in batches:
             if not batch.num_targets:
                 continue
@@ -175,9 +175,9 @@ class Ranker:
                 logits = self.model.logits(looked_up(self.model, batch), doubled(batch))
             row = (batch.row_ids % WINDOW_STEP)[batch.history_of]
             keys = list(zip(row.tolist(), batch.shown_at.tolist(), batch.candidate_ids.tolist(), strict=True))
-            assert not found.keys() & set(keys)
-            found |= dict(zip(keys, logits, strict=True))
-        return found
+            assert not result.keys() & set(keys)
+            result |= dict(zip(keys, logits, strict=True))
+        return result
 
 
 def with_noise(model: torch.nn.Module) -> None:
@@ -187,18 +187,18 @@ def with_noise(model: torch.nn.Module) -> None:
         parameter.data.add_(0.2 * noise)
 
 
-def assert_equal(found: Scores, expected: Scores, at_least: int) -> None:
-    """Within 1e-5 of the largest: the order of sums may differ, and angles of rotary positions are float32."""
-    assert len(found) >= at_least
-    keys = list(found)
-    ours, theirs = torch.stack([found[key] for key in keys]), torch.stack([expected[key] for key in keys])
-    assert theirs.std() > 0.1
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+def assert_equal(actual: Scores, expected: Scores, at_least: int) -> None:
+    """Compare within 1e-5 of the largest: the order of sums may differ, and angles of rotary positions are float32."""
+    assert len(actual) >= at_least
+    keys = list(actual)
+    left, right = torch.stack([actual[key] for key in keys]), torch.stack([expected[key] for key in keys])
+    assert right.std() > 0.1
+    torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5 * float(right.abs().max()))
 
 
 @pytest.fixture(scope="module")
 def impressions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """Of a third of the users all days, with up to 40 events; an item is shown to a user once at a time."""
+    """Return impressions: a third of the users on all days, with up to 40 events; an item is shown to a user once at a time."""
     folder = tmp_path_factory.mktemp("impressions")
     return folder, ranking_dataset(folder, num_days=NUM_DAYS)
 
@@ -212,10 +212,11 @@ def ranker(request: pytest.FixtureRequest, impressions: tuple[Path, Manifest]) -
 
 @pytest.fixture(scope="module")
 def together(ranker: Ranker) -> Scores:
-    """Scores of all impressions of all users, in one batch."""
+    """Return scores of all impressions of all users, in one batch."""
     return ranker.shown(*EVER)
 
 
+@pytest.mark.slow
 def test_a_ranker_scores_an_impression_alone_as_among_others(ranker: Ranker, together: Scores) -> None:
     """Every eighth moment by itself, the latest third, and every user by itself."""
     moments = sorted({time for _, time, _ in together})
@@ -227,16 +228,18 @@ def test_a_ranker_scores_an_impression_alone_as_among_others(ranker: Ranker, tog
     assert_equal(ranker.shown(*EVER, batch_size=1), together, len(together))
 
 
-def test_a_ranker_scores_an_impression_alike_in_any_order_and_on_any_rank(ranker: Ranker, together: Scores) -> None:
+@pytest.mark.slow
+def test_a_ranker_scores_an_impression_the_same_in_any_order_and_on_any_rank(ranker: Ranker, together: Scores) -> None:
     groups = tuple(reversed(range(len(ranker.reader.group_rows))))
     assert_equal(ranker.shown(*EVER, batch_size=5, groups=groups), together, len(together))
     for world_size in (2, 3):
-        found: Scores = {}
+        actual: Scores = {}
         for rank in range(world_size):
-            found |= ranker.shown(*EVER, batch_size=12, rank=rank, world_size=world_size)
-        assert_equal(found, together, len(together))
+            actual |= ranker.shown(*EVER, batch_size=12, rank=rank, world_size=world_size)
+        assert_equal(actual, together, len(together))
 
 
+@pytest.mark.slow
 def test_training_computes_the_scores_of_evaluation(ranker: Ranker, together: Scores) -> None:
     """In whole batches, in pieces, and day by day."""
     num_training = ranker.manifest.counts.train_events
@@ -247,16 +250,16 @@ def test_training_computes_the_scores_of_evaluation(ranker: Ranker, together: Sc
     assert_equal(by_day, together, num_training * 9 // 10)
 
 
-def scores_of_rank(ranks: Ranks, job: Job) -> dict[tuple[int, int], list[float]]:
-    """By row and number of each held-out impression of this rank: logits of a model whose tables are sharded. Collective."""
-    built = build_model(job, read_manifest(job.dataset_dir), ranks)
+def scores_of_rank(world: World, job: Job) -> dict[tuple[int, int], list[float]]:
+    """Return logits of a model with sharded tables, by row and number of each held-out impression of this rank. Collective."""
+    built = build_model(job, read_manifest(job.dataset_dir), world)
     with_noise(built.model.interest)
-    evaluator = built.task.evaluator("test", ranks, built.dynamic)
-    found = {}
+    evaluator = built.task.evaluator("test", world, built.dynamic)
+    result = {}
     for held, logits in evaluator.score_all(built.model):  # type: ignore[union-attr, arg-type]
         keys = zip(held.row_ids[held.batch.history_of.numpy()].tolist(), held.place.tolist(), strict=True)
-        found |= dict(zip(keys, logits.tolist(), strict=True))
-    return found
+        result |= dict(zip(keys, logits.tolist(), strict=True))
+    return result
 
 
 def test_sharded_tables_change_no_score_at_any_world_size(rank_pool: RankPool, tmp_path: Path) -> None:
@@ -278,8 +281,8 @@ def test_sharded_tables_change_no_score_at_any_world_size(rank_pool: RankPool, t
     assert len(expected) > 100
     for world_size in (2, 3):
         assert scores[world_size].keys() == scores[1].keys()
-        found = np.asarray([scores[world_size][key] for key in scores[1]])
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+        actual = np.asarray([scores[world_size][key] for key in scores[1]])
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
 
 
 ENCODERS: dict[str, dict[str, Any]] = {
@@ -322,16 +325,16 @@ class Recommender:
 
     @cached_property
     def reader(self) -> RowGroupReader:
-        return RowGroupReader(self.folder, self.manifest, wanted_by(self.catalogue))
+        return RowGroupReader(self.folder, self.manifest, columns_for(self.catalogue))
 
     @torch.no_grad()
     def scores(
         self, targets: Literal["all", "first"], batch_size: int = 1000, rank: int = 0, world_size: int = 1
     ) -> Scores:
-        """Of each held-out event that is evaluated, by row, number and item: its score."""
+        """Return the score of each evaluated held-out event, by row, number and item."""
         longest, masks = self.config.max_history, self.config.masks_items
         held_out = HeldOut(self.reader, self.catalogue, "test", targets, longest, batch_size, rank, world_size, masks)
-        known, found = self.catalogue.known, Scores()
+        known, result = self.catalogue.known, Scores()
         items_ID = self.model.item_vectors({"item": self.model.look_up(known)["item"].double()}, known)
         for held in held_out.batches():
             users_BD = self.model.user_vectors(looked_up(self.model, held.batch), doubled(held.batch))
@@ -339,14 +342,14 @@ class Recommender:
                 items = held.targets[slice(*held.target_offsets[number : number + 2])]
                 of_user = items_ID[torch.from_numpy(items)] @ users_BD[number]
                 keys = [(row, place, item) for place, item in enumerate(items.tolist())]
-                assert not found.keys() & set(keys)
-                found |= dict(zip(keys, of_user, strict=True))
-        return found
+                assert not result.keys() & set(keys)
+                result |= dict(zip(keys, of_user, strict=True))
+        return result
 
 
 @pytest.fixture(scope="module")
 def histories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """Histories of up to 45 events, of which the last sixth of the time is the test period."""
+    """Return histories of up to 45 events, of which the last sixth of the time is the test period."""
     folder, end = tmp_path_factory.mktemp("events"), NUM_DAYS * DAY
     return folder, events_dataset(folder, num_days=NUM_DAYS, cuts=TimeBounds(end * 2 // 3, end * 5 // 6))
 
@@ -363,7 +366,7 @@ def test_an_encoder_scores_a_held_out_event_alone_as_among_others(histories: tup
     assert_equal(recommender.scores("all", batch_size=1), together, len(together))
     assert_equal(recommender.scores("first", batch_size=5), together, len(firsts))
     for world_size in (2, 3):
-        found: Scores = {}
+        actual: Scores = {}
         for rank in range(world_size):
-            found |= recommender.scores("all", 12, rank, world_size)
-        assert_equal(found, together, len(together))
+            actual |= recommender.scores("all", 12, rank, world_size)
+        assert_equal(actual, together, len(together))

@@ -24,7 +24,7 @@ from trainer.data.stream.order import Position, position_of, steps_per_epoch
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory) -> Callable[[str], Data]:
-    """The data of each kind, written once."""
+    """Return the data of each kind, written once."""
 
     @cache
     def dataset(write: Callable[[Path], Manifest]) -> tuple[Path, Manifest]:
@@ -46,6 +46,7 @@ def data(written) -> Data:
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
+@pytest.mark.slow
 @kinds
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_every_position_gives_the_identical_remainder(written, kind, world_size):
@@ -66,8 +67,8 @@ def test_every_example_is_trained_exactly_once_per_epoch_on_the_right_events(wri
     expected = data.examples
     assert len({example[0] for example in expected}) == len(expected)
     for epoch in range(EPOCHS):
-        found = sorted(e for step in steps if step.epoch == epoch for share in step.shares for e in share)
-        assert found == expected
+        actual = sorted(e for step in steps if step.epoch == epoch for share in step.shares for e in share)
+        assert actual == expected
 
 
 @kinds
@@ -100,15 +101,15 @@ def test_resizing_within_an_epoch_and_at_its_end_loses_and_repeats_nothing(writt
 
 @kinds
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_any_number_of_trained_examples_can_be_gone_on_from(written, kind, world_size):
+def test_training_can_resume_from_any_number_of_trained_examples(written, kind, world_size):
     """Not only where a step ended: the remainder of the epoch holds the same examples, each once."""
     data = written(kind)
     num_examples = len(data.examples)
     order = [e for step in global_steps(data, Position(0, 0), 1) for e in step.shares[0]]
     for number in range(0, EPOCHS * num_examples, 11):
         rest = global_steps(data, position_of(number, num_examples), world_size)
-        found = Counter(e for step in rest for share in step.shares for e in share)
-        assert found == Counter(order[number:])
+        actual = Counter(e for step in rest for share in step.shares for e in share)
+        assert actual == Counter(order[number:])
 
 
 @kinds
@@ -184,11 +185,11 @@ def test_windows_train_every_target_exactly_once(written):
     rows = plain_rows(data.folder, data.manifest)
     targets = Counter()
     for step in data.stream().steps(Position(0, 0), 1):
-        for number, _, found in examples_in(step):
+        for number, _, value in examples_in(step):
             window, row = divmod(number, WINDOW_STEP)
             stop = max(0, rows[row]["train_end"] - 1 - window * MAX_HISTORY)
-            targets.update((row, place) for place in range(stop - len(found) + 1, stop + 1))
-            assert rows[row]["item"][stop - len(found) + 1 : stop + 1] == list(found)
+            targets.update((row, place) for place in range(stop - len(value) + 1, stop + 1))
+            assert rows[row]["item"][stop - len(value) + 1 : stop + 1] == list(value)
     assert targets == Counter((n, place) for n, row in enumerate(rows) for place in range(1, row["train_end"]))
     assert max(number // WINDOW_STEP for number, _, _ in data.examples) >= 2
 
@@ -211,16 +212,16 @@ def test_a_batch_is_the_longest_run_that_the_budget_holds(written, kind):
     data = written(kind)
     steps = global_steps(data, Position(0, 0), 1)
     for epoch in range(EPOCHS):
-        found = [step.shares[0] for step in steps if step.epoch == epoch]
-        order = [example for share in found for example in share]
+        actual = [step.shares[0] for step in steps if step.epoch == epoch]
+        order = [example for share in actual for example in share]
         expected, batch = [], []
         for example in order:  # the rule, as plainly as possible
             if batch and sum(len(e[1]) for e in [*batch, example]) > TOKENS:
                 expected.append(tuple(batch))
                 batch = []
             batch.append(example)
-        assert found == [*expected, tuple(batch)]
-        assert len(found) > 5
+        assert actual == [*expected, tuple(batch)]
+        assert len(actual) > 5
 
 
 @pytest.mark.parametrize("kind", ["token budget", "windows in a token budget"])
@@ -237,7 +238,7 @@ def test_ranks_get_about_the_same_number_of_events(written, kind, world_size):
 
 @pytest.mark.parametrize("kind", ["recent", "token budget"])
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_negatives_go_on_with_the_position(written, kind, world_size):
+def test_negatives_resume_with_the_position(written, kind, world_size):
     whole = global_steps(written(kind), Position(0, 0), 1, "sampled")
     for number in (0, 3, 9, len(whole) - 2):
         resumed = global_steps(written(kind), whole[number].after, world_size, "sampled")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.job import SILENT, Job
@@ -18,15 +18,15 @@ from trainer.metrics_log import read_metrics
 STEPS = 20
 
 
-def train(ranks: Ranks, job: Job) -> dict[str, torch.Tensor]:
+def train(world: World, job: Job) -> dict[str, torch.Tensor]:
     """Train, and give the first rank all weights and optimizer slots."""
     torch.set_num_threads(1)
-    training = Training(job, ranks, SILENT)
+    training = Training(job, world, SILENT)
     training.run()
     whole = {}
-    for name, value in training.built.placed.state_dict().items():
+    for name, value in training.built.sharded_model.state_dict().items():
         if isinstance(value, ShardedTensor):
-            out = torch.zeros(value.size()) if ranks.is_first else None
+            out = torch.zeros(value.size()) if world.is_first else None
             value.gather(0, out)
             whole[name] = out
         else:
@@ -238,7 +238,7 @@ def test_every_encoder_sharded_equals_unsharded(rank_pool, tmp_path, encoder):
             train={"optimizer": "adagrad", "learning_rate": 0.01, "max_steps": 10},
         )
         found = rank_pool.run(world_size, train, job)[0]
-        # Collections are named for where their tables lie.
+        # Collections are named after the placement of their tables.
         weights.append({name.replace("replicated", "sharded"): weight for name, weight in found.items()})
         loss.append(losses(tmp_path / str(number)))
         metric.append(validation(tmp_path / str(number)))
@@ -335,7 +335,7 @@ def test_fewer_histories_than_workers(rank_pool, tmp_path, num_users):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_where_a_table_lies_changes_nothing_of_what_is_learned(rank_pool, tmp_path, world_size):
+def test_the_placement_of_a_table_does_not_change_the_trained_model(rank_pool, tmp_path, world_size):
     """Its own optimizer updates it everywhere: sharded, or as a copy on every worker."""
     tiny_dataset(tmp_path / "dataset")
     weights, loss = {}, {}
@@ -356,9 +356,9 @@ def test_where_a_table_lies_changes_nothing_of_what_is_learned(rank_pool, tmp_pa
             torch.testing.assert_close(weights[sharding][name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def first_weights(ranks: Ranks, job: Job) -> torch.Tensor:
-    built = Training(job, ranks, SILENT).built
-    return next(v for n, v in built.placed.state_dict().items() if n.endswith("item.weight")).clone()
+def first_weights(world: World, job: Job) -> torch.Tensor:
+    built = Training(job, world, SILENT).built
+    return next(v for n, v in built.sharded_model.state_dict().items() if n.endswith("item.weight")).clone()
 
 
 def test_a_copied_table_is_trained(rank_pool, tmp_path):

@@ -18,7 +18,7 @@ def shoal(*arguments: str, environment: Mapping[str, str] | None = None) -> subp
     """Start the command; `environment` is set beside that of the tests."""
     # A session of its own: a signal sent to the command must not reach the test, and the other way round.
     return subprocess.Popen(
-        [sys.executable, "-m", "cluster", *arguments],
+        [sys.executable, "-m", "cluster.cli", *arguments],
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
         stdout=subprocess.PIPE,
@@ -49,7 +49,12 @@ def succeed(*arguments: str) -> dict[str, Any]:
 
 def refused(*arguments: str, environment: Mapping[str, str] | None = None) -> str:
     """The one message of a command that the user must mend."""
-    code, out, err = finish(shoal(*arguments, environment=environment))
+    return refused_by(shoal(*arguments, environment=environment))
+
+
+def refused_by(process: subprocess.Popen[str]) -> str:
+    """The one message of a command that was started and ends because of something that the user must mend."""
+    code, out, err = finish(process)
     assert code == 2, (out, err)
     assert "Traceback" not in out + err
     return err

@@ -34,7 +34,7 @@ class Head:
 
 @contextmanager
 def ray_head() -> Iterator[Head]:
-    """A head node, with a temporary folder of its own; it is ended by the ids of the processes that it started."""
+    """Yield a head node, with a temporary folder of its own; it is ended by the ids of the processes that it started."""
     port, gcs_port = free_port(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="shoal-head-"))
     ray = Path(sys.executable).with_name("ray")
@@ -54,7 +54,7 @@ def ray_head() -> Iterator[Head]:
         f"--dashboard-port={port}",
         f"--dashboard-agent-listen-port={free_port()}",
     ]
-    # Jobs run `python`: the one of this environment, as on a cluster whose nodes have Shoal's requirements installed.
+    # Jobs run `python`: the one of this environment, as on a cluster with Shoal's requirements installed on its nodes.
     path = f"{ray.parent}{os.pathsep}{os.environ['PATH']}"
     head = subprocess.Popen(
         [*command, "--disable-usage-stats"],

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 
 from cluster.config.run_config import ClusterConfig
-from cluster.workers.group import Workers, WorkersFailedError
-from sharding.world import Ranks
+from cluster.errors import WorkersFailedError
+from cluster.workers.group import Workers
+from sharding.world import World
 from trainer.errors import UserError
 from trainer.job import Channel
 
@@ -20,15 +21,15 @@ TWO = ClusterConfig(num_workers=2)
 DEADLINE = 60.0
 
 
-def process_and_sum(argument: int, ranks: Ranks, channel: Channel) -> tuple[int, int, float]:
+def process_and_sum(argument: int, world: World, channel: Channel) -> tuple[int, int, float]:
     """Which rank and process this is, and a sum over ranks: they share a process group."""
-    channel.send({"kind": "here", "rank": ranks.rank, "argument": argument})
-    total = torch.tensor(float(argument + ranks.rank))
+    channel.send({"kind": "here", "rank": world.rank, "argument": argument})
+    total = torch.tensor(float(argument + world.rank))
     dist.all_reduce(total)
-    return ranks.rank, os.getpid(), total.item()
+    return world.rank, os.getpid(), total.item()
 
 
-def is_stopped_within(seconds: float, ranks: Ranks, channel: Channel) -> bool:
+def is_stopped_within(seconds: float, world: World, channel: Channel) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if channel.stop_requested():
@@ -37,13 +38,13 @@ def is_stopped_within(seconds: float, ranks: Ranks, channel: Channel) -> bool:
     return False
 
 
-def fail(error: UserError, ranks: Ranks, channel: Channel) -> None:
-    if ranks.rank == 1:
+def fail(error: UserError, world: World, channel: Channel) -> None:
+    if world.rank == 1:
         raise error
 
 
-def disappear(argument: None, ranks: Ranks, channel: Channel) -> None:
-    if ranks.rank == 1:
+def disappear(argument: None, world: World, channel: Channel) -> None:
+    if world.rank == 1:
         os._exit(3)
     time.sleep(DEADLINE)
 

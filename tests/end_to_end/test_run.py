@@ -65,7 +65,7 @@ def _lose_a_worker(process: subprocess.Popen[str], run_dir: Path, at_step: int) 
     assert "Traceback" not in out + err
     assert "died" in err
     assert "rank " in err
-    assert "Running the same command again" in err
+    assert "Run the same command again" in err
     assert (run_dir / "failure.log").read_text()
 
 
@@ -113,7 +113,7 @@ def test_sigterm_outside_training_is_one_line_and_the_next_command_resumes(confi
     os.kill(process.pid, signal.SIGTERM)
     code, _, err = finish(process)
     assert code == 143, err
-    assert err == "shoal: interrupted; run the same command again to go on\n"
+    assert err == "shoal: interrupted; run the same command again to resume\n"
     assert succeed(*command)["counts"]["num_users"] == 240
 
 

@@ -11,6 +11,8 @@ from rich.console import Console
 from cluster.driver.progress import View
 from cluster.study import command
 from cluster.study.command import Answer
+from trainer.data.synthetic.impression_world import ImpressionConfig
+from trainer.data.synthetic.impressions import generate_impressions
 from trainer.data.synthetic.log import generate
 from trainer.data.synthetic.world import SyntheticConfig
 from trainer.errors import UserError
@@ -97,3 +99,55 @@ def test_a_study_with_a_failing_trial_and_the_same_again(ray_session: None, stud
 
     with pytest.raises(UserError, match="was run with other settings"):
         run(study, "train.batch_size=8")
+
+
+def test_a_study_of_rankers(ray_session: None, tmp_path: Path) -> None:
+    """Judged by log loss, of which less is better; figures are of impressions."""
+    generate_impressions(
+        ImpressionConfig(num_users=60, num_items=60, mean_impressions_per_user=40.0), tmp_path / "logs"
+    )
+    path = tmp_path / "study.toml"
+    path.write_text(
+        f"""
+        [study]
+        dir = "{tmp_path / "study"}"
+        seeds = [1]
+        metric = "logloss"
+        [study.grid]
+        "model.kind" = ["logistic", "bst"]
+        [logs]
+        path = "{tmp_path}/logs/impressions-*.parquet"
+        labels = ["click"]
+        outcomes = ["conversion", "click_probability", "conversion_probability"]
+        history_label = "click"
+        [split]
+        kind = "global_time"
+        validation_time = 1702080000
+        test_time = 1702339200
+        [model]
+        max_history = 6
+        [tables.item]
+        dim = 8
+        [train]
+        epochs = 1
+        batch_size = 16
+        [cluster]
+        num_workers = 1
+        """
+    )
+    answer, said = run(path)
+    assert answer.summary.failed == {}, said
+    rows = answer.summary.rows
+    assert [row.name for row in rows] == ["logistic", "bst"]
+    assert next(row for row in rows if row.rank == 1).validation.mean == min(row.validation.mean for row in rows)
+    for row in rows:
+        folder = tmp_path / "study/trials" / f"{row.name}-seed1/evaluation/validation"
+        results = json.loads((folder / "metrics.json").read_text())
+        assert row.validation.mean == results["metrics"]["logloss"]
+        assert row.validation.over_users == pytest.approx(results["ci95"]["logloss"])
+        assert row.impressions_per_second is not None
+        assert row.costs.unit == "impression"
+        assert not row.costs.assumed
+    page = answer.page.read_text()
+    assert "training FLOPs/impression" in page
+    assert "/event" not in page

@@ -46,7 +46,7 @@ def test_a_job_outlives_the_command_that_follows_it(config: Path, head: Head, tm
 
 
 def run_line(command: str) -> str:
-    """What a line for the shell prints."""
+    """Return the output of a shell command."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, shell=True, capture_output=True, text=True, timeout=DEADLINE, env={**os.environ, "PATH": path}

@@ -16,7 +16,7 @@ import pytest
 
 @contextmanager
 def small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
-    """A filesystem of this size, mounted on `folder`. Skips where the tests may not mount one."""
+    """Yield a filesystem of this size, mounted on `folder`. Skips where the tests may not mount one."""
     folder.mkdir(parents=True, exist_ok=True)
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
@@ -32,11 +32,22 @@ def small_disk(folder: Path, size: str = "256k") -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def fill(folder: Path) -> None:
-    """Leave no byte free."""
-    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while True:
-            file.write(bytes(4096))
+FILLER = "filler"
+
+
+def fill(folder: Path, free_bytes: int = 0) -> None:
+    """Leave so many bytes free, in whole pages."""
+    page = bytes(4096)
+    with (folder / FILLER).open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize >= free_bytes + len(page):
+            file.write(page)
+
+
+def temporary_files(folder: Path) -> list[str]:
+    """Return files and folders that only an unfinished write leaves."""
+    return sorted(
+        path.name for path in folder.rglob("*") if path.name.startswith(".") and path.name not in (".lock", ".metadata")
+    )
 
 
 class FailingWrites:
@@ -82,7 +93,7 @@ class FailingWrites:
         return os.path.abspath(os.fsdecode(path)).startswith(self._folder)
 
     def _count(self, *named: Any) -> None:
-        """Like the system, name the path of what is renamed or made, and not that of a write."""
+        """Raise the error with the path of a renamed or created file, but not of a write, as the system does."""
         self.writes += 1
         if self.writes >= self._at:
             raise OSError(self._number, os.strerror(self._number), *map(str, named))

@@ -77,7 +77,7 @@ def workload(config: NextItemConfig, **given: Any) -> Workload:
 
 
 def products_in(work: Any) -> int:
-    """Matrix products of a step by torch's counter, which knows neither the in-place ones nor the CPU's fused attention."""
+    """Return matrix products of a step by torch's counter, which knows neither the in-place ones nor the CPU's fused attention."""
 
     def in_place(shape: Any, left: Any, right: Any, *_: Any, **__: Any) -> int:
         return int(2 * left[0] * left[1] * right[1])
@@ -115,7 +115,7 @@ def test_dense_parameters_are_those_of_the_model(form: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["two_tower", "bert4rec"])
-def test_dense_parameters_are_those_of_a_whole_model_and_what_it_is_told(kind: str) -> None:
+def test_dense_parameters_are_those_of_a_whole_model_and_its_inputs(kind: str) -> None:
     config = model_config({"kind": kind}).model_copy(update={"inputs": InputsConfig(time=["gap", "weekday"])})
     numbers = (InputFeature("price", None, 1), InputFeature("vector", None, 3))
     inputs = Inputs(numbers, numbers[:1], Clock(1, ("gap", "weekday")))
@@ -170,7 +170,7 @@ def test_matrix_products_of_a_whole_step_are_those_that_torch_counts(kind: str, 
     assert costs.total.matmul * LENGTHS.sum() == pytest.approx(products_in(step), rel=1e-12)
 
 
-def test_what_projects_features_is_counted() -> None:
+def test_projections_of_features_are_counted() -> None:
     config = model_config({}).model_copy(update={"inputs": InputsConfig(time=["gap", "hour", "weekday"])})
     clock = Clock(1, ("gap", "hour", "weekday"))
     events, users = (InputFeature("price", None, 3), InputFeature("page", "page", 6)), (InputFeature("age", None, 5),)
@@ -184,7 +184,7 @@ def test_what_projects_features_is_counted() -> None:
         "page": id_values(np.arange(num_events) % 4, np.arange(num_events)),
     }
     ages = {"age": number_values(np.ones((num_users, 5), np.float32))}
-    times = {name: torch.from_numpy(found) for name, found in time_rows(clock, np.arange(num_events), offsets).items()}
+    times = {name: torch.from_numpy(value) for name, value in time_rows(clock, np.arange(num_events), offsets).items()}
 
     def step() -> None:
         told_ND = inputs(items_ND, {"page": rows}, said, ages, torch.from_numpy(offsets), times)
@@ -247,7 +247,7 @@ def test_constants_are_those_of_the_code() -> None:
 
 
 @pytest.mark.parametrize("form", [*KINDS, "sasrec as published", "bert4rec as published", "dropout in swiglu"])
-def test_activations_are_about_what_autograd_keeps(form: str) -> None:
+def test_activations_are_about_those_that_autograd_keeps(form: str) -> None:
     config = model_config({**FORMS[form], "num_blocks": 4})
     encoder = Encoder(WIDTH, MAX_HISTORY, config.encoder)
     lengths = np.full(64, MAX_HISTORY)

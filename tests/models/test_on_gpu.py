@@ -44,18 +44,18 @@ def test_loss_and_gradients_equal_the_cpu():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_what_is_told_of_events_users_and_times_equals_the_cpu():
+def test_features_of_events_users_and_times_equal_those_on_the_cpu():
     objective, users = told.OBJECTIVES[0], told.random_users(1)
     model, batch = told.make_model(objective, bias="time"), told.batch_of(users, objective)
     with torch.no_grad():
         expected = told.encoded(model, batch)
-        found = told.encoded(model.to("cuda"), batch.to(torch.device("cuda")))
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-5)
+        actual = told.encoded(model.to("cuda"), batch.to(torch.device("cuda")))
+    torch.testing.assert_close(actual.cpu(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", RANKERS)
 def test_a_ranker_equals_the_cpu(kind):
-    batch, found = batch_of(random_users(4, COUNTS)), []
+    batch, actual = batch_of(random_users(4, COUNTS)), []
     for device in (torch.device("cpu"), torch.device("cuda")):
         model = ranker(kind).float().to(device)
         there = batch.to(device)
@@ -63,8 +63,8 @@ def test_a_ranker_equals_the_cpu(kind):
         model.loss(rows, there).backward()
         weights = {name: p for name, p in model.named_parameters() if not name.startswith("tables")}
         gradients = {name: leaf.grad for name, leaf in (rows | weights).items() if leaf.grad is not None}
-        found.append((model.logits(rows, there), gradients))
-    (expected, expected_gradients), (logits, gradients) = found
+        actual.append((model.logits(rows, there), gradients))
+    (expected, expected_gradients), (logits, gradients) = actual
     torch.testing.assert_close(logits.cpu(), expected, rtol=1e-4, atol=1e-5)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient.cpu(), expected_gradients[name], rtol=1e-3, atol=1e-5, msg=name)

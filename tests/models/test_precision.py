@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import pieces
+from models.attention import tiled
 from models.attention.attend import attend
 from models.attention.search import search_by_similarity
 from models.objectives import chunked_scores, softmax
@@ -23,7 +23,7 @@ from tests.models.ranking.test_model import batch_of, random_users
 
 
 def outcome(case: str, low: bool, recompute: bool = False) -> tuple[Tensor, list[Tensor]]:
-    """(what is encoded, gradients of its first half's sum of squares by input and weights)."""
+    """Return (what is encoded, gradients of its first half's sum of squares by input and weights)."""
     encoder = make_encoder(CASES[case], recompute=recompute)
     x_ND = events(sum(LENGTHS)).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=low):
@@ -40,7 +40,7 @@ def test_an_encoder_under_autocast_is_nearly_that_of_float32(case):
     assert not torch.equal(low, full)
     assert (low - full).norm() < 0.03 * full.norm()
     assert all(gradient.dtype == torch.float32 for gradient in gradients)
-    flat, expected = (torch.cat([g.flatten() for g in found]) for found in (gradients, full_gradients))
+    flat, expected = (torch.cat([g.flatten() for g in value]) for value in (gradients, full_gradients))
     assert torch.cosine_similarity(flat, expected, dim=0) > 0.995
     recomputed, again = outcome(case, low=True, recompute=True)
     assert torch.equal(recomputed, low)
@@ -52,7 +52,7 @@ def test_a_ranker_under_autocast_is_nearly_that_of_float32(kind):
     batch, flat, losses = batch_of(random_users(4, COUNTS)), [], []
     for low in (False, True):
         model = ranker(kind).float()
-        rows = {table: found.detach().requires_grad_() for table, found in model.look_up(batch.items).items()}
+        rows = {table: value.detach().requires_grad_() for table, value in model.look_up(batch.items).items()}
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             loss = model.loss(rows, batch)
             assert model.logits(rows, batch).dtype == torch.float32
@@ -69,7 +69,7 @@ def test_a_ranker_under_autocast_is_nearly_that_of_float32(kind):
 
 
 def share_on_grid(scores: Tensor) -> float:
-    """How many of the scores are numbers of bfloat16; of float32 numbers less than one in a thousand is, by chance."""
+    """Return the share of scores that are numbers of bfloat16; of float32 numbers fewer than one in a thousand are, by chance."""
     some = scores[scores.isfinite()]
     return (some == some.bfloat16().float()).double().mean().item()
 
@@ -78,7 +78,7 @@ NUM_TARGETS, NUM_ITEMS, NUM_NEGATIVES, VECTOR_WIDTH = 400, 900, 300, 32
 
 
 def scored(large: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Users (T, D), items (C, D) and targets (T,) with scores of tens, as those of a trained model are."""
+    """Return users (T, D), items (C, D) and targets (T,) with scores of tens, as those of a trained model are."""
     generator = torch.Generator().manual_seed(6)
     items = 0.8 * torch.randn(NUM_ITEMS, VECTOR_WIDTH, generator=generator)
     target = torch.randint(NUM_ITEMS, (NUM_TARGETS,), generator=generator)
@@ -114,9 +114,9 @@ def test_the_gradient_of_an_objective_under_autocast_is_within_one_per_cent(monk
         with torch.autocast("cpu", torch.bfloat16, enabled=low):
             loss = OBJECTIVES[name](users, items, target)
         flat.append([loss.detach(), *torch.autograd.grad(loss, (users, items))])
-    for exact, found in zip(*flat, strict=True):
-        assert found.dtype == torch.float32
-        assert (found - exact).norm() < 0.01 * exact.norm()
+    for exact, value in zip(*flat, strict=True):
+        assert value.dtype == torch.float32
+        assert (value - exact).norm() < 0.01 * exact.norm()
 
 
 def test_no_score_of_an_objective_is_rounded_under_autocast(monkeypatch):
@@ -162,13 +162,13 @@ def test_no_logit_of_a_label_is_rounded_under_autocast(kind, tower):
 
 @pytest.mark.parametrize("form", ["softmax, window", "entmax15", "silu"])
 def test_no_score_of_attention_is_rounded_before_its_weight_is_computed(monkeypatch, form):
-    seen, normalise = [], pieces.normalise
+    seen, normalise = [], tiled.normalise
 
     def spy(scores: Tensor, *others) -> Tensor:
         seen.append(scores.detach())
         return normalise(scores, *others)
 
-    monkeypatch.setattr(pieces, "normalise", spy)
+    monkeypatch.setattr(tiled, "normalise", spy)
     config, lengths = forms.config_of(form), [3, 40, 1, 25]
     query, key, value = forms.random_inputs(config, sum(lengths), 16, 1, torch.bfloat16)
     parts = forms.parts_of(config, 16, torch.float32)
@@ -177,7 +177,7 @@ def test_no_score_of_attention_is_rounded_before_its_weight_is_computed(monkeypa
     assert all(share_on_grid(scores[scores != 0]) < 0.05 for scores in seen)
 
 
-def test_a_search_under_autocast_finds_what_evaluation_finds():
+def test_a_search_under_autocast_finds_the_same_events_as_evaluation():
     given = shown([60, 40], [30, 30])
     events, candidates = vectors(100, 1, 8, 1, torch.float32)[:, 0], vectors(60, 1, 8, 2, torch.float32)[:, 0]
     exact = search_by_similarity(events, candidates, given.candidate_layout, 5)

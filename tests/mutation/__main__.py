@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
     parser.add_argument(
-        "--only", default="", metavar="PATTERN", help="faults whose name or file matches, as in '*seed*'"
+        "--only", default="", metavar="PATTERN", help="faults with a matching name or file, as in '*seed*'"
     )
     parser.add_argument("--jobs", type=int, default=1, help="number of faults tried at a time")
     parser.add_argument("--deadline", type=float, default=300.0, metavar="SECONDS", help="for the tests of one fault")
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def chosen(faults: list[Fault], pattern: str) -> list[Fault]:
-    """Return the faults whose name or file matches a pattern; a pattern without wildcards matches anywhere."""
+    """Return the faults with a name or file that matches a pattern; a pattern without wildcards matches anywhere."""
     wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
     return [fault for fault in faults if fnmatch(fault.name, wanted) or fnmatch(fault.file, wanted)]
 

@@ -1,7 +1,7 @@
 """Faults that are planted on purpose, to see whether a test finds them: what they are and whether they still fit the sources.
 
 A fault is declared in faults/*.toml: one text of one file, what takes its place, and the nearest tests. The list is checked by
-test_faults.py, so that a fault whose text or tests are gone is noticed at once.
+test_faults.py, so that a fault with missing text or tests is noticed at once.
 """
 
 import ast

@@ -42,12 +42,14 @@ ADDS = Fault("adds", "double.py", "2 * number", "2 + number", ("test_double.py::
 
 @pytest.fixture
 def project(tmp_path: Path) -> Copy:
-    """A copy of a project with one function."""
+    """Return a copy of a project with one function."""
     (tmp_path / "project").mkdir()
     (tmp_path / "project/double.py").write_text(SOURCE)
     (tmp_path / "project/test_double.py").write_text(TESTS)
     (tmp_path / "project/conftest.py").write_text(
-        "def pytest_addoption(parser):\n    parser.addoption('--shared-data')\n"
+        "def pytest_addoption(parser):\n"
+        "    parser.addoption('--shared-data')\n"
+        "    parser.addoption('--all-combinations', action='store_true')\n"
     )
     (tmp_path / "project/runs").mkdir()
     return copy_tree(tmp_path / "project", tmp_path / "copy", tmp_path / "no-data")
@@ -74,7 +76,7 @@ def test_a_fault_is_planted_in_a_copy_judged_by_its_tests_and_removed(
     assert not (project.root / "runs").exists()
 
 
-def test_what_survives_without_a_reason_fails_the_command() -> None:
+def test_a_fault_that_survives_without_a_reason_fails_the_command() -> None:
     def result(outcome: str, explained: str = "") -> Result:
         return Result("name", outcome, "", 1.0, explained)  # type: ignore[arg-type]
 

@@ -56,7 +56,14 @@ class Copy:
         scratch = self.root.parent / f"{self.root.name}-scratch"
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        options = ["-q", "-p", "no:cacheprovider", f"--basetemp={scratch / 'pytest'}", f"--shared-data={self.data}"]
+        options = [
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--basetemp={scratch / 'pytest'}",
+            f"--shared-data={self.data}",
+            "--all-combinations",
+        ]
         with (scratch / "output.txt").open("w+", encoding="utf-8") as output:
             process = subprocess.Popen(
                 [sys.executable, "-m", "pytest", *options, *(["-x"] if first_only else []), *tests],

@@ -8,8 +8,7 @@ from tests.settings.lab import Lab, one_rank
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    with one_rank() as ranks:
-        lab = Lab(tmp_path_factory.mktemp("settings"), ranks)
-        yield lab
-        lab.close()
+def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    with one_rank() as world:
+        # Few entries need rank processes, and these are marked; as an argument the pool would mark them all.
+        yield Lab(tmp_path_factory.mktemp("settings"), world, lambda: request.getfixturevalue("rank_pool"))

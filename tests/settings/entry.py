@@ -43,7 +43,7 @@ class Entry:
     key: str
     # Another value than the default or the one in `base`.
     value: Any
-    # What is looked at: a function of observations*.py.
+    # What is looked at: a function of observations/.
     observe: Observation = accepted
     # What is seen with the value; a function is called with what is seen without it and returns that.
     becomes: Any = DIFFERS

@@ -19,7 +19,7 @@ from cluster.config.file import apply_override, read_values
 from cluster.config.run_config import Config, job_of, load_config
 from cluster.plan.workload import WorkloadConfig, check_workload
 from cluster.study.config import StudyConfig, StudyFile, read_study
-from sharding.world import Ranks, current_ranks
+from sharding.world import World, current_world
 from tests.settings.entry import Settings, toml
 from tests.settings.logs import DAY, START, write_logs
 from tests.support.rank_pool import RankPool
@@ -83,7 +83,7 @@ dim = 128
 
 
 @dataclass(frozen=True)
-class World:
+class SettingsKind:
     """Where settings of a kind come from. model: what they are checked by; prefix: of the keys of entries, not in the file."""
 
     model: type[BaseModel]
@@ -92,24 +92,25 @@ class World:
 
 
 WORLDS = {
-    "events": World(Config, _EVENTS + _RUN),
-    "impressions": World(Config, _IMPRESSIONS + _RUN),
-    "study": World(StudyConfig, _STUDY + _EVENTS + _RUN, "study"),
-    "workload": World(WorkloadConfig, _WORKLOAD, "workload"),
-    "synth": World(
+    "events": SettingsKind(Config, _EVENTS + _RUN),
+    "impressions": SettingsKind(Config, _IMPRESSIONS + _RUN),
+    "study": SettingsKind(StudyConfig, _STUDY + _EVENTS + _RUN, "study"),
+    "workload": SettingsKind(WorkloadConfig, _WORKLOAD, "workload"),
+    "synth": SettingsKind(
         SyntheticConfig, "num_users = 40\nnum_items = 120\nmean_events_per_user = 12.0\nnum_patterns = 10\n", "synth"
     ),
-    "synth impressions": World(
+    "synth impressions": SettingsKind(
         ImpressionConfig, "num_users = 60\nnum_items = 60\nmean_impressions_per_user = 40.0\n", "synth_impressions"
     ),
 }
 
 
 class Lab:
-    """A folder with logs, and one rank in this process."""
+    """A folder with logs, and one rank in this process. `pool` gives the rank processes for what one rank cannot show."""
 
-    def __init__(self, folder: Path, ranks: Ranks) -> None:
-        self.folder, self.ranks = folder, ranks
+    def __init__(self, folder: Path, world: World, pool: Callable[[], RankPool]) -> None:
+        self.folder, self.world = folder, world
+        self._pool = pool
         self.logs = folder / "logs"
         write_logs(self.logs)
         for name, world in WORLDS.items():
@@ -117,13 +118,12 @@ class Lab:
         self._datasets: dict[str, Path] = {}
         self._seen: dict[tuple[Any, str], Any] = {}
         self._num_folders = 0
-        self._pool = RankPool(size=2)
 
     def _file(self, world: str) -> Path:
         return self.folder / f"{world.replace(' ', '_')}.toml"
 
     def settings(self, world: str, given: Settings) -> Any:
-        """The settings of a file, overridden as `--set` does; paths may begin with LOGS."""
+        """Return the settings of a file, overridden as `--set` does; paths may begin with LOGS."""
         path, prefix = self._file(world), WORLDS[world].prefix
         overrides = [f"{key}={toml(value)}".replace("LOGS", str(self.logs)) for key, value in given.items()]
         if world == "study":
@@ -139,7 +139,7 @@ class Lab:
         return WORLDS[world].model.model_validate(values)
 
     def see(self, observe: Callable[["Lab", Any], Any], settings: Any) -> Any:
-        """What an observation shows; computed once for equal settings."""
+        """Return the result of an observation; computed once for equal settings."""
         key = observe, digest_of(plain(settings))
         if key not in self._seen:
             torch.manual_seed(0)
@@ -148,21 +148,17 @@ class Lab:
 
     def on_two_ranks(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Run function(ranks, *arguments) on two ranks in processes of their own; return their results."""
-        return self._pool.run(2, function, *arguments)
-
-    def close(self) -> None:
-        """End the processes of the ranks."""
-        self._pool.stop()
+        return self._pool().run(2, function, *arguments)
 
     def new_folder(self) -> Path:
-        """A folder that nobody else uses."""
+        """Return a folder that nobody else uses."""
         self._num_folders += 1
         folder = self.folder / f"folder-{self._num_folders}"
         folder.mkdir()
         return folder
 
     def dataset(self, config: Config) -> Path:
-        """The folder of the dataset of a config, prepared in this process."""
+        """Return the folder of the dataset of a config, prepared in this process."""
         made_of = {"logs": config.logs, "split": config.split, **config.ids_of_tables}
         key = digest_of({name: part.model_dump(mode="json") for name, part in made_of.items()})
         if key not in self._datasets:
@@ -171,38 +167,38 @@ class Lab:
         return self._datasets[key]
 
     def prepare(self, config: Config, folder: Path, limits: list[int] | None = None) -> Manifest:
-        """Prepare a dataset anew; `limits` takes how many tasks might run at a time. Raises UserError as the command does."""
+        """Prepare a dataset; `limits` receives the number of tasks that may run at a time. Raises UserError as the command does."""
         run = config.run.model_copy(update={"dataset": str(folder)})
         with _without_ray([] if limits is None else limits):
             return cluster.data.prepare.prepare(config.model_copy(update={"run": run}), lambda _: None)
 
     def manifest(self, config: Config) -> Manifest:
-        """What prepare found."""
+        """Return the manifest of the dataset."""
         return read_manifest(self.dataset(config))
 
     def job(self, config: Config) -> Job:
-        """What workers are given, in a run folder of its own."""
+        """Return the job of the workers, with its own run folder."""
         return replace(job_of(config), run_dir=self.new_folder(), dataset_dir=self.dataset(config))
 
 
 def plain(settings: Any) -> Any:
-    """Settings as plain values."""
+    """Return settings as plain values."""
     if isinstance(settings, StudyFile):
         return {"study": settings.study.model_dump(mode="json"), "values": settings.values}
     return {"of": type(settings).__name__, **settings.model_dump(mode="json")}
 
 
 def model_of(settings: Any) -> BaseModel:
-    """The checked model in what a world's settings are."""
+    """Return the checked model in what a world's settings are."""
     return settings.study if isinstance(settings, StudyFile) else settings
 
 
 @contextmanager
-def one_rank() -> Iterator[Ranks]:
-    """This process as the only rank of a group, for the body."""
+def one_rank() -> Iterator[World]:
+    """Yield this process as the only rank of a group, for the body."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        yield current_ranks(torch.device("cpu"))
+        yield current_world(torch.device("cpu"))
     finally:
         dist.destroy_process_group()
 

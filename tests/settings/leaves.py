@@ -50,7 +50,7 @@ def _leaves(model: type[BaseModel], prefix: str, tag: str) -> Iterator[str]:
             yield f"{prefix}{tag}.{name}".removeprefix(".")
         several = ".*" if get_origin(field.annotation) in (dict, list) else ""
         for inner in models:
-            # Tables are named without the kind that they lie in: several kinds share them.
+            # Tables are named without the kind that contains them: several kinds share them.
             yield from _leaves(inner, f"{prefix}.{name}{several}", _tag(inner) if len(models) > 1 else "")
 
 

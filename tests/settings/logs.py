@@ -98,7 +98,7 @@ def _write_texts(table: pa.Table, folder: Path, name: str) -> None:
 
 
 def _features(random: np.random.Generator, count: int) -> dict[str, Any]:
-    """Two columns of each kind of feature."""
+    """Return two columns of each kind of feature."""
     words = [[COLOURS[k] for k in random.permutation(3)[: 1 + n % 3]] for n in range(count)]
     return {
         "colour": [COLOURS[n] for n in random.integers(0, 3, count)],
@@ -115,14 +115,14 @@ def _features(random: np.random.Generator, count: int) -> dict[str, Any]:
 
 
 def _owners(name: str, letter: str, count: int, seed: int) -> pa.Table:
-    """One row per item or user; `other_NAME` names every owner but the first few, in another order."""
+    """Return one row per item or user; `other_NAME` names every owner but the first few, in another order."""
     random = np.random.default_rng(seed)
     ids = [f"{letter}{number:02d}" for number in range(count)]
     return pa.table({name: ids, f"other_{name}": ids[::-1], **_features(random, count)})
 
 
 def _events() -> pa.Table:
-    """Walks over a ring of items, from which the next one can be guessed. Users u00 and u01 have three and four events."""
+    """Return walks over a ring of items, from which the next one can be guessed. Users u00 and u01 have three and four events."""
     random = np.random.default_rng(0)
     rows: list[tuple[str, str, int]] = []
     for user in range(NUM_USERS):
@@ -154,7 +154,7 @@ def _events() -> pa.Table:
 
 
 def _impressions() -> pa.Table:
-    """Shown items with a click or not, and conversions of some clicks."""
+    """Return shown items with a click or not, and conversions of some clicks."""
     random = np.random.default_rng(3)
     count = NUM_USERS * 14
     users = random.integers(0, NUM_USERS, count)

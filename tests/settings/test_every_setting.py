@@ -1,25 +1,32 @@
 """Every setting has an effect: each leaf of the config has an entry that changes it and sees what its description names change.
 
-A setting without an entry fails `test_every_setting_has_an_entry`, whose message says what to add.
+A setting without an entry fails `test_every_setting_has_an_entry`; its message says what to add.
 """
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.settings.entry import Entry, check
 from tests.settings.lab import WORLDS, Lab, model_of
 from tests.settings.leaves import leaf_of, leaves
-from tests.settings.observations_of_training import seeds_of_step
+from tests.settings.observations.tables import ON_TWO_RANKS
+from tests.settings.observations.training import seeds_of_step
 
-MODULES = sorted(path.stem for path in Path(__file__).parent.glob("entries_*.py"))
+MODULES = sorted(path.stem for path in (Path(__file__).parent / "entries").glob("*.py"))
 ENTRIES: tuple[Entry, ...] = tuple(
-    entry for name in MODULES for entry in importlib.import_module(f"tests.settings.{name}").ENTRIES
+    entry for name in MODULES for entry in importlib.import_module(f"tests.settings.entries.{name}").ENTRIES
 )
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+def marked(entry: Entry) -> Any:
+    """Return an entry as a test's parameter, marked if it needs rank processes."""
+    return pytest.param(entry, id=entry.name, marks=[pytest.mark.ranks] if entry.observe in ON_TWO_RANKS else [])
+
+
+@pytest.mark.parametrize("entry", map(marked, ENTRIES))
 def test_the_setting_has_its_effect(lab: Lab, entry: Entry) -> None:
     check(entry, lab)
 
@@ -42,9 +49,9 @@ def test_every_setting_has_an_entry(lab: Lab) -> None:
         [
             "These settings have no entry, so that nothing shows that they have an effect:",
             *(f"    {leaf}" for leaf in missing),
-            "Add to tests/settings/entries_*.py (of its section), for each of them, a line such as",
+            "Add to tests/settings/entries/, in the file of the section, for each of them, a line such as",
             '    Entry("train.batch_size", 5, batch_rows, 5)',
-            "that is: the key as in a config; a value other than the default; an observation (a function of observations*.py that",
+            "that is: the key as in a config; a value other than the default; an observation (a function of observations/ that",
             "returns what the setting's description names); and what it shows then, as a value or as a function of what it shows",
             "without. `*` stands for any name, and [kind] for the kind of the table, which `base` sets. If no result depends on",
             "the setting, say why in `free` and observe what it does instead. CONTRIBUTING.md, 'Adding a setting', has more.",
@@ -52,7 +59,8 @@ def test_every_setting_has_an_entry(lab: Lab) -> None:
     )
 
 
-def test_each_rank_draws_the_dropout_of_a_step_from_a_seed_of_its_own(lab: Lab) -> None:
+@pytest.mark.ranks
+def test_each_rank_has_its_own_seed_for_the_dropout_of_a_step(lab: Lab) -> None:
     first, second = lab.on_two_ranks(seeds_of_step, lab.job(lab.settings("events", {})))
     assert len(first) == len(second) == 1
     assert first != second

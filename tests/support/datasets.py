@@ -16,7 +16,7 @@ from trainer.data.dataset import writer
 from trainer.data.dataset.features import Ids
 from trainer.data.dataset.grouping import partition_events, sort_vocabulary
 from trainer.data.dataset.manifest import Counts, Manifest, write_manifest
-from trainer.data.dataset.partition import group_partition, sum_counts
+from trainer.data.dataset.partition import Grouped, group_partition, sum_counts
 from trainer.data.dataset.partition_events import GroupPlan, PartitionInput
 from trainer.data.dataset.profile import TimeBins
 from trainer.data.dataset.splits import LeaveOneOut, TimeBounds
@@ -63,18 +63,11 @@ def tiny_dataset(
     for group in grouped:
         num_events[group.items.numbers] += group.items.num_events
         num_train_events[group.items.numbers] += group.items.num_train_events
-    duplicates = sum(len(rows) for group in grouped for rows in group.rejected.values())
     manifest = Manifest(
         fingerprint=f"tiny-{num_users}-{num_items}-{seed}-{mean_events}-{num_parts}-{groups_per_part}",
         source={"files": [], "columns": {}, "settings": {}},
         split={"kind": "leave_one_out", "min_events": MIN_EVENTS},
-        counts=Counts(
-            rows_read=events.num_rows,
-            rejected={"duplicate": duplicates} if duplicates else {},
-            num_items=len(vocabulary),
-            unknown_items=0,
-            **asdict(sum_counts(group.counts for group in grouped)),
-        ),
+        counts=_counts_of(grouped, events.num_rows, len(vocabulary)),
         vocabularies={
             "item": writer.write_catalogue(
                 folder / "vocabulary-000-item.parquet",
@@ -90,10 +83,22 @@ def tiny_dataset(
     return manifest
 
 
+def _counts_of(grouped: list[Grouped], rows_read: int, num_items: int) -> Counts:
+    """Return the counts of grouped partitions without unknown items; every rejected row is a duplicate."""
+    duplicates = sum(len(rows) for group in grouped for rows in group.rejected.values())
+    return Counts(
+        rows_read=rows_read,
+        rejected={"duplicate": duplicates} if duplicates else {},
+        num_items=num_items,
+        unknown_items=0,
+        **asdict(sum_counts(group.counts for group in grouped)),
+    )
+
+
 def tiny_ranking_dataset(
     folder: Path, shown: pa.Table, past: pa.Table, num_parts: int = 2, labels: tuple[str, ...] = ("click",)
 ) -> Manifest:
-    """Impressions (user, item, time, label.click ...) and events of histories (user, item, time) as a dataset for ranking.
+    """Return impressions (user, item, time, label.click ...) and events of histories (user, item, time) as a dataset for ranking.
 
     Users are strings, times integers below 100: those below 60 train, those from 80 on test. Clicks become events.
     """
@@ -135,13 +140,13 @@ def _positives(shown: pa.Table, label: str) -> dict[str, int]:
 
 
 def manifest_of_items(num_items: int) -> Manifest:
-    """All that building a model asks of a dataset; there are no files behind it."""
+    """Return all that building a model asks of a dataset; there are no files behind it."""
     counts = Counts(0, 0, {}, 0, num_items, 0, 0, 0, 0, 0, 0, 0)
     return Manifest("no files", {}, {"kind": "leave_one_out"}, counts, {}, ())
 
 
 def tiny_events(num_users: int, num_items: int, seed: int, mean_events: int) -> pa.Table:
-    """user, item (strings) and time of all events, in the order of a log: by time over all users."""
+    """Return user, item (strings) and time of all events, in the order of a log: by time over all users."""
     random = np.random.default_rng(seed)
     users, items, times = [], [], []
     for user in range(num_users):

@@ -14,7 +14,7 @@ from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.config import DynamicIdsConfig
 from sharding.tables.initialize import initial_weights, initialize_tables
-from sharding.world import Ranks
+from sharding.world import World
 from tests.sharding.dynamic_ids.dict_ids import DictIds
 from trainer.data.dataset.features import MISSING
 from trainer.data.stream.order import Position
@@ -51,10 +51,10 @@ def used_ids(batch: HistoryBatch, catalogue: Catalogue) -> list[int]:
     return used
 
 
-def train_by_hand(ranks: Ranks, job: Job) -> tuple[list[float], dict[int | None, Row], Tensor, int]:
+def train_by_hand(world: World, job: Job) -> tuple[list[float], dict[int | None, Row], Tensor, int]:
     """Losses, what the label table has for each id (None: those without a row), the item table, and how many lost their row."""
     torch.set_num_threads(1)
-    training = Training(job, ranks, SILENT)  # for its batches only
+    training = Training(job, world, SILENT)  # for its batches only
     catalogue, table = training.built.catalogue, job.tables["label"]
     assert isinstance(table.ids, DynamicIdsConfig)
     size = catalogue.num_known, job.tables["item"].dim

@@ -4,7 +4,7 @@ from trainer.evaluation.next_item.results import Results
 
 
 def results_of(model: dict[str, float], popularity: dict[str, float], split: str = "test") -> Results:
-    """The results of a model and its baseline with these metrics; all intervals are 0.01 wide on both sides."""
+    """Return the results of a model and its baseline with these metrics; all intervals are 0.01 wide on both sides."""
     return Results(
         task="next_item",
         split=split,

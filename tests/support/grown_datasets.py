@@ -30,7 +30,7 @@ from trainer.data.logs.config import (
     TimestampFeatureConfig,
     VectorFeatureConfig,
 )
-from trainer.data.stream.row_groups import RowGroupReader, Wanted, joined
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader, joined
 
 NUM_ITEMS, NUM_PARTS, DAY = 30, 2, 100
 LABELS = ("click", "like")
@@ -61,13 +61,13 @@ def events_dataset(
     seed: int = 0,
     cuts: TimeBounds | None = None,
 ) -> Manifest:
-    """Histories with features, by default with a leave-one-out split; later days go on with some users and add others."""
+    """Return histories with features, by default with a leave-one-out split; later days go on with some users and add others."""
     days = [{"events": _events(day, num_users, seed), "users": _users(num_users * 2)} for day in range(num_days)]
     return _write_days(folder, days, cuts or LeaveOneOut(3), ())
 
 
 def ranking_dataset(folder: Path, num_days: int = 1, num_users: int = 40, seed: int = 0) -> Manifest:
-    """Impressions with two labels; clicks become events of the history, further events come from logs of their own.
+    """Return impressions with two labels; clicks become events of the history, further events come from logs of their own.
 
     The last third of the time is held out.
     """
@@ -179,7 +179,9 @@ def _old_rows(folder: Path, manifest: Manifest | None, number: int) -> tuple[Old
         return None, OldGroups((), (0,))
     groups = sorted({g.group for part in manifest.parts if part.partition == number for g in part.row_groups})
     ranking = manifest.task == "ranking"
-    reader = RowGroupReader(folder, manifest, Wanted(users=True, times=True, impressions=ranking, numbers=True))
+    reader = RowGroupReader(
+        folder, manifest, ColumnSelection(users=True, times=True, impressions=ranking, numbers=True)
+    )
     held = joined([reader.read([group])[group] for group in groups])
     bounds = np.concatenate(([0], np.cumsum([manifest.group_rows[group] for group in groups])))
     assert held.times is not None

@@ -37,7 +37,7 @@ class Page(HTMLParser):
 
 
 def assert_loads_nothing(page: str) -> None:
-    """Nothing is fetched from anywhere, and nothing is run."""
+    """Check that a page fetches nothing and runs nothing."""
     parsed = Page(page)
     assert not {"script", "link", "iframe", "img", "image", "object", "embed", "base"} & set(parsed.names)
     for tag, attributes in parsed.tags:

@@ -9,7 +9,7 @@ from trainer.data.dataset.manifest import Manifest
 
 
 def plain_rows(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
-    """All rows by their number in the dataset, with everything that later generations added to them."""
+    """Return all rows by their number in the dataset, with everything that later generations added to them."""
     partitions: dict[int, list[dict[str, Any]]] = {}
     for part in manifest.parts:
         rows = partitions.setdefault(part.partition, [])
@@ -23,9 +23,9 @@ def plain_rows(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
                 if name not in ("user", "train_end", "validation_end") and not name.startswith("user."):
                     rows[number][name] += values
     for cuts in manifest.cuts:
-        found = pq.read_table(folder / cuts.path).to_pylist()
-        assert len(found) == len(partitions[cuts.partition])
-        for row, cut in zip(partitions[cuts.partition], found, strict=True):
+        result = pq.read_table(folder / cuts.path).to_pylist()
+        assert len(result) == len(partitions[cuts.partition])
+        for row, cut in zip(partitions[cuts.partition], result, strict=True):
             row.update(cut)
     home = {group.group: part.partition for part in manifest.parts for group in part.row_groups}
     left = {number: iter(rows) for number, rows in partitions.items()}

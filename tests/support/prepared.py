@@ -13,12 +13,12 @@ from ray.exceptions import RayError
 from cluster.config.run_config import Config, check_config
 from cluster.data.prepare import prepare
 from trainer.data.dataset.manifest import Manifest, read_manifest
-from trainer.data.stream.row_groups import Column, Lists, RowGroupReader, Wanted
+from trainer.data.stream.row_groups import Column, ColumnSelection, Lists, RowGroupReader
 from trainer.errors import UserError
 
 
 def write_table(path: Path, columns: dict[str, Any], **options: Any) -> Path:
-    """A Parquet file of columns (Python values or Arrow arrays)."""
+    """Return a Parquet file of columns (Python values or Arrow arrays)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     arrays = {name: v if isinstance(v, pa.Array) else pa.array(v) for name, v in columns.items()}
     pq.write_table(pa.table(arrays), path, **options)
@@ -26,7 +26,7 @@ def write_table(path: Path, columns: dict[str, Any], **options: Any) -> Path:
 
 
 def write_events(path: Path, events: list[tuple[Any, ...]], *names: str, **options: Any) -> Path:
-    """A Parquet log of (user, item, time, further columns ...)."""
+    """Return a Parquet log of (user, item, time, further columns ...)."""
     columns = zip(*events, strict=True)
     return write_table(
         path, dict(zip(("user_id", "item_id", "time", *names), map(list, columns), strict=True)), **options
@@ -34,7 +34,7 @@ def write_events(path: Path, events: list[tuple[Any, ...]], *names: str, **optio
 
 
 def config_at(tmp_path: Path, dataset: str = "dataset", tasks: int | None = None, **sections: Any) -> Config:
-    """A config of the logs in tmp_path/logs; `logs` and other sections override."""
+    """Return a config of the logs in tmp_path/logs; `logs` and other sections override."""
     logs = {"path": str(tmp_path / "logs"), **sections.pop("logs", {})}
     run, cluster = {"dataset": str(tmp_path / dataset)}, {"prepare_tasks": tasks}
     return check_config({"run": run, "logs": logs, "cluster": cluster, **sections}, "test")
@@ -45,7 +45,7 @@ def made(config: Config) -> Manifest:
 
 
 def refusal(config: Config) -> str:
-    """The message of the one error that a user sees: not Ray's wrapping of it, whose text is a traceback."""
+    """Return the message of the one error that a user sees, not Ray's wrapper with its traceback."""
     with pytest.raises(UserError) as caught:
         made(config)
     assert not isinstance(caught.value, RayError)
@@ -69,24 +69,24 @@ class Row:
 
 
 def vocabulary(config: Config, table: str = "item") -> list[Any]:
-    """Values by number, None for 0."""
+    """Return values by number, None for 0."""
     manifest = read_manifest(config.dataset_dir)
     path = config.dataset_dir / manifest.vocabularies[table].path
     return [None, *pq.read_table(path).column("value").to_pylist()]
 
 
 def item_ids(config: Config) -> dict[Any, int]:
-    """The model's id of every item."""
+    """Return the model's id of every item."""
     manifest = read_manifest(config.dataset_dir)
     table = pq.read_table(config.dataset_dir / manifest.vocabulary.path)
     return dict(zip(table.column("value").to_pylist(), table.column("id").to_pylist(), strict=True))
 
 
 def rows_by_user(config: Config) -> dict[Any, Row]:
-    """The whole dataset as a reader gives it, items by their values."""
+    """Return the whole dataset as a reader gives it, items by their values."""
     manifest = read_manifest(config.dataset_dir)
     ranking = manifest.task == "ranking"
-    wanted = Wanted(users=True, times=True, features=True, impressions=ranking, numbers=True)
+    wanted = ColumnSelection(users=True, times=True, features=True, impressions=ranking, numbers=True)
     reader = RowGroupReader(config.dataset_dir, manifest, wanted)
     items = vocabulary(config)
     rows: dict[Any, Row] = {}
@@ -132,7 +132,7 @@ def value_at(column: Column, place: int) -> Any:
 
 
 def rejected_rows(config: Config, generation: int = 0) -> list[tuple[str, int, str]]:
-    """(file name, row, reason) of every quarantined row."""
+    """Return (file name, row, reason) of every quarantined row."""
     path = config.dataset_dir / f"rejected-{generation:03d}.parquet"
     if not path.exists():
         return []

@@ -1,11 +1,12 @@
 """Rank processes for tests: started once, used by many tests, with a deadline on everything.
 
 Each call forms a fresh gloo process group of the first `world_size` processes, runs a module-level function with its
-`Ranks` as first argument on each, and returns the results in rank order. The first failure is raised with its rank and
+`World` as first argument on each, and returns the results in rank order. The first failure is raised with its rank and
 traceback; a rank that does not answer in time ends the pool's processes (and only those).
 """
 
 import contextlib
+import logging
 import tempfile
 import time
 import traceback
@@ -20,19 +21,20 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torchrec.distributed.collective_utils import init_collective_validation
 
-from sharding.world import Ranks, current_ranks
+from sharding.world import World, current_world
 
 
 class RankFailedError(AssertionError):
     """A rank raised or did not answer; the message holds its number and traceback."""
 
 
-def _no_work(ranks: Ranks) -> None:
-    """What a process does that is not part of a call."""
+def _no_work(world: World) -> None:
+    """Do nothing: for processes that are not part of a call."""
 
 
 def _serve(pipe: Connection) -> None:
     torch.set_num_threads(1)
+    logging.disable(logging.DEBUG)  # torch writes thousands of messages about checkpoints that nobody reads
 
     while True:
         message = pipe.recv()
@@ -53,7 +55,7 @@ def _serve(pipe: Connection) -> None:
             # TorchRec does this once per process, collectively: do it where every process is sure to take part.
             init_collective_validation(dist.group.WORLD)
             try:
-                answer = ("done", function(current_ranks(torch.device("cpu")), *arguments))
+                answer = ("done", function(current_world(torch.device("cpu")), *arguments))
             finally:
                 dist.destroy_process_group()
         except BaseException as error:  # noqa: BLE001 - a process boundary: whatever it is, the test must see it
@@ -67,24 +69,29 @@ def _serve(pipe: Connection) -> None:
 class RankPool:
     """At most `size` rank processes."""
 
-    def __init__(self, size: int = 4) -> None:
+    def __init__(self, size: int = 4, may_start: Callable[[], None] = lambda: None) -> None:
+        """Start nothing yet. `may_start` is called before each run, and raises if the caller may not use rank processes."""
         self.size = size
+        self._may_start = may_start
         self._folder = tempfile.TemporaryDirectory(prefix="shoal-ranks-")
         self._calls = 0
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        # The server imports the trainer once, and each rank is a fork of it: four imports take longer than many a test.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__, "trainer.loop.train"])
         for _ in range(self.size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs,), daemon=True)
+            actual, expected = context.Pipe()
+            process = context.Process(target=_serve, args=(expected,), daemon=True)
             process.start()
             self._processes.append(process)
-            self._pipes.append(ours)
+            self._pipes.append(actual)
 
     def run(self, world_size: int, function: Callable[..., Any], *arguments: Any, deadline: float = 120.0) -> list[Any]:
-        """function(ranks, *arguments) on ranks 0 .. world_size - 1; their results in rank order."""
+        """Run function(world, *arguments) on ranks 0 .. world_size - 1; return their results in rank order."""
+        self._may_start()
         if not self._processes:
             self._start()
         self._calls += 1

@@ -24,7 +24,7 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.histories import TrainStream
 from trainer.data.stream.impressions import ImpressionStream
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW, Step
 
 BATCH, TOKENS, MAX_HISTORY, EPOCHS, SEED = 7, 40, 6, 3, 11
@@ -72,7 +72,9 @@ class Data:
     kind: Kind
 
     def new_reader(self, cache_bytes: int = 1 << 20) -> RowGroupReader:
-        return RowGroupReader(self.folder, self.manifest, Wanted(impressions=self.kind.is_ranking), cache_bytes)
+        return RowGroupReader(
+            self.folder, self.manifest, ColumnSelection(impressions=self.kind.is_ranking), cache_bytes
+        )
 
     @property
     def catalogue(self) -> Catalogue:
@@ -103,28 +105,30 @@ class Data:
     @cached_property
     def examples(self) -> list[Example]:
         """What an epoch should teach, read plainly from the files, sorted."""
-        found: list[Example] = []
+        result: list[Example] = []
         for number, row in enumerate(plain_rows(self.folder, self.manifest)):
             if self.kind.is_ranking:
-                found.append(plain_impressions(number, row))
+                result.append(plain_impressions(number, row))
             else:
-                found += plain_windows(number, row["item"][: row["train_end"]], self.kind.long_histories == "windows")
-        return sorted(found)
+                result += plain_windows(number, row["item"][: row["train_end"]], self.kind.long_histories == "windows")
+        return sorted(result)
 
 
 def plain_windows(number: int, items: list[int], all_windows: bool) -> list[Example]:
-    """The windows of a training history, from the most recent one backwards."""
-    found: list[Example] = []
+    """Return the windows of a training history, from the most recent one backwards."""
+    result: list[Example] = []
     stop = max(0, len(items) - 1)  # the last event is a target only
-    while stop > 0 or not found:
+    while stop > 0 or not result:
         start = max(0, stop - MAX_HISTORY)
-        found.append((number + len(found) * WINDOW_STEP, tuple(items[start:stop]), tuple(items[start + 1 : stop + 1])))
+        result.append(
+            (number + len(result) * WINDOW_STEP, tuple(items[start:stop]), tuple(items[start + 1 : stop + 1]))
+        )
         stop = start if all_windows else 0
-    return found
+    return result
 
 
 def plain_impressions(number: int, row: dict[str, Any]) -> Example:
-    """The training impressions of a row, and the events from max_history before the first to the last that any may see."""
+    """Return the training impressions of a row, and the events from max_history before the first to the last that any may see."""
     count = row["train_end"]
     ends = row["impression.history_end"][:count]
     start = max(0, min(ends, default=0) - MAX_HISTORY)
@@ -135,7 +139,7 @@ def plain_impressions(number: int, row: dict[str, Any]) -> Example:
 
 
 def examples_in(step: Step[HistoryBatch] | Step[RankingBatch]) -> tuple[Example, ...]:
-    """What a rank trains in a step."""
+    """Return the examples that a rank trains in a step."""
     batch = step.batch
     if isinstance(batch, RankingBatch):
         return tuple(ranking_examples(batch))
@@ -178,7 +182,7 @@ class GlobalStep:
 
 
 def global_steps(data: Data, start: Position, world_size: int, objective: str = "full") -> list[GlobalStep]:
-    """All ranks' streams side by side. Checks what every rank owes the others on the way."""
+    """Return all ranks' streams side by side. Checks what every rank owes the others on the way."""
     streams = [list(data.stream(rank, world_size, objective).steps(start, EPOCHS)) for rank in range(world_size)]
     assert len({len(steps) for steps in streams}) == 1, "ranks yield different numbers of steps"
     steps = []
@@ -188,11 +192,11 @@ def global_steps(data: Data, start: Position, world_size: int, objective: str = 
         assert len(negatives) == 1, "ranks draw different negatives"
         kept = []
         for step in shares:
-            found = examples_in(step)
-            if any(example[0] == EMPTY_ROW for example in found):
-                assert len(found) == 1, "an empty share is one empty history and nothing else"
+            result = examples_in(step)
+            if any(example[0] == EMPTY_ROW for example in result):
+                assert len(result) == 1, "an empty share is one empty history and nothing else"
                 assert step.batch.layout.num_events == 0
-                found = ()
-            kept.append(found)
+                result = ()
+            kept.append(result)
         steps.append(GlobalStep(tuple(kept), negatives.pop(), shares[0].epoch, shares[0].after))
     return steps

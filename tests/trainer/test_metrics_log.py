@@ -8,7 +8,15 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from trainer.errors import UserError
-from trainer.metrics_log import Ledger, MetricsLog, read_metrics, truncate_after
+from trainer.metrics_log import (
+    ATTEMPTS,
+    Ledger,
+    MetricsLog,
+    TrainingTime,
+    read_metrics,
+    read_training_time,
+    truncate_after,
+)
 
 
 def lines_of(path: Path) -> list[dict]:
@@ -61,7 +69,7 @@ def test_a_half_written_last_line_is_dropped(tmp_path):
     assert path.read_text() == '{"step": 1, "kind": "train"}\n'
 
 
-def test_starting_anew_empties_the_log(tmp_path):
+def test_a_restart_empties_the_log(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n')
     truncate_after(path, 0)
@@ -70,7 +78,7 @@ def test_starting_anew_empties_the_log(tmp_path):
     assert not (tmp_path / "missing.jsonl").exists()
 
 
-def test_lines_of_the_resumed_step_are_kept_whatever_their_kind(tmp_path):
+def test_lines_of_any_kind_of_the_resumed_step_are_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 4, "kind": "train"}\n{"step": 4, "kind": "validation"}\n{"step": 5, "kind": "train"}\n')
     truncate_after(path, 4)
@@ -101,9 +109,25 @@ def test_the_ledger_holds_every_step_once_over_a_resume(tmp_path):
     resumed.close()
 
 
-def test_every_rank_has_a_ledger_of_its_own(tmp_path):
+def test_every_rank_has_its_own_ledger(tmp_path):
     ledgers = [Ledger(tmp_path, rank, resume_step=0) for rank in range(2)]
     for rank, ledger in enumerate(ledgers):
         ledger.write(1, [rank])
         ledger.close()
     assert [lines_of(tmp_path / "ledger" / f"rank-{rank}.jsonl")[0]["row_ids"] for rank in range(2)] == [[0], [1]]
+
+
+def test_the_time_of_training_is_summed_over_attempts(tmp_path, monkeypatch):
+    clock = iter([100.0, 100.0, 130.0, 500.0, 500.0, 520.0])
+    monkeypatch.setattr("trainer.metrics_log._now", lambda: next(clock))
+    for resume_step in (0, 1):
+        log = MetricsLog(tmp_path, resume_step)
+        log.write(resume_step + 1, "train", {"loss": 1.0})
+        log.close()
+    assert read_training_time(tmp_path) == TrainingTime(seconds=50.0, ended=520.0)
+
+
+def test_without_a_record_the_time_of_training_is_unknown(tmp_path):
+    assert read_training_time(tmp_path) is None
+    (tmp_path / ATTEMPTS).write_text("[[1, ")
+    assert read_training_time(tmp_path) is None

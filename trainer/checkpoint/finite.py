@@ -10,25 +10,25 @@ from typing import Any
 import torch
 
 from sharding.tables.local_shards import local_shards
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.errors import CheckpointError
 from trainer.job import Job
 
 CHUNK_NUMBERS = 4_194_304  # looked at together; bounds memory to as many bytes
 
 
-def broken_tensors(state: Mapping[str, Any], ranks: Ranks) -> list[str]:
+def broken_tensors(state: Mapping[str, Any], world: World) -> list[str]:
     """Return the names of tensors with a value that is not finite on any rank, sorted; the same on every rank. Collective."""
     mine = [name for name, value in state.items() if _is_broken(value)]
-    everywhere = ranks.gather_objects(mine)
+    everywhere = world.gather_objects(mine)
     return sorted({str(name) for names in everywhere if isinstance(names, list) for name in names})
 
 
-def refuse_broken_checkpoint(found: Found, state: Mapping[str, Any], ranks: Ranks) -> None:
+def refuse_broken_checkpoint(found: StoredCheckpoint, state: Mapping[str, Any], world: World) -> None:
     """Raise CheckpointError if what was loaded is not finite: an earlier version of Shoal saved it nevertheless. Collective."""
-    names = broken_tensors(state, ranks)
+    names = broken_tensors(state, world)
     if names:
         some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
         raise CheckpointError(

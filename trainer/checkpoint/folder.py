@@ -29,7 +29,7 @@ class CheckpointManifest:
     position: examples trained since the start of the run, one global number, and num_rows: examples of an epoch (rows, or
     windows of rows: trainer/data/stream/examples.py); metrics: the state of early stopping;
     files: {name: {"sha256", "num_bytes"}}; versions: of torch and torchrec; days: how far training by days has come, none in
-    epochs (trainer/tasks/day_by_day.py).
+    epochs (trainer/tasks/daily_training.py).
     """
 
     step: int
@@ -47,7 +47,7 @@ class CheckpointManifest:
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredCheckpoint:
     """A checkpoint on disk."""
 
     path: Path
@@ -132,12 +132,12 @@ def verify(path: Path) -> CheckpointManifest:
     return manifest
 
 
-def newest(folder: Path) -> tuple[Found | None, list[str]]:
+def newest(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
     """The newest checkpoint that verifies, and a line for each newer one that does not."""
     complaints: list[str] = []
     for path in committed(folder):
         try:
-            return Found(path, verify(path)), complaints
+            return StoredCheckpoint(path, verify(path)), complaints
         except CheckpointError as error:
             complaints.append(str(error))
     return None, complaints
@@ -156,14 +156,14 @@ def read_best(folder: Path) -> dict[str, Any] | None:
     return best
 
 
-def to_evaluate(folder: Path) -> Found:
+def to_evaluate(folder: Path) -> StoredCheckpoint:
     """The best checkpoint if training chose one and it verifies, else the newest. Raises CheckpointError if there is none."""
     best = read_best(folder)
     complaints: list[str] = []
     if best is not None:
         path = folder / name_of(best["step"])
         try:
-            return Found(path, verify(path))
+            return StoredCheckpoint(path, verify(path))
         except CheckpointError as error:
             complaints.append(str(error))
     found, more = newest(folder)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sharding.tables.local_shards import table_of
 from sharding.tables.optimizers import Optimizers
-from trainer.optim.ema import Averages
+from trainer.optim.ema import WeightEma
 
 # By optimizer: what torch and fbgemm call its state, and what it is called here. Others keep the names that they have.
 _ACCUMULATOR = {"sum": "accumulator", "momentum1": "accumulator"}
@@ -37,14 +37,14 @@ SLOTS = {
 
 
 def tensors_of(
-    placed: nn.Module,
+    sharded_model: nn.Module,
     tables: Collection[str],
     optimizers: Optimizers | None,
     state: Mapping[str, Tensor] | None = None,
-    averages: Averages | None = None,
+    averages: WeightEma | None = None,
 ) -> dict[str, Any]:
     """Tensors to save, or to load into, by name: they share their memory with the model and the optimizers."""
-    found: dict[str, Any] = {_key(name, tables): value for name, value in placed.state_dict().items()}
+    found: dict[str, Any] = {_key(name, tables): value for name, value in sharded_model.state_dict().items()}
     if optimizers is not None:
         for parameter, slots in optimizers.combined.state_dict()["state"].items():
             table = table_of(parameter, tables)
@@ -67,9 +67,9 @@ def step_key(table: str) -> str:
     return f"table.{table}.step"
 
 
-def model_names(placed: nn.Module, tables: Collection[str]) -> dict[str, str]:
+def model_names(sharded_model: nn.Module, tables: Collection[str]) -> dict[str, str]:
     """What the model calls each of its tensors, by their names in a checkpoint."""
-    return {_key(name, tables): name for name in placed.state_dict()}
+    return {_key(name, tables): name for name in sharded_model.state_dict()}
 
 
 def _key(parameter: str, tables: Collection[str]) -> str:

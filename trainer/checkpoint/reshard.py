@@ -36,9 +36,9 @@ from torch.distributed.checkpoint.utils import _create_file_view
 from sharding.config import TableConfig
 from sharding.plan import Plan
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.reader import read_metadata
-from trainer.checkpoint.tensors import HashingFileSystem, refuse_other_optimizers
+from trainer.checkpoint.tensors import HashingFileSystem, not_written, refuse_other_optimizers
 from trainer.errors import CheckpointError
 
 BLOCK_BYTES = 32 * 1024 * 1024
@@ -53,16 +53,18 @@ class Block:
 
 
 def reshard(
-    source: Found,
+    source: StoredCheckpoint,
     folder: Path,
     plan: Plan,
     tables: Mapping[str, TableConfig],
     config: dict[str, Any],
     block_bytes: int = BLOCK_BYTES,
+    tables_grew: bool = False,
 ) -> Path:
     """Write the verified checkpoint `source` into `folder` as `plan` lays it out, and commit it. Returns its path.
 
     tables, config: of the run that will go on from it. Memory is bounded by a few times `block_bytes`, or by one row.
+    tables_grew: a table of the plan may have more rows than the checkpoint, which then lacks them as the source does.
     Raises CheckpointError, before anything is written, if the tables do not fit or the folder has this step already.
     """
     final = folder / checkpoint_folder.name_of(source.manifest.step)
@@ -70,7 +72,7 @@ def reshard(
         raise CheckpointError(f"checkpoint {final}: exists, and would be written over; choose another folder")
     refuse_other_optimizers(source, tables)
     stored = _Stored(source.path)
-    items = _write_items(source.path, stored.metadata, plan, block_bytes)
+    items = _write_items(source.path, stored.metadata, plan, block_bytes, tables_grew)
     try:
         attempt = checkpoint_folder.new_attempt(folder, source.manifest.step)
         try:
@@ -83,10 +85,12 @@ def reshard(
             shutil.rmtree(attempt, ignore_errors=True)
             raise
     except OSError as error:
-        raise CheckpointError(f"checkpoint {final}: could not be written ({error})") from None
+        raise not_written(final, error) from None
 
 
-def _write_items(path: Path, metadata: Metadata, plan: Plan, block_bytes: int) -> list[list[WriteItem]]:
+def _write_items(
+    path: Path, metadata: Metadata, plan: Plan, block_bytes: int, tables_grew: bool
+) -> list[list[WriteItem]]:
     """By rank, what its file holds, in the order of the source. Raises CheckpointError for tables that do not fit."""
     for name in plan.tables:
         if f"table.{name}.weight" not in metadata.state_dict_metadata:
@@ -94,7 +98,7 @@ def _write_items(path: Path, metadata: Metadata, plan: Plan, block_bytes: int) -
     items: list[list[WriteItem]] = [[] for _ in range(plan.world_size)]
     for key, tensor in metadata.state_dict_metadata.items():
         assert isinstance(tensor, TensorStorageMetadata)  # read_metadata refuses all else
-        for rank, part in _parts(path, key, tuple(tensor.size), plan):
+        for rank, part in _parts(path, key, tuple(tensor.size), plan, tables_grew):
             row_bytes = math.prod(part.sizes[1:]) * tensor.properties.dtype.itemsize
             for block in row_blocks(part, row_bytes, block_bytes):
                 offsets, sizes = torch.Size(block.offsets), torch.Size(block.sizes)
@@ -104,7 +108,7 @@ def _write_items(path: Path, metadata: Metadata, plan: Plan, block_bytes: int) -
     return items
 
 
-def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan) -> Iterator[tuple[int, Block]]:
+def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan, tables_grew: bool) -> Iterator[tuple[int, Block]]:
     """(rank, the part of the tensor that it keeps)."""
     kind, name = key.split(".")[:2]
     if kind != "table" or not size:
@@ -116,7 +120,8 @@ def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan) -> Iterator[
         )
     table = plan.tables[name]
     by_row = len(size) == 1
-    if size != ((table.num_rows,) if by_row else (table.num_rows, table.dim)):
+    rows_fit = size[0] <= table.num_rows if tables_grew else size[0] == table.num_rows
+    if not rows_fit or size[1:] != (() if by_row else (table.dim,)):
         raise CheckpointError(
             f"checkpoint {path}: {key} is {' x '.join(map(str, size))}, and tables.{name} has {table.num_rows} rows of "
             f"{table.dim}; use the dataset and tables.{name}.dim that it was made with"
@@ -128,8 +133,9 @@ def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan) -> Iterator[
                 f"checkpoint {path}: {key} is one number per row, which tables.{name}.sharding = {table.sharding} would "
                 "split; choose row_wise or table_wise"
             )
-        if shard.num_rows:
-            block = Block((shard.row, shard.column), (shard.num_rows, shard.num_columns))
+        num_rows = min(shard.row + shard.num_rows, size[0]) - shard.row  # of those that the checkpoint has
+        if num_rows > 0:
+            block = Block((shard.row, shard.column), (num_rows, shard.num_columns))
             yield shard.rank, Block(block.offsets[:1], block.sizes[:1]) if by_row else block
 
 

@@ -24,14 +24,15 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from sharding.config import TableConfig
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.finite import broken_tensors
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import model_names, step_key, tensors_of
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
-from trainer.optim.ema import Averages
+from trainer.optim.ema import WeightEma
+from trainer.storage.files import refusal_cause
 
 
 class _HashingStream(io.RawIOBase):
@@ -86,7 +87,7 @@ class HashingFileSystem(FileSystem):
 def save(
     folder: Path,
     state: dict[str, Any],
-    ranks: Ranks,
+    world: World,
     describe: Callable[[dict[str, dict[str, Any]]], CheckpointManifest],
     step: int,
 ) -> Path:
@@ -95,25 +96,27 @@ def save(
     Raises NonFiniteWeightsError on every rank, before anything is written, if any rank holds a value that is not finite, and
     CheckpointError if any rank could not write.
     """
-    broken = tuple(broken_tensors(state, ranks))
+    broken = tuple(broken_tensors(state, world))
     if broken:
         raise NonFiniteWeightsError(
             f"checkpoint {folder}: step {step} not saved, not finite: {', '.join(broken)}", broken
         )
-    attempt = ranks.on_first(lambda: _explained(folder, lambda: checkpoint_folder.new_attempt(folder, step)))
+    final = folder / checkpoint_folder.name_of(step)
+    attempt = world.on_first(lambda: _explained(final, lambda: checkpoint_folder.new_attempt(folder, step)))
     try:
-        return _write(attempt, state, ranks, describe)
+        return _write(final, attempt, state, world, describe)
     except BaseException:
         # All ranks raise, but not all have stopped writing: what they leave behind now the next start removes.
-        if ranks.is_first:
+        if world.is_first:
             shutil.rmtree(attempt, ignore_errors=True)
         raise
 
 
 def _write(
+    final: Path,
     attempt: Path,
     state: dict[str, Any],
-    ranks: Ranks,
+    world: World,
     describe: Callable[[dict[str, dict[str, Any]]], CheckpointManifest],
 ) -> Path:
     writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
@@ -122,20 +125,21 @@ def _write(
     try:
         dcp.save(state, storage_writer=writer)
     except CheckpointException as error:
-        raise CheckpointError(f"checkpoint {attempt}: could not be written ({_first_cause(error)})") from None
+        rank, cause = next(iter(error.failures.items()))
+        raise not_written(final, cause[0], f" by rank {rank}") from None
     files: dict[str, dict[str, Any]] = {}
-    for written in ranks.gather_objects(hashing.written):
+    for written in world.gather_objects(hashing.written):
         files.update(cast(dict[str, dict[str, Any]], written))
-    return ranks.on_first(lambda: _explained(attempt, lambda: checkpoint_folder.commit(attempt, describe(files))))
+    return world.on_first(lambda: _explained(final, lambda: checkpoint_folder.commit(attempt, describe(files))))
 
 
 def load(
-    found: Found,
-    placed: nn.Module,
+    found: StoredCheckpoint,
+    sharded_model: nn.Module,
     tables: Collection[str],
     optimizers: Optimizers | None,
     extra: Mapping[str, Tensor] | None = None,
-    averages: Averages | None = None,
+    averages: WeightEma | None = None,
     tables_grew: bool = False,
 ) -> None:
     """Load a verified checkpoint into model, `extra` state and, if given, optimizers and averages. Collective.
@@ -146,7 +150,7 @@ def load(
     if optimizers is not None:
         refuse_other_optimizers(found, optimizers.configs)
         optimizers.materialize_dense_state()
-    wanted = tensors_of(placed, tables, optimizers, extra, averages)
+    wanted = tensors_of(sharded_model, tables, optimizers, extra, averages)
     reader = CheckpointReader(found.path)
     try:
         saved = reader.read_metadata().state_dict_metadata
@@ -154,7 +158,7 @@ def load(
             _count_updates(found, wanted, saved, optimizers)
         if optimizers is not None and _before_first_step(found):
             # Earlier versions saved no state that torch had not created yet, and what was created above is that state.
-            weights = model_names(placed, tables)
+            weights = model_names(sharded_model, tables)
             wanted = {key: value for key, value in wanted.items() if key in saved or key in weights}
         _refuse_misfits(found.path, wanted, saved, tables_grew)
         dcp.load(wanted, storage_reader=reader, planner=_GrowingPlanner() if tables_grew else None)
@@ -163,10 +167,12 @@ def load(
             f"checkpoint {found.path}: does not fit the model ({_first_cause(error)}); was it made with another config?"
         ) from None
     with torch.no_grad():
-        placed.load_state_dict({name: wanted[key] for key, name in model_names(placed, tables).items()})
+        sharded_model.load_state_dict({name: wanted[key] for key, name in model_names(sharded_model, tables).items()})
 
 
-def _count_updates(found: Found, wanted: dict[str, Any], saved: Mapping[str, Any], optimizers: Optimizers) -> None:
+def _count_updates(
+    found: StoredCheckpoint, wanted: dict[str, Any], saved: Mapping[str, Any], optimizers: Optimizers
+) -> None:
     """Derive the updates of tables from the step where a checkpoint of earlier versions lacks them, and ask for them no more."""
     for key in map(step_key, optimizers.counting_tables):
         if key not in saved:
@@ -174,12 +180,12 @@ def _count_updates(found: Found, wanted: dict[str, Any], saved: Mapping[str, Any
             optimizers.num_updates.fill_(found.manifest.step - found.manifest.metrics.get("skipped_steps", 0))
 
 
-def _before_first_step(found: Found) -> bool:
+def _before_first_step(found: StoredCheckpoint) -> bool:
     """Return whether every step of the checkpoint was skipped, so that no optimizer has made one."""
     return 0 < found.manifest.step == found.manifest.metrics.get("skipped_steps")
 
 
-def refuse_other_optimizers(found: Found, tables: Mapping[str, TableConfig]) -> None:
+def refuse_other_optimizers(found: StoredCheckpoint, tables: Mapping[str, TableConfig]) -> None:
     """Raises CheckpointError naming the first table whose saved optimizer state is that of another optimizer."""
     for name, saved in found.manifest.config.get("tables", {}).items():
         table = tables.get(name)
@@ -233,22 +239,28 @@ def _size(size: Iterable[int]) -> str:
     return " x ".join(str(n) for n in size) or "a single number"
 
 
-def find_to_resume(folder: Path, ranks: Ranks) -> tuple[Found | None, list[str]]:
+def find_to_resume(folder: Path, world: World) -> tuple[StoredCheckpoint | None, list[str]]:
     """The newest checkpoint that verifies, chosen by the first rank for all. Collective."""
 
-    def look() -> tuple[Found | None, list[str]]:
+    def look() -> tuple[StoredCheckpoint | None, list[str]]:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint_folder.remove_attempts(folder)
         return checkpoint_folder.newest(folder)
 
-    return ranks.on_first(look)
+    return world.on_first(look)
 
 
 def _explained(path: Path, work: Callable[[], Path]) -> Path:
     try:
         return work()
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path}: could not be written ({error})") from None
+        raise not_written(path, error) from None
+
+
+def not_written(path: Path, error: BaseException, by: str = "") -> CheckpointError:
+    """Return the error of a checkpoint that could not be written, with what to do where a disk refused it."""
+    cause = refusal_cause(error) or first_line(error)
+    return CheckpointError(f"checkpoint {path}: could not be written{by}: {cause}")
 
 
 def _first_cause(error: BaseException) -> str:

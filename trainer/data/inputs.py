@@ -9,7 +9,14 @@ from models.features.config import InputsConfig
 from models.ranking.config import RankingConfig
 from sharding.config import TableConfig
 from trainer.data.dataset.manifest import USED_KINDS, Feature, Manifest, used_features
-from trainer.data.logs.config import FeatureSpec, LogsConfig, Owner, TimestampFeatureConfig, feature_specs
+from trainer.data.logs.config import (
+    FeatureSpec,
+    LogsConfig,
+    Owner,
+    TimestampFeatureConfig,
+    VectorFeatureConfig,
+    feature_specs,
+)
 from trainer.errors import UserError
 
 _TICKS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6}
@@ -42,6 +49,27 @@ def features_of(manifest: Manifest, inputs: InputsConfig) -> UsedFeatures:
         chosen("user", inputs.user_features, "user"),
         chosen("event", inputs.candidate_features, "candidate") if manifest.task == "ranking" else (),
     )
+
+
+def declared_features(logs: LogsConfig, inputs: InputsConfig) -> UsedFeatures:
+    """Return the same before there is a dataset: as the logs declare them, without what only a dataset tells, such as rows."""
+
+    def chosen(owner: Owner, names: list[str] | None, whose: str) -> tuple[Feature, ...]:
+        specs = {spec.name: spec for spec in feature_specs(logs) if spec.owner == owner}
+        usable = {name: not isinstance(spec.config, TimestampFeatureConfig) for name, spec in specs.items()}
+        return tuple(_declared(specs[name]) for name in choose(names, usable, f"model.inputs.{whose}_features"))
+
+    return UsedFeatures(
+        chosen("item", None, "item"),
+        chosen("event", inputs.event_features, "event"),
+        chosen("user", inputs.user_features, "user"),
+        chosen("event", inputs.candidate_features, "candidate") if logs.task == "ranking" else (),
+    )
+
+
+def _declared(spec: FeatureSpec) -> Feature:
+    dim = spec.config.dim if isinstance(spec.config, VectorFeatureConfig) else None
+    return Feature(spec.owner, spec.name, spec.config.kind, spec.table, dim=dim)
 
 
 def used_specs(logs: LogsConfig, inputs: InputsConfig) -> tuple[FeatureSpec, ...]:

@@ -2,5 +2,7 @@
 
 Files:
     confidence.py  confidence intervals that stay within a metric's range
-    outputs.py     what an evaluation of either task leaves in its folder
+    examples.py    example users of reports
+    metric.py      a metric as one value: name, range, direction, explanation
+    run_header.py  header of reports: run, model, data, duration, changed settings
 """

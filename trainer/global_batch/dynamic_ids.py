@@ -1,6 +1,6 @@
 """Tables with dynamic ids in a run: between a batch and its look-up, raw ids become rows.
 
-Requests hold raw 64-bit ids of these tables. In training `settle` counts the global batch, lets the mappings
+Requests hold raw 64-bit ids of these tables. In training `assign_rows` counts the global batch, lets the mappings
 take it in and resets the rows that changed hands; evaluation only asks for `rows_of`. Everything behind, the model too,
 knows rows only. The mappings are decided in sharding.dynamic_ids.mapping and lie whole on every rank.
 
@@ -29,7 +29,7 @@ from models.features.items import ItemRequest
 from models.features.values import BagRange, FeatureValues, InputFeature
 from models.ranking.batch import RankingBatch
 from sharding.config import DynamicIdsConfig, TableConfig
-from sharding.dynamic_ids.counts import SeenIds, exchange_counts
+from sharding.dynamic_ids.id_counts import SeenIds, exchange_counts
 from sharding.dynamic_ids.mapping import (
     Changes,
     DynamicIdsState,
@@ -41,7 +41,7 @@ from sharding.dynamic_ids.mapping import (
 )
 from sharding.tables.optimizers import Optimizers
 from sharding.tables.reset_rows import reset_rows
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.dataset.features import MISSING
 
 Int64 = NDArray[np.int64]
@@ -99,7 +99,9 @@ class DynamicTables:
                     values[owner][name] = replace(given, index=place[given.index])
         return replace(request, rows=rows, bags=bags, **values)  # type: ignore[arg-type]
 
-    def settle(self, batch: HistoryBatch, placed: nn.Module, optimizers: Optimizers, ranks: Ranks) -> HistoryBatch:
+    def assign_rows(
+        self, batch: HistoryBatch, sharded_model: nn.Module, optimizers: Optimizers, world: World
+    ) -> HistoryBatch:
         """Take in the global batch of which this rank has `batch` (on the CPU): its ids may get rows, which are reset, while
         others lose theirs. Returns the batch with rows. Collective.
 
@@ -108,10 +110,10 @@ class DynamicTables:
         if not self.states:
             return batch
         for table, state in self.states.items():
-            seen = exchange_counts(uses_of(batch, table, self._features[table]), ranks)
+            seen = exchange_counts(uses_of(batch, table, self._features[table]), world)
             changes = observe(state, seen)
             rows, generations = torch.from_numpy(changes.rows), torch.from_numpy(changes.generations)
-            reset_rows(placed, optimizers, table, rows, generations, self._seed, self._stds[table])
+            reset_rows(sharded_model, optimizers, table, rows, generations, self._seed, self._stds[table])
             self._count(table, seen, changes)
         return replace(batch, items=self.rows_of(batch.items))
 

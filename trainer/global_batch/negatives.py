@@ -1,8 +1,8 @@
 """What negatives need to know of the global batch: between a batch and its look-up, ids are exchanged, drawn and corrected for.
 
-A batch comes from the reader with the negatives that can be drawn ahead. `settle` gives it those that are drawn from the targets
-of all ranks, and the probabilities of draws where scores are corrected for them. It runs in the main thread, because ranks exchange
-their targets there, and before tables with dynamic ids settle the batch, because what is looked up changes.
+A batch comes from the reader with the negatives that can be drawn ahead. `complete_batch` adds negatives drawn from the
+targets of all ranks, and the draw probabilities by which scores are corrected. It runs in the main thread, because ranks
+exchange their targets there, and before tables with dynamic ids assign rows, because it changes what is looked up.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from torch import Tensor
 from models.batches.history_batch import HistoryBatch, with_negatives
 from models.features.items import Catalogue
 from models.objectives.config import ObjectiveConfig, SampledObjectiveConfig
-from sharding.dynamic_ids.counts import count_ids, exchange_counts
-from sharding.world import Ranks
+from sharding.dynamic_ids.id_counts import count_ids, exchange_counts
+from sharding.world import World
 from trainer.data.stream.negatives import NegativeDraws
 from trainer.data.stream.order import Position
-from trainer.global_batch.target_frequency import TargetFrequency
+from trainer.global_batch.item_frequency import TargetFrequency
 
 STATE = "target_frequency."
 
@@ -44,10 +44,10 @@ class GlobalNegatives:
                 self._frequency = TargetFrequency(catalogue.num_known, objective.logq_rate)
 
     def take_target_counts(self, counts: np.ndarray) -> None:
-        """Take this rank's counts of an epoch's targets (trainer.data.stream.target_counts); `settle` adds up all ranks'."""
+        """Take this rank's counts of an epoch's targets (see target_counts); `complete_batch` sums all ranks'."""
         self._own_counts = counts
 
-    def settle(self, batch: HistoryBatch, position: Position, ranks: Ranks) -> HistoryBatch:
+    def complete_batch(self, batch: HistoryBatch, position: Position, world: World) -> HistoryBatch:
         """The batch (on the CPU) with all that its objective needs. position: in the data, before the batch. Collective.
 
         Whether the step is then applied is not known yet, and makes no difference: what was observed stays.
@@ -55,11 +55,11 @@ class GlobalNegatives:
         if self._draws is None:
             return batch
         if self._own_counts is not None:
-            counts = ranks.sum(torch.from_numpy(self._own_counts).to(ranks.device)).cpu().numpy()
+            counts = world.sum(torch.from_numpy(self._own_counts).to(world.device)).cpu().numpy()
             self._draws, self._own_counts = replace(self._draws, target_counts=counts), None
         draws = self._draws
         if draws.from_global_batch or self._frequency is not None:
-            targets = exchange_counts(count_ids(batch.target_ids.numpy()), ranks)
+            targets = exchange_counts(count_ids(batch.target_ids.numpy()), world)
             if self._frequency is not None:
                 self._frequency.observe(targets)
             if draws.from_global_batch:

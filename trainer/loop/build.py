@@ -11,12 +11,12 @@ from models.features.items import Catalogue
 from models.ranking.config import RankingConfig
 from models.tables import TableSpec
 from sharding.config import TableConfig
-from sharding.planning.placing import Placing
-from sharding.tables.apply_plan import place
+from sharding.planning.planned_tables import PlannedTables
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.checkpoint import tensors as checkpoint_tensors
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.config import TrainConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.catalogue import read_catalogue
@@ -24,11 +24,11 @@ from trainer.errors import UserError
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import Job
 from trainer.optim.dense import dense_optimizer
-from trainer.optim.ema import Averages
+from trainer.optim.ema import WeightEma
 from trainer.placement.loads import table_rows
 from trainer.placement.plan import plan_tables
 from trainer.storage.files import digest_of
-from trainer.tasks.day_by_day import DayByDay
+from trainer.tasks.daily_training import DailyTraining
 from trainer.tasks.next_item import NextItemTask
 from trainer.tasks.ranking import RankingTask
 from trainer.tasks.task import Task
@@ -43,9 +43,9 @@ class Built:
     """
 
     model: Any
-    placed: nn.Module
+    sharded_model: nn.Module
     tables: dict[str, TableConfig]
-    placing: Placing
+    planned_tables: PlannedTables
     catalogue: Catalogue
     dynamic: DynamicTables
     task: Task
@@ -61,7 +61,7 @@ class Built:
         self.task.load(tensors)
 
 
-def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | None = None) -> Built:
+def build_model(job: Job, manifest: Manifest, world: World, by_day: DailyTraining | None = None) -> Built:
     """The model at its initial weights: a function of the seed, whatever the number of ranks or the plan.
 
     by_day: what training by days knows of them. Collective. Raises UserError if the dataset is for another task than the model, or
@@ -73,12 +73,12 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | N
             "are those of logs with logs.labels: set model.task, or choose another dataset"
         )
     catalogue = read_catalogue(job.dataset_dir, manifest, job.tables, job.model)
-    placing = job.placing
-    if placing is None or placing.plan.world_size != ranks.world_size:
-        placing = plan_tables(job, manifest, ranks.world_size, "cuda" if ranks.device.type == "cuda" else "cpu")
-    plan = placing.plan
+    planned_tables = job.planned_tables
+    if planned_tables is None or planned_tables.plan.world_size != world.world_size:
+        planned_tables = plan_tables(job, manifest, world.world_size, "cuda" if world.device.type == "cuda" else "cpu")
+    plan = planned_tables.plan
     # Before anything is placed: TorchRec would fail with what a rank sees of it, or wait for the others.
-    agree_at_start(ranks, {"plan": digest_of(plan.values())})
+    agree_at_start(world, {"plan": digest_of(plan.values())})
     specs = [
         TableSpec(
             name,
@@ -95,21 +95,21 @@ def build_model(job: Job, manifest: Manifest, ranks: Ranks, by_day: DayByDay | N
     model.initialize(torch.Generator().manual_seed(job.seed))
     for part in (*model.children(), *model.tables.replicated):
         if part is not model.tables:
-            part.to(ranks.device)
+            part.to(world.device)
     tables = {spec.name: job.tables[spec.name] for spec in specs}
-    placed = place(model, tables, plan, ranks, job.seed, job.communication)
+    sharded_model = shard_tables(model, tables, plan, world, job.seed, job.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.seed, catalogue.inputs)
-    return Built(model, placed, tables, placing, catalogue, dynamic, task, manifest.grown_from)
+    return Built(model, sharded_model, tables, planned_tables, catalogue, dynamic, task, manifest.grown_from)
 
 
-def agree_at_start(ranks: Ranks, facts: dict[str, str]) -> None:
+def agree_at_start(world: World, facts: dict[str, str]) -> None:
     """Compare named facts over all ranks. Collective. Raises UserError with the differences."""
-    differences = ranks.disagreements(facts)
+    differences = world.disagreements(facts)
     if differences:
         raise UserError("the workers do not agree on what to train, so nothing was started: " + "; ".join(differences))
 
 
-def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue, by_day: DayByDay | None) -> Task:
+def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue, by_day: DailyTraining | None) -> Task:
     match job.model:
         case RankingConfig() as config:
             return RankingTask(job, config, manifest, catalogue, by_day)
@@ -118,7 +118,7 @@ def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue, by_day: DayByDa
 
 
 def load_checkpoint(
-    found: Found, built: Built, optimizers: Optimizers | None, averages: Averages | None = None
+    found: StoredCheckpoint, built: Built, optimizers: Optimizers | None, averages: WeightEma | None = None
 ) -> None:
     """Load a verified checkpoint into the model, its other state and, if given, optimizers and averages. Collective.
 
@@ -127,25 +127,25 @@ def load_checkpoint(
     """
     state = built.state()
     grew = found.manifest.days is not None or found.manifest.dataset_digest in built.grown_from
-    checkpoint_tensors.load(found, built.placed, built.tables, optimizers, state, averages, tables_grew=grew)
+    checkpoint_tensors.load(found, built.sharded_model, built.tables, optimizers, state, averages, tables_grew=grew)
     built.load_state(state)
 
 
-def load_to_use(found: Found, built: Built) -> None:
+def load_to_use(found: StoredCheckpoint, built: Built) -> None:
     """Load what a checkpoint is evaluated by: its averages in the place of dense weights, if it has any. Collective."""
     decay = found.manifest.config["train"].get("ema_decay")
-    averages = None if decay is None else Averages(built.placed, built.tables, decay)
+    averages = None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
     load_checkpoint(found, built, None, averages)
     if averages is not None:
-        averages.put_in_place()
+        averages.apply()
 
 
 def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
     """The optimizers of the tables and the configured dense one."""
     return Optimizers(
-        built.placed,
+        built.sharded_model,
         lambda parameters: dense_optimizer(parameters, config),
         built.tables,
-        built.placing.plan,
+        built.planned_tables.plan,
         config.schedule_tables,
     )

@@ -14,16 +14,21 @@ class Pace:
         self._started = self._sent = time.monotonic()
         self._first_step = step
         self._world_size = world_size
-        self._events = self._events_since_line = self._most_since_line = 0
+        self._events = self._targets = self._events_since_line = self._most_since_line = 0
         self._paused = 0.0
 
     def count(self, step: int, result: StepResult, total_steps: int) -> dict[str, float]:
         self._events += result.num_events
+        self._targets += result.num_targets
         self._events_since_line += result.num_events
         self._most_since_line += result.most_events
         elapsed = max(1e-9, time.monotonic() - self._started - self._paused)
         per_step = elapsed / max(1, step - self._first_step)
-        return {"events_per_second": self._events / elapsed, "seconds_left": per_step * (total_steps - step)}
+        return {
+            "events_per_second": self._events / elapsed,
+            "targets_per_second": self._targets / elapsed,
+            "seconds_left": per_step * (total_steps - step),
+        }
 
     def imbalance(self) -> float:
         """Events of the rank with most over their mean, 1.0 where all have equally many, since this was last asked.

@@ -1,14 +1,14 @@
 """Refuses to continue a checkpoint of another run: one with other settings, or of another dataset."""
 
-from trainer.checkpoint.folder import Found
+from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import CheckpointError
 from trainer.job import Job
 from trainer.settings import changed_settings
-from trainer.tasks.day_by_day import is_of
+from trainer.tasks.daily_training import same_dataset
 
 
-def check_same_run(found: Found, job: Job, manifest: Manifest) -> None:
+def check_same_run(found: StoredCheckpoint, job: Job, manifest: Manifest) -> None:
     """Raise CheckpointError if the checkpoint is of another run: with every setting that differs, or the dataset."""
     changed = changed_settings(found.manifest.identity, job.identity, job.at_default)
     if changed:
@@ -18,7 +18,7 @@ def check_same_run(found: Found, job: Job, manifest: Manifest) -> None:
             "set them back, or choose another run.dir"
         )
     grew = job.train.days is None and found.manifest.dataset_digest in manifest.grown_from
-    if not is_of(found.manifest, manifest) or (grew and job.config["run"]["new_logs"] != "continue"):
+    if not same_dataset(found.manifest, manifest) or (grew and job.config["run"]["new_logs"] != "continue"):
         remedy = 'choose another run.dir, or set run.new_logs = "continue"' if grew else "choose another run.dir"
         raise CheckpointError(
             f"checkpoint {found.path} was made from another dataset than {job.dataset_dir}"

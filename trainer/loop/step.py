@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from models.features.bags import row_gradients
 from models.features.items import ItemRequest
-from models.layers import moving_statistics
+from models.layers import running_statistics
 from sharding.tables.gradient_norm import squared_row_norm
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.config import Precision
 from trainer.loop.step_clock import StepClock
-from trainer.optim.ema import Averages
+from trainer.optim.ema import WeightEma
 from trainer.tasks.task import Batch, Model
 
 
@@ -57,18 +57,18 @@ class TrainStep:
 
     model: Model
     optimizers: Optimizers
-    ranks: Ranks
+    world: World
     seed: int
     clock: StepClock
     parts_of: Callable[[Any], Iterator[Any]]
     clip_norm: float | None = None
-    averages: Averages | None = None
+    averages: WeightEma | None = None
     precision: Precision = "float32"
 
     def __call__(self, batch: Batch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
         """Train on this rank's share of global batch number `step`. Collective."""
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
-        torch.manual_seed(_dropout_seed(self.seed, step, self.ranks.rank))
+        torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
         self.optimizers.set_rate_factor(rate_factor)
         self.clock.start()
         # The look-up decides which update the fused optimizers take the backward pass for.
@@ -80,13 +80,13 @@ class TrainStep:
         gradients = {
             table: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for table, leaf in boundary.items()
         }
-        dense = _flat_gradient(self.optimizers.dense_parameters, self.ranks.device)
+        dense = _flat_gradient(self.optimizers.dense_parameters, self.world.device)
         self.clock.mark()
-        weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.ranks.device)}
+        weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.world.device)}
         result = self._agree(loss_sum, list(gradients.values()), dense, weights, batch, stop_requested)
         divisor: float = result.num_targets
         if result.applied and self.clip_norm is not None:
-            self.ranks.sum(dense)
+            self.world.sum(dense)
             norm = self._norm(dense, batch.items, gradients) / result.num_targets
             # Numbers that are finite on every rank may have no finite sum.
             result = replace(result, grad_norm=norm, finite=math.isfinite(norm))
@@ -95,11 +95,11 @@ class TrainStep:
         if result.applied:
             torch.autograd.backward(list(rows.values()), [gradient / divisor for gradient in gradients.values()])
             # Tables of which every rank has a copy got their gradient just now, divided already.
-            copied = _flat_gradient(self.optimizers.copied_parameters, self.ranks.device)
+            copied = _flat_gradient(self.optimizers.copied_parameters, self.world.device)
             if self.clip_norm is None:
-                summed = self.ranks.sum(torch.cat((dense, copied)))
+                summed = self.world.sum(torch.cat((dense, copied)))
             else:
-                summed = torch.cat((dense, self.ranks.sum(copied)))
+                summed = torch.cat((dense, self.world.sum(copied)))
             summed[: dense.numel()] /= divisor
             _set_gradient(self.optimizers.summed_parameters, summed)
             self.optimizers.step_dense()
@@ -108,7 +108,7 @@ class TrainStep:
                 self.averages.update()
         else:
             self.optimizers.zero_dense_grad()
-            moving_statistics.forget(self.model)
+            running_statistics.forget(self.model)
         self.clock.mark()
         return result
 
@@ -117,7 +117,7 @@ class TrainStep:
 
         Activations live for one piece of the batch at a time.
         """
-        total = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        total = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for part in self.parts_of(batch):
             # Weights and boundary are float32 and so are their gradients: casts are part of the graph.
             with torch.autocast(total.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
@@ -128,9 +128,9 @@ class TrainStep:
 
     def _take_in_statistics(self) -> None:
         """Let what standardises by earlier batches take in this one, of all ranks. Collective if the model has any of it."""
-        counted = moving_statistics.sums_of(self.model)
+        counted = running_statistics.sums_of(self.model)
         if counted.numel():
-            moving_statistics.update(self.model, self.ranks.sum(counted))
+            running_statistics.update(self.model, self.world.sum(counted))
 
     def _norm(self, dense: Tensor, asked: ItemRequest, gradients: Mapping[str, Tensor]) -> float:
         """Of the gradient of the sum over all targets, as the first rank has it. Collective.
@@ -138,9 +138,9 @@ class TrainStep:
         dense: summed over ranks; gradients: of what this rank asked for.
         """
         of_rows = row_gradients(asked.rows, asked.bags, gradients)
-        square = dense.double().square().sum() + squared_row_norm(*of_rows, self.ranks)
+        square = dense.double().square().sum() + squared_row_norm(*of_rows, self.world)
         # Ranks may round the same sum differently. Copies of dense weights stay equal only if all are scaled by the same number.
-        return math.sqrt(self.ranks.from_first(square).item())
+        return math.sqrt(self.world.from_first(square).item())
 
     def _agree(
         self,
@@ -154,15 +154,15 @@ class TrainStep:
         finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
         broken = ~torch.stack(finite).all()
         # A rank's own place for its events: so the one sum also tells how evenly the work is shared.
-        events = [0] * self.ranks.world_size
-        events[self.ranks.rank] = batch.layout.num_events
+        events = [0] * self.world.world_size
+        events[self.world.rank] = batch.layout.num_events
         counts = torch.tensor([batch.num_targets, stop_requested, *events], dtype=torch.float64, device=dense.device)
         names = sorted(weights)
         broken_weights = torch.stack([~weights[name].isfinite().all() for name in names])
         facts = torch.cat((torch.stack((loss_sum, broken.double())), counts, broken_weights.double()))
         # The one deliberate synchronisation of a step: the host needs these numbers to decide.
-        total, num_broken, num_targets, stops, *others = self.ranks.sum(facts).tolist()
-        events, of_weights = others[: self.ranks.world_size], others[self.ranks.world_size :]
+        total, num_broken, num_targets, stops, *others = self.world.sum(facts).tolist()
+        events, of_weights = others[: self.world.world_size], others[self.world.world_size :]
         return StepResult(
             loss=total / num_targets if num_targets else float("nan"),
             num_targets=int(num_targets),

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.finite import broken_tensors, broken_weights_message, rates_of, refuse_broken_checkpoint
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.global_batches import GlobalBatches
@@ -25,7 +25,6 @@ from trainer.data.stream.order import Position, position_of
 from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.shares import Step
 from trainer.errors import NonFiniteLossError, NonFiniteWeightsError, UserError
-from trainer.evaluation.ranking.names import LARGER_IS_BETTER
 from trainer.job import Channel, Job, Outcome
 from trainer.loop.build import agree_at_start, build_model, build_optimizers, load_checkpoint
 from trainer.loop.measure_placement import record_placement, record_steps
@@ -35,9 +34,10 @@ from trainer.loop.same_run import check_same_run
 from trainer.loop.step import StepResult, TrainStep
 from trainer.loop.step_clock import StepClock
 from trainer.metrics_log import Ledger, MetricsLog
-from trainer.optim.ema import Averages
+from trainer.optim.ema import WeightEma
 from trainer.optim.schedule import rate_factor
-from trainer.tasks.day_by_day import day_ends, days_record, position_among, read_days
+from trainer.tasks.daily_training import day_ends, days_record, position_among, read_days
+from trainer.tasks.metrics import larger_is_better
 from trainer.tasks.task import Evaluator, Stream, Task
 
 
@@ -75,26 +75,26 @@ class State:
 class Training:
     """One worker's training: built once, run once."""
 
-    def __init__(self, job: Job, ranks: Ranks, channel: Channel) -> None:
-        self.job, self.ranks, self.channel = job, ranks, channel
+    def __init__(self, job: Job, world: World, channel: Channel) -> None:
+        self.job, self.world, self.channel = job, world, channel
         self.manifest = read_manifest(job.dataset_dir)
         facts = {"config": job.config_digest, "dataset": self.manifest.digest, "torch": torch.__version__}
-        agree_at_start(ranks, facts)
+        agree_at_start(world, facts)
         found = self._find()
-        self.by_day = read_days(job, self.manifest, ranks, fresh=found is None)
-        self.built = build_model(job, self.manifest, ranks, self.by_day)
+        self.by_day = read_days(job, self.manifest, world, fresh=found is None)
+        self.built = build_model(job, self.manifest, world, self.by_day)
         self.optimizers = build_optimizers(self.built, job.train)
         decay = job.train.ema_decay
-        self.averages = None if decay is None else Averages(self.built.placed, self.built.tables, decay)
+        self.averages = None if decay is None else WeightEma(self.built.sharded_model, self.built.tables, decay)
         self.grew = found is not None and found.manifest.dataset_digest in self.manifest.grown_from
         self.state = self._resume(found)
-        if job.placement.measure:
-            record_placement(job.run_dir, self.built, self.optimizers, ranks)
-        self.clock = StepClock(ranks.device)
+        if job.plan_config.measure:
+            record_placement(job.run_dir, self.built, self.optimizers, world)
+        self.clock = StepClock(world.device)
         self.step = TrainStep(
             self.built.model,
             self.optimizers,
-            ranks,
+            world,
             job.seed,
             self.clock,
             self.built.task.parts_of,
@@ -102,12 +102,12 @@ class Training:
             self.averages,
             job.train.precision,
         )
-        self.stream = _checked_stream(self.built.task, ranks)
+        self.stream = _checked_stream(self.built.task, world)
         self._warn(self.stream.batches.share_warning())
         self.evaluator: Evaluator | None = None
         if self.manifest.counts.validation_targets:
-            self.evaluator = self.built.task.evaluator("validation", ranks, self.built.dynamic)
-        self.next_day = self.built.task.next_day(ranks, self.built.dynamic)
+            self.evaluator = self.built.task.evaluator("validation", world, self.built.dynamic)
+        self.next_day = self.built.task.next_day(world, self.built.dynamic)
         if self.by_day is None:
             self.epochs = job.train.epochs
             self.epoch_ends = self._epoch_ends()
@@ -115,9 +115,9 @@ class Training:
             self.epochs = self.by_day.days.stop
             self.epoch_ends = day_ends(self.by_day.days, self.state.step, self.state.position, job.train)
         self.total_steps = int(self.epoch_ends[-1])
-        self.log = MetricsLog(job.run_dir, self.state.step) if ranks.is_first else None
-        self.ledger = Ledger(job.run_dir, ranks.rank, self.state.step) if job.train.ledger else None
-        self._pace = Pace(self.state.step, ranks.world_size)
+        self.log = MetricsLog(job.run_dir, self.state.step) if world.is_first else None
+        self.ledger = Ledger(job.run_dir, world.rank, self.state.step) if job.train.ledger else None
+        self._pace = Pace(self.state.step, world.world_size)
         self._trim_memory = memory_trimmer()
 
     def run(self) -> Outcome:
@@ -166,11 +166,11 @@ class Training:
     def _train(self, item: Step[Any]) -> StepResult:
         train = self.job.train
         factor = rate_factor(self.state.step, self.total_steps, train)
-        stop = self.ranks.is_first and self.channel.stop_requested()
+        stop = self.world.is_first and self.channel.stop_requested()
         # Not in the thread that reads ahead: ranks exchange ids, and which row an id has depends on all steps before this one.
-        batch = self.built.task.settle(item.batch, item.before, self.ranks)
-        batch = self.built.dynamic.settle(batch, self.built.placed, self.optimizers, self.ranks)
-        result = self.step(batch.to(self.ranks.device), self.state.step, factor, stop)
+        batch = self.built.task.complete_batch(item.batch, item.before, self.world)
+        batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
+        result = self.step(batch.to(self.world.device), self.state.step, factor, stop)
         self.clock.collect()
         in_a_row = 0 if result.finite else self.state.skipped_in_a_row + 1
         skipped = self.state.skipped_steps + (not result.finite)
@@ -182,6 +182,8 @@ class Training:
         if result.broken:
             names = [f"table.{name}.weight" if name else "dense" for name in result.broken]
             raise NonFiniteWeightsError(broken_weights_message(names, self.job, self.state.step - 1))
+        if not result.finite:
+            self._record_skipped(item)
         if in_a_row == 1:
             self._warn(
                 f"step {self.state.step} was skipped: its loss or gradient is not finite; metrics.jsonl has its rows"
@@ -194,12 +196,13 @@ class Training:
             )
         return result
 
+    def _record_skipped(self, item: Step[Any]) -> None:
+        """Write the rows of a skipped step to the log. Collective: every rank's rows are in question, so each names its own."""
+        rows = self.world.gather_objects(item.batch.row_ids.tolist())
+        if self.log is not None:
+            self.log.write(self.state.step, "skipped", {"reason": "not finite", "row_ids": rows})
+
     def _report(self, item: Step[Any], result: StepResult) -> None:
-        if not result.finite:
-            # Every rank's rows are in question, so every rank names its own.
-            rows = self.ranks.gather_objects(item.batch.row_ids.tolist())
-            if self.log is not None:
-                self.log.write(self.state.step, "skipped", {"reason": "not finite", "row_ids": rows})
         if self.log is None:
             return
         speed = self._pace.count(self.state.step, result, self.total_steps)
@@ -228,12 +231,12 @@ class Training:
         if self.evaluator is None:
             return
         started = time.monotonic()
-        with nullcontext() if self.averages is None else self.averages.in_place():
+        with nullcontext() if self.averages is None else self.averages.swapped_in():
             metrics = self.evaluator.mean_metrics(self.built.model)
         self._pace.pause(time.monotonic() - started)
         stopping = self.job.train.early_stopping
         if stopping is not None:
-            smaller_is_better = not LARGER_IS_BETTER.get(stopping.metric.split("/")[0], True)
+            smaller_is_better = not larger_is_better(stopping.metric)
             # A model that gave no finite loss in its last step is no candidate, whatever its metrics come to.
             value = math.nan if self.state.skipped_in_a_row else metrics[stopping.metric]
             best = self.state.best.after(value, self.state.step, smaller_is_better)
@@ -248,7 +251,7 @@ class Training:
         if self.next_day is None:
             return
         started = time.monotonic()
-        with nullcontext() if self.averages is None else self.averages.in_place():
+        with nullcontext() if self.averages is None else self.averages.swapped_in():
             found = self.next_day.metrics(self.built.model, self.state.position.epoch)
         self._pace.pause(time.monotonic() - started)
         if found is not None and self.log is not None:
@@ -262,24 +265,24 @@ class Training:
 
     def _tensors(self) -> dict[str, Any]:
         built = self.built
-        return tensors_of(built.placed, built.tables, self.optimizers, built.state(), self.averages)
+        return tensors_of(built.sharded_model, built.tables, self.optimizers, built.state(), self.averages)
 
     def _check_weights(self) -> None:
         """Raise NonFiniteWeightsError if a weight is not finite, so that none is evaluated. Collective."""
-        names = broken_tensors(self._tensors(), self.ranks)
+        names = broken_tensors(self._tensors(), self.world)
         if names:
             raise NonFiniteWeightsError(broken_weights_message(names, self.job, self.state.step))
 
     def _save(self) -> None:
         started = time.monotonic()
-        record_steps(self.job.run_dir, self.clock, self.ranks)
+        record_steps(self.job.run_dir, self.clock, self.world)
         try:
             path = checkpoint_tensors.save(
-                self.job.checkpoints_dir, self._tensors(), self.ranks, self._describe, self.state.step
+                self.job.checkpoints_dir, self._tensors(), self.world, self._describe, self.state.step
             )
         except NonFiniteWeightsError as error:
             raise NonFiniteWeightsError(broken_weights_message(error.names, self.job, self.state.step)) from None
-        if self.ranks.is_first:
+        if self.world.is_first:
             stopping, best = self.job.train.early_stopping, self.state.best
             if stopping is not None and best.value is not None and best.step == self.state.step:
                 checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
@@ -296,7 +299,7 @@ class Training:
             num_rows=examples.of(position.epoch).num_examples,
             identity=self.job.identity,
             config=self.job.config,
-            plan=self.built.placing.plan.values(),
+            plan=self.built.planned_tables.plan.values(),
             dataset_digest=self.manifest.digest,
             metrics={
                 "best": asdict(self.state.best),
@@ -309,9 +312,9 @@ class Training:
             days=None if self.by_day is None else days_record(position, self.by_day.days, self.manifest),
         )
 
-    def _find(self) -> Found | None:
+    def _find(self) -> StoredCheckpoint | None:
         """The newest checkpoint, if it is of this run on this dataset. Collective."""
-        found, complaints = checkpoint_tensors.find_to_resume(self.job.checkpoints_dir, self.ranks)
+        found, complaints = checkpoint_tensors.find_to_resume(self.job.checkpoints_dir, self.world)
         for complaint in complaints:
             self._warn(f"{complaint}; going back to the one before")
         if found is not None:
@@ -319,10 +322,10 @@ class Training:
         return found
 
     def _warn(self, text: str | None) -> None:
-        if text is not None and self.ranks.is_first:
+        if text is not None and self.world.is_first:
             self.channel.send({"kind": "warning", "text": text})
 
-    def _resume(self, found: Found | None) -> State:
+    def _resume(self, found: StoredCheckpoint | None) -> State:
         self.optimizers.materialize_dense_state()
         if found is None:
             return State() if self.by_day is None else State(position=Position(self.by_day.days.first, 0))
@@ -331,7 +334,7 @@ class Training:
             position, warning = position_among(self.by_day.days, found)
             self._warn(warning)
         load_checkpoint(found, self.built, self.optimizers, self.averages)
-        refuse_broken_checkpoint(found, self._tensors(), self.ranks)
+        refuse_broken_checkpoint(found, self._tensors(), self.world)
         saved = found.manifest
         state = State(
             step=saved.step,
@@ -345,10 +348,10 @@ class Training:
             # Its order is another: the epoch begins anew. What was measured before is no measure of what comes.
             state = replace(state, position=Position(position.epoch, 0), best=Best())
         stopping, best = self.job.train.early_stopping, state.best
-        if self.ranks.is_first and stopping is not None and best.value is not None:
+        if self.world.is_first and stopping is not None and best.value is not None:
             # A process may have died between the commit and this note, or the newest checkpoint may have been corrupt.
             checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
-        if self.ranks.is_first:
+        if self.world.is_first:
             self.channel.send({"kind": "resumed", "step": saved.step, "path": str(found.path)})
         return state
 
@@ -359,7 +362,7 @@ class Training:
         """
         train, state = self.job.train, self.state
         grew = self.grew or state.extra_steps != 0
-        steps = _steps_of_epochs(self.job, self.stream.batches, self.ranks, None if grew else train.max_steps)
+        steps = _steps_of_epochs(self.job, self.stream.batches, self.world, None if grew else train.max_steps)
         ends = steps.cumsum(0)
         if self.grew:
             before = int(steps[: state.position.epoch].sum())
@@ -369,27 +372,27 @@ class Training:
         return torch.cat((ends[ends < total], total))
 
 
-def _checked_stream(task: Task, ranks: Ranks) -> Stream:
+def _checked_stream(task: Task, world: World) -> Stream:
     """This rank's training stream. Collective: a file that one rank finds not to be what the manifest says is named on all."""
     stream, complaint = None, None
     try:
-        stream = task.stream(ranks)
+        stream = task.stream(world)
     except UserError as error:
         complaint = str(error)
-    complaints = [str(text) for text in ranks.gather_objects(complaint) if text is not None]
+    complaints = [str(text) for text in world.gather_objects(complaint) if text is not None]
     if complaints:
         raise UserError(complaints[0])
     assert stream is not None
     return stream
 
 
-def _steps_of_epochs(job: Job, batches: GlobalBatches, ranks: Ranks, limit: int | None) -> torch.Tensor:
+def _steps_of_epochs(job: Job, batches: GlobalBatches, world: World, limit: int | None) -> torch.Tensor:
     """Steps of each epoch, (epochs,) int64, not counted further than `limit`. Collective.
 
     Under a budget of events each epoch has to be gone through, so the ranks share them.
     """
     epochs = job.train.epochs
     steps = torch.zeros(epochs, dtype=torch.int64)
-    for epoch in range(ranks.rank, epochs, ranks.world_size):
+    for epoch in range(world.rank, epochs, world.world_size):
         steps[epoch] = batches.num_steps(epoch, limit)
-    return ranks.sum(steps.to(ranks.device)).cpu()
+    return world.sum(steps.to(world.device)).cpu()

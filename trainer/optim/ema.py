@@ -13,18 +13,18 @@ from torch import nn
 from sharding.tables.local_shards import table_of
 
 
-class Averages:
+class WeightEma:
     """Averages of a model's dense weights, by the names that the model has for them, and how often they were updated.
 
     After update n (from 0) an average is d times itself and 1 - d times the weight, d = min(decay, (1 + n) / (10 + n)): so that
     it forgets the initial weights soon, and is short while the weights go far.
     """
 
-    def __init__(self, placed: nn.Module, tables: Collection[str], decay: float) -> None:
+    def __init__(self, sharded_model: nn.Module, tables: Collection[str], decay: float) -> None:
         self.decay = decay
         # A rank that holds no shard of a table has an empty parameter in its place.
         self._weights = {
-            name: p for name, p in placed.named_parameters() if p.numel() and table_of(name, tables) is None
+            name: p for name, p in sharded_model.named_parameters() if p.numel() and table_of(name, tables) is None
         }
         self.values = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self.num_updates = torch.zeros((), dtype=torch.int64)
@@ -38,15 +38,15 @@ class Averages:
         self.num_updates += 1
 
     @torch.no_grad()
-    def put_in_place(self) -> None:
+    def apply(self) -> None:
         """Make the averages the weights of the model, for good."""
         torch._foreach_copy_(list(self._weights.values()), list(self.values.values()))
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
+    def swapped_in(self) -> Iterator[None]:
         """The model with its averages as weights; afterwards it has the raw ones again, bit for bit."""
         raw = [weight.detach().clone() for weight in self._weights.values()]
-        self.put_in_place()
+        self.apply()
         try:
             yield
         finally:

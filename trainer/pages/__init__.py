@@ -1,7 +1,8 @@
 """HTML pages: shared template, plots and parts of reports.
 
 Files:
-    page.html.j2     their template
-    page.py          what the HTML pages share: look, rendering, plots
-    report_parts.py  what it shares with that of ranking
+    page.html.j2     template of all pages: look on screens, in the dark and on paper
+    page.py          rendering, plots as inline SVG, and figures as text
+    parts.html.j2    macros for tiles, tables, plots and settings
+    report_parts.py  counts and curves of the reports of both tasks
 """

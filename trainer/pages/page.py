@@ -1,33 +1,75 @@
-"""What the HTML pages share: one look, one way to render, and plots as inline SVG, so that a page needs nothing else."""
+"""HTML pages: one look, one way to render, and plots as inline SVG, so that a page needs no other file."""
 
 import io
+import itertools
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 
 COLOURS = ("#0b7285", "#e8590c", "#5f3dc4")
 GREY = "#adb5bd"
+INK = "#1b2a33"
+FAINT_INK = "#868e96"
+
+# In a page these colours follow its light or dark scheme (page.html.j2).
+_SCHEME = {
+    COLOURS[0]: "--first",
+    COLOURS[1]: "--second",
+    COLOURS[2]: "--third",
+    GREY: "--grey",
+    FAINT_INK: "--muted",
+    "#fff": "--paper",
+    "#c92a2a": "--alarm",
+    "#e6ecef": "--line",
+}
+_COLOUR = re.compile(r"(fill|stroke)(: ?|=\")(#[0-9a-f]{3}(?:[0-9a-f]{3})?)\b")
+_REFERENCE = re.compile(r"(\bid=\"|href=\"#|url\(#)")
+_TAG = re.compile(r"<[^>]+>")
+_NOT_SHOWN = re.compile(r"<metadata>.*?</metadata>|<style type=\"text/css\">.*?</style>|<!--.*?-->", re.DOTALL)
+# On a small screen a plot is not narrower, so that its text can be read; it scrolls within its figure.
+_SMALLEST_WIDTH = "29rem"
+_SMALLEST_SHARE = 0.6  # of the width of a wide plot
+_SMALLEST_PICTURE_WIDTH = "52rem"  # of pictures without a width of their own, which are as wide as the page
+
+_STYLE: Any = {
+    "svg.hashsalt": "shoal",  # equal plots are equal bytes
+    "svg.fonttype": "none",  # text stays text: it can be searched, selected and read aloud
+    "text.parse_math": False,  # a name with dollar signs is a name, not a formula
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
 
 
 @dataclass(frozen=True)
 class Plot:
-    """An SVG element and what it shows."""
+    """A plot of a page."""
 
     svg: Markup
+    """The SVG element, as a picture of its own."""
     caption: str
+    """What it shows; also the text for readers who do not see it."""
 
 
 def render(folder: Path, template: str, **values: Any) -> str:
-    """A template of `folder`, which extends page.html.j2. All values are escaped, the SVG of plots aside."""
+    """Return a page from a template of `folder` that extends page.html.j2. All values are escaped, except the SVG of plots."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,
@@ -35,21 +77,57 @@ def render(folder: Path, template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    numbers = itertools.count(1)
     environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["figure"] = lambda number: f"{number:.4f}"
+    environment.filters["figure"] = figure_text
+    environment.filters["inline"] = lambda plot: inline(plot, next(numbers))
     page: str = environment.get_template(template).render(**values)
     return page
 
 
+def figure_text(value: float | None) -> str:
+    """Return a figure with four decimals; nothing for one that is not defined."""
+    return "" if value is None else f"{value:.4f}"
+
+
+def interval_text(bounds: list[float] | None) -> str:
+    """Return a confidence interval as text; nothing where there is none."""
+    return f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
+
+
+def moment_text(seconds: float) -> str:
+    """Return a moment in seconds since 1970 as a date and time in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in its two largest units, for example "2 h 5 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def setting_text(value: Any) -> str:
+    """Return the value of a setting: text as it is, or quoted where spaces could not be seen, and everything else as JSON."""
+    if isinstance(value, str) and value and value == value.strip():
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Plots are drawn within, so that equal plots are equal bytes, and a name with dollar signs is a name and no formula."""
-    with plt.rc_context({"svg.hashsalt": "shoal", "text.parse_math": False}):
+    """Within the context plots have the look of pages, and equal plots are equal bytes."""
+    with plt.rc_context(_STYLE):
         yield
 
 
 def plot_of(figure: Any, caption: str) -> Plot:
-    """The figure without a frame at the top and right; it is closed."""
+    """Return a figure as a plot without a frame at the top and right, and close it."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         for axis in (axes.xaxis, axes.yaxis):
@@ -60,3 +138,31 @@ def plot_of(figure: Any, caption: str) -> Plot:
     figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
     return Plot(Markup(buffer.getvalue()[buffer.getvalue().index("<svg") :]), caption)
+
+
+def inline(plot: Plot, number: int) -> Markup:
+    """Return the SVG of a plot as part of a page.
+
+    Its ids begin with `number`, so that they are unique in the page; its colours follow the page's scheme; its caption is its
+    label for screen readers; and it has a smallest width, below which its text could not be read.
+    """
+    svg = _TAG.sub(lambda tag: _tag_in_page(tag.group(), f"plot{number}-"), _NOT_SHOWN.sub("", str(plot.svg)))
+    width = re.search(r'<svg[^>]*? width="([0-9.]+)pt"', svg)
+    size = f"min-width:{_SMALLEST_PICTURE_WIDTH}"
+    if width:
+        wide = f"max({_SMALLEST_WIDTH},{_SMALLEST_SHARE * float(width[1]):.0f}pt)"
+        size = f"width:{width[1]}pt;min-width:min({width[1]}pt,{wide})"
+    return Markup(svg.replace("<svg", f'<svg role="img" aria-label="{escape(plot.caption)}" style="{size}"', 1))
+
+
+def _tag_in_page(tag: str, prefix: str) -> str:
+    """Return a tag of a plot with its ids and colours as a page needs them."""
+    return _COLOUR.sub(_scheme_colour, _REFERENCE.sub(rf"\g<1>{prefix}", tag))
+
+
+def _scheme_colour(match: re.Match[str]) -> str:
+    """Return a colour as the page's variable for it; colours of data that are not the page's stay."""
+    attribute, separator, colour = match.groups()
+    if colour == INK:
+        return f"{attribute}{separator}currentColor"
+    return f"{attribute}{separator}var({_SCHEME[colour]})" if colour in _SCHEME else match.group()

@@ -11,7 +11,7 @@ from sharding.errors import PlacementError
 from sharding.plan import Plan, plan_of
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad
-from sharding.planning.placing import Placing
+from sharding.planning.planned_tables import PlannedTables
 from sharding.planning.planner import make_plan
 from sharding.planning.topology import CostConstants, Topology, described, this_machine, topology_of
 from sharding.planning.warnings import warnings_of
@@ -26,25 +26,28 @@ ASSUMED_GPU = "h100-80gb"
 Device = Literal["cpu", "cuda"]
 
 
-def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) -> Placing:
+def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) -> PlannedTables:
     """The plan for these workers: read from the run's plan.json if that was made from the same inputs, else made.
 
     Raises PlacementError if there is none, UserError if plan.calibration cannot be read.
     """
-    if job.placement.replica_groups > 1:
+    if job.plan_config.replica_groups > 1:
         raise PlacementError(
-            f"plan.replica_groups = {job.placement.replica_groups}: can be planned with `shoal plan`, and not run yet; set it to 1"
+            f"plan.replica_groups = {job.plan_config.replica_groups}: replica groups can be planned with `shoal plan` but not "
+            "trained yet; set plan.replica_groups = 1"
         )
     num_rows = table_rows(job.tables, manifest, job.model.inputs)
     facts = facts_of(manifest, job.model.inputs)
     loads = tuple(table_loads(job.tables, num_rows, job.model, job.train, num_workers, facts))
-    topology = topology_for(job.placement, num_workers, device)
-    inputs = inputs_of(loads, topology, job.communication, job.placement.replica_groups)
+    topology = topology_for(job.plan_config, num_workers, device)
+    inputs = inputs_of(loads, topology, job.communication, job.plan_config.replica_groups)
     plan = read_plan(job.run_dir)
     if plan is None or plan.inputs != inputs:
-        plan = make_plan(loads, topology, job.communication, inputs, job.placement.replica_groups)
+        plan = make_plan(loads, topology, job.communication, inputs, job.plan_config.replica_groups)
     prediction = predict(plan, loads, topology, job.communication)
-    return Placing(plan, loads, topology, job.communication, tuple(warnings_of(plan, prediction, loads, topology)))
+    return PlannedTables(
+        plan, loads, topology, job.communication, tuple(warnings_of(plan, prediction, loads, topology))
+    )
 
 
 def inputs_of(

@@ -20,7 +20,7 @@ from sharding.planning.calibrate import Observation, alone, observations_of
 from sharding.planning.costs import predict
 from sharding.planning.load import TableLoad
 from sharding.planning.measured import Measured
-from sharding.planning.placing import Placing
+from sharding.planning.planned_tables import PlannedTables
 from sharding.planning.topology import CostConstants, Topology
 from trainer.errors import UserError
 
@@ -45,9 +45,12 @@ def observations_in(run_dir: Path) -> tuple[list[Observation], Topology]:
     return observations, topology
 
 
-def placement_values(placing: Placing, measured: Measured) -> dict[str, Any]:
+def placement_values(planned_tables: PlannedTables, measured: Measured) -> dict[str, Any]:
     """All but "steps"."""
-    plan, loads, topology, communication = placing.plan, placing.loads, placing.topology, placing.communication
+    plan = planned_tables.plan
+    loads = planned_tables.loads
+    topology = planned_tables.topology
+    communication = planned_tables.communication
     whole = predict(plan, loads, topology, communication)
     predicted: dict[str, Any] = {"memory_bytes": {}, "seconds": {}}
     for number, table in enumerate(whole.tables):

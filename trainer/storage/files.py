@@ -77,12 +77,20 @@ _REFUSALS = {
 
 def disk_refusal(error: OSError) -> str | None:
     """Return what a disk refused, the cause and what to do, for people; None if the error is none that they can mend."""
-    cause = _REFUSALS.get(error.errno or 0)
+    cause = refusal_cause(error)
     if cause is None:
         return None
     where = str(error.filename) if error.filename is not None else "a file"
+    return f"{where}: cannot be read or written: {cause}"
+
+
+def refusal_cause(error: BaseException) -> str | None:
+    """Return the cause and what to do if a disk refused something; None for all other errors."""
+    cause = _REFUSALS.get(error.errno or 0) if isinstance(error, OSError) else None
+    if cause is None:
+        return None
     return (
-        f"{where}: cannot be read or written: {cause}, or choose another folder (run.dir, or the command's own option). "
+        f"{cause}, or choose another folder (run.dir, or the command's own option). "
         "What was finished before is intact; then run the same command again"
     )
 

@@ -1,8 +1,10 @@
 """What differs between the tasks: model, training stream, what a batch is given of the global one, evaluation.
 
 Files:
-    day_by_day.py  training by days from one command to the next, while the logs grow
-    next_item.py   the next event, out of the whole catalogue
-    ranking.py     what becomes of impressions
-    task.py        what the loop and the stages ask of one
+    daily_training.py  training by days from one command to the next, while the logs grow
+    metrics.py         metrics by task: names, directions, ranges
+    next_item.py       the next event, out of the whole catalogue
+    outputs.py         files of an evaluation, by task
+    ranking.py         what becomes of impressions
+    task.py            what the loop and the stages ask of one
 """

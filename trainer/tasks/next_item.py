@@ -13,11 +13,11 @@ from models.config import NextItemConfig
 from models.features.items import Catalogue
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
-from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.catalogue import columns_for
 from trainer.data.stream.examples import examples_of
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.histories import TrainStream
@@ -25,7 +25,7 @@ from trainer.data.stream.negatives import needs_target_counts, needs_train_event
 from trainer.data.stream.order import Position
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.data.stream.target_counts import count_targets
-from trainer.evaluation.next_item.evaluate import Evaluator, make_evaluator, write_ranks
+from trainer.evaluation.next_item.evaluate import Evaluator, make_evaluator, write_user_rows
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.global_batch.negatives import GlobalNegatives
 from trainer.job import Job
@@ -45,17 +45,17 @@ class NextItemTask:
         catalogue = self.catalogue
         return NextItemModel(self.config, specs, torch.device("meta"), catalogue.features, catalogue.inputs)
 
-    def stream(self, ranks: Ranks) -> TrainStream:
+    def stream(self, world: World) -> TrainStream:
         job, train = self.job, self.job.train
-        reader = RowGroupReader(job.dataset_dir, self.manifest, wanted_by(self.catalogue))
+        reader = RowGroupReader(job.dataset_dir, self.manifest, columns_for(self.catalogue))
         reader.check_files()
         with_lengths, masks = train.batch_tokens is not None, self.config.masks_items
         examples = examples_of(reader, self.config.max_history, train.long_histories, with_lengths, last_is_input=masks)
         if needs_target_counts(self.config.objective):
             windows, num_known = train.long_histories == "windows", self.catalogue.num_known
             items = RowGroupReader(job.dataset_dir, self.manifest)
-            self.negatives.take_target_counts(count_targets(items, self.config, windows, num_known, ranks))
-        batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, ranks.rank, ranks.world_size)
+            self.negatives.take_target_counts(count_targets(items, self.config, windows, num_known, world))
+        batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, world.rank, world.world_size)
         return TrainStream(
             reader,
             batches,
@@ -65,13 +65,13 @@ class NextItemTask:
             train_events=self.negatives.train_events,
         )
 
-    def settle(self, batch: HistoryBatch, position: Position, ranks: Ranks) -> HistoryBatch:
-        return self.negatives.settle(batch, position, ranks)
+    def complete_batch(self, batch: HistoryBatch, position: Position, world: World) -> HistoryBatch:
+        return self.negatives.complete_batch(batch, position, world)
 
     def parts_of(self, batch: HistoryBatch) -> Iterator[HistoryBatch]:
         return parts_of(batch)
 
-    def evaluator(self, split: Split, ranks: Ranks, dynamic: DynamicTables) -> Evaluator:
+    def evaluator(self, split: Split, world: World, dynamic: DynamicTables) -> Evaluator:
         return make_evaluator(
             self.job.dataset_dir,
             self.manifest,
@@ -79,25 +79,25 @@ class NextItemTask:
             split,
             self.job.evaluate,
             self.config.max_history,
-            ranks,
+            world,
             dynamic,
             self.config.masks_items,
         )
 
-    def next_day(self, ranks: Ranks, dynamic: DynamicTables) -> None:
+    def next_day(self, world: World, dynamic: DynamicTables) -> None:
         return None
 
     def write_parts(
         self,
         split: Split,
         model: NextItemModel,
-        ranks: Ranks,
+        world: World,
         dynamic: DynamicTables,
         folder: Path,
         on_batch: Callable[[int, int], None],
     ) -> None:
         vocabulary = read_vocabulary(self.job.dataset_dir, self.manifest, self.catalogue.scores_unknown)
-        write_ranks(self.evaluator(split, ranks, dynamic), model, vocabulary, folder, on_batch)
+        write_user_rows(self.evaluator(split, world, dynamic), model, vocabulary, folder, on_batch)
 
     def tensors(self) -> dict[str, Tensor]:
         return self.negatives.tensors()

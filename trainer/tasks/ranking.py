@@ -16,10 +16,10 @@ from models.ranking.micro_batches import parts_of
 from models.ranking.model import RankingModel
 from models.ranking.reach import reach_of
 from models.tables import TableSpec
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
-from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.catalogue import columns_for
 from trainer.data.stream.day_examples import DayExamples, day_examples
 from trainer.data.stream.examples import Examples
 from trainer.data.stream.global_batches import GlobalBatches
@@ -31,7 +31,7 @@ from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_e
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import Job
-from trainer.tasks.day_by_day import DayByDay
+from trainer.tasks.daily_training import DailyTraining
 
 
 class RankingTask:
@@ -43,7 +43,7 @@ class RankingTask:
         config: RankingConfig,
         manifest: Manifest,
         catalogue: Catalogue,
-        by_day: DayByDay | None = None,
+        by_day: DailyTraining | None = None,
     ) -> None:
         self.job, self.config, self.manifest, self.catalogue, self.by_day = job, config, manifest, catalogue, by_day
         try:
@@ -76,9 +76,9 @@ class RankingTask:
             rates,
         )
 
-    def stream(self, ranks: Ranks) -> ImpressionStream:
+    def stream(self, world: World) -> ImpressionStream:
         job = self.job
-        wanted = replace(wanted_by(self.catalogue), impressions=True)
+        wanted = replace(columns_for(self.catalogue), impressions=True)
         reader = RowGroupReader(job.dataset_dir, self.manifest, wanted)
         reader.check_files()
         reach, days = reach_of(self.config), self.by_day.days if self.by_day is not None else None
@@ -87,17 +87,17 @@ class RankingTask:
             examples = impression_examples(reader, self.manifest.counts.train_events, reach.attended)
         else:
             examples = day_examples(reader, days, reach.receptive)
-        batches = GlobalBatches(examples, job.train.batch_size, None, job.seed, ranks.rank, ranks.world_size)
+        batches = GlobalBatches(examples, job.train.batch_size, None, job.seed, world.rank, world.world_size)
         calendar = days.calendar if days is not None else None
         return ImpressionStream(reader, batches, reach, self.catalogue, job.train.micro_batch_tokens, calendar)
 
-    def settle(self, batch: RankingBatch, position: Position, ranks: Ranks) -> RankingBatch:
+    def complete_batch(self, batch: RankingBatch, position: Position, world: World) -> RankingBatch:
         return batch
 
     def parts_of(self, batch: RankingBatch) -> Iterator[RankingBatch]:
         return parts_of(batch)
 
-    def evaluator(self, split: Split, ranks: Ranks, dynamic: DynamicTables) -> RankingEvaluator:
+    def evaluator(self, split: Split, world: World, dynamic: DynamicTables) -> RankingEvaluator:
         return make_ranking_evaluator(
             self.job.dataset_dir,
             self.manifest,
@@ -105,28 +105,28 @@ class RankingTask:
             split,
             self.job.evaluate,
             reach_of(self.config),
-            ranks,
+            world,
             dynamic,
             self.labels,
         )
 
-    def next_day(self, ranks: Ranks, dynamic: DynamicTables) -> ProgressiveEvaluator | None:
+    def next_day(self, world: World, dynamic: DynamicTables) -> ProgressiveEvaluator | None:
         job, by_day = self.job, self.by_day
         if by_day is None or job.train.days is None or not job.train.days.evaluate_next:
             return None
-        evaluator = self.evaluator("validation", ranks, dynamic)
+        evaluator = self.evaluator("validation", world, dynamic)
         return ProgressiveEvaluator(evaluator, by_day.days)
 
     def write_parts(
         self,
         split: Split,
         model: RankingModel,
-        ranks: Ranks,
+        world: World,
         dynamic: DynamicTables,
         folder: Path,
         on_batch: Callable[[int, int], None],
     ) -> None:
-        write_scores(self.evaluator(split, ranks, dynamic), model, folder, on_batch)
+        write_scores(self.evaluator(split, world, dynamic), model, folder, on_batch)
 
     def tensors(self) -> dict[str, Tensor]:
         return {}

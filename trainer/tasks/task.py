@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.batches.jagged import JaggedLayout
 from models.features.items import ItemRequest
 from models.tables import EmbeddingTables, TableSpec
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.dataset.splits import Split
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.order import Position
@@ -96,26 +96,26 @@ class Task(Protocol):
     def new_model(self, specs: list[TableSpec]) -> nn.Module:
         """The model, with its tables on the meta device; it is a Model."""
 
-    def stream(self, ranks: Ranks) -> Stream:
+    def stream(self, world: World) -> Stream:
         """This rank's training stream. Raises UserError if a file is not what the manifest says, on the rank that finds it."""
 
-    def settle(self, batch: Any, position: Position, ranks: Ranks) -> Any:
+    def complete_batch(self, batch: Any, position: Position, world: World) -> Any:
         """A batch (on the CPU) with what it needs of the global batch. position: in the data, before it. Collective."""
 
     def parts_of(self, batch: Any) -> Iterator[Any]:
         """The pieces of a batch that are computed one after another."""
 
-    def evaluator(self, split: Split, ranks: Ranks, dynamic: DynamicTables) -> Evaluator:
+    def evaluator(self, split: Split, world: World, dynamic: DynamicTables) -> Evaluator:
         """For means during training."""
 
-    def next_day(self, ranks: Ranks, dynamic: DynamicTables) -> NextDay | None:
+    def next_day(self, world: World, dynamic: DynamicTables) -> NextDay | None:
         """Where training goes by days, and each is wanted to be evaluated before it is trained."""
 
     def write_parts(
         self,
         split: Split,
         model: Any,
-        ranks: Ranks,
+        world: World,
         dynamic: DynamicTables,
         folder: Path,
         on_batch: Callable[[int, int], None],

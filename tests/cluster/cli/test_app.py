@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from cluster.cli import app as cli
 from cluster.config.run_config import Config
 from cluster.driver import driver
-from cluster.driver.driver import RunFailedError, StoppedError
 from cluster.driver.progress import View
+from cluster.errors import RunFailedError, StoppedError
 from cluster.ray_cluster import submit as submit_module
 from sharding.errors import PlacementError
 from tests.support.evaluated import results_of

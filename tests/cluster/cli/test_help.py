@@ -16,9 +16,8 @@ from cluster.cli import app as cli
 from cluster.cli import config_docs
 from cluster.cli.app import app
 from cluster.config.run_config import Config, check_config, load_config
-from cluster.driver import driver
-from cluster.driver.run_folder import Stages
-from cluster.driver.stages import evaluation_folder
+from cluster.driver.evaluate_stage import evaluation_folder, run_evaluate_stages
+from cluster.driver.stage_record import StageRecord
 from cluster.plan.workload import WorkloadConfig
 from cluster.study.config import StudyConfig
 from sharding.planning.topology import DEVICES
@@ -96,7 +95,7 @@ def test_the_examples_of_set_are_accepted(command: str, example: str, tmp_path: 
     ],
 )
 @pytest.mark.parametrize("kind", [[], ["--impressions"]])
-def test_settings_of_synth_are_refused_in_words_of_its_own(
+def test_settings_of_synth_are_refused_by_their_own_names(
     kind: list[str], override: str, message: str, tmp_path: Path
 ) -> None:
     done = RUNNER.invoke(app, ["synth", str(tmp_path / "logs"), "--set", override, *kind])
@@ -128,23 +127,25 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
             written.append(folder)
         return {split: {"checkpoint": found.path.name} for split in splits}
 
-    monkeypatch.setattr("cluster.driver.stages.evaluate", evaluate)
+    monkeypatch.setattr("cluster.driver.evaluate_stage.evaluate", evaluate)
     monkeypatch.setattr(
-        "cluster.driver.stages.find_checkpoint", lambda config, name: found(checkpoints / (name or "step_2"))
+        "cluster.driver.evaluate_stage.find_checkpoint", lambda config, name: found(checkpoints / (name or "step_2"))
     )
-    monkeypatch.setattr("cluster.driver.driver.read_manifest", lambda folder: None)
-    monkeypatch.setattr("cluster.driver.driver.evaluation_inputs", lambda config, found, *_: found.path.name)
-    monkeypatch.setattr("cluster.driver.driver.report_inputs", lambda *_: "report")
-    monkeypatch.setattr("cluster.driver.driver.are_there", lambda folder, done: (folder / "report.html").exists())
-    monkeypatch.setattr("cluster.driver.driver.asdict", dict)
-    monkeypatch.setattr("cluster.driver.driver.summary_of", dict)
-    view: Any = SimpleNamespace(say=lambda text: None, done=lambda: None, on_event=None)
+    monkeypatch.setattr("cluster.driver.evaluate_stage.read_manifest", lambda folder: None)
+    monkeypatch.setattr("cluster.driver.evaluate_stage.evaluation_inputs", lambda config, found, *_: found.path.name)
+    monkeypatch.setattr("cluster.driver.evaluate_stage.report_inputs", lambda *_: "report")
+    monkeypatch.setattr(
+        "cluster.driver.evaluate_stage.are_there", lambda folder, done: (folder / "report.html").exists()
+    )
+    monkeypatch.setattr("cluster.driver.evaluate_stage.asdict", dict)
+    monkeypatch.setattr("cluster.driver.evaluate_stage.summary_of", dict)
+    view: Any = SimpleNamespace(print_line=lambda text: None, clear=lambda: None, on_event=None)
     (tmp_path / "run").mkdir()
-    best, named, again = (driver._evaluate(config, ["test"], name, None, view) for name in (None, "step_1", None))  # type: ignore[arg-type]
+    best, named, again = (run_evaluate_stages(config, ["test"], name, None, view) for name in (None, "step_1", None))  # type: ignore[arg-type]
     assert best == again
     assert written == ["evaluation", "evaluation/step_1"]
     assert {best["test"][1].read_text(), named["test"][1].read_text()} == {"step_1", "step_2"}
-    assert Stages(config.run_dir).statuses() == {
+    assert StageRecord(config.run_dir).statuses() == {
         f"{stage}{part}": "done" for stage in ("evaluate/test", "evaluate/step_1/test") for part in ("", "/report")
     }
     other = evaluation_folder(config, "elsewhere/step_1", found(tmp_path / "elsewhere" / "step_1"))
@@ -207,7 +208,8 @@ NAMED_SETTINGS = sorted(
             r"(?<![\w./*{-])(run|logs|split|model|plan|communication|train|checkpoint|evaluate|cluster|tables)(\.(\w+|\{\}))+(?![\w(/-]|\.\w)",
             text.replace("fraction.{}", "fraction."),  # the end of a sentence
         )
-        if " " in text and not m[0].endswith((".json", ".html"))  # no name of a module or a file
+        if " " in text and not m[0].endswith((".json", ".html"))  # no name of a file
+        if not text.startswith("python -m ")  # nor of a module
     }
 )
 

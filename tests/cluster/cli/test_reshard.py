@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cluster.cli.app import app
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
@@ -27,11 +27,11 @@ def job_in(folder: Path, run: str, **table: Any) -> Job:
     return tiny_job(folder / run, folder / "dataset", tables={"item": item}, train=train, checkpoint={"every_steps": 3})
 
 
-def train(ranks: Ranks, job: Job) -> dict[str, Any]:
+def train(world: World, job: Job) -> dict[str, Any]:
     """Train to the end; the plan that was trained with."""
-    training = Training(job, ranks, SILENT)
+    training = Training(job, world, SILENT)
     training.run()
-    return json.loads(json.dumps(training.built.placing.plan.values()))
+    return json.loads(json.dumps(training.built.planned_tables.plan.values()))
 
 
 def reshard(*arguments: Any) -> Result:
@@ -44,14 +44,14 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def trained(rank_pool, tmp_path_factory) -> Path:
-    """A folder with a run of two workers, and its checkpoint of step 3."""
+    """Return a folder with a run of two workers, and its checkpoint of step 3."""
     folder = tmp_path_factory.mktemp("runs")
     tiny_dataset(folder / "dataset")
     rank_pool.run(2, train, job_in(folder, "two", sharding="row_wise"))
     return folder
 
 
-def test_a_run_goes_on_from_the_new_checkpoint_as_from_the_original(trained, rank_pool):
+def test_a_run_resumes_from_the_new_checkpoint_as_from_the_original(trained, rank_pool):
     source = trained / "two" / "checkpoints" / "step_000000003"
     out = trained / "resharded" / "checkpoints"
     done = reshard(source, out, "--workers", 1, "--set", "tables.item.sharding=data_parallel", "--json")
@@ -84,7 +84,7 @@ def test_a_run_goes_on_from_the_new_checkpoint_as_from_the_original(trained, ran
         ("tables.item.shard=row_wise", "shard"),
     ],
 )
-def test_what_could_not_go_on_is_named_and_nothing_is_written(trained, tmp_path, setting, said):
+def test_a_run_that_could_not_resume_is_refused_and_nothing_is_written(trained, tmp_path, setting, said):
     done = reshard(trained / "two/checkpoints/step_000000003", tmp_path / "out", "--set", setting)
     assert isinstance(done.exception, UserError)
     assert said in str(done.exception)

@@ -1,4 +1,4 @@
-"""A config file lies over its base, section by section; a base that is missing, wrong or circular is said by name."""
+"""A config file overrides its base, section by section; a missing, invalid or circular base is refused by name."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_what_is_given_lies_over_the_base_and_its_base(tmp_path: Path) -> None:
+def test_given_values_override_the_base_and_its_base(tmp_path: Path) -> None:
     write(
         tmp_path,
         "deep/one.toml",

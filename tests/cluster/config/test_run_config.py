@@ -142,7 +142,7 @@ def test_the_resolved_config_of_a_run_is_a_config(tmp_path):
     assert load_config(tmp_path / "config.json") == config
 
 
-def test_what_may_change_between_starts_is_not_part_of_the_identity():
+def test_settings_that_may_change_between_starts_are_not_part_of_the_identity():
     before = check_config(LOGS, "test")
     free = {
         **LOGS,
@@ -156,7 +156,7 @@ def test_what_may_change_between_starts_is_not_part_of_the_identity():
     assert identity(check_config({**LOGS, "tables": {"item": {"dim": 32}}}, "test")) != identity(before)
 
 
-def test_what_is_at_its_default_is_known_by_its_flat_name():
+def test_defaults_are_known_by_their_flat_names():
     config = check_config(
         {**LOGS, "model": {"encoder": {"kind": "ligr", "num_blocks": 3}}, "tables": {"item": {"dim": 32}}}, "test"
     )

@@ -60,7 +60,7 @@ RANKING = {
 
 
 def keys_of(config: Any, prefix: str = "") -> list[str]:
-    """Every leaf and every section of a resolved config."""
+    """Return every leaf and every section of a resolved config."""
     keys = []
     for name, value in config.items():
         key = f"{prefix}{name}"
@@ -110,7 +110,7 @@ def test_a_number_beyond_64_bits_is_refused(tmp_path, key):
         load_config(file, [f"{key}={2**63}"])
 
 
-def test_a_timeout_beyond_what_torch_takes_is_refused(tmp_path):
+def test_a_timeout_beyond_the_limit_of_torch_is_refused(tmp_path):
     file = tmp_path / "run.json"
     file.write_text(json.dumps(NEXT_ITEM))
     with pytest.raises(UserError, match="collective_timeout_seconds"):

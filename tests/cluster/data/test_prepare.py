@@ -38,7 +38,7 @@ def rows_of(config: Config) -> list[dict[str, Any]]:
 
 
 def histories_of(config: Config) -> dict[Any, list[tuple[Any, int]]]:
-    """Of every user, (item as in the logs, time)."""
+    """Return the events of every user: (item as in the logs, time)."""
     vocabulary = [None, *pq.read_table(config.dataset_dir / "vocabulary-000-item.parquet").column("value").to_pylist()]
     return {
         row["user"]: [(vocabulary[item], time) for item, time in zip(row["item"], row["time"], strict=True)]
@@ -175,7 +175,7 @@ def test_a_folder_in_use_is_refused_and_untouched(tmp_path: Path, name: str) -> 
     assert "not a folder" in refusal(config_at(tmp_path, dataset="logs/a.parquet"))
 
 
-def test_what_a_killed_attempt_left_is_removed(tmp_path: Path) -> None:
+def test_files_of_a_killed_attempt_are_removed(tmp_path: Path) -> None:
     write_log(tmp_path / "logs/a.parquet", STEADY)
     folder = tmp_path / "dataset"
     (folder / ".work-dead").mkdir(parents=True)
@@ -230,7 +230,7 @@ def test_duplicates_are_not_among_the_rejected_fraction(tmp_path: Path) -> None:
     assert made(config_at(tmp_path)).counts.rejected == {"duplicate": 45}
 
 
-def test_what_a_task_finds_wrong_arrives_as_it_is_and_leaves_nothing(tmp_path: Path) -> None:
+def test_an_error_of_a_task_arrives_unchanged_and_leaves_no_files(tmp_path: Path) -> None:
     for name in "abc":
         write_log(tmp_path / f"logs/{name}.parquet", STEADY)
     (tmp_path / "logs/d.csv").write_text("user_id,item_id,time\n" + "1,2,3\n" * 300 + "x,2,3\n")

@@ -1,19 +1,32 @@
 """Features from logs, catalogue and users to what a batch is given, against a plain Python reference."""
 
 import math
-import random
 from collections import Counter
-from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cluster.config.run_config import Config
+from tests.cluster.data.feature_reference import (
+    COLUMNS,
+    FEATURES,
+    SPLITS,
+    TABLES,
+    TIMES,
+    Log,
+    Reference,
+    as_text,
+    drawn,
+    missing,
+    random_log,
+    stored_features,
+    training_events,
+    values_of,
+    write,
+)
 from tests.support.prepared import (
     config_at,
     entry,
@@ -24,238 +37,13 @@ from tests.support.prepared import (
     rows_by_user,
     value_at,
     vocabulary,
-    write_table,
 )
-from trainer.data.dataset.features import MISSING, decoder_of
-from trainer.data.dataset.hashing import hash_ids
-from trainer.data.dataset.manifest import Feature, Manifest, read_manifest
+from trainer.data.dataset.features import decoder_of
+from trainer.data.dataset.manifest import Feature, read_manifest
 from trainer.data.logs.config import feature_specs
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-Log = dict[str, list[Any]]
-TIMES = {"kind": "global_time", "validation_time": 60, "test_time": 80}
-SPLITS = [{"kind": "leave_one_out"}, TIMES]
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-# name of the column: how one value is drawn
-Draw = Callable[[random.Random], Any]
-COLUMNS: dict[str, Draw] = {
-    "color": lambda r: r.choice(["red", "green", "blue", "", None, f"rare {r.randint(0, 30)}"]),
-    "shade": lambda r: r.choice(["red", "grey", None]),
-    "code": lambda r: r.choice([None, 0, -3, 2**40, r.randint(0, 9)]),
-    "whole": lambda r: r.choice([None, math.nan, 3.0, -7.0]),
-    "flag": lambda r: r.choice([True, False, None]),
-    "tags": lambda r: r.choice([None, [], ["a"], ["b", None, "", "c", "a"], [f"t{r.randint(0, 9)}"] * 3]),
-    "codes": lambda r: r.choice([None, [], [1], [2, None, 3, 4], [r.randint(0, 9)]]),
-    "genres": lambda r: r.choice([None, "", "x", "x|y|z", "y||x", "|"]),
-    "price": lambda r: r.choice([None, math.nan, math.inf, -math.inf, round(r.gauss(10, 3), 2), r.randint(0, 5) / 2]),
-    "count": lambda r: r.choice([None, 0, r.randint(0, 100_000), -4]),
-    "published": lambda r: r.choice([None, EPOCH + timedelta(microseconds=r.randint(-(10**15), 10**15))]),
-    "day": lambda r: r.choice([None, date(2020, 1, 1) + timedelta(days=r.randint(0, 999))]),
-    "text_day": lambda r: r.choice([None, "", "2020-01-02", "1969-12-31T23:59:59.5"]),
-    "clock": lambda r: r.choice([None, r.randint(-5, 5)]),
-    "vector": lambda r: r.choice([None, [1.0, 2.0, 3.0], [r.random(), 0.0, 1.0], [math.nan, 0.0, 1.0]]),
-    "related": lambda r: r.choice([None, [r.randint(1, 25)], [1, 2, 99]]),
-    "nothing": lambda r: None,
-}  # fmt: skip
-TYPES = {
-    "code": pa.int64(), "count": pa.int32(), "tags": pa.list_(pa.string()), "codes": pa.list_(pa.int16()),
-    "published": pa.timestamp("us", "UTC"), "related": pa.list_(pa.int64()), "vector": pa.list_(pa.float32(), 3),
-    "nothing": pa.null(),
-}  # fmt: skip
-FEATURES: dict[str, dict[str, Any]] = {
-    "color": {"kind": "categorical"},
-    "shade": {"kind": "categorical", "table": "color"},
-    "code": {"kind": "categorical"},
-    "hashed": {"kind": "categorical", "column": "code"},
-    "hashed_text": {"kind": "categorical", "column": "color"},
-    "raw": {"kind": "categorical", "column": "code"},
-    "raw_text": {"kind": "categorical", "column": "tags"},
-    "whole": {"kind": "categorical"},
-    "flag": {"kind": "categorical"},
-    "tags": {"kind": "categorical", "max_values": 2},
-    "codes": {"kind": "categorical"},
-    "genres": {"kind": "categorical", "separator": "|", "max_values": 2},
-    "related": {"kind": "categorical", "table": "item"},
-    "price": {"kind": "numeric"},
-    "plain_price": {"kind": "numeric", "column": "price", "scale": "none"},
-    "count": {"kind": "numeric", "transform": "log1p"},
-    "price_bucket": {"kind": "numeric", "column": "price", "buckets": 4},
-    "count_bucket": {"kind": "numeric", "column": "count", "buckets": 3, "transform": "log1p"},
-    "published": {"kind": "timestamp"},
-    "day": {"kind": "timestamp"},
-    "text_day": {"kind": "timestamp"},
-    "clock": {"kind": "timestamp"},
-    "vector": {"kind": "vector", "dim": 3},
-    "nothing": {"kind": "categorical"},
-    "no_number": {"kind": "numeric", "column": "nothing"},
-    "no_bucket": {"kind": "numeric", "column": "nothing", "buckets": 3},
-    "no_time": {"kind": "timestamp", "column": "nothing"},
-    "no_vector": {"kind": "vector", "column": "nothing", "dim": 2},
-}
-TABLES: dict[str, Any] = {
-    "color": {"ids": {"kind": "vocabulary", "min_count": 3}},
-    "hashed": {"ids": {"kind": "hash", "num_rows": 6}},
-    "hashed_text": {"ids": {"kind": "hash", "num_rows": 50}},
-    "raw": {"ids": {"kind": "dynamic", "num_rows": 10}},
-    "raw_text": {"ids": {"kind": "dynamic", "num_rows": 10}},
-}
-
-
-def drawn(seed: int, count: int, names: list[str]) -> Log:
-    choose = random.Random(seed)
-    return {name: [COLUMNS[name](choose) for _ in range(count)] for name in names}
-
-
-def random_log(seed: int, names: list[str], count: int = 500) -> Log:
-    """Events without duplicates, in a random order; items above 25 occur after the training period only."""
-    choose = random.Random(seed)
-    events = list({(choose.randint(1, 40), choose.randint(1, 25), choose.randint(0, 99)) for _ in range(count)})
-    events += [(user, 30 + user % 3, 85) for user in range(1, 20)]
-    choose.shuffle(events)
-    users, items, times = (list(column) for column in zip(*events, strict=True))
-    return {"user_id": users, "item_id": items, "time": times, **drawn(seed + 1, len(events), names)}
-
-
-def write(path: Path, log: Log, **options: Any) -> None:
-    write_table(path, {n: pa.array(v, TYPES.get(n), from_pandas=False) for n, v in log.items()}, **options)
-
-
-# The reference
-
-
-def missing(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
-def entries(feature: dict[str, Any], value: Any) -> list[Any] | None:
-    """The values of a categorical feature that has several; None of one that has a single value."""
-    if feature.get("separator"):
-        value = [] if missing(value) else value.split(feature["separator"])
-    elif not isinstance(value, list) and feature.get("column", "") != "tags":
-        return None
-    return [v for v in value or [] if not missing(v)]
-
-
-def values_of(feature: dict[str, Any], value: Any) -> list[Any]:
-    several = entries(feature, value)
-    return several if several is not None else [] if missing(value) else [value]
-
-
-def microseconds(value: Any) -> int:
-    if isinstance(value, str):
-        value = datetime.fromisoformat(value).replace(tzinfo=UTC)
-    if isinstance(value, date) and not isinstance(value, datetime):
-        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
-    return value if isinstance(value, int) else (value - EPOCH) // timedelta(microseconds=1)
-
-
-def transformed(feature: dict[str, Any], value: Any) -> float | None:
-    if value is None or not math.isfinite(value):
-        return None
-    number = float(np.float32(value))
-    return math.copysign(math.log1p(abs(number)), number) if feature.get("transform") == "log1p" else number
-
-
-class Reference:
-    """What every feature should be, from its column, the rows whose values have rows in tables, and those to fit on."""
-
-    def __init__(
-        self, columns: dict[str, tuple[dict[str, Any], list[Any]]], counted: list[bool], fitted: list[bool]
-    ) -> None:
-        self.columns, self.fitted = columns, fitted
-        counts: dict[str, Counter[Any]] = {}
-        for name, (feature, values) in columns.items():
-            if feature["kind"] == "categorical":
-                chosen = [value for value, wanted in zip(values, counted, strict=True) if wanted]
-                counter = counts.setdefault(feature.get("table", name), Counter())
-                counter.update(v for value in chosen for v in values_of(feature, value))
-        self.counts = counts
-
-    def vocabulary(self, table: str) -> list[Any]:
-        least = TABLES.get(table, {}).get("ids", {}).get("min_count", 1)
-        return sorted(value for value, count in self.counts[table].items() if count >= least)
-
-    def id_of(self, table: str, value: Any, items: dict[Any, int]) -> int:
-        if table == "item":
-            return items.get(value, 0)
-        match TABLES.get(table, {}).get("ids", {}).get("kind", "vocabulary"):
-            case "hash":
-                return int(hash_ids(pa.array([value]))[0] % np.uint64(TABLES[table]["ids"]["num_rows"] - 1)) + 1
-            case "dynamic":
-                return value if isinstance(value, int) else int(hash_ids(pa.array([value])).view(np.int64)[0])
-        known = self.vocabulary(table)
-        return known.index(value) + 1 if value in known else 0
-
-    def check(self, name: str, found: list[Any], items: dict[Any, int], stored: Feature) -> None:
-        feature, values = self.columns[name]
-        match feature["kind"]:
-            case "categorical":
-                self._check_ids(name, found, items, stored)
-            case "numeric":
-                self._check_numbers(feature, values, found, stored)
-            case "timestamp":
-                assert found == [0 if missing(value) else microseconds(value) for value in values]
-            case "vector":
-                whole = [value is not None and all(map(math.isfinite, value)) for value in values]
-                expected = [v if good else [0.0] * feature["dim"] for v, good in zip(values, whole, strict=True)]
-                np.testing.assert_allclose(found, expected, rtol=1e-6)
-                assert (stored.dim, stored.num_missing) == (feature["dim"], len(values) - sum(whole))
-
-    def _check_ids(self, name: str, found: list[Any], items: dict[Any, int], stored: Feature) -> None:
-        feature, values = self.columns[name]
-        table, most = feature.get("table", name), feature.get("max_values", 32)
-        nothing = MISSING if TABLES.get(table, {}).get("ids", {}).get("kind") == "dynamic" else 0
-        cut = 0
-        for value, ids in zip(values, found, strict=True):
-            wanted = [self.id_of(table, v, items) for v in values_of(feature, value)]
-            cut += max(0, len(wanted) - most)
-            single = entries(feature, value) is None and not isinstance(ids, list)
-            assert ids == ((wanted or [nothing])[0] if single else wanted[:most]), (name, value)
-        assert stored.num_cut == cut
-
-    def _check_numbers(self, feature: dict[str, Any], values: list[Any], found: list[Any], stored: Feature) -> None:
-        numbers = [transformed(feature, value) for value in values]
-        training = [n for n, fits in zip(numbers, self.fitted, strict=True) if fits and n is not None]
-        assert stored.num_missing == numbers.count(None)
-        assert stored.fitted is not None
-        if "buckets" in feature:
-            quantiles = np.linspace(0, 1, feature["buckets"] + 1)[1:-1]
-            bounds = sorted({float(np.float32(b)) for b in np.quantile(training, quantiles)}) if training else []
-            assert stored.fitted["bounds"] == pytest.approx(bounds)
-            assert stored.num_rows == len(bounds) + 2
-            bounds = stored.fitted["bounds"]
-            assert found == [0 if n is None else 1 + sum(np.float32(n) >= b for b in bounds) for n in numbers]
-            return
-        mean, std = (float(np.mean(training)), float(np.std(training))) if training else (0.0, 1.0)
-        if feature.get("scale") == "none":
-            mean, std = 0.0, 1.0
-        assert (stored.fitted["mean"], stored.fitted["std"]) == (pytest.approx(mean), pytest.approx(std))
-        expected = [0.0 if n is None else (n - mean) / std for n in numbers]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-def stored_features(manifest: Manifest, owner: str) -> dict[str, Feature]:
-    return {feature.name: feature for feature in manifest.features if feature.owner == owner}
-
-
-def as_text(value: Any) -> str:
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def training_events(log: Log, split: dict[str, Any]) -> list[bool]:
-    if split["kind"] == "global_time":
-        return [time < split["validation_time"] for time in log["time"]]
-    lasts: dict[Any, list[int]] = {}
-    for place in sorted(range(len(log["time"])), key=lambda k: log["time"][k]):
-        lasts.setdefault(log["user_id"][place], []).append(place)
-    held_out = {place for places in lasts.values() if len(places) >= 3 for place in places[-2:]}
-    return [place not in held_out for place in range(len(log["time"]))]
-
-
-# Features of events
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=["leave_one_out", "global_time"])
@@ -296,15 +84,15 @@ def test_features_of_events_equal_a_plain_reference(
 
 
 def check_features_of_events(config: Config, log: Log, reference: Reference) -> None:
-    """Every feature of every event, and the counts of what is missing."""
+    """Check every feature of every event, and the counts of missing values."""
     places = {key: k for k, key in enumerate(zip(log["user_id"], log["item_id"], log["time"], strict=True))}
-    found: list[dict[str, Any]] = [{} for _ in places]
+    actual: list[dict[str, Any]] = [{} for _ in places]
     for user, row in rows_by_user(config).items():
         for item, time, features in row.events:
-            found[places[user, item, time]] = features
+            actual[places[user, item, time]] = features
     ids, stored = item_ids(config), stored_features(read_manifest(config.dataset_dir), "event")
     for name in reference.columns:
-        reference.check(name, [features[name] for features in found], ids, stored[name])
+        reference.check(name, [features[name] for features in actual], ids, stored[name])
     for name in {"color", "code", "published", "flag"} & reference.columns.keys():
         assert stored[name].num_missing == sum(missing(value) for value in log[name])
 
@@ -328,7 +116,7 @@ def test_text_files_give_the_same_features(tmp_path: Path, split: dict[str, Any]
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=["leave_one_out", "global_time"])
-def test_what_is_fitted_does_not_know_held_out_events(tmp_path: Path, split: dict[str, Any]) -> None:
+def test_fitted_values_do_not_use_held_out_events(tmp_path: Path, split: dict[str, Any]) -> None:
     log = random_log(3, ["price"])
     training = training_events(log, split)
     features = {name: FEATURES[name] for name in ("price", "price_bucket")}
@@ -367,7 +155,7 @@ def catalogue_log(tmp_path: Path) -> None:
     write(tmp_path / "logs/a.parquet", {"user_id": users, "item_id": items, "time": times})
 
 
-def test_features_of_items_lie_at_their_numbers(tmp_path: Path) -> None:
+def test_features_of_items_are_at_their_numbers(tmp_path: Path) -> None:
     catalogue_log(tmp_path)
     names = ["color", "code", "tags", "genres", "price", "count", "published", "vector", "nothing"]
     features = {n: f for n, f in FEATURES.items() if f.get("column", n) in names}
@@ -413,13 +201,13 @@ def test_features_of_items_lie_at_their_numbers(tmp_path: Path) -> None:
     decode = decoder_of(manifest.features, None)
     for name in features:
         column = table.column(f"item.{name}").combine_chunks()
-        found = column.to_pylist()
+        actual = column.to_pylist()
         if features[name]["kind"] == "numeric":
-            found = decode[f"item.{name}"](column.to_numpy()).tolist()
+            actual = decode[f"item.{name}"](column.to_numpy()).tolist()
         shown = stored[name]
         if shown.kind in ("numeric", "bucketized", "vector"):  # number 0 is no item, and counts as no missing value
             shown = Feature(**vars(shown) | {"num_missing": shown.num_missing + 1})
-        reference.check(name, found, model_ids, shown)
+        reference.check(name, actual, model_ids, shown)
 
 
 def test_items_of_a_catalogue_without_features_have_numbers_too(tmp_path: Path) -> None:
@@ -435,7 +223,7 @@ def test_items_of_a_catalogue_without_features_have_numbers_too(tmp_path: Path) 
     assert manifest.ids_are_numbers is False
 
 
-def test_what_is_fitted_to_items_knows_items_of_the_training_part_only(tmp_path: Path) -> None:
+def test_fitted_values_of_items_use_training_items_only(tmp_path: Path) -> None:
     events = [(user, item, time) for user in range(1, 4) for time, item in enumerate([1, 2, 3, 10 + user])]
     users, items, times = (list(column) for column in zip(*events, strict=True))
     write(tmp_path / "logs/a.parquet", {"user_id": users, "item_id": items, "time": times})
@@ -531,7 +319,9 @@ def test_items_known_to_a_feature_keep_their_ids_where_numbers_are_not_ids(tmp_p
     config = config_at(tmp_path, logs={"features": features}, tables=tables)
     made(config)
     assert item_ids(config) == {2: 0, 5: 0, 7: 1, 9: 0}
-    held = RowGroupReader(config.dataset_dir, read_manifest(config.dataset_dir), Wanted(features=True)).read([0])[0]
+    held = RowGroupReader(config.dataset_dir, read_manifest(config.dataset_dir), ColumnSelection(features=True)).read(
+        [0]
+    )[0]
     assert entry(held.features, 0) == {"bought": [0, 0]}  # of item 2, as the others in the order of time
     assert [value_at(held.features["bought"], k) for k in range(1, 4)] == [[0], [1], [0]]
 

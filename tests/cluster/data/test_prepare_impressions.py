@@ -25,7 +25,7 @@ from tests.support.prepared import (
 )
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.public_sets.catalogue import convert
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -37,7 +37,7 @@ CONTEXT = {"page": {"kind": "categorical"}, "pages": {"kind": "categorical", "co
 
 
 def random_impressions(seed: int, count: int = 400) -> list[Impression]:
-    """Many ties, some duplicates; labels of which one is a number."""
+    """Return many ties, some duplicates; labels of which one is a number."""
     choose = random.Random(seed)
     return [
         (
@@ -53,13 +53,13 @@ def random_impressions(seed: int, count: int = 400) -> list[Impression]:
 
 
 def random_history(seed: int, count: int = 200) -> list[Event]:
-    """Also of users and items without impressions, and after the last impression."""
+    """Return the log; users and items may have no impressions, and events may follow the last impression."""
     choose = random.Random(seed)
     return [(f"u{choose.randint(10, 40)}", choose.randint(5, 20), choose.randint(-10, 60)) for _ in range(count)]
 
 
 def plain_histories(shown: list[Impression], past: list[Event], label: int | None) -> dict[Any, list[tuple[int, int]]]:
-    """(item, time) of each user's history, oldest first: events of the source before impressions of the same time."""
+    """Return (item, time) of each user's history, oldest first: events of the source before impressions of the same time."""
     events = [*past, *((i[0], i[1], i[2]) for i in shown if label is not None and i[label] > 0)]
     kept = list(dict.fromkeys(events))
     return {
@@ -68,14 +68,14 @@ def plain_histories(shown: list[Impression], past: list[Event], label: int | Non
 
 
 def first_of_each(rows: list[Any]) -> list[Any]:
-    """Without rows that repeat user, item and time."""
+    """Return the rows without repetitions of user, item and time."""
     return list({row[:3]: row for row in reversed(rows)}.values())[::-1]
 
 
 @pytest.mark.parametrize("split", [{"kind": "leave_one_out"}, TIMES], ids=["leave_one_out", "global_time"])
 @pytest.mark.parametrize("sources", ["label", "history", "both"])
 @pytest.mark.parametrize("seed", [1, 2])
-def test_impressions_see_exactly_what_was_before(
+def test_impressions_see_exactly_the_earlier_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, sources: str, split: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("cluster.data.prepare.EVENTS_PER_PARTITION", 200)
@@ -96,24 +96,18 @@ def test_impressions_see_exactly_what_was_before(
     shown = [first_of_each([r for r in rows if r[0] == user]) for user in {r[0] for r in rows}]
     histories = plain_histories([i for user in shown for i in user], past, 3 if sources != "history" else None)
     pages = {name: {value: k for k, value in enumerate(vocabulary(config, name))} for name in CONTEXT}
-    found = rows_by_user(config)
-    assert set(found) == {r[0] for r in rows} | set(histories)
+    actual = rows_by_user(config)
+    assert set(actual) == {r[0] for r in rows} | set(histories)
     positives = {name: Counter[int]() for name in ("click", "seconds")}
     targets = Counter[int]()
-    for user, row in found.items():
+    for user, row in actual.items():
         history = histories.get(user, [])
         assert row.history == history
         impressions = sorted((i for u in shown for i in u if i[0] == user), key=lambda i: i[2])
         assert [(i[0], i[1], i[2], i[3]) for i in row.impressions] == [
             (i[1], i[2], sum(time < i[2] for _, time in history), {"click": i[3], "seconds": i[4]}) for i in impressions
         ]
-        assert [i[4] for i in row.impressions] == [
-            {
-                "page": pages["page"].get(i[5], 0),
-                "pages": [pages["pages"][p] for p in (i[5] or "").split("/") if p],
-            }
-            for i in impressions
-        ]
+        assert [i[4] for i in row.impressions] == [page_features(i[5], pages) for i in impressions]
         of_source = {(item, time) for u, item, time in past if u == user}
         for item, time, features in row.events:
             assert isinstance(features["pages"], list)
@@ -137,13 +131,22 @@ def test_impressions_see_exactly_what_was_before(
     assert manifest.labels["positives"] == {
         name: {part: positives[name][k] for k, part in enumerate(("train", "validation", "test"))} for name in positives
     }
-    # An item is known if training impressions or the histories before them have it.
-    ids = item_ids(config)
-    known = {i[1] for u in shown for i in u} | {item for history in histories.values() for item, _ in history}
-    if split is TIMES:
-        known = {i[1] for u in shown for i in u if i[2] < 25}
-        known |= {item for history in histories.values() for item, time in history if time < 25}
-    assert {item for item, id in ids.items() if id} == known
+    everything = [impression for user in shown for impression in user]
+    assert {item for item, id in item_ids(config).items() if id} == known_items(everything, histories, split)
+
+
+def page_features(page: str | None, ids: dict[str, dict[Any, int]]) -> dict[str, Any]:
+    """Return the features of the page of an impression."""
+    return {"page": ids["page"].get(page, 0), "pages": [ids["pages"][part] for part in (page or "").split("/") if part]}
+
+
+def known_items(
+    impressions: list[tuple[Any, ...]], histories: dict[Any, list[tuple[Any, int]]], split: dict[str, Any]
+) -> set[Any]:
+    """Return the items that training impressions or the histories before them have."""
+    end = 25 if split is TIMES else math.inf
+    shown = {impression[1] for impression in impressions if impression[2] < end}
+    return shown | {item for history in histories.values() for item, time in history if time < end}
 
 
 def cuts_of(times: list[int], split: dict[str, Any]) -> tuple[int, int]:
@@ -194,7 +197,7 @@ def test_a_time_split_cuts_impressions_and_knows_no_item_of_the_future(tmp_path:
     assert (counts.train_events, counts.validation_targets, counts.test_targets) == (25, 10, 15)
     assert (counts.num_items, counts.unknown_items, counts.rare_items) == (25, 25, 0)
     manifest = read_manifest(config.dataset_dir)
-    reader = RowGroupReader(config.dataset_dir, manifest, Wanted(impressions=True))
+    reader = RowGroupReader(config.dataset_dir, manifest, ColumnSelection(impressions=True))
     shown = reader.read([0])[0].impressions
     assert shown is not None
     assert shown.items.tolist() == [*range(1, 26), *[0] * 25]
@@ -256,7 +259,7 @@ def test_kuairand_end_to_end(tmp_path: Path, shared_data: Path, monkeypatch: pyt
     everything = pa.concat_tables(shown)
     # an item shown again in the same millisecond is another impression: 5,885 rows of these files
     assert targets == everything.num_rows == 228_329
-    assert {name: sum(found.values()) for name, found in manifest.labels["positives"].items()} == {
+    assert {name: sum(value.values()) for name, value in manifest.labels["positives"].items()} == {
         name: pc.sum(everything.column(name)).as_py() for name in config.logs.labels
     }
     assert counts.history_events == past.num_rows + pc.sum(everything.column("is_click")).as_py()
@@ -268,9 +271,9 @@ def test_kuairand_end_to_end(tmp_path: Path, shared_data: Path, monkeypatch: pyt
 
 
 def check_point_in_time(folder: Path, targets: int) -> None:
-    """Of every impression: the last event before its history's end is earlier, and the next one is not."""
+    """Check every impression: the last event before its history's end is earlier, and the next one is not."""
     manifest = read_manifest(folder)
-    reader = RowGroupReader(folder, manifest, Wanted(times=True, impressions=True))
+    reader = RowGroupReader(folder, manifest, ColumnSelection(times=True, impressions=True))
     seen = 0
     for group in range(len(reader.group_rows)):
         held = reader.read([group])[group]

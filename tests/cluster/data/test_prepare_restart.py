@@ -35,7 +35,7 @@ def _small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def write_logs(tmp_path: Path, first: int, last: int) -> None:
-    """Files of sixty events each, one chunk each; one row of the first is bad, and one occurs twice."""
+    """Write files of sixty events, one chunk each; one row of the first is bad, and one occurs twice."""
     for number in range(first, last):
         rows: list[Any] = EVENTS[60 * number : 60 * number + 60]
         rows = rows if number else [*rows, (None, 1, 1, "c1"), rows[3]]
@@ -47,7 +47,7 @@ def config_of(tmp_path: Path, dataset: str = "dataset", **logs: Any) -> Config:
     tables = {"raw": {"ids": {"kind": "hash", "num_rows": 9}}}
     items = {"path": str(tmp_path / "items.parquet"), "features": {"price": {"kind": "numeric"}}}
     write_table(tmp_path / "items.parquet", {"item_id": [1, 2, 1], "price": [0.5, 2.0, 1.0]})
-    os.utime(tmp_path / "items.parquet", ns=(0, 0))  # written anew by each call, and still the same
+    os.utime(tmp_path / "items.parquet", ns=(0, 0))  # rewritten by each call, and still the same
     return config_at(tmp_path, dataset, 1, logs={"features": features, "items": items, **logs}, tables=tables)
 
 
@@ -60,7 +60,7 @@ def stop_at(stage: str, done: int) -> Callable[[Progress], None]:
 
 
 def results_in(config: Config) -> dict[str, int]:
-    """When each task that is noted as done was done."""
+    """Return the time at which each recorded task was completed."""
     return {path.name: path.stat().st_mtime_ns for path in config.dataset_dir.glob(".work-*/*.done")}
 
 
@@ -87,7 +87,7 @@ def first_of(stage: str, progress: list[Progress]) -> Progress:
 
 @pytest.mark.parametrize(("stage", "done"), [("read", 0), ("read", 4), ("read", 12), ("group", 0), ("group", 3)])
 @pytest.mark.parametrize("appended", [False, True], ids=["made", "appended"])
-def test_what_was_done_is_not_done_again(tmp_path: Path, appended: bool, stage: str, done: int) -> None:
+def test_completed_work_is_not_repeated(tmp_path: Path, appended: bool, stage: str, done: int) -> None:
     if appended:
         write_logs(tmp_path, 0, 4)
         for name in ("dataset", "reference"):
@@ -97,7 +97,7 @@ def test_what_was_done_is_not_done_again(tmp_path: Path, appended: bool, stage: 
     expected = made(reference)
     before = read_manifest(config.dataset_dir) if appended else None
 
-    done = {12: 9, 3: 1}.get(done, done) if appended else done  # eight new files and the items anew, two partitions
+    done = {12: 9, 3: 1}.get(done, done) if appended else done  # eight new files and the items again, two partitions
     with pytest.raises(StoppedHere):
         prepare(config, stop_at(stage, done))
     left = results_in(config)
@@ -253,7 +253,7 @@ with ray_session(config.cluster):
 
 
 def run_until_killed(config_file: Path, stage: str, done: int) -> None:
-    """The same command in a process of its own, on the Ray of the tests, which kills itself."""
+    """Run the same command in its own process, on the Ray of the tests; the process kills itself."""
     command = [sys.executable, "-c", KILLED, str(config_file), stage, str(done)]
     killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_SECONDS)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -58,7 +58,7 @@ def test_a_split_partition_holds_the_same_histories(
         expected.labels,
     )
 
-    # Where users lie does not change when more arrive, however many rows a partition then has.
+    # The partition of a user does not change when more users arrive, however many rows it then has.
     monkeypatch.setattr("trainer.data.prepare.group_pass.SPLIT_ROWS", 1)
     write_events(tmp_path / "logs/b.parquet", random_rows(2, 600, 300), "y")
     for one in (whole, config):
@@ -69,14 +69,14 @@ def test_a_split_partition_holds_the_same_histories(
 
 
 def compare(config: Any, other: Any) -> None:
-    found, expected = rows_by_user(config), rows_by_user(other)
-    assert found.keys() == expected.keys()
-    for user, row in found.items():
+    result, expected = rows_by_user(config), rows_by_user(other)
+    assert result.keys() == expected.keys()
+    for user, row in result.items():
         assert vars(row) | {"number": 0} == vars(expected[user]) | {"number": 0}
 
 
 def memory_of_worker() -> int:
-    """The most that the worker has held so far, in megabytes."""
+    """Return the most that the worker has held so far, in megabytes."""
     time.sleep(0.2)  # so that the next one runs on another worker
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
@@ -112,7 +112,7 @@ def test_a_user_with_a_million_events_among_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [3, 10])
-def test_of_long_histories_the_most_recent_events_are_kept(tmp_path: Path, most: int) -> None:
+def test_long_histories_keep_their_most_recent_events(tmp_path: Path, most: int) -> None:
     rows = random_rows(4, 400)
     rows += rows[:5]
     write_events(tmp_path / "logs/a.parquet", rows, "y")

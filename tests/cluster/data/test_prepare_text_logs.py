@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.config.run_config import Config
-from cluster.driver.driver import prepare_dataset
+from cluster.driver.prepare_stage import prepare_dataset
 from tests.support.prepared import config_at, made, refusal, rows_by_user, vocabulary, write_events, write_table
 from trainer.data.dataset.folder import Request
 from trainer.data.logs.config import LogsConfig
@@ -60,7 +60,7 @@ def test_an_append_reads_ids_as_the_dataset_does(tmp_path: Path) -> None:
     assert vocabulary(config) == [None, "001", "002", "003", "004", "5"]
 
 
-def test_settings_at_their_defaults_are_no_part_of_what_a_dataset_is_of() -> None:
+def test_settings_at_their_defaults_are_not_part_of_the_identity_of_a_dataset() -> None:
     features = {"a": {"kind": "categorical"}, "t": {"kind": "timestamp"}}
     settings = Request(LogsConfig(path="x", features=features), None, {}, {}).settings["logs"]  # type: ignore[arg-type]
     later = {"text", "user_type", "item_type", "time_format", "null_values"}
@@ -102,7 +102,7 @@ def test_ids_that_are_the_text_of_a_missing_value_are_on_the_card(tmp_path: Path
     assert checks(config)["missing_ids_as_text"]["verdict"] == "ok"
 
 
-def test_what_times_were_taken_for_is_on_the_card_and_in_the_output(tmp_path: Path) -> None:
+def test_the_assumed_unit_of_times_is_on_the_card_and_in_the_output(tmp_path: Path) -> None:
     csv(tmp_path / "logs/a.csv", *((1, item, f"05/0{item}/2024") for item in range(1, 6)))
     config = config_at(tmp_path, logs={"time_format": "%m/%d/%Y"})
 

@@ -228,7 +228,7 @@ INIT = (1, "init")
     ],
     ids=["left", "user's init", "ray start", "other port", "head", "other head", "driver", "container", "other user"],
 )
-def test_orphans_are_told_from_daemons_in_use(one: ProcessInfo, alive: list[str], is_orphan: bool) -> None:
+def test_orphans_are_distinguished_from_daemons_in_use(one: ProcessInfo, alive: list[str], is_orphan: bool) -> None:
     finding = check_orphans([one], "me", alive)
     if is_orphan:
         assert has(finding, "warning", f"{one.name} (pid 7)", "kill 7")

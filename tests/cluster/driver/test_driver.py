@@ -2,6 +2,8 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,14 +13,17 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
-from cluster.config.run_config import Config, load_config
+from cluster.config.run_config import ClusterConfig, Config, load_config
 from cluster.data.prepare import prepare
 from cluster.driver import driver
+from cluster.driver.prepare_stage import prepare_dataset, run_prepare_stage
 from cluster.driver.progress import View
+from cluster.ray_cluster.session import RaySession
+from cluster.workers.group import Workers
 
 
 def write_inputs(folder: Path) -> Path:
-    """A log in which a feature repeats a label whose name is no markup, and the config of its dataset."""
+    """Return the config of a log in which a feature repeats a label; the label's name looks like markup."""
     n = range(600)
     columns = {"user_id": [k % 20 for k in n], "item_id": [k % 30 for k in n], "time": list(n)}
     label = {"[bold]": [int(k % 7 == 0) for k in n], "told": [k % 7 for k in n]}
@@ -46,10 +51,10 @@ test_time = 500
 def fake_run_prepare(config: Config, view: View) -> object:
     """As the driver does, in the Ray session of the tests."""
     config.run_dir.mkdir(exist_ok=True)
-    return driver._prepare(config, view)
+    return run_prepare_stage(config, view)
 
 
-def test_prepare_says_where_the_card_is_and_what_it_warns_of(
+def test_prepare_prints_the_path_and_the_warnings_of_the_card(
     tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "run_prepare", fake_run_prepare)
@@ -72,10 +77,41 @@ def test_a_dataset_that_cannot_be_written_is_used_without_a_card(
     monkeypatch.setattr("trainer.data.dataset.card.write", refuse)
     screen = io.StringIO()
     with View(Console(file=screen, width=200)) as view:
-        driver._prepare(config, view)
+        run_prepare_stage(config, view)
     assert "dataset " in screen.getvalue()
     assert "card" not in screen.getvalue().replace(str(tmp_path), "")
 
 
 def refuse(*_: object) -> None:
     raise PermissionError("read only")
+
+
+def test_a_dataset_that_is_there_is_used_without_joining_ray(tmp_path: Path, ray_session: None) -> None:
+    config = load_config(write_inputs(tmp_path))
+    joined: list[str] = []
+    screen = io.StringIO()
+    with View(Console(file=screen, width=200)) as view:
+        first = prepare_dataset(config, view, lambda: joined.append("first"))
+        again = prepare_dataset(config, view, lambda: joined.append("again"))
+    assert joined == ["first"]
+    assert again == first
+
+
+def test_ray_is_joined_once_and_workers_are_launched_only_for_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    phases: list[str] = []
+
+    @contextmanager
+    def session(config: ClusterConfig) -> Iterator[None]:
+        phases.append("opened")
+        yield
+        phases.append("closed")
+
+    monkeypatch.setattr("cluster.ray_cluster.session.ray_session", session)
+    monkeypatch.setattr("cluster.ray_cluster.session.ray.is_initialized", lambda: False)
+    with RaySession(ClusterConfig(), phases.append) as idle, Workers(ClusterConfig(), idle.connect, phases.append):
+        pass
+    assert phases == []
+    with RaySession(ClusterConfig(), phases.append) as used:
+        used.connect()
+        used.connect()
+    assert phases == ["Ray: starting on this machine", "opened", "closed"]

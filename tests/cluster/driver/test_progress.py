@@ -1,11 +1,13 @@
 """What a person sees of a run: the results beside the baseline, warnings, and which validation is the best."""
 
 import io
+import re
 from typing import Any
 
+import pytest
 from rich.console import Console
 
-from cluster.driver.progress import View, results_table
+from cluster.driver.progress import View, duration_text, results_table
 from tests.support.evaluated import results_of
 
 
@@ -42,3 +44,43 @@ def test_only_the_best_validation_is_marked() -> None:
     assert "step 8: hr@10 0.5000 (best)" in marked
     assert "step 16: hr@10 0.5000" in plain
     assert "(best)" not in plain
+
+
+STEP = {
+    "kind": "train",
+    "step": 1_200,
+    "total_steps": 15_000,
+    "loss": 5.1234,
+    "epoch": 0,
+    "events_per_second": 31_000.0,
+    "seconds_left": 622.0,
+    "next_checkpoint": 2_000,
+}
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_live_line_fits_the_terminal(width: int) -> None:
+    screen = io.StringIO()
+    with View(Console(file=screen, width=width, force_terminal=True, color_system=None)) as view:
+        view.on_event(STEP)
+        view._bar.refresh()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line).strip("\r") for line in screen.getvalue().splitlines()]
+    assert any("step 1,200/15,000" in line for line in lines)
+    assert any("loss 5.1234" in line for line in lines) or width < 80
+    assert max(len(line) for line in lines) <= width
+
+
+def test_a_log_shows_all_figures_of_a_step() -> None:
+    expected = "step 1,200/15,000  loss 5.1234  00:10:22 left  31,000 events/s  epoch 1  next checkpoint at 2,000"
+    assert expected in shown(STEP)
+
+
+def test_a_phase_without_progress_has_a_line() -> None:
+    assert shown({"kind": "phase", "text": "train: building the model"}) == "train: building the model ...\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(3.24, "3.2 s"), (59.94, "59.9 s"), (67.0, "1 min 07 s"), (7_500.0, "2 h 05 min")]
+)
+def test_durations_are_written_as_people_read_them(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from cluster.config.run_config import Config, check_config
-from cluster.driver import driver
-from cluster.driver.run_folder import Stages, locked, open_run
-from cluster.interruption import Interrupted
+from cluster.driver.run_folder import open_run
+from cluster.driver.run_lock import locked
+from cluster.driver.stage_record import StageRecord
+from cluster.errors import Interrupted
 from trainer.errors import UserError
 
 
@@ -18,11 +19,11 @@ def config_at(tmp_path: Path, **settings: object) -> Config:
     return check_config({"run": {"dir": str(tmp_path), **settings}, "logs": {"path": "events.parquet"}}, "test")
 
 
-def test_settings_can_be_mended_until_a_stage_has_begun(tmp_path: Path) -> None:
-    """As after a config whose logs were refused."""
+def test_settings_can_be_changed_until_a_stage_has_started(tmp_path: Path) -> None:
+    """As after a config with refused logs."""
     open_run(config_at(tmp_path))
     open_run(config_at(tmp_path, seed=2))
-    Stages(tmp_path).begin("train", "inputs")
+    StageRecord(tmp_path).begin("train", "inputs")
     open_run(config_at(tmp_path, seed=2))
     with pytest.raises(UserError, match=r"run\.seed: was 2, is 3"):
         open_run(config_at(tmp_path, seed=3))
@@ -30,10 +31,11 @@ def test_settings_can_be_mended_until_a_stage_has_begun(tmp_path: Path) -> None:
 
 HOLD = """
 import sys, pathlib
-from cluster.driver.run_folder import Stages, locked
+from cluster.driver.run_lock import locked
+from cluster.driver.stage_record import StageRecord
 folder = pathlib.Path(sys.argv[1])
 with locked(folder):
-    Stages(folder).begin("train", "inputs")
+    StageRecord(folder).begin("train", "inputs")
     print("begun", flush=True)
     sys.stdin.read()
 """
@@ -46,17 +48,17 @@ def test_a_stage_whose_process_was_killed_is_interrupted(tmp_path: Path) -> None
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == b"begun\n"
-        assert Stages(run).statuses() == {"train": "running"}
+        assert StageRecord(run).statuses() == {"train": "running"}
         with pytest.raises(UserError, match=f"in use by process {process.pid} on "), locked(run):
             pass
     finally:
         process.kill()
         process.communicate()
-    assert Stages(run).statuses() == {"train": "interrupted"}
+    assert StageRecord(run).statuses() == {"train": "interrupted"}
     with locked(run):  # by another command, which does not train
-        assert Stages(run).statuses() == {"train": "interrupted"}
-        Stages(run).begin("evaluate/test", "inputs")
-        assert Stages(run).statuses() == {"train": "interrupted", "evaluate/test": "running"}
+        assert StageRecord(run).statuses() == {"train": "interrupted"}
+        StageRecord(run).begin("evaluate/test", "inputs")
+        assert StageRecord(run).statuses() == {"train": "interrupted", "evaluate/test": "running"}
 
 
 @pytest.mark.parametrize(
@@ -66,15 +68,15 @@ def test_a_stage_that_ends_by_any_error_is_recorded(tmp_path: Path, error: BaseE
     def work() -> None:
         raise error
 
-    record = Stages(tmp_path)
+    record = StageRecord(tmp_path)
     record.begin("evaluate/test", "inputs")
     with pytest.raises(type(error)):
-        driver._recorded(record, {"evaluate/test": "inputs"}, work)
+        record.run_stages({"evaluate/test": "inputs"}, work)
     assert record.statuses() == {"evaluate/test": status}
 
 
 def test_a_stage_is_done_for_its_own_inputs_alone(tmp_path: Path) -> None:
-    stages = Stages(tmp_path)
+    stages = StageRecord(tmp_path)
     stages.finish("train", "inputs", {"step": 3})
     assert stages.result("train", "inputs") == {"step": 3}
     assert stages.result("train", "others") is None

@@ -13,11 +13,11 @@ import pytest
 from rich.console import Console
 
 from cluster.config.run_config import Config, check_config
-from cluster.driver import driver, stage_inputs
+from cluster.driver import evaluate_stage, stage_inputs, train_stage
 from cluster.driver.progress import View
 from cluster.driver.stage_inputs import evaluation_inputs, report_inputs, training_inputs
 from tests.support.datasets import tiny_dataset
-from trainer.checkpoint.folder import CheckpointManifest, Found, name_of
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint, name_of
 from trainer.data.dataset import card
 from trainer.data.dataset.manifest import Manifest, read_manifest, write_manifest
 from trainer.evaluation.next_item.results import Results
@@ -30,9 +30,9 @@ def config_of(folder: Path, **sections: dict[str, Any]) -> Config:
     return check_config({**values, **sections}, "test")
 
 
-def found_of(step: int = 4, content: str = "aa") -> Found:
+def found_of(step: int = 4, content: str = "aa") -> StoredCheckpoint:
     files = {"data": {"sha256": content, "num_bytes": 1}}
-    return Found(Path(name_of(step)), CheckpointManifest(step, 1, 1, {}, {}, {}, "digest", {}, {}, files))
+    return StoredCheckpoint(Path(name_of(step)), CheckpointManifest(step, 1, 1, {}, {}, {}, "digest", {}, {}, files))
 
 
 def appended(folder: Path) -> Manifest:
@@ -57,9 +57,9 @@ class Evaluations:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num_evaluated = self.num_reports = 0
         self.found = found_of()
-        monkeypatch.setattr(driver.stages, "find_checkpoint", lambda config, name: self.found)
-        monkeypatch.setattr(driver.stages, "evaluate", self.evaluate)
-        monkeypatch.setattr(driver, "write_report", self.write_report)
+        monkeypatch.setattr(evaluate_stage, "find_checkpoint", lambda config, name: self.found)
+        monkeypatch.setattr(evaluate_stage, "evaluate", self.evaluate)
+        monkeypatch.setattr(evaluate_stage, "write_report", self.write_report)
 
     def evaluate(self, config: Config, splits: list[str], *_: Any) -> dict[str, Results]:
         self.num_evaluated += 1
@@ -71,6 +71,7 @@ class Evaluations:
             results[split] = Results("next_item", split, "step", {}, 1, 1, 0, metrics, {}, {}, {}, [])
             write_json_atomically(folder / "metrics.json", asdict(results[split]))
             pq.write_table(pa.table({"user": [1]}), folder / "per_user.parquet")
+            (folder / "examples.json").write_text("[]")
             (folder / "report.html").write_text("page")
         return results
 
@@ -79,7 +80,7 @@ class Evaluations:
 
     def run(self, config: Config) -> float:
         with View(Console(file=io.StringIO())) as view:
-            evaluated: Any = driver._evaluate(config, ["test"], None, None, view)["test"][0]  # type: ignore[arg-type]
+            evaluated: Any = evaluate_stage.run_evaluate_stages(config, ["test"], None, None, view)["test"][0]  # type: ignore[arg-type]
         return float(evaluated.metrics["mrr"])
 
 
@@ -107,7 +108,7 @@ def remove_report(here: Path, evaluations: Evaluations) -> None:
 @pytest.mark.parametrize(
     "change", [change_dataset, change_checkpoint, change_metrics_file, remove_user_file, remove_report]
 )
-def test_an_evaluation_is_done_again_when_what_it_is_of_has_changed(
+def test_an_evaluation_is_repeated_when_its_inputs_have_changed(
     here: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path, Evaluations], None]
 ) -> None:
     evaluations = Evaluations(monkeypatch)
@@ -160,7 +161,7 @@ def test_a_report_is_written_again_after_more_training_of_the_same_best_checkpoi
     assert (evaluations.num_evaluated, evaluations.num_reports) == (1, 2)
 
 
-def test_training_is_gone_on_with_when_its_last_checkpoint_is_gone(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_resumes_if_its_last_checkpoint_is_missing(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, manifest, trained = config_of(here), read_manifest(here / "dataset"), []
     checkpoints = here / "run/checkpoints"
 
@@ -173,9 +174,9 @@ def test_training_is_gone_on_with_when_its_last_checkpoint_is_gone(here: Path, m
 
     def run(given: Manifest = manifest) -> None:
         with View(Console(file=io.StringIO())) as view:
-            driver._train(config, given, None, view)  # type: ignore[arg-type]
+            train_stage.run_train_stage(config, given, None, view)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(driver.stages, "train", train)
+    monkeypatch.setattr(train_stage, "train", train)
     run()
     run()
     assert len(trained) == 1

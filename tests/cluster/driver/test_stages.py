@@ -5,6 +5,7 @@ What is done is not done again, what changed is, and what is evaluated is what w
 
 import json
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -20,11 +21,11 @@ from rich.console import Console
 
 from cluster.config.run_config import Config
 from cluster.driver import driver
-from cluster.driver.driver import RunFailedError, StoppedError
 from cluster.driver.progress import View
-from cluster.driver.run_folder import Stages
-from cluster.workers.group import OnEvent, WorkersFailedError
-from sharding.world import Ranks
+from cluster.driver.stage_record import StageRecord
+from cluster.errors import RunFailedError, StoppedError, WorkersFailedError
+from cluster.workers.group import OnEvent
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_config
 from tests.support.rank_pool import RankPool
@@ -39,14 +40,14 @@ from trainer.metrics_log import read_metrics
 class InProcess:
     """Does works at once, in this process. With a failure it fails as a group of workers does."""
 
-    ranks: Ranks
+    world: World
     failure: Exception | None = None
 
     def run(self, function: Any, argument: Any, on_event: OnEvent, stop: threading.Event | None = None) -> list[Any]:
         if self.failure is not None:
             raise self.failure
         asked = stop or threading.Event()
-        return [function(argument, self.ranks, Channel(send=on_event, stop_requested=asked.is_set))]
+        return [function(argument, self.world, Channel(send=on_event, stop_requested=asked.is_set))]
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Answer:
     stages: dict[str, str]
 
 
-def command(ranks: Ranks, config: Config, name: str, arguments: Sequence[Any] = (), **fault: Any) -> Answer:
+def command(world: World, config: Config, name: str, arguments: Sequence[Any] = (), **fault: Any) -> Answer:
     """Run driver.NAME(config, *arguments, view). fault: failure, of workers; terminate, send SIGTERM when training begins."""
     console = Console(record=True, width=400, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
@@ -70,9 +71,9 @@ def command(ranks: Ranks, config: Config, name: str, arguments: Sequence[Any] = 
                 os.kill(os.getpid(), signal.SIGTERM)
 
     @contextmanager
-    def opened(config: Config) -> Iterator[InProcess]:
+    def opened(config: Config, view: View) -> Iterator[tuple[None, InProcess]]:
         config.run_dir.mkdir(parents=True, exist_ok=True)
-        yield InProcess(ranks, fault.get("failure"))
+        yield None, InProcess(world, fault.get("failure"))
 
     result, error = None, None
     with Watched(console) as view, mock.patch.object(driver, "_opened", opened):
@@ -80,7 +81,7 @@ def command(ranks: Ranks, config: Config, name: str, arguments: Sequence[Any] = 
             result = getattr(driver, name)(config, *arguments, view)
         except (UserError, StoppedError, RunFailedError) as caught:
             error = type(caught).__name__, str(caught)
-    stages = {stage: entry["status"] for stage, entry in Stages(config.run_dir).read()["stages"].items()}
+    stages = {stage: entry["status"] for stage, entry in StageRecord(config.run_dir).read()["stages"].items()}
     return Answer(result, error, console.export_text(), stages)
 
 
@@ -125,10 +126,13 @@ def test_training_is_recorded_with_its_plan(trained_run: tuple[Path, Answer]) ->
     assert answer.error is None
     assert answer.stages == {"train": "done"}
     assert json.loads((folder / "run/plan.json").read_text())["tables"]["item"]["sharding"] == "row_wise"
-    assert f"train: ended at step {answer.result.step}; best checkpoint at step" in answer.said
+    ended = re.search(r"train: ended at step (\d+) in [\d.]+ s, [\d,]+ events/s; best checkpoint at step", answer.said)
+    assert ended is not None
+    assert int(ended[1]) == answer.result.step
+    assert "train: building the model and sharding its tables ..." in answer.said
 
 
-def test_the_stage_finds_what_the_validation_found_of_the_averaged_weights(rank_pool: RankPool, trained: Path) -> None:
+def test_the_stage_reports_the_validation_metrics_of_the_averaged_weights(rank_pool: RankPool, trained: Path) -> None:
     lines = {r["step"]: r for r in read_metrics(trained / "run/metrics.jsonl") if r["kind"] == "validation"}
     for step in (8, 24):
         name = checkpoint_folder.name_of(step)
@@ -162,7 +166,7 @@ def test_each_split_is_evaluated_as_itself_and_once(rank_pool: RankPool, trained
     }
 
 
-def test_what_changed_is_evaluated_anew(rank_pool: RankPool, trained: Path) -> None:
+def test_changed_inputs_are_evaluated_again(rank_pool: RankPool, trained: Path) -> None:
     config, other = config_in(trained), config_in(trained, evaluate={"ks": [7, 10]})
     for first, then, name in ((config, other, None), (other, other, "step_000000005")):
         before, _ = evaluated(rank_pool, first).result
@@ -179,7 +183,7 @@ def test_what_changed_is_evaluated_anew(rank_pool: RankPool, trained: Path) -> N
     assert report.exists()
 
 
-def test_what_an_interrupted_evaluation_left_is_not_read(rank_pool: RankPool, trained: Path) -> None:
+def test_files_of_an_interrupted_evaluation_are_not_read(rank_pool: RankPool, trained: Path) -> None:
     parts = trained / "run/evaluation/validation/parts"
     parts.mkdir(parents=True, exist_ok=True)
     (parts / "rank-7.parquet").write_bytes(b"half a file")
@@ -235,14 +239,14 @@ def test_training_is_done_once_for_one_goal_and_one_dataset(rank_pool: RankPool,
     assert anew.result.step == 6
 
 
-def test_sigterm_stops_training_with_a_checkpoint_and_the_next_command_goes_on(
+def test_sigterm_stops_training_with_a_checkpoint_and_the_next_command_resumes(
     rank_pool: RankPool, fresh: Path
 ) -> None:
     config = config_in(fresh, train={"max_steps": 3})
     stopped = rank_pool.run(1, terminated, config)[0]
     assert stopped.error == (
         "StoppedError",
-        "stopped at step 1, with a checkpoint; run the same command again to go on",
+        "stopped at step 1, with a checkpoint; run the same command again to resume",
     )
     assert stopped.stages == {"train": "stopped"}
     assert [p.name for p in checkpoint_folder.committed(fresh / "run/checkpoints")] == ["step_000000001"]
@@ -251,17 +255,17 @@ def test_sigterm_stops_training_with_a_checkpoint_and_the_next_command_goes_on(
     assert resumed.result.step == 3
 
 
-def terminated(ranks: Ranks, config: Config) -> Answer:
+def terminated(world: World, config: Config) -> Answer:
     """A handler of our own first, so that a signal that nobody takes does not end the process."""
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
-        return command(ranks, config, "run_train", terminate=True)
+        return command(world, config, "run_train", terminate=True)
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def failed(ranks: Ranks, config: Config) -> Answer:
-    return command(ranks, config, "run_train", failure=WorkersFailedError("rank 1 died: killed", "the whole trace"))
+def failed(world: World, config: Config) -> Answer:
+    return command(world, config, "run_train", failure=WorkersFailedError("rank 1 died: killed", "the whole trace"))
 
 
 def test_a_failure_of_workers_is_one_line_and_its_trace_a_file(rank_pool: RankPool, fresh: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.driver.driver import _stop_on_signal
 from cluster.driver.progress import View
+from cluster.driver.signals import stop_on_signal
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 
@@ -35,7 +35,7 @@ def send(number: int) -> None:
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_first_signal_asks_to_stop(earlier: list[int], number: signal.Signals) -> None:
     console = Console(record=True, quiet=False, file=open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    with _stop_on_signal(View(console)) as stop:
+    with stop_on_signal(View(console)) as stop:
         assert not stop.is_set()
         send(number)
         assert stop.is_set()
@@ -45,7 +45,7 @@ def test_the_first_signal_asks_to_stop(earlier: list[int], number: signal.Signal
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_the_second_signal_ends_at_once(earlier: list[int], number: signal.Signals) -> None:
-    with _stop_on_signal(View(Console(quiet=True))) as stop:
+    with stop_on_signal(View(Console(quiet=True))) as stop:
         send(number)
         with pytest.raises(KeyboardInterrupt):
             send(number)
@@ -55,7 +55,7 @@ def test_the_second_signal_ends_at_once(earlier: list[int], number: signal.Signa
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_afterwards_signals_go_where_they_went_before(earlier: list[int], number: signal.Signals) -> None:
-    with _stop_on_signal(View(Console(quiet=True))) as stop:
+    with stop_on_signal(View(Console(quiet=True))) as stop:
         pass
     send(number)
     assert earlier == [number]

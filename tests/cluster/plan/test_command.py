@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from cluster.cli.app import app
-from cluster.driver.run_folder import locked
+from cluster.driver.run_lock import locked
 from cluster.plan.command import rows_given, settings_in
 from sharding.errors import PlacementError
 from sharding.plan import plan_of
@@ -81,7 +81,7 @@ def test_a_workload_is_planned_into_a_plan_that_can_be_read_back(workload: Path)
     assert len(plan.inputs) == 64
 
 
-def test_json_says_the_same_by_table_by_rank_and_in_all(workload: Path) -> None:
+def test_json_agrees_by_table_by_rank_and_in_total(workload: Path) -> None:
     values = planned(workload)
     assert [table["name"] for table in values["tables"]] == ["item", "small_0", "small_1", "small_2"]
     assert len(values["ranks"]["memory_bytes"]) == len(values["ranks"]["seconds"]) == 8
@@ -94,7 +94,7 @@ def test_json_says_the_same_by_table_by_rank_and_in_all(workload: Path) -> None:
     assert values["imbalance"] >= 1.0
 
 
-def test_options_replace_what_the_file_says(workload: Path) -> None:
+def test_options_override_the_file(workload: Path) -> None:
     values = planned(
         workload, "--devices", "16", "--devices-per-host", "2", "--device-memory", "10GiB", "--preset", "a100-80gb"
     )
@@ -109,7 +109,7 @@ def test_settings_reach_a_table_by_its_name(workload: Path) -> None:
     assert values["tables"][1]["num_rows"] == 2000
 
 
-def test_a_plan_says_how_many_ids_a_rank_looks_up_in_how_many_bags(workload: Path) -> None:
+def test_a_plan_states_the_ids_and_bags_that_a_rank_looks_up(workload: Path) -> None:
     tables = {table["name"]: table for table in planned(workload)["tables"]}
     assert [
         (tables[n]["pooled"], tables[n]["ids_per_rank"], tables[n]["vectors_per_rank"]) for n in ("item", "small_0")
@@ -127,7 +127,7 @@ def test_people_see_tables_ranks_and_where_the_files_are(workload: Path) -> None
     assert f"picture: {workload.parent / 'out' / 'plan.html'}" in done.stdout
 
 
-def test_of_many_ranks_people_see_the_busiest(workload: Path) -> None:
+def test_with_many_ranks_the_busiest_are_shown(workload: Path) -> None:
     done = invoke(workload, "--out", str(workload.parent / "out"), "--devices", "32")
     assert "median" in done.stdout
     assert done.stdout.count("busy: rank") == 3
@@ -174,14 +174,14 @@ def test_a_run_with_a_dataset_needs_no_rows(config: Path, tmp_path: Path) -> Non
     assert values["assumptions"] == ["2 workers are like this machine, whose memory they share"]
 
 
-def test_the_plan_of_a_run_lies_in_its_folder_and_is_not_in_its_way(config: Path, tmp_path: Path) -> None:
+def test_the_plan_of_a_run_is_in_its_folder_and_does_not_block_it(config: Path, tmp_path: Path) -> None:
     assert invoke(config, "--rows", "item=1e5").exit_code == 0
     assert (tmp_path / "run" / "plan" / "plan.html").exists()
     with locked(tmp_path / "run"):
         pass
 
 
-def test_the_plan_of_a_workload_lies_in_the_current_folder(workload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_of_a_workload_is_in_the_current_folder(workload: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workload.parent)
     assert invoke(workload).exit_code == 0
     assert (workload.parent / "plan-tables" / "plan.json").exists()
@@ -257,7 +257,7 @@ def test_the_workloads_that_come_along_fit(path: Path, tmp_path: Path) -> None:
 
 
 def test_a_mistake_ends_with_two_and_one_message(config: Path) -> None:
-    command = [sys.executable, "-m", "cluster", "plan", str(config)]
+    command = [sys.executable, "-m", "cluster.cli", "plan", str(config)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert done.stdout == ""

@@ -18,7 +18,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def mixed_plan(num_ranks: int, replica_groups: int = 1) -> tuple[Plan, Prediction, Topology]:
-    """Tables of every sharding, large and small, on random ranks."""
+    """Return tables of every sharding, large and small, on random ranks."""
     random = np.random.default_rng(num_ranks)
     group = num_ranks // replica_groups
     tables = {
@@ -47,7 +47,7 @@ def drawn(plan: Plan, prediction: Prediction, topology: Topology) -> ElementTree
 
 
 def blocks(svg: ElementTree.Element) -> list[ElementTree.Element]:
-    """Those that stand for shards."""
+    """Return the elements that stand for shards."""
     return [rect for rect in svg.iter(f"{SVG}rect") if "data-shards" in rect.attrib]
 
 
@@ -67,20 +67,20 @@ def test_every_shard_with_rows_is_in_one_block(num_ranks: int, replica_groups: i
 
 def test_blocks_are_as_high_as_their_memory_and_stand_on_each_other() -> None:
     plan, prediction, topology = mixed_plan(8)
-    found = [block for block in blocks(drawn(plan, prediction, topology)) if title_of(block).startswith("rank 3\n")]
+    actual = [block for block in blocks(drawn(plan, prediction, topology)) if title_of(block).startswith("rank 3\n")]
     heights = {
         name: float(block.attrib["height"])
-        for block in found
+        for block in actual
         for name in ("spread", "on_a_host")
         if f"\n{name}:" in title_of(block)
     }
     memory = prediction.memory_bytes
     assert heights["spread"] / heights["on_a_host"] == pytest.approx(memory[0, 3] / memory[2, 3], rel=0.02)
-    edges = sorted((float(b.attrib["y"]), float(b.attrib["y"]) + float(b.attrib["height"])) for b in found)
+    edges = sorted((float(b.attrib["y"]), float(b.attrib["y"]) + float(b.attrib["height"])) for b in actual)
     assert [lower for _, lower in edges[:-1]] == pytest.approx([upper for upper, _ in edges[1:]], abs=0.02)
 
 
-def test_a_tooltip_says_what_lies_where() -> None:
+def test_a_tooltip_names_table_rank_and_size() -> None:
     plan, prediction, topology = mixed_plan(8)
     titles = [title_of(block) for block in blocks(drawn(plan, prediction, topology))]
     (text,) = (title for title in titles if title.startswith("rank 1\ncut:"))
@@ -89,7 +89,7 @@ def test_a_tooltip_says_what_lies_where() -> None:
     assert bytes_text(prediction.memory_bytes[4, 1]) in text
 
 
-def test_neighbours_that_look_alike_are_one_block_among_many_ranks() -> None:
+def test_equal_neighbours_are_one_block_among_many_ranks() -> None:
     plan, prediction, topology = mixed_plan(128)
     spread = [b for b in blocks(drawn(plan, prediction, topology)) if "\nspread: row_wise" in title_of(b)]
     assert [block.attrib["data-shards"] for block in spread] == ["128"]

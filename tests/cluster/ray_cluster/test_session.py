@@ -41,7 +41,7 @@ def use(monkeypatch: pytest.MonkeyPatch, running: bool = False, **resources: flo
     return fake
 
 
-def test_without_an_address_a_session_of_its_own_is_started_whatever_others_left(
+def test_without_an_address_a_new_session_is_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake = use(monkeypatch, CPU=4.0)

@@ -44,7 +44,7 @@ def test_every_path_of_a_job_is_where_it_was_meant(tmp_path: Path, monkeypatch: 
 
 
 class FakeClient:
-    """A job whose log grows from answer to answer; each status comes with the log of that moment."""
+    """A job with a log that grows from answer to answer; each status comes with the log of that moment."""
 
     def __init__(self, status: JobStatus, exit_code: int | None) -> None:
         self._moments = [(JobStatus.RUNNING, "first\n"), (JobStatus.RUNNING, "first\nsec"), (status, "first\nsec")]

@@ -94,8 +94,8 @@ def test_table_and_page_show_them_and_results_hold_them(tmp_path: Path) -> None:
     page = outputs.write(plan, summary)
     table = (plan.file.folder / "table.md").read_text()
     assert (
-        "| model.encoder.num_blocks | 2 | 4 | 0.3500 | ±0.3933 | ±0.0686 | +0.2000 ±0.1373* | 0.3500 ±0.3933 |" in table
+        "| model.encoder.num_blocks | 2 | 4 | 0.3500 | ±0.3933 | ±0.0686 | +0.2000 ±0.1708 | 0.3500 ±0.3933 |" in table
     )
     assert '| model.objective | {"kind": "gbce"} | 4 |' in table
-    assert "What each setting makes" in page.read_text()
+    assert "Effect of each setting" in page.read_text()
     assert [effect["num_trials"] for effect in outputs.results_values(plan, summary)["effects"]] == [4] * 4

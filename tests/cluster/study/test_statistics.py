@@ -1,5 +1,7 @@
 """Intervals against tables of Student's t, paired differences and fronts worked out by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -51,3 +53,9 @@ def test_on_the_front_equals_stay_together_and_a_dearer_equal_falls() -> None:
     assert pareto_front([1.0, 1.0, 2.0], [0.5, 0.5, 0.5]) == [0, 1]
     assert pareto_front([2.0, 1.0], [0.1, 0.1]) == [1]
     assert pareto_front([], []) == []
+
+
+def test_a_mean_over_a_seed_without_a_value_is_not_defined() -> None:
+    found = estimate([0.5, math.nan], np.ones((2, 3)), UNBOUNDED)
+    assert not found.is_defined
+    assert (found.over_seeds, found.over_users) == (None, None)

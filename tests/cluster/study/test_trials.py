@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.study.config import read_study
-from cluster.study.trials import Plan, plan_trials, refuse_other_trials, short_names
+from cluster.study.trials import Plan, metric_in, metrics_of, plan_trials, refuse_other_trials, short_names
 from trainer.errors import UserError
 
 BASE = """
@@ -155,6 +155,67 @@ def test_every_wrong_key_is_named_at_once_with_the_nearest_one(tmp_path: Path) -
 )  # fmt: skip
 def test_what_makes_no_study_is_refused(tmp_path: Path, study: str, told: str) -> None:
     assert told in refused(tmp_path, study)
+
+
+RANKER = """
+[logs]
+path = "shown.parquet"
+labels = {labels}
+history_label = "click"
+[split]
+kind = "global_time"
+validation_time = 6
+test_time = 8
+"""
+
+
+@pytest.mark.parametrize(
+    ("labels", "given", "metric"),
+    [
+        (["click"], "", "auc"),
+        (["click", "buy"], "", "auc/click"),
+        (["click", "buy"], 'metric = "logloss/buy"', "logloss/buy"),
+        (["click"], 'metric = "ne"', "ne"),
+        (["click"], 'metric = "gauc/click"', "gauc/click"),
+    ],
+)
+def test_rankers_are_studied_by_their_own_metrics(tmp_path: Path, labels: list[str], given: str, metric: str) -> None:
+    plan = planned(tmp_path, f'seeds = [1]\n{given}\n{RANKER.format(labels=json.dumps(labels))}[model]\nkind = "din"')
+    assert plan.study.metric == metric
+    assert metric_in(plan.trials[0].config, metric) in metrics_of(plan.trials[0].config)
+
+
+def test_a_model_of_one_label_is_compared_with_one_of_several_by_the_label_they_share(tmp_path: Path) -> None:
+    plan = planned(
+        tmp_path,
+        """seeds = [1]
+        metric = "auc/click"
+        [[study.variants]]
+        name = "clicks"
+        settings = { "model.labels" = { click = {} } }
+        [[study.variants]]
+        name = "both"
+        settings = { "model.labels" = { click = {}, buy = {} } }
+        """
+        + RANKER.format(labels='["click", "buy"]'),
+    )
+    assert [metric_in(trial.config, plan.study.metric) for trial in plan.trials] == ["auc", "auc/click"]
+
+
+@pytest.mark.parametrize(
+    ("study", "told"),
+    [
+        ('metric = "auc"', "study.metric = 'auc' is no metric of base-seed1; its model has hr@"),
+        ('metric = "ndcg@10"\n' + RANKER.format(labels='["click"]'), "its model has auc, gauc, logloss, ne"),
+        ('metric = "auc"\n' + RANKER.format(labels='["click", "buy"]'), "auc/click, gauc/click"),
+        ('metric = "auc/like"\n' + RANKER.format(labels='["click", "buy"]'), "'auc/like' is no metric of base-seed1"),
+        ('metric = "calibration"\n' + RANKER.format(labels='["click"]'), "study.metric"),
+    ],
+)
+def test_a_metric_that_a_trial_does_not_have_is_refused_with_those_it_has(
+    tmp_path: Path, study: str, told: str
+) -> None:
+    assert told.removeprefix("study.") in refused(tmp_path, f"seeds = [1]\n{study}")
 
 
 def test_a_config_without_a_study_is_told_what_it_is(tmp_path: Path) -> None:

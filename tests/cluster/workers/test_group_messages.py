@@ -14,7 +14,7 @@ from ray import cloudpickle
 from cluster.config.run_config import ClusterConfig
 from cluster.workers import group as launch
 from cluster.workers.group import Workers, WorkersFailedError, _raise_failures
-from cluster.workers.mailbox import Monitor, WorkerFailure
+from cluster.workers.mailbox import Mailbox, WorkerFailure
 from trainer.errors import UserError
 from trainer.job import Channel
 
@@ -38,22 +38,22 @@ class FakeActor:
 class FakeTrainer:
     """Two workers that do their works one after the other, the second one first."""
 
-    def __init__(self, monitor: FakeActor) -> None:
-        self._monitor = monitor
+    def __init__(self, mailbox: FakeActor) -> None:
+        self._mailbox = mailbox
 
     def fit(self) -> None:
         done, end = 0, time.monotonic() + DEADLINE
         while time.monotonic() < end:
-            number, work = self._monitor.work.remote()
+            number, job = self._mailbox.job.remote()
             if number == done:
                 time.sleep(0.01)
                 continue
-            if work is None:
+            if job is None:
                 return
-            function, argument = cloudpickle.loads(work)
-            channel = Channel(send=self._monitor.push.remote, stop_requested=self._monitor.stop_requested.remote)
+            function, argument = cloudpickle.loads(job)
+            channel = Channel(send=self._mailbox.push.remote, stop_requested=self._mailbox.stop_requested.remote)
             for rank in (1, 0):
-                self._monitor.finish.remote(rank, pickle.dumps(function(argument, rank, channel)))
+                self._mailbox.finish.remote(rank, pickle.dumps(function(argument, rank, channel)))
             done = number
 
 
@@ -65,7 +65,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
         kill=lambda actor: None,
     )
     monkeypatch.setattr(launch, "ray", ray)
-    make_trainer: Callable[..., FakeTrainer] = lambda config, monitor, storage: FakeTrainer(monitor)  # noqa: E731
+    make_trainer: Callable[..., FakeTrainer] = lambda config, mailbox, storage: FakeTrainer(mailbox)  # noqa: E731
     monkeypatch.setitem(sys.modules, "cluster.workers.ray_train", SimpleNamespace(make_trainer=make_trainer))
     with Workers(ClusterConfig(num_workers=2)) as workers:
         yield workers
@@ -107,15 +107,15 @@ def test_a_stop_reaches_the_work_that_is_asked_to_stop_and_no_other(workers: Wor
 
 
 def test_the_mailbox_starts_each_work_afresh() -> None:
-    monitor = Monitor()
-    monitor.give(b"first")
-    monitor.request_stop()
-    monitor.finish(0, b"result")
-    monitor.give(b"second")
-    assert monitor.work() == (2, b"second")
-    assert not monitor.stop_requested()
-    assert monitor.drain() == ([], 0)
-    assert monitor.outcome() == ({}, [])
+    mailbox = Mailbox()
+    mailbox.give(b"first")
+    mailbox.request_stop()
+    mailbox.finish(0, b"result")
+    mailbox.give(b"second")
+    assert mailbox.job() == (2, b"second")
+    assert not mailbox.stop_requested()
+    assert mailbox.drain() == ([], 0)
+    assert mailbox.outcome() == ({}, [])
 
 
 def failure(rank: int, cause: str = "", user_message: str | None = None) -> WorkerFailure:
@@ -142,14 +142,14 @@ def test_a_rank_that_could_not_speak_is_named_before_those_that_lost_it() -> Non
     assert "trace of rank 0" in caught.value.trace
 
 
-def test_what_a_user_can_change_is_said_alone() -> None:
+def test_a_mistake_of_the_user_is_reported_alone() -> None:
     failures = [failure(0), failure(1, user_message="tables.item.dim is wrong")]
     with pytest.raises(UserError, match=r"^tables\.item\.dim is wrong$"):
         _raise_failures(failures, [died(r0="x")])
 
 
-def test_a_group_that_fails_without_a_word_is_an_error() -> None:
+def test_a_group_that_fails_without_a_message_is_an_error() -> None:
     with pytest.raises(WorkersFailedError, match=r"^the group of workers failed: no nodes$"):
         _raise_failures([], [RuntimeError("no nodes")])
-    with pytest.raises(WorkersFailedError, match="ended before its work was done"):
+    with pytest.raises(WorkersFailedError, match="ended before its job was done"):
         _raise_failures([], [])

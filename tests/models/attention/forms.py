@@ -7,7 +7,7 @@ from torch import Tensor
 from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
-from models.attention.parts import Parts
+from models.attention.terms import AttentionTerms
 from models.batches.jagged import JaggedLayout, layout_of
 
 MAX_HISTORY = 40
@@ -52,7 +52,7 @@ def layout_from(lengths: list[int]) -> JaggedLayout:
 
 
 def context_of(lengths: list[int], seed: int = 3) -> AttentionContext:
-    """Events minutes to years apart; each is asked about up to a day after it."""
+    """Return events minutes to years apart; each is asked about up to a day after it."""
     generator = torch.Generator().manual_seed(seed)
     gaps = torch.rand(sum(lengths), generator=generator, dtype=torch.float64).mul(18).exp().long()
     times = 10**9 + gaps.cumsum(0)
@@ -68,8 +68,8 @@ def random_inputs(config: AttentionConfig, num_events: int, width: int, seed: in
     return [torch.randn(num_events, h, width, generator=generator, dtype=dtype) * 1.5 for h in heads]
 
 
-def parts_of(config: AttentionConfig, width: int, dtype: torch.dtype, threshold: int = 0) -> Parts:
-    """With biases that matter."""
+def parts_of(config: AttentionConfig, width: int, dtype: torch.dtype, threshold: int = 0) -> AttentionTerms:
+    """Return the parts with biases that are not zero."""
     position = time = None
     if config.uses_position:
         bidirectional = config.mask == "bidirectional"
@@ -80,4 +80,4 @@ def parts_of(config: AttentionConfig, width: int, dtype: torch.dtype, threshold:
     with torch.no_grad():
         for parameter in [p for bias in (position, time) if bias is not None for p in bias.parameters()]:
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
-    return Parts(config, width**-0.5, MAX_HISTORY, position, time, threshold, config.penalty != 0.0)
+    return AttentionTerms(config, width**-0.5, MAX_HISTORY, position, time, threshold, config.penalty != 0.0)

@@ -43,7 +43,7 @@ class Shown:
         return int(np.searchsorted(np.cumsum(self.counts), candidate, side="right"))
 
     def alone(self, candidate: int) -> tuple["Shown", slice, slice]:
-        """One candidate with its history and nothing else; which events and candidates these are."""
+        """Return one candidate with its history and nothing else; which events and candidates these are."""
         history = self.history_of(candidate)
         start = sum(self.lengths[:history])
         events, own = slice(start, start + self.lengths[history]), slice(candidate, candidate + 1)
@@ -61,7 +61,7 @@ class Shown:
 def shown(
     lengths: list[int] | None = None, counts: list[int] | None = None, seed: int = 3, reach: int = REACH
 ) -> Shown:
-    """Candidates in the order of time, each at some place of its history: events are minutes to years apart."""
+    """Return candidates in the order of time, each at some place of its history: events are minutes to years apart."""
     lengths, counts = lengths or LENGTHS, counts or COUNTS
     random = np.random.default_rng(seed)
     ends = [np.sort(random.integers(0, length + 1, count)) for length, count in zip(lengths, counts, strict=True)]

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from models.attention import pieces
+from models.attention import tiled
 from models.attention.activation_unit import ActivationUnit
 from models.attention.attend import attend_to_events
 from models.attention.config import AttentionConfig
-from models.attention.parts import Parts
 from models.attention.reference import attend_to_events_reference, unit_reference
-from models.layers.moving_statistics import sums_of, update
+from models.attention.terms import AttentionTerms
+from models.layers.running_statistics import sums_of, update
 from tests.models.attention.shown import shown, vectors
 
 HEADS, WIDTH = 2, 3
@@ -17,7 +17,7 @@ HIDDEN = {"one layer": (5,), "three layers": (5, 4, 2)}
 
 
 def unit_of(hidden: tuple[int, ...], activation: str, seed: int = 4) -> ActivationUnit:
-    """With biases and statistics that matter."""
+    """Return the unit with biases and statistics that are not trivial."""
     unit = ActivationUnit(HEADS, WIDTH, hidden, activation).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -46,7 +46,7 @@ def results(attention, unit: ActivationUnit, normalisation: str) -> list[torch.T
     candidate = vectors(sum(given.counts), HEADS, WIDTH, 1).requires_grad_()
     event, value = (vectors(sum(given.lengths), HEADS, WIDTH, seed).requires_grad_() for seed in (2, 3))
     unit.zero_grad()
-    parts = Parts(AttentionConfig(num_heads=HEADS, normalisation=normalisation), 1.0, 9, unit=unit)
+    parts = AttentionTerms(AttentionConfig(num_heads=HEADS, normalisation=normalisation), 1.0, 9, unit=unit)
     output = attention(unit.candidate_terms(candidate), unit.event_terms(event), value, given.context(), parts).output
     (
         output * torch.randn(output.shape, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
@@ -55,23 +55,24 @@ def results(attention, unit: ActivationUnit, normalisation: str) -> list[torch.T
 
 
 # One piece or several, of one history or a few, also of part of its candidates; computed once or again in backward.
-PIECES = [(size, kept) for size in (pieces.PIECE_SCORES, 900, 300) for kept in (0, pieces.UNIT_KEPT)]
+PIECES = [(size, kept) for size in (tiled.PIECE_SCORES, 900, 300) for kept in (0, tiled.UNIT_KEPT)]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("normalisation", ["none", "softmax"])
 @pytest.mark.parametrize("activation", ["relu", "prelu", "dice"])
 @pytest.mark.parametrize(("piece_scores", "kept"), PIECES)
 @pytest.mark.parametrize("hidden", HIDDEN)
 def test_attention_with_it_equals_the_reference(monkeypatch, hidden, piece_scores, kept, activation, normalisation):
-    monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
-    monkeypatch.setattr(pieces, "UNIT_KEPT", kept)
+    monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(tiled, "UNIT_KEPT", kept)
     unit = unit_of(HIDDEN[hidden], activation).eval()
     fast, plain = (
         results(attention, unit, normalisation) for attention in (attend_to_events, attend_to_events_reference)
     )
-    for ours, theirs in zip(fast, plain, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
-        assert ours.abs().sum() > 0 or normalisation == "softmax"  # which does not see a bias of all scores
+    for actual, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+        assert actual.abs().sum() > 0 or normalisation == "softmax"  # which does not see a bias of all scores
 
 
 def test_gradients_of_the_reference_are_right():
@@ -82,9 +83,9 @@ def test_gradients_of_the_reference_are_right():
 
 @pytest.mark.parametrize(("piece_scores", "kept"), PIECES)
 def test_dice_counts_each_visible_pair_once(monkeypatch, piece_scores, kept):
-    """Not padding, and not again when backward computes pieces anew."""
-    monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
-    monkeypatch.setattr(pieces, "UNIT_KEPT", kept)
+    """Neither padding nor the pieces that backward recomputes are counted."""
+    monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(tiled, "UNIT_KEPT", kept)
     unit = unit_of((5,), "dice").train()
     results(attend_to_events, unit, "none")
     statistics, layout = unit.activations[0].statistics, shown().candidate_layout
@@ -105,7 +106,7 @@ def test_dice_counts_each_visible_pair_once(monkeypatch, piece_scores, kept):
 
 
 def pairs_of(layout) -> list[tuple[int, int]]:
-    """Every candidate with every event that it sees."""
+    """Return every candidate with every event that it sees."""
     return [
         (number, first + place)
         for number, (first, end) in enumerate(

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import pieces
+from models.attention import tiled
 from models.attention.attend import attend
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
-from models.attention.parts import Attended, Parts
 from models.attention.reference import attend_reference
+from models.attention.terms import Attended, AttentionTerms
 from tests.models.attention.forms import (
     FORMS,
     LENGTHS,
@@ -24,8 +24,8 @@ from tests.models.attention.forms import (
 )
 
 
-def results(attention, inputs: list[Tensor], context: AttentionContext, parts: Parts) -> list[Tensor]:
-    """Output, penalty and the gradients of queries, keys, values and biases, of a weighted sum of all that comes out."""
+def results(attention, inputs: list[Tensor], context: AttentionContext, parts: AttentionTerms) -> list[Tensor]:
+    """Return output, penalty and the gradients of queries, keys, values and biases, of a weighted sum of all that comes out."""
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     for parameter in parts.parameters:
         parameter.grad = None
@@ -45,24 +45,24 @@ def results(attention, inputs: list[Tensor], context: AttentionContext, parts: P
 
 
 CASES = [
-    *((form, lengths, size) for form in FORMS for lengths in LENGTHS for size in (pieces.PIECE_SCORES, 100)),
-    *(("softmax", lengths, pieces.PIECE_SCORES) for lengths in ODD_LENGTHS),
-    *(("softmax, window and global", lengths, pieces.PIECE_SCORES) for lengths in ODD_LENGTHS),
+    *((form, lengths, size) for form in FORMS for lengths in LENGTHS for size in (tiled.PIECE_SCORES, 100)),
+    *(("softmax", lengths, tiled.PIECE_SCORES) for lengths in ODD_LENGTHS),
+    *(("softmax, window and global", lengths, tiled.PIECE_SCORES) for lengths in ODD_LENGTHS),
 ]
 
 
 @pytest.mark.parametrize(("form", "lengths", "piece_scores"), CASES, ids=str)
 def test_the_fast_path_equals_the_reference(monkeypatch, form, lengths, piece_scores):
     """The smaller pieces cut rows, and the queries of long rows."""
-    monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
     config, context = config_of(form), context_of(lengths)
     inputs, parts = random_inputs(config, sum(lengths), 4, 1, torch.float64), parts_of(config, 4, torch.float64)
     fast, plain = (results(f, inputs, context, parts) for f in (attend, attend_reference))
     assert len(fast) == len(plain)
-    for ours, theirs in zip(fast, plain, strict=True):
+    for actual, expected in zip(fast, plain, strict=True):
         # The penalty is summed in float32.
         tolerance = 1e-5 if config.penalty else 1e-10
-        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("reach", [1, 3, 15, 30])
@@ -73,9 +73,9 @@ def test_a_reach_limits_every_form_and_a_penalty_counts_the_events_that_it_is_gi
     limited = replace(context, reach=reach, counted=counted)
     inputs, parts = random_inputs(config, sum(LENGTHS[1]), 4, 1, torch.float64), parts_of(config, 4, torch.float64)
     fast, plain = (results(f, inputs, limited, parts) for f in (attend, attend_reference))
-    for ours, theirs in zip(fast, plain, strict=True):
+    for actual, expected in zip(fast, plain, strict=True):
         tolerance = 1e-5 if config.penalty else 1e-10
-        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=tolerance, atol=tolerance)
     window = config.window or 1000
     assert torch.equal(fast[0], results(attend, inputs, context, parts)[0]) == (window <= reach)
 
@@ -85,8 +85,8 @@ def test_a_reach_beyond_the_longest_history_changes_no_bit(form):
     config, context = config_of(form), context_of(LENGTHS[1])
     inputs, parts = random_inputs(config, sum(LENGTHS[1]), 4, 1, torch.float64), parts_of(config, 4, torch.float64)
     limited = replace(context, reach=max(LENGTHS[1]))
-    found, expected = (results(attend, inputs, given, parts) for given in (limited, context))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    actual, expected = (results(attend, inputs, given, parts) for given in (limited, context))
+    assert all(torch.equal(left, right) for left, right in zip(actual, expected, strict=True))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -121,7 +121,7 @@ def plain_config(**settings) -> AttentionConfig:
 def test_softmax_by_hand():
     """Two events with equal keys: the second averages both values, the first sees only its own."""
     key, value = torch.ones(2, 1, 2), torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]])
-    parts = Parts(plain_config(), 1.0, 1)
+    parts = AttentionTerms(plain_config(), 1.0, 1)
     output = attend_reference(torch.randn(2, 1, 2), key, value, AttentionContext(layout_from([2])), parts).output
     torch.testing.assert_close(output[:, 0], torch.tensor([[[1.0, 0.0]], [[2.0, 2.0]]]))
 
@@ -129,7 +129,7 @@ def test_softmax_by_hand():
 def test_silu_by_hand():
     """Scores 1 and 2 of the second event: weights s sigmoid(s) / 4."""
     query, key = torch.ones(2, 1, 1), torch.tensor([[[1.0]], [[2.0]]])
-    parts = Parts(plain_config(normalisation="silu"), 1.0, 4)
+    parts = AttentionTerms(plain_config(normalisation="silu"), 1.0, 4)
     output = attend_reference(query, key, torch.eye(2)[:, None], AttentionContext(layout_from([2])), parts).output
     expected = torch.tensor([[0.73105858 / 4, 0.0], [0.73105858 / 4, 2 * 0.88079708 / 4]])
     torch.testing.assert_close(output[:, 0, 0], expected)
@@ -150,7 +150,7 @@ def test_silu_by_hand():
 def test_sparse_weights_by_hand(normalisation, scores, weights):
     """The last event scores the others and itself so: keys are the scores, its query is one."""
     key = torch.tensor(scores)[:, None, None]
-    parts = Parts(plain_config(normalisation=normalisation), 1.0, 1)
+    parts = AttentionTerms(plain_config(normalisation=normalisation), 1.0, 1)
     value = torch.eye(len(scores))[:, None]
     for attention in (attend, attend_reference):
         output = attention(torch.ones_like(key), key, value, AttentionContext(layout_from([len(scores)])), parts).output
@@ -158,9 +158,9 @@ def test_sparse_weights_by_hand(normalisation, scores, weights):
 
 
 def test_the_penalty_is_the_entropy_of_the_weights():
-    """Equal scores: event i spreads its weight over i + 1 events, whose entropy is log(i + 1), in each of two heads."""
+    """Equal scores: event i spreads its weight over i + 1 events, so its entropy is log(i + 1), in each of two heads."""
     config = AttentionConfig(num_heads=2, penalty=1.0)
-    parts = Parts(config, 1.0, 1, with_penalty=True)
+    parts = AttentionTerms(config, 1.0, 1, with_penalty=True)
     zeros = torch.zeros(3, 2, 4)
     expected = 2 * torch.tensor([1.0, 2.0, 3.0]).log().sum()
     for attention in (attend, attend_reference):
@@ -216,7 +216,7 @@ def test_histories_do_not_see_each_other(form):
 
 
 @pytest.mark.parametrize("form", ["softmax", "softmax, window and global", "silu, bias of both, penalty"])
-def test_what_reaches_an_output_is_what_it_may_see(form):
+def test_an_output_depends_only_on_visible_events(form):
     """Gradients of one output: none from later events, other histories, or beyond the window."""
     config, context = config_of(form), context_of([4, 9])
     leaves = [tensor.requires_grad_() for tensor in random_inputs(config, 13, 4, 6, torch.float64)]
@@ -226,7 +226,7 @@ def test_what_reaches_an_output_is_what_it_may_see(form):
         assert leaf.grad.abs().sum(dim=(1, 2)).nonzero().flatten().tolist() == reaching
 
 
-def test_where_order_must_not_matter_a_permuted_history_changes_nothing():
+def test_without_positions_a_permuted_history_changes_nothing():
     """Without positions a bidirectional softmax is a function of the set of events."""
     config, context = config_of("softmax, bidirectional"), AttentionContext(layout_from([6, 3]))
     inputs, order = random_inputs(config, 9, 4, 7, torch.float64), [3, 1, 5, 0, 4, 2, 6, 7, 8]

@@ -7,29 +7,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import pieces
+from models.attention import tiled
 from models.attention.attend import attend, attend_to_events
 from models.attention.blocks import AttentionContext
 from models.attention.candidates import CandidateContext
-from models.attention.parts import Attended, Parts
 from models.attention.reference import attend_reference, attend_to_events_reference
+from models.attention.terms import Attended, AttentionTerms
 from tests.models.attention.forms import FORMS, config_of, parts_of
 from tests.models.attention.shown import REACH, Shown, shown, vectors
 
 CAUSAL = [form for form in FORMS if "bidirectional" not in form]
-MANY = pieces.PIECE_SCORES
+MANY = tiled.PIECE_SCORES
 
 
 def inputs_of(config, given: Shown, itself: bool, width: int = 4, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """Queries of candidates, keys and values of events, and where candidates see themselves keys and values of theirs."""
+    """Return queries of candidates, keys and values of events, and where candidates see themselves keys and values of theirs."""
     num_events, num_candidates, shared = sum(given.lengths), sum(given.counts), config.key_value_heads
     sizes = [(num_candidates, config.num_heads), (num_events, shared), (num_events, shared)]
     sizes += 2 * [(num_candidates, shared)] if itself else []
     return [vectors(rows, heads, width, seed, dtype) for seed, (rows, heads) in enumerate(sizes)]
 
 
-def results(attention, inputs: list[Tensor], context: CandidateContext, parts: Parts) -> list[Tensor]:
-    """Output, penalty and all gradients of a weighted sum of both."""
+def results(attention, inputs: list[Tensor], context: CandidateContext, parts: AttentionTerms) -> list[Tensor]:
+    """Return output, penalty and all gradients of a weighted sum of both."""
     leaves = [tensor.clone().requires_grad_() for tensor in inputs]
     for parameter in parts.parameters:
         parameter.grad = None
@@ -44,11 +44,12 @@ def results(attention, inputs: list[Tensor], context: CandidateContext, parts: P
     return [attended.output.detach(), *([] if attended.penalty is None else [attended.penalty.detach()]), *gradients]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("itself", [False, True], ids=["events only", "itself too"])
 @pytest.mark.parametrize("piece_scores", [MANY, 100])
 @pytest.mark.parametrize("form", CAUSAL)
 def test_the_fast_path_equals_the_reference(monkeypatch, form, piece_scores, itself):
-    monkeypatch.setattr(pieces, "PIECE_SCORES", piece_scores)
+    monkeypatch.setattr(tiled, "PIECE_SCORES", piece_scores)
     config, given = config_of(form), shown()
     inputs, parts = inputs_of(config, given, itself), parts_of(config, 4, torch.float64)
     fast, plain = (
@@ -56,11 +57,12 @@ def test_the_fast_path_equals_the_reference(monkeypatch, form, piece_scores, its
         for attention in (attend_to_events, attend_to_events_reference)
     )
     tolerance = 1e-5 if config.penalty else 1e-10  # the penalty is summed in float32
-    for ours, theirs in zip(fast, plain, strict=True):
-        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=tolerance, atol=tolerance)
+    for actual, expected in zip(fast, plain, strict=True):
+        torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=tolerance, atol=tolerance)
     assert fast[0].abs().sum() > 1.0 or (config.window == 1 and not itself)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("itself", [False, True])
 @pytest.mark.parametrize("form", ["softmax", "silu, channels", "entmax15", "none, bias of both, penalty"])
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_by_hand():
     """Two events with equal keys: a candidate after both averages them, one after the first sees it alone, one before nothing."""
     given = replace(shown([2], [3]), history_end=np.asarray([0, 1, 2]))
     value = torch.tensor([[[1.0, 0.0]], [[3.0, 4.0]]])
-    parts = Parts(config_of("softmax").model_copy(update={"num_heads": 1, "num_key_value_heads": 1}), 1.0, 1)
+    parts = AttentionTerms(config_of("softmax").model_copy(update={"num_heads": 1, "num_key_value_heads": 1}), 1.0, 1)
     query, key = torch.randn(3, 1, 2), torch.ones(2, 1, 2)
     seen = attend_to_events(query, key, value, given.context(), parts).output[:, 0, 0]
     torch.testing.assert_close(seen, torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 2.0]]))
@@ -100,7 +102,7 @@ def test_by_hand():
 
 @pytest.mark.parametrize("itself", [False, True])
 @pytest.mark.parametrize("form", CAUSAL)
-def test_what_happens_later_or_elsewhere_leaves_a_candidate_bit_identical(form, itself):
+def test_later_events_and_other_histories_leave_a_candidate_bit_identical(form, itself):
     """Whatever is not among its own events: those at and after history_end, other histories, other candidates."""
     config, given = config_of(form), shown()
     inputs, parts = inputs_of(config, given, itself, dtype=torch.float32), parts_of(config, 4, torch.float32)
@@ -131,7 +133,7 @@ def test_what_happens_later_or_elsewhere_leaves_a_candidate_bit_identical(form, 
 
 @pytest.mark.parametrize("itself", [False, True])
 @pytest.mark.parametrize("form", CAUSAL)
-def test_a_candidate_scores_alike_alone_and_among_others(form, itself):
+def test_a_candidate_scores_the_same_alone_and_among_others(form, itself):
     """User-major equals impression-major: one history for all of its candidates, or each with a copy of its own."""
     config, given = config_of(form), shown()
     inputs, parts = inputs_of(config, given, itself), parts_of(config, 4, torch.float64)
@@ -144,7 +146,7 @@ def test_a_candidate_scores_alike_alone_and_among_others(form, itself):
 
 
 @pytest.mark.parametrize("form", CAUSAL)
-def test_beside_events_both_get_what_they_get_apart(form):
+def test_events_and_candidates_together_equal_each_alone(form):
     """Events do not see candidates: their results are bit-identical with and without."""
     config, given = config_of(form), shown()
     parts = parts_of(config, 4, torch.float32)

@@ -77,12 +77,12 @@ AMPERE, TURING = (8, 0), (7, 5)
 def path(
     form: str, heads: tuple[int, int], dtype: torch.dtype, capability: tuple[int, int] | None, num: int = 9
 ) -> str:
-    """How a GPU computes a form with heads of these widths, of keys and of values; tensors have no memory."""
+    """Return how a GPU computes a form with heads of these widths, of keys and of values; tensors have no memory."""
     query, value = (torch.empty(num, 4, width, dtype=dtype, device="meta") for width in heads)
     return path_of(parts_of(config_of(form), heads[0], torch.float32), query, value, capability)
 
 
-def test_flash_attention_is_asked_for_what_its_kernels_take_and_nothing_else(monkeypatch):
+def test_flash_attention_is_used_only_for_what_its_kernels_support(monkeypatch):
     """Half precision, widths that are multiples of 8, values as wide as keys, and a device of capability 8.0."""
     monkeypatch.setattr(gpu, "_flash_has_windows", lambda: True)
     half = torch.bfloat16
@@ -144,7 +144,7 @@ def test_heads_narrower_than_the_kernel_takes_are_padded(monkeypatch, widths):
 @pytest.mark.parametrize("width", [16, 8, 20])
 @pytest.mark.parametrize(("form", "reach"), [*((form, None) for form in FORMS), *((form, 60) for form in LOCAL)])
 def test_on_a_gpu_every_form_equals_the_reference_in_values_and_gradients(form, reach, width, dtype):
-    """Within 1e-3 of the largest number in float32, whose products may be of reduced precision there, and 3 % in bfloat16."""
+    """Within 1e-3 of the largest number in float32 (products may have reduced precision there), and 3 % in bfloat16."""
     lengths = [3, 0, 200, 17, 1, 129]
     config, host = config_of(form), replace(context_of(lengths), reach=reach)
     results = []

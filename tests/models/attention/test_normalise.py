@@ -23,7 +23,7 @@ def by_sorting(scores: Tensor, form: str) -> Tensor:
 
 
 def some_scores(length: int, spread: float, dtype: torch.dtype) -> Tensor:
-    """(32, length), a fifth of them hidden."""
+    """Return (32, length), a fifth of them hidden."""
     generator = torch.Generator().manual_seed(length)
     scores = spread * torch.randn(32, length, generator=generator, dtype=dtype)
     return scores.masked_fill(torch.rand(32, length, generator=generator) < 0.2, torch.finfo(dtype).min)

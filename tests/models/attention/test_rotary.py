@@ -12,14 +12,14 @@ DISTANCE, WIDTH = 3, 32
 
 
 def pair(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A query and a key (1, 1, WIDTH) whose score is large."""
+    """Return a query and a key (1, 1, WIDTH) with a large score."""
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(1, 1, WIDTH, generator=generator)
     return query.to(dtype), (query + 0.1 * torch.randn(1, 1, WIDTH, generator=generator)).to(dtype)
 
 
 def scores(dtype: torch.dtype, places: Tensor = PLACES, autocast: bool = False) -> Tensor:
-    """(n,) float64: the scores of one pair at DISTANCE, with the key at each of the places; products are summed exactly."""
+    """Return (n,) float64: the scores of one pair at DISTANCE, with the key at each of the places; products are summed exactly."""
     query, key = pair(dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         rotary = Rotary()
@@ -30,7 +30,7 @@ def scores(dtype: torch.dtype, places: Tensor = PLACES, autocast: bool = False) 
 
 
 def exact_score(dtype: torch.dtype) -> Tensor:
-    """The same at place 0, from angles and turns in float64."""
+    """Return the same at place 0, from angles and turns in float64."""
     query, key = (x.double().flatten() for x in pair(dtype))
     angle = DISTANCE * BASE ** (-torch.arange(0, WIDTH, 2, dtype=torch.float64) / WIDTH)
     first, second = query.chunk(2)
@@ -43,17 +43,17 @@ def exact_score(dtype: torch.dtype) -> Tensor:
 def test_the_score_of_a_pair_is_the_same_at_all_places(dtype, autocast):
     """Rotated numbers are rounded once: a score of 32 products is off by less than one unit in the last place of its dtype."""
     tolerance = torch.finfo(dtype).eps if dtype.itemsize == 2 else 1e-5
-    found, expected = scores(dtype, autocast=autocast), exact_score(dtype)
+    actual, expected = scores(dtype, autocast=autocast), exact_score(dtype)
     assert expected > 10.0
-    torch.testing.assert_close(found, expected.expand_as(found), rtol=tolerance, atol=0.0)
+    torch.testing.assert_close(actual, expected.expand_as(actual), rtol=tolerance, atol=0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_score_of_a_pair_is_the_same_at_places_beyond_any_history(dtype):
     """An angle of thousands of turns leaves float32 few digits for the fraction of a turn, which is all that matters."""
     tolerance = torch.finfo(dtype).eps if dtype.itemsize == 2 else 1e-5
-    found, expected = scores(dtype, FAR_PLACES), exact_score(dtype)
-    torch.testing.assert_close(found, expected.expand_as(found), rtol=tolerance, atol=0.0)
+    actual, expected = scores(dtype, FAR_PLACES), exact_score(dtype)
+    torch.testing.assert_close(actual, expected.expand_as(actual), rtol=tolerance, atol=0.0)
 
 
 def test_gradients_pass_back_through_the_turn():

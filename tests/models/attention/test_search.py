@@ -17,7 +17,7 @@ from tests.models.attention.shown import Shown, shown, vectors
 
 
 def categories(given: Shown, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Few, so that histories have many of each; some say nothing; one that no event has."""
+    """Return few values, so that histories have many of each; some are missing, and no event has one of them."""
     random = np.random.default_rng(seed)
     events, candidates = random.integers(-1, 4, sum(given.lengths)), random.integers(-1, 5, sum(given.counts))
     return torch.from_numpy(events * 10**12), torch.from_numpy(candidates * 10**12)
@@ -84,7 +84,7 @@ def test_without_events_nothing_is_found(lengths):
 
 
 @pytest.mark.parametrize("form", ["softmax", "softmax, bias of both", "entmax15", "none, bias of both, penalty"])
-def test_attention_to_what_was_found_equals_the_reference(form):
+def test_attention_to_the_retrieved_events_equals_the_reference(form):
     config, given = config_of(form), shown()
     parts = parts_of(config, 4, torch.float64)
     events, candidates = categories(given)
@@ -137,7 +137,7 @@ def test_nothing_later_or_elsewhere_is_found_or_changes_what_is(kind):
         assert not torch.equal(after, before)
 
 
-def test_a_candidate_finds_alike_alone_and_among_others():
+def test_a_candidate_finds_the_same_events_alone_and_among_others():
     given = shown()
     events, candidates = categories(given)
     together = search_by_category(events, candidates, given.layout.offsets, given.candidate_layout, 3)

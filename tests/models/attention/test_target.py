@@ -51,7 +51,7 @@ def inputs_of(given: Shown, dtype: torch.dtype = torch.float64) -> tuple[Tensor,
 
 
 def written_out(attention: TargetAttention, event: Tensor, candidate: Tensor, given: Shown) -> Tensor:
-    """The formula of the module's docstring around the reference of attention."""
+    """Return the formula of the module's docstring around the reference of attention."""
     config, heads, shared = attention.config, attention.config.num_heads, attention.config.key_value_heads
     activate = F.silu if config.projection_activation == "silu" else (lambda x: x)
     query, key, value, gate = candidate, event, event, None
@@ -160,7 +160,7 @@ def test_parts_that_do_not_fit_are_refused(settings, message):
         TargetAttentionConfig.model_validate(settings)
 
 
-def test_din_learns_to_attend_to_what_is_like_the_candidate():
+def test_din_learns_to_attend_to_events_like_the_candidate():
     """Whether the candidate's kind is among the events, which no average of events alone tells."""
     generator = torch.Generator().manual_seed(1)
     kinds, given = torch.eye(WIDTH), shown([6] * 64, [4] * 64)

@@ -18,7 +18,7 @@ def padded_area(layout: JaggedLayout) -> int:
 
 
 def check_layout(layout: JaggedLayout, lengths: list[int], num_buckets: int) -> None:
-    """Everything that JaggedLayout and Bucket promise."""
+    """Check every promise of JaggedLayout and Bucket."""
     num_events = sum(lengths)
     assert layout.num_events == num_events
     assert layout.offsets.tolist() == offsets_of(lengths).tolist()
@@ -27,7 +27,7 @@ def check_layout(layout: JaggedLayout, lengths: list[int], num_buckets: int) -> 
     covered = [event for bucket in layout.buckets for event in bucket.scatter.tolist()]
     assert sorted(covered) == list(range(num_events))
     histories = {start: length for start, length in zip(offsets_of(lengths).tolist(), lengths, strict=False) if length}
-    found = []
+    actual = []
     for bucket in layout.buckets:
         rows, longest = bucket.gather.shape
         assert rows > 0
@@ -43,8 +43,8 @@ def check_layout(layout: JaggedLayout, lengths: list[int], num_buckets: int) -> 
             assert real[row, :length].all()  # padding is on the right
             assert bucket.gather[row, :length].tolist() == list(range(start, start + length))
             assert histories[start] == length
-            found.append(start)
-    assert sorted(found) == sorted(histories)
+            actual.append(start)
+    assert sorted(actual) == sorted(histories)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -111,16 +111,16 @@ def test_events_go_into_their_blocks_and_back_as_through_an_index() -> None:
         return unpadded((block.tanh() * w for block, w in zip(padded(packed, layout), weights, strict=True)), layout)
 
     def by_index(packed: torch.Tensor) -> torch.Tensor:
-        found = torch.zeros_like(packed)
+        actual = torch.zeros_like(packed)
         for bucket, weight in zip(layout.buckets, weights, strict=True):
             block = (packed[bucket.gather].tanh() * weight).flatten(0, 1)
-            found = found.index_copy(0, bucket.scatter, block[bucket.block_index])
-        return found
+            actual = actual.index_copy(0, bucket.scatter, block[bucket.block_index])
+        return actual
 
     assert torch.equal(unpadded(padded(packed, layout), layout), packed)
     assert torch.equal(there_and_back(packed), by_index(packed))
     grad = torch.randn(19, 2, 5, dtype=torch.float64)
-    ours, theirs = (torch.autograd.grad(f(packed), packed, grad)[0] for f in (there_and_back, by_index))
-    assert torch.equal(ours, theirs)
+    left, right = (torch.autograd.grad(f(packed), packed, grad)[0] for f in (there_and_back, by_index))
+    assert torch.equal(left, right)
     assert torch.autograd.gradcheck(there_and_back, packed)
     assert torch.autograd.gradgradcheck(there_and_back, packed)

@@ -24,7 +24,7 @@ INPUTS = Inputs(FEATURES, FEATURES, Clock(1, ("gap", "hour"), tells_request=True
 
 
 def batch_of(num_known: int, objective=FULL, learned: bool = True) -> HistoryBatch:
-    """Histories of LENGTHS, with every kind of feature. Targets from num_known on are not learned."""
+    """Return histories of LENGTHS, with every kind of feature. Targets from num_known on are not learned."""
     random = np.random.default_rng(2)
     offsets = np.concatenate(([0], np.cumsum(LENGTHS)))
     history, target = random.integers(FIRST_ITEM, NUM_ROWS, size=(2, offsets[-1]))
@@ -58,7 +58,7 @@ def batch_of(num_known: int, objective=FULL, learned: bool = True) -> HistoryBat
 
 
 def listed(given: FeatureValues, count: int) -> list:
-    """What is said of each of `count` owners."""
+    """Return the values of each of `count` owners."""
     if given.dense.numel():
         assert len(given.dense) == count
         return given.dense.tolist()
@@ -117,7 +117,7 @@ def test_a_batch_that_is_small_enough_stays_whole(most):
 @pytest.mark.parametrize("num_known", [NUM_ROWS, 12])
 def test_losses_and_gradients_add_up(num_known, objective):
     batch = batch_of(num_known, objective)
-    found = []
+    actual = []
     for most in (None, 6):
         model = make_model(objective).double()
         rows = {name: r.detach().double().requires_grad_() for name, r in model.look_up(batch.items).items()}
@@ -127,7 +127,7 @@ def test_losses_and_gradients_add_up(num_known, objective):
             loss.backward()
             total += loss.item()
         gradients = [rows["item"].grad, *(p.grad for p in model.encoder.parameters())]
-        found.append((total, gradients))
-    assert found[1][0] == pytest.approx(found[0][0], rel=1e-12)
-    for of_pieces, of_whole in zip(found[1][1], found[0][1], strict=True):
+        actual.append((total, gradients))
+    assert actual[1][0] == pytest.approx(actual[0][0], rel=1e-12)
+    for of_pieces, of_whole in zip(actual[1][1], actual[0][1], strict=True):
         torch.testing.assert_close(of_pieces, of_whole)

@@ -11,7 +11,7 @@ from models.encoders.encoder import Encoder
 
 
 def padded_forward(encoder: Encoder, x_BLD: Tensor, lengths_B: Tensor, times_BL: Tensor) -> Tensor:
-    """(B, L, D); what stands at padding means nothing."""
+    """Return (B, L, D); what stands at padding means nothing."""
     longest, width = x_BLD.shape[1:]
     place = torch.arange(longest)
     x = x_BLD * (width**0.5 if encoder.config.scale_inputs else 1.0) + learned_places(encoder, place, lengths_B)
@@ -72,7 +72,7 @@ def padded_forward(encoder: Encoder, x_BLD: Tensor, lengths_B: Tensor, times_BL:
 
 
 def learned_places(encoder: Encoder, place: Tensor, lengths_B: Tensor) -> Tensor:
-    """(B or 1, L, D). From the newest event: as in a history of max_history events that is padded on the left."""
+    """Return (B or 1, L, D). From the newest event: as in a history of max_history events that is padded on the left."""
     if encoder.config.positions_from == "oldest":
         return encoder.positions.weight[place][None]
     from_left = place[None, :] + encoder.max_history - lengths_B[:, None]
@@ -84,7 +84,7 @@ def causal(place: Tensor) -> Tensor:
 
 
 def heads(x_BLD: Tensor, block) -> Tensor:
-    """(B, H, L, K)."""
+    """Return (B, H, L, K)."""
     return x_BLD.unflatten(-1, (block.attention.config.num_heads, -1)).transpose(1, 2)
 
 
@@ -107,12 +107,12 @@ def pooled(encoder: Encoder, x: Tensor, visible: Tensor) -> Tensor:
 
 
 def position_bias(block, place: Tensor) -> Tensor:
-    """(H, L, L)."""
+    """Return (H, L, L)."""
     return block.attention.position_bias.weight[:, (place[:, None] - place[None, :]).clamp(min=0)]
 
 
 def time_bias(block, times_BL: Tensor) -> Tensor:
-    """(B, H, L, L), of the buckets of 1.35-fold growth that HSTU's published code has."""
+    """Return (B, H, L, L), of the buckets of 1.35-fold growth that HSTU's published code has."""
     age = (times_BL[:, :, None] - times_BL[:, None, :]).clamp(min=1).double()
     bucket = (age.log() / 0.301).floor().long().clamp(max=127)
     return block.attention.time_bias.weight[:, bucket].transpose(0, 1)

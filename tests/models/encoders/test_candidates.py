@@ -18,7 +18,7 @@ FORMS = [*CAUSAL, "sasrec, none"]
 
 
 def encoder_of(case: str, **more) -> Encoder:
-    """Without learned positions, which rank nothing."""
+    """Return the configs without learned positions, which rank nothing."""
     settings = {name: value for name, value in CASES[case.removesuffix(", none")].items() if name != "positions_from"}
     return make_encoder({"positions": "none", **settings}, **more)
 
@@ -66,7 +66,7 @@ def test_a_candidate_is_encoded_as_the_event_after_those_before_it(case):
 
 
 @pytest.mark.parametrize("case", FORMS)
-def test_what_happens_later_or_elsewhere_leaves_a_candidate_bit_identical(case):
+def test_later_events_and_other_histories_leave_a_candidate_bit_identical(case):
     encoder, given = encoder_of(case).eval(), shown_here()
     x, num_events, layout = vectors_of(given), sum(given.lengths), given.candidate_layout
     before = encoder(x, context_of(given))[0]

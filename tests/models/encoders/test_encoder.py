@@ -130,7 +130,7 @@ def test_dropout_inside_of_the_feed_forward_part_is_drawn_in_training_alone():
 @pytest.mark.parametrize(
     "setting", [{"input_norm": True}, {"output_head": "gelu"}, {"positions_from": "newest"}], ids=str
 )
-def test_a_part_of_a_published_encoder_changes_what_is_encoded(setting):
+def test_each_part_of_a_published_encoder_changes_its_output(setting):
     x, context = events(sum(LENGTHS)), context_of(LENGTHS)
     without, with_it = (make_encoder(given).eval()(x, context)[0] for given in ({}, setting))
     assert (without - with_it).abs().max() > 0.01
@@ -166,7 +166,7 @@ def test_no_output_sees_a_later_event(case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_history_is_encoded_alike_whoever_else_is_in_the_batch(case):
+def test_the_encoding_of_a_history_does_not_depend_on_its_batch(case):
     encoder, context = make_encoder(CASES[case]).eval(), context_of(LENGTHS)
     x = events(sum(LENGTHS))
     together = encoder(x, context)[0]
@@ -179,7 +179,7 @@ def test_a_history_is_encoded_alike_whoever_else_is_in_the_batch(case):
 
 
 @pytest.mark.parametrize("case", ["bert4rec", "two_tower"])
-def test_where_order_must_not_matter_a_permuted_history_changes_nothing(case):
+def test_without_positions_a_permuted_history_changes_nothing(case):
     """Without positions BERT4Rec is blind to order; and what two towers pool is, up to the pooled event, a set."""
     settings = {**CASES[case], "positions": "none"}
     if case == "two_tower":
@@ -211,6 +211,7 @@ def test_recomputed_activations_change_nothing(case):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_eight_blocks_still_learn(kind):
     """An average over the history finds its favourite item, which is every second one; by chance the loss is log 6 = 1.79.
@@ -226,7 +227,7 @@ def test_eight_blocks_still_learn(kind):
 
 
 def _favourites(items: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Items of which half are the history's favourite, and what is asked for at every place."""
+    """Return items of which half are the history's favourite, and what is asked for at every place."""
     favourite = torch.randint(6, (items.shape[0], 1), generator=generator).expand_as(items)
     return torch.where(torch.rand(items.shape, generator=generator) < 0.5, favourite, items), favourite
 

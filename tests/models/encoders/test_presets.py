@@ -8,7 +8,7 @@ PAGE = Path(__file__).resolve().parents[3] / "docs" / "attention.md"
 
 
 def table_of_presets() -> str:
-    """One row for each setting in which published encoders differ, one column for each of them."""
+    """Return one row for each setting in which published encoders differ, one column for each of them."""
     kinds = list(PRESETS)
     flat = {}
     for kind in kinds:
@@ -29,5 +29,5 @@ def _text(value: object) -> str:
     return "yes" if value is True else str(value)
 
 
-def test_the_page_lists_what_presets_set():
+def test_the_page_lists_the_settings_of_presets():
     assert table_of_presets() in PAGE.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A catalogue whose items, events, users and candidates have several values of features, looked up by row or as bags."""
+"""A catalogue with several values per feature of items, events, users and candidates, looked up by row or as bags."""
 
 from dataclasses import dataclass
 
@@ -29,14 +29,14 @@ class Shape:
 
 
 def lists(count: int, num_rows: int, seed: int, most: int = 5) -> IdColumn:
-    """None to `most` values for each of `count` owners; repeats among them."""
+    """Return none to `most` values for each of `count` owners; repeats among them."""
     random = np.random.default_rng(seed)
     offsets = np.concatenate(([0], np.cumsum(random.integers(0, most + 1, count))))
     return IdColumn(random.integers(0, num_rows, offsets[-1]), offsets)
 
 
 def features_of(bagged: bool, pooling: Pooling) -> dict[str, tuple[InputFeature, ...]]:
-    """Two features of items share a table with one of events, users and candidates; a single value of users has its own."""
+    """Return a catalogue. Two features of items share a table with those of events, users and candidates."""
 
     def feature(name: str, table: str) -> InputFeature:
         return InputFeature(name, table, DIMS[table], pooling=pooling, bagged=bagged)
@@ -57,7 +57,7 @@ def catalogue(bagged: bool, pooling: Pooling = "mean") -> Catalogue:
 
 
 def request_of(known: Catalogue, shape: Shape) -> ItemRequest:
-    """Of some items, maybe none, and beside them whatever events, users and candidates say."""
+    """Return a request of some items, possibly none, with features of events, users and candidates."""
     random = np.random.default_rng(shape.seed)
     ids = np.flatnonzero(random.random(NUM_ITEMS) < 0.6) if shape.events else np.zeros(0, np.int64)
     told = {
@@ -86,8 +86,8 @@ class Tagged(nn.Module):
         self.scale = nn.Parameter(torch.ones(1))
 
     def said(self, request: ItemRequest) -> dict[str, Tensor]:
-        """By owners and feature, (M, width)."""
-        rows, known, found = self.tables(request.rows, request.bags), self.known, {}
+        """Return the vectors by owners and feature, (M, width)."""
+        rows, known, result = self.tables(request.rows, request.bags), self.known, {}
         features = dict(
             zip(OWNERS, (known.features, known.inputs.events, known.inputs.users, known.inputs.candidates), strict=True)
         )
@@ -95,14 +95,14 @@ class Tagged(nn.Module):
             for feature in of_owners:
                 given = getattr(request, owners)
                 if feature.name in given:
-                    found[f"{owners}.{feature.name}"] = said_of(
+                    result[f"{owners}.{feature.name}"] = said_of(
                         feature, rows, given[feature.name], self.count(request, owners, feature.name)
                     )
-        found["item"] = rows["item"]
-        return found
+        result["item"] = rows["item"]
+        return result
 
     def count(self, request: ItemRequest, owners: str, feature: str) -> int:
-        """Owners are told apart by the largest among those that have values, or by the bags."""
+        """Return the vectors; owners are distinguished by the largest among those that have values, or by the bags."""
         given = getattr(request, owners)[feature]
         if given.bags is not None:
             return int(given.bags.stop - given.bags.first)

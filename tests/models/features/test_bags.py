@@ -42,14 +42,14 @@ def test_bags_equal_rows_in_values_and_gradients(shape: Shape, pooling: str) -> 
     torch.testing.assert_close(losses[0], losses[1])
     for loss in losses:
         loss.backward()
-    found, expected = gradients_of(bags), gradients_of(rows)
-    assert found.keys() == expected.keys() == ROWS.keys()
-    for table, gradient in found.items():
+    actual, expected = gradients_of(bags), gradients_of(rows)
+    assert actual.keys() == expected.keys() == ROWS.keys()
+    for table, gradient in actual.items():
         torch.testing.assert_close(gradient, expected[table], rtol=1e-5, atol=1e-6)
-    assert shape.events == 0 or found["label"].any()
+    assert shape.events == 0 or actual["label"].any()
 
 
-def test_tables_whose_bags_have_other_owners_are_asked_apart() -> None:
+def test_tables_with_bags_of_other_owners_have_separate_requests() -> None:
     names = set(model_of(True).tables.collections)
     assert names == {
         "sharded_8",
@@ -62,9 +62,9 @@ def test_tables_whose_bags_have_other_owners_are_asked_apart() -> None:
 def test_items_that_are_looked_up_alone_have_no_bags_of_events() -> None:
     model = model_of(True)
     request = model.known.request(np.arange(5))
-    found = model.tables(request.rows, request.bags)
-    assert {name for name in found if "." in name} == {"values.tags", "values.genres", "values.shops"}
-    assert found["values.tags"].shape == (5, 16)
+    actual = model.tables(request.rows, request.bags)
+    assert {name for name in actual if "." in name} == {"values.tags", "values.genres", "values.shops"}
+    assert actual["values.tags"].shape == (5, 16)
     nothing = model.tables(ItemRequest({"item": torch.zeros(0, dtype=torch.int64)}).rows)
     assert list(nothing) == ["item"]
 
@@ -95,20 +95,20 @@ def test_negatives_and_pieces_of_a_batch_keep_their_bags() -> None:
                 said_of(words, rows, part.items.events["words"], part.layout.num_events),
                 *(said_of(f, rows, part.items.users[f.name], part.row_ids.numel()) for f in (likes, city)),
             ]
-    for found, expected in zip(said[True], said[False], strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-        assert found.shape[0] > 0
+    for value, expected in zip(said[True], said[False], strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-6)
+        assert value.shape[0] > 0
 
 
 @pytest.mark.parametrize("pooling", ["mean", "sum"])
 def test_gradients_of_bags_become_those_of_their_rows(pooling: str) -> None:
     model = model_of(True, pooling)
     request = request_of(model.known, SHAPES[0])
-    found = model.tables(request.rows, request.bags)
-    for vectors in found.values():
+    actual = model.tables(request.rows, request.bags)
+    for vectors in actual.values():
         vectors.retain_grad()
-    torch.stack([(vectors.sin() ** 2).sum() for vectors in found.values()]).sum().backward()
-    rows, gradients = row_gradients(request.rows, request.bags, {n: v.grad for n, v in found.items()})  # type: ignore[misc]
+    torch.stack([(vectors.sin() ** 2).sum() for vectors in actual.values()]).sum().backward()
+    rows, gradients = row_gradients(request.rows, request.bags, {n: v.grad for n, v in actual.items()})  # type: ignore[misc]
     assert rows.keys() == ROWS.keys()
     for table, whole in gradients_of(model).items():
         spread = torch.zeros_like(whole).index_add_(0, rows[table], gradients[table])

@@ -70,7 +70,7 @@ def random_event(random: np.random.Generator, time: int) -> Event:
 
 def random_users(seed: int) -> list[User]:
     random = np.random.default_rng(seed)
-    found = []
+    result = []
     for length in (5, 0, 1, 9, 2):
         times = START + np.cumsum(random.integers(0, 40_000_000, size=length))
         features = {
@@ -78,8 +78,8 @@ def random_users(seed: int) -> list[User]:
             "likes": random.integers(0, 15, size=random.integers(0, 3)).tolist(),
             "type": int(random.integers(0, 9)),
         }
-        found.append(User([random_event(random, int(time)) for time in times], features))
-    return found
+        result.append(User([random_event(random, int(time)) for time in times], features))
+    return result
 
 
 def lists_of(values: list[list[int]]) -> IdColumn:
@@ -114,7 +114,7 @@ CATALOGUE = catalogue()
 
 
 def batch_of(users: list[User], objective: Any, told: Catalogue = CATALOGUE) -> HistoryBatch:
-    """Inputs are all events but the last, targets all but the first."""
+    """Return a batch: inputs are all events but the last, targets all but the first."""
     inputs = [event for user in users for event in user.events[:-1]]
     after = [event for user in users for event in user.events[1:]]
     offsets = np.concatenate(([0], np.cumsum([max(0, len(user.events) - 1) for user in users]))).astype(np.int64)
@@ -155,17 +155,17 @@ def make_model(objective: Any, bias: str = "none") -> NextItemModel:
 
 
 def inputs_of(model: NextItemModel, batch: HistoryBatch) -> Tensor:
-    """What the encoder is given."""
+    """Return the inputs of the encoder."""
     rows = model.look_up(batch.items)
     items, asked = model.items(rows, batch.items)[batch.history_index], batch.items
     return model.inputs(items, rows, asked.events, asked.users, batch.layout.offsets, batch.time_rows)
 
 
 def encoded(model: NextItemModel, batch: HistoryBatch) -> Tensor:
-    found: Tensor = model.encoder(
+    result: Tensor = model.encoder(
         inputs_of(model, batch), AttentionContext(batch.layout, batch.times, batch.request_times)
     )[0]
-    return found
+    return result
 
 
 def weight_of(model: NextItemModel, table: str) -> Tensor:
@@ -186,13 +186,13 @@ def plainly(model: NextItemModel, feature: InputFeature, value: Any, projections
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda value: value.kind)
 @pytest.mark.parametrize("seed", range(3))
-def test_an_input_is_the_sum_of_what_is_known_of_its_event(objective: Any, seed: int) -> None:
+def test_an_input_is_the_sum_of_the_embeddings_of_its_event(objective: Any, seed: int) -> None:
     model, users = make_model(objective), random_users(seed)
     batch = batch_of(users, objective)
     assert batch.items.rows.keys() == TABLES.keys()
     for rows in batch.items.rows.values():
         assert rows.unique().numel() == rows.numel()
-    found = list(inputs_of(model, batch))
+    actual = list(inputs_of(model, batch))
     for user in users:
         times, brand = [event.time for event in user.events], ITEM_FEATURES[0]
         rows = time_rows(Clock(1_000, ("gap", "hour", "weekday")), np.asarray(times), np.asarray([0, len(times)]))
@@ -205,8 +205,8 @@ def test_an_input_is_the_sum_of_what_is_known_of_its_event(objective: Any, seed:
                 expected = expected + plainly(model, feature, user.features[feature.name], model.inputs.users)
             for part in ("gap", "hour", "weekday"):
                 expected = expected + model.inputs.time.vectors[part].weight[int(rows[part][n])]
-            torch.testing.assert_close(found.pop(0), expected)
-    assert not found
+            torch.testing.assert_close(actual.pop(0), expected)
+    assert not actual
 
 
 def test_times_reach_the_encoder_from_the_first_event_on() -> None:
@@ -266,7 +266,7 @@ def test_nothing_of_a_later_event_is_seen(objective: Any, bias: str, number: int
         assert torch.equal(losses[0], losses[1])
 
 
-def test_every_input_changes_what_is_encoded_from_its_event_on() -> None:
+def test_every_input_changes_the_outputs_from_its_event_on() -> None:
     """So that the test before can fail: each feature of the first event, and of the user, reaches every output."""
     objective = OBJECTIVES[1]
     model, users = make_model(objective), random_users(2)
@@ -299,7 +299,7 @@ def test_gradients_reach_every_weight() -> None:
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda value: value.kind)
 def test_in_pieces_losses_and_gradients_add_up(objective: Any) -> None:
-    found = []
+    actual = []
     for most in (None, 5):
         model = make_model(objective, bias="time").double()
         batch = with_cuts(batch_of(random_users(3), objective), most)
@@ -309,13 +309,13 @@ def test_in_pieces_losses_and_gradients_add_up(objective: Any) -> None:
         losses = [model.loss(rows, part) for part in parts]
         torch.stack(losses).sum().backward()
         dense = [*model.encoder.parameters(), *model.items.parameters(), *model.inputs.parameters()]
-        found.append((sum(loss.item() for loss in losses), [leaf.grad for leaf in (*rows.values(), *dense)]))
-    assert found[1][0] == pytest.approx(found[0][0], rel=1e-12)
-    for of_pieces, of_whole in zip(found[1][1], found[0][1], strict=True):
+        actual.append((sum(loss.item() for loss in losses), [leaf.grad for leaf in (*rows.values(), *dense)]))
+    assert actual[1][0] == pytest.approx(actual[0][0], rel=1e-12)
+    for of_pieces, of_whole in zip(actual[1][1], actual[0][1], strict=True):
         torch.testing.assert_close(of_pieces, of_whole)
 
 
-def test_the_whole_catalogue_is_looked_up_once_whatever_else_is_asked() -> None:
+def test_the_whole_catalogue_is_looked_up_once_for_all_requests() -> None:
     """Its request is made once for all steps; what events add comes behind it."""
     users = random_users(5)
     batch, known = batch_of(users, OBJECTIVES[0]), CATALOGUE.known

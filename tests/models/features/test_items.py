@@ -69,9 +69,9 @@ def test_vectors_equal_those_of_one_item_at_a_time(hashed: bool, ids: list[int])
     assert request.rows.keys() == TABLES.keys()  # every rank asks every table
     for asked in request.rows.values():
         assert asked.unique().numel() == asked.numel()  # nothing is sent twice
-    found = module({name: tables()[name][asked] for name, asked in request.rows.items()}, request)
-    assert found.shape == (len(ids), WIDTH)
-    for vector, item in zip(found, ids, strict=True):
+    actual = module({name: tables()[name][asked] for name, asked in request.rows.items()}, request)
+    assert actual.shape == (len(ids), WIDTH)
+    for vector, item in zip(actual, ids, strict=True):
         torch.testing.assert_close(vector, plainly(item, rows, module))
 
 

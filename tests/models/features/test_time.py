@@ -16,7 +16,7 @@ UNITS = [1, 1_000, 1_000_000]
 
 
 def gap_row(seconds: int) -> int:
-    """By the formula, with the bounds of the bucket checked by whole powers."""
+    """Return the bucket by the formula; its bounds are checked by whole powers."""
     k = min(LONGEST_GAP, math.floor(2 * math.log2(1 + seconds)))
     assert 2**k <= (1 + seconds) ** 2
     assert (1 + seconds) ** 2 < 2 ** (k + 1) or k == LONGEST_GAP
@@ -34,10 +34,10 @@ def test_rows_equal_those_of_one_event_at_a_time(ticks: int) -> None:
     moments = [datetime.fromtimestamp(int(second), UTC) for second in SECONDS]
     assert rows["hour"].tolist() == [moment.hour for moment in moments]
     assert rows["weekday"].tolist() == [moment.weekday() for moment in moments]
-    for part, found in rows.items():
-        assert found.dtype == np.int64
-        assert found.min() >= 0
-        assert found.max() < NUM_TIME_ROWS[part]  # type: ignore[index]
+    for part, value in rows.items():
+        assert value.dtype == np.int64
+        assert value.min() >= 0
+        assert value.max() < NUM_TIME_ROWS[part]  # type: ignore[index]
 
 
 def test_the_longest_gap_has_a_row() -> None:
@@ -48,10 +48,10 @@ def test_the_longest_gap_has_a_row() -> None:
 @pytest.mark.parametrize("ticks", UNITS)
 def test_seconds_count_from_the_first_event_of_each_history(ticks: int) -> None:
     clock, times = Clock(ticks), SECONDS * ticks
-    found = seconds_since_start(clock, times, times, OFFSETS)
-    assert found.tolist() == [0, 0, 1, 90_000, 0, 0, 89_997, 90_000, 2**33 + 90_000]
+    actual = seconds_since_start(clock, times, times, OFFSETS)
+    assert actual.tolist() == [0, 0, 1, 90_000, 0, 0, 89_997, 90_000, 2**33 + 90_000]
     asked = seconds_since_start(clock, times + 7 * ticks, times, OFFSETS)
-    assert (asked - found).tolist() == [7] * 9
+    assert (asked - actual).tolist() == [7] * 9
     nothing = np.zeros(0, np.int64)
     assert seconds_since_start(clock, nothing, nothing, np.zeros(3, np.int64)).size == 0
 
@@ -72,8 +72,8 @@ def test_the_gap_of_the_first_event_is_to_the_one_before_it_that_was_cut_off() -
         earlier = Earlier(np.asarray([cut > 0, False, False]), np.asarray([times[cut - 1] * (cut > 0), 0, 0]))
         # An empty history, and one that begins with its first event.
         rest = np.concatenate((times[cut:], times))
-        found = time_rows(clock, rest, np.asarray([0, 6 - cut, 6 - cut, 12 - cut]), earlier)["gap"]
-        assert found.tolist() == [*whole[cut:].tolist(), *whole.tolist()]
+        actual = time_rows(clock, rest, np.asarray([0, 6 - cut, 6 - cut, 12 - cut]), earlier)["gap"]
+        assert actual.tolist() == [*whole[cut:].tolist(), *whole.tolist()]
 
 
 def test_vectors_are_added_up() -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.layers.activations import Dice, PRelu, Relu, activation_of
-from models.layers.moving_statistics import sums_of, update
+from models.layers.running_statistics import sums_of, update
 
 WIDTH = 4
 

@@ -32,7 +32,7 @@ def model_with(objective: dict, kind: str = "bert4rec") -> NextItemModel:
 
 
 def batch_of(items: list[list[int]], masked: list[list[int]], whole: bool) -> HistoryBatch:
-    """Histories, and the places in each that are masked."""
+    """Return histories, and the places in each that are masked."""
     offsets = np.concatenate(([0], np.cumsum([len(history) for history in items])))
     flat = np.asarray([item for history in items for item in history])
     mask = np.concatenate([np.isin(np.arange(len(h)), places) for h, places in zip(items, masked, strict=True)])
@@ -68,7 +68,7 @@ def test_an_event_that_is_not_masked_is_seen_from_both_sides():
         assert not torch.equal(encoded(model, batch_of([changed], [[1]], True))[1], first[1])
 
 
-def test_the_row_of_unknown_items_is_not_what_a_masked_event_looks_like():
+def test_a_masked_event_differs_from_an_unknown_item():
     model = model_with(OBJECTIVES[0])
     batch = batch_of([[3, 5, 7]], [[1]], True)
     before = encoded(model, batch)

@@ -41,7 +41,7 @@ def make_model(objective=FULL, seed: int = 1, kind: str = "sasrec") -> NextItemM
 
 
 def training_batch(sequences: list[list[int]], objective=FULL) -> HistoryBatch:
-    """Inputs are all events but the last, targets all but the first; an empty sequence is an empty history."""
+    """Return a batch: inputs are all events but the last, targets all but the first; an empty sequence is an empty history."""
     inputs, targets = [s[:-1] for s in sequences], [s[1:] for s in sequences]
     sampled = isinstance(objective, SampledSoftmaxConfig)
     return build_batch(
@@ -76,7 +76,7 @@ def random_sequences(seed: int) -> list[list[int]]:
 
 @pytest.fixture
 def losses_of(monkeypatch):
-    """The loss of every target on its own: the objectives replaced by plain ones that do not sum."""
+    """Return the loss of every target on its own: the objectives replaced by plain ones that do not sum."""
     kept: list[Tensor] = []
 
     def full(user_ND, item_CD, target_N, temperature, label_smoothing):
@@ -150,7 +150,7 @@ def test_the_vector_of_an_empty_history_is_zero():
     assert [bool(u.any()) for u in users] == [False, True, False, True, False]
 
 
-def test_a_users_vector_is_that_of_the_whole_history_whoever_else_is_in_the_batch():
+def test_a_users_vector_is_that_of_the_whole_history_in_any_batch():
     model, histories = make_model(), random_sequences(6)
     batch = history_batch(histories)
     users = model.user_vectors(model.look_up(batch.items), batch)

@@ -23,7 +23,7 @@ class _Watch(TorchDispatchMode):
 
 
 def largest_tensor(work: Callable[[], Any]) -> int:
-    """Elements of the largest tensor that any operation of `work` gives, backward passes included."""
+    """Return elements of the largest tensor that any operation of `work` gives, backward passes included."""
     with _Watch() as watch:
         work()
     return watch.largest

@@ -20,7 +20,7 @@ def test_without_autocast_a_product_is_exact():
     assert torch.equal(add_product(start.clone(), left, right), torch.addmm(start, left, right))
 
 
-def test_under_autocast_factors_are_rounded_and_what_is_written_to_is_not():
+def test_under_autocast_factors_are_rounded_and_outputs_are_not():
     left, right, start = normal(5, 7, seed=1), normal(7, 3, seed=2), 1e3 * normal(5, 3, seed=3)
     expected = left.bfloat16().double() @ right.bfloat16().double()
     with torch.autocast("cpu", torch.bfloat16):
@@ -56,7 +56,7 @@ def test_under_autocast_a_gpu_rounds_factors_and_writes_float32(monkeypatch):
     assert called == 3 * [(torch.bfloat16, torch.bfloat16, torch.float32)]
 
 
-def test_what_autocast_leaves_alone_is_not_rounded():
+def test_operations_outside_autocast_are_not_rounded():
     out = torch.empty(5, 3, dtype=torch.float64)
     left, right = normal(5, 7, seed=1).double(), normal(7, 3, seed=2).double()
     with torch.autocast("cpu", torch.bfloat16):
@@ -84,6 +84,6 @@ def test_under_autocast_cross_entropy_is_that_of_float32_and_its_gradient_nearly
     expected = torch.nn.functional.cross_entropy(logits, target, reduction="sum")
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     exact = torch.autograd.grad(softmax_cross_entropy_reference(*inputs, target, temperature), inputs)
-    for found, wanted in zip(gradients, exact, strict=True):
-        assert found.dtype == torch.float32
-        assert (found - wanted).norm() < 0.01 * wanted.norm()
+    for value, wanted in zip(gradients, exact, strict=True):
+        assert value.dtype == torch.float32
+        assert (value - wanted).norm() < 0.01 * wanted.norm()

@@ -101,7 +101,7 @@ def test_sampled_softmax_is_a_softmax_over_the_target_and_the_negatives_that_are
     torch.testing.assert_close(sampled_softmax_cross_entropy(sample_of(table, temperature=temperature)), expected)
 
 
-def test_binary_cross_entropy_asks_each_score_whether_it_is_that_of_the_target():
+def test_binary_cross_entropy_classifies_each_score_as_target_or_not():
     table, user_TD = random_table(), random_table(4, len(TARGETS))
     expected = 0.0
     for user, target in zip(user_TD, TARGETS, strict=True):
@@ -255,15 +255,15 @@ def test_the_power_of_gbce_is_never_above_one():
 
 @pytest.mark.parametrize("objective", PAIRS)
 def test_under_autocast_products_are_rounded_and_sums_are_not(objective):
-    """Among many targets, whose sum in bfloat16 would be off by much more than each of them."""
+    """Many targets: their sum in bfloat16 would be off by much more than each of them."""
     targets, negatives = [i % 6 for i in range(3000)], [0, 1, 2, 3, 5] * 8
-    found = []
+    actual = []
     for rounded in (True, False):
         table, user_TD = (t.float().requires_grad_() for t in (random_table(), random_table(4, len(targets))))
         with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
             loss = PAIRS[objective][not rounded](sample_of(table, user_TD, targets=targets, negatives=negatives))
         assert loss.dtype == torch.float32
         loss.backward()
-        found.append((loss.detach(), user_TD.grad, table.grad))
-    for ours, exact in zip(*found, strict=True):
+        actual.append((loss.detach(), user_TD.grad, table.grad))
+    for ours, exact in zip(*actual, strict=True):
         assert (ours - exact).norm() < 0.01 * exact.norm()

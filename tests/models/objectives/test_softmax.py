@@ -26,7 +26,7 @@ def value_and_gradients(function, user_TD, item_CD, target_T, temperature, smoot
 
 
 def in_chunks(monkeypatch, elements: int) -> None:
-    """Whole rows of logits, as many at a time as so many elements hold, and at least one."""
+    """Let whole rows of logits be computed at a time: as many as fit into a number of elements, and at least one."""
     monkeypatch.setattr(chunked_scores, "CHUNK_ELEMENTS", elements)
     monkeypatch.setattr(softmax, "MIN_ROWS", 0)
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.attention.candidates import ROW_SIZE, lay_out_candidates
-from models.attention.pieces import UNIT_KEPT
+from models.attention.tiled import UNIT_KEPT
 from models.costs import Histories
 from models.ranking import costs
 from models.ranking.config import RankingConfig, learned_labels
@@ -108,7 +108,7 @@ def model_of(config: RankingConfig) -> RankingModel:
 
 
 def users() -> list[User]:
-    """Histories and rows of candidates that are all alike, so that nothing is padded."""
+    """Return equal histories and rows of candidates, so that nothing is padded."""
     random = np.random.default_rng(1)
     events = tuple((1 + k, 10 * k, k % 4) for k in range(NUM_EVENTS))
     shown = tuple((1 + k, 1000 + k, k % 4, 0.5, k, k % 2, 0) for k in range(NUM_SHOWN))
@@ -139,7 +139,7 @@ def test_matrix_products_of_a_step_are_those_that_torch_counts(form: str) -> Non
     model, batch = model_of(config), batch_of(users())
 
     def step() -> None:
-        rows = {name: found.detach().requires_grad_() for name, found in model.look_up(batch.items).items()}
+        rows = {name: value.detach().requires_grad_() for name, value in model.look_up(batch.items).items()}
         model.loss(rows, batch).backward()
 
     expected = ranking_costs_of(config, WIDTH, workload(float(batch.lookup_ids.numel())))

@@ -37,7 +37,7 @@ def experts_of(form: str, **more) -> tuple[Experts, ExpertsConfig]:
 
 
 def network(module: SideBySide, number: int, x: Tensor, linear_end: bool = False) -> Tensor:
-    """One of the networks, layer by layer."""
+    """Return one of the networks, layer by layer."""
     for place, weight in enumerate(module.weights):
         x = x @ weight[number]
         if len(module.biases):
@@ -67,7 +67,7 @@ def plainly(module: Experts, config: ExpertsConfig, x: Tensor) -> Tensor:
             gates = [network(level.gates, t, labels[t], linear_end=True) for t in range(LABELS)]
             if level.shared_gate is not None:
                 gate = network(level.shared_gate, 0, shared, linear_end=True)
-                shared = mixture(gate, [*(e for found in own for e in found), *common])
+                shared = mixture(gate, [*(e for value in own for e in value), *common])
             labels = [mixture(gates[t], [*own[t], *common]) for t in range(LABELS)]
     return torch.cat([network(module.towers, t, labels[t], linear_end=True) for t in range(LABELS)], dim=1)
 

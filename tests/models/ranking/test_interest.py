@@ -1,4 +1,4 @@
-"""Every way in which a candidate meets a history: alike alone and among others, blind to what is later, equal to its paper."""
+"""Every interest unit: the same alone and among others, independent of later events, equal to its paper."""
 
 from dataclasses import dataclass, replace
 
@@ -83,7 +83,7 @@ class Given:
         )
 
     def alone(self, candidate: int, most_recent: int | None = None) -> "Given":
-        """One candidate and its history, or the most recent events of it before the candidate."""
+        """Return one candidate and its history, or the most recent events of it before the candidate."""
         only, events, own = self.shown.alone(candidate)
         if most_recent is not None:
             end = int(only.history_end[0])
@@ -107,17 +107,17 @@ def given_of(dtype: torch.dtype = torch.float32, reach: int = MAX_HISTORY) -> Gi
 
 
 def interest_in(form: str, dtype: torch.dtype = torch.float32, **encoder) -> Interest:
-    """With weights that matter; without dropout."""
+    """Return the unit with weights that are not trivial, without dropout."""
     settings, interest = FORMS[form]
     config = EncoderConfig.model_validate({"dropout": 0.0, **settings, **encoder})
     check_encoder(config)
-    found = interest_of(WIDTH, MAX_HISTORY, config, InterestConfig.model_validate(interest))
-    found.initialize(torch.Generator().manual_seed(1))
+    result = interest_of(WIDTH, MAX_HISTORY, config, InterestConfig.model_validate(interest))
+    result.initialize(torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
-        for parameter in found.parameters():
+        for parameter in result.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    return found.to(dtype)
+    return result.to(dtype)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -141,7 +141,7 @@ def test_a_history_for_all_of_its_candidates_equals_one_for_each(form):
 
 
 @pytest.mark.parametrize("form", OF_PLAIN_EVENTS)
-def test_of_a_longer_history_a_candidate_sees_its_own_most_recent_events(form):
+def test_a_candidate_sees_its_most_recent_events_of_a_longer_history(form):
     """Which others of its user stand in the batch, and reach further back, does not matter."""
     interest, given = interest_in(form, torch.float64).eval(), given_of(torch.float64, reach=5)
     together, _ = interest(given.events, given.candidates, given.batch)
@@ -152,7 +152,7 @@ def test_of_a_longer_history_a_candidate_sees_its_own_most_recent_events(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_what_happens_later_or_elsewhere_changes_nothing(form):
+def test_later_events_and_other_histories_change_nothing(form):
     """Bit for bit: later events of the same user, their times and categories, other users, other candidates."""
     interest, given = interest_in(form).eval(), given_of()
     before, _ = interest(given.events, given.candidates, given.batch)

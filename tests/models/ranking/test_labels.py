@@ -92,14 +92,14 @@ def test_ranking_losses_have_a_share_of_cross_entropy():
     torch.testing.assert_close(mixed, 0.25 * plain + 0.75 * alone)
 
 
-# Negative sampling: two labels, of which `buy` presupposes `click`; both known, for groups of impressions that look alike.
+# Negative sampling: two labels, of which `buy` presupposes `click`; both known, for groups of similar impressions.
 
 KEPT = 0.1
 CLICK, BUY_GIVEN_CLICK = torch.tensor([0.05, 0.3]).double(), torch.tensor([0.2, 0.5]).double()
 
 
 def expected_log(kept: float) -> tuple[dict[str, Tensor], Tensor]:
-    """Every kind of impression of both groups, and how many of each the log has: labels and weights, exactly."""
+    """Return every kind of impression of both groups, and how many of each the log has: labels and weights, exactly."""
     labels = {"click": torch.tensor([0, 1, 1, 0, 1, 1.0]), "buy": torch.tensor([0, 0, 1, 0, 0, 1.0])}
     none, click, buy = (1 - CLICK) * kept, CLICK * (1 - BUY_GIVEN_CLICK), CLICK * BUY_GIVEN_CLICK
     return labels, torch.stack((none, click, buy), dim=1).flatten()
@@ -128,9 +128,9 @@ def test_probabilities_learned_from_a_sampled_log_are_those_of_the_full_one(corr
         return loss
 
     optimizer.step(closure)
-    found = torch.sigmoid(labels.logits(logits.detach()))
+    actual = torch.sigmoid(labels.logits(logits.detach()))
     buy = CLICK * BUY_GIVEN_CLICK if entire_space else BUY_GIVEN_CLICK
-    torch.testing.assert_close(found, torch.stack((CLICK, buy), dim=1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(actual, torch.stack((CLICK, buy), dim=1), rtol=1e-4, atol=1e-6)
     uncorrected = torch.sigmoid(Labels(configs).logits(labels._as_sampled(logits.detach())))
     if correction == "offset":  # what the sampled log says itself
         sampled = CLICK / (CLICK + KEPT * (1 - CLICK))

@@ -22,7 +22,7 @@ def scores(seed: int = 0) -> Tensor:
 
 
 def of_user(user: int, logits: Tensor, defined: Tensor) -> tuple[list[float], list[float]]:
-    """Scores of positives and of negatives."""
+    """Return scores of positives and of negatives."""
     own = (user == USER) & defined
     return logits[own & POSITIVE].tolist(), logits[own & ~POSITIVE].tolist()
 
@@ -49,8 +49,8 @@ def plain_listwise(logits: Tensor, defined: Tensor) -> float:
 def test_pointwise_losses_are_their_formulas():
     logits = scores()
     for kind, focusing in (("bce", 0.0), ("focal", 2.0), ("focal", 0.5)):
-        found = pointwise(kind, logits, POSITIVE, focusing)
-        for loss, score, positive in zip(found.tolist(), logits.tolist(), POSITIVE.tolist(), strict=True):
+        actual = pointwise(kind, logits, POSITIVE, focusing)
+        for loss, score, positive in zip(actual.tolist(), logits.tolist(), POSITIVE.tolist(), strict=True):
             p = 1 / (1 + math.exp(-score))
             of_truth = p if positive else 1 - p
             assert loss == pytest.approx(-((1 - of_truth) ** focusing) * math.log(of_truth))
@@ -71,8 +71,8 @@ def test_pointwise_losses_of_far_scores_are_finite():
 @pytest.mark.parametrize("defined", [ALL, DEFINED], ids=["all", "some"])
 def test_pairwise_is_the_loop_over_pairs(monkeypatch, defined, chunk):
     monkeypatch.setattr(losses, "CHUNK_PAIRS", chunk)
-    found = pairwise(scores(), POSITIVE, defined, USER, len(COUNTS))
-    assert found.item() == pytest.approx(plain_pairwise(scores(), defined))
+    actual = pairwise(scores(), POSITIVE, defined, USER, len(COUNTS))
+    assert actual.item() == pytest.approx(plain_pairwise(scores(), defined))
 
 
 def test_a_gpu_is_given_more_pairs_at_a_time_than_a_cpu():
@@ -81,10 +81,10 @@ def test_a_gpu_is_given_more_pairs_at_a_time_than_a_cpu():
 
 @pytest.mark.parametrize("defined", [ALL, DEFINED], ids=["all", "some"])
 def test_listwise_is_the_loop_over_users(defined):
-    found = listwise(scores(), POSITIVE, defined, USER, len(COUNTS))
-    assert found.item() == pytest.approx(plain_listwise(scores(), defined))
+    actual = listwise(scores(), POSITIVE, defined, USER, len(COUNTS))
+    assert actual.item() == pytest.approx(plain_listwise(scores(), defined))
     shifted = listwise(scores() + 500.0, POSITIVE, defined, USER, len(COUNTS))
-    assert shifted.item() == pytest.approx(found.item())
+    assert shifted.item() == pytest.approx(actual.item())
 
 
 @pytest.mark.parametrize("loss", [pairwise, listwise])
@@ -117,9 +117,9 @@ def test_users_order_of_impressions_and_other_users_change_nothing(loss):
 def test_without_impressions_the_loss_is_zero_and_can_be_differentiated(loss):
     nothing = torch.zeros(0, requires_grad=True)
     empty = torch.zeros(0, dtype=torch.bool)
-    found = loss(nothing, empty, empty, torch.zeros(0, dtype=torch.int64), 2)
-    found.backward()
-    assert found.item() == 0.0
+    actual = loss(nothing, empty, empty, torch.zeros(0, dtype=torch.int64), 2)
+    actual.backward()
+    assert actual.item() == 0.0
 
 
 def test_ranking_losses_fall_as_positives_rise():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers.moving_statistics import sums_of
+from models.layers.running_statistics import sums_of
 from models.ranking.batch import RankingBatch
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
@@ -54,8 +54,8 @@ def ranker(kind: str) -> RankingModel:
 
 
 def outcome(model: RankingModel, batch: RankingBatch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-    """Loss, gradients by name of what was looked up and of weights, and what moving statistics counted."""
-    rows = {table: found.detach().requires_grad_() for table, found in looked_up(model, batch).items()}
+    """Return loss, gradients by name of what was looked up and of weights, and what moving statistics counted."""
+    rows = {table: value.detach().requires_grad_() for table, value in looked_up(model, batch).items()}
     total = torch.zeros((), dtype=torch.float64)
     for part in parts_of(batch):
         loss = model.loss(rows, part)

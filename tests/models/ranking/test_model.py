@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from models.attention.candidates import lay_out_candidates
 from models.batches.jagged import layout_of
-from models.features.distinct import distinct_ids
 from models.features.inputs import Inputs
 from models.features.items import Catalogue, IdColumn
 from models.features.time import Clock
+from models.features.unique import distinct_ids
 from models.features.values import InputFeature
-from models.layers.moving_statistics import sums_of, update
+from models.layers.running_statistics import sums_of, update
 from models.ranking.batch import RankingBatch, Told, with_inputs
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.labels import Rates
@@ -171,10 +171,10 @@ def loss_of(model: RankingModel, users: list[User]) -> Tensor:
 
 
 def doubled(batch: RankingBatch) -> RankingBatch:
-    def values(found):
+    def values(result):
         return {
             name: replace(given, weight=given.weight.double(), dense=given.dense.double())
-            for name, given in found.items()
+            for name, given in result.items()
         }
 
     owners = ("values", "events", "users", "candidates")
@@ -206,7 +206,7 @@ def test_users_and_candidates_do_not_see_each_other(settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_what_happens_from_a_candidates_time_on_changes_nothing(settings):
+def test_events_at_or_after_a_candidates_time_change_nothing(settings):
     model, users = model_of(settings), random_users()
     (before, user), changed = (logits_of(model, users[:1]), users[0]), 0
     for number, one in enumerate(user.shown):
@@ -272,7 +272,7 @@ def test_a_linear_model_is_the_formula():
     }
 
 
-def test_each_row_is_asked_for_once_whoever_asks():
+def test_each_row_is_requested_once():
     batch = batch_of(random_users())
     assert batch.items.rows.keys() == {table.name for table in TABLES}
     for rows in batch.items.rows.values():
@@ -294,7 +294,7 @@ def test_without_candidates_the_loss_is_zero_and_can_be_differentiated(settings,
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_gradients_of_the_loss(settings):
     model, batch = model_of(settings), doubled(batch_of(random_users(2, ((3, 2), (0, 1), (2, 3)))))
-    rows = {table: found.detach().requires_grad_() for table, found in looked_up(model, batch).items()}
+    rows = {table: value.detach().requires_grad_() for table, value in looked_up(model, batch).items()}
     assert torch.autograd.gradcheck(
         lambda *given: model.loss(dict(zip(rows, given, strict=True)), batch), tuple(rows.values())
     )

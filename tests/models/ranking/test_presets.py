@@ -19,7 +19,7 @@ def test_a_kind_is_where_the_other_settings_start_from(kind):
     assert (interest is None) == (kind == "logistic")
 
 
-def test_what_is_set_beside_a_kind_takes_the_place_of_that_part_alone():
+def test_a_setting_given_with_a_kind_replaces_that_part_only():
     config = RankingConfig.model_validate({"interest": {"attention": {"normalisation": "softmax"}}})
     assert config == RankingConfig.model_validate(
         {"kind": "din", "interest": {"attention": {"normalisation": "softmax"}}}
@@ -28,7 +28,7 @@ def test_what_is_set_beside_a_kind_takes_the_place_of_that_part_alone():
     assert (attention.score, attention.projection, attention.normalisation) == ("activation_unit", False, "softmax")
 
 
-def test_times_are_asked_for_by_what_looks_at_them():
+def test_times_are_requested_only_by_parts_that_use_them():
     asks = {kind: RankingConfig.model_validate({"kind": kind}).uses_time for kind in PRESETS}
     assert asks == {"din": False, "bst": True, "hstu": True, "sim": True, "pooled": False, "logistic": False}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.layers.moving_statistics import sums_of, update
+from models.layers.running_statistics import sums_of, update
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.interest import interest_of
 from models.ranking.model import RankingModel
@@ -65,7 +65,7 @@ def test_every_published_ranker_is_tested():
 
 
 @pytest.mark.parametrize("name", WITH_HISTORY)
-def test_what_happens_from_a_candidates_time_on_changes_nothing(name):
+def test_events_at_or_after_a_candidates_time_change_nothing(name):
     """Bit for bit, be it another item or another time at which it happens; before it, it does."""
     model, user = ranker(name).eval(), random_users()[0]
     before, changed = logits_of(model, [user]), 0
@@ -118,7 +118,7 @@ def test_candidates_without_any_history_have_logits(name):
 def test_the_history_reaches_every_table_and_weight(name):
     model, users = ranker(name), random_users(4, ((9, 6),) * 4)
     batch = batch_of(users)
-    rows = {table: found.detach().requires_grad_() for table, found in looked_up(model, batch).items()}
+    rows = {table: value.detach().requires_grad_() for table, value in looked_up(model, batch).items()}
     assert torch.isfinite(loss_of(model, users))
     logits_of(model, users).sum().backward()
     dense = {n: p for n, p in model.named_parameters() if not n.startswith("tables")}
@@ -128,7 +128,7 @@ def test_the_history_reaches_every_table_and_weight(name):
 
 
 def liked_before(seed: int) -> list[User]:
-    """Users of four events; a candidate is clicked if an event before it has its tag, which the history alone tells."""
+    """Return users of four events; a candidate is clicked if an event before it has its tag, which the history alone tells."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(count: int) -> list[int]:
@@ -143,7 +143,7 @@ def liked_before(seed: int) -> list[User]:
     return users
 
 
-def test_a_search_by_category_learns_what_categories_tell():
+def test_a_search_by_category_learns_from_categories():
     model = ranker("sim by category").train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     losses = []

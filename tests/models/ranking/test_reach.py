@@ -46,7 +46,7 @@ def config_of(case: str) -> RankingConfig:
 
 
 def interest_in(config: RankingConfig) -> Interest:
-    """With weights that matter."""
+    """Return the unit with weights that are not trivial."""
     interest = interest_of(WIDTH, MAX_HISTORY, config.encoder, config.interest)
     assert interest is not None
     interest.initialize(torch.Generator().manual_seed(1))
@@ -58,7 +58,7 @@ def interest_in(config: RankingConfig) -> Interest:
 
 
 def given_of(num_events: int, ends: list[int], seed: int = 3) -> Given:
-    """One history with candidates after `ends` events."""
+    """Return one history with candidates after `ends` events."""
     generator = torch.Generator().manual_seed(seed)
     times = torch.randint(1, 5000, (num_events,), generator=generator).cumsum(0)
     shown_at = times[torch.tensor(ends) - 1] + 7
@@ -86,7 +86,7 @@ def test_a_score_depends_on_the_events_within_its_reach_and_on_no_others(case):
 
 
 def later(given: Given, cut: int) -> Given:
-    """The same without the oldest events."""
+    """Return the same without the oldest events."""
     old = given.shown
     times, ends = old.times[cut:], old.history_end - cut
     kept = Shown([old.lengths[0] - cut], old.counts, ends, times, old.candidate_times, MAX_HISTORY)
@@ -98,15 +98,15 @@ def test_events_that_only_complete_what_others_are_encoded_as_add_nothing_to_a_p
     encoder = {**SOFT, "num_blocks": 2, "attention": attention}
     config = RankingConfig.model_validate({"kind": "din", "max_history": MAX_HISTORY, "encoder": encoder})
     interest, whole = interest_in(config).train(), given_of(40, [30, 36])
-    found = []
+    actual = []
     for given in (whole, later(whole, 11), later(whole, 30 - reach_of(config).receptive)):
-        found.append(interest(given.events, given.candidates, given.batch)[1].item())
-    assert found[0] > 0
-    assert found[1:] == pytest.approx([found[0]] * 2, rel=1e-5)  # it is summed in float32
+        actual.append(interest(given.events, given.candidates, given.batch)[1].item())
+    assert actual[0] > 0
+    assert actual[1:] == pytest.approx([actual[0]] * 2, rel=1e-5)  # it is summed in float32
 
 
 def pairs_of(config: RankingConfig, span: int) -> Iterator[float]:
-    """Pairs that are computed for one history of events with an impression after every fifth, by kind of attention."""
+    """Yield pairs that are computed for one history of events with an impression after every fifth, by kind of attention."""
     ends = np.arange(0, span + 1, 5)
     offsets = np.asarray([0, span])
     events = AttentionContext(layout_of(offsets), reach=config.max_history)

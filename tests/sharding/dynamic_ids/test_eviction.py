@@ -7,7 +7,7 @@ from sharding.dynamic_ids.eviction import CHUNK_ENTRIES, EvictionQueue, smallest
 
 
 @pytest.mark.parametrize("min_age", [1, 3])
-def test_the_longest_unused_go_first_whatever_was_used_meanwhile(min_age):
+def test_the_longest_unused_rows_are_evicted_first(min_age):
     rng = np.random.default_rng(min_age)
     num_entries = 20 * CHUNK_ENTRIES
     last_used, queue = np.zeros(num_entries, np.int64), EvictionQueue(np.zeros(3 * CHUNK_ENTRIES, np.int64))

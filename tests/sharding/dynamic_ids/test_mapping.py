@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch.distributed import checkpoint as dcp
 
 from sharding.config import DynamicIdsConfig
-from sharding.dynamic_ids.counts import count_ids, exchange_counts
+from sharding.dynamic_ids.id_counts import count_ids, exchange_counts
 from sharding.dynamic_ids.mapping import (
     Changes,
     DynamicIdsState,
@@ -21,7 +21,7 @@ from sharding.dynamic_ids.mapping import (
     observe,
     state_tensors,
 )
-from sharding.world import Ranks
+from sharding.world import World
 from tests.sharding.dynamic_ids.dict_ids import DictIds
 
 INT64 = np.iinfo(np.int64)
@@ -29,7 +29,7 @@ STEPS = 60
 
 
 def skewed(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Zipf-like ids whose favourites drift, spread over all of int64."""
+    """Return Zipf-like ids with drifting favourites, spread over all of int64."""
     for step in range(STEPS):
         ranks = (rng.pareto(0.7, rng.integers(0, 80)) * 3).astype(np.int64) + step // 4
         yield ranks * np.int64(0x1E3779B97F4A7C15)
@@ -41,13 +41,13 @@ def all_new(rng: np.random.Generator) -> Iterator[np.ndarray]:
 
 
 def crowded(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Batches with more distinct ids than the table and the candidates have places."""
+    """Yield batches with more distinct ids than the table and the candidates have places."""
     for _ in range(STEPS):
         yield rng.integers(-300, 300, rng.choice([0, 5, 40, 400]))
 
 
 def returning(rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Groups that leave and come back, so that ids are evicted and admitted over and over."""
+    """Yield groups that leave and come back, so that ids are evicted and admitted over and over."""
     for step in range(STEPS):
         yield np.concatenate((np.arange(14) + 14 * (step // 2 % 4), rng.integers(0, 56, 3)))
 
@@ -99,9 +99,9 @@ def test_equals_the_dict_reference_at_every_step(stream, config):
         reference.observe(batch.tolist())
         ever.update(batch.tolist())
         asked = np.asarray(sorted({*ever, 12345, INT64.min, INT64.max}), np.int64)
-        found = look_up(state, asked)
-        assert found.rows.tolist() == reference.look_up(asked.tolist())
-        assert found.num_unknown == found.rows.tolist().count(0)
+        actual = look_up(state, asked)
+        assert actual.rows.tolist() == reference.look_up(asked.tolist())
+        assert actual.num_unknown == actual.rows.tolist().count(0)
         evicted = list(zip(changes.evicted_ids.tolist(), changes.evicted_rows.tolist(), strict=True))
         admitted = list(zip(changes.admitted_ids.tolist(), changes.rows.tolist(), strict=True))
         assert (evicted, admitted) == (reference.evicted, reference.admitted)
@@ -148,17 +148,17 @@ def test_the_order_of_ids_in_a_batch_does_not_matter(config):
 
 
 def observe_shares(
-    ranks: Ranks, config: DynamicIdsConfig, stream: object, reload_at: int | None = None
+    world: World, config: DynamicIdsConfig, stream: object, reload_at: int | None = None
 ) -> tuple[object, ...]:
-    """Each rank counts an uneven share of every batch. Rows of the share at each step, all changes, and the state."""
+    """Return the rows of this rank's uneven share at each step, all changes, and the state."""
     state, changes, rows = new_state(config), [], []
     for step, batch in enumerate(batches(stream)):
         if step == reload_at:
             state = from_tensors(config, snapshot(state))
         mine = batch[
-            np.random.default_rng(step).integers(0, ranks.world_size + 1, batch.size) % ranks.world_size == ranks.rank
+            np.random.default_rng(step).integers(0, world.world_size + 1, batch.size) % world.world_size == world.rank
         ]
-        changes.append(plain(observe(state, exchange_counts(count_ids(mine), ranks))))
+        changes.append(plain(observe(state, exchange_counts(count_ids(mine), world))))
         rows.append(dict(zip(mine.tolist(), look_up(state, mine).rows.tolist(), strict=True)))
     return changes, rows, snapshot(state)
 
@@ -173,7 +173,7 @@ def test_the_number_of_ranks_does_not_matter(rank_pool, stream):
             assert their_changes == changes
             assert same(their_state, state)
         for step, whole in enumerate(rows):
-            together = {id_: row for _, theirs, _ in everyone for id_, row in theirs[step].items()}
+            together = {id_: row for _, expected, _ in everyone for id_, row in expected[step].items()}
             assert together == whole
 
 
@@ -191,19 +191,19 @@ def test_a_reload_at_any_step_continues_bit_for_bit(config):
         assert same(state_tensors(state), state_tensors(whole))
 
 
-def save_state(ranks: Ranks, config: DynamicIdsConfig, run: list[np.ndarray], folder: Path) -> None:
+def save_state(world: World, config: DynamicIdsConfig, run: list[np.ndarray], folder: Path) -> None:
     state = new_state(config)
     for batch in run:
-        observe(state, exchange_counts(count_ids(batch[ranks.rank :: ranks.world_size]), ranks))
+        observe(state, exchange_counts(count_ids(batch[world.rank :: world.world_size]), world))
     dcp.save(state_tensors(state), storage_writer=dcp.FileSystemWriter(folder))
 
 
-def load_state(ranks: Ranks, config: DynamicIdsConfig, run: list[np.ndarray], folder: Path) -> dict[str, torch.Tensor]:
+def load_state(world: World, config: DynamicIdsConfig, run: list[np.ndarray], folder: Path) -> dict[str, torch.Tensor]:
     tensors = state_tensors(new_state(config))
     dcp.load(tensors, storage_reader=dcp.FileSystemReader(folder))
     state = from_tensors(config, tensors)
     for batch in run:
-        observe(state, exchange_counts(count_ids(batch[ranks.rank :: ranks.world_size]), ranks))
+        observe(state, exchange_counts(count_ids(batch[world.rank :: world.world_size]), world))
     return snapshot(state)
 
 
@@ -221,9 +221,9 @@ def test_looking_up_changes_nothing_and_counts_the_unknown():
     state = new_state(CONFIGS[0])
     observe(state, count_ids(np.asarray([7, 7, 9], np.int64)))
     before = snapshot(state)
-    found = look_up(state, np.asarray([7, 9, 7, -1, 9], np.int64))
-    assert found.rows.tolist() == [1, 0, 1, 0, 0]
-    assert found.num_unknown == 3
+    actual = look_up(state, np.asarray([7, 9, 7, -1, 9], np.int64))
+    assert actual.rows.tolist() == [1, 0, 1, 0, 0]
+    assert actual.num_unknown == 3
     assert look_up(state, np.empty(0, np.int64)).num_unknown == 0
     assert same(before, state_tensors(state))
 

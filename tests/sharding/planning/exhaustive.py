@@ -12,7 +12,7 @@ from sharding.planning.topology import Topology
 
 
 def least_step_seconds(loads: Sequence[TableLoad], topology: Topology) -> float:
-    """Infinite if no plan fits into memory."""
+    """Return the step time of the best plan; infinite if no plan fits into memory."""
     best = float("inf")
     for choice in product(*(list(_placed(load, topology)) for load in loads)):
         tables = {load.name: table for load, table in zip(loads, choice, strict=True)}

@@ -22,9 +22,9 @@ NUM_IDS = [10, 200, 1000, 5000]
 
 
 def measured(constants, noise=0.0, plan=PLAN, topology=TOPOLOGY):
-    """Observations of a machine that has these constants."""
+    """Return observations of a machine that has these constants."""
     random = np.random.default_rng(1)
-    found = []
+    result = []
     for load in LOADS:
         seconds = {phase: [] for phase in ("input", "lookup", "output", "gradient", "update")}
         for number in NUM_IDS:
@@ -32,11 +32,11 @@ def measured(constants, noise=0.0, plan=PLAN, topology=TOPOLOGY):
             for phase, values in costs.phases.items():
                 seconds[phase].append(values[0] * (1.0 + noise * random.standard_normal(values.shape[1])))
         stacked = {phase: np.stack(values) for phase, values in seconds.items()}
-        found += observations_of(plan, LOADS, topology, FP32, load.name, NUM_IDS, stacked)
-    return found
+        result += observations_of(plan, LOADS, topology, FP32, load.name, NUM_IDS, stacked)
+    return result
 
 
-def test_what_the_constants_cause_gives_them_back():
+def test_calibration_recovers_the_constants():
     truth = replace(
         CONSTANTS["cpu"], latency=0.3, network=2.0, seconds_per_update_id=9e-7, update_gradients=70.0, copy=3.0
     )
@@ -68,6 +68,6 @@ def test_constants_of_which_nothing_was_measured_stay():
     assert all(value >= 0.0 for value in after.values())
 
 
-def test_nothing_to_fit_to_is_said():
+def test_calibration_without_measurements_is_refused():
     with pytest.raises(ValueError, match="nothing was measured"):
         calibrate([], CONSTANTS["cpu"])

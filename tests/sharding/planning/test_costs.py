@@ -114,7 +114,7 @@ def test_two_column_blocks_on_one_rank_count_twice() -> None:
     assert twice.lookup_seconds[0, 1] == once.lookup_seconds[0, 1]
 
 
-def test_table_row_wise_bags_lie_on_one_host() -> None:
+def test_table_row_wise_bags_are_on_one_host() -> None:
     cost = predicted(POOLED, "table_row_wise", (1,))
     assert cost.input_seconds[0].tolist() == [0, 0] + [(2 * 8 + 2 * 4) * PEERS] * 2  # half of the ids each
     assert cost.lookup_seconds[0].tolist() == [0, 0] + [8 * 8 * 4] * 2
@@ -151,7 +151,7 @@ def test_one_rank_sends_nothing_and_waits_for_no_collective() -> None:
         assert cost.sent_bytes.sum() == 0
 
 
-def test_precision_shrinks_what_travels_and_nothing_else() -> None:
+def test_precision_reduces_the_traffic_only() -> None:
     full = predicted(SEQUENCE, "row_wise")
     small = predicted(SEQUENCE, "row_wise", communication=CommunicationConfig(forward="bf16", backward="int8"))
     assert (2 * small.output_seconds == full.output_seconds).all()
@@ -266,8 +266,8 @@ def test_shares_are_sums_over_shards(sharding: Sharding, places: tuple[int, ...]
         part = shard.num_rows / 100
         numbers = shard.num_rows * shard.num_columns
         expected[:, shard.rank] += [1, numbers, shard.num_rows, part, part * shard.num_columns, shard.num_columns]
-    found = [shares.blocks, shares.numbers, shares.rows, shares.routed, shares.width, shares.columns]
-    np.testing.assert_allclose(np.concatenate(found), expected)
+    actual = [shares.blocks, shares.numbers, shares.rows, shares.routed, shares.width, shares.columns]
+    np.testing.assert_allclose(np.concatenate(actual), expected)
 
 
 def test_ids_of_averaged_bags_travel_with_their_weights():

@@ -46,7 +46,7 @@ def drawn_loads(rng: np.random.Generator, count: int, most_rows: float = 10**6.5
 
 
 def drawn_topology(rng: np.random.Generator, loads: Sequence[TableLoad]) -> Topology:
-    """Two or three ranks, on one host or each on its own, whose memory is ample or just enough."""
+    """Return two or three ranks, on one host or each on its own, with ample or barely enough memory."""
     num_ranks = int(rng.integers(2, 4))
     per_host = int(rng.choice([1, num_ranks]))
     devices = (described("h100-80gb", num_ranks, per_host), Topology("cpu", num_ranks, per_host, 0))[rng.integers(2)]
@@ -200,7 +200,7 @@ def test_tables_too_large_together_are_counted_together() -> None:
     assert "optimizer with less state" in message
 
 
-def test_what_to_change_depends_on_what_was_tried() -> None:
+def test_the_remedy_depends_on_the_attempts() -> None:
     huge = sequence("huge", 10**10, ids=100, optimizer="adagrad")
     for topology, load, remedy in (
         (described("a100-80gb", 8), huge, "raise plan.host_memory, of which each host has 1.82 TiB"),
@@ -252,7 +252,7 @@ def test_hosts_that_are_not_full_have_no_tables_of_their_own() -> None:
 
 
 def production_loads(count: int, total_rows: float) -> list[TableLoad]:
-    """Tables of very different sizes, seven in ten of them pooled, for 1,024 examples per rank."""
+    """Return tables of very different sizes, seven in ten of them pooled, for 1,024 examples per rank."""
     rng = np.random.default_rng(0)
     sizes = rng.lognormal(0, 2, count)
     loads = []

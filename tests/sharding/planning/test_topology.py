@@ -6,7 +6,7 @@ from sharding.errors import PlacementError
 from sharding.planning.topology import CONSTANTS, GIB, Topology, described, this_machine, topology_of
 
 
-def test_what_the_config_says_wins_over_what_the_machine_is_like() -> None:
+def test_settings_override_the_properties_of_the_machine() -> None:
     machine = described("h100-80gb", 8)
     config = PlanConfig(device_memory=ByteSize(40 * GIB), reserved_fraction=0.2, devices_per_host=4)
     topology = topology_of(config, 64, machine)

@@ -7,9 +7,9 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from models.tables import EmbeddingTables, TableSpec
 from sharding.config import TableConfig
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 
 NUM_ROWS, DIM = 37, 8
 
@@ -36,13 +36,13 @@ class Lookup(nn.Module):
 
 
 def ids_of(step: int, rank: int, world_size: int) -> Tensor:
-    """A global batch of 25 ids at each step; a rank takes every world_size-th, so shares are uneven."""
+    """Return a global batch of 25 ids at each step; a rank takes every world_size-th, so shares are uneven."""
     generator = torch.Generator().manual_seed(step)
     return torch.randint(0, NUM_ROWS, (25,), generator=generator)[rank::world_size]
 
 
 def plan_for(config: TableConfig, world_size: int) -> Plan:
-    """The one plan that the config's sharding allows, on one host."""
+    """Return the one plan that the config's sharding allows, on one host."""
     assert isinstance(config.sharding, str)
     kernel = ("dense" if config.sharding == "data_parallel" else "fused") if config.kernel == "auto" else config.kernel
     places = {
@@ -53,26 +53,26 @@ def plan_for(config: TableConfig, world_size: int) -> Plan:
     return Plan(world_size, world_size, "cpu", {"item": table})
 
 
-def placed_lookup(ranks: Ranks, config: TableConfig, seed: int) -> tuple[Lookup, nn.Module, Plan]:
-    """The module, its placed wrapper, and the plan."""
-    plan = plan_for(config, ranks.world_size)
+def placed_lookup(world: World, config: TableConfig, seed: int) -> tuple[Lookup, nn.Module, Plan]:
+    """Return the module, its placed wrapper, and the plan."""
+    plan = plan_for(config, world.world_size)
     module = Lookup(torch.device("meta"), config.sharding == "data_parallel")
-    return module, place(module, {"item": config}, plan, ranks, seed), plan
+    return module, shard_tables(module, {"item": config}, plan, world, seed), plan
 
 
-def step_of(module: Lookup, optimizers: Optimizers, ranks: Ranks, ids: Tensor) -> None:
+def step_of(module: Lookup, optimizers: Optimizers, world: World, ids: Tensor) -> None:
     """Train on this rank's ids."""
     module(ids).backward()
     for parameter in optimizers.summed_parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-        ranks.sum(parameter.grad)
+        world.sum(parameter.grad)
     optimizers.step_dense()
 
 
-def whole_table(placed: nn.Module) -> Tensor | None:
-    """On the first rank; none on others. Collective."""
-    (value,) = (value for name, value in placed.state_dict().items() if name.endswith("item.weight"))
+def whole_table(sharded_model: nn.Module) -> Tensor | None:
+    """Return the whole table on the first rank, None on others. Collective."""
+    (value,) = (value for name, value in sharded_model.state_dict().items() if name.endswith("item.weight"))
     if not isinstance(value, ShardedTensor):
         return torch.as_tensor(value).detach().clone()
     out = torch.zeros(value.size()) if torch.distributed.get_rank() == 0 else None

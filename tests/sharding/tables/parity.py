@@ -16,10 +16,10 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sharding.config import CommunicationConfig, Kernel, Sharding, SparseOptimizer, TableConfig
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.initialize import initialize_tables
 from sharding.tables.optimizers import Optimizers, table_optimizer
-from sharding.world import Ranks
+from sharding.world import World
 
 ROWS = {"wide": 41, "thin": 23}
 FEATURES = {"wide": ["a", "b"], "thin": ["c"]}
@@ -54,7 +54,7 @@ class Combination:
 
     @property
     def averages(self) -> bool:
-        """Whether bags of the thin table are averaged: unless told otherwise, wherever TorchRec gets that right."""
+        """True if bags of the thin table are averaged: unless set otherwise, wherever TorchRec computes that correctly."""
         return self.thin != "grid_shard" if self.mean is None else self.mean
 
     def plan(self, world_size: int, local_world_size: int, device: str = "cpu") -> Plan:
@@ -110,20 +110,20 @@ class Model(nn.Module):
             self.dense.bias.zero_()
 
     def forward(self, request: KeyedJaggedTensor, num_bags: int) -> Tensor:
-        """Bags from num_bags on are there only for all ranks to have equally many."""
-        found = self.tables(request)
+        """Return the loss. Bags from num_bags on exist only so that all ranks have equally many."""
+        result = self.tables(request)
         # Always by key: the values of a KeyedTensor are in the order of the plan.
         keys = ("a", "b", "c")
         if self.pooled:
-            vectors = torch.cat([found[key] for key in keys], dim=1)[:num_bags]
+            vectors = torch.cat([result[key] for key in keys], dim=1)[:num_bags]
         else:
-            vectors = torch.cat([found[key].values() for key in keys])
+            vectors = torch.cat([result[key].values() for key in keys])
         loss: Tensor = (self.dense(vectors).sigmoid() ** 2).sum()
         return loss
 
 
 def request_of(step: int, rank: int, world_size: int) -> tuple[KeyedJaggedTensor, int]:
-    """A rank's bags of each feature, and how many they are: every world_size-th of the global batch, then empty ones."""
+    """Return a rank's bags of each feature, and how many they are: every world_size-th of the global batch, then empty ones."""
     generator = torch.Generator().manual_seed(step)
     lengths = torch.randint(0, 6, (len(FEATURE_ROWS), NUM_BAGS), generator=generator)
     mine = []
@@ -137,42 +137,42 @@ def request_of(step: int, rank: int, world_size: int) -> tuple[KeyedJaggedTensor
     return request, len(range(rank, NUM_BAGS, world_size))
 
 
-def train_placed(ranks: Ranks, combinations: list[Combination], local_world_size: int) -> dict[Combination, Any]:
-    """By combination the tables (before, after) on the first rank, or the error that it raised."""
+def train_sharded(world: World, combinations: list[Combination], local_world_size: int) -> dict[Combination, Any]:
+    """Train each combination; return its tables (before, after) on the first rank, or the error that it raised."""
     torch.set_num_threads(1)
     os.environ["LOCAL_WORLD_SIZE"] = str(local_world_size)
     comm._INTRA_PG = comm._CROSS_PG = None  # of the process group of an earlier call
     try:
-        return {c: _train_one(ranks, c, local_world_size) for c in combinations}
+        return {c: _train_one(world, c, local_world_size) for c in combinations}
     finally:
         comm._INTRA_PG = comm._CROSS_PG = None
         del os.environ["LOCAL_WORLD_SIZE"]
 
 
-def _train_one(ranks: Ranks, combination: Combination, local_world_size: int) -> tuple[dict[str, Tensor], ...]:
-    plan = combination.plan(ranks.world_size, local_world_size, ranks.device.type)
+def _train_one(world: World, combination: Combination, local_world_size: int) -> tuple[dict[str, Tensor], ...]:
+    plan = combination.plan(world.world_size, local_world_size, world.device.type)
     copied = combination.wide == combination.thin == "data_parallel" and not combination.pooled
-    model = Model(combination, ranks.device if copied else torch.device("meta"))
-    model.dense.to(ranks.device)
-    placed = place(model, combination.tables, plan, ranks, SEED, combination.communication)
-    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=RATE), combination.tables, plan)
-    before = whole_tables(placed)
+    model = Model(combination, world.device if copied else torch.device("meta"))
+    model.dense.to(world.device)
+    sharded_model = shard_tables(model, combination.tables, plan, world, SEED, combination.communication)
+    optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=RATE), combination.tables, plan)
+    before = whole_tables(sharded_model)
     for step in range(STEPS):
         optimizers.set_rate_factor(1.0 - 0.1 * step)
-        request, num_bags = request_of(step, ranks.rank, ranks.world_size)
-        model(request.to(ranks.device), num_bags).backward()
+        request, num_bags = request_of(step, world.rank, world.world_size)
+        model(request.to(world.device), num_bags).backward()
         for parameter in optimizers.summed_parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            ranks.sum(parameter.grad)
+            world.sum(parameter.grad)
         optimizers.step_dense()
-    return before, whole_tables(placed)
+    return before, whole_tables(sharded_model)
 
 
 def train_whole(
     combination: Combination, build: Callable[[list[Tensor], TableConfig], Optimizer] = table_optimizer
 ) -> tuple[dict[str, Tensor], ...]:
-    """The same model in one process, with plain optimizers. build: that of a table."""
+    """Train the same model in one process with plain optimizers; `build` makes that of a table."""
     model = Model(combination, torch.device("cpu"))
     initialize_tables(model, SEED, {name: config.init_std for name, config in combination.tables.items()})
     weights = {name: dict(model.named_parameters())[_path(combination, name)] for name in ROWS}
@@ -199,10 +199,10 @@ def _path(combination: Combination, table: str) -> str:
     return f"tables.{'embedding_bags' if combination.pooled else 'embeddings'}.{table}.weight"
 
 
-def whole_tables(placed: nn.Module) -> dict[str, Tensor]:
-    """By table, whole on the first rank and empty on others. Collective."""
+def whole_tables(sharded_model: nn.Module) -> dict[str, Tensor]:
+    """Return the tables by name, whole on the first rank and empty on others. Collective."""
     whole = {}
-    for name, value in placed.state_dict().items():
+    for name, value in sharded_model.state_dict().items():
         table = name.split(".")[-2]
         if table in ROWS:
             if isinstance(value, ShardedTensor):

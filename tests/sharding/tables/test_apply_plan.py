@@ -7,10 +7,10 @@ from models.tables import EmbeddingTables, TableSpec
 from sharding.config import TableConfig
 from sharding.errors import PlacementError
 from sharding.plan import Plan, TablePlan
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.initialize import initialize_tables
 from sharding.tables.optimizers import Optimizers, table_optimizer
-from sharding.world import Ranks
+from sharding.world import World
 from tests.sharding.tables.lookups import Lookup, ids_of, placed_lookup, step_of, whole_table
 
 STEPS = 5
@@ -20,14 +20,14 @@ def rate_factor(step: int) -> float:
     return 1.0 - 0.1 * step
 
 
-def train_sharded(ranks: Ranks, config: TableConfig) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    module, placed, plan = placed_lookup(ranks, config, seed=7)
-    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config}, plan)
-    before = whole_table(placed)
+def train_sharded(world: World, config: TableConfig) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    module, sharded_model, plan = placed_lookup(world, config, seed=7)
+    optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config}, plan)
+    before = whole_table(sharded_model)
     for step in range(STEPS):
         optimizers.set_rate_factor(rate_factor(step))
-        step_of(module, optimizers, ranks, ids_of(step, ranks.rank, ranks.world_size))
-    return before, whole_table(placed)
+        step_of(module, optimizers, world, ids_of(step, world.rank, world.world_size))
+    return before, whole_table(sharded_model)
 
 
 def train_unsharded(config: TableConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,6 +46,7 @@ def train_unsharded(config: TableConfig) -> tuple[torch.Tensor, torch.Tensor]:
     return before, module.table.detach()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize(
     ("sharding", "optimizer"),
@@ -72,7 +73,7 @@ def test_sharded_equals_unsharded(rank_pool, sharding, optimizer, world_size):
     torch.testing.assert_close(after, expected_after, rtol=1e-5, atol=1e-6)
 
 
-def place_mixed(ranks: Ranks) -> None:
+def place_mixed(world: World) -> None:
     module = torch.nn.Module()
     # A single collection: EmbeddingTables would keep them apart.
     module.tables = EmbeddingTables([TableSpec("item", 37, 8), TableSpec("small", 5, 8)], torch.device("meta"))
@@ -81,7 +82,7 @@ def place_mixed(ranks: Ranks) -> None:
         "item": TablePlan("row_wise", "fused", 37, 8),
         "small": TablePlan("data_parallel", "dense", 5, 8),
     }
-    place(module, tables, Plan(1, 1, "cpu", plans), ranks, seed=1)
+    shard_tables(module, tables, Plan(1, 1, "cpu", plans), world, seed=1)
 
 
 def test_a_copied_table_among_sharded_ones_is_refused_by_name(rank_pool):
@@ -89,9 +90,9 @@ def test_a_copied_table_among_sharded_ones_is_refused_by_name(rank_pool):
         rank_pool.run(1, place_mixed)
 
 
-def place_for_others(ranks: Ranks) -> None:
+def place_for_others(world: World) -> None:
     plan = Plan(3, 3, "cpu", {"item": TablePlan("row_wise", "fused", 37, 8)})
-    place(Lookup(torch.device("meta")), {"item": TableConfig(dim=8)}, plan, ranks, seed=1)
+    shard_tables(Lookup(torch.device("meta")), {"item": TableConfig(dim=8)}, plan, world, seed=1)
 
 
 def test_a_plan_for_other_ranks_is_refused(rank_pool):

@@ -14,17 +14,17 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from sharding.config import Sharding, SparseOptimizer, TableConfig
 from sharding.plan import Plan, TablePlan
 from sharding.support import POOLED_SHARDINGS
-from sharding.tables.apply_plan import place
-from sharding.tables.even_bags import as_long_as_the_longest
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.initialize import initialize_tables
 from sharding.tables.optimizers import Optimizers, table_optimizer
-from sharding.world import Ranks
+from sharding.tables.pad_bags import as_long_as_the_longest
+from sharding.world import World
 from tests.models.features.tagged import DIMS, ROWS, Shape, Tagged, catalogue, request_of
 from tests.sharding.tables.parity import kernel_of
 
 WORLDS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
 STEPS, SEED, STD, RATE = 3, 7, 0.3, 0.02
-# All pooled tables alike, and two mixtures.
+# One kind for all pooled tables, and two mixtures.
 SHARDINGS: list[tuple[Sharding, ...]] = [
     *((s, s, s) for s in POOLED_SHARDINGS),
     ("row_wise", "table_wise", "data_parallel"),
@@ -38,7 +38,7 @@ CASES: list[tuple[tuple[Sharding, ...], str, SparseOptimizer]] = [
 
 
 def shape_of(step: int, rank: int) -> Shape:
-    """The first rank has nothing in one step, others have no users."""
+    """Return the sizes of a rank's batch: the first rank has nothing in one step, others have no users."""
     if rank == 0 and step == 1:
         return Shape(0, 0, 0, 1)
     return Shape((3 * rank + 5 + step) % 8 + 1, (rank + step) % 4, (2 * rank + 3) % 5, 10 * step + rank + 2)
@@ -73,40 +73,40 @@ def plan_of(shardings: tuple[Sharding, ...], world_size: int, local_world_size: 
     )
 
 
-def train_placed(ranks: Ranks, cases: list, local_world_size: int) -> list[tuple[dict[str, Tensor], float]]:
-    """By case all tables as the first rank sees them, and the loss of the last step on all ranks."""
+def train_sharded(world: World, cases: list, local_world_size: int) -> list[tuple[dict[str, Tensor], float]]:
+    """Train each case; return all tables as the first rank sees them, and the loss of the last step on all ranks."""
     os.environ["LOCAL_WORLD_SIZE"] = str(local_world_size)
     comm._INTRA_PG = comm._CROSS_PG = None  # of the process group of an earlier call
     try:
-        return [_train_one(ranks, *case, local_world_size) for case in cases]
+        return [_train_one(world, *case, local_world_size) for case in cases]
     finally:
         comm._INTRA_PG = comm._CROSS_PG = None
         del os.environ["LOCAL_WORLD_SIZE"]
 
 
-def _train_one(ranks, shardings, pooling, optimizer, local_world_size):
+def _train_one(world, shardings, pooling, optimizer, local_world_size):
     known = catalogue(True, pooling)
     model = Tagged(known, torch.device("meta"))
-    plan = plan_of(shardings, ranks.world_size, local_world_size)
-    placed = place(model, configs(optimizer), plan, ranks, SEED)
-    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=RATE), configs(optimizer), plan)
+    plan = plan_of(shardings, world.world_size, local_world_size)
+    sharded_model = shard_tables(model, configs(optimizer), plan, world, SEED)
+    optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=RATE), configs(optimizer), plan)
     total = torch.zeros(1)
     for step in range(STEPS):
         optimizers.set_rate_factor(1.0)
-        loss = model(request_of(known, shape_of(step, ranks.rank)))
+        loss = model(request_of(known, shape_of(step, world.rank)))
         loss.backward()
-        total = ranks.sum(loss.detach().clone()[None])
+        total = world.sum(loss.detach().clone()[None])
         for parameter in optimizers.summed_parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            ranks.sum(parameter.grad)
+            world.sum(parameter.grad)
         optimizers.step_dense()
     whole = {}
-    for name, value in placed.state_dict().items():
+    for name, value in sharded_model.state_dict().items():
         if name.endswith("scale"):
             continue
         if hasattr(value, "local_shards"):
-            out = torch.zeros(value.size()) if ranks.is_first else None
+            out = torch.zeros(value.size()) if world.is_first else None
             value.gather(0, out)
             whole[name.split(".")[-2]] = out
         else:
@@ -115,7 +115,7 @@ def _train_one(ranks, shardings, pooling, optimizer, local_world_size):
 
 
 def train_whole(world_size: int, pooling, optimizer) -> tuple[dict[str, Tensor], float]:
-    """One process that looks up rows, and does what all ranks do together."""
+    """Train one process that looks up rows, with the batches of all ranks together."""
     known = catalogue(False, pooling)
     model = Tagged(known, torch.device("cpu"))
     initialize_tables(model, SEED, dict.fromkeys(ROWS, STD))
@@ -133,9 +133,9 @@ def train_whole(world_size: int, pooling, optimizer) -> tuple[dict[str, Tensor],
 
 
 @pytest.fixture(scope="module")
-def placed(rank_pool):
+def sharded_model(rank_pool):
     return {
-        world_size: rank_pool.run(world_size, train_placed, CASES, local, deadline=120.0)[0]
+        world_size: rank_pool.run(world_size, train_sharded, CASES, local, deadline=120.0)[0]
         for world_size, local in WORLDS.items()
     }
 
@@ -151,8 +151,8 @@ def whole():
 
 @pytest.mark.parametrize("world_size", WORLDS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join((*case[0], *case[1:])))
-def test_sharded_bags_train_as_rows_in_one_process(placed, whole, case, world_size):
-    tables, loss = placed[world_size][CASES.index(case)]
+def test_sharded_bags_train_as_rows_in_one_process(sharded_model, whole, case, world_size):
+    tables, loss = sharded_model[world_size][CASES.index(case)]
     expected, expected_loss = whole[world_size, *case[1:]]
     assert tables.keys() == ROWS.keys()
     assert loss == pytest.approx(expected_loss, rel=1e-5)
@@ -160,19 +160,19 @@ def test_sharded_bags_train_as_rows_in_one_process(placed, whole, case, world_si
         torch.testing.assert_close(table, expected[name], rtol=1e-5, atol=1e-5)
 
 
-def padded_on(ranks: Ranks, counts: list[int]) -> tuple[int, list[int], list[float]]:
-    count = counts[ranks.rank]
+def padded_on(world: World, counts: list[int]) -> tuple[int, list[int], list[float]]:
+    count = counts[world.rank]
     lengths = torch.arange(2 * count) % 3
     values = torch.arange(int(lengths.sum()))
     request = KeyedJaggedTensor(["a", "b"], values, values * 0.5, lengths=lengths)
-    longer = as_long_as_the_longest(request, ranks)
+    longer = as_long_as_the_longest(request, world)
     assert longer.values().tolist() == values.tolist()
     return longer.stride(), longer.lengths().tolist(), longer.weights().tolist()
 
 
 def test_requests_are_as_long_as_the_longest_and_their_own_bags_come_first(rank_pool):
-    found = rank_pool.run(2, padded_on, [1, 3])
-    assert [stride for stride, _, _ in found] == [3, 3]
-    assert found[0][1] == [0, 0, 0, 1, 0, 0]
-    assert found[1][1] == [0, 1, 2, 0, 1, 2]
+    actual = rank_pool.run(2, padded_on, [1, 3])
+    assert [stride for stride, _, _ in actual] == [3, 3]
+    assert actual[0][1] == [0, 0, 0, 1, 0, 0]
+    assert actual[1][1] == [0, 1, 2, 0, 1, 2]
     assert rank_pool.run(2, padded_on, [2, 2])[0][1] == [0, 1, 2, 0]

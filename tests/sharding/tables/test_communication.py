@@ -10,10 +10,10 @@ from models.tables import EmbeddingTables, TableSpec
 from sharding.config import CommunicationConfig, TableConfig
 from sharding.errors import PlacementError
 from sharding.plan import Plan, TablePlan
-from sharding.support import why_not_sent
-from sharding.tables.apply_plan import place
-from sharding.world import Ranks
-from tests.sharding.tables.parity import Combination, train_placed, train_whole
+from sharding.support import codec_reason
+from sharding.tables.apply_plan import shard_tables
+from sharding.world import World
+from tests.sharding.tables.parity import Combination, train_sharded, train_whole
 from tests.sharding.tables.test_parity import WORKING, name_of
 
 FP16 = CommunicationConfig(forward="fp16", backward="fp16")
@@ -32,8 +32,8 @@ def identify(combination: Combination) -> str:
 
 @pytest.fixture(scope="module")
 def trained(rank_pool):
-    """Twice over, by combination."""
-    return [rank_pool.run(4, train_placed, SENDING, 2, deadline=180.0)[0] for _ in range(2)]
+    """Return the results of two runs, by combination."""
+    return [rank_pool.run(4, train_sharded, SENDING, 2, deadline=180.0)[0] for _ in range(2)]
 
 
 @pytest.mark.parametrize("combination", SENDING, ids=identify)
@@ -47,17 +47,17 @@ def test_training_differs_by_no_more_than_rounding_and_is_repeatable(trained, co
         torch.testing.assert_close(first[table], exact[table], rtol=0.0, atol=2 * 5 * 0.05 * HALF_ULP)
 
 
-def look_up_and_back(ranks: Ranks, communication: CommunicationConfig, gradient: float) -> tuple[torch.Tensor, ...]:
-    """(rows as looked up, rows as they are, what a step of rate 1 took from them) of ids that the other rank holds."""
+def look_up_and_back(world: World, communication: CommunicationConfig, gradient: float) -> tuple[torch.Tensor, ...]:
+    """Return (rows as looked up, rows as they are, what a step of rate 1 took from them) of ids that the other rank holds."""
     config = TableConfig(dim=8, sharding="table_wise", optimizer="sgd", learning_rate=1.0, init_std=1e-6)
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", 50, 8)], torch.device("meta"))
     plan = Plan(2, 2, "cpu", {"item": TablePlan("table_wise", "fused", 50, 8, (1,))})
-    place(model, {"item": config}, plan, ranks, seed=1, communication=communication)
+    shard_tables(model, {"item": config}, plan, world, seed=1, communication=communication)
     exact = nn.Module()
     exact.tables = EmbeddingTables([TableSpec("item", 50, 8)], torch.device("meta"))
-    place(exact, {"item": config}, plan, ranks, seed=1)
-    ids = {"item": torch.arange(20) if ranks.is_first else torch.zeros(0, dtype=torch.int64)}
+    shard_tables(exact, {"item": config}, plan, world, seed=1)
+    ids = {"item": torch.arange(20) if world.is_first else torch.zeros(0, dtype=torch.int64)}
     rows = model.tables(ids)["item"]
     before = exact.tables(ids)["item"].detach().clone()
     rows.backward(torch.full_like(rows, gradient))
@@ -82,10 +82,10 @@ def test_small_gradients_survive_fp16(rank_pool, gradient):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "fp8", "int8"])
-def test_what_is_not_sent_as_asked_is_refused_by_name(rank_pool, precision, device):
+def test_unsupported_precisions_are_refused_by_name(rank_pool, precision, device):
     works = precision in ("fp32", "fp16") or (precision, device) == ("bf16", "cuda")
     for way in ("forward", "backward"):
-        reason = why_not_sent(CommunicationConfig(**{way: precision}), device)
+        reason = codec_reason(CommunicationConfig(**{way: precision}), device)
         if works:
             assert reason is None
         else:

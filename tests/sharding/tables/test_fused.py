@@ -25,7 +25,7 @@ class FakeFusedAdam:
         self.moments = (torch.zeros(4), torch.zeros(4))
 
     def look_up(self) -> int:
-        """The number of the update that a backward pass of this look-up would be."""
+        """Return the number of the update that a backward pass of this look-up would be."""
         if self.iter_cpu.item() == 0:
             self.iter_cpu.fill_(self.iter.cpu().item())
         number = int(self.iter_cpu.add_(1).item())
@@ -45,7 +45,7 @@ def gradients() -> list[Tensor]:
 
 
 def plain_adam() -> Tensor:
-    """The weight after all gradients, by torch's Adam."""
+    """Return the weight after all gradients, by torch's Adam."""
     weight = nn.Parameter(torch.linspace(-1.0, 1.0, 4))
     adam = torch.optim.Adam([weight], lr=RATE, betas=BETAS, eps=EPS)
     for gradient in gradients():
@@ -55,7 +55,7 @@ def plain_adam() -> Tensor:
 
 
 def trained(restart_after: int | None, others: int) -> Tensor:
-    """The weight after all gradients, with look-ups between updates that train nothing, and perhaps a new process."""
+    """Return the weight after all gradients, with look-ups between updates that train nothing, and perhaps a new process."""
     table = FakeFusedAdam()
     for num_updates, gradient in enumerate(gradients()):
         if num_updates == restart_after:
@@ -79,8 +79,8 @@ def table_of_fbgemm() -> SplitTableBatchedEmbeddingBagsCodegen:
 def test_the_fake_counts_as_fbgemm_does():
     real, fake = table_of_fbgemm(), FakeFusedAdam()
     for name in ("iter", "iter_cpu"):
-        theirs, ours = getattr(real, name), getattr(fake, name)
-        assert (theirs.shape, theirs.dtype) == (ours.shape, ours.dtype), name
+        expected, actual = getattr(real, name), getattr(fake, name)
+        assert (expected.shape, expected.dtype) == (actual.shape, actual.dtype), name
     assert real.iter_cpu.device.type == "cpu"
     # What is copied in the fake; a version of fbgemm that counts in another way has to be looked at.
     source = inspect.getsource(SplitTableBatchedEmbeddingBagsCodegen)

@@ -11,10 +11,10 @@ from sharding.config import TableConfig
 from sharding.plan import Plan, TablePlan
 from sharding.planning.costs import PHASES
 from sharding.planning.measured import Measured
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.measure import measure_tables
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 
 ROWS = {"item": 400, "brand": 30, "genre": 6}
 TABLES = {
@@ -42,31 +42,31 @@ def plan_for(world_size: int) -> Plan:
 
 
 def copies(state: dict[str, object]) -> list[torch.Tensor]:
-    found = []
+    result = []
     for value in state.values():
         shards = [s.tensor for s in value.local_shards()] if isinstance(value, ShardedTensor) else [value]
-        found += [shard.detach().clone() for shard in shards]  # type: ignore[attr-defined]
-    return found
+        result += [shard.detach().clone() for shard in shards]  # type: ignore[attr-defined]
+    return result
 
 
-def measure(ranks: Ranks) -> tuple[Measured, bool, list[int]]:
+def measure(world: World) -> tuple[Measured, bool, list[int]]:
     torch.set_num_threads(1)
     model = Model()
-    plan = plan_for(ranks.world_size)
-    placed = place(model, TABLES, plan, ranks, seed=3)
-    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=0.1), TABLES, plan)
+    plan = plan_for(world.world_size)
+    sharded_model = shard_tables(model, TABLES, plan, world, seed=3)
+    optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=0.1), TABLES, plan)
     rows = {"item": torch.arange(10), "brand": torch.arange(3), "genre": torch.arange(2)}
-    found = model.tables(rows)
-    torch.autograd.backward(list(found.values()), [torch.ones_like(t) for t in found.values()])
+    result = model.tables(rows)
+    torch.autograd.backward(list(result.values()), [torch.ones_like(t) for t in result.values()])
     states = optimizers.combined.state_dict()["state"]
-    before = [*copies(placed.state_dict()), *(t for slots in states.values() for t in copies(slots))]
+    before = [*copies(sharded_model.state_dict()), *(t for slots in states.values() for t in copies(slots))]
     asked = {"item": [0, 40, 400], "brand": [3, 30, 90], "genre": [6]}
-    measured = measure_tables(placed, optimizers, TABLES, asked, ranks, repeats=1)
+    measured = measure_tables(sharded_model, optimizers, TABLES, asked, world, repeats=1)
     states = optimizers.combined.state_dict()["state"]
-    after = [*copies(placed.state_dict()), *(t for slots in states.values() for t in copies(slots))]
+    after = [*copies(sharded_model.state_dict()), *(t for slots in states.values() for t in copies(slots))]
     same = all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     again = model.tables(rows)  # the order of keys that the collections remember is still the model's
-    agree = all(torch.isfinite(t).all() and t.shape == found[n].shape for n, t in again.items())
+    agree = all(torch.isfinite(t).all() and t.shape == result[n].shape for n, t in again.items())
     return measured, same and agree, [len(before)]
 
 
@@ -85,7 +85,7 @@ def test_every_phase_is_timed_and_nothing_changes(rank_pool, world_size):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_memory_is_what_weights_and_optimizer_state_take(rank_pool, world_size):
+def test_memory_is_that_of_weights_and_optimizer_state(rank_pool, world_size):
     measured = rank_pool.run(world_size, measure)[0][0]
     # row_wise with one float32 of state per row; table_wise with Adagrad's table of state, on the last rank; a copy on each.
     np.testing.assert_array_equal(measured.memory_bytes["item"], np.full(world_size, 400 * (8 + 1) * 4 / world_size))

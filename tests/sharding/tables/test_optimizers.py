@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
@@ -34,9 +34,9 @@ def one_twice(parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
     return built
 
 
-def build(ranks: Ranks, job: Job, build_dense: Build) -> None:
-    built = build_model(job, read_manifest(job.dataset_dir), ranks)
-    Optimizers(built.placed, build_dense, built.tables, built.placing.plan)
+def build(world: World, job: Job, build_dense: Build) -> None:
+    built = build_model(job, read_manifest(job.dataset_dir), world)
+    Optimizers(built.sharded_model, build_dense, built.tables, built.planned_tables.plan)
 
 
 @pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])

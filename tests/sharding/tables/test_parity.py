@@ -1,7 +1,8 @@
 """Sharded equals unsharded, for every way of holding a table that works here; every other way is refused by name.
 
 sharding x kernel x optimizer x world size, for tables that are pooled and that are looked up per event: same initial weights,
-and the same weights after several steps at falling rates. With four ranks there are two hosts.
+and the same weights after several steps at falling rates. With four ranks there are two hosts. `make test` runs a pairwise sample
+of the combinations, `make test-all` runs all of them.
 """
 
 from dataclasses import replace
@@ -16,17 +17,18 @@ from sharding.errors import PlacementError
 from sharding.planning.load import TableLoad
 from sharding.planning.planner import make_plan
 from sharding.planning.topology import GIB, Topology
-from sharding.support import why_unsupported
-from sharding.tables.apply_plan import place
-from sharding.world import Ranks
-from tests.sharding.tables.parity import Combination, Model, kernel_of, train_placed, train_whole
+from sharding.support import unsupported_reason
+from sharding.tables.apply_plan import shard_tables
+from sharding.world import World
+from tests.sharding.tables.parity import Combination, Model, kernel_of, train_sharded, train_whole
+from tests.support.sampling import selected
 
 WORLDS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
 EVERY = list(product((False, True), get_args(Sharding), get_args(Kernel), get_args(SparseOptimizer)))
 WORKING = [
     Combination(pooled, sharding, sharding, optimizer)
     for pooled, sharding, kernel, optimizer in EVERY
-    if kernel == kernel_of(sharding) and why_unsupported(sharding, kernel, optimizer, pooled, "cpu") is None
+    if kernel == kernel_of(sharding) and unsupported_reason(sharding, kernel, optimizer, pooled, "cpu") is None
 ]
 MIXED = [
     Combination(False, "row_wise", "table_wise", "rowwise_adagrad"),
@@ -60,18 +62,20 @@ def name_of(combination: Combination) -> str:
 
 
 @pytest.fixture(scope="module")
-def placed(rank_pool):
-    """By world size and combination, the tables (before, after)."""
+def sharded_model(request, rank_pool):
+    """Return the tables (before, after) of the selected cases, by world size and combination."""
+    cases = selected(request, "test_sharded_equals_unsharded", "world_size", "combination")
     return {
-        world_size: rank_pool.run(world_size, train_placed, COMBINATIONS, local, deadline=180.0)[0]
-        for world_size, local in WORLDS.items()
+        world_size: rank_pool.run(world_size, train_sharded, combinations, WORLDS[world_size], deadline=180.0)[0]
+        for world_size, combinations in cases.items()
     }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("world_size", WORLDS)
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name_of)
-def test_sharded_equals_unsharded(placed, combination, world_size):
-    before, after = placed[world_size][combination]
+def test_sharded_equals_unsharded(sharded_model, combination, world_size):
+    before, after = sharded_model[world_size][combination]
     whole_before, whole_after = train_whole(combination)
     assert after.keys() == {"wide", "thin"}
     for table in after:
@@ -83,15 +87,15 @@ def test_sharded_equals_unsharded(placed, combination, world_size):
 
 
 @pytest.mark.parametrize("said", REFUSED)
-def test_what_torchrec_would_get_wrong_in_silence_is_refused_by_name(rank_pool, said):
+def test_plans_that_torchrec_computes_wrongly_are_refused_by_name(rank_pool, said):
     with pytest.raises(PlacementError, match=said):
-        rank_pool.run(1, train_placed, [REFUSED[said]], 1)
+        rank_pool.run(1, train_sharded, [REFUSED[said]], 1)
 
 
-def place_on_other_hosts(ranks: Ranks, sharding: Sharding, device: str) -> None:
+def place_on_other_hosts(world: World, sharding: Sharding, device: str) -> None:
     combination = Combination(True, sharding, sharding, "sgd")
     plan = combination.plan(4, 1, device)
-    place(Model(combination, torch.device("meta")), combination.tables, plan, ranks, seed=1)
+    shard_tables(Model(combination, torch.device("meta")), combination.tables, plan, world, seed=1)
 
 
 @pytest.mark.parametrize(
@@ -106,27 +110,27 @@ def test_hosts_of_another_size_than_planned_are_refused_by_name(rank_pool, shard
         rank_pool.run(4, place_on_other_hosts, sharding, device)
 
 
-def place_in_groups(ranks: Ranks) -> None:
+def place_in_groups(world: World) -> None:
     combination = Combination(False, "row_wise", "row_wise", "sgd")
     plan = replace(combination.plan(2, 2), replica_groups=2)
-    place(Model(combination, torch.device("meta")), combination.tables, plan, ranks, seed=1)
+    shard_tables(Model(combination, torch.device("meta")), combination.tables, plan, world, seed=1)
 
 
 def test_groups_that_each_hold_all_tables_are_refused_by_name(rank_pool):
-    with pytest.raises(PlacementError, match=r"plan\.replica_groups: .* not run yet; set 1"):
+    with pytest.raises(PlacementError, match=r"plan\.replica_groups: .* not trained yet; set plan\.replica_groups = 1"):
         rank_pool.run(2, place_in_groups)
 
 
 def test_the_matrix_holds_what_it_should():
     """What is known to work on a CPU, written down: a change of support.py alone cannot empty the test above."""
-    found = {(c.pooled, c.wide, c.optimizer) for c in WORKING}
+    actual = {(c.pooled, c.wide, c.optimizer) for c in WORKING}
     any_optimizer, by_columns = ("sgd", "adagrad", "rowwise_adagrad"), ("sgd", "adagrad")
     expected = {(pooled, "data_parallel", o) for pooled in (False, True) for o in (*any_optimizer, "adam")}
     expected |= {(pooled, s, o) for pooled in (False, True) for s in ("table_wise", "row_wise") for o in any_optimizer}
     expected |= {(pooled, "column_wise", o) for pooled in (False, True) for o in by_columns}
     expected |= {(True, "table_row_wise", o) for o in any_optimizer}
     expected |= {(True, s, o) for s in ("table_column_wise", "grid_shard") for o in by_columns}
-    assert found == expected
+    assert actual == expected
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -134,7 +138,7 @@ def test_the_matrix_holds_what_it_should():
 def test_every_other_way_is_refused_before_any_worker_starts(pooled, sharding, kernel, optimizer, device):
     topology = Topology(device, 4, 2, 8 * GIB, host_memory=64 * GIB)
     load = TableLoad("wide", 64, 16, pooled, 10.0, 10.0, optimizer, (sharding,), kernel, min_partition=4)
-    reason = why_unsupported(sharding, kernel, optimizer, pooled, device)
+    reason = unsupported_reason(sharding, kernel, optimizer, pooled, device)
     if reason is None:
         table = make_plan([load], topology).tables["wide"]
         assert (table.sharding, table.kernel) == (sharding, kernel)

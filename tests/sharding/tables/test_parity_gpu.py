@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sharding.config import Kernel, Sharding, SparseOptimizer, TableConfig
-from sharding.support import why_unsupported
+from sharding.support import unsupported_reason
 from sharding.tables.optimizers import table_optimizer
-from sharding.world import Ranks, current_ranks
-from tests.sharding.tables.parity import Combination, kernel_of, train_placed, train_whole
+from sharding.world import World, current_world
+from tests.sharding.tables.parity import Combination, kernel_of, train_sharded, train_whole
 
 pytestmark = pytest.mark.gpu
 
@@ -25,7 +25,7 @@ WORKING = [
         (False, True), get_args(Sharding), KERNELS, get_args(SparseOptimizer)
     )
     if (kernel == "fused" or sharding == "row_wise")
-    and why_unsupported(sharding, kernel if kernel_of(sharding) == "fused" else "dense", optimizer, pooled, "cuda")
+    and unsupported_reason(sharding, kernel if kernel_of(sharding) == "fused" else "dense", optimizer, pooled, "cuda")
     is None
 ]
 
@@ -78,17 +78,17 @@ def name_of(combination: Combination) -> str:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     store: Path = tmp_path_factory.mktemp("ranks") / "store"
     dist.init_process_group("cpu:gloo,cuda:nccl", init_method=f"file://{store}", rank=0, world_size=1)
-    yield current_ranks(torch.device("cuda:0"))
+    yield current_world(torch.device("cuda:0"))
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("combination", WORKING, ids=name_of)
-def test_on_a_gpu_sharded_equals_unsharded(ranks: Ranks, combination: Combination) -> None:
-    placed: dict[Combination, Any] = train_placed(ranks, [combination], 1)
-    before, after = placed[combination]
+def test_on_a_gpu_sharded_equals_unsharded(world: World, combination: Combination) -> None:
+    sharded_model: dict[Combination, Any] = train_sharded(world, [combination], 1)
+    before, after = sharded_model[combination]
     copied_adam = combination.optimizer == "adam" and combination.wide == "data_parallel"
     whole_before, whole_after = train_whole(combination, table_optimizer if copied_adam else plain_optimizer)
     tolerance = 1e-5 if combination.optimizer in ("sgd", "adagrad", "rowwise_adagrad") else 1e-4

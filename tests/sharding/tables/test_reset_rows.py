@@ -8,7 +8,7 @@ from sharding.tables.fused import fused_tables
 from sharding.tables.initialize import initial_weights, initialize_tables
 from sharding.tables.optimizers import Optimizers, table_optimizer
 from sharding.tables.reset_rows import reset_rows
-from sharding.world import Ranks
+from sharding.world import World
 from tests.sharding.tables.lookups import DIM, Lookup, ids_of, placed_lookup, step_of, whole_table
 
 SEED, STEPS = 7, 6
@@ -29,7 +29,7 @@ EVERY_PLAN = [
 
 
 def resets(step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows to reset before a step, in no order, with the generation that each enters: some once, some again and again."""
+    """Return rows to reset before a step, in no order, with the generation that each enters: some once, some again and again."""
     rows = torch.tensor([[36, 5, 20], [], [0, 5], [19, 18, 12, 36], [], [5]][step], dtype=torch.int64)
     earlier = torch.cat([torch.empty(0, dtype=torch.int64), *(resets(s)[0] for s in range(step))])
     return rows, (earlier[None, :] == rows[:, None]).sum(dim=1)
@@ -39,21 +39,23 @@ def config_of(sharding: str, optimizer: str) -> TableConfig:
     return TableConfig(dim=DIM, sharding=sharding, optimizer=optimizer, learning_rate=RATE)
 
 
-def train_placed(ranks: Ranks, config: TableConfig) -> list[torch.Tensor | None]:
-    """The whole table after every reset and after every step, on the first rank."""
-    module, placed, plan = placed_lookup(ranks, config, SEED)
-    optimizers = Optimizers(placed, lambda parameters: torch.optim.SGD(parameters, lr=RATE), {"item": config}, plan)
+def train_sharded(world: World, config: TableConfig) -> list[torch.Tensor | None]:
+    """Return the whole table after every reset and after every step, on the first rank."""
+    module, sharded_model, plan = placed_lookup(world, config, SEED)
+    optimizers = Optimizers(
+        sharded_model, lambda parameters: torch.optim.SGD(parameters, lr=RATE), {"item": config}, plan
+    )
     seen = []
     for step in range(STEPS):
-        reset_rows(placed, optimizers, "item", *resets(step), seed=SEED, std=config.init_std)
-        seen.append(whole_table(placed))
-        step_of(module, optimizers, ranks, ids_of(step, ranks.rank, ranks.world_size))
-        seen.append(whole_table(placed))
+        reset_rows(sharded_model, optimizers, "item", *resets(step), seed=SEED, std=config.init_std)
+        seen.append(whole_table(sharded_model))
+        step_of(module, optimizers, world, ids_of(step, world.rank, world.world_size))
+        seen.append(whole_table(sharded_model))
     return seen
 
 
 def train_plain(config: TableConfig) -> list[torch.Tensor]:
-    """The same with a plain table, a plain optimizer, and resets by hand."""
+    """Return the same with a plain table, a plain optimizer, and resets by hand."""
     module = Lookup(torch.device("cpu"))
     initialize_tables(module, SEED, {"item": config.init_std})
     table = module.table
@@ -80,19 +82,20 @@ def train_plain(config: TableConfig) -> list[torch.Tensor]:
     return seen
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize(("sharding", "optimizer"), EVERY_PLAN)
 def test_reset_rows_equal_those_of_a_plain_table(rank_pool, sharding, optimizer, world_size):
     config = config_of(sharding, optimizer)
-    placed = rank_pool.run(world_size, train_placed, config)[0]
+    sharded_model = rank_pool.run(world_size, train_sharded, config)[0]
     plain = train_plain(config)
     # Adam turns the rounding of gradients near zero into full steps; its rows agree less closely.
     tolerance = 1e-3 if optimizer == "adam" else 1e-5
     for step in range(STEPS):
         rows, _ = resets(step)
-        assert torch.equal(placed[2 * step][rows], plain[2 * step][rows])
-        torch.testing.assert_close(placed[2 * step], plain[2 * step], rtol=tolerance, atol=1e-6)
-        torch.testing.assert_close(placed[2 * step + 1], plain[2 * step + 1], rtol=tolerance, atol=1e-6)
+        assert torch.equal(sharded_model[2 * step][rows], plain[2 * step][rows])
+        torch.testing.assert_close(sharded_model[2 * step], plain[2 * step], rtol=tolerance, atol=1e-6)
+        torch.testing.assert_close(sharded_model[2 * step + 1], plain[2 * step + 1], rtol=tolerance, atol=1e-6)
 
 
 def test_every_generation_of_a_row_has_other_weights_like_normal_numbers():
@@ -112,11 +115,13 @@ def test_columns_of_a_row_are_those_of_the_whole_row():
     assert torch.equal(whole[:, 4:], initial_weights(3, "item", rows, generations, range(4, 8), 8, 0.5))
 
 
-def reset_another_table(ranks: Ranks) -> None:
+def reset_another_table(world: World) -> None:
     config = TableConfig(dim=DIM, sharding="row_wise")
-    _, placed, plan = placed_lookup(ranks, config, seed=1)
-    optimizers = Optimizers(placed, lambda parameters: torch.optim.SGD(parameters, lr=0.1), {"item": config}, plan)
-    reset_rows(placed, optimizers, "user", torch.tensor([1]), torch.tensor([1]), seed=1, std=1.0)
+    _, sharded_model, plan = placed_lookup(world, config, seed=1)
+    optimizers = Optimizers(
+        sharded_model, lambda parameters: torch.optim.SGD(parameters, lr=0.1), {"item": config}, plan
+    )
+    reset_rows(sharded_model, optimizers, "user", torch.tensor([1]), torch.tensor([1]), seed=1, std=1.0)
 
 
 def test_a_table_that_does_not_exist_is_refused(rank_pool):
@@ -124,14 +129,16 @@ def test_a_table_that_does_not_exist_is_refused(rank_pool):
         rank_pool.run(1, reset_another_table)
 
 
-def caches_forgotten(ranks: Ranks) -> int:
-    """How many of a module's fused tables forgot their cached rows after a reset."""
+def caches_forgotten(world: World) -> int:
+    """Return the number of a module's fused tables that forgot their cached rows after a reset."""
     forgotten = []
-    _, placed, plan = placed_lookup(ranks, config_of("row_wise", "sgd"), SEED)
-    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config_of("row_wise", "sgd")}, plan)
-    for table in fused_tables(placed):
+    _, sharded_model, plan = placed_lookup(world, config_of("row_wise", "sgd"), SEED)
+    optimizers = Optimizers(
+        sharded_model, lambda p: torch.optim.SGD(p, lr=0.1), {"item": config_of("row_wise", "sgd")}, plan
+    )
+    for table in fused_tables(sharded_model):
         table.reset_cache_states = lambda: forgotten.append(1)  # type: ignore[method-assign]
-    reset_rows(placed, optimizers, "item", torch.tensor([1]), torch.tensor([1]), SEED, 1.0)
+    reset_rows(sharded_model, optimizers, "item", torch.tensor([1]), torch.tensor([1]), SEED, 1.0)
     return len(forgotten)
 
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from unittest import mock
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
@@ -13,19 +13,19 @@ from trainer.job import SILENT, Job
 from trainer.loop.train import Training
 
 
-def flushed(ranks: Ranks, job: Job) -> set[tuple[int, bool]]:
-    """(inode, whether a checkpoint was committed by then) of every file that this rank flushed to the disk."""
-    found: set[tuple[int, bool]] = set()
+def flushed(world: World, job: Job) -> set[tuple[int, bool]]:
+    """Return (inode, whether a checkpoint was committed by then) of every file that this rank flushed to the disk."""
+    result: set[tuple[int, bool]] = set()
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        found.add((os.fstat(descriptor).st_ino, bool(checkpoint_folder.committed(job.checkpoints_dir))))
+        result.add((os.fstat(descriptor).st_ino, bool(checkpoint_folder.committed(job.checkpoints_dir))))
         real(descriptor)
 
-    training = Training(job, ranks, SILENT)
+    training = Training(job, world, SILENT)
     with mock.patch.object(os, "fsync", fsync):
         training.run()
-    return found
+    return result
 
 
 def test_every_file_is_flushed_before_the_commit(rank_pool: RankPool, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.errors import CheckpointError
 from trainer.storage.files import hash_file
 
@@ -75,8 +75,8 @@ def test_an_attempt_is_no_checkpoint(tmp_path):
     attempt = checkpoint_folder.new_attempt(tmp_path, 2)
     (attempt / "weights").write_bytes(b"w")
     assert steps_of(tmp_path) == [1]
-    found, complaints = checkpoint_folder.newest(tmp_path)
-    assert (found.manifest.step, complaints) == (1, [])
+    actual, complaints = checkpoint_folder.newest(tmp_path)
+    assert (actual.manifest.step, complaints) == (1, [])
     (tmp_path / "step_000000003").mkdir()  # nobody's: without a manifest it was never committed
     assert steps_of(tmp_path) == [1]
 
@@ -174,9 +174,9 @@ def test_the_newest_that_verifies_is_taken_and_every_newer_one_is_named(tmp_path
     assert steps_of(tmp_path) == [1000, 200, 10, 5]
     flip(tmp_path / "step_000001000" / "__0_0.distcp", 3)
     (tmp_path / "step_000000200" / "manifest.json").write_text("{")
-    found, complaints = checkpoint_folder.newest(tmp_path)
-    assert found.path == tmp_path / "step_000000010"
-    assert found.manifest.step == 10
+    actual, complaints = checkpoint_folder.newest(tmp_path)
+    assert actual.path == tmp_path / "step_000000010"
+    assert actual.manifest.step == 10
     assert ["step_000001000" in complaints[0], "step_000000200" in complaints[1]] == [True, True]
     assert len(complaints) == 2
 
@@ -185,8 +185,8 @@ def test_nothing_verifies(tmp_path):
     assert checkpoint_folder.newest(tmp_path) == (None, [])
     assert checkpoint_folder.newest(tmp_path / "missing") == (None, [])
     flip(write_checkpoint(tmp_path, 1) / ".metadata", 0)
-    found, complaints = checkpoint_folder.newest(tmp_path)
-    assert found is None
+    actual, complaints = checkpoint_folder.newest(tmp_path)
+    assert actual is None
     assert len(complaints) == 1
 
 
@@ -247,7 +247,7 @@ def test_a_checkpoint_that_cannot_be_deleted_is_a_warning_and_tried_again(tmp_pa
 # What to evaluate
 
 
-def evaluated(folder: Path) -> Found:
+def evaluated(folder: Path) -> StoredCheckpoint:
     return checkpoint_folder.to_evaluate(folder)
 
 
@@ -258,7 +258,7 @@ def test_the_best_is_evaluated_and_else_the_newest(tmp_path):
     assert evaluated(tmp_path).manifest.step == 3
     checkpoint_folder.write_best(tmp_path, 2, "ndcg@10", 0.5)
     assert checkpoint_folder.read_best(tmp_path) == {"step": 2, "metric": "ndcg@10", "value": 0.5}
-    assert evaluated(tmp_path) == Found(
+    assert evaluated(tmp_path) == StoredCheckpoint(
         tmp_path / "step_000000002", checkpoint_folder.read(tmp_path / "step_000000002")
     )
     checkpoint_folder.write_best(tmp_path, 77, "ndcg@10", 0.5)  # its folder is gone
@@ -273,7 +273,7 @@ def test_a_best_that_does_not_verify_gives_way_to_the_newest(tmp_path):
     assert evaluated(tmp_path).manifest.step == 3
 
 
-def test_nothing_to_evaluate_is_an_error_that_says_why(tmp_path):
+def test_nothing_to_evaluate_is_an_error_that_names_the_reason(tmp_path):
     with pytest.raises(CheckpointError, match=r"there is none.*shoal train"):
         evaluated(tmp_path)
     flip(write_checkpoint(tmp_path, 1) / ".metadata", 0)

@@ -13,7 +13,7 @@ import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
 from sharding.config import TableConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.trainer.checkpoint.test_tensors import ADAGRAD, build, train_and_save
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
@@ -42,7 +42,7 @@ def good(rank_pool, tmp_path_factory):
 
 
 def copy_with(good: Path, folder: Path, change: Callable[[Path, Metadata], Any]) -> Path:
-    """A copy whose metadata is what `change` returns, with a manifest that says so."""
+    """Return a copy with the metadata that `change` returns, and a manifest that agrees with it."""
     attempt = checkpoint_folder.new_attempt(folder, 3)
     for file in good.iterdir():
         if file.name != "manifest.json":
@@ -52,12 +52,12 @@ def copy_with(good: Path, folder: Path, change: Callable[[Path, Metadata], Any])
     return checkpoint_folder.commit(attempt, dataclasses.replace(checkpoint_folder.read(good), files=files))
 
 
-def resume(ranks: Ranks, folder: Path) -> str:
-    run = build(ranks, TABLE, torch.optim.SGD, seed=2)
-    found, complaints = checkpoint_tensors.find_to_resume(folder, ranks)
+def resume(world: World, folder: Path) -> str:
+    run = build(world, TABLE, torch.optim.SGD, seed=2)
+    found, complaints = checkpoint_tensors.find_to_resume(folder, world)
     assert found is not None, complaints
     try:
-        checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+        checkpoint_tensors.load(found, run.sharded_model, ("item",), run.optimizers)
     except CheckpointError as error:
         return str(error)
     return ""

@@ -1,4 +1,4 @@
-"""Checkpoints written anew for another plan: the same numbers, each rank's in its own file, in little memory, or refused."""
+"""Checkpoints resharded for another plan: the same numbers, each rank's in its own file, in little memory, or refused."""
 
 import os
 import pickle
@@ -12,14 +12,14 @@ import torch
 from torchrec.distributed import comm
 
 from sharding.plan import Plan, plan_of
-from sharding.tables.apply_plan import place
+from sharding.tables.apply_plan import shard_tables
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from tests.sharding.tables.parity import RATE, SEED, Combination, Model, request_of
 from tests.trainer.loop.pieces import Pieces, assembled, check_equal, pieces_of
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
 from trainer.checkpoint.reshard import reshard
 from trainer.errors import CheckpointError
@@ -31,7 +31,7 @@ HOSTS = {1: 1, 2: 2, 4: 2}  # ranks: ranks on each host
 
 @dataclass(frozen=True)
 class Case:
-    """How two tables lie on two ranks, then on four, then on one: (wide, thin) each."""
+    """Return the shardings of two tables on two ranks, then on four, then on one: (wide, thin) each."""
 
     pooled: bool
     optimizer: str
@@ -79,42 +79,45 @@ CASES = {
 class Run:
     """A model of a case, with its optimizers, on one rank."""
 
-    def __init__(self, ranks: Ranks, case: Case) -> None:
-        self.ranks, self.case = ranks, case
-        combination, plan = case.at(ranks.world_size), case.plan(ranks.world_size)
+    def __init__(self, world: World, case: Case) -> None:
+        self.world, self.case = world, case
+        combination, plan = case.at(world.world_size), case.plan(world.world_size)
         copied = combination.wide == combination.thin == "data_parallel"
         self.model = Model(combination, torch.device("cpu" if copied else "meta"))
-        self.placed = place(self.model, combination.tables, plan, ranks, SEED)
+        self.sharded_model = shard_tables(self.model, combination.tables, plan, world, SEED)
         self.optimizers = Optimizers(
-            self.placed, lambda p: torch.optim.AdamW(p, lr=RATE / 10), combination.tables, plan
+            self.sharded_model, lambda p: torch.optim.AdamW(p, lr=RATE / 10), combination.tables, plan
         )
 
     def train(self, steps: range) -> None:
         for step in steps:
             self.optimizers.set_rate_factor(1.0 - 0.1 * step)
-            self.model(*request_of(step, self.ranks.rank, self.ranks.world_size)).backward()
+            self.model(*request_of(step, self.world.rank, self.world.world_size)).backward()
             for parameter in self.optimizers.summed_parameters:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-                self.ranks.sum(parameter.grad)
+                self.world.sum(parameter.grad)
             self.optimizers.step_dense()
 
     def tensors(self) -> dict[str, Any]:
-        return tensors_of(self.placed, ("wide", "thin"), self.optimizers)
+        return tensors_of(self.sharded_model, ("wide", "thin"), self.optimizers)
 
     def state(self) -> dict[str, Pieces]:
         return {name: pieces_of(value) for name, value in self.tensors().items()}
 
     def save(self, folder: Path) -> Path:
-        return checkpoint_tensors.save(folder, self.tensors(), self.ranks, self._describe, len(TRAINED))
+        return checkpoint_tensors.save(folder, self.tensors(), self.world, self._describe, len(TRAINED))
 
     def load(self, path: Path) -> None:
         checkpoint_tensors.load(
-            Found(path, checkpoint_folder.verify(path)), self.placed, ("wide", "thin"), self.optimizers
+            StoredCheckpoint(path, checkpoint_folder.verify(path)),
+            self.sharded_model,
+            ("wide", "thin"),
+            self.optimizers,
         )
 
     def _describe(self, files: dict[str, dict[str, Any]]) -> CheckpointManifest:
-        plan = self.case.plan(self.ranks.world_size).values()
+        plan = self.case.plan(self.world.world_size).values()
         config = {"tables": {name: {"optimizer": self.case.optimizer} for name in ("wide", "thin")}}
         return CheckpointManifest(len(TRAINED), 24, 100, {}, config, plan, "digest", {}, {}, files)
 
@@ -132,11 +135,11 @@ def on_hosts(work: Any) -> Any:
         del os.environ["LOCAL_WORLD_SIZE"]
 
 
-def train_and_save(ranks: Ranks, root: Path) -> dict[str, tuple[Path, dict[str, Pieces], dict[str, Pieces]]]:
+def train_and_save(world: World, root: Path) -> dict[str, tuple[Path, dict[str, Pieces], dict[str, Pieces]]]:
     """By case, the checkpoint, its state, and the state of going on."""
 
     def one(name: str) -> tuple[Path, dict[str, Pieces], dict[str, Pieces]]:
-        run = Run(ranks, CASES[name])
+        run = Run(world, CASES[name])
         run.train(TRAINED)
         saved, path = run.state(), run.save(root / name / "2")
         run.train(MORE)
@@ -146,11 +149,11 @@ def train_and_save(ranks: Ranks, root: Path) -> dict[str, tuple[Path, dict[str, 
     return found
 
 
-def load_and_train(ranks: Ranks, paths: dict[str, list[Path]]) -> dict[str, list[tuple[Any, Any]]]:
+def load_and_train(world: World, paths: dict[str, list[Path]]) -> dict[str, list[tuple[Any, Any]]]:
     """By case and checkpoint, the state as loaded and the state of going on."""
 
     def one(name: str, path: Path) -> tuple[Any, Any]:
-        run = Run(ranks, CASES[name])
+        run = Run(world, CASES[name])
         run.train(range(1))  # so that what is loaded replaces something
         run.load(path)
         loaded = run.state()
@@ -165,7 +168,7 @@ def load_and_train(ranks: Ranks, paths: dict[str, list[Path]]) -> dict[str, list
 
 def written(source: Path, folder: Path, case: Case, world_size: int, block_bytes: int = BLOCK_BYTES) -> Path:
     """The checkpoint resharded for the case's plan of so many ranks."""
-    found = Found(source, checkpoint_folder.verify(source))
+    found = StoredCheckpoint(source, checkpoint_folder.verify(source))
     tables = case.at(world_size).tables
     return reshard(found, folder, case.plan(world_size), tables, dict(found.manifest.config), block_bytes)
 
@@ -223,7 +226,7 @@ def test_every_tensor_is_exact_from_2_to_4_to_1_and_back(chains, name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_training_goes_on_as_without_interruption(chains, name):
+def test_resumed_training_equals_uninterrupted_training(chains, name):
     chain = chains[name]
     for (world_size, _), (as_loaded, went_on) in chain.loaded.items():
         assert not torch.equal(went_on["table.wide.weight"], as_loaded["table.wide.weight"])
@@ -297,7 +300,7 @@ def changed(case: Case, **table: Any) -> Plan:
 )
 def test_plans_that_do_not_fit_are_refused_by_name_before_anything_is_written(chains, tmp_path, name, table, said):
     source = chains[name].paths[0]
-    found = Found(source, checkpoint_folder.verify(source))
+    found = StoredCheckpoint(source, checkpoint_folder.verify(source))
     with pytest.raises(CheckpointError, match=said):
         reshard(found, tmp_path / "out", changed(CASES[name], **table), CASES[name].at(4).tables, {})
     assert not (tmp_path / "out").exists()
@@ -305,7 +308,7 @@ def test_plans_that_do_not_fit_are_refused_by_name_before_anything_is_written(ch
 
 def test_another_model_optimizer_or_a_used_folder_is_refused_by_name(chains, tmp_path):
     case, source = CASES["adagrad"], chains["adagrad"].paths[0]
-    found = Found(source, checkpoint_folder.verify(source))
+    found = StoredCheckpoint(source, checkpoint_folder.verify(source))
     plan, tables = case.plan(4), case.at(4).tables
     fewer = replace(plan, tables={"wide": plan.tables["wide"]})
     more = replace(plan, tables={**plan.tables, "brand": plan.tables["wide"]})
@@ -323,8 +326,8 @@ def test_another_model_optimizer_or_a_used_folder_is_refused_by_name(chains, tmp
     checkpoint_folder.verify(source)
 
 
-def load_other(ranks: Ranks, path: Path) -> tuple[str, bool]:
-    run = Run(ranks, replace(CASES["adagrad"], optimizer="sgd"))
+def load_other(world: World, path: Path) -> tuple[str, bool]:
+    run = Run(world, replace(CASES["adagrad"], optimizer="sgd"))
     before = run.state()
     try:
         run.load(path)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch.distributed import checkpoint as dcp
 
@@ -12,7 +13,7 @@ from sharding.config import TableConfig
 from sharding.plan import Plan, TablePlan
 from tests.trainer.loop.pieces import check_equal
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.checkpoint.folder import CheckpointManifest, Found
+from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.reshard import reshard
 from trainer.storage.files import hash_file
 
@@ -40,6 +41,7 @@ for block_bytes in (2**21, 2**30):
 """
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_blocks_and_not_by_tables(tmp_path):
     """A table of 64 MiB, stored as one chunk, resharded in blocks of 2 MiB by a process of its own."""
     num_rows = 2**17
@@ -73,8 +75,8 @@ def test_tensors_of_any_kind_are_copied_as_they_are(tmp_path):
     }
     path = saved_alone(tmp_path / "in", state)
     plan = Plan(3, 3, "cpu", {"item": TablePlan("row_wise", "fused", 20, 8)})
-    found = Found(path, checkpoint_folder.verify(path))
-    new = reshard(found, tmp_path / "out", plan, {"item": TableConfig(dim=8)}, {}, block_bytes=100)
+    actual = StoredCheckpoint(path, checkpoint_folder.verify(path))
+    new = reshard(actual, tmp_path / "out", plan, {"item": TableConfig(dim=8)}, {}, block_bytes=100)
     checkpoint_folder.verify(new)
     loaded = {name: torch.zeros_like(value) for name, value in state.items()}
     dcp.load(loaded, checkpoint_id=new, no_dist=True)
@@ -82,7 +84,7 @@ def test_tensors_of_any_kind_are_copied_as_they_are(tmp_path):
 
 
 def saved_alone(folder: Path, state: dict[str, torch.Tensor]) -> Path:
-    """A checkpoint of whole tensors, written by one process."""
+    """Return a checkpoint of whole tensors, written by one process."""
     attempt = checkpoint_folder.new_attempt(folder, 1)
     dcp.save(state, checkpoint_id=attempt, no_dist=True)
     files = {f.name: {"sha256": hash_file(f), "num_bytes": f.stat().st_size} for f in attempt.iterdir()}

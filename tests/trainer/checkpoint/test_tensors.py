@@ -13,7 +13,7 @@ from torch import nn
 from sharding.config import TableConfig
 from sharding.tables.fused import fused_tables
 from sharding.tables.optimizers import Optimizers
-from sharding.world import Ranks
+from sharding.world import World
 from tests.sharding.tables.lookups import Lookup, ids_of, placed_lookup, step_of
 from tests.trainer.loop.pieces import Pieces, assembled, check_equal, pieces_of
 from trainer.checkpoint import folder as checkpoint_folder
@@ -29,24 +29,28 @@ class Run:
     """A module with its optimizers on one rank."""
 
     module: Lookup
-    placed: nn.Module
+    sharded_model: nn.Module
     optimizers: Optimizers
-    ranks: Ranks
+    world: World
 
     def train(self, steps: range) -> None:
         for step in steps:
             self.optimizers.set_rate_factor(1.0)
-            step_of(self.module, self.optimizers, self.ranks, ids_of(step, self.ranks.rank, self.ranks.world_size))
+            step_of(self.module, self.optimizers, self.world, ids_of(step, self.world.rank, self.world.world_size))
 
     def state(self) -> dict[str, Pieces]:
-        """What this rank holds of every tensor of model and optimizers, by the keys of the checkpoint. Not collective."""
-        return {name: pieces_of(value) for name, value in tensors_of(self.placed, ("item",), self.optimizers).items()}
+        """Return this rank's part of every tensor of model and optimizers, by the keys of the checkpoint. Not collective."""
+        return {
+            name: pieces_of(value) for name, value in tensors_of(self.sharded_model, ("item",), self.optimizers).items()
+        }
 
 
-def build(ranks: Ranks, config: TableConfig, dense: type[torch.optim.Optimizer], seed: int) -> Run:
+def build(world: World, config: TableConfig, dense: type[torch.optim.Optimizer], seed: int) -> Run:
     torch.manual_seed(seed)
-    module, placed, plan = placed_lookup(ranks, config, seed)
-    return Run(module, placed, Optimizers(placed, lambda p: dense(p, lr=0.01), {"item": config}, plan), ranks)
+    module, sharded_model, plan = placed_lookup(world, config, seed)
+    return Run(
+        module, sharded_model, Optimizers(sharded_model, lambda p: dense(p, lr=0.01), {"item": config}, plan), world
+    )
 
 
 def describe(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
@@ -54,26 +58,28 @@ def describe(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
 
 
 def train_and_save(
-    ranks: Ranks, folder: Path, config: TableConfig, dense: type[torch.optim.Optimizer]
+    world: World, folder: Path, config: TableConfig, dense: type[torch.optim.Optimizer]
 ) -> tuple[Path, dict[str, Pieces], dict[str, Pieces]]:
-    """(path, the state that was saved, the state two steps later)."""
-    run = build(ranks, config, dense, seed=1)
+    """Return (path, the state that was saved, the state two steps later)."""
+    run = build(world, config, dense, seed=1)
     run.train(range(3))
     saved = run.state()
-    path = checkpoint_tensors.save(folder, tensors_of(run.placed, ("item",), run.optimizers), ranks, describe, step=3)
+    path = checkpoint_tensors.save(
+        folder, tensors_of(run.sharded_model, ("item",), run.optimizers), world, describe, step=3
+    )
     run.train(range(3, 5))
     return path, saved, run.state()
 
 
 def load_and_train(
-    ranks: Ranks, folder: Path, config: TableConfig, dense: type[torch.optim.Optimizer]
+    world: World, folder: Path, config: TableConfig, dense: type[torch.optim.Optimizer]
 ) -> tuple[dict[str, Pieces], dict[str, Pieces]]:
-    """(the state as loaded, the state two steps later). Other initial weights than those that were saved."""
-    run = build(ranks, config, dense, seed=2)
-    found, complaints = checkpoint_tensors.find_to_resume(folder, ranks)
-    assert found is not None
+    """Return (the state as loaded, the state two steps later). Other initial weights than those that were saved."""
+    run = build(world, config, dense, seed=2)
+    result, complaints = checkpoint_tensors.find_to_resume(folder, world)
+    assert result is not None
     assert complaints == []
-    checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+    checkpoint_tensors.load(result, run.sharded_model, ("item",), run.optimizers)
     loaded = run.state()
     run.train(range(3, 5))
     return loaded, run.state()
@@ -114,18 +120,18 @@ def test_weights_and_optimizer_slots_are_exact_at_other_ranks_and_shardings(rank
 
 @pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])
 @pytest.mark.parametrize("config", [ADAGRAD, ROWWISE, SGD], ids=["adagrad", "rowwise", "sgd"])
-def test_training_goes_on_bit_identically_at_the_same_number_of_ranks(rank_pool, tmp_path, config, sharding):
+def test_resumed_training_is_bit_identical_at_the_same_number_of_ranks(rank_pool, tmp_path, config, sharding):
     table = TableConfig(**config | {"sharding": sharding})
     uninterrupted = rank_pool.run(2, train_and_save, tmp_path, table, torch.optim.AdamW)
     continued = rank_pool.run(2, load_and_train, tmp_path, table, torch.optim.AdamW)
     check_equal(assembled([after for _, after in continued]), assembled([after for _, _, after in uninterrupted]))
 
 
-def load_without_optimizers(ranks: Ranks, folder: Path) -> dict[str, Pieces]:
-    run = build(ranks, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.SGD, seed=2)
-    found, _ = checkpoint_tensors.find_to_resume(folder, ranks)
-    assert found is not None
-    checkpoint_tensors.load(found, run.placed, ("item",), None)
+def load_without_optimizers(world: World, folder: Path) -> dict[str, Pieces]:
+    run = build(world, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.SGD, seed=2)
+    result, _ = checkpoint_tensors.find_to_resume(folder, world)
+    assert result is not None
+    checkpoint_tensors.load(result, run.sharded_model, ("item",), None)
     weights = ("table.item.weight", "dense.dense.weight", "dense.dense.bias")
     return {name: value for name, value in run.state().items() if name in weights}
 
@@ -152,15 +158,15 @@ def test_the_manifest_has_the_hash_of_every_file(rank_pool, tmp_path):
         assert manifest.files[name] == {"sha256": hash_file(file), "num_bytes": file.stat().st_size}
 
 
-def load_into_another(ranks: Ranks, folder: Path, config: TableConfig) -> tuple[str, bool]:
-    """What loading said, and whether the weights were left alone."""
-    run = build(ranks, config, torch.optim.AdamW, seed=2)
+def load_into_another(world: World, folder: Path, config: TableConfig) -> tuple[str, bool]:
+    """Return the message of loading, and True if the weights did not change."""
+    run = build(world, config, torch.optim.AdamW, seed=2)
     run.train(range(1))
     before = run.state()
-    found, _ = checkpoint_tensors.find_to_resume(folder, ranks)
-    assert found is not None
+    result, _ = checkpoint_tensors.find_to_resume(folder, world)
+    assert result is not None
     try:
-        checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+        checkpoint_tensors.load(result, run.sharded_model, ("item",), run.optimizers)
     except CheckpointError as error:
         name = "table.item.weight"
         same = all(
@@ -196,34 +202,34 @@ def test_a_checkpoint_of_another_model_is_refused_on_every_rank_by_name(rank_poo
 ADAM = {"dim": 8, "optimizer": "adam", "sharding": "row_wise"}
 
 
-def as_adam(ranks: Ranks, seed: int) -> Run:
-    """A sharded table that takes itself for one of fused Adam, which exists on GPUs only; Adagrad updates it."""
-    module, placed, plan = placed_lookup(ranks, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), seed)
-    optimizers = Optimizers(placed, lambda p: torch.optim.SGD(p, lr=0.01), {"item": TableConfig(**ADAM)}, plan)
-    return Run(module, placed, optimizers, ranks)
+def as_adam(world: World, seed: int) -> Run:
+    """Return a sharded table that takes itself for one of fused Adam, which exists on GPUs only; Adagrad updates it."""
+    module, sharded_model, plan = placed_lookup(world, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), seed)
+    optimizers = Optimizers(sharded_model, lambda p: torch.optim.SGD(p, lr=0.01), {"item": TableConfig(**ADAM)}, plan)
+    return Run(module, sharded_model, optimizers, world)
 
 
-def save_counted(ranks: Ranks, folder: Path, with_count: bool) -> None:
-    run = as_adam(ranks, seed=1)
+def save_counted(world: World, folder: Path, with_count: bool) -> None:
+    run = as_adam(world, seed=1)
     run.train(range(5))
-    state = tensors_of(run.placed, ("item",), run.optimizers)
+    state = tensors_of(run.sharded_model, ("item",), run.optimizers)
     if not with_count:
         del state["table.item.step"]
 
     def described(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
         return replace(describe(files), step=7, metrics={"skipped_steps": 1})
 
-    checkpoint_tensors.save(folder, state, ranks, described, step=7)
+    checkpoint_tensors.save(folder, state, world, described, step=7)
 
 
-def load_counted(ranks: Ranks, folder: Path) -> list[int]:
-    """What the next look-up of each fused table is to count from."""
-    run = as_adam(ranks, seed=2)
-    found, _ = checkpoint_tensors.find_to_resume(folder, ranks)
-    assert found is not None
-    checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+def load_counted(world: World, folder: Path) -> list[int]:
+    """Return the number from which the next look-up of each fused table counts."""
+    run = as_adam(world, seed=2)
+    result, _ = checkpoint_tensors.find_to_resume(folder, world)
+    assert result is not None
+    checkpoint_tensors.load(result, run.sharded_model, ("item",), run.optimizers)
     run.optimizers.count_lookups()
-    return [int(count) for table in fused_tables(run.placed) for count in (table.iter, table.iter_cpu)]
+    return [int(count) for table in fused_tables(run.sharded_model) for count in (table.iter, table.iter_cpu)]
 
 
 def test_a_checkpoint_holds_the_number_of_updates_of_fused_adam(rank_pool, tmp_path):
@@ -242,9 +248,9 @@ def test_a_checkpoint_without_that_number_counts_the_steps_that_were_not_skipped
 # Failures while writing
 
 
-def error_of_saving(ranks: Ranks, folder: Path, broken: str) -> tuple[str, str]:
-    """What saving raised on this rank: type and text."""
-    run = build(ranks, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.AdamW, seed=1)
+def error_of_saving(world: World, folder: Path, broken: str) -> tuple[str, str]:
+    """Return type and text of the error that saving raised on this rank."""
+    run = build(world, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.AdamW, seed=1)
     original = checkpoint_tensors.HashingFileSystem.create_stream
 
     def full_disk(self: Any, path: Any, mode: str) -> Any:
@@ -253,11 +259,11 @@ def error_of_saving(ranks: Ranks, folder: Path, broken: str) -> tuple[str, str]:
     def describe_in_vain(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    if broken == "disk of rank 1" and ranks.rank == 1:
+    if broken == "disk of rank 1" and world.rank == 1:
         checkpoint_tensors.HashingFileSystem.create_stream = full_disk  # type: ignore[method-assign]
     try:
-        state = tensors_of(run.placed, ("item",), run.optimizers)
-        checkpoint_tensors.save(folder, state, ranks, describe_in_vain if broken == "manifest" else describe, step=3)
+        state = tensors_of(run.sharded_model, ("item",), run.optimizers)
+        checkpoint_tensors.save(folder, state, world, describe_in_vain if broken == "manifest" else describe, step=3)
     except Exception as error:  # noqa: BLE001 - the test compares it over ranks
         return type(error).__name__, str(error)
     finally:
@@ -270,7 +276,7 @@ def test_one_rank_that_cannot_write_is_an_error_on_all_ranks(rank_pool, tmp_path
     for name, text in errors:
         assert name == "CheckpointError"
         assert "rank 1: " in text
-        assert "No space left on device" in text
+        assert "no space is left on the disk" in text
     assert checkpoint_folder.committed(tmp_path) == []
 
 
@@ -289,12 +295,12 @@ def test_a_commit_that_fails_is_an_error_on_all_ranks(rank_pool, tmp_path):
     assert checkpoint_folder.committed(tmp_path) == []
 
 
-def find(ranks: Ranks, folder: Path) -> tuple[str, list[str]]:
-    found, complaints = checkpoint_tensors.find_to_resume(folder, ranks)
-    return (found.path.name if found else "none"), complaints
+def find(world: World, folder: Path) -> tuple[str, list[str]]:
+    result, complaints = checkpoint_tensors.find_to_resume(folder, world)
+    return (result.path.name if result else "none"), complaints
 
 
-def test_all_ranks_resume_from_what_the_first_one_found(rank_pool, tmp_path):
+def test_all_ranks_resume_from_the_checkpoint_of_the_first_rank(rank_pool, tmp_path):
     assert rank_pool.run(2, find, tmp_path / "new") == [("none", [])] * 2
     rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.SGD)
     attempt = checkpoint_folder.new_attempt(tmp_path, 9)
@@ -302,13 +308,13 @@ def test_all_ranks_resume_from_what_the_first_one_found(rank_pool, tmp_path):
     assert not attempt.exists()
 
 
-def load_as(ranks: Ranks, folder: Path, config: TableConfig) -> None:
-    run = build(ranks, config, torch.optim.SGD, seed=2)
-    found, _ = checkpoint_tensors.find_to_resume(folder, ranks)
-    assert found is not None
+def load_as(world: World, folder: Path, config: TableConfig) -> None:
+    run = build(world, config, torch.optim.SGD, seed=2)
+    result, _ = checkpoint_tensors.find_to_resume(folder, world)
+    assert result is not None
     saved = {"tables": {"item": {"optimizer": "adagrad"}}}
-    found = replace(found, manifest=replace(found.manifest, config=saved))
-    checkpoint_tensors.load(found, run.placed, ("item",), run.optimizers)
+    result = replace(result, manifest=replace(result.manifest, config=saved))
+    checkpoint_tensors.load(result, run.sharded_model, ("item",), run.optimizers)
 
 
 def test_the_state_of_another_optimizer_is_refused_by_the_name_of_its_table(rank_pool, tmp_path):
@@ -316,3 +322,11 @@ def test_the_state_of_another_optimizer_is_refused_by_the_name_of_its_table(rank
     rank_pool.run(1, train_and_save, tmp_path, TableConfig(**ADAGRAD | {"sharding": "row_wise"}), torch.optim.SGD)
     with pytest.raises(CheckpointError, match=r"state of adagrad for tables\.item, the config says sgd"):
         rank_pool.run(1, load_as, tmp_path, TableConfig(**SGD | {"sharding": "row_wise"}))
+
+
+def test_a_start_removes_attempts_that_dead_processes_left(tmp_path):
+    attempt = checkpoint_folder.new_attempt(tmp_path, 3)
+    (attempt / "weights").write_bytes(b"half a file")
+    found, complaints = checkpoint_tensors.find_to_resume(tmp_path, World(0, 1, torch.device("cpu")))
+    assert (found, complaints) == (None, [])
+    assert list(tmp_path.iterdir()) == []

@@ -80,7 +80,7 @@ def with_times(first: int | None, last: int | None, kind: str = "integer") -> Ma
         (-5, 17, "timestamp", 1_000_000),
     ],
 )
-def test_the_unit_of_times_is_told_from_their_size(first: int, last: int, kind: str, ticks: int) -> None:
+def test_the_unit_of_times_is_derived_from_their_size(first: int, last: int, kind: str, ticks: int) -> None:
     assert ticks_per_second(with_times(first, last, kind), NextItemConfig(inputs=InputsConfig(time=["gap"]))) == ticks
 
 
@@ -99,7 +99,7 @@ def test_places_in_a_history_are_no_clock(first: int | None, last: int | None) -
     assert ticks_per_second(with_times(first, last), told) == 1_000
 
 
-def test_a_model_looks_at_times_only_where_it_is_told_to() -> None:
+def test_a_model_reads_times_only_if_configured() -> None:
     assert not NextItemConfig().uses_time
     assert NextItemConfig(inputs=InputsConfig(time=["gap"])).uses_time
     assert NextItemConfig(inputs=InputsConfig(request_time=True)).uses_time

@@ -10,22 +10,25 @@ from cluster.study.statistics import estimate
 from trainer.evaluation.confidence import (
     NOT_NEGATIVE,
     SHARE,
+    Z95,
     Range,
+    difference_interval,
     mean_interval,
-    range_of,
     score_interval,
     wilson,
 )
 from trainer.evaluation.next_item.metrics import intervals
 from trainer.evaluation.ranking.intervals import intervals_of
-from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, metrics_of, sums_of
+from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.metrics import metrics_of
+from trainer.tasks.metrics import range_of
 
 DRAWS = 2000
 DIFFERENCES = SHARE.of_differences
 
 
 def coverage(draw: Callable[[np.random.Generator], np.ndarray], truth: float, within: Range) -> float:
-    """The share of samples whose interval holds the true mean."""
+    """Return the share of samples with the true mean in their interval."""
     random = np.random.default_rng(11)
     bounds = np.asarray([mean_interval(draw(random), within) for _ in range(DRAWS)])
     return float(((bounds[:, 0] <= truth) & (truth <= bounds[:, 1])).mean())
@@ -80,6 +83,55 @@ def test_intervals_of_paired_differences_hold_the_truth_95_times_in_100(rate):
     assert 0.93 <= coverage(draw, truth, DIFFERENCES) <= 0.97
 
 
+@pytest.mark.parametrize(
+    ("first", "second"), [(0.002, 0.002), (0.003, 0.006), (0.01, 0.01), (0.02, 0.01), (0.0, 0.005)]
+)
+@pytest.mark.parametrize("num_users", [100, 400, 1000])
+def test_intervals_of_differences_of_rare_hits_and_gains_hold_the_truth_at_least_90_times_in_100(
+    num_users, first, second
+):
+    """Where a few users, or none, tell two models apart, so that the spread of the sample is too small or 0."""
+    for kind, mean in ((hits, 1.0), (gains, MEAN_GAIN)):
+        of_first, of_second = kind(num_users, first), kind(num_users, second)
+        held = coverage(lambda random: of_second(random) - of_first(random), (second - first) * mean, DIFFERENCES)  # noqa: B023
+        assert held >= 0.9, (kind, held)
+
+
+@pytest.mark.parametrize(("ups", "downs", "pairs"), [(0, 1, 44), (0, 0, 30), (12, 2, 100), (3, 0, 8)])
+def test_the_bounds_of_paired_shares_are_where_the_score_is_1_96(ups, downs, pairs):
+    values = np.asarray([1.0] * ups + [-1.0] * downs + [0.0] * (pairs - ups - downs))
+    low, high = difference_interval(values)
+    assert low < values.mean() < high
+    assert [score_of(bound, ups, downs, pairs) for bound in (low, high)] == pytest.approx([Z95, -Z95], abs=1e-3)
+    if ups == downs == 0:
+        assert high == pytest.approx(Z95**2 / (pairs + Z95**2))
+
+
+def score_of(difference: float, ups: int, downs: int, pairs: int) -> float:
+    """Tango's statistic, with the most likely share of downs found by trying."""
+    shares = np.linspace(max(0.0, -difference), (1.0 - difference) / 2, 200_001)[1:-1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = [
+            n * np.log(p)
+            for n, p in (
+                (ups, shares + difference),
+                (downs, shares),
+                (pairs - ups - downs, 1 - 2 * shares - difference),
+            )
+            if n
+        ]
+    share = shares[int(np.nanargmax(np.sum(logs, axis=0)))]
+    variance = pairs * (2 * share + difference * (1 - difference))
+    return (ups - downs - pairs * difference) / math.sqrt(variance)
+
+
+def test_intervals_of_differences_scale_and_turn_with_the_values():
+    values = np.random.default_rng(3).choice([-1.0, 0.0, 0.0, 0.0, 1.0, 1.0], 50)
+    low, high = difference_interval(values)
+    assert difference_interval(-values) == pytest.approx((-high, -low))
+    assert difference_interval(values / 4) == pytest.approx((low / 4, high / 4))
+
+
 def test_intervals_of_values_without_an_upper_end_hold_the_truth_95_times_in_100():
     assert 0.93 <= coverage(lambda random: random.exponential(0.1, 300), 0.1, NOT_NEGATIVE) <= 0.97
 
@@ -92,7 +144,7 @@ def test_intervals_of_hit_rates_are_those_of_wilson():
 
 
 @pytest.mark.parametrize("within", [SHARE, DIFFERENCES, NOT_NEGATIVE, NOT_NEGATIVE.of_differences])
-def test_intervals_stay_in_the_range_and_around_the_estimate_whatever_the_error(within):
+def test_intervals_of_any_error_stay_in_the_range_and_around_the_estimate(within):
     low, high = max(within.low, -5.0), min(within.high, 5.0)
     for middle in [*np.linspace(low, high, 21), np.nextafter(low, 9.0), np.nextafter(high, -9.0)]:
         for error in (0.0, 1e-9, 1e-3, 0.3, 2.0):
@@ -134,7 +186,7 @@ def test_intervals_over_seeds_stay_in_the_range_of_the_metric():
 
 
 def random_impressions(random: np.random.Generator, strength: float, num_users: int = 60) -> Judged:
-    """Users of five impressions, whose clicks are alike, and logits that tell them apart, more or less."""
+    """Return users of five impressions with correlated clicks, and logits that separate them more or less."""
     shift = np.repeat(random.normal(size=num_users), 5)
     logits = random.normal(size=5 * num_users) * strength + shift
     positive = random.random(logits.size) < 1 / (1 + np.exp(-logits))

@@ -12,7 +12,7 @@ from models.features.inputs import Inputs
 from models.features.items import Catalogue, IdColumn, ItemComposer
 from models.features.values import InputFeature
 from sharding.config import DynamicIdsConfig, TableConfig
-from sharding.dynamic_ids.counts import count_ids
+from sharding.dynamic_ids.id_counts import count_ids
 from sharding.dynamic_ids.mapping import observe
 from tests.models.ranking import test_model as ranking
 from trainer.data.dataset.features import MISSING
@@ -30,7 +30,7 @@ POOL = [-(2**62), -3, 0, 7, 10**15, 2**63 - 1, MISSING, 11, 12, 13]
 
 
 def lists_of(seed: int) -> list[list[int]]:
-    """Values of every item: one or none at seed 0, else several, repeats among them."""
+    """Return values of every item: one or none at seed 0, else several, repeats among them."""
     random = np.random.default_rng(seed)
     return [random.choice(POOL, size=random.integers(0, 2 if seed == 0 else 5)).tolist() for _ in range(NUM_IDS)]
 
@@ -55,7 +55,7 @@ CATALOGUE = catalogue()
 
 
 def packed(histories: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, offsets, inputs and targets. Each history's last event is a target only."""
+    """Return rows, offsets, inputs and targets. Each history's last event is a target only."""
     offsets = np.concatenate(([0], np.cumsum([max(0, len(history) - 1) for history in histories])))
     inputs = np.asarray([item for history in histories for item in history[:-1]], np.int64)
     targets = np.asarray([item for history in histories for item in history[1:]], np.int64)
@@ -95,7 +95,7 @@ def test_each_event_uses_the_values_of_its_item_once(seed: int, whole_catalogue:
 
 
 def told_batch(chosen: list[list[int]], words: list[list[int]], likes: list[int]) -> HistoryBatch:
-    """words: of each input event; likes: of each history."""
+    """Return a batch with `words` of each input event and `likes` of each history."""
     told = replace(CATALOGUE, inputs=INPUTS)
     offsets = np.concatenate(([0], np.cumsum([len(entry) for entry in words])))
     word = IdColumn(np.asarray([value for entry in words for value in entry], np.int64), offsets)
@@ -103,7 +103,7 @@ def told_batch(chosen: list[list[int]], words: list[list[int]], likes: list[int]
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_each_input_event_uses_what_it_says_and_each_history_with_events_what_its_user_says(seed: int) -> None:
+def test_each_input_event_uses_its_features_and_each_history_those_of_its_user(seed: int) -> None:
     random = np.random.default_rng(seed)
     chosen = [[*history[:-1], max(1, history[-1])] if history else [] for history in histories(seed)]
     inputs = [history[:-1] for history in chosen]
@@ -196,8 +196,8 @@ def test_items_add_the_rows_of_their_values_up(seen: list[int]) -> None:
         "item": torch.randn(NUM_KNOWN, WIDTH, generator=random),
         "label": torch.randn(6, WIDTH, generator=random),
     }
-    found = ItemComposer(WIDTH, FEATURES)({name: weights[name][mapped.rows[name]] for name in weights}, mapped)
-    for item, vector in zip(asked.tolist(), found, strict=True):
+    actual = ItemComposer(WIDTH, FEATURES)({name: weights[name][mapped.rows[name]] for name in weights}, mapped)
+    for item, vector in zip(asked.tolist(), actual, strict=True):
         expected = weights["item"][item] if item < NUM_KNOWN else torch.zeros(WIDTH)
         for seed in range(len(FEATURES)):
             values = lists_of(seed)[item]
@@ -213,7 +213,7 @@ def test_looking_up_changes_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in tables.tensors().items())
 
 
-def test_mappings_go_on_from_their_tensors() -> None:
+def test_mappings_resume_from_their_tensors() -> None:
     first, then = [7, 7, 11, 12], [11, 12, 13, 13, -3, -3]
     one = tables_that_saw(first)
     other = DynamicTables(TABLES, FEATURES, seed=1)

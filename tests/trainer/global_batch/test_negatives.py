@@ -12,12 +12,12 @@ from models.batches.history_batch import HistoryBatch, build_batch, with_negativ
 from models.features.items import Catalogue, IdColumn, ItemComposer
 from models.features.values import InputFeature
 from models.objectives.config import FullSoftmaxConfig, SampledSoftmaxConfig
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.stream.order import Position
 from trainer.global_batch.negatives import GlobalNegatives
 
 NUM_KNOWN = 30
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 NOTHING = np.zeros(0, np.int64)
 TARGET_COUNTS = np.arange(NUM_KNOWN)
 # Rows, offsets, inputs and targets of two histories, 3 7 7 and 9, of which the last target is unknown.
@@ -34,7 +34,7 @@ def batch_of(catalogue: Catalogue) -> HistoryBatch:
 
 
 def vectors(catalogue: Catalogue, batch: HistoryBatch) -> Tensor:
-    """Of every item of the batch, from tables of random rows."""
+    """Return the vector of every item of the batch, from tables of random rows."""
     tables = {name: torch.randn(50, 3, generator=torch.Generator().manual_seed(1)) for name in ("item", "brand")}
     rows = {table: tables[table][asked] for table, asked in batch.items.rows.items()}
     assert all(asked.unique().numel() == asked.numel() for asked in batch.items.rows.values())
@@ -50,12 +50,12 @@ def test_a_batch_with_negatives_is_that_which_was_built_with_them(shared, negati
     first, drawn = batch_of(catalogue), np.asarray(negatives, np.int64)
     ours = with_negatives(first, drawn, catalogue)
     built = build_batch(*HISTORIES, drawn, catalogue, whole_catalogue=False)
-    found, expected = vectors(catalogue, ours), vectors(catalogue, built)
+    actual, expected = vectors(catalogue, ours), vectors(catalogue, built)
     for ids, index in (("target_ids", "target_index"), ("negative_ids", "negative_index")):
         assert torch.equal(ours.lookup_ids[getattr(ours, index)], getattr(ours, ids))
         assert torch.equal(getattr(ours, ids), getattr(built, ids))
-        assert torch.equal(found[getattr(ours, index)], expected[getattr(built, index)])
-    assert torch.equal(found[ours.history_index], expected[built.history_index])
+        assert torch.equal(actual[getattr(ours, index)], expected[getattr(built, index)])
+    assert torch.equal(actual[ours.history_index], expected[built.history_index])
     assert torch.equal(ours.history_index, first.history_index)  # whatever was there stays where it was
     assert set(ours.lookup_ids.tolist()) == set(built.lookup_ids.tolist())
     assert ours.lookup_ids.numel() == built.lookup_ids.numel()
@@ -66,7 +66,7 @@ def settled(negatives: dict[str, Any], logq: str, num: int = 6) -> HistoryBatch:
     objective = SampledSoftmaxConfig.model_validate({"num_negatives": num, "negatives": negatives, "logq": logq})
     whole = GlobalNegatives(objective, catalogue, 3)
     whole.take_target_counts(TARGET_COUNTS)
-    return whole.settle(batch_of(catalogue), Position(0, 0), ALONE)
+    return whole.complete_batch(batch_of(catalogue), Position(0, 0), ALONE)
 
 
 def test_negatives_of_the_global_batch_are_its_learned_targets():
@@ -94,5 +94,5 @@ def test_other_objectives_are_left_alone():
     batch = batch_of(catalogue)
     for objective in (FullSoftmaxConfig(), SampledSoftmaxConfig()):
         whole = GlobalNegatives(objective, catalogue, 3)
-        assert whole.settle(batch, Position(0, 0), ALONE) is batch
+        assert whole.complete_batch(batch, Position(0, 0), ALONE) is batch
         assert whole.tensors() == {}

@@ -25,7 +25,7 @@ def pieces_of(value: Any) -> Pieces:
 
 
 def assembled(states: list[dict[str, Pieces]]) -> dict[str, Tensor]:
-    """The whole tensors from all ranks' states. Ranks that hold the same part must agree on it."""
+    """Return the whole tensors from all ranks' states. Ranks that hold the same part must agree on it."""
     whole: dict[str, Tensor] = {}
     for name, first in {name: pieces for state in states for name, pieces in state.items()}.items():
         tensor = torch.full(first.size, float("nan"))

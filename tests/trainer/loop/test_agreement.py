@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
@@ -20,21 +20,21 @@ from trainer.placement.plan import plan_tables
 Fact = Literal["config", "dataset", "plan", "nothing"]
 
 
-def start(ranks: Ranks, job: Job, fact: Fact) -> None:
+def start(world: World, job: Job, fact: Fact) -> None:
     """Build a training of which the last rank has another `fact`."""
-    placing = plan_tables(job, read_manifest(job.dataset_dir), ranks.world_size, "cpu")
-    job = replace(job, placing=placing)
-    if ranks.rank == ranks.world_size - 1:
+    planned_tables = plan_tables(job, read_manifest(job.dataset_dir), world.world_size, "cpu")
+    job = replace(job, planned_tables=planned_tables)
+    if world.rank == world.world_size - 1:
         match fact:
             case "config":
                 job = replace(job, config={**job.config, "run": {"seed": 6}})
             case "dataset":
                 job = replace(job, dataset_dir=job.dataset_dir.with_name("other"))
             case "plan":
-                table = replace(placing.plan.tables["item"], sharding="table_wise", places=(0,))
-                plan = replace(placing.plan, tables={"item": table})
-                job = replace(job, placing=replace(placing, plan=plan))
-    Training(job, ranks, SILENT)
+                table = replace(planned_tables.plan.tables["item"], sharding="table_wise", places=(0,))
+                plan = replace(planned_tables.plan, tables={"item": table})
+                job = replace(job, planned_tables=replace(planned_tables, plan=plan))
+    Training(job, world, SILENT)
 
 
 @pytest.mark.parametrize("fact", ["config", "dataset", "plan"])
@@ -51,9 +51,9 @@ def test_ranks_that_agree_start(rank_pool: RankPool, tmp_path: Path) -> None:
     rank_pool.run(2, start, tiny_job(tmp_path / "run", tmp_path / "dataset"), "nothing")
 
 
-def random_states(ranks: Ranks, job: Job) -> list[int]:
+def random_states(world: World, job: Job) -> list[int]:
     """The seed from which each step of a training draws its dropout."""
-    training, seeds = Training(job, ranks, SILENT), []
+    training, seeds = Training(job, world, SILENT), []
     whole = training.step
 
     def step(*arguments: Any) -> Any:
@@ -66,7 +66,7 @@ def random_states(ranks: Ranks, job: Job) -> list[int]:
     return seeds
 
 
-def test_every_rank_and_every_step_draws_dropout_of_its_own(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_every_rank_and_every_step_draws_its_own_dropout(rank_pool: RankPool, tmp_path: Path) -> None:
     tiny_dataset(tmp_path / "dataset")
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 4})
     seeds = rank_pool.run(2, random_states, job)

@@ -12,7 +12,7 @@ from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.tables.gradient_norm import squared_row_norm
 from sharding.tables.optimizers import table_optimizer
-from sharding.world import Ranks
+from sharding.world import World
 from tests.trainer.loop.test_step import NUM_ROWS, Rig, State, batch_of, job_with, sequences_of
 from trainer.job import Job
 from trainer.loop.step import StepResult
@@ -36,9 +36,9 @@ def gradient_of(rank: int, table: str) -> Tensor:
     return torch.randn((len(ASKED[rank][table]), WIDTHS[table]), generator=generator)
 
 
-def row_norm(ranks: Ranks) -> float:
-    rows = {table: torch.tensor(ids, dtype=torch.int64) for table, ids in ASKED[ranks.rank].items()}
-    return float(squared_row_norm(rows, {table: gradient_of(ranks.rank, table) for table in rows}, ranks))
+def row_norm(world: World) -> float:
+    rows = {table: torch.tensor(ids, dtype=torch.int64) for table, ids in ASKED[world.rank].items()}
+    return float(squared_row_norm(rows, {table: gradient_of(world.rank, table) for table in rows}, world))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -60,8 +60,8 @@ def test_rows_that_several_ranks_looked_up_are_added_before_they_count(rank_pool
 # Training with clipping
 
 
-def clipped(ranks: Ranks, job: Job) -> tuple[State, list[StepResult], State]:
-    rig = Rig.build(ranks, job)
+def clipped(world: World, job: Job) -> tuple[State, list[StepResult], State]:
+    rig = Rig.build(world, job)
     before = rig.weights()
     return before, [rig.train(seed=n, number=n) for n in range(STEPS)], rig.weights()
 
@@ -108,14 +108,14 @@ def test_clipping_is_that_of_the_unsharded_model(rank_pool, tmp_path, world_size
         torch.testing.assert_close(after[name], expected[plain], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def clipped_with_rounding(ranks: Ranks, job: Job) -> tuple[list[float | None], State]:
+def clipped_with_rounding(world: World, job: Job) -> tuple[list[float | None], State]:
     """Training in which every rank rounds the norm of rows in its own way."""
 
     def rounded(*given: Any) -> Tensor:
-        return squared_row_norm(*given) * (1.0 + ranks.rank * 1e-9)
+        return squared_row_norm(*given) * (1.0 + world.rank * 1e-9)
 
     with mock.patch("trainer.loop.step.squared_row_norm", rounded):
-        _, results, after = clipped(ranks, job)
+        _, results, after = clipped(world, job)
     return [result.grad_norm for result in results], {n: p for n, p in after.items() if "tables" not in n}
 
 
@@ -127,14 +127,14 @@ def test_all_ranks_clip_by_the_same_norm_bit_for_bit(rank_pool, tmp_path):
         assert all(torch.equal(theirs[name], weights[name]) for name in weights)
 
 
-def test_a_gradient_within_the_norm_is_left_as_it_is(rank_pool, tmp_path):
+def test_a_gradient_within_the_norm_is_not_changed(rank_pool, tmp_path):
     loose, without = (rank_pool.run(2, clipped, clipping_job(tmp_path, clip_norm))[0] for clip_norm in (1000.0, None))
     assert all(torch.equal(loose[2][name], without[2][name]) for name in without[2])
     assert all(result.grad_norm is not None for result in loose[1])
     assert all(result.grad_norm is None for result in without[1])
 
 
-def test_clipping_changes_what_is_trained(rank_pool, tmp_path):
+def test_clipping_changes_the_trained_model(rank_pool, tmp_path):
     tight, without = (rank_pool.run(2, clipped, clipping_job(tmp_path, clip_norm))[0] for clip_norm in (0.05, None))
     table = next(name for name in without[2] if "tables" in name)
     assert (tight[2][table] - tight[0][table]).norm() < 0.5 * (without[2][table] - without[0][table]).norm()
@@ -150,8 +150,8 @@ class _HugeGradient(torch.autograd.Function):
         return torch.full_like(gradients[0], 3e38)
 
 
-def overflow(ranks: Ranks, job: Job) -> tuple[StepResult, bool]:
-    rig = Rig.build(ranks, job)
+def overflow(world: World, job: Job) -> tuple[StepResult, bool]:
+    rig = Rig.build(world, job)
     before = rig.local()
     model: Any = rig.built.model
     whole = type(model).loss

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
@@ -44,7 +44,7 @@ class Scripted:
 
 
 def train(
-    ranks: Ranks,
+    world: World,
     job: Job,
     values: Sequence[float] = (),
     stop_after: int | None = None,
@@ -55,7 +55,7 @@ def train(
     Args:
         values: What evaluations find one after another, in the place of real metrics.
         stop_after: The step at which a stop is requested.
-        broken: Steps whose loss is not a number on the last rank.
+        broken: Steps with a loss of NaN on the last rank.
     """
     events: list[dict[str, Any]] = []
     training: Training
@@ -63,13 +63,13 @@ def train(
     def stop_requested() -> bool:
         return stop_after is not None and training.state.step + 1 >= stop_after
 
-    training = Training(job, ranks, Channel(send=events.append, stop_requested=stop_requested))
+    training = Training(job, world, Channel(send=events.append, stop_requested=stop_requested))
     if values:
         assert job.train.early_stopping is not None
         training.evaluator = Scripted(job.train.early_stopping.metric, values)
     model = training.built.model
     whole_loss: Callable[..., Any] = model.loss
-    last = ranks.rank == ranks.world_size - 1
+    last = world.rank == world.world_size - 1
 
     def loss(*arguments: Any) -> Any:
         return whole_loss(*arguments) * (math.nan if last and training.state.step + 1 in broken else 1.0)
@@ -117,7 +117,7 @@ def test_the_best_is_that_in_the_direction_of_the_metric_and_patience_counts_fro
     assert committed(tmp_path) == [last, best]
 
 
-def test_patience_goes_on_where_it_was_when_the_run_was_stopped(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_patience_resumes_where_the_run_stopped(rank_pool: RankPool, tmp_path: Path) -> None:
     job = stopping_early(tmp_path, "ndcg@10", patience=3)
     stopped = rank_pool.run(1, train, job, [0.5, 0.4, 0.3], 3 * STEPS_PER_EPOCH)[0]
     assert stopped.outcome.reason == "stopped"
@@ -136,7 +136,7 @@ def test_a_stop_inside_an_epoch_leaves_a_checkpoint_of_its_step(rank_pool: RankP
     assert not dead.exists()
 
 
-def test_the_end_of_training_is_evaluated_whatever_the_cadence(rank_pool: RankPool, tmp_path: Path) -> None:
+def test_the_end_of_training_is_evaluated_at_any_cadence(rank_pool: RankPool, tmp_path: Path) -> None:
     rank_pool.run(1, train, job_in(tmp_path, train={"epochs": 2, "evaluate_every_epochs": 5}))
     lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "validation"]
     assert [line["step"] for line in lines] == [2 * STEPS_PER_EPOCH]

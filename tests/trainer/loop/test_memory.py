@@ -1,4 +1,4 @@
-"""Free memory goes back to the system even where live objects lie between; a peak is remembered until it is forgotten."""
+"""Free memory goes back to the system even between live objects; a peak is kept until it is reset."""
 
 import ctypes
 import multiprocessing

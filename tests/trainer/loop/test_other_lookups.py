@@ -7,20 +7,20 @@ import numpy as np
 import torch
 
 from sharding.tables.fused import fused_tables
-from sharding.world import Ranks
+from sharding.world import World
 from tests.trainer.loop.test_step import Rig, batch_of, job_with, poison, sequences_of
 from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
 from trainer.job import Job
 
 
-def counted(ranks: Ranks, job: Job) -> tuple[list[int], list[int], float]:
+def counted(world: World, job: Job) -> tuple[list[int], list[int], float]:
     """Take four steps, of which the second is not applied, and after each a look-up that trains nothing.
 
     Returns what fused tables count from in each step, what both of their counters are at last, and the number of updates.
     """
-    rig = Rig.build(ranks, job)
+    rig = Rig.build(world, job)
     seen: list[int] = []
-    tables = fused_tables(rig.built.placed)
+    tables = fused_tables(rig.built.sharded_model)
     model: Any = rig.built.model
     look_up = type(model).look_up
 
@@ -39,7 +39,7 @@ def counted(ranks: Ranks, job: Job) -> tuple[list[int], list[int], float]:
     return seen, final, float(rig.step.optimizers.num_updates)
 
 
-def test_fused_optimizers_are_told_the_number_of_updates_before_each_step(rank_pool, tmp_path):
+def test_fused_optimizers_receive_the_number_of_updates_before_each_step(rank_pool, tmp_path):
     """Neither look-ups that train nothing nor steps that are not applied count."""
     seen, final, num_updates = rank_pool.run(1, counted, job_with(tmp_path))[0]
     assert seen == [0, 1, 1, 2]
@@ -47,9 +47,9 @@ def test_fused_optimizers_are_told_the_number_of_updates_before_each_step(rank_p
     assert num_updates == 3
 
 
-def evaluated_scores(ranks: Ranks, job: Job) -> np.ndarray:
+def evaluated_scores(world: World, job: Job) -> np.ndarray:
     """The scores of all items by which some users' lists are ranked after a step."""
-    rig = Rig.build(ranks, job)
+    rig = Rig.build(world, job)
     rig.train(seed=1)
     model, batch = rig.built.model.eval(), batch_of(sequences_of(2), job)
     with torch.no_grad():
@@ -57,10 +57,10 @@ def evaluated_scores(ranks: Ranks, job: Job) -> np.ndarray:
         users, items = model.user_vectors(rows, batch), model.item_vectors(rows, batch.items)[1:]
     none, offsets = np.zeros(0, np.int64), np.zeros(users.shape[0] + 1, np.int64)
     query = Query(users, none, offsets, none, offsets)
-    return rank_items(query, ItemShard(items, 1), items.shape[0], False, 16, ranks).top_scores
+    return rank_items(query, ItemShard(items, 1), items.shape[0], False, 16, world).top_scores
 
 
-def test_scores_of_an_evaluation_are_float32_whatever_training_computes_in(rank_pool, tmp_path):
+def test_scores_of_an_evaluation_are_float32_for_any_training_precision(rank_pool, tmp_path):
     job = job_with(tmp_path)
     low = replace(job, train=job.train.model_copy(update={"precision": "bfloat16"}))
     scores = torch.from_numpy(rank_pool.run(1, evaluated_scores, low)[0])

@@ -15,7 +15,7 @@ from models.batches.micro_batches import with_cuts
 from models.features.items import Catalogue
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import manifest_of_items
 from tests.support.jobs import tiny_job
 from trainer.checkpoint.keys import tensors_of
@@ -23,7 +23,7 @@ from trainer.job import Job
 from trainer.loop.build import Built, build_model, build_optimizers
 from trainer.loop.step import StepResult, TrainStep
 from trainer.loop.step_clock import StepClock
-from trainer.optim.ema import Averages
+from trainer.optim.ema import WeightEma
 
 NUM_ROWS = 30
 NEGATIVES = np.asarray([3, 7, 7, 12, 29, 1])
@@ -78,22 +78,22 @@ class Rig:
     """A model with its optimizers on one rank, ready to step."""
 
     job: Job
-    ranks: Ranks
+    world: World
     built: Built
     step: TrainStep
 
     @staticmethod
-    def build(ranks: Ranks, job: Job) -> "Rig":
+    def build(world: World, job: Job) -> "Rig":
         torch.set_num_threads(1)
-        built = build_model(job, manifest_of_items(NUM_ROWS - 1), ranks)
+        built = build_model(job, manifest_of_items(NUM_ROWS - 1), world)
         built.model.train()
-        optimizers, clock = build_optimizers(built, job.train), StepClock(ranks.device)
+        optimizers, clock = build_optimizers(built, job.train), StepClock(world.device)
         decay = job.train.ema_decay
-        averages = None if decay is None else Averages(built.placed, built.tables, decay)
+        averages = None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
         step = TrainStep(
             built.model,
             optimizers,
-            ranks,
+            world,
             job.seed,
             clock,
             built.task.parts_of,
@@ -101,10 +101,10 @@ class Rig:
             averages,
             job.train.precision,
         )
-        return Rig(job, ranks, built, step)
+        return Rig(job, world, built, step)
 
     def train(self, seed: int, number: int = 0, factor: float = 1.0, stop: bool = False) -> StepResult:
-        share = shared(sequences_of(seed), self.ranks.world_size)[self.ranks.rank]
+        share = shared(sequences_of(seed), self.world.world_size)[self.world.rank]
         batch = with_cuts(batch_of(share, self.job), self.job.train.micro_batch_tokens)
         return self.step(batch, number, factor, stop)
 
@@ -112,7 +112,9 @@ class Rig:
         """Copies of all weights and optimizer slots that this rank holds."""
         state = {}
         built, step = self.built, self.step
-        for name, value in tensors_of(built.placed, built.tables, step.optimizers, averages=step.averages).items():
+        for name, value in tensors_of(
+            built.sharded_model, built.tables, step.optimizers, averages=step.averages
+        ).items():
             if isinstance(value, ShardedTensor):
                 state.update({f"{name}/{n}": s.tensor.detach().clone() for n, s in enumerate(value.local_shards())})
             else:
@@ -122,10 +124,10 @@ class Rig:
     def weights(self) -> State:
         """All weights, whole on the first rank. Collective."""
         whole = {}
-        for name, value in self.built.placed.state_dict().items():
+        for name, value in self.built.sharded_model.state_dict().items():
             if isinstance(value, ShardedTensor):
                 out = torch.zeros(value.size())
-                value.gather(0, out if self.ranks.is_first else None)
+                value.gather(0, out if self.world.is_first else None)
                 whole[name] = out
             else:
                 whole[name] = value.detach().clone()
@@ -140,7 +142,7 @@ def equal(a: State, b: State) -> bool:
 
 
 class _PoisonGradient(torch.autograd.Function):
-    """The identity, whose gradient has one number that is not finite."""
+    """The identity, with one number in its gradient that is not finite."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -182,12 +184,12 @@ class Skipped:
     final: State
 
 
-def skip_one(ranks: Ranks, job: Job, kind: str, broken_rank: int) -> Skipped:
+def skip_one(world: World, job: Job, kind: str, broken_rank: int) -> Skipped:
     """A good step, a step that is broken on one rank, and a good one."""
-    rig = Rig.build(ranks, job)
+    rig = Rig.build(world, job)
     rig.train(seed=1)
     before = rig.local()
-    mend = poison(rig, kind) if ranks.rank == broken_rank else None
+    mend = poison(rig, kind) if world.rank == broken_rank else None
     result = rig.train(seed=2, number=1)
     after = rig.local()
     if mend is not None:
@@ -195,9 +197,9 @@ def skip_one(ranks: Ranks, job: Job, kind: str, broken_rank: int) -> Skipped:
     return Skipped(result, before, after, rig.train(seed=3, number=2), rig.local())
 
 
-def skip_none(ranks: Ranks, job: Job) -> State:
+def skip_none(world: World, job: Job) -> State:
     """The same without the broken step."""
-    rig = Rig.build(ranks, job)
+    rig = Rig.build(world, job)
     rig.train(seed=1)
     rig.train(seed=3, number=2)
     return rig.local()
@@ -207,7 +209,7 @@ def skip_none(ranks: Ranks, job: Job) -> State:
 @pytest.mark.parametrize(
     "kind", ["loss is nan", "loss is infinite", "gradient of the rows", "gradient of a dense weight"]
 )
-def test_what_is_not_finite_on_one_rank_is_applied_on_none(rank_pool, tmp_path, kind, broken_rank):
+def test_a_nonfinite_step_of_one_rank_is_applied_on_none(rank_pool, tmp_path, kind, broken_rank):
     job = job_with(tmp_path)
     outcomes = rank_pool.run(2, skip_one, job, kind, broken_rank)
     for outcome in outcomes:
@@ -221,12 +223,12 @@ def test_what_is_not_finite_on_one_rank_is_applied_on_none(rank_pool, tmp_path, 
     assert all(equal(outcome.final, expected) for outcome, expected in zip(outcomes, clean, strict=True))
 
 
-def step_without_targets(ranks: Ranks, job: Job) -> tuple[StepResult, State, State, StepResult]:
-    rig = Rig.build(ranks, job)
+def step_without_targets(world: World, job: Job) -> tuple[StepResult, State, State, StepResult]:
+    rig = Rig.build(world, job)
     rig.train(seed=1)
     before = rig.local()
     # A history of one event has no input with a target.
-    result = rig.step(batch_of([[4], []] if ranks.is_first else [], job), 1, 1.0, False)
+    result = rig.step(batch_of([[4], []] if world.is_first else [], job), 1, 1.0, False)
     return result, before, rig.local(), rig.train(seed=2, number=2)
 
 
@@ -255,8 +257,8 @@ def plain_step(weights: State, job: Job, sequences: list[list[int]]) -> tuple[St
     return {name: (p - rates[name] * p.grad).detach() for name, p in model.named_parameters()}, loss.item()
 
 
-def sgd_step(ranks: Ranks, job: Job, factor: float = 1.0) -> tuple[State, StepResult, State]:
-    rig = Rig.build(ranks, job)
+def sgd_step(world: World, job: Job, factor: float = 1.0) -> tuple[State, StepResult, State]:
+    rig = Rig.build(world, job)
     before = rig.weights()
     result = rig.train(seed=1, factor=factor)
     return before, result, rig.weights()
@@ -302,7 +304,7 @@ def test_a_step_in_micro_batches_is_the_same_step(rank_pool, tmp_path, world_siz
         torch.testing.assert_close(after[name], expected, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_what_is_not_finite_in_one_micro_batch_is_applied_nowhere(rank_pool, tmp_path):
+def test_a_step_with_a_nonfinite_micro_batch_is_applied_nowhere(rank_pool, tmp_path):
     job = job_with(tmp_path)
     job = replace(job, train=job.train.model_copy(update={"micro_batch_tokens": 8}))
     for outcome in rank_pool.run(2, skip_one, job, "loss of the second piece is nan", 0):
@@ -330,8 +332,8 @@ def test_a_step_in_bfloat16_is_nearly_the_same_step(rank_pool, tmp_path, world_s
             assert not torch.equal(after[name], after[name].bfloat16().float()), name
 
 
-def dtypes(ranks: Ranks, job: Job) -> set[torch.dtype]:
-    rig = Rig.build(ranks, job)
+def dtypes(world: World, job: Job) -> set[torch.dtype]:
+    rig = Rig.build(world, job)
     rig.train(seed=1)
     return {tensor.dtype for tensor in rig.local().values() if tensor.is_floating_point()}
 
@@ -370,9 +372,9 @@ def test_tables_may_be_left_out_of_the_schedule(rank_pool, tmp_path, sharding):
         torch.testing.assert_close(quarter[name] - start, share * (full[name] - start), rtol=1e-3, atol=1e-6, msg=name)
 
 
-def ask_to_stop(ranks: Ranks, job: Job, asking_rank: int) -> list[bool]:
-    rig = Rig.build(ranks, job)
-    return [rig.train(seed=1, stop=stop and ranks.rank == asking_rank).stop_requested for stop in (False, True, False)]
+def ask_to_stop(world: World, job: Job, asking_rank: int) -> list[bool]:
+    rig = Rig.build(world, job)
+    return [rig.train(seed=1, stop=stop and world.rank == asking_rank).stop_requested for stop in (False, True, False)]
 
 
 @pytest.mark.parametrize("asking_rank", [0, 1])
@@ -380,10 +382,10 @@ def test_a_request_to_stop_reaches_every_rank_in_the_same_step(rank_pool, tmp_pa
     assert rank_pool.run(2, ask_to_stop, job_with(tmp_path), asking_rank) == [[False, True, False]] * 2
 
 
-def losses_with_dropout(ranks: Ranks, job: Job, numbers: list[int], noise: int) -> list[float]:
+def losses_with_dropout(world: World, job: Job, numbers: list[int], noise: int) -> list[float]:
     losses = []
     for number in numbers:
-        rig = Rig.build(ranks, job)
+        rig = Rig.build(world, job)
         torch.manual_seed(noise)  # what else the process drew must not matter
         losses.append(rig.train(seed=1, number=number).loss)
     return losses

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.job import Channel, Job
@@ -16,10 +16,10 @@ from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 
 
-def planned(ranks: Ranks, job: Job) -> tuple[list[int], list[int], list[int]]:
-    """(steps at the end of each epoch as planned, as trained, the next checkpoint as told after each step)."""
+def planned(world: World, job: Job) -> tuple[list[int], list[int], list[int]]:
+    """(steps at the end of each epoch as planned, as trained, the next checkpoint as predicted after each step)."""
     told: list[int] = []
-    training = Training(job, ranks, Channel(send=lambda event: None, stop_requested=lambda: False))
+    training = Training(job, world, Channel(send=lambda event: None, stop_requested=lambda: False))
     whole, ends = training._train, []
 
     def train(item: Any) -> StepResult:
@@ -68,8 +68,8 @@ def test_imbalance_is_that_of_the_largest_shares_since_the_last_line():
     assert pace.imbalance() == 1.0
 
 
-def run_whole(ranks: Ranks, job: Job) -> None:
-    Training(job, ranks, Channel(send=lambda event: None, stop_requested=lambda: False)).run()
+def run_whole(world: World, job: Job) -> None:
+    Training(job, world, Channel(send=lambda event: None, stop_requested=lambda: False)).run()
 
 
 def test_metrics_tell_the_imbalance_of_each_interval(rank_pool, tmp_path):
@@ -82,11 +82,11 @@ def test_metrics_tell_the_imbalance_of_each_interval(rank_pool, tmp_path):
     assert [row["imbalance"] for row in lines] == [2.0] * 3
 
 
-def told(ranks: Ranks, job: Job) -> tuple[list[int], list[str]]:
+def told(world: World, job: Job) -> tuple[list[int], list[str]]:
     """The examples that this rank trained, and the warnings that it sent."""
     events: list[dict[str, Any]] = []
-    Training(job, ranks, Channel(send=events.append, stop_requested=lambda: False)).run()
-    ledger = (job.run_dir / "ledger" / f"rank-{ranks.rank}.jsonl").read_text().splitlines()
+    Training(job, world, Channel(send=events.append, stop_requested=lambda: False)).run()
+    ledger = (job.run_dir / "ledger" / f"rank-{world.rank}.jsonl").read_text().splitlines()
     rows = [row for line in ledger for row in json.loads(line)["row_ids"] if row >= 0]
     return rows, [event["text"] for event in events if event["kind"] == "warning"]
 
@@ -114,7 +114,7 @@ def test_a_batch_with_fewer_examples_than_ranks_is_warned_of_once(rank_pool, tmp
 
 
 @pytest.mark.parametrize("clip_norm", [None, 0.01])
-def test_metrics_tell_the_norm_of_the_gradient_where_it_is_clipped(rank_pool, tmp_path, clip_norm):
+def test_metrics_include_the_norm_of_the_gradient_where_it_is_clipped(rank_pool, tmp_path, clip_norm):
     tiny_dataset(tmp_path / "dataset")
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 3, "clip_norm": clip_norm})
     rank_pool.run(2, run_whole, job)

@@ -51,7 +51,7 @@ def adamw_reference(weight: Tensor, given: list[Tensor], decay: float) -> tuple[
 
 @pytest.mark.parametrize(("optimizer", "reference"), [("lion", lion_reference), ("adamw", adamw_reference)])
 @pytest.mark.parametrize("decay", [0.0, DECAY])
-def test_an_optimizer_is_what_its_paper_says(optimizer, reference, decay):
+def test_an_optimizer_equals_its_paper(optimizer, reference, decay):
     config = TrainConfig(optimizer=optimizer, learning_rate=RATE, betas=BETAS, eps=1e-3, weight_decay=decay)
     trained = weights()
     stepped = dense_optimizer(iter(trained), config)

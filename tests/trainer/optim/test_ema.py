@@ -6,7 +6,7 @@ import torch
 from models.config import NextItemConfig
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
-from trainer.optim.ema import Averages
+from trainer.optim.ema import WeightEma
 
 
 def model_of(seed: int) -> NextItemModel:
@@ -25,7 +25,7 @@ def shift(model: NextItemModel, step: int) -> None:
 @pytest.mark.parametrize("decay", [0.3, 0.999])
 def test_an_average_decays_slower_and_slower(decay):
     model = model_of(1)
-    averages = Averages(model, ["item"], decay)
+    averages = WeightEma(model, ["item"], decay)
     dense = {name: p for name, p in model.named_parameters() if "tables" not in name}
     expected = {name: p.detach().double() for name, p in dense.items()}
     for n in range(12):
@@ -39,8 +39,8 @@ def test_an_average_decays_slower_and_slower(decay):
         torch.testing.assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-5, msg=name)
 
 
-def interrupted_evaluation(model: NextItemModel, averages: Averages, raw: dict[str, torch.Tensor]) -> None:
-    with averages.in_place():
+def interrupted_evaluation(model: NextItemModel, averages: WeightEma, raw: dict[str, torch.Tensor]) -> None:
+    with averages.swapped_in():
         for name, value in averages.values.items():
             assert torch.equal(dict(model.named_parameters())[name], value)
             assert not torch.equal(value, raw[name])
@@ -49,7 +49,7 @@ def interrupted_evaluation(model: NextItemModel, averages: Averages, raw: dict[s
 
 def test_the_raw_weights_come_back_bit_for_bit():
     model = model_of(1)
-    averages = Averages(model, ["item"], 0.5)
+    averages = WeightEma(model, ["item"], 0.5)
     shift(model, 1)
     raw = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(KeyboardInterrupt):

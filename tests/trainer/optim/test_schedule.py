@@ -9,7 +9,7 @@ import torch
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.tables.optimizers import table_optimizer
-from sharding.world import Ranks
+from sharding.world import World
 from tests.trainer.loop.test_step import NUM_ROWS, Rig, State, batch_of, job_with, sequences_of
 from trainer.config import TrainConfig
 from trainer.job import Job
@@ -62,8 +62,8 @@ def factors(schedule: str) -> list[float]:
     return curve(STEPS, STEPS, schedule=schedule, warmup_steps=WARMUP)
 
 
-def scheduled(ranks: Ranks, job: Job, schedule: str) -> tuple[State, State]:
-    rig = Rig.build(ranks, job)
+def scheduled(world: World, job: Job, schedule: str) -> tuple[State, State]:
+    rig = Rig.build(world, job)
     before = rig.weights()
     for step, factor in enumerate(factors(schedule)):
         rig.train(seed=step, number=step, factor=factor)

@@ -1,5 +1,7 @@
 """Names that come from logs stay text in a page, whatever they hold."""
 
+import re
+
 import pytest
 from markupsafe import escape
 from matplotlib import pyplot as plt
@@ -29,17 +31,52 @@ def test_a_name_in_a_plot_is_text(name):
         assert broken not in svg.replace(str(escape(name)), "")
 
 
-def test_the_powers_of_a_logarithmic_axis_are_formulas():
-    def draw() -> str:
-        figure, axes = plt.subplots()
-        axes.plot([1, 10, 1000], [1, 2, 3])
-        axes.set(xscale="log", yscale="log")
-        return str(page.plot_of(figure, "caption").svg)
-
-    with plt.rc_context({"svg.hashsalt": "shoal"}):
-        usual = draw()
+def drawn(scale: str = "linear") -> page.Plot:
     with page.drawing():
-        assert draw() == usual
+        figure, axes = plt.subplots()
+        axes.plot([1, 10, 1000], [1, 2, 3], "o-", color=page.COLOURS[0])
+        axes.set(xscale=scale, xlabel="steps of training")
+        return page.plot_of(figure, 'a caption with "quotes"')
+
+
+def test_the_powers_of_a_logarithmic_axis_are_formulas():
+    svg = str(page.inline(drawn("log"), 1))
+    assert "$" not in svg
+    assert "mathdefault" not in svg
+    assert "10" in re.sub("<[^>]*>", " ", svg).split()
+
+
+def test_equal_plots_are_equal_bytes():
+    assert str(drawn().svg) == str(drawn().svg)
+
+
+def test_plots_of_a_page_share_no_id_and_follow_its_colours():
+    first, second = (str(page.inline(drawn(), number)) for number in (1, 2))
+    ids = [set(re.findall(r'\bid="([^"]+)"', svg)) for svg in (first, second)]
+    assert len(ids[0]) == len(ids[1]) > 5
+    assert not ids[0] & ids[1]
+    assert set(re.findall(r'href="#([^"]+)"', first)) <= ids[0]
+    assert page.COLOURS[0] not in first
+    assert "var(--first)" in first
+    assert page.INK not in first
+    assert "currentColor" in first
+    assert "<style" not in first, "a style of a plot would hold for the whole page"
+    assert 'aria-label="a caption with &#34;quotes&#34;"' in first
+
+
+def test_text_that_looks_like_markup_of_a_plot_stays_as_it_is():
+    with page.drawing():
+        figure, axes = plt.subplots()
+        axes.set_title(f'id="x" url(#y) fill: {page.INK}')
+        svg = str(page.inline(page.plot_of(figure, "caption"), 7))
+    assert f'id="x" url(#y) fill: {page.INK}' in svg.replace("&quot;", '"')
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (75, "1 min 15 s"), (7260, "2 h 1 min"), (200_000, "2 d 7 h")]
+)
+def test_durations_are_written_in_their_two_largest_units(seconds, text):
+    assert page.duration_text(seconds) == text
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -78,7 +78,7 @@ def test_ids_that_occur_twice_are_looked_up_once():
     assert loads_of(num_rows={"item": 100})["item"].ids_per_rank == pytest.approx(100, rel=1e-6)
 
 
-def test_the_dataset_says_how_long_histories_are():
+def test_the_dataset_gives_the_lengths_of_histories():
     def ids(mean_events: float) -> float:
         return loads_of(facts=DatasetFacts(10**9, mean_events))["item"].ids_per_rank
 
@@ -86,13 +86,13 @@ def test_the_dataset_says_how_long_histories_are():
     assert ids(400.0) == pytest.approx(64 * 51 + 512, rel=1e-4)  # the model sees the most recent 50, and one target
 
 
-def test_a_budget_of_events_stands_in_for_a_number_of_histories():
+def test_a_budget_of_events_replaces_a_number_of_histories():
     budget = TrainConfig(batch_tokens=8_000)
     load = loads_of(train=budget, facts=DatasetFacts(10**9, 21.0))["item"]
     assert load.ids_per_rank == pytest.approx(4_000 / 20 * 21 + 512, rel=1e-4)
 
 
-def test_a_pooling_factor_stands_in_for_what_the_data_says():
+def test_a_pooling_factor_replaces_the_statistics_of_the_data():
     tables = {"item": TableConfig(pooling_factor=7.0)}
     assert loads_of(tables, model=FULL)["item"].ids_per_rank == 64 * 7.0
 
@@ -160,7 +160,7 @@ def test_only_features_that_the_model_uses_have_tables_that_are_looked_up():
     assert facts_of(manifest, fewer).num_user_features == {}
 
 
-def test_what_events_and_users_say_is_looked_up_as_often_as_there_are_events_and_histories():
+def test_features_of_events_and_users_are_looked_up_once_per_event_and_history():
     tables = {name: TableConfig() for name in ("item", "brand", "shop", "city")}
     num_rows = {"item": 1_000, "brand": 10**9, "shop": 10**9, "city": 10**9}
     facts = DatasetFacts(1_000, 11.0, {"brand": 1}, {"brand": 1, "shop": 2}, {"city": 1})
@@ -172,7 +172,7 @@ def test_what_events_and_users_say_is_looked_up_as_often_as_there_are_events_and
     assert loads["city"].ids_per_rank == pytest.approx(histories, rel=1e-4)
 
 
-def test_before_there_is_a_dataset_the_config_says_what_it_can():
+def test_without_a_dataset_the_plan_uses_the_config():
     logs = LogsConfig.model_validate(
         {
             "path": "events",

@@ -1,4 +1,4 @@
-"""The plan of a run: made from its tables and their use, kept while these are the same, made anew when they are not."""
+"""The plan of a run: computed from its tables and their use, kept while these are the same, recomputed when they change."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def test_a_plan_is_kept_while_its_inputs_are_the_same(tmp_path):
     ],
     ids=["workers", "rows", "sharding", "optimizer", "memory", "batch"],
 )
-def test_a_plan_is_made_anew_when_an_input_changes(tmp_path, changed):
+def test_a_plan_is_recomputed_when_an_input_changes(tmp_path, changed):
     job = job_of(tmp_path)
     before = plan_tables(job, MANIFEST, 2, "cpu").plan
     job.run_dir.mkdir()
@@ -55,7 +55,7 @@ def test_a_plan_is_made_anew_when_an_input_changes(tmp_path, changed):
 SAMPLED = {"kind": "sampled_softmax", "num_negatives": 16}
 
 
-def test_a_plan_file_that_is_damaged_is_made_anew(tmp_path):
+def test_a_damaged_plan_file_is_recomputed(tmp_path):
     job = job_of(tmp_path)
     plan = plan_tables(job, MANIFEST, 2, "cpu").plan
     job.run_dir.mkdir()
@@ -64,14 +64,12 @@ def test_a_plan_file_that_is_damaged_is_made_anew(tmp_path):
     assert plan_tables(job, MANIFEST, 2, "cpu").plan == plan
 
 
-def test_what_no_plan_can_hold_is_refused_by_name_before_any_worker_starts(tmp_path):
+def test_tables_that_fit_no_plan_are_refused_by_name_before_any_worker_starts(tmp_path):
     job = job_of(tmp_path, {"sharding": "row_wise"})
     with pytest.raises(PlacementError, match=r"tables\.item: sharding = row_wise: .* 4 rows .* choose table_wise"):
         plan_tables(job, manifest_of_items(3), 3, "cpu")
 
 
 def test_groups_of_replicas_are_refused_for_a_run(tmp_path):
-    with pytest.raises(
-        PlacementError, match=r"plan\.replica_groups = 2: can be planned with `shoal plan`, and not run yet"
-    ):
+    with pytest.raises(PlacementError, match=r"plan\.replica_groups = 2: replica groups can be planned"):
         plan_tables(job_of(tmp_path, plan={"replica_groups": 2}), MANIFEST, 2, "cpu")

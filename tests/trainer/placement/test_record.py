@@ -1,4 +1,4 @@
-"""What a run measured of its look-ups lies beside what was predicted, and the cost model can be fitted to it."""
+"""A run records measured and predicted times of its look-ups, and the cost model can be fitted to them."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 
 from cluster.plan.command import run
 from sharding.planning.calibrate import calibrate
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.errors import UserError
@@ -17,9 +17,9 @@ from trainer.placement.plan import read_constants
 from trainer.placement.record import RECORD_FILE, observations_in
 
 
-def train(ranks: Ranks, job: Job) -> None:
+def train(world: World, job: Job) -> None:
     torch.set_num_threads(1)
-    Training(job, ranks, SILENT).run()
+    Training(job, world, SILENT).run()
 
 
 def job_of(tmp_path, **plan) -> Job:
@@ -33,7 +33,7 @@ def job_of(tmp_path, **plan) -> Job:
     )
 
 
-def test_measured_stands_beside_predicted_for_every_table_phase_and_rank(rank_pool, tmp_path):
+def test_measured_and_predicted_times_are_recorded_for_every_table_phase_and_rank(rank_pool, tmp_path):
     tiny_dataset(tmp_path / "dataset")
     job = job_of(tmp_path)
     rank_pool.run(2, train, job)

@@ -9,15 +9,15 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from trainer.data.dataset.profile import NUM_TIME_BINS, SPLITS
-from trainer.data.dataset.splits import time_as_text
-from trainer.pages.page import COLOURS, Plot, drawing, plot_of
+from trainer.data.dataset.splits import CLOCK_UNITS, time_as_text
+from trainer.pages.page import COLOURS, FAINT_INK, Plot, drawing, plot_of
 
 _OF_SPLIT = dict(zip(SPLITS, COLOURS, strict=True))
 NUM_TICKS = 5
 NUM_POINTS = 300  # of the popularity curve
-SMALL = 0.05  # a split whose peak is below this share of the highest could not be seen on a linear scale
+SMALL = 0.05  # a split with a peak below this share of the highest could not be seen on a linear scale
 _THOUSANDS = StrMethodFormatter("{x:,.0f}")
-DAY_MICROSECONDS = 86_400_000_000
+SECONDS_PER_DAY = 86_400
 
 
 def plots_of(
@@ -27,9 +27,14 @@ def plots_of(
     rates: Mapping[str, Any],
     what: str,
 ) -> list[Plot]:
-    """values: the manifest's profile; span: first, last and kind of the times; ranked: events of items, the most first.
+    """Return the plots of a data card.
 
-    rates: of each label, the positive rate by split; what: "events" or "impressions".
+    Args:
+        values: the manifest's profile.
+        span: first, last, kind and unit of the times.
+        ranked: the number of events of each item, the largest first.
+        rates: by label, the positive rate by split.
+        what: "events" or "impressions".
     """
     with drawing():
         plots = [_over_time(values["events_over_time"], span, what), _lengths(values["history_lengths"])]
@@ -59,10 +64,23 @@ def _over_time(counts: Mapping[str, list[int]], span: Mapping[str, Any], what: s
     if peaks:
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     scale = ", on a logarithmic scale" if logarithmic else ""
-    zone = " (UTC)" if span.get("kind") == "timestamp" else ""
+    zone = " (UTC)" if is_clock(span) else ""
     return plot_of(
-        figure, f"{what.capitalize()} of each split over time{zone}, in {NUM_TIME_BINS} equal stretches{scale}."
+        figure, f"{what.capitalize()} of each split over time{zone}, in {NUM_TIME_BINS} periods of equal length{scale}."
     )
+
+
+def is_clock(span: Mapping[str, Any]) -> bool:
+    """Return whether the times are dates: timestamps, or integers that count from 1970 in the unit of `span`."""
+    return span.get("kind") == "timestamp" or span.get("unit") is not None
+
+
+def time_text(time: int, span: Mapping[str, Any]) -> str:
+    """Return a time of the dataset as people read it: a moment in UTC if times are dates, else the integer."""
+    unit = span.get("unit")
+    if unit is None:
+        return time_as_text(time, span["kind"])
+    return time_as_text(time * CLOCK_UNITS["microseconds"] // CLOCK_UNITS[unit], "timestamp")
 
 
 def _time_ticks(span: Mapping[str, Any]) -> tuple[list[float], list[str]]:
@@ -71,8 +89,9 @@ def _time_ticks(span: Mapping[str, Any]) -> tuple[list[float], list[str]]:
     places = np.linspace(0, NUM_TIME_BINS, NUM_TICKS).tolist()
     first, last = int(span["first"]), int(span["last"])
     times = [first + (last - first) * tick // (NUM_TICKS - 1) for tick in range(NUM_TICKS)]
-    texts = [time_as_text(time, span["kind"]) for time in times]
-    if span["kind"] == "timestamp" and last - first >= NUM_TICKS * DAY_MICROSECONDS:
+    texts = [time_text(time, span) for time in times]
+    ticks_per_day = SECONDS_PER_DAY * CLOCK_UNITS[span.get("unit") or "microseconds"]
+    if is_clock(span) and last - first >= NUM_TICKS * ticks_per_day:
         texts = [text.partition(" ")[0] for text in texts]
     return places, texts
 
@@ -86,7 +105,7 @@ def _lengths(users: list[int]) -> Plot:
     axes.set_xticks(places, labels, fontsize=8, rotation=45 if len(places) > 12 else 0)
     axes.yaxis.set_major_formatter(_THOUSANDS)
     axes.set(xlabel="events in the history, from", ylabel="users")
-    return plot_of(figure, "Lengths of histories; each bar reaches to where the next begins.")
+    return plot_of(figure, "Number of users by length of the history; each bar ends where the next begins.")
 
 
 def _popularity(ranked: npt.NDArray[np.int64], what: str) -> Plot:
@@ -98,15 +117,16 @@ def _popularity(ranked: npt.NDArray[np.int64], what: str) -> Plot:
     _plain_numbers(axes.yaxis)
     for share in (0.01, 0.1):
         place = np.ceil(share * ranked.size)
-        axes.axvline(place, color="#868e96", linewidth=0.8, linestyle="--")
+        axes.axvline(place, color=FAINT_INK, linewidth=0.8, linestyle="--")
         axes.annotate(f" {share:.0%}", (place, 1.0), xycoords=("data", "axes fraction"), va="top", fontsize=8)
     return plot_of(
-        figure, f"Popularity: {what} of every item; the dashed lines are the first 1 % and 10 % of the items."
+        figure,
+        f"{what.capitalize()} of every item by popularity; the dashed lines mark the most popular 1 % and 10 % of the items.",
     )
 
 
 def _plain_numbers(axis: Any) -> None:
-    """1,000 in place of a power of ten, and no numbers between these."""
+    """Write numbers as 1,000 instead of powers of ten, and none between them."""
     axis.set_major_formatter(_THOUSANDS)
     axis.set_minor_formatter(NullFormatter())
 
@@ -122,4 +142,4 @@ def _rates(rates: Mapping[str, Mapping[str, float | None]]) -> Plot:
     axes.set_xticks(range(len(rates)), list(rates), fontsize=8, rotation=30 if len(rates) > 6 else 0, parse_math=False)
     axes.set_ylabel("positive rate")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    return plot_of(figure, "Share of impressions whose label is above 0, by split.")
+    return plot_of(figure, "Rate of positives (label above 0) of each split.")

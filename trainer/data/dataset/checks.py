@@ -69,7 +69,7 @@ def profile_values(manifest: Manifest) -> dict[str, Any]:
     return Profile.empty().as_values() | _NOTHING | manifest.profile
 
 
-def checks_of(manifest: Manifest, giveaways: Sequence[Giveaway]) -> tuple[Check, ...]:
+def checks_of(manifest: Manifest, leaky_features: Sequence[Giveaway]) -> tuple[Check, ...]:
     """All checks that apply to the dataset, in the order of the page. giveaways: of its features, the strongest first."""
     values = profile_values(manifest)
     found = [
@@ -81,7 +81,7 @@ def checks_of(manifest: Manifest, giveaways: Sequence[Giveaway]) -> tuple[Check,
         _duplicates(manifest),
     ]
     if manifest.task == "ranking":
-        found += [_outcomes(manifest), *_drift(manifest, values), _giveaways(manifest, giveaways)]
+        found += [_outcomes(manifest), *_drift(manifest, values), _giveaways(manifest, leaky_features)]
     return tuple(found)
 
 
@@ -321,16 +321,16 @@ def _drift(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Check]:
         yield Check(*names, DRIFT.verdict(ratio) if certain else "ok", test - train, found, why)
 
 
-def _giveaways(manifest: Manifest, giveaways: Sequence[Giveaway]) -> Check:
+def _giveaways(manifest: Manifest, leaky_features: Sequence[Giveaway]) -> Check:
     names = ("features_give_label_away", "Features that give the label away")
     why = (
         "A single feature that tells positives from negatives almost without fail was probably known only after the impression; "
         "list its column under logs.outcomes."
     )
-    if not giveaways:
+    if not leaky_features:
         return Check(*names, "ok", None, "no feature of impressions to look at, or labels without both outcomes", why)
-    strongest = giveaways[0]
-    flagged = [giveaway for giveaway in giveaways if giveaway.auc >= GIVEAWAY_AUC]
+    strongest = leaky_features[0]
+    flagged = [giveaway for giveaway in leaky_features if giveaway.auc >= GIVEAWAY_AUC]
     found = (
         "; ".join(f"{given.feature} tells {given.label} (AUC {given.auc:.3f} alone)" for given in flagged)
         or f"none; the strongest is {strongest.feature} for {strongest.label}, AUC {strongest.auc:.3f} alone"

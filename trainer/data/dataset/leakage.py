@@ -44,7 +44,7 @@ class _Place:
     num_rows: int
 
 
-def giveaways(folder: Path, manifest: Manifest, max_impressions: int = MAX_IMPRESSIONS) -> list[Giveaway]:
+def leaky_features(folder: Path, manifest: Manifest, max_impressions: int = MAX_IMPRESSIONS) -> list[Giveaway]:
     """For each feature of impressions and each label of a ranking dataset, the feature's own AUC; the highest first.
 
     Labels without positives or without negatives in the sample have none.

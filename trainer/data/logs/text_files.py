@@ -15,7 +15,7 @@ import pyarrow.csv as pacsv
 
 from trainer.data.logs.config import TextConfig
 from trainer.data.logs.files import InputFile, UnreadableFileError, explaining
-from trainer.data.logs.quotes import first_open_quote
+from trainer.data.logs.quotes import QuoteWatch, first_open_quote
 from trainer.errors import first_line
 
 HEADER_BYTES = 1 << 20
@@ -31,12 +31,13 @@ class CountingStream:
     Reading raises UnreadableFileError for bytes that are not text in this encoding, and for NUL bytes, which text lacks.
     """
 
-    def __init__(self, file: InputFile, text: TextConfig, setting: str) -> None:
+    def __init__(self, file: InputFile, text: TextConfig, setting: str, watch: QuoteWatch | None = None) -> None:
         # Line ends read so far, of all three kinds.
         self.num_line_ends = 0
         # Whether the bytes read so far end in the middle of a line.
         self.mid_line = False
         self.closed = False
+        self._watch = watch
         self._file, self._setting, self._encoding = file, setting, text.encoding
         self._stream = file.filesystem().open_input_stream(file.path)  # decompresses by the file's ending
         utf8 = codecs.lookup(text.encoding).name == "utf-8"
@@ -53,6 +54,8 @@ class CountingStream:
                 f'{self._setting}.encoding = "utf-16", otherwise write the file again'
             )
         self._count(data)
+        if self._watch is not None:
+            self._watch.feed(data)
         return data
 
     def close(self) -> None:
@@ -110,17 +113,23 @@ def read_names(file: InputFile, text: TextConfig, setting: str) -> tuple[str, ..
 
 @contextmanager
 def open_text(
-    file: InputFile, text: TextConfig, setting: str, block_bytes: int, names: Sequence[str]
+    file: InputFile,
+    text: TextConfig,
+    setting: str,
+    block_bytes: int,
+    names: Sequence[str],
+    watch: QuoteWatch | None = None,
 ) -> Iterator[tuple[CountingStream, Iterator[pa.RecordBatch]]]:
     """Open a file; yields its stream, and an iterator of record batches of the columns `names` as text.
 
-    Empty fields are empty text. Raises UnreadableFileError naming the line where the file cannot be split into columns.
+    Empty fields are empty text. `watch` receives every byte that is read. Raises UnreadableFileError naming the line where the
+    file cannot be split into columns.
     """
     options = pacsv.ConvertOptions(include_columns=list(names), column_types=dict.fromkeys(names, pa.string()))
     with (
         explaining(file),
         explaining_text(file, text, setting),
-        _reader(file, text, setting, block_bytes, options) as opened,
+        _reader(file, text, setting, block_bytes, options, watch=watch) as opened,
     ):
         yield opened
 
@@ -148,9 +157,10 @@ def _reader(
     block_bytes: int,
     options: pacsv.ConvertOptions,
     header: bool = True,
+    watch: QuoteWatch | None = None,
 ) -> Iterator[tuple[CountingStream, Any]]:
     quoted, escaped = text.quoting != "none", text.quoting == "escaped"
-    stream = CountingStream(file, text, setting)
+    stream = CountingStream(file, text, setting, watch)
     with pacsv.open_csv(
         pa.PythonFile(stream, "r"),
         # One thread: only then do errors name the row.
@@ -202,6 +212,17 @@ def _cause(file: InputFile, text: TextConfig, setting: str, said: str) -> str:
         f"cannot be read as {file.format} ({first_line(Exception(said))}); it is truncated, damaged, or of another format: write "
         f"the file again, leave it out of logs.path, or set logs.format or {setting}"
     )
+
+
+def line_number(file: InputFile, text: TextConfig, setting: str, offset: int) -> int:
+    """Return the number, from 1, of the physical line that holds the byte at `offset` of the file as UTF-8."""
+    stream, left = CountingStream(file, text, setting), offset
+    try:
+        while left and (data := stream.read(min(left, _READ_BYTES))):
+            left -= len(data)
+        return stream.num_line_ends + 1
+    finally:
+        stream.close()
 
 
 def raw_lines(file: InputFile, text: TextConfig, setting: str) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""The first reading of a text file: which types its columns fit, and whether quotes swallow rows.
+"""The first reading of a text file: which types its columns fit, and whether quotes swallow rows or are lost.
 
 Text files name no types, so these follow from every value of every file, not from a first block. What two people could read
 differently stays text: `007` is no integer, because reading it as one would merge it with `7`.
@@ -17,9 +17,9 @@ import pyarrow.csv as pacsv
 from trainer.data.logs.columns import Column
 from trainer.data.logs.config import TextConfig
 from trainer.data.logs.files import InputFile, UnreadableFileError
-from trainer.data.logs.quotes import Spanning, line_of, spanning_rows
-from trainer.data.logs.text_files import delimiter_of, open_all_columns, open_text, raw_lines, read_names
-from trainer.data.logs.times import is_iso
+from trainer.data.logs.quotes import QuoteWatch, Spanning, line_at, line_of, spanning_rows
+from trainer.data.logs.text_files import delimiter_of, line_number, open_all_columns, open_text, raw_lines, read_names
+from trainer.data.logs.times import SAMPLE_ROWS, is_iso
 from trainer.errors import UserError
 
 SCAN_BYTES = 16 << 20
@@ -77,7 +77,7 @@ def scan_here(job: ScanJob) -> list[TextProfile | str]:
 
 
 def scan_task(job: ScanJob, number: int) -> TextProfile | str:
-    """Scan one file; the cause if it cannot be read. Raises UserError if its quotes may have swallowed rows."""
+    """Scan one file; the cause if it cannot be read. Raises UserError if its quotes may be ordinary characters."""
     file, columns = job.files[number]
     try:
         return _scan(file, columns)
@@ -90,31 +90,79 @@ def _scan(file: InputFile, columns: tuple[Column, ...]) -> TextProfile:
     missing = pa.array(["", *columns[0].null_values, *NULL_SPELLINGS])
     names = list(dict.fromkeys(column.source for column in columns))
     seen, num_rows = dict.fromkeys(names, Seen()), 0
+    watch = QuoteWatch(delimiter_of(file, text)) if text.quoting == "auto" else None
     file.check_unchanged()
-    with open_text(file, text, setting, SCAN_BYTES, names) as (stream, reader):
+    with open_text(file, text, setting, SCAN_BYTES, names, watch) as (stream, reader):
         for batch in reader:
             for name in names:
-                seen[name] += _seen(batch.column(name), missing, num_rows)
+                seen[name] = seen_with(seen[name], batch.column(name), missing, num_rows)
             num_rows += batch.num_rows
         num_lines = stream.num_line_ends + stream.mid_line
     # A row for each line but the header: no quote joined lines. More lines may also be empty ones.
     spanning = Spanning() if num_rows + 1 >= num_lines or text.quoting == "none" else _spanning(file, text, setting)
+    if watch is not None:
+        watch.finish()
+        _check_closed(file, text, setting, watch)
     file.check_unchanged()
     return TextProfile(num_rows, seen, spanning)
 
 
-def _seen(values: pa.Array, missing: pa.Array, first_row: int) -> Seen:
-    """One block of a column."""
+def _check_closed(file: InputFile, text: TextConfig, setting: str, watch: QuoteWatch) -> None:
+    """Raises UserError where text follows a closing quote: reading it would drop quotes that may be ordinary characters."""
+    if watch.offset is None:
+        return
+    number = line_number(file, text, setting, watch.offset)
+    start = line_at(raw_lines(file, text, setting), number)
+    raise UserError(
+        f"logs {file.name}: in line {number} ({start!r}) text follows the quote that closes a field; if quotes are ordinary "
+        f'characters in this file, set {setting}.quoting = "none"; if quotes inside fields are written as \\", set '
+        f'"escaped"; if the field is right without its quotes, set "double"'
+    )
+
+
+def seen_with(before: Seen, values: pa.Array, missing: pa.Array, first_row: int) -> Seen:
+    """Add the next block of a column to what was seen. Most blocks are like the first one, for which one check is enough.
+
+    Args:
+        before: what the blocks until now hold.
+        values: the block.
+        missing: texts that stand for a missing value.
+        first_row: row of the block in its file.
+    """
+    if before.kind == "text":  # whatever follows
+        return before
+    if before.kind in ("nothing", "integer") and _are_short_integers(values):
+        return before + Seen("integer")
     there = pc.invert(pc.is_in(values, value_set=missing))
-    if not pc.any(there).as_py():
-        return Seen()
     kept = values if pc.all(there).as_py() else values.filter(there)
+    if not len(kept) or _are_again(before.kind, kept):
+        return before
     integers = canonical_integers(kept)
     if pc.all(integers).as_py():
-        return Seen("integer")
+        return before + Seen("integer")
     place = pc.index(integers, False).as_py()
     row = pc.indices_nonzero(there)[place].as_py()
-    return Seen(_kind(kept), (first_row + row, kept[place].as_py()))
+    return before + Seen(_kind(kept), (first_row + row, kept[place].as_py()))
+
+
+def _are_short_integers(values: pa.Array) -> bool:
+    """Return whether all values are canonical integers from 0 on of at most 18 digits, as most columns of ids hold."""
+    if not pc.all(pc.ascii_is_decimal(values)).as_py():
+        return False
+    digits = pc.binary_length(values)
+    padded = pc.and_(pc.starts_with(values, "0"), pc.greater(digits, 1))
+    return pc.max(digits).as_py() <= 18 and not pc.any(padded).as_py()
+
+
+def _are_again(kind: Kind, values: pa.Array) -> bool:
+    """Return whether values leave a column what it is; False also where that is not known without a closer look."""
+    match kind:
+        case "number":  # integers and floats are numbers too
+            return casts(values, pa.float64())
+        case "float" | "boolean" | "moment":
+            return not casts(values, pa.int64()) and _kind(values) == kind
+        case _:
+            return False
 
 
 def _kind(values: pa.Array) -> Kind:
@@ -142,8 +190,9 @@ def canonical_integers(values: pa.Array) -> pa.BooleanArray:
 
 
 def casts(values: pa.Array, wanted: pa.DataType) -> bool:
-    """Whether all texts can be read as this type."""
+    """Whether all texts can be read as this type. The first ones are tried alone, because a refusal costs more than a cast."""
     try:
+        values[:SAMPLE_ROWS].cast(wanted)
         values.cast(wanted)
     except pa.ArrowInvalid:
         return False

@@ -20,7 +20,7 @@ from trainer.data.logs.columns import SourceName
 from trainer.data.logs.quarantine import Quarantine, quarantine_table
 from trainer.data.prepare.read_pass import iterate_share
 from trainer.data.prepare.work import GroupJob, PrepareJob, complete, save_result
-from trainer.data.stream.row_groups import RowGroupReader, Wanted, joined
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader, joined
 
 SPLIT_ROWS = 4_000_000  # a partition with more rows is split
 SHARE_ROWS = 1_000_000  # into shares of about so many
@@ -123,7 +123,9 @@ def _old_rows(job: PrepareJob, partition: int) -> tuple[OldRows | None, OldGroup
         impressions = nothing if manifest.task == "ranking" else None
         return OldRows(pa.array([], user_type), nothing, impressions), old_groups
     ranking = manifest.task == "ranking"
-    reader = RowGroupReader(job.folder, manifest, Wanted(users=True, times=True, impressions=ranking, numbers=True))
+    reader = RowGroupReader(
+        job.folder, manifest, ColumnSelection(users=True, times=True, impressions=ranking, numbers=True)
+    )
     held = joined([reader.read([group])[group] for group in groups])
     assert held.users is not None
     assert held.times is not None

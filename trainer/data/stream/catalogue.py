@@ -21,7 +21,7 @@ from trainer.data.dataset.manifest import UNKNOWN_ID, Feature, Manifest
 from trainer.data.dataset.vocabulary import ids_of_numbers, read_vocabulary
 from trainer.data.inputs import UsedFeatures, features_of, ticks_per_second
 from trainer.data.stream.columns import Lists, take
-from trainer.data.stream.row_groups import Wanted, column_of
+from trainer.data.stream.row_groups import ColumnSelection, column_of
 
 
 def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConfig], model: ModelConfig) -> Catalogue:
@@ -55,12 +55,12 @@ def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConf
     )
 
 
-def wanted_by(catalogue: Catalogue, users: bool = False) -> Wanted:
+def columns_for(catalogue: Catalogue, users: bool = False) -> ColumnSelection:
     """What a reader has to read for this model, and nothing else; `users`: who they are, too."""
     inputs = catalogue.inputs
     owned = (("event", inputs.events), ("user", inputs.users), ("impression", inputs.candidates))
     columns = [f"{owner}.{feature.name}" for owner, features in owned for feature in features]
-    return Wanted(
+    return ColumnSelection(
         users=users,
         times=inputs.clock is not None,
         features=frozenset(columns),

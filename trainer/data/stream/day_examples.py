@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from models.features.distinct import distinct_ids
+from models.features.unique import distinct_ids
 from trainer.data.stream.days import Days, rows_of_day
 from trainer.data.stream.examples import WINDOW_STEP, Chosen
 from trainer.data.stream.order import MAX_STREAMS, Places, Position

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from models.config import ModelConfig
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.config import DaysConfig
 from trainer.data.dataset.hashing import mix
 from trainer.data.dataset.manifest import Manifest
@@ -157,7 +157,7 @@ class _Counted:
     impressions: np.ndarray
 
 
-def count_days(reader: RowGroupReader, calendar: Calendar, ranks: Ranks) -> Days:
+def count_days(reader: RowGroupReader, calendar: Calendar, world: World) -> Days:
     """Looks at the times of all impressions once, each rank at those of its row groups. Collective.
 
     Raises UserError, on all ranks, if a file cannot be read, or there is nothing to train, or there are too many days.
@@ -165,10 +165,10 @@ def count_days(reader: RowGroupReader, calendar: Calendar, ranks: Ranks) -> Days
     num_groups = len(reader.group_rows)
     counted, complaint = None, None
     try:
-        counted = _counted(reader, calendar, range(ranks.rank, num_groups, ranks.world_size))
+        counted = _counted(reader, calendar, range(world.rank, num_groups, world.world_size))
     except UserError as error:
         complaint = str(error)
-    found: list[Any] = ranks.gather_objects((complaint, None if counted is None else _first_day(counted, calendar)))
+    found: list[Any] = world.gather_objects((complaint, None if counted is None else _first_day(counted, calendar)))
     complaints = [text for text, _ in found if text is not None]
     if complaints:
         raise UserError(complaints[0])
@@ -192,7 +192,7 @@ def count_days(reader: RowGroupReader, calendar: Calendar, ranks: Ranks) -> Days
     rows[day, counted.group] = counted.rows
     np.add.at(impressions, day, counted.impressions)
     np.add.at(content, day, _hashed(counted))
-    summed = [ranks.sum(torch.from_numpy(part).to(ranks.device)).cpu().numpy() for part in (rows, impressions, content)]
+    summed = [world.sum(torch.from_numpy(part).to(world.device)).cpu().numpy() for part in (rows, impressions, content)]
     return Days(calendar, first, *summed)
 
 
@@ -210,7 +210,8 @@ def _counted(reader: RowGroupReader, calendar: Calendar, groups: Iterable[int]) 
 
 def _rows_and_days(reader: RowGroupReader, calendar: Calendar, group: int) -> tuple[np.ndarray, np.ndarray]:
     """Of every impression of the group that belongs to a day: its row, and the day; ascending by both."""
-    times, starts, ends = reader.shown_times(group)
+    shown, starts, ends = reader.shown(group, "time")
+    times = shown["time"]
     rows = np.repeat(np.arange(starts.size), ends - starts)
     inside = times < calendar.bounds(calendar.stop)[1]
     if calendar.earliest is not None:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from models.features.distinct import distinct_ids
+from models.features.unique import distinct_ids
 from trainer.data.stream.order import Places, Position
 from trainer.data.stream.row_groups import RowGroupReader
 

@@ -16,9 +16,9 @@ import torch
 from models.attention.candidates import lay_out_candidates
 from models.batches.history_batch import as_tensor
 from models.batches.jagged import layout_of
-from models.features.distinct import distinct_ids
 from models.features.items import Catalogue
 from models.features.time import Earlier
+from models.features.unique import distinct_ids
 from models.ranking.batch import RankingBatch, Told, with_inputs
 from models.ranking.micro_batches import with_cuts
 from models.ranking.reach import Reach

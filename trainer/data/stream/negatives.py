@@ -21,7 +21,7 @@ from models.objectives.config import (
     SampledObjectiveConfig,
     UniformNegatives,
 )
-from sharding.dynamic_ids.counts import SeenIds
+from sharding.dynamic_ids.id_counts import SeenIds
 from trainer.data.stream.order import Position
 
 Int64 = NDArray[np.int64]

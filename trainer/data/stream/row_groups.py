@@ -112,7 +112,7 @@ def _stretches(pieces: list[Any], sizes: list[int]) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ColumnSelection:
     """What a reader should read besides items and cuts: times, users, features, or impressions.
 
     features: of events, users and impressions, all of them or those of the named columns ("event.NAME", "user.NAME",
@@ -140,7 +140,11 @@ class RowGroupReader:
     """Reads row groups by their number in the dataset, checks their page checksums, keeps recent ones up to `cache_bytes`."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, wanted: Wanted = Wanted(), cache_bytes: int = 256 << 20
+        self,
+        folder: Path,
+        manifest: Manifest,
+        wanted: ColumnSelection = ColumnSelection(),
+        cache_bytes: int = 256 << 20,
     ) -> None:
         self.wanted = wanted
         self.group_rows = manifest.group_rows
@@ -203,18 +207,20 @@ class RowGroupReader:
                 ends[first:last] = column[bounds[number] : bounds[number + 1]]
         return ends
 
-    def shown_times(self, group: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """When the impressions of a group were shown, without reading anything else of them.
+    def shown(self, group: int, *names: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        """Return columns of a group's impressions, such as "time", without reading anything else of them.
 
-        (times (m,), starts, ends (rows,)): those of row r are times[starts[r]:ends[r]], ascending, and rows follow one another.
+        (by name (m,) each, starts, ends (rows,)): row r has the entries from starts[r] to ends[r], which ascend in time, and rows
+        follow one another.
         """
-        place, num_rows, columns = self._groups[group], self.group_rows[group], ("impression.time",)
+        place, num_rows = self._groups[group], self.group_rows[group]
+        columns = tuple(f"impression.{name}" for name in names)
         tables = [self._files.read(place.pieces[0], [*columns])]
         tables += [self._files.read(piece, [*columns, "row"]) for piece in place.pieces[1:]]
         rows = [np.arange(num_rows)]
         rows += [table.column("row").to_numpy().astype(np.int64) - place.first_row for table in tables[1:]]
         values, starts, ends = _merged(tables, rows, columns, num_rows)
-        return values["impression.time"], starts, ends  # type: ignore[return-value]
+        return {n: values[c] for n, c in zip(names, columns, strict=True)}, starts, ends  # type: ignore[misc]
 
     def _load_all(self, numbers: list[int]) -> dict[int, PackedHistories]:
         """Row groups that lie in one file are read together, and each is packed."""
@@ -306,7 +312,9 @@ def _groups_of(manifest: Manifest) -> list[_Group]:
     return groups
 
 
-def _feature_columns(manifest: Manifest, wanted: Wanted) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _feature_columns(
+    manifest: Manifest, wanted: ColumnSelection
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Of events, of users and of impressions; the last have the features of events."""
     declared = [f.column for owner in ("event", "user") for f in manifest.features if f.owner == owner]
     columns = declared + [f"impression.{f.name}" for f in manifest.features if f.owner == "event"]

@@ -6,7 +6,7 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
-from models.features.distinct import distinct_ids
+from models.features.unique import distinct_ids
 from trainer.data.stream.examples import Chosen
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.order import Position

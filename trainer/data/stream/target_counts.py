@@ -7,7 +7,7 @@ events may be, and masked items are targets where they are masked.
 import numpy as np
 
 from models.config import NextItemConfig
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.stream.columns import stretches
 from trainer.data.stream.masking import mask_probabilities
 from trainer.data.stream.row_groups import PackedHistories, RowGroupReader
@@ -16,7 +16,7 @@ UNITS = 1 << 20  # in one target: counts are whole numbers, so that they do not 
 
 
 def count_targets(
-    reader: RowGroupReader, config: NextItemConfig, windows: bool, num_known: int, ranks: Ranks
+    reader: RowGroupReader, config: NextItemConfig, windows: bool, num_known: int, world: World
 ) -> np.ndarray:
     """Return the targets in this rank's part of the row groups: (num_known,) int64, in UNITS, on average over epochs.
 
@@ -24,7 +24,7 @@ def count_targets(
     Raises UserError naming a file that cannot be read.
     """
     counts = np.zeros(num_known, dtype=np.int64)
-    for group in range(ranks.rank, len(reader.group_rows), ranks.world_size):
+    for group in range(world.rank, len(reader.group_rows), world.world_size):
         items, units = _targets_of(reader.read([group])[group], config, windows)
         known = (items > 0) & (items < num_known)
         # Sums of float64 are exact here: a row group has far fewer than 2^33 events.

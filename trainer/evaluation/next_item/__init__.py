@@ -1,10 +1,11 @@
-"""Evaluation of next-item models: ranks over the full catalogue, metrics, results, report.
+"""Evaluation of next-item models: target ranks over the full catalogue, metrics, results, report.
 
 Files:
-    evaluate.py     evaluation by all ranks together
-    metrics.py      hr, ndcg, mrr from ranks
-    report.html.j2  its template
+    evaluate.py     evaluation by all workers together
+    metrics.py      hr, ndcg, recall, map, mrr, coverage: one value each
+    outputs.py      all files of an evaluation
+    report.html.j2  template of report.html
     report.py       report.html
-    results.py      ranks to metrics.json and per_user.parquet
-    scoring.py      exact ranks over a catalogue that is sharded over ranks
+    results.py      target ranks to metrics.json and per_user.parquet
+    scoring.py      exact target ranks over a catalogue that is sharded over workers
 """

@@ -1,6 +1,5 @@
-"""report.html: one self-contained page per evaluation, with plots as inline SVG."""
+"""report.html of a next-item model: one self-contained page per evaluation, with plots as inline SVG, from files alone."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,82 +7,134 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from trainer.data.dataset.manifest import Counts
+from trainer.data.dataset.manifest import Manifest
+from trainer.evaluation.metric import headline_names
+from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import Results
+from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
+from trainer.job import Job
 from trainer.pages import page
-from trainer.pages.page import Plot, plot_of
+from trainer.pages.page import Plot, figure_text, interval_text, plot_of
 from trainer.pages.report_parts import count_rows, training_plots
 
 MODEL, POPULARITY = page.COLOURS[0], page.GREY
-_VALIDATED = {"ndcg@10": MODEL, "hr@10": page.COLOURS[1], "mrr": page.COLOURS[2]}
+_SLICE_NAMES = {"history_length": "history of", "target_popularity": "target in"}
+_NAMES = {"history_length": "events in the history", "target_popularity": "popularity of the target"}
 
 
 def render(
     results: Results,
-    counts: Counts,
-    config: dict[str, Any],
+    job: Job,
+    manifest: Manifest,
+    folder: Path,
     history: list[dict[str, Any]],
-    ranks: np.ndarray,
+    target_ranks: np.ndarray,
     popularity_ranks: np.ndarray,
+    examples: list[dict[str, Any]],
 ) -> str:
-    """The page. history: lines of metrics.jsonl; ranks: of all targets, 0 where not rankable."""
+    """Return the page.
+
+    Args:
+        results: what it shows.
+        job: the evaluated run.
+        manifest: its dataset's.
+        folder: the folder of the evaluation.
+        history: the lines of the run's metrics.jsonl.
+        target_ranks: the ranks of all targets, 0 where a target cannot be ranked.
+        popularity_ranks: the same by the popularity baseline.
+        examples: example users (results.examples_of).
+    """
+    headlines = headline_names(METRICS, results.metrics)
+    colours = dict(zip(headlines, page.COLOURS, strict=False))
     with page.drawing():
         plots = [
-            _hit_rate_plot(ranks, popularity_ranks, results.protocol["catalogue"]),
-            _slice_plot(results),
-            *training_plots(history, "training loss (nats per target)", "Training loss of logged steps.", _VALIDATED),
+            _hit_rate_plot(target_ranks, popularity_ranks, results.protocol["catalogue"]),
+            _slice_plot(results, _slice_metric(headlines)),
+            *training_plots(history, "training loss (nats per target)", "Training loss of logged steps.", colours),
         ]
+    names, left_out = _table_names(results)
     return page.render(
         Path(__file__).parent,
         "report.html.j2",
-        title=f"Shoal: evaluation on the {results.split} split",
+        title=f"Evaluation of {job.run_dir.name} on the {results.split} split",
+        header=header_rows(job, manifest, results.checkpoint, folder, history),
         results=results,
-        rows=_rows(results),
+        tiles=[_tile(results, name) for name in headlines],
+        rows=[_row(results, name) for name in names],
+        left_out=left_out,
         plots=plots,
-        slice_metrics=[name for name in ("hr@10", "ndcg@10", "mrr") if name in results.metrics],
-        counts=count_rows(asdict(counts)),
-        config=json.dumps(config, indent=2),
+        slice_metrics=headlines,
+        slices=[_slice_row(entry, headlines) for entry in results.slices],
+        examples=examples,
+        explanations=explanations(METRICS, results.metrics),
+        protocol=protocol_rows(results.protocol, manifest),
+        counts=list(count_rows(asdict(manifest.counts)).items()),
+        settings=setting_rows(job),
     )
 
 
-def _rows(results: Results) -> list[dict[str, Any]]:
-    rows = []
-    for name, value in results.metrics.items():
-        bounds, baseline = results.ci95.get(name), results.baselines["popularity"][name]
-        rows.append(
-            {
-                "name": name,
-                "model": value,
-                "interval": f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "",
-                "popularity": baseline,
-                "ratio": f"{value / baseline:.2f}x" if baseline else "",
-            }
-        )
-    return rows
+def _table_names(results: Results) -> tuple[list[str], bool]:
+    """Return the rows of the table, metric by metric, and whether recall@K was left out because it equals hr@K.
+
+    With one target per user both are the same number, so one row says it.
+    """
+    one_target = results.num_targets == results.num_users
+    shown = [metric for metric in METRICS if not (one_target and metric.name == "recall")]
+    return [name for metric in shown for name in results.metrics if metric.matches(name)], len(shown) < len(METRICS)
 
 
-def _hit_rate_plot(ranks: np.ndarray, popularity_ranks: np.ndarray, catalogue: int) -> Plot:
-    """Share of targets within the first K, for every K."""
+def _tile(results: Results, name: str) -> dict[str, str]:
+    row = _row(results, name)
+    ratio = f", {row['ratio']}" if row["ratio"] else ""
+    return {
+        "name": name,
+        "value": row["model"],
+        "interval": row["interval"],
+        "note": f"popularity {row['popularity']}{ratio}",
+    }
+
+
+def _row(results: Results, name: str) -> dict[str, str]:
+    value, baseline = results.metrics[name], results.baselines["popularity"][name]
+    return {
+        "name": name,
+        "model": figure_text(value),
+        "interval": interval_text(results.ci95.get(name)),
+        "popularity": figure_text(baseline),
+        "ratio": f"{value / baseline:.2f}x" if baseline else "",
+    }
+
+
+def _slice_row(entry: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    cells = [(figure_text(entry["metrics"][name]), interval_text(entry["ci95"].get(name))) for name in names]
+    return {**entry, "name": _NAMES.get(entry["name"], entry["name"]), "cells": cells}
+
+
+def _hit_rate_plot(target_ranks: np.ndarray, popularity_ranks: np.ndarray, catalogue: int) -> Plot:
+    """Draw the share of targets within the first K places, for every K."""
     figure, axes = plt.subplots(figsize=(7, 3.6))
     ks = np.unique(np.geomspace(1, max(2, catalogue), 200).astype(np.int64))
-    for name, values, colour in (("model", ranks, MODEL), ("popularity", popularity_ranks, POPULARITY)):
+    for name, values, colour in (("model", target_ranks, MODEL), ("popularity", popularity_ranks, POPULARITY)):
         ordered = np.sort(values[values > 0])
         axes.plot(ks, np.searchsorted(ordered, ks, side="right") / max(1, values.size), label=name, color=colour)
     axes.set(xscale="log", xlabel="K (places in the ranked catalogue)", ylabel="share of targets found", ylim=(0, 1))
     axes.legend(frameon=False)
-    return plot_of(figure, "How far down the ranked catalogue the held-out targets lie.")
+    return plot_of(figure, "Share of held-out targets among the first K places of the ranked catalogue, for every K.")
 
 
-def _slice_plot(results: Results) -> Plot:
-    metric = "ndcg@10" if "ndcg@10" in results.metrics else "mrr"
+def _slice_metric(headlines: list[str]) -> str:
+    """Return the metric of the plot by slice: ndcg where it was evaluated."""
+    return next((name for name in headlines if name.startswith("ndcg@")), headlines[0])
+
+
+def _slice_plot(results: Results, metric: str) -> Plot:
     figure, axes = plt.subplots(figsize=(7, 3.2))
-    names = {"history_length": "history of", "target_popularity": "target in"}
-    labels = [f"{names[s['name']]}\n{s['value']}" for s in results.slices]
+    labels = [f"{_SLICE_NAMES[s['name']]}\n{s['value']}" for s in results.slices]
     values = np.asarray([s["metrics"][metric] for s in results.slices])
     bounds = np.asarray([s["ci95"][metric] for s in results.slices]).reshape(-1, 2)
     errors = np.maximum(0.0, [values - bounds[:, 0], bounds[:, 1] - values])
-    axes.bar(range(len(labels)), values, yerr=errors, color=MODEL, capsize=3)
-    axes.axhline(results.metrics[metric], color="#495057", linewidth=0.8, linestyle="--")
-    axes.set_xticks(range(len(labels)), labels, fontsize=7)
+    axes.bar(range(len(labels)), values, yerr=errors, color=MODEL, ecolor=page.INK, capsize=3)
+    axes.axhline(results.metrics[metric], color=page.INK, linewidth=0.8, linestyle="--")
+    axes.set_xticks(range(len(labels)), labels, fontsize=8)
     axes.set_ylabel(metric)
     return plot_of(figure, f"{metric} by slice, with 95 % intervals; the dashed line is the mean over all users.")

@@ -1,7 +1,6 @@
-"""From the ranks that evaluation found per user to metrics.json and per_user.parquet. No torch: the driver calls it.
+"""Merges the workers' partial results into metrics.json and per_user.parquet. No torch: the driver calls it.
 
-The parts of all ranks are merged in the order of the dataset's rows before anything is summed, so no number depends on how many
-ranks there were.
+The parts are merged in the order of the dataset's rows before anything is summed, so no figure depends on the number of workers.
 """
 
 import itertools
@@ -16,32 +15,47 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainer.config import EvaluateConfig
-from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.manifest import Manifest, used_features
+from trainer.data.dataset.splits import Split
+from trainer.data.logs.config import LogsConfig
 from trainer.errors import UserError
-from trainer.evaluation.next_item.metrics import intervals, means, user_metrics
+from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, example_places, read_histories
+from trainer.evaluation.next_item.metrics import intervals, list_metrics, means, user_metrics
 from trainer.storage.files import renamed_when_whole, write_json_atomically
 
 
 @dataclass(frozen=True)
 class Results:
-    """The content of metrics.json (see DESIGN: one object per split and checkpoint)."""
+    """The content of metrics.json: one object per split and checkpoint."""
 
     task: str
+    """Always "next_item"."""
     split: str
+    """"validation" or "test"."""
     checkpoint: str
+    """Name of the checkpoint's folder."""
     protocol: dict[str, Any]
+    """How the figures were computed: split, candidates, ties and so on."""
     num_users: int
+    """Users with targets in the split."""
     num_targets: int
+    """Held-out events."""
     num_targets_not_rankable: int
+    """Targets that are unknown to the training part, or seen and masked; they count as missed."""
     metrics: dict[str, float]
+    """Metrics of the model by name."""
     ci95: dict[str, list[float]]
+    """95 % confidence intervals by name of the metrics that are means over users."""
     baselines: dict[str, dict[str, float]]
+    """Metrics by baseline."""
     baselines_ci95: dict[str, dict[str, list[float]]]
+    """Intervals by baseline."""
     slices: list[dict[str, Any]]
+    """Metrics of parts of the users: "name", "value", "num_users", "metrics", "ci95"."""
 
 
 def merge_parts(parts: Path) -> pa.Table:
-    """All ranks' rows, sorted by row_id. Raises UserError if there are none."""
+    """Return the rows of all workers, sorted by row_id. Raises UserError if there are none."""
     tables = [pq.read_table(path) for path in sorted(parts.glob("rank-*.parquet"))]
     merged = pa.concat_tables(tables, promote_options="permissive") if tables else None
     if merged is None or merged.num_rows == 0:
@@ -60,11 +74,20 @@ def summarize(
     manifest: Manifest,
     train_events: np.ndarray,
 ) -> tuple[Results, dict[str, np.ndarray]]:
-    """The results, and the model's metrics per user in the order of `merged`."""
+    """Return the results, and the model's metrics per user in the order of `merged`.
+
+    Args:
+        merged: the rows of merge_parts.
+        split: the evaluated split.
+        checkpoint: the name of the evaluated checkpoint.
+        config: the settings of evaluation.
+        manifest: the dataset's.
+        train_events: (num_items,) training events of each item of the catalogue, by id.
+    """
     offsets, targets = _packed(merged.column("targets"))
-    _, ranks = _packed(merged.column("ranks"))
+    _, target_ranks = _packed(merged.column("ranks"))
     _, popularity_ranks = _packed(merged.column("popularity_ranks"))
-    columns = user_metrics(targets, ranks, offsets, config.ks)
+    columns = user_metrics(targets, target_ranks, offsets, config.ks)
     popularity = user_metrics(targets, popularity_ranks, offsets, config.ks)
     num_items = train_events.size
     results = Results(
@@ -81,12 +104,13 @@ def summarize(
             "trained_on": _trained_on(manifest),
         },
         num_users=merged.num_rows,
-        num_targets=int(ranks.size),
-        num_targets_not_rankable=int((ranks == 0).sum()),
-        metrics=means(columns) | _coverage(merged.column("top_items"), config.ks, num_items),
+        num_targets=int(target_ranks.size),
+        num_targets_not_rankable=int((target_ranks == 0).sum()),
+        metrics=means(columns) | list_metrics(_matrix(merged.column("top_items")), config.ks, num_items),
         ci95=intervals(columns),
         baselines={
-            "popularity": means(popularity) | _coverage(merged.column("popularity_top_items"), config.ks, num_items)
+            "popularity": means(popularity)
+            | list_metrics(_matrix(merged.column("popularity_top_items")), config.ks, num_items)
         },
         baselines_ci95={"popularity": intervals(popularity)},
         slices=_slices(columns, merged.column("history_length").to_numpy(), targets[offsets[:-1]], train_events),
@@ -95,6 +119,7 @@ def summarize(
 
 
 def _trained_on(manifest: Manifest) -> str:
+    """Return what the model was trained on, in words."""
     held_out = "the validation events are history at test time, never trained on"
     share = manifest.split.get("validation_share", 1.0)
     if share == 1.0:
@@ -105,7 +130,7 @@ def _trained_on(manifest: Manifest) -> str:
 
 
 def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, np.ndarray], items: pa.Array) -> None:
-    """metrics.json and per_user.parquet (ids as in the logs); the ranks' parts are removed."""
+    """Write metrics.json and per_user.parquet (items as in the logs), and remove the workers' parts."""
     table = pa.table(
         {
             "user": merged.column("user"),
@@ -124,33 +149,28 @@ def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, n
 
 
 def _packed(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
-    """(offsets (n + 1,), values) of a list column."""
+    """Return (offsets (n + 1,), values) of a list column."""
     lengths = pc.list_value_length(column).to_numpy()
     values = pc.list_flatten(column).to_numpy()
     return np.concatenate(([0], np.cumsum(lengths))).astype(np.int64), values
 
 
 def _item_values(column: pa.ChunkedArray, items: pa.Array) -> pa.Array:
-    """Lists of ids as lists of the logs' own item values; id 0 (unknown, or no item left) becomes null."""
+    """Return lists of ids as lists of the items' values in the logs; id 0 (unknown, or no item left) becomes null."""
     offsets, ids = _packed(column)
     index = pa.array(ids - 1, mask=ids == 0)
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), items.take(index))
 
 
-def _coverage(top_items: pa.ChunkedArray, ks: list[int], num_items: int) -> dict[str, float]:
-    """coverage@K: share of the catalogue that is in the top K of some user."""
-    matrix = _packed(top_items)[1].reshape(len(top_items), -1)
-    covered = {}
-    for k in sorted(set(ks)):
-        ids = np.unique(matrix[:, :k])
-        covered[f"coverage@{k}"] = float((ids > 0).sum() / num_items)
-    return covered
+def _matrix(top_items: pa.ChunkedArray) -> np.ndarray:
+    """Return lists of equal length as a matrix (users, length)."""
+    return _packed(top_items)[1].reshape(len(top_items), -1)
 
 
 def _slices(
     columns: dict[str, np.ndarray], lengths: np.ndarray, first_targets: np.ndarray, train_events: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Metrics by quartile of history length and by popularity of the (first) target."""
+    """Return the metrics by quartile of history length and by popularity of the (first) target."""
     counts = np.concatenate(([0], train_events))[first_targets]
     by_length = np.quantile(lengths, [0.25, 0.5, 0.75])
     # Head, middle and tail: the items that make up the first and second third of all training events, and the rest.
@@ -182,7 +202,48 @@ def _slice(name: str, value: str, columns: dict[str, np.ndarray], inside: np.nda
     }
 
 
-def read_ranks(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """All targets' ranks from a per_user.parquet: (model's, popularity's)."""
+def read_target_ranks(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ranks of all targets in a per_user.parquet, by the model and by popularity."""
     table = pq.read_table(folder / "per_user.parquet", columns=["ranks", "popularity_ranks"])
     return _packed(table.column("ranks"))[1], _packed(table.column("popularity_ranks"))[1]
+
+
+def examples_of(
+    merged: pa.Table, split: Split, folder: Path, manifest: Manifest, logs: LogsConfig | None, items: pa.Array
+) -> list[dict[str, Any]]:
+    """Return example users for the report: history, targets with their ranks, and the model's recommendations.
+
+    Args:
+        merged: the rows of merge_parts.
+        split: the evaluated split.
+        folder: the dataset.
+        manifest: its manifest.
+        logs: the settings of the logs, for titles of items.
+        items: the value in the logs of each id from 1 on.
+    """
+    rows = merged.take(pa.array(example_places(merged.num_rows))).to_pylist()
+    unknown = bool(used_features(manifest))
+    histories = read_histories(folder, manifest, [row["row_id"] for row in rows], unknown)
+    seen = {}
+    for row in rows:
+        history = histories[row["row_id"]]
+        seen[row["row_id"]] = history.items[: history.train_end if split == "validation" else history.validation_end]
+    shown = [seen[row["row_id"]][-NUM_EVENTS:].tolist() + row["targets"] + row["top_items"][:NUM_ITEMS] for row in rows]
+    names = ItemNames(logs, items, itertools.chain.from_iterable(shown))
+    return [
+        {
+            "user": str(row["user"]),
+            "num_events": int(seen[row["row_id"]].size),
+            "history": [names[item] for item in seen[row["row_id"]][-NUM_EVENTS:]],
+            "targets": [
+                {"item": names[item], "rank": rank}
+                for item, rank in zip(row["targets"][:NUM_ITEMS], row["ranks"], strict=False)
+            ],
+            "recommended": [
+                {"item": names[item], "is_target": item in row["targets"]}
+                for item in row["top_items"][:NUM_ITEMS]
+                if item
+            ],
+        }
+        for row in rows
+    ]

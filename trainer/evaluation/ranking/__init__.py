@@ -1,16 +1,18 @@
-"""Held-out impressions scored: metrics of probabilities and of order, baselines, intervals, results, report.
+"""Evaluation of ranking models on held-out impressions: metrics, baselines, intervals, results, report.
 
 Files:
     baselines.py    rates of items and users in the training impressions
-    day_results.py  what was found so of every day, and the mean
-    evaluate.py     evaluation by all ranks together
-    intervals.py    their intervals, with users as what is drawn
-    labels.py       where a label is defined, and what impressions weigh
-    metrics.py      auc, gauc, log loss, ne, calibration, as sums that can be shared
-    names.py        what they are called
-    progressive.py  the next day, before it is trained
-    reliability.py  groups of like predictions, and ROC curves
-    report.html.j2  its template
+    day_results.py  results of each day of daily training, and their mean
+    evaluate.py     evaluation by all workers together
+    intervals.py    confidence intervals of metrics; users are the sampling unit
+    judged.py       scored impressions, and the exact sums and counts behind metrics
+    labels.py       where a label is defined, and the weights of impressions
+    metrics.py      auc, gauc, log loss, ne, calibration: one value each
+    names.py        names of baselines, and of metrics with a label
+    outputs.py      all files of an evaluation
+    progressive.py  evaluation of the next day, before it is trained
+    reliability.py  groups of similar predictions, and ROC curves
+    report.html.j2  template of report.html
     report.py       report.html
     results.py      scores to metrics.json, per_impression.parquet and per_user.parquet
 """

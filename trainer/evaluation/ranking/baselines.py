@@ -1,12 +1,12 @@
-"""What a model has to beat: rates of labels among the training impressions, counted in one pass over them.
+"""Baselines of ranking: rates of labels among the training impressions, counted in one pass.
 
 popularity     the rate of the item
 user_rate      the rate of the user
-item_and_user  both, as if neither knew of the other: logit(item) + logit(user) - logit(overall)
+item_and_user  both, combined as if independent: logit(item) + logit(user) - logit(overall)
 
-A rate is (positives + PRIOR r) / (impressions + PRIOR) with r the overall rate, so that who was seen seldom is taken to be like the
-others. Of a label that is defined on some impressions only, these are counted. Memory: two numbers per item and label on every
-rank, and per row and label on the rank that evaluates it.
+A rate is (positives + PRIOR r) / (impressions + PRIOR) with r the overall rate, so that rare items and users are close to it. A
+label that is defined on some impressions only is counted on these. Memory: two numbers per item and label on every worker, and per
+row and label on the worker that evaluates the row.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.data.stream.columns import stretches
 from trainer.data.stream.row_groups import Impressions, PackedHistories, RowGroupReader
 from trainer.evaluation.ranking.labels import LabelRules
@@ -26,52 +26,57 @@ _SMALLEST_RATE = 1e-6  # of labels that are never or always positive
 
 @dataclass(frozen=True)
 class Counted:
-    """Weights of impressions and of the positive ones among them, (n,) float64 each."""
+    """Weights of the impressions of n items or users."""
 
     seen: np.ndarray
+    """(n,) float64 weight of impressions."""
     positive: np.ndarray
+    """(n,) float64 weight of positive impressions."""
 
     @staticmethod
     def nothing(size: int) -> "Counted":
+        """Return counts of 0."""
         return Counted(np.zeros(size), np.zeros(size))
 
     def add(self, place: np.ndarray, weight: np.ndarray, positive: np.ndarray) -> None:
-        """Count impressions at their places, in place."""
+        """Add impressions to the counts at their places, in place."""
         size = self.seen.size
         np.add(self.seen, np.bincount(place, weight, size), out=self.seen)
         np.add(self.positive, np.bincount(place, np.where(positive, weight, 0.0), size), out=self.positive)
 
-    def over(self, ranks: Ranks) -> "Counted":
-        """The sum over ranks. Collective."""
-        return Counted(_summed(self.seen, ranks), _summed(self.positive, ranks))
+    def over(self, world: World) -> "Counted":
+        """Return the sum over workers. Collective."""
+        return Counted(_summed(self.seen, world), _summed(self.positive, world))
 
     @property
     def overall(self) -> float:
-        """The rate of all."""
+        """The rate over all impressions, 0.5 without any."""
         total = float(self.seen.sum())
         return float(self.positive.sum()) / total if total else 0.5
 
     def logits(self, place: np.ndarray, overall: float) -> np.ndarray:
-        """Of the smoothed rates at the places."""
+        """Return the logits of the smoothed rates at the places."""
         smoothed = self.positive[place] + PRIOR_IMPRESSIONS * overall
         return _logit(smoothed / (self.seen[place] + PRIOR_IMPRESSIONS))
 
 
 @dataclass(frozen=True)
 class TrainingRates:
-    """Training impressions counted. item_impressions: (num_ids,) int64, by item; items, users: by label, by item and by row.
-
-    Rows are those of the row groups of this rank: row_places says where the first of each group stands.
-    """
+    """Counts of the training impressions."""
 
     item_impressions: np.ndarray
+    """(num_ids,) int64 impressions by item."""
     items: Mapping[str, Counted]
+    """By label, the counts by item."""
     users: Mapping[str, Counted]
+    """By label, the counts by row, for rows of this worker's row groups."""
     first_rows: np.ndarray
+    """The first row of each row group."""
     row_places: np.ndarray
+    """The place in `users` of the first row of each row group of this worker."""
 
     def logits(self, label: str, items: np.ndarray, row_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Of each baseline, (M,) float32. items: (M,) ids; row_ids: (M,) rows that are this rank's."""
+        """Return the logits of each baseline, (M,) float32. items: (M,) ids; row_ids: (M,) rows of this worker."""
         counted = self.items[label]
         overall = counted.overall
         group = np.searchsorted(self.first_rows, row_ids, side="right") - 1
@@ -82,9 +87,16 @@ class TrainingRates:
         return dict(zip(BASELINES, (x.astype(np.float32) for x in (of_item, of_user, both)), strict=True))
 
 
-def count_training(reader: RowGroupReader, num_ids: int, rules: LabelRules, ranks: Ranks) -> TrainingRates:
-    """Count the training impressions of a dataset; reader: of impressions. Collective: each rank reads its own row groups."""
-    groups = range(ranks.rank, len(reader.group_rows), ranks.world_size)
+def count_training(reader: RowGroupReader, num_ids: int, rules: LabelRules, world: World) -> TrainingRates:
+    """Count the training impressions of a dataset. Collective: each worker reads its own row groups.
+
+    Args:
+        reader: reads rows with impressions.
+        num_ids: the number of ids of items.
+        rules: the labels.
+        world: the workers.
+    """
+    groups = range(world.rank, len(reader.group_rows), world.world_size)
     sizes = np.asarray([reader.group_rows[group] for group in groups], dtype=np.int64)
     row_places = np.zeros(len(reader.group_rows), dtype=np.int64)
     row_places[groups.start :: groups.step] = np.cumsum(sizes) - sizes
@@ -93,28 +105,28 @@ def count_training(reader: RowGroupReader, num_ids: int, rules: LabelRules, rank
     users = {label: Counted.nothing(int(sizes.sum())) for label in rules.labels}
     for group in groups:
         packed = reader.read([group])[group]
-        found, row, places = _training_part(packed)
-        shown += np.bincount(found.items[places], minlength=num_ids)
-        columns = {name: column[places] for name, column in found.labels.items()}
+        impressions, row, places = _training_part(packed)
+        shown += np.bincount(impressions.items[places], minlength=num_ids)
+        columns = {name: column[places] for name, column in impressions.labels.items()}
         weight = rules.weights(columns)
         for label in rules.labels:
             defined, positive = rules.defined(label, columns), rules.positive(label, columns)
-            items[label].add(found.items[places][defined], weight[defined], positive[defined])
+            items[label].add(impressions.items[places][defined], weight[defined], positive[defined])
             users[label].add(row_places[group] + row[defined], weight[defined], positive[defined])
-    summed = {label: counted.over(ranks) for label, counted in items.items()}
-    return TrainingRates(_summed(shown, ranks), summed, users, reader.first_rows[:-1], row_places)
+    summed = {label: counted.over(world) for label, counted in items.items()}
+    return TrainingRates(_summed(shown, world), summed, users, reader.first_rows[:-1], row_places)
 
 
 def _training_part(packed: PackedHistories) -> tuple[Impressions, np.ndarray, np.ndarray]:
-    """The impressions of packed histories, and of those that train the rows and the places."""
-    found = packed.impressions
-    assert found is not None
-    places, _ = stretches(found.starts, found.starts + packed.train_end)
-    return found, np.repeat(np.arange(packed.train_end.size), packed.train_end), places
+    """Return the impressions of packed histories, and rows and places of the training impressions among them."""
+    impressions = packed.impressions
+    assert impressions is not None
+    places, _ = stretches(impressions.starts, impressions.starts + packed.train_end)
+    return impressions, np.repeat(np.arange(packed.train_end.size), packed.train_end), places
 
 
-def _summed(values: np.ndarray, ranks: Ranks) -> np.ndarray:
-    summed: np.ndarray = ranks.sum(torch.from_numpy(values.copy()).to(ranks.device)).cpu().numpy()
+def _summed(values: np.ndarray, world: World) -> np.ndarray:
+    summed: np.ndarray = world.sum(torch.from_numpy(values.copy()).to(world.device)).cpu().numpy()
     return summed
 
 

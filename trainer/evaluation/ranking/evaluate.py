@@ -1,8 +1,8 @@
-"""Evaluation of a model of impressions on held-out ones, by all ranks together.
+"""Evaluation of a ranking model on held-out impressions, by all workers together.
 
-During training only the metrics are wanted: sums are summed over ranks, and pairs are counted with every rank holding one range of
-scores, so that no rank needs room for all impressions. As a stage of its own, every rank writes what it found per
-impression, baselines beside the model, and the driver merges the parts (trainer.evaluation.ranking.results).
+During training only metrics are computed: sums are added over workers, and for pairs each worker counts one range of scores. So no
+worker needs memory for all impressions. As a stage of its own, each worker writes a row per impression with the scores of the model
+and of the baselines, and the driver merges the parts (trainer.evaluation.ranking.results).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -20,84 +20,92 @@ from models.features.items import Catalogue, ItemRequest
 from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.config import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
-from trainer.data.stream.catalogue import wanted_by
+from trainer.data.stream.catalogue import columns_for
 from trainer.data.stream.held_out import Deal
 from trainer.data.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.ranking.baselines import TrainingRates, count_training
-from trainer.evaluation.ranking.labels import LabelRules
-from trainer.evaluation.ranking.metrics import (
+from trainer.evaluation.ranking.judged import (
     ScoreCounts,
     Sums,
     count_scores,
     merge_counts,
-    metrics_of,
     pairs_in_order,
     share_of_pairs,
     sums_of,
 )
+from trainer.evaluation.ranking.labels import LabelRules
+from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.evaluation.ranking.names import name_of
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 _WRITE_ROWS = 1 << 17  # impressions written at a time
-_SAMPLE = 256  # scores of every rank that decide on the ranges
+_SAMPLE = 256  # scores of each worker that determine the ranges
 _NO_SCORES = ScoreCounts(*np.zeros((3, 0)))
-_LIMB = 1 << 31  # sums over ranks go in two halves, so that they fit into int64 whatever they are
+_LIMB = 1 << 31  # sums over workers are sent in two halves, so that they always fit into int64
 
 
 class ScoresImpressions(Protocol):
-    """A model of impressions."""
+    """A ranking model."""
 
     training: bool
+    """As of any nn.Module."""
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """In the order of the columns of logits."""
+        """The labels in the order of the columns of logits."""
 
-    def eval(self) -> object: ...
+    def eval(self) -> object:
+        """Switch to evaluation, as of any nn.Module."""
 
-    def train(self, mode: bool) -> object: ...
+    def train(self, mode: bool) -> object:
+        """Switch to training, as of any nn.Module."""
 
-    def look_up(self, request: ItemRequest) -> dict[str, Tensor]: ...
+    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
+        """Return the requested rows by table. Collective."""
 
     def logits(self, rows: dict[str, Tensor], batch: RankingBatch) -> Tensor:
-        """(M, T) float32."""
+        """Return the logits of M impressions for T labels, (M, T) float32."""
 
 
 @dataclass(frozen=True)
 class RankingEvaluator:
-    """One split of one dataset, ready to be evaluated again and again."""
+    """One split of one dataset, prepared for any number of evaluations."""
 
     held_out: HeldOutImpressions
+    """The worker's share of the split."""
     rules: LabelRules
-    ranks: Ranks
+    """The labels."""
+    world: World
+    """The workers."""
     dynamic: DynamicTables
+    """The model's id mappings; look-ups use their state at evaluation time."""
 
     def mean_metrics(self, model: ScoresImpressions) -> dict[str, float]:
-        """Every metric of every label (trainer.evaluation.ranking.metrics), exact; the same numbers on every rank. Collective."""
+        """Return every metric of every label (trainer.evaluation.ranking.metrics), exact; identical on every worker. Collective."""
         tally = Tally(self.rules)
         for held, logits in self.score_all(model):
             tally.add(held, logits)
-        return tally.metrics(self.ranks)[0]
+        return tally.metrics(self.world)[0]
 
     def score_all(self, model: ScoresImpressions) -> Iterator[tuple[HeldOutImpressionsBatch, np.ndarray]]:
-        """Every batch of this rank with its logits, (M, T) float32. Collective: look-ups are."""
+        """Yield each batch of this worker with its logits, (M, T) float32. Collective, because look-ups are."""
         assert tuple(model.labels) == self.rules.labels, "the model has other labels than are evaluated"
         was_training = model.training
         model.eval()
         with torch.no_grad():
             for held in self.held_out.batches():
-                batch = replace(held.batch, items=self.dynamic.rows_of(held.batch.items)).to(self.ranks.device)
+                batch = replace(held.batch, items=self.dynamic.rows_of(held.batch.items)).to(self.world.device)
                 yield held, model.logits(model.look_up(batch.items), batch).float().cpu().numpy()
         model.train(was_training)
 
 
 class Tally:
-    """What all metrics are made of, of the impressions that were added so far."""
+    """Sums and counts of the impressions added so far, from which all metrics are computed."""
 
     def __init__(self, rules: LabelRules) -> None:
         self._rules = rules
@@ -105,21 +113,21 @@ class Tally:
         self._counts: dict[str, list[ScoreCounts]] = {label: [] for label in rules.labels}
 
     def add(self, held: HeldOutImpressionsBatch, logits: np.ndarray) -> None:
-        """logits: (M, T), of each label. All impressions of a user are in one batch."""
+        """Add a batch with its logits, (M, T). All impressions of a user must be in one batch."""
         user, columns = held.batch.history_of.numpy(), label_columns(held)
         for place, label in enumerate(self._rules.labels):
             judged = self._rules.judged(label, user, logits[:, place], columns)
             self._sums[label] += sums_of(judged)
             self._counts[label].append(count_scores(judged))
 
-    def metrics(self, ranks: Ranks) -> tuple[dict[str, float], dict[str, int]]:
-        """Of all ranks: every metric of every label, and on how many impressions each label is defined. Collective."""
+    def metrics(self, world: World) -> tuple[dict[str, float], dict[str, int]]:
+        """Return every metric of every label over all workers, and on how many impressions each label is defined. Collective."""
         labels = self._rules.labels
         metrics: dict[str, float] = {}
         impressions: dict[str, int] = {}
         for label in labels:
-            of_all = sum_over_ranks(self._sums[label], ranks)
-            values = metrics_of(of_all, auc_over_ranks(merge_counts(self._counts[label] or [_NO_SCORES]), ranks))
+            of_all = sum_over_ranks(self._sums[label], world)
+            values = metrics_of(of_all, auc_over_ranks(merge_counts(self._counts[label] or [_NO_SCORES]), world))
             metrics |= {name_of(name, label, labels): value for name, value in values.items()}
             impressions[label] = of_all.impressions
         return metrics, impressions
@@ -132,53 +140,66 @@ def make_ranking_evaluator(
     split: Split,
     config: EvaluateConfig,
     reach: Reach,
-    ranks: Ranks,
+    world: World,
     dynamic: DynamicTables,
     labels: Mapping[str, LabelConfig],
 ) -> RankingEvaluator:
-    """All impressions of the split are scored. labels: those that the model learns, in the order of its logits."""
-    reader = RowGroupReader(folder, manifest, replace(wanted_by(catalogue, users=True), impressions=True))
-    deal = Deal(reader, config.batch_size, ranks.rank, ranks.world_size)
-    rules = LabelRules(labels, 1.0 / manifest.labels.get("negative_sampling_rate", 1.0))
-    return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, reach), rules, ranks, dynamic)
+    """Return an evaluator that scores all impressions of the split.
 
-
-def sum_over_ranks(sums: Sums, ranks: Ranks) -> Sums:
-    """Exact. Collective."""
-    values = [getattr(sums, entry.name) for entry in fields(Sums)]
-    halves = torch.tensor([divmod(value, _LIMB) for value in values], dtype=torch.int64, device=ranks.device)
-    return Sums(*(high * _LIMB + low for high, low in ranks.sum(halves).tolist()))
-
-
-def auc_over_ranks(counts: ScoreCounts, ranks: Ranks) -> float:
-    """The auc of the impressions of all ranks; NaN if there are not both classes. Collective.
-
-    Ranks agree on ranges of scores by a sample, each is sent what lies in its range, and counts the pairs that end there.
+    Args:
+        folder: the dataset.
+        manifest: its manifest.
+        catalogue: the items and their features.
+        split: the split to evaluate.
+        config: the settings of evaluation.
+        reach: how many events of a history the model uses.
+        world: the workers.
+        dynamic: the model's id mappings.
+        labels: the labels that the model learns, in the order of its logits.
     """
-    if ranks.world_size > 1:
-        counts = _exchanged(counts, ranks)
-    own = torch.tensor([[counts.positives.sum(), counts.negatives.sum()]], dtype=torch.float64, device=ranks.device)
-    totals = torch.cat(ranks.gather(own)).cpu().numpy()
-    pairs = pairs_in_order(counts, float(totals[: ranks.rank, 1].sum()))
-    in_order = ranks.sum(torch.tensor([pairs], dtype=torch.float64, device=ranks.device)).item()
+    reader = RowGroupReader(folder, manifest, replace(columns_for(catalogue, users=True), impressions=True))
+    deal = Deal(reader, config.batch_size, world.rank, world.world_size)
+    rules = LabelRules(labels, 1.0 / manifest.labels.get("negative_sampling_rate", 1.0))
+    return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, reach), rules, world, dynamic)
+
+
+def sum_over_ranks(sums: Sums, world: World) -> Sums:
+    """Return the exact sum over workers. Collective."""
+    values = [getattr(sums, entry.name) for entry in fields(Sums)]
+    halves = torch.tensor([divmod(value, _LIMB) for value in values], dtype=torch.int64, device=world.device)
+    return Sums(*(high * _LIMB + low for high, low in world.sum(halves).tolist()))
+
+
+def auc_over_ranks(counts: ScoreCounts, world: World) -> float:
+    """Return the auc of the impressions of all workers, NaN without both classes. Collective.
+
+    The workers determine ranges of scores from a sample. Each receives the impressions of its range, and counts the pairs with
+    a positive among them.
+    """
+    if world.world_size > 1:
+        counts = _exchanged(counts, world)
+    own = torch.tensor([[counts.positives.sum(), counts.negatives.sum()]], dtype=torch.float64, device=world.device)
+    totals = torch.cat(world.gather(own)).cpu().numpy()
+    pairs = pairs_in_order(counts, float(totals[: world.rank, 1].sum()))
+    in_order = world.sum(torch.tensor([pairs], dtype=torch.float64, device=world.device)).item()
     all_pairs = float(totals[:, 0].sum()) * float(totals[:, 1].sum())
     return share_of_pairs(in_order, all_pairs)
 
 
-def _exchanged(counts: ScoreCounts, ranks: Ranks) -> ScoreCounts:
-    """What lies in this rank's range, from all ranks. Equal scores are always in one range."""
+def _exchanged(counts: ScoreCounts, world: World) -> ScoreCounts:
+    """Return the counts of all workers in this worker's range of scores. Equal scores are always in one range."""
     size = counts.scores.size
     sample = counts.scores[np.linspace(0, size - 1, min(size, _SAMPLE)).astype(np.int64)]
-    samples = torch.cat(ranks.gather(torch.from_numpy(sample).to(ranks.device))).cpu().numpy()
+    samples = torch.cat(world.gather(torch.from_numpy(sample).to(world.device))).cpu().numpy()
     if samples.size == 0:
         return counts
-    bounds = np.sort(samples)[np.arange(1, ranks.world_size) * samples.size // ranks.world_size]
+    bounds = np.sort(samples)[np.arange(1, world.world_size) * samples.size // world.world_size]
     cuts = np.concatenate(([0], np.searchsorted(counts.scores, bounds), [size])).astype(np.int64)
-    sent = torch.from_numpy(np.diff(cuts)).to(ranks.device)
-    received = torch.stack(ranks.gather(sent))[:, ranks.rank].tolist()
+    sent = torch.from_numpy(np.diff(cuts)).to(world.device)
+    received = torch.stack(world.gather(sent))[:, world.rank].tolist()
     columns = np.stack((counts.scores, counts.positives, counts.negatives), axis=1)
-    leaving = torch.from_numpy(columns.reshape(-1)).to(ranks.device)
-    arriving = ranks.exchange(leaving, [3 * n for n in sent.tolist()], [3 * n for n in received])
+    leaving = torch.from_numpy(columns.reshape(-1)).to(world.device)
+    arriving = world.exchange(leaving, [3 * n for n in sent.tolist()], [3 * n for n in received])
     scores, positives, negatives = arriving.cpu().numpy().reshape(-1, 3).T
     return merge_counts([ScoreCounts(scores, positives, negatives)])
 
@@ -188,14 +209,14 @@ def write_scores(
 ) -> None:
     """Score the split by model and baselines, and write rank-<r>.parquet into `folder`: a row per impression. Collective.
 
-    Columns: row_id, place (among the impressions of the row), user, item (id), time, history_length (events that the model sees of
-    those before), item_impressions (in training), weight, and by label: label.NAME (0 or 1, NaN where it is not defined),
-    logit.NAME and logit.BASELINE.NAME. Logits and labels are float32.
+    Columns: row_id, place (among the impressions of the row), user, item (id), time, history_length (earlier events that the model
+    sees), item_impressions (in training), weight, and by label: label.NAME (0 or 1, NaN where it is not defined), logit.NAME and
+    logit.BASELINE.NAME. Logits and labels are float32.
     """
-    held_out, ranks = evaluator.held_out, evaluator.ranks
-    rates = count_training(held_out.deal.reader, held_out.catalogue.num_ids, evaluator.rules, ranks)
+    held_out, world = evaluator.held_out, evaluator.world
+    rates = count_training(held_out.deal.reader, held_out.catalogue.num_ids, evaluator.rules, world)
     folder.mkdir(parents=True, exist_ok=True)
-    path, num_batches = folder / f"rank-{ranks.rank}.parquet", held_out.num_batches()
+    path, num_batches = folder / f"rank-{world.rank}.parquet", held_out.num_batches()
     waiting: list[pa.Table] = []
     writer: pq.ParquetWriter | None = None
     for number, (held, logits) in enumerate(evaluator.score_all(model), start=1):
@@ -236,5 +257,5 @@ def _impression_rows(
 
 
 def label_columns(held: HeldOutImpressionsBatch) -> dict[str, np.ndarray]:
-    """All labels of the logs, (M,) each."""
+    """Return all labels of the logs, (M,) each."""
     return {name: column.numpy() for name, column in held.batch.labels.items()}

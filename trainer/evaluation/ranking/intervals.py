@@ -1,38 +1,31 @@
-"""95 % intervals of metrics of impressions, with users as what is drawn: impressions of one user are not independent.
+"""95 % confidence intervals of metrics of impressions. Users are the sampling unit: impressions of one user are not independent.
 
-Every metric is written as a mean over users, up to terms that vanish (its influence function): estimate + sum over u of d_u. Its
-standard error is then sqrt(U / (U - 1) sum d_u^2). For auc the d_u are sums of DeLong's placements (DeLong et al. 1988) over the
-user's impressions, as in Obuchowski 1997; with one impression per user that is DeLong's error, but for factors like U / (U - 1).
-Estimate and error make a score interval, which lies within the metric's range (trainer.evaluation.confidence).
+The standard error of a metric is sqrt(U / (U - 1) sum d_u^2), with d_u the influence of user u (see metrics.py).
+Estimate and error make a score interval, which stays within the metric's range (trainer.evaluation.confidence).
 """
 
 import math
 
 import numpy as np
 
-from trainer.evaluation.confidence import range_of, score_interval
-from trainer.evaluation.ranking.metrics import (
-    Judged,
-    ScoreCounts,
-    auc_of,
-    auc_of_users,
-    count_scores,
-    entropy,
-    log_losses,
-    probabilities,
-)
+from trainer.evaluation.confidence import Range, score_interval
+from trainer.evaluation.ranking.judged import Judged
+from trainer.evaluation.ranking.metrics import METRICS, influences
 
 
 def intervals_of(judged: Judged, metrics: dict[str, float]) -> dict[str, list[float]]:
     """Return [low, high] of every metric that has a value; metrics: those of the same impressions.
 
-    A single user tells nothing of how users differ: then only metrics with two ends have an interval, a wide one.
+    A single user does not show how users differ: then only metrics with a bounded range have an interval, a wide one.
     """
+    errors = standard_errors(judged, metrics)
     bounds = {}
-    for name, error in standard_errors(judged, metrics).items():
-        within, count = range_of(name), _independent_users(judged, name)
-        if count > 1 or math.isfinite(within.high):
-            bounds[name] = list(score_interval(metrics[name], error, within, count))
+    for metric in METRICS:
+        if metric.name in errors:
+            count = metric.independent_users(judged)
+            if count > 1 or math.isfinite(metric.within.high):
+                interval = score_interval(metrics[metric.name], errors[metric.name], metric.within, count)
+                bounds[metric.name] = list(interval)
     return bounds
 
 
@@ -42,79 +35,36 @@ def standard_errors(judged: Judged, metrics: dict[str, float]) -> dict[str, floa
     factor = users.size / (users.size - 1) if users.size > 1 else 0.0
     return {
         name: math.sqrt(factor * float((influence**2).sum()))
-        for name, influence in _influences(judged, users).items()
+        for name, influence in influences(judged, users).items()
         if math.isfinite(metrics[name])
     }
 
 
-def _independent_users(judged: Judged, metric: str) -> int:
-    """Return how many users a metric is estimated from: for auc the fewer of those with positives and those with negatives."""
-    positive, negative = np.unique(judged.user[judged.positive]), np.unique(judged.user[~judged.positive])
-    match metric:
-        case "auc":
-            return min(positive.size, negative.size)
-        case "gauc":
-            return int(np.intersect1d(positive, negative, assume_unique=True).size)
-        case _:
-            return int(np.unique(judged.user).size)
-
-
 def shares_of_users(judged: Judged, metrics: dict[str, float], users: np.ndarray) -> dict[str, np.ndarray]:
-    """Of every metric (U,) numbers, one per user, whose mean is the metric and whose standard error is that of its interval.
+    """Return for every metric (U,) numbers, one per user, with the metric as their mean and its standard error as theirs.
 
-    users: (U,) ascending, all of them; who has no impression here adds nothing. NaN where the metric has no value. Two models are
-    compared user by user on any metric, by the differences of these.
+    Two models are compared user by user on any metric by the differences of these numbers.
+
+    Args:
+        judged: the impressions.
+        metrics: the metrics of the same impressions.
+        users: (U,) all users, ascending. A user without impressions here adds nothing.
+
+    Returns:
+        By metric; NaN where the metric has no value.
     """
-    found = _influences(judged, users)
-    nothing = np.full(users.size, np.nan)
+    by_metric = influences(judged, users)
+    undefined = np.full(users.size, np.nan)
     return {
-        name: value + users.size * found[name] if math.isfinite(value) else nothing for name, value in metrics.items()
+        name: value + users.size * by_metric[name] if math.isfinite(value) else undefined
+        for name, value in metrics.items()
     }
 
 
-def _influences(judged: Judged, users: np.ndarray) -> dict[str, np.ndarray]:
-    """What each of the users adds to the error of each metric that may have a value, (U,) each."""
-    if judged.scores.size == 0:
-        return {}
-    place = np.searchsorted(users, judged.user)
+def share_interval(shares: np.ndarray, within: Range) -> tuple[float, float]:
+    """Return the interval of a metric, or of a difference of two, from its users' shares (shares_of_users), (U,) of at least 2.
 
-    def by_user(values: np.ndarray) -> np.ndarray:
-        return np.bincount(place, judged.weight * values, users.size)
-
-    clicks, losses = judged.positive.astype(np.float64), log_losses(judged.scores, judged.positive)
-    weights, positives = by_user(np.ones_like(clicks)), by_user(clicks)
-    weight, positive = float(weights.sum()), float(positives.sum())
-    rate, logloss = positive / weight, float(by_user(losses).sum()) / weight
-    of_loss = (by_user(losses) - logloss * weights) / weight
-    of_rate = (positives - rate * weights) / weight
-    calibration = float(by_user(probabilities(judged.scores)).sum()) / positive if positive else math.nan
-    influences = {"logloss": of_loss}
-    if 0.0 < rate < 1.0:
-        spread = entropy(rate)
-        # The derivative of the entropy by the rate is log((1 - rate) / rate).
-        influences["ne"] = of_loss / spread - logloss / spread**2 * math.log((1 - rate) / rate) * of_rate
-        influences["auc"] = by_user(_placements(judged))
-    if positive:
-        influences["calibration"] = (by_user(probabilities(judged.scores)) - calibration * positives) / positive
-    own = auc_of_users(judged)
-    known = ~np.isnan(own.auc)
-    if known.any():
-        share = own.weight[known] / own.weight[known].sum()
-        influences["gauc"] = np.zeros(users.size)
-        at = np.searchsorted(users, own.user[known])
-        influences["gauc"][at] = share * (own.auc[known] - float((share * own.auc[known]).sum()))
-    return influences
-
-
-def _placements(judged: Judged) -> np.ndarray:
-    """What each impression adds to the error of auc, its weight aside: how far the share of the other class that it stands right
-    to is from auc, over the weight of its own class. (M,)"""
-    counts: ScoreCounts = count_scores(judged)
-    auc, num_positive, num_negative = auc_of(counts), counts.positives.sum(), counts.negatives.sum()
-    below = np.cumsum(counts.negatives) - counts.negatives / 2
-    above = num_positive - np.cumsum(counts.positives) + counts.positives / 2
-    at = np.searchsorted(counts.scores, np.where(np.isnan(judged.scores), -np.inf, judged.scores))
-    of_positive = (below[at] / num_negative - auc) / num_positive
-    of_negative = (above[at] / num_positive - auc) / num_negative
-    placements: np.ndarray = np.where(judged.positive, of_positive, of_negative)
-    return placements
+    It equals the interval of intervals_of, except where all users have the same share at an end of the range.
+    """
+    error = float(shares.std(ddof=1)) / math.sqrt(shares.size)
+    return score_interval(float(shares.mean()), error, within, shares.size)

@@ -1,233 +1,293 @@
-"""Metrics of impressions that were scored for one label: exact, and sums, so that it does not matter how they are shared.
+"""Metrics of impressions scored for one label, as one tuple: computed from exact sums, with intervals over users.
 
 With z the logit of an impression, p = 1 / (1 + exp(-z)), y its label (0 or 1) and w its weight:
 
-auc          the chance that a positive scores higher than a negative; equal scores count half (Mann & Whitney 1947)
-gauc         the mean of the users' own auc over users who have both, weighted by their impressions (Zhu et al. 2017,
+auc          the probability that a positive scores higher than a negative; equal scores count half (Mann & Whitney 1947)
+gauc         the mean of each user's own auc over users with both classes, weighted by their impressions (Zhu et al. 2017,
              arXiv 1706.06978, eq. 7)
 logloss      the mean of -y log p - (1 - y) log (1 - p), in nats
-ne           logloss over the entropy of the mean label: what is left of the uncertainty of who knows only the mean (He et al. 2014)
+ne           normalised entropy: log loss relative to always predicting the mean label (He et al. 2014)
 calibration  the sum of p over the sum of y
 
-A metric that is not defined, such as the auc of positives alone, is NaN. Weights are 1, or what makes up for impressions that
-the log left out. The invariant: sums are whole numbers of very small units, and pairs are counted, so no result depends on the
-order of impressions or on how ranks share them. Pure numpy; the collectives are those of evaluate.py.
+A metric that is not defined, such as the auc of positives alone, is NaN.
+
+Each metric has an influence function: the metric is written as a mean over users, up to terms that vanish: estimate + sum over u of
+d_u. For auc the d_u are sums of DeLong's placements (DeLong et al. 1988) over the user's impressions, as in Obuchowski 1997; with
+one impression per user the resulting error is DeLong's, up to factors such as U / (U - 1). intervals.py turns them into intervals.
+Pure numpy.
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-UNITS = 1 << 32  # in one: what sums are counted in
-_LARGEST_LOGIT = 1000.0  # beyond it p is 0 or 1 in float64, and the loss of one impression would fill the sum
-_CHUNK = 1 << 20  # summed at a time, so that the units of a sum fit into 63 bits
+from trainer.evaluation.confidence import NOT_NEGATIVE, SHARE
+from trainer.evaluation.metric import Metric
+from trainer.evaluation.ranking.judged import (
+    Judged,
+    Sums,
+    UserAuc,
+    auc_of,
+    auc_of_users,
+    count_scores,
+    log_losses,
+    probabilities,
+    ratio,
+)
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Impressions on which a label is defined, (M,) each. user: ascending numbers; scores: logits, float64; positive: bool."""
+class Totals:
+    """What the value of every metric is computed from."""
 
-    user: np.ndarray
-    scores: np.ndarray
-    positive: np.ndarray
-    weight: np.ndarray
+    sums: Sums
+    auc: float
+    """NaN if it is not defined."""
 
-    def take(self, places: np.ndarray) -> "Judged":
-        """Those at the places, or where a mask is true; users stay ascending if places do."""
-        return Judged(self.user[places], self.scores[places], self.positive[places], self.weight[places])
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What all metrics but auc are made of. Sums of weights, losses and probabilities are in units of 1 / UNITS.
-
-    not_finite: impressions whose score is no finite number: of these there is no loss, so there is none of all.
-    """
-
-    impressions: int = 0
-    not_finite: int = 0
-    weight: int = 0
-    positives: int = 0
-    loss: int = 0
-    predicted: int = 0
-    user_auc: int = 0  # of users with both: their auc times their weight
-    user_weight: int = 0
-
-    def __add__(self, other: "Sums") -> "Sums":
-        return Sums(*(getattr(self, entry.name) + getattr(other, entry.name) for entry in fields(Sums)))
+    @property
+    def logloss(self) -> float:
+        """The mean log loss; NaN if a score is not finite."""
+        return ratio(self.sums.loss if self.sums.not_finite == 0 else math.nan, self.sums.weight)
 
 
 @dataclass(frozen=True)
-class ScoreCounts:
-    """Impressions with equal scores put together. scores: (K,) float64, ascending; positives, negatives: (K,) summed weights."""
+class UserTerms:
+    """What the influence of each of U users on every metric is computed from."""
 
-    scores: np.ndarray
+    judged: Judged
+    users: np.ndarray
+    """(U,) ascending numbers of users; one without impressions has terms of 0."""
+    place: np.ndarray
+    """(M,) the place of each impression's user in `users`."""
+    weights: np.ndarray
+    """(U,) summed weights of impressions."""
     positives: np.ndarray
-    negatives: np.ndarray
+    """(U,) summed weights of positives."""
+    losses: np.ndarray
+    """(U,) summed weighted log losses."""
+    own_auc: UserAuc
+    """The auc of each user with an impression."""
+
+    @property
+    def weight(self) -> float:
+        """The weight of all impressions."""
+        return float(self.weights.sum())
+
+    @property
+    def positive(self) -> float:
+        """The weight of all positives."""
+        return float(self.positives.sum())
+
+    @property
+    def rate(self) -> float:
+        """The rate of positives."""
+        return self.positive / self.weight
+
+    @property
+    def logloss(self) -> float:
+        """The mean log loss."""
+        return float(self.losses.sum()) / self.weight
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Return the weighted sum of a value (M,) per impression over each user's impressions, (U,) float64."""
+        return np.bincount(self.place, self.judged.weight * values, self.users.size)
 
 
-def sums_of(judged: Judged) -> Sums:
-    """Of some impressions; those of a user must not be spread over several calls."""
-    finite = np.isfinite(judged.scores)
-    logits = np.clip(np.where(finite, judged.scores, 0.0), -_LARGEST_LOGIT, _LARGEST_LOGIT)
-    by_user = auc_of_users(judged)
-    known = ~np.isnan(by_user.auc)
-    return Sums(
-        impressions=judged.scores.size,
-        not_finite=int((~finite).sum()),
-        weight=_units(judged.weight),
-        positives=_units(np.where(judged.positive, judged.weight, 0.0)),
-        loss=_units(judged.weight * log_losses(logits, judged.positive)),
-        predicted=_units(judged.weight * probabilities(logits)),
-        user_auc=_units(by_user.auc[known] * by_user.weight[known]),
-        user_weight=_units(by_user.weight[known]),
-    )
+@dataclass(frozen=True, kw_only=True)
+class ImpressionMetric(Metric):
+    """A metric of scored impressions."""
 
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-z)) without overflow, float64."""
-    small = np.exp(-np.abs(logits))
-    chance: np.ndarray = np.where(logits >= 0, 1.0, small) / (1.0 + small)
-    return chance
-
-
-def log_losses(logits: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """-log of the probability of what happened, from logits, so that it stays exact where p is next to 0 or 1."""
-    wrong = np.where(positive, -logits, logits)
-    losses: np.ndarray = np.maximum(wrong, 0.0) + np.log1p(np.exp(-np.abs(logits)))
-    return losses
-
-
-def _units(values: np.ndarray) -> int:
-    """The sum in units of 1 / UNITS, each value rounded on its own."""
-    starts = range(0, values.size, _CHUNK)
-    return sum(int(np.rint(values[start : start + _CHUNK] * UNITS).astype(np.int64).sum()) for start in starts)
-
-
-def metrics_of(sums: Sums, auc: float) -> dict[str, float]:
-    """All metrics of one label, by name."""
-    losses = sums.loss if sums.not_finite == 0 else math.nan
-    predicted = sums.predicted if sums.not_finite == 0 else math.nan
-    logloss = _ratio(losses, sums.weight)
-    return {
-        "auc": auc,
-        "gauc": _ratio(sums.user_auc, sums.user_weight),
-        "logloss": logloss,
-        "ne": _ratio(logloss, entropy(_ratio(sums.positives, sums.weight))),
-        "calibration": _ratio(predicted, sums.positives),
-    }
+    of_totals: Callable[[Totals], float]
+    """The value of the metric; NaN if it is not defined."""
+    influence: Callable[[UserTerms], np.ndarray | None]
+    """(U,) the term d_u of each user; None if the metric is not defined."""
+    independent_users: Callable[[Judged], int]
+    """The number of users that the metric is estimated from."""
+    has_label: bool = True
 
 
 def entropy(rate: float) -> float:
-    """Of a label that is positive at this rate, in nats."""
+    """Return the entropy of a label that is positive at this rate, in nats."""
     if not 0.0 < rate < 1.0:
         return 0.0
     return -rate * math.log(rate) - (1.0 - rate) * math.log1p(-rate)
 
 
-def _ratio(above: float, below: float) -> float:
-    return above / below if below else math.nan
+def _auc(totals: Totals) -> float:
+    return totals.auc
 
 
-def count_scores(judged: Judged) -> ScoreCounts:
-    """A score that is not a number is lower than all others."""
-    ties = _ties(np.zeros(judged.scores.size, np.int64), judged)
-    return ScoreCounts(ties.scores, ties.positives, ties.negatives)
+def _gauc(totals: Totals) -> float:
+    return ratio(totals.sums.user_auc, totals.sums.user_weight)
 
 
-def merge_counts(counts: Iterable[ScoreCounts]) -> ScoreCounts:
-    """Counts of several lots of impressions as one."""
-    found = list(counts)
-    scores = np.concatenate([c.scores for c in found])
-    order = np.argsort(scores, kind="stable")
-    scores = scores[order]
-    first = _changes(scores)
-    positives, negatives = (
-        _sums_from(np.concatenate([getattr(c, name) for c in found])[order], first)
-        for name in ("positives", "negatives")
+def _logloss(totals: Totals) -> float:
+    return totals.logloss
+
+
+def _ne(totals: Totals) -> float:
+    return ratio(totals.logloss, entropy(ratio(totals.sums.positives, totals.sums.weight)))
+
+
+def _calibration(totals: Totals) -> float:
+    predicted = totals.sums.predicted if totals.sums.not_finite == 0 else math.nan
+    return ratio(predicted, totals.sums.positives)
+
+
+def _influence_on_auc(terms: UserTerms) -> np.ndarray | None:
+    return terms.sums(_placements(terms.judged)) if 0.0 < terms.rate < 1.0 else None
+
+
+def _influence_on_gauc(terms: UserTerms) -> np.ndarray | None:
+    own = terms.own_auc
+    known = ~np.isnan(own.auc)
+    if not known.any():
+        return None
+    share = own.weight[known] / own.weight[known].sum()
+    influence = np.zeros(terms.users.size)
+    influence[np.searchsorted(terms.users, own.user[known])] = share * (
+        own.auc[known] - float((share * own.auc[known]).sum())
     )
-    return ScoreCounts(scores[first], positives, negatives)
+    return influence
 
 
-def pairs_in_order(counts: ScoreCounts, negatives_below: float = 0.0) -> float:
-    """Pairs of a positive and a negative that scores lower, and half of those that score alike, by their weights.
+def _influence_on_logloss(terms: UserTerms) -> np.ndarray:
+    return (terms.losses - terms.logloss * terms.weights) / terms.weight
 
-    negatives_below: the weight of further negatives with lower scores than all of these.
+
+def _influence_on_ne(terms: UserTerms) -> np.ndarray | None:
+    rate = terms.rate
+    if not 0.0 < rate < 1.0:
+        return None
+    spread = entropy(rate)
+    on_rate = (terms.positives - rate * terms.weights) / terms.weight
+    # The derivative of the entropy by the rate is log((1 - rate) / rate).
+    return _influence_on_logloss(terms) / spread - terms.logloss / spread**2 * math.log((1 - rate) / rate) * on_rate
+
+
+def _influence_on_calibration(terms: UserTerms) -> np.ndarray | None:
+    if not terms.positive:
+        return None
+    predicted = terms.sums(probabilities(terms.judged.scores))
+    calibration = float(predicted.sum()) / terms.positive
+    return (predicted - calibration * terms.positives) / terms.positive
+
+
+def _placements(judged: Judged) -> np.ndarray:
+    """Return what each impression adds to the error of auc, before its weight, (M,).
+
+    It is the share of the other class on the correct side of the impression, minus auc, over the weight of its own class.
     """
-    below = negatives_below + np.cumsum(counts.negatives) - counts.negatives
-    return float((counts.positives * (below + counts.negatives / 2)).sum())
+    counts = count_scores(judged)
+    auc, num_positive, num_negative = auc_of(counts), counts.positives.sum(), counts.negatives.sum()
+    below = np.cumsum(counts.negatives) - counts.negatives / 2
+    above = num_positive - np.cumsum(counts.positives) + counts.positives / 2
+    at = np.searchsorted(counts.scores, np.where(np.isnan(judged.scores), -np.inf, judged.scores))
+    of_positive = (below[at] / num_negative - auc) / num_positive
+    of_negative = (above[at] / num_positive - auc) / num_negative
+    placements: np.ndarray = np.where(judged.positive, of_positive, of_negative)
+    return placements
 
 
-def auc_of(counts: ScoreCounts) -> float:
-    """NaN without positives or without negatives."""
-    return share_of_pairs(pairs_in_order(counts), float(counts.positives.sum()) * float(counts.negatives.sum()))
+def _all_users(judged: Judged) -> int:
+    return int(np.unique(judged.user).size)
 
 
-def share_of_pairs(in_order: float, all_pairs: float) -> float:
-    """Return the auc of these pairs; NaN if there are none."""
-    # Weights that are no whole numbers are rounded when they are added: in another order, so that the share may exceed 1.
-    return min(_ratio(in_order, all_pairs), 1.0)
+def _users_of_the_rarer_class(judged: Judged) -> int:
+    return min(np.unique(judged.user[judged.positive]).size, np.unique(judged.user[~judged.positive]).size)
 
 
-@dataclass(frozen=True)
-class UserAuc:
-    """user: (U,) those with any impression, ascending; auc: (U,) NaN for users with one class; weight: (U,) of impressions."""
-
-    user: np.ndarray
-    auc: np.ndarray
-    weight: np.ndarray
+def _users_with_both_classes(judged: Judged) -> int:
+    positive, negative = np.unique(judged.user[judged.positive]), np.unique(judged.user[~judged.positive])
+    return int(np.intersect1d(positive, negative, assume_unique=True).size)
 
 
-def auc_of_users(judged: Judged) -> UserAuc:
-    """The auc of each user's own impressions."""
-    ties = _ties(judged.user, judged)
-    first = _changes(ties.user)
-    size = np.diff(np.append(first, ties.user.size))
-    positives, negatives = _sums_from(ties.positives, first), _sums_from(ties.negatives, first)
-    before = np.cumsum(ties.negatives) - ties.negatives
-    below = before - np.repeat(before[first], size)
-    pairs = _sums_from(ties.positives * (below + ties.negatives / 2), first)
-    both = (positives > 0) & (negatives > 0)
-    # At most 1: see share_of_pairs.
-    auc = np.where(both, np.minimum(pairs / np.where(both, positives * negatives, 1.0), 1.0), np.nan)
-    return UserAuc(ties.user[first], auc, positives + negatives)
+METRICS: tuple[ImpressionMetric, ...] = (
+    ImpressionMetric(
+        name="auc",
+        of_totals=_auc,
+        influence=_influence_on_auc,
+        independent_users=_users_of_the_rarer_class,
+        explanation="Probability that a positive impression scores higher than a negative one; 0.5 is chance.",
+        undefined_when="not both outcomes of the label are among the impressions of the split",
+        larger_is_better=True,
+        within=SHARE,
+        headline=True,
+    ),
+    ImpressionMetric(
+        name="gauc",
+        of_totals=_gauc,
+        influence=_influence_on_gauc,
+        independent_users=_users_with_both_classes,
+        explanation="The auc within each user's own impressions, averaged over users with both classes.",
+        undefined_when="no user has impressions of both outcomes of the label in the split",
+        larger_is_better=True,
+        within=SHARE,
+        headline=True,
+    ),
+    ImpressionMetric(
+        name="logloss",
+        of_totals=_logloss,
+        influence=_influence_on_logloss,
+        independent_users=_all_users,
+        explanation="Mean negative log likelihood of the labels, in nats; smaller is better.",
+        undefined_when="a score is not finite, or the label is defined on no impression of the split",
+        larger_is_better=False,
+        within=NOT_NEGATIVE,
+    ),
+    ImpressionMetric(
+        name="ne",
+        of_totals=_ne,
+        influence=_influence_on_ne,
+        independent_users=_all_users,
+        explanation="Normalised entropy: log loss relative to always predicting the mean rate; smaller is better, 1 is no gain.",
+        undefined_when="a score is not finite, or not both outcomes of the label are among the impressions of the split",
+        larger_is_better=False,
+        within=NOT_NEGATIVE,
+        headline=True,
+    ),
+    ImpressionMetric(
+        name="calibration",
+        of_totals=_calibration,
+        influence=_influence_on_calibration,
+        independent_users=_all_users,
+        explanation="Predicted positives over observed positives: 1 is right, more predicts too many, less too few.",
+        undefined_when="a score is not finite, or no impression of the split is positive",
+        larger_is_better=None,
+        within=NOT_NEGATIVE,
+        selects=False,
+    ),
+)
 
 
-@dataclass(frozen=True)
-class _Ties:
-    """Impressions of one user with equal scores put together, ascending by user and score."""
-
-    user: np.ndarray
-    scores: np.ndarray
-    positives: np.ndarray
-    negatives: np.ndarray
+def metrics_of(sums: Sums, auc: float) -> dict[str, float]:
+    """Return all metrics of one label by name; NaN where one is not defined."""
+    totals = Totals(sums, auc)
+    return {metric.name: metric.of_totals(totals) for metric in METRICS}
 
 
-def _ties(user: np.ndarray, judged: Judged) -> _Ties:
-    scores = np.where(np.isnan(judged.scores), -np.inf, judged.scores)
-    order = np.lexsort((scores, user))
-    user, scores, weight, positive = user[order], scores[order], judged.weight[order], judged.positive[order]
-    first = _changes(user, scores)
-    return _Ties(
-        user[first],
-        scores[first],
-        _sums_from(np.where(positive, weight, 0.0), first),
-        _sums_from(np.where(positive, 0.0, weight), first),
+def influences(judged: Judged, users: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the influence of each user on each metric that may have a value, (U,) each.
+
+    users: (U,) ascending numbers, with all users of the impressions among them.
+    """
+    if judged.scores.size == 0:
+        return {}
+    place = np.searchsorted(users, judged.user)
+
+    def by_user(values: np.ndarray) -> np.ndarray:
+        return np.bincount(place, judged.weight * values, users.size)
+
+    terms = UserTerms(
+        judged,
+        users,
+        place,
+        weights=by_user(np.ones(judged.scores.size)),
+        positives=by_user(judged.positive.astype(np.float64)),
+        losses=by_user(log_losses(judged.scores, judged.positive)),
+        own_auc=auc_of_users(judged),
     )
-
-
-def _changes(*columns: np.ndarray) -> np.ndarray:
-    """Where some of the columns has another value than just before, the first place included."""
-    changed = np.ones(columns[0].size, dtype=np.bool_)
-    changed[1:] = False
-    for column in columns:
-        changed[1:] |= column[1:] != column[:-1]
-    return np.flatnonzero(changed)
-
-
-def _sums_from(values: np.ndarray, first: np.ndarray) -> np.ndarray:
-    """The sum of each stretch that begins at first[k] and ends where the next begins."""
-    sums: np.ndarray = np.add.reduceat(values, first) if first.size else np.zeros(0)
-    return sums
+    by_metric = ((metric.name, metric.influence(terms)) for metric in METRICS)
+    return {name: influence for name, influence in by_metric if influence is not None}

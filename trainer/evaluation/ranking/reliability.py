@@ -1,29 +1,35 @@
-"""Are probabilities what they say? Impressions in groups of like predictions, each with what became of it. Pure numpy."""
+"""Reliability of probabilities: groups of similar predictions with their rate of positives, and ROC curves. Pure numpy."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from trainer.evaluation.confidence import wilson
-from trainer.evaluation.ranking.metrics import Judged, ScoreCounts, probabilities
+from trainer.evaluation.ranking.judged import Judged, ScoreCounts, probabilities
 
 NUM_GROUPS = 20
 
 
 @dataclass(frozen=True)
 class Group:
-    """Impressions with predictions from `low` to `high`: the mean prediction, and the rate of positives with its interval."""
+    """Impressions with similar predictions."""
 
     low: float
+    """The smallest prediction."""
     high: float
+    """The largest prediction."""
     impressions: int
+    """Number of impressions."""
     predicted: float
+    """The weighted mean prediction."""
     observed: float
+    """The weighted rate of positives."""
     interval: list[float]
+    """The 95 % interval of the rate."""
 
 
 def reliability(judged: Judged) -> list[Group]:
-    """Up to NUM_GROUPS groups of about equally many impressions; equal predictions are in one group.
+    """Return up to NUM_GROUPS groups with about equally many impressions; equal predictions are in one group.
 
     Intervals are Wilson's for independent impressions; weighted ones count as (sum w)^2 / sum w^2.
     """
@@ -53,12 +59,12 @@ def reliability(judged: Judged) -> list[Group]:
 
 
 def roc(counts: ScoreCounts, most_points: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """(false positive rates, true positive rates) from (0, 0) to (1, 1), at most about `most_points` of them."""
+    """Return (false positive rates, true positive rates) from (0, 0) to (1, 1), at most about `most_points` of them."""
     curves = []
     for weights in (counts.negatives, counts.positives):
         passed = np.concatenate(([0.0], np.cumsum(weights[::-1])))
         curves.append(passed / passed[-1])
-    # Points that are about equally far from each other along the curve.
+    # Points at about equal distances along the curve.
     along = curves[0] + curves[1]
     places = np.unique(np.searchsorted(along, np.linspace(0, 2, most_points)).clip(max=along.size - 1))
     return curves[0][places], curves[1][places]

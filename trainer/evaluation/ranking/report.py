@@ -1,6 +1,5 @@
-"""report.html of an evaluation on impressions: one self-contained page, with plots as inline SVG, from files alone."""
+"""report.html of a ranking model: one self-contained page per evaluation, with plots as inline SVG, from files alone."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,105 +7,139 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
-from trainer.data.dataset.manifest import Counts
+from trainer.data.dataset.manifest import Manifest
+from trainer.evaluation.metric import headline_names
 from trainer.evaluation.ranking.day_results import DayResults
-from trainer.evaluation.ranking.metrics import Judged, count_scores
-from trainer.evaluation.ranking.names import BASELINES, METRICS, name_of
+from trainer.evaluation.ranking.judged import Judged, count_scores
+from trainer.evaluation.ranking.metrics import METRICS
+from trainer.evaluation.ranking.names import BASELINES, name_of
 from trainer.evaluation.ranking.reliability import roc
 from trainer.evaluation.ranking.results import RankingResults, read_scored
+from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
+from trainer.job import Job
 from trainer.pages import page
-from trainer.pages.page import Plot, plot_of
+from trainer.pages.page import Plot, figure_text, interval_text, plot_of
 from trainer.pages.report_parts import count_rows, training_plots
 
 MODEL, OTHER = page.COLOURS[0], page.COLOURS[1]
 _SLICE_METRICS = ("auc", "gauc", "calibration")
-_DAY_METRICS = ("auc", "gauc", "ne", "logloss", "calibration")
-_NAMES = {"history_length": "history", "item_impressions": "shown", "hour": "hour"}
+_SHORT_NAMES = {"history_length": "history", "item_impressions": "shown", "hour": "hour"}  # of slices, in plots
+_SLICE_NAMES = {
+    "history_length": "events in the history",
+    "item_impressions": "training impressions of the item",
+    "hour": "hour of the day (UTC)",
+}
 
 
 def render(
     results: RankingResults,
+    job: Job,
+    manifest: Manifest,
     folder: Path,
-    counts: Counts,
-    config: dict[str, Any],
     history: list[dict[str, Any]],
-    by_day: DayResults | None = None,
+    by_day: DayResults | None,
+    examples: list[dict[str, Any]],
 ) -> str:
-    """The page. folder: that of per_impression.parquet; history: lines of metrics.jsonl; by_day: where it was trained by days."""
+    """Return the page.
+
+    Args:
+        results: what it shows.
+        job: the evaluated run.
+        manifest: its dataset's.
+        folder: the folder of the evaluation, with per_impression.parquet.
+        history: the lines of the run's metrics.jsonl.
+        by_day: the results of daily training; None if the run was trained in epochs.
+        examples: example users (results.examples_of).
+    """
     labels = tuple(results.labels)
+    headlines = headline_names(METRICS, results.metrics)
     with page.drawing():
         plots = [plot for label in labels for plot in _plots_of(results, folder, label, labels)]
-        validated = dict.fromkeys(name_of(metric, label, labels) for label in labels for metric in ("auc", "gauc"))
+        validated = dict.fromkeys(name for name in headlines if not name.startswith("ne"))
         day_plots = [_day_plot(by_day, label, labels) for label in labels] if by_day is not None else []
         plots += training_plots(history, "training loss", "Training loss of logged steps, per impression.", validated)
     names = [name_of(metric, label, labels) for label in labels for metric in _SLICE_METRICS]
     return page.render(
         Path(__file__).parent,
         "report.html.j2",
-        title=f"Shoal: evaluation on the {results.split} split",
+        title=f"Evaluation of {job.run_dir.name} on the {results.split} split",
+        header=header_rows(job, manifest, results.checkpoint, folder, history),
         results=results,
-        rows=[_row(results, name_of(metric, label, labels)) for label in labels for metric in METRICS],
+        tiles=[_tile(results, name) for name in headlines],
+        rows=[_row(results, name_of(metric.name, label, labels)) for label in labels for metric in METRICS],
         plots=plots,
         slice_metrics=names,
-        slices=[{**entry, "cells": [_cell(entry, name) for name in names]} for entry in results.slices],
-        day_names=[name_of(metric, label, labels) for label in labels for metric in _DAY_METRICS],
+        slices=[_slice_row(entry, names) for entry in results.slices],
+        day_names=[name_of(metric.name, label, labels) for label in labels for metric in METRICS],
         day_rows=_day_rows(by_day, labels) if by_day is not None else [],
         day_plots=day_plots,
-        counts=count_rows(asdict(counts)),
-        config=json.dumps(config, indent=2),
+        examples=examples,
+        explanations=explanations(METRICS, results.metrics),
+        protocol=protocol_rows(results.protocol, manifest),
+        counts=list(count_rows(asdict(manifest.counts)).items()),
+        settings=setting_rows(job),
     )
 
 
-def _figure(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
-
-
-def _row(results: RankingResults, name: str) -> dict[str, Any]:
-    bounds = results.ci95.get(name)
+def _tile(results: RankingResults, name: str) -> dict[str, str]:
+    popularity = figure_text(results.baselines["popularity"][name])
     return {
         "name": name,
-        "model": _figure(results.metrics[name]),
-        "interval": f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else "",
-        "baselines": [_figure(values[name]) for values in results.baselines.values()],
+        "value": figure_text(results.metrics[name]) or "undefined",
+        "interval": interval_text(results.ci95.get(name)),
+        "note": f"popularity {popularity}" if popularity else "",
     }
 
 
-def _cell(entry: dict[str, Any], name: str) -> tuple[str, str]:
-    bounds = entry["ci95"].get(name)
-    return _figure(entry["metrics"][name]), f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
+def _row(results: RankingResults, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "model": figure_text(results.metrics[name]),
+        "interval": interval_text(results.ci95.get(name)),
+        "baselines": [figure_text(values[name]) for values in results.baselines.values()],
+    }
+
+
+def _slice_row(entry: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    cells = [(figure_text(entry["metrics"][name]), interval_text(entry["ci95"].get(name))) for name in names]
+    return {**entry, "name": _SLICE_NAMES.get(entry["name"], entry["name"]), "cells": cells}
 
 
 def _day_rows(by_day: DayResults, labels: tuple[str, ...]) -> list[dict[str, Any]]:
-    """A row per day, and the mean: its first moment, the impressions of the first label, and of each metric (model, popularity)."""
-    names = [name_of(metric, label, labels) for label in labels for metric in _DAY_METRICS]
+    """Return a row per day, and one of the means.
+
+    A row holds the day's first moment, the impressions of the first label, and (model, popularity) of each metric.
+    """
+    names = [name_of(metric.name, label, labels) for label in labels for metric in METRICS]
     total = sum(day["impressions"][labels[0]] for day in by_day.days)
     rows = [(day["begins"], day["impressions"][labels[0]], day) for day in by_day.days]
     return [
         {
             "begins": begins,
             "impressions": count,
-            "cells": [(_figure(of["model"][name]), _figure(of["popularity"][name])) for name in names],
+            "cells": [(figure_text(of["model"][name]), figure_text(of["popularity"][name])) for name in names],
         }
         for begins, count, of in [*rows, ("mean, weighted by impressions", total, by_day.mean)]
     ]
 
 
 def _day_plot(by_day: DayResults, label: str, labels: tuple[str, ...]) -> Plot:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+    figure, panels = plt.subplots(1, 2, figsize=(9, 3))
     places = range(len(by_day.days))
-    for axes, metric in ((left, "auc"), (right, "ne")):
+    for axes, metric in zip(panels, ("auc", "ne"), strict=True):
         name = name_of(metric, label, labels)
         for source, colour in (("model", MODEL), ("popularity", page.GREY)):
             values = [np.nan if day[source][name] is None else day[source][name] for day in by_day.days]
             axes.plot(places, values, "o-", ms=3, linewidth=0.8, label=source, color=colour)
         shown = places[:: max(1, len(places) // 8)]
-        axes.set_xticks(shown, [by_day.days[place]["begins"] for place in shown], fontsize=7, rotation=30, ha="right")
+        axes.set_xticks(shown, [by_day.days[place]["begins"] for place in shown], fontsize=8, rotation=30, ha="right")
         axes.set_ylabel(name)
-    left.legend(frameon=False)
+    panels[0].legend(frameon=False)
     return plot_of(figure, f"{label}: each day, evaluated before the model is trained on it.")
 
 
 def _plots_of(results: RankingResults, folder: Path, label: str, labels: tuple[str, ...]) -> list[Plot]:
+    """Draw what there is of a label: nothing without impressions, no ROC curve without both classes."""
     if not results.labels[label]["impressions"]:
         return []
     scored = read_scored(folder, label, labels)
@@ -132,8 +165,8 @@ def _reliability_plot(groups: list[dict[str, Any]], label: str) -> Plot:
     axes.set(xlabel="mean predicted probability", ylabel="rate of positives", xlim=(0, largest), ylim=(0, largest))
     return plot_of(
         figure,
-        f"{label}: impressions in groups of like predictions, with 95 % intervals of the rate. On the dashed line a "
-        "probability means what it says.",
+        f"{label}: rate of positives in groups of similar predictions, with 95 % intervals. On the dashed line predictions are "
+        "calibrated.",
     )
 
 
@@ -145,7 +178,7 @@ def _distribution_plot(scored: Judged, label: str) -> Plot:
         axes.stairs(height / max(1.0, height.sum()), edges, label=name, color=colour)
     axes.set(xlabel="predicted probability", ylabel="share of impressions")
     axes.legend(frameon=False)
-    return plot_of(figure, f"{label}: what was predicted of the impressions that became positive, and of the others.")
+    return plot_of(figure, f"{label}: distribution of the predictions of positive and of negative impressions.")
 
 
 def _roc_plot(curves: dict[str, Judged], label: str) -> Plot:
@@ -156,7 +189,7 @@ def _roc_plot(curves: dict[str, Judged], label: str) -> Plot:
     axes.plot([0, 1], [0, 1], color=page.GREY, linewidth=0.5, linestyle="--")
     axes.set(xlabel="share of negatives above the threshold", ylabel="share of positives", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, fontsize=8)
-    return plot_of(figure, f"{label}: ROC curves; auc is the area below.")
+    return plot_of(figure, f"{label}: ROC curves; auc is the area below a curve.")
 
 
 def _slice_plot(results: RankingResults, metric: str, of_all: float) -> Plot:
@@ -167,12 +200,12 @@ def _slice_plot(results: RankingResults, metric: str, of_all: float) -> Plot:
     bounds = np.asarray(known).reshape(-1, 2)
     errors = np.maximum(0.0, [values - bounds[:, 0], bounds[:, 1] - values])
     axes.errorbar(range(len(entries)), values, yerr=errors, fmt="o", ms=4, capsize=3, color=MODEL)
-    axes.axhline(of_all, color="#495057", linewidth=0.8, linestyle="--")
-    names = [f"{_NAMES[entry['name']]}\n{entry['value']}" for entry in entries]
-    axes.set_xticks(range(len(names)), names, fontsize=7)
+    axes.axhline(of_all, color=page.INK, linewidth=0.8, linestyle="--")
+    names = [f"{_SHORT_NAMES[entry['name']]}\n{entry['value']}" for entry in entries]
+    axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_ylabel(metric)
     return plot_of(
         figure,
-        f"{metric} with 95 % intervals by length of the history, by how often the item was shown in training, and by hour of the "
-        "day (UTC); the dashed line is all impressions.",
+        f"{metric} with 95 % intervals by events in the history, by training impressions of the item, and by hour of the day "
+        "(UTC); the dashed line is all impressions.",
     )

@@ -1,7 +1,6 @@
-"""From what ranks found per impression to metrics.json, per_impression.parquet and per_user.parquet. No torch: the driver calls it.
+"""Merges the workers' partial results into metrics.json, per_impression.parquet and per_user.parquet. No torch.
 
-The parts of all ranks are merged in the order of the dataset's rows before anything is summed, so no number depends on how many
-ranks there were.
+The parts are merged in the order of the dataset's rows before anything is summed, so no figure depends on the number of workers.
 """
 
 import math
@@ -16,19 +15,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainer.data.dataset.manifest import Manifest
+from trainer.data.dataset.manifest import Manifest, used_features
+from trainer.data.logs.config import LogsConfig
 from trainer.errors import UserError
+from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, example_places, read_histories
 from trainer.evaluation.ranking.intervals import intervals_of, shares_of_users
-from trainer.evaluation.ranking.metrics import (
+from trainer.evaluation.ranking.judged import (
     Judged,
     auc_of,
     auc_of_users,
     count_scores,
     log_losses,
-    metrics_of,
     probabilities,
     sums_of,
 )
+from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.evaluation.ranking.names import BASELINES, PRIOR_IMPRESSIONS, name_of
 from trainer.evaluation.ranking.reliability import reliability
 from trainer.storage.files import renamed_when_whole, write_json_atomically
@@ -40,45 +41,63 @@ _Values = dict[str, float | None]
 
 @dataclass(frozen=True)
 class RankingResults:
-    """The content of metrics.json of a model of impressions. What is not defined is None.
-
-    labels: by name, on how many impressions it is defined, and how many of these are positive; reliability: by label, groups of
-    like predictions with what became of them.
-    """
+    """The content of metrics.json of a ranking model. A metric that is not defined is None."""
 
     task: str
+    """Always "ranking"."""
     split: str
+    """"validation" or "test"."""
     checkpoint: str
+    """Name of the checkpoint's folder."""
     protocol: dict[str, Any]
+    """How the figures were computed: split, history, ties and so on."""
     num_users: int
+    """Users with impressions in the split."""
     num_targets: int
+    """Impressions."""
     labels: dict[str, dict[str, int]]
+    """By label, on how many "impressions" it is defined, how many of these are "positives", and "users_with_both" classes."""
     metrics: _Values
+    """Metrics of the model by name."""
     ci95: dict[str, list[float]]
+    """95 % confidence intervals by name of the metrics that have one."""
     baselines: dict[str, _Values]
+    """Metrics by baseline."""
     baselines_ci95: dict[str, dict[str, list[float]]]
+    """Intervals by baseline."""
     slices: list[dict[str, Any]]
+    """Metrics of parts of the impressions: "name", "value", "num_users", "num_targets", "metrics", "ci95"."""
     reliability: dict[str, list[dict[str, Any]]]
+    """By label, groups of similar predictions (trainer.evaluation.ranking.reliability)."""
 
 
 @dataclass(frozen=True)
 class Impressions:
-    """All impressions of a split in the order of the dataset, as evaluation found them. labels: those of the model."""
+    """All scored impressions of a split, in the order of the dataset."""
 
     table: pa.Table
+    """A row per impression, with the columns of evaluate.write_scores."""
     labels: tuple[str, ...]
+    """The labels of the model."""
 
     def column(self, name: str) -> np.ndarray:
-        found: np.ndarray = self.table.column(name).to_numpy()
-        return found
+        """Return a column, (M,)."""
+        values: np.ndarray = self.table.column(name).to_numpy()
+        return values
 
     def defined(self, label: str) -> np.ndarray:
-        """(M,) where the label tells something."""
+        """Return where a label is defined, (M,) bool."""
         known: np.ndarray = ~np.isnan(self.column(f"label.{label}"))
         return known
 
     def judged(self, label: str, source: str = MODEL, inside: np.ndarray | None = None) -> Judged:
-        """Impressions on which the label is defined, of those where `inside` is true. source: the model, or a baseline."""
+        """Return the impressions on which a label is defined.
+
+        Args:
+            label: the label.
+            source: MODEL, or the name of a baseline, for its scores.
+            inside: (M,) bool, the impressions to choose from; None for all.
+        """
         logit = f"logit.{label}" if source == MODEL else f"logit.{source}.{label}"
         clicks, logits = self.column(f"label.{label}"), self.column(logit).astype(np.float64)
         of_all = Judged(self.column("row_id"), logits, clicks > 0, self.column("weight"))
@@ -87,7 +106,7 @@ class Impressions:
 
 
 def merge_parts(parts: Path, labels: tuple[str, ...]) -> Impressions:
-    """All ranks' impressions, sorted by row and place. Raises UserError if there are none."""
+    """Return the impressions of all workers, sorted by row and place. Raises UserError if there are none."""
     tables = [pq.read_table(path) for path in sorted(parts.glob("rank-*.parquet"))]
     merged = pa.concat_tables(tables) if tables else None
     if merged is None or merged.num_rows == 0:
@@ -98,12 +117,26 @@ def merge_parts(parts: Path, labels: tuple[str, ...]) -> Impressions:
 
 
 def summarize(
-    found: Impressions, split: str, checkpoint: str, manifest: Manifest, max_history: int, ticks_per_second: int | None
+    impressions: Impressions,
+    split: str,
+    checkpoint: str,
+    manifest: Manifest,
+    max_history: int,
+    ticks_per_second: int | None,
 ) -> RankingResults:
-    """The results. ticks_per_second: of the logs' times, none if these are not a clock's."""
-    metrics, ci95 = _metrics(found, MODEL, None)
-    baselines = {name: _metrics(found, name, None) for name in BASELINES}
-    rows = found.column("row_id")
+    """Return the results.
+
+    Args:
+        impressions: the impressions of merge_parts.
+        split: the evaluated split.
+        checkpoint: the name of the evaluated checkpoint.
+        manifest: the dataset's.
+        max_history: the number of most recent events that the model sees.
+        ticks_per_second: of the logs' times; None if these are not times of a clock.
+    """
+    metrics, ci95 = _metrics(impressions, MODEL, None)
+    baselines = {name: _metrics(impressions, name, None) for name in BASELINES}
+    rows = impressions.column("row_id")
     return RankingResults(
         task="ranking",
         split=split,
@@ -119,25 +152,29 @@ def summarize(
         },
         num_users=int((np.diff(rows) != 0).sum()) + 1,
         num_targets=rows.size,
-        labels={label: _counts(found.judged(label)) for label in found.labels},
+        labels={label: _counts(impressions.judged(label)) for label in impressions.labels},
         metrics=metrics,
         ci95=ci95,
         baselines={name: values for name, (values, _) in baselines.items()},
         baselines_ci95={name: bounds for name, (_, bounds) in baselines.items()},
-        slices=[_slice(found, *entry) for entry in _slices(found, ticks_per_second)],
-        reliability={label: [asdict(group) for group in reliability(found.judged(label))] for label in found.labels},
+        slices=[_slice(impressions, *entry) for entry in _slices(impressions, ticks_per_second)],
+        reliability={
+            label: [asdict(group) for group in reliability(impressions.judged(label))] for label in impressions.labels
+        },
     )
 
 
-def _metrics(found: Impressions, source: str, inside: np.ndarray | None) -> tuple[_Values, dict[str, list[float]]]:
+def _metrics(
+    impressions: Impressions, source: str, inside: np.ndarray | None
+) -> tuple[_Values, dict[str, list[float]]]:
     metrics: _Values = {}
     bounds: dict[str, list[float]] = {}
-    for label in found.labels:
-        judged = found.judged(label, source, inside)
+    for label in impressions.labels:
+        judged = impressions.judged(label, source, inside)
         values = _values_of(judged)
         intervals = intervals_of(judged, values)
         for metric, value in values.items():
-            name = name_of(metric, label, found.labels)
+            name = name_of(metric, label, impressions.labels)
             metrics[name] = value if math.isfinite(value) else None
             if metric in intervals:
                 bounds[name] = intervals[metric]
@@ -153,10 +190,10 @@ def _counts(judged: Judged) -> dict[str, int]:
     }
 
 
-def _slices(found: Impressions, ticks_per_second: int | None) -> Iterator[tuple[str, str, np.ndarray]]:
-    """(name, value, (M,) bool): by quarter of history length and of the item's training impressions, and by hour of the day."""
+def _slices(impressions: Impressions, ticks_per_second: int | None) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield (name, value, (M,) bool) by quarters of history length and of the item's training impressions, and by hour."""
     for name, column in (("history_length", "history_length"), ("item_impressions", "item_impressions")):
-        values = found.column(column)
+        values = impressions.column(column)
         some = values[values > 0]
         cuts = np.unique(np.quantile(some, [0.25, 0.5, 0.75], method="inverted_cdf")) if some.size else np.zeros(0)
         quarter = np.where(values > 0, np.searchsorted(cuts, values, side="left") + 1, 0)
@@ -165,33 +202,89 @@ def _slices(found: Impressions, ticks_per_second: int | None) -> Iterator[tuple[
             low, high = int(values[inside].min()), int(values[inside].max())
             yield name, f"{low}" if low == high else f"{low}-{high}", inside
     if ticks_per_second is not None:
-        hour = found.column("time") // (3600 * ticks_per_second) % 24
+        hour = impressions.column("time") // (3600 * ticks_per_second) % 24
         for first in range(0, 24, _HOURS):
             inside = (hour >= first) & (hour < first + _HOURS)
             if inside.any():
                 yield "hour", f"{first:02d}-{first + _HOURS - 1:02d}", inside
 
 
-def _slice(found: Impressions, name: str, value: str, inside: np.ndarray) -> dict[str, Any]:
-    metrics, bounds = _metrics(found, MODEL, inside)
+def _slice(impressions: Impressions, name: str, value: str, inside: np.ndarray) -> dict[str, Any]:
+    metrics, bounds = _metrics(impressions, MODEL, inside)
     return {
         "name": name,
         "value": value,
-        "num_users": int(np.unique(found.column("row_id")[inside]).size),
+        "num_users": int(np.unique(impressions.column("row_id")[inside]).size),
         "num_targets": int(inside.sum()),
         "metrics": metrics,
         "ci95": bounds,
     }
 
 
-def write(folder: Path, results: RankingResults, found: Impressions, items: pa.Array) -> None:
-    """metrics.json, per_impression.parquet and per_user.parquet, with ids as in the logs; the ranks' parts are removed.
+def examples_of(
+    impressions: Impressions, folder: Path, manifest: Manifest, logs: LogsConfig | None, items: pa.Array
+) -> list[dict[str, Any]]:
+    """Return example users for the report: the history before their impressions, and what the model predicted of these.
 
-    items: the values of ids 1 and up.
+    Args:
+        impressions: the impressions of merge_parts.
+        folder: the dataset.
+        manifest: its manifest.
+        logs: the settings of the logs, for titles of items.
+        items: the value in the logs of each id from 1 on.
+    """
+    rows, first = np.unique(impressions.column("row_id"), return_index=True)
+    places = example_places(rows.size)
+    histories = read_histories(folder, manifest, rows[places].tolist(), bool(used_features(manifest)))
+    users = []
+    for place in places:
+        stop = min(int(np.append(first, impressions.table.num_rows)[place + 1]), int(first[place]) + NUM_ITEMS)
+        shown = impressions.table.slice(int(first[place]), stop - int(first[place])).to_pylist()
+        history = histories[int(rows[place])]
+        before = history.items[: np.searchsorted(history.times, shown[0]["time"], side="left")]
+        users.append((shown, before))
+    names = ItemNames(
+        logs, items, (int(n) for shown, h in users for n in [*h[-NUM_EVENTS:], *(i["item"] for i in shown)])
+    )
+    return [
+        {
+            "user": str(shown[0]["user"]),
+            "num_events": int(before.size),
+            "history": [names[item] for item in before[-NUM_EVENTS:]],
+            "impressions": [
+                {
+                    "item": names[row["item"]],
+                    "labels": {label: _predicted(row, label) for label in impressions.labels},
+                }
+                for row in shown
+            ],
+        }
+        for shown, before in users
+    ]
+
+
+def _predicted(row: dict[str, Any], label: str) -> dict[str, float | None]:
+    """Return the model's probability of a label, and the label: 0, 1, or None where it is not defined."""
+    outcome = row[f"label.{label}"]
+    probability = float(probabilities(np.asarray(row[f"logit.{label}"], np.float64)))
+    return {
+        "probability": probability if math.isfinite(probability) else None,
+        "outcome": None if math.isnan(outcome) else outcome,
+    }
+
+
+def write(folder: Path, results: RankingResults, impressions: Impressions, items: pa.Array) -> None:
+    """Write metrics.json, per_impression.parquet and per_user.parquet, and remove the workers' parts.
+
+    Args:
+        folder: where to write.
+        results: the content of metrics.json.
+        impressions: the impressions of merge_parts.
+        items: the value in the logs of each id from 1 on.
     """
     for name, table in (
-        ("per_impression.parquet", impression_table(found, items)),
-        ("per_user.parquet", _user_table(found)),
+        ("per_impression.parquet", impression_table(impressions, items)),
+        ("per_user.parquet", _user_table(impressions)),
     ):
         with renamed_when_whole(folder / name) as path:
             pq.write_table(table, path, write_page_checksum=True)
@@ -199,42 +292,50 @@ def write(folder: Path, results: RankingResults, found: Impressions, items: pa.A
     shutil.rmtree(folder / "parts", ignore_errors=True)
 
 
-def impression_table(found: Impressions, items: pa.Array) -> pa.Table:
-    """A row per impression: user, item, time, history_length, item_impressions, weight; by label `label` (null where it is not
-    defined), `probability` and that of each baseline."""
-    ids = found.column("item")
+def impression_table(impressions: Impressions, items: pa.Array) -> pa.Table:
+    """Return a table with a row per impression.
+
+    Columns: user, item, time, history_length, item_impressions, weight; by label `label` (null where it is not defined),
+    `probability`, and the probability of each baseline.
+    """
+    ids = impressions.column("item")
     columns: dict[str, Any] = {
-        "user": found.table.column("user"),
+        "user": impressions.table.column("user"),
         "item": items.take(pa.array(ids - 1, mask=ids == 0)),
-        **{name: found.table.column(name) for name in ("time", "history_length", "item_impressions", "weight")},
+        **{name: impressions.table.column(name) for name in ("time", "history_length", "item_impressions", "weight")},
     }
-    for label in found.labels:
-        clicks = found.column(f"label.{label}")
-        columns[name_of("label", label, found.labels)] = pa.array(clicks, mask=np.isnan(clicks))
-        # Not float32, in which large probabilities that differ would become equal.
-        columns[name_of("probability", label, found.labels)] = _probability(found, f"logit.{label}")
+    for label in impressions.labels:
+        clicks = impressions.column(f"label.{label}")
+        columns[name_of("label", label, impressions.labels)] = pa.array(clicks, mask=np.isnan(clicks))
+        # float64, because in float32 different large probabilities would become equal.
+        columns[name_of("probability", label, impressions.labels)] = _probability(impressions, f"logit.{label}")
         for baseline in BASELINES:
-            columns[name_of(baseline, label, found.labels)] = _probability(found, f"logit.{baseline}.{label}")
+            columns[name_of(baseline, label, impressions.labels)] = _probability(
+                impressions, f"logit.{baseline}.{label}"
+            )
     return pa.table(columns)
 
 
-def _probability(found: Impressions, column: str) -> np.ndarray:
-    return probabilities(found.column(column).astype(np.float64))
+def _probability(impressions: Impressions, column: str) -> np.ndarray:
+    return probabilities(impressions.column(column).astype(np.float64))
 
 
-def _user_table(found: Impressions) -> pa.Table:
-    """A row per user: impressions; by label `positives`, and `user_auc` (null without both classes) and `user_logloss` of the user
-    alone; and by the name of each metric the user's share in it (shares_of_users)."""
-    rows, first = np.unique(found.column("row_id"), return_index=True)
+def _user_table(impressions: Impressions) -> pa.Table:
+    """Return a table with a row per user.
+
+    Columns: user, impressions; by label `positives`, `user_auc` (null without both classes) and `user_logloss` of the user alone;
+    by the name of each metric the user's share in it (shares_of_users).
+    """
+    rows, first = np.unique(impressions.column("row_id"), return_index=True)
     columns: dict[str, Any] = {
-        "user": found.table.column("user").take(pa.array(first)),
-        "impressions": np.diff(np.append(first, found.table.num_rows)),
+        "user": impressions.table.column("user").take(pa.array(first)),
+        "impressions": np.diff(np.append(first, impressions.table.num_rows)),
     }
-    for label in found.labels:
-        judged = found.judged(label)
+    for label in impressions.labels:
+        judged = impressions.judged(label)
         values = {**_of_users_alone(judged, rows), **shares_of_users(judged, _values_of(judged), rows)}
         for name, column in values.items():
-            columns[name_of(name, label, found.labels)] = pa.array(column, mask=np.isnan(column))
+            columns[name_of(name, label, impressions.labels)] = pa.array(column, mask=np.isnan(column))
     return pa.table(columns)
 
 
@@ -255,7 +356,14 @@ def _values_of(judged: Judged) -> dict[str, float]:
 
 
 def read_scored(folder: Path, label: str, labels: tuple[str, ...], source: str = "probability") -> Judged:
-    """Of a per_impression.parquet: where the label is defined, with probabilities in the place of logits. source: their column."""
+    """Return the impressions of a per_impression.parquet on which a label is defined, with probabilities instead of logits.
+
+    Args:
+        folder: the folder of the evaluation.
+        label: the label.
+        labels: all labels of the model.
+        source: the column of the probabilities.
+    """
     columns = {name: name_of(name, label, labels) for name in ("label", source)}
     table = pq.read_table(folder / "per_impression.parquet", columns=["weight", *columns.values()])
     table = table.filter(pc.is_valid(table.column(columns["label"])))

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,10 @@ import pytest
 
 from cluster.config.run_config import Config, check_config
 from cluster.data.prepare import prepare
-from tests.support.datasets import tiny_dataset
-from tests.support.html_page import Page, assert_loads_nothing
-from trainer.data.dataset import card
+from tests.support.html_page import Page
 from trainer.data.dataset.card import popularity_of
 from trainer.data.dataset.checks import Check
-from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.profile import SPLITS
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -43,7 +42,7 @@ def config_at(folder: Path, logs: dict[str, Any] | None = None, **sections: Any)
 
 
 def made(config: Config) -> tuple[Manifest, dict[str, Any], str]:
-    """The manifest, card.json and card.html."""
+    """Return the manifest, card.json and card.html."""
     manifest = prepare(config, lambda _: None)
     values = json.loads((config.dataset_dir / "card.json").read_text())
     return manifest, values, (config.dataset_dir / "card.html").read_text()
@@ -66,7 +65,7 @@ def random_rows(count: int, seed: int = 1) -> list[Row]:
 
 
 def histories_of(rows: list[Row]) -> dict[int, list[tuple[int, int]]]:
-    """(item, time) of every user, in order, without repeated events."""
+    """Return (item, time) of every user, in order, without repeated events."""
     events: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for row in rows:
         event = (row["item_id"], row["time"])
@@ -76,13 +75,13 @@ def histories_of(rows: list[Row]) -> dict[int, list[tuple[int, int]]]:
 
 
 def split_of(rows: list[Row], cut: Any) -> dict[str, list[tuple[int, int, int]]]:
-    """(user, item, time) of every split. cut: of a history, where validation and test begin."""
-    found: dict[str, list[tuple[int, int, int]]] = {split: [] for split in SPLITS}
+    """Return (user, item, time) of every split. cut: of a history, where validation and test begin."""
+    result: dict[str, list[tuple[int, int, int]]] = {split: [] for split in SPLITS}
     for user, history in histories_of(rows).items():
         validation, test = cut(history)
         for place, (item, time) in enumerate(history):
-            found[SPLITS[(place >= validation) + (place >= test)]].append((user, item, time))
-    return found
+            result[SPLITS[(place >= validation) + (place >= test)]].append((user, item, time))
+    return result
 
 
 def leave_one_out(history: list[Any]) -> tuple[int, int]:
@@ -193,17 +192,17 @@ def test_popularity_equals_its_definition(tmp_path: Path) -> None:
     )
     differences = sum(abs(one - other) for one in counts for other in counts)
     gini = differences / (2 * len(counts) * sum(counts))  # half the relative mean absolute difference
-    found = values["popularity"]
-    assert found["items"] == len(counts)
-    assert found["gini"] == pytest.approx(gini)
-    assert found["top_1_percent_share"] == pytest.approx(counts[0] / sum(counts))
-    assert found["top_10_percent_share"] == pytest.approx(sum(counts[: -(-len(counts) // 10)]) / sum(counts))
+    actual = values["popularity"]
+    assert actual["items"] == len(counts)
+    assert actual["gini"] == pytest.approx(gini)
+    assert actual["top_1_percent_share"] == pytest.approx(counts[0] / sum(counts))
+    assert actual["top_10_percent_share"] == pytest.approx(sum(counts[: -(-len(counts) // 10)]) / sum(counts))
     assert popularity_of(np.array([4, 4, 4]))["gini"] == pytest.approx(0.0)
     assert popularity_of(np.zeros(3, np.int64))["items"] == 0
 
 
 def ranking_rows(count: int, seed: int = 1) -> list[Row]:
-    """Impressions of which `watched` tells the click, `place` does not, and clicks become twice as frequent at time 250."""
+    """Return impressions of which `watched` tells the click, `place` does not, and clicks become twice as frequent at time 250."""
     choose = random.Random(seed)
     rows = []
     for number in range(count):
@@ -236,7 +235,7 @@ RANKING = {
 }
 
 
-def test_a_ranking_dataset_shows_drift_and_what_gives_a_label_away(tmp_path: Path) -> None:
+def test_a_ranking_dataset_shows_drift_and_leaky_features(tmp_path: Path) -> None:
     rows = ranking_rows(6_000)
     write_log(tmp_path / "logs/a.parquet", rows)
     manifest, values, page = made(config_at(tmp_path, RANKING, split=GLOBAL_TIME))
@@ -256,12 +255,12 @@ def test_a_ranking_dataset_shows_drift_and_what_gives_a_label_away(tmp_path: Pat
     assert checks["drift.click"].verdict in ("look", "problem")
     assert checks["drift.share"].verdict == "ok"
 
-    found = checks["features_give_label_away"]
-    assert found.verdict == "problem"
-    assert "watched tells click" in found.found
-    assert "decile tells click" in found.found
-    assert "place" not in found.found
-    assert "share" not in found.found
+    actual = checks["features_give_label_away"]
+    assert actual.verdict == "problem"
+    assert "watched tells click" in actual.found
+    assert "decile tells click" in actual.found
+    assert "place" not in actual.found
+    assert "share" not in actual.found
     assert len(values["giveaways"]) == 6
     outcomes = checks["outcomes_apart"]
     assert (outcomes.verdict, outcomes.found) == ("ok", "no feature reads click, share, seconds")
@@ -333,7 +332,28 @@ def test_times_are_shown_as_dates_of_timestamps_and_as_they_are_of_integers(tmp_
     write_log(tmp_path / "numbers/logs/a.parquet", rows)
     _, values, page = made(config_at(tmp_path / "numbers"))
     assert values["time"]["last_text"] == str(max(row["time"] for row in rows))
-    assert "UTC" not in Page(page).text
+    assert "(UTC)" not in Page(page).text
+    assert f"{values['time']['last_text']} UTC" not in Page(page).text
+
+
+def test_integer_times_of_a_clock_are_shown_as_dates(tmp_path: Path) -> None:
+    rows = [row | {"time": 1_700_000_000 + 3600 * row["time"]} for row in random_rows(200)]
+    write_log(tmp_path / "logs/a.parquet", rows)
+    _, values, page = made(config_at(tmp_path))
+    assert (values["time"]["kind"], values["time"]["unit"]) == ("integer", "seconds")
+    last = datetime.fromtimestamp(max(row["time"] for row in rows), UTC).strftime("%Y-%m-%d %H:%M:%S")
+    assert values["time"]["last_text"] == last
+    assert f"to {last} UTC" in Page(page).text
+    assert "first (UTC)" in Page(page).text
+
+
+def test_the_card_names_settings_that_differ_from_their_defaults(tmp_path: Path) -> None:
+    write_log(tmp_path / "logs/a.parquet", random_rows(200))
+    _, _, page = made(config_at(tmp_path))
+    text = " ".join(Page(page).text.split())
+    settings = text[text.index("Settings that decide the content") :]
+    assert "split.kind leave_one_out" in settings
+    assert "logs.duplicates" not in settings
 
 
 def test_places_in_a_history_are_no_clock(tmp_path: Path) -> None:
@@ -342,90 +362,3 @@ def test_places_in_a_history_are_no_clock(tmp_path: Path) -> None:
     check = checks_in(made(config_at(tmp_path))[1])["training_after_test"]
     assert (check.verdict, check.value) == ("look", None)
     assert "not like a clock" in check.found
-
-
-def test_empty_splits_have_a_card_that_says_so(tmp_path: Path) -> None:
-    write_log(tmp_path / "logs/a.parquet", random_rows(200))
-    split = {"kind": "global_time", "validation_time": 1000, "test_time": 2000}
-    _, values, page = made(config_at(tmp_path, split=split))
-    checks = checks_in(values)
-    assert checks["empty_splits"].verdict == "look"
-    assert checks["empty_splits"].found == "validation and test: no targets"
-    assert [check.name for check in checks.values() if check.verdict == "problem"] == []
-    for name in ("repeated_test_targets", "test_users_without_training", "unknown_test_targets"):
-        assert checks[name].value is None
-        assert "there are no test" in checks[name].found
-    assert values["by_split"]["test"] == {"events": 0, "users": 0, "items": 0, "first": None, "last": None}
-    assert Page(page).open == []
-
-
-def test_a_dataset_of_short_histories_has_a_card(tmp_path: Path) -> None:
-    """Nobody is evaluated, and all events share one time."""
-    write_log(tmp_path / "logs/a.parquet", [{"user_id": n // 2, "item_id": n % 2, "time": 7} for n in range(6)])
-    _, values, page = made(config_at(tmp_path))
-    assert checks_in(values)["training_after_test"].found == "there are no test events"
-    assert checks_in(values)["outlying_times"].verdict == "ok"
-    assert Page(page).open == []
-
-
-def test_quarantined_rows_are_shown_and_names_of_others_are_escaped(tmp_path: Path) -> None:
-    nasty, other = "<script>alert('x')</script>", "a&b $\\frac$ <i>"
-    rows = [{"user_id": f"u{n % 9}<b>", "item_id": f"i{n % 13}", "time": n, nasty: n % 2} for n in range(200)]
-    rows += [{"user_id": None, "item_id": f"<u>{n}", "time": n, nasty: 0} for n in range(12)]
-    rows = [row | {other: row["time"] % 3 == 0} for row in rows]
-    name = "a&b<img src=x>.parquet"
-    write_log(tmp_path / "logs" / name, rows)
-    logs = {"labels": [nasty, other], "history_label": nasty, "outcomes": ["<s>"]}
-    split = {"kind": "global_time", "validation_time": 100, "test_time": 150}
-    manifest, values, page = made(config_at(tmp_path, logs, split=split))
-    parsed = Page(page)
-    assert parsed.open == []
-    assert not {"script", "img", "i", "s", "u"} & set(parsed.names)
-    assert_loads_nothing(page)
-    for text in (nasty, other, name, "<u>9", "null user"):
-        assert text in parsed.text
-    assert "<u>10" not in parsed.text  # the first ten only
-    assert values["rejected"]["null user"]["rows"] == 12
-    assert list(manifest.labels["positives"]) == sorted([nasty, other])
-
-
-def test_an_append_has_a_new_card_and_files_by_generation(tmp_path: Path) -> None:
-    rows = random_rows(300)
-    write_log(tmp_path / "logs/a.parquet", [row for row in rows if row["time"] < 260])
-    first, values, _ = made(config_at(tmp_path, split=GLOBAL_TIME))
-    write_log(tmp_path / "logs/b.parquet", [row for row in rows if row["time"] >= 260])
-    second, values, page = made(config_at(tmp_path, split=GLOBAL_TIME))
-    assert values["generation"] == 1
-    assert values["digest"] == second.digest != first.digest
-    assert_counted(values, split_of(rows, by_time))
-    assert_overlap(values, split_of(rows, by_time))
-    assert "b.parquet" in Page(page).text
-    folder = tmp_path / "dataset"
-    assert card.read_checks(folder, second) == tuple(checks_in(values).values())
-    assert card.read_checks(folder, first) is None  # a card of other content is none
-
-
-def test_unreadable_files_are_named_with_their_cause(tmp_path: Path) -> None:
-    write_log(tmp_path / "logs/a.parquet", random_rows(200))
-    (tmp_path / "logs/b.parquet").write_bytes(b"no parquet <at> all")
-    _, values, page = made(config_at(tmp_path, {"max_unreadable_files": 1}))
-    check = checks_in(values)["unreadable_files"]
-    assert (check.verdict, check.value) == ("look", 1)
-    assert "b.parquet" in Page(page).text
-    assert "Left out" in Page(page).text
-
-
-def test_a_missing_card_is_written_when_the_dataset_is_asked_for_again(tmp_path: Path) -> None:
-    write_log(tmp_path / "logs/a.parquet", random_rows(100))
-    config = config_at(tmp_path)
-    manifest, values, page = made(config)
-    for name in ("card.html", "card.json"):
-        (tmp_path / "dataset" / name).unlink()
-        assert card.read_checks(tmp_path / "dataset", manifest) is None
-        assert made(config) == (manifest, values, page)  # bytes and all
-
-
-def test_a_dataset_without_profile_has_a_card(tmp_path: Path) -> None:
-    manifest = tiny_dataset(tmp_path)
-    card.write(tmp_path, manifest)
-    assert card.read_checks(tmp_path, read_manifest(tmp_path)) is not None

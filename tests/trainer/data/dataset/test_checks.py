@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    """Of a global-time split without anything to complain about."""
+    """Return the profile of a global-time split without any problem."""
     rows = [
         {"user_id": user, "item_id": (7 * user + place) % 50 + 1, "time": 10 * place}
         for user in range(40)
@@ -28,13 +28,13 @@ def manifest(tmp_path: Path) -> Manifest:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "logs.parquet")
     split = {"kind": "global_time", "validation_time": 200, "test_time": 250}
     logs, run = {"path": str(tmp_path / "logs.parquet")}, {"dataset": str(tmp_path / "dataset")}
-    found = prepare(check_config({"run": run, "logs": logs, "split": split}, "test"), lambda _: None)
-    assert {check.verdict for check in checks_of(found, [])} == {"ok"}
-    return found
+    result = prepare(check_config({"run": run, "logs": logs, "split": split}, "test"), lambda _: None)
+    assert {check.verdict for check in checks_of(result, [])} == {"ok"}
+    return result
 
 
-def verdict_of(manifest: Manifest, name: str, giveaways: tuple[Giveaway, ...] = ()) -> str:
-    return next(check.verdict for check in checks_of(manifest, giveaways) if check.name == name)
+def verdict_of(manifest: Manifest, name: str, leaky_features: tuple[Giveaway, ...] = ()) -> str:
+    return next(check.verdict for check in checks_of(manifest, leaky_features) if check.name == name)
 
 
 PROFILES: list[tuple[str, dict[str, Any], str]] = [
@@ -80,7 +80,7 @@ def test_verdicts_follow_the_counts(manifest: Manifest, name: str, changed: dict
 
 
 def ranking(manifest: Manifest, train: int, test: int) -> Manifest:
-    """The same with so many positives among 800 training and 200 test impressions."""
+    """Return the same with so many positives among 800 training and 200 test impressions."""
     labels = {
         "names": ["click"],
         "outcomes": [],

@@ -40,7 +40,7 @@ def encoded(config: FeatureConfig, values: pa.Array | pa.ChunkedArray, ids: Ids 
 
 
 def shapes(values: pa.Array) -> list[pa.Array | pa.ChunkedArray]:
-    """The same column as one array, as a slice of a longer one, and in chunks, an empty one among them."""
+    """Return the same column as one array, as a slice of a longer one, and in chunks, an empty one among them."""
     padded = pa.concat_arrays([values, values, values]).slice(len(values), len(values))
     return [values, padded, pa.chunked_array([values.slice(0, 1), values.slice(0, 0), padded.slice(1)])]
 
@@ -63,12 +63,12 @@ CASES: list[tuple[FeatureConfig, pa.Array, Ids, list[Any], Losses]] = [
 
 @pytest.mark.parametrize(("config", "values", "ids", "expected", "losses"), CASES)
 @pytest.mark.parametrize("shape", range(3))
-def test_a_column_is_encoded_whatever_its_shape(
+def test_a_column_of_any_shape_is_encoded(
     shape: int, config: FeatureConfig, values: pa.Array, ids: Ids, expected: list[Any], losses: Losses
 ) -> None:
-    found = encoded(config, shapes(values)[shape], ids)
-    assert found.column.to_pylist() == expected
-    assert found.losses == losses
+    actual = encoded(config, shapes(values)[shape], ids)
+    assert actual.column.to_pylist() == expected
+    assert actual.losses == losses
     nothing = encoded(config, values.slice(0, 0), ids)
     assert (nothing.column.to_pylist(), nothing.losses) == ([], Losses())
 
@@ -76,13 +76,13 @@ def test_a_column_is_encoded_whatever_its_shape(
 @pytest.mark.parametrize("shape", range(3))
 def test_numbers_are_stored_as_they_are_and_missing_as_nan(shape: int) -> None:
     values = pa.array([1.5, None, float("nan"), float("inf")], pa.float32())
-    found = encoded(NumericFeatureConfig(kind="numeric"), shapes(values)[shape])
-    assert found.column.type == pa.float32()
-    np.testing.assert_array_equal(found.column.to_numpy(), [1.5, np.nan, np.nan, np.nan])
-    assert found.losses == Losses(3)
+    actual = encoded(NumericFeatureConfig(kind="numeric"), shapes(values)[shape])
+    assert actual.column.type == pa.float32()
+    np.testing.assert_array_equal(actual.column.to_numpy(), [1.5, np.nan, np.nan, np.nan])
+    assert actual.losses == Losses(3)
 
 
-def test_hashes_have_rows_in_range_and_collide_as_brute_force_says() -> None:
+def test_hashes_have_rows_in_range_and_collide_as_counted_by_brute_force() -> None:
     for values in (pa.array(range(-50, 50)), pa.array([f"value {n}" for n in range(100)])):
         for num_rows in (2, 3, 50, 2**31 - 1):
             rows = hash_rows(values, num_rows)
@@ -135,7 +135,7 @@ def test_moments_keep_small_deviations_of_large_numbers() -> None:
     assert (merged.squares / merged.count) ** 0.5 == pytest.approx(numbers.std(), rel=1e-6)
 
 
-def test_bounds_of_buckets_are_quantiles_whatever_the_pieces() -> None:
+def test_bounds_of_buckets_are_quantiles_for_any_pieces() -> None:
     numbers, config = random_numbers(5_000), NumericFeatureConfig(kind="numeric", buckets=10)
     keys = mix(np.arange(numbers.size, dtype=np.uint64))
     whole = NumericFit.of(config, numbers, keys).fitted(config)
@@ -152,7 +152,7 @@ def test_bounds_of_more_numbers_than_are_kept_are_near_the_quantiles() -> None:
     np.testing.assert_allclose(bounds, [0.25, 0.5, 0.75], atol=5 * 0.5 / Sample.SIZE**0.5)
 
 
-def test_numbers_that_are_all_alike_have_one_bound_and_deviation_one() -> None:
+def test_equal_numbers_have_one_bound_and_deviation_one() -> None:
     alike, keys = np.full(9, 4.0, np.float32), mix(np.arange(9, dtype=np.uint64))
     buckets, plain = NumericFeatureConfig(kind="numeric", buckets=5), NumericFeatureConfig(kind="numeric")
     assert NumericFit.of(buckets, alike, keys).fitted(buckets)["bounds"] == [4.0]

@@ -12,7 +12,7 @@ from cluster.config.run_config import Config, check_config
 from cluster.data.prepare import prepare
 from trainer.data.dataset import leakage
 from trainer.data.dataset.checks import GIVEAWAY_AUC
-from trainer.data.dataset.leakage import auc, giveaways, separation, training_sample
+from trainer.data.dataset.leakage import auc, leaky_features, separation, training_sample
 from trainer.data.dataset.manifest import Manifest
 
 NUM = 4_000
@@ -65,20 +65,20 @@ HONEST = {
 
 
 @pytest.mark.parametrize("name", LEAKS)
-def test_what_gives_the_label_away_is_found(name: str) -> None:
-    found = separation(*LEAKS[name], POSITIVE)
-    assert found is not None
-    assert GIVEAWAY_AUC <= found <= 1.0
+def test_leaky_features_are_flagged(name: str) -> None:
+    actual = separation(*LEAKS[name], POSITIVE)
+    assert actual is not None
+    assert GIVEAWAY_AUC <= actual <= 1.0
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_what_does_not_is_not_flagged(name: str) -> None:
-    found = separation(*HONEST[name], POSITIVE)
-    assert found is not None
-    assert found < (0.8 if "helps" in name else 0.56)
+def test_other_features_are_not_flagged(name: str) -> None:
+    actual = separation(*HONEST[name], POSITIVE)
+    assert actual is not None
+    assert actual < (0.8 if "helps" in name else 0.56)
 
 
-def test_a_label_with_one_outcome_says_nothing() -> None:
+def test_a_label_with_one_outcome_has_no_auc() -> None:
     for kind, values in LEAKS.values():
         assert separation(kind, values, np.zeros(NUM, np.bool_)) is None
         assert separation(kind, values, np.ones(NUM, np.bool_)) is None
@@ -88,15 +88,15 @@ def test_a_label_with_one_outcome_says_nothing() -> None:
 def test_one_positive_among_few_is_no_error() -> None:
     positive = np.array([True, False, False])
     for kind, values in (("numeric", pa.array([1.0, 2.0, 3.0])), ("categorical", pa.array([1, 2, 3]))):
-        found = separation(kind, values, positive)
-        assert found is None or 0.0 <= found <= 1.0
+        actual = separation(kind, values, positive)
+        assert actual is None or 0.0 <= actual <= 1.0
 
 
 # On datasets
 
 
 def write_impressions(path: Path, numbers: range) -> None:
-    """Impression n: at time n; the label is that n is even, which `leak` repeats; `serial` is n itself."""
+    """Write impressions n at time n: the label is true for even n, `leak` repeats it, and `serial` is n itself."""
     path.parent.mkdir(parents=True, exist_ok=True)
     n = np.asarray(numbers)
     draw = np.random.default_rng(1)
@@ -161,14 +161,14 @@ def test_the_sample_is_of_training_impressions_of_all_generations(
     assert len({serial % 7 for serial in spread}) > 1
 
 
-def test_of_a_dataset_the_leak_is_found_and_comes_first(tmp_path: Path, ray_session: None) -> None:
+def test_a_leak_in_a_dataset_is_flagged_and_listed_first(tmp_path: Path, ray_session: None) -> None:
     write_impressions(tmp_path / "logs/a.parquet", range(2_000))
     config = config_at(tmp_path, 1_500, 1_800)
     manifest = prepare(config, lambda _: None)
-    found = giveaways(config.dataset_dir, manifest)
-    assert (found[0].feature, found[0].auc) == ("leak", 1.0)
-    assert {given.feature for given in found if given.auc < 0.6} == {"serial", "honest"}
-    assert found == giveaways(config.dataset_dir, manifest)
+    actual = leaky_features(config.dataset_dir, manifest)
+    assert (actual[0].feature, actual[0].auc) == ("leak", 1.0)
+    assert {given.feature for given in actual if given.auc < 0.6} == {"serial", "honest"}
+    assert actual == leaky_features(config.dataset_dir, manifest)
 
 
 def test_features_of_every_kind_are_read_from_a_dataset(tmp_path: Path, ray_session: None) -> None:
@@ -187,5 +187,5 @@ def test_features_of_every_kind_are_read_from_a_dataset(tmp_path: Path, ray_sess
         "price": {"kind": "numeric", "buckets": 2},
     }
     config = config_at(tmp_path, 700, 800, features)
-    found = giveaways(config.dataset_dir, prepare(config, lambda _: None))
-    assert {given.feature: given.auc for given in found} == dict.fromkeys(features, 1.0)
+    actual = leaky_features(config.dataset_dir, prepare(config, lambda _: None))
+    assert {given.feature: given.auc for given in actual} == dict.fromkeys(features, 1.0)

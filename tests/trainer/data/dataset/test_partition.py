@@ -147,7 +147,7 @@ def test_a_share_of_the_users_is_validated_and_all_are_tested(strings: bool) -> 
     }
 
 
-def test_partitioning_is_whole_and_keeps_order_whatever_the_blocks() -> None:
+def test_partitioning_of_any_blocks_is_complete_and_keeps_order() -> None:
     events = table([(f"user {n % 97}", n, n) for n in range(1000)])
     whole = partition_events(events, 7)
     blocks = [partition_events(events.slice(start, 130), 7) for start in range(0, 1000, 130)]

@@ -15,7 +15,7 @@ Event = tuple[int, int, int]  # item, time, split
 
 
 def random_histories(seed: int, num_users: int) -> list[list[Event]]:
-    """Of each user some training, validation and test events, in this order, none of any kind being possible."""
+    """Return training, validation and test events of each user, in this order; there may be none of a kind."""
     choose = random.Random(seed)
     histories = []
     for _ in range(num_users):
@@ -36,7 +36,7 @@ def profiled(histories: list[list[Event]]) -> Profile:
 
 
 def by_hand(histories: list[list[Event]]) -> dict[str, Any]:
-    """What `Profile.as_values` promises, event by event."""
+    """Return the values that `Profile.as_values` promises, counted event by event."""
     times: dict[str, list[int]] = {split: [0] * NUM_TIME_BINS for split in SPLITS}
     ranges: dict[str, Any] = dict.fromkeys(SPLITS)
     lengths = [0] * profile.NUM_LENGTH_BINS
@@ -97,13 +97,13 @@ def test_repeats_are_looked_for_among_evenly_spaced_users(monkeypatch: pytest.Mo
     monkeypatch.setattr(profile, "SAMPLED_USERS", 10)
     # The first half repeats and the second does not: a sample of the first users would see repeats only.
     histories = [[(1, 1, 0), (1 if user < 50 else 2, 2, 2)] for user in range(100)]
-    found = profiled(histories)
-    assert (found.sampled_targets, found.repeated_targets) == (10, 5)
+    actual = profiled(histories)
+    assert (actual.sampled_targets, actual.repeated_targets) == (10, 5)
 
 
 def test_a_repeated_target_that_occurs_twice_counts_twice() -> None:
-    found = profiled([[(5, 1, 0), (5, 2, 2), (5, 3, 2), (6, 4, 2), (6, 5, 2)]])
-    assert (found.sampled_targets, found.repeated_targets) == (4, 2)  # the second 6 is no repeat of what came before
+    actual = profiled([[(5, 1, 0), (5, 2, 2), (5, 3, 2), (6, 4, 2), (6, 5, 2)]])
+    assert (actual.sampled_targets, actual.repeated_targets) == (4, 2)  # the second 6 is no repeat of what came before
 
 
 def test_times_that_are_far_apart_have_bins() -> None:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 
 def write_files(folder: Path, files: dict[str, str | bytes]) -> Path:
-    """Text is written as UTF-8; names that end in .gz are packed."""
+    """Return the file. Text is written as UTF-8; names that end in .gz are compressed."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         data = content.encode() if isinstance(content, str) else content
@@ -22,7 +22,7 @@ def json_lines(*records: dict[str, Any]) -> str:
 
 
 def rows(folder: Path, name: str) -> list[tuple[Any, ...]]:
-    """The rows of one written file, each as a tuple in the order of the columns."""
+    """Return the rows of one written file, each as a tuple in the order of the columns."""
     table = pq.read_table(folder / name)
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 

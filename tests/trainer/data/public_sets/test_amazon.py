@@ -191,7 +191,7 @@ def test_reviews_beside_ratings_are_refused(tmp_path: Path) -> None:
         convert("amazon-reviews-2018", write_files(tmp_path / "amazon", files), tmp_path / "logs")
 
 
-def test_a_folder_without_reviews_is_told_what_it_lacks(tmp_path: Path) -> None:
+def test_a_folder_without_reviews_is_refused_with_the_missing_file(tmp_path: Path) -> None:
     source = write_files(tmp_path / "amazon", {"meta_All_Beauty.json.gz": json_lines(META_2018[0])})
     with pytest.raises(
         UserError, match=r"neither reviews .* nor ratings.*must hold CATEGORY\.json\.gz or CATEGORY\.csv"

@@ -49,7 +49,7 @@ def test_an_unknown_name_lists_the_sets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_every_set_tells_what_an_empty_folder_lacks(tmp_path: Path, name: str) -> None:
+def test_every_set_names_the_files_that_an_empty_folder_lacks(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=rf"{name}: .*empty: the folder has n.*; it must hold .*docs/public_sets\.md"):
         convert(name, tmp_path / "empty", tmp_path / "logs")
@@ -58,7 +58,7 @@ def test_every_set_tells_what_an_empty_folder_lacks(tmp_path: Path, name: str) -
     assert not (tmp_path / "logs").exists()
 
 
-def test_the_record_says_what_was_read_and_written(movielens: Path, tmp_path: Path) -> None:
+def test_the_record_names_inputs_and_outputs(movielens: Path, tmp_path: Path) -> None:
     convert("movielens-20m", movielens, tmp_path / "logs")
     record = json.loads((tmp_path / "logs" / "conversion.json").read_text())
     assert record["set_name"] == "movielens-20m"
@@ -67,7 +67,7 @@ def test_the_record_says_what_was_read_and_written(movielens: Path, tmp_path: Pa
     assert set(record["files"]) | {"conversion.json"} == {path.name for path in (tmp_path / "logs").iterdir()}
 
 
-def test_a_finished_folder_is_left_as_it_is_even_without_the_source(movielens: Path, tmp_path: Path) -> None:
+def test_a_finished_folder_is_kept_even_without_the_source(movielens: Path, tmp_path: Path) -> None:
     done = convert("movielens-20m", movielens, tmp_path / "logs")
     before = snapshot(tmp_path / "logs")
     assert convert("movielens-20m", movielens, tmp_path / "logs") == done
@@ -96,7 +96,7 @@ def test_a_folder_of_another_conversion_is_refused(movielens: Path, tmp_path: Pa
         convert("movielens-20m", movielens, tmp_path / "logs")
 
 
-def test_what_a_killed_attempt_left_is_replaced(movielens: Path, tmp_path: Path) -> None:
+def test_files_of_a_killed_attempt_are_replaced(movielens: Path, tmp_path: Path) -> None:
     logs = write_files(tmp_path / "logs", {"events-00000.parquet": "half", "events-00001.parquet": "of them"})
     write_files(logs / ".convert-0a1b2c3d", {"items.parquet": "half"})
     convert("movielens-20m", movielens, logs)

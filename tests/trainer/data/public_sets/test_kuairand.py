@@ -92,7 +92,7 @@ def test_a_missing_file_is_named(tmp_path: Path, pattern: str) -> None:
         convert("kuairand", source, tmp_path / "logs")
 
 
-def test_history_lies_a_millisecond_apart_and_ends_at_the_last_time(tmp_path: Path) -> None:
+def test_history_events_are_a_millisecond_apart_and_end_at_the_last_time(tmp_path: Path) -> None:
     source = tmp_path / "processed"
     source.mkdir()
     impression = dict.fromkeys(["user_id", "date", "hourmin", "play_time_ms", "duration_ms", "profile_stay_time"], 1)
@@ -133,11 +133,11 @@ def test_the_real_processed_set(shared_data: Path, tmp_path: Path) -> None:
         "items": 7_583,
         "users": 27_285,
     }
-    for name, theirs in (("val", "val.parquet"), ("test", "test.parquet")):
-        ours = pq.read_table(tmp_path / "logs" / f"impressions-{name}.parquet")
-        original = pq.read_table(source / theirs)
+    for name, expected in (("val", "val.parquet"), ("test", "test.parquet")):
+        actual = pq.read_table(tmp_path / "logs" / f"impressions-{name}.parquet")
+        original = pq.read_table(source / expected)
         for ours_name, their_name in (("item_id", "video_id"), ("time", "time_ms"), ("is_click", "is_click")):
-            assert ours.column(ours_name).cast(pa.int64()).equals(original.column(their_name).cast(pa.int64()))
+            assert actual.column(ours_name).cast(pa.int64()).equals(original.column(their_name).cast(pa.int64()))
     history = pq.read_table(tmp_path / "logs" / "history.parquet")
     assert history.column("item_id").combine_chunks().equals(sequences.column("watch_seq").combine_chunks().flatten())
     last = history.group_by("user_id").aggregate([("time", "max"), ("time", "min"), ("time", "count")])

@@ -37,7 +37,7 @@ VALUES = {"int64": 1, "int8": 1, "double": 1.0, "string": "1", "list<element: st
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe["run"]["dir"])
-def test_a_recipe_fits_what_the_converter_writes(
+def test_a_recipe_fits_the_output_of_the_converter(
     recipe: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder, tables in SCHEMAS.items():

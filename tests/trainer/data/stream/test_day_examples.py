@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.ranking.config import RankingConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.grown_datasets import DAY, ranking_dataset
 from tests.trainer.data.stream.test_impressions import (
     BATCH,
@@ -30,11 +30,11 @@ from trainer.data.stream.examples import WINDOW_STEP
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.impressions import ImpressionStream
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import Step
 from trainer.errors import UserError
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 CALENDAR = Calendar(origin=0, length=13, earliest=None, stop=4, end=100, ticks=None)  # times below 52 train
 MODEL = RankingConfig(task="ranking")
 
@@ -72,7 +72,7 @@ def data(tmp_path_factory: pytest.TempPathFactory, logs: Logs) -> Data:
     return logs.write(tmp_path_factory.mktemp("days"))
 
 
-def test_each_training_impression_comes_once_on_its_day_with_what_lay_before(data: Data, logs: Logs) -> None:
+def test_each_training_impression_comes_once_on_its_day_with_its_earlier_history(data: Data, logs: Logs) -> None:
     found: list[dict[Any, Any]] = [{} for _ in range(CALENDAR.stop)]
     days = []
     for step in stream_of(data).steps(Position(0, 0), CALENDAR.stop):
@@ -98,7 +98,7 @@ def test_every_position_has_the_identical_rest(data: Data) -> None:
         assert steps_of(data, 1 + number % 3, after) == whole[number:]
 
 
-def test_what_happens_later_changes_nothing_of_a_day(tmp_path: Path, logs: Logs) -> None:
+def test_later_events_do_not_change_a_day(tmp_path: Path, logs: Logs) -> None:
     """Impressions and events from day 2 on are moved and added: days 0 and 1 stay, order and all."""
     past = [(u, NUM_ITEMS + 1 - i, t + 7) if t >= 26 else (u, i, t) for u, i, t in logs.past]
     shown = [(u, NUM_ITEMS + 1 - i, t, c) if t >= 26 else (u, i, t, c) for u, i, t, c in logs.shown]
@@ -115,7 +115,7 @@ def test_an_append_changes_neither_order_nor_content_of_the_days_before(tmp_path
     chosen, num_groups = [], []
     for num_days in (1, 3):
         manifest = ranking_dataset(tmp_path / str(num_days), num_days)
-        reader = RowGroupReader(tmp_path / str(num_days), manifest, Wanted(impressions=True))
+        reader = RowGroupReader(tmp_path / str(num_days), manifest, ColumnSelection(impressions=True))
         days = count_days(reader, calendar, ALONE)
         batches = GlobalBatches(day_examples(reader, days, 5), 7, None, 1, 0, 1)
         chosen.append(

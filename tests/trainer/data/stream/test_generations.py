@@ -12,7 +12,7 @@ import pytest
 
 from models.config import NextItemConfig
 from models.features.items import Catalogue
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.grown_datasets import events_dataset, ranking_dataset
 from tests.support.jobs import tiny_job
@@ -23,7 +23,7 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.histories import TrainStream
 from trainer.data.stream.order import Position
 from trainer.data.stream.prefetch import Prefetch
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 from trainer.job import SILENT
 from trainer.loop.train import Training
@@ -39,13 +39,13 @@ def original(tmp_path_factory) -> tuple[Path, Manifest]:
 
 @pytest.fixture
 def dataset(original, tmp_path) -> tuple[Path, Manifest]:
-    """A copy to damage."""
+    """Return a copy to damage."""
     shutil.copytree(original[0], tmp_path / "dataset")
     return tmp_path / "dataset", original[1]
 
 
 def rewrite(path: Path, change, num_groups: int = 5) -> None:
-    """The same rows with a changed schema, under the same name; row groups stay."""
+    """Rewrite the same rows with a changed schema, under the same name; row groups stay."""
     file = pq.ParquetFile(path)
     tables = [change(file.read_row_group(number)) for number in range(num_groups)]
     with pq.ParquetWriter(path, tables[0].schema, write_page_checksum=True) as writer:
@@ -54,20 +54,20 @@ def rewrite(path: Path, change, num_groups: int = 5) -> None:
 
 
 def with_its_size(folder: Path, manifest: Manifest, name: str = PART) -> Manifest:
-    """As if the manifest spoke of the file that is there now, so that its size tells nothing."""
+    """Return a manifest that agrees with the present file, so that its size shows no change."""
     size = (folder / name).stat().st_size
     return replace(manifest, parts=tuple(replace(p, num_bytes=size) if p.path == name else p for p in manifest.parts))
 
 
 def refusal(reader: RowGroupReader, groups: range = range(10)) -> str:
-    """What reading the groups one after another ends with."""
+    """Return the outcome of reading the groups one after another."""
     with pytest.raises(UserError) as caught:
         [reader.read([group]) for group in groups]
     return str(caught.value)
 
 
 def flip_a_page(path: Path, group: int) -> None:
-    """One bit of the items of a row group; size and time of change stay, as when a disk does it."""
+    """Flip one bit of the items of a row group; size and time of change stay, as with a failing disk."""
     stat = path.stat()
     column = pq.ParquetFile(path).metadata.row_group(group).column(1)
     assert column.path_in_schema.startswith("item")
@@ -82,7 +82,7 @@ def test_files_as_they_were_prepared_are_accepted(original, tmp_path):
     RowGroupReader(folder, manifest).check_files()
     for write in (events_dataset, ranking_dataset):
         other = write(tmp_path / write.__name__, num_days=3)
-        wanted = Wanted(users=True, times=True, features=True, impressions=write is ranking_dataset)
+        wanted = ColumnSelection(users=True, times=True, features=True, impressions=write is ranking_dataset)
         RowGroupReader(tmp_path / write.__name__, other, wanted).check_files()
 
 
@@ -166,7 +166,7 @@ def test_parts_that_disagree_on_a_type_that_may_vary_are_refused(dataset):
     folder, manifest = dataset
     rewrite(folder / PART, lambda t: t.set_column(0, "user", pa.array(range(t.num_rows))))
     with pytest.raises(UserError, match=f"{PART}: column 'user' has the type int64, expected string"):
-        RowGroupReader(folder, with_its_size(folder, manifest), Wanted(users=True)).check_files()
+        RowGroupReader(folder, with_its_size(folder, manifest), ColumnSelection(users=True)).check_files()
 
 
 def test_columns_that_are_not_read_may_be_anything(dataset):
@@ -180,13 +180,13 @@ def truncate(path: Path) -> None:
 
 
 def exchange(path: Path) -> None:
-    """Another file of the same size: by a rename, as careful writers do it, so that an open handle still reads the old one."""
+    """Replace the file by another one of the same size, by a rename: an open handle still reads the old one."""
     (path.parent / "new").write_bytes(path.read_bytes())
     os.replace(path.parent / "new", path)
 
 
 @pytest.mark.parametrize("happens", [truncate, exchange, Path.unlink, lambda path: path.write_bytes(b"PAR1" * 9)])
-def test_what_happens_to_a_file_during_a_run_is_found_at_the_next_read(dataset, happens):
+def test_a_change_of_a_file_during_a_run_is_detected_at_the_next_read(dataset, happens):
     folder, manifest = dataset
     reader = RowGroupReader(folder, manifest, cache_bytes=0)
     reader.check_files()
@@ -211,8 +211,8 @@ def test_the_error_reaches_the_loop_through_the_prefetching_thread(dataset):
         list(steps)
 
 
-def start_training(ranks: Ranks, run_dir: Path, dataset: Path) -> None:
-    Training(tiny_job(run_dir, dataset), ranks, SILENT)
+def start_training(world: World, run_dir: Path, dataset: Path) -> None:
+    Training(tiny_job(run_dir, dataset), world, SILENT)
 
 
 def test_training_does_not_start_on_a_part_that_was_exchanged(rank_pool, dataset, tmp_path):

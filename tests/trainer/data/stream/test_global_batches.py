@@ -31,7 +31,7 @@ def test_nothing_longer_than_the_budget_is_lost_or_joined():
     assert runs_within(np.asarray([9, 9, 0, 1]), 5, complete=True).tolist() == [0, 1, 2, 4]
 
 
-def test_a_run_that_may_go_on_is_left_out():
+def test_a_run_that_may_continue_is_left_out():
     lengths = np.asarray([3, 3, 3, 1])
     assert runs_within(lengths, 6, complete=False).tolist() == [0, 2]
     assert runs_within(lengths, 6, complete=True).tolist() == [0, 2, 4]

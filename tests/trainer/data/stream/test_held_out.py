@@ -14,7 +14,7 @@ from trainer.data.dataset.manifest import Manifest, Part, RowGroup
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.writer import OldGroups, numbered, write_part
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 
 MAX_HISTORY = 5
 
@@ -23,12 +23,12 @@ def held_out(
     folder: Path, manifest: Manifest, split: Split, rank: int = 0, world_size: int = 1, **changes: Any
 ) -> HeldOut:
     arguments: dict[str, Any] = {"targets": "all", "max_history": MAX_HISTORY, "batch_size": 6} | changes
-    reader = RowGroupReader(folder, manifest, Wanted(users=True))
+    reader = RowGroupReader(folder, manifest, ColumnSelection(users=True))
     return HeldOut(reader, Catalogue(1000, 1000), split, rank=rank, world_size=world_size, **arguments)
 
 
 def users_of(held: HeldOutBatch) -> list[dict[str, Any]]:
-    """One plain record per user of a batch."""
+    """Return one plain record per user of a batch."""
     batch = held.batch
     assert batch.row_ids.tolist() == held.row_ids.tolist()
     assert batch.target_ids.numel() == batch.negative_ids.numel() == 0
@@ -81,7 +81,7 @@ def tiny(tmp_path_factory) -> tuple[Path, Manifest]:
 
 @pytest.fixture(scope="module")
 def many_targets(tmp_path_factory) -> tuple[Path, Manifest]:
-    """As under a global time split: any number of targets, none at all, no history, unknown items, one part."""
+    """Return rows as under a global time split: any number of targets, no target, no history, unknown items, one part."""
     folder = tmp_path_factory.mktemp("many")
     random = np.random.default_rng(1)
     items = [random.integers(0, 9, size=random.integers(1, 12)).astype(np.int32) for _ in range(40)]
@@ -105,25 +105,25 @@ def many_targets(tmp_path_factory) -> tuple[Path, Manifest]:
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_every_user_with_targets_comes_exactly_once(tiny, split, world_size):
     """With 13 ranks there are more ranks than row groups."""
-    found, num_batches = [], set()
+    actual, num_batches = [], set()
     for rank in range(world_size):
         part = held_out(*tiny, split, rank, world_size)
         batches = list(part.batches())
         assert len(batches) == part.num_batches()
         num_batches.add(len(batches))
-        found += [user for held in batches for user in users_of(held)]
+        actual += [user for held in batches for user in users_of(held)]
     assert len(num_batches) == 1, "ranks have different numbers of batches"
-    assert by_row(found) == expected_users(*tiny, split)
-    assert len(found) == 58
+    assert by_row(actual) == expected_users(*tiny, split)
+    assert len(actual) == 58
 
 
 @pytest.mark.parametrize("targets", ["all", "first"])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_any_cuts_give_the_right_histories_and_targets(many_targets, split, targets):
     part = held_out(*many_targets, split, targets=targets)
-    found = by_row([user for held in part.batches() for user in users_of(held)])
+    actual = by_row([user for held in part.batches() for user in users_of(held)])
     expected = expected_users(*many_targets, split, first=targets == "first")
-    assert found == expected
+    assert actual == expected
     assert 0 < len(expected) < 40
     assert (max(len(user["targets"]) for user in expected) == 1) == (targets == "first")
 
@@ -139,12 +139,12 @@ def test_the_test_history_holds_the_validation_events(tiny):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 1000])
 def test_the_batch_size_is_shared_by_the_ranks_and_changes_no_user(tiny, batch_size):
-    found = []
+    actual = []
     for rank in range(2):
         for held in held_out(*tiny, "test", rank, 2, batch_size=batch_size).batches():
             assert held.row_ids.size <= max(1, batch_size // 2)
-            found += users_of(held)
-    assert by_row(found) == expected_users(*tiny, "test")
+            actual += users_of(held)
+    assert by_row(actual) == expected_users(*tiny, "test")
 
 
 def test_ranks_without_rows_yield_empty_batches(tmp_path):

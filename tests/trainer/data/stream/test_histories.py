@@ -24,13 +24,13 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.held_out import HeldOut
 from trainer.data.stream.histories import TrainStream
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW
 
 MAX_HISTORY = 5
 EVENT = [spec.name for spec in SPECS if spec.owner == "event"]
 USER = [spec.name for spec in SPECS if spec.owner == "user"]
-WHOLE = Wanted(users=True, times=True, features=True)
+WHOLE = ColumnSelection(users=True, times=True, features=True)
 INPUTS = Inputs(
     (
         InputFeature("place", "place", 8),
@@ -52,7 +52,7 @@ def dataset(request, tmp_path_factory) -> tuple[Path, Manifest]:
 
 def stream_of(
     dataset: tuple[Path, Manifest],
-    wanted: Wanted,
+    wanted: ColumnSelection,
     rank: int = 0,
     world_size: int = 1,
     catalogue: Catalogue | None = None,
@@ -69,7 +69,7 @@ def stream_of(
 
 
 def listed(column: Column) -> list[Any]:
-    """A column as one Python value per entry."""
+    """Return a column as one Python value per entry."""
     if isinstance(column, Lists):
         assert column.offsets[0] == 0
         assert column.offsets[-1] == column.values.size
@@ -78,7 +78,7 @@ def listed(column: Column) -> list[Any]:
 
 
 def told(batch: HistoryBatch, feature: InputFeature, values: FeatureValues, count: int) -> list[Any]:
-    """What a batch says of each of `count` events or users, as one Python value each."""
+    """Return a batch's feature of each of `count` events or users, as one Python value each."""
     if feature.table is None:
         assert values.dense.shape == (count, feature.width)
         return values.dense.tolist() if feature.width > 1 else values.dense[:, 0].tolist()
@@ -94,7 +94,7 @@ def told(batch: HistoryBatch, feature: InputFeature, values: FeatureValues, coun
 
 
 def entries_of(batch: HistoryBatch) -> list[dict[str, Any]]:
-    """Every history of a batch with what it holds; times count from its first event."""
+    """Return every history of a batch with what it holds; times count from its first event."""
     for rows in batch.items.rows.values():
         assert rows.unique().numel() == rows.numel()  # each is asked for once
     offsets, num_events = batch.layout.offsets.tolist(), batch.layout.num_events
@@ -129,13 +129,13 @@ def test_times_and_features_are_gathered_with_the_items(dataset):
     for step in stream_of(dataset, WHOLE).packed(Position(0, 0), 1):
         share = step.share
         lists = {"item": share.items, "time": share.times, **{f"event.{name}": share.features[name] for name in EVENT}}
-        found = {name: listed(column) for name, column in lists.items()}
+        actual = {name: listed(column) for name, column in lists.items()}
         users = {name: listed(share.user_features[name]) for name in USER}
         for n, number in enumerate(share.row_ids.tolist()):
             row, start, stop = window_of(number, rows)
             inside = slice(share.offsets[n], share.offsets[n + 1])
-            assert {name: values[inside] for name, values in found.items()} == {
-                name: row[name][start:stop] for name in found
+            assert {name: values[inside] for name, values in actual.items()} == {
+                name: row[name][start:stop] for name in actual
             }
             assert share.target_times[inside].tolist() == row["time"][start + 1 : stop + 1]
             assert {name: users[name][n] for name in USER} == {name: row[f"user.{name}"] for name in USER}
@@ -144,7 +144,7 @@ def test_times_and_features_are_gathered_with_the_items(dataset):
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_a_batch_says_what_its_events_and_users_say(dataset, world_size):
+def test_a_batch_holds_the_features_of_its_events_and_users(dataset, world_size):
     rows, seen = plain_rows(*dataset), 0
     for rank in range(world_size):
         for step in stream_of(dataset, WHOLE, rank, world_size).steps(Position(0, 0), 1):
@@ -173,8 +173,8 @@ def test_held_out_batches_have_them_too(dataset, split):
     assert seen > 10
 
 
-def test_what_is_not_asked_for_is_not_there_and_not_read(dataset):
-    stream = stream_of(dataset, Wanted(), catalogue=PLAIN)
+def test_columns_that_are_not_selected_are_not_read(dataset):
+    stream = stream_of(dataset, ColumnSelection(), catalogue=PLAIN)
     for step in stream.steps(Position(0, 0), 1):
         assert step.batch.times is step.batch.request_times is None
         assert step.batch.items.events == step.batch.items.users == step.batch.time_rows == {}
@@ -187,7 +187,7 @@ def test_what_is_not_asked_for_is_not_there_and_not_read(dataset):
 
 
 def test_only_the_columns_that_are_asked_for_are_read(dataset):
-    packed = RowGroupReader(*dataset, Wanted(features=frozenset({"event.tags", "user.age"}))).read([0])[0]
+    packed = RowGroupReader(*dataset, ColumnSelection(features=frozenset({"event.tags", "user.age"}))).read([0])[0]
     assert packed.features.keys() == {"tags"}
     assert packed.user_features.keys() == {"age"}
 
@@ -218,7 +218,7 @@ def test_a_batch_moves_with_all_it_holds(dataset):
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
-    """Every tensor that a batch holds, however deep."""
+    """Return every tensor that a batch holds, however deep."""
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):

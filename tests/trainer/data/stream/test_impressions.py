@@ -24,7 +24,7 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.held_out import Deal
 from trainer.data.stream.impressions import HeldOutImpressions, ImpressionStream, impression_examples
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW, Step
 
 MAX_HISTORY, BATCH, EPOCHS, NUM_ITEMS = 4, 7, 2, 15
@@ -48,14 +48,14 @@ class Logs:
         return Data(folder, tiny_ranking_dataset(folder, table, past))
 
     def visible(self, low: int, high: int) -> Seen:
-        """By brute force: of each impression in [low, high), the last events strictly before it."""
+        """Return, by brute force, the last events strictly before each impression in [low, high)."""
         events = list(dict.fromkeys([*self.past, *((u, i, t) for u, i, t, click in self.shown if click > 0)]))
-        found: Seen = {}
+        result: Seen = {}
         for user, item, time, click in self.shown:
             if low <= time < high:
                 before = sorted(((i, t) for u, i, t in events if u == user and t < time), key=lambda e: e[1])
-                found[user, item, time] = click, tuple(before[-MAX_HISTORY:])
-        return found
+                result[user, item, time] = click, tuple(before[-MAX_HISTORY:])
+        return result
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class Data:
 
     def reader(self, cache_bytes: int = 1 << 20) -> RowGroupReader:
         return RowGroupReader(
-            self.folder, self.manifest, Wanted(users=True, times=True, impressions=True, numbers=True), cache_bytes
+            self.folder,
+            self.manifest,
+            ColumnSelection(users=True, times=True, impressions=True, numbers=True),
+            cache_bytes,
         )
 
     @property
@@ -88,7 +91,7 @@ class Data:
 
 
 def random_logs(seed: int = 0) -> Logs:
-    """Many ties in time; users a.. only with impressions, users z.. only with a past; no duplicates of impressions."""
+    """Return many ties in time; users a.. only with impressions, users z.. only with a past; no duplicates of impressions."""
     random = np.random.default_rng(seed)
     shown = {
         (
@@ -107,7 +110,7 @@ def random_logs(seed: int = 0) -> Logs:
 
 
 def examples_of(batch: RankingBatch) -> list[tuple[Any, ...]]:
-    """Row by row: (row id, history (item, time), candidates (item, time, history_end, click))."""
+    """Return the rows: (row id, history (item, time), candidates (item, time, history_end, click))."""
     items = batch.lookup_ids[batch.history_index].tolist()
     assert batch.times is not None
     assert batch.candidate_times is not None
@@ -135,12 +138,12 @@ def examples_of(batch: RankingBatch) -> list[tuple[Any, ...]]:
 
 
 def seen_in(batch: RankingBatch, users: list[str]) -> Seen:
-    found: Seen = {}
+    result: Seen = {}
     for row, history, shown in examples_of(batch):
         for item, time, history_end, click in shown:
-            assert (users[row], item, time) not in found
-            found[users[row], item, time] = click, history[:history_end][-MAX_HISTORY:]
-    return found
+            assert (users[row], item, time) not in result
+            result[users[row], item, time] = click, history[:history_end][-MAX_HISTORY:]
+    return result
 
 
 def global_steps(data: Data, start: Position, world_size: int) -> list[tuple[Any, ...]]:
@@ -165,9 +168,9 @@ def data(tmp_path_factory, logs) -> Data:
 
 
 def test_impressions_see_the_events_strictly_before_them(data, logs):
-    found = data.seen()
-    assert found == logs.visible(-1000, 60)
-    assert {len(history) for _, history in found.values()} == set(range(MAX_HISTORY + 1))
+    actual = data.seen()
+    assert actual == logs.visible(-1000, 60)
+    assert {len(history) for _, history in actual.values()} == set(range(MAX_HISTORY + 1))
 
 
 def test_as_much_is_gathered_before_the_first_impression_as_scores_depend_on(data):
@@ -187,7 +190,7 @@ def test_as_much_is_gathered_before_the_first_impression_as_scores_depend_on(dat
 def test_each_held_out_impression_comes_exactly_once(
     data: Data, logs: Logs, split: Split, low: int, high: int, world_size: int
 ) -> None:
-    users, found, num_batches = data.users, Seen(), set()
+    users, actual, num_batches = data.users, Seen(), set()
     for rank in range(world_size):
         held = HeldOutImpressions(Deal(data.reader(), 8, rank, world_size), CATALOGUE, split, REACH)
         batches = list(held.batches())
@@ -196,10 +199,10 @@ def test_each_held_out_impression_comes_exactly_once(
         for batch in batches:
             assert [users[row] for row in batch.row_ids.tolist()] == batch.users.to_pylist()
             new = seen_in(batch.batch, users)
-            assert not new.keys() & found.keys()
-            found |= new
+            assert not new.keys() & actual.keys()
+            actual |= new
     assert len(num_batches) == 1, "ranks have different numbers of batches"
-    assert found == logs.visible(low, high)
+    assert actual == logs.visible(low, high)
 
 
 def test_later_events_change_nothing_that_an_earlier_impression_sees(tmp_path: Path, logs: Logs) -> None:
@@ -223,11 +226,11 @@ def test_every_position_gives_the_identical_remainder_and_every_row_once(data, w
 
 
 def test_the_world_may_change_at_every_step(data):
-    whole, position, found = global_steps(data, Position(0, 0), 1), Position(0, 0), []
+    whole, position, actual = global_steps(data, Position(0, 0), 1), Position(0, 0), []
     for number in range(len(whole)):
-        found.append(global_steps(data, position, 1 + number % 4)[0])
-        position = found[-1][2]
-    assert found == whole
+        actual.append(global_steps(data, position, 1 + number % 4)[0])
+        position = actual[-1][2]
+    assert actual == whole
 
 
 @pytest.mark.parametrize("size", [1, 40])

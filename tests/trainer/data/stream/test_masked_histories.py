@@ -1,4 +1,4 @@
-"""Batches of masked histories: every training event is seen or asked for, never both, and evaluation sees only what lies before."""
+"""Batches of masked histories: every training event is seen or predicted, never both, and evaluation sees only earlier events."""
 
 import itertools
 from dataclasses import replace
@@ -22,7 +22,7 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.held_out import HeldOut
 from trainer.data.stream.histories import TrainStream
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW
 
 MAX_HISTORY = 6
@@ -49,31 +49,31 @@ def stream_of(
 
 
 def entries(batch: HistoryBatch) -> Masked:
-    """Every example of a batch; checks that what is masked is just what is asked for."""
+    """Return every example of a batch; checks that what is masked is just what is asked for."""
     assert batch.masked is not None
     inputs, masked = batch.lookup_ids[batch.history_index].numpy(), batch.masked.numpy()
     assert (inputs == 0).tolist() == masked.tolist()  # the tiny dataset has no unknown items in training
     targets = np.arange(masked.size) if batch.target_event is None else batch.target_event.numpy()
     assert targets.tolist() == np.flatnonzero(masked).tolist()
     asked = dict(zip(targets.tolist(), batch.target_ids.tolist(), strict=True))
-    found = {}
+    result = {}
     for row, (start, stop) in zip(
         batch.row_ids.tolist(), itertools.pairwise(batch.layout.offsets.tolist()), strict=True
     ):
-        found[row] = inputs[start:stop].tolist(), {k - start: asked[k] for k in range(start, stop) if k in asked}
-    return found
+        result[row] = inputs[start:stop].tolist(), {k - start: asked[k] for k in range(start, stop) if k in asked}
+    return result
 
 
 def epoch_of(dataset, world_size: int = 1, long_histories: Any = "recent", tokens: int | None = None, **model: Any):
-    """(examples of an epoch by all ranks together, steps)."""
+    """Return (examples of an epoch by all ranks together, steps)."""
     whole: Masked = {}
     steps = 0
     for rank in range(world_size):
         for step in stream_of(dataset, rank, world_size, long_histories, tokens, **model).steps(Position(1, 0), 2):
-            found = entries(step.batch)
-            found.pop(EMPTY_ROW, None)
-            assert not found.keys() & whole.keys()
-            whole |= found
+            result = entries(step.batch)
+            result.pop(EMPTY_ROW, None)
+            assert not result.keys() & whole.keys()
+            whole |= result
             steps += rank == 0
     return whole, steps
 
@@ -93,7 +93,7 @@ def test_every_training_event_is_seen_or_asked_for(dataset, long_histories, toke
 
 
 @pytest.mark.parametrize("tokens", [None, 40])
-def test_what_is_masked_does_not_depend_on_the_number_of_ranks(dataset, tokens):
+def test_the_mask_does_not_depend_on_the_number_of_ranks(dataset, tokens):
     assert epoch_of(dataset, 1, "windows", tokens) == epoch_of(dataset, 3, "windows", tokens)
 
 
@@ -115,10 +115,10 @@ def told(tells_request: bool) -> Catalogue:
 
 @pytest.mark.parametrize("tells_request", [True, False])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_in_evaluation_a_masked_event_stands_behind_what_lies_before(dataset, split, tells_request):
+def test_in_evaluation_a_masked_event_follows_the_earlier_events(dataset, split, tells_request):
     rows = plain_rows(*dataset)
     seen = 0
-    reader = RowGroupReader(*dataset, Wanted(times=True))
+    reader = RowGroupReader(*dataset, ColumnSelection(times=True))
     for rank in range(2):
         for held in HeldOut(reader, told(tells_request), split, "all", MAX_HISTORY, 16, rank, 2, True).batches():
             batch = held.batch
@@ -129,7 +129,7 @@ def test_in_evaluation_a_masked_event_stands_behind_what_lies_before(dataset, sp
                 first = max(0, low - MAX_HISTORY + 1)
                 assert inputs[start:stop].tolist() == [*plain["item"][first:low], 0]
                 assert batch.masked[start:stop].tolist() == [False] * (low - first) + [True]
-                # Asked for when the target happens, of which a model that is not told knows nothing.
+                # The request has the time of the target; a model without request time does not see it.
                 times = [*plain["time"][first:low], plain["time"][low if tells_request else low - 1]]
                 assert batch.times[start:stop].tolist() == [time - times[0] for time in times]
                 assert torch.equal(batch.request_times, batch.times)
@@ -138,9 +138,9 @@ def test_in_evaluation_a_masked_event_stands_behind_what_lies_before(dataset, sp
 
 
 @pytest.mark.parametrize("tells_request", [True, False])
-def test_the_time_of_a_masked_event_is_known_where_the_model_is_told_of_requests(dataset, tells_request):
+def test_the_time_of_a_masked_event_is_known_if_the_model_uses_request_time(dataset, tells_request):
     rows = plain_rows(*dataset)
-    reader = RowGroupReader(*dataset, Wanted(times=True))
+    reader = RowGroupReader(*dataset, ColumnSelection(times=True))
     stream = replace(stream_of(dataset, 0, 1, "recent", None), reader=reader, catalogue=told(tells_request))
     seen = 0
     for step in stream.steps(Position(0, 0), 1):

@@ -12,7 +12,7 @@ PLAIN = MaskingConfig(probability=0.3, last_probability=0.0)
 
 
 def histories(seed: int, num: int, longest: int = 12) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, offsets) of some examples, empty ones among them."""
+    """Return (ids, offsets) of some examples, empty ones among them."""
     random = np.random.default_rng(seed)
     ids = random.choice(10**6, size=num, replace=False) + (random.integers(0, 3, num) << 40)
     return ids, np.concatenate(([0], np.cumsum(random.integers(0, longest, num))))
@@ -25,7 +25,7 @@ def by_example(ids: np.ndarray, offsets: np.ndarray, **arguments) -> dict[int, l
 
 
 @pytest.mark.parametrize("masking", [PLAIN, MaskingConfig(), MaskingConfig(probability=0.01)])
-def test_an_example_is_masked_alike_whoever_is_beside_it(masking):
+def test_the_mask_of_an_example_does_not_depend_on_its_batch(masking):
     ids, offsets = histories(1, 300)
     together = by_example(ids, offsets, masking=masking, seed=5, epoch=2)
     lengths = np.diff(offsets)

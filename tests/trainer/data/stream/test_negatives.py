@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.objectives.config import SampledSoftmaxConfig
-from sharding.dynamic_ids.counts import SeenIds, count_ids
+from sharding.dynamic_ids.id_counts import SeenIds, count_ids
 from trainer.data.stream.negatives import NegativeDraws, needs_target_counts, needs_train_events
 from trainer.data.stream.order import Position
 
@@ -30,7 +30,7 @@ def draws_of(kind: str, num: int = 10, seed: int = 7, logq: str = "counts") -> N
 
 
 def drawn(draws: NegativeDraws, position: Position = START, targets: SeenIds = TARGETS) -> np.ndarray:
-    """What all ranks get."""
+    """Return the negatives of all ranks."""
     if draws.from_global_batch:
         assert draws.ahead(position, np.repeat(targets.ids, targets.counts), 0).size == 0
         return draws.from_targets(position, targets)
@@ -54,7 +54,7 @@ def test_uniform_negatives_are_those_of_one_generator_for_each_place():
 
 
 @pytest.mark.parametrize("kind", ["uniform", "popularity"])
-def test_what_is_drawn_from_the_catalogue_is_alike_on_every_rank(kind):
+def test_draws_from_the_catalogue_are_identical_on_every_rank(kind):
     draws = draws_of(kind)
     ids = [draws.ahead(Position(1, 5), np.arange(rank), rank).tolist() for rank in range(4)]
     assert ids.count(ids[0]) == 4
@@ -63,10 +63,10 @@ def test_what_is_drawn_from_the_catalogue_is_alike_on_every_rank(kind):
 def test_in_batch_negatives_are_learned_targets_of_the_rank_itself():
     draws = draws_of("in_batch", num=200)
     targets = np.asarray([0, 4, 4, 4, 2, 0, 11], np.int32)  # unknown items, of either form, are not learned
-    found = draws.ahead(Position(0, 0), targets, rank=0)
-    assert set(found.tolist()) == {2, 4}
-    assert 0.6 < (found == 4).mean() < 0.9
-    assert found.tolist() != draws.ahead(Position(0, 0), targets, rank=1).tolist()
+    actual = draws.ahead(Position(0, 0), targets, rank=0)
+    assert set(actual.tolist()) == {2, 4}
+    assert 0.6 < (actual == 4).mean() < 0.9
+    assert actual.tolist() != draws.ahead(Position(0, 0), targets, rank=1).tolist()
     assert draws.ahead(Position(0, 0), np.asarray([0, 0]), 0).size == 0
 
 
@@ -83,9 +83,9 @@ def test_without_targets_there_are_no_negatives(kind):
 
 
 def test_a_mixture_has_its_share_of_uniform_negatives_first():
-    found = draws_of("mixed", num=1000).from_targets(Position(0, 0), count_ids(np.asarray([4])))
-    assert (found[300:] == 4).all()
-    counts = np.bincount(found[:300], minlength=NUM_KNOWN)
+    actual = draws_of("mixed", num=1000).from_targets(Position(0, 0), count_ids(np.asarray([4])))
+    assert (actual[300:] == 4).all()
+    counts = np.bincount(actual[:300], minlength=NUM_KNOWN)
     assert counts[0] == 0
     assert (counts[1:] > 15).all()
 
@@ -113,8 +113,8 @@ def test_the_power_of_popularity():
 
 def test_shares_may_come_from_elsewhere():
     draws = draws_of("mixed", num=10, logq="streaming")
-    found = draws.log_q(np.asarray([2, 5]), lambda ids: ids / 10)
-    np.testing.assert_allclose(np.exp(found), [0.3 / 8 + 0.7 * 0.2, 0.3 / 8 + 0.7 * 0.5])
+    actual = draws.log_q(np.asarray([2, 5]), lambda ids: ids / 10)
+    np.testing.assert_allclose(np.exp(actual), [0.3 / 8 + 0.7 * 0.2, 0.3 / 8 + 0.7 * 0.5])
 
 
 @pytest.mark.parametrize(

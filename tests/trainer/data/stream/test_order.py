@@ -29,7 +29,7 @@ def every_row(group_rows: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def over_ranks(order: EpochOrder, start: int, stop: int, world_size: int) -> list[tuple[int, int, int]]:
-    """One batch from start to stop."""
+    """Return one batch from start to stop."""
     bounds = np.asarray([start, stop])
     return sorted(t for rank in range(world_size) for t in triples(order.share(bounds, rank, world_size)))
 
@@ -93,7 +93,7 @@ def test_rows_are_permuted_within_a_group_that_stays_in_its_place():
     assert first != list(range(40))
 
 
-def test_groups_are_dealt_anew_each_epoch(monkeypatch):
+def test_groups_are_reshuffled_each_epoch(monkeypatch):
     monkeypatch.setattr(order_module, "MAX_STREAMS", 1)
     first, second = (EpochOrder((1,) * 30, 1, epoch).places(0, 30).group.tolist() for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(30))
@@ -170,7 +170,7 @@ def test_every_example_is_served_once_and_shares_of_a_batch_differ_by_at_most_on
 
 
 @pytest.mark.parametrize(("before", "after"), [(2, 128), (65, 3), (64, 1000)])
-def test_a_run_goes_on_with_the_same_batches_at_any_other_world_size(before, after):
+def test_a_resumed_run_has_the_same_batches_at_any_world_size(before, after):
     """What is trained after a change of the number of ranks is what would have been trained without it."""
     batch_size, seen = 1300, []
     order = EpochOrder(LARGE_GROUPS, seed=5, epoch=0)

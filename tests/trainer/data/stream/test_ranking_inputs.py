@@ -1,4 +1,4 @@
-"""What ranking models are told of impressions: from the files of a dataset to a batch, against the rows read plainly."""
+"""The inputs of ranking models: from the files of a dataset to a batch, compared with the rows read plainly."""
 
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from sharding.config import HashIdsConfig, TableConfig
 from tests.support.grown_datasets import ranking_dataset
 from tests.support.plain_dataset import plain_rows
 from trainer.data.dataset.manifest import Manifest
-from trainer.data.stream.catalogue import read_catalogue, wanted_by
+from trainer.data.stream.catalogue import columns_for, read_catalogue
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.impressions import ImpressionStream, impression_examples
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 
 MAX_HISTORY = 5
 HASHED = TableConfig(ids=HashIdsConfig(kind="hash", num_rows=20))
@@ -32,13 +32,13 @@ def dataset(tmp_path_factory) -> tuple[Path, Manifest]:
     return folder, ranking_dataset(folder, num_days=2)
 
 
-def batches_of(dataset: tuple[Path, Manifest], **inputs: Any) -> tuple[list[RankingBatch], Wanted]:
+def batches_of(dataset: tuple[Path, Manifest], **inputs: Any) -> tuple[list[RankingBatch], ColumnSelection]:
     folder, manifest = dataset
     config = RankingConfig(inputs=InputsConfig(time_unit="seconds", **inputs), max_history=MAX_HISTORY)
     catalogue = read_catalogue(folder, manifest, TABLES, config)
-    wanted = wanted_by(catalogue)
+    wanted = columns_for(catalogue)
     reader = RowGroupReader(
-        folder, manifest, Wanted(times=wanted.times, features=wanted.features, impressions=True), 1 << 20
+        folder, manifest, ColumnSelection(times=wanted.times, features=wanted.features, impressions=True), 1 << 20
     )
     examples = impression_examples(reader, manifest.counts.train_events, MAX_HISTORY)
     stream = ImpressionStream(reader, GlobalBatches(examples, 7, None, 0, 0, 1), reach_of(config), catalogue)
@@ -46,24 +46,24 @@ def batches_of(dataset: tuple[Path, Manifest], **inputs: Any) -> tuple[list[Rank
 
 
 def ids_of(batch: RankingBatch, owners: str, name: str, table: str, count: int) -> list[list[int]]:
-    """The ids of a feature, of each of `count` owners."""
+    """Return the ids of a feature, of each of `count` owners."""
     values = getattr(batch.items, owners)[name]
-    found: list[list[int]] = [[] for _ in range(count)]
+    result: list[list[int]] = [[] for _ in range(count)]
     for owner, index in zip(values.owner.tolist(), values.index.tolist(), strict=True):
-        found[owner].append(int(batch.items.rows[table][index]))
-    return found
+        result[owner].append(int(batch.items.rows[table][index]))
+    return result
 
 
-def test_candidates_and_events_are_told_what_the_files_say(dataset):
+def test_candidates_and_events_receive_the_features_of_the_files(dataset):
     """place is one id for each (0 says nothing), tags several, price a number, vector some; published is no input."""
     rows, seen = plain_rows(*dataset), 0
     batches, _ = batches_of(dataset, time=["gap"])
     for batch in batches:
         assert batch.items.candidates.keys() == batch.items.events.keys() == {"place", "tags", "price", "vector"}
         for feature, table in (("place", "place"), ("tags", "tags")):
-            found = ids_of(batch, "candidates", feature, table, batch.num_targets)
+            actual = ids_of(batch, "candidates", feature, table, batch.num_targets)
             expected = [value for row in rows_of(batch, rows) for value in shown(row, feature)]
-            assert found == [value if isinstance(value, list) else [value] * (value != 0) for value in expected]
+            assert actual == [value if isinstance(value, list) else [value] * (value != 0) for value in expected]
         for feature in ("price", "vector"):
             expected = [value for row in rows_of(batch, rows) for value in shown(row, feature)]
             dense = batch.items.candidates[feature].dense
@@ -96,7 +96,7 @@ def test_a_candidates_gap_is_to_the_last_event_that_it_sees(dataset):
     assert len(distinct) > 4
 
 
-def test_only_what_is_wanted_is_read_and_told(dataset):
+def test_only_selected_columns_are_read(dataset):
     batches, wanted = batches_of(dataset, event_features=["price"], candidate_features=["place"], user_features=[])
     assert wanted.features == frozenset({"event.price", "impression.place"})
     for batch in batches:

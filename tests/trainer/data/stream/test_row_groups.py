@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.datasets import tiny_dataset
 from trainer.data.dataset.manifest import Manifest
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 
 PART = "part-000-00001.parquet"
@@ -23,7 +23,7 @@ def tiny(tmp_path: Path) -> tuple[Path, Manifest]:
 
 
 def reader_of(folder: Path, manifest: Manifest) -> RowGroupReader:
-    return RowGroupReader(folder, manifest, Wanted(users=True, times=True), cache_bytes=0)
+    return RowGroupReader(folder, manifest, ColumnSelection(users=True, times=True), cache_bytes=0)
 
 
 def read_all(reader: RowGroupReader) -> None:
@@ -76,9 +76,9 @@ def test_a_flipped_bit_is_found_and_its_row_group_named(tiny, column):
     place = next(
         n for n in range(metadata.num_columns) if metadata.row_group(2).column(n).path_in_schema.startswith(column)
     )
-    found = metadata.row_group(2).column(place)
+    actual = metadata.row_group(2).column(place)
     content = bytearray((folder / PART).read_bytes())
-    content[found.data_page_offset + found.total_compressed_size // 2] ^= 4
+    content[actual.data_page_offset + actual.total_compressed_size // 2] ^= 4
     (folder / PART).write_bytes(content)
     reader = reader_of(folder, manifest)
     with pytest.raises(UserError, match=f"{PART}, row group 2"):
@@ -117,7 +117,7 @@ def test_the_order_of_columns_does_not_matter(tiny):
 
 
 def _rewritten(folder: Path, change: Change) -> None:
-    """A part of the same row groups."""
+    """Write a part of the same row groups."""
     file = pq.ParquetFile(folder / PART)
     groups = [change(file.read_row_group(number)) for number in range(file.num_row_groups)]
     with pq.ParquetWriter(folder / PART, groups[0].schema, write_page_checksum=True) as writer:
@@ -126,7 +126,7 @@ def _rewritten(folder: Path, change: Change) -> None:
 
 
 def _with_size(folder: Path, manifest: Manifest) -> Manifest:
-    """A manifest that agrees with the size of what lies there, so that its content is looked at."""
+    """Return a manifest that agrees with the size of the file, so that its content is read."""
     for part in manifest.parts:
         object.__setattr__(part, "num_bytes", (folder / part.path).stat().st_size)
     return manifest

@@ -9,7 +9,7 @@ import torch
 
 from models.config import NextItemConfig
 from models.features.items import Catalogue
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
@@ -52,7 +52,7 @@ def counts_of(
 ) -> np.ndarray:
     reader, num_known = RowGroupReader(*dataset), catalogue_of(dataset).num_known
     windows, cpu = long_histories == "windows", torch.device("cpu")
-    parts = [count_targets(reader, config, windows, num_known, Ranks(r, world_size, cpu)) for r in range(world_size)]
+    parts = [count_targets(reader, config, windows, num_known, World(r, world_size, cpu)) for r in range(world_size)]
     return np.sum(parts, axis=0)
 
 
@@ -85,7 +85,7 @@ def test_counts_of_masked_items_are_those_of_an_average_epoch(dataset, long_hist
 @pytest.mark.parametrize("negatives", KINDS, ids=[kind["kind"] for kind in KINDS])
 @pytest.mark.parametrize("long_histories", ["recent", "windows"])
 @pytest.mark.parametrize("model", [{}, MASKED], ids=["next item", "masked"])
-def test_corrections_are_the_probabilities_of_what_is_drawn(dataset, negatives, long_histories, model):
+def test_corrections_are_the_probabilities_of_the_draws(dataset, negatives, long_histories, model):
     """Draws of an epoch that is one batch; of masked items one of many epochs, so that all may be masked."""
     num, num_epochs = 20_000, 20 if model else 1
     objective = {"kind": "sampled_softmax", "num_negatives": num, "negatives": negatives, "logq": "counts"}
@@ -95,7 +95,7 @@ def test_corrections_are_the_probabilities_of_what_is_drawn(dataset, negatives, 
     drawn = np.zeros(catalogue_of(dataset).num_known)
     probability = np.full_like(drawn, np.nan)
     for step in stream_of(dataset, config, long_histories).steps(Position(0, 0), num_epochs):
-        batch = whole.settle(step.batch, step.before, Ranks(0, 1, torch.device("cpu")))
+        batch = whole.complete_batch(step.batch, step.before, World(0, 1, torch.device("cpu")))
         np.add.at(drawn, batch.negative_ids.numpy(), 1.0)
         for ids, log_q in ((batch.negative_ids, batch.negative_log_q), (batch.target_ids, batch.target_log_q)):
             probability[ids.numpy()] = np.exp(log_q.numpy())

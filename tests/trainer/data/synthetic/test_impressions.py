@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from benchmarks.optimum import best_metrics, compare
+from benchmarks.oracle import best_metrics, compare
 from cluster.cli.synth import make
 from cluster.data.synth import synthesize
 from trainer.data.synthetic.impression_world import ImpressionConfig, ImpressionWorld, build_impression_world
@@ -132,7 +132,7 @@ def test_the_log_is_a_log(large: Path) -> None:
     assert shown["time"].max() < LARGE.start_time + LARGE.time_span_seconds
     assert (shown["conversion"] <= shown["click"]).all(), "nobody buys without a click"
     days = np.bincount((shown["time"] - LARGE.start_time) // 86400, minlength=30)
-    assert days[15:].min() > 0.8 * days[15:].mean(), "after everybody has joined, days are alike"
+    assert days[15:].min() > 0.8 * days[15:].mean(), "after everybody has joined, days are similar"
 
 
 def test_a_slate_is_of_one_time_and_distinct_items(small: Path) -> None:
@@ -143,7 +143,7 @@ def test_a_slate_is_of_one_time_and_distinct_items(small: Path) -> None:
     assert np.unique(items, axis=1).shape[1] == shown["user_id"].size
 
 
-def test_probabilities_are_those_of_what_was_clicked_before(small: Path) -> None:
+def test_probabilities_depend_on_earlier_clicks(small: Path) -> None:
     """By brute force from the files, and the weights that truth/ names."""
     shown, items = read(small, "impressions-*.parquet"), read(small, "truth/items.parquet")
     categories, devices = pq.read_table(small / "truth/categories.parquet"), read(small, "truth/devices.parquet")
@@ -205,7 +205,7 @@ def test_categories_lead_to_others() -> None:
 
 
 def evaluated(folder: Path, entire_space: bool = False) -> pa.Table:
-    """A per_impression.parquet of all impressions, in another order."""
+    """Return a per_impression.parquet of all impressions, in another order."""
     shown = read(folder, "impressions-*.parquet")
     order = np.random.default_rng(1).permutation(shown["user_id"].size)
     nowhere = np.zeros(order.size, bool) if entire_space else shown["click"][order] == 0
@@ -243,10 +243,10 @@ def test_an_evaluation_is_compared_with_the_optimum(small: Path, tmp_path: Path)
         '{"labels": {"click": {}}, "metrics": {"auc": 0.7, "gauc": null, "logloss": 0.5, "ne": 1, "calibration": 1}}'
     )
     (tmp_path / "metrics.json").write_text(values)
-    found = compare(small, tmp_path)
-    assert list(found) == ["auc", "gauc", "logloss", "ne", "calibration"]
-    assert found["auc"]["difference"] == pytest.approx(0.7 - found["auc"]["best"])
-    assert found["gauc"]["difference"] is None
+    actual = compare(small, tmp_path)
+    assert list(actual) == ["auc", "gauc", "logloss", "ne", "calibration"]
+    assert actual["auc"]["difference"] == pytest.approx(0.7 - actual["auc"]["best"])
+    assert actual["gauc"]["difference"] is None
 
 
 def test_impressions_of_another_log_are_refused(small: Path, large: Path, tmp_path: Path) -> None:

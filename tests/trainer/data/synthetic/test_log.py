@@ -37,7 +37,7 @@ def read_all(folder: Path, pattern: str) -> dict[str, Numbers]:
 
 
 def by_user(folder: Path) -> dict[str, Numbers]:
-    """All events ordered by user and time."""
+    """Return all events ordered by user and time."""
     events = read_all(folder, "events-*.parquet")
     order = np.lexsort((events["time"], events["user_id"]))
     return {column: values[order] for column, values in events.items()}
@@ -209,7 +209,7 @@ def test_popularity_is_skewed_as_planted(demo: Path) -> None:
     assert np.unique(build_world(flat).item_popularity[build_world(flat).free_items]).size == 1
 
 
-def test_items_lie_near_their_category(demo: Path) -> None:
+def test_item_vectors_are_near_their_category(demo: Path) -> None:
     table = pq.read_table(demo / "truth" / "items.parquet")
     category = table["category"].to_numpy()
     latent = table["latent"].combine_chunks().flatten().to_numpy().reshape(-1, DEMO.latent_width)
@@ -220,7 +220,7 @@ def test_items_lie_near_their_category(demo: Path) -> None:
 
 
 def shares_of_categories(events: dict[str, Numbers], config: SyntheticConfig) -> NDArray[np.float64]:
-    """The share of each category in each user's events: [users, categories]."""
+    """Return the share of each category in each user's events: [users, categories]."""
     counts = np.zeros((config.num_users, config.num_categories))
     np.add.at(counts, (events["user_id"], events["category"]), 1.0)
     shares: NDArray[np.float64] = counts / counts.sum(axis=1, keepdims=True)
@@ -228,7 +228,7 @@ def shares_of_categories(events: dict[str, Numbers], config: SyntheticConfig) ->
 
 
 def likeness_of_halves(folder: Path, config: SyntheticConfig) -> float:
-    """Mean cosine between the categories of the first and the second half of each history."""
+    """Return mean cosine between the categories of the first and the second half of each history."""
     generate(config, folder)
     events = by_user(folder)
     first, lengths = np.unique(events["user_id"], return_index=True, return_counts=True)[1:]
@@ -307,7 +307,7 @@ def test_causes_have_effects_as_often_as_planted(demo: Path) -> None:
 
 
 def hit_rate(scores: NDArray[np.float64], target: Numbers) -> float:
-    """HR@10 over the whole catalogue; seen items have a score of -inf."""
+    """Return HR@10 over the whole catalogue; seen items have a score of -inf."""
     of_target = scores[np.arange(target.size), target]
     return float(((scores > of_target[:, None]).sum(axis=1) < 10).mean())
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.batches.history_batch import HistoryBatch
 from models.config import NextItemConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
@@ -20,13 +20,14 @@ from tests.trainer.evaluation.next_item.test_results import LastItemNext
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.stream.catalogue import read_catalogue
-from trainer.evaluation.next_item.evaluate import Evaluator, write_ranks
+from trainer.evaluation.next_item.evaluate import Evaluator, write_user_rows
+from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import merge_parts
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import Job
 from trainer.tasks.next_item import NextItemTask
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 KS = [2, 5]
 
 
@@ -37,13 +38,13 @@ def job_in(tmp_path: Path, **sections: dict[str, Any]) -> Job:
     return tiny_job(tmp_path / "run", tmp_path / "dataset", evaluate=evaluate, **sections)
 
 
-def evaluator_of(job: Job, ranks: Ranks = ALONE, split: Any = "test") -> Evaluator:
+def evaluator_of(job: Job, world: World = ALONE, split: Any = "test") -> Evaluator:
     """As both the loop and the evaluate stage ask for it."""
     manifest = read_manifest(job.dataset_dir)
     assert isinstance(job.model, NextItemConfig)
     catalogue = read_catalogue(job.dataset_dir, manifest, job.tables, job.model)
     task = NextItemTask(job, job.model, manifest, catalogue)
-    return task.evaluator(split, ranks, DynamicTables({}, (), seed=0))
+    return task.evaluator(split, world, DynamicTables({}, (), seed=0))
 
 
 class Walk(LastItemNext):
@@ -69,7 +70,7 @@ def written(tmp_path: Path, job: Job) -> list[dict[str, Any]]:
     manifest = read_manifest(job.dataset_dir)
     model: Any = Walk(manifest.num_item_rows)
     vocabulary = read_vocabulary(job.dataset_dir, manifest)
-    write_ranks(evaluator_of(job), model, vocabulary, tmp_path / "parts", lambda done, total: None)
+    write_user_rows(evaluator_of(job), model, vocabulary, tmp_path / "parts", lambda done, total: None)
     rows = [row for part in manifest.parts for row in pq.read_table(job.dataset_dir / part.path).to_pylist()]
     found = merge_parts(tmp_path / "parts").to_pylist()
     return [{**user, "row": rows[user["row_id"]]} for user in found]
@@ -100,7 +101,7 @@ def test_model_and_baseline_are_not_exchanged(tmp_path: Path) -> None:
             assert (user["ranks"] == [1]) == (target == expected)
 
 
-def test_the_model_is_evaluated_without_dropout_and_goes_on_as_it_was(tmp_path: Path) -> None:
+def test_the_model_is_evaluated_without_dropout_and_keeps_its_mode(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     model: Any = Walk(read_manifest(job.dataset_dir).num_item_rows)
     for mode in (True, False):
@@ -110,7 +111,7 @@ def test_the_model_is_evaluated_without_dropout_and_goes_on_as_it_was(tmp_path: 
 
 
 @pytest.mark.parametrize("targets", ["all", "first"])
-def test_the_setting_says_which_targets_are_evaluated(tmp_path: Path, targets: str) -> None:
+def test_the_setting_chooses_the_evaluated_targets(tmp_path: Path, targets: str) -> None:
     assert evaluator_of(job_in(tmp_path, evaluate={"targets": targets})).held_out.targets == targets
 
 
@@ -144,9 +145,9 @@ def test_the_split_that_is_asked_for_is_evaluated(tmp_path: Path, split: str) ->
     assert found == {n: [row["item"][place]] for n, row in enumerate(rows) if len(row["item"]) >= 3}
 
 
-def means(ranks: Ranks, job: Job) -> dict[str, float]:
+def means(world: World, job: Job) -> dict[str, float]:
     model: Any = Walk(read_manifest(job.dataset_dir).num_item_rows)
-    return evaluator_of(job, ranks).mean_metrics(model)
+    return evaluator_of(job, world).mean_metrics(model)
 
 
 def test_means_while_training_are_those_of_all_ranks(rank_pool: RankPool, tmp_path: Path) -> None:
@@ -156,4 +157,4 @@ def test_means_while_training_are_those_of_all_ranks(rank_pool: RankPool, tmp_pa
     for of_rank in rank_pool.run(2, means, job):
         assert of_rank == pytest.approx(alone)
     first_only = replace(job, evaluate=job.evaluate.model_copy(update={"ks": [1]}))
-    assert set(means(ALONE, first_only)) == {"hr@1", "ndcg@1", "mrr"}
+    assert set(means(ALONE, first_only)) == {metric.value_name(1) for metric in METRICS if metric.of_users is not None}

@@ -1,4 +1,4 @@
-"""Every metric of both tasks lies in its range and equals brute force, for whatever held-out events and scores there are."""
+"""Every metric of both tasks is in its range and equals brute force, for any held-out events and scores."""
 
 import math
 from dataclasses import dataclass
@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.trainer.evaluation.ranking.scored import plain_auc
 from trainer.evaluation.next_item.metrics import means, user_metrics
 from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
-from trainer.evaluation.ranking.metrics import Judged, auc_of, auc_of_users, count_scores, metrics_of, sums_of
+from trainer.evaluation.ranking.judged import Judged, auc_of, auc_of_users, count_scores, sums_of
+from trainer.evaluation.ranking.metrics import metrics_of
 
 KS = [1, 2, 5, 50]
-ALONE = Ranks(0, 1, torch.device("cpu"))
+AT_K = ("hr", "ndcg", "recall", "map")
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def metrics_of_histories(histories: Histories, mask_seen: bool) -> dict[str, np.
 
 
 def plain_metrics_of(scores: np.ndarray, seen: list[int], targets: list[int], mask_seen: bool, k: int) -> list[float]:
-    """[hr@k, ndcg@k, mrr] of one user: down the list of all items, at each place a relevant item or not."""
+    """Return AT_K and mrr of one user: down the list of all items, at each place a relevant item or not."""
     left = [
         item
         for item, score in enumerate(scores, start=1)
@@ -62,11 +64,18 @@ def plain_metrics_of(scores: np.ndarray, seen: list[int], targets: list[int], ma
     ]
     listed = sorted(left, key=lambda item: (-scores[item - 1], item))
     known = {target for target in targets if target != 0}
-    num_relevant = len(known) + targets.count(0)  # unknown items cannot be told apart
+    num_relevant = len(known) + targets.count(0)  # unknown items cannot be distinguished
     places = [place for place, item in enumerate(listed, start=1) if item in known]
     gain = math.fsum(1 / math.log2(place + 1) for place in places if place <= k)
     ideal = math.fsum(1 / math.log2(place + 1) for place in range(1, min(k, num_relevant) + 1))
-    return [float(any(place <= k for place in places)), gain / ideal, 1 / places[0] if places else 0.0]
+    precisions = [number / place for number, place in enumerate(places, start=1) if place <= k]
+    return [
+        float(any(place <= k for place in places)),
+        gain / ideal,
+        len(precisions) / num_relevant,
+        math.fsum(precisions) / num_relevant,
+        1 / places[0] if places else 0.0,
+    ]
 
 
 @pytest.mark.parametrize("mask_seen", [True, False])
@@ -79,7 +88,7 @@ def test_metrics_of_the_next_item_equal_brute_force_and_never_leave_their_range(
                 plain_metrics_of(*of_user, mask_seen, k)
                 for of_user in zip(histories.scores, histories.seen, histories.targets, strict=True)
             ]
-            actual = np.stack((columns[f"hr@{k}"], columns[f"ndcg@{k}"], columns["mrr"]), axis=1)
+            actual = np.stack([*(columns[f"{name}@{k}"] for name in AT_K), columns["mrr"]], axis=1)
             np.testing.assert_allclose(actual, expected, rtol=1e-12, err_msg=f"seed {seed}, k {k}")
         for name, values in columns.items():
             assert values.min() >= 0.0, (seed, name)
@@ -91,7 +100,9 @@ def test_an_item_that_repeats_among_the_targets_is_found_once():
     columns = user_metrics(np.asarray([7, 7, 7, 4, 4]), np.asarray([1, 1, 1, 3, 3]), np.asarray([0, 3, 5]), [1, 5])
     assert columns["ndcg@1"].tolist() == [1.0, 0.0]
     assert columns["ndcg@5"].tolist() == [1.0, 0.5]
-    assert columns["hr@1"].tolist() == [1.0, 0.0]
+    assert columns["hr@1"].tolist() == columns["recall@1"].tolist() == columns["map@1"].tolist() == [1.0, 0.0]
+    assert columns["recall@5"].tolist() == [1.0, 1.0]
+    assert columns["map@5"].tolist() == [1.0, 1 / 3]
     assert columns["mrr"].tolist() == [1.0, 1 / 3]
 
 
@@ -99,14 +110,16 @@ def test_a_seen_item_that_repeats_is_missed_once():
     """Rank 0 of item 5 twice, which was masked: one relevant item of two was found."""
     columns = user_metrics(np.asarray([5, 5, 2]), np.asarray([0, 0, 1]), np.asarray([0, 3]), [10])
     assert columns["ndcg@10"][0] == pytest.approx(1.0 / (1.0 + 1 / math.log2(3)))
+    assert columns["recall@10"][0] == columns["map@10"][0] == 0.5
 
 
-def test_a_perfect_list_has_exactly_one_whatever_its_length_and_order():
+def test_a_perfect_list_of_any_length_and_order_has_exactly_one():
     random = np.random.default_rng(3)
     for count in range(1, 200, 7):
         ranks = random.permutation(count) + 1
         columns = user_metrics(ranks, ranks, np.asarray([0, count]), [count, 1000])
-        assert columns[f"ndcg@{count}"][0] == columns["ndcg@1000"][0] == 1.0
+        for name in ("ndcg", "recall", "map"):
+            assert columns[f"{name}@{count}"][0] == columns[f"{name}@1000"][0] == 1.0
 
 
 # Impressions

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
+from torchmetrics.retrieval import RetrievalHitRate, RetrievalMAP, RetrievalMRR, RetrievalNormalizedDCG, RetrievalRecall
 
 from trainer.evaluation.next_item.metrics import intervals, means, user_metrics
 
 KS = [1, 3, 10]
+AT_K = ("hr", "ndcg", "recall", "map")
 
 
 def packed(ranks_of_users: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -19,12 +20,18 @@ def packed(ranks_of_users: list[list[int]]) -> tuple[np.ndarray, np.ndarray, np.
     return np.arange(1, ranks.size + 1), ranks, offsets
 
 
-def brute_force(ranks: list[int], k: int) -> tuple[float, float, float]:
-    """(hr@k, ndcg@k, mrr) of one user, place by place down the list."""
+def brute_force(ranks: list[int], k: int) -> tuple[float, float, float, float, float]:
+    """Return (hr@k, ndcg@k, recall@k, map@k, mrr) of one user, place by place down the list."""
     gain = sum(1 / math.log2(place + 1) for place in range(1, k + 1) if place in ranks)
     ideal = sum(1 / math.log2(place + 1) for place in range(1, min(k, len(ranks)) + 1))
     found = [rank for rank in ranks if rank > 0]
-    return float(any(rank <= k for rank in found)), gain / ideal, 1 / min(found) if found else 0.0
+    hits, precisions = 0, 0.0
+    for place in range(1, k + 1):
+        if place in ranks:
+            hits += 1
+            precisions += hits / place
+    mrr = 1 / min(found) if found else 0.0
+    return float(hits > 0), gain / ideal, hits / len(ranks), precisions / len(ranks), mrr
 
 
 def random_ranks(seed: int, num_users: int = 40, num_items: int = 15) -> list[list[int]]:
@@ -43,12 +50,11 @@ def random_ranks(seed: int, num_users: int = 40, num_items: int = 15) -> list[li
 def test_metrics_equal_brute_force(seed):
     users = random_ranks(seed)
     columns = user_metrics(*packed(users), KS)
-    assert list(columns) == ["hr@1", "ndcg@1", "hr@3", "ndcg@3", "hr@10", "ndcg@10", "mrr"]
+    assert list(columns) == [*(f"{name}@{k}" for k in KS for name in AT_K), "mrr"]
     for k in KS:
         expected = np.asarray([brute_force(ranks, k) for ranks in users])
-        np.testing.assert_allclose(columns[f"hr@{k}"], expected[:, 0], rtol=1e-12)
-        np.testing.assert_allclose(columns[f"ndcg@{k}"], expected[:, 1], rtol=1e-12)
-        np.testing.assert_allclose(columns["mrr"], expected[:, 2], rtol=1e-12)
+        for place, name in enumerate((*(f"{name}@{k}" for name in AT_K), "mrr")):
+            np.testing.assert_allclose(columns[name], expected[:, place], rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -70,6 +76,11 @@ def test_metrics_equal_torchmetrics_on_the_same_predictions(seed):
         assert ours[f"hr@{k}"] == pytest.approx(RetrievalHitRate(top_k=k)(*arguments[:2], indexes=arguments[2]).item())
         theirs = RetrievalNormalizedDCG(top_k=k)(*arguments[:2], indexes=arguments[2]).item()
         assert ours[f"ndcg@{k}"] == pytest.approx(theirs, rel=1e-5)
+        recall = RetrievalRecall(top_k=k)(*arguments[:2], indexes=arguments[2]).item()
+        assert ours[f"recall@{k}"] == pytest.approx(recall, rel=1e-5)
+    # Cut off at K torchmetrics divides by the relevant items in the top K; over the whole list the definitions agree.
+    whole = means(user_metrics(*packed(users), [num_items]))[f"map@{num_items}"]
+    assert whole == pytest.approx(RetrievalMAP()(*arguments[:2], indexes=arguments[2]).item(), rel=1e-5)
     assert ours["mrr"] == pytest.approx(RetrievalMRR()(*arguments[:2], indexes=arguments[2]).item(), rel=1e-5)
 
 
@@ -77,6 +88,8 @@ def test_by_hand():
     columns = user_metrics(*packed([[1], [3], [0], [2, 0]]), [2])
     assert columns["hr@2"].tolist() == [1.0, 0.0, 0.0, 1.0]
     assert columns["mrr"].tolist() == [1.0, 1 / 3, 0.0, 0.5]
+    assert columns["recall@2"].tolist() == [1.0, 0.0, 0.0, 0.5]
+    assert columns["map@2"].tolist() == [1.0, 0.0, 0.0, 0.25]
     second = 1 / math.log2(3)
     assert columns["ndcg@2"].tolist() == pytest.approx([1.0, 0.0, 0.0, second / (1.0 + second)])
 
@@ -93,13 +106,33 @@ def test_the_order_of_a_users_targets_does_not_matter():
 
 
 def test_cut_offs_are_sorted_and_counted_once():
-    assert list(user_metrics(*packed([[1]]), [10, 5, 10])) == ["hr@5", "ndcg@5", "hr@10", "ndcg@10", "mrr"]
+    assert list(user_metrics(*packed([[1]]), [10, 5, 10])) == [
+        *(f"{name}@{k}" for k in (5, 10) for name in AT_K),
+        "mrr",
+    ]
+
+
+def test_precision_is_that_of_the_list_down_to_each_hit():
+    """Three relevant items at places 1, 3 and 6: precisions 1/1, 2/3 and 3/6."""
+    columns = user_metrics(*packed([[6, 1, 3]]), [1, 3, 5, 6])
+    assert columns["map@1"][0] == pytest.approx(1 / 3)
+    assert columns["map@3"][0] == columns["map@5"][0] == pytest.approx((1 + 2 / 3) / 3)
+    assert columns["map@6"][0] == pytest.approx((1 + 2 / 3 + 3 / 6) / 3)
+    assert columns["recall@1"][0] == pytest.approx(1 / 3), "of three relevant items one fits into a list of one"
+    assert columns["recall@5"][0] == pytest.approx(2 / 3)
+
+
+def test_with_one_target_recall_is_the_hit_rate_and_map_the_reciprocal_rank():
+    columns = user_metrics(*packed([[1], [4], [11], [0]]), [10])
+    assert columns["recall@10"].tolist() == columns["hr@10"].tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert columns["map@10"].tolist() == [1.0, 0.25, 0.0, 0.0]
 
 
 def test_no_users():
     columns = user_metrics(*packed([]), [10])
-    assert {name: values.size for name, values in columns.items()} == {"hr@10": 0, "ndcg@10": 0, "mrr": 0}
-    assert means(columns) == {"hr@10": 0.0, "ndcg@10": 0.0, "mrr": 0.0}
+    names = [*(f"{name}@10" for name in AT_K), "mrr"]
+    assert {name: values.size for name, values in columns.items()} == dict.fromkeys(names, 0)
+    assert means(columns) == dict.fromkeys(names, 0.0)
     assert intervals(columns)["mrr"] == [0.0, 0.0]
 
 

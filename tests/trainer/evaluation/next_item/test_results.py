@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.batches.history_batch import HistoryBatch
 from models.features.items import Catalogue, ItemRequest
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from trainer.config import EvaluateConfig
 from trainer.data.dataset.manifest import Counts, Manifest
@@ -22,8 +22,8 @@ from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError
 from trainer.evaluation.confidence import SHARE, mean_interval
 from trainer.evaluation.next_item import results as results_module
-from trainer.evaluation.next_item.evaluate import make_evaluator, write_ranks
-from trainer.evaluation.next_item.results import Results, merge_parts, read_ranks, summarize
+from trainer.evaluation.next_item.evaluate import make_evaluator, write_user_rows
+from trainer.evaluation.next_item.results import Results, examples_of, merge_parts, read_target_ranks, summarize
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 NUM_ITEMS = 10
@@ -154,7 +154,7 @@ def test_every_user_is_in_one_slice_of_each_kind(tmp_path, seed):
         assert sum(entry["num_users"] for entry in slices_of(results, name).values()) == 20
 
 
-def test_the_protocol_says_what_was_done(tmp_path):
+def test_the_protocol_describes_the_evaluation(tmp_path):
     results, _, merged = summary(tmp_path, [USERS])
     assert results.protocol["catalogue"] == NUM_ITEMS
     assert results.protocol["seen_items"] == "masked"
@@ -187,7 +187,7 @@ def test_how_ranks_shared_the_users_changes_no_bit(tmp_path, shares):
 
 
 @pytest.mark.parametrize("shares", [[], [[]], [[], []]])
-def test_nobody_to_evaluate_is_an_error_that_says_what_to_change(tmp_path, shares):
+def test_nobody_to_evaluate_is_an_error_that_names_the_remedy(tmp_path, shares):
     for rank, users in enumerate(shares):
         write_part(tmp_path / "parts", rank, users)
     with pytest.raises(UserError, match=r"no user has held-out events.*split\.test_time"):
@@ -225,7 +225,7 @@ def test_integer_ids_stay_integers(tmp_path):
 def test_ranks_are_read_back(tmp_path):
     results, columns, merged = summary(tmp_path, [USERS])
     results_module.write(tmp_path, results, merged, columns, ITEMS)
-    ranks, popularity_ranks = read_ranks(tmp_path)
+    ranks, popularity_ranks = read_target_ranks(tmp_path)
     assert ranks.tolist() == [1, 3, 2, 9, 0, 4, 1, 0, 3, 2, 7]
     assert popularity_ranks.tolist() == [1, 2, 3, 10, 0, 4, 5, 0, 6, 1, 9]
 
@@ -262,7 +262,7 @@ class LastItemNext:
 def test_an_evaluation_from_files_to_files(tmp_path):
     manifest = tiny_dataset(tmp_path / "dataset")
     vocabulary = read_vocabulary(tmp_path / "dataset", manifest)
-    alone = Ranks(0, 1, torch.device("cpu"))
+    alone = World(0, 1, torch.device("cpu"))
     evaluator = make_evaluator(
         tmp_path / "dataset",
         manifest,
@@ -275,7 +275,7 @@ def test_an_evaluation_from_files_to_files(tmp_path):
     )
     seen: list[tuple[int, int]] = []
     model: Any = LastItemNext(manifest.num_item_rows)
-    write_ranks(evaluator, model, vocabulary, tmp_path / "parts", lambda done, total: seen.append((done, total)))
+    write_user_rows(evaluator, model, vocabulary, tmp_path / "parts", lambda done, total: seen.append((done, total)))
     assert seen == [(number, len(seen)) for number in range(1, len(seen) + 1)]
     merged = merge_parts(tmp_path / "parts")
     results, columns = summarize(merged, "test", "step_1", CONFIG, manifest, vocabulary.train_events)
@@ -300,3 +300,16 @@ def test_an_evaluation_from_files_to_files(tmp_path):
             hits += target == expected
     assert results.metrics["hr@1"] * len(table) >= hits > 10
     assert evaluator.mean_metrics(model) == pytest.approx({name: results.metrics[name] for name in columns})
+
+    by_user = {str(row["user"]): row for row in table}
+    users = examples_of(merged, "test", tmp_path / "dataset", manifest, None, vocabulary.values)
+    assert len({user["user"] for user in users}) == 5
+    for user in users:
+        *history, target = histories[next(name for name in histories if str(name) == user["user"])]
+        assert user["history"] == history[-8:]
+        assert user["num_events"] == len(history)
+        assert user["targets"] == [{"item": target, "rank": by_user[user["user"]]["ranks"][0]}]
+        top = by_user[user["user"]]["top_items"]
+        assert user["recommended"] == [{"item": item, "is_target": item == target} for item in top if item is not None]
+    validated = examples_of(merged, "validation", tmp_path / "dataset", manifest, None, vocabulary.values)
+    assert [user["num_events"] for user in validated] == [user["num_events"] - 1 for user in users]

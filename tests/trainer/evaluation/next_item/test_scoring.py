@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from sharding.world import Ranks
+from sharding.world import World
 from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items, true_counts
 
 NUM_USERS, NUM_ITEMS, WIDTH, TOP = 11, 23, 3, 6
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Problem:
 
 
 def random_problem(seed: int, values: int = 2) -> Problem:
-    """Small whole numbers: sums are exact in any order, and scores are often equal."""
+    """Return small whole numbers: sums are exact in any order, and scores are often equal."""
     random = np.random.default_rng(seed)
     users = random.integers(-values, values + 1, (NUM_USERS, WIDTH)).astype(np.float32)
     items = random.integers(-values, values + 1, (NUM_ITEMS, WIDTH)).astype(np.float32)
@@ -111,18 +111,18 @@ def test_without_top_lists_the_ranks_are_the_same():
 
 
 def shares(total: int, world_size: int, uneven: bool) -> list[slice]:
-    """Contiguous shares; uneven: the first rank has none, the last what is left."""
+    """Return contiguous shares; uneven: the first rank has none, the last what is left."""
     if uneven and world_size > 1:
         return [slice(0, 0), *shares(total, world_size - 1, False)]
     size = -(-total // world_size)
     return [slice(min(rank * size, total), min((rank + 1) * size, total)) for rank in range(world_size)]
 
 
-def rank_share(ranks: Ranks, problem: Problem, mask_seen: bool, block_items: int, uneven: bool) -> Ranked:
-    users = shares(NUM_USERS, ranks.world_size, uneven)[ranks.rank]
-    items = shares(NUM_ITEMS, ranks.world_size, uneven)[ranks.rank]
+def rank_share(world: World, problem: Problem, mask_seen: bool, block_items: int, uneven: bool) -> Ranked:
+    users = shares(NUM_USERS, world.world_size, uneven)[world.rank]
+    items = shares(NUM_ITEMS, world.world_size, uneven)[world.rank]
     shard = ItemShard(torch.from_numpy(problem.items[items]), first_id=items.start + 1)
-    return rank_items(query_of(problem, users), shard, TOP, mask_seen, block_items, ranks)
+    return rank_items(query_of(problem, users), shard, TOP, mask_seen, block_items, world)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -139,10 +139,10 @@ def test_any_number_of_ranks_gives_the_same(rank_pool, world_size, block_items, 
     check_equal(together, brute_force(problem, TOP, True))
 
 
-def rank_nobody(ranks: Ranks) -> Ranked:
+def rank_nobody(world: World) -> Ranked:
     nothing = Problem(np.zeros((0, 2), np.float32), np.ones((4, 2), np.float32), [], [])
-    shard = ItemShard(torch.from_numpy(nothing.items), first_id=1 + 4 * ranks.rank)
-    return rank_items(query_of(nothing, slice(None)), shard, TOP, True, 16, ranks)
+    shard = ItemShard(torch.from_numpy(nothing.items), first_id=1 + 4 * world.rank)
+    return rank_items(query_of(nothing, slice(None)), shard, TOP, True, 16, world)
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
@@ -152,13 +152,13 @@ def test_a_batch_without_users_on_any_rank(rank_pool, world_size):
         assert ranked.top_items.shape == (0, TOP)
 
 
-def rank_popularity(ranks: Ranks, counts: np.ndarray) -> Ranked:
-    items = shares(counts.size, ranks.world_size, False)[ranks.rank]
+def rank_popularity(world: World, counts: np.ndarray) -> Ranked:
+    items = shares(counts.size, world.world_size, False)[world.rank]
     shard = ItemShard(torch.from_numpy(counts[items, None].astype(np.float32)), first_id=items.start + 1)
-    seen = [[3], []] if ranks.is_first else []
-    targets = [[5, 1], [2]] if ranks.is_first else []
+    seen = [[3], []] if world.is_first else []
+    targets = [[5, 1], [2]] if world.is_first else []
     query = Query(torch.ones(len(targets), 1), *packed(seen), *packed(targets))
-    return rank_items(query, shard, 4, True, 2, ranks)
+    return rank_items(query, shard, 4, True, 2, world)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

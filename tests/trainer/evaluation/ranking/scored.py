@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from trainer.evaluation.ranking.metrics import Judged
+from trainer.evaluation.ranking.judged import Judged
 
 
 def random_judged(

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.ranking.config import LabelConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.scored import plain_metrics, random_judged
 from tests.trainer.evaluation.ranking.worlds import (
@@ -24,10 +24,12 @@ from tests.trainer.evaluation.ranking.worlds import (
 )
 from trainer.data.dataset.manifest import Manifest
 from trainer.evaluation.ranking.evaluate import auc_over_ranks, write_scores
-from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores
-from trainer.evaluation.ranking.names import METRICS, PRIOR_IMPRESSIONS
+from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores
+from trainer.evaluation.ranking.metrics import METRICS
+from trainer.evaluation.ranking.names import PRIOR_IMPRESSIONS
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+NAMES = [metric.name for metric in METRICS]
+ALONE = World(0, 1, torch.device("cpu"))
 BUY_AFTER_CLICK = LabelConfig(defined_when="click")
 Row = dict[str, object]
 
@@ -72,7 +74,7 @@ def judged_of(rows: list[Row], label: str) -> Judged:
 def test_metrics_are_those_of_all_impressions_of_the_split(world, shown, split, low, high):
     rows = expected_rows(shown, low, high)
     found = evaluator_of(*world, ALONE, split).mean_metrics(KnowsItems())
-    assert list(found) == [f"{metric}/{label}" for label in LABELS for metric in METRICS]
+    assert list(found) == [f"{metric}/{label}" for label in LABELS for metric in NAMES]
     for label in LABELS:
         for metric, value in plain_metrics(judged_of(rows, label)).items():
             assert found[f"{metric}/{label}"] == pytest.approx(value, rel=1e-8), (metric, label)
@@ -81,7 +83,7 @@ def test_metrics_are_those_of_all_impressions_of_the_split(world, shown, split, 
 def test_a_single_label_has_metrics_by_their_plain_names(world):
     of_both = evaluator_of(*world, ALONE).mean_metrics(KnowsItems())
     found = evaluator_of(*world, ALONE, labels=("click",)).mean_metrics(KnowsItems(("click",)))
-    assert found == {metric: of_both[f"{metric}/click"] for metric in METRICS}
+    assert found == {metric: of_both[f"{metric}/click"] for metric in NAMES}
 
 
 def test_a_label_is_judged_where_it_is_defined(world, shown):
@@ -96,14 +98,14 @@ def test_a_label_is_judged_where_it_is_defined(world, shown):
     assert found["auc/buy"] != everywhere["auc/buy"]
 
 
-def test_the_model_goes_on_in_the_mode_it_was_in(world):
+def test_the_model_keeps_its_mode(world):
     model = KnowsItems()
     evaluator_of(*world, ALONE).mean_metrics(model)
     assert model.training
 
 
-def _metrics_of_rank(ranks: Ranks, folder: Path, manifest: Manifest) -> dict[str, float]:
-    return evaluator_of(folder, manifest, ranks, buy=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
+def _metrics_of_rank(world: World, folder: Path, manifest: Manifest) -> dict[str, float]:
+    return evaluator_of(folder, manifest, world, buy=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
@@ -113,8 +115,8 @@ def test_metrics_are_bit_for_bit_the_same_at_any_number_of_ranks(world, rank_poo
         assert found == alone
 
 
-def _auc_of_share(ranks: Ranks, judged: Judged, share_of: np.ndarray) -> float:
-    return auc_over_ranks(count_scores(judged.take(share_of == ranks.rank)), ranks)
+def _auc_of_share(world: World, judged: Judged, share_of: np.ndarray) -> float:
+    return auc_over_ranks(count_scores(judged.take(share_of == world.rank)), world)
 
 
 @pytest.mark.parametrize("kind", ["many", "few levels", "all alike", "one rank has all", "positives only", "none"])
@@ -139,9 +141,9 @@ def test_auc_over_ranks_is_exact_however_scores_are_spread(rank_pool: RankPool, 
 # Parts
 
 
-def _write(ranks: Ranks, folder: Path, manifest: Manifest, parts: Path) -> list[tuple[int, int]]:
+def _write(world: World, folder: Path, manifest: Manifest, parts: Path) -> list[tuple[int, int]]:
     steps: list[tuple[int, int]] = []
-    evaluator = evaluator_of(folder, manifest, ranks, buy=BUY_AFTER_CLICK)
+    evaluator = evaluator_of(folder, manifest, world, buy=BUY_AFTER_CLICK)
     write_scores(evaluator, KnowsItems(), parts, lambda done, total: steps.append((done, total)))
     return steps
 
@@ -151,7 +153,7 @@ def read(parts: Path) -> list[Row]:
     return sorted(rows, key=lambda row: (row["row_id"], row["place"]))
 
 
-def test_parts_hold_every_impression_of_the_split_with_what_was_said_of_it(world, shown, tmp_path):
+def test_parts_hold_every_impression_of_the_split_with_its_prediction(world, shown, tmp_path):
     steps = _write(ALONE, *world, tmp_path)
     assert steps == [(k + 1, len(steps)) for k in range(len(steps))]
     rows = sorted(read(tmp_path), key=lambda row: (row["user"], row["time"], row["item"]))

@@ -1,4 +1,4 @@
-"""Intervals over users: DeLong's where each user has one impression, and right where impressions of a user are alike."""
+"""Intervals over users: equal to DeLong's if each user has one impression, correct if impressions of a user are correlated."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ import pytest
 from tests.trainer.evaluation.ranking.scored import random_judged
 from trainer.evaluation.confidence import wilson
 from trainer.evaluation.ranking.intervals import intervals_of, standard_errors
-from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, metrics_of, sums_of
+from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.metrics import metrics_of
 
 
 def metrics_and_intervals(judged: Judged) -> tuple[dict[str, float], dict[str, list[float]]]:
@@ -53,7 +54,7 @@ def test_an_impression_seen_ten_times_by_its_user_is_no_news():
 
 
 def test_intervals_are_as_wide_as_metrics_differ_between_samples_of_users():
-    """Users of ten impressions each, whose clicks are alike: the spread of metrics over many draws is the standard error."""
+    """Users have ten impressions with correlated clicks: the spread of metrics over many draws is the standard error."""
     random = np.random.default_rng(5)
     values, errors = [], []
     for _ in range(200):

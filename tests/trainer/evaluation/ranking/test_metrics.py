@@ -9,18 +9,21 @@ import torch
 from torchmetrics.classification import BinaryAUROC
 
 from tests.trainer.evaluation.ranking.scored import plain_auc, plain_metrics, random_judged
-from trainer.evaluation.ranking.metrics import (
+from trainer.evaluation.ranking.judged import (
     Judged,
     Sums,
     auc_of,
     auc_of_users,
     count_scores,
     merge_counts,
-    metrics_of,
     pairs_in_order,
     sums_of,
 )
-from trainer.evaluation.ranking.names import LARGER_IS_BETTER, METRICS, name_of
+from trainer.evaluation.ranking.metrics import METRICS, metrics_of
+from trainer.evaluation.ranking.names import name_of
+from trainer.tasks.metrics import larger_is_better
+
+NAMES = [metric.name for metric in METRICS]
 
 
 def all_metrics(judged: Judged) -> dict[str, float]:
@@ -42,7 +45,7 @@ def judged_of(scores: list[float], positive: list[int], user: list[int] | None =
 def test_metrics_equal_their_definitions(seed, negative_weight, levels):
     judged = random_judged(seed, levels=levels, negative_weight=negative_weight)
     found = all_metrics(judged)
-    assert tuple(found) == METRICS
+    assert list(found) == NAMES
     for name, value in plain_metrics(judged).items():
         assert found[name] == pytest.approx(value, rel=1e-9), name
 
@@ -80,7 +83,7 @@ def test_by_hand():
     assert found["calibration"] == pytest.approx(sum(chances) / 2)
 
 
-def test_equal_scores_say_nothing():
+def test_equal_scores_have_an_auc_of_one_half():
     found = all_metrics(judged_of([0.5] * 6, [1, 0, 1, 0, 0, 1], [1, 1, 1, 2, 2, 2]))
     assert found["auc"] == found["gauc"] == 0.5
 
@@ -95,14 +98,14 @@ def test_who_predicts_the_mean_has_an_ne_of_one():
 @pytest.mark.parametrize(
     ("judged", "undefined"),
     [
-        (judged_of([], []), set(METRICS)),
+        (judged_of([], []), set(NAMES)),
         (judged_of([1.0, 2.0], [0, 0]), {"auc", "gauc", "ne", "calibration"}),
         (judged_of([1.0, 2.0], [1, 1]), {"auc", "gauc", "ne"}),
         (judged_of([1.0, 2.0], [0, 1], [0, 1]), {"gauc"}),
     ],
     ids=["no impressions", "no positives", "no negatives", "no user with both"],
 )
-def test_what_is_not_defined_is_nan(judged, undefined):
+def test_an_undefined_metric_is_nan(judged, undefined):
     found = all_metrics(judged)
     assert {name for name, value in found.items() if math.isnan(value)} == undefined
 
@@ -114,7 +117,7 @@ def test_a_score_that_is_no_number_is_last_and_has_no_loss():
     assert math.isnan(found["calibration"])
 
 
-def test_sure_and_wrong_costs_what_the_logit_says():
+def test_a_confident_mistake_costs_its_logit():
     found = all_metrics(judged_of([60.0, -60.0, 800.0, 0.0], [0, 1, 1, 0]))
     assert found["logloss"] == pytest.approx((120 + math.log(2)) / 4)
 
@@ -147,7 +150,7 @@ def test_the_order_of_impressions_does_not_matter():
     assert all_metrics(judged.take(within)) == all_metrics(judged)
 
 
-def test_a_monotonous_change_of_scores_leaves_auc_as_it_is():
+def test_a_monotonic_change_of_scores_does_not_change_auc():
     judged = random_judged(6)
     changed = replace(judged, scores=np.exp(judged.scores / 3) - 7)
     before, after = all_metrics(judged), all_metrics(changed)
@@ -168,4 +171,6 @@ def test_users_have_their_own_auc():
 def test_names():
     assert name_of("auc", "click", ("click",)) == "auc"
     assert name_of("gauc", "is_like", ("is_click", "is_like")) == "gauc/is_like"
-    assert set(LARGER_IS_BETTER) < set(METRICS)
+    assert larger_is_better("gauc/is_like")
+    assert not larger_is_better("logloss")
+    assert NAMES == ["auc", "gauc", "logloss", "ne", "calibration"]

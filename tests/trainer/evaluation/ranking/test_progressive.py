@@ -9,7 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
-from sharding.world import Ranks
+from sharding.world import World
 from tests.trainer.evaluation.ranking.worlds import (
     MAX_HISTORY,
     NUM_ITEMS,
@@ -22,8 +22,8 @@ from tests.trainer.evaluation.ranking.worlds import (
 )
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.days import Calendar, count_days
-from trainer.data.stream.row_groups import RowGroupReader, Wanted
-from trainer.evaluation.ranking.metrics import probabilities
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
+from trainer.evaluation.ranking.judged import probabilities
 from trainer.evaluation.ranking.names import PRIOR_IMPRESSIONS
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
 
@@ -35,12 +35,12 @@ def shown() -> Shown:
     return [one for one in random_shown() if not 35 <= one[2] < 42]  # day 5 has nothing
 
 
-def days_after(ranks: Ranks, folder: Path, numbers: list[int]) -> list[dict[str, Any] | None]:
+def days_after(world: World, folder: Path, numbers: list[int]) -> list[dict[str, Any] | None]:
     torch.set_num_threads(1)
     manifest = read_manifest(folder)
-    reader = RowGroupReader(folder, manifest, Wanted(impressions=True))
-    days = count_days(reader, CALENDAR, ranks)
-    evaluator = ProgressiveEvaluator(evaluator_of(folder, manifest, ranks), days)
+    reader = RowGroupReader(folder, manifest, ColumnSelection(impressions=True))
+    days = count_days(reader, CALENDAR, world)
+    evaluator = ProgressiveEvaluator(evaluator_of(folder, manifest, world), days)
     return [evaluator.metrics(KnowsItems(), number) for number in numbers]
 
 
@@ -85,7 +85,7 @@ def rates(shown: Shown, of_day: Shown, begin: int) -> np.ndarray:
     return np.asarray([by_item[one[1]] for one in of_day])
 
 
-def test_what_comes_after_the_next_day_changes_nothing(rank_pool, tmp_path, shown):
+def test_events_after_the_next_day_change_nothing(rank_pool, tmp_path, shown):
     """Nor do the labels of the next day change what stands against it: they change what it is judged by alone."""
     later = [
         (user, NUM_ITEMS + 1 - item, *rest) if rest[0] >= 28 else (user, item, *rest) for user, item, *rest in shown
@@ -106,8 +106,10 @@ def test_there_is_no_day_after_the_first_of_the_validation_period(rank_pool, tmp
 
 def test_files_of_impressions_tell_how_many_rows_each_day_has(tmp_path, shown):
     write_world(tmp_path / "dataset", shown)
-    reader = RowGroupReader(tmp_path / "dataset", read_manifest(tmp_path / "dataset"), Wanted(impressions=True))
-    one = Ranks(0, 1, torch.device("cpu"))
+    reader = RowGroupReader(
+        tmp_path / "dataset", read_manifest(tmp_path / "dataset"), ColumnSelection(impressions=True)
+    )
+    one = World(0, 1, torch.device("cpu"))
     days = count_days(reader, replace(CALENDAR, earliest=14, origin=14, stop=6), one)
     assert (days.first, days.stop) == (0, 6)
     for day in range(7):

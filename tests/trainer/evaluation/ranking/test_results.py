@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections import defaultdict
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from models.ranking.config import LabelConfig
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.html_page import Page, assert_loads_nothing
+from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.scored import plain_metrics, random_judged
 from tests.trainer.evaluation.ranking.worlds import (
@@ -28,24 +29,27 @@ from tests.trainer.evaluation.ranking.worlds import (
 )
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
-from trainer.evaluation.confidence import mean_interval, range_of
+from trainer.evaluation.confidence import mean_interval
 from trainer.evaluation.next_item.metrics import means
 from trainer.evaluation.ranking import results as results_module
 from trainer.evaluation.ranking.day_results import day_results
 from trainer.evaluation.ranking.evaluate import write_scores
-from trainer.evaluation.ranking.metrics import Judged, auc_of, count_scores, probabilities
-from trainer.evaluation.ranking.names import BASELINES, METRICS
+from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, probabilities
+from trainer.evaluation.ranking.metrics import METRICS
+from trainer.evaluation.ranking.names import BASELINES
 from trainer.evaluation.ranking.reliability import reliability, roc
 from trainer.evaluation.ranking.report import render
 from trainer.evaluation.ranking.results import Impressions, RankingResults, merge_parts, read_scored, summarize
+from trainer.tasks.metrics import range_of
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = World(0, 1, torch.device("cpu"))
+NAMES = [metric.name for metric in METRICS]
 BUY_AFTER_CLICK = LabelConfig(defined_when="click")
 ITEMS = pa.array([f"film {letter}" for letter in "ABCDEFGHIJKLMNO"])
 
 
-def _write(ranks: Ranks, folder: Path, manifest: Manifest, parts: Path) -> None:
-    evaluator = evaluator_of(folder, manifest, ranks, buy=BUY_AFTER_CLICK)
+def _write(world: World, folder: Path, manifest: Manifest, parts: Path) -> None:
+    evaluator = evaluator_of(folder, manifest, world, buy=BUY_AFTER_CLICK)
     write_scores(evaluator, KnowsItems(), parts, lambda done, total: None)
 
 
@@ -151,9 +155,9 @@ def manifest_like() -> Manifest:
     return Manifest("f", {}, {"kind": "global_time"}, None, {}, (), task="ranking")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
-def test_no_impressions_is_an_error_that_says_what_to_change(tmp_path, ranks):
-    for rank in range(ranks):
+@pytest.mark.parametrize("num_ranks", [0, 2])
+def test_no_impressions_is_an_error_that_names_the_remedy(tmp_path, num_ranks):
+    for rank in range(num_ranks):
         pq.write_table(pa.table({"row_id": pa.array([], pa.int64())}), tmp_path / f"rank-{rank}.parquet")
     with pytest.raises(UserError, match=r"no impressions.*split\.test_time"):
         merge_parts(tmp_path, LABELS)
@@ -187,7 +191,7 @@ def test_the_files_hold_the_results_and_the_logs_own_ids(written):
         assert row["popularity/click"] == pytest.approx(1 / (1 + np.exp(-source["logit.popularity.click"])))
 
 
-def test_metrics_can_be_computed_anew_from_the_file(written):
+def test_metrics_can_be_recomputed_from_the_file(written):
     folder, results, _ = written
     for label in LABELS:
         assert auc_of(count_scores(read_scored(folder, label, LABELS))) == results.metrics[f"auc/{label}"]
@@ -273,9 +277,29 @@ HISTORY = [
 ]
 
 
-def page_of(written, world, history=HISTORY, config=None) -> str:
+EXAMPLES = [
+    {
+        "user": "u07",
+        "num_events": 12,
+        "history": ["Alien", "Heat"],
+        "impressions": [
+            {
+                "item": "Fargo",
+                "labels": {
+                    "click": {"probability": 0.25, "outcome": 0.0},
+                    "buy": {"probability": 0.5, "outcome": None},
+                },
+            }
+        ],
+    }
+]
+
+
+def page_of(written, world, history=HISTORY, config=None, by_day=None) -> str:
     folder, results, _ = written
-    return render(results, folder, world[1].counts, config or {"run": {"seed": 1}}, history)
+    job = tiny_job(Path("runs/shown"), Path("runs/shown/dataset"))
+    job = job if config is None else replace(job, config=config)
+    return render(results, job, world[1], folder, history, by_day, EXAMPLES)
 
 
 def test_the_page_is_whole_loads_nothing_and_holds_the_numbers(written, world):
@@ -285,7 +309,7 @@ def test_the_page_is_whole_loads_nothing_and_holds_the_numbers(written, world):
     text = Page(page).text
     _, results, _ = written
     for label in LABELS:
-        for metric in METRICS:
+        for metric in NAMES:
             name = f"{metric}/{label}"
             assert name in text
             assert f"{results.metrics[name]:.4f}" in text
@@ -295,7 +319,7 @@ def test_the_page_is_whole_loads_nothing_and_holds_the_numbers(written, world):
 
 
 def day_line(day: int, clicks: int, buys: int, auc: float, of_buy: float) -> dict[str, Any]:
-    metrics = {f"{metric}/{label}": 0.9 for metric in METRICS for label in LABELS}
+    metrics = {f"{metric}/{label}": 0.9 for metric in NAMES for label in LABELS}
     metrics |= {"auc/click": auc, "auc/buy": of_buy}
     return {
         "step": day, "kind": "progressive", "day": day, "begins": f"2024-05-0{day}",
@@ -317,13 +341,12 @@ def test_days_are_a_table_and_their_means_are_weighted_by_the_impressions_of_eac
 
 
 def test_the_page_has_a_row_for_every_day(written, world):
-    folder, results, _ = written
     by_day = day_results([day_line(1, 1000, 300, 0.5123, 0.6), day_line(2, 3000, 100, 0.7, 0.6789)], LABELS)
-    page = render(results, folder, world[1].counts, {}, HISTORY, by_day)
+    page = page_of(written, world, by_day=by_day)
     assert_loads_nothing(page)
     assert Page(page).open == []
     for text in (
-        "Day by day",
+        "Daily training",
         "2024-05-01",
         "2024-05-02",
         "3,000",
@@ -333,11 +356,41 @@ def test_the_page_has_a_row_for_every_day(written, world):
     ):
         assert text in Page(page).text
     assert Page(page).names.count("svg") == 2 * 4 + 2 + 2
-    assert "Day by day" not in Page(page_of(written, world)).text
+    assert "Daily training" not in Page(page_of(written, world)).text
 
 
-def test_what_users_named_is_escaped(written, world):
+def test_names_given_by_users_are_escaped(written, world):
     nasty = '<script>alert("x")</script>'
     page = page_of(written, world, config={"logs": {"path": nasty}})
     assert "<script" not in page
-    assert nasty.replace('"', '\\"') in Page(page).text
+    assert nasty in Page(page).text
+
+
+def test_example_users_show_what_was_predicted_of_their_impressions(written, world):
+    text = " ".join(Page(page_of(written, world)).text.split())
+    assert "User u07 Last 2 of 12 events Alien Heat" in text
+    assert "Fargo click 0.2500: no buy 0.5000: not defined" in text
+
+
+def test_examples_are_read_from_the_impressions_and_the_histories(world, parts):
+    merged = merge_parts(parts, LABELS)
+    users = results_module.examples_of(merged, *world, None, ITEMS)
+    assert len(users) == 5
+    by_user = {str(name): rows for name, rows in _impressions_by_user(merged).items()}
+    assert {user["user"] for user in users} <= by_user.keys()
+    for user in users:
+        rows = by_user[user["user"]][:5]
+        assert [shown["item"] for shown in user["impressions"]] == [
+            f"film {'ABCDEFGHIJKLMNO'[r['item'] - 1]}" for r in rows
+        ]
+        for shown, row in zip(user["impressions"], rows, strict=True):
+            assert shown["labels"]["click"]["outcome"] == row["label.click"]
+            assert shown["labels"]["click"]["probability"] == pytest.approx(1 / (1 + np.exp(-row["logit.click"])))
+        assert len(user["history"]) == min(8, user["num_events"])
+
+
+def _impressions_by_user(merged: Impressions) -> dict[Any, list[dict[str, Any]]]:
+    users: dict[Any, list[dict[str, Any]]] = {}
+    for row in merged.table.to_pylist():
+        users.setdefault(row["user"], []).append(row)
+    return users

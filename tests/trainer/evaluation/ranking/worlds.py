@@ -11,7 +11,7 @@ from models.features.items import Catalogue, ItemRequest
 from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
-from sharding.world import Ranks
+from sharding.world import World
 from tests.support.datasets import tiny_ranking_dataset
 from trainer.config import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
@@ -82,7 +82,7 @@ def logits_of(item: Tensor, time: Tensor, seen: Tensor) -> Tensor:
 def evaluator_of(
     folder: Path,
     manifest: Manifest,
-    ranks: Ranks,
+    world: World,
     split: Split = "test",
     labels: tuple[str, ...] = LABELS,
     buy: LabelConfig | None = None,
@@ -93,5 +93,5 @@ def evaluator_of(
     reach = Reach(MAX_HISTORY, MAX_HISTORY)
     given = {"click": LabelConfig(), "buy": buy or LabelConfig()}
     return make_ranking_evaluator(
-        folder, manifest, catalogue, split, config, reach, ranks, dynamic, {name: given[name] for name in labels}
+        folder, manifest, catalogue, split, config, reach, world, dynamic, {name: given[name] for name in labels}
     )

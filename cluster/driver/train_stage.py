@@ -1,0 +1,89 @@
+"""Train stage: trains on the workers, unless this training was done before, and records how it ended."""
+
+import threading
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+from cluster.config.run_config import Config, job_of
+from cluster.driver.new_logs import kept_outcome
+from cluster.driver.progress import View, duration_text
+from cluster.driver.signals import stop_on_signal
+from cluster.driver.stage_inputs import training_inputs
+from cluster.driver.stage_record import StageRecord
+from cluster.errors import StoppedError
+from cluster.workers import jobs
+from cluster.workers.group import OnEvent, Workers
+from sharding.planning.planned_tables import PlannedTables
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.job import Job, Outcome
+from trainer.placement.plan import PLAN_FILE, plan_tables
+from trainer.storage.files import write_json_atomically
+
+STAGE = "train"
+PROGRESS = ("step", "total_steps", "loss", "events_per_second", "seconds_left")  # of a "train" event, for the record
+
+
+def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: View) -> Outcome:
+    """Train to the end, and return how it ended. Raises StoppedError if the user asked to stop."""
+    kept = kept_outcome(config, manifest)
+    if kept is not None:
+        view.print_line(f"train: the model of step {kept.step:,} is kept, because run.new_logs is evaluate")
+        return kept
+    inputs = training_inputs(config, manifest)
+    record = StageRecord(config.run_dir)
+    done = record.result(STAGE, inputs)
+    if done is not None and _checkpoints_are_there(config, done):
+        view.print_line(f"train: done before, at step {done['step']:,}")
+        return Outcome(**done)
+    record.begin(STAGE, inputs)
+    started = time.monotonic()
+    last_step: dict[str, Any] = {}
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["kind"] == "train":
+            last_step.update(event)
+            record.note_progress(STAGE, {name: event[name] for name in PROGRESS})
+        view.on_event(event)
+
+    with stop_on_signal(view) as stop:
+        outcome = record.run_stages({STAGE: inputs}, lambda: train(config, workers, on_event, stop))
+    view.clear()
+    if outcome.reason == "stopped":
+        record.end(STAGE, inputs, "stopped", "on request")
+        raise StoppedError(f"stopped at step {outcome.step:,}, with a checkpoint; run the same command again to resume")
+    record.finish(STAGE, inputs, asdict(outcome))
+    view.print_line(_summary(outcome, time.monotonic() - started, last_step.get("events_per_second")))
+    return outcome
+
+
+def train(config: Config, workers: Workers, on_event: OnEvent, stop: threading.Event) -> Outcome:
+    """Run the training job on the workers until it ends or `stop` is set; it resumes from the newest checkpoint."""
+    job, planned_tables = planned_job(config)
+    on_event({"kind": "plan", "tables": {name: table.sharding for name, table in planned_tables.plan.tables.items()}})
+    for warning in planned_tables.warnings:
+        on_event({"kind": "warning", "text": warning})
+    write_json_atomically(job.run_dir / PLAN_FILE, planned_tables.plan.values())
+    outcome: Outcome = workers.run(jobs.train, job, on_event, stop)[0]
+    return outcome
+
+
+def planned_job(config: Config) -> tuple[Job, PlannedTables]:
+    """Return the job with the plan of its tables, so that tables that cannot be placed are refused before workers start."""
+    job, cluster = job_of(config), config.cluster
+    planned_tables = plan_tables(job, read_manifest(job.dataset_dir), cluster.num_workers, cluster.device)
+    return replace(job, planned_tables=planned_tables), planned_tables
+
+
+def _summary(outcome: Outcome, seconds: float, events_per_second: float | None) -> str:
+    early = " early, because the validation metric no longer improved" if outcome.reason == "early" else ""
+    speed = f", {events_per_second:,.0f} events/s" if events_per_second is not None else ""
+    best = f"; best checkpoint at step {outcome.best_step:,}" if outcome.best_step is not None else ""
+    return f"train: ended{early} at step {outcome.step:,} in {duration_text(seconds)}{speed}{best}"
+
+
+def _checkpoints_are_there(config: Config, done: dict[str, Any]) -> bool:
+    """Return whether the newest checkpoint is the one that training ended with."""
+    newest = checkpoint_folder.committed(config.run_dir / "checkpoints")[:1]
+    return [path.name for path in newest] == [checkpoint_folder.name_of(done["step"])]

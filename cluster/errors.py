@@ -1,0 +1,41 @@
+"""Errors by which a command ends. No ray, no torch."""
+
+
+class Interrupted(BaseException):
+    """A signal that ends the command.
+
+    Not a KeyboardInterrupt, which typer would end without a message, and no Exception, which a library might handle.
+    """
+
+    def __init__(self, number: int, message: str = "interrupted; run the same command again to resume") -> None:
+        super().__init__(number, message)
+        self.number = number
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def exit_code(self) -> int:
+        """Exit code by the convention of shells: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.number
+
+
+class StoppedError(Exception):
+    """The user asked to stop, and everything is saved. The message says how to resume."""
+
+
+class RunFailedError(Exception):
+    """A stage failed for a reason that the user cannot fix. The message is one line."""
+
+
+class WorkersFailedError(RuntimeError):
+    """Workers failed for a reason that the user cannot fix. The message is one line; `trace` is for the log."""
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message, trace)
+        self.message = message
+        self.trace = trace
+
+    def __str__(self) -> str:
+        return self.message

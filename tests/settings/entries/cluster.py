@@ -1,0 +1,66 @@
+"""Entries of [run], [cluster] and [plan]: folders, how Ray is asked for workers, what a plan takes the devices to be like."""
+
+from pathlib import Path
+
+from tests.settings.device_entries import of_devices_in
+from tests.settings.entry import Entry, Settings
+from tests.settings.logs import CALIBRATED
+from tests.settings.observations.clusters import (
+    asked_of_ray,
+    calibrated_latency,
+    dataset_dir,
+    joined_address,
+    measured,
+    prepare_limit,
+    refused_plan,
+    run_dir,
+)
+from tests.settings.observations.tables import of_devices
+
+WHERE = "where files and workers are is no part of what is computed"
+EQUAL = "results do not depend on the number of workers (tests/contracts/test_world_size.py)"
+PREDICTED = "for the plan, which changes no result"
+FOUR: Settings = {"cluster.num_workers": 4}
+ON_GPUS: Settings = {**FOUR, "cluster.gpus_per_worker": 1}
+
+RUN = (
+    Entry("run.dir", "elsewhere", run_dir, Path("elsewhere").resolve(), free=WHERE),
+    Entry("run.dataset", "shared", dataset_dir, Path("shared").resolve(), free=WHERE),
+)
+
+CLUSTER = (
+    Entry("cluster.address", "10.0.0.1:6379", joined_address, "10.0.0.1:6379", free=WHERE),
+    Entry("cluster.num_workers", 3, asked_of_ray("workers"), 3, free=EQUAL),
+    Entry("cluster.cpus_per_worker", 2, asked_of_ray("resources"), {"CPU": 2, "GPU": 0}, free=WHERE),
+    Entry("cluster.cpus_per_worker", 2, asked_of_ray("threads"), 2, free=WHERE),
+    Entry("cluster.gpus_per_worker", 1, asked_of_ray("resources"), {"CPU": 1, "GPU": 1}, free=WHERE),
+    Entry("cluster.gpus_per_worker", 1, asked_of_ray("use_gpu"), True, free=WHERE),
+    Entry("cluster.gpus_per_worker", 1, asked_of_ray("backend"), "nccl", free=WHERE),
+    Entry("cluster.prepare_tasks", 3, prepare_limit, 3, free=WHERE),
+    Entry(
+        "cluster.collective_timeout_seconds",
+        7.0,
+        asked_of_ray("timeout"),
+        7,
+        free="bounds a wait that ends in an error, not in a result",
+    ),
+    # A wait of no second at all would fail at once.
+    Entry("cluster.collective_timeout_seconds", 0.5, asked_of_ray("timeout"), 1, free="as above"),
+)
+
+PLAN = (
+    Entry("plan.devices_per_host", 2, of_devices("devices_per_host"), 2, base=FOUR, free=PREDICTED),
+    *of_devices_in("plan", of_devices, figures_base=ON_GPUS, free=PREDICTED),
+    Entry("plan.calibration", "LOGS/calibration.json", calibrated_latency, CALIBRATED, free=PREDICTED),
+    Entry("plan.measure", True, measured, True, free="look-ups are timed before the first step, and change no weight"),
+    Entry(
+        "plan.replica_groups",
+        2,
+        refused_plan,
+        "plan.replica_groups = 2",
+        base=FOUR,
+        free="groups can be planned (see workload.topology.replica_groups), and training refuses them",
+    ),
+)
+
+ENTRIES = (*RUN, *CLUSTER, *PLAN)

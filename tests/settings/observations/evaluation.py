@@ -1,0 +1,74 @@
+"""What the settings' tests see of an evaluation as a stage of its own."""
+
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyarrow.parquet as pq
+
+import trainer.evaluation.next_item.evaluate
+from cluster.config.run_config import Config
+from cluster.workers import jobs as works
+from tests.settings.lab import Lab
+from tests.settings.observations.models import model_of
+from tests.settings.observations.training import trained
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.evaluation import outputs
+from trainer.job import SILENT
+
+
+def evaluated(lab: Lab, config: Config) -> Path:
+    """Return the folder of an evaluation on the test split, without its page."""
+    job = lab.see(trained, config).job
+    result, folder = checkpoint_folder.to_evaluate(job.checkpoints_dir), job.run_dir / "evaluation" / "test"
+    works.evaluate(works.EvaluationJob(job, result, {"test": folder / "parts"}), lab.world, SILENT)
+    users = pq.read_table(folder / "parts" / "rank-0.parquet")
+    with mock.patch.object(outputs, "write_report", return_value=None):
+        outputs.write_outputs(job, "test", result.path.name, folder / "parts")
+    pq.write_table(users, folder / "users.parquet")
+    return folder
+
+
+def metrics(lab: Lab, config: Config) -> list[str]:
+    """Return the names of the metrics in metrics.json."""
+    values = json.loads((lab.see(evaluated, config) / "metrics.json").read_text(encoding="utf-8"))
+    return sorted(values["metrics"])
+
+
+def _users(lab: Lab, config: Config) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(lab.see(evaluated, config) / "users.parquet").to_pylist()
+    return rows
+
+
+def targets_of_users(lab: Lab, config: Config) -> list[int]:
+    """Return the number of targets of each user."""
+    return [len(row["targets"]) for row in _users(lab, config)]
+
+
+def list_lengths(lab: Lab, config: Config) -> list[int]:
+    """Return how many items the best list of each user has."""
+    return [sum(item > 0 for item in row["top_items"]) for row in _users(lab, config)]
+
+
+def batches_scored(lab: Lab, config: Config) -> list[int]:
+    """Return the largest number of rows in a batch of held-out histories."""
+    model = model_of(lab, config)
+    evaluator = model.built.task.evaluator("test", lab.world, model.built.dynamic)
+    held: Any = evaluator
+    return [batch.row_ids.size for batch in held.held_out.batches()]
+
+
+def items_scored_at_a_time(lab: Lab, config: Config) -> int:
+    """Return how many items at a time the evaluation scores."""
+    asked: list[int] = []
+    rank_items = trainer.evaluation.next_item.evaluate.rank_items
+
+    def recording(*arguments: Any) -> Any:
+        asked.append(arguments[4])
+        return rank_items(*arguments)
+
+    model = model_of(lab, config)
+    with mock.patch.object(trainer.evaluation.next_item.evaluate, "rank_items", recording):
+        model.built.task.evaluator("test", lab.world, model.built.dynamic).mean_metrics(model.built.model)
+    return asked[0]

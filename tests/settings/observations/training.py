@@ -1,0 +1,319 @@
+"""What the settings' tests see of a training, from its first batch to the files that it leaves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from cluster.config.run_config import Config
+from sharding.world import World
+from tests.settings.lab import Lab
+from tests.settings.observations.models import fill_by_name, model_of
+from trainer.checkpoint import folder as checkpoint_folder
+from trainer.checkpoint.folder import StoredCheckpoint
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.stream.order import Position
+from trainer.errors import CheckpointError, NonFiniteLossError
+from trainer.job import SILENT, Channel, Job, Outcome
+from trainer.loop.build import build_model, build_optimizers, load_to_use
+from trainer.loop.same_run import check_same_run
+from trainer.loop.step import StepResult
+from trainer.loop.train import Training
+from trainer.metrics_log import read_metrics
+
+
+@dataclass
+class Trained:
+    """A training that was run to its end. rates, table_rates: step sizes at each step; weights: one dense weight after each."""
+
+    job: Job
+    outcome: Outcome | None = None
+    events: list[dict[str, Any]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    table_rates: list[float] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    results: list[StepResult] = field(default_factory=list)
+    state: dict[str, Tensor] = field(default_factory=dict)  # what a checkpoint holds besides weights
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the lines of metrics.jsonl."""
+        return read_metrics(self.job.run_dir / "metrics.jsonl")
+
+
+WEIGHT = "encoder.final_norm.weight"
+
+
+def trained(lab: Lab, config: Config) -> Trained:
+    """Train to the end."""
+    run = Trained(lab.job(config))
+    training = training_of(lab, run.job, run.events)
+    step = training.step
+    weight = dict(training.built.model.named_parameters()).get(WEIGHT, torch.zeros(()))
+    run.weights.append(weight.detach().clone())
+
+    def recording(*arguments: Any) -> StepResult:
+        result = step(*arguments)
+        run.results.append(result)
+        run.rates += {group["lr"] for group in training.optimizers.dense.param_groups}
+        run.table_rates += {group["lr"] for group in training.optimizers.fused.param_groups}
+        run.weights.append(weight.detach().clone())
+        return result
+
+    training.step = recording  # type: ignore[assignment]
+    run.outcome = training.run()
+    run.state = training.built.state()
+    return run
+
+
+def training_of(lab: Lab, job: Job, events: list[dict[str, Any]], stop_after: int | None = None) -> Training:
+    """Return a training that is asked to stop after so many steps, and keeps what it tells the driver in `events`."""
+    polls: list[None] = []
+
+    def stop_requested() -> bool:
+        polls.append(None)
+        return stop_after is not None and len(polls) >= stop_after
+
+    return Training(job, lab.world, Channel(send=events.append, stop_requested=stop_requested))
+
+
+def steps_trained(lab: Lab, config: Config) -> int:
+    """Return the number of steps of the whole training."""
+    return lab.see(trained, config).outcome.step
+
+
+def rates(lab: Lab, config: Config) -> list[float]:
+    """Return the step size of dense weights at every step."""
+    return lab.see(trained, config).rates
+
+
+def table_rates(lab: Lab, config: Config) -> list[float]:
+    """Return the step size of the item table at every step."""
+    return lab.see(trained, config).table_rates
+
+
+def losses(lab: Lab, config: Config) -> list[float]:
+    """Return the loss of every step."""
+    return [result.loss for result in lab.see(trained, config).results]
+
+
+def validated_at(lab: Lab, config: Config) -> list[int]:
+    """Return the steps after which the validation split was evaluated."""
+    return [line["step"] for line in lab.see(trained, config).lines if line["kind"] == "validation"]
+
+
+def validation_metrics(lab: Lab, config: Config) -> list[str]:
+    """Return the names of the metrics that training reports of the validation split."""
+    [line, *_] = [line for line in lab.see(trained, config).lines if line["kind"] == "validation"]
+    return sorted(line.keys() - {"step", "kind", "seconds"})
+
+
+def logged_at(lab: Lab, config: Config) -> list[int]:
+    """Return the steps that metrics.jsonl has a line of."""
+    return [line["step"] for line in lab.see(trained, config).lines if line["kind"] == "train"]
+
+
+def saved_at(lab: Lab, config: Config) -> list[int]:
+    """Return the steps after which a checkpoint was saved."""
+    return [event["step"] for event in lab.see(trained, config).events if event["kind"] == "checkpoint"]
+
+
+def checkpoints_left(lab: Lab, config: Config) -> list[str]:
+    """Return the checkpoints that are there at the end, the newest first."""
+    return [path.name for path in checkpoint_folder.committed(lab.see(trained, config).job.checkpoints_dir)]
+
+
+def steps_in_ledger(lab: Lab, config: Config) -> int:
+    """Return the number of steps with histories in the sample log of the run folder."""
+    path = lab.see(trained, config).job.run_dir / "ledger" / "rank-0.jsonl"
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
+
+
+def best_metric(lab: Lab, config: Config) -> str | None:
+    """Return the metric by which the best checkpoint was chosen."""
+    best = checkpoint_folder.read_best(lab.see(trained, config).job.checkpoints_dir)
+    return None if best is None else best["metric"]
+
+
+def best_value(lab: Lab, config: Config) -> float | None:
+    """Return the best value of the metric that early stopping looks at."""
+    return lab.see(trained, config).outcome.best_value
+
+
+def largest_validated(metric: str) -> Callable[[Lab, Config], float]:
+    """Return the largest value that any evaluation of the validation split gave a metric."""
+
+    def by_hand(lab: Lab, config: Config) -> float:
+        return max(line[metric] for line in lab.see(trained, config).lines if line["kind"] == "validation")
+
+    return by_hand
+
+
+def evaluations_until_stopped(lab: Lab, config: Config, stop_after: int | None = None) -> int:
+    """Return after how many evaluations training stops where no evaluation is better than the first."""
+    job, count = lab.job(config), [0]
+
+    class Worse:
+        """Metrics that are worse each time."""
+
+        def mean_metrics(self, model: Any) -> dict[str, float]:
+            count[0] += 1
+            return {"ndcg@10": -float(count[0])}
+
+    for limit in (stop_after, None) if stop_after else (None,):
+        training = training_of(lab, job, [], limit)
+        training.evaluator = Worse()
+        training.run()
+    return count[0]
+
+
+def evaluations_until_stopped_and_resumed(lab: Lab, config: Config) -> int:
+    """Return the same where training was stopped on request inside the third epoch, and resumed."""
+    return evaluations_until_stopped(lab, config, stop_after=7)
+
+
+def steps_until_given_up(lab: Lab, config: Config) -> int:
+    """Return after how many steps training gives up where no loss is finite."""
+    training = training_of(lab, lab.job(config), [])
+    infinite = torch.tensor(float("inf"))
+    with mock.patch.object(training.built.model, "loss", lambda rows, batch: rows["item"].sum() * 0.0 + infinite):
+        try:
+            training.run()
+        except NonFiniteLossError:
+            return training.state.step
+    return -1
+
+
+def weights_evaluated(lab: Lab, config: Config) -> Tensor:
+    """Return one dense weight as the evaluate stage loads it from the newest checkpoint."""
+    job = lab.see(trained, config).job
+    built = build_model(job, read_manifest(job.dataset_dir), lab.world)
+    result, _ = checkpoint_folder.newest(job.checkpoints_dir)
+    assert result is not None
+    load_to_use(result, built)
+    return dict(built.model.named_parameters())[WEIGHT].detach()
+
+
+def averaged_by_hand(decay: float) -> Callable[[Lab, Config], Tensor]:
+    """Return the moving average of that weight with this decay, which is shorter at the beginning."""
+
+    def by_hand(lab: Lab, config: Config) -> Tensor:
+        first, *others = lab.see(trained, config).weights
+        average = first
+        for number, weight in enumerate(others):
+            used = min(decay, (1 + number) / (10 + number))
+            average = used * average + (1.0 - used) * weight
+        return average
+
+    return by_hand
+
+
+def rows_of_first_batch(lab: Lab, config: Config) -> list[int]:
+    """Return the ids of the histories of the first global batch."""
+    ids: list[int] = model_of(lab, config).batch.row_ids.tolist()
+    return ids
+
+
+def batch_rows(lab: Lab, config: Config) -> int:
+    """Return the number of histories of the first global batch."""
+    return len(rows_of_first_batch(lab, config))
+
+
+def largest_batch(lab: Lab, config: Config) -> int:
+    """Return the number of input events of the largest batch of an epoch."""
+    model = model_of(lab, config)
+    return max(step.batch.layout.num_events for step in model.stream.steps(Position(0, 0), 1))
+
+
+def largest_piece(lab: Lab, config: Config) -> int:
+    """Return the number of input events of the largest piece that the first batch is computed in."""
+    model = model_of(lab, config)
+    return max(part.layout.num_events for part in model.built.task.parts_of(model.batch))
+
+
+def events_trained(lab: Lab, config: Config) -> int:
+    """Return the number of input events of an epoch."""
+    model = model_of(lab, config)
+    return sum(step.batch.layout.num_events for step in model.stream.steps(Position(0, 0), 1))
+
+
+def dense_optimizer(lab: Lab, config: Config) -> str:
+    """Return the class of the dense optimizer."""
+    model = model_of(lab, config)
+    return type(build_optimizers(model.built, config.train).dense._optimizer).__name__
+
+
+def dense_groups(lab: Lab, config: Config) -> list[dict[str, Any]]:
+    """Return the settings of the parameter groups of the dense optimizer, with the numbers of dimensions of their weights."""
+    model = model_of(lab, config)
+    groups = build_optimizers(model.built, config.train).dense.param_groups
+    names = ("lr", "betas", "eps", "weight_decay")
+    return [
+        {"dims": sorted({p.dim() for p in group["params"]}), **{name: group.get(name) for name in names}}
+        for group in groups
+    ]
+
+
+def dropout_seeds(lab: Lab, config: Config) -> list[int]:
+    """Return what the random numbers of the first step's dropout are drawn from."""
+    return seeds_of_step(lab.world, lab.job(config))
+
+
+def seeds_of_step(world: World, job: Job) -> list[int]:
+    """Return the same on a rank."""
+    training, seeds = Training(job, world, SILENT), list[int]()
+    item = next(training.stream.steps(Position(0, 0), 1))
+    with mock.patch.object(torch, "manual_seed", seeds.append):
+        training._train(item)
+    return seeds
+
+
+def first_move(lab: Lab, config: Config) -> float:
+    """Return the L2 norm of the change that the first step makes to all weights, dense and of the table."""
+    run = lab.job(config)
+    training = training_of(lab, run, [])
+    tables = [p for p in training.built.model.tables.parameters() if p.numel()]
+    dense = training.optimizers.dense_parameters
+    fill_by_name({n: p for n, p in training.built.model.named_parameters() if any(p is d for d in dense)})
+    before = [p.detach().clone() for p in (*tables, *dense)]
+    item = next(training.stream.steps(Position(0, 0), 1))
+    training.built.model.train()
+    training._train(item)
+    moved = zip(before, (*tables, *dense), strict=True)
+    return float(torch.stack([(new.detach() - old).square().sum() for old, new in moved]).sum().sqrt())
+
+
+def days_planned(lab: Lab, config: Config) -> list[int]:
+    """Return the steps at the end of each day of a training by days, or of each epoch."""
+    training = training_of(lab, lab.job(config), [])
+    ends: list[int] = training.epoch_ends.tolist()
+    return ends
+
+
+def first_day(lab: Lab, config: Config) -> str:
+    """Return the moment at which the first day that is trained begins."""
+    training = training_of(lab, lab.job(config), [])
+    assert training.by_day is not None
+    return str(training.by_day.days.calendar.name_of(training.by_day.days.first))
+
+
+def kinds_logged(lab: Lab, config: Config) -> list[str]:
+    """Return the kinds of lines of metrics.jsonl."""
+    return sorted({line["kind"] for line in lab.see(trained, config).lines})
+
+
+def after_logs_were_appended(lab: Lab, config: Config) -> str:
+    """Return what becomes of a checkpoint of the dataset before logs were appended to it."""
+    job = lab.job(config)
+    manifest: Any = SimpleNamespace(digest="now", grown_from=("before",))
+    saved: Any = SimpleNamespace(identity=job.identity, dataset_digest="before", days=None)
+    try:
+        check_same_run(StoredCheckpoint(Path("step_000000001"), saved), job, manifest)
+    except CheckpointError:
+        return "refused"
+    return "resumed"

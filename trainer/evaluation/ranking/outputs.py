@@ -1,0 +1,62 @@
+"""Files that an evaluation of a ranking model leaves. No torch.
+
+They are metrics.json, per_impression.parquet, per_user.parquet, examples.json, report.html, and after daily training
+progressive.json. next_item/outputs.py has the same functions; trainer/tasks/outputs.py chooses between them.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from models.ranking.config import RankingConfig, learned_labels
+from trainer.data.dataset.manifest import Manifest, used_features
+from trainer.data.dataset.splits import Split
+from trainer.data.dataset.vocabulary import read_vocabulary
+from trainer.data.inputs import ticks_per_second
+from trainer.errors import UserError
+from trainer.evaluation import examples
+from trainer.evaluation.ranking import report, results
+from trainer.evaluation.ranking.day_results import day_results
+from trainer.evaluation.ranking.results import RankingResults
+from trainer.job import Job
+from trainer.metrics_log import read_metrics
+from trainer.storage.files import write_json_atomically
+
+
+def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest: Manifest) -> RankingResults:
+    """Merge the workers' partial results in `parts`, and write everything except the page into the folder above.
+
+    Raises UserError if there is nothing to merge.
+    """
+    assert isinstance(job.model, RankingConfig)
+    folder = parts.parent
+    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
+    labels = tuple(learned_labels(job.model, manifest.labels["names"]))
+    impressions = results.merge_parts(parts, labels)
+    ticks = ticks_of(job, manifest)
+    summary = results.summarize(impressions, split, checkpoint, manifest, job.model.max_history, ticks)
+    users = results.examples_of(impressions, job.dataset_dir, manifest, examples.logs_of(job.config), vocabulary.values)
+    write_json_atomically(folder / examples.FILE, users)
+    results.write(folder, summary, impressions, vocabulary.values)
+    return summary
+
+
+def render_report(job: Job, summary: RankingResults, manifest: Manifest, folder: Path) -> str:
+    """Return the page of an evaluation from the files of its folder and of the run.
+
+    After daily training also write progressive.json into the folder above.
+    """
+    history = read_metrics(job.run_dir / "metrics.jsonl")
+    by_day = day_results(history, tuple(summary.labels))
+    if by_day is not None:
+        write_json_atomically(folder.parent / "progressive.json", asdict(by_day))
+    users = json.loads((folder / examples.FILE).read_text(encoding="utf-8"))
+    return report.render(summary, job, manifest, folder, history, by_day, users)
+
+
+def ticks_of(job: Job, manifest: Manifest) -> int | None:
+    """Return the ticks per second of the logs' times; None if these are not times of a clock."""
+    try:
+        return ticks_per_second(manifest, job.model)
+    except UserError:
+        return None
