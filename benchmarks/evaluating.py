@@ -16,12 +16,19 @@ def compare(argument: tuple[Job, int], world: World, channel: Channel) -> Compar
     built = build_model(job, manifest, world)
     model = built.model
     evaluator = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, "test", job.evaluate, job.model.max_history, world, built.dynamic
+        job.dataset_dir,
+        manifest,
+        built.catalogue,
+        "test",
+        job.config.evaluate,
+        job.config.model.max_history,
+        world,
+        built.dynamic,
     )
-    top = max(job.evaluate.ks)
+    top = max(job.config.evaluate.ks)
     cpus = torch.get_num_threads() * world.world_size
-    users = torch.randn(manifest.num_rows, job.tables["item"].dim)
-    items = torch.randn(manifest.counts.num_items, job.tables["item"].dim)
+    users = torch.randn(manifest.num_rows, job.config.tables["item"].dim)
+    items = torch.randn(manifest.counts.num_items, job.config.tables["item"].dim)
 
     def ours() -> None:
         for _ in evaluator.rank_all(model, top):
@@ -31,7 +38,7 @@ def compare(argument: tuple[Job, int], world: World, channel: Channel) -> Compar
     def ceiling() -> None:
         if world.is_first:
             torch.set_num_threads(cpus)
-            for block in users.split(job.evaluate.batch_size):
+            for block in users.split(job.config.evaluate.batch_size):
                 (block @ items.T).topk(top, dim=1)
             torch.set_num_threads(cpus // world.world_size)
         world.barrier()

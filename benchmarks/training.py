@@ -58,10 +58,10 @@ class _BareLoop:
 
     def __init__(self, job: Job, num_item_rows: int) -> None:
         self.model = NextItemModel(
-            job.model, [TableSpec("item", num_item_rows, job.tables["item"].dim)], torch.device("cpu")
+            job.config.model, [TableSpec("item", num_item_rows, job.config.tables["item"].dim)], torch.device("cpu")
         )
-        self.model.initialize(torch.Generator().manual_seed(job.seed))
-        initialize_tables(self.model, job.seed, {"item": 0.02})
+        self.model.initialize(torch.Generator().manual_seed(job.config.run.seed))
+        initialize_tables(self.model, job.config.run.seed, {"item": 0.02})
         self.optimizers: list[Any] = [
             torch.optim.AdamW(self.model.encoder.parameters(), lr=1e-3),
             RowWiseAdagrad(list(self.model.tables.parameters()), lr=0.05),

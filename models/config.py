@@ -10,33 +10,34 @@ from models.objectives.config import FullSoftmaxConfig, ObjectiveConfig
 
 
 class MaskingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Which events are masked and restored in training: for encoders that see both sides of an event (BERT4Rec)."""
+    """Masked events in training, for encoders that see both sides of an event (BERT4Rec). The model learns to restore them."""
 
     probability: float = Field(
-        0.2, gt=0.0, lt=1.0, description="of each event of a training history to be masked; at least one is"
+        0.2,
+        gt=0.0,
+        lt=1.0,
+        description="probability that an event of a training history is masked. At least one event is",
     )
     last_probability: float = Field(
         0.1,
         ge=0.0,
         le=1.0,
-        description="of each history to have its last event masked, and no other: what the encoder sees in evaluation",
+        description="probability that a history has only its last event masked, as in evaluation",
     )
 
 
 class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """What models of both tasks have: an encoder of histories, and what it is told."""
+    """Settings of the models of both tasks."""
 
     task: Literal["next_item", "ranking"]
     max_history: int = Field(
         200,
         ge=1,
         le=65536,
-        description="events of a history that the encoder sees: the most recent ones; in ranking, how many events a "
-        "candidate or an event attends to in each layer at most",
+        description="number of most recent events of a history that the encoder receives. In ranking: maximum number of events "
+        "that a candidate or an event attends to in each layer",
     )
-    inputs: InputsConfig = Field(
-        default_factory=InputsConfig, description="what the encoder is told of an event besides its item"
-    )
+    inputs: InputsConfig = Field(default_factory=InputsConfig, description="inputs of the encoder besides items")
     encoder: EncoderConfig = Field(default_factory=EncoderConfig, description="turns a history into vectors")
 
     @property
@@ -46,15 +47,17 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class NextItemConfig(ModelConfig):
-    """A model of the next event of a history, out of the whole catalogue."""
+    """A model that predicts the next event of a history over the whole catalogue."""
 
     task: Literal["next_item"] = Field(
         "next_item",
-        description="what is learned: next_item, the next event of a history out of the whole catalogue",
+        description="the task: next_item predicts the next event of a history over the whole catalogue",
     )
-    objective: ObjectiveConfig = Field(default_factory=FullSoftmaxConfig, description="what the training minimises")
+    objective: ObjectiveConfig = Field(
+        default_factory=FullSoftmaxConfig, description="the loss that training minimises"
+    )
     masking: MaskingConfig = Field(
-        default_factory=MaskingConfig, description="of encoders that see both sides of an event"
+        default_factory=MaskingConfig, description="masked events, for encoders that see both sides of an event"
     )
 
     @property

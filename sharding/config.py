@@ -38,40 +38,42 @@ COUNTING_OPTIMIZERS = frozenset({"adam", "lamb", "partial_rowwise_adam", "partia
 
 
 class VocabularyIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A row for every value that the training part has, found by prepare. Exact."""
+    """One row per value of the training part, found by prepare. Exact."""
 
-    kind: Literal["vocabulary"] = Field("vocabulary", description="how values become rows")
-    min_count: int = Field(1, ge=1, description="values that occur less often get the row of unknown ones")
+    kind: Literal["vocabulary"] = Field("vocabulary", description="how values are mapped to rows")
+    min_count: int = Field(
+        1, ge=1, description="minimum number of occurrences. Rarer values get the row of unknown ids"
+    )
 
 
 class HashIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A row by the hash of the value: no vocabulary, any number of values, and collisions, whose rate is reported."""
+    """A row by the hash of the value: no vocabulary and any number of values, with collisions whose rate is reported."""
 
-    kind: Literal["hash"] = Field(description="how values become rows")
-    num_rows: int = Field(ge=2, le=2**31 - 1, description="rows of the table, the row 0 of missing values included")
+    kind: Literal["hash"] = Field(description="how values are mapped to rows")
+    num_rows: int = Field(ge=2, le=2**31 - 1, description="rows of the table, including row 0 for missing values")
 
 
 class DynamicIdsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Ids that get a row of the table when they are seen often enough, and lose it to others when it is full."""
+    """Ids get a row once they have been seen often enough, and lose it to others when the table is full."""
 
-    kind: Literal["dynamic"] = Field("dynamic", description="how ids become rows")
-    num_rows: int = Field(ge=2, description="rows of the table, row 0 for unknown ids among them")
-    admit_after: int = Field(2, ge=1, description="how often an id must be seen before it gets a row of its own")
+    kind: Literal["dynamic"] = Field("dynamic", description="how values are mapped to rows")
+    num_rows: int = Field(ge=2, description="rows of the table, including row 0 for unknown ids")
+    admit_after: int = Field(2, ge=1, description="number of times that an id must be seen before it gets a row")
     evict: Literal["age", "use"] = Field(
         "age",
-        description="who loses its row when the table is full: age, the id unused for longest; use, the id that was "
-        "used least, where a use counts half after half_life_steps",
+        description="which id loses its row when the table is full. age: the id unused for longest; use: the id used least, "
+        "where a use counts half after half_life_steps",
     )
     max_age_steps: int = Field(
-        1000, ge=1, description="with evict = age: an id keeps its row for this many steps after its last use"
+        1000, ge=1, description="evict = age: steps after its last use for which an id keeps its row"
     )
     half_life_steps: int = Field(
-        1000, ge=1, description="with evict = use: steps after which the count of an id's uses is halved"
+        1000, ge=1, description="evict = use: steps after which the count of an id's uses is halved"
     )
     max_candidates: int = Field(
         1_000_000,
         ge=1,
-        description="ids without a row that are counted at once; when there are more, those unseen for longest are forgotten",
+        description="maximum number of ids without a row that are counted. Beyond it, those unseen for longest are forgotten",
     )
 
 
@@ -79,53 +81,63 @@ IdsConfig = Annotated[VocabularyIdsConfig | HashIdsConfig | DynamicIdsConfig, Fi
 
 
 class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """One embedding table."""
+    """An embedding table."""
 
-    dim: int = Field(64, ge=4, multiple_of=4, description="width of a row, in numbers (a multiple of 4)")
+    dim: int = Field(64, ge=4, multiple_of=4, description="width of a row (a multiple of 4)")
     sharding: Literal["auto"] | Sharding | list[Sharding] = Field(
         "auto",
-        description="how the table may lie on the workers; auto leaves it to the plan, a list lets the plan choose among "
-        "its entries; data_parallel: a copy on each worker, for small tables",
+        description="how the table is sharded. auto: the plan decides; a list: the plan chooses one of its entries; "
+        "data_parallel: a copy on each worker, for small tables",
     )
     kernel: Literal["auto"] | Kernel = Field(
         "auto",
-        description="where rows are held and updated; auto: fused (updated within the backward pass, in device memory), "
-        "dense for data_parallel tables, and on GPUs fused_uvm_caching (host memory with a cache on the GPU) for tables "
-        "that fit no other way",
+        description="where rows are stored and updated. auto: fused (updated in the backward pass, in device memory); dense "
+        "for data_parallel tables; on GPUs fused_uvm_caching (host memory with a cache on the GPU) for tables that do not fit "
+        "otherwise",
     )
     ranks: list[Annotated[int, Field(ge=0)]] | None = Field(
-        None, min_length=1, description="the workers that may hold a table_wise or column_wise table; none: any"
+        None, min_length=1, description="ranks that may hold a table_wise or column_wise table; default: any"
     )
     min_partition: int | None = Field(
-        None, ge=4, multiple_of=4, description="columns that a shard of a column split has at least"
+        None,
+        ge=4,
+        multiple_of=4,
+        description="minimum number of columns of a shard in a split by columns; default: 32 on CPUs, 64 on GPUs, fewer for "
+        "narrow tables",
     )
     pooling_factor: float | None = Field(
-        None, gt=0.0, description="ids that an example looks up, in place of what the data says, for the plan alone"
+        None,
+        gt=0.0,
+        description="ids that an example looks up, used by the plan only; default: measured on the dataset",
     )
     cache_load_factor: float | None = Field(
-        None, gt=0.0, le=1.0, description="with fused_uvm_caching: the part of the table that the GPU's cache holds"
+        None,
+        gt=0.0,
+        le=1.0,
+        description="fused_uvm_caching: share of the table in the GPU's cache; default: 0.2",
     )
     optimizer: SparseOptimizer = Field(
         "rowwise_adagrad",
-        description="the optimizer of the table, fused into its backward pass; adam, lamb and the partial_rowwise ones need "
-        "a GPU, adam on CPUs sharding = data_parallel",
+        description="optimizer of the table, fused into its backward pass. adam, lamb and the partial_rowwise optimizers need "
+        "a GPU; on CPUs adam needs sharding = data_parallel",
     )
-    learning_rate: float = Field(0.05, gt=0.0, description="step size of the table's optimizer")
-    eps: float = Field(1e-8, gt=0.0, description="added to the root of the optimizer's second moment")
+    learning_rate: float = Field(0.05, gt=0.0, description="learning rate of the table")
+    eps: float = Field(1e-8, gt=0.0, description="number added to the root of the optimizer's second moment")
     weight_decay: float = Field(
         0.0,
         ge=0.0,
-        description="L2 penalty of rowwise_adagrad: this times a row is added to its gradient whenever it is updated",
+        description="L2 penalty of rowwise_adagrad. At each update of a row, this factor times the row is added to its gradient",
     )
-    ids: IdsConfig = Field(default_factory=VocabularyIdsConfig, description="how values become rows")
+    ids: IdsConfig = Field(default_factory=VocabularyIdsConfig, description="how values are mapped to rows")
     init_std: float = Field(0.02, gt=0.0, description="standard deviation of the initial weights")
     lookup: Literal["rows", "bags"] = Field(
         "rows",
-        description="of tables of features: rows, each row that a batch needs travels once to whoever needs it; bags, rows are "
-        "added up where they lie, and one vector for each item, event, user or impression travels: for features with many values",
+        description="tables of features: rows sends each row that a batch needs once to each rank that needs it; bags sums "
+        "rows on the rank that holds them and sends one vector per item, event, user or impression, for features with many "
+        "values",
     )
     pooling: Literal["mean", "sum"] = Field(
-        "mean", description="what becomes of the rows of a feature with several values: their mean, or their sum"
+        "mean", description="how rows of a feature with several values are combined"
     )
 
     @property
@@ -159,46 +171,72 @@ class TableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class CommunicationConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """How numbers travel between workers. Less than fp32 changes results a little; docs/sharding.md says by how much."""
+    """Precision of numbers that workers exchange. Less than fp32 changes results slightly (docs/sharding.md)."""
 
-    forward: Precision = Field("fp32", description="precision of looked-up rows on their way to the workers")
-    backward: Precision = Field("fp32", description="precision of their gradients on the way back")
+    forward: Precision = Field("fp32", description="precision of looked-up rows")
+    backward: Precision = Field("fp32", description="precision of the gradients of looked-up rows")
 
 
 class DevicesConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """What devices are like, for a plan of tables on them."""
+    """Devices for which tables are planned."""
 
-    devices_per_host: int | None = Field(None, ge=1, description="workers on each host")
-    device_memory: Bytes | None = Field(
-        None, description='memory that a worker\'s device has, such as "80GiB"; no plan puts more on it'
+    devices_per_host: int | None = Field(
+        None, ge=1, description="devices (one worker each) on each host; default: 8 GPUs, or all CPU workers"
     )
-    host_memory: Bytes | None = Field(None, description="memory of a host, for tables that are not on its GPUs")
+    device_memory: Bytes | None = Field(
+        None,
+        description='memory of a device, such as "80GiB". No plan exceeds it; default: as on this machine (CPUs), as an '
+        "h100-80gb or the preset (GPUs)",
+    )
+    host_memory: Bytes | None = Field(
+        None,
+        description="memory of a host, for tables that are not on its GPUs; default: as on this machine (CPUs), as an "
+        "h100-80gb or the preset (GPUs)",
+    )
     reserved_fraction: float = Field(
         0.15,
         ge=0.0,
         lt=1.0,
-        description="part of device_memory that is kept for dense weights, activations and batches",
+        description="share of device_memory reserved for dense weights, activations and batches",
     )
-    device_bandwidth: Bytes | None = Field(None, description='of device memory, per second, such as "2TiB"')
-    host_bandwidth: Bytes | None = Field(None, description="between a device and its host's memory, per second")
-    intra_host_bandwidth: Bytes | None = Field(None, description="between devices of a host, per second and device")
-    inter_host_bandwidth: Bytes | None = Field(None, description="between hosts, per second and device")
+    device_bandwidth: Bytes | None = Field(
+        None,
+        description='bandwidth of device memory, per second, such as "2TiB"; default: as on this machine (CPUs), as an '
+        "h100-80gb or the preset (GPUs)",
+    )
+    host_bandwidth: Bytes | None = Field(
+        None,
+        description="bandwidth between a device and the memory of its host, per second; default: as on this machine (CPUs), as "
+        "an h100-80gb or the preset (GPUs)",
+    )
+    intra_host_bandwidth: Bytes | None = Field(
+        None,
+        description="bandwidth between devices of a host, per second and device; default: as on this machine (CPUs), as an "
+        "h100-80gb or the preset (GPUs)",
+    )
+    inter_host_bandwidth: Bytes | None = Field(
+        None,
+        description="bandwidth between hosts, per second and device; default: as on this machine (CPUs), as an h100-80gb or "
+        "the preset (GPUs)",
+    )
     calibration: str | None = Field(
         None,
-        description="calibration.json of a run whose look-ups were measured (shoal plan --calibrate), for the predictions",
+        description="calibration.json of a measured run (shoal plan --calibrate), used for predictions; default: built-in "
+        "constants",
     )
     replica_groups: int = Field(
         1,
         ge=1,
-        description="groups of workers that each hold all tables (2D parallelism, on GPUs); it divides their number",
+        description="number of groups of workers that each hold all tables (2D parallelism, on GPUs). It must divide the "
+        "number of workers",
     )
 
 
 class PlanConfig(DevicesConfig):
-    """What the workers' devices are like, for the plan of the tables. Unset: what this machine is like."""
+    """Devices of the workers, for which tables are planned."""
 
     measure: bool = Field(
         True,
-        description="time the look-ups of each table before the first step, and note them beside the prediction in "
+        description="time the look-ups of each table before the first step, and store them with the prediction in "
         "placement.json (seconds, once per plan)",
     )

@@ -1,66 +1,58 @@
-"""What a worker is asked to do and how its training ended, as plain values that travel. Imports no torch."""
+"""What a worker receives, how its training ended, and its channel to the driver, as plain values. Imports no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from models.config import NextItemConfig
-from models.ranking.config import RankingConfig
-from sharding.config import CommunicationConfig, PlanConfig, TableConfig
 from sharding.planning.planned_tables import PlannedTables
-from trainer.config import CheckpointConfig, EvaluateConfig, TrainConfig
+from trainer.config.run_config import RunConfig
 from trainer.storage.files import digest_of
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run as a worker sees it.
+    """A run as a worker sees it: its config, and what the driver derives from it."""
 
-    plan_config: what the workers' devices are like; identity: the flat settings that a checkpoint must share to be continued,
-    of which it may lack those `at_default`; placing: the plan of the tables, none until it is known how many workers there are.
-    """
-
-    run_dir: Path
+    run_dir: Path  # absolute, as the next one, because workers run in folders of their own
     dataset_dir: Path
-    seed: int
-    model: NextItemConfig | RankingConfig
-    tables: dict[str, TableConfig]
-    train: TrainConfig
-    checkpoint: CheckpointConfig
-    evaluate: EvaluateConfig
-    communication: CommunicationConfig
-    plan_config: PlanConfig
-    config: dict[str, Any]
-    identity: dict[str, Any]
-    at_default: frozenset[str]
-    planned_tables: PlannedTables | None = None
+    config: RunConfig  # with the section [cluster], where the driver made the job
+    identity: dict[str, Any]  # flat settings that a checkpoint must share to be resumed
+    at_default: frozenset[str]  # those of them at their defaults: a checkpoint of an earlier version may lack them
+    planned_tables: PlannedTables | None = None  # None until the number of workers is known
 
     @property
     def checkpoints_dir(self) -> Path:
+        """Return the folder of the checkpoints."""
         return self.run_dir / "checkpoints"
 
     @property
+    def config_values(self) -> dict[str, Any]:
+        """Return the resolved config as plain values, as checkpoints and reports store it."""
+        return self.config.model_dump(mode="json")
+
+    @property
     def config_digest(self) -> str:
-        return digest_of(self.config)
+        """Return the digest of the resolved config, on which all ranks must agree."""
+        return digest_of(self.config_values)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended: "finished", "stopped" (on request) or "early" (no more improvement)."""
+    """How training ended."""
 
-    reason: str
-    step: int
-    best_step: int | None
-    best_value: float | None
+    reason: str  # "finished", "stopped" (on request) or "early" (no more improvement)
+    step: int  # the last one
+    best_step: int | None  # the step of the best checkpoint
+    best_value: float | None  # its early-stopping metric
 
 
 @dataclass(frozen=True)
 class Channel:
-    """How the first rank talks to whoever launched it. `send` must not block; `stop_requested` is polled at every step."""
+    """The connection of the first rank to the driver."""
 
-    send: Callable[[dict[str, Any]], None]
-    stop_requested: Callable[[], bool]
+    send: Callable[[dict[str, Any]], None]  # must not block
+    stop_requested: Callable[[], bool]  # polled at each step
 
 
 SILENT = Channel(send=lambda event: None, stop_requested=lambda: False)

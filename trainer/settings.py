@@ -1,11 +1,11 @@
-"""Settings as flat names and values, and how two sets of them differ."""
+"""Flattens nested settings to names and values, and compares two sets of them."""
 
 from collections.abc import Container, Iterator
 from typing import Any
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"epochs": 1}} becomes {"train.epochs": 1}."""
+    """Return nested settings as flat ones: {"train": {"epochs": 1}} becomes {"train.epochs": 1}."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -16,10 +16,13 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any], at_default: Container[str] = ()) -> list[str]:
-    """One line for each flat setting in which two identities differ, sorted by name.
+    """Return one line for each flat setting in which two identities differ, sorted by name.
 
-    at_default: settings of `now` at their defaults. `before` may lack them: it is of a version that did not know them, and a
-    new setting's default does what was done without it.
+    Args:
+        before: The identity of an existing run.
+        now: The identity of the run to start.
+        at_default: The settings of `now` at their defaults. `before` may lack them if an earlier version wrote it, because the
+            default of a new setting preserves the earlier behaviour.
     """
     compared = (name for name in before.keys() | now.keys() if name in before or name not in at_default)
     names = sorted(name for name in compared if before.get(name) != now.get(name))
@@ -27,7 +30,7 @@ def changed_settings(before: dict[str, Any], now: dict[str, Any], at_default: Co
 
 
 def plain_values(values: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (setting, value) of every plain value in nested tables and lists; those of a list share its name."""
+    """Yield (setting, value) of each plain value in nested tables and lists. Values of a list share its name."""
     match values:
         case dict():
             for key, value in values.items():

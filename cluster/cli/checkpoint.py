@@ -1,28 +1,21 @@
-"""`shoal checkpoint ...`: list, inspect, verify and reshard checkpoints. Each command imports what it needs when it runs."""
+"""`shoal checkpoint`: lists, inspects, verifies and reshards checkpoints."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from cluster.cli.options import AsJson, RunFolder, print_json
 from trainer.errors import UserError
 
 checkpoints = typer.Typer(no_args_is_help=True, help="List, inspect, verify and reshard the checkpoints of a run.")
-AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, everything else on stderr")]
-
-
-def print_json(value: dict[str, Any]) -> None:
-    """The answer of a command to a program."""
-    print(json.dumps(value, default=str))
 
 
 @checkpoints.command("list")
-def list_checkpoints(
-    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="folder of a run")], as_json: AsJson = False
-) -> None:
-    """Committed checkpoints, newest first."""
+def list_checkpoints(run_dir: RunFolder, as_json: AsJson = False) -> None:
+    """List the committed checkpoints, newest first."""
     from trainer.checkpoint import folder as checkpoint_folder
 
     folder = _checkpoints_of(run_dir)
@@ -42,17 +35,15 @@ def list_checkpoints(
 def inspect_checkpoint(
     path: Annotated[str, typer.Argument(help="folder of a checkpoint")], as_json: AsJson = False
 ) -> None:
-    """The manifest of one checkpoint."""
+    """Print the manifest of a checkpoint."""
     from trainer.checkpoint import folder as checkpoint_folder
 
     print(json.dumps(asdict(checkpoint_folder.read(Path(path))), indent=None if as_json else 1))
 
 
 @checkpoints.command("verify")
-def verify_checkpoints(
-    run_dir: Annotated[str, typer.Argument(metavar="RUN_DIR", help="folder of a run")], as_json: AsJson = False
-) -> None:
-    """Compare every file of every checkpoint with its hash; exit 2 if any differs."""
+def verify_checkpoints(run_dir: RunFolder, as_json: AsJson = False) -> None:
+    """Compare each file of each checkpoint with its hash. The exit code is 2 if any differs."""
     from trainer.checkpoint import folder as checkpoint_folder
 
     outcome: dict[str, str] = {}
@@ -74,19 +65,22 @@ def verify_checkpoints(
 def reshard_checkpoint(
     path: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="folder of a checkpoint")],
     out: Annotated[
-        str, typer.Argument(metavar="OUT_FOLDER", help="where the new one is committed, such as RUN_DIR/checkpoints")
+        str, typer.Argument(metavar="OUT_FOLDER", help="folder for the new checkpoint, such as RUN_DIR/checkpoints")
     ],
     config: Annotated[
-        str | None, typer.Option(metavar="CONFIG", help="config of the run to come; without it, the checkpoint's own")
+        str | None,
+        typer.Option(metavar="CONFIG", help="config of the target run (default: the config of the checkpoint)"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="number of workers, as cluster.num_workers")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="number of workers of the target run, as cluster.num_workers")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as tables.item.sharding=row_wise"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a checkpoint anew as the plan of other workers or settings lays it out; no Ray, no table whole in memory."""
+    """Rewrite a checkpoint for another worker count or sharding plan, without Ray and without holding a whole table in memory."""
     from cluster.cli.reshard import run
 
     settings = [*(overrides or []), *([f"cluster.num_workers={workers}"] if workers else [])]

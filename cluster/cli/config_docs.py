@@ -1,12 +1,12 @@
-"""docs/configuration.md, written from the descriptions that the settings carry. Run as `python -m cluster.cli.config_docs`.
+"""Generates docs/configuration.md from the descriptions of the settings. Run as `python -m cluster.cli.config_docs`.
 
-A test compares the file with what this module says, so that no setting is undocumented and no default out of date.
-Imports neither torch nor ray.
+A description ends with "; default: ..." if the default follows from other settings or from the machine. A test compares the page
+with this module's output, so that each setting is documented and each default is current. Imports neither torch nor ray.
 """
 
 import json
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -14,14 +14,15 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from cluster.config.run_config import FREE_TO_CHANGE, Config, is_among
+from cluster.config.run_config import Config
 from cluster.study.config import AssumedConfig, RandomConfig, RangeConfig, StudyConfig, VariantConfig
+from trainer.config.identity import FREE_TO_CHANGE, is_among
 
 _INTRODUCTION = """\
 # Configuration
 
-A config is a TOML file; `configs/` has ready ones. Every setting has a default but `logs.path` (and the times of a
-`global_time` split), so a config names what differs:
+A config is a TOML file; `configs/` contains examples. Each setting has a default except `logs.path` (and the times of a
+`global_time` split), so a config lists only what differs from the defaults:
 
 ```toml
 [logs]
@@ -31,34 +32,36 @@ path = "events/*.parquet"
 dim = 128
 ```
 
-- `--set section.key=value` overrides a setting for one command, and may be given several times. The value is read as TOML, and as
-  plain text where it is not TOML: `--set train.batch_size=256`, `--set logs.path=events.parquet`, `--set evaluate.ks=[10,100]`.
-  TOML has no word for "none"; `--set train.early_stopping=none` sets a setting to it.
-- An unknown setting is an error that names the nearest known one. All errors of a config are shown at once.
-- The resolved config, defaults included, is saved as `config.json` in the run folder. Commands take that file as CONFIG too.
-- A run folder belongs to one set of settings: running a command again with others is refused, naming each that differs.
-  Settings marked "free" below are not part of a run's identity and may differ from start to start. Under a `train.schedule`
-  that falls towards the last step, `train.epochs` and `train.max_steps` are not free, because they decide the step sizes. With
-  `[train.days]` the times of the split are free: they move on as logs come.
+- `NAME` is a name of your choice: of a table, a feature or a label.
+- `--set section.key=value` overrides a setting for one command, and can be repeated. The value is read as TOML, and as plain text
+  if it is not TOML: `--set train.batch_size=256`, `--set logs.path=events.parquet`, `--set evaluate.ks=[10,100]`.
+- A default in words applies while the setting is unset. `--set train.early_stopping=none` unsets a setting that a config sets.
+- An unknown setting is an error that names the nearest known one. All errors of a config are reported at once.
+- The resolved config, including defaults, is saved as `config.json` in the run folder. Commands accept that file as CONFIG too.
+- A run folder belongs to one set of settings. A command with other settings is refused, with the name of each that differs.
+  Settings marked "free" below do not identify a run and may differ from start to start. Under a `train.schedule` that falls
+  towards the last step, `train.epochs` and `train.max_steps` are not free, because they determine the learning rates. With
+  `[train.days]` the times of the split are free, because they move forward with new logs.
 
-This page is generated: `make docs` writes it anew from the code.
+This page is generated: `make docs` rewrites it from the code.
 """
 _STUDIES = """
 # Study files
 
-`shoal study` reads a TOML file with the sections above, in part or in a config that `base` names (relative to the file), and the
-ones below. [study.md](study.md) tells how they work together.
+`shoal study` reads a TOML file with the sections above and those below. The sections above may also be in a config that `base`
+names, relative to the file. [study.md](study.md) explains how they work together.
 """
-_TABLE = ".item"  # of the tables by name, which are one so far
+_ANY_NAME = ".NAME"  # of tables, features and labels
+_DEFAULT = "; default: "  # what follows it in a description is the default in words
 _HEADER = "| setting | values | default | meaning |\n|---|---|---|---|\n"
 
 
 @dataclass(frozen=True)
 class Section:
-    """One TOML table: its name as in `[name]`, the kind it is for if there are several, and the model of its settings."""
+    """One TOML table."""
 
-    name: str
-    kind: str | None
+    name: str  # as in `[name]`
+    choice: str | None  # the setting that chooses it among several models, as in `kind = "hash"`
     model: type[BaseModel]
 
 
@@ -68,14 +71,19 @@ def main() -> None:
 
 
 def page() -> str:
-    """The whole page, as Markdown. A table that several kinds of another have is described once."""
-    both = (dict.fromkeys(sections()), study_sections())
-    runs, studies = ("".join(_section_text(section) for section in found) for found in both)
-    return _INTRODUCTION + runs + _STUDIES + studies
+    """Return the whole page, as Markdown. A model that several tables have is described once."""
+    return _INTRODUCTION + _text_of(sections()) + _STUDIES + _text_of(study_sections())
+
+
+def _text_of(every: Iterable[Section]) -> str:
+    tables: dict[type[BaseModel], list[Section]] = {}
+    for section in dict.fromkeys(every):
+        tables.setdefault(section.model, []).append(section)
+    return "".join(_section_text(first, others) for first, *others in tables.values())
 
 
 def study_sections() -> Iterator[Section]:
-    """The TOML tables that a study file has besides those of a config."""
+    """Yield the TOML tables of a study file in addition to those of a config."""
     yield Section("study", None, StudyConfig)
     yield Section("[study.variants]", None, VariantConfig)
     yield Section("study.random", None, RandomConfig)
@@ -84,7 +92,7 @@ def study_sections() -> Iterator[Section]:
 
 
 def sections() -> Iterator[Section]:
-    """Every TOML table of a config, in the order of the config's fields."""
+    """Yield every TOML table of a config, in the order of its fields."""
     for name, field in Config.model_fields.items():
         yield from _sections_of(name, field)
 
@@ -92,15 +100,15 @@ def sections() -> Iterator[Section]:
 def _sections_of(name: str, field: FieldInfo) -> Iterator[Section]:
     models = _models_in(field.annotation)
     if get_origin(field.annotation) is dict:
-        name += _TABLE
+        name += _ANY_NAME
     for model in models:
-        yield Section(name, _kind_of(model) if len(models) > 1 else None, model)
+        yield Section(name, _choice_of(model) if len(models) > 1 else None, model)
         for inner_name, inner in model.model_fields.items():
             yield from _sections_of(f"{name}.{inner_name}", inner)
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The models that a setting may hold, if it is a table of settings and not a value."""
+    """Return the models that a setting may hold if it is a table of settings; none for a value."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) not in (Annotated, Union, types.UnionType, dict):
@@ -108,17 +116,25 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     return [model for part in get_args(annotation) for model in _models_in(part)]
 
 
-def _kind_of(model: type[BaseModel]) -> str | None:
-    field = model.model_fields.get("kind")
-    return str(get_args(field.annotation)[0]) if field is not None else None
+def _choice_of(model: type[BaseModel]) -> str | None:
+    """Return the setting by which a union chooses a model: the `task` or `kind` that has one value only."""
+    for name in ("task", "kind"):
+        field = model.model_fields.get(name)
+        values = get_args(field.annotation) if field is not None else ()
+        if len(values) == 1:
+            return f'{name} = "{values[0]}"'
+    return None
 
 
-def _section_text(section: Section) -> str:
+def _section_text(section: Section, others: list[Section]) -> str:
+    """Return the text of a table. `others` are those with the same settings."""
     values = [(name, field) for name, field in section.model.model_fields.items() if not _models_in(field.annotation)]
-    title = f"`[{section.name}]`" + (f' with `kind = "{section.kind}"`' if section.kind else "")
-    summary = " ".join((section.model.__doc__ or "").split())
     if not values:
         return ""
+    title = f"`[{section.name}]`" + (f" with `{section.choice}`" if section.choice else "")
+    summary = " ".join((section.model.__doc__ or "").split())
+    if others:
+        summary += f" The same settings: {', '.join(f'`[{other.name}]`' for other in others)}."
     schema = section.model.model_json_schema()["properties"]
     rows = [_row(f"{section.name}.{name}", name, field, schema[name]) for name, field in values]
     return f"\n## {title}\n\n{summary}\n\n{_HEADER}" + "".join(rows)
@@ -126,8 +142,8 @@ def _section_text(section: Section) -> str:
 
 def _row(path: str, name: str, field: FieldInfo, schema: dict[str, Any]) -> str:
     free = " (free)" if _is_free(path) else ""
-    meaning = (field.description or "").replace("|", "\\|")
-    return f"| `{name}`{free} | {_values(schema)} | {_default(field)} | {meaning} |\n"
+    meaning, _, default = (field.description or "").replace("|", "\\|").partition(_DEFAULT)
+    return f"| `{name}`{free} | {_values(schema)} | {default or _default(field)} | {meaning} |\n"
 
 
 def _is_free(path: str) -> bool:
@@ -138,22 +154,22 @@ def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if default is PydanticUndefined:
         return "must be given"
-    return "none" if default is None else f"`{_as_toml(default)}`"
+    return "unset" if default is None else f"`{_as_toml(default)}`"
 
 
 def _as_toml(value: Any) -> str:
-    # TOML and JSON write strings, numbers, lists of them and true and false alike.
+    # Strings, numbers, lists of them, true and false are the same in TOML and JSON.
     return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 
 def _values(schema: dict[str, Any]) -> str:
-    """What a setting may be, from its JSON schema."""
+    """Return the values that a setting may have, from its JSON schema."""
     if "const" in schema:
         return f"`{json.dumps(schema['const'])}`"
     if "enum" in schema:
         return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
     if "anyOf" in schema:
-        return " or ".join(_values(choice) for choice in schema["anyOf"])
+        return " or ".join(_values(choice) for choice in schema["anyOf"] if choice.get("type") != "null")
     if "prefixItems" in schema:
         return f"[{', '.join(_values(item) for item in schema['prefixItems'])}]"
     if "$ref" in schema:
@@ -164,8 +180,6 @@ def _values(schema: dict[str, Any]) -> str:
         case "object":
             inner = schema.get("additionalProperties")
             return f"table of: {_values(inner)}" if isinstance(inner, dict) else "a table"
-        case "null":
-            return "none"
         case "boolean":
             return "`true`, `false`"
         case "array":
@@ -173,7 +187,7 @@ def _values(schema: dict[str, Any]) -> str:
         case "string" if schema.get("format") == "bytes":
             return 'bytes, as a number or as text such as `"80GiB"`'
         case "string":
-            return "text" + (f" like `{schema['pattern']}`".replace("|", "\\|") if "pattern" in schema else "")
+            return "text"
         case kind:
             return ", ".join([str(kind), *_bounds(schema)])
 

@@ -1,10 +1,10 @@
-"""`shoal study`: its options and what it prints. It imports what it needs when it runs."""
+"""`shoal study`: many runs, compared."""
 
 from typing import Annotated
 
 import typer
 
-from cluster.cli.checkpoint import AsJson, print_json
+from cluster.cli.options import AsJson, console_for, print_json
 
 
 def study(
@@ -12,7 +12,7 @@ def study(
         str, typer.Argument(metavar="STUDY", help="TOML file of a study (docs/study.md)", show_default=False)
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="show the trials, their parameters and FLOPs; run nothing")
+        bool, typer.Option("--dry-run", help="show the trials with their parameters and FLOPs, without running them")
     ] = False,
     overrides: Annotated[
         list[str] | None,
@@ -22,12 +22,12 @@ def study(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a grid or a random search over settings, with several seeds; one table and plot of quality against cost."""
-    from cluster.driver.progress import View, plain_console
+    """Run a grid or random search over settings with several seeds, and compare quality and cost."""
+    from cluster.driver.progress import View
     from cluster.study import command
 
     planned = command.plan(file, overrides or [])
-    console = plain_console(stderr=as_json)
+    console = console_for(as_json)
     if dry_run:
         lines = command.dry_run(planned)
         if as_json:

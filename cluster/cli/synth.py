@@ -1,18 +1,48 @@
-"""`shoal synth`: from the command line's settings to a generated log."""
+"""`shoal synth`: generated event logs with known structure."""
 
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ValidationError
+import typer
 
-from cluster.config.file import apply_override, refuse_unusable
-from cluster.config.run_config import ClusterConfig, explain
-from cluster.data.synth import synthesize
-from cluster.ray_cluster.session import ray_session
-from trainer.data.synthetic.impression_world import ImpressionConfig
-from trainer.data.synthetic.world import SyntheticConfig
+from cluster.cli.options import AsJson, console_for, print_json
 from trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from cluster.config.run_config import ClusterConfig
+
+
+def synth(
+    folder: Annotated[str, typer.Argument(help="new folder for the logs; their truth goes to truth/ in it")],
+    users: Annotated[int, typer.Option(help="number of users")] = 4000,
+    items: Annotated[int, typer.Option(help="number of items")] = 1000,
+    events_per_user: Annotated[float, typer.Option(help="mean number of events, or impressions, per user")] = 40.0,
+    seed: Annotated[int, typer.Option(help="seed; the same seed gives the same bytes")] = 1,
+    impressions: Annotated[
+        bool, typer.Option("--impressions", help="impressions with known click probabilities, for task = ranking")
+    ] = False,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="generate the files in parallel on a local Ray cluster (for large logs)")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="override a setting of the log, such as num_categories=12"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Generate event logs with known structure, together with the truth."""
+    from cluster.config.run_config import ClusterConfig
+
+    cluster = ClusterConfig() if on_ray else None
+    summary = make(folder, users, items, events_per_user, seed, overrides or [], cluster, impressions)
+    what = "impressions" if impressions else "events"
+    if as_json:
+        print_json(summary)
+    else:
+        console_for(False).print(
+            f"wrote {summary[f'num_{what}']:,} {what} of {summary['num_users']:,} users to {folder}", highlight=False
+        )
 
 
 def make(
@@ -22,13 +52,33 @@ def make(
     events_per_user: float,
     seed: int,
     overrides: list[str],
-    cluster: ClusterConfig | None,
+    cluster: "ClusterConfig | None",
     impressions: bool = False,
 ) -> dict[str, Any]:
-    """Generate; on a local Ray if `cluster` is given. Raises UserError for settings that do not fit together.
+    """Generate a log and return its summary.
 
-    impressions: whether rows are impressions, of which each user has events_per_user, and not events.
+    Args:
+        folder: A new folder for the log.
+        users: Number of users.
+        items: Number of items.
+        events_per_user: Mean number of events per user, or of impressions.
+        seed: Seed of everything random.
+        overrides: Further settings of the log, as key=value.
+        cluster: The local Ray cluster to generate on; None generates in this process.
+        impressions: Generate impressions instead of events.
+
+    Raises:
+        UserError: Settings do not fit together.
     """
+    from pydantic import ValidationError
+
+    from cluster.config.explain import explain
+    from cluster.config.file import apply_override, refuse_unusable
+    from cluster.data.synth import synthesize
+    from cluster.ray_cluster.session import ray_session
+    from trainer.data.synthetic.impression_world import ImpressionConfig
+    from trainer.data.synthetic.world import SyntheticConfig
+
     settings = ImpressionConfig if impressions else SyntheticConfig
     values: dict[str, Any] = {
         "num_users": users,

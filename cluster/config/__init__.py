@@ -1,7 +1,7 @@
-"""Run config: TOML files, overrides, defaults that depend on other settings, and checks across sections.
+"""Reads, overrides and checks the config of a command: a run (trainer/config/) and its cluster.
 
 Files:
-    defaults.py    what a config leaves out and another setting decides
-    file.py        a config file, and the one that it lies over
-    run_config.py  the whole config: TOML, overrides, cross-checks, what makes a run the same run
+    explain.py     messages for settings that are refused
+    file.py        config files with their base, and overrides
+    run_config.py  the section [cluster], the whole config, and the job of a config
 """

@@ -1,6 +1,8 @@
-"""Plain values of config files, unchecked: read, laid over their base, and overridden. Imports neither torch nor ray.
+"""Reads plain values of config files, merges them over their base, and overrides them, all unchecked.
 
-base = "movielens100k_sasrec.toml"      # relative to this file; what is given here is laid over it, section by section
+Imports neither torch nor ray.
+
+base = "movielens100k_sasrec.toml"      # relative to this file; the values here are merged over it, section by section
 """
 
 import copy
@@ -18,21 +20,27 @@ from trainer.storage.credentials import refusals_in
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
-    """What a TOML or JSON file holds, over what its base holds. Raises UserError if a file is neither, or is its own base."""
+    """Return the values of a TOML or JSON file, merged over those of its base.
+
+    Raises UserError if a file is neither, or is its own base.
+    """
     values = _read(Path(path), ())
     refuse_unusable(values, f"config {path}")
     return values
 
 
 def refuse_unusable(values: Any, origin: str) -> None:
-    """Raise UserError if a nested value is one that no setting may have. Before any other message: it never repeats credentials."""
+    """Raise UserError if a nested value is one that no setting may have.
+
+    Called before any other check, because its message never repeats credentials.
+    """
     refusals = [*refusals_in(values), *unusable_values(values)]
     if refusals:
         raise UserError(f"{origin}:\n  " + "\n  ".join(refusals))
 
 
 def unusable_values(values: Any) -> Iterator[str]:
-    """Yield "setting: why" for every nested value that no setting may have, whatever its type."""
+    """Yield "setting: reason" for each nested value that no setting of any type may have."""
     for place, value in plain_values(values):
         match value:
             case float() if not math.isfinite(value):
@@ -44,10 +52,15 @@ def unusable_values(values: Any) -> Iterator[str]:
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """above: the files that this one is the base of, in turn."""
+    """Return the values of a file and its bases.
+
+    Args:
+        file: The file.
+        above: The files that this one is the base of, outermost first.
+    """
     if file.resolve() in above:
         chain = " -> ".join(str(one) for one in (*above, file.resolve()))
-        raise UserError(f"config {above[0]}: base leads back to a file that asked for it: {chain}")
+        raise UserError(f"config {above[0]}: base leads back to a file that names it: {chain}")
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -70,7 +83,7 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """`above` over `below`, section by section; neither is changed."""
+    """Return `above` merged over `below`, section by section. Neither is changed."""
     result = copy.deepcopy(below)
     for key, value in above.items():
         before = result.get(key)
@@ -80,7 +93,7 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_override(override: str, values: dict[str, Any], example: str = "train.batch_size=256") -> None:
-    """Set one `section.key=value`; the value is read as TOML, and as a bare string where it is not TOML."""
+    """Set one `section.key=value` in `values`. The value is read as TOML, and as plain text if it is not TOML."""
     key, separator, text = override.partition("=")
     refuse_unusable({key.strip(): text.strip("[]\"' ")}, "--set")
     if not separator or not key.strip():

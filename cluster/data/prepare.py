@@ -23,7 +23,7 @@ import ray
 
 from cluster.config.run_config import Config
 from cluster.ray_cluster.task_pool import run_tasks
-from trainer.config import GlobalTimeConfig
+from trainer.config.split import GlobalTimeConfig
 from trainer.data.dataset import card
 from trainer.data.dataset.folder import Existing, Files, Request, attempt, find_dataset, remove_leftovers
 from trainer.data.dataset.manifest import Manifest, write_manifest

@@ -1,6 +1,6 @@
 """`shoal doctor`: probes the machine and judges the result.
 
 Files:
-    checks.py  and judges what it saw
-    probe.py   `shoal doctor`: looks at the machine
+    checks.py  judges the results of the probe, with remedies
+    probe.py   probes the machine
 """

@@ -1,8 +1,7 @@
-"""Finds what is wrong with the surroundings of Shoal, and names the remedy: versions, Ray's left-overs, limits.
+"""Probes the machine for `shoal doctor`: versions, Ray's left-over processes and files, and limits. It changes nothing.
 
-Here is what looks at the machine; cluster/doctor/checks.py judges what was seen. Nothing is changed.
-Invariant: it ends with findings, whatever the state of the installation, since torch, fbgemm and torchrec are imported
-in a process of their own, and no other heavy package is imported at all.
+cluster/doctor/checks.py judges the results. Invariant: it returns findings in any state of the installation, because torch,
+fbgemm and torchrec are imported in a separate process, and no other heavy package is imported.
 """
 
 import importlib.metadata
@@ -52,15 +51,21 @@ _CONNECT_SECONDS = 1.0
 
 
 def diagnose() -> list[Finding]:
-    """Look at this machine, environment and folder. Takes as long as importing torch: some seconds."""
+    """Return the findings about this machine, its environment and the current folder.
+
+    Takes as long as an import of torch: some seconds.
+    """
     versions = {name: installed_version(name) for name in _PACKAGES}
     probe = probe_imports()
-    ray_dir, here, shared_memory = ray_temp_dir(os.environ), Path.cwd(), Path("/dev/shm")
+    ray_dir = ray_temp_dir(os.environ)
+    here = Path.cwd()
+    shared_memory = Path("/dev/shm")
     address_file = ray_dir / "ray_current_cluster"
-    noted, ray_address = read_text(address_file), os.environ.get("RAY_ADDRESS")
+    stored = read_text(address_file)
+    ray_address = os.environ.get("RAY_ADDRESS")
     daemons = list_daemons()
     # A cluster with another temporary folder is named by its own daemons only.
-    addresses = dict.fromkeys(address for address in (noted, ray_address, *addresses_of(daemons)) if address)
+    addresses = dict.fromkeys(address for address in (stored, ray_address, *addresses_of(daemons)) if address)
     alive = [address for address in addresses if is_reachable(address)]
     cpu_quota, memory_limit = cgroup_limits(Path("/sys/fs/cgroup"))
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -71,7 +76,7 @@ def diagnose() -> list[Finding]:
         *check_imports(probe),
         check_gpu(probe),
         check_ray_version(versions["ray"]),
-        check_address_file(str(address_file), noted, noted in alive),
+        check_address_file(str(address_file), stored, stored in alive),
         check_ray_address(ray_address, ray_address in alive),
         check_orphans(daemons, psutil.Process().username(), alive),
         check_authentication(os.environ.get("RAY_AUTH_MODE"), has_token(os.environ, Path.home()), alive),
@@ -87,13 +92,14 @@ def diagnose() -> list[Finding]:
 
 
 def installed_version(distribution: str) -> str | None:
+    """Return the version of an installed distribution, or None."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-# Prints one line of JSON per step, so that after a crash it is known how far it came. No exception ends it: a broken
+# Prints one line of JSON per step, so that the output shows how far it came before a crash. No exception ends it: a broken
 # library may raise anything at import.
 _PROBE = """
 import importlib, json
@@ -105,15 +111,15 @@ for name in ("torch", "fbgemm_gpu", "torchrec"):
         print(json.dumps({"module": name, "error": f"{type(error).__name__}: {error}"}), flush=True)
     else:
         if name == "torch":
-            found = [module.cuda.get_device_name(i) for i in range(module.cuda.device_count())]
-            found = found if module.cuda.is_available() else []
-            print(json.dumps({"cuda_build": module.version.cuda, "devices": found}), flush=True)
+            devices = [module.cuda.get_device_name(i) for i in range(module.cuda.device_count())]
+            devices = devices if module.cuda.is_available() else []
+            print(json.dumps({"cuda_build": module.version.cuda, "devices": devices}), flush=True)
 print(json.dumps({"done": True}), flush=True)
 """
 
 
 def probe_imports(timeout_seconds: float = _PROBE_SECONDS) -> ImportProbe:
-    """Import torch, fbgemm_gpu and torchrec with this Python, in a process that may crash or hang."""
+    """Import torch, fbgemm_gpu and torchrec in a separate process, which may crash or hang, and return the outcome."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=timeout_seconds, check=False
@@ -136,13 +142,13 @@ def probe_imports(timeout_seconds: float = _PROBE_SECONDS) -> ImportProbe:
 
 
 def ray_temp_dir(environment: Mapping[str, str]) -> Path:
-    """Where Ray keeps its sessions, and spills objects; by the rules of ray._common.utils."""
+    """Return the folder of Ray's sessions and spilled objects, by the rules of ray._common.utils."""
     parent = environment.get("RAY_TMPDIR") or (environment.get("TMPDIR") if sys.platform == "linux" else None)
     return Path(parent or ("/tmp" if os.name == "posix" else tempfile.gettempdir())) / "ray"
 
 
 def read_text(file: Path) -> str | None:
-    """The stripped text, or None if there is none to be had."""
+    """Return the stripped text of a file, or None if it is empty or cannot be read."""
     try:
         return file.read_text(encoding="utf-8").strip() or None
     except (OSError, UnicodeDecodeError):
@@ -150,7 +156,7 @@ def read_text(file: Path) -> str | None:
 
 
 def is_reachable(address: str) -> bool:
-    """Whether something listens there."""
+    """Return whether something listens at host:port."""
     place = host_and_port(address)
     if place is None:
         return False
@@ -162,7 +168,7 @@ def is_reachable(address: str) -> bool:
 
 
 def list_daemons() -> list[ProcessInfo]:
-    """Ray's daemons on this machine."""
+    """Return Ray's daemons on this machine."""
     names: dict[int, str] = {}
     daemons = []
     for process in psutil.process_iter(["pid", "ppid", "name", "username", "cmdline", "status"]):
@@ -184,12 +190,13 @@ def list_daemons() -> list[ProcessInfo]:
 
 
 def has_token(environment: Mapping[str, str], home: Path) -> bool:
-    """Whether Ray will find a token; the token itself is not read."""
+    """Return whether Ray will find a token. The token itself is not read."""
     path = environment.get("RAY_AUTH_TOKEN_PATH")
     return bool(environment.get("RAY_AUTH_TOKEN")) or (Path(path) if path else home / ".ray" / "auth_token").is_file()
 
 
 def port_in_use(port: int) -> bool:
+    """Return whether a port of this machine is in use."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # closed connections that linger do not count
         try:
@@ -200,7 +207,7 @@ def port_in_use(port: int) -> bool:
 
 
 def cgroup_limits(root: Path) -> tuple[float | None, int | None]:
-    """CPUs and bytes of memory that the control group allows (version 2, then 1); None where it sets no limit."""
+    """Return the CPUs and bytes of memory that the control group allows (version 2, then 1); None without a limit."""
 
     def words(*names: str) -> list[str]:
         for name in names:
@@ -217,7 +224,7 @@ def cgroup_limits(root: Path) -> tuple[float | None, int | None]:
 
 
 def disk_space(folder: Path) -> tuple[int, int] | None:
-    """Bytes in all and free on the disk of `folder`, or of the nearest parent that exists."""
+    """Return the total and free bytes of the disk of `folder`, or of its nearest parent that exists."""
     for place in (folder, *folder.parents):
         try:
             usage = shutil.disk_usage(place)

@@ -5,8 +5,9 @@ runs/NAME/  config.json  state.json  plan.json  metrics.jsonl  tensorboard/  che
 
 import json
 
-from cluster.config.run_config import Config, check_config, identity
+from cluster.config.run_config import Config, check_config
 from cluster.driver.stage_record import StageRecord
+from trainer.config.identity import identity
 from trainer.errors import UserError
 from trainer.settings import changed_settings
 from trainer.storage.files import write_json_atomically

@@ -6,8 +6,9 @@ No ray, no torch. The invariant: whatever changes a figure, a checkpoint or a pa
 from dataclasses import asdict
 from pathlib import Path
 
-from cluster.config.run_config import Config, identity
+from cluster.config.run_config import Config
 from trainer.checkpoint.folder import StoredCheckpoint
+from trainer.config.identity import identity
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.storage.files import digest_of, hash_file

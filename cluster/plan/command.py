@@ -175,8 +175,13 @@ def _write(answer: Answer) -> None:
 
 def _tiles(planned: Planned) -> list[dict[str, str]]:
     """Return the headline figures of a plan. They are predictions and have no interval."""
-    rows = dict(summary_grid([planned.values]).rows)
-    return [{"name": name, "value": rows[name], "interval": "", "note": ""} for name in HEADLINES]
+    values = _summary(planned)
+    return [{"name": name, "value": values[name], "interval": "", "note": ""} for name in HEADLINES]
+
+
+def _summary(planned: Planned) -> dict[str, str]:
+    """Return the headline figures of one plan by name."""
+    return {row[0]: row[1] for row in summary_grid([planned.values]).rows}
 
 
 def _page(answer: Answer, plans: list[Planned], pictures: list[str]) -> str:
@@ -188,7 +193,7 @@ def _page(answer: Answer, plans: list[Planned], pictures: list[str]) -> str:
         title=f"Plan of {answer.planned.request.name}",
         header=[
             ("Workload", answer.planned.request.name),
-            ("Devices", dict(summary_grid([answer.planned.values]).rows)["devices"]),
+            ("Devices", _summary(answer.planned)["devices"]),
             ("Planned", f"{page.moment_text(time.time())}, in {answer.planned.seconds:.1f} s"),
         ],
         comparison=comparison(*plans) if len(plans) > 1 else [],

@@ -3,15 +3,15 @@
 batch_size = 65536            examples of the global batch
 [topology]                    the devices
 [communication]               as in a run's config
-[[table]]                     a table, or `count` of them that are alike
+[[table]]                     a table, or `count` identical ones
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from cluster.config.explain import explain
 from cluster.config.file import apply_override
-from cluster.config.run_config import explain
 from sharding.config import CommunicationConfig, DevicesConfig, Kernel, Sharding, SparseOptimizer, TableConfig
 from sharding.planning.load import TableLoad
 from trainer.errors import UserError
@@ -20,34 +20,44 @@ _OF_TABLES = ("dim", "sharding", "kernel", "ranks", "min_partition", "cache_load
 
 
 class WorkloadTopologyConfig(DevicesConfig):
-    """The devices that the tables are to lie on."""
+    """Devices for which the tables are planned."""
 
-    devices: int = Field(ge=1, le=65536, description="how many there are")
-    device: Literal["cpu", "cuda"] = Field("cuda", description="CPUs, or GPUs")
+    devices: int = Field(ge=1, le=65536, description="number of devices")
+    device: Literal["cpu", "cuda"] = Field("cuda", description="type of the devices")
     preset: str | None = Field(
-        None, description='figures of the devices by name, such as "h100-80gb"; other settings take precedence'
+        None,
+        description='GPU preset, such as "h100-80gb". Other settings take precedence; default: h100-80gb for GPUs',
     )
 
 
 class WorkloadTableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A table, or several that are alike, and what an example asks of each."""
+    """A table, or several identical ones, and the look-ups of an example in each."""
 
-    rows: int = Field(ge=1, le=10**12, description="rows of the table")
-    dim: int = Field(64, ge=4, multiple_of=4, description="width of a row, in numbers (a multiple of 4)")
-    count: int = Field(1, ge=1, le=100_000, description="how many such tables there are: NAME_0, NAME_1, ...")
-    pooled: bool = Field(False, description="looked up as bags whose rows are summed, else as a sequence of rows")
+    rows: int = Field(ge=1, le=10**12, description="number of rows")
+    dim: int = Field(64, ge=4, multiple_of=4, description="width of a row (a multiple of 4)")
+    count: int = Field(1, ge=1, le=100_000, description="number of such tables: NAME_0, NAME_1, ...")
+    pooled: bool = Field(False, description="looked up as bags whose rows are summed; otherwise as a sequence of rows")
     ids_per_example: float = Field(
         1.0,
         gt=0.0,
-        description="ids that an example looks up, on average; where each is asked for once per batch, distinct ones",
+        description="mean number of ids that an example looks up; of unique ids, where each is looked up once per batch",
     )
-    bags_per_example: float = Field(1.0, gt=0.0, description="of a pooled table: sums that an example gets")
-    optimizer: SparseOptimizer = Field("rowwise_adagrad", description="the optimizer of the table")
+    bags_per_example: float = Field(1.0, gt=0.0, description="pooled table: number of sums per example")
+    optimizer: SparseOptimizer = Field("rowwise_adagrad", description="optimizer of the table")
     sharding: Literal["auto"] | Sharding | list[Sharding] = Field("auto", description="as in tables.NAME.sharding")
     kernel: Literal["auto"] | Kernel = Field("auto", description="as in tables.NAME.kernel")
-    ranks: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1, description="as in tables.NAME.ranks")
-    min_partition: int | None = Field(None, ge=4, multiple_of=4, description="as in tables.NAME.min_partition")
-    cache_load_factor: float | None = Field(None, gt=0.0, le=1.0, description="as in tables.NAME.cache_load_factor")
+    ranks: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="as in tables.NAME.ranks; default: any"
+    )
+    min_partition: int | None = Field(
+        None,
+        ge=4,
+        multiple_of=4,
+        description="as in tables.NAME.min_partition; default: 32 on CPUs, 64 on GPUs, fewer for narrow tables",
+    )
+    cache_load_factor: float | None = Field(
+        None, gt=0.0, le=1.0, description="as in tables.NAME.cache_load_factor; default: 0.2"
+    )
 
     @model_validator(mode="after")
     def _valid_as_a_table_of_a_run(self) -> "WorkloadTableConfig":
@@ -60,10 +70,14 @@ class WorkloadTableConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class WorkloadConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """The whole workload. Tables are by name."""
+    """A workload: its tables by name, its batch and its devices."""
 
-    batch_size: int | None = Field(None, ge=1, description="examples in the global batch, all devices together")
-    examples_per_rank: int | None = Field(None, ge=1, description="in place of batch_size: examples of each device")
+    batch_size: int | None = Field(
+        None, ge=1, description="number of examples in the global batch; default: unset, if examples_per_rank is given"
+    )
+    examples_per_rank: int | None = Field(
+        None, ge=1, description="number of examples per device; default: unset, if batch_size is given"
+    )
     topology: WorkloadTopologyConfig
     communication: CommunicationConfig = Field(default_factory=CommunicationConfig)
     table: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], WorkloadTableConfig] = Field(min_length=1)

@@ -1,6 +1,6 @@
 """Settings of a study: which settings vary, over which seeds, and by which metric the outcome is judged. No torch, no ray.
 
-A study file is a run's config, in part or by `base`, and a [study] section:
+A study file is a run's config, in part or by `base`, and a [study] beside it:
 
     base = "movielens100k_sasrec.toml"      # relative to this file; sections given here are merged over it
     [study]
@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cluster.config.defaults import metric_of_rankers
+from cluster.config.explain import explain
 from cluster.config.file import apply_override, read_values
-from cluster.config.run_config import explain
+from trainer.config.defaults import metric_of_rankers
 from trainer.errors import UserError
 from trainer.tasks.metrics import METRICS, selection_pattern
 
@@ -26,24 +26,34 @@ Value = Any  # what a setting of the config may be is for the config to say
 
 
 class VariantConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Settings that move together under one name."""
+    """Settings that change together, under one name."""
 
-    name: str = Field(min_length=1, description="how tables and plots call it")
+    name: str = Field(min_length=1, description="name in tables and plots")
     settings: dict[str, Value] = Field(
         default_factory=dict,
-        description='config keys to values, such as "model.encoder.kind" = "sasrec"; a table as a value replaces the section',
+        description='config keys with values, such as "model.encoder.kind" = "sasrec". A table as a value replaces the section',
     )
 
 
 class RangeConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Where random values of one config key are drawn from: exactly one of these."""
+    """Range of random values of one config key: exactly one of these."""
 
-    uniform: tuple[float, float] | None = Field(None, strict=False, description="low and high, drawn evenly")
-    log_uniform: tuple[float, float] | None = Field(
-        None, strict=False, description="low and high, both above 0, the logarithm drawn evenly"
+    uniform: tuple[float, float] | None = Field(
+        None, strict=False, description="low and high of a uniform distribution; default: unset"
     )
-    integers: tuple[int, int] | None = Field(None, strict=False, description="low and high, both of which may be drawn")
-    choice: list[Value] | None = Field(None, min_length=1, description="values, each as likely")
+    log_uniform: tuple[float, float] | None = Field(
+        None,
+        strict=False,
+        description="low and high, both above 0, of a distribution whose logarithm is uniform; default: unset",
+    )
+    integers: tuple[int, int] | None = Field(
+        None,
+        strict=False,
+        description="low and high of a uniform distribution of integers, both included; default: unset",
+    )
+    choice: list[Value] | None = Field(
+        None, min_length=1, description="values with equal probabilities; default: unset"
+    )
 
     @model_validator(mode="after")
     def _one_that_makes_sense(self) -> "RangeConfig":
@@ -59,61 +69,69 @@ class RangeConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class RandomConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Points drawn at random, the same for every variant."""
+    """Random points, the same for each variant."""
 
-    points: int = Field(8, ge=1, le=10_000, description="how many are drawn")
-    seed: int = Field(
-        1, ge=0, description="the same seed draws the same points; more points continue the same sequence"
+    points: int = Field(8, ge=1, le=10_000, description="number of points")
+    seed: int = Field(1, ge=0, description="seed of the points. More points continue the same sequence")
+    ranges: dict[str, RangeConfig] = Field(
+        description="config keys with ranges, such as { log_uniform = [1e-4, 1e-2] }"
     )
-    ranges: dict[str, RangeConfig] = Field(description="config keys to ranges, such as { log_uniform = [1e-4, 1e-2] }")
 
 
 class AssumedConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """What `--dry-run` takes for granted while the dataset is not prepared."""
+    """Assumptions of `--dry-run` before the dataset is prepared."""
 
-    items: int = Field(10_000, ge=1, description="items of the catalogue")
-    history: int | None = Field(None, ge=1, description="events of a history; none takes model.max_history")
+    items: int = Field(10_000, ge=1, description="number of items in the catalogue")
+    history: int | None = Field(None, ge=1, description="number of events of a history; default: model.max_history")
     impressions: int = Field(
-        10, ge=1, description="of a ranker: impressions of a user, all after the events of the history"
+        10, ge=1, description="rankers: number of impressions per user, all after the events of the history"
     )
 
 
 class StudyConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Runs that differ in settings and seeds, on one dataset."""
+    """Runs that differ in settings and seeds."""
 
-    dir: str = Field(description="folder of the study; created if absent, continued if it holds the same study")
+    dir: str = Field(description="study folder. It is created if absent, and resumed if it holds the same study")
     kind: Literal["grid", "random"] = Field(
-        "grid", description="all combinations of `grid`, or points drawn at random out of `random.ranges`"
+        "grid", description="all combinations of `grid`, or random points from `random.ranges`"
     )
     seeds: list[Annotated[int, Field(ge=0)]] = Field(
-        default_factory=lambda: [1, 2, 3], min_length=1, description="each point is run once with each as run.seed"
+        default_factory=lambda: [1, 2, 3], min_length=1, description="seeds (run.seed) with which each point is run"
     )
     metric: str = Field(
         "ndcg@10",
         pattern="|".join(selection_pattern(task) for task in METRICS),
-        description="metric of the validation split that ranks the points: hr@K, ndcg@K, recall@K, map@K or mrr; of rankers auc, "
-        "gauc, logloss or ne (less is better for both), with several labels as in auc/click (default: auc of the first label)",
+        description="validation metric that ranks the points. next_item: hr@K, ndcg@K, recall@K, map@K or mrr. "
+        "ranking: auc, gauc, logloss or ne (less is better for the last two), with a label as in auc/click if there are several; "
+        "its default is auc of the first label",
     )
     test: bool = Field(
-        True, description="also evaluate every finished trial on the test split, once; no rank depends on it"
+        True, description="also evaluate each finished trial once on the test split, which affects no ranking"
     )
     colour: str | None = Field(
         None,
-        description="config key whose values colour the plots; none colours by variant, or by the first key of the grid",
+        description="config key whose values colour the plots; default: the variant, or the first key of the grid",
     )
-    max_trials: int = Field(256, ge=1, description="a study with more trials is refused before anything starts")
+    max_trials: int = Field(
+        256, ge=1, description="maximum number of trials. A larger study is refused before anything starts"
+    )
     max_concurrent: int | None = Field(
-        None, ge=1, description="trials that run side by side; none takes as many as the cluster's CPUs and GPUs hold"
+        None,
+        ge=1,
+        description="number of trials that run in parallel; default: as many as fit on the cluster's CPUs and GPUs",
     )
-    keep_checkpoints: bool = Field(True, description="keep the checkpoints of finished trials; false deletes them")
+    keep_checkpoints: bool = Field(True, description="keep the checkpoints of finished trials. false deletes them")
     variants: list[VariantConfig] = Field(
-        default_factory=list, description="named settings; each is combined with every point of grid or random"
+        default_factory=list, description="named settings, each of which is combined with each point of grid or random"
     )
     grid: dict[str, list[Value]] = Field(
-        default_factory=dict, description='config keys to lists of values, such as "model.encoder.num_blocks" = [1, 2]'
+        default_factory=dict,
+        description='config keys with lists of values, such as "model.encoder.num_blocks" = [1, 2]',
     )
-    random: RandomConfig | None = Field(None, description='what is drawn, under kind = "random"')
-    assumed: AssumedConfig = Field(default_factory=AssumedConfig, description="used by --dry-run without a dataset")
+    random: RandomConfig | None = Field(None, description='kind = "random": the points to draw')
+    assumed: AssumedConfig = Field(
+        default_factory=AssumedConfig, description="assumptions of --dry-run without a dataset"
+    )
 
     @model_validator(mode="after")
     def _says_what_varies(self) -> "StudyConfig":
@@ -168,7 +186,7 @@ def read_study(path: str | Path, overrides: list[str] | None = None) -> StudyFil
 
 
 def with_settings(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy with config keys such as "model.encoder.num_blocks" set. Raises ValueError if a key leads through a value."""
+    """A copy with config keys such as "model.encoder.num_blocks" set. Raises ValueError where a key leads through a value."""
     result = copy.deepcopy(values)
     for key, value in settings.items():
         *sections, name = key.split(".")

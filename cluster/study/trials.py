@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from cluster.config.run_config import Config, check_config, identity, is_among
+from cluster.config.run_config import Config, check_config
 from cluster.study.config import RangeConfig, StudyConfig, StudyFile, with_settings
 from models.ranking.config import RankingConfig, learned_labels
+from trainer.config.identity import identity, is_among
 from trainer.errors import UserError
 from trainer.evaluation.ranking.names import name_among
 from trainer.settings import changed_settings

@@ -16,73 +16,76 @@ POINTWISE = ("silu", "none")  # of one score each, so that weights sum to anythi
 
 
 class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """How events of a history attend to each other. Defaults are those of `model.encoder.kind`; those shown are of "sasrec"."""
+    """How events of a history attend to each other. `model.encoder.kind` sets the defaults; those shown are of "sasrec"."""
 
-    num_heads: int = Field(1, ge=1, le=64, description="heads; must divide the width of the item table")
+    num_heads: int = Field(1, ge=1, le=64, description="number of heads. It must divide the width of the item table")
     num_key_value_heads: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="heads of keys and values, each shared by equally many heads of queries; must divide num_heads; none is one "
-        "for each",
+        description="number of heads of keys and values, each shared by the same number of query heads. It must divide "
+        "num_heads; default: num_heads",
     )
     normalisation: Normalisation = Field(
         "softmax",
-        description="how scores become weights: over all visible events (softmax, and sparsemax and entmax15, which give exact "
-        "zeros), or each on its own (silu; none: weights are the scores)",
+        description="how scores become weights. softmax, sparsemax and entmax15 normalise over all visible events (the last "
+        "two give exact zeros). silu applies to each score on its own. none uses the scores as weights",
     )
     differential: bool = Field(
         False,
-        description="subtract a second map of weights from the first, which cancels what both attend to; only where weights sum "
-        "to one",
+        description="subtract a second attention map from the first, which cancels noise common to both. It needs weights that "
+        "sum to one",
     )
     temperature: Literal["fixed", "learned"] = Field(
         "fixed",
-        description="what scores are divided by: the root of the head width, or a learned factor of it for each head",
+        description="divisor of scores: the square root of the head width, or a learned multiple of it per head",
     )
     mask: Literal["causal", "bidirectional"] = Field(
         "causal",
-        description="whether an event sees earlier events only, or later ones too (then items are masked in training)",
+        description="causal: an event sees earlier events only; bidirectional: later ones too, and training masks items",
     )
     window: int | None = Field(
         None,
         ge=1,
-        description="an event sees those less than this many places away; cost is linear in it; none sees all",
+        description="number of most recent events that an event sees, itself included. The cost is linear in it; default: all",
     )
     num_global: int = Field(
-        0, ge=0, le=1024, description="of the oldest events, how many are seen from beyond the window too"
+        0, ge=0, le=1024, description="number of oldest events that every event sees, even outside its window"
     )
     bias: Literal["none", "position", "time", "both"] = Field(
         "none",
-        description="what is added to scores by the distance of two events: of their places, their times, or both",
+        description="bias added to scores, by the distance of two events: of their positions, of their times, or both",
     )
     bias_as: Literal["score", "channel"] = Field(
         "score",
-        description="add biases to the scores, or let each be weights of its own beside those of the scores (FuXi-alpha)",
+        description="score: add biases to scores; channel: each bias forms an attention map of its own, next to that of the "
+        "scores (FuXi-alpha)",
     )
     position_bias: Literal["exact", "bucketed", "functional"] = Field(
         "exact",
-        description="a learned number for every distance of places; for buckets of it, of growing width; or a learned slope",
+        description="exact: a learned number per distance of positions; bucketed: per bucket of distances, of growing width; "
+        "functional: a learned slope",
     )
     time_bias: Literal["bucketed", "functional"] = Field(
-        "bucketed", description="a learned number for every bucket of log time; or a learned factor of log time"
+        "bucketed",
+        description="bucketed: a learned number per bucket of log time; functional: a learned multiple of log time",
     )
     projection_activation: Literal["none", "silu"] = Field(
-        "none", description="what queries, keys, values and gates go through (HSTU: silu)"
+        "none", description="activation of queries, keys, values and gates (HSTU: silu)"
     )
     output_norm: Literal["none", "layer_norm", "rms_norm"] = Field(
-        "none", description="norm of what was attended to, all heads together, before gate and output projection"
+        "none", description="norm of the attention output over all heads, before gate and output projection"
     )
     gate: bool = Field(
         False,
-        description="multiply what was attended to, element by element, by a projection of the event itself (HSTU)",
+        description="multiply the attention output elementwise by a projection of the event (HSTU)",
     )
-    output_bias: bool = Field(True, description="whether the output projection has a bias")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="probability of dropping an attention weight")
+    output_bias: bool = Field(True, description="add a bias to the output projection")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout probability of attention weights")
     penalty: float = Field(
         0.0,
-        description="added to the loss of each target: this times the entropy of its weights (silu, none: their absolute sum), "
-        "averaged over heads and blocks; positive makes attention sparser, negative spreads it",
+        description="factor of a term in the loss of each target: the entropy of its attention weights (for silu and none: "
+        "their absolute sum), averaged over heads and blocks. Positive makes attention sparser, negative spreads it",
     )
 
     @model_validator(mode="after")
@@ -124,26 +127,27 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class TargetAttentionConfig(AttentionConfig):
-    """How a candidate attends to the events before it: the same parts, and what is scored and averaged.
+    """How a candidate attends to the events before it: the settings of attention, and how candidate and event are compared.
 
-    Places and times are those of the candidate and of each event.
+    Positions and times are those of the candidate and of each event.
     """
 
     score: Literal["dot_product", "activation_unit"] = Field(
         "dot_product",
-        description="how candidate and event are compared: a scaled dot product, or a small network of both (DIN's activation "
+        description="comparison of candidate and event: a scaled dot product, or a small network of both (DIN's activation "
         "unit)",
     )
     projection: bool = Field(
         True,
-        description="project candidates and events before they are compared, and what was attended to afterwards; else they are "
-        "taken as they are (DIN)",
+        description="project candidates and events before they are compared, and the attention output afterwards. false uses "
+        "their vectors unchanged (DIN)",
     )
     unit_hidden: list[int] = Field(
         [36], min_length=1, max_length=4, description="widths of the hidden layers of the activation unit"
     )
     unit_activation: UnitActivation = Field(
-        "dice", description="activation of these: relu, prelu, or dice, which adapts to what earlier batches were like"
+        "dice",
+        description="activation of these layers: relu, prelu, or dice, which adapts to the statistics of earlier batches",
     )
 
     @model_validator(mode="after")

@@ -57,63 +57,65 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Turns a history into vectors. Defaults are those of its `kind` (docs/attention.md); those shown are of "sasrec"."""
+    """Turns a history into vectors. `kind` sets the defaults (docs/attention.md); those shown are of "sasrec"."""
 
     kind: EncoderKind = Field(
         "sasrec",
-        description="the published encoder that the other settings start from: SASRec, BERT4Rec, HSTU, LiGR (eSASRec), FuXi-alpha, "
-        "or two towers with an attention-pooled user",
+        description="published encoder whose settings are the defaults: SASRec, BERT4Rec, HSTU, LiGR (eSASRec), FuXi-alpha, or "
+        "two towers with an attention-pooled user",
     )
-    num_blocks: int = Field(2, ge=0, le=64, description="attention blocks on top of each other")
+    num_blocks: int = Field(2, ge=0, le=64, description="number of attention blocks")
     positions: Literal["learned", "rotary", "none"] = Field(
         "learned",
-        description="how an event's place in the history enters: a learned vector added to it, queries and keys rotated by it, or "
-        "by the bias of attention alone",
+        description="learned: a learned vector per position is added to each event; rotary: queries and keys are rotated; "
+        "none: positions enter only through the bias of attention",
     )
     positions_from: Literal["oldest", "newest"] = Field(
         "oldest",
-        description="of learned positions: the event from which places count, the oldest that is kept or the newest. SASRec's code "
-        "pads histories on the left, which is newest; a place then also tells how many later events the history has",
+        description="event from which learned positions count: the oldest kept, or the newest. SASRec's code pads histories on "
+        "the left, which equals newest; a position then also tells the number of later events",
     )
     scale_inputs: bool = Field(
         False,
-        description="multiply the vectors of events by the square root of their width before places are added (Vaswani et al. "
-        "2017, section 3.4)",
+        description="multiply the vectors of events by the square root of their width before positions are added (Vaswani et "
+        "al. 2017, section 3.4)",
     )
     input_norm: bool = Field(
-        False, description="norm of the vectors of events after places are added, before the first block (BERT4Rec)"
+        False,
+        description="apply a norm to the vectors of events after positions are added, before the first block (BERT4Rec)",
     )
     norm: Literal["layer_norm", "rms_norm"] = Field("layer_norm", description="norm of the blocks")
     norm_place: Literal["pre", "post"] = Field(
-        "pre", description="norm before each sub-layer, beside which the input goes on unchanged, or after their sum"
+        "pre", description="pre: norm before each sub-layer, with an unnormalised residual; post: norm after their sum"
     )
-    final_norm: bool = Field(True, description="norm once more after the last block")
+    final_norm: bool = Field(True, description="apply a norm after the last block")
     residual_gate: bool = Field(
-        False, description="multiply what each sub-layer adds by a sigmoid of a projection of its input (LiGR)"
+        False, description="multiply the output of each sub-layer by a sigmoid of a projection of its input (LiGR)"
     )
     feed_forward: Literal["none", "relu", "gelu", "swiglu"] = Field(
-        "gelu", description="activation of the feed-forward sub-layer; none leaves the sub-layer out"
+        "gelu", description="activation of the feed-forward sub-layer; none removes the sub-layer"
     )
     feed_forward_multiple: int = Field(
         1,
         ge=1,
         le=16,
-        description="width of the hidden layer of the feed-forward part, in multiples of the model width",
+        description="width of the hidden layer of the feed-forward sub-layer, in multiples of the model width",
     )
     feed_forward_dropout: float = Field(
         0.0,
         ge=0.0,
         lt=1.0,
-        description="probability of dropping a hidden activation inside of the feed-forward sub-layer (SASRec), beside `dropout`",
+        description="dropout probability of hidden activations inside the feed-forward sub-layer (SASRec), in addition to "
+        "`dropout`",
     )
     pooling: Literal["last", "attention"] = Field(
         "last",
-        description="what stands for the history up to an event: the event's own output, or an average of all outputs up to it, "
+        description="vector of the history up to an event: the output of that event, or an average of all outputs up to it, "
         "weighted by a learned query",
     )
     output_head: Literal["none", "gelu"] = Field(
         "none",
-        description="of next-item models: gelu is a linear layer, GELU and a norm between the encoded history and its scores "
+        description="next-item models: gelu adds a linear layer, GELU and a norm between the encoded history and its scores "
         "(BERT4Rec)",
     )
     user_tower: list[int] = Field(
@@ -122,20 +124,19 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     item_tower: list[int] = Field(
         default_factory=list,
-        description="the same between an item's vector and what its score is computed from; empty: they are one",
+        description="hidden layers between an item's input vector and the vector for its scores, in the same form. [] uses one "
+        "vector for both",
     )
-    dropout: float = Field(
-        0.2, ge=0.0, lt=1.0, description="probability of dropping an activation; applied in steps of 1/256"
-    )
+    dropout: float = Field(0.2, ge=0.0, lt=1.0, description="dropout probability of activations, in steps of 1/256")
     initial_std: float | None = Field(
         0.02,
         gt=0.0,
-        description="standard deviation of the initial weights; none: that of each matrix keeps the length of its input and of its "
-        "gradient (Glorot & Bengio 2010)",
+        description="standard deviation of the initial weights. Unset (`--set model.encoder.initial_std=none`), each matrix "
+        "preserves the scale of its input and of its gradient (Glorot & Bengio 2010)",
     )
     recompute: bool = Field(
         False,
-        description="keep only the inputs of blocks and compute the rest again in the backward pass: less memory, more time",
+        description="store only the inputs of blocks and recompute the rest in the backward pass: less memory, more time",
     )
     attention: AttentionConfig = Field(default_factory=AttentionConfig, description="how events attend to each other")
 

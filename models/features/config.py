@@ -1,4 +1,4 @@
-"""Settings of what the encoder is told of an event besides its item. Imports no torch."""
+"""Settings of the inputs of an encoder besides items. Imports no torch."""
 
 from typing import Literal
 
@@ -12,32 +12,32 @@ TimeUnit = Literal["seconds", "milliseconds", "microseconds"]
 
 
 class InputsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """What the encoder is told of an event besides its item, and of the moment for which it recommends."""
+    """Inputs of the encoder besides items: features, times, and the time of the request."""
 
     event_features: list[str] | None = Field(
         None,
-        description="features of events (logs.features) that are added to the vector of an event's item; none takes all, "
-        "[] takes no feature",
+        description="features of events (logs.features) that are added to the item vector of an event. [] adds none; default: "
+        "all",
     )
     user_features: list[str] | None = Field(
         None,
-        description="features of users (logs.users.features) that are added to every event of the user; none takes all",
+        description="features of users (logs.users.features) that are added to each event of the user; default: all",
     )
     candidate_features: list[str] | None = Field(
         None,
-        description="ranking: features of impressions (logs.features) that scores are computed from; none takes all",
+        description="ranking: features of impressions (logs.features) that scores are computed from; default: all",
     )
     time: list[TimePart] = Field(
         default_factory=list,
-        description="what of an event's own time is added to it, as learned vectors: gap (to the event before, in "
-        "logarithmic buckets), hour (of the day, UTC), weekday (UTC)",
+        description="learned vectors of an event's time that are added to it: gap (to the event before, in logarithmic "
+        "buckets), hour (of the day, UTC), weekday (UTC)",
     )
     request_time: bool = Field(
         False,
-        description="whether encoders that look at times are told when a recommendation is asked for: in training the time of the "
-        "target, in evaluation that of the first held-out event; otherwise the time of the last event stands in for it",
+        description="pass the time of the request to encoders that use times: in training the time of the target, in "
+        "evaluation that of the first held-out event. Otherwise the time of the last event takes its place",
     )
     time_unit: TimeUnit | None = Field(
         None,
-        description="unit of integer times; none tells it from their size, as that of a clock that counts from 1970",
+        description="unit of integer times; default: inferred from their size, as Unix times",
     )

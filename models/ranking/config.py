@@ -17,44 +17,47 @@ ActivationKind = Literal["relu", "prelu", "dice"]
 
 
 class CrossingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Products of fields, which layers of sums and activations learn only slowly."""
+    """Products of fields, which layers of sums and activations learn slowly."""
 
     kind: Literal["none", "dcn_v2", "fm"] = Field(
         "none",
-        description="none; dcn_v2, layers that multiply the concatenated fields by a learned map of what was crossed before; fm, "
-        "the sum of products of all pairs of fields, beside the fields themselves",
+        description="dcn_v2: layers that multiply the concatenated fields by a learned map of the previous layer; fm: the sum "
+        "of products of all pairs of fields, in addition to the fields",
     )
-    num_layers: int = Field(2, ge=1, le=16, description="of dcn_v2: crosses of one degree more each")
+    num_layers: int = Field(
+        2, ge=1, le=16, description="dcn_v2: number of layers, each of which raises the degree by one"
+    )
     rank: int = Field(
-        32, ge=1, description="of dcn_v2, the rank of each layer's map; of fm, the width in which fields are multiplied"
+        32, ge=1, description="dcn_v2: rank of the map of each layer; fm: width in which fields are multiplied"
     )
 
 
 class ExpertsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """The layers between the fields and the logits of labels: what labels share, and what each has alone."""
+    """Layers between the fields and the logits of labels: those that labels share, and those of each label."""
 
     kind: Literal["shared_bottom", "mmoe", "ple"] = Field(
         "shared_bottom",
-        description="one network for all labels; experts that each label mixes by a gate of its own (MMoE); or shared experts and "
-        "experts of each label, mixed likewise (PLE)",
+        description="shared_bottom: one network for all labels; mmoe: experts that each label mixes with its own gate (MMoE); "
+        "ple: shared experts and experts per label, mixed in the same way (PLE)",
     )
     hidden: list[int] = Field(
         default_factory=lambda: [128, 64],
-        description="widths of the layers of the shared network, or of each expert; with [] the logits of shared_bottom are linear "
-        "in the fields, if `tower` is empty as well",
+        description="widths of the layers of the shared network, or of each expert. With [] and an empty `tower`, the logits "
+        "of shared_bottom are linear in the fields",
     )
-    num_experts: int = Field(4, ge=1, le=64, description="experts of mmoe, shared experts of ple")
-    num_label_experts: int = Field(1, ge=1, le=16, description="of ple: experts that each label has alone")
-    num_levels: int = Field(1, ge=1, le=8, description="of ple: levels of experts on top of each other")
+    num_experts: int = Field(4, ge=1, le=64, description="number of experts of mmoe, or of shared experts of ple")
+    num_label_experts: int = Field(1, ge=1, le=16, description="ple: number of experts per label")
+    num_levels: int = Field(1, ge=1, le=8, description="ple: number of levels of experts")
     tower: list[int] = Field(
-        default_factory=list, description="widths of the hidden layers between these and the logit, of each label alone"
+        default_factory=list, description="widths of the hidden layers of each label between these layers and its logit"
     )
     activation: ActivationKind = Field(
         "relu",
-        description="of hidden layers: relu; prelu, with a learned slope below zero; or dice (DIN), with a gate at the unit's mean",
+        description="activation of hidden layers: relu; prelu, with a learned slope below zero; dice (DIN), with a gate at the "
+        "unit's mean",
     )
     dropout: float = Field(
-        0.0, ge=0.0, lt=1.0, description="probability of dropping an activation of a hidden layer; in steps of 1/256"
+        0.0, ge=0.0, lt=1.0, description="dropout probability of activations of hidden layers, in steps of 1/256"
     )
 
     @model_validator(mode="after")
@@ -67,29 +70,30 @@ class ExpertsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class LabelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """How one label is learned. An impression is positive where the label is above 0."""
+    """How a label is learned. An impression is positive if the label is above 0."""
 
-    weight: float = Field(1.0, gt=0.0, description="of its loss among those of the other labels")
+    weight: float = Field(1.0, gt=0.0, description="weight of its loss among those of all labels")
     loss: Literal["bce", "focal", "pairwise", "listwise"] = Field(
         "bce",
-        description="binary cross-entropy; focal, the same with easy impressions weighed down; pairwise, logistic over pairs of a "
-        "positive and a negative of one user; listwise, softmax over one user's impressions",
+        description="bce: binary cross-entropy; focal: bce with smaller weights for easy impressions; pairwise: logistic loss "
+        "over pairs of a positive and a negative of one user; listwise: softmax over the impressions of one user",
     )
-    focusing: float = Field(2.0, ge=0.0, le=10.0, description="gamma of focal: 0 is bce")
+    focusing: float = Field(2.0, ge=0.0, le=10.0, description="focal: its gamma. 0 is bce")
     bce_share: float = Field(
         0.5,
         ge=0.0,
         le=1.0,
-        description="of pairwise and listwise: the share of bce beside them, without which scores rank but are no probabilities",
+        description="pairwise and listwise: share of bce in the loss. With 0, scores rank but are not probabilities",
     )
     defined_when: str | None = Field(
         None,
-        description="another label of the logs: this one is learned only where that is above 0, and is given that it is",
+        description="another label of the logs. This label is learned only where that label is above 0, as a conditional "
+        "probability; default: learned on all impressions",
     )
     entire_space: bool = Field(
         False,
-        description="learn the product of this label's probability and that of `defined_when` on all impressions (ESMM), in place "
-        "of this label's on some",
+        description="learn the product of the probabilities of this label and of `defined_when` on all impressions (ESMM), in "
+        "place of this label on some",
     )
 
     @model_validator(mode="after")
@@ -102,30 +106,30 @@ class LabelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class RankingConfig(ModelConfig):
-    """A model of what becomes of impressions. Defaults are those of its `kind` (docs/attention.md)."""
+    """A model that predicts the labels of impressions. `kind` determines the defaults (docs/ranking.md)."""
 
     task: Literal["ranking"] = Field(
-        "ranking", description="what is learned: ranking, the labels of impressions from the history before each"
+        "ranking", description="the task: ranking predicts the labels of impressions from the history before each"
     )
     kind: RankerKind = Field(
         "din",
-        description="the published ranker that the other settings start from: DIN, BST, HSTU with candidates as targets, SIM, an "
+        description="published ranker whose settings are the defaults: DIN, BST, HSTU with candidates as targets, SIM, an "
         "average of the events, or logistic regression without history",
     )
     interest: InterestConfig = Field(
-        default_factory=InterestConfig, description="how a candidate meets the history of its user"
+        default_factory=InterestConfig, description="how a candidate is compared with the history of its user"
     )
     crossing: CrossingConfig = Field(default_factory=CrossingConfig, description="products of fields")
     experts: ExpertsConfig = Field(default_factory=ExpertsConfig, description="layers between fields and labels")
     labels: dict[str, LabelConfig] = Field(
         default_factory=dict,
-        description="the labels that are learned, by name; {} takes all of logs.labels as they are",
+        description="labels to learn, by name. {} learns all of logs.labels with default settings",
     )
     negative_sampling: Literal["offset", "weight", "none"] = Field(
         "offset",
-        description="how training allows for logs that kept a share of the impressions without any label "
-        "(logs.negative_sampling_rate), so that probabilities are those of the full log: by an offset of logits, exact for a label "
-        "that is 0 only where all are; by weighing these impressions, right for every label but noisier; or not at all",
+        description="correction for logs that contain a share of the impressions without any label "
+        "(logs.negative_sampling_rate), so that probabilities refer to the full log. offset: of logits, exact for a label that "
+        "is 0 only where all are; weight: weights of these impressions, right for each label but noisier; none: no correction",
     )
 
     @model_validator(mode="before")

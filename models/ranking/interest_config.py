@@ -1,4 +1,4 @@
-"""Settings of how a candidate meets the history of its user. Imports no torch."""
+"""Settings of how a candidate is compared with the history of its user. Imports no torch."""
 
 from typing import Literal
 
@@ -9,17 +9,19 @@ from models.encoders.config import EncoderConfig
 
 
 class SearchConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A first stage for long histories (SIM): a few events for each candidate, and nothing else is attended to."""
+    """The first stage for long histories (SIM): it selects a few events per candidate, and attention sees only these."""
 
     kind: Literal["none", "category", "similarity"] = Field(
         "none",
-        description="none; category, the most recent events whose items share a feature's value with the candidate; or similarity, "
-        "those with the largest dot products of their vectors and the candidate's",
+        description="category: the most recent events whose items share the value of a feature with the candidate; similarity: "
+        "the events with the largest dot products with the candidate; none: all events",
     )
     feature: str | None = Field(
-        None, description="of category: the feature of items, one value for each, such as category"
+        None,
+        description="category: a feature of items with one value per item, such as category; default: unset, as other kinds "
+        "need none",
     )
-    num_found: int = Field(50, ge=1, le=4096, description="events for each candidate at most")
+    num_found: int = Field(50, ge=1, le=4096, description="maximum number of events per candidate")
 
     @model_validator(mode="after")
     def _category_has_a_feature(self) -> "SearchConfig":
@@ -32,18 +34,18 @@ class SearchConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class InterestConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """How a candidate meets the history: what of it bears on this candidate."""
+    """How a candidate is compared with the history of its user."""
 
     kind: Literal["attention", "encoder", "mean", "none"] = Field(
         "attention",
-        description="attention, to what the encoder made of the events (with encoder.num_blocks = 0: to the events as they are); "
-        "encoder, the candidate goes through the encoder's blocks as the event after its history; mean, the average of the events; "
-        "none, no history",
+        description="attention: to the encoder's outputs (with encoder.num_blocks = 0: to the events unchanged); encoder: the "
+        "candidate passes through the encoder's blocks as the event after its history; mean: the average of the events; none: "
+        "no history",
     )
     attention: TargetAttentionConfig = Field(
         default_factory=TargetAttentionConfig, description="how a candidate attends to the events before it"
     )
-    search: SearchConfig = Field(default_factory=SearchConfig, description="which events are attended to or averaged")
+    search: SearchConfig = Field(default_factory=SearchConfig, description="events that are attended to or averaged")
 
     @model_validator(mode="after")
     def _search_narrows_something(self) -> "InterestConfig":

@@ -140,9 +140,9 @@ def test_the_model_is_trained_before_it_is_evaluated_and_a_fresh_one_knows_no_la
 @pytest.mark.parametrize(
     ("sections", "expected"),
     [
-        ({"train": {"epochs": 3}}, "epochs = 3: days take the place of epochs"),
-        ({"train": {"schedule": "linear"}}, "schedule = 'linear' needs to know the last step"),
-        ({"train": {"early_stopping": {"metric": "auc/click"}}}, "early_stopping goes back"),
+        ({"train": {"epochs": 3}}, "epochs = 3: daily training has no epochs"),
+        ({"train": {"schedule": "linear"}}, "schedule = 'linear' needs a last step"),
+        ({"train": {"early_stopping": {"metric": "auc/click"}}}, "early_stopping returns to an earlier epoch"),
         ({"train": {"days": {"length": "a day"}}}, "write a number and one of s, m, h, d, w"),
     ],
 )
@@ -154,7 +154,7 @@ def test_settings_that_exclude_days_are_refused(tmp_path, sections, expected):
 @pytest.mark.parametrize(
     ("logs", "expected"),
     [
-        ({}, "train.days goes through impressions, and model.task = 'next_item' has none"),
+        ({}, "train.days trains on impressions, and model.task = 'next_item' has none"),
         ({"labels": ["click"], "history_label": "click"}, 'train.days needs split.kind = "global_time"'),
     ],
 )

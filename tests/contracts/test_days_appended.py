@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.config.run_config import Config, check_config, identity, job_of
+from cluster.config.run_config import Config, check_config, job_of
 from sharding.world import World
 from tests.contracts.test_resume import fingerprint
 from tests.contracts.test_world_size import global_batches, losses
 from tests.support.prepared import made, write_events
 from trainer.checkpoint.folder import newest
+from trainer.config.identity import identity
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import WINDOW_STEP
 from trainer.errors import CheckpointError

@@ -379,7 +379,7 @@ def evaluate_checkpoint(world: World, job: Job) -> dict[str, float]:
     load_checkpoint(found, built, None)
     before = {name: tensor.clone() for name, tensor in built.dynamic.tensors().items()}
     evaluator = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 6, world, built.dynamic
+        job.dataset_dir, manifest, built.catalogue, "validation", job.config.evaluate, 6, world, built.dynamic
     )
     metrics = evaluator.mean_metrics(built.model)
     assert all(torch.equal(tensor, before[name]) for name, tensor in built.dynamic.tensors().items())

@@ -69,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     write_logs(path / "logs")
     for features in ([], ["genre"], ["genre", "content"]):
         job = job_at(path, features, "none")
-        prepare(check_config(job.config, "test"), lambda _: None)
+        prepare(check_config(job.config_values, "test"), lambda _: None)
     return path
 
 
@@ -88,7 +88,7 @@ def train_and_test(world: World, job: Job) -> tuple[float, dict[str, float], lis
     training.run()
     model, catalogue = training.built.model, training.built.catalogue
     evaluator = make_evaluator(
-        job.dataset_dir, training.manifest, catalogue, "test", job.evaluate, 8, world, training.built.dynamic
+        job.dataset_dir, training.manifest, catalogue, "test", job.config.evaluate, 8, world, training.built.dynamic
     )
     metrics = evaluator.mean_metrics(model)
     top = [ranked.top_items[0].tolist() for held, ranked in evaluator.rank_all(model, 3) if held.row_ids.size][:1]

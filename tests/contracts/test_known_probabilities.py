@@ -22,7 +22,7 @@ from models.ranking.reach import Reach
 from sharding.world import World
 from tests.support.prepared import made
 from tests.support.rank_pool import RankPool
-from trainer.config import EvaluateConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.synthetic.impression_world import ImpressionConfig, build_impression_world

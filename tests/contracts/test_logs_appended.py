@@ -14,6 +14,7 @@ from cluster.config.run_config import Config, check_config, job_of, load_config
 from cluster.data.prepare import prepare
 from cluster.driver.new_logs import check_append, kept_outcome
 from sharding.world import World
+from tests.support.jobs import with_sections
 from tests.support.prepared import write_events
 from trainer.checkpoint.folder import committed, newest, read
 from trainer.data.dataset.manifest import Manifest, read_manifest
@@ -132,7 +133,7 @@ def check_continued(rank_pool: Any, config: Config, step: int, steps_per_epoch: 
         shutil.copytree(job.run_dir / "kept", run.checkpoints_dir)
     last = step + 2 * steps_per_epoch
     assert rank_pool.run(2, train, whole)[0].step == last
-    cut = replace(job, train=job.train.model_copy(update={"max_steps": step + steps_per_epoch + 2}))
+    cut = with_sections(job, train=job.config.train.model_copy(update={"max_steps": step + steps_per_epoch + 2}))
     assert rank_pool.run(2, train, cut)[0].step == step + steps_per_epoch + 2
     assert rank_pool.run(2, train, job)[0].step == last
     ours, theirs = (committed(run.checkpoints_dir)[0] for run in (job, whole))

@@ -15,7 +15,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from sharding.world import World
 from tests.contracts.test_world_size import global_batches, losses, validation
 from tests.support.datasets import tiny_dataset
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, with_sections
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
@@ -192,7 +192,7 @@ def evaluate(world: World, job: Job, step: int) -> dict[str, float]:
     folder = job.checkpoints_dir / checkpoint_folder.name_of(step)
     load_to_use(StoredCheckpoint(folder, checkpoint_folder.verify(folder)), built)
     made = make_evaluator(
-        job.dataset_dir, manifest, built.catalogue, "validation", job.evaluate, 8, world, built.dynamic
+        job.dataset_dir, manifest, built.catalogue, "validation", job.config.evaluate, 8, world, built.dynamic
     )
     return made.mean_metrics(built.model)
 
@@ -243,7 +243,7 @@ def test_resumed_and_resized_over_epochs_each_example_is_trained_once_per_epoch(
     manifest = read_manifest(dataset / "dataset")
     reader = RowGroupReader(dataset / "dataset", manifest)
     mode = EXAMPLES.get(examples, {}).get("long_histories", "recent")
-    num_examples = examples_of(reader, job.model.max_history, mode, with_lengths=False).num_examples
+    num_examples = examples_of(reader, job.config.model.max_history, mode, with_lengths=False).num_examples
     counts = Counter(number for batch in batches for number in batch)
     assert len(counts) == num_examples
     assert set(counts.values()) == {epochs}
@@ -314,8 +314,8 @@ def test_the_manifest_describes_the_checkpoint(rank_pool, dataset):
 
 
 def train_with_rank_dependent_seed(world: World, job: Job) -> None:
-    values = {**job.config, "run": {**job.config["run"], "seed": world.rank}}
-    Training(Job(**{**job.__dict__, "config": values}), world, SILENT)
+    run = job.config.run.model_copy(update={"seed": world.rank})
+    Training(with_sections(job, run=run), world, SILENT)
 
 
 def test_ranks_that_disagree_stop_with_the_difference(rank_pool, dataset):

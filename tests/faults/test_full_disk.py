@@ -198,7 +198,7 @@ def test_a_trial_on_a_full_disk_is_a_failed_trial(tmp_path, monkeypatch):
     job = tiny_job(tmp_path / "trial", tmp_path / "dataset")
     from cluster.config.run_config import check_config
 
-    config = check_config(job.config, "test")
+    config = check_config(job.config_values, "test")
     task = study_trial.Task(Trial("a", 0, 1, config), "digest", ("validation",), True, "ndcg@10")
     (tmp_path / "trial" / "dataset").mkdir(parents=True)
     FailingWrites(monkeypatch, tmp_path / "trial", 1)

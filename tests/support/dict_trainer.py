@@ -55,28 +55,28 @@ def train_by_hand(world: World, job: Job) -> tuple[list[float], dict[int | None,
     """Losses, what the label table has for each id (None: those without a row), the item table, and how many lost their row."""
     torch.set_num_threads(1)
     training = Training(job, world, SILENT)  # for its batches only
-    catalogue, table = training.built.catalogue, job.tables["label"]
+    catalogue, table = training.built.catalogue, job.config.tables["label"]
     assert isinstance(table.ids, DynamicIdsConfig)
-    size = catalogue.num_known, job.tables["item"].dim
-    model = NextItemModel(job.model, [TableSpec("item", *size)], torch.device("cpu"), catalogue.features)
-    model.initialize(torch.Generator().manual_seed(job.seed))
-    initialize_tables(model, job.seed, {"item": job.tables["item"].init_std})
+    size = catalogue.num_known, job.config.tables["item"].dim
+    model = NextItemModel(job.config.model, [TableSpec("item", *size)], torch.device("cpu"), catalogue.features)
+    model.initialize(torch.Generator().manual_seed(job.config.run.seed))
+    initialize_tables(model, job.config.run.seed, {"item": job.config.tables["item"].init_std})
     model.train()
     items = Row(next(model.tables.parameters()).detach(), torch.zeros(size))
     dense_parameters = [*model.encoder.parameters(), *model.items.parameters()]
-    dense = torch.optim.Adagrad(dense_parameters, lr=job.train.learning_rate)
+    dense = torch.optim.Adagrad(dense_parameters, lr=job.config.train.learning_rate)
     ids = DictIds(table.ids)
 
     def fresh(row: int) -> Row:
         generation = torch.tensor([ids.generations[row]])
         drawn = initial_weights(
-            job.seed, "label", torch.tensor([row]), generation, range(table.dim), table.dim, table.init_std
+            job.config.run.seed, "label", torch.tensor([row]), generation, range(table.dim), table.dim, table.init_std
         )
         return Row(drawn[0].float(), torch.zeros(table.dim))
 
     rows: dict[int | None, Row] = {None: fresh(0)}
     losses, num_evicted = [], 0
-    for step in training.stream.steps(Position(0, 0), job.train.epochs):
+    for step in training.stream.steps(Position(0, 0), job.config.train.epochs):
         batch = step.batch
         ids.observe(used_ids(batch, catalogue))
         for gone, _ in ids.evicted:
@@ -100,7 +100,7 @@ def train_by_hand(world: World, job: Job) -> tuple[list[float], dict[int | None,
         whole_gradient = torch.zeros_like(items.weights)
         assert boundary["item"].grad is not None
         whole_gradient[batch.items.rows["item"]] = boundary["item"].grad / num_targets
-        items.update(whole_gradient, job.tables["item"].learning_rate, job.tables["item"].eps)
+        items.update(whole_gradient, job.config.tables["item"].learning_rate, job.config.tables["item"].eps)
         for parameter in dense_parameters:
             if parameter.grad is not None:
                 parameter.grad /= num_targets

@@ -1,5 +1,6 @@
 """Small jobs for tests that run the trainer without Ray."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +38,8 @@ def tiny_config(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) ->
     tables = values["tables"]
     values["tables"] = {**tables, "item": {"sharding": "row_wise", **tables.get("item", {})}}
     return check_config(values, "test")
+
+
+def with_sections(job: Job, **sections: Any) -> Job:
+    """Return the job with other sections of its config, as models, unchecked. Its identity stays."""
+    return replace(job, config=job.config.model_copy(update=sections))

@@ -50,8 +50,8 @@ def _is_broken(value: Any) -> bool:
 
 def rates_of(job: Job) -> str:
     """Return the learning rates of a run with their settings."""
-    tables = [f"tables.{name}.learning_rate = {table.learning_rate:g}" for name, table in job.tables.items()]
-    return ", ".join([f"train.learning_rate = {job.train.learning_rate:g}", *tables])
+    tables = [f"tables.{name}.learning_rate = {table.learning_rate:g}" for name, table in job.config.tables.items()]
+    return ", ".join([f"train.learning_rate = {job.config.train.learning_rate:g}", *tables])
 
 
 def broken_weights_message(names: Iterable[str], job: Job, step: int) -> str:
@@ -62,10 +62,10 @@ def broken_weights_message(names: Iterable[str], job: Job, step: int) -> str:
     every = list(names)
     tables = sorted({name.split(".")[1] for name in every if name.startswith("table.")})
     settings: list[tuple[str, str, float]] = [
-        (f"tables.{name}", job.tables[name].optimizer, job.tables[name].learning_rate) for name in tables
+        (f"tables.{name}", job.config.tables[name].optimizer, job.config.tables[name].learning_rate) for name in tables
     ]
     if len(tables) == 0 or any(not name.startswith("table.") for name in every):
-        settings.append(("train", job.train.optimizer, job.train.learning_rate))
+        settings.append(("train", job.config.train.optimizer, job.config.train.learning_rate))
     where = " and ".join("the dense weights" if section == "train" else section for section, _, _ in settings)
     rates = " and ".join(f"{section}.learning_rate = {rate:g} ({optimizer})" for section, optimizer, rate in settings)
     saved = checkpoint_folder.committed(job.checkpoints_dir)

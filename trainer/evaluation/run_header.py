@@ -47,7 +47,7 @@ def header_rows(job: Job, manifest: Manifest, checkpoint: str, folder: Path, his
 
 def model_text(job: Job) -> str:
     """Return the kind and the size of a model in words."""
-    model, width = job.model, job.tables["item"].dim if "item" in job.tables else None
+    model, width = job.config.model, job.config.tables["item"].dim if "item" in job.config.tables else None
     parts = [
         f"{model.kind} ranker" if isinstance(model, RankingConfig) else f"{model.encoder.kind} encoder",
         f"{model.encoder.num_blocks} blocks" if not isinstance(model, RankingConfig) else "",
@@ -60,7 +60,7 @@ def model_text(job: Job) -> str:
 
 def setting_rows(job: Job) -> Rows:
     """Return the settings of a run that differ from their defaults, with their values."""
-    flat = flatten(job.config)
+    flat = flatten(job.config_values)
     return [(name, setting_text(value)) for name, value in flat.items() if name not in job.at_default]
 
 
@@ -112,8 +112,7 @@ def moment_of_setting(value: int | str, manifest: Manifest) -> str:
 
 
 def _logs_text(job: Job) -> str:
-    path = job.config.get("logs", {}).get("path")
-    return "" if path is None else f"{', '.join(Path(entry).name for entry in entries_of(path))}: "
+    return f"{', '.join(Path(entry).name for entry in entries_of(job.config.logs.path))}: "
 
 
 def _training_rows(job: Job, history: list[dict[str, Any]]) -> Rows:
@@ -127,7 +126,7 @@ def _training_rows(job: Job, history: list[dict[str, Any]]) -> Rows:
         rows.append(
             ("Trained", f"until {moment_text(took.ended)}, {steps:,} steps in {duration_text(took.seconds)}{speed}")
         )
-        cluster = job.config.get("cluster", {})
+        cluster = job.config_values.get("cluster", {})
         workers = cluster.get("num_workers")
         if workers:
             device = "GPU" if cluster.get("gpus_per_worker") else "CPU"

@@ -17,7 +17,7 @@ from sharding.tables.optimizers import Optimizers
 from sharding.world import World
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import StoredCheckpoint
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.catalogue import read_catalogue
 from trainer.errors import UserError
@@ -67,12 +67,12 @@ def build_model(job: Job, manifest: Manifest, world: World, by_day: DailyTrainin
     by_day: what training by days knows of them. Collective. Raises UserError if the dataset is for another task than the model, or
     if the ranks have different plans.
     """
-    if manifest.task != job.model.task:
+    if manifest.task != job.config.model.task:
         raise UserError(
-            f'dataset {job.dataset_dir} is for task "{manifest.task}", and model.task = "{job.model.task}"; datasets for ranking '
-            "are those of logs with logs.labels: set model.task, or choose another dataset"
+            f'dataset {job.dataset_dir} is for task "{manifest.task}", and model.task = "{job.config.model.task}"; datasets for '
+            "ranking are those of logs with logs.labels: set model.task, or choose another dataset"
         )
-    catalogue = read_catalogue(job.dataset_dir, manifest, job.tables, job.model)
+    catalogue = read_catalogue(job.dataset_dir, manifest, job.config.tables, job.config.model)
     planned_tables = job.planned_tables
     if planned_tables is None or planned_tables.plan.world_size != world.world_size:
         planned_tables = plan_tables(job, manifest, world.world_size, "cuda" if world.device.type == "cuda" else "cpu")
@@ -83,22 +83,22 @@ def build_model(job: Job, manifest: Manifest, world: World, by_day: DailyTrainin
         TableSpec(
             name,
             rows,
-            job.tables[name].dim,
+            job.config.tables[name].dim,
             plan.tables[name].sharding == "data_parallel",
             catalogue.bags_of_table(name),
-            job.tables[name].pooling,
+            job.config.tables[name].pooling,
         )
-        for name, rows in table_rows(job.tables, manifest, job.model.inputs).items()
+        for name, rows in table_rows(job.config.tables, manifest, job.config.model.inputs).items()
     ]
     task = _task_of(job, manifest, catalogue, by_day)
     model: Any = task.new_model(specs)
-    model.initialize(torch.Generator().manual_seed(job.seed))
+    model.initialize(torch.Generator().manual_seed(job.config.run.seed))
     for part in (*model.children(), *model.tables.replicated):
         if part is not model.tables:
             part.to(world.device)
-    tables = {spec.name: job.tables[spec.name] for spec in specs}
-    sharded_model = shard_tables(model, tables, plan, world, job.seed, job.communication)
-    dynamic = DynamicTables(tables, catalogue.features, job.seed, catalogue.inputs)
+    tables = {spec.name: job.config.tables[spec.name] for spec in specs}
+    sharded_model = shard_tables(model, tables, plan, world, job.config.run.seed, job.config.communication)
+    dynamic = DynamicTables(tables, catalogue.features, job.config.run.seed, catalogue.inputs)
     return Built(model, sharded_model, tables, planned_tables, catalogue, dynamic, task, manifest.grown_from)
 
 
@@ -110,7 +110,7 @@ def agree_at_start(world: World, facts: dict[str, str]) -> None:
 
 
 def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue, by_day: DailyTraining | None) -> Task:
-    match job.model:
+    match job.config.model:
         case RankingConfig() as config:
             return RankingTask(job, config, manifest, catalogue, by_day)
         case config:

@@ -17,8 +17,8 @@ def check_same_run(found: StoredCheckpoint, job: Job, manifest: Manifest) -> Non
             f"checkpoint {found.path} was made with other settings, so it cannot be continued:\n  {lines}\n"
             "set them back, or choose another run.dir"
         )
-    grew = job.train.days is None and found.manifest.dataset_digest in manifest.grown_from
-    if not same_dataset(found.manifest, manifest) or (grew and job.config["run"]["new_logs"] != "continue"):
+    grew = job.config.train.days is None and found.manifest.dataset_digest in manifest.grown_from
+    if not same_dataset(found.manifest, manifest) or (grew and job.config.run.new_logs != "continue"):
         remedy = 'choose another run.dir, or set run.new_logs = "continue"' if grew else "choose another run.dir"
         raise CheckpointError(
             f"checkpoint {found.path} was made from another dataset than {job.dataset_dir}"

@@ -22,7 +22,7 @@ from models.layers import running_statistics
 from sharding.tables.gradient_norm import squared_row_norm
 from sharding.tables.optimizers import Optimizers
 from sharding.world import World
-from trainer.config import Precision
+from trainer.config.train import Precision
 from trainer.loop.step_clock import StepClock
 from trainer.optim.ema import WeightEma
 from trainer.tasks.task import Batch, Model

@@ -83,24 +83,24 @@ class Training:
         found = self._find()
         self.by_day = read_days(job, self.manifest, world, fresh=found is None)
         self.built = build_model(job, self.manifest, world, self.by_day)
-        self.optimizers = build_optimizers(self.built, job.train)
-        decay = job.train.ema_decay
+        self.optimizers = build_optimizers(self.built, job.config.train)
+        decay = job.config.train.ema_decay
         self.averages = None if decay is None else WeightEma(self.built.sharded_model, self.built.tables, decay)
         self.grew = found is not None and found.manifest.dataset_digest in self.manifest.grown_from
         self.state = self._resume(found)
-        if job.plan_config.measure:
+        if job.config.plan.measure:
             record_placement(job.run_dir, self.built, self.optimizers, world)
         self.clock = StepClock(world.device)
         self.step = TrainStep(
             self.built.model,
             self.optimizers,
             world,
-            job.seed,
+            job.config.run.seed,
             self.clock,
             self.built.task.parts_of,
-            job.train.clip_norm,
+            job.config.train.clip_norm,
             self.averages,
-            job.train.precision,
+            job.config.train.precision,
         )
         self.stream = _checked_stream(self.built.task, world)
         self._warn(self.stream.batches.share_warning())
@@ -109,14 +109,14 @@ class Training:
             self.evaluator = self.built.task.evaluator("validation", world, self.built.dynamic)
         self.next_day = self.built.task.next_day(world, self.built.dynamic)
         if self.by_day is None:
-            self.epochs = job.train.epochs
+            self.epochs = job.config.train.epochs
             self.epoch_ends = self._epoch_ends()
         else:
             self.epochs = self.by_day.days.stop
-            self.epoch_ends = day_ends(self.by_day.days, self.state.step, self.state.position, job.train)
+            self.epoch_ends = day_ends(self.by_day.days, self.state.step, self.state.position, job.config.train)
         self.total_steps = int(self.epoch_ends[-1])
         self.log = MetricsLog(job.run_dir, self.state.step) if world.is_first else None
-        self.ledger = Ledger(job.run_dir, world.rank, self.state.step) if job.train.ledger else None
+        self.ledger = Ledger(job.run_dir, world.rank, self.state.step) if job.config.train.ledger else None
         self._pace = Pace(self.state.step, world.world_size)
         self._trim_memory = memory_trimmer()
 
@@ -145,7 +145,7 @@ class Training:
             last = self.state.step >= self.total_steps
             epoch_ended = self.state.position.trained == 0
             day_ended = epoch_ended and self.by_day is not None
-            is_due = self.state.position.epoch % self.job.train.evaluate_every_epochs == 0
+            is_due = self.state.position.epoch % self.job.config.train.evaluate_every_epochs == 0
             evaluated = last or (epoch_ended and not day_ended and is_due)
             if evaluated or day_ended:
                 self._check_weights()
@@ -154,7 +154,7 @@ class Training:
             if day_ended:
                 self._evaluate_next_day()
             early = self._patience_is_out()
-            every = self.job.checkpoint.every_steps
+            every = self.job.config.checkpoint.every_steps
             due = every is not None and self.state.step % every == 0
             if (evaluated or day_ended or due or result.stop_requested) and saved_step != self.state.step:
                 self._save()
@@ -164,7 +164,7 @@ class Training:
         return "finished"
 
     def _train(self, item: Step[Any]) -> StepResult:
-        train = self.job.train
+        train = self.job.config.train
         factor = rate_factor(self.state.step, self.total_steps, train)
         stop = self.world.is_first and self.channel.stop_requested()
         # Not in the thread that reads ahead: ranks exchange ids, and which row an id has depends on all steps before this one.
@@ -206,7 +206,7 @@ class Training:
         if self.log is None:
             return
         speed = self._pace.count(self.state.step, result, self.total_steps)
-        if self.state.step % self.job.train.log_every_steps == 0 or self.state.step == self.total_steps:
+        if self.state.step % self.job.config.train.log_every_steps == 0 or self.state.step == self.total_steps:
             values = {"epoch": item.epoch, "loss": result.loss, **speed, "imbalance": self._pace.imbalance()}
             if result.grad_norm is not None:
                 values["grad_norm"] = result.grad_norm
@@ -221,7 +221,7 @@ class Training:
 
     def _next_save(self) -> int:
         """The step of the next planned checkpoint: after an evaluation, at a multiple of every_steps, or at the end."""
-        every_epochs, every_steps = self.job.train.evaluate_every_epochs, self.job.checkpoint.every_steps
+        every_epochs, every_steps = self.job.config.train.evaluate_every_epochs, self.job.config.checkpoint.every_steps
         planned: list[int] = self.epoch_ends[every_epochs - 1 :: every_epochs].tolist()
         if every_steps is not None:
             planned.append(every_steps * (self.state.step // every_steps + 1))
@@ -234,7 +234,7 @@ class Training:
         with nullcontext() if self.averages is None else self.averages.swapped_in():
             metrics = self.evaluator.mean_metrics(self.built.model)
         self._pace.pause(time.monotonic() - started)
-        stopping = self.job.train.early_stopping
+        stopping = self.job.config.train.early_stopping
         if stopping is not None:
             smaller_is_better = not larger_is_better(stopping.metric)
             # A model that gave no finite loss in its last step is no candidate, whatever its metrics come to.
@@ -260,7 +260,7 @@ class Training:
             self.log.write(self.state.step, "progressive", {**found, **metrics, "seconds": time.monotonic() - started})
 
     def _patience_is_out(self) -> bool:
-        stopping = self.job.train.early_stopping
+        stopping = self.job.config.train.early_stopping
         return stopping is not None and self.state.best.evaluations_since >= stopping.patience
 
     def _tensors(self) -> dict[str, Any]:
@@ -283,10 +283,10 @@ class Training:
         except NonFiniteWeightsError as error:
             raise NonFiniteWeightsError(broken_weights_message(error.names, self.job, self.state.step)) from None
         if self.world.is_first:
-            stopping, best = self.job.train.early_stopping, self.state.best
+            stopping, best = self.job.config.train.early_stopping, self.state.best
             if stopping is not None and best.value is not None and best.step == self.state.step:
                 checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
-            checkpoint_folder.retire(self.job.checkpoints_dir, self.job.checkpoint.keep, self._warn)
+            checkpoint_folder.retire(self.job.checkpoints_dir, self.job.config.checkpoint.keep, self._warn)
             seconds = time.monotonic() - started
             self.channel.send({"kind": "checkpoint", "step": self.state.step, "path": str(path), "seconds": seconds})
         self._pace.pause(time.monotonic() - started)
@@ -298,7 +298,7 @@ class Training:
             position=examples.number_of(position),
             num_rows=examples.of(position.epoch).num_examples,
             identity=self.job.identity,
-            config=self.job.config,
+            config=self.job.config_values,
             plan=self.built.planned_tables.plan.values(),
             dataset_digest=self.manifest.digest,
             metrics={
@@ -347,7 +347,7 @@ class Training:
         if self.by_day is None and self.grew:
             # Its order is another: the epoch begins anew. What was measured before is no measure of what comes.
             state = replace(state, position=Position(position.epoch, 0), best=Best())
-        stopping, best = self.job.train.early_stopping, state.best
+        stopping, best = self.job.config.train.early_stopping, state.best
         if self.world.is_first and stopping is not None and best.value is not None:
             # A process may have died between the commit and this note, or the newest checkpoint may have been corrupt.
             checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
@@ -360,7 +360,7 @@ class Training:
 
         Steps before logs were appended stay counted; the epochs from there on are as long as the dataset is now.
         """
-        train, state = self.job.train, self.state
+        train, state = self.job.config.train, self.state
         grew = self.grew or state.extra_steps != 0
         steps = _steps_of_epochs(self.job, self.stream.batches, self.world, None if grew else train.max_steps)
         ends = steps.cumsum(0)
@@ -391,7 +391,7 @@ def _steps_of_epochs(job: Job, batches: GlobalBatches, world: World, limit: int 
 
     Under a budget of events each epoch has to be gone through, so the ranks share them.
     """
-    epochs = job.train.epochs
+    epochs = job.config.train.epochs
     steps = torch.zeros(epochs, dtype=torch.int64)
     for epoch in range(world.rank, epochs, world.world_size):
         steps[epoch] = batches.num_steps(epoch, limit)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.optim.lion import Lion
 
 

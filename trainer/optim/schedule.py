@@ -2,7 +2,7 @@
 
 import math
 
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 
 
 def rate_factor(step: int, total_steps: int, train: TrainConfig) -> float:

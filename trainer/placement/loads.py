@@ -16,7 +16,7 @@ from models.ranking.config import RankingConfig
 from models.ranking.reach import reach_of
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad, bag_load, sequence_load
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.data.inputs import features_of, used_specs
 from trainer.data.logs.config import LogsConfig, NumericFeatureConfig

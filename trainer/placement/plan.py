@@ -31,22 +31,22 @@ def plan_tables(job: Job, manifest: Manifest, num_workers: int, device: Device) 
 
     Raises PlacementError if there is none, UserError if plan.calibration cannot be read.
     """
-    if job.plan_config.replica_groups > 1:
+    if job.config.plan.replica_groups > 1:
         raise PlacementError(
-            f"plan.replica_groups = {job.plan_config.replica_groups}: replica groups can be planned with `shoal plan` but not "
+            f"plan.replica_groups = {job.config.plan.replica_groups}: replica groups can be planned with `shoal plan` but not "
             "trained yet; set plan.replica_groups = 1"
         )
-    num_rows = table_rows(job.tables, manifest, job.model.inputs)
-    facts = facts_of(manifest, job.model.inputs)
-    loads = tuple(table_loads(job.tables, num_rows, job.model, job.train, num_workers, facts))
-    topology = topology_for(job.plan_config, num_workers, device)
-    inputs = inputs_of(loads, topology, job.communication, job.plan_config.replica_groups)
+    num_rows = table_rows(job.config.tables, manifest, job.config.model.inputs)
+    facts = facts_of(manifest, job.config.model.inputs)
+    loads = tuple(table_loads(job.config.tables, num_rows, job.config.model, job.config.train, num_workers, facts))
+    topology = topology_for(job.config.plan, num_workers, device)
+    inputs = inputs_of(loads, topology, job.config.communication, job.config.plan.replica_groups)
     plan = read_plan(job.run_dir)
     if plan is None or plan.inputs != inputs:
-        plan = make_plan(loads, topology, job.communication, inputs, job.plan_config.replica_groups)
-    prediction = predict(plan, loads, topology, job.communication)
+        plan = make_plan(loads, topology, job.config.communication, inputs, job.config.plan.replica_groups)
+    prediction = predict(plan, loads, topology, job.config.communication)
     return PlannedTables(
-        plan, loads, topology, job.communication, tuple(warnings_of(plan, prediction, loads, topology))
+        plan, loads, topology, job.config.communication, tuple(warnings_of(plan, prediction, loads, topology))
     )
 
 

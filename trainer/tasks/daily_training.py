@@ -15,7 +15,7 @@ from torch import Tensor
 from models.ranking.labels import Rates
 from sharding.world import World
 from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.columns import stretches
 from trainer.data.stream.days import Days, calendar_of, count_days
@@ -37,7 +37,9 @@ class DailyTraining:
 
 def read_days(job: Job, manifest: Manifest, world: World, fresh: bool) -> DailyTraining | None:
     """None unless training goes by days. fresh: nothing was trained yet. Collective. Raises UserError as count_days does."""
-    if job.train.days is None or manifest.task != job.model.task:  # another task is refused with the model
+    if (
+        job.config.train.days is None or manifest.task != job.config.model.task
+    ):  # another task is refused with the model
         return None
     if manifest.split.get("kind") != "global_time":
         raise UserError(
@@ -45,7 +47,7 @@ def read_days(job: Job, manifest: Manifest, world: World, fresh: bool) -> DailyT
             "another run.dataset or run.dir"
         )
     reader = RowGroupReader(job.dataset_dir, manifest, ColumnSelection(impressions=True))
-    days = count_days(reader, calendar_of(job.train.days, manifest, job.model), world)
+    days = count_days(reader, calendar_of(job.config.train.days, manifest, job.config.model), world)
     return DailyTraining(days, _rates(reader, days, manifest.labels["names"], world) if fresh else None)
 
 

@@ -39,14 +39,14 @@ class NextItemTask:
         train_events = None
         if needs_train_events(config.objective):
             train_events = np.concatenate(([0], read_vocabulary(job.dataset_dir, manifest).train_events))
-        self.negatives = GlobalNegatives(config.objective, catalogue, job.seed, train_events)
+        self.negatives = GlobalNegatives(config.objective, catalogue, job.config.run.seed, train_events)
 
     def new_model(self, specs: list[TableSpec]) -> NextItemModel:
         catalogue = self.catalogue
         return NextItemModel(self.config, specs, torch.device("meta"), catalogue.features, catalogue.inputs)
 
     def stream(self, world: World) -> TrainStream:
-        job, train = self.job, self.job.train
+        job, train = self.job, self.job.config.train
         reader = RowGroupReader(job.dataset_dir, self.manifest, columns_for(self.catalogue))
         reader.check_files()
         with_lengths, masks = train.batch_tokens is not None, self.config.masks_items
@@ -55,7 +55,9 @@ class NextItemTask:
             windows, num_known = train.long_histories == "windows", self.catalogue.num_known
             items = RowGroupReader(job.dataset_dir, self.manifest)
             self.negatives.take_target_counts(count_targets(items, self.config, windows, num_known, world))
-        batches = GlobalBatches(examples, train.batch_size, train.batch_tokens, job.seed, world.rank, world.world_size)
+        batches = GlobalBatches(
+            examples, train.batch_size, train.batch_tokens, job.config.run.seed, world.rank, world.world_size
+        )
         return TrainStream(
             reader,
             batches,
@@ -77,7 +79,7 @@ class NextItemTask:
             self.manifest,
             self.catalogue,
             split,
-            self.job.evaluate,
+            self.job.config.evaluate,
             self.config.max_history,
             world,
             dynamic,

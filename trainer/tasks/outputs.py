@@ -31,7 +31,7 @@ def write_outputs(job: Job, split: Split, checkpoint: str, parts: Path) -> Summa
     Raises UserError if there is nothing to merge.
     """
     manifest = read_manifest(job.dataset_dir)
-    write_results = ranking.write_results if job.model.task == "ranking" else next_item.write_results
+    write_results = ranking.write_results if job.config.model.task == "ranking" else next_item.write_results
     summary = write_results(job, split, checkpoint, parts, manifest)
     write_report(job, summary, manifest, parts.parent)
     return summary

@@ -69,7 +69,7 @@ class RankingTask:
             self.labels,
             specs,
             torch.device("meta"),
-            interest_of(self.job.tables[ITEM_TABLE].dim, config.max_history, config.encoder, config.interest),
+            interest_of(self.job.config.tables[ITEM_TABLE].dim, config.max_history, config.encoder, config.interest),
             catalogue.features,
             catalogue.inputs,
             of_labels.get("negative_sampling_rate", 1.0),
@@ -87,9 +87,11 @@ class RankingTask:
             examples = impression_examples(reader, self.manifest.counts.train_events, reach.attended)
         else:
             examples = day_examples(reader, days, reach.receptive)
-        batches = GlobalBatches(examples, job.train.batch_size, None, job.seed, world.rank, world.world_size)
+        batches = GlobalBatches(
+            examples, job.config.train.batch_size, None, job.config.run.seed, world.rank, world.world_size
+        )
         calendar = days.calendar if days is not None else None
-        return ImpressionStream(reader, batches, reach, self.catalogue, job.train.micro_batch_tokens, calendar)
+        return ImpressionStream(reader, batches, reach, self.catalogue, job.config.train.micro_batch_tokens, calendar)
 
     def complete_batch(self, batch: RankingBatch, position: Position, world: World) -> RankingBatch:
         return batch
@@ -103,7 +105,7 @@ class RankingTask:
             self.manifest,
             self.catalogue,
             split,
-            self.job.evaluate,
+            self.job.config.evaluate,
             reach_of(self.config),
             world,
             dynamic,
@@ -112,7 +114,7 @@ class RankingTask:
 
     def next_day(self, world: World, dynamic: DynamicTables) -> ProgressiveEvaluator | None:
         job, by_day = self.job, self.by_day
-        if by_day is None or job.train.days is None or not job.train.days.evaluate_next:
+        if by_day is None or job.config.train.days is None or not job.config.train.days.evaluate_next:
             return None
         evaluator = self.evaluator("validation", world, dynamic)
         return ProgressiveEvaluator(evaluator, by_day.days)

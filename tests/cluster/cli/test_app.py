@@ -103,6 +103,6 @@ def test_an_error_is_one_message_with_its_exit_code(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == code
-    said = capsys.readouterr().err
-    assert str(error) in said
-    assert ("Traceback" in said) == isinstance(error, ZeroDivisionError)
+    printed = capsys.readouterr().err
+    assert str(error) in printed
+    assert ("Traceback" in printed) == isinstance(error, ZeroDivisionError)

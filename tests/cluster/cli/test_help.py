@@ -1,4 +1,4 @@
-"""What the command line promises by itself: its order, its choices, its examples, and remedies that exist."""
+"""The command line: order, choices and examples of its help, and remedies that exist."""
 
 import ast
 import re
@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from typer.testing import CliRunner
 
 from cluster.cli import app as cli
-from cluster.cli import config_docs
+from cluster.cli import config_docs, convert, evaluate, plan
 from cluster.cli.app import app
 from cluster.config.run_config import Config, check_config, load_config
 from cluster.driver.evaluate_stage import evaluation_folder, run_evaluate_stages
@@ -47,9 +47,9 @@ def test_help_lists_the_commands_in_the_order_of_use() -> None:
 
 
 def test_choices_are_those_of_the_code() -> None:
-    assert get_args(cli.Split) == get_args(Split)
-    assert get_args(cli.GpuPreset) == tuple(DEVICES)
-    assert ", ".join(SETS) == cli.PUBLIC_SETS
+    assert get_args(evaluate.Split) == get_args(Split)
+    assert get_args(plan.GpuPreset) == tuple(DEVICES)
+    assert ", ".join(SETS) == convert.PUBLIC_SETS
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_choice_that_is_none_is_refused_with_those_there_are(arguments: list[s
 
 
 def examples_of_set() -> list[tuple[str, str]]:
-    """(command, key=value) of every example in the help of a --set option."""
+    """Return (command, key=value) of every example in the help of a --set option."""
     options = ((command.name, option) for command in every_command() for option in command.params)
     return [
         (name, example)
@@ -114,22 +114,22 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
     config = check_config({"run": {"dir": str(tmp_path / "run")}, "logs": {"path": "events.parquet"}}, "test")
     checkpoints = tmp_path / "run" / "checkpoints"
 
-    def found(path: Path) -> Any:
+    def stored(path: Path) -> Any:
         return SimpleNamespace(path=path, manifest=SimpleNamespace(files={"a": str(path.parent)}))
 
     written: list[str] = []
 
-    def evaluate(config: Config, splits: list[Split], found: Any, folder: str, *_: Any) -> dict[Split, Any]:
+    def evaluate(config: Config, splits: list[Split], checkpoint: Any, folder: str, *_: Any) -> dict[Split, Any]:
         for split in splits:
             report = config.run_dir / folder / split / "report.html"
             report.parent.mkdir(parents=True)
-            report.write_text(found.path.name)
+            report.write_text(checkpoint.path.name)
             written.append(folder)
-        return {split: {"checkpoint": found.path.name} for split in splits}
+        return {split: {"checkpoint": checkpoint.path.name} for split in splits}
 
     monkeypatch.setattr("cluster.driver.evaluate_stage.evaluate", evaluate)
     monkeypatch.setattr(
-        "cluster.driver.evaluate_stage.find_checkpoint", lambda config, name: found(checkpoints / (name or "step_2"))
+        "cluster.driver.evaluate_stage.find_checkpoint", lambda config, name: stored(checkpoints / (name or "step_2"))
     )
     monkeypatch.setattr("cluster.driver.evaluate_stage.read_manifest", lambda folder: None)
     monkeypatch.setattr("cluster.driver.evaluate_stage.evaluation_inputs", lambda config, found, *_: found.path.name)
@@ -148,7 +148,7 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
     assert StageRecord(config.run_dir).statuses() == {
         f"{stage}{part}": "done" for stage in ("evaluate/test", "evaluate/step_1/test") for part in ("", "/report")
     }
-    other = evaluation_folder(config, "elsewhere/step_1", found(tmp_path / "elsewhere" / "step_1"))
+    other = evaluation_folder(config, "elsewhere/step_1", stored(tmp_path / "elsewhere" / "step_1"))
     assert re.fullmatch(r"evaluation/step_1-[0-9a-f]{8}", other)
 
 
@@ -156,7 +156,7 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
 
 
 def messages() -> Iterator[tuple[str, str]]:
-    """(place, text) of every string of the packages that is no docstring; {} stands for what is filled in."""
+    """Yield (place, text) of every string of the packages except docstrings; {} stands for a formatted value."""
     for path in FILES:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -190,10 +190,10 @@ def test_commands_that_messages_name_exist(named: str, place: str) -> None:
 
 
 def known_settings() -> set[str]:
-    """Every section and setting of a config, a workload and a study; tables and features by any name as {}."""
+    """Return every section and setting of a config, a workload and a study; {} stands for names of tables and features."""
     names = set()
     for section in config_docs.sections():
-        name = re.sub(r"^tables\.item", "tables.{}", re.sub(r"\.features\.item", ".features.{}", section.name))
+        name = section.name.replace(".NAME", ".{}")
         names |= {name, *(f"{name}.{setting}" for setting in section.model.model_fields)}
     for prefix, model in (("study", StudyConfig), ("topology", WorkloadConfig.model_fields["topology"].annotation)):
         names |= {prefix, *(f"{prefix}.{setting}" for setting in getattr(model, "model_fields", {}))}

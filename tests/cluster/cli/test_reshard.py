@@ -1,4 +1,4 @@
-"""`shoal checkpoint reshard`: a run goes on from what it wrote as from the original, and what cannot go on is named."""
+"""`shoal checkpoint reshard`: a run resumes from its result as from the original, and names what prevents it."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def job_in(folder: Path, run: str, **table: Any) -> Job:
 
 
 def train(world: World, job: Job) -> dict[str, Any]:
-    """Train to the end; the plan that was trained with."""
+    """Train to the end, and return the plan of the tables."""
     training = Training(job, world, SILENT)
     training.run()
     return json.loads(json.dumps(training.built.planned_tables.plan.values()))
@@ -77,17 +77,17 @@ def test_a_run_resumes_from_the_new_checkpoint_as_from_the_original(trained, ran
 
 
 @pytest.mark.parametrize(
-    ("setting", "said"),
+    ("setting", "message"),
     [
         ("tables.item.optimizer=rowwise_adagrad", "tables.item.optimizer: was 'adagrad', is 'rowwise_adagrad'"),
         ("tables.item.dim=16", "tables.item.dim: was 8, is 16"),
         ("tables.item.shard=row_wise", "shard"),
     ],
 )
-def test_a_run_that_could_not_resume_is_refused_and_nothing_is_written(trained, tmp_path, setting, said):
+def test_settings_that_prevent_a_resume_are_named_and_nothing_is_written(trained, tmp_path, setting, message):
     done = reshard(trained / "two/checkpoints/step_000000003", tmp_path / "out", "--set", setting)
     assert isinstance(done.exception, UserError)
-    assert said in str(done.exception)
+    assert message in str(done.exception)
     assert not (tmp_path / "out").exists()
 
 

@@ -1,4 +1,4 @@
-"""A config file overrides its base, section by section; a missing, invalid or circular base is refused by name."""
+"""A config file is merged over its base, section by section. A missing, wrong or circular base is named."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     return path
 
 
-def test_given_values_override_the_base_and_its_base(tmp_path: Path) -> None:
+def test_values_are_merged_over_the_base_and_its_base(tmp_path: Path) -> None:
     write(
         tmp_path,
         "deep/one.toml",
@@ -39,11 +39,11 @@ def test_a_base_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_values(write(tmp_path, "own.toml", "base = 3"))
 
 
-def test_a_base_that_leads_back_is_refused(tmp_path: Path) -> None:
+def test_a_circular_base_is_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.toml", "base = 'b.toml'")
     write(tmp_path, "b.toml", "base = 'a.toml'")
     with pytest.raises(
-        UserError, match=r"a\.toml: base leads back to a file that asked for it: .*a\.toml -> .*b\.toml -> "
+        UserError, match=r"a\.toml: base leads back to a file that names it: .*a\.toml -> .*b\.toml -> "
     ):
         read_values(tmp_path / "a.toml")
 

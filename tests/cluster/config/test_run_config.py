@@ -1,8 +1,9 @@
-"""The config as a user meets it: names, nearest names, overrides, and what makes two runs the same."""
+"""The config as a user sees it: names, nearest names, overrides, and the identity of a run."""
 
 import pytest
 
-from cluster.config.run_config import at_default, check_config, identity, load_config
+from cluster.config.run_config import check_config, load_config
+from trainer.config.identity import at_default, identity
 from trainer.errors import UserError
 from trainer.settings import flatten
 
@@ -29,7 +30,7 @@ def test_defaults_are_complete():
         ({**LOGS, "trian": {}}, "trian: no such setting; did you mean train?"),
         (
             {**LOGS, "tables": {"item": {"ids": {"kind": "dynamic", "num_rows": 9}}}},
-            'tables.item.ids.kind = "dynamic" is for tables of features: the catalogue',
+            'tables.item.ids.kind = "dynamic" is for tables of features: the items of the catalogue',
         ),
         ({**LOGS, "tables": {"item": {"kernel": "key_value"}}}, "tables.item: kernel = key_value: its rows cannot be init"),
         (
@@ -55,11 +56,14 @@ def test_defaults_are_complete():
         ({**LOGS, "model": {"encoder": {"kind": "sasrek"}}}, "model.encoder.kind: no such choice 'sasrek'; choose 'sasrec'"),
         ({**LOGS, "model": {"objective": {"kind": "bpr"}}}, "model.objective.kind: no such kind 'bpr'; choose one of"),
         ({**LOGS, "split": {"kind": "random"}}, "split.kind: no such kind 'random'"),
+        ({**LOGS, "train": 5}, "train: must be a table of settings (got 5)"),
+        ({**LOGS, "tables": {"item": 5}}, "tables.item: must be a table of settings (got 5)"),
+        ({"logs": {"path": "x", "latest_time": {}}}, "\n  logs.latest_time: must be a valid integer"),
         ({}, "logs: is missing"),
         ({"logs": {}}, "logs.path: is missing; add it to the config or pass --set logs.path=..."),
         ({**LOGS, "train": {"epochs": "ten"}}, "train.epochs: must be a valid integer (got 'ten')"),
         ({**LOGS, "train": {"epochs": 0}}, "train.epochs: must be greater than or equal to 1 (got 0)"),
-        ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (features name theirs with `table`)'),
+        ({**LOGS, "tables": {"user": {}}}, 'tables.user: no such table; there are item (a feature names its table with `table`)'),
         (
             {**LOGS, "tables": {"item": {"optimizer": "lamb"}}},
             "tables.item: optimizer = lamb with kernel = fused: needs a GPU; choose rowwise_adagrad, adagrad or sgd",

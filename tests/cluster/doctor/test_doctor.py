@@ -1,4 +1,4 @@
-"""Each broken surrounding is found by its check, which names the remedy."""
+"""Each check of `shoal doctor` detects its problem and names the remedy."""
 
 import os
 import socket
@@ -145,7 +145,7 @@ def test_a_crash_at_import_is_a_finding(code: str, what: str, tmp_path: Path, mo
     packages(tmp_path, fbgemm_gpu=code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (finding,) = check_imports(probe_imports(timeout_seconds=2.0))
-    assert has(finding, "problem", what, "install them anew")
+    assert has(finding, "problem", what, "reinstall them")
 
 
 def test_ray_is_the_tested_one() -> None:
@@ -327,7 +327,7 @@ def test_the_machine_is_large_enough() -> None:
     assert has(check_disk("disk", "/x", (1000 * GIB, 40 * GIB), "another disk"), "warning", "95 %", "another disk")
     assert has(check_disk("disk", "/x", (20 * GIB, 4 * GIB), "another disk"), "warning", "4.0", "another disk")
     assert has(check_disk("disk", "/x", (20 * GIB, GIB // 2), "another disk"), "problem", "not enough", "another disk")
-    assert has(check_disk("disk", "/x", None, "another disk"), "warning", "cannot be looked at", "another disk")
+    assert has(check_disk("disk", "/x", None, "another disk"), "warning", "the free space is unknown", "another disk")
     assert has(check_open_files(65536, 65536), "ok", "65536", "")
     assert has(check_open_files(-1, -1), "ok", "no limit", "")
     assert has(check_open_files(1024, 1048576), "warning", "1024", "ulimit -n 65536")

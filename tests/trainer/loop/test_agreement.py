@@ -9,7 +9,7 @@ import torch
 
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
 from trainer.data.dataset.manifest import read_manifest
 from trainer.errors import UserError
@@ -27,7 +27,7 @@ def start(world: World, job: Job, fact: Fact) -> None:
     if world.rank == world.world_size - 1:
         match fact:
             case "config":
-                job = replace(job, config={**job.config, "run": {"seed": 6}})
+                job = with_sections(job, run=job.config.run.model_copy(update={"seed": 6}))
             case "dataset":
                 job = replace(job, dataset_dir=job.dataset_dir.with_name("other"))
             case "plan":

@@ -1,6 +1,5 @@
 """Clipping is by the norm of the whole gradient: tables and dense weights, all ranks together, whatever their number."""
 
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -13,6 +12,7 @@ from models.tables import TableSpec
 from sharding.tables.gradient_norm import squared_row_norm
 from sharding.tables.optimizers import table_optimizer
 from sharding.world import World
+from tests.support.jobs import with_sections
 from tests.trainer.loop.test_step import NUM_ROWS, Rig, State, batch_of, job_with, sequences_of
 from trainer.job import Job
 from trainer.loop.step import StepResult
@@ -68,18 +68,18 @@ def clipped(world: World, job: Job) -> tuple[State, list[StepResult], State]:
 
 def plain_training(weights: State, job: Job) -> tuple[list[float], State]:
     """The unsharded model under torch's own clipping: (norms, weights)."""
-    model = NextItemModel(job.model, [TableSpec("item", NUM_ROWS, 8)], torch.device("cpu"))
+    model = NextItemModel(job.config.model, [TableSpec("item", NUM_ROWS, 8)], torch.device("cpu"))
     model.load_state_dict(weights)
     parameters = dict(model.named_parameters())
     table = [p for name, p in parameters.items() if "tables" in name]
     rest = [p for name, p in parameters.items() if "tables" not in name]
-    dense = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}[job.train.optimizer]
-    optimizers = [table_optimizer(table, job.tables["item"]), dense(rest, lr=DENSE_RATE)]
+    dense = {"sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}[job.config.train.optimizer]
+    optimizers = [table_optimizer(table, job.config.tables["item"]), dense(rest, lr=DENSE_RATE)]
     norms = []
     for step in range(STEPS):
         batch = batch_of(sequences_of(step), job)
         (model.loss(model.look_up(batch.items), batch) / batch.target_ids.numel()).backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), job.train.clip_norm)))
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), job.config.train.clip_norm)))
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
@@ -90,8 +90,8 @@ def clipping_job(tmp_path: Any, clip_norm: float | None, optimizer: str = "sgd",
     # Sampled negatives: ranks look up different items, some of them the same.
     objective = {"kind": "sampled_softmax", "num_negatives": 6}
     job = job_with(tmp_path, optimizer, optimizer, objective=objective)
-    tables = {"item": job.tables["item"].model_copy(update=table)}
-    return replace(job, tables=tables, train=job.train.model_copy(update={"clip_norm": clip_norm}))
+    tables = {"item": job.config.tables["item"].model_copy(update=table)}
+    return with_sections(job, tables=tables, train=job.config.train.model_copy(update={"clip_norm": clip_norm}))
 
 
 @pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])

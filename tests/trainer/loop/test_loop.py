@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ import pytest
 
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.config import EarlyStoppingConfig
+from trainer.config.train import EarlyStoppingConfig
 from trainer.errors import NonFiniteLossError
 from trainer.job import Channel, Job, Outcome
 from trainer.loop.train import Training
@@ -65,8 +65,8 @@ def train(
 
     training = Training(job, world, Channel(send=events.append, stop_requested=stop_requested))
     if values:
-        assert job.train.early_stopping is not None
-        training.evaluator = Scripted(job.train.early_stopping.metric, values)
+        assert job.config.train.early_stopping is not None
+        training.evaluator = Scripted(job.config.train.early_stopping.metric, values)
     model = training.built.model
     whole_loss: Callable[..., Any] = model.loss
     last = world.rank == world.world_size - 1
@@ -90,7 +90,7 @@ def stopping_early(tmp_path: Path, metric: str, patience: int) -> Job:
     """The loop knows no task, so any metric will do."""
     job = job_in(tmp_path, train={"epochs": 9, "evaluate_every_epochs": 1}, checkpoint={"keep": 1})
     stopping = EarlyStoppingConfig(metric=metric, patience=patience)
-    return replace(job, train=job.train.model_copy(update={"early_stopping": stopping}))
+    return with_sections(job, train=job.config.train.model_copy(update={"early_stopping": stopping}))
 
 
 def committed(tmp_path: Path) -> list[int]:

@@ -1,6 +1,5 @@
 """Look-ups besides those of steps: they count for no optimizer, and evaluation scores in float32 whatever training does."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 
 from sharding.tables.fused import fused_tables
 from sharding.world import World
+from tests.support.jobs import with_sections
 from tests.trainer.loop.test_step import Rig, batch_of, job_with, poison, sequences_of
 from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
 from trainer.job import Job
@@ -62,7 +62,7 @@ def evaluated_scores(world: World, job: Job) -> np.ndarray:
 
 def test_scores_of_an_evaluation_are_float32_for_any_training_precision(rank_pool, tmp_path):
     job = job_with(tmp_path)
-    low = replace(job, train=job.train.model_copy(update={"precision": "bfloat16"}))
+    low = with_sections(job, train=job.config.train.model_copy(update={"precision": "bfloat16"}))
     scores = torch.from_numpy(rank_pool.run(1, evaluated_scores, low)[0])
     assert scores.dtype == torch.float32
     assert (scores == scores.bfloat16().float()).double().mean() < 0.05

@@ -17,7 +17,7 @@ from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.world import World
 from tests.support.datasets import manifest_of_items
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, with_sections
 from trainer.checkpoint.keys import tensors_of
 from trainer.job import Job
 from trainer.loop.build import Built, build_model, build_optimizers
@@ -48,7 +48,7 @@ def shared(sequences: list[list[int]], world_size: int) -> list[list[list[int]]]
 
 def batch_of(sequences: list[list[int]], job: Job) -> HistoryBatch:
     sequences = sequences or [[]]
-    sampled = job.model.objective.kind == "sampled_softmax"
+    sampled = job.config.model.objective.kind == "sampled_softmax"
     inputs, targets = [s[:-1] for s in sequences], [s[1:] for s in sequences]
     return build_batch(
         np.arange(len(sequences)),
@@ -87,25 +87,25 @@ class Rig:
         torch.set_num_threads(1)
         built = build_model(job, manifest_of_items(NUM_ROWS - 1), world)
         built.model.train()
-        optimizers, clock = build_optimizers(built, job.train), StepClock(world.device)
-        decay = job.train.ema_decay
+        optimizers, clock = build_optimizers(built, job.config.train), StepClock(world.device)
+        decay = job.config.train.ema_decay
         averages = None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
         step = TrainStep(
             built.model,
             optimizers,
             world,
-            job.seed,
+            job.config.run.seed,
             clock,
             built.task.parts_of,
-            job.train.clip_norm,
+            job.config.train.clip_norm,
             averages,
-            job.train.precision,
+            job.config.train.precision,
         )
         return Rig(job, world, built, step)
 
     def train(self, seed: int, number: int = 0, factor: float = 1.0, stop: bool = False) -> StepResult:
         share = shared(sequences_of(seed), self.world.world_size)[self.world.rank]
-        batch = with_cuts(batch_of(share, self.job), self.job.train.micro_batch_tokens)
+        batch = with_cuts(batch_of(share, self.job), self.job.config.train.micro_batch_tokens)
         return self.step(batch, number, factor, stop)
 
     def local(self) -> State:
@@ -248,7 +248,7 @@ def test_a_batch_without_targets_changes_nothing(rank_pool, tmp_path, world_size
 
 def plain_step(weights: State, job: Job, sequences: list[list[int]]) -> tuple[State, float]:
     """One step of plain SGD on one device, on the mean over all targets: (weights, loss)."""
-    model = NextItemModel(job.model, [TableSpec("item", NUM_ROWS, 8)], torch.device("cpu"))
+    model = NextItemModel(job.config.model, [TableSpec("item", NUM_ROWS, 8)], torch.device("cpu"))
     model.load_state_dict(weights)
     batch = batch_of(sequences, job)
     loss = model.loss(model.look_up(batch.items), batch) / batch.target_ids.numel()
@@ -294,7 +294,7 @@ def test_the_step_is_that_of_the_global_batch(rank_pool, tmp_path, world_size, o
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_a_step_in_micro_batches_is_the_same_step(rank_pool, tmp_path, world_size, objective):
     job = job_with(tmp_path, "sgd", "sgd", objective=objective)
-    pieces = replace(job, train=job.train.model_copy(update={"micro_batch_tokens": 8}))
+    pieces = with_sections(job, train=job.config.train.model_copy(update={"micro_batch_tokens": 8}))
     whole = rank_pool.run(world_size, sgd_step, job)[0]
     before, result, after = rank_pool.run(world_size, sgd_step, pieces)[0]
     assert result.loss == pytest.approx(whole[1].loss, rel=1e-6)
@@ -306,7 +306,7 @@ def test_a_step_in_micro_batches_is_the_same_step(rank_pool, tmp_path, world_siz
 
 def test_a_step_with_a_nonfinite_micro_batch_is_applied_nowhere(rank_pool, tmp_path):
     job = job_with(tmp_path)
-    job = replace(job, train=job.train.model_copy(update={"micro_batch_tokens": 8}))
+    job = with_sections(job, train=job.config.train.model_copy(update={"micro_batch_tokens": 8}))
     for outcome in rank_pool.run(2, skip_one, job, "loss of the second piece is nan", 0):
         assert not outcome.result.finite
         assert equal(outcome.after, outcome.before)
@@ -318,7 +318,7 @@ def test_a_step_with_a_nonfinite_micro_batch_is_applied_nowhere(rank_pool, tmp_p
 def test_a_step_in_bfloat16_is_nearly_the_same_step(rank_pool, tmp_path, world_size, objective):
     """Its products have 8 bits: losses come within 1 %, and the steps of the weights point where those of float32 do."""
     job = job_with(tmp_path, "sgd", "sgd", objective=objective)
-    low = replace(job, train=job.train.model_copy(update={"precision": "bfloat16"}))
+    low = with_sections(job, train=job.config.train.model_copy(update={"precision": "bfloat16"}))
     before, full_result, full = rank_pool.run(world_size, sgd_step, job)[0]
     _, result, after = rank_pool.run(world_size, sgd_step, low)[0]
     assert result.loss == pytest.approx(full_result.loss, rel=1e-2)
@@ -340,7 +340,7 @@ def dtypes(world: World, job: Job) -> set[torch.dtype]:
 
 def test_in_bfloat16_all_that_is_kept_is_float32(rank_pool, tmp_path):
     job = job_with(tmp_path)
-    low = replace(job, train=job.train.model_copy(update={"precision": "bfloat16"}))
+    low = with_sections(job, train=job.config.train.model_copy(update={"precision": "bfloat16"}))
     assert rank_pool.run(1, dtypes, low) == [{torch.float32}]
 
 
@@ -363,8 +363,8 @@ def test_the_rate_factor_scales_dense_weights_and_tables(rank_pool, tmp_path):
 @pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])
 def test_tables_may_be_left_out_of_the_schedule(rank_pool, tmp_path, sharding):
     job = job_with(tmp_path, "sgd", "sgd")
-    tables = {"item": job.tables["item"].model_copy(update={"sharding": sharding})}
-    job = replace(job, tables=tables, train=job.train.model_copy(update={"schedule_tables": False}))
+    tables = {"item": job.config.tables["item"].model_copy(update={"sharding": sharding})}
+    job = with_sections(job, tables=tables, train=job.config.train.model_copy(update={"schedule_tables": False}))
     before, _, full = rank_pool.run(2, sgd_step, job, 1.0)[0]
     _, _, quarter = rank_pool.run(2, sgd_step, job, 0.25)[0]
     for name, start in before.items():

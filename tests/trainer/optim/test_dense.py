@@ -8,7 +8,7 @@ from torch import Tensor
 from models.config import NextItemConfig
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.optim.dense import dense_optimizer
 from trainer.optim.lion import Lion
 
@@ -96,5 +96,5 @@ def test_matrices_decay_and_biases_and_norms_do_not(optimizer):
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "sgd"])
 def test_decay_is_refused_where_there_is_none(optimizer):
-    with pytest.raises(ValidationError, match="is of adamw and lion"):
+    with pytest.raises(ValidationError, match="is for adamw and lion"):
         TrainConfig(optimizer=optimizer, weight_decay=0.1)

@@ -1,6 +1,5 @@
 """Schedules as functions of the step; and that they reach fused optimizers as they reach plain ones of the unsharded model."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,8 +9,9 @@ from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.tables.optimizers import table_optimizer
 from sharding.world import World
+from tests.support.jobs import with_sections
 from tests.trainer.loop.test_step import NUM_ROWS, Rig, State, batch_of, job_with, sequences_of
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.job import Job
 from trainer.optim.schedule import rate_factor
 
@@ -72,13 +72,13 @@ def scheduled(world: World, job: Job, schedule: str) -> tuple[State, State]:
 
 def plain(weights: State, job: Job, rates: list[float]) -> State:
     """The unsharded model, with the learning rates of each step set by hand."""
-    model = NextItemModel(job.model, [TableSpec("item", NUM_ROWS, 8)], torch.device("cpu"))
+    model = NextItemModel(job.config.model, [TableSpec("item", NUM_ROWS, 8)], torch.device("cpu"))
     model.load_state_dict(weights)
     parameters = dict(model.named_parameters())
     table = [p for name, p in parameters.items() if "tables" in name]
     rest = [p for name, p in parameters.items() if "tables" not in name]
     optimizers: list[torch.optim.Optimizer] = [
-        table_optimizer(table, job.tables["item"]),
+        table_optimizer(table, job.config.tables["item"]),
         torch.optim.SGD(rest, lr=0.1),
     ]
     bases = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
@@ -96,7 +96,7 @@ def scheduled_job(tmp_path: Any, optimizer: str, sharding: str) -> Job:
     job = job_with(tmp_path, "sgd", objective={"kind": "sampled_softmax", "num_negatives": 6})
     # Steps that are small enough for rounding not to grow from one to the next.
     settings = {"optimizer": optimizer, "sharding": sharding, "learning_rate": 0.1}
-    return replace(job, tables={"item": job.tables["item"].model_copy(update=settings)})
+    return with_sections(job, tables={"item": job.config.tables["item"].model_copy(update=settings)})
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])

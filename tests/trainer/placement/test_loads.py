@@ -9,7 +9,7 @@ from models.ranking.config import RankingConfig
 from sharding.config import HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad
 from tests.support.datasets import manifest_of_items, tiny_dataset
-from trainer.config import TrainConfig
+from trainer.config.train import TrainConfig
 from trainer.data.dataset.manifest import Feature
 from trainer.data.logs.config import LogsConfig
 from trainer.placement.loads import DatasetFacts, declared_rows, expected_distinct, facts_of, table_loads, table_rows

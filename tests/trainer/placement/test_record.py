@@ -60,7 +60,7 @@ def test_measured_and_predicted_times_are_recorded_for_every_table_phase_and_ran
 
     # The prediction of plans for other numbers of workers can be fitted to it.
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(job.config))
+    config.write_text(json.dumps(job.config_values))
     answer = run(str(config), ["devices=4"], [], None, str(tmp_path / "plan"), [str(job.run_dir)])
     assert answer.fitted is not None
     fitted = json.loads((tmp_path / "plan" / "calibration.json").read_text())
@@ -86,7 +86,7 @@ def test_a_run_measures_once_for_a_plan_or_never(rank_pool, tmp_path):
     again = tiny_job(
         job.run_dir,
         job.dataset_dir,
-        tables={"item": job.config["tables"]["item"]},
+        tables={"item": job.config_values["tables"]["item"]},
         train={"max_steps": 8},
         plan={"measure": True},
     )

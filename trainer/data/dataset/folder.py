@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sharding.config import IdsConfig
-from trainer.config import SplitConfig
+from trainer.config.split import SplitConfig
 from trainer.data.dataset.manifest import FORMAT_VERSION, Manifest, read_manifest, verify_dataset, write_manifest
 from trainer.data.logs.columns import SourceName
 from trainer.data.logs.config import LogsConfig, TextConfig

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.config import GlobalTimeConfig, LeaveOneOutConfig, SplitConfig
+from trainer.config.split import GlobalTimeConfig, LeaveOneOutConfig, SplitConfig
 from trainer.data.dataset.hashing import Hashes, mix
 from trainer.errors import UserError
 

@@ -12,20 +12,20 @@ ValueType = Literal["auto", "integer", "text"]
 
 
 class TextConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """How text files (CSV, TSV) are written. Parquet files need none of it."""
+    """Format of text files (CSV, TSV). A source without such a table takes `logs.text`. Parquet files need none of it."""
 
     delimiter: str | None = Field(
         None,
         min_length=1,
         max_length=1,
-        description='the character between fields, such as ";"; default: a comma, and a tab in .tsv and .inter files',
+        description='character between fields, such as ";"; default: a comma, or a tab in .tsv and .inter files',
     )
     encoding: str = Field("utf-8", description='character encoding of the files, such as "latin-1" or "utf-16"')
     quoting: Literal["auto", "none", "double", "escaped"] = Field(
         "auto",
-        description='"double": fields in double quotes, a quote inside them written twice; "escaped": a quote inside them '
-        'written as \\"; "none": quotes are ordinary characters; auto is "double" and refuses files where quotes may be ordinary '
-        "characters",
+        description="double: fields in double quotes, with quotes inside them doubled; escaped: with quotes inside them "
+        'written as \\"; none: quotes are ordinary characters; auto: double, and files whose quotes may be ordinary characters '
+        "are refused",
     )
     decimal: Literal[".", ","] = Field(".", description="decimal mark of numeric features and labels")
     thousands: Literal["", ",", ".", " ", "'"] = Field(
@@ -52,34 +52,38 @@ TEXT_DESCRIPTION = "how text files of this source are written; default: logs.tex
 
 
 class CategoricalFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """One value, or several, out of many: an integer, a string, or a list of them. Each value has a row in a table."""
+    """One or several values from a set: integers, strings, or lists of them. Each value has a row in a table."""
 
-    kind: Literal["categorical"] = Field("categorical", description="which kind of feature")
-    column: str | None = Field(None, description="its column; none takes the feature's name")
+    kind: Literal["categorical"] = Field("categorical", description="kind of feature")
+    column: str | None = Field(None, description="column of the feature; default: the name of the feature")
     table: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_]+$",
-        description="the table of its rows (tables.NAME); features that name the same one share it; none takes the "
-        'feature\'s name; "item" shares the ids of the items',
+        description='table of its rows (tables.NAME). Features that name the same table share it, and "item" shares the ids of '
+        "items; default: the name of the feature",
     )
     type: ValueType = Field(
         "auto",
-        description="type of the values: integer, text, or auto: that of Parquet columns; in text files integer if every value "
-        "of every file is an integer without leading zeros, and text otherwise",
+        description="type of the values. auto: in Parquet the type of the column; in text files integer if each value of each "
+        "file is an integer without leading zeros, otherwise text",
     )
     separator: str | None = Field(
-        None, min_length=1, description='splits a string into several values, such as "|"; list columns need none'
+        None,
+        min_length=1,
+        description='string between several values in one text, such as "|". List columns need none; default: one value',
     )
-    max_values: int = Field(32, ge=1, description="of several values the first so many are kept; more are counted")
+    max_values: int = Field(
+        32, ge=1, description="maximum number of values kept per row. Further values are dropped and counted"
+    )
 
 
 class NumericFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A number. Centre and scale, or bounds of buckets, are fitted on the training part only."""
+    """A number. Mean and standard deviation, or the bounds of buckets, are fitted on the training part only."""
 
-    kind: Literal["numeric"] = Field(description="which kind of feature")
-    column: str | None = Field(None, description="its column; none takes the feature's name")
+    kind: Literal["numeric"] = Field(description="kind of feature")
+    column: str | None = Field(None, description="column of the feature; default: the name of the feature")
     transform: Literal["none", "log1p"] = Field(
-        "none", description="applied first; log1p is sign(x) log(1 + |x|), for counts and durations"
+        "none", description="transform before scaling. log1p is sign(x) log(1 + |x|), for counts and durations"
     )
     scale: Literal["standard", "none"] = Field(
         "standard", description="standard subtracts the mean and divides by the standard deviation"
@@ -88,21 +92,22 @@ class NumericFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         None,
         ge=2,
         le=4096,
-        description="quantile buckets instead of a number: bucket k is row k of the table, row 0 missing",
+        description="number of quantile buckets. Bucket k is row k of the table, and row 0 stands for missing values; default: "
+        "a number, without buckets",
     )
     table: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_]+$",
-        description="with buckets: the table of its rows; none takes the feature's name",
+        description="table of the buckets' rows; default: the name of the feature",
     )
 
 
 class TimestampFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A moment, such as when an item was published: an integer as it stands, or a timestamp or text in microseconds (UTC)."""
+    """A point in time, such as the publication of an item: an integer unchanged, or a timestamp or text in microseconds (UTC)."""
 
-    kind: Literal["timestamp"] = Field(description="which kind of feature")
-    column: str | None = Field(None, description="its column; none takes the feature's name")
-    format: str | None = Field(None, description="format of its text, in the form of logs.time_format")
+    kind: Literal["timestamp"] = Field(description="kind of feature")
+    column: str | None = Field(None, description="column of the feature; default: the name of the feature")
+    format: str | None = Field(None, description="format of text, in the form of logs.time_format; default: ISO 8601")
 
     _check_format = field_validator("format")(check_format)
 
@@ -110,9 +115,9 @@ class TimestampFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True
 class VectorFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """A vector of fixed width, such as a pretrained content embedding: a list column of numbers."""
 
-    kind: Literal["vector"] = Field(description="which kind of feature")
-    column: str | None = Field(None, description="its column; none takes the feature's name")
-    dim: int = Field(ge=1, le=65536, description="numbers in a vector")
+    kind: Literal["vector"] = Field(description="kind of feature")
+    column: str | None = Field(None, description="column of the feature; default: the name of the feature")
+    dim: int = Field(ge=1, le=65536, description="width of the vector")
 
 
 FeatureConfig = Annotated[
@@ -124,10 +129,10 @@ Format = Literal["auto", "parquet", "csv", "tsv"]
 
 
 class ItemsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """The catalogue: one row per item with its features. Items that no event has are known by it too."""
+    """The catalogue: one row per item with its features. It also lists items without events."""
 
     path: str | list[str] = Field(description="files of items, in the forms of logs.path")
-    format: Format = Field("auto", description="file format; auto goes by each file's ending")
+    format: Format = Field("auto", description="file format; auto: by the ending of each file")
     text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     item: str = Field("item_id", description="column of the item, of the same type as in the logs")
     features: Features = Field(default_factory=dict, description="features of items by name")
@@ -137,110 +142,119 @@ class UsersConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """One row per user with its features."""
 
     path: str | list[str] = Field(description="files of users, in the forms of logs.path")
-    format: Format = Field("auto", description="file format; auto goes by each file's ending")
+    format: Format = Field("auto", description="file format; auto: by the ending of each file")
     text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")
     features: Features = Field(default_factory=dict, description="features of users by name")
 
 
 class HistoryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """For logs of impressions: further logs whose events belong to the history, but are no impressions."""
+    """For logs of impressions: further logs whose events belong to the history and are not impressions."""
 
     path: str | list[str] = Field(description="files of events, in the forms of logs.path")
-    format: Format = Field("auto", description="file format; auto goes by each file's ending")
+    format: Format = Field("auto", description="file format; auto: by the ending of each file")
     text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")
     item: str = Field("item_id", description="column of the item, of the same type as in the logs")
     time: str = Field("time", description="column of the time, of the same kind and unit as in the logs")
-    time_format: str | None = Field(None, description="format of times that are text, in the form of logs.time_format")
+    time_format: str | None = Field(
+        None, description="format of times in text, in the form of logs.time_format; default: ISO 8601"
+    )
 
     _check_format = field_validator("time_format")(check_format)
 
 
 class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Where the event logs are and what their columns mean. One row is one event, or with `labels` one impression."""
+    """The event logs and the meaning of their columns. One row is one event, or with `labels` one impression."""
 
     path: str | list[str] = Field(
-        description="a file, folder or glob of event logs, or a list of them; local paths or URIs of any filesystem that "
-        "pyarrow knows (s3://, gs://, hdfs://); relative paths start at the current folder"
+        description="a file, folder or glob of event logs, or a list of them: local paths, or URIs of any filesystem that "
+        "pyarrow supports (s3://, gs://, hdfs://). Relative paths start at the current folder"
     )
     format: Format = Field(
-        "auto", description="file format; auto goes by each file's ending (.parquet, .csv, .tsv, .inter)"
+        "auto", description="file format; auto: by the ending of each file (.parquet, .csv, .tsv, .inter)"
     )
-    text: TextConfig = Field(default_factory=TextConfig, description="how text files are written")
+    text: TextConfig = Field(default_factory=TextConfig, description="format of text files")
     user: str = Field("user_id", description="column of the user: integer or string")
     item: str = Field("item_id", description="column of the item: integer or string")
     user_type: ValueType = Field(
         "auto",
-        description="type of users in all files: integer, text, or auto: that of Parquet columns; in text files integer if "
-        "every value of every file is an integer without leading zeros, and text otherwise",
+        description="type of users in all files. auto: in Parquet the type of the column; in text files integer if each value "
+        "of each file is an integer without leading zeros, otherwise text",
     )
     item_type: ValueType = Field("auto", description="type of items in all files, in the form of logs.user_type")
     time: str = Field(
         "time",
-        description="column that orders a user's events: integer, timestamp, date or ISO 8601 text; ties keep the order of "
-        "the log",
+        description="column that orders the events of a user: integer, timestamp, date or ISO 8601 text. Equal times keep the "
+        "order of the log",
     )
     time_format: str | None = Field(
         None,
-        description='strptime format of times that are text, such as "%m/%d/%Y %H:%M"; default: ISO 8601. Times without a zone '
-        "are UTC",
+        description='strptime format of times in text, such as "%m/%d/%Y %H:%M". Times without a zone are UTC; default: ISO '
+        "8601",
     )
     null_values: list[str] = Field(
         default_factory=list,
-        description='texts that stand for a missing value in any column, such as ["-", "None"]; empty text always does',
+        description='texts that mean a missing value in any column, such as ["-", "None"]. Empty text always does',
     )
     duplicates: Literal["drop", "keep"] = Field(
-        "drop", description="what to do with events equal to another in user, item and time; dropped ones are counted"
+        "drop",
+        description="drop or keep an event that equals another in user, item and time. Dropped events are counted",
     )
     negative_ids: Literal["reject", "keep"] = Field(
         "reject",
-        description="what to do with users and items that are negative integers, often a mark of missing ones; keep them "
-        "where ids are hashes",
+        description="reject or keep users and items that are negative integers, which often mean a missing id. Keep them if "
+        "ids are hashes",
     )
     earliest_time: int | str | None = Field(
-        None, description="rows of before are rejected; in the form of split.validation_time"
+        None,
+        description="earliest valid time, in the form of split.validation_time. Earlier rows are rejected; default: no limit",
     )
     latest_time: int | str | None = Field(
         None,
-        description="rows of after are rejected, such as those of clocks that are wrong; in the form of split.validation_time",
+        description="latest valid time, in the form of split.validation_time. Later rows are rejected, for example those of "
+        "wrong clocks; default: no limit",
     )
     max_events_per_user: int | None = Field(
-        None, ge=3, description="of users with more events the most recent so many are kept, the others rejected"
+        None,
+        ge=3,
+        description="maximum number of events kept per user, the most recent ones. The others are rejected; default: no limit",
     )
     max_rejected_fraction: float = Field(
         0.01,
         ge=0.0,
         le=1.0,
-        description="share of rows that may be rejected (such as for null ids) before prepare stops",
+        description="share of rows that may be rejected, for example for null ids, before prepare stops",
     )
     max_unreadable_files: int = Field(
         0,
         ge=0,
-        description="files that may be left out, and are named in the manifest, because they are damaged or gone",
+        description="number of damaged or missing files that may be left out. The manifest names them",
     )
     features: Features = Field(default_factory=dict, description="features of events by name")
     items: ItemsConfig | None = Field(None, description="features of items")
     users: UsersConfig | None = Field(None, description="features of users")
     labels: list[str] = Field(
         default_factory=list,
-        description="columns of what became of an impression (0 or 1, or a number); naming any makes rows impressions, and "
-        "the dataset one for ranking",
+        description="columns of the outcomes of an impression (0 or 1, or a number). Any label makes rows impressions, and the "
+        "dataset one for ranking",
     )
     outcomes: list[str] = Field(
         default_factory=list,
-        description="further columns that are known only after an impression, such as a watch time; never taken as features",
+        description="further columns that are known only after an impression, such as a watch time. They are never features",
     )
     history_label: str | None = Field(
-        None, description="impressions whose label of this name is above 0 become events of the history"
+        None,
+        description="label that makes an impression an event of the history, if it is above 0; default: impressions are not "
+        "part of the history",
     )
     history: HistoryConfig | None = Field(None, description="further events of the history")
     negative_sampling_rate: float = Field(
         1.0,
         gt=0.0,
         le=1.0,
-        description="share of the impressions without any label above 0 that the log kept; recorded, so that calibration "
-        "can be corrected",
+        description="share of the impressions without any label above 0 that the log contains. It is recorded, so that "
+        "calibration can be corrected",
     )
 
     _check_format = field_validator("time_format")(check_format)

@@ -14,7 +14,7 @@ import torch
 
 from models.config import ModelConfig
 from sharding.world import World
-from trainer.config import DaysConfig
+from trainer.config.train import DaysConfig
 from trainer.data.dataset.hashing import mix
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import resolve_time, time_as_text

@@ -15,40 +15,50 @@ _LONGEST_OVER_MEAN = 5
 
 
 class ImpressionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """What to generate. Weights are of logits: one more is 2.7 times the odds."""
+    """Settings of a log of impressions. Weights are added to logits: a weight of 1 multiplies the odds by 2.7."""
 
-    num_users: int = Field(5_000, ge=1, description="users")
-    num_items: int = Field(500, ge=20, le=2**31 - 1, description="items; ids are 0 to num_items - 1")
-    mean_impressions_per_user: float = Field(100.0, ge=10.0, description="mean number of impressions of a user")
-    slate_size: int = Field(5, ge=1, le=20, description="items shown at a time, none of which sees a click on another")
-    num_categories: int = Field(10, ge=3, description="categories of items; each leads to another")
-    num_segments: int = Field(4, ge=1, description="kinds of users, with likings for categories of their own")
-    num_devices: int = Field(3, ge=1, description="devices on which items are shown")
-    window: int = Field(10, ge=1, le=200, description="last clicks of a user that a probability depends on")
-    click_offset: float = Field(-1.9, description="logit of a click where all else says nothing")
+    num_users: int = Field(5_000, ge=1, description="number of users")
+    num_items: int = Field(500, ge=20, le=2**31 - 1, description="number of items. Ids are 0 to num_items - 1")
+    mean_impressions_per_user: float = Field(100.0, ge=10.0, description="mean number of impressions per user")
+    slate_size: int = Field(
+        5, ge=1, le=20, description="number of items shown together. A click on one does not affect the others"
+    )
+    num_categories: int = Field(10, ge=3, description="number of item categories. Each leads to another one")
+    num_segments: int = Field(
+        4, ge=1, description="number of user segments, each with its own preferences for categories"
+    )
+    num_devices: int = Field(3, ge=1, description="number of devices on which items are shown")
+    window: int = Field(10, ge=1, le=200, description="number of last clicks of a user that a probability depends on")
+    click_offset: float = Field(-1.9, description="logit of a click if all other terms are zero")
     quality_spread: float = Field(0.6, ge=0.0, description="standard deviation of the items' own weights")
-    same_weight: float = Field(3.0, description="weight of the share of the window that is of the candidate's category")
+    same_weight: float = Field(3.0, description="weight of the share of the window in the candidate's category")
     leading_weight: float = Field(
-        2.0, description="weight of the share of the window that is of the category that leads to the candidate's"
+        2.0, description="weight of the share of the window in the category that leads to the candidate's"
     )
-    segment_spread: float = Field(0.5, ge=0.0, description="standard deviation of segments' likings for categories")
-    device_spread: float = Field(0.3, ge=0.0, description="standard deviation of the devices' weights")
-    position_weight: float = Field(-0.15, description="weight of each place further down a slate")
+    segment_spread: float = Field(
+        0.5, ge=0.0, description="standard deviation of the segments' preferences for categories"
+    )
+    device_spread: float = Field(0.3, ge=0.0, description="standard deviation of the weights of devices")
+    position_weight: float = Field(-0.15, description="weight of each position further down a slate")
     conversion_offset: float = Field(
-        -1.2, description="logit of a conversion after a click, where all else says nothing"
+        -1.2, description="logit of a conversion after a click if all other terms are zero"
     )
-    price_weight: float = Field(-0.8, description="weight of an item's price (mean 0, deviation 1) for its conversion")
+    price_weight: float = Field(
+        -0.8, description="weight of an item's price (mean 0, standard deviation 1) for its conversion"
+    )
     conversion_same_weight: float = Field(
-        2.0, description="weight for a conversion of the share of the window that is of the candidate's category"
+        2.0, description="weight for a conversion of the share of the window in the candidate's category"
     )
-    popularity_skew: float = Field(0.7, ge=0.0, le=3.0, description="Zipf exponent of how often items are shown")
+    popularity_skew: float = Field(
+        0.7, ge=0.0, le=3.0, description="Zipf exponent of the number of times that items are shown"
+    )
     follow_share: float = Field(
-        0.4, ge=0.0, le=1.0, description="share of what is shown that is of a category the user clicked lately"
+        0.4, ge=0.0, le=1.0, description="share of shown items in a category that the user clicked recently"
     )
-    seed: int = Field(1, ge=0, description="seed of everything")
-    users_per_file: int = Field(5_000, ge=1, description="users in one file; bounds the memory of a task")
-    start_time: int = Field(1_700_006_400, ge=0, le=2**40, description="time of the first impressions, in unix seconds")
-    time_span_seconds: int = Field(30 * 86_400, ge=1, le=2**31, description="length of the whole log, in seconds")
+    seed: int = Field(1, ge=0, description="seed of everything random")
+    users_per_file: int = Field(5_000, ge=1, description="number of users per file, which bounds the memory of a task")
+    start_time: int = Field(1_700_006_400, ge=0, le=2**40, description="time of the first impressions, in Unix seconds")
+    time_span_seconds: int = Field(30 * 86_400, ge=1, le=2**31, description="duration of the whole log, in seconds")
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "ImpressionConfig":

@@ -21,33 +21,42 @@ Doubles = NDArray[np.float64]
 
 
 class SyntheticConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """What to generate. Shares are of all events; what patterns and transitions leave is driven by taste."""
+    """Settings of a log of events. Shares are shares of all events. Taste drives the events that patterns and transitions leave."""
 
-    num_users: int = Field(5_000, ge=1, description="users")
-    num_items: int = Field(1_000, ge=20, le=2**31 - 1, description="items of the catalogue; ids are 0 to num_items - 1")
+    num_users: int = Field(5_000, ge=1, description="number of users")
+    num_items: int = Field(1_000, ge=20, le=2**31 - 1, description="number of items. Ids are 0 to num_items - 1")
     mean_events_per_user: float = Field(
         40.0, ge=MIN_EVENTS, description=f"mean length of a history in events; the shortest has {MIN_EVENTS}"
     )
-    num_categories: int = Field(20, ge=2, description="categories of items")
-    latent_width: int = Field(16, ge=2, le=1024, description="numbers in the latent vector of an item or a taste")
+    num_categories: int = Field(20, ge=2, description="number of item categories")
+    latent_width: int = Field(16, ge=2, le=1024, description="width of the latent vector of an item or a taste")
     taste_strength: float = Field(
-        10.0, ge=0.0, description="factor on the product of taste and latent vector; 0 leaves popularity alone"
+        10.0, ge=0.0, description="factor of the product of taste and latent vector. 0 leaves only popularity"
     )
-    taste_drift: float = Field(0.05, ge=0.0, le=1.0, description="chance per event that a user's interest moves on")
+    taste_drift: float = Field(0.05, ge=0.0, le=1.0, description="probability per event that a user's interest changes")
     popularity_skew: float = Field(
-        1.0, ge=0.0, le=3.0, description="Zipf exponent: the k-th most popular item has a weight of k to the minus this"
+        1.0,
+        ge=0.0,
+        le=3.0,
+        description="Zipf exponent: the weight of the k-th most popular item is k to the power of minus this",
     )
-    transition_share: float = Field(0.40, ge=0.0, le=1.0, description="share of events that succeed the previous item")
-    num_successors: int = Field(3, ge=1, le=64, description="successors of each item, each half as likely as the last")
+    transition_share: float = Field(
+        0.40, ge=0.0, le=1.0, description="share of events that are successors of the previous item"
+    )
+    num_successors: int = Field(
+        3, ge=1, le=64, description="number of successors of each item. Each is half as likely as the one before"
+    )
     pattern_share: float = Field(0.12, ge=0.0, le=0.5, description="share of events that are effects of a cause")
-    num_patterns: int = Field(50, ge=1, description="pairs of a cause and its effect")
-    pattern_probability: float = Field(0.85, gt=0.0, le=1.0, description="chance that a cause has its effect")
-    pattern_min_lag: int = Field(1, ge=1, description="fewest events from a cause to its effect (1: the next)")
-    pattern_max_lag: int = Field(5, ge=1, description="most events from a cause to its effect")
-    seed: int = Field(1, ge=0, description="seed of everything")
-    users_per_file: int = Field(10_000, ge=1, description="users in one file; bounds the memory of a task")
-    start_time: int = Field(1_700_000_000, ge=0, le=2**40, description="time of the earliest events, in unix seconds")
-    time_span_seconds: int = Field(90 * 86_400, ge=1, le=2**31, description="length of the whole log, in seconds")
+    num_patterns: int = Field(50, ge=1, description="number of pairs of a cause and its effect")
+    pattern_probability: float = Field(0.85, gt=0.0, le=1.0, description="probability that a cause has its effect")
+    pattern_min_lag: int = Field(
+        1, ge=1, description="minimum number of events from a cause to its effect (1: the next event)"
+    )
+    pattern_max_lag: int = Field(5, ge=1, description="maximum number of events from a cause to its effect")
+    seed: int = Field(1, ge=0, description="seed of everything random")
+    users_per_file: int = Field(10_000, ge=1, description="number of users per file, which bounds the memory of a task")
+    start_time: int = Field(1_700_000_000, ge=0, le=2**40, description="time of the earliest events, in Unix seconds")
+    time_span_seconds: int = Field(90 * 86_400, ge=1, le=2**31, description="duration of the whole log, in seconds")
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> "SyntheticConfig":

@@ -18,7 +18,7 @@ from models.batches.history_batch import FIRST_ITEM
 from models.features.items import Catalogue
 from models.next_item.model import NextItemModel
 from sharding.world import World
-from trainer.config import EvaluateConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import Vocabulary

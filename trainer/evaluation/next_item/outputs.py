@@ -25,9 +25,11 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     folder = parts.parent
     vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
     merged = results.merge_parts(parts)
-    summary, columns = results.summarize(merged, split, checkpoint, job.evaluate, manifest, vocabulary.train_events)
+    summary, columns = results.summarize(
+        merged, split, checkpoint, job.config.evaluate, manifest, vocabulary.train_events
+    )
     users = results.examples_of(
-        merged, split, job.dataset_dir, manifest, examples.logs_of(job.config), vocabulary.values
+        merged, split, job.dataset_dir, manifest, examples.logs_of(job.config_values), vocabulary.values
     )
     write_json_atomically(folder / examples.FILE, users)
     results.write(folder, summary, merged, columns, vocabulary.values)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from trainer.config import EvaluateConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest, used_features
 from trainer.data.dataset.splits import Split
 from trainer.data.logs.config import LogsConfig

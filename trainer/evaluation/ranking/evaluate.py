@@ -21,7 +21,7 @@ from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
 from sharding.world import World
-from trainer.config import EvaluateConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.stream.catalogue import columns_for

@@ -28,14 +28,16 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
 
     Raises UserError if there is nothing to merge.
     """
-    assert isinstance(job.model, RankingConfig)
+    assert isinstance(job.config.model, RankingConfig)
     folder = parts.parent
     vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
-    labels = tuple(learned_labels(job.model, manifest.labels["names"]))
+    labels = tuple(learned_labels(job.config.model, manifest.labels["names"]))
     impressions = results.merge_parts(parts, labels)
     ticks = ticks_of(job, manifest)
-    summary = results.summarize(impressions, split, checkpoint, manifest, job.model.max_history, ticks)
-    users = results.examples_of(impressions, job.dataset_dir, manifest, examples.logs_of(job.config), vocabulary.values)
+    summary = results.summarize(impressions, split, checkpoint, manifest, job.config.model.max_history, ticks)
+    users = results.examples_of(
+        impressions, job.dataset_dir, manifest, examples.logs_of(job.config_values), vocabulary.values
+    )
     write_json_atomically(folder / examples.FILE, users)
     results.write(folder, summary, impressions, vocabulary.values)
     return summary
@@ -57,6 +59,6 @@ def render_report(job: Job, summary: RankingResults, manifest: Manifest, folder:
 def ticks_of(job: Job, manifest: Manifest) -> int | None:
     """Return the ticks per second of the logs' times; None if these are not times of a clock."""
     try:
-        return ticks_per_second(manifest, job.model)
+        return ticks_per_second(manifest, job.config.model)
     except UserError:
         return None

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sharding.config import VocabularyIdsConfig
-from trainer.config import GlobalTimeConfig, LeaveOneOutConfig
+from trainer.config.split import GlobalTimeConfig, LeaveOneOutConfig
 from trainer.data.dataset.features import Ids
 from trainer.data.dataset.grouping import DUPLICATE, partition_events, sort_vocabulary, stable_order
 from trainer.data.dataset.hashing import hash_ids

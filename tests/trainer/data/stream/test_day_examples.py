@@ -22,7 +22,7 @@ from tests.trainer.data.stream.test_impressions import (
 )
 from tests.trainer.data.stream.test_impressions import content as content_of
 from tests.trainer.data.stream.test_impressions import seen_in as seen_of
-from trainer.config import DaysConfig
+from trainer.config.train import DaysConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.day_examples import DayExamples, day_examples
 from trainer.data.stream.days import Calendar, calendar_of, count_days

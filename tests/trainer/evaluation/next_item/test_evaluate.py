@@ -1,6 +1,5 @@
 """From settings and model to ranks per user: what is evaluated, the baseline beside it, and the mode that the model is left in."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from models.batches.history_batch import HistoryBatch
 from models.config import NextItemConfig
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
-from tests.support.jobs import tiny_job
+from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.next_item.test_results import LastItemNext
 from trainer.data.dataset.manifest import read_manifest
@@ -41,9 +40,9 @@ def job_in(tmp_path: Path, **sections: dict[str, Any]) -> Job:
 def evaluator_of(job: Job, world: World = ALONE, split: Any = "test") -> Evaluator:
     """As both the loop and the evaluate stage ask for it."""
     manifest = read_manifest(job.dataset_dir)
-    assert isinstance(job.model, NextItemConfig)
-    catalogue = read_catalogue(job.dataset_dir, manifest, job.tables, job.model)
-    task = NextItemTask(job, job.model, manifest, catalogue)
+    assert isinstance(job.config.model, NextItemConfig)
+    catalogue = read_catalogue(job.dataset_dir, manifest, job.config.tables, job.config.model)
+    task = NextItemTask(job, job.config.model, manifest, catalogue)
     return task.evaluator(split, world, DynamicTables({}, (), seed=0))
 
 
@@ -156,5 +155,5 @@ def test_means_while_training_are_those_of_all_ranks(rank_pool: RankPool, tmp_pa
     assert 0.1 < alone["hr@2"] < 0.9
     for of_rank in rank_pool.run(2, means, job):
         assert of_rank == pytest.approx(alone)
-    first_only = replace(job, evaluate=job.evaluate.model_copy(update={"ks": [1]}))
+    first_only = with_sections(job, evaluate=job.config.evaluate.model_copy(update={"ks": [1]}))
     assert set(means(ALONE, first_only)) == {metric.value_name(1) for metric in METRICS if metric.of_users is not None}

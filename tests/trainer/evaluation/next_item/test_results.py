@@ -16,7 +16,7 @@ from models.batches.history_batch import HistoryBatch
 from models.features.items import Catalogue, ItemRequest
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
-from trainer.config import EvaluateConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Counts, Manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError

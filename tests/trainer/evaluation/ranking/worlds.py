@@ -13,7 +13,7 @@ from models.ranking.config import LabelConfig
 from models.ranking.reach import Reach
 from sharding.world import World
 from tests.support.datasets import tiny_ranking_dataset
-from trainer.config import EvaluateConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator

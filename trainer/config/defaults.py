@@ -1,4 +1,4 @@
-"""What a config leaves out and another setting decides: tables, kinds, the task, what is watched. Imports no torch."""
+"""Derives defaults that depend on other settings: tables, `kind` tags, the task, the early-stopping metric."""
 
 from typing import Any
 
@@ -8,11 +8,12 @@ from trainer.data.logs.config import LogsConfig, feature_specs
 
 
 def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Plain values of a config, not checked yet, with what follows from others. What is no table is left for the check."""
+    """Return the plain values of a config, not checked yet, with derived defaults. Values of a wrong type stay for the check."""
     if not isinstance(values.get("tables", {}), dict):
         return values
     values = {**values, "tables": _with_tables(values)}
-    split, logs = values.get("split"), values.get("logs")
+    split = values.get("split")
+    logs = values.get("logs")
     if isinstance(split, dict):
         values["split"] = {"kind": "leave_one_out", **split}
     train = values.get("train")
@@ -30,11 +31,13 @@ def with_defaults(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def metric_of_rankers(values: dict[str, Any]) -> str | None:
-    """Return the metric that rankers are judged by unless told otherwise, auc of the first label; None for other models.
+    """Return the default metric of rankers, auc of the first label; None for other models.
 
-    values: plain ones of a config, not checked yet.
+    Args:
+        values: The plain values of a config, not checked yet.
     """
-    logs, model = values.get("logs"), values.get("model", {})
+    logs = values.get("logs")
+    model = values.get("model", {})
     labels = logs.get("labels") if isinstance(logs, dict) else None
     if not isinstance(labels, list) or not labels or not isinstance(model, dict):
         return None
@@ -45,6 +48,7 @@ def metric_of_rankers(values: dict[str, Any]) -> str | None:
 
 
 def _with_kinds(model: dict[str, Any]) -> dict[str, Any]:
+    """Return [model] with the default kinds of its objective and negatives."""
     objective = model.get("objective")
     if not isinstance(objective, dict):
         return model
@@ -56,7 +60,7 @@ def _with_kinds(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _watched(train: Any, metric: str) -> Any:
-    """Early stopping looks at this metric, unless told otherwise."""
+    """Return [train] with this default metric of early stopping."""
     stopping = train.get("early_stopping", {}) if isinstance(train, dict) else None
     if not isinstance(stopping, dict):
         return train
@@ -64,13 +68,13 @@ def _watched(train: Any, metric: str) -> Any:
 
 
 def _with_tables(values: dict[str, Any]) -> dict[str, Any]:
-    """A table for items and for every feature that has ids, whether the config names it or not."""
+    """Return [tables] with a table for items and for each feature with ids, whether the config names it or not."""
     tables = {"item": {}, **values.get("tables", {})}
     try:
         specs = feature_specs(LogsConfig.model_validate(values.get("logs")))
     except ValidationError:
-        return tables  # the whole is not valid either, and says so better
-    # Unless told otherwise, rows of features are as wide as the vectors that they are added to.
+        return tables  # the check of the whole config gives a better message
+    # By default rows of features have the width of the item vectors that they are added to.
     item = tables["item"]
     small = {k: v for k, v in item.items() if k == "dim"} if isinstance(item, dict) else {}
     for name in dict.fromkeys(spec.table for spec in specs):

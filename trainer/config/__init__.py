@@ -1,0 +1,14 @@
+"""Config of a run without its cluster: one file per section, the whole config, and what identifies a run.
+
+The sections of other packages are in models/, sharding/ and trainer/data/logs/. Importing this package imports no torch.
+
+Files:
+    checkpoint.py  the section [checkpoint]
+    checks.py      checks across sections
+    defaults.py    defaults that depend on other settings
+    evaluate.py    the section [evaluate]
+    identity.py    the settings that identify a run, and those that may change between two starts
+    run_config.py  the section [run], and all sections together
+    split.py       the section [split]
+    train.py       the section [train] with early stopping and daily training
+"""

@@ -1,0 +1,14 @@
+"""The section `[checkpoint]`."""
+
+from pydantic import BaseModel, Field
+
+
+class CheckpointConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """When checkpoints are saved, and how many are kept."""
+
+    every_steps: int | None = Field(
+        None,
+        ge=1,
+        description="steps between checkpoints. Evaluations, stops and the end also save one; default: no further checkpoints",
+    )
+    keep: int = Field(2, ge=1, description="number of newest checkpoints to keep, in addition to the best one")

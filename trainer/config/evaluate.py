@@ -1,0 +1,25 @@
+"""The section `[evaluate]`."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+
+class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Full-catalogue evaluation on held-out events."""
+
+    ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field(
+        default_factory=lambda: [1, 5, 10, 20, 50],
+        min_length=1,
+        description="cut-offs K of the metrics hr@K, ndcg@K, recall@K, map@K and coverage@K",
+    )
+    mask_seen: bool = Field(True, description="exclude items of the user's own history from the ranked list")
+    targets: Literal["all", "first"] = Field(
+        "all", description="targets among several held-out events of a user: all of them as one set, or only the first"
+    )
+    batch_size: int = Field(512, ge=1, description="histories scored at once, over all workers")
+    score_block_items: int = Field(
+        65536,
+        ge=16,
+        description="items scored at once on each worker. It bounds the memory to batch size x items numbers",
+    )

@@ -1,0 +1,75 @@
+"""The settings that identify a run, and those that may change between two starts of it."""
+
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic import BaseModel
+
+from trainer.config.run_config import RunConfig
+from trainer.settings import flatten
+
+# Settings that may change between two starts of one run, because they alter neither the weights nor their meaning.
+# All other settings identify the run. A difference in them is refused by name.
+FREE_TO_CHANGE = (
+    "run.dir",
+    "run.dataset",
+    "run.new_logs",
+    "logs.path",  # the dataset's fingerprint and digest identify the logs, wherever they are stored
+    "logs.items.path",
+    "logs.users.path",
+    "logs.history.path",
+    "logs.max_rejected_fraction",
+    "logs.max_unreadable_files",
+    "train.epochs",
+    "train.max_steps",
+    "train.evaluate_every_epochs",
+    "train.days.evaluate_next",
+    "train.early_stopping",
+    "train.log_every_steps",
+    "train.ledger",
+    "train.max_nonfinite_steps",
+    "tables.*.sharding",
+    "tables.*.lookup",  # only decides where rows are summed
+    "tables.*.kernel",
+    "tables.*.ranks",
+    "tables.*.min_partition",
+    "tables.*.pooling_factor",
+    "tables.*.cache_load_factor",
+    "plan",
+    "checkpoint",
+    "evaluate",
+    "cluster",
+)
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """Return the flat settings that identify a run, {"train.batch_size": 128, ...}: all except FREE_TO_CHANGE."""
+    flat = flatten(config.model_dump(mode="json"))
+    # If the rate of each step depends on the number of steps, that number is fixed.
+    ends = ("train.epochs", "train.max_steps") if config.train.needs_the_end else ()
+    # In daily training the held-out period moves forward with new logs.
+    moving = ("split.validation_time", "split.test_time") if config.train.days is not None else ()
+    free = [name for name in (*FREE_TO_CHANGE, *moving) if name not in ends]
+    return {k: v for k, v in flat.items() if not is_among(k, free)}
+
+
+def at_default(config: RunConfig) -> frozenset[str]:
+    """Return the flat settings that are at their own defaults. A setting that a preset changes is not."""
+    return frozenset(_at_default(config, ""))
+
+
+def _at_default(settings: BaseModel, prefix: str) -> Iterator[str]:
+    for name, field in type(settings).model_fields.items():
+        value = getattr(settings, name)
+        for key, part in value.items() if isinstance(value, dict) else [("", value)]:
+            flat = f"{prefix}{name}.{key}".removesuffix(".")
+            if isinstance(part, BaseModel):
+                yield from _at_default(part, f"{flat}.")
+            elif value == field.get_default(call_default_factory=True):
+                yield flat
+
+
+def is_among(key: str, names: Iterable[str]) -> bool:
+    """Return whether a flat setting is one of `names`, or below one. In a name * stands for any part."""
+    return any(fnmatchcase(key, name) or fnmatchcase(key, f"{name}.*") for name in names)

@@ -1,0 +1,180 @@
+"""The section `[train]`: training, early stopping and daily training."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+_DEFAULT_BETAS = {"adamw": (0.9, 0.999), "lion": (0.9, 0.99)}
+Precision = Literal["float32", "bfloat16"]
+
+
+class EarlyStoppingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Stops training when the validation metric no longer improves. The best checkpoint is kept."""
+
+    metric: str = Field(
+        "ndcg@10",
+        description="validation metric. next_item: hr@K, ndcg@K, recall@K, map@K or mrr. "
+        "ranking: auc, gauc, logloss or ne, with a label as in auc/click if there are several; its default is auc of the "
+        "first label",
+    )
+    patience: int = Field(5, ge=1, description="evaluations without improvement after which training stops")
+
+
+class DaysConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Daily training: each training impression once, in time order. The presence of the table turns it on."""
+
+    length: int | str = Field(
+        "1d",
+        description='length of a day: a number and s, m, h, d or w, as in "12h" or "1d", where the time column holds '
+        "timestamps; an integer in the unit of the time column, where it holds integers",
+    )
+    start: int | str | None = Field(
+        None,
+        description="start of the first trained day, in the form of split.validation_time. Earlier impressions are history "
+        "only; default: the day of the first training impression, with days at multiples of length since 1970 (or since 0)",
+    )
+    evaluate_next: bool = Field(True, description="evaluate the model on each day before it trains on that day")
+
+    @model_validator(mode="after")
+    def _check_length(self) -> "DaysConfig":
+        if isinstance(self.length, int) and self.length < 1:
+            raise ValueError(f"length = {self.length} must be at least 1")
+        if isinstance(self.length, str) and not re.fullmatch("[1-9][0-9]*[smhdw]", self.length):
+            raise ValueError(f'length = {self.length!r}: write a number and one of s, m, h, d, w, as in "1d" or "12h"')
+        return self
+
+
+class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """The training loop."""
+
+    epochs: int = Field(10, ge=1, description="passes over the training histories")
+    days: DaysConfig | None = Field(None, description="daily training in place of epochs; default: train in epochs")
+    max_steps: int | None = Field(
+        None, ge=1, description="steps after which training stops, even inside an epoch; default: no limit"
+    )
+    batch_size: int = Field(128, ge=1, description="histories in the global batch, over all workers")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="maximum number of input events in the global batch. If set, it replaces batch_size, and a batch takes as "
+        "many histories as fit; default: batch_size decides",
+    )
+    micro_batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="maximum number of input events (and impressions) that a worker encodes at once. Larger shares of a batch "
+        "run forward and backward in several micro-batches, which bounds the memory of activations and does not change the "
+        "step; default: the whole share at once",
+    )
+    long_histories: Literal["recent", "windows"] = Field(
+        "recent",
+        description="how to train histories longer than model.max_history: their most recent events, or all events in "
+        "consecutive windows of that length",
+    )
+    optimizer: Literal["adamw", "lion", "adagrad", "sgd"] = Field(
+        "adamw", description="optimizer of the dense weights. Tables have their own"
+    )
+    learning_rate: float = Field(1e-3, gt=0.0, description="learning rate of the dense optimizer")
+    betas: list[Annotated[float, Field(ge=0.0, lt=1.0)]] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="decay rates of the two moving averages of adamw and lion; default: 0.9 and 0.999 for adamw, 0.9 and 0.99 "
+        "for lion",
+    )
+    eps: float = Field(1e-8, gt=0.0, description="number added to the denominator of adamw")
+    weight_decay: float = Field(
+        0.0,
+        ge=0.0,
+        description="decoupled weight decay of adamw and lion, multiplied by the learning rate at each step. It applies to "
+        "matrices only, not to biases, norms and other one-dimensional weights",
+    )
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt", "warmup_stable_decay"] = Field(
+        "constant",
+        description="how learning rates fall after warm-up: linear and cosine, to schedule_floor at the last step; "
+        "inverse_sqrt, with the inverse square root of the step; warmup_stable_decay, linearly over the last decay_share of "
+        "the steps",
+    )
+    schedule_floor: float = Field(
+        0.02, ge=0.0, le=1.0, description="minimum of a schedule, as a share of the full learning rate"
+    )
+    decay_share: float = Field(
+        0.2, gt=0.0, le=1.0, description="share of all steps over which warmup_stable_decay falls"
+    )
+    schedule_tables: bool = Field(
+        True,
+        description="apply warm-up and schedule to the learning rates of tables too, not only to that of the dense weights",
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps over which learning rates rise linearly from zero")
+    clip_norm: float | None = Field(
+        None,
+        gt=0.0,
+        description="maximum L2 norm of the gradient of a step, over all dense weights, tables and workers. A longer gradient "
+        "is scaled down to it. This costs one more exchange of the gradients of tables; default: no clipping",
+    )
+    precision: Precision = Field(
+        "float32",
+        description="precision of encoder and objective in training. bfloat16 applies to matrix products and attention "
+        "(autocast). Weights, optimizer states, tables, sums of losses and evaluation stay in float32",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="decay per step of the exponential moving average of the dense weights (weight EMA), which evaluation uses "
+        "in place of the trained weights. In the first steps the average is shorter; default: no average",
+    )
+    max_nonfinite_steps: int = Field(
+        10, ge=0, description="consecutive steps that may be skipped because the loss or a gradient is not finite"
+    )
+    evaluate_every_epochs: int = Field(1, ge=1, description="epochs between evaluations on the validation split")
+    early_stopping: EarlyStoppingConfig | None = Field(
+        default_factory=EarlyStoppingConfig, description="when to stop early. Leave the table out for its defaults"
+    )
+    log_every_steps: int = Field(10, ge=1, description="steps between lines in metrics.jsonl and TensorBoard")
+    ledger: bool = Field(
+        False,
+        description="record the ids of the histories trained at each step in ledger/ in the run folder, for audits",
+    )
+
+    @model_validator(mode="after")
+    def _reject_decay_without_averages(self) -> "TrainConfig":
+        if self.weight_decay and self.optimizer not in _DEFAULT_BETAS:
+            raise ValueError(
+                f"weight_decay = {self.weight_decay} is for adamw and lion, not for optimizer = {self.optimizer!r}; set it to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reject_epochs_of_days(self) -> "TrainConfig":
+        """Reject settings that need a number of epochs or a last step, because daily training has neither."""
+        if self.days is None:
+            return self
+        for name in ("epochs", "evaluate_every_epochs"):
+            if getattr(self, name) != TrainConfig.model_fields[name].default:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)}: daily training has no epochs (train.days); leave it out"
+                )
+        if self.needs_the_end:
+            raise ValueError(
+                f"schedule = {self.schedule!r} needs a last step, and daily training has none (train.days); "
+                'choose "constant" or "inverse_sqrt"'
+            )
+        if self.early_stopping is not None:
+            raise ValueError(
+                "early_stopping returns to an earlier epoch, and daily training has no epochs (train.days); leave it out or "
+                'set it to "none"'
+            )
+        return self
+
+    @property
+    def betas_used(self) -> tuple[float, float]:
+        """Return the decay rates of both averages of the dense optimizer, as configured or its defaults."""
+        first, second = self.betas or _DEFAULT_BETAS.get(self.optimizer, (0.0, 0.0))
+        return first, second
+
+    @property
+    def needs_the_end(self) -> bool:
+        """Return whether the learning rate of a step depends on the total number of steps."""
+        return self.schedule not in ("constant", "inverse_sqrt")
