@@ -80,7 +80,7 @@ format: $(TOOLS_READY) ## format the code, and fix what the linter can fix
 
 clean: ## delete caches and what was built; keeps .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
-	find cluster trainer sharding models tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find shoal cluster trainer sharding models tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The order and --no-deps matter: see docs/installation.md.
 $(READY): requirements/base.txt requirements/$(ACCEL).txt pyproject.toml

@@ -43,7 +43,22 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def uses_time(self) -> bool:
         """Whether the model looks at times, so that they have to be in batches."""
-        return bool(self.inputs.time) or self.inputs.request_time or self.encoder.uses_time
+        return bool(self.time_settings)
+
+    @property
+    def time_settings(self) -> list[str]:
+        """The settings of the model by which it looks at times, with their values."""
+        asking = {
+            f"inputs.time = {self.inputs.time}": bool(self.inputs.time),
+            "inputs.request_time": self.inputs.request_time,
+            f"encoder.attention.bias = {self.encoder.attention.bias!r}": self.encoder.uses_time,
+        }
+        return [setting for setting, asks in asking.items() if asks]
+
+    @property
+    def searched_feature(self) -> str | None:
+        """The feature of items by which a candidate searches the history, or None."""
+        return None
 
 
 class NextItemConfig(ModelConfig):

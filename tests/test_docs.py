@@ -30,7 +30,7 @@ PAGES = [
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs" / "decisions").glob("*.md")),
 ]
-PACKAGES = ("cluster", "trainer", "sharding", "models")
+PACKAGES = ("shoal", "cluster", "trainer", "sharding", "models")
 
 
 def code_blocks(page: Path, language: str = r"\w*") -> Iterator[str]:
@@ -151,7 +151,7 @@ PACKAGE_FOLDERS = sorted(path.parent for package in PACKAGES for path in (ROOT /
 
 
 def test_the_readme_lists_every_package_once() -> None:
-    (tree,) = (block for block in code_blocks(ROOT / "README.md") if block.startswith("cluster/ "))
+    (tree,) = (block for block in code_blocks(ROOT / "README.md") if block.startswith("shoal/ "))
     folders: list[str] = []  # the folders that the line is in, by its indentation
     listed = []
     for line in tree.splitlines():

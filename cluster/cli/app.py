@@ -28,7 +28,7 @@ from cluster.cli.study import study
 from cluster.cli.submit import submit
 from cluster.cli.synth import synth
 from cluster.cli.train import train
-from cluster.errors import Interrupted, RunFailedError, StoppedError
+from cluster.errors import Interrupted, RunFailedError, StoppedError, as_user_error
 from cluster.ray_cluster.token import send_token_if_present
 from trainer.errors import UserError
 
@@ -82,13 +82,8 @@ def main() -> None:
     except Interrupted as interruption:
         _fail(interruption.message, interruption.exit_code)
     except Exception as error:  # noqa: BLE001 - the last process boundary: every error becomes a message and an exit code
-        from sharding.errors import PlacementError
-        from trainer.storage.files import disk_refusal
-
-        if isinstance(error, OSError) and (refusal := disk_refusal(error)) is not None:
-            _fail(refusal, 2)
-        if isinstance(error, PlacementError):
-            _fail(str(error), 2)
+        if (user_error := as_user_error(error)) is not None:
+            _fail(str(user_error), 2)
         if isinstance(error, StoppedError | RunFailedError):
             _fail(str(error), 1)
         traceback.print_exc()

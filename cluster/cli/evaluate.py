@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from cluster.cli.options import AsJson, ConfigFile, Overrides, console_for, in_view, load, print_json
+from cluster.doctor.packages import TRAINING, check_installed
 
 # Written out, so that --help imports no module that knows the splits. A test compares the two.
 Split = Literal["validation", "test"]
@@ -20,6 +21,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint on held-out events."""
     settings = load(config, overrides)
+    check_installed("evaluate", TRAINING)
     from cluster.driver import driver
     from cluster.driver.progress import results_table
 

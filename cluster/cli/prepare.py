@@ -3,11 +3,13 @@
 from dataclasses import asdict
 
 from cluster.cli.options import AsJson, ConfigFile, Overrides, in_view, load, print_json
+from cluster.doctor.packages import RAY, check_installed
 
 
 def prepare(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Check the event logs and write the sequence dataset with its data card."""
     settings = load(config, overrides)
+    check_installed("prepare", RAY)
     from cluster.driver import driver
     from trainer.data.dataset.card import PAGE
 

@@ -3,11 +3,13 @@
 from dataclasses import asdict
 
 from cluster.cli.options import AsJson, ConfigFile, Overrides, console_for, in_view, load, print_json
+from cluster.doctor.packages import TRAINING, check_installed
 
 
 def run(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Prepare, train, evaluate and report. Run it again to resume."""
     settings = load(config, overrides)
+    check_installed("run", TRAINING)
     from cluster.driver import driver
     from cluster.driver.progress import results_table
 

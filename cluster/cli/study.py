@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli.options import AsJson, console_for, print_json
+from cluster.doctor.packages import TRAINING, check_installed
 
 
 def study(
@@ -35,6 +36,7 @@ def study(
         else:
             command.print_dry_run(planned, lines, console)
         return
+    check_installed("study", TRAINING)
     with View(console) as view:
         answer = command.run(planned, view)
     if as_json:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli.options import AsJson, ConfigFile, Overrides, console_for, load, print_json
+from cluster.doctor.packages import RAY, check_installed
 
 
 def submit(
@@ -16,6 +17,7 @@ def submit(
 ) -> None:
     """Submit `shoal run` as a job to a running Ray cluster."""
     settings = load(config, overrides)
+    check_installed("submit", RAY)
     from cluster.ray_cluster.submit import submit as submit_job
 
     console = console_for(as_json)

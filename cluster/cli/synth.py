@@ -1,16 +1,21 @@
 """`shoal synth`: generated event logs with known structure."""
 
-from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from cluster.cli.options import AsJson, console_for, print_json
+from cluster.doctor.packages import RAY, check_installed
 from trainer.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.config.run_config import ClusterConfig
+    from trainer.data.synthetic.impression_world import ImpressionConfig
+    from trainer.data.synthetic.impressions import ImpressionSummary
+    from trainer.data.synthetic.log import SyntheticSummary
+    from trainer.data.synthetic.world import SyntheticConfig
 
 
 def synth(
@@ -64,19 +69,19 @@ def make(
         events_per_user: Mean number of events per user, or of impressions.
         seed: Seed of everything random.
         overrides: Further settings of the log, as key=value.
-        cluster: The local Ray cluster to generate on; None generates in this process.
+        cluster: The local Ray cluster to generate on; None generates in this process, without Ray.
         impressions: Generate impressions instead of events.
 
     Raises:
-        UserError: Settings do not fit together.
+        UserError: Settings do not fit together, or the folder cannot be written.
     """
     from pydantic import ValidationError
 
     from cluster.config.explain import explain
     from cluster.config.file import apply_override, refuse_unusable
-    from cluster.data.synth import synthesize
-    from cluster.ray_cluster.session import ray_session
     from trainer.data.synthetic.impression_world import ImpressionConfig
+    from trainer.data.synthetic.impressions import generate_impressions
+    from trainer.data.synthetic.log import generate
     from trainer.data.synthetic.world import SyntheticConfig
 
     settings = ImpressionConfig if impressions else SyntheticConfig
@@ -94,5 +99,20 @@ def make(
     except ValidationError as error:
         known = ", ".join(settings.model_fields)
         raise UserError(f"{explain(error, 'of the log', settings)}\nsettings of the log: {known}") from None
-    with ray_session(cluster) if cluster is not None else nullcontext():
-        return asdict(synthesize(config, folder))
+    if cluster is not None:
+        return asdict(_on_ray(config, Path(folder), cluster))
+    if isinstance(config, ImpressionConfig):
+        return asdict(generate_impressions(config, Path(folder).absolute()))
+    return asdict(generate(config, Path(folder).absolute()))
+
+
+def _on_ray(
+    config: "SyntheticConfig | ImpressionConfig", folder: Path, cluster: "ClusterConfig"
+) -> "SyntheticSummary | ImpressionSummary":
+    """Generate the files in parallel on a Ray cluster."""
+    check_installed("synth --ray", RAY)
+    from cluster.data.synth import synthesize  # Ray: seconds, and not needed without --ray
+    from cluster.ray_cluster.session import ray_session
+
+    with ray_session(cluster):
+        return synthesize(config, folder)

@@ -14,9 +14,9 @@ from datetime import date, time
 from pathlib import Path
 from typing import Any
 
+from cluster.config.credentials import refusals_in
 from trainer.errors import UserError
 from trainer.settings import plain_values
-from trainer.storage.credentials import refusals_in
 
 
 def read_values(path: str | Path) -> dict[str, Any]:

@@ -9,15 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.doctor.packages import INSTALL
 from cluster.ray_cluster.token import GET_TOKEN
 
 GIB = 2**30
 TRIOS = {("2.13", "1.8", "1.8"), ("2.11", "1.6", "1.6")}  # (torch, torchrec, fbgemm) that work together
 TESTED_RAY = "2.60"
-_INSTALL = (
-    "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu; pip install torch==2.13.0; "
-    "pip install --no-deps -r requirements/cpu.txt (with NVIDIA GPUs: cuda.txt)"
-)
+_INSTALL = f"pip uninstall -y torchrec fbgemm-gpu fbgemm-gpu-cpu; {INSTALL}"
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def check_gpu(probe: ImportProbe) -> Finding:
 def check_ray_version(version: str | None) -> Finding:
     """Check the version of Ray."""
     if version is None:
-        return Finding("ray", "problem", "Ray is not installed", "pip install --no-deps -r requirements/cpu.txt")
+        return Finding("ray", "problem", "Ray is not installed", INSTALL)
     if _minor(version) != TESTED_RAY:
         remedy = f"pip install --no-deps ray=={TESTED_RAY}.0"
         return Finding("ray", "warning", f"Ray {version}; Shoal is tested with {TESTED_RAY}", remedy)

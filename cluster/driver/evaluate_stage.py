@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cluster.config.run_config import Config, job_of
-from cluster.driver.progress import View, duration_text
+from cluster.driver.progress import View, announce, duration_text
 from cluster.driver.stage_inputs import evaluation_inputs, report_inputs
 from cluster.driver.stage_record import StageRecord
 from cluster.driver.train_stage import planned_job
@@ -46,6 +46,7 @@ def run_evaluate_stages(
         done = record.result(stage_of[split], inputs[split])
         if done is not None and are_there(reports[split].parent, done):
             view.print_line(f"evaluate: {split} done before, of {checkpoint.path.name}")
+            announce(view, stage_of[split], "done before")
             results[split] = summary_of(done)
             _refresh_report(config, stage_of[split], inputs[split], results[split], reports[split].parent)
     pending = {stage_of[split]: split for split in splits if split not in results}
@@ -53,6 +54,7 @@ def run_evaluate_stages(
         started = time.monotonic()
         for stage, split in pending.items():
             record.begin(stage, inputs[split])
+            announce(view, stage, "started")
         results |= record.run_stages(
             {stage: inputs[split] for stage, split in pending.items()},
             lambda: evaluate(config, list(pending.values()), checkpoint, folder, workers, view.on_event),
@@ -63,6 +65,7 @@ def run_evaluate_stages(
     for stage, split in pending.items():
         record.finish(stage, inputs[split], asdict(results[split]))
         record.finish(f"{stage}/report", report_inputs(config, inputs[split], manifest), {})
+        announce(view, stage, "done")
     return {split: (results[split], reports[split]) for split in splits}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from cluster.config.run_config import Config
 from cluster.data.prepare import Progress, prepare
 from cluster.driver.new_logs import check_append
-from cluster.driver.progress import View
+from cluster.driver.progress import View, announce
 from cluster.driver.stage_record import StageRecord
 from trainer.data.dataset import card
 from trainer.data.dataset.log_checks import times_as_read
@@ -14,10 +14,12 @@ from trainer.data.dataset.manifest import Manifest
 
 def run_prepare_stage(config: Config, view: View, connect: Callable[[], None] = lambda: None) -> Manifest:
     """Make or find the dataset, and record the stage."""
+    announce(view, "prepare", "started")
     manifest = prepare_dataset(config, view, connect)
     StageRecord(config.run_dir).finish(
         "prepare", manifest.fingerprint, {"dataset": str(config.dataset_dir), "digest": manifest.digest}
     )
+    announce(view, "prepare", "done")
     return manifest
 
 

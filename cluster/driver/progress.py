@@ -94,6 +94,8 @@ class View:
                 self.print_line(f"day {event['begins']}, before training on it: {_figures(event['metrics'])}")
             case "evaluate":
                 self.update("evaluate", event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
+            case "stage":
+                pass  # for programs: people read the lines of each stage
             case "plan":
                 shardings = Counter(event["tables"].values())
                 layout = ", ".join(f"{number} {sharding}" for sharding, number in sorted(shardings.items()))
@@ -118,6 +120,11 @@ class View:
             f"day {event['day']}" if "day" in event else f"epoch {event['epoch'] + 1}",
             f"next checkpoint at {event['next_checkpoint']:,}",
         )
+
+
+def announce(view: View, stage: str, status: str) -> None:
+    """Send an event that a stage has "started", is "done", or was "done before"."""
+    view.on_event({"kind": "stage", "stage": stage, "status": status})
 
 
 def fitting(parts: Sequence[str], width: int) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.config.run_config import Config, job_of
 from cluster.driver.new_logs import kept_outcome
-from cluster.driver.progress import View, duration_text
+from cluster.driver.progress import View, announce, duration_text
 from cluster.driver.signals import stop_on_signal
 from cluster.driver.stage_inputs import training_inputs
 from cluster.driver.stage_record import StageRecord
@@ -30,14 +30,17 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
     kept = kept_outcome(config, manifest)
     if kept is not None:
         view.print_line(f"train: the model of step {kept.step:,} is kept, because run.new_logs is evaluate")
+        announce(view, STAGE, "done before")
         return kept
     inputs = training_inputs(config, manifest)
     record = StageRecord(config.run_dir)
     done = record.result(STAGE, inputs)
     if done is not None and _checkpoints_are_there(config, done):
         view.print_line(f"train: done before, at step {done['step']:,}")
+        announce(view, STAGE, "done before")
         return Outcome(**done)
     record.begin(STAGE, inputs)
+    announce(view, STAGE, "started")
     started = time.monotonic()
     last_step: dict[str, Any] = {}
 
@@ -54,6 +57,7 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
         record.end(STAGE, inputs, "stopped", "on request")
         raise StoppedError(f"stopped at step {outcome.step:,}, with a checkpoint; run the same command again to resume")
     record.finish(STAGE, inputs, asdict(outcome))
+    announce(view, STAGE, "done")
     view.print_line(_summary(outcome, time.monotonic() - started, last_step.get("events_per_second")))
     return outcome
 

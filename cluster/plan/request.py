@@ -8,16 +8,12 @@ from typing import Any
 from cluster.config.file import apply_override, read_values
 from cluster.config.run_config import Config, check_config
 from cluster.plan.workload import check_workload
-from models.config import ModelConfig, NextItemConfig
-from models.objectives.config import FullSoftmaxConfig
-from models.ranking.config import RankingConfig
-from models.ranking.reach import reach_of
 from sharding.config import CommunicationConfig, DevicesConfig
 from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.errors import UserError
-from trainer.placement.loads import declared_rows, facts_of, table_loads, table_rows
+from trainer.placement.loads import declared_rows, demand_of, facts_of, table_loads, table_rows
 from trainer.placement.plan import ASSUMED_GPU, topology_for
 
 WORKLOAD_HINT = (
@@ -116,7 +112,7 @@ def _of_run(
     device = config.cluster.device
     topology, assumptions = _topology(config.plan, config.cluster.num_workers, device, preset)
     if manifest is None:
-        assumptions += (_assumed_history(config.model),)
+        assumptions += (demand_of(config.model).assumed_history,)
     return Request(
         Path(path).stem,
         config.run_dir / "plan",
@@ -125,20 +121,8 @@ def _of_run(
         config.communication,
         config.plan.replica_groups,
         assumptions,
-        FULL_SOFTMAX_HINT if _scores_all_items(config) else "",
+        FULL_SOFTMAX_HINT if demand_of(config.model).looks_up_all_items else "",
     )
-
-
-def _assumed_history(model: ModelConfig) -> str:
-    """Return what is assumed of the length of histories where there is no dataset."""
-    if isinstance(model, RankingConfig):
-        receptive = reach_of(model).receptive
-        return f"every history has the {receptive} events that a score depends on, as there is no dataset"
-    return f"every history has model.max_history = {model.max_history} events, as there is no dataset"
-
-
-def _scores_all_items(config: Config) -> bool:
-    return isinstance(config.model, NextItemConfig) and isinstance(config.model.objective, FullSoftmaxConfig)
 
 
 def _rows(config: Config, manifest: Manifest | None, given: Mapping[str, int]) -> dict[str, int]:

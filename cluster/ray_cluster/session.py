@@ -98,12 +98,15 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
 
 @contextmanager
 def _own_sigterm_handler() -> Iterator[None]:
-    """Keep the SIGTERM handler of the command: Ray would replace it by one that dumps a stack and exits with 134."""
+    """Keep the SIGTERM handler of the process: Ray replaces it by one that dumps a stack and exits with 134.
+
+    The default handler is kept too, because a library must not leave another one behind.
+    """
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield
     finally:
-        if callable(before) and threading.current_thread() is threading.main_thread():
+        if before is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 
 

@@ -26,7 +26,7 @@ from models.ranking.config import RankingConfig, learned_labels
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.evaluation.ranking.names import name_among
-from trainer.storage.output_folder import writing
+from trainer.output_folder import writing
 
 if TYPE_CHECKING:
     from cluster.study.trial import Task

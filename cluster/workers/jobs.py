@@ -51,7 +51,7 @@ def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
     from trainer.checkpoint.finite import refuse_broken_checkpoint
     from trainer.checkpoint.keys import tensors_of
     from trainer.loop.build import build_model, load_to_use
-    from trainer.tasks.daily_training import same_dataset
+    from trainer.loop.same_run import same_dataset
 
     job = evaluation.job
     checkpoint = evaluation.checkpoint

@@ -145,9 +145,15 @@ class RankingConfig(ModelConfig):
         return self
 
     @property
-    def uses_time(self) -> bool:
-        """Whether the model looks at times, so that they have to be in batches."""
-        return super().uses_time or self.interest.uses_time
+    def time_settings(self) -> list[str]:
+        """The settings of the model by which it looks at times, with their values."""
+        of_interest = f"interest.attention.bias = {self.interest.attention.bias!r}"
+        return [*super().time_settings, *([of_interest] if self.interest.uses_time else [])]
+
+    @property
+    def searched_feature(self) -> str | None:
+        """The feature of items by which a candidate searches the history, or None."""
+        return self.interest.search.feature
 
     @model_validator(mode="after")
     def _conditions_end(self) -> "RankingConfig":

@@ -195,7 +195,7 @@ def test_a_held_out_period_that_moves_back_is_refused(rank_pool, three_days):
     rank_pool.run(1, train, job_of(config_in(three_days, "run", 3)))
     write_day(three_days, 4)
     made(config_in(three_days, "run", 2))
-    with pytest.raises(CheckpointError, match=r"trained up to 300, and split\.validation_time now is 200"):
+    with pytest.raises(CheckpointError, match=r"trained up to 300, and split\.validation_time is now 200"):
         rank_pool.run(1, train, job_of(config_in(three_days, "run", 2)))
 
 

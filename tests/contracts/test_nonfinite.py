@@ -18,7 +18,8 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.reader import read_metadata
 from trainer.errors import UserError
 from trainer.job import Channel, Job
-from trainer.loop.train import Best, Training
+from trainer.loop.state import Best
+from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 
 
@@ -221,7 +222,7 @@ def save_broken(world: World, job: Job) -> None:
     def train(item: Any) -> Any:
         result = whole(item)
         if training.state.step == 5:
-            weight = training._tensors()["table.item.weight"].local_shards()[0].tensor
+            weight = training.checkpoints.tensors()["table.item.weight"].local_shards()[0].tensor
             weight.detach()[0, 0] = float("nan")
         return result
 

@@ -29,7 +29,7 @@ class CheckpointManifest:
     position: examples trained since the start of the run, one global number, and num_rows: examples of an epoch (rows, or
     windows of rows: trainer/data/stream/examples.py); metrics: the state of early stopping;
     files: {name: {"sha256", "num_bytes"}}; versions: of torch and torchrec; days: how far training by days has come, none in
-    epochs (trainer/tasks/daily_training.py).
+    epochs (trainer/tasks/ranking/daily_training.py).
     """
 
     step: int

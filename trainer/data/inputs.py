@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from models.config import ModelConfig
 from models.features.config import InputsConfig
-from models.ranking.config import RankingConfig
 from sharding.config import TableConfig
 from trainer.data.dataset.manifest import USED_KINDS, Feature, Manifest, used_features
 from trainer.data.logs.config import (
@@ -47,7 +46,7 @@ def features_of(manifest: Manifest, inputs: InputsConfig) -> UsedFeatures:
         used_features(manifest),
         chosen("event", inputs.event_features, "event"),
         chosen("user", inputs.user_features, "user"),
-        chosen("event", inputs.candidate_features, "candidate") if manifest.task == "ranking" else (),
+        chosen("event", inputs.candidate_features, "candidate") if manifest.has_impressions else (),
     )
 
 
@@ -96,7 +95,7 @@ def check_bags(logs: LogsConfig, model: ModelConfig, tables: Mapping[str, TableC
             'tables.item.lookup = "bags": histories need the row of every item, and bags are for tables that features alone look '
             "up; give a feature whose table is item one of its own"
         )
-    searched = model.interest.search.feature if isinstance(model, RankingConfig) else None
+    searched = model.searched_feature
     for spec in feature_specs(logs):
         if spec.table is None or tables[spec.table].lookup != "bags":
             continue
@@ -139,17 +138,7 @@ def ticks_per_second(manifest: Manifest, model: ModelConfig) -> int:
         for (unit, smallest), beyond in zip(_SMALLEST, bounds, strict=True):
             if smallest <= first and last < beyond:
                 return _TICKS[unit]
-    interests = [model.interest] if isinstance(model, RankingConfig) else []
-    asking = (
-        (f"model.inputs.time = {model.inputs.time}", model.inputs.time),
-        ("model.inputs.request_time", model.inputs.request_time),
-        (f"model.encoder.attention.bias = {model.encoder.attention.bias!r}", model.encoder.uses_time),
-        *(
-            (f"model.interest.attention.bias = {interest.attention.bias!r}", interest.uses_time)
-            for interest in interests
-        ),
-    )
-    who = " and ".join(setting for setting, asks in asking if asks)
+    who = " and ".join(f"model.{setting}" for setting in model.time_settings)
     raise UserError(
         f"{who}: needs the time of a clock, and the times of the logs ({first} to {last}) look like places in a history, or count "
         'from another moment than 1970. Name a column of real times as logs.time, or set model.inputs.time_unit = "seconds" (or '

@@ -1,12 +1,20 @@
 """Training loop: model construction, the step, logging, evaluation, saving and resuming.
 
 Files:
-    build.py              config to sharded model and optimizers
-    measure_placement.py  the measuring of that
-    memory.py             the peak of memory, and free memory back to the system, since jagged batches fragment the heap
-    pace.py               how fast it goes, and how evenly the ranks share it
-    same_run.py           whether a checkpoint is of this run
-    step.py               one step: look up, encode, lose, agree, update
-    step_clock.py         how long its parts take
-    train.py              the loop: step, log, evaluate, save, stop
+    build.py              job to sharded model, optimizers and stream
+    checkpoints.py        saving and resuming of a training
+    days.py               timetable of daily training
+    early_stopping.py     the best evaluation so far, and when to stop after it
+    epochs.py             timetable of training by epochs
+    measure_placement.py  measured cost of a run's plan: placement.json
+    memory.py             peak memory, and return of freed memory to the system
+    nonfinite.py          warning or end of training after non-finite steps
+    pace.py               events per second, time left, imbalance of ranks
+    progress.py           metrics.jsonl, TensorBoard and messages to the driver
+    same_run.py           check that a checkpoint is of this run and dataset
+    state.py              state that the loop carries from step to step
+    step.py               one step: look-up, forward, backward, agreement, update
+    step_clock.py         time per part of a step
+    timetable.py          protocol of epochs and days: where to start, what is due when
+    train.py              the loop: step, report, evaluate, save, stop
 """

@@ -28,10 +28,10 @@ from trainer.optim.ema import WeightEma
 from trainer.placement.loads import table_rows
 from trainer.placement.plan import plan_tables
 from trainer.storage.files import digest_of
-from trainer.tasks.daily_training import DailyTraining
-from trainer.tasks.next_item import NextItemTask
-from trainer.tasks.ranking import RankingTask
-from trainer.tasks.task import Task
+from trainer.tasks.next_item.task import NextItemTask
+from trainer.tasks.ranking.daily_training import DailyTraining
+from trainer.tasks.ranking.task import RankingTask
+from trainer.tasks.task import Stream, Task
 
 
 @dataclass(frozen=True)
@@ -149,3 +149,21 @@ def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
         built.planned_tables.plan,
         config.schedule_tables,
     )
+
+
+def checked_stream(task: Task, world: World) -> Stream:
+    """Return this rank's training stream. Collective.
+
+    Raises UserError on all ranks if one of them finds that a file differs from the manifest.
+    """
+    stream = None
+    complaint = None
+    try:
+        stream = task.stream(world)
+    except UserError as error:
+        complaint = str(error)
+    complaints = [str(text) for text in world.gather_objects(complaint) if text is not None]
+    if complaints:
+        raise UserError(complaints[0])
+    assert stream is not None
+    return stream

@@ -1,4 +1,4 @@
-"""What a training step asks of the tables: from a job's settings and what is known of its dataset to loads for the plan.
+"""Loads of tables: what a training step asks of each table, from the settings of a run and facts of its dataset.
 
 A batch asks for every id once (models.batches.history_batch), so a table's load is the number of distinct ids in a rank's
 histories. Tables that are looked up as bags are the exception: they receive all ids of all owners. Imports no torch.
@@ -6,65 +6,59 @@ histories. Tables that are looked up as bags are the exception: they receive all
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from math import expm1
+from dataclasses import dataclass
 
 from models.config import ModelConfig, NextItemConfig
 from models.features.config import InputsConfig
-from models.objectives.config import InBatchNegatives, SampledObjectiveConfig
 from models.ranking.config import RankingConfig
-from models.ranking.reach import reach_of
 from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad, bag_load, sequence_load
 from trainer.config.train import TrainConfig
 from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.data.inputs import features_of, used_specs
 from trainer.data.logs.config import LogsConfig, NumericFeatureConfig
+from trainer.tasks.demand import DatasetFacts, Demand, StepDemand, expected_distinct
+from trainer.tasks.next_item.demand import NextItemDemand
+from trainer.tasks.ranking.demand import RankingDemand
 
 ITEM_TABLE = "item"
 DEFAULT_INPUTS = InputsConfig()
 
 
-@dataclass(frozen=True)
-class DatasetFacts:
-    """num_items: ids that the training part knows; mean_events: training events of a user, in ranking events of the history.
-
-    mean_candidates: in ranking, training impressions of a user. num_features, num_event_features, num_user_features,
-    num_candidate_features: by table, how many features of items, events, users and impressions look it up.
-    """
-
-    num_items: int
-    mean_events: float
-    num_features: Mapping[str, int] = field(default_factory=dict)
-    num_event_features: Mapping[str, int] = field(default_factory=dict)
-    num_user_features: Mapping[str, int] = field(default_factory=dict)
-    num_candidate_features: Mapping[str, int] = field(default_factory=dict)
-    mean_candidates: float = 0.0
+def demand_of(model: ModelConfig) -> Demand:
+    """Return what a training step of this model looks up."""
+    match model:
+        case RankingConfig():
+            return RankingDemand(model)
+        case NextItemConfig():
+            return NextItemDemand(model)
+    raise TypeError(f"no task has models of {type(model).__name__}")
 
 
 def facts_of(manifest: Manifest, inputs: InputsConfig = DEFAULT_INPUTS) -> DatasetFacts:
-    """What a dataset says about the loads of the tables of a model with these inputs."""
-    used, counts = features_of(manifest, inputs), manifest.counts
+    """Return the facts of a dataset that determine the loads of a model with these inputs."""
+    used = features_of(manifest, inputs)
+    counts = manifest.counts
 
     def by_table(features: Iterable[Feature]) -> Counter[str]:
         return Counter(feature.table for feature in features if feature.table is not None)
 
-    ranking, users = manifest.task == "ranking", max(1, counts.num_users)
+    num_users = max(1, counts.num_users)
     return DatasetFacts(
         num_items=manifest.num_item_rows,
-        mean_events=(counts.history_events if ranking else counts.train_events) / users,
+        mean_events=(counts.history_events if manifest.has_impressions else counts.train_events) / num_users,
         num_features=by_table(used.items),
         num_event_features=by_table(used.events),
         num_user_features=by_table(used.users),
         num_candidate_features=by_table(used.candidates),
-        mean_candidates=counts.train_events / users if ranking else 0.0,
+        mean_candidates=counts.train_events / num_users if manifest.has_impressions else 0.0,
     )
 
 
 def table_rows(
     tables: Mapping[str, TableConfig], manifest: Manifest, inputs: InputsConfig = DEFAULT_INPUTS
 ) -> dict[str, int]:
-    """The tables that a model of this dataset has, and their rows: of items first, then of features."""
+    """Return the number of rows of each table that a model of this dataset has: of items first, then of features."""
     ids = tables[ITEM_TABLE].ids
     num_rows = {ITEM_TABLE: ids.num_rows if isinstance(ids, HashIdsConfig) else manifest.num_item_rows}
     used = features_of(manifest, inputs)
@@ -80,7 +74,7 @@ def table_rows(
 def declared_rows(
     tables: Mapping[str, TableConfig], logs: LogsConfig, inputs: InputsConfig = DEFAULT_INPUTS
 ) -> dict[str, int | None]:
-    """The same before there is a dataset: None where only the logs can tell how many rows a table gets."""
+    """Return the number of rows of each table before there is a dataset. None if only the logs determine it."""
     num_rows: dict[str, int | None] = {}
     used = used_specs(logs, inputs)
     for name in (ITEM_TABLE, *(spec.table for spec in used)):
@@ -101,59 +95,76 @@ def table_loads(
     num_workers: int,
     facts: DatasetFacts | None = None,
 ) -> list[TableLoad]:
-    """The load of every table in num_rows, for a rank of num_workers.
+    """Return the load of every table on one rank.
 
-    Without facts every history is as long as the model allows, and every table of features is taken for one of items. Ids are
-    taken to be equally popular, which overstates how many are distinct, and features to have one value each. A table's
-    pooling_factor, ids per history, stands in for all of this.
+    Ids are assumed to be equally popular, which overstates how many are distinct, and features to have one value each. A table's
+    pooling_factor (ids per history) replaces all of these assumptions.
+
+    Args:
+        tables: Settings by table.
+        num_rows: Rows by table. These tables get a load.
+        model: Settings of the model.
+        train: Settings of training.
+        num_workers: The world size.
+        facts: Facts of the dataset. If None, every history is as long as the model allows, and every table of features is
+            assumed to be looked up by one feature of items.
     """
     num_items = facts.num_items if facts is not None else num_rows[ITEM_TABLE]
-    ranking = not isinstance(model, NextItemConfig)
-    ahead = 0 if ranking else 1  # the last event of a history is a target only
-    # Of a ranker's histories more is gathered than one layer attends to.
-    longest = float(reach_of(model).receptive if isinstance(model, RankingConfig) else model.max_history + ahead)
-    mean_events = min(longest, facts.mean_events) if facts is not None else longest
-    histories = train.batch_size / num_workers
-    if train.batch_tokens is not None:
-        histories = train.batch_tokens / num_workers / max(1.0, mean_events - ahead)
-    items = float(num_items)
-    candidates = histories * (facts.mean_candidates if facts is not None else 1.0) if ranking else 0.0
-    if not isinstance(model, NextItemConfig):
-        items = expected_distinct(num_items, histories * mean_events + candidates)
-    elif isinstance(model.objective, SampledObjectiveConfig):
-        # Negatives that are targets of the rank's own share are looked up anyway.
-        own = isinstance(model.objective.negatives, InBatchNegatives)
-        items = expected_distinct(num_items, histories * mean_events + (0 if own else model.objective.num_negatives))
-
-    def owners_of(name: str) -> tuple[float, float]:
-        """By how many features of items is it asked, for each of them, and by how many owners besides."""
-        if facts is None:
-            return float(name != ITEM_TABLE), 0.0
-        inputs = histories * max(0.0, mean_events - ahead)
-        besides = inputs * facts.num_event_features.get(name, 0)
-        besides += histories * facts.num_user_features.get(name, 0)
-        besides += candidates * facts.num_candidate_features.get(name, 0)
-        return facts.num_features.get(name, 0), besides
-
-    def ids_of(name: str) -> float:
-        num_features, besides = owners_of(name)
-        if name == ITEM_TABLE and not (facts is not None and isinstance(tables[name].ids, HashIdsConfig)):
-            # The batch's items have rows of their own, and of what else is asked for some rows are among those.
-            others = expected_distinct(num_rows[name], items * num_features + besides)
-            return items + others * max(0.0, 1.0 - items / num_rows[name])
-        return expected_distinct(num_rows[name], items * (num_features + int(name == ITEM_TABLE)) + besides)
-
-    def load_of(name: str, rows: int) -> TableLoad:
-        config, (num_features, besides) = tables[name], owners_of(name)
-        given = None if config.pooling_factor is None else config.pooling_factor * histories
-        if config.lookup == "bags":
-            bags = items * num_features + besides
-            return bag_load(name, config, rows, bags if given is None else given, bags)
-        return sequence_load(name, config, rows, ids_of(name) if given is None else given)
-
-    return [load_of(name, rows) for name, rows in num_rows.items()]
+    demand = demand_of(model).of_step(train, num_workers, num_items, facts)
+    return [
+        _load_of(_Lookups(name, tables[name], rows, demand, facts), demand.histories) for name, rows in num_rows.items()
+    ]
 
 
-def expected_distinct(num_values: int, num_draws: float) -> float:
-    """How many different values num_draws equally likely ones have on average, nearly: n (1 - e^(-draws / n))."""
-    return -num_values * expm1(-num_draws / num_values)
+@dataclass(frozen=True)
+class _Lookups:
+    """The look-ups of one table in a step."""
+
+    name: str
+    config: TableConfig
+    num_rows: int
+    demand: StepDemand
+    facts: DatasetFacts | None
+
+    @property
+    def num_item_features(self) -> float:
+        """Features of items that look it up, each once per item."""
+        if self.facts is None:
+            return float(self.name != ITEM_TABLE)
+        return self.facts.num_features.get(self.name, 0)
+
+    @property
+    def num_other_owners(self) -> float:
+        """Events, users and impressions with features that look it up, once per feature."""
+        if self.facts is None:
+            return 0.0
+        owners = self.demand.inputs * self.facts.num_event_features.get(self.name, 0)
+        owners += self.demand.histories * self.facts.num_user_features.get(self.name, 0)
+        owners += self.demand.candidates * self.facts.num_candidate_features.get(self.name, 0)
+        return owners
+
+    @property
+    def num_bags(self) -> float:
+        """Bags in a table that is looked up as bags."""
+        return self.demand.items * self.num_item_features + self.num_other_owners
+
+    @property
+    def num_ids(self) -> float:
+        """Distinct ids in a table that is looked up by row."""
+        items = self.demand.items
+        if self.name == ITEM_TABLE and not (self.facts is not None and isinstance(self.config.ids, HashIdsConfig)):
+            # The batch's items have rows of their own, and some rows of what else is looked up are among those.
+            others = expected_distinct(self.num_rows, items * self.num_item_features + self.num_other_owners)
+            return items + others * max(0.0, 1.0 - items / self.num_rows)
+        per_item = self.num_item_features + int(self.name == ITEM_TABLE)
+        return expected_distinct(self.num_rows, items * per_item + self.num_other_owners)
+
+
+def _load_of(lookups: _Lookups, histories: float) -> TableLoad:
+    config = lookups.config
+    given = None if config.pooling_factor is None else config.pooling_factor * histories
+    if config.lookup == "bags":
+        bags = lookups.num_bags
+        return bag_load(lookups.name, config, lookups.num_rows, bags if given is None else given, bags)
+    num_ids = lookups.num_ids if given is None else given
+    return sequence_load(lookups.name, config, lookups.num_rows, num_ids)

@@ -1,8 +1,6 @@
-"""Storage: files hashed and written atomically, output folders, and files that may come from others.
+"""Storage: file hashes, atomic writes, and safe reading of pickles. It knows nothing of the rest of Shoal.
 
 Files:
-    credentials.py        credentials inside URIs, to be refused
-    files.py              hashes, and small files written atomically
-    output_folder.py      a folder that one command writes at a time
-    restricted_pickle.py  unpickling that runs nothing but admitted classes
+    files.py              hashes, atomic writes of small files, explanations of disk errors
+    restricted_pickle.py  unpickling that admits only named classes
 """

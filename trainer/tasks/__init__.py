@@ -1,10 +1,10 @@
 """What differs between the tasks: model, training stream, what a batch is given of the global one, evaluation.
 
+Each task is a package with the same files: `task.py`, which implements `Task`, and `demand.py`, which implements `Demand`.
+
 Files:
-    daily_training.py  training by days from one command to the next, while the logs grow
-    metrics.py         metrics by task: names, directions, ranges
-    next_item.py       the next event, out of the whole catalogue
-    outputs.py         files of an evaluation, by task
-    ranking.py         what becomes of impressions
-    task.py            what the loop and the stages ask of one
+    demand.py   protocol: rows that a training step looks up, for the planner
+    metrics.py  metrics by task: names, directions, ranges
+    outputs.py  files of an evaluation, by task
+    task.py     what the loop and the stages ask of one
 """

@@ -1,4 +1,4 @@
-"""What the loop, the checkpoints and the stages ask of a task; each task is one class that answers.
+"""Protocol of a task, for the loop, the checkpoints and the stages. Each task is one class that implements it.
 
 The loop itself knows no task: it trains any model with these few methods on any batches with these few fields.
 """
@@ -26,90 +26,98 @@ class Batch(Protocol):
 
     @property
     def row_ids(self) -> Tensor:
-        """(B,) int64, the ids of the examples."""
+        """The ids of the examples, (B,) int64."""
 
     @property
     def layout(self) -> JaggedLayout:
-        """Of the events of histories."""
+        """The layout of the events of histories."""
 
     @property
     def items(self) -> ItemRequest:
-        """What has to be looked up."""
+        """The look-ups of the batch."""
 
     @property
     def num_targets(self) -> int:
-        """What the sum of losses is of, and divided by over all ranks."""
+        """The number of targets. The sum of losses is divided by their number on all ranks."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
+        """Return the batch on a device."""
 
 
 class Model(Protocol):
-    """A single-device model whose tables are sharded from outside."""
+    """A single-device model. Its tables are sharded from outside."""
 
     @property
-    def tables(self) -> EmbeddingTables: ...
+    def tables(self) -> EmbeddingTables:
+        """The tables of the model."""
 
     def initialize(self, generator: torch.Generator) -> None:
         """Draw the dense weights, in a fixed order."""
 
     def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
-        """By table, the rows that a request asks for. Collective once the tables are sharded."""
+        """Return the rows of a request by table. Collective once the tables are sharded."""
 
     def loss(self, rows: Mapping[str, Tensor], batch: Any) -> Tensor:
-        """The sum over all targets of the batch."""
+        """Return the sum of losses over all targets of the batch."""
 
     def modules(self) -> Iterator[nn.Module]:
-        """As of any nn.Module."""
+        """Yield all modules, as any nn.Module does."""
 
     def train(self, mode: bool = True) -> Any:
-        """As of any nn.Module."""
+        """Set training or evaluation mode, as any nn.Module does."""
 
 
 class Stream(Protocol):
-    """Training steps from any position on."""
+    """The training steps of one rank, from any position."""
 
     @property
-    def batches(self) -> GlobalBatches: ...
+    def batches(self) -> GlobalBatches:
+        """The global batches."""
 
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[Any]]:
-        """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
+        """Yield every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
 
 
 class Evaluator(Protocol):
-    """One split of the dataset, ready to be evaluated again and again."""
+    """One split of the dataset, which can be evaluated any number of times."""
 
     def mean_metrics(self, model: Any) -> dict[str, float]:
-        """The metrics that early stopping looks at; the same numbers on every rank. Collective."""
+        """Return the metrics that early stopping can use, the same on every rank. Collective."""
 
 
 class NextDay(Protocol):
-    """What comes next in training by days, to be judged before it is trained."""
+    """Evaluation of the next day in daily training, before it is trained."""
 
     def metrics(self, model: Any, day: int) -> dict[str, Any] | None:
-        """What metrics.jsonl is told of the first day from `day` on that has impressions; none if there is no such. Collective."""
+        """Evaluate the first day from `day` on that has impressions, and return its values for metrics.jsonl. Collective.
+
+        Returns None if there is no such day.
+        """
 
 
 class Task(Protocol):
     """A task of one job on one dataset."""
 
     def new_model(self, specs: list[TableSpec]) -> nn.Module:
-        """The model, with its tables on the meta device; it is a Model."""
+        """Return the model, a `Model`, with its tables on the meta device."""
 
     def stream(self, world: World) -> Stream:
-        """This rank's training stream. Raises UserError if a file is not what the manifest says, on the rank that finds it."""
+        """Return this rank's training stream. Raises UserError, on this rank alone, if a file differs from the manifest."""
 
     def complete_batch(self, batch: Any, position: Position, world: World) -> Any:
-        """A batch (on the CPU) with what it needs of the global batch. position: in the data, before it. Collective."""
+        """Return a batch, on the CPU, with what it needs from the global batch. Collective.
+
+        position: The data position before the batch.
+        """
 
     def parts_of(self, batch: Any) -> Iterator[Any]:
-        """The pieces of a batch that are computed one after another."""
+        """Yield the micro-batches of a batch."""
 
     def evaluator(self, split: Split, world: World, dynamic: DynamicTables) -> Evaluator:
-        """For means during training."""
+        """Return the evaluator of a split, for means during training."""
 
     def next_day(self, world: World, dynamic: DynamicTables) -> NextDay | None:
-        """Where training goes by days, and each is wanted to be evaluated before it is trained."""
+        """Return the evaluator of the next day. None unless train.days.evaluate_next is set."""
 
     def write_parts(
         self,
@@ -120,10 +128,19 @@ class Task(Protocol):
         folder: Path,
         on_batch: Callable[[int, int], None],
     ) -> None:
-        """Evaluate a split as a stage of its own: this rank's part of what is merged later, as a file in `folder`. Collective."""
+        """Evaluate a split as a stage, and write this rank's partial results to a file in `folder`. Collective.
+
+        Args:
+            split: The split.
+            model: The model to evaluate.
+            world: All ranks.
+            dynamic: The mappings of its tables with dynamic ids.
+            folder: The folder of the partial results.
+            on_batch: Called after each batch, with the number of batches done and in total.
+        """
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint holds of the task besides the model: alike on all ranks."""
+        """Return the tensors of a checkpoint that belong to the task, the same on all ranks."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave."""
+        """Restore what `tensors` returned."""

@@ -28,7 +28,9 @@ ROOT = Path(__file__).parents[3]
 RUNNER = CliRunner()
 COMMANDS: Any = typer.main.get_command(app)
 FILES = [
-    path for package in ("cluster", "trainer", "sharding", "models") for path in sorted((ROOT / package).rglob("*.py"))
+    path
+    for package in ("shoal", "cluster", "trainer", "sharding", "models")
+    for path in sorted((ROOT / package).rglob("*.py"))
 ]
 
 
@@ -139,7 +141,7 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
     )
     monkeypatch.setattr("cluster.driver.evaluate_stage.asdict", dict)
     monkeypatch.setattr("cluster.driver.evaluate_stage.summary_of", dict)
-    view: Any = SimpleNamespace(print_line=lambda text: None, clear=lambda: None, on_event=None)
+    view: Any = SimpleNamespace(print_line=lambda text: None, clear=lambda: None, on_event=lambda event: None)
     (tmp_path / "run").mkdir()
     best, named, again = (run_evaluate_stages(config, ["test"], name, None, view) for name in (None, "step_1", None))  # type: ignore[arg-type]
     assert best == again

@@ -151,7 +151,7 @@ def test_a_crash_at_import_is_a_finding(code: str, what: str, tmp_path: Path, mo
 def test_ray_is_the_tested_one() -> None:
     assert has(check_ray_version("2.60.1"), "ok", "2.60.1", "")
     assert has(check_ray_version("2.44.0"), "warning", "2.44.0", "ray==2.60.0")
-    assert has(check_ray_version(None), "problem", "not installed", "requirements")
+    assert has(check_ray_version(None), "problem", "not installed", "pip install 'shoal[cpu]'")
     assert installed_version("no-such-distribution-here") is None
     assert installed_version("pytest") == pytest.__version__
 

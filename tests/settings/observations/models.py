@@ -18,7 +18,7 @@ from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.order import Position
 from trainer.job import Job
 from trainer.loop.build import Built, build_model, build_optimizers
-from trainer.tasks.daily_training import read_days
+from trainer.tasks.ranking.daily_training import read_days
 from trainer.tasks.task import Stream
 
 

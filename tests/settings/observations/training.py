@@ -21,6 +21,7 @@ from trainer.data.stream.order import Position
 from trainer.errors import CheckpointError, NonFiniteLossError
 from trainer.job import SILENT, Channel, Job, Outcome
 from trainer.loop.build import build_model, build_optimizers, load_to_use
+from trainer.loop.days import DailyTimetable
 from trainer.loop.same_run import check_same_run
 from trainer.loop.step import StepResult
 from trainer.loop.train import Training
@@ -298,8 +299,9 @@ def days_planned(lab: Lab, config: Config) -> list[int]:
 def first_day(lab: Lab, config: Config) -> str:
     """Return the moment at which the first day that is trained begins."""
     training = training_of(lab, lab.job(config), [])
-    assert training.by_day is not None
-    return str(training.by_day.days.calendar.name_of(training.by_day.days.first))
+    timetable = training.timetable
+    assert isinstance(timetable, DailyTimetable)
+    return str(timetable.days.calendar.name_of(timetable.days.first))
 
 
 def kinds_logged(lab: Lab, config: Config) -> list[str]:

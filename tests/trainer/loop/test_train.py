@@ -11,6 +11,7 @@ from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.job import Channel, Job
 from trainer.loop.pace import Pace
+from trainer.loop.progress import next_save
 from trainer.loop.step import StepResult
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
@@ -24,7 +25,7 @@ def planned(world: World, job: Job) -> tuple[list[int], list[int], list[int]]:
 
     def train(item: Any) -> StepResult:
         result = whole(item)
-        told.append(training._next_save())
+        told.append(next_save(training.state.step, training.epoch_ends, job))
         if training.state.position.trained == 0:
             ends.append(training.state.step)
         return result

@@ -12,7 +12,8 @@ from tests.support.datasets import manifest_of_items, tiny_dataset
 from trainer.config.train import TrainConfig
 from trainer.data.dataset.manifest import Feature
 from trainer.data.logs.config import LogsConfig
-from trainer.placement.loads import DatasetFacts, declared_rows, expected_distinct, facts_of, table_loads, table_rows
+from trainer.placement.loads import declared_rows, facts_of, table_loads, table_rows
+from trainer.tasks.demand import DatasetFacts, expected_distinct
 
 SAMPLED = NextItemConfig.model_validate(
     {"max_history": 50, "objective": {"kind": "sampled_softmax", "num_negatives": 512}}

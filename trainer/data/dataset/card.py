@@ -98,7 +98,7 @@ def render(folder: Path, manifest: Manifest, facts: Mapping[str, Any]) -> str:
         manifest: its manifest.
         facts: what facts_of returned for it.
     """
-    what = "impressions" if manifest.task == "ranking" else "events"
+    what = "impressions" if manifest.has_impressions else "events"
     ranked = np.sort(_Catalogue.of(folder, manifest).num_events)[::-1]
     return page.render(
         Path(__file__).parent,

@@ -80,7 +80,7 @@ def checks_of(manifest: Manifest, leaky_features: Sequence[Giveaway]) -> tuple[C
         _ties(manifest, values),
         _duplicates(manifest),
     ]
-    if manifest.task == "ranking":
+    if manifest.has_impressions:
         found += [_outcomes(manifest), *_drift(manifest, values), _giveaways(manifest, leaky_features)]
     return tuple(found)
 
@@ -200,11 +200,11 @@ def _clocks(values: Mapping[str, Any]) -> Check:
 
 def _overlap(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Check]:
     targets, num_users = manifest.counts.test_targets, values["users"]["test"]
-    shown = "impressions" if manifest.task == "ranking" else "targets"
+    shown = "impressions" if manifest.has_impressions else "targets"
     sampled, repeated = values["sampled_test_targets"], values["repeated_test_targets"]
     masked = (
         "With evaluate.mask_seen (the default) they cannot be hit; without it, recommending the past is hard to beat."
-        if manifest.task == "next_item"
+        if not manifest.has_impressions
         else "A model may remember what became of the same item before."
     )
     of_sample = "" if sampled == targets else "sampled "
@@ -228,7 +228,7 @@ def _overlap(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Check]:
         (values["unknown_targets"]["test"], targets),
         f"test {shown}",
         "Items without (enough) training events share one row, and count as missed where the catalogue is ranked."
-        if manifest.task == "next_item"
+        if not manifest.has_impressions
         else "Items without (enough) training events share one row, so the model cannot tell them apart by their ids.",
     )
     yield _trained_items(values, targets)

@@ -19,9 +19,9 @@ from trainer.data.logs.columns import SourceName
 from trainer.data.logs.config import LogsConfig, TextConfig
 from trainer.data.logs.files import InputFile
 from trainer.errors import UserError
+from trainer.output_folder import remove_from, writing
 from trainer.settings import changed_settings, flatten
 from trainer.storage.files import digest_of
-from trainer.storage.output_folder import remove_from, writing
 
 _RESULT = re.compile(
     r"(part|cuts)-\d{3}-\d{5}\.parquet|(vocabulary|sketch)-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet"

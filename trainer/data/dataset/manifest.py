@@ -173,6 +173,11 @@ class Manifest:
         return max((*(part.generation for part in self.parts), *files), default=0)
 
     @property
+    def has_impressions(self) -> bool:
+        """True for the task `ranking`: rows hold impressions with labels, besides histories."""
+        return self.task == "ranking"
+
+    @property
     def num_partitions(self) -> int:
         return 1 + max((part.partition for part in self.parts), default=-1)
 

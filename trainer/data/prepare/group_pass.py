@@ -120,11 +120,12 @@ def _old_rows(job: PrepareJob, partition: int) -> tuple[OldRows | None, OldGroup
         labels = {name: np.zeros(0, np.float32) for name in job.request.logs.labels}
         none, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
         nothing = OldEvents(none, none, offsets, labels)
-        impressions = nothing if manifest.task == "ranking" else None
+        impressions = nothing if manifest.has_impressions else None
         return OldRows(pa.array([], user_type), nothing, impressions), old_groups
-    ranking = manifest.task == "ranking"
     reader = RowGroupReader(
-        job.folder, manifest, ColumnSelection(users=True, times=True, impressions=ranking, numbers=True)
+        job.folder,
+        manifest,
+        ColumnSelection(users=True, times=True, impressions=manifest.has_impressions, numbers=True),
     )
     held = joined([reader.read([group])[group] for group in groups])
     assert held.users is not None

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from trainer.data.public_sets.tables import Table
 from trainer.errors import UserError
+from trainer.output_folder import remove_from, writing
 from trainer.storage.files import write_json_atomically
-from trainer.storage.output_folder import remove_from, writing
 
 FORMAT_VERSION = 1
 ROWS_PER_GROUP = 1 << 18

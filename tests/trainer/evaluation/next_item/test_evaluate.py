@@ -24,7 +24,7 @@ from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import merge_parts
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import Job
-from trainer.tasks.next_item import NextItemTask
+from trainer.tasks.next_item.task import NextItemTask
 
 ALONE = World(0, 1, torch.device("cpu"))
 KS = [2, 5]

@@ -1,4 +1,4 @@
-"""Next item: the event after each prefix of a history, out of the whole catalogue."""
+"""Task next_item: model, stream, global negatives and evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -32,29 +32,37 @@ from trainer.job import Job
 
 
 class NextItemTask:
-    """See trainer.tasks.task.Task."""
+    """The task next_item of one job; implements trainer.tasks.task.Task."""
 
     def __init__(self, job: Job, config: NextItemConfig, manifest: Manifest, catalogue: Catalogue) -> None:
-        self.job, self.config, self.manifest, self.catalogue = job, config, manifest, catalogue
+        self.job = job
+        self.config = config
+        self.manifest = manifest
+        self.catalogue = catalogue
         train_events = None
         if needs_train_events(config.objective):
             train_events = np.concatenate(([0], read_vocabulary(job.dataset_dir, manifest).train_events))
         self.negatives = GlobalNegatives(config.objective, catalogue, job.config.run.seed, train_events)
 
     def new_model(self, specs: list[TableSpec]) -> NextItemModel:
+        """Return the model, with its tables on the meta device."""
         catalogue = self.catalogue
         return NextItemModel(self.config, specs, torch.device("meta"), catalogue.features, catalogue.inputs)
 
     def stream(self, world: World) -> TrainStream:
-        job, train = self.job, self.job.config.train
+        """Return this rank's training stream of histories or windows of them."""
+        job = self.job
+        train = job.config.train
         reader = RowGroupReader(job.dataset_dir, self.manifest, columns_for(self.catalogue))
         reader.check_files()
-        with_lengths, masks = train.batch_tokens is not None, self.config.masks_items
-        examples = examples_of(reader, self.config.max_history, train.long_histories, with_lengths, last_is_input=masks)
+        with_lengths = train.batch_tokens is not None
+        last_is_input = self.config.masks_items
+        examples = examples_of(reader, self.config.max_history, train.long_histories, with_lengths, last_is_input)
         if needs_target_counts(self.config.objective):
-            windows, num_known = train.long_histories == "windows", self.catalogue.num_known
+            windows = train.long_histories == "windows"
             items = RowGroupReader(job.dataset_dir, self.manifest)
-            self.negatives.take_target_counts(count_targets(items, self.config, windows, num_known, world))
+            counts = count_targets(items, self.config, windows, self.catalogue.num_known, world)
+            self.negatives.take_target_counts(counts)
         batches = GlobalBatches(
             examples, train.batch_size, train.batch_tokens, job.config.run.seed, world.rank, world.world_size
         )
@@ -68,12 +76,15 @@ class NextItemTask:
         )
 
     def complete_batch(self, batch: HistoryBatch, position: Position, world: World) -> HistoryBatch:
+        """Return the batch with negatives of the global batch and the probabilities for the logQ correction. Collective."""
         return self.negatives.complete_batch(batch, position, world)
 
     def parts_of(self, batch: HistoryBatch) -> Iterator[HistoryBatch]:
+        """Yield the micro-batches of a batch."""
         return parts_of(batch)
 
     def evaluator(self, split: Split, world: World, dynamic: DynamicTables) -> Evaluator:
+        """Return the evaluator of a split, which ranks the full catalogue."""
         return make_evaluator(
             self.job.dataset_dir,
             self.manifest,
@@ -87,7 +98,7 @@ class NextItemTask:
         )
 
     def next_day(self, world: World, dynamic: DynamicTables) -> None:
-        return None
+        """Return None: daily training is for impressions."""
 
     def write_parts(
         self,
@@ -98,11 +109,14 @@ class NextItemTask:
         folder: Path,
         on_batch: Callable[[int, int], None],
     ) -> None:
+        """Evaluate a split, and write the places of this rank's targets to a file in `folder`. Collective."""
         vocabulary = read_vocabulary(self.job.dataset_dir, self.manifest, self.catalogue.scores_unknown)
         write_user_rows(self.evaluator(split, world, dynamic), model, vocabulary, folder, on_batch)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return the estimate of item frequencies, if the objective has one."""
         return self.negatives.tensors()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `tensors` returned."""
         self.negatives.load(tensors)

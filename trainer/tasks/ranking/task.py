@@ -1,4 +1,4 @@
-"""Ranking: what becomes of impressions, from the history before each."""
+"""Task ranking: model, stream and evaluation."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -31,11 +31,11 @@ from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_e
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import Job
-from trainer.tasks.daily_training import DailyTraining
+from trainer.tasks.ranking.daily_training import DailyTraining
 
 
 class RankingTask:
-    """See trainer.tasks.task.Task."""
+    """The task ranking of one job; implements trainer.tasks.task.Task."""
 
     def __init__(
         self,
@@ -43,24 +43,31 @@ class RankingTask:
         config: RankingConfig,
         manifest: Manifest,
         catalogue: Catalogue,
-        by_day: DailyTraining | None = None,
+        daily: DailyTraining | None = None,
     ) -> None:
-        self.job, self.config, self.manifest, self.catalogue, self.by_day = job, config, manifest, catalogue, by_day
+        self.job = job
+        self.config = config
+        self.manifest = manifest
+        self.catalogue = catalogue
+        self.daily = daily
         try:
             self.labels = learned_labels(config, manifest.labels["names"])
         except ValueError as error:
             raise UserError(str(error)) from None
         known = [feature.name for feature in catalogue.features if feature.table is not None]
-        wanted = config.interest.search.feature
-        if wanted is not None and wanted not in known:
+        searched = config.searched_feature
+        if searched is not None and searched not in known:
             raise UserError(
-                f"model.interest.search.feature = {wanted!r} is none of the items' features that have ids and that the model "
-                f"is told; there are {', '.join(known) or 'none'}"
+                f"model.interest.search.feature = {searched!r} is not a feature of items with ids that the model uses; there are: "
+                f"{', '.join(known) or 'no such features'}"
             )
 
     def new_model(self, specs: list[TableSpec]) -> RankingModel:
-        catalogue, config, of_labels = self.catalogue, self.config, self.manifest.labels
-        rates = self.by_day.rates if self.by_day is not None else None
+        """Return the model, with its tables on the meta device. Its biases start at the rates of the labels."""
+        catalogue = self.catalogue
+        config = self.config
+        of_labels = self.manifest.labels
+        rates = self.daily.rates if self.daily is not None else None
         if rates is None:
             positives = {name: counts["train"] for name, counts in of_labels["positives"].items()}
             rates = Rates(self.manifest.counts.train_events, positives)
@@ -77,11 +84,13 @@ class RankingTask:
         )
 
     def stream(self, world: World) -> ImpressionStream:
+        """Return this rank's training stream: users with their impressions, of all times or of one day after another."""
         job = self.job
-        wanted = replace(columns_for(self.catalogue), impressions=True)
-        reader = RowGroupReader(job.dataset_dir, self.manifest, wanted)
+        columns = replace(columns_for(self.catalogue), impressions=True)
+        reader = RowGroupReader(job.dataset_dir, self.manifest, columns)
         reader.check_files()
-        reach, days = reach_of(self.config), self.by_day.days if self.by_day is not None else None
+        reach = reach_of(self.config)
+        days = self.daily.days if self.daily is not None else None
         examples: Examples | DayExamples
         if days is None:
             examples = impression_examples(reader, self.manifest.counts.train_events, reach.attended)
@@ -94,12 +103,15 @@ class RankingTask:
         return ImpressionStream(reader, batches, reach, self.catalogue, job.config.train.micro_batch_tokens, calendar)
 
     def complete_batch(self, batch: RankingBatch, position: Position, world: World) -> RankingBatch:
+        """Return the batch as it is: a ranker needs nothing from the global batch."""
         return batch
 
     def parts_of(self, batch: RankingBatch) -> Iterator[RankingBatch]:
+        """Yield the micro-batches of a batch."""
         return parts_of(batch)
 
     def evaluator(self, split: Split, world: World, dynamic: DynamicTables) -> RankingEvaluator:
+        """Return the evaluator of a split, which scores its impressions."""
         return make_ranking_evaluator(
             self.job.dataset_dir,
             self.manifest,
@@ -113,11 +125,11 @@ class RankingTask:
         )
 
     def next_day(self, world: World, dynamic: DynamicTables) -> ProgressiveEvaluator | None:
-        job, by_day = self.job, self.by_day
-        if by_day is None or job.config.train.days is None or not job.config.train.days.evaluate_next:
+        """Return the evaluator of the next day. None unless train.days.evaluate_next is set."""
+        settings = self.job.config.train.days
+        if self.daily is None or settings is None or not settings.evaluate_next:
             return None
-        evaluator = self.evaluator("validation", world, dynamic)
-        return ProgressiveEvaluator(evaluator, by_day.days)
+        return ProgressiveEvaluator(self.evaluator("validation", world, dynamic), self.daily.days)
 
     def write_parts(
         self,
@@ -128,10 +140,12 @@ class RankingTask:
         folder: Path,
         on_batch: Callable[[int, int], None],
     ) -> None:
+        """Evaluate a split, and write the scores of this rank's impressions to a file in `folder`. Collective."""
         write_scores(self.evaluator(split, world, dynamic), model, folder, on_batch)
 
     def tensors(self) -> dict[str, Tensor]:
+        """Return nothing: a ranker has no state besides its model."""
         return {}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        pass
+        """Do nothing: there is no state to restore."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.storage.credentials import refusal_of, refusals_in
+from cluster.config.credentials import refusal_of, refusals_in
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfi"
 

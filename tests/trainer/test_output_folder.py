@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import UserError
-from trainer.storage.output_folder import writing
+from trainer.output_folder import writing
 
 
 def held(folder: Path) -> AbstractContextManager[None]:

@@ -1,0 +1,112 @@
+"""The functions run, prepare, train and evaluate: what the commands of the same name do, with values as results.
+
+Each takes the lock of the run folder, records its stages there, and does not repeat what is done: calling it again resumes.
+Ctrl-C during training saves a checkpoint and raises StoppedError; a second one ends at once with KeyboardInterrupt.
+Signals are only handled in the main thread, and their handlers are restored at the end.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cluster.config.run_config import Config
+from cluster.doctor.packages import RAY, TRAINING, check_installed
+from cluster.errors import as_user_error
+from cluster.ray_cluster.token import send_token_if_present
+from shoal.events import Listener
+from shoal.results import Dataset, Evaluation, RunResult, Training, dataset_of, evaluation_of, training_of
+
+if TYPE_CHECKING:
+    from cluster.driver.progress import View
+
+
+def run(config: Config, *, quiet: bool = False, on_event: Listener | None = None) -> RunResult:
+    """Prepare, train, evaluate and report.
+
+    Args:
+        config: settings of the run. The results are stored in `config.run.dir`.
+        quiet: whether to print nothing.
+        on_event: called with each event (shoal.events). An exception that it raises ends the command.
+
+    Raises:
+        UserError: the user must change something; the message says what.
+        StoppedError: Ctrl-C or SIGTERM stopped training, with a checkpoint.
+        RunFailedError: a worker failed.
+    """
+    with _command("run", TRAINING, quiet, on_event) as view:
+        from cluster.driver import driver
+        from trainer.data.dataset.manifest import read_manifest
+
+        finished = driver.run(config, view)
+        return RunResult(
+            config.run_dir,
+            dataset_of(config.dataset_dir, read_manifest(config.dataset_dir)),
+            training_of(config.run_dir, finished.outcome),
+            evaluation_of(finished.report.parent, asdict(finished.results)),
+        )
+
+
+def prepare(config: Config, *, quiet: bool = False, on_event: Listener | None = None) -> Dataset:
+    """Check the event logs and turn them into a sequence dataset. Arguments and errors are those of `run`."""
+    with _command("prepare", RAY, quiet, on_event) as view:
+        from cluster.driver import driver
+
+        return dataset_of(config.dataset_dir, driver.run_prepare(config, view))
+
+
+def train(config: Config, *, quiet: bool = False, on_event: Listener | None = None) -> Training:
+    """Train on the prepared dataset, from the newest checkpoint on. Arguments and errors are those of `run`."""
+    with _command("train", TRAINING, quiet, on_event) as view:
+        from cluster.driver import driver
+
+        return training_of(config.run_dir, driver.run_train(config, view))
+
+
+def evaluate(
+    config: Config,
+    split: Literal["validation", "test"] = "test",
+    checkpoint: str | Path | None = None,
+    *,
+    quiet: bool = False,
+    on_event: Listener | None = None,
+) -> Evaluation:
+    """Evaluate a checkpoint on held-out events.
+
+    Args:
+        config: settings of the run.
+        split: which held-out events.
+        checkpoint: name ("step_000001000") or path of a checkpoint; by default the best, or the newest if none is marked best.
+        quiet: as for `run`.
+        on_event: as for `run`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it is damaged. It is a UserError.
+        UserError, RunFailedError: as for `run`.
+    """
+    name = None if checkpoint is None else str(checkpoint)
+    with _command("evaluate", TRAINING, quiet, on_event) as view:
+        from cluster.driver import driver
+
+        results, report = driver.run_evaluate(config, split, name, view)
+        return evaluation_of(report.parent, asdict(results))
+
+
+@contextmanager
+def _command(name: str, modules: tuple[str, ...], quiet: bool, listener: Listener | None) -> Iterator["View"]:
+    """Provide the view of a command, and turn errors that a user can correct into UserError."""
+    check_installed(name, modules)
+    if "ray" not in sys.modules:  # Ray reads its environment when it is imported; later changes would contradict it
+        send_token_if_present()
+    from shoal.view import ListeningView  # plots and tables, which `import shoal` need not wait for
+
+    try:
+        with ListeningView(quiet, listener) as view:
+            yield view
+    except Exception as error:
+        mistake = as_user_error(error)
+        if mistake is None or mistake is error:
+            raise
+        raise mistake from error

@@ -1,0 +1,134 @@
+"""Progress of a training for people: metrics.jsonl, TensorBoard, the log of trained examples, messages to the driver."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from sharding.world import World
+from trainer.data.stream.shares import Step
+from trainer.global_batch.dynamic_ids import DynamicTables
+from trainer.job import Channel, Job
+from trainer.loop.pace import Pace
+from trainer.loop.state import State
+from trainer.loop.step import StepResult
+from trainer.loop.timetable import Timetable
+from trainer.metrics_log import Ledger, MetricsLog
+
+
+class Messages:
+    """Messages to the process that launched the workers. Only the first rank sends any."""
+
+    def __init__(self, channel: Channel, world: World) -> None:
+        self._channel = channel
+        self._world = world
+
+    def send(self, kind: str, **values: Any) -> None:
+        """Send a message of a kind, with plain values."""
+        if self._world.is_first:
+            self._channel.send({"kind": kind, **values})
+
+    def warn(self, text: str | None) -> None:
+        """Send a warning for the user, if there is a text."""
+        if text is not None:
+            self.send("warning", text=text)
+
+    def stop_requested(self) -> bool:
+        """Return True if the first rank was asked to stop. Other ranks learn of it in the next step."""
+        return self._world.is_first and self._channel.stop_requested()
+
+
+class Progress:
+    """The reports of one training. Files and messages come from the first rank; each rank logs its own examples."""
+
+    def __init__(
+        self, job: Job, world: World, messages: Messages, timetable: Timetable, epoch_ends: Tensor, step: int
+    ) -> None:
+        self._job = job
+        self._world = world
+        self._messages = messages
+        self._timetable = timetable
+        self._epoch_ends = epoch_ends
+        self._total_steps = int(epoch_ends[-1])
+        self._log = MetricsLog(job.run_dir, step) if world.is_first else None
+        self._examples = Ledger(job.run_dir, world.rank, step) if job.config.train.ledger else None
+        self._pace = Pace(step, world.world_size)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._log, self._examples):
+            if file is not None:
+                file.close()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count the time of the body as time of steps."""
+        started = time.monotonic()
+        yield
+        self._pace.pause(time.monotonic() - started)
+
+    def log_examples(self, step: int, row_ids: Tensor) -> None:
+        """Write the ids of the examples that this rank trained in a step, if the run keeps them."""
+        if self._examples is not None:
+            self._examples.write(step, row_ids.tolist())
+
+    def log_skipped(self, step: int, row_ids: Tensor) -> None:
+        """Write the rows of a skipped step. Collective: the rows of all ranks may be the cause, so each rank sends its own."""
+        rows = self._world.gather_objects(row_ids.tolist())
+        if self._log is not None:
+            self._log.write(step, "skipped", {"reason": "not finite", "row_ids": rows})
+
+    def after_step(self, item: Step[Any], result: StepResult, state: State, dynamic: DynamicTables) -> None:
+        """Report a step.
+
+        Args:
+            item: What this rank trained.
+            result: The result of the step.
+            state: The state after it.
+            dynamic: The tables with dynamic ids, whose counts since the last line are logged.
+        """
+        if self._log is None:
+            return
+        speed = self._pace.count(state.step, result, self._total_steps)
+        if state.step % self._job.config.train.log_every_steps == 0 or state.step == self._total_steps:
+            values = {"epoch": item.epoch, "loss": result.loss, **speed, "imbalance": self._pace.imbalance()}
+            if result.grad_norm is not None:
+                values["grad_norm"] = result.grad_norm
+            self._log.write(state.step, "train", {**values, **dynamic.report()})
+        if self._pace.may_send():
+            self._messages.send(
+                "train",
+                loss=result.loss,
+                step=state.step,
+                total_steps=self._total_steps,
+                epoch=item.epoch,
+                **self._timetable.progress_of(item.epoch),
+                **speed,
+                next_checkpoint=next_save(state.step, self._epoch_ends, self._job),
+            )
+
+    def validated(self, state: State, metrics: dict[str, float], seconds: float) -> None:
+        """Report an evaluation of the validation split."""
+        if self._log is not None:
+            self._log.write(state.step, "validation", {**metrics, "seconds": seconds})
+            self._messages.send("validation", step=state.step, metrics=metrics, best=asdict(state.best))
+
+    def evaluated_next_day(self, step: int, results: dict[str, Any], seconds: float) -> None:
+        """Report an evaluation of the next day. results: its day, and `metrics`."""
+        if self._log is not None:
+            self._messages.send("progressive", step=step, **results)
+            day = {name: value for name, value in results.items() if name != "metrics"}
+            self._log.write(step, "progressive", {**day, **results["metrics"], "seconds": seconds})
+
+
+def next_save(step: int, epoch_ends: Tensor, job: Job) -> int:
+    """Return the step of the next planned checkpoint: after an evaluation, at a multiple of every_steps, or at the end."""
+    every_epochs = job.config.train.evaluate_every_epochs
+    every_steps = job.config.checkpoint.every_steps
+    planned: list[int] = epoch_ends[every_epochs - 1 :: every_epochs].tolist()
+    if every_steps is not None:
+        planned.append(every_steps * (step // every_steps + 1))
+    return min([int(epoch_ends[-1]), *(save for save in planned if save > step)])

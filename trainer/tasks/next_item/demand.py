@@ -1,0 +1,40 @@
+"""Look-ups of a training step of a next-item model. Imports no torch."""
+
+from dataclasses import dataclass
+
+from models.config import NextItemConfig
+from models.objectives.config import FullSoftmaxConfig, InBatchNegatives, SampledObjectiveConfig
+from trainer.config.train import TrainConfig
+from trainer.tasks.demand import DatasetFacts, StepDemand, expected_distinct, histories_per_rank
+
+
+@dataclass(frozen=True)
+class NextItemDemand:
+    """The look-ups of a next-item model."""
+
+    config: NextItemConfig
+    """The settings of the model."""
+
+    @property
+    def looks_up_all_items(self) -> bool:
+        """True for a softmax over the whole catalogue."""
+        return isinstance(self.config.objective, FullSoftmaxConfig)
+
+    @property
+    def assumed_history(self) -> str:
+        """The assumption about the length of histories where there is no dataset."""
+        return f"every history has model.max_history = {self.config.max_history} events, as there is no dataset"
+
+    def of_step(self, train: TrainConfig, num_workers: int, num_items: int, facts: DatasetFacts | None) -> StepDemand:
+        """Return the demand of a step. The last event of a history is a target only, so it is no input."""
+        longest = float(self.config.max_history + 1)
+        mean_events = longest if facts is None else min(longest, facts.mean_events)
+        num_inputs = mean_events - 1
+        histories = histories_per_rank(train, num_workers, num_inputs)
+        items = float(num_items)
+        objective = self.config.objective
+        if isinstance(objective, SampledObjectiveConfig):
+            # In-batch negatives are targets of the rank's own share, which are looked up anyway.
+            num_negatives = 0 if isinstance(objective.negatives, InBatchNegatives) else objective.num_negatives
+            items = expected_distinct(num_items, histories * mean_events + num_negatives)
+        return StepDemand(histories, histories * max(0.0, num_inputs), 0.0, items)
