@@ -36,22 +36,21 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 	$(BIN)/shoal synth runs/demo-logs --users 4000 --items 1000
 	$(BIN)/shoal run configs/demo.toml
 
-# Test files run side by side; each process has its own Ray session and rank processes. End-to-end tests run afterwards, because
-# each command starts its own Ray: those that share a cluster run in one process, the others in parallel to them.
+# Test files run side by side; each process has its own Ray session and rank processes. End-to-end tests run afterwards, one by one,
+# because each command starts its own Ray and uses the whole machine.
 PYTEST := $(BIN)/python -m pytest --shared-data=$(DATA)
 SIDE_BY_SIDE := --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --ignore=tests/end_to_end
-END_TO_END := --numprocesses=$(JOBS) --dist=loadgroup tests/end_to_end
 
 test: $(TOOLS_READY) ## run all tests, of pairwise ones a sample; those that need a GPU skip without one
 	$(PYTEST) $(SIDE_BY_SIDE)
-	$(PYTEST) $(END_TO_END)
+	$(PYTEST) tests/end_to_end
 
 test-quick: $(TOOLS_READY) ## run the tests that start neither Ray nor rank processes: less than three minutes
 	$(PYTEST) $(SIDE_BY_SIDE) -m 'not ray and not ranks and not slow'
 
 test-all: $(TOOLS_READY) ## run all tests with every combination
 	$(PYTEST) $(SIDE_BY_SIDE) --all-combinations
-	$(PYTEST) $(END_TO_END)
+	$(PYTEST) tests/end_to_end
 
 test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
 	$(PYTEST) -m gpu --all-combinations

@@ -13,12 +13,10 @@ from trainer.data.synthetic.world import SyntheticConfig
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all tests of this folder: their commands start Ray, and files that use the cluster run in one process."""
-    own = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
-    on_cluster = {item.path for item in own if "head" in getattr(item, "fixturenames", ())}
-    for item in own:
-        item.add_marker("ray")
-        item.add_marker(pytest.mark.xdist_group("cluster" if item.path in on_cluster else item.path.stem))
+    """Mark all tests of this folder: their commands start Ray."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker("ray")
 
 
 @pytest.fixture(scope="session")
