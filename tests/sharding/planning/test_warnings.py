@@ -59,4 +59,4 @@ def test_small_tables_spread_thinly_are_listed_together() -> None:
 def test_dense_adam_moves_all_rows() -> None:
     tables = {"t": TablePlan("data_parallel", "dense", 1000, 64)}
     (line,) = warned(tables, described("h100-80gb", 2), replace(LOAD, num_rows=1000, optimizer="adam"))
-    assert "rows that no id asked for too: tables.t" in line
+    assert "also those not looked up: tables.t" in line
