@@ -17,6 +17,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 READY := $(VENV)/.ready-$(ACCEL)
 TOOLS_READY := $(VENV)/.ready-tools
 BENCH_READY := $(VENV)/.ready-bench
+DOCS_READY := $(VENV)/.ready-docs
 OTHER_ACCEL := $(filter-out $(READY),$(wildcard $(VENV)/.ready-cpu $(VENV)/.ready-cuda))
 
 ifeq ($(filter $(ACCEL),cpu cuda),)
@@ -57,20 +58,22 @@ test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
 mutate: $(TOOLS_READY) ## plant small faults, one at a time, and report those that no test finds (about an hour; ONLY=pattern)
 	$(BIN)/python -m tests.mutation --shared-data=$(DATA) --jobs=$(JOBS) --only='$(ONLY)'
 
-check: $(TOOLS_READY) ## lint, formatting, types, direction of imports
+check: $(TOOLS_READY) ## lint, formatting, types, direction of imports, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 bench: $(BENCH_READY) ## measure speed against ceilings and peers measured in the same run
 	$(BIN)/python -m benchmarks
 
-docs: $(READY) ## write docs/configuration.md from the settings' own descriptions
+docs: $(DOCS_READY) ## write docs/configuration.md, and build the site in build/site; a warning is an error
 	$(BIN)/python -m cluster.cli.config_docs > docs/.configuration.md.new
 	mv docs/.configuration.md.new docs/configuration.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-format: $(TOOLS_READY) ## format the code, and mend what the linter can mend
+format: $(TOOLS_READY) ## format the code, and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -97,4 +100,8 @@ $(TOOLS_READY): requirements/dev.txt $(READY)
 
 $(BENCH_READY): requirements/bench.txt $(READY)
 	@$(PIP) install --no-deps -r requirements/bench.txt
+	@touch $@
+
+$(DOCS_READY): requirements/docs.txt $(READY)
+	@$(PIP) install --no-deps -r requirements/docs.txt
 	@touch $@

@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _prepare(folder: Path, num_events: int, turns: int) -> Iterator[Comparison]:
-    """Beside Arrow, DuckDB and Polars, on a log that is large enough for Ray's overhead not to matter."""
+    """Compare prepare with Arrow, DuckDB and Polars, on a log that is large enough for Ray's overhead not to matter."""
     logs = preparing.write_log(folder / "large", num_events)
     config = check_config(
         {"run": {"dataset": str(folder / "large-dataset")}, "logs": {"path": str(folder / "large/events-*.parquet")}},
@@ -99,7 +99,7 @@ def _prepare(folder: Path, num_events: int, turns: int) -> Iterator[Comparison]:
 
 
 def _stream(folder: Path, num_events: int, turns: int) -> list[Comparison]:
-    """One process, no Ray: that is only there to prepare the dataset."""
+    """Measure streaming in one process; Ray is used only to prepare the dataset."""
     preparing.write_log(folder / "streamed", num_events)
     config = check_config(
         {
@@ -113,7 +113,7 @@ def _stream(folder: Path, num_events: int, turns: int) -> list[Comparison]:
 
 
 def _lookup(folder: Path, scale: float, turns: int) -> list[Comparison]:
-    """Workers of one thread; what the first one measured is of all of them."""
+    """Measure look-ups by workers of one thread each; the first one's figures are those of all."""
     asked = (tuple(int(num_rows * scale) for num_rows in sharded_lookup.NUM_ROWS), turns)
     comparisons = []
     for num_workers in (1, 2):
@@ -123,7 +123,7 @@ def _lookup(folder: Path, scale: float, turns: int) -> list[Comparison]:
 
 
 def _by_workers(compare: WorkerFunction, argument: Any, cluster: ClusterConfig) -> Any:
-    """What the first of fresh workers measured: none finds the memory of another's work."""
+    """Return the figures of the first of fresh workers, so that no measurement inherits another's memory."""
     with Workers(cluster) as workers:
         return workers.run(compare, argument, print)[0]
 

@@ -35,7 +35,7 @@ FORMS = {
 
 
 def compare(turns: int) -> Iterator[Comparison]:
-    """Every form on histories of 18 to 200 events, as long as MovieLens-1M's on average; then windows on long histories."""
+    """Measure every form on histories of 18 to 200 events, on average as long as MovieLens-1M's; then windows on long histories."""
     generator = np.random.default_rng(1)
     lengths = np.clip(generator.lognormal(4.6, 0.9, NUM_HISTORIES).astype(np.int64), 18, MAX_HISTORY)
     plain = _work(lengths, AttentionConfig(num_heads=NUM_HEADS))
@@ -60,7 +60,7 @@ def compare(turns: int) -> Iterator[Comparison]:
 
 
 def _work(lengths: np.ndarray, config: AttentionConfig) -> Callable[[], object]:
-    """One forward and backward pass over ready queries, keys and values."""
+    """Return one forward and backward pass over ready queries, keys and values."""
     layout = layout_of(np.concatenate(([0], np.cumsum(lengths))))
     times = torch.arange(layout.num_events) * 3600
     longest = int(lengths.max())

@@ -44,7 +44,7 @@ class Case:
 
 
 def compare(turns: int, world: World, channel: Channel) -> list[Comparison]:
-    """On every rank; the first one's figures are those of all."""
+    """Measure on every rank; the first one's figures are those of all."""
     shardings = SHARDINGS if world.world_size > 1 else SHARDINGS[:1]
     cases = [Case(rows, values, sharding) for sharding in shardings for rows in NUM_ROWS for values in VALUES]
     return [comparison for case in cases for comparison in _of_case(case, turns, world)]
@@ -72,7 +72,7 @@ def _of_case(case: Case, turns: int, world: World) -> Iterator[Comparison]:
 
 
 def _column(case: Case, seed: int) -> IdColumn:
-    """Values of all owners, from none to twice the average; the same distribution of values on every worker."""
+    """Return the values of all owners, from zero to twice the average; every worker has the same distribution."""
     random = np.random.default_rng(seed)
     offsets = np.concatenate(([0], np.cumsum(random.integers(0, 2 * case.values + 1, OWNERS))))
     drawn = float(case.num_rows) ** random.random(offsets[-1]) - 1
@@ -80,7 +80,7 @@ def _column(case: Case, seed: int) -> IdColumn:
 
 
 def _feature_of(case: Case, bagged: bool, world: World) -> Work:
-    """What looks up the column of one feature of users, and updates the table."""
+    """Return the work that looks up the column of one user feature, and updates the table."""
     feature = InputFeature("likes", "likes", DIM, bagged=bagged)
     known = Catalogue(1, 1, inputs=ModelInputs(users=(feature,)))
     table = TableSpec("likes", case.num_rows, DIM, bags=known.bags_of_table("likes"))
@@ -112,7 +112,7 @@ def _together(work: Work, columns: list[IdColumn], world: World) -> Callable[[],
 
 
 def _bytes_sent(work: Work, columns: list[IdColumn], world: World) -> float:
-    """By all ranks in a step, on average."""
+    """Return the bytes that all ranks send in a step, on average."""
     with counted_traffic(sums=True) as traffic:
         for column in columns:
             work(column)

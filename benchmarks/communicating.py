@@ -14,7 +14,7 @@ HALF_ULP = 2.0**-11  # the largest relative error of a number rounded to fp16
 
 
 def compare(argument: tuple[int, int], world: World, channel: Channel) -> list[Comparison]:
-    """argument: (rows of the table, turns). On every rank; figures are of all, but errors are of the first one's rows."""
+    """Measure on every rank. argument: (rows of the table, turns). Figures are of all ranks, errors of the first one's rows."""
     num_rows, turns = argument
     half, whole = sharded_table(num_rows, world, FP16), sharded_table(num_rows, world)
     ids = list(drawn_batches("uniform", num_rows, world.rank))

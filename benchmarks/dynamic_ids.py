@@ -75,8 +75,10 @@ def _full_state() -> DynamicIdsState:
 
 
 def _batch(rng: np.random.Generator, number: int) -> NDArray[np.int64]:
-    """Skewed over the ids that have rows; one event in ten is of ids that come twice, in this batch and the next: they are
-    candidates first, then evict another."""
+    """Return a batch of ids, skewed over those that have rows.
+
+    One event in ten has an id that occurs twice, in this batch and the next: it is a candidate first, then evicts another.
+    """
     numbers = (NUM_ROWS * rng.random(BATCH_EVENTS) ** 4).astype(np.int64)
     num_new = BATCH_EVENTS // 20
     numbers[: 2 * num_new] = NUM_ROWS + number * num_new + np.arange(2 * num_new)

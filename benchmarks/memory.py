@@ -13,7 +13,7 @@ INTERVAL_SECONDS = 0.1
 
 @contextmanager
 def peak_memory() -> Iterator[Callable[[], int]]:
-    """Within the body, the function says the most bytes so far that were held beyond those held at the start.
+    """Yield a function that returns the peak of bytes held so far, less those held at the start.
 
     Counts memory that is a process's own (USS), so that files and shared objects mapped by several are not counted at all:
     pages of files are the system's to drop. What lies in Ray's object store is counted by its file in shared memory. What this

@@ -16,7 +16,7 @@ LARGE_CATALOGUE, FEW_TARGETS = 1_000_000, 2_000
 
 
 def compare(turns: int) -> list[Comparison]:
-    """In this process, forward and backward, with as many threads as torch has here."""
+    """Measure forward and backward passes in this process, with torch's default number of threads."""
     torch.manual_seed(1)
     threads = f"{torch.get_num_threads()} threads"
     return [*_full(threads, turns), *_sampled(threads, turns), *_large(threads, turns)]
@@ -80,7 +80,7 @@ def _large(threads: str, turns: int) -> Iterator[Comparison]:
 
 
 def _trained(loss: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], object]:
-    """The loss of the inputs and its gradient."""
+    """Compute the loss of the inputs and its gradient."""
 
     def work() -> None:
         loss(*(values.detach().requires_grad_() for values in inputs)).backward()
@@ -89,7 +89,7 @@ def _trained(loss: Callable[..., Tensor], *inputs: Tensor) -> Callable[[], objec
 
 
 def _products(user: Tensor, item: Tensor, rows: int, items: int) -> Callable[[], object]:
-    """Scores, and both gradients from them, tile by tile: what no exact objective does without."""
+    """Compute scores, and both gradients from them, tile by tile: the minimum of any exact objective."""
 
     def work() -> None:
         user_gradient, item_gradient = torch.zeros_like(user), torch.zeros_like(item)

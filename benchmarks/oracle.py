@@ -26,7 +26,7 @@ _COLUMNS = {"user_id": "user", "item_id": "item", "time": "time"}
 
 
 def best_metrics(logs: Path, judged: pa.Table, labels: tuple[str, ...] = LABELS) -> dict[str, float]:
-    """Of the known probabilities on the impressions of a per_impression.parquet, by the names that the evaluation uses.
+    """Return the metrics of the known probabilities on the impressions of a per_impression.parquet, named as in an evaluation.
 
     A conversion is judged as the evaluation judged it: after clicks only where its label is null elsewhere, else by the chance that
     there is a click and then a conversion. Raises UserError if some impression is not in the logs.
@@ -72,7 +72,7 @@ def _judged(joined: pa.Table, column: str, label: str) -> Judged:
 
 
 def compare(logs: Path, evaluation: Path) -> dict[str, dict[str, float | None]]:
-    """By metric, what the evaluated model has, what can be had, and the difference."""
+    """Return, per metric, the value of the evaluated model, the best possible one, and the difference."""
     found = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     labels = tuple(found["labels"])
     best = best_metrics(logs, pq.read_table(evaluation / "per_impression.parquet"), labels)

@@ -72,7 +72,7 @@ def _name(count: int, num_devices: int, num_rows: float) -> str:
 
 
 def _planned(plan_of: Callable[..., Plan], loads: Sequence[TableLoad], topology: Topology) -> Planned:
-    """A plan that cannot be found takes a step for ever."""
+    """Return the time, the predicted step time and the memory of planning; the step time is infinite without a plan."""
     with peak_memory() as peak:
         started = time.perf_counter()
         try:
@@ -84,8 +84,11 @@ def _planned(plan_of: Callable[..., Plan], loads: Sequence[TableLoad], topology:
 
 
 def drawn_tables(count: int, num_rows: float, seed: int) -> list[TableLoad]:
-    """Tables whose sizes differ by orders of magnitude, num_rows in all. Seven in ten are pooled, with 1 to 19 ids for each of
-    EXAMPLES_PER_RANK examples; the others give 20 events of each. Widths 64, 128, 256; half of them may be split by columns."""
+    """Return tables with sizes that differ by orders of magnitude, num_rows in all.
+
+    Seven in ten are pooled, with 1 to 19 ids for each of EXAMPLES_PER_RANK examples; the others give 20 events of each. Widths
+    are 64, 128 and 256; half of the tables may be split by columns.
+    """
     rng = np.random.default_rng(seed)
     sizes = rng.lognormal(0.0, 2.0, count)
     loads = []

@@ -23,7 +23,7 @@ EVENTS_PER_USER = 100
 
 
 def write_log(folder: Path, num_events: int, seed: int = 1) -> list[Path]:
-    """A log of `num_events` in time order over NUM_FILES files."""
+    """Write a log of `num_events` in time order over NUM_FILES files."""
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     num_users = max(1, num_events // EVENTS_PER_USER)
@@ -42,7 +42,7 @@ def write_log(folder: Path, num_events: int, seed: int = 1) -> list[Path]:
 
 
 def compare_with_arrow(config: Config, logs: list[Path], num_events: int, turns: int) -> Comparison:
-    """`config.dataset_dir` is written and deleted at each turn."""
+    """Compare prepare with Arrow. `config.dataset_dir` is written and deleted at each turn."""
 
     def ceiling() -> None:
         table = ds.dataset([str(path) for path in logs]).to_table(columns=["user_id", "item_id", "time"])

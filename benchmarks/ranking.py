@@ -52,12 +52,12 @@ WITH_DICE: dict[str, Any] = {
 
 
 def deepctr_torch_is_here() -> bool:
-    """It is no dependency: `pip install --no-deps deepctr-torch` brings it, and without it the comparison is left out."""
+    """Return whether DeepCTR-Torch is installed (`pip install --no-deps deepctr-torch`); without it the comparison is left out."""
     return find_spec("deepctr_torch") is not None
 
 
 def compare(turns: int) -> Iterator[Comparison]:
-    """Users with histories of 50 events and 5 or 20 impressions, as those of KuaiRand have on some days and in some weeks."""
+    """Measure users with histories of 50 events and 5 or 20 impressions, typical of KuaiRand's users per day and per week."""
     for each in (5, 20):
         shown = [_impressions(each, seed) for seed in range(BATCHES)]
         amount = float(BATCHES * NUM_USERS * each)
@@ -78,7 +78,7 @@ def compare(turns: int) -> Iterator[Comparison]:
 
 
 def impression_major(found: JaggedImpressions) -> JaggedImpressions:
-    """The same impressions, each with a copy of the events that it sees."""
+    """Return the same impressions, each with its own copy of the events before it."""
     shown = found.candidates
     counts = np.diff(shown.offsets)
     owner = np.repeat(np.arange(counts.size), counts)
@@ -183,7 +183,7 @@ def _plain_work(shown: list[JaggedImpressions]) -> Callable[[], object]:
 
 
 def _deepctr_work(shown: list[JaggedImpressions]) -> Callable[[], object]:
-    """DeepCTR-Torch's DIN with its defaults (Dice in the unit, l2 of weights) and its step, without what `fit` adds to that."""
+    """Return a step of DeepCTR-Torch's DIN with its defaults (Dice in the unit, l2 of weights), without the overhead of `fit`."""
     from deepctr_torch.inputs import SparseFeat, VarLenSparseFeat, get_feature_names
     from deepctr_torch.models import DIN
 

@@ -38,7 +38,7 @@ Work = Callable[[Tensor, bool], Tensor]
 
 
 def compare(argument: tuple[tuple[int, ...], int], world: World, channel: Channel) -> list[Comparison]:
-    """argument: (sizes of the table, turns). On every rank; the first one's figures are those of all."""
+    """Measure on every rank; the first one's figures are those of all. argument: (sizes of the table, turns)."""
     sizes, turns = argument
     return [comparison for num_rows in sizes for comparison in _of_size(num_rows, turns, world)]
 
@@ -86,7 +86,7 @@ def together(work: Work, batches: list[Tensor], updates: bool, world: World) -> 
 
 
 def bytes_sent(work: Work, batches: list[Tensor], share: int, world: World) -> tuple[float, float]:
-    """Bytes that all ranks send in a step with update, on average: (counted, the least that the plan implies)."""
+    """Return the mean bytes that all ranks send in a step with update: (counted, the minimum that the plan implies)."""
     with counted_traffic() as traffic:
         for ids in batches:
             work(ids, True)
@@ -97,7 +97,7 @@ def bytes_sent(work: Work, batches: list[Tensor], share: int, world: World) -> t
 
 
 def sharded_table(num_rows: int, world: World, communication: CommunicationConfig = FP32) -> Work:
-    """What looks up distinct ids in a table that is split by rows, and updates it if told to. Returns the rows."""
+    """Return the work that looks up unique ids in a row-wise table, and updates it on request. The work returns the rows."""
     config = TableConfig(dim=DIM, sharding="row_wise", learning_rate=RATE, eps=EPS)
     model = nn.Module()
     model.tables = EmbeddingTables([TableSpec("item", num_rows, DIM)], torch.device("meta"))
@@ -151,7 +151,7 @@ def _plain(num_rows: int) -> Work:
 
 
 def drawn_batches(kind: str, num_rows: int, rank: int) -> Iterator[Tensor]:
-    """Distinct ids, ascending, of draws that are uniform or whose n-th most popular id comes with odds 1 / n."""
+    """Yield sorted unique ids of draws that are uniform, or where the n-th most popular id has weight 1 / n."""
     for number in range(NUM_BATCHES):
         rng = np.random.default_rng([rank, number])
         drawn = rng.random(DRAWS)

@@ -58,7 +58,7 @@ class _Case:
 
 
 def compare(folder: Path, turns: int) -> Iterator[Comparison]:
-    """The first epoch of the dataset in `folder`, each time with a new reader, so that nothing is held in memory beforehand."""
+    """Measure the first epoch of the dataset in `folder`, each time with a new reader, so that nothing is cached in memory."""
     manifest = read_manifest(folder)
     yield from _compare(folder, manifest, _case(folder, manifest, None, 1), turns, packed=True)
     world = [_case(folder, manifest, tokens, 2) for tokens in (None, BATCH_TOKENS)]
@@ -69,7 +69,7 @@ def compare(folder: Path, turns: int) -> Iterator[Comparison]:
 def _compare(
     folder: Path, manifest: Manifest, case: _Case, turns: int, packed: bool, remark: str = ""
 ) -> Iterator[Comparison]:
-    """Packed arrays, where they are asked for, and batches of each objective."""
+    """Measure packed arrays, if requested, and batches of each objective."""
     num_inputs = sum(step.histories.items.size for step in _stream(folder, manifest, case).packed(Position(0, 0), 1))
     kinds: list[Literal["packed", "sampled_softmax", "full_softmax"]] = ["sampled_softmax", "full_softmax"]
     for kind in ["packed", *kinds] if packed else kinds:
@@ -103,7 +103,7 @@ def _scan(folder: Path, manifest: Manifest) -> Callable[[], None]:
 
 
 def _case(folder: Path, manifest: Manifest, batch_tokens: int | None, world_size: int) -> _Case:
-    """Cuts are read here, as at the start of training, where lengths of histories are needed: of several ranks, to compare."""
+    """Return one case. Cuts are read here, as at the start of training, if history lengths are needed to compare several ranks."""
     reader = RowGroupReader(folder, manifest)
     return _Case(examples_of(reader, MAX_HISTORY, "recent", world_size > 1), batch_tokens, world_size)
 
@@ -119,13 +119,13 @@ def _stream(folder: Path, manifest: Manifest, case: _Case, objective: str = "sam
 
 
 def _imbalance(case: _Case) -> float:
-    """Events of the rank with most, summed over the steps of an epoch, over their mean: what waiting for each other costs."""
+    """Return the cost of ranks waiting for each other: the largest rank's events, summed over an epoch's steps, over their mean."""
     shares = np.stack([_events_by_step(case.batches(rank)) for rank in range(case.world_size)])
     return float(shares.max(axis=0).sum() / shares.mean(axis=0).sum())
 
 
 def _events_by_step(batches: GlobalBatches) -> np.ndarray:
-    """Input events of a rank's share of every step of the first epoch."""
+    """Return the input events of a rank's share of every step of the first epoch."""
     found = []
     for chunk in batches.chunks(Position(0, 0), 1):
         assert chunk.chosen.length is not None

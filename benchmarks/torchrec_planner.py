@@ -48,7 +48,7 @@ def torchrec_plan(
     communication: CommunicationConfig = FP32,
     timeout_seconds: int | None = None,
 ) -> Plan:
-    """The best plan that TorchRec finds, within about timeout_seconds if given. Host memory is not used.
+    """Return the best plan that TorchRec finds, within about timeout_seconds if given. Host memory is not used.
 
     Raises PlacementError if it finds none.
     """
@@ -109,7 +109,7 @@ class _OurCosts(ShardEstimator):
     """Fills a shard's time and storage from our cost model."""
 
     def __init__(self, topology: TorchRecTopology, constraints: dict[str, ParameterConstraints] | None = None) -> None:
-        """What the base class asks for."""
+        """Store the arguments that the base class requires."""
 
     def ask(self, loads: dict[str, TableLoad], topology: Topology, communication: CommunicationConfig) -> None:
         self._loads, self._topology, self._communication = loads, topology, communication
@@ -152,7 +152,7 @@ class _OurGoal(PerfModel):
 
 
 def _canonical(option: ShardingOption, load: TableLoad, topology: Topology) -> TablePlan:
-    """The option with its blocks on the first ranks."""
+    """Return the option with its blocks on the first ranks."""
     world = list(range(topology.num_devices)) * 2
     return _table(load, option.sharding_type, option.compute_kernel, world[: len(option.shards)], topology)
 
@@ -207,7 +207,7 @@ def _kernels(sharding_type: str) -> list[str]:
 
 
 def _meta_module(loads: Sequence[TableLoad]) -> nn.Module:
-    """One collection of pooled tables, and one of sequences for each width, since TorchRec asks for that."""
+    """Return one collection of pooled tables, and one of sequences per width, as TorchRec requires."""
     meta = torch.device("meta")
     by_width: dict[int, list[EmbeddingConfig]] = defaultdict(list)
     for load in loads:

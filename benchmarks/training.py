@@ -21,7 +21,7 @@ STEPS = 20
 
 
 def compare(argument: tuple[Job, int], world: World, channel: Channel) -> Comparison | None:
-    """On each rank: the real step over the real stream. On the first: the bare loop too, with all CPUs, others waiting."""
+    """Measure the real step over the real stream on each rank, and the bare loop with all CPUs on the first, while others wait."""
     job, turns = argument
     training = Training(job, world, SILENT)
     cpus = torch.get_num_threads() * world.world_size

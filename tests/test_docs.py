@@ -25,7 +25,11 @@ from sharding.support import unsupported_reason
 from tests.support.datasets import tiny_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "decisions").glob("*.md")),
+]
 PACKAGES = ("shoal", "cluster", "trainer", "sharding", "models")
 
 
@@ -112,6 +116,22 @@ def test_configs_in_the_docs_are_valid(page: str, text: str, tmp_path: Path) -> 
         assert plan_trials(read_study(file, ["logs.path=events.parquet"])).trials
     else:
         check_config({**values, "logs": {"path": "events.parquet", **values.get("logs", {})}}, page)
+
+
+# Idioms that a non-native reader has to guess. CONTRIBUTING.md has the rules, docs/glossary.md the terms.
+IDIOMS = re.compile(
+    r"\b(whose|lies?|lying|told|anew|mend(s|ed|ing)?|alike|dear(er|est)?|giveaways?|beside|goes on|go on|went on|sees to it"
+    r"|put down|as (it|they) comes?|at hand|whoever|nothing but)\b",
+    re.I,
+)
+# Written from the descriptions of the settings.
+GENERATED = "configuration.md"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != GENERATED], ids=lambda page: page.name)
+def test_pages_are_free_of_idioms(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    assert [line for line in prose.splitlines() if IDIOMS.search(line)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -93,7 +93,7 @@ def reshard(
 def _write_items(
     path: Path, metadata: Metadata, plan: Plan, block_bytes: int, tables_grew: bool
 ) -> list[list[WriteItem]]:
-    """By rank, what its file holds, in the order of the source. Raises CheckpointError for tables that do not fit."""
+    """Return the items of each rank's file, in the order of the source. Raises CheckpointError for tables that do not fit."""
     for name in plan.tables:
         if f"table.{name}.weight" not in metadata.state_dict_metadata:
             raise CheckpointError(f"checkpoint {path}: has no tables.{name}, which the plan has; was it another model?")
@@ -111,7 +111,7 @@ def _write_items(
 
 
 def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan, tables_grew: bool) -> Iterator[tuple[int, Region]]:
-    """(rank, the part of the tensor that it keeps)."""
+    """Yield (rank, the part of the tensor that it keeps)."""
     kind, name = key.split(".")[:2]
     if kind != "table" or not size:
         yield 0, Region((0,) * len(size), size)

@@ -122,7 +122,7 @@ def setting_text(value: Any) -> str:
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Within the context plots have the look of pages, and equal plots are equal bytes."""
+    """Give plots the style of pages within the context, and make equal plots equal bytes."""
     with plt.rc_context(_STYLE):
         yield
 

@@ -219,7 +219,7 @@ def test_din_is_the_weighted_sum_of_its_paper():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"search": {"kind": "category"}}, "needs the feature"),
+        ({"search": {"kind": "category"}}, "needs a feature of items"),
         ({"search": {"kind": "similarity", "feature": "topic"}}, "no other kind has one"),
         ({"kind": "encoder", "search": {"kind": "similarity"}}, "nothing to narrow"),
         ({"attention": {"mask": "bidirectional"}}, "earlier events only"),
@@ -233,8 +233,8 @@ def test_settings_that_do_not_fit_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "not the same for each impression"),
-        ({"kind": "bert4rec", "positions": "none"}, "what happened after it"),
+        ({}, "differs between the impressions"),
+        ({"kind": "bert4rec", "positions": "none"}, "information from later events"),
         ({"kind": "two_tower", "positions": "none"}, "next-item models"),
         ({"output_head": "gelu", "positions": "none"}, "next-item models"),
     ],

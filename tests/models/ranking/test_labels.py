@@ -186,8 +186,8 @@ def test_labels_that_the_logs_do_not_have_are_refused(labels, message):
     [
         ({"buy": {"entire_space": True}}, "needs defined_when"),
         ({"buy": {"entire_space": True, "defined_when": "click"}}, "is not learned; add labels.click"),
-        ({"a": {"defined_when": "b"}, "b": {"defined_when": "a"}}, "circle: a -> b -> a"),
-        ({"a": {"defined_when": "a"}}, "circle: a -> a"),
+        ({"a": {"defined_when": "b"}, "b": {"defined_when": "a"}}, "cycle: a -> b -> a"),
+        ({"a": {"defined_when": "a"}}, "cycle: a -> a"),
     ],
 )
 def test_conditions_that_make_no_sense_are_refused(labels, message):

@@ -35,7 +35,7 @@ def test_times_are_requested_only_by_parts_that_use_them():
 
 @pytest.mark.parametrize(
     ("encoder", "message"),
-    [({"positions": "learned"}, "not the same for each"), ({"attention": {"mask": "bidirectional"}}, "after it")],
+    [({"positions": "learned"}, "differs between"), ({"attention": {"mask": "bidirectional"}}, "from later events")],
 )
 def test_an_encoder_that_would_tell_the_future_is_refused(encoder, message):
     with pytest.raises(ValueError, match=message):

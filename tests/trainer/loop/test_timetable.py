@@ -13,7 +13,7 @@ import torch
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
-from trainer.config import EarlyStoppingConfig, TrainConfig
+from trainer.config.train import EarlyStoppingConfig, TrainConfig
 from trainer.data.stream.days import Calendar, Days
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.order import Position
