@@ -31,7 +31,7 @@ from trainer.data.dataset.partition_events import GroupPlan
 from trainer.data.dataset.profile import TimeBins
 from trainer.data.dataset.splits import resolve_cuts, resolve_time
 from trainer.data.logs.columns import columns_of
-from trainer.data.logs.contract import Inputs, find_inputs, inspect_inputs, none_readable, too_many_unreadable
+from trainer.data.logs.contract import LogInputs, find_inputs, inspect_inputs, none_readable, too_many_unreadable
 from trainer.data.logs.quarantine import gather
 from trainer.data.logs.reading import Rules, rules_of
 from trainer.data.logs.text_scan import ScanJob, TextProfile, scan_here, scan_task
@@ -107,7 +107,7 @@ def _write_missing_card(folder: Path, manifest: Manifest) -> None:
             card.write(folder, manifest)
 
 
-def _inspect(config: Config, request: Request, existing: Existing | None) -> Inputs:
+def _inspect(config: Config, request: Request, existing: Existing | None) -> LogInputs:
     scan = partial(_scan_all, max_tasks(config))
     if existing is None:
         return inspect_inputs(dict(request.files), config.logs, scan=scan)
@@ -131,7 +131,7 @@ def max_tasks(config: Config) -> int:
     return config.cluster.prepare_tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _rules(config: Config, inputs: Inputs) -> Rules:
+def _rules(config: Config, inputs: LogInputs) -> Rules:
     logs = config.logs
     bounds = [
         None if value is None else resolve_time(value, f"logs.{name}", inputs.time_kind)
@@ -140,7 +140,7 @@ def _rules(config: Config, inputs: Inputs) -> Rules:
     return rules_of(logs, *bounds)
 
 
-def num_partitions(inputs: Inputs) -> int:
+def num_partitions(inputs: LogInputs) -> int:
     """About one per million events, from what the headers say, so that the same logs always give the same parts."""
     events = [chunk for chunk in inputs.chunks if chunk.source in ("logs", "history")]
     parquet_rows = sum(chunk.num_rows or 0 for chunk in events)

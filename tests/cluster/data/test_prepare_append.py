@@ -342,9 +342,9 @@ def test_old_files_that_changed_or_are_gone_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "values", "source", "words"),
     [
-        ("item_id", pa.array([1], pa.int32()), "logs", ['"item_id"', "int32 here and int64 in what the dataset was made from"]),
+        ("item_id", pa.array([1], pa.int32()), "logs", ['"item_id"', "int32 here and int64 in the logs of the dataset"]),
         ("user_id", pa.array(["1"]), "logs", ['"user_id"', "string here and int64"]),
-        ("time", pa.array([1], pa.timestamp("s")), "logs", ['"time"', "int64 in what the dataset was made from"]),
+        ("time", pa.array([1], pa.timestamp("s")), "logs", ['"time"', "int64 in the logs of the dataset"]),
         ("color", pa.array([7]), "logs", ['"color"', "logs.features.color", "int64 here and string"]),
         ("click", None, "logs", ['no column "click"', "logs.labels"]),
         ("city", pa.array([3]), "users", ['"city"', "logs.users.features.city", "int64 here and string"]),

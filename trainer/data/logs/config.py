@@ -6,13 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from trainer.data.logs.format_names import FormatSetting
 from trainer.data.logs.time_formats import check_format
 
 ValueType = Literal["auto", "integer", "text"]
 
 
 class TextConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """How text files (CSV, TSV) are written. Parquet files need none of it."""
+    """Format of text files (CSV, TSV). Parquet files need none of these settings."""
 
     delimiter: str | None = Field(
         None,
@@ -48,19 +49,19 @@ class TextConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self
 
 
-TEXT_DESCRIPTION = "how text files of this source are written; default: logs.text"
+TEXT_DESCRIPTION = "format of the text files of this source; default: logs.text"
 
 
 class CategoricalFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """One value, or several, out of many: an integer, a string, or a list of them. Each value has a row in a table."""
+    """A feature with one or several values: an integer, a string, or a list of them. Each value has a row in a table."""
 
-    kind: Literal["categorical"] = Field("categorical", description="which kind of feature")
-    column: str | None = Field(None, description="its column; none takes the feature's name")
+    kind: Literal["categorical"] = Field("categorical", description="kind of feature")
+    column: str | None = Field(None, description="its column; default: the feature's name")
     table: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_]+$",
-        description="the table of its rows (tables.NAME); features that name the same one share it; none takes the "
-        'feature\'s name; "item" shares the ids of the items',
+        description="table of its rows (tables.NAME); features that name the same table share it; default: the feature's "
+        'name; "item" shares the ids of the items',
     )
     type: ValueType = Field(
         "auto",
@@ -68,18 +69,22 @@ class CategoricalFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=Tr
         "of every file is an integer without leading zeros, and text otherwise",
     )
     separator: str | None = Field(
-        None, min_length=1, description='splits a string into several values, such as "|"; list columns need none'
+        None,
+        min_length=1,
+        description='text that separates several values in a string, such as "|"; not needed for list columns',
     )
-    max_values: int = Field(32, ge=1, description="of several values the first so many are kept; more are counted")
+    max_values: int = Field(
+        32, ge=1, description="number of values kept per entry; further values are counted and dropped"
+    )
 
 
 class NumericFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A number. Centre and scale, or bounds of buckets, are fitted on the training part only."""
+    """A number. The mean and scale, or the bounds of buckets, are fitted on the training part only."""
 
-    kind: Literal["numeric"] = Field(description="which kind of feature")
-    column: str | None = Field(None, description="its column; none takes the feature's name")
+    kind: Literal["numeric"] = Field(description="kind of feature")
+    column: str | None = Field(None, description="its column; default: the feature's name")
     transform: Literal["none", "log1p"] = Field(
-        "none", description="applied first; log1p is sign(x) log(1 + |x|), for counts and durations"
+        "none", description="function applied first; log1p is sign(x) log(1 + |x|), for counts and durations"
     )
     scale: Literal["standard", "none"] = Field(
         "standard", description="standard subtracts the mean and divides by the standard deviation"
@@ -88,20 +93,24 @@ class NumericFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         None,
         ge=2,
         le=4096,
-        description="quantile buckets instead of a number: bucket k is row k of the table, row 0 missing",
+        description="number of quantile buckets, used instead of the number itself: bucket k is row k of the table, row 0 stands "
+        "for a missing value",
     )
     table: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9_]+$",
-        description="with buckets: the table of its rows; none takes the feature's name",
+        description="with buckets: table of its rows; default: the feature's name",
     )
 
 
 class TimestampFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A moment, such as when an item was published: an integer as it stands, or a timestamp or text in microseconds (UTC)."""
+    """A moment, for example the publication of an item.
 
-    kind: Literal["timestamp"] = Field(description="which kind of feature")
-    column: str | None = Field(None, description="its column; none takes the feature's name")
+    Integers are stored unchanged. Timestamps and text are stored as microseconds in UTC.
+    """
+
+    kind: Literal["timestamp"] = Field(description="kind of feature")
+    column: str | None = Field(None, description="its column; default: the feature's name")
     format: str | None = Field(None, description="format of its text, in the form of logs.time_format")
 
     _check_format = field_validator("format")(check_format)
@@ -110,8 +119,8 @@ class TimestampFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True
 class VectorFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """A vector of fixed width, such as a pretrained content embedding: a list column of numbers."""
 
-    kind: Literal["vector"] = Field(description="which kind of feature")
-    column: str | None = Field(None, description="its column; none takes the feature's name")
+    kind: Literal["vector"] = Field(description="kind of feature")
+    column: str | None = Field(None, description="its column; default: the feature's name")
     dim: int = Field(ge=1, le=65536, description="numbers in a vector")
 
 
@@ -120,14 +129,13 @@ FeatureConfig = Annotated[
     Field(discriminator="kind"),
 ]
 Features = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], FeatureConfig]
-Format = Literal["auto", "parquet", "csv", "tsv"]
 
 
 class ItemsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """The catalogue: one row per item with its features. Items that no event has are known by it too."""
+    """The catalogue: one row per item with its features. It may list items that have no event."""
 
     path: str | list[str] = Field(description="files of items, in the forms of logs.path")
-    format: Format = Field("auto", description="file format; auto goes by each file's ending")
+    format: FormatSetting = Field("auto", description="file format; auto uses each file's ending")
     text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     item: str = Field("item_id", description="column of the item, of the same type as in the logs")
     features: Features = Field(default_factory=dict, description="features of items by name")
@@ -137,17 +145,17 @@ class UsersConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """One row per user with its features."""
 
     path: str | list[str] = Field(description="files of users, in the forms of logs.path")
-    format: Format = Field("auto", description="file format; auto goes by each file's ending")
+    format: FormatSetting = Field("auto", description="file format; auto uses each file's ending")
     text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")
     features: Features = Field(default_factory=dict, description="features of users by name")
 
 
 class HistoryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """For logs of impressions: further logs whose events belong to the history, but are no impressions."""
+    """For logs of impressions: further logs with events that belong to the history but are no impressions."""
 
     path: str | list[str] = Field(description="files of events, in the forms of logs.path")
-    format: Format = Field("auto", description="file format; auto goes by each file's ending")
+    format: FormatSetting = Field("auto", description="file format; auto uses each file's ending")
     text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")
     item: str = Field("item_id", description="column of the item, of the same type as in the logs")
@@ -158,16 +166,16 @@ class HistoryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """Where the event logs are and what their columns mean. One row is one event, or with `labels` one impression."""
+    """Location of the event logs and meaning of their columns. One row is one event, or with `labels` one impression."""
 
     path: str | list[str] = Field(
         description="a file, folder or glob of event logs, or a list of them; local paths or URIs of any filesystem that "
-        "pyarrow knows (s3://, gs://, hdfs://); relative paths start at the current folder"
+        "pyarrow supports (s3://, gs://, hdfs://); paths are relative to the current folder"
     )
-    format: Format = Field(
-        "auto", description="file format; auto goes by each file's ending (.parquet, .csv, .tsv, .inter)"
+    format: FormatSetting = Field(
+        "auto", description="file format; auto uses each file's ending (.parquet, .csv, .tsv, .inter)"
     )
-    text: TextConfig = Field(default_factory=TextConfig, description="how text files are written")
+    text: TextConfig = Field(default_factory=TextConfig, description="format of text files")
     user: str = Field("user_id", description="column of the user: integer or string")
     item: str = Field("item_id", description="column of the item: integer or string")
     user_type: ValueType = Field(
@@ -188,58 +196,60 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     null_values: list[str] = Field(
         default_factory=list,
-        description='texts that stand for a missing value in any column, such as ["-", "None"]; empty text always does',
+        description='texts that mean a missing value in any column, such as ["-", "None"]; empty text always does',
     )
     duplicates: Literal["drop", "keep"] = Field(
-        "drop", description="what to do with events equal to another in user, item and time; dropped ones are counted"
+        "drop",
+        description="drop or keep events that equal another one in user, item and time; dropped ones are counted",
     )
     negative_ids: Literal["reject", "keep"] = Field(
         "reject",
-        description="what to do with users and items that are negative integers, often a mark of missing ones; keep them "
-        "where ids are hashes",
+        description="reject or keep users and items that are negative integers, which often mark missing values; keep them "
+        "if ids are hashes",
     )
     earliest_time: int | str | None = Field(
-        None, description="rows of before are rejected; in the form of split.validation_time"
+        None, description="rows before this time are rejected; in the form of split.validation_time"
     )
     latest_time: int | str | None = Field(
         None,
-        description="rows of after are rejected, such as those of clocks that are wrong; in the form of split.validation_time",
+        description="rows after this time are rejected, for example rows from wrong clocks; in the form of "
+        "split.validation_time",
     )
     max_events_per_user: int | None = Field(
-        None, ge=3, description="of users with more events the most recent so many are kept, the others rejected"
+        None, ge=3, description="most recent events kept per user; earlier ones are rejected; default: all events"
     )
     max_rejected_fraction: float = Field(
         0.01,
         ge=0.0,
         le=1.0,
-        description="share of rows that may be rejected (such as for null ids) before prepare stops",
+        description="share of rows that may be rejected, for example for null ids; with more, prepare stops",
     )
     max_unreadable_files: int = Field(
         0,
         ge=0,
-        description="files that may be left out, and are named in the manifest, because they are damaged or gone",
+        description="number of damaged or missing files that may be left out; the manifest names them",
     )
     features: Features = Field(default_factory=dict, description="features of events by name")
     items: ItemsConfig | None = Field(None, description="features of items")
     users: UsersConfig | None = Field(None, description="features of users")
     labels: list[str] = Field(
         default_factory=list,
-        description="columns of what became of an impression (0 or 1, or a number); naming any makes rows impressions, and "
-        "the dataset one for ranking",
+        description="columns with outcomes of an impression (0 or 1, or a number); with any label, rows are impressions and the "
+        "dataset is for ranking",
     )
     outcomes: list[str] = Field(
         default_factory=list,
-        description="further columns that are known only after an impression, such as a watch time; never taken as features",
+        description="further columns that are known only after an impression, such as a watch time; never used as features",
     )
     history_label: str | None = Field(
-        None, description="impressions whose label of this name is above 0 become events of the history"
+        None, description="name of a label; impressions where it is above 0 become events of the history"
     )
     history: HistoryConfig | None = Field(None, description="further events of the history")
     negative_sampling_rate: float = Field(
         1.0,
         gt=0.0,
         le=1.0,
-        description="share of the impressions without any label above 0 that the log kept; recorded, so that calibration "
+        description="share of the impressions without any label above 0 that the log contains; recorded, so that calibration "
         "can be corrected",
     )
 
@@ -258,7 +268,7 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
                 if column in known_after:
                     raise ValueError(
                         f"{owner}.features.{feature} reads column {column!r}, which is among {known_after[column]}: it is known "
-                        "only after the impression, so a model that saw it would know the answer; leave the feature out"
+                        "only after the impression, so it would reveal the answer to the model; leave the feature out"
                     )
         if not self.labels:
             for name in ("history_label", "history"):
@@ -266,7 +276,7 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
                     raise ValueError(f"logs.{name} is for impressions, and logs.labels names no label")
         elif self.history_label is None and self.history is None:
             raise ValueError(
-                "logs.labels makes rows impressions, so something has to say which events make up a history: "
+                "logs.labels makes rows impressions, but no setting defines the events of a history: "
                 "set logs.history_label to one of the labels, or logs.history to further logs"
             )
         elif self.history_label is not None and self.history_label not in self.labels:
@@ -281,17 +291,17 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
             if isinstance(spec.config, NumericFeatureConfig) and spec.table in owners:
                 raise ValueError(
                     f"{spec.setting}: its buckets would share rows of table {spec.table!r} with the values of "
-                    f"{owners[spec.table]}, as if they were the same; set another `table`"
+                    f"{owners[spec.table]}, although they are different values; set another `table`"
                 )
             if self.labels and spec.owner == "event" and spec.name in _COLUMNS_OF_IMPRESSIONS:
                 raise ValueError(
-                    f"{spec.setting}: impressions have a column of the name {spec.name!r} already; call the feature otherwise, "
+                    f"{spec.setting}: impressions already have a column named {spec.name!r}; give the feature another name, "
                     f'with column = "{spec.source}"'
                 )
         return self
 
     def text_of(self, source: Literal["logs", "history", "items", "users"]) -> TextConfig:
-        """How the text files of a source are written."""
+        """Return the format of the text files of a source."""
         match source:
             case "logs":
                 return self.text
@@ -304,7 +314,7 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def task(self) -> Literal["next_item", "ranking"]:
-        """What a dataset of these logs is for."""
+        """Task that a dataset of these logs serves."""
         return "ranking" if self.labels else "next_item"
 
 
@@ -315,7 +325,7 @@ _SETTINGS: dict[Owner, str] = {"event": "logs", "item": "logs.items", "user": "l
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """A feature as it is configured, with whose it is."""
+    """A configured feature with its owner."""
 
     owner: Owner
     name: str
@@ -323,12 +333,12 @@ class FeatureSpec:
 
     @property
     def key(self) -> str:
-        """What its column is called from the logs to the dataset."""
+        """Name of its column from the logs to the dataset."""
         return f"{self.owner}.{self.name}"
 
     @property
     def source(self) -> str:
-        """The column of the files."""
+        """Name of its column in the files."""
         return self.config.column or self.name
 
     @property
@@ -337,7 +347,7 @@ class FeatureSpec:
 
     @property
     def table(self) -> str | None:
-        """The table that its ids are rows of, if it has any."""
+        """Table that holds a row for each of its ids, or None."""
         match self.config:
             case CategoricalFeatureConfig():
                 return self.config.table or self.name
@@ -348,10 +358,10 @@ class FeatureSpec:
 
 
 def feature_specs(logs: LogsConfig) -> tuple[FeatureSpec, ...]:
-    """All features: of events, of items, of users, each in the order of the config."""
+    """Return all features: of events, of items, of users, each in the order of the config."""
     owners: list[tuple[Owner, dict[str, FeatureConfig]]] = [
         ("event", logs.features),
         ("item", logs.items.features if logs.items else {}),
         ("user", logs.users.features if logs.users else {}),
     ]
-    return tuple(FeatureSpec(owner, name, config) for owner, found in owners for name, config in found.items())
+    return tuple(FeatureSpec(owner, name, config) for owner, features in owners for name, config in features.items())

@@ -20,7 +20,7 @@ from trainer.data.logs.columns import SOURCES, SourceName
 from trainer.data.logs.config import CategoricalFeatureConfig, FeatureSpec
 from trainer.data.logs.files import UnreadableFileError
 from trainer.data.logs.quarantine import Quarantine
-from trainer.data.logs.reading import Block, read_chunk
+from trainer.data.logs.reading import RowBlock, read_chunk
 from trainer.data.prepare.work import PrepareJob, complete, save_result
 
 ITEMS = "item"
@@ -106,7 +106,7 @@ def _read(job: PrepareJob, number: int) -> ReadResult:
     return ReadResult(num_rows, quarantine.counts, rows_of_partitions, span_of_chunk, sha256=sha256, observed=observed)
 
 
-def _spread(job: PrepareJob, source: SourceName, block: Block) -> list[pa.RecordBatch]:
+def _spread(job: PrepareJob, source: SourceName, block: RowBlock) -> list[pa.RecordBatch]:
     if source == "items":
         columns = [whole(column) for column in block.events.columns]
         return [pa.RecordBatch.from_arrays(columns, schema=block.events.schema)]

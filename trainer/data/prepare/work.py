@@ -17,7 +17,7 @@ from trainer.data.dataset.folder import Existing, Request
 from trainer.data.dataset.partition_events import GroupPlan
 from trainer.data.dataset.splits import Cuts
 from trainer.data.logs.config import FeatureSpec, feature_specs
-from trainer.data.logs.contract import Inputs
+from trainer.data.logs.contract import LogInputs
 from trainer.data.logs.reading import Rules
 from trainer.errors import UserError
 from trainer.storage.restricted_pickle import ForbiddenPickleError, restricted_load
@@ -46,7 +46,7 @@ class PrepareJob:
     folder: Path
     work: Path
     request: Request
-    inputs: Inputs
+    inputs: LogInputs
     rules: Rules
     cuts: Cuts
     num_hashed: int
