@@ -1,5 +1,5 @@
 """Data: event logs, the sequence dataset, and batches read from it.
 
 Files:
-    inputs.py  which features and times of a dataset a model is told
+    inputs.py  features and times of a dataset that a model receives
 """

@@ -392,7 +392,7 @@ def test_without_new_events_other_catalogues_and_splits_are_refused_by_name(tmp_
     message = refusal(config_at(tmp_path, logs=logs, split={"min_events": 4}))
     assert "'min_events': 3, 'validation_share': 1.0}, now" in message
     write_table(tmp_path / "items.parquet", {"item_id": [1, 2], "price": [1.0, 2.0]})
-    assert "items or users are others now" in refusal(config_at(tmp_path, logs=logs))
+    assert "items or users have changed" in refusal(config_at(tmp_path, logs=logs))
     write_events(tmp_path / "logs/b.parquet", [(1, 2, 9)])
     config = config_at(tmp_path, logs=logs)
     manifest = made(config)  # with new events the catalogue is read anew

@@ -59,7 +59,7 @@ def test_prepare_says_where_the_card_is_and_what_it_warns_of(
     assert values["card"] == str(tmp_path / "run/dataset/card.html")
     assert Path(values["card"]).exists()
     assert f"card: {values['card']}" in done.stderr
-    assert "note: problem: Features that give the label away: told tells [bold]" in done.stderr
+    assert "note: problem: Features that reveal the label: told reveals [bold]" in done.stderr
     assert "note: ok" not in done.stderr
 
 
