@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from trainer.data.public_sets.catalogue import convert
+from trainer.data.public_sets.sets import convert
 
 
 def run(name: str, source: str, folder: str, console: Console) -> dict[str, Any]:
-    """Convert, and return conversion.json as a dictionary. Raises UserError as trainer.data.public_sets.catalogue does."""
+    """Convert, and return conversion.json as a dictionary. Raises UserError as trainer.data.public_sets.sets does."""
     with console.status(Text(f"{name}: reading")) as status:
         done = convert(
             name,

@@ -31,7 +31,8 @@ def log_checks(manifest: Manifest) -> tuple[Check, ...]:
 def times_as_read(manifest: Manifest) -> str | None:
     """Describe how times that are text were read; None if they are not text."""
     counts = manifest.source.get("observed", {}).get("counts", {})
-    with_zone, without = counts.get(WITH_ZONE, 0), counts.get(WITHOUT_ZONE, 0)
+    with_zone = counts.get(WITH_ZONE, 0)
+    without = counts.get(WITHOUT_ZONE, 0)
     if not with_zone + without:
         return None
     logs = manifest.source["settings"].get("logs", {})
@@ -114,7 +115,8 @@ def _time_units(observed: dict[str, Any]) -> Iterator[Check]:
 
 
 def _time_text(counts: dict[str, int]) -> Iterator[Check]:
-    with_zone, without = counts.get(WITH_ZONE, 0), counts.get(WITHOUT_ZONE, 0)
+    with_zone = counts.get(WITH_ZONE, 0)
+    without = counts.get(WITHOUT_ZONE, 0)
     if with_zone + without:
         yield Check(
             "time_zones",

@@ -40,7 +40,9 @@ class EventFeatures:
         split: npt.NDArray[np.int8] | None,
         users: pa.Array,
     ) -> "EventFeatures":
-        columns, fits, losses = {}, {}, {}
+        columns = {}
+        fits = {}
+        losses = {}
         keys: Hashes | None = None
         for spec in plan.of("event"):
             # Only kept events are encoded, so that nothing is counted for rejected ones.
@@ -83,7 +85,9 @@ class UserFeatures:
             return cls({}, {}, {}, {})
         kept, repeated = first_of_each(table.column("user"))
         place = pc.index_in(users.slice(num_old), value_set=whole(table.column("user")).take(kept))
-        columns, fits, losses = {}, {}, {}
+        columns = {}
+        fits = {}
+        losses = {}
         for spec in specs:
             # Only joined rows are encoded, so that the counts are those of the dataset's users.
             encoded = encode(spec, whole(table.column(spec.key)).take(kept).take(place), plan.ids)

@@ -115,7 +115,8 @@ def _share(given: GroupJob, partition: int, source: SourceName) -> _Share:
     chunk_of_row = np.concatenate([np.zeros(0, np.int64), *chunks])
     if partitioning.shares[hashed] > 1:
         mine = share_of_split(rows.column("user"), share, partitioning.shares[hashed])
-        rows, chunk_of_row = rows.filter(pa.array(mine)), chunk_of_row[mine]
+        rows = rows.filter(pa.array(mine))
+        chunk_of_row = chunk_of_row[mine]
     return _Share(rows, chunk_of_row)
 
 

@@ -138,7 +138,8 @@ def collisions(ids: Ids, distinct: Distinct) -> dict[str, float | int]:
     The rate is exact while all values are known by their hashes, and the expected one beyond that. For a dynamic table
     only the number of values is returned.
     """
-    rows, count = ids.num_rows - 1, distinct.count
+    rows = ids.num_rows - 1
+    count = distinct.count
     if isinstance(ids.config, DynamicIdsConfig):
         return {"values": count}
     if count < Distinct.SIZE:

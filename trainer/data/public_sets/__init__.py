@@ -2,7 +2,7 @@
 
 Files:
     amazon.py     Amazon reviews
-    catalogue.py  the sets by name, and the conversion of one
+    sets.py       the sets by name, and the conversion of one
     columns.py    lists, codes and years out of text
     kuairand.py   KuaiRand, and a processed form of it
     movielens.py  MovieLens

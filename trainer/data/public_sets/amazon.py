@@ -84,7 +84,8 @@ E2023 = Edition(
 
 def read(source: SourceFolder, edition: Edition) -> list[Table]:
     """Reviews or ratings-only files as events, meta_* files as items."""
-    json_lines, ratings = source.any(*_JSON_LINES), source.any(*_CSV)
+    json_lines = source.any(*_JSON_LINES)
+    ratings = source.any(*_CSV)
     metadata = [path for path in json_lines if path.name.startswith("meta_")]
     reviews = [path for path in json_lines if not path.name.startswith("meta_")]
     if reviews and ratings:

@@ -58,7 +58,8 @@ def read(source: SourceFolder) -> list[Table]:
     for pattern in _LOGS:
         source.some(pattern)
     logs = source.some(*_LOGS)
-    videos, users = source.some("video_features_basic_*.csv"), source.some("user_features_*.csv")
+    videos = source.some("video_features_basic_*.csv")
+    users = source.some("user_features_*.csv")
     versions = {found[1] for path in (*logs, *videos, *users) if (found := _VERSION.search(path.name))}
     if len(versions) > 1:
         raise source.wrong(
@@ -73,8 +74,11 @@ def read(source: SourceFolder) -> list[Table]:
 
 def read_valtest(source: SourceFolder) -> list[Table]:
     """A processed KuaiRand-Pure: impressions of two later periods, and each user's history before them as one list."""
-    val, test, histories = source.one("val.parquet"), source.one("test.parquet"), source.one("user_sequences.parquet")
-    videos, users = source.one("video_features_basic_pure.csv"), source.one("user_features.parquet")
+    val = source.one("val.parquet")
+    test = source.one("test.parquet")
+    histories = source.one("user_sequences.parquet")
+    videos = source.one("video_features_basic_pure.csv")
+    users = source.one("user_features.parquet")
     return [
         Table("impressions-val", IMPRESSIONS, _impressions_parquet(val)),
         Table("impressions-test", IMPRESSIONS, _impressions_parquet(test)),

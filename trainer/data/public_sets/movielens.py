@@ -43,7 +43,9 @@ _USER_100K = ("user_id", "age", "gender", "occupation", "zip_code")
 
 def read_100k(source: SourceFolder) -> list[Table]:
     """u.data, u.item and u.user."""
-    ratings, movies, users = source.one("u.data"), source.one("u.item"), source.one("u.user")
+    ratings = source.one("u.data")
+    movies = source.one("u.item")
+    users = source.one("u.user")
     rating_batches = read_csv(ratings, _RATING, tuple(_RATING), delimiter="\t", quoted=False)
     return [
         events(EVENTS, _in_order(EVENTS, rating_batches)),
@@ -54,7 +56,8 @@ def read_100k(source: SourceFolder) -> list[Table]:
 
 def read_double_colons(source: SourceFolder, encoding: str, with_users: bool) -> list[Table]:
     """ratings.dat, movies.dat and, in 1M, users.dat."""
-    ratings, movies = source.one("ratings.dat"), source.one("movies.dat")
+    ratings = source.one("ratings.dat")
+    movies = source.one("movies.dat")
     tables = [
         events(EVENTS, _in_order(EVENTS, read_double_colon(ratings, _RATING, encoding))),
         Table("items", ITEMS, _items(read_double_colon(movies, _MOVIE, encoding))),
@@ -66,7 +69,8 @@ def read_double_colons(source: SourceFolder, encoding: str, with_users: bool) ->
 
 def read_comma_separated(source: SourceFolder) -> list[Table]:
     """ratings.csv and movies.csv; there are no user features."""
-    ratings, movies = source.one("ratings.csv"), source.one("movies.csv")
+    ratings = source.one("ratings.csv")
+    movies = source.one("movies.csv")
     movie_batches = (batch.rename_columns(list(_MOVIE)) for batch in read_csv(movies, _CSV_MOVIE))
     rating_batches = (batch.rename_columns(list(_RATING)) for batch in read_csv(ratings, _CSV_RATING))
     return [

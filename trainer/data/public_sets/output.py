@@ -134,7 +134,9 @@ def _row_groups(table: Table) -> Iterator[pa.Table]:
         while num_waiting + batch.num_rows >= ROWS_PER_GROUP:
             taken = ROWS_PER_GROUP - num_waiting
             yield pa.Table.from_batches([*waiting, batch.slice(0, taken)], table.schema)
-            batch, waiting, num_waiting = batch.slice(taken), [], 0
+            batch = batch.slice(taken)
+            waiting = []
+            num_waiting = 0
         if batch.num_rows:
             waiting.append(batch)
             num_waiting += batch.num_rows

@@ -29,7 +29,9 @@ class SourceFolder:
     """Where the user put the downloaded files. Remembers which of them a converter took."""
 
     def __init__(self, set_name: str, path: Path, layout: str) -> None:
-        self.set_name, self.path, self.layout = set_name, path, layout
+        self.set_name = set_name
+        self.path = path
+        self.layout = layout
         self._taken: dict[str, int] = {}
         self._present: list[Path] = []
         if path.is_dir():
@@ -151,7 +153,8 @@ def read_parquet(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 def line_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number of its first line, block) for blocks of complete lines, decompressed if the ending says so."""
-    line, rest = 1, b""
+    line = 1
+    rest = b""
     with explaining(path), pa.input_stream(str(path), compression="detect") as stream:
         while chunk := stream.read(BLOCK_BYTES):
             whole = rest + chunk

@@ -53,7 +53,8 @@ class _Categories:
 
     def _merge(self) -> None:
         self._found = _first_of_each_item(pa.concat_tables([self._found, *self._waiting]))
-        self._waiting, self._num_waiting = [], 0
+        self._waiting = []
+        self._num_waiting = 0
 
 
 def _first_of_each_item(table: pa.Table) -> pa.Table:

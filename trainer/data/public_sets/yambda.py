@@ -38,7 +38,8 @@ def read(source: SourceFolder) -> list[Table]:
     for path in paths:
         _check_flat(path)
     tables = [events(EVENTS, (batch for path in paths for batch in _events(path)))]
-    artists, albums = source.any("artist_item_mapping.parquet"), source.any("album_item_mapping.parquet")
+    artists = source.any("artist_item_mapping.parquet")
+    albums = source.any("album_item_mapping.parquet")
     if artists and albums:
         tables.append(Table("items", ITEMS, _items(artists[0], albums[0])))
     elif artists or albums:

@@ -91,7 +91,8 @@ class ImpressionWorld:
 def build_impression_world(config: ImpressionConfig) -> ImpressionWorld:
     """Draw items, categories and weights: a function of the config alone."""
     rng = np.random.default_rng([config.seed, _WORLD_STREAM])
-    num_items, num_categories = config.num_items, config.num_categories
+    num_items = config.num_items
+    num_categories = config.num_categories
     category = rng.permutation(np.arange(num_items) % num_categories).astype(np.int32)
     by_category = np.argsort(category, kind="stable").astype(np.int32)
     popularity = (1.0 + rng.permutation(num_items)) ** -config.popularity_skew

@@ -83,7 +83,8 @@ def generate_impression_block(
     active = np.searchsorted(-num_slates[order], -np.arange(num_slates.max()), side="left")
     shown = _show(config, world, segment[order], active, rng)
     time = _draw_times(config, num_slates[order], active, rng)
-    user, size = np.concatenate([order[:num] for num in active]), config.slate_size
+    user = np.concatenate([order[:num] for num in active])
+    size = config.slate_size
     columns: dict[str, NDArray[Any]] = {
         "user_id": np.repeat(first_user + user, size),
         "item_id": shown.item.astype(np.int64),
@@ -157,7 +158,8 @@ def _show(
         item = _draw_slates(config, world, recent, int(num), rng)
         device = rng.integers(config.num_devices, size=num).astype(np.int32)
         click_logit, conversion_logit = logits(config, world, item, segment[:num], device, recent.categories[:, :num])
-        chance, conversion_chance = _sigmoid(click_logit), _sigmoid(conversion_logit)
+        chance = _sigmoid(click_logit)
+        conversion_chance = _sigmoid(conversion_logit)
         click = rng.random(item.shape) < chance
         conversion = click & (rng.random(item.shape) < conversion_chance)
         recent.add(world.item_category[item], click)

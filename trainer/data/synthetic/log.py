@@ -103,14 +103,16 @@ def generate_block(config: SyntheticConfig, world: World, block_index: int, fold
     lengths = _draw_lengths(config, min(config.users_per_file, config.num_users - first_user), rng)
     # Longest first: the users still active at a step are then a prefix, and every array is cut by a slice.
     order = np.argsort(-lengths, kind="stable")
-    lengths, user_ids = lengths[order], first_user + order
+    lengths = lengths[order]
+    user_ids = first_user + order
     active = np.searchsorted(-lengths, -np.arange(lengths[0]), side="left")
     history, causes = _draw_histories(config, world, active, rng)
     # One row per event, by position and then by user.
     row_start = np.cumsum(active) - active
     position = np.repeat(np.arange(active.size), active)
     user = np.arange(position.size) - row_start[position]
-    item, user_id = history[position, user].astype(np.int64), user_ids[user]
+    item = history[position, user].astype(np.int64)
+    user_id = user_ids[user]
     time = _draw_times(config, lengths, active, position, user, rng)
     # Time and row in one number: sorting values is faster than argsort, and leaves ties no choice.
     row_bits = int(time.size).bit_length()
@@ -239,7 +241,8 @@ class _DueEffects:
             vacant = self._effect[slot, rows] < 0
             self._effect[slot[vacant], rows[vacant]] = self._effect_of[item[rows[vacant]]]
             self._cause_position[slot[vacant], rows[vacant]] = position
-            rows, lag = rows[~vacant], (lag[~vacant] + 1) % self._num_lags
+            rows = rows[~vacant]
+            lag = (lag[~vacant] + 1) % self._num_lags
 
 
 class _Tastes:
@@ -249,7 +252,8 @@ class _Tastes:
     """
 
     def __init__(self, config: SyntheticConfig, world: World, num_users: int, rng: np.random.Generator) -> None:
-        self._config, self._world = config, world
+        self._config = config
+        self._world = world
         self._home = unit(rng.standard_normal((num_users, config.latent_width), dtype=np.float32))
         self._taste = np.empty_like(self._home)
         self._category_bounds = np.empty((config.num_categories, num_users), np.float32)

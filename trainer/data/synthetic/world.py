@@ -106,7 +106,9 @@ class World:
 def build_world(config: SyntheticConfig) -> World:
     """Draw items, categories, transitions and patterns: a function of the config alone."""
     rng = np.random.default_rng([config.seed, _WORLD_STREAM])
-    num_items, num_categories, width = config.num_items, config.num_categories, config.latent_width
+    num_items = config.num_items
+    num_categories = config.num_categories
+    width = config.latent_width
     shuffled = rng.permutation(num_items).astype(np.int32)
     cause, effect, free = np.split(shuffled, [config.num_patterns, 2 * config.num_patterns])
     # Popular categories have more items; each has at least one that is free.
@@ -139,7 +141,8 @@ def _draw_successors(
     rng: np.random.Generator, num: int, category: Ints, popularity: Doubles, free: Ints, start: Longs
 ) -> Ints:
     """The more popular of two random free items of the same category: skewed, yet different for every item."""
-    first, size = start[category], np.diff(start)[category]
+    first = start[category]
+    size = np.diff(start)[category]
     drawn = free[first[:, None, None] + (rng.random((category.size, num, 2)) * size[:, None, None]).astype(np.int64)]
     return np.where(popularity[drawn[..., 0]] >= popularity[drawn[..., 1]], drawn[..., 0], drawn[..., 1])
 

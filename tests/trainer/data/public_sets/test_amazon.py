@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.data.public_sets.originals import columns, json_lines, rows, write_files
-from trainer.data.public_sets.catalogue import convert
+from trainer.data.public_sets.sets import convert
 from trainer.errors import UserError
 
 REVIEWS_2018: list[dict[str, Any]] = [

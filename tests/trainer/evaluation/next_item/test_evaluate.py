@@ -19,7 +19,7 @@ from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.next_item.test_results import LastItemNext
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
-from trainer.data.stream.catalogue import read_catalogue
+from trainer.data.stream.catalogue_reader import read_catalogue
 from trainer.evaluation.next_item.evaluate import Evaluator, write_ranks
 from trainer.evaluation.next_item.results import merge_parts
 from trainer.global_batch.dynamic_ids import DynamicTables
