@@ -42,7 +42,7 @@ _USER_100K = ("user_id", "age", "gender", "occupation", "zip_code")
 
 
 def read_100k(source: SourceFolder) -> list[Table]:
-    """u.data, u.item and u.user."""
+    """Return the tables of u.data, u.item and u.user."""
     ratings = source.one("u.data")
     movies = source.one("u.item")
     users = source.one("u.user")
@@ -55,7 +55,7 @@ def read_100k(source: SourceFolder) -> list[Table]:
 
 
 def read_double_colons(source: SourceFolder, encoding: str, with_users: bool) -> list[Table]:
-    """ratings.dat, movies.dat and, in 1M, users.dat."""
+    """Return the tables of ratings.dat, movies.dat and, for 1M, users.dat."""
     ratings = source.one("ratings.dat")
     movies = source.one("movies.dat")
     tables = [
@@ -68,7 +68,7 @@ def read_double_colons(source: SourceFolder, encoding: str, with_users: bool) ->
 
 
 def read_comma_separated(source: SourceFolder) -> list[Table]:
-    """ratings.csv and movies.csv; there are no user features."""
+    """Return the tables of ratings.csv and movies.csv; there are no user features."""
     ratings = source.one("ratings.csv")
     movies = source.one("movies.csv")
     movie_batches = (batch.rename_columns(list(_MOVIE)) for batch in read_csv(movies, _CSV_MOVIE))

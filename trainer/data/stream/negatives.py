@@ -59,7 +59,7 @@ class NegativeDraws:
 
     @property
     def from_global_batch(self) -> bool:
-        """Whether negatives are drawn from the targets of all ranks, after these have been exchanged."""
+        """True if negatives are drawn from the targets of all ranks, after these have been exchanged."""
         return isinstance(self.objective.negatives, CrossRankNegatives | MixedNegatives)
 
     def ahead(self, position: Position, targets: np.ndarray, rank: int) -> Int64:

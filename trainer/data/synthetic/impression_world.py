@@ -1,6 +1,6 @@
-"""The settings of a synthetic log of impressions and the world that its users share: items, categories, what leads to what.
+"""Settings of a synthetic log of impressions, and the world that its users share: items, categories and their links.
 
-See trainer/data/synthetic/impressions.py for what becomes of them. Invariant: the world is a function of the config alone.
+See trainer/data/synthetic/impressions.py for its use. Invariant: the world is a function of the config alone.
 """
 
 from dataclasses import dataclass
@@ -15,35 +15,37 @@ _LONGEST_OVER_MEAN = 5
 
 
 class ImpressionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """What to generate. Weights are of logits: one more is 2.7 times the odds."""
+    """Settings of the log. Weights are of logits: one more multiplies the odds by 2.7."""
 
     num_users: int = Field(5_000, ge=1, description="users")
     num_items: int = Field(500, ge=20, le=2**31 - 1, description="items; ids are 0 to num_items - 1")
     mean_impressions_per_user: float = Field(100.0, ge=10.0, description="mean number of impressions of a user")
-    slate_size: int = Field(5, ge=1, le=20, description="items shown at a time, none of which sees a click on another")
+    slate_size: int = Field(
+        5, ge=1, le=20, description="items shown at a time; clicks within a slate do not influence each other"
+    )
     num_categories: int = Field(10, ge=3, description="categories of items; each leads to another")
-    num_segments: int = Field(4, ge=1, description="kinds of users, with likings for categories of their own")
+    num_segments: int = Field(4, ge=1, description="segments of users, each with its own likings for categories")
     num_devices: int = Field(3, ge=1, description="devices on which items are shown")
-    window: int = Field(10, ge=1, le=200, description="last clicks of a user that a probability depends on")
-    click_offset: float = Field(-1.9, description="logit of a click where all else says nothing")
+    window: int = Field(10, ge=1, le=200, description="number of last clicks of a user that a probability depends on")
+    click_offset: float = Field(-1.9, description="logit of a click if all other terms are zero")
     quality_spread: float = Field(0.6, ge=0.0, description="standard deviation of the items' own weights")
-    same_weight: float = Field(3.0, description="weight of the share of the window that is of the candidate's category")
+    same_weight: float = Field(3.0, description="weight of the share of the window with the candidate's category")
     leading_weight: float = Field(
-        2.0, description="weight of the share of the window that is of the category that leads to the candidate's"
+        2.0, description="weight of the share of the window with the category that leads to the candidate's"
     )
     segment_spread: float = Field(0.5, ge=0.0, description="standard deviation of segments' likings for categories")
     device_spread: float = Field(0.3, ge=0.0, description="standard deviation of the devices' weights")
     position_weight: float = Field(-0.15, description="weight of each place further down a slate")
     conversion_offset: float = Field(
-        -1.2, description="logit of a conversion after a click, where all else says nothing"
+        -1.2, description="logit of a conversion after a click, if all other terms are zero"
     )
     price_weight: float = Field(-0.8, description="weight of an item's price (mean 0, deviation 1) for its conversion")
     conversion_same_weight: float = Field(
-        2.0, description="weight for a conversion of the share of the window that is of the candidate's category"
+        2.0, description="weight for a conversion of the share of the window with the candidate's category"
     )
     popularity_skew: float = Field(0.7, ge=0.0, le=3.0, description="Zipf exponent of how often items are shown")
     follow_share: float = Field(
-        0.4, ge=0.0, le=1.0, description="share of what is shown that is of a category the user clicked lately"
+        0.4, ge=0.0, le=1.0, description="share of shown items that are of a category the user clicked recently"
     )
     seed: int = Field(1, ge=0, description="seed of everything")
     users_per_file: int = Field(5_000, ge=1, description="users in one file; bounds the memory of a task")
@@ -75,7 +77,7 @@ class ImpressionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 @dataclass(frozen=True)
 class ImpressionWorld:
-    """What all users share. Items are numbered from 0; by_category lists them category by category."""
+    """Properties that all users share. Items are numbered from 0; by_category lists them category by category."""
 
     item_category: Ints  # [items]
     item_quality: Doubles  # [items]

@@ -1,6 +1,6 @@
-"""The settings of a synthetic log and the world that its users share: items, tastes' axes, transitions, patterns.
+"""Settings of a synthetic log, and the world that its users share: items, axes of taste, transitions, patterns.
 
-See trainer/data/synthetic/log.py for what becomes of them. Invariant: the world is a function of the config alone.
+See trainer/data/synthetic/log.py for its use. Invariant: the world is a function of the config alone.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Doubles = NDArray[np.float64]
 
 
 class SyntheticConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """What to generate. Shares are of all events; what patterns and transitions leave is driven by taste."""
+    """Settings of the log. Shares are of all events; taste determines the events that patterns and transitions leave."""
 
     num_users: int = Field(5_000, ge=1, description="users")
     num_items: int = Field(1_000, ge=20, le=2**31 - 1, description="items of the catalogue; ids are 0 to num_items - 1")
@@ -33,15 +33,19 @@ class SyntheticConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     taste_strength: float = Field(
         10.0, ge=0.0, description="factor on the product of taste and latent vector; 0 leaves popularity alone"
     )
-    taste_drift: float = Field(0.05, ge=0.0, le=1.0, description="chance per event that a user's interest moves on")
+    taste_drift: float = Field(0.05, ge=0.0, le=1.0, description="probability per event that a user's interest changes")
     popularity_skew: float = Field(
         1.0, ge=0.0, le=3.0, description="Zipf exponent: the k-th most popular item has a weight of k to the minus this"
     )
-    transition_share: float = Field(0.40, ge=0.0, le=1.0, description="share of events that succeed the previous item")
-    num_successors: int = Field(3, ge=1, le=64, description="successors of each item, each half as likely as the last")
+    transition_share: float = Field(
+        0.40, ge=0.0, le=1.0, description="share of events that are successors of the previous item"
+    )
+    num_successors: int = Field(
+        3, ge=1, le=64, description="successors of each item, each half as likely as the previous one"
+    )
     pattern_share: float = Field(0.12, ge=0.0, le=0.5, description="share of events that are effects of a cause")
     num_patterns: int = Field(50, ge=1, description="pairs of a cause and its effect")
-    pattern_probability: float = Field(0.85, gt=0.0, le=1.0, description="chance that a cause has its effect")
+    pattern_probability: float = Field(0.85, gt=0.0, le=1.0, description="probability that a cause has its effect")
     pattern_min_lag: int = Field(1, ge=1, description="fewest events from a cause to its effect (1: the next)")
     pattern_max_lag: int = Field(5, ge=1, description="most events from a cause to its effect")
     seed: int = Field(1, ge=0, description="seed of everything")
@@ -78,7 +82,7 @@ class SyntheticConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def max_events_per_user(self) -> int:
-        """At most half of the items outside patterns, so that an unseen one is always found at once."""
+        """Longest history: at most half of the items outside patterns, so that an unseen one is always found quickly."""
         return int(min(_LONGEST_OVER_MEAN * self.mean_events_per_user, (self.num_items - 2 * self.num_patterns) // 2))
 
     @property
@@ -87,8 +91,8 @@ class SyntheticConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 @dataclass(frozen=True)
-class World:
-    """What all users share. Free items are those outside patterns; they are kept ordered by category."""
+class SyntheticWorld:
+    """Properties that all users share. Free items are those outside patterns, ordered by category."""
 
     item_category: Ints  # [items]
     item_latent: Floats  # [items, latent_width], length 1
@@ -103,7 +107,7 @@ class World:
     effect: Ints  # [patterns]
 
 
-def build_world(config: SyntheticConfig) -> World:
+def build_world(config: SyntheticConfig) -> SyntheticWorld:
     """Draw items, categories, transitions and patterns: a function of the config alone."""
     rng = np.random.default_rng([config.seed, _WORLD_STREAM])
     num_items = config.num_items
@@ -122,7 +126,7 @@ def build_world(config: SyntheticConfig) -> World:
     free = free[np.lexsort((free, category[free]))]
     start = np.searchsorted(category[free], np.arange(num_categories + 1)).astype(np.int64)
     weights = 0.5 ** np.arange(config.num_successors)
-    return World(
+    return SyntheticWorld(
         item_category=category,
         item_latent=unit(centre[category] + np.float32(_ITEM_SPREAD) * noise),
         item_popularity=popularity,
@@ -140,7 +144,7 @@ def build_world(config: SyntheticConfig) -> World:
 def _draw_successors(
     rng: np.random.Generator, num: int, category: Ints, popularity: Doubles, free: Ints, start: Longs
 ) -> Ints:
-    """The more popular of two random free items of the same category: skewed, yet different for every item."""
+    """Draw the more popular of two random free items of the same category: skewed, yet different for every item."""
     first = start[category]
     size = np.diff(start)[category]
     drawn = free[first[:, None, None] + (rng.random((category.size, num, 2)) * size[:, None, None]).astype(np.int64)]
