@@ -2,7 +2,7 @@
 
 Work happens in `.work-*` inside the folder, so moving results out is a rename. An interrupted attempt leaves its work
 folder. The next attempt at the same dataset continues it; any other attempt removes it. The work folder is removed
-last. So parts beside a work folder and without a manifest come from a killed attempt, and only then are they deleted.
+last. So parts next to a work folder and without a manifest come from a killed attempt, and only then are they deleted.
 """
 
 import re
@@ -158,14 +158,14 @@ def find_dataset(folder: Path, request: DatasetRequest) -> Existing | None:
 
 
 def recognize_files(manifest: Manifest, request: DatasetRequest) -> Manifest:
-    """Return the manifest with the current path and modification time of each file whose content is unchanged.
+    """Return the manifest with the current path and modification time of each file with unchanged content.
 
     A file is read only if the manifest has a file of the same size with another path or time, and with a content hash,
     which manifests of earlier versions lack. A file that still exists with other content was changed, not moved.
     """
-    asked = {_key_of(entry) for entry in request.described_files}
+    requested = {_key_of(entry) for entry in request.described_files}
     entries = list(manifest.source["files"])
-    open_places = {k for k, entry in enumerate(entries) if _key_of(entry) not in asked and "sha256" in entry}
+    open_places = {k for k, entry in enumerate(entries) if _key_of(entry) not in requested and "sha256" in entry}
     known = {_key_of(entry) for entry in entries}
     names = {(source, file.name) for source, files in request.files.items() for file in files}
     recognized: dict[int, dict[str, Any]] = {}
@@ -296,8 +296,8 @@ def _differences(manifest: Manifest, request: DatasetRequest) -> Iterator[str]:
         {f["path"]: f for f in files if f["source"] in ("logs", "history") and "unreadable" not in f}
         for files in (manifest.source["files"], request.described_files)
     )
-    gone = sorted(old.keys() - new.keys())
-    if gone:
+    missing = sorted(old.keys() - new.keys())
+    if missing:
         yield f"it was made from {_some(sorted(old))}, and logs.path now leads to {_some(sorted(new))}"
     changed = [p for p in old.keys() & new.keys() if any(old[p][key] != new[p][key] for key in ("bytes", "mtime_ns"))]
     if changed:

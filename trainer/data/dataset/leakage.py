@@ -1,7 +1,7 @@
 """Features of impressions that reveal a label: how well each one alone separates positives from negatives.
 
 It reads a bounded sample of training impressions from the written parts. It detects mistakes of logging (a watch time
-beside the label "clicked"), not what several features reveal together.
+next to the label "clicked"), not what several features reveal together.
 """
 
 from dataclasses import dataclass

@@ -208,7 +208,7 @@ class Manifest:
 
     @property
     def generation(self) -> int:
-        """Newest generation (0 is the first), including one whose rows were all rejected."""
+        """Newest generation (0 is the first), even if all its rows were rejected."""
         files = (file["generation"] for file in self.source.get("files", ()))
         return max((*(part.generation for part in self.parts), *files), default=0)
 

@@ -18,8 +18,8 @@ from trainer.data.dataset.grouping import Bools, Ints, same_as_before
 from trainer.data.dataset.hashing import hash_ids, whole
 from trainer.data.dataset.partition_events import (
     GroupPlan,
-    Kind,
     OldEvents,
+    PartitionEvents,
     PartitionInput,
     Written,
     events_before,
@@ -101,7 +101,7 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
     if plan.labels:
         return _group_impressions(given, plan, users, codes)
     old = given.old.history if given.old else None
-    events = Kind.of(given.events, codes["events"], plan, old, last_times(len(users), old), len(users))
+    events = PartitionEvents.of(given.events, codes["events"], plan, old, last_times(len(users), old), len(users))
     train_end, validation_end = cut_histories(events.times, events.sorted.offsets, plan.cuts, hash_ids(users))
     split = _split_of(events.sorted.offsets, train_end, validation_end)
     written = Written(events.new_counts > 0 if given.old else np.ones(len(users), np.bool_), given.old is not None)
@@ -131,11 +131,11 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
     old_shown = old.impressions if old else None
     old_history = old.history if old else None
     last_shown = last_times(len(users), old_shown)
-    shown = Kind.of(given.events, codes["events"], plan, old_shown, last_shown, len(users))
+    shown = PartitionEvents.of(given.events, codes["events"], plan, old_shown, last_shown, len(users))
     past, past_codes, num_of_source = _history_events(given, shown, codes, plan)
     # An event before an old impression would belong to that impression's history, which is already written.
     last = last_times(len(users), old_history, old_shown)
-    history = Kind.of(past, past_codes, plan, old_history, last, len(users))
+    history = PartitionEvents.of(past, past_codes, plan, old_history, last, len(users))
     train_end, validation_end = cut_histories(shown.times, shown.sorted.offsets, plan.cuts, hash_ids(users))
     split = _split_of(shown.sorted.offsets, train_end, validation_end)
     written = Written((shown.new_counts + history.new_counts) > 0, old is not None)
@@ -177,7 +177,7 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
 
 
 def _positives(
-    shown: "Kind", new: dict[str, pa.Array], old: OldEvents | None, split: npt.NDArray[np.int8]
+    shown: "PartitionEvents", new: dict[str, pa.Array], old: OldEvents | None, split: npt.NDArray[np.int8]
 ) -> dict[str, Ints]:
     """Count for each label, by split, the impressions (old and new) where it is above 0."""
     counts = {}
@@ -196,7 +196,7 @@ def _is_training_time(times: Ints, plan: GroupPlan) -> Bools:
 
 
 def _history_events(
-    given: PartitionInput, shown: "Kind", codes: dict[str, Ints], plan: GroupPlan
+    given: PartitionInput, shown: "PartitionEvents", codes: dict[str, Ints], plan: GroupPlan
 ) -> tuple[pa.Table, Ints, int]:
     """Return events of the history source, then impressions that became events; their users; the number from the source."""
     columns = ["item", "time", "row", *(spec.key for spec in plan.of("event"))]
@@ -246,7 +246,9 @@ def _table(
     return pa.table(columns)
 
 
-def _rejected(source: SourceName, kind: Kind, num_of_source: int | None = None) -> dict[tuple[SourceName, str], Ints]:
+def _rejected(
+    source: SourceName, kind: PartitionEvents, num_of_source: int | None = None
+) -> dict[tuple[SourceName, str], Ints]:
     """Return rejected positions in the source's table. Impressions that became history events are not rows of that source."""
     rejected: dict[tuple[SourceName, str], Ints] = {}
     for reason, positions in kind.sorted.rejected.items():
@@ -259,7 +261,7 @@ def _rejected(source: SourceName, kind: Kind, num_of_source: int | None = None) 
 
 
 def _counts(
-    targets: Kind,
+    targets: PartitionEvents,
     train_end: Ints,
     validation_end: Ints,
     plan: GroupPlan,

@@ -25,7 +25,7 @@ class GroupPlan:
 
     # Bounds of the splits.
     cuts: Cuts
-    # Ids of every table, including "item", whose vocabulary is the catalogue.
+    # Ids of every table. The vocabulary of "item" is the catalogue.
     ids: Mapping[str, Ids]
     # All features.
     specs: tuple[FeatureSpec, ...]
@@ -98,7 +98,7 @@ class Written:
 
 
 @dataclass(frozen=True)
-class Kind:
+class PartitionEvents:
     """Events or impressions of a partition, old and new, sorted."""
 
     # Order and offsets.
@@ -123,7 +123,7 @@ class Kind:
         old: OldEvents | None,
         not_before: Ints | None,
         num_users: int,
-    ) -> "Kind":
+    ) -> "PartitionEvents":
         items = whole(table.column("item")).dictionary_encode()
         numbers = plan.ids["item"].of(items.dictionary).astype(np.int64)[items.indices.to_numpy()]
         times = table.column("time").to_numpy()

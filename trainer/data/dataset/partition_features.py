@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from trainer.data.dataset.features import Losses, NumericFit, encode
 from trainer.data.dataset.grouping import Bools, Ints
 from trainer.data.dataset.hashing import Hashes, hash_ids, mix, whole
-from trainer.data.dataset.partition_events import GroupPlan, Kind
+from trainer.data.dataset.partition_events import GroupPlan, PartitionEvents
 from trainer.data.logs.columns import SourceName
 from trainer.data.logs.config import NumericFeatureConfig
 
@@ -35,7 +35,7 @@ class EventFeatures:
     def of(
         cls,
         table: pa.Table,
-        kind: Kind,
+        kind: PartitionEvents,
         plan: GroupPlan,
         split: npt.NDArray[np.int8] | None,
         users: pa.Array,
@@ -57,7 +57,7 @@ class EventFeatures:
         return cls(columns, fits, losses)
 
 
-def _event_keys(kind: Kind, users: pa.Array) -> Hashes:
+def _event_keys(kind: PartitionEvents, users: pa.Array) -> Hashes:
     """Return a hash of (user, position in the history) for each event."""
     place = np.arange(kind.codes.size) - kind.sorted.offsets[kind.codes]
     return mix(hash_ids(users)[kind.codes] ^ mix(place.astype(np.uint64)))

@@ -58,27 +58,27 @@ def check_usable(arrow_type: pa.DataType, file: InputFile, column: Column) -> No
     match column.role:
         case "id":
             usable = value or types.is_floating(arrow_type) or types.is_decimal(arrow_type)
-            wanted = "an integer or a string"
+            expected = "an integer or a string"
         case "time" | "timestamp":
             usable = moment or types.is_string(arrow_type)
-            wanted = "an integer, a timestamp, a date or an ISO date as text"
+            expected = "an integer, a timestamp, a date or an ISO date as text"
         case "label" | "numeric":
             usable = number or types.is_boolean(arrow_type) or types.is_decimal(arrow_type)
-            wanted = "a number"
+            expected = "a number"
 
         case "categorical" if column.separator is not None:
             usable = types.is_string(arrow_type)
-            wanted = "a string, because `separator` is set"
+            expected = "a string, because `separator` is set"
         case "categorical":
             value = value or types.is_floating(arrow_type) or types.is_boolean(arrow_type)
             usable = value or (inner is not None and (types.is_integer(inner) or types.is_string(inner)))
-            wanted = "an integer, a string or a list of them"
+            expected = "an integer, a string or a list of them"
         case "vector":
             usable = inner is not None and (types.is_integer(inner) or types.is_floating(inner))
-            wanted = f"a list of {column.dim} numbers"
+            expected = f"a list of {column.dim} numbers"
     if not usable:
         raise UserError(
-            f'logs {file.name}: column "{column.source}" ({column.setting}) is {arrow_type}, and must be {wanted}; '
+            f'logs {file.name}: column "{column.source}" ({column.setting}) is {arrow_type}, and must be {expected}; '
             f"take another column, or convert this one{_conversion(arrow_type)}"
         )
 

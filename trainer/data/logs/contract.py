@@ -75,7 +75,7 @@ class InputChunk:
     row_groups: tuple[int, ...]
     # Number of the first row in the file.
     first_row: int
-    # Rows of the chunk; None for a text file, because its header does not tell.
+    # Rows of the chunk; None for a text file, because its header does not list them.
     num_rows: int | None
 
 

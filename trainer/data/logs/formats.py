@@ -17,7 +17,7 @@ from trainer.data.logs.files import InputFile, explaining
 from trainer.data.logs.format_names import FormatName
 from trainer.data.logs.text_files import open_text, read_names
 from trainer.data.logs.text_values import typed_text
-from trainer.data.logs.values import Where, plain
+from trainer.data.logs.values import BlockLocation, plain
 
 ROWS_PER_BLOCK = 1 << 20
 CSV_BLOCK_BYTES = 16 << 20
@@ -30,7 +30,7 @@ class Header:
     schema: pa.Schema
     # Decoded at once, because the names in a damaged header may not be text.
     names: tuple[str, ...]
-    # Rows of each Parquet row group; None for text files, whose header does not tell.
+    # Rows of each Parquet row group; None for text files, because their header does not list them.
     rows_of_groups: tuple[int, ...] | None
 
 
@@ -60,7 +60,7 @@ class FileReader(Protocol):
             row_groups: the row groups to read, in formats that have them.
         """
 
-    def typed(self, values: pa.Array, column: Column, agreed: pa.DataType, where: Where) -> pa.Array:
+    def typed(self, values: pa.Array, column: Column, agreed: pa.DataType, where: BlockLocation) -> pa.Array:
         """Convert a column of a batch to the agreed type. Raises UserError if a value does not fit.
 
         Args:
@@ -90,7 +90,7 @@ class ParquetReader:
         with _open_parquet(file) as parquet:
             yield from parquet.iter_batches(ROWS_PER_BLOCK, row_groups, _names(columns), use_threads=False)
 
-    def typed(self, values: pa.Array, column: Column, agreed: pa.DataType, where: Where) -> pa.Array:
+    def typed(self, values: pa.Array, column: Column, agreed: pa.DataType, where: BlockLocation) -> pa.Array:
         """Convert values to their plain type, which loses nothing."""
         return plain(values, column, agreed, where)
 
@@ -114,7 +114,7 @@ class TextReader:
         with open_text(file, text, setting, CSV_BLOCK_BYTES, _names(columns)) as (_, reader):
             yield from reader
 
-    def typed(self, values: pa.Array, column: Column, agreed: pa.DataType, where: Where) -> pa.Array:
+    def typed(self, values: pa.Array, column: Column, agreed: pa.DataType, where: BlockLocation) -> pa.Array:
         """Parse text as the agreed type."""
         return typed_text(values, column, agreed, where)
 

@@ -89,8 +89,8 @@ def _first_rows(sources: Iterable[Path], max_rows: int, leave_out: Collection[st
     for source in sources:
         if max_rows > 0 and source.exists():
             table = pa.ipc.open_file(source.read_bytes()).read_all()
-            wanted = pc.invert(pc.is_in(table.column("reason"), value_set=pa.array(list(leave_out), pa.string())))
-            table = table.filter(wanted).slice(0, max_rows)
+            selected = pc.invert(pc.is_in(table.column("reason"), value_set=pa.array(list(leave_out), pa.string())))
+            table = table.filter(selected).slice(0, max_rows)
             max_rows -= table.num_rows
             yield table
 

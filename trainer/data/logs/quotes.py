@@ -55,7 +55,7 @@ class QuoteWatch:
         self._waiting = b""
 
     def feed(self, data: bytes) -> None:
-        """Process the next block of the file, as UTF-8."""
+        """Search the next block of the file, as UTF-8."""
         if self._num_bytes == 0 and data.startswith(codecs.BOM_UTF8):
             self._num_bytes = len(codecs.BOM_UTF8)
             data = data[self._num_bytes :]
@@ -68,7 +68,7 @@ class QuoteWatch:
             self._look(complete)
 
     def finish(self) -> None:
-        """Process the end of the file, which ends a field."""
+        """Treat the end of the file as the end of a field."""
         if self.offset is None:
             self._look(self._waiting)
 
@@ -162,7 +162,7 @@ def spanning_rows(batches: Iterable[pa.RecordBatch], delimiter: str) -> Spanning
 
 
 def _rows_of_their_own(place: int, num_columns: int, delimiter: str) -> str:
-    """Return a pattern that a swallowed row makes: a multi-line value whose every line has as many fields as columns.
+    """Return a pattern of swallowed rows: a value of several lines, each with as many fields as the file has columns.
 
     An unbalanced quote causes this, because a field swallows rows. A text with line breaks hardly ever looks like it.
 
@@ -196,8 +196,8 @@ def line_at(lines: Iterable[bytes], number: int) -> str:
 
 def line_of(lines: Iterable[bytes], text: str, at_least: int) -> tuple[int, str]:
     """Return the physical line, from line `at_least` on, in which a quoted field with this beginning opens."""
-    wanted = b'"' + text.encode()
+    opening = b'"' + text.encode()
     for number, line in enumerate(lines, 1):
-        if number >= at_least and wanted in line:
+        if number >= at_least and opening in line:
             return number, line[:_SHOWN].decode("utf-8", "replace")
     return at_least, text

@@ -23,7 +23,7 @@ from trainer.data.logs.formats import reader_of
 from trainer.data.logs.observations import observe_ids
 from trainer.data.logs.quarantine import SCHEMA as QUARANTINE_SCHEMA
 from trainer.data.logs.quarantine import quarantine_table
-from trainer.data.logs.values import LARGEST, Where, normalised
+from trainer.data.logs.values import LARGEST, BlockLocation, normalised
 
 Bools = npt.NDArray[np.bool_]
 
@@ -65,7 +65,7 @@ def read_chunk(chunk: InputChunk, contract: Contract, rules: Rules) -> Iterator[
     with explaining(chunk.file):
         chunk.file.check_unchanged()  # before as well: a rewritten file may lack columns or row groups
         for batch in reader.batches(chunk.file, contract.columns, chunk.row_groups):
-            where = Where(chunk.file.name, row)
+            where = BlockLocation(chunk.file.name, row)
             raw = pa.table(
                 {
                     column.name: reader.typed(batch.column(column.source), column, agreed, where)
@@ -84,7 +84,7 @@ def read_chunk(chunk: InputChunk, contract: Contract, rules: Rules) -> Iterator[
         )
 
 
-def check_rows(raw: pa.Table, where: Where, contract: Contract, rules: Rules) -> RowBlock:
+def check_rows(raw: pa.Table, where: BlockLocation, contract: Contract, rules: Rules) -> RowBlock:
     """Split rows into events and quarantined ones. Null, an empty string, NaN and logs.null_values count as null.
 
     Raises:

@@ -196,11 +196,11 @@ def canonical_integers(values: pa.Array) -> pa.BooleanArray:
     return likely
 
 
-def casts(values: pa.Array, wanted: pa.DataType) -> bool:
+def casts(values: pa.Array, arrow_type: pa.DataType) -> bool:
     """Return whether all texts can be cast to this type. The first ones are tried alone, because a failure is slow."""
     try:
-        values[:SAMPLE_ROWS].cast(wanted)
-        values.cast(wanted)
+        values[:SAMPLE_ROWS].cast(arrow_type)
+        values.cast(arrow_type)
     except pa.ArrowInvalid:
         return False
     return True

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from trainer.data.logs.columns import Column
 from trainer.data.logs.text_scan import BOOLEANS, NULL_SPELLINGS, canonical_integers, casts
-from trainer.data.logs.values import Where, declared_integers, moments_of
+from trainer.data.logs.values import BlockLocation, declared_integers, moments_of
 from trainer.errors import UserError
 
 Fits = Callable[[pa.Array], bool]  # whether a single value fits
@@ -21,7 +21,7 @@ _NULL = pa.scalar(None, pa.string())
 _TRUE = pa.array([word for word in BOOLEANS if word.lower() == "true"])
 
 
-def typed_text(values: pa.Array, column: Column, agreed: pa.DataType, where: Where) -> pa.Array:
+def typed_text(values: pa.Array, column: Column, agreed: pa.DataType, where: BlockLocation) -> pa.Array:
     """Convert a column of text to the agreed type. Labels and numeric features become numbers."""
     types = pa.types
     if types.is_string(agreed):
@@ -46,7 +46,7 @@ def typed_text(values: pa.Array, column: Column, agreed: pa.DataType, where: Whe
     )
 
 
-def _integers(values: pa.Array, column: Column, where: Where) -> pa.Array:
+def _integers(values: pa.Array, column: Column, where: BlockLocation) -> pa.Array:
     if column.type == "integer":
         return declared_integers(values, column, where)
     if not pc.all(canonical_integers(values), min_count=0).as_py():
@@ -82,7 +82,7 @@ def _booleans(values: pa.Array) -> pa.Array:
     return pc.if_else(values.is_valid(), pc.is_in(values, value_set=_TRUE), pa.scalar(None, pa.bool_()))
 
 
-def _numbers(values: pa.Array, column: Column, where: Where) -> pa.Array:
+def _numbers(values: pa.Array, column: Column, where: BlockLocation) -> pa.Array:
     """Convert text to numbers, with the decimal and thousands marks of the settings."""
     text = column.text
     plain = values
@@ -105,7 +105,7 @@ def _number_pattern(decimal: str, thousands: str) -> str:
     return rf"^[+-]?(?:(?:{groups}\d+)(?:{point}\d*)?|{point}\d+)(?:[eE][+-]?\d+)?$"
 
 
-def _no_number(values: pa.Array, column: Column, where: Where, fits: Fits) -> UserError:
+def _no_number(values: pa.Array, column: Column, where: BlockLocation, fits: Fits) -> UserError:
     setting = column.text_setting
     return _refusal(
         values,
@@ -117,7 +117,7 @@ def _no_number(values: pa.Array, column: Column, where: Where, fits: Fits) -> Us
     )
 
 
-def _refuse_any(values: pa.Array, column: Column, where: Where) -> pa.Array:
+def _refuse_any(values: pa.Array, column: Column, where: BlockLocation) -> pa.Array:
     if values.null_count < len(values):
         raise _refusal(
             values,
@@ -129,7 +129,7 @@ def _refuse_any(values: pa.Array, column: Column, where: Where) -> pa.Array:
     return pa.nulls(len(values))
 
 
-def _refusal(values: pa.Array, column: Column, where: Where, fits: Fits, what: str) -> UserError:
+def _refusal(values: pa.Array, column: Column, where: BlockLocation, fits: Fits, what: str) -> UserError:
     """Raise the error about the first value that does not fit."""
     distinct = {value: row for row, value in reversed(list(enumerate(values.to_pylist()))) if value is not None}
     rows = sorted(row for value, row in distinct.items() if not fits(pa.array([value])))

@@ -16,10 +16,10 @@ _FINE = r"(\.\d{6})\d{1,3}"  # nanoseconds are cut to microseconds, as those of 
 
 def is_iso(values: pa.Array | pa.ChunkedArray) -> bool:
     """Return whether all texts are ISO dates, or dates with times. The first ones are tried alone, because a failure is slow."""
-    for wanted in (MICROSECONDS, UTC):
+    for timestamp_type in (MICROSECONDS, UTC):
         with suppress(pa.ArrowInvalid):  # one cast is enough where all of them name a zone, or none does
-            values[:SAMPLE_ROWS].cast(wanted)
-            values.cast(wanted)
+            values[:SAMPLE_ROWS].cast(timestamp_type)
+            values.cast(timestamp_type)
             return True
     try:
         parse_iso(values[:SAMPLE_ROWS])

@@ -22,7 +22,7 @@ LARGEST = pa.scalar(2**63 - 1, pa.uint64())
 _EXACT = 2.0**53  # beyond this a float64 rounds integers, so two ids may have become one
 
 
-def plain(values: pa.Array, column: Column, agreed: pa.DataType, where: "Where") -> pa.Array:
+def plain(values: pa.Array, column: Column, agreed: pa.DataType, where: "BlockLocation") -> pa.Array:
     """Convert a Parquet column to its plain type, without dictionaries and large types. These casts lose nothing."""
     types = pa.types
     if types.is_null(agreed) or (_is_list(values.type) and types.is_null(values.type.value_type)):
@@ -36,7 +36,7 @@ def _is_list(arrow_type: pa.DataType) -> bool:
 
 
 @dataclass(frozen=True)
-class Where:
+class BlockLocation:
     """A block of rows: its location, for messages, and the counts of suspicious values in it."""
 
     # Name of the file.
@@ -50,7 +50,7 @@ class Where:
         return f"logs {self.file} row {self.first_row + row}"
 
 
-def normalised(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def normalised(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     """Convert values to the type of Contract.stored, with null for missing values."""
     try:
         match column.role:
@@ -80,7 +80,7 @@ def without_missing(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
     return pc.if_else(missing, pa.scalar(None, pa.string()), values) if pc.any(missing).as_py() else values
 
 
-def _as_id(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _as_id(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     """Convert ids to int64 or text, by the type setting or the type in the files."""
     types = pa.types
     if types.is_string(values.type):
@@ -95,7 +95,7 @@ def _as_id(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedA
     return values.cast(pa.string()) if column.type == "text" else values
 
 
-def declared_integers(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def declared_integers(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     """Convert text to int64 where a setting declares integers. Leading zeros, a plus sign and surrounding spaces are ignored."""
     trimmed = pc.utf8_trim_whitespace(values)
     digits = pc.replace_substring_regex(trimmed, r"^\+|\.0+$", "")
@@ -118,7 +118,7 @@ def _first(values: pa.ChunkedArray, wrong: pa.ChunkedArray) -> tuple[int, str]:
     return row, values[row].as_py()
 
 
-def _whole_decimals(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _whole_decimals(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     try:
         return values.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -140,7 +140,7 @@ def _as_integer(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values.cast(pa.int64())
 
 
-def _as_moment(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _as_moment(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     types = pa.types
     if types.is_null(values.type):
         return values.cast(pa.int64())
@@ -154,7 +154,7 @@ def _as_moment(values: pa.ChunkedArray, column: Column, where: Where) -> pa.Chun
     return _as_integer(values) if column.role == "time" else values.cast(pa.int64())
 
 
-def moments_of(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def moments_of(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     """Parse text as timestamps in UTC: by the format of the setting if there is one, otherwise as ISO 8601."""
     try:
         moments = _parsed(values, column)
@@ -167,10 +167,10 @@ def moments_of(values: pa.ChunkedArray, column: Column, where: Where) -> pa.Chun
             num_zoned = (num_values if zoned else 0) if isinstance(zoned, bool) else pc.sum(zoned).as_py() or 0
             where.observed.update({WITH_ZONE: num_zoned, WITHOUT_ZONE: num_values - num_zoned})
         return moments
-    wanted = f"not in the format {column.time_format!r}" if column.time_format else "no ISO date or time"
+    problem = f"not in the format {column.time_format!r}" if column.time_format else "no ISO date or time"
     feature = "" if column.role == "time" else ", or take the column as categorical"
     raise UserError(
-        f'{where(row)}: column "{column.source}" ({column.setting}) is {values[row].as_py()!r}, which is {wanted}; set '
+        f'{where(row)}: column "{column.source}" ({column.setting}) is {values[row].as_py()!r}, which is {problem}; set '
         f'{column.format_setting} to the format of the text, such as "%m/%d/%Y" or "%d/%m/%Y %H:%M:%S", or write times as '
         f"2024-05-01T12:00:00{feature}"
     )
@@ -201,7 +201,7 @@ def _as_float(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values
 
 
-def _as_categorical(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _as_categorical(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     types = pa.types
     if column.separator is not None:
         values = without_missing(values.cast(pa.string()), column)
@@ -219,7 +219,7 @@ def _as_categorical(values: pa.ChunkedArray, column: Column, where: Where) -> pa
     return integers.cast(pa.string()) if column.type == "text" else integers
 
 
-def _entries_as_declared(lists: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _entries_as_declared(lists: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     """Convert the entries of lists to the declared type."""
     is_text = pa.types.is_string(lists.type.value_type)
     if column.type == "text" and not is_text:
@@ -244,7 +244,7 @@ def _with_entries(lists: pa.ChunkedArray, entries: pa.Array) -> pa.ChunkedArray:
     return pa.chunked_array([pa.ListArray.from_arrays(offsets, entries, mask=missing)])
 
 
-def _as_vector(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _as_vector(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     values = values.cast(pa.list_(pa.float32()), safe=False)  # an integer beyond 2^24 is rounded, as any float32 is
     lengths = pc.fill_null(pc.list_value_length(values), column.dim).to_numpy()
     wrong = np.flatnonzero(lengths != column.dim)
@@ -256,7 +256,7 @@ def _as_vector(values: pa.ChunkedArray, column: Column, where: Where) -> pa.Chun
     return values
 
 
-def _whole_numbers(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _whole_numbers(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     """Convert floats without a fraction to int64, because some tools write integers as floats. Raises UserError otherwise.
 
     An id or a category beyond 2^53 is refused too, because floats round there: two values may have become one.

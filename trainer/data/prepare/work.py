@@ -46,7 +46,7 @@ class PrepareJob:
     folder: Path
     # The work folder.
     work: Path
-    # The dataset that is asked for.
+    # The requested dataset.
     request: DatasetRequest
     # Sources with files, contracts and chunks.
     inputs: LogInputs

@@ -27,7 +27,7 @@ def lists_of(lengths: npt.NDArray[np.integer], values: pa.Array) -> pa.Array:
 
 
 def named_flags(flags: list[pa.Array], names: Sequence[str]) -> pa.Array:
-    """Return for every row the list of the names whose flag is set."""
+    """Return for every row the names of the flags that are set, as a list."""
     matrix = np.stack([np.asarray(pc.fill_null(flag, 0)) for flag in flags], axis=1) != 0
     return lists_of(matrix.sum(axis=1), pa.array(names).take(pa.array(np.nonzero(matrix)[1])))
 

@@ -1,7 +1,7 @@
 """The output folder of a conversion: ownership, files, and clean-up after failed attempts.
 
 An attempt works in a hidden folder inside it, moves its files out by rename, and writes conversion.json last. Without
-that file there is no converted set. The hidden folder is removed after that. So files beside a hidden folder and
+that file there is no converted set. The hidden folder is removed after that. So files next to a hidden folder and
 without conversion.json come from a killed attempt, and only then are they deleted.
 """
 

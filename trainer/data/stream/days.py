@@ -263,7 +263,7 @@ def shown_between(
 
 
 def first_from(times: np.ndarray, starts: np.ndarray, ends: np.ndarray, moment: np.ndarray | int) -> np.ndarray:
-    """Return for each row, from starts[r] to ends[r], the first place whose time is at or after the moment.
+    """Return for each row, from starts[r] to ends[r], the first place with a time at or after the moment.
 
     A binary search over all rows at once.
     """
