@@ -196,6 +196,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.floating[Any]]) -> "Moments":
+        """Compute the moments of values."""
         if not values.size:
             return cls()
         wide = values.astype(np.float64)
@@ -203,6 +204,7 @@ class Moments:
         return cls(values.size, mean, float(((wide - mean) ** 2).sum()))
 
     def merged(self, other: "Moments") -> "Moments":
+        """Return the moments of both sets of values together."""
         count = self.count + other.count
         if not other.count or not self.count:
             return other if other.count else self
@@ -238,6 +240,7 @@ class NumericFit:
 
     @classmethod
     def merged(cls, pieces: Iterable["NumericFit"]) -> "NumericFit":
+        """Merge the statistics of partitions, in their order."""
         pieces = list(pieces)
         moments = Moments()
         for piece in pieces:

@@ -74,6 +74,7 @@ class DatasetRequest:
 
     @property
     def described_files(self) -> list[dict[str, Any]]:
+        """Entries of all files, as the manifest stores them."""
         return [
             {"source": source, "path": file.name, "bytes": file.num_bytes, "mtime_ns": file.mtime_ns}
             for source, files in self.files.items()
@@ -82,6 +83,7 @@ class DatasetRequest:
 
     @property
     def split_settings(self) -> dict[str, Any]:
+        """Settings of the split, as the manifest stores them."""
         return self.split.model_dump(mode="json")
 
     @property

@@ -72,14 +72,17 @@ class Distinct:
 
     @classmethod
     def of(cls, hashes: Hashes) -> "Distinct":
+        """Keep the smallest of these hashes."""
         return cls(np.unique(hashes)[: cls.SIZE])
 
     @classmethod
     def merged(cls, pieces: Iterable["Distinct"]) -> "Distinct":
+        """Merge sketches of several sets of values."""
         return cls.of(np.concatenate([np.zeros(0, np.uint64), *(piece.smallest for piece in pieces)]))
 
     @property
     def count(self) -> int:
+        """Number of distinct values."""
         if self.smallest.size < self.SIZE:
             return int(self.smallest.size)
         return round((self.SIZE - 1) / (float(self.smallest[-1]) / 2.0**64))
@@ -97,6 +100,7 @@ class HashSample:
 
     @classmethod
     def of(cls, keys: Hashes, values: npt.NDArray[Any]) -> "HashSample":
+        """Sample rows with these keys and values."""
         if keys.size > cls.SIZE:
             chosen = np.argpartition(keys, cls.SIZE)[: cls.SIZE]
             keys = keys[chosen]
@@ -106,6 +110,7 @@ class HashSample:
 
     @classmethod
     def merged(cls, pieces: list["HashSample"]) -> "HashSample":
+        """Merge samples of several sets of rows."""
         return cls.of(np.concatenate([p.keys for p in pieces]), np.concatenate([p.values for p in pieces]))
 
 

@@ -214,6 +214,7 @@ class Manifest:
 
     @property
     def num_partitions(self) -> int:
+        """Number of partitions."""
         return 1 + max((part.partition for part in self.parts), default=-1)
 
     @cached_property
@@ -227,6 +228,7 @@ class Manifest:
 
     @property
     def num_rows(self) -> int:
+        """Number of rows, which is that of the users."""
         return sum(self.group_rows)
 
     @property
@@ -241,6 +243,7 @@ class Manifest:
 
     @property
     def files(self) -> Iterator[StoredFile]:
+        """All files that the manifest lists."""
         yield from self.parts
         yield from self.cuts
         yield from self.vocabularies.values()

@@ -124,6 +124,16 @@ class PartitionEvents:
         not_before: Ints | None,
         num_users: int,
     ) -> "PartitionEvents":
+        """Sort the events of a partition.
+
+        Args:
+            table: new events, in the order of the log.
+            codes: row of each event's user.
+            plan: settings and vocabularies.
+            old: events that are already in the dataset.
+            not_before: earliest time of a new event of each user.
+            num_users: number of users.
+        """
         items = whole(table.column("item")).dictionary_encode()
         numbers = plan.ids["item"].of(items.dictionary).astype(np.int64)[items.indices.to_numpy()]
         times = table.column("time").to_numpy()
@@ -145,10 +155,12 @@ class PartitionEvents:
 
     @property
     def new_numbers(self) -> npt.NDArray[np.int32]:
+        """Item numbers of the kept new events."""
         return self.numbers[self.is_new].astype(np.int32)
 
     @property
     def new_times(self) -> Ints:
+        """Times of the kept new events."""
         return self.times[self.is_new]
 
     @property

@@ -40,6 +40,15 @@ class EventFeatures:
         split: npt.NDArray[np.int8] | None,
         users: pa.Array,
     ) -> "EventFeatures":
+        """Encode the features of the kept new events.
+
+        Args:
+            table: new events, in the order of the log.
+            kind: the sorted events.
+            plan: settings and vocabularies.
+            split: split of each event; None if numbers are not fitted.
+            users: users of the partition by row.
+        """
         columns = {}
         fits = {}
         losses = {}
@@ -80,6 +89,15 @@ class UserFeatures:
     def of(
         cls, table: pa.Table | None, users: pa.Array, num_old: int, plan: GroupPlan, trains: Bools
     ) -> "UserFeatures":
+        """Encode the features of new users.
+
+        Args:
+            table: rows of the users' source; None without one.
+            users: users of the partition by row.
+            num_old: rows that existed before.
+            plan: settings and vocabularies.
+            trains: mask of the users with training events.
+        """
         specs = plan.of("user")
         if table is None:
             return cls({}, {}, {}, {})

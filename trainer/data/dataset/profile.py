@@ -57,6 +57,7 @@ class Profile:
 
     @classmethod
     def empty(cls) -> "Profile":
+        """Return the profile of no events."""
         return cls(
             np.zeros(NUM_LENGTH_BINS, np.int64),
             0,

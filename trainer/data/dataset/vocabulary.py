@@ -22,6 +22,7 @@ class Vocabulary:
 
     @property
     def num_items(self) -> int:
+        """Number of items."""
         return int(self.train_events.size)
 
 

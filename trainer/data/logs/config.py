@@ -343,6 +343,7 @@ class FeatureSpec:
 
     @property
     def setting(self) -> str:
+        """Setting that declares the feature."""
         return f"{_SETTINGS[self.owner]}.features.{self.name}"
 
     @property

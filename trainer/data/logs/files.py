@@ -47,6 +47,7 @@ class InputFile:
         return _name(self.uri, self.path)
 
     def filesystem(self) -> pafs.FileSystem:
+        """Return the filesystem of the file."""
         return pafs.FileSystem.from_uri(self.uri)[0] if self.uri else pafs.LocalFileSystem()
 
     def content_hash(self) -> str:

@@ -68,10 +68,12 @@ class ImpressionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def max_slates_per_user(self) -> int:
+        """Most slates of a user."""
         return max(2, int(_LONGEST_OVER_MEAN * self.mean_impressions_per_user / self.slate_size))
 
     @property
     def num_blocks(self) -> int:
+        """Number of files of impressions."""
         return -(-self.num_users // self.users_per_file)
 
 

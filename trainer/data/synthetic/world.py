@@ -87,6 +87,7 @@ class SyntheticConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def num_blocks(self) -> int:
+        """Number of files of events."""
         return -(-self.num_users // self.users_per_file)
 
 
