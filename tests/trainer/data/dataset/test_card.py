@@ -258,8 +258,8 @@ def test_a_ranking_dataset_shows_drift_and_what_gives_a_label_away(tmp_path: Pat
 
     found = checks["features_give_label_away"]
     assert found.verdict == "problem"
-    assert "watched tells click" in found.found
-    assert "decile tells click" in found.found
+    assert "watched reveals click" in found.found
+    assert "decile reveals click" in found.found
     assert "place" not in found.found
     assert "share" not in found.found
     assert len(values["giveaways"]) == 6
