@@ -58,7 +58,7 @@ def counts_of(
 
 def targets_of_epochs(stream: TrainStream, epochs: range) -> np.ndarray:
     ids = [step.batch.target_ids.numpy() for step in stream.steps(Position(epochs[0], 0), epochs[-1] + 1)]
-    return np.bincount(np.concatenate(ids), minlength=stream.catalogue_reader.num_known)
+    return np.bincount(np.concatenate(ids), minlength=stream.catalogue.num_known)
 
 
 @pytest.mark.parametrize("long_histories", ["recent", "windows"])
