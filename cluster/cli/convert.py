@@ -26,11 +26,11 @@ def convert(
     """Convert a downloaded public data set to event logs."""
     from rich.text import Text
 
-    from trainer.data.public_sets import catalogue
+    from trainer.data.public_sets import sets
 
     console = console_for(as_json)
     with console.status(Text(f"{name}: reading")) as line:
-        done = catalogue.convert(
+        done = sets.convert(
             name,
             Path(source),
             Path(folder),

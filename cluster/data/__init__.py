@@ -1,4 +1,4 @@
-"""Data jobs as Ray tasks: prepare a dataset from event logs, and generate synthetic logs.
+"""Data jobs as Ray tasks: preparing a dataset from event logs, and generating synthetic logs.
 
 Files:
     prepare.py  event logs to a sequence dataset, as Ray tasks

@@ -1,13 +1,13 @@
-"""Prepare: event logs to a sequence dataset, as Ray tasks over Arrow in two passes, after a scan of text files.
+"""Preparation of a sequence dataset from event logs, as Ray tasks over Arrow in two passes, after a scan of text files.
 
-    scan     one task per text file: which types its columns fit (Parquet files name theirs)
+    scan     one task per text file: the types that its columns fit (Parquet files name them)
     read     one task per chunk of the logs: check the rows, split them by the hash of the user into a spill file
     group    one task per partition: its share of every spill file becomes histories, which become one part
 
-The driver holds counts and vocabularies, never events. Everything is written into a hidden folder inside the dataset folder
-and moved out at the end, manifest.json last: the dataset exists whole or not at all. An interrupted prepare goes on where
-it stopped. The result depends on logs and settings only, not on the number of tasks nor on the order in which they end.
-On more than one machine the dataset folder must be on storage that all of them share.
+The driver holds counts and vocabularies, never events. All files are written into a hidden folder inside the dataset
+folder and moved out at the end, manifest.json last: the dataset exists completely or not at all. An interrupted prepare
+continues where it stopped. The result depends on logs and settings only, not on the number of tasks or the order in
+which they end. With several machines the dataset folder must be on shared storage.
 """
 
 import math
@@ -25,38 +25,44 @@ from cluster.config.run_config import Config
 from cluster.ray_cluster.task_pool import run_tasks
 from trainer.config.split import GlobalTimeConfig
 from trainer.data.dataset import card
-from trainer.data.dataset.folder import Existing, Files, Request, attempt, find_dataset, remove_leftovers
+from trainer.data.dataset.folder import DatasetRequest, Existing, Files, attempt, find_dataset, remove_leftovers
 from trainer.data.dataset.manifest import Manifest, write_manifest
 from trainer.data.dataset.partition_events import GroupPlan
 from trainer.data.dataset.profile import TimeBins
 from trainer.data.dataset.splits import resolve_cuts, resolve_time
 from trainer.data.logs.columns import columns_of
-from trainer.data.logs.contract import Inputs, find_inputs, inspect_inputs, none_readable, too_many_unreadable
+from trainer.data.logs.contract import LogInputs, find_inputs, inspect_inputs, none_readable, too_many_unreadable
 from trainer.data.logs.quarantine import gather
 from trainer.data.logs.reading import Rules, rules_of
 from trainer.data.logs.text_scan import ScanJob, TextProfile, scan_here, scan_task
-from trainer.data.prepare.finish import Finishing, contracts_of, finish, partitioning_of
+from trainer.data.prepare.finish import finish
 from trainer.data.prepare.group_pass import GroupResult, group_task, shares_of
 from trainer.data.prepare.read_pass import ReadResult, read_task
 from trainer.data.prepare.rejections import check_budget
-from trainer.data.prepare.vocabularies import ids_of_tables, merge_found
+from trainer.data.prepare.source import contracts_of, partitioning_of
+from trainer.data.prepare.totals import Totals
+from trainer.data.prepare.vocabularies import ids_of_tables, merge_values
 from trainer.data.prepare.work import GroupJob, Partitioning, PrepareJob, saved_results
 from trainer.errors import UserError
 from trainer.storage.files import replace_durably
 
 EVENTS_PER_PARTITION = 1_000_000
 MAX_PARTITIONS = 4096
-SCAN_HERE_BYTES = 64 << 20  # of text files in all, from which on their scan is shared out
+SCAN_HERE_BYTES = 64 << 20  # total size of text files from which their scan runs as tasks
 CSV_BYTES_PER_ROW = 24  # only to choose the number of partitions
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage ("read", then "group") is: tasks done, of how many, and rows that they read or kept."""
+    """Progress of a stage."""
 
+    # "read", then "group".
     stage: str
+    # Tasks that are done.
     done: int
+    # All tasks of the stage.
     total: int
+    # Rows that the tasks read or kept.
     rows: int
 
 
@@ -84,7 +90,7 @@ def prepare(
     leaves nothing to train on, the disk is full, or the dataset folder holds something else.
     """
     folder = config.dataset_dir.absolute()
-    request = Request(config.logs, config.split, config.ids_of_tables, find_inputs(config.logs))
+    request = DatasetRequest(config.logs, config.split, config.ids_of_tables, find_inputs(config.logs))
     existing = find_dataset(folder, request)
     if existing is not None and existing.new_files is None:
         remove_leftovers(folder)
@@ -95,10 +101,11 @@ def prepare(
     connect()
     inputs = _inspect(config, request, existing)
     with attempt(folder, request.fingerprint) as work:
-        before, existing = existing, find_dataset(folder, request)
+        before = existing
+        existing = find_dataset(folder, request)
         if existing is not None and existing.new_files is None:
             return existing.manifest
-        if existing != before:  # another command has made or extended it meanwhile
+        if existing != before:  # another command has made or extended the dataset in the meantime
             inputs = _inspect(config, request, existing)
         num_hashed = partitioning_of(existing.manifest).num_hashed if existing else num_partitions(inputs)
         cuts = resolve_cuts(config.split, inputs.time_kind)
@@ -112,24 +119,24 @@ def prepare(
 
 
 def _write_missing_card(folder: Path, manifest: Manifest) -> None:
-    """Where the command that made the dataset ended between its manifest and its card."""
+    """Write the card if the command that made the dataset ended between its manifest and its card."""
     if card.read_checks(folder, manifest) is None:
-        with suppress(OSError):  # somebody else's dataset may be read, but not written
+        with suppress(OSError):  # another user's dataset may be readable, but not writable
             card.write(folder, manifest)
 
 
-def _inspect(config: Config, request: Request, existing: Existing | None) -> Inputs:
+def _inspect(config: Config, request: DatasetRequest, existing: Existing | None) -> LogInputs:
     scan = partial(_scan_all, max_tasks(config))
     if existing is None:
         return inspect_inputs(dict(request.files), config.logs, scan=scan)
     assert existing.new_files is not None
-    files: Files = {name: found for name, found in request.files.items() if name in ("items", "users")}
+    files: Files = {name: own for name, own in request.files.items() if name in ("items", "users")}
     before = contracts_of(existing.manifest, columns_of(config.logs))
     return inspect_inputs({**files, **existing.new_files}, config.logs, before, scan=scan)
 
 
 def _scan_all(limit: int, job: ScanJob) -> Sequence[TextProfile | str]:
-    """Scan text files: small logs here, large ones as tasks."""
+    """Scan text files: small logs in this process, large ones as tasks."""
     if sum(file.num_bytes for file, _ in job.files) < SCAN_HERE_BYTES:
         return scan_here(job)
     with closing(run_tasks(scan_task, job, range(len(job.files)), limit)) as finished:
@@ -138,11 +145,11 @@ def _scan_all(limit: int, job: ScanJob) -> Sequence[TextProfile | str]:
 
 
 def max_tasks(config: Config) -> int:
-    """How many tasks run side by side."""
+    """Return the number of tasks that run in parallel."""
     return config.cluster.prepare_tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _rules(config: Config, inputs: Inputs) -> Rules:
+def _rules(config: Config, inputs: LogInputs) -> Rules:
     logs = config.logs
     bounds = [
         None if value is None else resolve_time(value, f"logs.{name}", inputs.time_kind)
@@ -151,8 +158,8 @@ def _rules(config: Config, inputs: Inputs) -> Rules:
     return rules_of(logs, *bounds)
 
 
-def num_partitions(inputs: Inputs) -> int:
-    """About one per million events, from what the headers say, so that the same logs always give the same parts."""
+def num_partitions(inputs: LogInputs) -> int:
+    """Return about one partition per million events, from the headers alone, so that the same logs always give the same parts."""
     events = [chunk for chunk in inputs.chunks if chunk.source in ("logs", "history")]
     parquet_rows = sum(chunk.num_rows or 0 for chunk in events)
     csv_rows = sum(chunk.file.num_bytes for chunk in events if chunk.num_rows is None) // CSV_BYTES_PER_ROW
@@ -162,7 +169,7 @@ def num_partitions(inputs: Inputs) -> int:
 def _build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress) -> Manifest:
     read, job = _read_all(job, limit, on_progress)
     check_budget(job, read)
-    found = merge_found(job, read)
+    values = merge_values(job, read)
     rows = sum((result.rows_of_partitions for result in _events_of(job, read)), np.zeros(job.num_hashed, np.int64))
     partitioning = (
         partitioning_of(job.existing.manifest) if job.existing else Partitioning(job.num_hashed, shares_of(rows))
@@ -170,9 +177,9 @@ def _build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress)
     logs = config.logs
     plan = GroupPlan(
         cuts=job.cuts,
-        ids=ids_of_tables(job, found),
+        ids=ids_of_tables(job, values),
         specs=job.specs,
-        bins=TimeBins(*_span(job, found.times)),
+        bins=TimeBins(*_span(job, values.times)),
         drop_duplicates=logs.duplicates == "drop",
         max_events_per_user=logs.max_events_per_user,
         labels=tuple(logs.labels),
@@ -182,15 +189,15 @@ def _build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress)
     group_job = GroupJob(job, plan, partitioning, tuple(sorted(read)))
     grouped = _group_all(group_job, limit, on_progress)
     check_budget(job, read, grouped)
-    finishing = Finishing(group_job, found, read, grouped)
-    _check_trainable(config, job, finishing)
-    manifest = finish(finishing)
+    totals = Totals(group_job, values, read, grouped)
+    _check_trainable(config, totals)
+    manifest = finish(totals)
     gather(_quarantines(group_job), job.work / f"rejected-{job.generation:03d}.parquet")
     return manifest
 
 
 def _read_all(job: PrepareJob, limit: int, on_progress: OnProgress) -> tuple[dict[int, ReadResult], PrepareJob]:
-    """The results of all chunks that can be read, and the job with the files that cannot."""
+    """Return the results of all readable chunks, and the job with the unreadable files."""
     total = len(job.inputs.chunks)
     results: dict[int, ReadResult] = dict(saved_results(job.work, "read"))
     rows = sum(result.num_rows for result in results.values())
@@ -206,7 +213,7 @@ def _read_all(job: PrepareJob, limit: int, on_progress: OnProgress) -> tuple[dic
     allowed = job.request.logs.max_unreadable_files
     if len(unreadable) > allowed:
         raise UserError(too_many_unreadable(unreadable, allowed))
-    # A file is left out as a whole, chunks before the damage included.
+    # A file is left out as a whole, including chunks before the damage.
     kept = {n: r for n, r in sorted(results.items()) if job.inputs.chunks[n].file.name not in unreadable}
     for source in dict.fromkeys(chunk.source for chunk in job.inputs.chunks):
         if not any(job.inputs.chunks[n].source == source for n in kept):
@@ -219,7 +226,8 @@ def _events_of(job: PrepareJob, read: dict[int, ReadResult]) -> list[ReadResult]
 
 
 def _group_all(given: GroupJob, limit: int, on_progress: OnProgress) -> list[GroupResult]:
-    job, total = given.job, len(given.partitioning.places)
+    job = given.job
+    total = len(given.partitioning.places)
     results: dict[int, GroupResult] = {
         number: result for number, result in saved_results(job.work, "group").items() if _is_there(job, result)
     }
@@ -235,7 +243,7 @@ def _group_all(given: GroupJob, limit: int, on_progress: OnProgress) -> list[Gro
 
 
 def _is_there(job: PrepareJob, result: GroupResult) -> bool:
-    """Whether what an interrupted attempt wrote is still in the work folder, or was moved out of it already."""
+    """Return whether the files of an interrupted attempt are still in the work folder, or already in the dataset folder."""
     files = [file for file in (result.part, result.cuts) if file is not None]
     return all(_has_size(job.work / f.path, f.num_bytes) or _has_size(job.folder / f.path, f.num_bytes) for f in files)
 
@@ -245,7 +253,7 @@ def _has_size(path: Path, num_bytes: int) -> bool:
 
 
 def _quarantines(given: GroupJob) -> list[Path]:
-    """In the order in which they are gathered: that of the log, what was found while grouping after all else."""
+    """Return the quarantine files in the order in which they are gathered: that of the log, then those of the second pass."""
     job = given.job
     read = [job.rejected_in("read", chunk) for chunk in given.chunks]
     group = [job.rejected_in("group", partition) for partition in range(len(given.partitioning.places))]
@@ -258,17 +266,17 @@ def _span(job: PrepareJob, times: tuple[int, int] | None) -> tuple[int, int]:
     return (min(spans), max(spans)) if spans else (0, 0)
 
 
-def _check_trainable(config: Config, job: PrepareJob, given: Finishing) -> None:
-    counts = given.counts
+def _check_trainable(config: Config, totals: Totals) -> None:
+    counts = totals.counts
     if counts.users_without_targets < counts.num_users:
         return
     if isinstance(config.split, GlobalTimeConfig):
         few = "an impression" if config.logs.labels else "two"
         why = f"has {few} before split.validation_time = {config.split.validation_time!r}"
-        times = given.found.times
+        times = totals.values.times
         remedy = f"Choose a later one: {_time_range(config, times)}" if times else "Choose a later one"
     else:
-        why = "has two left when the last two are held out"
+        why = "has two events left after the last two are held out"
         remedy = "Check that logs.user is the right column, or use more logs"
     raise UserError(
         f"split: nothing can be learned from these {counts.rows_kept:,} events of {counts.num_users:,} users, because "
@@ -277,7 +285,7 @@ def _check_trainable(config: Config, job: PrepareJob, given: Finishing) -> None:
 
 
 def _time_range(config: Config, times: tuple[int, int]) -> str:
-    """A wrong unit of time is best seen beside a right one."""
+    """Describe the times of the logs in the form of the setting, so that a wrong unit is easy to see."""
     as_dates = isinstance(config.split, GlobalTimeConfig) and isinstance(config.split.validation_time, str)
     first, last = pa.array(times).cast(pa.timestamp("us")).cast(pa.string()).to_pylist() if as_dates else times
     return f"the logs go from {first} to {last}"

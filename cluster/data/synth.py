@@ -1,4 +1,4 @@
-"""Synthetic logs made on Ray: the files of a log are independent, so that each is a task."""
+"""Generation of synthetic logs on Ray: the files of a log are independent, so each is a task."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -22,10 +22,10 @@ def synthesize(
     folder: str | Path,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> SyntheticSummary | ImpressionSummary:
-    """Write a synthetic log of events or impressions into `folder`, byte by byte as its module in trainer.data.synthetic does.
+    """Write a synthetic log of events or impressions into `folder`, byte-identical to that of trainer.data.synthetic.
 
-    Uses the Ray cluster that the caller has connected to, and this process alone if there is none or the files are few.
-    On several machines `folder` must be on storage that all of them share. Raises UserError as write_log does.
+    It uses the Ray cluster that the caller has connected to, or this process alone if there is none or the files are
+    few. With several machines `folder` must be on shared storage. Raises UserError as write_log does.
     """
     kind = IMPRESSIONS if isinstance(config, ImpressionConfig) else EVENTS
     on_ray = config.num_blocks > _FEW_BLOCKS and ray.is_initialized()
@@ -39,7 +39,7 @@ def synthesize(
 
 
 def _blocks_on_ray(kind: LogKind, config: Any, world: Any, folder: Path) -> Iterator[Any]:
-    """Blocks in the order in which they get done, a bounded number of them at a time."""
+    """Yield blocks in the order in which they finish, with a bounded number at a time."""
     task = ray.remote(kind.generate_block)
     shared_world = ray.put(world)
     most = max(1, int(ray.cluster_resources().get("CPU", 1.0))) * _TASKS_PER_CPU

@@ -38,7 +38,7 @@ from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import TimeBounds
-from trainer.data.stream.catalogue import columns_for, read_catalogue
+from trainer.data.stream.catalogue_reader import columns_for, read_catalogue
 from trainer.data.stream.day_examples import day_examples
 from trainer.data.stream.days import Calendar, count_days
 from trainer.data.stream.examples import WINDOW_STEP

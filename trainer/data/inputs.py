@@ -1,4 +1,4 @@
-"""What of a dataset a model is told besides ids, as its settings choose it (models/features/config.py). Imports no torch."""
+"""Selection of the dataset features that a model receives besides item ids (models/features/config.py). Imports no torch."""
 
 import difflib
 from collections.abc import Mapping
@@ -19,28 +19,32 @@ from trainer.data.logs.config import (
 from trainer.errors import UserError
 
 _TICKS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6}
-# Integer times from 1973 on, counted from 1970 in each unit, are told apart by their size.
+# Integer times from 1973 on, counted from 1970, have different sizes in different units.
 _SMALLEST = (("seconds", 10**8), ("milliseconds", 10**11), ("microseconds", 10**14))
 _LARGEST = 10**17
 
 
 @dataclass(frozen=True)
 class UsedFeatures:
-    """The features that a model of a dataset uses, by whose they are; those of candidates are features of events, too."""
+    """The features that a model uses, by owner."""
 
+    # Features of items.
     items: tuple[Feature, ...]
+    # Features of events.
     events: tuple[Feature, ...]
+    # Features of users.
     users: tuple[Feature, ...]
+    # For ranking: features of impressions, stored as features of events.
     candidates: tuple[Feature, ...] = ()
 
 
 def features_of(manifest: Manifest, inputs: InputsConfig) -> UsedFeatures:
-    """The features of a dataset that the settings choose. Raises UserError naming one that is not there."""
+    """Return the features of a dataset that the settings select. Raises UserError for a name that does not exist."""
 
-    def chosen(owner: str, names: list[str] | None, whose: str) -> tuple[Feature, ...]:
-        found = {f.name: f for f in manifest.features if f.owner == owner}
-        usable = {name: feature.kind in USED_KINDS for name, feature in found.items()}
-        return tuple(found[name] for name in choose(names, usable, f"model.inputs.{whose}_features"))
+    def chosen(owner: str, names: list[str] | None, prefix: str) -> tuple[Feature, ...]:
+        features = {f.name: f for f in manifest.features if f.owner == owner}
+        usable = {name: feature.kind in USED_KINDS for name, feature in features.items()}
+        return tuple(features[name] for name in choose(names, usable, f"model.inputs.{prefix}_features"))
 
     return UsedFeatures(
         used_features(manifest),
@@ -51,12 +55,12 @@ def features_of(manifest: Manifest, inputs: InputsConfig) -> UsedFeatures:
 
 
 def declared_features(logs: LogsConfig, inputs: InputsConfig) -> UsedFeatures:
-    """Return the same before there is a dataset: as the logs declare them, without what only a dataset tells, such as rows."""
+    """Return the selected features as the logs declare them, before a dataset exists; without rows and other counts."""
 
-    def chosen(owner: Owner, names: list[str] | None, whose: str) -> tuple[Feature, ...]:
+    def chosen(owner: Owner, names: list[str] | None, prefix: str) -> tuple[Feature, ...]:
         specs = {spec.name: spec for spec in feature_specs(logs) if spec.owner == owner}
         usable = {name: not isinstance(spec.config, TimestampFeatureConfig) for name, spec in specs.items()}
-        return tuple(_declared(specs[name]) for name in choose(names, usable, f"model.inputs.{whose}_features"))
+        return tuple(_declared(specs[name]) for name in choose(names, usable, f"model.inputs.{prefix}_features"))
 
     return UsedFeatures(
         chosen("item", None, "item"),
@@ -72,7 +76,7 @@ def _declared(spec: FeatureSpec) -> Feature:
 
 
 def used_specs(logs: LogsConfig, inputs: InputsConfig) -> tuple[FeatureSpec, ...]:
-    """The declared features that a model with these inputs uses. Raises UserError for a name that is not declared."""
+    """Return the declared features that a model with these inputs uses. Raises UserError for an undeclared name."""
     specs = feature_specs(logs)
 
     def usable(owner: Owner) -> dict[str, bool]:
@@ -89,11 +93,11 @@ def used_specs(logs: LogsConfig, inputs: InputsConfig) -> tuple[FeatureSpec, ...
 
 
 def check_bags(logs: LogsConfig, model: ModelConfig, tables: Mapping[str, TableConfig]) -> None:
-    """Raises UserError where rows are to be added up whose single ones the model needs."""
+    """Check that tables with `lookup = "bags"` are used by features alone. Raises UserError if the model needs single rows."""
     if tables["item"].lookup == "bags":
         raise UserError(
-            'tables.item.lookup = "bags": histories need the row of every item, and bags are for tables that features alone look '
-            "up; give a feature whose table is item one of its own"
+            'tables.item.lookup = "bags": histories need the row of every item, and bags are for tables that only features use; '
+            'give each feature with table = "item" its own table'
         )
     searched = model.searched_feature
     for spec in feature_specs(logs):
@@ -107,7 +111,16 @@ def check_bags(logs: LogsConfig, model: ModelConfig, tables: Mapping[str, TableC
 
 
 def choose(names: list[str] | None, usable: Mapping[str, bool], setting: str) -> tuple[str, ...]:
-    """The named features, or all that can be used. usable: of every feature that is declared. Raises UserError."""
+    """Return the named features, or all usable ones.
+
+    Args:
+        names: names from the setting; None selects all usable features.
+        usable: for every declared feature, whether it can be used.
+        setting: the name of the setting, for messages.
+
+    Raises:
+        UserError: for a name that is undeclared, unusable or repeated.
+    """
     if names is None:
         return tuple(name for name, can_be in usable.items() if can_be)
     for name in names:
@@ -117,7 +130,7 @@ def choose(names: list[str] | None, usable: Mapping[str, bool], setting: str) ->
             raise UserError(f"{setting}: no feature {name!r} is declared; {hint}")
         if not usable[name]:
             raise UserError(
-                f"{setting}: {name!r} is a moment (kind timestamp), which the encoder cannot take; leave it out, or declare it as "
+                f"{setting}: {name!r} is a moment (kind timestamp), which the encoder cannot use; leave it out, or declare it as "
                 "a number"
             )
     if len(set(names)) < len(names):
@@ -126,7 +139,7 @@ def choose(names: list[str] | None, usable: Mapping[str, bool], setting: str) ->
 
 
 def ticks_per_second(manifest: Manifest, model: ModelConfig) -> int:
-    """Of the dataset's times. Raises UserError where they do not look like those of a clock, and no setting says that they are."""
+    """Return the timestamp ticks per second. Raises UserError if times are not Unix times and `time_unit` is unset."""
     if model.inputs.time_unit is not None:
         return _TICKS[model.inputs.time_unit]
     span = manifest.source.get("time", {})
@@ -140,8 +153,8 @@ def ticks_per_second(manifest: Manifest, model: ModelConfig) -> int:
                 return _TICKS[unit]
     who = " and ".join(f"model.{setting}" for setting in model.time_settings)
     raise UserError(
-        f"{who}: needs the time of a clock, and the times of the logs ({first} to {last}) look like places in a history, or count "
-        'from another moment than 1970. Name a column of real times as logs.time, or set model.inputs.time_unit = "seconds" (or '
-        "another) if they are some, or do without: model.inputs.time = [], model.inputs.request_time = false, and "
-        'model.encoder.attention.bias = "position" or "none" (of ranking model.interest.attention.bias as well)'
+        f"{who}: needs Unix times, and the times of the logs ({first} to {last}) look like positions in a history, or count "
+        'from another moment than 1970. Set logs.time to a column of real times, or set model.inputs.time_unit = "seconds" (or '
+        "another unit) if they are real times, or use no times: model.inputs.time = [], model.inputs.request_time = false, and "
+        'model.encoder.attention.bias = "position" or "none" (for ranking model.interest.attention.bias as well)'
     )

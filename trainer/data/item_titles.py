@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from trainer.data.logs.config import LogsConfig
 from trainer.data.logs.files import InputFile, explaining, find_files
-from trainer.data.logs.headers import open_parquet
+from trainer.data.logs.formats import open_parquet
 from trainer.data.logs.text_files import open_text, read_names
 from trainer.errors import UserError
 

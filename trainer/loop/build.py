@@ -19,7 +19,7 @@ from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.config.train import TrainConfig
 from trainer.data.dataset.manifest import Manifest
-from trainer.data.stream.catalogue import read_catalogue
+from trainer.data.stream.catalogue_reader import read_catalogue
 from trainer.errors import UserError
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.job import Job

@@ -22,7 +22,7 @@ from cluster.plan.workload import WorkloadConfig
 from cluster.study.config import StudyConfig
 from sharding.planning.topology import DEVICES
 from trainer.data.dataset.splits import Split
-from trainer.data.public_sets.catalogue import SETS
+from trainer.data.public_sets.sets import SETS
 
 ROOT = Path(__file__).parents[3]
 RUNNER = CliRunner()

@@ -159,7 +159,7 @@ def test_a_folder_with_another_dataset_is_refused_with_the_difference(tmp_path: 
     (tmp_path / "logs/a.parquet").unlink()
     write_log(tmp_path / "logs/b.parquet", STEADY[2:])  # with the content of a.parquet it would be that file, renamed
     message = refusal(config_at(tmp_path))
-    for part in ("it was made from", "a.parquet", "now means", "b.parquet", "run.dataset", "run.dir"):
+    for part in ("it was made from", "a.parquet", "now leads to", "b.parquet", "run.dataset", "run.dir"):
         assert part in message
 
 

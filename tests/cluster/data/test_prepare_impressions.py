@@ -24,7 +24,7 @@ from tests.support.prepared import (
     write_events,
 )
 from trainer.data.dataset.manifest import read_manifest
-from trainer.data.public_sets.catalogue import convert
+from trainer.data.public_sets.sets import convert
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 

@@ -11,7 +11,7 @@ import pytest
 from cluster.config.run_config import Config
 from cluster.driver.prepare_stage import prepare_dataset
 from tests.support.prepared import config_at, made, refusal, rows_by_user, vocabulary, write_events, write_table
-from trainer.data.dataset.folder import Request
+from trainer.data.dataset.folder import DatasetRequest
 from trainer.data.logs.config import LogsConfig
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -62,7 +62,7 @@ def test_an_append_reads_ids_as_the_dataset_does(tmp_path: Path) -> None:
 
 def test_settings_at_their_defaults_are_not_part_of_the_identity_of_a_dataset() -> None:
     features = {"a": {"kind": "categorical"}, "t": {"kind": "timestamp"}}
-    settings = Request(LogsConfig(path="x", features=features), None, {}, {}).settings["logs"]  # type: ignore[arg-type]
+    settings = DatasetRequest(LogsConfig(path="x", features=features), None, {}, {}).settings["logs"]  # type: ignore[arg-type]
     later = {"text", "user_type", "item_type", "time_format", "null_values"}
     assert not later & settings.keys()
     assert not {"type", "format"} & (settings["features"]["a"].keys() | settings["features"]["t"].keys())
@@ -72,7 +72,7 @@ def test_settings_at_their_defaults_are_not_part_of_the_identity_of_a_dataset() 
         {"time_format": "%Y%m%d"},
         {"null_values": ["-"]},
     ):
-        other = Request(LogsConfig(path="x", features=features, **change), None, {}, {})  # type: ignore[arg-type]
+        other = DatasetRequest(LogsConfig(path="x", features=features, **change), None, {}, {})  # type: ignore[arg-type]
         assert other.settings["logs"] != settings
 
 

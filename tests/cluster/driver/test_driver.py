@@ -64,7 +64,7 @@ def test_prepare_prints_the_path_and_the_warnings_of_the_card(
     assert values["card"] == str(tmp_path / "run/dataset/card.html")
     assert Path(values["card"]).exists()
     assert f"card: {values['card']}" in done.stderr
-    assert "note: problem: Features that give the label away: told tells [bold]" in done.stderr
+    assert "note: problem: Features that reveal the label: told reveals [bold]" in done.stderr
     assert "note: ok" not in done.stderr
 
 

@@ -11,7 +11,7 @@ from models.features.catalogue import IdColumn
 from tests.settings.lab import Lab
 from tests.settings.logs import DAY, START
 from trainer.data.dataset.manifest import Feature, read_manifest
-from trainer.data.stream.catalogue import read_catalogue
+from trainer.data.stream.catalogue_reader import read_catalogue
 from trainer.data.stream.columns import Lists
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError

@@ -92,7 +92,7 @@ def test_places_in_a_history_are_no_clock(first: int | None, last: int | None) -
         ({"time": ["hour"]}, r"model\.inputs\.time = \['hour'\]"),
         ({"request_time": True}, "request_time"),
     ):
-        with pytest.raises(UserError, match=rf"{who}.*{first} to {last}.*places in a history") as caught:
+        with pytest.raises(UserError, match=rf"{who}.*{first} to {last}.*positions in a history") as caught:
             ticks_per_second(with_times(first, last), NextItemConfig(inputs=InputsConfig.model_validate(inputs)))
         assert "model.inputs.time_unit" in str(caught.value)
     told = NextItemConfig(inputs=InputsConfig(time=["gap"], time_unit="milliseconds"))

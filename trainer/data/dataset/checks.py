@@ -1,7 +1,7 @@
-"""What may be wrong with a dataset or its split, each with a verdict: leaks, overlap of training and test, rows that tell little.
+"""Checks of a dataset and its split, each with a verdict: leakage, overlap of training and test, uninformative rows.
 
-Pure functions of the manifest's counts. A verdict is a hint to a person, never a reason to stop: what is a leak in one
-experiment is the subject of another.
+Pure functions of the manifest's counts. A verdict is a hint to a person, never a reason to stop: a leak in one
+experiment may be the subject of another.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 
 from trainer.data.dataset.grouping import DUPLICATE
-from trainer.data.dataset.leakage import Giveaway
+from trainer.data.dataset.leakage import LeakyFeature
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.profile import SPLITS, Profile
 from trainer.data.dataset.splits import time_as_text
 
 Verdict = Literal["ok", "look", "problem"]
-GIVEAWAY_AUC = 0.95
-CROWDED_BINS = 2  # of profile.NUM_TIME_BINS: where nearly all events lie in so few, the ends of the range are outliers
+LEAKY_AUC = 0.95
+CROWDED_BINS = 2  # of profile.NUM_TIME_BINS: if nearly all events are in so few, the ends of the range are outliers
 CROWDED_SHARE = 0.99
 SIGNIFICANT = 3.0  # standard errors
 _NOTHING: dict[str, Any] = {
@@ -32,24 +32,33 @@ _NOTHING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. value: the number that the verdict goes by; found: what was seen; why: why it matters."""
+    """The result of one check."""
 
+    # Name of the check in card.json.
     name: str
+    # Title on the card.
     title: str
+    # Result of the check.
     verdict: Verdict
+    # The number that decides the verdict, or None.
     value: float | None
+    # Observation, as text.
     found: str
+    # Why it matters, as text.
     why: str
 
 
 @dataclass(frozen=True)
 class Limits:
-    """From which value on a check is worth a look, and from which it is a problem."""
+    """Thresholds of a check."""
 
+    # From this value on, the check is worth a look.
     look: float
+    # From this value on, the check is a problem.
     problem: float
 
     def verdict(self, value: float) -> Verdict:
+        """Return the verdict for a value."""
         return "problem" if value >= self.problem else "look" if value >= self.look else "ok"
 
 
@@ -61,18 +70,23 @@ UNTRAINED_ITEMS = Limits(0.1, 0.5)
 TIES = Limits(0.05, 0.9)
 DUPLICATES = Limits(0.01, 0.2)
 DRIFT = Limits(1.25, 2.0)  # how many times as large the one rate is as the other
-GIVEN_AWAY = Limits(GIVEAWAY_AUC, GIVEAWAY_AUC)
+LEAKY = Limits(LEAKY_AUC, LEAKY_AUC)
 
 
 def profile_values(manifest: Manifest) -> dict[str, Any]:
-    """The manifest's profile; what it does not have counts as nothing."""
+    """Return the profile of the manifest, with zeros for values that it lacks."""
     return Profile.empty().as_values() | _NOTHING | manifest.profile
 
 
-def checks_of(manifest: Manifest, leaky_features: Sequence[Giveaway]) -> tuple[Check, ...]:
-    """All checks that apply to the dataset, in the order of the page. giveaways: of its features, the strongest first."""
+def checks_of(manifest: Manifest, leaky_features: Sequence[LeakyFeature]) -> tuple[Check, ...]:
+    """Return all checks that apply to the dataset, in the order of the page.
+
+    Args:
+        manifest: the manifest.
+        leaky_features: features that reveal a label, the strongest first.
+    """
     values = profile_values(manifest)
-    found = [
+    checks = [
         *_files(manifest),
         _held_out(manifest),
         *_time(manifest, values),
@@ -81,12 +95,12 @@ def checks_of(manifest: Manifest, leaky_features: Sequence[Giveaway]) -> tuple[C
         _duplicates(manifest),
     ]
     if manifest.has_impressions:
-        found += [_outcomes(manifest), *_drift(manifest, values), _giveaways(manifest, leaky_features)]
-    return tuple(found)
+        checks += [_outcomes(manifest), *_drift(manifest, values), _leakage(manifest, leaky_features)]
+    return tuple(checks)
 
 
 def split_sizes(values: Mapping[str, Any]) -> dict[str, int]:
-    """Events (ranking: impressions) of each split."""
+    """Return the number of events (ranking: impressions) of each split."""
     return {split: sum(values["events_over_time"][split]) for split in SPLITS}
 
 
@@ -114,13 +128,13 @@ def _held_out(manifest: Manifest) -> Check:
         )
         if not number
     ]
-    found = f"{' and '.join(missing)}: no targets" if missing else "every split has targets"
+    observation = f"{' and '.join(missing)}: no targets" if missing else "every split has targets"
     return Check(
         "empty_splits",
         "Empty splits",
         "look" if missing else "ok",
         len(missing),
-        found,
+        observation,
         "Without validation targets no checkpoint can be chosen, and without test targets nothing can be reported.",
     )
 
@@ -150,36 +164,37 @@ def _time_order(values: Mapping[str, Any], kind: str) -> Check:
         "problem" if bad else "ok",
         bad,
         "; ".join(text for text, _ in steps) or "a single split has events",
-        "Whatever is trained on after a tested event may tell how it ended.",
+        "Training events after a tested event may reveal its outcome.",
     )
 
 
 def _later_training(manifest: Manifest, values: Mapping[str, Any], kind: str) -> Check:
-    name, title = "training_after_test", "Training events later than test events"
+    name = "training_after_test"
+    title = "Training events later than test events"
     why = (
-        "Under leave-one-out a model learns from events of other users that lie after the one it is tested on, such as what "
-        'became popular since; split.kind = "global_time" does not.'
+        "Under leave-one-out a model learns from events of other users after the event it is tested on, for example which "
+        'items became popular since; with split.kind = "global_time" it does not.'
     )
     span = manifest.source.get("time") or {}
     if span.get("first") is None or not values["time_range"]["test"]:
         return Check(name, title, "ok", None, "there are no test events", why)
     if kind == "integer" and span["last"] - span["first"] < values["longest_history"]:
-        found = "times look like places in a history, not like a clock, so this cannot be told"
-        return Check(name, title, "look", None, found, why)
+        observation = "times look like positions in a history, not like a clock, so this is unknown"
+        return Check(name, title, "look", None, observation, why)
     train, test = (np.asarray(values["events_over_time"][split], np.float64) for split in ("train", "test"))
     first_bin = int(np.flatnonzero(test)[0])
     share = float(train[first_bin + 1 :].sum() / max(1.0, train.sum()))
     later = np.cumsum(train[::-1])[::-1] - train / 2.0  # half of those in the same stretch of time
     typical = float((later * test).sum() / max(1.0, test.sum() * train.sum()))
-    found = (
-        f"{share:.1%} of the training events lie after the first test event "
+    observation = (
+        f"{share:.1%} of the training events are after the first test event "
         f"({time_as_text(values['time_range']['test'][0], kind)}), and {typical:.1%} after an average one"
     )
-    return Check(name, title, LATER_TRAINING.verdict(share), share, found, why)
+    return Check(name, title, LATER_TRAINING.verdict(share), share, observation, why)
 
 
 def _clocks(values: Mapping[str, Any]) -> Check:
-    """Of the range of times, which share of the events lies in its fullest stretches."""
+    """Check which share of the events is in the fullest stretches of the time range."""
     total = np.asarray([values["events_over_time"][split] for split in SPLITS], np.int64).sum(axis=0)
     share = float(np.sort(total)[-CROWDED_BINS:].sum() / max(1, total.sum()))
     crowded = int((total > 0).sum()) > CROWDED_BINS and share >= CROWDED_SHARE
@@ -190,7 +205,7 @@ def _clocks(values: Mapping[str, Any]) -> Check:
         "look" if crowded else "ok",
         share,
         f"the fullest {place} hold {share:.1%} of the events",
-        "A few times far from all others come from wrong clocks or units, and land first or last in their histories; "
+        "A few times far from all others come from wrong clocks or units, and come first or last in their histories; "
         "logs.earliest_time and logs.latest_time reject them.",
     )
 
@@ -199,13 +214,15 @@ def _clocks(values: Mapping[str, Any]) -> Check:
 
 
 def _overlap(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Check]:
-    targets, num_users = manifest.counts.test_targets, values["users"]["test"]
+    targets = manifest.counts.test_targets
+    num_users = values["users"]["test"]
     shown = "impressions" if manifest.has_impressions else "targets"
-    sampled, repeated = values["sampled_test_targets"], values["repeated_test_targets"]
+    sampled = values["sampled_test_targets"]
+    repeated = values["repeated_test_targets"]
     masked = (
-        "With evaluate.mask_seen (the default) they cannot be hit; without it, recommending the past is hard to beat."
+        "With evaluate.mask_seen (the default) they cannot be hit; without it, recommending past items is hard to beat."
         if not manifest.has_impressions
-        else "A model may remember what became of the same item before."
+        else "A model may remember the outcome of an earlier impression of the same item."
     )
     of_sample = "" if sampled == targets else "sampled "
     yield _share(
@@ -220,16 +237,16 @@ def _overlap(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Check]:
         STRANGERS,
         (values["test_users_without_training"], num_users),
         "test users",
-        "Nothing of theirs was trained on; a figure over all users mixes them with those who are known.",
+        "The model was trained on none of their events; a metric over all users mixes them with known users.",
     )
     yield _share(
         ("unknown_test_targets", f"Test {shown} of unknown items"),
         UNKNOWN,
         (values["unknown_targets"]["test"], targets),
         f"test {shown}",
-        "Items without (enough) training events share one row, and count as missed where the catalogue is ranked."
+        "Items without (enough) training events share one row, and count as missed when the catalogue is ranked."
         if not manifest.has_impressions
-        else "Items without (enough) training events share one row, so the model cannot tell them apart by their ids.",
+        else "Items without (enough) training events share one row, so the model cannot distinguish them by their ids.",
     )
     yield _trained_items(values, targets)
 
@@ -244,16 +261,17 @@ def _share(names: tuple[str, str], limits: Limits, count: tuple[int, int], of: s
 
 def _trained_items(values: Mapping[str, Any], targets: int) -> Check:
     names = ("test_items_with_training", "Test items seen in training")
-    why = "Only features or chance can place an item that was never trained on."
+    why = "Only features can inform the score of an item that was never trained on."
     tested = values["items"]["test"]
     if not tested:
         return Check(*names, "ok", None, "there are no test items", why)
-    share, untrained = values["test_items_with_training"] / tested, values["test_targets_without_training"]
-    found = (
+    share = values["test_items_with_training"] / tested
+    untrained = values["test_targets_without_training"]
+    observation = (
         f"{values['test_items_with_training']:,} of {tested:,} items ({share:.2%}); the others have "
         f"{untrained:,} of {targets:,} targets ({untrained / max(1, targets):.2%})"
     )
-    return Check(*names, UNTRAINED_ITEMS.verdict(1.0 - share), share, found, why)
+    return Check(*names, UNTRAINED_ITEMS.verdict(1.0 - share), share, observation, why)
 
 
 def _ties(manifest: Manifest, values: Mapping[str, Any]) -> Check:
@@ -262,12 +280,12 @@ def _ties(manifest: Manifest, values: Mapping[str, Any]) -> Check:
         TIES,
         (manifest.counts.tied_times, sum(split_sizes(values).values())),
         "events share user and time with the one before",
-        "The order of the log decides between them, also on what is held out; another export may order them otherwise.",
+        "The order of the log decides between them, and thus which are held out; another export may order them differently.",
     )
 
 
 def _duplicates(manifest: Manifest) -> Check:
-    why = "Many of them hint at logs that were exported twice, or at a time too coarse to tell events apart."
+    why = "Many of them suggest that logs were exported twice, or that times are too coarse to distinguish events."
     if manifest.source["settings"].get("logs", {}).get("duplicates") == "keep":
         kept = 'kept and not counted, because logs.duplicates = "keep"'
         return Check("duplicates", "Duplicates", "ok", None, kept, why)
@@ -281,7 +299,10 @@ def _duplicates(manifest: Manifest) -> Check:
 
 
 def _outcomes(manifest: Manifest) -> Check:
-    """Settings refuse such features; this says so of the dataset at hand, wherever its settings came from."""
+    """Check that no feature reads a label or an outcome.
+
+    Settings refuse such features. This check covers the dataset at hand, wherever its settings came from.
+    """
     after = [*manifest.labels["names"], *manifest.labels.get("outcomes", ())]
     sources = {
         column["column"]
@@ -290,14 +311,14 @@ def _outcomes(manifest: Manifest) -> Check:
         if key.partition(".")[0] in ("event", "item", "user") and "." in key
     }
     taken = sorted(sources & set(after))
-    found = f"read as features all the same: {', '.join(taken)}" if taken else f"no feature reads {', '.join(after)}"
+    observation = f"features read them: {', '.join(taken)}" if taken else f"no feature reads {', '.join(after)}"
     return Check(
         "outcomes_apart",
         "Labels and outcomes apart from features",
         "problem" if taken else "ok",
         len(taken),
-        found,
-        "What is known only after an impression must not be an input; list further such columns under logs.outcomes.",
+        observation,
+        "A column that is known only after an impression must not be an input; list further such columns in logs.outcomes.",
     )
 
 
@@ -305,34 +326,37 @@ def _drift(manifest: Manifest, values: Mapping[str, Any]) -> Iterator[Check]:
     sizes = split_sizes(values)
     for label, positives in manifest.labels["positives"].items():
         names = (f"drift.{label}", f"Positive rate of {label}, training and test")
-        why = "A model learns the training rate, so predicted probabilities will be off by about as much at test time."
+        why = (
+            "A model learns the training rate, so predicted probabilities will be wrong by about as much at test time."
+        )
         if not sizes["train"] or not sizes["test"]:
             yield Check(*names, "ok", None, "one of the two has no impressions", why)
             continue
         train, test = (positives[split] / sizes[split] for split in ("train", "test"))
-        low, high = min(train, test), max(train, test)
+        low = min(train, test)
+        high = max(train, test)
         ratio = high / low if low else (np.inf if high else 1.0)
         pooled = (positives["train"] + positives["test"]) / (sizes["train"] + sizes["test"])
         error = (max(0.0, pooled * (1.0 - pooled)) * (1.0 / sizes["train"] + 1.0 / sizes["test"])) ** 0.5
         certain = high - low > SIGNIFICANT * error
-        found = f"{train:.4f} in training, {test:.4f} in test" + (
+        observation = f"{train:.4f} in training, {test:.4f} in test" + (
             "" if certain else ", a difference that chance explains"
         )
-        yield Check(*names, DRIFT.verdict(ratio) if certain else "ok", test - train, found, why)
+        yield Check(*names, DRIFT.verdict(ratio) if certain else "ok", test - train, observation, why)
 
 
-def _giveaways(manifest: Manifest, leaky_features: Sequence[Giveaway]) -> Check:
-    names = ("features_give_label_away", "Features that give the label away")
+def _leakage(manifest: Manifest, leaky_features: Sequence[LeakyFeature]) -> Check:
+    names = ("features_give_label_away", "Features that reveal the label")
     why = (
-        "A single feature that tells positives from negatives almost without fail was probably known only after the impression; "
-        "list its column under logs.outcomes."
+        "A single feature that separates positives from negatives almost perfectly was probably known only after the impression; "
+        "list its column in logs.outcomes."
     )
     if not leaky_features:
-        return Check(*names, "ok", None, "no feature of impressions to look at, or labels without both outcomes", why)
+        return Check(*names, "ok", None, "no feature of impressions to check, or labels without both outcomes", why)
     strongest = leaky_features[0]
-    flagged = [giveaway for giveaway in leaky_features if giveaway.auc >= GIVEAWAY_AUC]
-    found = (
-        "; ".join(f"{given.feature} tells {given.label} (AUC {given.auc:.3f} alone)" for given in flagged)
+    flagged = [feature for feature in leaky_features if feature.auc >= LEAKY_AUC]
+    observation = (
+        "; ".join(f"{leaky.feature} reveals {leaky.label} (AUC {leaky.auc:.3f} alone)" for leaky in flagged)
         or f"none; the strongest is {strongest.feature} for {strongest.label}, AUC {strongest.auc:.3f} alone"
     )
-    return Check(*names, GIVEN_AWAY.verdict(strongest.auc), strongest.auc, found, why)
+    return Check(*names, LEAKY.verdict(strongest.auc), strongest.auc, observation, why)

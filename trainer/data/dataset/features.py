@@ -1,11 +1,10 @@
-"""Features from the logs' values to what a part holds, and from there to what a batch holds.
+"""Features: conversion from values of the logs to values of a part, and from there to values of a batch.
 
-Categorical values become ids when the dataset is written. Numbers stay as they are: what is fitted to them (mean and standard
-deviation, or the bounds of buckets) is known only when all of the training part has been seen, goes into the manifest, and
-is applied where a row group is read.
+Categorical values become ids when the dataset is written. Numbers are stored unchanged. Their fit (mean and standard
+deviation, or bounds of buckets) is known only after all of the training part has been read. It is stored in the
+manifest and applied where a row group is read.
 
-The invariants: what is fitted has seen the training part only; a value that is missing or unknown gets id 0 or the number 0
-and is counted.
+The invariants: a fit uses the training part only. A missing or unknown value gets id 0 or the number 0, and is counted.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sharding.config import DynamicIdsConfig, HashIdsConfig, IdsConfig, VocabularyIdsConfig
-from trainer.data.dataset.hashing import Hashes, Sample, hash_ids, whole
+from trainer.data.dataset.hashing import Hashes, HashSample, hash_ids, whole
 from trainer.data.dataset.manifest import UNKNOWN_ID, Feature
 from trainer.data.logs.config import (
     CategoricalFeatureConfig,
@@ -28,16 +27,19 @@ from trainer.data.logs.config import (
     VectorFeatureConfig,
 )
 
-MISSING = np.iinfo(np.int64).min  # the raw id of a dynamic table's value that is null
+MISSING = np.iinfo(np.int64).min  # raw id of a null value in a dynamic table
 Decode = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Values (of lists: entries too) that are null, those that are unknown, and entries beyond max_values."""
+    """Counts of values that were lost. In lists, entries count as well."""
 
+    # Values that are null.
     num_missing: int = 0
+    # Values that the vocabulary does not contain.
     num_unknown: int = 0
+    # Entries beyond max_values.
     num_cut: int = 0
 
     def __add__(self, other: "Losses") -> "Losses":
@@ -46,7 +48,7 @@ class Losses:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A column ready to be stored, with what it lost."""
+    """A column ready to be stored, with the counts of lost values."""
 
     column: pa.Array
     losses: Losses = Losses()
@@ -54,18 +56,20 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Ids:
-    """How the values of one table become ids: by their place in `vocabulary` (int64 or string), or by their hash.
+    """Mapping of the values of one table to ids: by position in `vocabulary`, or by hash.
 
-    Ids of a dynamic table are settled in training: what is stored are raw 64-bit ids, integers as they stand and hashes of
+    Ids of a dynamic table are assigned in training. The dataset stores raw 64-bit ids: integers unchanged, hashes of
     strings, and MISSING for null.
     """
 
+    # Kind of ids.
     config: IdsConfig
+    # Values in the order of their ids (int64 or string); None without a vocabulary.
     vocabulary: pa.Array | None = None
 
     @property
     def num_rows(self) -> int:
-        """Of the table, row 0 included."""
+        """Rows of the table, including row 0."""
         if isinstance(self.config, VocabularyIdsConfig):
             assert self.vocabulary is not None
             return 1 + len(self.vocabulary)
@@ -73,11 +77,11 @@ class Ids:
 
     @property
     def missing(self) -> np.integer[Any]:
-        """The id of a value that is null."""
+        """Id of a null value."""
         return np.int64(MISSING) if isinstance(self.config, DynamicIdsConfig) else np.int32(UNKNOWN_ID)
 
     def of(self, values: pa.Array) -> npt.NDArray[np.integer[Any]]:
-        """(n,) ids of distinct values without nulls; 0 for what the vocabulary does not have."""
+        """Return the ids (n,) of distinct values without nulls; 0 for values that the vocabulary does not contain."""
         match self.config:
             case HashIdsConfig():
                 return hash_rows(values, self.config.num_rows)
@@ -88,7 +92,7 @@ class Ids:
 
 
 def raw_ids(values: pa.Array) -> npt.NDArray[np.int64]:
-    """64-bit ids: integers as they stand, strings by their hash."""
+    """Return 64-bit ids: integers unchanged, strings as their hash."""
     if pa.types.is_string(values.type):
         return hash_ids(values).view(np.int64)
     ids: npt.NDArray[np.int64] = values.to_numpy()
@@ -96,12 +100,12 @@ def raw_ids(values: pa.Array) -> npt.NDArray[np.int64]:
 
 
 def hash_rows(values: pa.Array, num_rows: int) -> npt.NDArray[np.int32]:
-    """Rows 1 .. num_rows - 1 by the hash of the value."""
+    """Return rows 1 .. num_rows - 1, by the hash of each value."""
     return (hash_ids(values) % np.uint64(num_rows - 1)).astype(np.int32) + np.int32(1)
 
 
 def numbers_of(values: pa.Array, vocabulary: pa.Array) -> npt.NDArray[np.int32]:
-    """Place in the vocabulary counted from 1, or 0."""
+    """Return the position of each value in the vocabulary, counted from 1, or 0 if it is not there."""
     if not len(values):  # a column without any value has no type either
         return np.zeros(0, np.int32)
     places = pc.fill_null(pc.index_in(values, value_set=vocabulary, skip_nulls=True), UNKNOWN_ID - 1).to_numpy()
@@ -110,7 +114,7 @@ def numbers_of(values: pa.Array, vocabulary: pa.Array) -> npt.NDArray[np.int32]:
 
 
 def kind_of(spec: FeatureSpec, agreed: pa.DataType) -> str:
-    """How the feature is stored (trainer/data/dataset/manifest.py), from its settings and the type that reading gives it."""
+    """Return how the feature is stored (trainer/data/dataset/manifest.py), by its settings and the type that reading gives it."""
     match spec.config:
         case CategoricalFeatureConfig():
             return "categorical_list" if pa.types.is_list(agreed) else "categorical"
@@ -123,7 +127,7 @@ def kind_of(spec: FeatureSpec, agreed: pa.DataType) -> str:
 
 
 def encode(spec: FeatureSpec, values: pa.ChunkedArray | pa.Array, ids: Mapping[str, Ids]) -> Encoded:
-    """A column of the logs as it is stored: int32 ids (or lists of them), float32, int64, or vectors of float32."""
+    """Encode a column of the logs for storage: int32 ids (or lists of them), float32, int64, or vectors of float32."""
     column = whole(values)
     match spec.config:
         case CategoricalFeatureConfig():
@@ -152,7 +156,7 @@ def _encode_values(column: pa.Array, ids: Ids) -> Encoded:
 
 
 def _encode_lists(column: pa.Array, ids: Ids, max_values: int) -> Encoded:
-    """Entries that are null, and those beyond the first `max_values`, are left out."""
+    """Encode lists, without null entries and without entries beyond the first `max_values`."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
     entries = column.flatten()
     present = np.asarray(entries.is_valid())
@@ -169,7 +173,7 @@ def _encode_lists(column: pa.Array, ids: Ids, max_values: int) -> Encoded:
 
 
 def _encode_vectors(column: pa.Array, dim: int) -> Encoded:
-    """Missing vectors, and those with a number that is not finite, become zeros."""
+    """Encode vectors. Missing ones, and those with a non-finite number, become zeros."""
     present = np.asarray(column.is_valid())
     values = np.zeros((len(column), dim), np.float32)
     values[present] = column.filter(pa.array(present)).flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
@@ -179,12 +183,12 @@ def _encode_vectors(column: pa.Array, dim: int) -> Encoded:
     return Encoded(stored, Losses(int((~present | broken).sum())))
 
 
-# What is fitted to numbers
+# Fit of numbers
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared differences from it, merged as in Chan, Golub & LeVeque 1979."""
+    """Count, mean and sum of squared differences from the mean, merged as in Chan, Golub & LeVeque 1979."""
 
     count: int = 0
     mean: float = 0.0
@@ -192,6 +196,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: npt.NDArray[np.floating[Any]]) -> "Moments":
+        """Compute the moments of values."""
         if not values.size:
             return cls()
         wide = values.astype(np.float64)
@@ -199,6 +204,7 @@ class Moments:
         return cls(values.size, mean, float(((wide - mean) ** 2).sum()))
 
     def merged(self, other: "Moments") -> "Moments":
+        """Return the moments of both sets of values together."""
         count = self.count + other.count
         if not other.count or not self.count:
             return other if other.count else self
@@ -209,30 +215,40 @@ class Moments:
 
 @dataclass(frozen=True)
 class NumericFit:
-    """What one partition's training part says of a number after its transform; merged in the order of the partitions."""
+    """Statistics of a number in one partition's training part, after its transform; merged in the order of the partitions."""
 
+    # Count, mean and variance.
     moments: Moments
-    sample: Sample
+    # A fair sample of the values; empty unless the feature has buckets.
+    sample: HashSample
 
     @classmethod
     def of(cls, config: NumericFeatureConfig, values: npt.NDArray[np.floating[Any]], keys: Hashes) -> "NumericFit":
-        """values: those of training events, items or users; keys: a hash of each of these."""
+        """Compute the statistics of one partition.
+
+        Args:
+            config: the settings of the feature.
+            values: values of training events, items or users.
+            keys: a hash of each event, item or user.
+        """
         transformed = _transformed(values, config.transform)
         present = np.isfinite(transformed)
         transformed = transformed[present]
-        sample = Sample.of(keys[present], transformed) if config.buckets else Sample.of(keys[:0], transformed[:0])
+        kept = slice(None) if config.buckets else slice(0)
+        sample = HashSample.of(keys[present][kept], transformed[kept])
         return cls(Moments.of(transformed), sample)
 
     @classmethod
     def merged(cls, pieces: Iterable["NumericFit"]) -> "NumericFit":
+        """Merge the statistics of partitions, in their order."""
         pieces = list(pieces)
         moments = Moments()
         for piece in pieces:
             moments = moments.merged(piece.moments)
-        return cls(moments, Sample.merged([piece.sample for piece in pieces]))
+        return cls(moments, HashSample.merged([piece.sample for piece in pieces]))
 
     def fitted(self, config: NumericFeatureConfig) -> dict[str, Any]:
-        """What goes into the manifest. Without any value in the training part, mean 0 and deviation 1, or a single bucket."""
+        """Return the fit for the manifest. Without values in the training part: mean 0 and deviation 1, or a single bucket."""
         if config.buckets is not None:
             quantiles = np.linspace(0.0, 1.0, config.buckets + 1)[1:-1]
             values = self.sample.values
@@ -249,11 +265,16 @@ def _transformed(values: npt.NDArray[Any], transform: str) -> npt.NDArray[np.flo
     return np.sign(wide) * np.log1p(np.abs(wide)) if transform == "log1p" else wide
 
 
-# From what is stored to what a batch holds
+# From stored values to values of a batch
 
 
 def decoder_of(features: Iterable[Feature], item_ids: npt.NDArray[np.int32] | None) -> dict[str, Decode]:
-    """For each feature's column, the function of its stored values (of lists: entries). `item_ids`: see ids_are_numbers."""
+    """Return for each feature's column the function from stored to used values (in lists: of entries).
+
+    Args:
+        features: the features.
+        item_ids: id of every number of the catalogue, or None if they are equal (Manifest.ids_are_numbers).
+    """
     return {feature.column: _decoder(feature, item_ids) for feature in features}
 
 
@@ -278,13 +299,13 @@ def _standardized(values: npt.NDArray[Any], fitted: dict[str, Any]) -> npt.NDArr
 
 
 def _buckets(values: npt.NDArray[Any], transform: str, bounds: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
-    """Bucket k (from 1) holds values from bound k - 1 on and below bound k; 0 is missing."""
-    found = np.searchsorted(bounds, _transformed(values, transform).astype(np.float32), side="right") + 1
-    return np.where(np.isnan(values), 0, found).astype(np.int32)
+    """Return the bucket of each value: bucket k (from 1) has values from bound k - 1 to below bound k; 0 means missing."""
+    buckets = np.searchsorted(bounds, _transformed(values, transform).astype(np.float32), side="right") + 1
+    return np.where(np.isnan(values), 0, buckets).astype(np.int32)
 
 
 def with_fit(feature: Feature, fitted: dict[str, Any] | None) -> Feature:
-    """The feature with what was fitted, and the rows that a table of its buckets has."""
+    """Return the feature with its fit, and with the number of rows that a table of its buckets has."""
     if fitted is None:
         return feature
     num_rows = len(fitted["bounds"]) + 2 if "bounds" in fitted else None
@@ -292,7 +313,7 @@ def with_fit(feature: Feature, fitted: dict[str, Any] | None) -> Feature:
 
 
 def feature_of(spec: FeatureSpec, kind: str, ids: Mapping[str, Ids]) -> Feature:
-    """What the manifest says of a feature, before anything is counted or fitted."""
+    """Return the manifest's entry of a feature, before anything is counted or fitted."""
     dim = spec.config.dim if isinstance(spec.config, VectorFeatureConfig) else None
     num_rows = ids[spec.table].num_rows if spec.table and kind.startswith("categorical") else None
     return Feature(spec.owner, spec.name, kind, spec.table, num_rows, dim)

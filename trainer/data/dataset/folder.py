@@ -1,8 +1,8 @@
-"""Whose a dataset folder is: what it was made from, whether it may be written, and the place where a dataset is worked on.
+"""Ownership of a dataset folder: its inputs, whether it may be written, and its work area.
 
-Work happens in `.work-*` inside the folder, so moving results out is a rename. What an interrupted attempt left there is taken
-up again by the next attempt at the same dataset, and removed by any other. The folder is removed last: where one is
-found, the parts beside it without a manifest come from an attempt that was killed, and only then are they deleted.
+Work happens in `.work-*` inside the folder, so moving results out is a rename. An interrupted attempt leaves its work
+folder. The next attempt at the same dataset continues it; any other attempt removes it. The work folder is removed
+last. So parts next to a work folder and without a manifest come from a killed attempt, and only then are they deleted.
 """
 
 import re
@@ -28,7 +28,7 @@ _RESULT = re.compile(
     r"|card\.(html|json)|\.(manifest\.json|card\.html|card\.json)\..*\.tmp"
 )
 _WORK = ".work-"
-# Settings of logs that change no dataset: where files lie is not what they are, and budgets only say when to stop.
+# Settings of logs that change no dataset: locations of files, and limits at which prepare stops.
 _NO_CONTENT = {
     "path": True,
     "format": True,
@@ -38,8 +38,8 @@ _NO_CONTENT = {
     "items": {"path", "format"},
     "users": {"path", "format"},
 }
-# Settings of logs that earlier versions did not know, with the defaults under which they change nothing. They are left out where
-# they are at these, so that datasets of earlier versions stay what they are.
+# Settings of logs that earlier versions did not have, with the defaults under which they change nothing. At these defaults they are
+# left out, so that datasets of earlier versions keep their fingerprints.
 _LATER_SETTINGS: dict[str, tuple[Any, ...]] = {
     "text": (None, TextConfig().model_dump(mode="json")),
     "user_type": ("auto",),
@@ -53,23 +53,28 @@ Files = Mapping[SourceName, tuple[InputFile, ...]]
 
 
 @dataclass(frozen=True)
-class Request:
-    """The dataset that is asked for. ids: how the values of each table that features name, and of "item", become rows."""
+class DatasetRequest:
+    """The dataset that a config asks for."""
 
+    # Settings of the logs.
     logs: LogsConfig
+    # Settings of the split.
     split: SplitConfig
+    # For each table that features name, and for "item": how its values become rows.
     ids: Mapping[str, IdsConfig]
+    # Files of each source.
     files: Files
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the content of a dataset besides files and split."""
+        """Settings that decide the content of a dataset, besides files and split."""
         tables = {name: {"ids": config.model_dump(mode="json")} for name, config in sorted(self.ids.items())}
         logs = self.logs.model_dump(mode="json", exclude=_NO_CONTENT)  # type: ignore[arg-type]
         return {"logs": _as_earlier_versions(logs), "tables": tables}
 
     @property
     def described_files(self) -> list[dict[str, Any]]:
+        """Entries of all files, as the manifest stores them."""
         return [
             {"source": source, "path": file.name, "bytes": file.num_bytes, "mtime_ns": file.mtime_ns}
             for source, files in self.files.items()
@@ -78,17 +83,18 @@ class Request:
 
     @property
     def split_settings(self) -> dict[str, Any]:
+        """Settings of the split, as the manifest stores them."""
         return self.split.model_dump(mode="json")
 
     @property
     def fingerprint(self) -> str:
-        """Equal for equal inputs and settings."""
+        """Digest that is equal for equal inputs and settings."""
         formats = [file.format for files in self.files.values() for file in files]
         return digest_of([self.settings, self.described_files, formats, self.split_settings, FORMAT_VERSION])
 
 
 def _as_earlier_versions(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings of logs without those that earlier versions did not know, where they are at their defaults."""
+    """Return settings of logs without those that earlier versions did not have, if they are at their defaults."""
     kept: dict[str, Any] = {}
     for name, value in settings.items():
         if name in _LATER_SETTINGS and value in _LATER_SETTINGS[name]:
@@ -101,16 +107,19 @@ def _as_earlier_versions(settings: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Existing:
-    """A verified dataset. new_files: what has to be appended to it, by source; None where it is what is asked for."""
+    """A verified dataset."""
 
+    # Its manifest.
     manifest: Manifest
+    # Files that must be appended, by source; None if the dataset is the one asked for.
     new_files: Files | None
 
 
-def find_dataset(folder: Path, request: Request) -> Existing | None:
-    """The dataset of this folder, if the request asks for it or for it with more files; None where the folder is free.
+def find_dataset(folder: Path, request: DatasetRequest) -> Existing | None:
+    """Return the dataset of this folder if the request asks for it, or for it with more files; None if the folder is free.
 
-    Raises UserError if the folder holds another dataset, a damaged one, or anything else.
+    Raises:
+        UserError: if the folder holds another dataset, a damaged one, or anything else.
     """
     if not folder.exists():
         return None
@@ -134,7 +143,7 @@ def find_dataset(folder: Path, request: Request) -> Existing | None:
     new_files = _new_files(manifest, request)
     if not new_files and not differences:
         differences = list(_differences_without_new_files(manifest, request))
-        if not differences:  # files lie elsewhere, or those that were left out are gone by now, which changes nothing
+        if not differences:  # files were moved, or left-out files are missing now, which changes nothing
             verify_dataset(folder, manifest)
             if manifest is not stored:
                 manifest = replace(manifest, fingerprint=request.fingerprint)
@@ -143,25 +152,25 @@ def find_dataset(folder: Path, request: Request) -> Existing | None:
     if differences:
         raise UserError(
             f"dataset {folder}: the folder holds another dataset: {'; '.join(differences)}. "
-            "Choose another run.dataset or run.dir, or delete the folder to have it made again; "
-            "`shoal train` and `shoal evaluate` go on with it as it is, and do not look at the logs"
+            "Choose another run.dataset or run.dir, or delete the folder to prepare it again; "
+            "`shoal train` and `shoal evaluate` continue with this dataset and do not read the logs"
         )
     verify_dataset(folder, manifest)
     return Existing(manifest, new_files)
 
 
-def recognize_files(manifest: Manifest, request: Request) -> Manifest:
-    """Return the manifest with the present path and time of change of each file that has the same content as before.
+def recognize_files(manifest: Manifest, request: DatasetRequest) -> Manifest:
+    """Return the manifest with the current path and modification time of each file with unchanged content.
 
-    A file is read only where one of its size has another path or time in the manifest, with the hash of its content, which
-    manifests of earlier versions lack. A file that is still there with other content was changed, not moved.
+    A file is read only if the manifest has a file of the same size with another path or time, and with a content hash,
+    which manifests of earlier versions lack. A file that still exists with other content was changed, not moved.
     """
-    asked = {_key_of(entry) for entry in request.described_files}
+    requested = {_key_of(entry) for entry in request.described_files}
     entries = list(manifest.source["files"])
-    open_places = {k for k, entry in enumerate(entries) if _key_of(entry) not in asked and "sha256" in entry}
+    open_places = {k for k, entry in enumerate(entries) if _key_of(entry) not in requested and "sha256" in entry}
     known = {_key_of(entry) for entry in entries}
     names = {(source, file.name) for source, files in request.files.items() for file in files}
-    found: dict[int, dict[str, Any]] = {}
+    recognized: dict[int, dict[str, Any]] = {}
     for source, files in request.files.items():
         for file in files:
             place = (source, file.name, file.num_bytes, file.mtime_ns)
@@ -174,15 +183,15 @@ def recognize_files(manifest: Manifest, request: Request) -> Manifest:
             if place in known or not same_size:
                 continue
             content = file.content_hash()
-            # Copies of one file are told apart by their names.
+            # Names distinguish copies of one file.
             same_size.sort(key=lambda k: (entries[k]["path"] != file.name, entries[k]["path"]))
             match = next((k for k in same_size if entries[k]["sha256"] == content), None)
             if match is not None:
                 open_places.discard(match)
-                found[match] = entries[match] | {"path": file.name, "mtime_ns": file.mtime_ns}
-    if not found:
+                recognized[match] = entries[match] | {"path": file.name, "mtime_ns": file.mtime_ns}
+    if not recognized:
         return manifest
-    renewed = [found.get(k, entry) for k, entry in enumerate(entries)]
+    renewed = [recognized.get(k, entry) for k, entry in enumerate(entries)]
     return replace(manifest, source=manifest.source | {"files": renewed})
 
 
@@ -191,17 +200,24 @@ def _key_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _remember(folder: Path, manifest: Manifest) -> None:
-    """Write paths and times of change anew, so that files need not be read again; no matter if that cannot be."""
+    """Update paths and modification times in the manifest, so that files need not be read again. Failures are ignored."""
     with suppress(UserError, OSError), _held(folder):
         write_manifest(folder, manifest)
 
 
 @contextmanager
 def attempt(folder: Path, key: str) -> Iterator[Path]:
-    """The folder to work in, inside the dataset folder, which no other attempt may write meanwhile.
+    """Yield a work folder inside the dataset folder, which no other attempt may write at the same time.
 
-    `key` says what is made: work that an attempt at the same left is still there. After an error that the user has to mend, and
-    at the end, nothing is left of it. Raises UserError if the folder cannot be written or another command is writing it.
+    The work folder of an interrupted attempt with the same key is reused. After an error of the user's, and at the end,
+    nothing is left of it.
+
+    Args:
+        folder: the dataset folder.
+        key: identifies the dataset that is made.
+
+    Raises:
+        UserError: if the folder cannot be written or another command is writing it.
     """
     with _held(folder):
         work = folder / f"{_WORK}{key[:16]}"
@@ -217,7 +233,7 @@ def attempt(folder: Path, key: str) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what an attempt left that was killed after its dataset was committed; no matter if that cannot be."""
+    """Clean up after an attempt that was killed between commit and clean-up. Failures are ignored."""
     if _leftovers([path.name for path in folder.iterdir()]):
         with suppress(UserError, OSError), _held(folder):
             _clean(folder)
@@ -229,18 +245,18 @@ def _held(folder: Path) -> AbstractContextManager[None]:
 
 
 def _clean(folder: Path, keep: str = "") -> None:
-    """Remove what attempts left, but for the work folder `keep` and what belongs to the dataset or to that attempt."""
+    """Remove leftovers of attempts, except the work folder `keep` and files of the dataset or of that attempt."""
     names = [path.name for path in folder.iterdir()]
     committed = {file.path for file in read_manifest(folder).files} if "manifest.json" in names else set()
     leftovers = _leftovers(names)
     if keep in names:
         leftovers = [name for name in leftovers if name.startswith(_WORK) and name != keep]
-    # The card and the lists of rejected rows are in no manifest, but come with one.
-    spared = committed | (_beside(read_manifest(folder)) if committed else set())
-    remove_from(folder, set(leftovers) - spared, last=_WORK)
+    # The manifest does not list the card and the rejected rows, but they belong to the dataset.
+    kept = committed | (_unlisted_files(read_manifest(folder)) if committed else set())
+    remove_from(folder, set(leftovers) - kept, last=_WORK)
 
 
-def _beside(manifest: Manifest) -> set[str]:
+def _unlisted_files(manifest: Manifest) -> set[str]:
     return {
         "card.html",
         "card.json",
@@ -249,23 +265,23 @@ def _beside(manifest: Manifest) -> set[str]:
 
 
 def _leftovers(names: list[str]) -> list[str]:
-    """What attempts of ours left. Without a work folder, parts may be anybody's, even the logs."""
+    """Return the names that attempts left. Without a work folder, parts may belong to anybody, and may even be the logs."""
     if not any(name.startswith(_WORK) for name in names):
         return []
     return [name for name in names if name.startswith(_WORK) or _RESULT.fullmatch(name)]
 
 
-def _new_files(manifest: Manifest, request: Request) -> dict[SourceName, tuple[InputFile, ...]]:
-    """Files of events that the dataset was not made from, such as one that was left out and is mended by now.
+def _new_files(manifest: Manifest, request: DatasetRequest) -> dict[SourceName, tuple[InputFile, ...]]:
+    """Return files of events that the dataset does not contain, including a left-out file that has been corrected.
 
-    Items and users are no events: they are read anew each time.
+    Items and users are no events: they are read again each time.
     """
     known = {(f["source"], f["path"]): f for f in manifest.source["files"]}
 
     def is_new(source: SourceName, file: InputFile) -> bool:
-        found = known.get((source, file.name))
-        changed = found is not None and (found["bytes"], found["mtime_ns"]) != (file.num_bytes, file.mtime_ns)
-        return found is None or ("unreadable" in found and changed)
+        entry = known.get((source, file.name))
+        changed = entry is not None and (entry["bytes"], entry["mtime_ns"]) != (file.num_bytes, file.mtime_ns)
+        return entry is None or ("unreadable" in entry and changed)
 
     new = {
         source: tuple(file for file in files if is_new(source, file))
@@ -275,23 +291,23 @@ def _new_files(manifest: Manifest, request: Request) -> dict[SourceName, tuple[I
     return {source: files for source, files in new.items() if files}
 
 
-def _differences(manifest: Manifest, request: Request) -> Iterator[str]:
-    """What stands against appending: other settings, files of events that are gone or were changed."""
+def _differences(manifest: Manifest, request: DatasetRequest) -> Iterator[str]:
+    """Yield reasons against appending: other settings, or files of events that are missing or changed."""
     yield from changed_settings(flatten(manifest.source["settings"]), flatten(request.settings))
     old, new = (
         {f["path"]: f for f in files if f["source"] in ("logs", "history") and "unreadable" not in f}
         for files in (manifest.source["files"], request.described_files)
     )
-    gone = sorted(old.keys() - new.keys())
-    if gone:
-        yield f"it was made from {_some(sorted(old))}, and logs.path now means {_some(sorted(new))}"
+    missing = sorted(old.keys() - new.keys())
+    if missing:
+        yield f"it was made from {_some(sorted(old))}, and logs.path now leads to {_some(sorted(new))}"
     changed = [p for p in old.keys() & new.keys() if any(old[p][key] != new[p][key] for key in ("bytes", "mtime_ns"))]
     if changed:
         yield f"it was made before {_some(sorted(changed))} changed"
 
 
-def _differences_without_new_files(manifest: Manifest, request: Request) -> Iterator[str]:
-    """What comes with new files of events only."""
+def _differences_without_new_files(manifest: Manifest, request: DatasetRequest) -> Iterator[str]:
+    """Yield differences that are accepted only together with new files of events."""
     if manifest.split != request.split_settings:
         yield f"the split was {manifest.split}, now {request.split_settings}, and no file of events is new"
     keys = ("source", "path", "bytes", "mtime_ns")
@@ -300,7 +316,7 @@ def _differences_without_new_files(manifest: Manifest, request: Request) -> Iter
         for files in (manifest.source["files"], request.described_files)
     )
     if old != new:
-        yield "the files of items or users are others now, and no file of events is new"
+        yield "the files of items or users have changed, and no file of events is new"
 
 
 def _some(paths: list[str]) -> str:

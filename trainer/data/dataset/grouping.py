@@ -1,8 +1,8 @@
-"""Events put in order: partitioned by user, then sorted by user and time, without those that may not stay.
+"""Grouping of events: partitioned by user, sorted by user and time, and filtered.
 
-Pure functions over Arrow tables and numpy arrays, without a Python loop over rows. They keep one invariant: the result
-is a function of the events and their order in the log alone; neither blocks, tasks, processes nor platforms change a
-bit of it.
+Pure functions over Arrow tables and numpy arrays, without a Python loop over rows. The invariant: the result is a
+function of the events and their order in the log alone. Blocks, tasks, processes and platforms do not change a bit of
+it.
 """
 
 from dataclasses import dataclass
@@ -21,18 +21,18 @@ DUPLICATE, TOO_MANY, LATE = "duplicate", "over max_events_per_user", "late"
 
 @dataclass(frozen=True)
 class Sorted:
-    """Events by user and time. order: (n,) positions of those that stay; offsets: (num_users + 1,), where each user's are.
+    """Events sorted by user and time."""
 
-    rejected: positions of the others by reason, ascending.
-    """
-
+    # (n,) positions of the events that are kept.
     order: Ints
+    # (num_users + 1,) bounds of each user's events.
     offsets: Ints
+    # Positions of the other events by reason, ascending.
     rejected: dict[str, Ints]
 
 
 def partition_events(events: pa.Table, num_partitions: int) -> list[pa.RecordBatch]:
-    """Split events (any columns, `user` without nulls) by the hash of the user; a partition keeps their order."""
+    """Split events (any columns, `user` without nulls) by the hash of the user. Each partition keeps their order."""
     partition = (hash_ids(events.column("user")) % np.uint64(num_partitions)).astype(np.uint16)
     ordered = events.take(pa.array(np.argsort(partition, kind="stable")))
     batch = pa.RecordBatch.from_arrays([whole(column) for column in ordered.columns], schema=ordered.schema)
@@ -41,19 +41,19 @@ def partition_events(events: pa.Table, num_partitions: int) -> list[pa.RecordBat
 
 
 def share_of_split(users: pa.ChunkedArray, share: int, num_shares: int) -> Bools:
-    """Which events of a partition that is too large belong to one of its shares: by another hash of the user."""
+    """Return a mask of the events in one share of a partition that is too large, by another hash of the user."""
     hashes = mix(hash_ids(users))
     return np.asarray(hashes % np.uint64(num_shares) == share)
 
 
 def sort_vocabulary(values: pa.ChunkedArray) -> pa.Array:
-    """Distinct values in ascending order (strings by their bytes); row k is id k + 1."""
+    """Return distinct values in ascending order (strings by their bytes); row k is id k + 1."""
     distinct = pc.unique(values)
     return distinct.take(pc.array_sort_indices(distinct))
 
 
 def rank_values(column: pa.ChunkedArray) -> tuple[pa.Array, Ints]:
-    """Distinct values in ascending order, and each row's place among them."""
+    """Return distinct values in ascending order, and the position of each row's value among them."""
     encoded = whole(column).dictionary_encode()
     ascending = pc.array_sort_indices(encoded.dictionary)
     place = np.empty(len(ascending), np.int64)
@@ -71,11 +71,20 @@ def sort_events(
     num_old: int = 0,
     not_before: Ints | None = None,
 ) -> Sorted:
-    """Order events (given in the order of the log) by user and time, ties in the order of the log.
+    """Sort events by user and time. Events with equal times keep the order of the log.
 
-    users: (n,) codes 0 .. num_users - 1; times, items: (n,). The first `num_old` events are in the dataset already and stay;
-    of the others those are rejected that repeat an earlier one in user, time and item (if `drop_duplicates`), that are
-    earlier than `not_before` says of their user (num_users,), and all but the most recent `max_events` of a user.
+    The first `num_old` events are already in the dataset and are kept. The others are rejected if they repeat an
+    earlier event in user, time and item, if they are too early, or if the user has too many.
+
+    Args:
+        users: (n,) codes 0 .. num_users - 1, in the order of the log.
+        times: (n,).
+        items: (n,).
+        num_users: number of users.
+        drop_duplicates: whether repeated events are rejected.
+        max_events: number of most recent new events to keep per user.
+        num_old: number of events that are already in the dataset.
+        not_before: (num_users,) earliest time of a new event of each user.
     """
     order = stable_order(times)
     order = order[stable_order(users[order])]
@@ -88,7 +97,7 @@ def sort_events(
     if max_events is not None and counts.max(initial=0) > max_events:
         is_new = order >= num_old
         new_counts = np.bincount(users[order][is_new], minlength=num_users)
-        # The place of each new event among the new ones of its user, which lie together after the old ones.
+        # Position of each new event among the new ones of its user, which follow the old ones.
         place = np.arange(order.size) - (np.cumsum(counts) - new_counts)[users[order]]
         too_many = is_new & (place < new_counts[users[order]] - max_events)
         order = _without(order, too_many, TOO_MANY, rejected)
@@ -104,9 +113,9 @@ def _without(order: Ints, bad: Bools, reason: str, rejected: dict[str, Ints]) ->
 
 
 def stable_order(keys: Ints) -> Ints:
-    """The stable sorting permutation of integers: a radix sort by 16 bits at a time, where numpy takes linear time.
+    """Return the stable sorting permutation of integers: a radix sort by 16 bits at a time, where numpy takes linear time.
 
-    Several times faster than a comparison sort for the narrow ranges that ids and times have within a partition.
+    It is several times faster than a comparison sort for the narrow ranges of ids and times within a partition.
     """
     if len(keys) < 2 or (keys[1:] >= keys[:-1]).all():
         return np.arange(len(keys))
@@ -120,14 +129,17 @@ def stable_order(keys: Ints) -> Ints:
 
 
 def same_as_before(users: Ints, times: Ints) -> Bools:
-    """Which events, sorted by user and time, share both with the one before."""
+    """Return a mask of the events, sorted by user and time, that share both with the previous one."""
     same = np.zeros(len(users), np.bool_)
     same[1:] = (users[1:] == users[:-1]) & (times[1:] == times[:-1])
     return same
 
 
 def _repeated(users: Ints, times: Ints, items: Ints) -> Bools:
-    """Which events, sorted by user and time, repeat an earlier one. Only ties can, so only they are sorted by item."""
+    """Return a mask of the events, sorted by user and time, that repeat an earlier one.
+
+    Only events with equal times can, so only these are sorted by item.
+    """
     same = same_as_before(users, times)
     repeated = np.zeros(len(users), np.bool_)
     tied = np.flatnonzero(same | np.append(same[1:], False))

@@ -1,6 +1,6 @@
-"""64-bit hashes of ids, and what is made of them: the number of distinct values, and fair samples, in bounded memory.
+"""64-bit hashes of ids, with two uses in bounded memory: the number of distinct values, and fair samples.
 
-All are functions of the values alone, so that neither tasks nor their order change a bit of them.
+All results are functions of the values alone, so tasks and their order do not change a bit of them.
 """
 
 from collections.abc import Iterable
@@ -15,10 +15,10 @@ Hashes = npt.NDArray[np.uint64]
 
 
 def hash_ids(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint64]:
-    """64-bit hash of integers or non-empty strings, the same in every process, on every platform, for ever.
+    """Return the 64-bit hash of integers or non-empty strings, the same in every process, platform and version.
 
     Integers go through the finaliser of SplitMix64 (Steele, Lea and Flood 2014,
-    https://doi.org/10.1145/2660193.2660195). Of a string, its bytes are first summed with pseudo-random weights by
+    https://doi.org/10.1145/2660193.2660195). The bytes of a string are first summed with pseudo-random weights by
     position (multilinear hashing), modulo 2^64.
     """
     if not len(ids):
@@ -26,7 +26,8 @@ def hash_ids(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint64]:
     if not pa.types.is_string(ids.type):
         return mix(ids.to_numpy().astype(np.int64).view(np.uint64))
     encoded = whole(ids).dictionary_encode()
-    values, codes = encoded.dictionary, encoded.indices.to_numpy()
+    values = encoded.dictionary
+    codes = encoded.indices.to_numpy()
     offsets = np.frombuffer(values.buffers()[1], np.int32, len(values) + 1, values.offset * 4).astype(np.int64)
     letters = np.frombuffer(values.buffers()[2], np.uint8, offsets[-1] - offsets[0], offsets[0])
     starts = offsets[:-1] - offsets[0]
@@ -39,7 +40,7 @@ def hash_ids(ids: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.uint64]:
 
 
 def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finaliser of SplitMix64: a bijection of 64-bit numbers that looks random."""
+    """Apply the finaliser of SplitMix64: a bijection of 64-bit numbers that looks random."""
     mixed = values + np.uint64(0x9E3779B97F4A7C15)
     shifted = np.empty_like(mixed)  # one buffer for all steps: fresh memory would cost more than the arithmetic
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
@@ -51,7 +52,7 @@ def mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def whole(column: pa.ChunkedArray | pa.Array) -> Any:
-    """A column as one array."""
+    """Return a column as one array."""
     if isinstance(column, pa.Array):
         return column
     chunks = column.chunks
@@ -60,10 +61,10 @@ def whole(column: pa.ChunkedArray | pa.Array) -> Any:
 
 @dataclass(frozen=True)
 class Distinct:
-    """How many distinct values there were: exact below `SIZE`, beyond it an estimate good to half a percent.
+    """The number of distinct values: exact below `SIZE`, an estimate accurate to half a percent beyond it.
 
-    The smallest `SIZE` hashes are kept; if the largest of them lies at a fraction f of the range, about SIZE / f values are
-    distinct (k minimum values, Bar-Yossef et al. 2002, https://doi.org/10.1007/3-540-45726-7_1).
+    The smallest `SIZE` hashes are kept. If the largest of them is at a fraction f of the range, about SIZE / f values
+    are distinct (k minimum values, Bar-Yossef et al. 2002, https://doi.org/10.1007/3-540-45726-7_1).
     """
 
     smallest: Hashes
@@ -71,38 +72,47 @@ class Distinct:
 
     @classmethod
     def of(cls, hashes: Hashes) -> "Distinct":
+        """Keep the smallest of these hashes."""
         return cls(np.unique(hashes)[: cls.SIZE])
 
     @classmethod
     def merged(cls, pieces: Iterable["Distinct"]) -> "Distinct":
+        """Merge sketches of several sets of values."""
         return cls.of(np.concatenate([np.zeros(0, np.uint64), *(piece.smallest for piece in pieces)]))
 
     @property
     def count(self) -> int:
+        """Number of distinct values."""
         if self.smallest.size < self.SIZE:
             return int(self.smallest.size)
         return round((self.SIZE - 1) / (float(self.smallest[-1]) / 2.0**64))
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A fair sample of rows, of at most `SIZE`: those with the smallest keys, which are hashes and so favour no row.
+class HashSample:
+    """A fair sample of at most `SIZE` rows: those with the smallest keys. Keys are hashes, so no row is favoured."""
 
-    keys: (n,) uint64, ascending; values: (n, ...) of the rows.
-    """
-
+    # (n,) uint64, ascending.
     keys: Hashes
+    # (n, ...) values of the rows.
     values: npt.NDArray[Any]
     SIZE = 65_536
 
     @classmethod
-    def of(cls, keys: Hashes, values: npt.NDArray[Any]) -> "Sample":
+    def of(cls, keys: Hashes, values: npt.NDArray[Any]) -> "HashSample":
+        """Sample rows with these keys and values."""
         if keys.size > cls.SIZE:
             chosen = np.argpartition(keys, cls.SIZE)[: cls.SIZE]
-            keys, values = keys[chosen], values[chosen]
+            keys = keys[chosen]
+            values = values[chosen]
         order = np.argsort(keys, kind="stable")
         return cls(keys[order], values[order])
 
     @classmethod
-    def merged(cls, pieces: list["Sample"]) -> "Sample":
+    def merged(cls, pieces: list["HashSample"]) -> "HashSample":
+        """Merge samples of several sets of rows."""
         return cls.of(np.concatenate([p.keys for p in pieces]), np.concatenate([p.values for p in pieces]))
+
+
+# The class has this name in results that interrupted preparations of earlier versions left (trainer/data/prepare/work.py).
+Sample = HashSample

@@ -1,7 +1,7 @@
-"""Which features of impressions give a label away: how well each one alone tells positives from negatives.
+"""Features of impressions that reveal a label: how well each one alone separates positives from negatives.
 
-Looks at a bounded sample of training impressions, read from the written parts. It finds what a mistake of logging leaves (a
-watch time beside the label "clicked"), not what several features tell together.
+It reads a bounded sample of training impressions from the written parts. It detects mistakes of logging (a watch time
+next to the label "clicked"), not what several features reveal together.
 """
 
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.manifest import Feature, Manifest
 
 MAX_IMPRESSIONS = 50_000
-MAX_OF_GROUP = 5_000  # so that a sample of a large dataset comes from many users
-MAX_GROUPS = 256  # row groups that are read, however few training impressions they have
+MAX_OF_GROUP = 5_000  # so that the sample of a large dataset has many users
+MAX_GROUPS = 256  # most row groups that are read, even if they have few training impressions
 MAX_COMPONENTS = 64  # of a vector
 SEED = 0
 
@@ -26,66 +26,73 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Giveaway:
-    """How well one feature alone ranks the positives of a label above its negatives, or below them: 0.5 is chance."""
+class LeakyFeature:
+    """How well one feature alone ranks the positives of a label above its negatives, or below them."""
 
+    # Name of the feature.
     feature: str
+    # Name of the label.
     label: str
+    # AUC; 0.5 is chance.
     auc: float
 
 
 @dataclass(frozen=True)
 class _Place:
-    """A row group of the dataset: its pieces (part, number in it) by generation, and where its cuts are."""
+    """A row group of the dataset."""
 
+    # Its pieces by generation: part, and number of the row group in it.
     pieces: tuple[tuple[str, int], ...]
+    # File with its cuts, and number of the row group in it.
     cuts: tuple[str, int]
-    first_row: int  # of the partition
+    # Number of its first row in the partition.
+    first_row: int
+    # Its rows.
     num_rows: int
 
 
-def leaky_features(folder: Path, manifest: Manifest, max_impressions: int = MAX_IMPRESSIONS) -> list[Giveaway]:
-    """For each feature of impressions and each label of a ranking dataset, the feature's own AUC; the highest first.
+def leaky_features(folder: Path, manifest: Manifest, max_impressions: int = MAX_IMPRESSIONS) -> list[LeakyFeature]:
+    """Return the AUC of each feature of impressions for each label of a ranking dataset, the highest first.
 
-    Labels without positives or without negatives in the sample have none.
+    Labels without positives or without negatives in the sample are skipped.
     """
     features = [feature for feature in manifest.features if feature.owner == "event"]
     labels = list(manifest.labels.get("names", ()))
     if not features or not labels:
         return []
     sample = training_sample(folder, manifest, features, labels, max_impressions)
-    found = []
+    leaky = []
     for label in labels:
         positive = whole(sample.column(f"label.{label}")).to_numpy(zero_copy_only=False) > 0.0
         for feature in features:
             area = separation(feature.kind, whole(sample.column(f"impression.{feature.name}")), positive)
             if area is not None:
-                found.append(Giveaway(feature.name, label, area))
-    return sorted(found, key=lambda giveaway: (-giveaway.auc, giveaway.feature, giveaway.label))
+                leaky.append(LeakyFeature(feature.name, label, area))
+    return sorted(leaky, key=lambda entry: (-entry.auc, entry.feature, entry.label))
 
 
 def training_sample(
     folder: Path, manifest: Manifest, features: list[Feature], labels: list[str], max_impressions: int
 ) -> pa.Table:
-    """Training impressions of row groups in random order: their columns label.NAME and impression.NAME as they are stored."""
+    """Return training impressions of random row groups: their stored columns label.NAME and impression.NAME."""
     columns = [f"label.{name}" for name in labels] + [f"impression.{feature.name}" for feature in features]
     places = _places(manifest)
     taken: list[pa.Table] = []
-    wanted = max_impressions
+    remaining = max_impressions
     for group in np.random.default_rng(SEED).permutation(len(places))[:MAX_GROUPS].tolist():
         table = _training_impressions(folder, places[group], columns)
-        most = min(MAX_OF_GROUP, wanted)
+        most = min(MAX_OF_GROUP, remaining)
         if table.num_rows > most:  # evenly spaced, so over all users of the group
             table = table.take(pa.array(np.arange(most) * table.num_rows // most))
         taken.append(table)
-        wanted -= table.num_rows
-        if not wanted:
+        remaining -= table.num_rows
+        if not remaining:
             break
     return pa.concat_tables(taken)
 
 
 def _places(manifest: Manifest) -> list[_Place]:
-    """By number of the row group. Pieces of a partition's groups lie in the order of the groups, and so do its cuts."""
+    """Return the row groups by number. Pieces and cuts of a partition's groups are stored in the order of the groups."""
     pieces: dict[int, list[tuple[str, int]]] = {}
     home: dict[int, int] = {}
     for part in manifest.parts:
@@ -93,13 +100,17 @@ def _places(manifest: Manifest) -> list[_Place]:
             pieces.setdefault(piece.group, []).append((part.path, number))
             home[piece.group] = part.partition
     cuts = {file.partition: file.path for file in manifest.cuts}
-    places, rows_before, groups_before = [], dict[int, int](), dict[int, int]()
+    places: list[_Place] = []
+    rows_before: dict[int, int] = {}
+    groups_before: dict[int, int] = {}
     for group, num_rows in enumerate(manifest.group_rows):
         partition = home[group]
-        number, first_row = groups_before.get(partition, 0), rows_before.get(partition, 0)
+        number = groups_before.get(partition, 0)
+        first_row = rows_before.get(partition, 0)
         own = (cuts[partition], number) if partition in cuts else pieces[group][0]
         places.append(_Place(tuple(pieces[group]), own, first_row, num_rows))
-        rows_before[partition], groups_before[partition] = first_row + num_rows, number + 1
+        rows_before[partition] = first_row + num_rows
+        groups_before[partition] = number + 1
     return places
 
 
@@ -126,14 +137,15 @@ def _read(folder: Path, path: str, number: int, columns: list[str]) -> pa.Table:
         return file.read_row_group(number, columns=columns)
 
 
-# How well a column tells positives from negatives
+# How well a column separates positives from negatives
 
 
 def separation(kind: str, values: pa.Array, positive: Bools) -> float | None:
-    """AUC of the best single threshold rule on a stored column, 0.5 to 1; None without positives or negatives.
+    """Return the AUC of the best single threshold rule on a stored column, 0.5 to 1; None without positives or negatives.
 
-    Numbers rank by their value, up or down, with missing ones below all others; ids by the mean label that their value has
-    on the other half of the sample; lists by the mean of that over their entries; vectors by their best component.
+    Numbers are ranked by value, ascending or descending, with missing ones below all others. Ids are ranked by the mean
+    label that their value has on the other half of the sample. Lists use the mean of that over their entries, vectors
+    their best component.
     """
     if positive.all() or not positive.any():
         return None
@@ -152,7 +164,7 @@ def separation(kind: str, values: pa.Array, positive: Bools) -> float | None:
 
 
 def auc(scores: npt.NDArray[np.generic], positive: Bools) -> float:
-    """The share of (positive, negative) pairs that the scores order rightly, ties counting half (Mann and Whitney 1947)."""
+    """Return the share of (positive, negative) pairs in the right order; ties count half (Mann and Whitney 1947)."""
     _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2.0)[place]
     num_positive = int(positive.sum())
@@ -167,7 +179,7 @@ def _either_way(values: npt.NDArray[np.number], positive: Bools) -> float:
 
 
 def _two_halves(entries: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], positive: Bools) -> float | None:
-    """Each half is scored by what the other says of its values, so that a value that occurs once says nothing."""
+    """Score each half by the mean labels of the other one, so that a value that occurs once has no influence."""
     half = np.random.default_rng(SEED).permutation(positive.size) % 2 == 0
     areas = [
         auc(_mean_labels(entries, offsets, positive, learned)[~learned], positive[~learned])
@@ -180,7 +192,7 @@ def _two_halves(entries: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64]
 def _mean_labels(
     entries: npt.NDArray[np.integer], offsets: npt.NDArray[np.int64], positive: Bools, learned: Bools
 ) -> Floats:
-    """(n,) the mean over an impression's entries of the label's mean among learned impressions with the same entry."""
+    """Return for each impression (n,) the mean over its entries of the mean label of learned impressions with that entry."""
     lengths = np.diff(offsets)
     rows = np.repeat(np.arange(lengths.size), lengths)
     _, codes = np.unique(entries, return_inverse=True)
@@ -189,7 +201,7 @@ def _mean_labels(
     num = np.bincount(codes[known], minlength=size)
     hits = np.bincount(codes[known], weights=positive[rows[known]], minlength=size)
     prior = float(positive[learned].mean())
-    means = (hits + prior) / (num + 1)  # one impression of the average kind keeps rare values from the ends
+    means = (hits + prior) / (num + 1)  # one average impression keeps rare values from 0 and 1
     sums = np.bincount(rows, weights=means[codes], minlength=lengths.size)
     empty = lengths == 0
     without = float(positive[learned & empty].mean()) if (learned & empty).any() else prior

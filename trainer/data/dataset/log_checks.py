@@ -1,6 +1,6 @@
-"""What may be wrong with the logs behind a dataset: ids, times and rows that two people would read differently.
+"""Checks of the logs behind a dataset: ids, times and rows that can be read in two ways.
 
-Like the other checks (trainer/data/dataset/checks.py) they are pure functions of the manifest, and stop nothing.
+Like the other checks (trainer/data/dataset/checks.py), they are pure functions of the manifest and stop nothing.
 """
 
 from collections.abc import Iterator
@@ -20,18 +20,19 @@ _YEAR_1990 = 631_152_000_000_000  # microseconds since 1970
 
 
 def log_checks(manifest: Manifest) -> tuple[Check, ...]:
-    """All checks of the logs that apply to the dataset. A dataset of an earlier version has none of the counts."""
+    """Return all checks of the logs that apply to the dataset. Datasets of earlier versions have none of the counts."""
     observed = manifest.source.get("observed", {})
     counts = observed.get("counts", {})
-    found = [_ids(manifest, counts), _spaces(manifest, counts)]
-    found += [*_plausible_times(manifest), *_time_units(observed), *_time_text(counts), *_spanning(manifest, observed)]
-    return tuple(found)
+    checks = [_ids(manifest, counts), _spaces(manifest, counts)]
+    checks += [*_plausible_times(manifest), *_time_units(observed), *_time_text(counts), *_spanning(manifest, observed)]
+    return tuple(checks)
 
 
 def times_as_read(manifest: Manifest) -> str | None:
-    """How times that are text were read; None if they are not text."""
+    """Describe how times that are text were read; None if they are not text."""
     counts = manifest.source.get("observed", {}).get("counts", {})
-    with_zone, without = counts.get(WITH_ZONE, 0), counts.get(WITHOUT_ZONE, 0)
+    with_zone = counts.get(WITH_ZONE, 0)
+    without = counts.get(WITHOUT_ZONE, 0)
     if not with_zone + without:
         return None
     logs = manifest.source["settings"].get("logs", {})
@@ -49,7 +50,7 @@ def _ids(manifest: Manifest, counts: dict[str, int]) -> Check:
         MISSING_WORD,
         ("missing_ids_as_text", "Ids that are the text of a missing value"),
         MISSING_WORDS,
-        'Such a text ("nan", "None", "null") is a user or an item like any other, with all events whose id is missing. List it in '
+        'Such a text ("nan", "None", "null") becomes a user or an item that has all events with a missing id. List it in '
         "logs.null_values to reject these rows.",
     )
 
@@ -61,24 +62,24 @@ def _spaces(manifest: Manifest, counts: dict[str, int]) -> Check:
         SPACES,
         ("ids_with_spaces", "Ids with spaces around them"),
         SPACES_AROUND,
-        'Ids are compared as they are written, so " 7" and "7" are two. Remove the spaces from the files if they mean nothing.',
+        'Spaces are part of an id, so " 7" and "7" are two ids. Remove the spaces from the files if they mean nothing.',
     )
 
 
 def _of_ids(
     manifest: Manifest, counts: dict[str, int], what: str, names: tuple[str, str], limits: Limits, why: str
 ) -> Check:
-    found = {name: counts.get(f"{name}: {what}", 0) for name in IDS}
+    of_ids = {name: counts.get(f"{name}: {what}", 0) for name in IDS}
     total = max(1, manifest.counts.rows_read)
-    share = max(found.values()) / total
+    share = max(of_ids.values()) / total
     shares = ", ".join(
-        f"{count:,} of {total:,} rows by their {name} ({count / total:.2%})" for name, count in found.items()
+        f"{count:,} of {total:,} rows by their {name} ({count / total:.2%})" for name, count in of_ids.items()
     )
     return Check(*names, limits.verdict(share), share, shares if share else "none", why)
 
 
 def _plausible_times(manifest: Manifest) -> Iterator[Check]:
-    """Of times that are dates: what lies before 1990, or after the newest file was written."""
+    """Check that times that are dates are not before 1990, and not after the newest file was written."""
     time = manifest.source.get("time") or {}
     if time.get("kind") != "timestamp" or time.get("first") is None:
         return
@@ -94,7 +95,7 @@ def _plausible_times(manifest: Manifest) -> Iterator[Check]:
         "look" if wrong else "ok",
         len(wrong),
         "; ".join(wrong) or "none",
-        "They come from clocks or units that are wrong; logs.earliest_time and logs.latest_time reject them.",
+        "They come from wrong clocks or units; logs.earliest_time and logs.latest_time reject them.",
     )
 
 
@@ -108,13 +109,14 @@ def _time_units(observed: dict[str, Any]) -> Iterator[Check]:
             "problem" if len(units) > 1 else "ok",
             len(units),
             f"times look like {parts} parts of the logs",
-            "Integer times are compared as they are, so events in another unit come first or last in every history. Write all "
-            "files in one unit.",
+            "Integer times are not converted, so events in another unit come first or last in every history. Write all files "
+            "in one unit.",
         )
 
 
 def _time_text(counts: dict[str, int]) -> Iterator[Check]:
-    with_zone, without = counts.get(WITH_ZONE, 0), counts.get(WITHOUT_ZONE, 0)
+    with_zone = counts.get(WITH_ZONE, 0)
+    without = counts.get(WITHOUT_ZONE, 0)
     if with_zone + without:
         yield Check(
             "time_zones",
@@ -143,5 +145,5 @@ def _spanning(manifest: Manifest, observed: dict[str, Any]) -> Iterator[Check]:
         f"{rows:,} rows of {len(files):,} files take several lines; the first begins in line {files[0]['line']:,} of "
         f"{files[0]['path']}",
         'If quotes are ordinary characters in these files, rows were swallowed: set logs.text.quoting = "none". '
-        'logs.text.quoting = "double" says that the line breaks are meant.',
+        'logs.text.quoting = "double" declares the line breaks as intended.',
     )

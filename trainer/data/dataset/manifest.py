@@ -1,33 +1,33 @@
-"""The sequence dataset: what prepare writes and everything else reads.
+"""The format of the sequence dataset: the files that prepare writes and every later stage reads.
 
     dataset/
-      manifest.json                    this module's Manifest; written last, by atomic rename: without it there is no dataset
+      manifest.json                    the Manifest of this module; written last, by atomic rename: without it there is no dataset
       part-000-00000.parquet ...       generation and partition: one row per user, hash-partitioned by user
-      cuts-001-00000.parquet ...       after an append: where the splits of every row of a partition lie now
-      items-000.parquet                features of items, row k is item number k (absent if there are none)
+      cuts-001-00000.parquet ...       after an append: the current cuts of every row of a partition
+      items-000.parquet                features of items; row k is item number k (absent without features)
       vocabulary-000-item.parquet ...  generation and table: value (as in the logs), num_events; row k is number k + 1
-      sketch-000-TABLE.parquet         hashes of values of a table without a vocabulary, to tell how many there are
-      rejected-000.parquet             quarantined rows with file, row and reason (absent if none)
-      card.html, card.json             what a person, or a program, should know of the dataset
+      sketch-000-TABLE.parquet         hashes of values of a table without a vocabulary, for their number
+      rejected-000.parquet             quarantined rows with file, row and reason (absent without such rows)
+      card.html, card.json             the data card, for people and for programs
 
-A row holds a user's whole history once, and two cuts tell the splits apart, so no event is stored twice:
+A row holds the whole history of a user once. Two cuts separate the splits, so no event is stored twice:
 
     user: as in the logs | item: list<int32> | time: list<int64> | train_end: int32 | validation_end: int32
     [0, train_end) trains, [train_end, validation_end) are the validation targets, [validation_end, end) the test targets
-    event.NAME: lists beside item and time, a value per event | user.NAME: a value per user
+    event.NAME: lists parallel to item and time, a value per event | user.NAME: a value per user
 
-A dataset for ranking has impressions as well, and its cuts are places among these instead:
+A dataset for ranking has impressions as well, and its cuts count these instead of events:
 
-    impression.item: list<int32> | impression.time: list<int64> | impression.history_end: list<int32>, of the history's events
-    the first so many lie before the impression | label.NAME: list<float> | impression.NAME: lists, the features of events
+    impression.item: list<int32> | impression.time: list<int64> | impression.history_end: list<int32>, the number of events of
+    the history before the impression | label.NAME: list<float> | impression.NAME: lists, the features of events
 
-**Numbers.** `item` holds numbers of the catalogue, in which every item of logs and catalogue has one, for ever. The model knows
-ids: 1 and up for the items that the training part knows, 0 for all others. The vocabulary's column `id` takes one to the
-other; where every number is its own id (`ids_are_numbers`), nothing needs to be looked up.
+**Numbers.** `item` holds numbers of the catalogue. Every item of logs and catalogue has a number that never changes.
+The model uses ids: 1 and up for the items that the training part knows, 0 for all others. The column `id` of the
+vocabulary maps numbers to ids. If every number equals its id (`ids_are_numbers`), the mapping is skipped.
 
-**Generations.** Later days are appended as parts of a next generation, which hold the new events of known users (`row`: which
-row of the partition they continue) and the rows of new users. Nothing that was written is written again. A row group of a part
-belongs to a row group of the dataset, whose rows never change, only grow longer.
+**Generations.** Later days are appended as parts of the next generation. These hold the new events of known users
+(`row`: the row of the partition that they continue) and the rows of new users. Existing files are never rewritten. A
+row group of a part belongs to a row group of the dataset; its rows never change, they only grow longer.
 """
 
 import json
@@ -47,19 +47,25 @@ USED_KINDS = ("categorical", "categorical_list", "bucketized", "numeric", "vecto
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of the dataset; `path` is relative to the dataset folder."""
+    """A file of the dataset."""
 
+    # Path relative to the dataset folder.
     path: str
+    # Size in bytes.
     num_bytes: int
+    # Hash of the content.
     sha256: str
 
 
 @dataclass(frozen=True)
 class RowGroup:
-    """One Parquet row group of a part: rows and events (all splits), and the row group of the dataset that they belong to."""
+    """One Parquet row group of a part."""
 
+    # Its rows.
     num_rows: int
+    # Its events, of all splits.
     num_events: int
+    # Number of the row group of the dataset that it belongs to.
     group: int
 
 
@@ -67,14 +73,17 @@ class RowGroup:
 class Part(StoredFile):
     """One Parquet file of rows."""
 
+    # Number of its partition.
     partition: int
+    # Number of the append that wrote it; 0 is the first preparation.
     generation: int
+    # Its row groups.
     row_groups: tuple[RowGroup, ...]
 
 
 @dataclass(frozen=True)
 class Cuts(StoredFile):
-    """train_end and validation_end of every row of a partition; one Parquet row group for each of the dataset."""
+    """train_end and validation_end of every row of a partition, with one Parquet row group per row group of the dataset."""
 
     partition: int
 
@@ -88,87 +97,118 @@ class VocabularyFile(StoredFile):
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature as it is stored. name: its column without the owner's prefix; table, num_rows: of its ids, if it has any.
+    """A feature as it is stored."""
 
-    kind: "categorical" (int32, or int64 hashes for a dynamic table), "categorical_list" (lists of them), "numeric" (float32),
-    "bucketized" (float32, ids after reading), "timestamp" (int64), "vector" (lists of float32 of width dim).
-    fitted: on the training part: {"transform", "mean", "std"} or {"transform", "bounds"}. Of all splits, num_missing: nulls (of
-    lists: entries too); num_unknown: values that the vocabulary does not have; num_cut: entries beyond max_values.
-    """
-
+    # Owner of the feature.
     owner: Literal["event", "item", "user"]
+    # Its column without the owner's prefix.
     name: str
+    # How it is stored: "categorical" (int32, or int64 hashes for a dynamic table), "categorical_list" (lists of them),
+    # "numeric" (float32), "bucketized" (float32, ids after reading), "timestamp" (int64), "vector" (lists of float32 of
+    # width dim).
     kind: str
+    # Table of its ids, if it has ids.
     table: str | None = None
+    # Rows of that table.
     num_rows: int | None = None
+    # Width of a vector.
     dim: int | None = None
+    # Fit on the training part: {"transform", "mean", "std"} or {"transform", "bounds"}.
     fitted: dict[str, Any] | None = None
+    # Nulls in all splits (in lists: entries too).
     num_missing: int = 0
+    # Values in all splits that the vocabulary does not contain.
     num_unknown: int = 0
+    # Entries in all splits beyond max_values.
     num_cut: int = 0
+    # Collisions of a hashed table (trainer/data/prepare/vocabularies.py).
     collisions: dict[str, Any] | None = None
 
     @property
     def column(self) -> str:
+        """Name of its column."""
         return f"{self.owner}.{self.name}"
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What prepare saw and did. Every row of logs and history that was read is kept or counted under a reason in `rejected`.
+    """Counts of rows, users, items and events. Every row of logs and history is kept, or counted under a reason in `rejected`.
 
     In a dataset for ranking, targets are impressions, and train_events are training impressions.
     """
 
+    # Rows of logs and history that were read, in all generations.
     rows_read: int
+    # Rows that are in the dataset.
     rows_kept: int
+    # Rejected rows by reason.
     rejected: dict[str, int]
+    # Users with a row.
     num_users: int
+    # Items that the model knows.
     num_items: int
+    # Events of the training parts.
     train_events: int
+    # Events held out for validation.
     validation_targets: int
+    # Events held out for the test.
     test_targets: int
-    users_without_targets: int  # their training part has a single event or none, so nothing can be learned from it
-    users_not_evaluated: int  # under leave_one_out: fewer events than split.min_events
-    unknown_items: int  # held-out events whose item the training period did not have
-    tied_times: int  # events with the same user and time as the event before; the order of the log decided
-    rare_items: int = (
-        0  # training events of items below tables.item.ids.min_count, which share the row of unknown items
-    )
-    history_events: int = 0  # ranking: events of histories, of all splits
-    catalogue_rejected: dict[str, int] = field(
-        default_factory=dict
-    )  # of the newest files of items and users, by reason
+    # Users with at most one training event (ranking: none), from whom nothing can be learned.
+    users_without_targets: int
+    # Under leave_one_out: users with fewer events than split.min_events.
+    users_not_evaluated: int
+    # Held-out events of items that the training period does not have.
+    unknown_items: int
+    # Events with the user and time of the previous event; the order of the log decided.
+    tied_times: int
+    # Training events of items below tables.item.ids.min_count, which share the row of unknown items.
+    rare_items: int = 0
+    # Ranking: events of histories, of all splits.
+    history_events: int = 0
+    # Rejected rows of the newest files of items and users, by reason.
+    catalogue_rejected: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The contract of a dataset. `fingerprint` identifies the inputs and settings it was made from."""
+    """The contract of a dataset."""
 
+    # Identifies the inputs and settings of the dataset.
     fingerprint: str
-    source: dict[
-        str, Any
-    ]  # settings, files by generation (path, bytes, time of change, sha256, rows), columns and their types
+    # Settings, files by generation (path, bytes, modification time, sha256, rows), columns and their types.
+    source: dict[str, Any]
+    # Settings of the split.
     split: dict[str, Any]
+    # Counts of rows, users, items and events.
     counts: Counts
+    # Vocabulary of each table that has one; that of "item" lists the catalogue.
     vocabularies: dict[str, VocabularyFile]
+    # Parts of all generations, in their order.
     parts: tuple[Part, ...]
+    # Task that the dataset serves: "next_item" or "ranking".
     task: str = "next_item"
-    labels: dict[str, Any] = field(
-        default_factory=dict
-    )  # ranking: positives by split, and the sampling rate of negatives
+    # Ranking: names, positives by split, outcomes, and the sampling rate of negatives.
+    labels: dict[str, Any] = field(default_factory=dict)
+    # Features in the order of the config.
     features: tuple[Feature, ...] = ()
+    # Features of the items.
     items: StoredFile | None = None
-    sketches: dict[str, StoredFile] = field(default_factory=dict)  # trainer/data/dataset/hashing.py: Distinct, by table
+    # By table without a vocabulary: hashes of its values (trainer/data/dataset/hashing.py: Distinct).
+    sketches: dict[str, StoredFile] = field(default_factory=dict)
+    # Current cuts of partitions with several generations.
     cuts: tuple[Cuts, ...] = ()
+    # Whether every number of the catalogue equals its id.
     ids_are_numbers: bool = True
-    profile: dict[str, Any] = field(default_factory=dict)  # for the data card
-    grown_from: tuple[str, ...] = ()  # digests of this dataset before each append, the oldest first
+    # Statistics for the data card.
+    profile: dict[str, Any] = field(default_factory=dict)
+    # Digests of this dataset before each append, the oldest first.
+    grown_from: tuple[str, ...] = ()
+    # Version of this format.
     format_version: int = FORMAT_VERSION
 
     @property
     def generation(self) -> int:
-        """The newest; 0 is the first. One of which every row was rejected has no part, but its files."""
+        """Newest generation (0 is the first), even if all its rows were rejected."""
         files = (file["generation"] for file in self.source.get("files", ()))
         return max((*(part.generation for part in self.parts), *files), default=0)
 
@@ -179,6 +219,7 @@ class Manifest:
 
     @property
     def num_partitions(self) -> int:
+        """Number of partitions."""
         return 1 + max((part.partition for part in self.parts), default=-1)
 
     @cached_property
@@ -192,20 +233,22 @@ class Manifest:
 
     @property
     def num_rows(self) -> int:
+        """Number of rows, which is that of the users."""
         return sum(self.group_rows)
 
     @property
     def num_item_rows(self) -> int:
-        """Ids of items: every known item and the id of the unknown."""
+        """Number of item ids: the known items, and one id for unknown items."""
         return self.counts.num_items + 1
 
     @property
     def vocabulary(self) -> VocabularyFile:
-        """Of the catalogue."""
+        """Vocabulary of the catalogue."""
         return self.vocabularies["item"]
 
     @property
     def files(self) -> Iterator[StoredFile]:
+        """All files that the manifest lists."""
         yield from self.parts
         yield from self.cuts
         yield from self.vocabularies.values()
@@ -215,7 +258,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Hash of the content: all files, wherever they came from. Ranks and resumed runs must agree on it."""
+        """Hash of the content: all files, independent of their origin. Ranks and resumed runs must agree on it."""
         fitted = [[feature.column, feature.fitted] for feature in self.features]
         return digest_of(
             {
@@ -227,12 +270,12 @@ class Manifest:
 
 
 def used_features(manifest: Manifest) -> tuple[Feature, ...]:
-    """The features of items that a model adds up. A timestamp says nothing without the time of an event."""
+    """Return the item features that a model adds up. A timestamp has no meaning without the time of an event."""
     return tuple(f for f in manifest.features if f.owner == "item" and f.kind in USED_KINDS)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commit the dataset: everything else must be on disk before."""
+    """Commit the dataset. All other files must already be on disk."""
     write_json_atomically(folder / "manifest.json", asdict(manifest))
 
 
@@ -251,7 +294,7 @@ def read_manifest(folder: Path) -> Manifest:
         ) from None
     if values.get("format_version") != FORMAT_VERSION:
         raise UserError(
-            f"dataset {path}: format version {values.get('format_version')}, this shoal reads {FORMAT_VERSION}; "
+            f"dataset {path}: format version {values.get('format_version')}, and this version of shoal reads {FORMAT_VERSION}; "
             "delete the folder and run `shoal prepare` again"
         )
     return Manifest(
@@ -273,7 +316,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def verify_dataset(folder: Path, manifest: Manifest) -> None:
-    """Check that every file is there, complete and unchanged. Raises UserError naming the file."""
+    """Check that every file is present, complete and unchanged. Raises UserError naming the file."""
     for file in manifest.files:
         try:
             actual = hash_file(folder / file.path)

@@ -1,8 +1,8 @@
-"""One partition of the logs becomes rows of the dataset: its events sorted, encoded, cut, counted.
+"""One partition of the logs as rows of the dataset: its events sorted, encoded, split and counted.
 
-Pure functions over Arrow tables. The invariant: what is written is a function of the partition's events and the plan alone. An
-append computes what the splits decide from all events of the partition, old and new, and what is counted row by row
-from the new ones, to be added up, so that preparing in two steps counts what preparing at once counts.
+Pure functions over Arrow tables. The invariant: the rows are a function of the partition's events and the plan alone.
+An append computes the splits from all events of the partition, old and new. Counts by row come from the new events and
+are added up. So preparing in two steps counts the same as preparing at once.
 """
 
 from collections.abc import Iterable
@@ -18,8 +18,8 @@ from trainer.data.dataset.grouping import Bools, Ints, same_as_before
 from trainer.data.dataset.hashing import hash_ids, whole
 from trainer.data.dataset.partition_events import (
     GroupPlan,
-    Kind,
     OldEvents,
+    PartitionEvents,
     PartitionInput,
     Written,
     events_before,
@@ -34,9 +34,9 @@ from trainer.data.logs.columns import SourceName
 
 @dataclass(frozen=True)
 class GroupCounts:
-    """What one partition holds, or the sum over several; names as in trainer.data.dataset.manifest.Counts.
+    """Counts of one partition, or sums over several; names as in trainer.data.dataset.manifest.Counts.
 
-    rows_kept: of this generation only.
+    rows_kept covers the current generation only.
     """
 
     rows_kept: int = 0
@@ -54,44 +54,54 @@ class GroupCounts:
 class ItemCounts:
     """Events of each item that occurs, ascending by number."""
 
+    # Numbers of the items.
     numbers: Ints
+    # Events of each item.
     num_events: Ints
+    # Training events of each item.
     num_train_events: Ints
+    # Test events of each item.
     num_test_events: Ints
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """One partition as rows of the dataset.
+    """One partition as rows of the dataset."""
 
-    rows: the columns of a part (trainer/data/dataset/manifest.py), of a next generation with `row`; num_old: rows of the partition
-    that were there before; cuts: (train_end, validation_end) of all rows; rejected: by source and reason, positions in the
-    table given; items, history_items: of targets, and for ranking of histories; losses: of each feature.
-    """
-
+    # Columns of a part (trainer/data/dataset/manifest.py); with `row` in a later generation.
     rows: pa.Table
+    # Rows of the partition that existed before.
     num_old: int
+    # (train_end, validation_end) of all rows.
     cuts: tuple[Ints, Ints]
+    # By source and reason: positions in the given table.
     rejected: dict[tuple[SourceName, str], Ints]
+    # Counts of the partition.
     counts: GroupCounts
+    # Counts of targets by item.
     items: ItemCounts
+    # Statistics for the data card.
     profile: Profile
+    # For ranking: counts of history events by item.
     history_items: ItemCounts | None = None
+    # Statistics of numeric features, by key.
     fits: dict[str, NumericFit] = field(default_factory=dict)
+    # Lost values of each feature, by key.
     losses: dict[str, Losses] = field(default_factory=dict)
 
 
 def sum_counts(counts: Iterable[GroupCounts]) -> GroupCounts:
+    """Add up the counts of partitions."""
     return GroupCounts(*map(sum, zip(*map(astuple, counts), strict=True)))
 
 
 def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
-    """Turn a partition's events into rows, one per user: ascending by user, an append's new users after the known ones."""
+    """Turn a partition's events into rows, one per user: ascending by user, new users of an append after the known ones."""
     users, codes = user_codes(given)
     if plan.labels:
         return _group_impressions(given, plan, users, codes)
     old = given.old.history if given.old else None
-    events = Kind.of(given.events, codes["events"], plan, old, last_times(len(users), old), len(users))
+    events = PartitionEvents.of(given.events, codes["events"], plan, old, last_times(len(users), old), len(users))
     train_end, validation_end = cut_histories(events.times, events.sorted.offsets, plan.cuts, hash_ids(users))
     split = _split_of(events.sorted.offsets, train_end, validation_end)
     written = Written(events.new_counts > 0 if given.old else np.ones(len(users), np.bool_), given.old is not None)
@@ -116,15 +126,16 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
 
 
 def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, codes: dict[str, Ints]) -> Grouped:
-    """Impressions, and the histories that they are joined to point in time: an impression sees events strictly before it."""
+    """Group impressions, joined to their histories point in time: an impression sees only events strictly before it."""
     old = given.old
-    old_shown, old_history = (old.impressions, old.history) if old else (None, None)
+    old_shown = old.impressions if old else None
+    old_history = old.history if old else None
     last_shown = last_times(len(users), old_shown)
-    shown = Kind.of(given.events, codes["events"], plan, old_shown, last_shown, len(users))
+    shown = PartitionEvents.of(given.events, codes["events"], plan, old_shown, last_shown, len(users))
     past, past_codes, num_of_source = _history_events(given, shown, codes, plan)
-    # An event before an old impression belongs into that impression's history, which is written already.
+    # An event before an old impression would belong to that impression's history, which is already written.
     last = last_times(len(users), old_history, old_shown)
-    history = Kind.of(past, past_codes, plan, old_history, last, len(users))
+    history = PartitionEvents.of(past, past_codes, plan, old_history, last, len(users))
     train_end, validation_end = cut_histories(shown.times, shown.sorted.offsets, plan.cuts, hash_ids(users))
     split = _split_of(shown.sorted.offsets, train_end, validation_end)
     written = Written((shown.new_counts + history.new_counts) > 0, old is not None)
@@ -145,7 +156,7 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
     }
     num_old = len(old.users) if old else 0
     user_features = UserFeatures.of(given.users, users, num_old, plan, train_end > 0)
-    found = profile_of(
+    profile = profile_of(
         shown.numbers, shown.times, shown.sorted.offsets, split, np.diff(history.sorted.offsets), plan.bins
     )
     counts = _counts(shown, train_end, validation_end, plan, min_train=1)
@@ -158,7 +169,7 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
         rejected=_rejected("logs", shown) | _rejected("history", history, num_of_source) | user_features.rejected,
         counts=replace(counts, rows_kept=counts.rows_kept + kept_of_source, history_events=history.numbers.size),
         items=_count_items(shown.numbers, split == 0, split == 2),
-        profile=replace(found, positives=_positives(shown, labels, old_shown, split)),
+        profile=replace(profile, positives=_positives(shown, labels, old_shown, split)),
         history_items=_count_items(history.numbers, trains, np.zeros(trains.size, np.bool_)),
         fits=features.fits | user_features.fits,
         losses=features.losses | user_features.losses,
@@ -166,47 +177,48 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
 
 
 def _positives(
-    shown: "Kind", new: dict[str, pa.Array], old: OldEvents | None, split: npt.NDArray[np.int8]
+    shown: "PartitionEvents", new: dict[str, pa.Array], old: OldEvents | None, split: npt.NDArray[np.int8]
 ) -> dict[str, Ints]:
-    """Of each label, by split: how many impressions, old and new, have one above 0."""
-    found = {}
+    """Count for each label, by split, the impressions (old and new) where it is above 0."""
+    counts = {}
     for name, column in new.items():
         above = np.zeros(split.size, np.bool_)
         above[shown.is_new] = column.to_numpy() > 0.0
         if old is not None:
-            above[~shown.is_new] = old.labels[name] > 0.0  # they stay, in their order
-        found[name] = np.bincount(split[above], minlength=3)
-    return found
+            above[~shown.is_new] = old.labels[name] > 0.0  # all of them are kept, in their order
+        counts[name] = np.bincount(split[above], minlength=3)
+    return counts
 
 
 def _is_training_time(times: Ints, plan: GroupPlan) -> Bools:
-    """Of events that are no targets; under leave-one-out there is no such time."""
+    """Return a mask of the times in the training period; under leave-one-out there is no such period, so all are."""
     return times < plan.cuts.validation_time if isinstance(plan.cuts, TimeBounds) else np.ones(times.size, np.bool_)
 
 
 def _history_events(
-    given: PartitionInput, shown: "Kind", codes: dict[str, Ints], plan: GroupPlan
+    given: PartitionInput, shown: "PartitionEvents", codes: dict[str, Ints], plan: GroupPlan
 ) -> tuple[pa.Table, Ints, int]:
-    """Events of the history source, then the impressions that became events; their users; how many are of the source."""
+    """Return events of the history source, then impressions that became events; their users; the number from the source."""
     columns = ["item", "time", "row", *(spec.key for spec in plan.of("event"))]
     # An empty table of all columns, so that features which the source lacks become nulls of the right type.
-    tables, found = [given.events.select(columns).slice(0, 0)], [np.zeros(0, np.int64)]
+    tables = [given.events.select(columns).slice(0, 0)]
+    users = [np.zeros(0, np.int64)]
     if given.history is not None:
         tables.append(given.history.select([name for name in columns if name in given.history.column_names]))
-        found.append(codes["history"])
+        users.append(codes["history"])
     if plan.history_label is not None:
         chosen = shown.new_order.filter(
             pc.greater(whole(given.events.column(f"label.{plan.history_label}")).take(shown.new_order), 0.0)
         )
         chosen = chosen.take(pc.array_sort_indices(chosen))  # in the order of the log
         tables.append(given.events.select(columns).take(chosen))
-        found.append(codes["events"][chosen.to_numpy()])
+        users.append(codes["events"][chosen.to_numpy()])
     num_of_source = given.history.num_rows if given.history is not None else 0
-    return pa.concat_tables(tables, promote_options="default"), np.concatenate(found), num_of_source
+    return pa.concat_tables(tables, promote_options="default"), np.concatenate(users), num_of_source
 
 
 def _split_of(offsets: Ints, train_end: Ints, validation_end: Ints) -> npt.NDArray[np.int8]:
-    """0, 1 or 2 for each event: training, validation, test."""
+    """Return the split of each event: 0, 1 or 2 for training, validation, test."""
     lengths = np.diff(offsets)
     place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths)
     after = (place >= np.repeat(train_end, lengths)).astype(np.int8)
@@ -234,20 +246,22 @@ def _table(
     return pa.table(columns)
 
 
-def _rejected(source: SourceName, kind: Kind, num_of_source: int | None = None) -> dict[tuple[SourceName, str], Ints]:
-    """Positions in the source's table. Of history events, those that impressions became are no rows of the source."""
-    found: dict[tuple[SourceName, str], Ints] = {}
+def _rejected(
+    source: SourceName, kind: PartitionEvents, num_of_source: int | None = None
+) -> dict[tuple[SourceName, str], Ints]:
+    """Return rejected positions in the source's table. Impressions that became history events are not rows of that source."""
+    rejected: dict[tuple[SourceName, str], Ints] = {}
     for reason, positions in kind.sorted.rejected.items():
         positions = positions - kind.num_old
         if num_of_source is not None:
             positions = positions[positions < num_of_source]
         if positions.size:
-            found[(source, reason)] = positions
-    return found
+            rejected[(source, reason)] = positions
+    return rejected
 
 
 def _counts(
-    targets: Kind,
+    targets: PartitionEvents,
     train_end: Ints,
     validation_end: Ints,
     plan: GroupPlan,
@@ -269,5 +283,5 @@ def _counts(
 def _count_items(numbers: Ints, trains: Bools, tests: Bools) -> ItemCounts:
     num_events = np.bincount(numbers)
     num_train_events, num_test_events = (np.bincount(numbers[of], minlength=len(num_events)) for of in (trains, tests))
-    found = np.flatnonzero(num_events)
-    return ItemCounts(found, num_events[found], num_train_events[found], num_test_events[found])
+    items = np.flatnonzero(num_events)
+    return ItemCounts(items, num_events[items], num_train_events[items], num_test_events[items])

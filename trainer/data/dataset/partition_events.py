@@ -1,6 +1,6 @@
-"""The events of one partition, old and new, brought into order: who they belong to, and which of them stay.
+"""Events of one partition, old and new: sorted by user and time, without rejected ones.
 
-Pure functions over Arrow tables and numpy arrays; trainer/data/dataset/partition.py makes rows of them.
+Pure functions over Arrow tables and numpy arrays; trainer/data/dataset/partition.py makes rows from them.
 """
 
 from collections.abc import Mapping
@@ -21,72 +21,97 @@ from trainer.data.logs.config import FeatureSpec
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """How partitions become rows. ids: of every table, "item" among them, whose vocabulary is the catalogue.
+    """Settings and vocabularies that turn partitions into rows."""
 
-    specs: all features; labels: names, empty unless the dataset is for ranking; fit: whether numbers are still to be fitted,
-    which an append leaves as they are.
-    """
-
+    # Bounds of the splits.
     cuts: Cuts
+    # Ids of every table. The vocabulary of "item" is the catalogue.
     ids: Mapping[str, Ids]
+    # All features.
     specs: tuple[FeatureSpec, ...]
+    # Time bins of the profile.
     bins: TimeBins
+    # Whether repeated events are rejected.
     drop_duplicates: bool = True
+    # Number of most recent events kept per user; None keeps all.
     max_events_per_user: int | None = None
+    # Names of labels; empty unless the dataset is for ranking.
     labels: tuple[str, ...] = ()
+    # Label that turns impressions into events of the history.
     history_label: str | None = None
+    # Whether numbers are fitted; an append keeps the existing fit.
     fit: bool = True
 
     def of(self, owner: str) -> tuple[FeatureSpec, ...]:
+        """Return the features of an owner."""
         return tuple(spec for spec in self.specs if spec.owner == owner)
 
 
 @dataclass(frozen=True)
 class OldEvents:
-    """Events that the dataset has of a partition: numbers, times, offsets (num_rows + 1,), all int64; labels of impressions."""
+    """Events of a partition that are already in the dataset."""
 
+    # (n,) int64 numbers of the catalogue.
     items: Ints
+    # (n,) int64.
     times: Ints
+    # (num_rows + 1,) int64 bounds of each row's events.
     offsets: Ints
+    # Labels of impressions by name, (n,) each.
     labels: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class OldRows:
-    """What an append continues: the users of a partition's rows, in their order, and their events."""
+    """Rows that an append continues."""
 
+    # Users of the partition's rows, in their order.
     users: pa.Array
+    # Events of their histories.
     history: OldEvents
+    # Their impressions, in a dataset for ranking.
     impressions: OldEvents | None = None
 
 
 @dataclass(frozen=True)
 class PartitionInput:
-    """The rows of one partition from each source, in the order of the log (trainer/data/logs/contract.py), and what is there."""
+    """The rows of one partition from each source, in the order of the log (trainer/data/logs/contract.py)."""
 
+    # Rows of the logs.
     events: pa.Table
+    # Rows of the history source.
     history: pa.Table | None = None
+    # Rows of the users' source.
     users: pa.Table | None = None
+    # Rows that are already in the dataset.
     old: OldRows | None = None
 
 
 @dataclass(frozen=True)
 class Written:
-    """Which rows of the partition are written now, and whether they continue others."""
+    """Rows of the partition that are written now."""
 
+    # Mask of these rows.
     rows: Bools
+    # Whether they continue existing rows.
     appended: bool
 
 
 @dataclass(frozen=True)
-class Kind:
-    """Events or impressions of a partition, old and new, sorted. numbers, times, codes: of those that stay, in order."""
+class PartitionEvents:
+    """Events or impressions of a partition, old and new, sorted."""
 
+    # Order and offsets.
     sorted: Sorted
+    # Number of events that are already in the dataset.
     num_old: int
+    # Item numbers of the kept events, in order.
     numbers: Ints
+    # Times of the kept events, in order.
     times: Ints
+    # Rows of the users of the kept events, in order.
     codes: Ints
+    # Mask of the new events among them.
     is_new: Bools
 
     @classmethod
@@ -98,46 +123,59 @@ class Kind:
         old: OldEvents | None,
         not_before: Ints | None,
         num_users: int,
-    ) -> "Kind":
+    ) -> "PartitionEvents":
+        """Sort the events of a partition.
+
+        Args:
+            table: new events, in the order of the log.
+            codes: row of each event's user.
+            plan: settings and vocabularies.
+            old: events that are already in the dataset.
+            not_before: earliest time of a new event of each user.
+            num_users: number of users.
+        """
         items = whole(table.column("item")).dictionary_encode()
         numbers = plan.ids["item"].of(items.dictionary).astype(np.int64)[items.indices.to_numpy()]
         times = table.column("time").to_numpy()
         if old is not None:
-            numbers, times = np.concatenate((old.items, numbers)), np.concatenate((old.times, times))
+            numbers = np.concatenate((old.items, numbers))
+            times = np.concatenate((old.times, times))
             codes = np.concatenate((np.repeat(np.arange(len(old.offsets) - 1), np.diff(old.offsets)), codes))
         num_old = len(old.items) if old is not None else 0
-        found = sort_events(
+        in_order = sort_events(
             codes, times, numbers, num_users, plan.drop_duplicates, plan.max_events_per_user, num_old, not_before
         )
-        order = found.order
-        return cls(found, num_old, numbers[order], times[order], codes[order], order >= num_old)
+        order = in_order.order
+        return cls(in_order, num_old, numbers[order], times[order], codes[order], order >= num_old)
 
     @property
     def new_order(self) -> pa.Array:
-        """Positions in the table given, of the new events that stay."""
+        """Positions of the kept new events in the given table."""
         return pa.array(self.sorted.order[self.is_new] - self.num_old)
 
     @property
     def new_numbers(self) -> npt.NDArray[np.int32]:
+        """Item numbers of the kept new events."""
         return self.numbers[self.is_new].astype(np.int32)
 
     @property
     def new_times(self) -> Ints:
+        """Times of the kept new events."""
         return self.times[self.is_new]
 
     @property
     def new_counts(self) -> Ints:
-        """Of each user."""
+        """Number of kept new events of each user."""
         return np.bincount(self.codes[self.is_new], minlength=len(self.sorted.offsets) - 1)
 
     def lists(self, column: pa.Array, written: Written) -> pa.Array:
-        """Values of the new events as one list per row that is written."""
+        """Return values of the new events as one list per written row."""
         offsets = np.concatenate(([0], np.cumsum(self.new_counts[written.rows])))
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), column)
 
 
 def last_times(num_users: int, *old: OldEvents | None) -> Ints | None:
-    """Of each user, the time of the last event that the dataset has; None where there is no dataset yet."""
+    """Return the time of each user's last event in the dataset; None if there is no dataset yet."""
     if not any(old):
         return None
     last = np.full(num_users, np.iinfo(np.int64).min)
@@ -148,7 +186,7 @@ def last_times(num_users: int, *old: OldEvents | None) -> Ints | None:
 
 
 def user_codes(given: PartitionInput) -> tuple[pa.Array, dict[str, Ints]]:
-    """All users of the partition by row, and for each event the row of its user."""
+    """Return all users of the partition by row, and for each event the row of its user."""
     tables = {"events": given.events} | ({"history": given.history} if given.history is not None else {})
     chunks = [chunk for table in tables.values() for chunk in table.column("user").chunks]
     column = pa.chunked_array(chunks, given.events.column("user").type)
@@ -164,13 +202,14 @@ def user_codes(given: PartitionInput) -> tuple[pa.Array, dict[str, Ints]]:
 
 
 def events_before(codes: Ints, times: Ints, history_codes: Ints, history_times: Ints) -> Ints:
-    """For each (user, time), how many events of the same user's history lie strictly before it. All sorted by both."""
+    """Count for each (user, time) the events of the user's history strictly before it. All arrays are sorted by both."""
     # One sort of all, in which an impression comes before the events of its own time.
-    both_codes, both_times = np.concatenate((codes, history_codes)), np.concatenate((times, history_times))
+    both_codes = np.concatenate((codes, history_codes))
+    both_times = np.concatenate((times, history_times))
     order = np.lexsort((np.arange(both_codes.size) >= codes.size, both_times, both_codes))
     is_history = order >= codes.size
     before = np.cumsum(is_history)
-    found = np.empty(codes.size, np.int64)
-    found[order[~is_history]] = before[~is_history]
+    num_before = np.empty(codes.size, np.int64)
+    num_before[order[~is_history]] = before[~is_history]
     starts = np.searchsorted(history_codes, np.arange(int(codes.max(initial=-1)) + 1))
-    return found - starts[codes] if codes.size else found
+    return num_before - starts[codes] if codes.size else num_before

@@ -1,6 +1,6 @@
-"""Features of a partition's events and users: encoded as they are stored, and fitted on the training part.
+"""Features of a partition's events and users: encoded for storage, and fitted on the training part.
 
-What is encoded is what is kept, so that nothing is counted of events that were rejected.
+Only kept events are encoded, so nothing is counted for rejected ones.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from trainer.data.dataset.features import Losses, NumericFit, encode
 from trainer.data.dataset.grouping import Bools, Ints
 from trainer.data.dataset.hashing import Hashes, hash_ids, mix, whole
-from trainer.data.dataset.partition_events import GroupPlan, Kind
+from trainer.data.dataset.partition_events import GroupPlan, PartitionEvents
 from trainer.data.logs.columns import SourceName
 from trainer.data.logs.config import NumericFeatureConfig
 
@@ -22,27 +22,42 @@ REPEATED_USER = "duplicate user"
 
 @dataclass(frozen=True)
 class EventFeatures:
-    """columns: by key, stored values of the new events in order; fits of numbers on the training part."""
+    """Encoded features of the new events."""
 
+    # By key: stored values of the new events, in order.
     columns: dict[str, pa.Array]
+    # By key: statistics of numbers on the training part.
     fits: dict[str, NumericFit]
+    # By key: lost values.
     losses: dict[str, Losses]
 
     @classmethod
     def of(
         cls,
         table: pa.Table,
-        kind: Kind,
+        kind: PartitionEvents,
         plan: GroupPlan,
         split: npt.NDArray[np.int8] | None,
         users: pa.Array,
     ) -> "EventFeatures":
-        columns, fits, losses = {}, {}, {}
+        """Encode the features of the kept new events.
+
+        Args:
+            table: new events, in the order of the log.
+            kind: the sorted events.
+            plan: settings and vocabularies.
+            split: split of each event; None if numbers are not fitted.
+            users: users of the partition by row.
+        """
+        columns = {}
+        fits = {}
+        losses = {}
         keys: Hashes | None = None
         for spec in plan.of("event"):
-            # Only what stays is encoded, so that nothing is counted of rejected events.
+            # Only kept events are encoded, so that nothing is counted for rejected ones.
             encoded = encode(spec, whole(table.column(spec.key)).take(kind.new_order), plan.ids)
-            columns[spec.key], losses[spec.key] = encoded.column, encoded.losses
+            columns[spec.key] = encoded.column
+            losses[spec.key] = encoded.losses
             if isinstance(spec.config, NumericFeatureConfig) and plan.fit and split is not None:
                 keys = _event_keys(kind, users) if keys is None else keys
                 trains = split[kind.is_new] == 0
@@ -51,33 +66,48 @@ class EventFeatures:
         return cls(columns, fits, losses)
 
 
-def _event_keys(kind: Kind, users: pa.Array) -> Hashes:
-    """A hash of (user, place in the history) for each event."""
+def _event_keys(kind: PartitionEvents, users: pa.Array) -> Hashes:
+    """Return a hash of (user, position in the history) for each event."""
     place = np.arange(kind.codes.size) - kind.sorted.offsets[kind.codes]
     return mix(hash_ids(users)[kind.codes] ^ mix(place.astype(np.uint64)))
 
 
 @dataclass(frozen=True)
 class UserFeatures:
-    """columns: by key, a stored value for every row, null where the row was there before and has its values."""
+    """Encoded features of users."""
 
+    # By key: a stored value for every row; null for rows that existed before and keep their values.
     columns: dict[str, pa.Array]
+    # By key: statistics of numbers on the training part.
     fits: dict[str, NumericFit]
+    # By key: lost values.
     losses: dict[str, Losses]
+    # Positions of rejected rows in the users' table, by source and reason.
     rejected: dict[tuple[SourceName, str], Ints]
 
     @classmethod
     def of(
         cls, table: pa.Table | None, users: pa.Array, num_old: int, plan: GroupPlan, trains: Bools
     ) -> "UserFeatures":
+        """Encode the features of new users.
+
+        Args:
+            table: rows of the users' source; None without one.
+            users: users of the partition by row.
+            num_old: rows that existed before.
+            plan: settings and vocabularies.
+            trains: mask of the users with training events.
+        """
         specs = plan.of("user")
         if table is None:
             return cls({}, {}, {}, {})
         kept, repeated = first_of_each(table.column("user"))
         place = pc.index_in(users.slice(num_old), value_set=whole(table.column("user")).take(kept))
-        columns, fits, losses = {}, {}, {}
+        columns = {}
+        fits = {}
+        losses = {}
         for spec in specs:
-            # Only what is joined is encoded, so that the counts are those of the dataset's users.
+            # Only joined rows are encoded, so that the counts are those of the dataset's users.
             encoded = encode(spec, whole(table.column(spec.key)).take(kept).take(place), plan.ids)
             columns[spec.key] = pa.concat_arrays([pa.nulls(num_old, encoded.column.type), encoded.column])
             losses[spec.key] = encoded.losses
@@ -91,7 +121,7 @@ class UserFeatures:
 
 
 def first_of_each(values: pa.ChunkedArray) -> tuple[pa.Array, Ints]:
-    """Positions of the first row of every distinct value, and of all other rows, both ascending."""
+    """Return positions of the first row of every distinct value, and of all other rows, both ascending."""
     codes = whole(values).dictionary_encode().indices.to_numpy()
     _, first = np.unique(codes, return_index=True)
     first.sort()

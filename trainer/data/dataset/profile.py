@@ -1,4 +1,4 @@
-"""What a person should know of a dataset, counted partition by partition and added up: the numbers of the data card."""
+"""Statistics for the data card, computed per partition and summed."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ Ints = npt.NDArray[np.int64]
 
 NUM_TIME_BINS = 60
 NUM_LENGTH_BINS = 40
-SAMPLED_USERS = 1_000  # of a partition at most, for what costs a comparison of every event with every target
+SAMPLED_USERS = 1_000  # most users of a partition for statistics that compare every event with every target
 SPLITS = ("train", "validation", "test")
 _LATEST, _EARLIEST = np.iinfo(np.int64).max, np.iinfo(np.int64).min
 
@@ -24,7 +24,7 @@ class TimeBins:
     last: int
 
     def of(self, times: Ints) -> Ints:
-        """Which bin each time is in. In floating point, because differences may exceed an int64."""
+        """Return the bin of each time. Computed in floating point, because differences may exceed an int64."""
         span = max(1.0, float(self.last) - float(self.first))
         place = (times.astype(np.float64) - float(self.first)) / span * NUM_TIME_BINS
         return np.clip(place, 0, NUM_TIME_BINS - 1).astype(np.int64)
@@ -32,28 +32,32 @@ class TimeBins:
 
 @dataclass(frozen=True)
 class Profile:
-    """Sums over partitions.
+    """Sums over partitions."""
 
-    lengths: (NUM_LENGTH_BINS,) users whose history has 2^k to 2^(k + 1) - 1 events at place k + 1, none at 0; longest: events
-    of the longest; times: (3, NUM_TIME_BINS) events (ranking: impressions) by split and time; earliest, latest: (3,) by split.
-    users: (3,) with events in each split. sampled_targets, repeated_targets: test targets of sampled users, and those among
-    them that the user had before the test. users_without_training: users with test targets but without anything to train
-    on. positives: of each label, by split.
-    """
-
+    # (NUM_LENGTH_BINS,) users by history length: 2^k to 2^(k + 1) - 1 events at k + 1, no events at 0.
     lengths: Ints
+    # Events of the longest history.
     longest: int
+    # (3, NUM_TIME_BINS) events (ranking: impressions) by split and time.
     times: Ints
+    # (3,) earliest time by split.
     earliest: Ints
+    # (3,) latest time by split.
     latest: Ints
+    # (3,) users with events in each split.
     users: Ints
+    # Test targets of sampled users.
     sampled_targets: int = 0
+    # Those of them with an item that the user had before the test.
     repeated_targets: int = 0
+    # Users with test targets, but without training events.
     users_without_training: int = 0
+    # (3,) positives of each label, by split.
     positives: dict[str, Ints] = field(default_factory=dict)
 
     @classmethod
     def empty(cls) -> "Profile":
+        """Return the profile of no events."""
         return cls(
             np.zeros(NUM_LENGTH_BINS, np.int64),
             0,
@@ -64,7 +68,7 @@ class Profile:
         )
 
     def as_values(self) -> dict[str, Any]:
-        """Plain values for the manifest; times are None for a split without any."""
+        """Return plain values for the manifest. The times of a split without events are None."""
         held = self.times.sum(axis=1) > 0
         return {
             "history_lengths": self.lengths.tolist(),
@@ -83,10 +87,20 @@ class Profile:
 def profile_of(
     items: Ints, times: Ints, offsets: Ints, split_of_event: npt.NDArray[np.int8], lengths: Ints, bins: TimeBins
 ) -> Profile:
-    """Of one partition. items, times: of all events (ranking: impressions) by user; lengths: (num_users,) of histories."""
+    """Compute the profile of one partition.
+
+    Args:
+        items: items of all events (ranking: impressions), sorted by user.
+        times: times of these events.
+        offsets: (num_users + 1,) bounds of each user's events.
+        split_of_event: split of each event.
+        lengths: (num_users,) lengths of histories.
+        bins: time bins.
+    """
     places = split_of_event.astype(np.int64) * NUM_TIME_BINS + bins.of(times)
     counts = np.bincount(places, minlength=3 * NUM_TIME_BINS)
-    earliest, latest = np.full(3, _LATEST), np.full(3, _EARLIEST)
+    earliest = np.full(3, _LATEST)
+    latest = np.full(3, _EARLIEST)
     num_users = len(offsets) - 1
     users = np.repeat(np.arange(num_users), np.diff(offsets))
     held = np.zeros((3, num_users), np.bool_)
@@ -95,7 +109,8 @@ def profile_of(
         held[split, users[inside]] = True
         moments = times[inside]
         if moments.size:
-            earliest[split], latest[split] = moments.min(), moments.max()
+            earliest[split] = moments.min()
+            latest[split] = moments.max()
     place = np.frexp(lengths.astype(np.float64))[1]  # 2^k .. 2^(k + 1) - 1 gives k + 1, and 0 gives 0
     sampled, repeated = _repeats(items, split_of_event, offsets)
     return Profile(
@@ -112,22 +127,24 @@ def profile_of(
 
 
 def _repeats(items: Ints, split_of_event: npt.NDArray[np.int8], offsets: Ints) -> tuple[int, int]:
-    """Test targets of sampled users, and how many of them are of an item that the user had before the test."""
+    """Count test targets of sampled users, and those with an item that the user had before the test."""
     # Evenly spaced users: the first ones may be the oldest accounts.
     step = max(1, -(-(len(offsets) - 1) // SAMPLED_USERS))
-    starts, lengths = offsets[:-1][::step], np.diff(offsets)[::step]
+    starts = offsets[:-1][::step]
+    lengths = np.diff(offsets)[::step]
     index = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
     users = np.repeat(np.arange(lengths.size), lengths)
     key = users * (int(items.max(initial=0)) + 1) + items[index]
     tests = split_of_event[index] == 2
     targets, counts = np.unique(key[tests], return_counts=True)
     place = np.searchsorted(targets, key[~tests])
-    found = np.zeros(targets.size + 1, np.bool_)
-    found[place[np.append(targets, -1)[place] == key[~tests]]] = True
-    return int(counts.sum()), int(counts[found[:-1]].sum())
+    repeated = np.zeros(targets.size + 1, np.bool_)
+    repeated[place[np.append(targets, -1)[place] == key[~tests]]] = True
+    return int(counts.sum()), int(counts[repeated[:-1]].sum())
 
 
 def merged(pieces: Iterable[Profile]) -> Profile:
+    """Add up the profiles of partitions."""
     total = Profile.empty()
     for piece in pieces:
         names = total.positives.keys() | piece.positives.keys()
@@ -150,9 +167,17 @@ def merged(pieces: Iterable[Profile]) -> Profile:
 def overlap_of_items(
     num_events: Ints, num_train_events: Ints, num_test_events: Ints, ids: npt.NDArray[np.int32]
 ) -> dict[str, Any]:
-    """Which items the splits share, as plain values for the manifest. (catalogue,) each; id 0: unknown to the model."""
+    """Return which items the splits share, as plain values for the manifest.
+
+    Args:
+        num_events: (catalogue,) events of each item.
+        num_train_events: (catalogue,) training events.
+        num_test_events: (catalogue,) test events.
+        ids: (catalogue,) id of each item; 0 is unknown to the model.
+    """
     num_validation_events = num_events - num_train_events - num_test_events
-    tested, trained = num_test_events > 0, num_train_events > 0
+    tested = num_test_events > 0
+    trained = num_train_events > 0
     return {
         "items": {
             "train": int(trained.sum()),

@@ -1,4 +1,4 @@
-"""Where histories are cut into training, validation and test part. Pure numpy."""
+"""Bounds of the training, validation and test parts of histories. Pure numpy."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -12,7 +12,7 @@ from trainer.data.dataset.hashing import Hashes, mix
 from trainer.errors import UserError
 
 Ints = npt.NDArray[np.int64]
-Split = Literal["validation", "test"]  # the parts of a history that models are judged on
+Split = Literal["validation", "test"]  # the parts of a history on which models are evaluated
 _VALIDATED = np.uint64(0x76616C6964617465)
 CLOCK_UNITS = {"seconds": 1, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 _FROM_1990, _TO_2100 = 631_152_000, 4_102_444_800  # seconds since 1970
@@ -21,20 +21,21 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """The last event tests and the one before validates, for users with at least `min_events`.
+    """The last event is the test target and the one before it the validation target."""
 
-    validation_share: of these users, how many are validated; of the others the event before the last is trained on.
-    """
-
+    # Fewest events of a user with these targets; users with fewer only train.
     min_events: int
+    # Share of these users with a validation target; the event before the last of other users trains.
     validation_share: float = 1.0
 
 
 @dataclass(frozen=True)
 class TimeBounds:
-    """Events before `validation_time` train, those before `test_time` validate, the rest test (unit of the dataset)."""
+    """Times that separate the splits, in the unit of the dataset."""
 
+    # Events before it train.
     validation_time: int
+    # Events before it (and not before validation_time) validate, the others test.
     test_time: int
 
 
@@ -42,7 +43,7 @@ Cuts = LeaveOneOut | TimeBounds
 
 
 def resolve_cuts(split: SplitConfig, time_kind: Literal["integer", "timestamp"]) -> Cuts:
-    """The split in numbers. Raises UserError if its times don't have the form of the time column, or cannot be read."""
+    """Return the bounds of the split as numbers. Raises UserError if its times cannot be read or do not fit the time column."""
     match split:
         case LeaveOneOutConfig():
             return LeaveOneOut(split.min_events, split.validation_share)
@@ -59,9 +60,13 @@ def resolve_cuts(split: SplitConfig, time_kind: Literal["integer", "timestamp"])
 
 
 def cut_histories(times: Ints, offsets: Ints, cuts: Cuts, users: Hashes) -> tuple[Ints, Ints]:
-    """`train_end` and `validation_end` of every history, relative to its start; `times` ascend within each.
+    """Return `train_end` and `validation_end` of every history, relative to its start.
 
-    users: hashes of the histories' users.
+    Args:
+        times: (n,) times, ascending within each history.
+        offsets: bounds of the histories.
+        cuts: bounds of the splits.
+        users: hashes of the histories' users.
     """
     lengths = np.diff(offsets)
     match cuts:
@@ -70,28 +75,28 @@ def cut_histories(times: Ints, offsets: Ints, cuts: Cuts, users: Hashes) -> tupl
             validated = held_out * _chosen(users, cuts.validation_share)
             return lengths - held_out - validated, lengths - held_out
         case TimeBounds():
-            # Sums of stretches by differences, because some histories are empty (np.add.reduceat takes these for others).
+            # Sums by differences, because some histories are empty (np.add.reduceat returns an element for these).
             before = [np.append(0, np.cumsum(times < bound)) for bound in (cuts.validation_time, cuts.test_time)]
             train_end, validation_end = (np.diff(b[offsets]) for b in before)
             return train_end, validation_end
 
 
 def _chosen(users: Hashes, share: float) -> npt.NDArray[np.bool_]:
-    """A share of the users, always the same ones. Mixed once more, because the hash itself says which partition they are in."""
+    """Return a mask of a fixed share of the users. Hashes are mixed again, because the hash itself determines the partition."""
     if share == 1.0:
         return np.ones(users.size, np.bool_)
     return mix(users ^ _VALIDATED) < np.uint64(share * 2.0**64)
 
 
 def time_as_text(value: int, time_kind: str) -> str:
-    """A time of the dataset as people read it: an integer as it stands, microseconds since 1970 as a moment in UTC."""
+    """Return a time of the dataset for people: an integer unchanged, microseconds since 1970 as a moment in UTC."""
     if time_kind == "integer":
         return str(value)
     return str(np.datetime64(value, "us").astype("datetime64[s]")).replace("T", " ")
 
 
 def unit_of_clock(first: int, last: int) -> str | None:
-    """The unit in which integers from `first` to `last` are times of a clock between 1990 and 2100; None if in none."""
+    """Return the unit in which integers from `first` to `last` are times between 1990 and 2100; None if there is none."""
     for unit, per_second in CLOCK_UNITS.items():
         if _FROM_1990 * per_second <= first <= last < _TO_2100 * per_second:
             return unit
@@ -99,7 +104,7 @@ def unit_of_clock(first: int, last: int) -> str | None:
 
 
 def resolve_time(value: int | str, setting: str, time_kind: str) -> int:
-    """A time of the config in the unit of the dataset. Raises UserError if its form is not that of the time column."""
+    """Return a time of the config in the unit of the dataset. Raises UserError if its form does not fit the time column."""
     if isinstance(value, int) and time_kind == "integer":
         return value
     if isinstance(value, int):

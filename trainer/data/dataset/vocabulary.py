@@ -1,4 +1,4 @@
-"""The values behind ids, read back from a dataset."""
+"""Raw values of ids, read back from a dataset."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +13,21 @@ from trainer.data.dataset.manifest import Manifest
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Items by id. values: as in the logs, entry k is id k + 1; train_events: (num_items,) int64."""
+    """Items by id."""
 
+    # Values as in the logs; entry k is id k + 1.
     values: pa.Array
+    # (num_items,) int64 training events.
     train_events: np.ndarray
 
     @property
     def num_items(self) -> int:
+        """Number of items."""
         return int(self.train_events.size)
 
 
 def read_vocabulary(folder: Path, manifest: Manifest, with_unknown: bool = False) -> Vocabulary:
-    """The items in the order of their ids: those that the training part knows, and `with_unknown` the others behind them."""
+    """Read the items in the order of their ids: the known ones, and with `with_unknown` the others after them."""
     table = pq.read_table(folder / manifest.vocabulary.path, columns=["value", "num_train_events"])
     if not manifest.ids_are_numbers:
         ids = ids_of_numbers(folder, manifest, with_unknown)[1:]
@@ -34,14 +37,14 @@ def read_vocabulary(folder: Path, manifest: Manifest, with_unknown: bool = False
 
 
 def read_values(folder: Path, manifest: Manifest, table: str) -> pa.Array:
-    """The values of a table's ids, or of the catalogue's numbers ("item"): entry k is k + 1."""
+    """Read the values of a table's ids, or of the catalogue's numbers ("item"): entry k is id or number k + 1."""
     return whole(pq.read_table(folder / manifest.vocabularies[table].path, columns=["value"]).column("value"))
 
 
 def ids_of_numbers(folder: Path, manifest: Manifest, with_unknown: bool = False) -> np.ndarray:
-    """The id of every number of the catalogue, number 0 (no item) included: (catalogue + 1,) int32.
+    """Return the id of every number of the catalogue, including number 0 (no item): (catalogue + 1,) int32.
 
-    Items that the training part does not know have id 0, or `with_unknown` the ids after those of the known.
+    Items that the training part does not know have id 0, or with `with_unknown` the ids after the known ones.
     """
     ids = pq.read_table(folder / manifest.vocabulary.path, columns=["id"]).column("id").to_numpy().astype(np.int32)
     if with_unknown:

@@ -1,6 +1,6 @@
-"""Writes the files of a sequence dataset, in the format of trainer/data/dataset/manifest.py: parts, cuts, vocabularies, items.
+"""Writing of the files of a sequence dataset (trainer/data/dataset/manifest.py): parts, cuts, vocabularies, items.
 
-Equal tables become equal bytes. Pages carry checksums, because Parquet alone does not notice a flipped bit.
+Equal tables give equal bytes. Pages have checksums, because Parquet alone does not detect a flipped bit.
 """
 
 from dataclasses import dataclass, replace
@@ -21,22 +21,31 @@ from trainer.storage.files import hash_file
 MIN_ROW_GROUPS = 64  # the training stream shuffles over row groups
 MAX_ROWS = 4096
 MAX_EVENTS = 2_000_000
-NEW_GROUP = 1 << 40  # numbers from here on are still to be given
+NEW_GROUP = 1 << 40  # numbers from here on are provisional
 
 
 @dataclass(frozen=True)
 class OldGroups:
-    """The row groups of the dataset that lie in one partition: their numbers, and bounds of their rows (groups + 1,)."""
+    """The row groups of the dataset in one partition."""
 
+    # Their numbers.
     numbers: tuple[int, ...]
+    # (groups + 1,) bounds of their rows.
     bounds: tuple[int, ...]
 
 
 def write_part(path: Path, rows: pa.Table, partition: int, generation: int, old: OldGroups) -> Part:
-    """Write one part; row groups that are new to the dataset are numbered from 0, see `numbered`.
+    """Write one part. Row groups that are new to the dataset are numbered from NEW_GROUP on; `numbered` renumbers them.
 
-    `rows` has the columns of a part; those of a row below the last of `old.bounds` continue that row's group. Raises OSError
-    if the disk does not take it.
+    Args:
+        path: the file.
+        rows: columns of a part. A row below the last of `old.bounds` continues the group of that row.
+        partition: number of the partition.
+        generation: number of the append.
+        old: row groups that exist already.
+
+    Raises:
+        OSError: if the disk is full.
     """
     offsets = _offsets(rows)
     num_continued = 0
@@ -50,7 +59,7 @@ def write_part(path: Path, rows: pa.Table, partition: int, generation: int, old:
             for group, (first, last) in zip(old.numbers, pairwise(places.tolist()), strict=True)
             if last > first
         ]
-    # What an append adds is cut as coarsely as what is there, or daily appends would end in groups of single rows.
+    # An append uses groups as large as the existing ones; otherwise daily appends would create groups of single rows.
     typical_rows = old.bounds[-1] // len(old.numbers) if old.numbers else None
     bounds = [num_continued + bound for bound in row_group_bounds(offsets[num_continued:], typical_rows)]
     created = [(NEW_GROUP + number, first, last) for number, (first, last) in enumerate(pairwise(bounds))]
@@ -66,13 +75,13 @@ def write_part(path: Path, rows: pa.Table, partition: int, generation: int, old:
 
 
 def row_bounds(part: Part | None, old: OldGroups) -> list[int]:
-    """Bounds of the rows of every row group that a partition has now, those of `part` included."""
+    """Return the bounds of the rows of every row group that a partition has now, including those of `part`."""
     created = [group.num_rows for group in part.row_groups if group.group >= NEW_GROUP] if part else []
     return [*old.bounds, *(old.bounds[-1] + np.cumsum(created, dtype=np.int64)).tolist()]
 
 
 def numbered(parts: list[Part], first_group: int) -> tuple[Part, ...]:
-    """Parts of one generation with the numbers that their new row groups have in the dataset, in the order of the parts."""
+    """Return the parts of one generation with the final numbers of their new row groups, in the order of the parts."""
     numbers = count(first_group)
     return tuple(
         replace(
@@ -84,7 +93,14 @@ def numbered(parts: list[Part], first_group: int) -> tuple[Part, ...]:
 
 
 def write_cuts(path: Path, cuts: tuple[Ints, Ints], bounds: list[int], partition: int) -> Cuts:
-    """Write the cuts of all rows of a partition, a Parquet row group for each of the dataset's (`bounds` of their rows)."""
+    """Write the cuts of all rows of a partition, with one Parquet row group per row group of the dataset.
+
+    Args:
+        path: the file.
+        cuts: (train_end, validation_end) of all rows.
+        bounds: bounds of the rows of each row group.
+        partition: number of the partition.
+    """
     table = pa.table({"train_end": cuts[0].astype(np.int32), "validation_end": cuts[1].astype(np.int32)})
     with _writer(path, table.schema) as writer:
         for first, last in pairwise(bounds):
@@ -93,12 +109,12 @@ def write_cuts(path: Path, cuts: tuple[Ints, Ints], bounds: list[int], partition
 
 
 def stored_file(path: Path) -> StoredFile:
-    """The entry of a finished file."""
+    """Return the manifest's entry of a finished file."""
     return StoredFile(path.name, path.stat().st_size, hash_file(path))
 
 
 def _offsets(rows: pa.Table) -> Ints:
-    """Where rows would be cut: by their events, and their impressions where there are any."""
+    """Return the offsets by which rows are cut into groups: of events, plus those of impressions if there are any."""
     offsets: Ints = rows.column("item").combine_chunks().offsets.to_numpy().astype(np.int64)
     if "impression.item" in rows.column_names:
         offsets = offsets + rows.column("impression.item").combine_chunks().offsets.to_numpy()
@@ -106,34 +122,39 @@ def _offsets(rows: pa.Table) -> Ints:
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """Dictionaries for ids, differences for times (a third smaller, and faster to read)."""
+    """Return the encoding of columns: dictionaries for ids, differences for times (a third smaller, and faster to read)."""
     moments = [_leaf(field) for field in schema if pa.types.is_list(field.type) and _values(field.type) == pa.int64()]
     others = [_leaf(field) for field in schema if pa.types.is_list(field.type) and _values(field.type) != pa.int64()]
     return {"use_dictionary": others, "column_encoding": dict.fromkeys(moments, "DELTA_BINARY_PACKED")}
 
 
-def _values(found: pa.DataType) -> pa.DataType:
-    return _values(found.value_type) if _is_nested(found) else found
+def _values(arrow_type: pa.DataType) -> pa.DataType:
+    return _values(arrow_type.value_type) if _is_nested(arrow_type) else arrow_type
 
 
 def _leaf(field: pa.Field) -> str:
-    """The path that Parquet has for the values of lists."""
-    path, found = str(field.name), field.type
-    while _is_nested(found):
-        path, found = f"{path}.list.element", found.value_type
+    """Return the path that Parquet gives to the values of lists."""
+    path = str(field.name)
+    arrow_type = field.type
+    while _is_nested(arrow_type):
+        path = f"{path}.list.element"
+        arrow_type = arrow_type.value_type
     return path
 
 
-def _is_nested(found: pa.DataType) -> bool:
-    return bool(pa.types.is_list(found) or pa.types.is_fixed_size_list(found))
+def _is_nested(arrow_type: pa.DataType) -> bool:
+    return bool(pa.types.is_list(arrow_type) or pa.types.is_fixed_size_list(arrow_type))
 
 
 def row_group_bounds(offsets: Ints, typical_rows: int | None = None) -> list[int]:
-    """Where to cut histories (given by their offsets) into row groups of about equal numbers of rows.
+    """Return bounds that cut histories into row groups with about equal numbers of rows.
 
-    Every part has 64 row groups, or as many as rows, so the dataset has at least 64 whatever the number of parts. None
-    has more than 4,096 rows, and none more than two million events, but for a single history that is longer.
-    `typical_rows`: cut into groups of about so many rows instead.
+    Every part has 64 row groups, or as many as rows, so the dataset has at least 64 for any number of parts. No group
+    has more than 4,096 rows or more than two million events, except for a single longer history.
+
+    Args:
+        offsets: offsets of the histories.
+        typical_rows: cut into groups of about this many rows instead.
     """
     num_rows = len(offsets) - 1
     few = min(num_rows, MIN_ROW_GROUPS) if typical_rows is None else -(-num_rows // max(1, typical_rows))
@@ -148,13 +169,13 @@ def row_group_bounds(offsets: Ints, typical_rows: int | None = None) -> list[int
 def write_catalogue(
     path: Path, values: pa.Array, ids: npt.NDArray[np.int32], num_events: Ints, num_train_events: Ints
 ) -> VocabularyFile:
-    """Write the item vocabulary: row k is number k + 1, `id` what the model calls it (0: as one that is unknown)."""
+    """Write the item vocabulary: row k is number k + 1. Column `id` is the id that the model uses (0: unknown)."""
     table = pa.table({"value": values, "id": ids, "num_events": num_events, "num_train_events": num_train_events})
     return write_vocabulary(path, table)
 
 
 def write_vocabulary(path: Path, table: pa.Table) -> VocabularyFile:
-    """Write the values of a table's rows (row k is id k + 1), and return its entry in the manifest."""
+    """Write the values of a table's rows (row k is id k + 1), and return the manifest's entry."""
     with _writer(path, table.schema) as writer:
         writer.write_table(table)
     return VocabularyFile(**vars(stored_file(path)), num_rows=table.num_rows)
@@ -169,6 +190,7 @@ def write_sketch(path: Path, distinct: Distinct) -> StoredFile:
 
 
 def read_sketch(path: Path) -> Distinct:
+    """Read the hashes by which the values of a table are counted."""
     return Distinct(pq.read_table(path).column("hash").to_numpy())
 
 

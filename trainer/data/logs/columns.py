@@ -1,4 +1,4 @@
-"""Which columns are read from which source of the logs, and what each is for."""
+"""Columns to read from each source of the logs, with the role of each."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -18,12 +18,13 @@ from trainer.data.logs.config import (
 
 SourceName = Literal["logs", "history", "items", "users"]
 Role = Literal["id", "time", "label", "categorical", "numeric", "timestamp", "vector"]
-SOURCES: dict[Owner, SourceName] = {"event": "logs", "item": "items", "user": "users"}  # where whose features are
+# Source that holds the features of each owner.
+SOURCES: dict[Owner, SourceName] = {"event": "logs", "item": "items", "user": "users"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column that is read, and the settings by which its values are read."""
+    """A column to read, with the settings that decide how its values are read."""
 
     # The column's name after reading.
     name: str
@@ -37,7 +38,7 @@ class Column:
     separator: str | None = None
     # Width of vectors.
     dim: int | None = None
-    # Columns of one group hold values that are compared, so they are read as one type: "user", "item", or a table.
+    # Columns of one group ("user", "item" or a table) hold values that are compared, so they are read as one type.
     group: str | None = None
     # Declared type of ids and categorical values.
     type: ValueType = "auto"
@@ -56,7 +57,7 @@ class Column:
 
 
 def columns_of(logs: LogsConfig) -> dict[SourceName, tuple[Column, ...]]:
-    """What is read from each source."""
+    """Return the columns to read from each source."""
     specs = feature_specs(logs)
 
     def features(owner: str) -> list[Column]:
@@ -95,7 +96,7 @@ def columns_of(logs: LogsConfig) -> dict[SourceName, tuple[Column, ...]]:
 
 
 def _written(column: Column, logs: LogsConfig, source: SourceName) -> Column:
-    """The column with the settings of its source's text files."""
+    """Return the column with the settings for the text files of its source."""
     own = source != "logs" and getattr(logs, source).text is not None
     setting = f"logs.{source}.text" if own else "logs.text"
     return replace(column, null_values=tuple(logs.null_values), text=logs.text_of(source), text_setting=setting)
@@ -104,9 +105,11 @@ def _written(column: Column, logs: LogsConfig, source: SourceName) -> Column:
 def _feature_column(spec: FeatureSpec, logs: LogsConfig) -> Column:
     match spec.config:
         case CategoricalFeatureConfig():
-            type, type_setting = spec.config.type, f"{spec.setting}.type"
+            type = spec.config.type
+            type_setting = f"{spec.setting}.type"
             if spec.table == "item" and type == "auto":
-                type, type_setting = logs.item_type, "logs.item_type"
+                type = logs.item_type
+                type_setting = "logs.item_type"
             return Column(
                 spec.key,
                 spec.source,

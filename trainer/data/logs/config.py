@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
+from trainer.data.logs.format_names import FormatSetting
 from trainer.data.logs.time_formats import check_format
 
 ValueType = Literal["auto", "integer", "text"]
@@ -48,7 +49,7 @@ class TextConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self
 
 
-TEXT_DESCRIPTION = "how text files of this source are written; default: logs.text"
+TEXT_DESCRIPTION = "format of the text files of this source; default: logs.text"
 
 
 class CategoricalFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -125,14 +126,13 @@ FeatureConfig = Annotated[
     Field(discriminator="kind"),
 ]
 Features = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], FeatureConfig]
-Format = Literal["auto", "parquet", "csv", "tsv"]
 
 
 class ItemsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """The catalogue: one row per item with its features. It also lists items without events."""
 
     path: str | list[str] = Field(description="files of items, in the forms of logs.path")
-    format: Format = Field("auto", description="file format; auto: by the ending of each file")
+    format: FormatSetting = Field("auto", description="file format; auto: by the ending of each file")
     text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     item: str = Field("item_id", description="column of the item, of the same type as in the logs")
     features: Features = Field(default_factory=dict, description="features of items by name")
@@ -142,7 +142,7 @@ class UsersConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """One row per user with its features."""
 
     path: str | list[str] = Field(description="files of users, in the forms of logs.path")
-    format: Format = Field("auto", description="file format; auto: by the ending of each file")
+    format: FormatSetting = Field("auto", description="file format; auto: by the ending of each file")
     text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")
     features: Features = Field(default_factory=dict, description="features of users by name")
@@ -152,7 +152,7 @@ class HistoryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """For logs of impressions: further logs whose events belong to the history and are not impressions."""
 
     path: str | list[str] = Field(description="files of events, in the forms of logs.path")
-    format: Format = Field("auto", description="file format; auto: by the ending of each file")
+    format: FormatSetting = Field("auto", description="file format; auto: by the ending of each file")
     text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")
     item: str = Field("item_id", description="column of the item, of the same type as in the logs")
@@ -171,7 +171,7 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="a file, folder or glob of event logs, or a list of them: local paths, or URIs of any filesystem that "
         "pyarrow supports (s3://, gs://, hdfs://). Relative paths start at the current folder"
     )
-    format: Format = Field(
+    format: FormatSetting = Field(
         "auto", description="file format; auto: by the ending of each file (.parquet, .csv, .tsv, .inter)"
     )
     text: TextConfig = Field(default_factory=TextConfig, description="format of text files")
@@ -272,7 +272,7 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
                 if column in known_after:
                     raise ValueError(
                         f"{owner}.features.{feature} reads column {column!r}, which is among {known_after[column]}: it is known "
-                        "only after the impression, so a model that saw it would know the answer; leave the feature out"
+                        "only after the impression, so it would reveal the answer to the model; leave the feature out"
                     )
         if not self.labels:
             for name in ("history_label", "history"):
@@ -280,7 +280,7 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
                     raise ValueError(f"logs.{name} is for impressions, and logs.labels names no label")
         elif self.history_label is None and self.history is None:
             raise ValueError(
-                "logs.labels makes rows impressions, so something has to say which events make up a history: "
+                "logs.labels makes rows impressions, but no setting defines the events of a history: "
                 "set logs.history_label to one of the labels, or logs.history to further logs"
             )
         elif self.history_label is not None and self.history_label not in self.labels:
@@ -295,17 +295,17 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
             if isinstance(spec.config, NumericFeatureConfig) and spec.table in owners:
                 raise ValueError(
                     f"{spec.setting}: its buckets would share rows of table {spec.table!r} with the values of "
-                    f"{owners[spec.table]}, as if they were the same; set another `table`"
+                    f"{owners[spec.table]}, although they are different values; set another `table`"
                 )
             if self.labels and spec.owner == "event" and spec.name in _COLUMNS_OF_IMPRESSIONS:
                 raise ValueError(
-                    f"{spec.setting}: impressions have a column of the name {spec.name!r} already; call the feature otherwise, "
+                    f"{spec.setting}: impressions already have a column named {spec.name!r}; give the feature another name, "
                     f'with column = "{spec.source}"'
                 )
         return self
 
     def text_of(self, source: Literal["logs", "history", "items", "users"]) -> TextConfig:
-        """How the text files of a source are written."""
+        """Return the format of the text files of a source."""
         match source:
             case "logs":
                 return self.text
@@ -318,7 +318,7 @@ class LogsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def task(self) -> Literal["next_item", "ranking"]:
-        """What a dataset of these logs is for."""
+        """Task that a dataset of these logs serves."""
         return "ranking" if self.labels else "next_item"
 
 
@@ -329,7 +329,7 @@ _SETTINGS: dict[Owner, str] = {"event": "logs", "item": "logs.items", "user": "l
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """A feature as it is configured, with whose it is."""
+    """A configured feature with its owner."""
 
     owner: Owner
     name: str
@@ -337,21 +337,22 @@ class FeatureSpec:
 
     @property
     def key(self) -> str:
-        """What its column is called from the logs to the dataset."""
+        """Name of its column from the logs to the dataset."""
         return f"{self.owner}.{self.name}"
 
     @property
     def source(self) -> str:
-        """The column of the files."""
+        """Name of its column in the files."""
         return self.config.column or self.name
 
     @property
     def setting(self) -> str:
+        """Setting that declares the feature."""
         return f"{_SETTINGS[self.owner]}.features.{self.name}"
 
     @property
     def table(self) -> str | None:
-        """The table that its ids are rows of, if it has any."""
+        """Table that holds a row for each of its ids, or None."""
         match self.config:
             case CategoricalFeatureConfig():
                 return self.config.table or self.name
@@ -362,10 +363,10 @@ class FeatureSpec:
 
 
 def feature_specs(logs: LogsConfig) -> tuple[FeatureSpec, ...]:
-    """All features: of events, of items, of users, each in the order of the config."""
+    """Return all features: of events, of items, of users, each in the order of the config."""
     owners: list[tuple[Owner, dict[str, FeatureConfig]]] = [
         ("event", logs.features),
         ("item", logs.items.features if logs.items else {}),
         ("user", logs.users.features if logs.users else {}),
     ]
-    return tuple(FeatureSpec(owner, name, config) for owner, found in owners for name, config in found.items())
+    return tuple(FeatureSpec(owner, name, config) for owner, features in owners for name, config in features.items())

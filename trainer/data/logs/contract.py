@@ -1,8 +1,9 @@
 """The contract of event logs: the one type that each column has in all files.
 
-Parquet files name their types in headers. A dataset scan would cast silently, and fill a missing column with nulls; so every file
-is compared with the first, and on an append with what the dataset was made from. Text files name no types: they are scanned
-(trainer/data/logs/text_scan.py), and read as the type of the Parquet files and of earlier ones where there are any.
+Parquet files name their types in headers. A dataset scan would cast silently, and fill a missing column with nulls. So
+every file is compared with the first one, and on an append with the contract of the dataset. Text files name no types.
+They are scanned (trainer/data/logs/text_scan.py) and read as the type of the Parquet files and earlier files, if there
+are any.
 """
 
 import difflib
@@ -15,9 +16,11 @@ import pyarrow as pa
 
 from trainer.data.logs.column_types import check_usable, plain_type, stored_type, text_type
 from trainer.data.logs.columns import SOURCES, Column, SourceName, columns_of
-from trainer.data.logs.config import CategoricalFeatureConfig, FeatureSpec, Format, LogsConfig, feature_specs
+from trainer.data.logs.config import CategoricalFeatureConfig, FeatureSpec, LogsConfig, feature_specs
 from trainer.data.logs.files import InputFile, find_files
-from trainer.data.logs.headers import Header, read_headers
+from trainer.data.logs.format_names import FormatSetting
+from trainer.data.logs.formats import Header, reader_of
+from trainer.data.logs.headers import read_headers
 from trainer.data.logs.quotes import Spanning
 from trainer.data.logs.text_files import OTHER_DELIMITERS
 from trainer.data.logs.text_scan import Scan, ScanJob, Seen, TextProfile, scan_here, seen_together
@@ -28,66 +31,80 @@ ROWS_PER_CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Contract:
-    """The columns of one source and the type of each in its files, dictionaries and kinds of strings and lists aside."""
+    """The columns of one source and the type of each in its files.
+
+    Dictionaries and the kinds of strings and lists do not matter: types are plain (trainer/data/logs/column_types.py).
+    """
 
     columns: tuple[Column, ...]
     types: tuple[pa.DataType, ...]
 
     def type_of(self, name: str) -> pa.DataType:
-        """As in the files."""
-        return next(found for column, found in zip(self.columns, self.types, strict=True) if column.name == name)
+        """Return the type of a column in the files."""
+        return next(agreed for column, agreed in zip(self.columns, self.types, strict=True) if column.name == name)
 
     def stored(self, name: str) -> pa.DataType:
-        """As reading gives it."""
+        """Return the type in which reading stores a column."""
         column = next(column for column in self.columns if column.name == name)
         return stored_type(column, self.type_of(name))
 
     @property
     def time_kind(self) -> Literal["integer", "timestamp"]:
-        found = self.type_of("time")
-        return "timestamp" if pa.types.is_temporal(found) or pa.types.is_string(found) else "integer"
+        """Kind of the times: integers, or timestamps (dates and text included)."""
+        agreed = self.type_of("time")
+        return "timestamp" if pa.types.is_temporal(agreed) or pa.types.is_string(agreed) else "integer"
 
     @property
     def event_schema(self) -> pa.Schema:
-        """Of the rows in a Block: the columns by name, and `row`."""
+        """Schema of the rows in a RowBlock: the columns by name, and `row`."""
         stored = [
-            (column.name, stored_type(column, found)) for column, found in zip(self.columns, self.types, strict=True)
+            (column.name, stored_type(column, agreed)) for column, agreed in zip(self.columns, self.types, strict=True)
         ]
         return pa.schema([*stored, ("row", pa.int64())])
 
 
 @dataclass(frozen=True)
 class InputChunk:
-    """What one task reads: row groups of a Parquet file, or a whole CSV file, whose number of rows is unknown."""
+    """The input of one task: row groups of a Parquet file, or a whole text file."""
 
+    # The source that the file belongs to.
     source: SourceName
+    # The file.
     file: InputFile
+    # Row groups of a Parquet file; empty for a text file.
     row_groups: tuple[int, ...]
+    # Number of the first row in the file.
     first_row: int
+    # Rows of the chunk; None for a text file, because its header does not list them.
     num_rows: int | None
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """All sources after their headers were read and text files scanned."""
+class LogInputs:
+    """All sources, after reading headers and scanning text files."""
 
+    # Files of each source.
     files: dict[SourceName, tuple[InputFile, ...]]
+    # Contract of each source.
     contracts: dict[SourceName, Contract]
     # In the order of the log: files by name, then rows.
     chunks: tuple[InputChunk, ...]
-    # Why files were left out, by their names.
+    # Reason why a file was left out, by its name.
     unreadable: dict[str, str]
-    # Text files in which rows take several lines, by their names.
+    # Rows over several lines in a text file, by its name.
     spanning: dict[str, Spanning] = field(default_factory=dict)
 
     @property
     def time_kind(self) -> Literal["integer", "timestamp"]:
+        """Kind of the times of the events."""
         return self.contracts["logs"].time_kind
 
 
 def find_inputs(logs: LogsConfig) -> dict[SourceName, tuple[InputFile, ...]]:
-    """The files of every source. Raises UserError if a path leads to none."""
-    sources: list[tuple[SourceName, str, str | list[str], Format]] = [("logs", "logs.path", logs.path, logs.format)]
+    """Find the files of every source. Raises UserError if a path leads to no file."""
+    sources: list[tuple[SourceName, str, str | list[str], FormatSetting]] = [
+        ("logs", "logs.path", logs.path, logs.format)
+    ]
     for name, source in (("history", logs.history), ("items", logs.items), ("users", logs.users)):
         if source is not None:
             sources.append((name, f"logs.{name}.path", source.path, source.format))  # type: ignore[arg-type]
@@ -96,10 +113,13 @@ def find_inputs(logs: LogsConfig) -> dict[SourceName, tuple[InputFile, ...]]:
 
 @dataclass(frozen=True)
 class _Readable:
-    """A file that can be read. profile: what the scan of a text file found."""
+    """A readable file."""
 
+    # The file.
     file: InputFile
+    # Its header.
     header: Header
+    # Result of the scan of a text file; None for a Parquet file.
     profile: TextProfile | None = None
 
 
@@ -109,24 +129,26 @@ def inspect_inputs(
     before: dict[SourceName, Contract] | None = None,
     rows_per_chunk: int = ROWS_PER_CHUNK,
     scan: Scan = scan_here,
-) -> Inputs:
-    """Read every header, scan text files, check the contract, cut into chunks.
+) -> LogInputs:
+    """Read every header, scan text files, check the contract, and cut files into chunks.
 
     Args:
         files: the files of every source.
         logs: the settings.
-        before: the contract of the dataset that is appended to.
-        rows_per_chunk: rows of Parquet files that one task reads, about.
+        before: the contract of the dataset that the logs are appended to.
+        rows_per_chunk: approximate number of rows of Parquet files that one task reads.
         scan: scans text files.
 
     Raises:
-        UserError: naming file and column, if a file cannot be read, lacks a column, has it in a type that cannot be used or in
-            another type than the first file (or `before`), if the quotes of a text file may have swallowed rows, or if the logs
-            have no rows. Up to logs.max_unreadable_files files that cannot be read are left out instead.
+        UserError: naming file and column, in these cases. A file cannot be read. A column is missing, of an unusable
+            type, or of
+            another type than in the first file (or `before`). The quotes of a text file may have swallowed rows. The logs have
+            no rows. Up to logs.max_unreadable_files unreadable files are left out instead.
     """
     sources = {name: columns for name, columns in columns_of(logs).items() if before is None or name in files}
     readable, unreadable = _readable_files(files, sources, logs, scan)
-    contracts, chunks = dict(before or {}), list[InputChunk]()
+    contracts = dict(before or {})
+    chunks: list[InputChunk] = []
     are_text = _groups_of_text(readable, sources, before)
     for name, columns in sources.items():
         earlier = before.get(name) if before else None
@@ -134,14 +156,12 @@ def inspect_inputs(
         contracts[name] = Contract(columns, tuple(types))
         chunks += [c for r in readable[name] for c in _chunks(name, r.file, r.header, rows_per_chunk)]
         if not any(chunk.source == name for chunk in chunks):
-            raise UserError(
-                f"{name} {files[name][0].name}{_and_more(len(files[name]))}: no rows at all; check its path"
-            )
+            raise UserError(f"{name} {files[name][0].name}{_and_more(len(files[name]))}: no rows; check its path")
     _check_joins(contracts)
     _check_tables(contracts, feature_specs(logs))
-    profiles = {r.file.name: r.profile for found in readable.values() for r in found if r.profile is not None}
+    profiles = {r.file.name: r.profile for group in readable.values() for r in group if r.profile is not None}
     spanning = {name: profile.spanning for name, profile in profiles.items() if profile.spanning.num_rows}
-    return Inputs(files, contracts, tuple(chunks), unreadable, spanning)
+    return LogInputs(files, contracts, tuple(chunks), unreadable, spanning)
 
 
 def _readable_files(
@@ -150,7 +170,7 @@ def _readable_files(
     logs: LogsConfig,
     scan: Scan,
 ) -> tuple[dict[SourceName, list[_Readable]], dict[str, str]]:
-    """The files of each source that can be read, and why the others cannot, by name."""
+    """Return the readable files of each source, and by name the reasons why the others cannot be read."""
     readable: dict[SourceName, list[_Readable]] = {}
     unreadable: dict[str, str] = {}
     for name, columns in sources.items():
@@ -161,12 +181,12 @@ def _readable_files(
             for column in columns:
                 _check_name(file, header, column)
         readable[name] = [_Readable(file, header) for file, header in headers]
-    texts = [(name, r) for name, found in readable.items() for r in found if r.file.format != "parquet"]
-    scanned = scan(ScanJob(tuple((r.file, sources[name]) for name, r in texts))) if texts else []
-    profiles = {(name, r.file.name): found for (name, r), found in zip(texts, scanned, strict=True)}
-    for name, found in readable.items():
+    untyped = [(name, r) for name, group in readable.items() for r in group if not reader_of(r.file).has_types]
+    scanned = scan(ScanJob(tuple((r.file, sources[name]) for name, r in untyped))) if untyped else []
+    profiles = {(name, r.file.name): profile for (name, r), profile in zip(untyped, scanned, strict=True)}
+    for name, group in readable.items():
         kept = []
-        for r in found:
+        for r in group:
             profile = profiles.get((name, r.file.name))
             if isinstance(profile, str):
                 unreadable[r.file.name] = profile
@@ -185,7 +205,7 @@ def _check_budget(source: SourceName, any_readable: bool, unreadable: dict[str, 
 
 
 def too_many_unreadable(unreadable: dict[str, str], allowed: int) -> str:
-    """The message: the first cause, and what could be done."""
+    """Return the message for too many unreadable files: the first reason, with the limit."""
     first = next(iter(unreadable.values()))
     if allowed == 0:
         return first
@@ -193,7 +213,7 @@ def too_many_unreadable(unreadable: dict[str, str], allowed: int) -> str:
 
 
 def none_readable(source: SourceName, unreadable: dict[str, str]) -> str:
-    """The message where every file would have to be left out."""
+    """Return the message for a source without any readable file."""
     return f"none of the files of {source} can be read. The first: {next(iter(unreadable.values()))}"
 
 
@@ -202,9 +222,10 @@ def _groups_of_text(
     sources: dict[SourceName, tuple[Column, ...]],
     before: dict[SourceName, Contract] | None,
 ) -> dict[str, bool]:
-    """Which groups of columns are text in text files: users, items, and the values of each table, over all sources.
+    """Decide for each group of columns whether its values are text: users, items, and each table, over all sources.
 
-    A declared type decides, then that of Parquet files and of an earlier contract, then every value of every text file.
+    A declared type decides first. Next come the types of Parquet files and of an earlier contract, last the values of
+    all text files.
     """
     fixed: dict[str, bool] = {}
     seen: dict[str, list[Seen]] = {}
@@ -215,7 +236,7 @@ def _groups_of_text(
                 continue
             types = [_header_type(r, column) for r in readable.get(name, ()) if r.profile is None]
             types += [earlier.type_of(column.name)] if earlier else []
-            types = [found for found in types if not pa.types.is_null(found)]
+            types = [arrow_type for arrow_type in types if not pa.types.is_null(arrow_type)]
             if column.type != "auto":
                 fixed[column.group] = column.type == "text"
             elif column.separator is not None or types:
@@ -232,7 +253,7 @@ def _groups_of_text(
 def columns_of_all(
     sources: dict[SourceName, tuple[Column, ...]], before: dict[SourceName, Contract] | None
 ) -> Iterator[tuple[SourceName, tuple[Column, ...]]]:
-    """The columns of the sources that are read now, after those of an earlier contract."""
+    """Yield the columns of an earlier contract, then those of the sources read now."""
     yield from ((name, contract.columns) for name, contract in (before or {}).items() if name not in sources)
     yield from sources.items()
 
@@ -241,27 +262,30 @@ def _seen(readable: Sequence[_Readable], column: Column) -> list[Seen]:
     return [r.profile.columns[column.source] for r in readable if r.profile is not None]
 
 
-def _value_type(found: pa.DataType) -> pa.DataType:
-    return found.value_type if pa.types.is_list(found) else found
+def _value_type(arrow_type: pa.DataType) -> pa.DataType:
+    return arrow_type.value_type if pa.types.is_list(arrow_type) else arrow_type
 
 
 def _agreed_type(
     readable: Sequence[_Readable], column: Column, earlier: Contract | None, are_text: dict[str, bool]
 ) -> pa.DataType:
-    """The one type of a column over all files."""
-    agreed, origin = None, ""
+    """Return the one type of a column over all files."""
+    agreed = None
+    origin = ""
     if earlier is not None and not pa.types.is_null(earlier.type_of(column.name)):
-        agreed, origin = earlier.type_of(column.name), "what the dataset was made from"
+        agreed = earlier.type_of(column.name)
+        origin = "the logs of the dataset"
     for r in readable:
-        found = pa.null() if r.profile is not None else _header_type(r, column)
-        if pa.types.is_null(found):  # a column without any value fits every type
+        own = pa.null() if r.profile is not None else _header_type(r, column)
+        if pa.types.is_null(own):  # a column without any value fits every type
             continue
         if agreed is None:
-            check_usable(found, r.file, column)
-            agreed, origin = found, r.file.name
-        elif found != agreed:
+            check_usable(own, r.file, column)
+            agreed = own
+            origin = r.file.name
+        elif own != agreed:
             raise UserError(
-                f'logs {r.file.name}: column "{column.source}" ({column.setting}) is {found} here and {agreed} in {origin}; '
+                f'logs {r.file.name}: column "{column.source}" ({column.setting}) is {own} here and {agreed} in {origin}; '
                 "write every file with the same type, or leave this one out"
             )
     seen = seen_together(_seen(readable, column))
@@ -286,7 +310,7 @@ def _header_type(readable: _Readable, column: Column) -> pa.DataType:
 
 
 def _check_name(file: InputFile, header: Header, column: Column) -> None:
-    """Raises UserError if the file does not have the column, or has it several times."""
+    """Check that the file has the column exactly once. Raises UserError."""
     names = header.names
     if names.count(column.source) == 1:
         return
@@ -295,7 +319,7 @@ def _check_name(file: InputFile, header: Header, column: Column) -> None:
             f'logs {file.name}: column "{column.source}" ({column.setting}) occurs {names.count(column.source)} times; '
             "rename one"
         )
-    if file.format != "parquet":
+    if not reader_of(file).has_types:
         _check_header_line(file, names, column)
     nearest = difflib.get_close_matches(column.source, names, n=1, cutoff=0.5)
     remedy = f'did you mean "{nearest[0]}"? Then set' if nearest else "set"
@@ -307,43 +331,50 @@ def _check_name(file: InputFile, header: Header, column: Column) -> None:
 
 
 def _check_header_line(file: InputFile, names: Sequence[str], column: Column) -> None:
-    """Raises UserError if the first line of a text file looks like a row, or like columns with another delimiter."""
+    """Check that the first line of a text file is a header with the right delimiter. Raises UserError.
+
+    A line that looks like a row, or like columns with another delimiter, is refused.
+    """
     shown = ", ".join(names)
     if len(names) == 1:
         for mark, called in OTHER_DELIMITERS.items():
             if mark in names[0]:
                 raise UserError(
-                    f'logs {file.name}: there is no column "{column.source}"; the first line is one column, {names[0]!r}, with the '
-                    f"delimiter that was taken; set {column.text_setting}.delimiter = {mark!r} ({called})"
+                    f'logs {file.name}: there is no column "{column.source}"; with the assumed delimiter the first line is one '
+                    f"column, {names[0]!r}; set {column.text_setting}.delimiter = {mark!r} ({called})"
                 )
     if names and all(re.fullmatch(r"[+-]?[\d.:T/ -]*\d[\d.:TZ/ -]*", name) for name in names):
         raise UserError(
-            f'logs {file.name}: there is no column "{column.source}"; the first line ({shown}) looks like a row: write '
-            "the names of the columns above it"
+            f'logs {file.name}: there is no column "{column.source}"; the first line ({shown}) looks like a row: add '
+            "a line with the names of the columns above it"
         )
 
 
 def _check_joins(contracts: dict[SourceName, Contract]) -> None:
-    """Users, items and times of all sources are compared, so they must be of one kind."""
+    """Check that users, items and times have one kind in all sources, because they are compared. Raises UserError."""
     for name, contract in contracts.items():
         if name == "history" and contract.time_kind != contracts["logs"].time_kind:
             raise UserError(
                 f"logs.history.time holds {contract.type_of('time')} and logs.time {contracts['logs'].type_of('time')}, so "
-                "which of them is earlier cannot be told; write both as timestamps, or both as integers of one unit"
+                "they cannot be compared; write both as timestamps, or both as integers of one unit"
             )
         for column in contract.columns:
             if column.role != "id":
                 continue
-            ours, theirs = contract.stored(column.name), contracts["logs"].stored(column.name)
-            if ours != theirs:
+            own = contract.stored(column.name)
+            of_logs = contracts["logs"].stored(column.name)
+            if own != of_logs:
                 raise UserError(
-                    f'{column.setting}: column "{column.source}" holds {ours} in the files of {name} and {theirs} in the logs, '
-                    f"so no {column.name} could be found in both; write both with the same type"
+                    f'{column.setting}: column "{column.source}" holds {own} in the files of {name} and {of_logs} in the logs, '
+                    f"so no {column.name} can match; write both with the same type"
                 )
 
 
 def _check_tables(contracts: dict[SourceName, Contract], specs: Sequence[FeatureSpec]) -> None:
-    """Features that share a table share its values, so these must be of one type. A column without any value fits all."""
+    """Check that features of one table have values of one type. Raises UserError.
+
+    They share the rows of the table, so their values are compared. A column without any value fits every type.
+    """
     first = {"item": ("logs.item", contracts["logs"].stored("item"))}
     for spec in specs:
         contract = contracts[SOURCES[spec.owner]]
@@ -355,8 +386,7 @@ def _check_tables(contracts: dict[SourceName, Contract], specs: Sequence[Feature
         if values != agreed:
             raise UserError(
                 f'{spec.setting}: column "{spec.source}" holds {values}, and shares tables.{spec.table} with {setting}, which '
-                f"holds {agreed}, so no value could be found in both; write both with the same type, or give this one a "
-                "`table` of its own"
+                f"holds {agreed}, so no value can match; write both with the same type, or give this one its own `table`"
             )
 
 
@@ -365,11 +395,14 @@ def _chunks(source: SourceName, file: InputFile, header: Header, rows_per_chunk:
         yield InputChunk(source, file, (), 0, None)
         return
     groups: list[int] = []
-    first_row = num_rows = 0
+    first_row = 0
+    num_rows = 0
     for group, rows in enumerate(header.rows_of_groups):
         if groups and num_rows + rows > rows_per_chunk:
             yield InputChunk(source, file, tuple(groups), first_row, num_rows)
-            groups, first_row, num_rows = [], first_row + num_rows, 0
+            groups = []
+            first_row += num_rows
+            num_rows = 0
         groups.append(group)
         num_rows += rows
     if num_rows:

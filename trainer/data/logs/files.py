@@ -1,7 +1,7 @@
-"""Which files make up the logs: paths, folders, globs and URIs to a sorted list of files.
+"""Files of the logs: resolves paths, folders, globs and URIs to a sorted list of files.
 
-Knows names, sizes and times of change only; trainer/data/logs/reading.py reads the content. The order is that of the names, so it
-does not depend on the filesystem.
+This module knows names, sizes and modification times only; trainer/data/logs/reading.py reads the content. Files are
+sorted by name, so the order does not depend on the filesystem.
 """
 
 import hashlib
@@ -10,40 +10,44 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from trainer.data.logs.format_names import FORMAT_OF_ENDING, FormatName, FormatSetting
 from trainer.errors import UserError, first_line
 
-Format = Literal["parquet", "csv", "tsv"]
-_FORMATS: dict[str, Format] = {".parquet": "parquet", ".csv": "csv", ".tsv": "tsv", ".inter": "tsv"}
 _HASH_BLOCK_BYTES = 4 << 20
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
 
 
 class UnreadableFileError(UserError):
-    """A file that is damaged, gone, or was changed: the only thing that logs.max_unreadable_files may leave out."""
+    """A damaged, missing or changed file: the only kind of error that logs.max_unreadable_files covers."""
 
 
 @dataclass(frozen=True)
 class InputFile:
-    """One file of the logs. Its filesystem is found by `uri`, empty for the local disk; `path` is the path in it."""
+    """One file of the logs."""
 
+    # Path within the filesystem.
     path: str
+    # URI of the filesystem; empty for the local disk.
     uri: str
-    format: Format
+    # File format.
+    format: FormatName
+    # Size in bytes.
     num_bytes: int
+    # Modification time in nanoseconds since 1970; 0 if unknown.
     mtime_ns: int
 
     @property
     def name(self) -> str:
-        """How the file is called in messages and in the manifest: never with what may be a secret in the URI."""
+        """Name of the file in messages and in the manifest, without possible secrets of the URI."""
         return _name(self.uri, self.path)
 
     def filesystem(self) -> pafs.FileSystem:
+        """Return the filesystem of the file."""
         return pafs.FileSystem.from_uri(self.uri)[0] if self.uri else pafs.LocalFileSystem()
 
     def content_hash(self) -> str:
@@ -55,7 +59,7 @@ class InputFile:
         return digest.hexdigest()
 
     def check_unchanged(self) -> None:
-        """Raises UnreadableFileError if the file was rewritten or removed since it was found."""
+        """Check that the file is the one that was found. Raises UnreadableFileError if it was rewritten or removed."""
         info = self.filesystem().get_file_info(self.path)
         if info.type != pafs.FileType.File or (info.size, info.mtime_ns or 0) != (self.num_bytes, self.mtime_ns):
             raise UnreadableFileError(
@@ -64,56 +68,62 @@ class InputFile:
 
 
 def find_files(
-    path: str | list[str], format: Literal["auto", "parquet", "csv", "tsv"] = "auto", setting: str = "logs.path"
+    path: str | list[str], format: FormatSetting = "auto", setting: str = "logs.path"
 ) -> tuple[InputFile, ...]:
-    """Every file that `path` means, sorted by name, each once. `setting`: what messages call the path.
+    """Return all files that `path` leads to, sorted by name, each once.
 
-    Folders are searched below. Names that begin with a dot or an underscore are left out, and so are endings that say no
-    known format, unless the format is given.
+    Folders are searched recursively. Names that begin with a dot or an underscore are skipped. Files with an unknown
+    ending are skipped too, unless the format is given.
 
-    Raises UserError if an entry leads to no file.
+    Args:
+        path: files, folders, globs or URIs.
+        format: format of all files; "auto" decides by each file's ending.
+        setting: name of the setting, for messages.
+
+    Raises:
+        UserError: if an entry leads to no file.
     """
     entries = entries_of(path)
     if not entries:
         raise UserError(f"{setting} is an empty list; name the files, folders or globs of the event logs")
-    found = {file.name: file for entry in entries for file in _find(entry, format, setting)}
-    return tuple(found[name] for name in sorted(found))
+    files = {file.name: file for entry in entries for file in _find(entry, format, setting)}
+    return tuple(files[name] for name in sorted(files))
 
 
 def entries_of(path: str | list[str]) -> list[str]:
-    """The files, folders, globs and URIs that a setting names."""
+    """Return the files, folders, globs and URIs of a setting as a list."""
     return [path] if isinstance(path, str) else path
 
 
 def absolute(entry: str) -> str:
-    """The same entry as it leads from any folder; a URI does already."""
+    """Return the entry as an absolute path. A URI is returned unchanged."""
     return entry if "://" in entry else os.path.abspath(os.path.expanduser(entry))
 
 
 @contextmanager
 def explaining(file: InputFile) -> Iterator[None]:
-    """Turn what pyarrow or the operating system says about a file into an UnreadableFileError."""
+    """Turn errors of pyarrow or the operating system about a file into an UnreadableFileError."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableFileError(
             f"logs {file.name}: cannot be read as {file.format} ({first_line(error)}); it is truncated, damaged, "
-            "gone, or of another format: write the file again, leave it out of logs.path, or set logs.format"
+            "missing, or of another format: write the file again, leave it out of logs.path, or set logs.format"
         ) from None
 
 
-def _find(entry: str, wanted: Literal["auto", "parquet", "csv", "tsv"], setting: str) -> list[InputFile]:
+def _find(entry: str, format_setting: FormatSetting, setting: str) -> list[InputFile]:
     try:
         filesystem, uri, start, segments = _locate(entry)
         infos = [file for info in _expand(filesystem, start, segments) for file in _files_in(filesystem, info)]
     except (pa.ArrowException, OSError) as error:
         raise UserError(
-            f"{setting} {entry!r}: cannot be opened ({error}); check the path and the right to read it"
+            f"{setting} {entry!r}: cannot be opened ({error}); check the path and the read permission"
         ) from None
     if not infos:
         whole = "/".join([start, *segments])
-        raise UserError(f"{setting} {entry!r}: no such file, and nothing below it (looked at {_name(uri, whole)})")
-    formats = [_format_by_ending(info.path) if wanted == "auto" else wanted for info in infos]
+        raise UserError(f"{setting} {entry!r}: no such file or folder with files (searched {_name(uri, whole)})")
+    formats = [_format_by_ending(info.path) if format_setting == "auto" else format_setting for info in infos]
     files = [
         InputFile(info.path, uri, format, info.size, info.mtime_ns or 0)
         for info, format in zip(infos, formats, strict=True)
@@ -122,14 +132,14 @@ def _find(entry: str, wanted: Literal["auto", "parquet", "csv", "tsv"], setting:
     if not files:
         section = setting.removesuffix(".path")
         raise UserError(
-            f"{setting} {entry!r}: the ending of {_name(uri, infos[0].path)} says no known format "
-            f'({", ".join(_FORMATS)}); set {section}.format to "parquet", "csv" or "tsv"'
+            f"{setting} {entry!r}: the ending of {_name(uri, infos[0].path)} is not that of a known format "
+            f'({", ".join(FORMAT_OF_ENDING)}); set {section}.format to "parquet", "csv" or "tsv"'
         )
     return files
 
 
 def _locate(entry: str) -> tuple[pafs.FileSystem, str, str, list[str]]:
-    """The filesystem, its URI, the path before the first wildcard, and the segments from there on."""
+    """Return the filesystem, its URI, the path before the first wildcard, and the segments from there on."""
     if "://" in entry:
         body, mark, query = entry.partition("?")
         plain, wild = _split_at_wildcard(body.split("/"), "*[")
@@ -138,7 +148,7 @@ def _locate(entry: str) -> tuple[pafs.FileSystem, str, str, list[str]]:
         local = isinstance(filesystem, pafs.LocalFileSystem)
         return filesystem, "" if local else uri, start, wild
     path = absolute(entry)
-    if os.path.exists(path):  # a name may hold a bracket and mean it
+    if os.path.exists(path):  # a bracket may be part of a name
         return pafs.LocalFileSystem(), "", path, []
     plain, wild = _split_at_wildcard(path.split("/"), "*?[")
     return pafs.LocalFileSystem(), "", "/".join(plain) or "/", wild
@@ -150,7 +160,7 @@ def _split_at_wildcard(segments: list[str], wildcards: str) -> tuple[list[str], 
 
 
 def _expand(filesystem: pafs.FileSystem, base: str, segments: list[str]) -> Iterator[pafs.FileInfo]:
-    """Files and folders that match a glob: wildcards stay within a name, `**` stands for any number of folders."""
+    """Yield files and folders that match a glob. A wildcard stays within one name; `**` matches any number of folders."""
     if not segments:
         yield from (info for info in filesystem.get_file_info([base]) if info.type != pafs.FileType.NotFound)
         return
@@ -177,15 +187,15 @@ def _files_in(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> list[pafs.Fil
 
 
 def _hidden(relative: str) -> bool:
-    """Markers and unfinished output, by the convention of Hive and Spark."""
+    """Return whether a path is a marker or unfinished output, by the convention of Hive and Spark."""
     return any(segment.startswith((".", "_")) for segment in relative.split("/"))
 
 
-def _format_by_ending(path: str) -> Format | None:
+def _format_by_ending(path: str) -> FormatName | None:
     stem, ending = os.path.splitext(path.lower())
     if ending in _COMPRESSIONS:
         ending = os.path.splitext(stem)[1]
-    return _FORMATS.get(ending)
+    return FORMAT_OF_ENDING.get(ending)
 
 
 def _name(uri: str, path: str) -> str:

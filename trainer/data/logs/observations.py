@@ -1,4 +1,4 @@
-"""What is worth a look in rows that are kept: counted block by block, for the checks on the data card.
+"""Suspicious ids and times in accepted rows, counted block by block for the checks of the data card.
 
 Nothing here rejects or changes a value. logs.null_values and the type settings do.
 """
@@ -16,7 +16,7 @@ MISSING_WORDS = pa.array(sorted({form for word in _WORDS for form in (word, word
 
 
 def observe_ids(events: pa.Table) -> Counter[str]:
-    """Count events whose user or item is the text of a missing value, and those with spaces around it."""
+    """Count events whose user or item is the text of a missing value, and events with spaces around an id."""
     observed: Counter[str] = Counter()
     for name in IDS:
         if name in events.column_names and pa.types.is_string(events.schema.field(name).type):

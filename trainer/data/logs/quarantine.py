@@ -1,7 +1,7 @@
-"""Quarantined rows of event logs: kept with file, row, reason and what they held, so that somebody can look.
+"""Quarantined rows of event logs: kept with file, row, reason and values, for inspection.
 
-Tasks write them to Arrow files of their own, the driver gathers these into rejected.parquet. Both are bounded; the
-counts are exact whatever was cut off.
+Each task writes its rows to an Arrow file. The driver gathers these files into rejected.parquet. Both are bounded, but
+the counts are always exact.
 """
 
 from collections import Counter
@@ -21,11 +21,12 @@ SCHEMA = pa.schema(
 
 
 class Quarantine:
-    """A file of quarantined rows, created with the first of them. `counts` holds all rows by reason, kept or not."""
+    """A file of quarantined rows, created with the first row. `counts` covers all rows by reason, stored or not."""
 
     def __init__(self, path: Path, max_rows: int = MAX_ROWS) -> None:
         self.counts: Counter[str] = Counter()
-        self._path, self._room = path, max_rows
+        self._path = path
+        self._room = max_rows
         self._sink: Any = None
 
     def __enter__(self) -> "Quarantine":
@@ -36,7 +37,7 @@ class Quarantine:
             self._sink.close()
 
     def add(self, rows: pa.Table) -> None:
-        """Take rows (SCHEMA) over. Raises OSError if the disk does not take them."""
+        """Add rows (SCHEMA). Raises OSError if the disk is full."""
         if not rows.num_rows:
             return
         for entry in rows.column("reason").value_counts().to_pylist():
@@ -48,7 +49,16 @@ class Quarantine:
 
 
 def quarantine_table(raw: pa.Table, files: pa.Array, rows: pa.Array, reasons: pa.Array) -> pa.Table:
-    """Rows as SCHEMA wants them: user, item and time of `raw`, where it has them, become strings, timestamps in UTC."""
+    """Return rows in SCHEMA.
+
+    User, item and time of `raw` become strings, timestamps in UTC. Columns that `raw` lacks become null.
+
+    Args:
+        raw: the rejected rows.
+        files: the file of each row.
+        rows: the number of each row in its file.
+        reasons: the reason of each row.
+    """
     values = [
         _printed(raw.column(name)) if name in raw.column_names else pa.nulls(raw.num_rows, pa.string())
         for name in VALUES
@@ -57,14 +67,20 @@ def quarantine_table(raw: pa.Table, files: pa.Array, rows: pa.Array, reasons: pa
 
 
 def gather(sources: Iterable[Path], target: Path, max_rows: int = MAX_ROWS) -> None:
-    """Write the first rows of the files, in the order given, to one Parquet file; no file if there are no rows."""
+    """Write the first rows of the files, in the given order, to one Parquet file. Without rows, write no file."""
     tables = list(_first_rows(sources, max_rows))
     if tables:
         pq.write_table(pa.concat_tables(tables), target, compression="zstd", write_page_checksum=True)
 
 
 def examples(sources: Iterable[Path], num_rows: int = 3, leave_out: Collection[str] = ()) -> list[str]:
-    """The first quarantined rows as people read them: "logs/a.parquet row 17 (null user)". leave_out: reasons."""
+    """Describe the first quarantined rows for people, for example "logs/a.parquet row 17 (null user)".
+
+    Args:
+        sources: files of quarantined rows.
+        num_rows: number of rows at most.
+        leave_out: reasons to skip.
+    """
     rows = [row for table in _first_rows(sources, num_rows, leave_out) for row in table.to_pylist()]
     return [f"{row['file']} row {row['row']} ({row['reason']})" for row in rows]
 
@@ -73,8 +89,8 @@ def _first_rows(sources: Iterable[Path], max_rows: int, leave_out: Collection[st
     for source in sources:
         if max_rows > 0 and source.exists():
             table = pa.ipc.open_file(source.read_bytes()).read_all()
-            wanted = pc.invert(pc.is_in(table.column("reason"), value_set=pa.array(list(leave_out), pa.string())))
-            table = table.filter(wanted).slice(0, max_rows)
+            selected = pc.invert(pc.is_in(table.column("reason"), value_set=pa.array(list(leave_out), pa.string())))
+            table = table.filter(selected).slice(0, max_rows)
             max_rows -= table.num_rows
             yield table
 

@@ -1,8 +1,8 @@
-r"""Quotes in text files: where they open, and rows that they make of several physical lines.
+r"""Quotes in text files: where they open, and rows that they extend over several physical lines.
 
-A quote is special where a field begins, and there only. It is closed by the next quote that is neither doubled ("") nor, if so
-configured, escaped (\"). The parser joins text behind a closing quote to the field and drops both quotes; where nobody has said
-that this is meant, QuoteWatch finds it.
+A quote is special at the beginning of a field only. The next quote closes it, unless that quote is doubled ("") or, if
+so configured, escaped (\"). The parser joins text behind a closing quote to the field and drops both quotes. Unless the
+settings declare this as intended, QuoteWatch reports it.
 """
 
 import codecs
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _SHOWN = 60  # characters of a line in a message
-_WATCHED_BYTES = 1 << 20  # bounds the memory for places of quotes
+_WATCHED_BYTES = 1 << 20  # bounds the memory for the positions of quotes
 _LINE_END = r"\r\n|\n|\r"
 
 
@@ -29,25 +29,25 @@ class Spanning:
     num_rows: int = 0
     # The physical line where the first of them begins, counted from 1.
     first_line: int = 0
-    # The line where the first of them begins whose every line could be a row of its own; 0 if there is none.
+    # The line of the first such row in which each line could be a row by itself; 0 if there is none.
     first_suspicious_line: int = 0
     # The beginning of that line's field.
     suspicious_text: str = ""
 
 
 class QuoteWatch:
-    """A search for text behind a closing quote, as in `"A" x`, in the blocks of a file.
+    """Search for text behind a closing quote, as in `"A" x`, in the blocks of a file.
 
-    It looks at runs of n quotes, all of a block at once. Outside of quotes, a run at the beginning of a field opens them if n is
-    odd, and any other run is ordinary text. Inside of quotes, a run closes them if n is odd. So a run either swaps the state,
-    keeps it, or leads outside from both states, and sums over the runs give the state before each.
+    It looks at all runs of n quotes of a block at once. Outside of quotes, a run at the beginning of a field opens them
+    if n is odd; any other run is ordinary text. Inside of quotes, a run closes them if n is odd. So a run swaps the
+    state, keeps it, or leads outside from both states. Sums over the runs give the state before each.
     """
 
     def __init__(self, delimiter: str) -> None:
         # Bytes of the file before the first closing quote that has text behind it; None if there is none so far.
         self.offset: int | None = None
         self._field_ends = (ord(delimiter), ord("\n"), ord("\r"))
-        # Bytes of the file that were looked at, the last of them, and whether they end inside of quotes.
+        # Number of bytes searched so far, the last of them, and whether they end inside of quotes.
         self._num_bytes = 0
         self._last = ord("\n")  # a file begins as if a line had ended
         self._inside = False
@@ -55,7 +55,7 @@ class QuoteWatch:
         self._waiting = b""
 
     def feed(self, data: bytes) -> None:
-        """Take the next block of the file, as UTF-8."""
+        """Search the next block of the file, as UTF-8."""
         if self._num_bytes == 0 and data.startswith(codecs.BOM_UTF8):
             self._num_bytes = len(codecs.BOM_UTF8)
             data = data[self._num_bytes :]
@@ -68,12 +68,12 @@ class QuoteWatch:
             self._look(complete)
 
     def finish(self) -> None:
-        """Take the end of the file, which ends a field."""
+        """Treat the end of the file as the end of a field."""
         if self.offset is None:
             self._look(self._waiting)
 
     def _look(self, data: bytes) -> None:
-        """Look at bytes that do not end within a run, except that of the end of the file."""
+        """Search bytes that do not end within a run, except for the run at the end of the file."""
         if b'"' in data:
             self._look_at_runs(np.frombuffer(data, np.uint8))
         if data:
@@ -101,9 +101,10 @@ class QuoteWatch:
             self.offset = self._num_bytes + int(last[wrong[0]])
 
     def _are_regular(self, codes: npt.NDArray[np.uint8], quotes: npt.NDArray[np.int64]) -> bool:
-        """Return whether quotes stand alone, each opening one at the beginning of a field and each closing one at an end.
+        """Return whether every quote stands alone, opening ones at the beginning of a field and closing ones at an end.
 
-        This is so in most blocks, costs a fifth of the whole search, and proves that nothing is wrong in the block.
+        Most blocks are like this. The check costs a fifth of the whole search, and proves that nothing is wrong in the
+        block.
         """
         opening, closing = quotes[int(self._inside) :: 2], quotes[1 - int(self._inside) :: 2]
         before = np.where(opening > 0, codes[opening - 1], self._last)
@@ -115,7 +116,7 @@ class QuoteWatch:
 
 
 def first_open_quote(lines: Iterable[bytes], delimiter: str, quoting: str) -> tuple[int, str] | None:
-    """The first line (from 1, with its beginning) on which a quote opens that does not close there."""
+    """Return the first line on which a quote opens but does not close: its number from 1, and its beginning."""
     inner = rb'(?:[^"\\]|\\.)*' if quoting == "escaped" else rb'(?:[^"]|"")*'
     mark = re.escape(delimiter.encode())
     whole = re.compile(rb'"' + inner + rb'"')
@@ -134,9 +135,9 @@ def first_open_quote(lines: Iterable[bytes], delimiter: str, quoting: str) -> tu
 
 
 def spanning_rows(batches: Iterable[pa.RecordBatch], delimiter: str) -> Spanning:
-    """Rows whose values hold line ends. The batches have all columns, and the header as their first row."""
-    found = Spanning()
-    line = 1  # where the batch begins; lines without any text are passed over by the parser, and not counted here
+    """Count rows with line ends in their values. The batches have all columns, and the header as their first row."""
+    total = Spanning()
+    line = 1  # where the batch begins; the parser skips empty lines, so they are not counted here
     for batch in batches:
         ends = np.zeros(batch.num_rows, np.int64)
         suspicious = np.zeros(batch.num_rows, np.bool_)
@@ -148,21 +149,27 @@ def spanning_rows(batches: Iterable[pa.RecordBatch], delimiter: str) -> Spanning
                 pattern = _rows_of_their_own(place, batch.num_columns, delimiter)
                 suspicious[inside] |= pc.match_substring_regex(column.take(pa.array(inside)), pattern).to_numpy(False)
         begins = line + np.arange(batch.num_rows) + np.cumsum(ends) - ends
-        rows, bad = np.flatnonzero(ends), np.flatnonzero(suspicious)
-        found = Spanning(
-            found.num_rows + rows.size,
-            found.first_line or (int(begins[rows[0]]) if rows.size else 0),
-            found.first_suspicious_line or (int(begins[bad[0]]) if bad.size else 0),
-            found.suspicious_text or (_opening(batch, int(bad[0])) if bad.size else ""),
+        rows = np.flatnonzero(ends)
+        bad = np.flatnonzero(suspicious)
+        total = Spanning(
+            total.num_rows + rows.size,
+            total.first_line or (int(begins[rows[0]]) if rows.size else 0),
+            total.first_suspicious_line or (int(begins[bad[0]]) if bad.size else 0),
+            total.suspicious_text or (_opening(batch, int(bad[0])) if bad.size else ""),
         )
         line += batch.num_rows + int(ends.sum())
-    return found
+    return total
 
 
 def _rows_of_their_own(place: int, num_columns: int, delimiter: str) -> str:
-    """Pattern of the value at `place` of a row over several lines, if each line has as many fields as there are columns.
+    """Return a pattern of swallowed rows: a value of several lines, each with as many fields as the file has columns.
 
-    This is what an unbalanced quote makes: rows swallowed by a field. A text with line breaks hardly ever looks so.
+    An unbalanced quote causes this, because a field swallows rows. A text with line breaks hardly ever looks like it.
+
+    Args:
+        place: position of the value's column in the row.
+        num_columns: number of columns of the file.
+        delimiter: character between fields.
     """
     mark = re.escape(delimiter)
     field = f"[^{mark}\\r\\n]*"
@@ -176,7 +183,7 @@ def _rows_of_their_own(place: int, num_columns: int, delimiter: str) -> str:
 
 
 def _opening(batch: pa.RecordBatch, row: int) -> str:
-    """The first line of the first field of a row that holds a line end."""
+    """Return the first line of the first field of a row that holds a line end."""
     values = [str(column[row].as_py()) for column in batch.columns]
     return next(re.split(_LINE_END, value)[0] for value in values if re.search(_LINE_END, value))[:_SHOWN]
 
@@ -188,9 +195,9 @@ def line_at(lines: Iterable[bytes], number: int) -> str:
 
 
 def line_of(lines: Iterable[bytes], text: str, at_least: int) -> tuple[int, str]:
-    """The physical line in which a quoted field of this beginning opens, from a lower bound of its number on."""
-    wanted = b'"' + text.encode()
+    """Return the physical line, from line `at_least` on, in which a quoted field with this beginning opens."""
+    opening = b'"' + text.encode()
     for number, line in enumerate(lines, 1):
-        if number >= at_least and wanted in line:
+        if number >= at_least and opening in line:
             return number, line[:_SHOWN].decode("utf-8", "replace")
     return at_least, text

@@ -1,7 +1,7 @@
-"""Text files (CSV, TSV) opened as streams of record batches whose columns are all text.
+"""Text files (CSV, TSV) as streams of record batches with text columns only.
 
-Types are decided elsewhere (trainer/data/logs/text_scan.py), from every value of every file. This module knows how a file is
-written: encoding, delimiter, quotes and line ends.
+This module handles encoding, delimiter, quotes and line ends. trainer/data/logs/text_scan.py decides the types, from
+all values of all files.
 """
 
 import codecs
@@ -26,9 +26,9 @@ _FIELDS = re.compile(r"Expected (\d+) columns, got (\d+)")
 
 
 class CountingStream:
-    """A text file as UTF-8 bytes, read once from its start, with a count of the line ends on the way.
+    """A text file as UTF-8 bytes, read once from its start, with a count of the line ends read so far.
 
-    Reading raises UnreadableFileError for bytes that are not text in this encoding, and for NUL bytes, which text lacks.
+    Reading raises UnreadableFileError for bytes that are not text in the configured encoding, and for NUL bytes.
     """
 
     def __init__(self, file: InputFile, text: TextConfig, setting: str, watch: QuoteWatch | None = None) -> None:
@@ -38,7 +38,9 @@ class CountingStream:
         self.mid_line = False
         self.closed = False
         self._watch = watch
-        self._file, self._setting, self._encoding = file, setting, text.encoding
+        self._file = file
+        self._setting = setting
+        self._encoding = text.encoding
         self._stream = file.filesystem().open_input_stream(file.path)  # decompresses by the file's ending
         utf8 = codecs.lookup(text.encoding).name == "utf-8"
         self._decoder = None if utf8 else codecs.getincrementaldecoder(text.encoding)()
@@ -50,7 +52,7 @@ class CountingStream:
         data = self._raw(size) if self._decoder is None else self._transcoded(size)
         if b"\0" in data:
             raise UnreadableFileError(
-                f"logs {self._file.name}: holds NUL bytes, which text does not have; if the file is UTF-16, set "
+                f"logs {self._file.name}: contains NUL bytes, which text does not have; if the file is UTF-16, set "
                 f'{self._setting}.encoding = "utf-16", otherwise write the file again'
             )
         self._count(data)
@@ -67,7 +69,10 @@ class CountingStream:
         return bytes(self._stream.read(None if size < 0 else size))
 
     def _transcoded(self, size: int) -> bytes:
-        """UTF-8 takes more bytes than most encodings, and the caller has room for `size` only: the rest is kept."""
+        """Return up to `size` bytes as UTF-8, and keep the rest.
+
+        UTF-8 takes more bytes than most encodings, and the caller has room for `size` bytes only.
+        """
         assert self._decoder is not None
         while size < 0 or len(self._decoded) < size:
             data = self._raw(_READ_BYTES)
@@ -81,7 +86,8 @@ class CountingStream:
             if not data:
                 break
         end = len(self._decoded) if size < 0 else size
-        taken, self._decoded = self._decoded[:end], self._decoded[end:]
+        taken = self._decoded[:end]
+        self._decoded = self._decoded[end:]
         return taken
 
     def _count(self, data: bytes) -> None:
@@ -97,12 +103,12 @@ class CountingStream:
 
 
 def delimiter_of(file: InputFile, text: TextConfig) -> str:
-    """The character between the fields of a file."""
+    """Return the character between the fields of a file."""
     return text.delimiter or ("\t" if file.format == "tsv" else ",")
 
 
 def read_names(file: InputFile, text: TextConfig, setting: str) -> tuple[str, ...]:
-    """The names of a text file's columns. Raises UnreadableFileError if its first block cannot be parsed."""
+    """Return the column names of a text file. Raises UnreadableFileError if its first block cannot be parsed."""
     with (
         explaining(file),
         explaining_text(file, text, setting),
@@ -120,10 +126,20 @@ def open_text(
     names: Sequence[str],
     watch: QuoteWatch | None = None,
 ) -> Iterator[tuple[CountingStream, Iterator[pa.RecordBatch]]]:
-    """Open a file; yields its stream, and an iterator of record batches of the columns `names` as text.
+    """Open a file, and yield its stream with an iterator of record batches of text columns.
 
-    Empty fields are empty text. `watch` receives every byte that is read. Raises UnreadableFileError naming the line where the
-    file cannot be split into columns.
+    Empty fields are empty text.
+
+    Args:
+        file: the file.
+        text: the format of the file.
+        setting: the name of that setting, for messages.
+        block_bytes: size of a block.
+        names: the columns to read.
+        watch: receives every byte that is read.
+
+    Raises:
+        UnreadableFileError: naming the line that cannot be split into columns.
     """
     options = pacsv.ConvertOptions(include_columns=list(names), column_types=dict.fromkeys(names, pa.string()))
     with (
@@ -138,7 +154,10 @@ def open_text(
 def open_all_columns(
     file: InputFile, text: TextConfig, setting: str, block_bytes: int, num_columns: int
 ) -> Iterator[Iterator[pa.RecordBatch]]:
-    """Open a file; yields an iterator of record batches of all columns as text, by place. The header is the first row."""
+    """Open a file, and yield an iterator of record batches of all columns as text, by position.
+
+    The header is the first row.
+    """
     types = {f"f{place}": pa.string() for place in range(num_columns)}
     options = pacsv.ConvertOptions(column_types=types, check_utf8=False)
     with (
@@ -159,7 +178,8 @@ def _reader(
     header: bool = True,
     watch: QuoteWatch | None = None,
 ) -> Iterator[tuple[CountingStream, Any]]:
-    quoted, escaped = text.quoting != "none", text.quoting == "escaped"
+    quoted = text.quoting != "none"
+    escaped = text.quoting == "escaped"
     stream = CountingStream(file, text, setting, watch)
     with pacsv.open_csv(
         pa.PythonFile(stream, "r"),
@@ -179,44 +199,45 @@ def _reader(
 
 @contextmanager
 def explaining_text(file: InputFile, text: TextConfig, setting: str) -> Iterator[None]:
-    """Turn what the parser says about a text file into an UnreadableFileError that names the line and the setting."""
+    """Turn errors of the parser about a text file into an UnreadableFileError that names the line and the setting."""
     try:
         yield
     except pa.ArrowInvalid as error:
         raise UnreadableFileError(f"logs {file.name}: {_cause(file, text, setting, str(error))}") from None
 
 
-def _cause(file: InputFile, text: TextConfig, setting: str, said: str) -> str:
-    row = _ROW.search(said)
+def _cause(file: InputFile, text: TextConfig, setting: str, message: str) -> str:
+    row = _ROW.search(message)
     line = f"line {row[1]}" if row else "a line"
-    if "invalid UTF8" in said:
+    if "invalid UTF8" in message:
         return (
             f"{line} is not text in {setting}.encoding = {text.encoding!r}; set the encoding in which the file was written, "
             'such as "latin-1" or "cp1252"'
         )
     if text.quoting != "none" and (
-        found := first_open_quote(raw_lines(file, text, setting), delimiter_of(file, text), text.quoting)
+        open_quote := first_open_quote(raw_lines(file, text, setting), delimiter_of(file, text), text.quoting)
     ):
-        number, start = found
+        number, start = open_quote
         return (
-            f"cannot be split into rows ({first_line(Exception(said))}): a quote opens in line {number} ({start!r}) and does not "
-            f'close there; if quotes are ordinary characters, set {setting}.quoting = "none", if quotes inside fields are '
-            f'written as \\", set "escaped", otherwise mend that line'
+            f"cannot be split into rows ({first_line(Exception(message))}): a quote opens in line {number} ({start!r}) and does "
+            f'not close there; if quotes are ordinary characters, set {setting}.quoting = "none", if quotes inside fields are '
+            f'written as \\", set "escaped", otherwise correct that line'
         )
-    if fields := _FIELDS.search(said):
+    if fields := _FIELDS.search(message):
         return (
             f"{line} has {fields[2]} fields, and the header has {fields[1]}; it is truncated or damaged, or has another delimiter "
             f"({setting}.delimiter) or other quotes ({setting}.quoting): write the file again, or leave it out of logs.path"
         )
     return (
-        f"cannot be read as {file.format} ({first_line(Exception(said))}); it is truncated, damaged, or of another format: write "
-        f"the file again, leave it out of logs.path, or set logs.format or {setting}"
+        f"cannot be read as {file.format} ({first_line(Exception(message))}); it is truncated, damaged, or of another format: "
+        f"write the file again, leave it out of logs.path, or set logs.format or {setting}"
     )
 
 
 def line_number(file: InputFile, text: TextConfig, setting: str, offset: int) -> int:
     """Return the number, from 1, of the physical line that holds the byte at `offset` of the file as UTF-8."""
-    stream, left = CountingStream(file, text, setting), offset
+    stream = CountingStream(file, text, setting)
+    left = offset
     try:
         while left and (data := stream.read(min(left, _READ_BYTES))):
             left -= len(data)
@@ -226,8 +247,9 @@ def line_number(file: InputFile, text: TextConfig, setting: str, offset: int) ->
 
 
 def raw_lines(file: InputFile, text: TextConfig, setting: str) -> Iterator[bytes]:
-    """The physical lines of a file without their ends. A Python loop: to explain an error, not to read."""
-    stream, rest = CountingStream(file, text, setting), b""
+    """Yield the physical lines of a file without their ends. A Python loop: for error messages, not for reading data."""
+    stream = CountingStream(file, text, setting)
+    rest = b""
     try:
         while data := stream.read(_READ_BYTES):
             *lines, rest = re.split(rb"\r\n|\n|\r(?!$)", rest + data)

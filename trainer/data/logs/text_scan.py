@@ -1,9 +1,9 @@
-"""The first reading of a text file: which types its columns fit, and whether quotes swallow rows or are lost.
+"""First pass over a text file: the types that its columns fit, and checks of its quotes.
 
-Text files name no types, so these follow from every value of every file, not from a first block. What two people could read
-differently stays text: `007` is no integer, because reading it as one would merge it with `7`.
+Text files name no types, so all values of all files decide, not a first block. Ambiguous values stay text: `007` is no
+integer, because reading it as one would merge it with `7`.
 
-It costs one more reading of each text file, block by block, in bounded memory.
+The scan costs one more pass over each text file, block by block, in bounded memory.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,19 +23,21 @@ from trainer.data.logs.times import SAMPLE_ROWS, is_iso
 from trainer.errors import UserError
 
 SCAN_BYTES = 16 << 20
-# What the parser takes for a missing number or time, besides an empty field.
+# Texts that the parser reads as a missing number or time, besides an empty field.
 NULL_SPELLINGS = tuple(pacsv.ConvertOptions().null_values)
 BOOLEANS = ("true", "True", "TRUE", "false", "False", "FALSE")
 
-# nothing: no value; float: integers that were written as floats, each as 12.0, as after a merge with missing values.
+# nothing: no value. float: integers written as floats, such as 12.0 (the result of a merge with missing values).
 Kind = Literal["nothing", "integer", "float", "number", "boolean", "moment", "text"]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """The values of a text column: what all of them are, and the first that is no integer (row from 0, and value)."""
+    """Summary of the values of a text column."""
 
+    # The kind that all values have.
     kind: Kind = "nothing"
+    # Row (from 0) and value of the first value that is no integer; None if there is none.
     other: tuple[int, str] | None = None
 
     def __add__(self, later: "Seen") -> "Seen":
@@ -44,22 +46,25 @@ class Seen:
 
 @dataclass(frozen=True)
 class TextProfile:
-    """A text file after its scan. columns: by their names in the file."""
+    """Result of scanning a text file."""
 
+    # Rows of the file.
     num_rows: int
+    # Summary of each column, by its name in the file.
     columns: dict[str, Seen]
+    # Rows that take several lines.
     spanning: Spanning = field(default_factory=Spanning)
 
 
 @dataclass(frozen=True)
 class ScanJob:
-    """Text files to scan, each with the columns that are read from it."""
+    """Text files to scan, each with the columns to read from it."""
 
     files: tuple[tuple[InputFile, tuple[Column, ...]], ...] = field(default_factory=tuple)
 
 
 def seen_together(files: Sequence[Seen]) -> Seen:
-    """The values of a column of several files. In one of them integers may be written as floats, as a whole."""
+    """Combine the summaries of a column over several files. A file may hold its integers written as floats throughout."""
     total = Seen()
     for seen in files:
         both = {total.kind, seen.kind} == {"integer", "float"}
@@ -67,7 +72,7 @@ def seen_together(files: Sequence[Seen]) -> Seen:
     return total
 
 
-# Scans all files of a job: entry k is the profile of file k, or why it cannot be read.
+# Scans all files of a job: entry k is the profile of file k, or the reason why it cannot be read.
 Scan = Callable[[ScanJob], Sequence[TextProfile | str]]
 
 
@@ -77,7 +82,7 @@ def scan_here(job: ScanJob) -> list[TextProfile | str]:
 
 
 def scan_task(job: ScanJob, number: int) -> TextProfile | str:
-    """Scan one file; the cause if it cannot be read. Raises UserError if its quotes may be ordinary characters."""
+    """Scan one file. Returns the reason if it cannot be read. Raises UserError if its quotes may be ordinary characters."""
     file, columns = job.files[number]
     try:
         return _scan(file, columns)
@@ -86,10 +91,12 @@ def scan_task(job: ScanJob, number: int) -> TextProfile | str:
 
 
 def _scan(file: InputFile, columns: tuple[Column, ...]) -> TextProfile:
-    text, setting = columns[0].text, columns[0].text_setting
+    text = columns[0].text
+    setting = columns[0].text_setting
     missing = pa.array(["", *columns[0].null_values, *NULL_SPELLINGS])
     names = list(dict.fromkeys(column.source for column in columns))
-    seen, num_rows = dict.fromkeys(names, Seen()), 0
+    seen = dict.fromkeys(names, Seen())
+    num_rows = 0
     watch = QuoteWatch(delimiter_of(file, text)) if text.quoting == "auto" else None
     file.check_unchanged()
     with open_text(file, text, setting, SCAN_BYTES, names, watch) as (stream, reader):
@@ -98,7 +105,7 @@ def _scan(file: InputFile, columns: tuple[Column, ...]) -> TextProfile:
                 seen[name] = seen_with(seen[name], batch.column(name), missing, num_rows)
             num_rows += batch.num_rows
         num_lines = stream.num_line_ends + stream.mid_line
-    # A row for each line but the header: no quote joined lines. More lines may also be empty ones.
+    # If each line except the header is a row, no quote joined lines. Additional lines may be empty.
     spanning = Spanning() if num_rows + 1 >= num_lines or text.quoting == "none" else _spanning(file, text, setting)
     if watch is not None:
         watch.finish()
@@ -108,7 +115,7 @@ def _scan(file: InputFile, columns: tuple[Column, ...]) -> TextProfile:
 
 
 def _check_closed(file: InputFile, text: TextConfig, setting: str, watch: QuoteWatch) -> None:
-    """Raises UserError where text follows a closing quote: reading it would drop quotes that may be ordinary characters."""
+    """Check that no text follows a closing quote. Raises UserError, because reading would drop quotes that may be ordinary."""
     if watch.offset is None:
         return
     number = line_number(file, text, setting, watch.offset)
@@ -121,10 +128,10 @@ def _check_closed(file: InputFile, text: TextConfig, setting: str, watch: QuoteW
 
 
 def seen_with(before: Seen, values: pa.Array, missing: pa.Array, first_row: int) -> Seen:
-    """Add the next block of a column to what was seen. Most blocks are like the first one, for which one check is enough.
+    """Add the next block of a column to its summary. Most blocks resemble the first one and need a single check.
 
     Args:
-        before: what the blocks until now hold.
+        before: summary of the blocks so far.
         values: the block.
         missing: texts that stand for a missing value.
         first_row: row of the block in its file.
@@ -146,7 +153,7 @@ def seen_with(before: Seen, values: pa.Array, missing: pa.Array, first_row: int)
 
 
 def _are_short_integers(values: pa.Array) -> bool:
-    """Return whether all values are canonical integers from 0 on of at most 18 digits, as most columns of ids hold."""
+    """Return whether all values are canonical non-negative integers of at most 18 digits, as most columns of ids hold."""
     if not pc.all(pc.ascii_is_decimal(values)).as_py():
         return False
     digits = pc.binary_length(values)
@@ -155,7 +162,7 @@ def _are_short_integers(values: pa.Array) -> bool:
 
 
 def _are_again(kind: Kind, values: pa.Array) -> bool:
-    """Return whether values leave a column what it is; False also where that is not known without a closer look."""
+    """Return whether values keep the kind of their column. False may also mean that a closer look is needed."""
     match kind:
         case "number":  # integers and floats are numbers too
             return casts(values, pa.float64())
@@ -166,7 +173,7 @@ def _are_again(kind: Kind, values: pa.Array) -> bool:
 
 
 def _kind(values: pa.Array) -> Kind:
-    """What values that are not all integers are."""
+    """Return the kind of values that are not all integers."""
     if pc.all(pc.match_substring_regex(values, r"^(?:0|-?[1-9]\d{0,14})\.0$")).as_py():
         return "float"
     if casts(values, pa.float64()):
@@ -177,7 +184,7 @@ def _kind(values: pa.Array) -> Kind:
 
 
 def canonical_integers(values: pa.Array) -> pa.BooleanArray:
-    """Which texts are integers of 64 bits written in the one usual way: no leading zero, plus sign, or space."""
+    """Return a mask of the texts that are canonical 64-bit integers: without leading zero, plus sign, or space."""
     likely = pc.match_substring_regex(values, r"^(?:0|-?[1-9]\d{0,17})$")  # up to 18 digits always fit
     if pc.all(likely).as_py():
         return likely
@@ -189,18 +196,18 @@ def canonical_integers(values: pa.Array) -> pa.BooleanArray:
     return likely
 
 
-def casts(values: pa.Array, wanted: pa.DataType) -> bool:
-    """Whether all texts can be read as this type. The first ones are tried alone, because a refusal costs more than a cast."""
+def casts(values: pa.Array, arrow_type: pa.DataType) -> bool:
+    """Return whether all texts can be cast to this type. The first ones are tried alone, because a failure is slow."""
     try:
-        values[:SAMPLE_ROWS].cast(wanted)
-        values.cast(wanted)
+        values[:SAMPLE_ROWS].cast(arrow_type)
+        values.cast(arrow_type)
     except pa.ArrowInvalid:
         return False
     return True
 
 
 def _joined(one: Kind, other: Kind) -> Kind:
-    """What values of two kinds are together."""
+    """Return the kind of values of two kinds together."""
     if "nothing" in (one, other):
         return one if other == "nothing" else other
     if one == other:
@@ -209,7 +216,7 @@ def _joined(one: Kind, other: Kind) -> Kind:
 
 
 def _spanning(file: InputFile, text: TextConfig, setting: str) -> Spanning:
-    """Rows over several lines. Raises UserError where quotes are not configured and may have swallowed rows."""
+    """Return the rows over several lines. Raises UserError if undeclared quotes may have swallowed rows."""
     mark = delimiter_of(file, text)
     with open_all_columns(file, text, setting, SCAN_BYTES, len(read_names(file, text, setting))) as batches:
         spanning = spanning_rows(batches, mark)

@@ -1,7 +1,8 @@
-"""Text of text files turned into the type that the contract agreed on for a column.
+"""Values of text files, converted to the type that the contract agreed on.
 
-Every conversion is exact or refused with file, row, value and the setting to change. An empty field and the usual spellings of a
-missing number (such as NaN or NULL) are null; text columns keep such words, and the data card counts them.
+Every conversion is exact, or refused with file, row, value and the setting to change. An empty field and the usual
+spellings of a missing number (such as NaN or NULL) are null. Text columns keep such words, and the data card counts
+them.
 """
 
 import re
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 
 from trainer.data.logs.columns import Column
 from trainer.data.logs.text_scan import BOOLEANS, NULL_SPELLINGS, canonical_integers, casts
-from trainer.data.logs.values import Where, declared_integers, moments_of
+from trainer.data.logs.values import BlockLocation, declared_integers, moments_of
 from trainer.errors import UserError
 
 Fits = Callable[[pa.Array], bool]  # whether a single value fits
@@ -20,8 +21,8 @@ _NULL = pa.scalar(None, pa.string())
 _TRUE = pa.array([word for word in BOOLEANS if word.lower() == "true"])
 
 
-def typed_text(values: pa.Array, column: Column, agreed: pa.DataType, where: Where) -> pa.Array:
-    """A column of text in the agreed type; labels and numeric features as numbers."""
+def typed_text(values: pa.Array, column: Column, agreed: pa.DataType, where: BlockLocation) -> pa.Array:
+    """Convert a column of text to the agreed type. Labels and numeric features become numbers."""
     types = pa.types
     if types.is_string(agreed):
         return values
@@ -45,7 +46,7 @@ def typed_text(values: pa.Array, column: Column, agreed: pa.DataType, where: Whe
     )
 
 
-def _integers(values: pa.Array, column: Column, where: Where) -> pa.Array:
+def _integers(values: pa.Array, column: Column, where: BlockLocation) -> pa.Array:
     if column.type == "integer":
         return declared_integers(values, column, where)
     if not pc.all(canonical_integers(values), min_count=0).as_py():
@@ -68,7 +69,7 @@ def _is_whole(value: pa.Array) -> bool:
 
 
 def _is_float_of_integer(values: pa.Array) -> pa.BooleanArray:
-    """Integers, also as they are written after a merge with missing values: 12.0."""
+    """Return a mask of the integers, including the form that a merge with missing values leaves: 12.0."""
     return pc.or_(canonical_integers(values), pc.match_substring_regex(values, r"^(?:0|-?[1-9]\d{0,14})\.0$"))
 
 
@@ -81,8 +82,8 @@ def _booleans(values: pa.Array) -> pa.Array:
     return pc.if_else(values.is_valid(), pc.is_in(values, value_set=_TRUE), pa.scalar(None, pa.bool_()))
 
 
-def _numbers(values: pa.Array, column: Column, where: Where) -> pa.Array:
-    """Numbers as the settings say that people wrote them."""
+def _numbers(values: pa.Array, column: Column, where: BlockLocation) -> pa.Array:
+    """Convert text to numbers, with the decimal and thousands marks of the settings."""
     text = column.text
     plain = values
     if text.thousands or text.decimal != ".":
@@ -97,13 +98,14 @@ def _numbers(values: pa.Array, column: Column, where: Where) -> pa.Array:
 
 
 def _number_pattern(decimal: str, thousands: str) -> str:
-    """Of a whole number in groups of three digits or none, with or without a fraction and an exponent."""
-    mark, point = re.escape(thousands), re.escape(decimal)
+    """Return a pattern of numbers: digits in groups of three or ungrouped, with optional fraction and exponent."""
+    mark = re.escape(thousands)
+    point = re.escape(decimal)
     groups = rf"\d{{1,3}}(?:{mark}\d{{3}})+|" if thousands else ""
     return rf"^[+-]?(?:(?:{groups}\d+)(?:{point}\d*)?|{point}\d+)(?:[eE][+-]?\d+)?$"
 
 
-def _no_number(values: pa.Array, column: Column, where: Where, fits: Fits) -> UserError:
+def _no_number(values: pa.Array, column: Column, where: BlockLocation, fits: Fits) -> UserError:
     setting = column.text_setting
     return _refusal(
         values,
@@ -111,24 +113,24 @@ def _no_number(values: pa.Array, column: Column, where: Where, fits: Fits) -> Us
         where,
         fits,
         f"is no number with {setting}.decimal = {column.text.decimal!r} and {setting}.thousands = {column.text.thousands!r}; set "
-        "these as the numbers are written, add the text to logs.null_values if it stands for a missing number, or mend the file",
+        "these to the marks of the file, add the text to logs.null_values if it means a missing number, or correct the file",
     )
 
 
-def _refuse_any(values: pa.Array, column: Column, where: Where) -> pa.Array:
+def _refuse_any(values: pa.Array, column: Column, where: BlockLocation) -> pa.Array:
     if values.null_count < len(values):
         raise _refusal(
             values,
             column,
             where,
             lambda value: False,
-            "is a value, and the column held none before; make the dataset again",
+            "is a value, and the column had none before; prepare the dataset again",
         )
     return pa.nulls(len(values))
 
 
-def _refusal(values: pa.Array, column: Column, where: Where, fits: Fits, what: str) -> UserError:
-    """The error about the first value that does not fit."""
+def _refusal(values: pa.Array, column: Column, where: BlockLocation, fits: Fits, what: str) -> UserError:
+    """Raise the error about the first value that does not fit."""
     distinct = {value: row for row, value in reversed(list(enumerate(values.to_pylist()))) if value is not None}
     rows = sorted(row for value, row in distinct.items() if not fits(pa.array([value])))
     row = rows[0] if rows else 0

@@ -1,7 +1,7 @@
 """Formats of times that are text, in the directives of strptime. Imports neither torch nor pyarrow.
 
-A format becomes a regular expression that the whole text must match. This catches what strptime lets pass: a year of two
-digits where four are meant, or text behind the time.
+A format becomes a regular expression that the whole text must match. This catches errors that strptime accepts: a year
+of two digits instead of four, or text behind the time.
 """
 
 import re
@@ -17,7 +17,7 @@ _TOKEN = re.compile(r"%(.?)")
 
 
 def check_format(format: str | None) -> str | None:
-    """Return the format. Raises ValueError if a directive is unknown or the format names no day."""
+    """Return the format unchanged. Raises ValueError if a directive is unknown or the format names no day."""
     if format is None:
         return None
     names = _TOKEN.findall(format)
@@ -40,12 +40,12 @@ def check_format(format: str | None) -> str | None:
 
 
 def pattern_of(format: str) -> str:
-    """Regular expression of texts in this format, with the groups `day`, `fraction` and `zone` where it has them."""
+    """Return a regular expression of texts in this format, with the groups `day`, `fraction` and `zone` if it has them."""
     return f"^{_pattern(format)}$"
 
 
 def split_at_fraction(format: str) -> tuple[str, str] | None:
-    """Regular expressions of what comes before and after the fraction of a second; None if the format has none."""
+    """Return regular expressions of the text before and after the fraction of a second; None if the format has none."""
     if "%f" not in format:
         return None
     before, after = re.split(r"[.,]%f", format)
@@ -53,12 +53,13 @@ def split_at_fraction(format: str) -> tuple[str, str] | None:
 
 
 def without_fraction(format: str) -> str:
-    """The format of the same texts when the fraction and its mark are cut out."""
+    """Return the format of the same texts without the fraction and its mark."""
     return re.sub(r"[.,]%f", "", format)
 
 
 def _pattern(format: str, named: bool = True) -> str:
-    pieces, end = [], 0
+    pieces = []
+    end = 0
     for match in _TOKEN.finditer(format):
         name = match[1]
         pieces.append(re.escape(format[end : match.start()]))

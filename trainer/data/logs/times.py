@@ -1,4 +1,4 @@
-"""Times that are text, as timestamps in UTC: ISO 8601, or a format that a setting names. Formats are never guessed."""
+"""Times that are text, as timestamps in UTC: ISO 8601, or the format of a setting. Formats are never guessed."""
 
 from contextlib import suppress
 
@@ -15,11 +15,11 @@ _FINE = r"(\.\d{6})\d{1,3}"  # nanoseconds are cut to microseconds, as those of 
 
 
 def is_iso(values: pa.Array | pa.ChunkedArray) -> bool:
-    """Whether all texts are ISO dates, or dates and times. The first ones are tried alone, because a refusal is slow."""
-    for wanted in (MICROSECONDS, UTC):
+    """Return whether all texts are ISO dates, or dates with times. The first ones are tried alone, because a failure is slow."""
+    for timestamp_type in (MICROSECONDS, UTC):
         with suppress(pa.ArrowInvalid):  # one cast is enough where all of them name a zone, or none does
-            values[:SAMPLE_ROWS].cast(wanted)
-            values.cast(wanted)
+            values[:SAMPLE_ROWS].cast(timestamp_type)
+            values.cast(timestamp_type)
             return True
     try:
         parse_iso(values[:SAMPLE_ROWS])
@@ -30,12 +30,12 @@ def is_iso(values: pa.Array | pa.ChunkedArray) -> bool:
 
 
 def has_zone(values: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:
-    """Which ISO texts name a zone."""
+    """Return a mask of the ISO texts that name a zone."""
     return pc.match_substring_regex(values, _ZONE)
 
 
 def parse_iso(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
-    """Timestamps of ISO text in UTC; text without a zone is UTC. Raises ArrowInvalid for any other text."""
+    """Parse ISO text as timestamps in UTC; text without a zone is UTC. Raises ArrowInvalid for any other text."""
     none = pa.scalar(None, pa.string())
     values = pc.replace_substring_regex(values, _FINE, r"\1")
     zoned = has_zone(values)  # pyarrow reads either kind, but not both in one column
@@ -47,9 +47,9 @@ def parse_iso(values: pa.Array | pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def parse_format(values: pa.Array | pa.ChunkedArray, format: str) -> pa.ChunkedArray:
-    """Timestamps of text in a strptime format, in UTC. Raises ArrowInvalid for text that it does not fit.
+    """Parse text in a strptime format as timestamps in UTC. Raises ArrowInvalid for text that does not fit.
 
-    strptime takes 02/30 for March 1st; here a day that the month does not have is refused.
+    strptime reads 02/30 as March 1st. Here a day that the month does not have is refused.
     """
     parts = pc.extract_regex(values, pattern_of(format))
     unfit = pc.and_(parts.is_null(), values.is_valid())
@@ -73,7 +73,7 @@ def parse_format(values: pa.Array | pa.ChunkedArray, format: str) -> pa.ChunkedA
 
 
 def _offset(zone: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Durations of offsets such as Z, +02:00 or -0530."""
+    """Return the durations of offsets such as Z, +02:00 or -0530."""
     digits = pc.replace_substring(pc.replace_substring(zone, "Z", "+0000"), ":", "")
     hours = pc.utf8_slice_codeunits(digits, 1, 3).cast(pa.int64())
     minutes = pc.add(pc.multiply(hours, 60), pc.utf8_slice_codeunits(digits, 3, 5).cast(pa.int64()))

@@ -1,7 +1,8 @@
-"""Values of the logs, as files hold them, turned into what a dataset stores: the types of Contract.stored.
+"""Values of the logs, converted to the types that a dataset stores (Contract.stored).
 
-Ids, times, numbers, categories and vectors of every Arrow type that may be used. The values of text files have been given a
-type before (trainer/data/logs/text_values.py). Nothing is rounded or guessed: what does not fit is refused with file and row.
+It handles ids, times, numbers, categories and vectors of every usable Arrow type. trainer/data/logs/text_values.py
+gives values of text files a type first. Nothing is rounded or guessed: a value that does not fit is refused with file
+and row.
 """
 
 from collections import Counter
@@ -18,35 +19,39 @@ from trainer.data.logs.times import has_zone, parse_format, parse_iso
 from trainer.errors import UserError, first_line
 
 LARGEST = pa.scalar(2**63 - 1, pa.uint64())
-_EXACT = 2.0**53  # beyond it a float64 rounds integers, so two ids may have become one
+_EXACT = 2.0**53  # beyond this a float64 rounds integers, so two ids may have become one
 
 
-def plain(values: pa.Array, column: Column, agreed: pa.DataType, where: "Where") -> pa.Array:
-    """A Parquet column without dictionaries and large types: the only casts that the contract leaves open; they lose nothing."""
+def plain(values: pa.Array, column: Column, agreed: pa.DataType, where: "BlockLocation") -> pa.Array:
+    """Convert a Parquet column to its plain type, without dictionaries and large types. These casts lose nothing."""
     types = pa.types
     if types.is_null(agreed) or (_is_list(values.type) and types.is_null(values.type.value_type)):
-        return pa.nulls(len(values), agreed)  # empty lists of no type hold no value either
+        return pa.nulls(len(values), agreed)  # empty lists without a type have no value either
     return values if values.type == agreed else values.cast(agreed)
 
 
-def _is_list(found: pa.DataType) -> bool:
-    return bool(pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found))
+def _is_list(arrow_type: pa.DataType) -> bool:
+    types = pa.types
+    return bool(types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type))
 
 
 @dataclass(frozen=True)
-class Where:
-    """A block of rows: where it is, for messages, and what was observed in it."""
+class BlockLocation:
+    """A block of rows: its location, for messages, and the counts of suspicious values in it."""
 
+    # Name of the file.
     file: str
+    # Number of the block's first row in the file.
     first_row: int
+    # Counts by the names in trainer/data/logs/observations.py; reading adds to them.
     observed: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, row: int) -> str:
         return f"logs {self.file} row {self.first_row + row}"
 
 
-def normalised(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
-    """In the type of Contract.stored, nulls where there is no value."""
+def normalised(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
+    """Convert values to the type of Contract.stored, with null for missing values."""
     try:
         match column.role:
             case "id":
@@ -68,15 +73,15 @@ def normalised(values: pa.ChunkedArray, column: Column, where: Where) -> pa.Chun
 
 
 def without_missing(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
-    """Text with null for empty text, and for what logs.null_values names."""
+    """Replace empty text, and texts in logs.null_values, by null."""
     missing = pc.equal(pc.binary_length(values), 0)
     if column.null_values:
         missing = pc.or_(missing, pc.is_in(values, value_set=pa.array(column.null_values)))
     return pc.if_else(missing, pa.scalar(None, pa.string()), values) if pc.any(missing).as_py() else values
 
 
-def _as_id(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
-    """int64 or text, as the type setting or the type in the files says."""
+def _as_id(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
+    """Convert ids to int64 or text, by the type setting or the type in the files."""
     types = pa.types
     if types.is_string(values.type):
         values = without_missing(values, column)
@@ -90,8 +95,8 @@ def _as_id(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedA
     return values.cast(pa.string()) if column.type == "text" else values
 
 
-def declared_integers(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
-    """int64 of text that a setting declares to be integers: leading zeros, a plus sign and spaces around are passed over."""
+def declared_integers(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
+    """Convert text to int64 where a setting declares integers. Leading zeros, a plus sign and surrounding spaces are ignored."""
     trimmed = pc.utf8_trim_whitespace(values)
     digits = pc.replace_substring_regex(trimmed, r"^\+|\.0+$", "")
     fits = pc.match_substring_regex(trimmed, r"^[+-]?\d+(?:\.0+)?$")
@@ -108,12 +113,12 @@ def declared_integers(values: pa.ChunkedArray, column: Column, where: Where) -> 
 
 
 def _first(values: pa.ChunkedArray, wrong: pa.ChunkedArray) -> tuple[int, str]:
-    """Row and value of the first value that is wrong."""
+    """Return row and value of the first wrong value."""
     row = pc.index(pc.fill_null(wrong, False), True).as_py()
     return row, values[row].as_py()
 
 
-def _whole_decimals(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _whole_decimals(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     try:
         return values.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -129,13 +134,13 @@ def _is_int64(value: object) -> bool:
 
 
 def _as_integer(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """int64; numbers that it cannot hold become null, and `_reasons` tells them from missing ones."""
+    """Convert to int64. Larger numbers become null, and `_reasons` distinguishes them from missing values."""
     if pa.types.is_uint64(values.type):
         values = pc.if_else(pc.greater(values, LARGEST), pa.scalar(None, values.type), values)
     return values.cast(pa.int64())
 
 
-def _as_moment(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _as_moment(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     types = pa.types
     if types.is_null(values.type):
         return values.cast(pa.int64())
@@ -149,8 +154,8 @@ def _as_moment(values: pa.ChunkedArray, column: Column, where: Where) -> pa.Chun
     return _as_integer(values) if column.role == "time" else values.cast(pa.int64())
 
 
-def moments_of(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
-    """Timestamps of text, in UTC: of its format if a setting names one, otherwise of ISO 8601."""
+def moments_of(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
+    """Parse text as timestamps in UTC: by the format of the setting if there is one, otherwise as ISO 8601."""
     try:
         moments = _parsed(values, column)
     except pa.ArrowInvalid:
@@ -162,10 +167,10 @@ def moments_of(values: pa.ChunkedArray, column: Column, where: Where) -> pa.Chun
             num_zoned = (num_values if zoned else 0) if isinstance(zoned, bool) else pc.sum(zoned).as_py() or 0
             where.observed.update({WITH_ZONE: num_zoned, WITHOUT_ZONE: num_values - num_zoned})
         return moments
-    wanted = f"not in the format {column.time_format!r}" if column.time_format else "no ISO date or time"
+    problem = f"not in the format {column.time_format!r}" if column.time_format else "no ISO date or time"
     feature = "" if column.role == "time" else ", or take the column as categorical"
     raise UserError(
-        f'{where(row)}: column "{column.source}" ({column.setting}) is {values[row].as_py()!r}, which is {wanted}; set '
+        f'{where(row)}: column "{column.source}" ({column.setting}) is {values[row].as_py()!r}, which is {problem}; set '
         f'{column.format_setting} to the format of the text, such as "%m/%d/%Y" or "%d/%m/%Y %H:%M:%S", or write times as '
         f"2024-05-01T12:00:00{feature}"
     )
@@ -184,7 +189,7 @@ def _parses(value: pa.Scalar, column: Column) -> bool:
 
 
 def _as_float(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """float32; NaN and what is infinite there become null."""
+    """Convert to float32. NaN, and numbers that are infinite in float32, become null."""
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.int8())
     if not pa.types.is_floating(values.type):  # an integer beyond 2^24 is rounded, as any float32 is
@@ -196,7 +201,7 @@ def _as_float(values: pa.ChunkedArray) -> pa.ChunkedArray:
     return values
 
 
-def _as_categorical(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _as_categorical(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     types = pa.types
     if column.separator is not None:
         values = without_missing(values.cast(pa.string()), column)
@@ -214,8 +219,8 @@ def _as_categorical(values: pa.ChunkedArray, column: Column, where: Where) -> pa
     return integers.cast(pa.string()) if column.type == "text" else integers
 
 
-def _entries_as_declared(lists: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
-    """Lists whose entries have the declared type."""
+def _entries_as_declared(lists: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
+    """Convert the entries of lists to the declared type."""
     is_text = pa.types.is_string(lists.type.value_type)
     if column.type == "text" and not is_text:
         return lists.cast(pa.list_(pa.string()))
@@ -232,14 +237,14 @@ def _without_missing_entries(lists: pa.ChunkedArray, column: Column) -> pa.Chunk
 
 
 def _with_entries(lists: pa.ChunkedArray, entries: pa.Array) -> pa.ChunkedArray:
-    """Lists of the same lengths with other entries."""
+    """Return lists of the same lengths with other entries."""
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32))
     missing = lists.is_null().combine_chunks()
     return pa.chunked_array([pa.ListArray.from_arrays(offsets, entries, mask=missing)])
 
 
-def _as_vector(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
+def _as_vector(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
     values = values.cast(pa.list_(pa.float32()), safe=False)  # an integer beyond 2^24 is rounded, as any float32 is
     lengths = pc.fill_null(pc.list_value_length(values), column.dim).to_numpy()
     wrong = np.flatnonzero(lengths != column.dim)
@@ -251,10 +256,10 @@ def _as_vector(values: pa.ChunkedArray, column: Column, where: Where) -> pa.Chun
     return values
 
 
-def _whole_numbers(values: pa.ChunkedArray, column: Column, where: Where) -> pa.ChunkedArray:
-    """Some tools write integers as floats; these are taken, a number with a fraction is not.
+def _whole_numbers(values: pa.ChunkedArray, column: Column, where: BlockLocation) -> pa.ChunkedArray:
+    """Convert floats without a fraction to int64, because some tools write integers as floats. Raises UserError otherwise.
 
-    Nor is an id or a category beyond 2^53, where floats round: two of them may have become one.
+    An id or a category beyond 2^53 is refused too, because floats round there: two values may have become one.
     """
     numbers: npt.NDArray[np.float64] = values.to_numpy().astype(np.float64)
     missing = np.isnan(numbers)

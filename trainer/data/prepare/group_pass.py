@@ -1,6 +1,7 @@
 """The second pass, one task per partition: its rows from every spill file become one part of the dataset.
 
-Memory is bounded by a partition, which is one user or about a million events, four at most: larger ones are split.
+Memory is bounded by a partition: a single user, or about a million events and four million at most. Larger partitions
+are split.
 """
 
 from collections import Counter
@@ -23,21 +24,30 @@ from trainer.data.prepare.work import GroupJob, PrepareJob, complete, save_resul
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader, joined
 
 SPLIT_ROWS = 4_000_000  # a partition with more rows is split
-SHARE_ROWS = 1_000_000  # into shares of about so many
+SHARE_ROWS = 1_000_000  # approximate rows of each share of a split partition
 
 
 @dataclass(frozen=True)
 class GroupResult:
-    """Of one partition. part, cuts: what was written, if anything was; rejected: rows by source and reason."""
+    """The result of one partition."""
 
+    # The part that was written, if it has rows.
     part: Part | None
+    # The cuts that were written, if this is an append.
     cuts: Cuts | None
+    # Rejected rows by source and reason.
     rejected: Counter[tuple[SourceName, str]]
+    # Counts of the partition.
     counts: GroupCounts
+    # Counts of targets by item.
     items: ItemCounts
+    # For ranking: counts of history events by item.
     history_items: ItemCounts | None
+    # Statistics for the data card.
     profile: Profile
+    # Statistics of numeric features, by key.
     fits: dict[str, NumericFit]
+    # Lost values of each feature, by key.
     losses: dict[str, Losses]
 
 
@@ -85,15 +95,17 @@ def group_task(given: GroupJob, partition: int) -> GroupResult:
 
 
 def shares_of(rows_of_partitions: Ints) -> tuple[int, ...]:
-    """Into how many partitions of the dataset each hashed partition is split: a function of its rows alone."""
+    """Return the number of dataset partitions that each hashed partition is split into: a function of its rows alone."""
     shares = np.where(rows_of_partitions > SPLIT_ROWS, -(-rows_of_partitions // SHARE_ROWS), 1)
     return tuple(shares.tolist())
 
 
 def _share(given: GroupJob, partition: int, source: SourceName) -> _Share:
-    job, partitioning = given.job, given.partitioning
+    job = given.job
+    partitioning = given.partitioning
     hashed, share = partitioning.places[partition]
-    batches, chunks = [], []
+    batches: list[pa.RecordBatch] = []
+    chunks: list[Ints] = []
     for number in given.chunks:
         if job.inputs.chunks[number].source == source:
             for batch in iterate_share(str(job.spill_file(number)), hashed, partitioning.num_hashed):
@@ -103,12 +115,13 @@ def _share(given: GroupJob, partition: int, source: SourceName) -> _Share:
     chunk_of_row = np.concatenate([np.zeros(0, np.int64), *chunks])
     if partitioning.shares[hashed] > 1:
         mine = share_of_split(rows.column("user"), share, partitioning.shares[hashed])
-        rows, chunk_of_row = rows.filter(pa.array(mine)), chunk_of_row[mine]
+        rows = rows.filter(pa.array(mine))
+        chunk_of_row = chunk_of_row[mine]
     return _Share(rows, chunk_of_row)
 
 
 def _old_rows(job: PrepareJob, partition: int) -> tuple[OldRows | None, OldGroups]:
-    """What the dataset has of this partition."""
+    """Read the existing rows of a partition of the dataset."""
     if job.existing is None:
         return None, OldGroups((), (0,))
     manifest = job.existing.manifest
@@ -118,8 +131,8 @@ def _old_rows(job: PrepareJob, partition: int) -> tuple[OldRows | None, OldGroup
     user_type = job.inputs.contracts["logs"].stored("user")
     if not groups:
         labels = {name: np.zeros(0, np.float32) for name in job.request.logs.labels}
-        none, offsets = np.zeros(0, np.int64), np.zeros(1, np.int64)
-        nothing = OldEvents(none, none, offsets, labels)
+        empty = np.zeros(0, np.int64)
+        nothing = OldEvents(empty, empty, np.zeros(1, np.int64), labels)
         impressions = nothing if manifest.has_impressions else None
         return OldRows(pa.array([], user_type), nothing, impressions), old_groups
     reader = RowGroupReader(
@@ -127,21 +140,21 @@ def _old_rows(job: PrepareJob, partition: int) -> tuple[OldRows | None, OldGroup
         manifest,
         ColumnSelection(users=True, times=True, impressions=manifest.has_impressions, numbers=True),
     )
-    held = joined([reader.read([group])[group] for group in groups])
-    assert held.users is not None
-    assert held.times is not None
-    history = OldEvents(held.items.astype(np.int64), held.times, np.append(held.starts, held.items.size))
-    shown = held.impressions
+    packed = joined([reader.read([group])[group] for group in groups])
+    assert packed.users is not None
+    assert packed.times is not None
+    history = OldEvents(packed.items.astype(np.int64), packed.times, np.append(packed.starts, packed.items.size))
+    shown = packed.impressions
     impressions = (
         OldEvents(shown.items.astype(np.int64), shown.times, np.append(shown.starts, shown.items.size), shown.labels)
         if shown is not None
         else None
     )
-    return OldRows(held.users, history, impressions), old_groups
+    return OldRows(packed.users, history, impressions), old_groups
 
 
 def groups_of_partition(manifest: Manifest, partition: int) -> list[int]:
-    """The row groups of the dataset that lie in a partition, ascending."""
+    """Return the row groups of the dataset in a partition, ascending."""
     return sorted({piece.group for part in manifest.parts if part.partition == partition for piece in part.row_groups})
 
 

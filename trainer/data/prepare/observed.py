@@ -1,4 +1,4 @@
-"""What the first pass observed in the logs, added up for the manifest: the numbers behind trainer/data/dataset/log_checks.py."""
+"""Suspicious values that the first pass counted in the logs, summed for the manifest and trainer/data/dataset/log_checks.py."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -11,10 +11,12 @@ from trainer.data.prepare.work import PrepareJob
 
 
 def observed_in(job: PrepareJob, read: Mapping[int, ReadResult]) -> dict[str, Any]:
-    """Observations of all generations of events.
+    """Return the observations of all generations of events.
 
-    counts: by the names in trainer/data/logs/observations.py; time_units: chunks of the logs by the unit that their integer times
-    look like; spanning: text files in which rows take several lines, with the number of such rows and the first line.
+    Returns:
+        counts: by the names in trainer/data/logs/observations.py.
+        time_units: number of chunks of the logs, by the unit that their integer times appear to have.
+        spanning: text files with rows over several lines, with the number of such rows and the first line.
     """
     before = job.existing.manifest.source.get("observed", {}) if job.existing is not None else {}
     counts: Counter[str] = Counter(before.get("counts", {}))
@@ -26,8 +28,8 @@ def observed_in(job: PrepareJob, read: Mapping[int, ReadResult]) -> dict[str, An
         unit = unit_of_clock(*result.times) if result.times and job.inputs.time_kind == "integer" else None
         units.update([] if unit is None else [unit])
     spanning = {file["path"]: file for file in before.get("spanning", [])}
-    for name, found in sorted(job.inputs.spanning.items()):
-        spanning[name] = {"path": name, "rows": found.num_rows, "line": found.first_line}
+    for name, rows in sorted(job.inputs.spanning.items()):
+        spanning[name] = {"path": name, "rows": rows.num_rows, "line": rows.first_line}
     return {
         "counts": dict(sorted(counts.items())),
         "time_units": dict(sorted(units.items())),

@@ -1,6 +1,6 @@
 """The first pass, one task per chunk of the logs: check rows, spread them over partitions, count values.
 
-The spill file of a chunk has, for each block of rows, one record batch per partition (items have a single one), so that
+The spill file of a chunk has one record batch per block of rows and partition (for items a single one per block). So
 the second pass reads a partition's share without searching. Memory is bounded by a block.
 """
 
@@ -20,7 +20,7 @@ from trainer.data.logs.columns import SOURCES, SourceName
 from trainer.data.logs.config import CategoricalFeatureConfig, FeatureSpec
 from trainer.data.logs.files import UnreadableFileError
 from trainer.data.logs.quarantine import Quarantine
-from trainer.data.logs.reading import Block, read_chunk
+from trainer.data.logs.reading import RowBlock, read_chunk
 from trainer.data.prepare.work import PrepareJob, complete, save_result
 
 ITEMS = "item"
@@ -28,18 +28,19 @@ ITEMS = "item"
 
 @dataclass(frozen=True)
 class ReadResult:
-    """What reading one chunk gave."""
+    """The result of reading one chunk."""
 
+    # Rows of the chunk.
     num_rows: int
     # Quarantined rows by reason.
     rejected: Counter[str]
-    # (num_hashed,) rows that were spread over partitions.
+    # (num_hashed,) rows of each hashed partition.
     rows_of_partitions: Ints
-    # First and last time of the rows that were kept.
+    # First and last time of the accepted rows.
     times: tuple[int, int] | None = None
-    # Why the file has to be left out, if it has.
+    # Reason why the file must be left out; None if it was read.
     unreadable: str | None = None
-    # Of the whole file, by the chunk that begins it.
+    # Hash of the whole file, in the result of its first chunk.
     sha256: str | None = None
     # Counts by the names in trainer/data/logs/observations.py.
     observed: Counter[str] = field(default_factory=Counter)
@@ -47,20 +48,19 @@ class ReadResult:
 
 @dataclass(frozen=True)
 class ChunkValues:
-    """What tables have to know of one chunk; kept in the work folder, because all chunks' together may be large.
+    """Values of one chunk for the vocabularies. They are stored in the work folder, because all chunks together may be large."""
 
-    counts: by table, the distinct values and how often each occurs in the training period (columns value, count);
-    distinct: by table without a vocabulary, of all periods, because every value has a row there.
-    """
-
+    # By table: distinct values and their occurrences in the training period (columns value, count).
     counts: dict[str, pa.Table] = field(default_factory=dict)
+    # By table without a vocabulary: distinct values of all periods, because every value has a row there.
     distinct: dict[str, Distinct] = field(default_factory=dict)
 
 
 def read_task(job: PrepareJob, chunk: int) -> ReadResult:
-    """Check a chunk and spill it.
+    """Check a chunk and write its spill file.
 
-    Raises UserError if its content is not what the contract says, or if it cannot be read and no file may be left out.
+    Raises:
+        UserError: if its content breaks the contract, or if it cannot be read and no file may be left out.
     """
     try:
         result = _read(job, chunk)
@@ -101,12 +101,12 @@ def _read(job: PrepareJob, number: int) -> ReadResult:
     if chunk.first_row == 0:
         sha256 = chunk.file.content_hash()
         chunk.file.check_unchanged()
-    save_result(job.work, "values", number, values.found())
+    save_result(job.work, "values", number, values.counted())
     span_of_chunk = (min(times), max(times)) if times else None
     return ReadResult(num_rows, quarantine.counts, rows_of_partitions, span_of_chunk, sha256=sha256, observed=observed)
 
 
-def _spread(job: PrepareJob, source: SourceName, block: Block) -> list[pa.RecordBatch]:
+def _spread(job: PrepareJob, source: SourceName, block: RowBlock) -> list[pa.RecordBatch]:
     if source == "items":
         columns = [whole(column) for column in block.events.columns]
         return [pa.RecordBatch.from_arrays(columns, schema=block.events.schema)]
@@ -114,12 +114,12 @@ def _spread(job: PrepareJob, source: SourceName, block: Block) -> list[pa.Record
 
 
 class _Values:
-    """Which values tables have to know, and how often each occurs in the training period; adds up blocks."""
+    """Counter of the values that vocabularies need, with their occurrences in the training period, over all blocks."""
 
     def __init__(self, job: PrepareJob, source: SourceName) -> None:
         self._distinct: dict[str, Distinct] = {}
         self._cuts = job.cuts
-        # Without a vocabulary: of these only the number of distinct values is wanted.
+        # Tables without a vocabulary, for which only distinct values are counted.
         self._hashed = {n for n, c in job.request.ids.items() if not isinstance(c, VocabularyIdsConfig)} - {ITEMS}
         self._specs = [
             spec
@@ -131,23 +131,25 @@ class _Values:
         self._counts: dict[str, list[pa.Table]] = {}
 
     def add(self, events: pa.Table) -> None:
+        """Count the values of a block."""
         trains = self._trains(events)
         if ITEMS in events.column_names:
-            # Items that only the held-out period has belong to the catalogue too, with a count of zero.
+            # Items that occur only in the held-out period belong to the catalogue too, with a count of zero.
             self._add_counts(ITEMS, events.column(ITEMS), trains)
         for spec in self._specs:
             assert spec.table is not None
             if spec.table in self._hashed:
-                found = Distinct.of(hash_ids(_entries(spec, events).drop_null()))
-                self._distinct[spec.table] = Distinct.merged([self._distinct.get(spec.table, found), found])
+                sketch = Distinct.of(hash_ids(_entries(spec, events).drop_null()))
+                self._distinct[spec.table] = Distinct.merged([self._distinct.get(spec.table, sketch), sketch])
             else:
                 self._add_counts(spec.table, _entries(spec, events if trains is None else events.filter(trains)), None)
 
-    def found(self) -> ChunkValues:
+    def counted(self) -> ChunkValues:
+        """Return the sums over all added blocks."""
         return ChunkValues({table: sum_values(pieces) for table, pieces in self._counts.items()}, self._distinct)
 
     def _trains(self, events: pa.Table) -> pa.ChunkedArray | None:
-        """Which events are of the training period; None if all may be. Under leave-one-out that is known only later."""
+        """Return a mask of the events in the training period; None if all may be. Leave-one-out decides this only later."""
         if "time" not in events.column_names or not isinstance(self._cuts, TimeBounds):
             return None
         return pc.less(events.column("time"), self._cuts.validation_time)
@@ -173,7 +175,7 @@ def _value_counts(values: pa.ChunkedArray) -> pa.Table:
 
 
 def sum_values(pieces: list[pa.Table]) -> pa.Table:
-    """One row per distinct value, its counts added up; in no particular order."""
+    """Return one row per distinct value with the sum of its counts, in no particular order."""
     if len(pieces) == 1:
         return pieces[0]
     summed = pa.concat_tables(pieces).group_by("value", use_threads=False).aggregate([("count", "sum")])
@@ -181,7 +183,7 @@ def sum_values(pieces: list[pa.Table]) -> pa.Table:
 
 
 def iterate_share(path: str, partition: int, num_partitions: int) -> Iterator[pa.RecordBatch]:
-    """The record batches of one partition in a spill file."""
+    """Yield the record batches of one partition in a spill file."""
     with pa.memory_map(path) as source:  # the batches keep the mapping, not the file, open
         reader = pa.ipc.open_file(source)
         for number in range(partition, reader.num_record_batches, num_partitions):

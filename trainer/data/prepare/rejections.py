@@ -1,7 +1,7 @@
-"""How many rows were rejected, and when that is too many.
+"""Counts of rejected rows, and the limit above which prepare stops.
 
-Events (logs and history) and the catalogue (items and users) are counted apart: an event is read once, in whichever
-generation, the catalogue anew by every append.
+Events (logs and history) and the catalogue (items and users) are counted separately: an event is read once, in one
+generation, but the catalogue is read again by every append.
 """
 
 from collections import Counter
@@ -20,31 +20,32 @@ from trainer.errors import UserError
 EVENTS: tuple[SourceName, ...] = ("logs", "history")
 CATALOGUE: tuple[SourceName, ...] = ("items", "users")
 REPEATED_ITEM = "duplicate item"
-NO_FAULT = (DUPLICATE, TOO_MANY, REPEATED_ITEM, REPEATED_USER)  # repeated, or more than was asked for, but not bad
+NO_FAULT = (DUPLICATE, TOO_MANY, REPEATED_ITEM, REPEATED_USER)  # repeated, or above a limit, but not bad
 
 
 def count_rejected(
     job: PrepareJob, sources: Iterable[SourceName], read: Mapping[int, ReadResult], grouped: Sequence[GroupResult]
 ) -> Counter[str]:
-    """Rows of some sources that this attempt rejected, by reason."""
-    total, wanted = Counter[str](), set(sources)
+    """Count the rows of some sources that this attempt rejected, by reason."""
+    total: Counter[str] = Counter()
+    selected = set(sources)
     for chunk, result in read.items():
-        if job.inputs.chunks[chunk].source in wanted:
+        if job.inputs.chunks[chunk].source in selected:
             total += result.rejected
     for group in grouped:
         for (source, reason), count in group.rejected.items():
-            if source in wanted:
+            if source in selected:
                 total[reason] += count
     return total
 
 
 def check_budget(job: PrepareJob, read: Mapping[int, ReadResult], grouped: Sequence[GroupResult] = ()) -> None:
-    """Raises UserError for a source without any rows, or with more bad rows than logs.max_rejected_fraction allows."""
+    """Check every source. Raises UserError for one without rows, or with more bad rows than logs.max_rejected_fraction."""
     for source in dict.fromkeys(chunk.source for chunk in job.inputs.chunks):
         chunks = [number for number in read if job.inputs.chunks[number].source == source]
         num_rows = sum(read[number].num_rows for number in chunks)
         if not num_rows:
-            raise UserError(f"{source} {_where(job, source)}: no rows at all; check {_setting(source)}.path")
+            raise UserError(f"{source} {_where(job, source)}: no rows; check {_setting(source)}.path")
         rejected = count_rejected(job, [source], read, grouped)
         bad = sum(count for reason, count in rejected.items() if reason not in NO_FAULT)
         if bad / num_rows > job.request.logs.max_rejected_fraction or bad == num_rows:
@@ -64,11 +65,11 @@ def _too_many(
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(rejected.items()))
     columns = job.inputs.contracts[source].columns
     named = ", ".join(f'{c.setting} = "{c.source}"' for c in columns if c.role in ("id", "time"))
-    keep = ' If negative ids are meant, set logs.negative_ids = "keep".' if "negative" in reasons else ""
+    keep = ' If negative ids are intended, set logs.negative_ids = "keep".' if "negative" in reasons else ""
     return (
         f"{source} {_where(job, source)}: {bad:,} of {num_rows:,} rows ({bad / num_rows:.2%}) cannot be used: {reasons}; "
         f"logs.max_rejected_fraction allows {allowed:.2%}. The first: {', '.join(first)}. "
-        f"Check {named}, mend the files, or raise logs.max_rejected_fraction.{keep}"
+        f"Check {named}, correct the files, or raise logs.max_rejected_fraction.{keep}"
     )
 
 

@@ -1,6 +1,6 @@
-"""From the values that the first pass found to the ids of every table, and to the numbers of the catalogue.
+"""Vocabularies: from the values of the first pass to the ids of every table, and to the numbers of the catalogue.
 
-The invariant: what has an id keeps it. An append adds values after those that are there, and never renumbers.
+The invariant: ids and numbers never change. An append adds values after the existing ones.
 """
 
 from collections.abc import Mapping
@@ -21,20 +21,23 @@ from trainer.data.logs.config import CategoricalFeatureConfig
 from trainer.data.prepare.read_pass import ITEMS, ChunkValues, ReadResult, sum_values
 from trainer.data.prepare.work import PrepareJob, saved_result
 
-MERGE_VALUES = 1_000_000  # values held twice at most, while the driver adds up
+MERGE_VALUES = 1_000_000  # most values that the driver holds twice while it adds up
 
 
 @dataclass(frozen=True)
-class Found:
-    """What all chunks together found: distinct values with counts by table, sketches of hashed tables, the span of times."""
+class MergedValues:
+    """Values of all chunks together."""
 
+    # By table: distinct values with their counts.
     values: dict[str, pa.Table]
+    # By hashed table: sketch of its distinct values.
     distinct: dict[str, Distinct]
+    # First and last time; None without times.
     times: tuple[int, int] | None
 
 
-def merge_found(job: PrepareJob, read: Mapping[int, ReadResult]) -> Found:
-    """Add up what the chunks `read` found, one after the other, in memory bounded by the result."""
+def merge_values(job: PrepareJob, read: Mapping[int, ReadResult]) -> MergedValues:
+    """Merge the values of the chunks, one after the other, in memory bounded by the result."""
     pending: dict[str, list[pa.Table]] = {}
     distinct: dict[str, Distinct] = {}
     for chunk in sorted(read):
@@ -44,18 +47,18 @@ def merge_found(job: PrepareJob, read: Mapping[int, ReadResult]) -> Found:
             pieces.append(counts)
             if sum(piece.num_rows for piece in pieces[1:]) > max(pieces[0].num_rows, MERGE_VALUES):
                 pending[table] = [sum_values(pieces)]
-        for table, found in values.distinct.items():
-            distinct[table] = Distinct.merged([distinct.get(table, found), found])
+        for table, sketch in values.distinct.items():
+            distinct[table] = Distinct.merged([distinct.get(table, sketch), sketch])
     times = [time for result in read.values() for time in result.times or ()]
-    return Found(
+    return MergedValues(
         {table: sum_values(pieces) for table, pieces in pending.items()},
         distinct,
         (min(times), max(times)) if times else None,
     )
 
 
-def ids_of_tables(job: PrepareJob, found: Found) -> dict[str, Ids]:
-    """The ids of every table that features with values name, and the catalogue under "item". Buckets are no values."""
+def ids_of_tables(job: PrepareJob, merged: MergedValues) -> dict[str, Ids]:
+    """Return the ids of every table that features with values name, and the catalogue as "item". Buckets are no values."""
     ids = {}
     named = {spec.table for spec in job.specs if isinstance(spec.config, CategoricalFeatureConfig)}
     for table, config in job.request.ids.items():
@@ -63,38 +66,38 @@ def ids_of_tables(job: PrepareJob, found: Found) -> dict[str, Ids]:
             continue
         old = old_values(job, table)
         if table == ITEMS:
-            ids[table] = Ids(VocabularyIdsConfig(), _catalogue(found.values[ITEMS], config, old))
+            ids[table] = Ids(VocabularyIdsConfig(), _catalogue(merged.values[ITEMS], config, old))
         elif isinstance(config, VocabularyIdsConfig):
-            ids[table] = Ids(config, _vocabulary(found.values.get(table), config.min_count, old))
+            ids[table] = Ids(config, _vocabulary(merged.values.get(table), config.min_count, old))
         else:
             ids[table] = Ids(config)
     return ids
 
 
 def old_values(job: PrepareJob, table: str) -> pa.Array | None:
-    """The values that an existing dataset has of a table, in the order of their ids."""
+    """Return the values of a table in the existing dataset, in the order of their ids; None if there are none."""
     if job.existing is None or table not in job.existing.manifest.vocabularies:
         return None
     return read_values(job.folder, job.existing.manifest, table)
 
 
-def _vocabulary(found: pa.Table | None, min_count: int, old: pa.Array | None) -> pa.Array:
-    """Values with enough occurrences, ascending, after the old ones."""
-    if found is None:
+def _vocabulary(counted: pa.Table | None, min_count: int, old: pa.Array | None) -> pa.Array:
+    """Return the old values, then new ones with enough occurrences, ascending."""
+    if counted is None:
         return old if old is not None else pa.array([], pa.string())
-    kept = found.filter(pc.greater_equal(found.column("count"), min_count)).column("value")
+    kept = counted.filter(pc.greater_equal(counted.column("count"), min_count)).column("value")
     return _after(old, sort_vocabulary(kept))
 
 
-def _catalogue(found: pa.Table, config: IdsConfig, old: pa.Array | None) -> pa.Array:
-    """Every item of logs and catalogue: first those that the model will know, each ascending, after the old ones.
+def _catalogue(counted: pa.Table, config: IdsConfig, old: pa.Array | None) -> pa.Array:
+    """Return every item of logs and catalogue: the old ones, then items that the model will know, then others, each ascending.
 
-    Which ones it knows is settled by the exact counts of the second pass; where that is as expected here, and no item is left
-    over, numbers are ids.
+    The exact counts of the second pass decide which items are known. If they confirm this order and no unknown items
+    remain, numbers are ids.
     """
     min_count = config.min_count if isinstance(config, VocabularyIdsConfig) else 1
-    known = pc.greater_equal(found.column("count"), min_count)
-    values = [sort_vocabulary(found.filter(mask).column("value")) for mask in (known, pc.invert(known))]
+    known = pc.greater_equal(counted.column("count"), min_count)
+    values = [sort_vocabulary(counted.filter(mask).column("value")) for mask in (known, pc.invert(known))]
     return _after(old, pa.concat_arrays(values))
 
 
@@ -107,10 +110,17 @@ def _after(old: pa.Array | None, values: pa.Array) -> pa.Array:
 def item_ids(
     num_events: Ints, num_train_events: Ints, config: IdsConfig, cuts: Cuts, old: npt.NDArray[np.int32] | None
 ) -> npt.NDArray[np.int32]:
-    """(catalogue,) what the model calls each number: 1 and up for known items, 0 for others.
+    """Return the id of each number of the catalogue, (catalogue,): 1 and up for known items, 0 for others.
 
-    Known is an item with at least min_count training events; under leave-one-out, where the catalogue is that of the whole
-    log, with as many events at all. An item that was known stays so, under its id.
+    An item is known if it has at least min_count training events. Under leave-one-out the catalogue is that of the
+    whole log, so all its events count. A known item stays known, with the same id.
+
+    Args:
+        num_events: (catalogue,) events of each item.
+        num_train_events: (catalogue,) training events of each item.
+        config: kind of ids.
+        cuts: bounds of the splits.
+        old: ids of the existing dataset.
     """
     min_count = config.min_count if isinstance(config, VocabularyIdsConfig) else 1
     counts = num_train_events if isinstance(cuts, TimeBounds) else num_events
@@ -123,12 +133,13 @@ def item_ids(
 
 
 def collisions(ids: Ids, distinct: Distinct) -> dict[str, float | int]:
-    """Of a hashed table: how many values there are, and the rate 1 - (rows that they use) / values.
+    """Return the number of values of a hashed table, and the collision rate 1 - (rows in use) / values.
 
-    Exact as long as all values are known by their hashes; beyond that what is to be expected of so many. Of a dynamic
-    table the number of values only.
+    The rate is exact while all values are known by their hashes, and the expected one beyond that. For a dynamic table
+    only the number of values is returned.
     """
-    rows, count = ids.num_rows - 1, distinct.count
+    rows = ids.num_rows - 1
+    count = distinct.count
     if isinstance(ids.config, DynamicIdsConfig):
         return {"values": count}
     if count < Distinct.SIZE:
@@ -139,12 +150,12 @@ def collisions(ids: Ids, distinct: Distinct) -> dict[str, float | int]:
 
 
 def item_collisions(values: pa.Array, config: HashIdsConfig) -> dict[str, float | int]:
-    """Of an item table whose ids are hashes. Exact: the catalogue is at hand."""
+    """Return the collisions of an item table with hashed ids. They are exact, because the catalogue is complete."""
     count = len(values)
     used = np.unique(hash_rows(values, config.num_rows)).size
     return {"values": count, "rate": 1.0 - used / count if count else 0.0}
 
 
 def known_tables(ids: Mapping[str, Ids]) -> dict[str, pa.Array]:
-    """The vocabularies to be written, that of the items aside."""
-    return {n: found.vocabulary for n, found in ids.items() if found.vocabulary is not None and n != ITEMS}
+    """Return the vocabularies to write, except that of the items."""
+    return {name: own.vocabulary for name, own in ids.items() if own.vocabulary is not None and name != ITEMS}

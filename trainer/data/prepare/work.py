@@ -1,7 +1,7 @@
-"""What one preparing is: the job that all tasks share, and the journal by which an interrupted one goes on.
+"""The job of one preparation, which all tasks share, and the journal from which an interrupted one continues.
 
-Everything happens in a work folder that belongs to exactly these inputs and settings. A task writes its files, then its
-result under its name by atomic rename; a task whose result is there is not run again.
+The work folder belongs to exactly these inputs and settings. A task writes its files, then its result, under its name
+by atomic rename. A task with a stored result is not run again.
 """
 
 import importlib
@@ -13,11 +13,11 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.data.dataset.folder import Existing, Request
+from trainer.data.dataset.folder import DatasetRequest, Existing
 from trainer.data.dataset.partition_events import GroupPlan
 from trainer.data.dataset.splits import Cuts
 from trainer.data.logs.config import FeatureSpec, feature_specs
-from trainer.data.logs.contract import Inputs
+from trainer.data.logs.contract import LogInputs
 from trainer.data.logs.reading import Rules
 from trainer.errors import UserError
 from trainer.storage.restricted_pickle import ForbiddenPickleError, restricted_load
@@ -25,12 +25,11 @@ from trainer.storage.restricted_pickle import ForbiddenPickleError, restricted_l
 
 @dataclass(frozen=True)
 class Partitioning:
-    """How users are spread: by hash over `num_hashed` partitions, of which some are split once more because they are large.
+    """Distribution of users: by hash over `num_hashed` partitions, of which large ones are split once more."""
 
-    shares: for each hashed partition, into how many partitions of the dataset it is split.
-    """
-
+    # Number of hashed partitions.
     num_hashed: int
+    # For each hashed partition: the number of dataset partitions that it is split into.
     shares: tuple[int, ...]
 
     @property
@@ -41,58 +40,76 @@ class Partitioning:
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """What every task needs to know. `existing`: the dataset that is appended to."""
+    """Inputs and settings that every task needs."""
 
+    # The dataset folder.
     folder: Path
+    # The work folder.
     work: Path
-    request: Request
-    inputs: Inputs
+    # The requested dataset.
+    request: DatasetRequest
+    # Sources with files, contracts and chunks.
+    inputs: LogInputs
+    # Conditions under which rows are rejected.
     rules: Rules
+    # Bounds of the splits.
     cuts: Cuts
+    # Number of hashed partitions.
     num_hashed: int
+    # The dataset that is appended to, if any.
     existing: Existing | None = None
 
     @property
     def generation(self) -> int:
+        """Generation that this job writes."""
         return self.existing.manifest.generation + 1 if self.existing else 0
 
     @property
     def specs(self) -> tuple[FeatureSpec, ...]:
+        """All features."""
         return feature_specs(self.request.logs)
 
     def spill_file(self, chunk: int) -> Path:
+        """Return the file in which the rows of a chunk wait for the second pass."""
         return self.work / f"events-{chunk:05d}.arrow"
 
     def rejected_in(self, stage: str, task: int) -> Path:
+        """Return the file of the rows that a task quarantines."""
         return self.work / f"rejected-{stage}-{task:05d}.arrow"
 
     def part_file(self, partition: int) -> Path:
+        """Return the file of a partition's part."""
         return self.work / f"part-{self.generation:03d}-{partition:05d}.parquet"
 
     def cuts_file(self, partition: int) -> Path:
+        """Return the file of a partition's cuts."""
         return self.work / f"cuts-{self.generation:03d}-{partition:05d}.parquet"
 
 
 @dataclass(frozen=True)
 class GroupJob:
-    """What the tasks of the second pass need besides. chunks: numbers of those that are used."""
+    """Additional inputs of the tasks of the second pass."""
 
+    # The job.
     job: PrepareJob
+    # How partitions become rows.
     plan: GroupPlan
+    # Distribution of users.
     partitioning: Partitioning
+    # Numbers of the chunks that are used.
     chunks: tuple[int, ...]
 
 
 @contextmanager
 def complete(path: Path) -> Iterator[Path]:
-    """A path to write to, which becomes `path` by a rename at the end.
+    """Yield a temporary path, which is renamed to `path` at the end.
 
-    A worker that outlives its killed driver by a moment thus touches no file of the attempt that goes on.
+    So a worker that briefly outlives its killed driver does not change a file of the attempt that continues.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary
-        if temporary.exists():  # nothing was quarantined, for instance
+        if temporary.exists():  # absent if, for example, nothing was quarantined
             temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -100,26 +117,26 @@ def complete(path: Path) -> Iterator[Path]:
 
 
 def save_result(work: Path, stage: str, task: int, result: Any) -> None:
-    """Note that a task is done, and what it found. Its files must be complete."""
+    """Store that a task is done, with its result. Its files must be complete."""
     with complete(_result_path(work, stage, task)) as path:
         path.write_bytes(pickle.dumps(result))
 
 
 def saved_result(work: Path, stage: str, task: int) -> Any:
-    """What `save_result` kept. Raises UserError if somebody put something else in its place."""
+    """Read a stored result. Raises UserError if the file has been replaced by something else."""
     path = _result_path(work, stage, task)
     with path.open("rb") as file:
         try:
             return restricted_load(file, _is_result)
         except ForbiddenPickleError as error:
             raise UserError(
-                f"{path}: holds {error}, which reading it would run, and which prepare has never written. Nothing of it was run; "
+                f"{path}: holds {error}, which would run when it is read, and which prepare never writes. Nothing of it was run; "
                 f"delete {work} to prepare from the start"
             ) from None
 
 
 def _is_result(module: str, name: str) -> bool:
-    """Return whether a pickled result may name this: our dataclasses, and what numpy and Arrow rebuild their values with."""
+    """Return whether a stored result may name this: our dataclasses, and functions that rebuild values of numpy and Arrow."""
     if module.split(".")[0] == "trainer":
         kind = getattr(importlib.import_module(module), name, None)
         return isinstance(kind, type) and is_dataclass(kind)
@@ -152,7 +169,7 @@ _PARTS_OF_RESULTS = {
 
 
 def saved_results(work: Path, stage: str) -> Mapping[int, Any]:
-    """Return results of the tasks that an interrupted attempt finished. One that a power failure cut short is not finished."""
+    """Return the results of tasks that an interrupted attempt finished, without those that a power failure truncated."""
     results = {}
     for number in sorted(int(path.stem.rpartition("-")[2]) for path in work.glob(f"{stage}-*.done")):
         with suppress(EOFError, pickle.UnpicklingError):

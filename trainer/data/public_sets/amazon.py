@@ -1,7 +1,7 @@
-"""Amazon reviews by the McAuley Lab, in their editions of 2014, 2018 and 2023: reviews or ratings only, and metadata.
+"""Amazon reviews by the McAuley Lab, editions of 2014, 2018 and 2023: reviews or ratings only, and metadata.
 
-What the publisher counted at the time of the crawl (votes for a review, mean ratings, sales ranks, what was bought
-together) knows of events after the one at hand, and is left out.
+Values that the publisher counted at the time of the crawl are left out (votes for a review, mean ratings, sales ranks,
+items bought together): they contain information about later events.
 """
 
 import ast
@@ -33,15 +33,23 @@ _ALT = re.compile(r'alt="([^"]*)"')
 
 @dataclass(frozen=True)
 class Edition:
-    """What the fields are called. `reviews` and `ratings` map our columns to theirs, `ratings` in the order of the file."""
+    """Field names of one edition."""
 
+    # Maps our columns to fields of review files.
     reviews: dict[str, str]
+    # Maps our columns to columns of ratings-only files, in the order of the file.
     ratings: dict[str, str]
+    # Whether ratings-only files have a header line.
     ratings_have_header: bool
+    # Field of the item in the metadata.
     item_id: str
+    # Field of the brand in the metadata.
     brand: str
+    # Field of the categories in the metadata.
     categories: str
-    main_category: str | None  # None: the first of the categories
+    # Field of the main category in the metadata; None takes the first of the categories.
+    main_category: str | None
+    # Parses a line of the metadata.
     parse: LineParser = json.loads
 
 
@@ -83,8 +91,9 @@ E2023 = Edition(
 
 
 def read(source: SourceFolder, edition: Edition) -> list[Table]:
-    """Reviews or ratings-only files as events, meta_* files as items."""
-    json_lines, ratings = source.any(*_JSON_LINES), source.any(*_CSV)
+    """Return reviews or ratings-only files as events, and meta_* files as items."""
+    json_lines = source.any(*_JSON_LINES)
+    ratings = source.any(*_CSV)
     metadata = [path for path in json_lines if path.name.startswith("meta_")]
     reviews = [path for path in json_lines if not path.name.startswith("meta_")]
     if reviews and ratings:
@@ -102,8 +111,8 @@ def read(source: SourceFolder, edition: Edition) -> list[Table]:
 
 def _events_of_reviews(paths: list[Path], edition: Edition) -> Table:
     fields = edition.reviews
-    json_schema = pa.schema([(theirs, _TYPES[ours]) for ours, theirs in fields.items()])
-    schema = pa.schema([(ours, FLAG if ours == "verified" else _TYPES[ours]) for ours in fields])
+    json_schema = pa.schema([(field, _TYPES[column]) for column, field in fields.items()])
+    schema = pa.schema([(column, FLAG if column == "verified" else _TYPES[column]) for column in fields])
 
     def batches() -> Iterator[pa.RecordBatch]:
         for path in paths:
@@ -115,7 +124,7 @@ def _events_of_reviews(paths: list[Path], edition: Edition) -> Table:
 
 def _events_of_ratings(paths: list[Path], edition: Edition) -> Table:
     fields = edition.ratings
-    types = {theirs: _TYPES[ours] for ours, theirs in fields.items()}
+    types = {field: _TYPES[column] for column, field in fields.items()}
     names = None if edition.ratings_have_header else tuple(types)
     schema = schema_of(user_id=TEXT, item_id=TEXT, time=INT, rating=FLOAT)
 
@@ -131,16 +140,19 @@ def _events_of_ratings(paths: list[Path], edition: Edition) -> Table:
 
 
 def _check_users(path: Path, users: pa.Array) -> None:
-    """The editions of 2014 and 2018 differ in nothing but the order of two columns, and reviewers' ids begin with A."""
+    """Check that the ids of users are reviewers' ids, which begin with A. Raises UserError.
+
+    The editions of 2014 and 2018 differ only in the order of two columns.
+    """
     if (pc.mean(pc.starts_with(users, "A")).as_py() or 0.0) < 0.5:
         raise UserError(
-            f"{path}: the ids in the column of the user are no reviewers' ids, which begin with A; user and item are the "
-            "first and second column in the edition of 2014, and the other way round in that of 2018: convert it as the other"
+            f"{path}: the ids in the user column are no reviewers' ids, which begin with A; user and item are the first and "
+            "second column in the edition of 2014, and reversed in that of 2018: convert it as the other edition"
         )
 
 
 def _items(paths: list[Path], edition: Edition) -> Iterator[pa.RecordBatch]:
-    """Each item once, as the first record says: files repeat records, and categories share items."""
+    """Yield each item once, with the values of its first record: files repeat records, and categories share items."""
     seen: set[str] = set()
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -171,7 +183,7 @@ def _item(item_id: str, record: dict[str, Any], edition: Edition) -> dict[str, A
 
 
 def _flat(value: Any) -> Iterable[str]:
-    """2014 has a list of paths of categories, later editions one path; some records have a text or nothing."""
+    """Yield all categories. 2014 has a list of category paths, later editions one path; some records have a text or nothing."""
     if isinstance(value, list):
         for inner in value:
             yield from _flat(inner)
@@ -180,18 +192,18 @@ def _flat(value: Any) -> Iterable[str]:
 
 
 def _plain(value: Any) -> str | None:
-    """Text without HTML entities; of an image, as 2018 has some for main categories, what it stands for."""
+    """Return text without HTML entities. An image, which some main categories of 2018 are, becomes its alternative text."""
     if not isinstance(value, str):
         return None
     if value.startswith("<img"):
-        found = _ALT.search(value)
-        value = found[1] if found else ""
+        match = _ALT.search(value)
+        value = match[1] if match else ""
     return html.unescape(value).strip() or None
 
 
 def _price(value: Any) -> float | None:
-    """A number or "$1,234.50"; null for ranges and anything else."""
+    """Parse a number or "$1,234.50"; null for ranges and anything else."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    found = _PRICE.fullmatch(value.strip()) if isinstance(value, str) else None
-    return float(found[1].replace(",", "")) if found else None
+    match = _PRICE.fullmatch(value.strip()) if isinstance(value, str) else None
+    return float(match[1].replace(",", "")) if match else None

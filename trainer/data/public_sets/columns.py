@@ -1,4 +1,4 @@
-"""Columns rewritten as features: lists out of text, flags or rows, codes as text. Vectorised; no Python loop over rows."""
+"""Conversion of columns to features: lists from text, flags or rows, and codes as text. Without Python loops over rows."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from trainer.data.public_sets.tables import TEXTS
 
 
 def split_text(column: pa.Array, separator: str) -> pa.Array:
-    """ "a|b" as ["a", "b"]; null and the empty text as the empty list."""
+    """Split "a|b" into ["a", "b"]. Null and empty text become the empty list."""
     empty = pc.equal(pc.fill_null(column, ""), "")
     parts = pc.split_pattern(pc.fill_null(column, ""), separator)
     lengths = pc.if_else(empty, 0, pc.list_value_length(parts))
@@ -20,20 +20,20 @@ def split_text(column: pa.Array, separator: str) -> pa.Array:
 
 
 def lists_of(lengths: npt.NDArray[np.integer], values: pa.Array) -> pa.Array:
-    """Consecutive values cut into lists of the given lengths."""
+    """Cut consecutive values into lists of the given lengths."""
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     assert offsets[-1] == len(values)
     return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values).cast(TEXTS)
 
 
 def named_flags(flags: list[pa.Array], names: Sequence[str]) -> pa.Array:
-    """Of every row the list of those names whose flag is set."""
+    """Return for every row the names of the flags that are set, as a list."""
     matrix = np.stack([np.asarray(pc.fill_null(flag, 0)) for flag in flags], axis=1) != 0
     return lists_of(matrix.sum(axis=1), pa.array(names).take(pa.array(np.nonzero(matrix)[1])))
 
 
 def code_as_text(column: pa.Array) -> pa.Array:
-    """An identifier of a category as text. Publishers write such codes as 9 or as 9.0: both become "9".
+    """Convert category codes to text. Publishers write such codes as 9 or as 9.0; both become "9".
 
     Raises pyarrow.ArrowInvalid for a code with a fraction.
     """
@@ -41,6 +41,6 @@ def code_as_text(column: pa.Array) -> pa.Array:
 
 
 def year_in_title(title: pa.Array) -> pa.Array:
-    """1995 for "Toy Story (1995)"; null where the title does not end in a year."""
-    found = pc.extract_regex(title, r"\((?P<year>\d{4})\)\s*$")
-    return found.flatten()[0].cast(pa.int64())  # unlike `field`, `flatten` applies the nulls of the struct itself
+    """Return 1995 for "Toy Story (1995)"; null if the title does not end with a year."""
+    matches = pc.extract_regex(title, r"\((?P<year>\d{4})\)\s*$")
+    return matches.flatten()[0].cast(pa.int64())  # unlike `field`, `flatten` applies the nulls of the struct itself

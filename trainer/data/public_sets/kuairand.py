@@ -1,7 +1,7 @@
 """KuaiRand by Kuaishou and USTC: impressions of short videos with all their feedback. Times are Unix milliseconds.
 
-video_features_statistic_*.csv is not read: it holds means over the whole month, so it knows what happened to a video
-after the impression at hand. For the same reason `visible_status` is left out, the state of a video when the set was made.
+video_features_statistic_*.csv is not read: it holds means over the whole month, which include events after an
+impression. For the same reason `visible_status` is left out, the state of a video when the set was published.
 """
 
 import re
@@ -54,12 +54,13 @@ _LOGS = ("log_standard_*.csv", "log_random_*.csv")
 
 
 def read(source: SourceFolder) -> list[Table]:
-    """The logs, standard and random, and the basic features of users and videos, as they lie in the folder data/."""
+    """Return the logs, standard and random, with the basic features of users and videos, as in the folder data/."""
     for pattern in _LOGS:
         source.some(pattern)
     logs = source.some(*_LOGS)
-    videos, users = source.some("video_features_basic_*.csv"), source.some("user_features_*.csv")
-    versions = {found[1] for path in (*logs, *videos, *users) if (found := _VERSION.search(path.name))}
+    videos = source.some("video_features_basic_*.csv")
+    users = source.some("user_features_*.csv")
+    versions = {match[1] for path in (*logs, *videos, *users) if (match := _VERSION.search(path.name))}
     if len(versions) > 1:
         raise source.wrong(
             f"it mixes the versions {' and '.join(sorted(versions))}, which number users and videos differently"
@@ -72,9 +73,12 @@ def read(source: SourceFolder) -> list[Table]:
 
 
 def read_valtest(source: SourceFolder) -> list[Table]:
-    """A processed KuaiRand-Pure: impressions of two later periods, and each user's history before them as one list."""
-    val, test, histories = source.one("val.parquet"), source.one("test.parquet"), source.one("user_sequences.parquet")
-    videos, users = source.one("video_features_basic_pure.csv"), source.one("user_features.parquet")
+    """Return a processed KuaiRand-Pure: impressions of two later periods, and each user's earlier history as one list."""
+    val = source.one("val.parquet")
+    test = source.one("test.parquet")
+    histories = source.one("user_sequences.parquet")
+    videos = source.one("video_features_basic_pure.csv")
+    users = source.one("user_features.parquet")
     return [
         Table("impressions-val", IMPRESSIONS, _impressions_parquet(val)),
         Table("impressions-test", IMPRESSIONS, _impressions_parquet(test)),
@@ -90,7 +94,7 @@ def _impressions_csv(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _impressions_parquet(path: Path) -> Iterator[pa.RecordBatch]:
-    """What was derived from the feedback, or joined from the videos' features, is left out."""
+    """Yield impressions without columns that were derived from the feedback or joined from the videos' features."""
     for batch in read_parquet(path, _LOG_COLUMNS):
         yield _impressions(batch.select(_LOG_COLUMNS))
 
@@ -101,7 +105,7 @@ def _impressions(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _history(path: Path) -> Iterator[pa.RecordBatch]:
-    """One row per element of watch_seq. No times were kept but the last, so they lie 1 ms apart and end there."""
+    """Yield one row per element of watch_seq. Only the last time is known, so times are 1 ms apart and end there."""
     for batch in read_parquet(path, ["user_id", "last_time_ms", "watch_seq"]):
         watched = batch.column("watch_seq")
         length = np.asarray(pc.fill_null(pc.list_value_length(watched), 0), np.int64)

@@ -42,8 +42,10 @@ _USER_100K = ("user_id", "age", "gender", "occupation", "zip_code")
 
 
 def read_100k(source: SourceFolder) -> list[Table]:
-    """u.data, u.item and u.user."""
-    ratings, movies, users = source.one("u.data"), source.one("u.item"), source.one("u.user")
+    """Return the tables of u.data, u.item and u.user."""
+    ratings = source.one("u.data")
+    movies = source.one("u.item")
+    users = source.one("u.user")
     rating_batches = read_csv(ratings, _RATING, tuple(_RATING), delimiter="\t", quoted=False)
     return [
         events(EVENTS, _in_order(EVENTS, rating_batches)),
@@ -53,8 +55,9 @@ def read_100k(source: SourceFolder) -> list[Table]:
 
 
 def read_double_colons(source: SourceFolder, encoding: str, with_users: bool) -> list[Table]:
-    """ratings.dat, movies.dat and, in 1M, users.dat."""
-    ratings, movies = source.one("ratings.dat"), source.one("movies.dat")
+    """Return the tables of ratings.dat, movies.dat and, for 1M, users.dat."""
+    ratings = source.one("ratings.dat")
+    movies = source.one("movies.dat")
     tables = [
         events(EVENTS, _in_order(EVENTS, read_double_colon(ratings, _RATING, encoding))),
         Table("items", ITEMS, _items(read_double_colon(movies, _MOVIE, encoding))),
@@ -65,8 +68,9 @@ def read_double_colons(source: SourceFolder, encoding: str, with_users: bool) ->
 
 
 def read_comma_separated(source: SourceFolder) -> list[Table]:
-    """ratings.csv and movies.csv; there are no user features."""
-    ratings, movies = source.one("ratings.csv"), source.one("movies.csv")
+    """Return the tables of ratings.csv and movies.csv; there are no user features."""
+    ratings = source.one("ratings.csv")
+    movies = source.one("movies.csv")
     movie_batches = (batch.rename_columns(list(_MOVIE)) for batch in read_csv(movies, _CSV_MOVIE))
     rating_batches = (batch.rename_columns(list(_RATING)) for batch in read_csv(ratings, _CSV_RATING))
     return [

@@ -1,8 +1,8 @@
-"""The folder of converted logs: whose it is, its files, and how an attempt leaves no trace.
+"""The output folder of a conversion: ownership, files, and clean-up after failed attempts.
 
-An attempt works in a hidden folder inside it, moves its files out by rename, and writes conversion.json last: without
-that file there is no converted set. The hidden folder is removed after that, so where one is found without a
-conversion.json, the files beside it come from an attempt that was killed, and only then are they deleted.
+An attempt works in a hidden folder inside it, moves its files out by rename, and writes conversion.json last. Without
+that file there is no converted set. The hidden folder is removed after that. So files next to a hidden folder and
+without conversion.json come from a killed attempt, and only then are they deleted.
 """
 
 import json
@@ -34,16 +34,20 @@ OnRows = Callable[[str, int], None]
 
 @dataclass(frozen=True)
 class Conversion:
-    """A finished conversion, as conversion.json holds it."""
+    """A finished conversion, as stored in conversion.json."""
 
+    # Name of the set.
     set_name: str
-    source: dict[str, int]  # bytes of every file that was read
-    rows: dict[str, int]  # of every table
-    files: dict[str, int]  # bytes of every file that was written
+    # Size in bytes of every file that was read.
+    source: dict[str, int]
+    # Rows of every table.
+    rows: dict[str, int]
+    # Size in bytes of every file that was written.
+    files: dict[str, int]
 
 
 def read_finished(folder: Path, set_name: str) -> Conversion | None:
-    """The conversion that `folder` holds, or None where it is free for one.
+    """Return the conversion in `folder`, or None if the folder is free.
 
     Raises UserError if it holds another set, an incomplete one, or anything else.
     """
@@ -66,7 +70,7 @@ def read_finished(folder: Path, set_name: str) -> Conversion | None:
     for name, num_bytes in conversion.files.items():
         if not (folder / name).exists() or (folder / name).stat().st_size != num_bytes:
             raise UserError(
-                f"{folder}: {name} is missing or was changed since it was converted; delete the folder to have it made again"
+                f"{folder}: {name} is missing or was changed since it was converted; delete the folder to convert again"
             )
     return conversion
 
@@ -74,9 +78,17 @@ def read_finished(folder: Path, set_name: str) -> Conversion | None:
 def write(
     folder: Path, set_name: str, source: dict[str, int], tables: Sequence[Table], on_rows: OnRows | None = None
 ) -> Conversion:
-    """Write the tables one after the other, and conversion.json last. `on_rows` hears a table's name and its rows so far.
+    """Write the tables one after the other, and conversion.json last.
 
-    Raises UserError if a table has no rows, the folder cannot be written, or another command is writing it.
+    Args:
+        folder: output folder.
+        set_name: name of the set.
+        source: size in bytes of every file of the source.
+        tables: the tables.
+        on_rows: called with the name of a table and its rows so far.
+
+    Raises:
+        UserError: if a table has no rows, the folder cannot be written, or another command is writing it.
     """
     with _attempt(folder) as hidden:
         rows = {table.name: _write_table(table, hidden, on_rows) for table in tables}
@@ -98,18 +110,18 @@ def _read_record(folder: Path) -> Conversion:
         conversion = Conversion(**values)
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{folder / RECORD}: is not what a conversion writes; choose another folder, or delete this one"
+            f"{folder / RECORD}: was not written by a conversion; choose another folder, or delete this one"
         ) from None
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{folder / RECORD}: is of format version {version}, and this version writes {FORMAT_VERSION}; "
-            "delete the folder to have it made again"
+            f"{folder / RECORD}: has format version {version}, and this version of shoal writes {FORMAT_VERSION}; "
+            "delete the folder to convert again"
         )
     return conversion
 
 
 def _write_table(table: Table, folder: Path, on_rows: OnRows | None) -> int:
-    """The number of rows written."""
+    """Write a table, and return its number of rows."""
     groups = _row_groups(table)
     num_rows = 0
     for index in count():
@@ -127,14 +139,16 @@ def _write_table(table: Table, folder: Path, on_rows: OnRows | None) -> int:
 
 
 def _row_groups(table: Table) -> Iterator[pa.Table]:
-    """The batches as tables of ROWS_PER_GROUP rows; the last may have fewer."""
+    """Yield the batches as tables of ROWS_PER_GROUP rows; the last may have fewer."""
     waiting: list[pa.RecordBatch] = []
     num_waiting = 0
     for batch in table.batches:
         while num_waiting + batch.num_rows >= ROWS_PER_GROUP:
             taken = ROWS_PER_GROUP - num_waiting
             yield pa.Table.from_batches([*waiting, batch.slice(0, taken)], table.schema)
-            batch, waiting, num_waiting = batch.slice(taken), [], 0
+            batch = batch.slice(taken)
+            waiting = []
+            num_waiting = 0
         if batch.num_rows:
             waiting.append(batch)
             num_waiting += batch.num_rows
@@ -144,7 +158,7 @@ def _row_groups(table: Table) -> Iterator[pa.Table]:
 
 @contextmanager
 def _attempt(folder: Path) -> Iterator[Path]:
-    """A fresh hidden folder. When the block ends without a conversion.json, however it ends, nothing is left of it."""
+    """Yield a new hidden folder. If the block ends without conversion.json, for any reason, nothing is left of it."""
     with writing(folder, str(folder), "converting into it", "", "choose another folder"):
         _clean(folder)
         hidden = folder / f"{_ATTEMPT}{uuid.uuid4().hex[:8]}"
@@ -164,7 +178,7 @@ def _clean(folder: Path) -> None:
 
 
 def _leftovers(names: list[str]) -> list[str]:
-    """What an attempt of ours left. Without its hidden folder, Parquet files may be anybody's."""
+    """Return the names that an attempt left. Without its hidden folder, Parquet files may belong to anybody."""
     if not any(name.startswith(_ATTEMPT) for name in names):
         return []
     return [name for name in names if name.startswith(_ATTEMPT) or _RESULT.fullmatch(name)]

@@ -1,6 +1,6 @@
-"""The downloaded files of a public set: found by name, read in bounded memory, and what is wrong with them told.
+"""Downloaded files of a public set: found by name, and read in bounded memory, with clear error messages.
 
-Every reader is a generator that holds one block of the file. Messages name the file and, where it can be known, the line.
+Every reader is a generator that holds one block of the file. Messages name the file and, if known, the line.
 """
 
 import json
@@ -19,17 +19,19 @@ import pyarrow.parquet as pq
 from trainer.errors import UserError
 
 BLOCK_BYTES = 16 << 20
-_SEPARATOR = "\x1f"  # the ASCII unit separator: in no title of any set
+_SEPARATOR = "\x1f"  # the ASCII unit separator, which no title of any set contains
 _ROW = re.compile(r"([Rr]ow) #?(\d+)")
 
 LineParser = Callable[[str], Any]
 
 
 class SourceFolder:
-    """Where the user put the downloaded files. Remembers which of them a converter took."""
+    """The folder of the downloaded files. It records which of them a converter uses."""
 
     def __init__(self, set_name: str, path: Path, layout: str) -> None:
-        self.set_name, self.path, self.layout = set_name, path, layout
+        self.set_name = set_name
+        self.path = path
+        self.layout = layout
         self._taken: dict[str, int] = {}
         self._present: list[Path] = []
         if path.is_dir():
@@ -37,46 +39,48 @@ class SourceFolder:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Name and bytes of every file taken so far."""
+        """Name and size in bytes of every file used so far."""
         return dict(sorted(self._taken.items()))
 
     def one(self, name: str) -> Path:
-        """The file of that name. Raises UserError if it is missing."""
+        """Return the file with this name. Raises UserError if it is missing."""
         return self.some(name)[0]
 
     def some(self, *patterns: str) -> list[Path]:
-        """The files that match any of the patterns, by name. Raises UserError if there is none."""
-        found = self.any(*patterns)
-        if not found:
-            there = "no such folder" if not self.path.is_dir() else f"the folder has no {' or '.join(patterns)}"
-            raise self.wrong(there)
-        return found
+        """Return the files that match any of the patterns, by name. Raises UserError if there is none."""
+        paths = self.any(*patterns)
+        if not paths:
+            what = "no such folder" if not self.path.is_dir() else f"the folder has no {' or '.join(patterns)}"
+            raise self.wrong(what)
+        return paths
 
     def any(self, *patterns: str) -> list[Path]:
-        """As `some`, but there may be none."""
-        found = [path for path in self._present if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
-        self._taken.update({path.name: path.stat().st_size for path in found})
-        return found
+        """Return the files that match any of the patterns, by name; possibly none."""
+        paths = [path for path in self._present if any(fnmatchcase(path.name, pattern) for pattern in patterns)]
+        self._taken.update({path.name: path.stat().st_size for path in paths})
+        return paths
 
     def wrong(self, what: str) -> UserError:
-        """What is wrong with the folder as a whole, and what it should hold."""
+        """Return an error about the folder as a whole, with the files that it must contain."""
         return UserError(f"{self.set_name}: {self.path}: {what}; it must hold {self.layout} (docs/public_sets.md)")
 
 
 @contextmanager
 def explaining(path: Path, first_line: int = 1) -> Iterator[None]:
-    """Turn what pyarrow, a decoder or the operating system says about a file into a UserError.
+    """Turn errors of pyarrow, a decoder or the operating system about a file into a UserError.
 
-    `first_line`: the line at which pyarrow's count of rows begins.
+    Args:
+        path: the file.
+        first_line: the line at which pyarrow's count of rows begins.
     """
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeError) as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         # pyarrow counts the rows of a CSV file from 1 ("Row #3"), those of JSON lines from 0 ("row 3").
-        said = _ROW.sub(lambda m: f"line {int(m[2]) + first_line - (m[1] == 'Row')}", lines[0])
+        message = _ROW.sub(lambda m: f"line {int(m[2]) + first_line - (m[1] == 'Row')}", lines[0])
         raise UserError(
-            f"{path}: cannot be read ({said}); the file is truncated, damaged, or not the one that is expected under "
+            f"{path}: cannot be read ({message}); the file is truncated, damaged, or not the one that is expected under "
             "this name: download it again, and see docs/public_sets.md for the files of each set"
         ) from None
 
@@ -89,9 +93,18 @@ def read_csv(
     encoding: str = "utf8",
     quoted: bool = True,
 ) -> Iterator[pa.RecordBatch]:
-    """The columns `types` of a CSV file. `names` are those of all its columns if it has no header.
+    """Yield the columns `types` of a CSV file. Empty fields are nulls.
 
-    Empty fields are nulls. Raises UserError naming the line of a field that does not have its type.
+    Args:
+        path: the file.
+        types: columns to read, with their types.
+        names: names of all columns if the file has no header.
+        delimiter: character between fields.
+        encoding: encoding of the file.
+        quoted: whether fields may be in double quotes.
+
+    Raises:
+        UserError: naming the line of a field that does not have its type.
     """
     with (
         explaining(path),
@@ -101,7 +114,7 @@ def read_csv(
 
 
 def read_double_colon(path: Path, types: dict[str, pa.DataType], encoding: str) -> Iterator[pa.RecordBatch]:
-    """A file without header whose fields are separated by two colons, as no CSV reader of pyarrow can split them."""
+    """Yield batches of a file without header and with fields separated by two colons, which pyarrow cannot split."""
     options = _csv_options(types, tuple(types), _SEPARATOR, encoding, quoted=False)
     for first_line, block in line_blocks(path):
         with explaining(path, first_line):
@@ -110,7 +123,7 @@ def read_double_colon(path: Path, types: dict[str, pa.DataType], encoding: str) 
 
 
 def read_json_lines(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The fields of `schema` of a file with one JSON object per line; other fields are ignored, absent ones are null."""
+    """Yield the fields of `schema` from a file with one JSON object per line. Other fields are ignored, absent ones are null."""
     parse = pajson.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore")
     for first_line, block in line_blocks(path):
         read = pajson.ReadOptions(use_threads=False, block_size=len(block) + 1)  # one block, so that rows count from 0
@@ -120,7 +133,7 @@ def read_json_lines(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
 
 
 def read_records(path: Path, parse: LineParser = json.loads) -> Iterator[dict[str, Any]]:
-    """One dictionary per line, for files whose fields change their type from line to line: pyarrow refuses those.
+    """Yield one dictionary per line, for files with fields of changing types, which pyarrow refuses.
 
     A Python loop, so for catalogues, not for logs. Raises UserError naming the first line that is no dictionary.
     """
@@ -133,12 +146,12 @@ def read_records(path: Path, parse: LineParser = json.loads) -> Iterator[dict[st
             except (ValueError, SyntaxError) as error:
                 raise _bad_line(path, line, str(error)) from None
             if not isinstance(record, dict):
-                raise _bad_line(path, line, f"a record is expected, and it is a {type(record).__name__}")
+                raise _bad_line(path, line, f"expected a record, but it is a {type(record).__name__}")
             yield record
 
 
 def read_parquet(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Those columns of a Parquet file, with the types that they have there. Raises UserError for a missing column."""
+    """Yield columns of a Parquet file with their stored types. Raises UserError for a missing column."""
     with explaining(path), pq.ParquetFile(path) as parquet:
         missing = [column for column in columns if column not in parquet.schema_arrow.names]
         if missing:
@@ -150,8 +163,9 @@ def read_parquet(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
 
 
 def line_blocks(path: Path) -> Iterator[tuple[int, bytes]]:
-    """(number of its first line, block) for blocks of complete lines, decompressed if the ending says so."""
-    line, rest = 1, b""
+    """Yield (number of the first line, block) for blocks of complete lines, decompressed according to the file's ending."""
+    line = 1
+    rest = b""
     with explaining(path), pa.input_stream(str(path), compression="detect") as stream:
         while chunk := stream.read(BLOCK_BYTES):
             whole = rest + chunk
@@ -168,7 +182,7 @@ def _csv_options(
     types: dict[str, pa.DataType], names: tuple[str, ...] | None, delimiter: str, encoding: str, quoted: bool
 ) -> tuple[pacsv.ReadOptions, pacsv.ParseOptions, pacsv.ConvertOptions]:
     return (
-        # One thread: only then does pyarrow say in which row an error is.
+        # One thread: only then do errors of pyarrow name the row.
         pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES, column_names=names, encoding=encoding),
         pacsv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False),
         pacsv.ConvertOptions(

@@ -1,6 +1,6 @@
 """User behaviour from Taobao, by Alibaba on Tianchi: clicks, carts, favourites and purchases. Times are Unix seconds.
 
-The rows are kept as they are. Some occur twice, and some times lie outside the nine days of the set.
+The rows are kept unchanged. Some occur twice, and some times are outside the nine days of the set.
 """
 
 from collections.abc import Iterator
@@ -22,22 +22,22 @@ _ROWS_PER_BATCH = 1 << 18
 
 
 def read(source: SourceFolder) -> list[Table]:
-    """UserBehavior.csv, which has no header and no file of items: these are gathered from the events."""
+    """Return the tables of UserBehavior.csv. It has no header and no file of items; these are gathered from the events."""
     path = source.one("UserBehavior.csv")
     categories = _Categories()
     return [events(EVENTS, _events(path, categories)), Table("items", ITEMS, categories.batches())]
 
 
 class _Categories:
-    """The category of every item seen, as its first event says. Holds one row per item, and some more between merges."""
+    """The category of every item, from its first event. Holds one row per item, and a bounded number more between merges."""
 
     def __init__(self) -> None:
-        self._found = _CODES.empty_table()
+        self._merged = _CODES.empty_table()
         self._waiting: list[pa.Table] = []
         self._num_waiting = 0
 
     def add(self, batch: pa.RecordBatch) -> None:
-        """A batch with the columns item_id and category, both numbers."""
+        """Add a batch with the columns item_id and category, both numbers."""
         new = _first_of_each_item(pa.Table.from_batches([batch.select(_CODES.names)]))
         self._waiting.append(new)
         self._num_waiting += new.num_rows
@@ -45,15 +45,16 @@ class _Categories:
             self._merge()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        """All items by their number. Ask only when the events were gone through."""
+        """Yield all items by their number. Call it only after all events were added."""
         self._merge()
-        for batch in self._found.sort_by("item_id").to_batches(_ROWS_PER_BATCH):
+        for batch in self._merged.sort_by("item_id").to_batches(_ROWS_PER_BATCH):
             item_id, category = batch.columns
             yield record_batch(ITEMS, {"item_id": item_id, "category": code_as_text(category)})
 
     def _merge(self) -> None:
-        self._found = _first_of_each_item(pa.concat_tables([self._found, *self._waiting]))
-        self._waiting, self._num_waiting = [], 0
+        self._merged = _first_of_each_item(pa.concat_tables([self._merged, *self._waiting]))
+        self._waiting = []
+        self._num_waiting = 0
 
 
 def _first_of_each_item(table: pa.Table) -> pa.Table:

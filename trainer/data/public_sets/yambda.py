@@ -33,12 +33,13 @@ _OF_LISTENS = ["played_ratio_pct", "track_length_seconds"]
 
 
 def read(source: SourceFolder) -> list[Table]:
-    """multi_event.parquet, which holds all events, or else the files of single types; items if both mappings are there."""
+    """Return the tables of multi_event.parquet or else of the files of single types; items if both mappings are present."""
     paths = source.any(_ALL_EVENTS) or source.some(*_ONE_TYPE)
     for path in paths:
         _check_flat(path)
     tables = [events(EVENTS, (batch for path in paths for batch in _events(path)))]
-    artists, albums = source.any("artist_item_mapping.parquet"), source.any("album_item_mapping.parquet")
+    artists = source.any("artist_item_mapping.parquet")
+    albums = source.any("album_item_mapping.parquet")
     if artists and albums:
         tables.append(Table("items", ITEMS, _items(artists[0], albums[0])))
     elif artists or albums:
@@ -47,7 +48,7 @@ def read(source: SourceFolder) -> list[Table]:
 
 
 def _check_flat(path: Path) -> None:
-    """The sequential files have the same names, and one row per user."""
+    """Check that the file is not of the sequential kind, which has the same name and one row per user. Raises UserError."""
     with explaining(path):
         schema = pq.read_schema(path)
     lists = [field.name for field in schema if pa.types.is_list(field.type) or pa.types.is_large_list(field.type)]
@@ -64,16 +65,16 @@ def _events(path: Path) -> Iterator[pa.RecordBatch]:
     if event_type in (None, "listen"):
         columns += _OF_LISTENS
     for batch in read_parquet(path, columns):
-        found = dict(zip(batch.schema.names, batch.columns, strict=True))
-        found |= {"user_id": found["uid"], "time": found["timestamp"]}
+        present = dict(zip(batch.schema.names, batch.columns, strict=True))
+        present |= {"user_id": present["uid"], "time": present["timestamp"]}
         if event_type:
-            found["event_type"] = pa.repeat(pa.scalar(event_type), batch.num_rows)
+            present["event_type"] = pa.repeat(pa.scalar(event_type), batch.num_rows)
         absent = {name: pa.nulls(batch.num_rows, EVENTS.field(name).type) for name in _OF_LISTENS}
-        yield record_batch(EVENTS, absent | found)
+        yield record_batch(EVENTS, absent | present)
 
 
 def _items(artists: Path, albums: Path) -> Iterator[pa.RecordBatch]:
-    """The mappings are read whole: they are small beside the log, and an item's rows lie apart in them."""
+    """Yield the items. The mappings are read whole: they are small compared with the log, and an item's rows are scattered."""
     artist = pa.Table.from_batches(read_parquet(artists, ["item_id", "artist_id"]))
     album = pa.Table.from_batches(read_parquet(albums, ["item_id", "album_id"]))
     item_ids = np.union1d(artist.column("item_id").to_numpy(), album.column("item_id").to_numpy())
@@ -86,7 +87,7 @@ def _items(artists: Path, albums: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _values_of_items(mapping: pa.Table, column: str, item_ids: np.ndarray) -> pa.Array:
-    """For each of the item_ids, which are sorted and hold every item of the mapping, the list of its values."""
+    """Return for each of the item_ids, which are sorted and contain every item of the mapping, the list of its values."""
     items = mapping.column("item_id").to_numpy()
     order = np.argsort(items, kind="stable")
     bounds = np.searchsorted(items[order], item_ids, side="right")

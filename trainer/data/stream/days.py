@@ -1,7 +1,7 @@
-"""The training period cut into days: where each begins, and which rows have impressions in it.
+"""The training period cut into days: their bounds, and the rows that have impressions on each.
 
-Days are numbered from a fixed moment, so a day has the same number whatever else the logs hold. The invariant: what is counted of
-a day depends on the impressions of that day alone, and on no other day, so logs that come later change no day before them.
+Days are numbered from a fixed moment, so a day has the same number in any logs. The invariant: counts of a day depend
+on the impressions of that day alone. So later logs do not change an earlier day.
 """
 
 from collections.abc import Iterable
@@ -28,31 +28,33 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 @dataclass(frozen=True)
 class Calendar:
-    """Day n reaches from origin + n * length to where the next begins, in the unit of the dataset's times.
+    """Bounds of the days, in the unit of the dataset's times. Day n starts at origin + n * length."""
 
-    earliest: what was shown before it is not trained, none if all is; stop: the number of the day with which the validation period
-    begins; end: of the validation period, beyond which no day reaches; ticks: of times per second, none if these are not a clock's.
-    """
-
+    # Start of day 0.
     origin: int
+    # Length of a day.
     length: int
+    # Impressions before it are not trained; None if all are.
     earliest: int | None
+    # Number of the day with which the validation period begins.
     stop: int
+    # End of the validation period; no day goes beyond it.
     end: int
+    # Ticks per second, or None if the times are not those of a clock.
     ticks: int | None
 
     def bounds(self, day: Any) -> tuple[Any, Any]:
-        """The first moment of a day, or of many, and the first after it."""
+        """Return the first moment of a day, or of many, and the first moment after it."""
         begin = self.origin + day * self.length
         return begin, np.minimum(begin + self.length, self.end)
 
     def numbers_of(self, times: np.ndarray) -> np.ndarray:
-        """The day of each time."""
+        """Return the day of each time."""
         numbers: np.ndarray = (times - self.origin) // self.length
         return numbers
 
     def name_of(self, day: int) -> str:
-        """The first moment of a day, as people read it."""
+        """Return the first moment of a day as text for people."""
         begin = int(self.bounds(day)[0])
         if self.ticks is None:
             return str(begin)
@@ -60,7 +62,11 @@ class Calendar:
 
 
 def calendar_of(config: DaysConfig, manifest: Manifest, model: ModelConfig) -> Calendar:
-    """Raises UserError if the times do not fit the settings, or the validation period does not begin with a day."""
+    """Return the days of a config.
+
+    Raises:
+        UserError: if the times do not fit the settings, or the validation period does not begin with a day.
+    """
     kind = manifest.source["time"]["kind"]
     ticks = _ticks(manifest, model)
     length = _length(config, manifest, ticks)
@@ -72,7 +78,7 @@ def calendar_of(config: DaysConfig, manifest: Manifest, model: ModelConfig) -> C
     if beyond:
         before, after = calendar.name_of(number), calendar.name_of(number + 1)
         raise UserError(
-            f"split.validation_time = {manifest.split['validation_time']!r} lies within a day of train.days (length = "
+            f"split.validation_time = {manifest.split['validation_time']!r} is within a day of train.days (length = "
             f"{config.length!r}), so that day would be trained in part; days begin at {before} and {after}: move it to one of "
             "them, or set train.days.start to a moment at which a day begins"
         )
@@ -87,7 +93,7 @@ def _ticks(manifest: Manifest, model: ModelConfig) -> int | None:
 
 
 def _length(config: DaysConfig, manifest: Manifest, ticks: int | None) -> int:
-    """Of a day, in the unit of the dataset's times."""
+    """Return the length of a day in the unit of the dataset's times."""
     span = manifest.source["time"]
     if isinstance(config.length, int):
         if span["kind"] == "timestamp":
@@ -106,50 +112,50 @@ def _length(config: DaysConfig, manifest: Manifest, ticks: int | None) -> int:
 
 @dataclass(frozen=True)
 class Days:
-    """What there is on each day. first: the number of the first day that is trained.
+    """Counts of each day. The last entry is the first day of the validation period, which is not trained."""
 
-    rows: (days + 1, groups) int32, how many rows of each row group have impressions on the day; impressions: (days + 1,) int64;
-    content: (days + 1,) int64, a hash of which impressions these are, as far as row groups tell. The last entry is the first day
-    of the validation period, which is not trained.
-    """
-
+    # Bounds of the days.
     calendar: Calendar
+    # Number of the first trained day.
     first: int
+    # (days + 1, groups) int32, rows of each row group with impressions on the day.
     rows: np.ndarray
+    # (days + 1,) int64.
     impressions: np.ndarray
+    # (days + 1,) int64, a hash of the impressions of the day, at the resolution of row groups.
     content: np.ndarray
 
     @property
     def stop(self) -> int:
-        """The number of the first day that is not trained."""
+        """Number of the first day that is not trained."""
         return self.calendar.stop
 
     @cached_property
     def numbers(self) -> range:
-        """Of the days that are trained."""
+        """Numbers of the trained days."""
         return range(self.first, self.stop)
 
     def groups(self, day: int) -> np.ndarray:
-        """Row groups with impressions on the day, ascending."""
+        """Return the row groups with impressions on the day, ascending."""
         return np.flatnonzero(self.rows[day - self.first])
 
     def num_rows(self, day: int) -> int:
-        """Rows with impressions on the day."""
+        """Return the number of rows with impressions on the day."""
         return int(self.rows[day - self.first].sum())
 
     def impressions_before(self, day: int) -> int:
-        """Impressions of all days before this one."""
+        """Return the number of impressions of all earlier days."""
         return int(self.impressions[: max(0, day - self.first)].sum())
 
     def next_with_impressions(self, day: int) -> int | None:
-        """The first day from this one on that has any, the first of the validation period included."""
+        """Return the first day from this one on with impressions, or None. The first validation day counts too."""
         later = np.flatnonzero(self.impressions[max(0, day - self.first) :])
         return max(day, self.first) + int(later[0]) if later.size else None
 
 
 @dataclass(frozen=True)
 class _Counted:
-    """An entry for each row group and day with impressions: all (n,) int64."""
+    """An entry for each row group and day with impressions. All arrays are (n,) int64."""
 
     group: np.ndarray
     day: np.ndarray
@@ -158,22 +164,25 @@ class _Counted:
 
 
 def count_days(reader: RowGroupReader, calendar: Calendar, world: World) -> Days:
-    """Looks at the times of all impressions once, each rank at those of its row groups. Collective.
+    """Count rows and impressions of all days. Collective: each rank reads the times of its row groups once.
 
-    Raises UserError, on all ranks, if a file cannot be read, or there is nothing to train, or there are too many days.
+    Raises:
+        UserError: on all ranks, if a file cannot be read, there is nothing to train, or there are too many days.
     """
     num_groups = len(reader.group_rows)
-    counted, complaint = None, None
+    counted = None
+    complaint = None
     try:
         counted = _counted(reader, calendar, range(world.rank, num_groups, world.world_size))
     except UserError as error:
         complaint = str(error)
-    found: list[Any] = world.gather_objects((complaint, None if counted is None else _first_day(counted, calendar)))
-    complaints = [text for text, _ in found if text is not None]
+    own = (complaint, None if counted is None else _first_day(counted, calendar))
+    of_ranks: list[Any] = world.gather_objects(own)
+    complaints = [text for text, _ in of_ranks if text is not None]
     if complaints:
         raise UserError(complaints[0])
     assert counted is not None
-    firsts = [day for _, day in found if day is not None]
+    firsts = [day for _, day in of_ranks if day is not None]
     if not firsts:
         raise UserError(
             f"train.days: no impression was shown before split.validation_time, {calendar.name_of(calendar.stop)}, and from "
@@ -182,8 +191,8 @@ def count_days(reader: RowGroupReader, calendar: Calendar, world: World) -> Days
     first = min(firsts)
     if calendar.stop - first > MAX_DAYS:
         raise UserError(
-            f"train.days: {calendar.stop - first:,} days from {calendar.name_of(first)} to {calendar.name_of(calendar.stop)}, at "
-            f"most {MAX_DAYS:,} can be; raise train.days.length, or leave out earlier impressions by train.days.start"
+            f"train.days: {calendar.stop - first:,} days from {calendar.name_of(first)} to {calendar.name_of(calendar.stop)}, and "
+            f"the limit is {MAX_DAYS:,}; raise train.days.length, or leave out earlier impressions with train.days.start"
         )
     num_days = calendar.stop - first + 1
     rows = np.zeros((num_days, num_groups), dtype=np.int32)
@@ -209,7 +218,7 @@ def _counted(reader: RowGroupReader, calendar: Calendar, groups: Iterable[int]) 
 
 
 def _rows_and_days(reader: RowGroupReader, calendar: Calendar, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every impression of the group that belongs to a day: its row, and the day; ascending by both."""
+    """Return row and day of every impression of the group that belongs to a day, ascending by both."""
     shown, starts, ends = reader.shown(group, "time")
     times = shown["time"]
     rows = np.repeat(np.arange(starts.size), ends - starts)
@@ -220,7 +229,7 @@ def _rows_and_days(reader: RowGroupReader, calendar: Calendar, group: int) -> tu
 
 
 def rows_of_day(reader: RowGroupReader, calendar: Calendar, day: int, group: int) -> np.ndarray:
-    """The rows of the group that have impressions on the day, ascending."""
+    """Return the rows of the group that have impressions on the day, ascending."""
     rows, days = _rows_and_days(reader, calendar, group)
     return np.unique(rows[days == day])
 
@@ -231,7 +240,7 @@ def _first_day(counted: _Counted, calendar: Calendar) -> int | None:
 
 
 def _hashed(counted: _Counted) -> np.ndarray:
-    """To be summed over row groups: what an append to a row group changes of a day."""
+    """Return a hash per entry, to be summed over row groups; any append to a row group changes the sum."""
     value = np.zeros(counted.group.size, dtype=np.uint64)
     for column in (counted.group, counted.rows, counted.impressions):
         value = mix(value ^ column.astype(np.uint64))
@@ -241,15 +250,23 @@ def _hashed(counted: _Counted) -> np.ndarray:
 def shown_between(
     times: np.ndarray, starts: np.ndarray, ends: np.ndarray, begin: np.ndarray | int, end: np.ndarray | int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row, which of its impressions were shown in [begin, end): (first, first after), counted within the row.
+    """Return for each row the impressions shown in [begin, end): (first, first after), counted within the row.
 
-    times: ascending within each row, from starts[r] to ends[r].
+    Args:
+        times: ascending within each row, from starts[r] to ends[r].
+        starts: first impression of each row.
+        ends: end of the impressions of each row.
+        begin: first moment.
+        end: first moment after.
     """
     return first_from(times, starts, ends, begin) - starts, first_from(times, starts, ends, end) - starts
 
 
 def first_from(times: np.ndarray, starts: np.ndarray, ends: np.ndarray, moment: np.ndarray | int) -> np.ndarray:
-    """The first place of each row, from starts[r] to ends[r], whose time is not before the moment: by halving, all at once."""
+    """Return for each row, from starts[r] to ends[r], the first place with a time at or after the moment.
+
+    A binary search over all rows at once.
+    """
     low, high = starts.copy(), ends.copy()
     while (low < high).any():
         middle = (low + high) // 2

@@ -1,9 +1,9 @@
-"""What training counts: examples. An example is a row of the dataset, or one window of a row's history (or its impressions of one
-day: day_examples.py).
+"""Examples of training. An example is a row of the dataset, or one window of a row's history.
 
-The invariant: the id of an example depends on its row and its window alone. A window is counted from the most recent one, which
-is number 0 and as long as windows may be, so that only the oldest of a row is shorter; without windows every example is
-window 0, and its id the number of its row.
+With daily training it is a row's impressions of one day (day_examples.py). The invariant: the id of an example depends
+on its row and its window alone. Windows are counted from the most recent one, number 0. It has the full length of a
+window, so only the oldest window of a row is shorter. Without windows every example is window 0, and its id is the
+number of its row.
 """
 
 from dataclasses import dataclass
@@ -21,18 +21,21 @@ WINDOW_STEP = 1 << 40  # the id of window w of row r is w * WINDOW_STEP + r
 
 @dataclass(frozen=True)
 class Chosen:
-    """Examples by their row: position in the epoch, row group, row within the group, window (all (n,) int64).
+    """Examples by their rows."""
 
-    length: (n,) int64 input events, where the cuts were read.
-    """
-
+    # (n,) int64 position in the epoch.
     position: np.ndarray
+    # (n,) int64 row group.
     group: np.ndarray
+    # (n,) int64 row within the group.
     row: np.ndarray
+    # (n,) int64 window of the history, or day.
     window: np.ndarray
+    # (n,) int64 input events, if the cuts were read.
     length: np.ndarray | None
 
     def taken(self, index: np.ndarray | slice) -> "Chosen":
+        """Return the examples at these indices."""
         return Chosen(
             self.position[index],
             self.group[index],
@@ -44,39 +47,43 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Examples:
-    """All examples of a dataset. group_sizes: how many each row group has; first_rows: (groups + 1,) rows before each group.
+    """All examples of a dataset."""
 
-    train_end: (num_rows,) int32, one more than there are input events, read once at the start; none where each row is one example
-    and nobody asks for its length.
-    typical_events: about how many input events an example has, to choose sizes of buffers by.
-    """
-
+    # Number of examples of each row group.
     group_sizes: tuple[int, ...]
+    # (groups + 1,) number of rows before each group.
     first_rows: np.ndarray
+    # Most input events of an example.
     max_history: int
+    # Approximate number of input events of an example, for the sizes of buffers.
     typical_events: int
+    # (num_rows,) int32, one more than the number of input events, read once at the start. None if each row is one
+    # example and no lengths are needed.
     train_end: np.ndarray | None = None
+    # Whether long histories are cut into windows.
     windows: bool = False
 
     @cached_property
     def num_examples(self) -> int:
+        """Number of all examples."""
         return sum(self.group_sizes)
 
     def epochs(self, num_epochs: int) -> range:
-        """The numbers of all epochs, of which so many are wanted."""
+        """Return the numbers of all epochs."""
         return range(num_epochs)
 
     def of(self, epoch: int) -> "Examples":
-        """The examples of an epoch: the same in all."""
+        """Return the examples of an epoch, which are the same in all."""
         return self
 
     def number_of(self, position: Position) -> int:
-        """A position as one number: examples trained since the start of the run."""
+        """Return a position as one number: examples trained since the start of the run."""
         return position.as_number(self.num_examples)
 
     def choose(self, places: Places) -> Chosen:
-        """The rows and windows at these places of their row groups."""
-        row, window = places.place, np.zeros_like(places.place)
+        """Return the rows and windows at these places of their row groups."""
+        row = places.place
+        window = np.zeros_like(places.place)
         if self.windows:
             row, window = self._windows_at(places)
         length = None
@@ -86,7 +93,7 @@ class Examples:
         return Chosen(places.position, places.group, row, window, length)
 
     def ids(self, chosen: Chosen) -> np.ndarray:
-        """(n,) int64: the number of the row in the dataset, and WINDOW_STEP for each window after the most recent."""
+        """Return the id of each example, (n,) int64: the number of the row in the dataset, plus WINDOW_STEP times the window."""
         ids: np.ndarray = self.first_rows[chosen.group] + chosen.row + chosen.window * WINDOW_STEP
         return ids
 
@@ -99,7 +106,7 @@ class Examples:
         return np.concatenate([rows for rows, _ in tables])[at], np.concatenate([w for _, w in tables])[at]
 
     def _windows_of(self, group: int) -> tuple[np.ndarray, np.ndarray]:
-        """(row, window) of every example of a group: row by row, the most recent window first."""
+        """Return (row, window) of every example of a group: row by row, the most recent window first."""
         assert self.train_end is not None
         counts = num_windows(self.train_end[self.first_rows[group] : self.first_rows[group + 1]], self.max_history)
         rows = np.repeat(np.arange(counts.size), counts)
@@ -107,7 +114,7 @@ class Examples:
 
 
 def num_windows(train_end: np.ndarray, max_history: int) -> np.ndarray:
-    """Windows of each row, at least one: (n,) int64."""
+    """Return the number of windows of each row, at least one: (n,) int64."""
     return np.maximum(1, -(-(train_end.astype(np.int64) - 1) // max_history))
 
 
@@ -118,9 +125,14 @@ def examples_of(
     with_lengths: bool,
     last_is_input: bool = False,
 ) -> Examples:
-    """Reads the cuts of all rows where windows or lengths need them: 4 bytes per row stay in memory.
+    """Return the examples of a dataset. For windows or lengths it reads the cuts of all rows: 4 bytes per row stay in memory.
 
-    last_is_input: the last training event of a history is no mere target, so that there is one input event more.
+    Args:
+        reader: reads row groups.
+        max_history: most input events of an example.
+        long_histories: whether long histories are truncated or cut into windows.
+        with_lengths: whether the lengths of examples are needed.
+        last_is_input: whether the last training event of a history is an input too, which adds one input event.
     """
     typical = max(1, min(max_history, reader.num_events // max(1, sum(reader.group_rows))))
     windows = long_histories == "windows"

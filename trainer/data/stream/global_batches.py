@@ -1,11 +1,11 @@
-"""Which examples make up each global batch, and which of them a rank trains.
+"""Global batches: the examples of each, and the share of each that a rank trains.
 
-The invariant: a global batch depends on the position where it starts, and on nothing before it, nor on the number of ranks. So
-any position can be gone on from, by any number of ranks, with the identical remainder.
+The invariant: a global batch depends on its start position alone, not on earlier batches nor on the number of ranks. So
+training resumes from any position, with any number of ranks, with the identical remainder.
 
-Batches have a number of examples, or a budget of input events (`batch_tokens`): then a batch is the longest run of examples
-that the budget holds. In the first case the examples of a batch are dealt evenly, mostly by streams of the order; in the second
-they are dealt by length, so that all ranks have about the same work. Neither limits the number of ranks.
+A batch has a fixed number of examples, or a budget of input events (`batch_tokens`): then it is the longest run of
+examples within the budget. In the first case the examples of a batch are dealt evenly, mostly by streams of the order.
+In the second they are dealt by length, so that all ranks have about equal work. Neither limits the number of ranks.
 """
 
 from collections.abc import Iterator
@@ -17,46 +17,57 @@ from trainer.data.stream.day_examples import DayExamples
 from trainer.data.stream.examples import Chosen, Examples
 from trainer.data.stream.order import EpochOrder, Position, steps_per_epoch
 
-CHUNK_EVENTS = 1 << 20  # events for which a rank reads row groups at a time, about
+CHUNK_EVENTS = 1 << 20  # approximate events for which a rank reads row groups at a time
 MOST_UNEVEN = 1.05  # the largest share over the mean that needs no warning
-MAX_CHUNK_EXAMPLES = 1 << 18  # examples looked at a time, all ranks together
+MAX_CHUNK_EXAMPLES = 1 << 18  # most examples that are processed at a time, over all ranks
 
 
 @dataclass(frozen=True)
 class StepShare:
-    """One step: which of the chosen examples this rank trains (first .. stop - 1), the positions before and after it."""
+    """The share of this rank in one step."""
 
+    # First of the chosen examples of this rank.
     first: int
+    # End of these examples.
     stop: int
+    # Position before the step.
     before: Position
+    # Position after the step.
     after: Position
 
 
 @dataclass(frozen=True)
-class Block:
-    """Steps one after another; first, stop: the chosen examples that they are about."""
+class StepBlock:
+    """Consecutive steps."""
 
+    # First of the chosen examples of these steps.
     first: int
+    # End of these examples.
     stop: int
+    # The steps.
     steps: tuple[StepShare, ...]
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some steps of one epoch. bounds: positions between which their global batches lie, (steps + 1,).
+    """Some steps of one epoch."""
 
-    chosen: what this rank trains of them, in its order; of step s those from share[s] to share[s + 1]; num_examples: of the epoch.
-    """
-
+    # The epoch.
     epoch: int
+    # (steps + 1,) positions that bound the global batches.
     bounds: np.ndarray
+    # Examples of this rank, in its order.
     chosen: Chosen
+    # (steps + 1,) bounds of each step's examples in `chosen`.
     share: np.ndarray
+    # Examples of the epoch.
     num_examples: int
 
-    def blocks(self, size: int) -> Iterator[Block]:
-        """The steps in blocks of about `size` examples of this rank."""
-        share, bounds, num_steps = self.share.tolist(), self.bounds.tolist(), self.share.size - 1
+    def blocks(self, size: int) -> Iterator[StepBlock]:
+        """Yield the steps in blocks of about `size` examples of this rank."""
+        share = self.share.tolist()
+        bounds = self.bounds.tolist()
+        num_steps = self.share.size - 1
         first = 0
         while first < num_steps:
             last = max(first + 1, int(np.searchsorted(self.share, share[first] + size, side="right")) - 1)
@@ -69,25 +80,31 @@ class Chunk:
                 )
                 for step in range(first, last)
             )
-            yield Block(share[first], share[last], steps)
+            yield StepBlock(share[first], share[last], steps)
             first = last
 
 
 @dataclass(frozen=True)
 class GlobalBatches:
-    """The global batches of a run as one rank sees them. Pure data: iterating holds the only state."""
+    """The global batches of a run, seen by one rank. Pure data: iteration holds the only state."""
 
+    # All examples.
     examples: Examples | DayExamples
+    # Examples of a global batch.
     batch_size: int
+    # Input events of a global batch, instead of a number of examples.
     batch_tokens: int | None
+    # Seed of the order.
     seed: int
+    # Number of this rank.
     rank: int
+    # Number of ranks.
     world_size: int
 
     def chunks(self, start: Position, num_epochs: int) -> Iterator[Chunk]:
-        """All steps from `start` to the end of epoch `num_epochs - 1`; the same number on every rank.
+        """Yield all steps from `start` to the end of epoch `num_epochs - 1`, the same number on every rank.
 
-        Training by days, epochs are days: these are steps up to day `num_epochs`, which is not trained.
+        With daily training epochs are days: the steps go up to day `num_epochs`, which is not trained.
         """
         size = min(MAX_CHUNK_EXAMPLES, self.world_size * max(1, CHUNK_EVENTS // self.examples.typical_events))
         for epoch in range(start.epoch, num_epochs):
@@ -104,9 +121,9 @@ class GlobalBatches:
         return EpochOrder(self.examples.of(epoch).group_sizes, self.seed, epoch)
 
     def num_steps(self, epoch: int, limit: int | None = None) -> int:
-        """Steps of a whole epoch, not counted further than `limit`.
+        """Return the number of steps of a whole epoch, counted up to `limit`.
 
-        Under a budget of events this goes through the lengths of all examples, a bounded number at a time.
+        With a budget of events it reads the lengths of all examples, a bounded number at a time.
         """
         if self.batch_tokens is None:
             return steps_per_epoch(self.examples.of(epoch).num_examples, self.batch_size)
@@ -119,17 +136,16 @@ class GlobalBatches:
         return count
 
     def share_warning(self) -> str | None:
-        """Return what to tell the user where some ranks train nothing, or notably less than others; None where shares are even."""
+        """Return a warning if some ranks train nothing, or clearly less than others; None if shares are even."""
         if self.batch_tokens is not None:
             of_batch = self.batch_tokens // self.examples.typical_events
             what = f"train.batch_tokens = {self.batch_tokens} holds about {of_batch} examples"
         else:
-            of_batch, what = self.batch_size, f"train.batch_size = {self.batch_size}"
+            of_batch = self.batch_size
+            what = f"train.batch_size = {self.batch_size}"
         if isinstance(self.examples, Examples) and self.examples.num_examples < of_batch:
-            of_batch, what = (
-                self.examples.num_examples,
-                f"the dataset has {self.examples.num_examples} training examples",
-            )
+            of_batch = self.examples.num_examples
+            what = f"the dataset has {self.examples.num_examples} training examples"
         if of_batch < self.world_size:
             return (
                 f"{what}, fewer than the {self.world_size} workers: at each step at least {self.world_size - of_batch} of them "
@@ -138,8 +154,8 @@ class GlobalBatches:
         largest = -(-of_batch // self.world_size)
         if self.batch_tokens is None and largest * self.world_size > MOST_UNEVEN * of_batch:
             return (
-                f"{what} for {self.world_size} workers: some train {largest} examples of a batch, others {largest - 1} and wait "
-                f"for them. Set train.batch_size to a multiple of {self.world_size}, such as {largest * self.world_size}"
+                f"{what} for {self.world_size} workers: some train {largest} examples of a batch, others train {largest - 1} and "
+                f"wait. Set train.batch_size to a multiple of {self.world_size}, such as {largest * self.world_size}"
             )
         return None
 
@@ -156,7 +172,7 @@ class GlobalBatches:
         return Chunk(order.epoch, bounds, chosen.taken(mine), np.searchsorted(mine, bounds - first), order.num_examples)
 
     def _runs(self, order: EpochOrder, first: int, size: int) -> tuple[np.ndarray, Chosen]:
-        """Bounds of the batches from position `first` on, and about `size` examples from there, of all ranks."""
+        """Return bounds of the batches from position `first` on, and about `size` examples of all ranks from there."""
         assert self.batch_tokens is not None
         while True:
             chosen = self.examples.of(order.epoch).choose(order.places(first, first + size))
@@ -168,9 +184,12 @@ class GlobalBatches:
 
 
 def runs_within(lengths: np.ndarray, budget: int, complete: bool) -> np.ndarray:
-    """Cut into the longest runs whose sum is at most `budget`, and which have at least one element: bounds, (runs + 1,) int64.
+    """Cut into the longest runs with at least one element and a sum of at most `budget`: bounds, (runs + 1,) int64.
 
-    `complete`: nothing comes after; else the last run is left out, since it might go on.
+    Args:
+        lengths: length of each element.
+        budget: largest sum of a run.
+        complete: whether no elements follow. If not, the last run is left out, because it may be incomplete.
     """
     sums = np.concatenate(([0], np.cumsum(lengths)))
     bounds = [0]
@@ -183,7 +202,14 @@ def runs_within(lengths: np.ndarray, budget: int, complete: bool) -> np.ndarray:
 
 
 def dealt(lengths: np.ndarray, bounds: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """Which elements `rank` gets, ascending: of each run the longest first, to the ranks in turn, and back in the next round."""
+    """Return the elements of a rank, ascending. Each run is dealt in turns, the longest first, back and forth.
+
+    Args:
+        lengths: length of each element.
+        bounds: bounds of the runs.
+        rank: number of the rank.
+        world_size: number of ranks.
+    """
     run = np.repeat(np.arange(bounds.size - 1), np.diff(bounds))
     order = np.lexsort((-lengths, run))
     turn, slot = np.divmod(np.arange(lengths.size) - bounds[:-1][run], world_size)

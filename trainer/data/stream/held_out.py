@@ -1,6 +1,7 @@
-"""Held-out histories of one rank: what to encode, what to mask, what to find. No shuffling, every row exactly once.
+"""Held-out histories of one rank: events to encode, items to mask, targets to rank. Unshuffled, every row exactly once.
 
-Row groups are dealt to the ranks in turn. All ranks yield the same number of batches, the last ones empty where a rank has less.
+Row groups are dealt to the ranks in turn. All ranks yield the same number of batches; the last ones of a rank may be
+empty.
 """
 
 from collections.abc import Iterator
@@ -24,56 +25,64 @@ NOTHING = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class HeldOutBatch:
-    """B users that have targets in the split. All arrays int64.
+    """B users that have targets in the split. All arrays are int64."""
 
-    batch: their histories up to the split, truncated for the encoder, with what the model is told besides, and a masked event
-    behind each if masked events are what the model restores; history_lengths: (B,) before truncation.
-    seen: items of the whole history, packed, seen_offsets (B + 1,).
-    targets: held-out items, target_offsets (B + 1,), and their times where the reader was asked for them.
-    """
-
+    # Histories up to the split, truncated for the encoder, with the model's further inputs. A model that restores
+    # masked events gets one masked event at the end of each.
     batch: HistoryBatch
+    # (B,) rows in the dataset.
     row_ids: np.ndarray
+    # (B,) raw ids of the users, or nulls.
     users: pa.Array
+    # (B,) lengths before truncation.
     history_lengths: np.ndarray
+    # Items of the whole histories, packed.
     seen: np.ndarray
+    # (B + 1,) bounds in `seen`.
     seen_offsets: np.ndarray
+    # Held-out items, packed.
     targets: np.ndarray
+    # (B + 1,) bounds in `targets`.
     target_offsets: np.ndarray
+    # Times of the targets, if the reader reads times.
     target_times: np.ndarray | None = None
 
     def to(self, device: torch.device) -> "HeldOutBatch":
-        """The batch on the device; what is scored afterwards stays on the host."""
+        """Move the batch to the device; the arrays that are used after scoring stay on the host."""
         return replace(self, batch=self.batch.to(device))
 
 
 @dataclass(frozen=True)
 class Deal:
-    """How the rows of a dataset are dealt to ranks, and a rank's to batches of at most batch_size / world_size rows.
+    """Assignment of a dataset's rows to ranks, and of a rank's rows to batches of at most batch_size / world_size rows."""
 
-    groups: the row groups that are dealt, none for all.
-    """
-
+    # Reads row groups.
     reader: RowGroupReader
+    # Rows of a batch over all ranks.
     batch_size: int
+    # Number of this rank.
     rank: int
+    # Number of ranks.
     world_size: int
+    # Row groups that are dealt; None for all.
     groups: tuple[int, ...] | None = None
 
     def num_batches(self) -> int:
-        """The same on every rank: what the rank with the most batches needs."""
+        """Return the number of batches, which is the same on every rank: that of the rank with the most."""
         return max(
             sum(-(-self._rows_of(bundle) // self._share) for bundle in self._bundles(rank))
             for rank in range(self.world_size)
         )
 
     def batches(self) -> Iterator[tuple[PackedHistories, np.ndarray, np.ndarray]]:
-        """Packed row groups, the numbers of their rows in the dataset, and the batch's rows among them: none in the last
-        batches where a rank has less than others."""
+        """Yield packed row groups, the numbers of their rows in the dataset, and the rows of the batch among them.
+
+        The last batches have no rows if the rank has fewer than others.
+        """
         count = 0
         for bundle in self._bundles(self.rank):
-            held = self.reader.read(bundle)
-            packed = joined([held[group] for group in bundle])
+            histories = self.reader.read(bundle)
+            packed = joined([histories[group] for group in bundle])
             row_ids = np.concatenate([self.reader.first_rows[g] + np.arange(self.reader.group_rows[g]) for g in bundle])
             for start in range(0, row_ids.size, self._share):
                 yield packed, row_ids, np.arange(start, min(start + self._share, row_ids.size))
@@ -89,7 +98,7 @@ class Deal:
         return sum(self.reader.group_rows[group] for group in groups)
 
     def _bundles(self, rank: int) -> list[list[int]]:
-        """A rank's row groups, small ones put together until they fill a batch."""
+        """Return the row groups of a rank. Small ones are combined until they fill a batch."""
         bundles: list[list[int]] = []
         groups = range(len(self.reader.group_rows)) if self.groups is None else self.groups
         for group in groups[rank :: self.world_size]:
@@ -101,16 +110,25 @@ class Deal:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The held-out part of a dataset as one rank sees it."""
+    """The held-out part of a dataset, seen by one rank."""
 
+    # Reads row groups.
     reader: RowGroupReader
+    # The catalogue.
     catalogue: Catalogue
+    # The split to evaluate.
     split: Split
+    # Whether all events of the split are targets, or only the first.
     targets: Literal["all", "first"]
+    # Most events of a history.
     max_history: int
+    # Rows of a batch over all ranks.
     batch_size: int
+    # Number of this rank.
     rank: int
+    # Number of ranks.
     world_size: int
+    # Whether the model restores masked events.
     masks_items: bool = False
 
     @property
@@ -118,11 +136,11 @@ class HeldOut:
         return Deal(self.reader, self.batch_size, self.rank, self.world_size)
 
     def num_batches(self) -> int:
-        """The same on every rank."""
+        """Return the number of batches, which is the same on every rank."""
         return self._deal.num_batches()
 
     def batches(self) -> Iterator[HeldOutBatch]:
-        """Batches of at most batch_size / world_size rows; rows without targets in the split are left out."""
+        """Yield batches of at most batch_size / world_size rows, without rows that have no targets in the split."""
         for packed, row_ids, rows in self._deal.batches():
             yield self._batch(packed, row_ids, rows)
 
@@ -132,8 +150,8 @@ class HeldOut:
         if self.targets == "first":
             high = np.minimum(high, low + 1)
         # A history without any event before the split has nothing to attend to, and is not evaluated.
-        wanted = (high > low) & (low > 0)
-        return self._batch_of(packed, row_ids, rows[wanted], low[wanted], high[wanted])
+        evaluated = (high > low) & (low > 0)
+        return self._batch_of(packed, row_ids, rows[evaluated], low[evaluated], high[evaluated])
 
     def _batch_of(
         self, packed: PackedHistories, row_ids: np.ndarray, rows: np.ndarray, low: np.ndarray, high: np.ndarray
@@ -141,10 +159,11 @@ class HeldOut:
         start = packed.starts[rows]
         seen, seen_offsets = gather(packed.items, start, start + low)
         target_places, target_offsets = stretches(start + low, start + high)
-        # A masked event stands at the place of the first event that is held out: of that, nothing but its time is ever seen.
+        # A masked event takes the place of the first held-out event. The model sees nothing of that event except its time.
         masks = int(self.masks_items)
         recent, offsets = stretches(start + np.maximum(0, low - self.max_history + masks), start + low + masks)
-        items, masked = packed.items.take(recent), np.zeros(recent.size, dtype=np.bool_)
+        items = packed.items.take(recent)
+        masked = np.zeros(recent.size, dtype=np.bool_)
         if self.masks_items:
             masked[offsets[1:] - 1] = True
             items[masked] = UNKNOWN_ID
@@ -153,11 +172,13 @@ class HeldOut:
             batch = replace(batch, masked=as_tensor(masked))
         times = next_times = None
         if packed.times is not None:
-            # After the last event of a history comes the first that is held out: all of its targets are asked for then.
-            times, next_times = packed.times.take(recent), packed.times.take(recent + 1 - masks)
+            # The first held-out event follows the last event of a history: all targets are requested at its time.
+            times = packed.times.take(recent)
+            next_times = packed.times.take(recent + 1 - masks)
             if self.masks_items and not self.catalogue.inputs.has_request_time:
                 times = times_before(times, masked, offsets)
-        features, user_features = take_all(packed.features, recent), take_all(packed.user_features, rows)
+        features = take_all(packed.features, recent)
+        user_features = take_all(packed.user_features, rows)
         batch = with_inputs(batch, self.catalogue, features, user_features, times, next_times)
         return HeldOutBatch(
             batch=batch,
@@ -173,7 +194,13 @@ class HeldOut:
 
 
 def bounds_of(packed: PackedHistories, split: Split, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where the targets of the split begin and end in each row, of which there are `lengths` in all."""
+    """Return where the targets of the split begin and end in each row.
+
+    Args:
+        packed: the rows.
+        split: the split.
+        lengths: length of each row.
+    """
     if split == "validation":
         return packed.train_end, packed.validation_end
     return packed.validation_end, lengths

@@ -1,7 +1,7 @@
-"""Training batches of one rank: Arrow row groups in the global order, as jagged batches ready for the model.
+"""Training batches of one rank: Arrow row groups in the global order, as jagged batches for the model.
 
-Inputs and targets of a block of steps are gathered by the same places shifted by one, and each step's share is a view of them,
-so that no Python loop runs over rows or events.
+Inputs and targets of a block of steps are gathered from the same positions, shifted by one. Each step's share is a view
+of them. So no Python loop runs over rows or events.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,26 +28,29 @@ from trainer.data.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps
 
 @dataclass(frozen=True)
 class JaggedHistories:
-    """Training histories one after another: history b owns the entries from offsets[b] to offsets[b + 1].
+    """Training histories, packed: history b owns the entries from offsets[b] to offsets[b + 1]."""
 
-    row_ids: (B,) int64, ids of the examples; offsets: (B + 1,) int64; items, targets: (N,) int32, each input event and what is
-    learned there: the one after it, or the event itself where masked items are; masked: (N,) bool in that case.
-    times, target_times: (N,) int64; features: an entry per input event, user_features: one per history, where the reader was
-    asked for them.
-    """
-
+    # (B,) int64 ids of the examples.
     row_ids: np.ndarray
+    # (B + 1,) int64.
     offsets: np.ndarray
+    # (N,) int32 input events.
     items: np.ndarray
+    # (N,) int32 target of each input event: the event after it, or the event itself for masked items.
     targets: np.ndarray
+    # (N,) int64 times, if the reader reads them.
     times: np.ndarray | None = None
+    # (N,) int64 times of the targets.
     target_times: np.ndarray | None = None
+    # Features of the input events, if the reader reads them.
     features: Mapping[str, Column] = field(default_factory=dict)
+    # Features of the users, an entry per history.
     user_features: Mapping[str, Column] = field(default_factory=dict)
+    # (N,) bool, for models that restore masked items.
     masked: np.ndarray | None = None
 
     def sliced(self, start: int, stop: int) -> "JaggedHistories":
-        """Histories start .. stop - 1: views."""
+        """Return histories start .. stop - 1: views."""
         first, last = (int(place) for place in self.offsets[[start, stop]])
         return JaggedHistories(
             self.row_ids[start:stop],
@@ -61,7 +64,7 @@ class JaggedHistories:
         )
 
     def with_an_empty_one(self) -> "JaggedHistories":
-        """One empty history in the place of none, so that a rank without a share takes part."""
+        """Replace an empty share by one empty history, so that a rank without a share takes part."""
         return replace(
             self,
             row_ids=np.asarray([EMPTY_ROW]),
@@ -70,34 +73,37 @@ class JaggedHistories:
         )
 
     def with_masks(self, masked: np.ndarray) -> "JaggedHistories":
-        """Masked events (N,) have no item, and are all that is learned."""
-        items, targets = np.where(masked, UNKNOWN_ID, self.items), np.where(masked, self.targets, UNKNOWN_ID)
+        """Remove the items of masked events (N,), and leave these as the only targets."""
+        items = np.where(masked, UNKNOWN_ID, self.items)
+        targets = np.where(masked, self.targets, UNKNOWN_ID)
         return replace(self, items=items, targets=targets, masked=masked)
 
 
 @dataclass(frozen=True)
 class TrainStream:
-    """Steps from any position on. Pure data: iterating it holds the only state, and any two iterations agree.
+    """Training steps from any position on. Pure data: iteration holds the only state, so all iterations agree."""
 
-    micro_batch_tokens: the input events of the pieces that each batch is cut into, at most. train_events: of every id, where the
-    objective draws by them (trainer.data.stream.negatives).
-    """
-
+    # Reads row groups.
     reader: RowGroupReader
+    # The global batches.
     batches: GlobalBatches
+    # Settings of the model.
     model: NextItemConfig
+    # The catalogue.
     catalogue: Catalogue
+    # Most input events of a micro-batch.
     micro_batch_tokens: int | None = None
+    # Training events of every id, for objectives that draw by them (trainer.data.stream.negatives).
     train_events: np.ndarray | None = None
 
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[HistoryBatch]]:
-        """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
+        """Yield every step from `start` to the end of epoch `num_epochs - 1`, the same number on every rank."""
         for packed in self.packed(start, num_epochs):
             batch = with_cuts(self._batch(packed), self.micro_batch_tokens)
             yield Step(batch, packed.epoch, packed.before, packed.after)
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedHistories]]:
-        """The same steps as packed arrays, before anything is looked up or laid out. A share may have no history."""
+        """Yield the same steps as packed arrays, before any look-up or layout. A share may have no history."""
         return packed_steps(self.reader, self.batches, self._gather, start, num_epochs)
 
     def _gather(self, packed: PackedHistories, rows: np.ndarray, chosen: Chosen) -> JaggedHistories:
@@ -106,12 +112,15 @@ class TrainStream:
         stops = packed.starts[rows] + packed.train_end[rows] - ahead - chosen.window * self.model.max_history
         starts = np.maximum(packed.starts[rows], stops - self.model.max_history)
         places, offsets = stretches(starts, np.maximum(stops, starts))
-        items, features = packed.items.take(places), take_all(packed.features, places)
+        items = packed.items.take(places)
+        features = take_all(packed.features, places)
         times = target_times = None
         if packed.times is not None:
-            times, target_times = packed.times.take(places), packed.times.take(places + ahead)
+            times = packed.times.take(places)
+            target_times = packed.times.take(places + ahead)
         places += ahead  # from inputs to their targets
-        targets, user_features = packed.items.take(places), take_all(packed.user_features, rows)
+        targets = packed.items.take(places)
+        user_features = take_all(packed.user_features, rows)
         row_ids = self.batches.examples.ids(chosen)
         return JaggedHistories(row_ids, offsets, items, targets, times, target_times, features, user_features)
 
@@ -120,7 +129,8 @@ class TrainStream:
         if histories.row_ids.size == 0:
             histories = histories.with_an_empty_one()
         if self.model.masks_items:
-            masking, seed = self.model.masking, self.batches.seed
+            masking = self.model.masking
+            seed = self.batches.seed
             masked = masked_events(histories.row_ids, histories.offsets, masking, seed, step.epoch)
             histories = histories.with_masks(masked)
         whole = self._draws is None

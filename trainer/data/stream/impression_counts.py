@@ -1,7 +1,7 @@
-"""Counts of a ranker's training examples: impressions, the histories that are gathered for them, and pairs of both.
+"""Counts of a ranker's training examples: impressions, the histories gathered for them, and pairs of both.
 
-They equal those of trainer.data.stream.impressions, but are computed from columns alone: no event is read, and of impressions
-only the times and the number of earlier events. One row group is in memory at a time.
+They equal those of trainer.data.stream.impressions, but are computed from columns alone. No event is read, and of impressions only
+the times and the numbers of earlier events. One row group is in memory at a time.
 """
 
 from dataclasses import dataclass
@@ -12,19 +12,23 @@ import numpy as np
 from models.ranking.costs import candidate_pairs
 from models.ranking.reach import Reach
 
-if TYPE_CHECKING:  # torch and pyarrow, which nobody needs who only names what is counted
+if TYPE_CHECKING:  # they import torch and pyarrow, which annotations do not need
     from trainer.data.stream.days import Calendar
     from trainer.data.stream.row_groups import RowGroupReader
 
 
 @dataclass(frozen=True)
 class ImpressionCounts:
-    """What one pass over the training impressions consists of."""
+    """Counts of one pass over the training impressions."""
 
-    num_examples: int  # those without impressions too
+    # Examples, including those without impressions.
+    num_examples: int
+    # Training impressions.
     impressions: int
-    lengths: np.ndarray  # (B,) int64, events that are gathered for each example with impressions
-    pairs: float  # of a candidate and an event that are computed (models.ranking.costs)
+    # (B,) int64 events that are gathered for each example with impressions.
+    lengths: np.ndarray
+    # Computed pairs of a candidate and an event (models.ranking.costs).
+    pairs: float
 
 
 def count_impressions(reader: "RowGroupReader", reach: Reach, calendar: "Calendar | None" = None) -> ImpressionCounts:
@@ -32,18 +36,21 @@ def count_impressions(reader: "RowGroupReader", reach: Reach, calendar: "Calenda
 
     Args:
         reader: reads impressions.
-        reach: how far back scores look.
-        calendar: where training is by days, which days there are. An example is then a row on a day, otherwise a row.
+        reach: how far back scores depend on events.
+        calendar: days of daily training. Then an example is a row on a day, otherwise a row.
 
     Raises:
-        UserError: a file cannot be read.
+        UserError: if a file cannot be read.
     """
     lengths: list[np.ndarray] = [np.zeros(0, np.int64)]
-    num_examples, impressions, pairs = 0, 0, 0.0
+    num_examples = 0
+    impressions = 0
+    pairs = 0.0
     for group, num_rows in enumerate(reader.group_rows):
         history_end, counts = _trained(reader, group, calendar)
         last = np.cumsum(counts)
-        first_end, last_end = history_end[last - counts], history_end[last - 1]
+        first_end = history_end[last - counts]
+        last_end = history_end[last - 1]
         lengths.append(last_end - np.maximum(0, first_end - reach.receptive))
         pairs += candidate_pairs(counts, history_end, reach.attended)
         impressions += int(counts.sum())
@@ -52,7 +59,7 @@ def count_impressions(reader: "RowGroupReader", reach: Reach, calendar: "Calenda
 
 
 def _trained(reader: "RowGroupReader", group: int, calendar: "Calendar | None") -> tuple[np.ndarray, np.ndarray]:
-    """Return the events before each training impression (M,), and how many of these each example has (B,), none of them 0."""
+    """Return events before each training impression (M,), and the number of impressions of each example (B,), without zeros."""
     shown, starts, ends = reader.shown(group, "history_end", "time")
     row = np.repeat(np.arange(starts.size), ends - starts)
     if calendar is None:
@@ -64,6 +71,7 @@ def _trained(reader: "RowGroupReader", group: int, calendar: "Calendar | None") 
         trained = day < calendar.stop
         if calendar.earliest is not None:
             trained &= shown["time"] >= calendar.earliest
-    row, day = row[trained], day[trained]
+    row = row[trained]
+    day = day[trained]
     first = np.flatnonzero((np.diff(row, prepend=-1) != 0) | (np.diff(day, prepend=0) != 0))
     return shown["history_end"][trained].astype(np.int64), np.diff(first, append=row.size)

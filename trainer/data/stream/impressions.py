@@ -1,9 +1,10 @@
-"""Batches for ranking: one history, and beside it all the impressions of the split that its user was shown.
+"""Batches for ranking: one history, with all impressions of the split that its user was shown.
 
-An example is a row: it is trained once per epoch with all of its training impressions, or, by days, with those of the day. Its
-history reaches up to the last of them, and as far back before the first as scores look (models.ranking.reach), so that no
-impression misses an event that its score depends on. The invariant: an impression sees the events strictly before it
-(history_end), and the same ones of them whichever other impressions are gathered with it, in training as when it is held out.
+An example is a row. It is trained once per epoch with all of its training impressions, or in daily training with those
+of the day. Its history ends with the last of them. It starts as far before the first one as scores depend on events
+(models.ranking.reach), so every impression has all events that its score depends on. The invariant: an impression sees
+the events strictly before it (history_end). They are the same for any other impressions gathered with it, in training
+and when it is held out.
 """
 
 from collections.abc import Iterator, Mapping
@@ -35,22 +36,25 @@ from trainer.data.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps
 
 @dataclass(frozen=True)
 class Candidates:
-    """Impressions of histories: history b owns those from offsets[b] to offsets[b + 1].
+    """Impressions of histories: history b owns those from offsets[b] to offsets[b + 1]."""
 
-    items: (M,) int32; times: (M,) int64; history_end: (M,) int64, of the history's events that were gathered; labels: (M,) float32
-    each; features: an entry per impression; place: (M,) int64, its number among all impressions of its row.
-    """
-
+    # (B + 1,) int64.
     offsets: np.ndarray
+    # (M,) int32.
     items: np.ndarray
+    # (M,) int64.
     times: np.ndarray
+    # (M,) int64, number of gathered events of the history before the impression.
     history_end: np.ndarray
+    # (M,) int64, number among all impressions of its row.
     place: np.ndarray
+    # (M,) float32 for each label.
     labels: Mapping[str, np.ndarray]
+    # Features, an entry per impression.
     features: Mapping[str, Column]
 
     def sliced(self, start: int, stop: int) -> "Candidates":
-        """Those of the histories start .. stop - 1."""
+        """Return those of the histories start .. stop - 1."""
         first, last = (int(place) for place in self.offsets[[start, stop]])
         return Candidates(
             self.offsets[start : stop + 1] - first,
@@ -65,23 +69,27 @@ class Candidates:
 
 @dataclass(frozen=True)
 class JaggedImpressions:
-    """Histories one after another with their candidates: history b owns the events from offsets[b] to offsets[b + 1].
+    """Histories with their candidates, packed: history b owns the events from offsets[b] to offsets[b + 1]."""
 
-    row_ids: (B,) int64; items: (N,) int32; times: (N,) int64, features and user_features where the reader was asked for them.
-    earlier: the event before the first one that was gathered of each history, where there are times.
-    """
-
+    # (B,) int64 ids of the examples.
     row_ids: np.ndarray
+    # (B + 1,) int64.
     offsets: np.ndarray
+    # (N,) int32.
     items: np.ndarray
+    # Impressions of the histories.
     candidates: Candidates
+    # (N,) int64 times, if the reader reads them.
     times: np.ndarray | None = None
+    # Features of the events, if the reader reads them.
     features: Mapping[str, Column] = field(default_factory=dict)
+    # Features of the users, an entry per history.
     user_features: Mapping[str, Column] = field(default_factory=dict)
+    # The event before the first gathered one of each history, if there are times.
     earlier: Earlier | None = None
 
     def sliced(self, start: int, stop: int) -> "JaggedImpressions":
-        """Histories start .. stop - 1: views."""
+        """Return histories start .. stop - 1: views."""
         first, last = (int(place) for place in self.offsets[[start, stop]])
         return JaggedImpressions(
             self.row_ids[start:stop],
@@ -95,7 +103,7 @@ class JaggedImpressions:
         )
 
     def with_an_empty_one(self) -> "JaggedImpressions":
-        """One empty history without candidates in the place of none, so that a rank without a share takes part."""
+        """Replace an empty share by one empty history without candidates, so that a rank without a share takes part."""
         nothing = np.zeros(2, dtype=np.int64)
         return replace(
             self,
@@ -109,28 +117,33 @@ class JaggedImpressions:
 
 @dataclass(frozen=True)
 class ImpressionStream:
-    """Training steps from any position on, as trainer.data.stream.histories.TrainStream; `reader` reads impressions too.
+    """Training steps from any position on, as trainer.data.stream.histories.TrainStream.
 
-    A row without training impressions is an example with an empty history. micro_batch_tokens: the events and impressions of the
-    pieces that each batch is cut into, at most. calendar: where the examples are rows on a day, which days these are.
+    A row without training impressions is an example with an empty history.
     """
 
+    # Reads row groups with impressions.
     reader: RowGroupReader
+    # The global batches.
     batches: GlobalBatches
+    # How far back scores depend on events.
     reach: Reach
+    # The catalogue.
     catalogue: Catalogue
+    # Most events and impressions of a micro-batch.
     micro_batch_tokens: int | None = None
+    # Days, in daily training.
     calendar: Calendar | None = None
 
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[RankingBatch]]:
-        """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank."""
+        """Yield every step from `start` to the end of epoch `num_epochs - 1`, the same number on every rank."""
         for packed in self.packed(start, num_epochs):
             batch = ranking_batch(packed.share, self.catalogue, self.reach)
             batch = with_cuts(batch, self.micro_batch_tokens)
             yield Step(batch, packed.epoch, packed.before, packed.after)
 
     def packed(self, start: Position, num_epochs: int) -> Iterator[PackedStep[JaggedImpressions]]:
-        """The same steps as packed arrays. A share may be empty."""
+        """Yield the same steps as packed arrays. A share may be empty."""
         return packed_steps(self.reader, self.batches, self._gather, start, num_epochs)
 
     def _gather(self, packed: PackedHistories, rows: np.ndarray, chosen: Chosen) -> JaggedImpressions:
@@ -144,40 +157,43 @@ class ImpressionStream:
 
 @dataclass(frozen=True)
 class HeldOutImpressionsBatch:
-    """B users that have impressions in the split, all of them in it. row_ids: (B,) int64; users: as in the logs.
+    """B users that have impressions in the split, with all of these."""
 
-    place: (M,) int64, the number of each candidate among the impressions of its row.
-    """
-
+    # Batch for the model.
     batch: RankingBatch
+    # (B,) int64 rows in the dataset.
     row_ids: np.ndarray
+    # (B,) raw ids of the users, or nulls.
     users: pa.Array
+    # (M,) int64, number of each candidate among the impressions of its row.
     place: np.ndarray
 
     def to(self, device: torch.device) -> "HeldOutImpressionsBatch":
-        """The batch on the device; what is scored afterwards stays on the host."""
+        """Move the batch to the device; the arrays that are used after scoring stay on the host."""
         return replace(self, batch=self.batch.to(device))
 
 
 @dataclass(frozen=True)
 class HeldOutImpressions:
-    """The held-out impressions of a dataset as one rank sees them: over all ranks, each impression of the split exactly once.
+    """The held-out impressions of a dataset, seen by one rank. All ranks together cover each impression of the split once."""
 
-    shown: in the place of a split, the moments between which they were shown, the second one not included.
-    """
-
+    # Assignment of rows to ranks.
     deal: Deal
+    # The catalogue.
     catalogue: Catalogue
+    # The split to evaluate.
     split: Split
+    # How far back scores depend on events.
     reach: Reach
+    # Period that replaces the split: first moment, and first moment after it.
     shown: tuple[int, int] | None = None
 
     def num_batches(self) -> int:
-        """The same on every rank."""
+        """Return the number of batches, which is the same on every rank."""
         return self.deal.num_batches()
 
     def batches(self) -> Iterator[HeldOutImpressionsBatch]:
-        """The same number on every rank, the last ones with a single empty history."""
+        """Yield the batches, the same number on every rank; the last ones of a rank may be a single empty history."""
         for packed, row_ids, rows in self.deal.batches():
             assert packed.impressions is not None
             if self.shown is not None:
@@ -185,24 +201,30 @@ class HeldOutImpressions:
             else:
                 low, high = bounds_of(packed, self.split, packed.impressions.ends - packed.impressions.starts)
             rows = rows[high[rows] > low[rows]]
-            found = gather_impressions(packed, rows, low[rows], high[rows], row_ids[rows], self.reach)
+            gathered = gather_impressions(packed, rows, low[rows], high[rows], row_ids[rows], self.reach)
             users = packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size)
             yield HeldOutImpressionsBatch(
-                ranking_batch(found, self.catalogue, self.reach), found.row_ids, users, found.candidates.place
+                ranking_batch(gathered, self.catalogue, self.reach), gathered.row_ids, users, gathered.candidates.place
             )
 
 
 def shown_on(
     packed: PackedHistories, rows: np.ndarray, begin: np.ndarray | int, end: np.ndarray | int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which impressions of the rows were shown in [begin, end): (first, first after) of each row."""
+    """Return for each of the rows the impressions shown in [begin, end): (first, first after)."""
     shown = packed.impressions
     assert shown is not None
     return shown_between(shown.times, shown.starts[rows], shown.ends[rows], begin, end)
 
 
 def impression_examples(reader: RowGroupReader, num_impressions: int, max_history: int) -> Examples:
-    """Every row is one example. num_impressions: of the dataset, to choose sizes of buffers by."""
+    """Return the examples of a ranker without daily training: every row is one.
+
+    Args:
+        reader: reads row groups.
+        num_impressions: impressions of the dataset, for the sizes of buffers.
+        max_history: most events of a history.
+    """
     num_rows = max(1, sum(reader.group_rows))
     typical = max(1, (reader.num_events + num_impressions) // num_rows)
     return Examples(reader.group_rows, reader.first_rows, max_history, typical)
@@ -211,9 +233,17 @@ def impression_examples(reader: RowGroupReader, num_impressions: int, max_histor
 def gather_impressions(
     packed: PackedHistories, rows: np.ndarray, low: np.ndarray, high: np.ndarray, row_ids: np.ndarray, reach: Reach
 ) -> JaggedImpressions:
-    """Return the impressions low .. high - 1 of each row with the history that their scores depend on.
+    """Return the impressions low .. high - 1 of each row, with the history that their scores depend on.
 
-    Impressions of a row ascend in time, so the first needs the oldest events and the last sees most.
+    Impressions of a row ascend in time, so the first one needs the oldest events and the last one sees most.
+
+    Args:
+        packed: packed row groups.
+        rows: the rows.
+        low: first impression of each row.
+        high: end of the impressions of each row.
+        row_ids: id of each example.
+        reach: how far back scores depend on events.
     """
     shown = packed.impressions
     assert shown is not None
@@ -247,23 +277,26 @@ def gather_impressions(
 
 
 def _events_before(times: np.ndarray, starts: np.ndarray, begin: np.ndarray) -> Earlier:
-    """Return the event before event `begin` of each row; starts: the first event of each row."""
-    exists, before = begin > 0, np.zeros_like(begin)
+    """Return the event before event `begin` of each row. `starts` is the first event of each row."""
+    exists = begin > 0
+    before = np.zeros_like(begin)
     before[exists] = times[(starts + begin - 1)[exists]]
     return Earlier(exists, before)
 
 
-def ranking_batch(found: JaggedImpressions, catalogue: Catalogue, reach: Reach) -> RankingBatch:
-    """Return what the model is given of gathered impressions; an empty history if there is none at all."""
-    if found.row_ids.size == 0:
-        found = found.with_an_empty_one()
-    candidates = found.candidates
-    lookup, (history, candidate) = unique_ids(found.items, candidates.items)
+def ranking_batch(gathered: JaggedImpressions, catalogue: Catalogue, reach: Reach) -> RankingBatch:
+    """Return the batch that the model receives, with an empty history if there is none."""
+    if gathered.row_ids.size == 0:
+        gathered = gathered.with_an_empty_one()
+    candidates = gathered.candidates
+    lookup, (history, candidate) = unique_ids(gathered.items, candidates.items)
     counts = np.diff(candidates.offsets)
     batch = RankingBatch(
-        row_ids=as_tensor(found.row_ids),
-        layout=layout_of(found.offsets),
-        candidate_layout=lay_out_candidates(found.offsets, candidates.offsets, candidates.history_end, reach.attended),
+        row_ids=as_tensor(gathered.row_ids),
+        layout=layout_of(gathered.offsets),
+        candidate_layout=lay_out_candidates(
+            gathered.offsets, candidates.offsets, candidates.history_end, reach.attended
+        ),
         lookup_ids=as_tensor(lookup),
         items=catalogue.request(lookup),
         history_index=as_tensor(history),
@@ -275,5 +308,7 @@ def ranking_batch(found: JaggedImpressions, catalogue: Catalogue, reach: Reach) 
         history_end=as_tensor(candidates.history_end),
         labels={name: as_tensor(column) for name, column in candidates.labels.items()},
     )
-    told = ContextColumns(found.features, found.user_features, candidates.features, found.times, found.earlier)
+    told = ContextColumns(
+        gathered.features, gathered.user_features, candidates.features, gathered.times, gathered.earlier
+    )
     return with_inputs(batch, catalogue, told)

@@ -1,6 +1,6 @@
-"""Which events of a training history are masked: a function of (seed, epoch, example, place in it), and of nothing else.
+"""Masked events of training histories: a function of (seed, epoch, example, position in it) alone.
 
-So neither batches nor ranks make a difference, and nothing has to be remembered. The random numbers are hashes of counters.
+So batches and ranks make no difference, and no state is kept. The random numbers are hashes of counters.
 """
 
 import numpy as np
@@ -15,9 +15,17 @@ Uint64 = NDArray[np.uint64]
 def masked_events(
     row_ids: NDArray[np.int64], offsets: NDArray[np.int64], masking: MaskingConfig, seed: int, epoch: int
 ) -> NDArray[np.bool_]:
-    """(N,) whether each event is masked. row_ids: (B,) of examples; offsets: (B + 1,) from 0, of their events.
+    """Return whether each event is masked: (N,).
 
-    Of every example that has events at least one is: the one that comes nearest to it, if none is by its own number.
+    At least one event of every non-empty example is masked: if no number is low enough, the event with the lowest
+    number.
+
+    Args:
+        row_ids: (B,) ids of the examples.
+        offsets: (B + 1,) bounds of their events, from 0.
+        masking: the settings.
+        seed: seed of the run.
+        epoch: the epoch.
     """
     lengths = np.diff(offsets)
     examples = mix(row_ids.astype(np.uint64) ^ mix(mix(np.asarray([seed], np.uint64)) + np.uint64(epoch)))
@@ -36,14 +44,14 @@ def masked_events(
 def mask_probabilities(
     lengths: NDArray[np.int64], is_last: NDArray[np.bool_], masking: MaskingConfig
 ) -> NDArray[np.float64]:
-    """Return how likely each event is masked, over all epochs: (N,).
+    """Return the probability that each event is masked, over all epochs: (N,).
 
     Args:
-        lengths: of the example of each event, (N,), at least 1.
-        is_last: whether the event is the last of its example, (N,).
+        lengths: (N,) length of each event's example, at least 1.
+        is_last: (N,) whether the event is the last of its example.
         masking: the settings.
     """
-    # By its own number, or as the one that comes nearest to it: then no number was low enough, and each event is as likely.
+    # By its own number, or as the lowest number if none was low enough; then all events are equally likely.
     by_number = masking.probability + (1.0 - masking.probability) ** lengths / lengths
     only_last = masking.last_probability
     likely: NDArray[np.float64] = (1.0 - only_last) * by_number + only_last * is_last
@@ -51,9 +59,9 @@ def mask_probabilities(
 
 
 def times_before(times: NDArray[np.int64], masked: NDArray[np.bool_], offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N,) times where masked events have that of the last event before them that is not masked; their own if there is none.
+    """Return the times (N,) with those of masked events replaced by the last unmasked time before, if there is one.
 
-    For models that are not told when the event that they are to guess happened.
+    For models that do not receive the time of the event to predict.
     """
     example = np.repeat(np.arange(offsets.size - 1), np.diff(offsets))
     seen = np.maximum.accumulate(np.where(masked, -1, np.arange(times.size)))
@@ -62,5 +70,5 @@ def times_before(times: NDArray[np.int64], masked: NDArray[np.bool_], offsets: N
 
 
 def _uniform(bits: Uint64) -> NDArray[np.float64]:
-    """[0, 1): the top 53 of 64 bits."""
+    """Return numbers in [0, 1), from the top 53 of 64 bits."""
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,8 +1,8 @@
-"""Negatives: the ids that a step's targets are compared with.
+"""Negatives: the ids that the targets of a step are compared with.
 
-The invariant: what is drawn is a function of (seed, place in the data) and of what it is drawn from. That is the catalogue, or the
-targets of the global batch, of which the number of each is known and no order: then all ranks draw alike, and the number of ranks
-makes no difference. In-batch negatives alone are drawn from the share of one rank.
+The invariant: a draw is a function of (seed, data position) and of the ids it is drawn from. These are the catalogue,
+or the targets of the global batch. Of those the counts are known, but no order. So all ranks draw the same, for any
+number of ranks. Only in-batch negatives are drawn from the share of one rank.
 """
 
 from collections.abc import Callable
@@ -27,16 +27,16 @@ from trainer.data.stream.order import Position
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 NOTHING = np.zeros(0, dtype=np.int64)
-PURPOSE = 2  # of random numbers: those with other uses have others
+PURPOSE = 2  # separates these random numbers from those of other uses
 
 
 def needs_train_events(objective: object) -> bool:
-    """Return whether drawing asks how often an item occurs in training."""
+    """Return whether draws depend on how often an item occurs in training."""
     return isinstance(objective, SampledObjectiveConfig) and isinstance(objective.negatives, PopularityNegatives)
 
 
 def needs_target_counts(objective: object) -> bool:
-    """Return whether correcting for draws asks how often an item is a target in training."""
+    """Return whether the correction of draws depends on how often an item is a target in training."""
     if not isinstance(objective, SampledObjectiveConfig) or objective.logq != "counts":
         return False
     return isinstance(objective.negatives, InBatchNegatives | CrossRankNegatives | MixedNegatives)
@@ -44,27 +44,31 @@ def needs_target_counts(objective: object) -> bool:
 
 @dataclass(frozen=True)
 class NegativeDraws:
-    """How negatives are drawn. num_known: ids below it are of items that the training part knows.
+    """Draws of negatives."""
 
-    train_events: (num_known,) int64 training events of every id, where `needs_train_events`.
-    target_counts: (num_known,) in any unit, how often every id is a target, where `needs_target_counts`.
-    """
-
+    # Settings of the objective.
     objective: SampledObjectiveConfig
+    # Ids below it are items that the training part knows.
     num_known: int
+    # Seed of the run.
     seed: int
+    # (num_known,) int64 training events of every id, if `needs_train_events`.
     train_events: Int64 | None = None
+    # (num_known,) in any unit: how often every id is a target, if `needs_target_counts`.
     target_counts: Int64 | None = None
 
     @property
     def from_global_batch(self) -> bool:
-        """Whether they are drawn from the targets of all ranks, once these are known to all."""
+        """True if negatives are drawn from the targets of all ranks, after these have been exchanged."""
         return isinstance(self.objective.negatives, CrossRankNegatives | MixedNegatives)
 
     def ahead(self, position: Position, targets: np.ndarray, rank: int) -> Int64:
-        """What can be drawn while a batch is read: (C,) ids, or none where they come from the global batch.
+        """Draw negatives while a batch is read: (C,) ids, or none if they come from the global batch.
 
-        position: in the data, before the batch; targets: ids of this rank's share, among them such as are not learned.
+        Args:
+            position: data position before the batch.
+            targets: ids of this rank's share, including ids that are not learned.
+            rank: number of this rank.
         """
         count = self.objective.num_negatives
         match self.objective.negatives:
@@ -80,8 +84,12 @@ class NegativeDraws:
                 return NOTHING
 
     def from_targets(self, position: Position, targets: IdCounts) -> Int64:
-        """(C,) ids, those of a mixture drawn uniformly first. targets: of the global batch; none if it has none."""
-        generator, total = self._generator(position), int(targets.counts.sum())
+        """Draw negatives from the targets of the global batch: (C,) ids, with the uniform draws of a mixture first.
+
+        Without targets it returns none.
+        """
+        generator = self._generator(position)
+        total = int(targets.counts.sum())
         if not total:
             return NOTHING
         uniform = generator.integers(FIRST_ITEM, self.num_known, self._num_uniform)
@@ -90,9 +98,11 @@ class NegativeDraws:
         return np.concatenate((uniform, of_targets))
 
     def log_q(self, ids: Int64, share_of: Callable[[Int64], Float64] | None = None) -> Float64:
-        """Logarithm of the probability with which a single draw gives each of the ids (known ones).
+        """Return the log probability that a single draw gives each of the ids (known ones).
 
-        share_of: which share of all targets an id has; by default that of target_counts.
+        Args:
+            ids: the ids.
+            share_of: returns the share of all targets of each id; by default that of target_counts.
         """
         num_items = self.num_known - FIRST_ITEM
         match self.objective.negatives:
@@ -115,7 +125,7 @@ class NegativeDraws:
 
     @cached_property
     def _weights(self) -> Float64:
-        """Of every id in a draw by popularity; 0 for the unknown item."""
+        """Weight of every id in a draw by popularity; 0 for the unknown item."""
         negatives = self.objective.negatives
         assert self.train_events is not None
         assert isinstance(negatives, PopularityNegatives)

@@ -1,13 +1,13 @@
 """The global order of training examples, a pure function of (seed, epoch).
 
-Row groups are permuted by (seed, epoch) and dealt to V virtual streams; examples are permuted within their row group; the
-global order takes one example from each stream in turn, passing over streams that have ended. V is fixed per dataset, so
-the order knows nothing of ranks, and the position in the epoch is one global number. Any position can be entered directly:
-resuming and resizing cost nothing and lose or repeat no example.
+Row groups are permuted by (seed, epoch) and dealt to V virtual streams. Examples are permuted within their row group.
+The global order takes one example from each stream in turn and skips streams that have ended. V is fixed per dataset,
+so the order does not depend on ranks, and the position in the epoch is one global number. Any position can be entered
+directly: resuming and resizing cost nothing and lose or repeat no example.
 
-The examples of a global batch are dealt to W ranks so that their shares differ by at most one, whatever W is. While whole
-streams are even shares, rank r has the streams v with v mod W = r. Otherwise the examples of the batch are sorted by stream and
-cut into W pieces: so a rank reads few streams beside those that would be its own.
+The examples of a global batch are dealt to W ranks so that their shares differ by at most one, for any W. While whole
+streams are even shares, rank r has the streams v with v mod W = r. Otherwise the examples of the batch are sorted by
+stream and cut into W pieces, so a rank reads few streams besides its own.
 """
 
 from collections import OrderedDict
@@ -21,27 +21,35 @@ MAX_STREAMS = 64
 
 @dataclass(frozen=True)
 class Places:
-    """Where each requested example lies: position in the epoch, row group, place within the row group (all (n,) int64)."""
+    """Locations of the requested examples."""
 
+    # (n,) int64 position in the epoch.
     position: np.ndarray
+    # (n,) int64 row group.
     group: np.ndarray
+    # (n,) int64 place within the row group.
     place: np.ndarray
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """The order of one epoch. `group_sizes`: examples of every row group of the dataset, in the manifest's order."""
+    """The order of one epoch."""
 
+    # Examples of every row group of the dataset, in the manifest's order.
     group_sizes: tuple[int, ...]
+    # Seed of the run.
     seed: int
+    # The epoch.
     epoch: int
 
     @cached_property
     def num_examples(self) -> int:
+        """Number of examples of the epoch."""
         return sum(self.group_sizes)
 
     @property
     def num_streams(self) -> int:
+        """Number of virtual streams."""
         return min(MAX_STREAMS, len(self.group_sizes))
 
     @cached_property
@@ -61,7 +69,7 @@ class EpochOrder:
 
     @cached_property
     def _segments(self) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """Stretches of the epoch in which the same streams are alive: (bounds of positions, first round, streams alive)."""
+        """Segments of the epoch with the same active streams: (bounds of positions, first round, active streams)."""
         lengths = np.diff(self._layout[2])
         ends = np.unique(lengths[lengths > 0])
         first_round = np.concatenate(([0], ends[:-1]))
@@ -72,9 +80,10 @@ class EpochOrder:
     def streams(
         self, start: int, stop: int, rank: int = 0, world_size: int = 1
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(position, stream, index within the stream) of positions start .. stop - 1 of streams v with v mod world_size = rank.
+        """Return (position, stream, index within the stream) of positions start .. stop - 1, ascending by position.
 
-        Ascending by position. The work is that of what is returned, however many ranks there are.
+        Only streams v with v mod world_size = rank are returned. The work is proportional to the result, for any number
+        of ranks.
         """
         bounds, first_round, alive = self._segments
         first = int(np.searchsorted(bounds, start, side="right")) - 1
@@ -94,19 +103,20 @@ class EpochOrder:
         return position, stream, index
 
     def places(self, start: int, stop: int) -> Places:
-        """The examples at positions start .. stop - 1, in global order."""
+        """Return the examples at positions start .. stop - 1, in global order."""
         return self._places(*self.streams(start, stop))
 
     def share(self, bounds: np.ndarray, rank: int, world_size: int) -> Places:
-        """Return what `rank` serves of several global batches, in global order.
+        """Return the examples of several global batches that `rank` trains, in global order.
 
         Args:
-            bounds: positions between which the batches lie, (batches + 1,) ascending, none of them empty.
-            rank: of `world_size`. The shares of one batch differ by at most one example.
+            bounds: (batches + 1,) positions that bound the batches, ascending, without empty batches.
+            rank: number of the rank.
+            world_size: number of ranks. The shares of one batch differ by at most one example.
         """
         start, stop = int(bounds[0]), int(bounds[-1])
         whole_streams = self.num_streams % world_size == 0 and stop <= self._first_end
-        if whole_streams:  # the same as below, for the work of one rank's share
+        if whole_streams:  # the same result as below, for the work of one rank's share
             return self._places(*self.streams(start, stop, rank, world_size))
         position, stream, index = self.streams(start, stop)
         mine = np.flatnonzero(_owners(stream, np.diff(bounds), world_size) == rank)
@@ -114,13 +124,13 @@ class EpochOrder:
 
     @cached_property
     def _first_end(self) -> int:
-        """The position up to which all streams are alive."""
+        """Position up to which all streams are active."""
         bounds, _, alive = self._segments
         return int(bounds[1]) if alive and alive[0].size == self.num_streams else 0
 
     def _places(self, position: np.ndarray, stream: np.ndarray, index: np.ndarray) -> Places:
         groups, group_start, stream_start = self._layout
-        # Stream by stream, what is served of a row group lies side by side (a sort by bytes is linear).
+        # Sorted by stream, the examples of a row group are adjacent (a sort by bytes is linear).
         by_stream = np.argsort(stream.astype(np.uint8), kind="stable")
         served = (stream_start[stream] + index)[by_stream]
         ordinal = np.searchsorted(group_start, served, side="right") - 1
@@ -130,8 +140,10 @@ class EpochOrder:
             if high > low:
                 within = served[low:high] - group_start[ordinal[low]]
                 permuted[low:high] = self._permutation(int(groups[ordinal[low]]))[within]
-        group, place = np.empty_like(served), np.empty_like(served)
-        group[by_stream], place[by_stream] = groups[ordinal], permuted
+        group = np.empty_like(served)
+        place = np.empty_like(served)
+        group[by_stream] = groups[ordinal]
+        place[by_stream] = permuted
         return Places(position, group, place)
 
     @cached_property
@@ -139,30 +151,31 @@ class EpochOrder:
         return OrderedDict()
 
     def _permutation(self, group: int) -> np.ndarray:
-        """Drawn once while the group is being read: chunk after chunk asks for it."""
-        held = self._permutations
-        if group not in held:
+        """Return the permutation of a row group. It is drawn once while the group is read, chunk by chunk."""
+        drawn = self._permutations
+        if group not in drawn:
             generator = np.random.default_rng([self.seed, self.epoch, 1, group])
-            held[group] = generator.permutation(self.group_sizes[group]).astype(np.int32)
-            if len(held) > 2 * MAX_STREAMS:
-                held.popitem(last=False)
-        held.move_to_end(group)
-        return held[group]
+            drawn[group] = generator.permutation(self.group_sizes[group]).astype(np.int32)
+            if len(drawn) > 2 * MAX_STREAMS:
+                drawn.popitem(last=False)
+        drawn.move_to_end(group)
+        return drawn[group]
 
 
 def _owners(stream: np.ndarray, sizes: np.ndarray, world_size: int) -> np.ndarray:
-    """Return the rank that serves each example: (n,) int64.
+    """Return the rank that trains each example: (n,) int64.
 
     Args:
-        stream: of the examples of some global batches, one batch after another, (n,).
-        sizes: of the batches.
+        stream: (n,) stream of the examples of some global batches, one batch after another.
+        sizes: sizes of the batches.
         world_size: the number of ranks.
     """
     batch = np.repeat(np.arange(sizes.size), sizes)
     home = stream % world_size
-    # Where whole streams are even shares, as without this function, ranks keep their streams and read no others.
+    # If whole streams are even shares, ranks keep their streams and read no others, as without this function.
     key, counts = np.unique(batch * world_size + home, return_counts=True)
-    of_batch, share = key // world_size, sizes // world_size
+    of_batch = key // world_size
+    share = sizes // world_size
     uneven = (counts < share[of_batch]) | (counts > -(-sizes // world_size)[of_batch])
     num_homes = np.bincount(of_batch, minlength=sizes.size)
     even = (np.bincount(of_batch, uneven, sizes.size) == 0) & ((share == 0) | (num_homes == world_size))
@@ -175,25 +188,28 @@ def _owners(stream: np.ndarray, sizes: np.ndarray, world_size: int) -> np.ndarra
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the training data: examples of this epoch already trained."""
+    """A data position."""
 
+    # The epoch, or day.
     epoch: int
+    # Examples of this epoch that are already trained.
     trained: int
 
     def advanced(self, count: int, num_examples: int) -> "Position":
-        """The place after `count` more examples, or at the start of the next epoch; the last batch of one may be partial."""
+        """Return the position after `count` more examples, or the start of the next epoch. The last batch may be partial."""
         trained = self.trained + count
         return Position(self.epoch, trained) if trained < num_examples else Position(self.epoch + 1, 0)
 
     def as_number(self, num_examples: int) -> int:
-        """One global number: examples trained since the start of the run."""
+        """Return one global number: examples trained since the start of the run."""
         return self.epoch * num_examples + self.trained
 
 
 def position_of(number: int, num_examples: int) -> Position:
-    """The inverse of Position.as_number."""
+    """Return the position of a global number, the inverse of Position.as_number."""
     return Position(*divmod(number, num_examples))
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """Return the number of batches of an epoch, including a partial last one."""
     return -(-num_examples // batch_size)

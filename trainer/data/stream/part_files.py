@@ -1,8 +1,8 @@
-"""The Parquet files of a dataset while they are read: opened when needed, and watched.
+"""The Parquet files of a dataset: opened on demand, and checked while they are read.
 
-The invariant: what is read is what the manifest speaks of, or there is an error that names the file. When a file is opened its
-size, row groups and column types are compared with the manifest; at every read it must still be the same file, and every
-page has to fit its checksum.
+The invariant: the content is that of the manifest, or there is an error that names the file. When a file is opened, its
+size, row groups and column types are compared with the manifest. At every read it must still be the same file, and
+every page must match its checksum.
 """
 
 import os
@@ -19,7 +19,7 @@ from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.errors import UserError
 
 MAX_OPEN = 128  # opening reads the footer, which takes longer than reading a small row group
-BULK_EVENTS = 1 << 18  # read in one call, about: a call costs as much as some thousand events
+BULK_EVENTS = 1 << 18  # approximate events of one read call, which costs as much as some thousand events
 CUTS = ("train_end", "validation_end")
 
 
@@ -27,24 +27,29 @@ CUTS = ("train_end", "validation_end")
 class Piece:
     """A Parquet row group that belongs to a row group of the dataset."""
 
+    # Path of the file.
     path: str
+    # Number of the row group in the file.
     number: int
 
 
 @dataclass(frozen=True)
 class _Expected:
-    """What the manifest says of a file: its size, and of its row groups the rows and events (none where it does not say)."""
+    """Properties of a file according to the manifest."""
 
+    # Size.
     num_bytes: int
+    # Rows of each row group; None if the manifest does not list them.
     group_rows: tuple[int, ...] | None = None
+    # Events of each row group.
     group_events: tuple[int, ...] = ()
 
 
 class PartFiles:
-    """Reads columns of row groups. One thread at a time."""
+    """Reader of columns of row groups. One thread at a time."""
 
     def __init__(self, folder: Path, manifest: Manifest, columns: Iterable[str]) -> None:
-        """columns: those that will be read, of which each file has some; their types are checked."""
+        """Prepare to read these columns, of which each file has some; their types are checked."""
         self.folder = folder
         self._columns = frozenset(columns)
         self._types = column_types(manifest)
@@ -61,7 +66,7 @@ class PartFiles:
         self._first_seen: dict[str, tuple[int, ...]] = {}
 
     def check(self) -> None:
-        """Open every file once. Raises UserError naming a file that is not what the manifest says, and the column if it is one."""
+        """Open every file once. Raises UserError naming a file, and if applicable its column, that differs from the manifest."""
         for path in self._expected:
             try:
                 self._file(path)
@@ -69,14 +74,14 @@ class PartFiles:
                 raise self._unreadable(path, error) from error
 
     def read(self, piece: Piece, columns: list[str]) -> pa.Table:
-        """Raises UserError naming file and row group if it cannot be read, or is not the file it was."""
+        """Read a row group. Raises UserError naming file and row group if it cannot be read, or the file has changed."""
         try:
             return self._read(piece.path, [piece.number], columns)
         except (OSError, pa.ArrowException, _ChangedError) as error:
             raise self._unreadable(f"{piece.path}, row group {piece.number}", error) from error
 
     def read_together(self, path: str, numbers: list[int], columns: list[str]) -> list[pa.Table]:
-        """Row groups of a part, a table for each. Raises UserError naming file and row group."""
+        """Read row groups of a part, a table for each. Raises UserError naming file and row group."""
         expected = self._expected[path]
         assert expected.group_rows is not None
         events = np.cumsum([expected.group_events[number] for number in numbers])
@@ -92,24 +97,24 @@ class PartFiles:
         return tables
 
     def _read(self, path: str, numbers: list[int], columns: list[str]) -> pa.Table:
-        # One thread: reading runs beside training, which has the other cores.
+        # One thread: reading runs in parallel to training, which uses the other cores.
         return self._file(path).read_row_groups(numbers, columns=list(dict.fromkeys(columns)), use_threads=False)
 
     def read_whole(self, path: str, columns: list[str]) -> pa.Table:
-        """Columns of all row groups of a file. Raises UserError naming the file."""
+        """Read columns of all row groups of a file. Raises UserError naming the file."""
         try:
             return self._file(path).read(columns=columns, use_threads=False)
         except (OSError, pa.ArrowException, _ChangedError) as error:
             raise self._unreadable(path, error) from error
 
     def group_rows(self, path: str) -> tuple[int, ...]:
-        """Rows of each row group of a file."""
+        """Return the rows of each row group of a file."""
         return _group_rows(self._file(path))
 
     def _unreadable(self, where: str, error: Exception) -> UserError:
         return UserError(
             f"dataset {self.folder / where}: cannot be read ({error}); "
-            "the file is damaged, gone or was written to: delete the dataset folder and run `shoal prepare`"
+            "the file is damaged, missing or was changed: delete the dataset folder and run `shoal prepare`"
         )
 
     def _file(self, path: str) -> pq.ParquetFile:
@@ -124,13 +129,13 @@ class PartFiles:
         return self._open[path]
 
     def _check_unchanged(self, path: str) -> None:
-        """An open file goes on to be readable after it was deleted or replaced: look at what the name stands for now."""
-        found = os.stat(self.folder / path)
-        now = (found.st_size, found.st_mtime_ns, found.st_ino)
+        """Check that the name still refers to the opened file, which stays readable after it was deleted or replaced."""
+        status = os.stat(self.folder / path)
+        now = (status.st_size, status.st_mtime_ns, status.st_ino)
         expected = self._expected[path].num_bytes
-        if path not in self._first_seen and found.st_size != expected:
+        if path not in self._first_seen and status.st_size != expected:
             raise UserError(
-                f"dataset {self.folder / path}: has {found.st_size:,} bytes, the manifest says {expected:,}: truncated or "
+                f"dataset {self.folder / path}: has {status.st_size:,} bytes, the manifest says {expected:,}: truncated or "
                 "rewritten; delete the dataset folder and run `shoal prepare`"
             )
         if self._first_seen.setdefault(path, now) != now:
@@ -141,15 +146,15 @@ class PartFiles:
         schema = file.schema_arrow
         for name in names:
             allowed = self._types.get(name)
-            found = type_name(schema.field(name).type) if name in schema.names else None
-            if found is None or (allowed is not None and found not in allowed):
-                has = "is missing" if found is None else f"has the type {found}"
+            actual = type_name(schema.field(name).type) if name in schema.names else None
+            if actual is None or (allowed is not None and actual not in allowed):
+                has = "is missing" if actual is None else f"has the type {actual}"
                 should = f", expected {' or '.join(allowed)}" if allowed is not None else ""
                 raise UserError(
                     f"dataset {self.folder / path}: column {name!r} {has}{should}: the file is not the one that was "
                     "prepared; delete the dataset folder and run `shoal prepare`"
                 )
-            self._types[name] = (found,)  # where several are allowed, the files still have to agree
+            self._types[name] = (actual,)  # if several types are allowed, the files still have to agree
         expected = self._expected[path].group_rows
         if expected is not None and _group_rows(file) != expected:
             raise UserError(
@@ -164,11 +169,11 @@ def _group_rows(file: pq.ParquetFile) -> tuple[int, ...]:
 
 
 class _ChangedError(Exception):
-    """The file under a name is another one than before."""
+    """An error: the file under a name is another one than before."""
 
 
 def column_types(manifest: Manifest) -> dict[str, tuple[str, ...]]:
-    """The types that every column of a part may have, by name (trainer/data/dataset/manifest.py)."""
+    """Return the types that every column of a part may have, by name (trainer/data/dataset/manifest.py)."""
     types: dict[str, tuple[str, ...]] = dict.fromkeys((*CUTS, "row"), ("int32",))
     types |= {"user": ("int64", "string"), "item": ("list<int32>",), "time": ("list<int64>",)}
     types |= {"impression.item": ("list<int32>",), "impression.time": ("list<int64>",)}
@@ -197,17 +202,17 @@ def _feature_types(feature: Feature) -> tuple[str, ...]:
             return ("float",)
 
 
-def type_name(found: pa.DataType) -> str:
-    """A type without the names that Parquet gives to the entries of lists."""
-    if pa.types.is_fixed_size_list(found):
-        return f"list<{type_name(found.value_type)}>[{found.list_size}]"
-    if pa.types.is_list(found):
-        return f"list<{type_name(found.value_type)}>"
-    return str(found)
+def type_name(arrow_type: pa.DataType) -> str:
+    """Return the name of a type, without the names that Parquet gives to the entries of lists."""
+    if pa.types.is_fixed_size_list(arrow_type):
+        return f"list<{type_name(arrow_type.value_type)}>[{arrow_type.list_size}]"
+    if pa.types.is_list(arrow_type):
+        return f"list<{type_name(arrow_type.value_type)}>"
+    return str(arrow_type)
 
 
 def _required_columns(manifest: Manifest, columns: frozenset[str]) -> dict[str, tuple[str, ...]]:
-    """The columns that each file has to have, of those that are read."""
+    """Return the columns that each file must have, among those that are read."""
     with_cuts = {file.partition for file in manifest.cuts}
     required: dict[str, tuple[str, ...]] = {file.path: CUTS for file in manifest.cuts}
     for part in manifest.parts:

@@ -10,9 +10,9 @@ _END = object()
 
 
 class Prefetch(Generic[T]):
-    """Iterate `source` once, in a thread, at most `depth` items ahead. Errors of the source are raised where items are taken.
+    """Iterator that runs `source` once, in a thread, at most `depth` items ahead. It raises the errors of the source.
 
-    Use as a context manager: leaving it stops the thread, also when the consumer stops early.
+    Use it as a context manager: leaving it stops the thread, also when the consumer stops early.
     """
 
     def __init__(self, source: Iterator[T], depth: int = 4) -> None:

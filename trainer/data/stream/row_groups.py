@@ -1,7 +1,7 @@
 """Row groups of a sequence dataset as packed arrays, with a bounded cache.
 
-The invariant: values are views of Arrow's buffers, or gathered from them at once; no row is touched in Python. A row group
-that later generations continued is put together here, so that nobody else knows of generations.
+The invariant: values are views of Arrow's buffers, or gathered from them at once; no row is processed in Python. A row
+group that later generations continued is assembled here, so other modules know nothing of generations.
 """
 
 from collections import OrderedDict
@@ -22,44 +22,56 @@ from trainer.data.stream.part_files import CUTS, PartFiles, Piece
 
 
 @dataclass(frozen=True)
-class Impressions:
-    """The impressions of packed histories: history r owns those from starts[r] to ends[r].
+class PackedImpressions:
+    """The impressions of packed histories: history r owns those from starts[r] to ends[r]."""
 
-    items: (m,) int32 ids; times: (m,) int64; history_end: (m,) int64, the events of the history before the impression;
-    labels, features: by name, an entry per impression; starts, ends: (rows,) int64.
-    """
-
+    # (m,) int32 ids.
     items: np.ndarray
+    # (m,) int64.
     times: np.ndarray
+    # (m,) int64, number of events of the history before the impression.
     history_end: np.ndarray
+    # By name: an entry per impression.
     labels: Mapping[str, np.ndarray]
+    # By name: an entry per impression.
     features: Mapping[str, Column]
+    # (rows,) int64.
     starts: np.ndarray
+    # (rows,) int64.
     ends: np.ndarray
 
 
 @dataclass(frozen=True)
 class PackedHistories:
-    """The histories of one row group: history r owns items[starts[r]:ends[r]], its cuts are relative to starts[r].
+    """The histories of one row group: history r owns items[starts[r]:ends[r]].
 
-    items: (n,) int32 ids; starts, ends, train_end, validation_end: (rows,) int64; users: Arrow array (rows,), as in the logs;
-    times: (n,) int64 and features (an entry per event), user_features (an entry per row), where they were asked for.
-    In a dataset for ranking the cuts are relative to impressions.starts[r].
+    Its cuts are relative to starts[r], or in a dataset for ranking to impressions.starts[r].
     """
 
+    # (n,) int32 ids.
     items: np.ndarray
+    # (rows,) int64.
     starts: np.ndarray
+    # (rows,) int64.
     ends: np.ndarray
+    # (rows,) int64.
     train_end: np.ndarray
+    # (rows,) int64.
     validation_end: np.ndarray
+    # (rows,) Arrow array as in the logs, if it was requested.
     users: pa.Array | None
+    # (n,) int64, if they were requested.
     times: np.ndarray | None = None
+    # By name: an entry per event, if they were requested.
     features: Mapping[str, Column] = field(default_factory=dict)
+    # By name: an entry per row, if they were requested.
     user_features: Mapping[str, Column] = field(default_factory=dict)
-    impressions: Impressions | None = None
+    # Impressions, if they were requested.
+    impressions: PackedImpressions | None = None
 
     @cached_property
     def num_bytes(self) -> int:
+        """Size of all arrays in bytes."""
         return _num_bytes(self)
 
 
@@ -68,13 +80,13 @@ def _num_bytes(value: Any) -> int:
         return int(value.nbytes)
     if isinstance(value, Mapping):
         return sum(map(_num_bytes, value.values()))
-    if isinstance(value, PackedHistories | Impressions | Lists):
+    if isinstance(value, PackedHistories | PackedImpressions | Lists):
         return sum(_num_bytes(getattr(value, entry.name)) for entry in fields(value))
     return 0
 
 
 def joined(pieces: list[PackedHistories]) -> PackedHistories:
-    """Several row groups as one."""
+    """Join several row groups into one."""
     if len(pieces) == 1:
         return pieces[0]
     users = None if pieces[0].users is None else pa.concat_arrays([piece.users for piece in pieces])
@@ -92,8 +104,8 @@ def joined(pieces: list[PackedHistories]) -> PackedHistories:
     )
 
 
-def _joined_impressions(pieces: list[Impressions]) -> Impressions:
-    return Impressions(
+def _joined_impressions(pieces: list[PackedImpressions]) -> PackedImpressions:
+    return PackedImpressions(
         items=np.concatenate([piece.items for piece in pieces]),
         times=np.concatenate([piece.times for piece in pieces]),
         history_end=np.concatenate([piece.history_end for piece in pieces]),
@@ -113,77 +125,83 @@ def _stretches(pieces: list[Any], sizes: list[int]) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class ColumnSelection:
-    """What a reader should read besides items and cuts: times, users, features, or impressions.
+    """Columns to read besides items and cuts."""
 
-    features: of events, users and impressions, all of them or those of the named columns ("event.NAME", "user.NAME",
-    "impression.NAME").
-    numbers: items as numbers of the catalogue, not as the model's ids; unknown: items that the training part does not know
-    have ids behind those of the known ones, not 0.
-    """
-
+    # Whether raw ids of users are read.
     users: bool = False
+    # Whether times are read.
     times: bool = False
+    # Whether features of events, users and impressions are read: all, none, or the named columns ("event.NAME",
+    # "user.NAME", "impression.NAME").
     features: bool | frozenset[str] = False
+    # Whether impressions are read.
     impressions: bool = False
+    # Whether items are numbers of the catalogue instead of the model's ids.
     numbers: bool = False
+    # Whether items that the training part does not know have ids after the known ones instead of 0.
     unknown: bool = False
 
 
 @dataclass(frozen=True)
 class _Group:
+    # Its pieces, the oldest first.
+    """A row group of the dataset."""
+
     pieces: tuple[Piece, ...]
+    # Piece with the cuts of all rows; None if they are in the only piece.
     cuts: Piece | None  # of all rows; none takes them from the only piece
+    # Number of its first row in the partition.
     first_row: int  # of the partition
 
 
 class RowGroupReader:
-    """Reads row groups by their number in the dataset, checks their page checksums, keeps recent ones up to `cache_bytes`."""
+    """Reader of row groups by their number in the dataset. It checks page checksums and caches up to `cache_bytes`."""
 
     def __init__(
         self,
         folder: Path,
         manifest: Manifest,
-        wanted: ColumnSelection = ColumnSelection(),
+        selection: ColumnSelection = ColumnSelection(),
         cache_bytes: int = 256 << 20,
     ) -> None:
-        self.wanted = wanted
+        self.selection = selection
         self.group_rows = manifest.group_rows
         self.first_rows = np.concatenate(([0], np.cumsum(self.group_rows))).astype(np.int64)
         self.num_events = sum(group.num_events for part in manifest.parts for group in part.row_groups)
         self._groups = _groups_of(manifest)
         self._ids = None
-        if not wanted.numbers and not manifest.ids_are_numbers:
-            self._ids = ids_of_numbers(folder, manifest, wanted.unknown)
-        self._event_columns, self._user_columns, shown = _feature_columns(manifest, wanted)
+        if not selection.numbers and not manifest.ids_are_numbers:
+            self._ids = ids_of_numbers(folder, manifest, selection.unknown)
+        self._event_columns, self._user_columns, shown = _feature_columns(manifest, selection)
         self._decode = decoder_of(manifest.features, self._ids)
         self._labels = tuple(manifest.labels.get("names", ()))
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[int, PackedHistories] = OrderedDict()
-        self._lists = ("item", *(("time",) if wanted.times else ()), *self._event_columns)
+        self._lists = ("item", *(("time",) if selection.times else ()), *self._event_columns)
         self._impression_columns = shown
-        self._impressions = _impression_columns(self._labels, shown) if wanted.impressions else ()
-        self._once = (*(("user",) if wanted.users else ()), *self._user_columns)
+        self._impressions = _impression_columns(self._labels, shown) if selection.impressions else ()
+        self._once = (*(("user",) if selection.users else ()), *self._user_columns)
         self._files = PartFiles(folder, manifest, (*self._lists, *self._impressions, *self._once, *CUTS))
 
     def check_files(self) -> None:
-        """Look at every file once. Raises UserError naming one that is not what the manifest says, and the column if it is one."""
+        """Check every file once. Raises UserError naming a file, and if applicable its column, that differs from the manifest."""
         self._files.check()
 
     def read(self, groups: Iterable[int]) -> dict[int, PackedHistories]:
-        """The wanted groups, from the cache or the files. Raises UserError naming a file that cannot be read."""
-        wanted = [int(g) for g in groups]
-        self._cached |= self._load_all([group for group in wanted if group not in self._cached])
-        for group in wanted:
+        """Return the groups, from the cache or the files. Raises UserError naming a file that cannot be read."""
+        numbers = [int(g) for g in groups]
+        self._cached |= self._load_all([group for group in numbers if group not in self._cached])
+        for group in numbers:
             self._cached.move_to_end(group)
-        held = {group: self._cached[group] for group in wanted}
+        requested = {group: self._cached[group] for group in numbers}
         total = sum(packed.num_bytes for packed in self._cached.values())
-        while total > self._cache_bytes and len(self._cached) > len(held):
-            # Wanted groups were moved to the end, so the oldest is never one of them here.
+        while total > self._cache_bytes and len(self._cached) > len(requested):
+            # Requested groups were moved to the end, so the oldest is never one of them here.
             total -= self._cached.popitem(last=False)[1].num_bytes
-        return held
+        return requested
 
     def cuts(self, group: int) -> tuple[np.ndarray, np.ndarray]:
-        """(train_end, validation_end) of a group's rows, (rows,) int64 each, without reading any event."""
+        """Return (train_end, validation_end) of a group's rows, (rows,) int64 each, without reading any event."""
         place = self._groups[group]
         return self._read_cuts(place.cuts or place.pieces[0])
 
@@ -192,28 +210,34 @@ class RowGroupReader:
         return tuple(table.column(name).to_numpy().astype(np.int64) for name in CUTS)  # type: ignore[return-value]
 
     def train_ends(self) -> np.ndarray:
-        """train_end of every row of the dataset, (num_rows,) int32: a look at each file, none at events."""
+        """Return train_end of every row of the dataset, (num_rows,) int32, without reading any event."""
         ends = np.empty(self.first_rows[-1], dtype=np.int32)
         pieces: dict[str, list[tuple[int, int]]] = {}
         for number, group in enumerate(self._groups):
             place = group.cuts or group.pieces[0]
             pieces.setdefault(place.path, []).append((place.number, number))
-        for path, found in pieces.items():
+        for path, own in pieces.items():
             chunks = self._files.read_whole(path, ["train_end"])
             bounds = np.concatenate(([0], np.cumsum(self._files.group_rows(path))))
             column = chunks.column("train_end").to_numpy()
-            for number, group_number in found:  # row groups, never rows
+            for number, group_number in own:  # row groups, never rows
                 first, last = self.first_rows[group_number : group_number + 2]
                 ends[first:last] = column[bounds[number] : bounds[number + 1]]
         return ends
 
     def shown(self, group: int, *names: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        """Return columns of a group's impressions, such as "time", without reading anything else of them.
+        """Return columns of a group's impressions, such as "time", without reading other columns.
 
-        (by name (m,) each, starts, ends (rows,)): row r has the entries from starts[r] to ends[r], which ascend in time, and rows
-        follow one another.
+        Args:
+            group: the row group.
+            names: the columns.
+
+        Returns:
+            Columns by name, (m,) each; starts (rows,); ends (rows,). Row r has the entries from starts[r] to ends[r], which
+        ascend in time. Rows follow one another.
         """
-        place, num_rows = self._groups[group], self.group_rows[group]
+        place = self._groups[group]
+        num_rows = self.group_rows[group]
         columns = tuple(f"impression.{name}" for name in names)
         tables = [self._files.read(place.pieces[0], [*columns])]
         tables += [self._files.read(piece, [*columns, "row"]) for piece in place.pieces[1:]]
@@ -223,21 +247,21 @@ class RowGroupReader:
         return {n: values[c] for n, c in zip(names, columns, strict=True)}, starts, ends  # type: ignore[misc]
 
     def _load_all(self, numbers: list[int]) -> dict[int, PackedHistories]:
-        """Row groups that lie in one file are read together, and each is packed."""
+        """Read row groups of one file together, and pack each of them."""
         by_path: dict[str, list[int]] = {}
         for number in numbers:
             by_path.setdefault(self._groups[number].pieces[0].path, []).append(number)
         loaded = {}
-        for path, found in by_path.items():
-            own_cuts = () if self._groups[found[0]].cuts is not None else CUTS
+        for path, own in by_path.items():
+            own_cuts = () if self._groups[own[0]].cuts is not None else CUTS
             columns = [*self._lists, *self._impressions, *self._once, *own_cuts]
-            places = [self._groups[number].pieces[0].number for number in found]
-            for number, table in zip(found, self._files.read_together(path, places, columns), strict=True):
+            places = [self._groups[number].pieces[0].number for number in own]
+            for number, table in zip(own, self._files.read_together(path, places, columns), strict=True):
                 loaded[number] = self._packed(self._groups[number], self.group_rows[number], table)
         return loaded
 
     def _packed(self, group: _Group, num_rows: int, first: pa.Table) -> PackedHistories:
-        """A row group from its oldest piece and those that continue it."""
+        """Pack a row group from its oldest piece and those that continue it."""
         lists = [*self._lists, *self._impressions, "row"]
         tables = [first, *(self._files.read(piece, lists) for piece in group.pieces[1:])]
         continued = [t.column("row").to_numpy().astype(np.int64) - group.first_row for t in tables[1:]]
@@ -254,18 +278,18 @@ class RowGroupReader:
             ends=ends,
             train_end=train_end,
             validation_end=validation_end,
-            users=_array(first.column("user")) if self.wanted.users else None,
+            users=_array(first.column("user")) if self.selection.users else None,
             times=values.get("time"),  # type: ignore[arg-type]
             features=self._decoded(values, self._event_columns, "event."),
             user_features=self._decoded(user_columns, self._user_columns, "user."),
             impressions=self._load_impressions(tables, rows, num_rows) if self._impressions else None,
         )
 
-    def _load_impressions(self, tables: list[pa.Table], rows: list[np.ndarray], num_rows: int) -> Impressions:
+    def _load_impressions(self, tables: list[pa.Table], rows: list[np.ndarray], num_rows: int) -> PackedImpressions:
         values, starts, ends = _merged(tables, rows, self._impressions, num_rows)
         features = {f"event.{name.removeprefix('impression.')}": column for name, column in values.items()}
         columns = tuple(f"event.{name.removeprefix('impression.')}" for name in self._impression_columns)
-        return Impressions(
+        return PackedImpressions(
             items=self._item_ids(values["impression.item"]),
             times=values["impression.time"],  # type: ignore[arg-type]
             history_end=values["impression.history_end"].astype(np.int64),  # type: ignore[union-attr]
@@ -290,7 +314,7 @@ class RowGroupReader:
 
 
 def _groups_of(manifest: Manifest) -> list[_Group]:
-    """Where the pieces of every row group of the dataset lie, oldest first."""
+    """Return the pieces of every row group of the dataset, the oldest first."""
     pieces: dict[int, list[Piece]] = {}
     partition: dict[int, int] = {}
     for part in manifest.parts:
@@ -298,7 +322,8 @@ def _groups_of(manifest: Manifest) -> list[_Group]:
             pieces.setdefault(piece.group, []).append(Piece(part.path, number))
             partition[piece.group] = part.partition
     cuts = {file.partition: file.path for file in manifest.cuts}
-    rows, groups = manifest.group_rows, []
+    rows = manifest.group_rows
+    groups = []
     first_row: dict[int, int] = {}
     place: dict[int, int] = {}  # of a group within its partition
     for group in range(len(rows)):
@@ -313,13 +338,13 @@ def _groups_of(manifest: Manifest) -> list[_Group]:
 
 
 def _feature_columns(
-    manifest: Manifest, wanted: ColumnSelection
+    manifest: Manifest, selection: ColumnSelection
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Of events, of users and of impressions; the last have the features of events."""
+    """Return the feature columns of events, of users and of impressions; impressions have the features of events."""
     declared = [f.column for owner in ("event", "user") for f in manifest.features if f.owner == owner]
     columns = declared + [f"impression.{f.name}" for f in manifest.features if f.owner == "event"]
-    if wanted.features is not True:
-        columns = [column for column in columns if wanted.features and column in wanted.features]
+    if selection.features is not True:
+        columns = [column for column in columns if selection.features and column in selection.features]
     events, users, impressions = (
         tuple(column for column in columns if column.startswith(f"{owner}."))
         for owner in ("event", "user", "impression")
@@ -334,9 +359,13 @@ def _impression_columns(labels: tuple[str, ...], features: tuple[str, ...]) -> t
 def _merged(
     tables: list[pa.Table], rows: list[np.ndarray], columns: tuple[str, ...], num_rows: int
 ) -> tuple[dict[str, Column], np.ndarray, np.ndarray]:
-    """The lists of all generations, one after the other for each row: (values by column, starts, ends (num_rows,)).
+    """Merge the lists of all generations, one after the other for each row: (values by column, starts, ends (num_rows,)).
 
-    rows[g]: which row each entry of tables[g] continues.
+    Args:
+        tables: a table per generation.
+        rows: for each table, the row that each of its entries continues.
+        columns: the columns.
+        num_rows: number of rows.
     """
     offsets = [_array(table.column(columns[0])).offsets.to_numpy().astype(np.int64) for table in tables]
     if len(tables) == 1:
@@ -350,11 +379,11 @@ def _merged(
     places, packed = stretches(starts[order], ends[order])
     bounds = packed[np.searchsorted(row[order], np.arange(num_rows + 1))]
     pieces = {name: [_list_values(table.column(name)) for table in tables] for name in columns}
-    return {name: take(concatenate(found), places) for name, found in pieces.items()}, bounds[:-1], bounds[1:]
+    return {name: take(concatenate(own), places) for name, own in pieces.items()}, bounds[:-1], bounds[1:]
 
 
 def _array(column: pa.ChunkedArray) -> pa.Array:
-    """A column as one array: as it is where it has one chunk, which is what reading a row group gives."""
+    """Return a column as one array, without a copy if it has one chunk, which is the case for a row group."""
     if column.num_chunks == 1:
         return column.chunk(0)
     combined = column.combine_chunks()  # an array or chunks, depending on their number
@@ -362,7 +391,7 @@ def _array(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _list_values(column: pa.ChunkedArray) -> Column:
-    """The entries of all lists of a column, one after another; the column's own offsets are taken elsewhere."""
+    """Return the entries of all lists of a column, one after another, without their offsets."""
     lists = _array(column)
     if lists.null_count:
         return _column_of(lists.flatten())
@@ -371,7 +400,7 @@ def _list_values(column: pa.ChunkedArray) -> Column:
 
 
 def column_of(column: pa.ChunkedArray) -> Column:
-    """A column that has one entry per row."""
+    """Return a column that has one entry per row as arrays."""
     return _column_of(_array(column))
 
 

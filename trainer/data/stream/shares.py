@@ -1,4 +1,4 @@
-"""Each step's share of one rank, gathered block by block: what the streams of both tasks have in common."""
+"""Shares of one rank in each step, gathered block by block: the part that both tasks' streams have in common."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,15 +12,17 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.order import Position
 from trainer.data.stream.row_groups import PackedHistories, RowGroupReader, joined
 
-BLOCK_EVENTS = 1 << 16  # gathered at a time, about: what fits into a core's own cache is several times faster
-EMPTY_ROW = -1  # the id of the empty history that stands in where a rank has no share of a batch
+BLOCK_EVENTS = (
+    1 << 16
+)  # approximate events gathered at a time; several times faster if they fit into a core's own cache
+EMPTY_ROW = -1  # id of the empty history that replaces an empty share of a rank
 
 
 class Jagged(Protocol):
-    """Examples one after another as packed arrays."""
+    """Packed examples, one after another."""
 
     def sliced(self, start: int, stop: int) -> "Jagged":
-        """Examples start .. stop - 1: views."""
+        """Return examples start .. stop - 1: views."""
 
 
 Share = TypeVar("Share", bound=Jagged)
@@ -28,11 +30,15 @@ Share = TypeVar("Share", bound=Jagged)
 
 @dataclass(frozen=True)
 class PackedStep(Generic[Share]):
-    """One step's share of this rank; the epoch that it belongs to; the places in the data before and after it."""
+    """One step's share of this rank, packed."""
 
+    # Examples of the share.
     share: Share
+    # The epoch.
     epoch: int
+    # Data position before the step.
     before: Position
+    # Data position after the step.
     after: Position
 
 
@@ -41,11 +47,15 @@ Batch = TypeVar("Batch", covariant=True)
 
 @dataclass(frozen=True)
 class Step(Generic[Batch]):
-    """One step's share of this rank for the model; the epoch that it belongs to; the places in the data before and after it."""
+    """One step's share of this rank, as a batch for the model."""
 
+    # The batch.
     batch: Batch
+    # The epoch.
     epoch: int
+    # Data position before the step.
     before: Position
+    # Data position after the step.
     after: Position
 
 
@@ -56,9 +66,16 @@ def packed_steps(
     start: Position,
     num_epochs: int,
 ) -> Iterator[PackedStep[Share]]:
-    """Every step from `start` to the end of epoch `num_epochs - 1`; the same number on every rank. A share may be empty.
+    """Yield every step from `start` to the end of epoch `num_epochs - 1`, the same number on every rank.
 
-    gather: examples, given with their rows in packed row groups, as packed arrays.
+    A share may be empty.
+
+    Args:
+        reader: reads row groups.
+        batches: the global batches.
+        gather: packs examples, given packed row groups, the rows of the examples in them, and the examples.
+        start: the first position.
+        num_epochs: the number of epochs.
     """
     for chunk in batches.chunks(start, num_epochs):
         packed, rows = read_rows(reader, chunk.chosen)
@@ -71,10 +88,10 @@ def packed_steps(
 
 
 def read_rows(reader: RowGroupReader, chosen: Chosen) -> tuple[PackedHistories, np.ndarray]:
-    """The row groups of the examples as one, and the row of each example in it. Without examples, some row group."""
+    """Return the row groups of the examples as one, and the row of each example in it. Without examples, any row group."""
     if chosen.row.size == 0:
         return reader.read([0])[0], chosen.row
     groups, (which,) = unique_ids(chosen.group)
-    held = reader.read(groups)
+    histories = reader.read(groups)
     bases = np.cumsum([0, *(reader.group_rows[group] for group in groups.tolist())])
-    return joined([held[int(group)] for group in groups]), bases[which] + chosen.row
+    return joined([histories[int(group)] for group in groups]), bases[which] + chosen.row

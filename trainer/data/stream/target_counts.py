@@ -1,7 +1,7 @@
-"""How often each item is a target in an epoch of training: what negatives drawn from targets are drawn by.
+"""Target frequencies: how often each item is a target in an epoch, which is how often draws from targets return it.
 
-That is not how often it occurs in the training part: the first event of a history is no target, of a long one only the most recent
-events may be, and masked items are targets where they are masked.
+This differs from its occurrences in the training part. The first event of a history is no target. Of a long history
+only the most recent events may be targets. Masked items are targets where they are masked.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from trainer.data.stream.columns import stretches
 from trainer.data.stream.masking import mask_probabilities
 from trainer.data.stream.row_groups import PackedHistories, RowGroupReader
 
-UNITS = 1 << 20  # in one target: counts are whole numbers, so that they do not depend on who adds them up
+UNITS = 1 << 20  # units of one target: counts are whole numbers, so that sums do not depend on their order
 
 
 def count_targets(
@@ -20,8 +20,8 @@ def count_targets(
 ) -> np.ndarray:
     """Return the targets in this rank's part of the row groups: (num_known,) int64, in UNITS, on average over epochs.
 
-    Reads the items of these row groups once. Items that the training part does not know are never learned, and not counted.
-    Raises UserError naming a file that cannot be read.
+    It reads the items of these row groups once. Items that the training part does not know are never learned, and not
+    counted. Raises UserError naming a file that cannot be read.
     """
     counts = np.zeros(num_known, dtype=np.int64)
     for group in range(world.rank, len(reader.group_rows), world.world_size):
@@ -34,7 +34,7 @@ def count_targets(
 
 def _targets_of(packed: PackedHistories, config: NextItemConfig, windows: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return (items, units) of every target of a row group."""
-    first = packed.starts + int(not config.masks_items)  # what comes first is a target only where it may be masked
+    first = packed.starts + int(not config.masks_items)  # the first event is a target only if it can be masked
     last = packed.starts + packed.train_end
     if not windows:
         first = np.maximum(first, last - config.max_history)

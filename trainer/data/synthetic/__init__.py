@@ -1,9 +1,9 @@
-"""Event logs with planted structure, and the truth about them.
+"""Synthetic event logs with planted structure, and the ground truth about them.
 
 Files:
-    folder.py            the folder of a log, its files made independently
-    impression_world.py  their settings and world
-    impressions.py       logs of impressions whose chances of a click are known
-    log.py               event logs, and the truth about them
-    world.py             their settings and the world that users share
+    folder.py            the folder of a log, with files that are generated independently
+    impression_world.py  settings and world of logs of impressions
+    impressions.py       logs of impressions with known click probabilities
+    log.py               event logs with their ground truth
+    world.py             settings and world of event logs
 """

@@ -1,6 +1,6 @@
-"""The folder of a synthetic log, whatever its kind: files made independently, and truth/truth.json last.
+"""The folder of a synthetic log of any kind: files that are generated independently, and truth/truth.json last.
 
-A folder that holds the same finished log is left as it is; one that holds anything else is refused.
+A folder with the same finished log is left unchanged. A folder with anything else is refused.
 """
 
 import json
@@ -19,22 +19,25 @@ from trainer.storage.files import replace_durably, write_json_atomically
 
 @dataclass(frozen=True)
 class LogKind:
-    """What makes a kind of log. Its config has num_blocks.
+    """Functions that define a kind of log. Its config has num_blocks."""
 
-    build_world(config), write_world(config, world, truth folder); generate_block(config, world, index, folder) gives a summary with
-    block_index; summarize(config, blocks) gives a summary_type; files(index): those of a block, relative to the folder.
-    """
-
+    # Version of the files' format.
     format_version: int
+    # (config) to the world.
     build_world: Callable[[Any], Any]
+    # (config, world, truth folder): writes the ground truth.
     write_world: Callable[[Any, Any, Path], None]
+    # (config, world, index, folder) to the summary of a block, with block_index.
     generate_block: Callable[[Any, Any, int, Path], Any]
+    # (config, summaries of blocks) to the summary of the log.
     summarize: Callable[[Any, Sequence[Any]], Any]
+    # Type of that summary.
     summary_type: type
+    # (index) to the files of a block, relative to the folder.
     files: Callable[[int], list[str]]
 
     def blocks_one_by_one(self, config: Any, world: Any, folder: Path) -> Iterator[Any]:
-        """Make every block here, in order."""
+        """Generate every block in this process, in order."""
         return (self.generate_block(config, world, index, folder) for index in range(config.num_blocks))
 
 
@@ -45,8 +48,18 @@ def write_log(
     on_progress: Callable[[int, int], None] | None,
     make_blocks: Callable[[Any, Any, Path], Iterator[Any]],
 ) -> Any:
-    """Write all files of a log, in whatever order blocks get done. Raises UserError if the folder holds anything else, or cannot
-    be written."""
+    """Write all files of a log. Blocks may finish in any order.
+
+    Args:
+        kind: kind of log.
+        config: its settings.
+        folder: output folder.
+        on_progress: called with the finished blocks and all blocks.
+        make_blocks: generates all blocks and yields their summaries.
+
+    Raises:
+        UserError: if the folder holds anything else, or cannot be written.
+    """
     existing = _finished_log(kind, config, folder)
     if existing is not None:
         return existing
@@ -62,7 +75,7 @@ def write_log(
     except OSError as error:
         raise UserError(
             f"synthetic log {folder}: cannot be written ({error}); free space on that disk or choose another folder, "
-            "and delete what is there of this one"
+            "and delete this one"
         ) from error
     assert sorted(block.block_index for block in blocks) == list(range(config.num_blocks)), "a block is missing"
     summary = kind.summarize(config, blocks)
@@ -72,7 +85,7 @@ def write_log(
 
 
 def _finished_log(kind: LogKind, config: Any, folder: Path) -> Any:
-    """The summary of the log that `folder` holds, or None if the folder is empty or absent."""
+    """Return the summary of the log in `folder`, or None if the folder is empty or absent."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     remedy = "choose another folder, or delete this one"
@@ -82,8 +95,8 @@ def _finished_log(kind: LogKind, config: Any, folder: Path) -> Any:
         summary = kind.summary_type(**truth["summary"]) if same else None
     except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError):
         raise UserError(
-            f"synthetic log {folder}: the folder is not empty, and holds no finished synthetic log "
-            f"(perhaps one that was interrupted); {remedy}"
+            f"synthetic log {folder}: the folder is not empty, and contains no finished synthetic log "
+            f"(possibly an interrupted one); {remedy}"
         ) from None
     if summary is None:
         raise UserError(f"synthetic log {folder}: holds a log made with other settings; {remedy}")
@@ -95,9 +108,9 @@ def _finished_log(kind: LogKind, config: Any, folder: Path) -> Any:
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    """Write beside the path and rename, so that a task that is killed and repeated leaves no half a file."""
+    """Write to a temporary file and rename it, so that a task that is killed and repeated leaves no partial file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # Differences of ids and times pack better, and three times faster, than a dictionary of them.
+    # Differences of ids and times compress better, and three times faster, than a dictionary of them.
     packed = {
         field.name: "DELTA_BINARY_PACKED"
         for field in table.schema

@@ -1,6 +1,6 @@
-"""The settings of a synthetic log of impressions and the world that its users share: items, categories, what leads to what.
+"""Settings of a synthetic log of impressions, and the world that its users share: items, categories and their links.
 
-See trainer/data/synthetic/impressions.py for what becomes of them. Invariant: the world is a function of the config alone.
+See trainer/data/synthetic/impressions.py for its use. Invariant: the world is a function of the config alone.
 """
 
 from dataclasses import dataclass
@@ -76,16 +76,18 @@ class ImpressionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def max_slates_per_user(self) -> int:
+        """Most slates of a user."""
         return max(2, int(_LONGEST_OVER_MEAN * self.mean_impressions_per_user / self.slate_size))
 
     @property
     def num_blocks(self) -> int:
+        """Number of files of impressions."""
         return -(-self.num_users // self.users_per_file)
 
 
 @dataclass(frozen=True)
 class ImpressionWorld:
-    """What all users share. Items are numbered from 0; by_category lists them category by category."""
+    """Properties that all users share. Items are numbered from 0; by_category lists them category by category."""
 
     item_category: Ints  # [items]
     item_quality: Doubles  # [items]
@@ -101,7 +103,8 @@ class ImpressionWorld:
 def build_impression_world(config: ImpressionConfig) -> ImpressionWorld:
     """Draw items, categories and weights: a function of the config alone."""
     rng = np.random.default_rng([config.seed, _WORLD_STREAM])
-    num_items, num_categories = config.num_items, config.num_categories
+    num_items = config.num_items
+    num_categories = config.num_categories
     category = rng.permutation(np.arange(num_items) % num_categories).astype(np.int32)
     by_category = np.argsort(category, kind="stable").astype(np.int32)
     popularity = (1.0 + rng.permutation(num_items)) ** -config.popularity_skew

@@ -1,6 +1,7 @@
-"""Synthetic logs of impressions whose chances of a click and of a conversion are known.
+"""Synthetic logs of impressions with known probabilities of a click and of a conversion.
 
-A user is shown slates of several items at one time. With what the user clicked before that time, and nothing later,
+A user sees slates of several items at one time. Probabilities depend on the user's clicks before that time, and on
+nothing later:
 
     logit P(click)              = offset + quality of the item + liking of the user's segment for its category
                                   + weight of the device + weight per place down the slate
@@ -9,9 +10,10 @@ A user is shown slates of several items at one time. With what the user clicked 
     logit P(conversion | click) = offset + price_weight x price of the item
                                   + conversion_same_weight x share of the last `window` clicks that are of its category
 
-where the shares are of `window`, also where there were fewer clicks. So a model that sees the last `window` clicks, the
-features of items, users and impressions, and which item it is, can know all that there is to know. Both probabilities stand in
-the log as columns, which are outcomes and no features. Invariant: the bytes of a file depend on (config, index of the file) alone.
+Shares are of `window`, even if there were fewer clicks. So a model can know both probabilities exactly if it sees the
+last `window` clicks, the features of items, users and impressions, and the ids of items. The log has both probabilities
+as columns, which are outcomes and no features. Invariant: the bytes of a file depend on (config, index of the file)
+alone.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -61,7 +63,8 @@ def generate_impressions(
     """Write impressions-*.parquet, users-*.parquet, items.parquet and truth/ into `folder`, and truth/truth.json last.
 
     Impressions have user_id, item_id, time (unix seconds), position, device, click, conversion, click_probability and
-    conversion_probability (given a click), ordered by time within a file. The rest is as of trainer.data.synthetic.log.generate.
+    conversion_probability (given a click), ordered by time within a file. Arguments, result and errors are as in
+    trainer.data.synthetic.log.generate.
     """
     summary: ImpressionSummary = write_log(
         IMPRESSIONS, config, Path(folder), on_progress, make_blocks or IMPRESSIONS.blocks_one_by_one
@@ -77,13 +80,14 @@ def generate_impression_block(
     first_user = block_index * config.users_per_file
     count = min(config.users_per_file, config.num_users - first_user)
     segment = rng.integers(config.num_segments, size=count).astype(np.int32)
-    # Most slates first: the users still active at a step are then a prefix.
+    # Most slates first, so that the users still active at a step are a prefix.
     num_slates = _draw_slate_counts(config, count, rng)
     order = np.argsort(-num_slates, kind="stable")
     active = np.searchsorted(-num_slates[order], -np.arange(num_slates.max()), side="left")
     shown = _show(config, world, segment[order], active, rng)
     time = _draw_times(config, num_slates[order], active, rng)
-    user, size = np.concatenate([order[:num] for num in active]), config.slate_size
+    user = np.concatenate([order[:num] for num in active])
+    size = config.slate_size
     columns: dict[str, NDArray[Any]] = {
         "user_id": np.repeat(first_user + user, size),
         "item_id": shown.item.astype(np.int64),
@@ -114,14 +118,14 @@ def _users(block_index: int) -> str:
 
 
 def _draw_slate_counts(config: ImpressionConfig, count: int, rng: np.random.Generator) -> Longs:
-    """At least two, and a negative binomial, whose tail is long as in real logs."""
+    """Draw the slates of each user: at least two, negative binomial, with a long tail as in real logs."""
     mean = config.mean_impressions_per_user / config.slate_size
     extra = rng.poisson(rng.gamma(2.0, max(0.0, mean - 2) / 2.0, count))
     return np.minimum(2 + extra, config.max_slates_per_user).astype(np.int64)
 
 
 def _draw_times(config: ImpressionConfig, num_slates: Longs, active: Longs, rng: np.random.Generator) -> Longs:
-    """Of each slate, by step and then by user: strictly rising for each user, who joins somewhere in the first half."""
+    """Draw the time of each slate, by step and then by user: strictly rising per user, who joins in the first half."""
     count = num_slates.size
     joined = rng.random(count) * config.time_span_seconds / 2
     # Sums of exponentials over their total are sorted uniform numbers.
@@ -129,7 +133,7 @@ def _draw_times(config: ImpressionConfig, num_slates: Longs, active: Longs, rng:
     gaps[np.arange(active.size + 1)[:, None] > num_slates[None, :]] = 0.0
     elapsed = np.cumsum(gaps, axis=0)
     share = elapsed[:-1] / elapsed[-1]
-    # One second per slate is set aside here and given back as the step, which makes the times rise strictly.
+    # One second per slate is reserved here and added back as the step, which makes the times rise strictly.
     room = config.time_span_seconds - 1 - num_slates - joined
     steps = [(joined[:num] + share[step, :num] * room[:num]).astype(np.int64) + step for step, num in enumerate(active)]
     return config.start_time + np.concatenate(steps)
@@ -150,14 +154,15 @@ class _Shown:
 def _show(
     config: ImpressionConfig, world: ImpressionWorld, segment: Ints, active: Longs, rng: np.random.Generator
 ) -> _Shown:
-    """Slate after slate, each with what was clicked in the ones before."""
+    """Draw slate after slate, each depending on the clicks in earlier ones."""
     recent = _Recent(config.window, segment.size)
     steps = []
     for num in active:
         item = _draw_slates(config, world, recent, int(num), rng)
         device = rng.integers(config.num_devices, size=num).astype(np.int32)
         click_logit, conversion_logit = logits(config, world, item, segment[:num], device, recent.categories[:, :num])
-        chance, conversion_chance = _sigmoid(click_logit), _sigmoid(conversion_logit)
+        chance = _sigmoid(click_logit)
+        conversion_chance = _sigmoid(conversion_logit)
         click = rng.random(item.shape) < chance
         conversion = click & (rng.random(item.shape) < conversion_chance)
         recent.add(world.item_category[item], click)
@@ -168,10 +173,15 @@ def _show(
 def logits(
     config: ImpressionConfig, world: ImpressionWorld, item: Ints, segment: Ints, device: Ints, recent: Ints
 ) -> tuple[Doubles, Doubles]:
-    """Of a click and of a conversion after it, [users, slate] each: all that this log is made of.
+    """Return the logits of a click and of a conversion after it, [users, slate] each. They define the whole log.
 
-    item: [users, slate] in the order in which they are shown; segment, device: [users]; recent: [window, users], categories of the
-    last clicks before, in any order, -1 where there are none.
+    Args:
+        config: settings of the log.
+        world: its world.
+        item: [users, slate] in the order in which they are shown.
+        segment: [users].
+        device: [users].
+        recent: [window, users] categories of the last clicks before, in any order; -1 without a click.
     """
     category = world.item_category[item]
     same = (recent[:, :, None] == category[None]).sum(axis=0) / config.window
@@ -198,21 +208,21 @@ def _sigmoid(logit: Doubles) -> Doubles:
 
 
 class _Recent:
-    """The categories of each user's last clicks: a ring."""
+    """The categories of each user's last clicks: a ring buffer."""
 
     def __init__(self, window: int, num_users: int) -> None:
         self.categories = np.full((window, num_users), -1, np.int32)
         self._clicks = np.zeros(num_users, np.int64)
 
     def add(self, category: Ints, click: NDArray[np.bool_]) -> None:
-        """The clicks of a slate, in the order of its places; both [users, slate] of the first users."""
+        """Add the clicks of a slate, in the order of its places; both [users, slate] of the first users."""
         for place in range(click.shape[1]):
             users = np.flatnonzero(click[:, place])
             self.categories[self._clicks[users] % len(self.categories), users] = category[users, place]
             self._clicks[users] += 1
 
     def one_of(self, num: int, rng: np.random.Generator) -> Ints:
-        """A category that each of the first users clicked lately, at random, -1 where there is none."""
+        """Draw a category that each of the first users clicked recently; -1 if there is none."""
         held = np.minimum(self._clicks[:num], len(self.categories))
         place = (rng.random(num) * held).astype(np.int64)
         return self.categories[place, np.arange(num)]
@@ -221,7 +231,7 @@ class _Recent:
 def _draw_slates(
     config: ImpressionConfig, world: ImpressionWorld, recent: _Recent, num: int, rng: np.random.Generator
 ) -> Ints:
-    """Distinct items for each of the first users: by popularity, of a category that was clicked lately or of any."""
+    """Draw distinct items for each of the first users: by popularity, in a recently clicked category or in any."""
     item = np.empty((num, config.slate_size), np.int32)
     for place in range(config.slate_size):
         category = np.where(rng.random(num) < config.follow_share, recent.one_of(num, rng), -1)
@@ -230,7 +240,7 @@ def _draw_slates(
         low, high = world.cumulative_popularity[first], world.cumulative_popularity[stop]
         at = np.searchsorted(world.cumulative_popularity, low + rng.random(num) * (high - low), side="right") - 1
         drawn = world.by_category[np.clip(at, first, stop - 1)]
-        # What the slate has already is passed over: the next number takes its place.
+        # An item that is already in the slate is replaced by the next number.
         while (again := (item[:, :place] == drawn[:, None]).any(axis=1)).any():
             drawn = np.where(again, (drawn + 1) % config.num_items, drawn)
         item[:, place] = drawn

@@ -1,15 +1,15 @@
-"""Event logs with planted structure, and the truth about them: for demos, tests and measurements.
+"""Event logs with planted structure and their ground truth: for demos, tests and measurements.
 
-Not a simulation of people: every regularity in the logs is one that was planted, and truth/ says which. The next event
-of a user comes from one of three sources:
+This is no simulation of people: every regularity in the logs is planted, and truth/ describes it. The next event of a
+user comes from one of three sources:
 
     patterns     a cause, when it occurs, makes its effect follow some events later; both occur in no other way, so that
                  every effect has exactly one cause, and truth/causes-*.parquet names it
     transitions  a successor of the previous item, from a sparse item-to-item table
     taste        a category that the user likes at present, then an item by popularity and nearness to the taste
 
-Invariant: the bytes of a file depend on (config, index of the file) alone. Files may be made in any order, anywhere.
-No item occurs twice in one history, because evaluation masks what was seen.
+Invariant: the bytes of a file depend on (config, index of the file) alone. Files may be generated in any order, on any
+machine. No item occurs twice in one history, because evaluation masks seen items.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from trainer.data.synthetic.folder import LogKind, write_log, write_table
-from trainer.data.synthetic.world import MIN_EVENTS, Ints, Longs, SyntheticConfig, World, build_world, unit
+from trainer.data.synthetic.world import MIN_EVENTS, Ints, Longs, SyntheticConfig, SyntheticWorld, build_world, unit
 
 __all__ = [
     "EVENTS",
@@ -30,14 +30,14 @@ __all__ = [
     "BlockSummary",
     "SyntheticConfig",
     "SyntheticSummary",
-    "World",
+    "SyntheticWorld",
     "build_world",
     "generate",
     "generate_block",
 ]
 
 _BLOCK_STREAM = 1  # keeps the random numbers of blocks apart from those of the world
-_NUM_CANDIDATES = 3  # items that popularity proposes and taste chooses from
+_NUM_CANDIDATES = 3  # items drawn by popularity, from which taste chooses
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class SyntheticSummary:
     num_files: int
 
 
-BlockMaker = Callable[[SyntheticConfig, World, Path], Iterator[BlockSummary]]
+BlockMaker = Callable[[SyntheticConfig, SyntheticWorld, Path], Iterator[BlockSummary]]
 
 
 def generate(
@@ -71,11 +71,19 @@ def generate(
     on_progress: Callable[[int, int], None] | None = None,
     make_blocks: BlockMaker | None = None,
 ) -> SyntheticSummary:
-    """Write events-*.parquet and truth/ into `folder`, and truth/truth.json last; by default every block here, in order.
+    """Write events-*.parquet and truth/ into `folder`, and truth/truth.json last.
 
     The log has the columns user_id, item_id, time (int64, unix seconds) and category (int32), ordered by time within a
-    file. `on_progress` is called with the files done and the files in all. A folder that holds the same finished log is
-    left as it is. Raises UserError if it holds anything else, or cannot be written.
+    file. A folder with the same finished log is left unchanged.
+
+    Args:
+        config: settings of the log.
+        folder: output folder.
+        on_progress: called with the finished files and all files.
+        make_blocks: generates the blocks; by default all in this process, in order.
+
+    Raises:
+        UserError: if the folder holds anything else, or cannot be written.
     """
     summary: SyntheticSummary = write_log(
         EVENTS, config, Path(folder), on_progress, make_blocks or EVENTS.blocks_one_by_one
@@ -94,25 +102,29 @@ def _summarize(config: SyntheticConfig, blocks: Sequence[BlockSummary]) -> Synth
     )
 
 
-def generate_block(config: SyntheticConfig, world: World, block_index: int, folder: str | Path) -> BlockSummary:
+def generate_block(
+    config: SyntheticConfig, world: SyntheticWorld, block_index: int, folder: str | Path
+) -> BlockSummary:
     """Write one file of the log and the causes of its effects: the users from block_index * users_per_file on."""
     folder = Path(folder)
     (folder / "truth").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([config.seed, _BLOCK_STREAM, block_index])
     first_user = block_index * config.users_per_file
     lengths = _draw_lengths(config, min(config.users_per_file, config.num_users - first_user), rng)
-    # Longest first: the users still active at a step are then a prefix, and every array is cut by a slice.
+    # Longest first, so that the users still active at a step are a prefix, and every array is cut by a slice.
     order = np.argsort(-lengths, kind="stable")
-    lengths, user_ids = lengths[order], first_user + order
+    lengths = lengths[order]
+    user_ids = first_user + order
     active = np.searchsorted(-lengths, -np.arange(lengths[0]), side="left")
     history, causes = _draw_histories(config, world, active, rng)
     # One row per event, by position and then by user.
     row_start = np.cumsum(active) - active
     position = np.repeat(np.arange(active.size), active)
     user = np.arange(position.size) - row_start[position]
-    item, user_id = history[position, user].astype(np.int64), user_ids[user]
+    item = history[position, user].astype(np.int64)
+    user_id = user_ids[user]
     time = _draw_times(config, lengths, active, position, user, rng)
-    # Time and row in one number: sorting values is faster than argsort, and leaves ties no choice.
+    # Time and row in one number: sorting values is faster than argsort, and breaks ties by row.
     row_bits = int(time.size).bit_length()
     in_time = np.sort(((time - config.start_time) << row_bits) | np.arange(time.size)) & ((1 << row_bits) - 1)
     events: dict[str, NDArray[Any]] = {
@@ -136,7 +148,7 @@ def generate_block(config: SyntheticConfig, world: World, block_index: int, fold
 
 
 def _draw_lengths(config: SyntheticConfig, num_users: int, rng: np.random.Generator) -> Longs:
-    """Events per user: the minimum and a negative binomial, whose tail is long as in real logs."""
+    """Draw the events per user: the minimum plus a negative binomial, with a long tail as in real logs."""
     extra = rng.poisson(rng.gamma(2.0, (config.mean_events_per_user - MIN_EVENTS) / 2.0, num_users))
     return np.minimum(MIN_EVENTS + extra, config.max_events_per_user).astype(np.int64)
 
@@ -144,9 +156,9 @@ def _draw_lengths(config: SyntheticConfig, num_users: int, rng: np.random.Genera
 def _draw_times(
     config: SyntheticConfig, lengths: Longs, active: Longs, position: Longs, user: Longs, rng: np.random.Generator
 ) -> Longs:
-    """Unix seconds of each row, strictly rising for each user.
+    """Draw the Unix seconds of each row, strictly rising for each user.
 
-    Gaps are squared exponentials, bursts with long pauses between them. Each user joins somewhere in the first half.
+    Gaps are squared exponentials: bursts with long pauses between them. Each user joins in the first half.
     """
     clock = np.zeros(lengths.size)
     elapsed = [clock.copy()]
@@ -154,24 +166,24 @@ def _draw_times(
         clock[:num] += rng.standard_exponential(num, np.float32) ** 2
         elapsed.append(clock[:num].copy())
     joined = rng.random(lengths.size) * config.time_span_seconds / 2
-    # One second per event is set aside here and given back as `position`, which makes the times rise strictly.
+    # One second per event is reserved here and added back as `position`, which makes the times rise strictly.
     pace = (config.time_span_seconds - 1 - lengths - joined) / np.maximum(clock, 1e-6)
     return config.start_time + (joined[user] + np.concatenate(elapsed) * pace[user]).astype(np.int64) + position
 
 
 def _draw_histories(
-    config: SyntheticConfig, world: World, active: Longs, rng: np.random.Generator
+    config: SyntheticConfig, world: SyntheticWorld, active: Longs, rng: np.random.Generator
 ) -> tuple[Ints, Ints]:
-    """Items [positions, users] and, where the item is an effect, the position of its cause (else -1).
+    """Draw the items [positions, users] and, for effects, the position of their cause (else -1).
 
-    `active` [positions] says how many users, the first ones, have an event at each position.
+    `active` [positions] is the number of users with an event at each position; they are the first ones.
     """
     num_users = int(active[0])
     history = np.empty((active.size, num_users), np.int32)
     causes = np.full((active.size, num_users), -1, np.int32)
     due = _DueEffects(config, world, num_users)
     tastes = _Tastes(config, world, num_users, rng)
-    # Due effects come first, so that the other rates are shares of what these leave.
+    # Due effects come first, so the other rates are shares of the remaining events.
     left = 1.0 - config.pattern_share
     cause_rate = config.pattern_share / config.pattern_probability / left
     transition_rate = config.transition_share / left
@@ -192,28 +204,28 @@ def _draw_histories(
     return history, causes
 
 
-def _draw_transitions(world: World, previous: Ints, rng: np.random.Generator) -> Ints:
-    """Two draws [2, rows] from the successors of the previous item: the second serves where the first was seen."""
+def _draw_transitions(world: SyntheticWorld, previous: Ints, rng: np.random.Generator) -> Ints:
+    """Draw two successors [2, rows] of the previous item: the second is used if the first has been seen."""
     bounds = np.cumsum(world.successor_probability)[:-1]
     return world.successor[previous, np.searchsorted(bounds, rng.random((2, previous.size)), side="right")]
 
 
 def _unseen(candidates: Ints, seen: Ints, rows: Longs) -> NDArray[np.bool_]:
-    """Which candidates [candidates, rows] are not among the items seen [positions, users] by the users `rows`."""
+    """Return which candidates [candidates, rows] are not among the items seen [positions, users] by the users `rows`."""
     own = seen[:, rows]
     return np.stack([~(own == candidate).any(axis=0) for candidate in candidates])
 
 
 def _first_unseen(candidates: Ints, seen: Ints, rows: Longs) -> Ints:
-    """For each of the users `rows` the first candidate not yet seen, or -1."""
+    """Return for each of the users `rows` the first candidate not yet seen, or -1."""
     unseen = _unseen(candidates, seen, rows)
     return np.where(unseen.any(axis=0), candidates[unseen.argmax(axis=0), np.arange(rows.size)], np.int32(-1))
 
 
 class _DueEffects:
-    """The effects yet to come: a ring over positions, with at most one effect per user and position."""
+    """Planned effects: a ring buffer over positions, with at most one effect per user and position."""
 
-    def __init__(self, config: SyntheticConfig, world: World, num_users: int) -> None:
+    def __init__(self, config: SyntheticConfig, world: SyntheticWorld, num_users: int) -> None:
         self._probability = config.pattern_probability
         self._shortest = config.pattern_min_lag
         self._num_lags = config.pattern_max_lag - config.pattern_min_lag + 1
@@ -224,14 +236,14 @@ class _DueEffects:
         self._effect_of[world.cause] = world.effect
 
     def take(self, position: int, num: int) -> tuple[Ints, Ints]:
-        """The effects due now and the positions of their causes, -1 where there is none."""
+        """Remove and return the effects due now and the positions of their causes, -1 without an effect."""
         slot = position % self._ring
         taken = self._effect[slot, :num].copy(), self._cause_position[slot, :num].copy()
         self._effect[slot] = self._cause_position[slot] = -1
         return taken
 
     def plan(self, position: int, rows: Longs, item: Ints, rng: np.random.Generator) -> None:
-        """Let the causes item[rows] have their effects, each with its chance and after a random lag."""
+        """Plan the effects of the causes item[rows], each with its probability and after a random lag."""
         rows = rows[rng.random(rows.size) < self._probability]
         lag = rng.integers(self._num_lags, size=rows.size)
         for _ in range(self._num_lags):  # where another effect is due, the next lag is tried
@@ -239,24 +251,28 @@ class _DueEffects:
             vacant = self._effect[slot, rows] < 0
             self._effect[slot[vacant], rows[vacant]] = self._effect_of[item[rows[vacant]]]
             self._cause_position[slot[vacant], rows[vacant]] = position
-            rows, lag = rows[~vacant], (lag[~vacant] + 1) % self._num_lags
+            rows = rows[~vacant]
+            lag = (lag[~vacant] + 1) % self._num_lags
 
 
 class _Tastes:
-    """The users' tastes at present. Each stays near the user's home taste, drawn towards one category at a time.
+    """The users' current tastes. Each stays near the user's home taste, drawn towards one category at a time.
 
-    Products are einsum's, never BLAS's: those may round differently with another number of threads, and change bytes.
+    Products use einsum, never BLAS, which may round differently with another number of threads and change bytes.
     """
 
-    def __init__(self, config: SyntheticConfig, world: World, num_users: int, rng: np.random.Generator) -> None:
-        self._config, self._world = config, world
+    def __init__(
+        self, config: SyntheticConfig, world: SyntheticWorld, num_users: int, rng: np.random.Generator
+    ) -> None:
+        self._config = config
+        self._world = world
         self._home = unit(rng.standard_normal((num_users, config.latent_width), dtype=np.float32))
         self._taste = np.empty_like(self._home)
         self._category_bounds = np.empty((config.num_categories, num_users), np.float32)
         self._move(np.arange(num_users), rng)
 
     def drift(self, num: int, rng: np.random.Generator) -> None:
-        """Let the interest of some of the first `num` users move on to another category."""
+        """Move the interest of some of the first `num` users to another category."""
         self._move(np.flatnonzero(rng.random(num, dtype=np.float32) < self._config.taste_drift), rng)
 
     def _move(self, rows: Longs, rng: np.random.Generator) -> None:
@@ -269,7 +285,7 @@ class _Tastes:
         self._category_bounds[:, rows] = bounds / bounds[-1]
 
     def draw(self, rows: Longs, seen: Ints, rng: np.random.Generator) -> Ints:
-        """An unseen item for each of the users `rows`: candidates by popularity within a category, chosen by taste."""
+        """Draw an unseen item for each of the users `rows`: candidates by popularity within a category, chosen by taste."""
         world = self._world
         category = (self._category_bounds[:, rows] <= rng.random(rows.size, dtype=np.float32)).sum(axis=0)
         first, last = world.category_start[category], world.category_start[category + 1]
@@ -283,14 +299,14 @@ class _Tastes:
         unseen = _unseen(candidates, seen, rows)
         best = np.where(unseen, self._config.taste_strength * liking + noise, -np.inf).argmax(axis=0)
         chosen = np.where(unseen.any(axis=0), candidates[best, np.arange(rows.size)], np.int32(-1))
-        # Who has seen all candidates gets any free item; at most half of these are seen, so that few rounds do.
+        # Users who have seen all candidates get any free item. At most half of these are seen, so few rounds suffice.
         while (again := np.flatnonzero(chosen < 0)).size:
             candidates = world.free_items[rng.integers(world.free_items.size, size=(_NUM_CANDIDATES, again.size))]
             chosen[again] = _first_unseen(candidates, seen, rows[again])
         return chosen
 
 
-def _write_world(config: SyntheticConfig, world: World, folder: Path) -> None:
+def _write_world(config: SyntheticConfig, world: SyntheticWorld, folder: Path) -> None:
     ids = np.arange(config.num_items)
     latent = pa.FixedSizeListArray.from_arrays(pa.array(world.item_latent.ravel()), config.latent_width)
     items = [pa.array(ids), pa.array(world.item_category), pa.array(world.item_popularity), latent]
@@ -303,7 +319,7 @@ def _write_world(config: SyntheticConfig, world: World, folder: Path) -> None:
         "max_lag": np.full(config.num_patterns, config.pattern_max_lag, np.int32),
     }
     write_table(pa.table(patterns), folder / "patterns.parquet")
-    transitions: dict[str, NDArray[Any]] = {  # a pair may stand twice: its probabilities add up
+    transitions: dict[str, NDArray[Any]] = {  # a pair may occur twice; its probabilities add up
         "item_id": np.repeat(ids, config.num_successors),
         "next_item_id": world.successor.ravel().astype(np.int64),
         "probability": np.tile(world.successor_probability, config.num_items),

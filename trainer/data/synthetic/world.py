@@ -1,6 +1,6 @@
-"""The settings of a synthetic log and the world that its users share: items, tastes' axes, transitions, patterns.
+"""Settings of a synthetic log, and the world that its users share: items, axes of taste, transitions, patterns.
 
-See trainer/data/synthetic/log.py for what becomes of them. Invariant: the world is a function of the config alone.
+See trainer/data/synthetic/log.py for its use. Invariant: the world is a function of the config alone.
 """
 
 from dataclasses import dataclass
@@ -87,17 +87,18 @@ class SyntheticConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     @property
     def max_events_per_user(self) -> int:
-        """At most half of the items outside patterns, so that an unseen one is always found at once."""
+        """Longest history: at most half of the items outside patterns, so that an unseen one is always found quickly."""
         return int(min(_LONGEST_OVER_MEAN * self.mean_events_per_user, (self.num_items - 2 * self.num_patterns) // 2))
 
     @property
     def num_blocks(self) -> int:
+        """Number of files of events."""
         return -(-self.num_users // self.users_per_file)
 
 
 @dataclass(frozen=True)
-class World:
-    """What all users share. Free items are those outside patterns; they are kept ordered by category."""
+class SyntheticWorld:
+    """Properties that all users share. Free items are those outside patterns, ordered by category."""
 
     item_category: Ints  # [items]
     item_latent: Floats  # [items, latent_width], length 1
@@ -112,10 +113,12 @@ class World:
     effect: Ints  # [patterns]
 
 
-def build_world(config: SyntheticConfig) -> World:
+def build_world(config: SyntheticConfig) -> SyntheticWorld:
     """Draw items, categories, transitions and patterns: a function of the config alone."""
     rng = np.random.default_rng([config.seed, _WORLD_STREAM])
-    num_items, num_categories, width = config.num_items, config.num_categories, config.latent_width
+    num_items = config.num_items
+    num_categories = config.num_categories
+    width = config.latent_width
     shuffled = rng.permutation(num_items).astype(np.int32)
     cause, effect, free = np.split(shuffled, [config.num_patterns, 2 * config.num_patterns])
     # Popular categories have more items; each has at least one that is free.
@@ -129,7 +132,7 @@ def build_world(config: SyntheticConfig) -> World:
     free = free[np.lexsort((free, category[free]))]
     start = np.searchsorted(category[free], np.arange(num_categories + 1)).astype(np.int64)
     weights = 0.5 ** np.arange(config.num_successors)
-    return World(
+    return SyntheticWorld(
         item_category=category,
         item_latent=unit(centre[category] + np.float32(_ITEM_SPREAD) * noise),
         item_popularity=popularity,
@@ -147,8 +150,9 @@ def build_world(config: SyntheticConfig) -> World:
 def _draw_successors(
     rng: np.random.Generator, num: int, category: Ints, popularity: Doubles, free: Ints, start: Longs
 ) -> Ints:
-    """The more popular of two random free items of the same category: skewed, yet different for every item."""
-    first, size = start[category], np.diff(start)[category]
+    """Draw the more popular of two random free items of the same category: skewed, yet different for every item."""
+    first = start[category]
+    size = np.diff(start)[category]
     drawn = free[first[:, None, None] + (rng.random((category.size, num, 2)) * size[:, None, None]).astype(np.int64)]
     return np.where(popularity[drawn[..., 0]] >= popularity[drawn[..., 1]], drawn[..., 0], drawn[..., 1])
 

@@ -22,7 +22,7 @@ from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import Vocabulary
-from trainer.data.stream.catalogue import columns_for
+from trainer.data.stream.catalogue_reader import columns_for
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.next_item.metrics import user_metrics

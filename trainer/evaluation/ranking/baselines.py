@@ -17,7 +17,7 @@ import torch
 
 from sharding.world import World
 from trainer.data.stream.columns import stretches
-from trainer.data.stream.row_groups import Impressions, PackedHistories, RowGroupReader
+from trainer.data.stream.row_groups import PackedHistories, PackedImpressions, RowGroupReader
 from trainer.evaluation.ranking.labels import LabelRules
 from trainer.evaluation.ranking.names import BASELINES, PRIOR_IMPRESSIONS
 
@@ -117,7 +117,7 @@ def count_training(reader: RowGroupReader, num_ids: int, rules: LabelRules, worl
     return TrainingRates(_summed(shown, world), summed, users, reader.first_rows[:-1], row_places)
 
 
-def _training_part(packed: PackedHistories) -> tuple[Impressions, np.ndarray, np.ndarray]:
+def _training_part(packed: PackedHistories) -> tuple[PackedImpressions, np.ndarray, np.ndarray]:
     """Return the impressions of packed histories, and rows and places of the training impressions among them."""
     impressions = packed.impressions
     assert impressions is not None

@@ -17,7 +17,7 @@ from sharding.world import World
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
-from trainer.data.stream.catalogue import columns_for
+from trainer.data.stream.catalogue_reader import columns_for
 from trainer.data.stream.examples import examples_of
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.histories import TrainStream

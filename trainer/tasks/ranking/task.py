@@ -20,7 +20,7 @@ from models.tables import TableSpec
 from sharding.world import World
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
-from trainer.data.stream.catalogue import columns_for
+from trainer.data.stream.catalogue_reader import columns_for
 from trainer.data.stream.day_examples import DayExamples, day_examples
 from trainer.data.stream.examples import Examples
 from trainer.data.stream.global_batches import GlobalBatches

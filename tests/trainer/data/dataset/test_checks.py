@@ -11,7 +11,7 @@ import pytest
 from cluster.config.run_config import check_config
 from cluster.data.prepare import prepare
 from trainer.data.dataset.checks import checks_of
-from trainer.data.dataset.leakage import Giveaway
+from trainer.data.dataset.leakage import LeakyFeature
 from trainer.data.dataset.manifest import Manifest
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -33,7 +33,7 @@ def manifest(tmp_path: Path) -> Manifest:
     return result
 
 
-def verdict_of(manifest: Manifest, name: str, leaky_features: tuple[Giveaway, ...] = ()) -> str:
+def verdict_of(manifest: Manifest, name: str, leaky_features: tuple[LeakyFeature, ...] = ()) -> str:
     return next(check.verdict for check in checks_of(manifest, leaky_features) if check.name == name)
 
 
@@ -102,7 +102,7 @@ def test_drift_is_measured_against_chance(manifest: Manifest, train: int, test: 
 def test_a_strong_feature_is_flagged_from_its_threshold_on(manifest: Manifest) -> None:
     changed = ranking(manifest, 400, 100)
     for area, verdict in ((0.949, "ok"), (0.95, "problem")):
-        assert verdict_of(changed, "features_give_label_away", (Giveaway("f", "click", area),)) == verdict
+        assert verdict_of(changed, "features_give_label_away", (LeakyFeature("f", "click", area),)) == verdict
     assert verdict_of(changed, "features_give_label_away") == "ok"
 
 

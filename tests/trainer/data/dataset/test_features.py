@@ -18,7 +18,7 @@ from trainer.data.dataset.features import (
     encode,
     hash_rows,
 )
-from trainer.data.dataset.hashing import Sample, hash_ids, mix
+from trainer.data.dataset.hashing import HashSample, hash_ids, mix
 from trainer.data.dataset.manifest import Feature
 from trainer.data.logs.config import (
     CategoricalFeatureConfig,
@@ -146,10 +146,10 @@ def test_bounds_of_buckets_are_quantiles_for_any_pieces() -> None:
 
 
 def test_bounds_of_more_numbers_than_are_kept_are_near_the_quantiles() -> None:
-    numbers = np.random.default_rng(2).random(3 * Sample.SIZE).astype(np.float32)
+    numbers = np.random.default_rng(2).random(3 * HashSample.SIZE).astype(np.float32)
     config = NumericFeatureConfig(kind="numeric", buckets=4)
     bounds = NumericFit.of(config, numbers, mix(np.arange(numbers.size, dtype=np.uint64))).fitted(config)["bounds"]
-    np.testing.assert_allclose(bounds, [0.25, 0.5, 0.75], atol=5 * 0.5 / Sample.SIZE**0.5)
+    np.testing.assert_allclose(bounds, [0.25, 0.5, 0.75], atol=5 * 0.5 / HashSample.SIZE**0.5)
 
 
 def test_equal_numbers_have_one_bound_and_deviation_one() -> None:

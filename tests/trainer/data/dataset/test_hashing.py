@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.data.dataset.hashing import Distinct, Sample, hash_ids, mix
+from trainer.data.dataset.hashing import Distinct, HashSample, hash_ids, mix
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -40,29 +40,29 @@ def test_the_number_of_many_distinct_values_is_estimated_within_its_error(seed: 
 
 
 def test_a_sample_of_pieces_is_that_of_the_whole() -> None:
-    count = 3 * Sample.SIZE
+    count = 3 * HashSample.SIZE
     keys, values = hashes(count), np.arange(count)
-    whole = Sample.of(keys, values)
-    pieces = [Sample.of(keys[k::5], values[k::5]) for k in range(5)]
-    for merged in (Sample.merged(pieces), Sample.merged(pieces[::-1])):
+    whole = HashSample.of(keys, values)
+    pieces = [HashSample.of(keys[k::5], values[k::5]) for k in range(5)]
+    for merged in (HashSample.merged(pieces), HashSample.merged(pieces[::-1])):
         assert merged.keys.tolist() == whole.keys.tolist()
         assert merged.values.tolist() == whole.values.tolist()
-    assert whole.keys.size == Sample.SIZE
-    assert whole.values.tolist() == np.argsort(keys)[: Sample.SIZE].tolist()
+    assert whole.keys.size == HashSample.SIZE
+    assert whole.values.tolist() == np.argsort(keys)[: HashSample.SIZE].tolist()
 
 
 def test_a_sample_favours_no_row() -> None:
-    count = 4 * Sample.SIZE
-    chosen = Sample.of(hashes(count), np.arange(count)).values
+    count = 4 * HashSample.SIZE
+    chosen = HashSample.of(hashes(count), np.arange(count)).values
     tenths = np.bincount(chosen * 10 // count, minlength=10)
-    expected = Sample.SIZE / 10
+    expected = HashSample.SIZE / 10
     assert abs(tenths - expected).max() < 5 * expected**0.5
 
 
 def test_a_small_sample_is_everything_in_the_order_of_its_keys() -> None:
-    sample = Sample.of(np.array([3, 1, 2], np.uint64), np.array([[30.0], [10.0], [20.0]]))
+    sample = HashSample.of(np.array([3, 1, 2], np.uint64), np.array([[30.0], [10.0], [20.0]]))
     assert sample.values.tolist() == [[10.0], [20.0], [30.0]]
-    assert Sample.of(sample.keys[:0], sample.values[:0]).keys.size == 0
+    assert HashSample.of(sample.keys[:0], sample.values[:0]).keys.size == 0
 
 
 def test_the_finaliser_is_a_bijection_and_changes_nothing_that_is_given() -> None:

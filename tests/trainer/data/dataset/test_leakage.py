@@ -11,7 +11,7 @@ import pytest
 from cluster.config.run_config import Config, check_config
 from cluster.data.prepare import prepare
 from trainer.data.dataset import leakage
-from trainer.data.dataset.checks import GIVEAWAY_AUC
+from trainer.data.dataset.checks import LEAKY_AUC
 from trainer.data.dataset.leakage import auc, leaky_features, separation, training_sample
 from trainer.data.dataset.manifest import Manifest
 
@@ -68,7 +68,7 @@ HONEST = {
 def test_leaky_features_are_flagged(name: str) -> None:
     actual = separation(*LEAKS[name], POSITIVE)
     assert actual is not None
-    assert GIVEAWAY_AUC <= actual <= 1.0
+    assert LEAKY_AUC <= actual <= 1.0
 
 
 @pytest.mark.parametrize("name", HONEST)

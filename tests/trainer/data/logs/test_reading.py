@@ -11,10 +11,10 @@ import pytest
 from pydantic import ValidationError
 
 from trainer.data.logs.config import LogsConfig
-from trainer.data.logs.contract import Inputs, find_inputs, inspect_inputs
+from trainer.data.logs.contract import LogInputs, find_inputs, inspect_inputs
 from trainer.data.logs.files import InputFile
 from trainer.data.logs.files import find_files as find_files_of
-from trainer.data.logs.reading import Block, Rules, read_chunk
+from trainer.data.logs.reading import RowBlock, Rules, read_chunk
 from trainer.errors import UserError
 
 
@@ -33,11 +33,11 @@ def find_files(logs: LogsConfig) -> tuple[InputFile, ...]:
     return find_files_of(logs.path, logs.format)
 
 
-def inspect(logs: LogsConfig, **settings: Any) -> Inputs:
+def inspect(logs: LogsConfig, **settings: Any) -> LogInputs:
     return inspect_inputs(find_inputs(logs), logs, **settings)
 
 
-def read(logs: LogsConfig, **settings: Any) -> list[Block]:
+def read(logs: LogsConfig, **settings: Any) -> list[RowBlock]:
     inputs = inspect(logs, **settings)
     return [block for chunk in inputs.chunks for block in read_chunk(chunk, inputs.contracts["logs"], Rules())]
 
@@ -330,6 +330,6 @@ def test_a_csv_line_that_does_not_fit_is_refused(tmp_path: Path, bad_line: str) 
 
 
 def test_a_csv_file_of_many_blocks_keeps_count_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.logs.reading.CSV_BLOCK_BYTES", 1000)
+    monkeypatch.setattr("trainer.data.logs.formats.CSV_BLOCK_BYTES", 1000)
     (tmp_path / "a.csv").write_text("user_id,item_id,time\n" + "".join(f"{n},1,{n}\n" for n in range(1000)))
     assert events(logs_at(tmp_path)) == [(n, 1, n, n) for n in range(1000)]

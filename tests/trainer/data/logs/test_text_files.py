@@ -251,7 +251,7 @@ def test_each_source_may_be_written_in_its_own_way(tmp_path: Path) -> None:
 
 def test_a_file_without_names_of_columns_is_refused(tmp_path: Path) -> None:
     csv(tmp_path, "1,2,3\n4,5,6\n")
-    assert "write the names of the columns" in refusal(logs_at(tmp_path))
+    assert "add a line with the names of the columns" in refusal(logs_at(tmp_path))
 
 
 # Valid files of other kinds

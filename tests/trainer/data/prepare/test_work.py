@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from trainer.data.dataset.hashing import HashSample
 from trainer.data.prepare.read_pass import ChunkValues, ReadResult
 from trainer.data.prepare.work import save_result, saved_result, saved_results
 from trainer.errors import UserError
@@ -60,3 +61,16 @@ def test_a_result_that_a_power_failure_cut_short_is_not_finished(tmp_path):
     path = tmp_path / "read-00001.done"
     path.write_bytes(path.read_bytes()[:-9])
     assert list(saved_results(tmp_path, "read")) == [0]
+
+
+def test_results_of_earlier_versions_name_samples_differently(tmp_path):
+    HashSample.__qualname__ = "Sample"  # the name by which pickle stores a class
+    try:
+        save_result(tmp_path, "group", 0, HashSample(np.asarray([7], np.uint64), np.asarray([0.5])))
+    finally:
+        HashSample.__qualname__ = "HashSample"
+    assert b"HashSample" not in next(tmp_path.iterdir()).read_bytes()
+    sample = saved_result(tmp_path, "group", 0)
+    assert isinstance(sample, HashSample)
+    assert sample.keys.tolist() == [7]
+    assert sample.values.tolist() == [0.5]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.data.public_sets.originals import columns, json_lines, rows, write_files
-from trainer.data.public_sets.catalogue import convert
+from trainer.data.public_sets.sets import convert
 from trainer.errors import UserError
 
 REVIEWS_2018: list[dict[str, Any]] = [
@@ -101,7 +101,7 @@ def test_2014_and_2018_ratings_have_user_and_item_the_other_way_round(tmp_path: 
     ]
     assert rows(tmp_path / "old", "events-00000.parquet") == expected
     assert rows(tmp_path / "new", "events-00000.parquet") == expected
-    with pytest.raises(UserError, match=r"ratings_Beauty\.csv: .*the other way round.*convert it as the other"):
+    with pytest.raises(UserError, match=r"ratings_Beauty\.csv: .*reversed in that of 2018.*convert it as the other"):
         convert("amazon-reviews-2018", old, tmp_path / "wrong")
 
 

@@ -14,7 +14,7 @@ from trainer.data.logs.config import LogsConfig
 from trainer.data.logs.contract import find_inputs, inspect_inputs
 from trainer.data.logs.reading import Rules, read_chunk
 from trainer.data.public_sets import output
-from trainer.data.public_sets.catalogue import SETS, convert
+from trainer.data.public_sets.sets import SETS, convert
 from trainer.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[4]

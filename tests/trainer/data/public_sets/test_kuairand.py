@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.trainer.data.public_sets.originals import columns, rows, write_files
-from trainer.data.public_sets.catalogue import convert
 from trainer.data.public_sets.kuairand import IMPRESSIONS, ITEMS, USERS
+from trainer.data.public_sets.sets import convert
 from trainer.errors import UserError
 
 LOG_HEADER = (

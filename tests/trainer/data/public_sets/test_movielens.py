@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.data.public_sets.originals import MOVIELENS_CSV, columns, rows, write_files
-from trainer.data.public_sets.catalogue import convert
+from trainer.data.public_sets.sets import convert
 from trainer.errors import UserError
 
 RATINGS_1M = "1::1193::5::978300760\n2::661::3::978302109\n1::661::3::978302109\n"

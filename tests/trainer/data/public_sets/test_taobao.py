@@ -6,7 +6,7 @@ import pytest
 
 from tests.trainer.data.public_sets.originals import columns, rows, write_files
 from trainer.data.public_sets import taobao
-from trainer.data.public_sets.catalogue import convert
+from trainer.data.public_sets.sets import convert
 from trainer.errors import UserError
 
 LINES = (

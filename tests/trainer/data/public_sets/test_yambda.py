@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.trainer.data.public_sets.originals import columns, rows
-from trainer.data.public_sets.catalogue import convert
+from trainer.data.public_sets.sets import convert
 from trainer.errors import UserError
 
 IN_ALL: dict[str, Any] = {

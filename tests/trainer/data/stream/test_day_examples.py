@@ -194,5 +194,5 @@ def test_too_many_days_and_none_are_refused(data: Data) -> None:
     with pytest.raises(UserError, match="nothing can be trained"):
         count_days(data.reader(), Calendar(-1000, 13, -1000, 0, 100, None), ALONE)
     far = replace(CALENDAR, length=1, stop=20_000, end=10**6)
-    with pytest.raises(UserError, match="at most 10,000"):
+    with pytest.raises(UserError, match="the limit is 10,000"):
         count_days(data.reader(), far, ALONE)

@@ -76,7 +76,7 @@ def test_even_shares_are_not_warned_of(batch_size, world_size):
 
 
 def test_uneven_shares_and_idle_ranks_are_warned_of():
-    assert "64 workers: some train 2 examples of a batch, others 1" in warning_of(100, 64)
+    assert "64 workers: some train 2 examples of a batch, others train 1" in warning_of(100, 64)
     assert "such as 128" in warning_of(100, 64)
     assert "train.batch_size = 100, fewer than the 128 workers: at each step at least 28" in warning_of(100, 128)
     assert "holds about 50 examples, fewer than the 64 workers" in warning_of(1, 64, tokens=1000)

@@ -15,7 +15,7 @@ from sharding.config import HashIdsConfig, TableConfig
 from tests.support.grown_datasets import ranking_dataset
 from tests.support.plain_dataset import plain_rows
 from trainer.data.dataset.manifest import Manifest
-from trainer.data.stream.catalogue import columns_for, read_catalogue
+from trainer.data.stream.catalogue_reader import columns_for, read_catalogue
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.impressions import ImpressionStream, impression_examples
 from trainer.data.stream.order import Position

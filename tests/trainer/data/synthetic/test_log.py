@@ -10,7 +10,14 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from cluster.data.synth import synthesize
-from trainer.data.synthetic.log import BlockSummary, SyntheticConfig, World, build_world, generate, generate_block
+from trainer.data.synthetic.log import (
+    BlockSummary,
+    SyntheticConfig,
+    SyntheticWorld,
+    build_world,
+    generate,
+    generate_block,
+)
 from trainer.errors import UserError
 
 DEMO = SyntheticConfig(num_users=4000, users_per_file=1500)
@@ -50,7 +57,7 @@ def content(folder: Path) -> dict[str, bytes]:
 # ---- determinism and the folder
 
 
-def backwards(config: SyntheticConfig, world: World, folder: Path) -> Iterator[BlockSummary]:
+def backwards(config: SyntheticConfig, world: SyntheticWorld, folder: Path) -> Iterator[BlockSummary]:
     return (generate_block(config, world, index, folder) for index in reversed(range(config.num_blocks)))
 
 
@@ -114,7 +121,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_log_is_refused(tmp_path: Path) -> None:
-    def dies(config: SyntheticConfig, world: World, folder: Path) -> Iterator[BlockSummary]:
+    def dies(config: SyntheticConfig, world: SyntheticWorld, folder: Path) -> Iterator[BlockSummary]:
         yield generate_block(config, world, 0, folder)
         raise KeyboardInterrupt
 

@@ -1,7 +1,7 @@
-"""The catalogue of a dataset as a model needs it: which table row an item has, its features by id, and what else is told.
+"""Reader of a dataset's catalogue for a model: table rows of items, their features by id, and further inputs.
 
-Ids: 1 and up are the items that the training part knows; behind them, where features can say what they are, come the others.
-Of tables with dynamic ids the features have raw ids, which become rows when a batch is trained (trainer.global_batch.dynamic_ids).
+Ids from 1 on are the items that the training part knows. If items have features, the other items follow. For tables
+with dynamic ids the features hold raw ids, which get rows when a batch is trained (trainer.global_batch.dynamic_ids).
 """
 
 from pathlib import Path
@@ -25,12 +25,13 @@ from trainer.data.stream.row_groups import ColumnSelection, column_of
 
 
 def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConfig], model: ModelConfig) -> Catalogue:
-    """Read the catalogue; without features of items and with a row for every id there is nothing to read.
+    """Read the catalogue. Without item features, and with a row for every id, nothing is read.
 
-    Raises UserError where the model wants what the dataset does not have.
+    Raises UserError if the model needs something that the dataset does not have.
     """
     used = features_of(manifest, model.inputs)
-    features, inputs = used.items, _inputs(manifest, used, tables, model)
+    features = used.items
+    inputs = _inputs(manifest, used, tables, model)
     hashed = isinstance(tables["item"].ids, HashIdsConfig)
     num_known = manifest.num_item_rows
     if not features and not hashed:
@@ -56,7 +57,12 @@ def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConf
 
 
 def columns_for(catalogue: Catalogue, users: bool = False) -> ColumnSelection:
-    """What a reader has to read for this model, and nothing else; `users`: who they are, too."""
+    """Return the columns that a reader must read for this model.
+
+    Args:
+        catalogue: the catalogue.
+        users: whether the raw ids of users are read too.
+    """
     inputs = catalogue.inputs
     owned = (("event", inputs.events), ("user", inputs.users), ("impression", inputs.candidates))
     columns = [f"{owner}.{feature.name}" for owner, features in owned for feature in features]
@@ -121,6 +127,6 @@ def _read_columns(
 
 
 def _without_missing(values: np.ndarray, missing: int) -> IdColumn:
-    """A single id per item; that of a missing value, or of one that the vocabulary does not have, says nothing."""
+    """Return a single id per item, or none for a missing or unknown value, which then has no embedding."""
     present = values != missing
     return IdColumn(values[present], np.concatenate(([0], np.cumsum(present))))

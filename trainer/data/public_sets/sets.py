@@ -1,4 +1,4 @@
-"""The public sets by name, and the conversion of one: find its files, look at the output folder, write."""
+"""The public sets by name, and the conversion of one: find its files, check the output folder, write."""
 
 import difflib
 from collections.abc import Callable
@@ -15,9 +15,11 @@ from trainer.errors import UserError
 
 @dataclass(frozen=True)
 class PublicSet:
-    """`layout` says which files the folder must hold; `read` finds them, and reads them when its tables are written."""
+    """A public set that can be converted."""
 
+    # Files that the source folder must contain, as text for messages.
     layout: str
+    # Finds the files of the set; they are read when its tables are written.
     read: Callable[[SourceFolder], list[Table]]
 
 
@@ -69,8 +71,16 @@ SETS: dict[str, PublicSet] = {
 def convert(name: str, source: Path, folder: Path, on_rows: OnRows | None = None) -> Conversion:
     """Write the set `name`, downloaded into `source`, into `folder` as event logs.
 
-    A folder that holds the same conversion is left as it is, even if `source` is gone by now. Raises UserError for an
-    unknown name, a missing or malformed file, and a folder that is in use for anything else.
+    A folder with the same finished conversion is left unchanged, even if `source` no longer exists.
+
+    Args:
+        name: name of the set.
+        source: folder of the downloaded files.
+        folder: output folder.
+        on_rows: called with the name of a table and its rows so far.
+
+    Raises:
+        UserError: for an unknown name, a missing or malformed file, and a folder that contains anything else.
     """
     public_set = _find(name)
     finished = read_finished(folder, name)
@@ -83,8 +93,8 @@ def convert(name: str, source: Path, folder: Path, on_rows: OnRows | None = None
     if finished.source != files.sizes:
         changed = sorted(dict(finished.source.items() ^ files.sizes.items()))
         raise UserError(
-            f"{folder}: was converted from other files than {source} holds now (they differ in {', '.join(changed)}); "
-            "choose another folder, or delete this one to have it made again"
+            f"{folder}: was converted from other files than those in {source} now (they differ in {', '.join(changed)}); "
+            "choose another folder, or delete this one to convert again"
         )
     return finished
 
