@@ -30,7 +30,8 @@ from trainer.data.logs.config import (
     TimestampFeatureConfig,
     VectorFeatureConfig,
 )
-from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader, joined
+from trainer.data.stream.packed import joined
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 
 NUM_ITEMS, NUM_PARTS, DAY = 30, 2, 100
 LABELS = ("click", "like")

@@ -17,7 +17,7 @@ from cluster.driver.stage_inputs import training_inputs
 from cluster.study.config import read_study
 from cluster.study.trials import plan_trials, what_it_is
 from trainer.config.identity import identity
-from trainer.data.dataset.folder import Request
+from trainer.data.dataset.folder import DatasetRequest
 from trainer.storage.files import digest_of
 
 ROOT = Path(__file__).parents[3]
@@ -34,7 +34,7 @@ def digests_of(config: Config) -> dict[str, str]:
         "identity": digest_of(identity(config)),
         "identity of the job": digest_of(job.identity),
         "at default": digest_of(sorted(job.at_default)),
-        "dataset": Request(config.logs, config.split, config.ids_of_tables, {}).fingerprint,
+        "dataset": DatasetRequest(config.logs, config.split, config.ids_of_tables, {}).fingerprint,
         "training": training_inputs(config, manifest),
     }
 

@@ -1,6 +1,7 @@
 """Event logs: finding their files, checking rows against a contract, and keeping rejected rows in quarantine.
 
 Files:
+    column_names.py  checks that each column is in a file exactly once
     column_types.py  types of columns in files, and the types that reading stores
     columns.py       columns to read, with the role of each
     config.py        settings of logs: files, columns, features, labels

@@ -6,14 +6,13 @@ They are scanned (trainer/data/logs/text_scan.py) and read as the type of the Pa
 are any.
 """
 
-import difflib
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pyarrow as pa
 
+from trainer.data.logs.column_names import check_column_name
 from trainer.data.logs.column_types import check_usable, plain_type, stored_type, text_type
 from trainer.data.logs.columns import SOURCES, Column, SourceName, columns_of
 from trainer.data.logs.config import CategoricalFeatureConfig, FeatureSpec, LogsConfig, feature_specs
@@ -22,7 +21,6 @@ from trainer.data.logs.format_names import FormatSetting
 from trainer.data.logs.formats import Header, reader_of
 from trainer.data.logs.headers import read_headers
 from trainer.data.logs.quotes import Spanning
-from trainer.data.logs.text_files import OTHER_DELIMITERS
 from trainer.data.logs.text_scan import Scan, ScanJob, Seen, TextProfile, scan_here, seen_together
 from trainer.errors import UserError
 
@@ -179,7 +177,7 @@ def _readable_files(
         _check_budget(name, bool(headers), unreadable, logs)
         for file, header in headers:
             for column in columns:
-                _check_name(file, header, column)
+                check_column_name(file, header, column)
         readable[name] = [_Readable(file, header) for file, header in headers]
     untyped = [(name, r) for name, group in readable.items() for r in group if not reader_of(r.file).has_types]
     scanned = scan(ScanJob(tuple((r.file, sources[name]) for name, r in untyped))) if untyped else []
@@ -307,47 +305,6 @@ def _agreed_type(
 
 def _header_type(readable: _Readable, column: Column) -> pa.DataType:
     return plain_type(readable.header.schema.field(column.source).type)
-
-
-def _check_name(file: InputFile, header: Header, column: Column) -> None:
-    """Check that the file has the column exactly once. Raises UserError."""
-    names = header.names
-    if names.count(column.source) == 1:
-        return
-    if column.source in names:
-        raise UserError(
-            f'logs {file.name}: column "{column.source}" ({column.setting}) occurs {names.count(column.source)} times; '
-            "rename one"
-        )
-    if not reader_of(file).has_types:
-        _check_header_line(file, names, column)
-    nearest = difflib.get_close_matches(column.source, names, n=1, cutoff=0.5)
-    remedy = f'did you mean "{nearest[0]}"? Then set' if nearest else "set"
-    feature = column.role not in ("id", "time", "label")
-    raise UserError(
-        f'logs {file.name}: there is no column "{column.source}"; {remedy} {column.setting}{".column" if feature else ""} '
-        f"to the right column (columns: {', '.join(names)})"
-    )
-
-
-def _check_header_line(file: InputFile, names: Sequence[str], column: Column) -> None:
-    """Check that the first line of a text file is a header with the right delimiter. Raises UserError.
-
-    A line that looks like a row, or like columns with another delimiter, is refused.
-    """
-    shown = ", ".join(names)
-    if len(names) == 1:
-        for mark, called in OTHER_DELIMITERS.items():
-            if mark in names[0]:
-                raise UserError(
-                    f'logs {file.name}: there is no column "{column.source}"; with the assumed delimiter the first line is one '
-                    f"column, {names[0]!r}; set {column.text_setting}.delimiter = {mark!r} ({called})"
-                )
-    if names and all(re.fullmatch(r"[+-]?[\d.:T/ -]*\d[\d.:TZ/ -]*", name) for name in names):
-        raise UserError(
-            f'logs {file.name}: there is no column "{column.source}"; the first line ({shown}) looks like a row: add '
-            "a line with the names of the columns above it"
-        )
 
 
 def _check_joins(contracts: dict[SourceName, Contract]) -> None:

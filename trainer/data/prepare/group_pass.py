@@ -21,7 +21,8 @@ from trainer.data.logs.columns import SourceName
 from trainer.data.logs.quarantine import Quarantine, quarantine_table
 from trainer.data.prepare.read_pass import iterate_share
 from trainer.data.prepare.work import GroupJob, PrepareJob, complete, save_result
-from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader, joined
+from trainer.data.stream.packed import joined
+from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 
 SPLIT_ROWS = 4_000_000  # a partition with more rows is split
 SHARE_ROWS = 1_000_000  # approximate rows of each share of a split partition

@@ -14,6 +14,7 @@ Files:
     masking.py            masked events of training histories
     negatives.py          draws of negatives, and their probabilities
     order.py              the order of examples, a function of seed and epoch
+    packed.py             packed histories and impressions: flat arrays with offsets
     part_files.py         Parquet files of a dataset, opened on demand and checked
     prefetch.py           runs an iterator ahead in a thread
     row_groups.py         row groups as packed arrays

@@ -18,7 +18,8 @@ from trainer.data.dataset.manifest import UNKNOWN_ID
 from trainer.data.dataset.splits import Split
 from trainer.data.stream.columns import gather, stretches, take_all
 from trainer.data.stream.masking import times_before
-from trainer.data.stream.row_groups import PackedHistories, RowGroupReader, joined
+from trainer.data.stream.packed import PackedHistories, joined
+from trainer.data.stream.row_groups import RowGroupReader
 
 NOTHING = np.zeros(0, dtype=np.int64)
 

@@ -22,7 +22,8 @@ from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.masking import masked_events, times_before
 from trainer.data.stream.negatives import NOTHING, NegativeDraws
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import PackedHistories, RowGroupReader
+from trainer.data.stream.packed import PackedHistories
+from trainer.data.stream.row_groups import RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps
 
 

@@ -30,7 +30,8 @@ from trainer.data.stream.examples import Chosen, Examples
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.held_out import Deal, bounds_of
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import PackedHistories, RowGroupReader
+from trainer.data.stream.packed import PackedHistories
+from trainer.data.stream.row_groups import RowGroupReader
 from trainer.data.stream.shares import EMPTY_ROW, PackedStep, Step, packed_steps
 
 

@@ -10,7 +10,8 @@ from models.features.unique import unique_ids
 from trainer.data.stream.examples import Chosen
 from trainer.data.stream.global_batches import GlobalBatches
 from trainer.data.stream.order import Position
-from trainer.data.stream.row_groups import PackedHistories, RowGroupReader, joined
+from trainer.data.stream.packed import PackedHistories, joined
+from trainer.data.stream.row_groups import RowGroupReader
 
 BLOCK_EVENTS = (
     1 << 16

@@ -10,7 +10,8 @@ from models.config import NextItemConfig
 from sharding.world import World
 from trainer.data.stream.columns import stretches
 from trainer.data.stream.masking import mask_probabilities
-from trainer.data.stream.row_groups import PackedHistories, RowGroupReader
+from trainer.data.stream.packed import PackedHistories
+from trainer.data.stream.row_groups import RowGroupReader
 
 UNITS = 1 << 20  # units of one target: counts are whole numbers, so that sums do not depend on their order
 

@@ -17,7 +17,8 @@ import torch
 
 from sharding.world import World
 from trainer.data.stream.columns import stretches
-from trainer.data.stream.row_groups import PackedHistories, PackedImpressions, RowGroupReader
+from trainer.data.stream.packed import PackedHistories, PackedImpressions
+from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.ranking.labels import LabelRules
 from trainer.evaluation.ranking.names import BASELINES, PRIOR_IMPRESSIONS
 

@@ -257,8 +257,8 @@ def test_a_ranking_dataset_shows_drift_and_leaky_features(tmp_path: Path) -> Non
 
     actual = checks["features_give_label_away"]
     assert actual.verdict == "problem"
-    assert "watched tells click" in actual.found
-    assert "decile tells click" in actual.found
+    assert "watched reveals click" in actual.found
+    assert "decile reveals click" in actual.found
     assert "place" not in actual.found
     assert "share" not in actual.found
     assert len(values["giveaways"]) == 6

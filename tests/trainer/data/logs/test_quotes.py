@@ -39,7 +39,7 @@ def test_a_quote_in_the_last_column_swallows_no_rows(tmp_path: Path) -> None:
 
 def test_quoted_line_breaks_are_read_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.data.logs.text_scan.SCAN_BYTES", 1000)
-    monkeypatch.setattr("trainer.data.logs.reading.CSV_BLOCK_BYTES", 1000)
+    monkeypatch.setattr("trainer.data.logs.formats.CSV_BLOCK_BYTES", 1000)
     rows = "".join(f'{n},"a, ""fine""\nshoe\r\nno. {n}",{n},{n}\n' for n in range(200))
     csv(tmp_path, f"user_id,name,item_id,time\n5,x,5,5\n{rows}")
     logs = logs_at(tmp_path)

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
-from trainer.data.stream.catalogue import read_catalogue
 
 from models.batches.history_batch import HistoryBatch
 from models.config import NextItemConfig
@@ -19,6 +18,7 @@ from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.next_item.test_results import LastItemNext
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
+from trainer.data.stream.catalogue_reader import read_catalogue
 from trainer.evaluation.next_item.evaluate import Evaluator, write_user_rows
 from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import merge_parts
