@@ -1,7 +1,7 @@
-"""Training of rankers, in impressions per second: histories shared by their impressions beside one copy of a history for each,
-and DIN beside a plain one.
+"""Training of rankers, in impressions per second.
 
-All sides have the same impressions and widths; batches lie ready in memory, so that only models are compared.
+Compares histories that are shared by their impressions with one copy of a history per impression, and DIN with a plain one. All
+sides have the same impressions and widths. Batches are ready in memory, so that only models are compared.
 """
 
 from collections.abc import Callable, Iterator

@@ -34,7 +34,7 @@ PACKAGES = ("shoal", "cluster", "trainer", "sharding", "models")
 
 
 def code_blocks(page: Path, language: str = r"\w*") -> Iterator[str]:
-    """The blocks of a page, those in one language if it is given."""
+    """Return the blocks of a page, those in one language if it is given."""
     return (m[1] for m in re.finditer(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S))
 
 

@@ -17,11 +17,6 @@ REFUSED = ARTICLES | {"What", "Of", "Whose", "Whether", "Which", "Where", "Who",
 # A property is a value: its docstring may begin with an article, as in "The folder of checkpoints."
 REFUSED_FOR_PROPERTIES = REFUSED - ARTICLES
 
-# Docstrings that still begin with a refused word, by package: lower the number as they are rewritten, down to 0.
-STILL_REFUSED = {"shoal": 0, "cluster": 8, "trainer": 197, "models": 0, "sharding": 0}
-# Packages that do not reach the share of verbs yet: remove each as it does.
-STILL_WITHOUT_VERBS = frozenset(["trainer"])
-
 # Verbs that docstrings of functions may begin with, in the imperative. Add what is missing.
 VERB_LIST = """
 Abort Accept Accumulate Acquire Act Activate Adapt Add Adjust Admit Advance Aggregate Align Allocate Allow Announce Answer
@@ -106,10 +101,7 @@ def docstrings(package: str) -> list[Docstring]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_docstring_begins_with_a_noun_clause(package: str) -> None:
     refused = [docstring.line for docstring in docstrings(package) if docstring.is_refused]
-    allowed = STILL_REFUSED[package]
-    assert len(refused) <= allowed, "\n".join(
-        [f"{len(refused)} docstrings, {allowed} are allowed; begin with a verb, such as Return:", *refused]
-    )
+    assert not refused, "\n".join(["begin with a verb, such as Return:", *refused])
 
 
 def without_verb(package: str) -> tuple[float, list[str]]:
@@ -119,18 +111,7 @@ def without_verb(package: str) -> tuple[float, list[str]]:
     return 1.0 - len(others) / len(functions), others
 
 
-@pytest.mark.parametrize(
-    "package",
-    [
-        pytest.param(
-            package,
-            marks=[pytest.mark.xfail(reason="docstrings are being rewritten")]
-            if package in STILL_WITHOUT_VERBS
-            else [],
-        )
-        for package in PACKAGES
-    ],
-)
+@pytest.mark.parametrize("package", PACKAGES)
 def test_most_docstrings_begin_with_a_verb(package: str) -> None:
     share, others = without_verb(package)
     assert share >= LEAST_SHARE_OF_VERBS, "\n".join(

@@ -57,7 +57,7 @@ def fit(runs: Sequence[str]) -> Fitted:
 
 
 def _measured_grids(run: str) -> list[Grid]:
-    """Per table at the most ids that were tried, its slowest rank; and how long the parts of a step took."""
+    """Return, per table at the largest measured number of ids, its slowest rank; and how long the parts of a step took."""
     record = read_placement(Path(run))
     measured, predicted = record["measured"], record["predicted"]
     tables = [

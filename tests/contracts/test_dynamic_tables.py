@@ -167,7 +167,7 @@ Piece = tuple[tuple[int, ...], tuple[int, ...], Tensor]
 
 
 def pieces_of(value: Any) -> list[Piece]:
-    """What this rank holds of a tensor: the size of the whole, the offsets, the numbers."""
+    """Return this rank's parts of a tensor: the size of the whole, the offsets, the numbers."""
     if isinstance(value, ShardedTensor):
         return [(tuple(value.size()), tuple(s.metadata.shard_offsets), s.tensor.detach()) for s in value.local_shards()]
     plain = torch.as_tensor(value).detach()

@@ -1,5 +1,6 @@
-"""Synthetic logs, from prepare to evaluation: whoever knows the truth and sees what a batch shows has the known probabilities, and
-rankers that attend to histories learn of them what one without histories cannot know.
+"""Synthetic logs, from prepare to evaluation: a model that knows the truth has the known probabilities.
+
+Rankers that attend to histories learn what a ranker without histories cannot know.
 """
 
 import tomllib
@@ -94,7 +95,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def config(log: Path) -> Config:
-    """The recipe, with other folders."""
+    """Return the recipe, with other folders."""
     return check_config({**recipe_of(log), "run": {"dataset": str(log.parent / "dataset")}}, "test")
 
 

@@ -37,7 +37,7 @@ def job_in(run_dir: Path, dataset: Path, **sections: Any) -> Job:
 
 
 def run(world: World, job: Job, break_at: int | None = None) -> tuple[str, list[dict[str, Any]]]:
-    """What training raised, and the events that it sent. break_at: before this step the rates become too large."""
+    """Return the error that training raised, and the events that it sent. break_at: before this step the rates become too large."""
     events: list[dict[str, Any]] = []
     try:
         training = Training(job, world, Channel(send=events.append, stop_requested=lambda: False))

@@ -186,7 +186,7 @@ def test_optimizer_schedule_and_averages_resume_bit_identically(rank_pool, datas
 
 
 def evaluate(world: World, job: Job, step: int) -> dict[str, float]:
-    """The validation metrics of a checkpoint, loaded as `shoal evaluate` does."""
+    """Return the validation metrics of a checkpoint, loaded as `shoal evaluate` does."""
     manifest = read_manifest(job.dataset_dir)
     built = build_model(job, manifest, world)
     folder = job.checkpoints_dir / checkpoint_folder.name_of(step)

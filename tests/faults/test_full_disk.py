@@ -145,7 +145,7 @@ def dataset(tmp_path_factory):
 
 
 def run_on_full_disk(world: World, job: Job, broken: str, at: int) -> str:
-    """The message of a training in which the first rank's writes of these files fail."""
+    """Return the message of a training in which the first rank's writes of these files fail."""
     with pytest.MonkeyPatch.context() as patch:
         if world.is_first:
             FailingWrites(patch, job.run_dir / broken, at)

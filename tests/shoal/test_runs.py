@@ -23,7 +23,7 @@ LINES = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A run folder that was moved after its config was written."""
+    """Return a run folder that was moved after its config was written."""
     tiny_dataset(tmp_path / "dataset")
     config = shoal.Config.from_dict({"logs": {"path": "events.parquet"}, "run": {"dir": "elsewhere"}})
     (tmp_path / "config.json").write_text(config.model_dump_json())

@@ -33,7 +33,7 @@ class Row:
 
 
 def events_of(batch: HistoryBatch) -> list[int]:
-    """The items of all histories, each event once."""
+    """Return the items of all histories, each event once."""
     inputs, targets = batch.lookup_ids[batch.history_index].tolist(), batch.target_ids.tolist()
     found = []
     for start, stop in zip(batch.layout.offsets.tolist(), batch.layout.offsets.tolist()[1:], strict=False):
@@ -42,7 +42,7 @@ def events_of(batch: HistoryBatch) -> list[int]:
 
 
 def used_ids(batch: HistoryBatch, catalogue: Catalogue) -> list[int]:
-    """The values of each event's item."""
+    """Return the values of each event's item."""
     used = []
     for item in events_of(batch):
         for column in catalogue.columns.values():

@@ -9,12 +9,12 @@ from trainer.job import Job
 
 
 def tiny_job(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) -> Job:
-    """A job of a few seconds; `sections` override settings, such as train={"epochs": 3}."""
+    """Return a job of a few seconds; `sections` override settings, such as train={"epochs": 3}."""
     return job_of(tiny_config(run_dir, dataset_dir, **sections))
 
 
 def tiny_config(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) -> Config:
-    """The config of such a job."""
+    """Return the config of such a job."""
     values: dict[str, dict[str, Any]] = {
         "run": {"dir": str(run_dir), "dataset": str(dataset_dir), "seed": 5},
         "logs": {"path": "unused"},

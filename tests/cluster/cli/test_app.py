@@ -70,7 +70,7 @@ def test_submit_ends_with_the_exit_code_of_the_job(
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """`main` installs handlers of signals."""
+    """Restore the signal handlers that `main` replaces."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():

@@ -36,7 +36,7 @@ def found_of(step: int = 4, content: str = "aa") -> StoredCheckpoint:
 
 
 def appended(folder: Path) -> Manifest:
-    """The dataset as after an append: its digest is another one."""
+    """Change the dataset as an append does: its digest differs."""
     manifest = read_manifest(folder)
     changed = replace(manifest, parts=(replace(manifest.parts[0], sha256="0" * 64), *manifest.parts[1:]))
     write_manifest(folder, changed)

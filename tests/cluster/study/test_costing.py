@@ -55,7 +55,7 @@ def write_dataset(folder: Path, num_events: int = NUM_EVENTS, first_shown: int =
 
 
 def ranker_plan(folder: Path, model: str) -> Plan:
-    """A study of one point on the dataset in the folder, if there is one."""
+    """Return a study of one point on the dataset in the folder, if there is one."""
     (folder / "study.toml").write_text(
         f"""
         [study]
@@ -88,7 +88,7 @@ def cost_of(plan: Plan) -> Costing:
 
 
 def first_step_of(config: Config) -> tuple[RankingModel, Any]:
-    """The model of a config, and the only batch of an epoch."""
+    """Return the model of a config, and the only batch of an epoch."""
     model, folder = config.model, config.dataset_dir
     assert isinstance(model, RankingConfig)
     manifest, reach = read_manifest(folder), reach_of(model)

@@ -145,7 +145,7 @@ def test_headings_are_of_impressions_and_tell_the_direction(tmp_path: Path) -> N
 
 
 def write_split(folder: Path, judged: Judged, label: str = "") -> dict[str, float]:
-    """What an evaluation of these impressions leaves, as far as a study reads it; returns the metrics."""
+    """Write the part of an evaluation of these impressions that a study reads, and return the metrics."""
     metrics = metrics_of(sums_of(judged), auc_of(count_scores(judged)))
     users = np.unique(judged.user)
     shares = shares_of_users(judged, metrics, users)
@@ -158,7 +158,7 @@ def write_split(folder: Path, judged: Judged, label: str = "") -> dict[str, floa
 
 
 def read_both(plan: Plan, judged: list[Judged], label: str = "") -> dict[str, Finished]:
-    """The trials of each point's first seed, as if their evaluations had scored these impressions."""
+    """Return the trials of each point's first seed, as if their evaluations had scored these impressions."""
     finished = {}
     for point, found in enumerate(judged):
         trial = plan.of_point(point)[0]

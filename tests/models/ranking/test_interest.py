@@ -201,7 +201,7 @@ def interest_config(form: str) -> InterestConfig:
 
 
 def test_din_is_the_weighted_sum_of_its_paper():
-    """sum over j of a(h_j, c) h_j (Zhou et al. 2018, equation 3), a the network of [h; c; h - c; h * c]."""
+    """Compare with sum over j of a(h_j, c) h_j (Zhou et al. 2018, equation 3), a the network of [h; c; h - c; h * c]."""
     interest, given = interest_in("DIN", torch.float64).eval(), given_of(torch.float64)
     unit, layout = interest.attention.unit, given.shown.candidate_layout
     expected = []

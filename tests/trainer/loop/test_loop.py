@@ -53,6 +53,8 @@ def train(
     """Train to the end.
 
     Args:
+        world: All ranks.
+        job: The run.
         values: The values of evaluations one after another, instead of real metrics.
         stop_after: The step at which a stop is requested.
         broken: Steps with a loss of NaN on the last rank.

@@ -50,7 +50,7 @@ def duplicates_of(result: Grouped) -> list[int]:
 
 
 def grouped_plainly(events: list[Event], cuts: Cuts, drop_duplicates: bool) -> list[dict[str, Any]]:
-    """What trainer/data/dataset/manifest.py promises, as slowly and plainly as possible."""
+    """Compute what trainer/data/dataset/manifest.py promises, as slowly and plainly as possible."""
     ids = {item: place + 1 for place, item in enumerate(catalogue_of(events, cuts).to_pylist())}
     kept = list(dict.fromkeys(events)) if drop_duplicates else events
     rows = []

@@ -56,7 +56,7 @@ def steps_of(data: Data, world_size: int, start: Position | None = None) -> list
 
 
 def seen_on(data: Data, step: Step[Any]) -> dict[Any, Any]:
-    """What a step teaches, by impression; the ids of its examples are rows and the day."""
+    """Return what a step teaches, by impression; the ids of its examples are rows and the day."""
     rows = step.batch.row_ids % WINDOW_STEP
     assert set((step.batch.row_ids // WINDOW_STEP).tolist()) == {step.epoch}
     return seen_of(replace(step.batch, row_ids=rows), data.users)

@@ -55,7 +55,7 @@ def ids_of(batch: RankingBatch, owners: str, name: str, table: str, count: int) 
 
 
 def test_candidates_and_events_receive_the_features_of_the_files(dataset):
-    """place is one id for each (0 says nothing), tags several, price a number, vector some; published is no input."""
+    """Compare inputs with plain rows: place is one id each (0 is unknown), tags several, price a number, vector some."""
     rows, seen = plain_rows(*dataset), 0
     batches, _ = batches_of(dataset, time=["gap"])
     for batch in batches:

@@ -65,7 +65,7 @@ class Walk(LastItemNext):
 
 
 def written(tmp_path: Path, job: Job) -> list[dict[str, Any]]:
-    """What the stage writes per user, beside the user's history."""
+    """Return the rows that the stage writes per user, with the user's history."""
     manifest = read_manifest(job.dataset_dir)
     model: Any = Walk(manifest.num_item_rows)
     vocabulary = read_vocabulary(job.dataset_dir, manifest)

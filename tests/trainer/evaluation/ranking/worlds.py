@@ -41,7 +41,7 @@ def random_shown(seed: int = 0, count: int = 900) -> Shown:
 
 
 def write_world(folder: Path, shown: Shown) -> Manifest:
-    """Times below 60 train, those from 80 on test; items are their own ids."""
+    """Write a dataset: times below 60 train, those from 80 on test; items are their own ids."""
     names = ("user", "item", "time", "label.click", "label.buy")
     table = pa.table(dict(zip(names, zip(*shown, strict=True), strict=True)))
     for name in names[3:]:
