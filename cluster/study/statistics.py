@@ -26,7 +26,7 @@ class Estimate:
 
     @property
     def is_defined(self) -> bool:
-        """Whether there is a mean. One that is not defined is shown as missing, and is never the best."""
+        """True if there is a mean. One that is not defined is shown as missing, and is never the best."""
         return not math.isnan(self.mean)
 
 

@@ -88,7 +88,7 @@ class Summary:
 
     @property
     def larger_is_better(self) -> bool:
-        """Whether more of the metric is better."""
+        """True if a larger value of the metric is better."""
         return larger_is_better(self.metric)
 
 

@@ -88,5 +88,5 @@ class ItemNames:
 
     @property
     def have_titles(self) -> bool:
-        """Whether any item has a title."""
+        """True if any item has a title."""
         return bool(self._titles)
