@@ -23,7 +23,7 @@ from sharding.config import Sharding, TableConfig
 from sharding.plan import Plan, TablePlan
 from sharding.tables.apply_plan import shard_tables
 from sharding.world import World
-from trainer.job import Channel
+from trainer.config.job import Channel
 
 OWNERS, DIM = 1_000, 64
 VALUES = (5, 30)  # of an owner, on average

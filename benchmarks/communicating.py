@@ -6,7 +6,7 @@ from benchmarks.measure import Comparison, take_turns
 from benchmarks.sharded_lookup import bytes_sent, drawn_batches, sharded_table, together
 from sharding.config import CommunicationConfig
 from sharding.world import World
-from trainer.job import Channel
+from trainer.config.job import Channel
 
 NUM_ROWS = 1_000_000
 FP16 = CommunicationConfig(forward="fp16", backward="fp16")

@@ -4,9 +4,9 @@ import torch
 
 from benchmarks.measure import Comparison, take_turns
 from sharding.world import World
+from trainer.config.job import Channel, Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.evaluation.next_item.evaluate import make_evaluator
-from trainer.job import Channel, Job
 from trainer.loop.build import build_model
 
 

@@ -25,7 +25,7 @@ from sharding.config import CommunicationConfig, TableConfig
 from sharding.plan import Plan, TablePlan
 from sharding.tables.apply_plan import shard_tables
 from sharding.world import World
-from trainer.job import Channel
+from trainer.config.job import Channel
 
 NUM_ROWS = (100_000, 10_000_000)
 DIM = 64

@@ -12,9 +12,9 @@ from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.tables.initialize import initialize_tables
 from sharding.world import World
+from trainer.config.job import SILENT, Channel, Job
 from trainer.data.stream.order import Position
 from trainer.data.stream.prefetch import Prefetch
-from trainer.job import SILENT, Channel, Job
 from trainer.loop.train import Training
 
 STEPS = 20

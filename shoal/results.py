@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoint import folder as checkpoint_folder
+from trainer.config.job import Outcome
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
-from trainer.job import Outcome
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -4,7 +4,6 @@ Knows nothing of Ray: it receives a rank, a world size and callbacks. Importing 
 
 Files:
     errors.py         errors that a user can fix
-    job.py            what a worker receives
     metrics_log.py    metrics.jsonl, TensorBoard, ledger
     output_folder.py  an output folder that one command writes at a time
     settings.py       settings as flat names, and how two sets differ

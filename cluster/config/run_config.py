@@ -9,9 +9,9 @@ from cluster.config.explain import explain
 from cluster.config.file import apply_override, read_values, refuse_unusable
 from sharding.support import codec_reason, placement_reason
 from trainer.config.identity import at_default, identity
+from trainer.config.job import Job
 from trainer.config.run_config import RunConfig
 from trainer.errors import UserError
-from trainer.job import Job
 
 MAX_SECONDS = 10_000_000.0  # 115 days; torch and Ray count in 64 bits of nanoseconds
 

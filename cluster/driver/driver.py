@@ -19,9 +19,9 @@ from cluster.driver.run_lock import locked
 from cluster.driver.train_stage import run_train_stage
 from cluster.ray_cluster.session import RaySession
 from cluster.workers.group import Workers
+from trainer.config.job import Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import Split
-from trainer.job import Outcome
 from trainer.tasks.outputs import Summary
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from cluster.config.run_config import Config
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import CheckpointManifest
+from trainer.config.job import Outcome
 from trainer.data.dataset.folder import Existing
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import CheckpointError, UserError
-from trainer.job import Outcome
 
 
 def check_append(config: Config, existing: Existing) -> None:

@@ -83,7 +83,7 @@ class View:
             self._task = None
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Show an event that a worker sent (trainer.job.Channel)."""
+        """Show an event that a worker sent (trainer.config.job.Channel)."""
         match event["kind"]:
             case "train":
                 self._show_step(event)

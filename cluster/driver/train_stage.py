@@ -16,8 +16,8 @@ from cluster.workers import jobs
 from cluster.workers.group import OnEvent, Workers
 from sharding.planning.planned_tables import PlannedTables
 from trainer.checkpoint import folder as checkpoint_folder
+from trainer.config.job import Job, Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
-from trainer.job import Job, Outcome
 from trainer.placement.plan import PLAN_FILE, plan_tables
 from trainer.storage.files import write_json_atomically
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.checkpoint.folder import StoredCheckpoint
+from trainer.config.job import Channel, Job, Outcome
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.errors import CheckpointError
-from trainer.job import Channel, Job, Outcome
 
 if TYPE_CHECKING:
     from sharding.world import World

@@ -18,8 +18,8 @@ from ray import cloudpickle
 
 from cluster.workers.mailbox import WorkerFailure
 from sharding.errors import PlacementError, picklable
+from trainer.config.job import Channel
 from trainer.errors import UserError, first_line
-from trainer.job import Channel
 from trainer.storage.files import disk_refusal
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from tests.contracts.test_resume import train as train_and_fingerprint
 from tests.contracts.test_world_size import losses
 from tests.support.grown_datasets import LABELS, ranking_dataset
 from trainer.checkpoint.keys import tensors_of
+from trainer.config.job import SILENT, Channel, Job
 from trainer.data.dataset.manifest import write_manifest
 from trainer.errors import UserError
-from trainer.job import SILENT, Channel, Job
 from trainer.loop.train import Training
 
 SEVERAL = {"kind": "categorical", "table": "tags"}

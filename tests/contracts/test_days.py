@@ -14,11 +14,11 @@ from tests.contracts.test_ranking import KINDS, job_in
 from tests.contracts.test_resume import train as train_and_fingerprint
 from tests.contracts.test_world_size import global_batches, losses
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import WINDOW_STEP
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
-from trainer.job import Job
 from trainer.metrics_log import read_metrics
 
 DAY = 20

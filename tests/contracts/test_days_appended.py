@@ -15,10 +15,10 @@ from tests.contracts.test_world_size import global_batches, losses
 from tests.support.prepared import made, write_events
 from trainer.checkpoint.folder import newest
 from trainer.config.identity import identity
+from trainer.config.job import Channel, Job, Outcome
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import WINDOW_STEP
 from trainer.errors import CheckpointError
-from trainer.job import Channel, Job, Outcome
 from trainer.loop.build import build_model, load_for_evaluation
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics

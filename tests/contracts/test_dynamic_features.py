@@ -7,7 +7,7 @@ from cluster.data.prepare import prepare
 from tests.contracts.test_item_features import train_and_test
 from tests.contracts.test_item_features import write_logs as write_logs_of_genres
 from tests.support.rank_pool import RankPool
-from trainer.job import Job
+from trainer.config.job import Job
 
 
 def test_ids_that_got_rows_improve_the_prediction(tmp_path: Path, rank_pool: RankPool, ray_session: None) -> None:

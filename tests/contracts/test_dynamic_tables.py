@@ -23,9 +23,9 @@ from tests.support.rank_pool import RankPool
 from tests.support.shared_runs import shared
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.keys import tensors_of
+from trainer.config.job import SILENT, Channel, Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.evaluation.next_item.evaluate import make_evaluator
-from trainer.job import SILENT, Channel, Job
 from trainer.loop.build import build_model, load_checkpoint
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics

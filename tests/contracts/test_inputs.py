@@ -15,7 +15,7 @@ from tests.contracts.test_dynamic_tables import lines, train
 from tests.contracts.test_item_features import train_and_test
 from tests.contracts.test_world_size import train as train_plainly
 from tests.support.rank_pool import RankPool
-from trainer.job import Job
+from trainer.config.job import Job
 
 NUM_ITEMS, NUM_USERS = 30, 34
 HASHED = {"kind": "hash", "num_rows": 23}

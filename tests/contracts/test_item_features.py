@@ -12,10 +12,10 @@ from cluster.config.run_config import check_config, job_of
 from cluster.data.prepare import prepare
 from sharding.world import World
 from tests.support.rank_pool import RankPool
+from trainer.config.job import SILENT, Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.evaluation.next_item.evaluate import make_evaluator
-from trainer.job import SILENT, Job
 from trainer.loop.train import Training
 
 NUM_GENRES, ITEMS_PER_GENRE = 6, 10

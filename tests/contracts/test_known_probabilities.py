@@ -25,6 +25,7 @@ from sharding.world import World
 from tests.support.prepared import made
 from tests.support.rank_pool import RankPool
 from trainer.config.evaluate import EvaluateConfig
+from trainer.config.job import SILENT, Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.synthetic.impression_world import ImpressionConfig, build_impression_world
@@ -32,7 +33,6 @@ from trainer.data.synthetic.impressions import generate_impressions, logits
 from trainer.evaluation.ranking import results
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator, write_scores
 from trainer.global_batch.dynamic_ids import DynamicTables
-from trainer.job import SILENT, Job
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 

@@ -17,9 +17,9 @@ from sharding.world import World
 from tests.support.jobs import with_sections
 from tests.support.prepared import write_events
 from trainer.checkpoint.folder import committed, newest, read
+from trainer.config.job import SILENT, Job, Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.errors import CheckpointError, UserError
-from trainer.job import SILENT, Job, Outcome
 from trainer.loop.build import build_model, load_for_evaluation
 from trainer.loop.train import Training
 from trainer.storage.files import hash_file

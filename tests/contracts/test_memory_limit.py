@@ -8,8 +8,8 @@ from sharding.tables.measure import measure_tables
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
+from trainer.config.job import SILENT, Job
 from trainer.data.dataset.manifest import read_manifest
-from trainer.job import SILENT, Job
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 from trainer.placement.plan import plan_tables

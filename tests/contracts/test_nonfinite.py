@@ -16,8 +16,8 @@ from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.reader import read_metadata
+from trainer.config.job import Channel, Job
 from trainer.errors import UserError
-from trainer.job import Channel, Job
 from trainer.loop.state import Best
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics

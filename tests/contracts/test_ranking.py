@@ -11,8 +11,8 @@ from cluster.config.run_config import check_config, job_of
 from tests.contracts.test_resume import train as train_and_fingerprint
 from tests.contracts.test_world_size import global_batches, losses, train
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
+from trainer.config.job import Job
 from trainer.errors import UserError
-from trainer.job import Job
 from trainer.metrics_log import read_metrics
 
 STEPS = 20

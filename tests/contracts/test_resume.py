@@ -19,12 +19,12 @@ from tests.support.jobs import tiny_job, with_sections
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
+from trainer.config.job import SILENT, Channel, Job, Outcome
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.examples import examples_of
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.errors import CheckpointError
 from trainer.evaluation.next_item.evaluate import make_evaluator
-from trainer.job import SILENT, Channel, Job, Outcome
 from trainer.loop.build import build_model, load_for_evaluation
 from trainer.loop.train import Training
 

@@ -36,6 +36,7 @@ from tests.models.ranking.test_model import doubled, looked_up
 from tests.support.grown_datasets import DAY, LABELS, NUM_ITEMS, events_dataset, ranking_dataset
 from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import TimeBounds
 from trainer.data.stream.catalogue_reader import columns_for, read_catalogue
@@ -47,7 +48,6 @@ from trainer.data.stream.held_out import Deal, HeldOut
 from trainer.data.stream.impressions import HeldOutImpressions, ImpressionStream, impression_examples
 from trainer.data.stream.order import Position
 from trainer.data.stream.row_groups import RowGroupReader
-from trainer.job import Job
 from trainer.loop.build import build_model
 from trainer.placement.loads import table_rows
 

@@ -11,7 +11,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
-from trainer.job import SILENT, Job
+from trainer.config.job import SILENT, Job
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 

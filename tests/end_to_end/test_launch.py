@@ -14,8 +14,8 @@ from cluster.config.run_config import ClusterConfig
 from cluster.errors import WorkersFailedError
 from cluster.workers.group import Workers
 from sharding.world import World
+from trainer.config.job import Channel
 from trainer.errors import UserError
-from trainer.job import Channel
 
 TWO = ClusterConfig(num_workers=2)
 DEADLINE = 60.0

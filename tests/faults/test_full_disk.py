@@ -20,8 +20,8 @@ from tests.faults.full_disk import FailingWrites, fill, small_disk, temporary_fi
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
+from trainer.config.job import Job
 from trainer.errors import UserError
-from trainer.job import Job
 from trainer.storage.files import disk_refusal, write_json_atomically
 
 WORKLOAD = """

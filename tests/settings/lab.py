@@ -23,10 +23,10 @@ from sharding.world import World, current_world
 from tests.settings.entry import Settings, toml
 from tests.settings.logs import DAY, START, write_logs
 from tests.support.rank_pool import RankPool
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.synthetic.impression_world import ImpressionConfig
 from trainer.data.synthetic.world import SyntheticConfig
-from trainer.job import Job
 from trainer.storage.files import digest_of
 
 _RUN = """

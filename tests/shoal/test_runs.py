@@ -12,7 +12,7 @@ from shoal.results import training_of
 from tests.support.datasets import tiny_dataset
 from tests.support.evaluated import results_of
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.job import Outcome
+from trainer.config.job import Outcome
 
 LINES = [
     {"step": 1, "kind": "train", "loss": 2.0, "epoch": 0},

@@ -16,9 +16,9 @@ from sharding.config import DynamicIdsConfig
 from sharding.tables.initialize import initial_weights, initialize_tables
 from sharding.world import World
 from tests.sharding.dynamic_ids.dict_ids import DictIds
+from trainer.config.job import SILENT, Job
 from trainer.data.dataset.features import MISSING
 from trainer.data.stream.order import Position
-from trainer.job import SILENT, Job
 from trainer.loop.train import Training
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.run_config import Config, check_config, job_of
-from trainer.job import Job
+from trainer.config.job import Job
 
 
 def tiny_job(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) -> Job:

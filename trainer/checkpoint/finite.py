@@ -13,8 +13,8 @@ from sharding.tables.local_shards import local_shards
 from sharding.world import World
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
+from trainer.config.job import Job
 from trainer.errors import CheckpointError
-from trainer.job import Job
 
 CHUNK_NUMBERS = 4_194_304  # numbers checked at a time, which bounds the extra memory to as many bytes
 

@@ -8,6 +8,7 @@ Files:
     defaults.py    defaults that depend on other settings
     evaluate.py    the section [evaluate]
     identity.py    the settings that identify a run, and those that may change between two starts
+    job.py         what a worker receives: the config and what is derived from it
     run_config.py  the section [run], and all sections together
     split.py       the section [split]
     train.py       the section [train] with early stopping and daily training

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from models.ranking.config import RankingConfig
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import CLOCK_UNITS, time_as_text, unit_of_clock
 from trainer.data.logs.files import entries_of
 from trainer.evaluation.metric import Metric
-from trainer.job import Job
 from trainer.metrics_log import read_training_time
 from trainer.pages.page import duration_text, moment_text, setting_text
 from trainer.settings import flatten

@@ -17,12 +17,12 @@ from sharding.tables.optimizers import Optimizers
 from sharding.world import World
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import StoredCheckpoint
+from trainer.config.job import Job
 from trainer.config.train import TrainConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.catalogue_reader import read_catalogue
 from trainer.errors import UserError
 from trainer.global_batch.dynamic_ids import DynamicTables
-from trainer.job import Job
 from trainer.optim.dense import dense_optimizer
 from trainer.optim.ema import WeightEma
 from trainer.placement.loads import table_rows

@@ -13,11 +13,11 @@ from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.finite import broken_tensors, broken_weights_message, refuse_broken_checkpoint
 from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.day_examples import DayExamples
 from trainer.data.stream.examples import Examples
 from trainer.errors import NonFiniteWeightsError
-from trainer.job import Job
 from trainer.loop.build import Built, load_checkpoint
 from trainer.loop.progress import Messages
 from trainer.loop.same_run import check_same_run

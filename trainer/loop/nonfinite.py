@@ -1,8 +1,8 @@
 """Reactions to a non-finite step: a warning, or an end of the training."""
 
 from trainer.checkpoint.finite import broken_weights_message, rates_of
+from trainer.config.job import Job
 from trainer.errors import NonFiniteLossError, NonFiniteWeightsError
-from trainer.job import Job
 from trainer.loop.progress import Messages
 from trainer.loop.state import State
 from trainer.loop.step import StepResult

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from sharding.world import World
+from trainer.config.job import Channel, Job
 from trainer.data.stream.shares import Step
 from trainer.global_batch.dynamic_ids import DynamicTables
-from trainer.job import Channel, Job
 from trainer.loop.pace import Pace
 from trainer.loop.state import State
 from trainer.loop.step import StepResult

@@ -1,9 +1,9 @@
 """Checks that a checkpoint belongs to a run: same settings, same dataset."""
 
 from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import CheckpointError
-from trainer.job import Job
 from trainer.settings import changed_settings
 from trainer.storage.files import digest_of
 

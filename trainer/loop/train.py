@@ -12,10 +12,10 @@ import torch
 
 from sharding.world import World
 from trainer.checkpoint.folder import StoredCheckpoint
+from trainer.config.job import Channel, Job, Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.shares import Step
-from trainer.job import Channel, Job, Outcome
 from trainer.loop.build import agree_at_start, build_model, build_optimizers, checked_stream
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
 from trainer.loop.days import DailyTimetable

@@ -15,9 +15,9 @@ from sharding.planning.planned_tables import PlannedTables
 from sharding.planning.planner import make_plan
 from sharding.planning.topology import CostConstants, Topology, described, this_machine, topology_of
 from sharding.planning.warnings import warnings_of
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
-from trainer.job import Job
 from trainer.placement.loads import dataset_facts, table_loads, table_rows
 from trainer.storage.files import digest_of
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.evaluation.examples import FILE as EXAMPLES
@@ -14,7 +15,6 @@ from trainer.evaluation.next_item import outputs as next_item
 from trainer.evaluation.next_item.results import Results
 from trainer.evaluation.ranking import outputs as ranking
 from trainer.evaluation.ranking.results import RankingResults
-from trainer.job import Job
 from trainer.storage.files import write_text_atomically
 
 Summary = Results | RankingResults

@@ -13,8 +13,8 @@ from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.checkpoint import folder as checkpoint_folder
+from trainer.config.job import SILENT, Job
 from trainer.errors import UserError
-from trainer.job import SILENT, Job
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 

@@ -18,10 +18,10 @@ from cluster.driver.progress import View
 from cluster.driver.stage_inputs import evaluation_inputs, report_inputs, training_inputs
 from tests.support.datasets import tiny_dataset
 from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint, name_of
+from trainer.config.job import Outcome
 from trainer.data.dataset import card
 from trainer.data.dataset.manifest import Manifest, read_manifest, write_manifest
 from trainer.evaluation.next_item.results import Results
-from trainer.job import Outcome
 from trainer.storage.files import write_json_atomically
 
 

@@ -30,9 +30,9 @@ from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_config
 from tests.support.rank_pool import RankPool
 from trainer.checkpoint import folder as checkpoint_folder
+from trainer.config.job import Channel
 from trainer.data.dataset.splits import Split
 from trainer.errors import UserError
-from trainer.job import Channel
 from trainer.metrics_log import read_metrics
 
 

@@ -15,8 +15,8 @@ from cluster.config.run_config import ClusterConfig
 from cluster.workers import group as launch
 from cluster.workers.group import Workers, WorkersFailedError, _raise_failures
 from cluster.workers.mailbox import Mailbox, WorkerFailure
+from trainer.config.job import Channel
 from trainer.errors import UserError
-from trainer.job import Channel
 
 DEADLINE = 20.0
 

@@ -14,7 +14,7 @@ from tests.settings.lab import Lab
 from tests.settings.observations.models import model_of
 from tests.settings.observations.training import trained
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.job import SILENT
+from trainer.config.job import SILENT
 from trainer.tasks import outputs
 
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from cluster.config.run_config import Config
 from models.batches.history_batch import FIRST_ITEM
 from tests.settings.lab import Lab
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.order import Position
-from trainer.job import Job
 from trainer.loop.build import Built, build_model, build_optimizers
 from trainer.tasks.ranking.daily_training import read_days
 from trainer.tasks.task import Stream

@@ -22,8 +22,8 @@ from cluster.study.summary import Summary, summarize
 from cluster.study.trial import Task, run_trial
 from cluster.study.trials import Plan, plan_trials
 from tests.settings.lab import Lab
+from trainer.config.job import Outcome
 from trainer.errors import UserError
-from trainer.job import Outcome
 
 
 def trials(lab: Lab, file: StudyFile) -> list[str] | str:

@@ -17,8 +17,8 @@ from sharding.world import World
 from tests.settings.lab import Lab
 from tests.settings.observations.models import model_of
 from tests.settings.observations.training import trained, training_of
+from trainer.config.job import SILENT, Job
 from trainer.data.stream.order import Position
-from trainer.job import SILENT, Job
 from trainer.loop.train import Training
 from trainer.placement.plan import plan_tables
 

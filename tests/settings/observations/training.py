@@ -16,10 +16,10 @@ from tests.settings.lab import Lab
 from tests.settings.observations.models import fill_by_name, model_of
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
+from trainer.config.job import SILENT, Channel, Job, Outcome
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.order import Position
 from trainer.errors import CheckpointError, NonFiniteLossError
-from trainer.job import SILENT, Channel, Job, Outcome
 from trainer.loop.build import build_model, build_optimizers, load_for_evaluation
 from trainer.loop.days import DailyTimetable
 from trainer.loop.same_run import check_same_run

@@ -12,8 +12,8 @@ from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import read_manifest
-from trainer.job import Job
 from trainer.loop.build import build_model
 
 Build = Callable[[Iterable[Tensor]], torch.optim.Optimizer]

@@ -9,7 +9,7 @@ from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
 from trainer.checkpoint import folder as checkpoint_folder
-from trainer.job import SILENT, Job
+from trainer.config.job import SILENT, Job
 from trainer.loop.train import Training
 
 

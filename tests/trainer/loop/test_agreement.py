@@ -11,9 +11,9 @@ from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
+from trainer.config.job import SILENT, Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.errors import UserError
-from trainer.job import SILENT, Job
 from trainer.loop.train import Training
 from trainer.placement.plan import plan_tables
 

@@ -11,10 +11,10 @@ from sharding.world import World
 from tests.support.datasets import manifest_of_items, tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.support.rank_pool import RankPool
+from trainer.config.job import SILENT, Job
 from trainer.data.dataset.features import hash_rows
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError
-from trainer.job import SILENT, Job
 from trainer.loop.build import build_model
 from trainer.loop.train import Training
 

@@ -14,7 +14,7 @@ from sharding.tables.optimizers import table_optimizer
 from sharding.world import World
 from tests.support.jobs import with_sections
 from tests.trainer.loop.test_step import NUM_ROWS, Rig, State, batch_of, job_with, sequences_of
-from trainer.job import Job
+from trainer.config.job import Job
 from trainer.loop.step import StepResult
 
 STEPS = 3

@@ -14,9 +14,9 @@ from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
 from trainer.checkpoint import folder as checkpoint_folder
+from trainer.config.job import Channel, Job, Outcome
 from trainer.config.train import EarlyStoppingConfig
 from trainer.errors import NonFiniteLossError
-from trainer.job import Channel, Job, Outcome
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
 

@@ -9,8 +9,8 @@ from sharding.tables.fused import fused_tables
 from sharding.world import World
 from tests.support.jobs import with_sections
 from tests.trainer.loop.test_step import Rig, batch_of, job_with, poison, sequences_of
+from trainer.config.job import Job
 from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
-from trainer.job import Job
 
 
 def counted(world: World, job: Job) -> tuple[list[int], list[int], float]:

@@ -19,7 +19,7 @@ from sharding.world import World
 from tests.support.datasets import manifest_of_items
 from tests.support.jobs import tiny_job, with_sections
 from trainer.checkpoint.keys import tensors_of
-from trainer.job import Job
+from trainer.config.job import Job
 from trainer.loop.build import Built, build_model, build_optimizers
 from trainer.loop.step import StepResult, TrainStep
 from trainer.loop.step_clock import StepClock

@@ -9,7 +9,7 @@ import pytest
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
-from trainer.job import Channel, Job
+from trainer.config.job import Channel, Job
 from trainer.loop.pace import Pace
 from trainer.loop.progress import next_save
 from trainer.loop.step import StepResult

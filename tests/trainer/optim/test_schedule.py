@@ -11,8 +11,8 @@ from sharding.tables.optimizers import table_optimizer
 from sharding.world import World
 from tests.support.jobs import with_sections
 from tests.trainer.loop.test_step import NUM_ROWS, Rig, State, batch_of, job_with, sequences_of
+from trainer.config.job import Job
 from trainer.config.train import TrainConfig
-from trainer.job import Job
 from trainer.optim.schedule import rate_factor
 
 STEPS, WARMUP = 5, 2

@@ -10,8 +10,8 @@ from sharding.planning.calibrate import calibrate
 from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
+from trainer.config.job import SILENT, Job
 from trainer.errors import UserError
-from trainer.job import SILENT, Job
 from trainer.loop.train import Training
 from trainer.placement.plan import read_constants
 from trainer.placement.record import RECORD_FILE, observations_in

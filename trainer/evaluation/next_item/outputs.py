@@ -6,13 +6,13 @@ ranking/outputs.py has the same functions; trainer/tasks/outputs.py chooses betw
 import json
 from pathlib import Path
 
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest, used_features
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.evaluation import examples
 from trainer.evaluation.next_item import report, results
 from trainer.evaluation.next_item.results import Results
-from trainer.job import Job
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import write_json_atomically
 

@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.evaluation.metric import headline_names
 from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import Results
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
-from trainer.job import Job
 from trainer.pages import page
 from trainer.pages.page import Plot, figure_text, interval_text, plot_of
 from trainer.pages.report_parts import count_rows, training_plots

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from models.ranking.config import RankingConfig, learned_labels
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest, used_features
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
@@ -18,7 +19,6 @@ from trainer.evaluation import examples
 from trainer.evaluation.ranking import report, results
 from trainer.evaluation.ranking.day_results import day_results
 from trainer.evaluation.ranking.results import RankingResults
-from trainer.job import Job
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import write_json_atomically
 

@@ -14,6 +14,7 @@ from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
 from sharding.world import World
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
@@ -28,7 +29,6 @@ from trainer.data.stream.target_counts import count_targets
 from trainer.evaluation.next_item.evaluate import Evaluator, make_evaluator, write_user_rows
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.global_batch.negatives import GlobalNegatives
-from trainer.job import Job
 
 
 class NextItemTask:

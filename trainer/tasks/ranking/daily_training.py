@@ -7,13 +7,13 @@ import torch
 
 from models.ranking.labels import Rates
 from sharding.world import World
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.columns import stretches
 from trainer.data.stream.days import Days, calendar_of, count_days
 from trainer.data.stream.impressions import shown_on
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
-from trainer.job import Job
 
 
 @dataclass(frozen=True)

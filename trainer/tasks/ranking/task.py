@@ -18,6 +18,7 @@ from models.ranking.model import RankingModel
 from models.ranking.reach import reach_of
 from models.tables import TableSpec
 from sharding.world import World
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.stream.catalogue_reader import columns_for
@@ -31,7 +32,6 @@ from trainer.errors import UserError
 from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_evaluator, write_scores
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
 from trainer.global_batch.dynamic_ids import DynamicTables
-from trainer.job import Job
 from trainer.tasks.ranking.daily_training import DailyTraining
 
 

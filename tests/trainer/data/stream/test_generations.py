@@ -17,6 +17,7 @@ from tests.support.datasets import tiny_dataset
 from tests.support.grown_datasets import events_dataset, ranking_dataset
 from tests.support.jobs import tiny_job
 from tests.support.plain_dataset import plain_rows
+from trainer.config.job import SILENT
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.examples import examples_of
 from trainer.data.stream.global_batches import GlobalBatches
@@ -25,7 +26,6 @@ from trainer.data.stream.order import Position
 from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
-from trainer.job import SILENT
 from trainer.loop.train import Training
 
 PART = "part-000-00001.parquet"

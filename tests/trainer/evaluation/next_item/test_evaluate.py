@@ -16,6 +16,7 @@ from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job, with_sections
 from tests.support.rank_pool import RankPool
 from tests.trainer.evaluation.next_item.test_results import LastItemNext
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.stream.catalogue_reader import read_catalogue
@@ -23,7 +24,6 @@ from trainer.evaluation.next_item.evaluate import Evaluator, write_user_rows
 from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import merge_parts
 from trainer.global_batch.dynamic_ids import DynamicTables
-from trainer.job import Job
 from trainer.tasks.next_item.task import NextItemTask
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -9,12 +9,12 @@ import pytest
 
 from tests.support.html_page import Page, assert_loads_nothing
 from tests.support.jobs import tiny_job, with_sections
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import Counts, Manifest
 from trainer.evaluation.next_item.metrics import METRICS as METRICS_OF_TASK
 from trainer.evaluation.next_item.report import render
 from trainer.evaluation.next_item.results import Results
 from trainer.evaluation.run_header import header_rows, protocol_rows, setting_rows
-from trainer.job import Job
 from trainer.metrics_log import ATTEMPTS, MetricsLog
 
 METRICS = {"hr@1": 0.12345, "hr@10": 0.5432, "ndcg@10": 0.3214, "mrr": 0.2222, "coverage@10": 0.75}
