@@ -1,6 +1,6 @@
 """Settings of a study: which settings vary, over which seeds, and by which metric the outcome is judged. No torch, no ray.
 
-A study file is a run's config, in part or by `base`, and a [study] beside it:
+A study file is a run's config, in part or by `base`, and a [study] section:
 
     base = "movielens100k_sasrec.toml"      # relative to this file; sections given here are merged over it
     [study]
@@ -186,7 +186,7 @@ def read_study(path: str | Path, overrides: list[str] | None = None) -> StudyFil
 
 
 def with_settings(values: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """A copy with config keys such as "model.encoder.num_blocks" set. Raises ValueError where a key leads through a value."""
+    """Return a copy with config keys such as "model.encoder.num_blocks" set. Raises ValueError if a key leads through a value."""
     result = copy.deepcopy(values)
     for key, value in settings.items():
         *sections, name = key.split(".")
