@@ -4,7 +4,7 @@ Knows nothing of Ray: it receives a rank, a world size and callbacks. Importing 
 
 Files:
     errors.py         errors that a user can fix
-    metrics_log.py    metrics.jsonl, TensorBoard, ledger
+    metrics_log.py    metrics.jsonl, TensorBoard and the log of trained examples
     output_folder.py  an output folder that one command writes at a time
-    settings.py       settings as flat names, and how two sets differ
+    settings.py       settings as flat names, and the differences between two sets
 """

@@ -1,4 +1,4 @@
-"""Logs of training: metrics.jsonl, TensorBoard events, attempts.json, and the ledger of trained rows.
+"""Logs of training: metrics.jsonl, TensorBoard events, attempts.json, and the log of trained examples.
 
 The invariant: after resuming, the files hold exactly the steps that the weights have seen, each once.
 """
@@ -104,7 +104,7 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return all lines of a metrics.jsonl. Raises UserError naming a line that is not JSON."""
+    """Return all lines of a metrics.jsonl. Raises UserError with the number of a line that is not JSON."""
     rows: list[dict[str, Any]] = []
     if not path.exists():
         return rows

@@ -57,9 +57,13 @@ def fit(runs: Sequence[str]) -> Fitted:
 
 
 def _measured_grids(run: str) -> list[Grid]:
-    """Return, per table at the largest measured number of ids, its slowest rank; and how long the parts of a step took."""
+    """Return tables of the measurements of a run.
+
+    They show the slowest rank of each table, at the largest number of ids, and the duration of the parts of a step.
+    """
     record = read_placement(Path(run))
-    measured, predicted = record["measured"], record["predicted"]
+    measured = record["measured"]
+    predicted = record["predicted"]
     tables = [
         (
             table,

@@ -3,7 +3,7 @@
 batch_size = 65536            examples of the global batch
 [topology]                    the devices
 [communication]               as in a run's config
-[[table]]                     a table, or `count` identical ones
+[[table]]                     a table, or `count` identical tables
 """
 
 from typing import Annotated, Any, Literal

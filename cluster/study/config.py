@@ -1,6 +1,6 @@
 """Settings of a study: which settings vary, over which seeds, and by which metric the outcome is judged. No torch, no ray.
 
-A study file is a run's config, in part or by `base`, and a [study] beside it:
+A study file is a run's config, in part or by `base`, and a [study] section:
 
     base = "movielens100k_sasrec.toml"      # relative to this file; sections given here are merged over it
     [study]

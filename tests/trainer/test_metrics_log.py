@@ -69,7 +69,7 @@ def test_a_half_written_last_line_is_dropped(tmp_path):
     assert path.read_text() == '{"step": 1, "kind": "train"}\n'
 
 
-def test_a_restart_empties_the_log(tmp_path):
+def test_a_fresh_start_empties_the_log(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n')
     truncate_after(path, 0)
@@ -78,7 +78,7 @@ def test_a_restart_empties_the_log(tmp_path):
     assert not (tmp_path / "missing.jsonl").exists()
 
 
-def test_lines_of_any_kind_of_the_resumed_step_are_kept(tmp_path):
+def test_lines_of_every_kind_of_the_resumed_step_are_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 4, "kind": "train"}\n{"step": 4, "kind": "validation"}\n{"step": 5, "kind": "train"}\n')
     truncate_after(path, 4)
@@ -109,7 +109,7 @@ def test_the_sample_log_has_every_step_once_after_resuming(tmp_path):
     resumed.close()
 
 
-def test_every_rank_has_its_own_ledger(tmp_path):
+def test_every_rank_has_its_own_sample_log(tmp_path):
     ledgers = [SampleLog(tmp_path, rank, resume_step=0) for rank in range(2)]
     for rank, ledger in enumerate(ledgers):
         ledger.write(1, [rank])

@@ -65,9 +65,19 @@ def reshard(
 ) -> Path:
     """Rewrite a verified checkpoint for another plan, commit it, and return its path.
 
-    tables, config: of the run that will go on from it. Memory is bounded by a few times `block_bytes`, or by one row.
-    tables_grew: a table of the plan may have more rows than the checkpoint, which then lacks them as the source does.
-    Raises CheckpointError, before anything is written, if the tables do not fit or the folder has this step already.
+    Memory is bounded by a few times `block_bytes`, or by one row.
+
+    Args:
+        source: The checkpoint.
+        folder: The folder of checkpoints that gets the new one.
+        plan: The plan of the new checkpoint.
+        tables: The tables of the run that will resume from it.
+        config: The resolved config of that run.
+        block_bytes: The largest block that is read at a time.
+        tables_grew: True if tables of the plan may have more rows than the source. The new checkpoint then lacks them too.
+
+    Raises:
+        CheckpointError: The tables do not fit, or the folder already has this step. Raised before anything is written.
     """
     final = folder / checkpoint_folder.name_of(source.manifest.step)
     if final.exists():
@@ -93,13 +103,13 @@ def reshard(
 def _write_items(
     path: Path, metadata: Metadata, plan: Plan, block_bytes: int, tables_grew: bool
 ) -> list[list[WriteItem]]:
-    """Return the items of each rank's file, in the order of the source. Raises CheckpointError for tables that do not fit."""
+    """Return the content of each rank's file, in the order of the source. Raises CheckpointError for tables that do not fit."""
     for name in plan.tables:
         if f"table.{name}.weight" not in metadata.state_dict_metadata:
             raise CheckpointError(f"checkpoint {path}: has no tables.{name}, which the plan has; was it another model?")
     items: list[list[WriteItem]] = [[] for _ in range(plan.world_size)]
     for key, tensor in metadata.state_dict_metadata.items():
-        assert isinstance(tensor, TensorStorageMetadata)  # read_metadata refuses all else
+        assert isinstance(tensor, TensorStorageMetadata)  # read_metadata refuses everything else
         for rank, part in _parts(path, key, tuple(tensor.size), plan, tables_grew):
             row_bytes = math.prod(part.sizes[1:]) * tensor.properties.dtype.itemsize
             for block in blocks_of_rows(part, row_bytes, block_bytes):
@@ -111,7 +121,7 @@ def _write_items(
 
 
 def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan, tables_grew: bool) -> Iterator[tuple[int, Region]]:
-    """Yield (rank, the part of the tensor that it keeps)."""
+    """Yield (rank, the part of the tensor in its file)."""
     kind, name = key.split(".")[:2]
     if kind != "table" or not size:
         yield 0, Region((0,) * len(size), size)
@@ -135,7 +145,7 @@ def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan, tables_grew:
                 f"checkpoint {path}: {key} is one number per row, which tables.{name}.sharding = {table.sharding} would "
                 "split; choose row_wise or table_wise"
             )
-        num_rows = min(shard.row + shard.num_rows, size[0]) - shard.row  # of those that the checkpoint has
+        num_rows = min(shard.row + shard.num_rows, size[0]) - shard.row  # rows that the checkpoint has
         if num_rows > 0:
             block = Region((shard.row, shard.column), (num_rows, shard.num_columns))
             yield shard.rank, Region(block.offsets[:1], block.sizes[:1]) if by_row else block

@@ -78,7 +78,7 @@ _REFUSALS = {
 
 
 def disk_refusal(error: OSError) -> str | None:
-    """Return what a disk refused, the cause and what to do, for people; None if the error is none that they can mend."""
+    """Return a message for an error of the disk: the file, the cause and what to do. None if the user cannot fix the error."""
     cause = refusal_cause(error)
     if cause is None:
         return None
@@ -87,13 +87,13 @@ def disk_refusal(error: OSError) -> str | None:
 
 
 def refusal_cause(error: BaseException) -> str | None:
-    """Return the cause and what to do if a disk refused something; None for all other errors."""
+    """Return the cause of an error of the disk and what to do, or None for all other errors."""
     cause = _REFUSALS.get(error.errno or 0) if isinstance(error, OSError) else None
     if cause is None:
         return None
     return (
         f"{cause}, or choose another folder (run.dir, or the command's own option). "
-        "What was finished before is intact; then run the same command again"
+        "Everything finished before is intact. Then run the same command again"
     )
 
 

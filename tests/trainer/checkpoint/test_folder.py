@@ -75,8 +75,8 @@ def test_an_attempt_is_not_a_checkpoint(tmp_path):
     attempt = checkpoint_folder.new_attempt(tmp_path, 2)
     (attempt / "weights").write_bytes(b"w")
     assert steps_of(tmp_path) == [1]
-    found, complaints = checkpoint_folder.newest(tmp_path)
-    assert (found.manifest.step, complaints) == (1, [])
+    actual, complaints = checkpoint_folder.newest(tmp_path)
+    assert (actual.manifest.step, complaints) == (1, [])
     (tmp_path / "step_000000003").mkdir()  # without a manifest it was never committed
     assert steps_of(tmp_path) == [1]
 

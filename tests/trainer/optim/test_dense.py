@@ -96,5 +96,5 @@ def test_matrices_decay_and_biases_and_norms_do_not(optimizer):
 
 @pytest.mark.parametrize("optimizer", ["adagrad", "sgd"])
 def test_weight_decay_is_refused_for_optimizers_without_it(optimizer):
-    with pytest.raises(ValidationError, match="is of adamw and lion"):
+    with pytest.raises(ValidationError, match="is for adamw and lion"):
         TrainConfig(optimizer=optimizer, weight_decay=0.1)

@@ -22,8 +22,9 @@ class NextItemDemand:
 
     @property
     def assumed_history(self) -> str:
-        """The assumption about the length of histories where there is no dataset."""
-        return f"every history has model.max_history = {self.config.max_history} events, as there is no dataset"
+        """The assumption about the length of histories without a dataset."""
+        longest = self.config.max_history
+        return f"every history is assumed to have model.max_history = {longest} events, as there is no dataset"
 
     def of_step(self, train: TrainConfig, num_workers: int, num_items: int, facts: DatasetFacts | None) -> StepDemand:
         """Return the demand of a step. The last event of a history is a target only, so it is no input."""

@@ -22,9 +22,11 @@ class RankingDemand:
 
     @property
     def assumed_history(self) -> str:
-        """The assumption about the length of histories where there is no dataset."""
+        """The assumption about the length of histories without a dataset."""
         receptive = reach_of(self.config).receptive
-        return f"every history has the {receptive} events that a score depends on, as there is no dataset"
+        return (
+            f"every history is assumed to have the {receptive} events that a score depends on, as there is no dataset"
+        )
 
     def of_step(self, train: TrainConfig, num_workers: int, num_items: int, facts: DatasetFacts | None) -> StepDemand:
         """Return the demand of a step. It gathers all events that scores depend on, which is more than one layer attends to."""
