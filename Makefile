@@ -2,7 +2,7 @@
 # Each target first sets up .venv where that is needed: at first, and whenever the requirements change.
 
 PYTHON ?= python3
-# What to compute on: cpu, or cuda (NVIDIA GPUs). Changing it makes .venv anew, since both builds of fbgemm share a folder.
+# What to compute on: cpu, or cuda (NVIDIA GPUs). Changing it recreates .venv, since both builds of fbgemm share a folder.
 ACCEL ?= cpu
 # Folder of real logs; tests that need it skip without.
 DATA ?= ../shared/data
@@ -91,7 +91,7 @@ $(READY): requirements/base.txt requirements/$(ACCEL).txt pyproject.toml
 	@echo 'setting up $(VENV) (ACCEL=$(ACCEL)); the first time this takes some minutes'
 	@$(PIP) install torch==2.13.0
 	@$(PIP) install --no-deps -r requirements/$(ACCEL).txt
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@$(PIP) install --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	@touch $@
 
 $(TOOLS_READY): requirements/dev.txt $(READY)

@@ -17,7 +17,10 @@ PUBLIC_SETS = (
 
 def convert(
     name: Annotated[
-        str, typer.Argument(help=f"name of the set: {PUBLIC_SETS} (see docs/public_sets.md)", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME", help=f"name of the set: {PUBLIC_SETS} (see docs/public_sets.md)", show_default=False
+        ),
     ],
     source: Annotated[str, typer.Argument(metavar="SOURCE_FOLDER", help="folder of the files as downloaded")],
     folder: Annotated[str, typer.Argument(metavar="OUT_FOLDER", help="new folder for the logs")],

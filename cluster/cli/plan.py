@@ -1,6 +1,6 @@
 """`shoal plan`: a dry run of table placement."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
 
@@ -21,7 +21,10 @@ def plan(
     device: Annotated[Device | None, typer.Option(help="type of the devices")] = None,
     device_memory: Annotated[str | None, typer.Option(help="memory of a device, such as 80GiB")] = None,
     host_memory: Annotated[str | None, typer.Option(help="memory of a host, such as 2TiB")] = None,
-    preset: Annotated[GpuPreset | None, typer.Option(help="GPU preset: its memory and speeds")] = None,
+    preset: Annotated[
+        GpuPreset | None,
+        typer.Option(metavar="NAME", help=f"memory and speeds of a GPU: {', '.join(get_args(GpuPreset))}"),
+    ] = None,
     rows: Annotated[
         list[str] | None, typer.Option(metavar="TABLE=N", help="rows of a table, where no dataset exists yet")
     ] = None,

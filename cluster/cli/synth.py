@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def synth(
-    folder: Annotated[str, typer.Argument(help="new folder for the logs; their truth goes to truth/ in it")],
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="new folder for the logs; their truth goes to truth/ in it")
+    ],
     users: Annotated[int, typer.Option(help="number of users")] = 4000,
     items: Annotated[int, typer.Option(help="number of items")] = 1000,
     events_per_user: Annotated[float, typer.Option(help="mean number of events, or impressions, per user")] = 40.0,

@@ -74,6 +74,7 @@ def prepare(
     on_progress: OnProgress,
     before_append: Callable[[Existing], None] = lambda existing: None,
     connect: Callable[[], None] = lambda: None,
+    on_phase: Callable[[str], None] = lambda text: None,
 ) -> Manifest:
     """Build the dataset of a config, or verify and return it if it exists.
 
@@ -84,7 +85,9 @@ def prepare(
         on_progress: called after each task.
         before_append: called with the dataset that would be appended to, before anything is written; an error it raises
             stops that.
-        connect: joins Ray; called before the first task, and not if there is nothing to do. By default Ray must be initialised.
+        connect: joins Ray, if that is not done. It is called before the first task, and not if there is nothing to do. Small
+            logs are checked before it, so that a wrong column is reported at once. By default Ray must be initialised.
+        on_phase: called with the name of a phase that takes time before the first task.
 
     Raises UserError, with nothing left behind, if the logs break their contract, more rows than allowed are rejected, the split
     leaves nothing to train on, the disk is full, or the dataset folder holds something else.
@@ -98,15 +101,16 @@ def prepare(
         return existing.manifest
     if existing is not None:
         before_append(existing)
+    on_phase("reading the headers of the logs")
+    inputs = _inspect(config, request, existing, connect)
     connect()
-    inputs = _inspect(config, request, existing)
     with attempt(folder, request.fingerprint) as work:
         before = existing
         existing = find_dataset(folder, request)
         if existing is not None and existing.new_files is None:
             return existing.manifest
         if existing != before:  # another command has made or extended the dataset in the meantime
-            inputs = _inspect(config, request, existing)
+            inputs = _inspect(config, request, existing, connect)
         num_hashed = partitioning_of(existing.manifest).num_hashed if existing else num_partitions(inputs)
         cuts = resolve_cuts(config.split, inputs.time_kind)
         job = PrepareJob(folder, work, request, inputs, _rules(config, inputs), cuts, num_hashed, existing)
@@ -125,8 +129,10 @@ def _write_missing_card(folder: Path, manifest: Manifest) -> None:
             card.write(folder, manifest)
 
 
-def _inspect(config: Config, request: DatasetRequest, existing: Existing | None) -> LogInputs:
-    scan = partial(_scan_all, max_tasks(config))
+def _inspect(
+    config: Config, request: DatasetRequest, existing: Existing | None, connect: Callable[[], None]
+) -> LogInputs:
+    scan = partial(_scan_all, config, connect)
     if existing is None:
         return inspect_inputs(dict(request.files), config.logs, scan=scan)
     assert existing.new_files is not None
@@ -135,11 +141,12 @@ def _inspect(config: Config, request: DatasetRequest, existing: Existing | None)
     return inspect_inputs({**files, **existing.new_files}, config.logs, before, scan=scan)
 
 
-def _scan_all(limit: int, job: ScanJob) -> Sequence[TextProfile | str]:
+def _scan_all(config: Config, connect: Callable[[], None], job: ScanJob) -> Sequence[TextProfile | str]:
     """Scan text files: small logs in this process, large ones as tasks."""
     if sum(file.num_bytes for file, _ in job.files) < SCAN_HERE_BYTES:
         return scan_here(job)
-    with closing(run_tasks(scan_task, job, range(len(job.files)), limit)) as finished:
+    connect()
+    with closing(run_tasks(scan_task, job, range(len(job.files)), max_tasks(config))) as finished:
         results = dict(finished)
     return [results[number] for number in range(len(job.files))]
 

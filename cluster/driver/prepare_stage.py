@@ -26,18 +26,21 @@ def run_prepare_stage(config: Config, view: View, connect: Callable[[], None] = 
 def prepare_dataset(config: Config, view: View, connect: Callable[[], None] = lambda: None) -> Manifest:
     """Return the manifest of a config's dataset, made or found, and print a summary of it.
 
-    connect: joins Ray; called before the first task, and not at all if the dataset is there. By default Ray must be initialised.
+    connect: joins Ray; called before the first task, and not at all if the dataset exists or the logs are refused. By default
+    Ray must be initialised.
     """
 
     def show(progress: Progress) -> None:
         view.update("prepare", progress.done, progress.total, f"{progress.stage}, {progress.rows:,} rows")
 
-    def begin() -> None:
-        view.print_phase("prepare: reading the headers of the logs")
-        connect()
-
     view.print_phase(f"prepare: looking for the dataset of these logs in {config.dataset_dir}")
-    manifest = prepare(config, show, lambda existing: check_append(config, existing), begin)
+    manifest = prepare(
+        config,
+        show,
+        before_append=lambda existing: check_append(config, existing),
+        connect=connect,
+        on_phase=lambda phase: view.print_phase(f"prepare: {phase}"),
+    )
     view.clear()
     _print_summary(config, manifest, view)
     return manifest

@@ -81,6 +81,8 @@ class View:
         if self._task is not None:
             self._bar.remove_task(self._task)
             self._task = None
+            if self._live:
+                self._bar.refresh()  # otherwise the next line that is printed draws the old bar again
 
     def on_event(self, event: dict[str, Any]) -> None:
         """Show an event that a worker sent (trainer.config.job.Channel)."""

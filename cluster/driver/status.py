@@ -12,6 +12,7 @@ from cluster.driver.stage_record import StageRecord
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.errors import UserError
 from trainer.metrics_log import read_metrics
+from trainer.tasks.metrics import headline_names
 
 
 @dataclass(frozen=True)
@@ -100,9 +101,8 @@ def _validation(status: RunStatus) -> str:
     row = status.newest.get("validation")
     if row is None:
         return ""
-    shown = [
-        f"{name} {row[name]:.4f}" for name in row if name not in ("step", "kind", "seconds") and row[name] is not None
-    ]
+    metrics = {name: row[name] for name in row if name not in ("step", "kind", "seconds") and row[name] is not None}
+    shown = [f"{name} {metrics[name]:.4f}" for name in headline_names(metrics) or metrics]
     return f"at step {row['step']:,}: {', '.join(shown)}"
 
 

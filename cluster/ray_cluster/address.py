@@ -39,7 +39,8 @@ def check_cluster(address: str) -> None:
     if address == "local":
         return
     host, port = _host_and_port(address)
-    where = f"cluster.address = {address!r}" + (f" (that is, {host}:{port})" if address == "auto" else "")
+    # Ray replaces a loopback address by that of the machine's network interface.
+    where = f"cluster.address = {address!r}" + (f" (that is, {host}:{port})" if host not in address else "")
     _check_port(host, port, where)
     if "://" not in address:
         _check_head(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", where)

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cluster.cli.app import app
 from cluster.doctor.checks import (
     GIB,
     Finding,
@@ -47,6 +49,15 @@ from cluster.doctor.probe import (
 
 GOOD = {"torch": "2.13.0+cpu", "torchrec": "1.8.0", "fbgemm-gpu": None, "fbgemm-gpu-cpu": "1.8.0", "ray": "2.60.0"}
 ON_GPU = ImportProbe(cuda_build="13.0", devices=("H200",))
+
+
+def test_a_long_path_is_shown_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    remedy = "rm /tmp/ray/ray_current_cluster_with_a_long_name"
+    monkeypatch.setattr("cluster.doctor.probe.diagnose", lambda: [Finding("left-overs", "problem", "stale", remedy)])
+    done = CliRunner(env={"COLUMNS": "40"}).invoke(app, ["doctor"])
+    assert done.exit_code == 2
+    remedies = [line.split("│")[4].strip() for line in done.stdout.splitlines() if line.count("│") == 5]
+    assert "".join(remedies) == remedy.replace(" ", "")
 
 
 def has(finding: Finding, status: str, what: str, remedy: str) -> bool:

@@ -20,6 +20,7 @@ from cluster.driver.prepare_stage import prepare_dataset, run_prepare_stage
 from cluster.driver.progress import View
 from cluster.ray_cluster.session import RaySession
 from cluster.workers.group import Workers
+from trainer.errors import UserError
 
 
 def write_inputs(folder: Path) -> Path:
@@ -95,6 +96,16 @@ def test_a_dataset_that_is_there_is_used_without_joining_ray(tmp_path: Path, ray
         again = prepare_dataset(config, view, lambda: joined.append("again"))
     assert joined == ["first"]
     assert again == first
+
+
+def test_a_wrong_column_is_refused_without_joining_ray(tmp_path: Path) -> None:
+    config = load_config(write_inputs(tmp_path), ["logs.user=customer"])
+    joined: list[str] = []
+    screen = io.StringIO()
+    with View(Console(file=screen, width=200)) as view, pytest.raises(UserError, match='no column "customer"'):
+        prepare_dataset(config, view, lambda: joined.append("joined"))
+    assert joined == []
+    assert "prepare: reading the headers of the logs" in screen.getvalue()
 
 
 def test_ray_is_joined_once_and_workers_are_launched_only_for_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

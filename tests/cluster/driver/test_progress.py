@@ -70,6 +70,17 @@ def test_the_live_line_fits_the_terminal(width: int) -> None:
     assert max(len(line) for line in lines) <= width
 
 
+def test_the_live_line_of_an_ended_stage_is_not_drawn_again() -> None:
+    screen = io.StringIO()
+    with View(Console(file=screen, width=80, force_terminal=True, color_system=None)) as view:
+        view.on_event(STEP)
+        view._bar.refresh()
+        before = screen.getvalue()
+        view.print_phase("evaluate: building the model")
+    assert "step 1,200" in before
+    assert "step 1,200" not in screen.getvalue()[len(before) :]
+
+
 def test_a_log_shows_all_figures_of_a_step() -> None:
     expected = "step 1,200/15,000  loss 5.1234  00:10:22 left  31,000 events/s  epoch 1  next checkpoint at 2,000"
     assert expected in shown(STEP)

@@ -15,7 +15,7 @@ from trainer.errors import UserError
 
 LINES = (
     {"step": 10, "kind": "train", "loss": 5.25, "events_per_second": 100.0},
-    {"step": 20, "kind": "validation", "hr@10": 0.5, "seconds": 2.0},
+    {"step": 20, "kind": "validation", "hr@1": 0.125, "hr@10": 0.5, "ndcg@10": 0.25, "map@10": 0.2, "seconds": 2.0},
 )
 
 
@@ -62,7 +62,12 @@ def test_an_ended_run_shows_its_newest_step_the_best_checkpoint_and_its_report(r
     assert set(status.stages) == {"train"}
     assert status.seconds["train"] >= 0
     text = text_of(run)
-    for part in ("10, loss 5.2500", "at step 20: hr@10 0.5000", "step 20, hr@10 0.5000", "step_000000020"):
+    for part in (
+        "10, loss 5.2500",
+        "at step 20: hr@10 0.5000, ndcg@10 0.2500 ",
+        "step 20, hr@10 0.5000",
+        "step_000000020",
+    ):
         assert part in text, part
     assert "report.html" in "".join(text.replace("│", "").split())
 

@@ -92,6 +92,14 @@ def test_nothing_listens() -> None:
     assert "`ray start --head`" in message
 
 
+def test_an_address_that_ray_replaces_is_shown_as_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    with silent() as address:
+        pass
+    port = address.partition(":")[2]
+    monkeypatch.setattr("cluster.ray_cluster.address.canonicalize_bootstrap_address", lambda _: address)
+    assert f"cluster.address = 'localhost:{port}' (that is, {address}): nothing listens" in refusal(f"localhost:{port}")
+
+
 def test_the_host_is_unknown() -> None:
     assert "the host 'no-such-host.invalid' is unknown" in refusal("no-such-host.invalid:6379")
 
