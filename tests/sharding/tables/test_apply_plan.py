@@ -115,6 +115,13 @@ def test_initial_weights_are_standard_normal_times_std():
     assert abs(((weights / 0.5) ** 4).mean().item() - 3.0) < 0.1  # kurtosis of a normal distribution
 
 
+def test_tables_of_one_size_begin_with_different_weights():
+    module = EmbeddingTables([TableSpec("item", 50, 8), TableSpec("user", 50, 8)], torch.device("cpu"))
+    initialize_tables(module, 3, {"item": 0.5, "user": 0.5})
+    items, users = (weights.detach() for weights in module.parameters())
+    assert not (items == users).any()
+
+
 def test_a_plan_cannot_choose_between_two_adams():
     with pytest.raises(ValueError, match='choose sharding = "data_parallel" or leave it out'):
         TableConfig(optimizer="adam", sharding=["data_parallel", "row_wise"])
