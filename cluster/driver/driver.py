@@ -13,7 +13,7 @@ from pathlib import Path
 from cluster.config.run_config import Config
 from cluster.driver.evaluate_stage import run_evaluate_stages
 from cluster.driver.prepare_stage import run_prepare_stage
-from cluster.driver.progress import View, duration_text
+from cluster.driver.progress import View
 from cluster.driver.run_folder import open_run
 from cluster.driver.run_lock import locked
 from cluster.driver.train_stage import run_train_stage
@@ -22,6 +22,7 @@ from cluster.workers.group import Workers
 from trainer.config.job import Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import Split
+from trainer.pages.text import duration_text
 from trainer.tasks.outputs import Summary
 
 

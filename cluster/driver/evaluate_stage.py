@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cluster.config.run_config import Config, job_of
-from cluster.driver.progress import View, announce, duration_text
+from cluster.driver.progress import View, announce
 from cluster.driver.stage_inputs import evaluation_inputs, report_inputs
 from cluster.driver.stage_record import StageRecord
 from cluster.driver.train_stage import planned_job
@@ -18,6 +18,7 @@ from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.errors import UserError
+from trainer.pages.text import duration_text
 from trainer.storage.files import digest_of
 from trainer.tasks.outputs import Summary, are_there, summary_of, write_outputs, write_report
 

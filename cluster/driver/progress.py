@@ -139,16 +139,6 @@ def fitting(parts: Sequence[str], width: int) -> str:
     return text
 
 
-def duration_text(seconds: float) -> str:
-    """Return a duration as people read it: "3.2 s", "5 min 07 s", "2 h 05 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"
-
-
 def _figures(metrics: dict[str, float]) -> str:
     return "  ".join(f"{name} {metrics[name]:.4f}" for name in headline_names(metrics) or metrics)
 

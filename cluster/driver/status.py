@@ -7,11 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.driver.progress import duration_text
 from cluster.driver.stage_record import StageRecord
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.errors import UserError
 from trainer.metrics_log import read_metrics
+from trainer.pages.text import duration_text
 from trainer.tasks.metrics import headline_names
 
 

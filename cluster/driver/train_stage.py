@@ -7,7 +7,7 @@ from typing import Any
 
 from cluster.config.run_config import Config, job_of
 from cluster.driver.new_logs import kept_outcome
-from cluster.driver.progress import View, announce, duration_text
+from cluster.driver.progress import View, announce
 from cluster.driver.signals import stop_on_signal
 from cluster.driver.stage_inputs import training_inputs
 from cluster.driver.stage_record import StageRecord
@@ -18,6 +18,7 @@ from sharding.planning.planned_tables import PlannedTables
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.config.job import Job, Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.pages.text import duration_text
 from trainer.placement.plan import PLAN_FILE, plan_tables
 from trainer.storage.files import write_json_atomically
 

@@ -29,6 +29,7 @@ from sharding.planning.planner import make_plan
 from sharding.planning.warnings import warnings_of
 from trainer.errors import UserError
 from trainer.pages import page
+from trainer.pages.text import moment_text
 from trainer.placement.plan import inputs_of
 from trainer.storage.files import write_json_atomically, write_text_atomically
 
@@ -201,7 +202,7 @@ def _page(answer: PlanAnswer, plans: list[Planned], pictures: list[str]) -> str:
         header=[
             ("Workload", answer.planned.request.name),
             ("Devices", _summary(answer.planned)["devices"]),
-            ("Planned", f"{page.moment_text(time.time())}, in {answer.planned.seconds:.1f} s"),
+            ("Planned", f"{moment_text(time.time())}, in {answer.planned.seconds:.1f} s"),
         ],
         comparison=comparison(*plans) if len(plans) > 1 else [],
         plans=[

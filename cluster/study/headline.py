@@ -9,7 +9,7 @@ from cluster.study.statistics import Estimate
 from cluster.study.summary import Row, Summary
 from cluster.study.trials import Plan
 from trainer.data.logs.files import entries_of
-from trainer.pages.page import duration_text, interval_text, moment_text, setting_text
+from trainer.pages.text import duration_text, interval_text, moment_text, setting_text
 from trainer.settings import flatten
 
 Rows = list[tuple[str, str]]

@@ -71,7 +71,6 @@ SUMMED = frozenset({"row_wise", "table_row_wise", "grid_shard"})
 HOST_KERNELS = frozenset({"fused_uvm", "fused_uvm_caching", "key_value"})
 CACHING_KERNELS = frozenset({"fused_uvm_caching", "key_value"})
 PHASES = ("input", "lookup", "output", "gradient", "update")
-COLLECTIVE_PHASES = frozenset({"input", "output", "gradient"})
 
 
 Features = dict[str, tuple[Float64, tuple[str, ...]]]

@@ -85,8 +85,3 @@ class ItemNames:
     def names(self, numbers: Sequence[int] | np.ndarray) -> list[str]:
         """Return the names of ids, without empty places (0)."""
         return [self[number] for number in numbers if number > 0]
-
-    @property
-    def have_titles(self) -> bool:
-        """True if any item has a title."""
-        return bool(self._titles)

@@ -13,7 +13,7 @@ from trainer.data.dataset.splits import CLOCK_UNITS, time_as_text, unit_of_clock
 from trainer.data.logs.files import entries_of
 from trainer.evaluation.metric import Metric
 from trainer.metrics_log import read_training_time
-from trainer.pages.page import duration_text, moment_text, setting_text
+from trainer.pages.text import duration_text, moment_text, setting_text
 from trainer.settings import flatten
 
 Rows = list[tuple[str, str]]

@@ -2,7 +2,8 @@
 
 Files:
     page.html.j2     template of all pages: look on screens, in the dark and on paper
-    page.py          rendering, plots as inline SVG, and figures as text
+    page.py          rendering, and plots as inline SVG
     parts.html.j2    macros for tiles, tables, plots and settings
     report_parts.py  counts and curves of the reports of both tasks
+    text.py          figures, times and settings as text
 """

@@ -2,12 +2,10 @@
 
 import io
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,8 @@ from markupsafe import Markup, escape
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogFormatter, NullFormatter
+
+from trainer.pages.text import figure_text
 
 COLOURS = ("#0b7285", "#e8590c", "#5f3dc4")
 GREY = "#adb5bd"
@@ -84,40 +84,6 @@ def render(folder: Path, template: str, **values: Any) -> str:
     environment.filters["inline"] = lambda plot: inline(plot, next(numbers))
     page: str = environment.get_template(template).render(**values)
     return page
-
-
-def figure_text(value: float | None) -> str:
-    """Return a figure with four decimals; nothing for one that is not defined."""
-    return "" if value is None else f"{value:.4f}"
-
-
-def interval_text(bounds: list[float] | None) -> str:
-    """Return a confidence interval as text; nothing where there is none."""
-    return f"{bounds[0]:.4f} to {bounds[1]:.4f}" if bounds else ""
-
-
-def moment_text(seconds: float) -> str:
-    """Return a moment in seconds since 1970 as a date and time in UTC."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration in its two largest units, for example "2 h 5 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def setting_text(value: Any) -> str:
-    """Return the value of a setting: text as it is, or quoted where spaces could not be seen, and everything else as JSON."""
-    if isinstance(value, str) and value and value == value.strip():
-        return value
-    return json.dumps(value, ensure_ascii=False)
 
 
 @contextmanager

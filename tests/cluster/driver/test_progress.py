@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.driver.progress import View, duration_text, results_table
+from cluster.driver.progress import View, results_table
 from tests.support.evaluated import results_of
 
 
@@ -88,10 +88,3 @@ def test_a_log_shows_all_figures_of_a_step() -> None:
 
 def test_a_phase_without_progress_has_a_line() -> None:
     assert shown({"kind": "phase", "text": "train: building the model"}) == "train: building the model ...\n"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(3.24, "3.2 s"), (59.94, "59.9 s"), (67.0, "1 min 07 s"), (7_500.0, "2 h 05 min")]
-)
-def test_durations_are_written_as_people_read_them(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text

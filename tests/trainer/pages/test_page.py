@@ -71,13 +71,6 @@ def test_text_that_looks_like_markup_of_a_plot_stays_as_it_is():
     assert f'id="x" url(#y) fill: {page.INK}' in svg.replace("&quot;", '"')
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (75, "1 min 15 s"), (7260, "2 h 1 min"), (200_000, "2 d 7 h")]
-)
-def test_durations_are_written_in_their_two_largest_units(seconds, text):
-    assert page.duration_text(seconds) == text
-
-
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_in_a_page_is_text(tmp_path, name):
     (tmp_path / "names.html.j2").write_text('{% extends "page.html.j2" %}{% block content %}{{ name }}{% endblock %}')

@@ -25,6 +25,7 @@ from trainer.data.dataset.profile import SPLITS
 from trainer.data.dataset.splits import unit_of_clock
 from trainer.data.logs.config import LogsConfig
 from trainer.pages import page
+from trainer.pages.text import moment_text, setting_text
 from trainer.settings import flatten
 from trainer.storage.files import write_json_atomically, write_text_atomically
 
@@ -144,7 +145,7 @@ def _header_rows(folder: Path, manifest: Manifest, facts: Mapping[str, Any], wha
     if facts["time"]["read_as"]:
         rows.append(("Times", facts["time"]["read_as"]))
     if (folder / "manifest.json").exists():
-        rows.append(("Prepared", page.moment_text((folder / "manifest.json").stat().st_mtime)))
+        rows.append(("Prepared", moment_text((folder / "manifest.json").stat().st_mtime)))
     return [
         *rows,
         ("Digest", facts["digest"]),
@@ -181,7 +182,7 @@ def _setting_rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
     tables = {name: table for name, table in recorded.get("tables", {}).items() if table.get("ids") != default_ids}
     for name, value in flatten({"logs": logs, "tables": tables, "split": manifest.split}).items():
         if not name.endswith(".path") and value is not None:
-            yield name, page.setting_text(value)
+            yield name, setting_text(value)
 
 
 def popularity_of(num_events: Ints) -> dict[str, float]:

@@ -14,8 +14,9 @@ from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import Results
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
 from trainer.pages import page
-from trainer.pages.page import Plot, figure_text, interval_text, plot_of
+from trainer.pages.page import Plot, plot_of
 from trainer.pages.report_parts import count_rows, training_plots
+from trainer.pages.text import figure_text, interval_text
 
 MODEL, POPULARITY = page.COLOURS[0], page.GREY
 _SLICE_NAMES = {"history_length": "history of", "target_popularity": "target in"}

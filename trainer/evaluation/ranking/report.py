@@ -18,8 +18,9 @@ from trainer.evaluation.ranking.reliability import roc
 from trainer.evaluation.ranking.results import RankingResults, read_scored
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
 from trainer.pages import page
-from trainer.pages.page import Plot, figure_text, interval_text, plot_of
+from trainer.pages.page import Plot, plot_of
 from trainer.pages.report_parts import count_rows, training_plots
+from trainer.pages.text import figure_text, interval_text
 
 MODEL, OTHER = page.COLOURS[0], page.COLOURS[1]
 _SLICE_METRICS = ("auc", "gauc", "calibration")

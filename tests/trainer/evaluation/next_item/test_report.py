@@ -186,7 +186,7 @@ def test_the_header_names_run_model_data_and_what_training_took(tmp_path):
     assert rows["Model"].startswith("sasrec encoder")
     assert "4,321 users, 987 items" in rows["Data"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", rows["Evaluated"])
-    assert rows["Trained"] == "until 2025-11-24 16:01 UTC, 20 steps in 6 min 0 s"
+    assert rows["Trained"] == "until 2025-11-24 16:01 UTC, 20 steps in 6 min 00 s"
     workers = job.config_values["cluster"]["num_workers"]
     assert rows["Cost"].startswith(f"{workers * 360 / 3600:.2f} worker hours ({workers} ")
 
