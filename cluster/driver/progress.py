@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from trainer.evaluation.next_item.results import Results
+from trainer.evaluation.next_item.results import Results, table_names
 from trainer.evaluation.ranking.results import RankingResults
 from trainer.tasks.metrics import headline_names
 from trainer.tasks.outputs import Summary
@@ -150,10 +150,13 @@ def results_table(results: Summary) -> Table:
     table.add_column("metric", no_wrap=True)
     for heading in ("model", "95 % interval", *results.baselines):
         table.add_column(heading, justify="right")
-    for name, value in results.metrics.items():
+    names = list(results.metrics) if isinstance(results, RankingResults) else table_names(results)[0]
+    for name in names:
         bounds = results.ci95.get(name)
         interval = f"{bounds[0]:.4f} - {bounds[1]:.4f}" if bounds else ""
-        table.add_row(name, _figure(value), interval, *(_figure(values[name]) for values in results.baselines.values()))
+        value = results.metrics[name]
+        baselines = (_figure(values[name]) for values in results.baselines.values())
+        table.add_row(name, _figure(value), interval, *baselines)
     return table
 
 

@@ -83,7 +83,7 @@ def planned_job(config: Config) -> tuple[Job, PlannedTables]:
 
 def _summary(outcome: Outcome, seconds: float, events_per_second: float | None) -> str:
     early = " early, because the validation metric no longer improved" if outcome.reason == "early" else ""
-    speed = f", {events_per_second:,.0f} events/s" if events_per_second is not None else ""
+    speed = f", {events_per_second:,.0f} events/s in steps" if events_per_second is not None else ""
     best = f"; best checkpoint at step {outcome.best_step:,}" if outcome.best_step is not None else ""
     return f"train: ended{early} at step {outcome.step:,} in {duration_text(seconds)}{speed}{best}"
 

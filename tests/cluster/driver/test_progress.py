@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -30,6 +31,16 @@ def test_the_table_shows_model_interval_and_baseline_in_their_columns() -> None:
     ]
     header = screen.getvalue().splitlines()[2]
     assert header.index("model") < header.index("95 % interval") < header.index("popularity")
+
+
+def test_the_table_leaves_out_recall_where_it_equals_the_hit_rate() -> None:
+    metrics = {"hr@10": 0.4, "ndcg@10": 0.3, "recall@10": 0.4}
+    results = results_of(metrics, metrics)
+    for targets, expected in ((60, False), (90, True)):
+        screen = io.StringIO()
+        Console(file=screen, width=200).print(results_table(replace(results, num_targets=targets)))
+        assert ("recall@10" in screen.getvalue()) is expected
+        assert "ndcg@10" in screen.getvalue()
 
 
 def test_a_warning_of_a_worker_is_shown() -> None:

@@ -126,7 +126,9 @@ def test_training_is_recorded_with_its_plan(trained_run: tuple[Path, Answer]) ->
     assert answer.error is None
     assert answer.stages == {"train": "done"}
     assert json.loads((folder / "run/plan.json").read_text())["tables"]["item"]["sharding"] == "row_wise"
-    ended = re.search(r"train: ended at step (\d+) in [\d.]+ s, [\d,]+ events/s; best checkpoint at step", answer.said)
+    ended = re.search(
+        r"train: ended at step (\d+) in [\d.]+ s, [\d,]+ events/s in steps; best checkpoint at step", answer.said
+    )
     assert ended is not None
     assert int(ended[1]) == answer.result.step
     assert "train: building the model and sharding its tables ..." in answer.said

@@ -11,7 +11,7 @@ from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.evaluation.metric import headline_names
 from trainer.evaluation.next_item.metrics import METRICS
-from trainer.evaluation.next_item.results import Results
+from trainer.evaluation.next_item.results import Results, table_names
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
 from trainer.pages import page
 from trainer.pages.page import Plot, plot_of
@@ -53,7 +53,7 @@ def render(
             _slice_plot(results, _slice_metric(headlines)),
             *training_plots(history, "training loss (nats per target)", "Training loss of logged steps.", colours),
         ]
-    names, left_out = _table_names(results)
+    names, left_out = table_names(results)
     return page.render(
         Path(__file__).parent,
         "report.html.j2",
@@ -72,16 +72,6 @@ def render(
         counts=list(count_rows(asdict(manifest.counts)).items()),
         settings=setting_rows(job),
     )
-
-
-def _table_names(results: Results) -> tuple[list[str], bool]:
-    """Return the rows of the table, metric by metric, and whether recall@K was left out because it equals hr@K.
-
-    With one target per user both are the same number, so one row says it.
-    """
-    one_target = results.num_targets == results.num_users
-    shown = [metric for metric in METRICS if not (one_target and metric.name == "recall")]
-    return [name for metric in shown for name in results.metrics if metric.matches(name)], len(shown) < len(METRICS)
 
 
 def _tile(results: Results, name: str) -> dict[str, str]:

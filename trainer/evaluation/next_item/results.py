@@ -20,7 +20,7 @@ from trainer.data.dataset.splits import Split
 from trainer.data.logs.config import LogsConfig
 from trainer.errors import UserError
 from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, example_places, read_histories
-from trainer.evaluation.next_item.metrics import intervals, list_metrics, means, user_metrics
+from trainer.evaluation.next_item.metrics import METRICS, intervals, list_metrics, means, user_metrics
 from trainer.storage.files import renamed_when_whole, write_json_atomically
 
 
@@ -247,3 +247,13 @@ def examples_of(
         }
         for row in rows
     ]
+
+
+def table_names(results: Results) -> tuple[list[str], bool]:
+    """Return the rows of the table, metric by metric, and whether recall@K was left out because it equals hr@K.
+
+    With one target per user both are the same number, so one row says it.
+    """
+    one_target = results.num_targets == results.num_users
+    shown = [metric for metric in METRICS if not (one_target and metric.name == "recall")]
+    return [name for metric in shown for name in results.metrics if metric.matches(name)], len(shown) < len(METRICS)
