@@ -13,6 +13,7 @@ from models.tables import TableSpec
 from sharding.tables.initialize import initialize_tables
 from sharding.world import World
 from trainer.config.job import SILENT, Channel, Job
+from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.order import Position
 from trainer.data.stream.prefetch import Prefetch
 from trainer.loop.train import Training
@@ -26,7 +27,7 @@ def compare(argument: tuple[Job, int], world: World, channel: Channel) -> Compar
     training = Training(job, world, SILENT)
     cpus = torch.get_num_threads() * world.world_size
     batches = _ready_batches(training)
-    bare = _BareLoop(job, training.manifest.num_item_rows)
+    bare = _BareLoop(job, read_manifest(job.dataset_dir).num_item_rows)
     num_events = world.sum(torch.tensor(float(sum(b.layout.num_events for b in batches)))).item()
     everyone = [b for rank_batches in world.gather_objects(batches) for b in rank_batches]  # type: ignore[attr-defined]
 

@@ -88,7 +88,14 @@ def train_and_test(world: World, job: Job) -> tuple[float, dict[str, float], lis
     training.run()
     model, catalogue = training.built.model, training.built.catalogue
     evaluator = make_evaluator(
-        job.dataset_dir, training.manifest, catalogue, "test", job.config.evaluate, 8, world, training.built.dynamic
+        job.dataset_dir,
+        read_manifest(job.dataset_dir),
+        catalogue,
+        "test",
+        job.config.evaluate,
+        8,
+        world,
+        training.built.dynamic,
     )
     metrics = evaluator.mean_metrics(model)
     top = [ranked.top_items[0].tolist() for held, ranked in evaluator.rank_all(model, 3) if held.row_ids.size][:1]

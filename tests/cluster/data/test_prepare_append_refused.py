@@ -42,9 +42,9 @@ def test_old_files_that_changed_or_are_gone_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "values", "source", "words"),
     [
-        ("item_id", pa.array([1], pa.int32()), "logs", ['"item_id"', "int32 here and int64 in what the dataset was made from"]),
+        ("item_id", pa.array([1], pa.int32()), "logs", ['"item_id"', "int32 here and int64 in the logs of the dataset"]),
         ("user_id", pa.array(["1"]), "logs", ['"user_id"', "string here and int64"]),
-        ("time", pa.array([1], pa.timestamp("s")), "logs", ['"time"', "int64 in what the dataset was made from"]),
+        ("time", pa.array([1], pa.timestamp("s")), "logs", ['"time"', "int64 in the logs of the dataset"]),
         ("color", pa.array([7]), "logs", ['"color"', "logs.features.color", "int64 here and string"]),
         ("click", None, "logs", ['no column "click"', "logs.labels"]),
         ("city", pa.array([3]), "users", ['"city"', "logs.users.features.city", "int64 here and string"]),
@@ -92,7 +92,7 @@ def test_without_new_events_other_catalogues_and_splits_are_refused_by_name(tmp_
     message = refusal(config_at(tmp_path, logs=logs, split={"min_events": 4}))
     assert "'min_events': 3, 'validation_share': 1.0}, now" in message
     write_table(tmp_path / "items.parquet", {"item_id": [1, 2], "price": [1.0, 2.0]})
-    assert "items or users are others now" in refusal(config_at(tmp_path, logs=logs))
+    assert "items or users have changed" in refusal(config_at(tmp_path, logs=logs))
     write_events(tmp_path / "logs/b.parquet", [(1, 2, 9)])
     config = config_at(tmp_path, logs=logs)
     manifest = made(config)  # with new events the catalogue is read again

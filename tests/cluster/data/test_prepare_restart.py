@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import ray
 from cluster.config.run_config import Config
 from cluster.data.prepare import Progress, prepare
 from tests.support.prepared import config_at, made, refusal, rejected_rows, write_events, write_table
+from trainer.data.dataset import card
 from trainer.data.dataset.folder import attempt
 from trainer.data.dataset.manifest import Manifest, read_manifest, verify_dataset
 
@@ -77,8 +79,12 @@ def finished(config: Config) -> tuple[Manifest, list[Progress], list[dict[str, i
 
 
 def content_of(config: Config) -> dict[str, bytes]:
-    paths = config.dataset_dir.iterdir()
-    return {path.name: path.read_bytes() for path in paths if path.name != "manifest.json"}
+    """Return the bytes of a dataset's files. The page names its folder and the moment of its making, which are masked."""
+    content = {path.name: path.read_bytes() for path in config.dataset_dir.iterdir() if path.name != "manifest.json"}
+    page = content["card.html"].replace(
+        f"Data card of {card.name_of(config.dataset_dir)}".encode(), b"Data card of NAME"
+    )
+    return {**content, "card.html": re.sub(rb"(?<=Prepared</dt><dd>)\d{4}-\d\d-\d\d \d\d:\d\d UTC", b"MOMENT", page)}
 
 
 def first_of(stage: str, progress: list[Progress]) -> Progress:

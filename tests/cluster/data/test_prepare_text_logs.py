@@ -110,11 +110,13 @@ def test_the_assumed_unit_of_times_is_on_the_card_and_in_the_output(tmp_path: Pa
         def __init__(self) -> None:
             self.lines: list[str] = []
 
-        def advance(self, *_: Any) -> None: ...
+        def update(self, *_: Any) -> None: ...
 
-        def done(self) -> None: ...
+        def clear(self) -> None: ...
 
-        def say(self, line: str) -> None:
+        def print_phase(self, _: str) -> None: ...
+
+        def print_line(self, line: str) -> None:
             self.lines.append(line)
 
     view = View()

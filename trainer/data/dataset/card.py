@@ -104,7 +104,7 @@ def render(folder: Path, manifest: Manifest, facts: Mapping[str, Any]) -> str:
     return page.render(
         Path(__file__).parent,
         "card.html.j2",
-        title=f"Data card of {_name_of(folder)}",
+        title=f"Data card of {name_of(folder)}",
         header=_header_rows(folder, manifest, facts, what),
         tiles=_tiles(facts, what),
         is_clock=is_clock(facts["time"]),
@@ -122,7 +122,7 @@ def render(folder: Path, manifest: Manifest, facts: Mapping[str, Any]) -> str:
     )
 
 
-def _name_of(folder: Path) -> str:
+def name_of(folder: Path) -> str:
     """Return what people call a dataset: its folder, or the run that it is in."""
     resolved = folder.resolve()
     return resolved.parent.name if resolved.name == "dataset" else resolved.name
