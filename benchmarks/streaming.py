@@ -70,7 +70,7 @@ def _compare(
     folder: Path, manifest: Manifest, case: _Case, turns: int, packed: bool, remark: str = ""
 ) -> Iterator[Comparison]:
     """Measure packed arrays, if requested, and batches of each objective."""
-    num_inputs = sum(step.histories.items.size for step in _stream(folder, manifest, case).packed(Position(0, 0), 1))
+    num_inputs = sum(step.share.items.size for step in _stream(folder, manifest, case).packed(Position(0, 0), 1))
     kinds: list[Literal["packed", "sampled_softmax", "full_softmax"]] = ["sampled_softmax", "full_softmax"]
     for kind in ["packed", *kinds] if packed else kinds:
         name = f"stream, {'packed' if kind == 'packed' else kind}, {case.name}{remark}; counts input events"

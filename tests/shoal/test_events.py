@@ -61,7 +61,7 @@ def sent_kinds() -> Iterator[str]:
     for source in [*(ROOT / "cluster").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
         text = source.read_text(encoding="utf-8")
         yield from re.findall(r'(?:send|on_event)\(\s*\{"kind": "(\w+)"', text)
-        yield from re.findall(r'\b(?:messages|self)\.send\(\s*"(\w+)"', text)
+        yield from re.findall(r'(?:messages|self)\.send\(\s*"(\w+)"', text)
 
 
 def test_no_event_of_the_driver_or_of_workers_is_left_out() -> None:

@@ -192,7 +192,7 @@ def test_a_checkpoint_of_another_model_is_refused_on_every_rank_by_name(rank_poo
     config = TableConfig(**{"sharding": "row_wise"} | other)
     for message, untouched in rank_pool.run(2, load_into_another, tmp_path, config):
         assert re.search(said, message), message
-        assert "set the config back" in message
+        assert "restore the config" in message
         assert untouched
 
 

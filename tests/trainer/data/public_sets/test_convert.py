@@ -157,7 +157,7 @@ def test_the_command_prints_one_json_object_or_one_message(movielens: Path, tmp_
     command = [
         sys.executable,
         "-m",
-        "cluster",
+        "cluster.cli",
         "convert",
         "movielens-20m",
         str(movielens),
