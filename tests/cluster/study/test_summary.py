@@ -150,7 +150,7 @@ def test_the_page_names_the_best_point_with_its_settings_and_sorts_the_others(pl
     places = [table.index(f"num_blocks {number}") for number in (2, 1, 3)]
     assert places == sorted(places)
     assert "Trials 6 of 6 finished" in text
-    assert "Cost 48 s of training" in text
+    assert "Cost 48.0 s of training" in text
 
 
 def test_a_study_without_results_has_a_page(plan: Plan) -> None:
