@@ -18,6 +18,7 @@ from sharding.planning.planned_tables import PlannedTables
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.config.job import Job, Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.metrics_log import read_metrics
 from trainer.pages.text import duration_text
 from trainer.placement.plan import PLAN_FILE, plan_tables
 from trainer.storage.files import write_json_atomically
@@ -43,11 +44,9 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
     record.begin(STAGE, inputs)
     announce(view, STAGE, "started")
     started = time.monotonic()
-    last_step: dict[str, Any] = {}
 
     def on_event(event: dict[str, Any]) -> None:
         if event["kind"] == "train":
-            last_step.update(event)
             record.note_progress(STAGE, {name: event[name] for name in PROGRESS})
         view.on_event(event)
 
@@ -59,7 +58,7 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
         raise StoppedError(f"stopped at step {outcome.step:,}, with a checkpoint; run the same command again to resume")
     record.finish(STAGE, inputs, asdict(outcome))
     announce(view, STAGE, "done")
-    view.print_line(_summary(outcome, time.monotonic() - started, last_step.get("events_per_second")))
+    view.print_line(_summary(outcome, time.monotonic() - started, _events_per_second(config)))
     return outcome
 
 
@@ -79,6 +78,12 @@ def planned_job(config: Config) -> tuple[Job, PlannedTables]:
     job, cluster = job_of(config), config.cluster
     planned_tables = plan_tables(job, read_manifest(job.dataset_dir), cluster.num_workers, cluster.device)
     return replace(job, planned_tables=planned_tables), planned_tables
+
+
+def _events_per_second(config: Config) -> float | None:
+    """Return the mean speed of the steps as last logged, or None if no step was."""
+    steps = [row for row in read_metrics(config.run_dir / "metrics.jsonl") if row["kind"] == "train"]
+    return steps[-1]["events_per_second"] if steps else None
 
 
 def _summary(outcome: Outcome, seconds: float, events_per_second: float | None) -> str:
