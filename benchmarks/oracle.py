@@ -1,4 +1,4 @@
-"""How good a model of a synthetic log of impressions can be: the metrics of the probabilities that the log was drawn from.
+"""Best possible metrics on a synthetic log of impressions: those of the probabilities from which it was drawn.
 
     python -m benchmarks.oracle LOGS EVALUATION        # such as runs/NAME/evaluation/test
 

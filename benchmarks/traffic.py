@@ -1,4 +1,4 @@
-"""How many bytes this rank sends to others in collectives, counted where torch.distributed is called."""
+"""Number of bytes that this rank sends to others in collectives, counted where torch.distributed is called."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

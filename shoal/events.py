@@ -26,7 +26,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is, except for training, which sends a TrainingStep."""
+    """Progress of a stage. Training sends a TrainingStep instead."""
 
     stage: str  # "prepare" or "evaluate"
     done: int  # tasks of prepare, or batches of an evaluation

@@ -38,7 +38,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Training:
-    """How a training ended."""
+    """End of a training: its reason, its step and its best checkpoint."""
 
     reason: str  # "finished", "early" (no more improvement), or "kept" (run.new_logs = "evaluate")
     step: int

@@ -18,7 +18,7 @@ ATTEMPTS = "attempts.json"
 
 @dataclass(frozen=True)
 class TrainingTime:
-    """How long the training of a run took, over all its attempts."""
+    """Duration of a run's training, over all its attempts."""
 
     seconds: float
     """From the start of each attempt to its last line, validation and checkpoints included."""

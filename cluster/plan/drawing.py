@@ -27,7 +27,7 @@ class Columns:
     marked: dict[int, str]
     """Text below some of the columns, by rank."""
     again: bool = False
-    """Whether the ranks have columns already and are shown a second time."""
+    """True if the ranks already have columns and are shown a second time."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What finished trials left in their folders, read back: metrics, and each user's own value."""
+"""Results of finished trials, read from their folders: metrics, and the value of each user."""
 
 import json
 import math

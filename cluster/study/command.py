@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a study came to; `ran` and `kept`: trials that were run, and that were done before."""
+    """Outcome of a study; `ran` and `kept`: trials that were run, and that were done before."""
 
     plan: Plan
     summary: Summary

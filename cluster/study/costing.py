@@ -1,4 +1,4 @@
-"""What the points of a study cost by the cost models (models/costs.py, models/ranking/costs.py), on the dataset that they train on.
+"""Costs of a study's points by the cost models (models/costs.py, models/ranking/costs.py), on the dataset of their training.
 
 Nothing is run. Models of the next item have costs of an input event, rankers of an impression.
 """
@@ -60,7 +60,7 @@ class Costing:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What costs depend on of a dataset, or of what is assumed in its place."""
+    """Properties of a dataset, or assumptions in its place, on which costs depend."""
 
     examples: np.ndarray | ImpressionCounts  # of the next item: the training events of every user
     num_items: int

@@ -1,4 +1,4 @@
-"""What each setting of a grid makes, averaged over all others: its effect alone, from more trials than any one point has.
+"""Effect of each setting of a grid, averaged over all others: its effect alone, from more trials than any one point has.
 
 Of those seeds alone that every trial has finished under: so the values of a setting are compared under the same other settings,
 seeds and users. What two settings make only together does not show here, but in the rows of the points.

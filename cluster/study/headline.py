@@ -1,4 +1,4 @@
-"""What the page of a study shows first: which study it is, the best point, and its settings."""
+"""Header of a study page: the study, its best point, and the settings of that point."""
 
 import math
 from collections.abc import Iterable

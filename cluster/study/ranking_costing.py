@@ -1,4 +1,4 @@
-"""What a ranker is trained on, as its cost model takes it: out of a dataset of impressions, or out of what is assumed of one."""
+"""Training impressions for the cost model of rankers, counted in a dataset or assumed."""
 
 import numpy as np
 

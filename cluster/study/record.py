@@ -16,7 +16,7 @@ FILE = "trial.json"
 
 @dataclass(frozen=True)
 class Record:
-    """What a trial came to, over all its attempts."""
+    """Outcome of a trial, over all its attempts."""
 
     status: Literal["running", "done", "failed"]  # done once everything was evaluated
     digest: str  # of settings and dataset, for which that holds

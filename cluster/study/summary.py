@@ -76,7 +76,7 @@ def axes_of(unit: Unit) -> tuple[Axis, ...]:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a study came to."""
+    """Results of a study."""
 
     metric: str
     seeds: tuple[int, ...]

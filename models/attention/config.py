@@ -16,7 +16,7 @@ POINTWISE = ("silu", "none")  # functions of one score each: the sum of the weig
 
 
 class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """How events of a history attend to each other. `model.encoder.kind` sets the defaults; those shown are of "sasrec"."""
+    """Attention between the events of a history. `model.encoder.kind` sets the defaults; those shown are of "sasrec"."""
 
     num_heads: int = Field(1, ge=1, le=64, description="number of heads. It must divide the width of the item table")
     num_key_value_heads: int | None = Field(
@@ -131,7 +131,7 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class TargetAttentionConfig(AttentionConfig):
-    """How a candidate attends to the events before it: the settings of attention, and how candidate and event are compared.
+    """Attention of a candidate to the events before it: the settings of attention, and the comparison of candidate and event.
 
     Positions and times are those of the candidate and of each event.
     """

@@ -70,7 +70,7 @@ class ExpertsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class LabelConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """How a label is learned. An impression is positive if the label is above 0."""
+    """Learning of a label. An impression is positive if the label is above 0."""
 
     weight: float = Field(1.0, gt=0.0, description="weight of its loss among those of all labels")
     loss: Literal["bce", "focal", "pairwise", "listwise"] = Field(

@@ -34,7 +34,7 @@ class SearchConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
 
 class InterestConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """How a candidate is compared with the history of its user."""
+    """Comparison of a candidate with the history of its user."""
 
     kind: Literal["attention", "encoder", "mean", "none"] = Field(
         "attention",

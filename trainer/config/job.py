@@ -1,4 +1,4 @@
-"""What a worker receives, how its training ended, and its channel to the driver, as plain values. Imports no torch."""
+"""Job of a worker, outcome of its training, and its channel to the driver, as plain values. Imports no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How training ended."""
+    """End of a training."""
 
     reason: str  # "finished", "stopped" (on request) or "early" (no more improvement)
     step: int  # the last one

@@ -16,7 +16,7 @@ HEADLINE_CUTOFF = 10  # the cut-off that summaries show where it was evaluated
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """What is known of a metric of either task; a task's own class adds how it is computed."""
+    """Metric of either task. The class of a task adds its computation."""
 
     name: str
     """In lower case, without cut-off and label, for example "hr"."""
@@ -27,15 +27,15 @@ class Metric:
     within: Range
     """The values that the metric can take."""
     has_cutoff: bool = False
-    """Whether there is one value per cut-off K of evaluate.ks, as in "hr@10"."""
+    """True if there is one value per cut-off K of evaluate.ks, as in "hr@10"."""
     has_label: bool = False
-    """Whether there is one value per label, as in "auc/click"."""
+    """True if there is one value per label, as in "auc/click"."""
     selects: bool = True
-    """Whether early stopping, the best checkpoint and a study may be decided by it."""
+    """True if it may decide early stopping, the best checkpoint and a study."""
     undefined_when: str = ""
     """When the metric has no value, in words; empty if it always has one."""
     headline: bool = False
-    """Whether summaries show it: terminal output, tiles, slices and curves of reports."""
+    """True if summaries show it: terminal output, tiles, slices and curves of reports."""
 
     @property
     def pattern(self) -> str:

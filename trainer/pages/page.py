@@ -66,7 +66,7 @@ class Plot:
     svg: Markup
     """The SVG element, as a picture of its own."""
     caption: str
-    """What it shows; also the text for readers who do not see it."""
+    """Its content in words, also for readers who do not see it."""
 
 
 def render(folder: Path, template: str, **values: Any) -> str:

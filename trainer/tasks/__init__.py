@@ -1,4 +1,4 @@
-"""What differs between the tasks: model, training stream, what a batch is given of the global one, evaluation.
+"""Differences between the tasks: model, training stream, completion of batches, evaluation.
 
 Each task is a package with the same files: `task.py`, which implements `Task`, and `demand.py`, which implements `Demand`.
 

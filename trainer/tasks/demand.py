@@ -30,7 +30,7 @@ class DatasetFacts:
 
 @dataclass(frozen=True)
 class StepDemand:
-    """What one rank looks up in a training step, on average."""
+    """Mean look-ups of one rank in a training step."""
 
     histories: float
     """Histories in its share of the global batch."""

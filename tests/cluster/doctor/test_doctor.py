@@ -52,7 +52,7 @@ ON_GPU = ImportProbe(cuda_build="13.0", devices=("H200",))
 
 
 def test_a_long_path_is_shown_whole_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    remedy = "rm /tmp/ray/ray_current_cluster_with_a_long_name"
+    remedy = "rm some/folder/ray/ray_current_cluster_with_a_long_name"
     monkeypatch.setattr("cluster.doctor.probe.diagnose", lambda: [Finding("left-overs", "problem", "stale", remedy)])
     done = CliRunner(env={"COLUMNS": "40"}).invoke(app, ["doctor"])
     assert done.exit_code == 2

@@ -1,4 +1,4 @@
-"""What the driver tells a person of a prepared dataset."""
+"""The driver's summary of a prepared dataset, and when Ray is joined."""
 
 import io
 import json

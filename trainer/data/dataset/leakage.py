@@ -27,7 +27,7 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class LeakyFeature:
-    """How well one feature alone ranks the positives of a label above its negatives, or below them."""
+    """Feature that may reveal a label: how well it alone ranks the positives of a label above its negatives, or below them."""
 
     # Name of the feature.
     feature: str

@@ -35,7 +35,7 @@ class Results:
     checkpoint: str
     """Name of the checkpoint's folder."""
     protocol: dict[str, Any]
-    """How the figures were computed: split, candidates, ties and so on."""
+    """Protocol of the figures: split, candidates, ties and so on."""
     num_users: int
     """Users with targets in the split."""
     num_targets: int

@@ -40,7 +40,7 @@ from trainer.evaluation.ranking.judged import (
 
 @dataclass(frozen=True)
 class Totals:
-    """What the value of every metric is computed from."""
+    """Inputs from which the value of each metric is computed."""
 
     sums: Sums
     auc: float
@@ -54,7 +54,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class UserTerms:
-    """What the influence of each of U users on every metric is computed from."""
+    """Inputs from which the influence of each of U users on each metric is computed."""
 
     judged: Judged
     users: np.ndarray

@@ -50,7 +50,7 @@ class RankingResults:
     checkpoint: str
     """Name of the checkpoint's folder."""
     protocol: dict[str, Any]
-    """How the figures were computed: split, history, ties and so on."""
+    """Protocol of the figures: split, history, ties and so on."""
     num_users: int
     """Users with impressions in the split."""
     num_targets: int
