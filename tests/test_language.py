@@ -153,3 +153,15 @@ def test_docstrings_are_judged_by_their_first_word() -> None:
     }
     words = {docstring.first_word for docstring in docstrings_in(EXAMPLE, "package", "file.py")}
     assert words & VERBS == {"Close", "Return"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_docstring_of_a_class_or_module_begins_with_a_noun_clause(package: str) -> None:
+    refused = []
+    for path in sorted((ROOT / package).rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))]:
+            words = (ast.get_docstring(node) or "").split()
+            if words and words[0].rstrip(".,;:") in REFUSED_FOR_PROPERTIES:
+                refused.append(f"{path.relative_to(ROOT)}: {' '.join(words[:8])}")
+    assert not refused, "\n".join(["begin with a noun:", *refused])

@@ -4,7 +4,7 @@ from pydantic import BaseModel, Field
 
 
 class CheckpointConfig(BaseModel, extra="forbid", frozen=True, strict=True):
-    """When checkpoints are saved, and how many are kept."""
+    """Times at which checkpoints are saved, and the number that is kept."""
 
     every_steps: int | None = Field(
         None,
