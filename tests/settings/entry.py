@@ -32,6 +32,16 @@ def accepted(lab: Any, settings: Any) -> bool:
     return True
 
 
+def attribute(part: Observation, name: str, owner: str) -> Observation:
+    """Return the observation of one attribute of a part. owner: the part's name in messages, as in "the load's"."""
+
+    def observe(lab: Any, settings: Any) -> Any:
+        return getattr(part(lab, settings), name)
+
+    observe.__name__ = f"{owner} {name}"
+    return observe
+
+
 @dataclass(frozen=True)
 class Entry:
     """One setting with a value that differs from the one in its base, and the effect of the difference.

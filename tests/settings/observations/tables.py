@@ -14,6 +14,7 @@ from sharding.planning.costs import predict
 from sharding.planning.planned_tables import PlannedTables
 from sharding.tables.apply_plan import _parameter_sharding
 from sharding.world import World
+from tests.settings.entry import attribute
 from tests.settings.lab import Lab
 from tests.settings.observations.models import model_of
 from tests.settings.observations.training import trained, training_of
@@ -42,23 +43,14 @@ def in_plan(name: str) -> Observe:
 
 def in_load(name: str) -> Observe:
     """Return the observation of what the plan is made from, of the item table."""
-
-    def observe(lab: Lab, config: Config) -> Any:
-        [load] = [load for load in planned(lab, config).loads if load.name == "item"]
-        return getattr(load, name)
-
-    observe.__name__ = f"the load's {name}"
-    return observe
+    return attribute(
+        lambda lab, config: next(x for x in planned(lab, config).loads if x.name == "item"), name, "the load's"
+    )
 
 
 def of_devices(name: str) -> Observe:
     """Return the observation of what the plan takes the devices to be like."""
-
-    def observe(lab: Lab, config: Config) -> Any:
-        return getattr(planned(lab, config).topology, name)
-
-    observe.__name__ = f"the devices' {name}"
-    return observe
+    return attribute(lambda lab, config: planned(lab, config).topology, name, "the devices'")
 
 
 def shards(lab: Lab, config: Config) -> list[Shard]:

@@ -8,6 +8,7 @@ from cluster.plan.request import PlanRequest, read_request
 from cluster.plan.workload import WorkloadConfig
 from sharding.planning.costs import predict
 from sharding.planning.planner import make_plan
+from tests.settings.entry import attribute
 from tests.settings.lab import Lab
 
 Observe = Callable[[Lab, WorkloadConfig], Any]
@@ -24,22 +25,12 @@ def request(lab: Lab, workload: WorkloadConfig) -> PlanRequest:
 
 def load(name: str) -> Observe:
     """Return the observation of what a device asks of the first table."""
-
-    def observe(lab: Lab, workload: WorkloadConfig) -> Any:
-        return getattr(request(lab, workload).loads[0], name)
-
-    observe.__name__ = f"the load's {name}"
-    return observe
+    return attribute(lambda lab, workload: request(lab, workload).loads[0], name, "the load's")
 
 
 def device(name: str) -> Observe:
     """Return the observation of what the devices are like."""
-
-    def observe(lab: Lab, workload: WorkloadConfig) -> Any:
-        return getattr(request(lab, workload).topology, name)
-
-    observe.__name__ = f"the devices' {name}"
-    return observe
+    return attribute(lambda lab, workload: request(lab, workload).topology, name, "the devices'")
 
 
 def tables(lab: Lab, workload: WorkloadConfig) -> list[str]:
