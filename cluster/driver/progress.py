@@ -12,7 +12,7 @@ from rich.table import Table
 from trainer.evaluation.next_item.results import Results, table_names
 from trainer.evaluation.ranking.results import RankingResults
 from trainer.tasks.metrics import headline_names
-from trainer.tasks.outputs import Summary
+from trainer.tasks.results import Summary
 
 LOG_EVERY_SECONDS = 10.0
 STAGE_WIDTH = 8  # columns of the live line for the name of the stage

@@ -6,5 +6,6 @@ Files:
     demand.py   protocol: rows that a training step looks up, for the planner
     metrics.py  metrics by task: names, directions, ranges
     outputs.py  files of an evaluation, by task
+    results.py  results of an evaluation, of either task
     task.py     what the loop and the stages ask of one
 """
