@@ -110,6 +110,11 @@ class TrainingProgress:
                 next_checkpoint=next_save(state.step, self._epoch_ends, self._job),
             )
 
+    def evaluating(self, done: int, total: int) -> None:
+        """Report how many batches of an evaluation during training are done, at most a few times a second."""
+        if self._pace.may_send():
+            self._messages.send("validate", done=done, total=total)
+
     def validated(self, state: State, metrics: dict[str, float], seconds: float) -> None:
         """Report an evaluation of the validation split."""
         if self._log is not None:

@@ -150,7 +150,7 @@ class Training:
             return
         started = time.monotonic()
         with self.progress.paused(), self._evaluated_weights():
-            metrics = self.evaluator.mean_metrics(self.built.model)
+            metrics = self.evaluator.mean_metrics(self.built.model, self.progress.evaluating)
         self.state = after_validation(self.state, metrics, self.job.config.train.early_stopping)
         self.progress.validated(self.state, metrics, time.monotonic() - started)
 
@@ -160,7 +160,7 @@ class Training:
             return
         started = time.monotonic()
         with self.progress.paused(), self._evaluated_weights():
-            results = self.next_day.metrics(self.built.model, self.state.position.epoch)
+            results = self.next_day.metrics(self.built.model, self.state.position.epoch, self.progress.evaluating)
         if results is not None:
             self.progress.evaluated_next_day(self.state.step, results, time.monotonic() - started)
 

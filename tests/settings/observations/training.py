@@ -26,6 +26,7 @@ from trainer.loop.same_run import check_same_run
 from trainer.loop.step import StepResult
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
+from trainer.tasks.task import OnBatch
 
 
 @dataclass
@@ -162,7 +163,7 @@ def evaluations_until_stopped(lab: Lab, config: Config, stop_after: int | None =
     class Worse:
         """Metrics that are worse each time."""
 
-        def mean_metrics(self, model: Any) -> dict[str, float]:
+        def mean_metrics(self, model: Any, on_batch: OnBatch) -> dict[str, float]:
             count[0] += 1
             return {"ndcg@10": -float(count[0])}
 
