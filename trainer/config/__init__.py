@@ -4,7 +4,7 @@ The sections of other packages are in models/, sharding/ and trainer/data/logs/.
 
 Files:
     checkpoint.py  the section [checkpoint]
-    checks.py      checks across sections
+    checks.py      checks across sections; trainer/tasks/checks.py has those that need metrics
     defaults.py    defaults that depend on other settings
     evaluate.py    the section [evaluate]
     identity.py    the settings that identify a run, and those that may change between two starts

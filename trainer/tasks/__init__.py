@@ -3,6 +3,7 @@
 Each task is a package with the same files: `task.py`, which implements `Task`, and `demand.py`, which implements `Demand`.
 
 Files:
+    checks.py   checks of a config that need the metrics of its task
     demand.py   protocol: rows that a training step looks up, for the planner
     metrics.py  metrics by task: names, directions, ranges
     outputs.py  files of an evaluation, by task
