@@ -169,7 +169,7 @@ def evaluations_until_stopped(lab: Lab, config: Config, stop_after: int | None =
 
     for limit in (stop_after, None) if stop_after else (None,):
         training = training_of(lab, job, [], limit)
-        training.evaluator = Worse()
+        training.evaluations.evaluator = Worse()
         training.run()
     return count[0]
 

@@ -71,7 +71,7 @@ def train(
     training = Training(job, world, Channel(send=events.append, stop_requested=stop_requested))
     if values:
         assert job.config.train.early_stopping is not None
-        training.evaluator = Scripted(job.config.train.early_stopping.metric, values)
+        training.evaluations.evaluator = Scripted(job.config.train.early_stopping.metric, values)
     model = training.built.model
     whole_loss: Callable[..., Any] = model.loss
     last = world.rank == world.world_size - 1
