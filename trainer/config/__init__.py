@@ -9,6 +9,7 @@ Files:
     evaluate.py    the section [evaluate]
     identity.py    the settings that identify a run, and those that may change between two starts
     job.py         what a worker receives: the config and what is derived from it
+    renamed.py     settings that have another name than in earlier versions
     run_config.py  the section [run], and all sections together
     split.py       the section [split]
     train.py       the section [train] with early stopping and daily training

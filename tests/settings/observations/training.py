@@ -130,9 +130,9 @@ def checkpoints_left(lab: Lab, config: Config) -> list[str]:
     return [path.name for path in checkpoint_folder.committed(lab.see(trained, config).job.checkpoints_dir)]
 
 
-def steps_in_ledger(lab: Lab, config: Config) -> int:
+def steps_in_sample_log(lab: Lab, config: Config) -> int:
     """Return the number of steps with histories in the sample log of the run folder."""
-    path = lab.see(trained, config).job.run_dir / "ledger" / "rank-0.jsonl"
+    path = lab.see(trained, config).job.run_dir / "sample_log" / "rank-0.jsonl"
     return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 

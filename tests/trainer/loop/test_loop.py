@@ -175,9 +175,9 @@ def test_steps_that_are_not_finite_are_skipped_and_their_rows_named_rank_by_rank
     assert [e.outcome.reason for e in ended] == ["finished", "finished"]
     lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "skipped"]
     assert [line["step"] for line in lines] == broken
-    ledgers = [(tmp_path / f"run/ledger/rank-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
+    logs = [(tmp_path / f"run/sample_log/rank-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
     for line in lines:
-        assert line["row_ids"] == [json.loads(ledger[line["step"] - 1])["row_ids"] for ledger in ledgers]
+        assert line["row_ids"] == [json.loads(log[line["step"] - 1])["row_ids"] for log in logs]
         assert all(line["row_ids"])
 
 
