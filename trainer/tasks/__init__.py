@@ -2,6 +2,10 @@
 
 Each task is a package with the same files: `task.py`, which implements `Task`, and `demand.py`, which implements `Demand`.
 
+Packages:
+    next_item  predict the next event of a history
+    ranking    predict the labels of impressions
+
 Files:
     checks.py   checks of a config that need the metrics of its task
     demand.py   protocol: rows that a training step looks up, for the planner
