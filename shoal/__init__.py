@@ -12,6 +12,7 @@ Files:
     comparisons.py  the function compare
     config.py       settings of a run, from a file or a dictionary
     events.py       events that report the progress of a command
+    model.py        a trained model in this process: recommendations, scores, vectors
     results.py      results of commands, as values
     runs.py         runs on disk: stages, metrics, checkpoints
     view.py         relays what the driver reports to a listener
@@ -35,6 +36,7 @@ from shoal.events import (
     Validation,
     WarningRaised,
 )
+from shoal.model import ImpressionRanker, NextItemRecommender, load
 from shoal.results import Dataset, Evaluation, Metric, RunResult, Training
 from shoal.runs import Run
 from trainer.errors import CheckpointError, UserError
@@ -49,8 +51,10 @@ __all__ = [
     "Difference",
     "Evaluation",
     "Event",
+    "ImpressionRanker",
     "Message",
     "Metric",
+    "NextItemRecommender",
     "Planned",
     "Progress",
     "Resumed",
@@ -67,6 +71,7 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "load",
     "prepare",
     "run",
     "train",

@@ -58,6 +58,20 @@ def test_few_users_that_differ_have_a_score_interval() -> None:
     assert one.p == pytest.approx(2.0**-5)  # McNemar's: six of six
 
 
+def test_the_verdict_is_by_the_corrected_p_value() -> None:
+    hits = [np.repeat([1.0, -1.0, 0.0], counts) for counts in ((19, 7, 74), (13, 13, 74))]
+    measured = [
+        Measured(name, np.zeros((1, 100)), of[None], None) for name, of in zip(("hr@5", "hr@10"), hits, strict=True)
+    ]
+    alone = differences_of(measured[:1], 20, 1)[0]
+    both = differences_of(measured, 20, 1)
+    assert (alone.outcome, both[0].outcome) == ("better", "none")
+    assert 0.025 < alone.p < 0.05 < both[0].p_corrected == 2.0 * alone.p
+    assert both[0].detectable is not None
+    assert alone.detectable is not None
+    assert both[0].detectable > alone.detectable
+
+
 def test_equal_models_have_no_difference() -> None:
     values = np.random.default_rng(0).random(300)
     one = one_difference(values, values)
