@@ -1,5 +1,6 @@
 """shoal.compare: the comparison as values."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,16 @@ def test_models_with_names_and_seeds(runs: dict[str, list[Path]], tmp_path: Path
     table = comparison.table()
     assert table.column("metric").to_pylist() == [*pair.differences]
     assert table.column("p").to_pylist() == [one.p for one in pair.differences.values()]
+
+
+def test_the_example_in_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```py\n(.*?)^```", page, re.M | re.S)
+    for seed, name in ((1, "python"), (2, "python-2")):
+        write_run(tmp_path / "runs" / name, np.random.default_rng(seed).integers(1, 60, 200), seed=seed)
+    monkeypatch.chdir(tmp_path)
+    exec(block, {"shoal": shoal})
+    assert Path("runs/comparison/compare.html").exists()
 
 
 def test_a_list_of_folders_writes_nothing_by_default(runs: dict[str, list[Path]], tmp_path: Path) -> None:
