@@ -4,6 +4,7 @@ All columns are resampled with the same users, so the result does not depend on 
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -14,21 +15,27 @@ FEW_USERS = 100  # with fewer users that differ, intervals are score intervals i
 _CHUNK_BYTES = 16 << 20
 
 
-def bootstrap_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
-    """Return the means (resamples, columns) of values (users, columns) over users drawn with replacement.
+def bootstrap_means(
+    columns: Iterable[np.ndarray], num_users: int, resamples: int = RESAMPLES, seed: int = SEED
+) -> np.ndarray:
+    """Return the means (resamples, columns) over users drawn with replacement.
 
     More than MAX_UNITS users are combined at random into that many blocks, and blocks are drawn instead. Users are independent,
     so the mean then has the same variance and skewness. Sizes of blocks differ by at most one user.
+
+    Args:
+        columns: numbers of the same users, (users,) each; read one at a time, so that not all of them are in memory.
+        num_users: the number of users.
+        resamples: the number of draws.
+        seed: the seed of the draws.
     """
     generator = np.random.default_rng(seed)
-    sums, counts = values, np.ones(len(values))
-    if len(values) > MAX_UNITS:
-        block = generator.permutation(len(values)) % MAX_UNITS
-        counts = np.bincount(block, minlength=MAX_UNITS).astype(np.float64)
-        sums = np.stack([np.bincount(block, column, MAX_UNITS) for column in values.T], axis=1)
-    units = len(sums)
+    units = min(num_users, MAX_UNITS)
+    block = generator.permutation(num_users) % units if num_users > units else np.arange(num_users)
+    counts = np.bincount(block, minlength=units).astype(np.float64)
+    sums = np.stack([np.bincount(block, column, units) for column in columns], axis=1)
     rows = min(resamples, max(1, _CHUNK_BYTES // (8 * units)))
-    weights, means = np.empty((rows, units)), np.empty((resamples, values.shape[1]))
+    weights, means = np.empty((rows, units)), np.empty((resamples, sums.shape[1]))
     for start in range(0, resamples, rows):
         number = min(rows, resamples - start)
         drawn = generator.integers(0, units, (number, units), dtype=np.int32)

@@ -189,7 +189,7 @@ class _Numbers:
     def measured(self, metric: str, reference: Side, other: Side) -> Measured:
         """Return the numbers of two sides."""
         ours, others = (
-            np.stack([self._columns[one.name, metric] for one in side.evaluations]) for side in (reference, other)
+            _rows([self._columns[one.name, metric] for one in side.evaluations]) for side in (reference, other)
         )
         return Measured(metric, ours, others, self._own(metric, reference, other))
 
@@ -206,8 +206,13 @@ class _Numbers:
             ]
             if not all(columns):
                 return None
-        ours, others = (np.mean(of_side, axis=0) for of_side in columns)
+        ours, others = (of_side[0] if len(of_side) == 1 else np.mean(of_side, axis=0) for of_side in columns)
         return ours, others
+
+
+def _rows(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Return columns as rows of one array; of a single one a view, because there may be many users and metrics."""
+    return columns[0][None] if len(columns) == 1 else np.stack(columns)
 
 
 def _metrics(

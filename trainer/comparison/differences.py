@@ -102,8 +102,9 @@ def differences_of(measured: Sequence[Measured], num_resamples: int, seed: int) 
 
     All must have the same users; measured: of each pair of sides and each metric.
     """
-    columns = [one.differences for one in measured]
-    bounds = percentile_intervals(bootstrap_means(np.stack(columns, axis=1), num_resamples, seed))
+    columns = (one.differences for one in measured)
+    means = bootstrap_means(columns, measured[0].other.shape[1], num_resamples, seed)
+    bounds = percentile_intervals(means)
     return corrected(
         [
             difference_of(one, len(measured), (float(low), float(high)))

@@ -67,13 +67,12 @@ def _tail(sizes: np.ndarray, observed: float) -> float:
     if observed**2 < 1e-6 * variance:  # the formula divides by 0 at the middle
         return 0.5
     # K(t) = sum of log cosh(t size) is the cumulant generating function; the saddlepoint solves K'(t) = observed.
-    low, high = 0.0, 1.0
-    while float((sizes * np.tanh(high * sizes)).sum()) < observed:
-        low, high = high, 2.0 * high
-    for _ in range(60):
-        middle = (low + high) / 2.0
-        low, high = (middle, high) if float((sizes * np.tanh(middle * sizes)).sum()) < observed else (low, middle)
-    t = high
+    t, step = observed / variance, 1.0
+    # K' is concave, so Newton's method climbs to the saddlepoint from below and never passes it.
+    while step > 1e-12 * t:
+        slopes = np.tanh(t * sizes)
+        step = (observed - float((sizes * slopes).sum())) / float((sizes**2 * (1.0 - slopes**2)).sum())
+        t += step
     scaled = t * sizes
     log_cosh = scaled + np.log1p(np.exp(-2.0 * scaled)) - math.log(2.0)
     w = math.sqrt(max(0.0, 2.0 * (t * observed - float(log_cosh.sum()))))
