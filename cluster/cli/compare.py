@@ -71,6 +71,8 @@ def _print_for_people(comparison: "Comparison", console: "Console") -> None:
             if one.metric in comparison.headlines:
                 text = verdicts.statement(one, pair.reference.title, pair.other.title)
                 console.print(f"  {text}", highlight=False, soft_wrap=True)
+        if (on_slices := verdicts.slice_verdict(pair)) != "":
+            console.print(f"  {on_slices}", highlight=False, soft_wrap=True)
         console.print()
     reasons: dict[str, list[str]] = {}
     for left in comparison.unpaired:

@@ -91,6 +91,7 @@ def _pair_values(pair: Pair) -> dict[str, Any]:
         "reference": reference.name,
         "other": other.name,
         "verdict": verdicts.summary(pair),
+        "verdict_on_slices": verdicts.slice_verdict(pair),
         "metrics": [
             {**difference_values(one), "verdict": verdicts.statement(one, reference.title, other.title)}
             for one in pair.differences

@@ -94,7 +94,8 @@ def _pair_values(pair: Pair, headlines: Sequence[str]) -> dict[str, Any]:
         "summary": verdicts.summary(pair),
         "tiles": [_tile(one) for one in pair.differences if one.metric in headlines],
         "statements": [
-            verdicts.statement(one, reference, other) for one in pair.differences if one.metric in headlines
+            *(verdicts.statement(one, reference, other) for one in pair.differences if one.metric in headlines),
+            *filter(None, [verdicts.slice_verdict(pair)]),
         ],
         "rows": [_metric_row(one) for one in pair.differences],
         "user_rows": [_user_row(one) for one in pair.differences],
@@ -187,8 +188,8 @@ def _metric_plot(pair: Pair) -> Plot:
     """Draw the difference in each metric that has a direction, with intervals."""
     shown = [one for one in pair.differences if metric_of(one.metric).larger_is_better is not None] or pair.differences
     caption = (
-        f"{pair.other.title} minus {pair.reference.title} by metric, with 95 % intervals over users. Grey: no difference found "
-        "after the correction."
+        f"{pair.other.title} minus {pair.reference.title} by metric, with 95 % intervals over users. Grey: neither "
+        "better nor worse after the correction."
     )
     return _forest([one.metric for one in shown], shown, "difference", caption)
 
@@ -198,8 +199,8 @@ def _slice_plot(pair: Pair, metric: str) -> Plot:
     shown = [part for part in pair.slices if part.of.metric == metric]
     labels = [f"{part.title} ({part.num_users:,})" for part in shown]
     caption = (
-        f"{pair.other.title} minus {pair.reference.title} in {metric} on slices (number of users), with 95 % intervals. Grey: no "
-        "difference found after the correction for all slices."
+        f"{pair.other.title} minus {pair.reference.title} in {metric} on slices (number of users), with 95 % intervals. Grey: "
+        "neither better nor worse after the correction for all slices."
     )
     return _forest(labels, [part.of for part in shown], f"difference in {metric}", caption)
 

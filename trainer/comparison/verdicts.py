@@ -59,6 +59,24 @@ def statement(one: Difference, reference: str, other: str) -> str:
     return f"No difference found in {one.metric}: {figures}. {_doubt(one)}".strip()
 
 
+def slice_verdict(pair: Pair) -> str:
+    """Return in which slices the verdict is another one than overall, by headline metric; nothing if in none.
+
+    Slices without a difference are not among them: they have fewer users.
+    """
+    overall = {one.metric: one.outcome for one in pair.differences}
+    by_metric: dict[str, list[str]] = {}
+    for part in pair.slices:
+        outcome = part.of.outcome
+        if outcome in ("better", "worse") and outcome != overall[part.of.metric]:
+            figures = f"{part.of.difference:+.4f}, {p_text(part.of.p_corrected)}"
+            by_metric.setdefault(part.of.metric, []).append(f"{outcome} for {part.title} ({figures})")
+    if not by_metric:
+        return ""
+    listed = "; ".join(f"in {metric} {', '.join(texts)}" for metric, texts in by_metric.items())
+    return f"On some slices the verdict is another one: {pair.other.title} is {listed}."
+
+
 def notes(comparison: Comparison) -> list[str]:
     """Return what limits the verdicts, in sentences."""
     sides, number = comparison.sides, comparison.num_tests

@@ -9,7 +9,7 @@ import pytest
 from tests.support.evaluations import ranks_to_metrics, write_ranking_run, write_run
 from trainer.comparison.comparison import Comparison, compare
 from trainer.comparison.sides import changed_settings
-from trainer.comparison.verdicts import notes
+from trainer.comparison.verdicts import notes, slice_verdict
 from trainer.errors import UserError
 from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
@@ -199,6 +199,22 @@ def test_slices_by_every_column_of_users(tmp_path: Path) -> None:
     lengths = [part for part in slices if part.column == "history_length" and part.of.metric == "mrr"]
     assert sum(part.num_users for part in lengths) == 240
     assert len(lengths) == 4
+
+
+def test_a_slice_with_another_verdict_is_named(tmp_path: Path) -> None:
+    half = np.arange(240) < 120
+    a = ranks_of(1)
+    b = np.where(half, ranks_of(1, shift=2.5), ranks_of(1, shift=-2.5))  # better for one half, worse for the other
+    columns = {"half": np.where(half, "first", "second").tolist()}
+    runs = [write_run(tmp_path / n, r, settings={"x": {"y": n}}, columns=columns) for n, r in (("a", a), ("b", b))]
+    (pair,) = compared(*runs, metrics=["mrr"]).pairs
+    assert pair.differences[0].outcome == "better"  # the first half gains more than the second one loses
+    assert slice_verdict(pair).startswith(
+        "On some slices the verdict is another one: b is in mrr worse for half: second (-0."
+    )
+    assert "first" not in slice_verdict(pair)
+    same = [write_run(tmp_path / n, a, settings={"x": {"y": n}}, columns=columns) for n in ("c", "d")]
+    assert slice_verdict(compared(*same).pairs[0]) == ""
 
 
 def impressions_of(seed: int, quality: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
