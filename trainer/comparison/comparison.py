@@ -20,7 +20,8 @@ from trainer.comparison.protocols import refuse_other_protocols, refuse_other_ta
 from trainer.comparison.sides import Side, sides_of
 from trainer.comparison.slices import SliceDifference
 from trainer.errors import UserError
-from trainer.tasks.metrics import headline_names, metric_of
+from trainer.evaluation.confidence import mean_interval
+from trainer.tasks.metrics import headline_names, interval_of, metric_of
 
 _OWN = {"gauc": "user_auc", "logloss": "user_logloss"}  # the values of a user alone, of metrics of ranking models
 
@@ -196,6 +197,8 @@ class _Numbers:
     def _own(self, metric: str, reference: Side, other: Side) -> tuple[np.ndarray, np.ndarray] | None:
         """Return the users' own values; None where the metric is not defined for a user alone."""
         if not reference.evaluations[0].labels:
+            if interval_of(metric) is not mean_interval:  # users' shares, which are no values of a user alone
+                return None
             columns = [[self._columns[one.name, metric] for one in side.evaluations] for side in (reference, other)]
         else:
             name, _, label = metric.partition("/")
@@ -232,7 +235,9 @@ def _metrics(
     for metric in known:
         lacking = [evaluation.name for evaluation in evaluations if numbers.of(evaluation.name, metric) is None]
         twin = next((name for name in names if not lacking and _equal(evaluations, numbers, name, metric)), None)
-        if lacking:
+        if not _is_known(metric):
+            reasons[metric] = "this version of shoal does not know the metric"
+        elif lacking:
             reasons[metric] = _why_unpaired(metric, lacking, evaluations)
         elif twin is not None:
             repeated[metric] = twin
@@ -244,6 +249,15 @@ def _metrics(
             + "; ".join(f"{metric}: {reason}" for metric, reason in reasons.items())
         )
     return names, repeated, reasons
+
+
+def _is_known(metric: str) -> bool:
+    """Return whether a metric is one of this version. A later one may have written the evaluation."""
+    try:
+        metric_of(metric)
+    except KeyError:
+        return False
+    return True
 
 
 def _equal(evaluations: Sequence[StoredEvaluation], numbers: _Numbers, first: str, other: str) -> bool:
@@ -290,7 +304,8 @@ def _slices(
 ) -> list[list[SliceDifference]]:
     """Return the differences on slices by pair, as far as the files have them."""
     if first.values["task"] != "ranking":
-        return slices.slice_users(pairs, metrics, slices.parts_of_users(first.table))
+        results = [name for name in first.table.column_names if name in first.metrics]
+        return slices.slice_users(pairs, metrics, slices.parts_of_users(first.table.drop_columns(results)))
     names = {one.name for pair in pairs for side in pair for one in side.evaluations}
     if names - impressions.keys():
         return [[] for _ in pairs]

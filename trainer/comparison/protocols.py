@@ -12,7 +12,12 @@ from trainer.comparison.evaluations import StoredEvaluation
 from trainer.errors import UserError
 from trainer.settings import flatten
 
-_NOT_COMPARED = ("baselines",)  # how baselines are computed says nothing about the models
+# Entries that say nothing about what is measured: how baselines are computed, the sentence that repeats the other entries, and what
+# the training data of a model have of later logs. Users and targets are compared themselves.
+_NOT_COMPARED = (
+    *("baselines", "statement", "dataset", "base_dataset", "num_events", "num_rejected"),
+    *("num_unknown_items", "num_unknown_item_events", "num_new_users"),
+)
 # The length of the history is a setting of a ranking model (model.max_history), in the same sentence as the protocol's part of it.
 _LENGTH_OF_HISTORY = re.compile(r", the most recent \d+$")
 _MISSING = "not stated"
@@ -20,15 +25,7 @@ _MISSING = "not stated"
 
 def refuse_other_protocols(evaluations: Sequence[StoredEvaluation]) -> None:
     """Raise UserError that lists the entries in which the protocols of evaluations differ."""
-    entries = [protocol_entries(evaluation) for evaluation in evaluations]
-    names = dict.fromkeys(name for of_one in entries for name in of_one)
-    lines = []
-    for name in names:
-        by_value: dict[str, list[str]] = {}
-        for evaluation, of_one in zip(evaluations, entries, strict=True):
-            by_value.setdefault(str(of_one.get(name, _MISSING)), []).append(evaluation.name)
-        if len(by_value) > 1:
-            lines.append(f"{name}: " + "; ".join(f"{value} in {', '.join(who)}" for value, who in by_value.items()))
+    lines = _differing(evaluations, [_compared(evaluation) for evaluation in evaluations])
     if lines:
         raise UserError(
             "compare: the protocols differ, so the figures cannot be compared:\n  "
@@ -37,13 +34,35 @@ def refuse_other_protocols(evaluations: Sequence[StoredEvaluation]) -> None:
         )
 
 
-def protocol_entries(evaluation: StoredEvaluation) -> dict[str, Any]:
+def other_entries(evaluations: Sequence[StoredEvaluation]) -> list[str]:
+    """Return the entries of the protocols that differ and may differ, with their values; wording is not among them."""
+    names = [name for name in _NOT_COMPARED if name not in ("baselines", "statement")]
+    entries = [
+        {name: value for name, value in evaluation.values["protocol"].items() if name in names}
+        for evaluation in evaluations
+    ]
+    return _differing(evaluations, entries)
+
+
+def _compared(evaluation: StoredEvaluation) -> dict[str, Any]:
     """Return the entries that must be equal, flat: task, split, and those of the protocol."""
     protocol = {name: value for name, value in evaluation.values["protocol"].items() if name not in _NOT_COMPARED}
     if isinstance(protocol.get("history"), str):
         protocol["history"] = _LENGTH_OF_HISTORY.sub("", protocol["history"])
     values = evaluation.values
     return {"task": values["task"], "evaluated split": values["split"], **flatten(protocol)}
+
+
+def _differing(evaluations: Sequence[StoredEvaluation], entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a line for each entry that evaluations have different values of."""
+    lines = []
+    for name in dict.fromkeys(name for of_one in entries for name in of_one):
+        by_value: dict[str, list[str]] = {}
+        for evaluation, of_one in zip(evaluations, entries, strict=True):
+            by_value.setdefault(str(of_one.get(name, _MISSING)), []).append(evaluation.name)
+        if len(by_value) > 1:
+            lines.append(f"{name}: " + "; ".join(f"{value} in {', '.join(who)}" for value, who in by_value.items()))
+    return lines
 
 
 def with_common_users(

@@ -4,6 +4,7 @@ The intervals of slices are score intervals, because slices may be small, and th
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,11 +146,11 @@ def _is_measured(name: str) -> bool:
     """Return whether a column holds results or identities, by which nothing is sliced."""
     if name in _NOT_SLICED or name.partition("/")[0] in _OF_LABELS:
         return True
-    try:
-        metric_of(name)
-    except KeyError:
-        return False
-    return True
+    for metric in (name, name.rpartition("/")[2]):  # of the model, or of a baseline
+        with suppress(KeyError):
+            metric_of(metric)
+            return True
+    return False
 
 
 def _parts(name: str, column: pa.ChunkedArray) -> Iterator[Part]:

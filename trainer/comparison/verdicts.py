@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from trainer.comparison.bootstrap import FEW_USERS
 from trainer.comparison.comparison import Comparison, Pair
 from trainer.comparison.differences import LEVEL, POWER, Difference
+from trainer.comparison.protocols import other_entries
 from trainer.comparison.sides import dataset_digest, differ_only_in_seed
 
 WORDS = {
@@ -110,6 +111,8 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(
             "The runs were trained on different datasets (other digests), with the same users and held-out events."
         )
+    every = [one for side in sides for one in side.evaluations]
+    lines += [f"The runs differ in {line}." for line in other_entries(every)]
     if comparison.num_left_out:
         lines.append(
             f"{comparison.num_left_out:,} users that not all evaluations have are left out; figures are those of the others."

@@ -85,6 +85,28 @@ def test_other_protocols_are_refused_by_name(tmp_path: Path) -> None:
         compared(a, d / "evaluation" / "validation")
 
 
+def test_what_belongs_to_a_model_may_differ(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", ranks_of(1), protocol={"base_dataset": "11bb", "statement": "Old words."})
+    b = write_run(tmp_path / "b", ranks_of(2), protocol={"base_dataset": "22cc"}, settings=OTHER)
+    assert "The runs differ in base_dataset: 11bb in a; 22cc in b." in notes(compared(a, b))
+    assert not any("statement" in note for note in notes(compared(a, b)))
+
+
+def test_a_metric_of_a_later_version_is_named(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / n, ranks_of(k), settings={"x": {"y": k}}, columns={"delight@10": np.arange(240.0)})
+        for k, n in enumerate("ab")
+    ]
+    for run in runs:
+        file = run / "evaluation" / "test" / "metrics.json"
+        values = json.loads(file.read_text())
+        values["metrics"]["delight@10"] = 1.0
+        file.write_text(json.dumps(values))
+    comparison = compared(*runs)
+    assert comparison.unpaired[-1].reason == "this version of shoal does not know the metric"
+    assert "delight@10" not in {part.column for part in comparison.pairs[0].slices}
+
+
 def test_other_users_are_refused_unless_only_common_ones_are_asked_for(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", ranks_of(1))
     b = write_run(
