@@ -21,7 +21,7 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN RUN...",
+            metavar="RUN",
             help="folders of runs or evaluations, the reference first; NAME=FOLDER chooses a name, and the same name for several "
             "runs makes them seeds of one model",
             show_default=False,

@@ -26,12 +26,12 @@ def summary(pair: Pair) -> str:
         if number == 1:
             return f"No difference found between {other} and {reference} in {pair.differences[0].metric}."
         return f"No difference found between {other} and {reference} in any of {number} metrics."
-    parts = [f"{word} in {_names(of[word])}" for word in ("better", "worse") if of[word]]
+    parts = [f"{word} in {_names(of[word], number)}" for word in ("better", "worse") if of[word]]
     text = f"Compared with {reference}, {other} is {' and '.join(parts)}." if parts else ""
     if of["differs"]:
         text += f" {other} differs from {reference} in {_names(of['differs'])}, where neither direction is better."
     if of["unclear"]:
-        text += f" {other} differs over users in {_names(of['unclear'])}, but not clearly over training seeds."
+        text += f" {other} differs over users in {_names(of['unclear'], number)}, but not clearly over training seeds."
     if of["none"]:
         text += f" No difference found in {_names(of['none'])}."
     return text.strip()
@@ -140,7 +140,10 @@ def percent_text(share: float | None) -> str:
     return "" if share is None else f"{100.0 * share:+.1f} %"
 
 
-def _names(differences: Sequence[Difference]) -> str:
+def _names(differences: Sequence[Difference], number: int = 0) -> str:
+    """Return the names of metrics, or that it is all of their number."""
+    if len(differences) == number > 1:
+        return f"all {number} metrics"
     return ", ".join(one.metric for one in differences)
 
 

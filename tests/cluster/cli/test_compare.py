@@ -28,7 +28,7 @@ def test_people_get_tables_verdicts_and_the_page(runs: list[str], monkeypatch: p
     monkeypatch.setenv("COLUMNS", "80")
     done = CliRunner().invoke(cli.app, ["compare", *runs])
     assert done.exit_code == 0, done.exception
-    assert "verdict: Compared with a, b is better in hr@10, ndcg@10, mrr." in done.stdout
+    assert "verdict: Compared with a, b is better in all 3 metrics." in done.stdout
     rows = [line.split() for line in done.stdout.splitlines() if line.startswith("ndcg@10")]
     assert rows[0][-1] == "better"
     assert "not compared: coverage@10: one number for all users" in done.stdout
