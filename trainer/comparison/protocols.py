@@ -25,7 +25,9 @@ _MISSING = "not stated"
 
 def refuse_other_protocols(evaluations: Sequence[StoredEvaluation]) -> None:
     """Raise UserError that lists the entries in which the protocols of evaluations differ."""
-    lines = _differing(evaluations, [_compared(evaluation) for evaluation in evaluations])
+    tasks = [{"task": evaluation.values["task"]} for evaluation in evaluations]
+    # Protocols of different tasks have other entries, which would hide this one.
+    lines = _differing(evaluations, tasks) or _differing(evaluations, [_compared(one) for one in evaluations])
     if lines:
         raise UserError(
             "compare: the protocols differ, so the figures cannot be compared:\n  "
@@ -45,12 +47,11 @@ def other_entries(evaluations: Sequence[StoredEvaluation]) -> list[str]:
 
 
 def _compared(evaluation: StoredEvaluation) -> dict[str, Any]:
-    """Return the entries that must be equal, flat: task, split, and those of the protocol."""
+    """Return the entries that must be equal besides the task, flat: the split, and those of the protocol."""
     protocol = {name: value for name, value in evaluation.values["protocol"].items() if name not in _NOT_COMPARED}
     if isinstance(protocol.get("history"), str):
         protocol["history"] = _LENGTH_OF_HISTORY.sub("", protocol["history"])
-    values = evaluation.values
-    return {"task": values["task"], "evaluated split": values["split"], **flatten(protocol)}
+    return {"evaluated split": evaluation.values["split"], **flatten(protocol)}
 
 
 def _differing(evaluations: Sequence[StoredEvaluation], entries: Sequence[dict[str, Any]]) -> list[str]:

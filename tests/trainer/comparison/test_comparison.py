@@ -293,6 +293,13 @@ def test_common_users_of_ranking_models_are_measured_again(tmp_path: Path) -> No
         compared(a, b, common_users=True)
 
 
+def test_another_task_is_refused_by_that_alone(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", ranks_of(1))
+    b = write_ranking_run(tmp_path / "b", *impressions_of(1, 1.0))
+    with pytest.raises(UserError, match=r"differ, .*:\n  task: next_item in a; ranking in b\nevaluate"):
+        compared(a, b)
+
+
 def test_other_impressions_are_refused_and_missing_ones_leave_no_slices(tmp_path: Path) -> None:
     user, good, positive = impressions_of(1, 1.0)
     a = write_ranking_run(tmp_path / "a", user, good, positive)
