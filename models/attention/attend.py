@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from models.attention.blocks import AttentionContext, HistoryBlock
 from models.attention.candidates import CandidateBlock, CandidateContext
+from models.attention.continued import ContinuedContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.terms import Attended, AttentionTerms
 from models.attention.tiled import are_kept, tiled_attention
@@ -29,8 +30,11 @@ def attend(
 
     Candidates of the context follow the events in all tensors, (N + M, ...). If the context requests candidates only, they are
     all of the output. If it requests the last event of each history only, the queries and the output are theirs alone, and keys
-    and values are those of all events.
+    and values are those of all events. With a ContinuedContext the events attend to past ones too.
     """
+    if isinstance(context, ContinuedContext):
+        key_NGK, value_NGV = context.with_past(key_NGK, value_NGV)
+        return _in_tiles(query_NHK, key_NGK, value_NGV, context, parts)
     if context.outputs == "last":
         return _of_last_events(query_NHK, key_NGK, value_NGV, context, parts)
     shown = context.candidates
