@@ -7,5 +7,8 @@ Files:
     report.html.j2  template of report.html
     report.py       report.html
     results.py      target ranks to metrics.json and per_user.parquet
-    scoring.py      exact target ranks over a catalogue that is sharded over workers
+    score_tiles.py  scores of users and items, a cache-sized tile at a time
+    scoring.py      exact target ranks and top lists over a catalogue that is sharded over workers
+    target_counts.py  number of items ahead of each target
+    top_lists.py    the best items of each user
 """
