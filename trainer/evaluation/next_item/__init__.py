@@ -4,6 +4,7 @@ Files:
     evaluate.py     evaluation by all workers together
     metrics.py      hr, ndcg, recall, map, mrr, coverage: one value each
     outputs.py      all files of an evaluation
+    part_writer.py  a worker's file of results, written while the evaluation runs
     report.html.j2  template of report.html
     report.py       report.html
     results.py      target ranks to metrics.json and per_user.parquet
