@@ -15,10 +15,10 @@ from sharding.world import World
 from trainer.evaluation.next_item.score_tiles import EXCLUDED, ItemShard, Tile
 
 MAX_CLOSE = 1 << 21  # items between bounds that are kept
-# Two sums of D products differ by at most (D + 2) eps sum |products|, in whatever order they are added (Higham 2002, Accuracy and
-# Stability of Numerical Algorithms, section 3.1). The rest is for the bounds themselves, which are rounded too.
-SLACK = 1.5
-EXTRA = 4
+# Two sums of D products, added in any order, usually differ by far less than sqrt(D) eps sum |products|, and never by more than
+# about D eps sum |products| (Higham 2002, Accuracy and Stability of Numerical Algorithms, sections 2.8 and 3.1). Bounds that are
+# wider keep more items; a target outside of its bounds costs a second pass.
+SLACK = 1.0
 
 
 def score_bounds(users: Tensor, target_pairs: Tensor, shard: ItemShard, world: World) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def score_bounds(users: Tensor, target_pairs: Tensor, shard: ItemShard, world: W
     here = ((place >= 0) & (place < shard.vectors.shape[0])).nonzero().flatten()
     products = users[user[here]] * shard.vectors[place[here]]
     score = products.sum(dim=1)
-    rounding = SLACK * (users.shape[1] + EXTRA) * torch.finfo(products.dtype).eps
+    rounding = SLACK * (4 + users.shape[1] ** 0.5) * torch.finfo(products.dtype).eps
     slack = rounding * products.abs().sum(dim=1)
     bounds = users.new_full((2, user.numel()), EXCLUDED)
     bounds[:, here] = torch.stack((score - slack, score + slack)).nan_to_num_(nan=EXCLUDED, posinf=float("inf"))
