@@ -219,8 +219,11 @@ def _softmax_attention(
         key_NGK = key_NGK.repeat_interleave(shared, dim=1)
         value_NGV = value_NGV.repeat_interleave(shared, dim=1)
     packed = (query_NHK, key_NGK, value_NGV)
-    widths = [tensor.shape[-1] for tensor in packed]
-    # One gather of contiguous rows for all three.
-    blocks = [rows.transpose(1, 2).split(widths, dim=-1) for rows in padded(torch.cat(packed, dim=-1), layout)]
+    if torch.is_grad_enabled():
+        widths = [tensor.shape[-1] for tensor in packed]
+        # One gather of contiguous rows for all three, and one sum as its gradient.
+        blocks = [rows.transpose(1, 2).split(widths, dim=-1) for rows in padded(torch.cat(packed, dim=-1), layout)]
+    else:
+        blocks = list(zip(*([rows.transpose(1, 2) for rows in padded(each, layout)] for each in packed), strict=True))
     attended = (F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in blocks)
     return unpadded((rows.transpose(1, 2) for rows in attended), layout)

@@ -67,7 +67,9 @@ class Attention(nn.Module):
         query, key, value, *gate = self._projected(x_ND, context)
         query = self._maps(query)
         key = self._maps(key)
-        value = value.view(-1, config.key_value_heads, self.head_width).repeat(1, self.num_maps, 1)
+        value = value.view(-1, config.key_value_heads, self.head_width)
+        if self.num_maps > 1:
+            value = value.repeat(1, self.num_maps, 1)
         if self.rotary is not None:
             places = context.places
             key = self.rotary(key, places)
