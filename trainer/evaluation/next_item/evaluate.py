@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from models.batches.history_batch import FIRST_ITEM
+from models.batches.micro_batches import with_cuts
 from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from sharding.world import World
@@ -26,10 +26,14 @@ from trainer.data.stream.catalogue_reader import columns_for
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.next_item.metrics import user_metrics
+from trainer.evaluation.next_item.part_writer import part_writer
 from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 LOOKUP_CHUNK = 65536  # items looked up at a time
+# Events encoded at a time. On a CPU the activations of a layer then stay in its caches.
+PIECE_EVENTS = 1 << 14
+GPU_PIECE_EVENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,8 @@ class Evaluator:
             shard = self.item_shard(model)
             for held in self.held_out.batches():
                 request = self.dynamic.rows_of(held.batch.items)
-                batch = replace(held.batch, items=request).to(self.world.device)
+                most = PIECE_EVENTS if self.world.device.type == "cpu" else GPU_PIECE_EVENTS
+                batch = with_cuts(replace(held.batch, items=request), most).to(self.world.device)
                 users = model.user_vectors(model.look_up(batch.items), batch)
                 yield held, self._rank(held, users, shard, top)
         model.train(was_training)
@@ -175,16 +180,11 @@ def write_user_rows(
     top = max(evaluator.config.ks)
     popularity = evaluator.popularity_shard(vocabulary.train_events)
     num_batches = evaluator.held_out.num_batches()
-    tables = []
-    for number, (held, ranked) in enumerate(evaluator.rank_all(model, top), start=1):
-        baseline = evaluator.rank_by_popularity(popularity, held, top)
-        tables.append(_user_rows(held, ranked, baseline))
-        on_batch(number, num_batches)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Types differ only where a worker had empty batches (a null user column): unify by promotion.
-    pq.write_table(
-        pa.concat_tables(tables, promote_options="permissive"), folder / f"rank-{evaluator.world.rank}.parquet"
-    )
+    with part_writer(folder / f"rank-{evaluator.world.rank}.parquet") as writer:
+        for number, (held, ranked) in enumerate(evaluator.rank_all(model, top), start=1):
+            baseline = evaluator.rank_by_popularity(popularity, held, top)
+            writer.add(_user_rows(held, ranked, baseline))
+            on_batch(number, num_batches)
 
 
 def _user_rows(held: HeldOutBatch, ranked: Ranked, baseline: Ranked) -> pa.Table:
@@ -204,4 +204,4 @@ def _user_rows(held: HeldOutBatch, ranked: Ranked, baseline: Ranked) -> pa.Table
 
 
 def _lists(matrix: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1).astype(np.int32)), matrix.shape[1])
