@@ -3,6 +3,7 @@
 from tests.settings.entry import Entry
 from tests.settings.logs import DAY, START
 from tests.settings.observations.evaluation import (
+    baselines,
     batches_scored,
     items_scored_at_a_time,
     list_lengths,
@@ -31,6 +32,12 @@ ENTRIES = (
         "evaluate.mask_seen", False, list_lengths, lambda lengths: [15] * len(lengths), base={"evaluate.ks": [10, 15]}
     ),
     Entry("evaluate.targets", "first", targets_of_users, lambda numbers: [1] * len(numbers), base=BY_TIME),
+    Entry(
+        "evaluate.baselines",
+        ["ease", "popularity"],
+        baselines,
+        ["popularity", "ease"],
+    ),
     Entry("evaluate.batch_size", 5, batches_scored, [5, 5, 5, 5, 4]),
     Entry(
         "evaluate.score_block_items",

@@ -1,9 +1,11 @@
-"""Files that an evaluation of a next-item model leaves: metrics.json, per_user.parquet, examples.json, report.html. No torch.
+"""Files that an evaluation of a next-item model leaves: metrics.json, per_user.parquet, examples.json, timing.json, report.html.
 
+No torch.
 ranking/outputs.py has the same functions; trainer/tasks/outputs.py chooses between them.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from trainer.config.job import Job
@@ -12,9 +14,12 @@ from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.evaluation import examples
 from trainer.evaluation.next_item import report, results
+from trainer.evaluation.next_item.baselines.notes import read_notes
 from trainer.evaluation.next_item.results import Results
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import write_json_atomically
+
+TIMING = "timing.json"  # seconds on the first worker: "model", "counting" of all baselines, and the ranking of each
 
 
 def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest: Manifest) -> Results:
@@ -28,6 +33,9 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     summary, columns = results.summarize(
         merged, split, checkpoint, job.config.evaluate, manifest, vocabulary.train_events
     )
+    notes = read_notes(parts)
+    summary = replace(summary, baseline_notes={"used": notes.used, "left_out": notes.left_out})
+    write_json_atomically(folder / TIMING, notes.seconds)
     users = results.examples_of(merged, split, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)
     results.write(folder, summary, merged, columns, vocabulary.values)
@@ -36,14 +44,12 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
 
 def render_report(job: Job, summary: Results, manifest: Manifest, folder: Path) -> str:
     """Return the page of an evaluation from the files of its folder and of the run."""
-    target_ranks, popularity_ranks = results.read_target_ranks(folder)
     return report.render(
         summary,
         job,
         manifest,
         folder,
         read_metrics(job.run_dir / "metrics.jsonl"),
-        target_ranks,
-        popularity_ranks,
+        results.read_target_ranks(folder),
         json.loads((folder / examples.FILE).read_text(encoding="utf-8")),
     )

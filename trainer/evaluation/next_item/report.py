@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.evaluation.metric import headline_names
+from trainer.evaluation.next_item.baselines.notes import strongest_baseline
 from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import Results, table_names
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
@@ -18,7 +19,9 @@ from trainer.pages.page import Plot, plot_of
 from trainer.pages.report_parts import count_rows, training_plots
 from trainer.pages.text import figure_text, interval_text
 
-MODEL, POPULARITY = page.COLOURS[0], page.GREY
+MODEL = page.COLOURS[0]
+_OTHERS = (page.GREY, page.COLOURS[1], page.COLOURS[2])  # of baselines in plots, together with _LINES
+_LINES = ("-", "--", "-.", ":")
 _SLICE_NAMES = {"history_length": "history of", "target_popularity": "target in"}
 _NAMES = {"history_length": "events in the history", "target_popularity": "popularity of the target"}
 
@@ -29,8 +32,7 @@ def render(
     manifest: Manifest,
     folder: Path,
     history: list[dict[str, Any]],
-    target_ranks: np.ndarray,
-    popularity_ranks: np.ndarray,
+    target_ranks: dict[str, np.ndarray],
     examples: list[dict[str, Any]],
 ) -> str:
     """Return the page.
@@ -41,15 +43,14 @@ def render(
         manifest: its dataset's.
         folder: the folder of the evaluation.
         history: the lines of the run's metrics.jsonl.
-        target_ranks: the ranks of all targets, 0 where a target cannot be ranked.
-        popularity_ranks: the same by the popularity baseline.
+        target_ranks: the ranks of all targets by "model" and by baseline, 0 where a target cannot be ranked.
         examples: example users (results.examples_of).
     """
     headlines = headline_names(METRICS, results.metrics)
     colours = dict(zip(headlines, page.COLOURS, strict=False))
     with page.drawing():
         plots = [
-            _hit_rate_plot(target_ranks, popularity_ranks, results.protocol["catalogue"]),
+            _hit_rate_plot(target_ranks, results.protocol["catalogue"]),
             _slice_plot(results, _slice_metric(headlines)),
             *training_plots(history, "training loss (nats per target)", "Training loss of logged steps.", colours),
         ]
@@ -62,6 +63,7 @@ def render(
         results=results,
         tiles=[_tile(results, name) for name in headlines],
         rows=[_row(results, name) for name in names],
+        baselines=_baseline_terms(results),
         left_out=left_out,
         plots=plots,
         slice_metrics=headlines,
@@ -75,25 +77,39 @@ def render(
 
 
 def _tile(results: Results, name: str) -> dict[str, str]:
-    row = _row(results, name)
-    ratio = f", {row['ratio']}" if row["ratio"] else ""
+    strongest = strongest_baseline(results.baselines, name)
+    note = ""
+    if strongest is not None:
+        best = results.baselines[strongest][name]
+        ratio = f", {results.metrics[name] / best:.2f}x" if best else ""
+        note = f"best baseline: {strongest} {figure_text(best)}{ratio}"
     return {
         "name": name,
-        "value": row["model"],
-        "interval": row["interval"],
-        "note": f"popularity {row['popularity']}{ratio}",
-    }
-
-
-def _row(results: Results, name: str) -> dict[str, str]:
-    value, baseline = results.metrics[name], results.baselines["popularity"][name]
-    return {
-        "name": name,
-        "model": figure_text(value),
+        "value": figure_text(results.metrics[name]),
         "interval": interval_text(results.ci95.get(name)),
-        "popularity": figure_text(baseline),
-        "ratio": f"{value / baseline:.2f}x" if baseline else "",
+        "note": note,
     }
+
+
+def _row(results: Results, name: str) -> dict[str, Any]:
+    ordered = any(metric.larger_is_better for metric in METRICS if metric.matches(name))
+    strongest = strongest_baseline(results.baselines, name) if ordered else None
+    return {
+        "name": name,
+        "model": figure_text(results.metrics[name]),
+        "interval": interval_text(results.ci95.get(name)),
+        "baselines": [
+            {"value": figure_text(values[name]), "is_best": baseline == strongest}
+            for baseline, values in results.baselines.items()
+        ],
+    }
+
+
+def _baseline_terms(results: Results) -> list[tuple[str, str]]:
+    """Return the name of each baseline with its description, then of those that were left out with the reason."""
+    used = [(name, results.baseline_notes.get("used", {}).get(name, "")) for name in results.baselines]
+    left_out = [(name, f"left out: {reason}") for name, reason in results.baseline_notes.get("left_out", {}).items()]
+    return used + left_out
 
 
 def _slice_row(entry: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -101,15 +117,26 @@ def _slice_row(entry: dict[str, Any], names: list[str]) -> dict[str, Any]:
     return {**entry, "name": _NAMES.get(entry["name"], entry["name"]), "cells": cells}
 
 
-def _hit_rate_plot(target_ranks: np.ndarray, popularity_ranks: np.ndarray, catalogue: int) -> Plot:
+def _hit_rate_plot(target_ranks: dict[str, np.ndarray], catalogue: int) -> Plot:
     """Draw the share of targets within the first K places, for every K."""
     figure, axes = plt.subplots(figsize=(7, 3.6))
     ks = np.unique(np.geomspace(1, max(2, catalogue), 200).astype(np.int64))
-    for name, values, colour in (("model", target_ranks, MODEL), ("popularity", popularity_ranks, POPULARITY)):
+    for number, (name, values) in enumerate(target_ranks.items()):
         ordered = np.sort(values[values > 0])
-        axes.plot(ks, np.searchsorted(ordered, ks, side="right") / max(1, values.size), label=name, color=colour)
+        shares = np.searchsorted(ordered, ks, side="right") / max(1, values.size)
+        if name == "model":
+            axes.plot(ks, shares, label=name, color=MODEL, linewidth=1.8, zorder=3)
+        else:
+            axes.plot(
+                ks,
+                shares,
+                label=name,
+                color=_OTHERS[number % len(_OTHERS)],
+                linewidth=1.0,
+                linestyle=_LINES[number % len(_LINES)],
+            )
     axes.set(xscale="log", xlabel="K (places in the ranked catalogue)", ylabel="share of targets found", ylim=(0, 1))
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8)
     return plot_of(figure, "Share of held-out targets among the first K places of the ranked catalogue, for every K.")
 
 

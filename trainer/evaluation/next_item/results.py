@@ -5,7 +5,7 @@ The parts are merged in the order of the dataset's rows before anything is summe
 
 import itertools
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class Results:
     """Intervals by baseline."""
     slices: list[dict[str, Any]]
     """Metrics of parts of the users: "name", "value", "num_users", "metrics", "ci95"."""
+    baseline_notes: dict[str, dict[str, str]] = field(default_factory=dict)
+    """"used": a description of each baseline; "left_out": the reason of each that does not fit. Both by name."""
 
 
 def merge_parts(parts: Path) -> pa.Table:
@@ -64,6 +66,11 @@ def merge_parts(parts: Path) -> pa.Table:
             "use more logs, or move split.validation_time and split.test_time"
         )
     return merged.sort_by("row_id").combine_chunks()
+
+
+def baseline_names(table: pa.Table) -> list[str]:
+    """Return the names of the baselines of which merge_parts, or a per_user.parquet, has ranks."""
+    return [name.removesuffix("_ranks") for name in table.column_names if name.endswith("_ranks")]
 
 
 def summarize(
@@ -86,10 +93,16 @@ def summarize(
     """
     offsets, targets = _packed(merged.column("targets"))
     _, target_ranks = _packed(merged.column("ranks"))
-    _, popularity_ranks = _packed(merged.column("popularity_ranks"))
     columns = user_metrics(targets, target_ranks, offsets, config.ks)
-    popularity = user_metrics(targets, popularity_ranks, offsets, config.ks)
     num_items = train_events.size
+    baselines = {}
+    baselines_ci95 = {}
+    for name in baseline_names(merged):
+        _, ranks = _packed(merged.column(f"{name}_ranks"))
+        values = user_metrics(targets, ranks, offsets, config.ks)
+        lists = _matrix(merged.column(f"{name}_top_items"))
+        baselines[name] = means(values) | list_metrics(lists, config.ks, num_items)
+        baselines_ci95[name] = intervals(values)
     results = Results(
         task="next_item",
         split=split,
@@ -108,11 +121,8 @@ def summarize(
         num_targets_not_rankable=int((target_ranks == 0).sum()),
         metrics=means(columns) | list_metrics(_matrix(merged.column("top_items")), config.ks, num_items),
         ci95=intervals(columns),
-        baselines={
-            "popularity": means(popularity)
-            | list_metrics(_matrix(merged.column("popularity_top_items")), config.ks, num_items)
-        },
-        baselines_ci95={"popularity": intervals(popularity)},
+        baselines=baselines,
+        baselines_ci95=baselines_ci95,
         slices=_slices(columns, merged.column("history_length").to_numpy(), targets[offsets[:-1]], train_events),
     )
     return results, columns
@@ -137,7 +147,7 @@ def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, n
             "history_length": merged.column("history_length"),
             "targets": _item_values(merged.column("targets"), items),
             "ranks": merged.column("ranks"),
-            "popularity_ranks": merged.column("popularity_ranks"),
+            **{f"{name}_ranks": merged.column(f"{name}_ranks") for name in baseline_names(merged)},
             "top_items": _item_values(merged.column("top_items"), items),
             **{name: pa.array(values) for name, values in columns.items()},
         }
@@ -202,10 +212,14 @@ def _slice(name: str, value: str, columns: dict[str, np.ndarray], inside: np.nda
     }
 
 
-def read_target_ranks(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ranks of all targets in a per_user.parquet, by the model and by popularity."""
-    table = pq.read_table(folder / "per_user.parquet", columns=["ranks", "popularity_ranks"])
-    return _packed(table.column("ranks"))[1], _packed(table.column("popularity_ranks"))[1]
+def read_target_ranks(folder: Path) -> dict[str, np.ndarray]:
+    """Return the ranks of all targets in a per_user.parquet, by "model" and by the name of each baseline."""
+    path = folder / "per_user.parquet"
+    names = [name for name in pq.read_schema(path).names if name == "ranks" or name.endswith("_ranks")]
+    table = pq.read_table(path, columns=names)
+    return {
+        "model" if name == "ranks" else name.removesuffix("_ranks"): _packed(table.column(name))[1] for name in names
+    }
 
 
 def examples_of(

@@ -77,7 +77,9 @@ def page_of(
 ) -> str:
     manifest = Manifest("f", {}, {"kind": "leave_one_out", "min_events": 3}, COUNTS, {}, ())
     job = job_with(log_path)
-    return render(results or results_with(), job, manifest, folder, history, ranks, ranks[::-1], examples)
+    return render(
+        results or results_with(), job, manifest, folder, history, {"model": ranks, "popularity": ranks[::-1]}, examples
+    )
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +172,8 @@ def test_tables_scroll_in_containers_of_their_own(page):
 
 def test_headline_figures_come_first_with_their_intervals(page):
     text = " ".join(Page(page).text.split())
-    start = text.index("hr@10 0.5432 95 %: 0.5332 to 0.5532 popularity 0.1111, 4.89x")
-    assert start < text.index("Model compared with popularity")
+    start = text.index("hr@10 0.5432 95 %: 0.5332 to 0.5532 best baseline: popularity 0.1111, 4.89x")
+    assert start < text.index("Model compared with baselines")
 
 
 def test_the_header_names_run_model_data_and_what_training_took(tmp_path):
