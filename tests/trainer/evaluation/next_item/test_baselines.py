@@ -25,7 +25,7 @@ from trainer.data.stream.held_out import HeldOut
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.evaluation.next_item.baselines import build, co_occurrence, ease
 from trainer.evaluation.next_item.baselines.build import Baselines, build_baselines
-from trainer.evaluation.next_item.baselines.listed import Listed, rank_listed
+from trainer.evaluation.next_item.baselines.listed import Listed, masked_pairs, rank_listed
 from trainer.evaluation.next_item.baselines.order import ItemOrder
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -63,7 +63,8 @@ def test_listed_items_come_before_the_common_order(seed: int, mask_seen: bool) -
         target_offsets=np.cumsum([0, *map(len, targets)]),
     )
     columns = np.asarray(pairs, np.int64).reshape(-1, 3).T
-    ranked = rank_listed(ItemOrder.by_counts(counts), Listed(*columns), held, mask_seen, 10)
+    masked = masked_pairs(held, 12, mask_seen)
+    ranked = rank_listed(ItemOrder.by_counts(counts), Listed(*columns), held, masked, 10)
     for user, own in enumerate(np.split(ranked.target_ranks, held.target_offsets[1:-1])):
         order = [i for i in by_score(listed[user], counts.tolist()) if not mask_seen or i not in seen[user]]
         assert ranked.top_items[user].tolist() == (order[:10] + [0] * 10)[:10]

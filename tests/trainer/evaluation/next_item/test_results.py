@@ -280,7 +280,7 @@ def test_an_evaluation_from_files_to_files(tmp_path):
     seen: list[tuple[int, int]] = []
     model: Any = LastItemNext(manifest.num_item_rows)
     popularity = ListBaseline("popularity", "popular items", ItemOrder.by_counts(vocabulary.train_events))
-    baselines = Baselines([popularity], left_out={})
+    baselines = Baselines([popularity], vocabulary.num_items, left_out={})
     write_user_rows(evaluator, model, baselines, tmp_path / "parts", lambda done, total: seen.append((done, total)))
     assert seen == [(number, len(seen)) for number in range(1, len(seen) + 1)]
     merged = merge_parts(tmp_path / "parts")

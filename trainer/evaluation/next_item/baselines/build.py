@@ -17,7 +17,7 @@ from trainer.data.stream.held_out import HeldOutBatch
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 from trainer.evaluation.next_item.baselines import co_occurrence, ease
-from trainer.evaluation.next_item.baselines.listed import BaselineRanks
+from trainer.evaluation.next_item.baselines.listed import BaselineRanks, masked_pairs
 from trainer.evaluation.next_item.baselines.notes import BaselineNotes
 from trainer.evaluation.next_item.baselines.order import ItemOrder
 from trainer.evaluation.next_item.baselines.popularity import (
@@ -41,7 +41,7 @@ class Baseline(Protocol):
     def description(self) -> str:
         """The recommendations in one sentence."""
 
-    def rank(self, held: HeldOutBatch, mask_seen: bool, top: int) -> BaselineRanks:
+    def rank(self, held: HeldOutBatch, masked: np.ndarray, top: int) -> BaselineRanks:
         """Rank the targets of a batch of this rank, and return the `top` best items of each user. Not collective."""
 
 
@@ -51,6 +51,8 @@ class Baselines:
 
     used: list[Baseline]
     """In the order of reports."""
+    num_items: int
+    """V, the candidates."""
     left_out: dict[str, str]
     """By name, the reason why the baseline does not fit."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -58,9 +60,10 @@ class Baselines:
 
     def rank_all(self, held: HeldOutBatch, mask_seen: bool, top: int) -> Iterator[tuple[str, BaselineRanks]]:
         """Yield the name of each baseline and what it ranks for a batch."""
+        masked = masked_pairs(held, self.num_items, mask_seen)
         for baseline in self.used:
             started = time.perf_counter()
-            ranks = baseline.rank(held, mask_seen, top)
+            ranks = baseline.rank(held, masked, top)
             self.seconds[baseline.name] = self.seconds.get(baseline.name, 0.0) + time.perf_counter() - started
             yield baseline.name, ranks
 
@@ -122,7 +125,7 @@ def build_baselines(
         used.append(ListBaseline("co_occurrence", _pairs_text(pairs), order, followers.listed))
     if gram is not None:
         used.append(ease.Ease(gram.weights(world), order, _ease_text(gram)))
-    return Baselines(used, left_out, {"counting": time.perf_counter() - started})
+    return Baselines(used, num_items, left_out, {"counting": time.perf_counter() - started})
 
 
 def _left_out(wanted: tuple[BaselineName, ...], config: EvaluateConfig, num_items: int) -> dict[str, str]:

@@ -87,7 +87,7 @@ class Ease:
         self._weights = weights
         self._places = torch.from_numpy(order.places[FIRST_ITEM:].astype(np.float64)).to(weights.device)
 
-    def rank(self, held: HeldOutBatch, mask_seen: bool, top: int) -> BaselineRanks:
+    def rank(self, held: HeldOutBatch, masked: np.ndarray, top: int) -> BaselineRanks:
         """Rank the targets of a batch, and return the `top` best items of each user."""
         device = self._weights.device
         users = np.repeat(np.arange(held.row_ids.size), np.diff(held.seen_offsets))
@@ -96,8 +96,8 @@ class Ease:
         pairs = np.unique(users[known] * size + held.seen[known])
         user, item = (torch.from_numpy(column).to(device) for column in np.divmod(pairs, size))
         keys = self._keys(user, item, held.row_ids.size)
-        if mask_seen:
-            keys[user, item - FIRST_ITEM] = _MASKED
+        user, item = (torch.from_numpy(column).to(device) for column in np.divmod(masked, size))
+        keys[user, item - FIRST_ITEM] = _MASKED
         return BaselineRanks(self._target_ranks(keys, held), self._top_items(keys, top))
 
     def _keys(self, user: Tensor, item: Tensor, num_users: int) -> Tensor:

@@ -39,22 +39,26 @@ class BaselineRanks:
     """(Q, K) int64 ids; 0 where fewer than K items are left."""
 
 
-def rank_listed(order: ItemOrder, listed: Listed, held: HeldOutBatch, mask_seen: bool, top: int) -> BaselineRanks:
+def masked_pairs(held: HeldOutBatch, num_items: int, mask_seen: bool) -> np.ndarray:
+    """Return the pairs to leave out as ascending numbers user * (V + 1) + item, each once; none unless seen items are masked."""
+    if not mask_seen:
+        return NOTHING
+    users = np.repeat(np.arange(held.row_ids.size), np.diff(held.seen_offsets))
+    return np.unique((users * (num_items + 1) + held.seen)[held.seen > 0])
+
+
+def rank_listed(order: ItemOrder, listed: Listed, held: HeldOutBatch, masked: np.ndarray, top: int) -> BaselineRanks:
     """Rank every target among all items that are not masked, and return the `top` best items per user.
 
     Args:
         order: the order of the items that are not listed.
         listed: the scored items; masked ones are left out here.
         held: the users with their seen items and targets.
-        mask_seen: whether to leave out the items that a user has seen.
+        masked: the pairs to leave out (masked_pairs).
         top: K.
     """
     num_users = held.row_ids.size
     size = order.num_items + 1
-    masked = NOTHING
-    if mask_seen:
-        seen = np.repeat(np.arange(num_users), np.diff(held.seen_offsets)) * size + held.seen
-        masked = np.unique(seen[held.seen > 0])
     own = listed.users * size + listed.items
     kept = ~_contains(masked, own)
     ahead = np.lexsort((order.places[listed.items[kept]], -listed.scores[kept], listed.users[kept]))

@@ -30,9 +30,9 @@ class ListBaseline:
     listed: Callable[[HeldOutBatch], Listed] = lambda held: NO_ITEMS
     """The items that come first, by user."""
 
-    def rank(self, held: HeldOutBatch, mask_seen: bool, top: int) -> BaselineRanks:
+    def rank(self, held: HeldOutBatch, masked: np.ndarray, top: int) -> BaselineRanks:
         """Rank the targets of a batch, and return the `top` best items of each user."""
-        return rank_listed(self.order, self.listed(held), held, mask_seen, top)
+        return rank_listed(self.order, self.listed(held), held, masked, top)
 
 
 class WindowCounter:
