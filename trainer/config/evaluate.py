@@ -31,3 +31,9 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="baselines of next-item models that are evaluated beside the model; default: all that fit the dataset. "
         "Reports name those that do not fit, with the reason",
     )
+    slices: list[str] | None = Field(
+        None,
+        description="parts of the users with figures of their own: history_length, target_popularity, target_training_events, "
+        "user_training_events, time_since_last_event, and the features user.NAME and item.NAME (of the first target); default: "
+        "the first five, and the features of users with few values",
+    )

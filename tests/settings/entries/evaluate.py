@@ -8,6 +8,7 @@ from tests.settings.observations.evaluation import (
     items_scored_at_a_time,
     list_lengths,
     metrics,
+    slices,
     targets_of_users,
 )
 from tests.settings.observations.training import validation_metrics
@@ -37,6 +38,13 @@ ENTRIES = (
         ["ease", "popularity"],
         baselines,
         ["popularity", "ease"],
+    ),
+    Entry(
+        "evaluate.slices",
+        ["user.shade", "history_length"],
+        slices,
+        ["history_length", "user.shade"],
+        base={"logs.users": {"path": "LOGS/users.parquet", "features": {"shade": {"kind": "categorical"}}}},
     ),
     Entry("evaluate.batch_size", 5, batches_scored, [5, 5, 5, 5, 4]),
     Entry(

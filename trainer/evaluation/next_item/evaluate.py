@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +24,15 @@ from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.stream.catalogue_reader import columns_for
+from trainer.data.stream.columns import Lists
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.next_item.baselines.build import Baselines
 from trainer.evaluation.next_item.baselines.listed import BaselineRanks
 from trainer.evaluation.next_item.metrics import user_metrics
 from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items
+from trainer.evaluation.next_item.slices import BUILT_IN, SINCE_LAST, TRAIN_LENGTH, USER_PREFIX
+from trainer.evaluation.slice_features import slice_features
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 LOOKUP_CHUNK = 65536  # items looked up at a time
@@ -122,7 +126,12 @@ def make_evaluator(
         dynamic: the model's id mappings; look-ups use their state at evaluation time.
         masks_items: whether the model restores masked events, see NextItemConfig.
     """
-    reader = RowGroupReader(folder, manifest, columns_for(catalogue, users=True))
+    selection = columns_for(catalogue, users=True)
+    assert isinstance(selection.features, frozenset)
+    sliced = {
+        feature.column for feature in slice_features(manifest, config.slices, BUILT_IN) if feature.owner == "user"
+    }
+    reader = RowGroupReader(folder, manifest, replace(selection, times=True, features=selection.features | sliced))
     held_out = HeldOut(
         reader,
         catalogue,
@@ -147,7 +156,8 @@ def write_user_rows(
     """Evaluate the model and baselines, and write rank-<r>.parquet into `folder`: a row per user of this worker. Collective.
 
     Columns: row_id, user, history_length, targets, ranks (lists), top_items (a list of ids), and for each baseline NAME_ranks and
-    NAME_top_items. The first worker also writes the names of the baselines (baselines/notes.py).
+    NAME_top_items; for slices, TRAIN_LENGTH, SINCE_LAST, and the features of users (next_item/slices.py). The first worker also
+    writes notes about the baselines (baselines/notes.py).
 
     Args:
         evaluator: the split.
@@ -183,11 +193,26 @@ def _user_rows(held: HeldOutBatch, ranked: Ranked, baselines: dict[str, Baseline
         "targets": pa.ListArray.from_arrays(offsets, pa.array(held.targets)),
         "ranks": pa.ListArray.from_arrays(offsets, pa.array(ranked.target_ranks)),
         "top_items": _lists(ranked.top_items),
+        **_slice_columns(held),
     }
     for name, of_baseline in baselines.items():
         columns[f"{name}_ranks"] = pa.ListArray.from_arrays(offsets, pa.array(of_baseline.target_ranks))
         columns[f"{name}_top_items"] = _lists(of_baseline.top_items.astype(np.int32))
     return pa.table(columns)
+
+
+def _slice_columns(held: HeldOutBatch) -> dict[str, Any]:
+    """Return the columns that only slices need."""
+    columns: dict[str, Any] = {TRAIN_LENGTH: held.train_lengths}
+    if held.target_times is not None and held.last_times is not None:
+        columns[SINCE_LAST] = held.target_times[held.target_offsets[:-1]] - held.last_times
+    for name, values in held.user_features.items():
+        if isinstance(values, Lists):
+            lists = pa.ListArray.from_arrays(pa.array(values.offsets.astype(np.int32)), pa.array(values.values))
+            columns[f"{USER_PREFIX}user.{name}"] = lists
+        elif values.ndim == 1:
+            columns[f"{USER_PREFIX}user.{name}"] = values
+    return columns
 
 
 def _lists(matrix: np.ndarray) -> pa.Array:

@@ -12,10 +12,13 @@ from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest, used_features
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
+from trainer.data.inputs import clock_ticks
 from trainer.evaluation import examples
 from trainer.evaluation.next_item import report, results
 from trainer.evaluation.next_item.baselines.notes import read_notes
 from trainer.evaluation.next_item.results import Results
+from trainer.evaluation.next_item.slices import BUILT_IN, first_targets_of, slices_by_features
+from trainer.evaluation.slice_features import slice_features
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import write_json_atomically
 
@@ -28,10 +31,20 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     Raises UserError if there is nothing to merge.
     """
     folder = parts.parent
-    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
+    unknown = bool(used_features(manifest))
+    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=unknown)
     merged = results.merge_parts(parts)
+    features = slice_features(manifest, job.config.evaluate.slices, BUILT_IN)
+    by_features = slices_by_features(merged, first_targets_of(merged), features, job.dataset_dir, manifest, unknown)
     summary, columns = results.summarize(
-        merged, split, checkpoint, job.config.evaluate, manifest, vocabulary.train_events
+        merged,
+        split,
+        checkpoint,
+        job.config.evaluate,
+        manifest,
+        vocabulary.train_events,
+        clock_ticks(manifest, job.config.model),
+        list(by_features),
     )
     notes = read_notes(parts)
     summary = replace(summary, baseline_notes={"used": notes.used, "left_out": notes.left_out})

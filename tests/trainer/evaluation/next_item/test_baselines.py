@@ -130,9 +130,9 @@ def orders_by_brute_force(folder: Path) -> dict[str, dict[int, list[int]]]:
     for number, (items, _) in enumerate(training):
         users[number, np.asarray(items, np.int64) - 1] = 1
         for place, item in enumerate(items):
-            for distance, other in enumerate(items[place + 1 : place + 11], start=1):
+            for distance, other in enumerate(items[place + 1 : place + 6], start=1):
                 if other != item:
-                    pairs[item][other] += 11 - distance
+                    pairs[item][other] += 6 - distance
     inverse = np.linalg.inv(users.T @ users + 2.0 * np.eye(num_items))
     weights = -inverse / np.diag(inverse)
     np.fill_diagonal(weights, 0)

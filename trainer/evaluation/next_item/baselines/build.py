@@ -12,10 +12,9 @@ from models.config import NextItemConfig
 from sharding.world import World
 from trainer.config.evaluate import BASELINES, BaselineName, EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
-from trainer.data.inputs import ticks_per_second
+from trainer.data.inputs import clock_ticks
 from trainer.data.stream.held_out import HeldOutBatch
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
-from trainer.errors import UserError
 from trainer.evaluation.next_item.baselines import co_occurrence, ease
 from trainer.evaluation.next_item.baselines.listed import BaselineRanks, masked_pairs
 from trainer.evaluation.next_item.baselines.notes import BaselineNotes
@@ -140,9 +139,8 @@ def _left_out(wanted: tuple[BaselineName, ...], config: EvaluateConfig, num_item
 
 def _windows(manifest: Manifest, model: NextItemConfig, num_items: int) -> tuple[list[WindowCounter], dict[str, str]]:
     """Return the windows that fit the training part, and the reasons of the others."""
-    try:
-        ticks = ticks_per_second(manifest, model)
-    except UserError:
+    ticks = clock_ticks(manifest, model)
+    if ticks is None:
         return [], {"recent_popularity": "the times of the logs are not clock times; see model.inputs.time_unit"}
     times = manifest.profile.get("time_range", {}).get("train")
     if times is None:

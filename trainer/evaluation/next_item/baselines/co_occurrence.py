@@ -18,9 +18,9 @@ from trainer.evaluation.next_item.baselines.listed import Listed
 from trainer.evaluation.next_item.baselines.order import ItemOrder
 from trainer.evaluation.next_item.baselines.training_part import TrainingEvents
 
-DISTANCE = 10
+DISTANCE = 5
 LAST_EVENTS = 3
-MAX_NEIGHBOURS = 200
+MAX_NEIGHBOURS = 100
 MOST_RECENT = 200
 MAX_EVENTS = 2_000_000
 _PENDING = 4_000_000  # pairs that are merged at a time
