@@ -109,9 +109,14 @@ def holm(chances: Sequence[float]) -> list[float]:
 
 
 def _chance(inside: np.ndarray, outside: np.ndarray) -> float:
-    """Return the one-sided p-value of a mean inside that is below the one outside, by the normal distribution."""
-    error = math.sqrt(inside.var(ddof=1) / inside.size + outside.var(ddof=1) / outside.size)
-    difference = float(inside.mean() - outside.mean())
+    """Return the one-sided p-value of a mean inside that is below the one outside, by the normal distribution.
+
+    The standard error is the larger one of those from each side's own variance and from the variance of all. In a small slice
+    without any hit the own variance is 0, which would make the difference seem certain.
+    """
+    own = inside.var(ddof=1) / inside.size + outside.var(ddof=1) / outside.size
+    of_all = np.concatenate((inside, outside)).var(ddof=1) * (1.0 / inside.size + 1.0 / outside.size)
+    error = math.sqrt(max(own, of_all))
     if error == 0.0:
-        return 1.0 if difference >= 0.0 else 0.0
-    return 0.5 * math.erfc(-difference / error / math.sqrt(2.0))
+        return 1.0
+    return 0.5 * math.erfc(float(outside.mean() - inside.mean()) / error / math.sqrt(2.0))

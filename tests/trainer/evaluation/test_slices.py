@@ -130,6 +130,14 @@ def test_worse_slices_are_named_and_chance_is_not() -> None:
     assert worst_slices(slices, np.ones(4000), "hr@10")["slices"] == []
 
 
+def test_a_small_slice_without_hits_is_not_certain() -> None:
+    """Of 60 users with a chance of 4 % each, none is a hit in 9 of 100 samples."""
+    hits = (np.arange(2000) % 25 == 24).astype(np.float64)
+    small = np.arange(2000) >= 1940
+    hits[small] = 0.0
+    assert worst_slices([Slice("x", "y", small)], hits, "hr@10")["slices"] == []
+
+
 def test_p_values_are_adjusted_step_by_step() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == []

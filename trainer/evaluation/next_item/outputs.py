@@ -65,4 +65,5 @@ def render_report(job: Job, summary: Results, manifest: Manifest, folder: Path) 
         read_metrics(job.run_dir / "metrics.jsonl"),
         results.read_target_ranks(folder),
         json.loads((folder / examples.FILE).read_text(encoding="utf-8")),
+        json.loads((folder / TIMING).read_text(encoding="utf-8")) if (folder / TIMING).exists() else {},
     )
