@@ -7,6 +7,6 @@ Files:
     report.html.j2  template of report.html
     report.py       report.html
     results.py      target ranks to metrics.json and per_user.parquet
-    slices.py       slices by history, time, target and features
     scoring.py      exact target ranks over a catalogue that is sharded over workers
+    slices.py       slices by history, time, target and features
 """

@@ -108,14 +108,7 @@ def summarize(
     slices = built_in_slices(merged, targets[offsets[:-1]], train_events, ticks, config.slices)
     slices += by_features
     metric = slice_metric(columns)
-    baselines = {}
-    baselines_ci95 = {}
-    for name in baseline_names(merged):
-        _, ranks = _packed(merged.column(f"{name}_ranks"))
-        values = user_metrics(targets, ranks, offsets, config.ks)
-        lists = _matrix(merged.column(f"{name}_top_items"))
-        baselines[name] = means(values) | list_metrics(lists, config.ks, num_items)
-        baselines_ci95[name] = intervals(values)
+    baselines, baselines_ci95 = _baselines(merged, targets, offsets, config.ks, num_items)
     results = Results(
         task="next_item",
         split=split,
@@ -140,6 +133,21 @@ def summarize(
         worst_slices=worst_slices(slices, columns[metric], metric),
     )
     return results, columns
+
+
+def _baselines(
+    merged: pa.Table, targets: np.ndarray, offsets: np.ndarray, ks: list[int], num_items: int
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
+    """Return the metrics and the intervals of each baseline by name."""
+    metrics = {}
+    bounds = {}
+    for name in baseline_names(merged):
+        _, ranks = _packed(merged.column(f"{name}_ranks"))
+        values = user_metrics(targets, ranks, offsets, ks)
+        lists = _matrix(merged.column(f"{name}_top_items"))
+        metrics[name] = means(values) | list_metrics(lists, ks, num_items)
+        bounds[name] = intervals(values)
+    return metrics, bounds
 
 
 def slice_metric(names: Iterable[str]) -> str:
