@@ -22,6 +22,7 @@ from trainer.pages.text import figure_text, interval_text
 
 MODEL = page.COLOURS[0]
 _OTHERS = (page.GREY, page.COLOURS[1], page.COLOURS[2])  # of baselines in plots, together with _LINES
+_MIN_PLOTTED = 20  # users of a slice in the plot
 _LINES = ("-", "--", "-.", ":")
 _NAMES = {
     "history_length": "events in the history",
@@ -194,7 +195,7 @@ def _hit_rate_plot(target_ranks: dict[str, np.ndarray], catalogue: int) -> Plot:
     """Draw the share of targets within the first K places, for every K."""
     figure, axes = plt.subplots(figsize=(7, 3.6))
     ks = np.unique(np.geomspace(1, max(2, catalogue), 200).astype(np.int64))
-    for number, (name, values) in enumerate(target_ranks.items()):
+    for number, (name, values) in enumerate(target_ranks.items(), start=-1):  # the model is the first
         ordered = np.sort(values[values > 0])
         shares = np.searchsorted(ordered, ks, side="right") / max(1, values.size)
         if name == "model":
@@ -214,7 +215,8 @@ def _hit_rate_plot(target_ranks: dict[str, np.ndarray], catalogue: int) -> Plot:
 
 
 def _slice_plot(results: Results, metric: str) -> Plot:
-    entries = [entry for entry in results.slices if entry["name"] in _NAMES]
+    # The intervals of smaller slices would fill the plot; the table has them.
+    entries = [e for e in results.slices if e["name"] in _NAMES and e["num_users"] >= _MIN_PLOTTED]
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.27 * len(entries)))
     places = -np.arange(len(entries))
     values = np.asarray([entry["metrics"][metric] for entry in entries])
@@ -224,4 +226,7 @@ def _slice_plot(results: Results, metric: str) -> Plot:
     axes.axvline(results.metrics[metric], color=page.INK, linewidth=0.8, linestyle="--")
     axes.set_yticks(places, [f"{_NAMES[entry['name']]}: {entry['value']}" for entry in entries], fontsize=8)
     axes.set_xlabel(metric)
-    return plot_of(figure, f"{metric} by slice, with 95 % intervals; the dashed line is the mean over all users.")
+    return plot_of(
+        figure,
+        f"{metric} by slice of at least {_MIN_PLOTTED} users, with 95 % intervals; the dashed line is the mean over all users.",
+    )
