@@ -21,7 +21,7 @@ Summary = Results | RankingResults
 
 PAGE = "report.html"
 # Raise it when the same model would get other figures or files, so that evaluations of earlier versions are not shown as current.
-FIGURES_VERSION = 3
+FIGURES_VERSION = 4
 PAGE_VERSION = 2  # the same for report.html
 
 

@@ -17,7 +17,7 @@ from trainer.evaluation.confidence import (
     score_interval,
     wilson,
 )
-from trainer.evaluation.next_item.metrics import intervals
+from trainer.evaluation.next_item.user_values import UserValues, intervals
 from trainer.evaluation.ranking.intervals import intervals_of
 from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
@@ -140,7 +140,7 @@ def test_intervals_of_hit_rates_are_those_of_wilson():
     for num_hits in range(8):
         values = np.asarray([1.0] * num_hits + [0.0] * (7 - num_hits))
         low, high = wilson(np.asarray(num_hits / 7), np.asarray(7.0))
-        assert intervals({"hr@1": values})["hr@1"] == pytest.approx([low, high])
+        assert intervals({"hr@1": UserValues(values, SHARE)})["hr@1"] == pytest.approx([low, high])
 
 
 @pytest.mark.parametrize("within", [SHARE, DIFFERENCES, NOT_NEGATIVE, NOT_NEGATIVE.of_differences])
@@ -165,7 +165,7 @@ def test_with_a_small_error_they_are_two_standard_errors_to_each_side():
 
 
 def test_users_without_any_hit_do_not_prove_that_there_never_is_one():
-    low, high = intervals({"hr@10": np.zeros(20)})["hr@10"]
+    low, high = intervals({"hr@10": UserValues(np.zeros(20), SHARE)})["hr@10"]
     assert low == 0.0
     assert high == pytest.approx(0.1611, abs=1e-4)
 
@@ -220,7 +220,7 @@ def test_a_perfect_order_of_few_impressions_is_not_certain():
 
 
 def test_a_single_user_leaves_nearly_everything_open():
-    low, high = intervals({"mrr": np.asarray([0.25])})["mrr"]
+    low, high = intervals({"mrr": UserValues(np.asarray([0.25]), SHARE)})["mrr"]
     assert low < 0.05
     assert high > 0.8
     judged = Judged(np.zeros(4, np.int64), np.arange(4.0), np.asarray([False, True, False, True]), np.ones(4))

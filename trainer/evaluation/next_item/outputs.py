@@ -12,6 +12,7 @@ from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.evaluation import examples
 from trainer.evaluation.next_item import report, results
+from trainer.evaluation.next_item.read_similarity import read_similarity
 from trainer.evaluation.next_item.results import Results
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import write_json_atomically
@@ -25,8 +26,9 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     folder = parts.parent
     vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
     merged = results.merge_parts(parts)
+    similarity = read_similarity(job.dataset_dir, manifest, vocabulary.num_items)
     summary, columns = results.summarize(
-        merged, split, checkpoint, job.config.evaluate, manifest, vocabulary.train_events
+        merged, split, checkpoint, job.config.evaluate, manifest, vocabulary.train_events, similarity
     )
     users = results.examples_of(merged, split, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)

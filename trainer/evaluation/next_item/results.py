@@ -20,7 +20,11 @@ from trainer.data.dataset.splits import Split
 from trainer.data.logs.config import LogsConfig
 from trainer.errors import UserError
 from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, example_places, read_histories
-from trainer.evaluation.next_item.metrics import METRICS, intervals, list_metrics, means, user_metrics
+from trainer.evaluation.next_item.figures import figures_of
+from trainer.evaluation.next_item.list_metrics import RankedLists
+from trainer.evaluation.next_item.metrics import METRICS
+from trainer.evaluation.next_item.similarity import Similarity
+from trainer.evaluation.next_item.user_values import UserValues, intervals, means
 from trainer.storage.files import renamed_when_whole, write_json_atomically
 
 
@@ -45,7 +49,7 @@ class Results:
     metrics: dict[str, float]
     """Metrics of the model by name."""
     ci95: dict[str, list[float]]
-    """95 % confidence intervals by name of the metrics that are means over users."""
+    """95 % confidence intervals by name."""
     baselines: dict[str, dict[str, float]]
     """Metrics by baseline."""
     baselines_ci95: dict[str, dict[str, list[float]]]
@@ -73,7 +77,8 @@ def summarize(
     config: EvaluateConfig,
     manifest: Manifest,
     train_events: np.ndarray,
-) -> tuple[Results, dict[str, np.ndarray]]:
+    similarity: Similarity | None = None,
+) -> tuple[Results, dict[str, UserValues]]:
     """Return the results, and the model's metrics per user in the order of `merged`.
 
     Args:
@@ -83,13 +88,18 @@ def summarize(
         config: the settings of evaluation.
         manifest: the dataset's.
         train_events: (num_items,) training events of each item of the catalogue, by id.
+        similarity: the similarity of items; None leaves out metrics of diversity.
     """
     offsets, targets = _packed(merged.column("targets"))
     _, target_ranks = _packed(merged.column("ranks"))
     _, popularity_ranks = _packed(merged.column("popularity_ranks"))
-    columns = user_metrics(targets, target_ranks, offsets, config.ks)
-    popularity = user_metrics(targets, popularity_ranks, offsets, config.ks)
     num_items = train_events.size
+    lists, popular = (
+        RankedLists(_matrix(merged.column(name)), train_events, similarity)
+        for name in ("top_items", "popularity_top_items")
+    )
+    model = figures_of(targets, target_ranks, offsets, lists, config.ks)
+    popularity = figures_of(targets, popularity_ranks, offsets, popular, config.ks)
     results = Results(
         task="next_item",
         split=split,
@@ -102,20 +112,18 @@ def summarize(
             "targets": config.targets,
             "ties": "smaller item id first",
             "trained_on": _trained_on(manifest),
+            **({} if similarity is None else {"item_similarity": similarity.basis}),
         },
         num_users=merged.num_rows,
         num_targets=int(target_ranks.size),
         num_targets_not_rankable=int((target_ranks == 0).sum()),
-        metrics=means(columns) | list_metrics(_matrix(merged.column("top_items")), config.ks, num_items),
-        ci95=intervals(columns),
-        baselines={
-            "popularity": means(popularity)
-            | list_metrics(_matrix(merged.column("popularity_top_items")), config.ks, num_items)
-        },
-        baselines_ci95={"popularity": intervals(popularity)},
-        slices=_slices(columns, merged.column("history_length").to_numpy(), targets[offsets[:-1]], train_events),
+        metrics=model.metrics,
+        ci95=model.ci95,
+        baselines={"popularity": popularity.metrics},
+        baselines_ci95={"popularity": popularity.ci95},
+        slices=_slices(model.columns, merged.column("history_length").to_numpy(), targets[offsets[:-1]], train_events),
     )
-    return results, columns
+    return results, model.columns
 
 
 def _trained_on(manifest: Manifest) -> str:
@@ -129,7 +137,7 @@ def _trained_on(manifest: Manifest) -> str:
     )
 
 
-def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, np.ndarray], items: pa.Array) -> None:
+def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, UserValues], items: pa.Array) -> None:
     """Write metrics.json and per_user.parquet (items as in the logs), and remove the workers' parts."""
     table = pa.table(
         {
@@ -139,7 +147,7 @@ def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, n
             "ranks": merged.column("ranks"),
             "popularity_ranks": merged.column("popularity_ranks"),
             "top_items": _item_values(merged.column("top_items"), items),
-            **{name: pa.array(values) for name, values in columns.items()},
+            **{name: pa.array(values.shares) for name, values in columns.items()},
         }
     )
     with renamed_when_whole(folder / "per_user.parquet") as path:
@@ -168,7 +176,7 @@ def _matrix(top_items: pa.ChunkedArray) -> np.ndarray:
 
 
 def _slices(
-    columns: dict[str, np.ndarray], lengths: np.ndarray, first_targets: np.ndarray, train_events: np.ndarray
+    columns: dict[str, UserValues], lengths: np.ndarray, first_targets: np.ndarray, train_events: np.ndarray
 ) -> list[dict[str, Any]]:
     """Return the metrics by quartile of history length and by popularity of the (first) target."""
     counts = np.concatenate(([0], train_events))[first_targets]
@@ -191,7 +199,7 @@ def _slices(
     return [entry for entry in slices if entry["num_users"]]
 
 
-def _slice(name: str, value: str, columns: dict[str, np.ndarray], inside: np.ndarray) -> dict[str, Any]:
+def _slice(name: str, value: str, columns: dict[str, UserValues], inside: np.ndarray) -> dict[str, Any]:
     selected = {metric: values[inside] for metric, values in columns.items()}
     return {
         "name": name,
