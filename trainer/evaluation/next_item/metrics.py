@@ -72,6 +72,13 @@ class RelevantItems:
         np.minimum.at(best, self.users, self.ranks)
         return best
 
+    @cached_property
+    def numbers(self) -> np.ndarray:
+        """(R,) the number of each relevant item within its user, from 1."""
+        first = np.cumsum(self.counts) - self.counts
+        number: np.ndarray = np.arange(1, self.users.size + 1) - first[self.users]
+        return number
+
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Return the sum of a value (R,) per relevant item over each user's items, (U,) float64."""
         return np.bincount(self.users, values, self.num_users)
@@ -123,9 +130,8 @@ def recall(items: RelevantItems, k: float) -> np.ndarray:
 
 def average_precision(items: RelevantItems, k: float) -> np.ndarray:
     """Return the mean over each user's relevant items of the precision at its rank, 0 beyond the top K."""
-    first = np.cumsum(items.counts) - items.counts
-    number = np.arange(1, items.users.size + 1) - first[items.users]  # j: the item is the user's j-th from the top
-    mean: np.ndarray = items.sums(np.where(items.ranks <= k, number / items.ranks, 0.0)) / items.counts
+    # Ranks ascend within a user, so the user's item number j is the j-th from the top.
+    mean: np.ndarray = items.sums(np.where(items.ranks <= k, items.numbers / items.ranks, 0.0)) / items.counts
     return mean
 
 
@@ -146,9 +152,7 @@ def debiased_ndcg(items: RelevantItems, k: float) -> np.ndarray:
     gains = items.sums(np.where(items.ranks <= k, weights / np.log2(items.ranks + 1.0), 0.0))
     # The ideal list has the items of the largest weights first.
     order = np.lexsort((-weights, items.users))
-    first = np.cumsum(items.counts) - items.counts
-    place = np.arange(1, items.users.size + 1) - first[items.users]
-    ideal = items.sums(np.where(place <= k, weights[order] / np.log2(place + 1.0), 0.0))
+    ideal = items.sums(np.where(items.numbers <= k, weights[order] / np.log2(items.numbers + 1.0), 0.0))
     # Both sums add their terms in different orders, so rounding may push the share beyond 1.
     share: np.ndarray = np.minimum(gains / ideal, 1.0)
     return share
