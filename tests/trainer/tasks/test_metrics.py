@@ -63,7 +63,7 @@ def test_metrics_that_can_select_are_listed_by_the_names_of_evaluation():
         f"{name}@{k}" for name in ("hr", "ndcg", "recall", "precision", "map", "debiased_ndcg") for k in (1, 5)
     ]
     assert selection_names("next_item", [5, 1], ()) == [*of_cutoffs, "mrr"]
-    assert selection_names("ranking", [5], ("click",)) == ["auc", "gauc", "logloss", "ne"]
+    assert selection_names("ranking", [5], ("click",)) == ["auc", "pr_auc", "gauc", "logloss", "ne"]
     assert interval_of("auc/click") is share_interval
     assert interval_of("map@5") is mean_interval
     assert interval_of("debiased_ndcg@5") is interval_of("ild@5") is share_interval
@@ -79,8 +79,13 @@ def test_metrics_that_can_select_are_listed_by_the_names_of_evaluation():
         ("auc", "next_item", (), "a model of the next item has"),
         ("auc", "ranking", ("click",), None),
         ("ne/buy", "ranking", ("click", "buy"), None),
-        ("auc", "ranking", ("click", "buy"), "a model of these labels has auc/click, gauc/click, logloss/click"),
-        ("calibration", "ranking", ("click",), "a model of these labels has auc, gauc, logloss, ne$"),
+        (
+            "auc",
+            "ranking",
+            ("click", "buy"),
+            "a model of these labels has auc/click, pr_auc/click, gauc/click, logloss/click",
+        ),
+        ("calibration", "ranking", ("click",), "a model of these labels has auc, pr_auc, gauc, logloss, ne$"),
     ],
 )
 def test_why_a_metric_cannot_select_checkpoints(name, task, labels, reason):

@@ -9,9 +9,9 @@ import torch
 
 from sharding.world import World
 from tests.trainer.evaluation.next_item.values import EVENTS, mean_values, values_of
-from tests.trainer.evaluation.ranking.scored import plain_auc
+from tests.trainer.evaluation.ranking.scored import plain_auc, plain_average_precision
 from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
-from trainer.evaluation.ranking.judged import Judged, auc_of, auc_of_users, count_scores, sums_of
+from trainer.evaluation.ranking.judged import Judged, areas_of, auc_of_users, count_scores, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
 
 KS = [1, 2, 5, 50]
@@ -170,6 +170,7 @@ def plain_metrics_of_impressions(judged: Judged) -> dict[str, float]:
     ]
     return {
         "auc": plain_auc(ordered),
+        "pr_auc": plain_average_precision(ordered),
         "gauc": sum(auc * weight for auc, weight in aucs) / sum(weight for _, weight in aucs) if aucs else math.nan,
         "logloss": logloss,
         "ne": logloss / spread,
@@ -180,14 +181,14 @@ def plain_metrics_of_impressions(judged: Judged) -> dict[str, float]:
 def test_metrics_of_impressions_equal_brute_force_and_never_leave_their_range():
     for seed in range(300):
         judged = random_impressions(seed)
-        actual = metrics_of(sums_of(judged), auc_of(count_scores(judged)))
+        actual = metrics_of(sums_of(judged), areas_of(count_scores(judged)))
         expected = plain_metrics_of_impressions(judged)
         assert actual.keys() == expected.keys()
         for name, value in expected.items():
             assert actual[name] == pytest.approx(value, rel=1e-8, abs=1e-8, nan_ok=True), (seed, name)
             if not math.isnan(value):
                 assert actual[name] >= 0.0, (seed, name)
-                assert actual[name] <= (1.0 if name in ("auc", "gauc") else math.inf), (seed, name)
+                assert actual[name] <= (1.0 if name in ("auc", "pr_auc", "gauc") else math.inf), (seed, name)
         of_users = auc_of_users(judged).auc
         assert np.nanmax(of_users, initial=0.0) <= 1.0, seed
         assert np.nanmin(of_users, initial=1.0) >= 0.0, seed
