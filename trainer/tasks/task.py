@@ -20,6 +20,11 @@ from trainer.data.stream.order import Position
 from trainer.data.stream.shares import Step
 from trainer.global_batch.dynamic_ids import DynamicTables
 
+META = torch.device("meta")  # of tables that are sharded later: nothing is allocated
+
+OnBatch = Callable[[int, int], None]
+"""Progress of an evaluation: called after each batch with the number of batches done, and in total."""
+
 
 class Batch(Protocol):
     """One step's share of a rank."""
@@ -81,14 +86,14 @@ class Stream(Protocol):
 class Evaluator(Protocol):
     """One split of the dataset, which can be evaluated any number of times."""
 
-    def mean_metrics(self, model: Any) -> dict[str, float]:
+    def mean_metrics(self, model: Any, on_batch: OnBatch) -> dict[str, float]:
         """Return the metrics that early stopping can use, the same on every rank. Collective."""
 
 
 class NextDay(Protocol):
     """Evaluation of the next day in daily training, before it is trained."""
 
-    def metrics(self, model: Any, day: int) -> dict[str, Any] | None:
+    def metrics(self, model: Any, day: int, on_batch: OnBatch) -> dict[str, Any] | None:
         """Evaluate the first day from `day` on that has impressions, and return its values for metrics.jsonl. Collective.
 
         Returns None if there is no such day.
@@ -98,8 +103,8 @@ class NextDay(Protocol):
 class Task(Protocol):
     """A task of one job on one dataset."""
 
-    def new_model(self, specs: list[TableSpec]) -> nn.Module:
-        """Return the model, a `Model`, with its tables on the meta device."""
+    def new_model(self, specs: list[TableSpec], tables_device: torch.device = META) -> nn.Module:
+        """Return the model, a `Model`, with its tables on a device: the meta device if they are sharded later."""
 
     def stream(self, world: World) -> Stream:
         """Return this rank's training stream. Raises UserError, on this rank alone, if a file differs from the manifest."""
@@ -126,7 +131,7 @@ class Task(Protocol):
         world: World,
         dynamic: DynamicTables,
         folder: Path,
-        on_batch: Callable[[int, int], None],
+        on_batch: OnBatch,
     ) -> None:
         """Evaluate a split as a stage, and write this rank's partial results to a file in `folder`. Collective.
 
@@ -136,7 +141,7 @@ class Task(Protocol):
             world: All ranks.
             dynamic: The mappings of its tables with dynamic ids.
             folder: The folder of the partial results.
-            on_batch: Called after each batch, with the number of batches done and in total.
+            on_batch: Called after each batch.
         """
 
     def tensors(self) -> dict[str, Tensor]:

@@ -49,14 +49,21 @@ class Evaluator:
     train_events: np.ndarray
     """(at least num_items,) training events of each item, by id from 1 on."""
 
-    def mean_metrics(self, model: NextItemModel) -> dict[str, float]:
-        """Return the metrics that are means over users, over all users of the split; identical on every worker. Collective."""
+    def mean_metrics(
+        self, model: NextItemModel, on_batch: Callable[[int, int], None] = lambda done, total: None
+    ) -> dict[str, float]:
+        """Return the metrics of held-out items, over all users of the split; identical on every worker. Collective.
+
+        on_batch: called after each batch with the number of batches done and of all batches.
+        """
         totals: dict[str, np.ndarray] = {}
-        for batch, ranked in self.rank_all(model, top=0):
+        num_batches = self.held_out.num_batches()
+        for number, (batch, ranked) in enumerate(self.rank_all(model, top=0), start=1):
             columns = user_metrics(
                 batch.targets, ranked.target_ranks, batch.target_offsets, self.config.ks, self.train_events
             )
             totals = {name: totals.get(name, 0.0) + np.asarray(values.sums) for name, values in columns.items()}
+            on_batch(number, num_batches)
         own = torch.from_numpy(np.stack(list(totals.values()))).to(self.world.device)
         summed = self.world.sum(own).tolist()
         return {name: above / below if below else 0.0 for name, (above, below) in zip(totals, summed, strict=True)}
