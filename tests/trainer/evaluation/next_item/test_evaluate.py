@@ -175,9 +175,15 @@ def test_means_while_training_are_those_of_all_ranks(rank_pool: RankPool, tmp_pa
 
 
 def write_parts(world: World, job: Job, folder: Path) -> None:
-    model: Any = Walk(read_manifest(job.dataset_dir).num_item_rows)
-    vocabulary = read_vocabulary(job.dataset_dir, read_manifest(job.dataset_dir))
-    write_user_rows(evaluator_of(job, world), model, vocabulary, folder, lambda done, total: None)
+    manifest = read_manifest(job.dataset_dir)
+    model: Any = Walk(manifest.num_item_rows)
+    events = read_vocabulary(job.dataset_dir, manifest).train_events
+    assert isinstance(job.config.model, NextItemConfig)
+    evaluate = job.config.evaluate.model_copy(update={"baselines": ["popularity"]})
+    baselines = build_baselines(
+        job.dataset_dir, manifest, events, job.config.model, evaluate, unknown=False, world=world
+    )
+    write_user_rows(evaluator_of(job, world), model, baselines, folder, lambda done, total: None)
 
 
 def test_no_metric_depends_on_ranks_and_batches_and_all_equal_those_of_torchmetrics(
@@ -193,7 +199,9 @@ def test_no_metric_depends_on_ranks_and_batches_and_all_equal_those_of_torchmetr
         of_size = with_sections(job, evaluate=job.config.evaluate.model_copy(update={"batch_size": batch_size}))
         rank_pool.run(world_size, write_parts, of_size, parts)
         merged = merge_parts(parts)
-        results.append(summarize(merged, "test", "step", job.config.evaluate, manifest, events, similarity)[0])
+        results.append(
+            summarize(merged, "test", "step", job.config.evaluate, manifest, events, similarity=similarity)[0]
+        )
     assert all(other == results[0] for other in results[1:])
     assert {name.partition("@")[0] for name in results[0].metrics} == {metric.name for metric in METRICS}
 

@@ -93,7 +93,9 @@ def summary(folder: Path, shares: list[list[User]]) -> tuple[Results, dict[str, 
         write_part(folder / "parts", rank, users)
     merged = merge_parts(folder / "parts")
     manifest = manifest_of(NUM_ITEMS)
-    results, columns = summarize(merged, "test", "step_000000007", CONFIG, manifest, TRAIN_EVENTS, SIMILARITY)
+    results, columns = summarize(
+        merged, "test", "step_000000007", CONFIG, manifest, TRAIN_EVENTS, similarity=SIMILARITY
+    )
     return results, columns, merged
 
 
