@@ -201,8 +201,10 @@ class Manifest:
     ids_are_numbers: bool = True
     # Statistics for the data card.
     profile: dict[str, Any] = field(default_factory=dict)
-    # Digests of this dataset before each append, the oldest first.
+    # Digests of this dataset before each append, the oldest first. For a derived dataset, of the one it is derived from.
     grown_from: tuple[str, ...] = ()
+    # Of a derived dataset (trainer/data/prepare/derived.py): the digest of the other one, and counts of the new logs.
+    derived: dict[str, Any] = field(default_factory=dict)
     # Version of this format.
     format_version: int = FORMAT_VERSION
 

@@ -28,7 +28,7 @@ from trainer.data.dataset.partition_events import (
 )
 from trainer.data.dataset.partition_features import EventFeatures, UserFeatures
 from trainer.data.dataset.profile import Profile, profile_of
-from trainer.data.dataset.splits import LeaveOneOut, TimeBounds, cut_histories
+from trainer.data.dataset.splits import LeaveOneOut, NewEvents, TimeBounds, cut_histories, cut_new_events
 from trainer.data.logs.columns import SourceName
 
 
@@ -102,7 +102,7 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
         return _group_impressions(given, plan, users, codes)
     old = given.old.history if given.old else None
     events = PartitionEvents.of(given.events, codes["events"], plan, old, last_times(len(users), old), len(users))
-    train_end, validation_end = cut_histories(events.times, events.sorted.offsets, plan.cuts, hash_ids(users))
+    train_end, validation_end = _cuts_of(events, given, plan, users)
     split = _split_of(events.sorted.offsets, train_end, validation_end)
     written = Written(events.new_counts > 0 if given.old else np.ones(len(users), np.bool_), given.old is not None)
     columns: dict[str, pa.Array] = {"item": events.lists(pa.array(events.new_numbers), written)}
@@ -136,7 +136,7 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
     # An event before an old impression would belong to that impression's history, which is already written.
     last = last_times(len(users), old_history, old_shown)
     history = PartitionEvents.of(past, past_codes, plan, old_history, last, len(users))
-    train_end, validation_end = cut_histories(shown.times, shown.sorted.offsets, plan.cuts, hash_ids(users))
+    train_end, validation_end = _cuts_of(shown, given, plan, users)
     split = _split_of(shown.sorted.offsets, train_end, validation_end)
     written = Written((shown.new_counts + history.new_counts) > 0, old is not None)
     features = EventFeatures.of(given.events, shown, plan, split, users)
@@ -174,6 +174,15 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
         fits=features.fits | user_features.fits,
         losses=features.losses | user_features.losses,
     )
+
+
+def _cuts_of(kind: PartitionEvents, given: PartitionInput, plan: GroupPlan, users: pa.Array) -> tuple[Ints, Ints]:
+    """Return `train_end` and `validation_end` of every row."""
+    if not isinstance(plan.cuts, NewEvents):
+        return cut_histories(kind.times, kind.sorted.offsets, plan.cuts, hash_ids(users))
+    known = given.old.train_end if given.old else None
+    known = np.zeros(0, np.int64) if known is None else known
+    return cut_new_events(np.diff(kind.sorted.offsets), kind.new_counts, known, plan.cuts)
 
 
 def _positives(

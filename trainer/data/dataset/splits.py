@@ -39,6 +39,14 @@ class TimeBounds:
     test_time: int
 
 
+@dataclass(frozen=True)
+class NewEvents:
+    """Cuts of a dataset that is derived from another one: the events of the other are history, the new ones test targets."""
+
+    # Whether the new events are targets. If not, they are history as well.
+    targets: bool = True
+
+
 Cuts = LeaveOneOut | TimeBounds
 
 
@@ -79,6 +87,20 @@ def cut_histories(times: Ints, offsets: Ints, cuts: Cuts, users: Hashes) -> tupl
             before = [np.append(0, np.cumsum(times < bound)) for bound in (cuts.validation_time, cuts.test_time)]
             train_end, validation_end = (np.diff(b[offsets]) for b in before)
             return train_end, validation_end
+
+
+def cut_new_events(lengths: Ints, num_new: Ints, known_train_end: Ints, cuts: NewEvents) -> tuple[Ints, Ints]:
+    """Return `train_end` and `validation_end` of every history of a derived dataset.
+
+    Args:
+        lengths: number of events of each history.
+        num_new: number of new events of each, which are the last ones.
+        known_train_end: `train_end` of the histories that the other dataset has, which come first.
+        cuts: whether the new events are targets.
+    """
+    train_end = np.zeros(lengths.size, np.int64)
+    train_end[: known_train_end.size] = known_train_end
+    return train_end, lengths - num_new if cuts.targets else lengths
 
 
 def _chosen(users: Hashes, share: float) -> npt.NDArray[np.bool_]:

@@ -1,6 +1,7 @@
 """Vocabularies: from the values of the first pass to the ids of every table, and to the numbers of the catalogue.
 
-The invariant: ids and numbers never change. An append adds values after the existing ones.
+The invariant: ids and numbers never change. An append adds values after the existing ones. A derived dataset adds none,
+except for numbers of unknown items at the end of the catalogue.
 """
 
 from collections.abc import Mapping
@@ -68,7 +69,8 @@ def ids_of_tables(job: PrepareJob, merged: MergedValues) -> dict[str, Ids]:
         if table == ITEMS:
             ids[table] = Ids(VocabularyIdsConfig(), _catalogue(merged.values[ITEMS], config, old))
         elif isinstance(config, VocabularyIdsConfig):
-            ids[table] = Ids(config, _vocabulary(merged.values.get(table), config.min_count, old))
+            counted = None if job.is_derived else merged.values.get(table)
+            ids[table] = Ids(config, _vocabulary(counted, config.min_count, old))
         else:
             ids[table] = Ids(config)
     return ids
