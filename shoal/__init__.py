@@ -11,6 +11,7 @@ Files:
     commands.py  the functions run, prepare, train and evaluate
     config.py    settings of a run, from a file or a dictionary
     events.py    events that report the progress of a command
+    model.py     a trained model in this process: recommendations, scores, vectors
     results.py   results of commands, as values
     runs.py      runs on disk: stages, metrics, checkpoints
     view.py      relays what the driver reports to a listener
@@ -33,6 +34,7 @@ from shoal.events import (
     Validation,
     WarningRaised,
 )
+from shoal.model import ImpressionRanker, NextItemRecommender, load
 from shoal.results import Dataset, Evaluation, Metric, RunResult, Training
 from shoal.runs import Run
 from trainer.errors import CheckpointError, UserError
@@ -45,8 +47,10 @@ __all__ = [
     "DayEvaluated",
     "Evaluation",
     "Event",
+    "ImpressionRanker",
     "Message",
     "Metric",
+    "NextItemRecommender",
     "Planned",
     "Progress",
     "Resumed",
@@ -62,6 +66,7 @@ __all__ = [
     "WarningRaised",
     "__version__",
     "evaluate",
+    "load",
     "prepare",
     "run",
     "train",

@@ -16,6 +16,7 @@ from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch import distributed as dist
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
@@ -178,7 +179,8 @@ def load(
             weights = model_names(sharded_model, tables)
             wanted = {key: value for key, value in wanted.items() if key in saved or key in weights}
         _refuse_misfits(checkpoint.path, wanted, saved, tables_grew)
-        dcp.load(wanted, storage_reader=reader, planner=_GrowingPlanner() if tables_grew else None)
+        planner = _GrowingPlanner() if tables_grew else None
+        dcp.load(wanted, storage_reader=reader, planner=planner, no_dist=not dist.is_initialized())
     except (CheckpointException, RuntimeError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}: does not fit the model ({_first_cause(error)}); was it made with another config?"

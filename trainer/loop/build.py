@@ -1,6 +1,6 @@
 """Construction of a sharded model, its optimizers and its stream from a job. The order of the steps matters."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,11 +77,7 @@ def build_model(job: Job, manifest: Manifest, world: World, daily: DailyTraining
     Raises:
         UserError: The dataset is for another task than the model, or the ranks have different plans.
     """
-    if manifest.task != job.config.model.task:
-        raise UserError(
-            f'dataset {job.dataset_dir} is for task "{manifest.task}", and model.task = "{job.config.model.task}"; datasets for '
-            "ranking come from logs with logs.labels: set model.task, or choose another dataset"
-        )
+    check_task(job, manifest)
     catalogue = read_catalogue(job.dataset_dir, manifest, job.config.tables, job.config.model)
     planned_tables = job.planned_tables
     if planned_tables is None or planned_tables.plan.world_size != world.world_size:
@@ -89,18 +85,8 @@ def build_model(job: Job, manifest: Manifest, world: World, daily: DailyTraining
     plan = planned_tables.plan
     # Before anything is sharded: with different plans, TorchRec would fail with an obscure error, or hang.
     agree_at_start(world, {"plan": digest_of(plan.values())})
-    specs = [
-        TableSpec(
-            name,
-            rows,
-            job.config.tables[name].dim,
-            plan.tables[name].sharding == "data_parallel",
-            catalogue.bags_of_table(name),
-            job.config.tables[name].pooling,
-        )
-        for name, rows in table_rows(job.config.tables, manifest, job.config.model.inputs).items()
-    ]
-    task = _task_of(job, manifest, catalogue, daily)
+    specs = table_specs(job, manifest, catalogue, lambda name: plan.tables[name].sharding == "data_parallel")
+    task = task_of(job, manifest, catalogue, daily)
     model: Any = task.new_model(specs)
     model.initialize(torch.Generator().manual_seed(job.config.run.seed))
     for part in (*model.children(), *model.tables.replicated):
@@ -112,6 +98,39 @@ def build_model(job: Job, manifest: Manifest, world: World, daily: DailyTraining
     return Built(model, sharded_model, tables, planned_tables, catalogue, dynamic, task, manifest.grown_from)
 
 
+def check_task(job: Job, manifest: Manifest) -> None:
+    """Raise UserError if the dataset is for another task than the model."""
+    if manifest.task != job.config.model.task:
+        raise UserError(
+            f'dataset {job.dataset_dir} is for task "{manifest.task}", and model.task = "{job.config.model.task}"; datasets for '
+            "ranking come from logs with logs.labels: set model.task, or choose another dataset"
+        )
+
+
+def table_specs(
+    job: Job, manifest: Manifest, catalogue: Catalogue, is_replicated: Callable[[str], bool]
+) -> list[TableSpec]:
+    """Return the tables of a model, in the order in which the model builds them.
+
+    Args:
+        job: The run.
+        manifest: The manifest of its dataset.
+        catalogue: The items.
+        is_replicated: Whether every rank holds all rows of the table of a name.
+    """
+    return [
+        TableSpec(
+            name,
+            rows,
+            job.config.tables[name].dim,
+            is_replicated(name),
+            catalogue.bags_of_table(name),
+            job.config.tables[name].pooling,
+        )
+        for name, rows in table_rows(job.config.tables, manifest, job.config.model.inputs).items()
+    ]
+
+
 def agree_at_start(world: World, facts: dict[str, str]) -> None:
     """Compare named facts of all ranks. Collective. Raises UserError with the differences."""
     differences = world.disagreements(facts)
@@ -119,7 +138,8 @@ def agree_at_start(world: World, facts: dict[str, str]) -> None:
         raise UserError("the workers do not agree on what to train, so nothing was started: " + "; ".join(differences))
 
 
-def _task_of(job: Job, manifest: Manifest, catalogue: Catalogue, daily: DailyTraining | None) -> Task:
+def task_of(job: Job, manifest: Manifest, catalogue: Catalogue, daily: DailyTraining | None = None) -> Task:
+    """Return the task that the model of a job is trained for."""
     match job.config.model:
         case RankingConfig() as config:
             return RankingTask(job, config, manifest, catalogue, daily)
@@ -136,9 +156,17 @@ def load_checkpoint(
     CheckpointError if the checkpoint does not fit.
     """
     state = built.state()
-    grew = checkpoint.manifest.days is not None or checkpoint.manifest.dataset_digest in built.grown_from
+    grew = has_grown(checkpoint, built.grown_from)
     checkpoint_tensors.load(checkpoint, built.sharded_model, built.tables, optimizers, state, ema, tables_grew=grew)
     built.load_state(state)
+
+
+def has_grown(checkpoint: StoredCheckpoint, grown_from: tuple[str, ...]) -> bool:
+    """Return True if tables may have more rows than the checkpoint, since logs were appended to the dataset.
+
+    grown_from: Digests of the dataset before logs were appended.
+    """
+    return checkpoint.manifest.days is not None or checkpoint.manifest.dataset_digest in grown_from
 
 
 def load_for_evaluation(checkpoint: StoredCheckpoint, built: Built) -> None:

@@ -20,6 +20,8 @@ from trainer.data.stream.order import Position
 from trainer.data.stream.shares import Step
 from trainer.global_batch.dynamic_ids import DynamicTables
 
+META = torch.device("meta")  # of tables that are sharded later: nothing is allocated
+
 
 class Batch(Protocol):
     """One step's share of a rank."""
@@ -98,8 +100,8 @@ class NextDay(Protocol):
 class Task(Protocol):
     """A task of one job on one dataset."""
 
-    def new_model(self, specs: list[TableSpec]) -> nn.Module:
-        """Return the model, a `Model`, with its tables on the meta device."""
+    def new_model(self, specs: list[TableSpec], tables_device: torch.device = META) -> nn.Module:
+        """Return the model, a `Model`, with its tables on a device: the meta device if they are sharded later."""
 
     def stream(self, world: World) -> Stream:
         """Return this rank's training stream. Raises UserError, on this rank alone, if a file differs from the manifest."""

@@ -160,27 +160,7 @@ class HeldOut:
         start = packed.starts[rows]
         seen, seen_offsets = gather(packed.items, start, start + low)
         target_places, target_offsets = stretches(start + low, start + high)
-        # A masked event takes the place of the first held-out event. The model sees nothing of that event except its time.
-        masks = int(self.masks_items)
-        recent, offsets = stretches(start + np.maximum(0, low - self.max_history + masks), start + low + masks)
-        items = packed.items.take(recent)
-        masked = np.zeros(recent.size, dtype=np.bool_)
-        if self.masks_items:
-            masked[offsets[1:] - 1] = True
-            items[masked] = UNKNOWN_ID
-        batch = build_batch(row_ids[rows], offsets, items, NOTHING, NOTHING, self.catalogue, False)
-        if self.masks_items:
-            batch = replace(batch, masked=as_tensor(masked))
-        times = next_times = None
-        if packed.times is not None:
-            # The first held-out event follows the last event of a history: all targets are requested at its time.
-            times = packed.times.take(recent)
-            next_times = packed.times.take(recent + 1 - masks)
-            if self.masks_items and not self.catalogue.inputs.has_request_time:
-                times = times_before(times, masked, offsets)
-        features = take_all(packed.features, recent)
-        user_features = take_all(packed.user_features, rows)
-        batch = with_inputs(batch, self.catalogue, features, user_features, times, next_times)
+        batch = query_batch(packed, row_ids, rows, low, self.catalogue, self.max_history, self.masks_items)
         return HeldOutBatch(
             batch=batch,
             row_ids=row_ids[rows],
@@ -192,6 +172,52 @@ class HeldOut:
             target_offsets=target_offsets,
             target_times=None if packed.times is None else packed.times.take(target_places),
         )
+
+
+def query_batch(
+    packed: PackedHistories,
+    row_ids: np.ndarray,
+    rows: np.ndarray,
+    low: np.ndarray,
+    catalogue: Catalogue,
+    max_history: int,
+    masks_items: bool,
+) -> HistoryBatch:
+    """Return the batch that asks a model for the event at place `low` of each row, from the events before it.
+
+    Nothing of that event is used but its time, which is that of the request.
+
+    Args:
+        packed: packed row groups.
+        row_ids: number of each packed row in the dataset.
+        rows: the rows of the batch among the packed ones, (B,).
+        low: number of events before the request, (B,). Each row has an event at this place.
+        catalogue: the catalogue.
+        max_history: most events of a history.
+        masks_items: whether the model restores masked events.
+    """
+    start = packed.starts[rows]
+    # A masked event takes the place of the first held-out event. The model sees nothing of that event except its time.
+    masks = int(masks_items)
+    recent, offsets = stretches(start + np.maximum(0, low - max_history + masks), start + low + masks)
+    items = packed.items.take(recent)
+    masked = np.zeros(recent.size, dtype=np.bool_)
+    if masks_items:
+        masked[offsets[1:] - 1] = True
+        items[masked] = UNKNOWN_ID
+    batch = build_batch(row_ids[rows], offsets, items, NOTHING, NOTHING, catalogue, False)
+    if masks_items:
+        batch = replace(batch, masked=as_tensor(masked))
+    times = next_times = None
+    if packed.times is not None:
+        # The first held-out event follows the last event of a history: all targets are requested at its time.
+        times = packed.times.take(recent)
+        next_times = packed.times.take(recent + 1 - masks)
+        if masks_items and not catalogue.inputs.has_request_time:
+            times = times_before(times, masked, offsets)
+    features = take_all(packed.features, recent)
+    user_features = take_all(packed.user_features, rows)
+    return with_inputs(batch, catalogue, features, user_features, times, next_times)
 
 
 def bounds_of(packed: PackedHistories, split: Split, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

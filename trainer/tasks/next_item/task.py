@@ -29,6 +29,7 @@ from trainer.data.stream.target_counts import count_targets
 from trainer.evaluation.next_item.evaluate import Evaluator, make_evaluator, write_user_rows
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.global_batch.negatives import GlobalNegatives
+from trainer.tasks.task import META
 
 
 class NextItemTask:
@@ -44,10 +45,10 @@ class NextItemTask:
             train_events = np.concatenate(([0], read_vocabulary(job.dataset_dir, manifest).train_events))
         self.negatives = GlobalNegatives(config.objective, catalogue, job.config.run.seed, train_events)
 
-    def new_model(self, specs: list[TableSpec]) -> NextItemModel:
-        """Return the model, with its tables on the meta device."""
+    def new_model(self, specs: list[TableSpec], tables_device: torch.device = META) -> NextItemModel:
+        """Return the model, with its tables on a device."""
         catalogue = self.catalogue
-        return NextItemModel(self.config, specs, torch.device("meta"), catalogue.features, catalogue.inputs)
+        return NextItemModel(self.config, specs, tables_device, catalogue.features, catalogue.inputs)
 
     def stream(self, world: World) -> TrainStream:
         """Return this rank's training stream of histories or windows of them."""

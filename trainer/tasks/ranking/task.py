@@ -33,6 +33,7 @@ from trainer.evaluation.ranking.evaluate import RankingEvaluator, make_ranking_e
 from trainer.evaluation.ranking.progressive import ProgressiveEvaluator
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.tasks.ranking.daily_training import DailyTraining
+from trainer.tasks.task import META
 
 
 class RankingTask:
@@ -63,8 +64,8 @@ class RankingTask:
                 f"{', '.join(known) or 'no such features'}"
             )
 
-    def new_model(self, specs: list[TableSpec]) -> RankingModel:
-        """Return the model, with its tables on the meta device. Its biases start at the rates of the labels."""
+    def new_model(self, specs: list[TableSpec], tables_device: torch.device = META) -> RankingModel:
+        """Return the model, with its tables on a device. Its biases start at the rates of the labels."""
         catalogue = self.catalogue
         config = self.config
         of_labels = self.manifest.labels
@@ -76,7 +77,7 @@ class RankingTask:
             config,
             self.labels,
             specs,
-            torch.device("meta"),
+            tables_device,
             interest_of(self.job.config.tables[ITEM_TABLE].dim, config.max_history, config.encoder, config.interest),
             catalogue.features,
             catalogue.inputs,
