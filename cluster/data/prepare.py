@@ -298,7 +298,8 @@ def _check_trainable(config: Config, totals: Totals) -> None:
         times = totals.values.times
         remedy = f"Choose a later one: {_time_range(config, times)}" if times else "Choose a later one"
     else:
-        why = "has two events left after the last two are held out"
+        held_out = 2 * getattr(config.split, "num_targets", 1)
+        why = f"has two events left after the last {'two' if held_out == 2 else held_out} are held out"
         remedy = "Check that logs.user is the right column, or use more logs"
     raise UserError(
         f"split: nothing can be learned from these {counts.rows_kept:,} events of {counts.num_users:,} users, because "

@@ -100,6 +100,19 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
         )
 
 
+def check_protocol(evaluate: EvaluateConfig, model: ModelConfig) -> None:
+    """Reject settings of ranked lists where impressions are scored."""
+    if not isinstance(model, RankingConfig):
+        return
+    defaults = EvaluateConfig()
+    for name in ("targets", "candidates", "repeats"):
+        if getattr(evaluate, name) != getattr(defaults, name):
+            raise ValueError(
+                f"evaluate.{name} = {getattr(evaluate, name)!r} is for next-item models: a ranker scores every impression of the "
+                f"split as it was shown; leave it at {getattr(defaults, name)!r}"
+            )
+
+
 def check_early_stopping(train: TrainConfig, evaluate: EvaluateConfig, model: ModelConfig, logs: LogsConfig) -> None:
     """Reject an early-stopping metric that the validation does not compute."""
     stopping = train.early_stopping

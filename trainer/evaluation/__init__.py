@@ -4,5 +4,6 @@ Files:
     confidence.py  confidence intervals that stay within a metric's range
     examples.py    example users of reports
     metric.py      a metric as one value: name, range, direction, explanation
+    protocol.py    the protocol in words, and the data that it is about
     run_header.py  header of reports: run, model, data, duration, changed settings
 """

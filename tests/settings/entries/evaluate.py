@@ -7,6 +7,9 @@ from tests.settings.observations.evaluation import (
     items_scored_at_a_time,
     list_lengths,
     metrics,
+    queries,
+    queries_by_hand,
+    repeated_targets,
     targets_of_users,
 )
 from tests.settings.observations.training import validation_metrics
@@ -31,6 +34,16 @@ ENTRIES = (
         "evaluate.mask_seen", False, list_lengths, lambda lengths: [15] * len(lengths), base={"evaluate.ks": [10, 15]}
     ),
     Entry("evaluate.targets", "first", targets_of_users, lambda numbers: [1] * len(numbers), base=BY_TIME),
+    # Each of the held-out events is a query, and shows its own history.
+    Entry("evaluate.targets", "each", queries, formula=queries_by_hand, base=BY_TIME),
+    Entry("evaluate.repeats", "drop", repeated_targets, 0, base=BY_TIME),
+    Entry(
+        "evaluate.candidates",
+        "LOGS/few.txt",
+        list_lengths,
+        lambda lengths: [3] * len(lengths),
+        base={"evaluate.mask_seen": False},
+    ),
     Entry("evaluate.batch_size", 5, batches_scored, [5, 5, 5, 5, 4]),
     Entry(
         "evaluate.score_block_items",

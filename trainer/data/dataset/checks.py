@@ -172,7 +172,7 @@ def _later_training(manifest: Manifest, values: Mapping[str, Any], kind: str) ->
     name = "training_after_test"
     title = "Training events later than test events"
     why = (
-        "Under leave-one-out a model learns from events of other users after the event it is tested on, for example which "
+        "Under this split a model learns from events of other users after the event it is tested on, for example which "
         'items became popular since; with split.kind = "global_time" it does not.'
     )
     span = manifest.source.get("time") or {}

@@ -34,7 +34,7 @@ _READING_OF_FEATURES = {"column", "type", "separator", "format"}
 
 @dataclass(frozen=True)
 class Derivation:
-    """How a derived dataset uses the events of its base and of the new logs."""
+    """Use of the events of the base and of the new logs in a derived dataset."""
 
     # Whether the events of the base are part of the histories, before the new events.
     history: bool = True

@@ -16,7 +16,7 @@ from sharding.config import DynamicIdsConfig, HashIdsConfig, IdsConfig, Vocabula
 from trainer.data.dataset.features import Ids, hash_rows
 from trainer.data.dataset.grouping import Ints, sort_vocabulary
 from trainer.data.dataset.hashing import Distinct
-from trainer.data.dataset.splits import Cuts, TimeBounds
+from trainer.data.dataset.splits import Cuts, LeaveOneOut
 from trainer.data.dataset.vocabulary import read_values
 from trainer.data.logs.config import CategoricalFeatureConfig
 from trainer.data.prepare.read_pass import ITEMS, ChunkValues, ReadResult, sum_values
@@ -125,7 +125,7 @@ def item_ids(
         old: ids of the existing dataset.
     """
     min_count = config.min_count if isinstance(config, VocabularyIdsConfig) else 1
-    counts = num_train_events if isinstance(cuts, TimeBounds) else num_events
+    counts = num_events if isinstance(cuts, LeaveOneOut) else num_train_events
     ids = np.zeros(num_events.size, np.int32)
     if old is not None:
         ids[: old.size] = old

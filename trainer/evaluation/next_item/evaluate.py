@@ -25,11 +25,13 @@ from trainer.data.dataset.vocabulary import Vocabulary
 from trainer.data.stream.catalogue_reader import columns_for
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
 from trainer.data.stream.row_groups import RowGroupReader
+from trainer.evaluation.next_item.candidates import Candidates, candidates_of
 from trainer.evaluation.next_item.metrics import user_metrics
 from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 LOOKUP_CHUNK = 65536  # items looked up at a time
+NUM_REPEATS = "num_repeats"  # in the metadata of a part: targets that were dropped as repeats
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,18 @@ class Evaluator:
     """The workers."""
     dynamic: DynamicTables
     """The model's id mappings; look-ups use their state at evaluation time."""
+    candidates: Candidates | None = None
+    """The items that are ranked; None: all."""
 
     def mean_metrics(self, model: NextItemModel) -> dict[str, float]:
         """Return the metrics that are means over users, over all users of the split; identical on every worker. Collective."""
         totals: dict[str, float] = {}
-        num_users = 0
+        num_users = 0.0
         for batch, ranked in self.rank_all(model, top=0):
             columns = user_metrics(batch.targets, ranked.target_ranks, batch.target_offsets, self.config.ks)
-            num_users += batch.row_ids.size
+            num_users += batch.row_ids.size if batch.weights is None else float(batch.weights.sum())
+            if batch.weights is not None:
+                columns = {name: values * batch.weights for name, values in columns.items()}
             totals = {name: totals.get(name, 0.0) + float(values.sum()) for name, values in columns.items()}
         names = list(totals)
         values = torch.tensor([float(num_users), *totals.values()], dtype=torch.float64, device=self.world.device)
@@ -66,7 +72,7 @@ class Evaluator:
         model.eval()
         with torch.no_grad():
             shard = self.item_shard(model)
-            for held in self.held_out.batches():
+            for held in self.held_out.batches(self._most):
                 request = self.dynamic.rows_of(held.batch.items)
                 batch = replace(held.batch, items=request).to(self.world.device)
                 users = model.user_vectors(model.look_up(batch.items), batch)
@@ -97,6 +103,10 @@ class Evaluator:
         scores = -place[first - FIRST_ITEM : stop - FIRST_ITEM].astype(np.float32)
         return ItemShard(torch.from_numpy(scores)[:, None].to(self.world.device), first)
 
+    def _most(self, number: int) -> int:
+        """Return the largest number of all workers. Collective."""
+        return max(self.world.gather_ints(number))
+
     def _item_range(self) -> tuple[int, int]:
         """Return the first id of this worker's share of the items, and the id after its last."""
         share = -(-self.num_items // self.world.world_size)
@@ -104,7 +114,13 @@ class Evaluator:
         return first + FIRST_ITEM, min(first + share, self.num_items) + FIRST_ITEM
 
     def _rank(self, held: HeldOutBatch, users: torch.Tensor, shard: ItemShard, top: int) -> Ranked:
-        query = Query(users, held.seen, held.seen_offsets, held.targets, held.target_offsets)
+        moments = None
+        if self.candidates is not None:
+            first = shard.first_id
+            available = self.candidates.available_from[first : first + shard.vectors.shape[0]]
+            shard = replace(shard, available_from=torch.from_numpy(available).to(self.world.device))
+            moments = self.candidates.moments(held.target_times, held.target_offsets)
+        query = Query(users, held.seen, held.seen_offsets, held.targets, held.target_offsets, moments)
         return rank_items(query, shard, top, self.config.mask_seen, self.config.score_block_items, self.world)
 
 
@@ -119,7 +135,7 @@ def make_evaluator(
     dynamic: DynamicTables,
     masks_items: bool = False,
 ) -> Evaluator:
-    """Return an evaluator that ranks all items with a vector: known ones, and with features of items all others too.
+    """Return an evaluator that ranks all items with a vector: known ones, and with features of items all others too. Collective.
 
     Args:
         folder: the dataset.
@@ -132,7 +148,12 @@ def make_evaluator(
         dynamic: the model's id mappings; look-ups use their state at evaluation time.
         masks_items: whether the model restores masked events, see NextItemConfig.
     """
-    reader = RowGroupReader(folder, manifest, columns_for(catalogue, users=True))
+    unknown = catalogue.scores_unknown
+    candidates = candidates_of(config.candidates, folder, manifest, catalogue.num_ids, unknown, world)
+    columns = columns_for(catalogue, users=True)
+    if candidates is not None and candidates.by_time:
+        columns = replace(columns, times=True)
+    reader = RowGroupReader(folder, manifest, columns)
     held_out = HeldOut(
         reader,
         catalogue,
@@ -143,8 +164,10 @@ def make_evaluator(
         world.rank,
         world.world_size,
         masks_items,
+        config.repeats,
+        manifest.split["num_targets"] if manifest.split.get("kind") == "user_holdout" else None,
     )
-    return Evaluator(held_out, config, catalogue.num_ids - 1, world, dynamic)
+    return Evaluator(held_out, config, catalogue.num_ids - 1, world, dynamic, candidates)
 
 
 def write_user_rows(
@@ -154,7 +177,9 @@ def write_user_rows(
     folder: Path,
     on_batch: Callable[[int, int], None],
 ) -> None:
-    """Evaluate the model and popularity, and write rank-<r>.parquet into `folder`: a row per user of this worker. Collective.
+    """Evaluate the model and popularity, and write rank-<r>.parquet into `folder`: a row per query of this worker. Collective.
+
+    A query is a user, or one target of a user (EvaluateConfig.targets = "each").
 
     Columns: row_id, user, history_length, targets, ranks, popularity_ranks (lists), top_items, popularity_top_items (lists of ids).
 
@@ -169,15 +194,17 @@ def write_user_rows(
     popularity = evaluator.popularity_shard(vocabulary.train_events)
     num_batches = evaluator.held_out.num_batches()
     tables = []
-    for number, (held, ranked) in enumerate(evaluator.rank_all(model, top), start=1):
+    num_repeats = 0
+    for held, ranked in evaluator.rank_all(model, top):
         baseline = evaluator.rank_by_popularity(popularity, held, top)
         tables.append(_user_rows(held, ranked, baseline))
-        on_batch(number, num_batches)
+        num_repeats += held.num_repeats
+        on_batch(held.number, num_batches)
     folder.mkdir(parents=True, exist_ok=True)
     # Types differ only where a worker had empty batches (a null user column): unify by promotion.
-    pq.write_table(
-        pa.concat_tables(tables, promote_options="permissive"), folder / f"rank-{evaluator.world.rank}.parquet"
-    )
+    table = pa.concat_tables(tables, promote_options="permissive")
+    table = table.replace_schema_metadata({NUM_REPEATS: str(num_repeats)})
+    pq.write_table(table, folder / f"rank-{evaluator.world.rank}.parquet")
 
 
 def _user_rows(held: HeldOutBatch, ranked: Ranked, baseline: Ranked) -> pa.Table:

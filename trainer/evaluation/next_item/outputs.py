@@ -12,6 +12,7 @@ from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.evaluation import examples
 from trainer.evaluation.next_item import report, results
+from trainer.evaluation.next_item.listed import candidates_text
 from trainer.evaluation.next_item.results import Results
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import write_json_atomically
@@ -25,8 +26,11 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     folder = parts.parent
     vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
     merged = results.merge_parts(parts)
+    config = job.config.evaluate
+    candidates = candidates_text(config.candidates, job.dataset_dir, manifest, bool(used_features(manifest)))
+    dropped = results.num_repeats(parts)
     summary, columns = results.summarize(
-        merged, split, checkpoint, job.config.evaluate, manifest, vocabulary.train_events
+        merged, split, checkpoint, config, manifest, vocabulary.train_events, candidates, dropped
     )
     users = results.examples_of(merged, split, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)

@@ -20,8 +20,12 @@ from trainer.data.dataset.splits import Split
 from trainer.data.logs.config import LogsConfig
 from trainer.errors import UserError
 from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, example_places, read_histories
-from trainer.evaluation.next_item.metrics import METRICS, intervals, list_metrics, means, user_metrics
+from trainer.evaluation.next_item.metrics import METRICS, intervals, list_metrics, means
+from trainer.evaluation.next_item.queries import metrics_of_users, one_row_per_user
+from trainer.evaluation.protocol import data_of, statement_of
 from trainer.storage.files import renamed_when_whole, write_json_atomically
+
+NUM_REPEATS = b"num_repeats"  # in the metadata of a part: targets that were dropped as repeats
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,14 @@ class Results:
     """Metrics of parts of the users: "name", "value", "num_users", "metrics", "ci95"."""
 
 
+def num_repeats(parts: Path) -> int:
+    """Return the number of targets that all workers dropped because the users had consumed them before."""
+    schemas = [pq.read_schema(path) for path in parts.glob("rank-*.parquet")]
+    return sum(int((schema.metadata or {}).get(NUM_REPEATS, 0)) for schema in schemas)
+
+
 def merge_parts(parts: Path) -> pa.Table:
-    """Return the rows of all workers, sorted by row_id. Raises UserError if there are none."""
+    """Return a row per user from the rows of all workers, sorted by row_id. Raises UserError if there are none."""
     tables = [pq.read_table(path) for path in sorted(parts.glob("rank-*.parquet"))]
     merged = pa.concat_tables(tables, promote_options="permissive") if tables else None
     if merged is None or merged.num_rows == 0:
@@ -63,7 +73,7 @@ def merge_parts(parts: Path) -> pa.Table:
             "evaluation: no user has held-out events in this split with events before them; "
             "use more logs, or move split.validation_time and split.test_time"
         )
-    return merged.sort_by("row_id").combine_chunks()
+    return one_row_per_user(merged.sort_by("row_id").combine_chunks())
 
 
 def summarize(
@@ -73,6 +83,8 @@ def summarize(
     config: EvaluateConfig,
     manifest: Manifest,
     train_events: np.ndarray,
+    candidates: str = "full catalogue",
+    num_repeats: int = 0,
 ) -> tuple[Results, dict[str, np.ndarray]]:
     """Return the results, and the model's metrics per user in the order of `merged`.
 
@@ -83,12 +95,16 @@ def summarize(
         config: the settings of evaluation.
         manifest: the dataset's.
         train_events: (num_items,) training events of each item of the catalogue, by id.
+        candidates: the candidates in words.
+        num_repeats: targets that were dropped because their users had consumed them before.
     """
     offsets, targets = _packed(merged.column("targets"))
     _, target_ranks = _packed(merged.column("ranks"))
     _, popularity_ranks = _packed(merged.column("popularity_ranks"))
-    columns = user_metrics(targets, target_ranks, offsets, config.ks)
-    popularity = user_metrics(targets, popularity_ranks, offsets, config.ks)
+    each = config.targets == "each"
+    columns = metrics_of_users(targets, target_ranks, offsets, config.ks, each)
+    popularity = metrics_of_users(targets, popularity_ranks, offsets, config.ks, each)
+    top = max(config.ks)
     num_items = train_events.size
     results = Results(
         task="next_item",
@@ -97,20 +113,23 @@ def summarize(
         protocol={
             "split": manifest.split,
             "catalogue": num_items,
-            "candidates": "full catalogue",
+            "candidates": candidates,
             "seen_items": "masked" if config.mask_seen else "ranked",
             "targets": config.targets,
+            "repeats": "kept" if config.repeats == "keep" else f"{num_repeats:,} targets dropped",
             "ties": "smaller item id first",
             "trained_on": _trained_on(manifest),
+            **data_of(manifest),
+            "statement": statement_of(split, config, manifest, candidates),
         },
         num_users=merged.num_rows,
         num_targets=int(target_ranks.size),
         num_targets_not_rankable=int((target_ranks == 0).sum()),
-        metrics=means(columns) | list_metrics(_matrix(merged.column("top_items")), config.ks, num_items),
+        metrics=means(columns) | list_metrics(_matrix(merged.column("top_items"), top), config.ks, num_items),
         ci95=intervals(columns),
         baselines={
             "popularity": means(popularity)
-            | list_metrics(_matrix(merged.column("popularity_top_items")), config.ks, num_items)
+            | list_metrics(_matrix(merged.column("popularity_top_items"), top), config.ks, num_items)
         },
         baselines_ci95={"popularity": intervals(popularity)},
         slices=_slices(columns, merged.column("history_length").to_numpy(), targets[offsets[:-1]], train_events),
@@ -162,9 +181,9 @@ def _item_values(column: pa.ChunkedArray, items: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), items.take(index))
 
 
-def _matrix(top_items: pa.ChunkedArray) -> np.ndarray:
-    """Return lists of equal length as a matrix (users, length)."""
-    return _packed(top_items)[1].reshape(len(top_items), -1)
+def _matrix(top_items: pa.ChunkedArray, top: int) -> np.ndarray:
+    """Return the lists of top items of all queries as a matrix (queries, top)."""
+    return _packed(top_items)[1].reshape(-1, top)
 
 
 def _slices(

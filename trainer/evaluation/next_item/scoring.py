@@ -27,6 +27,8 @@ class ItemShard:
     """(V, D) of ids first_id .. first_id + V - 1."""
     first_id: int
     """The smallest id."""
+    available_from: Tensor | None = None
+    """(V,) int64, the first moment at which each item is a candidate; None: always."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Query:
     """(T,) packed ids of the items to rank."""
     target_offsets: np.ndarray
     """(Q + 1,)."""
+    moments: np.ndarray | None = None
+    """(Q,) int64, the moment of each user, for shards with `available_from`."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class _Everyone:
     """The number of this worker's first user."""
     first_target: int
     """The number of this worker's first target."""
+    moments: Tensor | None = None
+    """(B,) int64; None if every item is always a candidate."""
 
 
 def rank_items(query: Query, shard: ItemShard, top: int, mask_seen: bool, block_items: int, world: World) -> Ranked:
@@ -119,7 +125,12 @@ def _gather_queries(query: Query, mask_seen: bool, world: World) -> _Everyone:
         target_pairs=torch.cat(world.gather(_pairs(target_users, query.targets, first_user, world))),
         first_user=first_user,
         first_target=sum(target_counts[: world.rank]),
+        moments=None if query.moments is None else torch.cat(world.gather(_on(query.moments, world))),
     )
+
+
+def _on(values: np.ndarray, world: World) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(world.device)
 
 
 def _pairs(users: np.ndarray, items: np.ndarray, first_user: int, world: World) -> Tensor:
@@ -137,6 +148,10 @@ def _blocks(everyone: _Everyone, shard: ItemShard, block_items: int) -> Iterator
         user, item = everyone.seen_pairs.unbind(dim=1)
         here = (item >= first_id) & (item < first_id + vectors.shape[0])
         scores[user[here], item[here] - first_id] = EXCLUDED
+        if shard.available_from is not None:
+            assert everyone.moments is not None
+            from_V = shard.available_from[start : start + block_items]
+            scores.masked_fill_(from_V[None, :] > everyone.moments[:, None], EXCLUDED)
         yield first_id, scores
 
 
