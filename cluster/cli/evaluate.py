@@ -40,7 +40,7 @@ def evaluate(
     check_installed("evaluate", TRAINING)
     from cluster.driver import driver
     from cluster.driver.other_data import other_data
-    from cluster.driver.progress import results_table
+    from cluster.driver.progress import headline, results_table
 
     data = other_data(settings, logs, dataset, overrides_of_logs)
     results, report = in_view(as_json, lambda view: driver.run_evaluate(settings, split, checkpoint, view, data))
@@ -49,4 +49,5 @@ def evaluate(
     else:
         console = console_for(False)
         console.print(results_table(results))
+        console.print(headline(results), highlight=False, soft_wrap=True)
         console.print(f"report: {report}", highlight=False, soft_wrap=True)
