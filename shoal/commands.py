@@ -6,11 +6,11 @@ Signals are only handled in the main thread, and their handlers are restored at 
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.config.run_config import Config
 from cluster.doctor.packages import RAY, TRAINING, check_installed
@@ -70,15 +70,21 @@ def evaluate(
     split: Literal["validation", "test"] = "test",
     checkpoint: str | Path | None = None,
     *,
+    logs: str | Path | Sequence[str | Path] | None = None,
+    logs_settings: Mapping[str, Any] | None = None,
+    dataset: str | Path | None = None,
     quiet: bool = False,
     on_event: Listener | None = None,
 ) -> Evaluation:
-    """Evaluate a checkpoint on held-out events.
+    """Evaluate a checkpoint on held-out events, on later logs or on another dataset.
 
     Args:
         config: settings of the run.
         split: which held-out events.
         checkpoint: name ("step_000001000") or path of a checkpoint; by default the best, or the newest if none is marked best.
+        logs: files, folders or globs of later logs to evaluate on. They are prepared with the vocabularies of the run.
+        logs_settings: settings of these logs that differ from those of the run, such as {"logs.user": "uid"}.
+        dataset: folder of another prepared dataset to evaluate on, which must have the same vocabularies.
         quiet: as for `run`.
         on_event: as for `run`.
 
@@ -89,8 +95,11 @@ def evaluate(
     name = None if checkpoint is None else str(checkpoint)
     with _command("evaluate", TRAINING, quiet, on_event) as view:
         from cluster.driver import driver
+        from cluster.driver.other_data import other_data
 
-        results, report = driver.run_evaluate(config, split, name, view)
+        paths = [logs] if isinstance(logs, str | Path) else logs
+        data = other_data(config, [str(path) for path in paths or ()], dataset, logs_settings or {})
+        results, report = driver.run_evaluate(config, split, name, view, data)
         return evaluation_of(report.parent, asdict(results))
 
 

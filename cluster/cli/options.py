@@ -19,6 +19,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="override a setting, such as train.batch_size=256"),
 ]
+Logs = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATH", help="file, folder or glob of later logs to evaluate on; may be repeated"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object on stdout, everything else on stderr")]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN_DIR", help="run folder")]
 
@@ -29,6 +33,18 @@ def load(config: str, overrides: list[str] | None) -> "Config":
     from cluster.config.run_config import load_config
 
     return load_config(config, overrides)
+
+
+def load_with_logs(config: str, overrides: list[str] | None, logs: list[str] | None) -> "tuple[Config, list[str]]":
+    """Return the checked config of a run, and the overrides that describe other logs.
+
+    Args:
+        config: the file.
+        overrides: all overrides. Those of `logs` belong to the other logs, if there are any.
+        logs: paths of other logs.
+    """
+    of_logs = [text for text in overrides or [] if logs and text.strip().startswith("logs.")]
+    return load(config, [text for text in overrides or [] if text not in of_logs]), of_logs
 
 
 def console_for(as_json: bool) -> "Console":

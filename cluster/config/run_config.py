@@ -89,6 +89,7 @@ def check_config(values: dict[str, Any], origin: str) -> Config:
 
 def job_of(config: Config) -> Job:
     """Return the job of a config. Its paths are absolute, because workers run in folders of their own."""
+    config = config.model_copy(update={"evaluate": config.evaluate.with_absolute_paths()})
     return Job(
         run_dir=config.run_dir.resolve(),
         dataset_dir=config.dataset_dir.resolve(),

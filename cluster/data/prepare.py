@@ -113,13 +113,18 @@ def prepare(
             inputs = _inspect(config, request, existing, connect)
         num_hashed = partitioning_of(existing.manifest).num_hashed if existing else num_partitions(inputs)
         cuts = resolve_cuts(config.split, inputs.time_kind)
-        job = PrepareJob(folder, work, request, inputs, _rules(config, inputs), cuts, num_hashed, existing)
-        manifest = _build(config, job, max_tasks(config), on_progress)
-        for path in sorted(work.glob("[!.]*.parquet")):
-            replace_durably(path, folder / path.name)
-        write_manifest(folder, manifest)
-        card.write(folder, manifest)
+        job = PrepareJob(folder, work, request, inputs, time_rules(config, inputs), cuts, num_hashed, existing)
+        manifest = build(config, job, max_tasks(config), on_progress)
+        commit(work, folder, manifest)
     return manifest
+
+
+def commit(work: Path, folder: Path, manifest: Manifest) -> None:
+    """Move the finished files out of the work folder, and write the manifest and the card."""
+    for path in sorted(work.glob("[!.]*.parquet")):
+        replace_durably(path, folder / path.name)
+    write_manifest(folder, manifest)
+    card.write(folder, manifest)
 
 
 def _write_missing_card(folder: Path, manifest: Manifest) -> None:
@@ -132,7 +137,7 @@ def _write_missing_card(folder: Path, manifest: Manifest) -> None:
 def _inspect(
     config: Config, request: DatasetRequest, existing: Existing | None, connect: Callable[[], None]
 ) -> LogInputs:
-    scan = partial(_scan_all, config, connect)
+    scan = partial(scan_all, config, connect)
     if existing is None:
         return inspect_inputs(dict(request.files), config.logs, scan=scan)
     assert existing.new_files is not None
@@ -141,7 +146,7 @@ def _inspect(
     return inspect_inputs({**files, **existing.new_files}, config.logs, before, scan=scan)
 
 
-def _scan_all(config: Config, connect: Callable[[], None], job: ScanJob) -> Sequence[TextProfile | str]:
+def scan_all(config: Config, connect: Callable[[], None], job: ScanJob) -> Sequence[TextProfile | str]:
     """Scan text files: small logs in this process, large ones as tasks."""
     if sum(file.num_bytes for file, _ in job.files) < SCAN_HERE_BYTES:
         return scan_here(job)
@@ -156,7 +161,8 @@ def max_tasks(config: Config) -> int:
     return config.cluster.prepare_tasks or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _rules(config: Config, inputs: LogInputs) -> Rules:
+def time_rules(config: Config, inputs: LogInputs) -> Rules:
+    """Return the conditions under which rows are rejected, with the bounds of times as numbers."""
     logs = config.logs
     bounds = [
         None if value is None else resolve_time(value, f"logs.{name}", inputs.time_kind)
@@ -173,7 +179,15 @@ def num_partitions(inputs: LogInputs) -> int:
     return min(max(math.ceil((parquet_rows + csv_rows) / EVENTS_PER_PARTITION), 1), MAX_PARTITIONS)
 
 
-def _build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress) -> Manifest:
+def build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress) -> Manifest:
+    """Run both passes, and write all files into the work folder. Return the manifest, which the caller commits.
+
+    Args:
+        config: settings of the logs.
+        job: the inputs.
+        limit: number of tasks that run in parallel.
+        on_progress: called after each task.
+    """
     read, job = _read_all(job, limit, on_progress)
     check_budget(job, read)
     values = merge_values(job, read)
@@ -197,7 +211,8 @@ def _build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress)
     grouped = _group_all(group_job, limit, on_progress)
     check_budget(job, read, grouped)
     totals = Totals(group_job, values, read, grouped)
-    _check_trainable(config, totals)
+    if not job.is_derived:
+        _check_trainable(config, totals)
     manifest = finish(totals)
     gather(_quarantines(group_job), job.work / f"rejected-{job.generation:03d}.parquet")
     return manifest
@@ -283,7 +298,8 @@ def _check_trainable(config: Config, totals: Totals) -> None:
         times = totals.values.times
         remedy = f"Choose a later one: {_time_range(config, times)}" if times else "Choose a later one"
     else:
-        why = "has two events left after the last two are held out"
+        held_out = 2 * getattr(config.split, "num_targets", 1)
+        why = f"has two events left after the last {'two' if held_out == 2 else held_out} are held out"
         remedy = "Check that logs.user is the right column, or use more logs"
     raise UserError(
         f"split: nothing can be learned from these {counts.rows_kept:,} events of {counts.num_users:,} users, because "

@@ -4,6 +4,7 @@ Files:
     driver.py          the stages in order, in one Ray session and with the same workers
     evaluate_stage.py  evaluate a checkpoint, unless that was done before
     new_logs.py        what a trained run does with log files that arrived since
+    other_data.py      later logs and other datasets that a model is evaluated on
     prepare_stage.py   make or find the dataset
     progress.py        what a terminal or a log shows while a command runs
     run_folder.py      the config of a run folder

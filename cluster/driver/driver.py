@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config.run_config import Config
-from cluster.driver.evaluate_stage import run_evaluate_stages
+from cluster.driver.evaluate_stage import Evaluated, run_evaluate_stages
+from cluster.driver.other_data import OtherData, config_with
 from cluster.driver.prepare_stage import run_prepare_stage
 from cluster.driver.progress import View
 from cluster.driver.run_folder import open_run
@@ -59,10 +60,18 @@ def run_train(config: Config, view: View) -> Outcome:
         return run_train_stage(config, read_manifest(config.dataset_dir), workers, view)
 
 
-def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> tuple[Summary, Path]:
-    """Evaluate the named checkpoint, or the best, on a split. Return the results and the report."""
-    with _opened(config, view) as (_, workers):
-        return run_evaluate_stages(config, [split], name, workers, view)[split]
+def run_evaluate(
+    config: Config, split: Split, name: str | None, view: View, data: OtherData | None = None
+) -> tuple[Summary, Path]:
+    """Evaluate the named checkpoint, or the best, on a split of the run's dataset or of other data.
+
+    Returns the results and the report.
+    """
+    with _opened(config, view) as (session, workers):
+        if data is None:
+            return run_evaluate_stages(config, [split], name, workers, view)[split]
+        other = Evaluated(data.name, config_with(config, data, view, session.connect))
+        return run_evaluate_stages(config, [split], name, workers, view, other)[split]
 
 
 def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:

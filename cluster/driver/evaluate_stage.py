@@ -3,10 +3,11 @@
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.config.run_config import Config, job_of
+from cluster.driver.other_data import check_encoding, check_model, check_splits
 from cluster.driver.progress import View, announce
 from cluster.driver.stage_inputs import evaluation_inputs, report_inputs
 from cluster.driver.stage_record import StageRecord
@@ -24,8 +25,23 @@ from trainer.tasks.outputs import are_there, write_outputs, write_report
 from trainer.tasks.results import Summary, summary_of
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """Data other than the splits of the run's own dataset."""
+
+    # Name of the folder of the evaluation.
+    name: str
+    # The run's config, with the dataset of these data.
+    config: Config
+
+
 def run_evaluate_stages(
-    config: Config, splits: Sequence[Split], name: str | None, workers: Workers, view: View
+    config: Config,
+    splits: Sequence[Split],
+    name: str | None,
+    workers: Workers,
+    view: View,
+    other: Evaluated | None = None,
 ) -> dict[Split, tuple[Summary, Path]]:
     """Return the results and the report of each split.
 
@@ -35,10 +51,17 @@ def run_evaluate_stages(
         name: of a checkpoint, as find_checkpoint takes it; None: the best.
         workers: launched only if a split is pending.
         view: where progress is shown.
+        other: the data to evaluate on; None: the run's own dataset.
     """
     checkpoint = find_checkpoint(config, name)
-    manifest = read_manifest(config.dataset_dir)
+    check_model(checkpoint, config)
     folder = evaluation_folder(config, name, checkpoint)
+    if other is not None:
+        check_encoding(config, checkpoint, other.config)
+        check_splits(other.config, splits)
+        folder = f"{folder}/{other.name}"
+        config = other.config
+    manifest = read_manifest(config.dataset_dir)
     stage_of = {split: f"{folder.replace('evaluation', 'evaluate', 1)}/{split}" for split in splits}
     reports = {split: config.run_dir / folder / split / "report.html" for split in splits}
     inputs = {s: evaluation_inputs(config, checkpoint, manifest, s) for s in splits}
@@ -59,7 +82,9 @@ def run_evaluate_stages(
             announce(view, stage, "started")
         results |= record.run_stages(
             {stage: inputs[split] for stage, split in pending.items()},
-            lambda: evaluate(config, list(pending.values()), checkpoint, folder, workers, view.on_event),
+            lambda: evaluate(
+                config, list(pending.values()), checkpoint, folder, workers, view.on_event, other is not None
+            ),
         )
         view.clear()
         names = " and ".join(pending.values())
@@ -78,10 +103,18 @@ def evaluate(
     folder: str,
     workers: Workers,
     on_event: OnEvent,
+    other_data: bool = False,
 ) -> dict[Split, Summary]:
     """Evaluate one checkpoint on splits, one after another; write metrics.json, per_user.parquet and report.html of each.
 
-    folder: of these evaluations, relative to the run folder (evaluation_folder).
+    Args:
+        config: of the run, with the dataset to evaluate on.
+        splits: of the dataset.
+        checkpoint: the checkpoint.
+        folder: of these evaluations, relative to the run folder (evaluation_folder).
+        workers: run the evaluation.
+        on_event: called with their events.
+        other_data: whether the dataset is not that of the checkpoint, and has been compared with it.
     """
     job, _ = planned_job(config)
     parts = {split: job.run_dir / folder / split / "parts" for split in splits}
@@ -89,7 +122,7 @@ def evaluate(
         shutil.rmtree(left_over, ignore_errors=True)
     checkpoint = StoredCheckpoint(checkpoint.path.resolve(), checkpoint.manifest)
     try:
-        workers.run(jobs.evaluate, jobs.EvaluationJob(job, checkpoint, parts), on_event)
+        workers.run(jobs.evaluate, jobs.EvaluationJob(job, checkpoint, parts, other_data), on_event)
         return {split: write_outputs(job, split, checkpoint.path.name, parts[split]) for split in splits}
     except (OSError, UserError):  # partial results are of no use, and the disk may be full
         for partial in parts.values():

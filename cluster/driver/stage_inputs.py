@@ -31,7 +31,13 @@ def evaluation_inputs(config: Config, found: StoredCheckpoint, manifest: Manifes
             "files": found.manifest.files,
             "identity": identity(config),
             "evaluate": config.evaluate.model_dump(mode="json"),
-            "dataset": [manifest.digest, manifest.split, manifest.labels],
+            "candidates": _content_of(config.evaluate.candidates_file),
+            "dataset": [
+                manifest.digest,
+                manifest.split,
+                manifest.labels,
+                *([manifest.derived] if manifest.derived else []),
+            ],
             "split": split,
             "version": FIGURES_VERSION,
         }
@@ -51,5 +57,5 @@ def report_inputs(config: Config, evaluation: str, manifest: Manifest) -> str:
     )
 
 
-def _content_of(path: Path) -> str | None:
-    return hash_file(path) if path.exists() else None
+def _content_of(path: Path | None) -> str | None:
+    return hash_file(path) if path is not None and path.exists() else None

@@ -18,6 +18,7 @@ from sharding.planning.planned_tables import PlannedTables
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.config.job import Job, Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.errors import UserError
 from trainer.metrics_log import read_metrics
 from trainer.pages.text import duration_text
 from trainer.placement.plan import PLAN_FILE, plan_tables
@@ -29,6 +30,11 @@ PROGRESS = ("step", "total_steps", "loss", "events_per_second", "seconds_left") 
 
 def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: View) -> Outcome:
     """Train to the end, and return how it ended. Raises StoppedError if the user asked to stop."""
+    if manifest.derived:
+        raise UserError(
+            f"dataset {config.dataset_dir}: was made from later logs to evaluate a model on, so nothing can be trained on it; "
+            "choose another run.dataset"
+        )
     kept = kept_outcome(config, manifest)
     if kept is not None:
         view.print_line(f"train: the model of step {kept.step:,} is kept, because run.new_logs is evaluate")

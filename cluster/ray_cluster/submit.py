@@ -1,4 +1,4 @@
-"""`shoal submit`: the same command as a job on a running Ray cluster. Code and config travel as the job's runtime environment."""
+"""`shoal submit`: a command as a job on a running Ray cluster. Code and config travel as the job's runtime environment."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -33,12 +33,28 @@ AGENT_HINT = (
 ENDED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)
 
 
-def submit(config: Config, dashboard: str, on_log: Callable[[str], None], wait: bool = True) -> tuple[str, int | None]:
-    """Submit `shoal run` with this config; follow its log until it ends. Returns (job id, exit code; None if not waited for).
+def submit(
+    config: Config,
+    dashboard: str,
+    on_log: Callable[[str], None],
+    wait: bool = True,
+    command: Sequence[str] = ("run",),
+) -> tuple[str, int | None]:
+    """Submit a command with this config as a job, and follow its log until it ends.
 
-    `dashboard`: address of the cluster's dashboard, such as http://127.0.0.1:8265. Paths in the config must be reachable from
-    every node. Raises UserError if the cluster does not answer or refuses, and Interrupted with what to do about the job if a
-    signal ends the command before the job has ended.
+    Args:
+        config: settings. Their paths must be reachable from every node.
+        dashboard: address of the cluster's dashboard, such as http://127.0.0.1:8265.
+        on_log: called with each new part of the log.
+        wait: whether to follow the log.
+        command: name of the command, and its arguments after the config; paths among them must be absolute.
+
+    Returns:
+        The id of the job, and its exit code; None if it was not waited for.
+
+    Raises:
+        UserError: the cluster does not answer, or refuses the job.
+        Interrupted: a signal ended the command before the job has ended. The message says what to do about the job.
     """
     client = _connect(dashboard)
     job_id = f"shoal-{uuid.uuid4().hex[:12]}"
@@ -47,7 +63,7 @@ def submit(config: Config, dashboard: str, on_log: Callable[[str], None], wait: 
         with tempfile.TemporaryDirectory(prefix="shoal-submit-") as folder:
             staged = Path(folder)
             _stage(config, staged)
-            _hand_over(client, job_id, staged, dashboard)
+            _hand_over(client, job_id, staged, dashboard, shlex.join([command[0], "config.json", *command[1:]]))
         on_log(f"submitted job {job_id}\n{how}\n")
         return (job_id, _follow(client, job_id, on_log)) if wait else (job_id, None)
     except Interrupted as interruption:
@@ -81,14 +97,14 @@ def _is_known(client: JobSubmissionClient, job_id: str) -> bool:
     return True
 
 
-def _hand_over(client: JobSubmissionClient, job_id: str, staged: Path, dashboard: str) -> None:
-    """Submit the job. A head that has just started refuses jobs until its agent is up, so that refusal is retried."""
+def _hand_over(client: JobSubmissionClient, job_id: str, staged: Path, dashboard: str, command: str) -> None:
+    """Submit the job of a command line. A head that has just started refuses jobs until its agent is up, so it is asked again."""
     end = time.monotonic() + AGENT_SECONDS
     while True:
         try:
             client.submit_job(
                 submission_id=job_id,
-                entrypoint="python -m cluster.cli run config.json",
+                entrypoint=f"python -m cluster.cli {command}",
                 runtime_env={"working_dir": str(staged), "env_vars": {"PYTHONUNBUFFERED": "1"}},
             )
             return
@@ -135,6 +151,7 @@ def _stage(config: Config, folder: Path) -> None:
     values["cluster"]["address"] = "auto"
     values["run"]["dir"] = str(config.run_dir.resolve())
     values["run"]["dataset"] = str(config.dataset_dir.resolve())
+    values["evaluate"]["candidates"] = config.evaluate.with_absolute_paths().candidates
     for name in get_args(SourceName):
         source = values["logs"] if name == "logs" else values["logs"][name]
         if source is not None:

@@ -10,6 +10,9 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from tests.end_to_end.commands import DEADLINE, Submitted, finish, refused, shoal, succeed
@@ -100,3 +103,19 @@ def test_no_cluster_is_one_message(tmp_path):
     config.write_text('[logs]\npath = "x"\n')
     message = refused("submit", str(config), "--dashboard", f"http://127.0.0.1:{free_port()}")
     assert "no Ray cluster takes jobs there" in message
+
+
+def test_an_evaluation_on_later_logs_is_submitted(submitted: Submitted, head: Head, tmp_path: Path) -> None:
+    """The job prepares logs with other columns by the run's vocabularies, and writes their own evaluation."""
+    logs = pq.read_table(sorted((submitted.run_dir.parent / "events").glob("events-*.parquet"))[0])
+    times = logs.column("time")
+    span = pc.max(times).as_py() - pc.min(times).as_py() + 1
+    later = pa.table({"who": logs.column("user_id"), "item_id": logs.column("item_id"), "time": pc.add(times, span)})
+    pq.write_table(later.slice(0, 300), tmp_path / "later.parquet")
+    command = ["submit", str(submitted.run_dir / "config.json"), "--dashboard", head.dashboard, "--command", "evaluate"]
+    code, said, err = finish(shoal(*command, "--logs", str(tmp_path / "later.parquet"), "--set", "logs.user=who"))
+    assert code == 0, said + err
+    (metrics,) = (submitted.run_dir / "evaluation").glob("logs-later-*/test/metrics.json")
+    protocol = json.loads(metrics.read_text())["protocol"]
+    assert protocol["num_events"] == 300
+    assert "later.parquet" in protocol["logs"]

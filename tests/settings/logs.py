@@ -32,6 +32,7 @@ def write_logs(folder: Path) -> None:
     pq.write_table(events.slice(0, events.num_rows // 2), folder / "half.parquet")
     pq.write_table(events, folder / "events.table")  # an ending that says no format
     pacsv.write_csv(events.select(["user_id", "item_id", "time"]), folder / "events.csv")
+    (folder / "few.txt").write_text("i00\ni01\ni02\n", encoding="utf-8")
     (folder / "broken").mkdir()
     pq.write_table(events, folder / "broken" / "good.parquet")
     (folder / "broken" / "bad.parquet").write_bytes(b"not parquet")

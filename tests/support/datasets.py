@@ -6,6 +6,7 @@ events, some times are tied, ids are strings, and row groups are small and unequ
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -19,10 +20,11 @@ from trainer.data.dataset.manifest import Counts, Manifest, write_manifest
 from trainer.data.dataset.partition import Grouped, group_partition, sum_counts
 from trainer.data.dataset.partition_events import GroupPlan, PartitionInput
 from trainer.data.dataset.profile import TimeBins
-from trainer.data.dataset.splits import LeaveOneOut, TimeBounds
+from trainer.data.dataset.splits import Cuts, LeaveOneOut, TimeBounds, UserHoldout
 from trainer.data.dataset.writer import OldGroups
 
 MIN_EVENTS = 3
+LEAVE_ONE_OUT = LeaveOneOut(MIN_EVENTS)
 
 
 def tiny_dataset(
@@ -33,8 +35,9 @@ def tiny_dataset(
     mean_events: int = 12,
     num_parts: int = 2,
     groups_per_part: int = 5,
+    cuts: Cuts = LEAVE_ONE_OUT,
 ) -> Manifest:
-    """Write a dataset with a leave-one-out split into `folder` and return its manifest.
+    """Write a dataset, by default with a leave-one-out split, into `folder` and return its manifest.
 
     Every item occurs if there are at least as many users as items. Equal arguments give equal bytes.
     """
@@ -43,7 +46,7 @@ def tiny_dataset(
     vocabulary = sort_vocabulary(events.column("item"))
     times = events.column("time").to_numpy()
     plan = GroupPlan(
-        cuts=LeaveOneOut(MIN_EVENTS),
+        cuts=cuts,
         ids={"item": Ids(VocabularyIdsConfig(), vocabulary)},
         specs=(),
         bins=TimeBins(int(times.min()), int(times.max())),
@@ -66,7 +69,7 @@ def tiny_dataset(
     manifest = Manifest(
         fingerprint=f"tiny-{num_users}-{num_items}-{seed}-{mean_events}-{num_parts}-{groups_per_part}",
         source={"files": [], "columns": {}, "settings": {}},
-        split={"kind": "leave_one_out", "min_events": MIN_EVENTS},
+        split=_split_settings(cuts),
         counts=_counts_of(grouped, events.num_rows, len(vocabulary)),
         vocabularies={
             "item": writer.write_catalogue(
@@ -81,6 +84,17 @@ def tiny_dataset(
     )
     write_manifest(folder, manifest)
     return manifest
+
+
+def _split_settings(cuts: Cuts) -> dict[str, Any]:
+    """Return what a manifest holds of a split."""
+    match cuts:
+        case LeaveOneOut():
+            return {"kind": "leave_one_out", "min_events": cuts.min_events}
+        case UserHoldout():
+            return {"kind": "user_holdout", **asdict(cuts)}
+        case _:
+            return {"kind": "global_time", **asdict(cuts)}
 
 
 def _counts_of(grouped: list[Grouped], rows_read: int, num_items: int) -> Counts:

@@ -6,6 +6,7 @@ Those that need the metrics of a task are in trainer/tasks/checks.py.
 from models.config import ModelConfig
 from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import DynamicIdsConfig, TableConfig
+from trainer.config.evaluate import EvaluateConfig
 from trainer.config.split import SplitConfig
 from trainer.config.train import TrainConfig
 from trainer.data.inputs import check_bags, used_specs
@@ -99,3 +100,16 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
             'train.long_histories = "windows" cuts histories into examples, and ranking keeps a user\'s impressions together: '
             'leave it at "recent"'
         )
+
+
+def check_protocol(evaluate: EvaluateConfig, model: ModelConfig) -> None:
+    """Reject settings of ranked lists where impressions are scored."""
+    if not isinstance(model, RankingConfig):
+        return
+    defaults = EvaluateConfig()
+    for name in ("targets", "candidates", "repeats"):
+        if getattr(evaluate, name) != getattr(defaults, name):
+            raise ValueError(
+                f"evaluate.{name} = {getattr(evaluate, name)!r} is for next-item models: a ranker scores every impression of the "
+                f"split as it was shown; leave it at {getattr(defaults, name)!r}"
+            )

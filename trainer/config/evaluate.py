@@ -1,5 +1,6 @@
 """The section `[evaluate]`."""
 
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, Field
@@ -18,8 +19,21 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "ild@K and arp@K",
     )
     mask_seen: bool = Field(True, description="exclude items of the user's own history from the ranked list")
-    targets: Literal["all", "first"] = Field(
-        "all", description="targets among several held-out events of a user: all of them as one set, or only the first"
+    targets: Literal["all", "first", "each"] = Field(
+        "all",
+        description="targets among several held-out events of a user. all: one set, ranked once; first: only the first; each: "
+        "every event by itself, ranked from all events before it, held-out ones included",
+    )
+    candidates: str = Field(
+        "all",
+        min_length=1,
+        description="items that are ranked. all: the whole catalogue; available: items with an event, of any user, not later "
+        "than the target; otherwise a file of items (Parquet, CSV or text, one column)",
+    )
+    repeats: Literal["keep", "drop"] = Field(
+        "keep",
+        description="targets that the user has consumed before. drop leaves them out and counts them, so that only first "
+        "consumptions are evaluated",
     )
     batch_size: int = Field(512, ge=1, description="histories scored at once, over all workers")
     score_block_items: int = Field(
@@ -38,3 +52,13 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "user_training_events, time_since_last_event, and the features user.NAME and item.NAME (of the first target); default: "
         "the first five, and the features of users with few values",
     )
+
+    @property
+    def candidates_file(self) -> Path | None:
+        """Return the file of candidates, if `candidates` names one."""
+        return None if self.candidates in ("all", "available") else Path(self.candidates)
+
+    def with_absolute_paths(self) -> "EvaluateConfig":
+        """Return the settings for processes that run in other folders."""
+        file = self.candidates_file
+        return self if file is None else self.model_copy(update={"candidates": str(file.absolute())})

@@ -65,6 +65,7 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         checks.check_inputs(self.logs, self.model, self.tables)
         checks.check_days(self.train, self.split, self.model.task)
         checks.check_batches(self.train, self.model)
+        checks.check_protocol(self.evaluate, self.model)
         return self
 
     @property

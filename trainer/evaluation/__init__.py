@@ -8,6 +8,7 @@ Files:
     confidence.py       confidence intervals that stay within a metric's range
     examples.py         example users of reports
     metric.py           a metric as one value: name, range, direction, explanation
+    protocol.py         the protocol in words, and the data that it is about
     report_sections.py  data card, plan, times, versions and warnings of reports
     run_header.py       header of reports: run, model, data, duration, changed settings
     slice_features.py   slices by features of users and of items

@@ -69,7 +69,7 @@ def protocol_rows(protocol: dict[str, Any], manifest: Manifest) -> Rows:
     rows = []
     for name, value in protocol.items():
         if name == "split":
-            text = _split_text(value, manifest)
+            text = split_text(value, manifest)
         elif isinstance(value, int) and not isinstance(value, bool):
             text = f"{value:,}"
         else:
@@ -97,7 +97,20 @@ def explanations(metrics: Iterable[Metric], names: Iterable[str]) -> Rows:
     return [(m.placeholder, m.explanation) for m in metrics if any(m.matches(name) for name in known)]
 
 
-def _split_text(split: dict[str, Any], manifest: Manifest) -> str:
+def split_text(split: dict[str, Any], manifest: Manifest) -> str:
+    """Return a split, as the manifest holds it, in words."""
+    number = split.get("num_targets", 1)
+    events = "event" if number == 1 else f"{number} events"
+    if split.get("kind") == "last_n":
+        return f"last {number}: the last {events} of each user are test targets, the {number} before them validation targets"
+    if split.get("kind") == "user_holdout":
+        shares = (
+            f"{split['validation_share']:.1%} of the users for validation and {split['test_share']:.1%} for the test"
+        )
+        return f"by users: {shares} are never trained on; their last {events} are targets, and the events before are history"
+    if split.get("kind") == "new_logs":
+        past = "the events of the training data, and of the new logs" if split["history"] else "events of the new logs"
+        return f"later logs: every new event is a target; histories are {past}, before the target"
     if split.get("kind") == "global_time":
         first, second = (moment_of_setting(split[name], manifest) for name in ("validation_time", "test_time"))
         return f"by time: training before {first}, validation from then on, test from {second}"

@@ -47,7 +47,7 @@ def test_evaluate_passes_on_split_and_checkpoint(
 ) -> None:
     asked: list[tuple[str, str | None]] = []
 
-    def run_evaluate(config: Config, split: str, name: str | None, view: View) -> tuple[Results, Path]:
+    def run_evaluate(config: Config, split: str, name: str | None, view: View, data: None) -> tuple[Results, Path]:
         asked.append((split, name))
         return results_of({"mrr": 0.5}, {"mrr": 0.1}, split), Path("report.html")
 

@@ -117,7 +117,7 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
     checkpoints = tmp_path / "run" / "checkpoints"
 
     def stored(path: Path) -> Any:
-        return SimpleNamespace(path=path, manifest=SimpleNamespace(files={"a": str(path.parent)}))
+        return SimpleNamespace(path=path, manifest=SimpleNamespace(files={"a": str(path.parent)}, identity={}))
 
     written: list[str] = []
 

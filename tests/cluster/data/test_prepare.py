@@ -13,7 +13,7 @@ import pytest
 
 from cluster.config.run_config import Config
 from cluster.data.prepare import Progress, prepare
-from tests.support.prepared import config_at, made, refusal
+from tests.support.prepared import config_at, item_ids, made, refusal, rows_by_user, vocabulary, write_events
 from trainer.data.dataset.folder import attempt
 from trainer.data.dataset.manifest import read_manifest, verify_dataset
 from trainer.data.logs.contract import inspect_inputs
@@ -288,3 +288,37 @@ def test_movielens_has_the_numbers_of_the_papers(tmp_path: Path, shared_data: Pa
     assert (counts.validation_targets, counts.test_targets, counts.tied_times) == (6040, 6040, 0)
     assert sum(len(part.row_groups) for part in manifest.parts) >= 64
     assert json.loads((config.dataset_dir / "manifest.json").read_text())["counts"]["num_users"] == 6040
+
+
+def test_nothing_is_trained_on_users_that_are_held_out(tmp_path: Path) -> None:
+    """Items, values and fits of these users alone are unknown to the training part; their last events are targets."""
+    events = [
+        (f"u{user}", f"i{user % 7}" if place else f"own-{user}", 10 * place + user, f"c{user}", float(user))
+        for user in range(60)
+        for place in range(5)
+    ]
+    write_events(tmp_path / "logs/a.parquet", events, "colour", "price")
+    features = {"colour": {"kind": "categorical"}, "price": {"kind": "numeric"}}
+    split = {"kind": "user_holdout", "test_share": 0.2, "validation_share": 0.3, "num_targets": 2}
+    config = config_at(tmp_path, split=split, logs={"features": features})
+    manifest = made(config)
+    rows = rows_by_user(config)
+    trained = {user for user, row in rows.items() if row.train_end}
+    tested = {user for user, row in rows.items() if row.validation_end < len(row.events)}
+    validated = set(rows) - trained - tested
+    assert min(len(trained), len(tested), len(validated)) > 5
+    assert all(rows[user].train_end == rows[user].validation_end == 5 for user in trained)
+    assert all((rows[user].train_end, rows[user].validation_end) == (0, 3) for user in tested)
+    assert all((rows[user].train_end, rows[user].validation_end) == (0, 5) for user in validated)
+    known = {item for item, number in item_ids(config).items() if number}
+    assert {item for item in known if item.startswith("own-")} == {f"own-{user[1:]}" for user in trained}
+    assert set(vocabulary(config, "colour")[1:]) == {f"c{user[1:]}" for user in trained}
+    price = next(feature for feature in manifest.features if feature.name == "price")
+    assert price.fitted is not None
+    assert price.fitted["mean"] == pytest.approx(sum(int(user[1:]) for user in trained) / len(trained))
+    counts = manifest.counts
+    assert (counts.train_events, counts.validation_targets, counts.test_targets) == (
+        5 * len(trained),
+        2 * len(validated),
+        2 * len(tested),
+    )

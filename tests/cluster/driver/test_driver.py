@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def test_ray_is_joined_once_and_workers_are_launched_only_for_a_job(monkeypatch:
     phases: list[str] = []
 
     @contextmanager
-    def session(config: ClusterConfig) -> Iterator[None]:
+    def session(config: ClusterConfig, on_phase: Callable[[str], None]) -> Iterator[None]:
         phases.append("opened")
         yield
         phases.append("closed")

@@ -8,6 +8,9 @@ from tests.settings.observations.evaluation import (
     items_scored_at_a_time,
     list_lengths,
     metrics,
+    queries,
+    queries_by_hand,
+    repeated_targets,
     slices,
     targets_of_users,
 )
@@ -45,6 +48,16 @@ ENTRIES = (
         slices,
         ["history_length", "user.shade"],
         base={"logs.users": {"path": "LOGS/users.parquet", "features": {"shade": {"kind": "categorical"}}}},
+    ),
+    # Each of the held-out events is a query, and shows its own history.
+    Entry("evaluate.targets", "each", queries, formula=queries_by_hand, base=BY_TIME),
+    Entry("evaluate.repeats", "drop", repeated_targets, 0, base=BY_TIME),
+    Entry(
+        "evaluate.candidates",
+        "LOGS/few.txt",
+        list_lengths,
+        lambda lengths: [3] * len(lengths),
+        base={"evaluate.mask_seen": False},
     ),
     Entry("evaluate.batch_size", 5, batches_scored, [5, 5, 5, 5, 4]),
     Entry(

@@ -146,6 +146,9 @@ def features(owner: str) -> Iterator[Entry]:
     yield Entry(f"{key}.table", "bins", thing("table"), "bins", base=number | {f"{key}.buckets": 4})
 
 
+LAST_TWO = {"kind": "last_n", "num_targets": 2}
+HOLDOUT = {"kind": "user_holdout", "test_share": 0.3, "validation_share": 0.3}
+
 SPLIT = (
     Entry(
         "split.kind",
@@ -170,6 +173,15 @@ SPLIT = (
         base={"split": {"kind": "global_time", **TIMES}},
     ),
     Entry("split.min_events", 4, count("users_not_evaluated"), 1),
+    Entry(
+        "split.kind", "last_n", count("test_targets"), lambda number: 2 * (number - 2), besides={"split.num_targets": 2}
+    ),
+    Entry("split.num_targets", 3, count("test_targets"), lambda number: number * 3 // 2, base={"split": LAST_TWO}),
+    Entry("split.min_events", 9, count("users_not_evaluated"), base={"split": LAST_TWO}),
+    Entry("split.kind", "user_holdout", count("train_events")),
+    Entry("split.num_targets", 2, count("test_targets"), lambda number: 2 * number, base={"split": HOLDOUT}),
+    Entry("split.test_share", 0.5, count("test_targets"), base={"split": HOLDOUT}),
+    Entry("split.validation_share", 0.6, count("validation_targets"), base={"split": HOLDOUT}),
     Entry("split.validation_share", 0.5, count("validation_targets")),
 )
 

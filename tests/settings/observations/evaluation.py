@@ -46,6 +46,28 @@ def targets_of_users(lab: Lab, config: Config) -> list[int]:
     return [len(row["targets"]) for row in _users(lab, config)]
 
 
+def queries(lab: Lab, config: Config) -> list[tuple[str, int]]:
+    """Return the user and the length of the history of each query."""
+    return sorted((row["user"], row["history_length"]) for row in _users(lab, config))
+
+
+def queries_by_hand(lab: Lab, config: Config) -> list[tuple[str, int]]:
+    """Return the same for one query per test event."""
+    parts = [
+        row for part in lab.manifest(config).parts for row in pq.read_table(lab.dataset(config) / part.path).to_pylist()
+    ]
+    return sorted((row["user"], n) for row in parts for n in range(max(1, row["validation_end"]), len(row["item"])))
+
+
+def repeated_targets(lab: Lab, config: Config) -> int:
+    """Return the number of targets that their user has consumed before the held-out part."""
+    parts = [
+        row for part in lab.manifest(config).parts for row in pq.read_table(lab.dataset(config) / part.path).to_pylist()
+    ]
+    seen = {row["user"]: set(row["item"][: row["validation_end"]]) for row in parts}
+    return sum(item in seen[row["user"]] for row in _users(lab, config) for item in row["targets"])
+
+
 def list_lengths(lab: Lab, config: Config) -> list[int]:
     """Return how many items the best list of each user has."""
     return [sum(item > 0 for item in row["top_items"]) for row in _users(lab, config)]

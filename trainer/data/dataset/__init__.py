@@ -5,6 +5,7 @@ Files:
     card.py                card.html and card.json
     card_plots.py          plots of the data card
     checks.py              checks with verdicts: leakage, overlap of training and test, and others
+    encoding.py            differences of how two datasets encode values
     features.py            features encoded for storage; numbers fitted to the training part
     folder.py              the dataset folder: ownership, work area, clean-up
     grouping.py            events partitioned by user, sorted, and filtered

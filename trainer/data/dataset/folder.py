@@ -68,6 +68,8 @@ class DatasetRequest:
     ids: Mapping[str, IdsConfig]
     # Files of each source.
     files: Files
+    # For a dataset that is derived from another one: the digest of that one, and how its events are used.
+    derived: Mapping[str, Any] | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -88,7 +90,7 @@ class DatasetRequest:
     @property
     def split_settings(self) -> dict[str, Any]:
         """Settings of the split, as the manifest stores them."""
-        return self.split.model_dump(mode="json")
+        return self.split.model_dump(mode="json") if self.derived is None else dict(self.derived)
 
     @property
     def fingerprint(self) -> str:

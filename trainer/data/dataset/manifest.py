@@ -16,6 +16,9 @@ A row holds the whole history of a user once. Two cuts separate the splits, so n
     [0, train_end) trains, [train_end, validation_end) are the validation targets, [validation_end, end) the test targets
     event.NAME: lists parallel to item and time, a value per event | user.NAME: a value per user
 
+Under a split by users (user_holdout) held-out users have train_end = 0. Only the last events of a held-out user are targets,
+the others are history: [0, validation_end) of a test user, and all events but the last ones of a validation user.
+
 A dataset for ranking has impressions as well, and its cuts count these instead of events:
 
     impression.item: list<int32> | impression.time: list<int64> | impression.history_end: list<int32>, the number of events of
@@ -155,7 +158,8 @@ class Counts:
     test_targets: int
     # Users with at most one training event (ranking: none), from whom nothing can be learned.
     users_without_targets: int
-    # Under leave_one_out: users with fewer events than split.min_events.
+    # Under leave_one_out and last_n: users with fewer events than split.min_events. Under user_holdout: held-out users
+    # without an event before their targets.
     users_not_evaluated: int
     # Held-out events of items that the training period does not have.
     unknown_items: int
@@ -201,8 +205,10 @@ class Manifest:
     ids_are_numbers: bool = True
     # Statistics for the data card.
     profile: dict[str, Any] = field(default_factory=dict)
-    # Digests of this dataset before each append, the oldest first.
+    # Digests of this dataset before each append, the oldest first. For a derived dataset, of the one it is derived from.
     grown_from: tuple[str, ...] = ()
+    # Of a derived dataset (trainer/data/prepare/derived.py): the digest of the other one, and counts of the new logs.
+    derived: dict[str, Any] = field(default_factory=dict)
     # Version of this format.
     format_version: int = FORMAT_VERSION
 

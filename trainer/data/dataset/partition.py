@@ -28,7 +28,14 @@ from trainer.data.dataset.partition_events import (
 )
 from trainer.data.dataset.partition_features import EventFeatures, UserFeatures
 from trainer.data.dataset.profile import Profile, profile_of
-from trainer.data.dataset.splits import LeaveOneOut, TimeBounds, cut_histories
+from trainer.data.dataset.splits import (
+    LeaveOneOut,
+    NewEvents,
+    TimeBounds,
+    UserHoldout,
+    cut_histories,
+    cut_new_events,
+)
 from trainer.data.dataset.tied_order import tied_order_of
 from trainer.data.logs.columns import SourceName
 
@@ -103,7 +110,7 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
         return _group_impressions(given, plan, users, codes)
     old = given.old.history if given.old else None
     events = PartitionEvents.of(given.events, codes["events"], plan, old, last_times(len(users), old), len(users))
-    train_end, validation_end = cut_histories(events.times, events.sorted.offsets, plan.cuts, hash_ids(users))
+    train_end, validation_end = _cuts_of(events, given, plan, users)
     split = _split_of(events.sorted.offsets, train_end, validation_end)
     written = Written(events.new_counts > 0 if given.old else np.ones(len(users), np.bool_), given.old is not None)
     columns: dict[str, pa.Array] = {"item": events.lists(pa.array(events.new_numbers), written)}
@@ -141,7 +148,7 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
     # An event before an old impression would belong to that impression's history, which is already written.
     last = last_times(len(users), old_history, old_shown)
     history = PartitionEvents.of(past, past_codes, plan, old_history, last, len(users))
-    train_end, validation_end = cut_histories(shown.times, shown.sorted.offsets, plan.cuts, hash_ids(users))
+    train_end, validation_end = _cuts_of(shown, given, plan, users)
     split = _split_of(shown.sorted.offsets, train_end, validation_end)
     written = Written((shown.new_counts + history.new_counts) > 0, old is not None)
     features = EventFeatures.of(given.events, shown, plan, split, users)
@@ -165,7 +172,7 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
         shown.numbers, shown.times, shown.sorted.offsets, split, np.diff(history.sorted.offsets), plan.bins
     )
     counts = _counts(shown, train_end, validation_end, plan, min_train=1)
-    trains = _is_training_time(history.times, plan)
+    trains = _in_training(history, plan, users)
     kept_of_source = int((history.new_order.to_numpy() < num_of_source).sum())
     return Grouped(
         rows=_table(users, written, columns, user_features.columns, train_end, validation_end),
@@ -179,6 +186,15 @@ def _group_impressions(given: PartitionInput, plan: GroupPlan, users: pa.Array, 
         fits=features.fits | user_features.fits,
         losses=features.losses | user_features.losses,
     )
+
+
+def _cuts_of(kind: PartitionEvents, given: PartitionInput, plan: GroupPlan, users: pa.Array) -> tuple[Ints, Ints]:
+    """Return `train_end` and `validation_end` of every row."""
+    if not isinstance(plan.cuts, NewEvents):
+        return cut_histories(kind.times, kind.sorted.offsets, plan.cuts, hash_ids(users))
+    known = given.old.train_end if given.old else None
+    known = np.zeros(0, np.int64) if known is None else known
+    return cut_new_events(np.diff(kind.sorted.offsets), kind.new_counts, known, plan.cuts)
 
 
 def _positives(
@@ -195,9 +211,18 @@ def _positives(
     return counts
 
 
-def _is_training_time(times: Ints, plan: GroupPlan) -> Bools:
-    """Return a mask of the times in the training period; under leave-one-out there is no such period, so all are."""
-    return times < plan.cuts.validation_time if isinstance(plan.cuts, TimeBounds) else np.ones(times.size, np.bool_)
+def _in_training(history: PartitionEvents, plan: GroupPlan, users: pa.Array) -> Bools:
+    """Return a mask of the events of histories in the training part.
+
+    Under leave-one-out there is no such part of histories of impressions, so all events are in it.
+    """
+    match plan.cuts:
+        case TimeBounds(validation_time=bound):
+            return history.times < bound
+        case UserHoldout():
+            return plan.cuts.trains(hash_ids(users))[history.codes]
+        case _:
+            return np.ones(history.times.size, np.bool_)
 
 
 def _history_events(
@@ -277,12 +302,31 @@ def _counts(
         rows_kept=int(targets.is_new.sum()),
         num_users=lengths.size,
         train_events=int(train_end.sum()),
-        validation_targets=int((validation_end - train_end).sum()),
+        validation_targets=_num_validation_targets(lengths, train_end, validation_end, plan),
         test_targets=int((lengths - validation_end).sum()),
         users_without_targets=int((train_end < min_train).sum()),
-        users_not_evaluated=int((lengths < plan.cuts.min_events).sum()) if isinstance(plan.cuts, LeaveOneOut) else 0,
+        users_not_evaluated=_num_not_evaluated(lengths, train_end, plan),
         tied_times=int(same_as_before(targets.codes, targets.times).sum()),
     )
+
+
+def _num_validation_targets(lengths: Ints, train_end: Ints, validation_end: Ints, plan: GroupPlan) -> int:
+    """Count the validation targets. Under a split by users, the other events of the part are history of held-out users."""
+    if not isinstance(plan.cuts, UserHoldout) or plan.labels:
+        return int((validation_end - train_end).sum())
+    of_users = np.where(validation_end == lengths, validation_end - train_end, 0)
+    return int(np.minimum(of_users, plan.cuts.num_targets).sum())
+
+
+def _num_not_evaluated(lengths: Ints, train_end: Ints, plan: GroupPlan) -> int:
+    """Count the users that the split evaluates in no part, because they have too few events."""
+    match plan.cuts:
+        case LeaveOneOut(min_events=fewest):
+            return int((lengths < fewest).sum())
+        case UserHoldout(num_targets=number) if not plan.labels:
+            return int(((train_end == 0) & (lengths <= number)).sum())
+        case _:
+            return 0
 
 
 def _count_items(numbers: Ints, trains: Bools, tests: Bools) -> ItemCounts:

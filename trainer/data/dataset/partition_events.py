@@ -15,7 +15,7 @@ from trainer.data.dataset.features import Ids
 from trainer.data.dataset.grouping import Bools, Ints, Sorted, rank_values, sort_events
 from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.profile import TimeBins
-from trainer.data.dataset.splits import Cuts
+from trainer.data.dataset.splits import Cuts, NewEvents
 from trainer.data.logs.config import FeatureSpec
 
 
@@ -24,7 +24,7 @@ class GroupPlan:
     """Settings and vocabularies that turn partitions into rows."""
 
     # Bounds of the splits.
-    cuts: Cuts
+    cuts: Cuts | NewEvents
     # Ids of every table. The vocabulary of "item" is the catalogue.
     ids: Mapping[str, Ids]
     # All features.
@@ -71,6 +71,8 @@ class OldRows:
     history: OldEvents
     # Their impressions, in a dataset for ranking.
     impressions: OldEvents | None = None
+    # (num_rows,) train_end of the rows, which only a derived dataset keeps.
+    train_end: Ints | None = None
 
 
 @dataclass(frozen=True)

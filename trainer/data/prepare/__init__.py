@@ -1,6 +1,7 @@
 """Preparation of a dataset: two passes over event logs, as functions of one task each, and the work that combines their results.
 
 Files:
+    derived.py       datasets of new logs that keep the vocabularies and fits of another dataset
     finish.py        files that cover all partitions, and the manifest
     group_pass.py    second pass, per partition: its rows become a part
     items.py         features of the catalogue's items

@@ -14,6 +14,7 @@ from trainer.data.dataset.profile import SPLITS
 from trainer.data.dataset.writer import numbered, write_catalogue, write_sketch, write_vocabulary
 from trainer.data.logs.columns import SOURCES
 from trainer.data.logs.config import FeatureSpec, NumericFeatureConfig
+from trainer.data.prepare.derived import derived_counts
 from trainer.data.prepare.group_pass import GroupResult
 from trainer.data.prepare.items import ItemFeatures, write_item_features
 from trainer.data.prepare.read_pass import ITEMS
@@ -50,8 +51,17 @@ def finish(totals: Totals) -> Manifest:
         cuts=tuple(result.cuts for result in totals.grouped if result.cuts is not None),
         ids_are_numbers=bool((totals.item_ids == np.arange(1, totals.item_ids.size + 1)).all()),
         profile=totals.profile.as_values() | totals.overlap_of_items,
-        grown_from=(*old.grown_from, old.digest) if old else (),
+        grown_from=_lineage(job),
+        derived=derived_counts(totals) if job.is_derived else {},
     )
+
+
+def _lineage(job: PrepareJob) -> tuple[str, ...]:
+    """Return the digests of the datasets that this one contains or is derived from, the oldest first."""
+    if job.existing is None:
+        return ()
+    old = job.existing.manifest
+    return (*old.grown_from, old.digest if job.request.derived is None else job.request.derived["base"])
 
 
 def _vocabularies(totals: Totals) -> dict[str, VocabularyFile]:

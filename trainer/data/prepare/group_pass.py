@@ -151,7 +151,7 @@ def _old_rows(job: PrepareJob, partition: int) -> tuple[OldRows | None, OldGroup
         if shown is not None
         else None
     )
-    return OldRows(packed.users, history, impressions), old_groups
+    return OldRows(packed.users, history, impressions, packed.train_end), old_groups
 
 
 def groups_of_partition(manifest: Manifest, partition: int) -> list[int]:

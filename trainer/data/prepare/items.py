@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from trainer.data.dataset.features import Losses, NumericFit, encode, numbers_of
 from trainer.data.dataset.hashing import hash_ids, whole
@@ -38,6 +39,8 @@ def write_item_features(totals: Totals) -> ItemFeatures:
     specs = totals.group_job.plan.of("item")
     if "items" not in job.inputs.contracts:
         return ItemFeatures()
+    if "items" not in job.inputs.files:
+        return _kept_features(totals)
     table, kept, num_repeated = _rows_of_items(totals)
     if not specs:
         return ItemFeatures(num_repeated=num_repeated)
@@ -61,6 +64,29 @@ def write_item_features(totals: Totals) -> ItemFeatures:
             fits[spec.key] = NumericFit.of(spec.config, numbers[trained], keys[trained])
     path = job.work / f"items-{job.generation:03d}.parquet"
     return ItemFeatures(write_items(path, pa.table(columns)), fits, losses, num_repeated)
+
+
+def _kept_features(totals: Totals) -> ItemFeatures:
+    """Return the features that the existing dataset has of its items, and missing values for the others."""
+    job = totals.job
+    assert job.existing is not None
+    old = job.existing.manifest
+    if old.items is None:
+        return ItemFeatures()
+    catalogue = totals.ids[ITEMS].vocabulary
+    assert catalogue is not None
+    kept = pq.read_table(job.folder / old.items.path)
+    num_new = len(catalogue) + 1 - kept.num_rows
+    before = {feature.column: feature for feature in old.features}
+    columns: dict[str, pa.Array] = {}
+    losses: dict[str, Losses] = {}
+    for spec in totals.group_job.plan.of("item"):
+        missing = encode(spec, pa.nulls(num_new, job.inputs.contracts["items"].stored(spec.key)), totals.ids)
+        columns[spec.key] = pa.concat_arrays([whole(kept.column(spec.key)), missing.column])
+        lost = before[spec.key]
+        losses[spec.key] = missing.losses + Losses(lost.num_missing, lost.num_unknown, lost.num_cut)
+    path = job.work / f"items-{job.generation:03d}.parquet"
+    return ItemFeatures(write_items(path, pa.table(columns)), {}, losses)
 
 
 def _rows_of_items(totals: Totals) -> tuple[pa.Table, pa.Array, int]:

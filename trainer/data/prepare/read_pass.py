@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from sharding.config import VocabularyIdsConfig
 from trainer.data.dataset.grouping import Ints, partition_events
 from trainer.data.dataset.hashing import Distinct, hash_ids, whole
-from trainer.data.dataset.splits import TimeBounds
+from trainer.data.dataset.splits import TimeBounds, UserHoldout
 from trainer.data.logs.columns import SOURCES, SourceName
 from trainer.data.logs.config import CategoricalFeatureConfig, FeatureSpec
 from trainer.data.logs.files import UnreadableFileError
@@ -150,6 +150,8 @@ class _Values:
 
     def _trains(self, events: pa.Table) -> pa.ChunkedArray | None:
         """Return a mask of the events in the training period; None if all may be. Leave-one-out decides this only later."""
+        if isinstance(self._cuts, UserHoldout) and "user" in events.column_names:
+            return pa.chunked_array([self._cuts.trains(hash_ids(events.column("user")))])
         if "time" not in events.column_names or not isinstance(self._cuts, TimeBounds):
             return None
         return pc.less(events.column("time"), self._cuts.validation_time)

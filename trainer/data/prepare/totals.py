@@ -17,6 +17,7 @@ from trainer.data.dataset.hashing import Distinct
 from trainer.data.dataset.manifest import Counts
 from trainer.data.dataset.partition import ItemCounts, sum_counts
 from trainer.data.dataset.profile import Profile
+from trainer.data.dataset.splits import NewEvents
 from trainer.data.dataset.writer import read_sketch
 from trainer.data.prepare.group_pass import GroupResult
 from trainer.data.prepare.read_pass import ITEMS, ReadResult
@@ -51,7 +52,28 @@ class Totals:
     @cached_property
     def events_of_items(self) -> tuple[Ints, Ints]:
         """(all, training) targets of every number of the catalogue; (catalogue,) each."""
-        return self._sum_items(result.items for result in self.grouped)
+        num_events, num_train_events = self._sum_items(result.items for result in self.grouped)
+        if not self.job.is_derived:
+            return num_events, num_train_events
+        # The model was trained on the events of the other dataset, whether their rows are here or not.
+        return self.new_events_of_items + self._known("num_events"), self._known("num_train_events")
+
+    @cached_property
+    def new_events_of_items(self) -> Ints:
+        """(catalogue,) targets of every number in the new logs of a derived dataset."""
+        num_events, _ = self._sum_items(result.items for result in self.grouped)
+        assert self.job.existing is not None
+        has_rows = bool(self.job.existing.manifest.parts)
+        return num_events - self._known("num_events") if has_rows else num_events
+
+    def _known(self, column: str) -> Ints:
+        """Return a column of the existing catalogue, with 0 for items that it does not list: (catalogue,)."""
+        assert self.job.existing is not None
+        path = self.job.folder / self.job.existing.manifest.vocabulary.path
+        values = pq.read_table(path, columns=[column]).column(column).to_numpy()
+        catalogue = self.ids[ITEMS].vocabulary
+        assert catalogue is not None
+        return np.concatenate((values, np.zeros(len(catalogue) - values.size, values.dtype)))
 
     @cached_property
     def uses_of_items(self) -> tuple[Ints, Ints]:
@@ -84,6 +106,9 @@ class Totals:
     @cached_property
     def item_ids(self) -> npt.NDArray[np.int32]:
         """(catalogue,) id of every number."""
+        if self.job.is_derived:
+            return self._known("id").astype(np.int32)
+        assert not isinstance(self.job.cuts, NewEvents)
         old = None
         if self.job.existing is not None:
             path = self.job.folder / self.job.existing.manifest.vocabulary.path

@@ -1,6 +1,7 @@
 """Vocabularies: from the values of the first pass to the ids of every table, and to the numbers of the catalogue.
 
-The invariant: ids and numbers never change. An append adds values after the existing ones.
+The invariant: ids and numbers never change. An append adds values after the existing ones. A derived dataset adds none,
+except for numbers of unknown items at the end of the catalogue.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from sharding.config import DynamicIdsConfig, HashIdsConfig, IdsConfig, Vocabula
 from trainer.data.dataset.features import Ids, hash_rows
 from trainer.data.dataset.grouping import Ints, sort_vocabulary
 from trainer.data.dataset.hashing import Distinct
-from trainer.data.dataset.splits import Cuts, TimeBounds
+from trainer.data.dataset.splits import Cuts, LeaveOneOut
 from trainer.data.dataset.vocabulary import read_values
 from trainer.data.logs.config import CategoricalFeatureConfig
 from trainer.data.prepare.read_pass import ITEMS, ChunkValues, ReadResult, sum_values
@@ -68,7 +69,8 @@ def ids_of_tables(job: PrepareJob, merged: MergedValues) -> dict[str, Ids]:
         if table == ITEMS:
             ids[table] = Ids(VocabularyIdsConfig(), _catalogue(merged.values[ITEMS], config, old))
         elif isinstance(config, VocabularyIdsConfig):
-            ids[table] = Ids(config, _vocabulary(merged.values.get(table), config.min_count, old))
+            counted = None if job.is_derived else merged.values.get(table)
+            ids[table] = Ids(config, _vocabulary(counted, config.min_count, old))
         else:
             ids[table] = Ids(config)
     return ids
@@ -123,7 +125,7 @@ def item_ids(
         old: ids of the existing dataset.
     """
     min_count = config.min_count if isinstance(config, VocabularyIdsConfig) else 1
-    counts = num_train_events if isinstance(cuts, TimeBounds) else num_events
+    counts = num_events if isinstance(cuts, LeaveOneOut) else num_train_events
     ids = np.zeros(num_events.size, np.int32)
     if old is not None:
         ids[: old.size] = old

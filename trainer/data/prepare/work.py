@@ -15,7 +15,7 @@ from typing import Any
 
 from trainer.data.dataset.folder import DatasetRequest, Existing
 from trainer.data.dataset.partition_events import GroupPlan
-from trainer.data.dataset.splits import Cuts
+from trainer.data.dataset.splits import Cuts, NewEvents
 from trainer.data.logs.config import FeatureSpec, feature_specs
 from trainer.data.logs.contract import LogInputs
 from trainer.data.logs.reading import Rules
@@ -53,16 +53,21 @@ class PrepareJob:
     # Conditions under which rows are rejected.
     rules: Rules
     # Bounds of the splits.
-    cuts: Cuts
+    cuts: Cuts | NewEvents
     # Number of hashed partitions.
     num_hashed: int
-    # The dataset that is appended to, if any.
+    # The dataset that is appended to, if any; for a derived dataset, the one it is derived from.
     existing: Existing | None = None
 
     @property
     def generation(self) -> int:
         """Generation that this job writes."""
         return self.existing.manifest.generation + 1 if self.existing else 0
+
+    @property
+    def is_derived(self) -> bool:
+        """True if vocabularies, known items and fits stay those of the existing dataset."""
+        return isinstance(self.cuts, NewEvents)
 
     @property
     def specs(self) -> tuple[FeatureSpec, ...]:

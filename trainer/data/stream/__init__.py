@@ -17,6 +17,7 @@ Files:
     packed.py             packed histories and impressions: flat arrays with offsets
     part_files.py         Parquet files of a dataset, opened on demand and checked
     prefetch.py           runs an iterator ahead in a thread
+    queries.py            queries of an evaluation: histories and targets of rows
     row_groups.py         row groups as packed arrays
     shares.py             a rank's share of each step, for both tasks
     target_counts.py      how often each item is a target, for logq = "counts"

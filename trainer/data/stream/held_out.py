@@ -4,9 +4,8 @@ Row groups are dealt to the ranks in turn. All ranks yield the same number of ba
 empty.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +18,7 @@ from trainer.data.dataset.splits import Split
 from trainer.data.stream.columns import Column, gather, stretches, take_all
 from trainer.data.stream.masking import times_before
 from trainer.data.stream.packed import PackedHistories, joined
+from trainer.data.stream.queries import Queries, Repeats, Targets, queries_of
 from trainer.data.stream.row_groups import RowGroupReader
 
 NOTHING = np.zeros(0, dtype=np.int64)
@@ -26,7 +26,7 @@ NOTHING = np.zeros(0, dtype=np.int64)
 
 @dataclass(frozen=True)
 class HeldOutBatch:
-    """B users that have targets in the split. All arrays are int64."""
+    """B queries: users that have targets in the split, or single targets of users. All arrays are int64."""
 
     # Histories up to the split, truncated for the encoder, with the model's further inputs. A model that restores
     # masked events gets one masked event at the end of each.
@@ -53,6 +53,12 @@ class HeldOutBatch:
     train_lengths: np.ndarray | None = None
     # Columns of the users by feature, those of the model and others that the reader reads.
     user_features: Mapping[str, Column] = field(default_factory=dict)
+    # (B,) float64 weight of each query in a mean over users; None if every user has one query.
+    weights: np.ndarray | None = None
+    # Targets of these rows that were dropped because the user had consumed them before.
+    num_repeats: int = 0
+    # Number of the batch of rows, from 1. If each target is a query, its queries may come in several batches.
+    number: int = 0
 
     def to(self, device: torch.device) -> "HeldOutBatch":
         """Move the batch to the device; the arrays that are used after scoring stay on the host."""
@@ -125,8 +131,8 @@ class HeldOut:
     catalogue: Catalogue
     # The split to evaluate.
     split: Split
-    # Whether all events of the split are targets, or only the first.
-    targets: Literal["all", "first"]
+    # Which events of the split are targets (EvaluateConfig.targets).
+    targets: Targets
     # Most events of a history.
     max_history: int
     # Rows of a batch over all ranks.
@@ -137,6 +143,10 @@ class HeldOut:
     world_size: int
     # Whether the model restores masked events.
     masks_items: bool = False
+    # Whether targets that the user has consumed before are targets.
+    repeats: Repeats = "keep"
+    # Of validation users of whom nothing is trained: number of targets (`bounds_of`).
+    holdout_targets: int | None = None
 
     @property
     def _deal(self) -> Deal:
@@ -146,26 +156,29 @@ class HeldOut:
         """Return the number of batches, which is the same on every rank."""
         return self._deal.num_batches()
 
-    def batches(self) -> Iterator[HeldOutBatch]:
-        """Yield batches of at most batch_size / world_size rows, without rows that have no targets in the split."""
-        for packed, row_ids, rows in self._deal.batches():
-            yield self._batch(packed, row_ids, rows)
+    def batches(self, most: Callable[[int], int] = int) -> Iterator[HeldOutBatch]:
+        """Yield batches of at most batch_size / world_size queries, without rows that have no targets in the split.
 
-    def _batch(self, packed: PackedHistories, row_ids: np.ndarray, rows: np.ndarray) -> HeldOutBatch:
-        low, high = bounds_of(packed, self.split, packed.ends - packed.starts)
-        low, high = low[rows], high[rows]
-        if self.targets == "first":
-            high = np.minimum(high, low + 1)
-        # A history without any event before the split has nothing to attend to, and is not evaluated.
-        evaluated = (high > low) & (low > 0)
-        return self._batch_of(packed, row_ids, rows[evaluated], low[evaluated], high[evaluated])
+        Args:
+            most: returns the largest number that any rank gives. Collective. Only used if each target is a query, where
+                ranks have different numbers of queries.
+        """
+        share = max(1, self.batch_size // self.world_size)
+        for number, (packed, row_ids, rows) in enumerate(self._deal.batches(), start=1):
+            low, high = bounds_of(packed, self.split, packed.ends - packed.starts, self.holdout_targets)
+            queries = queries_of(packed, rows, low[rows], high[rows], self.targets, self.repeats)
+            size = queries.rows.size
+            # Otherwise a row has one query at most, and the rows of a batch are few enough.
+            num_pieces = max(1, most(-(-size // share))) if self.targets == "each" else 1
+            for piece in range(num_pieces):
+                part = queries.sliced(min(piece * share, size), min((piece + 1) * share, size))
+                batch = self._batch_of(packed, row_ids, part)
+                yield replace(batch, number=number, num_repeats=queries.num_repeats if piece == 0 else 0)
 
-    def _batch_of(
-        self, packed: PackedHistories, row_ids: np.ndarray, rows: np.ndarray, low: np.ndarray, high: np.ndarray
-    ) -> HeldOutBatch:
+    def _batch_of(self, packed: PackedHistories, row_ids: np.ndarray, queries: Queries) -> HeldOutBatch:
+        rows, low = queries.rows, queries.low
         start = packed.starts[rows]
         seen, seen_offsets = gather(packed.items, start, start + low)
-        target_places, target_offsets = stretches(start + low, start + high)
         batch = query_batch(packed, row_ids, rows, low, self.catalogue, self.max_history, self.masks_items)
         return HeldOutBatch(
             batch=batch,
@@ -174,9 +187,10 @@ class HeldOut:
             history_lengths=low,
             seen=seen.astype(np.int64),
             seen_offsets=seen_offsets,
-            targets=packed.items.take(target_places).astype(np.int64),
-            target_offsets=target_offsets,
-            target_times=None if packed.times is None else packed.times.take(target_places),
+            targets=packed.items.take(queries.places).astype(np.int64),
+            target_offsets=queries.offsets,
+            target_times=None if packed.times is None else packed.times.take(queries.places),
+            weights=queries.weights if self.targets == "each" else None,
             last_times=None if packed.times is None else packed.times.take(start + low - 1),
             train_lengths=packed.train_end[rows],
             user_features=take_all(packed.user_features, rows),
@@ -229,14 +243,21 @@ def query_batch(
     return with_inputs(batch, catalogue, features, user_features, times, next_times)
 
 
-def bounds_of(packed: PackedHistories, split: Split, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def bounds_of(
+    packed: PackedHistories, split: Split, lengths: np.ndarray, holdout_targets: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return where the targets of the split begin and end in each row.
 
     Args:
         packed: the rows.
         split: the split.
         lengths: length of each row.
+        holdout_targets: under a split by users, the number of targets of a validation user. None under other splits.
     """
     if split == "validation":
+        if holdout_targets is not None:
+            # All events of these users are in the validation part: the last are targets, the others their history.
+            low = np.maximum(packed.train_end, packed.validation_end - holdout_targets)
+            return np.where(packed.validation_end == lengths, low, packed.validation_end), packed.validation_end
         return packed.train_end, packed.validation_end
     return packed.validation_end, lengths

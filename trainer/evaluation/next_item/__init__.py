@@ -4,12 +4,15 @@ Packages:
     baselines  popularity, recent popularity, repeat-last, co-occurrence, EASE
 
 Files:
+    candidates.py       items that are ranked, by the moment from which each is a candidate
     evaluate.py         evaluation by all workers together
     figures.py          all metrics of one ranking: per user, in total, with intervals
     list_metrics.py     metrics of recommended lists: novelty, popularity, diversity, coverage
+    listed.py           items of a file as candidates, and candidates in words
     metrics.py          the tuple of all metrics: one value each
     outputs.py          all files of an evaluation
     part_writer.py      a worker's file of results, written while the evaluation runs
+    queries.py          figures of users with several queries
     read_similarity.py  categories of items, or users that they share, from a dataset
     report.html.j2      template of report.html
     report.py           report.html

@@ -30,6 +30,7 @@ from trainer.data.stream.held_out import HeldOut, HeldOutBatch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.next_item.baselines.build import Baselines
 from trainer.evaluation.next_item.baselines.listed import BaselineRanks
+from trainer.evaluation.next_item.candidates import Candidates, candidates_of
 from trainer.evaluation.next_item.metrics import user_metrics
 from trainer.evaluation.next_item.part_writer import part_writer
 from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items
@@ -41,6 +42,7 @@ LOOKUP_CHUNK = 65536  # items looked up at a time
 # Events encoded at a time. On a CPU the activations of a layer then stay in its caches.
 PIECE_EVENTS = 1 << 14
 GPU_PIECE_EVENTS = 1 << 18
+NUM_REPEATS = "num_repeats"  # in the metadata of a part: targets that were dropped as repeats
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class Evaluator:
     """The model's id mappings; look-ups use their state at evaluation time."""
     train_events: np.ndarray
     """(at least num_items,) training events of each item, by id from 1 on."""
+    candidates: Candidates | None = None
+    """The items that are ranked; None: all."""
 
     def mean_metrics(
         self, model: NextItemModel, on_batch: Callable[[int, int], None] = lambda done, total: None
@@ -69,12 +73,14 @@ class Evaluator:
         """
         totals: dict[str, np.ndarray] = {}
         num_batches = self.held_out.num_batches()
-        for number, (batch, ranked) in enumerate(self.rank_all(model, top=0), start=1):
+        for batch, ranked in self.rank_all(model, top=0):
             columns = user_metrics(
                 batch.targets, ranked.target_ranks, batch.target_offsets, self.config.ks, self.train_events
             )
+            if batch.weights is not None:
+                columns = {name: values.reweighted(batch.weights) for name, values in columns.items()}
             totals = {name: totals.get(name, 0.0) + np.asarray(values.sums) for name, values in columns.items()}
-            on_batch(number, num_batches)
+            on_batch(batch.number, num_batches)
         own = torch.from_numpy(np.stack(list(totals.values()))).to(self.world.device)
         summed = self.world.sum(own).tolist()
         return {name: above / below if below else 0.0 for name, (above, below) in zip(totals, summed, strict=True)}
@@ -85,7 +91,7 @@ class Evaluator:
         model.eval()
         with torch.no_grad():
             shard = self.item_shard(model)
-            for held in self.held_out.batches():
+            for held in self.held_out.batches(self._most):
                 request = self.dynamic.rows_of(held.batch.items)
                 most = PIECE_EVENTS if self.world.device.type == "cpu" else GPU_PIECE_EVENTS
                 batch = with_cuts(replace(held.batch, items=request), most).to(self.world.device)
@@ -105,6 +111,23 @@ class Evaluator:
             pieces.append(model.item_vectors(model.look_up(request), request))
         return ItemShard(torch.cat(pieces), first)
 
+    def rank_by_popularity(self, held: HeldOutBatch, top: int) -> BaselineRanks:
+        """Rank a batch by training events among the candidates: every user has the same one-dimensional vector. Collective.
+
+        Equal counts are ordered by id. Places are exact in float32 up to 16M items.
+        """
+        first, stop = self._item_range()
+        _, place = np.unique(-self.train_events[: self.num_items], return_inverse=True)
+        scores = -place[first - FIRST_ITEM : stop - FIRST_ITEM].astype(np.float32)
+        shard = ItemShard(torch.from_numpy(scores)[:, None].to(self.world.device), first)
+        users = torch.ones((held.row_ids.size, 1), device=self.world.device)
+        ranked = self._rank(held, users, shard, top)
+        return BaselineRanks(ranked.target_ranks, ranked.top_items)
+
+    def _most(self, number: int) -> int:
+        """Return the largest number of all workers. Collective."""
+        return max(self.world.gather_ints(number))
+
     def _item_range(self) -> tuple[int, int]:
         """Return the first id of this worker's share of the items, and the id after its last."""
         share = -(-self.num_items // self.world.world_size)
@@ -112,7 +135,13 @@ class Evaluator:
         return first + FIRST_ITEM, min(first + share, self.num_items) + FIRST_ITEM
 
     def _rank(self, held: HeldOutBatch, users: torch.Tensor, shard: ItemShard, top: int) -> Ranked:
-        query = Query(users, held.seen, held.seen_offsets, held.targets, held.target_offsets)
+        moments = None
+        if self.candidates is not None:
+            first = shard.first_id
+            available = self.candidates.available_from[first : first + shard.vectors.shape[0]]
+            shard = replace(shard, available_from=torch.from_numpy(available).to(self.world.device))
+            moments = self.candidates.moments(held.target_times, held.target_offsets)
+        query = Query(users, held.seen, held.seen_offsets, held.targets, held.target_offsets, moments)
         return rank_items(query, shard, top, self.config.mask_seen, self.config.score_block_items, self.world)
 
 
@@ -127,7 +156,7 @@ def make_evaluator(
     dynamic: DynamicTables,
     masks_items: bool = False,
 ) -> Evaluator:
-    """Return an evaluator that ranks all items with a vector: known ones, and with features of items all others too.
+    """Return an evaluator that ranks all items with a vector: known ones, and with features of items all others too. Collective.
 
     Args:
         folder: the dataset.
@@ -140,6 +169,8 @@ def make_evaluator(
         dynamic: the model's id mappings; look-ups use their state at evaluation time.
         masks_items: whether the model restores masked events, see NextItemConfig.
     """
+    unknown = catalogue.scores_unknown
+    candidates = candidates_of(config.candidates, folder, manifest, catalogue.num_ids, unknown, world)
     selection = columns_for(catalogue, users=True)
     assert isinstance(selection.features, frozenset)
     sliced = {
@@ -156,8 +187,11 @@ def make_evaluator(
         world.rank,
         world.world_size,
         masks_items,
+        config.repeats,
+        manifest.split["num_targets"] if manifest.split.get("kind") == "user_holdout" else None,
     )
-    return Evaluator(held_out, config, catalogue.num_ids - 1, world, dynamic, read_train_events(folder, manifest))
+    train_events = read_train_events(folder, manifest)
+    return Evaluator(held_out, config, catalogue.num_ids - 1, world, dynamic, train_events, candidates)
 
 
 def write_user_rows(
@@ -167,7 +201,9 @@ def write_user_rows(
     folder: Path,
     on_batch: Callable[[int, int], None],
 ) -> None:
-    """Evaluate the model and baselines, and write rank-<r>.parquet into `folder`: a row per user of this worker. Collective.
+    """Evaluate the model and baselines, and write rank-<r>.parquet into `folder`: a row per query of this worker. Collective.
+
+    A query is a user, or one target of a user (EvaluateConfig.targets = "each").
 
     Columns: row_id, user, history_length, targets, ranks (lists), top_items (a list of ids), and for each baseline NAME_ranks and
     NAME_top_items; for slices, TRAIN_LENGTH, SINCE_LAST, and the features of users (next_item/slices.py). The first worker also
@@ -183,11 +219,17 @@ def write_user_rows(
     top = max(evaluator.config.ks)
     num_batches = evaluator.held_out.num_batches()
     started = time.perf_counter()
+    num_repeats = 0
     with part_writer(folder / f"rank-{evaluator.world.rank}.parquet") as writer:
-        for number, (held, ranked) in enumerate(evaluator.rank_all(model, top), start=1):
-            of_baselines = baselines.rank_all(held, evaluator.config.mask_seen, top)
-            writer.add(_user_rows(held, ranked, dict(of_baselines)))
-            on_batch(number, num_batches)
+        for held, ranked in evaluator.rank_all(model, top):
+            if evaluator.candidates is None:
+                of_baselines = dict(baselines.rank_all(held, evaluator.config.mask_seen, top))
+            else:  # popularity alone, and all workers together
+                of_baselines = {one.name: evaluator.rank_by_popularity(held, top) for one in baselines.used}
+            writer.add(_user_rows(held, ranked, of_baselines))
+            num_repeats += held.num_repeats
+            on_batch(held.number, num_batches)
+        writer.note(NUM_REPEATS, str(num_repeats))
     if evaluator.world.is_first:
         baselines.notes(time.perf_counter() - started).write(folder)
 

@@ -20,6 +20,11 @@ class PartWriter:
         self._writer: pq.ParquetWriter | None = None
         self._tables: list[pa.Table] = []
         self._bytes = 0
+        self._notes: dict[str, str] = {}
+
+    def note(self, name: str, value: str) -> None:
+        """Store a value in the metadata of the file."""
+        self._notes[name] = value
 
     def add(self, table: pa.Table) -> None:
         """Append the rows of a table."""
@@ -35,6 +40,7 @@ class PartWriter:
         if self._tables:
             self._write()
         if self._writer is not None:
+            self._writer.add_key_value_metadata(self._notes)
             self._writer.close()
 
     def _write(self) -> None:

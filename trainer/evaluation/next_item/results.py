@@ -25,11 +25,15 @@ from trainer.evaluation.metric import headline_names
 from trainer.evaluation.next_item.figures import Figures, figures_of
 from trainer.evaluation.next_item.list_metrics import RankedLists
 from trainer.evaluation.next_item.metrics import METRICS
+from trainer.evaluation.next_item.queries import figures_of_queries, one_row_per_user
 from trainer.evaluation.next_item.similarity import Similarity
 from trainer.evaluation.next_item.slices import built_in_slices
 from trainer.evaluation.next_item.user_values import UserValues, intervals, means
+from trainer.evaluation.protocol import data_of, statement_of
 from trainer.evaluation.slices import Slice, worst_slices
 from trainer.storage.files import renamed_when_whole, write_json_atomically
+
+NUM_REPEATS = b"num_repeats"  # in the metadata of a part: targets that were dropped as repeats
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,14 @@ class Results:
     """"used": a description of each baseline; "left_out": the reason of each that does not fit. Both by name."""
 
 
+def num_repeats(parts: Path) -> int:
+    """Return the number of targets that all workers dropped because the users had consumed them before."""
+    files = [pq.read_metadata(path) for path in parts.glob("rank-*.parquet")]
+    return sum(int((file.metadata or {}).get(NUM_REPEATS, 0)) for file in files)
+
+
 def merge_parts(parts: Path) -> pa.Table:
-    """Return the rows of all workers, sorted by row_id. Raises UserError if there are none."""
+    """Return a row per user from the rows of all workers, sorted by row_id. Raises UserError if there are none."""
     tables = [pq.read_table(path) for path in sorted(parts.glob("rank-*.parquet"))]
     merged = pa.concat_tables(tables, promote_options="permissive") if tables else None
     if merged is None or merged.num_rows == 0:
@@ -75,7 +85,7 @@ def merge_parts(parts: Path) -> pa.Table:
             "evaluation: no user has held-out events in this split with events before them; "
             "use more logs, or move split.validation_time and split.test_time"
         )
-    return merged.sort_by("row_id").combine_chunks()
+    return one_row_per_user(merged.sort_by("row_id").combine_chunks())
 
 
 def baseline_names(table: pa.Table) -> list[str]:
@@ -93,6 +103,8 @@ def summarize(
     ticks: int | None = None,
     by_features: Sequence[Slice] = (),
     similarity: Similarity | None = None,
+    candidates: str = "full catalogue",
+    num_repeats: int = 0,
 ) -> tuple[Results, dict[str, UserValues]]:
     """Return the results, and the model's metrics per user in the order of `merged`.
 
@@ -106,12 +118,16 @@ def summarize(
         ticks: ticks per second of the logs' times; None if these are not clock times.
         by_features: slices besides the built-in ones.
         similarity: the similarity of items; None leaves out metrics of diversity.
+        candidates: the candidates in words.
+        num_repeats: targets that were dropped because their users had consumed them before.
     """
     offsets, targets = _packed(merged.column("targets"))
 
     def figures(ranks: str, top_items: str) -> Figures:
-        lists = RankedLists(_matrix(merged.column(top_items)), train_events, similarity)
-        return figures_of(targets, _packed(merged.column(ranks))[1], offsets, lists, config.ks)
+        num_lists = targets.size if config.targets == "each" else merged.num_rows
+        lists = RankedLists(_matrix(merged.column(top_items), num_lists), train_events, similarity)
+        of = figures_of_queries if config.targets == "each" else figures_of
+        return of(targets, _packed(merged.column(ranks))[1], offsets, lists, config.ks)
 
     _, target_ranks = _packed(merged.column("ranks"))
     num_items = train_events.size
@@ -127,12 +143,15 @@ def summarize(
         protocol={
             "split": manifest.split,
             "catalogue": num_items,
-            "candidates": "full catalogue",
+            "candidates": candidates,
             "seen_items": "masked" if config.mask_seen else "ranked",
             "targets": config.targets,
+            "repeats": "kept" if config.repeats == "keep" else f"{num_repeats:,} targets dropped",
             "ties": "smaller item id first",
             "trained_on": _trained_on(manifest),
             **({} if similarity is None else {"item_similarity": similarity.basis}),
+            **data_of(manifest),
+            "statement": statement_of(split, config, manifest, candidates),
         },
         num_users=merged.num_rows,
         num_targets=int(target_ranks.size),
@@ -197,9 +216,9 @@ def _item_values(column: pa.ChunkedArray, items: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), items.take(index))
 
 
-def _matrix(top_items: pa.ChunkedArray) -> np.ndarray:
-    """Return lists of equal length as a matrix (users, length)."""
-    return _packed(top_items)[1].reshape(len(top_items), -1)
+def _matrix(top_items: pa.ChunkedArray, num_lists: int) -> np.ndarray:
+    """Return the lists of top items of all queries, which are equally long, as a matrix (queries, length)."""
+    return _packed(top_items)[1].reshape(num_lists, -1)
 
 
 def _slice(part: Slice, columns: dict[str, UserValues]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ class ItemShard:
     """(V, D) of ids first_id .. first_id + V - 1."""
     first_id: int
     """The smallest id."""
+    available_from: Tensor | None = None
+    """(V,) int64, the first moment at which each item is a candidate; None: always."""
 
     @cached_property
     def largest(self) -> float:
@@ -58,6 +60,8 @@ class ScoreTiles:
     """The items."""
     block_items: int
     """The largest number of items of a tile."""
+    moments: Tensor | None = None
+    """(B,) int64, the moment of each user, for a shard with `available_from`."""
 
     def __iter__(self) -> Iterator[Tile]:
         vectors, first_id = self.shard.vectors.detach(), self.shard.first_id
@@ -80,9 +84,17 @@ class ScoreTiles:
                 if can_be_nan:
                     # A comparison with a score that is not a number is always false, which would put its item first.
                     scores.nan_to_num_(nan=EXCLUDED, posinf=float("inf"), neginf=EXCLUDED)
+                self._leave_out_unavailable(scores[:, : items.shape[0]], rows, start)
                 of_tile = places[slice(*bounds[number * len(groups) + group : number * len(groups) + group + 2])]
                 scores.view(-1)[of_tile] = EXCLUDED
                 yield Tile(rows, first_id + start, items.shape[0], scores)
+
+    def _leave_out_unavailable(self, scores: Tensor, rows: slice, start: int) -> None:
+        """Set the scores of items that are no candidates at the users' moments to minus infinity."""
+        if self.shard.available_from is not None:
+            assert self.moments is not None
+            since = self.shard.available_from[start : start + scores.shape[1]]
+            scores.masked_fill_(since[None, :] > self.moments[rows, None], EXCLUDED)
 
     def _groups(self) -> list[slice]:
         """Return the users of the tiles beside each other, in groups of about equal size."""

@@ -37,6 +37,8 @@ class Query:
     """(T,) packed ids of the items to rank."""
     target_offsets: np.ndarray
     """(Q + 1,)."""
+    moments: np.ndarray | None = None
+    """(Q,) int64, the moment of each user, for shards with `available_from`."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class _Everyone:
     """The number of users of each worker."""
     first_target: int
     """The number of this worker's first target."""
+    moments: Tensor | None = None
+    """(B,) int64; None if every item is always a candidate."""
 
 
 def rank_items(query: Query, shard: ItemShard, top: int, mask_seen: bool, block_items: int, world: World) -> Ranked:
@@ -80,7 +84,7 @@ def rank_items(query: Query, shard: ItemShard, top: int, mask_seen: bool, block_
     """
     everyone = _gather_queries(query, mask_seen, world)
     pairs = everyone.target_pairs
-    tiles = ScoreTiles(everyone.users, everyone.seen_pairs, shard, block_items)
+    tiles = ScoreTiles(everyone.users, everyone.seen_pairs, shard, block_items, everyone.moments)
     counts = TargetCounts(pairs, *score_bounds(everyone.users, pairs, shard, world))
     lists = TopLists(everyone.users.shape[0], top, everyone.users)
     for tile in tiles if top or pairs.shape[0] else ():
@@ -123,7 +127,12 @@ def _gather_queries(query: Query, mask_seen: bool, world: World) -> _Everyone:
         target_pairs=torch.cat(world.gather(_pairs(target_users, query.targets, first_user, world))),
         num_users=sizes,
         first_target=sum(target_counts[: world.rank]),
+        moments=None if query.moments is None else torch.cat(world.gather(_on(query.moments, world))),
     )
+
+
+def _on(values: np.ndarray, world: World) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64)).to(world.device)
 
 
 def _pairs(users: np.ndarray, items: np.ndarray, first_user: int, world: World) -> Tensor:

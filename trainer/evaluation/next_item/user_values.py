@@ -28,6 +28,10 @@ class UserValues:
         """Return the values of some users: their places, or a mask."""
         return UserValues(self.values[users], self.within, None if self.weights is None else self.weights[users])
 
+    def reweighted(self, weights: np.ndarray) -> "UserValues":
+        """Return the values with their weights multiplied by others, (U,)."""
+        return UserValues(self.values, self.within, weights if self.weights is None else self.weights * weights)
+
     @property
     def size(self) -> int:
         """The number of users."""

@@ -19,6 +19,7 @@ from trainer.data.dataset.manifest import Manifest, used_features
 from trainer.data.logs.config import LogsConfig
 from trainer.errors import UserError
 from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, example_places, read_histories
+from trainer.evaluation.protocol import data_of, statement_of_ranking
 from trainer.evaluation.ranking.intervals import intervals_of, shares_of_users
 from trainer.evaluation.ranking.judged import (
     Judged,
@@ -149,6 +150,8 @@ def summarize(
             "negative_sampling_rate": manifest.labels.get("negative_sampling_rate", 1.0),
             "baselines": f"training rates, smoothed by {PRIOR_IMPRESSIONS:g} impressions at the overall rate",
             "trained_on": "training part only; impressions of the validation part are history at test time, never trained on",
+            **data_of(manifest),
+            "statement": statement_of_ranking(split, manifest),
         },
         num_users=int((np.diff(rows) != 0).sum()) + 1,
         num_targets=rows.size,

@@ -151,7 +151,9 @@ def test_hours_are_those_of_the_day_in_utc():
 
 
 def manifest_like() -> Manifest:
-    return Manifest("f", {}, {"kind": "global_time"}, None, {}, (), task="ranking")  # type: ignore[arg-type]
+    return Manifest(
+        "f", {}, {"kind": "global_time", "validation_time": 1, "test_time": 2}, None, {}, (), task="ranking"
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("num_ranks", [0, 2])

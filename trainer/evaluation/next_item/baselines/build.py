@@ -130,6 +130,9 @@ def build_baselines(
 def _left_out(wanted: tuple[BaselineName, ...], config: EvaluateConfig, num_items: int) -> dict[str, str]:
     """Return the reasons of the baselines that do not fit, by name."""
     reasons = {}
+    if config.candidates != "all":
+        text = f"evaluate.candidates = {config.candidates!r} restricts the items, and only popularity is ranked among some of them"
+        return {name: text for name in wanted if name != "popularity"}
     if "repeat_last" in wanted and config.mask_seen:
         reasons["repeat_last"] = "seen items are masked, so no repeated item can be listed; see evaluate.mask_seen"
     if "ease" in wanted and num_items > ease.MAX_ITEMS:
