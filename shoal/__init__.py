@@ -11,9 +11,13 @@ Files:
     commands.py  the functions run, prepare, train and evaluate
     config.py    settings of a run, from a file or a dictionary
     events.py    events that report the progress of a command
-    model.py     a trained model in this process: recommendations, scores, vectors
+    given.py     values that a caller gives to a model, as Arrow
+    model.py     loads a trained model into this process
+    ranker.py    a ranker in this process: probabilities, recommendations among candidates
+    recommender.py  a next-item model in this process: recommendations, scores, vectors
     results.py   results of commands, as values
     runs.py      runs on disk: stages, metrics, checkpoints
+    trained.py   what trained models of both tasks share
     view.py      relays what the driver reports to a listener
 """
 
@@ -34,7 +38,9 @@ from shoal.events import (
     Validation,
     WarningRaised,
 )
-from shoal.model import ImpressionRanker, NextItemRecommender, load
+from shoal.model import load
+from shoal.ranker import ImpressionRanker
+from shoal.recommender import NextItemRecommender
 from shoal.results import Dataset, Evaluation, Metric, RunResult, Training
 from shoal.runs import Run
 from trainer.errors import CheckpointError, UserError
