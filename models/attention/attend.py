@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from models.attention.blocks import AttentionContext, HistoryBlock
 from models.attention.candidates import CandidateBlock, CandidateContext
+from models.attention.continued import ContinuedContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.terms import Attended, AttentionTerms
 from models.attention.tiled import are_kept, tiled_attention
@@ -28,8 +29,11 @@ def attend(
     """Compute the attention of each event, (N, C, H, V), and the penalty of the weights if `parts` include it.
 
     Candidates of the context follow the events in all tensors, (N + M, ...). If the context requests candidates only, they are
-    all of the output.
+    all of the output. With a ContinuedContext the events attend to past ones too.
     """
+    if isinstance(context, ContinuedContext):
+        key_NGK, value_NGV = context.with_past(key_NGK, value_NGV)
+        return _in_tiles(query_NHK, key_NGK, value_NGV, context, parts)
     shown = context.candidates
     if shown is None:
         return _among_events(query_NHK, key_NGK, value_NGV, context, parts)

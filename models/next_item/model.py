@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.attention.blocks import AttentionContext
+from models.attention.continued import ContinuedContext, PastEvents
 from models.batches.history_batch import HistoryBatch
 from models.config import NextItemConfig
 from models.encoders.encoder import Encoder
@@ -91,6 +92,31 @@ class NextItemModel(nn.Module):
         user_BD = encoded_ND[last_B] * (lengths_B > 0)[:, None]
         return scale_vectors(user_BD, self.config.objective.normalize)
 
+    @property
+    def can_continue(self) -> bool:
+        """Return whether earlier events keep their keys and values when a history grows (models.attention.continued)."""
+        encoder = self.config.encoder
+        return not encoder.bidirectional and encoder.positions_from == "oldest"
+
+    def continued_vectors(
+        self, rows: Mapping[str, Tensor], batch: HistoryBatch, past: PastEvents, num_final: Tensor
+    ) -> tuple[Tensor, PastEvents]:
+        """Return the vectors (B, D) of histories of which the batch holds the newest events, and what to keep of them.
+
+        They equal those of `user_vectors` for the whole histories. None of the histories may be longer than max_history.
+
+        Args:
+            rows: the looked-up vectors of batch.items.
+            batch: at least one new event of each history; its times count from the first event of the whole history.
+            past: of the earlier events.
+            num_final: (B,) int64, how many of the new events, the oldest ones, no later event changes. With request times the
+                newest one changes: its request is that of the event that follows.
+        """
+        context = ContinuedContext(batch.layout, batch.times, batch.request_times, past=past)
+        encoded_ND, _ = self._encode_in(context, rows, self.items(rows, batch.items), batch)
+        user_BD = encoded_ND[batch.layout.offsets[1:] - 1]
+        return scale_vectors(user_BD, self.config.objective.normalize), context.kept(num_final)
+
     def item_vectors(self, rows: Mapping[str, Tensor], request: ItemRequest) -> Tensor:
         """Return the vectors of the items of a request for a dot product with `user_vectors`, (U, D)."""
         return scale_vectors(self._candidates(self.items(rows, request)), self.config.objective.normalize)
@@ -103,13 +129,18 @@ class NextItemModel(nn.Module):
     def _encode(
         self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch
     ) -> tuple[Tensor, Tensor | None]:
+        context = AttentionContext(batch.layout, batch.times, batch.request_times)
+        return self._encode_in(context, rows, items_UD, batch)
+
+    def _encode_in(
+        self, context: AttentionContext, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch
+    ) -> tuple[Tensor, Tensor | None]:
         request = batch.items
         x_ND = self.inputs(
             items_UD[batch.history_index], rows, request.events, request.users, batch.layout.offsets, batch.time_rows
         )
         if self.mask is not None and batch.masked is not None:
             x_ND = self.mask(x_ND, batch.masked)
-        context = AttentionContext(batch.layout, batch.times, batch.request_times)
         encoded_ND, penalty = self.encoder(x_ND, context)
         # Under autocast an encoder may end in another precision than that of the vectors.
         return encoded_ND.to(items_UD.dtype), penalty

@@ -5,7 +5,6 @@ without a process group. A user alone gives the same as all users together.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -96,8 +95,8 @@ class Evaluated:
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    yield Lab(tmp_path_factory.mktemp("inference"), World(0, 1, torch.device("cpu")), lambda: RankPool())
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("inference"), World(0, 1, torch.device("cpu")), lambda: RankPool())
 
 
 def evaluated(lab: Lab, pool: RankPool, world: str, settings: Settings, num_ranks: int, function: Any) -> Evaluated:
@@ -162,7 +161,7 @@ def test_a_next_item_model_recommends_as_it_is_evaluated(
     events = events[events["user_id"].isin(list(at))]
     users = pq.read_table(lab.logs / "half_users.parquet")
     together = model.recommend(events, TOP, at=at, user_features=users)
-    lists = {user: rows for user, rows in together.to_pandas().groupby("user_id")}
+    lists = dict(list(together.to_pandas().groupby("user_id")))
     assert set(lists) == set(expected)
     ids = {value: place + 1 for place, value in enumerate(model.items.to_pylist())}
     spread = np.concatenate([scores for _, scores, _ in expected.values()])
