@@ -32,7 +32,7 @@ from trainer.data.stream.packed import PackedHistories, PackedImpressions
 from trainer.data.stream.row_groups import column_of
 from trainer.errors import UserError
 from trainer.inference.moments import latest_time, moments_of
-from trainer.inference.requests import Histories, PlainHistories, with_requests
+from trainer.inference.requests import Histories, PlainHistories
 from trainer.inference.stored import StoredHistories
 from trainer.inference.trained_model import TrainedModel
 
@@ -40,9 +40,9 @@ from trainer.inference.trained_model import TrainedModel
 class HistoryEncoder:
     """Encoder of raw events of users for one model. `stored` provides the features of users whom the dataset has."""
 
-    def __init__(self, trained: TrainedModel, stored: StoredHistories) -> None:
+    def __init__(self, trained: TrainedModel, stored: StoredHistories | None = None) -> None:
         self._trained = trained
-        self._stored = stored
+        self._stored = stored or StoredHistories(trained)
         self._logs = trained.job.config.logs
         self._contracts = contracts_of(trained.manifest, columns_of(self._logs))
         self._specs = {(spec.owner, spec.name): spec for spec in feature_specs(self._logs)}
@@ -73,7 +73,7 @@ class HistoryEncoder:
             users: columns as in the files of users. Users without a row have the features that the dataset has of them, or
                 none.
             at: time of the requests, or of each by user, see `moments_of`; later events are left out. None: see
-                `with_requests`.
+                `PlainHistories.asked`.
             first: users who come first, with an empty history if they have no events. The others follow as they appear.
             anonymous: whether the users are no users of the dataset, whatever their values.
 
@@ -98,7 +98,7 @@ class HistoryEncoder:
         of_users = self._user_features(names, users, anonymous)
         histories = PlainHistories(names, kept.offsets, ids, own_times, encoded, of_users)
         moments = moments_of(at, names, self._trained.manifest, self._trained.model.config)
-        return with_requests(histories, moments, latest_time(self._trained.manifest))
+        return histories.asked(moments, latest_time(self._trained.manifest))
 
     def with_impressions(self, histories: Histories, impressions: pa.Table) -> tuple[PackedHistories, np.ndarray]:
         """Return histories with impressions to score, and the row of `impressions` for each packed impression.

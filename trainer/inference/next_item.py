@@ -74,7 +74,7 @@ def recommend(
     vectors: torch.Tensor,
     k: int,
     filter_viewed: bool,
-    candidates: Candidates,
+    candidates: Candidates | None = None,
 ) -> Recommendations:
     """Return the best items of each history. Equal scores are ordered by id, as in evaluation.
 
@@ -86,8 +86,9 @@ def recommend(
         vectors: of all items, (V, D), as `item_vectors` returns them.
         k: the number of items.
         filter_viewed: whether to leave out the items of the history.
-        candidates: the only items to recommend.
+        candidates: the only items to recommend; by default all.
     """
+    candidates = candidates or Candidates(trained.num_items)
     seen, offsets = histories.seen()
     shard = vectors if candidates.some is None else vectors[candidates.some - FIRST_ITEM]
     best = _best(user_vectors(trained, histories), candidates.numbers_of(seen), offsets, shard, k, filter_viewed)

@@ -88,46 +88,58 @@ class PlainHistories:
         features = take_all(self.features, places)
         return PlainHistories(self.users, offsets, self.items[places], self.times[places], features, self.user_features)
 
+    def asked(self, at: np.ndarray | None, latest: int) -> Histories:
+        """Return the histories with requests.
 
-def with_requests(histories: PlainHistories, at: np.ndarray | None, latest: int) -> Histories:
+        Args:
+            at: (B,) times of the requests; later events are left out. None: as for `with_requests`.
+            latest: as for `with_requests`.
+        """
+        whole = self if at is None else self.until(at)
+        return with_requests(
+            whole.users, whole.offsets, whole.items, whole.times, whole.features, whole.user_features, at, latest
+        )
+
+
+def with_requests(
+    users: pa.Array,
+    offsets: np.ndarray,
+    ids: np.ndarray,
+    times: np.ndarray | None,
+    features: Mapping[str, Column],
+    user_features: Mapping[str, Column],
+    at: np.ndarray | int | None,
+    latest: int | None = None,
+) -> Histories:
     """Return histories that end with an event for the request.
 
     Args:
-        histories: the histories.
-        at: (B,) times of the requests; later events are left out. None: `latest`, or the last event of the history if that is
-            later. So the time of a request does not depend on the other histories.
-        latest: the latest time of the dataset.
+        users: (B,) values as in the logs.
+        offsets: (B + 1,) bounds of the histories.
+        ids: (N,) items.
+        times: (N,) times of the events, if there are any.
+        features: columns of the events by name.
+        user_features: columns of the users by name.
+        at: time of the requests, or of each, (B,). None: that of the last event of the history, or `latest` if that is later. So
+            the time of a request does not depend on the other histories.
+        latest: the latest time of the dataset, if it is known.
     """
-    if at is not None:
-        histories = histories.until(at)
-    offsets = histories.offsets
     lengths = np.diff(offsets)
-    num_events = histories.items.size
     # Entry N of every column is that of the requests. It repeats the last one, and no result depends on it.
-    places = np.insert(np.arange(num_events), offsets[1:], num_events)
+    places = np.insert(np.arange(ids.size), offsets[1:], ids.size)
     ends = np.cumsum(lengths + 1)
-    items = np.append(histories.items, UNKNOWN_ID).astype(np.int32)[places]
-    times = histories.times
+    items = np.append(ids, UNKNOWN_ID).astype(np.int32)[places]
     if times is not None:
-        times = np.append(times, latest)
+        times = np.append(times, 0 if latest is None else latest)
         if at is None:
-            at = np.where(lengths > 0, np.maximum(times[np.maximum(offsets[1:] - 1, 0)], latest), latest)
+            last = np.where(lengths > 0, times[np.maximum(offsets[1:] - 1, 0)], times[-1])
+            at = last if latest is None else np.maximum(last, latest)
         times = times[places]
         times[ends - 1] = at
-    padded = {name: take(_with_one_more(column), places) for name, column in histories.features.items()}
+    padded = {name: take(_with_one_more(column), places) for name, column in features.items()}
     zeros = np.zeros(lengths.size, np.int64)
-    packed = PackedHistories(
-        items,
-        ends - 1 - lengths,
-        ends,
-        zeros,
-        zeros,
-        histories.users,
-        times,
-        padded,
-        dict(histories.user_features),
-    )
-    return Histories(packed, lengths, int((histories.items == UNKNOWN_ID).sum()))
+    packed = PackedHistories(items, ends - 1 - lengths, ends, zeros, zeros, users, times, padded, dict(user_features))
+    return Histories(packed, lengths, int((ids == UNKNOWN_ID).sum()))
 
 
 def _with_one_more(column: Column) -> Column:

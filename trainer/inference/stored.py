@@ -12,7 +12,7 @@ from trainer.data.stream.columns import Column, stretches, take_all
 from trainer.data.stream.packed import PackedHistories, joined
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.inference.moments import latest_time
-from trainer.inference.requests import Histories, PlainHistories, with_requests
+from trainer.inference.requests import Histories, PlainHistories
 from trainer.inference.trained_model import TrainedModel
 
 
@@ -25,8 +25,8 @@ def histories_in(
         packed: packed row groups, with at least one row.
         rows: (B,) rows among them; -1 for an empty history, which has the features of some other user.
         users: (B,) the users, as in the logs.
-        at: as for `with_requests`.
-        latest: as for `with_requests`.
+        at: as for `PlainHistories.asked`.
+        latest: as for `PlainHistories.asked`.
     """
     known = np.maximum(rows, 0)
     starts = packed.starts[known]
@@ -39,7 +39,7 @@ def histories_in(
         take_all(packed.features, places),
         take_all(packed.user_features, known),
     )
-    return with_requests(histories, at, latest)
+    return histories.asked(at, latest)
 
 
 class StoredHistories:
@@ -69,7 +69,7 @@ class StoredHistories:
         Args:
             users: (B,) values as in the logs.
             rows: (B,) their rows in the dataset; -1 for an empty history.
-            at: (B,) times of the requests; later events are left out. None: see `with_requests`.
+            at: (B,) times of the requests; later events are left out. None: see `PlainHistories.asked`.
         """
         whole, place = self._packed(np.maximum(rows, 0))
         return histories_in(whole, np.where(rows >= 0, place, -1), users, at, self._latest)

@@ -53,8 +53,11 @@ class TrainedModel:
     """The items."""
     dynamic: DynamicTables
     """The mappings of its tables with dynamic ids."""
-    tables: WholeTables
-    """The weights of its tables."""
+
+    @cached_property
+    def tables(self) -> WholeTables:
+        """The weights of its tables."""
+        return WholeTables.of(self.model.tables)
 
     @cached_property
     def item_values(self) -> pa.Array:
@@ -128,4 +131,4 @@ def load_trained_model(job: Job, checkpoint: StoredCheckpoint) -> TrainedModel:
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return TrainedModel(job, manifest, checkpoint, model, catalogue, dynamic, WholeTables.of(model.tables))
+    return TrainedModel(job, manifest, checkpoint, model, catalogue, dynamic)
