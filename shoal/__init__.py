@@ -8,7 +8,7 @@ The functions do what the commands of the same name do, with the same results an
 Importing this package imports neither torch nor ray. docs/python.md is the guide.
 
 Files:
-    commands.py  the functions run, prepare, train and evaluate
+    commands.py  the functions run, prepare, train, evaluate and recommend
     config.py    settings of a run, from a file or a dictionary
     events.py    events that report the progress of a command
     given.py     values that a caller gives to a model, as Arrow
@@ -17,13 +17,13 @@ Files:
     recommender.py  a next-item model in this process: recommendations, scores, vectors
     results.py   results of commands, as values
     runs.py      runs on disk: stages, metrics, checkpoints
-    trained.py   what trained models of both tasks share
+    trained.py   base of trained models of both tasks
     view.py      relays what the driver reports to a listener
 """
 
 from cluster import __version__
 from cluster.errors import RunFailedError, StoppedError
-from shoal.commands import evaluate, prepare, run, train
+from shoal.commands import evaluate, prepare, recommend, run, train
 from shoal.config import Config
 from shoal.events import (
     CheckpointSaved,
@@ -41,7 +41,7 @@ from shoal.events import (
 from shoal.model import load
 from shoal.ranker import ImpressionRanker
 from shoal.recommender import NextItemRecommender
-from shoal.results import Dataset, Evaluation, Metric, RunResult, Training
+from shoal.results import Dataset, Evaluation, Metric, Recommendations, RunResult, Training
 from shoal.runs import Run
 from trainer.errors import CheckpointError, UserError
 
@@ -59,6 +59,7 @@ __all__ = [
     "NextItemRecommender",
     "Planned",
     "Progress",
+    "Recommendations",
     "Resumed",
     "Run",
     "RunFailedError",
@@ -74,6 +75,7 @@ __all__ = [
     "evaluate",
     "load",
     "prepare",
+    "recommend",
     "run",
     "train",
 ]

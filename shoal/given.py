@@ -1,4 +1,4 @@
-"""What a caller gives to a model: events, items and users as tables, lists or dictionaries, as Arrow in the types of the logs."""
+"""Conversion of what a caller gives, as tables, lists or dictionaries, to Arrow in the types of the logs."""
 
 import warnings
 from collections.abc import Iterable, Mapping

@@ -10,10 +10,10 @@ import pyarrow.compute as pc
 from shoal.given import OnUnknown, as_table, as_values, check_count
 from shoal.trained import Model
 from trainer.errors import UserError
+from trainer.inference.lists import COLUMNS
 
 if TYPE_CHECKING:
     from trainer.inference.ranking import RankedCandidates
-    from trainer.inference.requests import Histories
 
 SCORES_AT_A_TIME = 1 << 20
 
@@ -89,10 +89,10 @@ class ImpressionRanker(Model):
             user_features: as for `score`.
             at: time at which the candidates are shown, as for NextItemRecommender.recommend. Events count if they are strictly
                 earlier. By default one tick after the latest time of the dataset, or of the user's history if that is later.
-            on_unknown: reaction to users or items that the dataset does not have. "raise": a UserError. "warn": a warning;
-                users have empty histories, and items are left out. "skip": both are left out.
+            on_unknown: reaction to users or items that the dataset does not have. "raise": a UserError. "warn": a warning, and
+                they are left out. "skip": they are left out.
         """
-        from trainer.inference.ranking import best_candidates, candidate_scores
+        from trainer.inference.ranking import best_candidates, candidate_scores, leave_out_viewed
 
         k = check_count(k)
         weights = self.weights_of(label)
@@ -110,7 +110,7 @@ class ImpressionRanker(Model):
             if filter_viewed:
                 leave_out_viewed(matrix, some, candidates.ids)
             ids[part], scores[part] = best_candidates(matrix, candidates.ids, k)
-        return self._lists("user_id", given.users, ids, scores)
+        return self._lists(COLUMNS, given.users, ids, scores)
 
     def weights_of(self, label: str | Mapping[str, float] | None) -> np.ndarray:
         """Return the weight of each label, (labels,) float64. Raises UserError for labels that the model does not predict."""
@@ -146,12 +146,3 @@ class ImpressionRanker(Model):
         if not ids.size:
             raise UserError("items: the model knows none of them, so nothing can be recommended")
         return RankedCandidates(ids, take_all(features, places))
-
-
-def leave_out_viewed(scores: np.ndarray, histories: "Histories", ids: np.ndarray) -> None:
-    """Set the scores (B, C) of candidates `ids`, ascending, that are in the user's history to minus infinity."""
-    seen, offsets = histories.seen()
-    owner = np.repeat(np.arange(scores.shape[0]), np.diff(offsets))
-    place = np.minimum(np.searchsorted(ids, seen), ids.size - 1)
-    viewed = ids[place] == seen
-    scores[owner[viewed], place[viewed]] = -np.inf

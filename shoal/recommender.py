@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from shoal.given import OnUnknown, as_lists, as_table, as_values, check_count
 from shoal.trained import Model
 from trainer.errors import UserError
+from trainer.inference.lists import COLUMNS, SIMILAR_COLUMNS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,7 @@ class NextItemRecommender(Model):
         if not candidates.size:
             raise UserError("items: the model knows none of them, so nothing can be recommended")
         best = next_item.recommend(self._trained, given, self._item_vectors, k, filter_viewed, candidates)
-        return self._lists("user_id", given.users, best.items, best.scores)
+        return self._lists(COLUMNS, given.users, best.items, best.scores)
 
     def score(
         self,
@@ -143,7 +144,7 @@ class NextItemRecommender(Model):
         ids = ids[ids > 0]
         best = next_item.similar_items(ids, self._item_vectors, check_count(k))
         values = self._trained.item_values.take(pa.array(ids - 1))
-        return self._lists("of", values, best.items, best.scores).rename_columns(SIMILAR)
+        return self._lists(SIMILAR_COLUMNS, values, best.items, best.scores)
 
     @cached_property
     def _item_vectors(self) -> "Tensor":
@@ -170,9 +171,6 @@ class NextItemRecommender(Model):
                 "item_id": as_values(table.column(self._logs.item), self._type_of("item"), "candidates"),
             }
         )
-
-
-SIMILAR = ["item_id", "similar_item_id", "score", "rank"]
 
 
 def _vectors(values: np.ndarray) -> pa.Array:

@@ -1,4 +1,4 @@
-"""What trained models of both tasks share: their checkpoint, their items, and histories in any form."""
+"""Base of trained models of both tasks: their checkpoint, their items, and histories in any form."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -99,8 +99,9 @@ class Model:
             message = (
                 f"users: {unknown.size} users without a history in the dataset, such as {some_of(values, unknown)}"
             )
-            react(on_unknown, message, "they have empty histories")
-        if on_unknown == "skip":
+            popular = self._trained.manifest.task == "next_item"
+            react(on_unknown, message, "they get the most popular items" if popular else "they are left out")
+        if on_unknown == "skip" or self._trained.manifest.task == "ranking":
             values, rows = values.filter(pa.array(rows >= 0)), rows[rows >= 0]
         return self._of_dataset(values, rows, at)
 
@@ -120,16 +121,8 @@ class Model:
             react(on_unknown, message, "they are left out")
         return ids
 
-    def _lists(self, name: str, owners: pa.Array, ids: np.ndarray, scores: np.ndarray) -> pa.Table:
+    def _lists(self, columns: tuple[str, ...], owners: pa.Array, ids: np.ndarray, scores: np.ndarray) -> pa.Table:
         """Return lists as one row per entry, without empty places."""
-        there = ids > 0
-        rows, places = np.nonzero(there)
-        kept = scores[there].astype(np.float32)
-        return pa.table(
-            {
-                name: owners.take(pa.array(rows)),
-                "item_id": self._trained.item_values.take(pa.array(ids[there] - 1)),
-                "score": pa.array(kept, pa.float32(), mask=np.isnan(kept)),
-                "rank": pa.array((places + 1).astype(np.int32)),
-            }
-        )
+        from trainer.inference.lists import list_table
+
+        return list_table(columns, owners, ids, scores, self._trained.item_values)

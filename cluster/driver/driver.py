@@ -14,6 +14,7 @@ from cluster.config.run_config import Config
 from cluster.driver.evaluate_stage import run_evaluate_stages
 from cluster.driver.prepare_stage import run_prepare_stage
 from cluster.driver.progress import View
+from cluster.driver.recommend_stage import run_recommend_stage
 from cluster.driver.run_folder import open_run
 from cluster.driver.run_lock import locked
 from cluster.driver.train_stage import run_train_stage
@@ -23,6 +24,8 @@ from trainer.config.job import Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.pages.text import duration_text
+from trainer.recommend.folder import RecommendationsManifest
+from trainer.recommend.request import Options
 from trainer.tasks.outputs import Summary
 
 
@@ -63,6 +66,14 @@ def run_evaluate(config: Config, split: Split, name: str | None, view: View) -> 
     """Evaluate the named checkpoint, or the best, on a split. Return the results and the report."""
     with _opened(config, view) as (_, workers):
         return run_evaluate_stages(config, [split], name, workers, view)[split]
+
+
+def run_recommend(
+    config: Config, options: Options, name: str | None, out: Path | None, view: View
+) -> tuple[RecommendationsManifest, Path]:
+    """Write recommendations of the named checkpoint, or of the best. Return their description and their folder."""
+    with _opened(config, view) as (_, workers):
+        return run_recommend_stage(config, options, name, out, workers, view)
 
 
 def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:

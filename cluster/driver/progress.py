@@ -15,7 +15,7 @@ from trainer.tasks.metrics import headline_names
 from trainer.tasks.outputs import Summary
 
 LOG_EVERY_SECONDS = 10.0
-STAGE_WIDTH = 8  # columns of the live line for the name of the stage
+STAGE_WIDTH = 9  # columns of the live line for the name of the stage
 BAR_WIDTH = 20
 
 
@@ -96,6 +96,9 @@ class View:
                 self.print_line(f"day {event['begins']}, before training on it: {_figures(event['metrics'])}")
             case "evaluate":
                 self.update("evaluate", event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
+            case "recommend":
+                parts = f"batch {event['done']:,}/{event['total']:,}", f"{event['owners']:,} lists"
+                self.update("recommend", event["done"], event["total"], *parts)
             case "stage":
                 pass  # for programs: people read the lines of each stage
             case "plan":

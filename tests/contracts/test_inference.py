@@ -4,9 +4,7 @@ Each form is trained on one or two ranks with every kind of input that it has. H
 without a process group. A user alone gives the same as all users together.
 """
 
-import json
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -24,17 +22,15 @@ from tests.settings.entry import Settings
 from tests.settings.lab import Lab
 from tests.settings.logs import DAY, START
 from tests.support.rank_pool import RankPool
+from tests.support.trained_runs import lab_in, run_of, trained
 from trainer.checkpoint.folder import to_evaluate
-from trainer.config.job import SILENT, Job
+from trainer.config.job import Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.loop.build import build_model, load_for_evaluation
-from trainer.loop.train import Training
 
 TOLERANCE = 1e-5  # relative to the largest score; the order of sums may differ
 TOP = 5
 
-# Weights must matter after a few steps.
-STEPS: Settings = {"train.max_steps": 4, "train.learning_rate": 0.05, "tables.item.learning_rate": 0.3}
 FEATURES: Settings = {
     "logs.features": {
         "colour": {"kind": "categorical"},
@@ -85,33 +81,14 @@ def on_ranks(forms: dict[str, Settings]) -> list[Any]:
     return [pytest.param(form, 1 + place % 2, id=f"{form}-{1 + place % 2}") for place, form in enumerate(forms)]
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """A run, and what its evaluation on ranks gives."""
-
-    run_dir: Path
-    dataset: Path
-    results: list[Any]  # of the ranks
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return Lab(tmp_path_factory.mktemp("inference"), World(0, 1, torch.device("cpu")), lambda: RankPool())
-
-
-def evaluated(lab: Lab, pool: RankPool, world: str, settings: Settings, num_ranks: int, function: Any) -> Evaluated:
-    """Train a config on ranks and evaluate it there."""
-    config = lab.settings(world, {**STEPS, **settings})
-    job = lab.job(config)
-    values = config.model_dump(mode="json")
-    values["run"] |= {"dir": str(job.run_dir), "dataset": str(job.dataset_dir)}
-    (job.run_dir / "config.json").write_text(json.dumps(values), encoding="utf-8")
-    return Evaluated(job.run_dir, job.dataset_dir, pool.run(num_ranks, function, job))
+    return lab_in(tmp_path_factory.mktemp("inference"))
 
 
 def trained_on(world: World, job: Job) -> Any:
     """Train, and return a model with the weights that evaluation uses. Collective."""
-    Training(job, world, SILENT).run()
+    trained(world, job)
     built = build_model(job, read_manifest(job.dataset_dir), world)
     load_for_evaluation(to_evaluate(job.checkpoints_dir), built)
     return built
@@ -151,10 +128,10 @@ def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
 def test_a_next_item_model_recommends_as_it_is_evaluated(
     lab: Lab, rank_pool: RankPool, form: str, num_ranks: int
 ) -> None:
-    run = evaluated(lab, rank_pool, "events", EVENT_FORMS[form], num_ranks, lists_of_rank)
-    expected = {user: answer for part in run.results for user, answer in part.items()}
+    config, parts = run_of(lab, rank_pool, "events", EVENT_FORMS[form], num_ranks, lists_of_rank)
+    expected = {user: answer for part in parts for user, answer in part.items()}
     assert len(expected) > 20
-    model = shoal.load(run.run_dir)
+    model = shoal.load(config.run_dir)
     assert isinstance(model, shoal.NextItemRecommender)
     events = before_test(lab)
     at = {user: time for user, (_, _, time) in expected.items()}
@@ -202,10 +179,10 @@ def test_a_ranker_scores_impressions_as_it_is_evaluated(
     lab: Lab, rank_pool: RankPool, form: str, num_ranks: int
 ) -> None:
     settings = {**SHOWN_FORMS[form], **HEADS.get(form, {})}
-    run = evaluated(lab, rank_pool, "impressions", settings, num_ranks, probabilities_of_rank)
-    expected = {key: values for part in run.results for key, values in part.items()}
+    config, parts = run_of(lab, rank_pool, "impressions", settings, num_ranks, probabilities_of_rank)
+    expected = {key: values for part in parts for key, values in part.items()}
     assert len(expected) > 20
-    model = shoal.load(run.run_dir)
+    model = shoal.load(config.run_dir)
     assert isinstance(model, shoal.ImpressionRanker)
     shown = pq.read_table(lab.logs / "impressions.parquet").to_pandas()
     # Impressions of a user at one time keep the order of the log.

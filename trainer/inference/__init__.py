@@ -3,9 +3,10 @@
 Files:
     candidates.py     the items that may be recommended
     encoder.py        raw events and impressions, encoded as the dataset encodes them
+    lists.py          recommendation lists as tables
+    live_history.py   one history that grows, with kept keys and values
     look_up.py        look-ups in whole tables
     moments.py        moments of requests, in the unit of a dataset's times
-    live_history.py   one history that grows, with kept keys and values
     next_item.py      recommendations, scores and vectors of next-item models
     ranking.py        probabilities of rankers, and of the same candidates for many users
     requests.py       histories, each with the moment of a request

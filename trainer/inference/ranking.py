@@ -121,3 +121,12 @@ def best_candidates(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.nda
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     best = np.take_along_axis(scores, order, axis=1)
     return np.where(np.isneginf(best), 0, ids[order]), best
+
+
+def leave_out_viewed(scores: np.ndarray, histories: Histories, ids: np.ndarray) -> None:
+    """Set the scores (B, C) of candidates `ids`, ascending, that are in the user's history to minus infinity."""
+    seen, offsets = histories.seen()
+    owner = np.repeat(np.arange(scores.shape[0]), np.diff(offsets))
+    place = np.minimum(np.searchsorted(ids, seen), ids.size - 1)
+    viewed = ids[place] == seen
+    scores[owner[viewed], place[viewed]] = -np.inf
