@@ -69,9 +69,8 @@ def run_recommend_stage(
         written = record.run_stages(
             {STAGE: inputs}, lambda: _recommend(config, checkpoint, prepared.request, workers, view)
         )
-        seconds = time.monotonic() - started
         view.clear()
-        done = _described(config, options, checkpoint, manifest, inputs, prepared, written, seconds)
+        done = _described(config, options, checkpoint, manifest, inputs, prepared, written)
         done = replace(done, files=recommendations.files_of(attempt))
         for left_over in (USERS_FILE, ITEMS_FILE):
             (attempt / left_over).unlink(missing_ok=True)
@@ -81,7 +80,7 @@ def run_recommend_stage(
         raise
     record.finish(STAGE, inputs, {"folder": str(target), "num_users": done.num_users, "num_rows": done.num_rows})
     announce(view, STAGE, "done")
-    view.print_line(_summary(done))
+    view.print_line(_summary(done, time.monotonic() - started))
     return done, target
 
 
@@ -222,8 +221,8 @@ def _described(
     inputs: str,
     prepared: _Prepared,
     parts: list[PartCounts],
-    seconds: float,
 ) -> RecommendationsManifest:
+    seconds = max(part.seconds for part in parts)
     num_users = sum(part.num_owners for part in parts)
     return RecommendationsManifest(
         format_version=FORMAT_VERSION,
@@ -245,10 +244,10 @@ def _described(
     )
 
 
-def _summary(done: RecommendationsManifest) -> str:
+def _summary(done: RecommendationsManifest, seconds: float) -> str:
     owners = "items" if done.options["item_to_item"] else "users"
     popular = f", {done.num_popular:,} of them without a history" if done.num_popular else ""
     return (
         f"recommend: {done.num_rows:,} rows for {done.num_users:,} {owners}{popular} of {done.checkpoint} in "
-        f"{duration_text(done.seconds)}, {done.users_per_second:,.0f} {owners}/s"
+        f"{duration_text(seconds)}, {done.users_per_second:,.0f} {owners}/s in batches"
     )

@@ -52,7 +52,7 @@ class RecommendationsManifest:
     num_rows: int
     """Rows of all files."""
     seconds: float
-    """Duration of the workers' job."""
+    """Duration on the slowest worker, without the start of workers and the loading of the model."""
     users_per_second: float
     """num_users / seconds."""
     num_workers: int

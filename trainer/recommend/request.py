@@ -61,3 +61,5 @@ class PartCounts:
     """Users without a history, who got popular items."""
     num_rows: int = 0
     """Rows of the file."""
+    seconds: float = 0.0
+    """Duration, without the start of workers and the loading of the model."""

@@ -1,5 +1,6 @@
 """One worker's part of a request: lists are written as they are computed."""
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -38,6 +39,7 @@ def write_part(
         world: the workers.
         on_batch: called after each batch with the number of batches done, of all batches, and of users so far.
     """
+    started = time.monotonic()
     chosen = next_item.Chosen.of(request)
     trained.model.eval()
     counts = PartCounts()
@@ -54,7 +56,7 @@ def write_part(
                 rows = next_item.popular_lists(trained, users, candidates, request.k)
                 writer.write(rows)
                 counts = _added(counts, len(users), len(users), rows.num_rows)
-    return counts
+    return replace(counts, seconds=time.monotonic() - started)
 
 
 def _batches(
