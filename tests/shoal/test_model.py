@@ -207,7 +207,7 @@ def test_similar_items_and_vectors_belong_together(model: shoal.NextItemRecommen
 
 def test_times_of_requests(lab: Lab, rank_pool: RankPool) -> None:
     """Every form of a moment means the same, and what is later is left out."""
-    model = loaded(run_of(lab, rank_pool, "events", TIMES)[0])
+    model = loaded(run_of(lab, rank_pool, "events", {**TIMES, "model.encoder.kind": "hstu"})[0])
     moment = START + 4 * DAY
     when = datetime(2024, 10, 12, tzinfo=UTC)
     assert int(when.timestamp()) == moment
@@ -235,6 +235,14 @@ def test_times_of_requests(lab: Lab, rank_pool: RankPool) -> None:
     assert now.equals(model.recommend(k=4, at=latest))
     own = events.filter(pc.equal(events.column("user_id"), "u05"))
     assert_same(model.recommend(own, 4), now.filter(pc.equal(now.column("user_id"), "u05")))
+    later = pa.table({"user_id": ["u09"], "item_id": ["i01"], "time": [latest + 30 * DAY]}).cast(events.schema)
+    both = model.recommend(pa.concat_tables([own, later]), 4)
+    assert_same(both.filter(pc.equal(both.column("user_id"), "u05")), model.recommend(own, 4))
+    asked = [
+        model.recommend(own, 1, filter_viewed=False, at=time).column("score")[0].as_py()
+        for time in (latest, latest + 30 * DAY)
+    ]
+    assert asked[0] != asked[1]
     before = model.recommend(users=["u05"], k=4, at=START - DAY)
     assert before.column("score").null_count == 4  # no event yet
     with pytest.raises(

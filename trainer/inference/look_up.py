@@ -1,7 +1,7 @@
 """Look-ups in whole tables: plain indexing of their weights, without TorchRec's requests.
 
-The rows are those of models.tables.EmbeddingTables, and bags are equal within rounding. For one request this takes a small part
-of the time of TorchRec's path, which is made for batches and shards.
+The rows are those of models.tables.EmbeddingTables, and bags are equal within rounding. TorchRec's path is made for shards, and
+writes a warning to the terminal when it is used first.
 """
 
 from collections.abc import Mapping
