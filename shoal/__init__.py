@@ -8,22 +8,24 @@ The functions do what the commands of the same name do, with the same results an
 Importing this package imports neither torch nor ray. docs/python.md is the guide.
 
 Files:
-    commands.py  the functions run, prepare, train, evaluate and recommend
-    config.py    settings of a run, from a file or a dictionary
-    events.py    events that report the progress of a command
-    given.py     values that a caller gives to a model, as Arrow
-    model.py     loads a trained model into this process
-    ranker.py    a ranker in this process: probabilities, recommendations among candidates
+    commands.py     the functions run, prepare, train, evaluate and recommend
+    comparisons.py  the function compare
+    config.py       settings of a run, from a file or a dictionary
+    events.py       events that report the progress of a command
+    given.py        values that a caller gives to a model, as Arrow
+    model.py        loads a trained model into this process
+    ranker.py       a ranker in this process: probabilities, recommendations among candidates
     recommender.py  a next-item model in this process: recommendations, scores, vectors
-    results.py   results of commands, as values
-    runs.py      runs on disk: stages, metrics, checkpoints
-    trained.py   base of trained models of both tasks
-    view.py      relays what the driver reports to a listener
+    results.py      results of commands, as values
+    runs.py         runs on disk: stages, metrics, checkpoints
+    trained.py      base of trained models of both tasks
+    view.py         relays what the driver reports to a listener
 """
 
 from cluster import __version__
 from cluster.errors import RunFailedError, StoppedError
 from shoal.commands import evaluate, prepare, recommend, run, train
+from shoal.comparisons import Comparison, Difference, compare
 from shoal.config import Config
 from shoal.events import (
     CheckpointSaved,
@@ -48,9 +50,11 @@ from trainer.errors import CheckpointError, UserError
 __all__ = [
     "CheckpointError",
     "CheckpointSaved",
+    "Comparison",
     "Config",
     "Dataset",
     "DayEvaluated",
+    "Difference",
     "Evaluation",
     "Event",
     "ImpressionRanker",
@@ -72,6 +76,7 @@ __all__ = [
     "Validation",
     "WarningRaised",
     "__version__",
+    "compare",
     "evaluate",
     "load",
     "prepare",

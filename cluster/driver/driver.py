@@ -26,7 +26,7 @@ from trainer.data.dataset.splits import Split
 from trainer.pages.text import duration_text
 from trainer.recommend.folder import RecommendationsManifest
 from trainer.recommend.request import Options
-from trainer.tasks.outputs import Summary
+from trainer.tasks.results import Summary
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from trainer.storage.files import digest_of, hash_file
 from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
 RECOMMENDATIONS_VERSION = 1  # raise it when the same request would get other files
-_WRITES_ONLY = {"log_every_steps", "ledger"}  # of [train]: what is written down of a training, which stays the same
+_WRITES_ONLY = {"log_every_steps", "sample_log"}  # of [train]: what is written down of a training, which stays the same
 
 
 def training_inputs(config: Config, manifest: Manifest) -> str:
