@@ -88,7 +88,7 @@ class NextItemRecommender(Model):
         """
         from trainer.inference import next_item
 
-        anonymous = not isinstance(histories, dict) and as_lists(histories, "histories") is not None
+        anonymous = isinstance(histories, list | tuple)
         pairs = self._pairs(candidates, pa.int64() if anonymous else self._type_of("user"))
         owners = pairs.column("user_id").combine_chunks()
         if histories is None:
