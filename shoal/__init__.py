@@ -8,19 +8,23 @@ The functions do what the commands of the same name do, with the same results an
 Importing this package imports neither torch nor ray. docs/python.md is the guide.
 
 Files:
-    commands.py     the functions run, prepare, train and evaluate
+    commands.py     the functions run, prepare, train, evaluate and recommend
     comparisons.py  the function compare
     config.py       settings of a run, from a file or a dictionary
     events.py       events that report the progress of a command
-    model.py        a trained model in this process: recommendations, scores, vectors
+    given.py        values that a caller gives to a model, as Arrow
+    model.py        loads a trained model into this process
+    ranker.py       a ranker in this process: probabilities, recommendations among candidates
+    recommender.py  a next-item model in this process: recommendations, scores, vectors
     results.py      results of commands, as values
     runs.py         runs on disk: stages, metrics, checkpoints
+    trained.py      base of trained models of both tasks
     view.py         relays what the driver reports to a listener
 """
 
 from cluster import __version__
 from cluster.errors import RunFailedError, StoppedError
-from shoal.commands import evaluate, prepare, run, train
+from shoal.commands import evaluate, prepare, recommend, run, train
 from shoal.comparisons import Comparison, Difference, compare
 from shoal.config import Config
 from shoal.events import (
@@ -36,8 +40,10 @@ from shoal.events import (
     Validation,
     WarningRaised,
 )
-from shoal.model import ImpressionRanker, NextItemRecommender, load
-from shoal.results import Dataset, Evaluation, Metric, RunResult, Training
+from shoal.model import load
+from shoal.ranker import ImpressionRanker
+from shoal.recommender import NextItemRecommender
+from shoal.results import Dataset, Evaluation, Metric, Recommendations, RunResult, Training
 from shoal.runs import Run
 from trainer.errors import CheckpointError, UserError
 
@@ -57,6 +63,7 @@ __all__ = [
     "NextItemRecommender",
     "Planned",
     "Progress",
+    "Recommendations",
     "Resumed",
     "Run",
     "RunFailedError",
@@ -73,6 +80,7 @@ __all__ = [
     "evaluate",
     "load",
     "prepare",
+    "recommend",
     "run",
     "train",
 ]

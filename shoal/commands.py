@@ -1,4 +1,4 @@
-"""The functions run, prepare, train and evaluate: what the commands of the same name do, with values as results.
+"""The functions run, prepare, train, evaluate and recommend: what the commands of the same name do, with values as results.
 
 Each takes the lock of the run folder, records its stages there, and does not repeat what is done: calling it again resumes.
 Ctrl-C during training saves a checkpoint and raises StoppedError; a second one ends at once with KeyboardInterrupt.
@@ -17,7 +17,17 @@ from cluster.doctor.packages import RAY, TRAINING, check_installed
 from cluster.errors import as_user_error
 from cluster.ray_cluster.token import send_token_if_present
 from shoal.events import Listener
-from shoal.results import Dataset, Evaluation, RunResult, Training, dataset_of, evaluation_of, training_of
+from shoal.results import (
+    Dataset,
+    Evaluation,
+    Recommendations,
+    RunResult,
+    Training,
+    dataset_of,
+    evaluation_of,
+    recommendations_of,
+    training_of,
+)
 
 if TYPE_CHECKING:
     from cluster.driver.progress import View
@@ -101,6 +111,54 @@ def evaluate(
         data = other_data(config, [str(path) for path in paths or ()], dataset, logs_settings or {})
         results, report = driver.run_evaluate(config, split, name, view, data)
         return evaluation_of(report.parent, asdict(results))
+
+
+def recommend(
+    config: Config,
+    *,
+    k: int = 10,
+    users: str | Path = "all",
+    filter_viewed: bool | None = None,
+    items: str | Path | None = None,
+    item_to_item: bool = False,
+    label: str | Mapping[str, float] | None = None,
+    at: int | str | None = None,
+    on_unknown: Literal["raise", "warn", "skip"] = "raise",
+    checkpoint: str | Path | None = None,
+    out: str | Path | None = None,
+    quiet: bool = False,
+    on_event: Listener | None = None,
+) -> Recommendations:
+    """Write recommendations for many users to Parquet files, on the workers. `shoal.load` recommends in this process.
+
+    Args:
+        config: settings of the run.
+        k: number of items per user.
+        users: file of users, or "all" users of the dataset.
+        filter_viewed: whether to leave out items of the user's history; by default True, and False for rankers.
+        items: file of the only items to recommend. Rankers need it. With `item_to_item` the items to compare with all.
+        item_to_item: whether to write similar items of items instead.
+        label: for rankers, the label whose probability orders the candidates, or a dictionary from labels to weights.
+        at: time of the requests: ISO text, or an integer in the unit of the logs' times. Later events are left out.
+        on_unknown: reaction to users or items of the files that the dataset does not have.
+        checkpoint: as for `evaluate`.
+        out: folder to write; by default recommendations/ in the run folder.
+        quiet: as for `run`.
+        on_event: as for `run`.
+
+    Raises:
+        UserError, CheckpointError, RunFailedError: as for `evaluate`.
+    """
+    labels = dict(label) if isinstance(label, Mapping) else {} if label is None else {label: 1.0}
+    with _command("recommend", TRAINING, quiet, on_event) as view:
+        from cluster.driver import driver
+        from trainer.recommend.request import Options
+
+        files = str(users), None if items is None else str(items)
+        options = Options(k, *files, item_to_item, filter_viewed, on_unknown, at, labels)
+        name = None if checkpoint is None else str(checkpoint)
+        manifest, folder = driver.run_recommend(config, options, name, None if out is None else Path(out), view)
+        return recommendations_of(folder, asdict(manifest))
 
 
 @contextmanager

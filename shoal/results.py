@@ -79,6 +79,23 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Recommendations:
+    """Recommendations in a folder of Parquet files."""
+
+    folder: Path
+    checkpoint: str  # name
+    num_users: int  # with item_to_item, the items with similar ones
+    num_rows: int
+    values: Mapping[str, Any]  # all that _recommendations.json holds: options, counts, duration
+
+    def table(self) -> "pa.Table":
+        """Read all rows: user_id, item_id, score, rank; with item_to_item item_id and similar_item_id."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self.folder)
+
+
+@dataclass(frozen=True)
 class RunResult:
     """Everything that a whole run leaves."""
 
@@ -126,6 +143,11 @@ def evaluation_of(folder: Path, values: Mapping[str, Any]) -> Evaluation:
         },
         values=values,
     )
+
+
+def recommendations_of(folder: Path, values: Mapping[str, Any]) -> Recommendations:
+    """Describe recommendations by the content of their _recommendations.json."""
+    return Recommendations(folder, values["checkpoint"], values["num_users"], values["num_rows"], values)
 
 
 def read_evaluation(folder: Path) -> Evaluation:

@@ -12,6 +12,7 @@ Files:
     options.py      arguments, options and output that commands share
     plan.py         `shoal plan`
     prepare.py      `shoal prepare`
+    recommend.py    `shoal recommend`
     reshard.py      the work of `shoal checkpoint reshard`
     run.py          `shoal run`
     status.py       `shoal status`

@@ -23,6 +23,7 @@ from cluster.cli.doctor import doctor
 from cluster.cli.evaluate import evaluate
 from cluster.cli.plan import plan
 from cluster.cli.prepare import prepare
+from cluster.cli.recommend import recommend
 from cluster.cli.run import run
 from cluster.cli.status import status
 from cluster.cli.study import study
@@ -35,7 +36,7 @@ from trainer.errors import UserError
 
 # The order of --help: what a new user needs first.
 ORDER = (
-    *("run", "prepare", "train", "evaluate", "compare", "plan", "study", "submit", "status"),
+    *("run", "prepare", "train", "evaluate", "compare", "recommend", "plan", "study", "submit", "status"),
     *("checkpoint", "convert", "synth", "doctor"),
 )
 
@@ -66,7 +67,21 @@ def version(
         raise typer.Exit
 
 
-for _command in (run, prepare, train, evaluate, compare, plan, study, submit, status, convert, synth, doctor):
+for _command in (
+    run,
+    prepare,
+    train,
+    evaluate,
+    compare,
+    recommend,
+    plan,
+    study,
+    submit,
+    status,
+    convert,
+    synth,
+    doctor,
+):
     app.command()(_command)
 app.add_typer(checkpoints, name="checkpoint")
 

@@ -15,6 +15,7 @@ from cluster.driver.evaluate_stage import Evaluated, run_evaluate_stages
 from cluster.driver.other_data import OtherData, config_with
 from cluster.driver.prepare_stage import run_prepare_stage
 from cluster.driver.progress import View
+from cluster.driver.recommend_stage import run_recommend_stage
 from cluster.driver.run_folder import open_run
 from cluster.driver.run_lock import locked
 from cluster.driver.train_stage import run_train_stage
@@ -24,6 +25,8 @@ from trainer.config.job import Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.pages.text import duration_text
+from trainer.recommend.folder import RecommendationsManifest
+from trainer.recommend.request import Options
 from trainer.tasks.results import Summary
 
 
@@ -72,6 +75,14 @@ def run_evaluate(
             return run_evaluate_stages(config, [split], name, workers, view)[split]
         other = Evaluated(data.name, config_with(config, data, view, session.connect))
         return run_evaluate_stages(config, [split], name, workers, view, other)[split]
+
+
+def run_recommend(
+    config: Config, options: Options, name: str | None, out: Path | None, view: View
+) -> tuple[RecommendationsManifest, Path]:
+    """Write recommendations of the named checkpoint, or of the best. Return their description and their folder."""
+    with _opened(config, view) as (_, workers):
+        return run_recommend_stage(config, options, name, out, workers, view)
 
 
 def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:

@@ -16,7 +16,7 @@ from trainer.tasks.metrics import headline_names
 from trainer.tasks.results import Summary
 
 LOG_EVERY_SECONDS = 10.0
-STAGE_WIDTH = 8  # columns of the live line for the name of the stage
+STAGE_WIDTH = 9  # columns of the live line for the name of the stage
 BAR_WIDTH = 20
 HEADLINE_METRICS = 3  # in the last lines of a command
 MAX_BASELINES = 3  # columns of a table on a terminal; the report shows all
@@ -99,6 +99,9 @@ class View:
                 self.print_line(f"day {event['begins']}, before training on it: {_figures(event['metrics'])}")
             case "evaluate" | "validate" as stage:
                 self.update(stage, event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
+            case "recommend":
+                parts = f"batch {event['done']:,}/{event['total']:,}", f"{event['owners']:,} lists"
+                self.update("recommend", event["done"], event["total"], *parts)
             case "stage":
                 pass  # for programs: people read the lines of each stage
             case "plan":

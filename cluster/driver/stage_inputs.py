@@ -11,9 +11,11 @@ from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.config.identity import identity
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
+from trainer.recommend.request import Options
 from trainer.storage.files import digest_of, hash_file
 from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
+RECOMMENDATIONS_VERSION = 1  # raise it when the same request would get other files
 _WRITES_ONLY = {"log_every_steps", "sample_log"}  # of [train]: what is written down of a training, which stays the same
 
 
@@ -40,6 +42,22 @@ def evaluation_inputs(config: Config, found: StoredCheckpoint, manifest: Manifes
             ],
             "split": split,
             "version": FIGURES_VERSION,
+        }
+    )
+
+
+def recommend_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Manifest, options: Options) -> str:
+    """Return the digest of what recommendations depend on, the content of given files included."""
+    files = {name: path for name, path in (("users", options.users), ("items", options.items)) if path is not None}
+    return digest_of(
+        {
+            "checkpoint": checkpoint.path.name,
+            "files": checkpoint.manifest.files,
+            "identity": identity(config),
+            "dataset": manifest.digest,
+            "options": asdict(options),
+            "given": {name: _content_of(Path(path)) for name, path in files.items() if path != "all"},
+            "version": RECOMMENDATIONS_VERSION,
         }
     )
 

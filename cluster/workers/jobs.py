@@ -1,4 +1,4 @@
-"""Jobs of a run, as each worker runs them: training, and evaluation of a checkpoint.
+"""Jobs of a run, as each worker runs them: training, evaluation of a checkpoint, and recommendations.
 
 The driver only refers to them. Torch and TorchRec are imported inside the functions, because importing them would delay the
 driver's first output by seconds.
@@ -16,9 +16,11 @@ from trainer.config.job import Channel, Job, Outcome
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.errors import CheckpointError
+from trainer.recommend.request import PartCounts, RecommendRequest
 
 if TYPE_CHECKING:
     from sharding.world import World
+    from trainer.loop.build import Built
 
 
 def train(job: Job, world: World, channel: Channel) -> Outcome:
@@ -50,30 +52,67 @@ class EvaluationJob:
 
 def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
     """Evaluate a checkpoint, and write partial results. Raises CheckpointError if it was trained on another dataset."""
-    from trainer.checkpoint.finite import refuse_broken_checkpoint
-    from trainer.checkpoint.keys import tensors_of
-    from trainer.loop.build import build_model, load_for_evaluation
-    from trainer.loop.same_run import same_dataset
-
-    job = evaluation.job
-    checkpoint = evaluation.checkpoint
-    manifest = read_manifest(job.dataset_dir)
-    if not evaluation.other_data and not same_dataset(checkpoint.manifest, manifest):
-        raise CheckpointError(
-            f"checkpoint {checkpoint.path} was made from another dataset than {job.dataset_dir}; "
-            "evaluate it on its own (run.dataset)"
-        )
 
     def on_batch(done: int, total: int) -> None:
         if world.is_first:
             channel.send({"kind": "evaluate", "done": done, "total": total})
 
-    _announce(f"evaluate: building the model of {checkpoint.path.name}", world, channel)
+    built = _loaded(evaluation.job, evaluation.checkpoint, "evaluate", world, channel, evaluation.other_data)
+    for split, parts in evaluation.parts.items():
+        built.task.write_parts(split, built.model, world, built.dynamic, parts, on_batch)
+
+
+@dataclass(frozen=True)
+class RecommendJob:
+    """Recommendations of a checkpoint."""
+
+    job: Job
+    checkpoint: StoredCheckpoint
+    # What is asked for.
+    request: RecommendRequest
+
+
+def recommend(asked: RecommendJob, world: World, channel: Channel) -> PartCounts:
+    """Write this worker's file of recommendations. Raises CheckpointError if the checkpoint was trained on another dataset."""
+    from trainer.inference.trained_model import TrainedModel
+    from trainer.recommend.run import write_part
+
+    def on_batch(done: int, total: int, owners: int) -> None:
+        if world.is_first:
+            # The workers have about the same number of owners in as many batches.
+            channel.send({"kind": "recommend", "done": done, "total": total, "owners": owners * world.world_size})
+
+    built = _loaded(asked.job, asked.checkpoint, "recommend", world, channel)
+    manifest = read_manifest(asked.job.dataset_dir)
+    trained = TrainedModel(asked.job, manifest, asked.checkpoint, built.model, built.catalogue, built.dynamic)
+    return write_part(trained, asked.request, world, on_batch)
+
+
+def _loaded(
+    job: Job, checkpoint: StoredCheckpoint, stage: str, world: World, channel: Channel, other_data: bool = False
+) -> Built:
+    """Return a sharded model with the weights with which a checkpoint is evaluated. Collective.
+
+    other_data: whether the dataset is another one, which the driver has compared with that of the checkpoint.
+
+    Raises CheckpointError if the checkpoint was trained on another dataset, does not fit, or is not finite.
+    """
+    from trainer.checkpoint.finite import refuse_broken_checkpoint
+    from trainer.checkpoint.keys import tensors_of
+    from trainer.loop.build import build_model, load_for_evaluation
+    from trainer.loop.same_run import same_dataset
+
+    manifest = read_manifest(job.dataset_dir)
+    if not other_data and not same_dataset(checkpoint.manifest, manifest):
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} was made from another dataset than {job.dataset_dir}; "
+            "use its own (run.dataset)"
+        )
+    _announce(f"{stage}: building the model of {checkpoint.path.name}", world, channel)
     built = build_model(job, manifest, world)
     load_for_evaluation(checkpoint, built)
     refuse_broken_checkpoint(checkpoint, tensors_of(built.sharded_model, built.tables, None), world)
-    for split, parts in evaluation.parts.items():
-        built.task.write_parts(split, built.model, world, built.dynamic, parts, on_batch)
+    return built
 
 
 def _announce(text: str, world: World, channel: Channel) -> None:

@@ -21,11 +21,11 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(*arguments: Any) -> NoReturn:
         raise error
 
-    for name in ("run", "run_prepare", "run_train", "run_evaluate"):
+    for name in ("run", "run_prepare", "run_train", "run_evaluate", "run_recommend"):
         monkeypatch.setattr(driver, name, fail)
 
 
-@pytest.mark.parametrize("function", [shoal.run, shoal.prepare, shoal.train, shoal.evaluate])
+@pytest.mark.parametrize("function", [shoal.run, shoal.prepare, shoal.train, shoal.evaluate, shoal.recommend])
 @pytest.mark.parametrize(
     ("error", "message"),
     [

@@ -27,19 +27,22 @@ from trainer.data.logs.reading import Rules, check_rows
 from trainer.data.logs.values import BlockLocation, plain
 from trainer.data.prepare.source import contracts_of
 from trainer.data.stream.columns import Column as PackedColumn
-from trainer.data.stream.columns import Lists, stretches
+from trainer.data.stream.columns import Lists, concatenate, stretches, take
 from trainer.data.stream.packed import PackedHistories, PackedImpressions
 from trainer.data.stream.row_groups import column_of
 from trainer.errors import UserError
-from trainer.inference.requests import Histories, with_requests
+from trainer.inference.moments import latest_time, moments_of
+from trainer.inference.requests import Histories, PlainHistories
+from trainer.inference.stored import StoredHistories
 from trainer.inference.trained_model import TrainedModel
 
 
 class HistoryEncoder:
-    """Encodes raw events of users for one model."""
+    """Encoder of raw events of users for one model. `stored` provides the features of users whom the dataset has."""
 
-    def __init__(self, trained: TrainedModel) -> None:
+    def __init__(self, trained: TrainedModel, stored: StoredHistories | None = None) -> None:
         self._trained = trained
+        self._stored = stored or StoredHistories(trained)
         self._logs = trained.job.config.logs
         self._contracts = contracts_of(trained.manifest, columns_of(self._logs))
         self._specs = {(spec.owner, spec.name): spec for spec in feature_specs(self._logs)}
@@ -58,26 +61,31 @@ class HistoryEncoder:
         self,
         events: pa.Table,
         users: pa.Table | None = None,
-        at: np.ndarray | int | None = None,
-        others: pa.Array | None = None,
+        at: Any = None,
+        first: pa.Array | None = None,
+        anonymous: bool = False,
     ) -> Histories:
         """Encode the events of some users.
 
         Args:
             events: columns as in the logs: user, item, time, and the features of events that the model uses. The
                 column of times may be missing if the model uses no times; the order of rows is then that of the events.
-            users: columns as in the files of users; None: features of users are missing.
-            at: time of the requests, in the unit of the dataset; by default the latest time of all events.
-            others: users who get an empty history if they have no events, after those who have some.
+            users: columns as in the files of users. Users without a row have the features that the dataset has of them, or
+                none.
+            at: time of the requests, or of each by user, see `moments_of`; later events are left out. None: see
+                `PlainHistories.asked`.
+            first: users who come first, with an empty history if they have no events. The others follow as they appear.
+            anonymous: whether the users are no users of the dataset, whatever their values.
 
         Raises:
             UserError: a column is missing or has another type than in the logs, or a value is null. The message names it.
         """
         features = self._trained.catalogue.inputs.events
-        table = self._checked("logs", events, "histories", [f"event.{feature.name}" for feature in features])
-        names, codes = _by_appearance(table.column("user"))
-        if others is not None:
-            names = pa.concat_arrays([names, others.filter(pc.invert(pc.is_in(others, value_set=names)))])
+        required = ["user", "item", *(["time"] if self.needs_times else []), *_columns("event", features)]
+        table = self._checked("logs", events, "histories", required, optional="time")
+        users_of_events = whole(table.column("user"))
+        names = pc.unique(users_of_events if first is None else pa.concat_arrays([first, users_of_events]))
+        codes = pc.index_in(users_of_events, value_set=names).to_numpy().astype(np.int64)
         times = table.column("time").to_numpy() if "time" in table.column_names else np.arange(table.num_rows)
         items = whole(table.column("item"))
         duplicates = items.dictionary_encode().indices.to_numpy().astype(np.int64)
@@ -87,7 +95,10 @@ class HistoryEncoder:
         ids = self._trained.item_ids(items.take(order))
         encoded = {f.name: self._encoded("event", f, table.column(f"event.{f.name}").take(order)) for f in features}
         own_times = times[kept.order].astype(np.int64) if "time" in table.column_names else None
-        return with_requests(names, kept.offsets, ids, own_times, encoded, self._user_features(names, users), at)
+        of_users = self._user_features(names, users, anonymous)
+        histories = PlainHistories(names, kept.offsets, ids, own_times, encoded, of_users)
+        moments = moments_of(at, names, self._trained.manifest, self._trained.model.config)
+        return histories.asked(moments, latest_time(self._trained.manifest))
 
     def with_impressions(self, histories: Histories, impressions: pa.Table) -> tuple[PackedHistories, np.ndarray]:
         """Return histories with impressions to score, and the row of `impressions` for each packed impression.
@@ -99,7 +110,8 @@ class HistoryEncoder:
             impressions: columns as in the logs: user, item, time, and the features of impressions that the model uses.
         """
         features = self._trained.catalogue.inputs.candidates
-        table = self._checked("logs", impressions, "impressions", [f"event.{feature.name}" for feature in features])
+        required = ["user", "item", "time", *_columns("event", features)]
+        table = self._checked("logs", impressions, "impressions", required)
         place = pc.index_in(whole(table.column("user")), value_set=histories.users)
         if place.null_count:
             raise ValueError("every user of the impressions must have a history, which may be empty")
@@ -125,21 +137,41 @@ class HistoryEncoder:
         )
         return replace(packed, impressions=shown), order
 
-    def _user_features(self, names: pa.Array, users: pa.Table | None) -> dict[str, PackedColumn]:
+    def candidates(self, items: pa.Table) -> tuple[pa.Array, dict[str, PackedColumn]]:
+        """Return candidates of a ranker as values of the logs, and their features by name.
+
+        items: columns as in the logs: item, and the features of impressions that the model uses.
+        """
+        features = self._trained.catalogue.inputs.candidates
+        table = self._checked("logs", items, "items", ["item", *_columns("event", features)])
+        columns = {f.name: self._encoded("event", f, table.column(f"event.{f.name}")) for f in features}
+        return whole(table.column("item")), columns
+
+    def _user_features(self, names: pa.Array, users: pa.Table | None, anonymous: bool) -> dict[str, PackedColumn]:
+        """Return the features of users: of the given table, else of the dataset unless `anonymous`, else missing ones."""
         features = self._trained.catalogue.inputs.users
         if not features:
             return {}
-        place = pa.nulls(len(names), pa.int64())
         table = None
+        place = pa.nulls(len(names), pa.int32())
         if users is not None:
-            table = self._checked("users", users, "users", [f"user.{feature.name}" for feature in features])
-            place = pc.index_in(names, value_set=whole(table.column("user"))).cast(pa.int64())
+            table = self._checked("users", users, "user_features", ["user", *_columns("user", features)])
+            place = pc.index_in(names, value_set=whole(table.column("user")), skip_nulls=True)
         columns = {}
         for feature in features:
             stored = self._contracts["users"].stored(f"user.{feature.name}")
             values = pa.nulls(len(names), stored) if table is None else table.column(f"user.{feature.name}").take(place)
             columns[feature.name] = self._encoded("user", feature, values)
-        return columns
+        if anonymous:
+            return columns
+        rows = np.where(place.is_null().to_numpy(zero_copy_only=False), self._stored.rows_of(names), -1)
+        known = np.flatnonzero(rows >= 0)
+        if not known.size:
+            return columns
+        of_dataset = self._stored.user_features(rows[known])
+        source = np.arange(len(names))
+        source[known] = len(names) + np.arange(known.size)
+        return {name: take(concatenate([column, of_dataset[name]]), source) for name, column in columns.items()}
 
     def _encoded(self, owner: Owner, feature: InputFeature, values: pa.ChunkedArray | pa.Array) -> PackedColumn:
         """Return the values of a feature as the reader of a dataset returns them."""
@@ -172,16 +204,24 @@ class HistoryEncoder:
             config = VocabularyIdsConfig()
         return {spec.table: Ids(config, self._vocabularies.get(spec.table))}
 
-    def _checked(self, source: SourceName, given: pa.Table, name: str, features: list[str]) -> pa.Table:
-        """Return the columns of a table by their names in the dataset, in the types of the logs."""
+    def _checked(
+        self, source: SourceName, given: pa.Table, name: str, required: list[str], optional: str | None = None
+    ) -> pa.Table:
+        """Return columns of a table by their names in the dataset, in the types of the logs.
+
+        Args:
+            source: the files that have such columns.
+            given: the table.
+            name: of the table in messages.
+            required: names of the columns in the dataset.
+            optional: name of a column that is returned if the table has it.
+        """
         contract = self._contracts[source]
         wanted: list[Column] = []
         for column in contract.columns:
-            if column.role == "label" or (column.role not in ("id", "time") and column.name not in features):
-                continue
-            if column.source in given.column_names:
+            if column.source in given.column_names and column.name in (*required, optional):
                 wanted.append(column)
-            elif column.role != "time" or self.needs_times:
+            elif column.name in required:
                 raise UserError(
                     f'{name}: no column "{column.source}" ({column.setting}), which the model needs; there are '
                     f"{', '.join(given.column_names)}"
@@ -203,6 +243,11 @@ class HistoryEncoder:
         return block.events
 
 
+def _columns(owner: Owner, features: tuple[InputFeature, ...]) -> list[str]:
+    """Return the names of features as columns of the dataset."""
+    return [f"{owner}.{feature.name}" for feature in features]
+
+
 def _check_type(name: str, column: Column, given: pa.DataType, stored: pa.DataType) -> None:
     """Raise UserError if values of a column cannot be compared with those of the dataset."""
     if given != stored and not pa.types.is_null(given) and not pa.types.is_null(stored):
@@ -210,9 +255,3 @@ def _check_type(name: str, column: Column, given: pa.DataType, stored: pa.DataTy
             f'{name}: column "{column.source}" ({column.setting}) holds {given}, and the logs of the model hold {stored}, so no '
             "value can match; convert the column"
         )
-
-
-def _by_appearance(users: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """Return the distinct users in the order in which they appear, and the number of each row's user."""
-    encoded = whole(users).dictionary_encode()
-    return encoded.dictionary, encoded.indices.to_numpy().astype(np.int64)

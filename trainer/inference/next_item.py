@@ -6,18 +6,20 @@ Shapes: B histories, K recommendations, V items of the catalogue, D model width.
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from models.batches.history_batch import FIRST_ITEM
 from trainer.data.stream.held_out import query_batch
-from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
+from trainer.evaluation.next_item.scoring import EXCLUDED, ItemShard, Query, rank_items
+from trainer.inference.candidates import Candidates
 from trainer.inference.requests import Histories
 from trainer.inference.trained_model import ALONE, TrainedModel
 
 BATCH_EVENTS = 16_384  # events that are encoded at a time
 LOOKUP_ITEMS = 65_536  # items that are looked up at a time
 BLOCK_ITEMS = 65_536  # items that are scored at a time
+BLOCK_SCORES = 1 << 24  # scores that are held at a time
+NOTHING = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Recommendations:
     items: np.ndarray
     """(B, K) int64 ids, the best first; 0 where fewer items are left."""
     scores: np.ndarray
-    """(B, K) float32; minus infinity where no item is left."""
+    """(B, K) float32; minus infinity where no item is left, and not a number for items that no score has chosen."""
 
 
 def user_vectors(trained: TrainedModel, histories: Histories) -> torch.Tensor:
@@ -72,9 +74,11 @@ def recommend(
     vectors: torch.Tensor,
     k: int,
     filter_viewed: bool,
-    candidates: np.ndarray | None = None,
+    candidates: Candidates | None = None,
 ) -> Recommendations:
     """Return the best items of each history. Equal scores are ordered by id, as in evaluation.
+
+    A history without events gets the most popular items of the training part, with scores that are not numbers.
 
     Args:
         trained: the model.
@@ -82,29 +86,32 @@ def recommend(
         vectors: of all items, (V, D), as `item_vectors` returns them.
         k: the number of items.
         filter_viewed: whether to leave out the items of the history.
-        candidates: (n,) ids of the only items to recommend, ascending; by default all.
+        candidates: the only items to recommend; by default all.
     """
-    seen, seen_offsets = histories.seen()
-    nothing = np.zeros(0, np.int64)
-    ids = candidates
-    if ids is not None:  # candidates are numbered from 1 on, which keeps their order
-        vectors = vectors[ids - FIRST_ITEM]
-        place = np.searchsorted(ids, seen)
-        found = ids[np.minimum(place, ids.size - 1)] == seen
-        seen = np.where(found, place + FIRST_ITEM, 0)
-    shard = ItemShard(vectors, FIRST_ITEM)
-    query = Query(
-        user_vectors(trained, histories), seen, seen_offsets, nothing, np.zeros(histories.lengths.size + 1, np.int64)
+    candidates = candidates or Candidates(trained.num_items)
+    seen, offsets = histories.seen()
+    shard = vectors if candidates.some is None else vectors[candidates.some - FIRST_ITEM]
+    best = _best(user_vectors(trained, histories), candidates.numbers_of(seen), offsets, shard, k, filter_viewed)
+    return with_popular(
+        Recommendations(candidates.ids_of(best.items), best.scores),
+        histories.lengths == 0,
+        candidates.most_popular(trained.train_events, k),
     )
-    ranked = rank_items(query, shard, k, filter_viewed, BLOCK_ITEMS, ALONE)
-    items = ranked.top_items
-    if ids is not None:
-        items = np.where(items > 0, ids[np.maximum(items - FIRST_ITEM, 0)], 0)
-    return Recommendations(items, ranked.top_scores)
+
+
+def with_popular(best: Recommendations, cold: np.ndarray, popular: np.ndarray) -> Recommendations:
+    """Return lists in which the `cold` ones (B,) are the popular items, at most K, with scores that are not numbers."""
+    if not cold.any():
+        return best
+    items, scores = best.items.copy(), best.scores.copy()
+    items[cold] = 0
+    items[cold, : popular.size] = popular
+    scores[cold] = np.nan
+    return Recommendations(items, scores)
 
 
 def score(trained: TrainedModel, histories: Histories, rows: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return the score of pairs of a history and an item, (n,) float32; NaN for an item without an id.
+    """Return the score of pairs of a history and an item, (n,) float32; NaN for an item without an id, or without events.
 
     Args:
         trained: the model.
@@ -112,11 +119,11 @@ def score(trained: TrainedModel, histories: Histories, rows: np.ndarray, ids: np
         rows: (n,) number of the history of each pair.
         ids: (n,) item ids; 0 is an unknown item.
     """
-    distinct, place = np.unique(ids[ids >= FIRST_ITEM], return_inverse=True)
+    known = np.flatnonzero((ids >= FIRST_ITEM) & (histories.lengths[rows] > 0))
+    distinct, place = np.unique(ids[known], return_inverse=True)
     scores = np.full(ids.size, np.nan, np.float32)
     users = user_vectors(trained, histories)
     items = item_vectors(trained, distinct)
-    known = np.flatnonzero(ids >= FIRST_ITEM)
     for start in range(0, known.size, LOOKUP_ITEMS):
         part = slice(start, start + LOOKUP_ITEMS)
         pairs = users[rows[known[part]]] * items[place[part]]
@@ -124,21 +131,44 @@ def score(trained: TrainedModel, histories: Histories, rows: np.ndarray, ids: np
     return scores
 
 
-def similar_items(trained: TrainedModel, ids: np.ndarray, vectors: torch.Tensor, k: int) -> Recommendations:
+def similar_items(ids: np.ndarray, vectors: torch.Tensor, k: int) -> Recommendations:
     """Return the items with the most similar vectors by cosine, without the item itself.
 
     Args:
-        trained: the model.
         ids: (B,) items.
         vectors: of all items, (V, D).
         k: the number of items.
     """
     unit = torch.nn.functional.normalize(vectors, dim=1)
-    nothing = np.zeros(0, np.int64)
-    offsets = np.arange(ids.size + 1)
-    query = Query(unit[ids - FIRST_ITEM], ids, offsets, nothing, np.zeros(ids.size + 1, np.int64))
-    ranked = rank_items(query, ItemShard(unit, FIRST_ITEM), k, True, BLOCK_ITEMS, ALONE)
-    return Recommendations(ranked.top_items, ranked.top_scores)
+    return _best(unit[ids - FIRST_ITEM], ids, np.arange(ids.size + 1), unit, k, True)
+
+
+def _best(
+    users: torch.Tensor, seen: np.ndarray, offsets: np.ndarray, items: torch.Tensor, k: int, filter_viewed: bool
+) -> Recommendations:
+    """Return the best items for each of (B, D) vectors, a bounded number of scores at a time.
+
+    Args:
+        users: (B, D) vectors.
+        seen: packed numbers, from 1, of the items that may be left out.
+        offsets: (B + 1,) bounds in `seen`.
+        items: (n, D) vectors of the items.
+        k: the number of items.
+        filter_viewed: whether to leave out `seen`.
+    """
+    num_users = offsets.size - 1
+    top = min(k, items.shape[0])
+    best = Recommendations(np.zeros((num_users, top), np.int64), np.full((num_users, top), EXCLUDED, np.float32))
+    shard = ItemShard(items, FIRST_ITEM)
+    step = max(1, BLOCK_SCORES // max(1, min(items.shape[0], BLOCK_ITEMS)))
+    for start in range(0, num_users if top else 0, step):
+        part = slice(start, min(start + step, num_users))
+        bounds = offsets[part.start : part.stop + 1]
+        nothing = np.zeros(bounds.size, np.int64)
+        query = Query(users[part], seen[bounds[0] : bounds[-1]], bounds - bounds[0], NOTHING, nothing)
+        ranked = rank_items(query, shard, top, filter_viewed, BLOCK_ITEMS, ALONE)
+        best.items[part], best.scores[part] = ranked.top_items, ranked.top_scores
+    return best
 
 
 def _batches(lengths: np.ndarray, max_history: int) -> list[np.ndarray]:
@@ -148,8 +178,3 @@ def _batches(lengths: np.ndarray, max_history: int) -> list[np.ndarray]:
     order = order[kept[order] > 0]
     number = np.cumsum(kept[order]) // BATCH_EVENTS
     return np.split(order, np.flatnonzero(np.diff(number)) + 1) if order.size else []
-
-
-def values_of(trained: TrainedModel, ids: np.ndarray) -> pa.Array:
-    """Return items as in the logs by id; null for id 0."""
-    return trained.item_values.take(pa.array(ids - FIRST_ITEM, mask=ids < FIRST_ITEM))

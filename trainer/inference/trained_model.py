@@ -4,6 +4,7 @@ No process group is needed. All tables are in memory, so this is for models that
 with sharded tables instead. Scores are those of the evaluation of the same checkpoint, within rounding.
 """
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,6 +29,7 @@ from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.stream.catalogue_reader import read_catalogue
 from trainer.errors import CheckpointError
 from trainer.global_batch.dynamic_ids import DynamicTables
+from trainer.inference.look_up import WholeTables
 from trainer.loop.build import check_task, has_grown, table_specs, task_of
 from trainer.loop.same_run import same_dataset
 from trainer.optim.ema import WeightEma
@@ -53,6 +55,11 @@ class TrainedModel:
     """The mappings of its tables with dynamic ids."""
 
     @cached_property
+    def tables(self) -> WholeTables:
+        """The weights of its tables."""
+        return WholeTables.of(self.model.tables)
+
+    @cached_property
     def item_values(self) -> pa.Array:
         """Items as in the logs, in the order of their ids: entry k is id k + 1.
 
@@ -67,14 +74,20 @@ class TrainedModel:
 
     def look_up(self, request: ItemRequest) -> dict[str, torch.Tensor]:
         """Return the rows of a request by table, after the mapping of dynamic ids."""
-        rows: dict[str, torch.Tensor] = self.model.look_up(request)
-        return rows
+        return self.tables.look_up(request)
 
     def item_ids(self, values: pa.Array) -> np.ndarray:
         """Return the id of each item (as in the logs), (n,) int64; 0 for an item without one."""
+        if pa.types.is_null(values.type):  # an empty list has no type
+            return np.zeros(len(values), np.int64)
         places = pc.index_in(values, value_set=self.item_values, skip_nulls=True)
         ids: np.ndarray = pc.fill_null(places, -1).to_numpy().astype(np.int64) + 1
         return ids
+
+    @cached_property
+    def train_events(self) -> np.ndarray:
+        """Number of training events of each item, in the order of `item_values`: what popularity counts."""
+        return read_vocabulary(self.job.dataset_dir, self.manifest, self.catalogue.scores_unknown).train_events
 
 
 def load_trained_model(job: Job, checkpoint: StoredCheckpoint) -> TrainedModel:
@@ -108,7 +121,9 @@ def load_trained_model(job: Job, checkpoint: StoredCheckpoint) -> TrainedModel:
     decay = checkpoint.manifest.config["train"].get("ema_decay")
     ema = None if decay is None else WeightEma(model, tables, decay)
     state = dynamic.tensors() | task.tensors()
-    checkpoint_tensors.load(checkpoint, model, tables, None, state, ema, tables_grew=grew)
+    with warnings.catch_warnings():  # that there is no process group is the intention
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        checkpoint_tensors.load(checkpoint, model, tables, None, state, ema, tables_grew=grew)
     dynamic.load(state)
     if ema is not None:
         ema.apply()

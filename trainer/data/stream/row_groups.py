@@ -122,6 +122,10 @@ class RowGroupReader:
                 ends[first:last] = column[bounds[number] : bounds[number + 1]]
         return ends
 
+    def users(self) -> pa.Array:
+        """Return the user of every row of the dataset, (num_rows,) values as in the logs, without reading any event."""
+        return pa.concat_arrays([_array(self._files.read(g.pieces[0], ["user"]).column("user")) for g in self._groups])
+
     def shown(self, group: int, *names: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Return columns of a group's impressions, such as "time", without reading other columns.
 
