@@ -88,7 +88,7 @@ class AttentionContext:
 
         A reach beyond the longest history of the batch has no effect.
         """
-        if self.reach is None or self.reach >= self.longest:
+        if self.reach is None or (not self.layout.traceable and self.reach >= self.longest):
             return config.window
         assert not config.num_global, "events seen from everywhere are within no reach"
         return self.reach if config.window is None else min(config.window, self.reach)
@@ -127,7 +127,7 @@ class AttentionContext:
 def _blocks(context: AttentionContext, config: AttentionConfig, window: int | None) -> list[HistoryBlock]:
     layout = context.layout
     # A window of half of the longest history saves nothing: its rows would have the same length.
-    if window is None or context.longest <= 2 * window:
+    if window is None or layout.traceable or context.longest <= 2 * window:
         blocks = [_whole(bucket, config, window) for bucket in layout.buckets]
     else:
         blocks = [_windowed(layout, config, window)]
