@@ -11,6 +11,10 @@ Files:
     commands.py  the functions run, prepare, train and evaluate
     config.py    settings of a run, from a file or a dictionary
     events.py    events that report the progress of a command
+    exported.py  exports of trained models: writing and loading them
+    exported_model.py        an exported model of either task
+    exported_ranker.py       an exported ranker
+    exported_recommender.py  an exported next-item model
     model.py     a trained model in this process: recommendations, scores, vectors
     results.py   results of commands, as values
     runs.py      runs on disk: stages, metrics, checkpoints
@@ -34,6 +38,9 @@ from shoal.events import (
     Validation,
     WarningRaised,
 )
+from shoal.exported import export, load_export
+from shoal.exported_ranker import ExportedRanker
+from shoal.exported_recommender import ExportedRecommender
 from shoal.model import ImpressionRanker, NextItemRecommender, load
 from shoal.results import Dataset, Evaluation, Metric, RunResult, Training
 from shoal.runs import Run
@@ -47,6 +54,8 @@ __all__ = [
     "DayEvaluated",
     "Evaluation",
     "Event",
+    "ExportedRanker",
+    "ExportedRecommender",
     "ImpressionRanker",
     "Message",
     "Metric",
@@ -66,7 +75,9 @@ __all__ = [
     "WarningRaised",
     "__version__",
     "evaluate",
+    "export",
     "load",
+    "load_export",
     "prepare",
     "run",
     "train",

@@ -6,7 +6,7 @@ The checks and the encoders are those of prepare. So an event has the same ids a
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +32,16 @@ from trainer.data.stream.packed import PackedHistories, PackedImpressions
 from trainer.data.stream.row_groups import column_of
 from trainer.errors import UserError
 from trainer.inference.requests import Histories, with_requests
-from trainer.inference.trained_model import TrainedModel
+
+if TYPE_CHECKING:
+    from trainer.export.source import ExportSource
+    from trainer.inference.trained_model import TrainedModel
 
 
 class HistoryEncoder:
-    """Encodes raw events of users for one model."""
+    """Encodes raw events of users for one model, or for the export of one."""
 
-    def __init__(self, trained: TrainedModel) -> None:
+    def __init__(self, trained: "TrainedModel | ExportSource") -> None:
         self._trained = trained
         self._logs = trained.job.config.logs
         self._contracts = contracts_of(trained.manifest, columns_of(self._logs))
@@ -53,6 +56,11 @@ class HistoryEncoder:
     def type_of(self, column: str) -> pa.DataType:
         """Return the type of "user" or "item" in the dataset."""
         return self._contracts["logs"].stored(column)
+
+    def empty_columns(self) -> dict[str, pa.Array]:
+        """Return the columns of events as in the logs, without any event."""
+        contract = self._contracts["logs"]
+        return {column.source: pa.nulls(0, contract.stored(column.name)) for column in contract.columns}
 
     def encode(
         self,
