@@ -22,6 +22,7 @@ from benchmarks import (
     planning,
     preparing,
     ranking,
+    serving,
     sharded_lookup,
     streaming,
     training,
@@ -42,6 +43,7 @@ SECTIONS = (
     "attention",
     "objectives",
     "ranking",
+    "serving",
     "lookup",
     "bags",
     "communication",
@@ -140,7 +142,9 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         comparisons += objectives.compare(turns)
     if "ranking" in only:
         comparisons += ranking.compare(turns)
-    if not set(only) - {"ids", "plan", "attention", "objectives", "ranking"}:
+    if "serving" in only:
+        comparisons += serving.compare(turns)
+    if not set(only) - {"ids", "plan", "attention", "objectives", "ranking", "serving"}:
         return comparisons
     config = _config(folder, num_workers=1)
     with ray_session(config.cluster):
