@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from trainer.errors import UserError
+from trainer.export.trace import without_notices
 
 NEEDED = ("onnx", "onnxscript")
 INSTALL = "pip install 'shoal[onnx]'"
@@ -31,7 +32,7 @@ def write_onnx(program: ExportedProgram, inputs: Mapping[str, Tensor], path: Pat
     """
     names = list(inputs)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), without_notices("torch.onnx._internal.exporter._registration"):
             warnings.simplefilter("ignore")
             decomposed = program.run_decompositions({torch.ops.aten.repeat_interleave.self_Tensor: _repeated})
             written = torch.onnx.export(
