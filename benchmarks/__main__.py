@@ -22,6 +22,7 @@ from benchmarks import (
     planning,
     preparing,
     ranking,
+    scoring,
     serving,
     sharded_lookup,
     streaming,
@@ -44,6 +45,7 @@ SECTIONS = (
     "objectives",
     "ranking",
     "serving",
+    "score",
     "lookup",
     "bags",
     "communication",
@@ -124,6 +126,18 @@ def _lookup(folder: Path, scale: float, turns: int) -> list[Comparison]:
     return comparisons
 
 
+def _evaluate(folder: Path, num_items: int, turns: int) -> Iterator[Comparison]:
+    """Measure evaluation by one worker with all CPUs, and by a worker of each CPU."""
+    evaluating.write_log(folder / f"logs-{num_items}", num_items)
+    cpus = int(ray.cluster_resources()["CPU"])
+    for num_workers in (1, cpus):
+        settings = _config(folder, num_workers, cpus // num_workers, f"-{num_items}")
+        if num_workers == 1:
+            prepare(settings, lambda progress: None)
+        batches = max(1, evaluating.NUM_USERS // settings.evaluate.batch_size // (turns + 2))
+        yield _by_workers(evaluating.compare, (job_of(settings), turns, batches), settings.cluster)
+
+
 def _by_workers(compare: WorkerFunction, argument: Any, cluster: ClusterConfig) -> Any:
     """Return the figures of the first of fresh workers, so that no measurement inherits another's memory."""
     with Workers(cluster) as workers:
@@ -144,7 +158,9 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         comparisons += ranking.compare(turns)
     if "serving" in only:
         comparisons += serving.compare(turns)
-    if not set(only) - {"ids", "plan", "attention", "objectives", "ranking", "serving"}:
+    if "score" in only:
+        comparisons += scoring.compare(turns)
+    if not set(only) - {"ids", "plan", "attention", "objectives", "ranking", "serving", "score"}:
         return comparisons
     config = _config(folder, num_workers=1)
     with ray_session(config.cluster):
@@ -162,10 +178,10 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
             comparisons += _prepare(folder, arguments.events, turns)
         if "stream" in only:
             comparisons += _stream(folder, min(arguments.events, streaming.NUM_EVENTS), turns)
-        measured = [
-            work for name, work in (("train", training.compare), ("evaluate", evaluating.compare)) if name in only
-        ]
-        if not measured:
+        if "evaluate" in only:
+            for num_items in evaluating.CATALOGUES:
+                comparisons += _evaluate(folder, int(num_items * scale), turns)
+        if "train" not in only:
             return comparisons
         generate(
             SyntheticConfig(
@@ -177,16 +193,15 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         cpus = int(ray.cluster_resources()["CPU"])
         for num_workers in (1, cpus):
             settings = _config(folder, num_workers, cpus_per_worker=cpus // num_workers)
-            for compare in measured:
-                comparisons.append(_by_workers(compare, (job_of(settings), turns), settings.cluster))
+            comparisons.append(_by_workers(training.compare, (job_of(settings), turns), settings.cluster))
     return comparisons
 
 
-def _config(folder: Path, num_workers: int, cpus_per_worker: int = 1) -> Config:
+def _config(folder: Path, num_workers: int, cpus_per_worker: int = 1, logs: str = "") -> Config:
     return check_config(
         {
-            "run": {"dir": str(folder / f"run-{num_workers}"), "dataset": str(folder / "dataset")},
-            "logs": {"path": str(folder / "logs/events-*.parquet")},
+            "run": {"dir": str(folder / f"run{logs}-{num_workers}"), "dataset": str(folder / f"dataset{logs}")},
+            "logs": {"path": str(folder / f"logs{logs}/events-*.parquet")},
             "model": {"max_history": 200},
             "tables": {"item": {"dim": 64}},
             "cluster": {"num_workers": num_workers, "cpus_per_worker": cpus_per_worker},

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from trainer.evaluation.next_item.baselines.notes import strongest_baseline
 from trainer.evaluation.next_item.results import Results, table_names
 from trainer.evaluation.ranking.results import RankingResults
 from trainer.tasks.metrics import headline_names
@@ -18,6 +19,7 @@ LOG_EVERY_SECONDS = 10.0
 STAGE_WIDTH = 8  # columns of the live line for the name of the stage
 BAR_WIDTH = 20
 HEADLINE_METRICS = 3  # in the last lines of a command
+MAX_BASELINES = 3  # columns of a table on a terminal; the report shows all
 
 
 def plain_console(**options: Any) -> Console:
@@ -149,14 +151,15 @@ def results_table(results: Summary) -> Table:
     of = f"{results.num_targets:,} impressions" if isinstance(results, RankingResults) else _catalogue(results)
     table = Table(title=f"{results.split}: {results.num_users:,} users, {of}")
     table.add_column("metric", no_wrap=True)
-    for heading in ("model", "95 % interval", *results.baselines):
+    shown = shown_baselines(results)
+    for heading in ("model", "95 % interval", *shown):
         table.add_column(heading, justify="right")
     names = list(results.metrics) if isinstance(results, RankingResults) else table_names(results)[0]
     for name in names:
         bounds = results.ci95.get(name)
         interval = f"{bounds[0]:.4f} - {bounds[1]:.4f}" if bounds else ""
         value = results.metrics[name]
-        baselines = (_figure(values[name]) for values in results.baselines.values())
+        baselines = (_figure(results.baselines[baseline][name]) for baseline in shown)
         table.add_row(name, _figure(value), interval, *baselines)
     return table
 
@@ -172,12 +175,23 @@ def headline(results: Summary) -> str:
 
 
 def _with_baselines(results: Summary, name: str) -> str:
-    """Return a metric with its interval, and its value of each baseline."""
+    """Return a metric with its interval, and its value of each shown baseline."""
     bounds = results.ci95.get(name)
     interval = f" [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else ""
-    baselines = {baseline: values.get(name) for baseline, values in results.baselines.items()}
+    baselines = {baseline: results.baselines[baseline].get(name) for baseline in shown_baselines(results)}
     others = [f"{baseline} {_figure(value)}" for baseline, value in baselines.items() if value is not None]
     return ", ".join([f"{name} {_figure(results.metrics[name])}{interval}", *others])
+
+
+def shown_baselines(results: Summary) -> list[str]:
+    """Return the baselines that fit a terminal: all if there are few, else the first one and the strongest other one."""
+    names = list(results.baselines)
+    if len(names) <= MAX_BASELINES:
+        return names
+    metric = next(iter(headline_names(results.metrics)), next(iter(results.metrics)))
+    others = {name: results.baselines[name] for name in names[1:]}
+    strongest = strongest_baseline(others, metric)
+    return [names[0], *([strongest] if strongest is not None else [])]
 
 
 def _catalogue(results: Results) -> str:

@@ -29,11 +29,14 @@ def attend(
     """Compute the attention of each event, (N, C, H, V), and the penalty of the weights if `parts` include it.
 
     Candidates of the context follow the events in all tensors, (N + M, ...). If the context requests candidates only, they are
-    all of the output. With a ContinuedContext the events attend to past ones too.
+    all of the output. If it requests the last event of each history only, the queries and the output are theirs alone, and keys
+    and values are those of all events. With a ContinuedContext the events attend to past ones too.
     """
     if isinstance(context, ContinuedContext):
         key_NGK, value_NGV = context.with_past(key_NGK, value_NGV)
         return _in_tiles(query_NHK, key_NGK, value_NGV, context, parts)
+    if context.outputs == "last":
+        return _of_last_events(query_NHK, key_NGK, value_NGV, context, parts)
     shown = context.candidates
     if shown is None:
         return _among_events(query_NHK, key_NGK, value_NGV, context, parts)
@@ -42,7 +45,7 @@ def attend(
         t.split(sizes) for t in (query_NHK, key_NGK, value_NGV)
     )
     candidates = attend_to_events(candidate_query, key, value, shown, parts, (own_key, own_value))
-    if context.only_candidates:
+    if context.outputs == "candidates":
         return candidates
     events = _among_events(query, key, value, context, parts)
     penalty = None
@@ -81,9 +84,18 @@ def _among_events(
         case "flex":
             return Attended(flexible_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
         case "plain_within":
-            return Attended(_softmax_within_reach(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
+            return Attended(_masked_softmax(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
         case "pieces":
             return _in_tiles(query_NHK, key_NGK, value_NGV, context, parts)
+
+
+def _of_last_events(
+    query_nHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
+) -> Attended:
+    # One query per history is too little work for the kernels of GPUs: both paths run on every device.
+    if parts.is_softmax_without_bias and query_nHK.shape[0]:
+        return Attended(_masked_softmax(query_nHK, key_NGK, value_NGV, context, parts)[:, None])
+    return _in_tiles(query_nHK, key_NGK, value_NGV, context, parts)
 
 
 def path_of(
@@ -147,10 +159,10 @@ def _in_tiles(
     return Attended(output_NCHV, penalty if parts.with_penalty else None)
 
 
-def _softmax_within_reach(
+def _masked_softmax(
     query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
 ) -> Tensor:
-    """Compute a softmax over the events within reach, (N, H, V), by torch's scaled_dot_product_attention with a mask.
+    """Compute a softmax over the visible events, (N, H, V), by torch's scaled_dot_product_attention with a mask.
 
     Padding of a row needs no mask of its own: its queries see some event, and no event sees its keys.
     """
@@ -212,8 +224,11 @@ def _softmax_attention(
         key_NGK = key_NGK.repeat_interleave(shared, dim=1)
         value_NGV = value_NGV.repeat_interleave(shared, dim=1)
     packed = (query_NHK, key_NGK, value_NGV)
-    widths = [tensor.shape[-1] for tensor in packed]
-    # One gather of contiguous rows for all three.
-    blocks = [rows.transpose(1, 2).split(widths, dim=-1) for rows in padded(torch.cat(packed, dim=-1), layout)]
+    if torch.is_grad_enabled():
+        widths = [tensor.shape[-1] for tensor in packed]
+        # One gather of contiguous rows for all three, and one sum as its gradient.
+        blocks = [rows.transpose(1, 2).split(widths, dim=-1) for rows in padded(torch.cat(packed, dim=-1), layout)]
+    else:
+        blocks = list(zip(*([rows.transpose(1, 2) for rows in padded(each, layout)] for each in packed), strict=True))
     attended = (F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in blocks)
     return unpadded((rows.transpose(1, 2) for rows in attended), layout)

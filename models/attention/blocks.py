@@ -2,14 +2,15 @@
 
 A block is R rows of Q queries that attend to the same K keys. Without a window, a row is a whole history, of a bucket of
 similar lengths. With a window, it is a piece of a history and its visible neighbours, so that the cost is linear in the window.
-Every event of the batch is a query in exactly one row.
+Every event of the batch is a query in exactly one row. Where only the last events are asked for, a row is a whole history with
+one query.
 
-Shapes: N total events, R rows, Q queries and K keys of a row.
+Shapes: N total events, M candidates, n histories that are not empty, R rows, Q queries and K keys of a row.
 """
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,14 +25,14 @@ from models.batches.jagged import Bucket, JaggedLayout, real_places
 class HistoryBlock:
     """R rows of Q queries and K keys of the same histories."""
 
-    query_gather: Tensor  # (R, Q), packed events, 0 for padding
+    query_gather: Tensor  # (R, Q), queries: packed events, or with the last events alone histories; 0 for padding
     key_gather: Tensor  # (R, K), packed events, 0 for padding; the same tensor if queries are the keys
-    scatter: Tensor  # (n,), packed events that are queries here
-    block_index: Tensor  # (n,), their places in the flat block
+    scatter: Tensor  # (q,), the queries here, as in query_gather
+    block_index: Tensor  # (q,), their places in the flat block
     distance: Tensor  # (1 or R, Q, K) int64, place of the query minus that of the key
     visible: Tensor  # (1 or R, Q, K) bool
     triangular: bool  # keys are the queries and the mask is causal: row q sees the keys up to q
-    counted: Tensor | None = None  # (N,) bool, events that a penalty counts; None: all
+    counted: Tensor | None = None  # (N,) bool, queries that a penalty counts; None: all
 
     @property
     def may_be_blind(self) -> bool:
@@ -63,17 +64,47 @@ class AttentionContext:
 
     layout: JaggedLayout
     times: Tensor | None = None  # (N,) int64; None: no part uses times
-    # (N,) int64, when each event's successor is requested, not before the event's own time
+    # (N,) int64, when each event's successor is requested, not before the event's own time; of outputs "last" (n,), those of the
+    # last events
     request_times: Tensor | None = None
     # candidates that pass through the blocks; they follow the events in all tensors
     candidates: CandidateContext | None = None
-    only_candidates: bool = False  # the output is candidates only: no later layer uses the events
+    # the rows that a layer returns: events and candidates (N + M), the candidates (M), or the last event of each history that is
+    # not empty (n). No later layer uses the other rows
+    outputs: Literal["all", "candidates", "last"] = "all"
     # number of events, the most recent and itself, that an event attends to at most; None: no limit
     reach: int | None = None
-    counted: Tensor | None = None  # (N,) bool, events that a penalty counts; None: all
+    # (N,) bool, events that a penalty counts, of outputs "last" (n,); None: all
+    counted: Tensor | None = None
     _blocks: dict[tuple[str, int | None, int], list[HistoryBlock]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     masks: dict[Any, Any] = field(default_factory=dict)  # cache of the GPU paths, shared by layers
+
+    def narrowed_to_candidates(self) -> "AttentionContext":
+        """Return the context of a last layer, of which only the candidates are used."""
+        return replace(self, outputs="candidates")
+
+    def narrowed_to_last(self) -> "AttentionContext":
+        """Return the context of a last layer, of which only the last event of each history is used."""
+        last = self.layout.last
+        return replace(
+            self,
+            outputs="last",
+            request_times=None if self.request_times is None else self.request_times[last],
+            counted=None if self.counted is None else self.counted[last],
+            _blocks={},
+            _ages={},
+            masks={},
+        )
+
+    def output_rows(self, x: Tensor) -> Tensor:
+        """Return the rows that a layer returns, of a tensor (N + M, ...)."""
+        match self.outputs:
+            case "candidates":
+                return x[self.layout.num_events :]
+            case "last":
+                return x.index_select(0, self.layout.last)
+        return x
 
     def blocks(self, config: AttentionConfig) -> list[HistoryBlock]:
         """Return the blocks of a form of attention. They are built once for all layers of the same form."""
@@ -126,8 +157,10 @@ class AttentionContext:
 
 def _blocks(context: AttentionContext, config: AttentionConfig, window: int | None) -> list[HistoryBlock]:
     layout = context.layout
+    if context.outputs == "last":
+        blocks = [_last_of(bucket, layout.last, config, window) for bucket in layout.buckets]
     # A window of half of the longest history saves nothing: its rows would have the same length.
-    if window is None or layout.traceable or context.longest <= 2 * window:
+    elif window is None or layout.traceable or context.longest <= 2 * window:
         blocks = [_whole(bucket, config, window) for bucket in layout.buckets]
     else:
         blocks = [_windowed(layout, config, window)]
@@ -146,6 +179,24 @@ def _whole(bucket: Bucket, config: AttentionConfig, window: int | None) -> Histo
         visible = visible & real_places(bucket.block_index, rows, longest)[:, None]
     triangular = config.mask == "causal" and window is None
     return HistoryBlock(bucket.gather, bucket.gather, bucket.scatter, bucket.block_index, distance, visible, triangular)
+
+
+def _last_of(bucket: Bucket, last: Tensor, config: AttentionConfig, window: int | None) -> HistoryBlock:
+    """Build a block of whole histories of a bucket, of which the last event is the only query.
+
+    last: the last event of each history that is not empty, (n,).
+    """
+    rows, longest = bucket.gather.shape
+    end = bucket.gather.amax(dim=1)  # padding points at event 0
+    place = torch.arange(longest, device=end.device).expand(1, longest)
+    distance = ((end - bucket.gather[:, 0])[:, None] - place)[:, None]
+    visible = _within(distance, config, window)
+    if config.num_global:
+        visible = visible | _seen_globally(distance, place, config)
+    visible = visible & (distance >= 0)  # keys after the last event are padding
+    query = torch.searchsorted(last, end)
+    row = torch.arange(rows, device=end.device)
+    return HistoryBlock(query[:, None], bucket.gather, query, row, distance, visible, triangular=False)
 
 
 def _windowed(layout: JaggedLayout, config: AttentionConfig, window: int) -> HistoryBlock:

@@ -1,6 +1,7 @@
 """The attention sub-layer: projections around `attend`, composed by the settings.
 
-Shapes: N total events, M candidates, D model width, H heads, G heads of keys and values, K head width (D / H), C channels.
+Shapes: N total events, M candidates, n histories that are not empty, D model width, H heads, G heads of keys and values, K head
+width (D / H), C channels.
 """
 
 import math
@@ -21,7 +22,8 @@ from models.layers.dropout import threshold_of
 class Attention(nn.Module):
     """Attention sub-layer, (N, D) to (N, D), with the penalty of the weights as a second output, a scalar or None.
 
-    If the context requests candidates only, they are the output, (M, D), of the input (N + M, D). With `differential` a
+    If the context requests candidates only, they are the output, (M, D), of the input (N + M, D). If it requests last events
+    only, they are the output, (n, D), and only they have queries and gates. With `differential` a
     head has two maps of weights over the same values, each of half its width (Ye et al. 2024, arXiv:2410.05258, eq. 1-3).
 
     Args:
@@ -62,16 +64,16 @@ class Attention(nn.Module):
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         config = self.config
-        num_events = x_ND.shape[0]
-        projected = self.query_key_value(x_ND)
-        if config.projection_activation == "silu":
-            projected = F.silu(projected)
-        query, key, value, *gate = projected.split(self.sizes, dim=-1)
+        query, key, value, *gate = self._projected(x_ND, context)
         query = self._maps(query)
         key = self._maps(key)
-        value = value.view(num_events, config.key_value_heads, self.head_width).repeat(1, self.num_maps, 1)
+        value = value.view(-1, config.key_value_heads, self.head_width)
+        if self.num_maps > 1:
+            value = value.repeat(1, self.num_maps, 1)
         if self.rotary is not None:
-            query, key = (self.rotary(x, context.places) for x in (query, key))
+            places = context.places
+            key = self.rotary(key, places)
+            query = self.rotary(query, context.output_rows(places) if context.outputs == "last" else places)
         if self.log_temperature is not None:
             query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
         attended = attend(query, key, value, context, self._parts())
@@ -82,8 +84,22 @@ class Attention(nn.Module):
         if self.output_norm is not None:
             seen_NS = self.output_norm(seen_NS)
         if gate:
-            seen_NS = seen_NS * gate[0][num_events - seen_NS.shape[0] :]
+            seen_NS = seen_NS * gate[0][gate[0].shape[0] - seen_NS.shape[0] :]
         return self.attention_output(seen_NS), attended.penalty
+
+    def _projected(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, ...]:
+        """Return queries, keys, values and, if there are any, gates."""
+        if context.outputs == "last":
+            of_query, of_key, of_value, *of_gate = self.query_key_value.weight.split(self.sizes)
+            last_nD = context.output_rows(x_ND)
+            key, value = self._activated(F.linear(x_ND, torch.cat((of_key, of_value)))).chunk(2, dim=-1)
+            query, *gate = (self._activated(F.linear(last_nD, weight)) for weight in (of_query, *of_gate))
+            return query, key, value, *gate
+        parts: tuple[Tensor, ...] = self._activated(self.query_key_value(x_ND)).split(self.sizes, dim=-1)
+        return parts
+
+    def _activated(self, projected: Tensor) -> Tensor:
+        return F.silu(projected) if self.config.projection_activation == "silu" else projected
 
     def _parts(self) -> AttentionTerms:
         config = self.config

@@ -44,12 +44,14 @@ class AttentionTerms:
     @property
     def is_plain(self) -> bool:
         """Return whether this is plain causal softmax attention."""
-        config = self.config
-        unmasked = config.mask == "causal" and config.window is None
+        return self.is_softmax_without_bias and self.config.mask == "causal" and self.config.window is None
+
+    @property
+    def is_softmax_without_bias(self) -> bool:
+        """Return whether the weights are a softmax of the scores alone, over the events of any mask."""
         return (
-            config.normalisation == "softmax"
-            and unmasked
-            and config.bias == "none"
+            self.config.normalisation == "softmax"
+            and self.config.bias == "none"
             and not self.threshold
             and not self.with_penalty
             and self.unit is None

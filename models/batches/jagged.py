@@ -57,6 +57,12 @@ class JaggedLayout:
             first += bucket.gather.numel()
         return slots
 
+    @cached_property
+    def last(self) -> Tensor:
+        """Return the last event of each history that is not empty, (n,) int64, in the order of the histories."""
+        ends = self.offsets[1:] - self.offsets[0]
+        return (ends - 1)[self.offsets.diff() > 0]
+
     def to(self, device: torch.device) -> "JaggedLayout":
         return JaggedLayout(
             self.offsets.to(device), self.positions.to(device), tuple(bucket.to(device) for bucket in self.buckets)

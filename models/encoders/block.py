@@ -1,6 +1,6 @@
 """A block of an encoder: attention, then a feed-forward sub-layer, each with norm, residual connection and gate.
 
-Shapes: N total events, M candidates, D model width.
+Shapes: N total events, M candidates, n histories that are not empty, D model width.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ class EncoderBlock(nn.Module):
     """Two residual sub-layers. Pre-norm: x + g(x) f(norm(x)); post-norm: norm(x + g(x) f(x)).
 
     f is the sub-layer, and g its gate or 1. Input and output are (N, D). The second output is the penalty of the attention
-    weights, or None. If the context requests candidates only, they are the output, (M, D).
+    weights, or None. If the context requests candidates or last events only, they are the output, (M, D) or (n, D).
     """
 
     def __init__(self, width: int, max_history: int, config: EncoderConfig, depth: int) -> None:
@@ -40,9 +40,7 @@ class EncoderBlock(nn.Module):
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         inner = self.attention_norm(x_ND) if self.pre_norm else x_ND
         attended_ND, penalty = self.attention(inner, context)
-        if context.only_candidates:
-            x_ND = x_ND[context.layout.num_events :]
-        x_ND = self._add(x_ND, attended_ND, self.attention_gate, self.attention_norm)
+        x_ND = self._add(context.output_rows(x_ND), attended_ND, self.attention_gate, self.attention_norm)
         if self.feed_forward is not None:
             inner = self.feed_forward_norm(x_ND) if self.pre_norm else x_ND
             x_ND = self._add(x_ND, self.feed_forward(inner), self.feed_forward_gate, self.feed_forward_norm)

@@ -4,13 +4,11 @@ SASRec (Kang & McAuley 2018, arXiv:1808.09781), BERT4Rec (Sun et al. 2019, arXiv
 arXiv:2402.17152), LiGR (Borisyuk et al. 2025, arXiv:2502.03417), FuXi-alpha (Ye et al. 2025, arXiv:2502.03036) and two towers
 are settings of this one class. docs/attention.md lists how each deviates from its paper.
 
-Shapes: N total events, M candidates, D model width.
+Shapes: N total events, M candidates, n histories that are not empty, D model width.
 
 The invariant: under a causal mask, output i is a function of the events up to i of its own history only. With positions that
 count from the newest event, it also depends on the number of later events.
 """
-
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -46,15 +44,18 @@ class Encoder(nn.Module):
         self.user_tower = Tower(width, config.user_tower)
         self.item_tower = Tower(width, config.item_tower, last_bias=False)
 
-    def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_ND: Tensor, context: AttentionContext, only_last: bool = False) -> tuple[Tensor, Tensor | None]:
         """Encode each history up to each event.
 
         Args:
             x_ND: vectors of the input events, before positions. Candidates of the context follow the events, (N + M, D).
-            context: the layout of the batch. If it requests candidates only, they alone are encoded.
+            context: the layout of the batch. If it has candidates, they alone are encoded to the end.
+            only_last: encode to the end only the last event of each history that is not empty. The last layer then has keys and
+                values of all events, and everything else of these alone.
 
         Returns:
-            The encoded events (N, D), followed by the candidates, and the scaled penalty of the attention weights or None.
+            The encoded events (N, D), or candidates (M, D), or last events (n, D) in the order of the histories, and the scaled
+            penalty of the attention weights or None.
             A candidate is encoded as if it were the event after those that it sees. No event sees a candidate.
         """
         if self.input_scale is not None:
@@ -65,20 +66,23 @@ class Encoder(nn.Module):
             x_ND = self.input_norm(x_ND)
         x_ND = self.dropout(x_ND)
         penalties = []
+        narrowed = _of_last_layer(context, only_last)
         for number, block in enumerate(self.blocks, start=1):
-            if context.candidates is not None and number == len(self.blocks) and self.pooling is None:
-                context = replace(context, only_candidates=True)
+            if number == len(self.blocks) and self.pooling is None:
+                context = narrowed
             if self.config.recompute and self.training:
                 x_ND, penalty = checkpoint(block, x_ND, context, use_reentrant=False)
             else:
                 x_ND, penalty = block(x_ND, context)
             if penalty is not None:
                 penalties.append(penalty)
+        if not self.blocks and self.pooling is None:
+            x_ND = narrowed.output_rows(x_ND)
         x_ND = self.final_norm(x_ND)
         if self.pooling is not None:
-            x_ND = self.pooling(x_ND, context)
-        if context.candidates is not None:
-            x_ND = x_ND[x_ND.shape[0] - context.candidates.layout.num_candidates :]
+            x_ND = self.pooling(x_ND, narrowed if only_last else context)
+            if context.candidates is not None:
+                x_ND = narrowed.output_rows(x_ND)
         if self.output_head is not None:
             x_ND = self.output_head(x_ND)
         return self.user_tower(x_ND), self._scaled(penalties)
@@ -112,3 +116,10 @@ class Encoder(nn.Module):
         for module in self.modules():
             if isinstance(module, Attention | PositionBias | TimeBias):
                 module.initialize()
+
+
+def _of_last_layer(context: AttentionContext, only_last: bool) -> AttentionContext:
+    """Return the context of the last layer, which returns only the rows that are used."""
+    if context.candidates is not None:
+        return context.narrowed_to_candidates()
+    return context.narrowed_to_last() if only_last else context

@@ -1,6 +1,6 @@
 """Pooling of a history into one vector: an average of its encoded events, weighted by a learned query.
 
-Shapes: N total events, D model width, H heads, K head width.
+Shapes: N total events, n histories that are not empty, D model width, H heads, K head width.
 """
 
 import torch
@@ -17,7 +17,7 @@ class AttentionPooling(nn.Module):
 
     The formula is that of Yang et al. 2016 (NAACL, eq. 5-7), for every prefix of a history. It is attention with equal queries,
     so every prefix is pooled at once, and no event sees a later one. Under a bidirectional mask each event represents the whole
-    history.
+    history. If the context requests last events only, whole histories alone are pooled, (n, D).
     """
 
     def __init__(self, width: int, attention: AttentionConfig) -> None:
@@ -32,8 +32,9 @@ class AttentionPooling(nn.Module):
     def forward(self, x_ND: Tensor, context: AttentionContext) -> Tensor:
         num_events, width = x_ND.shape
         key, value = self.key_value(x_ND).view(num_events, 2, self.num_heads, self.head_width).unbind(dim=1)
-        query = self.query.to(key.dtype).expand(num_events, -1, -1)
+        num_queries = context.layout.last.numel() if context.outputs == "last" else num_events
+        query = self.query.to(key.dtype).expand(num_queries, -1, -1)
         parts = AttentionTerms(self.config, self.head_width**-0.5, 1)
-        pooled = attend(query, key, value, context, parts).output.reshape(num_events, width)
+        pooled = attend(query, key, value, context, parts).output.reshape(num_queries, width)
         output: Tensor = self.output(pooled)
         return output

@@ -1,6 +1,6 @@
 """The next-item model: item table, encoder of histories, objective. Single-device code; sharding is applied from outside.
 
-Shapes: B histories, N input events, U looked-up ids, D model width.
+Shapes: B histories, n of them not empty, N input events, U looked-up ids, D model width.
 
 The look-up and the rest of the model are two calls, since rows leave the sharded tables between them. The trainer cuts the
 graph there, to check, clip and normalise the gradient before the fused optimizer applies it.
@@ -14,6 +14,7 @@ from torch import Tensor
 from models.attention.blocks import AttentionContext
 from models.attention.continued import ContinuedContext, PastEvents
 from models.batches.history_batch import HistoryBatch
+from models.batches.micro_batches import parts_of
 from models.config import NextItemConfig
 from models.encoders.encoder import Encoder
 from models.features.composer import ItemComposer
@@ -75,14 +76,21 @@ class NextItemModel(TableModel):
         return loss if penalty is None else loss + penalty
 
     def user_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
-        """Return the vector of each whole history for a dot product with `item_vectors`, (B, D); zeros if empty."""
-        encoded_ND, _ = self._encode(rows, self.items(rows, batch.items), batch)
-        lengths_B = batch.layout.offsets.diff()
-        last_B = (batch.layout.offsets[1:] - 1).clamp(min=0)
-        if encoded_ND.shape[0] == 0:
-            return rows[ITEM_TABLE].new_zeros((lengths_B.numel(), self.width))
-        user_BD = encoded_ND[last_B] * (lengths_B > 0)[:, None]
-        return scale_vectors(user_BD, self.config.objective.normalize)
+        """Return the vector of each whole history for a dot product with `item_vectors`, (B, D); zeros if empty.
+
+        A batch that is cut (models.batches.micro_batches) is encoded piece by piece.
+        """
+        items_UD = self.items(rows, batch.items)
+        vectors = [self._last_vectors(rows, items_UD, part) for part in parts_of(batch)]
+        return scale_vectors(torch.cat(vectors), self.config.objective.normalize)
+
+    def _last_vectors(self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch) -> Tensor:
+        """Return the encoded last event of each history, (B, D); zeros if it is empty."""
+        last_nD, _ = self._encode(rows, items_UD, batch, only_last=True)
+        is_filled_B = batch.layout.offsets.diff() > 0
+        user_BD = last_nD.new_zeros((is_filled_B.numel(), self.width))
+        user_BD[is_filled_B] = last_nD
+        return user_BD
 
     @property
     def can_continue(self) -> bool:
@@ -119,13 +127,18 @@ class NextItemModel(TableModel):
         return candidates_UD.to(items_UD.dtype)
 
     def _encode(
-        self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch
+        self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch, only_last: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         context = AttentionContext(batch.layout, batch.times, batch.request_times)
-        return self._encode_in(context, rows, items_UD, batch)
+        return self._encode_in(context, rows, items_UD, batch, only_last)
 
     def _encode_in(
-        self, context: AttentionContext, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch
+        self,
+        context: AttentionContext,
+        rows: Mapping[str, Tensor],
+        items_UD: Tensor,
+        batch: HistoryBatch,
+        only_last: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         request = batch.items
         x_ND = self.inputs(
@@ -133,6 +146,6 @@ class NextItemModel(TableModel):
         )
         if self.mask is not None and batch.masked is not None:
             x_ND = self.mask(x_ND, batch.masked)
-        encoded_ND, penalty = self.encoder(x_ND, context)
+        encoded_ND, penalty = self.encoder(x_ND, context, only_last)
         # Under autocast an encoder may end in another precision than that of the vectors.
         return encoded_ND.to(items_UD.dtype), penalty

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.batches.micro_batches import with_cuts
 from models.config import NextItemConfig
 from models.encoders.config import EncoderKind
 from models.features.catalogue import Catalogue, IdColumn
@@ -329,7 +330,12 @@ class Recommender:
 
     @torch.no_grad()
     def scores(
-        self, targets: Literal["all", "first"], batch_size: int = 1000, rank: int = 0, world_size: int = 1
+        self,
+        targets: Literal["all", "first"],
+        batch_size: int = 1000,
+        rank: int = 0,
+        world_size: int = 1,
+        most_events: int | None = None,
     ) -> Scores:
         """Return the score of each evaluated held-out event, by row, number and item."""
         longest, masks = self.config.max_history, self.config.masks_items
@@ -337,7 +343,8 @@ class Recommender:
         known, result = self.catalogue.known, Scores()
         items_ID = self.model.item_vectors({"item": self.model.look_up(known)["item"].double()}, known)
         for held in held_out.batches():
-            users_BD = self.model.user_vectors(looked_up(self.model, held.batch), doubled(held.batch))
+            batch = with_cuts(held.batch, most_events)
+            users_BD = self.model.user_vectors(looked_up(self.model, batch), doubled(batch))
             for number, row in enumerate(held.row_ids.tolist()):
                 items = held.targets[slice(*held.target_offsets[number : number + 2])]
                 of_user = items_ID[torch.from_numpy(items)] @ users_BD[number]
@@ -356,7 +363,7 @@ def histories(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]
 
 @pytest.mark.parametrize("form", ENCODERS)
 def test_an_encoder_scores_a_held_out_event_alone_as_among_others(histories: tuple[Path, Manifest], form: str) -> None:
-    """In one batch, every user by itself, on any ranks, and whether the user's other held-out events are evaluated or not."""
+    """In one batch, in pieces, every user by itself, on any ranks, and with all or one of the user's held-out events."""
     given = {"max_history": MAX_HISTORY, "inputs": {}, **ENCODERS[form]}
     given["inputs"] = {"time_unit": "seconds", **given["inputs"]}
     recommender = Recommender(*histories, NextItemConfig.model_validate(given))
@@ -365,6 +372,7 @@ def test_an_encoder_scores_a_held_out_event_alone_as_among_others(histories: tup
     assert len(together) > len(firsts) + 20
     assert_equal(recommender.scores("all", batch_size=1), together, len(together))
     assert_equal(recommender.scores("first", batch_size=5), together, len(firsts))
+    assert_equal(recommender.scores("all", most_events=9), together, len(together))
     for world_size in (2, 3):
         actual: Scores = {}
         for rank in range(world_size):

@@ -1,8 +1,11 @@
 """The section `[evaluate]`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, Field
+
+BaselineName = Literal["popularity", "recent_popularity", "repeat_last", "co_occurrence", "ease"]
+BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 
 
 class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -22,4 +25,15 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         65536,
         ge=16,
         description="items scored at once on each worker. It bounds the memory to batch size x items numbers",
+    )
+    baselines: list[BaselineName] | None = Field(
+        None,
+        description="baselines of next-item models that are evaluated beside the model; default: all that fit the dataset. "
+        "Reports name those that do not fit, with the reason",
+    )
+    slices: list[str] | None = Field(
+        None,
+        description="parts of the users with figures of their own: history_length, target_popularity, target_training_events, "
+        "user_training_events, time_since_last_event, and the features user.NAME and item.NAME (of the first target); default: "
+        "the first five, and the features of users with few values",
     )

@@ -138,6 +138,14 @@ def choose(names: list[str] | None, usable: Mapping[str, bool], setting: str) ->
     return tuple(names)
 
 
+def clock_ticks(manifest: Manifest, model: ModelConfig) -> int | None:
+    """Return the timestamp ticks per second, or None if times are not Unix times and `time_unit` is unset."""
+    try:
+        return ticks_per_second(manifest, model)
+    except UserError:
+        return None
+
+
 def ticks_per_second(manifest: Manifest, model: ModelConfig) -> int:
     """Return the timestamp ticks per second. Raises UserError if times are not Unix times and `time_unit` is unset."""
     if model.inputs.time_unit is not None:

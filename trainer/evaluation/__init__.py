@@ -5,8 +5,11 @@ Packages:
     ranking    metrics of predicted probabilities
 
 Files:
-    confidence.py  confidence intervals that stay within a metric's range
-    examples.py    example users of reports
-    metric.py      a metric as one value: name, range, direction, explanation
-    run_header.py  header of reports: run, model, data, duration, changed settings
+    confidence.py       confidence intervals that stay within a metric's range
+    examples.py         example users of reports
+    metric.py           a metric as one value: name, range, direction, explanation
+    report_sections.py  data card, plan, times, versions and warnings of reports
+    run_header.py       header of reports: run, model, data, duration, changed settings
+    slice_features.py   slices by features of users and of items
+    slices.py           slices of users or impressions, and the worst of them
 """

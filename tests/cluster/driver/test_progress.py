@@ -34,6 +34,16 @@ def test_the_table_shows_model_interval_and_baseline_in_their_columns() -> None:
     assert header.index("model") < header.index("95 % interval") < header.index("popularity")
 
 
+def test_of_many_baselines_the_table_shows_the_first_and_the_strongest_other() -> None:
+    results = results_of({"ndcg@10": 0.4}, {"ndcg@10": 0.1})
+    others = {name: {"ndcg@10": value} for name, value in (("a", 0.05), ("ease", 0.3), ("b", 0.2))}
+    screen = io.StringIO()
+    Console(file=screen, width=200).print(results_table(replace(results, baselines=results.baselines | others)))
+    assert re.search(r"popularity\W+ease\W", screen.getvalue())
+    assert "0.3000" in screen.getvalue()
+    assert "0.2000" not in screen.getvalue()
+
+
 def test_the_table_leaves_out_recall_where_it_equals_the_hit_rate() -> None:
     metrics = {"hr@10": 0.4, "ndcg@10": 0.3, "recall@10": 0.4}
     results = results_of(metrics, metrics)

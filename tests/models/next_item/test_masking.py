@@ -92,7 +92,8 @@ def test_a_users_vector_is_that_of_the_masked_event_behind_the_history():
     model = model_with(OBJECTIVES[0])
     batch = batch_of([[3, 5, 7, 0], [0], [2, 0]], [[3], [0], [1]], False)
     users = model.user_vectors(model.look_up(batch.items), batch)
-    assert torch.equal(users, encoded(model, batch)[[3, 4, 6]])
+    # Products of fewer rows round differently.
+    torch.testing.assert_close(users, encoded(model, batch)[[3, 4, 6]], rtol=1e-6, atol=1e-6)
 
 
 def test_causal_models_have_no_mask_vector():

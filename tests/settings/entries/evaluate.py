@@ -3,10 +3,12 @@
 from tests.settings.entry import Entry
 from tests.settings.logs import DAY, START
 from tests.settings.observations.evaluation import (
+    baselines,
     batches_scored,
     items_scored_at_a_time,
     list_lengths,
     metrics,
+    slices,
     targets_of_users,
 )
 from tests.settings.observations.training import validation_metrics
@@ -31,6 +33,19 @@ ENTRIES = (
         "evaluate.mask_seen", False, list_lengths, lambda lengths: [15] * len(lengths), base={"evaluate.ks": [10, 15]}
     ),
     Entry("evaluate.targets", "first", targets_of_users, lambda numbers: [1] * len(numbers), base=BY_TIME),
+    Entry(
+        "evaluate.baselines",
+        ["ease", "popularity"],
+        baselines,
+        ["popularity", "ease"],
+    ),
+    Entry(
+        "evaluate.slices",
+        ["user.shade", "history_length"],
+        slices,
+        ["history_length", "user.shade"],
+        base={"logs.users": {"path": "LOGS/users.parquet", "features": {"shade": {"kind": "categorical"}}}},
+    ),
     Entry("evaluate.batch_size", 5, batches_scored, [5, 5, 5, 5, 4]),
     Entry(
         "evaluate.score_block_items",

@@ -51,6 +51,18 @@ def list_lengths(lab: Lab, config: Config) -> list[int]:
     return [sum(item > 0 for item in row["top_items"]) for row in _users(lab, config)]
 
 
+def baselines(lab: Lab, config: Config) -> list[str]:
+    """Return the names of the baselines in metrics.json."""
+    values = json.loads((lab.see(evaluated, config) / "metrics.json").read_text(encoding="utf-8"))
+    return list(values["baselines"])
+
+
+def slices(lab: Lab, config: Config) -> list[str]:
+    """Return the names of the slices in metrics.json, each once."""
+    values = json.loads((lab.see(evaluated, config) / "metrics.json").read_text(encoding="utf-8"))
+    return list(dict.fromkeys(entry["name"] for entry in values["slices"]))
+
+
 def batches_scored(lab: Lab, config: Config) -> list[int]:
     """Return the largest number of rows in a batch of held-out histories."""
     model = model_of(lab, config)

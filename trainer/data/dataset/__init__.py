@@ -17,6 +17,7 @@ Files:
     partition_features.py  features of a partition's events and users, encoded and fitted
     profile.py             statistics for the data card
     splits.py              bounds of the training, validation and test parts of histories
+    tied_order.py          order of events with equal times, compared with that of item ids
     vocabulary.py          raw values of ids, read back
     writer.py              files of parts, cuts, vocabularies and items
 """

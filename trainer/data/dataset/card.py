@@ -30,7 +30,7 @@ from trainer.settings import flatten
 from trainer.storage.files import write_json_atomically, write_text_atomically
 
 PAGE, VALUES = "card.html", "card.json"
-CARD_VERSION = 3  # raise it when the card of the same dataset would change
+CARD_VERSION = 4  # raise it when the card of the same dataset would change
 NUM_EXAMPLES = 10  # of quarantined rows
 NUM_LISTED_FILES = 200
 

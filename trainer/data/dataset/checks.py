@@ -16,6 +16,7 @@ from trainer.data.dataset.leakage import LeakyFeature
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.profile import SPLITS, Profile
 from trainer.data.dataset.splits import time_as_text
+from trainer.data.dataset.tied_order import TiedOrder
 
 Verdict = Literal["ok", "look", "problem"]
 LEAKY_AUC = 0.95
@@ -68,6 +69,7 @@ STRANGERS = Limits(0.05, 0.5)  # test users without training
 UNKNOWN = Limits(0.01, 0.2)
 UNTRAINED_ITEMS = Limits(0.1, 0.5)
 TIES = Limits(0.05, 0.9)
+TIED_ORDER = Limits(0.6, 0.75)  # share of neighbours in one direction, if chance does not explain it
 DUPLICATES = Limits(0.01, 0.2)
 DRIFT = Limits(1.25, 2.0)  # how many times as large the one rate is as the other
 LEAKY = Limits(LEAKY_AUC, LEAKY_AUC)
@@ -94,6 +96,8 @@ def checks_of(manifest: Manifest, leaky_features: Sequence[LeakyFeature]) -> tup
         _ties(manifest, values),
         _duplicates(manifest),
     ]
+    if not manifest.has_impressions:
+        checks.append(_tied_order(manifest.profile.get("tied_order")))
     if manifest.has_impressions:
         checks += [_outcomes(manifest), *_drift(manifest, values), _leakage(manifest, leaky_features)]
     return tuple(checks)
@@ -282,6 +286,28 @@ def _ties(manifest: Manifest, values: Mapping[str, Any]) -> Check:
         "events share user and time with the one before",
         "The order of the log decides between them, and thus which are held out; another export may order them differently.",
     )
+
+
+def _tied_order(counted: Mapping[str, int] | None) -> Check:
+    """Check whether events with equal times are in the order of their items. counted: of the profile; None if it has none."""
+    names = ("tied_order", "Ties in time in the order of item ids")
+    why = (
+        "In such a log a model can guess the next item from the last id alone, and its figures are too good. Use the log in its "
+        "original order or with finer times, or shuffle the rows of equal times before prepare."
+    )
+    if counted is None:
+        return Check(*names, "ok", None, "not counted by the version that prepared this dataset", why)
+    ties = TiedOrder(**counted)
+    if not ties.neighbours:
+        return Check(*names, "ok", None, "no user has two events with equal times", why)
+    direction = "ascending" if ties.ascending >= ties.descending else "descending"
+    share = max(ties.ascending, ties.descending) / ties.neighbours
+    certain = ties.errors_from_half >= SIGNIFICANT
+    observation = (
+        f"{share:.2%} of {ties.neighbours:,} tied neighbours of {ties.users:,} users are in {direction} order of item ids; "
+        "without a pattern it is one half" + ("" if certain else ", and chance explains the difference")
+    )
+    return Check(*names, TIED_ORDER.verdict(share) if certain else "ok", share, observation, why)
 
 
 def _duplicates(manifest: Manifest) -> Check:

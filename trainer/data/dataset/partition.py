@@ -29,6 +29,7 @@ from trainer.data.dataset.partition_events import (
 from trainer.data.dataset.partition_features import EventFeatures, UserFeatures
 from trainer.data.dataset.profile import Profile, profile_of
 from trainer.data.dataset.splits import LeaveOneOut, TimeBounds, cut_histories
+from trainer.data.dataset.tied_order import tied_order_of
 from trainer.data.logs.columns import SourceName
 
 
@@ -112,6 +113,10 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
     num_old = len(given.old.users) if given.old else 0
     user_features = UserFeatures.of(given.users, users, num_old, plan, train_end > 0)
     lengths = np.diff(events.sorted.offsets)
+    profile = profile_of(events.numbers, events.times, events.sorted.offsets, split, lengths, plan.bins)
+    vocabulary = plan.ids["item"].vocabulary
+    assert vocabulary is not None
+    tied_order = tied_order_of(events.codes, events.times, events.numbers, vocabulary)
     return Grouped(
         rows=_table(users, written, columns, user_features.columns, train_end, validation_end),
         num_old=num_old,
@@ -119,7 +124,7 @@ def group_partition(given: PartitionInput, plan: GroupPlan) -> Grouped:
         rejected=_rejected("logs", events) | user_features.rejected,
         counts=_counts(events, train_end, validation_end, plan, min_train=2),
         items=_count_items(events.numbers, split == 0, split == 2),
-        profile=profile_of(events.numbers, events.times, events.sorted.offsets, split, lengths, plan.bins),
+        profile=replace(profile, tied_order=tied_order),
         fits=features.fits | user_features.fits,
         losses=features.losses | user_features.losses,
     )

@@ -1,11 +1,13 @@
 """Statistics for the data card, computed per partition and summed."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from trainer.data.dataset.tied_order import TiedOrder
 
 Ints = npt.NDArray[np.int64]
 
@@ -54,6 +56,8 @@ class Profile:
     users_without_training: int = 0
     # (3,) positives of each label, by split.
     positives: dict[str, Ints] = field(default_factory=dict)
+    # Order of events with equal times; not counted for impressions.
+    tied_order: TiedOrder = field(default_factory=TiedOrder)
 
     @classmethod
     def empty(cls) -> "Profile":
@@ -81,6 +85,7 @@ class Profile:
             "sampled_test_targets": self.sampled_targets,
             "repeated_test_targets": self.repeated_targets,
             "test_users_without_training": self.users_without_training,
+            "tied_order": asdict(self.tied_order),
         }
 
 
@@ -160,6 +165,7 @@ def merged(pieces: Iterable[Profile]) -> Profile:
             total.repeated_targets + piece.repeated_targets,
             total.users_without_training + piece.users_without_training,
             {n: total.positives.get(n, zero) + piece.positives.get(n, zero) for n in sorted(names)},
+            total.tied_order + piece.tied_order,
         )
     return total
 

@@ -4,8 +4,8 @@ Row groups are dealt to the ranks in turn. All ranks yield the same number of ba
 empty.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from models.batches.history_batch import HistoryBatch, as_tensor, build_batch, w
 from models.features.catalogue import Catalogue
 from trainer.data.dataset.manifest import UNKNOWN_ID
 from trainer.data.dataset.splits import Split
-from trainer.data.stream.columns import gather, stretches, take_all
+from trainer.data.stream.columns import Column, gather, stretches, take_all
 from trainer.data.stream.masking import times_before
 from trainer.data.stream.packed import PackedHistories, joined
 from trainer.data.stream.row_groups import RowGroupReader
@@ -47,6 +47,12 @@ class HeldOutBatch:
     target_offsets: np.ndarray
     # Times of the targets, if the reader reads times.
     target_times: np.ndarray | None = None
+    # (B,) times of the last events before the targets, if the reader reads times.
+    last_times: np.ndarray | None = None
+    # (B,) events of the training part; None in batches that were not read from a dataset.
+    train_lengths: np.ndarray | None = None
+    # Columns of the users by feature, those of the model and others that the reader reads.
+    user_features: Mapping[str, Column] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "HeldOutBatch":
         """Move the batch to the device; the arrays that are used after scoring stay on the host."""
@@ -171,6 +177,9 @@ class HeldOut:
             targets=packed.items.take(target_places).astype(np.int64),
             target_offsets=target_offsets,
             target_times=None if packed.times is None else packed.times.take(target_places),
+            last_times=None if packed.times is None else packed.times.take(start + low - 1),
+            train_lengths=packed.train_end[rows],
+            user_features=take_all(packed.user_features, rows),
         )
 
 

@@ -1,11 +1,19 @@
 """Evaluation of next-item models: target ranks over the full catalogue, metrics, results, report.
 
+Packages:
+    baselines  popularity, recent popularity, repeat-last, co-occurrence, EASE
+
 Files:
-    evaluate.py     evaluation by all workers together
-    metrics.py      hr, ndcg, recall, map, mrr, coverage: one value each
-    outputs.py      all files of an evaluation
-    report.html.j2  template of report.html
-    report.py       report.html
-    results.py      target ranks to metrics.json and per_user.parquet
-    scoring.py      exact target ranks over a catalogue that is sharded over workers
+    evaluate.py      evaluation by all workers together
+    metrics.py       hr, ndcg, recall, map, mrr, coverage: one value each
+    outputs.py       all files of an evaluation
+    part_writer.py   a worker's file of results, written while the evaluation runs
+    report.html.j2   template of report.html
+    report.py        report.html
+    results.py       target ranks to metrics.json and per_user.parquet
+    score_tiles.py   scores of users and items, a cache-sized tile at a time
+    scoring.py       exact target ranks and top lists over a catalogue that is sharded over workers
+    slices.py        slices by history, time, target and features
+    target_counts.py number of items ahead of each target
+    top_lists.py     the best items of each user
 """

@@ -2,34 +2,44 @@
 
 In this file a rank is the number of a worker; the places of targets in ranked lists are target ranks. During training only means
 are computed, and summed over workers. As a stage of its own, each worker writes a row per user with the results of the model and of
-the popularity baseline, and the driver merges the parts (trainer.evaluation.next_item.results).
+the baselines, and the driver merges the parts (trainer.evaluation.next_item.results).
 """
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from models.batches.history_batch import FIRST_ITEM
+from models.batches.micro_batches import with_cuts
 from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from sharding.world import World
 from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
-from trainer.data.dataset.vocabulary import Vocabulary
 from trainer.data.stream.catalogue_reader import columns_for
+from trainer.data.stream.columns import Lists
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
 from trainer.data.stream.row_groups import RowGroupReader
+from trainer.evaluation.next_item.baselines.build import Baselines
+from trainer.evaluation.next_item.baselines.listed import BaselineRanks
 from trainer.evaluation.next_item.metrics import user_metrics
+from trainer.evaluation.next_item.part_writer import part_writer
 from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items
+from trainer.evaluation.next_item.slices import BUILT_IN, SINCE_LAST, TRAIN_LENGTH, USER_PREFIX
+from trainer.evaluation.slice_features import slice_features
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 LOOKUP_CHUNK = 65536  # items looked up at a time
+# Events encoded at a time. On a CPU the activations of a layer then stay in its caches.
+PIECE_EVENTS = 1 << 14
+GPU_PIECE_EVENTS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -75,15 +85,11 @@ class Evaluator:
             shard = self.item_shard(model)
             for held in self.held_out.batches():
                 request = self.dynamic.rows_of(held.batch.items)
-                batch = replace(held.batch, items=request).to(self.world.device)
+                most = PIECE_EVENTS if self.world.device.type == "cpu" else GPU_PIECE_EVENTS
+                batch = with_cuts(replace(held.batch, items=request), most).to(self.world.device)
                 users = model.user_vectors(model.look_up(batch.items), batch)
                 yield held, self._rank(held, users, shard, top)
         model.train(was_training)
-
-    def rank_by_popularity(self, shard: ItemShard, held: HeldOutBatch, top: int) -> Ranked:
-        """Rank a batch by popularity: every user has the same one-dimensional vector."""
-        users = torch.ones((held.row_ids.size, 1), device=self.world.device)
-        return self._rank(held, users, shard, top)
 
     def item_shard(self, model: NextItemModel) -> ItemShard:
         """Return this worker's share of the items with their vectors. Collective: every worker looks up equally often."""
@@ -96,13 +102,6 @@ class Evaluator:
             request = request.to(self.world.device)
             pieces.append(model.item_vectors(model.look_up(request), request))
         return ItemShard(torch.cat(pieces), first)
-
-    def popularity_shard(self, train_events: np.ndarray) -> ItemShard:
-        """Return scores that order items by their training events, equal counts by id; exact in float32 up to 16M items."""
-        first, stop = self._item_range()
-        _, place = np.unique(-train_events, return_inverse=True)
-        scores = -place[first - FIRST_ITEM : stop - FIRST_ITEM].astype(np.float32)
-        return ItemShard(torch.from_numpy(scores)[:, None].to(self.world.device), first)
 
     def _item_range(self) -> tuple[int, int]:
         """Return the first id of this worker's share of the items, and the id after its last."""
@@ -139,7 +138,12 @@ def make_evaluator(
         dynamic: the model's id mappings; look-ups use their state at evaluation time.
         masks_items: whether the model restores masked events, see NextItemConfig.
     """
-    reader = RowGroupReader(folder, manifest, columns_for(catalogue, users=True))
+    selection = columns_for(catalogue, users=True)
+    assert isinstance(selection.features, frozenset)
+    sliced = {
+        feature.column for feature in slice_features(manifest, config.slices, BUILT_IN) if feature.owner == "user"
+    }
+    reader = RowGroupReader(folder, manifest, replace(selection, times=True, features=selection.features | sliced))
     held_out = HeldOut(
         reader,
         catalogue,
@@ -157,51 +161,65 @@ def make_evaluator(
 def write_user_rows(
     evaluator: Evaluator,
     model: NextItemModel,
-    vocabulary: Vocabulary,
+    baselines: Baselines,
     folder: Path,
     on_batch: Callable[[int, int], None],
 ) -> None:
-    """Evaluate the model and popularity, and write rank-<r>.parquet into `folder`: a row per user of this worker. Collective.
+    """Evaluate the model and baselines, and write rank-<r>.parquet into `folder`: a row per user of this worker. Collective.
 
-    Columns: row_id, user, history_length, targets, ranks, popularity_ranks (lists), top_items, popularity_top_items (lists of ids).
+    Columns: row_id, user, history_length, targets, ranks (lists), top_items (a list of ids), and for each baseline NAME_ranks and
+    NAME_top_items; for slices, TRAIN_LENGTH, SINCE_LAST, and the features of users (next_item/slices.py). The first worker also
+    writes notes about the baselines (baselines/notes.py).
 
     Args:
         evaluator: the split.
         model: the model.
-        vocabulary: the items, with the training events that popularity counts.
+        baselines: the baselines.
         folder: where to write.
         on_batch: called after each batch with the number of batches done and of all batches.
     """
     top = max(evaluator.config.ks)
-    popularity = evaluator.popularity_shard(vocabulary.train_events)
     num_batches = evaluator.held_out.num_batches()
-    tables = []
-    for number, (held, ranked) in enumerate(evaluator.rank_all(model, top), start=1):
-        baseline = evaluator.rank_by_popularity(popularity, held, top)
-        tables.append(_user_rows(held, ranked, baseline))
-        on_batch(number, num_batches)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Types differ only where a worker had empty batches (a null user column): unify by promotion.
-    pq.write_table(
-        pa.concat_tables(tables, promote_options="permissive"), folder / f"rank-{evaluator.world.rank}.parquet"
-    )
+    started = time.perf_counter()
+    with part_writer(folder / f"rank-{evaluator.world.rank}.parquet") as writer:
+        for number, (held, ranked) in enumerate(evaluator.rank_all(model, top), start=1):
+            of_baselines = baselines.rank_all(held, evaluator.config.mask_seen, top)
+            writer.add(_user_rows(held, ranked, dict(of_baselines)))
+            on_batch(number, num_batches)
+    if evaluator.world.is_first:
+        baselines.notes(time.perf_counter() - started).write(folder)
 
 
-def _user_rows(held: HeldOutBatch, ranked: Ranked, baseline: Ranked) -> pa.Table:
+def _user_rows(held: HeldOutBatch, ranked: Ranked, baselines: dict[str, BaselineRanks]) -> pa.Table:
     offsets = pa.array(held.target_offsets.astype(np.int32))
-    return pa.table(
-        {
-            "row_id": held.row_ids,
-            "user": held.users,
-            "history_length": held.history_lengths,
-            "targets": pa.ListArray.from_arrays(offsets, pa.array(held.targets)),
-            "ranks": pa.ListArray.from_arrays(offsets, pa.array(ranked.target_ranks)),
-            "popularity_ranks": pa.ListArray.from_arrays(offsets, pa.array(baseline.target_ranks)),
-            "top_items": _lists(ranked.top_items),
-            "popularity_top_items": _lists(baseline.top_items),
-        }
-    )
+    columns = {
+        "row_id": held.row_ids,
+        "user": held.users,
+        "history_length": held.history_lengths,
+        "targets": pa.ListArray.from_arrays(offsets, pa.array(held.targets)),
+        "ranks": pa.ListArray.from_arrays(offsets, pa.array(ranked.target_ranks)),
+        "top_items": _lists(ranked.top_items),
+        **_slice_columns(held),
+    }
+    for name, of_baseline in baselines.items():
+        columns[f"{name}_ranks"] = pa.ListArray.from_arrays(offsets, pa.array(of_baseline.target_ranks))
+        columns[f"{name}_top_items"] = _lists(of_baseline.top_items.astype(np.int32))
+    return pa.table(columns)
+
+
+def _slice_columns(held: HeldOutBatch) -> dict[str, Any]:
+    """Return the columns that only slices need."""
+    columns: dict[str, Any] = {TRAIN_LENGTH: held.train_lengths}
+    if held.target_times is not None and held.last_times is not None:
+        columns[SINCE_LAST] = held.target_times[held.target_offsets[:-1]] - held.last_times
+    for name, values in held.user_features.items():
+        if isinstance(values, Lists):
+            lists = pa.ListArray.from_arrays(pa.array(values.offsets.astype(np.int32)), pa.array(values.values))
+            columns[f"{USER_PREFIX}user.{name}"] = lists
+        elif values.ndim == 1:
+            columns[f"{USER_PREFIX}user.{name}"] = values
+    return columns
 
 
 def _lists(matrix: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1).astype(np.int32)), matrix.shape[1])

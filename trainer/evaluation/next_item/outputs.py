@@ -1,20 +1,28 @@
-"""Files that an evaluation of a next-item model leaves: metrics.json, per_user.parquet, examples.json, report.html. No torch.
+"""Files that an evaluation of a next-item model leaves: metrics.json, per_user.parquet, examples.json, timing.json, report.html.
 
+No torch.
 ranking/outputs.py has the same functions; trainer/tasks/outputs.py chooses between them.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest, used_features
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
+from trainer.data.inputs import clock_ticks
 from trainer.evaluation import examples
 from trainer.evaluation.next_item import report, results
+from trainer.evaluation.next_item.baselines.notes import read_notes
 from trainer.evaluation.next_item.results import Results
+from trainer.evaluation.next_item.slices import BUILT_IN, first_targets_of, slices_by_features
+from trainer.evaluation.slice_features import slice_features
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import write_json_atomically
+
+TIMING = "timing.json"  # seconds on the first worker: "model", "counting" of all baselines, and the ranking of each
 
 
 def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest: Manifest) -> Results:
@@ -23,11 +31,24 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     Raises UserError if there is nothing to merge.
     """
     folder = parts.parent
-    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
+    unknown = bool(used_features(manifest))
+    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=unknown)
     merged = results.merge_parts(parts)
+    features = slice_features(manifest, job.config.evaluate.slices, BUILT_IN)
+    by_features = slices_by_features(merged, first_targets_of(merged), features, job.dataset_dir, manifest, unknown)
     summary, columns = results.summarize(
-        merged, split, checkpoint, job.config.evaluate, manifest, vocabulary.train_events
+        merged,
+        split,
+        checkpoint,
+        job.config.evaluate,
+        manifest,
+        vocabulary.train_events,
+        clock_ticks(manifest, job.config.model),
+        list(by_features),
     )
+    notes = read_notes(parts)
+    summary = replace(summary, baseline_notes={"used": notes.used, "left_out": notes.left_out})
+    write_json_atomically(folder / TIMING, notes.seconds)
     users = results.examples_of(merged, split, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)
     results.write(folder, summary, merged, columns, vocabulary.values)
@@ -36,14 +57,13 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
 
 def render_report(job: Job, summary: Results, manifest: Manifest, folder: Path) -> str:
     """Return the page of an evaluation from the files of its folder and of the run."""
-    target_ranks, popularity_ranks = results.read_target_ranks(folder)
     return report.render(
         summary,
         job,
         manifest,
         folder,
         read_metrics(job.run_dir / "metrics.jsonl"),
-        target_ranks,
-        popularity_ranks,
+        results.read_target_ranks(folder),
         json.loads((folder / examples.FILE).read_text(encoding="utf-8")),
+        json.loads((folder / TIMING).read_text(encoding="utf-8")) if (folder / TIMING).exists() else {},
     )

@@ -5,7 +5,8 @@ The parts are merged in the order of the dataset's rows before anything is summe
 
 import itertools
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from trainer.data.dataset.splits import Split
 from trainer.data.logs.config import LogsConfig
 from trainer.errors import UserError
 from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, example_places, read_histories
+from trainer.evaluation.metric import headline_names
 from trainer.evaluation.next_item.metrics import METRICS, intervals, list_metrics, means, user_metrics
+from trainer.evaluation.next_item.slices import built_in_slices
+from trainer.evaluation.slices import Slice, worst_slices
 from trainer.storage.files import renamed_when_whole, write_json_atomically
 
 
@@ -52,6 +56,10 @@ class Results:
     """Intervals by baseline."""
     slices: list[dict[str, Any]]
     """Metrics of parts of the users: "name", "value", "num_users", "metrics", "ci95"."""
+    worst_slices: dict[str, Any] = field(default_factory=dict)
+    """Slices that are significantly worse than all others, and the test (trainer.evaluation.slices.worst_slices)."""
+    baseline_notes: dict[str, dict[str, str]] = field(default_factory=dict)
+    """"used": a description of each baseline; "left_out": the reason of each that does not fit. Both by name."""
 
 
 def merge_parts(parts: Path) -> pa.Table:
@@ -66,6 +74,11 @@ def merge_parts(parts: Path) -> pa.Table:
     return merged.sort_by("row_id").combine_chunks()
 
 
+def baseline_names(table: pa.Table) -> list[str]:
+    """Return the names of the baselines of which merge_parts, or a per_user.parquet, has ranks."""
+    return [name.removesuffix("_ranks") for name in table.column_names if name.endswith("_ranks")]
+
+
 def summarize(
     merged: pa.Table,
     split: str,
@@ -73,6 +86,8 @@ def summarize(
     config: EvaluateConfig,
     manifest: Manifest,
     train_events: np.ndarray,
+    ticks: int | None = None,
+    by_features: Sequence[Slice] = (),
 ) -> tuple[Results, dict[str, np.ndarray]]:
     """Return the results, and the model's metrics per user in the order of `merged`.
 
@@ -83,13 +98,17 @@ def summarize(
         config: the settings of evaluation.
         manifest: the dataset's.
         train_events: (num_items,) training events of each item of the catalogue, by id.
+        ticks: ticks per second of the logs' times; None if these are not clock times.
+        by_features: slices besides the built-in ones.
     """
     offsets, targets = _packed(merged.column("targets"))
     _, target_ranks = _packed(merged.column("ranks"))
-    _, popularity_ranks = _packed(merged.column("popularity_ranks"))
     columns = user_metrics(targets, target_ranks, offsets, config.ks)
-    popularity = user_metrics(targets, popularity_ranks, offsets, config.ks)
     num_items = train_events.size
+    slices = built_in_slices(merged, targets[offsets[:-1]], train_events, ticks, config.slices)
+    slices += by_features
+    metric = slice_metric(columns)
+    baselines, baselines_ci95 = _baselines(merged, targets, offsets, config.ks, num_items)
     results = Results(
         task="next_item",
         split=split,
@@ -108,14 +127,33 @@ def summarize(
         num_targets_not_rankable=int((target_ranks == 0).sum()),
         metrics=means(columns) | list_metrics(_matrix(merged.column("top_items")), config.ks, num_items),
         ci95=intervals(columns),
-        baselines={
-            "popularity": means(popularity)
-            | list_metrics(_matrix(merged.column("popularity_top_items")), config.ks, num_items)
-        },
-        baselines_ci95={"popularity": intervals(popularity)},
-        slices=_slices(columns, merged.column("history_length").to_numpy(), targets[offsets[:-1]], train_events),
+        baselines=baselines,
+        baselines_ci95=baselines_ci95,
+        slices=[_slice(part, columns) for part in slices],
+        worst_slices=worst_slices(slices, columns[metric], metric),
     )
     return results, columns
+
+
+def _baselines(
+    merged: pa.Table, targets: np.ndarray, offsets: np.ndarray, ks: list[int], num_items: int
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
+    """Return the metrics and the intervals of each baseline by name."""
+    metrics = {}
+    bounds = {}
+    for name in baseline_names(merged):
+        _, ranks = _packed(merged.column(f"{name}_ranks"))
+        values = user_metrics(targets, ranks, offsets, ks)
+        lists = _matrix(merged.column(f"{name}_top_items"))
+        metrics[name] = means(values) | list_metrics(lists, ks, num_items)
+        bounds[name] = intervals(values)
+    return metrics, bounds
+
+
+def slice_metric(names: Iterable[str]) -> str:
+    """Return the metric by which slices are compared: ndcg where it was evaluated."""
+    headlines = headline_names(METRICS, names)
+    return next((name for name in headlines if name.startswith("ndcg@")), headlines[0])
 
 
 def _trained_on(manifest: Manifest) -> str:
@@ -137,7 +175,7 @@ def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, n
             "history_length": merged.column("history_length"),
             "targets": _item_values(merged.column("targets"), items),
             "ranks": merged.column("ranks"),
-            "popularity_ranks": merged.column("popularity_ranks"),
+            **{f"{name}_ranks": merged.column(f"{name}_ranks") for name in baseline_names(merged)},
             "top_items": _item_values(merged.column("top_items"), items),
             **{name: pa.array(values) for name, values in columns.items()},
         }
@@ -167,45 +205,25 @@ def _matrix(top_items: pa.ChunkedArray) -> np.ndarray:
     return _packed(top_items)[1].reshape(len(top_items), -1)
 
 
-def _slices(
-    columns: dict[str, np.ndarray], lengths: np.ndarray, first_targets: np.ndarray, train_events: np.ndarray
-) -> list[dict[str, Any]]:
-    """Return the metrics by quartile of history length and by popularity of the (first) target."""
-    counts = np.concatenate(([0], train_events))[first_targets]
-    by_length = np.quantile(lengths, [0.25, 0.5, 0.75])
-    # Head, middle and tail: the items that make up the first and second third of all training events, and the rest.
-    order = np.sort(train_events)[::-1]
-    share = np.cumsum(order) / max(1, order.sum())
-    cuts = np.minimum(np.searchsorted(share, np.asarray([1 / 3, 2 / 3])), order.size - 1)
-    head, middle = int(order[cuts[0]]), int(order[cuts[1]])
-    slices = []
-    edges = [0, *(int(q) for q in by_length), int(lengths.max())]
-    for low, high in itertools.pairwise(edges):
-        slices.append(_slice("history_length", f"{low + 1}-{high}", columns, (lengths > low) & (lengths <= high)))
-    for name, inside in (
-        ("head", counts >= head),
-        ("middle", (counts < head) & (counts >= middle)),
-        ("tail", counts < middle),
-    ):
-        slices.append(_slice("target_popularity", name, columns, inside))
-    return [entry for entry in slices if entry["num_users"]]
-
-
-def _slice(name: str, value: str, columns: dict[str, np.ndarray], inside: np.ndarray) -> dict[str, Any]:
-    selected = {metric: values[inside] for metric, values in columns.items()}
+def _slice(part: Slice, columns: dict[str, np.ndarray]) -> dict[str, Any]:
+    selected = {metric: values[part.inside] for metric, values in columns.items()}
     return {
-        "name": name,
-        "value": value,
-        "num_users": int(inside.sum()),
+        "name": part.name,
+        "value": part.value,
+        "num_users": int(part.inside.sum()),
         "metrics": means(selected),
         "ci95": intervals(selected),
     }
 
 
-def read_target_ranks(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ranks of all targets in a per_user.parquet, by the model and by popularity."""
-    table = pq.read_table(folder / "per_user.parquet", columns=["ranks", "popularity_ranks"])
-    return _packed(table.column("ranks"))[1], _packed(table.column("popularity_ranks"))[1]
+def read_target_ranks(folder: Path) -> dict[str, np.ndarray]:
+    """Return the ranks of all targets in a per_user.parquet, by "model" and by the name of each baseline."""
+    path = folder / "per_user.parquet"
+    names = [name for name in pq.read_schema(path).names if name == "ranks" or name.endswith("_ranks")]
+    table = pq.read_table(path, columns=names)
+    return {
+        "model" if name == "ranks" else name.removesuffix("_ranks"): _packed(table.column(name))[1] for name in names
+    }
 
 
 def examples_of(

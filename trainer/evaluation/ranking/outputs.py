@@ -13,8 +13,7 @@ from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest, used_features
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_vocabulary
-from trainer.data.inputs import ticks_per_second
-from trainer.errors import UserError
+from trainer.data.inputs import clock_ticks
 from trainer.evaluation import examples
 from trainer.evaluation.ranking import report, results
 from trainer.evaluation.ranking.day_results import day_results
@@ -33,7 +32,7 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
     labels = tuple(learned_labels(job.config.model, manifest.labels["names"]))
     impressions = results.merge_parts(parts, labels)
-    ticks = ticks_of(job, manifest)
+    ticks = clock_ticks(manifest, job.config.model)
     summary = results.summarize(impressions, split, checkpoint, manifest, job.config.model.max_history, ticks)
     users = results.examples_of(impressions, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)
@@ -52,11 +51,3 @@ def render_report(job: Job, summary: RankingResults, manifest: Manifest, folder:
         write_json_atomically(folder.parent / "progressive.json", asdict(by_day))
     users = json.loads((folder / examples.FILE).read_text(encoding="utf-8"))
     return report.render(summary, job, manifest, folder, history, by_day, users)
-
-
-def ticks_of(job: Job, manifest: Manifest) -> int | None:
-    """Return the ticks per second of the logs' times; None if these are not times of a clock."""
-    try:
-        return ticks_per_second(manifest, job.config.model)
-    except UserError:
-        return None

@@ -16,6 +16,7 @@ from trainer.evaluation.ranking.metrics import METRICS
 from trainer.evaluation.ranking.names import BASELINES, name_of
 from trainer.evaluation.ranking.reliability import roc
 from trainer.evaluation.ranking.results import RankingResults, read_scored
+from trainer.evaluation.report_sections import card_summary, plan_rows, version_rows, warnings_of
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
 from trainer.pages import page
 from trainer.pages.page import Plot, plot_of
@@ -53,6 +54,7 @@ def render(
         examples: example users (results.examples_of).
     """
     labels = tuple(results.labels)
+    summary = card_summary(job, manifest, folder)
     headlines = headline_names(METRICS, results.metrics)
     with page.drawing():
         plots = [plot for label in labels for plot in _plots_of(results, folder, label, labels)]
@@ -76,6 +78,11 @@ def render(
         day_plots=day_plots,
         examples=examples,
         explanations=explanations(METRICS, results.metrics),
+        warnings=warnings_of(history, summary, _beaten_by(results, headlines)),
+        card=summary,
+        plan=plan_rows(job),
+        versions=version_rows(),
+        protocol_text=protocol_text(results),
         protocol=protocol_rows(results.protocol, manifest),
         counts=list(count_rows(asdict(manifest.counts)).items()),
         settings=setting_rows(job),
@@ -99,6 +106,40 @@ def _row(results: RankingResults, name: str) -> dict[str, Any]:
         "interval": interval_text(results.ci95.get(name)),
         "baselines": [figure_text(values[name]) for values in results.baselines.values()],
     }
+
+
+def _beaten_by(results: RankingResults, headlines: list[str]) -> list[tuple[str, str]]:
+    """Return the headline metrics in which a baseline is better than the model, each with the strongest such baseline."""
+    beaten = []
+    for name in headlines:
+        value = results.metrics[name]
+        larger = next(metric.larger_is_better for metric in METRICS if metric.matches(name))
+        if value is None or larger is None:
+            continue
+        sign = 1.0 if larger else -1.0
+        known = {baseline: of[name] for baseline, of in results.baselines.items()}
+        excess = {baseline: sign * (other - value) for baseline, other in known.items() if other is not None}
+        strongest = max(excess, key=lambda baseline: excess[baseline], default=None)
+        if strongest is not None and excess[strongest] > 0.0:
+            beaten.append((name, strongest))
+    return beaten
+
+
+def protocol_text(results: RankingResults) -> str:
+    """Return the protocol as one paragraph."""
+    protocol = results.protocol
+    rate = protocol.get("negative_sampling_rate", 1.0)
+    sentences = [
+        f"The model scores {results.num_targets:,} impressions of {results.num_users:,} users in the {results.split} split, each "
+        f"from the {protocol.get('history', 'events strictly before each impression')}.",
+        "Impressions of the validation part are history at test time, and nothing is trained on either split.",
+        "Scores that are equal count half in auc and gauc.",
+        f"Impressions without any positive label were sampled at a rate of {rate:g}, and have the weight {1 / rate:g} here."
+        if rate != 1.0
+        else "",
+        "Baselines predict training rates for the same impressions. Intervals are 95 % confidence intervals over users.",
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _slice_row(entry: dict[str, Any], names: list[str]) -> dict[str, Any]:

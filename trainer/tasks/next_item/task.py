@@ -26,6 +26,7 @@ from trainer.data.stream.negatives import needs_target_counts, needs_train_event
 from trainer.data.stream.order import Position
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.data.stream.target_counts import count_targets
+from trainer.evaluation.next_item.baselines.build import Baselines, build_baselines
 from trainer.evaluation.next_item.evaluate import Evaluator, make_evaluator, write_user_rows
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.global_batch.negatives import GlobalNegatives
@@ -111,8 +112,15 @@ class NextItemTask:
         on_batch: Callable[[int, int], None],
     ) -> None:
         """Evaluate a split, and write the places of this rank's targets to a file in `folder`. Collective."""
-        vocabulary = read_vocabulary(self.job.dataset_dir, self.manifest, self.catalogue.scores_unknown)
-        write_user_rows(self.evaluator(split, world, dynamic), model, vocabulary, folder, on_batch)
+        baselines = self._baselines(world)
+        write_user_rows(self.evaluator(split, world, dynamic), model, baselines, folder, on_batch)
+
+    def _baselines(self, world: World) -> Baselines:
+        """Return the baselines of the settings. Collective."""
+        unknown = self.catalogue.scores_unknown
+        train_events = read_vocabulary(self.job.dataset_dir, self.manifest, unknown).train_events
+        evaluate = self.job.config.evaluate
+        return build_baselines(self.job.dataset_dir, self.manifest, train_events, self.config, evaluate, unknown, world)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the estimate of item frequencies, if the objective has one."""

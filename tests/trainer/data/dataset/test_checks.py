@@ -53,6 +53,10 @@ PROFILES: list[tuple[str, dict[str, Any], str]] = [
     ("test_items_with_training", {"items": {"train": 9, "validation": 9, "test": 10}, "test_items_with_training": 10}, "ok"),
     ("test_items_with_training", {"items": {"train": 9, "validation": 9, "test": 10}, "test_items_with_training": 8}, "look"),
     ("test_items_with_training", {"items": {"train": 9, "validation": 9, "test": 10}, "test_items_with_training": 4}, "problem"),
+    ("tied_order", {"tied_order": {"ascending": 59, "descending": 41, "users": 100, "squares": 18**2 // 9}}, "ok"),
+    ("tied_order", {"tied_order": {"ascending": 60, "descending": 40, "users": 100, "squares": 44}}, "look"),
+    ("tied_order", {"tied_order": {"ascending": 60, "descending": 40, "users": 100, "squares": 45}}, "ok"),
+    ("tied_order", {"tied_order": {"ascending": 25, "descending": 75, "users": 100, "squares": 200}}, "problem"),
     ("outlying_times", {"events_over_time": {"train": [1, *[0] * 58, 999], "validation": [0] * 60, "test": [0] * 60}}, "ok"),
     ("outlying_times", {"events_over_time": {"train": [1, 1, *[0] * 57, 999], "validation": [0] * 60, "test": [0] * 60}}, "look"),
 ]  # fmt: skip

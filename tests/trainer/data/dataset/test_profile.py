@@ -1,14 +1,16 @@
 """The sums behind the data card: equal to counting by hand, and the same whether partitions are added up or counted at once."""
 
 import random
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from trainer.data.dataset import profile
 from trainer.data.dataset.profile import NUM_TIME_BINS, SPLITS, Profile, TimeBins, merged, overlap_of_items, profile_of
+from trainer.data.dataset.tied_order import TiedOrder, tied_order_of
 
 BINS = TimeBins(0, 999)
 Event = tuple[int, int, int]  # item, time, split
@@ -65,6 +67,7 @@ def by_hand(histories: list[list[Event]]) -> dict[str, Any]:
         "sampled_test_targets": targets,
         "repeated_test_targets": repeats,
         "test_users_without_training": strangers,
+        "tied_order": asdict(TiedOrder()),
     }
 
 
@@ -123,3 +126,23 @@ def test_overlap_of_items_equals_counting_by_hand() -> None:
         "test_targets_without_training": 3,
         "unknown_targets": {"validation": 1, "test": 4},
     }
+
+
+@pytest.mark.parametrize("vocabulary", [pa.array([30, 9, 100]), pa.array(["b", "a", "c"])], ids=["numbers", "texts"])
+def test_the_order_of_ties_is_that_of_the_values_in_the_logs(vocabulary: pa.Array) -> None:
+    """Numbers 1, 2, 3 stand for the second, the first and the third value in order: 30 comes after 9, as b after a."""
+    users = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 3])
+    times = np.array([5, 5, 5, 6, 6, 6, 6, 1, 2, 1, 1])
+    numbers = np.array([2, 1, 3, 1, 3, 1, 3, 1, 2, 1, 1])
+    ties = tied_order_of(users, times, numbers, vocabulary)
+    assert ties == TiedOrder(ascending=3, descending=1, users=2, squares=4)
+    halves = [users < 1, users >= 1]
+    pieces = [tied_order_of(users[half], times[half], numbers[half], vocabulary) for half in halves]
+    assert pieces[0] + pieces[1] == ties
+    assert ties.errors_from_half == 1.0
+    assert tied_order_of(users, np.arange(11), numbers, vocabulary) == TiedOrder()
+
+
+def test_merged_profiles_add_up_the_order_of_ties() -> None:
+    one = Profile(**vars(Profile.empty()) | {"tied_order": TiedOrder(1, 2, 3, 4)})
+    assert merged([one, one]).tied_order == TiedOrder(2, 4, 6, 8)

@@ -20,6 +20,7 @@ from trainer.config.job import Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.data.stream.catalogue_reader import read_catalogue
+from trainer.evaluation.next_item.baselines.build import build_baselines
 from trainer.evaluation.next_item.evaluate import Evaluator, write_user_rows
 from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import merge_parts
@@ -68,8 +69,13 @@ def written(tmp_path: Path, job: Job) -> list[dict[str, Any]]:
     """Return the rows that the stage writes per user, with the user's history."""
     manifest = read_manifest(job.dataset_dir)
     model: Any = Walk(manifest.num_item_rows)
-    vocabulary = read_vocabulary(job.dataset_dir, manifest)
-    write_user_rows(evaluator_of(job), model, vocabulary, tmp_path / "parts", lambda done, total: None)
+    train_events = read_vocabulary(job.dataset_dir, manifest).train_events
+    assert isinstance(job.config.model, NextItemConfig)
+    evaluate = job.config.evaluate
+    baselines = build_baselines(
+        job.dataset_dir, manifest, train_events, job.config.model, evaluate, unknown=False, world=ALONE
+    )
+    write_user_rows(evaluator_of(job), model, baselines, tmp_path / "parts", lambda done, total: None)
     rows = [row for part in manifest.parts for row in pq.read_table(job.dataset_dir / part.path).to_pylist()]
     found = merge_parts(tmp_path / "parts").to_pylist()
     return [{**user, "row": rows[user["row_id"]]} for user in found]

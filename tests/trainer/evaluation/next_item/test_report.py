@@ -77,7 +77,9 @@ def page_of(
 ) -> str:
     manifest = Manifest("f", {}, {"kind": "leave_one_out", "min_events": 3}, COUNTS, {}, ())
     job = job_with(log_path)
-    return render(results or results_with(), job, manifest, folder, history, ranks, ranks[::-1], examples)
+    return render(
+        results or results_with(), job, manifest, folder, history, {"model": ranks, "popularity": ranks[::-1]}, examples
+    )
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +172,8 @@ def test_tables_scroll_in_containers_of_their_own(page):
 
 def test_headline_figures_come_first_with_their_intervals(page):
     text = " ".join(Page(page).text.split())
-    start = text.index("hr@10 0.5432 95 %: 0.5332 to 0.5532 popularity 0.1111, 4.89x")
-    assert start < text.index("Model compared with popularity")
+    start = text.index("hr@10 0.5432 95 %: 0.5332 to 0.5532 best baseline: popularity 0.1111, 4.89x")
+    assert start < text.index("Model compared with baselines")
 
 
 def test_the_header_names_run_model_data_and_what_training_took(tmp_path):
@@ -247,3 +249,37 @@ def test_a_page_of_one_user_who_was_never_found():
     zeros = dict.fromkeys(METRICS, 0.0)
     changed = results_with(num_users=1, metrics=zeros, ci95={}, baselines={"popularity": zeros}, slices=[])
     assert "0.0000" in page_of(changed, history=[], ranks=nothing, examples=[])
+
+
+def test_what_a_reader_should_know_first_stands_first() -> None:
+    skipped = {"step": 21, "kind": "skipped", "reason": "not finite", "row_ids": [[1]]}
+    strong = {name: 2.0 * value for name, value in METRICS.items()}
+    text = " ".join(Page(page_of(results_with(baselines={"ease": strong}), history=[*HISTORY, skipped])).text.split())
+    start = text.index("warnings")
+    assert "ease is better than the model in ndcg@10." in text[start:]
+    assert "2 steps of training were skipped" in text[start:]
+    assert start < text.index("best baseline: ease 1.0864, 0.50x")
+
+
+def test_the_worst_slices_are_named_with_their_test() -> None:
+    worst = {
+        "metric": "ndcg@10",
+        "num_tested": 7,
+        "min_users": 50,
+        "level": 0.05,
+        "slices": [
+            {"name": "user.<b>", "value": "x", "num_users": 60, "mean": 0.1, "mean_of_others": 0.4, "p_value": 0.0012}
+        ],
+    }
+    text = " ".join(Page(page_of(results_with(worst_slices=worst))).text.split())
+    assert "user.<b> x 60 0.1000 0.4000 75% 0.001" in text
+    assert "7 slices with at least 50 users inside and outside were tested" in text
+    assert "No slice is significantly worse" in Page(page_of(results_with(worst_slices={**worst, "slices": []}))).text
+
+
+def test_protocol_baselines_and_versions_are_stated() -> None:
+    notes = {"used": {"popularity": "items by popularity"}, "left_out": {"ease": "too many items"}}
+    text = " ".join(Page(page_of(results_with(baseline_notes=notes))).text.split())
+    assert "It ranks the full catalogue of 987 items, never a sample" in text
+    assert "popularity items by popularity ease left out: too many items" in text
+    assert re.search(r"Versions .*python \d+\.\d+.* torch \d", text)

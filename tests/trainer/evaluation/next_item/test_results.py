@@ -23,6 +23,9 @@ from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError
 from trainer.evaluation.confidence import SHARE, mean_interval
 from trainer.evaluation.next_item import results as results_module
+from trainer.evaluation.next_item.baselines.build import Baselines
+from trainer.evaluation.next_item.baselines.order import ItemOrder
+from trainer.evaluation.next_item.baselines.popularity import ListBaseline
 from trainer.evaluation.next_item.evaluate import make_evaluator, write_user_rows
 from trainer.evaluation.next_item.results import Results, examples_of, merge_parts, read_target_ranks, summarize
 from trainer.global_batch.dynamic_ids import DynamicTables
@@ -226,9 +229,9 @@ def test_integer_ids_stay_integers(tmp_path):
 def test_ranks_are_read_back(tmp_path):
     results, columns, merged = summary(tmp_path, [USERS])
     results_module.write(tmp_path, results, merged, columns, ITEMS)
-    ranks, popularity_ranks = read_target_ranks(tmp_path)
-    assert ranks.tolist() == [1, 3, 2, 9, 0, 4, 1, 0, 3, 2, 7]
-    assert popularity_ranks.tolist() == [1, 2, 3, 10, 0, 4, 5, 0, 6, 1, 9]
+    ranks = read_target_ranks(tmp_path)
+    assert ranks["model"].tolist() == [1, 3, 2, 9, 0, 4, 1, 0, 3, 2, 7]
+    assert ranks["popularity"].tolist() == [1, 2, 3, 10, 0, 4, 5, 0, 6, 1, 9]
 
 
 # From the evaluation itself
@@ -276,7 +279,9 @@ def test_an_evaluation_from_files_to_files(tmp_path):
     )
     seen: list[tuple[int, int]] = []
     model: Any = LastItemNext(manifest.num_item_rows)
-    write_user_rows(evaluator, model, vocabulary, tmp_path / "parts", lambda done, total: seen.append((done, total)))
+    popularity = ListBaseline("popularity", "popular items", ItemOrder.by_counts(vocabulary.train_events))
+    baselines = Baselines([popularity], vocabulary.num_items, left_out={})
+    write_user_rows(evaluator, model, baselines, tmp_path / "parts", lambda done, total: seen.append((done, total)))
     assert seen == [(number, len(seen)) for number in range(1, len(seen) + 1)]
     merged = merge_parts(tmp_path / "parts")
     results, columns = summarize(merged, "test", "step_1", CONFIG, manifest, vocabulary.train_events)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sharding.world import World
-from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items, true_counts
+from trainer.evaluation.next_item import score_tiles, target_counts, top_lists
+from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items
 
 NUM_USERS, NUM_ITEMS, WIDTH, TOP = 11, 23, 3, 6
 ALONE = World(0, 1, torch.device("cpu"))
@@ -177,10 +178,63 @@ def test_a_score_that_is_not_a_number_is_never_a_hit():
     assert ranked.target_ranks.tolist() != [1]
 
 
-@pytest.mark.parametrize("width", [1, 7, 8, 2040, 2041, 5000])
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_true_counts_of_rows_of_any_width(width, share):
-    mask = torch.rand((3, width), generator=torch.Generator().manual_seed(width)) < share
-    counts = true_counts(mask)
-    assert counts.dtype == torch.int64
-    assert counts.tolist() == mask.sum(dim=1).tolist()
+# Tiles
+
+
+def large_problem(ascending: bool, values: int | None) -> Problem:
+    """Return more users and items than a small tile has; `ascending`: each item scores higher than those before it."""
+    random = np.random.default_rng(3)
+    num_users, num_items = 37, 500
+    users = np.abs(random.standard_normal((num_users, 4))) + 0.1
+    items = random.standard_normal((num_items, 4))
+    if values is not None:
+        users, items = (np.round(given * values) for given in (users, items))
+    if ascending:
+        items = np.arange(num_items)[:, None] * np.ones(4) - num_items // 2
+    seen = [(random.permutation(num_items)[:40] + 1).tolist() for _ in range(num_users)]
+    targets = [(random.permutation(num_items)[: random.integers(0, 9)] + 1).tolist() for _ in range(num_users)]
+    return Problem(users, items, seen, targets)
+
+
+@pytest.mark.parametrize("ascending", [False, True], ids=["any order", "the best come last"])
+@pytest.mark.parametrize("values", [None, 1], ids=["no ties", "many ties"])
+@pytest.mark.parametrize("top", [3, 40, 200])
+@pytest.mark.parametrize(("tile_users", "tile_scores"), [(8, 8 * 48), (37, 37 * 16), (512, 1 << 20)])
+def test_tiles_of_any_size_give_the_same(monkeypatch, ascending, values, top, tile_users, tile_scores):
+    monkeypatch.setattr(score_tiles, "TILE_USERS", tile_users)
+    monkeypatch.setattr(score_tiles, "TILE_SCORES", tile_scores)
+    monkeypatch.setattr(top_lists, "MIN_SPARE", 4)
+    problem = large_problem(ascending, values)
+    shard = ItemShard(torch.from_numpy(problem.items), first_id=1)
+    ranked = rank_items(query_of(problem, slice(None)), shard, top, True, 1000, ALONE)
+    expected = brute_force(problem, top, True)
+    assert ranked.target_ranks.tolist() == expected.target_ranks.tolist()
+    assert ranked.top_items.tolist() == expected.top_items.tolist()
+    np.testing.assert_allclose(ranked.top_scores, expected.top_scores, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "value"), [("MAX_CLOSE", 3), ("SLACK", -1.0)])
+def test_bounds_of_no_use_cost_a_second_pass_and_change_nothing(monkeypatch, name, value):
+    """More items between the bounds of targets than are kept, and targets outside of their bounds."""
+    monkeypatch.setattr(target_counts, name, value)
+    problem = large_problem(False, 1)
+    passes = []
+    of_tiles = score_tiles.ScoreTiles.__iter__
+    monkeypatch.setattr(score_tiles.ScoreTiles, "__iter__", lambda tiles: passes.append(tiles) or of_tiles(tiles))
+    shard = ItemShard(torch.from_numpy(problem.items), first_id=1)
+    ranked = rank_items(query_of(problem, slice(None)), shard, 3, True, 64, ALONE)
+    check_equal(ranked, brute_force(problem, 3, True))
+    assert len(passes) == 2
+
+
+def test_scores_of_one_precision_are_the_same_in_tiles_of_any_width():
+    """Ranks in float32 agree to the last place over block sizes and shards, as products add the same numbers in the same order."""
+    generator = torch.Generator().manual_seed(5)
+    users, items = (torch.randn(n, 64, generator=generator) for n in (40, 3000))
+    nothing, offsets = np.zeros(0, np.int64), np.arange(41)
+    query = Query(users, nothing, np.zeros(41, np.int64), np.arange(40) * 70 + 1, offsets)
+    ranks = {
+        tuple(rank_items(query, ItemShard(items, 1), 0, True, block, ALONE).target_ranks.tolist())
+        for block in (64, 1000, 65536)
+    }
+    assert len(ranks) == 1

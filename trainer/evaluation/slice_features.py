@@ -1,0 +1,152 @@
+"""Slices by features of users and of items: which features, and the values of their ids as people know them. No torch."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from trainer.data.dataset.features import MISSING, decoder_of
+from trainer.data.dataset.hashing import whole
+from trainer.data.dataset.manifest import UNKNOWN_ID, Feature, Manifest
+from trainer.data.dataset.vocabulary import ids_of_numbers, read_values, read_vocabulary
+from trainer.errors import UserError
+from trainer.evaluation.slices import Slice, quarters
+
+MOST_VALUES = 32  # of a feature of users that is sliced by default
+MOST_SLICES = 24  # of one feature: the values with the most users
+KINDS = ("categorical", "categorical_list", "bucketized", "numeric")
+MISSING_VALUE = "missing or unknown"
+
+
+def slice_features(manifest: Manifest, names: list[str] | None, built_in: tuple[str, ...]) -> tuple[Feature, ...]:
+    """Return the features of users and items to slice by.
+
+    Args:
+        manifest: the dataset's.
+        names: the setting evaluate.slices: "user.NAME", "item.NAME" and names of built-in slices. None: the features of users with
+            few values.
+        built_in: names of built-in slices.
+
+    Raises:
+        UserError: for a name that does not exist, or whose kind has no slices.
+    """
+    features = {f.column: f for f in manifest.features if f.owner in ("user", "item") and f.kind in KINDS}
+    if names is None:
+        few = (f for f in features.values() if f.owner == "user" and f.num_rows is not None)
+        return tuple(f for f in few if f.num_rows is not None and f.num_rows <= MOST_VALUES)
+    known = [*built_in, *features]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+            raise UserError(f"evaluate.slices: the dataset has no slices {name!r}; {hint}")
+    return tuple(features[name] for name in names if name in features)
+
+
+def feature_slices(feature: Feature, values: pa.Array, folder: Path, manifest: Manifest) -> Iterator[Slice]:
+    """Yield the slices of one feature; a user with several values is in several slices.
+
+    Args:
+        feature: the feature.
+        values: (n,) ids, numbers, or lists of ids, as a row group reader returns them; null where there is no item.
+        folder: the dataset.
+        manifest: its manifest.
+    """
+    if feature.kind == "numeric":
+        yield from quarters(
+            feature.column, _in_unit_of_logs(feature, values.to_numpy(zero_copy_only=False)), _range_text
+        )
+        return
+    is_list = pa.types.is_list(values.type)
+    owners = pc.list_parent_indices(values).to_numpy() if is_list else np.arange(len(values))
+    ids = pc.fill_null(pc.list_flatten(values) if is_list else values, UNKNOWN_ID).to_numpy()
+    found_ids, codes = np.unique(ids, return_inverse=True)
+    pairs = np.unique(codes * len(values) + owners)  # a value that repeats in a list counts once
+    counts = np.bincount(pairs // max(1, len(values)), minlength=found_ids.size)
+    shown = np.sort(np.argsort(-counts, kind="stable")[:MOST_SLICES])
+    for code, label in zip(shown, _labels(feature, found_ids[shown], folder, manifest), strict=True):
+        inside = np.zeros(len(values), dtype=np.bool_)
+        inside[owners[codes == code]] = True
+        yield Slice(feature.column, label, inside)
+
+
+def item_values(feature: Feature, items: np.ndarray, folder: Path, manifest: Manifest, unknown: bool) -> pa.Array:
+    """Return the values of a feature of items, as feature_slices takes them; null for id 0.
+
+    Args:
+        feature: a feature of items.
+        items: (n,) ids.
+        folder: the dataset.
+        manifest: its manifest.
+        unknown: whether items that the training part does not know have ids after the known ones.
+    """
+    assert manifest.items is not None
+    column = whole(
+        pq.read_table(folder / manifest.items.path, columns=[feature.column], page_checksum_verification=True).column(0)
+    )
+    ids = ids_of_numbers(folder, manifest, with_unknown=unknown)
+    number_of_id = np.zeros(int(ids.max(initial=0)) + 1, np.int64)
+    number_of_id[ids] = np.arange(ids.size)
+    numbers = number_of_id[items]
+    taken = column.take(pa.array(numbers, mask=items == UNKNOWN_ID))
+    decode = decoder_of([feature], None if manifest.ids_are_numbers else ids)[feature.column]
+    if pa.types.is_list(taken.type):
+        flat = pa.array(decode(taken.flatten().to_numpy()))
+        lengths = pc.fill_null(pc.list_value_length(taken), 0).to_numpy()
+        return pa.ListArray.from_arrays(pa.array(np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)), flat)
+    absent = taken.is_null().to_numpy(zero_copy_only=False)
+    return pa.array(decode(pc.fill_null(taken, 0).to_numpy()), mask=absent)
+
+
+def _labels(feature: Feature, ids: np.ndarray, folder: Path, manifest: Manifest) -> list[str]:
+    """Return the values of ids as people know them."""
+    if feature.kind == "bucketized":
+        return [_bucket_text(feature, int(number)) for number in ids]
+    values = None
+    if feature.table == "item":
+        values = read_vocabulary(folder, manifest).values
+    elif feature.table in manifest.vocabularies:
+        values = read_values(folder, manifest, feature.table)
+    return [
+        MISSING_VALUE
+        if number in (UNKNOWN_ID, MISSING)
+        else f"id {number}"
+        if values is None
+        else str(values[int(number) - 1].as_py())
+        for number in ids.tolist()
+    ]
+
+
+def _bucket_text(feature: Feature, bucket: int) -> str:
+    """Return the range of a bucket: bucket k (from 1) has values from bound k - 1 to below bound k."""
+    assert feature.fitted is not None
+    bounds = _untransformed(np.asarray(feature.fitted["bounds"], np.float64), feature.fitted["transform"])
+    if bucket == 0:
+        return MISSING_VALUE
+    if not bounds.size:
+        return "all"
+    if bucket == 1:
+        return f"below {bounds[0]:.4g}"
+    if bucket > bounds.size:
+        return f"{bounds[-1]:.4g} or more"
+    return f"{bounds[bucket - 2]:.4g} to below {bounds[bucket - 1]:.4g}"
+
+
+def _in_unit_of_logs(feature: Feature, values: np.ndarray) -> np.ndarray:
+    """Return standardised numbers as they are in the logs."""
+    fitted = feature.fitted or {"mean": 0.0, "std": 1.0, "transform": "none"}
+    scaled = values.astype(np.float64) * fitted["std"] + fitted["mean"]
+    return _untransformed(scaled, fitted["transform"])
+
+
+def _untransformed(values: np.ndarray, transform: str) -> np.ndarray:
+    whole_range: np.ndarray = np.sign(values) * np.expm1(np.abs(values)) if transform == "log1p" else values
+    return whole_range
+
+
+def _range_text(low: float, high: float) -> str:
+    return f"{low:.4g} to {high:.4g}"

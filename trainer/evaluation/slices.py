@@ -1,0 +1,122 @@
+"""Slices: parts of the users, or of the impressions, that are evaluated by themselves, and the worst of them. Pure numpy.
+
+The worst slices are those whose mean is significantly below the mean of everybody else: a one-sided z-test of the difference of two
+independent means, with Holm's correction for the number of tested slices (Holm 1979, Scandinavian Journal of Statistics 6).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MIN_USERS = 50  # inside and outside of a slice, for the test
+LEVEL = 0.05  # of the test, over all slices together
+NUM_WORST = 5  # slices that a report names
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of n users or impressions."""
+
+    name: str
+    """Name of the slices, for example "history_length"."""
+    value: str
+    """The one of them, for example "1-18"."""
+    inside: np.ndarray
+    """(n,) bool."""
+
+
+def quarters(name: str, values: np.ndarray, text: Callable[[float, float], str]) -> Iterator[Slice]:
+    """Yield slices of about a quarter of the values each; a value that is not a number is in none.
+
+    Args:
+        name: of the slices.
+        values: (n,).
+        text: the name of a slice, from its smallest and largest value.
+    """
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return
+    cuts = np.unique(np.quantile(known, [0.25, 0.5, 0.75, 1.0], method="inverted_cdf"))
+    quarter = np.where(np.isnan(values), -1, np.searchsorted(cuts, values, side="left"))
+    for number in range(cuts.size):
+        inside = quarter == number
+        yield Slice(name, text(values[inside].min(), values[inside].max()), inside)
+
+
+def steps(name: str, values: np.ndarray, bounds: Sequence[tuple[float, str]]) -> Iterator[Slice]:
+    """Yield slices by fixed bounds, without those that are empty.
+
+    Args:
+        name: of the slices.
+        values: (n,).
+        bounds: (first value, name) of each slice, ascending; the first one has the smaller values too.
+    """
+    place = np.maximum(np.searchsorted([first for first, _ in bounds], values, side="right") - 1, 0)
+    for number, (_, value) in enumerate(bounds):
+        inside = place == number
+        if inside.any():
+            yield Slice(name, value, inside)
+
+
+def worst_slices(
+    slices: Sequence[Slice], values: np.ndarray, metric: str, larger_is_better: bool = True
+) -> dict[str, Any]:
+    """Return the slices that are significantly worse than everybody else, the largest deficit first, and how they were tested.
+
+    Args:
+        slices: the slices.
+        values: (n,) values of which the metric is the mean.
+        metric: the name of the metric.
+        larger_is_better: whether a smaller mean is the worse one.
+    """
+    sign = 1.0 if larger_is_better else -1.0
+    tested = [part for part in slices if min(part.inside.sum(), (~part.inside).sum()) >= MIN_USERS]
+    differences = [sign * (values[part.inside].mean() - values[~part.inside].mean()) for part in tested]
+    chances = [_chance(sign * values[part.inside], sign * values[~part.inside]) for part in tested]
+    adjusted = holm(chances)
+    worse = [number for number, chance in enumerate(adjusted) if chance < LEVEL and differences[number] < 0]
+    worse.sort(key=lambda number: differences[number])
+    return {
+        "metric": metric,
+        "num_tested": len(tested),
+        "min_users": MIN_USERS,
+        "level": LEVEL,
+        "slices": [
+            {
+                "name": tested[number].name,
+                "value": tested[number].value,
+                "num_users": int(tested[number].inside.sum()),
+                "mean": float(values[tested[number].inside].mean()),
+                "mean_of_others": float(values[~tested[number].inside].mean()),
+                "p_value": adjusted[number],
+            }
+            for number in worse[:NUM_WORST]
+        ],
+    }
+
+
+def holm(chances: Sequence[float]) -> list[float]:
+    """Return p-values adjusted by Holm's step-down procedure, in the order given."""
+    adjusted = [1.0] * len(chances)
+    largest = 0.0
+    for step, number in enumerate(sorted(range(len(chances)), key=lambda number: chances[number])):
+        largest = max(largest, min(1.0, chances[number] * (len(chances) - step)))
+        adjusted[number] = largest
+    return adjusted
+
+
+def _chance(inside: np.ndarray, outside: np.ndarray) -> float:
+    """Return the one-sided p-value of a mean inside that is below the one outside, by the normal distribution.
+
+    The standard error is the larger one of those from each side's own variance and from the variance of all. In a small slice
+    without any hit the own variance is 0, which would make the difference seem certain.
+    """
+    own = inside.var(ddof=1) / inside.size + outside.var(ddof=1) / outside.size
+    of_all = np.concatenate((inside, outside)).var(ddof=1) * (1.0 / inside.size + 1.0 / outside.size)
+    error = math.sqrt(max(own, of_all))
+    if error == 0.0:
+        return 1.0
+    return 0.5 * math.erfc(float(outside.mean() - inside.mean()) / error / math.sqrt(2.0))
