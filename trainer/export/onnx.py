@@ -1,8 +1,10 @@
 """The program as an ONNX file, by PyTorch's exporter. It needs the optional packages onnx and onnxscript."""
 
 import importlib.util
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,6 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from trainer.errors import UserError
-from trainer.export.trace import without_notices
 
 NEEDED = ("onnx", "onnxscript")
 INSTALL = "pip install 'shoal[onnx]'"
@@ -32,7 +33,7 @@ def write_onnx(program: ExportedProgram, inputs: Mapping[str, Tensor], path: Pat
     """
     names = list(inputs)
     try:
-        with warnings.catch_warnings(), without_notices("torch.onnx._internal.exporter._registration"):
+        with warnings.catch_warnings(), _without_notices("torch.onnx._internal.exporter._registration"):
             warnings.simplefilter("ignore")
             decomposed = program.run_decompositions({torch.ops.aten.repeat_interleave.self_Tensor: _repeated})
             written = torch.onnx.export(
@@ -50,6 +51,21 @@ def write_onnx(program: ExportedProgram, inputs: Mapping[str, Tensor], path: Pat
             f"onnx: this form of model cannot be written as ONNX: {_cause(error)}; export it without onnx"
         ) from error
     return {"inputs": names, "outputs": ["output"]}
+
+
+@contextmanager
+def _without_notices(logger: str) -> Iterator[None]:
+    """Hide what a part of PyTorch logs about itself, except errors."""
+    log = logging.getLogger(logger)
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    log.addFilter(is_error)  # not its level, which PyTorch sets again
+    try:
+        yield
+    finally:
+        log.removeFilter(is_error)
 
 
 def _repeated(values: Tensor, repeats: Tensor, dim: int, output_size: int) -> Tensor:

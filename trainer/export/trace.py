@@ -1,8 +1,6 @@
 """Tracing of programs by torch.export, with numbers of histories, events and impressions that may vary."""
 
-import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -22,20 +20,8 @@ NUM_VALUES = 2
 def trace(program: Program, form: Form, is_ranker: bool) -> ExportedProgram:
     """Return the traced program, which no longer needs the code of the model."""
     inputs = example_inputs(form, is_ranker)
-    with torch.no_grad(), without_notices("torch.fx._symbolic_trace"):
+    with torch.no_grad():
         return torch.export.export(program, (inputs,), dynamic_shapes=({**dynamic_shapes(inputs, form)},))
-
-
-@contextmanager
-def without_notices(logger: str) -> Iterator[None]:
-    """Hide what a part of PyTorch logs about itself, except errors."""
-    log = logging.getLogger(logger)
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def example_inputs(form: Form, is_ranker: bool) -> dict[str, Tensor]:
