@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from trainer.errors import UserError
-from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.judged import Judged, areas_of, count_scores, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.evaluation.ranking.names import name_of
 
@@ -42,7 +42,7 @@ def best_metrics(logs: Path, judged: pa.Table, labels: tuple[str, ...] = LABELS)
     metrics: dict[str, float] = {}
     for column, label in of_label.items():
         given = _judged(joined, column, label)
-        values = metrics_of(sums_of(given), auc_of(count_scores(given)))
+        values = metrics_of(sums_of(given), areas_of(count_scores(given)))
         metrics |= {name_of(metric, label, labels): value for metric, value in values.items()}
     return metrics
 

@@ -101,9 +101,9 @@ class StudyConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     metric: str = Field(
         "ndcg@10",
         pattern="|".join(selection_pattern(task) for task in METRICS),
-        description="validation metric that ranks the points. next_item: hr@K, ndcg@K, recall@K, map@K or mrr. "
-        "ranking: auc, gauc, logloss or ne (less is better for the last two), with a label as in auc/click if there are several; "
-        "its default is auc of the first label",
+        description="validation metric that ranks the points. next_item: hr@K, ndcg@K, recall@K, precision@K, map@K, "
+        "debiased_ndcg@K or mrr. ranking: auc, pr_auc, gauc, logloss or ne (less is better for the last two), with a label as in "
+        "auc/click if there are several; its default is auc of the first label",
     )
     test: bool = Field(
         True, description="also evaluate each finished trial once on the test split, which affects no ranking"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.evaluation.ranking.intervals import shares_of_users
-from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, log_losses, sums_of
+from trainer.evaluation.ranking.judged import Judged, areas_of, count_scores, log_losses, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.metrics_log import ATTEMPTS
 
@@ -100,7 +100,7 @@ def write_ranking_run(
     """
     judged = Judged(user, logits.astype(np.float64), positive, np.ones(user.size))
     users = np.unique(user)
-    metrics = metrics_of(sums_of(judged), auc_of(count_scores(judged)))
+    metrics = metrics_of(sums_of(judged), areas_of(count_scores(judged)))
     counts = np.bincount(user)
     of_user = {
         "user": users,

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from trainer.comparison.evaluations import StoredEvaluation
 from trainer.errors import UserError
 from trainer.evaluation.ranking.intervals import shares_of_users
-from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.judged import Judged, areas_of, count_scores, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.evaluation.ranking.names import name_of
 
@@ -53,7 +53,7 @@ class Impressions:
         users = np.unique(judged.user)
         if not users.size:
             return users, {}
-        return users, shares_of_users(judged, metrics_of(sums_of(judged), auc_of(count_scores(judged))), users)
+        return users, shares_of_users(judged, metrics_of(sums_of(judged), areas_of(count_scores(judged))), users)
 
 
 def read_impressions(evaluation: StoredEvaluation) -> Impressions | None:

@@ -14,7 +14,8 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     ks: list[Annotated[int, Field(ge=1, le=1000)]] = Field(
         default_factory=lambda: [1, 5, 10, 20, 50],
         min_length=1,
-        description="cut-offs K of the metrics hr@K, ndcg@K, recall@K, map@K and coverage@K",
+        description="cut-offs K of the metrics hr@K, ndcg@K, recall@K, precision@K, map@K, debiased_ndcg@K, coverage@K, novelty@K, "
+        "ild@K and arp@K",
     )
     mask_seen: bool = Field(True, description="exclude items of the user's own history from the ranked list")
     targets: Literal["all", "first"] = Field(

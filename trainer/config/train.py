@@ -14,8 +14,8 @@ class EarlyStoppingConfig(BaseModel, extra="forbid", frozen=True, strict=True):
 
     metric: str = Field(
         "ndcg@10",
-        description="validation metric. next_item: hr@K, ndcg@K, recall@K, map@K or mrr. "
-        "ranking: auc, gauc, logloss or ne, with a label as in auc/click if there are several; its default is auc of the "
+        description="validation metric. next_item: hr@K, ndcg@K, recall@K, precision@K, map@K, debiased_ndcg@K or mrr. "
+        "ranking: auc, pr_auc, gauc, logloss or ne, with a label as in auc/click if there are several; its default is auc of the "
         "first label",
     )
     patience: int = Field(5, ge=1, description="evaluations without improvement after which training stops")

@@ -41,7 +41,9 @@ def headline_names(names: Iterable[str]) -> list[str]:
 
 def interval_of(name: str) -> Callable[[np.ndarray, Range], tuple[float, float]]:
     """Return the function that computes a metric's interval from the values of its users in per_user.parquet."""
-    return share_interval if metric_of(name) in METRICS["ranking"] else mean_interval
+    metric = metric_of(name)
+    plain = isinstance(metric, next_item.NextItemMetric) and not metric.weighs_users
+    return mean_interval if plain else share_interval
 
 
 def selection_names(task: str, ks: Sequence[int], labels: tuple[str, ...]) -> list[str]:

@@ -27,7 +27,7 @@ from cluster.study.trial import Task
 from cluster.study.trials import Plan, plan_trials
 from tests.trainer.evaluation.ranking.scored import random_judged
 from trainer.evaluation.ranking.intervals import intervals_of, shares_of_users
-from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.judged import Judged, areas_of, count_scores, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
 
 FLOPS = (1e6, 4e6, 2e6)
@@ -146,7 +146,7 @@ def test_headings_are_of_impressions_and_tell_the_direction(tmp_path: Path) -> N
 
 def write_split(folder: Path, judged: Judged, label: str = "") -> dict[str, float]:
     """Write the part of an evaluation of these impressions that a study reads, and return the metrics."""
-    metrics = metrics_of(sums_of(judged), auc_of(count_scores(judged)))
+    metrics = metrics_of(sums_of(judged), areas_of(count_scores(judged)))
     users = np.unique(judged.user)
     shares = shares_of_users(judged, metrics, users)
     folder.mkdir(parents=True)
@@ -170,11 +170,11 @@ def read_both(plan: Plan, judged: list[Judged], label: str = "") -> dict[str, Fi
 COST = Costing(1.0, 3.0, 3.0, 10.0, 30.0, 77, 1000, {"experts": 3.0}, 20.0, False, "impression")
 
 
-@pytest.mark.parametrize("metric", ["auc", "gauc", "logloss", "ne"])
+@pytest.mark.parametrize("metric", ["auc", "pr_auc", "gauc", "logloss", "ne"])
 def test_the_interval_of_one_run_is_that_of_its_evaluation(tmp_path: Path, metric: str) -> None:
     judged = random_judged(1)
     plan = ranker_plan(tmp_path, metric)
-    metrics = metrics_of(sums_of(judged), auc_of(count_scores(judged)))
+    metrics = metrics_of(sums_of(judged), areas_of(count_scores(judged)))
     first, second = summarize(plan, read_both(plan, [judged, random_judged(2)]), {}, [COST] * 3).rows
     assert first.validation.mean == metrics[metric]
     assert first.validation.over_users == pytest.approx(intervals_of(judged, metrics)[metric])

@@ -11,7 +11,7 @@ from trainer.comparison.comparison import Comparison, compare
 from trainer.comparison.sides import changed_settings
 from trainer.comparison.verdicts import notes, slice_verdict
 from trainer.errors import UserError
-from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.judged import Judged, areas_of, auc_of, count_scores, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
 
 OTHER = {"train": {"learning_rate": 0.2}}
@@ -256,9 +256,9 @@ def test_ranking_models_are_compared_by_their_users_shares(tmp_path: Path) -> No
     b = write_ranking_run(tmp_path / "b", user, good, positive, settings=OTHER, history=80)
     comparison = compared(a, b)
     by_name = {one.metric: one for one in comparison.pairs[0].differences}
-    assert [*by_name] == ["auc/click", "gauc/click", "logloss/click", "ne/click", "calibration/click"]
+    assert [*by_name] == [f"{name}/click" for name in ("auc", "pr_auc", "gauc", "logloss", "ne", "calibration")]
     values = [
-        metrics_of(sums_of(j), auc_of(count_scores(j)))
+        metrics_of(sums_of(j), areas_of(count_scores(j)))
         for j in (Judged(user, s, positive, np.ones(900)) for s in (poor, good))
     ]
     for name, one in by_name.items():
@@ -287,7 +287,9 @@ def test_common_users_of_ranking_models_are_measured_again(tmp_path: Path) -> No
     j = Judged(user[few], good[few], positive[few], np.ones(int(few.sum())))
     by_name = {one.metric: one for one in comparison.pairs[0].differences}
     assert by_name["auc/click"].reference == pytest.approx(auc_of(count_scores(j)), abs=1e-6)
-    assert by_name["logloss/click"].reference == pytest.approx(metrics_of(sums_of(j), 0.5)["logloss"], abs=1e-6)
+    assert by_name["logloss/click"].reference == pytest.approx(
+        metrics_of(sums_of(j), areas_of(count_scores(j)))["logloss"], abs=1e-6
+    )
     (a / "evaluation" / "test" / "per_impression.parquet").unlink()
     with pytest.raises(UserError, match=r"has no per_impression\.parquet"):
         compared(a, b, common_users=True)

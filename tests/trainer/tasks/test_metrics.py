@@ -48,10 +48,10 @@ def test_what_is_known_of_a_metric_by_its_name():
 
 def test_a_setting_may_name_metrics_that_can_select():
     pattern = selection_pattern("next_item")
-    for name in ("hr@10", "ndcg@1", "recall@20", "map@5", "mrr"):
+    for name in ("hr@10", "ndcg@1", "recall@20", "precision@3", "map@5", "debiased_ndcg@10", "mrr"):
         assert re.search(pattern, name), name
         assert StudyConfig(dir="s", metric=name).metric == name
-    for name in ("coverage@10", "hr", "hr@0", "auc", "mrr@10", "xmrr"):
+    for name in ("coverage@10", "novelty@10", "ild@10", "arp@10", "hr", "hr@0", "auc", "mrr@10", "xmrr"):
         assert not re.search(pattern, name), name
     assert StudyConfig(dir="s", metric="ne/click").metric == "ne/click"
     assert re.search(selection_pattern("ranking"), "auc/click")
@@ -59,11 +59,14 @@ def test_a_setting_may_name_metrics_that_can_select():
 
 
 def test_metrics_that_can_select_are_listed_by_the_names_of_evaluation():
-    of_cutoffs = [f"{name}@{k}" for name in ("hr", "ndcg", "recall", "map") for k in (1, 5)]
+    of_cutoffs = [
+        f"{name}@{k}" for name in ("hr", "ndcg", "recall", "precision", "map", "debiased_ndcg") for k in (1, 5)
+    ]
     assert selection_names("next_item", [5, 1], ()) == [*of_cutoffs, "mrr"]
-    assert selection_names("ranking", [5], ("click",)) == ["auc", "gauc", "logloss", "ne"]
+    assert selection_names("ranking", [5], ("click",)) == ["auc", "pr_auc", "gauc", "logloss", "ne"]
     assert interval_of("auc/click") is share_interval
     assert interval_of("map@5") is mean_interval
+    assert interval_of("debiased_ndcg@5") is interval_of("ild@5") is share_interval
 
 
 @pytest.mark.parametrize(
@@ -72,12 +75,17 @@ def test_metrics_that_can_select_are_listed_by_the_names_of_evaluation():
         ("recall@10", "next_item", (), None),
         ("mrr", "next_item", (), None),
         ("map@7", "next_item", (), r"it needs 7 among evaluate\.ks = \[5, 10\]"),
-        ("coverage@10", "next_item", (), "a model of the next item has hr@K, ndcg@K, recall@K, map@K and mrr"),
+        ("coverage@10", "next_item", (), "has hr@K, ndcg@K, recall@K, precision@K, map@K, debiased_ndcg@K and mrr"),
         ("auc", "next_item", (), "a model of the next item has"),
         ("auc", "ranking", ("click",), None),
         ("ne/buy", "ranking", ("click", "buy"), None),
-        ("auc", "ranking", ("click", "buy"), "a model of these labels has auc/click, gauc/click, logloss/click"),
-        ("calibration", "ranking", ("click",), "a model of these labels has auc, gauc, logloss, ne$"),
+        (
+            "auc",
+            "ranking",
+            ("click", "buy"),
+            "a model of these labels has auc/click, pr_auc/click, gauc/click, logloss/click",
+        ),
+        ("calibration", "ranking", ("click",), "a model of these labels has auc, pr_auc, gauc, logloss, ne$"),
     ],
 )
 def test_why_a_metric_cannot_select_checkpoints(name, task, labels, reason):

@@ -28,12 +28,24 @@ class Vocabulary:
 
 def read_vocabulary(folder: Path, manifest: Manifest, with_unknown: bool = False) -> Vocabulary:
     """Read the items in the order of their ids: the known ones, and with `with_unknown` the others after them."""
-    table = pq.read_table(folder / manifest.vocabulary.path, columns=["value", "num_train_events"])
-    if not manifest.ids_are_numbers:
-        ids = ids_of_numbers(folder, manifest, with_unknown)[1:]
-        order = np.argsort(ids, kind="stable")
-        table = table.take(pa.array(order[np.searchsorted(ids[order], 1) :]))
+    table = _read_by_id(folder, manifest, ["value", "num_train_events"], with_unknown)
     return Vocabulary(whole(table.column("value")), table.column("num_train_events").to_numpy())
+
+
+def read_train_events(folder: Path, manifest: Manifest) -> np.ndarray:
+    """Return the training events of all items, (num_items,) by id: of the known ones, then of the others."""
+    events: np.ndarray = _read_by_id(folder, manifest, ["num_train_events"], True).column(0).to_numpy()
+    return events
+
+
+def _read_by_id(folder: Path, manifest: Manifest, columns: list[str], with_unknown: bool) -> pa.Table:
+    """Return columns of the vocabulary of items, a row per id from 1 on."""
+    table = pq.read_table(folder / manifest.vocabulary.path, columns=columns)
+    if manifest.ids_are_numbers:
+        return table
+    ids = ids_of_numbers(folder, manifest, with_unknown)[1:]
+    order = np.argsort(ids, kind="stable")
+    return table.take(pa.array(order[np.searchsorted(ids[order], 1) :]))
 
 
 def read_values(folder: Path, manifest: Manifest, table: str) -> pa.Array:

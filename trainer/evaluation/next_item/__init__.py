@@ -4,16 +4,21 @@ Packages:
     baselines  popularity, recent popularity, repeat-last, co-occurrence, EASE
 
 Files:
-    evaluate.py      evaluation by all workers together
-    metrics.py       hr, ndcg, recall, map, mrr, coverage: one value each
-    outputs.py       all files of an evaluation
-    part_writer.py   a worker's file of results, written while the evaluation runs
-    report.html.j2   template of report.html
-    report.py        report.html
-    results.py       target ranks to metrics.json and per_user.parquet
-    score_tiles.py   scores of users and items, a cache-sized tile at a time
-    scoring.py       exact target ranks and top lists over a catalogue that is sharded over workers
-    slices.py        slices by history, time, target and features
-    target_counts.py number of items ahead of each target
-    top_lists.py     the best items of each user
+    evaluate.py         evaluation by all workers together
+    figures.py          all metrics of one ranking: per user, in total, with intervals
+    list_metrics.py     metrics of recommended lists: novelty, popularity, diversity, coverage
+    metrics.py          the tuple of all metrics: one value each
+    outputs.py          all files of an evaluation
+    part_writer.py      a worker's file of results, written while the evaluation runs
+    read_similarity.py  categories of items, or users that they share, from a dataset
+    report.html.j2      template of report.html
+    report.py           report.html
+    results.py          target ranks to metrics.json and per_user.parquet
+    score_tiles.py      scores of users and items, a cache-sized tile at a time
+    scoring.py          exact target ranks and top lists over a catalogue that is sharded over workers
+    similarity.py       similarity of the items of a list
+    slices.py           slices by history, time, target and features
+    target_counts.py    number of items ahead of each target
+    top_lists.py        the best items of each user
+    user_values.py      values of users, their weighted mean and its interval
 """

@@ -23,6 +23,7 @@ from sharding.world import World
 from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
+from trainer.data.dataset.vocabulary import read_train_events
 from trainer.data.stream.catalogue_reader import columns_for
 from trainer.data.stream.columns import Lists
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
@@ -56,26 +57,27 @@ class Evaluator:
     """The workers."""
     dynamic: DynamicTables
     """The model's id mappings; look-ups use their state at evaluation time."""
+    train_events: np.ndarray
+    """(at least num_items,) training events of each item, by id from 1 on."""
 
     def mean_metrics(
         self, model: NextItemModel, on_batch: Callable[[int, int], None] = lambda done, total: None
     ) -> dict[str, float]:
-        """Return the metrics that are means over users, over all users of the split; identical on every worker. Collective.
+        """Return the metrics of held-out items, over all users of the split; identical on every worker. Collective.
 
         on_batch: called after each batch with the number of batches done and of all batches.
         """
-        totals: dict[str, float] = {}
-        num_users = 0
+        totals: dict[str, np.ndarray] = {}
         num_batches = self.held_out.num_batches()
         for number, (batch, ranked) in enumerate(self.rank_all(model, top=0), start=1):
-            columns = user_metrics(batch.targets, ranked.target_ranks, batch.target_offsets, self.config.ks)
-            num_users += batch.row_ids.size
-            totals = {name: totals.get(name, 0.0) + float(values.sum()) for name, values in columns.items()}
+            columns = user_metrics(
+                batch.targets, ranked.target_ranks, batch.target_offsets, self.config.ks, self.train_events
+            )
+            totals = {name: totals.get(name, 0.0) + np.asarray(values.sums) for name, values in columns.items()}
             on_batch(number, num_batches)
-        names = list(totals)
-        values = torch.tensor([float(num_users), *totals.values()], dtype=torch.float64, device=self.world.device)
-        summed = self.world.sum(values).tolist()
-        return {name: value / max(1.0, summed[0]) for name, value in zip(names, summed[1:], strict=True)}
+        own = torch.from_numpy(np.stack(list(totals.values()))).to(self.world.device)
+        summed = self.world.sum(own).tolist()
+        return {name: above / below if below else 0.0 for name, (above, below) in zip(totals, summed, strict=True)}
 
     def rank_all(self, model: NextItemModel, top: int) -> Iterator[tuple[HeldOutBatch, Ranked]]:
         """Yield each batch of this worker with the ranks of its targets and the `top` best items of its users. Collective."""
@@ -155,7 +157,7 @@ def make_evaluator(
         world.world_size,
         masks_items,
     )
-    return Evaluator(held_out, config, catalogue.num_ids - 1, world, dynamic)
+    return Evaluator(held_out, config, catalogue.num_ids - 1, world, dynamic, read_train_events(folder, manifest))
 
 
 def write_user_rows(

@@ -16,6 +16,7 @@ from trainer.data.inputs import clock_ticks
 from trainer.evaluation import examples
 from trainer.evaluation.next_item import report, results
 from trainer.evaluation.next_item.baselines.notes import read_notes
+from trainer.evaluation.next_item.read_similarity import read_similarity
 from trainer.evaluation.next_item.results import Results
 from trainer.evaluation.next_item.slices import BUILT_IN, first_targets_of, slices_by_features
 from trainer.evaluation.slice_features import slice_features
@@ -36,6 +37,7 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     merged = results.merge_parts(parts)
     features = slice_features(manifest, job.config.evaluate.slices, BUILT_IN)
     by_features = slices_by_features(merged, first_targets_of(merged), features, job.dataset_dir, manifest, unknown)
+    similarity = read_similarity(job.dataset_dir, manifest, vocabulary.num_items)
     summary, columns = results.summarize(
         merged,
         split,
@@ -45,6 +47,7 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
         vocabulary.train_events,
         clock_ticks(manifest, job.config.model),
         list(by_features),
+        similarity,
     )
     notes = read_notes(parts)
     summary = replace(summary, baseline_notes={"used": notes.used, "left_out": notes.left_out})

@@ -22,8 +22,12 @@ from trainer.data.logs.config import LogsConfig
 from trainer.errors import UserError
 from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, example_places, read_histories
 from trainer.evaluation.metric import headline_names
-from trainer.evaluation.next_item.metrics import METRICS, intervals, list_metrics, means, user_metrics
+from trainer.evaluation.next_item.figures import Figures, figures_of
+from trainer.evaluation.next_item.list_metrics import RankedLists
+from trainer.evaluation.next_item.metrics import METRICS
+from trainer.evaluation.next_item.similarity import Similarity
 from trainer.evaluation.next_item.slices import built_in_slices
+from trainer.evaluation.next_item.user_values import UserValues, intervals, means
 from trainer.evaluation.slices import Slice, worst_slices
 from trainer.storage.files import renamed_when_whole, write_json_atomically
 
@@ -49,7 +53,7 @@ class Results:
     metrics: dict[str, float]
     """Metrics of the model by name."""
     ci95: dict[str, list[float]]
-    """95 % confidence intervals by name of the metrics that are means over users."""
+    """95 % confidence intervals by name."""
     baselines: dict[str, dict[str, float]]
     """Metrics by baseline."""
     baselines_ci95: dict[str, dict[str, list[float]]]
@@ -88,7 +92,8 @@ def summarize(
     train_events: np.ndarray,
     ticks: int | None = None,
     by_features: Sequence[Slice] = (),
-) -> tuple[Results, dict[str, np.ndarray]]:
+    similarity: Similarity | None = None,
+) -> tuple[Results, dict[str, UserValues]]:
     """Return the results, and the model's metrics per user in the order of `merged`.
 
     Args:
@@ -100,15 +105,21 @@ def summarize(
         train_events: (num_items,) training events of each item of the catalogue, by id.
         ticks: ticks per second of the logs' times; None if these are not clock times.
         by_features: slices besides the built-in ones.
+        similarity: the similarity of items; None leaves out metrics of diversity.
     """
     offsets, targets = _packed(merged.column("targets"))
+
+    def figures(ranks: str, top_items: str) -> Figures:
+        lists = RankedLists(_matrix(merged.column(top_items)), train_events, similarity)
+        return figures_of(targets, _packed(merged.column(ranks))[1], offsets, lists, config.ks)
+
     _, target_ranks = _packed(merged.column("ranks"))
-    columns = user_metrics(targets, target_ranks, offsets, config.ks)
     num_items = train_events.size
+    model = figures("ranks", "top_items")
+    baselines = {name: figures(f"{name}_ranks", f"{name}_top_items") for name in baseline_names(merged)}
     slices = built_in_slices(merged, targets[offsets[:-1]], train_events, ticks, config.slices)
     slices += by_features
-    metric = slice_metric(columns)
-    baselines, baselines_ci95 = _baselines(merged, targets, offsets, config.ks, num_items)
+    metric = slice_metric(model.columns)
     results = Results(
         task="next_item",
         split=split,
@@ -121,33 +132,19 @@ def summarize(
             "targets": config.targets,
             "ties": "smaller item id first",
             "trained_on": _trained_on(manifest),
+            **({} if similarity is None else {"item_similarity": similarity.basis}),
         },
         num_users=merged.num_rows,
         num_targets=int(target_ranks.size),
         num_targets_not_rankable=int((target_ranks == 0).sum()),
-        metrics=means(columns) | list_metrics(_matrix(merged.column("top_items")), config.ks, num_items),
-        ci95=intervals(columns),
-        baselines=baselines,
-        baselines_ci95=baselines_ci95,
-        slices=[_slice(part, columns) for part in slices],
-        worst_slices=worst_slices(slices, columns[metric], metric),
+        metrics=model.metrics,
+        ci95=model.ci95,
+        baselines={name: of.metrics for name, of in baselines.items()},
+        baselines_ci95={name: of.ci95 for name, of in baselines.items()},
+        slices=[_slice(part, model.columns) for part in slices],
+        worst_slices=worst_slices(slices, model.columns[metric].shares, metric),
     )
-    return results, columns
-
-
-def _baselines(
-    merged: pa.Table, targets: np.ndarray, offsets: np.ndarray, ks: list[int], num_items: int
-) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, list[float]]]]:
-    """Return the metrics and the intervals of each baseline by name."""
-    metrics = {}
-    bounds = {}
-    for name in baseline_names(merged):
-        _, ranks = _packed(merged.column(f"{name}_ranks"))
-        values = user_metrics(targets, ranks, offsets, ks)
-        lists = _matrix(merged.column(f"{name}_top_items"))
-        metrics[name] = means(values) | list_metrics(lists, ks, num_items)
-        bounds[name] = intervals(values)
-    return metrics, bounds
+    return results, model.columns
 
 
 def slice_metric(names: Iterable[str]) -> str:
@@ -167,7 +164,7 @@ def _trained_on(manifest: Manifest) -> str:
     )
 
 
-def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, np.ndarray], items: pa.Array) -> None:
+def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, UserValues], items: pa.Array) -> None:
     """Write metrics.json and per_user.parquet (items as in the logs), and remove the workers' parts."""
     table = pa.table(
         {
@@ -177,7 +174,7 @@ def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, n
             "ranks": merged.column("ranks"),
             **{f"{name}_ranks": merged.column(f"{name}_ranks") for name in baseline_names(merged)},
             "top_items": _item_values(merged.column("top_items"), items),
-            **{name: pa.array(values) for name, values in columns.items()},
+            **{name: pa.array(values.shares) for name, values in columns.items()},
         }
     )
     with renamed_when_whole(folder / "per_user.parquet") as path:
@@ -205,7 +202,7 @@ def _matrix(top_items: pa.ChunkedArray) -> np.ndarray:
     return _packed(top_items)[1].reshape(len(top_items), -1)
 
 
-def _slice(part: Slice, columns: dict[str, np.ndarray]) -> dict[str, Any]:
+def _slice(part: Slice, columns: dict[str, UserValues]) -> dict[str, Any]:
     selected = {metric: values[part.inside] for metric, values in columns.items()}
     return {
         "name": part.name,

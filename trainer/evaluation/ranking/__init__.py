@@ -7,7 +7,7 @@ Files:
     intervals.py    confidence intervals of metrics; users are the sampling unit
     judged.py       scored impressions, and the exact sums and counts behind metrics
     labels.py       where a label is defined, and the weights of impressions
-    metrics.py      auc, gauc, log loss, ne, calibration: one value each
+    metrics.py      auc, pr_auc, gauc, log loss, ne, calibration: one value each
     names.py        names of baselines, and of metrics with a label
     outputs.py      all files of an evaluation
     progressive.py  evaluation of the next day, before it is trained

@@ -31,11 +31,14 @@ from trainer.data.stream.impressions import HeldOutImpressions, HeldOutImpressio
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.ranking.baselines import TrainingRates, count_training
 from trainer.evaluation.ranking.judged import (
+    Areas,
     ScoreCounts,
     Sums,
     count_scores,
+    mean_precision,
     merge_counts,
     pairs_in_order,
+    precision_sum,
     share_of_pairs,
     sums_of,
 )
@@ -135,7 +138,7 @@ class Tally:
         impressions: dict[str, int] = {}
         for label in labels:
             of_all = sum_over_ranks(self._sums[label], world)
-            values = metrics_of(of_all, auc_over_ranks(merge_counts(self._counts[label] or [_NO_SCORES]), world))
+            values = metrics_of(of_all, areas_over_ranks(merge_counts(self._counts[label] or [_NO_SCORES]), world))
             metrics |= {name_of(name, label, labels): value for name, value in values.items()}
             impressions[label] = of_all.impressions
         return metrics, impressions
@@ -173,16 +176,20 @@ def make_ranking_evaluator(
 
 def sum_over_ranks(sums: Sums, world: World) -> Sums:
     """Return the exact sum over workers. Collective."""
-    values = [getattr(sums, entry.name) for entry in fields(Sums)]
+    return Sums(*_sum_exactly([getattr(sums, entry.name) for entry in fields(Sums)], world))
+
+
+def _sum_exactly(values: list[int], world: World) -> list[int]:
+    """Return the sums over workers. Collective."""
     halves = torch.tensor([divmod(value, _LIMB) for value in values], dtype=torch.int64, device=world.device)
-    return Sums(*(high * _LIMB + low for high, low in world.sum(halves).tolist()))
+    return [high * _LIMB + low for high, low in world.sum(halves).tolist()]
 
 
-def auc_over_ranks(counts: ScoreCounts, world: World) -> float:
-    """Return the auc of the impressions of all workers, NaN without both classes. Collective.
+def areas_over_ranks(counts: ScoreCounts, world: World) -> Areas:
+    """Return the areas under the curves of the impressions of all workers. Collective.
 
-    The workers determine ranges of scores from a sample. Each receives the impressions of its range, and counts the pairs with
-    a positive among them.
+    The workers determine ranges of scores from a sample. Each receives the impressions of its range, counts the pairs with
+    a positive among them, and sums the precisions at these positives.
     """
     if world.world_size > 1:
         counts = _exchanged(counts, world)
@@ -190,8 +197,10 @@ def auc_over_ranks(counts: ScoreCounts, world: World) -> float:
     totals = torch.cat(world.gather(own)).cpu().numpy()
     pairs = pairs_in_order(counts, float(totals[: world.rank, 1].sum()))
     in_order = world.sum(torch.tensor([pairs], dtype=torch.float64, device=world.device)).item()
-    all_pairs = float(totals[:, 0].sum()) * float(totals[:, 1].sum())
-    return share_of_pairs(in_order, all_pairs)
+    positives, negatives = totals.sum(axis=0).tolist()
+    positives_above, negatives_above = totals[world.rank + 1 :].sum(axis=0).tolist()
+    (precisions,) = _sum_exactly([precision_sum(counts, positives_above, negatives_above)], world)
+    return Areas(share_of_pairs(in_order, positives * negatives), mean_precision(precisions, positives))
 
 
 def _exchanged(counts: ScoreCounts, world: World) -> ScoreCounts:

@@ -38,7 +38,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Sums:
-    """Exact sums for all metrics except auc. Weights, losses and probabilities are in units of 1 / UNITS."""
+    """Exact sums for all metrics except areas under curves. Weights, losses and probabilities are in units of 1 / UNITS."""
 
     impressions: int = 0
     """Number of impressions."""
@@ -149,6 +149,43 @@ def pairs_in_order(counts: ScoreCounts, negatives_below: float = 0.0) -> float:
 def auc_of(counts: ScoreCounts) -> float:
     """Return the auc of the counts; NaN without positives or without negatives."""
     return share_of_pairs(pairs_in_order(counts), float(counts.positives.sum()) * float(counts.negatives.sum()))
+
+
+def precision_sum(counts: ScoreCounts, positives_above: float = 0.0, negatives_above: float = 0.0) -> int:
+    """Return the sum over positives of the precision among all impressions with at least their score, in units of 1 / UNITS.
+
+    Each group of equal scores is rounded separately, so sums over ranges of scores add up exactly.
+
+    Args:
+        counts: the impressions.
+        positives_above: the weight of other positives, with scores above all of these.
+        negatives_above: the weight of other negatives, with scores above all of these.
+    """
+    from_top = np.cumsum(counts.positives[::-1])[::-1] + positives_above
+    all_from_top = np.cumsum(counts.negatives[::-1])[::-1] + negatives_above + from_top
+    some = counts.positives > 0
+    return _units(counts.positives[some] * (from_top[some] / all_from_top[some]))
+
+
+@dataclass(frozen=True)
+class Areas:
+    """Areas under the curves of a ranking by score; NaN where one is not defined."""
+
+    auc: float
+    """The area under the ROC curve: the share of pairs in order."""
+    pr_auc: float
+    """The average precision: the area under the precision-recall curve as a step function."""
+
+
+def areas_of(counts: ScoreCounts) -> Areas:
+    """Return the areas of the counts."""
+    return Areas(auc_of(counts), mean_precision(precision_sum(counts), float(counts.positives.sum())))
+
+
+def mean_precision(precisions: int, positives: float) -> float:
+    """Return the average precision from a precision_sum; NaN without positives."""
+    # Rounding to units may push the mean beyond 1.
+    return min(ratio(precisions / UNITS, positives), 1.0)
 
 
 def share_of_pairs(in_order: float, all_pairs: float) -> float:

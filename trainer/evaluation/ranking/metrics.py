@@ -3,6 +3,8 @@
 With z the logit of an impression, p = 1 / (1 + exp(-z)), y its label (0 or 1) and w its weight:
 
 auc          the probability that a positive scores higher than a negative; equal scores count half (Mann & Whitney 1947)
+pr_auc       the average precision: the mean over positives of the precision among the impressions with at least their score
+             (Manning, Raghavan & Schutze 2008, section 8.4; as scikit-learn has it, without interpolation)
 gauc         the mean of each user's own auc over users with both classes, weighted by their impressions (Zhu et al. 2017,
              arXiv 1706.06978, eq. 7)
 logloss      the mean of -y log p - (1 - y) log (1 - p), in nats
@@ -13,7 +15,9 @@ A metric that is not defined, such as the auc of positives alone, is NaN.
 
 Each metric has an influence function: the metric is written as a mean over users, up to terms that vanish: estimate + sum over u of
 d_u. For auc the d_u are sums of DeLong's placements (DeLong et al. 1988) over the user's impressions, as in Obuchowski 1997; with
-one impression per user the resulting error is DeLong's, up to factors such as U / (U - 1). intervals.py turns them into intervals.
+one impression per user the resulting error is DeLong's, up to factors such as U / (U - 1).
+For pr_auc they are the derivatives by the weights of impressions: more weight of one changes the precision at each positive that
+it is ranked above. intervals.py turns them into intervals.
 Pure numpy.
 """
 
@@ -26,6 +30,7 @@ import numpy as np
 from trainer.evaluation.confidence import NOT_NEGATIVE, SHARE
 from trainer.evaluation.metric import Metric
 from trainer.evaluation.ranking.judged import (
+    Areas,
     Judged,
     Sums,
     UserAuc,
@@ -43,8 +48,8 @@ class Totals:
     """Inputs from which the value of each metric is computed."""
 
     sums: Sums
-    auc: float
-    """NaN if it is not defined."""
+    areas: Areas
+    """Areas under curves; NaN where one is not defined."""
 
     @property
     def logloss(self) -> float:
@@ -116,7 +121,11 @@ def entropy(rate: float) -> float:
 
 
 def _auc(totals: Totals) -> float:
-    return totals.auc
+    return totals.areas.auc
+
+
+def _pr_auc(totals: Totals) -> float:
+    return totals.areas.pr_auc
 
 
 def _gauc(totals: Totals) -> float:
@@ -138,6 +147,10 @@ def _calibration(totals: Totals) -> float:
 
 def _influence_on_auc(terms: UserTerms) -> np.ndarray | None:
     return terms.sums(_placements(terms.judged)) if 0.0 < terms.rate < 1.0 else None
+
+
+def _influence_on_pr_auc(terms: UserTerms) -> np.ndarray | None:
+    return terms.sums(_effects_on_precision(terms.judged)) if terms.positive else None
 
 
 def _influence_on_gauc(terms: UserTerms) -> np.ndarray | None:
@@ -191,8 +204,33 @@ def _placements(judged: Judged) -> np.ndarray:
     return placements
 
 
+def _effects_on_precision(judged: Judged) -> np.ndarray:
+    """Return the derivative of the average precision by the weight of each impression, (M,).
+
+    With T(s) and N(s) the weights of positives and of all impressions with scores of at least s, and P that of all positives,
+    the average precision is A = sum over positives w T / N / P. An impression of score s changes the terms of all positives up
+    to s: by 1 / N if it is positive, and by -T / N^2 in any case. As a positive it adds a term of its own, and to P.
+    """
+    counts = count_scores(judged)
+    positives = np.cumsum(counts.positives[::-1])[::-1]
+    everything = np.cumsum(counts.negatives[::-1])[::-1] + positives
+    precision = positives / everything
+    of_hits = np.cumsum(counts.positives / everything)
+    of_all = np.cumsum(counts.positives * precision / everything)
+    total = float(counts.positives.sum())
+    average = float((counts.positives * precision).sum()) / total
+    at = np.searchsorted(counts.scores, np.where(np.isnan(judged.scores), -np.inf, judged.scores))
+    gains = np.where(judged.positive, precision[at] + of_hits[at] - average, 0.0)
+    effects: np.ndarray = (gains - of_all[at]) / total
+    return effects
+
+
 def _all_users(judged: Judged) -> int:
     return int(np.unique(judged.user).size)
+
+
+def _users_with_positives(judged: Judged) -> int:
+    return int(np.unique(judged.user[judged.positive]).size)
 
 
 def _users_of_the_rarer_class(judged: Judged) -> int:
@@ -215,6 +253,16 @@ METRICS: tuple[ImpressionMetric, ...] = (
         larger_is_better=True,
         within=SHARE,
         headline=True,
+    ),
+    ImpressionMetric(
+        name="pr_auc",
+        of_totals=_pr_auc,
+        influence=_influence_on_pr_auc,
+        independent_users=_users_with_positives,
+        explanation="Average precision, the area under the precision-recall curve; chance is the rate of positives.",
+        undefined_when="no impression of the split is positive",
+        larger_is_better=True,
+        within=SHARE,
     ),
     ImpressionMetric(
         name="gauc",
@@ -262,9 +310,9 @@ METRICS: tuple[ImpressionMetric, ...] = (
 )
 
 
-def metrics_of(sums: Sums, auc: float) -> dict[str, float]:
+def metrics_of(sums: Sums, areas: Areas) -> dict[str, float]:
     """Return all metrics of one label by name; NaN where one is not defined."""
-    totals = Totals(sums, auc)
+    totals = Totals(sums, areas)
     return {metric.name: metric.of_totals(totals) for metric in METRICS}
 
 

@@ -22,7 +22,7 @@ from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, exampl
 from trainer.evaluation.ranking.intervals import intervals_of, shares_of_users
 from trainer.evaluation.ranking.judged import (
     Judged,
-    auc_of,
+    areas_of,
     auc_of_users,
     count_scores,
     log_losses,
@@ -352,7 +352,7 @@ def _of_users_alone(judged: Judged, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _values_of(judged: Judged) -> dict[str, float]:
-    return metrics_of(sums_of(judged), auc_of(count_scores(judged)))
+    return metrics_of(sums_of(judged), areas_of(count_scores(judged)))
 
 
 def read_scored(folder: Path, label: str, labels: tuple[str, ...], source: str = "probability") -> Judged:

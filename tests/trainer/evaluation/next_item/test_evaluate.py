@@ -8,6 +8,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.retrieval import (
+    RetrievalHitRate,
+    RetrievalMAP,
+    RetrievalMRR,
+    RetrievalNormalizedDCG,
+    RetrievalPrecision,
+    RetrievalRecall,
+)
 
 from models.batches.history_batch import HistoryBatch
 from models.config import NextItemConfig
@@ -23,7 +31,8 @@ from trainer.data.stream.catalogue_reader import read_catalogue
 from trainer.evaluation.next_item.baselines.build import build_baselines
 from trainer.evaluation.next_item.evaluate import Evaluator, write_user_rows
 from trainer.evaluation.next_item.metrics import METRICS
-from trainer.evaluation.next_item.results import merge_parts
+from trainer.evaluation.next_item.read_similarity import read_similarity
+from trainer.evaluation.next_item.results import merge_parts, summarize
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.tasks.next_item.task import NextItemTask
 
@@ -163,3 +172,56 @@ def test_means_while_training_are_those_of_all_ranks(rank_pool: RankPool, tmp_pa
         assert of_rank == pytest.approx(alone)
     first_only = with_sections(job, evaluate=job.config.evaluate.model_copy(update={"ks": [1]}))
     assert set(means(ALONE, first_only)) == {metric.value_name(1) for metric in METRICS if metric.of_users is not None}
+
+
+def write_parts(world: World, job: Job, folder: Path) -> None:
+    manifest = read_manifest(job.dataset_dir)
+    model: Any = Walk(manifest.num_item_rows)
+    events = read_vocabulary(job.dataset_dir, manifest).train_events
+    assert isinstance(job.config.model, NextItemConfig)
+    evaluate = job.config.evaluate.model_copy(update={"baselines": ["popularity"]})
+    baselines = build_baselines(
+        job.dataset_dir, manifest, events, job.config.model, evaluate, unknown=False, world=world
+    )
+    write_user_rows(evaluator_of(job, world), model, baselines, folder, lambda done, total: None)
+
+
+def test_no_metric_depends_on_ranks_and_batches_and_all_equal_those_of_torchmetrics(
+    rank_pool: RankPool, tmp_path: Path
+) -> None:
+    job = job_in(tmp_path)
+    manifest = read_manifest(job.dataset_dir)
+    events = read_vocabulary(job.dataset_dir, manifest).train_events
+    similarity = read_similarity(job.dataset_dir, manifest, events.size)
+    results = []
+    for world_size, batch_size in ((1, 512), (1, 5), (2, 16), (4, 7)):
+        parts = tmp_path / f"parts-{world_size}-{batch_size}"
+        of_size = with_sections(job, evaluate=job.config.evaluate.model_copy(update={"batch_size": batch_size}))
+        rank_pool.run(world_size, write_parts, of_size, parts)
+        merged = merge_parts(parts)
+        results.append(
+            summarize(merged, "test", "step", job.config.evaluate, manifest, events, similarity=similarity)[0]
+        )
+    assert all(other == results[0] for other in results[1:])
+    assert {name.partition("@")[0] for name in results[0].metrics} == {metric.name for metric in METRICS}
+
+    # The same predictions as scores: the place of each user's target counted from the end of the catalogue.
+    ranks = torch.tensor([row[0] for row in merged.column("ranks").to_pylist()])
+    places = torch.arange(1, events.size + 1).repeat(len(ranks), 1)
+    preds, target, indexes = (
+        -places.float(),
+        places == ranks[:, None],
+        torch.arange(len(ranks))[:, None].expand_as(places),
+    )
+    for k in KS:
+        for name, of_library in (
+            ("hr", RetrievalHitRate),
+            ("ndcg", RetrievalNormalizedDCG),
+            ("recall", RetrievalRecall),
+            ("precision", RetrievalPrecision),
+            ("map", RetrievalMAP),
+        ):
+            value = of_library(top_k=k)(preds.flatten(), target.flatten(), indexes=indexes.flatten()).item()
+            assert results[0].metrics[f"{name}@{k}"] == pytest.approx(value, rel=1e-5), name
+    value = RetrievalMRR()(preds.flatten(), target.flatten(), indexes=indexes.flatten()).item()
+    assert results[0].metrics["mrr"] == pytest.approx(value, rel=1e-5)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from sharding.world import World
-from tests.trainer.evaluation.ranking.scored import plain_auc
-from trainer.evaluation.next_item.metrics import means, user_metrics
+from tests.trainer.evaluation.next_item.values import EVENTS, mean_values, values_of
+from tests.trainer.evaluation.ranking.scored import plain_auc, plain_average_precision
 from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
-from trainer.evaluation.ranking.judged import Judged, auc_of, auc_of_users, count_scores, sums_of
+from trainer.evaluation.ranking.judged import Judged, areas_of, auc_of_users, count_scores, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
 
 KS = [1, 2, 5, 50]
-AT_K = ("hr", "ndcg", "recall", "map")
+AT_K = ("hr", "ndcg", "recall", "precision", "map", "debiased_ndcg")
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -52,7 +52,7 @@ def metrics_of_histories(histories: Histories, mask_seen: bool) -> dict[str, np.
         query = Query(torch.ones(1, 1), *packed([seen]), *packed([own]))
         shard = ItemShard(torch.from_numpy(user)[:, None], first_id=1)
         ranks.append(rank_items(query, shard, 0, mask_seen, 3, ALONE).target_ranks)
-    return user_metrics(targets, np.concatenate(ranks), offsets, KS)
+    return values_of(targets, np.concatenate(ranks), offsets, KS)
 
 
 def plain_metrics_of(scores: np.ndarray, seen: list[int], targets: list[int], mask_seen: bool, k: int) -> list[float]:
@@ -66,6 +66,13 @@ def plain_metrics_of(scores: np.ndarray, seen: list[int], targets: list[int], ma
     known = {target for target in targets if target != 0}
     num_relevant = len(known) + targets.count(0)  # unknown items cannot be distinguished
     places = [place for place, item in enumerate(listed, start=1) if item in known]
+    weights = [1 / math.sqrt(EVENTS[item - 1]) if item else 1.0 for item in [*sorted(known), *[0] * targets.count(0)]]
+    weighted = math.fsum(
+        1 / math.sqrt(EVENTS[item - 1]) / math.log2(place + 1)
+        for place, item in enumerate(listed[:k], start=1)
+        if item in known
+    )
+    best = math.fsum(w / math.log2(place + 1) for place, w in enumerate(sorted(weights, reverse=True)[:k], start=1))
     gain = math.fsum(1 / math.log2(place + 1) for place in places if place <= k)
     ideal = math.fsum(1 / math.log2(place + 1) for place in range(1, min(k, num_relevant) + 1))
     precisions = [number / place for number, place in enumerate(places, start=1) if place <= k]
@@ -73,7 +80,9 @@ def plain_metrics_of(scores: np.ndarray, seen: list[int], targets: list[int], ma
         float(any(place <= k for place in places)),
         gain / ideal,
         len(precisions) / num_relevant,
+        len(precisions) / k,
         math.fsum(precisions) / num_relevant,
+        weighted / best,
         1 / places[0] if places else 0.0,
     ]
 
@@ -93,11 +102,11 @@ def test_metrics_of_the_next_item_equal_brute_force_and_never_leave_their_range(
         for name, values in columns.items():
             assert values.min() >= 0.0, (seed, name)
             assert values.max() <= 1.0, (seed, name)
-        assert all(0.0 <= value <= 1.0 for value in means(columns).values())
+        assert all(0.0 <= value <= 1.0 for value in mean_values(columns).values())
 
 
 def test_an_item_that_repeats_among_the_targets_is_found_once():
-    columns = user_metrics(np.asarray([7, 7, 7, 4, 4]), np.asarray([1, 1, 1, 3, 3]), np.asarray([0, 3, 5]), [1, 5])
+    columns = values_of(np.asarray([7, 7, 7, 4, 4]), np.asarray([1, 1, 1, 3, 3]), np.asarray([0, 3, 5]), [1, 5])
     assert columns["ndcg@1"].tolist() == [1.0, 0.0]
     assert columns["ndcg@5"].tolist() == [1.0, 0.5]
     assert columns["hr@1"].tolist() == columns["recall@1"].tolist() == columns["map@1"].tolist() == [1.0, 0.0]
@@ -108,7 +117,7 @@ def test_an_item_that_repeats_among_the_targets_is_found_once():
 
 def test_a_seen_item_that_repeats_is_missed_once():
     """Rank 0 of item 5 twice, which was masked: one relevant item of two was found."""
-    columns = user_metrics(np.asarray([5, 5, 2]), np.asarray([0, 0, 1]), np.asarray([0, 3]), [10])
+    columns = values_of(np.asarray([5, 5, 2]), np.asarray([0, 0, 1]), np.asarray([0, 3]), [10])
     assert columns["ndcg@10"][0] == pytest.approx(1.0 / (1.0 + 1 / math.log2(3)))
     assert columns["recall@10"][0] == columns["map@10"][0] == 0.5
 
@@ -117,7 +126,7 @@ def test_a_perfect_list_of_any_length_and_order_has_exactly_one():
     random = np.random.default_rng(3)
     for count in range(1, 200, 7):
         ranks = random.permutation(count) + 1
-        columns = user_metrics(ranks, ranks, np.asarray([0, count]), [count, 1000])
+        columns = values_of(ranks, ranks, np.asarray([0, count]), [count, 1000])
         for name in ("ndcg", "recall", "map"):
             assert columns[f"{name}@{count}"][0] == columns[f"{name}@1000"][0] == 1.0
 
@@ -161,6 +170,7 @@ def plain_metrics_of_impressions(judged: Judged) -> dict[str, float]:
     ]
     return {
         "auc": plain_auc(ordered),
+        "pr_auc": plain_average_precision(ordered),
         "gauc": sum(auc * weight for auc, weight in aucs) / sum(weight for _, weight in aucs) if aucs else math.nan,
         "logloss": logloss,
         "ne": logloss / spread,
@@ -171,14 +181,14 @@ def plain_metrics_of_impressions(judged: Judged) -> dict[str, float]:
 def test_metrics_of_impressions_equal_brute_force_and_never_leave_their_range():
     for seed in range(300):
         judged = random_impressions(seed)
-        actual = metrics_of(sums_of(judged), auc_of(count_scores(judged)))
+        actual = metrics_of(sums_of(judged), areas_of(count_scores(judged)))
         expected = plain_metrics_of_impressions(judged)
         assert actual.keys() == expected.keys()
         for name, value in expected.items():
             assert actual[name] == pytest.approx(value, rel=1e-8, abs=1e-8, nan_ok=True), (seed, name)
             if not math.isnan(value):
                 assert actual[name] >= 0.0, (seed, name)
-                assert actual[name] <= (1.0 if name in ("auc", "gauc") else math.inf), (seed, name)
+                assert actual[name] <= (1.0 if name in ("auc", "pr_auc", "gauc") else math.inf), (seed, name)
         of_users = auc_of_users(judged).auc
         assert np.nanmax(of_users, initial=0.0) <= 1.0, seed
         assert np.nanmin(of_users, initial=1.0) >= 0.0, seed

@@ -28,12 +28,16 @@ from trainer.evaluation.next_item.baselines.order import ItemOrder
 from trainer.evaluation.next_item.baselines.popularity import ListBaseline
 from trainer.evaluation.next_item.evaluate import make_evaluator, write_user_rows
 from trainer.evaluation.next_item.results import Results, examples_of, merge_parts, read_target_ranks, summarize
+from trainer.evaluation.next_item.similarity import similarity_of_categories
+from trainer.evaluation.next_item.user_values import UserValues
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 NUM_ITEMS = 10
 CONFIG = EvaluateConfig(ks=[1, 3], batch_size=7)
 ITEMS = pa.array([f"film {letter}" for letter in "ABCDEFGHIJ"])  # film A is id 1
 TRAIN_EVENTS = np.asarray([40, 30, 10, 8, 5, 3, 2, 1, 1, 0])
+# Items of odd and even numbers have a category each, and item 1 has both.
+SIMILARITY = similarity_of_categories([(np.asarray([1, *range(1, 11)]), np.asarray([0, *np.arange(1, 11) % 2]))], 11)
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,14 @@ def write_part(folder: Path, rank: int, users: list[User]) -> None:
     pq.write_table(table, folder / f"rank-{rank}.parquet")
 
 
-def summary(folder: Path, shares: list[list[User]]) -> tuple[Results, dict[str, np.ndarray], pa.Table]:
+def summary(folder: Path, shares: list[list[User]]) -> tuple[Results, dict[str, UserValues], pa.Table]:
     for rank, users in enumerate(shares):
         write_part(folder / "parts", rank, users)
     merged = merge_parts(folder / "parts")
-    results, columns = summarize(merged, "test", "step_000000007", CONFIG, manifest_of(NUM_ITEMS), TRAIN_EVENTS)
+    manifest = manifest_of(NUM_ITEMS)
+    results, columns = summarize(
+        merged, "test", "step_000000007", CONFIG, manifest, TRAIN_EVENTS, similarity=SIMILARITY
+    )
     return results, columns, merged
 
 
@@ -103,7 +110,7 @@ def test_the_numbers_by_hand(tmp_path):
     results, columns, _ = summary(tmp_path, [USERS])
     assert (results.task, results.split, results.checkpoint) == ("next_item", "test", "step_000000007")
     assert (results.num_users, results.num_targets, results.num_targets_not_rankable) == (8, 11, 2)
-    assert columns["hr@1"].tolist() == [1, 0, 0, 0, 0, 1, 0, 0]
+    assert columns["hr@1"].values.tolist() == [1, 0, 0, 0, 0, 1, 0, 0]
     assert results.metrics["hr@1"] == 2 / 8
     assert results.metrics["hr@3"] == 5 / 8
     assert results.metrics["mrr"] == pytest.approx((1 + 1 / 3 + 1 / 2 + 0 + 1 / 4 + 1 + 1 / 2 + 1 / 7) / 8)
@@ -123,16 +130,32 @@ def test_coverage_is_the_share_of_the_catalogue_in_somebodys_list(tmp_path):
 
 def test_intervals_belong_to_metrics_over_users(tmp_path):
     results, columns, _ = summary(tmp_path, [USERS])
-    assert results.ci95.keys() == columns.keys() == results.metrics.keys() - {"coverage@1", "coverage@3"}
-    assert results.baselines_ci95["popularity"].keys() == columns.keys()
-    assert results.ci95["mrr"] == pytest.approx(mean_interval(columns["mrr"], SHARE))
+    assert results.ci95.keys() == results.metrics.keys() == columns.keys() | {"coverage@1", "coverage@3"}
+    assert results.baselines_ci95["popularity"].keys() == results.ci95.keys()
+    assert results.ci95["mrr"] == pytest.approx(mean_interval(columns["mrr"].values, SHARE))
+    for name, (low, high) in results.ci95.items():
+        assert low <= results.metrics[name] <= high, name
+
+
+def test_metrics_of_lists_are_those_of_the_lists(tmp_path):
+    results, columns, _ = summary(tmp_path, [USERS])
+    events = [TRAIN_EVENTS[np.asarray(user.top)[np.asarray(user.top) > 0] - 1] for user in USERS]
+    assert columns["arp@3"].values.tolist() == pytest.approx([own.mean() for own in events])
+    assert results.metrics["novelty@3"] == pytest.approx(np.mean([-np.log2(own / 100).mean() for own in events]))
+    assert results.baselines["popularity"]["arp@1"] == 40.0
+    # Item 1 shares one of its two categories with each other item; odd and even items share none.
+    near = 1 - 1 / np.sqrt(2)
+    both = (2 * near + 1) / 3
+    assert columns["ild@3"].values[:6].tolist() == pytest.approx([both, both, both, near, both, both])
+    assert "ild@1" not in results.metrics
+    assert results.protocol["item_similarity"] == "categories of the items"
 
 
 def test_slices_by_history_length_are_quartiles(tmp_path):
     results, columns, _ = summary(tmp_path, [USERS])
     slices = slices_of(results, "history_length")
     assert {value: entry["num_users"] for value, entry in slices.items()} == {"1-2": 2, "3-4": 2, "5-6": 2, "7-8": 2}
-    assert slices["5-6"]["metrics"]["mrr"] == pytest.approx(columns["mrr"][4:6].mean())
+    assert slices["5-6"]["metrics"]["mrr"] == pytest.approx(columns["mrr"].values[4:6].mean())
     assert slices["5-6"]["ci95"].keys() == columns.keys()
 
 
@@ -141,8 +164,8 @@ def test_slices_by_popularity_go_by_the_first_target(tmp_path):
     results, columns, _ = summary(tmp_path, [USERS])
     slices = slices_of(results, "target_popularity")
     assert {value: entry["num_users"] for value, entry in slices.items()} == {"head": 2, "middle": 1, "tail": 5}
-    assert slices["head"]["metrics"]["mrr"] == pytest.approx(columns["mrr"][[0, 6]].mean())
-    assert slices["middle"]["metrics"]["mrr"] == pytest.approx(columns["mrr"][1])
+    assert slices["head"]["metrics"]["mrr"] == pytest.approx(columns["mrr"].values[[0, 6]].mean())
+    assert slices["middle"]["metrics"]["mrr"] == pytest.approx(columns["mrr"].values[1])
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -187,7 +210,7 @@ def test_how_ranks_shared_the_users_changes_no_bit(tmp_path, shares):
     shared, shared_columns, shared_table = summary(tmp_path / "shared", shares)
     assert shared == alone
     assert shared_table.to_pylist() == table.to_pylist()
-    assert all((shared_columns[name] == values).all() for name, values in columns.items())
+    assert all((shared_columns[name].values == values.values).all() for name, values in columns.items())
 
 
 @pytest.mark.parametrize("shares", [[], [[]], [[], []]])
@@ -216,7 +239,7 @@ def test_the_files_hold_the_results_and_the_logs_own_ids(tmp_path):
     assert table[3]["top_items"] == ["film A", "film B", None]
     assert [row["history_length"] for row in table] == [user.history_length for user in USERS]
     for name, expected in columns.items():
-        assert [row[name] for row in table] == expected.tolist()
+        assert [row[name] for row in table] == expected.shares.tolist()
     assert not (tmp_path / "parts").exists()
 
 
@@ -305,7 +328,9 @@ def test_an_evaluation_from_files_to_files(tmp_path):
             assert row["top_items"][0] == expected
             hits += target == expected
     assert results.metrics["hr@1"] * len(table) >= hits > 10
-    assert evaluator.mean_metrics(model) == pytest.approx({name: results.metrics[name] for name in columns})
+    while_training = evaluator.mean_metrics(model)
+    assert while_training == pytest.approx({name: results.metrics[name] for name in while_training})
+    assert columns.keys() - while_training.keys() == {f"{name}@{k}" for name in ("novelty", "arp") for k in (1, 3)}
 
     by_user = {str(row["user"]): row for row in table}
     users = examples_of(merged, "test", tmp_path / "dataset", manifest, None, vocabulary.values)

@@ -35,6 +35,16 @@ def plain_auc(judged: Judged) -> float:
     return won / (won + lost) if won + lost else math.nan
 
 
+def plain_average_precision(judged: Judged) -> float:
+    """Positive by positive: the share of positives among the impressions with at least its score."""
+    total = judged.weight[judged.positive].sum()
+    mean = 0.0
+    for score, weight in zip(judged.scores[judged.positive], judged.weight[judged.positive], strict=True):
+        above = judged.scores >= score
+        mean += weight / total * judged.weight[above & judged.positive].sum() / judged.weight[above].sum()
+    return mean if total else math.nan
+
+
 def plain_metrics(judged: Judged) -> dict[str, float]:
     """By their definitions."""
     weighted, total = 0.0, 0.0
@@ -50,6 +60,7 @@ def plain_metrics(judged: Judged) -> dict[str, float]:
     spread = -rate * np.log(rate) - (1 - rate) * np.log(1 - rate)
     return {
         "auc": plain_auc(judged),
+        "pr_auc": plain_average_precision(judged),
         "gauc": weighted / total,
         "logloss": logloss,
         "ne": logloss / spread,

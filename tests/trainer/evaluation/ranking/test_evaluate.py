@@ -1,6 +1,7 @@
 """Evaluation by ranks: the metrics of the plain definitions over all impressions, at any number of ranks."""
 
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,8 @@ from tests.trainer.evaluation.ranking.worlds import (
     write_world,
 )
 from trainer.data.dataset.manifest import Manifest
-from trainer.evaluation.ranking.evaluate import auc_over_ranks, write_scores
-from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores
+from trainer.evaluation.ranking.evaluate import areas_over_ranks, write_scores
+from trainer.evaluation.ranking.judged import Areas, Judged, areas_of, count_scores
 from trainer.evaluation.ranking.metrics import METRICS
 from trainer.evaluation.ranking.names import PRIOR_IMPRESSIONS
 
@@ -124,12 +125,12 @@ def test_metrics_are_bit_for_bit_the_same_at_any_number_of_ranks(world, rank_poo
         assert found == alone
 
 
-def _auc_of_share(world: World, judged: Judged, share_of: np.ndarray) -> float:
-    return auc_over_ranks(count_scores(judged.take(share_of == world.rank)), world)
+def _areas_of_share(world: World, judged: Judged, share_of: np.ndarray) -> Areas:
+    return areas_over_ranks(count_scores(judged.take(share_of == world.rank)), world)
 
 
 @pytest.mark.parametrize("kind", ["many", "few levels", "all alike", "one rank has all", "positives only", "none"])
-def test_auc_over_ranks_is_exact_however_scores_are_spread(rank_pool: RankPool, kind):
+def test_areas_over_ranks_is_exact_however_scores_are_spread(rank_pool: RankPool, kind):
     levels = {"few levels": 3, "many": None}.get(kind, 12)
     judged = random_judged(9, count=2000, levels=levels)
     share_of = np.random.default_rng(1).integers(0, 3, judged.user.size)
@@ -142,9 +143,9 @@ def test_auc_over_ranks_is_exact_however_scores_are_spread(rank_pool: RankPool, 
         share_of = share_of[: judged.user.size]
     elif kind == "none":
         judged, share_of = judged.take(np.zeros(0, np.int64)), share_of[:0]
-    expected = auc_of(count_scores(judged))
-    for found in rank_pool.run(3, _auc_of_share, judged, share_of):
-        assert found == pytest.approx(expected, abs=0, nan_ok=True)
+    expected = astuple(areas_of(count_scores(judged)))
+    for found in rank_pool.run(3, _areas_of_share, judged, share_of):
+        assert astuple(found) == pytest.approx(expected, abs=0, rel=0, nan_ok=True)
 
 
 # Parts

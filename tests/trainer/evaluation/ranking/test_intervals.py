@@ -6,17 +6,17 @@ import pytest
 from tests.trainer.evaluation.ranking.scored import random_judged
 from trainer.evaluation.confidence import wilson
 from trainer.evaluation.ranking.intervals import intervals_of, standard_errors
-from trainer.evaluation.ranking.judged import Judged, auc_of, count_scores, sums_of
+from trainer.evaluation.ranking.judged import Judged, areas_of, count_scores, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
 
 
 def metrics_and_intervals(judged: Judged) -> tuple[dict[str, float], dict[str, list[float]]]:
-    metrics = metrics_of(sums_of(judged), auc_of(count_scores(judged)))
+    metrics = metrics_of(sums_of(judged), areas_of(count_scores(judged)))
     return metrics, intervals_of(judged, metrics)
 
 
 def errors_of(judged: Judged) -> dict[str, float]:
-    return standard_errors(judged, metrics_of(sums_of(judged), auc_of(count_scores(judged))))
+    return standard_errors(judged, metrics_of(sums_of(judged), areas_of(count_scores(judged))))
 
 
 def delong_error(judged: Judged) -> float:
@@ -71,10 +71,10 @@ def test_intervals_are_as_wide_as_metrics_differ_between_samples_of_users():
 def test_a_metric_without_a_value_has_no_interval():
     judged = Judged(np.asarray([0, 1, 1]), np.zeros(3), np.ones(3, bool), np.ones(3))
     metrics, intervals = metrics_and_intervals(judged)
-    assert set(intervals) == {"logloss", "calibration"}
+    assert set(intervals) == {"pr_auc", "logloss", "calibration"}
     assert intervals["calibration"] == [metrics["calibration"]] * 2  # both users have the same
     empty = Judged(*(np.zeros(0) for _ in range(4)))
-    assert intervals_of(empty, metrics_of(sums_of(empty), float("nan"))) == {}
+    assert intervals_of(empty, metrics_of(sums_of(empty), areas_of(count_scores(empty)))) == {}
 
 
 def test_bounds_of_a_rate():

@@ -6,17 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torchmetrics.classification import BinaryAUROC
+from torchmetrics.classification import BinaryAUROC, BinaryAveragePrecision
 
 from tests.trainer.evaluation.ranking.scored import plain_auc, plain_metrics, random_judged
 from trainer.evaluation.ranking.judged import (
     Judged,
     Sums,
-    auc_of,
+    areas_of,
     auc_of_users,
     count_scores,
     merge_counts,
     pairs_in_order,
+    precision_sum,
     sums_of,
 )
 from trainer.evaluation.ranking.metrics import METRICS, metrics_of
@@ -27,7 +28,7 @@ NAMES = [metric.name for metric in METRICS]
 
 
 def all_metrics(judged: Judged) -> dict[str, float]:
-    return metrics_of(sums_of(judged), auc_of(count_scores(judged)))
+    return metrics_of(sums_of(judged), areas_of(count_scores(judged)))
 
 
 def judged_of(scores: list[float], positive: list[int], user: list[int] | None = None) -> Judged:
@@ -52,7 +53,7 @@ def test_metrics_equal_their_definitions(seed, negative_weight, levels):
 
 @pytest.mark.parametrize("levels", [3, 40, None])
 @pytest.mark.parametrize("negative_weight", [1.0, 4.0])
-def test_auc_and_log_loss_equal_those_of_scikit_learn(levels, negative_weight):
+def test_areas_and_log_loss_equal_those_of_scikit_learn(levels, negative_weight):
     theirs = pytest.importorskip("sklearn.metrics", reason="scikit-learn is among requirements/dev.txt")
     judged = random_judged(7, count=5000, levels=levels, negative_weight=negative_weight)
     found = all_metrics(judged)
@@ -60,6 +61,8 @@ def test_auc_and_log_loss_equal_those_of_scikit_learn(levels, negative_weight):
     assert found["auc"] == pytest.approx(
         theirs.roc_auc_score(judged.positive, judged.scores, sample_weight=weights), rel=1e-12
     )
+    precision = theirs.average_precision_score(judged.positive, judged.scores, sample_weight=weights)
+    assert found["pr_auc"] == pytest.approx(precision, rel=1e-9)
     assert found["logloss"] == pytest.approx(theirs.log_loss(judged.positive, chance, sample_weight=weights), rel=1e-9)
     by_user = auc_of_users(judged)
     for user, auc in zip(by_user.user, by_user.auc, strict=True):
@@ -68,10 +71,14 @@ def test_auc_and_log_loss_equal_those_of_scikit_learn(levels, negative_weight):
             assert auc == pytest.approx(theirs.roc_auc_score(own.positive, own.scores, sample_weight=own.weight))
 
 
-def test_auc_equals_that_of_torchmetrics():
+def test_areas_equal_those_of_torchmetrics():
     judged = random_judged(3, count=2000, levels=30)
-    theirs = BinaryAUROC()(torch.from_numpy(judged.scores).sigmoid(), torch.from_numpy(judged.positive).long())
-    assert all_metrics(judged)["auc"] == pytest.approx(theirs.item(), abs=1e-6)
+    found, arguments = (
+        all_metrics(judged),
+        (torch.from_numpy(judged.scores).sigmoid(), torch.from_numpy(judged.positive).long()),
+    )
+    assert found["auc"] == pytest.approx(BinaryAUROC()(*arguments).item(), abs=1e-6)
+    assert found["pr_auc"] == pytest.approx(BinaryAveragePrecision()(*arguments).item(), abs=1e-6)
 
 
 def test_by_hand():
@@ -79,6 +86,7 @@ def test_by_hand():
     found = all_metrics(judged_of([2, 0, 1, 1, 0, -1], [1, 0, 1, 0, 0, 0], [1, 1, 2, 2, 2, 3]))
     assert found["gauc"] == pytest.approx((2 * 1.0 + 3 * 0.75) / 5)
     assert found["auc"] == pytest.approx((4 + 3.5) / 8)
+    assert found["pr_auc"] == pytest.approx((1 / 1 + 2 / 3) / 2), "the second positive ties with a negative"
     chances = [1 / (1 + math.exp(-z)) for z in (2, 0, 1, 1, 0, -1)]
     assert found["calibration"] == pytest.approx(sum(chances) / 2)
 
@@ -99,7 +107,7 @@ def test_who_predicts_the_mean_has_an_ne_of_one():
     ("judged", "undefined"),
     [
         (judged_of([], []), set(NAMES)),
-        (judged_of([1.0, 2.0], [0, 0]), {"auc", "gauc", "ne", "calibration"}),
+        (judged_of([1.0, 2.0], [0, 0]), {"auc", "pr_auc", "gauc", "ne", "calibration"}),
         (judged_of([1.0, 2.0], [1, 1]), {"auc", "gauc", "ne"}),
         (judged_of([1.0, 2.0], [0, 1], [0, 1]), {"gauc"}),
     ],
@@ -133,15 +141,17 @@ def test_shares_added_up_are_bit_for_bit_the_whole(seed, num_shares):
     sums = sum((sums_of(share) for share in shares), Sums())
     assert sums == sums_of(judged)
     counts = merge_counts(count_scores(share) for share in shares)
-    assert metrics_of(sums, auc_of(counts)) == all_metrics(judged)
+    assert metrics_of(sums, areas_of(counts)) == all_metrics(judged)
 
 
-def test_pairs_are_counted_range_by_range():
+def test_pairs_are_counted_and_precisions_summed_range_by_range():
     judged = random_judged(4, levels=9)
     whole = count_scores(judged)
     low = count_scores(judged.take(judged.scores < 0.2))
     high = count_scores(judged.take(judged.scores >= 0.2))
     assert pairs_in_order(low) + pairs_in_order(high, low.negatives.sum()) == pairs_in_order(whole)
+    of_low = precision_sum(low, high.positives.sum(), high.negatives.sum())
+    assert of_low + precision_sum(high) == precision_sum(whole)
 
 
 def test_the_order_of_impressions_does_not_matter():
@@ -155,6 +165,7 @@ def test_a_monotonic_change_of_scores_does_not_change_auc():
     changed = replace(judged, scores=np.exp(judged.scores / 3) - 7)
     before, after = all_metrics(judged), all_metrics(changed)
     assert (after["auc"], after["gauc"]) == (before["auc"], before["gauc"])
+    assert after["pr_auc"] == before["pr_auc"]
     assert after["logloss"] != before["logloss"]
 
 
@@ -173,4 +184,4 @@ def test_names():
     assert name_of("gauc", "is_like", ("is_click", "is_like")) == "gauc/is_like"
     assert larger_is_better("gauc/is_like")
     assert not larger_is_better("logloss")
-    assert NAMES == ["auc", "gauc", "logloss", "ne", "calibration"]
+    assert NAMES == ["auc", "pr_auc", "gauc", "logloss", "ne", "calibration"]
