@@ -23,6 +23,7 @@ from benchmarks import (
     preparing,
     ranking,
     scoring,
+    serving,
     sharded_lookup,
     streaming,
     training,
@@ -43,6 +44,7 @@ SECTIONS = (
     "attention",
     "objectives",
     "ranking",
+    "serving",
     "score",
     "lookup",
     "bags",
@@ -154,9 +156,11 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         comparisons += objectives.compare(turns)
     if "ranking" in only:
         comparisons += ranking.compare(turns)
+    if "serving" in only:
+        comparisons += serving.compare(turns)
     if "score" in only:
         comparisons += scoring.compare(turns)
-    if not set(only) - {"ids", "plan", "attention", "objectives", "ranking", "score"}:
+    if not set(only) - {"ids", "plan", "attention", "objectives", "ranking", "serving", "score"}:
         return comparisons
     config = _config(folder, num_workers=1)
     with ray_session(config.cluster):

@@ -8,18 +8,22 @@ The functions do what the commands of the same name do, with the same results an
 Importing this package imports neither torch nor ray. docs/python.md is the guide.
 
 Files:
-    commands.py     the functions run, prepare, train, evaluate and recommend
-    comparisons.py  the function compare
-    config.py       settings of a run, from a file or a dictionary
-    events.py       events that report the progress of a command
-    given.py        values that a caller gives to a model, as Arrow
-    model.py        loads a trained model into this process
-    ranker.py       a ranker in this process: probabilities, recommendations among candidates
-    recommender.py  a next-item model in this process: recommendations, scores, vectors
-    results.py      results of commands, as values
-    runs.py         runs on disk: stages, metrics, checkpoints
-    trained.py      base of trained models of both tasks
-    view.py         relays what the driver reports to a listener
+    commands.py              the functions run, prepare, train, evaluate and recommend
+    comparisons.py           the function compare
+    config.py                settings of a run, from a file or a dictionary
+    events.py                events that report the progress of a command
+    exported.py              exports of trained models: writing and loading them
+    exported_model.py        an exported model of either task
+    exported_ranker.py       an exported ranker
+    exported_recommender.py  an exported next-item model
+    given.py                 values that a caller gives to a model, as Arrow
+    model.py                 loads a trained model into this process
+    ranker.py                a ranker in this process: probabilities, recommendations among candidates
+    recommender.py           a next-item model in this process: recommendations, scores, vectors
+    results.py               results of commands, as values
+    runs.py                  runs on disk: stages, metrics, checkpoints
+    trained.py               base of trained models of both tasks
+    view.py                  relays what the driver reports to a listener
 """
 
 from cluster import __version__
@@ -40,6 +44,9 @@ from shoal.events import (
     Validation,
     WarningRaised,
 )
+from shoal.exported import export, load_export
+from shoal.exported_ranker import ExportedRanker
+from shoal.exported_recommender import ExportedRecommender
 from shoal.model import load
 from shoal.ranker import ImpressionRanker
 from shoal.recommender import NextItemRecommender
@@ -57,6 +64,8 @@ __all__ = [
     "Difference",
     "Evaluation",
     "Event",
+    "ExportedRanker",
+    "ExportedRecommender",
     "ImpressionRanker",
     "Message",
     "Metric",
@@ -78,7 +87,9 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "export",
     "load",
+    "load_export",
     "prepare",
     "recommend",
     "run",

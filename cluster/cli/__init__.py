@@ -9,6 +9,7 @@ Files:
     convert.py      `shoal convert`
     doctor.py       `shoal doctor`
     evaluate.py     `shoal evaluate`
+    export.py       `shoal export`
     options.py      arguments, options and output that commands share
     plan.py         `shoal plan`
     prepare.py      `shoal prepare`

@@ -21,6 +21,7 @@ from cluster.cli.compare import compare
 from cluster.cli.convert import convert
 from cluster.cli.doctor import doctor
 from cluster.cli.evaluate import evaluate
+from cluster.cli.export import export
 from cluster.cli.plan import plan
 from cluster.cli.prepare import prepare
 from cluster.cli.recommend import recommend
@@ -36,7 +37,7 @@ from trainer.errors import UserError
 
 # The order of --help: what a new user needs first.
 ORDER = (
-    *("run", "prepare", "train", "evaluate", "compare", "recommend", "plan", "study", "submit", "status"),
+    *("run", "prepare", "train", "evaluate", "compare", "recommend", "export", "plan", "study", "submit", "status"),
     *("checkpoint", "convert", "synth", "doctor"),
 )
 
@@ -74,6 +75,7 @@ for _command in (
     evaluate,
     compare,
     recommend,
+    export,
     plan,
     study,
     submit,

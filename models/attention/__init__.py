@@ -18,4 +18,5 @@ Files:
     target.py           target attention: a candidate attends to its history
     terms.py            inputs of the paths besides queries, keys and values
     tiled.py            attention of any form, a cache-sized tile of scores at a time
+    traceable.py        layouts from which torch.export can trace a program
 """

@@ -19,7 +19,7 @@ from models.attention.candidates import CandidateBlock, CandidateContext
 from models.attention.continued import ContinuedContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.terms import Attended, AttentionTerms
-from models.attention.tiled import are_kept, tiled_attention
+from models.attention.tiled import are_kept, tiled_attention, whole_attention
 from models.batches.jagged import JaggedLayout, padded, unpadded
 
 
@@ -144,9 +144,14 @@ def _in_tiles(
         _rows(packed, [block.query_gather for block in blocks], layout) for packed in (query_NHK, *own)
     )
     keys, values = (_rows(packed, [block.key_gather for block in blocks], layout) for packed in (key_NGK, value_NGV))
-    keep = are_kept(blocks, query_NHK.shape[1], parts)
+    keep = not context.layout.traceable and are_kept(blocks, query_NHK.shape[1], parts)
     for block, query, key, value, *own_rows in zip(blocks, queries, keys, values, *own_parts, strict=True):
         ages = context.ages(block, parts.time.form) if parts.time is not None else None  # type: ignore[arg-type]
+        if context.layout.traceable:
+            outputs.append(
+                whole_attention(query, key, value, block, ages, parts, tuple(own_rows)).permute(0, 3, 1, 2, 4)
+            )
+            continue
         attended, penalty_of_block = tiled_attention(query, key, value, block, ages, parts, tuple(own_rows), keep)
         outputs.append(attended.permute(0, 3, 1, 2, 4))
         penalty = penalty + penalty_of_block

@@ -119,7 +119,7 @@ class AttentionContext:
 
         A reach beyond the longest history of the batch has no effect.
         """
-        if self.reach is None or self.reach >= self.longest:
+        if self.reach is None or (not self.layout.traceable and self.reach >= self.longest):
             return config.window
         assert not config.num_global, "events seen from everywhere are within no reach"
         return self.reach if config.window is None else min(config.window, self.reach)
@@ -160,7 +160,7 @@ def _blocks(context: AttentionContext, config: AttentionConfig, window: int | No
     if context.outputs == "last":
         blocks = [_last_of(bucket, layout.last, config, window) for bucket in layout.buckets]
     # A window of half of the longest history saves nothing: its rows would have the same length.
-    elif window is None or context.longest <= 2 * window:
+    elif window is None or layout.traceable or context.longest <= 2 * window:
         blocks = [_whole(bucket, config, window) for bucket in layout.buckets]
     else:
         blocks = [_windowed(layout, config, window)]

@@ -38,7 +38,7 @@ class CandidateBlock:
     key_place: Tensor  # (R, K), place in the history, NO_KEY for padding
     scatter: Tensor  # (n,), candidates that are queries here
     block_index: Tensor  # (n,), their places in the flat block
-    num_keys: tuple[int, ...]  # of each row, on the host, ascending
+    num_keys: tuple[int, ...]  # of each row, on the host, ascending; a single one if all rows have as many
     reach: int
     window: int | None = None
     num_global: int = 0
@@ -46,7 +46,7 @@ class CandidateBlock:
 
     def last_key(self, rows: slice, queries: slice) -> int:
         """Return the number of keys that some rows and queries need."""
-        return self.num_keys[int(rows.stop) - 1]
+        return self.num_keys[int(rows.stop) - 1 if len(self.num_keys) > 1 else 0]
 
     def pairs(self, rows: slice, queries: slice, stop: int) -> tuple[Tensor, Tensor]:
         """Return (distance, visible) of some rows and queries, and the keys before `stop`, (r, q, stop) each.
@@ -89,10 +89,11 @@ class CandidateLayout:
     history_end: Tensor  # (M,) int64, number of its events before the candidate
     reach: int  # number of events, the most recent ones, that a candidate sees at most
     blocks: tuple[CandidateBlock, ...]
+    traceable: bool = False  # one block, from which torch.export can trace a program (models.attention.traceable)
 
     @property
     def num_candidates(self) -> int:
-        return int(self.history.numel())
+        return self.history.numel()
 
     def to(self, device: torch.device) -> "CandidateLayout":
         return CandidateLayout(
@@ -244,7 +245,7 @@ class CandidateContext:
             place,
             number,
             number,
-            number.numel() * (place.shape[1],),
+            (place.shape[1],),
             layout.reach,
         )
         return replace(self, layout=replace(layout, blocks=(block,)), _blocks={}, _ages={})

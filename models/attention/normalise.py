@@ -114,9 +114,9 @@ def _above_threshold(
 
     On a CPU a sort takes ten times as long as the few rounds of Newton's method. The method starts from below, where the
     weights are too large. The function is convex and decreasing, so no round overshoots its root. On a GPU the rows are sorted,
-    since a test for convergence would wait for the device.
+    since a test for convergence would wait for the device, and so they are in a traced program, which cannot test.
     """
-    if shifted.device.type != "cpu":
+    if shifted.device.type != "cpu" or torch.compiler.is_exporting():
         return (shifted - by_sorting(shifted)).clamp_(min=0)
     exact = shifted if shifted.dtype == torch.float64 else shifted.float()
     threshold = exact.new_full((*exact.shape[:-1], 1), -1.0)

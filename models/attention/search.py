@@ -64,9 +64,11 @@ def search_by_similarity(event_ND: Tensor, candidate_MD: Tensor, layout: Candida
         return places
     size = PIECE_SCORES if event_ND.device.type == "cpu" else GPU_PIECE_SCORES
     for block in layout.blocks:
-        rows, queries = block.query_gather.shape
-        rows_each = max(1, size // (queries * block.key_gather.shape[1]))
-        pieces = [slice(row, row + rows_each) for row in range(0, rows, rows_each)]
+        pieces = [slice(None)]
+        if not layout.traceable:
+            rows, queries = block.query_gather.shape
+            rows_each = max(1, size // (queries * block.key_gather.shape[1]))
+            pieces = [slice(row, row + rows_each) for row in range(0, rows, rows_each)]
         best = torch.cat([_best(block, piece, event_ND, candidate_MD, num_found) for piece in pieces])
         places.index_copy_(0, block.scatter, best.flatten(0, 1).index_select(0, block.block_index))
     return places

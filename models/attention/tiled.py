@@ -186,6 +186,24 @@ def tiled_attention(
     return output, penalty
 
 
+def whole_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    block: PaddedBlock,
+    ages: Tensor | None,
+    parts: AttentionTerms,
+    own: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """Compute attention in a single tile, for torch.export: no step depends on sizes, so they may be symbols.
+
+    Arguments are those of `tiled_attention`. Returns the output (R, C, H, Q, V).
+    """
+    tile = _Tile(0, slice(None), slice(None), key.shape[2])
+    output, _ = _TiledBlock(block, ages, parts, 0).compute(tile, query, key, value, *own)
+    return output
+
+
 def are_kept(blocks: Iterable[PaddedBlock], num_heads: int, parts: AttentionTerms) -> bool:
     """Return whether to keep the intermediate results of an activation unit for all of these blocks."""
     if parts.unit is None:

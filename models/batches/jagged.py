@@ -36,10 +36,11 @@ class JaggedLayout:
     offsets: Tensor  # (B + 1,) int64
     positions: Tensor  # (N,) int64, place of each event in its history, the oldest is 0
     buckets: tuple[Bucket, ...]
+    traceable: bool = False  # one bucket, from which torch.export can trace a program (models.attention.traceable)
 
     @property
     def num_events(self) -> int:
-        return int(self.positions.numel())
+        return self.positions.numel()
 
     @cached_property
     def gather(self) -> Tensor:

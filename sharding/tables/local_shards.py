@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
+TABLE_OWNERS = ("embeddings", "embedding_bags")  # the modules of TorchRec's collections that hold tables
+
 
 @dataclass(frozen=True)
 class LocalShard:
@@ -28,6 +30,10 @@ def local_shards(value: Tensor | ShardedTensor) -> Iterator[LocalShard]:
 
 
 def table_of(parameter: str, tables: Collection[str]) -> str | None:
-    """Return the table of a parameter, or None. Names of tables end in `<table>.weight`, TorchRec's convention."""
-    *_, table, last = ("", *parameter.split("."))
-    return table if last == "weight" and table in tables else None
+    """Return the table of a parameter, or None.
+
+    Names of tables end in `embeddings.<table>.weight` or `embedding_bags.<table>.weight`, TorchRec's convention. The projection
+    of a feature may have the name of a table too, as in `events.<table>.weight`.
+    """
+    *_, owner, table, last = ("", "", *parameter.split("."))
+    return table if last == "weight" and owner in TABLE_OWNERS and table in tables else None

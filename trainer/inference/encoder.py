@@ -6,7 +6,7 @@ The checks and the encoders are those of prepare. So an event has the same ids a
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,16 +33,24 @@ from trainer.data.stream.row_groups import column_of
 from trainer.errors import UserError
 from trainer.inference.moments import latest_time, moments_of
 from trainer.inference.requests import Histories, PlainHistories
-from trainer.inference.stored import StoredHistories
-from trainer.inference.trained_model import TrainedModel
+
+if TYPE_CHECKING:
+    from trainer.export.source import ExportSource, NoStoredHistories
+    from trainer.inference.stored import StoredHistories
+    from trainer.inference.trained_model import TrainedModel
 
 
 class HistoryEncoder:
-    """Encoder of raw events of users for one model. `stored` provides the features of users whom the dataset has."""
+    """Encoder of raw events of users for one model, or for the export of one.
 
-    def __init__(self, trained: TrainedModel, stored: StoredHistories | None = None) -> None:
+    stored: provides the features of users whom the dataset has; None: the dataset of the model.
+    """
+
+    def __init__(
+        self, trained: "TrainedModel | ExportSource", stored: "StoredHistories | NoStoredHistories | None" = None
+    ) -> None:
         self._trained = trained
-        self._stored = stored or StoredHistories(trained)
+        self._stored = stored if stored is not None else _stored_histories(trained)
         self._logs = trained.job.config.logs
         self._contracts = contracts_of(trained.manifest, columns_of(self._logs))
         self._specs = {(spec.owner, spec.name): spec for spec in feature_specs(self._logs)}
@@ -56,6 +64,11 @@ class HistoryEncoder:
     def type_of(self, column: str) -> pa.DataType:
         """Return the type of "user" or "item" in the dataset."""
         return self._contracts["logs"].stored(column)
+
+    def empty_columns(self) -> dict[str, pa.Array]:
+        """Return the columns of events as in the logs, without any event."""
+        contract = self._contracts["logs"]
+        return {column.source: pa.nulls(0, contract.stored(column.name)) for column in contract.columns}
 
     def encode(
         self,
@@ -241,6 +254,13 @@ class HistoryEncoder:
         for column in wanted:
             _check_type(name, column, block.events.column(column.name).type, contract.stored(column.name))
         return block.events
+
+
+def _stored_histories(trained: Any) -> "StoredHistories":
+    """Return the histories of the dataset of a model. An export needs none of the modules that read them."""
+    from trainer.inference.stored import StoredHistories
+
+    return StoredHistories(trained)
 
 
 def _columns(owner: Owner, features: tuple[InputFeature, ...]) -> list[str]:

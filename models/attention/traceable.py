@@ -1,0 +1,87 @@
+"""Layouts of a batch from which torch.export can trace a program with batch and event dimensions that may vary.
+
+The layouts of training choose buckets and blocks by the lengths of the batch, on the host. Here all histories are one padded block
+and all candidates one other, whatever the lengths. Attention is the same function on both (attend.py). Its fast paths take no
+decision by sizes if the layout is `traceable`, so that the sizes may be symbols.
+
+Padded sizes cannot follow from the values of a tensor in a traced program. So they are the sizes of an input: `places` are the
+numbers 0, 1, 2 and so on below the longest history.
+
+Shapes: B histories, N events, L longest history or more, M candidates, Q most candidates of a history or more.
+"""
+
+import torch
+from torch import Tensor
+
+from models.attention.candidates import NO_KEY, CandidateBlock, CandidateLayout
+from models.batches.jagged import Bucket, JaggedLayout
+
+
+def traceable_layout(offsets: Tensor, num_events: int, places: Tensor) -> JaggedLayout:
+    """Return the layout of histories as one padded block.
+
+    Args:
+        offsets: of the histories, (B + 1,) int64 from 0.
+        num_events: N.
+        places: (L,) int64.
+    """
+    owner, position = _owners(offsets, num_events)
+    gather = _gather(offsets, places)
+    event = torch.arange(num_events, device=offsets.device)
+    bucket = Bucket(gather, event, owner * places.shape[0] + position)
+    return JaggedLayout(offsets, position, (bucket,), traceable=True)
+
+
+def traceable_candidates(
+    layout: JaggedLayout, candidate_offsets: Tensor, history_end: Tensor, reach: int, candidate_places: Tensor
+) -> CandidateLayout:
+    """Return the layout of candidates as one block with a row per history.
+
+    Args:
+        layout: of the histories, traceable.
+        candidate_offsets: of the candidates of each history, (B + 1,) int64 from 0.
+        history_end: number of events before each candidate, (M,) int64.
+        reach: number of events, the most recent ones, that a candidate sees at most.
+        candidate_places: (Q,) int64.
+    """
+    num_candidates = history_end.shape[0]
+    owner, position = _owners(candidate_offsets, num_candidates)
+    query_gather = _gather(candidate_offsets, candidate_places)
+    key_gather = layout.buckets[0].gather
+    key_place = torch.arange(key_gather.shape[1], device=key_gather.device).expand_as(key_gather)
+    number = torch.arange(num_candidates, device=history_end.device)
+    block = CandidateBlock(
+        query_gather,
+        key_gather,
+        history_end[query_gather],
+        torch.where(key_place < layout.offsets.diff()[:, None], key_place, NO_KEY),
+        number,
+        owner * candidate_places.shape[0] + position,
+        (key_gather.shape[1],),
+        reach,
+    )
+    return CandidateLayout(owner, layout.offsets[owner], history_end, reach, (block,), traceable=True)
+
+
+def last_of_each(layout: JaggedLayout) -> Tensor:
+    """Return which events are the last of their history, (N,) bool."""
+    return _ends_at(layout.offsets, layout.num_events)[1:] > 0
+
+
+def _owners(offsets: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """Return the owner of each of `number` packed entries, and its place among those of the owner, (number,) int64 each."""
+    owner = _ends_at(offsets, number)[:-1].cumsum(0)
+    return owner, torch.arange(number, device=offsets.device) - offsets[owner]
+
+
+def _ends_at(offsets: Tensor, number: int) -> Tensor:
+    """Return how many owners end before each of `number` entries, and at the end, (number + 1,) int64."""
+    ends = offsets[1:]
+    # Not a search in the offsets: ONNX has none.
+    return torch.zeros(number + 1, dtype=torch.int64, device=offsets.device).scatter_add(0, ends, torch.ones_like(ends))
+
+
+def _gather(offsets: Tensor, places: Tensor) -> Tensor:
+    """Return the packed entries of each owner, right-padded with entry 0, (owners, places) int64."""
+    starts = offsets[:-1, None]
+    return torch.where(places < offsets.diff()[:, None], starts + places, 0)
