@@ -63,6 +63,7 @@ def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
         )
 
     def on_batch(done: int, total: int) -> None:
+        channel.note("evaluation", done)
         if world.is_first:
             channel.send({"kind": "evaluate", "done": done, "total": total})
 

@@ -32,6 +32,7 @@ from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import model_names, step_key, tensors_of
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
+from trainer.fault_points import reach
 from trainer.optim.ema import WeightEma
 from trainer.storage.files import refusal_cause
 
@@ -65,9 +66,10 @@ class _HashingStream(io.RawIOBase):
 class HashingFileSystem(FileSystem):
     """The file system of torch's writer, which records the hash and size of every file that this rank writes."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_file: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self.written: dict[str, dict[str, Any]] = {}
+        self._on_file = on_file
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
@@ -77,6 +79,7 @@ class HashingFileSystem(FileSystem):
                 return
             hashing = _HashingStream(cast(IO[bytes], stream))
             yield hashing
+            self._on_file()
             entry = {"sha256": hashing.sha256.hexdigest(), "num_bytes": hashing.num_bytes}
             self.written[Path(path).name] = entry
 
@@ -112,8 +115,9 @@ def save(
         )
     final = folder / checkpoint_folder.name_of(step)
     attempt = world.on_first(lambda: _explained(final, lambda: checkpoint_folder.new_attempt(folder, step)))
+    reach("staging", world.rank, step)
     try:
-        return _write(final, attempt, state, world, describe)
+        return _write(final, attempt, state, world, describe, step)
     except BaseException:
         # All ranks raise, but some may still be writing. The next start removes what they leave behind.
         if world.is_first:
@@ -127,19 +131,28 @@ def _write(
     state: dict[str, Any],
     world: World,
     describe: Callable[[dict[str, dict[str, Any]]], CheckpointManifest],
+    step: int,
 ) -> Path:
     writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
-    hashing = HashingFileSystem()
+    hashing = HashingFileSystem(lambda: reach("writing", world.rank, step))
     writer.fs = hashing
     try:
         dcp.save(state, storage_writer=writer)
     except CheckpointException as error:
         rank, cause = next(iter(error.failures.items()))
         raise not_written(final, cause[0], f" by rank {rank}") from None
+    reach("hashing", world.rank, step)
     files: dict[str, dict[str, Any]] = {}
     for written in world.gather_objects(hashing.written):
         files.update(cast(dict[str, dict[str, Any]], written))
-    return world.on_first(lambda: _explained(final, lambda: checkpoint_folder.commit(attempt, describe(files))))
+
+    def commit() -> Path:
+        reach("before commit", world.rank, step)
+        path = checkpoint_folder.commit(attempt, describe(files))
+        reach("after commit", world.rank, step)
+        return path
+
+    return world.on_first(lambda: _explained(final, commit))
 
 
 def load(

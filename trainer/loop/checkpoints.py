@@ -18,6 +18,7 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.day_examples import DayExamples
 from trainer.data.stream.examples import Examples
 from trainer.errors import NonFiniteWeightsError
+from trainer.fault_points import reach
 from trainer.loop.build import Built, load_checkpoint
 from trainer.loop.progress import Messages
 from trainer.loop.same_run import check_same_run
@@ -104,6 +105,7 @@ class Checkpoints:
         except NonFiniteWeightsError as error:
             raise NonFiniteWeightsError(broken_weights_message(error.names, self.job, state.step)) from None
         if self.world.is_first:
+            reach("reporting", self.world.rank, state.step)
             if state.best.step == state.step:
                 self._note_best(state)
             checkpoint_folder.retire(folder, self.job.config.checkpoint.keep, self.messages.warn)

@@ -36,6 +36,13 @@ class Messages:
         if text is not None:
             self.send("warning", text=text)
 
+    def note(self, phase: str, step: int) -> None:
+        """Note what this rank does, "data", "step", "evaluation" or "checkpoint", so that a hang can be named.
+
+        step: Steps trained.
+        """
+        self._channel.note(phase, step)
+
     def stop_requested(self) -> bool:
         """Return True if the first rank was asked to stop. Other ranks learn of it in the next step."""
         return self._world.is_first and self._channel.stop_requested()

@@ -23,6 +23,7 @@ from sharding.tables.gradient_norm import squared_row_norm
 from sharding.tables.optimizers import Optimizers
 from sharding.world import World
 from trainer.config.train import Precision
+from trainer.fault_points import reach
 from trainer.loop.step_clock import StepClock
 from trainer.optim.ema import WeightEma
 from trainer.tasks.task import Batch, Model
@@ -94,6 +95,7 @@ class TrainStep:
         # Before the look-up, which determines the number of the update that the fused optimizers make in its backward pass.
         self.optimizers.count_lookups()
         rows = self.model.look_up(batch.items)
+        reach("forward", self.world.rank, step)
         self.clock.mark()
         boundary = {table: values.detach().requires_grad_() for table, values in rows.items()}
         loss_sum = self._differentiate(boundary, batch)
@@ -113,6 +115,7 @@ class TrainStep:
             divisor *= max(1.0, norm / self.clip_norm)
         self.clock.mark()
         if result.applied:
+            reach("backward", self.world.rank, step)
             torch.autograd.backward(list(rows.values()), [gradient / divisor for gradient in gradients.values()])
             # Copied tables received their gradient just now, already divided.
             copied = _flat_gradient(self.optimizers.copied_parameters, self.world.device)
@@ -122,6 +125,7 @@ class TrainStep:
                 summed = torch.cat((dense, self.world.sum(copied)))
             summed[: dense.numel()] /= divisor
             _set_gradient(self.optimizers.summed_parameters, summed)
+            reach("optimizer", self.world.rank, step)
             self.optimizers.step_dense()
             self._update_statistics()
             if self.ema is not None:

@@ -16,6 +16,7 @@ from trainer.config.job import Channel, Job, Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.shares import Step
+from trainer.fault_points import reach
 from trainer.loop.build import agree_at_start, build_model, build_optimizers, checked_stream
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
 from trainer.loop.days import DailyTimetable
@@ -97,7 +98,10 @@ class Training:
         """Train all steps, and return why the training ended."""
         self.built.model.train()
         saved_step = self.state.step
+        self.messages.note("data", self.state.step)
         for item in steps:
+            reach("data", self.world.rank, self.state.step)
+            self.messages.note("step", self.state.step)
             result = self._train(item)
             self.progress.after_step(item, result, self.state, self.built.dynamic)
             if self.state.step % EVERY_STEPS == 0:
@@ -107,6 +111,8 @@ class Training:
             due = self.timetable.due_at(self.state.position)
             validates = is_last or due.validation
             if validates or due.next_day:
+                self.messages.note("evaluation", self.state.step)
+                reach("evaluation", self.world.rank, self.state.step)
                 self.checkpoints.check_weights(self.state.step)
             if validates:
                 self._validate()
@@ -117,8 +123,10 @@ class Training:
             saves = every_steps is not None and self.state.step % every_steps == 0
             saves = saves or validates or due.next_day or result.stop_requested
             if saves and saved_step != self.state.step:
+                self.messages.note("checkpoint", self.state.step)
                 self._save()
                 saved_step = self.state.step
+            self.messages.note("data", self.state.step)
 
             if is_last:
                 return "finished"
