@@ -14,12 +14,13 @@ class NonFiniteLossError(UserError):
 
 
 class NonFiniteWeightsError(UserError):
-    """Non-finite weights or optimizer states after updates. `names` are those of the tensors. Nothing was saved."""
+    """Non-finite weights or optimizer states after `step` steps. `names` are those of the tensors. Nothing was saved."""
 
-    def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
-        super().__init__(message, names)
+    def __init__(self, message: str, names: tuple[str, ...] = (), step: int = 0) -> None:
+        super().__init__(message, names, step)
         self.message = message
         self.names = names
+        self.step = step
 
     def __str__(self) -> str:
         return self.message

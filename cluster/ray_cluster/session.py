@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import ray
 from ray.exceptions import RayError
@@ -58,6 +58,7 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about future defaults
+    _keep_off_stdout()
     if config.address is None:
         # Otherwise each launch starts a process that watches for preemption by a cloud, which cannot happen here.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -94,6 +95,19 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _keep_off_stdout() -> None:
+    """Send Ray's messages about its own processes to its log.
+
+    Ray prints them on stdout, where --json has its answer, even with log_to_driver=False (Ray 2.60). A worker that died is named
+    by Shoal itself.
+    """
+
+    def log(data: dict[str, Any], *_: Any, **__: Any) -> None:
+        logging.getLogger("ray").info("\n".join(map(str, data.get("lines", ()))))
+
+    ray._private.worker.print_to_stdstream = log
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def save(
     broken = tuple(broken_tensors(state, world))
     if broken:
         raise NonFiniteWeightsError(
-            f"checkpoint {folder}: step {step} not saved, not finite: {', '.join(broken)}", broken
+            f"checkpoint {folder}: step {step} not saved, not finite: {', '.join(broken)}", broken, step
         )
     final = folder / checkpoint_folder.name_of(step)
     attempt = world.on_first(lambda: _explained(final, lambda: checkpoint_folder.new_attempt(folder, step)))
@@ -137,7 +137,7 @@ def _write(
     hashing = HashingFileSystem(lambda: reach("writing", world.rank, step))
     writer.fs = hashing
     try:
-        dcp.save(state, storage_writer=writer)
+        dcp.save(state, storage_writer=writer, process_group=world.group)
     except CheckpointException as error:
         rank, cause = next(iter(error.failures.items()))
         raise not_written(final, cause[0], f" by rank {rank}") from None
@@ -274,14 +274,29 @@ def _size(size: Iterable[int]) -> str:
 
 
 def find_to_resume(folder: Path, world: World) -> tuple[StoredCheckpoint | None, list[str]]:
-    """Return the newest checkpoint that verifies, as the first rank finds it, and a message for each newer one. Collective."""
+    """Return the newest checkpoint that verifies, and a message for each newer one; the same on every rank. Collective.
 
-    def look() -> tuple[StoredCheckpoint | None, list[str]]:
+    The ranks share the work: each compares some of the files with their hashes.
+    """
+
+    def look() -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint_folder.remove_attempts(folder)
-        return checkpoint_folder.newest(folder)
+        return checkpoint_folder.committed(folder)
 
-    return world.on_first(look)
+    complaints: list[str] = []
+    for path in world.on_first(look):
+        manifest, complaint = None, None
+        try:
+            manifest = checkpoint_folder.read(path)
+            checkpoint_folder.check_files(path, manifest, world.rank, world.world_size)
+        except CheckpointError as error:
+            complaint = str(error)
+        found = [str(text) for text in world.gather_objects(complaint) if text is not None]
+        if not found and manifest is not None:
+            return StoredCheckpoint(path, manifest), complaints
+        complaints.append(found[0])
+    return None, complaints
 
 
 def _explained(path: Path, work: Callable[[], Path]) -> Path:

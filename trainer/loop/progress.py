@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sharding.world import World
+from trainer.checkpoint.background import Saved
 from trainer.config.job import Channel, Job
 from trainer.data.stream.shares import Step
 from trainer.global_batch.dynamic_ids import DynamicTables
@@ -116,6 +117,15 @@ class TrainingProgress:
                 **speed,
                 next_checkpoint=next_save(state.step, self._epoch_ends, self._job),
             )
+
+    def report_saved(self, saved: list[Saved]) -> None:
+        """Report committed checkpoints: how long training waited, how long writing took, and the size."""
+        if self._log is None:
+            return
+        for one in saved:
+            values = {"stall_seconds": one.stall_seconds, "seconds": one.seconds, "bytes": one.num_bytes}
+            self._log.write(one.step, "checkpoint", values)
+            self._messages.send("checkpoint", step=one.step, path=str(one.path), seconds=one.seconds)
 
     def validated(self, state: State, metrics: dict[str, float], seconds: float) -> None:
         """Report an evaluation of the validation split."""

@@ -90,6 +90,8 @@ class Training:
         elif self.state.step < self.total_steps:
             with Prefetch(self.stream.steps(self.state.position, self.timetable.end)) as steps:
                 reason = self._loop(steps)
+        self.checkpoints.finish()
+        self.progress.report_saved(self.checkpoints.collect())
         self.progress.close()
         best = self.state.best
         return Outcome(reason, self.state.step, best.step if best.value is not None else None, best.value)
@@ -104,6 +106,7 @@ class Training:
             self.messages.note("step", self.state.step)
             result = self._train(item)
             self.progress.after_step(item, result, self.state, self.built.dynamic)
+            self.progress.report_saved(self.checkpoints.collect())
             if self.state.step % EVERY_STEPS == 0:
                 self._trim_memory()
 
@@ -124,7 +127,7 @@ class Training:
             saves = saves or validates or due.next_day or result.stop_requested
             if saves and saved_step != self.state.step:
                 self.messages.note("checkpoint", self.state.step)
-                self._save()
+                self._save(must=is_last or result.stop_requested)
                 saved_step = self.state.step
             self.messages.note("data", self.state.step)
 
@@ -139,7 +142,7 @@ class Training:
     def _train(self, item: Step[Any]) -> StepResult:
         """Train one step, and update the state."""
         factor = rate_factor(self.state.step, self.total_steps, self.job.config.train)
-        stop_requested = self.messages.stop_requested()
+        stop_requested = self.messages.stop_requested() or self.checkpoints.has_failed()
         # Not in the thread that reads ahead: ranks exchange ids, and the row of an id depends on all steps before this one.
         batch = self.built.task.complete_batch(item.batch, item.before, self.world)
         batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
@@ -176,11 +179,11 @@ class Training:
         """Return a context in which the model has the weights that are evaluated: their moving average, if there is one."""
         return nullcontext() if self.ema is None else self.ema.swapped_in()
 
-    def _save(self) -> None:
-        """Save a checkpoint. Collective."""
+    def _save(self, must: bool) -> None:
+        """Save a checkpoint. Collective. must: wait until it is written."""
         with self.progress.paused():
             record_steps(self.job.run_dir, self.clock, self.world)
-            self.checkpoints.save(self.state, self.stream.batches.examples)
+            self.checkpoints.save(self.state, self.stream.batches.examples, must)
 
     def _out_of_patience(self) -> bool:
         return out_of_patience(self.state, self.job.config.train.early_stopping)
