@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from cluster.config.run_config import ClusterConfig
 from cluster.ray_cluster.address import check_cluster
+from cluster.ray_cluster.reaper import descendants, reaping
 from trainer.errors import UserError, first_line
 
 
@@ -90,11 +91,12 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
                 "needs a node of the cluster on its own machine: run the command there, or join this machine by "
                 "`ray start --address=HOST:PORT`; `shoal doctor` checks this machine"
             ) from None
-    try:
+    with ExitStack() as stack:
+        if config.address is None:
+            stack.enter_context(reaping(descendants()))
+        stack.callback(ray.shutdown)
         check_resources(config)
         yield
-    finally:
-        ray.shutdown()
 
 
 def _keep_off_stdout() -> None:

@@ -54,7 +54,7 @@ def test_a_run_recovers_by_itself_and_ends_bit_for_bit_as_an_undisturbed_one(
     }
     sets = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
     process = shoal("run", str(config), *sets, "--json", environment={VARIABLE: str(tmp_path / "faults.json")})
-    code, out, err = finish(process, 90.0 + 45.0 * len(faults))
+    code, out, err = finish(process, 120.0 + 90.0 * len(faults))
     assert code == 0, err
     assert "Traceback" not in out + err
 
