@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray._private import worker
 from ray.exceptions import RayError
 
 from cluster.config.run_config import ClusterConfig
@@ -109,7 +110,7 @@ def _keep_off_stdout() -> None:
     def log(data: dict[str, Any], *_: Any, **__: Any) -> None:
         logging.getLogger("ray").info("\n".join(map(str, data.get("lines", ()))))
 
-    ray._private.worker.print_to_stdstream = log
+    worker.print_to_stdstream = log
 
 
 @contextmanager
