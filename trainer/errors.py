@@ -30,6 +30,10 @@ class CheckpointError(UserError):
     """A checkpoint that is missing, corrupt, or does not fit the model."""
 
 
+class ReplicasDifferError(RuntimeError):
+    """Copies of weights that must be equal on all ranks differ. A restart goes back to a checkpoint."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's error, for use in a message. If it has none, return the name of its class."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

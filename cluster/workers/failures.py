@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from cluster.workers.mailbox import Beat, WorkerFailure
 from trainer.errors import first_line
 
+GIB = 1 << 30
+LITTLE_MEMORY = 512 << 20  # bytes that may be gone within a second, before the next sign of life
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -44,7 +47,7 @@ def cause_of(
         return Cause(f"{_named(rank, beats)} {reason}{_others(len(reported | set(silent)) - 1)}", trace)
     if silent:
         rank, error = next(iter(silent.items()))
-        death = first_line(_innermost(error))
+        death = first_line(_innermost(error)) + _memory(error, (beats or {}).get(rank))
         return Cause(f"{_named(rank, beats)} died{_place(rank, beats)}: {death}{_others(len(failures))}", trace)
     correctable = next((f.user_message for f in failures if f.user_message is not None), None)
     if correctable is not None:  # not before: what a rank says of its files may follow from the death of another
@@ -55,6 +58,18 @@ def cause_of(
         text = f"{_named(first.rank, beats)} failed{where}: {first.cause}{_others(len(failures) - 1)}"
         return Cause(text, trace)
     return None
+
+
+def _memory(error: BaseException, beat: Beat | None) -> str:
+    """Return a sentence if the rank was killed for memory, or probably was: the system kills without saying why."""
+    if "running low on memory" in str(_innermost(error)):
+        return " Ray killed it because its machine ran low on memory"
+    if beat is None or beat.free_bytes is None or beat.free_bytes > max(LITTLE_MEMORY, beat.used_bytes // 20):
+        return ""
+    return (
+        f" It was probably killed for memory: it used {beat.used_bytes / GIB:.1f} GiB, and its machine had "
+        f"{beat.free_bytes / GIB:.1f} GiB left"
+    )
 
 
 def phase_text(beat: Beat) -> str:

@@ -49,6 +49,9 @@ class Beat:
     seconds: float = 0.0
     # Seconds since the sign arrived.
     age: float = 0.0
+    # Bytes of memory that this process used, and that its machine had left.
+    used_bytes: int = 0
+    free_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,11 @@ class Mailbox:
         self._attempt.beats[rank] = (Beat(place), time.monotonic())
         return self._attempt.number
 
-    def beat(self, attempt: int, rank: int, phase: str, step: int, seconds: float) -> None:
+    def beat(self, attempt: int, rank: int, beat: Beat) -> None:
         """Store a sign of life."""
-        if attempt == self._attempt.number and rank in self._attempt.beats:
-            place = self._attempt.beats[rank][0].place
-            self._attempt.beats[rank] = (Beat(place, phase, step, seconds), time.monotonic())
-            self._newest_step = max(self._newest_step, step)
+        if attempt == self._attempt.number:
+            self._attempt.beats[rank] = (beat, time.monotonic())
+            self._newest_step = max(self._newest_step, beat.step)
 
     def push(self, event: dict[str, Any]) -> None:
         """Store an event of a worker."""

@@ -19,7 +19,8 @@ import psutil
 import ray
 from ray import cloudpickle
 
-from cluster.workers.mailbox import Place, WorkerFailure
+from cluster.workers.mailbox import Beat, Place, WorkerFailure
+from cluster.workers.memory import free_memory
 from sharding.errors import PlacementError, picklable
 from trainer.config.job import Channel
 from trainer.errors import UserError, first_line
@@ -42,8 +43,9 @@ def serve(payload: dict[str, Any]) -> None:
     mailbox = payload["mailbox"]
     context = ray.train.get_context()
     rank = context.get_world_rank()
-    attempt = ray.get(mailbox.enter.remote(rank, context.get_world_size(), _place()))
-    heart = _Heart(mailbox, attempt, rank)
+    place = _place()
+    attempt = ray.get(mailbox.enter.remote(rank, context.get_world_size(), place))
+    heart = _Heart(mailbox, attempt, rank, place)
     heart.start()
     try:
         import torch
@@ -98,8 +100,10 @@ def _place() -> Place:
 class _Heart(threading.Thread):
     """Sends signs of life from a thread of its own, so that they go on while the rank waits in a collective."""
 
-    def __init__(self, mailbox: Any, attempt: int, rank: int) -> None:
+    def __init__(self, mailbox: Any, attempt: int, rank: int, place: Place) -> None:
         super().__init__(daemon=True, name="heartbeat")
+        self._place = place
+        self._process = psutil.Process()
         self._mailbox = mailbox
         self._attempt = attempt
         self._rank = rank
@@ -114,7 +118,9 @@ class _Heart(threading.Thread):
         """Send a sign of life a second."""
         while not self._stopped.wait(BEAT_SECONDS):
             phase, step, since = self._where
-            self._mailbox.beat.remote(self._attempt, self._rank, phase, step, time.monotonic() - since)
+            used = self._process.memory_info().rss
+            beat = Beat(self._place, phase, step, time.monotonic() - since, used_bytes=used, free_bytes=free_memory())
+            self._mailbox.beat.remote(self._attempt, self._rank, beat)
 
     def stop(self) -> None:
         """Send no more."""

@@ -34,7 +34,7 @@ class Saved:
 
 
 class BackgroundSaver:
-    """Saves the checkpoints of one training. All methods but `has_failed` and `collect` are collective.
+    """Saves the checkpoints of one training. `save` and `finish` are collective.
 
     Args:
         folder: the folder of checkpoints.
@@ -89,9 +89,10 @@ class BackgroundSaver:
         if error is not None:
             raise error
 
-    def has_failed(self) -> bool:
-        """Return whether the last checkpoint could not be written; `finish` raises why."""
-        return self._error is not None
+    @property
+    def error(self) -> BaseException | None:
+        """Return why the last checkpoint could not be written, as `finish` raises it."""
+        return self._error
 
     def collect(self) -> list[Saved]:
         """Return the checkpoints that were committed since the last call."""

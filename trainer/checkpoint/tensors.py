@@ -31,6 +31,7 @@ from trainer.checkpoint.finite import broken_tensors
 from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import model_names, step_key, tensors_of
 from trainer.checkpoint.reader import CheckpointReader
+from trainer.checkpoint.replicas import compare_replicas
 from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
 from trainer.fault_points import reach
 from trainer.optim.ema import WeightEma
@@ -106,6 +107,7 @@ def save(
 
     Raises:
         NonFiniteWeightsError: A rank holds a value that is not finite. Raised on every rank, before anything is written.
+        ReplicasDifferError: Copies of a tensor differ between ranks. Raised before anything is written.
         CheckpointError: A rank could not write.
     """
     broken = tuple(broken_tensors(state, world))
@@ -113,6 +115,7 @@ def save(
         raise NonFiniteWeightsError(
             f"checkpoint {folder}: step {step} not saved, not finite: {', '.join(broken)}", broken, step
         )
+    compare_replicas(state, world, step)
     final = folder / checkpoint_folder.name_of(step)
     attempt = world.on_first(lambda: _explained(final, lambda: checkpoint_folder.new_attempt(folder, step)))
     reach("staging", world.rank, step)

@@ -123,7 +123,9 @@ class Checkpoints:
 
     def has_failed(self) -> bool:
         """Return True if a checkpoint could not be written and the run must end for it. Any rank may ask."""
-        return self._saver.has_failed() and self.job.config.checkpoint.on_error == "stop"
+        error = self._saver.error
+        tolerated = isinstance(error, CheckpointError) and self.job.config.checkpoint.on_error == "continue"
+        return error is not None and not tolerated
 
     def finish(self) -> None:
         """Wait until the last checkpoint is written. Collective. Raises what `save` raises."""

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,13 +129,13 @@ def test_what_an_earlier_attempt_sends_is_ignored_after_a_restart() -> None:
     mailbox = Mailbox()
     mailbox.give(b"job")
     first = mailbox.enter(0, 2, HERE)
-    mailbox.beat(first, 0, "step", 7, 0.5)
+    mailbox.beat(first, 0, Beat(HERE, "step", 7, 0.5))
     mailbox.accuse(0, "hangs")
     mailbox.restart({"kind": "restart"})
     second = mailbox.enter(0, 1, HERE)
     mailbox.finish(first, 0, b"late")
     mailbox.fail(first, failure(0))
-    mailbox.beat(first, 0, "step", 99, 0.5)
+    mailbox.beat(first, 0, Beat(HERE, "step", 99, 0.5))
     status = mailbox.drain()
     assert (status.events, status.num_done, status.world_size) == ([{"kind": "restart"}], 0, 1)
     assert status.beats[0].phase == "start"
@@ -190,6 +191,18 @@ def test_a_rank_that_was_killed_is_named_with_the_reason() -> None:
         [lost], died(r0="closed", r2="killed"), {2: "stopped in step 42, without a sign of life for 20 s"}, BEATS
     )
     assert text == "rank 2 on here stopped in step 42, without a sign of life for 20 s (1 more failed with it)"
+
+
+def test_a_rank_that_died_when_memory_was_nearly_gone_is_said_to_be_killed_for_it() -> None:
+    full = {2: replace(BEATS[2], used_bytes=20 << 30, free_bytes=200 << 20)}
+    assert "probably killed for memory: it used 20.0 GiB, and its machine had 0.2 GiB left" in text_of(
+        [], died(r2="killed"), {}, full
+    )
+    enough = {2: replace(BEATS[2], used_bytes=20 << 30, free_bytes=4 << 30)}
+    assert "memory" not in text_of([], died(r2="killed"), {}, enough)
+    assert "Ray killed it because its machine ran low on memory" in text_of(
+        [], died(r2="The actor died.\nThe node was running low on memory (0.98 of 0.95)."), {}, enough
+    )
 
 
 def test_a_mistake_of_the_user_is_reported_alone() -> None:

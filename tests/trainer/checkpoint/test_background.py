@@ -21,7 +21,7 @@ from trainer.checkpoint.background import BackgroundSaver, Saved
 from trainer.checkpoint.folder import CheckpointManifest
 from trainer.checkpoint.keys import tensors_of
 from trainer.checkpoint.staging import Staging
-from trainer.errors import CheckpointError, NonFiniteWeightsError
+from trainer.errors import CheckpointError, NonFiniteWeightsError, ReplicasDifferError
 from trainer.fault_points import VARIABLE
 
 TABLE = TableConfig(**ADAGRAD | {"sharding": "row_wise"})
@@ -94,7 +94,7 @@ def errors_of(world: World, folder: Path, faults: Path | None) -> list[str]:
             saver.finish()
         except (CheckpointError, NonFiniteWeightsError) as error:
             messages.append(f"{type(error).__name__}: {error}")
-    assert not saver.has_failed()
+    assert saver.error is None
     assert not list(folder.glob("step_*"))
     saver.save(state, described(3), 3)
     saver.finish()
@@ -115,6 +115,23 @@ def test_an_error_of_one_rank_is_raised_on_all_and_leaves_nothing(rank_pool: Ran
 
             assert re.match(expected, messages[0]), messages
         assert [path.name for path in folder.iterdir()] == ["step_000000003"]
+
+
+def differing(world: World, folder: Path) -> str:
+    run = build(world, TABLE, torch.optim.AdamW, seed=1)
+    run.train(range(1))
+    state = tensors_of(run.sharded_model, ("item",), run.optimizers)
+    if world.rank == 1:
+        state["dense.dense.bias"] = state["dense.dense.bias"] + 1e-7
+    with pytest.raises(ReplicasDifferError) as caught:
+        checkpoint_tensors.save(folder, state, world, described(1), 1)
+    return str(caught.value)
+
+
+def test_copies_of_dense_weights_that_differ_are_named_and_not_saved(rank_pool: RankPool, tmp_path: Path) -> None:
+    for message in rank_pool.run(2, differing, tmp_path / "checkpoints"):
+        assert re.match("the copies .* after step 1: dense.dense.bias differs: rank 0 has .*, rank 1 has ", message)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_copies_are_reused_and_do_not_change_with_the_tensors() -> None:
