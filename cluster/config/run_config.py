@@ -41,6 +41,12 @@ class RecoveryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         le=MAX_SECONDS,
         description="wait before the second restart within an hour, doubled at each further one up to 30 seconds",
     )
+    resize_seconds: float = Field(
+        60.0,
+        ge=1.0,
+        le=MAX_SECONDS,
+        description="seconds between two looks for resources with which a smaller group could grow again (cluster.min_workers)",
+    )
     heartbeat_seconds: float = Field(
         20.0,
         ge=2.0,

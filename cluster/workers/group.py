@@ -125,7 +125,9 @@ class _Launch:
     """One run of Ray Train, with workers that wait for jobs."""
 
     def __init__(self, config: ClusterConfig) -> None:
-        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        # Beside the driver, as Ray's controller: with another node it would be lost, and all workers with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         self._storage = temporary_storage()
         self._raised: list[BaseException] = []
         self._watchdog = Watchdog(config.recovery)

@@ -50,6 +50,9 @@ def make_trainer(config: ClusterConfig, mailbox: Any, storage: str) -> TorchTrai
     trainer_class = _LocalTrainer if config.address is None else _Trainer
     # Ray's default of two seconds is a fifth of the time in which a group of workers starts again.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if config.min_workers is not None:
+        # After a node is lost, Ray first asks for workers on it again, and waits this long before it asks for fewer.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
     failure_config = FailureConfig(max_failures=-1, controller_failure_limit=-1)  # the policy below decides
     fewest = config.min_workers
     trainer = trainer_class(
@@ -63,6 +66,7 @@ def make_trainer(config: ClusterConfig, mailbox: Any, storage: str) -> TorchTrai
         scaling_config=ScalingConfig(
             num_workers=config.num_workers if fewest is None else (fewest, config.num_workers),
             use_gpu=config.gpus_per_worker > 0,
+            elastic_resize_monitor_interval_s=config.recovery.resize_seconds,
             resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
         ),
         run_config=RunConfig(

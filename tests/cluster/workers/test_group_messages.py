@@ -69,6 +69,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
         get=lambda value: value,
         kill=lambda actor: None,
         exceptions=ray_exceptions,
+        get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "0" * 56),
     )
     monkeypatch.setattr(launch, "ray", ray)
     make_trainer: Callable[..., FakeTrainer] = lambda config, mailbox, storage: FakeTrainer(mailbox)  # noqa: E731
