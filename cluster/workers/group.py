@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -23,9 +23,10 @@ from cluster.config.run_config import ClusterConfig
 from cluster.errors import WorkersFailedError
 from cluster.ray_cluster.session import temporary_storage
 from cluster.workers.budget import Budget
+from cluster.workers.drains import drain_text, draining_nodes
 from cluster.workers.failures import cause_of
 from cluster.workers.kill import kill_process
-from cluster.workers.mailbox import Mailbox, Place, WorkerFailure
+from cluster.workers.mailbox import Beat, Mailbox, Place, WorkerFailure
 from cluster.workers.watchdog import Watchdog
 from cluster.workers.worker import POLL_SECONDS, WorkerFunction
 from trainer.errors import UserError, first_line
@@ -33,6 +34,7 @@ from trainer.errors import UserError, first_line
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+DRAIN_POLL_SECONDS = 1.0
 END_SECONDS = 60.0  # for idle workers to shut down
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -132,6 +134,9 @@ class _Launch:
         self._raised: list[BaseException] = []
         self._watchdog = Watchdog(config.recovery)
         self._step = 0
+        self._may_drain = config.address is not None  # nobody takes back the machine of a session of our own
+        self._draining: set[str] = set()
+        self._asked_for_drains = 0.0
         from cluster.workers.ray_train import (
             make_trainer,  # takes seconds, because it imports Ray Train with torch: only a launch needs it
         )
@@ -164,6 +169,7 @@ class _Launch:
             status = ray.get(self._mailbox.drain.remote())
             for event in status.events:
                 on_event(event)
+            self._warn_of_drains(status.beats, on_event)
             self._step = max([self._step, *(beat.step for beat in status.beats.values())])
             for rank, reason in self._watchdog.look(status.beats, time.monotonic()).items():
                 self._end_rank(rank, status.beats[rank].place, reason)
@@ -173,6 +179,20 @@ class _Launch:
         if status.world_size is None or len(results) < status.world_size:
             self._raise_failures(failures)
         return [pickle.loads(results[rank]) for rank in range(status.world_size)]
+
+    def _warn_of_drains(self, beats: Mapping[int, Beat], on_event: OnEvent) -> None:
+        """Ask for a checkpoint when the cluster announces that it takes back a node with workers."""
+        now = time.monotonic()
+        if not self._may_drain or now - self._asked_for_drains < DRAIN_POLL_SECONDS:
+            return
+        self._asked_for_drains = now
+        draining = draining_nodes()
+        for node in {beat.place.node for beat in beats.values()} & set(draining) - self._draining:
+            self._draining.add(node)
+            ranks = sorted(rank for rank, beat in beats.items() if beat.place.node == node)
+            host = beats[ranks[0]].place.host
+            on_event({"kind": "warning", "text": f"{drain_text(host, ranks, draining[node])}; saving a checkpoint"})
+            self._mailbox.request_save.remote()
 
     def _end_rank(self, rank: int, place: Place, reason: str) -> None:
         """Kill the process of a rank that does not go on, so that Ray restarts the group. The reason is told with the restart."""

@@ -89,6 +89,7 @@ class Mailbox:
         self._events: list[dict[str, Any]] = []
         self._results: dict[int, bytes] = {}
         self._stop = False
+        self._saves = 0
         self._attempt = _Attempt()
         self._newest_step = 0
 
@@ -135,9 +136,13 @@ class Mailbox:
         """Ask the workers to stop."""
         self._stop = True
 
-    def stop_requested(self) -> bool:
-        """Return whether the workers are asked to stop."""
-        return self._stop
+    def request_save(self) -> None:
+        """Ask the workers to save a checkpoint at once, and to go on."""
+        self._saves += 1
+
+    def requests(self) -> tuple[bool, int]:
+        """Return whether the workers are asked to stop, and how often they were asked to save a checkpoint."""
+        return self._stop, self._saves
 
     def finish(self, attempt: int, rank: int, pickled_result: bytes) -> None:
         """Store the result of a rank."""
@@ -162,6 +167,7 @@ class Mailbox:
         """Begin another attempt, and tell the driver."""
         self._events.append(event)
         self._results = {}
+        self._saves = 0
         self._attempt = _Attempt(self._attempt.number + 1)
 
     def outcome(self) -> tuple[dict[int, bytes], list[WorkerFailure]]:

@@ -69,8 +69,12 @@ def serve(payload: dict[str, Any]) -> None:
             if job is None:
                 return
             heart.note("start", 0)
+            poll = _Poll(mailbox)
             channel = Channel(
-                send=lambda event: mailbox.push.remote(event), stop_requested=_StopPoll(mailbox), note=heart.note
+                send=lambda event: mailbox.push.remote(event),
+                stop_requested=lambda poll=poll: poll()[0],  # type: ignore[misc]
+                saves_requested=lambda poll=poll: poll()[1],  # type: ignore[misc]
+                note=heart.note,
             )
             ray.get(mailbox.finish.remote(attempt, rank, _result_of(job, world, channel)))
             done = number
@@ -133,20 +137,20 @@ def _result_of(pickled_job: bytes, world: World, channel: Channel) -> bytes:
     return pickle.dumps(function(argument, world, channel))
 
 
-class _StopPoll:
-    """Asks the mailbox from time to time whether to stop, without waiting for the answer."""
+class _Poll:
+    """Asks the mailbox from time to time for requests of the driver, without waiting for the answer."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
         self._pending: Any = None
         self._asked = 0.0
-        self._answer = False
+        self._answer = (False, 0)
 
-    def __call__(self) -> bool:
+    def __call__(self) -> tuple[bool, int]:
         now = time.monotonic()
         if self._pending is not None and now - self._asked > 0.02 and ray.wait([self._pending], timeout=0)[0]:
-            self._answer = bool(ray.get(self._pending))
+            self._answer = ray.get(self._pending)
             self._pending = None
         if self._pending is None and now - self._asked > POLL_SECONDS:
-            self._pending, self._asked = self._mailbox.stop_requested.remote(), now
+            self._pending, self._asked = self._mailbox.requests.remote(), now
         return self._answer

@@ -57,6 +57,7 @@ class Channel:
 
     send: Callable[[dict[str, Any]], None]  # must not block
     stop_requested: Callable[[], bool]  # polled at each step
+    saves_requested: Callable[[], int] = lambda: 0  # number of requests for a checkpoint so far; polled at each step
     note: Callable[[str, int], None] = _nowhere  # phase of this rank, and the steps trained; must not block
 
 

@@ -37,6 +37,10 @@ class Messages:
         if text is not None:
             self.send("warning", text=text)
 
+    def saves_requested(self) -> int:
+        """Return how many checkpoints the first rank was asked for so far. Other ranks learn of it in the next step."""
+        return self._channel.saves_requested() if self._world.is_first else 0
+
     def note(self, phase: str, step: int) -> None:
         """Note what this rank does, "data", "step", "evaluation" or "checkpoint", so that a hang can be named.
 

@@ -45,6 +45,8 @@ class StepResult:
     """True if loss, gradients and weights are finite on all ranks."""
     stop_requested: bool
     """True if the first rank was asked to stop."""
+    save_requested: bool = False
+    """True if the first rank was asked for a checkpoint at once."""
     grad_norm: float | None = None
     """The norm of the whole gradient before clipping. None without clipping, or if nothing is applied."""
     broken: tuple[str, ...] = ()
@@ -79,7 +81,9 @@ class TrainStep:
     precision: Precision = "float32"
     """The precision of the dense part."""
 
-    def __call__(self, batch: Batch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
+    def __call__(
+        self, batch: Batch, step: int, rate_factor: float, stop_requested: bool, save_requested: bool = False
+    ) -> StepResult:
         """Train on this rank's share of a global batch. Collective.
 
         Args:
@@ -87,6 +91,7 @@ class TrainStep:
             step: The number of the step, from 0.
             rate_factor: The factor of the schedule on all learning rates.
             stop_requested: True if this rank was asked to stop.
+            save_requested: True if this rank was asked for a checkpoint at once.
         """
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
@@ -105,7 +110,9 @@ class TrainStep:
         dense = _flat_gradient(self.optimizers.dense_parameters, self.world.device)
         self.clock.mark()
         weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.world.device)}
-        result = self._agree(loss_sum, list(gradients.values()), dense, weights, batch, stop_requested)
+        result = self._agree(
+            loss_sum, list(gradients.values()), dense, weights, batch, (stop_requested, save_requested)
+        )
         divisor: float = result.num_targets
         if result.applied and self.clip_norm is not None:
             self.world.sum(dense)
@@ -176,20 +183,20 @@ class TrainStep:
         dense: Tensor,
         weights: Mapping[str, Tensor],
         batch: Batch,
-        stop_requested: bool,
+        requests: tuple[bool, bool],
     ) -> StepResult:
-        """Return the result of the step, summed over ranks. Collective."""
+        """Return the result of the step, summed over ranks. Collective. requests: to stop, and to save."""
         finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
         broken = ~torch.stack(finite).all()
         # Each rank writes its events into its own entry, so that the one sum also shows the imbalance.
         events = [0] * self.world.world_size
         events[self.world.rank] = batch.layout.num_events
-        counts = torch.tensor([batch.num_targets, stop_requested, *events], dtype=torch.float64, device=dense.device)
+        counts = torch.tensor([batch.num_targets, *requests, *events], dtype=torch.float64, device=dense.device)
         names = sorted(weights)
         broken_weights = torch.stack([~weights[name].isfinite().all() for name in names])
         facts = torch.cat((torch.stack((loss_sum, broken.double())), counts, broken_weights.double()))
         # The only deliberate synchronisation of a step: the host needs these numbers to decide.
-        total, num_broken, num_targets, stops, *others = self.world.sum(facts).tolist()
+        total, num_broken, num_targets, stops, saves, *others = self.world.sum(facts).tolist()
         events = others[: self.world.world_size]
         of_weights = others[self.world.world_size :]
         return StepResult(
@@ -199,6 +206,7 @@ class TrainStep:
             most_events=int(max(events)),
             finite=num_broken == 0 and not any(of_weights),
             stop_requested=stops > 0,
+            save_requested=saves > 0,
             broken=tuple(name for name, number in zip(names, of_weights, strict=True) if number),
         )
 

@@ -81,6 +81,7 @@ class Training:
         self.total_steps = int(self.epoch_ends[-1])
         self.progress = TrainingProgress(job, world, self.messages, timetable, self.epoch_ends, self.state.step)
         self._trim_memory = memory_trimmer()
+        self._saves = 0  # requests for a checkpoint that were followed
 
     def run(self) -> Outcome:
         """Train from the newest checkpoint to the end. Collective."""
@@ -124,10 +125,11 @@ class Training:
 
             every_steps = self.job.config.checkpoint.every_steps
             saves = every_steps is not None and self.state.step % every_steps == 0
-            saves = saves or validates or due.next_day or result.stop_requested
+            at_once = is_last or result.stop_requested or result.save_requested
+            saves = saves or validates or due.next_day or at_once
             if saves and saved_step != self.state.step:
                 self.messages.note("checkpoint", self.state.step)
-                self._save(must=is_last or result.stop_requested)
+                self._save(must=at_once)
                 saved_step = self.state.step
             self.messages.note("data", self.state.step)
 
@@ -146,7 +148,9 @@ class Training:
         # Not in the thread that reads ahead: ranks exchange ids, and the row of an id depends on all steps before this one.
         batch = self.built.task.complete_batch(item.batch, item.before, self.world)
         batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
-        result = self.step(batch.to(self.world.device), self.state.step, factor, stop_requested)
+        saves = self.messages.saves_requested()
+        result = self.step(batch.to(self.world.device), self.state.step, factor, stop_requested, saves > self._saves)
+        self._saves = saves
         self.clock.collect()
         self.state = self.state.after_step(item.after, result.finite)
         self.progress.log_examples(self.state.step, item.batch.row_ids)

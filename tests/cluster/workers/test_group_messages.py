@@ -56,7 +56,7 @@ class FakeTrainer:
             if job is None:
                 return
             function, argument = cloudpickle.loads(job)
-            channel = Channel(send=self._mailbox.push.remote, stop_requested=self._mailbox.stop_requested.remote)
+            channel = Channel(send=self._mailbox.push.remote, stop_requested=lambda: self._mailbox.requests.remote()[0])
             for rank in (1, 0):
                 self._mailbox.finish.remote(1, rank, pickle.dumps(function(argument, rank, channel)))
             done = number
@@ -120,10 +120,19 @@ def test_the_mailbox_starts_each_work_afresh() -> None:
     mailbox.finish(mailbox.enter(0, 1, HERE), 0, b"result")
     mailbox.give(b"second")
     assert mailbox.job() == (2, b"second")
-    assert not mailbox.stop_requested()
+    assert mailbox.requests() == (False, 0)
     status = mailbox.drain()
     assert (status.events, status.num_done, status.world_size, list(status.beats)) == ([], 0, 1, [0])
     assert mailbox.outcome() == ({}, [])
+
+
+def test_a_request_for_a_checkpoint_is_counted_until_the_workers_start_again() -> None:
+    mailbox = Mailbox()
+    mailbox.request_save()
+    mailbox.request_save()
+    assert mailbox.requests() == (False, 2)
+    mailbox.restart({"kind": "restart"})
+    assert mailbox.requests() == (False, 0)
 
 
 def test_what_an_earlier_attempt_sends_is_ignored_after_a_restart() -> None:
