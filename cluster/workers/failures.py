@@ -12,7 +12,7 @@ LITTLE_MEMORY = 512 << 20  # bytes that may be gone within a second, before the 
 
 @dataclass(frozen=True)
 class Cause:
-    """Why a group of workers failed."""
+    """Cause of the failure of a group of workers."""
 
     # One line.
     text: str

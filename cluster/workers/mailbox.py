@@ -56,7 +56,7 @@ class Beat:
 
 @dataclass(frozen=True)
 class Status:
-    """What the driver needs to know at each poll."""
+    """Answer to a poll of the driver."""
 
     # Events since the last poll.
     events: list[dict[str, Any]]

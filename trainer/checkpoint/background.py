@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on.
+"""Checkpoints that are written while training continues.
 
 `save` copies the tensors and returns. A thread checks and writes the copies, with collectives in a group of its own, and commits
 the checkpoint when all ranks are done. One checkpoint is written at a time.
