@@ -90,8 +90,7 @@ class TrainStep:
             batch: The share, on the device of the model.
             step: The number of the step, from 0.
             rate_factor: The factor of the schedule on all learning rates.
-            stop_requested: True if this rank was asked to stop.
-            save_requested: True if this rank was asked for a checkpoint at once.
+            stop_requested, save_requested: True if this rank was asked to stop, or for a checkpoint at once.
         """
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
