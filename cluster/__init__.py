@@ -6,4 +6,4 @@ Files:
     errors.py  errors by which a command ends
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -11,6 +11,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from models.features.bags import Bags, Pooling, concatenate_bags, empty_bags
+from models.features.request import ItemRequest
 
 NO_BAGS: Mapping[str, Bags] = {}
 
@@ -83,6 +84,23 @@ class EmbeddingTables(nn.Module):
                 jagged = collection(lookup_request({table.name: rows[table.name] for table in tables}))
                 vectors.update({table.name: jagged[table.name].values() for table in tables})
         return vectors
+
+
+class TableModel(nn.Module):
+    """A model that looks rows up in embedding tables.
+
+    The look-up and the rest of the model are two calls, since rows leave the sharded tables between them.
+    """
+
+    tables: EmbeddingTables
+
+    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
+        """Look up the rows (R, width) of a request by table, and its bags by name.
+
+        This is a collective operation once the tables are sharded.
+        """
+        looked_up: dict[str, Tensor] = self.tables(request.rows, request.bags)
+        return looked_up
 
 
 def _group_of(spec: TableSpec) -> str:

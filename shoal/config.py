@@ -7,6 +7,7 @@ from typing import Any
 from cluster.config import run_config
 from cluster.config.file import apply_override, merged, read_values, refuse_unusable
 from cluster.config.run_config import check_config
+from trainer.config.renamed import with_current_names
 from trainer.errors import UserError
 
 Overrides = Mapping[str, Any] | Sequence[str]
@@ -49,7 +50,7 @@ class Config(run_config.Config, frozen=True):
         if isinstance(overrides, str):
             raise UserError(f"overrides {overrides!r}: must be a dictionary or a list, for example [{overrides!r}]")
         if isinstance(overrides, Mapping):
-            values = merged(values, _nested(overrides))
+            values = merged(values, with_current_names(_nested(overrides)))
         else:
             for override in overrides:
                 apply_override(override, values)

@@ -26,9 +26,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a stage. Training sends a TrainingStep instead."""
+    """Progress of a stage, or of an evaluation during training. Steps of training send a TrainingStep instead."""
 
-    stage: str  # "prepare" or "evaluate"
+    stage: str  # "prepare", "evaluate", or "validate" for an evaluation during training
     done: int  # tasks of prepare, or batches of an evaluation
     total: int
     text: str  # the same for people
@@ -134,8 +134,8 @@ def event_of(raw: dict[str, Any]) -> Event | None:
     match raw["kind"]:
         case "stage":
             return Stage(raw["stage"], raw["status"])
-        case "evaluate":
-            return Progress("evaluate", raw["done"], raw["total"], f"batch {raw['done']:,}/{raw['total']:,}")
+        case "evaluate" | "validate" as stage:
+            return Progress(stage, raw["done"], raw["total"], f"batch {raw['done']:,}/{raw['total']:,}")
         case "phase":
             return Message(f"{raw['text']} ...")
         case "warning":

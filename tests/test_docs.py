@@ -150,7 +150,7 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 PACKAGE_FOLDERS = sorted(path.parent for package in PACKAGES for path in (ROOT / package).rglob("__init__.py"))
 
 
-def test_the_readme_lists_every_package_once() -> None:
+def test_the_readme_lists_every_package_of_two_levels_once() -> None:
     (tree,) = (block for block in code_blocks(ROOT / "README.md") if block.startswith("shoal/ "))
     folders: list[str] = []  # the folders that the line is in, by its indentation
     listed = []
@@ -159,15 +159,33 @@ def test_the_readme_lists_every_package_once() -> None:
         folders = [*folders[:depth], name]
         if folders[0].rstrip("/") in PACKAGES:
             listed.append("".join(folders).rstrip("/"))
-    assert sorted(listed) == [str(folder.relative_to(ROOT)) for folder in PACKAGE_FOLDERS]
+    shown = [folder.relative_to(ROOT) for folder in PACKAGE_FOLDERS if len(folder.relative_to(ROOT).parts) <= 2]
+    assert sorted(listed) == [str(folder) for folder in shown]
+
+
+def listed_in(folder: Path, heading: str) -> list[list[str]]:
+    """Return names and phrases below a heading of the docstring of a package, up to the next empty line."""
+    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    _, _, block = docstring.partition(f"{heading}:\n")
+    return [line.split(maxsplit=1) for line in block.partition("\n\n")[0].splitlines()]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [folder for folder in PACKAGE_FOLDERS if len(folder.relative_to(ROOT).parts) >= 2],
+    ids=lambda folder: str(folder.relative_to(ROOT)),
+)
+def test_every_package_below_lists_its_packages_with_a_phrase(folder: Path) -> None:
+    """README shows two levels; the docstring of a package shows what is below it."""
+    listed = listed_in(folder, "Packages")
+    assert all(len(entry) == 2 for entry in listed)
+    assert [name for name, _ in listed] == [inner.name for inner in PACKAGE_FOLDERS if inner.parent == folder]
 
 
 @pytest.mark.parametrize("folder", PACKAGE_FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
 def test_every_package_lists_its_files_with_a_phrase(folder: Path) -> None:
     """In the docstring of its `__init__.py`, below "Files:"."""
-    docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
-    _, _, files = docstring.partition("Files:\n")
-    listed = [line.split(maxsplit=1) for line in files.splitlines() if line]
+    listed = listed_in(folder, "Files")
     assert all(len(entry) == 2 for entry in listed)
     assert [name for name, _ in listed] == sorted(
         path.name for path in folder.iterdir() if path.is_file() and path.name != "__init__.py"

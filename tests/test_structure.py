@@ -83,6 +83,11 @@ def test_importing_settings_and_command_line_loads_neither_torch_nor_ray() -> No
     assert loaded_by(modules, {"torch", "torchrec", "ray"}) == "[]"
 
 
+def test_showing_progress_and_status_loads_neither_plots_nor_templates() -> None:
+    modules = "cluster.driver.progress, cluster.driver.status, shoal, trainer.tasks.results"
+    assert loaded_by(modules, {"matplotlib", "jinja2", "torch", "ray"}) == "[]"
+
+
 def test_the_driver_loads_torch_and_ray_train_only_to_launch_workers() -> None:
     """Nor does the process from which Ray Train starts workers load TorchRec: both would be silent for seconds."""
     assert loaded_by("cluster.driver.driver", {"torch", "torchrec", "ray.train"}) == "[]"

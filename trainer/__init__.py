@@ -6,6 +6,6 @@ Files:
     errors.py         errors that a user can fix
     fault_points.py   points at which tests make a rank fail
     metrics_log.py    metrics.jsonl, TensorBoard and the log of trained examples
-    output_folder.py  an output folder that one command writes at a time
+    output_folder.py  an output folder that one command writes at a time: owner, lock, clean-up
     settings.py       settings as flat names, and the differences between two sets
 """

@@ -71,7 +71,8 @@ class SampleLog:
     """The ids of the examples that this rank trained, one line per step. For audits of exactly-once training."""
 
     def __init__(self, run_dir: Path, rank: int, resume_step: int) -> None:
-        folder = run_dir / "ledger"
+        # A run that an earlier version began keeps its folder, so that its log stays in one place.
+        folder = run_dir / "ledger" if (run_dir / "ledger").exists() else run_dir / "sample_log"
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"rank-{rank}.jsonl"
         truncate_after(self.path, resume_step)

@@ -1,14 +1,68 @@
-"""An output folder that one command writes at a time, with one message for each thing that can go wrong."""
+"""An output folder that one command writes at a time: ownership, lock and clean-up, with one message for each failure.
+
+Attempts work in a hidden folder inside it, move results out by rename, and write a record last. The hidden folder is
+removed after that. So results next to a hidden folder and without a record come from a killed attempt, and only then
+are they leftovers. Without a hidden folder such files may belong to anybody.
+"""
 
 import errno
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class OwnNames:
+    """The names that one kind of command writes into its output folder."""
+
+    record: str
+    """The file that is written last: with it the output is finished."""
+    work: str
+    """The beginning of the names of hidden folders in which attempts work."""
+    results: re.Pattern[str]
+    """Names of results that an attempt moves out, and of temporary files."""
+
+    def leftovers(self, names: Iterable[str]) -> list[str]:
+        """Return which of the names in a folder without a record an attempt left."""
+        names = list(names)
+        if not any(name.startswith(self.work) for name in names):
+            return []
+        return [name for name in names if name.startswith(self.work) or self.results.fullmatch(name)]
+
+
+def is_finished(folder: Path, own: OwnNames, what: str, remedy: str) -> bool:
+    """Return whether a folder holds finished output; False if it is free for a new attempt.
+
+    Args:
+        folder: The output folder, which need not exist.
+        own: The names that the command writes.
+        what: The name of the folder in messages.
+        remedy: What the user could do, as in "choose another run.dir".
+
+    Raises:
+        UserError: It is no folder, or without a record it holds anything but leftovers.
+    """
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise UserError(f"{what}: is not a folder; {remedy}")
+    names = sorted(path.name for path in folder.iterdir())
+    if own.record in names:
+        return True
+    foreign = sorted(set(names) - set(own.leftovers(names)))
+    if foreign:
+        raise UserError(
+            f"{what}: the folder is in use by something else (it holds {', '.join(foreign[:3])}"
+            f"{', ...' if len(foreign) > 3 else ''}); {remedy}, or empty the folder"
+        )
+    return False
 
 
 @contextmanager

@@ -23,7 +23,7 @@ def evaluate(
     settings = load(config, overrides)
     check_installed("evaluate", TRAINING)
     from cluster.driver import driver
-    from cluster.driver.progress import results_table
+    from cluster.driver.progress import headline, results_table
 
     results, report = in_view(as_json, lambda view: driver.run_evaluate(settings, split, checkpoint, view))
     if as_json:
@@ -31,4 +31,5 @@ def evaluate(
     else:
         console = console_for(False)
         console.print(results_table(results))
+        console.print(headline(results), highlight=False, soft_wrap=True)
         console.print(f"report: {report}", highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ def run(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False
     settings = load(config, overrides)
     check_installed("run", TRAINING)
     from cluster.driver import driver
-    from cluster.driver.progress import results_table
+    from cluster.driver.progress import headline, results_table
 
     finished = in_view(as_json, lambda view: driver.run(settings, view))
     if as_json:
@@ -20,4 +20,5 @@ def run(config: ConfigFile, overrides: Overrides = None, as_json: AsJson = False
     else:
         console = console_for(False)
         console.print(results_table(finished.results))
+        console.print(headline(finished.results), highlight=False, soft_wrap=True)
         console.print(f"report: {finished.report}", highlight=False, soft_wrap=True)

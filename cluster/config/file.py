@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config.credentials import refusals_in
+from trainer.config.renamed import RENAMED, with_current_names
 from trainer.errors import UserError
 from trainer.settings import plain_values
 
@@ -74,6 +75,7 @@ def _read(file: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise UserError(f"config {file}: not valid {file.suffix.lstrip('.').upper() or 'TOML'}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"config {file}: must hold sections of settings, and holds {type(values).__name__}")
+    values = with_current_names(values)
     if "base" not in values:
         return values
     base = values.pop("base")
@@ -106,7 +108,7 @@ def apply_override(override: str, values: dict[str, Any], example: str = "train.
     if isinstance(value, date | time):  # settings hold dates as text
         value = text.strip()
     refuse_unusable({key.strip(): value}, "--set")
-    *sections, name = key.strip().split(".")
+    *sections, name = RENAMED.get(key.strip(), key.strip()).split(".")
     place = values
     for section in sections:
         place = place.setdefault(section, {})

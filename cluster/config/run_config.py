@@ -12,6 +12,7 @@ from trainer.config.identity import at_default, identity
 from trainer.config.job import Job
 from trainer.config.run_config import RunConfig
 from trainer.errors import UserError
+from trainer.tasks.checks import check_early_stopping
 
 MAX_SECONDS = 10_000_000.0  # 115 days; torch and Ray count in 64 bits of nanoseconds
 
@@ -112,6 +113,11 @@ class Config(RunConfig, extra="forbid", frozen=True, strict=True):
     """A run and the cluster that it runs on."""
 
     cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @model_validator(mode="after")
+    def _check_metrics(self) -> "Config":
+        check_early_stopping(self.train, self.evaluate, self.model, self.logs)
+        return self
 
     @model_validator(mode="after")
     def _check_devices(self) -> "Config":

@@ -23,7 +23,7 @@ from trainer.config.job import Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.pages.text import duration_text
-from trainer.tasks.outputs import Summary
+from trainer.tasks.results import Summary
 
 
 @dataclass(frozen=True)

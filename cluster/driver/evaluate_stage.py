@@ -20,7 +20,8 @@ from trainer.data.dataset.splits import Split
 from trainer.errors import UserError
 from trainer.pages.text import duration_text
 from trainer.storage.files import digest_of
-from trainer.tasks.outputs import Summary, are_there, summary_of, write_outputs, write_report
+from trainer.tasks.outputs import are_there, write_outputs, write_report
+from trainer.tasks.results import Summary, summary_of
 
 
 def run_evaluate_stages(

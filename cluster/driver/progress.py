@@ -12,11 +12,12 @@ from rich.table import Table
 from trainer.evaluation.next_item.results import Results, table_names
 from trainer.evaluation.ranking.results import RankingResults
 from trainer.tasks.metrics import headline_names
-from trainer.tasks.outputs import Summary
+from trainer.tasks.results import Summary
 
 LOG_EVERY_SECONDS = 10.0
 STAGE_WIDTH = 8  # columns of the live line for the name of the stage
 BAR_WIDTH = 20
+HEADLINE_METRICS = 3  # in the last lines of a command
 
 
 def plain_console(**options: Any) -> Console:
@@ -94,8 +95,8 @@ class View:
                 self.print_line(f"validation at step {event['step']:,}: {_figures(event['metrics'])}{best}")
             case "progressive":
                 self.print_line(f"day {event['begins']}, before training on it: {_figures(event['metrics'])}")
-            case "evaluate":
-                self.update("evaluate", event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
+            case "evaluate" | "validate" as stage:
+                self.update(stage, event["done"], event["total"], f"batch {event['done']:,}/{event['total']:,}")
             case "stage":
                 pass  # for programs: people read the lines of each stage
             case "plan":
@@ -161,6 +162,25 @@ def results_table(results: Summary) -> Table:
         baselines = (_figure(values[name]) for values in results.baselines.values())
         table.add_row(name, _figure(value), interval, *baselines)
     return table
+
+
+def headline(results: Summary) -> str:
+    """Return one line with the most important metrics of an evaluation; the first ones of many.
+
+    It stands below the table, and stays in sight where the table is longer than the terminal.
+    """
+    metrics = results.metrics
+    names = [name for name in headline_names(metrics) or metrics if metrics[name] is not None]
+    return f"{results.split}: {'; '.join(_with_baselines(results, name) for name in names[:HEADLINE_METRICS])}"
+
+
+def _with_baselines(results: Summary, name: str) -> str:
+    """Return a metric with its interval, and its value of each baseline."""
+    bounds = results.ci95.get(name)
+    interval = f" [{bounds[0]:.4f}, {bounds[1]:.4f}]" if bounds else ""
+    baselines = {baseline: values.get(name) for baseline, values in results.baselines.items()}
+    others = [f"{baseline} {_figure(value)}" for baseline, value in baselines.items() if value is not None]
+    return ", ".join([f"{name} {_figure(results.metrics[name])}{interval}", *others])
 
 
 def _catalogue(results: Results) -> str:

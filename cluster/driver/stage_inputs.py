@@ -14,7 +14,7 @@ from trainer.data.dataset.splits import Split
 from trainer.storage.files import digest_of, hash_file
 from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
-_WRITES_ONLY = {"log_every_steps", "ledger"}  # of [train]: what is written down of a training, which stays the same
+_WRITES_ONLY = {"log_every_steps", "sample_log"}  # of [train]: what is written down of a training, which stays the same
 
 
 def training_inputs(config: Config, manifest: Manifest) -> str:

@@ -45,15 +45,20 @@ class RaySession:
         if not ray.is_initialized():
             address = self._config.address
             self._on_phase("Ray: starting on this machine" if address is None else f"Ray: joining {address}")
-        self._stack.enter_context(ray_session(self._config))
+        self._stack.enter_context(ray_session(self._config, self._on_phase))
         self._connected = True
 
 
 @contextmanager
-def ray_session(config: ClusterConfig) -> Iterator[None]:
+def ray_session(config: ClusterConfig, on_phase: Callable[[str], None] = lambda text: None) -> Iterator[None]:
     """Keep Ray connected for the body. A session that the caller already has (a test, a job) is used and left alone.
 
-    Raises UserError if the cluster cannot be reached, or has fewer CPUs or GPUs than the workers ask for.
+    Args:
+        config: the cluster.
+        on_phase: called with a line of text if Ray must be started a second time.
+
+    Raises:
+        UserError: the cluster cannot be reached or started, or has fewer CPUs or GPUs than the workers ask for.
     """
     if ray.is_initialized():
         check_resources(config)
@@ -71,16 +76,8 @@ def ray_session(config: ClusterConfig) -> Iterator[None]:
                 f"cluster.num_workers = {config.num_workers} with cluster.cpus_per_worker = {config.cpus_per_worker} need "
                 f"{wanted} CPUs, and this machine has {available}; lower them, or set cluster.address to a larger cluster"
             )
-        # Without an address Ray would join the cluster that a stale file in its folder names.
         with _own_sigterm_handler():
-            ray.init(
-                address="local",
-                num_cpus=available,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-            )
+            _start_here(available, on_phase)
     else:
         check_cluster(config.address)
         try:
@@ -111,6 +108,42 @@ def _keep_off_stdout() -> None:
         logging.getLogger("ray").info("\n".join(map(str, data.get("lines", ()))))
 
     worker.print_to_stdstream = log
+
+
+def _start_here(num_cpus: int, on_phase: Callable[[str], None]) -> None:
+    """Start a cluster on this machine, at the second attempt if the first fails.
+
+    Ray chooses free ports and binds them later. A cluster that starts at the same moment can take one in between.
+    """
+    for is_last in (False, True):
+        try:
+            ray.init(
+                address="local",  # without an address Ray would join the cluster that a stale file in its folder names
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+            )
+        except Exception as error:
+            if not _is_failed_process(error):
+                raise
+            ray.shutdown()
+            if is_last:
+                raise UserError(
+                    f"Ray did not start on this machine in two attempts ({first_line(error)}). Its logs are in "
+                    "/tmp/ray/session_latest/logs; `shoal doctor` checks this machine, and cluster.address names a cluster that "
+                    "runs already"
+                ) from error
+            on_phase("Ray: did not start, maybe because another cluster took its port; starting again")
+        else:
+            return
+
+
+def _is_failed_process(error: Exception) -> bool:
+    """Return whether one of Ray's processes failed to start. Wrong arguments and refusals of the disk are other errors."""
+    # Of a process that does not answer, Ray raises an Exception of no particular type.
+    return type(error) is Exception or isinstance(error, RuntimeError | TimeoutError | ConnectionError | RayError)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ graph there, to check, clip and normalise the gradient before the fused optimize
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.attention.blocks import AttentionContext
 from models.attention.continued import ContinuedContext, PastEvents
@@ -23,10 +23,10 @@ from models.features.values import InputFeature
 from models.next_item.masking import MaskVector
 from models.objectives.loss import loss_of
 from models.objectives.softmax import scale_vectors
-from models.tables import EmbeddingTables, TableSpec
+from models.tables import EmbeddingTables, TableModel, TableSpec
 
 
-class NextItemModel(nn.Module):
+class NextItemModel(TableModel):
     """Scores of all items for every prefix of a history.
 
     Args:
@@ -61,14 +61,6 @@ class NextItemModel(nn.Module):
         self.inputs.initialize(generator)
         if self.mask is not None:
             self.mask.initialize(generator)
-
-    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
-        """Look up the rows (R, width) of a request by table, and its bags by name.
-
-        This is a collective operation once the tables are sharded.
-        """
-        looked_up: dict[str, Tensor] = self.tables(request.rows, request.bags)
-        return looked_up
 
     def loss(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
         """Return the sum of the loss over all targets of the batch (not the mean: see models.objectives.softmax).

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.features.composer import ItemComposer
 from models.features.inputs import NO_INPUTS, EventInputs, ModelInputs
-from models.features.request import ITEM_TABLE, ItemRequest
+from models.features.request import ITEM_TABLE
 from models.features.values import InputFeature
 from models.ranking.batch import RankingBatch
 from models.ranking.config import LabelConfig, RankingConfig
@@ -24,7 +24,7 @@ from models.ranking.crossing import crossing_of, draw_crossing
 from models.ranking.experts import Experts
 from models.ranking.fields import Fields, Owners
 from models.ranking.labels import Labels, Rates, rate_logits
-from models.tables import EmbeddingTables, TableSpec
+from models.tables import EmbeddingTables, TableModel, TableSpec
 
 
 class HistoryInterest(Protocol):
@@ -43,7 +43,7 @@ class HistoryInterest(Protocol):
         """
 
 
-class RankingModel(nn.Module):
+class RankingModel(TableModel):
     """Logits of every label for candidates.
 
     Args:
@@ -96,14 +96,6 @@ class RankingModel(nn.Module):
             self.interest.initialize(generator)
         draw_crossing(self.crossing, generator)
         self.experts.initialize(generator, None if self.rates is None else rate_logits(self.label_losses, self.rates))
-
-    def look_up(self, request: ItemRequest) -> dict[str, Tensor]:
-        """Look up the rows (R, width) of a request by table, and its bags by name.
-
-        This is a collective operation once the tables are sharded.
-        """
-        looked_up: dict[str, Tensor] = self.tables(request.rows, request.bags)
-        return looked_up
 
     def loss(self, rows: Mapping[str, Tensor], batch: RankingBatch) -> Tensor:
         """Return the sum of the loss over all candidates and labels of the batch, never a mean.

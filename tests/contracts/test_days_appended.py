@@ -47,7 +47,7 @@ def write_day(folder: Path, day: int, events: Events | None = None, name: str = 
 
 
 def config_in(folder: Path, run: str, validation_day: int, **sections: Any) -> Config:
-    train = {"days": {"length": DAY}, "batch_size": 8, "log_every_steps": 1, "ledger": True}
+    train = {"days": {"length": DAY}, "batch_size": 8, "log_every_steps": 1, "sample_log": True}
     table = {"dim": 8, "sharding": "row_wise"}
     values: dict[str, Any] = {
         "run": {"dir": str(folder / run), "dataset": str(folder / "dataset"), "seed": 5},

@@ -161,13 +161,13 @@ def break_losses(world: World, job: Job, steps: int, as_before: bool = False) ->
 
 @pytest.mark.parametrize("allowed", [0, 2])
 def test_every_skipped_step_is_recorded_also_the_one_that_ends_the_run(rank_pool, dataset, tmp_path, allowed):
-    train = {"max_nonfinite_steps": allowed, "ledger": True}
+    train = {"max_nonfinite_steps": allowed, "sample_log": True}
     job = job_in(tmp_path / "run", dataset, train=train)
     messages = rank_pool.run(2, message_of_broken_losses, job)
     assert all(f"in {allowed + 1} steps in a row" in message for message in messages)
     skipped = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "skipped"]
-    ledgers = [(tmp_path / "run" / f"ledger/rank-{rank}.jsonl").read_text().splitlines() for rank in range(2)]
-    trained = [[json.loads(line)["row_ids"] for line in lines] for lines in zip(*ledgers, strict=True)]
+    logs = [(tmp_path / "run" / f"sample_log/rank-{rank}.jsonl").read_text().splitlines() for rank in range(2)]
+    trained = [[json.loads(line)["row_ids"] for line in lines] for lines in zip(*logs, strict=True)]
     assert [row["step"] for row in skipped] == list(range(1, allowed + 2))
     assert [row["row_ids"] for row in skipped] == trained
 

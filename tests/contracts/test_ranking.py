@@ -44,7 +44,7 @@ def job_in(run_dir: Path, dataset: Path, model: dict[str, Any], **sections: dict
         "model": {"max_history": 12, **model},
         # Adagrad's and Adam's first steps are as long for gradients that are rounding noise as for others.
         "tables": {"item": {"dim": 8, "optimizer": "sgd", "sharding": "row_wise", "learning_rate": 0.3}},
-        "train": {"optimizer": "sgd", "learning_rate": 0.3, "batch_size": 8, "log_every_steps": 1, "ledger": True},
+        "train": {"optimizer": "sgd", "learning_rate": 0.3, "batch_size": 8, "log_every_steps": 1, "sample_log": True},
         "evaluate": {"batch_size": 16},
     }
     for name, section in sections.items():

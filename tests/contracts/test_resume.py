@@ -137,7 +137,7 @@ def test_resuming_on_another_number_of_workers_loses_and_repeats_nothing(rank_po
     pieces = job_in(dataset / "pieces", dataset, **settings)
     rank_pool.run(before, train, pieces, 10)
     first = global_batches(dataset / "pieces", before)
-    shutil.rmtree(dataset / "pieces" / "ledger")
+    shutil.rmtree(dataset / "pieces" / "sample_log")
     rank_pool.run(after, train, pieces)
     assert first + global_batches(dataset / "pieces", after) == global_batches(dataset / "whole", 1)
     torch.testing.assert_close(
@@ -228,7 +228,7 @@ def evaluate_in(rank_pool: Any, world_size: int, job: Job, step: int) -> float:
 
 @pytest.mark.parametrize("examples", ["recent", *EXAMPLES])
 def test_resumed_and_resized_over_epochs_each_example_is_trained_once_per_epoch(rank_pool, dataset, examples):
-    """By the ledger of the ranks that trained, over a change of their number within an epoch and one at its end."""
+    """By the sample log of the ranks that trained, over a change of their number within an epoch and one at its end."""
     epochs = 3
     job = job_in(dataset / "run", dataset, train={"epochs": epochs, **EXAMPLES.get(examples, {})})
     rank_pool.run(1, train, job_in(dataset / "whole", dataset, train={"epochs": epochs, **EXAMPLES.get(examples, {})}))
@@ -238,7 +238,7 @@ def test_resumed_and_resized_over_epochs_each_example_is_trained_once_per_epoch(
     for world_size, steps in ((2, 3), (3, per_epoch), (1, None)):
         rank_pool.run(world_size, train, job, steps)
         batches += global_batches(dataset / "run", world_size)
-        shutil.rmtree(dataset / "run" / "ledger")
+        shutil.rmtree(dataset / "run" / "sample_log")
     assert batches == whole
     manifest = read_manifest(dataset / "dataset")
     reader = RowGroupReader(dataset / "dataset", manifest)

@@ -40,7 +40,7 @@ def global_batches(run_dir: Path, world_size: int) -> list[list[int]]:
     """Row ids of each global batch, over all ranks, without the empty stand-ins."""
     steps: dict[int, list[int]] = {}
     for rank in range(world_size):
-        for line in (run_dir / "ledger" / f"rank-{rank}.jsonl").read_text().splitlines():
+        for line in (run_dir / "sample_log" / f"rank-{rank}.jsonl").read_text().splitlines():
             entry = json.loads(line)
             steps.setdefault(entry["step"], []).extend(row for row in entry["row_ids"] if row >= 0)
     return [sorted(steps[step]) for step in sorted(steps)]

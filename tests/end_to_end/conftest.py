@@ -36,7 +36,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [train]
         epochs = 6
         batch_size = 8
-        ledger = true
+        sample_log = true
         log_every_steps = 1
         [checkpoint]
         every_steps = 25

@@ -17,7 +17,7 @@ def test_a_disk_that_fills_while_two_workers_train_is_one_message_and_the_rerun_
     with small_disk(tmp_path / "disk", "16m") as disk:
         run_dir = disk / "run"
         settings = (
-            f"run.dir={run_dir}", "cluster.num_workers=2", "checkpoint.every_steps=10", "train.epochs=2", "train.ledger=false"
+            f"run.dir={run_dir}", "cluster.num_workers=2", "checkpoint.every_steps=10", "train.epochs=2", "train.sample_log=false"
         )  # fmt: skip
         command = ["run", str(config), *(part for setting in settings for part in ("--set", setting))]
         process = shoal(*command)

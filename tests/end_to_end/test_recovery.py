@@ -70,8 +70,8 @@ def test_a_run_recovers_by_itself_and_ends_bit_for_bit_as_an_undisturbed_one(
     assert answer["training"] == json.loads((undisturbed / "state.json").read_text())["stages"]["train"]["result"]
     assert answer["results"] == json.loads((undisturbed / "evaluation/test/metrics.json").read_text())
     for rank in (0, 1):
-        ledger = f"ledger/rank-{rank}.jsonl"
-        assert (undisturbed / ledger).read_text() == (run_dir / ledger).read_text()
+        log = f"sample_log/rank-{rank}.jsonl"
+        assert (undisturbed / log).read_text() == (run_dir / log).read_text()
     actual, expected = (checkpoint_folder.committed(folder / "checkpoints") for folder in (run_dir, undisturbed))
     assert [path.name for path in actual] == [path.name for path in expected]
     for one, other in zip(actual, expected, strict=True):

@@ -47,9 +47,9 @@ def test_a_run_that_lost_a_worker_and_was_stopped_ends_bit_for_bit_as_one_on_a_c
     for a, b in zip(actual, expected, strict=True):
         assert tensor_hashes(a) == tensor_hashes(b)
     for rank in (0, 1):
-        ledger = f"ledger/rank-{rank}.jsonl"
-        assert (whole / ledger).read_text() == (pieces / ledger).read_text()
-        steps = [json.loads(line)["step"] for line in (whole / ledger).read_text().splitlines()]
+        log = f"sample_log/rank-{rank}.jsonl"
+        assert (whole / log).read_text() == (pieces / log).read_text()
+        steps = [json.loads(line)["step"] for line in (whole / log).read_text().splitlines()]
         assert steps == list(range(1, answer["training"]["step"] + 1))
     _check_outputs(pieces, answer)
 

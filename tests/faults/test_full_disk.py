@@ -175,7 +175,7 @@ def test_a_disk_that_fills_while_training_leaves_a_run_that_resumes(rank_pool, d
 def test_a_checkpoint_on_a_full_disk_leaves_no_attempt(rank_pool, dataset, tmp_path):
     """Really full, so that what torch writes fails too."""
     with small_disk(tmp_path / "disk", "200k") as disk:
-        job = tiny_job(disk / "run", dataset, train={"ledger": False}, checkpoint={"every_steps": 1, "keep": 100})
+        job = tiny_job(disk / "run", dataset, train={"sample_log": False}, checkpoint={"every_steps": 1, "keep": 100})
         messages = []
         for _ in range(2):  # the rerun while it is still full is one message too
             try:

@@ -45,6 +45,7 @@ RAW: list[tuple[dict[str, Any], shoal.Event | None]] = [
         shoal.CheckpointSaved(8, Path("a/step_8"), 0.1),
     ),
     ({"kind": "evaluate", "done": 1, "total": 1000}, shoal.Progress("evaluate", 1, 1000, "batch 1/1,000")),
+    ({"kind": "validate", "done": 2, "total": 3}, shoal.Progress("validate", 2, 3, "batch 2/3")),
     ({"kind": "phase", "text": "train: building"}, shoal.Message("train: building ...")),
     ({"kind": "warning", "text": "careful"}, shoal.WarningRaised("careful")),
     ({"kind": "resources", "rank": 0, "peak_bytes": 1, "seconds": 1.0}, None),

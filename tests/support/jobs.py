@@ -26,7 +26,7 @@ def tiny_config(run_dir: Path, dataset_dir: Path, **sections: dict[str, Any]) ->
             # Half of a tiny run's time would go into evaluations and the checkpoints that come with them.
             "evaluate_every_epochs": 3,
             "log_every_steps": 1,
-            "ledger": True,
+            "sample_log": True,
             "early_stopping": None,
         },
         "evaluate": {"ks": [5, 10], "batch_size": 16},

@@ -100,7 +100,7 @@ def test_the_sample_log_has_every_step_once_after_resuming(tmp_path):
     first.close()
     resumed = SampleLog(tmp_path, rank=1, resume_step=3)
     resumed.write(4, [7])
-    assert lines_of(tmp_path / "ledger" / "rank-1.jsonl") == [
+    assert lines_of(tmp_path / "sample_log" / "rank-1.jsonl") == [
         {"step": 1, "row_ids": [1, 101]},
         {"step": 2, "row_ids": [2, 102]},
         {"step": 3, "row_ids": [3, 103]},
@@ -110,11 +110,11 @@ def test_the_sample_log_has_every_step_once_after_resuming(tmp_path):
 
 
 def test_every_rank_has_its_own_sample_log(tmp_path):
-    ledgers = [SampleLog(tmp_path, rank, resume_step=0) for rank in range(2)]
-    for rank, ledger in enumerate(ledgers):
-        ledger.write(1, [rank])
-        ledger.close()
-    assert [lines_of(tmp_path / "ledger" / f"rank-{rank}.jsonl")[0]["row_ids"] for rank in range(2)] == [[0], [1]]
+    logs = [SampleLog(tmp_path, rank, resume_step=0) for rank in range(2)]
+    for rank, log in enumerate(logs):
+        log.write(1, [rank])
+        log.close()
+    assert [lines_of(tmp_path / "sample_log" / f"rank-{rank}.jsonl")[0]["row_ids"] for rank in range(2)] == [[0], [1]]
 
 
 def test_the_time_of_training_is_summed_over_attempts(tmp_path, monkeypatch):
@@ -131,3 +131,12 @@ def test_without_a_record_the_time_of_training_is_unknown(tmp_path):
     assert read_training_time(tmp_path) is None
     (tmp_path / ATTEMPTS).write_text("[[1, ")
     assert read_training_time(tmp_path) is None
+
+
+def test_a_run_of_an_earlier_version_keeps_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "ledger").mkdir()
+    log = SampleLog(tmp_path, 0, resume_step=0)
+    log.write(1, [7])
+    log.close()
+    assert lines_of(tmp_path / "ledger" / "rank-0.jsonl") == [{"step": 1, "row_ids": [7]}]
+    assert not (tmp_path / "sample_log").exists()

@@ -4,11 +4,12 @@ The sections of other packages are in models/, sharding/ and trainer/data/logs/.
 
 Files:
     checkpoint.py  the section [checkpoint]
-    checks.py      checks across sections
+    checks.py      checks across sections; trainer/tasks/checks.py has those that need metrics
     defaults.py    defaults that depend on other settings
     evaluate.py    the section [evaluate]
     identity.py    the settings that identify a run, and those that may change between two starts
     job.py         what a worker receives: the config and what is derived from it
+    renamed.py     settings that have another name than in earlier versions
     run_config.py  the section [run], and all sections together
     split.py       the section [split]
     train.py       the section [train] with early stopping and daily training

@@ -16,8 +16,8 @@ class CheckpointConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     keep: int = Field(2, ge=1, description="number of newest checkpoints to keep, in addition to the best one")
     background: bool = Field(
         True,
-        description="write checkpoints while training continues, from a copy of the tensors in memory. Without memory for the copy, "
-        "and if false, training waits for the files",
+        description="write checkpoints while training continues, from a copy of the tensors in memory. Without memory for the "
+        "copy, and if false, training waits for the files",
     )
     on_error: Literal["stop", "continue"] = Field(
         "stop",

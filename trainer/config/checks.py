@@ -1,15 +1,16 @@
-"""Checks across the sections of a config. Each raises ValueError that names the settings and the remedy."""
+"""Checks across the sections of a config. Each raises ValueError that names the settings and the remedy.
+
+Those that need the metrics of a task are in trainer/tasks/checks.py.
+"""
 
 from models.config import ModelConfig
 from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import DynamicIdsConfig, TableConfig
-from trainer.config.evaluate import EvaluateConfig
 from trainer.config.split import SplitConfig
 from trainer.config.train import TrainConfig
 from trainer.data.inputs import check_bags, used_specs
 from trainer.data.logs.config import LogsConfig, feature_specs
 from trainer.errors import UserError
-from trainer.tasks.metrics import unusable_reason
 
 
 def check_tables(tables: dict[str, TableConfig], logs: LogsConfig) -> None:
@@ -98,14 +99,3 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
             'train.long_histories = "windows" cuts histories into examples, and ranking keeps a user\'s impressions together: '
             'leave it at "recent"'
         )
-
-
-def check_early_stopping(train: TrainConfig, evaluate: EvaluateConfig, model: ModelConfig, logs: LogsConfig) -> None:
-    """Reject an early-stopping metric that the validation does not compute."""
-    stopping = train.early_stopping
-    if stopping is None:
-        return
-    labels = tuple(model.labels or logs.labels) if isinstance(model, RankingConfig) else ()
-    reason = unusable_reason(stopping.metric, model.task, evaluate.ks, labels)
-    if reason is not None:
-        raise ValueError(f"train.early_stopping.metric = {stopping.metric!r}: {reason}")

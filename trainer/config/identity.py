@@ -27,7 +27,7 @@ FREE_TO_CHANGE = (
     "train.days.evaluate_next",
     "train.early_stopping",
     "train.log_every_steps",
-    "train.ledger",
+    "train.sample_log",
     "train.max_nonfinite_steps",
     "tables.*.sharding",
     "tables.*.lookup",  # only decides where rows are summed

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sharding.planning.planned_tables import PlannedTables
+from trainer.config.renamed import with_earlier_names
 from trainer.config.run_config import RunConfig
 from trainer.storage.files import digest_of
 
@@ -34,7 +35,7 @@ class Job:
     @property
     def config_digest(self) -> str:
         """Return the digest of the resolved config, on which all ranks must agree."""
-        return digest_of(self.config_values)
+        return digest_of(with_earlier_names(self.config_values))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from trainer.config import checks
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.defaults import with_defaults
 from trainer.config.evaluate import EvaluateConfig
+from trainer.config.renamed import with_current_names
 from trainer.config.split import LeaveOneOutConfig, SplitConfig
 from trainer.config.train import TrainConfig
 from trainer.data.logs.config import LogsConfig
@@ -54,7 +55,7 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     @model_validator(mode="before")
     @classmethod
     def _add_defaults(cls, values: Any) -> Any:
-        return with_defaults(values) if isinstance(values, dict) else values
+        return with_defaults(with_current_names(values)) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def _check_sections_together(self) -> "RunConfig":
@@ -64,7 +65,6 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         checks.check_inputs(self.logs, self.model, self.tables)
         checks.check_days(self.train, self.split, self.model.task)
         checks.check_batches(self.train, self.model)
-        checks.check_early_stopping(self.train, self.evaluate, self.model, self.logs)
         return self
 
     @property

@@ -133,9 +133,9 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         default_factory=EarlyStoppingConfig, description="when to stop early. Leave the table out for its defaults"
     )
     log_every_steps: int = Field(10, ge=1, description="steps between lines in metrics.jsonl and TensorBoard")
-    ledger: bool = Field(
+    sample_log: bool = Field(
         False,
-        description="record the ids of the histories trained at each step in ledger/ in the run folder, for audits",
+        description="record the ids of the histories trained at each step in sample_log/ in the run folder, for audits",
     )
 
     @model_validator(mode="after")

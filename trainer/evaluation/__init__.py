@@ -1,5 +1,9 @@
 """Evaluation on held-out data, for both tasks.
 
+Packages:
+    next_item  ranking metrics over the full catalogue
+    ranking    metrics of predicted probabilities
+
 Files:
     confidence.py  confidence intervals that stay within a metric's range
     examples.py    example users of reports

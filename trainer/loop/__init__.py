@@ -6,6 +6,7 @@ Files:
     days.py               timetable of daily training
     early_stopping.py     the best evaluation so far, and when to stop after it
     epochs.py             timetable of training by epochs
+    evaluations.py        validation during training, and evaluation of the next day
     measure_placement.py  measured cost of a run's plan: placement.json
     memory.py             peak memory, and return of freed memory to the system
     nonfinite.py          warning or end of training after non-finite steps

@@ -66,7 +66,7 @@ class TrainingProgress:
         self._epoch_ends = epoch_ends
         self._total_steps = int(epoch_ends[-1])
         self._log = MetricsLog(job.run_dir, step) if world.is_first else None
-        self._sample_log = SampleLog(job.run_dir, world.rank, step) if job.config.train.ledger else None
+        self._sample_log = SampleLog(job.run_dir, world.rank, step) if job.config.train.sample_log else None
         self._pace = Pace(step, world.world_size)
 
     def close(self) -> None:
@@ -130,6 +130,11 @@ class TrainingProgress:
             values = {"stall_seconds": one.stall_seconds, "seconds": one.seconds, "bytes": one.num_bytes}
             self._log.write(one.step, "checkpoint", values)
             self._messages.send("checkpoint", step=one.step, path=str(one.path), seconds=one.seconds)
+
+    def evaluating(self, done: int, total: int) -> None:
+        """Report how many batches of an evaluation during training are done, at most a few times a second."""
+        if self._pace.may_send():
+            self._messages.send("validate", done=done, total=total)
 
     def validated(self, state: State, metrics: dict[str, float], seconds: float) -> None:
         """Report an evaluation of the validation split."""

@@ -90,7 +90,8 @@ class TrainStep:
             batch: The share, on the device of the model.
             step: The number of the step, from 0.
             rate_factor: The factor of the schedule on all learning rates.
-            stop_requested, save_requested: True if this rank was asked to stop, or for a checkpoint at once.
+            stop_requested: True if this rank was asked to stop.
+            save_requested: True if this rank was asked for a checkpoint at once.
         """
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
@@ -103,9 +104,7 @@ class TrainStep:
         self.clock.mark()
         boundary = {table: values.detach().requires_grad_() for table, values in rows.items()}
         loss_sum = self._differentiate(boundary, batch)
-        gradients = {
-            table: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for table, leaf in boundary.items()
-        }
+        gradients = {table: _gradient_of(leaf) for table, leaf in boundary.items()}
         dense = _flat_gradient(self.optimizers.dense_parameters, self.world.device)
         self.clock.mark()
         weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.world.device)}
@@ -208,6 +207,11 @@ class TrainStep:
             save_requested=saves > 0,
             broken=tuple(name for name, number in zip(names, of_weights, strict=True) if number),
         )
+
+
+def _gradient_of(leaf: Tensor) -> Tensor:
+    """Return the gradient of a leaf; zeros if no loss depends on it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def _flat_gradient(parameters: list[nn.Parameter], device: torch.device) -> Tensor:

@@ -3,9 +3,7 @@
 All ranks run it in lockstep. Only the first rank writes logs and sends messages to the driver.
 """
 
-import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,8 +18,9 @@ from trainer.fault_points import reach
 from trainer.loop.build import agree_at_start, build_model, build_optimizers, checked_stream
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
 from trainer.loop.days import DailyTimetable
-from trainer.loop.early_stopping import after_validation, out_of_patience
+from trainer.loop.early_stopping import out_of_patience
 from trainer.loop.epochs import EpochTimetable
+from trainer.loop.evaluations import Evaluations
 from trainer.loop.measure_placement import record_placement, record_steps
 from trainer.loop.memory import EVERY_STEPS, memory_trimmer
 from trainer.loop.nonfinite import check_step
@@ -32,7 +31,6 @@ from trainer.loop.timetable import Timetable
 from trainer.optim.ema import WeightEma
 from trainer.optim.schedule import rate_factor
 from trainer.tasks.ranking.daily_training import DailyTraining, read_days
-from trainer.tasks.task import Evaluator
 
 
 class Training:
@@ -73,13 +71,10 @@ class Training:
         )
         self.stream = checked_stream(self.built.task, world)
         self.messages.warn(self.stream.batches.share_warning())
-        self.evaluator: Evaluator | None = None
-        if manifest.counts.validation_targets:
-            self.evaluator = self.built.task.evaluator("validation", world, self.built.dynamic)
-        self.next_day = self.built.task.next_day(world, self.built.dynamic)
         self.epoch_ends, self.state = timetable.epoch_ends(state, self.stream.batches, world)
         self.total_steps = int(self.epoch_ends[-1])
         self.progress = TrainingProgress(job, world, self.messages, timetable, self.epoch_ends, self.state.step)
+        self.evaluations = Evaluations(job, manifest, world, self.built, self.ema, self.progress)
         self._trim_memory = memory_trimmer()
         self._saves = 0  # requests for a checkpoint that were followed
 
@@ -119,9 +114,9 @@ class Training:
                 reach("evaluation", self.world.rank, self.state.step)
                 self.checkpoints.check_weights(self.state.step)
             if validates:
-                self._validate()
+                self.state = self.evaluations.validate(self.state)
             if due.next_day:
-                self._evaluate_next_day()
+                self.evaluations.evaluate_next_day(self.state)
 
             every_steps = self.job.config.checkpoint.every_steps
             saves = every_steps is not None and self.state.step % every_steps == 0
@@ -158,30 +153,6 @@ class Training:
             self.progress.log_skipped(self.state.step, item.batch.row_ids)
         check_step(result, self.state, self.job, self.messages)
         return result
-
-    def _validate(self) -> None:
-        """Evaluate the validation split, if it has targets. Collective."""
-        if self.evaluator is None:
-            return
-        started = time.monotonic()
-        with self.progress.paused(), self._evaluated_weights():
-            metrics = self.evaluator.mean_metrics(self.built.model)
-        self.state = after_validation(self.state, metrics, self.job.config.train.early_stopping)
-        self.progress.validated(self.state, metrics, time.monotonic() - started)
-
-    def _evaluate_next_day(self) -> None:
-        """Evaluate the day that is trained next, if the run asks for it. Collective."""
-        if self.next_day is None:
-            return
-        started = time.monotonic()
-        with self.progress.paused(), self._evaluated_weights():
-            results = self.next_day.metrics(self.built.model, self.state.position.epoch)
-        if results is not None:
-            self.progress.evaluated_next_day(self.state.step, results, time.monotonic() - started)
-
-    def _evaluated_weights(self) -> AbstractContextManager[None]:
-        """Return a context in which the model has the weights that are evaluated: their moving average, if there is one."""
-        return nullcontext() if self.ema is None else self.ema.swapped_in()
 
     def _save(self, must: bool) -> None:
         """Save a checkpoint. Collective. must: wait until it is written."""

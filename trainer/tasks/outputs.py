@@ -12,12 +12,10 @@ from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.evaluation.examples import FILE as EXAMPLES
 from trainer.evaluation.next_item import outputs as next_item
-from trainer.evaluation.next_item.results import Results
 from trainer.evaluation.ranking import outputs as ranking
 from trainer.evaluation.ranking.results import RankingResults
 from trainer.storage.files import write_text_atomically
-
-Summary = Results | RankingResults
+from trainer.tasks.results import Summary
 
 PAGE = "report.html"
 # Raise it when the same model would get other figures or files, so that evaluations of earlier versions are not shown as current.
@@ -55,8 +53,3 @@ def are_there(folder: Path, values: dict[str, Any]) -> bool:
         return False
     same: bool = held == json.loads(json.dumps(values))
     return same and all((folder / name).exists() for name in ("per_user.parquet", EXAMPLES, PAGE))
-
-
-def summary_of(values: dict[str, Any]) -> Summary:
-    """Return the content of a metrics.json as results."""
-    return RankingResults(**values) if values["task"] == "ranking" else Results(**values)

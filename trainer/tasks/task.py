@@ -22,6 +22,9 @@ from trainer.global_batch.dynamic_ids import DynamicTables
 
 META = torch.device("meta")  # of tables that are sharded later: nothing is allocated
 
+OnBatch = Callable[[int, int], None]
+"""Progress of an evaluation: called after each batch with the number of batches done, and in total."""
+
 
 class Batch(Protocol):
     """One step's share of a rank."""
@@ -83,14 +86,14 @@ class Stream(Protocol):
 class Evaluator(Protocol):
     """One split of the dataset, which can be evaluated any number of times."""
 
-    def mean_metrics(self, model: Any) -> dict[str, float]:
+    def mean_metrics(self, model: Any, on_batch: OnBatch) -> dict[str, float]:
         """Return the metrics that early stopping can use, the same on every rank. Collective."""
 
 
 class NextDay(Protocol):
     """Evaluation of the next day in daily training, before it is trained."""
 
-    def metrics(self, model: Any, day: int) -> dict[str, Any] | None:
+    def metrics(self, model: Any, day: int, on_batch: OnBatch) -> dict[str, Any] | None:
         """Evaluate the first day from `day` on that has impressions, and return its values for metrics.jsonl. Collective.
 
         Returns None if there is no such day.
@@ -128,7 +131,7 @@ class Task(Protocol):
         world: World,
         dynamic: DynamicTables,
         folder: Path,
-        on_batch: Callable[[int, int], None],
+        on_batch: OnBatch,
     ) -> None:
         """Evaluate a split as a stage, and write this rank's partial results to a file in `folder`. Collective.
 
@@ -138,7 +141,7 @@ class Task(Protocol):
             world: All ranks.
             dynamic: The mappings of its tables with dynamic ids.
             folder: The folder of the partial results.
-            on_batch: Called after each batch, with the number of batches done and in total.
+            on_batch: Called after each batch.
         """
 
     def tensors(self) -> dict[str, Tensor]:

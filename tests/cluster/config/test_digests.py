@@ -1,7 +1,8 @@
 """Digests of the configs in configs/: existing runs, datasets and stages are recognised by them.
 
 `digests.json` holds the digests. A digest may change only when a setting is added, because a resolved config then holds one more
-value; the identities and the inputs of datasets stay. Run this file as a module to print the current digests.
+value; the identities and the inputs of datasets stay. Renamed settings count by their earlier names.
+Run this file as a module to print the current digests.
 """
 
 import json
@@ -17,6 +18,7 @@ from cluster.driver.stage_inputs import training_inputs
 from cluster.study.config import read_study
 from cluster.study.trials import plan_trials, what_it_is
 from trainer.config.identity import identity
+from trainer.config.renamed import EARLIER_NAMES
 from trainer.data.dataset.folder import DatasetRequest
 from trainer.storage.files import digest_of
 
@@ -33,7 +35,7 @@ def digests_of(config: Config) -> dict[str, str]:
         "config": job.config_digest,
         "identity": digest_of(identity(config)),
         "identity of the job": digest_of(job.identity),
-        "at default": digest_of(sorted(job.at_default)),
+        "at default": digest_of(sorted(EARLIER_NAMES.get(name, name) for name in job.at_default)),
         "dataset": DatasetRequest(config.logs, config.split, config.ids_of_tables, {}).fingerprint,
         "training": training_inputs(config, manifest),
     }

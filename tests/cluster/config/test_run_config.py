@@ -112,11 +112,17 @@ def test_overrides_are_toml_values_or_bare_strings(tmp_path):
     path.write_text('[logs]\npath = "x"\n[train]\nepochs = 3\n')
     config = load_config(
         path,
-        ["train.epochs=7", "run.dir=runs/a", "evaluate.ks=[5, 10]", "train.early_stopping=none", "train.ledger=true"],
+        [
+            "train.epochs=7",
+            "run.dir=runs/a",
+            "evaluate.ks=[5, 10]",
+            "train.early_stopping=none",
+            "train.sample_log=true",
+        ],
     )
     assert (config.train.epochs, config.run.dir, config.evaluate.ks) == (7, "runs/a", [5, 10])
     assert config.train.early_stopping is None
-    assert config.train.ledger
+    assert config.train.sample_log
     split = ["split.kind=global_time", "split.validation_time=2024-05-01", "split.test_time=2024-05-02T12:00"]
     assert load_config(path, split).split.test_time == "2024-05-02T12:00"  # dates are text, quoted or not
 

@@ -2,14 +2,15 @@
 
 import io
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from cluster.driver.progress import View, results_table
+from cluster.driver.progress import View, headline, results_table
 from tests.support.evaluated import results_of
+from trainer.evaluation.ranking.results import RankingResults
 
 
 def shown(*events: dict[str, Any]) -> str:
@@ -41,6 +42,27 @@ def test_the_table_leaves_out_recall_where_it_equals_the_hit_rate() -> None:
         Console(file=screen, width=200).print(results_table(replace(results, num_targets=targets)))
         assert ("recall@10" in screen.getvalue()) is expected
         assert "ndcg@10" in screen.getvalue()
+
+
+def test_the_headline_has_interval_and_baseline_of_the_first_metrics() -> None:
+    results = results_of(
+        {"hr@5": 0.3, "hr@10": 0.4, "ndcg@10": 0.25, "coverage@10": 0.9},
+        {"hr@5": 0.1, "hr@10": 0.1, "ndcg@10": 0.05, "coverage@10": 0.1},
+    )
+    expected = "hr@10 0.4000 [0.3900, 0.4100], popularity 0.1000; ndcg@10 0.2500 [0.2400, 0.2600], popularity 0.0500"
+    assert headline(results) == f"test: {expected}"
+
+
+def test_the_headline_of_many_labels_is_short_and_leaves_out_what_is_undefined() -> None:
+    names = [f"{metric}/{label}" for label in "abcd" for metric in ("auc", "gauc")]
+    of_next_item = asdict(results_of(dict.fromkeys(names, 0.5), dict.fromkeys(names, 0.4)))
+    values = {**of_next_item, "task": "ranking", "labels": {}, "reliability": {}}
+    values["metrics"]["auc/a"] = None
+    values["ci95"] = {}
+    values["baselines"]["popularity"]["gauc/a"] = None
+    del values["num_targets_not_rankable"]
+    shown = headline(RankingResults(**values))
+    assert shown == "test: gauc/a 0.5000; auc/b 0.5000, popularity 0.4000; gauc/b 0.5000, popularity 0.4000"
 
 
 def test_a_warning_of_a_worker_is_shown() -> None:
@@ -95,6 +117,18 @@ def test_the_live_line_of_an_ended_stage_is_not_drawn_again() -> None:
 def test_a_log_shows_all_figures_of_a_step() -> None:
     expected = "step 1,200/15,000  loss 5.1234  00:10:22 left  31,000 events/s  epoch 1  next checkpoint at 2,000"
     assert expected in shown(STEP)
+
+
+def test_validation_during_training_shows_its_batches_and_gives_the_live_line_back() -> None:
+    screen = io.StringIO()
+    with View(Console(file=screen, width=80, force_terminal=True, color_system=None)) as view:
+        for event in (STEP, {"kind": "validate", "done": 3, "total": 12}, STEP):
+            view.on_event(event)
+            view._bar.refresh()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    step, validating = text.index("step 1,200"), text.index("batch 3/12")
+    assert "validate" in text[:validating]
+    assert step < validating < text.index("step 1,200", validating)
 
 
 def test_a_phase_without_progress_has_a_line() -> None:

@@ -1,5 +1,6 @@
 """Which Ray a command uses: one of its own on this machine, the one that is named, or the caller's. Ray is a fake here."""
 
+import errno
 import os
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from cluster.config.run_config import ClusterConfig
 from cluster.ray_cluster import session
-from cluster.ray_cluster.session import ray_session
+from cluster.ray_cluster.session import RaySession, ray_session
 from trainer.errors import UserError
 
 
@@ -16,6 +17,7 @@ class FakeRay:
 
     def __init__(self, running: bool, **resources: float) -> None:
         self.running, self.resources = running, resources
+        self.failures: list[Exception] = []  # of the next starts
         self.started: list[dict[str, Any]] = []
 
     def is_initialized(self) -> bool:
@@ -23,6 +25,8 @@ class FakeRay:
 
     def init(self, **options: Any) -> None:
         self.started.append(options)
+        if self.failures:
+            raise self.failures.pop(0)
         self.running = True
 
     def cluster_resources(self) -> dict[str, float]:
@@ -50,6 +54,50 @@ def test_without_an_address_a_new_session_is_started(
     (options,) = fake.started
     assert options["address"] == "local"
     assert not fake.running
+
+
+PORT_TAKEN = RuntimeError("Failed to start GCS.  Last 1 lines of error files:\nAddress already in use")
+NO_ANSWER = Exception("The current node timed out during startup.")  # as Ray raises it
+
+
+@pytest.mark.parametrize("failure", [PORT_TAKEN, NO_ANSWER])
+def test_a_cluster_that_does_not_start_is_started_once_more(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    fake = use(monkeypatch, CPU=4.0)
+    fake.failures = [failure]
+    said: list[str] = []
+    with RaySession(ClusterConfig(num_workers=2), said.append) as opened:
+        opened.connect()
+        assert fake.running
+    first, second = fake.started
+    assert first == second
+    assert said == [
+        "Ray: starting on this machine",
+        "Ray: did not start, maybe because another cluster took its port; starting again",
+    ]
+
+
+def test_a_second_failure_is_one_message_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = use(monkeypatch, CPU=4.0)
+    fake.failures = [NO_ANSWER, PORT_TAKEN]
+    message = (
+        r"did not start on this machine in two attempts \(Failed to start GCS.*session_latest/logs; `shoal doctor`"
+    )
+    with pytest.raises(UserError, match=message) as refused, ray_session(ClusterConfig(num_workers=2)):
+        pass
+    assert refused.value.__cause__ is PORT_TAKEN
+    assert len(fake.started) == 2
+
+
+@pytest.mark.parametrize("failure", [ValueError("no such option"), OSError(errno.ENOSPC, "no space left")])
+def test_other_errors_of_a_start_are_not_retried(monkeypatch: pytest.MonkeyPatch, failure: Exception) -> None:
+    fake = use(monkeypatch, CPU=4.0)
+    fake.failures = [failure]
+    with pytest.raises(type(failure)) as raised, ray_session(ClusterConfig(num_workers=2)):
+        pass
+    assert raised.value is failure
+    assert len(fake.started) == 1
 
 
 def test_a_session_of_the_caller_is_used_and_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

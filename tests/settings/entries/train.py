@@ -33,7 +33,7 @@ from tests.settings.observations.training import (
     rates,
     rows_of_first_batch,
     saved_at,
-    steps_in_ledger,
+    steps_in_sample_log,
     steps_trained,
     steps_until_given_up,
     table_rates,
@@ -119,7 +119,7 @@ LOOP = (
     Entry("train.early_stopping.patience", 2, evaluations_until_stopped, 3, base={"train.epochs": 9}),
     Entry("train.early_stopping.patience", 2, evaluations_until_stopped_and_resumed, 3, base={"train.epochs": 9}),
     Entry("train.log_every_steps", 4, logged_at, [4, 6]),
-    Entry("train.ledger", True, steps_in_ledger, 6),
+    Entry("train.sample_log", True, steps_in_sample_log, 6),
     Entry("checkpoint.every_steps", 2, saved_at, [2, 3, 4, 6]),
     Entry(
         "checkpoint.background",

@@ -26,6 +26,7 @@ from trainer.loop.same_run import check_same_run
 from trainer.loop.step import StepResult
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
+from trainer.tasks.task import OnBatch
 
 
 @dataclass
@@ -129,9 +130,9 @@ def checkpoints_left(lab: Lab, config: Config) -> list[str]:
     return [path.name for path in checkpoint_folder.committed(lab.see(trained, config).job.checkpoints_dir)]
 
 
-def steps_in_ledger(lab: Lab, config: Config) -> int:
+def steps_in_sample_log(lab: Lab, config: Config) -> int:
     """Return the number of steps with histories in the sample log of the run folder."""
-    path = lab.see(trained, config).job.run_dir / "ledger" / "rank-0.jsonl"
+    path = lab.see(trained, config).job.run_dir / "sample_log" / "rank-0.jsonl"
     return len(path.read_text(encoding="utf-8").splitlines()) if path.exists() else 0
 
 
@@ -162,13 +163,13 @@ def evaluations_until_stopped(lab: Lab, config: Config, stop_after: int | None =
     class Worse:
         """Metrics that are worse each time."""
 
-        def mean_metrics(self, model: Any) -> dict[str, float]:
+        def mean_metrics(self, model: Any, on_batch: OnBatch) -> dict[str, float]:
             count[0] += 1
             return {"ndcg@10": -float(count[0])}
 
     for limit in (stop_after, None) if stop_after else (None,):
         training = training_of(lab, job, [], limit)
-        training.evaluator = Worse()
+        training.evaluations.evaluator = Worse()
         training.run()
     return count[0]
 

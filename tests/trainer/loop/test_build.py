@@ -55,8 +55,8 @@ def train_hashed(world: World, job: Job) -> float | None:
     world.barrier()
     training = Training(job, world, SILENT)
     training.run()
-    assert training.evaluator is not None
-    return training.evaluator.mean_metrics(training.built.model)["hr@10"]
+    assert training.evaluations.evaluator is not None
+    return training.evaluations.evaluator.mean_metrics(training.built.model)["hr@10"]
 
 
 def test_a_model_with_hashed_items_trains_and_ranks_every_item(tmp_path: Path, rank_pool: RankPool) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,8 +18,10 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.config.job import Channel, Job, Outcome
 from trainer.config.train import EarlyStoppingConfig
 from trainer.errors import NonFiniteLossError
+from trainer.loop import pace
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
+from trainer.tasks.task import OnBatch
 
 STEPS_PER_EPOCH = 8  # of 60 histories
 
@@ -39,7 +42,7 @@ class Scripted:
     def __init__(self, metric: str, values: Sequence[float]) -> None:
         self._metric, self._values = metric, list(values)
 
-    def mean_metrics(self, model: Any) -> dict[str, float]:
+    def mean_metrics(self, model: Any, on_batch: OnBatch) -> dict[str, float]:
         return {self._metric: self._values.pop(0)}
 
 
@@ -74,7 +77,7 @@ def train(
     training = Training(job, world, channel)
     if values:
         assert job.config.train.early_stopping is not None
-        training.evaluator = Scripted(job.config.train.early_stopping.metric, values)
+        training.evaluations.evaluator = Scripted(job.config.train.early_stopping.metric, values)
     model = training.built.model
     whole_loss: Callable[..., Any] = model.loss
     last = world.rank == world.world_size - 1
@@ -157,6 +160,23 @@ def test_the_end_of_training_is_evaluated_at_every_cadence(rank_pool: RankPool, 
     assert committed(tmp_path) == [2 * STEPS_PER_EPOCH]
 
 
+def train_with_all_messages(world: World, job: Job) -> Ended:
+    with mock.patch.object(pace, "SEND_EVERY_SECONDS", 0.0):
+        return train(world, job)
+
+
+def test_validation_reports_its_batches_before_its_metrics(rank_pool: RankPool, tmp_path: Path) -> None:
+    job = job_in(tmp_path, train={"epochs": 1}, evaluate={"batch_size": 8})
+    first, second = rank_pool.run(2, train_with_all_messages, job)
+    reports = [event for event in first.events if event["kind"] == "validate"]
+    total = reports[0]["total"]
+    assert total > 1
+    assert [event["done"] for event in reports] == list(range(1, total + 1))
+    kinds = [event["kind"] for event in first.events]
+    assert kinds[kinds.index("validate") :][: total + 1] == ["validate"] * total + ["validation"]
+    assert second.events == []
+
+
 def test_steps_that_are_not_finite_are_skipped_and_their_rows_named_rank_by_rank(
     rank_pool: RankPool, tmp_path: Path
 ) -> None:
@@ -167,9 +187,9 @@ def test_steps_that_are_not_finite_are_skipped_and_their_rows_named_rank_by_rank
     assert [e.outcome.reason for e in ended] == ["finished", "finished"]
     lines = [line for line in read_metrics(tmp_path / "run/metrics.jsonl") if line["kind"] == "skipped"]
     assert [line["step"] for line in lines] == broken
-    ledgers = [(tmp_path / f"run/ledger/rank-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
+    logs = [(tmp_path / f"run/sample_log/rank-{rank}.jsonl").read_text().splitlines() for rank in (0, 1)]
     for line in lines:
-        assert line["row_ids"] == [json.loads(ledger[line["step"] - 1])["row_ids"] for ledger in ledgers]
+        assert line["row_ids"] == [json.loads(log[line["step"] - 1])["row_ids"] for log in logs]
         assert all(line["row_ids"])
 
 

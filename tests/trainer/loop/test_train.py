@@ -39,7 +39,7 @@ def planned(world: World, job: Job) -> tuple[list[int], list[int], list[int]]:
 @pytest.mark.parametrize("settings", [{}, {"batch_tokens": 64}, {"batch_tokens": 64, "long_histories": "windows"}])
 def test_the_steps_of_every_epoch_and_the_next_checkpoint_are_exact(rank_pool, tmp_path, settings, world_size):
     tiny_dataset(tmp_path / "dataset")
-    train = {"epochs": 4, "evaluate_every_epochs": 2, "ledger": False, **settings}
+    train = {"epochs": 4, "evaluate_every_epochs": 2, "sample_log": False, **settings}
     job = tiny_job(tmp_path / "run", tmp_path / "dataset", train=train, checkpoint={"every_steps": 7})
     for epoch_ends, trained, reported in rank_pool.run(world_size, planned, job):
         assert epoch_ends == trained
@@ -87,8 +87,8 @@ def trained_and_warned(world: World, job: Job) -> tuple[list[int], list[str]]:
     """Return the examples that this rank trained, and the warnings that it sent."""
     events: list[dict[str, Any]] = []
     Training(job, world, Channel(send=events.append, stop_requested=lambda: False)).run()
-    ledger = (job.run_dir / "ledger" / f"rank-{world.rank}.jsonl").read_text().splitlines()
-    rows = [row for line in ledger for row in json.loads(line)["row_ids"] if row >= 0]
+    log = (job.run_dir / "sample_log" / f"rank-{world.rank}.jsonl").read_text().splitlines()
+    rows = [row for line in log for row in json.loads(line)["row_ids"] if row >= 0]
     return rows, [event["text"] for event in events if event["kind"] == "warning"]
 
 

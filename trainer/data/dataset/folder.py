@@ -1,8 +1,8 @@
 """Ownership of a dataset folder: its inputs, whether it may be written, and its work area.
 
-Work happens in `.work-*` inside the folder, so moving results out is a rename. An interrupted attempt leaves its work
-folder. The next attempt at the same dataset continues it; any other attempt removes it. The work folder is removed
-last. So parts next to a work folder and without a manifest come from a killed attempt, and only then are they deleted.
+Work happens in `.work-*` inside the folder (trainer.output_folder). An interrupted attempt leaves its work folder. The next
+attempt at the same dataset continues it; any other attempt removes it. Without a work folder nothing is deleted: parts may
+even be the logs.
 """
 
 import re
@@ -19,15 +19,19 @@ from trainer.data.logs.columns import SourceName
 from trainer.data.logs.config import LogsConfig, TextConfig
 from trainer.data.logs.files import InputFile
 from trainer.errors import UserError
-from trainer.output_folder import remove_from, writing
+from trainer.output_folder import OwnNames, is_finished, remove_from, writing
 from trainer.settings import changed_settings, flatten
 from trainer.storage.files import digest_of
 
-_RESULT = re.compile(
-    r"(part|cuts)-\d{3}-\d{5}\.parquet|(vocabulary|sketch)-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet"
-    r"|card\.(html|json)|\.(manifest\.json|card\.html|card\.json)\..*\.tmp"
+_OWN = OwnNames(
+    "manifest.json",
+    ".work-",
+    re.compile(
+        r"(part|cuts)-\d{3}-\d{5}\.parquet|(vocabulary|sketch)-\d{3}-\w+\.parquet|(rejected|items)-\d{3}\.parquet"
+        r"|card\.(html|json)|\.(manifest\.json|card\.html|card\.json)\..*\.tmp"
+    ),
 )
-_WORK = ".work-"
+_REMEDY = "choose another run.dataset or run.dir"
 # Settings of logs that change no dataset: locations of files, and limits at which prepare stops.
 _NO_CONTENT = {
     "path": True,
@@ -121,18 +125,7 @@ def find_dataset(folder: Path, request: DatasetRequest) -> Existing | None:
     Raises:
         UserError: if the folder holds another dataset, a damaged one, or anything else.
     """
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
-        raise UserError(f"dataset {folder}: is not a folder; choose another run.dataset or run.dir")
-    names = sorted(path.name for path in folder.iterdir())
-    if "manifest.json" not in names:
-        foreign = sorted(set(names) - set(_leftovers(names)))
-        if foreign:
-            raise UserError(
-                f"dataset {folder}: the folder is in use by something else (it holds {', '.join(foreign[:3])}"
-                f"{', ...' if len(foreign) > 3 else ''}); choose another run.dataset or run.dir, or empty the folder"
-            )
+    if not is_finished(folder, _OWN, f"dataset {folder}", _REMEDY):
         return None
     stored = read_manifest(folder)
     if stored.fingerprint == request.fingerprint:
@@ -220,7 +213,7 @@ def attempt(folder: Path, key: str) -> Iterator[Path]:
         UserError: if the folder cannot be written or another command is writing it.
     """
     with _held(folder):
-        work = folder / f"{_WORK}{key[:16]}"
+        work = folder / f"{_OWN.work}{key[:16]}"
         _clean(folder, keep=work.name)
         work.mkdir(exist_ok=True)
         try:
@@ -234,26 +227,26 @@ def attempt(folder: Path, key: str) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Clean up after an attempt that was killed between commit and clean-up. Failures are ignored."""
-    if _leftovers([path.name for path in folder.iterdir()]):
+    if _OWN.leftovers(path.name for path in folder.iterdir()):
         with suppress(UserError, OSError), _held(folder):
             _clean(folder)
 
 
 def _held(folder: Path) -> AbstractContextManager[None]:
     space = "prepare needs about 50 bytes per event there, most of it only while it runs. "
-    return writing(folder, f"dataset {folder}", "preparing it", space, "choose another run.dataset or run.dir")
+    return writing(folder, f"dataset {folder}", "preparing it", space, _REMEDY)
 
 
 def _clean(folder: Path, keep: str = "") -> None:
     """Remove leftovers of attempts, except the work folder `keep` and files of the dataset or of that attempt."""
     names = [path.name for path in folder.iterdir()]
-    committed = {file.path for file in read_manifest(folder).files} if "manifest.json" in names else set()
-    leftovers = _leftovers(names)
+    committed = {file.path for file in read_manifest(folder).files} if _OWN.record in names else set()
+    leftovers = _OWN.leftovers(names)
     if keep in names:
-        leftovers = [name for name in leftovers if name.startswith(_WORK) and name != keep]
+        leftovers = [name for name in leftovers if name.startswith(_OWN.work) and name != keep]
     # The manifest does not list the card and the rejected rows, but they belong to the dataset.
     kept = committed | (_unlisted_files(read_manifest(folder)) if committed else set())
-    remove_from(folder, set(leftovers) - kept, last=_WORK)
+    remove_from(folder, set(leftovers) - kept, last=_OWN.work)
 
 
 def _unlisted_files(manifest: Manifest) -> set[str]:
@@ -262,13 +255,6 @@ def _unlisted_files(manifest: Manifest) -> set[str]:
         "card.json",
         *(f"rejected-{generation:03d}.parquet" for generation in range(manifest.generation + 1)),
     }
-
-
-def _leftovers(names: list[str]) -> list[str]:
-    """Return the names that attempts left. Without a work folder, parts may belong to anybody, and may even be the logs."""
-    if not any(name.startswith(_WORK) for name in names):
-        return []
-    return [name for name in names if name.startswith(_WORK) or _RESULT.fullmatch(name)]
 
 
 def _new_files(manifest: Manifest, request: DatasetRequest) -> dict[SourceName, tuple[InputFile, ...]]:

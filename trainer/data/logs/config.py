@@ -49,9 +49,6 @@ class TextConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         return self
 
 
-TEXT_DESCRIPTION = "format of the text files of this source; default: logs.text"
-
-
 class CategoricalFeatureConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """One or several values from a set: integers, strings, or lists of them. Each value has a row in a table."""
 
@@ -128,32 +125,34 @@ FeatureConfig = Annotated[
 Features = dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+$")], FeatureConfig]
 
 
-class ItemsConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+class FurtherFilesConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Files besides the logs, and their format."""
+
+    path: str | list[str]
+    format: FormatSetting = Field("auto", description="file format; auto: by the ending of each file")
+    text: TextConfig | None = Field(None, description="format of the text files of this source; default: logs.text")
+
+
+class ItemsConfig(FurtherFilesConfig, extra="forbid", frozen=True, strict=True):
     """The catalogue: one row per item with its features. It also lists items without events."""
 
     path: str | list[str] = Field(description="files of items, in the forms of logs.path")
-    format: FormatSetting = Field("auto", description="file format; auto: by the ending of each file")
-    text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     item: str = Field("item_id", description="column of the item, of the same type as in the logs")
     features: Features = Field(default_factory=dict, description="features of items by name")
 
 
-class UsersConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+class UsersConfig(FurtherFilesConfig, extra="forbid", frozen=True, strict=True):
     """One row per user with its features."""
 
     path: str | list[str] = Field(description="files of users, in the forms of logs.path")
-    format: FormatSetting = Field("auto", description="file format; auto: by the ending of each file")
-    text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")
     features: Features = Field(default_factory=dict, description="features of users by name")
 
 
-class HistoryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+class HistoryConfig(FurtherFilesConfig, extra="forbid", frozen=True, strict=True):
     """For logs of impressions: further logs whose events belong to the history and are not impressions."""
 
     path: str | list[str] = Field(description="files of events, in the forms of logs.path")
-    format: FormatSetting = Field("auto", description="file format; auto: by the ending of each file")
-    text: TextConfig | None = Field(None, description=TEXT_DESCRIPTION)
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")
     item: str = Field("item_id", description="column of the item, of the same type as in the logs")
     time: str = Field("time", description="column of the time, of the same kind and unit as in the logs")

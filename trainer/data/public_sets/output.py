@@ -1,8 +1,6 @@
 """The output folder of a conversion: ownership, files, and clean-up after failed attempts.
 
-An attempt works in a hidden folder inside it, moves its files out by rename, and writes conversion.json last. Without
-that file there is no converted set. The hidden folder is removed after that. So files next to a hidden folder and
-without conversion.json come from a killed attempt, and only then are they deleted.
+Without conversion.json, which is written last, there is no converted set (trainer.output_folder).
 """
 
 import json
@@ -19,15 +17,18 @@ import pyarrow.parquet as pq
 
 from trainer.data.public_sets.tables import Table
 from trainer.errors import UserError
-from trainer.output_folder import remove_from, writing
+from trainer.output_folder import OwnNames, is_finished, remove_from, writing
 from trainer.storage.files import write_json_atomically
 
 FORMAT_VERSION = 1
 ROWS_PER_GROUP = 1 << 18
 GROUPS_PER_FILE = 8  # so that a file holds about two million events
 RECORD = "conversion.json"
-_ATTEMPT = ".convert-"
-_RESULT = re.compile(r"(events-\d{5}|impressions-(val|test)|history|items|users)\.parquet|\.conversion\.json\..*\.tmp")
+_OWN = OwnNames(
+    RECORD,
+    ".convert-",
+    re.compile(r"(events-\d{5}|impressions-(val|test)|history|items|users)\.parquet|\.conversion\.json\..*\.tmp"),
+)
 
 OnRows = Callable[[str, int], None]
 
@@ -51,18 +52,7 @@ def read_finished(folder: Path, set_name: str) -> Conversion | None:
 
     Raises UserError if it holds another set, an incomplete one, or anything else.
     """
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
-        raise UserError(f"{folder}: is not a folder; choose another one for the converted logs")
-    names = sorted(path.name for path in folder.iterdir())
-    if RECORD not in names:
-        foreign = sorted(set(names) - set(_leftovers(names)))
-        if foreign:
-            raise UserError(
-                f"{folder}: the folder is in use by something else (it holds {', '.join(foreign[:3])}"
-                f"{', ...' if len(foreign) > 3 else ''}); choose another folder for the converted logs, or empty it"
-            )
+    if not is_finished(folder, _OWN, str(folder), "choose another folder for the converted logs"):
         return None
     conversion = _read_record(folder)
     if conversion.set_name != set_name:
@@ -161,7 +151,7 @@ def _attempt(folder: Path) -> Iterator[Path]:
     """Yield a new hidden folder. If the block ends without conversion.json, for any reason, nothing is left of it."""
     with writing(folder, str(folder), "converting into it", "", "choose another folder"):
         _clean(folder)
-        hidden = folder / f"{_ATTEMPT}{uuid.uuid4().hex[:8]}"
+        hidden = folder / f"{_OWN.work}{uuid.uuid4().hex[:8]}"
         hidden.mkdir()
         try:
             yield hidden
@@ -171,14 +161,7 @@ def _attempt(folder: Path) -> Iterator[Path]:
 
 def _clean(folder: Path) -> None:
     names = [path.name for path in folder.iterdir()]
-    leftovers = _leftovers(names)
+    leftovers = _OWN.leftovers(names)
     if RECORD in names:
-        leftovers = [name for name in leftovers if name.startswith(_ATTEMPT)]
-    remove_from(folder, leftovers, last=_ATTEMPT)
-
-
-def _leftovers(names: list[str]) -> list[str]:
-    """Return the names that an attempt left. Without its hidden folder, Parquet files may belong to anybody."""
-    if not any(name.startswith(_ATTEMPT) for name in names):
-        return []
-    return [name for name in names if name.startswith(_ATTEMPT) or _RESULT.fullmatch(name)]
+        leftovers = [name for name in leftovers if name.startswith(_OWN.work)]
+    remove_from(folder, leftovers, last=_OWN.work)

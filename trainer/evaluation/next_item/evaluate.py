@@ -47,14 +47,21 @@ class Evaluator:
     dynamic: DynamicTables
     """The model's id mappings; look-ups use their state at evaluation time."""
 
-    def mean_metrics(self, model: NextItemModel) -> dict[str, float]:
-        """Return the metrics that are means over users, over all users of the split; identical on every worker. Collective."""
+    def mean_metrics(
+        self, model: NextItemModel, on_batch: Callable[[int, int], None] = lambda done, total: None
+    ) -> dict[str, float]:
+        """Return the metrics that are means over users, over all users of the split; identical on every worker. Collective.
+
+        on_batch: called after each batch with the number of batches done and of all batches.
+        """
         totals: dict[str, float] = {}
         num_users = 0
-        for batch, ranked in self.rank_all(model, top=0):
+        num_batches = self.held_out.num_batches()
+        for number, (batch, ranked) in enumerate(self.rank_all(model, top=0), start=1):
             columns = user_metrics(batch.targets, ranked.target_ranks, batch.target_offsets, self.config.ks)
             num_users += batch.row_ids.size
             totals = {name: totals.get(name, 0.0) + float(values.sum()) for name, values in columns.items()}
+            on_batch(number, num_batches)
         names = list(totals)
         values = torch.tensor([float(num_users), *totals.values()], dtype=torch.float64, device=self.world.device)
         summed = self.world.sum(values).tolist()

@@ -86,11 +86,18 @@ class RankingEvaluator:
     dynamic: DynamicTables
     """The model's id mappings; look-ups use their state at evaluation time."""
 
-    def mean_metrics(self, model: ScoresImpressions) -> dict[str, float]:
-        """Return every metric of every label (trainer.evaluation.ranking.metrics), exact; identical on every worker. Collective."""
+    def mean_metrics(
+        self, model: ScoresImpressions, on_batch: Callable[[int, int], None] = lambda done, total: None
+    ) -> dict[str, float]:
+        """Return every metric of every label (trainer.evaluation.ranking.metrics), exact; identical on every worker. Collective.
+
+        on_batch: called after each batch with the number of batches done and of all batches.
+        """
         tally = Tally(self.rules)
-        for held, logits in self.score_all(model):
+        num_batches = self.held_out.num_batches()
+        for number, (held, logits) in enumerate(self.score_all(model), start=1):
             tally.add(held, logits)
+            on_batch(number, num_batches)
         return tally.metrics(self.world)[0]
 
     def score_all(self, model: ScoresImpressions) -> Iterator[tuple[HeldOutImpressionsBatch, np.ndarray]]:

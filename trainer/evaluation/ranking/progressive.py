@@ -5,6 +5,7 @@ Dawid 1984, doi:10.2307/2981683). The baseline is the popularity of items on all
 one is the first of the validation period; nothing later is read.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -34,11 +35,18 @@ class ProgressiveEvaluator:
         }  # of this worker's row groups
         self._counted_to = days.first
 
-    def metrics(self, model: ScoresImpressions, day: int) -> dict[str, Any] | None:
+    def metrics(
+        self, model: ScoresImpressions, day: int, on_batch: Callable[[int, int], None] = lambda done, total: None
+    ) -> dict[str, Any] | None:
         """Evaluate the first day from `day` on that has impressions; return None if there is none. Collective.
 
         The values are "day" and "begins" (its number and first moment), "impressions" (by label, on how many it is defined),
         "metrics" of the model, and "popularity" (the same metrics of the baseline).
+
+        Args:
+            model: the model.
+            day: number of the day that is trained next.
+            on_batch: called after each batch with the number of batches done and of all batches.
         """
         next_day = self._days.next_with_impressions(day)
         if next_day is None:
@@ -52,10 +60,12 @@ class ProgressiveEvaluator:
         evaluator = replace(self._evaluator, held_out=held_out)
         rates = {label: counted.over(world) for label, counted in self._items.items()}
         of_model, of_popularity = Tally(evaluator.rules), Tally(evaluator.rules)
-        for held, logits in evaluator.score_all(model):
+        num_batches = held_out.num_batches()
+        for number, (held, logits) in enumerate(evaluator.score_all(model), start=1):
             of_model.add(held, logits)
             items = held.batch.candidate_ids.numpy()
             of_popularity.add(held, np.stack([rate.logits(items, rate.overall) for rate in rates.values()], axis=1))
+            on_batch(number, num_batches)
         metrics, impressions = of_model.metrics(world)
         return {
             "day": next_day,

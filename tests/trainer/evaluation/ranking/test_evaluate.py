@@ -104,6 +104,15 @@ def test_the_model_keeps_its_mode(world):
     assert model.training
 
 
+def test_each_batch_is_reported(world):
+    evaluator = evaluator_of(*world, ALONE)
+    reported = []
+    evaluator.mean_metrics(KnowsItems(), lambda *progress: reported.append(progress))
+    total = evaluator.held_out.num_batches()
+    assert total > 1
+    assert reported == [(done, total) for done in range(1, total + 1)]
+
+
 def _metrics_of_rank(world: World, folder: Path, manifest: Manifest) -> dict[str, float]:
     return evaluator_of(folder, manifest, world, buy=BUY_AFTER_CLICK).mean_metrics(KnowsItems())
 

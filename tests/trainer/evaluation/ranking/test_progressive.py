@@ -41,7 +41,11 @@ def days_after(world: World, folder: Path, numbers: list[int]) -> list[dict[str,
     reader = RowGroupReader(folder, manifest, ColumnSelection(impressions=True))
     days = count_days(reader, CALENDAR, world)
     evaluator = ProgressiveEvaluator(evaluator_of(folder, manifest, world), days)
-    return [evaluator.metrics(KnowsItems(), number) for number in numbers]
+    reported: list[tuple[int, int]] = []
+    metrics = [evaluator.metrics(KnowsItems(), number, lambda *of: reported.append(of)) for number in numbers]
+    evaluated = [of_day for of_day in metrics if of_day is not None]
+    assert sum(done == total for done, total in reported) == len(evaluated), "each day reports its last batch"
+    return metrics
 
 
 def scores(shown: Shown, of_day: Shown) -> np.ndarray:
