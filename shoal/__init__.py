@@ -8,18 +8,20 @@ The functions do what the commands of the same name do, with the same results an
 Importing this package imports neither torch nor ray. docs/python.md is the guide.
 
 Files:
-    commands.py  the functions run, prepare, train and evaluate
-    config.py    settings of a run, from a file or a dictionary
-    events.py    events that report the progress of a command
-    model.py     a trained model in this process: recommendations, scores, vectors
-    results.py   results of commands, as values
-    runs.py      runs on disk: stages, metrics, checkpoints
-    view.py      relays what the driver reports to a listener
+    commands.py     the functions run, prepare, train and evaluate
+    comparisons.py  the function compare
+    config.py       settings of a run, from a file or a dictionary
+    events.py       events that report the progress of a command
+    model.py        a trained model in this process: recommendations, scores, vectors
+    results.py      results of commands, as values
+    runs.py         runs on disk: stages, metrics, checkpoints
+    view.py         relays what the driver reports to a listener
 """
 
 from cluster import __version__
 from cluster.errors import RunFailedError, StoppedError
 from shoal.commands import evaluate, prepare, run, train
+from shoal.comparisons import Comparison, Difference, compare
 from shoal.config import Config
 from shoal.events import (
     CheckpointSaved,
@@ -43,9 +45,11 @@ from trainer.errors import CheckpointError, UserError
 __all__ = [
     "CheckpointError",
     "CheckpointSaved",
+    "Comparison",
     "Config",
     "Dataset",
     "DayEvaluated",
+    "Difference",
     "Evaluation",
     "Event",
     "ImpressionRanker",
@@ -67,6 +71,7 @@ __all__ = [
     "Validation",
     "WarningRaised",
     "__version__",
+    "compare",
     "evaluate",
     "load",
     "prepare",

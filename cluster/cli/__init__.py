@@ -4,6 +4,7 @@ Files:
     __main__.py     `python -m cluster.cli`, the same as `shoal`
     app.py          the `shoal` command: its commands in order, errors, exit codes
     checkpoint.py   `shoal checkpoint`
+    compare.py      `shoal compare`
     config_docs.py  generates docs/configuration.md from the settings
     convert.py      `shoal convert`
     doctor.py       `shoal doctor`

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from cluster import __version__
 from cluster.cli.checkpoint import checkpoints
+from cluster.cli.compare import compare
 from cluster.cli.convert import convert
 from cluster.cli.doctor import doctor
 from cluster.cli.evaluate import evaluate
@@ -34,7 +35,7 @@ from trainer.errors import UserError
 
 # The order of --help: what a new user needs first.
 ORDER = (
-    *("run", "prepare", "train", "evaluate", "plan", "study", "submit", "status"),
+    *("run", "prepare", "train", "evaluate", "compare", "plan", "study", "submit", "status"),
     *("checkpoint", "convert", "synth", "doctor"),
 )
 
@@ -65,7 +66,7 @@ def version(
         raise typer.Exit
 
 
-for _command in (run, prepare, train, evaluate, plan, study, submit, status, convert, synth, doctor):
+for _command in (run, prepare, train, evaluate, compare, plan, study, submit, status, convert, synth, doctor):
     app.command()(_command)
 app.add_typer(checkpoints, name="checkpoint")
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CONFIDENCE = 0.95
 Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 
 
@@ -138,3 +139,31 @@ def wilson(rate: np.ndarray, count: np.ndarray, quantile: float = Z95) -> tuple[
     middle = (rate + spread / 2) / (1 + spread)
     half = quantile / (1 + spread) * np.sqrt(rate * (1 - rate) / count + spread / (4 * count))
     return middle - half, middle + half
+
+
+def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+    """Return t with P(-t <= T <= t) = confidence for Student's T with a whole number of degrees of freedom, by bisection."""
+    low, high = 0.0, 1.0
+    while _within(high, degrees) < confidence:
+        high *= 2.0
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if _within(middle, degrees) < confidence else (low, middle)
+    return high
+
+
+def _within(t: float, degrees: int) -> float:
+    """Return P(-t <= T <= t), a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    cosine, sine = math.cos(angle), math.sin(angle)
+    if degrees % 2 == 0:
+        term, total = 1.0, 1.0
+        for k in range(1, degrees // 2):
+            term *= cosine**2 * (2 * k - 1) / (2 * k)
+            total += term
+        return sine * total
+    total, term = 0.0, cosine
+    for k in range(1, (degrees - 1) // 2 + 1):
+        total += term
+        term *= cosine**2 * (2 * k) / (2 * k + 1)
+    return 2.0 / math.pi * (angle + sine * total)

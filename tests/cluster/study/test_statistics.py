@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from cluster.study.statistics import estimate, pareto_front, student_quantile
-from trainer.evaluation.confidence import NOT_NEGATIVE, SHARE, mean_interval
+from cluster.study.statistics import estimate, pareto_front
+from trainer.evaluation.confidence import NOT_NEGATIVE, SHARE, mean_interval, student_quantile
 
 UNBOUNDED = NOT_NEGATIVE.of_differences
 
