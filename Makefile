@@ -24,7 +24,7 @@ ifeq ($(filter $(ACCEL),cpu cuda),)
 $(error ACCEL=$(ACCEL): choose cpu or cuda)
 endif
 
-.PHONY: help setup demo test test-quick test-all test-gpu mutate check bench docs format clean
+.PHONY: help setup demo test test-quick test-all test-faults test-gpu mutate check bench docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ test-quick: $(TOOLS_READY) ## run the tests that start neither Ray nor rank proc
 test-all: $(TOOLS_READY) ## run all tests with every combination
 	$(PYTEST) $(SIDE_BY_SIDE) --all-combinations
 	$(PYTEST) tests/end_to_end
+
+test-faults: $(TOOLS_READY) ## inject faults into whole runs, one run after another (an hour), with a log in build/faults.log
+	mkdir -p build
+	$(PYTEST) -m faults --all-combinations -v > build/faults.log 2>&1; code=$$?; tail -n 40 build/faults.log; exit $$code
 
 test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
 	$(PYTEST) -m gpu --all-combinations

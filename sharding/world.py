@@ -26,6 +26,7 @@ class World:
     rank: int  # this rank
     world_size: int  # number of ranks
     device: torch.device  # of this rank's computations
+    group: dist.ProcessGroup | None = None  # of the collectives; None: the default group
 
     @property
     def is_first(self) -> bool:
@@ -34,13 +35,13 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over ranks, in place, and return it."""
         if self.world_size > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.SUM)
+            dist.all_reduce(tensor, op=dist.ReduceOp.SUM, group=self.group)
         return tensor
 
     def max(self, tensor: Tensor) -> Tensor:
         """Compute the maximum of a tensor over ranks, in place, and return it."""
         if self.world_size > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+            dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self.group)
         return tensor
 
     def gather(self, tensor: Tensor) -> list[Tensor]:
@@ -52,7 +53,7 @@ class World:
         padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
         padded[: tensor.shape[0]] = tensor
         pieces = [torch.empty_like(padded) for _ in sizes]
-        dist.all_gather(pieces, padded)
+        dist.all_gather(pieces, padded, group=self.group)
         return [piece[:size] for piece, size in zip(pieces, sizes, strict=True)]
 
     def gather_ints(self, value: int) -> list[int]:
@@ -69,20 +70,20 @@ class World:
         if self.world_size == 1:
             return leaving
         arriving = leaving.new_empty(sum(received))
-        dist.all_to_all_single(arriving, leaving.contiguous(), received, sent)
+        dist.all_to_all_single(arriving, leaving.contiguous(), received, sent, group=self.group)
         return arriving
 
     def from_first(self, tensor: Tensor) -> Tensor:
         """Broadcast the first rank's tensor, bit for bit, in place, and return it."""
         if self.world_size > 1:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor, src=0, group=self.group)
         return tensor
 
     def broadcast(self, value: object) -> object:
         """Return the first rank's picklable object on every rank."""
         box = [value]
         if self.world_size > 1:
-            dist.broadcast_object_list(box, src=0, device=self.device)
+            dist.broadcast_object_list(box, src=0, device=self.device, group=self.group)
         return box[0]
 
     def on_first(self, function: Callable[[], T]) -> T:
@@ -113,8 +114,16 @@ class World:
         """Return every rank's picklable object, in rank order."""
         values: list[object] = [value] * self.world_size
         if self.world_size > 1:
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def beside(self) -> "World":
+        """Return the same ranks with a group of their own for collectives of CPU tensors, so that a thread can use it. Collective.
+
+        Collectives of two groups may be in progress at the same time; those of one group must be called in one order.
+        """
+        group = dist.new_group(backend="gloo") if self.world_size > 1 else None
+        return World(self.rank, self.world_size, torch.device("cpu"), group)
 
     def barrier(self) -> None:
         self.sum(torch.zeros(1, device=self.device))

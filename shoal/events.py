@@ -64,6 +64,14 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class Restarted:
+    """Workers failed, and are started again. They continue from the newest checkpoint."""
+
+    text: str  # rank, machine, phase and cause, for people
+    cause: Literal["failure", "preemption"]
+
+
+@dataclass(frozen=True)
 class TrainingStep:
     """A step of training has ended. At most a few a second are sent; metrics.jsonl has the recorded ones."""
 
@@ -111,6 +119,7 @@ Event = (
     | WarningRaised
     | Planned
     | Resumed
+    | Restarted
     | TrainingStep
     | Validation
     | DayEvaluated
@@ -135,6 +144,8 @@ def event_of(raw: dict[str, Any]) -> Event | None:
             return WarningRaised(raw["text"])
         case "plan":
             return Planned(dict(raw["tables"]))
+        case "restart":
+            return Restarted(raw["text"], raw["cause"])
         case "resumed":
             return Resumed(raw["step"], Path(raw["path"]))
         case "train":

@@ -14,12 +14,13 @@ class NonFiniteLossError(UserError):
 
 
 class NonFiniteWeightsError(UserError):
-    """Non-finite weights or optimizer states after updates. `names` are those of the tensors. Nothing was saved."""
+    """Non-finite weights or optimizer states after `step` steps. `names` are those of the tensors. Nothing was saved."""
 
-    def __init__(self, message: str, names: tuple[str, ...] = ()) -> None:
-        super().__init__(message, names)
+    def __init__(self, message: str, names: tuple[str, ...] = (), step: int = 0) -> None:
+        super().__init__(message, names, step)
         self.message = message
         self.names = names
+        self.step = step
 
     def __str__(self) -> str:
         return self.message
@@ -27,6 +28,10 @@ class NonFiniteWeightsError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is missing, corrupt, or does not fit the model."""
+
+
+class ReplicasDifferError(RuntimeError):
+    """Copies of weights that must be equal on all ranks differ. A restart goes back to a checkpoint."""
 
 
 def first_line(error: BaseException) -> str:

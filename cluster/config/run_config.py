@@ -17,6 +17,58 @@ from trainer.tasks.checks import check_early_stopping
 MAX_SECONDS = 10_000_000.0  # 115 days; torch and Ray count in 64 bits of nanoseconds
 
 
+class RecoveryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Recovery from failed workers: how often, and how long a phase may take before it counts as a hang.
+
+    A recovery restarts all workers, which continue from the newest checkpoint. Mistakes that the user can correct end the run.
+    """
+
+    failures_per_hour: int = Field(
+        10,
+        ge=0,
+        description="failures within an hour after which the run ends. 0: the first failure ends it, and the same command resumes",
+    )
+    preemptions_per_hour: int | None = Field(
+        None,
+        ge=0,
+        description="the same for nodes that the cluster takes back, which are no failures; default: no limit",
+    )
+    same_step_failures: int = Field(
+        3, ge=1, description="failures in a row, without a step beyond the first of them, after which the run ends"
+    )
+    backoff_seconds: float = Field(
+        1.0,
+        ge=0.0,
+        le=MAX_SECONDS,
+        description="wait before the second restart within an hour, doubled at each further one up to 30 seconds",
+    )
+    resize_seconds: float = Field(
+        60.0,
+        ge=1.0,
+        le=MAX_SECONDS,
+        description="seconds between two looks for resources with which a smaller group could grow again (cluster.min_workers)",
+    )
+    heartbeat_seconds: float = Field(
+        20.0,
+        ge=2.0,
+        le=MAX_SECONDS,
+        description="seconds without a sign of life after which a worker is named, killed and replaced. Workers send one a second",
+    )
+    start_seconds: float = Field(
+        1800.0, gt=0.0, le=MAX_SECONDS, description="longest time to build the model, or to restore a checkpoint"
+    )
+    first_step_seconds: float = Field(
+        1800.0, gt=0.0, le=MAX_SECONDS, description="longest time of the first step, which may compile or fill caches"
+    )
+    step_seconds: float = Field(
+        600.0, gt=0.0, le=MAX_SECONDS, description="longest time of any other step, with the wait for its data"
+    )
+    evaluation_seconds: float = Field(
+        7200.0, gt=0.0, le=MAX_SECONDS, description="longest time of an evaluation during training"
+    )
+    checkpoint_seconds: float = Field(1800.0, gt=0.0, le=MAX_SECONDS, description="longest time to save a checkpoint")
+
+
 class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """The workers and where they run."""
 
@@ -24,6 +76,12 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         None, description='address of a running Ray cluster ("auto", "host:6379"); default: start a local cluster'
     )
     num_workers: int = Field(2, ge=1, description="number of training workers. Results do not depend on it")
+    min_workers: int | None = Field(
+        None,
+        ge=1,
+        description="fewest workers with which to go on when nodes are lost; the group grows again up to num_workers when there "
+        "are resources. Default: wait for num_workers",
+    )
     cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads of each worker")
     gpus_per_worker: int = Field(
         0, ge=0, le=1, description="GPUs of each worker: 0 trains on CPUs with gloo, 1 on GPUs with NCCL"
@@ -37,6 +95,13 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         le=MAX_SECONDS,
         description="seconds that a worker waits for the others in one collective operation before it fails",
     )
+    recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> "ClusterConfig":
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers = {self.min_workers} is more than num_workers = {self.num_workers}")
+        return self
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:

@@ -111,6 +111,9 @@ class View:
                 self.print_line(f"plan: {number} table{'s' * (number > 1)}: {layout}")
             case "phase":
                 self.print_phase(event["text"])
+            case "restart":
+                self.clear()
+                self.print_line(event["text"])
             case "resumed":
                 self.print_line(f"resumed from {event['path']}")
             case "warning":

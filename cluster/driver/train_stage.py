@@ -8,6 +8,7 @@ from typing import Any
 from cluster.config.run_config import Config, job_of
 from cluster.driver.new_logs import kept_outcome
 from cluster.driver.progress import View, announce
+from cluster.driver.restart_log import note_restart
 from cluster.driver.signals import stop_on_signal
 from cluster.driver.stage_inputs import training_inputs
 from cluster.driver.stage_record import StageRecord
@@ -54,6 +55,8 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
     def on_event(event: dict[str, Any]) -> None:
         if event["kind"] == "train":
             record.note_progress(STAGE, {name: event[name] for name in PROGRESS})
+        elif event["kind"] == "restart":
+            note_restart(config.run_dir, event)
         view.on_event(event)
 
     with stop_on_signal(view) as stop:

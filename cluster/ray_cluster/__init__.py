@@ -2,6 +2,7 @@
 
 Files:
     address.py    checks an address before Ray joins the cluster
+    reaper.py     ends what a killed driver leaves of its own session
     session.py    joins a Ray cluster, or starts one on this machine
     submit.py     runs a command as a Ray job
     task_pool.py  runs numbered tasks on Ray, a bounded number at a time

@@ -8,13 +8,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import ray
+from ray._private import worker
 from ray.exceptions import RayError
 
 from cluster.config.run_config import ClusterConfig
 from cluster.ray_cluster.address import check_cluster
+from cluster.ray_cluster.reaper import descendants, reaping
 from trainer.errors import UserError, first_line
 
 
@@ -63,6 +65,7 @@ def ray_session(config: ClusterConfig, on_phase: Callable[[str], None] = lambda 
         yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about future defaults
+    _keep_off_stdout()
     if config.address is None:
         # Otherwise each launch starts a process that watches for preemption by a cloud, which cannot happen here.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -86,11 +89,25 @@ def ray_session(config: ClusterConfig, on_phase: Callable[[str], None] = lambda 
                 "needs a node of the cluster on its own machine: run the command there, or join this machine by "
                 "`ray start --address=HOST:PORT`; `shoal doctor` checks this machine"
             ) from None
-    try:
+    with ExitStack() as stack:
+        if config.address is None:
+            stack.enter_context(reaping(descendants()))
+        stack.callback(ray.shutdown)
         check_resources(config)
         yield
-    finally:
-        ray.shutdown()
+
+
+def _keep_off_stdout() -> None:
+    """Send Ray's messages about its own processes to its log.
+
+    Ray prints them on stdout, where --json has its answer, even with log_to_driver=False (Ray 2.60). A worker that died is named
+    by Shoal itself.
+    """
+
+    def log(data: dict[str, Any], *_: Any, **__: Any) -> None:
+        logging.getLogger("ray").info("\n".join(map(str, data.get("lines", ()))))
+
+    worker.print_to_stdstream = log
 
 
 def _start_here(num_cpus: int, on_phase: Callable[[str], None]) -> None:

@@ -1,9 +1,16 @@
 """Workers: their group, the jobs they run, and the messages between them and the driver.
 
 Files:
-    group.py      workers kept for the stages of a run, and their failures as one message
+    budget.py     failures that are allowed, and waits before restarts
+    drains.py     nodes that the cluster takes back
+    failures.py   causes of failed workers as one line
+    group.py      workers kept for the stages of a run
     jobs.py       jobs of the stages: train, evaluate
+    kill.py       end of one process on its machine
     mailbox.py    jobs, events and requests to stop between driver and workers
-    ray_train.py  Ray Train's trainer without the actors that Shoal does not use
+    memory.py     free memory of a machine or container
+    ray_train.py  Ray Train's trainer with Shoal's budgets, without the actors that Shoal does not use
+    restarts.py   decision after a failure, in Ray Train's controller
+    watchdog.py   ranks that stopped or make no progress
     worker.py     the loop of a worker: one job after another
 """

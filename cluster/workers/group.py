@@ -9,24 +9,32 @@ from __future__ import annotations
 import pickle
 import shutil
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import ray
 from ray import cloudpickle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config.run_config import ClusterConfig
 from cluster.errors import WorkersFailedError
 from cluster.ray_cluster.session import temporary_storage
-from cluster.workers.mailbox import Mailbox, WorkerFailure
+from cluster.workers.budget import Budget
+from cluster.workers.drains import drain_text, draining_nodes
+from cluster.workers.failures import cause_of
+from cluster.workers.kill import kill_process
+from cluster.workers.mailbox import Beat, Mailbox, Place, WorkerFailure
+from cluster.workers.watchdog import Watchdog
 from cluster.workers.worker import POLL_SECONDS, WorkerFunction
 from trainer.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
+DRAIN_POLL_SECONDS = 1.0
 END_SECONDS = 60.0  # for idle workers to shut down
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -49,6 +57,7 @@ class Workers:
         self._connect = connect
         self._on_phase = on_phase
         self._launch: _Launch | None = None
+        self._lost = Budget(config.recovery)
 
     def __enter__(self) -> Self:
         return self
@@ -74,27 +83,60 @@ class Workers:
 
         Raises UserError if a worker raised one, and WorkersFailedError, naming the rank, for anything else.
         """
-        if self._launch is None:
-            self._connect()
-            self._on_phase(f"workers: starting {self._config.num_workers}, which load torch and TorchRec")
-            self._launch = _Launch(self._config)
-        launch = self._launch
-        try:
-            return launch.run(function, argument, on_event, stop or threading.Event())
-        except BaseException:
-            self._launch = None
-            launch.abandon()
-            raise
+        while True:
+            launch = self._launch or self._new_launch()
+            try:
+                return launch.run(function, argument, on_event, stop or threading.Event())
+            except LaunchLostError as lost:
+                self._launch = None
+                launch.abandon()
+                reason = self._lost.count("failure", lost.step)
+                if reason is not None:
+                    raise WorkersFailedError(f"{lost}; no restart: {reason}", lost.trace) from None
+                on_event(
+                    {
+                        "kind": "restart",
+                        "text": f"{lost}; starting workers again",
+                        "cause": "failure",
+                        "trace": lost.trace,
+                    }
+                )
+                time.sleep(self._lost.wait("failure"))
+            except BaseException:
+                self._launch = None
+                launch.abandon()
+                raise
+
+    def _new_launch(self) -> _Launch:
+        self._connect()
+        self._on_phase(f"workers: starting {self._config.num_workers}, which load torch and TorchRec")
+        self._launch = _Launch(self._config)
+        return self._launch
+
+
+class LaunchLostError(Exception):
+    """Ray's controller of the workers, or the mailbox, is gone. The workers end with it, and another launch can resume."""
+
+    def __init__(self, message: str, trace: str, step: int) -> None:
+        super().__init__(message)
+        self.trace = trace
+        self.step = step  # newest one that was heard of
 
 
 class _Launch:
     """One run of Ray Train, with workers that wait for jobs."""
 
     def __init__(self, config: ClusterConfig) -> None:
-        self._num_workers = config.num_workers
-        self._mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        # Beside the driver, as Ray's controller: with another node it would be lost, and all workers with it.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
         self._storage = temporary_storage()
         self._raised: list[BaseException] = []
+        self._watchdog = Watchdog(config.recovery)
+        self._step = 0
+        self._may_drain = config.address is not None  # nobody takes back the machine of a session of our own
+        self._draining: set[str] = set()
+        self._asked_for_drains = 0.0
         from cluster.workers.ray_train import (
             make_trainer,  # takes seconds, because it imports Ray Train with torch: only a launch needs it
         )
@@ -110,6 +152,12 @@ class _Launch:
         on_event: OnEvent,
         stop: threading.Event,
     ) -> list[Any]:
+        try:
+            return self._run(function, argument, on_event, stop)
+        except ray.exceptions.RayActorError as error:
+            raise LaunchLostError(f"the mailbox of the workers died: {first_line(error)}", "", self._step) from None
+
+    def _run(self, function: WorkerFunction, argument: Any, on_event: OnEvent, stop: threading.Event) -> list[Any]:
         ray.get(self._mailbox.give.remote(cloudpickle.dumps((function, argument))))
         asked, at_work = False, True
         while at_work:
@@ -118,14 +166,51 @@ class _Launch:
             if stop.is_set() and not asked:
                 self._mailbox.request_stop.remote()
                 asked = True
-            events, num_done = ray.get(self._mailbox.drain.remote())
-            for event in events:
+            status = ray.get(self._mailbox.drain.remote())
+            for event in status.events:
                 on_event(event)
-            at_work = at_work and num_done < self._num_workers
+            self._warn_of_drains(status.beats, on_event)
+            self._step = max([self._step, *(beat.step for beat in status.beats.values())])
+            for rank, reason in self._watchdog.look(status.beats, time.monotonic()).items():
+                self._end_rank(rank, status.beats[rank].place, reason)
+            if status.world_size is not None and status.num_done == status.world_size:
+                at_work = False
         results, failures = ray.get(self._mailbox.outcome.remote())
-        if len(results) < self._num_workers:
-            _raise_failures(failures, self._raised)
-        return [pickle.loads(results[rank]) for rank in range(self._num_workers)]
+        if status.world_size is None or len(results) < status.world_size:
+            self._raise_failures(failures)
+        return [pickle.loads(results[rank]) for rank in range(status.world_size)]
+
+    def _warn_of_drains(self, beats: Mapping[int, Beat], on_event: OnEvent) -> None:
+        """Ask for a checkpoint when the cluster announces that it takes back a node with workers."""
+        now = time.monotonic()
+        if not self._may_drain or now - self._asked_for_drains < DRAIN_POLL_SECONDS:
+            return
+        self._asked_for_drains = now
+        draining = draining_nodes()
+        for node in {beat.place.node for beat in beats.values()} & set(draining) - self._draining:
+            self._draining.add(node)
+            ranks = sorted(rank for rank, beat in beats.items() if beat.place.node == node)
+            host = beats[ranks[0]].place.host
+            on_event({"kind": "warning", "text": f"{drain_text(host, ranks, draining[node])}; saving a checkpoint"})
+            self._mailbox.request_save.remote()
+
+    def _end_rank(self, rank: int, place: Place, reason: str) -> None:
+        """Kill the process of a rank that does not go on, so that Ray restarts the group. The reason is told with the restart."""
+        ray.get(self._mailbox.accuse.remote(rank, reason))
+        here = NodeAffinitySchedulingStrategy(place.node, soft=True)
+        ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(kill_process).remote(place)
+
+    def _raise_failures(self, failures: list[WorkerFailure]) -> NoReturn:
+        error = self._raised[0] if self._raised else None
+        cause = cause_of(failures, getattr(error, "worker_failures", {}))
+        trace = "".join(traceback.format_exception(error)) if error is not None else ""
+        if cause is None and error is not None and not hasattr(error, "worker_failures"):
+            raise LaunchLostError(f"Ray Train's controller died: {first_line(error)}", trace, self._step)
+        if cause is None:
+            raise WorkersFailedError("the group of workers ended before its job was done", trace)
+        if cause.user_message is not None:
+            raise UserError(cause.user_message)
+        raise WorkersFailedError(cause.text, "\n".join((cause.trace, trace)))
 
     def end(self) -> None:
         """Shut down idle workers."""
@@ -146,26 +231,3 @@ def _fit(trainer: TorchTrainer, raised: list[BaseException]) -> None:
         trainer.fit()
     except BaseException as error:  # noqa: BLE001 - a thread boundary: it is raised again in the main thread
         raised.append(error)
-
-
-def _raise_failures(failures: list[WorkerFailure], raised: list[BaseException]) -> NoReturn:
-    fixable = [failure for failure in failures if failure.user_message is not None]
-    if fixable:
-        raise UserError(fixable[0].user_message)
-    error = raised[0] if raised else None
-    trace = "\n".join([*(f.trace for f in failures), *(traceback.format_exception(error) if error else ())])
-    # A killed rank sends no failure, and the others only see a broken connection: name the killed rank first.
-    reported = {failure.rank for failure in failures}
-    silent = {r: e for r, e in sorted(getattr(error, "worker_failures", {}).items()) if r not in reported}
-    if silent:
-        rank, cause = next(iter(silent.items()))
-        raise WorkersFailedError(f"rank {rank} died: {first_line(cause)}{_others(failures)}", trace)
-    if failures:
-        raise WorkersFailedError(f"rank {failures[0].rank} failed: {failures[0].cause}{_others(failures[1:])}", trace)
-    if error is not None:
-        raise WorkersFailedError(f"the group of workers failed: {first_line(error)}", trace)
-    raise WorkersFailedError("the group of workers ended before its job was done", trace)
-
-
-def _others(failures: list[WorkerFailure]) -> str:
-    return f" ({len(failures)} more failed with it)" if failures else ""

@@ -54,6 +54,7 @@ def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
     """Evaluate a checkpoint, and write partial results. Raises CheckpointError if it was trained on another dataset."""
 
     def on_batch(done: int, total: int) -> None:
+        channel.note("evaluation", done)
         if world.is_first:
             channel.send({"kind": "evaluate", "done": done, "total": total})
 

@@ -1,6 +1,7 @@
 """Ray Train's trainer, without the actors that Shoal does not use."""
 
 import math
+import os
 import uuid
 from datetime import datetime
 from typing import Any
@@ -9,16 +10,23 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling import FailurePolicy
 
 from cluster.config.run_config import ClusterConfig
+from cluster.workers.restarts import RestartPolicy
 from cluster.workers.worker import serve
 
 
 class _Trainer(TorchTrainer):
-    """Ray's trainer without the actor that distributes datasets of Ray Data: Shoal streams its own.
+    """Ray's trainer without the actor that distributes datasets of Ray Data: Shoal streams its own. Restarts have budgets.
 
     An actor is a process, which takes seconds to start and as much memory as Ray's modules.
     """
+
+    failure_policy: FailurePolicy
+
+    def _initialize_and_run_controller(self, **controller: Any) -> Any:
+        return super()._initialize_and_run_controller(**{**controller, "failure_policy": self.failure_policy})
 
     def _create_default_callbacks(self) -> list[Any]:
         return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
@@ -40,7 +48,14 @@ class _LocalTrainer(_Trainer):
 def make_trainer(config: ClusterConfig, mailbox: Any, storage: str) -> TorchTrainer:
     """Return a trainer with workers that run the jobs of `mailbox` in one process group; its own files go to `storage`."""
     trainer_class = _LocalTrainer if config.address is None else _Trainer
-    return trainer_class(
+    # Ray's default of two seconds is a fifth of the time in which a group of workers starts again.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    if config.min_workers is not None:
+        # After a node is lost, Ray first asks for workers on it again, and waits this long before it asks for fewer.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    failure_config = FailureConfig(max_failures=-1, controller_failure_limit=-1)  # the policy below decides
+    fewest = config.min_workers
+    trainer = trainer_class(
         serve,
         train_loop_config={"mailbox": mailbox, "threads": config.cpus_per_worker},
         torch_config=TorchConfig(
@@ -49,14 +64,17 @@ def make_trainer(config: ClusterConfig, mailbox: Any, storage: str) -> TorchTrai
             timeout_s=math.ceil(config.collective_timeout_seconds),
         ),
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=config.num_workers if fewest is None else (fewest, config.num_workers),
             use_gpu=config.gpus_per_worker > 0,
+            elastic_resize_monitor_interval_s=config.recovery.resize_seconds,
             resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
         ),
         run_config=RunConfig(
             # A fresh name each time: with the name of a finished run Ray would train nothing.
             name=f"shoal-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}",
             storage_path=storage,
-            failure_config=FailureConfig(max_failures=0),
+            failure_config=failure_config,
         ),
     )
+    trainer.failure_policy = RestartPolicy(failure_config, mailbox, config.recovery)
+    return trainer

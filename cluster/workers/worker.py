@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import gc
 import pickle
+import socket
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import ray
 from ray import cloudpickle
 
-from cluster.workers.mailbox import WorkerFailure
+from cluster.workers.mailbox import Beat, Place, WorkerFailure
+from cluster.workers.memory import free_memory
 from sharding.errors import PlacementError, picklable
 from trainer.config.job import Channel
 from trainer.errors import UserError, first_line
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
     from sharding.world import World
 
 POLL_SECONDS = 0.2
+BEAT_SECONDS = 1.0
 
 # (argument, world, channel) -> the rank's result.
 WorkerFunction = Callable[[Any, "World", Channel], Any]
@@ -36,7 +41,12 @@ def serve(payload: dict[str, Any]) -> None:
     import ray.train
 
     mailbox = payload["mailbox"]
-    rank = ray.train.get_context().get_world_rank()
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    place = _place()
+    attempt = ray.get(mailbox.enter.remote(rank, context.get_world_size(), place))
+    heart = _Heart(mailbox, attempt, rank, place)
+    heart.start()
     try:
         import torch
         from ray.train.torch import get_device
@@ -58,8 +68,15 @@ def serve(payload: dict[str, Any]) -> None:
                 continue
             if job is None:
                 return
-            channel = Channel(send=lambda event: mailbox.push.remote(event), stop_requested=_StopPoll(mailbox))
-            ray.get(mailbox.finish.remote(rank, _result_of(job, world, channel)))
+            heart.note("start", 0)
+            poll = _Poll(mailbox)
+            channel = Channel(
+                send=lambda event: mailbox.push.remote(event),
+                stop_requested=lambda poll=poll: poll()[0],  # type: ignore[misc]
+                saves_requested=lambda poll=poll: poll()[1],  # type: ignore[misc]
+                note=heart.note,
+            )
+            ray.get(mailbox.finish.remote(attempt, rank, _result_of(job, world, channel)))
             done = number
             gc.collect()  # a model refers to itself: without this it would still be in memory during the next job
             release()
@@ -70,9 +87,48 @@ def serve(payload: dict[str, Any]) -> None:
         if isinstance(error, OSError):
             message = disk_refusal(error)
         cause = f"{type(error).__name__}: {first_line(error)}"
-        ray.get(mailbox.fail.remote(WorkerFailure(rank, cause, message, traceback.format_exc())))
+        ray.get(mailbox.fail.remote(attempt, WorkerFailure(rank, cause, message, traceback.format_exc())))
         # Ray Train pickles the error that is raised here. The driver already has the details from the mailbox.
         raise picklable(error) from None
+    finally:
+        heart.stop()
+
+
+def _place() -> Place:
+    """Return the process of this rank."""
+    process = psutil.Process()
+    node = ray.get_runtime_context().get_node_id()
+    return Place(socket.gethostname(), node, process.pid, process.create_time())
+
+
+class _Heart(threading.Thread):
+    """Sends signs of life from a thread of its own, so that they go on while the rank waits in a collective."""
+
+    def __init__(self, mailbox: Any, attempt: int, rank: int, place: Place) -> None:
+        super().__init__(daemon=True, name="heartbeat")
+        self._place = place
+        self._process = psutil.Process()
+        self._mailbox = mailbox
+        self._attempt = attempt
+        self._rank = rank
+        self._stopped = threading.Event()
+        self._where = ("start", 0, time.monotonic())
+
+    def note(self, phase: str, step: int) -> None:
+        """Note where the rank is. Cheap enough for every step."""
+        self._where = (phase, step, time.monotonic())
+
+    def run(self) -> None:
+        """Send a sign of life a second."""
+        while not self._stopped.wait(BEAT_SECONDS):
+            phase, step, since = self._where
+            used = self._process.memory_info().rss
+            beat = Beat(self._place, phase, step, time.monotonic() - since, used_bytes=used, free_bytes=free_memory())
+            self._mailbox.beat.remote(self._attempt, self._rank, beat)
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._stopped.set()
 
 
 def _result_of(pickled_job: bytes, world: World, channel: Channel) -> bytes:
@@ -81,20 +137,20 @@ def _result_of(pickled_job: bytes, world: World, channel: Channel) -> bytes:
     return pickle.dumps(function(argument, world, channel))
 
 
-class _StopPoll:
-    """Asks the mailbox from time to time whether to stop, without waiting for the answer."""
+class _Poll:
+    """Asks the mailbox from time to time for requests of the driver, without waiting for the answer."""
 
     def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
         self._pending: Any = None
         self._asked = 0.0
-        self._answer = False
+        self._answer = (False, 0)
 
-    def __call__(self) -> bool:
+    def __call__(self) -> tuple[bool, int]:
         now = time.monotonic()
         if self._pending is not None and now - self._asked > 0.02 and ray.wait([self._pending], timeout=0)[0]:
-            self._answer = bool(ray.get(self._pending))
+            self._answer = ray.get(self._pending)
             self._pending = None
         if self._pending is None and now - self._asked > POLL_SECONDS:
-            self._pending, self._asked = self._mailbox.stop_requested.remote(), now
+            self._pending, self._asked = self._mailbox.requests.remote(), now
         return self._answer

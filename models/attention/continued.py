@@ -18,7 +18,7 @@ from models.batches.jagged import JaggedLayout
 
 @dataclass(frozen=True)
 class PastEvents:
-    """What is kept of the events of B histories."""
+    """Kept keys, values and times of the events of B histories."""
 
     offsets: Tensor  # (B + 1,) int64, bounds of the histories
     times: Tensor | None  # (P,) int64, seconds from the first event of each history; None: no part uses times

@@ -28,14 +28,14 @@ def shoal(*arguments: str, environment: Mapping[str, str] | None = None) -> subp
     )
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], deadline: float = DEADLINE) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
     try:
-        out, err = process.communicate(timeout=DEADLINE)
+        out, err = process.communicate(timeout=deadline)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         out, err = process.communicate()
-        raise AssertionError(f"no end within {DEADLINE} s\n{out}\n{err}") from None
+        raise AssertionError(f"no end within {deadline} s\n{out}\n{err}") from None
     return process.returncode, out, err
 
 

@@ -1,23 +1,25 @@
 """Workers are launched once for several works, and a work's failure, stop and memory stay its own."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.config.run_config import ClusterConfig
+from cluster.config.run_config import ClusterConfig, RecoveryConfig
 from cluster.errors import WorkersFailedError
 from cluster.workers.group import Workers
 from sharding.world import World
 from trainer.config.job import Channel
 from trainer.errors import UserError
 
-TWO = ClusterConfig(num_workers=2)
+TWO = ClusterConfig(num_workers=2, recovery=RecoveryConfig(failures_per_hour=1))
 DEADLINE = 60.0
 
 
@@ -49,6 +51,15 @@ def disappear(argument: None, world: World, channel: Channel) -> None:
     time.sleep(DEADLINE)
 
 
+def disappear_once(marker: str, world: World, channel: Channel) -> int:
+    if world.rank == 1 and not os.path.exists(marker):
+        open(marker, "w").close()
+        os._exit(3)
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    return int(total)
+
+
 def ignore(event: dict[str, Any]) -> None:
     pass
 
@@ -73,11 +84,16 @@ def test_works_share_processes_and_nothing_else(workers: Workers) -> None:
     assert sorted((event["argument"], event["rank"]) for event in events) == [(10, 0), (10, 1), (20, 0), (20, 1)]
 
 
-def test_a_failure_is_named_and_the_next_work_finds_new_workers(workers: Workers) -> None:
+def test_a_failure_is_named_and_the_next_work_finds_new_workers(workers: Workers, tmp_path: Path) -> None:
     before = workers.run(process_and_sum, 1, ignore)
     with pytest.raises(UserError, match="mend it"):
         workers.run(fail, UserError("mend it"), ignore)
     after = workers.run(process_and_sum, 1, ignore)
     assert {pid for _, pid, _ in before}.isdisjoint(pid for _, pid, _ in after)
-    with pytest.raises(WorkersFailedError, match="rank 1 died"):
+    events: list[dict[str, Any]] = []
+    assert workers.run(disappear_once, str(tmp_path / "gone"), events.append) == [2, 2]
+    restarts = [event["text"] for event in events if event["kind"] == "restart"]
+    assert len(restarts) == 1
+    assert re.match(r"rank 1 on \S+ died while it started: .*; restarting .* \(failure 1 of this hour\)$", restarts[0])
+    with pytest.raises(WorkersFailedError, match=r"rank 1 died"):
         workers.run(disappear, None, ignore)

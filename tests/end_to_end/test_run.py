@@ -34,7 +34,7 @@ def test_a_run_that_lost_a_worker_and_was_stopped_ends_bit_for_bit_as_one_on_a_c
 ) -> None:
     whole, pieces = submitted.run_dir, tmp_path / "pieces"
     command = ["run", str(config), "--set", f"run.dir={pieces}", "--set", f"run.dataset={whole / 'dataset'}"]
-    _lose_a_worker(shoal(*command), pieces, at_step=40)
+    _lose_a_worker(shoal(*command, "--set", "cluster.recovery.failures_per_hour=0"), pieces, at_step=40)
     assert 25 <= _newest_step(pieces) < 180
     _stop(shoal(*command), pieces, at_step=90)
     assert 90 <= _newest_step(pieces) < 180

@@ -31,7 +31,9 @@ from trainer.checkpoint.finite import broken_tensors
 from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import model_names, step_key, tensors_of
 from trainer.checkpoint.reader import CheckpointReader
+from trainer.checkpoint.replicas import compare_replicas
 from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
+from trainer.fault_points import reach
 from trainer.optim.ema import WeightEma
 from trainer.storage.files import refusal_cause
 
@@ -65,9 +67,10 @@ class _HashingStream(io.RawIOBase):
 class HashingFileSystem(FileSystem):
     """The file system of torch's writer, which records the hash and size of every file that this rank writes."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_file: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self.written: dict[str, dict[str, Any]] = {}
+        self._on_file = on_file
 
     @contextmanager
     def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
@@ -77,6 +80,7 @@ class HashingFileSystem(FileSystem):
                 return
             hashing = _HashingStream(cast(IO[bytes], stream))
             yield hashing
+            self._on_file()
             entry = {"sha256": hashing.sha256.hexdigest(), "num_bytes": hashing.num_bytes}
             self.written[Path(path).name] = entry
 
@@ -103,17 +107,20 @@ def save(
 
     Raises:
         NonFiniteWeightsError: A rank holds a value that is not finite. Raised on every rank, before anything is written.
+        ReplicasDifferError: Copies of a tensor differ between ranks. Raised before anything is written.
         CheckpointError: A rank could not write.
     """
     broken = tuple(broken_tensors(state, world))
     if broken:
         raise NonFiniteWeightsError(
-            f"checkpoint {folder}: step {step} not saved, not finite: {', '.join(broken)}", broken
+            f"checkpoint {folder}: step {step} not saved, not finite: {', '.join(broken)}", broken, step
         )
+    compare_replicas(state, world, step)
     final = folder / checkpoint_folder.name_of(step)
     attempt = world.on_first(lambda: _explained(final, lambda: checkpoint_folder.new_attempt(folder, step)))
+    reach("staging", world.rank, step)
     try:
-        return _write(final, attempt, state, world, describe)
+        return _write(final, attempt, state, world, describe, step)
     except BaseException:
         # All ranks raise, but some may still be writing. The next start removes what they leave behind.
         if world.is_first:
@@ -127,19 +134,28 @@ def _write(
     state: dict[str, Any],
     world: World,
     describe: Callable[[dict[str, dict[str, Any]]], CheckpointManifest],
+    step: int,
 ) -> Path:
     writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
-    hashing = HashingFileSystem()
+    hashing = HashingFileSystem(lambda: reach("writing", world.rank, step))
     writer.fs = hashing
     try:
-        dcp.save(state, storage_writer=writer)
+        dcp.save(state, storage_writer=writer, process_group=world.group)
     except CheckpointException as error:
         rank, cause = next(iter(error.failures.items()))
         raise not_written(final, cause[0], f" by rank {rank}") from None
+    reach("hashing", world.rank, step)
     files: dict[str, dict[str, Any]] = {}
     for written in world.gather_objects(hashing.written):
         files.update(cast(dict[str, dict[str, Any]], written))
-    return world.on_first(lambda: _explained(final, lambda: checkpoint_folder.commit(attempt, describe(files))))
+
+    def commit() -> Path:
+        reach("before commit", world.rank, step)
+        path = checkpoint_folder.commit(attempt, describe(files))
+        reach("after commit", world.rank, step)
+        return path
+
+    return world.on_first(lambda: _explained(final, commit))
 
 
 def load(
@@ -261,14 +277,29 @@ def _size(size: Iterable[int]) -> str:
 
 
 def find_to_resume(folder: Path, world: World) -> tuple[StoredCheckpoint | None, list[str]]:
-    """Return the newest checkpoint that verifies, as the first rank finds it, and a message for each newer one. Collective."""
+    """Return the newest checkpoint that verifies, and a message for each newer one; the same on every rank. Collective.
 
-    def look() -> tuple[StoredCheckpoint | None, list[str]]:
+    The ranks share the work: each compares some of the files with their hashes.
+    """
+
+    def look() -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint_folder.remove_attempts(folder)
-        return checkpoint_folder.newest(folder)
+        return checkpoint_folder.committed(folder)
 
-    return world.on_first(look)
+    complaints: list[str] = []
+    for path in world.on_first(look):
+        manifest, complaint = None, None
+        try:
+            manifest = checkpoint_folder.read(path)
+            checkpoint_folder.check_files(path, manifest, world.rank, world.world_size)
+        except CheckpointError as error:
+            complaint = str(error)
+        found = [str(text) for text in world.gather_objects(complaint) if text is not None]
+        if not found and manifest is not None:
+            return StoredCheckpoint(path, manifest), complaints
+        complaints.append(found[0])
+    return None, complaints
 
 
 def _explained(path: Path, work: Callable[[], Path]) -> Path:

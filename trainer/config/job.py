@@ -48,12 +48,18 @@ class Outcome:
     best_value: float | None  # its early-stopping metric
 
 
+def _nowhere(phase: str, step: int) -> None:
+    """Note nothing."""
+
+
 @dataclass(frozen=True)
 class Channel:
-    """The connection of the first rank to the driver."""
+    """The connection of a rank to the driver."""
 
     send: Callable[[dict[str, Any]], None]  # must not block
     stop_requested: Callable[[], bool]  # polled at each step
+    saves_requested: Callable[[], int] = lambda: 0  # number of requests for a checkpoint so far; polled at each step
+    note: Callable[[str, int], None] = _nowhere  # phase of this rank, and the steps trained; must not block
 
 
 SILENT = Channel(send=lambda event: None, stop_requested=lambda: False)

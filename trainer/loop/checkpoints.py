@@ -1,8 +1,8 @@
 """Checkpoints of a training: the one from which it resumes, and those that it saves."""
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -10,6 +10,7 @@ from sharding.tables.optimizers import Optimizers
 from sharding.world import World
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
+from trainer.checkpoint.background import BackgroundSaver, Saved
 from trainer.checkpoint.finite import broken_tensors, broken_weights_message, refuse_broken_checkpoint
 from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import tensors_of
@@ -17,7 +18,8 @@ from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.day_examples import DayExamples
 from trainer.data.stream.examples import Examples
-from trainer.errors import NonFiniteWeightsError
+from trainer.errors import CheckpointError, NonFiniteWeightsError
+from trainer.fault_points import reach
 from trainer.loop.build import Built, load_checkpoint
 from trainer.loop.progress import Messages
 from trainer.loop.same_run import check_same_run
@@ -39,7 +41,7 @@ def checkpoint_to_resume(job: Job, manifest: Manifest, world: World, messages: M
     return checkpoint
 
 
-@dataclass(frozen=True)
+@dataclass
 class Checkpoints:
     """The checkpoints of one training."""
 
@@ -59,6 +61,11 @@ class Checkpoints:
     """The optimizers of its tables and dense weights."""
     ema: WeightEma | None
     """The moving average of the dense weights, if the run has one."""
+
+    def __post_init__(self) -> None:
+        self._best: dict[int, State] = {}
+        background = self.job.config.checkpoint.background
+        self._saver = BackgroundSaver(self.job.checkpoints_dir, self.world, background, self._after_commit)
 
     def tensors(self) -> dict[str, Any]:
         """Return the tensors to save, by name; they share their memory with the model and the optimizers."""
@@ -88,33 +95,78 @@ class Checkpoints:
         if names:
             raise NonFiniteWeightsError(broken_weights_message(names, self.job, step))
 
-    def save(self, state: State, examples: Examples | DayExamples) -> None:
-        """Save a checkpoint, note it if it is the best, and retire old ones. Collective.
+    def save(self, state: State, examples: Examples | DayExamples, must: bool) -> None:
+        """Save a checkpoint. It is written while training goes on, after the previous one. Collective.
 
-        Raises NonFiniteWeightsError, before anything is written, if a weight or optimizer state is not finite.
+        Args:
+            state: The state of the training.
+            examples: What the data position counts.
+            must: Wait until it is written, and fail if it cannot be.
+
+        Raises:
+            NonFiniteWeightsError: A weight or optimizer state is not finite, of this checkpoint or of the previous one. Nothing of
+                it was written.
+            CheckpointError: It could not be written, unless the run continues without.
         """
-        started = time.monotonic()
-        folder = self.job.checkpoints_dir
+        described = self._describe(state, examples, {})
 
-        def describe(files: Mapping[str, dict[str, Any]]) -> CheckpointManifest:
-            return self._describe(state, examples, dict(files))
+        def describe(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
+            return replace(described, files=dict(files))
 
+        with self._tolerated(must):
+            self._saver.finish()
+        self._best = {state.step: state}
+        with self._tolerated(must):
+            self._saver.save(self.tensors(), describe, state.step)
+            if must:
+                self._saver.finish()
+
+    def has_failed(self) -> bool:
+        """Return True if a checkpoint could not be written and the run must end for it. Any rank may ask."""
+        error = self._saver.error
+        tolerated = isinstance(error, CheckpointError) and self.job.config.checkpoint.on_error == "continue"
+        return error is not None and not tolerated
+
+    def finish(self) -> None:
+        """Wait until the last checkpoint is written. Collective. Raises what `save` raises."""
+        with self._tolerated(must=True):
+            self._saver.finish()
+
+    def collect(self) -> list[Saved]:
+        """Return the checkpoints that were committed since the last call."""
+        return self._saver.collect()
+
+    @contextmanager
+    def _tolerated(self, must: bool) -> Iterator[None]:
+        """Explain errors of the body. A checkpoint that could not be written is a warning if the run continues without."""
         try:
-            path = checkpoint_tensors.save(folder, self.tensors(), self.world, describe, state.step)
+            yield
         except NonFiniteWeightsError as error:
-            raise NonFiniteWeightsError(broken_weights_message(error.names, self.job, state.step)) from None
-        if self.world.is_first:
-            if state.best.step == state.step:
-                self._note_best(state)
-            checkpoint_folder.retire(folder, self.job.config.checkpoint.keep, self.messages.warn)
-            self.messages.send("checkpoint", step=state.step, path=str(path), seconds=time.monotonic() - started)
+            raise NonFiniteWeightsError(broken_weights_message(error.names, self.job, error.step)) from None
+        except CheckpointError as error:
+            if must or self.job.config.checkpoint.on_error == "stop":
+                raise
+            self.messages.warn(f"{error}; training goes on without it (checkpoint.on_error)")
+
+    def _after_commit(self, step: int) -> None:
+        """Note the best checkpoint, and retire old ones. On the first rank, in the thread that wrote the checkpoint."""
+        state = self._best.pop(step)
+        if not self.world.is_first:
+            return
+        reach("reporting", self.world.rank, step)
+        if state.best.step == step:
+            self._note_best(state)
+        checkpoint_folder.retire(self.job.checkpoints_dir, self.job.config.checkpoint.keep, self.messages.warn)
 
     def _note_best(self, state: State) -> None:
         """Write best.json, which names the best checkpoint. Only the first rank writes."""
         stopping = self.job.config.train.early_stopping
         best = state.best
         if self.world.is_first and stopping is not None and best.value is not None:
-            checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
+            try:
+                checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
+            except OSError as error:  # the next start writes it from the checkpoint
+                self.messages.warn(f"{self.job.checkpoints_dir / 'best.json'}: could not be written ({error})")
 
     def _describe(
         self, state: State, examples: Examples | DayExamples, files: dict[str, dict[str, Any]]

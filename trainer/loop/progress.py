@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sharding.world import World
+from trainer.checkpoint.background import Saved
 from trainer.config.job import Channel, Job
 from trainer.data.stream.shares import Step
 from trainer.global_batch.dynamic_ids import DynamicTables
@@ -35,6 +36,17 @@ class Messages:
         """Send a warning for the user, if there is a text."""
         if text is not None:
             self.send("warning", text=text)
+
+    def saves_requested(self) -> int:
+        """Return how many checkpoints the first rank was asked for so far. Other ranks learn of it in the next step."""
+        return self._channel.saves_requested() if self._world.is_first else 0
+
+    def note(self, phase: str, step: int) -> None:
+        """Note what this rank does, "data", "step", "evaluation" or "checkpoint", so that a hang can be named.
+
+        step: Steps trained.
+        """
+        self._channel.note(phase, step)
 
     def stop_requested(self) -> bool:
         """Return True if the first rank was asked to stop. Other ranks learn of it in the next step."""
@@ -109,6 +121,15 @@ class TrainingProgress:
                 **speed,
                 next_checkpoint=next_save(state.step, self._epoch_ends, self._job),
             )
+
+    def report_saved(self, saved: list[Saved]) -> None:
+        """Report committed checkpoints: how long training waited, how long writing took, and the size."""
+        if self._log is None:
+            return
+        for one in saved:
+            values = {"stall_seconds": one.stall_seconds, "seconds": one.seconds, "bytes": one.num_bytes}
+            self._log.write(one.step, "checkpoint", values)
+            self._messages.send("checkpoint", step=one.step, path=str(one.path), seconds=one.seconds)
 
     def evaluating(self, done: int, total: int) -> None:
         """Report how many batches of an evaluation during training are done, at most a few times a second."""

@@ -23,6 +23,7 @@ from sharding.tables.gradient_norm import squared_row_norm
 from sharding.tables.optimizers import Optimizers
 from sharding.world import World
 from trainer.config.train import Precision
+from trainer.fault_points import reach
 from trainer.loop.step_clock import StepClock
 from trainer.optim.ema import WeightEma
 from trainer.tasks.task import Batch, Model
@@ -44,6 +45,8 @@ class StepResult:
     """True if loss, gradients and weights are finite on all ranks."""
     stop_requested: bool
     """True if the first rank was asked to stop."""
+    save_requested: bool = False
+    """True if the first rank was asked for a checkpoint at once."""
     grad_norm: float | None = None
     """The norm of the whole gradient before clipping. None without clipping, or if nothing is applied."""
     broken: tuple[str, ...] = ()
@@ -78,7 +81,9 @@ class TrainStep:
     precision: Precision = "float32"
     """The precision of the dense part."""
 
-    def __call__(self, batch: Batch, step: int, rate_factor: float, stop_requested: bool) -> StepResult:
+    def __call__(
+        self, batch: Batch, step: int, rate_factor: float, stop_requested: bool, save_requested: bool = False
+    ) -> StepResult:
         """Train on this rank's share of a global batch. Collective.
 
         Args:
@@ -86,6 +91,7 @@ class TrainStep:
             step: The number of the step, from 0.
             rate_factor: The factor of the schedule on all learning rates.
             stop_requested: True if this rank was asked to stop.
+            save_requested: True if this rank was asked for a checkpoint at once.
         """
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
@@ -94,16 +100,17 @@ class TrainStep:
         # Before the look-up, which determines the number of the update that the fused optimizers make in its backward pass.
         self.optimizers.count_lookups()
         rows = self.model.look_up(batch.items)
+        reach("forward", self.world.rank, step)
         self.clock.mark()
         boundary = {table: values.detach().requires_grad_() for table, values in rows.items()}
         loss_sum = self._differentiate(boundary, batch)
-        gradients = {
-            table: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for table, leaf in boundary.items()
-        }
+        gradients = {table: _gradient_of(leaf) for table, leaf in boundary.items()}
         dense = _flat_gradient(self.optimizers.dense_parameters, self.world.device)
         self.clock.mark()
         weights = {**boundary, "": _flat(self.optimizers.dense_parameters, self.world.device)}
-        result = self._agree(loss_sum, list(gradients.values()), dense, weights, batch, stop_requested)
+        result = self._agree(
+            loss_sum, list(gradients.values()), dense, weights, batch, (stop_requested, save_requested)
+        )
         divisor: float = result.num_targets
         if result.applied and self.clip_norm is not None:
             self.world.sum(dense)
@@ -113,6 +120,7 @@ class TrainStep:
             divisor *= max(1.0, norm / self.clip_norm)
         self.clock.mark()
         if result.applied:
+            reach("backward", self.world.rank, step)
             torch.autograd.backward(list(rows.values()), [gradient / divisor for gradient in gradients.values()])
             # Copied tables received their gradient just now, already divided.
             copied = _flat_gradient(self.optimizers.copied_parameters, self.world.device)
@@ -122,6 +130,7 @@ class TrainStep:
                 summed = torch.cat((dense, self.world.sum(copied)))
             summed[: dense.numel()] /= divisor
             _set_gradient(self.optimizers.summed_parameters, summed)
+            reach("optimizer", self.world.rank, step)
             self.optimizers.step_dense()
             self._update_statistics()
             if self.ema is not None:
@@ -172,20 +181,20 @@ class TrainStep:
         dense: Tensor,
         weights: Mapping[str, Tensor],
         batch: Batch,
-        stop_requested: bool,
+        requests: tuple[bool, bool],
     ) -> StepResult:
-        """Return the result of the step, summed over ranks. Collective."""
+        """Return the result of the step, summed over ranks. Collective. requests: to stop, and to save."""
         finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
         broken = ~torch.stack(finite).all()
         # Each rank writes its events into its own entry, so that the one sum also shows the imbalance.
         events = [0] * self.world.world_size
         events[self.world.rank] = batch.layout.num_events
-        counts = torch.tensor([batch.num_targets, stop_requested, *events], dtype=torch.float64, device=dense.device)
+        counts = torch.tensor([batch.num_targets, *requests, *events], dtype=torch.float64, device=dense.device)
         names = sorted(weights)
         broken_weights = torch.stack([~weights[name].isfinite().all() for name in names])
         facts = torch.cat((torch.stack((loss_sum, broken.double())), counts, broken_weights.double()))
         # The only deliberate synchronisation of a step: the host needs these numbers to decide.
-        total, num_broken, num_targets, stops, *others = self.world.sum(facts).tolist()
+        total, num_broken, num_targets, stops, saves, *others = self.world.sum(facts).tolist()
         events = others[: self.world.world_size]
         of_weights = others[self.world.world_size :]
         return StepResult(
@@ -195,8 +204,14 @@ class TrainStep:
             most_events=int(max(events)),
             finite=num_broken == 0 and not any(of_weights),
             stop_requested=stops > 0,
+            save_requested=saves > 0,
             broken=tuple(name for name, number in zip(names, of_weights, strict=True) if number),
         )
+
+
+def _gradient_of(leaf: Tensor) -> Tensor:
+    """Return the gradient of a leaf; zeros if no loss depends on it."""
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
 
 
 def _flat_gradient(parameters: list[nn.Parameter], device: torch.device) -> Tensor:

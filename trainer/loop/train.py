@@ -14,6 +14,7 @@ from trainer.config.job import Channel, Job, Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.shares import Step
+from trainer.fault_points import reach
 from trainer.loop.build import agree_at_start, build_model, build_optimizers, checked_stream
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
 from trainer.loop.days import DailyTimetable
@@ -75,6 +76,7 @@ class Training:
         self.progress = TrainingProgress(job, world, self.messages, timetable, self.epoch_ends, self.state.step)
         self.evaluations = Evaluations(job, manifest, world, self.built, self.ema, self.progress)
         self._trim_memory = memory_trimmer()
+        self._saves = 0  # requests for a checkpoint that were followed
 
     def run(self) -> Outcome:
         """Train from the newest checkpoint to the end. Collective."""
@@ -84,6 +86,8 @@ class Training:
         elif self.state.step < self.total_steps:
             with Prefetch(self.stream.steps(self.state.position, self.timetable.end)) as steps:
                 reason = self._loop(steps)
+        self.checkpoints.finish()
+        self.progress.report_saved(self.checkpoints.collect())
         self.progress.close()
         best = self.state.best
         return Outcome(reason, self.state.step, best.step if best.value is not None else None, best.value)
@@ -92,9 +96,13 @@ class Training:
         """Train all steps, and return why the training ended."""
         self.built.model.train()
         saved_step = self.state.step
+        self.messages.note("data", self.state.step)
         for item in steps:
+            reach("data", self.world.rank, self.state.step)
+            self.messages.note("step", self.state.step)
             result = self._train(item)
             self.progress.after_step(item, result, self.state, self.built.dynamic)
+            self.progress.report_saved(self.checkpoints.collect())
             if self.state.step % EVERY_STEPS == 0:
                 self._trim_memory()
 
@@ -102,6 +110,8 @@ class Training:
             due = self.timetable.due_at(self.state.position)
             validates = is_last or due.validation
             if validates or due.next_day:
+                self.messages.note("evaluation", self.state.step)
+                reach("evaluation", self.world.rank, self.state.step)
                 self.checkpoints.check_weights(self.state.step)
             if validates:
                 self.state = self.evaluations.validate(self.state)
@@ -110,10 +120,13 @@ class Training:
 
             every_steps = self.job.config.checkpoint.every_steps
             saves = every_steps is not None and self.state.step % every_steps == 0
-            saves = saves or validates or due.next_day or result.stop_requested
+            at_once = is_last or result.stop_requested or result.save_requested
+            saves = saves or validates or due.next_day or at_once
             if saves and saved_step != self.state.step:
-                self._save()
+                self.messages.note("checkpoint", self.state.step)
+                self._save(must=at_once)
                 saved_step = self.state.step
+            self.messages.note("data", self.state.step)
 
             if is_last:
                 return "finished"
@@ -126,11 +139,13 @@ class Training:
     def _train(self, item: Step[Any]) -> StepResult:
         """Train one step, and update the state."""
         factor = rate_factor(self.state.step, self.total_steps, self.job.config.train)
-        stop_requested = self.messages.stop_requested()
+        stop_requested = self.messages.stop_requested() or self.checkpoints.has_failed()
         # Not in the thread that reads ahead: ranks exchange ids, and the row of an id depends on all steps before this one.
         batch = self.built.task.complete_batch(item.batch, item.before, self.world)
         batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
-        result = self.step(batch.to(self.world.device), self.state.step, factor, stop_requested)
+        saves = self.messages.saves_requested()
+        result = self.step(batch.to(self.world.device), self.state.step, factor, stop_requested, saves > self._saves)
+        self._saves = saves
         self.clock.collect()
         self.state = self.state.after_step(item.after, result.finite)
         self.progress.log_examples(self.state.step, item.batch.row_ids)
@@ -139,11 +154,11 @@ class Training:
         check_step(result, self.state, self.job, self.messages)
         return result
 
-    def _save(self) -> None:
-        """Save a checkpoint. Collective."""
+    def _save(self, must: bool) -> None:
+        """Save a checkpoint. Collective. must: wait until it is written."""
         with self.progress.paused():
             record_steps(self.job.run_dir, self.clock, self.world)
-            self.checkpoints.save(self.state, self.stream.batches.examples)
+            self.checkpoints.save(self.state, self.stream.batches.examples, must)
 
     def _out_of_patience(self) -> bool:
         return out_of_patience(self.state, self.job.config.train.early_stopping)

@@ -5,20 +5,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray import cloudpickle
+from ray import exceptions as ray_exceptions
 
 from cluster.config.run_config import ClusterConfig
 from cluster.workers import group as launch
-from cluster.workers.group import Workers, WorkersFailedError, _raise_failures
-from cluster.workers.mailbox import Mailbox, WorkerFailure
+from cluster.workers.failures import cause_of
+from cluster.workers.group import Workers
+from cluster.workers.mailbox import Beat, Mailbox, Place, WorkerFailure
 from trainer.config.job import Channel
-from trainer.errors import UserError
 
 DEADLINE = 20.0
+HERE = Place("here", "node", 1, 0.0)
 
 
 class FakeActor:
@@ -42,6 +45,8 @@ class FakeTrainer:
         self._mailbox = mailbox
 
     def fit(self) -> None:
+        for rank in (1, 0):
+            self._mailbox.enter.remote(rank, 2, HERE)
         done, end = 0, time.monotonic() + DEADLINE
         while time.monotonic() < end:
             number, job = self._mailbox.job.remote()
@@ -51,9 +56,9 @@ class FakeTrainer:
             if job is None:
                 return
             function, argument = cloudpickle.loads(job)
-            channel = Channel(send=self._mailbox.push.remote, stop_requested=self._mailbox.stop_requested.remote)
+            channel = Channel(send=self._mailbox.push.remote, stop_requested=lambda: self._mailbox.requests.remote()[0])
             for rank in (1, 0):
-                self._mailbox.finish.remote(rank, pickle.dumps(function(argument, rank, channel)))
+                self._mailbox.finish.remote(1, rank, pickle.dumps(function(argument, rank, channel)))
             done = number
 
 
@@ -63,6 +68,8 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
         remote=lambda **_: lambda held: SimpleNamespace(remote=lambda: FakeActor(held())),
         get=lambda value: value,
         kill=lambda actor: None,
+        exceptions=ray_exceptions,
+        get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "0" * 56),
     )
     monkeypatch.setattr(launch, "ray", ray)
     make_trainer: Callable[..., FakeTrainer] = lambda config, mailbox, storage: FakeTrainer(mailbox)  # noqa: E731
@@ -110,46 +117,109 @@ def test_the_mailbox_starts_each_work_afresh() -> None:
     mailbox = Mailbox()
     mailbox.give(b"first")
     mailbox.request_stop()
-    mailbox.finish(0, b"result")
+    mailbox.finish(mailbox.enter(0, 1, HERE), 0, b"result")
     mailbox.give(b"second")
     assert mailbox.job() == (2, b"second")
-    assert not mailbox.stop_requested()
-    assert mailbox.drain() == ([], 0)
+    assert mailbox.requests() == (False, 0)
+    status = mailbox.drain()
+    assert (status.events, status.num_done, status.world_size, list(status.beats)) == ([], 0, 1, [0])
     assert mailbox.outcome() == ({}, [])
+
+
+def test_a_request_for_a_checkpoint_is_counted_until_the_workers_start_again() -> None:
+    mailbox = Mailbox()
+    mailbox.request_save()
+    mailbox.request_save()
+    assert mailbox.requests() == (False, 2)
+    mailbox.restart({"kind": "restart"})
+    assert mailbox.requests() == (False, 0)
+
+
+def test_what_an_earlier_attempt_sends_is_ignored_after_a_restart() -> None:
+    mailbox = Mailbox()
+    mailbox.give(b"job")
+    first = mailbox.enter(0, 2, HERE)
+    mailbox.beat(first, 0, Beat(HERE, "step", 7, 0.5))
+    mailbox.accuse(0, "hangs")
+    mailbox.restart({"kind": "restart"})
+    second = mailbox.enter(0, 1, HERE)
+    mailbox.finish(first, 0, b"late")
+    mailbox.fail(first, failure(0))
+    mailbox.beat(first, 0, Beat(HERE, "step", 99, 0.5))
+    status = mailbox.drain()
+    assert (status.events, status.num_done, status.world_size) == ([{"kind": "restart"}], 0, 1)
+    assert status.beats[0].phase == "start"
+    failures, accused, _, newest = mailbox.failed()
+    assert (failures, accused, newest) == ([], {}, 7)
+    mailbox.finish(second, 0, b"result")
+    assert mailbox.outcome() == ({0: b"result"}, [])
+    assert mailbox.job() == (1, b"job")
 
 
 def failure(rank: int, cause: str = "", user_message: str | None = None) -> WorkerFailure:
     return WorkerFailure(rank, cause or f"ValueError: of rank {rank}", user_message, f"trace of rank {rank}")
 
 
-def died(**causes: str) -> Exception:
-    """Return the error as Ray Train raises it, with the outcome of every worker."""
-    error = RuntimeError("worker group")
-    error.worker_failures = {int(rank[1:]): RuntimeError(cause) for rank, cause in causes.items()}  # type: ignore[attr-defined]
-    return error
+def died(**causes: str) -> dict[int, BaseException]:
+    """Return what Ray Train knows of the outcome of workers."""
+    return {int(rank[1:]): RuntimeError(cause) for rank, cause in causes.items()}
+
+
+BEATS = {0: Beat(HERE, "step", 41), 2: Beat(HERE, "data", 41)}
+
+
+def text_of(*arguments: Any) -> str:
+    cause = cause_of(*arguments)
+    assert cause is not None
+    return cause.text
 
 
 def test_the_first_rank_that_failed_is_named_with_its_cause() -> None:
-    raised: list[BaseException] = [died(r1="of rank 1", r0="of rank 0")]
-    with pytest.raises(WorkersFailedError, match=r"^rank 1 failed: ValueError: of rank 1 \(1 more failed with it\)$"):
-        _raise_failures([failure(1), failure(0)], raised)
+    text = text_of([failure(1), failure(0)], died(r1="of rank 1", r0="of rank 0"))
+    assert text == "rank 1 failed: ValueError: of rank 1 (1 more failed with it)"
 
 
 def test_a_rank_that_could_not_speak_is_named_before_those_that_lost_it() -> None:
     lost = failure(0, "RuntimeError: connection closed by peer")
-    with pytest.raises(WorkersFailedError, match=r"^rank 2 died: killed \(1 more failed with it\)$") as caught:
-        _raise_failures([lost], [died(r0="connection closed by peer", r2="killed")])
-    assert "trace of rank 0" in caught.value.trace
+    cause = cause_of([lost], died(r0="connection closed by peer", r2="killed"), {}, BEATS)
+    assert cause is not None
+    assert cause.text == "rank 2 on here died while it read the data of step 42: killed (1 more failed with it)"
+    assert "trace of rank 0" in cause.trace
+
+
+def test_what_a_rank_says_of_its_files_does_not_count_if_another_died() -> None:
+    """A broken connection while a checkpoint is loaded looks like a checkpoint that does not fit."""
+    lost = failure(0, user_message="checkpoint step_3: does not fit the model (connection closed by peer)")
+    cause = cause_of([lost], died(r0="does not fit", r2="killed"))
+    assert cause is not None
+    assert (cause.user_message, cause.text) == (None, "rank 2 died: killed (1 more failed with it)")
+
+
+def test_a_rank_that_was_killed_is_named_with_the_reason() -> None:
+    lost = failure(0, "RuntimeError: connection closed by peer")
+    text = text_of(
+        [lost], died(r0="closed", r2="killed"), {2: "stopped in step 42, without a sign of life for 20 s"}, BEATS
+    )
+    assert text == "rank 2 on here stopped in step 42, without a sign of life for 20 s (1 more failed with it)"
+
+
+def test_a_rank_that_died_when_memory_was_nearly_gone_is_said_to_be_killed_for_it() -> None:
+    full = {2: replace(BEATS[2], used_bytes=20 << 30, free_bytes=200 << 20)}
+    assert "probably killed for memory: it used 20.0 GiB, and its machine had 0.2 GiB left" in text_of(
+        [], died(r2="killed"), {}, full
+    )
+    enough = {2: replace(BEATS[2], used_bytes=20 << 30, free_bytes=4 << 30)}
+    assert "memory" not in text_of([], died(r2="killed"), {}, enough)
+    assert "Ray killed it because its machine ran low on memory" in text_of(
+        [], died(r2="The actor died.\nThe node was running low on memory (0.98 of 0.95)."), {}, enough
+    )
 
 
 def test_a_mistake_of_the_user_is_reported_alone() -> None:
-    failures = [failure(0), failure(1, user_message="tables.item.dim is wrong")]
-    with pytest.raises(UserError, match=r"^tables\.item\.dim is wrong$"):
-        _raise_failures(failures, [died(r0="x")])
+    cause = cause_of([failure(0), failure(1, user_message="tables.item.dim is wrong")], died(r0="x"))
+    assert cause is not None
+    assert cause.user_message == cause.text == "tables.item.dim is wrong"
 
 
-def test_a_group_that_fails_without_a_message_is_an_error() -> None:
-    with pytest.raises(WorkersFailedError, match=r"^the group of workers failed: no nodes$"):
-        _raise_failures([], [RuntimeError("no nodes")])
-    with pytest.raises(WorkersFailedError, match="ended before its job was done"):
-        _raise_failures([], [])
+def test_nothing_is_known_of_a_group_that_fails_without_a_message() -> None:
+    assert cause_of([], {}) is None

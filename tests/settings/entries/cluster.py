@@ -15,6 +15,7 @@ from tests.settings.observations.clusters import (
     refused_plan,
     run_dir,
 )
+from tests.settings.observations.recovery import allowed, blamed_after, second_wait
 from tests.settings.observations.tables import of_devices
 
 WHERE = "where files and workers are is no part of what is computed"
@@ -48,6 +49,25 @@ CLUSTER = (
     Entry("cluster.collective_timeout_seconds", 0.5, asked_of_ray("timeout"), 1, free="as above"),
 )
 
+ERRORS = (
+    "decides whether and when failed workers are restarted, which changes no result (tests/end_to_end/test_recovery.py)"
+)
+
+RECOVERY = (
+    Entry("cluster.min_workers", 1, asked_of_ray("workers"), (1, 3), base={"cluster.num_workers": 3}, free=EQUAL),
+    Entry("cluster.recovery.failures_per_hour", 4, allowed("failure"), 4, free=ERRORS),
+    Entry("cluster.recovery.preemptions_per_hour", 4, allowed("preemption"), 4, free=ERRORS),
+    Entry("cluster.recovery.same_step_failures", 2, allowed("failure", progress=False), 2, free=ERRORS),
+    Entry("cluster.recovery.backoff_seconds", 3.0, second_wait, 3.0, free=ERRORS),
+    Entry("cluster.recovery.resize_seconds", 9.0, asked_of_ray("resize"), 9.0, free=ERRORS),
+    Entry("cluster.recovery.heartbeat_seconds", 9.0, blamed_after("step", 7, silent=True), 10, free=ERRORS),
+    Entry("cluster.recovery.start_seconds", 70.0, blamed_after("start", 0), 71, free=ERRORS),
+    Entry("cluster.recovery.first_step_seconds", 70.0, blamed_after("step", 1), 71, free=ERRORS),
+    Entry("cluster.recovery.step_seconds", 70.0, blamed_after("step", 7), 71, free=ERRORS),
+    Entry("cluster.recovery.evaluation_seconds", 70.0, blamed_after("evaluation", 7), 71, free=ERRORS),
+    Entry("cluster.recovery.checkpoint_seconds", 70.0, blamed_after("checkpoint", 7), 71, free=ERRORS),
+)
+
 PLAN = (
     Entry("plan.devices_per_host", 2, of_devices("devices_per_host"), 2, base=FOUR, free=PREDICTED),
     *of_devices_in("plan", of_devices, figures_base=ON_GPUS, free=PREDICTED),
@@ -63,4 +83,4 @@ PLAN = (
     ),
 )
 
-ENTRIES = (*RUN, *CLUSTER, *PLAN)
+ENTRIES = (*RUN, *CLUSTER, *RECOVERY, *PLAN)

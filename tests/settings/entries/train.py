@@ -6,6 +6,7 @@ from tests.settings.entry import Entry, Settings
 from tests.settings.logs import DAY, START
 from tests.settings.observations.models import initial_weights, loss, masked_places
 from tests.settings.observations.objectives import negatives as drawn_uniformly
+from tests.settings.observations.recovery import ends_after_a_full_disk, writing_threads
 from tests.settings.observations.tables import item_rows
 from tests.settings.observations.training import (
     after_logs_were_appended,
@@ -120,6 +121,14 @@ LOOP = (
     Entry("train.log_every_steps", 4, logged_at, [4, 6]),
     Entry("train.sample_log", True, steps_in_sample_log, 6),
     Entry("checkpoint.every_steps", 2, saved_at, [2, 3, 4, 6]),
+    Entry(
+        "checkpoint.background",
+        False,
+        writing_threads,
+        {True},
+        free="the files are equal (tests/trainer/checkpoint/test_background.py)",
+    ),
+    Entry("checkpoint.on_error", "continue", ends_after_a_full_disk, "finished", base={"checkpoint.every_steps": 1}),
     Entry("checkpoint.keep", 1, checkpoints_left, ["step_000000006"], base={"train.early_stopping": None}),
 )
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -24,8 +25,9 @@ def trainer_arguments(lab: Lab, config: Config) -> dict[str, Any]:
     """Return what Ray Train is asked for: workers, resources of each, backend and patience of the process group, threads."""
     given: dict[str, Any] = {}
 
-    def trainer(serve: Any, **arguments: Any) -> None:
+    def trainer(serve: Any, **arguments: Any) -> Any:
         given.update(arguments)
+        return SimpleNamespace()
 
     with mock.patch.object(ray_trainer, "_LocalTrainer", trainer), mock.patch.object(ray_trainer, "_Trainer", trainer):
         ray_trainer.make_trainer(config.cluster, None, str(lab.folder))
@@ -34,6 +36,7 @@ def trainer_arguments(lab: Lab, config: Config) -> dict[str, Any]:
         "workers": scaling.num_workers,
         "resources": scaling.resources_per_worker,
         "use_gpu": scaling.use_gpu,
+        "resize": scaling.elastic_resize_monitor_interval_s,
         "backend": group.backend,
         "timeout": group.timeout_s,
         "threads": given["train_loop_config"]["threads"],

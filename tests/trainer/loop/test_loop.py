@@ -52,6 +52,7 @@ def train(
     values: Sequence[float] = (),
     stop_after: int | None = None,
     broken: Sequence[int] = (),
+    save_at: int | None = None,
 ) -> Ended:
     """Train to the end.
 
@@ -61,6 +62,7 @@ def train(
         values: The values of evaluations one after another, instead of real metrics.
         stop_after: The step at which a stop is requested.
         broken: Steps with a loss of NaN on the last rank.
+        save_at: The step at which a checkpoint is requested.
     """
     events: list[dict[str, Any]] = []
     training: Training
@@ -68,7 +70,11 @@ def train(
     def stop_requested() -> bool:
         return stop_after is not None and training.state.step + 1 >= stop_after
 
-    training = Training(job, world, Channel(send=events.append, stop_requested=stop_requested))
+    def saves_requested() -> int:
+        return int(save_at is not None and training.state.step + 1 >= save_at)
+
+    channel = Channel(send=events.append, stop_requested=stop_requested, saves_requested=saves_requested)
+    training = Training(job, world, channel)
     if values:
         assert job.config.train.early_stopping is not None
         training.evaluations.evaluator = Scripted(job.config.train.early_stopping.metric, values)
@@ -139,6 +145,12 @@ def test_a_stop_inside_an_epoch_leaves_a_checkpoint_of_its_step(rank_pool: RankP
     assert [e.outcome.reason for e in ended] == ["stopped", "stopped"]
     assert committed(tmp_path) == [3]
     assert not dead.exists()
+
+
+def test_a_checkpoint_that_is_requested_is_committed_before_the_next_step(rank_pool: RankPool, tmp_path: Path) -> None:
+    ended = rank_pool.run(2, train, job_in(tmp_path, checkpoint={"keep": 9}), (), None, (), 3)
+    assert [e.outcome.reason for e in ended] == ["finished", "finished"]
+    assert committed(tmp_path) == [3 * STEPS_PER_EPOCH, 3]
 
 
 def test_the_end_of_training_is_evaluated_at_every_cadence(rank_pool: RankPool, tmp_path: Path) -> None:
