@@ -1,4 +1,7 @@
-"""Latency of one request, from a history to its ten best items: exported programs beside the loaded model they were made from."""
+"""Latency of one request, from a history to its ten best items, beside the loaded model that encodes the whole history.
+
+Measured are exported programs, and a followed history, of which only the newest events are encoded.
+"""
 
 import time
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from trainer.export.search import FloatVectors, Int8Vectors, Vectors, best_items
 from trainer.export.tables import quantise
 from trainer.export.trace import example_inputs, trace
 from trainer.global_batch.dynamic_ids import DynamicTables
+from trainer.inference.live_history import LiveHistory
 from trainer.inference.next_item import item_vectors, user_vectors
 from trainer.inference.requests import Histories
 from trainer.inference.trained_model import TrainedModel
@@ -30,7 +34,8 @@ NUM_ITEMS, WIDTH, NUM_EVENTS = 100_000, 64, 100
 REQUESTS = 30  # of each side in a turn
 TOP = 10
 
-Answer = Callable[[Histories], Any]
+Answer = Callable[[], Any]
+Side = Callable[[np.ndarray], Answer]  # prepares the answer to a history of given ids
 
 
 def compare(turns: int) -> list[Comparison]:
@@ -46,44 +51,63 @@ def compare(turns: int) -> list[Comparison]:
     exported["int8"] = (_run(trained, form, "int8", weights), eight_bit)
     names = tuple(example_inputs(form, False))
 
-    def loaded(history: Histories) -> Any:
-        return best_items(user_vectors(trained, history), FloatVectors(items.numpy()), TOP)
+    vectors = FloatVectors(items.numpy())
 
-    def answer_of(precision: str) -> Answer:
-        run, vectors = exported[precision]
+    def whole(ids: np.ndarray) -> Answer:
+        history = _history(ids)
+        return lambda: best_items(user_vectors(trained, history), vectors, TOP)
 
-        def answer(history: Histories) -> Any:
-            users = run_program.user_vectors(run, names, form, history.packed, history.lengths, WIDTH)
-            return best_items(users, vectors, TOP)
+    def followed(ids: np.ndarray) -> Answer:
+        live, newest = LiveHistory(trained, _history(ids[:-1])), _history(ids[-1:])
+        live.vector()
+
+        def answer() -> Any:
+            live.append(newest)
+            return best_items(live.vector()[None], vectors, TOP)
 
         return answer
 
-    sides = {"loaded model": loaded, **{name: answer_of(name) for name in exported}}
+    def side_of(precision: str) -> Side:
+        run, stored = exported[precision]
+
+        def prepare(ids: np.ndarray) -> Answer:
+            history = _history(ids)
+
+            def answer() -> Any:
+                users = run_program.user_vectors(run, names, form, history.packed, history.lengths, WIDTH)
+                return best_items(users, stored, TOP)
+
+            return answer
+
+        return prepare
+
+    sides = {"whole": whole, "one new event": followed, **{f"exported {name}": side_of(name) for name in exported}}
     times = _measure(sides, turns)
-    other = f"loaded model, {_percentiles(times['loaded model'])}"
+    other = f"loaded model, whole history, {_percentiles(times['whole'])}"
     return [
         Comparison(
-            f"one request, exported {name}, {_percentiles(times[name])}",
+            f"one request, {name}, {_percentiles(times[name])}",
             "requests/s",
-            *(tuple((1.0 / seconds.mean(axis=1)).tolist()) for seconds in (times[name], times["loaded model"])),
+            *(tuple((1.0 / seconds.mean(axis=1)).tolist()) for seconds in (times[name], times["whole"])),
             ceiling_name=other,
         )
-        for name in exported
+        for name in sides
+        if name != "whole"
     ]
 
 
-def _measure(sides: dict[str, Answer], turns: int) -> dict[str, np.ndarray]:
+def _measure(sides: dict[str, Side], turns: int) -> dict[str, np.ndarray]:
     """Return the seconds of each request by side, (turns, REQUESTS). The sides take turns."""
     random = np.random.default_rng(1)
     times = {name: np.zeros((turns, REQUESTS)) for name in sides}
-    for answer in sides.values():
-        answer(_history(random))
+    for prepare in sides.values():
+        prepare(_ids(random))()
     for turn in range(turns):
-        for name, answer in sides.items():
+        for name, prepare in sides.items():
             for number in range(REQUESTS):
-                history = _history(random)
+                answer = prepare(_ids(random))
                 start = time.perf_counter()
-                answer(history)
+                answer()
                 times[name][turn, number] = time.perf_counter() - start
     return times
 
@@ -97,11 +121,15 @@ def _run(trained: TrainedModel, form: Form, precision: Any, weights: Any) -> run
     return run_program.callable_of(trace(program_of(trained, weights, precision), form, False))
 
 
-def _history(random: np.random.Generator) -> Histories:
+def _ids(random: np.random.Generator) -> np.ndarray:
+    return random.integers(1, NUM_ITEMS + 1, NUM_EVENTS)
+
+
+def _history(ids: np.ndarray) -> Histories:
     zeros = np.zeros(1, np.int64)
-    items = random.integers(1, NUM_ITEMS + 1, NUM_EVENTS + 1).astype(np.int32)  # the last one is the request's
-    packed = PackedHistories(items, zeros, zeros + NUM_EVENTS + 1, zeros, zeros, pa.array([0]))
-    return Histories(packed, np.asarray([NUM_EVENTS]), 0)
+    items = np.append(ids, 0).astype(np.int32)  # the last one is the request's
+    packed = PackedHistories(items, zeros, zeros + items.size, zeros, zeros, pa.array([0]))
+    return Histories(packed, np.asarray([ids.size]), 0)
 
 
 def _model() -> TrainedModel:

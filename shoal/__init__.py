@@ -17,6 +17,7 @@ Files:
     exported_ranker.py       an exported ranker
     exported_recommender.py  an exported next-item model
     given.py                 values that a caller gives to a model, as Arrow
+    live_recommender.py      recommendations for one user whose history grows
     model.py                 loads a trained model into this process
     ranker.py                a ranker in this process: probabilities, recommendations among candidates
     recommender.py           a next-item model in this process: recommendations, scores, vectors
@@ -48,6 +49,7 @@ from shoal.events import (
 from shoal.exported import export, load_export
 from shoal.exported_ranker import ExportedRanker
 from shoal.exported_recommender import ExportedRecommender
+from shoal.live_recommender import LiveRecommender
 from shoal.model import load
 from shoal.ranker import ImpressionRanker
 from shoal.recommender import NextItemRecommender
@@ -68,6 +70,7 @@ __all__ = [
     "ExportedRanker",
     "ExportedRecommender",
     "ImpressionRanker",
+    "LiveRecommender",
     "Message",
     "Metric",
     "NextItemRecommender",

@@ -107,8 +107,7 @@ def evaluate(
         from cluster.driver import driver
         from cluster.driver.other_data import other_data
 
-        paths = [logs] if isinstance(logs, str | Path) else logs
-        data = other_data(config, [str(path) for path in paths or ()], dataset, logs_settings or {})
+        data = other_data(config, _paths(logs), dataset, logs_settings or {})
         results, report = driver.run_evaluate(config, split, name, view, data)
         return evaluation_of(report.parent, asdict(results))
 
@@ -124,6 +123,8 @@ def recommend(
     label: str | Mapping[str, float] | None = None,
     at: int | str | None = None,
     on_unknown: Literal["raise", "warn", "skip"] = "raise",
+    history: str | Path | Sequence[str | Path] | None = None,
+    logs_settings: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
     out: str | Path | None = None,
     quiet: bool = False,
@@ -141,6 +142,8 @@ def recommend(
         label: for rankers, the label whose probability orders the candidates, or a dictionary from labels to weights.
         at: time of the requests: ISO text, or an integer in the unit of the logs' times. Later events are left out.
         on_unknown: reaction to users or items of the files that the dataset does not have.
+        history: logs whose events are the histories, in the forms of logs.path; by default those of the dataset.
+        logs_settings: settings of `history` that differ from those of the run, as for `evaluate`.
         checkpoint: as for `evaluate`.
         out: folder to write; by default recommendations/ in the run folder.
         quiet: as for `run`.
@@ -152,13 +155,20 @@ def recommend(
     labels = dict(label) if isinstance(label, Mapping) else {} if label is None else {label: 1.0}
     with _command("recommend", TRAINING, quiet, on_event) as view:
         from cluster.driver import driver
+        from cluster.driver.other_data import given_histories
         from trainer.recommend.request import Options
 
         files = str(users), None if items is None else str(items)
         options = Options(k, *files, item_to_item, filter_viewed, on_unknown, at, labels)
         name = None if checkpoint is None else str(checkpoint)
-        manifest, folder = driver.run_recommend(config, options, name, None if out is None else Path(out), view)
+        given = given_histories(config, _paths(history), logs_settings or {})
+        manifest, folder = driver.run_recommend(config, options, name, None if out is None else Path(out), view, given)
         return recommendations_of(folder, asdict(manifest))
+
+
+def _paths(logs: str | Path | Sequence[str | Path] | None) -> list[str]:
+    """Return the paths of logs as a list of text."""
+    return [str(path) for path in ([logs] if isinstance(logs, str | Path) else logs or ())]
 
 
 @contextmanager

@@ -8,12 +8,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from shoal.given import OnUnknown, as_lists, as_table, as_values, check_count
+from shoal.live_recommender import LiveRecommender
 from shoal.trained import Model
 from trainer.errors import UserError
 from trainer.inference.lists import COLUMNS, SIMILAR_COLUMNS
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from trainer.inference.candidates import Candidates
+    from trainer.inference.requests import Histories
 
 
 class NextItemRecommender(Model):
@@ -55,16 +59,31 @@ class NextItemRecommender(Model):
                 users get the most popular items, and items are left out. "skip": both are left out.
         """
         from trainer.inference import next_item
-        from trainer.inference.candidates import Candidates
 
         k = check_count(k)
         given = self._given(histories, users, user_features, at, on_unknown)
-        ids = None if items is None else self._item_ids(items, on_unknown, "items")
-        candidates = Candidates.of(self._trained.num_items, ids)
-        if not candidates.size:
-            raise UserError("items: the model knows none of them, so nothing can be recommended")
+        candidates = self._candidates(items, on_unknown)
         best = next_item.recommend(self._trained, given, self._item_vectors, k, filter_viewed, candidates)
         return self._lists(COLUMNS, given.users, best.items, best.scores)
+
+    def follow(self, history: Any, *, user_features: Any = None) -> LiveRecommender:
+        """Follow a user whose history grows: `append` newer events to what is returned, and ask it to `recommend`.
+
+        Attention keys and values of the events are kept, so that a new event is encoded without the earlier ones.
+
+        Args:
+            history: the history so far, of one user: a list of items, oldest first, or a table with the columns of the logs.
+            user_features: as for `recommend`.
+        """
+
+        def encode(given: Any, features: Any = None) -> "Histories":
+            encoded = self._histories([given] if isinstance(given, list | tuple) else given, features, None)
+            if encoded.lengths.size != 1:
+                raise UserError(f"history: must be of one user, not of {encoded.lengths.size}")
+            return encoded
+
+        first = encode(history, user_features)
+        return LiveRecommender(self._trained, first, self._item_vectors, encode, self._candidates)
 
     def score(
         self,
@@ -145,6 +164,16 @@ class NextItemRecommender(Model):
         best = next_item.similar_items(ids, self._item_vectors, check_count(k))
         values = self._trained.item_values.take(pa.array(ids - 1))
         return self._lists(SIMILAR_COLUMNS, values, best.items, best.scores)
+
+    def _candidates(self, items: Any, on_unknown: OnUnknown) -> "Candidates":
+        """Return the items that may be recommended. Raises UserError if there are none."""
+        from trainer.inference.candidates import Candidates
+
+        ids = None if items is None else self._item_ids(items, on_unknown, "items")
+        candidates = Candidates.of(self._trained.num_items, ids)
+        if not candidates.size:
+            raise UserError("items: the model knows none of them, so nothing can be recommended")
+        return candidates
 
     @cached_property
     def _item_vectors(self) -> "Tensor":

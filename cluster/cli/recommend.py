@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cluster.cli.options import AsJson, ConfigFile, Overrides, console_for, in_view, load, print_json
+from cluster.cli.options import AsJson, ConfigFile, Overrides, console_for, in_view, load_with_logs, print_json
 from cluster.doctor.packages import TRAINING, check_installed
 
 # Written out, so that --help imports no module that knows them. A test compares the two.
@@ -25,6 +25,13 @@ def recommend(
             "--filter-viewed/--no-filter-viewed",
             help="leave out items of the user's history (default: yes, for rankers no)",
             show_default=False,
+        ),
+    ] = None,
+    history: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH",
+            help="file, folder or glob of logs whose events are the histories (default: those of the dataset); may be repeated",
         ),
     ] = None,
     items: Annotated[
@@ -54,15 +61,22 @@ def recommend(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write the best items for each user to Parquet files."""
-    settings = load(config, overrides)
+    """Write the best items for each user to Parquet files.
+
+    With --history, --set logs.NAME=VALUE describes these logs, for example their columns; the run keeps its own settings.
+    """
+    settings, overrides_of_logs = load_with_logs(config, overrides, history)
     check_installed("recommend", TRAINING)
     from cluster.driver import driver
+    from cluster.driver.other_data import given_histories
     from trainer.recommend.request import Options
 
     options = Options(k, users, items, item_to_item, filter_viewed, on_unknown, at, weights_of(label or []))
     target = None if out is None else Path(out)
-    done, folder = in_view(as_json, lambda view: driver.run_recommend(settings, options, checkpoint, target, view))
+    given = given_histories(settings, history, overrides_of_logs)
+    done, folder = in_view(
+        as_json, lambda view: driver.run_recommend(settings, options, checkpoint, target, view, given)
+    )
     if as_json:
         print_json({**asdict(done), "folder": str(folder)})
     else:

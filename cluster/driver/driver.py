@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cluster.config.run_config import Config
 from cluster.driver.evaluate_stage import Evaluated, run_evaluate_stages
-from cluster.driver.other_data import OtherData, config_with
+from cluster.driver.other_data import LaterLogs, OtherData, config_with
 from cluster.driver.prepare_stage import run_prepare_stage
 from cluster.driver.progress import View
 from cluster.driver.recommend_stage import run_recommend_stage
@@ -78,11 +78,15 @@ def run_evaluate(
 
 
 def run_recommend(
-    config: Config, options: Options, name: str | None, out: Path | None, view: View
+    config: Config, options: Options, name: str | None, out: Path | None, view: View, histories: LaterLogs | None = None
 ) -> tuple[RecommendationsManifest, Path]:
-    """Write recommendations of the named checkpoint, or of the best. Return their description and their folder."""
-    with _opened(config, view) as (_, workers):
-        return run_recommend_stage(config, options, name, out, workers, view)
+    """Write recommendations of the named checkpoint, or of the best, to the users of the run's dataset or of given histories.
+
+    Returns the description of the recommendations and their folder.
+    """
+    with _opened(config, view) as (session, workers):
+        given = None if histories is None else config_with(config, histories, view, session.connect)
+        return run_recommend_stage(config, options, name, out, workers, view, given)
 
 
 def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:

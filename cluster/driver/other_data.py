@@ -1,11 +1,11 @@
-"""Data other than a run's own splits, on which its model is evaluated: later logs, or another dataset.
+"""Data other than a run's own dataset, for evaluation or recommendations: other logs, or another dataset.
 
-Later logs become a dataset with the vocabularies of the run's dataset, in datasets/NAME of the run folder. Another
+Other logs become a dataset with the vocabularies of the run's dataset, in datasets/NAME of the run folder. Another
 dataset must have the same vocabularies and fits. The run's own dataset is never changed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class LaterLogs:
 
     # Settings of these logs and of the run's model.
     config: Config
+    # Use of their events beside those of the run's dataset.
+    derivation: Derivation = field(default_factory=Derivation)
 
     @property
     def name(self) -> str:
@@ -47,7 +49,8 @@ class LaterLogs:
         entries = entries_of(self.config.logs.path)
         request = DatasetRequest(self.config.logs, self.config.split, self.config.ids_of_tables, {})
         digest = digest_of([[absolute(entry) for entry in entries], request.settings])
-        return f"logs-{_stem(entries[0])}-{digest[:8]}"
+        kind = "logs" if self.derivation.targets else "history"
+        return f"{kind}-{_stem(entries[0])}-{digest[:8]}"
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,21 @@ def later_logs(config: Config, paths: Sequence[str], overrides: Sequence[str] | 
         for override in overrides:
             apply_override(override, values)
     return LaterLogs(check_config(values, "logs to evaluate on"))
+
+
+def given_histories(
+    config: Config, paths: Sequence[str] | None, overrides: Sequence[str] | Mapping[str, Any] = ()
+) -> LaterLogs | None:
+    """Return logs whose events are the histories of users, in place of those of the run's dataset; None without paths.
+
+    Args:
+        config: of the run.
+        paths: as for `later_logs`.
+        overrides: as for `later_logs`.
+    """
+    if not paths:
+        return None
+    return replace(later_logs(config, paths, overrides), derivation=Derivation(history=False, targets=False))
 
 
 def other_data(
@@ -199,7 +217,7 @@ def _prepare(config: Config, data: LaterLogs, folder: Path, view: View, connect:
         config.dataset_dir,
         data.config,
         folder,
-        Derivation(),
+        data.derivation,
         show,
         connect=connect,
         on_phase=lambda phase: view.print_phase(f"prepare: {phase}"),
@@ -213,10 +231,12 @@ def _prepare(config: Config, data: LaterLogs, folder: Path, view: View, connect:
 
 def _summary(folder: Path, manifest: Manifest) -> str:
     new = manifest.derived
+    alone = new["new_users"] is None  # without the events of the base
+    users = f"{manifest.num_rows:,} users" if alone else f"{new['new_users']:,} new users"
     rejected = "".join(f", {number:,} {reason}" for reason, number in new["rejected"].items())
     return (
         f"dataset {folder}: {new['events']:,} new events; {new['unknown_item_events']:,} of {new['unknown_items']:,} items "
-        f"that the model does not know; {new['new_users']:,} new users; {sum(new['rejected'].values()):,} rows rejected{rejected}"
+        f"that the model does not know; {users}; {sum(new['rejected'].values()):,} rows rejected{rejected}"
     )
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cluster.config.run_config import Config
 from cluster.driver.evaluate_stage import find_checkpoint
+from cluster.driver.other_data import check_encoding
 from cluster.driver.progress import View, announce
 from cluster.driver.stage_inputs import recommend_inputs
 from cluster.driver.stage_record import StageRecord
@@ -37,7 +38,13 @@ ITEMS_FILE = ".items.parquet"
 
 
 def run_recommend_stage(
-    config: Config, options: Options, name: str | None, out: Path | None, workers: Workers, view: View
+    config: Config,
+    options: Options,
+    name: str | None,
+    out: Path | None,
+    workers: Workers,
+    view: View,
+    given: Config | None = None,
 ) -> tuple[RecommendationsManifest, Path]:
     """Return the description of the recommendations, and their folder.
 
@@ -48,9 +55,13 @@ def run_recommend_stage(
         out: the folder to write; None: the one in the run folder.
         workers: launched only if the recommendations are not there.
         view: where progress is shown.
+        given: the run's config with a dataset of given histories; None: those of the run's dataset.
     """
-    check_options(config, options)
+    check_options(config, options, given is not None)
     checkpoint = find_checkpoint(config, name)
+    if given is not None:
+        check_encoding(config, checkpoint, given)
+        config = given
     manifest = read_manifest(config.dataset_dir)
     target = (config.run_dir / FOLDER if out is None else out).resolve()
     inputs = recommend_inputs(config, checkpoint, manifest, options)
@@ -67,7 +78,7 @@ def run_recommend_stage(
         announce(view, STAGE, "started")
         started = time.monotonic()
         written = record.run_stages(
-            {STAGE: inputs}, lambda: _recommend(config, checkpoint, prepared.request, workers, view)
+            {STAGE: inputs}, lambda: _recommend(config, checkpoint, prepared.request, given is not None, workers, view)
         )
         view.clear()
         done = _described(config, options, checkpoint, manifest, inputs, prepared, written)
@@ -84,8 +95,11 @@ def run_recommend_stage(
     return done, target
 
 
-def check_options(config: Config, options: Options) -> None:
-    """Raise UserError for options that do not fit each other or the task."""
+def check_options(config: Config, options: Options, has_histories: bool = False) -> None:
+    """Raise UserError for options that do not fit each other or the task.
+
+    has_histories: whether histories of other logs are given.
+    """
     ranks = config.model.task == "ranking"
     problem = None
     if options.k < 1:
@@ -100,6 +114,8 @@ def check_options(config: Config, options: Options) -> None:
         problem = "--users: --item-to-item recommends nothing to users; leave one of them out"
     elif options.item_to_item and options.at is not None:
         problem = "--at: similar items have no time; leave it out"
+    elif options.item_to_item and has_histories:
+        problem = "--history: similar items depend on no history; leave it out"
     if problem is not None:
         raise UserError(problem)
 
@@ -205,12 +221,17 @@ def _weights(options: Options, manifest: Manifest, config: Config) -> tuple[floa
 
 
 def _recommend(
-    config: Config, checkpoint: StoredCheckpoint, request: RecommendRequest, workers: Workers, view: View
+    config: Config,
+    checkpoint: StoredCheckpoint,
+    request: RecommendRequest,
+    other_data: bool,
+    workers: Workers,
+    view: View,
 ) -> list[PartCounts]:
     """Run the job on the workers; return the counts of each."""
     job, _ = planned_job(config)
     checkpoint = StoredCheckpoint(checkpoint.path.resolve(), checkpoint.manifest)
-    return workers.run(jobs.recommend, jobs.RecommendJob(job, checkpoint, request), view.on_event)
+    return workers.run(jobs.recommend, jobs.RecommendJob(job, checkpoint, request, other_data), view.on_event)
 
 
 def _described(

@@ -71,6 +71,8 @@ class RecommendJob:
     checkpoint: StoredCheckpoint
     # What is asked for.
     request: RecommendRequest
+    # As for EvaluationJob.
+    other_data: bool = False
 
 
 def recommend(asked: RecommendJob, world: World, channel: Channel) -> PartCounts:
@@ -83,7 +85,7 @@ def recommend(asked: RecommendJob, world: World, channel: Channel) -> PartCounts
             # The workers have about the same number of owners in as many batches.
             channel.send({"kind": "recommend", "done": done, "total": total, "owners": owners * world.world_size})
 
-    built = _loaded(asked.job, asked.checkpoint, "recommend", world, channel)
+    built = _loaded(asked.job, asked.checkpoint, "recommend", world, channel, asked.other_data)
     manifest = read_manifest(asked.job.dataset_dir)
     trained = TrainedModel(asked.job, manifest, asked.checkpoint, built.model, built.catalogue, built.dynamic)
     return write_part(trained, asked.request, world, on_batch)

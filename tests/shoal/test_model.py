@@ -20,7 +20,7 @@ from tests.contracts.test_inference import CANDIDATE, FEATURES, TIMES, TWO_LABEL
 from tests.settings.lab import Lab
 from tests.settings.logs import DAY, NUM_ITEMS, START
 from tests.support.rank_pool import RankPool
-from tests.support.trained_runs import lab_in, run_of
+from tests.support.trained_runs import assert_same, lab_in, loaded, run_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HISTORY = ["i03", "i04", "i05"]
@@ -39,19 +39,6 @@ def plain(lab: Lab, rank_pool: RankPool) -> Config:
 @pytest.fixture(scope="module")
 def model(plain: Config) -> shoal.NextItemRecommender:
     return loaded(plain)
-
-
-def loaded(config: Config, **options: Any) -> shoal.NextItemRecommender:
-    model = shoal.load(config.run_dir, **options)
-    assert isinstance(model, shoal.NextItemRecommender)
-    return model
-
-
-def assert_same(actual: pa.Table, expected: pa.Table) -> None:
-    """Compare lists, without the users."""
-    assert actual.column(1).to_pylist() == expected.column(1).to_pylist()
-    left, right = (table.column("score").to_numpy(zero_copy_only=False) for table in (actual, expected))
-    np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
 def test_it_starts_neither_ray_nor_a_process_group_and_prints_nothing(plain: Config) -> None:

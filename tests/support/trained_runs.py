@@ -5,8 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
 
+import shoal
 from cluster.config.run_config import Config, load_config
 from sharding.world import World
 from tests.settings.entry import Settings
@@ -48,3 +51,16 @@ def run_of(
     (job.run_dir / "config.json").write_text(json.dumps(values), encoding="utf-8")
     results = pool.run(num_ranks, function, job)
     return load_config(str(job.run_dir / "config.json"), None), results
+
+
+def loaded(config: Config, **options: Any) -> shoal.NextItemRecommender:
+    model = shoal.load(config.run_dir, **options)
+    assert isinstance(model, shoal.NextItemRecommender)
+    return model
+
+
+def assert_same(actual: pa.Table, expected: pa.Table) -> None:
+    """Compare lists, without the users."""
+    assert actual.column(1).to_pylist() == expected.column(1).to_pylist()
+    left, right = (table.column("score").to_numpy(zero_copy_only=False) for table in (actual, expected))
+    np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)

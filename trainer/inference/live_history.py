@@ -47,6 +47,12 @@ class LiveHistory:
         return 0 if self._past is None else self._past.num_events
 
     @property
+    def last_time(self) -> int | None:
+        """The time of the last event; None without events, or without times."""
+        times = self._events.times
+        return None if times is None or not times.size else int(times[-1])
+
+    @property
     def seen(self) -> np.ndarray:
         """The ids of the items of the history, (n,) int64."""
         return self._events.items.astype(np.int64)

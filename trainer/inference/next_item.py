@@ -88,13 +88,39 @@ def recommend(
         filter_viewed: whether to leave out the items of the history.
         candidates: the only items to recommend; by default all.
     """
-    candidates = candidates or Candidates(trained.num_items)
     seen, offsets = histories.seen()
+    users = user_vectors(trained, histories)
+    return best_for(trained, users, seen, offsets, vectors, k, filter_viewed, candidates)
+
+
+def best_for(
+    trained: TrainedModel,
+    users: torch.Tensor,
+    seen: np.ndarray,
+    offsets: np.ndarray,
+    vectors: torch.Tensor,
+    k: int,
+    filter_viewed: bool,
+    candidates: Candidates | None = None,
+) -> Recommendations:
+    """Return the best items for given vectors of users.
+
+    Args:
+        trained: the model.
+        users: (B, D) vectors.
+        seen: packed ids of the items of each history.
+        offsets: (B + 1,) bounds in `seen`. A history without items gets the popular ones.
+        vectors: as for `recommend`.
+        k: as for `recommend`.
+        filter_viewed: as for `recommend`.
+        candidates: as for `recommend`.
+    """
+    candidates = candidates or Candidates(trained.num_items)
     shard = vectors if candidates.some is None else vectors[candidates.some - FIRST_ITEM]
-    best = _best(user_vectors(trained, histories), candidates.numbers_of(seen), offsets, shard, k, filter_viewed)
+    best = _best(users, candidates.numbers_of(seen), offsets, shard, k, filter_viewed)
     return with_popular(
         Recommendations(candidates.ids_of(best.items), best.scores),
-        histories.lengths == 0,
+        np.diff(offsets) == 0,
         candidates.most_popular(trained.train_events, k),
     )
 

@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+import shoal
 from cluster.config.run_config import Config, check_config
 from cluster.data.prepare_with import prepare_with
 from cluster.driver import driver
-from cluster.driver.other_data import LaterLogs, OtherData, OtherDataset, later_logs
+from cluster.driver.other_data import LaterLogs, OtherData, OtherDataset, given_histories, later_logs
 from cluster.driver.progress import View
+from cluster.driver.run_folder import open_run
 from cluster.driver.stage_record import StageRecord
 from sharding.world import World
 from tests.cluster.driver.test_stages import InProcess
@@ -25,6 +28,7 @@ from tests.support.prepared import made, write_events
 from tests.support.rank_pool import RankPool
 from trainer.data.prepare.derived import Derivation
 from trainer.errors import UserError
+from trainer.recommend.request import Options
 
 SPLIT = {"kind": "global_time", "validation_time": 60, "test_time": 100}
 
@@ -129,6 +133,37 @@ def test_later_logs_are_evaluated_into_a_folder_of_their_own(rank_pool: RankPool
     assert "test done before" in again[2]
     stages = StageRecord(folder / "run").statuses()
     assert stages[f"evaluate/{logs.name}/test"] == stages[f"prepare/{logs.name}"] == "done"
+
+
+def test_recommendations_for_given_histories(rank_pool: RankPool, folder: Path, tmp_path: Path) -> None:
+    config = config_in(folder)
+    given = given_histories(config, [str(folder / "later")])
+    assert given is not None
+    assert given_histories(config, None) is None
+    assert given.name.startswith("history-later-")
+    prepare_with(
+        config.dataset_dir, given.config, folder / "run/datasets" / given.name, given.derivation, lambda _: None
+    )
+
+    def asked(options: Options, out: Path = tmp_path / "out") -> tuple[Any, str]:
+        (answer,) = rank_pool.run(1, run_in_rank, config, "run_recommend", options, None, out, "VIEW", given)
+        return answer
+
+    (manifest, where), said = asked(Options(k=3))
+    assert "items that the model does not know; 20 users; 0 rows rejected" in said
+    assert (manifest.num_users, manifest.num_popular) == (20, 0)
+    open_run(config)
+    model = shoal.load(config.run_dir)
+    assert isinstance(model, shoal.NextItemRecommender)
+    later = pq.read_table(folder / "later/new.parquet")
+    expected = model.recommend(later, 3).to_pandas().sort_values(["user_id", "rank"], ignore_index=True)
+    actual = pd.read_parquet(where).sort_values(["user_id", "rank"], ignore_index=True)
+    pd.testing.assert_frame_equal(actual, expected, rtol=1e-5, atol=1e-6)
+    own = model.recommend(users=["u07"], k=3).column("score").to_pylist()
+    assert actual[actual["user_id"] == "u07"]["score"].tolist() != own  # earlier events do not count
+    assert "done before" in asked(Options(k=3))[1]
+    message, _ = asked(Options(item_to_item=True))
+    assert message == "--history: similar items depend on no history; leave it out"
 
 
 def test_the_figures_are_those_of_logs_that_were_appended(
