@@ -24,7 +24,7 @@ from sharding.world import World
 from trainer.config.job import Channel, Job
 from trainer.data.dataset.manifest import read_manifest
 from trainer.evaluation.next_item.evaluate import PIECE_EVENTS, Evaluator, make_evaluator
-from trainer.loop.build import build_model
+from trainer.loop.build import Built, build_model
 
 CATALOGUES = (10_000, 100_000, 1_000_000)  # items
 NUM_USERS, MEAN_EVENTS = 12_288, 100
@@ -51,18 +51,8 @@ def compare(argument: tuple[Job, int, int], world: World, channel: Channel) -> C
     argument: the job; the number of turns; and the number of batches of a turn.
     """
     job, turns, num_batches = argument
-    manifest = read_manifest(job.dataset_dir)
-    built = build_model(job, manifest, world)
-    evaluator = make_evaluator(
-        job.dataset_dir,
-        manifest,
-        built.catalogue,
-        "test",
-        job.config.evaluate,
-        job.config.model.max_history,
-        world,
-        built.dynamic,
-    )
+    built = build_model(job, read_manifest(job.dataset_dir), world)
+    evaluator = _evaluator(job, built, world)
     top = max(job.config.evaluate.ks)
     cpus = torch.get_num_threads() * world.world_size
     flops_per_user = _forward_flops(evaluator, built.model, world)
@@ -106,6 +96,20 @@ def compare(argument: tuple[Job, int, int], world: World, channel: Channel) -> C
         f"forward pass at the peak of products, bare product and top-{top}, {cpus} threads",
         ours_bytes,
         ceiling_bytes,
+    )
+
+
+def _evaluator(job: Job, built: Built, world: World) -> Evaluator:
+    config = job.config
+    return make_evaluator(
+        job.dataset_dir,
+        read_manifest(job.dataset_dir),
+        built.catalogue,
+        "test",
+        config.evaluate,
+        config.model.max_history,
+        world,
+        built.dynamic,
     )
 
 

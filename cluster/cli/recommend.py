@@ -11,6 +11,21 @@ from cluster.doctor.packages import TRAINING, check_installed
 
 # Written out, so that --help imports no module that knows them. A test compares the two.
 OnUnknown = Literal["raise", "warn", "skip"]
+History = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATH",
+        help="file, folder or glob of logs whose events are the histories (default: those of the dataset); may be repeated",
+    ),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="NAME[=WEIGHT]", help="label whose probability orders the candidates of a ranker"),
+]
+At = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="time of the requests: ISO date, or an integer as in the logs (default: latest)"),
+]
 
 
 def recommend(
@@ -27,13 +42,7 @@ def recommend(
             show_default=False,
         ),
     ] = None,
-    history: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATH",
-            help="file, folder or glob of logs whose events are the histories (default: those of the dataset); may be repeated",
-        ),
-    ] = None,
+    history: History = None,
     items: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="file of the only items to recommend (default: all); rankers need it"),
@@ -41,16 +50,8 @@ def recommend(
     item_to_item: Annotated[
         bool, typer.Option("--item-to-item", help="write similar items of all items, or of those of --items")
     ] = False,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME[=WEIGHT]", help="label whose probability orders the candidates of a ranker"),
-    ] = None,
-    at: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIME", help="time of the requests: ISO date, or an integer as in the logs (default: latest)"
-        ),
-    ] = None,
+    label: Labels = None,
+    at: At = None,
     on_unknown: Annotated[
         OnUnknown, typer.Option(help="reaction to users or items of files that the dataset does not have")
     ] = "raise",

@@ -1,7 +1,7 @@
 """Ends what a killed driver leaves of its own Ray session: two agents, which outlive their raylet (Ray 2.60).
 
 A process of its own, started with the session. It waits until the driver's end of a pipe is closed, which the system does when the
-driver ends in any way. Then it ends those of the given processes that are still there.
+driver is killed. Then it ends those of the given processes that are still there. A session that ends by itself ends it first.
 """
 
 import subprocess
@@ -30,6 +30,8 @@ def reaping(processes: list[psutil.Process]) -> Iterator[None]:
         yield
     finally:
         assert reaper.stdin is not None
+        reaper.kill()  # before the pipe is closed, which would mean that this process was killed
+        reaper.wait()
         reaper.stdin.close()
 
 
@@ -37,6 +39,12 @@ def descendants() -> list[psutil.Process]:
     """Return the processes that this one has started, and those that they have."""
     processes: list[psutil.Process] = psutil.Process().children(recursive=True)
     return processes
+
+
+def started_since(earlier: list[psutil.Process]) -> list[psutil.Process]:
+    """Return the descendants that are not among `earlier` ones. A program that uses Shoal has processes of its own."""
+    known = {(process.pid, process.create_time()) for process in earlier if process.is_running()}
+    return [process for process in descendants() if (process.pid, process.create_time()) not in known]
 
 
 def main(marks: list[str]) -> None:

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 
 from cluster.config.run_config import ClusterConfig
 from cluster.ray_cluster.address import check_cluster
-from cluster.ray_cluster.reaper import descendants, reaping
+from cluster.ray_cluster.reaper import descendants, reaping, started_since
 from trainer.errors import UserError, first_line
 
 
@@ -66,6 +66,7 @@ def ray_session(config: ClusterConfig, on_phase: Callable[[str], None] = lambda 
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a warning about future defaults
     _keep_off_stdout()
+    earlier = descendants()
     if config.address is None:
         # Otherwise each launch starts a process that watches for preemption by a cloud, which cannot happen here.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -91,7 +92,7 @@ def ray_session(config: ClusterConfig, on_phase: Callable[[str], None] = lambda 
             ) from None
     with ExitStack() as stack:
         if config.address is None:
-            stack.enter_context(reaping(descendants()))
+            stack.enter_context(reaping(started_since(earlier)))
         stack.callback(ray.shutdown)
         check_resources(config)
         yield

@@ -49,9 +49,13 @@ def test_options_reach_the_driver(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], expected: Options
 ) -> None:
     calls: list[Any] = []
+    given: list[Any] = []
 
-    def answer(config: Any, options: Options, checkpoint: str | None, out: Path | None, view: Any) -> Any:
+    def answer(
+        config: Any, options: Options, checkpoint: str | None, out: Path | None, view: Any, histories: Any
+    ) -> Any:
         calls.append((options, checkpoint, out))
+        given.append(histories)
         return WRITTEN, tmp_path
 
     monkeypatch.setattr(driver, "run_recommend", answer)
@@ -61,6 +65,11 @@ def test_options_reach_the_driver(
     done = CliRunner().invoke(app, ["recommend", str(config), *arguments, *more])
     assert done.exit_code == 0, done.output
     assert calls == [(expected, "step_000000004", Path("there"))]
+    assert given == [None]
+    of_history = ["--history", "day31.csv", "--history", "day32.csv", "--set", "logs.user=uid"]
+    assert CliRunner().invoke(app, ["recommend", str(config), *arguments, *more, *of_history]).exit_code == 0
+    logs = given[1].config.logs
+    assert (logs.path, logs.user, given[1].derivation.history) == (["day31.csv", "day32.csv"], "uid", False)
     printed = json.loads(done.stdout)
     assert (printed["num_rows"], printed["folder"]) == (6, str(tmp_path))
 

@@ -8,12 +8,15 @@ import time
 
 import psutil
 
+from cluster.ray_cluster.reaper import GRACE_SECONDS
+
 SCRIPT = """
 import subprocess, sys, time
 from cluster.ray_cluster import reaper
-started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
 other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
-mine = [p for p in reaper.descendants() if p.pid == started.pid]
+earlier = reaper.descendants()
+started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
+mine = reaper.started_since(earlier)
 with reaper.reaping(mine):
     print(started.pid, other.pid, flush=True)
     if sys.argv[1] == "wait":
@@ -34,16 +37,36 @@ def gone(pid: int, seconds: float) -> bool:
     return False
 
 
-def test_what_a_killed_driver_leaves_is_ended_and_nothing_else() -> None:
-    driver = subprocess.Popen([sys.executable, "-c", SCRIPT, "wait"], stdout=subprocess.PIPE, text=True)
+def started_driver(argument: str) -> tuple[subprocess.Popen[str], int, int]:
+    """Return a driver, the process that it hands to its reaper, and another one of its own."""
+    driver = subprocess.Popen([sys.executable, "-c", SCRIPT, argument], stdout=subprocess.PIPE, text=True)
     assert driver.stdout is not None
     started, other = map(int, driver.stdout.readline().split())
+    return driver, started, other
+
+
+def end(*pids: int) -> None:
+    for pid in pids:
+        if psutil.pid_exists(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_what_a_killed_driver_leaves_is_ended_and_nothing_else() -> None:
+    driver, started, other = started_driver("wait")
     try:
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         assert gone(started, 30.0)
         assert not gone(other, 0.3)
     finally:
-        for pid in (started, other):
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+        end(started, other)
+
+
+def test_a_session_that_ends_by_itself_ends_nothing() -> None:
+    driver, started, other = started_driver("leave")
+    try:
+        assert driver.wait(30.0) == 0
+        assert not gone(started, GRACE_SECONDS + 2.0)
+        assert not gone(other, 0.1)
+    finally:
+        end(started, other)

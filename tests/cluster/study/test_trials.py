@@ -206,7 +206,7 @@ def test_a_model_of_one_label_is_compared_with_one_of_several_by_the_label_they_
     ("study", "told"),
     [
         ('metric = "auc"', "study.metric = 'auc' is no metric of base-seed1; its model has hr@"),
-        ('metric = "ndcg@10"\n' + RANKER.format(labels='["click"]'), "its model has auc, gauc, logloss, ne"),
+        ('metric = "ndcg@10"\n' + RANKER.format(labels='["click"]'), "its model has auc, pr_auc, gauc, logloss, ne"),
         ('metric = "auc"\n' + RANKER.format(labels='["click", "buy"]'), "auc/click, gauc/click"),
         ('metric = "auc/like"\n' + RANKER.format(labels='["click", "buy"]'), "'auc/like' is no metric of base-seed1"),
         ('metric = "calibration"\n' + RANKER.format(labels='["click"]'), "study.metric"),

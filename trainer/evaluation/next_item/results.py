@@ -130,7 +130,6 @@ def summarize(
         return of(targets, _packed(merged.column(ranks))[1], offsets, lists, config.ks)
 
     _, target_ranks = _packed(merged.column("ranks"))
-    num_items = train_events.size
     model = figures("ranks", "top_items")
     baselines = {name: figures(f"{name}_ranks", f"{name}_top_items") for name in baseline_names(merged)}
     slices = built_in_slices(merged, targets[offsets[:-1]], train_events, ticks, config.slices)
@@ -140,19 +139,7 @@ def summarize(
         task="next_item",
         split=split,
         checkpoint=checkpoint,
-        protocol={
-            "split": manifest.split,
-            "catalogue": num_items,
-            "candidates": candidates,
-            "seen_items": "masked" if config.mask_seen else "ranked",
-            "targets": config.targets,
-            "repeats": "kept" if config.repeats == "keep" else f"{num_repeats:,} targets dropped",
-            "ties": "smaller item id first",
-            "trained_on": _trained_on(manifest),
-            **({} if similarity is None else {"item_similarity": similarity.basis}),
-            **data_of(manifest),
-            "statement": statement_of(split, config, manifest, candidates),
-        },
+        protocol=_protocol(split, config, manifest, train_events.size, similarity, candidates, num_repeats),
         num_users=merged.num_rows,
         num_targets=int(target_ranks.size),
         num_targets_not_rankable=int((target_ranks == 0).sum()),
@@ -164,6 +151,31 @@ def summarize(
         worst_slices=worst_slices(slices, model.columns[metric].shares, metric),
     )
     return results, model.columns
+
+
+def _protocol(
+    split: str,
+    config: EvaluateConfig,
+    manifest: Manifest,
+    num_items: int,
+    similarity: Similarity | None,
+    candidates: str,
+    num_repeats: int,
+) -> dict[str, Any]:
+    """Return what was ranked, against what and how. Arguments as for `summarize`; num_items: size of the catalogue."""
+    return {
+        "split": manifest.split,
+        "catalogue": num_items,
+        "candidates": candidates,
+        "seen_items": "masked" if config.mask_seen else "ranked",
+        "targets": config.targets,
+        "repeats": "kept" if config.repeats == "keep" else f"{num_repeats:,} targets dropped",
+        "ties": "smaller item id first",
+        "trained_on": _trained_on(manifest),
+        **({} if similarity is None else {"item_similarity": similarity.basis}),
+        **data_of(manifest),
+        "statement": statement_of(split, config, manifest, candidates),
+    }
 
 
 def slice_metric(names: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ class Similarity(Protocol):
 
     @property
     def basis(self) -> str:
-        """What the vectors are made of, in words."""
+        """Describe in words what the vectors are made of."""
 
     def sums(self, lists: np.ndarray) -> np.ndarray:
         """Return the sum of the similarities of all ordered pairs of different places of each list.

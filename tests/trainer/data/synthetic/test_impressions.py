@@ -1,5 +1,6 @@
 """Synthetic impressions: their probabilities are what the module says of what was clicked before, and clicks follow them."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -239,12 +240,11 @@ def test_nothing_beats_the_probabilities_that_the_log_was_drawn_from(large: Path
 def test_an_evaluation_is_compared_with_the_optimum(small: Path, tmp_path: Path) -> None:
     table = evaluated(small).drop_columns("label/conversion").rename_columns(["user", "item", "time", "label"])
     pq.write_table(table, tmp_path / "per_impression.parquet")
-    values = (
-        '{"labels": {"click": {}}, "metrics": {"auc": 0.7, "gauc": null, "logloss": 0.5, "ne": 1, "calibration": 1}}'
-    )
+    metrics = {"auc": 0.7, "pr_auc": 0.4, "gauc": None, "logloss": 0.5, "ne": 1, "calibration": 1}
+    values = json.dumps({"labels": {"click": {}}, "metrics": metrics})
     (tmp_path / "metrics.json").write_text(values)
     actual = compare(small, tmp_path)
-    assert list(actual) == ["auc", "gauc", "logloss", "ne", "calibration"]
+    assert list(actual) == ["auc", "pr_auc", "gauc", "logloss", "ne", "calibration"]
     assert actual["auc"]["difference"] == pytest.approx(0.7 - actual["auc"]["best"])
     assert actual["gauc"]["difference"] is None
 
