@@ -27,8 +27,8 @@ class StoredEvaluation:
 
     name: str
     """How pages and messages call it; unique in a comparison."""
-    is_named: bool
-    """True if the user chose the name."""
+    side: str | None
+    """The name that the user chose. Several evaluations may have it: they are seeds of one side. None if none was chosen."""
     folder: Path
     """The folder of metrics.json."""
     run_dir: Path | None
@@ -79,9 +79,7 @@ class StoredEvaluation:
 
     def take(self, places: pa.Array) -> "StoredEvaluation":
         """Return the evaluation with the users at these places, in this order."""
-        return StoredEvaluation(
-            self.name, self.is_named, self.folder, self.run_dir, self.values, self.table.take(places)
-        )
+        return StoredEvaluation(self.name, self.side, self.folder, self.run_dir, self.values, self.table.take(places))
 
 
 def read_evaluations(inputs: Sequence[Input], split: str, checkpoint: str | None) -> list[StoredEvaluation]:
@@ -109,11 +107,15 @@ def read_evaluations(inputs: Sequence[Input], split: str, checkpoint: str | None
             raise UserError(
                 f"compare: {located[place][1]} is the same evaluation as another input; name each only once"
             )
-    names = _names([run.resolve() if run else folder.resolve() for _, _, folder, run in located], folders)
-    return [
-        _read(chosen or default, chosen is not None, folder, run)
-        for (chosen, _, folder, run), default in zip(located, names, strict=True)
+    defaults = _names([run.resolve() if run else folder.resolve() for _, _, folder, run in located], folders)
+    sides = [chosen for chosen, _, _, _ in located]
+    # Numbers are found by the name of their evaluation, so it must be unique.
+    names = [
+        side if side and sides.count(side) == 1 else default for side, default in zip(sides, defaults, strict=True)
     ]
+    if len(set(names)) < len(names):
+        names = [str(folder) for folder in folders]
+    return [_read(name, *rest) for name, rest in zip(names, ((c, f, r) for c, _, f, r in located), strict=True)]
 
 
 def _split_name(given: str) -> tuple[str | None, Path]:
@@ -169,7 +171,7 @@ def _names(places: Sequence[Path], folders: Sequence[Path]) -> list[str]:
     return [str(place) for place in places]
 
 
-def _read(name: str, is_named: bool, folder: Path, run_dir: Path | None) -> StoredEvaluation:
+def _read(name: str, side: str | None, folder: Path, run_dir: Path | None) -> StoredEvaluation:
     """Read metrics.json and per_user.parquet."""
     try:
         values = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
@@ -183,4 +185,4 @@ def _read(name: str, is_named: bool, folder: Path, run_dir: Path | None) -> Stor
         raise UserError(f"{folder}: is no complete evaluation ({error}); run `shoal evaluate` of it again") from None
     if pc.count_distinct(users).as_py() != table.num_rows:
         raise UserError(f"{folder}: per_user.parquet lists a user twice, so users cannot be paired")
-    return StoredEvaluation(name, is_named, folder, run_dir, values, table)
+    return StoredEvaluation(name, side, folder, run_dir, values, table)

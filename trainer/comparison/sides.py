@@ -87,14 +87,14 @@ def sides_of(evaluations: Sequence[StoredEvaluation]) -> list[Side]:
     for evaluation in evaluations:
         groups.setdefault(_key(evaluation), []).append(evaluation)
     for key, group in [*groups.items()]:
-        if not group[0].is_named and len({_seed(one) for one in group}) < len(group):
+        if group[0].side is None and len({_seed(one) for one in group}) < len(group):
             # The same seed twice is no second draw, so these runs stay apart.
             del groups[key]
             groups |= {id(evaluation): [evaluation] for evaluation in group}
     if len(groups) == 1:
-        if evaluations[0].is_named:
+        if evaluations[0].side is not None:
             raise UserError(
-                f"compare: all runs are called {evaluations[0].name}; give the runs of another model another name"
+                f"compare: all runs are called {evaluations[0].side}; give the runs of another model another name"
             )
         groups = {id(evaluation): [evaluation] for evaluation in evaluations}
     for group in groups.values():
@@ -138,8 +138,8 @@ def dataset_digest(evaluation: StoredEvaluation) -> str | None:
 
 def _key(evaluation: StoredEvaluation) -> Any:
     """Return what runs of one side share."""
-    if evaluation.is_named:
-        return evaluation.name
+    if evaluation.side is not None:
+        return evaluation.side
     settings = _settings(evaluation)
     return id(evaluation) if settings is None else repr(sorted(settings.items()))
 
@@ -169,8 +169,8 @@ def _refuse_other_settings(group: Sequence[StoredEvaluation]) -> None:
         differing = sorted(name for name in first.keys() | settings.keys() if first.get(name) != settings.get(name))
         if differing:
             raise UserError(
-                f"compare: {group[0].folder} and {other.folder} are both called {other.name}, but they differ in more than "
-                f"{SEED}: {', '.join(differing)}; give them different names"
+                f"compare: {group[0].folder} and {other.folder} are both called {other.side or other.name}, but they "
+                f"differ in more than {SEED}: {', '.join(differing)}; give them different names"
             )
 
 
@@ -179,8 +179,8 @@ def _group_names(groups: Sequence[Sequence[StoredEvaluation]]) -> list[str]:
     names = []
     for group in groups:
         shared = _common_beginning([evaluation.name for evaluation in group])
-        several = len(group) > 1 and not group[0].is_named
-        names.append((_SEED_IN_NAME.sub("", shared) if several else "") or group[0].name)
+        common = _SEED_IN_NAME.sub("", shared) if len(group) > 1 else ""
+        names.append(group[0].side or common or group[0].name)
     return names if len(set(names)) == len(names) else [group[0].name for group in groups]
 
 

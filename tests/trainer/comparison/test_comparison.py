@@ -204,6 +204,22 @@ def test_names_can_be_chosen_and_make_groups(tmp_path: Path) -> None:
         compared(f"x={first}", f"x={second}")
 
 
+def test_seeds_of_a_chosen_name_all_count(tmp_path: Path) -> None:
+    of_a = [write_run(tmp_path / f"a-seed{k}", ranks_of(k), seed=k) for k in (1, 2, 3)]
+    of_b = [write_run(tmp_path / f"b-seed{k}", ranks_of(k + 5, shift=1.0), seed=k, settings=OTHER) for k in (1, 2)]
+    by_settings = compared(*of_a, *of_b)
+    chosen = compared(*(f"A={run}" for run in of_a), *(f"B={run}" for run in of_b))
+    assert [side.title for side in chosen.sides] == ["A (3 seeds)", "B (2 seeds)"]
+    assert [run.name for side in chosen.sides for run in side.runs] == [run.name for run in (*of_a, *of_b)]
+    assert chosen.pairs[0].differences == by_settings.pairs[0].differences
+    assert chosen.pairs[0].slices == by_settings.pairs[0].slices
+    for side, number in zip(chosen.sides, ("reference", "value"), strict=True):
+        means = [run.metrics["ndcg@10"] for run in side.evaluations]
+        assert len(set(means)) == len(means)
+        found = next(one for one in chosen.pairs[0].differences if one.metric == "ndcg@10")
+        assert getattr(found, number) == pytest.approx(np.mean(means))
+
+
 def test_slices_by_every_column_of_users(tmp_path: Path) -> None:
     country = [("de", "fr")[k % 2] for k in range(240)]
     runs = [
