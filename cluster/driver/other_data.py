@@ -235,7 +235,7 @@ def _summary(folder: Path, manifest: Manifest) -> str:
     users = f"{manifest.num_rows:,} users" if alone else f"{new['new_users']:,} new users"
     rejected = "".join(f", {number:,} {reason}" for reason, number in new["rejected"].items())
     return (
-        f"dataset {folder}: {new['events']:,} new events; {new['unknown_item_events']:,} of {new['unknown_items']:,} items "
+        f"dataset {folder}: {new['events']:,} new events, {new['unknown_item_events']:,} of them of {new['unknown_items']:,} items "
         f"that the model does not know; {users}; {sum(new['rejected'].values()):,} rows rejected{rejected}"
     )
 
