@@ -165,7 +165,12 @@ class Checkpoints:
         if self.world.is_first and stopping is not None and best.value is not None:
             try:
                 checkpoint_folder.write_best(self.job.checkpoints_dir, best.step, stopping.metric, best.value)
-            except OSError as error:  # the next start writes it from the checkpoint
+            except OSError as error:
+                if (
+                    self.job.config.checkpoint.on_error == "stop"
+                ):  # evaluation would take an earlier checkpoint for the best
+                    raise
+                # The next start writes it from the checkpoint.
                 self.messages.warn(f"{self.job.checkpoints_dir / 'best.json'}: could not be written ({error})")
 
     def _describe(

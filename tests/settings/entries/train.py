@@ -136,7 +136,14 @@ DAYS = (
     Entry("train.days", {"length": "2d"}, days_planned, [0, 3, 6, 9], base=EPOCHS, world="impressions"),
     Entry("train.days.length", "3d", days_planned, [0, 3, 6], base=BY_DAY, world="impressions"),
     Entry("train.days.start", START + DAY, first_day, "2024-10-09", base=BY_DAY, world="impressions"),
-    Entry("train.days.evaluate_next", False, kinds_logged, ["train", "validation"], base=BY_DAY, world="impressions"),
+    Entry(
+        "train.days.evaluate_next",
+        False,
+        kinds_logged,
+        ["checkpoint", "train", "validation"],
+        base=BY_DAY,
+        world="impressions",
+    ),
 )
 
 SEED = (
