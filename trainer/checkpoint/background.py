@@ -89,6 +89,11 @@ class BackgroundSaver:
         if error is not None:
             raise error
 
+    def wait(self, seconds: float) -> None:
+        """Wait for the checkpoint that is being written, but not longer than this. Raises nothing: for a training that failed."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
     @property
     def error(self) -> BaseException | None:
         """Return why the last checkpoint could not be written, as `finish` raises it."""

@@ -27,6 +27,8 @@ from trainer.loop.state import State
 from trainer.loop.timetable import Timetable
 from trainer.optim.ema import WeightEma
 
+SECONDS_TO_END = 10.0  # of a checkpoint that is being written when training fails; other ranks may be gone
+
 
 def checkpoint_to_resume(job: Job, manifest: Manifest, world: World, messages: Messages) -> StoredCheckpoint | None:
     """Return the newest checkpoint that verifies, or None if there is none. Warns of each that does not. Collective.
@@ -131,6 +133,15 @@ class Checkpoints:
         """Wait until the last checkpoint is written. Collective. Raises what `save` raises."""
         with self._tolerated(must=True):
             self._saver.finish()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Let the checkpoint that is being written end if the body fails, so that it is committed, or leaves no attempt."""
+        try:
+            yield
+        except BaseException:
+            self._saver.wait(SECONDS_TO_END)
+            raise
 
     def collect(self) -> list[Saved]:
         """Return the checkpoints that were committed since the last call."""

@@ -84,7 +84,7 @@ class Training:
         if self._out_of_patience():
             reason = "early"
         elif self.state.step < self.total_steps:
-            with Prefetch(self.stream.steps(self.state.position, self.timetable.end)) as steps:
+            with self.checkpoints.kept(), Prefetch(self.stream.steps(self.state.position, self.timetable.end)) as steps:
                 reason = self._loop(steps)
         self.checkpoints.finish()
         self.progress.report_saved(self.checkpoints.collect())
