@@ -2,19 +2,14 @@
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from trainer.errors import UserError
 
-if TYPE_CHECKING:
-    pass
-
 OnUnknown = Literal["raise", "warn", "skip"]
-Values = "Iterable[Any] | pa.Array | pa.ChunkedArray | np.ndarray | pd.Series"
-AnyTable = "pa.Table | pd.DataFrame"
 
 
 def as_table(given: Any, name: str) -> pa.Table:

@@ -213,7 +213,7 @@ def test_the_table_of_shardings_is_correct(sharding):
 
 @pytest.mark.parametrize("name", ["Makefile", "docs/installation.md"])
 def test_an_editable_installation_is_not_hidden_by_a_folder_of_its_name(name: str) -> None:
-    """By default setuptools uses an import hook, which comes after any folder called "shoal" or "models" next to a script."""
+    """The default of setuptools is an import hook, which comes after any folder called "shoal" or "models" next to a script."""
     commands = [line for line in (ROOT / name).read_text().splitlines() if line.endswith(" -e .")]
     assert commands
     assert all("--config-settings editable_mode=compat" in line for line in commands)

@@ -14,16 +14,3 @@ def note_restart(run_dir: Path, event: dict[str, Any]) -> None:
     line = {"time": time.time(), **{name: event[name] for name in ("cause", "text", "trace")}}
     with suppress(OSError), (run_dir / FILE).open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
-
-
-def read_restarts(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the restarts of a run, oldest first."""
-    try:
-        lines = (run_dir / FILE).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    restarts = []
-    for line in lines:
-        with suppress(ValueError):  # a line that a full disk cut
-            restarts.append(json.loads(line))
-    return restarts

@@ -132,9 +132,9 @@ def _start_here(num_cpus: int, on_phase: Callable[[str], None]) -> None:
             ray.shutdown()
             if is_last:
                 raise UserError(
-                    f"Ray did not start on this machine in two attempts ({first_line(error)}). Its logs are in "
-                    "/tmp/ray/session_latest/logs; `shoal doctor` checks this machine, and cluster.address names a cluster that "
-                    "runs already"
+                    f"Ray did not start on this machine in two attempts ({first_line(error)}). Its logs are in the folder for "
+                    "temporary files, under ray/session_latest/logs; `shoal doctor` checks this machine, and cluster.address "
+                    "names a cluster that runs already"
                 ) from error
             on_phase("Ray: did not start, maybe because another cluster took its port; starting again")
         else:

@@ -101,7 +101,7 @@ def test_lists_for_all_users_are_those_of_the_python_api(
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_files_of_users_and_items_choose_them(rank_pool: RankPool, events: Config, tmp_path: Path, number: int) -> None:
-    """Of a user without a history, popular items with a score of null are written, or nothing."""
+    """Users without a history get popular items with a score of null, or nothing."""
     (tmp_path / "users.txt").write_text("u05\nnobody\nu03\nu05\n")
     (tmp_path / "items.csv").write_text("title,item_id\nx,i03\ny,i07\nz,unheard\nw,i11\n")
     given = {

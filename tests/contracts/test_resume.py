@@ -228,7 +228,7 @@ def evaluate_in(rank_pool: Any, world_size: int, job: Job, step: int) -> float:
 
 @pytest.mark.parametrize("examples", ["recent", *EXAMPLES])
 def test_resumed_and_resized_over_epochs_each_example_is_trained_once_per_epoch(rank_pool, dataset, examples):
-    """By the sample log of the ranks that trained, over a change of their number within an epoch and one at its end."""
+    """The sample log shows it, over a change of the number of ranks within an epoch and one at its end."""
     epochs = 3
     job = job_in(dataset / "run", dataset, train={"epochs": epochs, **EXAMPLES.get(examples, {})})
     rank_pool.run(1, train, job_in(dataset / "whole", dataset, train={"epochs": epochs, **EXAMPLES.get(examples, {})}))

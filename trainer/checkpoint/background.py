@@ -30,7 +30,7 @@ class Saved:
     seconds: float
     """From the request to the commit."""
     num_bytes: int
-    """Of all files, on the first rank; 0 on the others."""
+    """Size of all files, on the first rank; 0 on the others."""
 
 
 class BackgroundSaver:

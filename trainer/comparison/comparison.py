@@ -31,7 +31,7 @@ class Pair:
     """The differences of one side to another one."""
 
     reference: Side
-    """What the other is compared with."""
+    """The side that the other one is compared with."""
     other: Side
     """The compared side."""
     differences: tuple[Difference, ...]
@@ -166,7 +166,6 @@ class _Numbers:
                 values = evaluation.column(metric)
                 if values is not None:
                     self._columns[evaluation.name, metric] = values
-        self._evaluations = {evaluation.name: evaluation for evaluation in evaluations}
 
     def _recompute(self, evaluation: StoredEvaluation, impressions: dict[str, Impressions]) -> None:
         if evaluation.name not in impressions:

@@ -115,7 +115,7 @@ def read_evaluations(inputs: Sequence[Input], split: str, checkpoint: str | None
     ]
     if len(set(names)) < len(names):
         names = [str(folder) for folder in folders]
-    return [_read(name, *rest) for name, rest in zip(names, ((c, f, r) for c, _, f, r in located), strict=True)]
+    return [_read(name, side, folder, run) for name, (side, _, folder, run) in zip(names, located, strict=True)]
 
 
 def _split_name(given: str) -> tuple[str | None, Path]:

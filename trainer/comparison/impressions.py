@@ -18,7 +18,6 @@ from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.evaluation.ranking.names import name_of
 
 FILE = "per_impression.parquet"
-SLICE_COLUMNS = ("history_length", "item_impressions")
 _ORDER = ("user_number", "time", "item")
 _SMALLEST = np.finfo(np.float64).tiny
 _LARGEST = 1.0 - np.finfo(np.float64).epsneg

@@ -14,7 +14,6 @@ from trainer.data.inputs import ticks_per_second
 from trainer.data.logs.times import parse_iso
 from trainer.errors import UserError
 
-Moment = int | str | date | datetime | np.datetime64
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 

@@ -118,11 +118,11 @@ def best_for(
     candidates = candidates or Candidates(trained.num_items)
     shard = vectors if candidates.some is None else vectors[candidates.some - FIRST_ITEM]
     best = _best(users, candidates.numbers_of(seen), offsets, shard, k, filter_viewed)
-    return with_popular(
-        Recommendations(candidates.ids_of(best.items), best.scores),
-        np.diff(offsets) == 0,
-        candidates.most_popular(trained.train_events, k),
-    )
+    best = Recommendations(candidates.ids_of(best.items), best.scores)
+    cold = np.diff(offsets) == 0
+    if not cold.any():  # the most popular of all items take longer to find than the best ones of a single history
+        return best
+    return with_popular(best, cold, candidates.most_popular(trained.train_events, k))
 
 
 def with_popular(best: Recommendations, cold: np.ndarray, popular: np.ndarray) -> Recommendations:

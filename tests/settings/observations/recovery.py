@@ -1,4 +1,4 @@
-"""What the settings' tests see of recovery: what a budget allows, when a watchdog names a rank, how checkpoints are written."""
+"""Observations of recovery for the settings' tests: restarts that a budget allows, hung ranks, and how checkpoints are written."""
 
 import json
 import threading

@@ -114,7 +114,7 @@ def test_quarters_leave_out_what_is_not_a_number() -> None:
 
 
 def test_worse_slices_are_named_and_chance_is_not() -> None:
-    """Of twenty slices one is worse by half a standard deviation; a slice below the minimum is not tested."""
+    """One of twenty slices is worse by half a standard deviation. A slice below the minimum is not tested."""
     random = np.random.default_rng(0)
     values = random.normal(size=4000)
     number = np.arange(4000) % 20
@@ -131,7 +131,7 @@ def test_worse_slices_are_named_and_chance_is_not() -> None:
 
 
 def test_a_small_slice_without_hits_is_not_certain() -> None:
-    """Of 60 users with a chance of 4 % each, none is a hit in 9 of 100 samples."""
+    """In 9 of 100 samples of 60 users with a chance of 4 % each, no user is a hit."""
     hits = (np.arange(2000) % 25 == 24).astype(np.float64)
     small = np.arange(2000) >= 1940
     hits[small] = 0.0
