@@ -12,6 +12,7 @@ from rich.table import Table
 from trainer.evaluation.next_item.baselines.notes import strongest_baseline
 from trainer.evaluation.next_item.results import Results, table_names
 from trainer.evaluation.ranking.results import RankingResults
+from trainer.restart_log import recovery_text
 from trainer.tasks.metrics import headline_names
 from trainer.tasks.results import Summary
 
@@ -114,6 +115,9 @@ class View:
             case "restart":
                 self.clear()
                 self.print_line(event["text"])
+            case "recovered":
+                self.clear()
+                self.print_line(recovery_text(event["seconds"], event["steps"], event["rows"]))
             case "resumed":
                 self.print_line(f"resumed from {event['path']}")
             case "warning":

@@ -41,12 +41,19 @@ class Messages:
         """Return how many checkpoints the first rank was asked for so far. Other ranks learn of it in the next step."""
         return self._channel.saves_requested() if self._world.is_first else 0
 
-    def note(self, phase: str, step: int) -> None:
-        """Note what this rank does, "data", "step", "evaluation" or "checkpoint", so that a hang can be named.
+    def note(self, phase: str, step: int, examples: int = 0) -> None:
+        """Note what this rank does, so that a hang can be named.
 
-        step: Steps trained.
+        Args:
+            phase: "data", "step", "evaluation" or "checkpoint".
+            step: Steps trained.
+            examples: Examples trained since the start of the run.
         """
-        self._channel.note(phase, step)
+        self._channel.note(phase, step, examples)
+
+    def lap(self, name: str) -> None:
+        """Note the end of a part of the start, so that the time of a recovery can be explained."""
+        self._channel.lap(name)
 
     def stop_requested(self) -> bool:
         """Return True if the first rank was asked to stop. Other ranks learn of it in the next step."""
