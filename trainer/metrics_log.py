@@ -45,7 +45,7 @@ class MetricsLog:
 
         Args:
             step: of training.
-            kind: "train", "validation", "progressive" or "skipped".
+            kind: "train", "validation", "progressive", "skipped", "checkpoint" or "straggler".
             values: the rest of the line.
         """
         with naming(self.path):

@@ -118,6 +118,9 @@ class View:
             case "recovered":
                 self.clear()
                 self.print_line(recovery_text(event["seconds"], event["steps"], event["rows"]))
+            case "straggler":
+                self.clear()
+                self.print_line(f"warning: {straggler_text(event)}")
             case "resumed":
                 self.print_line(f"resumed from {event['path']}")
             case "warning":
@@ -140,6 +143,15 @@ class View:
 def announce(view: View, stage: str, status: str) -> None:
     """Send an event that a stage has "started", is "done", or was "done before"."""
     view.on_event({"kind": "stage", "stage": stage, "status": status})
+
+
+def straggler_text(event: dict[str, Any]) -> str:
+    """Return which rank is slow, where, and what it costs."""
+    host = f" on {event['host']}" if "host" in event else ""
+    return (
+        f"rank {event['rank']}{host} is slow: it has {event['share_of_events']:.0%} of the events and works "
+        f"{event['factor']:.1f} times as long as the other ranks (median); they wait for it {event['share']:.0%} of a step"
+    )
 
 
 def fitting(parts: Sequence[str], width: int) -> str:

@@ -174,7 +174,8 @@ class _Launch:
                 asked = True
             status = ray.get(self._mailbox.drain.remote())
             for event in status.events:
-                on_event(event)
+                beat = status.beats.get(event["rank"]) if event["kind"] == "straggler" else None
+                on_event(event if beat is None else {**event, "host": beat.place.host})
             self._warn_of_drains(status.beats, on_event)
             self._newest = _later(self._newest, status.beats)
             for rank, reason in self._watchdog.look(status.beats, time.monotonic()).items():
@@ -203,6 +204,9 @@ class _Launch:
     def _end_rank(self, rank: int, place: Place, reason: str) -> None:
         """Kill the process of a rank that does not go on, so that Ray restarts the group. The reason is told with the restart."""
         ray.get(self._mailbox.accuse.remote(rank, reason))
+        if place.node == ray.get_runtime_context().get_node_id():
+            kill_process(place)  # a task would need a process of its own, which takes seconds to start
+            return
         here = NodeAffinitySchedulingStrategy(place.node, soft=True)
         ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(kill_process).remote(place)
 

@@ -75,7 +75,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Interruption:
-    """How far training was when workers failed, and when. Times are seconds since 1970."""
+    """Progress of a training when its workers failed, and the time of the failure. Times are seconds since 1970."""
 
     # The last sign of life of the rank that was silent first.
     failed: float

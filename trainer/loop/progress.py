@@ -16,8 +16,11 @@ from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.loop.pace import Pace
 from trainer.loop.state import State
 from trainer.loop.step import StepResult
+from trainer.loop.stragglers import Stragglers
 from trainer.loop.timetable import Timetable
 from trainer.metrics_log import MetricsLog, SampleLog
+
+NAME_AGAIN_SECONDS = 600.0  # between two messages about the same slow rank
 
 
 class Messages:
@@ -75,6 +78,8 @@ class TrainingProgress:
         self._log = MetricsLog(job.run_dir, step) if world.is_first else None
         self._sample_log = SampleLog(job.run_dir, world.rank, step) if job.config.train.sample_log else None
         self._pace = Pace(step, world.world_size)
+        self._stragglers = Stragglers()
+        self._name_again: dict[int, float] = {}
 
     def close(self) -> None:
         """Close the files."""
@@ -88,6 +93,7 @@ class TrainingProgress:
         started = time.monotonic()
         yield
         self._pace.pause(time.monotonic() - started)
+        self._stragglers.pause(time.monotonic() - started)
 
     def log_examples(self, step: int, row_ids: Tensor) -> None:
         """Write the ids of the examples that this rank trained in a step, if the run keeps them."""
@@ -117,6 +123,13 @@ class TrainingProgress:
             if result.grad_norm is not None:
                 values["grad_norm"] = result.grad_norm
             self._log.write(state.step, "train", {**values, **dynamic.report()})
+        now = time.monotonic()
+        straggler = self._stragglers.add(result.rank_seconds, result.rank_events, now)
+        if straggler is not None:
+            self._log.write(state.step, "straggler", asdict(straggler))
+            if now >= self._name_again.get(straggler.rank, 0.0):
+                self._name_again[straggler.rank] = now + NAME_AGAIN_SECONDS
+                self._messages.send("straggler", step=state.step, **asdict(straggler))
         if self._pace.may_send():
             self._messages.send(
                 "train",

@@ -3,6 +3,7 @@
 All ranks run it in lockstep. Only the first rank writes logs and sends messages to the driver.
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -48,7 +49,7 @@ class Training:
         self.messages.lap("verification of the checkpoint")
         days = read_days(job, manifest, world, fresh=checkpoint is None)
         timetable = _timetable(job, manifest, days, checkpoint)
-        self.built = build_model(job, manifest, world, days)
+        self.built = build_model(job, manifest, world, days, checkpoint)
         self.optimizers = build_optimizers(self.built, job.config.train)
         decay = job.config.train.ema_decay
         self.ema = None if decay is None else WeightEma(self.built.sharded_model, self.built.tables, decay)
@@ -102,8 +103,10 @@ class Training:
         self.built.model.train()
         saved_step = self.state.step
         self._note("data")
+        asked = time.monotonic()
         for item in steps:
             reach("data", self.world.rank, self.state.step)
+            self.clock.waited(time.monotonic() - asked)
             self._note("step")
             result = self._train(item)
             self.progress.after_step(item, result, self.state, self.built.dynamic)
@@ -132,6 +135,7 @@ class Training:
                 self._save(must=at_once)
                 saved_step = self.state.step
             self._note("data")
+            asked = time.monotonic()
 
             if is_last:
                 return "finished"
