@@ -24,7 +24,7 @@ class Restart:
     time: float
     """When it was decided, in seconds since 1970."""
     cause: str
-    """ "failure" or "preemption"."""
+    """ "failure", "preemption", or "resize" where workers were added."""
     text: str
     """One line for people: who failed, where, why, and what was done."""
     trace: str = ""
@@ -83,8 +83,10 @@ def restarts_text(restarts: Sequence[Restart]) -> str:
     """Return a summary of restarts for people; empty without any."""
     if not restarts:
         return ""
-    causes = {cause: sum(restart.cause == cause for restart in restarts) for cause in ("failure", "preemption")}
-    counted = " and ".join(f"{number} {cause}{'s' * (number > 1)}" for cause, number in causes.items() if number)
+    causes = {
+        cause: sum(restart.cause == cause for restart in restarts) for cause in ("failure", "preemption", "resize")
+    }
+    counted = ", ".join(f"{number} {cause}{'s' * (number > 1)}" for cause, number in causes.items() if number)
     again = [restart.seconds for restart in restarts if restart.seconds is not None]
     took = f", {duration_text(sum(again) / len(again))} on average until training again" if again else ""
     rows = sum(restart.rows or 0 for restart in restarts)

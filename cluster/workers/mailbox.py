@@ -137,6 +137,10 @@ class Mailbox:
 
     def enter(self, rank: int, world_size: int, place: Place) -> int:
         """Register a rank, and return the number of the attempt that it belongs to."""
+        before = self._attempt.world_size
+        if before is not None and before != world_size:  # Ray Train resized the group, which is no failure
+            text = f"the group has {world_size} workers now, {before} before; restarting from the newest checkpoint"
+            self.restart({"kind": "restart", "text": text, "cause": "resize", "trace": ""})
         attempt = self._attempt
         attempt.world_size = world_size
         attempt.beats[rank] = (Beat(place), time.monotonic())

@@ -15,7 +15,7 @@ def test_a_restart_is_completed_by_the_recovery_that_follows_and_no_other(tmp_pa
     first, second = read_restarts(tmp_path)
     assert (first.text, first.trace, first.seconds) == ("rank 0 died", "trace", None)
     assert (second.seconds, second.parts, second.steps, second.rows) == (12.35, {"imports": 2.0}, 3, 24)
-    text = "after 1 failure and 1 preemption, 12.3 s on average until training again; 24 rows trained again"
+    text = "after 1 failure, 1 preemption, 12.3 s on average until training again; 24 rows trained again"
     assert restarts_text([first, second]) in (text, text.replace("12.3", "12.4"))
 
 

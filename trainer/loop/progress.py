@@ -76,7 +76,8 @@ class TrainingProgress:
         self._epoch_ends = epoch_ends
         self._total_steps = int(epoch_ends[-1])
         self._log = MetricsLog(job.run_dir, step) if world.is_first else None
-        self._sample_log = SampleLog(job.run_dir, world.rank, step) if job.config.train.sample_log else None
+        logs_examples = job.config.train.sample_log
+        self._sample_log = SampleLog(job.run_dir, world.rank, step, world.world_size) if logs_examples else None
         self._pace = Pace(step, world.world_size)
         self._stragglers = Stragglers()
         self._name_again: dict[int, float] = {}

@@ -190,6 +190,17 @@ def test_a_group_that_fails_before_it_started_adds_to_the_time_of_the_first_fail
     assert mailbox.interruption().failed == first.failed
 
 
+def test_a_group_of_another_size_is_another_attempt() -> None:
+    mailbox = Mailbox()
+    mailbox.give(b"job")
+    first = mailbox.enter(0, 1, HERE)
+    second = {mailbox.enter(rank, 2, HERE) for rank in (1, 0)}
+    mailbox.finish(first, 0, b"late")
+    assert second == {first + 1}
+    status = mailbox.drain()
+    assert (status.num_done, status.world_size, [event["cause"] for event in status.events]) == (0, 2, ["resize"])
+
+
 def test_a_launch_after_a_lost_one_reports_the_recovery_of_that_one() -> None:
     mailbox = Mailbox(Interruption(1.0, 2.0, 33, 264))
     mailbox.give(b"job")
