@@ -1,6 +1,7 @@
 """Driver: runs the stages of a run in order and records each.
 
 Files:
+    all_runs.py        a line for each run of a folder, for `shoal status`
     driver.py          the stages in order, in one Ray session and with the same workers
     evaluate_stage.py  evaluate a checkpoint, unless that was done before
     existing_run.py    what a submitted command would do with a run that exists

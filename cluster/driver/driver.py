@@ -15,7 +15,7 @@ from cluster.driver.evaluate_stage import Evaluated, run_evaluate_stages
 from cluster.driver.other_data import LaterLogs, OtherData, config_with
 from cluster.driver.prepare_stage import run_prepare_stage
 from cluster.driver.progress import View
-from cluster.driver.rank_logs import DriverLog
+from cluster.driver.rank_logs import DriverLog, logs_folder
 from cluster.driver.recommend_stage import run_recommend_stage
 from cluster.driver.run_folder import open_run
 from cluster.driver.run_lock import locked
@@ -108,6 +108,6 @@ def _opened(config: Config, view: View) -> Iterator[tuple[RaySession, Workers]]:
         with (
             obeying_requests(config.run_dir),
             RaySession(config.cluster, view.print_phase) as session,
-            Workers(config.cluster, session.connect, view.print_phase) as workers,
+            Workers(config.cluster, session.connect, view.print_phase, logs_folder(config.run_dir)) as workers,
         ):
             yield session, workers

@@ -14,6 +14,11 @@ POLL_SECONDS = 0.5
 QUIET_SECONDS = 3.0  # without a running command before a followed log counts as complete
 
 
+def logs_folder(run_dir: Path) -> str:
+    """Return the folder of the logs of a run, as an absolute path."""
+    return str((run_dir / FOLDER).resolve())
+
+
 def log_path(run_dir: Path, rank: int | None) -> Path:
     """Return the log of a rank, or of the driver for None. Raises UserError that names the logs that exist."""
     if not (run_dir / "config.json").exists():
