@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -42,6 +42,7 @@ class View:
         )
         self._task: TaskID | None = None
         self._logged = 0.0
+        self._keep: Callable[[str], None] = lambda text: None
 
     def __enter__(self) -> "View":
         if self._live:
@@ -55,7 +56,12 @@ class View:
 
     def print_line(self, text: str) -> None:
         """Print a line that stays."""
+        self._keep(text)
         self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def keep_lines(self, keep: Callable[[str], None]) -> None:
+        """Call `keep` with each line that stays, from now on."""
+        self._keep = keep
 
     def print_phase(self, text: str) -> None:
         """Print a line for a phase that takes seconds and has no progress of its own."""

@@ -26,7 +26,14 @@ from trainer.restart_log import note_recovery, note_restart
 from trainer.storage.files import write_json_atomically
 
 STAGE = "train"
-PROGRESS = ("step", "total_steps", "loss", "events_per_second", "seconds_left")  # of a "train" event, for the record
+PROGRESS = (
+    "step",
+    "total_steps",
+    "loss",
+    "events_per_second",
+    "seconds_left",
+    "workers",
+)  # of a "train" event, for the record
 
 
 def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: View) -> Outcome:
@@ -54,7 +61,7 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
 
     def on_event(event: dict[str, Any]) -> None:
         if event["kind"] == "train":
-            record.note_progress(STAGE, {name: event[name] for name in PROGRESS})
+            record.note_progress(STAGE, {name: event[name] for name in PROGRESS if name in event})
         elif event["kind"] == "restart":
             note_restart(config.run_dir, event["cause"], event["text"], event["trace"])
         elif event["kind"] == "recovered":

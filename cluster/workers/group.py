@@ -46,6 +46,7 @@ class Workers:
 
     Launched on first use and reused until the context exits. A failed job shuts the group down; the next job launches a new
     one. connect: joins Ray; called before each launch. on_phase: called with a line of text before a launch.
+    logs: folder for the logs of the ranks.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class Workers:
         config: ClusterConfig,
         connect: Callable[[], None] = lambda: None,
         on_phase: Callable[[str], None] = lambda text: None,
+        logs: str | None = None,
     ) -> None:
         self._config = config
+        self._logs = logs
         self._connect = connect
         self._on_phase = on_phase
         self._launch: _Launch | None = None
@@ -113,7 +116,7 @@ class Workers:
     def _new_launch(self) -> _Launch:
         self._connect()
         self._on_phase(f"workers: starting {self._config.num_workers}, which load torch and TorchRec")
-        self._launch = _Launch(self._config, self._interruption)
+        self._launch = _Launch(self._config, self._logs, self._interruption)
         self._interruption = None
         return self._launch
 
@@ -130,7 +133,7 @@ class LaunchLostError(Exception):
 class _Launch:
     """One run of Ray Train, with workers that wait for jobs."""
 
-    def __init__(self, config: ClusterConfig, after: Interruption | None = None) -> None:
+    def __init__(self, config: ClusterConfig, logs: str | None = None, after: Interruption | None = None) -> None:
         # Beside the driver, as Ray's controller: with another node it would be lost, and all workers with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote(after)
@@ -145,7 +148,7 @@ class _Launch:
             make_trainer,  # takes seconds, because it imports Ray Train with torch: only a launch needs it
         )
 
-        trainer = make_trainer(config, self._mailbox, self._storage)
+        trainer = make_trainer(config, self._mailbox, self._storage, logs)
         self._fitting = threading.Thread(target=_fit, args=(trainer, self._raised), daemon=True, name="ray-train")
         self._fitting.start()
 

@@ -20,6 +20,7 @@ from ray import cloudpickle
 
 from cluster.workers.heart import Heart
 from cluster.workers.mailbox import Place
+from cluster.workers.rank_log import RankLog, rank_log
 from sharding.errors import PlacementError, picklable
 from trainer.config.job import Channel
 from trainer.errors import UserError, first_line
@@ -42,7 +43,16 @@ def serve(payload: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     place = _place()
-    attempt = ray.get(mailbox.enter.remote(rank, context.get_world_size(), place))
+    world_size = context.get_world_size()
+    attempt = ray.get(mailbox.enter.remote(rank, world_size, place))
+    with rank_log(payload.get("logs"), rank, place) as log:
+        log.write(f"attempt {attempt} with {world_size} workers")
+        _serve(payload, attempt, rank, place, log)
+
+
+def _serve(payload: dict[str, Any], attempt: int, rank: int, place: Place, log: RankLog) -> None:
+    """Run the jobs of the mailbox as this rank."""
+    mailbox = payload["mailbox"]
     heart = Heart(mailbox, attempt, rank, place)
     heart.start()
     try:
@@ -68,6 +78,7 @@ def serve(payload: dict[str, Any]) -> None:
             if job is None:
                 return
             heart.begin()
+            log.write(f"job {number} begins")
             poll = _Poll(mailbox)
             channel = Channel(
                 send=lambda event: mailbox.push.remote(event),
@@ -78,6 +89,7 @@ def serve(payload: dict[str, Any]) -> None:
             )
             ray.get(mailbox.finish.remote(attempt, rank, _result_of(job, world, channel)))
             done = number
+            log.write(f"job {number} is done")
             gc.collect()  # a model refers to itself: without this it would still be in memory during the next job
             release()
             if device.type == "cuda":
@@ -87,6 +99,7 @@ def serve(payload: dict[str, Any]) -> None:
         if isinstance(error, OSError):
             message = disk_refusal(error)
         cause = f"{type(error).__name__}: {first_line(error)}"
+        log.write(f"failed\n{traceback.format_exc()}")
         ray.get(mailbox.fail.remote(attempt, heart.failure(cause, message, traceback.format_exc())))
         # Ray Train pickles the error that is raised here. The driver already has the details from the mailbox.
         raise picklable(error) from None

@@ -23,6 +23,8 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.catalogue_reader import read_catalogue
 from trainer.errors import UserError
 from trainer.global_batch.dynamic_ids import DynamicTables
+from trainer.loop.step import TrainStep
+from trainer.loop.step_clock import StepClock
 from trainer.optim.dense import dense_optimizer
 from trainer.optim.ema import WeightEma
 from trainer.placement.loads import table_rows
@@ -195,6 +197,29 @@ def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
         built.tables,
         built.planned_tables.plan,
         config.schedule_tables,
+    )
+
+
+def build_ema(job: Job, built: Built) -> WeightEma | None:
+    """Return the moving average of the dense weights, or None if the run has none."""
+    decay = job.config.train.ema_decay
+    return None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
+
+
+def build_step(
+    job: Job, built: Built, optimizers: Optimizers, ema: WeightEma | None, world: World, clock: StepClock
+) -> TrainStep:
+    """Return the step of a training, which trains the built model."""
+    return TrainStep(
+        built.model,
+        optimizers,
+        world,
+        job.config.run.seed,
+        clock,
+        built.task.parts_of,
+        job.config.train.clip_norm,
+        ema,
+        job.config.train.precision,
     )
 
 

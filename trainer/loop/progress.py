@@ -137,6 +137,7 @@ class TrainingProgress:
                 loss=result.loss,
                 step=state.step,
                 total_steps=self._total_steps,
+                workers=self._world.world_size,
                 epoch=item.epoch,
                 **self._timetable.progress_of(item.epoch),
                 **speed,

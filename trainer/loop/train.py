@@ -10,28 +10,24 @@ from typing import Any
 import torch
 
 from sharding.world import World
-from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.config.job import Channel, Job, Outcome
-from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.shares import Step
 from trainer.fault_points import reach
-from trainer.loop.build import agree_at_start, build_model, build_optimizers, checked_stream
+from trainer.loop.build import agree_at_start, build_ema, build_model, build_optimizers, build_step, checked_stream
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
-from trainer.loop.days import DailyTimetable
 from trainer.loop.early_stopping import out_of_patience
-from trainer.loop.epochs import EpochTimetable
 from trainer.loop.evaluations import Evaluations
 from trainer.loop.measure_placement import record_placement, record_steps
 from trainer.loop.memory import EVERY_STEPS, memory_trimmer
 from trainer.loop.nonfinite import check_step
 from trainer.loop.progress import Messages, TrainingProgress
-from trainer.loop.step import StepResult, TrainStep
+from trainer.loop.step import StepResult
 from trainer.loop.step_clock import StepClock
-from trainer.loop.timetable import Timetable
-from trainer.optim.ema import WeightEma
+from trainer.loop.timetables import timetable_for
 from trainer.optim.schedule import rate_factor
-from trainer.tasks.ranking.daily_training import DailyTraining, read_days
+from trainer.tasks.ranking.daily_training import read_days
 
 
 class Training:
@@ -48,11 +44,10 @@ class Training:
         checkpoint = checkpoint_to_resume(job, manifest, world, self.messages)
         self.messages.lap("verification of the checkpoint")
         days = read_days(job, manifest, world, fresh=checkpoint is None)
-        timetable = _timetable(job, manifest, days, checkpoint)
+        timetable = timetable_for(job, manifest, days, checkpoint)
         self.built = build_model(job, manifest, world, days, checkpoint)
         self.optimizers = build_optimizers(self.built, job.config.train)
-        decay = job.config.train.ema_decay
-        self.ema = None if decay is None else WeightEma(self.built.sharded_model, self.built.tables, decay)
+        self.ema = build_ema(job, self.built)
         self.timetable = timetable
         self.messages.lap("model and tables")
         self.checkpoints = Checkpoints(
@@ -63,17 +58,7 @@ class Training:
         if job.config.plan.measure:
             record_placement(job.run_dir, self.built, self.optimizers, world)
         self.clock = StepClock(world.device)
-        self.step = TrainStep(
-            self.built.model,
-            self.optimizers,
-            world,
-            job.config.run.seed,
-            self.clock,
-            self.built.task.parts_of,
-            job.config.train.clip_norm,
-            self.ema,
-            job.config.train.precision,
-        )
+        self.step = build_step(job, self.built, self.optimizers, self.ema, world, self.clock)
         self.stream = checked_stream(self.built.task, world)
         self.messages.warn(self.stream.batches.share_warning())
         self.epoch_ends, self.state = timetable.epoch_ends(state, self.stream.batches, world)
@@ -176,13 +161,3 @@ class Training:
 
     def _out_of_patience(self) -> bool:
         return out_of_patience(self.state, self.job.config.train.early_stopping)
-
-
-def _timetable(
-    job: Job, manifest: Manifest, days: DailyTraining | None, checkpoint: StoredCheckpoint | None
-) -> Timetable:
-    """Return the timetable of days, or of epochs where training goes by epochs."""
-    if days is not None:
-        return DailyTimetable(job.config.train, days.days, manifest)
-    grew = checkpoint is not None and checkpoint.manifest.dataset_digest in manifest.grown_from
-    return EpochTimetable(job.config.train, grew)
