@@ -93,7 +93,7 @@ class _Attempt:
     number: int = 1
     # The failure after which this attempt was started; None for the first attempt.
     after: Interruption | None = None
-    # When the last of its ranks arrived, in seconds since 1970, and when their first process was created.
+    # When the last of its ranks arrived, in seconds since 1970, and when the last of their processes was created.
     entered: float = 0.0
     created: float = 0.0
     world_size: int | None = None
@@ -145,7 +145,7 @@ class Mailbox:
         attempt.world_size = world_size
         attempt.beats[rank] = (Beat(place), time.monotonic())
         attempt.entered = attempt.heard[rank] = time.time()
-        attempt.created = min(attempt.created or place.created, place.created)
+        attempt.created = max(attempt.created, place.created)
         return attempt.number
 
     def beat(self, attempt: int, rank: int, beat: Beat) -> None:
