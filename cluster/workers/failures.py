@@ -1,7 +1,7 @@
 """Causes of failed workers, as one line for people and a trace for the log. No ray."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.workers.mailbox import Beat, WorkerFailure
 from trainer.errors import first_line
@@ -47,6 +47,7 @@ def cause_of(
         return Cause(f"{_named(rank, beats)} {reason}{_others(len(reported | set(silent)) - 1)}", trace)
     if silent:
         rank, error = next(iter(silent.items()))
+        beats = _up_to_date(rank, failures, beats)
         death = first_line(_innermost(error)) + _memory(error, (beats or {}).get(rank))
         return Cause(f"{_named(rank, beats)} died{_place(rank, beats)}: {death}{_others(len(failures))}", trace)
     correctable = next((f.user_message for f in failures if f.user_message is not None), None)
@@ -87,6 +88,20 @@ def phase_text(beat: Beat) -> str:
             return f"while it saved the checkpoint of step {beat.step:,}"
         case other:
             return f"in {other}"
+
+
+def _up_to_date(
+    rank: int, failures: list[WorkerFailure], beats: Mapping[int, Beat] | None
+) -> Mapping[int, Beat] | None:
+    """Return the signs of life, that of a dead rank moved to the step in which the others lost it.
+
+    Signs come once a second, which may be many steps. Ranks are never more than a step apart.
+    """
+    beat = (beats or {}).get(rank)
+    lost_in = max((failure.step for failure in failures), default=0)
+    if beats is None or beat is None or beat.phase not in ("data", "step") or lost_in <= beat.step:
+        return beats
+    return {**beats, rank: replace(beat, phase="step", step=lost_in)}
 
 
 def _named(rank: int, beats: Mapping[int, Beat] | None) -> str:

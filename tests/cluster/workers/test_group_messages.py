@@ -240,6 +240,12 @@ def test_a_rank_that_could_not_speak_is_named_before_those_that_lost_it() -> Non
     assert "trace of rank 0" in cause.trace
 
 
+def test_a_dead_rank_is_placed_in_the_step_in_which_the_others_lost_it() -> None:
+    lost = replace(failure(0, "RuntimeError: connection closed by peer"), step=57)
+    text = text_of([lost], died(r0="closed", r2="killed"), {}, BEATS)
+    assert text == "rank 2 on here died in step 58: killed (1 more failed with it)"
+
+
 def test_what_a_rank_says_of_its_files_does_not_count_if_another_died() -> None:
     """A broken connection while a checkpoint is loaded looks like a checkpoint that does not fit."""
     lost = failure(0, user_message="checkpoint step_3: does not fit the model (connection closed by peer)")
