@@ -17,6 +17,7 @@ Files:
     state.py              state that the loop carries from step to step
     step.py               one step: look-up, forward, backward, agreement, update
     step_clock.py         time per part of a step
+    stragglers.py         a rank that is much slower than the others
     timetable.py          protocol of epochs and days: where to start, what is due when
     timetables.py         choice of the timetable
     train.py              the loop: step, report, evaluate, save, stop

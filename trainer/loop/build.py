@@ -67,7 +67,13 @@ class Built:
         self.task.load(tensors)
 
 
-def build_model(job: Job, manifest: Manifest, world: World, daily: DailyTraining | None = None) -> Built:
+def build_model(
+    job: Job,
+    manifest: Manifest,
+    world: World,
+    daily: DailyTraining | None = None,
+    checkpoint: StoredCheckpoint | None = None,
+) -> Built:
     """Return the model at its initial weights. They depend on the seed, not on the world size or the plan. Collective.
 
     Args:
@@ -75,6 +81,7 @@ def build_model(job: Job, manifest: Manifest, world: World, daily: DailyTraining
         manifest: The manifest of its dataset.
         world: All ranks.
         daily: The days of the dataset, in daily training.
+        checkpoint: What the caller loads next. The weights of tables are left undefined if it replaces all of them.
 
     Raises:
         UserError: The dataset is for another task than the model, or the ranks have different plans.
@@ -95,7 +102,9 @@ def build_model(job: Job, manifest: Manifest, world: World, daily: DailyTraining
         if part is not model.tables:
             part.to(world.device)
     tables = {spec.name: job.config.tables[spec.name] for spec in specs}
-    sharded_model = shard_tables(model, tables, plan, world, job.config.run.seed, job.config.communication)
+    replaced = checkpoint is not None and not has_grown(checkpoint, manifest.grown_from)
+    seed = None if replaced else job.config.run.seed
+    sharded_model = shard_tables(model, tables, plan, world, seed, job.config.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.config.run.seed, catalogue.inputs)
     return Built(model, sharded_model, tables, planned_tables, catalogue, dynamic, task, manifest.grown_from)
 

@@ -3,6 +3,7 @@
 All ranks run it in lockstep. Only the first rank writes logs and sends messages to the driver.
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -40,17 +41,21 @@ class Training:
         manifest = read_manifest(job.dataset_dir)
         facts = {"config": job.config_digest, "dataset": manifest.digest, "torch": torch.__version__}
         agree_at_start(world, facts)
+        self.messages.lap("agreement")
         checkpoint = checkpoint_to_resume(job, manifest, world, self.messages)
+        self.messages.lap("verification of the checkpoint")
         days = read_days(job, manifest, world, fresh=checkpoint is None)
         timetable = timetable_for(job, manifest, days, checkpoint)
-        self.built = build_model(job, manifest, world, days)
+        self.built = build_model(job, manifest, world, days, checkpoint)
         self.optimizers = build_optimizers(self.built, job.config.train)
         self.ema = build_ema(job, self.built)
         self.timetable = timetable
+        self.messages.lap("model and tables")
         self.checkpoints = Checkpoints(
             job, manifest, world, self.messages, timetable, self.built, self.optimizers, self.ema
         )
         state = self.checkpoints.resume(checkpoint)
+        self.messages.lap("loading of the checkpoint")
         if job.config.plan.measure:
             record_placement(job.run_dir, self.built, self.optimizers, world)
         self.clock = StepClock(world.device)
@@ -64,6 +69,7 @@ class Training:
         self.spikes = LossSpikes(job.config.guards.loss_spikes, self.messages)
         self._trim_memory = memory_trimmer()
         self._saves = 0  # requests for a checkpoint that were followed
+        self.messages.lap("data")
 
     def run(self) -> Outcome:
         """Train from the newest checkpoint to the end. Collective."""
@@ -83,10 +89,12 @@ class Training:
         """Train all steps, and return why the training ended."""
         self.built.model.train()
         saved_step = self.state.step
-        self.messages.note("data", self.state.step)
+        self._note("data")
+        asked = time.monotonic()
         for item in steps:
             reach("data", self.world.rank, self.state.step)
-            self.messages.note("step", self.state.step)
+            self.clock.waited(time.monotonic() - asked)
+            self._note("step")
             result = self._train(item)
             self.progress.after_step(item, result, self.state, self.built.dynamic)
             self.progress.report_saved(self.checkpoints.collect())
@@ -97,7 +105,7 @@ class Training:
             due = self.timetable.due_at(self.state.position)
             validates = is_last or due.validation
             if validates or due.next_day:
-                self.messages.note("evaluation", self.state.step)
+                self._note("evaluation")
                 reach("evaluation", self.world.rank, self.state.step)
                 self.checkpoints.check_weights(self.state.step)
             if validates:
@@ -110,10 +118,11 @@ class Training:
             at_once = is_last or result.stop_requested or result.save_requested
             saves = saves or validates or due.next_day or at_once
             if saves and saved_step != self.state.step:
-                self.messages.note("checkpoint", self.state.step)
+                self._note("checkpoint")
                 self._save(must=at_once)
                 saved_step = self.state.step
-            self.messages.note("data", self.state.step)
+            self._note("data")
+            asked = time.monotonic()
 
             if is_last:
                 return "finished"
@@ -122,6 +131,11 @@ class Training:
             if result.stop_requested:
                 return "stopped"
         return "finished"
+
+    def _note(self, phase: str) -> None:
+        """Note what this rank does, and how far training is."""
+        examples = self.stream.batches.examples.number_of(self.state.position)
+        self.messages.note(phase, self.state.step, examples)
 
     def _train(self, item: Step[Any]) -> StepResult:
         """Train one step, and update the state."""
