@@ -12,7 +12,6 @@ Files:
     progress.py        what a terminal or a log shows while a command runs
     rank_logs.py       logs of the driver and of all ranks in the run folder
     recommend_stage.py  write recommendations, unless the same ones are there
-    restart_log.py     restarts.jsonl: failures of workers and what was done
     run_folder.py      the config of a run folder
     run_lock.py        one command at a time in a run folder
     signals.py         Ctrl-C and SIGTERM during training

@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.table import Table
 
-from cluster.driver.restart_log import FILE as RESTARTS
 from cluster.driver.status import read_status
 from trainer.errors import UserError
 from trainer.pages.text import duration_text
@@ -84,7 +83,7 @@ def _line(run: Path, folder: Path) -> RunLine:
         progress.get("events_per_second", newest.get("events_per_second")),
         None if first is None else (first, metrics[first], row["step"]),
         progress.get("workers", _configured_workers(run)),
-        _num_lines(run / RESTARTS),
+        len(status.restarts),
         status.last_seen,
     )
 
@@ -104,13 +103,6 @@ def _configured_workers(run: Path) -> int | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return workers
-
-
-def _num_lines(path: Path) -> int:
-    try:
-        return sum(1 for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except OSError:
-        return 0
 
 
 def runs_table(lines: list[RunLine], now: float) -> Table:

@@ -5,6 +5,7 @@ Files:
     drains.py     nodes that the cluster takes back
     failures.py   causes of failed workers as one line
     group.py      workers kept for the stages of a run
+    heart.py      signs of life of a rank, and the time that its start takes
     jobs.py       jobs of the stages: train, evaluate
     kill.py       end of one process on its machine
     mailbox.py    jobs, events and requests to stop between driver and workers

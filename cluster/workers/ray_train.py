@@ -56,7 +56,7 @@ def make_trainer(config: ClusterConfig, mailbox: Any, storage: str, logs: str | 
     """
     trainer_class = _LocalTrainer if config.address is None else _Trainer
     # Ray's default of two seconds is a fifth of the time in which a group of workers starts again.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     if config.min_workers is not None:
         # After a node is lost, Ray first asks for workers on it again, and waits this long before it asks for fewer.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
