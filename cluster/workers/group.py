@@ -13,6 +13,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
@@ -20,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import ray
 from ray import cloudpickle
+from ray.exceptions import RayError
+from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config.run_config import ClusterConfig
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
 DRAIN_POLL_SECONDS = 1.0
+RESERVED_SECONDS = 5.0  # for the answer of the mailbox at the end of a launch
 END_SECONDS = 60.0  # for idle workers to shut down
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -245,7 +249,11 @@ class _Launch:
         self.abandon()
 
     def abandon(self) -> None:
-        """Kill the mailbox; workers still running fail at their next poll."""
+        """Give back the resources of the workers, which ends those that still run, and kill the mailbox."""
+        with suppress(RayError):  # the mailbox may be gone, and then the controller has given them back
+            group = ray.get(self._mailbox.reserved.remote(), timeout=RESERVED_SECONDS)
+            if group is not None:
+                remove_placement_group(group)
         ray.kill(self._mailbox)
         shutil.rmtree(self._storage, ignore_errors=True)
 

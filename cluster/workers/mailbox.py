@@ -118,6 +118,7 @@ class Mailbox:
         self._results: dict[int, bytes] = {}
         self._stop = False
         self._saves = 0
+        self._placement_group: Any = None
         self._attempt = _Attempt(after=after)
         self._newest_step = 0 if after is None else after.step
         self._newest_examples = 0 if after is None else after.examples
@@ -153,6 +154,14 @@ class Mailbox:
         if attempt == self._attempt.number:
             self._attempt.beats[rank] = (beat, time.monotonic())
             self._hear(rank, beat.step, beat.examples)
+
+    def reserve(self, placement_group: Any) -> None:
+        """Store the resources that the workers of this attempt hold."""
+        self._placement_group = placement_group
+
+    def reserved(self) -> Any:
+        """Return the resources that workers hold, or None if none has started."""
+        return self._placement_group
 
     def push(self, event: dict[str, Any]) -> None:
         """Store an event of a worker."""

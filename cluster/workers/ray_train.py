@@ -10,11 +10,24 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.failure_handling import FailurePolicy
 
 from cluster.config.run_config import ClusterConfig
 from cluster.workers.restarts import RestartPolicy
 from cluster.workers.worker import serve
+
+
+class _NotePlacementGroup(WorkerGroupCallback):
+    """Tells the mailbox which resources the workers hold. A controller that is killed would leave them reserved (Ray 2.60)."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """Note the placement group of workers that have started, before they run anything."""
+        handle = worker_group.get_worker_group_state().placement_group_handle
+        self._mailbox.reserve.remote(handle.placement_group)
 
 
 class _Trainer(TorchTrainer):
@@ -24,12 +37,14 @@ class _Trainer(TorchTrainer):
     """
 
     failure_policy: FailurePolicy
+    mailbox: Any
 
     def _initialize_and_run_controller(self, **controller: Any) -> Any:
         return super()._initialize_and_run_controller(**{**controller, "failure_policy": self.failure_policy})
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
+        callbacks = [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
+        return [*callbacks, _NotePlacementGroup(self.mailbox)]
 
 
 class _LocalTrainer(_Trainer):
@@ -91,5 +106,6 @@ def make_trainer(
             failure_config=failure_config,
         ),
     )
+    trainer.mailbox = mailbox
     trainer.failure_policy = RestartPolicy(failure_config, mailbox, config.recovery)
     return trainer

@@ -66,7 +66,7 @@ class FakeTrainer:
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
     ray = SimpleNamespace(
         remote=lambda **_: lambda held: SimpleNamespace(remote=lambda *given: FakeActor(held(*given))),
-        get=lambda value: value,
+        get=lambda value, timeout=None: value,
         kill=lambda actor: None,
         exceptions=ray_exceptions,
         get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "0" * 56),
