@@ -22,7 +22,7 @@ from trainer.fault_points import VARIABLE
 from trainer.metrics_log import read_metrics
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(2400)]
-SLOW = [{"name": "slow", "point": "data", "rank": 0, "step": 26, "action": "slow", "seconds": 0.5, "repeats": True}]
+SLOW = [{"name": "slow", "point": "data", "rank": 0, "step": 26, "action": "slow", "seconds": 1.0, "repeats": True}]
 # With Adam a rounding error of a tiny gradient moves a weight by a whole learning rate.
 SGD = {"train.optimizer": "sgd", "tables.item.optimizer": "sgd", "model.encoder.dropout": 0.0}
 DEADLINE = 30  # seconds of a drain
@@ -44,13 +44,21 @@ def ray_environment() -> dict[str, str]:
     return {**os.environ, "RAY_AUTH_MODE": "token"}
 
 
-def drain(head: Head) -> None:
-    """Announce that the cluster takes back the node that is not the head."""
-    script = FIND_NODE.format(address=head.address)
-    environment = ray_environment()
-    node = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment, timeout=120
-    ).stdout.split()[-1]
+def other_node(head: Head) -> str:
+    """Return Ray's id of the node that is not the head."""
+    finished = subprocess.run(
+        [sys.executable, "-c", FIND_NODE.format(address=head.address)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=ray_environment(),
+        timeout=120,
+    )
+    return finished.stdout.split()[-1]
+
+
+def drain(head: Head, node: str) -> None:
+    """Announce that the cluster takes back a node."""
     ray = Path(sys.executable).with_name("ray")
     subprocess.run(
         [
@@ -60,7 +68,7 @@ def drain(head: Head) -> None:
         ],
         check=True,
         capture_output=True,
-        env=environment,
+        env=ray_environment(),
         timeout=120,
     )
 
@@ -111,10 +119,11 @@ def test_drained_lost_and_added_nodes_lose_no_example(
     command = None
     try:
         wait_for("two nodes", lambda: num_cpus(small_head) == 2.0)
+        node = other_node(small_head)
         command = shoal("train", str(config), *arguments, "--json", environment=environment)
         wait_for("step 30", lambda: step_of(run_dir) >= 30, command)
         saved = set(checkpoint_folder.committed(run_dir / "checkpoints"))
-        drain(small_head)
+        drain(small_head, node)
         wait_for(
             "a checkpoint before the node is taken back",
             lambda: set(checkpoint_folder.committed(run_dir / "checkpoints")) - saved,
