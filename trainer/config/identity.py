@@ -45,6 +45,11 @@ FREE_TO_CHANGE = (
 )
 
 
+# Settings that earlier versions did not have, with the values under which they change nothing. At these values they are left out,
+# so that runs and stages of earlier versions keep their digests.
+LATER = {"train.streams": 64}
+
+
 def identity(config: RunConfig) -> dict[str, Any]:
     """Return the flat settings that identify a run, {"train.batch_size": 128, ...}: all except FREE_TO_CHANGE."""
     flat = flatten(config.model_dump(mode="json"))
@@ -53,7 +58,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     # In daily training the held-out period moves forward with new logs.
     moving = ("split.validation_time", "split.test_time") if config.train.days is not None else ()
     free = [name for name in (*FREE_TO_CHANGE, *moving) if name not in ends]
-    return {k: v for k, v in flat.items() if not is_among(k, free)}
+    return {k: v for k, v in flat.items() if not is_among(k, free) and not is_later_default(k, v)}
 
 
 def at_default(config: RunConfig) -> frozenset[str]:
@@ -70,6 +75,11 @@ def _at_default(settings: BaseModel, prefix: str) -> Iterator[str]:
                 yield from _at_default(part, f"{flat}.")
             elif value == field.get_default(call_default_factory=True):
                 yield flat
+
+
+def is_later_default(key: str, value: Any) -> bool:
+    """Return whether a flat setting is one of LATER, at the value under which it changes nothing."""
+    return key in LATER and LATER[key] == value
 
 
 def is_among(key: str, names: Iterable[str]) -> bool:

@@ -13,6 +13,7 @@ Files:
     nonfinite.py          warning or end of training after non-finite steps
     pace.py               events per second, time left, imbalance of ranks
     progress.py           metrics.jsonl, TensorBoard and messages to the driver
+    rank_measures.py      measurements of one rank, for a monitoring system
     same_run.py           check that a checkpoint is of this run and dataset
     state.py              state that the loop carries from step to step
     step.py               one step: look-up, forward, backward, agreement, update

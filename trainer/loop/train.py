@@ -24,6 +24,7 @@ from trainer.loop.measure_placement import record_placement, record_steps
 from trainer.loop.memory import EVERY_STEPS, memory_trimmer
 from trainer.loop.nonfinite import check_step
 from trainer.loop.progress import Messages, TrainingProgress
+from trainer.loop.rank_measures import RankMeasures
 from trainer.loop.step import StepResult
 from trainer.loop.step_clock import StepClock
 from trainer.loop.timetables import timetable_for
@@ -60,6 +61,7 @@ class Training:
             record_placement(job.run_dir, self.built, self.optimizers, world)
         self.clock = StepClock(world.device)
         self.step = build_step(job, self.built, self.optimizers, self.ema, world, self.clock)
+        self.measures = RankMeasures(channel.measure, self.clock, job.config.train.precision)
         self.stream = checked_stream(self.built.task, world)
         self.messages.warn(self.stream.batches.share_warning())
         self.epoch_ends, self.state = timetable.epoch_ends(state, self.stream.batches, world)
@@ -97,7 +99,10 @@ class Training:
             self._note("step")
             result = self._train(item)
             self.progress.after_step(item, result, self.state, self.built.dynamic)
-            self.progress.report_saved(self.checkpoints.collect())
+            saved = self.checkpoints.collect()
+            self.progress.report_saved(saved)
+            self.measures.saved(saved)
+            self.measures.after_step()
             if self.state.step % EVERY_STEPS == 0:
                 self._trim_memory()
 
@@ -146,9 +151,11 @@ class Training:
         batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
         saves = self.messages.saves_requested()
         limit = self.spikes.limit(self.state)
-        result = self.step(
-            batch.to(self.world.device), self.state.step, factor, stop_requested, saves > self._saves, limit
-        )
+        save_requested = saves > self._saves
+        with self.measures.counting(item.batch.layout.num_events):
+            result = self.step(
+                batch.to(self.world.device), self.state.step, factor, stop_requested, save_requested, limit
+            )
         self._saves = saves
         self.clock.collect()
         self.state = self.state.after_step(item.after, trained=result.skipped is None)

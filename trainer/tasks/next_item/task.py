@@ -68,7 +68,13 @@ class NextItemTask:
             counts = count_targets(items, self.config, windows, self.catalogue.num_known, world)
             self.negatives.take_target_counts(counts)
         batches = GlobalBatches(
-            examples, train.batch_size, train.batch_tokens, job.config.run.seed, world.rank, world.world_size
+            examples,
+            train.batch_size,
+            train.batch_tokens,
+            job.config.run.seed,
+            world.rank,
+            world.world_size,
+            train.streams,
         )
         return TrainStream(
             reader,

@@ -99,7 +99,13 @@ class RankingTask:
         else:
             examples = day_examples(reader, days, reach.receptive)
         batches = GlobalBatches(
-            examples, job.config.train.batch_size, None, job.config.run.seed, world.rank, world.world_size
+            examples,
+            job.config.train.batch_size,
+            None,
+            job.config.run.seed,
+            world.rank,
+            world.world_size,
+            job.config.train.streams,
         )
         calendar = days.calendar if days is not None else None
         return ImpressionStream(reader, batches, reach, self.catalogue, job.config.train.micro_batch_tokens, calendar)
