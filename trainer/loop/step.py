@@ -139,14 +139,7 @@ class TrainStep:
         if result.applied:
             reach("backward", self.world.rank, step)
             torch.autograd.backward(list(rows.values()), [gradient / divisor for gradient in gradients.values()])
-            # Copied tables received their gradient just now, already divided.
-            copied = _flat_gradient(self.optimizers.copied_parameters, self.world.device)
-            if self.clip_norm is None:
-                summed = self.world.sum(torch.cat((dense, copied)))
-            else:
-                summed = torch.cat((dense, self.world.sum(copied)))
-            summed[: dense.numel()] /= divisor
-            _set_gradient(self.optimizers.summed_parameters, summed)
+            self._set_summed_gradient(dense, divisor)
             reach("optimizer", self.world.rank, step)
             self.optimizers.step_dense()
             self._update_statistics()
@@ -192,6 +185,22 @@ class TrainStep:
         # Numbers that are finite on every rank may have no finite sum.
         result = replace(result, grad_norm=norm, finite=math.isfinite(norm))
         return result, result.num_targets * max(1.0, norm / self.clip_norm)
+
+    def _set_summed_gradient(self, dense: Tensor, divisor: float) -> None:
+        """Set the gradient of dense weights and copied tables: the sum over ranks, divided. Collective.
+
+        Args:
+            dense: The gradient of dense weights; with clipping, `_clip` has summed it already.
+            divisor: The number by which it is divided.
+        """
+        # Copied tables received their gradient just now, already divided.
+        copied = _flat_gradient(self.optimizers.copied_parameters, self.world.device)
+        if self.clip_norm is None:
+            summed = self.world.sum(torch.cat((dense, copied)))
+        else:
+            summed = torch.cat((dense, self.world.sum(copied)))
+        summed[: dense.numel()] /= divisor
+        _set_gradient(self.optimizers.summed_parameters, summed)
 
     def _norm(self, dense: Tensor, request: ItemRequest, gradients: Mapping[str, Tensor]) -> float:
         """Return the norm of the gradient of the sum over all targets, as the first rank computes it. Collective.

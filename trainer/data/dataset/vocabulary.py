@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.manifest import Manifest
+from trainer.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def read_train_events(folder: Path, manifest: Manifest) -> np.ndarray:
 
 def _read_by_id(folder: Path, manifest: Manifest, columns: list[str], with_unknown: bool) -> pa.Table:
     """Return columns of the vocabulary of items, a row per id from 1 on."""
-    table = pq.read_table(folder / manifest.vocabulary.path, columns=columns)
+    table = _read(folder / manifest.vocabulary.path, columns)
     if manifest.ids_are_numbers:
         return table
     ids = ids_of_numbers(folder, manifest, with_unknown)[1:]
@@ -50,7 +51,7 @@ def _read_by_id(folder: Path, manifest: Manifest, columns: list[str], with_unkno
 
 def read_values(folder: Path, manifest: Manifest, table: str) -> pa.Array:
     """Read the values of a table's ids, or of the catalogue's numbers ("item"): entry k is id or number k + 1."""
-    return whole(pq.read_table(folder / manifest.vocabularies[table].path, columns=["value"]).column("value"))
+    return whole(_read(folder / manifest.vocabularies[table].path, ["value"]).column("value"))
 
 
 def ids_of_numbers(folder: Path, manifest: Manifest, with_unknown: bool = False) -> np.ndarray:
@@ -58,8 +59,19 @@ def ids_of_numbers(folder: Path, manifest: Manifest, with_unknown: bool = False)
 
     Items that the training part does not know have id 0, or with `with_unknown` the ids after the known ones.
     """
-    ids = pq.read_table(folder / manifest.vocabulary.path, columns=["id"]).column("id").to_numpy().astype(np.int32)
+    ids = _read(folder / manifest.vocabulary.path, ["id"]).column("id").to_numpy().astype(np.int32)
     if with_unknown:
         unknown = ids == 0
         ids = np.where(unknown, ids.max(initial=0) + np.cumsum(unknown), ids).astype(np.int32)
     return np.concatenate((np.zeros(1, np.int32), ids))
+
+
+def _read(path: Path, columns: list[str]) -> pa.Table:
+    """Read columns of a vocabulary, with a check of its pages. Raises UserError naming the file if it cannot be read."""
+    try:
+        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"dataset {path}: cannot be read ({error}); the file is damaged, missing or was changed: delete the dataset folder "
+            "and run `shoal prepare`"
+        ) from error
