@@ -11,7 +11,7 @@ from tests.trainer.explanation.conftest import Datasets
 from trainer.explanation.questions import Questions
 from trainer.explanation.removal import remove
 from trainer.explanation.smallest_set import smallest_sets
-from trainer.explanation.top_items import CandidatesTop, TopItems, whole_catalogue_top
+from trainer.explanation.top_items import CandidatesTop, TopItems, catalogue_top
 from trainer.inference.next_item import item_vectors, recommend
 from trainer.inference.requests import with_requests
 
@@ -26,7 +26,7 @@ def prepared(case: Case) -> Prepared:
     """Return some questions, and their candidates: all items not in the history, or ten items of a ranker."""
     asked = case.asked.take(np.arange(0, case.asked.size, 2))
     if case.model.trained.manifest.task == "next_item":
-        return Prepared(asked, whole_catalogue_top(case.model, asked.items.astype(np.int64), asked.offsets))
+        return Prepared(asked, catalogue_top(case.model, asked.items.astype(np.int64), asked.offsets))
     ids = np.unique(asked.targets)[:10]
     places = np.searchsorted(np.sort(asked.targets), ids)
     features = asked.take(np.argsort(asked.targets, kind="stable")[places]).target_features
