@@ -1,4 +1,4 @@
-"""What methods of explanation need of a model, the same for both tasks and for whole and sharded tables.
+"""Interface between methods of explanation and a trained model, the same for both tasks and for whole and sharded tables.
 
     prepared = model.prepare(asked)          # look-ups: collective with sharded tables
     vectors = model.vectors(prepared)        # (N, D), a vector for each event
@@ -190,7 +190,7 @@ class ExplainedRanker:
 
     @property
     def reach(self) -> Reach:
-        """How far back scores depend on events."""
+        """Return how far back scores depend on events."""
         return reach_of(self.trained.model.config)
 
     @property

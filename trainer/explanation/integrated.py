@@ -59,7 +59,7 @@ class _Integrals:
 
     @property
     def delta(self) -> np.ndarray:
-        """By how much each interval misses the axiom of completeness, (I,)."""
+        """Return by how much each interval misses the axiom of completeness, (I,)."""
         interval = np.repeat(np.arange(self.low.size), np.diff(self.offsets))
         delta: np.ndarray = np.bincount(interval, self.values, minlength=self.low.size) - (self.high - self.low)
         return delta

@@ -40,7 +40,7 @@ class TopTwo:
 
     @property
     def lead(self) -> np.ndarray:
-        """By how much the best item leads, (M,)."""
+        """Return by how much the best item leads, (M,)."""
         lead: np.ndarray = self.scores[:, 0] - self.scores[:, 1]
         return lead
 
