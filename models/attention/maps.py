@@ -188,7 +188,7 @@ def _differences(module: Any, maps: LayerMaps) -> LayerMaps:
 
 @dataclass(frozen=True)
 class _Places:
-    """Where packed events are in their histories."""
+    """Places of packed events in their histories."""
 
     history: Tensor  # (N,) int64, history of each event
     place: Tensor  # (N,) int64, place in it
