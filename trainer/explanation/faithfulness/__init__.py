@@ -2,6 +2,7 @@
 
 Files:
     levels.py    how many events are removed
+    maps.py      comparison of two explanations: rank correlation, common events
     measure.py   the values of every user, order and level
     metrics.py   pos@K, neg@K, del, ins and cdcg
     orders.py    orders of events: by weights, random, by recency, by popularity
