@@ -1,5 +1,8 @@
 """Explanations: how much each event of a history contributes to the score of an item.
 
+Packages:
+    faithfulness  what removing the named events does to the answer, with intervals and sanity checks
+
 Files:
     attribution.py  values of a method, one per event
     explained.py    what methods need of a model, for both tasks and for sharded tables
