@@ -4,9 +4,14 @@ Packages:
     faithfulness  what removing the named events does to the answer, with intervals and sanity checks
 
 Files:
+    attention.py    weights of attention, per layer and head
     attribution.py  values of a method, one per event
+    baselines.py    where the paths of integrated gradients begin
     explained.py    what methods need of a model, for both tasks and for sharded tables
+    gradients.py    gradients of scores, and gradient x input
+    integrated.py   integrated gradients
     occlusion.py    fall of the score without each event
     questions.py    histories with the item that is scored, as packed arrays
     removal.py      what it means to remove an event
+    rollout.py      attention through all layers
 """
