@@ -15,7 +15,7 @@ SHARES = "shares"
 
 @dataclass(frozen=True)
 class Levels:
-    """How many events are removed."""
+    """Numbers of events that are removed."""
 
     num_shares: int = 10
     """Number of levels of the continuous metrics."""

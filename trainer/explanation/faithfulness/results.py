@@ -61,7 +61,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """What was measured of one model, for one meaning of removing an event."""
+    """Measurement of one model, for one meaning of removing an event."""
 
     model: str
     """Name of the model, for example the kind of its encoder."""
@@ -179,7 +179,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class PlantedRecovery:
-    """How often an order finds the planted causes of synthetic logs."""
+    """Share of the planted causes of synthetic logs that an order finds."""
 
     order: str
     """Name of the method or rule."""

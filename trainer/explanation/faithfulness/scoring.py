@@ -27,7 +27,7 @@ BLOCK_ITEMS = 65_536  # items that are scored at a time
 
 @dataclass(frozen=True)
 class Scored:
-    """What a model makes of the targets of M variants."""
+    """Places and probabilities of the targets of M variants."""
 
     places: np.ndarray | None
     """(M,) int64, place of the target among the candidates, from 1; None for rankers."""
@@ -169,7 +169,7 @@ def probabilities_of(query: Query, shard: ItemShard, world: World) -> np.ndarray
         column = item[rows] - tile.first_id
         here = ((column >= 0) & (column < tile.num_items)).nonzero().flatten()
         scores[rows][here] = tile.scores[here, column[here]]
-    highest = world.max(largest)
+    highest = world.max(largest.clone())  # in place, and each worker needs its own below
     shift = torch.where(highest == EXCLUDED, 0.0, highest)
     scale = torch.where(largest == EXCLUDED, 0.0, (largest - shift).exp().double())
     everything = world.sum(total * scale)

@@ -21,7 +21,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """How far an order can be trusted for a model."""
+    """Verdict on how far an order can be trusted for a model."""
 
     order: str
     """Name of the method."""
