@@ -98,8 +98,8 @@ $(READY): requirements/base.txt requirements/$(ACCEL).txt pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	@touch $@
 
-$(TOOLS_READY): requirements/dev.txt $(READY)
-	@$(PIP) install --no-deps -r requirements/dev.txt
+$(TOOLS_READY): requirements/dev.txt requirements/interpreter.txt $(READY)
+	@$(PIP) install --no-deps -r requirements/dev.txt $(if $(filter cpu,$(ACCEL)),-r requirements/interpreter.txt)
 	@touch $@
 
 $(BENCH_READY): requirements/bench.txt $(READY)

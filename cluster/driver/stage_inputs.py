@@ -12,6 +12,7 @@ from trainer.config.identity import identity
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.recommend.request import Options
+from trainer.restart_log import FILE
 from trainer.storage.files import digest_of, hash_file
 from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
@@ -63,7 +64,11 @@ def recommend_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Man
 
 
 def report_inputs(config: Config, evaluation: str, manifest: Manifest) -> str:
-    """Return the digest of a report: the evaluation that it shows, by its inputs, the config, and the curves so far."""
+    """Return the digest of a report: the evaluation that it shows, by its inputs, the config, and the curves so far.
+
+    Restarts count as well, if there were any.
+    """
+    restarts = _content_of(config.run_dir / FILE)
     return digest_of(
         {
             "evaluation": evaluation,
@@ -71,6 +76,7 @@ def report_inputs(config: Config, evaluation: str, manifest: Manifest) -> str:
             "dataset": [manifest.digest, asdict(manifest.counts)],
             "curves": _content_of(config.run_dir / "metrics.jsonl"),
             "version": PAGE_VERSION,
+            **({} if restarts is None else {"restarts": restarts}),
         }
     )
 

@@ -8,7 +8,6 @@ from typing import Any
 from cluster.config.run_config import Config, job_of
 from cluster.driver.new_logs import kept_outcome
 from cluster.driver.progress import View, announce
-from cluster.driver.restart_log import note_restart
 from cluster.driver.signals import stop_on_signal
 from cluster.driver.stage_inputs import training_inputs
 from cluster.driver.stage_record import StageRecord
@@ -23,10 +22,18 @@ from trainer.errors import UserError
 from trainer.metrics_log import read_metrics
 from trainer.pages.text import duration_text
 from trainer.placement.plan import PLAN_FILE, plan_tables
+from trainer.restart_log import note_recovery, note_restart
 from trainer.storage.files import write_json_atomically
 
 STAGE = "train"
-PROGRESS = ("step", "total_steps", "loss", "events_per_second", "seconds_left")  # of a "train" event, for the record
+PROGRESS = (
+    "step",
+    "total_steps",
+    "loss",
+    "events_per_second",
+    "seconds_left",
+    "workers",
+)  # of a "train" event, for the record
 
 
 def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: View) -> Outcome:
@@ -54,9 +61,12 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
 
     def on_event(event: dict[str, Any]) -> None:
         if event["kind"] == "train":
-            record.note_progress(STAGE, {name: event[name] for name in PROGRESS})
+            record.note_progress(STAGE, {name: event[name] for name in PROGRESS if name in event})
         elif event["kind"] == "restart":
-            note_restart(config.run_dir, event)
+            note_restart(config.run_dir, event["cause"], event["text"], event["trace"])
+        elif event["kind"] == "recovered":
+            took = {name: event[name] for name in ("seconds", "parts", "steps", "rows")}
+            note_recovery(config.run_dir, **took)
         view.on_event(event)
 
     with stop_on_signal(view) as stop:

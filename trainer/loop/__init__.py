@@ -1,7 +1,7 @@
 """Training loop: model construction, the step, logging, evaluation, saving and resuming.
 
 Files:
-    build.py              job to sharded model, optimizers and stream
+    build.py              job to sharded model, optimizers, stream and step
     checkpoints.py        saving and resuming of a training
     days.py               timetable of daily training
     early_stopping.py     the best evaluation so far, and when to stop after it
@@ -16,6 +16,8 @@ Files:
     state.py              state that the loop carries from step to step
     step.py               one step: look-up, forward, backward, agreement, update
     step_clock.py         time per part of a step
+    stragglers.py         a rank that is much slower than the others
     timetable.py          protocol of epochs and days: where to start, what is due when
+    timetables.py         choice of the timetable
     train.py              the loop: step, report, evaluate, save, stop
 """

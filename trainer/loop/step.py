@@ -10,7 +10,7 @@ is applied.
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,6 +51,10 @@ class StepResult:
     """The norm of the whole gradient before clipping. None without clipping, or if nothing is applied."""
     broken: tuple[str, ...] = ()
     """Tables, and "" for the dense weights, that were not finite before the step on any rank. No later update can repair them."""
+    rank_events: tuple[float, ...] = field(default=(), compare=False)
+    """Input events of each rank."""
+    rank_seconds: tuple[float, ...] = field(default=(), compare=False)
+    """Seconds that each rank worked alone in an earlier step (trainer/loop/step_clock.py)."""
 
     @property
     def applied(self) -> bool:
@@ -100,8 +104,8 @@ class TrainStep:
         # Before the look-up, which determines the number of the update that the fused optimizers make in its backward pass.
         self.optimizers.count_lookups()
         rows = self.model.look_up(batch.items)
-        reach("forward", self.world.rank, step)
         self.clock.mark()
+        reach("forward", self.world.rank, step)
         boundary = {table: values.detach().requires_grad_() for table, values in rows.items()}
         loss_sum = self._differentiate(boundary, batch)
         gradients = {table: _gradient_of(leaf) for table, leaf in boundary.items()}
@@ -186,17 +190,21 @@ class TrainStep:
         """Return the result of the step, summed over ranks. Collective. requests: to stop, and to save."""
         finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
         broken = ~torch.stack(finite).all()
-        # Each rank writes its events into its own entry, so that the one sum also shows the imbalance.
-        events = [0] * self.world.world_size
-        events[self.world.rank] = batch.layout.num_events
-        counts = torch.tensor([batch.num_targets, *requests, *events], dtype=torch.float64, device=dense.device)
+        # Each rank writes its events and its time into its own entries, so that the one sum also shows imbalance and stragglers.
+        of_ranks = torch.zeros(2, self.world.world_size, dtype=torch.float64)
+        of_ranks[:, self.world.rank] = torch.tensor([batch.layout.num_events, self.clock.own_seconds])
+        counts = torch.tensor(
+            [batch.num_targets, *requests, *of_ranks.flatten().tolist()], dtype=torch.float64, device=dense.device
+        )
         names = sorted(weights)
         broken_weights = torch.stack([~weights[name].isfinite().all() for name in names])
         facts = torch.cat((torch.stack((loss_sum, broken.double())), counts, broken_weights.double()))
         # The only deliberate synchronisation of a step: the host needs these numbers to decide.
         total, num_broken, num_targets, stops, saves, *others = self.world.sum(facts).tolist()
-        events = others[: self.world.world_size]
-        of_weights = others[self.world.world_size :]
+        size = self.world.world_size
+        events = others[:size]
+        own_seconds = others[size : 2 * size]
+        of_weights = others[2 * size :]
         return StepResult(
             loss=total / num_targets if num_targets else float("nan"),
             num_targets=int(num_targets),
@@ -205,6 +213,8 @@ class TrainStep:
             finite=num_broken == 0 and not any(of_weights),
             stop_requested=stops > 0,
             save_requested=saves > 0,
+            rank_events=tuple(events),
+            rank_seconds=tuple(own_seconds),
             broken=tuple(name for name, number in zip(names, of_weights, strict=True) if number),
         )
 
