@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from trainer.explanation.baselines import sampled_baselines, zero_baseline
 
 from cluster.config.run_config import job_of, load_config
 from trainer.checkpoint import folder as checkpoint_folder
@@ -31,6 +30,7 @@ from trainer.data.stream.packed import joined
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.errors import UserError
 from trainer.explanation import attention, gradients, integrated, occlusion, rollout
+from trainer.explanation.baselines import sampled_baselines, zero_baseline
 from trainer.explanation.explained import ExplainedNextItem, explained_model
 from trainer.explanation.faithfulness.measure import long_enough, measure
 from trainer.explanation.faithfulness.orders import order_of, popularity_order, random_order, recency_order
@@ -285,7 +285,7 @@ def _planted(name: str, trained: TrainedModel, logs: Path, settings: Settings) -
     model = _next_item(trained)
     held = held_out(model, None, replace(settings, num_users=1 << 40))
     causes = pa.concat_tables([pq.read_table(path) for path in sorted((logs / "truth").glob("causes-*.parquet"))])
-    asked, cause = _effects(trained, held.asked, causes, settings)
+    asked, cause = effects_of(trained, held.asked, causes, settings)
     chosen = np.flatnonzero(np.isin(held.asked.keys, asked.keys))
     scorer = whole_catalogue(model, held.seen.of(chosen))
     places = scorer.score(asked, np.arange(asked.size)).places
@@ -309,7 +309,7 @@ def _planted(name: str, trained: TrainedModel, logs: Path, settings: Settings) -
     }
 
 
-def _effects(
+def effects_of(
     trained: TrainedModel, asked: Questions, causes: pa.Table, settings: Settings
 ) -> tuple[Questions, np.ndarray]:
     """Return the questions whose targets are effects with their cause in the history, and the causes (B,)."""

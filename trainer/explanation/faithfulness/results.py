@@ -96,7 +96,7 @@ class Faithfulness:
 
     @property
     def removals(self) -> tuple[str, ...]:
-        """What is removed: "shares", and the fixed numbers."""
+        """Levels: "shares", and the fixed numbers."""
         return tuple(dict.fromkeys(one.removed for one in self.measured))
 
     def value(self, order: str, metric: str, removed: str = SHARES) -> Measured:
