@@ -14,6 +14,7 @@ Files:
     recommend_stage.py  write recommendations, unless the same ones are there
     run_folder.py      the config of a run folder
     run_lock.py        one command at a time in a run folder
+    run_metrics.py     metrics of a whole training for Prometheus
     signals.py         Ctrl-C and SIGTERM during training
     stage_inputs.py    digests of everything that the result of a stage depends on
     stage_record.py    state.json: which stages are done, and how far the running one is

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster.config.run_config import Config
 from trainer.checkpoint.folder import StoredCheckpoint
-from trainer.config.identity import identity
+from trainer.config.identity import identity, is_later_default
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.recommend.request import Options
@@ -23,6 +23,7 @@ _WRITES_ONLY = {"log_every_steps", "sample_log"}  # of [train]: what is written 
 def training_inputs(config: Config, manifest: Manifest) -> str:
     """Return the digest of what a training on a dataset depends on."""
     goal = config.train.model_dump(mode="json", exclude=_WRITES_ONLY)
+    goal = {name: value for name, value in goal.items() if not is_later_default(f"train.{name}", value)}
     return digest_of({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
 
 

@@ -11,8 +11,10 @@ import shutil
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -63,6 +65,11 @@ class Workers:
         self._launch: _Launch | None = None
         self._lost = Budget(config.recovery)
         self._interruption: Interruption | None = None
+
+    @property
+    def run_name(self) -> str:
+        """Ray Train's name of the newest launch, which is a label of its metrics."""
+        return "" if self._launch is None else self._launch.name
 
     def __enter__(self) -> Self:
         return self
@@ -138,6 +145,7 @@ class _Launch:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote(after)
         self._storage = temporary_storage()
+        self.name = f"shoal-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"  # Ray Train's name of this launch
         self._raised: list[BaseException] = []
         self._watchdog = Watchdog(config.recovery)
         self._newest = Interruption(time.time(), time.time(), 0, 0)
@@ -148,7 +156,7 @@ class _Launch:
             make_trainer,  # takes seconds, because it imports Ray Train with torch: only a launch needs it
         )
 
-        trainer = make_trainer(config, self._mailbox, self._storage, logs)
+        trainer = make_trainer(config, self._mailbox, self._storage, logs, self.name)
         self._fitting = threading.Thread(target=_fit, args=(trainer, self._raised), daemon=True, name="ray-train")
         self._fitting.start()
 

@@ -20,6 +20,7 @@ from ray import cloudpickle
 
 from cluster.workers.heart import Heart
 from cluster.workers.mailbox import Place
+from cluster.workers.metrics import rank_gauges
 from cluster.workers.rank_log import RankLog, rank_log
 from sharding.errors import PlacementError, picklable
 from trainer.config.job import Channel
@@ -69,6 +70,7 @@ def _serve(payload: dict[str, Any], attempt: int, rank: int, place: Place, log: 
         world = current_world(device)
         release = memory_trimmer()
         heart.lap("imports")
+        measure = _measure_of(payload, rank)
         done = 0
         while True:
             number, job = ray.get(mailbox.job.remote())
@@ -86,6 +88,7 @@ def _serve(payload: dict[str, Any], attempt: int, rank: int, place: Place, log: 
                 saves_requested=lambda poll=poll: poll()[1],  # type: ignore[misc]
                 note=heart.note,
                 lap=heart.lap,
+                measure=measure,
             )
             ray.get(mailbox.finish.remote(attempt, rank, _result_of(job, world, channel)))
             done = number
@@ -105,6 +108,17 @@ def _serve(payload: dict[str, Any], attempt: int, rank: int, place: Place, log: 
         raise picklable(error) from None
     finally:
         heart.stop()
+
+
+def _measure_of(payload: dict[str, Any], rank: int) -> Callable[[dict[str, float]], None] | None:
+    """Return what exports measurements of this rank; None in a session without a cluster, which nobody monitors."""
+    if not payload.get("monitored"):
+        return None
+    import ray.train
+
+    process = psutil.Process()
+    gauges = rank_gauges(ray.train.get_context().get_experiment_name(), payload["run"], rank)
+    return lambda values: gauges.set({**values, "memory_bytes": float(process.memory_info().rss)})
 
 
 def _place() -> Place:

@@ -67,6 +67,7 @@ class Channel:
     stop_requested: Callable[[], bool]  # polled at each step
     saves_requested: Callable[[], int] = lambda: 0  # number of requests for a checkpoint so far; polled at each step
     note: Note = _nowhere  # phase of this rank, the steps trained, and the data position
+    measure: Callable[[dict[str, float]], None] | None = None  # receives measurements of this rank; None: not measured
     lap: Callable[[str], None] = lambda name: None  # called at the end of each part of the start of a training
 
 

@@ -22,6 +22,8 @@ class StepClock:
     """The device of the model; on a GPU, events are recorded instead of times."""
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     """Seconds by part over num_steps."""
+    data_seconds: float = 0.0
+    """Seconds of waiting for data, over all steps."""
     num_steps: int = 0
     """Steps collected."""
     own_seconds: float = 0.0
@@ -34,6 +36,7 @@ class StepClock:
     def waited(self, seconds: float) -> None:
         """Note for how long the next step waited for its data."""
         self._data_before, self._data = self._data, seconds
+        self.data_seconds += seconds
 
     def start(self) -> None:
         """Mark the beginning of a step."""

@@ -19,10 +19,12 @@ from trainer.loop.build import agree_at_start, build_ema, build_model, build_opt
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
 from trainer.loop.early_stopping import out_of_patience
 from trainer.loop.evaluations import Evaluations
+from trainer.loop.loss_spikes import LossSpikes
 from trainer.loop.measure_placement import record_placement, record_steps
 from trainer.loop.memory import EVERY_STEPS, memory_trimmer
 from trainer.loop.nonfinite import check_step
 from trainer.loop.progress import Messages, TrainingProgress
+from trainer.loop.rank_measures import RankMeasures
 from trainer.loop.step import StepResult
 from trainer.loop.step_clock import StepClock
 from trainer.loop.timetables import timetable_for
@@ -59,12 +61,14 @@ class Training:
             record_placement(job.run_dir, self.built, self.optimizers, world)
         self.clock = StepClock(world.device)
         self.step = build_step(job, self.built, self.optimizers, self.ema, world, self.clock)
+        self.measures = RankMeasures(channel.measure, self.clock, job.config.train.precision)
         self.stream = checked_stream(self.built.task, world)
         self.messages.warn(self.stream.batches.share_warning())
         self.epoch_ends, self.state = timetable.epoch_ends(state, self.stream.batches, world)
         self.total_steps = int(self.epoch_ends[-1])
         self.progress = TrainingProgress(job, world, self.messages, timetable, self.epoch_ends, self.state.step)
         self.evaluations = Evaluations(job, manifest, world, self.built, self.ema, self.progress)
+        self.spikes = LossSpikes(job.config.guards.loss_spikes, self.messages)
         self._trim_memory = memory_trimmer()
         self._saves = 0  # requests for a checkpoint that were followed
         self.messages.lap("data")
@@ -72,7 +76,7 @@ class Training:
     def run(self) -> Outcome:
         """Train from the newest checkpoint to the end. Collective."""
         reason = "finished"
-        if self._out_of_patience():
+        if out_of_patience(self.state, self.job.config.train.early_stopping):
             reason = "early"
         elif self.state.step < self.total_steps:
             with self.checkpoints.kept(), Prefetch(self.stream.steps(self.state.position, self.timetable.end)) as steps:
@@ -95,7 +99,10 @@ class Training:
             self._note("step")
             result = self._train(item)
             self.progress.after_step(item, result, self.state, self.built.dynamic)
-            self.progress.report_saved(self.checkpoints.collect())
+            saved = self.checkpoints.collect()
+            self.progress.report_saved(saved)
+            self.measures.saved(saved)
+            self.measures.after_step()
             if self.state.step % EVERY_STEPS == 0:
                 self._trim_memory()
 
@@ -124,7 +131,7 @@ class Training:
 
             if is_last:
                 return "finished"
-            if self._out_of_patience():
+            if out_of_patience(self.state, self.job.config.train.early_stopping):
                 return "early"
             if result.stop_requested:
                 return "stopped"
@@ -143,14 +150,18 @@ class Training:
         batch = self.built.task.complete_batch(item.batch, item.before, self.world)
         batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
         saves = self.messages.saves_requested()
-        result = self.step(batch.to(self.world.device), self.state.step, factor, stop_requested, saves > self._saves)
+        limit = self.spikes.limit(self.state)
+        save_requested = saves > self._saves
+        with self.measures.counting(item.batch.layout.num_events):
+            result = self.step(
+                batch.to(self.world.device), self.state.step, factor, stop_requested, save_requested, limit
+            )
         self._saves = saves
         self.clock.collect()
-        self.state = self.state.after_step(item.after, result.finite)
-        self.progress.log_examples(self.state.step, item.batch.row_ids)
-        if not result.finite:
-            self.progress.log_skipped(self.state.step, item.batch.row_ids)
+        self.state = self.state.after_step(item.after, trained=result.skipped is None)
+        self.progress.log_examples(self.state.step, item.batch.row_ids, result.skipped)
         check_step(result, self.state, self.job, self.messages)
+        self.state = self.spikes.after(result, self.state)
         return result
 
     def _save(self, must: bool) -> None:
@@ -158,6 +169,3 @@ class Training:
         with self.progress.paused():
             record_steps(self.job.run_dir, self.clock, self.world)
             self.checkpoints.save(self.state, self.stream.batches.examples, must)
-
-    def _out_of_patience(self) -> bool:
-        return out_of_patience(self.state, self.job.config.train.early_stopping)

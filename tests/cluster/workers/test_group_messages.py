@@ -72,7 +72,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
         get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "0" * 56),
     )
     monkeypatch.setattr(launch, "ray", ray)
-    make_trainer: Callable[..., FakeTrainer] = lambda config, mailbox, storage, logs: FakeTrainer(mailbox)  # noqa: E731
+    make_trainer: Callable[..., FakeTrainer] = lambda config, mailbox, storage, logs, name: FakeTrainer(mailbox)  # noqa: E731
     monkeypatch.setitem(sys.modules, "cluster.workers.ray_train", SimpleNamespace(make_trainer=make_trainer))
     with Workers(ClusterConfig(num_workers=2)) as workers:
         yield workers
