@@ -68,6 +68,8 @@ def table_of(words: Sequence[str], results: dict[str, dict[str, Any]]) -> str:
             return runs_table(values)
         case ["contrasts"]:
             return contrasts_table(values)
+        case ["verdicts"]:
+            return verdicts_table(values)
         case ["checks"]:
             return checks_table(values)
         case ["planted"]:
@@ -138,6 +140,20 @@ def contrasts_table(values: dict[str, Any]) -> str:
                 cells.append(" / ".join(map(str, counts)) if outcomes else "")
             rows.append([name, NAMES.get(order, order), *cells])
     return _table(["model", "method", *(f"against {NAMES.get(one, one)}" for one in references)], rows)
+
+
+def verdicts_table(values: dict[str, Any]) -> str:
+    """Return the verdict on each method of each model, of each seed if they differ."""
+    models = list(_models(values))
+    methods = list(dict.fromkeys(one["order"] for _, runs in models for run in runs for one in run["verdicts"]))
+    rows = []
+    for name, runs in models:
+        cells = []
+        for method in methods:
+            levels = [one["level"] for run in runs for one in run["verdicts"] if one["order"] == method]
+            cells.append(" / ".join(levels if len(set(levels)) > 1 else levels[:1]))
+        rows.append([name, *cells])
+    return _table(["model", *(NAMES.get(method, method) for method in methods)], rows)
 
 
 def checks_table(values: dict[str, Any]) -> str:
