@@ -142,7 +142,7 @@ class ExplainedNextItem:
         events = None
         if batch.masked is not None:
             events = (~batch.masked).nonzero().squeeze(1)
-        return Prepared(asked, batch, looked_up, events, self._item_vectors(asked.targets))
+        return Prepared(asked, batch, looked_up, events, self.item_vectors(asked.targets))
 
     def vectors(self, prepared: Prepared) -> Tensor:
         """Return the vector of each event, (N, D)."""
@@ -165,8 +165,8 @@ class ExplainedNextItem:
         filled = torch.from_numpy(prepared.asked.lengths > 0).to(users.device)
         return torch.where(filled[:, None], users, 0.0)
 
-    def _item_vectors(self, ids: np.ndarray) -> Tensor:
-        """Return the vectors of targets, (B, D). Collective."""
+    def item_vectors(self, ids: np.ndarray) -> Tensor:
+        """Return the vectors of items with these ids, in any order, (n, D). Collective."""
         unique, place = np.unique(ids, return_inverse=True)
         rows, request = self.tables.look_up(self.trained.catalogue.request(unique))
         with torch.no_grad():
@@ -254,7 +254,8 @@ def explained_model(trained: TrainedModel, world: World | None = None, label: st
     tables = Tables(trained, world or ALONE, world is not None)
     trained.model.eval()
     for parameter in trained.model.parameters():
-        parameter.requires_grad_(False)
+        if parameter.is_leaf:  # shards of tables are parts of one tensor
+            parameter.requires_grad_(False)
     if trained.manifest.task != "ranking":
         return ExplainedNextItem(tables)
     labels = trained.model.labels

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from models.batches.history_batch import FIRST_ITEM
 from trainer.data.stream.columns import Column, gather, take_all
 from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
 from trainer.explanation.explained import (
@@ -23,9 +24,9 @@ from trainer.explanation.explained import (
     score,
 )
 from trainer.explanation.questions import Questions
-from trainer.inference.next_item import item_vectors
 
 BLOCK_ITEMS = 65_536  # items that are scored at a time
+LOOKUP_ITEMS = 65_536  # items that are looked up at a time
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,23 @@ class CandidatesTop:
         return TopTwo(self.ids[order], np.take_along_axis(scores, order, axis=1))
 
 
-def whole_catalogue_top(model: ExplainedNextItem, left_out: np.ndarray, bounds: np.ndarray) -> CatalogueTop:
-    """Return the candidates of a model with whole tables in this process.
+def catalogue_top(model: ExplainedNextItem, left_out: np.ndarray, bounds: np.ndarray) -> CatalogueTop:
+    """Return the candidates of a next-item model: all items, of which each worker holds a share. Collective.
 
     Args:
         model: the model.
         left_out: packed ids of the items that are no candidates, such as those of the history.
         bounds: (B + 1,) int64 bounds of these by question.
     """
-    return CatalogueTop(model, ItemShard(item_vectors(model.trained), 1), left_out, bounds)
+    return CatalogueTop(model, item_shard(model), left_out, bounds)
+
+
+def item_shard(model: ExplainedNextItem) -> ItemShard:
+    """Return the vectors of this worker's share of the items. Collective."""
+    world, number = model.tables.world, model.trained.num_items
+    share = -(-number // world.world_size)
+    ids = np.arange(FIRST_ITEM, number + FIRST_ITEM)[world.rank * share : (world.rank + 1) * share]
+    vectors = [
+        model.item_vectors(ids[start : min(start + LOOKUP_ITEMS, share)]) for start in range(0, share, LOOKUP_ITEMS)
+    ]
+    return ItemShard(torch.cat(vectors), min(world.rank * share, number) + FIRST_ITEM)
