@@ -13,6 +13,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -174,15 +175,13 @@ def weights_by_method(
     weights: dict[str, np.ndarray] = {}
     seconds: dict[str, float] = {}
     deltas: dict[str, float] = {}
-    steps = {"n_steps": settings.num_steps, "max_steps": settings.max_steps}
+    integrate = partial(integrated.attribute, model, asked, n_steps=settings.num_steps, max_steps=settings.max_steps)
     run: dict[str, Callable[[], Any]] = {
         "attention": lambda: attention.attribute(model, asked),
         "rollout": lambda: rollout.attribute(model, asked),
         "gradient_x_input": lambda: gradients.attribute(model, asked),
-        "ig_zero": lambda: integrated.attribute(model, asked, zero_baseline(model), **steps),
-        "ig_sampled": lambda: integrated.attribute(
-            model, asked, sampled_baselines(model, asked, settings.num_samples, settings.seed), **steps
-        ),
+        "ig_zero": lambda: integrate(zero_baseline(model)),
+        "ig_sampled": lambda: integrate(sampled_baselines(model, asked, settings.num_samples, settings.seed)),
         "occlusion": lambda: occlusion.attribute(model, asked),
     }
     for name in methods:
