@@ -1,5 +1,8 @@
 """Explanations: how much each event of a history contributes to the score of an item.
 
+Packages:
+    faithfulness  what removing the named events does to the answer, with intervals and sanity checks
+
 Files:
     attention.py    weights of attention, per layer and head
     attribution.py  values of a method, one per event
