@@ -12,5 +12,6 @@ Files:
     renamed.py     settings that have another name than in earlier versions
     run_config.py  the section [run], and all sections together
     split.py       the section [split]
+    tracking.py    the section [tracking]
     train.py       the section [train] with early stopping and daily training
 """

@@ -39,6 +39,7 @@ FREE_TO_CHANGE = (
     "plan",
     "checkpoint",
     "evaluate",
+    "tracking",
     "cluster",
 )
 

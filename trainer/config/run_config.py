@@ -14,6 +14,7 @@ from trainer.config.defaults import with_defaults
 from trainer.config.evaluate import EvaluateConfig
 from trainer.config.renamed import with_current_names
 from trainer.config.split import LeaveOneOutConfig, SplitConfig
+from trainer.config.tracking import TrackingConfig
 from trainer.config.train import TrainConfig
 from trainer.data.logs.config import LogsConfig
 
@@ -51,6 +52,7 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     train: TrainConfig = Field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @model_validator(mode="before")
     @classmethod

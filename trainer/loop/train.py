@@ -22,11 +22,13 @@ from trainer.loop.evaluations import Evaluations
 from trainer.loop.measure_placement import record_placement, record_steps
 from trainer.loop.memory import EVERY_STEPS, memory_trimmer
 from trainer.loop.nonfinite import check_step
+from trainer.loop.profiling import StepProfiler
 from trainer.loop.progress import Messages, TrainingProgress
 from trainer.loop.rank_measures import RankMeasures
 from trainer.loop.step import StepResult
 from trainer.loop.step_clock import StepClock
 from trainer.loop.timetables import timetable_for
+from trainer.loop.trackers import check_trackers
 from trainer.optim.schedule import rate_factor
 from trainer.tasks.ranking.daily_training import read_days
 
@@ -41,6 +43,7 @@ class Training:
         manifest = read_manifest(job.dataset_dir)
         facts = {"config": job.config_digest, "dataset": manifest.digest, "torch": torch.__version__}
         agree_at_start(world, facts)
+        check_trackers(job.config.tracking)
         self.messages.lap("agreement")
         checkpoint = checkpoint_to_resume(job, manifest, world, self.messages)
         self.messages.lap("verification of the checkpoint")
@@ -61,6 +64,7 @@ class Training:
         self.clock = StepClock(world.device)
         self.step = build_step(job, self.built, self.optimizers, self.ema, world, self.clock)
         self.measures = RankMeasures(channel.measure, self.clock, job.config.train.precision)
+        self.profiler = StepProfiler(job.run_dir, world.rank, job.config.tracking.profile_steps)
         self.stream = checked_stream(self.built.task, world)
         self.messages.warn(self.stream.batches.share_warning())
         self.epoch_ends, self.state = timetable.epoch_ends(state, self.stream.batches, world)
@@ -149,7 +153,8 @@ class Training:
         batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
         saves = self.messages.saves_requested()
         save_requested = saves > self._saves
-        with self.measures.counting(item.batch.layout.num_events):
+        counting = self.measures.counting(item.batch.layout.num_events)
+        with counting, self.profiler.tracing(self.state.step):
             result = self.step(batch.to(self.world.device), self.state.step, factor, stop_requested, save_requested)
         self._saves = saves
         self.clock.collect()
