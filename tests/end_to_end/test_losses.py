@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -20,10 +21,11 @@ from tests.end_to_end.watched import (
     wait_for,
 )
 from trainer.fault_points import VARIABLE
+from trainer.metrics_log import read_metrics
 
 WORKER = "ray::RayTrainWorker"
 # Steps of a few milliseconds would be over before a test can act.
-SLOW = [{"name": "slow", "point": "data", "rank": 0, "step": 26, "action": "slow", "seconds": 0.1, "repeats": True}]
+SLOW = [{"name": "slow", "point": "data", "rank": 0, "step": 26, "action": "slow", "seconds": 0.2, "repeats": True}]
 
 
 def command_for(folder: Path, config: Path, undisturbed: Path, command: str) -> tuple[list[str], dict[str, str]]:
@@ -65,7 +67,7 @@ def test_a_killed_driver_leaves_no_worker_and_the_same_command_resumes(
 
 @pytest.mark.faults
 @pytest.mark.timeout(1200)
-def test_a_lost_controller_or_mailbox_is_one_line_and_an_exact_resume(
+def test_a_lost_controller_or_mailbox_is_one_line_and_an_exact_resume_also_with_a_slow_rank(
     config: Path, submitted: Submitted, tmp_path: Path
 ) -> None:
     run_dir, undisturbed = tmp_path / "run", submitted.run_dir
@@ -84,7 +86,17 @@ def test_a_lost_controller_or_mailbox_is_one_line_and_an_exact_resume(
     for restart in (mailbox, controller):
         assert restart.text in err
     assert no_noise(err), err
+    check_slow_rank(run_dir, err)
     check_exact(run_dir, undisturbed)
+
+
+def check_slow_rank(run_dir: Path, err: str) -> None:
+    """Check that the rank that pauses in each step is named, on the terminal and in the metrics."""
+    slow = [row for row in read_metrics(run_dir / "metrics.jsonl") if row["kind"] == "straggler"]
+    assert slow
+    assert {row["rank"] for row in slow} == {0}
+    assert all(row["factor"] >= 2.0 and row["share"] >= 0.2 for row in slow)
+    assert f"rank 0 on {socket.gethostname()} is slow" in err
 
 
 def no_noise(err: str) -> bool:

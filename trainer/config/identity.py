@@ -37,7 +37,9 @@ FREE_TO_CHANGE = (
     "tables.*.pooling_factor",
     "tables.*.cache_load_factor",
     "plan",
+    "guards",  # skipped steps change the weights, but the guard is there to be set when a run under way meets a spike
     "checkpoint",
+    "storage",
     "evaluate",
     "tracking",
     "cluster",

@@ -7,6 +7,7 @@ Files:
     early_stopping.py     the best evaluation so far, and when to stop after it
     epochs.py             timetable of training by epochs
     evaluations.py        validation during training, and evaluation of the next day
+    loss_spikes.py        detection of losses far above the recent ones
     measure_placement.py  measured cost of a run's plan: placement.json
     memory.py             peak memory, and return of freed memory to the system
     nonfinite.py          warning or end of training after non-finite steps

@@ -97,16 +97,23 @@ class TrainingProgress:
         self._pace.pause(time.monotonic() - started)
         self._stragglers.pause(time.monotonic() - started)
 
-    def log_examples(self, step: int, row_ids: Tensor) -> None:
-        """Write the ids of the examples that this rank trained in a step, if the run keeps them."""
+    def log_examples(self, step: int, row_ids: Tensor, skipped: str | None) -> None:
+        """Write the ids of the examples that this rank trained in a step, if the run keeps them, and those of a skipped step.
+
+        Collective if the step was skipped: the rows of all ranks may be the cause, so each rank sends its own.
+
+        Args:
+            step: The steps trained.
+            row_ids: The ids.
+            skipped: The reason why the step was skipped, or None.
+        """
         if self._sample_log is not None:
             self._sample_log.write(step, row_ids.tolist())
-
-    def log_skipped(self, step: int, row_ids: Tensor) -> None:
-        """Write the rows of a skipped step. Collective: the rows of all ranks may be the cause, so each rank sends its own."""
+        if skipped is None:
+            return
         rows = self._world.gather_objects(row_ids.tolist())
         if self._log is not None:
-            self._log.write(step, "skipped", {"reason": "not finite", "row_ids": rows})
+            self._log.write(step, "skipped", {"reason": skipped, "row_ids": rows})
 
     def after_step(self, item: Step[Any], result: StepResult, state: State, dynamic: DynamicTables) -> None:
         """Report a step.

@@ -56,10 +56,20 @@ class StepResult:
     rank_seconds: tuple[float, ...] = field(default=(), compare=False)
     """Seconds that each rank worked alone in an earlier step (trainer/loop/step_clock.py)."""
 
+    spiked: bool = False
+    """True if the loss is above the limit of this step."""
+
     @property
     def applied(self) -> bool:
         """True if weights were updated."""
-        return self.finite and self.num_targets > 0
+        return self.finite and self.num_targets > 0 and not self.spiked
+
+    @property
+    def skipped(self) -> str | None:
+        """The reason why the step is skipped, or None."""
+        if not self.finite:
+            return "not finite"
+        return "loss spike" if self.spiked else None
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,13 @@ class TrainStep:
     """The precision of the dense part."""
 
     def __call__(
-        self, batch: Batch, step: int, rate_factor: float, stop_requested: bool, save_requested: bool = False
+        self,
+        batch: Batch,
+        step: int,
+        rate_factor: float,
+        stop_requested: bool,
+        save_requested: bool = False,
+        loss_limit: float = math.inf,
     ) -> StepResult:
         """Train on this rank's share of a global batch. Collective.
 
@@ -96,6 +112,7 @@ class TrainStep:
             rate_factor: The factor of the schedule on all learning rates.
             stop_requested: True if this rank was asked to stop.
             save_requested: True if this rank was asked for a checkpoint at once.
+            loss_limit: The loss above which the step is not applied; the same on all ranks.
         """
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
@@ -115,13 +132,9 @@ class TrainStep:
         result = self._agree(
             loss_sum, list(gradients.values()), dense, weights, batch, (stop_requested, save_requested)
         )
-        divisor: float = result.num_targets
-        if result.applied and self.clip_norm is not None:
-            self.world.sum(dense)
-            norm = self._norm(dense, batch.items, gradients) / result.num_targets
-            # Numbers that are finite on every rank may have no finite sum.
-            result = replace(result, grad_norm=norm, finite=math.isfinite(norm))
-            divisor *= max(1.0, norm / self.clip_norm)
+        # All ranks received the loss from one all-reduce, so their decisions are equal.
+        result = replace(result, spiked=result.finite and result.loss > loss_limit)
+        result, divisor = self._clip(result, dense, batch.items, gradients)
         self.clock.mark()
         if result.applied:
             reach("backward", self.world.rank, step)
@@ -164,6 +177,21 @@ class TrainStep:
         counted = running_statistics.sums_of(self.model)
         if counted.numel():
             running_statistics.update(self.model, self.world.sum(counted))
+
+    def _clip(
+        self, result: StepResult, dense: Tensor, request: ItemRequest, gradients: Mapping[str, Tensor]
+    ) -> tuple[StepResult, float]:
+        """Return the result with the norm of the gradient, and the number by which the gradient is divided. Collective.
+
+        With clipping, `dense` becomes the sum over ranks.
+        """
+        if not result.applied or self.clip_norm is None:
+            return result, result.num_targets
+        self.world.sum(dense)
+        norm = self._norm(dense, request, gradients) / result.num_targets
+        # Numbers that are finite on every rank may have no finite sum.
+        result = replace(result, grad_norm=norm, finite=math.isfinite(norm))
+        return result, result.num_targets * max(1.0, norm / self.clip_norm)
 
     def _norm(self, dense: Tensor, request: ItemRequest, gradients: Mapping[str, Tensor]) -> float:
         """Return the norm of the gradient of the sum over all targets, as the first rank computes it. Collective.

@@ -19,6 +19,7 @@ from trainer.loop.build import agree_at_start, build_ema, build_model, build_opt
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
 from trainer.loop.early_stopping import out_of_patience
 from trainer.loop.evaluations import Evaluations
+from trainer.loop.loss_spikes import LossSpikes
 from trainer.loop.measure_placement import record_placement, record_steps
 from trainer.loop.memory import EVERY_STEPS, memory_trimmer
 from trainer.loop.nonfinite import check_step
@@ -71,6 +72,7 @@ class Training:
         self.total_steps = int(self.epoch_ends[-1])
         self.progress = TrainingProgress(job, world, self.messages, timetable, self.epoch_ends, self.state.step)
         self.evaluations = Evaluations(job, manifest, world, self.built, self.ema, self.progress)
+        self.spikes = LossSpikes(job.config.guards.loss_spikes, self.messages)
         self._trim_memory = memory_trimmer()
         self._saves = 0  # requests for a checkpoint that were followed
         self.messages.lap("data")
@@ -78,7 +80,7 @@ class Training:
     def run(self) -> Outcome:
         """Train from the newest checkpoint to the end. Collective."""
         reason = "finished"
-        if self._out_of_patience():
+        if out_of_patience(self.state, self.job.config.train.early_stopping):
             reason = "early"
         elif self.state.step < self.total_steps:
             with self.checkpoints.kept(), Prefetch(self.stream.steps(self.state.position, self.timetable.end)) as steps:
@@ -133,7 +135,7 @@ class Training:
 
             if is_last:
                 return "finished"
-            if self._out_of_patience():
+            if out_of_patience(self.state, self.job.config.train.early_stopping):
                 return "early"
             if result.stop_requested:
                 return "stopped"
@@ -152,17 +154,19 @@ class Training:
         batch = self.built.task.complete_batch(item.batch, item.before, self.world)
         batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
         saves = self.messages.saves_requested()
+        limit = self.spikes.limit(self.state)
         save_requested = saves > self._saves
         counting = self.measures.counting(item.batch.layout.num_events)
         with counting, self.profiler.tracing(self.state.step):
-            result = self.step(batch.to(self.world.device), self.state.step, factor, stop_requested, save_requested)
+            result = self.step(
+                batch.to(self.world.device), self.state.step, factor, stop_requested, save_requested, limit
+            )
         self._saves = saves
         self.clock.collect()
-        self.state = self.state.after_step(item.after, result.finite)
-        self.progress.log_examples(self.state.step, item.batch.row_ids)
-        if not result.finite:
-            self.progress.log_skipped(self.state.step, item.batch.row_ids)
+        self.state = self.state.after_step(item.after, trained=result.skipped is None)
+        self.progress.log_examples(self.state.step, item.batch.row_ids, result.skipped)
         check_step(result, self.state, self.job, self.messages)
+        self.state = self.spikes.after(result, self.state)
         return result
 
     def _save(self, must: bool) -> None:
@@ -170,6 +174,3 @@ class Training:
         with self.progress.paused():
             record_steps(self.job.run_dir, self.clock, self.world)
             self.checkpoints.save(self.state, self.stream.batches.examples, must)
-
-    def _out_of_patience(self) -> bool:
-        return out_of_patience(self.state, self.job.config.train.early_stopping)
