@@ -4,11 +4,12 @@ The invariant: after resuming, the files hold exactly the steps that the weights
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import time as _now
-from typing import Any
+from typing import Any, Protocol
 
 from trainer.errors import UserError
 from trainer.storage.files import naming, write_text_atomically
@@ -26,13 +27,24 @@ class TrainingTime:
     """The moment of the last line, in seconds since 1970."""
 
 
+class LineSink(Protocol):
+    """Another receiver of the lines of metrics.jsonl."""
+
+    def log(self, step: int, kind: str, values: Mapping[str, Any]) -> None:
+        """Receive a line."""
+
+    def close(self) -> None:
+        """Receive no more."""
+
+
 class MetricsLog:
     """The metrics of a run: one JSON object per line, and the same numbers in TensorBoard. Only the first rank has one."""
 
-    def __init__(self, run_dir: Path, resume_step: int) -> None:
+    def __init__(self, run_dir: Path, resume_step: int, sinks: Sequence[LineSink] = ()) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank needs it
 
         self.path = run_dir / "metrics.jsonl"
+        self._sinks = sinks
         truncate_after(self.path, resume_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._board_dir = run_dir / "tensorboard"
@@ -55,6 +67,8 @@ class MetricsLog:
             for name, value in values.items():
                 if isinstance(value, int | float):
                     self._board.add_scalar(f"{kind}/{name}", value, step)
+        for sink in self._sinks:
+            sink.log(step, kind, values)
         self._attempts[-1][1] = _now()
         with suppress(OSError):  # times are for reports only, and no reason to fail on a full disk
             self._attempts_path.write_text(json.dumps(self._attempts), encoding="utf-8")
@@ -65,6 +79,8 @@ class MetricsLog:
             self._file.close()
         with naming(self._board_dir):
             self._board.close()
+        for sink in self._sinks:
+            sink.close()
 
 
 class SampleLog:

@@ -59,4 +59,4 @@ def submitted(config: Path, head: Head) -> Submitted:
     assert code == 0, said + err
     code, again, err = finish(shoal(*command, "--set", "train.batch_size=10"))
     assert code == 2, again + err
-    return Submitted(run_dir, said, again)
+    return Submitted(run_dir, said, again + err)

@@ -14,5 +14,6 @@ Files:
     run_config.py  the section [run], and all sections together
     split.py       the section [split]
     storage.py     the section [storage]
+    tracking.py    the section [tracking]
     train.py       the section [train] with early stopping and daily training
 """

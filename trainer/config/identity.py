@@ -41,6 +41,7 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "storage",
     "evaluate",
+    "tracking",
     "cluster",
 )
 

@@ -16,6 +16,7 @@ from trainer.config.guards import GuardsConfig
 from trainer.config.renamed import with_current_names
 from trainer.config.split import LeaveOneOutConfig, SplitConfig
 from trainer.config.storage import StorageConfig
+from trainer.config.tracking import TrackingConfig
 from trainer.config.train import TrainConfig
 from trainer.data.logs.config import LogsConfig
 
@@ -55,6 +56,7 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     storage: StorageConfig = Field(default_factory=StorageConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @model_validator(mode="before")
     @classmethod

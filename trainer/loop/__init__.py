@@ -12,6 +12,7 @@ Files:
     memory.py             peak memory, and return of freed memory to the system
     nonfinite.py          warning or end of training after non-finite steps
     pace.py               events per second, time left, imbalance of ranks
+    profiling.py          traces of chosen steps by torch's profiler
     progress.py           metrics.jsonl, TensorBoard and messages to the driver
     rank_measures.py      measurements of one rank, for a monitoring system
     same_run.py           check that a checkpoint is of this run and dataset
@@ -21,5 +22,6 @@ Files:
     stragglers.py         a rank that is much slower than the others
     timetable.py          protocol of epochs and days: where to start, what is due when
     timetables.py         choice of the timetable
+    trackers.py           MLflow and Weights & Biases
     train.py              the loop: step, report, evaluate, save, stop
 """

@@ -18,7 +18,8 @@ from trainer.loop.state import State
 from trainer.loop.step import StepResult
 from trainer.loop.stragglers import Stragglers
 from trainer.loop.timetable import Timetable
-from trainer.metrics_log import MetricsLog, SampleLog
+from trainer.loop.trackers import Trackers
+from trainer.metrics_log import LineSink, MetricsLog, SampleLog
 
 NAME_AGAIN_SECONDS = 600.0  # between two messages about the same slow rank
 
@@ -75,7 +76,7 @@ class TrainingProgress:
         self._timetable = timetable
         self._epoch_ends = epoch_ends
         self._total_steps = int(epoch_ends[-1])
-        self._log = MetricsLog(job.run_dir, step) if world.is_first else None
+        self._log = MetricsLog(job.run_dir, step, _trackers_of(job, messages)) if world.is_first else None
         logs_examples = job.config.train.sample_log
         self._sample_log = SampleLog(job.run_dir, world.rank, step, world.world_size) if logs_examples else None
         self._pace = Pace(step, world.world_size)
@@ -177,6 +178,14 @@ class TrainingProgress:
             self._messages.send("progressive", step=step, **results)
             day = {name: value for name, value in results.items() if name != "metrics"}
             self._log.write(step, "progressive", {**day, **results["metrics"], "seconds": seconds})
+
+
+def _trackers_of(job: Job, messages: Messages) -> list[LineSink]:
+    """Return what receives the lines of metrics.jsonl besides the file and TensorBoard."""
+    tracking = job.config.tracking
+    if tracking.mlflow is None and tracking.wandb is None:
+        return []
+    return [Trackers(tracking, job.run_dir, job.config_values, messages.warn)]
 
 
 def next_save(step: int, epoch_ends: Tensor, job: Job) -> int:

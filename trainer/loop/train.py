@@ -23,11 +23,13 @@ from trainer.loop.loss_spikes import LossSpikes
 from trainer.loop.measure_placement import record_placement, record_steps
 from trainer.loop.memory import EVERY_STEPS, memory_trimmer
 from trainer.loop.nonfinite import check_step
+from trainer.loop.profiling import StepProfiler
 from trainer.loop.progress import Messages, TrainingProgress
 from trainer.loop.rank_measures import RankMeasures
 from trainer.loop.step import StepResult
 from trainer.loop.step_clock import StepClock
 from trainer.loop.timetables import timetable_for
+from trainer.loop.trackers import check_trackers
 from trainer.optim.schedule import rate_factor
 from trainer.tasks.ranking.daily_training import read_days
 
@@ -42,6 +44,7 @@ class Training:
         manifest = read_manifest(job.dataset_dir)
         facts = {"config": job.config_digest, "dataset": manifest.digest, "torch": torch.__version__}
         agree_at_start(world, facts)
+        check_trackers(job.config.tracking)
         self.messages.lap("agreement")
         checkpoint = checkpoint_to_resume(job, manifest, world, self.messages)
         self.messages.lap("verification of the checkpoint")
@@ -62,6 +65,7 @@ class Training:
         self.clock = StepClock(world.device)
         self.step = build_step(job, self.built, self.optimizers, self.ema, world, self.clock)
         self.measures = RankMeasures(channel.measure, self.clock, job.config.train.precision)
+        self.profiler = StepProfiler(job.run_dir, world.rank, job.config.tracking.profile_steps)
         self.stream = checked_stream(self.built.task, world)
         self.messages.warn(self.stream.batches.share_warning())
         self.epoch_ends, self.state = timetable.epoch_ends(state, self.stream.batches, world)
@@ -152,7 +156,8 @@ class Training:
         saves = self.messages.saves_requested()
         limit = self.spikes.limit(self.state)
         save_requested = saves > self._saves
-        with self.measures.counting(item.batch.layout.num_events):
+        counting = self.measures.counting(item.batch.layout.num_events)
+        with counting, self.profiler.tracing(self.state.step):
             result = self.step(
                 batch.to(self.world.device), self.state.step, factor, stop_requested, save_requested, limit
             )

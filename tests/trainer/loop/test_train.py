@@ -121,3 +121,29 @@ def test_metrics_have_the_norm_of_the_gradient_if_it_is_clipped(rank_pool, tmp_p
     rank_pool.run(2, run_whole, job)
     lines = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
     assert [row.get("grad_norm", 0.0) > 0.01 for row in lines] == [clip_norm is not None] * 3
+
+
+def losses_of(world: World, job: Job, measured: bool) -> tuple[list[float], int]:
+    """Return the losses of a training, and how many measurements were sent."""
+    values: list[dict[str, float]] = []
+    measure = values.append if measured else None
+    training = Training(job, world, Channel(send=lambda event: None, stop_requested=lambda: False, measure=measure))
+    training.measures._sent = -1e9  # the first ones at once
+    training.run()
+    rows = read_metrics(job.run_dir / "metrics.jsonl")
+    return [row["loss"] for row in rows if row["kind"] == "train"], len(values)
+
+
+def test_measuring_and_tracing_change_no_loss(rank_pool, tmp_path):
+    tiny_dataset(tmp_path / "dataset", num_users=20, num_parts=1, groups_per_part=1)
+    train = {"batch_size": 5, "max_steps": 6, "log_every_steps": 1}
+    plain = tiny_job(tmp_path / "plain", tmp_path / "dataset", train=train)
+    traced = tiny_job(tmp_path / "traced", tmp_path / "dataset", train=train, tracking={"profile_steps": [2]})
+    (losses, none), *_ = rank_pool.run(2, losses_of, plain, False)
+    results = rank_pool.run(2, losses_of, traced, True)
+    assert none == 0
+    assert all(number > 0 for _, number in results)
+    assert results[0][0] == losses
+    assert len(losses) == 6
+    names = sorted(path.name for path in (tmp_path / "traced/profile").iterdir())
+    assert names == ["step-2-rank-0.json", "step-2-rank-1.json"]

@@ -265,3 +265,12 @@ def test_streams_decide_the_order_and_64_is_the_default():
     assert triples(order.places(0, 500)) == triples(same.places(0, 500))
     assert triples(order.places(0, 500)) != triples(other.places(0, 500))
     assert sorted(triples(other.places(0, other.num_examples)))[-1][0] == other.num_examples - 1
+
+
+def test_1024_streams_have_the_order_of_a_plain_loop():
+    """Groups of one example: the order is that of the groups as they were dealt, in turns."""
+    order = EpochOrder((1,) * 2048, seed=1, epoch=0, max_streams=1024)
+    permuted = np.random.default_rng([1, 0, 0]).permutation(2048)
+    assert order.places(0, 2048).group.tolist() == permuted.tolist()
+    rank = order.share(np.array([0, 2048]), 300, 1024)
+    assert rank.group.tolist() == [permuted[300], permuted[1324]]
