@@ -291,3 +291,15 @@ def test_columns_of_one_projection_give_the_same_as_separate_tensors(shared):
     together.square().sum().backward()
     separate.square().sum().backward()
     assert torch.equal(joint.grad, torch.cat([leaf.grad.flatten(1) for leaf in leaves], dim=-1))
+
+
+def test_in_training_a_cpu_computes_a_softmax_in_bfloat16_from_exact_weights():
+    """Only inputs and output are rounded, under autocast too."""
+    config = AttentionConfig(num_heads=2)
+    lengths = LENGTHS[1]
+    inputs = [each.bfloat16().requires_grad_() for each in random_inputs(config, sum(lengths), 16, 1, torch.float32)]
+    parts = parts_of(config, 16, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = attend(*inputs, context_of(lengths), parts).output
+    exact = attend(*(each.float() for each in inputs), context_of(lengths), parts).output
+    assert torch.equal(low, exact.bfloat16())
