@@ -16,6 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+NUM_BUCKETS = 4
+# A bucket costs a few calls of each operation. In a large batch that is little compared with the padding that it saves: with 4
+# buckets 15 % of the slots are padding for 512 histories of MovieLens-1M, with 8 it is 7 %.
+MANY_BUCKETS = 8
+MANY_HISTORIES = 256
+
 
 @dataclass(frozen=True)
 class Bucket:
@@ -69,13 +75,17 @@ class JaggedLayout:
         )
 
 
-def layout_of(offsets: np.ndarray, num_buckets: int = 4) -> JaggedLayout:
+def layout_of(offsets: np.ndarray, num_buckets: int | None = None) -> JaggedLayout:
     """Lay out a jagged batch from its offsets ((B + 1,) int64), with at most `num_buckets` padded blocks.
+
+    By default these are NUM_BUCKETS, and MANY_BUCKETS for batches of MANY_HISTORIES or more.
 
     This runs on the host, outside of the step: the reader's thread calls it while the previous step computes.
     """
     offsets = np.asarray(offsets, dtype=np.int64)
     lengths = np.diff(offsets)
+    if num_buckets is None:
+        num_buckets = NUM_BUCKETS if lengths.size < MANY_HISTORIES else MANY_BUCKETS
     positions = np.arange(offsets[-1] - offsets[0])
     positions -= np.repeat(offsets[:-1] - offsets[0], lengths)
     order = np.argsort(lengths, kind="stable")

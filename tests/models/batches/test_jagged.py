@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.batches.jagged import JaggedLayout, layout_of, padded, padded_parts, unpadded
+from models.batches.jagged import MANY_HISTORIES, JaggedLayout, layout_of, padded, padded_parts, unpadded
 
 
 def offsets_of(lengths: list[int]) -> np.ndarray:
@@ -124,6 +124,15 @@ def test_events_go_into_their_blocks_and_back_as_through_an_index() -> None:
     assert torch.equal(left, right)
     assert torch.autograd.gradcheck(there_and_back, packed)
     assert torch.autograd.gradgradcheck(there_and_back, packed)
+
+
+def test_a_large_batch_has_more_buckets_and_less_padding():
+    lengths = np.random.default_rng(1).integers(1, 200, MANY_HISTORIES).tolist()
+    layout = layout_of(offsets_of(lengths))
+    check_layout(layout, lengths, 8)
+    assert padded_area(layout) - sum(lengths) < 0.6 * (padded_area(layout_of(offsets_of(lengths), 4)) - sum(lengths))
+    fewer = lengths[1:]
+    assert padded_area(layout_of(offsets_of(fewer))) == padded_area(layout_of(offsets_of(fewer), 4))
 
 
 def test_parts_of_one_tensor_are_padded_as_each_part_alone():
