@@ -190,7 +190,7 @@ def linear(width_in: float, width_out: float, bias: bool = False) -> Flops:
 def _block(encoder: EncoderConfig, width: int, workload: Workload) -> Iterator[tuple[str, Flops]]:
     pairs = pairs_per_event(encoder.attention, workload.histories)
     into, behind = vector_work(encoder, width)
-    for name, work in added(into, behind, pair_work(encoder, width, pairs, not is_plain(encoder))).items():
+    for name, work in added(into, behind, pair_work(encoder, width, pairs, recomputed_share(encoder))).items():
         yield name, work + again(encoder, work)
 
 
@@ -230,23 +230,24 @@ def vector_work(encoder: EncoderConfig, width: int) -> tuple[dict[str, Flops], d
     return into, behind
 
 
-def pair_work(encoder: EncoderConfig, width: int, pairs: float, tiled: bool) -> dict[str, Flops]:
-    """Return the FLOPs of a block for the pairs of one query. `tiled`: the backward pass recomputes them."""
+def pair_work(encoder: EncoderConfig, width: int, pairs: float, share: float) -> dict[str, Flops]:
+    """Return the FLOPs of a block for the pairs of one query. `share`: of the products, recomputed backward."""
     attention = encoder.attention
-    return {"attention": _attention(encoder, width, pairs, tiled), "bias": _bias(attention, pairs)}
+    return {"attention": _attention(encoder, width, pairs, share), "bias": _bias(attention, pairs)}
 
 
-def is_plain(encoder: EncoderConfig) -> bool:
-    """Return whether training uses scaled_dot_product_attention. Any other form is recomputed in the backward pass."""
+def recomputed_share(encoder: EncoderConfig) -> float:
+    """Return the share of the products of attention that the backward pass computes again.
+
+    It is 0 for scaled_dot_product_attention. For SiLU weights without dropout and penalty it is that of the scores.
+    """
     attention = encoder.attention
-    return (
-        attention.normalisation == "softmax"
-        and attention.mask == "causal"
-        and attention.window is None
-        and attention.bias == "none"
-        and attention.dropout * 256 < 0.5  # models/layers/dropout.py drops in steps of 1/256
-        and attention.penalty == 0.0
-    )
+    if attention.penalty or attention.dropout * 256 >= 0.5:  # models/layers/dropout.py drops in steps of 1/256
+        return 1.0
+    if attention.normalisation == "silu":
+        return 0.5 if attention.bias_as == "score" else 1.0
+    plain = attention.normalisation == "softmax" and attention.bias == "none"
+    return 0.0 if plain and attention.mask == "causal" and attention.window is None else 1.0
 
 
 def pairs_per_event(attention: AttentionConfig, histories: Histories, reach: int | None = None) -> float:
@@ -266,17 +267,16 @@ def pairs_per_event(attention: AttentionConfig, histories: Histories, reach: int
     return float((pairs * histories.counts).sum()) / histories.num_events
 
 
-def _attention(encoder: EncoderConfig, width: int, pairs: float, tiled: bool) -> Flops:
+def _attention(encoder: EncoderConfig, width: int, pairs: float, share: float) -> Flops:
     """Return the FLOPs of scores, normalisation and weighted sums of values. Each map and each channel has its own sum."""
     attention = encoder.attention
     maps = 2 if attention.differential else 1
     products = 2.0 * pairs * width * (1 + maps + (attention.num_channels - 1))
-    recomputed = products if tiled else 0.0
     per_score = NORMALISATION[attention.normalisation] + (attention.dropout > 0)
     rotated = 3.0 * 2 * width * (encoder.positions == "rotary")
     combined = 6.0 * width * attention.differential
     pointwise = pairs * maps * attention.num_heads * per_score + rotated + combined
-    return Flops(products, 2.0 * products, recomputed, pointwise)
+    return Flops(products, 2.0 * products, share * products, pointwise)
 
 
 def _bias(attention: AttentionConfig, pairs: float) -> Flops:
@@ -311,9 +311,8 @@ def _pooling(encoder: EncoderConfig, width: int, histories: Histories) -> Flops:
     if encoder.pooling == "last":
         return Flops()
     pairs = pairs_per_event(pooling_attention(encoder), histories)
-    return pooling_work(width) + pooled(
-        encoder, width, pairs, not is_plain(EncoderConfig(attention=pooling_attention(encoder)))
-    )
+    share = recomputed_share(EncoderConfig(attention=pooling_attention(encoder)))
+    return pooling_work(width) + pooled(encoder, width, pairs, share)
 
 
 def pooling_attention(encoder: EncoderConfig) -> AttentionConfig:
@@ -326,9 +325,9 @@ def pooling_work(width: int) -> Flops:
     return linear(width, 2 * width) + linear(width, width, bias=True)
 
 
-def pooled(encoder: EncoderConfig, width: int, pairs: float, tiled: bool) -> Flops:
+def pooled(encoder: EncoderConfig, width: int, pairs: float, share: float) -> Flops:
     """Return the FLOPs of the pooling for the pairs of one query."""
-    return _attention(EncoderConfig(attention=pooling_attention(encoder)), width, pairs, tiled)
+    return _attention(EncoderConfig(attention=pooling_attention(encoder)), width, pairs, share)
 
 
 def tower(hidden: list[int], width: int) -> Flops:

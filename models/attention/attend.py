@@ -7,8 +7,8 @@ Shapes: N total events, M candidates, H heads of queries, G heads of keys and va
 channels.
 """
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,19 +28,33 @@ from models.attention.triton_attention import (
     triton_attention_with_itself,
     triton_fits,
 )
-from models.batches.jagged import JaggedLayout, padded, unpadded
+from models.batches.jagged import JaggedLayout, padded, padded_parts, unpadded
 
 KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)  # of the Triton kernels
 
 
 def attend(
-    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
+    query_NHK: Tensor,
+    key_NGK: Tensor,
+    value_NGV: Tensor,
+    context: AttentionContext,
+    parts: AttentionTerms,
+    joint_NS: Tensor | None = None,
 ) -> Attended:
     """Compute the attention of each event, (N, C, H, V), and the penalty of the weights if `parts` include it.
 
     Candidates of the context follow the events in all tensors, (N + M, ...). If the context requests candidates only, they are
     all of the output. If it requests the last event of each history only, the queries and the output are theirs alone, and keys
     and values are those of all events. With a ContinuedContext the events attend to past ones too.
+
+    Args:
+        query_NHK: queries.
+        key_NGK: keys.
+        value_NGV: values.
+        context: the layout of the batch.
+        parts: the form of the attention.
+        joint_NS: the tensor of which queries, keys and values are the columns, in this order, if there is one. Gathers and
+            gradients of all three then need one pass over memory.
     """
     if isinstance(context, ContinuedContext):
         key_NGK, value_NGV = context.with_past(key_NGK, value_NGV)
@@ -49,7 +63,7 @@ def attend(
         return _of_last_events(query_NHK, key_NGK, value_NGV, context, parts)
     shown = context.candidates
     if shown is None:
-        return _among_events(query_NHK, key_NGK, value_NGV, context, parts)
+        return _among_events(query_NHK, key_NGK, value_NGV, context, parts, joint_NS)
     sizes = [context.layout.num_events, shown.layout.num_candidates]
     (query, candidate_query), (key, own_key), (value, own_value) = (
         t.split(sizes) for t in (query_NHK, key_NGK, value_NGV)
@@ -94,14 +108,20 @@ def attend_to_events(
 
 
 def _among_events(
-    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, context: AttentionContext, parts: AttentionTerms
+    query_NHK: Tensor,
+    key_NGK: Tensor,
+    value_NGV: Tensor,
+    context: AttentionContext,
+    parts: AttentionTerms,
+    joint_NS: Tensor | None = None,
 ) -> Attended:
     capability = torch.cuda.get_device_capability(query_NHK.device) if query_NHK.is_cuda else None
     match path_of(parts, query_NHK, value_NGV, capability, context.window(parts.config)):
         case "flash":
             return Attended(flash_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
         case "plain":
-            return Attended(_softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale)[:, None])
+            softmax = _softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale, joint_NS)
+            return Attended(softmax[:, None])
         case "triton":
             ranges = ranges_of_events(context, parts)
             return Attended(triton_attention(query_NHK, key_NGK, value_NGV, ranges, parts)[:, None])
@@ -198,12 +218,9 @@ def _masked_softmax(
     layout = _layout_of_whole(blocks, context)
     queries = _rows(query_NHK, [block.query_gather for block in blocks], layout)
     keys, values = (_rows(packed, [block.key_gather for block in blocks], layout) for packed in (key_NGK, value_NGV))
-    shared = query_NHK.shape[1] // key_NGK.shape[1]
     outputs = []
-    for block, query, key, value in zip(blocks, queries, keys, values, strict=True):
-        key, value = (rows.repeat_interleave(shared, dim=1) if shared > 1 else rows for rows in (key, value))
-        mask = block.visible[:, None]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=parts.scale)
+    for block, *rows in zip(blocks, queries, keys, values, strict=True):
+        attended = _fused_attention(rows, parts.scale, attn_mask=block.visible[:, None])
         outputs.append(attended.transpose(1, 2))
     return _packed(outputs, blocks, layout, value_NGV.new_zeros((*query_NHK.shape[:2], value_NGV.shape[-1])))
 
@@ -223,7 +240,7 @@ def _packed(
     if layout is not None:
         return unpadded(outputs, layout)
     real = [of.flatten(0, 1).index_select(0, block.block_index) for of, block in zip(outputs, blocks, strict=True)]
-    return nothing.index_copy(0, torch.cat([block.scatter for block in blocks]), torch.cat(real))
+    return nothing.index_copy_(0, torch.cat([block.scatter for block in blocks]), torch.cat(real))
 
 
 def _rows(packed_NHK: Tensor, gathers: list[Tensor], layout: JaggedLayout | None) -> list[Tensor]:
@@ -239,7 +256,12 @@ def _rows(packed_NHK: Tensor, gathers: list[Tensor], layout: JaggedLayout | None
 
 
 def _softmax_attention(
-    query_NHK: Tensor, key_NGK: Tensor, value_NGV: Tensor, layout: JaggedLayout, scale: float
+    query_NHK: Tensor,
+    key_NGK: Tensor,
+    value_NGV: Tensor,
+    layout: JaggedLayout,
+    scale: float,
+    joint_NS: Tensor | None = None,
 ) -> Tensor:
     """Compute a causal softmax over length buckets, (N, H, V), by torch's scaled_dot_product_attention.
 
@@ -247,16 +269,32 @@ def _softmax_attention(
     """
     if not layout.buckets:
         return value_NGV.new_zeros((*query_NHK.shape[:2], value_NGV.shape[-1]))
-    shared = query_NHK.shape[1] // key_NGK.shape[1]
-    if shared > 1:
-        key_NGK = key_NGK.repeat_interleave(shared, dim=1)
-        value_NGV = value_NGV.repeat_interleave(shared, dim=1)
     packed = (query_NHK, key_NGK, value_NGV)
-    if torch.is_grad_enabled():
-        widths = [tensor.shape[-1] for tensor in packed]
+    blocks: Iterable[tuple[Tensor, ...]]
+    if joint_NS is not None or torch.is_grad_enabled():
         # One gather of contiguous rows for all three, and one sum as its gradient.
-        blocks = [rows.transpose(1, 2).split(widths, dim=-1) for rows in padded(torch.cat(packed, dim=-1), layout)]
+        joint_NS = torch.cat([each.flatten(1) for each in packed], dim=-1) if joint_NS is None else joint_NS
+        blocks = padded_parts(joint_NS, [each.shape[1] * each.shape[2] for each in packed], layout)
     else:
-        blocks = list(zip(*([rows.transpose(1, 2) for rows in padded(each, layout)] for each in packed), strict=True))
-    attended = (F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale) for q, k, v in blocks)
-    return unpadded((rows.transpose(1, 2) for rows in attended), layout)
+        blocks = zip(*(padded(each.flatten(1), layout) for each in packed), strict=True)
+    attended = []
+    for block in blocks:
+        rows = [part.unflatten(-1, each.shape[1:]).transpose(1, 2) for part, each in zip(block, packed, strict=True)]
+        attended.append(_fused_attention(rows, scale, is_causal=True).transpose(1, 2))
+    return unpadded(attended, layout)
+
+
+def _fused_attention(rows: Sequence[Tensor], scale: float, **mask: Any) -> Tensor:
+    """Compute torch's scaled_dot_product_attention of queries (R, H, Q, K), keys (R, G, K, K) and values (R, G, K, V).
+
+    In training a CPU computes it in float32 at least: its backward pass in bfloat16 takes twice as long.
+    """
+    query, key, value = rows
+    shared = query.shape[1] // key.shape[1]
+    if shared > 1:
+        key, value = (each.repeat_interleave(shared, dim=1) for each in (key, value))
+    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(query, key, value, scale=scale, **mask)
+    with torch.autocast("cpu", enabled=False):
+        exact = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), scale=scale, **mask)
+    return exact.to(query.dtype)

@@ -18,6 +18,7 @@ from torch import Tensor
 from models.attention.bias import prepare_ages
 from models.attention.candidates import CandidateContext
 from models.attention.config import AttentionConfig
+from models.attention.rotary import turns_of
 from models.batches.jagged import Bucket, JaggedLayout, real_places
 
 
@@ -78,6 +79,7 @@ class AttentionContext:
     counted: Tensor | None = None
     _blocks: dict[tuple[str, int | None, int], list[HistoryBlock]] = field(default_factory=dict)
     _ages: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    _turns: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
     masks: dict[Any, Any] = field(default_factory=dict)  # cache of the GPU paths, shared by layers
 
     def narrowed_to_candidates(self) -> "AttentionContext":
@@ -134,6 +136,12 @@ class AttentionContext:
             key_times = self.times[block.key_gather]
             self._ages[key] = prepare_ages((requested[:, :, None] - key_times[:, None, :]).clamp_(min=0), form)
         return self._ages[key]
+
+    def turns(self, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of rotary positions for heads of this width. They are computed once for all layers."""
+        if (width, dtype) not in self._turns:
+            self._turns[width, dtype] = turns_of(self.places, width, dtype)
+        return self._turns[width, dtype]
 
     @property
     def places(self) -> Tensor:

@@ -14,7 +14,7 @@ from models.attention.attend import attend
 from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
 from models.attention.config import AttentionConfig
-from models.attention.rotary import Rotary
+from models.attention.rotary import rotate
 from models.attention.terms import AttentionTerms
 from models.layers.dropout import threshold_of
 
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         )
         self.time_bias = TimeBias(config.time_bias, heads) if config.uses_time else None
         self.log_temperature = nn.Parameter(torch.zeros(heads)) if config.temperature == "learned" else None
-        self.rotary = Rotary() if rotary else None
+        self.rotary = rotary
         if config.differential:
             self.difference = nn.Parameter(torch.zeros(4, self.map_width))
             self.head_norm = nn.RMSNorm(self.head_width, eps=1e-5)
@@ -63,23 +63,31 @@ class Attention(nn.Module):
         self.attention_output = nn.Linear(seen, width, bias=config.output_bias)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        query, key, value, gate = self.heads(x_ND, context)
-        attended = attend(query, key, value, context, self.terms())
+        projected = self._projected(x_ND, context)
+        joint_NS = None if len(projected) > 1 or not self._attends_to_projections else projected[0]
+        query, key, value, gate = self._heads(projected, context)
+        attended = attend(query, key, value, context, self.terms(), joint_NS)
         return self.output_of(attended.output, gate), attended.penalty
 
     def heads(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return queries, keys and values as they are attended with, and the gate or None."""
+        return self._heads(self._projected(x_ND, context), context)
+
+    def _heads(
+        self, projected: tuple[Tensor, ...], context: AttentionContext
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         config = self.config
-        query, key, value, *gate = self._projected(x_ND, context)
+        query, key, value, *gate = projected if len(projected) > 1 else projected[0].split(self.sizes, dim=-1)
         query = self._maps(query)
         key = self._maps(key)
         value = value.view(-1, config.key_value_heads, self.head_width)
         if self.num_maps > 1:
             value = value.repeat(1, self.num_maps, 1)
-        if self.rotary is not None:
-            places = context.places
-            key = self.rotary(key, places)
-            query = self.rotary(query, context.output_rows(places) if context.outputs == "last" else places)
+        if self.rotary:
+            cos, sin = context.turns(self.map_width, key.dtype)
+            key = rotate(key, (cos, sin))
+            of_query = (context.output_rows(cos), context.output_rows(sin)) if context.outputs == "last" else (cos, sin)
+            query = rotate(query, of_query)
         if self.log_temperature is not None:
             query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
         return query, key, value, gate[0] if gate else None
@@ -96,16 +104,21 @@ class Attention(nn.Module):
         output: Tensor = self.attention_output(seen_NS)
         return output
 
+    @property
+    def _attends_to_projections(self) -> bool:
+        """Return whether queries, keys and values enter attention as they are projected, and nothing else is."""
+        unchanged = self.num_maps == 1 and not self.rotary and self.log_temperature is None
+        return unchanged and not self.config.gate
+
     def _projected(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, ...]:
-        """Return queries, keys, values and, if there are any, gates."""
+        """Return queries, keys, values and, if there are any, gates: in one tensor (N, S), if all events have all of them."""
         if context.outputs == "last":
             of_query, of_key, of_value, *of_gate = self.query_key_value.weight.split(self.sizes)
             last_nD = context.output_rows(x_ND)
             key, value = self._activated(F.linear(x_ND, torch.cat((of_key, of_value)))).chunk(2, dim=-1)
             query, *gate = (self._activated(F.linear(last_nD, weight)) for weight in (of_query, *of_gate))
             return query, key, value, *gate
-        parts: tuple[Tensor, ...] = self._activated(self.query_key_value(x_ND)).split(self.sizes, dim=-1)
-        return parts
+        return (self._activated(self.query_key_value(x_ND)),)
 
     def _activated(self, projected: Tensor) -> Tensor:
         return F.silu(projected) if self.config.projection_activation == "silu" else projected

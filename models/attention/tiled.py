@@ -7,7 +7,7 @@ tile. Scores of an activation unit are an exception: they are kept up to a bound
 Shapes: R rows, Q queries and K keys of a row, H heads of queries, G heads of keys and values, V width of values, C channels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -124,14 +124,7 @@ class _TiledBlock:
             own_key = own[0].to(scores.dtype)
             own_scores = (query.to(scores.dtype) * parts.scale * own_key).sum(dim=-1, keepdim=True)
             scores = torch.cat((scores, own_scores), dim=-1)
-        biases = []
-        if parts.position is not None:
-            biases.append(parts.position(distance).to(scores.dtype))
-        if parts.time is not None:
-            assert self.ages is not None
-            ages = self.ages[tile.rows, tile.queries]
-            ages = torch.cat((ages[..., : tile.stop], ages[..., -1:]), dim=-1) if own else ages[..., : tile.stop]
-            biases.append(parts.time(ages).to(scores.dtype))
+        biases = self._biases(tile, distance, scores.dtype, bool(own))
         if config.bias_as == "score":
             for bias in biases:
                 scores = scores + bias
@@ -142,6 +135,70 @@ class _TiledBlock:
         if config.bias_as == "channel":
             maps += [(bias * visible).expand_as(weights) for bias in biases]
         return maps
+
+    @property
+    def is_silu(self) -> bool:
+        """Return whether these are SiLU weights of scores and biases and nothing else, as in HSTU."""
+        parts = self.parts
+        plain = parts.unit is None and not parts.threshold and not parts.with_penalty and not self.block.may_be_blind
+        return plain and parts.config.normalisation == "silu" and parts.config.bias_as == "score"
+
+    def silu_gradients(
+        self, tile: _Tile, output_gradient: Tensor, learned: Sequence[Tensor], query: Tensor, key: Tensor, value: Tensor
+    ) -> list[Tensor | None]:
+        """Return the gradients of query, key, value and learned weights, if `is_silu`.
+
+        With scores s, weights w = silu(s) / n and the gradient g of the output: dv = w^T g, ds = (g v^T) silu'(s) / n, dq = ds k,
+        dk = ds^T q. Autograd would compute the output again, which is one product of six, and keep each step.
+
+        Args:
+            tile: the rows and queries.
+            output_gradient: (r, 1, H, q, V).
+            learned: weights of the biases.
+            query: (r, H, q, K).
+            key: (r, G, stop, K).
+            value: (r, G, stop, V).
+        """
+        shared = query.shape[1] // key.shape[1]
+        distance, visible = self.block.pairs(tile.rows, tile.queries, tile.stop)
+        visible = visible[:, None]
+        exact = torch.promote_types(query.dtype, torch.float32)
+        with torch.enable_grad():
+            biases = self._biases(tile, distance, exact, False)
+        with torch.no_grad():
+            keys, values = (t.repeat_interleave(shared, dim=1) if shared > 1 else t for t in (key, value))
+            keys = keys.to(exact)
+            scaled = query.to(exact) * self.parts.scale
+            scores = scaled @ keys.transpose(-1, -2)
+            for bias in biases:
+                scores += bias
+            weights = normalise(scores, visible, "silu", self.parts.silu_divisor)
+            of_value = weights.to(value.dtype).transpose(-1, -2) @ output_gradient[:, 0]
+            of_scores = (output_gradient[:, 0] @ values.transpose(-1, -2)).to(exact).mul_(visible)
+            of_scores = torch.ops.aten.silu_backward(of_scores.div_(self.parts.silu_divisor), scores)
+            of_query = (of_scores @ keys).mul_(self.parts.scale)
+            of_key = (scaled.transpose(-1, -2) @ of_scores).transpose(-1, -2)
+            if shared > 1:
+                of_key, of_value = (t.unflatten(1, (-1, shared)).sum(dim=2) for t in (of_key, of_value))
+        of_learned: Sequence[Tensor | None] = []
+        if learned:
+            sums = [of_scores.sum_to_size(bias.shape) for bias in biases]
+            of_learned = torch.autograd.grad(biases, learned, sums, allow_unused=True)
+        return [of_query.to(query.dtype), of_key.to(key.dtype), of_value, *of_learned]
+
+    def _biases(self, tile: _Tile, distance: Tensor, dtype: torch.dtype, with_own: bool) -> list[Tensor]:
+        """Return the biases of a tile, (1 or r, H, q, k) each. `with_own`: each query also has a key of its own, the last one."""
+        parts = self.parts
+        biases = []
+        if parts.position is not None:
+            biases.append(parts.position(distance).to(dtype))
+        if parts.time is not None:
+            assert self.ages is not None
+            ages = self.ages[tile.rows, tile.queries]
+            last = ages[..., -1:]
+            ages = ages[..., : tile.stop]
+            biases.append(parts.time(torch.cat((ages, last), dim=-1) if with_own else ages).to(dtype))
+        return biases
 
     def _scores(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
         """Return the scores (r, H, q, k) in float32 at least.
@@ -296,8 +353,15 @@ class _TiledAttention(torch.autograd.Function):
         # Frozen weights have no gradient: of a trained model that is explained, only its inputs have one.
         learned = [tensor for tensor in tensors[num_cut:] if tensor.requires_grad]
         totals = [torch.zeros_like(tensor) for tensor in (*tensors[:num_cut], *learned)]
+        has_own_gradient = tiled.is_silu and num_cut == 3
         with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
             for tile in tiled.tiles(query.shape[1], query.device):
+                totals_of_tile = [*_sliced(tile, *totals[:num_cut]), *totals[num_cut:]]
+                if has_own_gradient:
+                    output_gradient = grad_outputs[0][tile.rows, :, :, tile.queries]
+                    parts = _sliced(tile, *tensors[:num_cut])
+                    _add(totals_of_tile, tiled.silu_gradients(tile, output_gradient, learned, *parts))
+                    continue
                 leaves = [part.detach().requires_grad_() for part in _sliced(tile, *tensors[:num_cut])]
                 part, penalty = tiled.compute(tile, *leaves)
                 outputs = [part]
@@ -306,14 +370,17 @@ class _TiledAttention(torch.autograd.Function):
                     outputs = [*outputs, penalty]
                     output_gradients = [*output_gradients, grad_outputs[1].to(penalty.dtype)]
                 gradients = torch.autograd.grad(outputs, [*leaves, *learned], output_gradients, allow_unused=True)
-                for total, gradient in zip(
-                    [*_sliced(tile, *totals[:num_cut]), *totals[num_cut:]], gradients, strict=True
-                ):
-                    if gradient is not None:
-                        total += gradient
+                _add(totals_of_tile, gradients)
         of_learned = iter(totals[num_cut:])
         rest = [next(of_learned) if tensor.requires_grad else None for tensor in tensors[num_cut:]]
         return None, None, *totals[:num_cut], *rest
+
+
+def _add(totals: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Add gradients to their totals in place."""
+    for total, gradient in zip(totals, gradients, strict=True):
+        if gradient is not None:
+            total += gradient
 
 
 def _sliced(tile: _Tile, query: Tensor, key: Tensor, value: Tensor, *own: Tensor) -> list[Tensor]:

@@ -7,7 +7,7 @@ kernels need padding. `JaggedLayout` groups histories of similar length, so that
 keeps the gather index back to the packed values. `padded` and `unpadded` convert between the two.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+NUM_BUCKETS = 4
+# A bucket costs a few calls of each operation. In a large batch that is little compared with the padding that it saves: with 4
+# buckets 15 % of the slots are padding for 512 histories of MovieLens-1M, with 8 it is 7 %.
+MANY_BUCKETS = 8
+MANY_HISTORIES = 256
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,17 @@ class JaggedLayout:
         )
 
 
-def layout_of(offsets: np.ndarray, num_buckets: int = 4) -> JaggedLayout:
+def layout_of(offsets: np.ndarray, num_buckets: int | None = None) -> JaggedLayout:
     """Lay out a jagged batch from its offsets ((B + 1,) int64), with at most `num_buckets` padded blocks.
+
+    By default these are NUM_BUCKETS, and MANY_BUCKETS for batches of MANY_HISTORIES or more.
 
     This runs on the host, outside of the step: the reader's thread calls it while the previous step computes.
     """
     offsets = np.asarray(offsets, dtype=np.int64)
     lengths = np.diff(offsets)
+    if num_buckets is None:
+        num_buckets = NUM_BUCKETS if lengths.size < MANY_HISTORIES else MANY_BUCKETS
     positions = np.arange(offsets[-1] - offsets[0])
     positions -= np.repeat(offsets[:-1] - offsets[0], lengths)
     order = np.argsort(lengths, kind="stable")
@@ -89,6 +99,22 @@ def padded(packed: Tensor, layout: JaggedLayout) -> list[Tensor]:
     flat = _Padded.apply(packed, layout.gather, layout.slots)
     blocks = flat.split([bucket.gather.numel() for bucket in layout.buckets])
     return [b.view(*bucket.gather.shape, *packed.shape[1:]) for b, bucket in zip(blocks, layout.buckets, strict=True)]
+
+
+def padded_parts(joint: Tensor, sizes: Sequence[int], layout: JaggedLayout) -> list[tuple[Tensor, ...]]:
+    """Return the padded blocks (rows, L, size) of each bucket, of tensors that are stored next to each other.
+
+    All parts are views of one gather of contiguous rows, and their gradients are written into one tensor.
+
+    Args:
+        joint: packed events (N, S).
+        sizes: width of each part, S in total.
+        layout: of the events.
+    """
+    if not torch.is_grad_enabled():
+        return [rows.split(list(sizes), dim=-1) for rows in padded(joint, layout)]
+    parts = _PaddedParts.apply(joint, tuple(sizes), layout)
+    return [parts[first : first + len(sizes)] for first in range(0, len(parts), len(sizes))]
 
 
 def unpadded(blocks: Iterable[Tensor], layout: JaggedLayout) -> Tensor:
@@ -124,7 +150,31 @@ class _Unpadded(torch.autograd.Function):
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor, None]:
         (slots,) = ctx.saved_tensors
         zeros = gradient[0].new_zeros((ctx.num_slots, *gradient[0].shape[1:]))
-        return zeros.index_copy(0, slots, gradient[0]), None
+        return zeros.index_copy_(0, slots, gradient[0]), None
+
+
+class _PaddedParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, joint: Tensor, sizes: tuple[int, ...], layout: JaggedLayout) -> tuple[Tensor, ...]:
+        ctx.sizes = sizes
+        ctx.layout = layout
+        return tuple(_cut(joint.index_select(0, layout.gather), sizes, layout))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[misc, untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        layout: JaggedLayout = ctx.layout
+        flat = gradients[0].new_empty((layout.gather.numel(), sum(ctx.sizes)))
+        for part, gradient in zip(_cut(flat, ctx.sizes, layout), gradients, strict=True):
+            part.copy_(gradient)
+        return flat.index_select(0, layout.slots), None, None
+
+
+def _cut(flat: Tensor, sizes: tuple[int, ...], layout: JaggedLayout) -> Iterator[Tensor]:
+    """Yield the parts (rows, L, size) of each bucket as views of the flat blocks (P, S)."""
+    blocks = flat.split([bucket.gather.numel() for bucket in layout.buckets])
+    for block, bucket in zip(blocks, layout.buckets, strict=True):
+        yield from block.view(*bucket.gather.shape, flat.shape[1]).split(sizes, dim=-1)
 
 
 def split_by_length(

@@ -25,12 +25,12 @@ from models.costs import (
     Histories,
     added,
     again,
-    is_plain,
     linear,
     pair_work,
     pairs_per_event,
     pooled,
     pooling_work,
+    recomputed_share,
     saved_numbers,
     tower,
     vector_work,
@@ -144,8 +144,8 @@ def _interest(model: RankingConfig, width: int, workload: RankingWorkload) -> di
     through_blocks = 1.0 if kind == "encoder" else 0.0  # candidates that pass through the blocks as well
     into, behind = vector_work(encoder, width)
     event_pairs = pairs_per_event(encoder.attention, workload.histories, workload.reach)
-    among_events = pair_work(encoder, width, event_pairs, not is_plain(encoder))
-    of_candidate = pair_work(encoder, width, _pairs(model, workload), True) if through_blocks else {}
+    among_events = pair_work(encoder, width, event_pairs, recomputed_share(encoder))
+    of_candidate = pair_work(encoder, width, _pairs(model, workload), 1.0) if through_blocks else {}
     parts: dict[str, Flops] = {}
     for number in range(1, encoder.num_blocks + 1):
         # After the last block events are not used: it computes only their keys and values.
@@ -162,10 +162,8 @@ def _interest(model: RankingConfig, width: int, workload: RankingWorkload) -> di
         pairs = pairs_per_event(
             encoder.attention.model_copy(update={"window": None}), workload.histories, workload.reach
         )
-        pooling = pooling_work(width).times(events + through_blocks) + pooled(encoder, width, pairs, False).times(
-            events
-        )
-        parts["pooling"] = pooling + pooled(encoder, width, workload.pairs / workload.impressions, True).times(
+        pooling = pooling_work(width).times(events + through_blocks) + pooled(encoder, width, pairs, 0.0).times(events)
+        parts["pooling"] = pooling + pooled(encoder, width, workload.pairs / workload.impressions, 1.0).times(
             through_blocks
         )
     parts["towers"] = tower(encoder.user_tower, width).times(1.0 if through_blocks else events)

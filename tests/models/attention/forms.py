@@ -28,6 +28,7 @@ FORMS = {
     "softmax, wide window": {"window": 30, "num_global": 2},
     "softmax, wide bidirectional window": {"window": 30, "num_global": 2, "mask": "bidirectional"},
     "silu": {"normalisation": "silu"},
+    "silu, bias of both": {"normalisation": "silu", "bias": "both"},
     "silu, bias of both, penalty": {"normalisation": "silu", "bias": "both", "penalty": 0.1},
     "silu, channels": {"normalisation": "silu", "bias": "both", "bias_as": "channel"},
     "silu, window": {"normalisation": "silu", "window": 5, "num_global": 1},

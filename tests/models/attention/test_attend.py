@@ -272,3 +272,34 @@ def test_the_cost_of_a_window_is_linear_in_it():
     (block,) = context.blocks(AttentionConfig(window=64))
     assert block.query_gather.shape == (64, 64)
     assert block.key_gather.shape == (64, 128)
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+def test_columns_of_one_projection_give_the_same_as_separate_tensors(shared):
+    """In values and gradients, bit for bit."""
+    config = AttentionConfig(num_heads=2, num_key_value_heads=2 // shared)
+    lengths = LENGTHS[1]
+    inputs = random_inputs(config, sum(lengths), 4, 1, torch.float32)
+    parts = parts_of(config, 4, torch.float32)
+    joint = torch.cat([each.flatten(1) for each in inputs], dim=-1).requires_grad_()
+    columns = joint.split([each.shape[1] * 4 for each in inputs], dim=-1)
+    views = [column.unflatten(-1, each.shape[1:]) for column, each in zip(columns, inputs, strict=True)]
+    together = attend(*views, context_of(lengths), parts, joint).output
+    leaves = [each.requires_grad_() for each in inputs]
+    separate = attend(*leaves, context_of(lengths), parts).output
+    assert torch.equal(together, separate)
+    together.square().sum().backward()
+    separate.square().sum().backward()
+    assert torch.equal(joint.grad, torch.cat([leaf.grad.flatten(1) for leaf in leaves], dim=-1))
+
+
+def test_in_training_a_cpu_computes_a_softmax_in_bfloat16_from_exact_weights():
+    """Only inputs and output are rounded, under autocast too."""
+    config = AttentionConfig(num_heads=2)
+    lengths = LENGTHS[1]
+    inputs = [each.bfloat16().requires_grad_() for each in random_inputs(config, sum(lengths), 16, 1, torch.float32)]
+    parts = parts_of(config, 16, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = attend(*inputs, context_of(lengths), parts).output
+    exact = attend(*(each.float() for each in inputs), context_of(lengths), parts).output
+    assert torch.equal(low, exact.bfloat16())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.batches.jagged import JaggedLayout, layout_of, padded, unpadded
+from models.batches.jagged import MANY_HISTORIES, JaggedLayout, layout_of, padded, padded_parts, unpadded
 
 
 def offsets_of(lengths: list[int]) -> np.ndarray:
@@ -124,3 +124,37 @@ def test_events_go_into_their_blocks_and_back_as_through_an_index() -> None:
     assert torch.equal(left, right)
     assert torch.autograd.gradcheck(there_and_back, packed)
     assert torch.autograd.gradgradcheck(there_and_back, packed)
+
+
+def test_a_large_batch_has_more_buckets_and_less_padding():
+    lengths = np.random.default_rng(1).integers(1, 200, MANY_HISTORIES).tolist()
+    layout = layout_of(offsets_of(lengths))
+    check_layout(layout, lengths, 8)
+    assert padded_area(layout) - sum(lengths) < 0.6 * (padded_area(layout_of(offsets_of(lengths), 4)) - sum(lengths))
+    fewer = lengths[1:]
+    assert padded_area(layout_of(offsets_of(fewer))) == padded_area(layout_of(offsets_of(fewer), 4))
+
+
+def test_parts_of_one_tensor_are_padded_as_each_part_alone():
+    """In values and gradients, bit for bit."""
+    layout = layout_of(offsets_of([3, 0, 7, 1, 1, 12]), num_buckets=3)
+    generator = torch.Generator().manual_seed(1)
+    sizes = (4, 1, 3)
+    gradients = []
+    values = []
+    for together in (True, False):
+        joint = torch.randn(24, 8, generator=generator.manual_seed(1), requires_grad=True)
+        if together:
+            blocks = padded_parts(joint, sizes, layout)
+        else:
+            blocks = list(zip(*(padded(part, layout) for part in joint.split(sizes, dim=-1)), strict=True))
+        values.append([part for block in blocks for part in block])
+        weights = [torch.randn(part.shape, generator=generator.manual_seed(2)) for part in values[-1]]
+        sum((part * weight).sum() for part, weight in zip(values[-1], weights, strict=True)).backward()
+        gradients.append(joint.grad)
+    assert len(values[0]) == 9
+    assert all(torch.equal(one, other) for one, other in zip(*values, strict=True))
+    assert torch.equal(*gradients)
+    with torch.no_grad():
+        alone = [part for block in padded_parts(joint, sizes, layout) for part in block]
+    assert all(torch.equal(one, other) for one, other in zip(values[0], alone, strict=True))
