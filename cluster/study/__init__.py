@@ -11,7 +11,6 @@ Files:
     labels.py           places of labels in plots, without overlap
     outputs.py          results.json, results.csv, table.md, the page
     plots.py            plots of quality against cost
-    ranking_costing.py  training impressions of a dataset, for the costs of rankers
     record.py           trial.json: status, results and cost of a trial
     statistics.py       intervals over seeds and users, the Pareto front
     study.html.j2       template of the study page

@@ -10,16 +10,13 @@ import numpy as np
 
 from cluster.config.run_config import Config
 from cluster.study.config import AssumedConfig
-from cluster.study.ranking_costing import assumed_counts, count_training, ranking_workload
 from cluster.study.trials import Plan
-from models.config import NextItemConfig
-from models.costs import Costs, Histories, Projected, Workload, costs_of
 from models.ranking.config import RankingConfig
-from models.ranking.costs import ranking_costs_of
 from models.ranking.reach import reach_of
-from trainer.data.dataset.manifest import Manifest, read_manifest
-from trainer.data.inputs import UsedFeatures, declared_features, features_of
-from trainer.data.stream.impression_counts import ImpressionCounts
+from trainer.costing.ranking import assumed_counts
+from trainer.costing.training import TrainingFacts, costs_of_training, read_facts
+from trainer.data.dataset.manifest import read_manifest
+from trainer.data.inputs import declared_features
 from trainer.errors import UserError
 from trainer.placement.loads import ITEM_TABLE, declared_rows, table_rows
 
@@ -62,10 +59,8 @@ class Costing:
 class _Facts:
     """Properties of a dataset, or assumptions in its place, on which costs depend."""
 
-    examples: np.ndarray | ImpressionCounts  # of the next item: the training events of every user
-    num_items: int
+    of_training: TrainingFacts
     table_rows: dict[str, int]
-    features: UsedFeatures
     assumed: bool
 
 
@@ -101,45 +96,27 @@ def _facts_of(config: Config, assumed: AssumedConfig) -> _Facts:
     except UserError:
         longest = assumed.history or model.max_history
         rows = declared_rows(config.tables, config.logs, model.inputs) | {ITEM_TABLE: assumed.items + 1}
-        return _Facts(
+        examples = (
             assumed_counts(longest, assumed.impressions, reach_of(model))
             if isinstance(model, RankingConfig)
-            else np.asarray([longest + 1]),
-            assumed.items,
+            else np.asarray([longest + 1])
+        )
+        return _Facts(
+            TrainingFacts(examples, assumed.items, declared_features(config.logs, model.inputs)),
             {name: number for name, number in rows.items() if number is not None},
-            declared_features(config.logs, model.inputs),
             assumed=True,
         )
     return _Facts(
-        count_training(config, model, manifest) if isinstance(model, RankingConfig) else _train_ends(config, manifest),
-        manifest.counts.num_items,
+        read_facts(config, config.dataset_dir, manifest),
         table_rows(config.tables, manifest, model.inputs),
-        features_of(manifest, model.inputs),
         assumed=False,
     )
 
 
-def _train_ends(config: Config, manifest: Manifest) -> np.ndarray:
-    from trainer.data.stream.row_groups import RowGroupReader  # not where a study is only refused
-
-    return RowGroupReader(config.dataset_dir, manifest).train_ends()
-
-
 def costing_of(config: Config, facts: _Facts) -> Costing:
     """Return the costs of one config on one dataset."""
-    width, examples = config.tables[ITEM_TABLE].dim, facts.examples
-    costs: Costs
-    if isinstance(config.model, RankingConfig):
-        assert isinstance(examples, ImpressionCounts)
-        of_impressions = ranking_workload(config, config.model, examples, facts.num_items, facts.features)
-        histories, costs = of_impressions.histories, ranking_costs_of(config.model, width, of_impressions)
-    else:
-        assert isinstance(config.model, NextItemConfig)
-        assert isinstance(examples, np.ndarray)
-        histories = training_histories(examples, config, config.model)
-        events = _events_per_step(histories, examples, config, config.model)
-        workload = Workload(histories, events, facts.num_items, projected=_projected(config, facts.features))
-        costs = costs_of(config.model, width, workload)
+    of_training = costs_of_training(config, facts.of_training)
+    costs = of_training.costs
     return Costing(
         forward_flops=costs.forward,
         training_flops=costs.training,
@@ -149,38 +126,7 @@ def costing_of(config: Config, facts: _Facts) -> Costing:
         dense_parameters=costs.dense_parameters,
         table_parameters=sum(rows * config.tables[name].dim for name, rows in facts.table_rows.items()),
         parts={name: work.training for name, work in costs.parts.items()},
-        events_per_history=histories.mean,
+        events_per_history=of_training.histories.mean,
         assumed=facts.assumed,
         unit=unit_of(config),
     )
-
-
-def training_histories(train_ends: np.ndarray, config: Config, model: NextItemConfig) -> Histories:
-    """Count the input events of every training example: the last event of a history is only a target, unless events are masked."""
-    longest = model.max_history
-    inputs = np.maximum(train_ends.astype(np.int64) - (not model.masks_items), 0)
-    if config.train.long_histories == "recent":
-        return Histories.of(np.minimum(inputs, longest))
-    whole = np.full(int((inputs // longest).sum()), longest)
-    return Histories.of(np.concatenate((whole, inputs % longest)))
-
-
-def _events_per_step(histories: Histories, train_ends: np.ndarray, config: Config, model: NextItemConfig) -> float:
-    """Return the input events of a global batch. Examples without events are counted too: they fill places of a batch."""
-    if config.train.batch_tokens is not None:
-        return float(config.train.batch_tokens)
-    empty = int((train_ends < (1 if model.masks_items else 2)).sum())
-    return config.train.batch_size * histories.num_events / (float(histories.counts.sum()) + empty)
-
-
-def _projected(config: Config, used: UsedFeatures) -> tuple[Projected, ...]:
-    """Return the features that are not as wide as the model."""
-    width = config.tables[ITEM_TABLE].dim
-    found = []
-    for features in (used.items, used.events, used.users):
-        for feature in features:
-            of_table = feature.table is not None
-            own = config.tables[feature.table].dim if feature.table is not None else feature.dim or 1
-            if not of_table or own != width:
-                found.append(Projected(feature.owner, own, of_table))
-    return tuple(found)

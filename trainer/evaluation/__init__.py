@@ -11,6 +11,7 @@ Files:
     protocol.py         the protocol in words, and the data that it is about
     report_sections.py  data card, plan, times, versions and warnings of reports
     run_header.py       header of reports: run, model, data, duration, changed settings
-    slice_features.py   slices by features of users and of items
+    slice_features.py   slices by features of users, items and impressions
     slices.py           slices of users or impressions, and the worst of them
+    training_cost.py    cost of a training for the report: FLOPs, speed, stages
 """

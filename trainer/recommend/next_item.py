@@ -17,7 +17,7 @@ from models.batches.history_batch import FIRST_ITEM
 from models.features.request import ItemRequest
 from sharding.world import World
 from trainer.data.dataset.hashing import whole
-from trainer.data.stream.held_out import Deal, query_batch
+from trainer.data.stream.held_out import query_batch
 from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items
 from trainer.inference.candidates import Candidates
 from trainer.inference.lists import COLUMNS, SIMILAR_COLUMNS, list_table
@@ -26,6 +26,7 @@ from trainer.inference.next_item import NOTHING, Recommendations, with_popular
 from trainer.inference.requests import Histories
 from trainer.inference.stored import histories_in
 from trainer.inference.trained_model import TrainedModel
+from trainer.recommend.chosen_rows import RowBatches
 from trainer.recommend.request import RecommendRequest
 
 LOOKUP_CHUNK = 65_536  # items looked up at a time
@@ -48,20 +49,6 @@ class Chosen:
         table = pq.read_table(request.users)
         rows = table.column("row").to_numpy()
         return cls(np.sort(rows[rows >= 0]), whole(table.column("user")).filter(pa.array(rows < 0)))
-
-    def among(self, row_ids: np.ndarray) -> np.ndarray:
-        """Return a mask of the rows of the dataset that are chosen."""
-        if self.rows is None:
-            return np.ones(row_ids.size, np.bool_)
-        place = np.searchsorted(self.rows, row_ids)
-        chosen: np.ndarray = np.append(self.rows, -1)[place] == row_ids
-        return chosen
-
-    def groups(self, first_rows: np.ndarray) -> tuple[int, ...] | None:
-        """Return the row groups with a chosen row; None for all."""
-        if self.rows is None:
-            return None
-        return tuple(np.unique(np.searchsorted(first_rows, self.rows, side="right") - 1).tolist())
 
 
 @dataclass(frozen=True)
@@ -125,16 +112,15 @@ class NextItemLists:
 
 
 def recommended(
-    lists: NextItemLists, deal: Deal, chosen: Chosen, candidates: Candidates
+    lists: NextItemLists, batches: RowBatches, candidates: Candidates
 ) -> Iterator[tuple[pa.Table, int, int]]:
     """Yield for each batch of this worker its lists as rows, the number of users, and of those with popular items. Collective."""
     trained, request = lists.trained, lists.request
     popular = candidates.most_popular(trained.train_events, request.k)
     latest = latest_time(trained.manifest)
     shard = lists.item_shard(candidates)
-    for packed, row_ids, rows in deal.batches():
+    for packed, _, rows in batches:
         assert packed.users is not None
-        rows = rows[chosen.among(row_ids[rows])]
         at = None if request.at is None else np.full(rows.size, request.at, np.int64)
         given = histories_in(packed, rows, packed.users.take(pa.array(rows)), at, latest)
         seen, offsets = given.seen()

@@ -14,7 +14,6 @@ import torch
 
 from models.ranking.reach import reach_of
 from sharding.world import World
-from trainer.data.stream.held_out import Deal
 from trainer.data.stream.impressions import gather_impressions, ranking_batch
 from trainer.inference.lists import COLUMNS, list_table
 from trainer.inference.moments import latest_time
@@ -28,7 +27,7 @@ from trainer.inference.ranking import (
 from trainer.inference.requests import Histories
 from trainer.inference.stored import histories_in
 from trainer.inference.trained_model import TrainedModel
-from trainer.recommend.next_item import Chosen
+from trainer.recommend.chosen_rows import RowBatches
 from trainer.recommend.request import RecommendRequest
 
 
@@ -77,18 +76,17 @@ def users_at_a_time(num_candidates: int) -> int:
 
 
 def recommended(
-    lists: RankerLists, deal: Deal, chosen: Chosen, candidates: RankedCandidates
+    lists: RankerLists, batches: RowBatches, candidates: RankedCandidates
 ) -> Iterator[tuple[pa.Table, int, int]]:
     """Yield for each batch of this worker its lists as rows, the number of users, and 0. Collective.
 
-    deal: assignment of users, with at most `users_at_a_time` for each worker.
+    batches: batches of users, with at most `users_at_a_time` for each worker.
     """
     trained, request = lists.trained, lists.request
     latest = latest_time(trained.manifest)
     chunk = min(candidates.ids.size, BATCH_ENTRIES)
-    for packed, row_ids, rows in deal.batches():
+    for packed, _, rows in batches:
         assert packed.users is not None
-        rows = rows[chosen.among(row_ids[rows])]
         at = None if request.at is None else np.full(rows.size, request.at, np.int64)
         given = histories_in(packed, rows, packed.users.take(pa.array(rows)), at, latest)
         shown_at = given.requested_at + (at is None)

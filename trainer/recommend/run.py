@@ -20,6 +20,7 @@ from trainer.inference.encoder import HistoryEncoder
 from trainer.inference.ranking import RankedCandidates
 from trainer.inference.trained_model import TrainedModel
 from trainer.recommend import next_item, ranking
+from trainer.recommend.chosen_rows import ChosenRows
 from trainer.recommend.folder import PartWriter
 from trainer.recommend.request import PartCounts, RecommendRequest
 
@@ -66,12 +67,11 @@ def _batches(
     config = trained.job.config.evaluate
     ids = _item_ids(trained, request)
     if trained.manifest.task == "ranking":
-        candidates = _ranked_candidates(trained, request)
-        size = min(config.batch_size, ranking.users_at_a_time(candidates.ids.size) * world.world_size)
+        shown = _ranked_candidates(trained, request)
+        size = min(config.batch_size, ranking.users_at_a_time(shown.ids.size) * world.world_size)
         deal = _deal(trained, chosen, size, world)
-        return ranking.recommended(
-            ranking.RankerLists(trained, request, world), deal, chosen, candidates
-        ), deal.num_batches()
+        ranked = ranking.recommended(ranking.RankerLists(trained, request, world), deal.batches(), shown)
+        return ranked, deal.num_batches()
     lists = next_item.NextItemLists(trained, request, world, config.score_block_items)
     if request.item_to_item:
         every = Candidates.of(trained.num_items, ids).ids()
@@ -79,14 +79,17 @@ def _batches(
         step = max(1, config.batch_size // world.world_size)
         return next_item.similar(lists, every, config.batch_size), -(-share // step)
     deal = _deal(trained, chosen, config.batch_size, world)
-    return next_item.recommended(lists, deal, chosen, Candidates.of(trained.num_items, ids)), deal.num_batches()
+    candidates = Candidates.of(trained.num_items, ids)
+    return next_item.recommended(lists, deal.batches(), candidates), deal.num_batches()
 
 
-def _deal(trained: TrainedModel, chosen: next_item.Chosen, batch_size: int, world: World) -> Deal:
+def _deal(trained: TrainedModel, chosen: next_item.Chosen, batch_size: int, world: World) -> Deal | ChosenRows:
     """Return the assignment of users to workers and batches."""
     columns = replace(columns_for(trained.catalogue, users=True), times=True)
     reader = RowGroupReader(trained.job.dataset_dir, trained.manifest, columns)
-    return Deal(reader, batch_size, world.rank, world.world_size, chosen.groups(reader.first_rows))
+    if chosen.rows is None:
+        return Deal(reader, batch_size, world.rank, world.world_size)
+    return ChosenRows(reader, chosen.rows, batch_size, world.rank, world.world_size)
 
 
 def _item_ids(trained: TrainedModel, request: RecommendRequest) -> np.ndarray | None:

@@ -21,6 +21,7 @@ from trainer.evaluation.next_item.read_similarity import read_similarity
 from trainer.evaluation.next_item.results import Results
 from trainer.evaluation.next_item.slices import BUILT_IN, first_targets_of, slices_by_features
 from trainer.evaluation.slice_features import slice_features
+from trainer.evaluation.training_cost import write_cost
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import write_json_atomically
 
@@ -58,6 +59,7 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     write_json_atomically(folder / TIMING, notes.seconds)
     users = results.examples_of(merged, split, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)
+    write_cost(job, manifest, folder)
     results.write(folder, summary, merged, columns, vocabulary.values)
     return summary
 

@@ -15,6 +15,7 @@ from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.results import Results, slice_metric, table_names
 from trainer.evaluation.report_sections import card_summary, plan_rows, timing_rows, version_rows, warnings_of
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
+from trainer.evaluation.training_cost import cost_section
 from trainer.pages import page
 from trainer.pages.page import Plot, plot_of
 from trainer.pages.report_parts import count_rows, training_plots, worst_row
@@ -76,17 +77,11 @@ def render(
         baselines=_baseline_terms(results),
         left_out=left_out,
         plots=plots,
-        slice_metrics=headlines,
-        slices=[_slice_row(entry, headlines) for entry in results.slices if entry["name"] in _NAMES],
-        slices_of_features=_by_feature(results, headlines),
-        worst=results.worst_slices,
-        worst_rows=[
-            worst_row(entry, _NAMES.get(entry["name"], entry["name"]))
-            for entry in results.worst_slices.get("slices", [])
-        ],
+        **_slice_section(results, headlines),
         warnings=warnings_of(history, summary, _beaten_by(results, headlines)),
         card=summary,
         plan=plan_rows(job),
+        **cost_section(folder, job, history),
         times=timing_rows(seconds or {}, results.num_users),
         versions=version_rows(),
         protocol_text=protocol_text(results),
@@ -132,6 +127,18 @@ def _baseline_terms(results: Results) -> list[tuple[str, str]]:
     used = [(name, results.baseline_notes.get("used", {}).get(name, "")) for name in results.baselines]
     left_out = [(name, f"left out: {reason}") for name, reason in results.baseline_notes.get("left_out", {}).items()]
     return used + left_out
+
+
+def _slice_section(results: Results, headlines: list[str]) -> dict[str, Any]:
+    """Return what the template shows of slices."""
+    worst = results.worst_slices.get("slices", [])
+    return {
+        "slice_metrics": headlines,
+        "slices": [_slice_row(entry, headlines) for entry in results.slices if entry["name"] in _NAMES],
+        "slices_of_features": _by_feature(results, headlines),
+        "worst": results.worst_slices,
+        "worst_rows": [worst_row(entry, _NAMES.get(entry["name"], entry["name"])) for entry in worst],
+    }
 
 
 def _slice_row(entry: dict[str, Any], names: list[str]) -> dict[str, Any]:

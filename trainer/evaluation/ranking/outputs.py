@@ -21,6 +21,7 @@ from trainer.evaluation.ranking.results import RankingResults
 from trainer.evaluation.ranking.scored import merge_parts
 from trainer.evaluation.ranking.slices import BUILT_IN, slices_by_features
 from trainer.evaluation.slice_features import slice_features
+from trainer.evaluation.training_cost import write_cost
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import write_json_atomically
 
@@ -51,6 +52,7 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     )
     users = results.examples_of(impressions, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)
+    write_cost(job, manifest, folder)
     results.write(folder, summary, impressions, vocabulary.values)
     return summary
 

@@ -18,6 +18,7 @@ from trainer.evaluation.ranking.reliability import roc
 from trainer.evaluation.ranking.results import RankingResults, read_scored
 from trainer.evaluation.report_sections import card_summary, plan_rows, version_rows, warnings_of
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
+from trainer.evaluation.training_cost import cost_section
 from trainer.pages import page
 from trainer.pages.page import Plot, plot_of
 from trainer.pages.report_parts import count_rows, training_plots, worst_row
@@ -85,6 +86,7 @@ def render(
         warnings=warnings_of(history, summary, _beaten_by(results, headlines)),
         card=summary,
         plan=plan_rows(job),
+        **cost_section(folder, job, history),
         versions=version_rows(),
         protocol_text=protocol_text(results),
         protocol=protocol_rows(results.protocol, manifest),

@@ -1,22 +1,31 @@
 """Training impressions for the cost model of rankers, counted in a dataset or assumed."""
 
+from pathlib import Path
+
 import numpy as np
 
-from cluster.config.run_config import Config
 from models.costs import Histories
 from models.ranking.config import RankingConfig, learned_labels
 from models.ranking.costs import RankingFeature, RankingOwner, RankingWorkload, candidate_pairs
 from models.ranking.reach import Reach, reach_of
+from trainer.config.run_config import RunConfig
 from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.data.inputs import UsedFeatures
 from trainer.data.stream.impression_counts import ImpressionCounts, count_impressions
 from trainer.errors import UserError
 
 
-def count_training(config: Config, model: RankingConfig, manifest: Manifest) -> ImpressionCounts:
+def count_training(config: RunConfig, model: RankingConfig, folder: Path, manifest: Manifest) -> ImpressionCounts:
     """Count the examples that a ranker trains on, by days where it trains by days.
 
-    Raises UserError if the dataset has no training impressions.
+    Args:
+        config: the config.
+        model: its model.
+        folder: the dataset.
+        manifest: its manifest.
+
+    Raises:
+        UserError: the dataset has no training impressions.
     """
     from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader  # not where a study is only refused
 
@@ -25,11 +34,11 @@ def count_training(config: Config, model: RankingConfig, manifest: Manifest) -> 
         from trainer.data.stream.days import calendar_of  # loads torch
 
         calendar = calendar_of(config.train.days, manifest, model)
-    reader = RowGroupReader(config.dataset_dir, manifest, ColumnSelection(impressions=True))
+    reader = RowGroupReader(folder, manifest, ColumnSelection(impressions=True))
     counts = count_impressions(reader, reach_of(model), calendar)
     if counts.impressions == 0:
         raise UserError(
-            f"dataset {config.dataset_dir}: has no training impressions, so a study of it has nothing to compare; use more logs, "
+            f"dataset {folder}: has no training impressions, so its training costs nothing; use more logs, "
             "or move split.validation_time"
         )
     return counts
@@ -43,7 +52,7 @@ def assumed_counts(num_events: int, num_impressions: int, reach: Reach) -> Impre
 
 
 def ranking_workload(
-    config: Config, model: RankingConfig, counts: ImpressionCounts, num_items: int, used: UsedFeatures
+    config: RunConfig, model: RankingConfig, counts: ImpressionCounts, num_items: int, used: UsedFeatures
 ) -> RankingWorkload:
     """Return what a training step is given, on average over all training examples."""
     return RankingWorkload(
@@ -61,7 +70,7 @@ def ranking_workload(
     )
 
 
-def _features(config: Config, used: UsedFeatures) -> tuple[RankingFeature, ...]:
+def _features(config: RunConfig, used: UsedFeatures) -> tuple[RankingFeature, ...]:
     """Return all features that the model receives. Those of events and of candidates have the same owner in the logs."""
 
     def width_of(feature: Feature) -> int:

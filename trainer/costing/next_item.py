@@ -1,0 +1,40 @@
+"""Input of a training step of a next-item model, for its cost model."""
+
+import numpy as np
+
+from models.config import NextItemConfig
+from models.costs import Histories, Projected
+from trainer.config.run_config import RunConfig
+from trainer.data.inputs import UsedFeatures
+from trainer.placement.loads import ITEM_TABLE
+
+
+def training_histories(train_ends: np.ndarray, config: RunConfig, model: NextItemConfig) -> Histories:
+    """Count the input events of every training example: the last event of a history is only a target, unless events are masked."""
+    longest = model.max_history
+    inputs = np.maximum(train_ends.astype(np.int64) - (not model.masks_items), 0)
+    if config.train.long_histories == "recent":
+        return Histories.of(np.minimum(inputs, longest))
+    whole = np.full(int((inputs // longest).sum()), longest)
+    return Histories.of(np.concatenate((whole, inputs % longest)))
+
+
+def events_per_step(histories: Histories, train_ends: np.ndarray, config: RunConfig, model: NextItemConfig) -> float:
+    """Return the input events of a global batch. Examples without events are counted too: they fill places of a batch."""
+    if config.train.batch_tokens is not None:
+        return float(config.train.batch_tokens)
+    empty = int((train_ends < (1 if model.masks_items else 2)).sum())
+    return config.train.batch_size * histories.num_events / (float(histories.counts.sum()) + empty)
+
+
+def projected_features(config: RunConfig, used: UsedFeatures) -> tuple[Projected, ...]:
+    """Return the features that are not as wide as the model."""
+    width = config.tables[ITEM_TABLE].dim
+    features_of_width = []
+    for features in (used.items, used.events, used.users):
+        for feature in features:
+            of_table = feature.table is not None
+            own = config.tables[feature.table].dim if feature.table is not None else feature.dim or 1
+            if not of_table or own != width:
+                features_of_width.append(Projected(feature.owner, own, of_table))
+    return tuple(features_of_width)
