@@ -20,6 +20,7 @@ from benchmarks import (
     dynamic_ids,
     evaluating,
     objectives,
+    peak,
     planning,
     preparing,
     ranking,
@@ -44,6 +45,7 @@ SECTIONS = (
     "plan",
     "attention",
     "objectives",
+    "peak",
     "ranking",
     "serving",
     "score",
@@ -172,13 +174,15 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         comparisons += attending.compare(turns)
     if "objectives" in only:
         comparisons += objectives.compare(turns)
+    if "peak" in only:
+        comparisons += peak.compare(turns)
     if "ranking" in only:
         comparisons += ranking.compare(turns)
     if "serving" in only:
         comparisons += serving.compare(turns)
     if "score" in only:
         comparisons += scoring.compare(turns)
-    if not set(only) - {"ids", "plan", "attention", "objectives", "ranking", "serving", "score"}:
+    if not set(only) - {"ids", "plan", "attention", "objectives", "peak", "ranking", "serving", "score"}:
         return comparisons
     config = _config(folder, num_workers=1)
     with ray_session(config.cluster):
