@@ -2,6 +2,16 @@
 
 Nothing here knows about ranks, files or Ray. Importing this package imports no torch.
 
+Packages:
+    attention   attention over jagged histories and its reference
+    batches     jagged batches
+    encoders    encoders and their presets
+    features    item, event, user and time features
+    layers      shared layers
+    next_item   the next-item model
+    objectives  losses and negatives
+    ranking     rankers of impressions
+
 Files:
     config.py            settings of model, encoder and objective
     costs.py             FLOPs per part, parameters and bytes of a model, computed from its settings

@@ -7,24 +7,17 @@
 The functions do what the commands of the same name do, with the same results and files. Errors are exceptions.
 Importing this package imports neither torch nor ray. docs/python.md is the guide.
 
+Packages:
+    exported  exported models: writing, loading, use
+    loaded    trained models in this process
+    progress  progress of a command as events
+
 Files:
-    commands.py              the functions run, prepare, train, evaluate and recommend
-    comparisons.py           the function compare
-    config.py                settings of a run, from a file or a dictionary
-    events.py                events that report the progress of a command
-    exported.py              exports of trained models: writing and loading them
-    exported_model.py        an exported model of either task
-    exported_ranker.py       an exported ranker
-    exported_recommender.py  an exported next-item model
-    given.py                 values that a caller gives to a model, as Arrow
-    live_recommender.py      recommendations for one user whose history grows
-    model.py                 loads a trained model into this process
-    ranker.py                a ranker in this process: probabilities, recommendations among candidates
-    recommender.py           a next-item model in this process: recommendations, scores, vectors
-    results.py               results of commands, as values
-    runs.py                  runs on disk: stages, metrics, checkpoints
-    trained.py               base of trained models of both tasks
-    view.py                  relays what the driver reports to a listener
+    commands.py     the functions run, prepare, train, evaluate and recommend
+    comparisons.py  the function compare
+    config.py       settings of a run, from a file or a dictionary
+    results.py      results of commands, as values
+    runs.py         runs on disk: stages, metrics, checkpoints
 """
 
 from cluster import __version__
@@ -32,7 +25,14 @@ from cluster.errors import RunFailedError, StoppedError
 from shoal.commands import evaluate, prepare, recommend, run, train
 from shoal.comparisons import Comparison, Difference, compare
 from shoal.config import Config
-from shoal.events import (
+from shoal.exported.ranker import ExportedRanker
+from shoal.exported.recommender import ExportedRecommender
+from shoal.exported.write_and_load import export, load_export
+from shoal.loaded.live_recommender import LiveRecommender
+from shoal.loaded.load import load
+from shoal.loaded.ranker import ImpressionRanker
+from shoal.loaded.recommender import NextItemRecommender
+from shoal.progress.events import (
     CheckpointSaved,
     DayEvaluated,
     Event,
@@ -46,13 +46,6 @@ from shoal.events import (
     Validation,
     WarningRaised,
 )
-from shoal.exported import export, load_export
-from shoal.exported_ranker import ExportedRanker
-from shoal.exported_recommender import ExportedRecommender
-from shoal.live_recommender import LiveRecommender
-from shoal.model import load
-from shoal.ranker import ImpressionRanker
-from shoal.recommender import NextItemRecommender
 from shoal.results import Dataset, Evaluation, Metric, Recommendations, RunResult, Training
 from shoal.runs import Run
 from trainer.errors import CheckpointError, UserError

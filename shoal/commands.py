@@ -16,7 +16,7 @@ from cluster.config.run_config import Config
 from cluster.doctor.packages import RAY, TRAINING, check_installed
 from cluster.errors import as_user_error
 from cluster.ray_cluster.token import send_token_if_present
-from shoal.events import Listener
+from shoal.progress.events import Listener
 from shoal.results import (
     Dataset,
     Evaluation,
@@ -177,7 +177,7 @@ def _command(name: str, modules: tuple[str, ...], quiet: bool, listener: Listene
     check_installed(name, modules)
     if "ray" not in sys.modules:  # Ray reads its environment when it is imported; later changes would contradict it
         send_token_if_present()
-    from shoal.view import ListeningView  # plots and tables, which `import shoal` need not wait for
+    from shoal.progress.view import ListeningView  # plots and tables, which `import shoal` need not wait for
 
     try:
         with ListeningView(quiet, listener) as view:

@@ -150,17 +150,11 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
 PACKAGE_FOLDERS = sorted(path.parent for package in PACKAGES for path in (ROOT / package).rglob("__init__.py"))
 
 
-def test_the_readme_lists_every_package_of_two_levels_once() -> None:
+def test_the_readme_lists_every_package_of_the_first_level_once() -> None:
     (tree,) = (block for block in code_blocks(ROOT / "README.md") if block.startswith("shoal/ "))
-    folders: list[str] = []  # the folders that the line is in, by its indentation
-    listed = []
-    for line in tree.splitlines():
-        name, depth = line.split()[0], (len(line) - len(line.lstrip())) // 2
-        folders = [*folders[:depth], name]
-        if folders[0].rstrip("/") in PACKAGES:
-            listed.append("".join(folders).rstrip("/"))
-    shown = [folder.relative_to(ROOT) for folder in PACKAGE_FOLDERS if len(folder.relative_to(ROOT).parts) <= 2]
-    assert sorted(listed) == [str(folder) for folder in shown]
+    entries = [line.split(maxsplit=1) for line in tree.splitlines()]
+    assert all(len(entry) == 2 for entry in entries)
+    assert [name for name, _ in entries if name.rstrip("/") in PACKAGES] == [f"{package}/" for package in PACKAGES]
 
 
 def listed_in(folder: Path, heading: str) -> list[list[str]]:
@@ -170,13 +164,9 @@ def listed_in(folder: Path, heading: str) -> list[list[str]]:
     return [line.split(maxsplit=1) for line in block.partition("\n\n")[0].splitlines()]
 
 
-@pytest.mark.parametrize(
-    "folder",
-    [folder for folder in PACKAGE_FOLDERS if len(folder.relative_to(ROOT).parts) >= 2],
-    ids=lambda folder: str(folder.relative_to(ROOT)),
-)
-def test_every_package_below_lists_its_packages_with_a_phrase(folder: Path) -> None:
-    """README shows two levels; the docstring of a package shows what is below it."""
+@pytest.mark.parametrize("folder", PACKAGE_FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+def test_every_package_lists_its_packages_with_a_phrase(folder: Path) -> None:
+    """README shows the first level; the docstring of a package shows what is below it."""
     listed = listed_in(folder, "Packages")
     assert all(len(entry) == 2 for entry in listed)
     assert [name for name, _ in listed] == [inner.name for inner in PACKAGE_FOLDERS if inner.parent == folder]

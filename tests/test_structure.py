@@ -185,3 +185,10 @@ def test_version_and_entry_point_of_the_distribution() -> None:
     assert "version" in project["dynamic"]  # it stands in cluster.__version__ alone
     assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     assert project["scripts"] == {"shoal": "cluster.cli.app:main"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_root_has_few_loose_files(package: str) -> None:
+    """A root with many files is foundation and roof at once; packages with a name of their own hold the rest."""
+    files = [path.name for path in (ROOT / package).glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= 7, files

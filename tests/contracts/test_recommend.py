@@ -202,7 +202,7 @@ def test_many_candidates_are_scored_in_parts(lab: Lab, shown: Config, monkeypatc
     assert isinstance(model, shoal.ImpressionRanker)
     whole = model.recommend(items=table, label="click")
     monkeypatch.setattr(ranking, "BATCH_ENTRIES", 7)
-    monkeypatch.setattr(shoal.ranker, "SCORES_AT_A_TIME", 40)
+    monkeypatch.setattr(shoal.loaded.ranker, "SCORES_AT_A_TIME", 40)
     assert_same(whole.to_pandas(), model.recommend(items=table, label="click"))
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import shoal
-from shoal.events import event_of
-from shoal.view import ListeningView
+from shoal.progress.events import event_of
+from shoal.progress.view import ListeningView
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TRAIN = {
     "kind": "train",
     "step": 8,

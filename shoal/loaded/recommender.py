@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shoal.given import OnUnknown, as_lists, as_table, as_values, check_count
-from shoal.live_recommender import LiveRecommender
-from shoal.trained import Model
+from shoal.loaded.given import OnUnknown, as_lists, as_table, as_values, check_count
+from shoal.loaded.live_recommender import LiveRecommender
+from shoal.loaded.trained import Model
 from trainer.errors import UserError
 from trainer.inference.lists import COLUMNS, SIMILAR_COLUMNS
 

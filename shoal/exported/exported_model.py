@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from shoal.given import as_table
+from shoal.loaded.given import as_table
 from trainer.errors import UserError
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from tests.settings.logs import DAY, NUM_ITEMS, START
 from tests.support.rank_pool import RankPool
 from tests.support.trained_runs import assert_same, lab_in, loaded, run_of
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HISTORY = ["i03", "i04", "i05"]
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shoal.exported_model import ExportedModel
-from shoal.given import as_table
+from shoal.exported.exported_model import ExportedModel
+from shoal.loaded.given import as_table
 from trainer.errors import UserError
 
 if TYPE_CHECKING:

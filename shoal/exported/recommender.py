@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shoal.exported_model import ExportedModel, owners_of
-from shoal.given import OnUnknown, as_table
+from shoal.exported.exported_model import ExportedModel, owners_of
+from shoal.loaded.given import OnUnknown, as_table
 from trainer.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cluster.driver.progress import View, plain_console
-from shoal.events import Event, Listener, Message, Progress, event_of
+from shoal.progress.events import Event, Listener, Message, Progress, event_of
 
 
 class ListeningView(View):

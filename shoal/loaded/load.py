@@ -8,8 +8,8 @@ from pathlib import Path
 from cluster.config.run_config import job_of
 from cluster.doctor.packages import TRAINING, check_installed
 from shoal.config import Config
-from shoal.ranker import ImpressionRanker
-from shoal.recommender import NextItemRecommender
+from shoal.loaded.ranker import ImpressionRanker
+from shoal.loaded.recommender import NextItemRecommender
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.errors import UserError

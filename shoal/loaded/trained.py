@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shoal.given import OnUnknown, as_lists, as_table, as_values, react, some_of
+from shoal.loaded.given import OnUnknown, as_lists, as_table, as_values, react, some_of
 from trainer.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from shoal.given import OnUnknown, check_count
+from shoal.loaded.given import OnUnknown, check_count
 from trainer.errors import UserError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import shoal
-from tests.shoal.test_export import Run, recommender  # noqa: F401 - the fixture
+from tests.shoal.exported.test_export import Run, recommender  # noqa: F401 - the fixture
 from trainer.export import onnx as export_onnx
 from trainer.export.inputs import next_item_inputs
 from trainer.export.run_program import load_program

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cluster.doctor.packages import TRAINING, check_installed
-from shoal.exported_ranker import ExportedRanker
-from shoal.exported_recommender import ExportedRecommender
+from shoal.exported.ranker import ExportedRanker
+from shoal.exported.recommender import ExportedRecommender
 
 if TYPE_CHECKING:
     from trainer.export.folder import Manifest
