@@ -87,10 +87,27 @@ class NextItemModel(TableModel):
     def _last_vectors(self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch) -> Tensor:
         """Return the encoded last event of each history, (B, D); zeros if it is empty."""
         last_nD, _ = self._encode(rows, items_UD, batch, only_last=True)
+        return self._of_filled(last_nD, batch)
+
+    def _of_filled(self, last_nD: Tensor, batch: HistoryBatch) -> Tensor:
+        """Return a vector for every history, (B, D): those of the n histories that are not empty, and zeros."""
         is_filled_B = batch.layout.offsets.diff() > 0
         user_BD = last_nD.new_zeros((is_filled_B.numel(), self.width))
         user_BD[is_filled_B] = last_nD
         return user_BD
+
+    def event_vectors(self, rows: Mapping[str, Tensor], batch: HistoryBatch) -> Tensor:
+        """Return the vector of each input event, with its features and times, before positions and the mask, (N, D)."""
+        return self._event_vectors(rows, self.items(rows, batch.items), batch)
+
+    def user_vectors_from(self, events_ND: Tensor, batch: HistoryBatch) -> Tensor:
+        """Return what `user_vectors` returns if its input events have these vectors, (B, D).
+
+        events_ND: in the form of `event_vectors`.
+        """
+        context = AttentionContext(batch.layout, batch.times, batch.request_times)
+        last_nD, _ = self._encode_vectors(context, events_ND, batch, only_last=True)
+        return scale_vectors(self._of_filled(last_nD, batch), self.config.objective.normalize)
 
     @property
     def can_continue(self) -> bool:
@@ -140,12 +157,23 @@ class NextItemModel(TableModel):
         batch: HistoryBatch,
         only_last: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        request = batch.items
-        x_ND = self.inputs(
-            items_UD[batch.history_index], rows, request.events, request.users, batch.layout.offsets, batch.time_rows
+        encoded_ND, penalty = self._encode_vectors(
+            context, self._event_vectors(rows, items_UD, batch), batch, only_last
         )
-        if self.mask is not None and batch.masked is not None:
-            x_ND = self.mask(x_ND, batch.masked)
-        encoded_ND, penalty = self.encoder(x_ND, context, only_last)
         # Under autocast an encoder may end in another precision than that of the vectors.
         return encoded_ND.to(items_UD.dtype), penalty
+
+    def _event_vectors(self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch) -> Tensor:
+        request = batch.items
+        x_ND: Tensor = self.inputs(
+            items_UD[batch.history_index], rows, request.events, request.users, batch.layout.offsets, batch.time_rows
+        )
+        return x_ND
+
+    def _encode_vectors(
+        self, context: AttentionContext, x_ND: Tensor, batch: HistoryBatch, only_last: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        if self.mask is not None and batch.masked is not None:
+            x_ND = self.mask(x_ND, batch.masked)
+        encoded: tuple[Tensor, Tensor | None] = self.encoder(x_ND, context, only_last)
+        return encoded

@@ -113,23 +113,57 @@ class RankingModel(TableModel):
         """
         return self.label_losses.logits(self._raw_logits(rows, batch)[0]).float()
 
-    def _raw_logits(self, rows: Mapping[str, Tensor], batch: RankingBatch) -> tuple[Tensor, Tensor | None]:
+    def event_vectors(self, rows: Mapping[str, Tensor], batch: RankingBatch) -> Tensor:
+        """Return the vector of each event of the histories, with its features and times, (N, D); zeros without interest."""
+        items_UD: Tensor = self.items(rows, batch.items)
+        if self.inputs is None:
+            return items_UD.new_zeros((batch.layout.num_events, self.width))
+        return self._event_vectors(self.inputs, rows, items_UD, batch)
+
+    def logits_from(self, events_ND: Tensor, rows: Mapping[str, Tensor], batch: RankingBatch) -> Tensor:
+        """Return what `logits` returns if the events have these vectors, (M, T) float32.
+
+        events_ND: in the form of `event_vectors`.
+        """
+        return self.label_losses.logits(self._raw_logits(rows, batch, events_ND)[0]).float()
+
+    def _raw_logits(
+        self, rows: Mapping[str, Tensor], batch: RankingBatch, events_ND: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         request = batch.items
         items_UD = self.items(rows, request)
         items_MD = items_UD.index_select(0, batch.candidate_index)
-        interest_MW, penalty = self._interest(rows, items_UD, items_MD, batch)
+        interest_MW, penalty = self._interest(rows, items_UD, items_MD, batch, events_ND)
         owners = Owners(batch.candidate_index, batch.history_of, batch.lookup_ids.numel(), batch.num_histories)
         fields = self.fields.gather(interest_MW, items_MD, rows, request, owners)
         logits_MT: Tensor = self.experts(self.crossing(fields))
         return logits_MT, penalty
 
     def _interest(
-        self, rows: Mapping[str, Tensor], items_UD: Tensor, items_MD: Tensor, batch: RankingBatch
+        self,
+        rows: Mapping[str, Tensor],
+        items_UD: Tensor,
+        items_MD: Tensor,
+        batch: RankingBatch,
+        events_ND: Tensor | None,
     ) -> tuple[Tensor | None, Tensor | None]:
         if self.interest is None or self.inputs is None:
             return None, None
         request = batch.items
-        events_ND = self.inputs(
+        if events_ND is None:
+            events_ND = self._event_vectors(self.inputs, rows, items_UD, batch)
+        candidates_MD = self.inputs(
+            items_MD, rows, request.candidates, request.users, batch.candidate_offsets, batch.candidate_time_rows
+        )
+        # Under autocast the interest may end in another precision than that of the vectors.
+        interest_MW, penalty = self.interest(events_ND, candidates_MD, batch)
+        return interest_MW.to(items_MD.dtype), penalty
+
+    def _event_vectors(
+        self, inputs: EventInputs, rows: Mapping[str, Tensor], items_UD: Tensor, batch: RankingBatch
+    ) -> Tensor:
+        request = batch.items
+        events_ND: Tensor = inputs(
             items_UD.index_select(0, batch.history_index),
             rows,
             request.events,
@@ -137,9 +171,4 @@ class RankingModel(TableModel):
             batch.layout.offsets,
             batch.time_rows,
         )
-        candidates_MD = self.inputs(
-            items_MD, rows, request.candidates, request.users, batch.candidate_offsets, batch.candidate_time_rows
-        )
-        # Under autocast the interest may end in another precision than that of the vectors.
-        interest_MW, penalty = self.interest(events_ND, candidates_MD, batch)
-        return interest_MW.to(items_MD.dtype), penalty
+        return events_ND
