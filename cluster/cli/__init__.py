@@ -9,6 +9,7 @@ Files:
     convert.py      `shoal convert`
     doctor.py       `shoal doctor`
     evaluate.py     `shoal evaluate`
+    explain.py      `shoal explain`
     export.py       `shoal export`
     options.py      arguments, options and output that commands share
     plan.py         `shoal plan`

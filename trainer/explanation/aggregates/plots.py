@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from trainer.explanation.aggregates.groups import Grouping
-from trainer.explanation.aggregates.sums import AttentionSums, group_shares, means
+from trainer.explanation.aggregates.sums import AttentionSums, group_shares, map_text, means
 from trainer.pages import page
 from trainer.pages.page import Plot, plot_of
 
@@ -27,7 +27,7 @@ def effective_plot(sums: AttentionSums) -> Plot:
     high = np.minimum(lengths, values + spread) - values
     axes.errorbar(values, places, xerr=np.maximum(0.0, [low, high]), fmt="o", ms=5, capsize=3, color=page.COLOURS[0])
     axes.plot(lengths, places, "|", ms=12, color=page.GREY)
-    axes.set_yticks(places, [str(row.map) for row in rows], fontsize=8)
+    axes.set_yticks(places, [map_text(row.map) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(left=0)
     axes.set_xlabel("effective number of events")
@@ -45,7 +45,7 @@ def group_plot(sums: AttentionSums, grouping: Grouping) -> Plot:
     labels = [grouping.labels[group] for group in shown]
     used = np.flatnonzero(sums.num_histories)
     heads, events = attention[np.ix_(used, shown)], uniform[np.ix_(used, shown)].mean(0)
-    names = [str(sums.maps[place]) for place in used]
+    names = [map_text(sums.maps[place]) for place in used]
     draw = _lines if grouping.ordered else _bars
     figure = draw(labels, heads, events, names)
     figure.axes[0].set_xlabel(grouping.title)

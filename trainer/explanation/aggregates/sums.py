@@ -17,22 +17,7 @@ from functools import reduce
 import numpy as np
 
 from trainer.explanation.aggregates.groups import GroupCodes
-
-
-@dataclass(frozen=True, order=True)
-class MapName:
-    """One map of attention weights."""
-
-    block: int
-    """Number of the block, from 1."""
-    head: int
-    """Number of the head, from 1."""
-    channel: str = ""
-    """What the map is made from, of a head with several; empty for a head with one map."""
-
-    def __str__(self) -> str:
-        """Return the name as people read it."""
-        return f"block {self.block}, head {self.head}" + (f", {self.channel}" if self.channel else "")
+from trainer.explanation.attribution import MapName
 
 
 @dataclass(frozen=True)
@@ -148,6 +133,12 @@ def attention_sums(
             for name, (of_events, number) in codes.items()
         },
     )
+
+
+def map_text(name: MapName) -> str:
+    """Return the name of a map as people read it; heads count from 1."""
+    channel = "" if name.channel == "weights" else f", {name.channel}"
+    return f"{name.layer}, head {name.head + 1}{channel}"
 
 
 def merged(parts: Sequence[AttentionSums]) -> AttentionSums | None:

@@ -10,11 +10,11 @@ from trainer.explanation.aggregates.sums import AttentionSums, group_shares, mea
 
 
 def map_table(sums: AttentionSums) -> pa.Table:
-    """Return a row per map: block, head, channel, histories, length, entropy, effective number of events, largest share."""
+    """Return a row per map: layer, head (from 1), channel, and the means of `MapMeans`."""
     rows = means(sums)
     columns = {
-        "block": pa.array([row.map.block for row in rows], pa.int32()),
-        "head": pa.array([row.map.head for row in rows], pa.int32()),
+        "layer": pa.array([row.map.layer for row in rows], pa.string()),
+        "head": pa.array([row.map.head + 1 for row in rows], pa.int32()),
         "channel": pa.array([row.map.channel for row in rows], pa.string()),
         "num_histories": pa.array([row.num_histories for row in rows], pa.int64()),
     }
@@ -24,7 +24,7 @@ def map_table(sums: AttentionSums) -> pa.Table:
 
 
 def group_table(sums: AttentionSums, groupings: Sequence[Grouping]) -> pa.Table:
-    """Return a row per map and group: block, head, channel, grouping, group, attention, events.
+    """Return a row per map and group: layer, head (from 1), channel, grouping, group, attention, events.
 
     "attention" is the mean share of the weight on the events of the group, "events" the mean share of these events.
     """
@@ -37,8 +37,8 @@ def group_table(sums: AttentionSums, groupings: Sequence[Grouping]) -> pa.Table:
         tables.append(
             pa.table(
                 {
-                    "block": pa.array([name.block for name in names], pa.int32()),
-                    "head": pa.array([name.head for name in names], pa.int32()),
+                    "layer": pa.array([name.layer for name in names], pa.string()),
+                    "head": pa.array([name.head + 1 for name in names], pa.int32()),
                     "channel": pa.array([name.channel for name in names], pa.string()),
                     "grouping": pa.array([grouping.name] * rows.size, pa.string()),
                     "group": pa.array([grouping.labels[column] for column in columns.tolist()], pa.string()),

@@ -7,7 +7,8 @@ import pytest
 
 from trainer.explanation.aggregates import plots
 from trainer.explanation.aggregates.groups import feature_codes, feature_grouping, hour_codes, hour_grouping
-from trainer.explanation.aggregates.sums import AttentionSums, MapName, attention_sums
+from trainer.explanation.aggregates.sums import AttentionSums, attention_sums
+from trainer.explanation.attribution import MapName
 from trainer.pages.page import Plot, drawing
 
 CATEGORIES = [f"category {number}" for number in range(30)]
@@ -16,7 +17,7 @@ CATEGORIES = [f"category {number}" for number in range(30)]
 def sums_of(num_heads: int) -> AttentionSums:
     draws = np.random.default_rng(7)
     offsets = np.arange(0, 401, 20)
-    maps = [MapName(1 + head // 2, 1 + head % 2) for head in range(num_heads)]
+    maps = [MapName(f"block {1 + head // 2}", head % 2, "weights") for head in range(num_heads)]
     hours = hour_codes(draws.integers(6, 10, 400) * 3_600, 1)
     categories = feature_codes(np.minimum(draws.geometric(0.1, 400), 29), len(CATEGORIES))
     codes = {"hour": (hours, 24), "item.category": (categories, len(CATEGORIES))}

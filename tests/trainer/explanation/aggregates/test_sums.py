@@ -21,15 +21,15 @@ from trainer.explanation.aggregates.groups import (
 )
 from trainer.explanation.aggregates.sums import (
     AttentionSums,
-    MapName,
     attention_sums,
     group_shares,
     means,
     merged,
 )
 from trainer.explanation.aggregates.tables import group_table, map_table
+from trainer.explanation.attribution import MapName
 
-MAPS = (MapName(1, 1), MapName(1, 2), MapName(2, 1, "position"))
+MAPS = (MapName("block 1", 0, "weights"), MapName("block 1", 1, "weights"), MapName("block 2", 0, "position"))
 CATEGORIES = 5
 HOUR = 3_600
 
@@ -130,7 +130,7 @@ def test_sums_equal_a_plain_computation() -> None:
         assert got == pytest.approx(expected["means"].tolist(), rel=1e-12)
         deviations = [row.entropy_deviation, row.effective_deviation]
         assert deviations == pytest.approx(expected["deviations"][:2].tolist(), rel=1e-9)
-        own = [r for r in table if (r["block"], r["head"]) == (name.block, name.head)]
+        own = [r for r in table if (r["layer"], r["head"]) == (name.layer, name.head + 1)]
         assert {r["channel"] for r in own} == {name.channel}
         for column, key in (("attention", "shares"), ("events", "events")):
             found_here = {(r["grouping"], r["group"]): r[column] for r in own if r["events"] or r[column]}
@@ -179,6 +179,6 @@ def test_attention_on_one_event_or_on_all() -> None:
 
 def test_sums_of_other_maps_are_refused() -> None:
     one = sums_of(histories(4, [2]))
-    other = attention_sums([MapName(1, 1)], np.ones((1, 2)), np.asarray([0, 2]), {})
+    other = attention_sums([MAPS[0]], np.ones((1, 2)), np.asarray([0, 2]), {})
     with pytest.raises(ValueError, match="same maps"):
         one + other
