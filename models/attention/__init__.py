@@ -11,6 +11,7 @@ Files:
     continued.py        attention of new events to earlier ones with kept keys and values
     gpu.py              flash attention over packed histories, FlexAttention with biases
     layer.py            the attention sub-layer: projections, heads, gate
+    maps.py             the weights of each layer, computed again
     normalise.py        softmax, SiLU, sparsemax, entmax
     reference.py        the definition of each part, in plain code
     rotary.py           rotary positions

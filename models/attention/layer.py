@@ -63,6 +63,12 @@ class Attention(nn.Module):
         self.attention_output = nn.Linear(seen, width, bias=config.output_bias)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+        query, key, value, gate = self.heads(x_ND, context)
+        attended = attend(query, key, value, context, self.terms())
+        return self.output_of(attended.output, gate), attended.penalty
+
+    def heads(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return queries, keys and values as they are attended with, and the gate or None."""
         config = self.config
         query, key, value, *gate = self._projected(x_ND, context)
         query = self._maps(query)
@@ -76,16 +82,19 @@ class Attention(nn.Module):
             query = self.rotary(query, context.output_rows(places) if context.outputs == "last" else places)
         if self.log_temperature is not None:
             query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
-        attended = attend(query, key, value, context, self._parts())
-        seen = attended.output
-        if config.differential:
+        return query, key, value, gate[0] if gate else None
+
+    def output_of(self, seen: Tensor, gate: Tensor | None) -> Tensor:
+        """Return the output, (n, D), of attended values (n, C, H, V)."""
+        if self.config.differential:
             seen = self._difference(seen)
         seen_NS = seen.flatten(1)
         if self.output_norm is not None:
             seen_NS = self.output_norm(seen_NS)
-        if gate:
-            seen_NS = seen_NS * gate[0][gate[0].shape[0] - seen_NS.shape[0] :]
-        return self.attention_output(seen_NS), attended.penalty
+        if gate is not None:
+            seen_NS = seen_NS * gate[gate.shape[0] - seen_NS.shape[0] :]
+        output: Tensor = self.attention_output(seen_NS)
+        return output
 
     def _projected(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, ...]:
         """Return queries, keys, values and, if there are any, gates."""
@@ -101,7 +110,8 @@ class Attention(nn.Module):
     def _activated(self, projected: Tensor) -> Tensor:
         return F.silu(projected) if self.config.projection_activation == "silu" else projected
 
-    def _parts(self) -> AttentionTerms:
+    def terms(self) -> AttentionTerms:
+        """Return the form of the attention."""
         config = self.config
         return AttentionTerms(
             config=config,
@@ -122,11 +132,18 @@ class Attention(nn.Module):
     def _difference(self, seen_NCHV: Tensor) -> Tensor:
         """Return the first map's result minus a learned share of the second's, (N, 1, H, V). Each head has its own norm."""
         first, second = seen_NCHV.chunk(2, dim=2)
-        initial = 0.8 - 0.6 * math.exp(-0.3 * (self.depth - 1))
-        query_1, key_1, query_2, key_2 = self.difference
-        share = (query_1 @ key_1).exp() - (query_2 @ key_2).exp() + initial
-        normed: Tensor = self.head_norm(first - share * second) * (1.0 - initial)
+        normed: Tensor = self.head_norm(first - self.second_share() * second) * (1.0 - self._initial_share)
         return normed
+
+    def second_share(self) -> Tensor:
+        """Return the share of the second map that a differential head subtracts from the first, a scalar."""
+        query_1, key_1, query_2, key_2 = self.difference
+        share: Tensor = (query_1 @ key_1).exp() - (query_2 @ key_2).exp() + self._initial_share
+        return share
+
+    @property
+    def _initial_share(self) -> float:
+        return 0.8 - 0.6 * math.exp(-0.3 * (self.depth - 1))
 
     @torch.no_grad()
     def initialize(self) -> None:

@@ -54,22 +54,32 @@ class TargetAttention(nn.Module):
         self, event_ND: Tensor, candidate_MD: Tensor, context: CandidateContext
     ) -> tuple[Tensor, Tensor | None]:
         """Return the attended events (M, width_out) and the scaled penalty of the attention weights or None."""
+        query, key, value, gate = self.heads(event_ND, candidate_MD)
+        attended = attend_to_events(query, key, value, context, self.terms())
+        penalty = attended.penalty
+        scaled = None if penalty is None else penalty * (self.config.penalty / self.config.num_heads)
+        return self.output_of(attended.output, gate), scaled
+
+    def heads(self, event_ND: Tensor, candidate_MD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return queries, keys and values as they are attended with, and the gate or None."""
         query, key, value, gate = self._projected(event_ND, candidate_MD)
         if self.log_temperature is not None:
             query = (query * (-self.log_temperature).exp()[:, None]).to(key.dtype)
         if self.unit is not None:
             query = self.unit.candidate_terms(query)
             key = self.unit.event_terms(key)
-        attended = attend_to_events(query, key, value, context, self._parts())
-        seen_MS = attended.output.flatten(1)
+        return query, key, value, gate
+
+    def output_of(self, seen: Tensor, gate: Tensor | None) -> Tensor:
+        """Return the output, (M, width_out), of attended values (M, C, H, V)."""
+        seen_MS = seen.flatten(1)
         if self.output_norm is not None:
             seen_MS = self.output_norm(seen_MS)
         if gate is not None:
             seen_MS = seen_MS * gate
         if self.config.projection:
             seen_MS = self.attention_output(seen_MS)
-        penalty = attended.penalty
-        return seen_MS, None if penalty is None else penalty * (self.config.penalty / self.config.num_heads)
+        return seen_MS
 
     def _projected(self, event_ND: Tensor, candidate_MD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return query (M, H, K), key and value (N, G, K), gate (M, C D) or None."""
@@ -88,7 +98,8 @@ class TargetAttention(nn.Module):
         key, value = from_event.unflatten(1, (2, shared, width)).unbind(dim=1)
         return query.unflatten(1, (heads, width)), key, value, gate[0] if gate else None
 
-    def _parts(self) -> AttentionTerms:
+    def terms(self) -> AttentionTerms:
+        """Return the form of the attention."""
         config = self.config
         return AttentionTerms(
             config=config,
@@ -121,13 +132,24 @@ class TargetAttention(nn.Module):
             self.unit.initialize(generator)
 
 
-def mean_of_events(event_ND: Tensor, context: CandidateContext) -> Tensor:
-    """Return the average of the events that each candidate sees, (M, D); zeros if it sees none.
+class MeanOfEvents(nn.Module):
+    """The average of the events that each candidate sees: attention with equal scores. It has no weights to learn."""
 
-    It is attention with equal scores.
-    """
-    num_candidates = context.layout.num_candidates
-    query = event_ND.new_zeros((num_candidates, 1, 1))
-    key = event_ND.new_zeros((event_ND.shape[0], 1, 1))
-    parts = AttentionTerms(PLAIN, 1.0, 1)
-    return attend_to_events(query, key, event_ND[:, None], context, parts).output.flatten(1)
+    def forward(self, event_ND: Tensor, candidate_MD: Tensor, context: CandidateContext) -> Tensor:
+        """Return the averages, (M, D); zeros for a candidate that sees no event."""
+        query, key, value, _ = self.heads(event_ND, candidate_MD)
+        return attend_to_events(query, key, value, context, self.terms()).output.flatten(1)
+
+    def heads(self, event_ND: Tensor, candidate_MD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Return queries and keys of zeros, the events as values, and no gate."""
+        query = event_ND.new_zeros((candidate_MD.shape[0], 1, 1))
+        key = event_ND.new_zeros((event_ND.shape[0], 1, 1))
+        return query, key, event_ND[:, None], None
+
+    def output_of(self, seen: Tensor, gate: None) -> Tensor:
+        """Return the averages, (M, D), of attended values (M, 1, 1, D)."""
+        return seen.flatten(1)
+
+    def terms(self) -> AttentionTerms:
+        """Return the form of the attention."""
+        return AttentionTerms(PLAIN, 1.0, 1)

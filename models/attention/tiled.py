@@ -93,10 +93,30 @@ class _TiledBlock:
             The output (r, C, H, q, V), and the penalty summed over rows, queries and heads.
         """
         parts = self.parts
-        config = self.parts.config
         shared = query.shape[1] // key.shape[1]
         if shared > 1:
             key, value, *own = (t.repeat_interleave(shared, dim=1) for t in (key, value, *own))  # type: ignore[assignment]
+        maps = self.maps(tile, query, key, *own[:1])
+        penalty = maps[0].new_zeros(())
+        if parts.with_penalty:
+            counted = self.block.is_counted[tile.rows, None, tile.queries]
+            penalty = (penalty_of(maps[0], parts.config.normalisation) * counted).sum()
+        if parts.threshold:
+            generator = torch.Generator(query.device).manual_seed(self.seed + tile.number)
+            maps = [drop(part, parts.threshold, generator) for part in maps]
+        return torch.stack([_seen(part.to(value.dtype), value, *own[1:]) for part in maps], dim=1), penalty
+
+    def maps(self, tile: _Tile, query: Tensor, key: Tensor, *own: Tensor) -> list[Tensor]:
+        """Return the weights of a tile, (r, H, q, stop), and with bias_as = "channel" the map of each bias.
+
+        Args:
+            tile: the rows and queries.
+            query: (r, H, q, K).
+            key: (r, H, stop, K).
+            own: key (r, H, q, K) of the queries themselves, if each sees its own after the others; the maps then have a key more.
+        """
+        parts = self.parts
+        config = self.parts.config
         distance, visible = self.block.pairs(tile.rows, tile.queries, tile.stop)
         visible = visible[:, None]
         scores = self._scores(query, key, visible)
@@ -118,17 +138,10 @@ class _TiledBlock:
         weights = normalise(scores, visible, config.normalisation, parts.silu_divisor)
         if self.block.may_be_blind:
             weights = weights * visible
-        penalty = scores.new_zeros(())
-        if parts.with_penalty:
-            counted = self.block.is_counted[tile.rows, None, tile.queries]
-            penalty = (penalty_of(weights, config.normalisation) * counted).sum()
         maps = [weights]
         if config.bias_as == "channel":
             maps += [(bias * visible).expand_as(weights) for bias in biases]
-        if parts.threshold:
-            generator = torch.Generator(query.device).manual_seed(self.seed + tile.number)
-            maps = [drop(part, parts.threshold, generator) for part in maps]
-        return torch.stack([_seen(part.to(value.dtype), value, *own[1:]) for part in maps], dim=1), penalty
+        return maps
 
     def _scores(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
         """Return the scores (r, H, q, k) in float32 at least.
@@ -204,6 +217,32 @@ def whole_attention(
     return output
 
 
+def whole_maps(
+    query: Tensor,
+    key: Tensor,
+    block: PaddedBlock,
+    ages: Tensor | None,
+    parts: AttentionTerms,
+    own: tuple[Tensor, ...] = (),
+) -> Tensor:
+    """Return the weights of a block and the maps of biases, (R, C, H, Q, K), with one more key for `own`.
+
+    Padding has weights too.
+
+    Args:
+        query: as for `tiled_attention`.
+        key: as for `tiled_attention`.
+        block: as for `tiled_attention`.
+        ages: as for `tiled_attention`.
+        parts: as for `tiled_attention`.
+        own: key (R, G, Q, K) of the queries, if each sees itself too.
+    """
+    tile = _Tile(0, slice(None), slice(0, query.shape[2]), key.shape[2])
+    shared = query.shape[1] // key.shape[1]
+    key, *own_key = (tensor.repeat_interleave(shared, dim=1) for tensor in (key, *own))
+    return torch.stack(_TiledBlock(block, ages, parts, 0).maps(tile, query, key, *own_key), dim=1)
+
+
 def are_kept(blocks: Iterable[PaddedBlock], num_heads: int, parts: AttentionTerms) -> bool:
     """Return whether to keep the intermediate results of an activation unit for all of these blocks."""
     if parts.unit is None:
@@ -254,8 +293,9 @@ class _TiledAttention(torch.autograd.Function):
         num_cut = ctx.num_cut  # type: ignore[attr-defined]
         tiled: _TiledBlock = ctx.tiled  # type: ignore[attr-defined]
         query = tensors[0]
-        learned = tensors[num_cut:]
-        totals = [torch.zeros_like(tensor) for tensor in tensors]
+        # Frozen weights have no gradient: of a trained model that is explained, only its inputs have one.
+        learned = [tensor for tensor in tensors[num_cut:] if tensor.requires_grad]
+        totals = [torch.zeros_like(tensor) for tensor in (*tensors[:num_cut], *learned)]
         with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
             for tile in tiled.tiles(query.shape[1], query.device):
                 leaves = [part.detach().requires_grad_() for part in _sliced(tile, *tensors[:num_cut])]
@@ -271,7 +311,9 @@ class _TiledAttention(torch.autograd.Function):
                 ):
                     if gradient is not None:
                         total += gradient
-        return None, None, *totals
+        of_learned = iter(totals[num_cut:])
+        rest = [next(of_learned) if tensor.requires_grad else None for tensor in tensors[num_cut:]]
+        return None, None, *totals[:num_cut], *rest
 
 
 def _sliced(tile: _Tile, query: Tensor, key: Tensor, value: Tensor, *own: Tensor) -> list[Tensor]:

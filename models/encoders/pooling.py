@@ -30,11 +30,21 @@ class AttentionPooling(nn.Module):
         self.output = nn.Linear(width, width)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> Tensor:
-        num_events, width = x_ND.shape
+        query, key, value, _ = self.heads(x_ND, context)
+        return self.output_of(attend(query, key, value, context, self.terms()).output, None)
+
+    def heads(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor, Tensor, None]:
+        """Return queries, keys and values as they are attended with, and no gate."""
+        num_events = x_ND.shape[0]
         key, value = self.key_value(x_ND).view(num_events, 2, self.num_heads, self.head_width).unbind(dim=1)
         num_queries = context.layout.last.numel() if context.outputs == "last" else num_events
-        query = self.query.to(key.dtype).expand(num_queries, -1, -1)
-        parts = AttentionTerms(self.config, self.head_width**-0.5, 1)
-        pooled = attend(query, key, value, context, parts).output.reshape(num_queries, width)
-        output: Tensor = self.output(pooled)
+        return self.query.to(key.dtype).expand(num_queries, -1, -1), key, value, None
+
+    def output_of(self, seen: Tensor, gate: None) -> Tensor:
+        """Return the output, (n, D), of attended values (n, 1, H, V)."""
+        output: Tensor = self.output(seen.flatten(1))
         return output
+
+    def terms(self) -> AttentionTerms:
+        """Return the form of the attention."""
+        return AttentionTerms(self.config, self.head_width**-0.5, 1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.attention.blocks import AttentionContext
 from models.attention.candidates import CandidateContext
 from models.attention.search import search_by_category, search_by_similarity
-from models.attention.target import TargetAttention, mean_of_events
+from models.attention.target import MeanOfEvents, TargetAttention
 from models.encoders.config import EncoderConfig
 from models.encoders.encoder import Encoder
 from models.ranking.batch import RankingBatch
@@ -35,6 +35,7 @@ class Interest(nn.Module):
         self.max_history = max_history
         self.encoder = Encoder(width, max_history, encoder)
         self.attention = TargetAttention(width, max_history, config.attention) if config.kind == "attention" else None
+        self.mean = MeanOfEvents()  # without weights: used if there is no target attention
         self.width = width if self.attention is None else self.attention.width_out
 
     def forward(self, event_ND: Tensor, candidate_MD: Tensor, batch: RankingBatch) -> tuple[Tensor, Tensor | None]:
@@ -56,7 +57,7 @@ class Interest(nn.Module):
         encoded_ND = encoded_ND.to(candidate_MD.dtype)
         candidates = self._narrowed(encoded_ND, candidate_MD, batch, candidates)
         if self.attention is None:
-            return mean_of_events(encoded_ND, candidates), penalty
+            return self.mean(encoded_ND, candidate_MD, candidates), penalty
         seen_MW, more = self.attention(encoded_ND, candidate_MD, candidates)
         penalties = [part for part in (penalty, more) if part is not None]
         return seen_MW, torch.stack(penalties).sum() if penalties else None

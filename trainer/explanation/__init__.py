@@ -6,10 +6,18 @@ Packages:
     page        the page of explanations
 
 Files:
+    attention.py    weights of attention, per layer and head
     attribution.py  values of a method, one per event
+    baselines.py    where the paths of integrated gradients begin
     explained.py    what methods need of a model, for both tasks and for sharded tables
+    gradients.py    gradients of scores, and gradient x input
     heads.py        effects of attention heads
+    integrated.py   integrated gradients
+    methods.py      all methods by name
     occlusion.py    fall of the score without each event
     questions.py    histories with the item that is scored, as packed arrays
     removal.py      what it means to remove an event
+    rollout.py      attention through all layers
+    smallest_set.py  events whose removal changes the top item
+    top_items.py    the two best items for variants of histories
 """

@@ -61,12 +61,14 @@ class Questions:
     @cached_property
     def owner(self) -> np.ndarray:
         """Question of each event, (N,) int64."""
-        return np.repeat(np.arange(self.size), self.lengths)
+        owner: np.ndarray = np.repeat(np.arange(self.size), self.lengths)
+        return owner
 
     @cached_property
     def places(self) -> np.ndarray:
         """Place of each event in its question, from 0 for the oldest, (N,) int64."""
-        return np.arange(self.items.size) - self.offsets[:-1][self.owner]
+        places: np.ndarray = np.arange(self.items.size) - self.offsets[:-1][self.owner]
+        return places
 
     def take(self, rows: np.ndarray) -> "Questions":
         """Return the questions with these numbers, in this order. A question can be taken several times."""

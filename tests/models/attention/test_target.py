@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from models.attention.config import TargetAttentionConfig
 from models.attention.reference import attend_to_events_reference
-from models.attention.target import TargetAttention, mean_of_events
+from models.attention.target import MeanOfEvents, TargetAttention
 from tests.models.attention.shown import Shown, shown, vectors
 
 WIDTH, MAX_HISTORY = 8, 24
@@ -63,7 +63,7 @@ def written_out(attention: TargetAttention, event: Tensor, candidate: Tensor, gi
     query, key, value = (x.reshape(x.shape[0], h, -1) for x, h in ((query, heads), (key, shared), (value, shared)))
     if attention.log_temperature is not None:
         query = query / attention.log_temperature.exp()[:, None]
-    seen = attend_to_events_reference(query, key, value, given.context(), attention._parts()).output.flatten(1)
+    seen = attend_to_events_reference(query, key, value, given.context(), attention.terms()).output.flatten(1)
     if attention.output_norm is not None:
         seen = attention.output_norm(seen)
     if gate is not None:
@@ -119,7 +119,7 @@ def test_the_penalty_is_scaled_and_only_there_in_training():
     attention, given = attention_of("dot product", num_heads=2, penalty=0.5), shown()
     inputs = inputs_of(given, torch.float32)
     training = attention.train()(*inputs, given.context())[1]
-    parts = attention._parts()
+    parts = attention.terms()
     query, key, value, _ = attention._projected(*inputs)
     plain = attend_to_events_reference(query, key, value, given.context(), parts).penalty
     torch.testing.assert_close(training, plain * 0.5 / 2)
@@ -131,7 +131,7 @@ def test_the_mean_is_that_of_the_events_that_are_seen():
     event, candidate = inputs_of(given)
     del candidate
     leaf = event.clone().requires_grad_()
-    mean = mean_of_events(leaf, given.context())
+    mean = MeanOfEvents()(leaf, given.candidates, given.context())
     layout, expected = given.candidate_layout, []
     plain = event.clone().requires_grad_()
     for first, end in zip(layout.first_event.tolist(), layout.history_end.tolist(), strict=True):
