@@ -3,6 +3,7 @@
 Files:
     event_groups.py  groups of events of a dataset, for the aggregates of attention
     folder.py        the folder of explanations and its manifest
+    measure.py       faithfulness of the methods, measured on the explained users
     outputs.py       tables of attention and the page, which the driver writes
     questions.py     which items are explained to which users
     request.py       what is asked for, as plain values

@@ -5,6 +5,7 @@
     heads/part-*.parquet          one row per user, explained item and attention head: the effect of the head
     attention_groups.parquet      share of attention by group of events, for each head
     attention_heads.parquet       entropy and effective number of events of each head
+    faithfulness.json             how faithful the methods are for this model (absent if it was not measured)
     explain.html                  the page
 
 Workers write into a hidden folder next to it, which takes its place when everything is there.
@@ -25,6 +26,7 @@ from trainer.storage.files import write_json_atomically
 MANIFEST = "_explanations.json"
 FORMAT_VERSION = 1
 PAGE = "explain.html"
+FAITHFULNESS = "faithfulness.json"
 EVENTS, SETS, HEADS = "events", "sets", "heads"
 TABLES = (EVENTS, SETS, HEADS)
 ATTENTION_GROUPS = "attention_groups.parquet"
@@ -77,7 +79,7 @@ def read_table(folder: Path, name: str) -> pa.Table | None:
 
 def files_of(folder: Path) -> dict[str, int]:
     """Return the bytes of each finished file by its path in the folder."""
-    files = [*folder.glob("*/part-*.parquet"), *folder.glob("*.parquet"), *folder.glob(PAGE)]
+    files = [*folder.glob("*/part-*.parquet"), *folder.glob("*.parquet"), *folder.glob(PAGE), *folder.glob(FAITHFULNESS)]
     return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
 
 

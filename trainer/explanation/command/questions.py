@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sharding.world import World
 from trainer.data.stream.catalogue_reader import columns_for
-from trainer.data.stream.columns import stretches, take_all
+from trainer.data.stream.columns import gather, stretches, take_all
 from trainer.data.stream.held_out import Deal
 from trainer.data.stream.packed import PackedHistories
 from trainer.data.stream.row_groups import RowGroupReader
@@ -29,6 +29,7 @@ from trainer.recommend.next_item import Chosen, NextItemLists
 from trainer.recommend.request import RecommendRequest
 
 NOTHING = np.zeros(0, np.int64)
+POOL = 256  # histories of other users for baselines and replaced events
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,20 @@ class Batch:
     """Users with a question."""
     num_without: int
     """Users without one."""
+    left_out: np.ndarray
+    """Packed ids of the items that are no recommendations, by question."""
+    bounds: np.ndarray
+    """(B + 1,) int64 bounds of these."""
 
     @property
     def firsts(self) -> np.ndarray:
         """The first question of each user."""
         keys = self.asked.keys
         return np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if keys.size else NOTHING
+
+    def left_out_of(self, questions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the items that are no recommendations, of some questions: packed ids, and bounds."""
+        return gather(self.left_out, self.bounds[questions], self.bounds[questions + 1])
 
 
 @dataclass(frozen=True)
@@ -73,17 +82,41 @@ class Chooser:
         """Return the number of batches, which is the same on every worker."""
         return self._deal().num_batches()
 
-    def batches(self) -> Iterator[Batch]:
-        """Yield the questions of this worker. Collective."""
+    def item_shard(self) -> ItemShard | None:
+        """Return this worker's share of the items; None for rankers. Collective."""
+        if self.trained.manifest.task == "ranking":
+            return None
+        return self._lists().item_shard(Candidates(self.trained.num_items))
+
+    def pool(self) -> Questions:
+        """Return questions with other histories, those of a row group, the same on every worker."""
+        reader = self._reader()
+        group = int(np.random.default_rng(self.request.seed).integers(len(reader.group_rows)))
+        packed = reader.read([group])[group]
+        rows = np.arange(min(POOL, packed.starts.size))
+        if packed.impressions is not None:
+            alone = replace(self.request, item=None, at=None, k=1)
+            return replace(self, request=alone)._impressions(packed, self._row_ids(group, reader), rows).asked
+        assert packed.users is not None
+        given = histories_in(packed, rows, packed.users.take(pa.array(rows)), None, latest_time(self.trained.manifest))
+        filled = np.flatnonzero(given.lengths)
+        return self._ask(given, filled, np.ones(filled.size, np.int64), self._row_ids(group, reader)[rows])
+
+    def _row_ids(self, group: int, reader: RowGroupReader) -> np.ndarray:
+        return np.arange(reader.first_rows[group], reader.first_rows[group + 1])
+
+    def batches(self, shard: ItemShard | None) -> Iterator[Batch]:
+        """Yield the questions of this worker. Collective.
+
+        shard: this worker's share of the items, for a next-item model.
+        """
         chosen = Chosen.of(self._as_recommendations())
         if self.trained.manifest.task == "ranking":
             for packed, row_ids, rows in self._deal().batches():
                 yield self._impressions(packed, row_ids, rows[chosen.among(row_ids[rows])])
             return
-        lists = NextItemLists(
-            self.trained, self._as_recommendations(), self.world, self.trained.job.config.evaluate.score_block_items
-        )
-        shard = lists.item_shard(Candidates(self.trained.num_items)) if self.request.item is None else None
+        lists = self._lists()
+        assert shard is not None
         for packed, row_ids, rows in self._deal().batches():
             yield self._best_items(packed, row_ids, rows[chosen.among(row_ids[rows])], lists, shard)
 
@@ -93,26 +126,29 @@ class Chooser:
         row_ids: np.ndarray,
         rows: np.ndarray,
         lists: NextItemLists,
-        shard: ItemShard | None,
+        shard: ItemShard,
     ) -> Batch:
         """Return the questions about the best items of users, or about the given item. Collective."""
         request = self.request
         assert packed.users is not None
         at = None if request.at is None else np.full(rows.size, request.at, np.int64)
         given = histories_in(packed, rows, packed.users.take(pa.array(rows)), at, latest_time(self.trained.manifest))
-        if shard is None:
+        seen, offsets = given.seen()
+        if request.item is not None:
             targets = np.full((rows.size, 1), request.item, np.int64)
         else:
-            seen, offsets = given.seen()
             vectors = lists.user_vectors(given)
             ranked = lists.rank(vectors, seen, offsets, shard, self.trained.num_items, request.filter_viewed)
             targets = ranked.top_items
         there = (targets > 0) & (given.lengths > 0)[:, None]
         owners, places = np.nonzero(there)
         asked = self._ask(given, owners, targets[there], row_ids[rows])
-        ranks = np.zeros(owners.size, np.int64) if shard is None else places + 1
+        ranks = np.zeros(owners.size, np.int64) if request.item is not None else places + 1
         filled = int((given.lengths > 0).sum())
-        return Batch(asked, ranks, given.lengths[owners], filled, rows.size - filled)
+        left_out, bounds = gather(seen, offsets[owners], offsets[owners + 1])
+        if not request.filter_viewed:
+            left_out, bounds = NOTHING, np.zeros_like(bounds)
+        return Batch(asked, ranks, given.lengths[owners], filled, rows.size - filled, left_out, bounds)
 
     def _ask(self, given: Histories, owners: np.ndarray, targets: np.ndarray, row_ids: np.ndarray) -> Questions:
         at = None if given.packed.times is None else given.requested_at[owners]
@@ -152,7 +188,8 @@ class Chooser:
             keys=row_ids[rows[owners]],
         )
         users = np.unique(owners).size
-        return Batch(asked, from_latest + 1, shown.history_end[places], users, rows.size - users)
+        none = np.zeros(owners.size + 1, np.int64)
+        return Batch(asked, from_latest + 1, shown.history_end[places], users, rows.size - users, NOTHING, none)
 
     def _as_recommendations(self) -> RecommendRequest:
         """Return the part of the request that asks for recommendations."""
@@ -167,15 +204,23 @@ class Chooser:
             users=request.users,
         )
 
-    def _deal(self) -> Deal:
-        """Return the assignment of users to workers and batches."""
+    def _lists(self) -> NextItemLists:
+        block_items = self.trained.job.config.evaluate.score_block_items
+        return NextItemLists(self.trained, self._as_recommendations(), self.world, block_items)
+
+    def _reader(self) -> RowGroupReader:
+        """Return the reader of what the model uses, and of the features by which attention is added up."""
         trained = self.trained
         columns = columns_for(trained.catalogue, users=True)
         grouped = {f.column for f in grouped_features(tuple(trained.manifest.features)) if f.owner == "event"}
         named = columns.features if isinstance(columns.features, frozenset) else frozenset()
         ranks = trained.manifest.task == "ranking"
         columns = replace(columns, times=True, features=named | grouped, impressions=ranks)
-        reader = RowGroupReader(trained.job.dataset_dir, trained.manifest, columns)
+        return RowGroupReader(trained.job.dataset_dir, trained.manifest, columns)
+
+    def _deal(self) -> Deal:
+        """Return the assignment of users to workers and batches."""
+        reader = self._reader()
         groups = Chosen.of(self._as_recommendations()).groups(reader.first_rows)
-        size = trained.job.config.evaluate.batch_size
+        size = self.trained.job.config.evaluate.batch_size
         return Deal(reader, size, self.world.rank, self.world.world_size, groups)

@@ -5,11 +5,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from trainer.explanation.aggregates.groups import Grouping
     from trainer.explanation.aggregates.sums import AttentionSums
 
 ALL = "all"
 """Name of all methods, for a comparison."""
+METHODS = (
+    "occlusion",
+    "integrated_gradients_sampled",
+    "integrated_gradients_mean",
+    "integrated_gradients_zero",
+    "gradient_x_input",
+    "rollout",
+    "attention",
+)
+"""Names of trainer.explanation.methods, which loads torch."""
 SAMPLE = 20
 """Users that are explained by default."""
 Removal = Literal["deleted", "masked", "replaced"]
@@ -43,6 +55,8 @@ class Options:
     """What removing an event means."""
     shown: int = 12
     """Number of users on the page."""
+    measure: bool = True
+    """Whether the faithfulness of the methods is measured for the best item of each user."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,20 @@ class ExplainRequest:
     """What removing an event means."""
     seed: int
     """Seed of all draws."""
+    measure: bool
+    """Whether faithfulness is measured."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Faithfulness of each of B users, as plain values."""
+
+    values: "dict[tuple[str, str, str], np.ndarray]"
+    """(B,) by order of events, metric, and what is removed (trainer.explanation.faithfulness.measure)."""
+    lengths: "np.ndarray"
+    """(B,) number of events of each history."""
+    num_short: int
+    """Users without enough events."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +117,5 @@ class PartResult:
     """Sums of attention over the users of this worker; None for a model without attention."""
     groupings: "tuple[Grouping, ...]"
     """The groupings of these sums."""
+    measured: "Measurements | None"
+    """Faithfulness of each user of this worker; None if it was not measured."""

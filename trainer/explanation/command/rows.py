@@ -8,6 +8,7 @@ import pyarrow as pa
 from trainer.explanation.attribution import Attribution
 from trainer.explanation.command.questions import Batch
 from trainer.explanation.heads import HeadEffects
+from trainer.explanation.smallest_set import SmallestSets
 from trainer.inference.trained_model import TrainedModel
 
 
@@ -47,6 +48,37 @@ def head_rows(trained: TrainedModel, batch: Batch, effects: HeadEffects) -> pa.T
             "layer": pa.array(list(effects.layers) * batch.asked.size, pa.string()),
             "head": pa.array(np.tile(np.asarray(effects.heads, np.int32) + 1, batch.asked.size), pa.int32()),
             "effect": pa.array(effects.effects.reshape(-1), pa.float32()),
+        }
+    )
+
+
+def set_rows(trained: TrainedModel, batch: Batch, questions: np.ndarray, sets: SmallestSets, largest: int) -> pa.Table:
+    """Return a row per question of which the smallest set was searched.
+
+    Columns: user_id, item_id, rank, is_changed, is_smallest, positions and event_item_ids of the removed events, new_item_id
+    (the best item without them), most_removed (size of the largest sets that were tried).
+
+    Args:
+        trained: the model.
+        batch: the questions of the batch.
+        questions: numbers of the searched ones, ascending.
+        sets: their sets.
+        largest: size of the largest sets.
+    """
+    asked = batch.asked.take(questions)
+    sizes = sets.sizes(asked)
+    offsets = pa.array(np.concatenate(([0], np.cumsum(sizes))).astype(np.int32))
+    first = batch.lengths[questions] - asked.lengths
+    positions = (first[asked.owner] + asked.places + 1)[sets.removed].astype(np.int32)
+    return pa.table(
+        {
+            **_question_columns(trained, batch, questions),
+            "is_changed": pa.array(sets.found),
+            "is_smallest": pa.array(sets.is_smallest),
+            "positions": pa.ListArray.from_arrays(offsets, pa.array(positions)),
+            "event_item_ids": pa.ListArray.from_arrays(offsets, _values(trained, asked.items[sets.removed])),
+            "new_item_id": _values(trained, sets.top_after),
+            "most_removed": pa.array(np.full(questions.size, largest, np.int32)),
         }
     )
 
