@@ -49,6 +49,9 @@ def explain(
     label: Annotated[str | None, typer.Option(metavar="NAME", help="label of a ranker that is explained")] = None,
     removal: Annotated[Removal, typer.Option(help="what removing an event means")] = "deleted",
     shown: Annotated[int, typer.Option(metavar="N", help="number of users on the page")] = 12,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="measure how faithful the methods are for this model")
+    ] = True,
     checkpoint: Annotated[str | None, typer.Option(help="name or path of a checkpoint (default: the best one)")] = None,
     out: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="folder to write (default: explanations/ in the run folder)")
@@ -63,7 +66,7 @@ def explain(
     from trainer.explanation.command.folder import PAGE
     from trainer.explanation.command.request import Options
 
-    options = Options(users, sample, seed, user, item, method, k, filter_viewed, at, label, removal, shown)
+    options = Options(users, sample, seed, user, item, method, k, filter_viewed, at, label, removal, shown, measure)
     target = None if out is None else Path(out)
     done, folder = in_view(as_json, lambda view: driver.run_explain(settings, options, checkpoint, target, view))
     if as_json:

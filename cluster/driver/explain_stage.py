@@ -25,10 +25,9 @@ from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.errors import UserError
 from trainer.explanation.command import folder as explanations
 from trainer.explanation.command.folder import FORMAT_VERSION, ExplanationsManifest
-from trainer.explanation.command.outputs import write_outputs
+from trainer.explanation.command.outputs import read_faithfulness, write_outputs
 from trainer.explanation.command.request import SAMPLE, ExplainRequest, Options, PartResult
 from trainer.explanation.command.selection import Selection, select
-from trainer.explanation.page.trust import not_measured
 from trainer.inference.moments import moment_of
 from trainer.pages.text import duration_text
 from trainer.recommend.folder import new_attempt
@@ -56,9 +55,9 @@ def run_explain_stage(
     check_options(config, options)
     checkpoint = find_checkpoint(config, name)
     manifest = read_manifest(config.dataset_dir)
-    selection = select(options.method)
     target = (config.run_dir / FOLDER if out is None else out).resolve()
-    inputs = explain_inputs(config, checkpoint, manifest, options, selection.methods)
+    selection = select(options.method, read_faithfulness(target, checkpoint.path.name, manifest.digest))
+    inputs = explain_inputs(config, checkpoint, manifest, options)
     done = explanations.read_explanations(target)
     if done is not None and done.inputs == inputs:
         view.print_line(f"explain: done before, of {done.checkpoint}, in {target}")
@@ -75,8 +74,7 @@ def run_explain_stage(
         view.clear()
         (attempt / USERS_FILE).unlink()
         done = _described(config, options, checkpoint, manifest, inputs, selection, request, parts)
-        attention = [part.attention for part in parts if part.attention is not None]
-        write_outputs(planned_job(config)[0], manifest, attempt, done, not_measured(), attention, parts[0].groupings)
+        write_outputs(planned_job(config)[0], manifest, attempt, done, parts)
         done = replace(done, files=explanations.files_of(attempt))
         explanations.commit(attempt, target, done)
     except BaseException:
@@ -126,6 +124,7 @@ def _request(
         label=options.label,
         removal=options.removal,
         seed=options.seed,
+        measure=options.measure,
     )
 
 

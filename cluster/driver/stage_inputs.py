@@ -64,9 +64,7 @@ def recommend_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Man
     )
 
 
-def explain_inputs(
-    config: Config, checkpoint: StoredCheckpoint, manifest: Manifest, options: ExplainOptions, methods: tuple[str, ...]
-) -> str:
+def explain_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Manifest, options: ExplainOptions) -> str:
     """Return the digest of what explanations depend on, the content of a file of users included."""
     return digest_of(
         {
@@ -75,7 +73,6 @@ def explain_inputs(
             "identity": identity(config),
             "dataset": manifest.digest,
             "options": asdict(options),
-            "methods": methods,
             "users": _content_of(None if options.users is None else Path(options.users)),
             "version": EXPLANATIONS_VERSION,
         }

@@ -59,9 +59,10 @@ def written(
         manifest, folder = run_explain_stage(config, Options(**options), None, out, workers, view)
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert there == {*manifest.files, MANIFEST}
-    tables = {name: pd.read_parquet(folder / name) for name in ("events", "heads")}
+    names = [name for name in ("events", "heads", "sets") if (folder / name).exists()]
+    tables = {name: pd.read_parquet(folder / name) for name in names}
     assert manifest.num_rows == len(tables["events"])
-    by = {"events": [*KEYS, "method", "position"], "heads": [*KEYS, "layer", "head"]}
+    by = {"events": [*KEYS, "method", "position"], "heads": [*KEYS, "layer", "head"], "sets": KEYS}
     return (
         {name: table.sort_values(by[name], ignore_index=True) for name, table in tables.items()},
         manifest,
@@ -128,7 +129,7 @@ def test_the_effect_of_a_head_is_the_fall_without_its_columns(events: Config) ->
 
 def test_it_is_done_once_and_the_page_is_whole(rank_pool: RankPool, events: Config, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    first, manifest, workers = written(events, rank_pool, out, 1, users="u05,u03", k=1, shown=2)
+    first, _, workers = written(events, rank_pool, out, 1, users="u05,u03", k=1, shown=2)
     again, _, idle = written(events, rank_pool, out, 1, users="u05,u03", k=1, shown=2)
     assert (workers.jobs, idle.jobs) == (1, 0)
     pd.testing.assert_frame_equal(first["events"], again["events"])
@@ -138,7 +139,9 @@ def test_it_is_done_once_and_the_page_is_whole(rank_pool: RankPool, events: Conf
     parsed = Page(page)
     assert parsed.open == []
     assert {"User u03", "User u05"} <= set(parsed.text.split("  ")) or "u05" in parsed.text
-    assert "It has not been measured how faithful" in parsed.text
+    assert "Measured on 2 users" in parsed.text
+    assert "2 users are few" in parsed.text
+    assert "Where attention goes" in parsed.text
     bars = sum(attributes.get("title", "").startswith("event ") for tag, attributes in parsed.tags if tag == "li")
     assert bars == len(first["events"])
     assert json.loads((out / MANIFEST).read_text())["options"]["users"] == "u05,u03"

@@ -1,9 +1,10 @@
 """Explanations: how much each event of a history contributes to the score of an item.
 
 Packages:
-    aggregates  where attention goes, over many histories
-    command     the work of `shoal explain` on the workers, and its files
-    page        the page of explanations
+    aggregates    where attention goes, over many histories
+    command       the work of `shoal explain` on the workers, and its files
+    faithfulness  what removing the named events does to the answer, with intervals and sanity checks
+    page          the page of explanations
 
 Files:
     attention.py    weights of attention, per layer and head

@@ -79,7 +79,12 @@ def read_table(folder: Path, name: str) -> pa.Table | None:
 
 def files_of(folder: Path) -> dict[str, int]:
     """Return the bytes of each finished file by its path in the folder."""
-    files = [*folder.glob("*/part-*.parquet"), *folder.glob("*.parquet"), *folder.glob(PAGE), *folder.glob(FAITHFULNESS)]
+    files = [
+        *folder.glob("*/part-*.parquet"),
+        *folder.glob("*.parquet"),
+        *folder.glob(PAGE),
+        *folder.glob(FAITHFULNESS),
+    ]
     return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
 
 

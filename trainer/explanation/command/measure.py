@@ -57,9 +57,7 @@ def together(parts: Sequence[Measurements]) -> Measurements | None:
     if not parts:
         return None
     values = {key: np.concatenate([part.values[key] for part in parts]) for key in parts[0].values}
-    return Measurements(
-        values, np.concatenate([part.lengths for part in parts]), sum(part.num_short for part in parts)
-    )
+    return Measurements(values, np.concatenate([part.lengths for part in parts]), sum(part.num_short for part in parts))
 
 
 def _scorer(model: Explained, shard: ItemShard | None, seen: Seen) -> Scorer:

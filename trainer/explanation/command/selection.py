@@ -46,4 +46,7 @@ def _recommended(measured: "Faithfulness | None") -> tuple[str, str]:
     if measured is None or len(names) < len(METHODS):
         return DEFAULT, "It is the default method: it asks the model itself what happens without an event."
     best = min(names, key=lambda name: measured.value(name, _DECIDES).value)
-    return best, f"It was the most faithful of {len(names)} methods for this model, measured on {measured.num_users:,} users."
+    return (
+        best,
+        f"It was the most faithful of {len(names)} methods for this model, measured on {measured.num_users:,} users.",
+    )

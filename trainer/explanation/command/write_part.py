@@ -114,9 +114,7 @@ def write_part(trained: TrainedModel, request: ExplainRequest, world: World, on_
     model = explained_model(trained, world, request.label)
     chooser = Chooser(model, request, world)
     needs_pool = request.removal == "replaced" or bool(set(request.methods) & set(WITH_POOL))
-    options = MethodOptions(
-        pool=chooser.pool() if needs_pool else None, removal=request.removal, seed=request.seed
-    )
+    options = MethodOptions(pool=chooser.pool() if needs_pool else None, removal=request.removal, seed=request.seed)
     part = _Part(model, request, EventGroups.of(trained), chooser.item_shard(), options)
     with ExitStack() as stack:
         writers = {

@@ -79,9 +79,7 @@ METRICS = (
 
 def metric_names() -> tuple[str, ...]:
     """Return the names of all values, for example "pos@5" and "del"."""
-    return tuple(
-        metric.value_name(k) for metric in METRICS for k in (CUTOFFS if metric.has_cutoff else CUTOFFS[:1])
-    )
+    return tuple(metric.value_name(k) for metric in METRICS for k in (CUTOFFS if metric.has_cutoff else CUTOFFS[:1]))
 
 
 def metric_of(name: str) -> FaithfulnessMetric:

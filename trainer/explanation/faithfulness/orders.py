@@ -21,7 +21,8 @@ def order_of(weights: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     owner = np.repeat(np.arange(lengths.size), lengths)
     places = np.arange(weights.size) - np.repeat(offsets[:-1], lengths)
     order = np.lexsort((-places, -np.where(np.isnan(weights), -np.inf, weights), owner))
-    return places[order]
+    ordered: np.ndarray = places[order]
+    return ordered
 
 
 def random_order(keys: np.ndarray, offsets: np.ndarray, seed: int) -> np.ndarray:
@@ -33,7 +34,10 @@ def random_order(keys: np.ndarray, offsets: np.ndarray, seed: int) -> np.ndarray
         seed: the seed.
     """
     weights = np.concatenate(
-        [np.zeros(0), *(np.random.default_rng([seed, key]).random(n) for key, n in zip(keys, np.diff(offsets), strict=True))]
+        [
+            np.zeros(0),
+            *(np.random.default_rng([seed, key]).random(n) for key, n in zip(keys, np.diff(offsets), strict=True)),
+        ]
     )
     return order_of(weights, offsets)
 

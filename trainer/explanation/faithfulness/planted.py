@@ -1,4 +1,4 @@
-"""Recovery of the planted causes of synthetic logs (trainer.data.synthetic.log): are they among the first events of an order?
+"""Recovery of the planted causes of synthetic logs (trainer.data.synthetic.log) by the first events of an order.
 
 The explained item is an effect, which occurs in no other way than after its cause. The log's truth names the event that caused it.
 With one cause per effect, the precision of the first three events is at most 1/3. Pure numpy.
@@ -42,7 +42,8 @@ def recoveries(
     lengths = np.diff(offsets)
     owner = np.repeat(np.arange(lengths.size), lengths)
     number = {
-        name: np.bincount(owner, first_events(order, offsets, k) & caused, lengths.size) for name, order in orders.items()
+        name: np.bincount(owner, first_events(order, offsets, k) & caused, lengths.size)
+        for name, order in orders.items()
     }
     of_recency = float(number[RECENCY].mean()) / k if RECENCY in number and lengths.size else 0.0
     return tuple(

@@ -3,7 +3,7 @@
 randomised weights  Weights are replaced by initial ones, from the output to the input, and stay replaced (cascading randomisation:
                     Adebayo et al. 2018, arXiv:1810.03292). An explanation of the model must change: its rank correlation with the
                     one before must fall. A map that stays the same does not depend on what the model learned.
-uniform attention   All events that an event can attend to get equal weights (Wiegreffe & Pinter 2019, arXiv:1908.04626, section 3.2;
+uniform attention   All events that an event can attend to get equal weights (Wiegreffe & Pinter 2019, arXiv:1908.04626;
                     Jain & Wallace 2019, arXiv:1902.10186). If the output hardly changes, attention explains little of it.
 agreement           Models that differ in their seed alone explain the same item. If their maps differ, the maps tell more about the
                     seed than about the data.
@@ -86,8 +86,8 @@ def randomised_weights(
 def with_uniform_attention(trained: TrainedModel) -> TrainedModel:
     """Return a copy of the model in which each event attends equally to all events that it can see.
 
-    The weights are those of a softmax of equal scores, 1 / number of visible events, also where the model learned pointwise weights:
-    their sum differs, which the norm after HSTU's attention removes. Biases are zero.
+    The weights are those of a softmax of equal scores, 1 / number of visible events. Where the model learned pointwise weights,
+    their sum differs; the norm after HSTU's attention removes the difference. Biases are zero.
     """
     model = copy.deepcopy(trained.model)
     for module in model.modules():

@@ -1,7 +1,7 @@
 """Means over users with intervals, and paired tests against references. Pure numpy.
 
-Intervals of means are score intervals (trainer.evaluation.confidence); those of differences are from the paired bootstrap over users,
-and tests are randomisation tests, all corrected together (trainer.comparison). Shapes: B users.
+Intervals of means are score intervals (trainer.evaluation.confidence). Those of differences are from the paired bootstrap over
+users. Tests are randomisation tests, all corrected together (trainer.comparison). Shapes: B users.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,9 @@ STATEMENTS: dict[Removal, str] = {
     "masked": "Removing an event means masking it: it keeps its position and its time, and its vector is zero.",
     "replaced": "Removing an event means replacing it by an event of another user: it keeps its position and its time.",
 }
-TOP_ITEM = "The explained item is the model's best candidate for the whole history; the user's own items are no candidates."
+TOP_ITEM = (
+    "The explained item is the model's best candidate for the whole history; the user's own items are no candidates."
+)
 
 
 def summarise(

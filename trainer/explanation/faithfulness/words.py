@@ -1,5 +1,6 @@
 """Results of faithfulness in plain words, for pages. No torch."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ from trainer.explanation.faithfulness.results import Faithfulness
 
 Level = Literal["faithful", "partly", "not"]
 JUDGED = ("pos@10", "del", "ins", "cdcg")
-"""Metrics that decide the verdict, as far as they were measured: what happens without the most important events, or with them only."""
+"""Metrics that decide the verdict, as far as they were measured."""
 NAMES = {
     "random": "a random order",
     "recency": "the order of time, the newest event first",
@@ -53,7 +54,7 @@ def verdict(result: Faithfulness, order: str, removed: str = SHARES) -> Verdict:
     return Verdict(order, _level(outcomes), tuple(sentence for sentence in sentences if sentence))
 
 
-def _level(outcomes: dict[str, list[str]]) -> Level:
+def _level(outcomes: Mapping[str, Sequence[str]]) -> Level:
     everything = [outcome for of_reference in outcomes.values() for outcome in of_reference]
     if everything and all(outcome == "better" for outcome in everything):
         return "faithful"
@@ -76,7 +77,7 @@ def _numbers(result: Faithfulness, order: str) -> str:
     )
 
 
-def _against(reference: str, outcomes: list[str]) -> str:
+def _against(reference: str, outcomes: Sequence[str]) -> str:
     if not outcomes:
         return ""
     name = NAMES[reference]

@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.explanation.faithfulness.metrics import metric_of
+from trainer.explanation.faithfulness.results import Faithfulness
+from trainer.explanation.faithfulness.words import JUDGED, verdict
+
+FEW_USERS = 100  # fewer can show only large differences
 Level = Literal["faithful", "partly", "not", "not measured"]
 TITLES: dict[Level, str] = {
     "faithful": "These explanations can be trusted for this model.",
@@ -40,3 +45,34 @@ def not_measured() -> Trust:
             "names are removed.",
         ),
     )
+
+
+def trust_of(measured: Faithfulness, method: str) -> Trust:
+    """Return how far a method can be trusted, by its measurement.
+
+    Args:
+        measured: the measurement.
+        method: the method that the page shows first.
+    """
+    reached = verdict(measured, method)
+    level: Level = reached.level
+    sentences = [
+        f"Measured on {measured.num_users:,} users with {measured.median_events:.0f} events (median).",
+        *reached.sentences,
+    ]
+    if measured.num_users < FEW_USERS:
+        sentences.append(
+            f"{measured.num_users:,} users are few: only large differences can be shown. Explain more users, as with --sample 500."
+        )
+    metrics = [metric for metric in JUDGED if metric in measured.metrics]
+    rows = tuple(
+        (order.replace("_", " "), *(_value(measured, order, metric) for metric in metrics)) for order in measured.orders
+    )
+    terms = tuple((metric, metric_of(metric).explanation) for metric in metrics)
+    more = (("removing an event", measured.removal_statement), ("explained item", measured.target_statement))
+    return Trust(level, TITLES[level], tuple(sentences), ("order of events", *metrics), rows, (*terms, *more))
+
+
+def _value(measured: Faithfulness, order: str, metric: str) -> str:
+    one = measured.value(order, metric)
+    return f"{one.value:.3f} ({one.interval[0]:.3f} to {one.interval[1]:.3f})"

@@ -50,7 +50,13 @@ def place_and_probability(scorer: CatalogueScorer, one: Questions, seen: set[int
 
 
 def by_hand(
-    scorer: CatalogueScorer, asked: Questions, number: int, seen: set[int], order: list[int], how: Removal, pool: Questions
+    scorer: CatalogueScorer,
+    asked: Questions,
+    number: int,
+    seen: set[int],
+    order: list[int],
+    how: Removal,
+    pool: Questions,
 ) -> dict[tuple[str, str], float]:
     """Return the values of one user by metric and what is removed."""
     one, length = asked.take(np.asarray([number])), len(order)
