@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -75,6 +76,7 @@ def test_values_on_any_number_of_workers_are_those_of_one_process(
 ) -> None:
     one, manifest, _ = written(events, rank_pool, tmp_path / "out", 1, sample=9, seed=3, k=2, method="occlusion")
     two, _, _ = written(events, rank_pool, tmp_path / "two", 2, sample=9, seed=3, k=2, method="occlusion")
+    assert set(one) == {"events", "heads", "sets"}
     for name, table in one.items():
         pd.testing.assert_frame_equal(table, two[name], rtol=1e-4, atol=1e-5)
     assert (manifest.num_users, manifest.num_without, manifest.num_questions) == (9, 0, 18)
@@ -152,10 +154,52 @@ def test_it_is_done_once_and_the_page_is_whole(rank_pool: RankPool, events: Conf
     assert not any(tmp_path.glob("*attempt*"))
 
 
+def test_a_set_changes_the_best_item(rank_pool: RankPool, events: Config, tmp_path: Path) -> None:
+    """Without the events of the set, the Python API recommends the new item."""
+    tables, _, _ = written(events, rank_pool, tmp_path / "out", 1, sample=12, filter_viewed=False, measure=False)
+    sets = tables["sets"]
+    changed = sets[sets["is_changed"]]
+    assert len(changed)
+    model = shoal.load(events.run_dir)
+    logs = pq.read_table(events.logs.path)
+    latest = int(logs.column("time").to_numpy().max())
+    for row in changed.to_dict("records"):
+        own = logs.filter(pc.equal(logs.column("user_id"), row["user_id"])).sort_by("time")
+        kept = [place for place in range(own.num_rows) if place + 1 not in set(row["positions"])]
+        best = [
+            model.recommend(given, 1, filter_viewed=False, at=latest).column("item_id")
+            for given in (own, own.take(kept))
+        ]
+        assert best[0][0].as_py() == row["item_id"] != row["new_item_id"]
+        assert best[1][0].as_py() == row["new_item_id"]
+
+
+def test_one_history_in_this_process(rank_pool: RankPool, events: Config, tmp_path: Path) -> None:
+    rows = written(events, rank_pool, tmp_path / "out", 1, users="u05", method="occlusion", measure=False)[0]["events"]
+    model = shoal.load(events.run_dir)
+    assert isinstance(model, shoal.NextItemRecommender)
+    logs = pq.read_table(events.logs.path)
+    own = logs.filter(pc.equal(logs.column("user_id"), "u05")).sort_by("time")
+    item = rows["item_id"].iloc[0]
+    at = int(logs.column("time").to_numpy().max())
+    table = model.explain(own, item, at=at).to_pandas()
+    newest_first = rows.sort_values("position", ascending=False, ignore_index=True)
+    assert table["position"].tolist() == newest_first["position"].tolist()
+    assert table["item_id"].tolist() == newest_first["event_item_id"].tolist()
+    np.testing.assert_allclose(table["value"], newest_first["value"], rtol=1e-3, atol=1e-5)
+    sampled = model.explain(own, item, at=at, method="integrated_gradients_sampled")
+    assert np.isfinite(sampled.column("value").to_numpy()).all()
+    with pytest.raises(UserError, match="no such method; choose one of attention"):
+        model.explain(own, item, method="guessing")
+    with pytest.raises(UserError, match="unheard"):
+        model.explain(own, "unheard")
+
+
 def test_one_pair_and_what_cannot_be_explained(rank_pool: RankPool, events: Config, tmp_path: Path) -> None:
     rows = written(events, rank_pool, tmp_path / "pair", 1, user="u07", item="i03")[0]["events"]
     assert set(rows["item_id"]) == {"i03"}
     assert rows["rank"].isna().all()
+    assert not (tmp_path / "pair" / "sets").exists()
     for options, message in (
         ({"users": "u07,nobody"}, "no history of 1 of 2 users, such as nobody"),
         ({"user": "u07", "item": "unheard"}, "--item unheard: the model does not know"),

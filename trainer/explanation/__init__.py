@@ -13,6 +13,7 @@ Files:
     explained.py    what methods need of a model, for both tasks and for sharded tables
     gradients.py    gradients of scores, and gradient x input
     heads.py        effects of attention heads
+    history.py      explanation of one history in this process, as a table
     integrated.py   integrated gradients
     methods.py      all methods by name
     occlusion.py    fall of the score without each event

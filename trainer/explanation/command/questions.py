@@ -148,6 +148,9 @@ class Chooser:
         left_out, bounds = gather(seen, offsets[owners], offsets[owners + 1])
         if not request.filter_viewed:
             left_out, bounds = NOTHING, np.zeros_like(bounds)
+        elif request.item is not None:  # a given item is a candidate, even if the user has seen it
+            kept = left_out != request.item
+            left_out, bounds = left_out[kept], np.concatenate(([0], np.cumsum(kept)))[bounds]
         return Batch(asked, ranks, given.lengths[owners], filled, rows.size - filled, left_out, bounds)
 
     def _ask(self, given: Histories, owners: np.ndarray, targets: np.ndarray, row_ids: np.ndarray) -> Questions:

@@ -49,13 +49,17 @@ class _Part:
     sums: list[AttentionSums] = field(default_factory=list)
     measured: list[Measurements] = field(default_factory=list)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tables that are written. A ranker, and a given item, have no best item that could change."""
+        return (EVENTS, HEADS, SETS) if self.shard is not None and self.request.item is None else (EVENTS, HEADS)
+
     def tables(self, batch: Batch) -> dict[str, pa.Table]:
         """Return the rows of a batch by name of the table, and count it. Collective."""
         asked = batch.asked
-        computed = {
-            name: methods.explain(self.model, asked, name, self.options)
-            for name in dict.fromkeys((*self.request.methods, ATTENTION))
-        }
+        wanted = {*self.request.methods, ATTENTION}
+        chosen = [name for name in methods.METHODS if name in wanted]
+        computed: dict[str, Attribution] = {**methods.explain_all(self.model, asked, chosen, self.options)}
         self._add_attention(batch, computed[ATTENTION])
         if self.request.measure:
             self.measured.append(measured_of(self.model, self.shard, batch, computed, self.options))
@@ -64,7 +68,7 @@ class _Part:
             EVENTS: event_rows(self.model.trained, batch, own),
             HEADS: head_rows(self.model.trained, batch, head_effects(self.model, asked)),
         }
-        if self.shard is not None and self.request.item is None:
+        if SETS in self.names:
             tables[SETS] = self._sets(batch)
         self.users += batch.num_users
         self.without += batch.num_without
@@ -117,9 +121,7 @@ def write_part(trained: TrainedModel, request: ExplainRequest, world: World, on_
     options = MethodOptions(pool=chooser.pool() if needs_pool else None, removal=request.removal, seed=request.seed)
     part = _Part(model, request, EventGroups.of(trained), chooser.item_shard(), options)
     with ExitStack() as stack:
-        writers = {
-            name: stack.enter_context(PartWriter(request.parts / name, world.rank)) for name in (EVENTS, HEADS, SETS)
-        }
+        writers = {name: stack.enter_context(PartWriter(request.parts / name, world.rank)) for name in part.names}
         for number, batch in enumerate(chooser.batches(part.shard), start=1):
             for name, table in part.tables(batch).items():
                 writers[name].write(table)

@@ -46,7 +46,7 @@ def shown_attention(sums: AttentionSums, groupings: Sequence[Grouping]) -> Shown
             f"{row.length:.1f}",
             f"{row.effective:.1f} \u00b1 {row.effective_deviation:.1f}",
             f"{row.entropy:.2f}",
-            f"{row.largest:.0%}",
+            f"{100 * row.largest:.0f} %",
         )
         for row in rows
     )
@@ -70,5 +70,5 @@ def _sentence(sums: AttentionSums, grouping: Grouping) -> str:
     best = int(large[np.argmax(attention[large] / events[large])])
     return (
         f"By {grouping.title}, \u201c{grouping.labels[best]}\u201d gets the most attention for its share of events: "
-        f"{attention[best]:.1%} of the attention with {events[best]:.1%} of the events."
+        f"{100 * attention[best]:.1f} % of the attention with {100 * events[best]:.1f} % of the events."
     )

@@ -261,7 +261,7 @@ def _against(events: Sequence[Event], values: Sequence[float]) -> Reason | None:
 def _reason(events: Sequence[Event], place: int, share: float) -> Reason:
     back = len(events) - 1 - place
     ago = "the newest event" if back == 0 else "one event earlier" if back == 1 else f"{back} events earlier"
-    return Reason(events[place], f"{share:.0%}", ago)
+    return Reason(events[place], f"{100 * share:.0f} %", ago)
 
 
 def _strip(method: str, number: int, events: Sequence[Event]) -> Strip:
@@ -286,7 +286,7 @@ def _heads(rows: Sequence[dict[str, Any]], score: float) -> tuple[HeadEffect, ..
         HeadEffect(
             name=f"{row['layer']}, head {row['head']}",
             effect=row["effect"],
-            share=f"{row['effect'] / abs(score):+.0%}" if abs(score) > 1e-6 else "",
+            share=f"{100 * row['effect'] / abs(score):+.0f} %" if abs(score) > 1e-6 else "",
         )
         for row in order[:NUM_HEADS]
     )
