@@ -20,7 +20,7 @@ def explain(
         typer.Option(metavar="FILE|ID,...", help="users: a Parquet, CSV or text file, or ids separated by commas"),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(metavar="N", help="number of users drawn from the dataset (default: 20)")
+        int | None, typer.Option(metavar="N", help="number of users drawn from the dataset (default: 100)")
     ] = None,
     seed: Annotated[int, typer.Option(help="seed of all draws")] = 0,
     user: Annotated[str | None, typer.Option(help="user of a single pair, with --item")] = None,

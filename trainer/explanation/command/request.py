@@ -22,7 +22,7 @@ METHODS = (
     "attention",
 )
 """Names of trainer.explanation.methods, which loads torch."""
-SAMPLE = 20
+SAMPLE = 100
 """Users that are explained by default."""
 Removal = Literal["deleted", "masked", "replaced"]
 

@@ -74,13 +74,19 @@ def render(
 def _header(job: Job, manifest: Manifest, described: ExplanationsManifest) -> list[tuple[str, str]]:
     """Return names and values of the header."""
     without = f"; {described.num_without:,} without events were left out" if described.num_without else ""
+    others = len(described.methods) - 1
     rows = [
         ("Model", model_text(job)),
         ("Checkpoint", described.checkpoint),
         ("Explained", f"{described.num_questions:,} items for {described.num_users:,} users{without}"),
-        ("Method", described.methods[0]),
+        ("Method", described.methods[0].replace("_", " ") + (f", and {others} others" if others else "")),
     ]
     if described.at is not None:
         rows.append(("Asked at", moment_of(described.at, manifest)))
-    rows.append(("Duration", f"{duration_text(described.seconds)} on {described.num_workers} workers"))
+    rows.append(
+        (
+            "Duration",
+            f"{duration_text(described.seconds)} on {described.num_workers} worker{'s' * (described.num_workers > 1)}",
+        )
+    )
     return rows

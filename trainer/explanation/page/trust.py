@@ -3,16 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from trainer.explanation.faithfulness.levels import SHARES
 from trainer.explanation.faithfulness.metrics import metric_of
+from trainer.explanation.faithfulness.orders import REFERENCES
 from trainer.explanation.faithfulness.results import Faithfulness
 from trainer.explanation.faithfulness.words import JUDGED, verdict
 
 FEW_USERS = 100  # fewer can show only large differences
-Level = Literal["faithful", "partly", "not", "not measured"]
+Level = Literal["faithful", "partly", "not", "not shown", "not measured"]
 TITLES: dict[Level, str] = {
     "faithful": "These explanations can be trusted for this model.",
     "partly": "These explanations can be trusted in part.",
     "not": "Do not rely on these explanations: they are not faithful for this model.",
+    "not shown": "It could not be shown that these explanations are faithful for this model.",
     "not measured": "It has not been measured how faithful these explanations are for this model.",
 }
 
@@ -56,6 +59,8 @@ def trust_of(measured: Faithfulness, method: str) -> Trust:
     """
     reached = verdict(measured, method)
     level: Level = reached.level
+    if level == "not" and not _is_worse(measured, method):
+        level = "not shown"
     sentences = [
         f"Measured on {measured.num_users:,} users with {measured.median_events:.0f} events (median).",
         *reached.sentences,
@@ -71,6 +76,15 @@ def trust_of(measured: Faithfulness, method: str) -> Trust:
     terms = tuple((metric, metric_of(metric).explanation) for metric in metrics)
     more = (("removing an event", measured.removal_statement), ("explained item", measured.target_statement))
     return Trust(level, TITLES[level], tuple(sentences), ("order of events", *metrics), rows, (*terms, *more))
+
+
+def _is_worse(measured: Faithfulness, method: str) -> bool:
+    """Return whether a method was shown to be less faithful than a simple order in some judged metric."""
+    return any(
+        one.outcome == "worse"
+        for one in measured.contrasts
+        if one.order == method and one.reference in REFERENCES and one.metric in JUDGED and one.removed == SHARES
+    )
 
 
 def _value(measured: Faithfulness, order: str, metric: str) -> str:

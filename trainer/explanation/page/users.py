@@ -286,10 +286,16 @@ def _heads(rows: Sequence[dict[str, Any]], score: float) -> tuple[HeadEffect, ..
         HeadEffect(
             name=f"{row['layer']}, head {row['head']}",
             effect=row["effect"],
-            share=f"{100 * row['effect'] / abs(score):+.0f} %" if abs(score) > 1e-6 else "",
+            share=_share_of(row["effect"], score),
         )
         for row in order[:NUM_HEADS]
     )
+
+
+def _share_of(effect: float, score: float) -> str:
+    """Return an effect in percent of the score; empty if it is less than half a percent, or the score is near 0."""
+    share = effect / abs(score) if abs(score) > 1e-6 else 0.0
+    return f"{100 * share:+.0f} %" if abs(share) >= 0.005 else ""
 
 
 def _change_text(row: Mapping[str, Any], number: int, has_new: bool) -> str:

@@ -10,12 +10,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.html_page import Page, assert_loads_nothing
+from trainer.explanation import methods
 from trainer.explanation.aggregates.groups import hour_codes, hour_grouping, recency_codes, recency_grouping
 from trainer.explanation.aggregates.sums import attention_sums
 from trainer.explanation.attribution import MapName
 from trainer.explanation.command.folder import EVENTS, FORMAT_VERSION, HEADS, SETS, ExplanationsManifest
+from trainer.explanation.command.request import METHODS
+from trainer.explanation.command.selection import select
+from trainer.explanation.faithfulness.results import Contrast, Faithfulness, Measured
 from trainer.explanation.page import render as rendering
-from trainer.explanation.page.trust import not_measured
+from trainer.explanation.page.trust import not_measured, trust_of
 from trainer.explanation.page.users import shown_users
 
 NASTY = '<script>alert("x")</script>'
@@ -51,7 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 JOB: Any = SimpleNamespace(
     run_dir=Path("run"), dataset_dir=Path("none"), config=SimpleNamespace(logs=SimpleNamespace(items=None))
 )
-MANIFEST: Any = SimpleNamespace(features=(), source={"time": {"kind": "integer", "first": 20_000 * DAY, "last": 20_001 * DAY}})
+MANIFEST: Any = SimpleNamespace(
+    features=(), source={"time": {"kind": "integer", "first": 20_000 * DAY, "last": 20_001 * DAY}}
+)
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +156,38 @@ def test_users_are_spread_evenly(tmp_path: Path) -> None:
     assert one.reasons == ()
     assert one.change is None
     assert one.events[0].item.title == "an unknown item"
+
+
+def test_trust_needs_a_measured_difference() -> None:
+    def measured(outcome: Any, number: int) -> Faithfulness:
+        orders = ("occlusion", "random", "recency", "popularity")
+        values = [Measured(order, "del", "shares", 0.3, (0.2, 0.4)) for order in orders]
+        contrasts = [
+            Contrast("occlusion", name, "del", "shares", -0.1, (-0.2, 0.0), 0.01, 0.01, outcome) for name in orders[1:]
+        ]
+        return Faithfulness(
+            "model", "deleted", "Deleted.", "The best.", number, 0, 20.0, 0, tuple(values), tuple(contrasts)
+        )
+
+    better = trust_of(measured("better", 500), "occlusion")
+    assert (better.level, better.title) == ("faithful", "These explanations can be trusted for this model.")
+    assert not any("few" in text for text in better.sentences)
+    assert better.rows[0] == ("occlusion", "0.300 (0.200 to 0.400)")
+    unclear = trust_of(measured("none", 20), "occlusion")
+    assert unclear.level == "not shown"
+    assert "20 users are few" in unclear.sentences[-1]
+    assert trust_of(measured("worse", 500), "occlusion").level == "not"
+
+
+def test_the_recommended_method_is_the_most_faithful_one() -> None:
+    def measured(orders: tuple[str, ...], best: str) -> Faithfulness:
+        values = [Measured(name, "del", "shares", 0.1 if name == best else 0.3, (0.0, 1.0)) for name in orders]
+        return Faithfulness("model", "deleted", "", "", 50, 0, 20.0, 0, tuple(values), ())
+
+    assert select(None).methods == ("occlusion",)
+    chosen = select(None, measured(METHODS, "rollout"))
+    assert chosen.methods == ("rollout",)
+    assert "most faithful of 7 methods for this model, measured on 50 users" in chosen.why
+    assert select(None, measured(METHODS[:2], METHODS[1])).methods == ("occlusion",)
+    assert select("all", measured(METHODS, "rollout")).methods[0] == "rollout"
+    assert sorted(select("all").methods) == sorted(METHODS) == sorted(methods.METHODS)
