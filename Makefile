@@ -10,6 +10,9 @@ DATA ?= ../shared/data
 JOBS ?= 2
 # Which faults `make mutate` plants: a pattern of their names or files, such as 'seed' or 'sharding/*'; all by default.
 ONLY ?=
+# Of `make soak`: the number of faults, and their seed.
+FAULTS ?= 200
+SEED ?= 1
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,11 +27,11 @@ ifeq ($(filter $(ACCEL),cpu cuda),)
 $(error ACCEL=$(ACCEL): choose cpu or cuda)
 endif
 
-.PHONY: help setup demo test test-quick test-all test-faults test-gpu mutate check bench docs format clean
+.PHONY: help setup demo test test-quick test-all test-faults soak test-gpu mutate check bench docs format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo 'variables: ACCEL=cuda (GPU requirements), PYTHON=python3.12, DATA=folder of real logs for the tests, JOBS=tests at a time, ONLY=faults to plant'
+	@echo 'variables: ACCEL=cuda (GPU requirements), PYTHON=python3.12, DATA=folder of real logs for the tests, JOBS=tests at a time, ONLY=faults to plant, FAULTS and SEED of a soak'
 
 setup: $(READY) $(TOOLS_READY) ## create .venv with all that the other targets need
 
@@ -55,6 +58,10 @@ test-all: $(TOOLS_READY) ## run all tests with every combination
 test-faults: $(TOOLS_READY) ## inject faults into whole runs, one run after another (an hour), with a log in build/faults.log
 	mkdir -p build
 	$(PYTEST) -m faults --all-combinations -v > build/faults.log 2>&1; code=$$?; tail -n 40 build/faults.log; exit $$code
+
+soak: $(TOOLS_READY) ## train once with FAULTS=200 random faults of SEED=1, compare the end bit for bit; result in build/soak.json
+	mkdir -p build
+	$(BIN)/python -m tests.end_to_end.soak --faults=$(FAULTS) --seed=$(SEED) --json=build/soak.json
 
 test-gpu: $(TOOLS_READY) ## run the tests that need a GPU (with ACCEL=cuda)
 	$(PYTEST) -m gpu --all-combinations
@@ -98,8 +105,8 @@ $(READY): requirements/base.txt requirements/$(ACCEL).txt pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
 	@touch $@
 
-$(TOOLS_READY): requirements/dev.txt $(READY)
-	@$(PIP) install --no-deps -r requirements/dev.txt
+$(TOOLS_READY): requirements/dev.txt requirements/interpreter.txt $(READY)
+	@$(PIP) install --no-deps -r requirements/dev.txt $(if $(filter cpu,$(ACCEL)),-r requirements/interpreter.txt)
 	@touch $@
 
 $(BENCH_READY): requirements/bench.txt $(READY)

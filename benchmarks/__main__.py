@@ -15,6 +15,7 @@ from rich.table import Table
 from benchmarks import (
     attending,
     bags,
+    checkpoints,
     communicating,
     dynamic_ids,
     evaluating,
@@ -53,6 +54,7 @@ SECTIONS = (
     "stream",
     "train",
     "evaluate",
+    "checkpoint",
 )
 
 
@@ -138,6 +140,22 @@ def _evaluate(folder: Path, num_items: int, turns: int) -> Iterator[Comparison]:
         yield _by_workers(evaluating.compare, (job_of(settings), turns, batches), settings.cluster)
 
 
+def _checkpoint(folder: Path, scale: float, turns: int) -> Iterator[Comparison]:
+    """Measure files of checkpoints, and a training that saves one a minute."""
+    num_rows = int(checkpoints.NUM_ROWS * scale)
+    for num_workers in (1, 2):
+        asked = (folder / "files", num_rows, turns)
+        yield from _by_workers(checkpoints.compare, asked, _config(folder, num_workers).cluster)
+    evaluating.write_log(folder / "logs-saved", num_items=3000, num_users=3000)
+    values = _config(folder, 2, logs="-saved").model_dump(mode="json")
+    values["tables"]["item"]["ids"] = {"kind": "hash", "num_rows": num_rows}
+    values["tables"]["item"]["sharding"] = "row_wise"
+    values["train"] |= {"epochs": 1000, "evaluate_every_epochs": 1000, "early_stopping": None}
+    config = check_config(values, "benchmark")
+    prepare(config, lambda progress: None)
+    yield from _by_workers(checkpoints.measure_stall, (job_of(config), turns), config.cluster)
+
+
 def _by_workers(compare: WorkerFunction, argument: Any, cluster: ClusterConfig) -> Any:
     """Return the figures of the first of fresh workers, so that no measurement inherits another's memory."""
     with Workers(cluster) as workers:
@@ -181,6 +199,8 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         if "evaluate" in only:
             for num_items in evaluating.CATALOGUES:
                 comparisons += _evaluate(folder, int(num_items * scale), turns)
+        if "checkpoint" in only:
+            comparisons += _checkpoint(folder, scale, turns)
         if "train" not in only:
             return comparisons
         generate(

@@ -21,7 +21,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from trainer.explanation.baselines import sampled_baselines, zero_baseline
 
 from cluster.config.run_config import job_of, load_config
 from trainer.checkpoint import folder as checkpoint_folder
@@ -31,6 +30,7 @@ from trainer.data.stream.packed import joined
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.errors import UserError
 from trainer.explanation import attention, gradients, integrated, occlusion, rollout
+from trainer.explanation.baselines import sampled_baselines, zero_baseline
 from trainer.explanation.explained import ExplainedNextItem, explained_model
 from trainer.explanation.faithfulness.measure import long_enough, measure
 from trainer.explanation.faithfulness.orders import order_of, popularity_order, random_order, recency_order

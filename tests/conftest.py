@@ -3,6 +3,7 @@
 Both are started by the first test that uses them and serve all later tests of the process.
 """
 
+import os
 import sys
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -10,6 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the first import of Triton: its kernels run on the CPU
 
 from tests.support.rank_pool import RankPool
 from tests.support.sampling import left_out

@@ -13,6 +13,10 @@ class NonFiniteLossError(UserError):
     """Too many steps in a row with a non-finite loss or gradient."""
 
 
+class LossSpikeError(UserError):
+    """Too many steps in a row that were skipped for their high loss."""
+
+
 class NonFiniteWeightsError(UserError):
     """Non-finite weights or optimizer states after `step` steps. `names` are those of the tensors. Nothing was saved."""
 

@@ -1,7 +1,7 @@
 """Points at which tests make a rank fail. Without the environment variable of the tests, a point does nothing.
 
-SHOAL_TEST_FAULTS names a JSON file with a list of faults. Each happens once, also over restarts: a marker beside the file is
-created first. This is no setting of a run, and no configuration reaches it.
+SHOAL_TEST_FAULTS names a JSON file with a list of faults. Each happens once, also over restarts, unless it repeats: a marker
+beside the file is created first. This is no setting of a run, and no configuration reaches it.
 """
 
 import errno
@@ -43,6 +43,8 @@ class InjectedFault:
     action: Literal["kill", "stop", "slow", "no space", "input error", "exception"]
     seconds: float = 0.0
     """Of "slow"."""
+    repeats: bool = False
+    """Whether it happens in every step from then on, such as for a rank that is slow."""
 
 
 def reach(point: Point, rank: int, step: int) -> None:
@@ -56,7 +58,11 @@ def reach(point: Point, rank: int, step: int) -> None:
         return
     path = Path(os.environ[VARIABLE])
     for fault in _faults(path):
-        if (fault.point, fault.rank) == (point, rank) and step >= fault.step and _is_first(path, fault):
+        if (
+            (fault.point, fault.rank) == (point, rank)
+            and step >= fault.step
+            and (_is_first(path, fault) or fault.repeats)
+        ):
             _act(fault)
 
 

@@ -45,7 +45,7 @@ class MetricsLog:
 
         Args:
             step: of training.
-            kind: "train", "validation", "progressive" or "skipped".
+            kind: "train", "validation", "progressive", "skipped", "checkpoint" or "straggler".
             values: the rest of the line.
         """
         with naming(self.path):
@@ -68,14 +68,20 @@ class MetricsLog:
 
 
 class SampleLog:
-    """The ids of the examples that this rank trained, one line per step. For audits of exactly-once training."""
+    """The ids of the examples that this rank trained, one line per step. For audits of exactly-once training.
 
-    def __init__(self, run_dir: Path, rank: int, resume_step: int) -> None:
+    world_size: ranks that train now. An earlier attempt may have had more; the first rank removes their lines of lost steps.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, resume_step: int, world_size: int = 1) -> None:
         # A run that an earlier version began keeps its folder, so that its log stays in one place.
         folder = run_dir / "ledger" if (run_dir / "ledger").exists() else run_dir / "sample_log"
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"rank-{rank}.jsonl"
         truncate_after(self.path, resume_step)
+        for other in folder.glob("rank-*.jsonl") if rank == 0 else ():
+            if int(other.stem.removeprefix("rank-")) >= world_size:
+                truncate_after(other, resume_step)
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, row_ids: list[int]) -> None:

@@ -11,6 +11,8 @@ Files:
     evaluate.py     `shoal evaluate`
     explain.py      `shoal explain`
     export.py       `shoal export`
+    job_arguments.py  arguments of a command that is submitted
+    logs.py         `shoal logs`
     options.py      arguments, options and output that commands share
     plan.py         `shoal plan`
     prepare.py      `shoal prepare`
@@ -18,6 +20,7 @@ Files:
     reshard.py      the work of `shoal checkpoint reshard`
     run.py          `shoal run`
     status.py       `shoal status`
+    stop.py         `shoal stop`
     study.py        `shoal study`
     submit.py       `shoal submit`
     synth.py        `shoal synth`

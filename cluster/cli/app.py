@@ -23,11 +23,13 @@ from cluster.cli.doctor import doctor
 from cluster.cli.evaluate import evaluate
 from cluster.cli.explain import explain
 from cluster.cli.export import export
+from cluster.cli.logs import logs
 from cluster.cli.plan import plan
 from cluster.cli.prepare import prepare
 from cluster.cli.recommend import recommend
 from cluster.cli.run import run
 from cluster.cli.status import status
+from cluster.cli.stop import stop
 from cluster.cli.study import study
 from cluster.cli.submit import submit
 from cluster.cli.synth import synth
@@ -39,7 +41,7 @@ from trainer.errors import UserError
 # The order of --help: what a new user needs first.
 ORDER = (
     *("run", "prepare", "train", "evaluate", "compare", "recommend", "explain", "export", "plan", "study", "submit"),
-    *("status", "checkpoint", "convert", "synth", "doctor"),
+    *("status", "logs", "stop", "checkpoint", "convert", "synth", "doctor"),
 )
 
 
@@ -80,13 +82,16 @@ for _command in (
     export,
     plan,
     study,
-    submit,
     status,
+    logs,
+    stop,
     convert,
     synth,
     doctor,
 ):
     app.command()(_command)
+# What submit does not know are options of the command that it submits, which are checked by that command's own parser.
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(submit)
 app.add_typer(checkpoints, name="checkpoint")
 
 

@@ -86,6 +86,11 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     gpus_per_worker: int = Field(
         0, ge=0, le=1, description="GPUs of each worker: 0 trains on CPUs with gloo, 1 on GPUs with NCCL"
     )
+    autoscaling: bool = Field(
+        False,
+        description="whether the cluster adds nodes by itself. Then workers that its present nodes cannot hold are waited for "
+        "instead of refused",
+    )
     prepare_tasks: int | None = Field(
         None, ge=1, description="number of prepare tasks that run in parallel; default: all CPUs of the cluster"
     )

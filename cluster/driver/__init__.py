@@ -1,21 +1,25 @@
 """Driver: runs the stages of a run in order and records each.
 
 Files:
+    all_runs.py        a line for each run of a folder, for `shoal status`
     driver.py          the stages in order, in one Ray session and with the same workers
     evaluate_stage.py  evaluate a checkpoint, unless that was done before
+    existing_run.py    what a submitted command would do with a run that exists
     explain_stage.py   write explanations, unless the same ones are there
     export.py          export of a run's model
     new_logs.py        what a trained run does with log files that arrived since
     other_data.py      later logs and other datasets that a model is evaluated on
     prepare_stage.py   make or find the dataset
     progress.py        what a terminal or a log shows while a command runs
+    rank_logs.py       logs of the driver and of all ranks in the run folder
     recommend_stage.py  write recommendations, unless the same ones are there
-    restart_log.py     restarts.jsonl: failures of workers and what was done
     run_folder.py      the config of a run folder
     run_lock.py        one command at a time in a run folder
+    run_metrics.py     metrics of a whole training for Prometheus
     signals.py         Ctrl-C and SIGTERM during training
     stage_inputs.py    digests of everything that the result of a stage depends on
     stage_record.py    state.json: which stages are done, and how far the running one is
     status.py          `shoal status`
+    stop_request.py    `shoal stop`: a request in the run folder
     train_stage.py     train, unless that was done before
 """

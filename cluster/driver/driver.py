@@ -16,9 +16,11 @@ from cluster.driver.explain_stage import run_explain_stage
 from cluster.driver.other_data import LaterLogs, OtherData, config_with
 from cluster.driver.prepare_stage import run_prepare_stage
 from cluster.driver.progress import View
+from cluster.driver.rank_logs import DriverLog, logs_folder
 from cluster.driver.recommend_stage import run_recommend_stage
 from cluster.driver.run_folder import open_run
 from cluster.driver.run_lock import locked
+from cluster.driver.stop_request import obeying_requests
 from cluster.driver.train_stage import run_train_stage
 from cluster.ray_cluster.session import RaySession
 from cluster.workers.group import Workers
@@ -116,8 +118,10 @@ def _opened(config: Config, view: View) -> Iterator[tuple[RaySession, Workers]]:
     """Hold the run folder's lock for the body; yield a session and workers that start when a stage needs them."""
     with locked(config.run_dir):
         open_run(config)
+        view.keep_lines(DriverLog(config.run_dir).write)
         with (
+            obeying_requests(config.run_dir),
             RaySession(config.cluster, view.print_phase) as session,
-            Workers(config.cluster, session.connect, view.print_phase) as workers,
+            Workers(config.cluster, session.connect, view.print_phase, logs_folder(config.run_dir)) as workers,
         ):
             yield session, workers

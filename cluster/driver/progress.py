@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.table import Table
 from trainer.evaluation.next_item.baselines.notes import strongest_baseline
 from trainer.evaluation.next_item.results import Results, table_names
 from trainer.evaluation.ranking.results import RankingResults
+from trainer.restart_log import recovery_text
 from trainer.tasks.metrics import headline_names
 from trainer.tasks.results import Summary
 
@@ -41,6 +42,7 @@ class View:
         )
         self._task: TaskID | None = None
         self._logged = 0.0
+        self._keep: Callable[[str], None] = lambda text: None
 
     def __enter__(self) -> "View":
         if self._live:
@@ -54,7 +56,12 @@ class View:
 
     def print_line(self, text: str) -> None:
         """Print a line that stays."""
+        self._keep(text)
         self.console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+    def keep_lines(self, keep: Callable[[str], None]) -> None:
+        """Call `keep` with each line that stays, from now on."""
+        self._keep = keep
 
     def print_phase(self, text: str) -> None:
         """Print a line for a phase that takes seconds and has no progress of its own."""
@@ -117,6 +124,12 @@ class View:
             case "restart":
                 self.clear()
                 self.print_line(event["text"])
+            case "recovered":
+                self.clear()
+                self.print_line(recovery_text(event["seconds"], event["steps"], event["rows"]))
+            case "straggler":
+                self.clear()
+                self.print_line(f"warning: {straggler_text(event)}")
             case "resumed":
                 self.print_line(f"resumed from {event['path']}")
             case "warning":
@@ -139,6 +152,15 @@ class View:
 def announce(view: View, stage: str, status: str) -> None:
     """Send an event that a stage has "started", is "done", or was "done before"."""
     view.on_event({"kind": "stage", "stage": stage, "status": status})
+
+
+def straggler_text(event: dict[str, Any]) -> str:
+    """Return which rank is slow, where, and what it costs."""
+    host = f" on {event['host']}" if "host" in event else ""
+    return (
+        f"rank {event['rank']}{host} is slow: it has {event['share_of_events']:.0%} of the events and works "
+        f"{event['factor']:.1f} times as long as the other ranks (median); they wait for it {event['share']:.0%} of a step"
+    )
 
 
 def fitting(parts: Sequence[str], width: int) -> str:

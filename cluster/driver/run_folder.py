@@ -18,19 +18,25 @@ def open_run(config: Config) -> None:
 
     Until a stage has started, the stored settings may be replaced: a first attempt may have had wrong ones.
     """
+    check_settings(config)
+    write_json_atomically(config.run_dir / "config.json", config.model_dump(mode="json"))
+
+
+def check_settings(config: Config) -> None:
+    """Raise UserError if the run folder holds a run with other settings, of which a stage has started."""
     path = config.run_dir / "config.json"
-    if path.exists() and StageRecord(config.run_dir).read()["stages"]:
-        try:
-            saved = check_config(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except ValueError as error:
-            raise UserError(
-                f"run.dir {config.run_dir}: config.json is not JSON ({error}); choose another run.dir"
-            ) from None
-        changed = changed_settings(identity(saved), identity(config))
-        if changed:
-            lines = "\n  ".join(changed)
-            raise UserError(
-                f"run.dir {config.run_dir}: holds a run with other settings:\n  {lines}\n"
-                "set them back to continue it, or choose another run.dir"
-            )
-    write_json_atomically(path, config.model_dump(mode="json"))
+    if not path.exists() or not StageRecord(config.run_dir).read()["stages"]:
+        return
+    try:
+        saved = check_config(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except ValueError as error:
+        raise UserError(
+            f"run.dir {config.run_dir}: config.json is not JSON ({error}); choose another run.dir"
+        ) from None
+    changed = changed_settings(identity(saved), identity(config))
+    if changed:
+        lines = "\n  ".join(changed)
+        raise UserError(
+            f"run.dir {config.run_dir}: holds a run with other settings:\n  {lines}\n"
+            "set them back to continue it, or choose another run.dir"
+        )

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from cluster.config.run_config import Config
 from trainer.checkpoint.folder import StoredCheckpoint
-from trainer.config.identity import identity
+from trainer.config.identity import identity, is_later_default
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.explanation.command.request import Options as ExplainOptions
 from trainer.recommend.request import Options
+from trainer.restart_log import FILE
 from trainer.storage.files import digest_of, hash_file
 from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
@@ -24,6 +25,7 @@ _WRITES_ONLY = {"log_every_steps", "sample_log"}  # of [train]: what is written 
 def training_inputs(config: Config, manifest: Manifest) -> str:
     """Return the digest of what a training on a dataset depends on."""
     goal = config.train.model_dump(mode="json", exclude=_WRITES_ONLY)
+    goal = {name: value for name, value in goal.items() if not is_later_default(f"train.{name}", value)}
     return digest_of({"goal": goal, "identity": identity(config), "dataset": manifest.digest})
 
 
@@ -80,7 +82,11 @@ def explain_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Manif
 
 
 def report_inputs(config: Config, evaluation: str, manifest: Manifest) -> str:
-    """Return the digest of a report: the evaluation that it shows, by its inputs, the config, and the curves so far."""
+    """Return the digest of a report: the evaluation that it shows, by its inputs, the config, and the curves so far.
+
+    Restarts count as well, if there were any.
+    """
+    restarts = _content_of(config.run_dir / FILE)
     return digest_of(
         {
             "evaluation": evaluation,
@@ -88,6 +94,7 @@ def report_inputs(config: Config, evaluation: str, manifest: Manifest) -> str:
             "dataset": [manifest.digest, asdict(manifest.counts)],
             "curves": _content_of(config.run_dir / "metrics.jsonl"),
             "version": PAGE_VERSION,
+            **({} if restarts is None else {"restarts": restarts}),
         }
     )
 

@@ -1,7 +1,7 @@
 """Status of a run for `shoal status`: its stages, how far training is, the best checkpoint, and the reports. No ray, no torch."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.errors import UserError
 from trainer.metrics_log import read_metrics
 from trainer.pages.text import duration_text
+from trainer.restart_log import Restart, read_restarts, restarts_text
 from trainer.tasks.metrics import headline_names
 
 
@@ -34,6 +35,8 @@ class RunStatus:
     best: dict[str, Any] | None
     # The newest line of metrics.jsonl of each kind.
     newest: dict[str, dict[str, Any]]
+    # Restarts after failures, the oldest first, without their traces.
+    restarts: list[dict[str, Any]]
     # Reports that exist.
     reports: list[str]
 
@@ -57,6 +60,7 @@ def read_status(folder: Path) -> RunStatus:
         checkpoints=[path.name for path in checkpoint_folder.committed(folder / "checkpoints")],
         best=checkpoint_folder.read_best(folder / "checkpoints"),
         newest={row["kind"]: row for row in read_metrics(metrics)},
+        restarts=[_without_trace(restart) for restart in read_restarts(folder)],
         reports=sorted(str(path) for path in (folder / "evaluation").glob("**/report.html")),
     )
 
@@ -79,9 +83,17 @@ def status_table(status: RunStatus, now: float) -> Table:
     if status.last_seen is not None:
         ago = duration_text(max(0.0, now - status.last_seen))
         table.add_row("last seen", f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(status.last_seen))}, {ago} ago")
+    restarts = [Restart(**values) for values in status.restarts]
+    if restarts:
+        table.add_row("restarts", f"{len(restarts)}, {restarts_text(restarts)}")
+        table.add_row("newest restart", restarts[-1].text)
     for report in status.reports:
         table.add_row("report", report)
     return table
+
+
+def _without_trace(restart: Restart) -> dict[str, Any]:
+    return {name: value for name, value in asdict(restart).items() if name != "trace"}
 
 
 def _step(status: RunStatus) -> str:

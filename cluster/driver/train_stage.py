@@ -2,19 +2,21 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.config.run_config import Config, job_of
 from cluster.driver.new_logs import kept_outcome
 from cluster.driver.progress import View, announce
-from cluster.driver.restart_log import note_restart
+from cluster.driver.run_metrics import RunMetrics
 from cluster.driver.signals import stop_on_signal
 from cluster.driver.stage_inputs import training_inputs
 from cluster.driver.stage_record import StageRecord
 from cluster.errors import StoppedError
 from cluster.workers import jobs
 from cluster.workers.group import OnEvent, Workers
+from cluster.workers.metrics import Gauges, run_gauges
 from sharding.planning.planned_tables import PlannedTables
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.config.job import Job, Outcome
@@ -23,10 +25,18 @@ from trainer.errors import UserError
 from trainer.metrics_log import read_metrics
 from trainer.pages.text import duration_text
 from trainer.placement.plan import PLAN_FILE, plan_tables
+from trainer.restart_log import note_recovery, note_restart
 from trainer.storage.files import write_json_atomically
 
 STAGE = "train"
-PROGRESS = ("step", "total_steps", "loss", "events_per_second", "seconds_left")  # of a "train" event, for the record
+PROGRESS = (
+    "step",
+    "total_steps",
+    "loss",
+    "events_per_second",
+    "seconds_left",
+    "workers",
+)  # of a "train" event, for the record
 
 
 def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: View) -> Outcome:
@@ -52,11 +62,17 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
     announce(view, STAGE, "started")
     started = time.monotonic()
 
+    metrics = RunMetrics(_export_of(config, workers))
+
     def on_event(event: dict[str, Any]) -> None:
+        metrics.on_event(event)
         if event["kind"] == "train":
-            record.note_progress(STAGE, {name: event[name] for name in PROGRESS})
+            record.note_progress(STAGE, {name: event[name] for name in PROGRESS if name in event})
         elif event["kind"] == "restart":
-            note_restart(config.run_dir, event)
+            note_restart(config.run_dir, event["cause"], event["text"], event["trace"])
+        elif event["kind"] == "recovered":
+            took = {name: event[name] for name in ("seconds", "parts", "steps", "rows")}
+            note_recovery(config.run_dir, **took)
         view.on_event(event)
 
     with stop_on_signal(view) as stop:
@@ -69,6 +85,20 @@ def run_train_stage(config: Config, manifest: Manifest, workers: Workers, view: 
     announce(view, STAGE, "done")
     view.print_line(_summary(outcome, time.monotonic() - started, _events_per_second(config)))
     return outcome
+
+
+def _export_of(config: Config, workers: Workers) -> Callable[[dict[str, float]], None]:
+    """Return what exports metrics of the run; nothing without a cluster, which nobody monitors."""
+    if config.cluster.address is None:
+        return lambda values: None
+    gauges: list[Gauges] = []
+
+    def export(values: dict[str, float]) -> None:
+        if not gauges:
+            gauges.append(run_gauges(workers.run_name, config.run_dir.resolve().name))
+        gauges[0].set(values)
+
+    return export
 
 
 def train(config: Config, workers: Workers, on_event: OnEvent, stop: threading.Event) -> Outcome:

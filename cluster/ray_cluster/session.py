@@ -162,7 +162,12 @@ def _own_sigterm_handler() -> Iterator[None]:
 
 
 def check_resources(config: ClusterConfig) -> None:
-    """Raise UserError if the cluster could never hold the workers: Ray itself would wait forever."""
+    """Raise UserError if the cluster could never hold the workers: Ray itself would wait forever.
+
+    A cluster that adds nodes by itself (cluster.autoscaling) is trusted to add them.
+    """
+    if config.autoscaling and config.address is not None:
+        return
     have = ray.cluster_resources()
     for name, each, setting in (
         ("CPU", config.cpus_per_worker, "cluster.cpus_per_worker"),

@@ -5,10 +5,13 @@ Files:
     drains.py     nodes that the cluster takes back
     failures.py   causes of failed workers as one line
     group.py      workers kept for the stages of a run
+    heart.py      signs of life of a rank, and the time that its start takes
     jobs.py       jobs of the stages: train, evaluate
     kill.py       end of one process on its machine
     mailbox.py    jobs, events and requests to stop between driver and workers
     memory.py     free memory of a machine or container
+    metrics.py    metrics for Prometheus by Ray's exporter
+    rank_log.py   log of a rank in the run folder
     ray_train.py  Ray Train's trainer with Shoal's budgets, without the actors that Shoal does not use
     restarts.py   decision after a failure, in Ray Train's controller
     watchdog.py   ranks that stopped or make no progress

@@ -11,7 +11,10 @@ import shutil
 import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
@@ -26,7 +29,7 @@ from cluster.workers.budget import Budget
 from cluster.workers.drains import drain_text, draining_nodes
 from cluster.workers.failures import cause_of
 from cluster.workers.kill import kill_process
-from cluster.workers.mailbox import Beat, Mailbox, Place, WorkerFailure
+from cluster.workers.mailbox import Beat, Interruption, Mailbox, Place, WorkerFailure
 from cluster.workers.watchdog import Watchdog
 from cluster.workers.worker import POLL_SECONDS, WorkerFunction
 from trainer.errors import UserError, first_line
@@ -45,6 +48,7 @@ class Workers:
 
     Launched on first use and reused until the context exits. A failed job shuts the group down; the next job launches a new
     one. connect: joins Ray; called before each launch. on_phase: called with a line of text before a launch.
+    logs: folder for the logs of the ranks.
     """
 
     def __init__(
@@ -52,12 +56,20 @@ class Workers:
         config: ClusterConfig,
         connect: Callable[[], None] = lambda: None,
         on_phase: Callable[[str], None] = lambda text: None,
+        logs: str | None = None,
     ) -> None:
         self._config = config
+        self._logs = logs
         self._connect = connect
         self._on_phase = on_phase
         self._launch: _Launch | None = None
         self._lost = Budget(config.recovery)
+        self._interruption: Interruption | None = None
+
+    @property
+    def run_name(self) -> str:
+        """Ray Train's name of the newest launch, which is a label of its metrics."""
+        return "" if self._launch is None else self._launch.name
 
     def __enter__(self) -> Self:
         return self
@@ -89,6 +101,7 @@ class Workers:
                 return launch.run(function, argument, on_event, stop or threading.Event())
             except LaunchLostError as lost:
                 self._launch = None
+                self._interruption = launch.interruption()
                 launch.abandon()
                 reason = self._lost.count("failure", lost.step)
                 if reason is not None:
@@ -110,7 +123,8 @@ class Workers:
     def _new_launch(self) -> _Launch:
         self._connect()
         self._on_phase(f"workers: starting {self._config.num_workers}, which load torch and TorchRec")
-        self._launch = _Launch(self._config)
+        self._launch = _Launch(self._config, self._logs, self._interruption)
+        self._interruption = None
         return self._launch
 
 
@@ -126,14 +140,15 @@ class LaunchLostError(Exception):
 class _Launch:
     """One run of Ray Train, with workers that wait for jobs."""
 
-    def __init__(self, config: ClusterConfig) -> None:
+    def __init__(self, config: ClusterConfig, logs: str | None = None, after: Interruption | None = None) -> None:
         # Beside the driver, as Ray's controller: with another node it would be lost, and all workers with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+        self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote(after)
         self._storage = temporary_storage()
+        self.name = f"shoal-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"  # Ray Train's name of this launch
         self._raised: list[BaseException] = []
         self._watchdog = Watchdog(config.recovery)
-        self._step = 0
+        self._newest = Interruption(time.time(), time.time(), 0, 0)
         self._may_drain = config.address is not None  # nobody takes back the machine of a session of our own
         self._draining: set[str] = set()
         self._asked_for_drains = 0.0
@@ -141,7 +156,7 @@ class _Launch:
             make_trainer,  # takes seconds, because it imports Ray Train with torch: only a launch needs it
         )
 
-        trainer = make_trainer(config, self._mailbox, self._storage)
+        trainer = make_trainer(config, self._mailbox, self._storage, logs, self.name)
         self._fitting = threading.Thread(target=_fit, args=(trainer, self._raised), daemon=True, name="ray-train")
         self._fitting.start()
 
@@ -155,7 +170,9 @@ class _Launch:
         try:
             return self._run(function, argument, on_event, stop)
         except ray.exceptions.RayActorError as error:
-            raise LaunchLostError(f"the mailbox of the workers died: {first_line(error)}", "", self._step) from None
+            raise LaunchLostError(
+                f"the mailbox of the workers died: {first_line(error)}", "", self._newest.step
+            ) from None
 
     def _run(self, function: WorkerFunction, argument: Any, on_event: OnEvent, stop: threading.Event) -> list[Any]:
         ray.get(self._mailbox.give.remote(cloudpickle.dumps((function, argument))))
@@ -168,9 +185,10 @@ class _Launch:
                 asked = True
             status = ray.get(self._mailbox.drain.remote())
             for event in status.events:
-                on_event(event)
+                beat = status.beats.get(event["rank"]) if event["kind"] == "straggler" else None
+                on_event(event if beat is None else {**event, "host": beat.place.host})
             self._warn_of_drains(status.beats, on_event)
-            self._step = max([self._step, *(beat.step for beat in status.beats.values())])
+            self._newest = _later(self._newest, status.beats)
             for rank, reason in self._watchdog.look(status.beats, time.monotonic()).items():
                 self._end_rank(rank, status.beats[rank].place, reason)
             if status.world_size is not None and status.num_done == status.world_size:
@@ -197,6 +215,9 @@ class _Launch:
     def _end_rank(self, rank: int, place: Place, reason: str) -> None:
         """Kill the process of a rank that does not go on, so that Ray restarts the group. The reason is told with the restart."""
         ray.get(self._mailbox.accuse.remote(rank, reason))
+        if place.node == ray.get_runtime_context().get_node_id():
+            kill_process(place)  # a task would need a process of its own, which takes seconds to start
+            return
         here = NodeAffinitySchedulingStrategy(place.node, soft=True)
         ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(kill_process).remote(place)
 
@@ -205,12 +226,16 @@ class _Launch:
         cause = cause_of(failures, getattr(error, "worker_failures", {}))
         trace = "".join(traceback.format_exception(error)) if error is not None else ""
         if cause is None and error is not None and not hasattr(error, "worker_failures"):
-            raise LaunchLostError(f"Ray Train's controller died: {first_line(error)}", trace, self._step)
+            raise LaunchLostError(f"Ray Train's controller died: {first_line(error)}", trace, self._newest.step)
         if cause is None:
             raise WorkersFailedError("the group of workers ended before its job was done", trace)
         if cause.user_message is not None:
             raise UserError(cause.user_message)
         raise WorkersFailedError(cause.text, "\n".join((cause.trace, trace)))
+
+    def interruption(self) -> Interruption:
+        """Return how far training was, if this launch is lost now. The mailbox, which knows more, may be gone."""
+        return replace(self._newest, decided=time.time())
 
     def end(self) -> None:
         """Shut down idle workers."""
@@ -223,6 +248,16 @@ class _Launch:
         """Kill the mailbox; workers still running fail at their next poll."""
         ray.kill(self._mailbox)
         shutil.rmtree(self._storage, ignore_errors=True)
+
+
+def _later(newest: Interruption, beats: Mapping[int, Beat]) -> Interruption:
+    """Return how far training is by the newest signs of life, and when the last of them arrived."""
+    if not beats:
+        return newest
+    arrived = time.time() - min(beat.age for beat in beats.values())
+    step = max(newest.step, *(beat.step for beat in beats.values()))
+    examples = max(newest.examples, *(beat.examples for beat in beats.values()))
+    return Interruption(arrived, arrived, step, examples)
 
 
 def _fit(trainer: TorchTrainer, raised: list[BaseException]) -> None:

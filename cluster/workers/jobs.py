@@ -140,7 +140,7 @@ def _loaded(
             "use its own (run.dataset)"
         )
     _announce(f"{stage}: building the model of {checkpoint.path.name}", world, channel)
-    built = build_model(job, manifest, world)
+    built = build_model(job, manifest, world, checkpoint=checkpoint)
     load_for_evaluation(checkpoint, built)
     refuse_broken_checkpoint(checkpoint, tensors_of(built.sharded_model, built.tables, None), world)
     return built

@@ -21,6 +21,9 @@ class WorkerFailure:
     user_message: str | None
     # The traceback, for the log.
     trace: str
+    # Steps trained, and examples trained since the start of the run.
+    step: int = 0
+    examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class Beat:
     # Bytes of memory that this process used, and that its machine had left.
     used_bytes: int = 0
     free_bytes: int | None = None
+    # Examples trained since the start of the run: the data position.
+    examples: int = 0
 
 
 @dataclass(frozen=True)
@@ -68,33 +73,59 @@ class Status:
     beats: dict[int, Beat]
 
 
+@dataclass(frozen=True)
+class Interruption:
+    """Progress of a training when its workers failed, and the time of the failure. Times are seconds since 1970."""
+
+    # The last sign of life of the rank that was silent first.
+    failed: float
+    # When the restart was decided.
+    decided: float
+    # Steps trained, and examples trained since the start of the run.
+    step: int
+    examples: int
+
+
 @dataclass
 class _Attempt:
     """The state of one group of workers."""
 
     number: int = 1
+    # The failure after which this attempt was started; None for the first attempt.
+    after: Interruption | None = None
+    # When the last of its ranks arrived, in seconds since 1970, and when their first process was created.
+    entered: float = 0.0
+    created: float = 0.0
     world_size: int | None = None
     failures: list[WorkerFailure] = field(default_factory=list)
     # By rank: why the driver killed it.
     accused: dict[int, str] = field(default_factory=dict)
     beats: dict[int, tuple[Beat, float]] = field(default_factory=dict)
+    # By rank: when it was last heard of, in seconds since 1970.
+    heard: dict[int, float] = field(default_factory=dict)
 
 
 class Mailbox:
-    """Holds messages until they are fetched. Jobs are numbered from 1 and sent one after another."""
+    """Holds messages until they are fetched. Jobs are numbered from 1 and sent one after another.
 
-    def __init__(self) -> None:
+    after: the failure of an earlier launch, after which this one was started.
+    """
+
+    def __init__(self, after: Interruption | None = None) -> None:
         self._number = 0
         self._job: bytes | None = None
         self._events: list[dict[str, Any]] = []
         self._results: dict[int, bytes] = {}
         self._stop = False
         self._saves = 0
-        self._attempt = _Attempt()
-        self._newest_step = 0
+        self._attempt = _Attempt(after=after)
+        self._newest_step = 0 if after is None else after.step
+        self._newest_examples = 0 if after is None else after.examples
 
     def give(self, pickled_job: bytes | None) -> None:
         """Store the next job, or None to say that there will be no more."""
+        if self._number:  # a failure during the last job is over; one before the first job is of an earlier launch
+            self._attempt.after = None
         self._number += 1
         self._job = pickled_job
         self._results = {}
@@ -106,15 +137,22 @@ class Mailbox:
 
     def enter(self, rank: int, world_size: int, place: Place) -> int:
         """Register a rank, and return the number of the attempt that it belongs to."""
-        self._attempt.world_size = world_size
-        self._attempt.beats[rank] = (Beat(place), time.monotonic())
-        return self._attempt.number
+        before = self._attempt.world_size
+        if before is not None and before != world_size:  # Ray Train resized the group, which is no failure
+            text = f"the group has {world_size} workers now, {before} before; restarting from the newest checkpoint"
+            self.restart({"kind": "restart", "text": text, "cause": "resize", "trace": ""})
+        attempt = self._attempt
+        attempt.world_size = world_size
+        attempt.beats[rank] = (Beat(place), time.monotonic())
+        attempt.entered = attempt.heard[rank] = time.time()
+        attempt.created = min(attempt.created or place.created, place.created)
+        return attempt.number
 
     def beat(self, attempt: int, rank: int, beat: Beat) -> None:
         """Store a sign of life."""
         if attempt == self._attempt.number:
             self._attempt.beats[rank] = (beat, time.monotonic())
-            self._newest_step = max(self._newest_step, beat.step)
+            self._hear(rank, beat.step, beat.examples)
 
     def push(self, event: dict[str, Any]) -> None:
         """Store an event of a worker."""
@@ -153,6 +191,13 @@ class Mailbox:
         """Store the failure of a rank."""
         if attempt == self._attempt.number:
             self._attempt.failures.append(failure)
+            self._hear(failure.rank, failure.step, failure.examples)
+
+    def _hear(self, rank: int, step: int, examples: int) -> None:
+        """Note that a rank lives, and how far it is."""
+        self._attempt.heard[rank] = time.time()
+        self._newest_step = max(self._newest_step, step)
+        self._newest_examples = max(self._newest_examples, examples)
 
     def accuse(self, rank: int, cause: str) -> None:
         """Store why the driver kills a rank. The first reason stays."""
@@ -168,7 +213,42 @@ class Mailbox:
         self._events.append(event)
         self._results = {}
         self._saves = 0
-        self._attempt = _Attempt(self._attempt.number + 1)
+        self._attempt = _Attempt(self._attempt.number + 1, self.interruption())
+
+    def interruption(self) -> Interruption:
+        """Return how far training was, if workers have failed now."""
+        attempt, now = self._attempt, time.time()
+        if attempt.number > 1 and not attempt.heard and attempt.after is not None:
+            return replace(attempt.after, decided=now)  # the group failed again before a rank arrived
+        return Interruption(min(attempt.heard.values(), default=now), now, self._newest_step, self._newest_examples)
+
+    def training(self, attempt: int, start: int, examples: int, parts: dict[str, float]) -> None:
+        """Tell the driver that ranks train again after a failure; called after the first step.
+
+        Args:
+            attempt: the attempt of the caller.
+            start: the step of the checkpoint from which training resumed.
+            examples: the examples trained until then.
+            parts: seconds of each part of the start, since the first rank arrived.
+        """
+        current = self._attempt
+        if attempt != current.number or current.after is None:
+            return
+        failure = current.after
+        before = {
+            "detection": failure.decided - failure.failed,
+            "end of the group": current.created - failure.decided,
+            "start of workers": current.entered - current.created,
+        }
+        event = {
+            "kind": "recovered",
+            "seconds": time.time() - failure.failed,
+            "parts": {name: max(0.0, seconds) for name, seconds in (before | parts).items()},
+            "steps": max(0, failure.step - start),
+            "rows": max(0, failure.examples - examples),
+        }
+        current.after = None
+        self._events.append(event)
 
     def outcome(self) -> tuple[dict[int, bytes], list[WorkerFailure]]:
         """Return the results of the newest job by rank, still pickled, since only the driver knows their types, and failures."""

@@ -3,7 +3,7 @@
 import math
 import os
 import uuid
-from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -45,11 +45,21 @@ class _LocalTrainer(_Trainer):
         return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
 
 
-def make_trainer(config: ClusterConfig, mailbox: Any, storage: str) -> TorchTrainer:
-    """Return a trainer with workers that run the jobs of `mailbox` in one process group; its own files go to `storage`."""
+def make_trainer(
+    config: ClusterConfig, mailbox: Any, storage: str, logs: str | None = None, name: str | None = None
+) -> TorchTrainer:
+    """Return a trainer with workers that run the jobs of `mailbox` in one process group.
+
+    Args:
+        config: the cluster.
+        mailbox: carries jobs and messages.
+        storage: folder for the trainer's own files.
+        logs: folder for the logs of the ranks, in the run folder; None leaves them on their nodes.
+        name: a fresh name, by default a random one. With the name of a finished run Ray would train nothing.
+    """
     trainer_class = _LocalTrainer if config.address is None else _Trainer
     # Ray's default of two seconds is a fifth of the time in which a group of workers starts again.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     if config.min_workers is not None:
         # After a node is lost, Ray first asks for workers on it again, and waits this long before it asks for fewer.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
@@ -57,7 +67,13 @@ def make_trainer(config: ClusterConfig, mailbox: Any, storage: str) -> TorchTrai
     fewest = config.min_workers
     trainer = trainer_class(
         serve,
-        train_loop_config={"mailbox": mailbox, "threads": config.cpus_per_worker},
+        train_loop_config={
+            "mailbox": mailbox,
+            "threads": config.cpus_per_worker,
+            "logs": logs,
+            "run": Path(logs).parent.name if logs is not None else "",
+            "monitored": config.address is not None,
+        },
         torch_config=TorchConfig(
             backend="nccl" if config.gpus_per_worker else "gloo",
             # Ray takes whole seconds. Fractions are rounded up, because a timeout of zero would fail at once.
@@ -70,8 +86,7 @@ def make_trainer(config: ClusterConfig, mailbox: Any, storage: str) -> TorchTrai
             resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
         ),
         run_config=RunConfig(
-            # A fresh name each time: with the name of a finished run Ray would train nothing.
-            name=f"shoal-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}",
+            name=name or f"shoal-{uuid.uuid4().hex}",
             storage_path=storage,
             failure_config=failure_config,
         ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import pickle
 import socket
-import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -19,8 +18,10 @@ import psutil
 import ray
 from ray import cloudpickle
 
-from cluster.workers.mailbox import Beat, Place, WorkerFailure
-from cluster.workers.memory import free_memory
+from cluster.workers.heart import Heart
+from cluster.workers.mailbox import Place
+from cluster.workers.metrics import rank_gauges
+from cluster.workers.rank_log import RankLog, rank_log
 from sharding.errors import PlacementError, picklable
 from trainer.config.job import Channel
 from trainer.errors import UserError, first_line
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from sharding.world import World
 
 POLL_SECONDS = 0.2
-BEAT_SECONDS = 1.0
 
 # (argument, world, channel) -> the rank's result.
 WorkerFunction = Callable[[Any, "World", Channel], Any]
@@ -44,8 +44,17 @@ def serve(payload: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     place = _place()
-    attempt = ray.get(mailbox.enter.remote(rank, context.get_world_size(), place))
-    heart = _Heart(mailbox, attempt, rank, place)
+    world_size = context.get_world_size()
+    attempt = ray.get(mailbox.enter.remote(rank, world_size, place))
+    with rank_log(payload.get("logs"), rank, place) as log:
+        log.write(f"attempt {attempt} with {world_size} workers")
+        _serve(payload, attempt, rank, place, log)
+
+
+def _serve(payload: dict[str, Any], attempt: int, rank: int, place: Place, log: RankLog) -> None:
+    """Run the jobs of the mailbox as this rank."""
+    mailbox = payload["mailbox"]
+    heart = Heart(mailbox, attempt, rank, place)
     heart.start()
     try:
         import torch
@@ -60,6 +69,8 @@ def serve(payload: dict[str, Any]) -> None:
             keep_freed_memory()
         world = current_world(device)
         release = memory_trimmer()
+        heart.lap("imports")
+        measure = _measure_of(payload, rank)
         done = 0
         while True:
             number, job = ray.get(mailbox.job.remote())
@@ -68,16 +79,20 @@ def serve(payload: dict[str, Any]) -> None:
                 continue
             if job is None:
                 return
-            heart.note("start", 0)
+            heart.begin()
+            log.write(f"job {number} begins")
             poll = _Poll(mailbox)
             channel = Channel(
                 send=lambda event: mailbox.push.remote(event),
                 stop_requested=lambda poll=poll: poll()[0],  # type: ignore[misc]
                 saves_requested=lambda poll=poll: poll()[1],  # type: ignore[misc]
                 note=heart.note,
+                lap=heart.lap,
+                measure=measure,
             )
             ray.get(mailbox.finish.remote(attempt, rank, _result_of(job, world, channel)))
             done = number
+            log.write(f"job {number} is done")
             gc.collect()  # a model refers to itself: without this it would still be in memory during the next job
             release()
             if device.type == "cuda":
@@ -87,11 +102,23 @@ def serve(payload: dict[str, Any]) -> None:
         if isinstance(error, OSError):
             message = disk_refusal(error)
         cause = f"{type(error).__name__}: {first_line(error)}"
-        ray.get(mailbox.fail.remote(attempt, WorkerFailure(rank, cause, message, traceback.format_exc())))
+        log.write(f"failed\n{traceback.format_exc()}")
+        ray.get(mailbox.fail.remote(attempt, heart.failure(cause, message, traceback.format_exc())))
         # Ray Train pickles the error that is raised here. The driver already has the details from the mailbox.
         raise picklable(error) from None
     finally:
         heart.stop()
+
+
+def _measure_of(payload: dict[str, Any], rank: int) -> Callable[[dict[str, float]], None] | None:
+    """Return what exports measurements of this rank; None in a session without a cluster, which nobody monitors."""
+    if not payload.get("monitored"):
+        return None
+    import ray.train
+
+    process = psutil.Process()
+    gauges = rank_gauges(ray.train.get_context().get_experiment_name(), payload["run"], rank)
+    return lambda values: gauges.set({**values, "memory_bytes": float(process.memory_info().rss)})
 
 
 def _place() -> Place:
@@ -99,36 +126,6 @@ def _place() -> Place:
     process = psutil.Process()
     node = ray.get_runtime_context().get_node_id()
     return Place(socket.gethostname(), node, process.pid, process.create_time())
-
-
-class _Heart(threading.Thread):
-    """Sends signs of life from a thread of its own, so that they go on while the rank waits in a collective."""
-
-    def __init__(self, mailbox: Any, attempt: int, rank: int, place: Place) -> None:
-        super().__init__(daemon=True, name="heartbeat")
-        self._place = place
-        self._process = psutil.Process()
-        self._mailbox = mailbox
-        self._attempt = attempt
-        self._rank = rank
-        self._stopped = threading.Event()
-        self._where = ("start", 0, time.monotonic())
-
-    def note(self, phase: str, step: int) -> None:
-        """Note where the rank is. Cheap enough for every step."""
-        self._where = (phase, step, time.monotonic())
-
-    def run(self) -> None:
-        """Send a sign of life a second."""
-        while not self._stopped.wait(BEAT_SECONDS):
-            phase, step, since = self._where
-            used = self._process.memory_info().rss
-            beat = Beat(self._place, phase, step, time.monotonic() - since, used_bytes=used, free_bytes=free_memory())
-            self._mailbox.beat.remote(self._attempt, self._rank, beat)
-
-    def stop(self) -> None:
-        """Send no more."""
-        self._stopped.set()
 
 
 def _result_of(pickled_job: bytes, world: World, channel: Channel) -> bytes:

@@ -20,7 +20,17 @@ from models.attention.continued import ContinuedContext
 from models.attention.gpu import flash_attention, flash_fits, flex_fits, flexible_attention
 from models.attention.terms import Attended, AttentionTerms
 from models.attention.tiled import are_kept, tiled_attention, whole_attention
+from models.attention.triton_attention import (
+    has_triton,
+    ranges_of_candidates,
+    ranges_of_events,
+    triton_attention,
+    triton_attention_with_itself,
+    triton_fits,
+)
 from models.batches.jagged import JaggedLayout, padded, unpadded
+
+KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)  # of the Triton kernels
 
 
 def attend(
@@ -44,7 +54,12 @@ def attend(
     (query, candidate_query), (key, own_key), (value, own_value) = (
         t.split(sizes) for t in (query_NHK, key_NGK, value_NGV)
     )
-    candidates = attend_to_events(candidate_query, key, value, shown, parts, (own_key, own_value))
+    if candidates_fit_triton(query, shown, parts):
+        ranges = ranges_of_candidates(shown, context.layout.offsets, context.longest, parts)
+        own = (own_key, own_value)
+        candidates = Attended(triton_attention_with_itself(candidate_query, key, value, own, ranges, parts)[:, None])
+    else:
+        candidates = attend_to_events(candidate_query, key, value, shown, parts, (own_key, own_value))
     if context.outputs == "candidates":
         return candidates
     events = _among_events(query, key, value, context, parts)
@@ -52,6 +67,12 @@ def attend(
     if events.penalty is not None and candidates.penalty is not None:
         penalty = events.penalty + candidates.penalty
     return Attended(torch.cat((events.output, candidates.output)), penalty)
+
+
+def candidates_fit_triton(query: Tensor, context: CandidateContext, parts: AttentionTerms) -> bool:
+    """Return whether the Triton kernels compute the attention of an encoder's candidates."""
+    on_gpu = query.is_cuda and query.dtype in KERNEL_TYPES and has_triton()
+    return on_gpu and context.itself and triton_fits(parts)
 
 
 def attend_to_events(
@@ -81,6 +102,9 @@ def _among_events(
             return Attended(flash_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
         case "plain":
             return Attended(_softmax_attention(query_NHK, key_NGK, value_NGV, context.layout, parts.scale)[:, None])
+        case "triton":
+            ranges = ranges_of_events(context, parts)
+            return Attended(triton_attention(query_NHK, key_NGK, value_NGV, ranges, parts)[:, None])
         case "flex":
             return Attended(flexible_attention(query_NHK, key_NGK, value_NGV, context, parts)[:, None])
         case "plain_within":
@@ -104,7 +128,7 @@ def path_of(
     value_NGV: Tensor,
     capability: tuple[int, int] | None,
     window: int | None = None,
-) -> Literal["flash", "plain", "flex", "plain_within", "pieces"]:
+) -> Literal["flash", "plain", "triton", "flex", "plain_within", "pieces"]:
     """Choose the path by which events attend to events.
 
     Args:
@@ -120,6 +144,10 @@ def path_of(
         return "flash"
     if parts.is_plain and window is None:
         return "plain"
+    # FlexAttention adds the gradients of biases in any order, and so would not repeat; it has no weights but a softmax.
+    for_kernel = triton_fits(parts) and not parts.is_softmax_without_bias and query_NHK.dtype in KERNEL_TYPES
+    if has_events and capability is not None and for_kernel and has_triton():
+        return "triton"
     if has_events and capability is not None and flex_fits(parts):
         return "flex"
     return "plain_within" if parts.is_plain else "pieces"

@@ -56,7 +56,7 @@ def _rows(logits: Tensor, target_R: Tensor) -> tuple[Tensor, None]:
     """Return the loss of a chunk of targets from all of their logits. Replaces the logits by softmax - onehot."""
     target_logit = logits.gather(1, target_R[:, None])
     largest = logits.amax(dim=1, keepdim=True)
-    weights = logits.sub_(largest).exp_()
+    weights = exponentials(logits.sub_(largest))
     total = weights.sum(dim=1, keepdim=True)
     loss = (total.log() + largest - target_logit).sum()
     weights.mul_(1.0 / total)

@@ -55,10 +55,10 @@ def shard_tables(
     tables: Mapping[str, TableConfig],
     plan: Plan,
     world: World,
-    seed: int,
+    seed: int | None,
     communication: CommunicationConfig = FP32,
 ) -> DistributedModelParallel:
-    """Shard the embedding collections of `module` over the ranks and initialise them. Collective.
+    """Shard the embedding collections of `module` over the ranks and initialise them; no seed leaves them undefined. Collective.
 
     A collection for sequences with data_parallel tables only stays unchanged and has to be on the ranks' device. All others can
     be on the meta device. Raises PlacementError if the plan is for another number of ranks, or if it is not supported.
@@ -102,7 +102,8 @@ def shard_tables(
         # buckets after the first step, so a resumed run would add numbers in another order than the uninterrupted one.
         init_data_parallel=False,
     )
-    initialize_tables(sharded_model, seed, {name: config.init_std for name, config in tables.items()})
+    if seed is not None:  # otherwise the caller loads all of them
+        initialize_tables(sharded_model, seed, {name: config.init_std for name, config in tables.items()})
     for child in sharded_model.modules() if world.world_size > 1 else ():
         if isinstance(child, ShardedEmbeddingBagCollection):
             names = [config.name for config in child._embedding_bag_configs]

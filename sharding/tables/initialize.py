@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from sharding.tables.local_shards import local_shards, table_of
 
-CHUNK_ROWS = 65536
+# Weights computed at a time. Each of the ten intermediate tensors then has 1 MiB and stays in the second-level cache.
+CHUNK_WEIGHTS = 1 << 17
 
 
 @torch.no_grad()
@@ -56,8 +57,9 @@ def initial_weights(
 
 def _fill(weights: Tensor, key: int, first_row: int, first_column: int, num_columns: int, std: float) -> None:
     rows, columns = weights.shape
-    for start in range(0, rows, CHUNK_ROWS):
-        stop = min(rows, start + CHUNK_ROWS)
+    rows_each = max(1, CHUNK_WEIGHTS // max(1, columns))
+    for start in range(0, rows, rows_each):
+        stop = min(rows, start + rows_each)
         row_index = torch.arange(first_row + start, first_row + stop, dtype=torch.int64)
         filled = _weights(key, row_index, range(first_column, first_column + columns), num_columns)
         weights[start:stop] = (filled * std).to(weights.dtype)
@@ -72,22 +74,22 @@ def _normal(counter: Tensor, key: int | Tensor) -> Tensor:
     """Return standard normal numbers by Box & Muller (1958), in float64, from two hashes of each counter."""
     radius = _uniform(_split_mix(counter * 2 + key))
     angle = _uniform(_split_mix(counter * 2 + 1 + key))
-    return torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * angle)
+    return radius.log_().mul_(-2.0).sqrt_().mul_(angle.mul_(2.0 * math.pi).cos_())
 
 
 def _uniform(bits: Tensor) -> Tensor:
     """Return numbers in (0, 1] from the top 53 of 64 bits, never zero."""
-    return (_shift_right(bits, 11) + 1).to(torch.float64) * 2.0**-53
+    return _shift_right(bits, 11).add_(1).to(torch.float64).mul_(2.0**-53)
 
 
 def _split_mix(z: Tensor) -> Tensor:
     # The published constants as signed 64-bit numbers; int64 products wrap.
     z = z * -7046029254386353131  # 0x9E3779B97F4A7C15
-    z = (z ^ _shift_right(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    z = (z ^ _shift_right(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return z ^ _shift_right(z, 31)
+    z.bitwise_xor_(_shift_right(z, 30)).mul_(-4658895280553007687)  # 0xBF58476D1CE4E5B9
+    z.bitwise_xor_(_shift_right(z, 27)).mul_(-7723592293110705685)  # 0x94D049BB133111EB
+    return z.bitwise_xor_(_shift_right(z, 31))
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
     """Shift logically, unlike torch's >> on int64, which keeps the sign."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)

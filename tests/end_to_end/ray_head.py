@@ -1,4 +1,4 @@
-"""A Ray cluster of this machine alone, that takes jobs."""
+"""Ray clusters on this machine: a head node that takes jobs, and further nodes."""
 
 import os
 import shutil
@@ -33,7 +33,7 @@ class Head:
 
 
 @contextmanager
-def ray_head() -> Iterator[Head]:
+def ray_head(num_cpus: int = 3) -> Iterator[Head]:
     """Yield a head node, with a temporary folder of its own; it is ended by the ids of the processes that it started."""
     port, gcs_port = free_port(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="shoal-head-"))
@@ -43,7 +43,7 @@ def ray_head() -> Iterator[Head]:
         "start",
         "--head",
         "--block",
-        "--num-cpus=3",
+        f"--num-cpus={num_cpus}",
         f"--port={gcs_port}",
         f"--temp-dir={folder}",
         "--include-dashboard=true",
@@ -72,11 +72,40 @@ def ray_head() -> Iterator[Head]:
             time.sleep(0.2)
         yield Head(f"127.0.0.1:{gcs_port}", f"http://127.0.0.1:{port}")
     finally:
-        family = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
-        for process in family:
-            if process.is_running():
-                process.send_signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs(family, timeout=3)
-        for process in alive:
-            process.kill()
+        end_family(head, seconds=3.0)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def add_node(head: Head, num_cpus: int = 1) -> subprocess.Popen[bytes]:
+    """Start another node of the head's cluster on this machine."""
+    ray = Path(sys.executable).with_name("ray")
+    ports = [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
+    return subprocess.Popen(
+        [
+            str(ray),
+            "start",
+            f"--address={head.address}",
+            "--block",
+            f"--num-cpus={num_cpus}",
+            *ports,
+            "--disable-usage-stats",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "RAY_AUTH_MODE": "token"},
+        start_new_session=True,
+    )
+
+
+def end_family(process: subprocess.Popen[bytes], seconds: float = 0.0) -> None:
+    """End a process and all that it has started; with SIGKILL at once, or after some seconds."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    if seconds:
+        for member in family:
+            if member.is_running():
+                member.send_signal(signal.SIGTERM)
+        _, family = psutil.wait_procs(family, timeout=seconds)
+    for member in family:
+        if member.is_running():
+            member.kill()
+    process.wait()

@@ -110,11 +110,23 @@ def test_the_sample_log_has_every_step_once_after_resuming(tmp_path):
 
 
 def test_every_rank_has_its_own_sample_log(tmp_path):
-    logs = [SampleLog(tmp_path, rank, resume_step=0) for rank in range(2)]
+    logs = [SampleLog(tmp_path, rank, resume_step=0, world_size=2) for rank in range(2)]
     for rank, log in enumerate(logs):
         log.write(1, [rank])
         log.close()
     assert [lines_of(tmp_path / "sample_log" / f"rank-{rank}.jsonl")[0]["row_ids"] for rank in range(2)] == [[0], [1]]
+
+
+def test_a_smaller_group_removes_the_lost_steps_of_ranks_that_it_does_not_have(tmp_path):
+    logs = [SampleLog(tmp_path, rank, resume_step=0, world_size=3) for rank in range(3)]
+    for rank, log in enumerate(logs):
+        for step in (1, 2, 3):
+            log.write(step, [rank])
+        log.close()
+    for rank in range(2):
+        SampleLog(tmp_path, rank, resume_step=1, world_size=2).close()
+    steps = [[line["step"] for line in lines_of(tmp_path / "sample_log" / f"rank-{rank}.jsonl")] for rank in range(3)]
+    assert steps == [[1], [1], [1]]
 
 
 def test_the_time_of_training_is_summed_over_attempts(tmp_path, monkeypatch):

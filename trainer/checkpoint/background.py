@@ -7,7 +7,7 @@ the checkpoint when all ranks are done. One checkpoint is written at a time.
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sharding.world import World
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import CheckpointManifest
 from trainer.checkpoint.staging import Staging
+from trainer.storage.retries import NO_RETRIES, Retries
 
 Describe = Callable[[dict[str, dict[str, Any]]], CheckpointManifest]
 
@@ -26,7 +27,7 @@ class Saved:
     step: int
     path: Path
     stall_seconds: float
-    """How long training waited."""
+    """How long training waited: for the copies, and for the end of the writing where it had to."""
     seconds: float
     """From the request to the commit."""
     num_bytes: int
@@ -41,16 +42,26 @@ class BackgroundSaver:
         world: all ranks.
         in_background: False writes within `save`, as does a lack of memory for copies on any rank.
         after_commit: called on every rank after a commit, in the thread that wrote.
+        retries: the attempts after errors of the storage that may pass.
+        warn: receives a text about each such error, on the first rank.
     """
 
     def __init__(
-        self, folder: Path, world: World, in_background: bool, after_commit: Callable[[int], None] = lambda step: None
+        self,
+        folder: Path,
+        world: World,
+        in_background: bool,
+        after_commit: Callable[[int], None] = lambda step: None,
+        retries: Retries = NO_RETRIES,
+        warn: Callable[[str], object] = lambda text: None,
     ) -> None:
         self._folder = folder
         self._world = world
         self._beside = world.beside() if in_background else world
         self._in_background = in_background
         self._after_commit = after_commit
+        self._retries = retries
+        self._warn = warn
         self._staging = Staging(world.device)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -83,8 +94,12 @@ class BackgroundSaver:
     def finish(self) -> None:
         """Wait until the checkpoint that is being written is committed. Raises what went wrong with it, on all ranks."""
         if self._thread is not None:
+            started = time.monotonic()
             self._thread.join()
             self._thread = None
+            if self._error is None and self._saved:  # otherwise it was reported before, and nothing waited
+                waited = time.monotonic() - started
+                self._saved[-1] = replace(self._saved[-1], stall_seconds=self._saved[-1].stall_seconds + waited)
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -118,7 +133,7 @@ class BackgroundSaver:
     def _write(
         self, world: World, state: dict[str, Any], describe: Describe, step: int, started: float, stall: float | None
     ) -> None:
-        path = checkpoint_tensors.save(self._folder, state, world, describe, step)
+        path = checkpoint_tensors.save(self._folder, state, world, describe, step, self._retries, self._warn)
         num_bytes = sum(file.stat().st_size for file in path.iterdir()) if world.is_first else 0
         self._after_commit(step)
         seconds = time.monotonic() - started

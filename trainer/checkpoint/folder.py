@@ -9,6 +9,7 @@ The invariant: a folder named step_* was renamed from a finished attempt, so it 
 """
 
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Callable
@@ -78,15 +79,16 @@ def commit(attempt: Path, manifest: CheckpointManifest) -> Path:
     """Write the manifest, then rename the attempt to its final name, with which the checkpoint exists. Return the new path.
 
     The files must have been flushed to the disk. Their names are flushed before the rename, and the name of the folder after it,
-    so that a power failure leaves the whole checkpoint or none.
+    so that a power failure leaves the whole checkpoint or none. After an error, a second call continues where the first one ended.
     """
     values = asdict(manifest)
-    write_json_atomically(attempt / "manifest.json", {**values, "sha256": digest_of(values)})
     final = attempt.parent / name_of(manifest.step)
-    if final.exists():
-        # Only a checkpoint that failed verification is written again. The new one replaces it.
-        shutil.rmtree(final)
-    attempt.rename(final)
+    if attempt.exists() or not final.exists():
+        write_json_atomically(attempt / "manifest.json", {**values, "sha256": digest_of(values)})
+        if final.exists():
+            # Only a checkpoint that failed verification is written again. The new one replaces it.
+            shutil.rmtree(final)
+        attempt.rename(final)
     sync_folder(final.parent)
     sync_folder(final.parent.parent)  # the folder of checkpoints may be new itself
     return final
@@ -102,6 +104,11 @@ def committed(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step_*") if (p / "manifest.json").is_file()), reverse=True)
 
 
+def present(folder: Path) -> list[Path]:
+    """Return the folders with the name of a checkpoint, newest first. One without a manifest has lost it after its commit."""
+    return sorted((path for path in folder.glob("step_*") if path.is_dir()), reverse=True)
+
+
 def read(path: Path) -> CheckpointManifest:
     """Return the manifest of a checkpoint.
 
@@ -112,7 +119,9 @@ def read(path: Path) -> CheckpointManifest:
         others = ", ".join(other.name for other in committed(path.parent)) or "none"
         raise CheckpointError(f"checkpoint {path}: no such checkpoint; {path.parent} has {others}")
     try:
-        values = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        text = (path / "manifest.json").read_text(encoding="utf-8")
+        values = json.loads(text)
+        is_as_written = text == json.dumps(values, indent=1)
         if values["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
                 f"checkpoint {path}: format version {values['format_version']}, this shoal reads {FORMAT_VERSION}"
@@ -121,7 +130,8 @@ def read(path: Path) -> CheckpointManifest:
         manifest = CheckpointManifest(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"checkpoint {path}: manifest.json cannot be read ({error!r})") from None
-    if digest_of(values) != expected:
+    # Space between values is compared too: a byte that changed there shows that the disk is not to be trusted.
+    if digest_of(values) != expected or not is_as_written:
         raise CheckpointError(f"checkpoint {path}: manifest.json is corrupt (its content does not match its sha256)")
     return manifest
 
@@ -135,8 +145,7 @@ def verify(path: Path) -> CheckpointManifest:
 
 def check_files(path: Path, manifest: CheckpointManifest, share: int = 0, num_shares: int = 1) -> None:
     """Compare one of `num_shares` shares of the files with their hashes. Raises CheckpointError with the name of the file."""
-    by_size = sorted(manifest.files, key=lambda name: (-manifest.files[name]["num_bytes"], name))
-    for name in by_size[share::num_shares]:
+    for name in _share_of_files(manifest, share, num_shares):
         expected = manifest.files[name]
         file = path / name
         if not file.is_file():
@@ -149,10 +158,21 @@ def check_files(path: Path, manifest: CheckpointManifest, share: int = 0, num_sh
             raise CheckpointError(f"checkpoint {path}: {name} is corrupt (its sha256 is not the manifest's)")
 
 
+def _share_of_files(manifest: CheckpointManifest, share: int, num_shares: int) -> list[str]:
+    """Return the files of a share: those that the rank of that number wrote, and probably loads next, and some of the others."""
+    by_size = sorted(manifest.files, key=lambda name: (-manifest.files[name]["num_bytes"], name))
+    writers = {name: re.match(r"__(\d+)_", name) for name in by_size}
+    return [
+        name
+        for place, name in enumerate(by_size)
+        if (int(writer[1]) if (writer := writers[name]) else place) % num_shares == share
+    ]
+
+
 def newest(folder: Path) -> tuple[StoredCheckpoint | None, list[str]]:
     """Return the newest checkpoint that verifies, and a message for each newer one that does not."""
     complaints: list[str] = []
-    for path in committed(folder):
+    for path in present(folder):
         try:
             return StoredCheckpoint(path, verify(path)), complaints
         except CheckpointError as error:

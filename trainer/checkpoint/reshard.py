@@ -22,7 +22,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint import DefaultSavePlanner, FileSystemWriter
+from torch.distributed.checkpoint import DefaultSavePlanner
 from torch.distributed.checkpoint.default_planner import create_default_global_save_plan
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -38,7 +38,8 @@ from sharding.plan import Plan
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.reader import read_metadata
-from trainer.checkpoint.tensors import HashingFileSystem, not_written, refuse_other_optimizers
+from trainer.checkpoint.tensors import not_written, refuse_other_optimizers
+from trainer.checkpoint.writing import CheckpointWriter
 from trainer.errors import CheckpointError
 
 BLOCK_BYTES = 32 * 1024 * 1024
@@ -166,9 +167,7 @@ def _write(
     attempt: Path, items: list[list[WriteItem]], stored: "_StoredTensors", block_bytes: int
 ) -> dict[str, dict[str, Any]]:
     """Write all ranks' files and torch's metadata. Return the hash and size of each file."""
-    writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
-    hashing = HashingFileSystem()
-    writer.fs = hashing
+    writer = CheckpointWriter(attempt)
     planner = _BlockPlanner(stored, block_bytes)
     writer.set_up_storage_writer(True)
     local_plans = [writer.prepare_local_plan(SavePlan(of_rank)) for of_rank in items]
@@ -176,7 +175,7 @@ def _write(
     metadata = dataclasses.replace(metadata, planner_data=stored.metadata.planner_data)
     results = [writer.write_data(plan, planner).wait() for plan in writer.prepare_global_plan(plans) if plan.items]
     writer.finish(metadata, results)
-    return hashing.written
+    return writer.written
 
 
 class _BlockPlanner(DefaultSavePlanner):

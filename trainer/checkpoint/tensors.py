@@ -1,18 +1,14 @@
-"""Saving and loading of tensors through torch.distributed.checkpoint, hashed while they are written.
+"""Saving and loading of tensors through torch.distributed.checkpoint.
 
 A checkpoint holds tensors only, under flat names (trainer.checkpoint.keys). torch reshards them exactly if the world size or the
 plan differs at loading.
 """
 
-import hashlib
-import io
-import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +16,6 @@ from torch import distributed as dist
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint import DefaultLoadPlanner
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from sharding.config import TableConfig
@@ -32,61 +27,12 @@ from trainer.checkpoint.folder import CheckpointManifest, StoredCheckpoint
 from trainer.checkpoint.keys import model_names, step_key, tensors_of
 from trainer.checkpoint.reader import CheckpointReader
 from trainer.checkpoint.replicas import compare_replicas
+from trainer.checkpoint.writing import CheckpointWriter
 from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
 from trainer.fault_points import reach
 from trainer.optim.ema import WeightEma
 from trainer.storage.files import refusal_cause
-
-
-class _HashingStream(io.RawIOBase):
-    """A stream that hashes what is written through it. Sequential: it cannot seek."""
-
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
-        self.sha256 = hashlib.sha256()
-        self.num_bytes = 0
-
-    def write(self, data: Any) -> int:
-        self.sha256.update(data)
-        self.num_bytes += memoryview(data).nbytes
-        return self._stream.write(data)
-
-    def writable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self.num_bytes
-
-    def flush(self) -> None:
-        self._stream.flush()
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-
-class HashingFileSystem(FileSystem):
-    """The file system of torch's writer, which records the hash and size of every file that this rank writes."""
-
-    def __init__(self, on_file: Callable[[], None] = lambda: None) -> None:
-        super().__init__()
-        self.written: dict[str, dict[str, Any]] = {}
-        self._on_file = on_file
-
-    @contextmanager
-    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
-        with super().create_stream(path, mode) as stream:
-            if "w" not in mode:
-                yield stream
-                return
-            hashing = _HashingStream(cast(IO[bytes], stream))
-            yield hashing
-            self._on_file()
-            entry = {"sha256": hashing.sha256.hexdigest(), "num_bytes": hashing.num_bytes}
-            self.written[Path(path).name] = entry
-
-    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        super().rename(path, new_path)
-        self.written[Path(new_path).name] = self.written.pop(Path(path).name)
+from trainer.storage.retries import NO_RETRIES, Retries
 
 
 def save(
@@ -95,6 +41,8 @@ def save(
     world: World,
     describe: Callable[[dict[str, dict[str, Any]]], CheckpointManifest],
     step: int,
+    retries: Retries = NO_RETRIES,
+    warn: Callable[[str], object] = lambda text: None,
 ) -> Path:
     """Write a checkpoint into a fresh attempt, commit it, and return its path. Collective.
 
@@ -104,6 +52,8 @@ def save(
         world: All ranks.
         describe: Returns the manifest, from the hashes and sizes of the files.
         step: The steps trained.
+        retries: The attempts after errors of the storage that may pass.
+        warn: Receives a text about each such error, on the first rank.
 
     Raises:
         NonFiniteWeightsError: A rank holds a value that is not finite. Raised on every rank, before anything is written.
@@ -117,10 +67,28 @@ def save(
         )
     compare_replicas(state, world, step)
     final = folder / checkpoint_folder.name_of(step)
-    attempt = world.on_first(lambda: _explained(final, lambda: checkpoint_folder.new_attempt(folder, step)))
+
+    def explained(work: Callable[[], Path]) -> Path:
+        """Repeat the work of the first rank after errors that may pass. Raises CheckpointError after others."""
+        try:
+            return retries.run(
+                work, lambda error, wait: warn(f"checkpoint {final}: {error}; tried again after {wait:g} s")
+            )
+        except OSError as error:
+            raise not_written(final, error) from None
+
+    attempt = world.on_first(lambda: explained(lambda: checkpoint_folder.new_attempt(folder, step)))
     reach("staging", world.rank, step)
     try:
-        return _write(final, attempt, state, world, describe, step)
+        files = _write_files(final, attempt, state, world, step, retries, warn)
+
+        def commit() -> Path:
+            reach("before commit", world.rank, step)
+            path = checkpoint_folder.commit(attempt, describe(files))
+            reach("after commit", world.rank, step)
+            return path
+
+        return world.on_first(lambda: explained(commit))
     except BaseException:
         # All ranks raise, but some may still be writing. The next start removes what they leave behind.
         if world.is_first:
@@ -128,17 +96,17 @@ def save(
         raise
 
 
-def _write(
+def _write_files(
     final: Path,
     attempt: Path,
     state: dict[str, Any],
     world: World,
-    describe: Callable[[dict[str, dict[str, Any]]], CheckpointManifest],
     step: int,
-) -> Path:
-    writer = FileSystemWriter(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
-    hashing = HashingFileSystem(lambda: reach("writing", world.rank, step))
-    writer.fs = hashing
+    retries: Retries,
+    warn: Callable[[str], object],
+) -> dict[str, dict[str, Any]]:
+    """Write the files of all ranks, and return the hash and size of each. Collective. Raises CheckpointError."""
+    writer = CheckpointWriter(attempt, lambda: reach("writing", world.rank, step), retries)
     try:
         dcp.save(state, storage_writer=writer, process_group=world.group)
     except CheckpointException as error:
@@ -146,16 +114,12 @@ def _write(
         raise not_written(final, cause[0], f" by rank {rank}") from None
     reach("hashing", world.rank, step)
     files: dict[str, dict[str, Any]] = {}
-    for written in world.gather_objects(hashing.written):
-        files.update(cast(dict[str, dict[str, Any]], written))
-
-    def commit() -> Path:
-        reach("before commit", world.rank, step)
-        path = checkpoint_folder.commit(attempt, describe(files))
-        reach("after commit", world.rank, step)
-        return path
-
-    return world.on_first(lambda: _explained(final, commit))
+    for rank, gathered in enumerate(world.gather_objects((writer.written, writer.retried))):
+        written, retried = cast(tuple[dict[str, dict[str, Any]], list[str]], gathered)
+        files.update(written)
+        for text in retried if world.is_first else ():
+            warn(f"checkpoint {final}: rank {rank}: {text}")
+    return files
 
 
 def load(
@@ -285,7 +249,7 @@ def find_to_resume(folder: Path, world: World) -> tuple[StoredCheckpoint | None,
     def look() -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint_folder.remove_attempts(folder)
-        return checkpoint_folder.committed(folder)
+        return checkpoint_folder.present(folder)
 
     complaints: list[str] = []
     for path in world.on_first(look):
@@ -300,13 +264,6 @@ def find_to_resume(folder: Path, world: World) -> tuple[StoredCheckpoint | None,
             return StoredCheckpoint(path, manifest), complaints
         complaints.append(found[0])
     return None, complaints
-
-
-def _explained(path: Path, work: Callable[[], Path]) -> Path:
-    try:
-        return work()
-    except OSError as error:
-        raise not_written(path, error) from None
 
 
 def not_written(path: Path, error: BaseException, by: str = "") -> CheckpointError:

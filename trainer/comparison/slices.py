@@ -23,6 +23,7 @@ WORDS = {
     "history_length": "events in the history",
     POPULARITY: "place of the target by popularity",
     "item_impressions": "training impressions of the item",
+    "user_impressions": "training impressions of the user",
 }
 MAX_VALUES = 12  # values of a column of text; more are no slices
 _FEW_VALUES = 6  # so many different numbers are slices of their own, more are put into quarters

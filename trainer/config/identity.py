@@ -37,10 +37,17 @@ FREE_TO_CHANGE = (
     "tables.*.pooling_factor",
     "tables.*.cache_load_factor",
     "plan",
+    "guards",  # skipped steps change the weights, but the guard is there to be set when a run under way meets a spike
     "checkpoint",
+    "storage",
     "evaluate",
     "cluster",
 )
+
+
+# Settings that earlier versions did not have, with the values under which they change nothing. At these values they are left out,
+# so that runs and stages of earlier versions keep their digests.
+LATER = {"train.streams": 64}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
@@ -51,7 +58,7 @@ def identity(config: RunConfig) -> dict[str, Any]:
     # In daily training the held-out period moves forward with new logs.
     moving = ("split.validation_time", "split.test_time") if config.train.days is not None else ()
     free = [name for name in (*FREE_TO_CHANGE, *moving) if name not in ends]
-    return {k: v for k, v in flat.items() if not is_among(k, free)}
+    return {k: v for k, v in flat.items() if not is_among(k, free) and not is_later_default(k, v)}
 
 
 def at_default(config: RunConfig) -> frozenset[str]:
@@ -68,6 +75,11 @@ def _at_default(settings: BaseModel, prefix: str) -> Iterator[str]:
                 yield from _at_default(part, f"{flat}.")
             elif value == field.get_default(call_default_factory=True):
                 yield flat
+
+
+def is_later_default(key: str, value: Any) -> bool:
+    """Return whether a flat setting is one of LATER, at the value under which it changes nothing."""
+    return key in LATER and LATER[key] == value
 
 
 def is_among(key: str, names: Iterable[str]) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sharding.planning.planned_tables import PlannedTables
 from trainer.config.renamed import with_earlier_names
@@ -48,7 +48,14 @@ class Outcome:
     best_value: float | None  # its early-stopping metric
 
 
-def _nowhere(phase: str, step: int) -> None:
+class Note(Protocol):
+    """Notes where a rank is, without waiting."""
+
+    def __call__(self, phase: str, step: int, examples: int = 0) -> None:
+        """Note the phase, the steps trained, and the examples trained since the start of the run."""
+
+
+def _nowhere(phase: str, step: int, examples: int = 0) -> None:
     """Note nothing."""
 
 
@@ -59,7 +66,9 @@ class Channel:
     send: Callable[[dict[str, Any]], None]  # must not block
     stop_requested: Callable[[], bool]  # polled at each step
     saves_requested: Callable[[], int] = lambda: 0  # number of requests for a checkpoint so far; polled at each step
-    note: Callable[[str, int], None] = _nowhere  # phase of this rank, and the steps trained; must not block
+    note: Note = _nowhere  # phase of this rank, the steps trained, and the data position
+    measure: Callable[[dict[str, float]], None] | None = None  # receives measurements of this rank; None: not measured
+    lap: Callable[[str], None] = lambda name: None  # called at the end of each part of the start of a training
 
 
 SILENT = Channel(send=lambda event: None, stop_requested=lambda: False)

@@ -12,8 +12,10 @@ from trainer.config import checks
 from trainer.config.checkpoint import CheckpointConfig
 from trainer.config.defaults import with_defaults
 from trainer.config.evaluate import EvaluateConfig
+from trainer.config.guards import GuardsConfig
 from trainer.config.renamed import with_current_names
 from trainer.config.split import LeaveOneOutConfig, SplitConfig
+from trainer.config.storage import StorageConfig
 from trainer.config.train import TrainConfig
 from trainer.data.logs.config import LogsConfig
 
@@ -49,7 +51,9 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     plan: PlanConfig = Field(default_factory=PlanConfig)
     communication: CommunicationConfig = Field(default_factory=CommunicationConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
+    guards: GuardsConfig = Field(default_factory=GuardsConfig)
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    storage: StorageConfig = Field(default_factory=StorageConfig)
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
 
     @model_validator(mode="before")

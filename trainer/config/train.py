@@ -67,6 +67,13 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "run forward and backward in several micro-batches, which bounds the memory of activations and does not change the "
         "step; default: the whole share at once",
     )
+    streams: int = Field(
+        64,
+        ge=1,
+        le=1 << 16,
+        description="number of streams of row groups that the order of examples takes in turns. Any number of workers gets even "
+        "shares. Workers up to this number also read row groups of their own; more workers share them",
+    )
     long_histories: Literal["recent", "windows"] = Field(
         "recent",
         description="how to train histories longer than model.max_history: their most recent events, or all events in "

@@ -14,6 +14,7 @@ from trainer.data.logs.files import entries_of
 from trainer.evaluation.metric import Metric
 from trainer.metrics_log import read_training_time
 from trainer.pages.text import duration_text, moment_text, setting_text
+from trainer.restart_log import read_restarts, restarts_text
 from trainer.settings import flatten
 
 Rows = list[tuple[str, str]]
@@ -147,4 +148,7 @@ def _training_rows(job: Job, history: list[dict[str, Any]]) -> Rows:
             rows.append(("Cost", f"{hours:,.2f} worker hours ({workers} {device} worker{'s' * (workers > 1)})"))
     elif steps:
         rows.append(("Trained", f"{steps:,} steps{speed}"))
+    restarts = read_restarts(job.run_dir)
+    if restarts:
+        rows.append(("Restarts", f"{len(restarts)}, {restarts_text(restarts)}"))
     return rows

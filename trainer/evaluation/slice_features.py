@@ -1,8 +1,9 @@
-"""Slices by features of users and of items: which features, and the values of their ids as people know them. No torch."""
+"""Slices by features of users, items and impressions: which features, and the values of ids as people know them. No torch."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from trainer.data.dataset.features import MISSING, decoder_of
 from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.manifest import UNKNOWN_ID, Feature, Manifest
 from trainer.data.dataset.vocabulary import ids_of_numbers, read_values, read_vocabulary
+from trainer.data.stream.columns import Column, Lists
 from trainer.errors import UserError
 from trainer.evaluation.slices import Slice, quarters
 
@@ -22,21 +24,25 @@ KINDS = ("categorical", "categorical_list", "bucketized", "numeric")
 MISSING_VALUE = "missing or unknown"
 
 
-def slice_features(manifest: Manifest, names: list[str] | None, built_in: tuple[str, ...]) -> tuple[Feature, ...]:
-    """Return the features of users and items to slice by.
+def slice_features(
+    manifest: Manifest, names: list[str] | None, built_in: tuple[str, ...], impressions: bool = False
+) -> tuple[Feature, ...]:
+    """Return the features to slice by.
 
     Args:
         manifest: the dataset's.
-        names: the setting evaluate.slices: "user.NAME", "item.NAME" and names of built-in slices. None: the features of users with
-            few values.
+        names: the setting evaluate.slices: "user.NAME", "item.NAME", "impression.NAME" and names of built-in slices. None: the
+            features of users and impressions with few values.
         built_in: names of built-in slices.
+        impressions: whether impressions have features. Their columns are those of events.
 
     Raises:
         UserError: for a name that does not exist, or whose kind has no slices.
     """
-    features = {f.column: f for f in manifest.features if f.owner in ("user", "item") and f.kind in KINDS}
+    owners = ("user", "item", "event") if impressions else ("user", "item")
+    features = {slice_name(f): f for f in manifest.features if f.owner in owners and f.kind in KINDS}
     if names is None:
-        few = (f for f in features.values() if f.owner == "user" and f.num_rows is not None)
+        few = (f for f in features.values() if f.owner != "item" and f.num_rows is not None)
         return tuple(f for f in few if f.num_rows is not None and f.num_rows <= MOST_VALUES)
     known = [*built_in, *features]
     for name in names:
@@ -47,8 +53,26 @@ def slice_features(manifest: Manifest, names: list[str] | None, built_in: tuple[
     return tuple(features[name] for name in names if name in features)
 
 
+def slice_name(feature: Feature) -> str:
+    """Return the name of the slices by a feature. Impressions have the features of events."""
+    return f"impression.{feature.name}" if feature.owner == "event" else feature.column
+
+
+def arrow_columns(prefix: str, features: Mapping[str, Column]) -> dict[str, Any]:
+    """Return the columns of features by `prefix` and name, as feature_slices takes them; vectors have no slices."""
+    columns: dict[str, Any] = {}
+    for name, values in features.items():
+        if isinstance(values, Lists):
+            columns[prefix + name] = pa.ListArray.from_arrays(
+                pa.array(values.offsets.astype(np.int32)), pa.array(values.values)
+            )
+        elif values.ndim == 1:
+            columns[prefix + name] = values
+    return columns
+
+
 def feature_slices(feature: Feature, values: pa.Array, folder: Path, manifest: Manifest) -> Iterator[Slice]:
-    """Yield the slices of one feature; a user with several values is in several slices.
+    """Yield the slices of one feature; a row with several values is in several slices.
 
     Args:
         feature: the feature.
@@ -58,7 +82,7 @@ def feature_slices(feature: Feature, values: pa.Array, folder: Path, manifest: M
     """
     if feature.kind == "numeric":
         yield from quarters(
-            feature.column, in_unit_of_logs(feature, values.to_numpy(zero_copy_only=False)), _range_text
+            slice_name(feature), in_unit_of_logs(feature, values.to_numpy(zero_copy_only=False)), _range_text
         )
         return
     is_list = pa.types.is_list(values.type)
@@ -71,7 +95,7 @@ def feature_slices(feature: Feature, values: pa.Array, folder: Path, manifest: M
     for code, label in zip(shown, labels_of(feature, found_ids[shown], folder, manifest), strict=True):
         inside = np.zeros(len(values), dtype=np.bool_)
         inside[owners[codes == code]] = True
-        yield Slice(feature.column, label, inside)
+        yield Slice(slice_name(feature), label, inside)
 
 
 def item_values(feature: Feature, items: np.ndarray, folder: Path, manifest: Manifest, unknown: bool) -> pa.Array:

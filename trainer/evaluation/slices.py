@@ -14,6 +14,16 @@ import numpy as np
 MIN_USERS = 50  # inside and outside of a slice, for the test
 LEVEL = 0.05  # of the test, over all slices together
 NUM_WORST = 5  # slices that a report names
+# (first value, name) of each slice by a number of training events or impressions, and by seconds.
+FEW = ((0, "none"), (1, "1-5"), (6, "6-20"), (21, "21-100"), (101, "more than 100"))
+_HOUR, _DAY = 3_600, 86_400
+GAPS = (
+    (0, "less than an hour"),
+    (_HOUR, "an hour to a day"),
+    (_DAY, "1 to 7 days"),
+    (7 * _DAY, "7 to 30 days"),
+    (30 * _DAY, "30 days or more"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,26 @@ def steps(name: str, values: np.ndarray, bounds: Sequence[tuple[float, str]]) ->
             yield Slice(name, value, inside)
 
 
+@dataclass(frozen=True)
+class TestedSlice:
+    """A slice, its metric, and the test against everybody else."""
+
+    part: Slice
+    """The slice."""
+    num_users: int
+    """Users of the slice."""
+    mean: float
+    """The metric inside."""
+    mean_of_others: float
+    """The metric outside."""
+    deficit: float
+    """How much worse the metric is inside; negative if it is better."""
+    chance: float
+    """The one-sided p-value of such a deficit."""
+    metric: str
+    """The metric."""
+
+
 def worst_slices(
     slices: Sequence[Slice], values: np.ndarray, metric: str, larger_is_better: bool = True
 ) -> dict[str, Any]:
@@ -73,12 +103,26 @@ def worst_slices(
         larger_is_better: whether a smaller mean is the worse one.
     """
     sign = 1.0 if larger_is_better else -1.0
-    tested = [part for part in slices if min(part.inside.sum(), (~part.inside).sum()) >= MIN_USERS]
-    differences = [sign * (values[part.inside].mean() - values[~part.inside].mean()) for part in tested]
-    chances = [_chance(sign * values[part.inside], sign * values[~part.inside]) for part in tested]
-    adjusted = holm(chances)
-    worse = [number for number, chance in enumerate(adjusted) if chance < LEVEL and differences[number] < 0]
-    worse.sort(key=lambda number: differences[number])
+    tested = []
+    for part in slices:
+        inside, outside = values[part.inside], values[~part.inside]
+        if min(inside.size, outside.size) >= MIN_USERS:
+            means = float(inside.mean()), float(outside.mean())
+            chance = _chance(sign * inside, sign * outside)
+            tested.append(TestedSlice(part, inside.size, *means, sign * (means[1] - means[0]), chance, metric))
+    return name_worst(tested, metric)
+
+
+def name_worst(tested: Sequence[TestedSlice], metric: str) -> dict[str, Any]:
+    """Return the slices that are significantly worse after the correction for all of them, the largest deficit first.
+
+    Args:
+        tested: all tested slices.
+        metric: the metric or metrics of the test, in words.
+    """
+    adjusted = holm([of.chance for of in tested])
+    worse = [number for number, chance in enumerate(adjusted) if chance < LEVEL and tested[number].deficit > 0]
+    worse.sort(key=lambda number: -tested[number].deficit)
     return {
         "metric": metric,
         "num_tested": len(tested),
@@ -86,12 +130,13 @@ def worst_slices(
         "level": LEVEL,
         "slices": [
             {
-                "name": tested[number].name,
-                "value": tested[number].value,
-                "num_users": int(tested[number].inside.sum()),
-                "mean": float(values[tested[number].inside].mean()),
-                "mean_of_others": float(values[~tested[number].inside].mean()),
+                "name": tested[number].part.name,
+                "value": tested[number].part.value,
+                "num_users": tested[number].num_users,
+                "mean": tested[number].mean,
+                "mean_of_others": tested[number].mean_of_others,
                 "p_value": adjusted[number],
+                **({} if tested[number].metric == metric else {"metric": tested[number].metric}),
             }
             for number in worse[:NUM_WORST]
         ],

@@ -23,6 +23,8 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.catalogue_reader import read_catalogue
 from trainer.errors import UserError
 from trainer.global_batch.dynamic_ids import DynamicTables
+from trainer.loop.step import TrainStep
+from trainer.loop.step_clock import StepClock
 from trainer.optim.dense import dense_optimizer
 from trainer.optim.ema import WeightEma
 from trainer.placement.loads import table_rows
@@ -65,7 +67,13 @@ class Built:
         self.task.load(tensors)
 
 
-def build_model(job: Job, manifest: Manifest, world: World, daily: DailyTraining | None = None) -> Built:
+def build_model(
+    job: Job,
+    manifest: Manifest,
+    world: World,
+    daily: DailyTraining | None = None,
+    checkpoint: StoredCheckpoint | None = None,
+) -> Built:
     """Return the model at its initial weights. They depend on the seed, not on the world size or the plan. Collective.
 
     Args:
@@ -73,6 +81,7 @@ def build_model(job: Job, manifest: Manifest, world: World, daily: DailyTraining
         manifest: The manifest of its dataset.
         world: All ranks.
         daily: The days of the dataset, in daily training.
+        checkpoint: What the caller loads next. The weights of tables are left undefined if it replaces all of them.
 
     Raises:
         UserError: The dataset is for another task than the model, or the ranks have different plans.
@@ -93,7 +102,9 @@ def build_model(job: Job, manifest: Manifest, world: World, daily: DailyTraining
         if part is not model.tables:
             part.to(world.device)
     tables = {spec.name: job.config.tables[spec.name] for spec in specs}
-    sharded_model = shard_tables(model, tables, plan, world, job.config.run.seed, job.config.communication)
+    replaced = checkpoint is not None and not has_grown(checkpoint, manifest.grown_from)
+    seed = None if replaced else job.config.run.seed
+    sharded_model = shard_tables(model, tables, plan, world, seed, job.config.communication)
     dynamic = DynamicTables(tables, catalogue.features, job.config.run.seed, catalogue.inputs)
     return Built(model, sharded_model, tables, planned_tables, catalogue, dynamic, task, manifest.grown_from)
 
@@ -186,6 +197,29 @@ def build_optimizers(built: Built, config: TrainConfig) -> Optimizers:
         built.tables,
         built.planned_tables.plan,
         config.schedule_tables,
+    )
+
+
+def build_ema(job: Job, built: Built) -> WeightEma | None:
+    """Return the moving average of the dense weights, or None if the run has none."""
+    decay = job.config.train.ema_decay
+    return None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
+
+
+def build_step(
+    job: Job, built: Built, optimizers: Optimizers, ema: WeightEma | None, world: World, clock: StepClock
+) -> TrainStep:
+    """Return the step of a training, which trains the built model."""
+    return TrainStep(
+        built.model,
+        optimizers,
+        world,
+        job.config.run.seed,
+        clock,
+        built.task.parts_of,
+        job.config.train.clip_norm,
+        ema,
+        job.config.train.precision,
     )
 
 

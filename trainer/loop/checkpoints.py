@@ -66,8 +66,14 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self._best: dict[int, State] = {}
-        background = self.job.config.checkpoint.background
-        self._saver = BackgroundSaver(self.job.checkpoints_dir, self.world, background, self._after_commit)
+        self._saver = BackgroundSaver(
+            self.job.checkpoints_dir,
+            self.world,
+            self.job.config.checkpoint.background,
+            self._after_commit,
+            self.job.config.storage.policy,
+            self.messages.warn,
+        )
 
     def tensors(self) -> dict[str, Any]:
         """Return the tensors to save, by name; they share their memory with the model and the optimizers."""

@@ -9,7 +9,7 @@ from trainer.loop.step import StepResult
 
 
 def check_step(result: StepResult, state: State, job: Job, messages: Messages) -> None:
-    """Warn of the first non-finite step in a row, and end the training after too many or if weights are broken.
+    """Warn of a non-finite step after one that was not skipped, and end the training after too many or if weights are broken.
 
     Args:
         result: The result of the step; the same on every rank, so all ranks raise or none does.
@@ -24,6 +24,8 @@ def check_step(result: StepResult, state: State, job: Job, messages: Messages) -
     if result.broken:
         names = [f"table.{name}.weight" if name else "dense" for name in result.broken]
         raise NonFiniteWeightsError(broken_weights_message(names, job, state.step - 1))
+    if result.finite:
+        return
     if state.skipped_in_a_row == 1:
         messages.warn(f"step {state.step} was skipped: its loss or gradient is not finite; metrics.jsonl has its rows")
     if state.skipped_in_a_row > job.config.train.max_nonfinite_steps:

@@ -16,8 +16,11 @@ from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.loop.pace import Pace
 from trainer.loop.state import State
 from trainer.loop.step import StepResult
+from trainer.loop.stragglers import Stragglers
 from trainer.loop.timetable import Timetable
 from trainer.metrics_log import MetricsLog, SampleLog
+
+NAME_AGAIN_SECONDS = 600.0  # between two messages about the same slow rank
 
 
 class Messages:
@@ -41,12 +44,19 @@ class Messages:
         """Return how many checkpoints the first rank was asked for so far. Other ranks learn of it in the next step."""
         return self._channel.saves_requested() if self._world.is_first else 0
 
-    def note(self, phase: str, step: int) -> None:
-        """Note what this rank does, "data", "step", "evaluation" or "checkpoint", so that a hang can be named.
+    def note(self, phase: str, step: int, examples: int = 0) -> None:
+        """Note what this rank does, so that a hang can be named.
 
-        step: Steps trained.
+        Args:
+            phase: "data", "step", "evaluation" or "checkpoint".
+            step: Steps trained.
+            examples: Examples trained since the start of the run.
         """
-        self._channel.note(phase, step)
+        self._channel.note(phase, step, examples)
+
+    def lap(self, name: str) -> None:
+        """Note the end of a part of the start, so that the time of a recovery can be explained."""
+        self._channel.lap(name)
 
     def stop_requested(self) -> bool:
         """Return True if the first rank was asked to stop. Other ranks learn of it in the next step."""
@@ -66,8 +76,11 @@ class TrainingProgress:
         self._epoch_ends = epoch_ends
         self._total_steps = int(epoch_ends[-1])
         self._log = MetricsLog(job.run_dir, step) if world.is_first else None
-        self._sample_log = SampleLog(job.run_dir, world.rank, step) if job.config.train.sample_log else None
+        logs_examples = job.config.train.sample_log
+        self._sample_log = SampleLog(job.run_dir, world.rank, step, world.world_size) if logs_examples else None
         self._pace = Pace(step, world.world_size)
+        self._stragglers = Stragglers()
+        self._name_again: dict[int, float] = {}
 
     def close(self) -> None:
         """Close the files."""
@@ -81,17 +94,25 @@ class TrainingProgress:
         started = time.monotonic()
         yield
         self._pace.pause(time.monotonic() - started)
+        self._stragglers.pause(time.monotonic() - started)
 
-    def log_examples(self, step: int, row_ids: Tensor) -> None:
-        """Write the ids of the examples that this rank trained in a step, if the run keeps them."""
+    def log_examples(self, step: int, row_ids: Tensor, skipped: str | None) -> None:
+        """Write the ids of the examples that this rank trained in a step, if the run keeps them, and those of a skipped step.
+
+        Collective if the step was skipped: the rows of all ranks may be the cause, so each rank sends its own.
+
+        Args:
+            step: The steps trained.
+            row_ids: The ids.
+            skipped: The reason why the step was skipped, or None.
+        """
         if self._sample_log is not None:
             self._sample_log.write(step, row_ids.tolist())
-
-    def log_skipped(self, step: int, row_ids: Tensor) -> None:
-        """Write the rows of a skipped step. Collective: the rows of all ranks may be the cause, so each rank sends its own."""
+        if skipped is None:
+            return
         rows = self._world.gather_objects(row_ids.tolist())
         if self._log is not None:
-            self._log.write(step, "skipped", {"reason": "not finite", "row_ids": rows})
+            self._log.write(step, "skipped", {"reason": skipped, "row_ids": rows})
 
     def after_step(self, item: Step[Any], result: StepResult, state: State, dynamic: DynamicTables) -> None:
         """Report a step.
@@ -110,12 +131,20 @@ class TrainingProgress:
             if result.grad_norm is not None:
                 values["grad_norm"] = result.grad_norm
             self._log.write(state.step, "train", {**values, **dynamic.report()})
+        now = time.monotonic()
+        straggler = self._stragglers.add(result.rank_seconds, result.rank_events, now)
+        if straggler is not None:
+            self._log.write(state.step, "straggler", asdict(straggler))
+            if now >= self._name_again.get(straggler.rank, 0.0):
+                self._name_again[straggler.rank] = now + NAME_AGAIN_SECONDS
+                self._messages.send("straggler", step=state.step, **asdict(straggler))
         if self._pace.may_send():
             self._messages.send(
                 "train",
                 loss=result.loss,
                 step=state.step,
                 total_steps=self._total_steps,
+                workers=self._world.world_size,
                 epoch=item.epoch,
                 **self._timetable.progress_of(item.epoch),
                 **speed,

@@ -38,25 +38,29 @@ class State:
     best: Best = field(default_factory=Best)
     """The state of early stopping."""
     skipped_steps: int = 0
-    """Non-finite steps since the start of the run."""
+    """Steps that were skipped since the start of the run: non-finite ones and loss spikes."""
     skipped_in_a_row: int = 0
-    """Non-finite steps since the last finite one."""
+    """Steps that were skipped since the last one that was not."""
     extra_steps: int = 0
     """Steps before the position, minus those that the dataset as it is now would take up to there. Negative if it has grown."""
+    recent_losses: tuple[float, ...] = ()
+    """Losses of the last applied steps, for the detection of spikes. Empty without it."""
 
-    def after_step(self, position: Position, finite: bool) -> "State":
-        """Return the state after one more step, which ended at `position`."""
+    def after_step(self, position: Position, trained: bool) -> "State":
+        """Return the state after one more step, which ended at `position`. trained: it was not skipped."""
         return replace(
             self,
             step=self.step + 1,
             position=position,
-            skipped_steps=self.skipped_steps + (not finite),
-            skipped_in_a_row=0 if finite else self.skipped_in_a_row + 1,
+            skipped_steps=self.skipped_steps + (not trained),
+            skipped_in_a_row=0 if trained else self.skipped_in_a_row + 1,
         )
 
     def to_saved(self) -> dict[str, Any]:
         """Return the part of the state that a manifest keeps under `metrics`. Step and position are fields of their own there."""
+        losses = {"recent_losses": list(self.recent_losses)} if self.recent_losses else {}
         return {
+            **losses,
             "best": asdict(self.best),
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
@@ -74,4 +78,5 @@ def saved_state(manifest: CheckpointManifest, position: Position) -> State:
         skipped_steps=saved["skipped_steps"],
         skipped_in_a_row=saved["skipped_in_a_row"],
         extra_steps=saved.get("extra_steps", 0),  # checkpoints of earlier versions have none
+        recent_losses=tuple(saved.get("recent_losses", ())),
     )

@@ -10,7 +10,7 @@ is applied.
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -51,11 +51,25 @@ class StepResult:
     """The norm of the whole gradient before clipping. None without clipping, or if nothing is applied."""
     broken: tuple[str, ...] = ()
     """Tables, and "" for the dense weights, that were not finite before the step on any rank. No later update can repair them."""
+    rank_events: tuple[float, ...] = field(default=(), compare=False)
+    """Input events of each rank."""
+    rank_seconds: tuple[float, ...] = field(default=(), compare=False)
+    """Seconds that each rank worked alone in an earlier step (trainer/loop/step_clock.py)."""
+
+    spiked: bool = False
+    """True if the loss is above the limit of this step."""
 
     @property
     def applied(self) -> bool:
         """True if weights were updated."""
-        return self.finite and self.num_targets > 0
+        return self.finite and self.num_targets > 0 and not self.spiked
+
+    @property
+    def skipped(self) -> str | None:
+        """The reason why the step is skipped, or None."""
+        if not self.finite:
+            return "not finite"
+        return "loss spike" if self.spiked else None
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,13 @@ class TrainStep:
     """The precision of the dense part."""
 
     def __call__(
-        self, batch: Batch, step: int, rate_factor: float, stop_requested: bool, save_requested: bool = False
+        self,
+        batch: Batch,
+        step: int,
+        rate_factor: float,
+        stop_requested: bool,
+        save_requested: bool = False,
+        loss_limit: float = math.inf,
     ) -> StepResult:
         """Train on this rank's share of a global batch. Collective.
 
@@ -92,6 +112,7 @@ class TrainStep:
             rate_factor: The factor of the schedule on all learning rates.
             stop_requested: True if this rank was asked to stop.
             save_requested: True if this rank was asked for a checkpoint at once.
+            loss_limit: The loss above which the step is not applied; the same on all ranks.
         """
         # Dropout is a function of (seed, step, rank): a checkpoint needs no generator state, and resuming is exact.
         torch.manual_seed(_dropout_seed(self.seed, step, self.world.rank))
@@ -100,8 +121,8 @@ class TrainStep:
         # Before the look-up, which determines the number of the update that the fused optimizers make in its backward pass.
         self.optimizers.count_lookups()
         rows = self.model.look_up(batch.items)
-        reach("forward", self.world.rank, step)
         self.clock.mark()
+        reach("forward", self.world.rank, step)
         boundary = {table: values.detach().requires_grad_() for table, values in rows.items()}
         loss_sum = self._differentiate(boundary, batch)
         gradients = {table: _gradient_of(leaf) for table, leaf in boundary.items()}
@@ -111,13 +132,9 @@ class TrainStep:
         result = self._agree(
             loss_sum, list(gradients.values()), dense, weights, batch, (stop_requested, save_requested)
         )
-        divisor: float = result.num_targets
-        if result.applied and self.clip_norm is not None:
-            self.world.sum(dense)
-            norm = self._norm(dense, batch.items, gradients) / result.num_targets
-            # Numbers that are finite on every rank may have no finite sum.
-            result = replace(result, grad_norm=norm, finite=math.isfinite(norm))
-            divisor *= max(1.0, norm / self.clip_norm)
+        # All ranks received the loss from one all-reduce, so their decisions are equal.
+        result = replace(result, spiked=result.finite and result.loss > loss_limit)
+        result, divisor = self._clip(result, dense, batch.items, gradients)
         self.clock.mark()
         if result.applied:
             reach("backward", self.world.rank, step)
@@ -161,6 +178,21 @@ class TrainStep:
         if counted.numel():
             running_statistics.update(self.model, self.world.sum(counted))
 
+    def _clip(
+        self, result: StepResult, dense: Tensor, request: ItemRequest, gradients: Mapping[str, Tensor]
+    ) -> tuple[StepResult, float]:
+        """Return the result with the norm of the gradient, and the number by which the gradient is divided. Collective.
+
+        With clipping, `dense` becomes the sum over ranks.
+        """
+        if not result.applied or self.clip_norm is None:
+            return result, result.num_targets
+        self.world.sum(dense)
+        norm = self._norm(dense, request, gradients) / result.num_targets
+        # Numbers that are finite on every rank may have no finite sum.
+        result = replace(result, grad_norm=norm, finite=math.isfinite(norm))
+        return result, result.num_targets * max(1.0, norm / self.clip_norm)
+
     def _norm(self, dense: Tensor, request: ItemRequest, gradients: Mapping[str, Tensor]) -> float:
         """Return the norm of the gradient of the sum over all targets, as the first rank computes it. Collective.
 
@@ -186,17 +218,21 @@ class TrainStep:
         """Return the result of the step, summed over ranks. Collective. requests: to stop, and to save."""
         finite = [loss_sum.isfinite(), dense.isfinite().all(), *(gradient.isfinite().all() for gradient in gradients)]
         broken = ~torch.stack(finite).all()
-        # Each rank writes its events into its own entry, so that the one sum also shows the imbalance.
-        events = [0] * self.world.world_size
-        events[self.world.rank] = batch.layout.num_events
-        counts = torch.tensor([batch.num_targets, *requests, *events], dtype=torch.float64, device=dense.device)
+        # Each rank writes its events and its time into its own entries, so that the one sum also shows imbalance and stragglers.
+        of_ranks = torch.zeros(2, self.world.world_size, dtype=torch.float64)
+        of_ranks[:, self.world.rank] = torch.tensor([batch.layout.num_events, self.clock.own_seconds])
+        counts = torch.tensor(
+            [batch.num_targets, *requests, *of_ranks.flatten().tolist()], dtype=torch.float64, device=dense.device
+        )
         names = sorted(weights)
         broken_weights = torch.stack([~weights[name].isfinite().all() for name in names])
         facts = torch.cat((torch.stack((loss_sum, broken.double())), counts, broken_weights.double()))
         # The only deliberate synchronisation of a step: the host needs these numbers to decide.
         total, num_broken, num_targets, stops, saves, *others = self.world.sum(facts).tolist()
-        events = others[: self.world.world_size]
-        of_weights = others[self.world.world_size :]
+        size = self.world.world_size
+        events = others[:size]
+        own_seconds = others[size : 2 * size]
+        of_weights = others[2 * size :]
         return StepResult(
             loss=total / num_targets if num_targets else float("nan"),
             num_targets=int(num_targets),
@@ -205,6 +241,8 @@ class TrainStep:
             finite=num_broken == 0 and not any(of_weights),
             stop_requested=stops > 0,
             save_requested=saves > 0,
+            rank_events=tuple(events),
+            rank_seconds=tuple(own_seconds),
             broken=tuple(name for name, number in zip(names, of_weights, strict=True) if number),
         )
 

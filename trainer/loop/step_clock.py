@@ -22,10 +22,21 @@ class StepClock:
     """The device of the model; on a GPU, events are recorded instead of times."""
     totals: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     """Seconds by part over num_steps."""
+    data_seconds: float = 0.0
+    """Seconds of waiting for data, over all steps."""
     num_steps: int = 0
     """Steps collected."""
+    own_seconds: float = 0.0
+    """Time of the last collected step that this rank worked alone: the wait for its data, and the dense part."""
+    _data: float = 0.0
+    _data_before: float = 0.0
     _marks: list[Mark] = field(default_factory=list)
     _before: list[Mark] = field(default_factory=list)
+
+    def waited(self, seconds: float) -> None:
+        """Note for how long the next step waited for its data."""
+        self._data_before, self._data = self._data, seconds
+        self.data_seconds += seconds
 
     def start(self) -> None:
         """Mark the beginning of a step."""
@@ -46,8 +57,12 @@ class StepClock:
         """Add the previous step. A GPU has finished its work by now, because the ranks have agreed on the present step since."""
         if len(self._before) == len(PARTS) + 1:
             self.num_steps += 1
-            for part, (begin, end) in zip(PARTS, pairwise(self._before), strict=True):
-                self.totals[part] += _seconds(begin, end)
+            seconds = {
+                part: _seconds(begin, end) for part, (begin, end) in zip(PARTS, pairwise(self._before), strict=True)
+            }
+            for part, one in seconds.items():
+                self.totals[part] += one
+            self.own_seconds = self._data_before + seconds["dense"]
 
     def means(self) -> dict[str, float]:
         """Return the mean seconds of a step by part; zeros before there is a whole step."""

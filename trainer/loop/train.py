@@ -3,34 +3,33 @@
 All ranks run it in lockstep. Only the first rank writes logs and sends messages to the driver.
 """
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from sharding.world import World
-from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.config.job import Channel, Job, Outcome
-from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.prefetch import Prefetch
 from trainer.data.stream.shares import Step
 from trainer.fault_points import reach
-from trainer.loop.build import agree_at_start, build_model, build_optimizers, checked_stream
+from trainer.loop.build import agree_at_start, build_ema, build_model, build_optimizers, build_step, checked_stream
 from trainer.loop.checkpoints import Checkpoints, checkpoint_to_resume
-from trainer.loop.days import DailyTimetable
 from trainer.loop.early_stopping import out_of_patience
-from trainer.loop.epochs import EpochTimetable
 from trainer.loop.evaluations import Evaluations
+from trainer.loop.loss_spikes import LossSpikes
 from trainer.loop.measure_placement import record_placement, record_steps
 from trainer.loop.memory import EVERY_STEPS, memory_trimmer
 from trainer.loop.nonfinite import check_step
 from trainer.loop.progress import Messages, TrainingProgress
-from trainer.loop.step import StepResult, TrainStep
+from trainer.loop.rank_measures import RankMeasures
+from trainer.loop.step import StepResult
 from trainer.loop.step_clock import StepClock
-from trainer.loop.timetable import Timetable
-from trainer.optim.ema import WeightEma
+from trainer.loop.timetables import timetable_for
 from trainer.optim.schedule import rate_factor
-from trainer.tasks.ranking.daily_training import DailyTraining, read_days
+from trainer.tasks.ranking.daily_training import read_days
 
 
 class Training:
@@ -43,45 +42,41 @@ class Training:
         manifest = read_manifest(job.dataset_dir)
         facts = {"config": job.config_digest, "dataset": manifest.digest, "torch": torch.__version__}
         agree_at_start(world, facts)
+        self.messages.lap("agreement")
         checkpoint = checkpoint_to_resume(job, manifest, world, self.messages)
+        self.messages.lap("verification of the checkpoint")
         days = read_days(job, manifest, world, fresh=checkpoint is None)
-        timetable = _timetable(job, manifest, days, checkpoint)
-        self.built = build_model(job, manifest, world, days)
+        timetable = timetable_for(job, manifest, days, checkpoint)
+        self.built = build_model(job, manifest, world, days, checkpoint)
         self.optimizers = build_optimizers(self.built, job.config.train)
-        decay = job.config.train.ema_decay
-        self.ema = None if decay is None else WeightEma(self.built.sharded_model, self.built.tables, decay)
+        self.ema = build_ema(job, self.built)
         self.timetable = timetable
+        self.messages.lap("model and tables")
         self.checkpoints = Checkpoints(
             job, manifest, world, self.messages, timetable, self.built, self.optimizers, self.ema
         )
         state = self.checkpoints.resume(checkpoint)
+        self.messages.lap("loading of the checkpoint")
         if job.config.plan.measure:
             record_placement(job.run_dir, self.built, self.optimizers, world)
         self.clock = StepClock(world.device)
-        self.step = TrainStep(
-            self.built.model,
-            self.optimizers,
-            world,
-            job.config.run.seed,
-            self.clock,
-            self.built.task.parts_of,
-            job.config.train.clip_norm,
-            self.ema,
-            job.config.train.precision,
-        )
+        self.step = build_step(job, self.built, self.optimizers, self.ema, world, self.clock)
+        self.measures = RankMeasures(channel.measure, self.clock, job.config.train.precision)
         self.stream = checked_stream(self.built.task, world)
         self.messages.warn(self.stream.batches.share_warning())
         self.epoch_ends, self.state = timetable.epoch_ends(state, self.stream.batches, world)
         self.total_steps = int(self.epoch_ends[-1])
         self.progress = TrainingProgress(job, world, self.messages, timetable, self.epoch_ends, self.state.step)
         self.evaluations = Evaluations(job, manifest, world, self.built, self.ema, self.progress)
+        self.spikes = LossSpikes(job.config.guards.loss_spikes, self.messages)
         self._trim_memory = memory_trimmer()
         self._saves = 0  # requests for a checkpoint that were followed
+        self.messages.lap("data")
 
     def run(self) -> Outcome:
         """Train from the newest checkpoint to the end. Collective."""
         reason = "finished"
-        if self._out_of_patience():
+        if out_of_patience(self.state, self.job.config.train.early_stopping):
             reason = "early"
         elif self.state.step < self.total_steps:
             with self.checkpoints.kept(), Prefetch(self.stream.steps(self.state.position, self.timetable.end)) as steps:
@@ -96,13 +91,18 @@ class Training:
         """Train all steps, and return why the training ended."""
         self.built.model.train()
         saved_step = self.state.step
-        self.messages.note("data", self.state.step)
+        self._note("data")
+        asked = time.monotonic()
         for item in steps:
             reach("data", self.world.rank, self.state.step)
-            self.messages.note("step", self.state.step)
+            self.clock.waited(time.monotonic() - asked)
+            self._note("step")
             result = self._train(item)
             self.progress.after_step(item, result, self.state, self.built.dynamic)
-            self.progress.report_saved(self.checkpoints.collect())
+            saved = self.checkpoints.collect()
+            self.progress.report_saved(saved)
+            self.measures.saved(saved)
+            self.measures.after_step()
             if self.state.step % EVERY_STEPS == 0:
                 self._trim_memory()
 
@@ -110,7 +110,7 @@ class Training:
             due = self.timetable.due_at(self.state.position)
             validates = is_last or due.validation
             if validates or due.next_day:
-                self.messages.note("evaluation", self.state.step)
+                self._note("evaluation")
                 reach("evaluation", self.world.rank, self.state.step)
                 self.checkpoints.check_weights(self.state.step)
             if validates:
@@ -123,18 +123,24 @@ class Training:
             at_once = is_last or result.stop_requested or result.save_requested
             saves = saves or validates or due.next_day or at_once
             if saves and saved_step != self.state.step:
-                self.messages.note("checkpoint", self.state.step)
+                self._note("checkpoint")
                 self._save(must=at_once)
                 saved_step = self.state.step
-            self.messages.note("data", self.state.step)
+            self._note("data")
+            asked = time.monotonic()
 
             if is_last:
                 return "finished"
-            if self._out_of_patience():
+            if out_of_patience(self.state, self.job.config.train.early_stopping):
                 return "early"
             if result.stop_requested:
                 return "stopped"
         return "finished"
+
+    def _note(self, phase: str) -> None:
+        """Note what this rank does, and how far training is."""
+        examples = self.stream.batches.examples.number_of(self.state.position)
+        self.messages.note(phase, self.state.step, examples)
 
     def _train(self, item: Step[Any]) -> StepResult:
         """Train one step, and update the state."""
@@ -144,14 +150,18 @@ class Training:
         batch = self.built.task.complete_batch(item.batch, item.before, self.world)
         batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
         saves = self.messages.saves_requested()
-        result = self.step(batch.to(self.world.device), self.state.step, factor, stop_requested, saves > self._saves)
+        limit = self.spikes.limit(self.state)
+        save_requested = saves > self._saves
+        with self.measures.counting(item.batch.layout.num_events):
+            result = self.step(
+                batch.to(self.world.device), self.state.step, factor, stop_requested, save_requested, limit
+            )
         self._saves = saves
         self.clock.collect()
-        self.state = self.state.after_step(item.after, result.finite)
-        self.progress.log_examples(self.state.step, item.batch.row_ids)
-        if not result.finite:
-            self.progress.log_skipped(self.state.step, item.batch.row_ids)
+        self.state = self.state.after_step(item.after, trained=result.skipped is None)
+        self.progress.log_examples(self.state.step, item.batch.row_ids, result.skipped)
         check_step(result, self.state, self.job, self.messages)
+        self.state = self.spikes.after(result, self.state)
         return result
 
     def _save(self, must: bool) -> None:
@@ -159,16 +169,3 @@ class Training:
         with self.progress.paused():
             record_steps(self.job.run_dir, self.clock, self.world)
             self.checkpoints.save(self.state, self.stream.batches.examples, must)
-
-    def _out_of_patience(self) -> bool:
-        return out_of_patience(self.state, self.job.config.train.early_stopping)
-
-
-def _timetable(
-    job: Job, manifest: Manifest, days: DailyTraining | None, checkpoint: StoredCheckpoint | None
-) -> Timetable:
-    """Return the timetable of days, or of epochs where training goes by epochs."""
-    if days is not None:
-        return DailyTimetable(job.config.train, days.days, manifest)
-    grew = checkpoint is not None and checkpoint.manifest.dataset_digest in manifest.grown_from
-    return EpochTimetable(job.config.train, grew)

@@ -1,4 +1,4 @@
-"""Parts that the reports of both tasks share: counts of rows, and curves of training."""
+"""Parts that the reports of both tasks share: counts of rows, worst slices, and curves of training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from trainer.pages import page
 from trainer.pages.page import Plot, plot_of
+from trainer.pages.text import figure_text
 
 
 def count_rows(counts: dict[str, Any]) -> dict[str, str]:
@@ -18,6 +19,18 @@ def count_rows(counts: dict[str, Any]) -> dict[str, str]:
     rows = {name.replace("_", " ").replace("num ", ""): f"{value:,}" for name, value in counts.items()}
     rows.update({f"rejected: {reason}": f"{number:,}" for reason, number in (rejected | rejected_of_catalogue).items()})
     return rows
+
+
+def worst_row(entry: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a slice that is worse than all others as text, under a name (trainer.evaluation.slices.name_worst)."""
+    return {
+        **entry,
+        "name": name,
+        "mean": figure_text(entry["mean"]),
+        "mean_of_others": figure_text(entry["mean_of_others"]),
+        "deficit": f"{1 - entry['mean'] / entry['mean_of_others']:.0%}" if entry["mean_of_others"] else "",
+        "p_value": f"{entry['p_value']:.1g}",
+    }
 
 
 def training_plots(

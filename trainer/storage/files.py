@@ -2,12 +2,17 @@
 
 import errno
 import hashlib
+import io
+import itertools
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
+
+_PART_BYTES = 8 << 20
 
 
 def digest_of(values: Any) -> str:
@@ -16,9 +21,28 @@ def digest_of(values: Any) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Return the sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the sha256 of a file. Of a large one, a part is read while the part before it is hashed."""
+    with path.open("rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size <= _PART_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _hash_in_parts(file)
+
+
+def _hash_in_parts(file: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    buffers = [bytearray(_PART_BYTES), bytearray(_PART_BYTES)]
+    # Both sides release Python's lock, so a disk and a processor work at the same time.
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
+        hashed: Future[None] | None = None
+        for number in itertools.count():
+            part = memoryview(buffers[number % 2])
+            num_bytes = cast(io.RawIOBase, file).readinto(part)
+            if hashed is not None:
+                hashed.result()  # then the other buffer may be overwritten
+            if not num_bytes:
+                break
+            hashed = hasher.submit(digest.update, part[:num_bytes])
+    return digest.hexdigest()
 
 
 def write_json_atomically(path: Path, values: Any) -> None:

@@ -19,8 +19,8 @@ from trainer.tasks.results import Summary
 
 PAGE = "report.html"
 # Raise it when the same model would get other figures or files, so that evaluations of earlier versions are not shown as current.
-FIGURES_VERSION = 5
-PAGE_VERSION = 3  # the same for report.html
+FIGURES_VERSION = 6
+PAGE_VERSION = 4  # the same for report.html
 
 
 def write_outputs(job: Job, split: Split, checkpoint: str, parts: Path) -> Summary:

@@ -12,6 +12,7 @@ from cluster.driver.run_lock import locked
 from cluster.driver.stage_record import StageRecord
 from cluster.driver.status import read_status, status_table
 from trainer.errors import UserError
+from trainer.restart_log import note_recovery, note_restart
 
 LINES = (
     {"step": 10, "kind": "train", "loss": 5.25, "events_per_second": 100.0},
@@ -70,6 +71,16 @@ def test_an_ended_run_shows_its_newest_step_the_best_checkpoint_and_its_report(r
     ):
         assert part in text, part
     assert "report.html" in "".join(text.replace("│", "").split())
+
+
+def test_restarts_are_shown_with_what_they_took(run: Path) -> None:
+    note_restart(run, "failure", "rank 1 on node-7 died in step 42", "trace")
+    note_recovery(run, 12.0, {}, 3, 24)
+    assert read_status(run).restarts[0]["rows"] == 24
+    text = " ".join(text_of(run).replace("│", " ").split())
+    assert "1, after 1 failure, 12.0 s on average until training again; 24 rows trained again" in text
+    assert "rank 1 on node-7 died in step 42" in text
+    assert "trace" not in read_status(run).restarts[0]
 
 
 def test_a_run_that_has_not_started_says_so(tmp_path: Path) -> None:

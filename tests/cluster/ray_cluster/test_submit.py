@@ -1,14 +1,10 @@
-"""What a job takes with it to the cluster, and what comes back while it is followed."""
+"""The files that a job takes with it to the cluster."""
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from ray.job_submission import JobStatus
 
 from cluster.config.run_config import check_config, load_config
-from cluster.ray_cluster import submit
 from cluster.ray_cluster.submit import PACKAGES, _stage
 
 
@@ -43,42 +39,6 @@ def test_every_path_of_a_job_is_where_it_was_meant(tmp_path: Path, monkeypatch: 
     assert paths == tuple([str(tmp_path / name)] for name in ("history.parquet", "items/*.parquet", "users.parquet"))
 
 
-class FakeClient:
-    """A job with a log that grows from answer to answer; each status comes with the log of that moment."""
-
-    def __init__(self, status: JobStatus, exit_code: int | None) -> None:
-        self._moments = [(JobStatus.RUNNING, "first\n"), (JobStatus.RUNNING, "first\nsec"), (status, "first\nsec")]
-        self._last = "first\nsecond\nlast\n"  # written between the last look at the log and the end
-        self._exit_code, self._asked = exit_code, 0
-
-    def get_job_status(self, job_id: str) -> JobStatus:
-        self._asked += 1
-        return self._moments[min(self._asked, len(self._moments)) - 1][0]
-
-    def get_job_logs(self, job_id: str) -> str:
-        if self._asked >= len(self._moments):
-            return self._last
-        return self._moments[max(0, self._asked - 1)][1]
-
-    def get_job_info(self, job_id: str) -> SimpleNamespace:
-        return SimpleNamespace(driver_exit_code=self._exit_code)
-
-
-@pytest.mark.parametrize(
-    ("status", "exit_code", "expected"),
-    [
-        (JobStatus.SUCCEEDED, 0, 0),
-        (JobStatus.FAILED, 2, 2),
-        (JobStatus.FAILED, None, 1),
-        (JobStatus.STOPPED, None, 1),
-        (JobStatus.SUCCEEDED, None, 0),
-    ],
-)
-def test_a_followed_job_gives_its_whole_log_once_and_its_exit_code(
-    monkeypatch: pytest.MonkeyPatch, status: JobStatus, exit_code: int | None, expected: int
-) -> None:
-    monkeypatch.setattr(submit, "POLL_SECONDS", 0.0)
-    shown: list[str] = []
-    client: Any = FakeClient(status, exit_code)
-    assert submit._follow(client, "shoal-1", shown.append) == expected
-    assert "".join(shown) == "first\nsecond\nlast\n"
+def test_only_the_config_travels_to_a_cluster_with_shoal_installed(tmp_path: Path) -> None:
+    _stage(check_config({"logs": {"path": "a.parquet"}}, "test"), tmp_path / "staged", ())
+    assert [path.name for path in (tmp_path / "staged").iterdir()] == ["config.json"]

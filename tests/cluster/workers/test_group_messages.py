@@ -17,7 +17,7 @@ from cluster.config.run_config import ClusterConfig
 from cluster.workers import group as launch
 from cluster.workers.failures import cause_of
 from cluster.workers.group import Workers
-from cluster.workers.mailbox import Beat, Mailbox, Place, WorkerFailure
+from cluster.workers.mailbox import Beat, Interruption, Mailbox, Place, WorkerFailure
 from trainer.config.job import Channel
 
 DEADLINE = 20.0
@@ -65,14 +65,14 @@ class FakeTrainer:
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Workers]:
     ray = SimpleNamespace(
-        remote=lambda **_: lambda held: SimpleNamespace(remote=lambda: FakeActor(held())),
+        remote=lambda **_: lambda held: SimpleNamespace(remote=lambda *given: FakeActor(held(*given))),
         get=lambda value: value,
         kill=lambda actor: None,
         exceptions=ray_exceptions,
         get_runtime_context=lambda: SimpleNamespace(get_node_id=lambda: "0" * 56),
     )
     monkeypatch.setattr(launch, "ray", ray)
-    make_trainer: Callable[..., FakeTrainer] = lambda config, mailbox, storage: FakeTrainer(mailbox)  # noqa: E731
+    make_trainer: Callable[..., FakeTrainer] = lambda config, mailbox, storage, logs, name: FakeTrainer(mailbox)  # noqa: E731
     monkeypatch.setitem(sys.modules, "cluster.workers.ray_train", SimpleNamespace(make_trainer=make_trainer))
     with Workers(ClusterConfig(num_workers=2)) as workers:
         yield workers
@@ -154,6 +154,59 @@ def test_what_an_earlier_attempt_sends_is_ignored_after_a_restart() -> None:
     mailbox.finish(second, 0, b"result")
     assert mailbox.outcome() == ({0: b"result"}, [])
     assert mailbox.job() == (1, b"job")
+
+
+def test_a_recovery_is_measured_from_the_last_sign_of_life_of_the_rank_that_fell_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SimpleNamespace(time=lambda: clock.now, monotonic=lambda: clock.now, now=1000.0)
+    monkeypatch.setattr("cluster.workers.mailbox.time", clock)
+    mailbox = Mailbox()
+    mailbox.give(b"job")
+    attempt, _ = (mailbox.enter(rank, 2, HERE) for rank in (0, 1))
+    mailbox.beat(attempt, 1, Beat(HERE, "step", 30, examples=240))
+    clock.now = 1003.0
+    mailbox.fail(attempt, replace(failure(0), step=33, examples=264))
+    clock.now = 1004.0
+    mailbox.restart({"kind": "restart"})
+    clock.now = 1009.0
+    attempt, _ = (mailbox.enter(rank, 2, replace(HERE, created=1006.0)) for rank in (0, 1))
+    clock.now = 1012.0
+    mailbox.training(attempt - 1, 25, 200, {})  # of a rank of the earlier group
+    mailbox.training(attempt, 25, 200, {"imports": 2.5})
+    mailbox.training(attempt, 25, 200, {"imports": 2.5})
+    recovered = [event for event in mailbox.drain().events if event["kind"] == "recovered"]
+    parts = {"detection": 4.0, "end of the group": 2.0, "start of workers": 3.0, "imports": 2.5}
+    assert recovered == [{"kind": "recovered", "seconds": 12.0, "parts": parts, "steps": 8, "rows": 64}]
+
+
+def test_a_group_that_fails_before_it_started_adds_to_the_time_of_the_first_failure() -> None:
+    mailbox = Mailbox()
+    mailbox.give(b"job")
+    mailbox.enter(0, 1, HERE)
+    mailbox.restart({"kind": "restart"})
+    first = mailbox.interruption()
+    mailbox.restart({"kind": "restart"})
+    assert mailbox.interruption().failed == first.failed
+
+
+def test_a_group_of_another_size_is_another_attempt() -> None:
+    mailbox = Mailbox()
+    mailbox.give(b"job")
+    first = mailbox.enter(0, 1, HERE)
+    second = {mailbox.enter(rank, 2, HERE) for rank in (1, 0)}
+    mailbox.finish(first, 0, b"late")
+    assert second == {first + 1}
+    status = mailbox.drain()
+    assert (status.num_done, status.world_size, [event["cause"] for event in status.events]) == (0, 2, ["resize"])
+
+
+def test_a_launch_after_a_lost_one_reports_the_recovery_of_that_one() -> None:
+    mailbox = Mailbox(Interruption(1.0, 2.0, 33, 264))
+    mailbox.give(b"job")
+    attempt = mailbox.enter(0, 1, HERE)
+    mailbox.training(attempt, 25, 200, {})
+    assert [(event["steps"], event["rows"]) for event in mailbox.drain().events] == [(8, 64)]
 
 
 def failure(rank: int, cause: str = "", user_message: str | None = None) -> WorkerFailure:

@@ -85,6 +85,7 @@ def path(
 def test_flash_attention_is_used_only_for_what_its_kernels_support(monkeypatch):
     """Half precision, widths that are multiples of 8, values as wide as keys, and a device of capability 8.0."""
     monkeypatch.setattr(gpu, "_flash_has_windows", lambda: True)
+    monkeypatch.setattr("models.attention.attend.has_triton", lambda: False)
     half = torch.bfloat16
     assert path("softmax", (32, 32), half, AMPERE) == "flash"
     assert path("softmax, window", (32, 32), half, AMPERE) == "flex"  # it has a bias
@@ -105,6 +106,22 @@ def test_flash_attention_is_used_only_for_what_its_kernels_support(monkeypatch):
         ("silu", (32, 32), half, AMPERE, "pieces"),
     ):
         assert path(form, heads, dtype, capability) == expected, (form, heads, dtype, capability)
+
+
+def test_triton_kernels_compute_biases_and_pointwise_weights(monkeypatch):
+    monkeypatch.setattr(gpu, "_flash_has_windows", lambda: True)
+    monkeypatch.setattr("models.attention.attend.has_triton", lambda: True)
+    for form, dtype, capability, expected in (
+        ("softmax", torch.bfloat16, AMPERE, "flash"),
+        ("softmax, bidirectional", torch.float32, AMPERE, "flex"),
+        ("softmax, bias of both", torch.bfloat16, AMPERE, "triton"),
+        ("silu, bias of both, penalty", torch.bfloat16, AMPERE, "pieces"),
+        ("silu", torch.float32, AMPERE, "triton"),
+        ("silu", torch.float64, AMPERE, "pieces"),
+        ("silu", torch.float32, None, "pieces"),
+        ("entmax15", torch.float32, AMPERE, "pieces"),
+    ):
+        assert path(form, (32, 32), dtype, capability) == expected, form
 
 
 def test_a_rank_without_events_asks_no_gpu_kernel_for_nothing():

@@ -14,6 +14,7 @@ from tests.settings.observations.clusters import (
     prepare_limit,
     refused_plan,
     run_dir,
+    workers_refused,
 )
 from tests.settings.observations.recovery import allowed, blamed_after, second_wait
 from tests.settings.observations.tables import of_devices
@@ -29,6 +30,8 @@ RUN = (
     Entry("run.dataset", "shared", dataset_dir, Path("shared").resolve(), free=WHERE),
 )
 
+TOO_MANY: Settings = {"cluster.num_workers": 9, "cluster.address": "auto"}
+
 CLUSTER = (
     Entry("cluster.address", "10.0.0.1:6379", joined_address, "10.0.0.1:6379", free=WHERE),
     Entry("cluster.num_workers", 3, asked_of_ray("workers"), 3, free=EQUAL),
@@ -37,6 +40,7 @@ CLUSTER = (
     Entry("cluster.gpus_per_worker", 1, asked_of_ray("resources"), {"CPU": 1, "GPU": 1}, free=WHERE),
     Entry("cluster.gpus_per_worker", 1, asked_of_ray("use_gpu"), True, free=WHERE),
     Entry("cluster.gpus_per_worker", 1, asked_of_ray("backend"), "nccl", free=WHERE),
+    Entry("cluster.autoscaling", True, workers_refused, False, base=TOO_MANY, free=WHERE),
     Entry("cluster.prepare_tasks", 3, prepare_limit, 3, free=WHERE),
     Entry(
         "cluster.collective_timeout_seconds",

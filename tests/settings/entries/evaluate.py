@@ -11,6 +11,8 @@ from tests.settings.observations.evaluation import (
     queries,
     queries_by_hand,
     repeated_targets,
+    sliced_values,
+    sliced_values_by_hand,
     slices,
     targets_of_users,
 )
@@ -19,6 +21,14 @@ from tests.settings.observations.training import validation_metrics
 BY_TIME = {
     "split": {"kind": "global_time", "validation_time": START + 3 * DAY, "test_time": START + 4 * DAY},
     "train.max_steps": 1,
+}
+WITH_FEATURES = {
+    "logs.features": {"colour": {"kind": "categorical"}},
+    "logs.users": {
+        "path": "LOGS/users.parquet",
+        "features": {"shade": {"kind": "categorical"}, "colour": {"kind": "categorical"}},
+    },
+    "logs.items": {"path": "LOGS/items.parquet", "features": {"colour": {"kind": "categorical"}}},
 }
 
 
@@ -48,6 +58,22 @@ ENTRIES = (
         slices,
         ["history_length", "user.shade"],
         base={"logs.users": {"path": "LOGS/users.parquet", "features": {"shade": {"kind": "categorical"}}}},
+    ),
+    Entry(
+        "evaluate.slices",
+        ["impression.colour", "user.shade", "item.colour", "user_impressions"],
+        slices,
+        ["user_impressions", "impression.colour", "user.shade", "item.colour"],
+        base=WITH_FEATURES,
+        world="impressions",
+    ),
+    Entry(
+        "evaluate.slices",
+        ["impression.colour", "user.shade"],
+        sliced_values,
+        formula=sliced_values_by_hand,
+        base=WITH_FEATURES,
+        world="impressions",
     ),
     # Each of the held-out events is a query, and shows its own history.
     Entry("evaluate.targets", "each", queries, formula=queries_by_hand, base=BY_TIME),

@@ -36,6 +36,7 @@ from tests.settings.observations.training import (
     steps_in_sample_log,
     steps_trained,
     steps_until_given_up,
+    streams_of_order,
     table_rates,
     validated_at,
     weights_evaluated,
@@ -61,6 +62,7 @@ BATCHES = (
     Entry("train.batch_tokens", 15, largest_batch, 15),
     Entry("train.micro_batch_tokens", 12, largest_piece, 12),
     Entry("train.micro_batch_tokens", 12, largest_piece, world="impressions"),
+    Entry("train.streams", 2, streams_of_order, 2),
     Entry("train.long_histories", "windows", events_trained, 160 - 24, base={"model.max_history": 3}),
 )
 

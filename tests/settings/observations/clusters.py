@@ -17,6 +17,7 @@ from sharding.errors import PlacementError
 from tests.settings.lab import Lab
 from tests.settings.observations.tables import planned
 from tests.settings.observations.training import trained
+from trainer.errors import UserError
 
 Observe = Callable[[Lab, Config], Any]
 
@@ -69,6 +70,16 @@ def joined_address(lab: Lab, config: Config) -> str:
         ray_session(config.cluster),
     ):
         return joined[0]
+
+
+def workers_refused(lab: Lab, config: Config) -> bool:
+    """Return whether a cluster of two CPUs refuses the workers."""
+    with mock.patch.object(ray, "cluster_resources", return_value={"CPU": 2.0}):
+        try:
+            session.check_resources(config.cluster)
+        except UserError:
+            return True
+    return False
 
 
 def prepare_limit(lab: Lab, config: Config) -> int:

@@ -85,6 +85,25 @@ def slices(lab: Lab, config: Config) -> list[str]:
     return list(dict.fromkeys(entry["name"] for entry in values["slices"]))
 
 
+def sliced_values(lab: Lab, config: Config) -> list[tuple[Any, ...]]:
+    """Return user, place, and three features as ids of each scored impression; None for one without slices."""
+    names = ("user", "place", "slice.impression.colour", "slice.user.shade", "slice.user.colour")
+    return sorted(tuple(row.get(name) for name in names) for row in _users(lab, config))
+
+
+def sliced_values_by_hand(lab: Lab, config: Config) -> list[tuple[Any, ...]]:
+    """Return the same from the rows of the dataset, without slices by the colour of users."""
+    parts = [
+        row for part in lab.manifest(config).parts for row in pq.read_table(lab.dataset(config) / part.path).to_pylist()
+    ]
+    return sorted(
+        (row["user"], place, colour, row["user.shade"], None)
+        for row in parts
+        for place, colour in enumerate(row["impression.colour"])
+        if place >= row["validation_end"]
+    )
+
+
 def batches_scored(lab: Lab, config: Config) -> list[int]:
     """Return the largest number of rows in a batch of held-out histories."""
     model = model_of(lab, config)

@@ -221,6 +221,12 @@ def rows_of_first_batch(lab: Lab, config: Config) -> list[int]:
     return ids
 
 
+def streams_of_order(lab: Lab, config: Config) -> int:
+    """Return the number of streams with which the batches of a training are made."""
+    streams: int = model_of(lab, config).stream.batches.streams
+    return streams
+
+
 def batch_rows(lab: Lab, config: Config) -> int:
     """Return the number of histories of the first global batch."""
     return len(rows_of_first_batch(lab, config))

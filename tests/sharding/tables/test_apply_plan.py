@@ -7,6 +7,7 @@ from models.tables import EmbeddingTables, TableSpec
 from sharding.config import TableConfig
 from sharding.errors import PlacementError
 from sharding.plan import Plan, TablePlan
+from sharding.tables import initialize
 from sharding.tables.apply_plan import shard_tables
 from sharding.tables.initialize import initialize_tables
 from sharding.tables.optimizers import Optimizers, table_optimizer
@@ -113,6 +114,19 @@ def test_initial_weights_are_standard_normal_times_std():
     assert abs(weights.std().item() - 0.5) < 0.01
     assert weights.unique().numel() > 0.99 * weights.numel() / 2
     assert abs(((weights / 0.5) ** 4).mean().item() - 3.0) < 0.1  # kurtosis of a normal distribution
+
+
+@pytest.mark.parametrize("width", [1, 7, 64])
+def test_initial_weights_do_not_depend_on_how_many_are_computed_at_a_time(monkeypatch, width):
+    module = EmbeddingTables([TableSpec("item", 3001, width)], torch.device("cpu"))
+    (weights,) = module.parameters()
+    initialize_tables(module, 3, {"item": 0.5})
+    expected = weights.detach().clone()
+    for at_a_time in (1 << 20, 1000, 5):
+        weights.data.zero_()
+        monkeypatch.setattr(initialize, "CHUNK_WEIGHTS", at_a_time)
+        initialize_tables(module, 3, {"item": 0.5})
+        assert torch.equal(weights, expected)
 
 
 def test_tables_of_one_size_begin_with_different_weights():

@@ -23,6 +23,7 @@ from trainer.checkpoint.keys import tensors_of
 from trainer.checkpoint.staging import Staging
 from trainer.errors import CheckpointError, NonFiniteWeightsError, ReplicasDifferError
 from trainer.fault_points import VARIABLE
+from trainer.storage.retries import Retries
 
 TABLE = TableConfig(**ADAGRAD | {"sharding": "row_wise"})
 
@@ -176,3 +177,64 @@ def test_copies_that_do_not_fit_into_memory_are_not_made(monkeypatch: pytest.Mon
         assert staging.fits(state) is fits
     staging.copy(state)
     assert staging.fits(state)
+
+
+def save_slowly(world: World, folder: Path, faults: Path) -> tuple[list[dict[str, Pieces]], list[Saved]]:
+    """Save after 2 and 3 steps, where the first checkpoint is still being written when the second one is requested."""
+    run = build(world, TABLE, torch.optim.AdamW, seed=1)
+    saver = BackgroundSaver(folder, world, True)
+    states = []
+    with mock.patch.dict(os.environ, {VARIABLE: str(faults)}):
+        for step in (2, 3):
+            run.train(range(0 if step == 2 else 2, step))
+            states.append(run.state())
+            assert not list(folder.glob("step_*"))  # the first one is not committed before the second one is requested
+            saver.save(tensors_of(run.sharded_model, ("item",), run.optimizers), described(step), step)
+        run.train(range(3, 5))
+        saver.finish()
+    return states, saver.collect()
+
+
+def test_a_save_during_another_one_waits_for_it_and_both_are_of_their_moment(
+    rank_pool: RankPool, tmp_path: Path
+) -> None:
+    faults = tmp_path / "faults.json"
+    slow = {"name": "slow", "point": "writing", "rank": 1, "step": 2, "action": "slow", "seconds": 1.0}
+    faults.write_text(json.dumps([slow]))
+    results = rank_pool.run(2, save_slowly, tmp_path / "checkpoints", faults)
+    for place, step in enumerate((2, 3)):
+        expected = assembled([states[place] for states, _ in results])
+        check_equal(assembled(rank_pool.run(2, loaded, tmp_path / "checkpoints", step)), expected)
+    first, second = results[0][1]
+    # The wait is a stall of training by the checkpoint that was waited for.
+    assert 0.5 < first.stall_seconds <= first.seconds + 0.5
+    assert second.step == 3
+
+
+def retried(world: World, folder: Path, faults: Path, retries: Retries) -> tuple[list[str], str]:
+    """Save once with input errors of one rank's disk. Return the warnings and the error."""
+    run = build(world, TABLE, torch.optim.AdamW, seed=1)
+    warnings: list[str] = []
+    saver = BackgroundSaver(folder, world, True, retries=retries, warn=warnings.append)
+    with mock.patch.dict(os.environ, {VARIABLE: str(faults)}):
+        saver.save(tensors_of(run.sharded_model, ("item",), run.optimizers), described(2), 2)
+        try:
+            saver.finish()
+        except CheckpointError as error:
+            return warnings, str(error)
+    return warnings, ""
+
+
+def test_input_errors_of_one_rank_are_retried_and_said_by_the_first(rank_pool: RankPool, tmp_path: Path) -> None:
+    faults = tmp_path / "faults.json"
+    fault = {"point": "writing", "rank": 1, "step": 2, "action": "input error"}
+    faults.write_text(json.dumps([{**fault, "name": "once"}, {**fault, "name": "twice"}]))
+    first, second = rank_pool.run(2, retried, tmp_path / "some", faults, Retries(2, 0.01))
+    assert len(first[0]) == 2
+    assert all("step_000000002: rank 1: " in text and "tried again" in text for text in first[0])
+    assert (first[1], second) == ("", ([], ""))
+    for path in tmp_path.glob("*.happened"):
+        path.unlink()
+    for _, error in rank_pool.run(2, retried, tmp_path / "too many", faults, Retries(1, 0.01)):
+        assert "could not be written by rank 1: the disk reports an input/output error" in error
+    assert not list((tmp_path / "too many").iterdir())

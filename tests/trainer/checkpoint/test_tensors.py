@@ -20,6 +20,7 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import CheckpointManifest
 from trainer.checkpoint.keys import tensors_of
+from trainer.checkpoint.writing import HashingFileSystem
 from trainer.errors import CheckpointError
 from trainer.storage.files import hash_file
 
@@ -251,7 +252,7 @@ def test_a_checkpoint_without_that_number_counts_the_steps_that_were_not_skipped
 def error_of_saving(world: World, folder: Path, broken: str) -> tuple[str, str]:
     """Return the type and text of the error that saving raised on this rank."""
     run = build(world, TableConfig(**ROWWISE | {"sharding": "row_wise"}), torch.optim.AdamW, seed=1)
-    original = checkpoint_tensors.HashingFileSystem.create_stream
+    original = HashingFileSystem.create_stream
 
     def full_disk(self: Any, path: Any, mode: str) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -260,14 +261,14 @@ def error_of_saving(world: World, folder: Path, broken: str) -> tuple[str, str]:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if broken == "disk of rank 1" and world.rank == 1:
-        checkpoint_tensors.HashingFileSystem.create_stream = full_disk  # type: ignore[method-assign]
+        HashingFileSystem.create_stream = full_disk  # type: ignore[method-assign]
     try:
         state = tensors_of(run.sharded_model, ("item",), run.optimizers)
         checkpoint_tensors.save(folder, state, world, describe_in_vain if broken == "manifest" else describe, step=3)
     except Exception as error:  # noqa: BLE001 - the test compares it over ranks
         return type(error).__name__, str(error)
     finally:
-        checkpoint_tensors.HashingFileSystem.create_stream = original  # type: ignore[method-assign]
+        HashingFileSystem.create_stream = original  # type: ignore[method-assign]
     return "nothing", ""
 
 

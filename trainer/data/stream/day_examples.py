@@ -14,7 +14,7 @@ import numpy as np
 from models.features.unique import unique_ids
 from trainer.data.stream.days import Days, rows_of_day
 from trainer.data.stream.examples import WINDOW_STEP, Chosen
-from trainer.data.stream.order import MAX_STREAMS, Places, Position
+from trainer.data.stream.order import STREAMS, Places, Position
 from trainer.data.stream.row_groups import RowGroupReader
 
 
@@ -51,7 +51,7 @@ class DayExamples:
         cached = self._rows
         if (day, group) not in cached:
             cached[day, group] = rows_of_day(self.reader, self.days.calendar, day, group)
-            if len(cached) > 2 * MAX_STREAMS:
+            if len(cached) > 2 * STREAMS:
                 cached.popitem(last=False)
         cached.move_to_end((day, group))
         return cached[day, group]

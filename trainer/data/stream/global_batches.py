@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer.data.stream.day_examples import DayExamples
 from trainer.data.stream.examples import Chosen, Examples
-from trainer.data.stream.order import EpochOrder, Position, steps_per_epoch
+from trainer.data.stream.order import STREAMS, EpochOrder, Position, steps_per_epoch
 
 CHUNK_EVENTS = 1 << 20  # approximate events for which a rank reads row groups at a time
 MOST_UNEVEN = 1.05  # the largest share over the mean that needs no warning
@@ -100,6 +100,8 @@ class GlobalBatches:
     rank: int
     # Number of ranks.
     world_size: int
+    # Number of streams of the order.
+    streams: int = STREAMS
 
     def chunks(self, start: Position, num_epochs: int) -> Iterator[Chunk]:
         """Yield all steps from `start` to the end of epoch `num_epochs - 1`, the same number on every rank.
@@ -118,7 +120,7 @@ class GlobalBatches:
                 yield chunk
 
     def _order(self, epoch: int) -> EpochOrder:
-        return EpochOrder(self.examples.of(epoch).group_sizes, self.seed, epoch)
+        return EpochOrder(self.examples.of(epoch).group_sizes, self.seed, epoch, self.streams)
 
     def num_steps(self, epoch: int, limit: int | None = None) -> int:
         """Return the number of steps of a whole epoch, counted up to `limit`.
@@ -156,6 +158,13 @@ class GlobalBatches:
             return (
                 f"{what} for {self.world_size} workers: some train {largest} examples of a batch, others train {largest - 1} and "
                 f"wait. Set train.batch_size to a multiple of {self.world_size}, such as {largest * self.world_size}"
+            )
+        if self.world_size > self.streams:
+            shared = -(-self.world_size // self.streams)
+            return (
+                f"train.streams = {self.streams} for {self.world_size} workers: up to {shared} workers read each row group, each "
+                f"for its own examples. The shares are even. If reading is slow, set train.streams = {self.world_size} in a new "
+                "run, which changes the order of examples"
             )
         return None
 

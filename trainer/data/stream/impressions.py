@@ -168,6 +168,14 @@ class HeldOutImpressionsBatch:
     users: pa.Array
     # (M,) int64, number of each candidate among the impressions of its row.
     place: np.ndarray
+    # (B,) int64, impressions of the user in the training part.
+    train_impressions: np.ndarray
+    # (M,) int64, time since the last event before each impression, -1 without one; None if the reader reads no times.
+    since_last: np.ndarray | None
+    # Features of the users, those of the model and others that the reader reads.
+    user_features: Mapping[str, Column]
+    # Features of the impressions, likewise.
+    features: Mapping[str, Column]
 
     def to(self, device: torch.device) -> "HeldOutImpressionsBatch":
         """Move the batch to the device; the arrays that are used after scoring stay on the host."""
@@ -205,7 +213,14 @@ class HeldOutImpressions:
             gathered = gather_impressions(packed, rows, low[rows], high[rows], row_ids[rows], self.reach)
             users = packed.users.take(pa.array(rows)) if packed.users is not None else pa.nulls(rows.size)
             yield HeldOutImpressionsBatch(
-                ranking_batch(gathered, self.catalogue, self.reach), gathered.row_ids, users, gathered.candidates.place
+                ranking_batch(gathered, self.catalogue, self.reach),
+                gathered.row_ids,
+                users,
+                gathered.candidates.place,
+                packed.train_end[rows],
+                _since_last_event(gathered),
+                gathered.user_features,
+                gathered.candidates.features,
             )
 
 
@@ -275,6 +290,18 @@ def gather_impressions(
         take_all(packed.user_features, rows),
         None if packed.times is None else _events_before(packed.times, packed.starts[rows], begin),
     )
+
+
+def _since_last_event(gathered: JaggedImpressions) -> np.ndarray | None:
+    """Return the time from the last event before each candidate to the candidate, (M,) int64; -1 without an event before it."""
+    if gathered.times is None:
+        return None
+    candidates = gathered.candidates
+    last = np.repeat(gathered.offsets[:-1], np.diff(candidates.offsets)) + candidates.history_end - 1
+    since = np.full(candidates.times.size, -1, dtype=np.int64)
+    some = candidates.history_end > 0
+    since[some] = candidates.times[some] - gathered.times[last[some]]
+    return since
 
 
 def _events_before(times: np.ndarray, starts: np.ndarray, begin: np.ndarray) -> Earlier:

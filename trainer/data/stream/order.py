@@ -1,13 +1,14 @@
 """The global order of training examples, a pure function of (seed, epoch).
 
-Row groups are permuted by (seed, epoch) and dealt to V virtual streams. Examples are permuted within their row group.
-The global order takes one example from each stream in turn and skips streams that have ended. V is fixed per dataset,
-so the order does not depend on ranks, and the position in the epoch is one global number. Any position can be entered
-directly: resuming and resizing cost nothing and lose or repeat no example.
+Row groups are permuted by (seed, epoch) and dealt to V virtual streams: 64, or train.streams. Examples are permuted
+within their row group. The global order takes one example from each stream in turn and skips streams that have ended.
+V is fixed per run, so the order does not depend on ranks, and the position in the epoch is one global number. Any
+position can be entered directly: resuming and resizing cost nothing and lose or repeat no example.
 
 The examples of a global batch are dealt to W ranks so that their shares differ by at most one, for any W. While whole
 streams are even shares, rank r has the streams v with v mod W = r. Otherwise the examples of the batch are sorted by
-stream and cut into W pieces, so a rank reads few streams besides its own.
+stream and cut into W pieces, so a rank reads few streams besides its own. With more ranks than streams, several ranks read
+the same row groups, each for its own examples: the shares stay even, and only reading costs more.
 """
 
 from collections import OrderedDict
@@ -16,7 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
-MAX_STREAMS = 64
+STREAMS = 64
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class EpochOrder:
     seed: int
     # The epoch.
     epoch: int
+    # Number of streams, if the dataset has as many row groups.
+    max_streams: int = STREAMS
 
     @cached_property
     def num_examples(self) -> int:
@@ -50,7 +53,7 @@ class EpochOrder:
     @property
     def num_streams(self) -> int:
         """Number of virtual streams."""
-        return min(MAX_STREAMS, len(self.group_sizes))
+        return min(self.max_streams, len(self.group_sizes))
 
     @cached_property
     def _dealt(self) -> list[np.ndarray]:
@@ -130,8 +133,8 @@ class EpochOrder:
 
     def _places(self, position: np.ndarray, stream: np.ndarray, index: np.ndarray) -> Places:
         groups, group_start, stream_start = self._layout
-        # Sorted by stream, the examples of a row group are adjacent (a sort by bytes is linear).
-        by_stream = np.argsort(stream.astype(np.uint8), kind="stable")
+        # Sorted by stream, the examples of a row group are adjacent (a sort of small integers is linear).
+        by_stream = np.argsort(stream.astype(np.uint16), kind="stable")
         served = (stream_start[stream] + index)[by_stream]
         ordinal = np.searchsorted(group_start, served, side="right") - 1
         bounds = np.concatenate(([0], np.flatnonzero(np.diff(ordinal)) + 1, [served.size]))
@@ -156,7 +159,7 @@ class EpochOrder:
         if group not in drawn:
             generator = np.random.default_rng([self.seed, self.epoch, 1, group])
             drawn[group] = generator.permutation(self.group_sizes[group]).astype(np.int32)
-            if len(drawn) > 2 * MAX_STREAMS:
+            if len(drawn) > 2 * self.max_streams:
                 drawn.popitem(last=False)
         drawn.move_to_end(group)
         return drawn[group]

@@ -7,9 +7,11 @@ every page must match its checksum.
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +19,15 @@ import pyarrow.parquet as pq
 
 from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.errors import UserError
+from trainer.storage.files import refusal_cause
+from trainer.storage.retries import Retries
+
+T = TypeVar("T")
 
 MAX_OPEN = 128  # opening reads the footer, which takes longer than reading a small row group
 BULK_EVENTS = 1 << 18  # approximate events of one read call, which costs as much as some thousand events
 CUTS = ("train_end", "validation_end")
+DEFAULT_RETRIES = Retries(4, 0.5)  # as the settings of [storage] by default
 
 
 @dataclass(frozen=True)
@@ -48,9 +55,19 @@ class _Expected:
 class PartFiles:
     """Reader of columns of row groups. One thread at a time."""
 
-    def __init__(self, folder: Path, manifest: Manifest, columns: Iterable[str]) -> None:
-        """Prepare to read these columns, of which each file has some; their types are checked."""
+    def __init__(
+        self, folder: Path, manifest: Manifest, columns: Iterable[str], retries: Retries = DEFAULT_RETRIES
+    ) -> None:
+        """Prepare to read columns.
+
+        Args:
+            folder: The dataset.
+            manifest: Its manifest.
+            columns: The columns, of which each file has some; their types are checked.
+            retries: The attempts after errors of the storage that may pass.
+        """
         self.folder = folder
+        self._retries = retries
         self._columns = frozenset(columns)
         self._types = column_types(manifest)
         self._expected = {
@@ -69,7 +86,7 @@ class PartFiles:
         """Open every file once. Raises UserError naming a file, and if applicable its column, that differs from the manifest."""
         for path in self._expected:
             try:
-                self._file(path)
+                self._retried(path, lambda path=path: self._file(path))  # type: ignore[misc]
             except (OSError, pa.ArrowException, _ChangedError) as error:
                 raise self._unreadable(path, error) from error
 
@@ -97,13 +114,14 @@ class PartFiles:
         return tables
 
     def _read(self, path: str, numbers: list[int], columns: list[str]) -> pa.Table:
+        names = list(dict.fromkeys(columns))
         # One thread: reading runs in parallel to training, which uses the other cores.
-        return self._file(path).read_row_groups(numbers, columns=list(dict.fromkeys(columns)), use_threads=False)
+        return self._retried(path, lambda: self._file(path).read_row_groups(numbers, columns=names, use_threads=False))
 
     def read_whole(self, path: str, columns: list[str]) -> pa.Table:
         """Read columns of all row groups of a file. Raises UserError naming the file."""
         try:
-            return self._file(path).read(columns=columns, use_threads=False)
+            return self._retried(path, lambda: self._file(path).read(columns=columns, use_threads=False))
         except (OSError, pa.ArrowException, _ChangedError) as error:
             raise self._unreadable(path, error) from error
 
@@ -111,7 +129,21 @@ class PartFiles:
         """Return the rows of each row group of a file."""
         return _group_rows(self._file(path))
 
+    def _retried(self, path: str, work: Callable[[], T]) -> T:
+        """Repeat work on a file after errors that may pass. Each further attempt opens the file again."""
+
+        def close(error: OSError, wait: float) -> None:
+            file = self._open.pop(path, None)
+            if file is not None:
+                with suppress(OSError):
+                    file.close()
+
+        return self._retries.run(work, close)
+
     def _unreadable(self, where: str, error: Exception) -> UserError:
+        cause = refusal_cause(error)
+        if cause is not None:
+            return UserError(f"dataset {self.folder / where}: cannot be read: {cause}")
         return UserError(
             f"dataset {self.folder / where}: cannot be read ({error}); "
             "the file is damaged, missing or was changed: delete the dataset folder and run `shoal prepare`"

@@ -17,7 +17,8 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.vocabulary import ids_of_numbers
 from trainer.data.stream.columns import Column, Lists, concatenate, stretches, take
 from trainer.data.stream.packed import PackedHistories, PackedImpressions
-from trainer.data.stream.part_files import CUTS, PartFiles, Piece
+from trainer.data.stream.part_files import CUTS, DEFAULT_RETRIES, PartFiles, Piece
+from trainer.storage.retries import Retries
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class RowGroupReader:
         manifest: Manifest,
         selection: ColumnSelection = ColumnSelection(),
         cache_bytes: int = 256 << 20,
+        retries: Retries = DEFAULT_RETRIES,
     ) -> None:
         self.selection = selection
         self.group_rows = manifest.group_rows
@@ -78,7 +80,7 @@ class RowGroupReader:
         self._impression_columns = shown
         self._impressions = _impression_columns(self._labels, shown) if selection.impressions else ()
         self._once = (*(("user",) if selection.users else ()), *self._user_columns)
-        self._files = PartFiles(folder, manifest, (*self._lists, *self._impressions, *self._once, *CUTS))
+        self._files = PartFiles(folder, manifest, (*self._lists, *self._impressions, *self._once, *CUTS), retries)
 
     def check_files(self) -> None:
         """Check every file once. Raises UserError naming a file, and if applicable its column, that differs from the manifest."""

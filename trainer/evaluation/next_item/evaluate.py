@@ -25,7 +25,6 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.dataset.vocabulary import read_train_events
 from trainer.data.stream.catalogue_reader import columns_for
-from trainer.data.stream.columns import Lists
 from trainer.data.stream.held_out import HeldOut, HeldOutBatch
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.next_item.baselines.build import Baselines
@@ -35,7 +34,7 @@ from trainer.evaluation.next_item.metrics import user_metrics
 from trainer.evaluation.next_item.part_writer import part_writer
 from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items
 from trainer.evaluation.next_item.slices import BUILT_IN, SINCE_LAST, TRAIN_LENGTH, USER_PREFIX
-from trainer.evaluation.slice_features import slice_features
+from trainer.evaluation.slice_features import arrow_columns, slice_features
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 LOOKUP_CHUNK = 65536  # items looked up at a time
@@ -253,15 +252,9 @@ def _user_rows(held: HeldOutBatch, ranked: Ranked, baselines: dict[str, Baseline
 
 def _slice_columns(held: HeldOutBatch) -> dict[str, Any]:
     """Return the columns that only slices need."""
-    columns: dict[str, Any] = {TRAIN_LENGTH: held.train_lengths}
+    columns = arrow_columns(f"{USER_PREFIX}user.", held.user_features) | {TRAIN_LENGTH: held.train_lengths}
     if held.target_times is not None and held.last_times is not None:
         columns[SINCE_LAST] = held.target_times[held.target_offsets[:-1]] - held.last_times
-    for name, values in held.user_features.items():
-        if isinstance(values, Lists):
-            lists = pa.ListArray.from_arrays(pa.array(values.offsets.astype(np.int32)), pa.array(values.values))
-            columns[f"{USER_PREFIX}user.{name}"] = lists
-        elif values.ndim == 1:
-            columns[f"{USER_PREFIX}user.{name}"] = values
     return columns
 
 

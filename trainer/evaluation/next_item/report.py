@@ -17,7 +17,7 @@ from trainer.evaluation.report_sections import card_summary, plan_rows, timing_r
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
 from trainer.pages import page
 from trainer.pages.page import Plot, plot_of
-from trainer.pages.report_parts import count_rows, training_plots
+from trainer.pages.report_parts import count_rows, training_plots, worst_row
 from trainer.pages.text import figure_text, interval_text
 
 MODEL = page.COLOURS[0]
@@ -80,7 +80,10 @@ def render(
         slices=[_slice_row(entry, headlines) for entry in results.slices if entry["name"] in _NAMES],
         slices_of_features=_by_feature(results, headlines),
         worst=results.worst_slices,
-        worst_rows=[_worst_row(entry) for entry in results.worst_slices.get("slices", [])],
+        worst_rows=[
+            worst_row(entry, _NAMES.get(entry["name"], entry["name"]))
+            for entry in results.worst_slices.get("slices", [])
+        ],
         warnings=warnings_of(history, summary, _beaten_by(results, headlines)),
         card=summary,
         plan=plan_rows(job),
@@ -143,17 +146,6 @@ def _by_feature(results: Results, headlines: list[str]) -> dict[str, list[dict[s
         if entry["name"] not in _NAMES:
             features.setdefault(entry["name"], []).append(_slice_row(entry, headlines))
     return features
-
-
-def _worst_row(entry: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **entry,
-        "name": _NAMES.get(entry["name"], entry["name"]),
-        "mean": figure_text(entry["mean"]),
-        "mean_of_others": figure_text(entry["mean_of_others"]),
-        "deficit": f"{1 - entry['mean'] / entry['mean_of_others']:.0%}" if entry["mean_of_others"] else "",
-        "p_value": f"{entry['p_value']:.1g}",
-    }
 
 
 def _beaten_by(results: Results, headlines: list[str]) -> list[tuple[str, str]]:

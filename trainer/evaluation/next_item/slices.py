@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.evaluation.slice_features import feature_slices, item_values
-from trainer.evaluation.slices import Slice, steps
+from trainer.evaluation.slices import FEW, GAPS, Slice, steps
 
 BUILT_IN = (
     "history_length",
@@ -23,15 +23,6 @@ BUILT_IN = (
 TRAIN_LENGTH = "train_length"  # column of a user's training events
 SINCE_LAST = "since_last"  # column of the ticks between the last event of the history and the first target
 USER_PREFIX = "slice."  # of the columns of user features
-_FEW = ((0, "none"), (1, "1-5"), (6, "6-20"), (21, "21-100"), (101, "more than 100"))
-_HOUR, _DAY = 3_600, 86_400
-_GAPS = (
-    (0, "less than an hour"),
-    (_HOUR, "an hour to a day"),
-    (_DAY, "1 to 7 days"),
-    (7 * _DAY, "7 to 30 days"),
-    (30 * _DAY, "30 days or more"),
-)
 
 
 def built_in_slices(
@@ -50,12 +41,12 @@ def built_in_slices(
     slices = [
         *_by_length(rows.column("history_length").to_numpy()),
         *_by_popularity(of_target, train_events),
-        *steps("target_training_events", of_target, _FEW),
+        *steps("target_training_events", of_target, FEW),
     ]
     if TRAIN_LENGTH in rows.column_names:
-        slices += steps("user_training_events", rows.column(TRAIN_LENGTH).to_numpy(), _FEW)
+        slices += steps("user_training_events", rows.column(TRAIN_LENGTH).to_numpy(), FEW)
     if SINCE_LAST in rows.column_names and ticks is not None:
-        slices += steps("time_since_last_event", rows.column(SINCE_LAST).to_numpy() / ticks, _GAPS)
+        slices += steps("time_since_last_event", rows.column(SINCE_LAST).to_numpy() / ticks, GAPS)
     return [part for part in slices if names is None or part.name in names]
 
 

@@ -15,4 +15,6 @@ Files:
     report.html.j2  template of report.html
     report.py       report.html
     results.py      scores to metrics.json, per_impression.parquet and per_user.parquet
+    scored.py       all scored impressions of a split, merged from the workers' parts
+    slices.py       slices of impressions, and those in which the model ranks worse
 """

@@ -8,7 +8,7 @@ and of the baselines, and the driver merges the parts (trainer.evaluation.rankin
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
 from trainer.data.stream.catalogue_reader import columns_for
+from trainer.data.stream.columns import take_all
 from trainer.data.stream.held_out import Deal
 from trainer.data.stream.impressions import HeldOutImpressions, HeldOutImpressionsBatch
 from trainer.data.stream.row_groups import RowGroupReader
@@ -45,6 +46,8 @@ from trainer.evaluation.ranking.judged import (
 from trainer.evaluation.ranking.labels import LabelRules
 from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.evaluation.ranking.names import name_of
+from trainer.evaluation.ranking.slices import BUILT_IN, FEATURE_PREFIX, columns_of
+from trainer.evaluation.slice_features import arrow_columns, slice_features, slice_name
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 _WRITE_ROWS = 1 << 17  # impressions written at a time
@@ -88,6 +91,8 @@ class RankingEvaluator:
     """The workers."""
     dynamic: DynamicTables
     """The model's id mappings; look-ups use their state at evaluation time."""
+    sliced: frozenset[str] = frozenset()
+    """Features of users and impressions by which the report has slices: "user.NAME" and "impression.NAME"."""
 
     def mean_metrics(
         self, model: ScoresImpressions, on_batch: Callable[[int, int], None] = lambda done, total: None
@@ -168,10 +173,15 @@ def make_ranking_evaluator(
         dynamic: the model's id mappings.
         labels: the labels that the model learns, in the order of its logits.
     """
-    reader = RowGroupReader(folder, manifest, replace(columns_for(catalogue, users=True), impressions=True))
+    selection = columns_for(catalogue, users=True)
+    assert isinstance(selection.features, frozenset)
+    features = slice_features(manifest, config.slices, BUILT_IN, impressions=True)
+    sliced = frozenset(slice_name(feature) for feature in features if feature.owner != "item")
+    selection = replace(selection, times=True, impressions=True, features=selection.features | sliced)
+    reader = RowGroupReader(folder, manifest, selection)
     deal = Deal(reader, config.batch_size, world.rank, world.world_size)
     rules = LabelRules(labels, 1.0 / manifest.labels.get("negative_sampling_rate", 1.0))
-    return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, reach), rules, world, dynamic)
+    return RankingEvaluator(HeldOutImpressions(deal, catalogue, split, reach), rules, world, dynamic, sliced)
 
 
 def sum_over_ranks(sums: Sums, world: World) -> Sums:
@@ -228,7 +238,7 @@ def write_scores(
 
     Columns: row_id, place (among the impressions of the row), user, item (id), time, history_length (earlier events that the model
     sees), item_impressions (in training), weight, and by label: label.NAME (0 or 1, NaN where it is not defined), logit.NAME and
-    logit.BASELINE.NAME. Logits and labels are float32.
+    logit.BASELINE.NAME. Logits and labels are float32. For slices: USER_IMPRESSIONS, SINCE_LAST, and features (ranking/slices.py).
     """
     held_out, world = evaluator.held_out, evaluator.world
     rates = count_training(held_out.deal.reader, held_out.catalogue.num_ids, evaluator.rules, world)
@@ -263,6 +273,8 @@ def _impression_rows(
         "history_length": np.minimum(batch.history_end.numpy(), evaluator.held_out.reach.attended),
         "item_impressions": rates.item_impressions[item],
         "weight": rules.weights(columns),
+        **columns_of(held.train_impressions[history], held.since_last),
+        **_feature_columns(evaluator.sliced, held, history),
     }
     for place, label in enumerate(rules.labels):
         positive = rules.positive(label, columns).astype(np.float32)
@@ -271,6 +283,14 @@ def _impression_rows(
         for name, of_baseline in rates.logits(label, item, row_id).items():
             table[f"logit.{name}.{label}"] = of_baseline
     return pa.table(table)
+
+
+def _feature_columns(sliced: frozenset[str], held: HeldOutImpressionsBatch, history: np.ndarray) -> dict[str, Any]:
+    """Return the columns of the sliced features of users and impressions, an entry per impression."""
+    users = {name: column for name, column in held.user_features.items() if f"user.{name}" in sliced}
+    impressions = {name: column for name, column in held.features.items() if f"impression.{name}" in sliced}
+    of_users = arrow_columns(f"{FEATURE_PREFIX}user.", take_all(users, history))
+    return of_users | arrow_columns(f"{FEATURE_PREFIX}impression.", impressions)
 
 
 def label_columns(held: HeldOutImpressionsBatch) -> dict[str, np.ndarray]:

@@ -18,6 +18,9 @@ from trainer.evaluation import examples
 from trainer.evaluation.ranking import report, results
 from trainer.evaluation.ranking.day_results import day_results
 from trainer.evaluation.ranking.results import RankingResults
+from trainer.evaluation.ranking.scored import merge_parts
+from trainer.evaluation.ranking.slices import BUILT_IN, slices_by_features
+from trainer.evaluation.slice_features import slice_features
 from trainer.metrics_log import read_metrics
 from trainer.storage.files import write_json_atomically
 
@@ -29,11 +32,23 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     """
     assert isinstance(job.config.model, RankingConfig)
     folder = parts.parent
-    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=bool(used_features(manifest)))
+    unknown = bool(used_features(manifest))
+    vocabulary = read_vocabulary(job.dataset_dir, manifest, with_unknown=unknown)
     labels = tuple(learned_labels(job.config.model, manifest.labels["names"]))
-    impressions = results.merge_parts(parts, labels)
+    impressions = merge_parts(parts, labels)
     ticks = clock_ticks(manifest, job.config.model)
-    summary = results.summarize(impressions, split, checkpoint, manifest, job.config.model.max_history, ticks)
+    chosen = job.config.evaluate.slices
+    features = slice_features(manifest, chosen, BUILT_IN, impressions=True)
+    summary = results.summarize(
+        impressions,
+        split,
+        checkpoint,
+        manifest,
+        job.config.model.max_history,
+        ticks,
+        chosen,
+        list(slices_by_features(impressions, features, job.dataset_dir, manifest, unknown)),
+    )
     users = results.examples_of(impressions, job.dataset_dir, manifest, job.config.logs, vocabulary.values)
     write_json_atomically(folder / examples.FILE, users)
     results.write(folder, summary, impressions, vocabulary.values)

@@ -20,15 +20,16 @@ from trainer.evaluation.report_sections import card_summary, plan_rows, version_
 from trainer.evaluation.run_header import explanations, header_rows, protocol_rows, setting_rows
 from trainer.pages import page
 from trainer.pages.page import Plot, plot_of
-from trainer.pages.report_parts import count_rows, training_plots
+from trainer.pages.report_parts import count_rows, training_plots, worst_row
 from trainer.pages.text import figure_text, interval_text
 
 MODEL, OTHER = page.COLOURS[0], page.COLOURS[1]
 _SLICE_METRICS = ("auc", "gauc", "calibration")
-_SHORT_NAMES = {"history_length": "history", "item_impressions": "shown", "hour": "hour"}  # of slices, in plots
 _SLICE_NAMES = {
     "history_length": "events in the history",
     "item_impressions": "training impressions of the item",
+    "user_impressions": "training impressions of the user",
+    "time_since_last_event": "time since the last event",
     "hour": "hour of the day (UTC)",
 }
 
@@ -72,7 +73,10 @@ def render(
         rows=[_row(results, name_of(metric.name, label, labels)) for label in labels for metric in METRICS],
         plots=plots,
         slice_metrics=names,
-        slices=[_slice_row(entry, names) for entry in results.slices],
+        slices=[_slice_row(entry, names) for entry in results.slices if entry["name"] in _SLICE_NAMES],
+        slices_of_features=_by_feature(results, names),
+        worst=results.worst_slices,
+        worst_rows=[worst_row(entry, _worst_name(entry)) for entry in results.worst_slices.get("slices", [])],
         day_names=[name_of(metric.name, label, labels) for label in labels for metric in METRICS],
         day_rows=_day_rows(by_day, labels) if by_day is not None else [],
         day_plots=day_plots,
@@ -145,6 +149,21 @@ def protocol_text(results: RankingResults) -> str:
 def _slice_row(entry: dict[str, Any], names: list[str]) -> dict[str, Any]:
     cells = [(figure_text(entry["metrics"][name]), interval_text(entry["ci95"].get(name))) for name in names]
     return {**entry, "name": _SLICE_NAMES.get(entry["name"], entry["name"]), "cells": cells}
+
+
+def _by_feature(results: RankingResults, names: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of slices by features, by the name of the feature."""
+    features: dict[str, list[dict[str, Any]]] = {}
+    for entry in results.slices:
+        if entry["name"] not in _SLICE_NAMES:
+            features.setdefault(entry["name"], []).append(_slice_row(entry, names))
+    return features
+
+
+def _worst_name(entry: dict[str, Any]) -> str:
+    """Return the name of a slice, after the metric if there is one for each label."""
+    name = _SLICE_NAMES.get(entry["name"], entry["name"])
+    return f"{entry['metric']}, {name}" if "metric" in entry else name
 
 
 def _day_rows(by_day: DayResults, labels: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -235,19 +254,16 @@ def _roc_plot(curves: dict[str, Judged], label: str) -> Plot:
 
 
 def _slice_plot(results: RankingResults, metric: str, of_all: float) -> Plot:
-    entries = [entry for entry in results.slices if entry["metrics"][metric] is not None]
-    figure, axes = plt.subplots(figsize=(9, 3.2))
+    named = [entry for entry in results.slices if entry["name"] in _SLICE_NAMES]
+    entries = [entry for entry in named if entry["metrics"][metric] is not None]
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.27 * len(entries)))
+    places = -np.arange(len(entries))
     values = np.asarray([entry["metrics"][metric] for entry in entries])
     known = [entry["ci95"].get(metric, [value, value]) for entry, value in zip(entries, values, strict=True)]
     bounds = np.asarray(known).reshape(-1, 2)
     errors = np.maximum(0.0, [values - bounds[:, 0], bounds[:, 1] - values])
-    axes.errorbar(range(len(entries)), values, yerr=errors, fmt="o", ms=4, capsize=3, color=MODEL)
-    axes.axhline(of_all, color=page.INK, linewidth=0.8, linestyle="--")
-    names = [f"{_SHORT_NAMES[entry['name']]}\n{entry['value']}" for entry in entries]
-    axes.set_xticks(range(len(names)), names, fontsize=7)
-    axes.set_ylabel(metric)
-    return plot_of(
-        figure,
-        f"{metric} with 95 % intervals by events in the history, by training impressions of the item, and by hour of the day "
-        "(UTC); the dashed line is all impressions.",
-    )
+    axes.errorbar(values, places, xerr=errors, fmt="o", ms=4, capsize=3, color=MODEL)
+    axes.axvline(of_all, color=page.INK, linewidth=0.8, linestyle="--")
+    axes.set_yticks(places, [f"{_SLICE_NAMES[entry['name']]}: {entry['value']}" for entry in entries], fontsize=8)
+    axes.set_xlabel(metric)
+    return plot_of(figure, f"{metric} by slice, with 95 % intervals; the dashed line is all impressions.")

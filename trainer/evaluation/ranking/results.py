@@ -5,8 +5,8 @@ The parts are merged in the order of the dataset's rows before anything is summe
 
 import math
 import shutil
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from trainer.data.dataset.manifest import Manifest, used_features
 from trainer.data.logs.config import LogsConfig
-from trainer.errors import UserError
 from trainer.evaluation.examples import NUM_EVENTS, NUM_ITEMS, ItemNames, example_places, read_histories
 from trainer.evaluation.protocol import data_of, statement_of_ranking
 from trainer.evaluation.ranking.intervals import intervals_of, shares_of_users
@@ -33,10 +32,12 @@ from trainer.evaluation.ranking.judged import (
 from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.evaluation.ranking.names import BASELINES, PRIOR_IMPRESSIONS, name_of
 from trainer.evaluation.ranking.reliability import reliability
+from trainer.evaluation.ranking.scored import MODEL, Impressions
+from trainer.evaluation.ranking.slices import USER_IMPRESSIONS, built_in_slices, worst_impressions
+from trainer.evaluation.slices import Slice
 from trainer.storage.files import renamed_when_whole, write_json_atomically
 
-MODEL = "model"
-_HOURS = 4  # in a slice by the hour of the day
+_KEPT = ("time", "history_length", "item_impressions", USER_IMPRESSIONS, "weight")  # columns of per_impression.parquet
 _Values = dict[str, float | None]
 
 
@@ -70,51 +71,8 @@ class RankingResults:
     """Metrics of parts of the impressions: "name", "value", "num_users", "num_targets", "metrics", "ci95"."""
     reliability: dict[str, list[dict[str, Any]]]
     """By label, groups of similar predictions (trainer.evaluation.ranking.reliability)."""
-
-
-@dataclass(frozen=True)
-class Impressions:
-    """All scored impressions of a split, in the order of the dataset."""
-
-    table: pa.Table
-    """A row per impression, with the columns of evaluate.write_scores."""
-    labels: tuple[str, ...]
-    """The labels of the model."""
-
-    def column(self, name: str) -> np.ndarray:
-        """Return a column, (M,)."""
-        values: np.ndarray = self.table.column(name).to_numpy()
-        return values
-
-    def defined(self, label: str) -> np.ndarray:
-        """Return where a label is defined, (M,) bool."""
-        known: np.ndarray = ~np.isnan(self.column(f"label.{label}"))
-        return known
-
-    def judged(self, label: str, source: str = MODEL, inside: np.ndarray | None = None) -> Judged:
-        """Return the impressions on which a label is defined.
-
-        Args:
-            label: the label.
-            source: MODEL, or the name of a baseline, for its scores.
-            inside: (M,) bool, the impressions to choose from; None for all.
-        """
-        logit = f"logit.{label}" if source == MODEL else f"logit.{source}.{label}"
-        clicks, logits = self.column(f"label.{label}"), self.column(logit).astype(np.float64)
-        of_all = Judged(self.column("row_id"), logits, clicks > 0, self.column("weight"))
-        wanted = self.defined(label) if inside is None else self.defined(label) & inside
-        return of_all.take(wanted)
-
-
-def merge_parts(parts: Path, labels: tuple[str, ...]) -> Impressions:
-    """Return the impressions of all workers, sorted by row and place. Raises UserError if there are none."""
-    tables = [pq.read_table(path) for path in sorted(parts.glob("rank-*.parquet"))]
-    merged = pa.concat_tables(tables) if tables else None
-    if merged is None or merged.num_rows == 0:
-        raise UserError(
-            "evaluation: there are no impressions in this split; use more logs, or move split.validation_time and split.test_time"
-        )
-    return Impressions(merged.sort_by([("row_id", "ascending"), ("place", "ascending")]).combine_chunks(), labels)
+    worst_slices: dict[str, Any] = field(default_factory=dict)
+    """Slices that are significantly worse than all others, and the test (trainer.evaluation.slices.name_worst)."""
 
 
 def summarize(
@@ -124,6 +82,8 @@ def summarize(
     manifest: Manifest,
     max_history: int,
     ticks_per_second: int | None,
+    names: Sequence[str] | None = None,
+    by_features: Sequence[Slice] = (),
 ) -> RankingResults:
     """Return the results.
 
@@ -134,10 +94,13 @@ def summarize(
         manifest: the dataset's.
         max_history: the number of most recent events that the model sees.
         ticks_per_second: of the logs' times; None if these are not times of a clock.
+        names: the setting evaluate.slices.
+        by_features: slices besides the built-in ones.
     """
     metrics, ci95 = _metrics(impressions, MODEL, None)
     baselines = {name: _metrics(impressions, name, None) for name in BASELINES}
     rows = impressions.column("row_id")
+    slices = [*built_in_slices(impressions, ticks_per_second, names), *by_features]
     return RankingResults(
         task="ranking",
         split=split,
@@ -160,10 +123,11 @@ def summarize(
         ci95=ci95,
         baselines={name: values for name, (values, _) in baselines.items()},
         baselines_ci95={name: bounds for name, (_, bounds) in baselines.items()},
-        slices=[_slice(impressions, *entry) for entry in _slices(impressions, ticks_per_second)],
+        slices=[_slice(impressions, part) for part in slices],
         reliability={
             label: [asdict(group) for group in reliability(impressions.judged(label))] for label in impressions.labels
         },
+        worst_slices=worst_impressions(impressions, slices),
     )
 
 
@@ -193,32 +157,13 @@ def _counts(judged: Judged) -> dict[str, int]:
     }
 
 
-def _slices(impressions: Impressions, ticks_per_second: int | None) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Yield (name, value, (M,) bool) by quarters of history length and of the item's training impressions, and by hour."""
-    for name, column in (("history_length", "history_length"), ("item_impressions", "item_impressions")):
-        values = impressions.column(column)
-        some = values[values > 0]
-        cuts = np.unique(np.quantile(some, [0.25, 0.5, 0.75], method="inverted_cdf")) if some.size else np.zeros(0)
-        quarter = np.where(values > 0, np.searchsorted(cuts, values, side="left") + 1, 0)
-        for number in np.unique(quarter):
-            inside = quarter == number
-            low, high = int(values[inside].min()), int(values[inside].max())
-            yield name, f"{low}" if low == high else f"{low}-{high}", inside
-    if ticks_per_second is not None:
-        hour = impressions.column("time") // (3600 * ticks_per_second) % 24
-        for first in range(0, 24, _HOURS):
-            inside = (hour >= first) & (hour < first + _HOURS)
-            if inside.any():
-                yield "hour", f"{first:02d}-{first + _HOURS - 1:02d}", inside
-
-
-def _slice(impressions: Impressions, name: str, value: str, inside: np.ndarray) -> dict[str, Any]:
-    metrics, bounds = _metrics(impressions, MODEL, inside)
+def _slice(impressions: Impressions, part: Slice) -> dict[str, Any]:
+    metrics, bounds = _metrics(impressions, MODEL, part.inside)
     return {
-        "name": name,
-        "value": value,
-        "num_users": int(np.unique(impressions.column("row_id")[inside]).size),
-        "num_targets": int(inside.sum()),
+        "name": part.name,
+        "value": part.value,
+        "num_users": int(np.unique(impressions.column("row_id")[part.inside]).size),
+        "num_targets": int(part.inside.sum()),
         "metrics": metrics,
         "ci95": bounds,
     }
@@ -298,14 +243,14 @@ def write(folder: Path, results: RankingResults, impressions: Impressions, items
 def impression_table(impressions: Impressions, items: pa.Array) -> pa.Table:
     """Return a table with a row per impression.
 
-    Columns: user, item, time, history_length, item_impressions, weight; by label `label` (null where it is not defined),
-    `probability`, and the probability of each baseline.
+    Columns: user, item, time, history_length, item_impressions, user_impressions, weight; by label `label` (null where it is not
+    defined), `probability`, and the probability of each baseline.
     """
     ids = impressions.column("item")
     columns: dict[str, Any] = {
         "user": impressions.table.column("user"),
         "item": items.take(pa.array(ids - 1, mask=ids == 0)),
-        **{name: impressions.table.column(name) for name in ("time", "history_length", "item_impressions", "weight")},
+        **{name: impressions.table.column(name) for name in _KEPT if name in impressions.table.column_names},
     }
     for label in impressions.labels:
         clicks = impressions.column(f"label.{label}")

@@ -83,10 +83,6 @@ def _header(job: Job, manifest: Manifest, described: ExplanationsManifest) -> li
     ]
     if described.at is not None:
         rows.append(("Asked at", moment_of(described.at, manifest)))
-    rows.append(
-        (
-            "Duration",
-            f"{duration_text(described.seconds)} on {described.num_workers} worker{'s' * (described.num_workers > 1)}",
-        )
-    )
+    workers = f"{described.num_workers} worker{'s' * (described.num_workers > 1)}"
+    rows.append(("Duration", f"{duration_text(described.seconds)} on {workers}"))
     return rows

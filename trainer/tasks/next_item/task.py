@@ -55,18 +55,26 @@ class NextItemTask:
         """Return this rank's training stream of histories or windows of them."""
         job = self.job
         train = job.config.train
-        reader = RowGroupReader(job.dataset_dir, self.manifest, columns_for(self.catalogue))
+        reader = RowGroupReader(
+            job.dataset_dir, self.manifest, columns_for(self.catalogue), retries=job.config.storage.policy
+        )
         reader.check_files()
         with_lengths = train.batch_tokens is not None
         last_is_input = self.config.masks_items
         examples = examples_of(reader, self.config.max_history, train.long_histories, with_lengths, last_is_input)
         if needs_target_counts(self.config.objective):
             windows = train.long_histories == "windows"
-            items = RowGroupReader(job.dataset_dir, self.manifest)
+            items = RowGroupReader(job.dataset_dir, self.manifest, retries=job.config.storage.policy)
             counts = count_targets(items, self.config, windows, self.catalogue.num_known, world)
             self.negatives.take_target_counts(counts)
         batches = GlobalBatches(
-            examples, train.batch_size, train.batch_tokens, job.config.run.seed, world.rank, world.world_size
+            examples,
+            train.batch_size,
+            train.batch_tokens,
+            job.config.run.seed,
+            world.rank,
+            world.world_size,
+            train.streams,
         )
         return TrainStream(
             reader,

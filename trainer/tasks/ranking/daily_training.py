@@ -47,7 +47,9 @@ def read_days(job: Job, manifest: Manifest, world: World, fresh: bool) -> DailyT
             f'dataset {job.dataset_dir}: is not split by split.kind = "global_time", which train.days needs; prepare it again in '
             "another run.dataset or run.dir"
         )
-    reader = RowGroupReader(job.dataset_dir, manifest, ColumnSelection(impressions=True))
+    reader = RowGroupReader(
+        job.dataset_dir, manifest, ColumnSelection(impressions=True), retries=job.config.storage.policy
+    )
     days = count_days(reader, calendar_of(job.config.train.days, manifest, job.config.model), world)
     return DailyTraining(days, _first_rates(reader, days, manifest.labels["names"], world) if fresh else None)
 

@@ -89,7 +89,7 @@ class RankingTask:
         """Return this rank's training stream: users with their impressions, of all times or of one day after another."""
         job = self.job
         columns = replace(columns_for(self.catalogue), impressions=True)
-        reader = RowGroupReader(job.dataset_dir, self.manifest, columns)
+        reader = RowGroupReader(job.dataset_dir, self.manifest, columns, retries=job.config.storage.policy)
         reader.check_files()
         reach = reach_of(self.config)
         days = self.daily.days if self.daily is not None else None
@@ -99,7 +99,13 @@ class RankingTask:
         else:
             examples = day_examples(reader, days, reach.receptive)
         batches = GlobalBatches(
-            examples, job.config.train.batch_size, None, job.config.run.seed, world.rank, world.world_size
+            examples,
+            job.config.train.batch_size,
+            None,
+            job.config.run.seed,
+            world.rank,
+            world.world_size,
+            job.config.train.streams,
         )
         calendar = days.calendar if days is not None else None
         return ImpressionStream(reader, batches, reach, self.catalogue, job.config.train.micro_batch_tokens, calendar)

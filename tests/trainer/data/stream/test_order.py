@@ -5,7 +5,6 @@ from zlib import crc32
 import numpy as np
 import pytest
 
-from trainer.data.stream import order as order_module
 from trainer.data.stream.order import EpochOrder, Places, Position, position_of, steps_per_epoch
 
 # Unequal row groups; fewer groups than streams, exactly as many, and more than the 64 streams at most.
@@ -93,9 +92,8 @@ def test_rows_are_permuted_within_a_group_that_stays_in_its_place():
     assert first != list(range(40))
 
 
-def test_groups_are_reshuffled_each_epoch(monkeypatch):
-    monkeypatch.setattr(order_module, "MAX_STREAMS", 1)
-    first, second = (EpochOrder((1,) * 30, 1, epoch).places(0, 30).group.tolist() for epoch in (0, 1))
+def test_groups_are_reshuffled_each_epoch():
+    first, second = (EpochOrder((1,) * 30, 1, epoch, 1).places(0, 30).group.tolist() for epoch in (0, 1))
     assert sorted(first) == sorted(second) == list(range(30))
     assert first != second
 
@@ -229,3 +227,41 @@ def test_the_steps_of_an_epoch(num_examples, batch_size, steps):
         assert position.epoch == 0
         position = position.advanced(batch_size, num_examples)
     assert position == Position(1, 0)
+
+
+# 1,024 ranks
+
+MANY_GROUPS = tuple(40 + group % 37 for group in range(10_000))
+
+
+@pytest.mark.parametrize("streams", [64, 1024])
+def test_1024_ranks_have_even_shares_of_10000_row_groups(streams):
+    """Over all batches, the last partial one included. One call per batch gives the sizes of all shares."""
+    order = EpochOrder(MANY_GROUPS, seed=1, epoch=0, max_streams=streams)
+    world_size, batch_size = 1024, 8 * 1024
+    bounds = np.append(np.arange(0, order.num_examples, batch_size), order.num_examples)
+    ranks = (0, 1, 63, 64, 65, 511, 1023)
+    counts = np.array([order.share(bounds, rank, world_size).position.size for rank in ranks])
+    assert counts.max() / (order.num_examples / world_size) <= 1.05
+    assert counts.min() / (order.num_examples / world_size) >= 0.95
+
+
+def test_as_many_streams_as_ranks_read_each_row_group_once():
+    """Until the first stream ends. With 64 streams 16 ranks read each row group."""
+    world_size = 1024
+    bounds = np.arange(0, 40 * 1024 + 1, 8 * 1024)
+    read = {}
+    for streams in (64, 1024):
+        order = EpochOrder((40,) * 10_000, seed=1, epoch=0, max_streams=streams)
+        shares = [order.share(bounds, rank, world_size) for rank in range(0, world_size, 16)]
+        read[streams] = sum(np.unique(share.group).size for share in shares) / len(shares)
+    assert read[1024] == 1.0
+    assert read[64] > 4.0
+
+
+def test_streams_decide_the_order_and_64_is_the_default():
+    order = EpochOrder(MANY_GROUPS[:300], seed=1, epoch=0)
+    same, other = (EpochOrder(MANY_GROUPS[:300], 1, 0, streams) for streams in (64, 128))
+    assert triples(order.places(0, 500)) == triples(same.places(0, 500))
+    assert triples(order.places(0, 500)) != triples(other.places(0, 500))
+    assert sorted(triples(other.places(0, other.num_examples)))[-1][0] == other.num_examples - 1

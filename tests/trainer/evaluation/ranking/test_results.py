@@ -38,7 +38,8 @@ from trainer.evaluation.ranking.metrics import METRICS
 from trainer.evaluation.ranking.names import BASELINES
 from trainer.evaluation.ranking.reliability import reliability, roc
 from trainer.evaluation.ranking.report import render
-from trainer.evaluation.ranking.results import Impressions, RankingResults, merge_parts, read_scored, summarize
+from trainer.evaluation.ranking.results import RankingResults, read_scored, summarize
+from trainer.evaluation.ranking.scored import Impressions, merge_parts
 from trainer.tasks.metrics import range_of
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -112,7 +113,7 @@ def test_slices_hold_every_impression_once_by_each_name(world, parts):
     by_name = defaultdict(list)
     for entry in results.slices:
         by_name[entry["name"]].append(entry)
-    assert set(by_name) == {"history_length", "item_impressions", "hour"}
+    assert set(by_name) == {"history_length", "item_impressions", "user_impressions", "time_since_last_event", "hour"}
     for entries in by_name.values():
         assert sum(entry["num_targets"] for entry in entries) == results.num_targets
     lengths = found.column("history_length")
@@ -127,7 +128,7 @@ def test_slices_hold_every_impression_once_by_each_name(world, parts):
 
 def test_without_a_clock_there_are_no_hours(world, parts):
     results, _ = summary(parts, world[1], ticks=None)
-    assert {entry["name"] for entry in results.slices} == {"history_length", "item_impressions"}
+    assert {entry["name"] for entry in results.slices} == {"history_length", "item_impressions", "user_impressions"}
 
 
 def test_hours_are_those_of_the_day_in_utc():

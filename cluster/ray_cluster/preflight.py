@@ -1,0 +1,145 @@
+"""Checks before a job is submitted: the versions and the resources of the cluster, from outside, and the files of the run.
+
+Ray itself accepts a job that the cluster can never run, and leaves it pending. The checks name what is missing instead.
+"""
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from ray.job_submission import JobSubmissionClient
+from ray.util.state import list_nodes
+
+from cluster.config.run_config import ClusterConfig, Config
+from cluster.doctor.checks import TESTED_RAY
+from trainer.data.logs.files import entries_of
+from trainer.errors import UserError, first_line
+
+MAX_NODES = 10_000
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster that is alive."""
+
+    # Address of its machine.
+    ip: str
+    # Amount of each resource, such as CPU and GPU.
+    resources: Mapping[str, float]
+
+
+def nodes_of(dashboard: str) -> list[Node]:
+    """Return the nodes of a cluster that are alive. Raises UserError if the dashboard does not answer."""
+    try:
+        states = list_nodes(address=dashboard, limit=MAX_NODES, raise_on_missing_output=False)
+    except Exception as error:
+        if (
+            isinstance(error, RuntimeError | ConnectionError | OSError)
+            or "RayStateApiException" in type(error).__name__
+        ):
+            raise UserError(f"--dashboard {dashboard}: its nodes cannot be listed ({first_line(error)})") from None
+        raise
+    return [Node(state.node_ip, state.resources_total) for state in states if state.state == "ALIVE"]
+
+
+def version_problem(client: JobSubmissionClient) -> str | None:
+    """Return why the cluster's version of Ray does not fit, or None."""
+    version = str(client.get_version_info().get("ray_version", "")) if hasattr(client, "get_version_info") else ""
+    if not version:
+        version = str(_version_info(client).get("ray_version", ""))
+    if version and ".".join(version.split(".")[:2]) != TESTED_RAY:
+        return f"it runs Ray {version}, and Shoal needs Ray {TESTED_RAY}; install that version on its nodes"
+    return None
+
+
+def _version_info(client: Any) -> dict[str, Any]:
+    # The client compares versions itself, and keeps what the cluster answered to itself.
+    answer = client._do_request("GET", "/api/version")
+    values: dict[str, Any] = answer.json() if answer.status_code == 200 else {}
+    return values
+
+
+def resource_problem(config: ClusterConfig, nodes: Sequence[Node]) -> str | None:
+    """Return which resources are missing for the workers, or None if they fit. A worker needs its CPUs and GPU on one node.
+
+    A cluster that adds nodes by itself is not judged by the nodes that it has now (cluster.autoscaling).
+    """
+    if config.autoscaling:
+        return None
+    each = {"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker}
+    room = sum(workers_on(node.resources, each) for node in nodes)
+    fewest = config.num_workers if config.min_workers is None else config.min_workers
+    if room >= fewest:
+        return None
+    asked = " and ".join(f"{number} {name}{'s' * (number > 1)}" for name, number in each.items() if number)
+    have = ", ".join(
+        f"{node.ip}: "
+        + " and ".join(f"{node.resources.get(name, 0):g} {name}s" for name, number in each.items() if number)
+        for node in nodes[:8]
+    )
+    more = f", and {len(nodes) - 8} more nodes" if len(nodes) > 8 else ""
+    return (
+        f"{fewest} workers with {asked} each do not fit: its nodes ({have or 'none'}{more}) have room for {room}, so "
+        f"{fewest - room} more would wait for ever; lower cluster.num_workers, cluster.cpus_per_worker or cluster.gpus_per_worker, "
+        "add nodes, or set cluster.autoscaling = true if the cluster adds nodes by itself"
+    )
+
+
+def workers_on(resources: Mapping[str, float], each: Mapping[str, float]) -> int:
+    """Return how many workers fit on a node. each: the resources of one worker; 0 of one means that it is not needed."""
+    return min((int(resources.get(name, 0.0) // number) for name, number in each.items() if number), default=0)
+
+
+def missing_files(config: Config, command: str) -> list[str]:
+    """Return what is wrong with the folders and logs of a run, as this machine sees them.
+
+    command: the command that is submitted; only `run` and `prepare` read the logs of the config.
+    """
+    problems = []
+    parent = existing_parent(config.run_dir)
+    if not os.access(parent, os.W_OK):
+        problems.append(f"run.dir {config.run_dir}: {parent} cannot be written")
+    if command in ("run", "prepare"):
+        for setting, entries in paths_of(config).items():
+            problems += [f"{setting} = {entry}: no such file" for entry in entries if not _exists(entry)]
+    return problems
+
+
+def paths_of(config: Config) -> dict[str, list[str]]:
+    """Return the local paths of a config's logs by setting; those of other filesystems are left out."""
+    logs = config.logs
+    sources: dict[str, Any] = {
+        "logs.path": logs,
+        "logs.history.path": logs.history,
+        "logs.items.path": logs.items,
+        "logs.users.path": logs.users,
+    }
+    return {
+        name: [entry for entry in entries_of(source.path) if "://" not in entry]
+        for name, source in sources.items()
+        if source is not None
+    }
+
+
+def existing_parent(path: Path) -> Path:
+    """Return the nearest folder of a path that exists."""
+    path = path.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _exists(entry: str) -> bool:
+    path = Path(entry).expanduser().absolute()
+    return path.exists() or any(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
+
+
+def all_here(nodes: Sequence[Node]) -> bool:
+    """Return whether all nodes are on this machine, so that its view of files is theirs."""
+    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    own |= {socket.gethostname(), "127.0.0.1"}
+    return bool(nodes) and all(node.ip in own for node in nodes)

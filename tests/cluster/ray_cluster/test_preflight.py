@@ -1,0 +1,62 @@
+"""The checks before a job: what does not fit is named."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.config.run_config import check_config
+from cluster.ray_cluster.preflight import Node, all_here, missing_files, resource_problem, workers_on
+
+
+def cluster(**values: Any) -> Any:
+    return check_config({"logs": {"path": "a.parquet"}, "cluster": values}, "test").cluster
+
+
+NODES = [Node("10.0.0.1", {"CPU": 8.0}), Node("10.0.0.2", {"CPU": 3.0, "GPU": 1.0})]
+
+
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [
+        ({"num_workers": 11}, True),
+        ({"num_workers": 12}, False),
+        ({"num_workers": 12, "min_workers": 11}, True),
+        ({"num_workers": 5, "cpus_per_worker": 2}, True),  # four and one
+        ({"num_workers": 3, "cpus_per_worker": 4}, False),  # 11 CPUs in all, but not four of them on the second node
+        ({"num_workers": 1, "gpus_per_worker": 1}, True),
+        ({"num_workers": 2, "gpus_per_worker": 1}, False),
+        ({"num_workers": 2, "gpus_per_worker": 1, "autoscaling": True}, True),
+    ],
+)
+def test_workers_must_fit_on_the_nodes_one_by_one(values: dict[str, Any], fits: bool) -> None:
+    assert (resource_problem(cluster(**values), NODES) is None) == fits
+
+
+def test_the_message_names_what_is_missing() -> None:
+    problem = resource_problem(cluster(num_workers=4, gpus_per_worker=1), NODES)
+    assert problem is not None
+    assert "4 workers with 1 CPU and 1 GPU each do not fit" in problem
+    assert "10.0.0.2: 3 CPUs and 1 GPUs" in problem
+    assert "room for 1, so 3 more would wait for ever" in problem
+
+
+def test_a_worker_without_gpu_counts_cpus_alone() -> None:
+    assert workers_on({"CPU": 5.0}, {"CPU": 2, "GPU": 0}) == 2
+
+
+def test_logs_and_run_folder_are_looked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").touch()
+    values = {
+        "run": {"dir": str(tmp_path / "run")},
+        "logs": {"path": [f"{tmp_path}/*.parquet", f"{tmp_path}/b.csv", "s3://b/c"]},
+    }
+    config = check_config(values, "test")
+    assert missing_files(config, "run") == [f"logs.path = {tmp_path}/b.csv: no such file"]
+    assert missing_files(config, "evaluate") == []
+
+
+def test_another_machine_is_not_here() -> None:
+    assert all_here([Node("127.0.0.1", {})])
+    assert not all_here([Node("127.0.0.1", {}), Node("192.0.2.77", {})])
+    assert not all_here([])
