@@ -154,26 +154,6 @@ def test_it_is_done_once_and_the_page_is_whole(rank_pool: RankPool, events: Conf
     assert not any(tmp_path.glob("*attempt*"))
 
 
-def test_a_set_changes_the_best_item(rank_pool: RankPool, events: Config, tmp_path: Path) -> None:
-    """Without the events of the set, the Python API recommends the new item."""
-    tables, _, _ = written(events, rank_pool, tmp_path / "out", 1, sample=12, filter_viewed=False, measure=False)
-    sets = tables["sets"]
-    changed = sets[sets["is_changed"]]
-    assert len(changed)
-    model = shoal.load(events.run_dir)
-    logs = pq.read_table(events.logs.path)
-    latest = int(logs.column("time").to_numpy().max())
-    for row in changed.to_dict("records"):
-        own = logs.filter(pc.equal(logs.column("user_id"), row["user_id"])).sort_by("time")
-        kept = [place for place in range(own.num_rows) if place + 1 not in set(row["positions"])]
-        best = [
-            model.recommend(given, 1, filter_viewed=False, at=latest).column("item_id")
-            for given in (own, own.take(kept))
-        ]
-        assert best[0][0].as_py() == row["item_id"] != row["new_item_id"]
-        assert best[1][0].as_py() == row["new_item_id"]
-
-
 def test_one_history_in_this_process(rank_pool: RankPool, events: Config, tmp_path: Path) -> None:
     rows = written(events, rank_pool, tmp_path / "out", 1, users="u05", method="occlusion", measure=False)[0]["events"]
     model = shoal.load(events.run_dir)
