@@ -8,7 +8,7 @@ Packages:
     config        config of a run: sections, derived defaults, identity
     data          from logs to the sequence dataset to batches; public and synthetic logs
     evaluation    held-out evaluation: rankings of the full catalogue, predicted probabilities
-    explanation   contribution of each event of a history to a score
+    explanation   why an item was recommended, and how far an explanation can be trusted
     export        exports of trained models for serving
     global_batch  agreement between ranks before a look-up
     inference     use of a trained model in one process

@@ -9,6 +9,7 @@ Files:
     convert.py      `shoal convert`
     doctor.py       `shoal doctor`
     evaluate.py     `shoal evaluate`
+    explain.py      `shoal explain`
     export.py       `shoal export`
     job_arguments.py  arguments of a command that is submitted
     logs.py         `shoal logs`

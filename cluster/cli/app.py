@@ -21,6 +21,7 @@ from cluster.cli.compare import compare
 from cluster.cli.convert import convert
 from cluster.cli.doctor import doctor
 from cluster.cli.evaluate import evaluate
+from cluster.cli.explain import explain
 from cluster.cli.export import export
 from cluster.cli.logs import logs
 from cluster.cli.plan import plan
@@ -39,8 +40,8 @@ from trainer.errors import UserError
 
 # The order of --help: what a new user needs first.
 ORDER = (
-    *("run", "prepare", "train", "evaluate", "compare", "recommend", "export", "plan", "study", "submit", "status"),
-    *("logs", "stop", "checkpoint", "convert", "synth", "doctor"),
+    *("run", "prepare", "train", "evaluate", "compare", "recommend", "explain", "export", "plan", "study", "submit"),
+    *("status", "logs", "stop", "checkpoint", "convert", "synth", "doctor"),
 )
 
 
@@ -77,6 +78,7 @@ for _command in (
     evaluate,
     compare,
     recommend,
+    explain,
     export,
     plan,
     study,

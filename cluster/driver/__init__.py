@@ -5,6 +5,7 @@ Files:
     driver.py          the stages in order, in one Ray session and with the same workers
     evaluate_stage.py  evaluate a checkpoint, unless that was done before
     existing_run.py    what a submitted command would do with a run that exists
+    explain_stage.py   write explanations, unless the same ones are there
     export.py          export of a run's model
     new_logs.py        what a trained run does with log files that arrived since
     other_data.py      later logs and other datasets that a model is evaluated on

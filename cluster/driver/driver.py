@@ -12,6 +12,7 @@ from pathlib import Path
 
 from cluster.config.run_config import Config
 from cluster.driver.evaluate_stage import Evaluated, run_evaluate_stages
+from cluster.driver.explain_stage import run_explain_stage
 from cluster.driver.other_data import LaterLogs, OtherData, config_with
 from cluster.driver.prepare_stage import run_prepare_stage
 from cluster.driver.progress import View
@@ -26,6 +27,8 @@ from cluster.workers.group import Workers
 from trainer.config.job import Outcome
 from trainer.data.dataset.manifest import Manifest, read_manifest
 from trainer.data.dataset.splits import Split
+from trainer.explanation.command.folder import ExplanationsManifest
+from trainer.explanation.command.request import Options as ExplainOptions
 from trainer.pages.text import duration_text
 from trainer.recommend.folder import RecommendationsManifest
 from trainer.recommend.request import Options
@@ -89,6 +92,17 @@ def run_recommend(
     with _opened(config, view) as (session, workers):
         given = None if histories is None else config_with(config, histories, view, session.connect)
         return run_recommend_stage(config, options, name, out, workers, view, given)
+
+
+def run_explain(
+    config: Config, options: ExplainOptions, name: str | None, out: Path | None, view: View
+) -> tuple[ExplanationsManifest, Path]:
+    """Write explanations of the recommendations of the named checkpoint, or of the best.
+
+    Returns the description of the explanations and their folder.
+    """
+    with _opened(config, view) as (_, workers):
+        return run_explain_stage(config, options, name, out, workers, view)
 
 
 def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:

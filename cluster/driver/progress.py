@@ -109,6 +109,9 @@ class View:
             case "recommend":
                 parts = f"batch {event['done']:,}/{event['total']:,}", f"{event['owners']:,} lists"
                 self.update("recommend", event["done"], event["total"], *parts)
+            case "explain":
+                parts = f"batch {event['done']:,}/{event['total']:,}", f"{event['owners']:,} users"
+                self.update("explain", event["done"], event["total"], *parts)
             case "stage":
                 pass  # for programs: people read the lines of each stage
             case "plan":

@@ -11,12 +11,14 @@ from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.config.identity import identity, is_later_default
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
+from trainer.explanation.command.request import Options as ExplainOptions
 from trainer.recommend.request import Options
 from trainer.restart_log import FILE
 from trainer.storage.files import digest_of, hash_file
 from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
 RECOMMENDATIONS_VERSION = 1  # raise it when the same request would get other files
+EXPLANATIONS_VERSION = 1  # the same for explanations
 _WRITES_ONLY = {"log_every_steps", "sample_log"}  # of [train]: what is written down of a training, which stays the same
 
 
@@ -60,6 +62,21 @@ def recommend_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Man
             "options": asdict(options),
             "given": {name: _content_of(Path(path)) for name, path in files.items() if path != "all"},
             "version": RECOMMENDATIONS_VERSION,
+        }
+    )
+
+
+def explain_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Manifest, options: ExplainOptions) -> str:
+    """Return the digest of what explanations depend on, the content of a file of users included."""
+    return digest_of(
+        {
+            "checkpoint": checkpoint.path.name,
+            "files": checkpoint.manifest.files,
+            "identity": identity(config),
+            "dataset": manifest.digest,
+            "options": asdict(options),
+            "users": _content_of(None if options.users is None else Path(options.users)),
+            "version": EXPLANATIONS_VERSION,
         }
     )
 

@@ -1,4 +1,4 @@
-"""Jobs of a run, as each worker runs them: training, evaluation of a checkpoint, and recommendations.
+"""Jobs of a run, as each worker runs them: training, evaluation, recommendations, and explanations of a checkpoint.
 
 The driver only refers to them. Torch and TorchRec are imported inside the functions, because importing them would delay the
 driver's first output by seconds.
@@ -16,6 +16,7 @@ from trainer.config.job import Channel, Job, Outcome
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.errors import CheckpointError
+from trainer.explanation.command.request import ExplainRequest, PartResult
 from trainer.recommend.request import PartCounts, RecommendRequest
 
 if TYPE_CHECKING:
@@ -86,6 +87,33 @@ def recommend(asked: RecommendJob, world: World, channel: Channel) -> PartCounts
             channel.send({"kind": "recommend", "done": done, "total": total, "owners": owners * world.world_size})
 
     built = _loaded(asked.job, asked.checkpoint, "recommend", world, channel, asked.other_data)
+    manifest = read_manifest(asked.job.dataset_dir)
+    trained = TrainedModel(asked.job, manifest, asked.checkpoint, built.model, built.catalogue, built.dynamic)
+    return write_part(trained, asked.request, world, on_batch)
+
+
+@dataclass(frozen=True)
+class ExplainJob:
+    """Explanations of the recommendations of a checkpoint."""
+
+    job: Job
+    checkpoint: StoredCheckpoint
+    # What is asked for.
+    request: ExplainRequest
+
+
+def explain(asked: ExplainJob, world: World, channel: Channel) -> PartResult:
+    """Write this worker's files of explanations. Raises CheckpointError if the checkpoint was trained on another dataset."""
+    from trainer.explanation.command.write_part import write_part
+    from trainer.inference.trained_model import TrainedModel
+
+    def on_batch(done: int, total: int, owners: int) -> None:
+        channel.note("explanation", done)
+        if world.is_first:
+            # The workers have about the same number of users in as many batches.
+            channel.send({"kind": "explain", "done": done, "total": total, "owners": owners * world.world_size})
+
+    built = _loaded(asked.job, asked.checkpoint, "explain", world, channel)
     manifest = read_manifest(asked.job.dataset_dir)
     trained = TrainedModel(asked.job, manifest, asked.checkpoint, built.model, built.catalogue, built.dynamic)
     return write_part(trained, asked.request, world, on_batch)

@@ -66,6 +66,42 @@ class NextItemRecommender(Model):
         best = next_item.recommend(self._trained, given, self._item_vectors, k, filter_viewed, candidates)
         return self._lists(COLUMNS, given.users, best.items, best.scores)
 
+    def explain(
+        self,
+        history: Any,
+        item: Any,
+        *,
+        method: str = "occlusion",
+        user_features: Any = None,
+        at: Any = None,
+        seed: int = 0,
+    ) -> pa.Table:
+        """Return the value of each event of a history for the score of an item, the newest event first.
+
+        Columns: position (1 for the oldest event of the history), item_id, time (if the history has times), value. An event with
+        a larger value raises the score more. Events that the model does not receive, because the history is too long, are left
+        out. docs/explain.md says which method to trust.
+
+        Args:
+            history: the history of one user: a list of items, oldest first, or a table with the columns of the logs.
+            item: the item to explain, as in the logs.
+            method: "occlusion", "integrated_gradients_sampled" and others (docs/explain.md). Methods that compare with other
+                histories draw them from the dataset.
+            user_features: as for `recommend`.
+            at: as for `recommend`.
+            seed: seed of the draws of a method.
+
+        Raises:
+            UserError: there is no such method, the model does not know the item, or the history has no events.
+        """
+        from trainer.explanation.history import explain_history
+
+        given = self._histories([history] if isinstance(history, list | tuple) else history, user_features, at)
+        if given.lengths.size != 1 or not given.lengths[0]:
+            raise UserError(f"history: must be of one user with events, not of {given.lengths.size} users")
+        target = self._item_ids([item], "raise", "item")
+        return explain_history(self._trained, self._stored, given, target, method, seed)
+
     def follow(self, history: Any, *, user_features: Any = None) -> LiveRecommender:
         """Follow a user whose history grows: `append` newer events to what is returned, and ask it to `recommend`.
 

@@ -136,6 +136,8 @@ def event_of(raw: dict[str, Any]) -> Event | None:
             return Stage(raw["stage"], raw["status"])
         case "evaluate" | "validate" as stage:
             return Progress(stage, raw["done"], raw["total"], f"batch {raw['done']:,}/{raw['total']:,}")
+        case "explain":
+            return Progress("explain", raw["done"], raw["total"], f"{raw['owners']:,} users")
         case "recommend":
             return Progress("recommend", raw["done"], raw["total"], f"{raw['owners']:,} lists")
         case "phase":

@@ -82,7 +82,7 @@ def feature_slices(feature: Feature, values: pa.Array, folder: Path, manifest: M
     """
     if feature.kind == "numeric":
         yield from quarters(
-            slice_name(feature), _in_unit_of_logs(feature, values.to_numpy(zero_copy_only=False)), _range_text
+            slice_name(feature), in_unit_of_logs(feature, values.to_numpy(zero_copy_only=False)), _range_text
         )
         return
     is_list = pa.types.is_list(values.type)
@@ -92,7 +92,7 @@ def feature_slices(feature: Feature, values: pa.Array, folder: Path, manifest: M
     pairs = np.unique(codes * len(values) + owners)  # a value that repeats in a list counts once
     counts = np.bincount(pairs // max(1, len(values)), minlength=found_ids.size)
     shown = np.sort(np.argsort(-counts, kind="stable")[:MOST_SLICES])
-    for code, label in zip(shown, _labels(feature, found_ids[shown], folder, manifest), strict=True):
+    for code, label in zip(shown, labels_of(feature, found_ids[shown], folder, manifest), strict=True):
         inside = np.zeros(len(values), dtype=np.bool_)
         inside[owners[codes == code]] = True
         yield Slice(slice_name(feature), label, inside)
@@ -126,7 +126,7 @@ def item_values(feature: Feature, items: np.ndarray, folder: Path, manifest: Man
     return pa.array(decode(pc.fill_null(taken, 0).to_numpy()), mask=absent)
 
 
-def _labels(feature: Feature, ids: np.ndarray, folder: Path, manifest: Manifest) -> list[str]:
+def labels_of(feature: Feature, ids: np.ndarray, folder: Path, manifest: Manifest) -> list[str]:
     """Return the values of ids as people know them."""
     if feature.kind == "bucketized":
         return [_bucket_text(feature, int(number)) for number in ids]
@@ -160,7 +160,7 @@ def _bucket_text(feature: Feature, bucket: int) -> str:
     return f"{bounds[bucket - 2]:.4g} to below {bounds[bucket - 1]:.4g}"
 
 
-def _in_unit_of_logs(feature: Feature, values: np.ndarray) -> np.ndarray:
+def in_unit_of_logs(feature: Feature, values: np.ndarray) -> np.ndarray:
     """Return standardised numbers as they are in the logs."""
     fitted = feature.fitted or {"mean": 0.0, "std": 1.0, "transform": "none"}
     scaled = values.astype(np.float64) * fitted["std"] + fitted["mean"]

@@ -254,7 +254,8 @@ def explained_model(trained: TrainedModel, world: World | None = None, label: st
     tables = Tables(trained, world or ALONE, world is not None)
     trained.model.eval()
     for parameter in trained.model.parameters():
-        if parameter.is_leaf:  # shards of tables are parts of one tensor
+        # The shards of a table can be views, whose flag cannot be changed. Their look-ups have no gradient anyway.
+        if parameter.is_leaf:
             parameter.requires_grad_(False)
     if trained.manifest.task != "ranking":
         return ExplainedNextItem(tables)

@@ -104,13 +104,19 @@ class PartWriter:
             self._temporary.unlink(missing_ok=True)
 
 
-def new_attempt(folder: Path) -> Path:
-    """Return a fresh hidden folder beside the folder of recommendations, and remove those of earlier attempts.
+def new_attempt(folder: Path, manifest: str = MANIFEST, content: str = "recommendations") -> Path:
+    """Return a fresh hidden folder beside the folder of results, and remove those of earlier attempts.
 
-    Raises UserError if the folder holds something else.
+    Args:
+        folder: the folder of results.
+        manifest: name of the file that describes them.
+        content: the results in words, for messages.
+
+    Raises:
+        UserError: the folder holds something else.
     """
-    if folder.exists() and not (folder.is_dir() and ((folder / MANIFEST).exists() or not any(folder.iterdir()))):
-        raise UserError(f"{folder}: exists, and holds no recommendations; choose another folder with --out")
+    if folder.exists() and not (folder.is_dir() and ((folder / manifest).exists() or not any(folder.iterdir()))):
+        raise UserError(f"{folder}: exists, and holds no {content}; choose another folder with --out")
     for old in folder.parent.glob(f".{folder.name}.*.attempt"):
         shutil.rmtree(old, ignore_errors=True)
     attempt = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.attempt"
@@ -126,6 +132,11 @@ def files_of(attempt: Path) -> dict[str, int]:
 def commit(attempt: Path, folder: Path, manifest: RecommendationsManifest) -> None:
     """Describe the parts of an attempt, and let it take the place of the folder."""
     write_json_atomically(attempt / MANIFEST, asdict(manifest))
+    take_place(attempt, folder)
+
+
+def take_place(attempt: Path, folder: Path) -> None:
+    """Let an attempt take the place of the folder of results."""
     old = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.attempt"
     if folder.exists():
         folder.rename(old)

@@ -58,6 +58,11 @@ def read_given(path: Path, column: str, wanted: pa.DataType, option: str) -> pa.
     return table.set_column(table.column_names.index(column), column, values)
 
 
+def listed(values: list[str], wanted: pa.DataType, option: str) -> pa.Array:
+    """Return values of an option in the type of the dataset. Raises UserError for values of another type."""
+    return _typed(pa.array(values, pa.string()), wanted, f"{option}: its values")
+
+
 def _typed(values: pa.Array, wanted: pa.DataType, where: str) -> pa.Array:
     """Convert values to the type of the dataset: numbers that are text, and kinds of integers and of text."""
     types = pa.types

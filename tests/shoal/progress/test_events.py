@@ -25,6 +25,7 @@ TRAIN = {
 RAW: list[tuple[dict[str, Any], shoal.Event | None]] = [
     ({"kind": "stage", "stage": "train", "status": "started"}, shoal.Stage("train", "started")),
     ({"kind": "plan", "tables": {"item": "row_wise"}}, shoal.Planned({"item": "row_wise"})),
+    ({"kind": "explain", "done": 1, "total": 3, "owners": 40}, shoal.Progress("explain", 1, 3, "40 users")),
     ({"kind": "recommend", "done": 1, "total": 3, "owners": 40}, shoal.Progress("recommend", 1, 3, "40 lists")),
     ({"kind": "resumed", "step": 5, "path": "a/step_5"}, shoal.Resumed(5, Path("a/step_5"))),
     (TRAIN, shoal.TrainingStep(8, 24, 0, 2.5, 1e4, 3.0, 10)),
