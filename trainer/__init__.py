@@ -6,6 +6,7 @@ Packages:
     checkpoint    checkpoints: save, verify, load, reshard
     comparison    comparison of models on the same users
     config        config of a run: sections, derived defaults, identity
+    costing       cost of a training by the cost models
     data          from logs to the sequence dataset to batches; public and synthetic logs
     evaluation    held-out evaluation: rankings of the full catalogue, predicted probabilities
     explanation   why an item was recommended, and how far an explanation can be trusted
@@ -14,7 +15,7 @@ Packages:
     inference     use of a trained model in one process
     loop          training loop and the step
     optim         dense optimizers, schedules, weight EMA
-    pages         hTML pages and plots
+    pages         HTML pages and plots
     placement     the plan of a run and its measured cost
     recommend     recommendations for many users, by all workers
     storage       hashes, atomic writes, output folders

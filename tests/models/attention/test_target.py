@@ -129,9 +129,8 @@ def test_the_penalty_is_scaled_and_only_there_in_training():
 def test_the_mean_is_that_of_the_events_that_are_seen():
     given = shown()
     event, candidate = inputs_of(given)
-    del candidate
     leaf = event.clone().requires_grad_()
-    mean = MeanOfEvents()(leaf, given.candidates, given.context())
+    mean = MeanOfEvents()(leaf, candidate, given.context())
     layout, expected = given.candidate_layout, []
     plain = event.clone().requires_grad_()
     for first, end in zip(layout.first_event.tolist(), layout.history_end.tolist(), strict=True):
