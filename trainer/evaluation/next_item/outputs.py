@@ -40,20 +40,18 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
     features = slice_features(manifest, job.config.evaluate.slices, BUILT_IN)
     by_features = slices_by_features(merged, first_targets_of(merged), features, job.dataset_dir, manifest, unknown)
     config = job.config.evaluate
-    similarity = read_similarity(job.dataset_dir, manifest, vocabulary.num_items)
-    summary, columns = results.summarize(
-        merged,
+    evaluated = results.Evaluated(
         split,
         checkpoint,
         config,
         manifest,
         vocabulary.train_events,
-        clock_ticks(manifest, job.config.model),
-        list(by_features),
-        similarity,
         candidates_text(config.candidates, job.dataset_dir, manifest, unknown),
+        clock_ticks(manifest, job.config.model),
+        read_similarity(job.dataset_dir, manifest, vocabulary.num_items),
         results.num_repeats(parts),
     )
+    summary, columns = results.summarize(merged, evaluated, list(by_features))
     notes = read_notes(parts)
     summary = replace(summary, baseline_notes={"used": notes.used, "left_out": notes.left_out})
     write_json_atomically(folder / TIMING, notes.seconds)
@@ -66,7 +64,8 @@ def write_results(job: Job, split: Split, checkpoint: str, parts: Path, manifest
 
 def render_report(job: Job, summary: Results, manifest: Manifest, folder: Path) -> str:
     """Return the page of an evaluation from the files of its folder and of the run."""
-    return report.render(
+    timing = folder / TIMING
+    page = report.ReportInput(
         summary,
         job,
         manifest,
@@ -74,5 +73,6 @@ def render_report(job: Job, summary: Results, manifest: Manifest, folder: Path) 
         read_metrics(job.run_dir / "metrics.jsonl"),
         results.read_target_ranks(folder),
         json.loads((folder / examples.FILE).read_text(encoding="utf-8")),
-        json.loads((folder / TIMING).read_text(encoding="utf-8")) if (folder / TIMING).exists() else {},
+        json.loads(timing.read_text(encoding="utf-8")) if timing.exists() else {},
     )
+    return report.render(page)

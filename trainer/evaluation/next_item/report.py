@@ -1,6 +1,6 @@
 """report.html of a next-item model: one self-contained page per evaluation, with plots as inline SVG, from files alone."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,34 +34,38 @@ _NAMES = {
 }
 
 
-def render(
-    results: Results,
-    job: Job,
-    manifest: Manifest,
-    folder: Path,
-    history: list[dict[str, Any]],
-    target_ranks: dict[str, np.ndarray],
-    examples: list[dict[str, Any]],
-    seconds: dict[str, float] | None = None,
-) -> str:
-    """Return the page.
+@dataclass(frozen=True)
+class ReportInput:
+    """What a report is made of."""
 
-    Args:
-        results: what it shows.
-        job: the evaluated run.
-        manifest: its dataset's.
-        folder: the folder of the evaluation.
-        history: the lines of the run's metrics.jsonl.
-        target_ranks: the ranks of all targets by "model" and by baseline, 0 where a target cannot be ranked.
-        examples: example users (results.examples_of).
-        seconds: times of the evaluation (timing.json).
-    """
+    results: Results
+    """Results that it shows."""
+    job: Job
+    """The evaluated run."""
+    manifest: Manifest
+    """Manifest of its dataset."""
+    folder: Path
+    """Folder of the evaluation."""
+    history: list[dict[str, Any]]
+    """Lines of the run's metrics.jsonl."""
+    target_ranks: dict[str, np.ndarray]
+    """Ranks of all targets by "model" and by baseline, 0 where a target cannot be ranked."""
+    examples: list[dict[str, Any]]
+    """Example users (results.examples_of)."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Times of the evaluation (timing.json)."""
+
+
+def render(report: ReportInput) -> str:
+    """Return the page."""
+    results, job, manifest = report.results, report.job, report.manifest
+    folder, history = report.folder, report.history
     summary = card_summary(job, manifest, folder)
     headlines = headline_names(METRICS, results.metrics)
     colours = dict(zip(headlines, page.COLOURS, strict=False))
     with page.drawing():
         plots = [
-            _hit_rate_plot(target_ranks, results.protocol["catalogue"]),
+            _hit_rate_plot(report.target_ranks, results.protocol["catalogue"]),
             _slice_plot(results, slice_metric(results.metrics)),
             *training_plots(history, "training loss (nats per target)", "Training loss of logged steps.", colours),
         ]
@@ -82,10 +86,10 @@ def render(
         card=summary,
         plan=plan_rows(job),
         **cost_section(folder, job, history),
-        times=timing_rows(seconds or {}, results.num_users),
+        times=timing_rows(report.seconds, results.num_users),
         versions=version_rows(),
         protocol_text=protocol_text(results),
-        examples=examples,
+        examples=report.examples,
         explanations=explanations(METRICS, results.metrics),
         protocol=protocol_rows(results.protocol, manifest),
         counts=list(count_rows(asdict(manifest.counts)).items()),

@@ -70,6 +70,30 @@ class Results:
     """"used": a description of each baseline; "left_out": the reason of each that does not fit. Both by name."""
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """What was evaluated, and how."""
+
+    split: Split
+    """The evaluated split."""
+    checkpoint: str
+    """Name of the evaluated checkpoint."""
+    config: EvaluateConfig
+    """Settings of evaluation."""
+    manifest: Manifest
+    """Manifest of the dataset."""
+    train_events: np.ndarray
+    """(num_items,) training events of each item of the catalogue, by id."""
+    candidates: str
+    """The candidates in words."""
+    ticks: int | None = None
+    """Ticks per second of the logs' times; None if these are not clock times."""
+    similarity: Similarity | None = None
+    """Similarity of items; None leaves out metrics of diversity."""
+    num_repeats: int = 0
+    """Targets that were dropped because their users had consumed them before."""
+
+
 def num_repeats(parts: Path) -> int:
     """Return the number of targets that all workers dropped because the users had consumed them before."""
     files = [pq.read_metadata(path) for path in parts.glob("rank-*.parquet")]
@@ -94,52 +118,35 @@ def baseline_names(table: pa.Table) -> list[str]:
 
 
 def summarize(
-    merged: pa.Table,
-    split: str,
-    checkpoint: str,
-    config: EvaluateConfig,
-    manifest: Manifest,
-    train_events: np.ndarray,
-    ticks: int | None = None,
-    by_features: Sequence[Slice] = (),
-    similarity: Similarity | None = None,
-    candidates: str = "full catalogue",
-    num_repeats: int = 0,
+    merged: pa.Table, evaluated: Evaluated, by_features: Sequence[Slice] = ()
 ) -> tuple[Results, dict[str, UserValues]]:
     """Return the results, and the model's metrics per user in the order of `merged`.
 
     Args:
         merged: the rows of merge_parts.
-        split: the evaluated split.
-        checkpoint: the name of the evaluated checkpoint.
-        config: the settings of evaluation.
-        manifest: the dataset's.
-        train_events: (num_items,) training events of each item of the catalogue, by id.
-        ticks: ticks per second of the logs' times; None if these are not clock times.
+        evaluated: what was evaluated, and how.
         by_features: slices besides the built-in ones.
-        similarity: the similarity of items; None leaves out metrics of diversity.
-        candidates: the candidates in words.
-        num_repeats: targets that were dropped because their users had consumed them before.
     """
+    config, train_events = evaluated.config, evaluated.train_events
     offsets, targets = _packed(merged.column("targets"))
 
     def figures(ranks: str, top_items: str) -> Figures:
         num_lists = targets.size if config.targets == "each" else merged.num_rows
-        lists = RankedLists(_matrix(merged.column(top_items), num_lists), train_events, similarity)
+        lists = RankedLists(_matrix(merged.column(top_items), num_lists), train_events, evaluated.similarity)
         of = figures_of_queries if config.targets == "each" else figures_of
         return of(targets, _packed(merged.column(ranks))[1], offsets, lists, config.ks)
 
     _, target_ranks = _packed(merged.column("ranks"))
     model = figures("ranks", "top_items")
     baselines = {name: figures(f"{name}_ranks", f"{name}_top_items") for name in baseline_names(merged)}
-    slices = built_in_slices(merged, targets[offsets[:-1]], train_events, ticks, config.slices)
+    slices = built_in_slices(merged, targets[offsets[:-1]], train_events, evaluated.ticks, config.slices)
     slices += by_features
     metric = slice_metric(model.columns)
     results = Results(
         task="next_item",
-        split=split,
-        checkpoint=checkpoint,
-        protocol=_protocol(split, config, manifest, train_events.size, similarity, candidates, num_repeats),
+        split=evaluated.split,
+        checkpoint=evaluated.checkpoint,
+        protocol=_protocol(evaluated),
         num_users=merged.num_rows,
         num_targets=int(target_ranks.size),
         num_targets_not_rankable=int((target_ranks == 0).sum()),
@@ -153,28 +160,21 @@ def summarize(
     return results, model.columns
 
 
-def _protocol(
-    split: str,
-    config: EvaluateConfig,
-    manifest: Manifest,
-    num_items: int,
-    similarity: Similarity | None,
-    candidates: str,
-    num_repeats: int,
-) -> dict[str, Any]:
-    """Return what was ranked, against what and how. Arguments as for `summarize`; num_items: size of the catalogue."""
+def _protocol(evaluated: Evaluated) -> dict[str, Any]:
+    """Return what was ranked, against what and how."""
+    config, manifest, similarity = evaluated.config, evaluated.manifest, evaluated.similarity
     return {
         "split": manifest.split,
-        "catalogue": num_items,
-        "candidates": candidates,
+        "catalogue": evaluated.train_events.size,
+        "candidates": evaluated.candidates,
         "seen_items": "masked" if config.mask_seen else "ranked",
         "targets": config.targets,
-        "repeats": "kept" if config.repeats == "keep" else f"{num_repeats:,} targets dropped",
+        "repeats": "kept" if config.repeats == "keep" else f"{evaluated.num_repeats:,} targets dropped",
         "ties": "smaller item id first",
         "trained_on": _trained_on(manifest),
         **({} if similarity is None else {"item_similarity": similarity.basis}),
         **data_of(manifest),
-        "statement": statement_of(split, config, manifest, candidates),
+        "statement": statement_of(evaluated.split, config, manifest, evaluated.candidates),
     }
 
 

@@ -32,7 +32,7 @@ from trainer.evaluation.next_item.baselines.build import build_baselines
 from trainer.evaluation.next_item.evaluate import Evaluator, write_user_rows
 from trainer.evaluation.next_item.metrics import METRICS
 from trainer.evaluation.next_item.read_similarity import read_similarity
-from trainer.evaluation.next_item.results import merge_parts, summarize
+from trainer.evaluation.next_item.results import Evaluated, merge_parts, summarize
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.tasks.next_item.task import NextItemTask
 
@@ -199,9 +199,8 @@ def test_no_metric_depends_on_ranks_and_batches_and_all_equal_those_of_torchmetr
         of_size = with_sections(job, evaluate=job.config.evaluate.model_copy(update={"batch_size": batch_size}))
         rank_pool.run(world_size, write_parts, of_size, parts)
         merged = merge_parts(parts)
-        results.append(
-            summarize(merged, "test", "step", job.config.evaluate, manifest, events, similarity=similarity)[0]
-        )
+        evaluated = Evaluated("test", "step", job.config.evaluate, manifest, events, "all", similarity=similarity)
+        results.append(summarize(merged, evaluated)[0])
     assert all(other == results[0] for other in results[1:])
     assert {name.partition("@")[0] for name in results[0].metrics} == {metric.name for metric in METRICS}
 

@@ -27,7 +27,7 @@ from trainer.evaluation.next_item.baselines.build import build_baselines
 from trainer.evaluation.next_item.evaluate import make_evaluator, write_user_rows
 from trainer.evaluation.next_item.listed import candidates_text, listed_items
 from trainer.evaluation.next_item.metrics import user_metrics
-from trainer.evaluation.next_item.results import merge_parts, num_repeats, summarize
+from trainer.evaluation.next_item.results import Evaluated, merge_parts, num_repeats, summarize
 from trainer.global_batch.dynamic_ids import DynamicTables
 
 KS = [1, 3]
@@ -209,9 +209,8 @@ def test_nothing_depends_on_ranks_and_batches(
         means = rank_pool.run(world_size, evaluated, folder, "test", config, parts)
         merged, dropped = merge_parts(parts), num_repeats(parts)
         train_events = read_vocabulary(folder, manifest).train_events
-        results, _ = summarize(
-            merged, "test", "step", config, manifest, train_events, candidates="some", num_repeats=dropped
-        )
+        facts = Evaluated("test", "step", config, manifest, train_events, "some", num_repeats=dropped)
+        results, _ = summarize(merged, facts)
         outcomes.append((merged.to_pylist(), dropped, results.metrics, results.ci95, results.slices))
         assert all(mean == pytest.approx(means[0], abs=1e-12) for mean in means)
         assert {name: results.metrics[name] for name in means[0]} == pytest.approx(means[0], abs=1e-12)

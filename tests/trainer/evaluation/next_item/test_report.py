@@ -12,7 +12,7 @@ from tests.support.jobs import tiny_job, with_sections
 from trainer.config.job import Job
 from trainer.data.dataset.manifest import Counts, Manifest
 from trainer.evaluation.next_item.metrics import METRICS as METRICS_OF_TASK
-from trainer.evaluation.next_item.report import render
+from trainer.evaluation.next_item.report import ReportInput, render
 from trainer.evaluation.next_item.results import Results
 from trainer.evaluation.run_header import header_rows, protocol_rows, setting_rows
 from trainer.metrics_log import ATTEMPTS, MetricsLog
@@ -77,8 +77,9 @@ def page_of(
 ) -> str:
     manifest = Manifest("f", {}, {"kind": "leave_one_out", "min_events": 3}, COUNTS, {}, ())
     job = job_with(log_path)
+    of_model_and_baseline = {"model": ranks, "popularity": ranks[::-1]}
     return render(
-        results or results_with(), job, manifest, folder, history, {"model": ranks, "popularity": ranks[::-1]}, examples
+        ReportInput(results or results_with(), job, manifest, folder, history, of_model_and_baseline, examples)
     )
 
 

@@ -27,7 +27,14 @@ from trainer.evaluation.next_item.baselines.build import Baselines
 from trainer.evaluation.next_item.baselines.order import ItemOrder
 from trainer.evaluation.next_item.baselines.popularity import ListBaseline
 from trainer.evaluation.next_item.evaluate import make_evaluator, write_user_rows
-from trainer.evaluation.next_item.results import Results, examples_of, merge_parts, read_target_ranks, summarize
+from trainer.evaluation.next_item.results import (
+    Evaluated,
+    Results,
+    examples_of,
+    merge_parts,
+    read_target_ranks,
+    summarize,
+)
 from trainer.evaluation.next_item.similarity import similarity_of_categories
 from trainer.evaluation.next_item.user_values import UserValues
 from trainer.global_batch.dynamic_ids import DynamicTables
@@ -93,9 +100,8 @@ def summary(folder: Path, shares: list[list[User]]) -> tuple[Results, dict[str, 
         write_part(folder / "parts", rank, users)
     merged = merge_parts(folder / "parts")
     manifest = manifest_of(NUM_ITEMS)
-    results, columns = summarize(
-        merged, "test", "step_000000007", CONFIG, manifest, TRAIN_EVENTS, similarity=SIMILARITY
-    )
+    evaluated = Evaluated("test", "step_000000007", CONFIG, manifest, TRAIN_EVENTS, "all", similarity=SIMILARITY)
+    results, columns = summarize(merged, evaluated)
     return results, columns, merged
 
 
@@ -188,7 +194,7 @@ def test_the_protocol_describes_the_evaluation(tmp_path):
     assert results.protocol["split"] == {"kind": "leave_one_out", "min_events": 3}
     assert results.protocol["targets"] == "all"
     config = EvaluateConfig(ks=[1], mask_seen=False, targets="first")
-    other, _ = summarize(merged, "test", "c", config, manifest_of(NUM_ITEMS), TRAIN_EVENTS)
+    other, _ = summarize(merged, Evaluated("test", "c", config, manifest_of(NUM_ITEMS), TRAIN_EVENTS, "all"))
     assert (other.protocol["seen_items"], other.protocol["targets"]) == ("ranked", "first")
 
 
@@ -307,7 +313,7 @@ def test_an_evaluation_from_files_to_files(tmp_path):
     write_user_rows(evaluator, model, baselines, tmp_path / "parts", lambda done, total: seen.append((done, total)))
     assert seen == [(number, len(seen)) for number in range(1, len(seen) + 1)]
     merged = merge_parts(tmp_path / "parts")
-    results, columns = summarize(merged, "test", "step_1", CONFIG, manifest, vocabulary.train_events)
+    results, columns = summarize(merged, Evaluated("test", "step_1", CONFIG, manifest, vocabulary.train_events, "all"))
     results_module.write(tmp_path, results, merged, columns, vocabulary.values)
 
     histories = {
