@@ -51,7 +51,7 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="parts of the users with figures of their own: history_length, target_popularity, target_training_events, "
         "user_training_events, time_since_last_event, and the features user.NAME and item.NAME (of the first target). For "
         "ranking, parts of the impressions: history_length, item_impressions, user_impressions, time_since_last_event, hour, and "
-        "the features user.NAME, item.NAME and impression.NAME. Default: the first five, and the features of users and "
+        "the features user.NAME, item.NAME and impression.NAME; default: the first five, and the features of users and "
         "impressions with few values",
     )
 

@@ -9,6 +9,7 @@ import pytest
 from cluster.driver.all_runs import read_runs, runs_table
 from cluster.driver.progress import plain_console
 from trainer.errors import UserError
+from trainer.restart_log import note_restart
 
 
 def a_run(folder: Path, stages: dict[str, str], metrics: list[dict[str, object]], restarts: int = 0) -> None:
@@ -17,7 +18,8 @@ def a_run(folder: Path, stages: dict[str, str], metrics: list[dict[str, object]]
     entries = {name: {"status": status, "inputs": "x"} for name, status in stages.items()}
     (folder / "state.json").write_text(json.dumps({"stages": entries}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    (folder / "restarts.jsonl").write_text("{}\n" * restarts)
+    for number in range(restarts):
+        note_restart(folder, "failure", f"restart {number}", "")
 
 
 def test_every_run_has_a_line(tmp_path: Path) -> None:

@@ -68,11 +68,14 @@ def warning_of(batch_size: int, world_size: int, tokens: int | None = None, num_
     return GlobalBatches(examples, batch_size, tokens, 1, 0, world_size).share_warning() or ""
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "world_size"), [(128, 1), (128, 64), (129, 2), (1000, 48), (2048, 1024), (1, 1)]
-)
+@pytest.mark.parametrize(("batch_size", "world_size"), [(128, 1), (128, 64), (129, 2), (1000, 48), (1, 1)])
 def test_even_shares_are_not_warned_of(batch_size, world_size):
     assert warning_of(batch_size, world_size) == ""
+
+
+def test_even_shares_of_more_ranks_than_streams_are_warned_of_for_their_reading_alone():
+    assert "up to 16 workers read each row group" in warning_of(2048, 1024)
+    assert "The shares are even" in warning_of(2048, 1024)
 
 
 def test_uneven_shares_and_idle_ranks_are_warned_of():
