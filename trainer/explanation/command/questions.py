@@ -1,4 +1,4 @@
-"""Which items are explained to which users: the best items of each, one given item, or of rankers the latest impressions.
+"""Choice of the items that are explained to each user: the best ones, a given one, or for rankers the latest impressions.
 
 Every worker yields the same number of batches; the last ones of a worker may be empty.
 """
@@ -12,7 +12,6 @@ import pyarrow as pa
 from sharding.world import World
 from trainer.data.stream.catalogue_reader import columns_for
 from trainer.data.stream.columns import gather, stretches, take_all
-from trainer.data.stream.held_out import Deal
 from trainer.data.stream.packed import PackedHistories
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.next_item.score_tiles import ItemShard
@@ -25,6 +24,7 @@ from trainer.inference.moments import latest_time
 from trainer.inference.requests import Histories
 from trainer.inference.stored import histories_in
 from trainer.inference.trained_model import TrainedModel
+from trainer.recommend.chosen_rows import ChosenRows
 from trainer.recommend.next_item import Chosen, NextItemLists
 from trainer.recommend.request import RecommendRequest
 
@@ -80,7 +80,7 @@ class Chooser:
 
     def num_batches(self) -> int:
         """Return the number of batches, which is the same on every worker."""
-        return self._deal().num_batches()
+        return self._chosen().num_batches()
 
     def item_shard(self) -> ItemShard | None:
         """Return this worker's share of the items; None for rankers. Collective."""
@@ -110,15 +110,14 @@ class Chooser:
 
         shard: this worker's share of the items, for a next-item model.
         """
-        chosen = Chosen.of(self._as_recommendations())
         if self.trained.manifest.task == "ranking":
-            for packed, row_ids, rows in self._deal().batches():
-                yield self._impressions(packed, row_ids, rows[chosen.among(row_ids[rows])])
+            for packed, row_ids, rows in self._chosen().batches():
+                yield self._impressions(packed, row_ids, rows)
             return
         lists = self._lists()
         assert shard is not None
-        for packed, row_ids, rows in self._deal().batches():
-            yield self._best_items(packed, row_ids, rows[chosen.among(row_ids[rows])], lists, shard)
+        for packed, row_ids, rows in self._chosen().batches():
+            yield self._best_items(packed, row_ids, rows, lists, shard)
 
     def _best_items(
         self,
@@ -221,9 +220,9 @@ class Chooser:
         columns = replace(columns, times=True, features=named | grouped, impressions=ranks)
         return RowGroupReader(trained.job.dataset_dir, trained.manifest, columns)
 
-    def _deal(self) -> Deal:
-        """Return the assignment of users to workers and batches."""
-        reader = self._reader()
-        groups = Chosen.of(self._as_recommendations()).groups(reader.first_rows)
+    def _chosen(self) -> ChosenRows:
+        """Return the assignment of the users to workers and batches."""
+        rows = Chosen.of(self._as_recommendations()).rows
+        assert rows is not None
         size = self.trained.job.config.evaluate.batch_size
-        return Deal(reader, size, self.world.rank, self.world.world_size, groups)
+        return ChosenRows(self._reader(), rows, size, self.world.rank, self.world.world_size)

@@ -59,7 +59,7 @@ class _Part:
         asked = batch.asked
         wanted = {*self.request.methods, ATTENTION}
         chosen = [name for name in methods.METHODS if name in wanted]
-        computed: dict[str, Attribution] = {**methods.explain_all(self.model, asked, chosen, self.options)}
+        computed = methods.explain_all(self.model, asked, chosen, self.options)
         self._add_attention(batch, computed[ATTENTION])
         if self.request.measure:
             self.measured.append(measured_of(self.model, self.shard, batch, computed, self.options))
