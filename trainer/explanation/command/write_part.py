@@ -91,8 +91,7 @@ class _Part:
         assert isinstance(self.model, ExplainedNextItem)
         assert self.shard is not None
         firsts = batch.firsts
-        left_out, bounds = batch.left_out_of(firsts)
-        top = CatalogueTop(self.model, self.shard, left_out, bounds)
+        top = CatalogueTop(self.model, self.shard, batch.seen.of(firsts))
         options = self.options
         sets = smallest_sets(
             top,
