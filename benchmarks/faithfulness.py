@@ -32,6 +32,7 @@ from trainer.data.stream.row_groups import RowGroupReader
 from trainer.errors import UserError
 from trainer.explanation import attention, gradients, integrated, occlusion, rollout
 from trainer.explanation.baselines import sampled_baselines, zero_baseline
+from trainer.explanation.catalogue import Seen
 from trainer.explanation.explained import ExplainedNextItem, explained_model
 from trainer.explanation.faithfulness.measure import long_enough, measure
 from trainer.explanation.faithfulness.orders import order_of, popularity_order, random_order, recency_order
@@ -43,7 +44,7 @@ from trainer.explanation.faithfulness.sanity import (
     uniform_attention,
     with_uniform_attention,
 )
-from trainer.explanation.faithfulness.scoring import CatalogueScorer, Seen, whole_catalogue
+from trainer.explanation.faithfulness.scoring import CatalogueScorer, whole_catalogue
 from trainer.explanation.faithfulness.summary import summarise
 from trainer.explanation.faithfulness.words import verdict
 from trainer.explanation.questions import Questions, ask

@@ -12,6 +12,7 @@ from rich.table import Table
 from trainer.evaluation.next_item.baselines.notes import strongest_baseline
 from trainer.evaluation.next_item.results import Results, table_names
 from trainer.evaluation.ranking.results import RankingResults
+from trainer.loop.stragglers import straggler_text
 from trainer.restart_log import recovery_text
 from trainer.tasks.metrics import headline_names
 from trainer.tasks.results import Summary
@@ -152,15 +153,6 @@ class View:
 def announce(view: View, stage: str, status: str) -> None:
     """Send an event that a stage has "started", is "done", or was "done before"."""
     view.on_event({"kind": "stage", "stage": stage, "status": status})
-
-
-def straggler_text(event: dict[str, Any]) -> str:
-    """Return which rank is slow, where, and what it costs."""
-    host = f" on {event['host']}" if "host" in event else ""
-    return (
-        f"rank {event['rank']}{host} is slow: it has {event['share_of_events']:.0%} of the events and works "
-        f"{event['factor']:.1f} times as long as the other ranks (median); they wait for it {event['share']:.0%} of a step"
-    )
 
 
 def fitting(parts: Sequence[str], width: int) -> str:

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.loop.stragglers import straggler_text
+from trainer.restart_log import recovery_text
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -68,7 +71,7 @@ class Restarted:
     """Workers failed, and are started again. They continue from the newest checkpoint."""
 
     text: str  # rank, machine, phase and cause, for people
-    cause: Literal["failure", "preemption"]
+    cause: Literal["failure", "preemption", "resize"]
 
 
 @dataclass(frozen=True)
@@ -144,10 +147,14 @@ def event_of(raw: dict[str, Any]) -> Event | None:
             return Message(f"{raw['text']} ...")
         case "warning":
             return WarningRaised(raw["text"])
+        case "straggler":
+            return WarningRaised(straggler_text(raw))
         case "plan":
             return Planned(dict(raw["tables"]))
         case "restart":
             return Restarted(raw["text"], raw["cause"])
+        case "recovered":
+            return Message(recovery_text(raw["seconds"], raw["steps"], raw["rows"]))
         case "resumed":
             return Resumed(raw["step"], Path(raw["path"]))
         case "train":

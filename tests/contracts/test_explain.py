@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -44,6 +45,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def events(lab: Lab, rank_pool: RankPool) -> Config:
     heads = {"model.encoder.attention.num_heads": 2}
     return run_of(lab, rank_pool, "events", {**TIMES, **ITEM_FEATURES, **heads, "model.encoder.kind": "hstu"})[0]
+
+
+@pytest.fixture(scope="module")
+def whole(lab: Lab, rank_pool: RankPool) -> Config:
+    """Return a run of a model that sees whole histories: without an event, no older one moves up."""
+    more = {"model.max_history": 12, "model.encoder.kind": "sasrec"}
+    return run_of(lab, rank_pool, "events", {**TIMES, **ITEM_FEATURES, **more})[0]
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +160,34 @@ def test_it_is_done_once_and_the_page_is_whole(rank_pool: RankPool, events: Conf
     with pytest.raises(UserError, match=r"holds no explanations; choose another folder with --out"):
         written(events, rank_pool, tmp_path / "busy", 1, users="u05")
     assert not any(tmp_path.glob("*attempt*"))
+
+
+@pytest.mark.parametrize("filter_viewed", [False, True])
+def test_a_set_changes_the_best_item(rank_pool: RankPool, whole: Config, tmp_path: Path, filter_viewed: bool) -> None:
+    """Without the events of the set, the Python API recommends the new item. No item of the whole history is a candidate."""
+    options = {"sample": 24, "filter_viewed": filter_viewed, "measure": False}
+    sets = written(whole, rank_pool, tmp_path / "out", 1, **options)[0]["sets"]
+    changed = sets[sets["is_changed"]]
+    assert len(changed) > 4
+    model = shoal.load(whole.run_dir)
+    logs = pq.read_table(whole.logs.path).to_pandas()
+    # A row that the log repeats is one event, as in the dataset that positions count.
+    logs = logs.drop_duplicates(["user_id", "item_id", "time"]).sort_values("time", kind="stable")
+    num_returned = 0
+    for row in changed.to_dict("records"):
+        own = logs[logs["user_id"] == row["user_id"]].reset_index(drop=True)
+        removed = np.asarray(row["positions"]) - 1
+        assert own["item_id"][removed].tolist() == list(row["event_item_ids"])
+        best = []
+        for events in (own, own.drop(index=removed)):
+            given = pa.Table.from_pandas(events, preserve_index=False)
+            listed = model.recommend(given, 16, filter_viewed=False, at=int(logs["time"].max())).column("item_id")
+            kept = [item for item in listed.to_pylist() if not filter_viewed or item not in set(own["item_id"])]
+            best.append(kept[0])
+        assert best[0] == row["item_id"] != row["new_item_id"] == best[1]
+        with_filter = model.recommend(given, 1, filter_viewed=True, at=int(logs["time"].max())).column("item_id")
+        num_returned += filter_viewed and with_filter[0].as_py() in row["event_item_ids"]
+    assert not filter_viewed or num_returned, "an item of a removed event would be the best one if it were a candidate"
 
 
 def test_one_history_in_this_process(rank_pool: RankPool, events: Config, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ Files:
     attention.py    weights of attention, per layer and head
     attribution.py  values of a method, one per event
     baselines.py    where the paths of integrated gradients begin
+    catalogue.py    candidates of a next-item model: all items but the viewed ones
     explained.py    what methods need of a model, for both tasks and for sharded tables
     gradients.py    gradients of scores, and gradient x input
     heads.py        effects of attention heads

@@ -72,7 +72,7 @@ def explain(model: Explained, asked: Questions, method: Method, options: MethodO
 
 def explain_all(
     model: Explained, asked: Questions, methods: Iterable[Method], options: MethodOptions | None = None
-) -> dict[Method, Attribution]:
+) -> dict[str, Attribution]:
     """Return the values of several methods by name. Collective. Arguments as for `explain`."""
     return {method: explain(model, asked, method, options) for method in methods}
 

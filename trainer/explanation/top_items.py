@@ -1,7 +1,5 @@
 """The two best items for variants of histories: what changes when events are removed.
 
-The items that are left out stay those of the unchanged history, so removing an event does not make its item a candidate.
-
 Shapes: B questions, M variants of them, C candidates.
 """
 
@@ -12,21 +10,10 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from models.batches.history_batch import FIRST_ITEM
-from trainer.data.stream.columns import Column, gather, take_all
-from trainer.evaluation.next_item.scoring import ItemShard, Query, rank_items
-from trainer.explanation.explained import (
-    INTERNAL_BATCH_EVENTS,
-    Explained,
-    ExplainedNextItem,
-    ExplainedRanker,
-    pieces,
-    score,
-)
+from trainer.data.stream.columns import Column, take_all
+from trainer.explanation.catalogue import Catalogue, Seen, item_shard
+from trainer.explanation.explained import Explained, ExplainedNextItem, ExplainedRanker, score
 from trainer.explanation.questions import Questions
-
-BLOCK_ITEMS = 65_536  # items that are scored at a time
-LOOKUP_ITEMS = 65_536  # items that are looked up at a time
 
 
 @dataclass(frozen=True)
@@ -63,32 +50,16 @@ class TopItems(Protocol):
 
 
 @dataclass(frozen=True)
-class CatalogueTop:
-    """A next-item model that chooses among all items but those that a question leaves out."""
-
-    model: ExplainedNextItem
-    """The model."""
-    shard: ItemShard
-    """Vectors of the items of this worker."""
-    left_out: np.ndarray
-    """Packed ids of the items that are no candidates."""
-    bounds: np.ndarray
-    """(B + 1,) int64 bounds of these by question."""
+class CatalogueTop(Catalogue):
+    """A next-item model that chooses among all items but the viewed ones of a question."""
 
     @torch.no_grad()
     def best_two(self, variants: Questions, question: np.ndarray, most_events: int | None = None) -> TopTwo:
         """Return the two best items of each variant. Collective. Arguments as for `TopItems.best_two`."""
         items = np.zeros((variants.size, 2), np.int64)
         scores = np.full((variants.size, 2), -np.inf, np.float32)
-        for piece in pieces(variants.lengths, most_events or INTERNAL_BATCH_EVENTS, self.model):
-            part = variants.part(piece.start, piece.stop)
-            prepared = self.model.prepare(part)
-            users = self.model.user_vectors(prepared, self.model.vectors(prepared))
-            own = question[piece]
-            seen, offsets = gather(self.left_out, self.bounds[own], self.bounds[own + 1])
-            none = np.zeros(part.size + 1, np.int64)
-            query = Query(users, seen, offsets, none[:0], none)
-            ranked = rank_items(query, self.shard, 2, True, BLOCK_ITEMS, self.model.tables.world)
+        for piece, query in self.queries(variants, question, with_targets=False, most_events=most_events):
+            ranked = self.rank(query, 2)
             number = ranked.top_items.shape[1]
             items[piece, :number] = ranked.top_items
             scores[piece, :number] = ranked.top_scores
@@ -120,23 +91,11 @@ class CandidatesTop:
         return TopTwo(self.ids[order], np.take_along_axis(scores, order, axis=1))
 
 
-def catalogue_top(model: ExplainedNextItem, left_out: np.ndarray, bounds: np.ndarray) -> CatalogueTop:
+def catalogue_top(model: ExplainedNextItem, seen: Seen) -> CatalogueTop:
     """Return the candidates of a next-item model: all items, of which each worker holds a share. Collective.
 
     Args:
         model: the model.
-        left_out: packed ids of the items that are no candidates, such as those of the history.
-        bounds: (B + 1,) int64 bounds of these by question.
+        seen: the items that are no candidates, by question.
     """
-    return CatalogueTop(model, item_shard(model), left_out, bounds)
-
-
-def item_shard(model: ExplainedNextItem) -> ItemShard:
-    """Return the vectors of this worker's share of the items. Collective."""
-    world, number = model.tables.world, model.trained.num_items
-    share = -(-number // world.world_size)
-    ids = np.arange(FIRST_ITEM, number + FIRST_ITEM)[world.rank * share : (world.rank + 1) * share]
-    vectors = [
-        model.item_vectors(ids[start : min(start + LOOKUP_ITEMS, share)]) for start in range(0, share, LOOKUP_ITEMS)
-    ]
-    return ItemShard(torch.cat(vectors), min(world.rank * share, number) + FIRST_ITEM)
+    return CatalogueTop(model, item_shard(model), seen)

@@ -7,6 +7,7 @@ alone: the wait for its data, and the forward and backward pass of the dense par
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 MIN_STEPS = 20  # in a window, so that a single pause names nobody
 MIN_SECONDS = 5.0  # likewise
@@ -88,3 +89,15 @@ def _slowest(seconds: Sequence[float], events: Sequence[float], elapsed: float) 
         return None
     factor = seconds[rank] / max(others, 1e-9)
     return Straggler(rank, factor, share, events[rank] / max(1.0, sum(events)))
+
+
+def straggler_text(event: dict[str, Any]) -> str:
+    """Return which rank is slow, on which machine, and what it costs, for people.
+
+    event: the fields of a Straggler, and the host if it is known.
+    """
+    host = f" on {event['host']}" if "host" in event else ""
+    return (
+        f"rank {event['rank']}{host} is slow: it has {event['share_of_events']:.0%} of the events and works "
+        f"{event['factor']:.1f} times as long as the other ranks (median); they wait for it {event['share']:.0%} of a step"
+    )

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from trainer.data.stream.columns import stretches, take_all
 from trainer.data.stream.held_out import NOTHING
-from trainer.data.stream.packed import PackedHistories, joined
+from trainer.data.stream.packed import PackedHistories, PackedImpressions, joined
 from trainer.data.stream.row_groups import RowGroupReader
 
 RowBatches = Iterator[tuple[PackedHistories, np.ndarray, np.ndarray]]
@@ -25,7 +25,7 @@ class ChosenRows:
     """Assignment of chosen rows to ranks by their row groups, as of trainer.data.stream.held_out.Deal, and to batches."""
 
     reader: RowGroupReader
-    """Reads row groups without impressions."""
+    """Reads row groups."""
     rows: np.ndarray
     """(n,) chosen rows of the dataset, ascending, each once."""
     batch_size: int
@@ -82,8 +82,7 @@ class ChosenRows:
 
 
 def _taken(packed: PackedHistories, rows: np.ndarray) -> PackedHistories:
-    """Return a copy of some rows of packed histories without impressions."""
-    assert packed.impressions is None
+    """Return a copy of some rows of packed histories."""
     places, offsets = stretches(packed.starts[rows], packed.ends[rows])
     return PackedHistories(
         items=packed.items.take(places),
@@ -95,4 +94,19 @@ def _taken(packed: PackedHistories, rows: np.ndarray) -> PackedHistories:
         times=None if packed.times is None else packed.times.take(places),
         features=take_all(packed.features, places),
         user_features=take_all(packed.user_features, rows),
+        impressions=None if packed.impressions is None else _taken_impressions(packed.impressions, rows),
+    )
+
+
+def _taken_impressions(shown: PackedImpressions, rows: np.ndarray) -> PackedImpressions:
+    """Return a copy of the impressions of some rows."""
+    places, offsets = stretches(shown.starts[rows], shown.ends[rows])
+    return PackedImpressions(
+        items=shown.items.take(places),
+        times=shown.times.take(places),
+        history_end=shown.history_end.take(places),
+        labels={name: values.take(places) for name, values in shown.labels.items()},
+        features=take_all(shown.features, places),
+        starts=offsets[:-1],
+        ends=offsets[1:],
     )

@@ -27,6 +27,11 @@ RAW: list[tuple[dict[str, Any], shoal.Event | None]] = [
     ({"kind": "plan", "tables": {"item": "row_wise"}}, shoal.Planned({"item": "row_wise"})),
     ({"kind": "explain", "done": 1, "total": 3, "owners": 40}, shoal.Progress("explain", 1, 3, "40 users")),
     ({"kind": "recommend", "done": 1, "total": 3, "owners": 40}, shoal.Progress("recommend", 1, 3, "40 lists")),
+    ({"kind": "restart", "text": "rank 1 failed", "cause": "failure"}, shoal.Restarted("rank 1 failed", "failure")),
+    (
+        {"kind": "recovered", "seconds": 12.0, "parts": {}, "steps": 1, "rows": 64},
+        shoal.Message("training again after 12.0 s; 1 step (64 rows) trained again"),
+    ),
     ({"kind": "resumed", "step": 5, "path": "a/step_5"}, shoal.Resumed(5, Path("a/step_5"))),
     (TRAIN, shoal.TrainingStep(8, 24, 0, 2.5, 1e4, 3.0, 10)),
     ({**TRAIN, "day": "2026-01-02"}, shoal.TrainingStep(8, 24, 0, 2.5, 1e4, 3.0, 10, "2026-01-02")),
@@ -50,6 +55,21 @@ RAW: list[tuple[dict[str, Any], shoal.Event | None]] = [
     ({"kind": "validate", "done": 2, "total": 3}, shoal.Progress("validate", 2, 3, "batch 2/3")),
     ({"kind": "phase", "text": "train: building"}, shoal.Message("train: building ...")),
     ({"kind": "warning", "text": "careful"}, shoal.WarningRaised("careful")),
+    (
+        {
+            "kind": "straggler",
+            "step": 40,
+            "rank": 1,
+            "factor": 3.0,
+            "share": 0.5,
+            "share_of_events": 0.6,
+            "host": "gpu-7",
+        },
+        shoal.WarningRaised(
+            "rank 1 on gpu-7 is slow: it has 60% of the events and works 3.0 times as long as the other ranks (median); "
+            "they wait for it 50% of a step"
+        ),
+    ),
     ({"kind": "resources", "rank": 0, "peak_bytes": 1, "seconds": 1.0}, None),
 ]
 
@@ -63,7 +83,8 @@ def sent_kinds() -> Iterator[str]:
     """Yield the kinds of all events that the driver and the workers send, as the sources name them."""
     for source in [*(ROOT / "cluster").rglob("*.py"), *(ROOT / "trainer").rglob("*.py")]:
         text = source.read_text(encoding="utf-8")
-        yield from re.findall(r'(?:send|on_event)\(\s*\{"kind": "(\w+)"', text)
+        yield from re.findall(r'(?:send|on_event|restart)\(\s*\{\s*"kind": "(\w+)"', text)
+        yield from re.findall(r'\bevent = \{\s*"kind": "(\w+)"', text)
         yield from re.findall(r'(?:messages|self)\.send\(\s*"(\w+)"', text)
 
 

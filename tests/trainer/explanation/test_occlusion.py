@@ -76,14 +76,17 @@ def score_of_shoal(case: Case, number: int, without: int | None = None) -> float
 def test_occlusion_is_deleting_and_scoring_again(form: str, explained_datasets: Datasets) -> None:
     case = case_of(form, *explained_datasets, max_history=7)
     attribution = occlusion.attribute(case.model, case.asked, internal_batch_size=40)
-    scores = [score_of_shoal(case, number) for number in range(case.asked.size)]
-    spread = float(np.std(scores))
-    np.testing.assert_allclose(attribution.scores, scores, rtol=1e-4, atol=1e-4 * spread)
-    assert case.asked.lengths.max() == case.model.max_events
-    assert case.asked.lengths.min() == 0
-    for number in range(0, case.asked.size, 6):
-        expected = [scores[number] - score_of_shoal(case, number, place) for place in range(case.asked.lengths[number])]
-        np.testing.assert_allclose(attribution.of(number), expected, rtol=1e-3, atol=1e-4 * spread)
+    # From the longest history, which comes first, to the empty one, which is the last.
+    numbers = [*range(0, case.asked.size, 3), case.asked.size - 1]
+    scores = {number: score_of_shoal(case, number) for number in numbers}
+    expected = list(scores.values())
+    spread = float(np.std(expected))
+    np.testing.assert_allclose(attribution.scores[numbers], expected, rtol=1e-4, atol=1e-4 * spread)
+    assert case.asked.lengths[0] == case.asked.lengths.max() == case.model.max_events
+    assert case.asked.lengths[-1] == 0
+    for number in numbers[::4]:
+        falls = [scores[number] - score_of_shoal(case, number, place) for place in range(case.asked.lengths[number])]
+        np.testing.assert_allclose(attribution.of(number), falls, rtol=1e-3, atol=1e-4 * spread)
 
 
 def test_scores_do_not_depend_on_the_internal_batch_size(explained_datasets: Datasets) -> None:

@@ -17,6 +17,7 @@ from trainer.data.dataset.manifest import read_manifest
 from trainer.data.stream.catalogue_reader import columns_for
 from trainer.data.stream.packed import PackedHistories, joined
 from trainer.data.stream.row_groups import RowGroupReader
+from trainer.explanation.catalogue import Seen
 from trainer.explanation.explained import Explained, ExplainedNextItem, explained_model
 from trainer.explanation.methods import METHODS, MethodOptions, explain
 from trainer.explanation.questions import Questions, ask
@@ -75,7 +76,7 @@ def explained_on_rank(world: World, job: Job) -> Values:
         for number, key in enumerate(asked.keys.tolist()):
             result[key][method] = [*attribution.of(number).tolist(), float(attribution.scores[number])]
     if isinstance(model, ExplainedNextItem):
-        top = catalogue_top(model, asked.items.astype(np.int64), asked.offsets)
+        top = catalogue_top(model, Seen(asked.items.astype(np.int64), asked.offsets))
         sets = smallest_sets(top, asked, max_size=3, internal_batch_size=60)
         for number, key in enumerate(asked.keys.tolist()):
             events = slice(asked.offsets[number], asked.offsets[number + 1])

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.explained_models import Case, case_of
 from tests.trainer.explanation.conftest import Datasets
+from trainer.explanation.catalogue import Seen
 from trainer.explanation.questions import Questions
 from trainer.explanation.removal import remove
 from trainer.explanation.smallest_set import smallest_sets
@@ -26,7 +27,7 @@ def prepared(case: Case) -> Prepared:
     """Return some questions, and their candidates: all items not in the history, or ten items of a ranker."""
     asked = case.asked.take(np.arange(0, case.asked.size, 2))
     if case.model.trained.manifest.task == "next_item":
-        return Prepared(asked, catalogue_top(case.model, asked.items.astype(np.int64), asked.offsets))
+        return Prepared(asked, catalogue_top(case.model, Seen(asked.items.astype(np.int64), asked.offsets)))
     ids = np.unique(asked.targets)[:10]
     places = np.searchsorted(np.sort(asked.targets), ids)
     features = asked.take(np.argsort(asked.targets, kind="stable")[places]).target_features

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from tests.support.datasets import tiny_dataset
+from tests.support.datasets import tiny_dataset, tiny_ranking_dataset
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.recommend.chosen_rows import ChosenRows
@@ -81,3 +82,28 @@ def test_no_more_than_a_row_group_and_a_batch_are_held(dataset: tuple[Path, Mani
 
 def test_nobody_is_chosen(dataset: tuple[Path, Manifest]) -> None:
     assert list(ChosenRows(reader_of(dataset), np.zeros(0, np.int64), 8, 0, 2).batches()) == []
+
+
+def test_chosen_rows_keep_their_impressions(tmp_path: Path) -> None:
+    """Each user was shown one item per event, at a time of its own, so an impression names its user."""
+    users = [f"u{number:02d}" for number in range(40) for _ in range(1 + number % 3)]
+    shown = {"user": users, "item": ["i1"] * len(users), "time": list(range(len(users)))}
+    clicks = pa.array([float(number % 2) for number in range(len(users))], pa.float32())
+    past = {name: values[:1] for name, values in shown.items()}
+    manifest = tiny_ranking_dataset(tmp_path, pa.table({**shown, "label.click": clicks}), pa.table(past))
+    columns = ColumnSelection(users=True, times=True, impressions=True, numbers=True)
+    reader = RowGroupReader(tmp_path, manifest, columns)
+    rows = np.arange(0, sum(reader.group_rows), 3)
+    seen = 0
+    for packed, _, places in ChosenRows(reader, rows, 5, 0, 1).batches():
+        impressions = packed.impressions
+        assert impressions is not None
+        assert packed.users is not None
+        for place in places.tolist():
+            own = slice(impressions.starts[place], impressions.ends[place])
+            user = packed.users[place].as_py()
+            times = [time for time, of in enumerate(users) if of == user]
+            assert impressions.times[own].tolist() == times
+            assert impressions.labels["click"][own].tolist() == [time % 2 for time in times]
+            seen += 1
+    assert seen == rows.size

@@ -5,7 +5,7 @@ Files:
     folder.py        the folder of explanations and its manifest
     measure.py       faithfulness of the methods, measured on the explained users
     outputs.py       tables of attention and the page, which the driver writes
-    questions.py     which items are explained to which users
+    questions.py     choice of the items that are explained to each user
     request.py       what is asked for, as plain values
     rows.py          explanations as Arrow tables
     selection.py     choice of the methods

@@ -6,6 +6,7 @@ import numpy as np
 
 from trainer.evaluation.next_item.score_tiles import ItemShard
 from trainer.explanation.attribution import Attribution
+from trainer.explanation.catalogue import Seen
 from trainer.explanation.command.questions import Batch
 from trainer.explanation.command.request import Measurements
 from trainer.explanation.explained import Explained, ExplainedNextItem, ExplainedRanker
@@ -19,7 +20,7 @@ from trainer.explanation.faithfulness.orders import (
     random_order,
     recency_order,
 )
-from trainer.explanation.faithfulness.scoring import CatalogueScorer, RankerScorer, Scorer, Seen
+from trainer.explanation.faithfulness.scoring import CatalogueScorer, RankerScorer, Scorer
 from trainer.explanation.methods import MethodOptions
 
 
@@ -47,7 +48,7 @@ def measured_of(
     orders[RANDOM] = random_order(asked.keys, asked.offsets, options.seed)
     orders[RECENCY] = recency_order(asked.offsets)
     orders[POPULARITY] = popularity_order(asked.items, model.trained.train_events, asked.offsets)
-    scorer = _scorer(model, shard, Seen(*batch.left_out_of(enough)))
+    scorer = _scorer(model, shard, batch.seen.of(enough))
     measured = measure(scorer, asked, orders, options.removal, pool=options.pool, seed=options.seed)
     return Measurements(dict(measured.values), measured.lengths, firsts.size - enough.size)
 

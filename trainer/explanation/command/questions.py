@@ -1,4 +1,4 @@
-"""Which items are explained to which users: the best items of each, one given item, or of rankers the latest impressions.
+"""Choice of the items that are explained to each user: the best ones, a given one, or for rankers the latest impressions.
 
 Every worker yields the same number of batches; the last ones of a worker may be empty.
 """
@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from sharding.world import World
 from trainer.data.stream.catalogue_reader import columns_for
-from trainer.data.stream.columns import gather, stretches, take_all
-from trainer.data.stream.held_out import Deal
+from trainer.data.stream.columns import stretches, take_all
 from trainer.data.stream.packed import PackedHistories
 from trainer.data.stream.row_groups import RowGroupReader
 from trainer.evaluation.next_item.score_tiles import ItemShard
+from trainer.explanation.catalogue import Seen
 from trainer.explanation.command.event_groups import grouped_features
 from trainer.explanation.command.request import ExplainRequest
 from trainer.explanation.explained import Explained
@@ -25,6 +25,7 @@ from trainer.inference.moments import latest_time
 from trainer.inference.requests import Histories
 from trainer.inference.stored import histories_in
 from trainer.inference.trained_model import TrainedModel
+from trainer.recommend.chosen_rows import ChosenRows
 from trainer.recommend.next_item import Chosen, NextItemLists
 from trainer.recommend.request import RecommendRequest
 
@@ -46,20 +47,14 @@ class Batch:
     """Users with a question."""
     num_without: int
     """Users without one."""
-    left_out: np.ndarray
-    """Packed ids of the items that are no recommendations, by question."""
-    bounds: np.ndarray
-    """(B + 1,) int64 bounds of these."""
+    seen: Seen
+    """Items that are no candidates, by question."""
 
     @property
     def firsts(self) -> np.ndarray:
         """The first question of each user."""
         keys = self.asked.keys
         return np.flatnonzero(np.append(True, keys[1:] != keys[:-1])) if keys.size else NOTHING
-
-    def left_out_of(self, questions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the items that are no recommendations, of some questions: packed ids, and bounds."""
-        return gather(self.left_out, self.bounds[questions], self.bounds[questions + 1])
 
 
 @dataclass(frozen=True)
@@ -80,7 +75,7 @@ class Chooser:
 
     def num_batches(self) -> int:
         """Return the number of batches, which is the same on every worker."""
-        return self._deal().num_batches()
+        return self._chosen().num_batches()
 
     def item_shard(self) -> ItemShard | None:
         """Return this worker's share of the items; None for rankers. Collective."""
@@ -110,15 +105,14 @@ class Chooser:
 
         shard: this worker's share of the items, for a next-item model.
         """
-        chosen = Chosen.of(self._as_recommendations())
         if self.trained.manifest.task == "ranking":
-            for packed, row_ids, rows in self._deal().batches():
-                yield self._impressions(packed, row_ids, rows[chosen.among(row_ids[rows])])
+            for packed, row_ids, rows in self._chosen().batches():
+                yield self._impressions(packed, row_ids, rows)
             return
         lists = self._lists()
         assert shard is not None
-        for packed, row_ids, rows in self._deal().batches():
-            yield self._best_items(packed, row_ids, rows[chosen.among(row_ids[rows])], lists, shard)
+        for packed, row_ids, rows in self._chosen().batches():
+            yield self._best_items(packed, row_ids, rows, lists, shard)
 
     def _best_items(
         self,
@@ -145,13 +139,13 @@ class Chooser:
         asked = self._ask(given, owners, targets[there], row_ids[rows])
         ranks = np.zeros(owners.size, np.int64) if request.item is not None else places + 1
         filled = int((given.lengths > 0).sum())
-        left_out, bounds = gather(seen, offsets[owners], offsets[owners + 1])
+        left_out = Seen(seen, offsets).of(owners)
         if not request.filter_viewed:
-            left_out, bounds = NOTHING, np.zeros_like(bounds)
+            left_out = Seen(NOTHING, np.zeros_like(left_out.offsets))
         elif request.item is not None:  # a given item is a candidate, even if the user has seen it
-            kept = left_out != request.item
-            left_out, bounds = left_out[kept], np.concatenate(([0], np.cumsum(kept)))[bounds]
-        return Batch(asked, ranks, given.lengths[owners], filled, rows.size - filled, left_out, bounds)
+            kept = left_out.items != request.item
+            left_out = Seen(left_out.items[kept], np.concatenate(([0], np.cumsum(kept)))[left_out.offsets])
+        return Batch(asked, ranks, given.lengths[owners], filled, rows.size - filled, left_out)
 
     def _ask(self, given: Histories, owners: np.ndarray, targets: np.ndarray, row_ids: np.ndarray) -> Questions:
         at = None if given.packed.times is None else given.requested_at[owners]
@@ -192,7 +186,7 @@ class Chooser:
         )
         users = np.unique(owners).size
         none = np.zeros(owners.size + 1, np.int64)
-        return Batch(asked, from_latest + 1, shown.history_end[places], users, rows.size - users, NOTHING, none)
+        return Batch(asked, from_latest + 1, shown.history_end[places], users, rows.size - users, Seen(NOTHING, none))
 
     def _as_recommendations(self) -> RecommendRequest:
         """Return the part of the request that asks for recommendations."""
@@ -221,9 +215,9 @@ class Chooser:
         columns = replace(columns, times=True, features=named | grouped, impressions=ranks)
         return RowGroupReader(trained.job.dataset_dir, trained.manifest, columns)
 
-    def _deal(self) -> Deal:
-        """Return the assignment of users to workers and batches."""
-        reader = self._reader()
-        groups = Chosen.of(self._as_recommendations()).groups(reader.first_rows)
+    def _chosen(self) -> ChosenRows:
+        """Return the assignment of the users to workers and batches."""
+        rows = Chosen.of(self._as_recommendations()).rows
+        assert rows is not None
         size = self.trained.job.config.evaluate.batch_size
-        return Deal(reader, size, self.world.rank, self.world.world_size, groups)
+        return ChosenRows(self._reader(), rows, size, self.world.rank, self.world.world_size)

@@ -101,7 +101,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class PartResult:
-    """What one worker has done besides its files."""
+    """Counts and sums of one worker, besides its files."""
 
     num_users: int
     """Users with an explanation."""

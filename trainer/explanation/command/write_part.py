@@ -59,7 +59,7 @@ class _Part:
         asked = batch.asked
         wanted = {*self.request.methods, ATTENTION}
         chosen = [name for name in methods.METHODS if name in wanted]
-        computed: dict[str, Attribution] = {**methods.explain_all(self.model, asked, chosen, self.options)}
+        computed = methods.explain_all(self.model, asked, chosen, self.options)
         self._add_attention(batch, computed[ATTENTION])
         if self.request.measure:
             self.measured.append(measured_of(self.model, self.shard, batch, computed, self.options))
@@ -91,8 +91,7 @@ class _Part:
         assert isinstance(self.model, ExplainedNextItem)
         assert self.shard is not None
         firsts = batch.firsts
-        left_out, bounds = batch.left_out_of(firsts)
-        top = CatalogueTop(self.model, self.shard, left_out, bounds)
+        top = CatalogueTop(self.model, self.shard, batch.seen.of(firsts))
         options = self.options
         sets = smallest_sets(
             top,

@@ -1,8 +1,8 @@
 """Places and probabilities of explained items, for many variants of histories at a time.
 
-For a next-item model the candidates are all items without those of the user's own history, as in an evaluation that masks seen
-items: removing an event does not make its item a candidate. A place is exact (trainer.evaluation.next_item.scoring), and the
-probability is the softmax of the scores over the candidates. A ranker has a probability, the sigmoid of a logit, and no place.
+For a next-item model the candidates are those of trainer.explanation.catalogue, as in an evaluation that masks seen items. A place
+is exact (trainer.evaluation.next_item.scoring), and the probability is the softmax of the scores over the candidates. A ranker has
+a probability, the sigmoid of a logit, and no place.
 
 Shapes: B questions, M variants of them, V local items, D width.
 """
@@ -12,17 +12,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sharding.world import World
-from trainer.data.stream.columns import gather
 from trainer.evaluation.next_item.score_tiles import EXCLUDED, ItemShard, ScoreTiles
-from trainer.evaluation.next_item.scoring import Query, Ranked, rank_items
+from trainer.evaluation.next_item.scoring import Query, Ranked
+from trainer.explanation.catalogue import BLOCK_ITEMS, Catalogue, Seen, item_shard
 from trainer.explanation.explained import INTERNAL_BATCH_EVENTS, Explained, ExplainedNextItem, ExplainedRanker, pieces
 from trainer.explanation.questions import Questions
-from trainer.inference.next_item import item_vectors
-
-BLOCK_ITEMS = 65_536  # items that are scored at a time
 
 
 @dataclass(frozen=True)
@@ -52,63 +48,27 @@ class Scorer(Protocol):
 
 
 @dataclass(frozen=True)
-class Seen:
-    """Items of the whole histories of B questions, which are no candidates."""
-
-    items: np.ndarray
-    """Packed int64 ids."""
-    offsets: np.ndarray
-    """(B + 1,) int64 bounds."""
-
-    def of(self, history: np.ndarray) -> "Seen":
-        """Return the items of some questions, (M,); a question can be taken several times."""
-        return Seen(*gather(self.items, self.offsets[history], self.offsets[history + 1]))
-
-
-@dataclass(frozen=True)
-class CatalogueScorer:
-    """A next-item model with the vectors of its items."""
-
-    model: ExplainedNextItem
-    """The model."""
-    shard: ItemShard
-    """Vectors of the items of this worker."""
-    seen: Seen
-    """Items that are no candidates, by question."""
+class CatalogueScorer(Catalogue):
+    """A next-item model that is measured."""
 
     @torch.no_grad()
     def score(self, variants: Questions, history: np.ndarray) -> Scored:
         """Return the places and probabilities of the targets. Collective. Arguments as for `Scorer.score`."""
         places = np.zeros(variants.size, np.int64)
         probabilities = np.zeros(variants.size)
-        for piece in pieces(variants.lengths, INTERNAL_BATCH_EVENTS, self.model):
-            part = variants.take(np.arange(piece.start, piece.stop))
-            query = self._query(part, history[piece], part.targets)
-            places[piece] = rank_items(query, self.shard, 0, True, BLOCK_ITEMS, self._world).target_ranks
-            probabilities[piece] = probabilities_of(query, self.shard, self._world)
+        for piece, query in self.queries(variants, history, with_targets=True):
+            places[piece] = self.rank(query, 0).target_ranks
+            probabilities[piece] = probabilities_of(query, self.shard, self.world)
         return Scored(places, probabilities)
 
     @torch.no_grad()
     def top(self, asked: Questions, number: int = 1) -> Ranked:
         """Return the best items of each question, without its seen items. Collective."""
-        vectors = [torch.zeros((0, self.shard.vectors.shape[1]), device=self._world.device)]
-        for piece in pieces(asked.lengths, INTERNAL_BATCH_EVENTS, self.model):
-            vectors.append(self._users(asked.take(np.arange(piece.start, piece.stop))))
+        vectors = [torch.zeros((0, self.shard.vectors.shape[1]), device=self.world.device)]
+        for _, query in self.queries(asked, np.arange(asked.size), with_targets=False):
+            vectors.append(query.user_vectors)
         none = np.zeros(asked.size + 1, np.int64)
-        query = Query(torch.cat(vectors), self.seen.items, self.seen.offsets, none[:0], none)
-        return rank_items(query, self.shard, number, True, BLOCK_ITEMS, self._world)
-
-    @property
-    def _world(self) -> World:
-        return self.model.tables.world
-
-    def _users(self, asked: Questions) -> Tensor:
-        prepared = self.model.prepare(asked)
-        return self.model.user_vectors(prepared, self.model.vectors(prepared))
-
-    def _query(self, asked: Questions, history: np.ndarray, targets: np.ndarray) -> Query:
-        seen = self.seen.of(history)
-        return Query(self._users(asked), seen.items, seen.offsets, targets, np.arange(targets.size + 1))
+        return self.rank(Query(torch.cat(vectors), self.seen.items, self.seen.offsets, none[:0], none), number)
 
 
 @dataclass(frozen=True)
@@ -134,7 +94,7 @@ def whole_catalogue(model: ExplainedNextItem, seen: Seen) -> CatalogueScorer:
 
     seen: the items that are no candidates, by question.
     """
-    return CatalogueScorer(model, ItemShard(item_vectors(model.trained), 1), seen)
+    return CatalogueScorer(model, item_shard(model), seen)
 
 
 def probabilities_of(query: Query, shard: ItemShard, world: World) -> np.ndarray:

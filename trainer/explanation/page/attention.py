@@ -1,4 +1,4 @@
-"""Where attention goes over all explained users, as the page shows it."""
+"""Summary of attention over all explained users, as the page shows it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -65,10 +65,20 @@ def render(
         ranks=ranks,
         methods=[(name, METHODS.get(name, "")) for name in described.methods],
         why_method=described.why_method,
-        removal=REMOVALS[described.options["removal"]],
+        removal=_removal_text(described),
         attention=None if attention is None else shown_attention(attention, groupings),
         attention_headings=HEADINGS,
     )
+
+
+def _removal_text(described: ExplanationsManifest) -> str:
+    """Return what removing an event means, and whether its item could then be recommended."""
+    text = REMOVALS[described.options["removal"]]
+    if described.task == "ranking":
+        return text
+    if described.options["filter_viewed"] is False:
+        return f"{text} Items of the history can be recommended, too."
+    return f"{text} Its item stays a viewed item, which is not recommended."
 
 
 def _header(job: Job, manifest: Manifest, described: ExplanationsManifest) -> list[tuple[str, str]]:

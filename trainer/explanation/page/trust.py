@@ -1,4 +1,4 @@
-"""How faithful the shown method is for the model, in plain words."""
+"""Faithfulness of the shown method for the model, in plain words."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +22,7 @@ TITLES: dict[Level, str] = {
 
 @dataclass(frozen=True)
 class Trust:
-    """How far the page can be trusted."""
+    """Verdict of the page on its own explanations."""
 
     level: Level
     """The verdict."""

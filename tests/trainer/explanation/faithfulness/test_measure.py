@@ -10,11 +10,12 @@ import torch
 from tests.support.explained_models import Case, case_of
 from tests.trainer.explanation.conftest import Datasets
 from trainer.data.stream.columns import gather
+from trainer.explanation.catalogue import Seen
 from trainer.explanation.explained import ExplainedNextItem, ExplainedRanker, score
 from trainer.explanation.faithfulness.levels import Levels
 from trainer.explanation.faithfulness.measure import long_enough, measure
 from trainer.explanation.faithfulness.orders import order_of, random_order, recency_order
-from trainer.explanation.faithfulness.scoring import CatalogueScorer, RankerScorer, Seen, whole_catalogue
+from trainer.explanation.faithfulness.scoring import CatalogueScorer, RankerScorer, whole_catalogue
 from trainer.explanation.questions import Questions
 from trainer.explanation.removal import Removal, remove
 

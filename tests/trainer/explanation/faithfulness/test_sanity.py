@@ -15,6 +15,7 @@ from tests.support.explained_models import Case, case_of
 from tests.trainer.explanation.conftest import Datasets
 from trainer.data.stream.columns import gather
 from trainer.explanation import occlusion
+from trainer.explanation.catalogue import Seen
 from trainer.explanation.explained import ExplainedNextItem, explained_model, score
 from trainer.explanation.faithfulness.maps import average_ranks, common_share, first_events, rank_correlations
 from trainer.explanation.faithfulness.orders import order_of
@@ -26,7 +27,7 @@ from trainer.explanation.faithfulness.sanity import (
     uniform_attention,
     with_uniform_attention,
 )
-from trainer.explanation.faithfulness.scoring import Seen, whole_catalogue
+from trainer.explanation.faithfulness.scoring import whole_catalogue
 from trainer.inference.trained_model import TrainedModel
 
 OFFSETS = np.asarray([0, 4, 7])

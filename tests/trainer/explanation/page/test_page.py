@@ -68,7 +68,7 @@ def page(folder: Path) -> str:
         task="next_item",
         checkpoint="step_000000004",
         dataset="",
-        options={"shown": 5, "removal": "deleted"},
+        options={"shown": 5, "removal": "deleted", "filter_viewed": None},
         methods=["occlusion", "attention"],
         why_method="It is the default method.",
         at=None,
@@ -131,6 +131,10 @@ def test_the_page_says_in_words_what_the_tables_hold(page: str) -> None:
     assert "block 1, head 2 (-1.500, -75 % of the score)" in text
     assert "Where attention goes" in text
     assert "2 of 2 users" in text
+    assert (
+        "the other events close the gap and keep their times. Its item stays a viewed item, which is not recommended."
+        in text
+    )
 
 
 def test_users_are_spread_evenly(tmp_path: Path) -> None:
