@@ -1,0 +1,49 @@
+"""A cluster of a test that is killed ends: nothing is left of it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.end_to_end.commands import ROOT
+
+# A process with a child, each in a session of its own, stands for a head node with its raylet.
+SLEEP = "import time; time.sleep(120)"
+HEAD = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEP!r}], start_new_session=True).wait()"
+TESTS = f"""
+import subprocess, sys, time
+from pathlib import Path
+from tests.end_to_end.ray_head import end_with_this_process
+head = subprocess.Popen([sys.executable, "-c", {HEAD!r}], start_new_session=True)
+end_with_this_process(head.pid, Path(sys.argv[1]))
+print(head.pid, flush=True)
+time.sleep(120)
+"""
+
+
+def test_a_killed_test_leaves_no_process_and_no_folder_of_its_cluster(tmp_path: Path) -> None:
+    folder = tmp_path / "head"
+    folder.mkdir()
+    tests = subprocess.Popen([sys.executable, "-c", TESTS, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert tests.stdout is not None
+    head = psutil.Process(int(tests.stdout.readline()))
+    while not (children := head.children()):
+        pass
+    family = [head, *children]
+    _, alive = psutil.wait_procs(family, timeout=5.0)
+    assert alive == family  # as long as the test runs
+    os.kill(tests.pid, signal.SIGKILL)
+    tests.communicate()
+    _, alive = psutil.wait_procs(family, timeout=30.0)
+    for process in alive:
+        process.kill()
+    assert not alive
+    for _ in range(100):
+        if not folder.exists():
+            break
+        time.sleep(0.1)
+    assert not folder.exists()
