@@ -1,15 +1,13 @@
 """A cluster of a test that is killed ends: nothing is left of it."""
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
 
 from tests.end_to_end.commands import ROOT
+from tests.end_to_end.watched import wait_for
 
 # A process with a child, each in a session of its own, stands for a head node with its raylet.
 SLEEP = "import time; time.sleep(120)"
@@ -31,19 +29,18 @@ def test_a_killed_test_leaves_no_process_and_no_folder_of_its_cluster(tmp_path: 
     tests = subprocess.Popen([sys.executable, "-c", TESTS, str(folder)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert tests.stdout is not None
     head = psutil.Process(int(tests.stdout.readline()))
-    while not (children := head.children()):
-        pass
-    family = [head, *children]
-    _, alive = psutil.wait_procs(family, timeout=5.0)
-    assert set(alive) == set(family)  # as long as the test runs
-    os.kill(tests.pid, signal.SIGKILL)
-    tests.communicate()
-    _, alive = psutil.wait_procs(family, timeout=30.0)
-    for process in alive:
-        process.kill()
-    assert not alive
-    for _ in range(100):
-        if not folder.exists():
-            break
-        time.sleep(0.1)
-    assert not folder.exists()
+    wait_for("the child of the head", head.children)
+    family = [head, *head.children()]
+    try:
+        _, alive = psutil.wait_procs(family, timeout=3.0)
+        assert set(alive) == set(family)  # as long as the test runs
+        tests.kill()
+        _, alive = psutil.wait_procs(family, timeout=30.0)
+        assert not alive
+        wait_for("the end of the folder", lambda: not folder.exists())
+    finally:
+        tests.kill()
+        for process in family:
+            if process.is_running():
+                process.kill()
+        tests.communicate()
