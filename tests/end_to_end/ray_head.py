@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +34,13 @@ class Head:
 
 
 @contextmanager
-def ray_head(num_cpus: int = 3) -> Iterator[Head]:
-    """Yield a head node, with a temporary folder of its own; it is ended by the ids of the processes that it started."""
+def ray_head(num_cpus: int = 3, environment: Mapping[str, str] | None = None) -> Iterator[Head]:
+    """Yield a head node, with a temporary folder of its own; it is ended by the ids of the processes that it started.
+
+    Args:
+        num_cpus: the CPUs that it offers.
+        environment: variables of its workers. A worker has the environment of its node, not that of its driver.
+    """
     port, gcs_port = free_port(), free_port()
     folder = Path(tempfile.mkdtemp(prefix="shoal-head-"))
     ray = Path(sys.executable).with_name("ray")
@@ -61,7 +66,7 @@ def ray_head(num_cpus: int = 3) -> Iterator[Head]:
         [*command, "--disable-usage-stats"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "RAY_AUTH_MODE": "token", "PATH": path},
+        env={**os.environ, "RAY_AUTH_MODE": "token", "PATH": path, **(environment or {})},
         start_new_session=True,
     )
     keeper = end_with_this_process(head.pid, folder)
@@ -78,8 +83,8 @@ def ray_head(num_cpus: int = 3) -> Iterator[Head]:
         keeper.communicate()  # closes its pipe: it has only the folder left to delete
 
 
-def add_node(head: Head, num_cpus: int = 1) -> subprocess.Popen[bytes]:
-    """Start another node of the head's cluster on this machine."""
+def add_node(head: Head, num_cpus: int = 1, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start another node of the head's cluster on this machine. `environment` holds variables of its workers."""
     ray = Path(sys.executable).with_name("ray")
     ports = [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
     node = subprocess.Popen(
@@ -94,7 +99,7 @@ def add_node(head: Head, num_cpus: int = 1) -> subprocess.Popen[bytes]:
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "RAY_AUTH_MODE": "token"},
+        env={**os.environ, "RAY_AUTH_MODE": "token", **(environment or {})},
         start_new_session=True,
     )
     end_with_this_process(node.pid)

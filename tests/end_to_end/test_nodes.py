@@ -34,9 +34,16 @@ print([node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__inter
 
 
 @pytest.fixture
-def small_head() -> Iterator[Head]:
+def slow(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of nodes on which steps take a second."""
+    (tmp_path / "faults.json").write_text(json.dumps(SLOW))
+    return {VARIABLE: str(tmp_path / "faults.json")}
+
+
+@pytest.fixture
+def small_head(slow: dict[str, str]) -> Iterator[Head]:
     """Yield a head node with room for one worker."""
-    with ray_head(num_cpus=1) as head:
+    with ray_head(num_cpus=1, environment=slow) as head:
         yield head
 
 
@@ -102,26 +109,25 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_drained_lost_and_added_nodes_lose_no_example(
-    config: Path, submitted: Submitted, small_head: Head, tmp_path: Path
+    config: Path, submitted: Submitted, small_head: Head, slow: dict[str, str], tmp_path: Path
 ) -> None:
     """2 nodes, one of which is drained; 1 node; 2 nodes, one of which is lost; 1 node."""
     run_dir, whole = tmp_path / "run", tmp_path / "whole"
-    (tmp_path / "faults.json").write_text(json.dumps(SLOW))
-    second = add_node(small_head)
+    second = add_node(small_head, environment=slow)
     recovery = {"resize_seconds": 5.0, "failures_per_hour": 1, "preemptions_per_hour": 1}
     arguments = settings_of(
         run_dir,
         submitted.run_dir,
         **{"cluster.address": small_head.address, "cluster.num_workers": 2, "cluster.min_workers": 1},
+        **{"checkpoint.every_steps": 1000},  # so that the next one before the end of an epoch is that of the drain
         **{f"cluster.recovery.{name}": value for name, value in recovery.items()},
     )
-    environment = {VARIABLE: str(tmp_path / "faults.json"), "RAY_AUTH_MODE": "token"}
     command = None
     try:
         wait_for("two nodes", lambda: num_cpus(small_head) == 2.0)
         node = other_node(small_head)
-        command = shoal("train", str(config), *arguments, "--json", environment=environment)
-        wait_for("step 30", lambda: step_of(run_dir) >= 30, command)
+        command = shoal("train", str(config), *arguments, "--json", environment={"RAY_AUTH_MODE": "token"})
+        wait_for("step 32, after the end of an epoch", lambda: step_of(run_dir) >= 32, command)
         saved = set(checkpoint_folder.committed(run_dir / "checkpoints"))
         drain(small_head, node)
         wait_for(
@@ -132,7 +138,7 @@ def test_drained_lost_and_added_nodes_lose_no_example(
         just_in_time = max(set(checkpoint_folder.committed(run_dir / "checkpoints")) - saved)
         wait_for("training on one node", recovered(run_dir, 1), command)
         end_family(second)
-        second = add_node(small_head)
+        second = add_node(small_head, environment=slow)
         wait_for("training on two nodes", recovered(run_dir, 2), command)
         end_family(second)
         wait_for("training after the loss of a node", recovered(run_dir, 3), command)
