@@ -13,9 +13,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-from tests.end_to_end.commands import Submitted, finish, shoal
+from tests.end_to_end.commands import finish, shoal
 from tests.end_to_end.ray_head import Head, add_node, end_family, ray_head
-from tests.end_to_end.watched import recovered, report_restarts, step_of, trained_rows, wait_for
+from tests.end_to_end.watched import WAIT_SECONDS, recovered, report_restarts, step_of, trained_rows, wait_for
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.data.dataset.manifest import read_manifest
 from trainer.fault_points import VARIABLE
@@ -91,8 +91,18 @@ def num_cpus(head: Head) -> float:
     return float(finished.stdout.split()[-1])
 
 
-def settings_of(run_dir: Path, undisturbed: Path, **more: object) -> list[str]:
-    settings = {"run.dir": run_dir, "run.dataset": undisturbed / "dataset", **SGD, **more}
+@pytest.fixture
+def dataset(config: Path, tmp_path: Path) -> Path:
+    """Return a dataset for all runs of a test."""
+    folder = tmp_path / "dataset"
+    settings = ["--set", f"run.dir={tmp_path / 'prepared'}", "--set", f"run.dataset={folder}"]
+    code, _, err = finish(shoal("prepare", str(config), *settings), WAIT_SECONDS)
+    assert code == 0, err
+    return folder
+
+
+def settings_of(run_dir: Path, dataset: Path, **more: object) -> list[str]:
+    settings = {"run.dir": run_dir, "run.dataset": dataset, **SGD, **more}
     return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
 
 
@@ -109,7 +119,7 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_drained_lost_and_added_nodes_lose_no_example(
-    config: Path, submitted: Submitted, small_head: Head, slow: dict[str, str], tmp_path: Path
+    config: Path, dataset: Path, small_head: Head, slow: dict[str, str], tmp_path: Path
 ) -> None:
     """2 nodes, one of which is drained; 1 node; 2 nodes, one of which is lost; 1 node."""
     run_dir, whole = tmp_path / "run", tmp_path / "whole"
@@ -117,7 +127,7 @@ def test_drained_lost_and_added_nodes_lose_no_example(
     recovery = {"resize_seconds": 5.0, "failures_per_hour": 1, "preemptions_per_hour": 1}
     arguments = settings_of(
         run_dir,
-        submitted.run_dir,
+        dataset,
         **{"cluster.address": small_head.address, "cluster.num_workers": 2, "cluster.min_workers": 1},
         **{"checkpoint.every_steps": 1000},  # so that the next one before the end of an epoch is that of the drain
         **{f"cluster.recovery.{name}": value for name, value in recovery.items()},
@@ -153,15 +163,15 @@ def test_drained_lost_and_added_nodes_lose_no_example(
     assert "the cluster takes back" in err
     assert f"resumed from {just_in_time}" in err
     assert drained.rows == 0  # the checkpoint was just in time
-    check_against_undisturbed(config, submitted, run_dir, whole)
+    check_against_undisturbed(config, dataset, run_dir, whole)
 
 
-def check_against_undisturbed(config: Path, submitted: Submitted, run_dir: Path, whole: Path) -> None:
+def check_against_undisturbed(config: Path, dataset: Path, run_dir: Path, whole: Path) -> None:
     """Compare examples, losses and weights with those of a run on two workers to the end."""
-    code, _, err = finish(shoal("train", str(config), *settings_of(whole, submitted.run_dir)))
+    code, _, err = finish(shoal("train", str(config), *settings_of(whole, dataset)), WAIT_SECONDS)
     assert code == 0, err
     epochs = 6
-    num_rows = read_manifest(submitted.run_dir / "dataset").counts.num_users
+    num_rows = read_manifest(dataset).counts.num_users
     assert trained_rows(run_dir) == trained_rows(whole)
     assert set(trained_rows(run_dir).values()) == {epochs}
     assert len(trained_rows(run_dir)) == num_rows
