@@ -7,6 +7,7 @@ import pytest
 
 from tests.end_to_end.commands import Submitted, finish, shoal
 from tests.end_to_end.ray_head import Head, ray_head
+from tests.end_to_end.watched import WAIT_SECONDS
 from trainer.data.synthetic.log import generate
 from trainer.data.synthetic.world import SyntheticConfig
 
@@ -55,7 +56,7 @@ def head() -> Iterator[Head]:
 def submitted(config: Path, head: Head) -> Submitted:
     run_dir = config.parent / "submitted"
     command = ["submit", str(config), "--dashboard", head.dashboard, "--set", f"run.dir={run_dir}"]
-    code, said, err = finish(shoal(*command))
+    code, said, err = finish(shoal(*command), WAIT_SECONDS)
     assert code == 0, said + err
     code, again, err = finish(shoal(*command, "--set", "train.batch_size=10"))
     assert code == 2, again + err

@@ -4,9 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,19 +11,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from tests.end_to_end.commands import DEADLINE, finish, refused, shoal, succeed
+from tests.end_to_end.commands import finish, refused, shoal, succeed
 from tests.end_to_end.ray_head import Head
+from tests.end_to_end.watched import WAIT_SECONDS, wait_for
 
 STEPS_PER_EPOCH = 30
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Wait until something has happened, while the command runs."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < end
-        time.sleep(0.3)
 
 
 def newest_step(run: Path) -> int:
@@ -40,32 +29,33 @@ def rank_log(run: Path, rank: int) -> str:
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(2400)
 def test_a_run_lives_on_a_cluster(config: Path, head: Head, tmp_path: Path) -> None:
     run = tmp_path / "run"
     submit = ["submit", str(config), "--dashboard", head.dashboard, "--set", f"run.dir={run}"]
 
     first = shoal(*submit, "--set", "train.epochs=100000")
-    wait_for(lambda: newest_step(run) > 0, first)
+    wait_for("the first checkpoint", lambda: newest_step(run) > 0, first)
     (listed,) = succeed("status", str(tmp_path))["runs"]
     assert (listed["run"], listed["stage"], listed["workers"]) == ("run", "train running", 2)
 
     pid = re.findall(r"worker starts as process (\d+)", rank_log(run, 1))[-1]
     os.kill(int(pid), signal.SIGKILL)
-    wait_for(lambda: "attempt 2" in rank_log(run, 1), first)
+    wait_for("a second attempt of rank 1", lambda: "attempt 2" in rank_log(run, 1), first)
     at_restart = newest_step(run)
-    wait_for(lambda: newest_step(run) > at_restart, first)
+    wait_for("a checkpoint after the restart", lambda: newest_step(run) > at_restart, first)
     assert succeed("status", str(tmp_path))["runs"][0]["restarts"] == 1
 
     stopped = succeed("stop", str(run))
     assert stopped["stages"]["train"] == "stopped"
-    code, said, err = finish(first)
+    code, said, err = finish(first, WAIT_SECONDS)
     assert code == 1, said + err
     assert "resumed from" in said
     step = newest_step(run)
     assert step >= at_restart
 
     few = ["--set", f"train.epochs={step // STEPS_PER_EPOCH + 2}"]
-    code, said, err = finish(shoal(*submit, *few))
+    code, said, err = finish(shoal(*submit, *few), WAIT_SECONDS)
     assert code == 0, said + err
     assert f"resuming from checkpoint step_{step:09d}" in said
     assert "popularity" in said
@@ -73,7 +63,8 @@ def test_a_run_lives_on_a_cluster(config: Path, head: Head, tmp_path: Path) -> N
     code, shown, err = finish(shoal("logs", str(run), "--rank", "1", "--follow", "--tail", "2"))
     assert (code, "job 2 is done" in shown) == (0, True), shown + err
 
-    code, said, err = finish(shoal(*submit, *few, "--command", "evaluate", "--logs", later_logs(config, tmp_path)))
+    evaluation = [*submit, *few, "--command", "evaluate", "--logs", later_logs(config, tmp_path)]
+    code, said, err = finish(shoal(*evaluation), WAIT_SECONDS)
     assert code == 0, said + err
     (metrics,) = (run / "evaluation").glob("logs-later-*/test/metrics.json")
     assert json.loads(metrics.read_text())["protocol"]["num_events"] == 300

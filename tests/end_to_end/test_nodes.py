@@ -13,9 +13,9 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-from tests.end_to_end.commands import Submitted, finish, shoal
+from tests.end_to_end.commands import finish, shoal
 from tests.end_to_end.ray_head import Head, add_node, end_family, ray_head
-from tests.end_to_end.watched import recovered, report_restarts, step_of, trained_rows, wait_for
+from tests.end_to_end.watched import WAIT_SECONDS, recovered, report_restarts, step_of, trained_rows, wait_for
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.data.dataset.manifest import read_manifest
 from trainer.fault_points import VARIABLE
@@ -34,9 +34,16 @@ print([node["NodeID"] for node in ray.nodes() if node["Alive"] and "node:__inter
 
 
 @pytest.fixture
-def small_head() -> Iterator[Head]:
+def slow(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of nodes on which steps take a second."""
+    (tmp_path / "faults.json").write_text(json.dumps(SLOW))
+    return {VARIABLE: str(tmp_path / "faults.json")}
+
+
+@pytest.fixture
+def small_head(slow: dict[str, str]) -> Iterator[Head]:
     """Yield a head node with room for one worker."""
-    with ray_head(num_cpus=1) as head:
+    with ray_head(num_cpus=1, environment=slow) as head:
         yield head
 
 
@@ -84,8 +91,18 @@ def num_cpus(head: Head) -> float:
     return float(finished.stdout.split()[-1])
 
 
-def settings_of(run_dir: Path, undisturbed: Path, **more: object) -> list[str]:
-    settings = {"run.dir": run_dir, "run.dataset": undisturbed / "dataset", **SGD, **more}
+@pytest.fixture
+def dataset(config: Path, tmp_path: Path) -> Path:
+    """Return a dataset for all runs of a test."""
+    folder = tmp_path / "dataset"
+    settings = ["--set", f"run.dir={tmp_path / 'prepared'}", "--set", f"run.dataset={folder}"]
+    code, _, err = finish(shoal("prepare", str(config), *settings), WAIT_SECONDS)
+    assert code == 0, err
+    return folder
+
+
+def settings_of(run_dir: Path, dataset: Path, **more: object) -> list[str]:
+    settings = {"run.dir": run_dir, "run.dataset": dataset, **SGD, **more}
     return [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
 
 
@@ -102,26 +119,25 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 def test_drained_lost_and_added_nodes_lose_no_example(
-    config: Path, submitted: Submitted, small_head: Head, tmp_path: Path
+    config: Path, dataset: Path, small_head: Head, slow: dict[str, str], tmp_path: Path
 ) -> None:
     """2 nodes, one of which is drained; 1 node; 2 nodes, one of which is lost; 1 node."""
     run_dir, whole = tmp_path / "run", tmp_path / "whole"
-    (tmp_path / "faults.json").write_text(json.dumps(SLOW))
-    second = add_node(small_head)
+    second = add_node(small_head, environment=slow)
     recovery = {"resize_seconds": 5.0, "failures_per_hour": 1, "preemptions_per_hour": 1}
     arguments = settings_of(
         run_dir,
-        submitted.run_dir,
+        dataset,
         **{"cluster.address": small_head.address, "cluster.num_workers": 2, "cluster.min_workers": 1},
+        **{"checkpoint.every_steps": 1000},  # so that the next one before the end of an epoch is that of the drain
         **{f"cluster.recovery.{name}": value for name, value in recovery.items()},
     )
-    environment = {VARIABLE: str(tmp_path / "faults.json"), "RAY_AUTH_MODE": "token"}
     command = None
     try:
         wait_for("two nodes", lambda: num_cpus(small_head) == 2.0)
         node = other_node(small_head)
-        command = shoal("train", str(config), *arguments, "--json", environment=environment)
-        wait_for("step 30", lambda: step_of(run_dir) >= 30, command)
+        command = shoal("train", str(config), *arguments, "--json", environment={"RAY_AUTH_MODE": "token"})
+        wait_for("step 32, after the end of an epoch", lambda: step_of(run_dir) >= 32, command)
         saved = set(checkpoint_folder.committed(run_dir / "checkpoints"))
         drain(small_head, node)
         wait_for(
@@ -132,7 +148,7 @@ def test_drained_lost_and_added_nodes_lose_no_example(
         just_in_time = max(set(checkpoint_folder.committed(run_dir / "checkpoints")) - saved)
         wait_for("training on one node", recovered(run_dir, 1), command)
         end_family(second)
-        second = add_node(small_head)
+        second = add_node(small_head, environment=slow)
         wait_for("training on two nodes", recovered(run_dir, 2), command)
         end_family(second)
         wait_for("training after the loss of a node", recovered(run_dir, 3), command)
@@ -147,15 +163,15 @@ def test_drained_lost_and_added_nodes_lose_no_example(
     assert "the cluster takes back" in err
     assert f"resumed from {just_in_time}" in err
     assert drained.rows == 0  # the checkpoint was just in time
-    check_against_undisturbed(config, submitted, run_dir, whole)
+    check_against_undisturbed(config, dataset, run_dir, whole)
 
 
-def check_against_undisturbed(config: Path, submitted: Submitted, run_dir: Path, whole: Path) -> None:
+def check_against_undisturbed(config: Path, dataset: Path, run_dir: Path, whole: Path) -> None:
     """Compare examples, losses and weights with those of a run on two workers to the end."""
-    code, _, err = finish(shoal("train", str(config), *settings_of(whole, submitted.run_dir)))
+    code, _, err = finish(shoal("train", str(config), *settings_of(whole, dataset)), WAIT_SECONDS)
     assert code == 0, err
     epochs = 6
-    num_rows = read_manifest(submitted.run_dir / "dataset").counts.num_users
+    num_rows = read_manifest(dataset).counts.num_users
     assert trained_rows(run_dir) == trained_rows(whole)
     assert set(trained_rows(run_dir).values()) == {epochs}
     assert len(trained_rows(run_dir)) == num_rows
