@@ -36,7 +36,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class ReportInput:
-    """What a report is made of."""
+    """The input of a report."""
 
     results: Results
     """Results that it shows."""

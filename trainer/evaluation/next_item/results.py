@@ -72,7 +72,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was evaluated, and how."""
+    """An evaluation: what was evaluated, and how."""
 
     split: Split
     """The evaluated split."""
