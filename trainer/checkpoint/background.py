@@ -6,6 +6,7 @@ the checkpoint when all ranks are done. One checkpoint is written at a time.
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +66,7 @@ class BackgroundSaver:
         self._staging = Staging(world.device)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._saved: list[Saved] = []
+        self._saved: deque[Saved] = deque()
 
     def save(self, state: dict[str, Any], describe: Describe, step: int) -> None:
         """Save a checkpoint of this moment, after the previous one is committed.
@@ -116,9 +117,8 @@ class BackgroundSaver:
 
     def collect(self) -> list[Saved]:
         """Return the checkpoints that were committed since the last call."""
-        saved = self._saved
-        self._saved = []
-        return saved
+        # Taken one by one: the thread may append at any moment.
+        return [self._saved.popleft() for _ in range(len(self._saved))]
 
     def _all_fit(self, state: dict[str, Any]) -> bool:
         """Return whether copies fit into the memory of all ranks."""
