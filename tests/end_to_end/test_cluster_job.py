@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -90,11 +92,28 @@ def test_a_job_that_cannot_run_is_refused(config: Path, head: Head, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
-def test_a_short_job_looks_from_each_node(config: Path, head: Head, tmp_path: Path) -> None:
-    from cluster.config.run_config import load_config
-    from cluster.ray_cluster.submit import PACKAGES, _stage, connect_to, probe
+LOOK = """
+import sys
+from pathlib import Path
+from cluster.config.run_config import load_config
+from cluster.ray_cluster.submit import PACKAGES, _stage, connect_to, probe
 
-    staged = tmp_path / "staged"
-    _stage(load_config(config, [f"run.dir={tmp_path}/run", "logs.path=/nowhere.csv"]), staged, PACKAGES)
-    (problem,) = probe(connect_to(head.dashboard), head.dashboard, staged, "run")
-    assert re.fullmatch(r"node [\d.]+: logs\.path = /nowhere\.csv: no such file", problem)
+config, dashboard, folder = sys.argv[1:]
+staged = Path(folder) / "staged"
+_stage(load_config(Path(config), [f"run.dir={folder}/run", "logs.path=/nowhere.csv"]), staged, PACKAGES)
+print("\\n".join(probe(connect_to(dashboard), dashboard, staged, "run")))
+"""
+
+
+def test_a_short_job_looks_from_each_node(config: Path, head: Head, tmp_path: Path) -> None:
+    """In a process of its own, because Ray reads the choice of a token once, when it is imported."""
+    finished = subprocess.run(
+        [sys.executable, "-c", LOOK, str(config), head.dashboard, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "RAY_AUTH_MODE": "token"},
+        timeout=WAIT_SECONDS,
+    )
+    assert finished.returncode == 0, finished.stderr
+    problem = finished.stdout.strip().splitlines()[-1]
+    assert re.fullmatch(r"node [\d.]+: logs\.path = /nowhere\.csv: no such file", problem), finished.stdout
