@@ -5,6 +5,7 @@ Ray itself accepts a job that the cluster can never run, and leaves it pending. 
 
 import os
 import socket
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from trainer.data.logs.files import entries_of
 from trainer.errors import UserError, first_line
 
 MAX_NODES = 10_000
+FIRST_NODE_SECONDS = 20.0  # until a cluster that has just been started lists its head
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,19 @@ class Node:
 
 
 def nodes_of(dashboard: str) -> list[Node]:
-    """Return the nodes of a cluster that are alive. Raises UserError if the dashboard does not answer."""
+    """Return the nodes of a cluster that are alive. Raises UserError if the dashboard does not answer.
+
+    A cluster that has just been started lists no node for some seconds, not even its head: these are waited for.
+    """
+    end = time.monotonic() + FIRST_NODE_SECONDS
+    while True:
+        nodes = _nodes(dashboard)
+        if nodes or time.monotonic() > end:
+            return nodes
+        time.sleep(POLL_SECONDS)
+
+
+def _nodes(dashboard: str) -> list[Node]:
     try:
         states = list_nodes(address=dashboard, limit=MAX_NODES, raise_on_missing_output=False)
     except Exception as error:

@@ -1,12 +1,14 @@
 """The checks before a job: what does not fit is named."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cluster.config.run_config import check_config
-from cluster.ray_cluster.preflight import Node, all_here, missing_files, resource_problem, workers_on
+from cluster.ray_cluster import preflight
+from cluster.ray_cluster.preflight import Node, all_here, missing_files, nodes_of, resource_problem, workers_on
 
 
 def cluster(**values: Any) -> Any:
@@ -60,3 +62,19 @@ def test_another_machine_is_not_here() -> None:
     assert all_here([Node("127.0.0.1", {})])
     assert not all_here([Node("127.0.0.1", {}), Node("192.0.2.77", {})])
     assert not all_here([])
+
+
+def test_the_first_node_of_a_cluster_that_was_just_started_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = SimpleNamespace(node_ip="10.0.0.1", resources_total={"CPU": 3.0}, state="ALIVE")
+    dead = SimpleNamespace(node_ip="10.0.0.9", resources_total={"CPU": 3.0}, state="DEAD")
+    answers = iter([[], [dead], [dead, head]])
+    monkeypatch.setattr(preflight, "list_nodes", lambda **_: next(answers))
+    monkeypatch.setattr(preflight, "POLL_SECONDS", 0.0)
+    assert nodes_of("http://head:8265") == [Node("10.0.0.1", {"CPU": 3.0})]
+
+
+def test_a_cluster_without_nodes_is_waited_for_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "list_nodes", lambda **_: [])
+    monkeypatch.setattr(preflight, "FIRST_NODE_SECONDS", 0.0)
+    monkeypatch.setattr(preflight, "POLL_SECONDS", 0.0)
+    assert nodes_of("http://head:8265") == []
