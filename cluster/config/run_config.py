@@ -55,10 +55,7 @@ class RecoveryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="seconds without a sign of life after which a worker is named, killed and replaced. Workers send one a second",
     )
     start_seconds: float = Field(
-        1800.0,
-        gt=0.0,
-        le=MAX_SECONDS,
-        description="longest time to wait for the resources of workers, to build the model, or to restore a checkpoint",
+        1800.0, gt=0.0, le=MAX_SECONDS, description="longest time to build the model, or to restore a checkpoint"
     )
     first_step_seconds: float = Field(
         1800.0, gt=0.0, le=MAX_SECONDS, description="longest time of the first step, which may compile or fill caches"

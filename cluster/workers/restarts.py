@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, FailurePolicy
 from ray.train.v2._internal.execution.failure_handling.default import (
     RETRYABLE_CONTROLLER_ERRORS,
@@ -28,17 +27,13 @@ class RestartPolicy(FailurePolicy):
     def __init__(self, config: FailureConfig, mailbox: Any, limits: RecoveryConfig) -> None:
         super().__init__(config)
         self._mailbox = mailbox
-        self._limits = limits
         self._budget = Budget(limits)
-        self._waiting: tuple[float, int] | None = None  # since when for resources, and the newest step then
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Return RETRY if the workers are restarted, RAISE if the run ends."""
         error = training_failed_error
         if isinstance(error, ControllerError) and not isinstance(error.controller_failure, RETRYABLE_CONTROLLER_ERRORS):
             return FailureDecision.RAISE
-        if isinstance(error, ControllerError) and isinstance(error.controller_failure, WorkerGroupStartupTimeoutError):
-            return self._wait_for_resources()
         kind: Kind = "preemption" if _is_preemption_failure(error) else "failure"
         errors = error.worker_failures if isinstance(error, WorkerGroupError) else {}
         try:
@@ -48,7 +43,7 @@ class RestartPolicy(FailurePolicy):
                 return FailureDecision.RAISE
             reason = self._budget.count(kind, step)
             if reason is not None:
-                self._warn(f"no restart: {reason}")
+                ray.get(self._mailbox.push.remote({"kind": "warning", "text": f"no restart: {reason}"}))
                 return FailureDecision.RAISE
             event = {
                 "kind": "restart",
@@ -61,25 +56,3 @@ class RestartPolicy(FailurePolicy):
             return FailureDecision.RAISE
         time.sleep(self._budget.wait(kind))
         return FailureDecision.RETRY
-
-    def _wait_for_resources(self) -> FailureDecision:
-        """Let Ray ask for the resources of workers again, up to the longest time of a start.
-
-        A node that is lost or not there yet is no failure of its own: that which lost it has been counted.
-        """
-        now = time.monotonic()
-        try:
-            *_, step = ray.get(self._mailbox.failed.remote())
-            if self._waiting is None or self._waiting[1] != step:
-                self._waiting = (now, step)
-                self._warn("waiting for the resources of workers, which no node has free")
-            seconds = now - self._waiting[0]
-            if seconds <= self._limits.start_seconds:
-                return FailureDecision.RETRY
-            self._warn(f"no restart: no resources for workers within {seconds:,.0f} s (cluster.recovery.start_seconds)")
-        except RayError:  # the driver ended the launch with its mailbox
-            pass
-        return FailureDecision.RAISE
-
-    def _warn(self, text: str) -> None:
-        ray.get(self._mailbox.push.remote({"kind": "warning", "text": text}))
