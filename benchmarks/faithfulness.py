@@ -56,7 +56,7 @@ CHECKED_USERS = 60  # users of the checks with randomised weights, each of which
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, the same for every run."""
+    """Options of the measurement, the same for every run."""
 
     num_users: int
     """Number of users, drawn at random; all if there are fewer."""
@@ -69,7 +69,7 @@ class Settings:
     num_samples: int
     """Sampled baselines of a question."""
     removal: str
-    """What removing an event means."""
+    """Meaning of removing an event."""
     methods: tuple[str, ...]
     """Methods of explanation."""
 

@@ -46,7 +46,7 @@ class LayerMaps:
     channels: tuple[str, ...]
     """"weights", and "position" or "time" for biases that are maps of their own."""
     is_candidate: bool
-    """Whether the queries are candidates, and not events."""
+    """True if the queries are candidates, False if they are events."""
 
     @property
     def num_heads(self) -> int:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.commands import Submitted, finish, shoal
-from tests.end_to_end.test_run import tensor_hashes
-from trainer.checkpoint import folder as checkpoint_folder
+from tests.end_to_end.watched import check_exact
 from trainer.fault_points import VARIABLE
 
 # The checkpoints of the run are saved at the ends of epochs of 30 steps, and at multiples of 25.
@@ -69,11 +68,4 @@ def test_a_run_recovers_by_itself_and_ends_bit_for_bit_as_an_undisturbed_one(
     answer = json.loads(out)
     assert answer["training"] == json.loads((undisturbed / "state.json").read_text())["stages"]["train"]["result"]
     assert answer["results"] == json.loads((undisturbed / "evaluation/test/metrics.json").read_text())
-    for rank in (0, 1):
-        log = f"sample_log/rank-{rank}.jsonl"
-        assert (undisturbed / log).read_text() == (run_dir / log).read_text()
-    actual, expected = (checkpoint_folder.committed(folder / "checkpoints") for folder in (run_dir, undisturbed))
-    assert [path.name for path in actual] == [path.name for path in expected]
-    for one, other in zip(actual, expected, strict=True):
-        assert tensor_hashes(one) == tensor_hashes(other)
-    assert not list((run_dir / "checkpoints").glob(".*"))
+    check_exact(run_dir, undisturbed)

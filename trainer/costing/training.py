@@ -23,7 +23,7 @@ class TrainingFacts:
     """Properties of a dataset, or assumptions in its place, on which costs depend."""
 
     examples: np.ndarray | ImpressionCounts
-    """Of the next item: the training events of every user, (U,)."""
+    """Training events of every user, (U,), for a next-item model."""
     num_items: int
     """Items of the training part."""
     features: UsedFeatures

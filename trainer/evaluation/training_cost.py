@@ -29,7 +29,7 @@ class TrainingCost:
     """The content of cost.json."""
 
     unit: str
-    """What the costs are counted by: "event" or "impression"."""
+    """Unit of the costs: "event" or "impression"."""
     units_per_step: float
     """Events or impressions of a global batch, on average."""
     training_flops: float

@@ -14,7 +14,7 @@ CLOSES = {")": "(", "}": "{"}
 
 @dataclass(frozen=True)
 class Expression:
-    """What an expression refers to."""
+    """Metrics and labels that an expression refers to."""
 
     metrics: frozenset[str]
     # Labels that select or group series.

@@ -1,4 +1,4 @@
-"""What the settings' tests see of trackers and traces: calls of libraries that a stand-in records."""
+"""Observations of trackers and traces for the tests of settings: calls of libraries, recorded by a stand-in."""
 
 import sys
 from collections.abc import Callable

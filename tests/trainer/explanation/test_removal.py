@@ -1,4 +1,4 @@
-"""What removal of an event means, in its three forms."""
+"""The three meanings of removing an event: deleted, masked, replaced."""
 
 import numpy as np
 import torch

@@ -20,10 +20,9 @@ from tests.support.datasets import manifest_of_items
 from tests.support.jobs import tiny_job, with_sections
 from trainer.checkpoint.keys import tensors_of
 from trainer.config.job import Job
-from trainer.loop.build import Built, build_model, build_optimizers
+from trainer.loop.build import Built, build_ema, build_model, build_optimizers, build_step
 from trainer.loop.step import StepResult, TrainStep
 from trainer.loop.step_clock import StepClock
-from trainer.optim.ema import WeightEma
 
 NUM_ROWS = 30
 NEGATIVES = np.asarray([3, 7, 7, 12, 29, 1])
@@ -87,20 +86,8 @@ class Rig:
         torch.set_num_threads(1)
         built = build_model(job, manifest_of_items(NUM_ROWS - 1), world)
         built.model.train()
-        optimizers, clock = build_optimizers(built, job.config.train), StepClock(world.device)
-        decay = job.config.train.ema_decay
-        ema = None if decay is None else WeightEma(built.sharded_model, built.tables, decay)
-        step = TrainStep(
-            built.model,
-            optimizers,
-            world,
-            job.config.run.seed,
-            clock,
-            built.task.parts_of,
-            job.config.train.clip_norm,
-            ema,
-            job.config.train.precision,
-        )
+        optimizers, ema = build_optimizers(built, job.config.train), build_ema(job, built)
+        step = build_step(job, built, optimizers, ema, world, StepClock(world.device))
         return Rig(job, world, built, step)
 
     def train(self, seed: int, number: int = 0, factor: float = 1.0, stop: bool = False) -> StepResult:

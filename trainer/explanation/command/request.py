@@ -52,7 +52,7 @@ class Options:
     label: str | None = None
     """For rankers, the label that is explained; None: the only one."""
     removal: Removal = "deleted"
-    """What removing an event means."""
+    """Meaning of removing an event."""
     shown: int = 12
     """Number of users on the page."""
     measure: bool = True
@@ -80,7 +80,7 @@ class ExplainRequest:
     label: str | None
     """For rankers, the label that is explained."""
     removal: Removal
-    """What removing an event means."""
+    """Meaning of removing an event."""
     seed: int
     """Seed of all draws."""
     measure: bool

@@ -31,7 +31,7 @@ class UserMeasurements:
     values: Mapping[tuple[str, str, str], np.ndarray]
     """(B,) float64 in [0, 1] by order, metric and what is removed ("shares" or a number)."""
     how: Removal
-    """What removing an event means."""
+    """Meaning of removing an event."""
     lengths: np.ndarray
     """(B,) number of events of each history."""
 

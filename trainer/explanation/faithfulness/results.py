@@ -66,7 +66,7 @@ class Faithfulness:
     model: str
     """Name of the model, for example the kind of its encoder."""
     removal: str
-    """What removing an event means: "deleted", "masked" or "replaced"."""
+    """Meaning of removing an event: "deleted", "masked" or "replaced"."""
     removal_statement: str
     """The same in a sentence."""
     target_statement: str
