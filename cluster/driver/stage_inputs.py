@@ -5,6 +5,7 @@ No ray, no torch. The invariant: whatever changes a figure, a checkpoint or a pa
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cluster.config.run_config import Config
 from trainer.checkpoint.folder import StoredCheckpoint
@@ -33,9 +34,7 @@ def evaluation_inputs(config: Config, found: StoredCheckpoint, manifest: Manifes
     """Return the digest of what the evaluation of a checkpoint on one split depends on, baselines included."""
     return digest_of(
         {
-            "checkpoint": found.path.name,
-            "files": found.manifest.files,
-            "identity": identity(config),
+            **_of_checkpoint(config, found),
             "evaluate": config.evaluate.model_dump(mode="json"),
             "candidates": _content_of(config.evaluate.candidates_file),
             "dataset": [
@@ -55,9 +54,7 @@ def recommend_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Man
     files = {name: path for name, path in (("users", options.users), ("items", options.items)) if path is not None}
     return digest_of(
         {
-            "checkpoint": checkpoint.path.name,
-            "files": checkpoint.manifest.files,
-            "identity": identity(config),
+            **_of_checkpoint(config, checkpoint),
             "dataset": manifest.digest,
             "options": asdict(options),
             "given": {name: _content_of(Path(path)) for name, path in files.items() if path != "all"},
@@ -70,9 +67,7 @@ def explain_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Manif
     """Return the digest of what explanations depend on, the content of a file of users included."""
     return digest_of(
         {
-            "checkpoint": checkpoint.path.name,
-            "files": checkpoint.manifest.files,
-            "identity": identity(config),
+            **_of_checkpoint(config, checkpoint),
             "dataset": manifest.digest,
             "options": asdict(options),
             "users": _content_of(None if options.users is None else Path(options.users)),
@@ -97,6 +92,15 @@ def report_inputs(config: Config, evaluation: str, manifest: Manifest) -> str:
             **({} if restarts is None else {"restarts": restarts}),
         }
     )
+
+
+def _of_checkpoint(config: Config, checkpoint: StoredCheckpoint) -> dict[str, Any]:
+    """Return what identifies a checkpoint and the settings with which its model is built."""
+    return {
+        "checkpoint": checkpoint.path.name,
+        "files": checkpoint.manifest.files,
+        "identity": identity(config),
+    }
 
 
 def _content_of(path: Path | None) -> str | None:

@@ -21,6 +21,7 @@ from trainer.recommend.request import PartCounts, RecommendRequest
 
 if TYPE_CHECKING:
     from sharding.world import World
+    from trainer.inference.trained_model import TrainedModel
     from trainer.loop.build import Built
 
 
@@ -78,7 +79,6 @@ class RecommendJob:
 
 def recommend(asked: RecommendJob, world: World, channel: Channel) -> PartCounts:
     """Write this worker's file of recommendations. Raises CheckpointError if the checkpoint was trained on another dataset."""
-    from trainer.inference.trained_model import TrainedModel
     from trainer.recommend.run import write_part
 
     def on_batch(done: int, total: int, owners: int) -> None:
@@ -86,9 +86,7 @@ def recommend(asked: RecommendJob, world: World, channel: Channel) -> PartCounts
             # The workers have about the same number of owners in as many batches.
             channel.send({"kind": "recommend", "done": done, "total": total, "owners": owners * world.world_size})
 
-    built = _loaded(asked.job, asked.checkpoint, "recommend", world, channel, asked.other_data)
-    manifest = read_manifest(asked.job.dataset_dir)
-    trained = TrainedModel(asked.job, manifest, asked.checkpoint, built.model, built.catalogue, built.dynamic)
+    trained = _trained(asked.job, asked.checkpoint, "recommend", world, channel, asked.other_data)
     return write_part(trained, asked.request, world, on_batch)
 
 
@@ -105,7 +103,6 @@ class ExplainJob:
 def explain(asked: ExplainJob, world: World, channel: Channel) -> PartResult:
     """Write this worker's files of explanations. Raises CheckpointError if the checkpoint was trained on another dataset."""
     from trainer.explanation.command.write_part import write_part
-    from trainer.inference.trained_model import TrainedModel
 
     def on_batch(done: int, total: int, owners: int) -> None:
         channel.note("explanation", done)
@@ -113,10 +110,19 @@ def explain(asked: ExplainJob, world: World, channel: Channel) -> PartResult:
             # The workers have about the same number of users in as many batches.
             channel.send({"kind": "explain", "done": done, "total": total, "owners": owners * world.world_size})
 
-    built = _loaded(asked.job, asked.checkpoint, "explain", world, channel)
-    manifest = read_manifest(asked.job.dataset_dir)
-    trained = TrainedModel(asked.job, manifest, asked.checkpoint, built.model, built.catalogue, built.dynamic)
+    trained = _trained(asked.job, asked.checkpoint, "explain", world, channel)
     return write_part(trained, asked.request, world, on_batch)
+
+
+def _trained(
+    job: Job, checkpoint: StoredCheckpoint, stage: str, world: World, channel: Channel, other_data: bool = False
+) -> TrainedModel:
+    """Return the model of a checkpoint with sharded tables. Collective. Arguments as for `_loaded`."""
+    from trainer.inference.trained_model import TrainedModel
+
+    built = _loaded(job, checkpoint, stage, world, channel, other_data)
+    manifest = read_manifest(job.dataset_dir)
+    return TrainedModel(job, manifest, checkpoint, built.model, built.catalogue, built.dynamic)
 
 
 def _loaded(
