@@ -61,7 +61,7 @@ SECTIONS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Shoal beside its ceilings, as ratios measured in this run.")
+    parser = argparse.ArgumentParser(description="Shoal against its ceilings, as ratios measured in this run.")
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument("--turns", type=int, default=5, help="measured turns of each comparison")
     parser.add_argument(
@@ -83,7 +83,7 @@ def main() -> None:
         "spread",
         "peak memory",
         "the other is",
-        title="Shoal beside ceilings and peers",
+        title="Shoal against ceilings and peers",
     )
     for comparison in comparisons:
         table.add_row(*comparison.row())

@@ -1,7 +1,7 @@
-"""Attention of every form, forward and backward, in events per second, and how it goes on as histories grow.
+"""Attention of every form, forward and backward, in events per second, and how it changes as histories grow.
 
-Beside torch's fused softmax attention over the same buckets, which is the ceiling of what a form could cost on a CPU; and for long
-histories beside that fused kernel on whole histories, whose cost grows with their length while a window's does not.
+Compared with torch's fused softmax attention over the same buckets, the ceiling of what a form could cost on a CPU; and for long
+histories with that fused kernel on whole histories: its cost grows with their length, that of a window does not.
 """
 
 from collections.abc import Callable, Iterator
@@ -75,7 +75,7 @@ def _work(lengths: np.ndarray, config: AttentionConfig) -> Callable[[], object]:
     leaves = [torch.randn(layout.num_events, NUM_HEADS, HEAD_WIDTH, requires_grad=True) for _ in range(3)]
 
     def run() -> None:
-        # The context anew, since it is made for each batch.
+        # The context is made again, since it is made for each batch.
         attended = attend(*leaves, AttentionContext(layout, times, times), parts)
         attended.output.sum().backward()
 

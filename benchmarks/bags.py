@@ -1,4 +1,4 @@
-"""A feature with several values per owner, looked up as bags beside looked up as rows: time of a step, and bytes that are sent.
+"""A feature with several values per owner, looked up as bags and as rows: time of a step, and bytes that are sent.
 
 Both do all of it, on every worker at once: from a packed column of values to a request, through the sharded table to a vector for
 each owner, and back with an update (row-wise Adagrad). Rows ask for each distinct value once and average on the asking worker;
@@ -30,7 +30,7 @@ VALUES = (5, 30)  # of an owner, on average
 NUM_ROWS = (1_000, 100_000)
 SHARDINGS: tuple[Sharding, ...] = ("row_wise", "table_wise")
 NUM_BATCHES = 3
-SCATTER = 611_953  # a prime: makes popular values lie all over the table
+SCATTER = 611_953  # a prime: spreads popular values over the whole table
 Work = Callable[[IdColumn], None]
 
 

@@ -1,4 +1,4 @@
-"""Rows and gradients sent as fp16 beside fp32: rows per second, bytes, and what the rounding does to rows and to training."""
+"""Rows and gradients sent as fp16 and as fp32: rows per second, bytes, and what the rounding does to rows and to training."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Dynamic ids on one core and a table full of 10^6 ids: looked up and observed, beside what bare numpy does with the same ids."""
+"""Dynamic ids on one core and a table full of 10^6 ids: looked up and observed, compared with bare numpy on the same ids."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ NUM_ROWS = 1_000_001
 BATCH_EVENTS = 50_000
 NUM_LOOKED_UP = 1_000_000
 NUM_BATCHES = 10
-SPREAD = 0x1E3779B97F4A7C15  # makes ids of numbers that lie all over int64
+SPREAD = 0x1E3779B97F4A7C15  # makes ids of numbers spread over all of int64
 
 
 def compare(turns: int) -> list[Comparison]:

@@ -134,7 +134,7 @@ def _forward_flops(evaluator: Evaluator, model: NextItemModel, world: World) -> 
 
 
 def bare_scores(users: torch.Tensor, items: torch.Tensor, top: int) -> torch.Tensor:
-    """Return the largest scores of each user, (B, top), by nothing but products and torch.topk."""
+    """Return the largest scores of each user, (B, top), by products and torch.topk only."""
     blocks = items.split(max(top, CEILING_SCORES // users.shape[0]))
     largest = [(users @ block.T).topk(min(top, block.shape[0]), dim=1).values for block in blocks]
     return largest[0] if len(largest) == 1 else torch.cat(largest, dim=1).topk(top, dim=1).values

@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=5, help="sampled baselines per question")
     parser.add_argument("--removal", choices=("deleted", "masked", "replaced"), default="deleted")
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=METHODS)
-    parser.add_argument("--causes", help="folder of the synthetic logs, whose planted causes are counted")
+    parser.add_argument("--causes", help="folder of the synthetic logs with the planted causes to count")
     given = parser.parse_args()
     methods = tuple(given.methods)
     settings = Settings(given.users, given.seed, given.steps, given.max_steps, given.samples, given.removal, methods)
@@ -140,7 +140,7 @@ def rounded(values: Any) -> Any:
 
 
 def trained_model(folder: Path) -> TrainedModel:
-    """Load the best checkpoint of a run, whose dataset is where its config says."""
+    """Load the best checkpoint of a run. Its dataset is where its config says."""
     config = load_config(str(folder / "config.json"), None)
     return load_trained_model(job_of(config), checkpoint_folder.to_evaluate(folder / "checkpoints"))
 
@@ -312,7 +312,7 @@ def _planted(name: str, trained: TrainedModel, logs: Path, settings: Settings) -
 def effects_of(
     trained: TrainedModel, asked: Questions, causes: pa.Table, settings: Settings
 ) -> tuple[Questions, np.ndarray]:
-    """Return the questions whose targets are effects with their cause in the history, and the causes (B,)."""
+    """Return the questions with targets that are effects with their cause in the history, and the causes (B,)."""
     effects = pa.table(
         {
             "user_id": asked.users,

@@ -16,7 +16,7 @@ def peak_memory() -> Iterator[Callable[[], int]]:
     """Yield a function that returns the peak of bytes held so far, less those held at the start.
 
     Counts memory that is a process's own (USS), so that files and shared objects mapped by several are not counted at all:
-    pages of files are the system's to drop. What lies in Ray's object store is counted by its file in shared memory. What this
+    pages of files are the system's to drop. What is in Ray's object store is counted by its file in shared memory. What this
     process's heap keeps of earlier work is given back first.
     """
     memory_trimmer()()

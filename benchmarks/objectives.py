@@ -1,4 +1,4 @@
-"""Objectives beside the bare matrix products that they cannot do without: targets per second, and memory."""
+"""Objectives compared with the bare matrix products that they cannot do without: targets per second, and memory."""
 
 from collections.abc import Callable, Iterator
 

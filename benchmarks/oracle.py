@@ -2,7 +2,7 @@
 
     python -m benchmarks.oracle LOGS EVALUATION        # such as runs/NAME/evaluation/test
 
-prints an evaluation's metrics beside those of the known probabilities on the same impressions, as JSON. Nothing beats the
+prints an evaluation's metrics and those of the known probabilities on the same impressions, as JSON. Nothing beats the
 latter but by chance, which both share, since they are judged by the same clicks.
 """
 
@@ -84,7 +84,7 @@ def compare(logs: Path, evaluation: Path) -> dict[str, dict[str, float | None]]:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(description="an evaluation beside what can be had on a synthetic log")
+    parser = argparse.ArgumentParser(description="an evaluation compared with what is possible on a synthetic log")
     parser.add_argument("logs", type=Path, help="folder that `shoal synth --impressions` wrote")
     parser.add_argument("evaluation", type=Path, help="folder with metrics.json and per_impression.parquet")
     given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Plans of embedding tables: how long ours take beside TorchRec's, and how long a step would take by either.
+"""Plans of embedding tables: how long ours take compared with TorchRec's, and how long a step would take by either.
 
 Both plan the same tables for the same GPUs, by the same cost model; no GPU is needed. Each turn has other tables.
 """

@@ -1,4 +1,4 @@
-"""prepare in events per second (Ray running), beside engines that sort and group the same files to Parquet.
+"""prepare in events per second (Ray running), compared with engines that sort and group the same files to Parquet.
 
 The log is what a company has: files by time, every user in every file, items by popularity. Shoal also checks rows, drops
 duplicates, numbers items, cuts splits, hashes what it wrote and writes a card; the others only sort and group.

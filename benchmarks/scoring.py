@@ -2,7 +2,7 @@
 
 The parts of evaluating.py without logs, workers and Ray. Time of a thread hardly depends on what else the machine does.
 The ceiling: a product of matrices with as many FLOPs as the forward pass, at the size at which such products are fastest; the bare
-product of vectors of users and items; and torch.topk of it, for blocks of items whose lists are merged.
+product of vectors of users and items; and torch.topk of it, for blocks of items, with the lists merged.
 """
 
 import time

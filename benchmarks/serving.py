@@ -1,4 +1,4 @@
-"""Latency of one request, from a history to its ten best items, beside the loaded model that encodes the whole history.
+"""Latency of one request, from a history to its ten best items, compared with the loaded model that encodes the whole history.
 
 Measured are exported programs, and a followed history, of which only the newest events are encoded.
 """

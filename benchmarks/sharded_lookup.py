@@ -1,4 +1,4 @@
-"""Rows per second through a table that is split by rows, looked up and updated, beside tables that send nothing.
+"""Rows per second through a table that is split by rows, looked up and updated, compared with tables that send nothing.
 
 The others are, on each worker at the same time, a table of its share of the rows: the same memory and cores, no communication.
 Ids are distinct in every batch, as Shoal asks for them. One thread per worker. torch.nn.Embedding has no row-wise Adagrad; the
@@ -32,7 +32,7 @@ DIM = 64
 DRAWS = 20_000  # ids of a worker's batch before each is asked for once
 NUM_BATCHES = 5
 RATE, EPS = 0.05, 1e-8
-SCATTER = 611_953  # a prime: makes popular ids lie all over the table
+SCATTER = 611_953  # a prime: spreads popular ids over the whole table
 FP32 = CommunicationConfig()
 Work = Callable[[Tensor, bool], Tensor]
 

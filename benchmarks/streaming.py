@@ -1,4 +1,4 @@
-"""The training stream in events per second, in one thread, beside a bare pyarrow scan of the same columns of the same files.
+"""The training stream in events per second, in one thread, compared with a bare pyarrow scan of the same columns of the same files.
 
 The log is that of prepare (benchmarks/preparing.py): about 100 events per user, so that hardly any history is cut at
 MAX_HISTORY, and the stream delivers nearly all events that the scan reads. Each side counts what it delivers: the scan every

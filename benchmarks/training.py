@@ -1,4 +1,4 @@
-"""Training events per second, beside a bare PyTorch loop over the same model and batches that lie ready in memory."""
+"""Training events per second, compared with a bare PyTorch loop over the same model and batches that are ready in memory."""
 
 import itertools
 from typing import Any

@@ -139,10 +139,10 @@ def recommend(
         filter_viewed: whether to leave out items of the user's history; by default True, and False for rankers.
         items: file of the only items to recommend. Rankers need it. With `item_to_item` the items to compare with all.
         item_to_item: whether to write similar items of items instead.
-        label: for rankers, the label whose probability orders the candidates, or a dictionary from labels to weights.
+        label: for rankers, the label that orders the candidates by its probability, or a dictionary from labels to weights.
         at: time of the requests: ISO text, or an integer in the unit of the logs' times. Later events are left out.
         on_unknown: reaction to users or items of the files that the dataset does not have.
-        history: logs whose events are the histories, in the forms of logs.path; by default those of the dataset.
+        history: logs with the events of the histories, in the forms of logs.path; by default those of the dataset.
         logs_settings: settings of `history` that differ from those of the run, as for `evaluate`.
         checkpoint: as for `evaluate`.
         out: folder to write; by default recommendations/ in the run folder.

@@ -118,22 +118,6 @@ def test_configs_in_the_docs_are_valid(page: str, text: str, tmp_path: Path) -> 
         check_config({**values, "logs": {"path": "events.parquet", **values.get("logs", {})}}, page)
 
 
-# Idioms that a non-native reader has to guess. CONTRIBUTING.md has the rules, docs/glossary.md the terms.
-IDIOMS = re.compile(
-    r"\b(whose|lies?|lying|told|anew|mend(s|ed|ing)?|alike|dear(er|est)?|giveaways?|beside|goes on|go on|went on|sees to it"
-    r"|put down|as (it|they) comes?|at hand|whoever|nothing but)\b",
-    re.I,
-)
-# Written from the descriptions of the settings.
-GENERATED = "configuration.md"
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != GENERATED], ids=lambda page: page.name)
-def test_pages_are_free_of_idioms(page: Path) -> None:
-    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-    assert [line for line in prose.splitlines() if IDIOMS.search(line)] == []
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

@@ -105,7 +105,7 @@ def test_no_docstring_begins_with_a_noun_clause(package: str) -> None:
 
 
 def without_verb(package: str) -> tuple[float, list[str]]:
-    """Return the share of a package's functions whose docstring begins with a verb, and the lines of all others."""
+    """Return the share of a package's functions with a docstring that begins with a verb, and the lines of all others."""
     functions = [docstring for docstring in docstrings(package) if not docstring.is_property]
     others = [docstring.line for docstring in functions if docstring.first_word not in VERBS]
     return 1.0 - len(others) / len(functions), others

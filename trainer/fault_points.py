@@ -1,7 +1,7 @@
 """Points at which tests make a rank fail. Without the environment variable of the tests, a point does nothing.
 
 SHOAL_TEST_FAULTS names a JSON file with a list of faults. Each happens once, also over restarts, unless it repeats: a marker
-beside the file is created first. This is no setting of a run, and no configuration reaches it.
+next to the file is created first. This is no setting of a run, and no configuration reaches it.
 """
 
 import errno

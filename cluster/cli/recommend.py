@@ -15,12 +15,14 @@ History = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATH",
-        help="file, folder or glob of logs whose events are the histories (default: those of the dataset); may be repeated",
+        help="file, folder or glob of logs with the events of the histories (default: those of the dataset); may be repeated",
     ),
 ]
 Labels = Annotated[
     list[str] | None,
-    typer.Option("--label", metavar="NAME[=WEIGHT]", help="label whose probability orders the candidates of a ranker"),
+    typer.Option(
+        "--label", metavar="NAME[=WEIGHT]", help="label that orders the candidates of a ranker by its probability"
+    ),
 ]
 At = Annotated[
     str | None,

@@ -79,7 +79,7 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     min_workers: int | None = Field(
         None,
         ge=1,
-        description="fewest workers with which to go on when nodes are lost; the group grows again up to num_workers when there "
+        description="fewest workers with which to continue when nodes are lost; the group grows again up to num_workers when there "
         "are resources; default: num_workers",
     )
     cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads of each worker")

@@ -164,7 +164,7 @@ def check_address_file(file: str, address: str | None, reachable: bool) -> Findi
 
 
 def check_ray_address(value: str | None, reachable: bool) -> Finding:
-    """Check the environment variable RAY_ADDRESS, whose value is `value`."""
+    """Check the environment variable RAY_ADDRESS with the value `value`."""
     name = "RAY_ADDRESS"
     if value is None or value in ("", "auto", "local"):
         return Finding(name, "ok", f"is {value}" if value else "is not set")

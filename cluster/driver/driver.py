@@ -1,6 +1,6 @@
 """Driver: runs the stages prepare, train and evaluate in order, each recorded in the run folder.
 
-Rerun a command to resume: a stage whose inputs have not changed since it was done is not run again. Ray is joined, and workers
+Rerun a command to resume: a stage is not run again if its inputs have not changed since it was done. Ray is joined, and workers
 are launched, once a stage needs them.
 """
 

@@ -98,7 +98,7 @@ def fork(config: Config, target: Path) -> Config:
 
 
 def _link(source: str, target: str) -> str:
-    """Link a file, whose content never changes, or copy it to another filesystem."""
+    """Link a file with content that never changes, or copy it to another filesystem."""
     try:
         os.link(source, target)
     except OSError:

@@ -26,7 +26,7 @@ def export_run(
     """Write the export of a run's model, in this process.
 
     Args:
-        run: folder of a run or of one of its checkpoints, or a config file, whose `run.dir` is the run.
+        run: folder of a run or of one of its checkpoints, or a config file with the run as its `run.dir`.
         out: folder to write.
         options: what the export contains.
         checkpoint: name of a checkpoint of the run; by default the best, or the newest if none is marked best.

@@ -40,7 +40,7 @@ class LaterLogs:
 
     # Settings of these logs and of the run's model.
     config: Config
-    # Use of their events beside those of the run's dataset.
+    # Use of their events together with those of the run's dataset.
     derivation: Derivation = field(default_factory=Derivation)
 
     @property
@@ -103,7 +103,7 @@ def later_logs(config: Config, paths: Sequence[str], overrides: Sequence[str] | 
 def given_histories(
     config: Config, paths: Sequence[str] | None, overrides: Sequence[str] | Mapping[str, Any] = ()
 ) -> LaterLogs | None:
-    """Return logs whose events are the histories of users, in place of those of the run's dataset; None without paths.
+    """Return logs with the events of the histories of users, in place of those of the run's dataset; None without paths.
 
     Args:
         config: of the run.
@@ -180,7 +180,7 @@ def check_splits(config: Config, splits: Sequence[Split]) -> None:
     """Check that the dataset of other data has targets in these splits. Raises UserError for validation on later logs."""
     if read_manifest(config.dataset_dir).derived and "validation" in splits:
         raise UserError(
-            f"--split validation: dataset {config.dataset_dir} was made from later logs, whose events are all test targets; "
+            f"--split validation: dataset {config.dataset_dir} was made from later logs, and all of their events are test targets; "
             "leave --split out"
         )
 

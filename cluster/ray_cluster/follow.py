@@ -48,7 +48,7 @@ class JobEnd:
     status: str
     # Exit code for the command that follows the job.
     exit_code: int
-    # Reason that Ray gives, for a job whose command did not end by itself; otherwise None.
+    # Reason that Ray gives if the command of the job did not end by itself; otherwise None.
     reason: str | None
 
 

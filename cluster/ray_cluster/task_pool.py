@@ -13,7 +13,7 @@ CANCEL_SECONDS = 30.0
 def run_tasks(
     task: Callable[[Any, int], Any], argument: Any, numbers: Iterable[int], limit: int
 ) -> Generator[tuple[int, Any], None, None]:
-    """Run `task(argument, number)` for all numbers, at most `limit` at a time; yield number and result as they come.
+    """Run `task(argument, number)` for all numbers, at most `limit` at a time; yield number and result in the order of completion.
 
     What a task raises is raised here. Close the iterator if you leave it early: that ends the tasks still running.
     """

@@ -44,7 +44,7 @@ class RangeConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     log_uniform: tuple[float, float] | None = Field(
         None,
         strict=False,
-        description="low and high, both above 0, of a distribution whose logarithm is uniform; default: unset",
+        description="low and high, both above 0, of a log-uniform distribution; default: unset",
     )
     integers: tuple[int, int] | None = Field(
         None,
@@ -110,7 +110,7 @@ class StudyConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     colour: str | None = Field(
         None,
-        description="config key whose values colour the plots; default: the variant, or the first key of the grid",
+        description="config key that colours the plots by its values; default: the variant, or the first key of the grid",
     )
     max_trials: int = Field(
         256, ge=1, description="maximum number of trials. A larger study is refused before anything starts"

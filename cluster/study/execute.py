@@ -2,7 +2,7 @@
 
 Ray Train places the workers of a stage all at once or not at all, so trials that wait for CPUs hold none, and whatever runs
 ends: no order of starts can deadlock. Only as many trials run as the cluster holds, so that none waits long. A trial that
-fails reports it as a result; the others go on.
+fails reports it as a result; the others continue.
 """
 
 import contextlib

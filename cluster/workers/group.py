@@ -145,7 +145,7 @@ class _Launch:
     """One run of Ray Train, with workers that wait for jobs."""
 
     def __init__(self, config: ClusterConfig, logs: str | None = None, after: Interruption | None = None) -> None:
-        # Beside the driver, as Ray's controller: with another node it would be lost, and all workers with it.
+        # On the driver's node, as Ray's controller: with another node it would be lost, and all workers with it.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote(after)
         self._storage = temporary_storage()
@@ -217,7 +217,7 @@ class _Launch:
             self._mailbox.request_save.remote()
 
     def _end_rank(self, rank: int, place: Place, reason: str) -> None:
-        """Kill the process of a rank that does not go on, so that Ray restarts the group. The reason is told with the restart."""
+        """Kill the process of a rank that makes no progress, so that Ray restarts the group. The restart states the reason."""
         ray.get(self._mailbox.accuse.remote(rank, reason))
         if place.node == ray.get_runtime_context().get_node_id():
             kill_process(place)  # a task would need a process of its own, which takes seconds to start

@@ -13,7 +13,7 @@ BEAT_SECONDS = 1.0
 
 
 class Heart(threading.Thread):
-    """Sends signs of life from a thread of its own, so that they go on while the rank waits in a collective.
+    """Sends signs of life from a thread of its own, so that they continue while the rank waits in a collective.
 
     After a failure it also measures how long this group takes until it trains again, and the first rank reports it.
     """

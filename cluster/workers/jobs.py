@@ -48,7 +48,7 @@ class EvaluationJob:
     checkpoint: StoredCheckpoint
     # Per split, the folder for the workers' partial results.
     parts: dict[Split, Path]
-    # Whether the dataset is another one, whose vocabularies the driver has compared with those of the checkpoint's dataset.
+    # Whether the dataset is another one. The driver has compared its vocabularies with those of the checkpoint's dataset.
     other_data: bool = False
 
 

@@ -184,7 +184,7 @@ class Mailbox:
         self._stop = True
 
     def request_save(self) -> None:
-        """Ask the workers to save a checkpoint at once, and to go on."""
+        """Ask the workers to save a checkpoint at once, and to continue."""
         self._saves += 1
 
     def requests(self) -> tuple[bool, int]:

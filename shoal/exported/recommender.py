@@ -61,7 +61,7 @@ class ExportedRecommender(ExportedModel):
 
         Args:
             histories: a table (Arrow or pandas) of events with the columns of the logs; or a dictionary from users to their items,
-                oldest first; or a list of such lists, whose users are 0, 1, 2 and so on.
+                oldest first; or a list of such lists, for users 0, 1, 2 and so on.
             k: number of items per user.
             filter_viewed: whether to leave out items of the user's history.
             items: the only items to recommend; by default all.

@@ -29,7 +29,7 @@ def export(
     """Export a trained model to a folder that scores raw histories without Ray, TorchRec and the dataset.
 
     Args:
-        run: folder of a run or of one of its checkpoints, or a config file, whose `run.dir` is the run.
+        run: folder of a run or of one of its checkpoints, or a config file with the run as its `run.dir`.
         out: folder to write. An earlier export in it is replaced.
         checkpoint: name of a checkpoint of the run; by default the best, or the newest if none is marked best.
         dataset: folder of the run's dataset, if it was moved.

@@ -1,4 +1,4 @@
-"""Recommendations for one user whose history grows, without encoding it from the start at each event."""
+"""Recommendations for one user with a growing history, without encoding it from the start at each event."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class LiveRecommender:
-    """Recommendations for one user whose history grows. `NextItemRecommender.follow` returns it.
+    """Recommendations for one user with a growing history. `NextItemRecommender.follow` returns it.
 
     The lists equal those of `NextItemRecommender.recommend` for the same history. Attention keys and values of earlier events are
-    kept from request to request, so only the newest events are encoded. Models whose earlier events depend on later ones, and
+    kept from request to request, so only the newest events are encoded. Models with earlier events that depend on later ones, and
     histories longer than `model.max_history`, are encoded as a whole.
     """
 

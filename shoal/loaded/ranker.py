@@ -82,8 +82,8 @@ class ImpressionRanker(Model):
             k: number of items per user. There are fewer if fewer are left.
             items: the candidates of every user: a list, or a table with the column of items of the logs and the features of
                 impressions that the model uses.
-            label: the label whose probability orders the candidates, or a dictionary from labels to weights, of which the score
-                is the weighted sum. It can be left out for a model of one label.
+            label: the label that orders the candidates by its probability, or a dictionary from labels to weights of
+                a weighted sum, the score. It can be left out for a model of one label.
             users: users of the dataset, instead of `histories`; by default all of them.
             filter_viewed: whether to leave out items of the user's history.
             user_features: as for `score`.

@@ -24,7 +24,7 @@ class NextItemRecommender(Model):
     """A next-item model in this process.
 
     Histories are given in one of these forms: a table (Arrow or pandas) of events with the columns of the logs; a dictionary from
-    users to their items, oldest first; or a list of such lists, whose users are 0, 1, 2 and so on. Models that use times need
+    users to their items, oldest first; or a list of such lists, for users 0, 1, 2 and so on. Models that use times need
     tables. Items that the model does not know count as one unknown item.
     """
 
@@ -103,7 +103,7 @@ class NextItemRecommender(Model):
         return explain_history(self._trained, self._stored, given, target, method, seed)
 
     def follow(self, history: Any, *, user_features: Any = None) -> LiveRecommender:
-        """Follow a user whose history grows: `append` newer events to what is returned, and ask it to `recommend`.
+        """Follow a user with a growing history: `append` newer events to what is returned, and ask it to `recommend`.
 
         Attention keys and values of the events are kept, so that a new event is encoded without the earlier ones.
 

@@ -1,4 +1,4 @@
-"""Our search beside TorchRec's, on the same costs and the same goal."""
+"""Our search compared with TorchRec's, on the same costs and the same goal."""
 
 import pytest
 

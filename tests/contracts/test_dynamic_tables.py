@@ -266,7 +266,7 @@ def test_a_run_equals_one_that_keeps_a_dict_of_rows(
     torch.testing.assert_close(trained.tensors["table.item.weight"], items, rtol=1e-4, atol=1e-6)
 
 
-# Any number of workers, however the table lies
+# Any number of workers, however the table is sharded
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def check_continued(rank_pool: Any, config: Config, step: int, steps_per_epoch: 
 
 
 def test_a_checkpoint_is_resharded_after_logs_were_appended(rank_pool: Any, tmp_path: Path) -> None:
-    """It lacks the rows of new items, as the original does, and a run that goes on from it ends as one from the original."""
+    """It lacks the rows of new items, as the original does, and a run that continues from it ends as one from the original."""
     write_day(tmp_path, 0)
     config = config_in(tmp_path, train={"epochs": 1})
     num_rows = prepared(config).num_item_rows

@@ -102,7 +102,7 @@ def test_the_first_broken_update_is_named_and_the_checkpoint_before_it_is_intact
     assert (newest.manifest.step, complaints) == (8, [])
     kinds = [row["kind"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert kinds.count("validation") == 1  # after the first epoch of 8 steps
-    # The rerun goes on from there.
+    # The rerun continues from there.
     assert [message for message, _ in rank_pool.run(2, run, job)] == ["", ""]
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def shoal(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start the command; `environment` is set beside that of the tests."""
+    """Start the command; `environment` is set in addition to that of the tests."""
     # A session of its own: a signal sent to the command must not reach the test, and the other way round.
     return subprocess.Popen(
         [sys.executable, "-m", "cluster.cli", *arguments],

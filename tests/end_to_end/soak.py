@@ -1,4 +1,4 @@
-"""A soak: one training with many random faults, whose end is compared bit for bit with that of an undisturbed one.
+"""A soak: one training with many random faults. Its end is compared bit for bit with that of an undisturbed one.
 
     python -m tests.end_to_end.soak --faults 200 --seed 1 --json build/soak.json
 

@@ -86,8 +86,8 @@ def test_works_share_processes_and_nothing_else(workers: Workers) -> None:
 
 def test_a_failure_is_named_and_the_next_work_finds_new_workers(workers: Workers, tmp_path: Path) -> None:
     before = workers.run(process_and_sum, 1, ignore)
-    with pytest.raises(UserError, match="mend it"):
-        workers.run(fail, UserError("mend it"), ignore)
+    with pytest.raises(UserError, match="change it"):
+        workers.run(fail, UserError("change it"), ignore)
     after = workers.run(process_and_sum, 1, ignore)
     assert {pid for _, pid, _ in before}.isdisjoint(pid for _, pid, _ in after)
     events: list[dict[str, Any]] = []

@@ -87,7 +87,7 @@ class Ended:
 
 
 def python(program: str, *arguments: str | Path, here: Path = ROOT) -> Ended:
-    """Run a program that is given as text, with nothing but this project to import."""
+    """Run a program that is given as text, with only this project to import."""
     done = subprocess.run(
         [sys.executable, "-", *map(str, arguments)],
         input=program,

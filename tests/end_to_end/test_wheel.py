@@ -70,7 +70,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build the wheel from a copy of the sources, because a build leaves files beside them."""
+    """Build the wheel from a copy of the sources, because a build leaves files among them."""
     sources = folder / "sources"
     sources.mkdir()
     for name in SHIPPED:
@@ -154,7 +154,7 @@ def test_commands_that_train_say_how_to_get_the_rest(installed: Installed, comma
 
 
 def test_the_extras_name_everything_that_training_needs() -> None:
-    """Each pin of requirements/ lies in the range of pyproject.toml; torchrec is not in `cpu`, for the reason given there."""
+    """Each pin of requirements/ is in the range of pyproject.toml; torchrec is not in `cpu`, for the reason given there."""
     pins = {canonicalize_name(pin.name): pin for pin in requirements_in("base.txt")}
     pins |= {canonicalize_name(pin.name): pin for pin in requirements_in("cpu.txt") + requirements_in("cuda.txt")}
     pins["torch"] = Requirement(next(iter(re.findall(r"torch==[\d.]+", (ROOT / "Makefile").read_text()))))

@@ -77,7 +77,7 @@ BEFORE: dict[str, Callable[[Path], Any]] = {
 MEANWHILE: dict[str, Callable[[Path], Any]] = {
     "gone": Path.unlink,
     "rewritten with other columns": rewrite,
-    "rewritten alike": rewrite_alike,
+    "rewritten in the same way": rewrite_alike,
     "truncated meanwhile": BEFORE["truncated"],
     "emptied": BEFORE["empty"],
 }

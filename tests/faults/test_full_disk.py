@@ -102,7 +102,7 @@ def failing_with(error: Exception) -> Any:
 
 @pytest.mark.parametrize(
     "error",
-    [OSError(errno.ENOSPC, "No space left on device", "/a/report.html"), ValueError("a bug"), UserError("mend this")],
+    [OSError(errno.ENOSPC, "No space left on device", "/a/report.html"), ValueError("a bug"), UserError("change this")],
 )
 def test_a_stage_that_fails_is_no_longer_running(tmp_path, error):
     record = StageRecord(tmp_path)
@@ -221,7 +221,7 @@ def test_text_that_looks_like_markup_is_printed_unchanged(capsys):
 
 
 def test_no_console_of_the_commands_reads_markup():
-    """A console is made in one place; what is printed beside it says so itself."""
+    """A console is made in one place; what is printed without it says so itself."""
     folder = Path(cli.__file__).parents[1]
     made = [path.name for path in sorted(folder.rglob("*.py")) if " Console(" in path.read_text(encoding="utf-8")]
     assert made == ["progress.py"]

@@ -1,6 +1,6 @@
 """The logs of the settings' tests: a few users with every kind of feature, twice as events and once as impressions.
 
-Every column has a second one beside it that tells another story, so that a setting that names a column shows which was read.
+Every column has a second one next to it with other values, so that a setting that names a column shows which was read.
 """
 
 import json

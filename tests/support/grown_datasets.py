@@ -62,7 +62,7 @@ def events_dataset(
     seed: int = 0,
     cuts: TimeBounds | None = None,
 ) -> Manifest:
-    """Return histories with features, by default with a leave-one-out split; later days go on with some users and add others."""
+    """Return histories with features, by default with a leave-one-out split; later days continue some users and add others."""
     days = [{"events": _events(day, num_users, seed), "users": _users(num_users * 2)} for day in range(num_days)]
     return _write_days(folder, days, cuts or LeaveOneOut(3), ())
 

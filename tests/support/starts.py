@@ -1,6 +1,6 @@
 """What a test may start: Ray only if it is marked `ray`, rank processes only if it is marked `ranks`.
 
-A test that asks for the fixture `ray_session` or `rank_pool` is marked for it when tests are collected. Whoever starts either in
+A test that asks for the fixture `ray_session` or `rank_pool` is marked for it when tests are collected. A test that starts one in
 another way sets the marker; without it the start fails here, so that `make test-quick` starts neither.
 """
 

@@ -1,7 +1,7 @@
 """Checkpoints: save, verify, load and reshard.
 
 Files:
-    background.py  checkpoints that are written while training goes on
+    background.py  checkpoints that are written while training continues
     finite.py      detection of non-finite weights before they are saved
     folder.py      names, commits, verification, retention
     keys.py        names of tensors in a checkpoint

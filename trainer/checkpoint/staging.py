@@ -1,4 +1,4 @@
-"""Copies of the tensors of a checkpoint in host memory, so that training goes on while they are written.
+"""Copies of the tensors of a checkpoint in host memory, so that training continues while they are written.
 
 The copies are made at one moment between two steps, so they are the state of that step. Their memory is kept for the next
 checkpoint. Shards stay shards: only what this rank holds is copied.

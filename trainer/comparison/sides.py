@@ -1,4 +1,4 @@
-"""Sides of a comparison: single runs, or groups of runs that differ in nothing but their seed; with their cost and settings."""
+"""Sides of a comparison: single runs, or groups of runs that differ in their seed only; with their cost and settings."""
 
 import json
 import re

@@ -56,7 +56,7 @@ def check_heads(model: ModelConfig, width: int) -> None:
 
 
 def check_inputs(logs: LogsConfig, model: ModelConfig, tables: dict[str, TableConfig]) -> None:
-    """Reject features that the logs do not declare, and bags in tables whose individual rows the model needs."""
+    """Reject features that the logs do not declare, and bags in tables from which the model needs individual rows."""
     try:
         used_specs(logs, model.inputs)
         check_bags(logs, model, tables)

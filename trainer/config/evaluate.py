@@ -43,7 +43,7 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     )
     baselines: list[BaselineName] | None = Field(
         None,
-        description="baselines of next-item models that are evaluated beside the model; default: all that fit the dataset. "
+        description="baselines of next-item models that are evaluated with the model; default: all that fit the dataset. "
         "Reports name those that do not fit, with the reason",
     )
     slices: list[str] | None = Field(

@@ -9,6 +9,6 @@ Packages:
     synthetic    synthetic logs with known structure
 
 Files:
-    inputs.py       which features and times of a dataset a model is told
+    inputs.py       which features and times of a dataset a model is given
     item_titles.py  titles of items for reports, from the files of items
 """

@@ -28,7 +28,7 @@ class CardSummary:
     counts: dict[str, int]
     """Checks by verdict."""
     notable: tuple[dict[str, str], ...]
-    """"title", "verdict" and "found" of the checks whose verdict is not "ok", problems first."""
+    """"title", "verdict" and "found" of the checks with another verdict than "ok", problems first."""
 
 
 def card_summary(job: Job, manifest: Manifest, folder: Path) -> CardSummary:

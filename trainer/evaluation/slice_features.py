@@ -37,7 +37,7 @@ def slice_features(
         impressions: whether impressions have features. Their columns are those of events.
 
     Raises:
-        UserError: for a name that does not exist, or whose kind has no slices.
+        UserError: for a name that does not exist, or a kind of column without slices.
     """
     owners = ("user", "item", "event") if impressions else ("user", "item")
     features = {slice_name(f): f for f in manifest.features if f.owner in owners and f.kind in KINDS}

@@ -1,6 +1,6 @@
 """Slices: parts of the users, or of the impressions, that are evaluated by themselves, and the worst of them. Pure numpy.
 
-The worst slices are those whose mean is significantly below the mean of everybody else: a one-sided z-test of the difference of two
+The worst slices are those with a mean significantly below the mean of everybody else: a one-sided z-test of the difference of two
 independent means, with Holm's correction for the number of tested slices (Holm 1979, Scandinavian Journal of Statistics 6).
 """
 

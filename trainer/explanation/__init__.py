@@ -21,6 +21,6 @@ Files:
     questions.py    histories with the item that is scored, as packed arrays
     removal.py      what it means to remove an event
     rollout.py      attention through all layers
-    smallest_set.py  events whose removal changes the top item
+    smallest_set.py  fewest events to remove for another top item
     top_items.py    the two best items for variants of histories
 """

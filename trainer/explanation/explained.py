@@ -254,7 +254,7 @@ def explained_model(trained: TrainedModel, world: World | None = None, label: st
     tables = Tables(trained, world or ALONE, world is not None)
     trained.model.eval()
     for parameter in trained.model.parameters():
-        # The shards of a table can be views, whose flag cannot be changed. Their look-ups have no gradient anyway.
+        # The shards of a table can be views, and the flag of a view cannot be changed. Their look-ups have no gradient anyway.
         if parameter.is_leaf:
             parameter.requires_grad_(False)
     if trained.manifest.task != "ranking":

@@ -1,7 +1,7 @@
-"""The smallest set of events whose removal changes the top item, a counterfactual explanation (Kaffes et al. 2021).
+"""The smallest set of events to remove for another top item, a counterfactual explanation (Kaffes et al. 2021).
 
     sizes up to `exact_size`    all sets of that size are tried: the result is a smallest set
-    larger sizes                greedy: the event is added whose removal leaves the top item the smallest lead; the set is then
+    larger sizes                greedy: the event is added that leaves the top item the smallest lead; the set is then
                                 made irreducible: events without which the top item still changes are taken out again
 
 A set that is one event larger than all sizes that were tried in full is a smallest set too. No set removes the whole history: a
@@ -83,7 +83,7 @@ class _Search:
         return TopTwo(np.concatenate(items), np.concatenate(scores))
 
     def accept(self, question: np.ndarray, events: np.ndarray, best: TopTwo, smallest: bool) -> None:
-        """Keep for each question the changing variant whose new top item leads most, the first one among equals."""
+        """Keep for each question the changing variant with the largest lead of its new top item, the first one among equals."""
         changed = np.flatnonzero(best.items[:, 0] != self.before.items[question, 0])
         order = changed[np.lexsort((changed, -best.lead[changed], question[changed]))]
         questions, first = np.unique(question[order], return_index=True)
@@ -105,7 +105,7 @@ def smallest_sets(
     seed: int = 0,
     internal_batch_size: int | None = None,
 ) -> SmallestSets:
-    """Return a smallest set of events for each question whose removal changes the top item. Collective.
+    """Return a smallest set of events for each question that changes the top item when it is removed. Collective.
 
     Args:
         top: the candidates and the model.
@@ -180,7 +180,7 @@ def _all_sets(asked: Questions, questions: np.ndarray, size: int) -> tuple[np.nd
 
 
 def _extend(search: _Search, greedy: np.ndarray, question: np.ndarray, events: np.ndarray, best: TopTwo) -> None:
-    """Add to the greedy set of each open question the event whose removal leaves its top item the smallest lead."""
+    """Add to the greedy set of each open question the event that leaves its top item the smallest lead when it is removed."""
     stays = np.flatnonzero(~search.found[question])
     order = stays[np.lexsort((-events[stays, 0], best.lead[stays], question[stays]))]
     _, first = np.unique(question[order], return_index=True)

@@ -193,7 +193,7 @@ class RankingProgram(Program):
 
 
 def _as_values(feature: InputFeature, name: str, embedding: Tensor) -> FeatureValues:
-    """Return the values of a feature whose vectors are known, (owners, W): those of numbers, or looked up under a name."""
+    """Return the values of a feature with known vectors, (owners, W): those of numbers, or looked up under a name."""
     none = torch.zeros(0, dtype=torch.int64)
     bags = None if feature.table is None else BagRange(name, 0, embedding.shape[0])
     return FeatureValues(none, none, embedding[:0], embedding, bags)

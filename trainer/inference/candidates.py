@@ -16,7 +16,7 @@ class Candidates:
     """The items that may be recommended."""
 
     num_items: int
-    """The number of items of the catalogue, whose ids are 1 .. num_items."""
+    """The number of items of the catalogue. Their ids are 1 .. num_items."""
     some: np.ndarray | None = None
     """(n,) int64 ids, ascending and distinct; None: all items."""
 

@@ -1,7 +1,7 @@
 """One history that grows: each new event is encoded from kept keys and values of the earlier ones, not from the start.
 
-The vector equals that of a full pass, within rounding. A full pass is made where nothing can be kept: for models whose earlier
-events depend on later ones, and for histories longer than `max_history`, whose oldest events are dropped.
+The vector equals that of a full pass, within rounding. A full pass is made where nothing can be kept: where earlier
+events depend on later ones, and where a history is longer than `max_history`, so that its oldest events are dropped.
 """
 
 from dataclasses import replace

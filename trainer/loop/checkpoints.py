@@ -104,7 +104,7 @@ class Checkpoints:
             raise NonFiniteWeightsError(broken_weights_message(names, self.job, step))
 
     def save(self, state: State, examples: Examples | DayExamples, must: bool) -> None:
-        """Save a checkpoint. It is written while training goes on, after the previous one. Collective.
+        """Save a checkpoint. It is written while training continues, after the previous one. Collective.
 
         Args:
             state: The state of the training.
@@ -163,7 +163,7 @@ class Checkpoints:
         except CheckpointError as error:
             if must or self.job.config.checkpoint.on_error == "stop":
                 raise
-            self.messages.warn(f"{error}; training goes on without it (checkpoint.on_error)")
+            self.messages.warn(f"{error}; training continues without it (checkpoint.on_error)")
 
     def _after_commit(self, step: int) -> None:
         """Note the best checkpoint, and retire old ones. On the first rank, in the thread that wrote the checkpoint."""

@@ -2,7 +2,7 @@
 
 A loss is a spike above median + deviations * scale of the recent losses. The scale is 1.4826 times the median absolute deviation,
 which for normal noise is the standard deviation. The losses are those of the global batch, which all ranks receive from one
-all-reduce, so all ranks decide alike and exchange nothing more. The recent losses are part of a checkpoint, so a resumed run
+all-reduce, so all ranks decide the same and exchange nothing more. The recent losses are part of a checkpoint, so a resumed run
 decides as an uninterrupted one.
 """
 

@@ -1,6 +1,6 @@
 """Folder of recommendations: a Parquet file per worker, and _recommendations.json, which describes them. Imports no torch.
 
-Workers write into a hidden folder beside it, which takes its place when everything is there. So a reader finds the old files, the
+Workers write into a hidden folder next to it, which takes its place when everything is there. So a reader finds the old files, the
 new ones, or for a moment none, and never a mixture.
 """
 
@@ -105,7 +105,7 @@ class PartWriter:
 
 
 def new_attempt(folder: Path, manifest: str = MANIFEST, content: str = "recommendations") -> Path:
-    """Return a fresh hidden folder beside the folder of results, and remove those of earlier attempts.
+    """Return a fresh hidden folder next to the folder of results, and remove those of earlier attempts.
 
     Args:
         folder: the folder of results.
@@ -146,7 +146,7 @@ def take_place(attempt: Path, folder: Path) -> None:
 
 
 def read_recommendations(folder: Path) -> RecommendationsManifest | None:
-    """Return the manifest of a folder whose files are all there, else None."""
+    """Return the manifest of a folder if all of its files are there, else None."""
     with suppress(OSError, ValueError, TypeError):
         manifest = RecommendationsManifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
         if manifest.format_version == FORMAT_VERSION and files_of(folder) == manifest.files:

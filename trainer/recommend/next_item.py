@@ -56,7 +56,7 @@ class NextItemLists:
     """Recommendations of a next-item model on this worker."""
 
     trained: TrainedModel
-    """The model, whose tables are sharded."""
+    """The model, with sharded tables."""
     request: RecommendRequest
     """What is asked for."""
     world: World

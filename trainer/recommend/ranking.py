@@ -36,7 +36,7 @@ class RankerLists:
     """Recommendations of a ranker on this worker."""
 
     trained: TrainedModel
-    """The model, whose tables are sharded."""
+    """The model, with sharded tables."""
     request: RecommendRequest
     """What is asked for."""
     world: World

@@ -35,7 +35,7 @@ def write_part(
     """Write this worker's file of recommendations. Collective.
 
     Args:
-        trained: the model, whose tables are sharded.
+        trained: the model, with sharded tables.
         request: what is asked for.
         world: the workers.
         on_batch: called after each batch with the number of batches done, of all batches, and of users so far.

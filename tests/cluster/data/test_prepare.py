@@ -155,7 +155,7 @@ def test_a_folder_with_another_dataset_is_refused_with_the_difference(tmp_path: 
     write_log(tmp_path / "logs/a.parquet", STEADY[1:])
     assert "a.parquet changed" in refusal(config_at(tmp_path))
     write_log(tmp_path / "logs/b.parquet", STEADY)
-    assert "a.parquet changed" in refusal(config_at(tmp_path))  # a new file beside it does not make it an append
+    assert "a.parquet changed" in refusal(config_at(tmp_path))  # another new file does not make it an append
     (tmp_path / "logs/a.parquet").unlink()
     write_log(tmp_path / "logs/b.parquet", STEADY[2:])  # with the content of a.parquet it would be that file, renamed
     message = refusal(config_at(tmp_path))

@@ -231,7 +231,7 @@ def test_a_label_in_another_file_is_missed_by_name(tmp_path: Path) -> None:
         assert part in message
 
 
-# KuaiRand, as far as it is at hand: two periods of impressions, and what users watched before
+# KuaiRand, as far as it is available: two periods of impressions, and what users watched before
 
 OUTCOMES = {
     "is_follow", "is_comment", "is_forward", "is_hate", "is_profile_enter", "play_time_ms", "profile_stay_time",

@@ -1,4 +1,4 @@
-"""Prepare that was stopped goes on where it stopped, and ends with the same bytes; killed for good, or from within."""
+"""Prepare that was stopped continues where it stopped, and ends with the same bytes; killed for good, or from within."""
 
 import json
 import os

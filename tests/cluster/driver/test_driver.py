@@ -27,7 +27,7 @@ def write_inputs(folder: Path) -> Path:
     """Return the config of a log in which a feature repeats a label; the label's name looks like markup."""
     n = range(600)
     columns = {"user_id": [k % 20 for k in n], "item_id": [k % 30 for k in n], "time": list(n)}
-    label = {"[bold]": [int(k % 7 == 0) for k in n], "told": [k % 7 for k in n]}
+    label = {"[bold]": [int(k % 7 == 0) for k in n], "given": [k % 7 for k in n]}
     pq.write_table(pa.table(columns | label), folder / "events.parquet")
     config = folder / "config.toml"
     config.write_text(
@@ -38,7 +38,7 @@ dir = "{folder / "run"}"
 path = "{folder / "events.parquet"}"
 labels = ["[bold]"]
 history_label = "[bold]"
-[logs.features.told]
+[logs.features.given]
 kind = "categorical"
 [split]
 kind = "global_time"
@@ -65,7 +65,7 @@ def test_prepare_prints_the_path_and_the_warnings_of_the_card(
     assert values["card"] == str(tmp_path / "run/dataset/card.html")
     assert Path(values["card"]).exists()
     assert f"card: {values['card']}" in done.stderr
-    assert "note: problem: Features that reveal the label: told reveals [bold]" in done.stderr
+    assert "note: problem: Features that reveal the label: given reveals [bold]" in done.stderr
     assert "note: ok" not in done.stderr
 
 

@@ -169,7 +169,7 @@ def test_recommendations_for_given_histories(rank_pool: RankPool, folder: Path, 
 def test_the_figures_are_those_of_logs_that_were_appended(
     ray_session: None, rank_pool: RankPool, folder: Path, tmp_path: Path
 ) -> None:
-    """Appending the same files, whose items the training period does not know either, gives the same test split."""
+    """Appending the same files, with items that the training period does not know either, gives the same test split."""
     shutil.copytree(folder / "run", tmp_path / "run", symlinks=True)
     shutil.copytree(folder / "logs", tmp_path / "logs", copy_function=shutil.copy2)
     shutil.copy2(folder / "later/new.parquet", tmp_path / "logs/new.parquet")

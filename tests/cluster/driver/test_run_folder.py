@@ -1,4 +1,4 @@
-"""Whose a run folder is, and who may write it: the same run goes on, another is refused, and so is a second command."""
+"""The owner of a run folder, and who may write it: the same run continues; another run and a second command are refused."""
 
 import os
 import subprocess

@@ -37,7 +37,7 @@ MODELS = {
     "logistic": 'kind = "logistic"',
     "din": 'kind = "din"',
     "bst": f'kind = "bst"\n{HEADS}',
-    "hstu, encoded beside": f'kind = "hstu"\n{HEADS}\nexperts = {{ kind = "mmoe", hidden = [6], num_experts = 3 }}',
+    "hstu, encoded with candidates": f'kind = "hstu"\n{HEADS}\nexperts = {{ kind = "mmoe", hidden = [6], num_experts = 3 }}',
     "crossed": 'kind = "pooled"\ncrossing = { kind = "dcn_v2", rank = 3 }',
 }
 

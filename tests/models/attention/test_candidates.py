@@ -38,7 +38,7 @@ def results(attention, inputs: list[Tensor], context: CandidateContext, parts: A
     total = (attended.output * weights).sum()
     if attended.penalty is not None:
         total = total + 0.7 * attended.penalty
-    if total.requires_grad:  # a window of one shows a candidate nothing but itself
+    if total.requires_grad:  # a window of one shows a candidate only itself
         total.backward()
     gradients = [torch.zeros_like(x) if x.grad is None else x.grad.clone() for x in (*leaves, *parts.parameters)]
     return [attended.output.detach(), *([] if attended.penalty is None else [attended.penalty.detach()]), *gradients]

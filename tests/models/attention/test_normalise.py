@@ -42,7 +42,7 @@ def test_newton_equals_sorting(form, dtype, tolerance):
 
 @pytest.mark.parametrize("form", [sparsemax, entmax15])
 def test_a_row_does_not_depend_on_the_others(form):
-    """Rows beside it that need more rounds change no bit of it."""
+    """Other rows of the batch that need more rounds change no bit of it."""
     rows = [some_scores(200, spread, torch.float32) for spread in SPREADS]
     together = form(torch.cat(rows))
     assert torch.equal(together, torch.cat([form(row[None]) for of_spread in rows for row in of_spread]))

@@ -1,4 +1,4 @@
-"""Candidates beside events in every encoder: as the event after those before them, unseen by anything else."""
+"""Candidates together with events in every encoder: as the event after those before them, unseen by anything else."""
 
 from dataclasses import replace
 

@@ -22,7 +22,7 @@ ENCODERS = {**CASES, **MORE}
 
 
 def asked_later(lengths: list[int]) -> AttentionContext:
-    """Return histories whose requests come after their events, so that a wrong request time changes the result."""
+    """Return histories with requests that come after their events, so that a wrong request time changes the result."""
     given = context_of(lengths)
     assert given.times is not None
     return replace(given, request_times=given.times + torch.arange(given.times.numel()) * 1000)

@@ -47,7 +47,7 @@ def focal(gamma: float) -> OfLogits:
 
 
 def ranked(kind: str, bce_share: float) -> OfLogits:
-    """Return a share of binary cross-entropy beside the loss of a user's impressions together."""
+    """Return a share of binary cross-entropy added to the loss of a user's impressions together."""
 
     def loss_of(model: Model, logits_M: Tensor) -> Tensor:
         batch, together = model.batch, pairwise if kind == "pairwise" else listwise

@@ -119,7 +119,7 @@ def test_table_row_wise_bags_are_on_one_host() -> None:
     assert cost.input_seconds[0].tolist() == [0, 0] + [(2 * 8 + 2 * 4) * PEERS] * 2  # half of the ids each
     assert cost.lookup_seconds[0].tolist() == [0, 0] + [8 * 8 * 4] * 2
     assert cost.output_seconds[0].tolist() == [0, 0] + [2 * 8 * 4 * SUMMED] * 2
-    # The other host's ranks send ids to both owners, gradients to the one that lies as they do; an owner what it looked up to
+    # The other host's ranks send ids to both owners, gradients to the one in the same place; an owner what it looked up to
     # three, ids to one, and the gradients of both hosts to its neighbour.
     assert cost.sent_bytes[0].tolist() == [2 * 24 + 64] * 2 + [24 + 3 * 64 + 2 * 64] * 2
 

@@ -1,4 +1,4 @@
-"""An export has the scores of its model, from raw histories, with nothing but its folder."""
+"""An export has the scores of its model, from raw histories, with its folder only."""
 
 import json
 import subprocess

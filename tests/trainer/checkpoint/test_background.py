@@ -1,4 +1,4 @@
-"""Checkpoints that are written while training goes on: of the moment of the request, one at a time, whole or not at all."""
+"""Checkpoints that are written while training continues: of the moment of the request, one at a time, whole or not at all."""
 
 import json
 import os

@@ -177,7 +177,7 @@ def written(source: Path, folder: Path, case: Case, world_size: int, block_bytes
 class Chain:
     """paths: the checkpoint of 2 ranks, then what it was resharded to, one after another: for 4 ranks, 1, and 2 again.
 
-    saved, went_on: the states that 2 ranks saved and went on to. loaded: by world size and path, (as loaded, went on to).
+    saved, went_on: the states that 2 ranks saved and then trained to. loaded: by world size and path, (as loaded, then trained to).
     """
 
     paths: list[Path]

@@ -182,7 +182,7 @@ def test_runs_that_differ_only_in_their_seed_are_grouped(tmp_path: Path) -> None
     expected = np.mean([(1.0 / ranks_of(k)).mean() for k in (1, 2, 3)])
     assert mrr.reference == pytest.approx(expected)
     assert mrr.over_seeds is not None
-    seeds = compared(*of_a)  # nothing but seeds: then these are compared
+    seeds = compared(*of_a)  # only seeds: then these are compared
     assert [side.title for side in seeds.sides] == ["a-seed1", "a-seed2", "a-seed3"]
     assert any("differ only in run.seed" in note for note in notes(seeds))
     again = write_run(tmp_path / "a-again", ranks_of(9), seed=1)  # the same seed is no other draw

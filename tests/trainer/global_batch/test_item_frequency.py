@@ -87,7 +87,7 @@ def test_it_resumes_exactly():
     for batch in batches[:25]:
         first.observe(batch)
     saved = {name: tensor.clone() for name, tensor in first.tensors().items()}
-    first.observe(batches[3])  # what was saved is not what goes on
+    first.observe(batches[3])  # what was saved is not what continues
     second.load(saved)
     for batch in batches[25:]:
         second.observe(batch)

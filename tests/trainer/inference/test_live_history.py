@@ -22,7 +22,7 @@ from trainer.inference.next_item import user_vectors
 from trainer.inference.requests import Histories, with_requests
 from trainer.inference.trained_model import TrainedModel
 
-LONGEST = 9  # shorter than the history below, whose last events are beyond it
+LONGEST = 9  # shorter than the history below, so that its last events are beyond it
 FORMS = {
     **ENCODERS,
     "SASRec in a window": {"encoder": {"num_blocks": 3, "attention": {"window": 3}}},

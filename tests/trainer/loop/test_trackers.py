@@ -54,7 +54,7 @@ def test_wandb_writes_offline(tmp_path: Path) -> None:
 
 
 class Failing:
-    """A tracker whose server goes away after the first step."""
+    """A tracker that loses its server after the first step."""
 
     def __init__(self, *_: Any) -> None:
         self.steps: list[int] = []

@@ -327,7 +327,7 @@ def _duplicates(manifest: Manifest) -> Check:
 def _outcomes(manifest: Manifest) -> Check:
     """Check that no feature reads a label or an outcome.
 
-    Settings refuse such features. This check covers the dataset at hand, wherever its settings came from.
+    Settings refuse such features. This check covers the dataset itself, wherever its settings came from.
     """
     after = [*manifest.labels["names"], *manifest.labels.get("outcomes", ())]
     sources = {

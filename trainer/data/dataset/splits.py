@@ -145,7 +145,7 @@ def _chosen(users: Hashes, share: float) -> npt.NDArray[np.bool_]:
 
 
 def _chosen_from(users: Hashes, low: float, high: float) -> npt.NDArray[np.bool_]:
-    """Return a mask of the users whose hash, mixed again, is from `low` to below `high` of its range."""
+    """Return a mask of the users with a hash, mixed again, from `low` to below `high` of its range."""
     place = mix(users ^ _HELD_OUT).astype(np.float64) / 2.0**64
     return (place >= low) & ((place < high) | (high == 1.0))
 

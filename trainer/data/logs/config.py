@@ -25,7 +25,7 @@ class TextConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     quoting: Literal["auto", "none", "double", "escaped"] = Field(
         "auto",
         description="double: fields in double quotes, with quotes inside them doubled; escaped: with quotes inside them "
-        'written as \\"; none: quotes are ordinary characters; auto: double, and files whose quotes may be ordinary characters '
+        'written as \\"; none: quotes are ordinary characters; auto: double, and files with quotes that may be ordinary characters '
         "are refused",
     )
     decimal: Literal[".", ","] = Field(".", description="decimal mark of numeric features and labels")
@@ -150,7 +150,7 @@ class UsersConfig(FurtherFilesConfig, extra="forbid", frozen=True, strict=True):
 
 
 class HistoryConfig(FurtherFilesConfig, extra="forbid", frozen=True, strict=True):
-    """For logs of impressions: further logs whose events belong to the history and are not impressions."""
+    """For logs of impressions: further logs with events that belong to the history and are not impressions."""
 
     path: str | list[str] = Field(description="files of events, in the forms of logs.path")
     user: str = Field("user_id", description="column of the user, of the same type as in the logs")

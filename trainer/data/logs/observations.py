@@ -16,7 +16,7 @@ MISSING_WORDS = pa.array(sorted({form for word in _WORDS for form in (word, word
 
 
 def observe_ids(events: pa.Table) -> Counter[str]:
-    """Count events whose user or item is the text of a missing value, and events with spaces around an id."""
+    """Count events with the text of a missing value as user or item, and events with spaces around an id."""
     observed: Counter[str] = Counter()
     for name in IDS:
         if name in events.column_names and pa.types.is_string(events.schema.field(name).type):

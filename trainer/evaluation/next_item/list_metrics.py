@@ -5,12 +5,12 @@ and N = sum n_i:
 
 novelty@K  the mean of -log2(n_i / N), in bits: the mean self-information of the listed items (Castells, Vargas & Wang 2011,
            "Novelty and diversity metrics for recommender systems"; Zhou et al. 2010, arXiv 0808.2670). An item without training
-           events counts as one with a single event, as in RecTools, whose MeanInvUserFreq counts users instead of events.
+           events counts as one with a single event, as in RecTools, though MeanInvUserFreq counts users instead of events.
 arp@K      the mean of n_i: average recommendation popularity (Yin et al. 2012, arXiv 1205.6700), as RecTools has it
 ild@K      the mean of 1 - similarity over all pairs of listed items: intra-list diversity (Ziegler et al. 2005; Smyth & McClave
            2001), with the similarity of similarity.py, for K >= 2
 
-Each is a mean over users. A user whose list has no item, or for ild no two, has no value and is left out.
+Each is a mean over users. A user has no value and is left out if the list has no item, or for ild no two.
 
 coverage@K is the share of the catalogue that is in the top K of some user. It is no mean over users. Its interval is about the
 coverage that another sample of as many users would have on average. With s_u the number of items that only user u is recommended,

@@ -12,7 +12,7 @@ map@K        sum over r_j <= K of the precision j / r_j, over n_u (average preci
              2008, section 8.4; as trec_eval and RecTools divide it)
 mrr          1 / r_1, 0 if no item can be ranked
 
-Each is a mean over users and lies in [0, 1], for any targets.
+Each is a mean over users and is in [0, 1], for any targets.
 
 debiased_ndcg@K corrects ndcg@K for the fact that popular items are observed more often. An item with n_i training events is
 observed with a propensity proportional to p_i = sqrt(max(1, n_i)) (Saito et al. 2020, arXiv 1909.03601). Each relevant

@@ -1,6 +1,6 @@
 """Scores of users against the items of a worker, a tile of users x items at a time.
 
-On a CPU a tile fits its caches, so that everything that is derived from scores costs little beside the product that makes them.
+On a CPU a tile fits its caches, so that everything that is derived from scores costs little next to the product that makes them.
 The next tile overwrites the last. Shapes: B users, V local items, D width, S pairs of a user and an item.
 """
 
@@ -97,7 +97,7 @@ class ScoreTiles:
             scores.masked_fill_(since[None, :] > self.moments[rows, None], EXCLUDED)
 
     def _groups(self) -> list[slice]:
-        """Return the users of the tiles beside each other, in groups of about equal size."""
+        """Return the users of the tiles next to each other, in groups of about equal size."""
         num_users = self.users.shape[0]
         num_groups = -(-num_users // TILE_USERS) if self.users.device.type == "cpu" else min(1, num_users)
         size = -(-num_users // max(1, num_groups))

@@ -59,7 +59,7 @@ class UserValues:
     def shares(self) -> np.ndarray:
         """(U,) numbers with the metric as their plain mean, and its standard error as theirs; the values if all count equally.
 
-        Two models are compared user by user by the differences of these numbers. Some may lie outside the range of the metric.
+        Two models are compared user by user by the differences of these numbers. Some may be outside the range of the metric.
         """
         if self.weights is None:
             return self.values

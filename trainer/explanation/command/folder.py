@@ -95,7 +95,7 @@ def commit(attempt: Path, folder: Path, manifest: ExplanationsManifest) -> None:
 
 
 def read_explanations(folder: Path) -> ExplanationsManifest | None:
-    """Return the manifest of a folder whose files are all there, else None."""
+    """Return the manifest of a folder if all of its files are there, else None."""
     with suppress(OSError, ValueError, TypeError):
         manifest = ExplanationsManifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
         if manifest.format_version == FORMAT_VERSION and files_of(folder) == manifest.files:

@@ -62,7 +62,7 @@ class Chooser:
     """Chooses the questions on one worker."""
 
     model: Explained
-    """The model, whose tables are sharded."""
+    """The model, with sharded tables."""
     request: ExplainRequest
     """What is asked for."""
     world: World

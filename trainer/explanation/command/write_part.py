@@ -108,7 +108,7 @@ def write_part(trained: TrainedModel, request: ExplainRequest, world: World, on_
     """Write this worker's files of explanations. Collective.
 
     Args:
-        trained: the model, whose tables are sharded.
+        trained: the model, with sharded tables.
         request: what is asked for.
         world: the workers.
         on_batch: called after each batch.

@@ -74,7 +74,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Change:
-    """The smallest set of events whose removal changes the answer."""
+    """The smallest set of events that changes the answer when it is removed."""
 
     removed: tuple[Event, ...]
     """The events."""
@@ -301,7 +301,7 @@ def _share_of(effect: float, score: float) -> str:
 def _change_text(row: Mapping[str, Any], number: int, has_new: bool) -> str:
     """Return what removing the set changes, as a sentence."""
     if not row["is_changed"]:
-        return f"No set of up to {row['most_removed']} events was found whose removal changes the answer."
+        return f"Removing any set of up to {row['most_removed']} events that was tried does not change the answer."
     events = "this event" if number == 1 else f"these {number} events"
     new = "the best item would be another one" if has_new else "the answer would change"
     exact = " No smaller set does this." if row["is_smallest"] else " A smaller set may exist."

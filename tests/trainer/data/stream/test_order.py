@@ -127,7 +127,7 @@ def test_rows_of_one_group_are_spread_over_the_epoch():
     ],
 )
 def test_the_global_order_is_that_of_runs_of_earlier_versions(group_rows, seed, epoch, digest):
-    """A run goes on where it stopped only while its order is the same: recorded from version 0.1."""
+    """A run continues where it stopped only while its order is the same: recorded from version 0.1."""
     order = EpochOrder(group_rows, seed, epoch)
     places = order.places(0, order.num_examples)
     assert crc32(np.stack((places.group, places.place)).astype("<i8").tobytes()) == digest

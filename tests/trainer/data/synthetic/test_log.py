@@ -1,4 +1,4 @@
-"""The planted structure is there, is what truth/ says, and depends on nothing but the config."""
+"""The planted structure is there, is what truth/ says, and depends on the config only."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""From settings and model to ranks per user: what is evaluated, the baseline beside it, and the mode that the model is left in."""
+"""From settings and model to ranks per user: what is evaluated, the baseline next to it, and the mode that the model is left in."""
 
 from pathlib import Path
 from typing import Any

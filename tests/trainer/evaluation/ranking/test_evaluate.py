@@ -129,12 +129,12 @@ def _areas_of_share(world: World, judged: Judged, share_of: np.ndarray) -> Areas
     return areas_over_ranks(count_scores(judged.take(share_of == world.rank)), world)
 
 
-@pytest.mark.parametrize("kind", ["many", "few levels", "all alike", "one rank has all", "positives only", "none"])
+@pytest.mark.parametrize("kind", ["many", "few levels", "all equal", "one rank has all", "positives only", "none"])
 def test_areas_over_ranks_is_exact_however_scores_are_spread(rank_pool: RankPool, kind):
     levels = {"few levels": 3, "many": None}.get(kind, 12)
     judged = random_judged(9, count=2000, levels=levels)
     share_of = np.random.default_rng(1).integers(0, 3, judged.user.size)
-    if kind == "all alike":
+    if kind == "all equal":
         judged = Judged(judged.user, np.zeros_like(judged.scores), judged.positive, judged.weight)
     elif kind == "one rank has all":
         share_of[:] = 1

@@ -141,11 +141,11 @@ def test_features_of_users_items_and_impressions_are_slices(tmp_path: Path) -> N
 
 
 def simulated(seed: int, num_users: int, num_each: int, worse: float) -> tuple[Impressions, Slice]:
-    """Return impressions whose scores say less of the label inside a slice; users have a rate and a level of their own.
+    """Return impressions with scores that say less of the label inside a slice; users have a rate and a level of their own.
 
     Args:
         seed: of the draws.
-        num_users: users, whose impressions are inside and outside by turns.
+        num_users: users. Their impressions are inside and outside by turns.
         num_each: impressions of a user.
         worse: how much less a positive gains inside.
     """

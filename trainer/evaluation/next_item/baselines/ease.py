@@ -101,7 +101,7 @@ class Ease:
         return BaselineRanks(self._target_ranks(keys, held), self._top_items(keys, top))
 
     def _keys(self, user: Tensor, item: Tensor, num_users: int) -> Tensor:
-        """Return a number for every user and item, (Q, V), whose order is that of the lists; no two of a user are equal."""
+        """Return a number for every user and item, (Q, V), in the order of the lists; no two of a user are equal."""
         offsets = torch.searchsorted(user, torch.arange(num_users, device=user.device))
         scores = F.embedding_bag(item - FIRST_ITEM, self._weights, offsets, mode="sum")
         return scores.mul_(_PLACES).sub_(self._places)
