@@ -48,7 +48,12 @@ class World:
         """Return every rank's tensor, in rank order. First dimensions may differ; others must be equal."""
         if self.world_size == 1:
             return [tensor]
-        sizes = [int(n) for n in self.gather_ints(tensor.shape[0])]
+        return self.gather_sized(tensor, self.gather_ints(tensor.shape[0]))
+
+    def gather_sized(self, tensor: Tensor, sizes: list[int]) -> list[Tensor]:
+        """Return every rank's tensor, in rank order, without asking for their first dimensions, `sizes`."""
+        if self.world_size == 1:
+            return [tensor]
         # gloo gathers equal shapes only: pad to the longest and cut afterwards.
         padded = tensor.new_zeros((max(sizes), *tensor.shape[1:]))
         padded[: tensor.shape[0]] = tensor
@@ -124,6 +129,23 @@ class World:
         """
         group = dist.new_group(backend="gloo") if self.world_size > 1 else None
         return World(self.rank, self.world_size, torch.device("cpu"), group)
+
+    def group_of(self, size: int) -> "World":
+        """Return the group of `size` ranks that this rank belongs to: ranks 0 to size - 1, the next ones, and so on. Collective.
+
+        size: a divisor of the number of ranks.
+        """
+        if self.world_size % size:
+            raise ValueError(f"groups of {size} ranks do not divide {self.world_size} ranks")
+        if size == self.world_size:
+            return self
+        own = self
+        for first in range(0, self.world_size, size):
+            members = list(range(first, first + size))
+            group = dist.new_group(members) if size > 1 else None  # every rank takes part in making every group
+            if self.rank in members:
+                own = World(self.rank - first, size, self.device, group)
+        return own
 
     def barrier(self) -> None:
         self.sum(torch.zeros(1, device=self.device))

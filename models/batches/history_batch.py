@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.batches.catalogue_share import CatalogueShare
 from models.batches.jagged import JaggedLayout, layout_of
 from models.batches.merge_requests import with_items
 from models.features.catalogue import Catalogue
@@ -24,6 +25,8 @@ from models.features.unique import merge_ids, unique_ids
 from models.features.values import ValueColumn
 
 FIRST_ITEM = 1  # id 0 stands for unknown items: looked up in histories, never a target and never recommended
+
+_NOTHING = np.zeros(0, dtype=np.int64)
 
 Batch = TypeVar("Batch")
 
@@ -55,12 +58,13 @@ class HistoryBatch:
     lookup_ids: Tensor  # (U,) int64, items of the batch
     history_index: Tensor  # (N,) int64 into lookup_ids
     target_ids: Tensor  # (T,) int64
-    target_index: Tensor  # (T,) int64 into lookup_ids
+    target_index: Tensor  # (T,) int64 into lookup_ids; empty if other ranks may look up the targets
     negative_ids: Tensor  # (C,) int64, empty unless the objective samples
     negative_index: Tensor  # (C,) int64 into lookup_ids
     items: ItemRequest  # look-ups for the items and for the features of events and users
     target_event: Tensor | None = None  # (T,) input events of the targets; None: every event has one, so that T is N
     num_candidates: int = 0  # a softmax over the whole catalogue compares the ids from 1 to below this
+    share: CatalogueShare | None = None  # the candidates that this rank scores; None: all
     negative_log_q: Tensor | None = None  # (C,) float32, log of the probability of drawing each, if corrected
     target_log_q: Tensor | None = None  # (T,) float32, the same of the targets
     masked: Tensor | None = None  # (N,) bool, input events that the model restores; their item is 0
@@ -104,6 +108,7 @@ def build_batch(
     negative_ids: np.ndarray,
     catalogue: Catalogue,
     whole_catalogue: bool,
+    share: tuple[int, int] | None = None,
 ) -> HistoryBatch:
     """Assemble a batch on the host from packed arrays.
 
@@ -115,23 +120,27 @@ def build_batch(
         negative_ids: items that the objective uses as negatives, (C,).
         catalogue: all items.
         whole_catalogue: the objective scores all items of the training split.
+        share: the ids from share[0] to below share[1] are those of the training split that this rank looks up and scores, if
+            ranks divide them. It looks up no targets then.
     """
     learned = (target_ids >= FIRST_ITEM) & (target_ids < catalogue.num_known)
     target_event = None
     if not learned.all():
         target_event = np.flatnonzero(learned)
         target_ids = target_ids[learned]
-    if whole_catalogue:
+    target = _int64(target_ids)
+    negative = _int64(negative_ids)
+    own_share = None
+    if share is not None:
+        lookup, (history, _) = unique_ids(history_ids, np.arange(*share))
+        target_index, negative_index = _NOTHING, _NOTHING
+        own_share = CatalogueShare(*share, place=int(np.searchsorted(lookup, share[0])))
+    elif whole_catalogue:
         lookup, history = _whole_catalogue(history_ids, catalogue.num_known)
-        target = _int64(target_ids)
-        negative = _int64(negative_ids)
-        target_index = target
-        negative_index = negative
+        target_index, negative_index = target, negative
     else:
         lookup, (history, target_index, negative_index) = unique_ids(history_ids, target_ids, negative_ids)
-        target = _int64(target_ids)
-        negative = _int64(negative_ids)
-    only_known = whole_catalogue and lookup.size == catalogue.num_known
+    only_known = whole_catalogue and share is None and lookup.size == catalogue.num_known
     return HistoryBatch(
         row_ids=as_tensor(_int64(row_ids)),
         layout=layout_of(offsets),
@@ -144,6 +153,7 @@ def build_batch(
         items=catalogue.known if only_known else catalogue.request(lookup),
         target_event=None if target_event is None else as_tensor(target_event),
         num_candidates=catalogue.num_known,
+        share=own_share,
     )
 
 

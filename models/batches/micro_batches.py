@@ -92,10 +92,12 @@ def parts_of(batch: HistoryBatch) -> Iterator[HistoryBatch]:
     if not batch.cuts:
         yield batch
         return
-    for cut in batch.cuts:
+    for number, cut in enumerate(batch.cuts):
         fields = {name: cut_field(getattr(batch, name), getattr(cut, along)) for name, along in ALONG.items()}
         if batch.target_event is not None:
             fields["target_event"] = fields["target_event"] - cut.events[0]
+        if batch.share is not None:
+            fields["share"] = batch.share.of_piece(number)
         items = batch.items
         if items.events or items.users:
             features = (

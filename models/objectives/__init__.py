@@ -6,5 +6,6 @@ Files:
     loss.py            the loss of a batch under the configured objective
     products.py        matrix products under autocast, into allocated memory
     sampled.py         sampled softmax, binary cross-entropy and gBCE
+    shared_softmax.py  cross-entropy over a catalogue that ranks divide among them
     softmax.py         cross-entropy over the whole catalogue
 """

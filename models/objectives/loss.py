@@ -6,6 +6,7 @@ Shapes: T targets, U items of the batch, D model width.
 import torch
 from torch import Tensor
 
+from models.batches.catalogue_share import CatalogueShare
 from models.batches.history_batch import FIRST_ITEM, HistoryBatch
 from models.objectives.config import (
     BceConfig,
@@ -22,6 +23,7 @@ from models.objectives.sampled import (
     gbce_beta,
     sampled_softmax_cross_entropy,
 )
+from models.objectives.shared_softmax import shared_softmax_cross_entropy
 from models.objectives.softmax import scale_vectors, softmax_cross_entropy
 
 
@@ -40,6 +42,8 @@ def loss_of(objective: ObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch
     exact = torch.promote_types(torch.promote_types(user_TD.dtype, items_UD.dtype), torch.float32)
     user_TD, items_UD = (scale_vectors(vectors.to(exact), objective.normalize) for vectors in (user_TD, items_UD))
     match objective:
+        case FullSoftmaxConfig() if batch.share is not None:
+            return _shared_softmax(objective, user_TD, items_UD, batch, batch.share)
         case FullSoftmaxConfig():
             candidates_CD = items_UD[FIRST_ITEM : batch.num_candidates]
             target_T = batch.target_ids - FIRST_ITEM
@@ -54,6 +58,21 @@ def loss_of(objective: ObjectiveConfig, user_TD: Tensor, items_UD: Tensor, batch
             num_items = batch.num_candidates - FIRST_ITEM
             beta = gbce_beta(objective.num_negatives, num_items, objective.calibration)
             return _binary(objective, _sample(objective, user_TD, items_UD, batch), (beta, 1.0), batch)
+
+
+def _shared_softmax(
+    objective: FullSoftmaxConfig, user_TD: Tensor, items_UD: Tensor, batch: HistoryBatch, share: CatalogueShare
+) -> Tensor:
+    own_KD = items_UD[share.place : share.place + share.stop - share.first]
+    return shared_softmax_cross_entropy(
+        user_TD,
+        own_KD,
+        batch.target_ids,
+        share,
+        batch.num_candidates - FIRST_ITEM,
+        temperature=objective.temperature,
+        label_smoothing=objective.label_smoothing,
+    )
 
 
 def _binary(

@@ -3,7 +3,8 @@
 Those that need the metrics of a task are in trainer/tasks/checks.py.
 """
 
-from models.config import ModelConfig
+from models.config import ModelConfig, NextItemConfig
+from models.objectives.config import FullSoftmaxConfig
 from models.ranking.config import RankingConfig, learned_labels
 from sharding.config import DynamicIdsConfig, TableConfig
 from trainer.config.evaluate import EvaluateConfig
@@ -88,6 +89,11 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
                 f"train.{name} = {tokens} must be at least model.max_history = {longest}, or one long history "
                 "would not fit"
             )
+    if train.catalogue_workers > 1 and not _scores_catalogue(model):
+        raise ValueError(
+            f"train.catalogue_workers = {train.catalogue_workers} divides the catalogue of model.objective.kind = "
+            '"full_softmax", and this model never scores the whole catalogue in training; leave it at 1'
+        )
     if not isinstance(model, RankingConfig):
         return
     if train.batch_tokens is not None:
@@ -100,6 +106,11 @@ def check_batches(train: TrainConfig, model: ModelConfig) -> None:
             'train.long_histories = "windows" cuts histories into examples, and ranking keeps a user\'s impressions together: '
             'leave it at "recent"'
         )
+
+
+def _scores_catalogue(model: ModelConfig) -> bool:
+    """Return True if training scores the whole catalogue in each step."""
+    return isinstance(model, NextItemConfig) and isinstance(model.objective, FullSoftmaxConfig)
 
 
 def check_protocol(evaluate: EvaluateConfig, model: ModelConfig) -> None:

@@ -28,6 +28,7 @@ FREE_TO_CHANGE = (
     "train.early_stopping",
     "train.log_every_steps",
     "train.sample_log",
+    "train.catalogue_workers",  # only decides where items are scored
     "train.max_nonfinite_steps",
     "tables.*.sharding",
     "tables.*.lookup",  # only decides where rows are summed
@@ -48,7 +49,7 @@ FREE_TO_CHANGE = (
 
 # Settings that earlier versions did not have, with the values under which they change nothing. At these values they are left out,
 # so that runs and stages of earlier versions keep their digests.
-LATER = {"train.streams": 64}
+LATER = {"train.streams": 64, "train.catalogue_workers": 1}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

@@ -74,6 +74,13 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="number of streams of row groups that the order of examples takes in turns. Any number of workers gets even "
         "shares. Workers up to this number also read row groups of their own; more workers share them",
     )
+    catalogue_workers: int = Field(
+        1,
+        ge=1,
+        description="number of workers that divide the catalogue among them, for full_softmax: each looks up and scores its share "
+        "of the items for the targets of all of them. It pays off where the catalogue has more items than a batch has events. If "
+        "it does not divide the number of workers, the next smaller divisor is used. 1: every worker looks up all items",
+    )
     long_histories: Literal["recent", "windows"] = Field(
         "recent",
         description="how to train histories longer than model.max_history: their most recent events, or all events in "
@@ -180,6 +187,14 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         """Return the decay rates of both averages of the dense optimizer, as configured or its defaults."""
         first, second = self.betas or _DEFAULT_BETAS.get(self.optimizer, (0.0, 0.0))
         return first, second
+
+    def catalogue_group(self, num_workers: int) -> int:
+        """Return how many workers divide the catalogue: catalogue_workers, or the next smaller divisor of their number.
+
+        So a group of workers that becomes smaller when nodes are lost trains on.
+        """
+        most = min(self.catalogue_workers, num_workers)
+        return next(size for size in range(most, 0, -1) if num_workers % size == 0)
 
     @property
     def needs_the_end(self) -> bool:

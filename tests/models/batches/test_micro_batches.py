@@ -69,7 +69,7 @@ def listed(given: FeatureValues, count: int) -> list:
 
 def test_every_field_of_a_batch_is_cut_or_shared():
     """A new field has to say which."""
-    assert {field.name for field in fields(HistoryBatch)} == {*ALONG, *SHARED, "items", "layout", "cuts"}
+    assert {field.name for field in fields(HistoryBatch)} == {*ALONG, *SHARED, "items", "layout", "cuts", "share"}
 
 
 @pytest.mark.parametrize("num_known", [NUM_ROWS, 12])

@@ -24,6 +24,7 @@ from tests.settings.observations.training import (
     events_trained,
     first_day,
     first_move,
+    items_of_two_workers,
     kinds_logged,
     largest_batch,
     largest_piece,
@@ -56,6 +57,8 @@ LINEAR: Settings = {"train.schedule": "linear"}
 EPOCHS: Settings = {"train.epochs": 10}  # days take their place, so that they have to be at their default
 BY_DAY: Settings = {**EPOCHS, "train.days": {"length": "1d"}}
 
+FULL_SOFTMAX: Settings = {"model.objective": {"kind": "full_softmax"}}
+
 BATCHES = (
     Entry("train.batch_size", 5, batch_rows, 5),
     Entry("train.batch_size", 5, batch_rows, 5, world="impressions"),
@@ -63,6 +66,7 @@ BATCHES = (
     Entry("train.micro_batch_tokens", 12, largest_piece, 12),
     Entry("train.micro_batch_tokens", 12, largest_piece, world="impressions"),
     Entry("train.streams", 2, streams_of_order, 2),
+    Entry("train.catalogue_workers", 2, items_of_two_workers, lambda items: items - 500, base=FULL_SOFTMAX),
     Entry("train.long_histories", "windows", events_trained, 160 - 24, base={"model.max_history": 3}),
 )
 

@@ -26,6 +26,7 @@ from trainer.loop.same_run import check_same_run
 from trainer.loop.step import StepResult
 from trainer.loop.train import Training
 from trainer.metrics_log import read_metrics
+from trainer.placement.loads import demand_of
 from trainer.tasks.task import OnBatch
 
 
@@ -225,6 +226,11 @@ def streams_of_order(lab: Lab, config: Config) -> int:
     """Return the number of streams with which the batches of a training are made."""
     streams: int = model_of(lab, config).stream.batches.streams
     return streams
+
+
+def items_of_two_workers(lab: Lab, config: Config) -> float:
+    """Return how many of 1,000 items each of two workers looks up in a step, by the plan; histories hold few of them."""
+    return round(demand_of(config.model).of_step(config.train, 2, 1000, None).items, -2)
 
 
 def batch_rows(lab: Lab, config: Config) -> int:

@@ -96,6 +96,8 @@ class TrainStream:
     micro_batch_tokens: int | None = None
     # Training events of every id, for objectives that draw by them (trainer.data.stream.negatives).
     train_events: np.ndarray | None = None
+    # The first id of the items that this rank scores, and one past the last, if ranks divide the catalogue.
+    share: tuple[int, int] | None = None
 
     def steps(self, start: Position, num_epochs: int) -> Iterator[Step[HistoryBatch]]:
         """Yield every step from `start` to the end of epoch `num_epochs - 1`, the same number on every rank."""
@@ -146,6 +148,7 @@ class TrainStream:
             negatives,
             self.catalogue,
             whole,
+            self.share,
         )
         times = histories.times
         if histories.masked is not None:

@@ -38,4 +38,8 @@ class NextItemDemand:
             # In-batch negatives are targets of the rank's own share, which are looked up anyway.
             num_negatives = 0 if isinstance(objective.negatives, InBatchNegatives) else objective.num_negatives
             items = expected_distinct(num_items, histories * mean_events + num_negatives)
+        elif (workers := train.catalogue_group(num_workers)) > 1:
+            # Its share of the catalogue, and those of the other items that its histories hold.
+            share = num_items / workers
+            items = share + (1.0 - 1.0 / workers) * expected_distinct(num_items, histories * max(0.0, num_inputs))
         return StepDemand(histories, histories * max(0.0, num_inputs), 0.0, items)

@@ -28,6 +28,7 @@ from trainer.data.stream.row_groups import RowGroupReader
 from trainer.data.stream.target_counts import count_targets
 from trainer.evaluation.next_item.baselines.build import Baselines, build_baselines
 from trainer.evaluation.next_item.evaluate import Evaluator, make_evaluator, write_user_rows
+from trainer.global_batch.catalogue_groups import CatalogueGroup
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.global_batch.negatives import GlobalNegatives
 from trainer.tasks.task import META
@@ -44,6 +45,7 @@ class NextItemTask:
         train_events = None
         if needs_train_events(config.objective):
             train_events = np.concatenate(([0], read_vocabulary(job.dataset_dir, manifest).train_events))
+        self.catalogue_group: CatalogueGroup | None = None
         self.negatives = GlobalNegatives(config.objective, catalogue, job.config.run.seed, train_events)
 
     def new_model(self, specs: list[TableSpec], tables_device: torch.device = META) -> NextItemModel:
@@ -76,6 +78,8 @@ class NextItemTask:
             world.world_size,
             train.streams,
         )
+        if (group := train.catalogue_group(world.world_size)) > 1:
+            self.catalogue_group = CatalogueGroup(group, self.catalogue.num_known, world)
         return TrainStream(
             reader,
             batches,
@@ -83,10 +87,16 @@ class NextItemTask:
             self.catalogue,
             train.micro_batch_tokens,
             train_events=self.negatives.train_events,
+            share=None if self.catalogue_group is None else self.catalogue_group.share,
         )
 
     def complete_batch(self, batch: HistoryBatch, position: Position, world: World) -> HistoryBatch:
-        """Return the batch with negatives of the global batch and the probabilities for the logQ correction. Collective."""
+        """Return the batch with what it needs of the global batch. Collective.
+
+        These are negatives and the probabilities for the logQ correction, or the targets of the ranks that divide the catalogue.
+        """
+        if self.catalogue_group is not None:
+            return self.catalogue_group.complete_batch(batch)
         return self.negatives.complete_batch(batch, position, world)
 
     def parts_of(self, batch: HistoryBatch) -> Iterator[HistoryBatch]:
