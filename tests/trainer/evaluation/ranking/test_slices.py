@@ -179,6 +179,16 @@ def test_a_slice_that_is_not_worse_is_named_in_five_per_cent_of_draws() -> None:
     assert 8 <= named <= 33  # 99.9 % of the binomial distribution of 400 draws at 5 %
 
 
+def test_users_on_both_sides_are_compared_with_themselves() -> None:
+    """Every impression occurs on both sides, with a slightly worse score inside: a difference that single users hardly share."""
+    whole, half = simulated(3, 120, 6, worse=0.0)
+    columns = {name: whole.column(name)[half.inside].repeat(2) for name in ("row_id", "label.click", "logit.click")}
+    columns["logit.click"] = columns["logit.click"] - np.where(half.inside, 0.1, 0.0) * columns["label.click"]
+    row_id = columns.pop("row_id")
+    (named,) = worst_impressions(scored(row_id.size, row_id=row_id, **columns), [half])["slices"]
+    assert 0.0 < named["mean_of_others"] - named["mean"] < 0.03
+
+
 def test_all_labels_are_tested_together() -> None:
     impressions, half = simulated(2, 300, 10, worse=0.5)
     columns = {name: impressions.table.column(name) for name in impressions.table.column_names}
