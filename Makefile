@@ -41,7 +41,8 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 
 # Test files run side by side, long ones first; each process has its own Ray session and rank processes. Commands of end-to-end
 # tests mostly wait for the start of their processes, so other tests run meanwhile (tests/support/side_by_side.py).
-PYTEST := $(BIN)/python -m pytest --shared-data=$(DATA)
+# Where the environment forbids Python to keep compiled modules, each of hundreds of processes would compile them itself.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --shared-data=$(DATA)
 SIDE_BY_SIDE := --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
 test: $(TOOLS_READY) ## run all tests, of pairwise ones a sample; those that need a GPU skip without one
