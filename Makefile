@@ -6,7 +6,7 @@ PYTHON ?= python3
 ACCEL ?= cpu
 # Folder of real logs; tests that need it skip without.
 DATA ?= ../shared/data
-# How many tests run at a time, of those that leave room for others; of `make mutate`, how many faults are tried at a time.
+# How many test files run at a time; of `make mutate`, how many faults are tried at a time.
 JOBS ?= 2
 # Which faults `make mutate` plants: a pattern of their names or files, such as 'seed' or 'sharding/*'; all by default.
 ONLY ?=
@@ -39,21 +39,20 @@ demo: $(READY) ## generate logs, train on two local workers, evaluate: a few min
 	$(BIN)/shoal synth runs/demo-logs --users 4000 --items 1000
 	$(BIN)/shoal run configs/demo.toml
 
-# Test files run side by side; each process has its own Ray session and rank processes. End-to-end tests run afterwards, one by one,
-# because each command starts its own Ray and uses the whole machine.
-PYTEST := $(BIN)/python -m pytest --shared-data=$(DATA)
-SIDE_BY_SIDE := --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder --ignore=tests/end_to_end
+# Test files run side by side, long ones first; each process has its own Ray session and rank processes. Commands of end-to-end
+# tests mostly wait for the start of their processes, so other tests run meanwhile (tests/support/side_by_side.py).
+# Where the environment forbids Python to keep compiled modules, each of hundreds of processes would compile them itself.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --shared-data=$(DATA)
+SIDE_BY_SIDE := --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
 test: $(TOOLS_READY) ## run all tests, of pairwise ones a sample; those that need a GPU skip without one
 	$(PYTEST) $(SIDE_BY_SIDE)
-	$(PYTEST) tests/end_to_end
 
 test-quick: $(TOOLS_READY) ## run the tests that start neither Ray nor rank processes: less than three minutes
 	$(PYTEST) $(SIDE_BY_SIDE) -m 'not ray and not ranks and not slow'
 
 test-all: $(TOOLS_READY) ## run all tests with every combination
 	$(PYTEST) $(SIDE_BY_SIDE) --all-combinations
-	$(PYTEST) tests/end_to_end
 
 test-faults: $(TOOLS_READY) ## inject faults into whole runs, one run after another (an hour), with a log in build/faults.log
 	mkdir -p build

@@ -3,11 +3,13 @@
 Both are started by the first test that uses them and serve all later tests of the process.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ if not torch.cuda.is_available():
 
 from tests.support.rank_pool import RankPool
 from tests.support.sampling import left_out
+from tests.support.side_by_side import scheduler, sort_longest_first
 from tests.support.starts import RUNNING, check_marker, mark_by_fixtures, without_ray
 
 
@@ -36,6 +39,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure() -> None:
     # Tests work on tiny tensors, where a second thread only waits: many times slower on a busy machine.
     torch.set_num_threads(1)
+    gc.disable()  # until tests are collected: their modules and items stay, and the collector would visit them again and again
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # so that libraries that check for leaks at the end of the process find none
+    gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,6 +64,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if marked and not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a GPU, and torch sees none here"))
+    if hasattr(config, "workerinput"):  # one of several processes
+        sort_longest_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Let the tests that share a cluster run in one process with --dist=loadfile; other modes stay as they are."""
+    return scheduler(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(wrapper=True)

@@ -33,6 +33,7 @@ from cluster.workers.drains import drain_text, draining_nodes
 from cluster.workers.failures import cause_of
 from cluster.workers.kill import kill_process
 from cluster.workers.mailbox import Beat, Interruption, Mailbox, Place, WorkerFailure
+from cluster.workers.quick_imports import quick_imports
 from cluster.workers.watchdog import Watchdog
 from cluster.workers.worker import POLL_SECONDS, WorkerFunction
 from trainer.errors import UserError, first_line
@@ -156,9 +157,9 @@ class _Launch:
         self._may_drain = config.address is not None  # nobody takes back the machine of a session of our own
         self._draining: set[str] = set()
         self._asked_for_drains = 0.0
-        from cluster.workers.ray_train import (
-            make_trainer,  # takes seconds, because it imports Ray Train with torch: only a launch needs it
-        )
+        with quick_imports():
+            # Takes seconds, because it imports Ray Train with torch: only a launch needs it.
+            from cluster.workers.ray_train import make_trainer
 
         trainer = make_trainer(config, self._mailbox, self._storage, logs, self.name)
         self._fitting = threading.Thread(target=_fit, args=(trainer, self._raised), daemon=True, name="ray-train")

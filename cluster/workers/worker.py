@@ -21,6 +21,7 @@ from ray import cloudpickle
 from cluster.workers.heart import Heart
 from cluster.workers.mailbox import Place
 from cluster.workers.metrics import rank_gauges
+from cluster.workers.quick_imports import quick_imports
 from cluster.workers.rank_log import RankLog, rank_log
 from sharding.errors import PlacementError, picklable
 from trainer.config.job import Channel
@@ -57,11 +58,12 @@ def _serve(payload: dict[str, Any], attempt: int, rank: int, place: Place, log: 
     heart = Heart(mailbox, attempt, rank, place)
     heart.start()
     try:
-        import torch
-        from ray.train.torch import get_device
+        with quick_imports():
+            import torch
+            from ray.train.torch import get_device
 
-        from sharding.world import current_world
-        from trainer.loop.memory import keep_freed_memory, memory_trimmer
+            from sharding.world import current_world
+            from trainer.loop.memory import keep_freed_memory, memory_trimmer
 
         device = get_device()
         if device.type == "cpu":

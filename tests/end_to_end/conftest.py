@@ -8,16 +8,19 @@ import pytest
 from tests.end_to_end.commands import Submitted, finish, shoal
 from tests.end_to_end.ray_head import Head, ray_head
 from tests.end_to_end.watched import WAIT_SECONDS
+from tests.support.side_by_side import without_cluster
 from trainer.data.synthetic.log import generate
 from trainer.data.synthetic.world import SyntheticConfig
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark all tests of this folder: their commands start Ray."""
+    """Mark all tests of this folder: their commands start Ray. Refuse one that would start a second cluster."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker("ray")
+    if files := without_cluster(items):
+        raise pytest.UsageError(f"{', '.join(files)}: add them to ON_ONE_CLUSTER in tests/support/side_by_side.py")
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.end_to_end.commands import DEADLINE, ROOT, succeed
+from tests.end_to_end.commands import DEADLINE, ROOT, Submitted, succeed
 
 pytestmark = pytest.mark.slow
 
@@ -101,20 +101,14 @@ def python(program: str, *arguments: str | Path, here: Path = ROOT) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
-@pytest.fixture(scope="module")
-def by_command(config: Path) -> tuple[Path, dict[str, Any]]:
-    run_dir = config.parent / "by-command"
-    return run_dir, succeed("run", str(config), "--set", f"run.dir={run_dir}")
-
-
-def test_the_api_does_what_the_command_does(config: Path, by_command: tuple[Path, dict[str, Any]]) -> None:
+def test_the_api_does_what_the_command_does(config: Path, submitted: Submitted) -> None:
     run_dir, answer_file = config.parent / "by-api", config.parent / "answer.json"
     ended = python(ONCE_AND_AGAIN, config, run_dir, answer_file)
     assert ended == Ended(0, "", "")  # quiet prints nothing
     answer = json.loads(answer_file.read_text())
-    folder, of_command = by_command
-    assert answer["metrics"] == of_command["results"]
-    assert answer["step"] == of_command["training"]["step"]
+    folder = submitted.run_dir
+    assert answer["metrics"] == json.loads((folder / "evaluation/test/metrics.json").read_text())
+    assert answer["step"] == json.loads((folder / "state.json").read_text())["stages"]["train"]["result"]["step"]
     assert answer["steps"] == [*range(1, answer["step"] + 1)]
     assert tensors(run_dir) == tensors(folder)
     assert files(run_dir) == files(folder)
@@ -143,18 +137,15 @@ def tensors(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def test_ctrl_c_stops_with_a_checkpoint_and_a_thread_resumes(
-    config: Path, by_command: tuple[Path, dict[str, Any]]
-) -> None:
+def test_ctrl_c_stops_with_a_checkpoint_and_a_thread_resumes(config: Path, submitted: Submitted) -> None:
     run_dir = config.parent / "stopped"
     ended = python(STOPPED_AND_RESUMED, config, run_dir)
     assert ended.code == 0, ended.err
     message, *rest = ended.out.splitlines()
     assert re.match(r"stopped at step \d+, with a checkpoint", message)
     assert rest == ["stopped", "finished", "True", "True"]
-    folder, _ = by_command
     name = "evaluation/test/per_user.parquet"
-    assert pq.read_table(run_dir / name).equals(pq.read_table(folder / name))
+    assert pq.read_table(run_dir / name).equals(pq.read_table(submitted.run_dir / name))
 
 
 def test_the_example_in_the_docs_runs(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -159,20 +160,27 @@ def test_a_named_checkpoint_has_a_folder_and_a_stage_of_its_own(
 # ---- remedies
 
 
-def messages() -> Iterator[tuple[str, str]]:
-    """Yield (place, text) of every string of the packages except docstrings; {} stands for a formatted value."""
-    for path in FILES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        inner = {id(part) for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-        for node in ast.walk(tree):
-            if id(node) in docstrings or id(node) in inner:
-                continue
-            place = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield place, node.value
-            elif isinstance(node, ast.JoinedStr):
-                yield place, "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+@cache
+def messages() -> list[tuple[str, str]]:
+    """Return (place, text) of every string of the packages except docstrings; {} stands for a formatted value."""
+    return [message for path in FILES for message in messages_of(path)]
+
+
+def messages_of(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (place, text) of every string of a file."""
+    # This runs when tests are collected, so each tree is walked once.
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    skipped = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}  # docstrings
+    skipped |= {id(part) for node in nodes if isinstance(node, ast.JoinedStr) for part in node.values}
+    name = path.relative_to(ROOT)
+    for node in nodes:
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield f"{name}:{node.lineno}", node.value
+        elif isinstance(node, ast.JoinedStr):
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            yield f"{name}:{node.lineno}", text
 
 
 NAMED_COMMANDS = sorted({(m[1], place) for place, text in messages() for m in re.finditer(r"`shoal ([^`{]*)", text)})
