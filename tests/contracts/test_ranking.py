@@ -16,10 +16,11 @@ from trainer.errors import UserError
 from trainer.metrics_log import read_metrics
 
 STEPS = 20
+# Smooth: with relu, rounding can decide on which side of 0 a unit is, and the gradient of its example with it.
 ONE_LAYER = {"experts": {"hidden": [16], "activation": "dice"}}
 KINDS: dict[str, dict[str, Any]] = {
     "din": {"kind": "din", **ONE_LAYER},
-    "bst": {"kind": "bst", "encoder": {"dropout": 0.0, "attention": {"num_heads": 2, "bias": "position"}}},
+    "bst": {"kind": "bst", "encoder": {"dropout": 0.0, "attention": {"num_heads": 2, "bias": "position"}}, **ONE_LAYER},
     "hstu": {"kind": "hstu", "encoder": {"num_blocks": 2, "dropout": 0.0, "attention": {"bias": "position"}}},
     "sim": {
         "kind": "sim",
