@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 EXCLUDED = float("-inf")
-TILE_SCORES = 1 << 20  # scores of a tile on a CPU
-TILE_USERS = 512
+# Scores and users of a tile on a CPU, at most. Smaller tiles fit a cache better, but a tile costs some hundred calls of torch.
+TILE_SCORES = 1 << 21
+TILE_USERS = 256
 GROUPS_OF = 16  # the width of a tile is a multiple of this
 
 

@@ -69,13 +69,12 @@ class TopLists:
         )  # columns far apart: such a reduction is fast
         largest = by_group.amax(dim=1)
         threshold = self.threshold[tile.users]
+        can_raise = largest.shape[1] >= self.top
+        if can_raise and bool((threshold == EXCLUDED).any()):
+            threshold = self._raised(tile.users, largest)
         row, group = (largest > threshold[:, None]).nonzero(as_tuple=True)
-        if row.numel() > CROWDED * self.top * num_rows and largest.shape[1] >= self.top:
-            # K groups reach the K-th largest of these, hence K items. They are still to be put into the list, so a score that
-            # equals it must be above the threshold.
-            reached = largest.topk(self.top, dim=1, sorted=False).values.amin(dim=1)
-            threshold = torch.maximum(threshold, reached.nextafter(torch.full_like(reached, EXCLUDED)))
-            self.threshold[tile.users] = threshold
+        if can_raise and row.numel() > CROWDED * self.top * num_rows:
+            threshold = self._raised(tile.users, largest)
             row, group = (largest > threshold[:, None]).nonzero(as_tuple=True)
         if not row.numel():
             return
@@ -83,6 +82,24 @@ class TopLists:
         number, member = (scores > threshold[row, None]).nonzero(as_tuple=True)
         column = member * by_group.shape[2] + group[number]
         self._insert(tile.users, row[number], _keys_of(scores[number, member], column + tile.first_id))
+
+    def _raised(self, users: slice, largest: Tensor) -> Tensor:
+        """Raise the thresholds of some users so that at least K items of a tile, or of the list, are above; return them, (r,).
+
+        Args:
+            users: r users.
+            largest: (r, G) largest score of each group of columns, at least K groups.
+        """
+        # Of 2 K groups the K-th largest is nearly as large as of many, and is found sooner.
+        fold = max(1, largest.shape[1] // (CROWDED * self.top))
+        groups = largest.shape[1] // fold
+        coarse = largest[:, : fold * groups].view(-1, fold, groups).amax(dim=1) if fold > 1 else largest
+        # K groups reach the K-th largest of these, hence K items. They are still to be put into the list, so a score that equals
+        # it must be above the threshold.
+        reached = coarse.topk(self.top, dim=1, sorted=False).values.amin(dim=1)
+        below = reached.nextafter(torch.full_like(reached, EXCLUDED))
+        self.threshold[users] = torch.maximum(self.threshold[users], below)
+        return self.threshold[users]
 
     def finished(self) -> Tensor:
         """Return the keys of the lists, (B, K), the best first."""

@@ -4,9 +4,9 @@ An item is ahead of a target if its score is larger, or equal with a smaller id.
 the pass, by a product of matrices that adds in the same order as that of a tile. So one comparison with each score is enough: items
 before the target are ahead if they reach its score, and items after it if they exceed it.
 
-The order in which a product adds may depend on its shape, and on a GPU it often does. There a target has bounds of its score. Items
-above them are ahead and those below are not. The items between, which are few, are kept until the pass has reached the target itself.
-Both ways compare with what the pass has found, and a second pass counts again where the score was another.
+The order in which a product adds may depend on its shape, and on a GPU it often does. There a target has bounds of its score.
+Items above them are ahead and those below are not. The items between, which are few, are kept until the pass has reached the target
+itself. Both ways compare with what the pass has found, and a second pass counts again where the score was another.
 Shapes: B users of all ranks, V local items, D width, T targets, r targets of a tile.
 """
 
@@ -110,7 +110,7 @@ class _Rows:
 
 
 class _Counts:
-    """What both ways of counting share."""
+    """State that both ways of counting share: counts, scores and rows of targets."""
 
     def __init__(self, target_pairs: Tensor, like: Tensor) -> None:
         self.pairs = target_pairs
