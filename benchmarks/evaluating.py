@@ -1,8 +1,9 @@
 """Evaluation in users per second (read, encode, mask, rank, list the best), compared with what the machine could do.
 
-The ceiling is executed in the same turn, for the same number of users: a product of matrices with as many FLOPs as the forward
-pass, at the size at which such products are fastest; the bare product of ready vectors of users and items; and torch.topk of it.
-Neither side includes the vectors of items, which an evaluation computes once.
+The ceiling is executed in the same turn, for the same number of users and on as many threads: a product of matrices with as many
+FLOPs as the forward pass, at the size at which such products are fastest; the bare product of ready vectors of users and items; and
+torch.topk of it. Of attention only visible pairs count. Its matrices are made beforehand. Neither side includes the vectors of
+items, which an evaluation computes once.
 """
 
 import time
@@ -29,6 +30,7 @@ from trainer.loop.build import Built, build_model
 CATALOGUES = (10_000, 100_000, 1_000_000)  # items
 NUM_USERS, MEAN_EVENTS = 12_288, 100
 PEAK_SIZE = 1024  # rows and columns of the product that measures the peak
+PEAK_PRODUCTS = 4  # different products
 CEILING_USERS = 512  # users and scores that the ceiling holds at a time
 CEILING_SCORES = 1 << 26
 
@@ -60,6 +62,8 @@ def compare(argument: tuple[Job, int, int], world: World, channel: Channel) -> C
     items = torch.randn(evaluator.num_items, width) if world.is_first else torch.empty(0, width)
     stream = _batches(evaluator, built.model, top)
     next(stream)
+    users = torch.randn(CEILING_USERS, width)
+    square, tall = peak_matrices()
 
     def ours() -> int:
         """Evaluate some batches, and return the number of users of all workers."""
@@ -68,9 +72,9 @@ def compare(argument: tuple[Job, int, int], world: World, channel: Channel) -> C
     def ceiling(num_users: int) -> None:
         if world.is_first:
             torch.set_num_threads(cpus)
-            bare_product(flops_per_user * num_users)
-            for users in torch.randn(num_users, width).split(CEILING_USERS):
-                bare_scores(users, items, top)
+            bare_product(flops_per_user * num_users, square, tall)
+            for start in range(0, num_users, CEILING_USERS):
+                bare_scores(users[: num_users - start], items, top)
             torch.set_num_threads(cpus // world.world_size)
         world.barrier()
 
@@ -129,8 +133,18 @@ def _forward_flops(evaluator: Evaluator, model: NextItemModel, world: World) -> 
         rows = model.look_up(batch.items)
         with FlopCounterMode(display=False) as counter:
             model.user_vectors(rows, batch)
-    sums = world.sum(torch.tensor([float(counter.get_total_flops()), float(held.row_ids.size)], dtype=torch.float64))
+    flops = counter.get_total_flops() + attention_flops(batch.layout.offsets.diff().numpy(), model)
+    sums = world.sum(torch.tensor([float(flops), float(held.row_ids.size)], dtype=torch.float64))
     return float(sums[0] / sums[1])
+
+
+def attention_flops(lengths: np.ndarray, model: NextItemModel) -> float:
+    """Return the FLOPs of the products of causal attention, of which torch's counter knows nothing on a CPU.
+
+    Only visible pairs count: of the last layer those of the last event.
+    """
+    pairs = (model.config.encoder.num_blocks - 1) * (lengths * (lengths + 1) // 2).sum() + lengths.sum()
+    return float(4 * model.width * pairs)
 
 
 def bare_scores(users: torch.Tensor, items: torch.Tensor, top: int) -> torch.Tensor:
@@ -140,10 +154,17 @@ def bare_scores(users: torch.Tensor, items: torch.Tensor, top: int) -> torch.Ten
     return largest[0] if len(largest) == 1 else torch.cat(largest, dim=1).topk(top, dim=1).values
 
 
-def bare_product(flops: float) -> None:
-    """Multiply matrices with about as many FLOPs in all."""
+def peak_matrices() -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the matrices of `bare_product`, (PEAK_SIZE, PEAK_SIZE) and PEAK_PRODUCTS times as tall."""
+    return torch.randn(PEAK_SIZE, PEAK_SIZE), torch.randn(PEAK_PRODUCTS * PEAK_SIZE, PEAK_SIZE)
+
+
+def bare_product(flops: float, square: torch.Tensor, tall: torch.Tensor) -> None:
+    """Multiply matrices with about as many FLOPs in all. `square`, `tall`: peak_matrices()."""
     size = PEAK_SIZE
-    rows = max(1.0, flops / (2 * size * size))
-    square = torch.randn(size, size)
-    for part in torch.randn(round(rows), size).split(size):
-        torch.mm(part, square)
+    out = torch.empty(size, size)
+    rows = max(1, round(flops / (2 * size * size)))
+    for number, start in enumerate(range(0, rows, size)):
+        first = number % PEAK_PRODUCTS * size
+        part = tall[first : first + min(size, rows - start)]
+        torch.mm(part, square, out=out[: part.shape[0]])

@@ -94,6 +94,12 @@ def test_the_driver_loads_torch_and_ray_train_only_to_launch_workers() -> None:
     assert loaded_by("cluster.workers.ray_train, cluster.workers.jobs", {"torchrec"}) == "[]"
 
 
+def test_exact_search_loads_no_torchrec() -> None:
+    """Exports are loaded where TorchRec is not installed, and search as evaluations do."""
+    assert loaded_by("trainer.item_search.score_tiles, trainer.item_search.top_lists", {"torchrec", "ray"}) == "[]"
+    assert loaded_by("trainer.export.search", {"torchrec", "ray"}) == "[]"
+
+
 def test_help_answers_at_once_because_it_loads_nothing_large() -> None:
     """Not timed, since a busy machine takes its time over anything: these are what would take long."""
     large = {"pydantic", "numpy", "pyarrow", "matplotlib", "torch", "torchrec", "ray"}

@@ -13,6 +13,7 @@ Packages:
     export        exports of trained models for serving
     global_batch  agreement between ranks before a look-up
     inference     use of a trained model in one process
+    item_search   exact search for the best items of each user
     loop          training loop and the step
     optim         dense optimizers, schedules, weight EMA
     pages         HTML pages and plots

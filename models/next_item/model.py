@@ -165,8 +165,11 @@ class NextItemModel(TableModel):
 
     def _event_vectors(self, rows: Mapping[str, Tensor], items_UD: Tensor, batch: HistoryBatch) -> Tensor:
         request = batch.items
+        index_N = batch.history_index
+        # The same rows. Without a gradient index_select takes a third of the time on a CPU.
+        of_events = items_UD[index_N] if torch.is_grad_enabled() else items_UD.index_select(0, index_N)
         x_ND: Tensor = self.inputs(
-            items_UD[batch.history_index], rows, request.events, request.users, batch.layout.offsets, batch.time_rows
+            of_events, rows, request.events, request.users, batch.layout.offsets, batch.time_rows
         )
         return x_ND
 

@@ -1,7 +1,8 @@
 """Cost of a training for the report: FLOPs by the cost models, speed, and the time of each stage.
 
 No torch, except for rankers with daily training.
-FLOPs are computed from the settings and the dataset, not measured. Those of a step are means over the training examples.
+FLOPs are computed from the settings and the dataset, not measured. Those of a step are means over the training examples. The peak
+of which a share is shown is the one that the same training measured.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 from models.ranking.config import RankingConfig
 from sharding.planning.units import count_text
 from trainer.config.job import Job
+from trainer.costing.matmul_peak import MatmulPeak, read_peak
 from trainer.costing.training import costs_of_training, read_facts
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
@@ -105,7 +107,22 @@ def cost_rows(cost: TrainingCost | None, job: Job, history: list[dict[str, Any]]
         rows.append(("training: FLOPs in all", f"about {count_text(total)} in {steps:,} steps"))
     if speed is not None:
         rows.append(("training: rate of all workers", f"{count_text(speed * cost.training_flops)}FLOP/s"))
+        rows += _peak_rows(speed * cost.matmul_flops, read_peak(job.run_dir))
     return rows
+
+
+def _peak_rows(rate: float, peak: MatmulPeak | None) -> Rows:
+    """Return the share of the peak of matrix products, which the workers of the run measured. No row without a measurement.
+
+    rate: FLOPs per second of the matrix products in training.
+    """
+    if peak is None or not peak.flops_per_second:
+        return []
+    workers = "1 worker" if peak.num_workers == 1 else f"{peak.num_workers} workers"
+    measured = (
+        f"{count_text(peak.flops_per_second)}FLOP/s in {peak.precision}, measured on {workers} at the start of training"
+    )
+    return [("training: matrix products, share of their peak", f"{rate / peak.flops_per_second:.1%} of {measured}")]
 
 
 def part_rows(cost: TrainingCost | None) -> Rows:

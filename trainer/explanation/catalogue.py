@@ -15,10 +15,10 @@ from torch import Tensor
 from models.batches.history_batch import FIRST_ITEM
 from sharding.world import World
 from trainer.data.stream.columns import gather
-from trainer.evaluation.next_item.score_tiles import ItemShard
 from trainer.evaluation.next_item.scoring import Query, Ranked, rank_items
 from trainer.explanation.explained import INTERNAL_BATCH_EVENTS, ExplainedNextItem, pieces
 from trainer.explanation.questions import Questions
+from trainer.item_search.score_tiles import ItemShard
 
 BLOCK_ITEMS = 65_536  # items that are scored at a time
 LOOKUP_ITEMS = 65_536  # items that are looked up at a time

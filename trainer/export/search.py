@@ -1,11 +1,10 @@
-"""Exact search: the items with the largest dot products, from vectors in float32 or in 8-bit rows, in blocks.
+"""Exact search in an export: the items with the largest dot products, from vectors in float32 or in 8-bit rows.
 
-Items are ordered by score, and equal scores by id, as in an evaluation. Imports no TorchRec.
+The search itself is that of evaluations (trainer.item_search). Imports no TorchRec.
 
 Shapes: B users, V items, D width, K results.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from models.batches.history_batch import FIRST_ITEM, as_tensor
 from trainer.export.tables import dequantise
+from trainer.item_search.score_tiles import EXCLUDED, ScoreTiles
+from trainer.item_search.top_lists import Best, TopLists
 
 BLOCK_ITEMS = 65_536  # items that are scored at a time
 EXPANDED_BYTES = 1 << 30  # 8-bit vectors are expanded to float32 in memory, once, if they take at most so much then
-EXCLUDED = float("-inf")
 
 
 class Vectors(Protocol):
@@ -82,6 +82,40 @@ class Seen:
     """(B + 1,) bounds in `items`."""
 
 
+@dataclass(frozen=True)
+class _Searched:
+    """Stored items to score: all, or candidates. They are numbered from 1 on, in the order of their ids."""
+
+    vectors: Vectors
+    """The vectors of all items."""
+    candidates: np.ndarray | None
+    """(n,) ascending ids; None: all."""
+    first_id: int = FIRST_ITEM
+    largest: float = float("inf")  # unknown: to look for it would take as long as scores of a user
+    available_from: Tensor | None = None
+
+    @property
+    def num_items(self) -> int:
+        """Return the number of items to score."""
+        return self.vectors.num_items if self.candidates is None else self.candidates.size
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return the vectors of some items, counted from 0."""
+        part = slice(start, stop)
+        return self.vectors.rows(part if self.candidates is None else self.candidates[part] - FIRST_ITEM)
+
+    def numbers_of(self, ids: np.ndarray) -> np.ndarray:
+        """Return the numbers of ids; 0 for those that are not scored."""
+        if self.candidates is None:
+            return ids
+        place = np.minimum(np.searchsorted(self.candidates, ids), self.candidates.size - 1)
+        return np.where(self.candidates[place] == ids, place + FIRST_ITEM, 0)
+
+    def ids_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the ids of numbers; 0 for 0."""
+        return numbers if self.candidates is None else np.append(0, self.candidates)[numbers]
+
+
 def best_items(
     users: Tensor, vectors: Vectors, k: int, seen: Seen | None = None, candidates: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -94,43 +128,14 @@ def best_items(
         seen: items to leave out.
         candidates: (n,) ascending ids of the only items to recommend; None: all.
     """
-    owner = np.zeros(0, np.int64) if seen is None else np.repeat(np.arange(users.shape[0]), np.diff(seen.offsets))
-    out = np.zeros(0, np.int64) if seen is None else seen.items
-    best_ids = np.zeros((users.shape[0], 0), np.int64)
-    best_scores = np.zeros((users.shape[0], 0), np.float32)
-    for ids in _blocks(vectors.num_items, candidates):
-        whole = candidates is None
-        block = vectors.rows(slice(int(ids[0]) - FIRST_ITEM, int(ids[-1])) if whole else ids - FIRST_ITEM)
-        scores = (users @ block.T).nan_to_num_(nan=EXCLUDED, posinf=float("inf"), neginf=EXCLUDED).numpy()
-        place = np.minimum(np.searchsorted(ids, out), ids.size - 1)
-        here = ids[place] == out
-        scores[owner[here], place[here]] = EXCLUDED
-        ids_of_block, scores_of_block = _top(scores, ids, k)
-        ids_of_both = np.concatenate((best_ids, ids_of_block), axis=1)  # ids of later blocks are larger
-        scores_of_both = np.concatenate((best_scores, scores_of_block), axis=1)
-        order = np.argsort(-scores_of_both, axis=1, kind="stable")[:, :k]
-        best_ids, best_scores = (np.take_along_axis(part, order, axis=1) for part in (ids_of_both, scores_of_both))
-    missing = ((0, 0), (0, k - best_ids.shape[1]))
-    best_ids = np.pad(np.where(best_scores == EXCLUDED, 0, best_ids), missing)
-    return best_ids, np.pad(best_scores, missing, constant_values=EXCLUDED)
-
-
-def _blocks(num_items: int, candidates: np.ndarray | None) -> Iterator[np.ndarray]:
-    ids = np.arange(FIRST_ITEM, num_items + FIRST_ITEM) if candidates is None else candidates
-    for start in range(0, ids.size, BLOCK_ITEMS):
-        yield ids[start : start + BLOCK_ITEMS]
-
-
-def _top(scores: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the best entries of a block, in the order by score and then id."""
-    count = min(k, ids.size)
-    values, columns = (part.numpy() for part in torch.from_numpy(scores).topk(count, dim=1))
-    # topk promises no order among equal scores. Where the last place is tied with an item left out, the whole row is sorted.
-    last = values[:, -1:]
-    ambiguous = np.flatnonzero((scores == last).sum(axis=1) > (values == last).sum(axis=1))
-    if ambiguous.size:
-        columns[ambiguous] = np.argsort(-scores[ambiguous], axis=1, kind="stable")[:, :count]
-    columns = np.sort(columns, axis=1)
-    values = np.take_along_axis(scores, columns, axis=1)
-    order = np.argsort(-values, axis=1, kind="stable")
-    return ids[np.take_along_axis(columns, order, axis=1)], np.take_along_axis(values, order, axis=1)
+    searched = _Searched(vectors, candidates)
+    seen = seen or Seen(np.zeros(0, np.int64), np.zeros(users.shape[0] + 1, np.int64))
+    if not searched.num_items:
+        return np.zeros((users.shape[0], k), np.int64), np.full((users.shape[0], k), EXCLUDED, np.float32)
+    owner = np.repeat(np.arange(users.shape[0]), np.diff(seen.offsets))
+    left_out = torch.from_numpy(np.stack((owner, searched.numbers_of(seen.items)), axis=1).astype(np.int64))
+    lists = TopLists(users.shape[0], k, users)
+    for tile in ScoreTiles(users, left_out, searched, BLOCK_ITEMS):
+        lists.add(tile)
+    best = Best.of(lists.finished())
+    return searched.ids_of(best.ids.numpy()), best.scores.numpy()

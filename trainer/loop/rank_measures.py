@@ -7,16 +7,19 @@ changes no result. FLOPs are counted once, in one step, as the products of matri
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+from sharding.world import World
 from trainer.checkpoint.background import Saved
 from trainer.config.train import Precision
+from trainer.costing.matmul_peak import MatmulPeak, write_peak
 from trainer.loop.step_clock import StepClock
 
 SEND_SECONDS = 5.0
 COUNTED_STEP = 3  # the first ones compile, fill caches and allocate
-MATMUL_SIZE = 1024
+MATMUL_SIZE = {"cpu": 1024, "cuda": 4096}  # by device: smaller products do not reach the peak of a GPU
 MATMUL_REPEATS = 4
 
 
@@ -29,7 +32,7 @@ class RankMeasures:
     def __init__(self, send: Callable[[dict[str, float]], None] | None, clock: StepClock, precision: Precision) -> None:
         self._send = send
         self._clock = clock
-        self._dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        self._precision = precision
         self._sent = self._started = time.monotonic()
         self._steps = 0
         self._events = 0
@@ -48,7 +51,7 @@ class RankMeasures:
             return
         from torch.utils.flop_counter import FlopCounterMode
 
-        self._peak = matmul_peak(self._clock.device, self._dtype)
+        self._peak = matmul_peak(self._clock.device, self._precision)
         with FlopCounterMode(display=False) as counter:
             yield
         self._flops_per_event = counter.get_total_flops() / num_events
@@ -94,9 +97,19 @@ class RankMeasures:
         return values
 
 
-def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
+def record_peak(run_dir: Path, precision: Precision, world: World) -> None:
+    """Measure the peak rate of matrix products on all workers at once, and record it in the run folder. Collective."""
+    world.barrier()
+    own = torch.tensor(matmul_peak(world.device, precision), dtype=torch.float64, device=world.device)
+    total = float(world.sum(own))
+    if world.is_first:
+        write_peak(run_dir, MatmulPeak(total, world.world_size, MATMUL_SIZE[world.device.type], precision))
+
+
+def matmul_peak(device: torch.device, precision: Precision) -> float:
     """Return the FLOPs per second of a product of two large matrices on this device: the best of a few."""
-    left = torch.ones(MATMUL_SIZE, MATMUL_SIZE, device=device, dtype=dtype)
+    size = MATMUL_SIZE[device.type]
+    left = torch.ones(size, size, device=device, dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32)
     best = float("inf")
     for _ in range(MATMUL_REPEATS):
         started = time.perf_counter()
@@ -104,4 +117,4 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - started)
-    return 2.0 * MATMUL_SIZE**3 / best
+    return 2.0 * size**3 / best

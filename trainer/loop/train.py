@@ -25,7 +25,7 @@ from trainer.loop.memory import EVERY_STEPS, memory_trimmer
 from trainer.loop.nonfinite import check_step
 from trainer.loop.profiling import StepProfiler
 from trainer.loop.progress import Messages, TrainingProgress
-from trainer.loop.rank_measures import RankMeasures
+from trainer.loop.rank_measures import RankMeasures, record_peak
 from trainer.loop.step import StepResult
 from trainer.loop.step_clock import StepClock
 from trainer.loop.timetables import timetable_for
@@ -83,6 +83,7 @@ class Training:
         if out_of_patience(self.state, self.job.config.train.early_stopping):
             reason = "early"
         elif self.state.step < self.total_steps:
+            record_peak(self.job.run_dir, self.job.config.train.precision, self.world)
             with self.checkpoints.kept(), Prefetch(self.stream.steps(self.state.position, self.timetable.end)) as steps:
                 reason = self._loop(steps)
         self.checkpoints.finish()

@@ -12,6 +12,7 @@ from models.costs import Histories, Workload, costs_of
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from tests.trainer.evaluation.ranking.worlds import random_shown, write_world
+from trainer.costing.matmul_peak import MatmulPeak, write_peak
 from trainer.data.dataset.manifest import read_manifest
 from trainer.evaluation.training_cost import TrainingCost, cost_of, cost_rows, part_rows, read_cost, write_cost
 
@@ -90,6 +91,11 @@ def test_rows_hold_stages_speed_and_flops(tmp_path: Path) -> None:
         "training: FLOPs in all": "about 6 G in 30 steps",
         "training: rate of all workers": "4 GFLOP/s",
     }
+    write_peak(job.run_dir, MatmulPeak(60e9, 2, 1024, "float32"))
+    rows = dict(cost_rows(COST, job, HISTORY))
+    assert rows["training: matrix products, share of their peak"] == (
+        "5.0% of 60 GFLOP/s in float32, measured on 2 workers at the start of training"
+    )
     assert part_rows(COST) == [("feed forward", "75.0%"), ("softmax", "25.0%")]
 
 

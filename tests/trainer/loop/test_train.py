@@ -10,6 +10,7 @@ from sharding.world import World
 from tests.support.datasets import tiny_dataset
 from tests.support.jobs import tiny_job
 from trainer.config.job import Channel, Job
+from trainer.costing.matmul_peak import read_peak
 from trainer.loop.pace import Pace
 from trainer.loop.progress import next_save
 from trainer.loop.step import StepResult
@@ -81,6 +82,16 @@ def test_metrics_have_the_imbalance_of_each_interval(rank_pool, tmp_path):
     rank_pool.run(2, run_whole, job)
     lines = [row for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if row["kind"] == "train"]
     assert [row["imbalance"] for row in lines] == [2.0] * 3
+
+
+def test_the_peak_of_matrix_products_of_all_workers_is_recorded(rank_pool, tmp_path):
+    tiny_dataset(tmp_path / "dataset", num_users=20, num_parts=1, groups_per_part=1)
+    job = tiny_job(tmp_path / "run", tmp_path / "dataset", train={"max_steps": 1})
+    rank_pool.run(2, run_whole, job)
+    peak = read_peak(job.run_dir)
+    assert peak is not None
+    assert (peak.num_workers, peak.precision) == (2, "float32")
+    assert peak.flops_per_second > 1e6
 
 
 def trained_and_warned(world: World, job: Job) -> tuple[list[int], list[str]]:

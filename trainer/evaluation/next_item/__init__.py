@@ -17,11 +17,9 @@ Files:
     report.html.j2      template of report.html
     report.py           report.html
     results.py          target ranks to metrics.json and per_user.parquet
-    score_tiles.py      scores of users and items, a cache-sized tile at a time
     scoring.py          exact target ranks and top lists over a catalogue that is sharded over workers
     similarity.py       similarity of the items of a list
     slices.py           slices by history, time, target and features
     target_counts.py    number of items ahead of each target
-    top_lists.py        the best items of each user
     user_values.py      values of users, their weighted mean and its interval
 """

@@ -4,8 +4,7 @@ Each worker scores all users of a step against its own items, a tile at a time, 
 ordered by descending score, and equal scores by ascending id. The order is total, so no result depends on the size of tiles or the
 number of workers.
 
-One pass over the scores is enough: the target's score is computed beforehand, up to rounding. Items above or below that by more
-than rounding are counted at once. The few in between are kept, until the pass has reached the target itself.
+One pass over the scores is enough, since the target's score is computed beforehand (target_counts.py).
 Shapes: Q local users, B users of all ranks, V local items, D width, T targets.
 """
 
@@ -16,9 +15,11 @@ import torch
 from torch import Tensor
 
 from sharding.world import World
-from trainer.evaluation.next_item.score_tiles import EXCLUDED, ItemShard, ScoreTiles
-from trainer.evaluation.next_item.target_counts import TargetCounts, score_bounds
-from trainer.evaluation.next_item.top_lists import TopLists, over_ranks
+from trainer.evaluation.next_item.target_counts import BoundedCounts, ExactCounts, expected_scores, score_bounds
+from trainer.item_search.score_tiles import EXCLUDED, ItemShard, ScoreTiles
+from trainer.item_search.top_lists import Best, TopLists
+
+EXPECTED_ON = ("cpu",)  # devices on which products of any shape add in the same order
 
 __all__ = ["EXCLUDED", "ItemShard", "Query", "Ranked", "rank_items"]
 
@@ -85,7 +86,7 @@ def rank_items(query: Query, shard: ItemShard, top: int, mask_seen: bool, block_
     everyone = _gather_queries(query, mask_seen, world)
     pairs = everyone.target_pairs
     tiles = ScoreTiles(everyone.users, everyone.seen_pairs, shard, block_items, everyone.moments)
-    counts = TargetCounts(pairs, *score_bounds(everyone.users, pairs, shard, world))
+    counts = _counts_of(tiles, pairs, shard, world)
     lists = TopLists(everyone.users.shape[0], top, everyone.users)
     for tile in tiles if top or pairs.shape[0] else ():
         counts.add(tile)
@@ -95,21 +96,43 @@ def rank_items(query: Query, shard: ItemShard, top: int, mask_seen: bool, block_
     if ahead is None:
         ahead = _counted_again(tiles, pairs, target_scores)
     target_ranks = torch.where(target_scores == EXCLUDED, 0, world.sum(ahead) + 1)
-    best = over_ranks(lists.finished(), everyone.num_users, top, world)
+    best = Best.of(_over_workers(lists.finished(), everyone.num_users, top, world))
     my_targets = slice(everyone.first_target, everyone.first_target + query.targets.size)
     return Ranked(target_ranks[my_targets].cpu().numpy(), best.ids.cpu().numpy(), best.scores.cpu().numpy())
 
 
+def _counts_of(tiles: ScoreTiles, pairs: Tensor, shard: ItemShard, world: World) -> ExactCounts | BoundedCounts:
+    """Return the counts of a first pass. Collective."""
+    if world.device.type in EXPECTED_ON:
+        return ExactCounts(pairs, expected_scores(tiles.users, tiles.groups(), pairs, shard, world))
+    return BoundedCounts(pairs, *score_bounds(tiles.users, pairs, shard, world))
+
+
 def _counted_again(tiles: ScoreTiles, target_pairs: Tensor, target_scores: Tensor) -> Tensor:
     """Return the number of this worker's items ahead of each target, (T,), with known scores of the targets."""
-    # Nothing reaches infinity: of a target that is left out, nothing needs to be counted.
-    bound = torch.where(target_scores == EXCLUDED, float("inf"), target_scores)
-    counts = TargetCounts(target_pairs, bound, bound, is_exact=True)
+    counts = ExactCounts(target_pairs, target_scores)
     for tile in tiles:
         counts.add(tile)
     ahead = counts.ahead_of(target_scores)
     assert ahead is not None
     return ahead
+
+
+def _over_workers(keys: Tensor, num_users: list[int], top: int, world: World) -> Tensor:
+    """Return the keys of the best items of all workers for the users of this worker, (Q, K). Collective.
+
+    Args:
+        keys: (B, K) keys of the best of this worker's items, for the users of all workers.
+        num_users: number of users of each worker.
+        top: K.
+        world: the workers.
+    """
+    if world.world_size == 1:
+        return keys
+    mine = num_users[world.rank]
+    sent, received = [top * size for size in num_users], [top * mine] * world.world_size
+    of_workers = world.exchange(keys.reshape(-1), sent, received).view(world.world_size, mine, top)
+    return of_workers.transpose(0, 1).flatten(1).topk(top, dim=1).values
 
 
 def _gather_queries(query: Query, mask_seen: bool, world: World) -> _Everyone:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trainer.evaluation.next_item.score_tiles import ItemShard
 from trainer.explanation.attribution import Attribution
 from trainer.explanation.catalogue import Seen
 from trainer.explanation.command.questions import Batch
@@ -22,6 +21,7 @@ from trainer.explanation.faithfulness.orders import (
 )
 from trainer.explanation.faithfulness.scoring import CatalogueScorer, RankerScorer, Scorer
 from trainer.explanation.methods import MethodOptions
+from trainer.item_search.score_tiles import ItemShard
 
 
 def measured_of(

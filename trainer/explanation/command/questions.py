@@ -14,7 +14,6 @@ from trainer.data.stream.catalogue_reader import columns_for
 from trainer.data.stream.columns import stretches, take_all
 from trainer.data.stream.packed import PackedHistories
 from trainer.data.stream.row_groups import RowGroupReader
-from trainer.evaluation.next_item.score_tiles import ItemShard
 from trainer.explanation.catalogue import Seen
 from trainer.explanation.command.event_groups import grouped_features
 from trainer.explanation.command.request import ExplainRequest
@@ -25,6 +24,7 @@ from trainer.inference.moments import latest_time
 from trainer.inference.requests import Histories
 from trainer.inference.stored import histories_in
 from trainer.inference.trained_model import TrainedModel
+from trainer.item_search.score_tiles import ItemShard
 from trainer.recommend.chosen_rows import ChosenRows
 from trainer.recommend.next_item import Chosen, NextItemLists
 from trainer.recommend.request import RecommendRequest

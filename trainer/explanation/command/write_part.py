@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 
 from sharding.world import World
-from trainer.evaluation.next_item.score_tiles import ItemShard
 from trainer.explanation import methods
 from trainer.explanation.aggregates.sums import AttentionSums, attention_sums, merged
 from trainer.explanation.attribution import Attribution
@@ -25,6 +24,7 @@ from trainer.explanation.methods import WITH_POOL, MethodOptions
 from trainer.explanation.smallest_set import smallest_sets
 from trainer.explanation.top_items import CatalogueTop
 from trainer.inference.trained_model import TrainedModel
+from trainer.item_search.score_tiles import ItemShard
 from trainer.recommend.folder import PartWriter
 
 OnBatch = Callable[[int, int, int], None]

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from sharding.world import World
-from trainer.evaluation.next_item.score_tiles import EXCLUDED, ItemShard, ScoreTiles
 from trainer.evaluation.next_item.scoring import Query, Ranked
 from trainer.explanation.catalogue import BLOCK_ITEMS, Catalogue, Seen, item_shard
 from trainer.explanation.explained import INTERNAL_BATCH_EVENTS, Explained, ExplainedNextItem, ExplainedRanker, pieces
 from trainer.explanation.questions import Questions
+from trainer.item_search.score_tiles import EXCLUDED, ItemShard, ScoreTiles
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sharding.world import World
-from trainer.evaluation.next_item import score_tiles, target_counts, top_lists
+from trainer.evaluation.next_item import scoring, target_counts
 from trainer.evaluation.next_item.scoring import ItemShard, Query, Ranked, rank_items
+from trainer.item_search import score_tiles, top_lists
 
 NUM_USERS, NUM_ITEMS, WIDTH, TOP = 11, 23, 3, 6
 ALONE = World(0, 1, torch.device("cpu"))
@@ -181,50 +182,93 @@ def test_a_score_that_is_not_a_number_is_never_a_hit():
 # Tiles
 
 
-def large_problem(ascending: bool, values: int | None) -> Problem:
-    """Return more users and items than a small tile has; `ascending`: each item scores higher than those before it."""
+def large_problem(ascending: bool, values: int) -> Problem:
+    """Return more users and items than a small tile has; `ascending`: each item scores higher than those before it.
+
+    values: numbers are multiples of 1 / values, so that sums are exact in any order.
+    """
     random = np.random.default_rng(3)
     num_users, num_items = 37, 500
     users = np.abs(random.standard_normal((num_users, 4))) + 0.1
     items = random.standard_normal((num_items, 4))
-    if values is not None:
-        users, items = (np.round(given * values) for given in (users, items))
+    users, items = ((np.round(given * values) / values).astype(np.float32) for given in (users, items))
     if ascending:
-        items = np.arange(num_items)[:, None] * np.ones(4) - num_items // 2
+        items = np.arange(num_items, dtype=np.float32)[:, None] * np.ones(4, np.float32) - num_items // 2
     seen = [(random.permutation(num_items)[:40] + 1).tolist() for _ in range(num_users)]
     targets = [(random.permutation(num_items)[: random.integers(0, 9)] + 1).tolist() for _ in range(num_users)]
     return Problem(users, items, seen, targets)
 
 
 @pytest.mark.parametrize("ascending", [False, True], ids=["any order", "the best come last"])
-@pytest.mark.parametrize("values", [None, 1], ids=["no ties", "many ties"])
+@pytest.mark.parametrize("values", [64, 1], ids=["few ties", "many ties"])
 @pytest.mark.parametrize("top", [3, 40, 200])
 @pytest.mark.parametrize(("tile_users", "tile_scores"), [(8, 8 * 48), (37, 37 * 16), (512, 1 << 20)])
-def test_tiles_of_any_size_give_the_same(monkeypatch, ascending, values, top, tile_users, tile_scores):
+@pytest.mark.parametrize("expected_on", [("cpu",), ()], ids=["expected scores", "bounds"])
+def test_tiles_of_any_size_give_the_same(monkeypatch, ascending, values, top, tile_users, tile_scores, expected_on):
     monkeypatch.setattr(score_tiles, "TILE_USERS", tile_users)
     monkeypatch.setattr(score_tiles, "TILE_SCORES", tile_scores)
     monkeypatch.setattr(top_lists, "MIN_SPARE", 4)
     problem = large_problem(ascending, values)
     shard = ItemShard(torch.from_numpy(problem.items), first_id=1)
+    monkeypatch.setattr(scoring, "EXPECTED_ON", expected_on)
+    passes = count_passes(monkeypatch)
     ranked = rank_items(query_of(problem, slice(None)), shard, top, True, 1000, ALONE)
-    expected = brute_force(problem, top, True)
-    assert ranked.target_ranks.tolist() == expected.target_ranks.tolist()
-    assert ranked.top_items.tolist() == expected.top_items.tolist()
-    np.testing.assert_allclose(ranked.top_scores, expected.top_scores, rtol=1e-12)
+    check_equal(ranked, brute_force(problem, top, True))
+    assert len(passes) == 1
+
+
+def count_passes(monkeypatch) -> list[score_tiles.ScoreTiles]:
+    """Return a list that grows with each pass over the scores."""
+    passes: list[score_tiles.ScoreTiles] = []
+    of_tiles = score_tiles.ScoreTiles.__iter__
+    monkeypatch.setattr(score_tiles.ScoreTiles, "__iter__", lambda tiles: passes.append(tiles) or of_tiles(tiles))
+    return passes
 
 
 @pytest.mark.parametrize(("name", "value"), [("MAX_CLOSE", 3), ("SLACK", -1.0)])
 def test_bounds_of_no_use_cost_a_second_pass_and_change_nothing(monkeypatch, name, value):
     """More items between the bounds of targets than are kept, and targets outside of their bounds."""
     monkeypatch.setattr(target_counts, name, value)
+    monkeypatch.setattr(scoring, "EXPECTED_ON", ())
     problem = large_problem(False, 1)
-    passes = []
-    of_tiles = score_tiles.ScoreTiles.__iter__
-    monkeypatch.setattr(score_tiles.ScoreTiles, "__iter__", lambda tiles: passes.append(tiles) or of_tiles(tiles))
+    passes = count_passes(monkeypatch)
     shard = ItemShard(torch.from_numpy(problem.items), first_id=1)
     ranked = rank_items(query_of(problem, slice(None)), shard, 3, True, 64, ALONE)
     check_equal(ranked, brute_force(problem, 3, True))
     assert len(passes) == 2
+
+
+@pytest.mark.parametrize("error", [-0.5, 0.5])
+def test_other_scores_than_expected_cost_a_second_pass_and_change_nothing(monkeypatch, error):
+    expected = target_counts.expected_scores
+    monkeypatch.setattr(scoring, "expected_scores", lambda *given: expected(*given) + error)
+    problem = large_problem(False, 1)
+    passes = count_passes(monkeypatch)
+    shard = ItemShard(torch.from_numpy(problem.items), first_id=1)
+    ranked = rank_items(query_of(problem, slice(None)), shard, 3, True, 64, ALONE)
+    check_equal(ranked, brute_force(problem, 3, True))
+    assert len(passes) == 2
+
+
+@pytest.mark.parametrize("num_users", [1, 7, 37, 700])
+@pytest.mark.parametrize("width", [8, 64, 200])
+def test_scores_are_as_expected_on_a_cpu_so_that_one_pass_is_enough(monkeypatch, num_users, width):
+    generator = torch.Generator().manual_seed(4)
+    users, items = (torch.randn(n, width, generator=generator) for n in (num_users, 3000))
+    targets = torch.randint(1, 3001, (num_users,), generator=generator).numpy()
+    query = Query(users, *packed([[]] * num_users), targets, np.arange(num_users + 1))
+    passes = count_passes(monkeypatch)
+    rank_items(query, ItemShard(items, 1), 5, True, 65536, ALONE)
+    assert len(passes) == 1
+
+
+def test_infinite_scores_and_zeros_of_both_signs_are_ordered_by_id():
+    inf = float("inf")
+    items = np.asarray([[-0.0], [inf], [0.0], [-inf], [inf], [-1.0]], np.float32)
+    query = Query(torch.ones(6, 1), *packed([[]] * 6), np.arange(1, 7), np.arange(7))
+    ranked = rank_items(query, ItemShard(torch.from_numpy(items), first_id=1), 5, True, 16, ALONE)
+    assert ranked.target_ranks.tolist() == [3, 1, 4, 0, 2, 5]
+    assert ranked.top_items.tolist() == [[2, 5, 1, 3, 6]] * 6
 
 
 def test_scores_of_one_precision_are_the_same_in_tiles_of_any_width():

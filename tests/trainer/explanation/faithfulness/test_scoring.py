@@ -6,10 +6,10 @@ import torch
 
 from sharding.world import World
 from tests.support.rank_pool import RankPool
-from trainer.evaluation.next_item.score_tiles import ItemShard
 from trainer.evaluation.next_item.scoring import Query
 from trainer.explanation.faithfulness import scoring
 from trainer.explanation.faithfulness.scoring import probabilities_of
+from trainer.item_search.score_tiles import ItemShard
 
 NUM_USERS, NUM_ITEMS, WIDTH = 6, 50, 4
 Part = tuple[slice, slice]
