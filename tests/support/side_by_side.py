@@ -29,7 +29,7 @@ def unit_of(nodeid: str) -> str:
 
 
 class BySharedFixtures(LoadScopeScheduling):
-    """Scheduler of xdist whose units share fixtures."""
+    """Scheduler of xdist with units that share fixtures."""
 
     def _split_scope(self, nodeid: str) -> str:
         return unit_of(nodeid)
@@ -63,7 +63,7 @@ def path_of(item: pytest.Item) -> str:
 
 
 def without_cluster(items: Sequence[pytest.Item]) -> list[str]:
-    """Return the files whose tests use the shared cluster, and that are not in the list: they would start another."""
+    """Return the files with tests that use the shared cluster, and that are not in the list: they would start another."""
     users: set[str] = {path_of(item) for item in items if CLUSTER_FIXTURE in getattr(item, "fixturenames", ())}
     return sorted(users - ON_ONE_CLUSTER)
 
