@@ -241,9 +241,18 @@ def test_a_rank_that_could_not_speak_is_named_before_those_that_lost_it() -> Non
 
 
 def test_a_dead_rank_is_placed_in_the_step_in_which_the_others_lost_it() -> None:
-    lost = replace(failure(0, "RuntimeError: connection closed by peer"), step=57)
+    lost = replace(failure(0, "RuntimeError: connection closed by peer"), step=57, phase="step")
     text = text_of([lost], died(r0="closed", r2="killed"), {}, BEATS)
     assert text == "rank 2 on here died in step 58: killed (1 more failed with it)"
+
+
+def test_a_rank_that_dies_soon_after_its_start_is_placed_where_the_others_lost_it() -> None:
+    just_started = {2: Beat(HERE)}
+    lost = replace(failure(0, "RuntimeError: connection closed by peer"), step=150, phase="evaluation")
+    text = text_of([lost], died(r0="closed", r2="killed"), {}, just_started)
+    assert text == "rank 2 on here died in the evaluation after step 150: killed (1 more failed with it)"
+    text = text_of([replace(lost, step=0, phase="start")], died(r0="closed", r2="killed"), {}, just_started)
+    assert text == "rank 2 on here died while it started: killed (1 more failed with it)"
 
 
 def test_what_a_rank_says_of_its_files_does_not_count_if_another_died() -> None:

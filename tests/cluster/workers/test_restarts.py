@@ -1,0 +1,86 @@
+"""Decisions after workers have ended: what counts against a budget."""
+
+from typing import Any
+
+import pytest
+from ray.train import FailureConfig
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from cluster.config.run_config import RecoveryConfig
+from cluster.errors import MoveError
+from cluster.workers import restarts
+from cluster.workers.mailbox import Mailbox, Move
+from cluster.workers.restarts import RestartPolicy
+from cluster.workers.scaling import NoRoomError
+from tests.cluster.workers.test_group_messages import FakeActor
+
+RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
+LEAVE = Move("preemption", "the cluster takes back b, with rank 1, in 30 s")
+
+
+@pytest.fixture
+def mailbox(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
+    monkeypatch.setattr(restarts.ray, "get", lambda value: value)
+    return Mailbox()
+
+
+def policy_of(mailbox: Mailbox, **limits: Any) -> RestartPolicy:
+    config = RecoveryConfig(**{"backoff_seconds": 0.0, **limits})
+    return RestartPolicy(FailureConfig(max_failures=-1), FakeActor(mailbox), config)
+
+
+def ended(**errors: BaseException) -> WorkerGroupError:
+    return WorkerGroupError("", {int(rank[1:]): error for rank, error in errors.items()})
+
+
+def wrapped(error: BaseException) -> BaseException:
+    """Return an error as Ray Train hands it over."""
+    outer = RuntimeError("Ray")
+    outer._base_exc = error  # type: ignore[attr-defined]
+    return outer
+
+
+def events(mailbox: Mailbox) -> list[tuple[str, str]]:
+    return [(event.get("cause", event["kind"]), event["text"]) for event in mailbox.drain().events]
+
+
+def test_a_move_to_nodes_that_were_added_is_no_failure(mailbox: Mailbox) -> None:
+    policy = policy_of(mailbox, failures_per_hour=0, preemptions_per_hour=0)
+    for _ in range(3):
+        mailbox.request_move(Move("resize", "the cluster has room for 2 workers, and 1 run"))
+        assert policy.make_decision(ended(r0=wrapped(MoveError("m")), r1=MoveError("m"))) == RETRY
+    text = "the cluster has room for 2 workers, and 1 run; restarting from the newest checkpoint"
+    assert events(mailbox) == [("resize", text)] * 3
+    assert mailbox.move() is None
+
+
+def test_a_move_away_from_a_node_counts_as_a_preemption(mailbox: Mailbox) -> None:
+    policy = policy_of(mailbox, failures_per_hour=0, preemptions_per_hour=1)
+    mailbox.request_move(LEAVE)
+    assert policy.make_decision(ended(r0=MoveError("m"))) == RETRY
+    assert events(mailbox) == [
+        ("preemption", f"{LEAVE.text}; restarting from the newest checkpoint (preemption 1 of this hour)")
+    ]
+    mailbox.request_move(LEAVE)
+    assert policy.make_decision(ended(r0=MoveError("m"))) == RAISE
+    assert events(mailbox) == [("warning", "no restart: 2 preemptions within an hour")]
+
+
+def test_a_rank_that_dies_during_a_move_is_a_failure(mailbox: Mailbox) -> None:
+    policy = policy_of(mailbox, failures_per_hour=1)
+    mailbox.request_move(LEAVE)
+    assert policy.make_decision(ended(r0=MoveError("m"), r1=RuntimeError("killed"))) == RETRY
+    assert [cause for cause, _ in events(mailbox)] == ["failure"]
+    assert mailbox.requests() == (False, 0)
+
+
+def test_a_run_that_is_stopped_does_not_move(mailbox: Mailbox) -> None:
+    mailbox.request_move(LEAVE)
+    assert mailbox.requests() == (True, 0)
+    mailbox.request_stop()
+    assert mailbox.move() is None
+
+
+def test_a_run_for_which_no_nodes_came_ends(mailbox: Mailbox) -> None:
+    assert policy_of(mailbox).make_decision(ControllerError(NoRoomError("no nodes"))) == RAISE
