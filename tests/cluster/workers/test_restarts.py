@@ -1,8 +1,10 @@
 """Decisions after workers have ended: what counts against a budget."""
 
+import pickle
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 from ray.train import FailureConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -10,10 +12,13 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from cluster.config.run_config import RecoveryConfig
 from cluster.errors import MoveError
 from cluster.workers import restarts
+from cluster.workers.group import _no_room
 from cluster.workers.mailbox import Mailbox, Move
 from cluster.workers.restarts import RestartPolicy
 from cluster.workers.scaling import NoRoomError
+from cluster.workers.worker import _result_of
 from tests.cluster.workers.test_group_messages import FakeActor
+from trainer.config.job import SILENT, Outcome
 
 RETRY, RAISE = FailureDecision.RETRY, FailureDecision.RAISE
 LEAVE = Move("preemption", "the cluster takes back b, with rank 1, in 30 s")
@@ -84,3 +89,23 @@ def test_a_run_that_is_stopped_does_not_move(mailbox: Mailbox) -> None:
 
 def test_a_run_for_which_no_nodes_came_ends(mailbox: Mailbox) -> None:
     assert policy_of(mailbox).make_decision(ControllerError(NoRoomError("no nodes"))) == RAISE
+
+
+@pytest.mark.parametrize(
+    ("reason", "move", "moves"), [("stopped", LEAVE, True), ("finished", LEAVE, False), ("stopped", None, False)]
+)
+def test_a_training_that_stopped_for_a_move_ends_its_rank(reason: str, move: Move | None, moves: bool) -> None:
+    outcome = Outcome(reason, 7, None, None)
+    job = cloudpickle.dumps((lambda argument, world, channel: argument, outcome))
+    if moves:
+        with pytest.raises(MoveError, match="takes back b"):
+            _result_of(job, None, SILENT, lambda: move)  # type: ignore[arg-type]
+    else:
+        assert pickle.loads(_result_of(job, None, SILENT, lambda: move)) == outcome  # type: ignore[arg-type]
+
+
+def test_the_end_of_a_wait_for_nodes_survives_the_way_to_the_driver() -> None:
+    error = pickle.loads(pickle.dumps(ControllerError(NoRoomError("no nodes for 2 workers"))))
+    assert _no_room(error) == "no nodes for 2 workers"
+    assert _no_room(ended(r0=RuntimeError("killed"))) is None
+    assert _no_room(None) is None
