@@ -10,10 +10,10 @@ Files:
     mailbox.py    jobs, events and requests to stop between driver and workers
     memory.py     free memory of a machine or container
     metrics.py    metrics for Prometheus by Ray's exporter
-    quick_imports.py  imports without the garbage collector
-    rank_log.py   log of a rank in the run folder
     moves.py      decision to leave nodes that are taken back, and to use nodes that were added
     nodes.py      nodes that can hold workers now
+    quick_imports.py  imports without the garbage collector
+    rank_log.py   log of a rank in the run folder
     ray_train.py  Ray Train's trainer with Shoal's budgets, without the actors that Shoal does not use
     restarts.py   decision after a failure, in Ray Train's controller
     scaling.py    size of a group of workers that is about to start, in Ray Train's controller

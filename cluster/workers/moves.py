@@ -17,7 +17,7 @@ LOOK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Advice:
-    """What to do about the nodes of the cluster."""
+    """Consequence of the state of the nodes for the workers."""
 
     # For people.
     warnings: tuple[str, ...] = ()
