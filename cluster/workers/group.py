@@ -202,7 +202,12 @@ class _Launch:
 
     def _follow_nodes(self, status: Status, on_event: OnEvent) -> None:
         """Ask for a checkpoint or a move where nodes are taken back or added."""
-        advice = self._moves.look(status, lambda: ray.get(self._mailbox.reserved.remote()), time.monotonic())
+        try:
+            advice = self._moves.look(status, lambda: ray.get(self._mailbox.reserved.remote()), time.monotonic())
+        except ray.exceptions.RayActorError:
+            raise  # the mailbox died
+        except Exception:  # noqa: BLE001 - Ray's head may be busy or starting again; the workers need it only to restart
+            return
         for text in advice.warnings:
             on_event({"kind": "warning", "text": text})
         if advice.move is not None:

@@ -17,7 +17,8 @@ from cluster.config.run_config import ClusterConfig
 from cluster.workers import group as launch
 from cluster.workers.failures import cause_of
 from cluster.workers.group import Workers
-from cluster.workers.mailbox import Beat, Interruption, Mailbox, Place, WorkerFailure
+from cluster.workers.mailbox import Beat, Interruption, Mailbox, Move, Place, WorkerFailure
+from cluster.workers.moves import Advice, Moves
 from trainer.config.job import Channel
 
 DEADLINE = 20.0
@@ -111,6 +112,21 @@ def test_a_stop_reaches_the_work_that_is_asked_to_stop_and_no_other(workers: Wor
     stop.set()
     assert workers.run(is_stopped_within, DEADLINE / 2, ignore, stop) == [True, True]
     assert workers.run(is_stopped_within, 0.3, ignore) == [False, False]
+
+
+def test_workers_go_on_while_the_head_does_not_say_which_nodes_there_are(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*arguments: Any) -> Advice:
+        raise RuntimeError("Failed to connect to GCS")
+
+    monkeypatch.setattr(Moves, "look", look)
+    assert workers.run(name_rank_late, "job", ignore) == ["job 0", "job 1"]
+
+
+def test_workers_are_asked_to_move_when_the_nodes_say_so(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Moves, "look", lambda *arguments: Advice(move=Move("resize", "there is room")))
+    assert workers.run(is_stopped_within, DEADLINE / 2, ignore) == [True, True]
 
 
 def test_the_mailbox_starts_each_work_afresh() -> None:
