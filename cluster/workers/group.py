@@ -145,8 +145,9 @@ class _Launch:
     """One run of Ray Train, with workers that wait for jobs."""
 
     def __init__(self, config: ClusterConfig, logs: str | None = None, after: Interruption | None = None) -> None:
-        # On the driver's node, as Ray's controller: with another node it would be lost, and all workers with it.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # On the driver's node, as Ray's controller: with another node it would be lost, and all workers with it. A soft affinity
+        # is not enough: Ray 2.60 places some of these actors elsewhere.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote(after)
         self._storage = temporary_storage()
         self.name = f"shoal-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"  # Ray Train's name of this launch
@@ -221,7 +222,7 @@ class _Launch:
         if place.node == ray.get_runtime_context().get_node_id():
             kill_process(place)  # a task would need a process of its own, which takes seconds to start
             return
-        here = NodeAffinitySchedulingStrategy(place.node, soft=True)
+        here = NodeAffinitySchedulingStrategy(place.node, soft=False)
         ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(kill_process).remote(place)
 
     def _raise_failures(self, failures: list[WorkerFailure]) -> NoReturn:

@@ -129,6 +129,18 @@ def test_workers_are_asked_to_move_when_the_nodes_say_so(workers: Workers, monke
     assert workers.run(is_stopped_within, DEADLINE / 2, ignore) == [True, True]
 
 
+def test_the_mailbox_is_on_the_node_of_the_driver_and_nowhere_else(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a soft affinity Ray placed it on another node, which was lost."""
+    asked: list[Any] = []
+    remote = launch.ray.remote
+    monkeypatch.setattr(launch.ray, "remote", lambda **given: asked.append(given) or remote(**given))
+    workers.run(name_rank, "job", ignore)
+    strategy = asked[0]["scheduling_strategy"]
+    assert (strategy.node_id, strategy.soft) == ("0" * 56, False)
+
+
 def test_the_mailbox_starts_each_work_afresh() -> None:
     mailbox = Mailbox()
     mailbox.give(b"first")
