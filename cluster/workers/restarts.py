@@ -4,6 +4,7 @@ A restart keeps the launch: the new workers run the newest job again, which resu
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import ray
@@ -20,7 +21,8 @@ from cluster.config.run_config import RecoveryConfig
 from cluster.errors import MoveError
 from cluster.workers.budget import Budget, Kind
 from cluster.workers.failures import Cause, cause_of, innermost
-from cluster.workers.mailbox import Move
+from cluster.workers.mailbox import Beat, Move
+from cluster.workers.nodes import alive_nodes, unreachable
 
 
 class RestartPolicy(FailurePolicy):
@@ -42,7 +44,8 @@ class RestartPolicy(FailurePolicy):
             if move is not None and errors and all(isinstance(innermost(one), MoveError) for one in errors.values()):
                 return self._restart(move.cause, Cause(move.text, ""))
             failures, killed, beats, step = ray.get(self._mailbox.failed.remote())
-            cause = cause_of(failures, errors, killed, beats) or Cause(f"the group of workers failed: {error}", "")
+            ended = {**_lost_ranks(beats), **killed}
+            cause = cause_of(failures, errors, ended, beats) or Cause(f"the group of workers failed: {error}", "")
             if cause.user_message is not None:
                 return FailureDecision.RAISE
             return self._restart("preemption" if _is_preemption_failure(error) else "failure", cause, step)
@@ -67,3 +70,13 @@ class RestartPolicy(FailurePolicy):
         ray.get(self._mailbox.restart.remote(event))
         time.sleep(seconds)
         return FailureDecision.RETRY
+
+
+def _lost_ranks(beats: Mapping[int, Beat]) -> dict[int, str]:
+    """Return the ranks on nodes that are lost. Ray learns of it much later, and until then only the other ranks fail."""
+    try:
+        nodes = [node for node in alive_nodes() if any(beat.place.node == node.id for beat in beats.values())]
+        left = {node.id for node in nodes} - unreachable(nodes)
+    except Exception:  # noqa: BLE001 - Ray's head may be busy; the cause is only for people
+        return {}
+    return {rank: "was lost: its node does not answer" for rank, beat in beats.items() if beat.place.node not in left}

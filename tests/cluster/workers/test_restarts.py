@@ -13,7 +13,8 @@ from cluster.config.run_config import RecoveryConfig
 from cluster.errors import MoveError
 from cluster.workers import restarts
 from cluster.workers.group import _no_room
-from cluster.workers.mailbox import Mailbox, Move
+from cluster.workers.mailbox import Mailbox, Move, Place, WorkerFailure
+from cluster.workers.nodes import Node
 from cluster.workers.restarts import RestartPolicy
 from cluster.workers.scaling import NoRoomError
 from cluster.workers.worker import _result_of
@@ -27,7 +28,12 @@ LEAVE = Move("preemption", "the cluster takes back b, with rank 1, in 30 s")
 @pytest.fixture
 def mailbox(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
     monkeypatch.setattr(restarts.ray, "get", lambda value: value)
+    monkeypatch.setattr(restarts, "alive_nodes", no_head)
     return Mailbox()
+
+
+def no_head() -> list[Node]:
+    raise RuntimeError("no head")
 
 
 def policy_of(mailbox: Mailbox, **limits: Any) -> RestartPolicy:
@@ -78,6 +84,19 @@ def test_a_rank_that_dies_during_a_move_is_a_failure(mailbox: Mailbox) -> None:
     assert policy.make_decision(ended(r0=MoveError("m"), r1=RuntimeError("killed"))) == RETRY
     assert [cause for cause, _ in events(mailbox)] == ["failure"]
     assert mailbox.requests() == (False, 0)
+
+
+def test_a_rank_is_named_that_was_lost_with_its_node(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [Node(name, "", 0, {}, {}) for name in "abc"]
+    monkeypatch.setattr(restarts, "alive_nodes", lambda: nodes)
+    monkeypatch.setattr(restarts, "unreachable", lambda nodes: {node.id for node in nodes} & {"b", "c"})
+    for rank, node in enumerate("ab"):
+        attempt = mailbox.enter(rank, 2, Place(f"host-{node}", node, 1, 0.0))
+    mailbox.fail(attempt, WorkerFailure(0, "RuntimeError: connection closed", None, ""))
+    assert policy_of(mailbox).make_decision(ended(r0=RuntimeError("connection closed"))) == RETRY
+    ((cause, text),) = events(mailbox)
+    assert cause == "failure"
+    assert text.startswith("rank 1 on host-b was lost: its node does not answer")
 
 
 def test_a_run_that_is_stopped_does_not_move(mailbox: Mailbox) -> None:
