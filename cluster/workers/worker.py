@@ -84,15 +84,7 @@ def _serve(payload: dict[str, Any], attempt: int, rank: int, place: Place, log: 
                 return
             heart.begin()
             log.write(f"job {number} begins")
-            poll = _Poll(mailbox)
-            channel = Channel(
-                send=lambda event: mailbox.push.remote(event),
-                stop_requested=lambda poll=poll: poll()[0],  # type: ignore[misc]
-                saves_requested=lambda poll=poll: poll()[1],  # type: ignore[misc]
-                note=heart.note,
-                lap=heart.lap,
-                measure=measure,
-            )
+            channel = _channel_of(mailbox, heart, measure)
             result = _result_of(job, world, channel, lambda: ray.get(mailbox.move.remote()))
             ray.get(mailbox.finish.remote(attempt, rank, result))
             done = number
@@ -115,6 +107,19 @@ def _serve(payload: dict[str, Any], attempt: int, rank: int, place: Place, log: 
         raise picklable(error) from None
     finally:
         heart.stop()
+
+
+def _channel_of(mailbox: Any, heart: Heart, measure: Callable[[dict[str, float]], None] | None) -> Channel:
+    """Return the channel of one job to the driver."""
+    poll = _Poll(mailbox)
+    return Channel(
+        send=lambda event: mailbox.push.remote(event),
+        stop_requested=lambda: poll()[0],
+        saves_requested=lambda: poll()[1],
+        note=heart.note,
+        lap=heart.lap,
+        measure=measure,
+    )
 
 
 def _measure_of(payload: dict[str, Any], rank: int) -> Callable[[dict[str, float]], None] | None:
