@@ -46,6 +46,10 @@ class WorkersFailedError(RuntimeError):
         return self.message
 
 
+class MoveError(Exception):
+    """A rank has saved a checkpoint, and ends so that the group starts again on other nodes. No failure."""
+
+
 def as_user_error(error: Exception) -> UserError | None:
     """Return the UserError that an exception amounts to, or None if the user can change nothing about it.
 

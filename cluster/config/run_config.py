@@ -55,7 +55,10 @@ class RecoveryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="seconds without a sign of life after which a worker is named, killed and replaced. Workers send one a second",
     )
     start_seconds: float = Field(
-        1800.0, gt=0.0, le=MAX_SECONDS, description="longest time to build the model, or to restore a checkpoint"
+        1800.0,
+        gt=0.0,
+        le=MAX_SECONDS,
+        description="longest time to wait for nodes that can hold the workers, to build the model, or to restore a checkpoint",
     )
     first_step_seconds: float = Field(
         1800.0, gt=0.0, le=MAX_SECONDS, description="longest time of the first step, which may compile or fill caches"
@@ -107,6 +110,11 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(f"min_workers = {self.min_workers} is more than num_workers = {self.num_workers}")
         return self
+
+    @property
+    def per_worker(self) -> dict[str, float]:
+        """Return the resources of a worker, as Ray names them."""
+        return {"CPU": self.cpus_per_worker, "GPU": self.gpus_per_worker}
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:

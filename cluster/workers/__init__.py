@@ -2,7 +2,6 @@
 
 Files:
     budget.py     failures that are allowed, and waits before restarts
-    drains.py     nodes that the cluster takes back
     failures.py   causes of failed workers as one line
     group.py      workers kept for the stages of a run
     heart.py      signs of life of a rank, and the time that its start takes
@@ -11,10 +10,13 @@ Files:
     mailbox.py    jobs, events and requests to stop between driver and workers
     memory.py     free memory of a machine or container
     metrics.py    metrics for Prometheus by Ray's exporter
+    moves.py      decision to leave nodes that are taken back, and to use nodes that were added
+    nodes.py      nodes that can hold workers now
     quick_imports.py  imports without the garbage collector
     rank_log.py   log of a rank in the run folder
     ray_train.py  Ray Train's trainer with Shoal's budgets, without the actors that Shoal does not use
     restarts.py   decision after a failure, in Ray Train's controller
+    scaling.py    size of a group of workers that is about to start, in Ray Train's controller
     watchdog.py   ranks that stopped or make no progress
     worker.py     the loop of a worker: one job after another
 """

@@ -48,7 +48,7 @@ def cause_of(
     if silent:
         rank, error = next(iter(silent.items()))
         beats = _up_to_date(rank, failures, beats)
-        death = first_line(_innermost(error)) + _memory(error, (beats or {}).get(rank))
+        death = first_line(innermost(error)) + _memory(error, (beats or {}).get(rank))
         return Cause(f"{_named(rank, beats)} died{_place(rank, beats)}: {death}{_others(len(failures))}", trace)
     correctable = next((f.user_message for f in failures if f.user_message is not None), None)
     if correctable is not None:  # not before: what a rank says of its files may follow from the death of another
@@ -63,7 +63,7 @@ def cause_of(
 
 def _memory(error: BaseException, beat: Beat | None) -> str:
     """Return a sentence if the rank was killed for memory, or probably was: the system kills without saying why."""
-    if "running low on memory" in str(_innermost(error)):
+    if "running low on memory" in str(innermost(error)):
         return " Ray killed it because its machine ran low on memory"
     if beat is None or beat.free_bytes is None or beat.free_bytes > max(LITTLE_MEMORY, beat.used_bytes // 20):
         return ""
@@ -93,15 +93,18 @@ def phase_text(beat: Beat) -> str:
 def _up_to_date(
     rank: int, failures: list[WorkerFailure], beats: Mapping[int, Beat] | None
 ) -> Mapping[int, Beat] | None:
-    """Return the signs of life, that of a dead rank moved to the step in which the others lost it.
+    """Return the signs of life, that of a dead rank moved to where the others lost it.
 
     Signs come once a second, which may be many steps. Ranks are never more than a step apart.
     """
     beat = (beats or {}).get(rank)
-    lost_in = max((failure.step for failure in failures), default=0)
-    if beats is None or beat is None or beat.phase not in ("data", "step") or lost_in <= beat.step:
+    lost = max(failures, key=lambda failure: failure.step, default=None)
+    if beats is None or beat is None or lost is None or lost.phase == "start":
         return beats
-    return {**beats, rank: replace(beat, phase="step", step=lost_in)}
+    if beat.phase != "start" and lost.step <= beat.step:
+        return beats
+    phase = "step" if lost.phase == "data" else lost.phase
+    return {**beats, rank: replace(beat, phase=phase, step=lost.step)}
 
 
 def _named(rank: int, beats: Mapping[int, Beat] | None) -> str:
@@ -114,12 +117,12 @@ def _place(rank: int, beats: Mapping[int, Beat] | None) -> str:
     return "" if beat is None else f" {phase_text(beat)}"
 
 
-def _innermost(error: BaseException) -> BaseException:
+def innermost(error: BaseException) -> BaseException:
     """Return the error that Ray's wrappers hold."""
     for name in ("health_check_failure", "_base_exc"):
         inner = getattr(error, name, None)
         if isinstance(inner, BaseException):
-            return _innermost(inner)
+            return innermost(inner)
     return error
 
 

@@ -29,10 +29,10 @@ from cluster.config.run_config import ClusterConfig
 from cluster.errors import WorkersFailedError
 from cluster.ray_cluster.session import temporary_storage
 from cluster.workers.budget import Budget
-from cluster.workers.drains import drain_text, draining_nodes
 from cluster.workers.failures import cause_of
 from cluster.workers.kill import kill_process
-from cluster.workers.mailbox import Beat, Interruption, Mailbox, Place, WorkerFailure
+from cluster.workers.mailbox import Beat, Interruption, Mailbox, Place, Status, WorkerFailure
+from cluster.workers.moves import Moves
 from cluster.workers.quick_imports import quick_imports
 from cluster.workers.watchdog import Watchdog
 from cluster.workers.worker import POLL_SECONDS, WorkerFunction
@@ -41,7 +41,6 @@ from trainer.errors import UserError, first_line
 if TYPE_CHECKING:
     from ray.train.torch import TorchTrainer
 
-DRAIN_POLL_SECONDS = 1.0
 RESERVED_SECONDS = 5.0  # for the answer of the mailbox at the end of a launch
 END_SECONDS = 60.0  # for idle workers to shut down
 
@@ -146,17 +145,16 @@ class _Launch:
     """One run of Ray Train, with workers that wait for jobs."""
 
     def __init__(self, config: ClusterConfig, logs: str | None = None, after: Interruption | None = None) -> None:
-        # On the driver's node, as Ray's controller: with another node it would be lost, and all workers with it.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        # On the driver's node, as Ray's controller: with another node it would be lost, and all workers with it. A soft affinity
+        # is not enough: Ray 2.60 places some of these actors elsewhere.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._mailbox = ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote(after)
         self._storage = temporary_storage()
         self.name = f"shoal-{datetime.now():%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"  # Ray Train's name of this launch
         self._raised: list[BaseException] = []
         self._watchdog = Watchdog(config.recovery)
         self._newest = Interruption(time.time(), time.time(), 0, 0)
-        self._may_drain = config.address is not None  # nobody takes back the machine of a session of our own
-        self._draining: set[str] = set()
-        self._asked_for_drains = 0.0
+        self._moves = Moves(config)
         with quick_imports():
             # Takes seconds, because it imports Ray Train with torch: only a launch needs it.
             from cluster.workers.ray_train import make_trainer
@@ -192,7 +190,7 @@ class _Launch:
             for event in status.events:
                 beat = status.beats.get(event["rank"]) if event["kind"] == "straggler" else None
                 on_event(event if beat is None else {**event, "host": beat.place.host})
-            self._warn_of_drains(status.beats, on_event)
+            self._follow_nodes(status, on_event)
             self._newest = _later(self._newest, status.beats)
             for rank, reason in self._watchdog.look(status.beats, time.monotonic()).items():
                 self._end_rank(rank, status.beats[rank].place, reason)
@@ -203,18 +201,19 @@ class _Launch:
             self._raise_failures(failures)
         return [pickle.loads(results[rank]) for rank in range(status.world_size)]
 
-    def _warn_of_drains(self, beats: Mapping[int, Beat], on_event: OnEvent) -> None:
-        """Ask for a checkpoint when the cluster announces that it takes back a node with workers."""
-        now = time.monotonic()
-        if not self._may_drain or now - self._asked_for_drains < DRAIN_POLL_SECONDS:
+    def _follow_nodes(self, status: Status, on_event: OnEvent) -> None:
+        """Ask for a checkpoint or a move where nodes are taken back or added."""
+        try:
+            advice = self._moves.look(status, lambda: ray.get(self._mailbox.reserved.remote()), time.monotonic())
+        except ray.exceptions.RayActorError:
+            raise  # the mailbox died
+        except Exception:  # noqa: BLE001 - Ray's head may be busy or starting again; the workers need it only to restart
             return
-        self._asked_for_drains = now
-        draining = draining_nodes()
-        for node in {beat.place.node for beat in beats.values()} & set(draining) - self._draining:
-            self._draining.add(node)
-            ranks = sorted(rank for rank, beat in beats.items() if beat.place.node == node)
-            host = beats[ranks[0]].place.host
-            on_event({"kind": "warning", "text": f"{drain_text(host, ranks, draining[node])}; saving a checkpoint"})
+        for text in advice.warnings:
+            on_event({"kind": "warning", "text": text})
+        if advice.move is not None:
+            self._mailbox.request_move.remote(advice.move)
+        elif advice.save:
             self._mailbox.request_save.remote()
 
     def _end_rank(self, rank: int, place: Place, reason: str) -> None:
@@ -223,13 +222,16 @@ class _Launch:
         if place.node == ray.get_runtime_context().get_node_id():
             kill_process(place)  # a task would need a process of its own, which takes seconds to start
             return
-        here = NodeAffinitySchedulingStrategy(place.node, soft=True)
+        here = NodeAffinitySchedulingStrategy(place.node, soft=False)
         ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=here)(kill_process).remote(place)
 
     def _raise_failures(self, failures: list[WorkerFailure]) -> NoReturn:
         error = self._raised[0] if self._raised else None
         cause = cause_of(failures, getattr(error, "worker_failures", {}))
         trace = "".join(traceback.format_exception(error)) if error is not None else ""
+        no_room = _no_room(error)
+        if no_room is not None:
+            raise WorkersFailedError(no_room, trace)
         if cause is None and error is not None and not hasattr(error, "worker_failures"):
             raise LaunchLostError(f"Ray Train's controller died: {first_line(error)}", trace, self._newest.step)
         if cause is None:
@@ -267,6 +269,12 @@ def _later(newest: Interruption, beats: Mapping[int, Beat]) -> Interruption:
     step = max(newest.step, *(beat.step for beat in beats.values()))
     examples = max(newest.examples, *(beat.examples for beat in beats.values()))
     return Interruption(arrived, arrived, step, examples)
+
+
+def _no_room(error: BaseException | None) -> str | None:
+    """Return the message if no nodes for the workers came. The type is in a module that imports Ray Train."""
+    inner = getattr(error, "controller_failure", None)
+    return str(inner) if type(inner).__name__ == "NoRoomError" else None
 
 
 def _fit(trainer: TorchTrainer, raised: list[BaseException]) -> None:

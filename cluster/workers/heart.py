@@ -68,8 +68,8 @@ class Heart(threading.Thread):
 
     def failure(self, cause: str, user_message: str | None, trace: str) -> WorkerFailure:
         """Return the failure of this rank, with how far it was. Arguments as the fields of WorkerFailure."""
-        _, step, examples, _ = self._where
-        return WorkerFailure(self._rank, cause, user_message, trace, step, examples)
+        phase, step, examples, _ = self._where
+        return WorkerFailure(self._rank, cause, user_message, trace, step, examples, phase)
 
     def _report(self, step: int, examples: int) -> None:
         """Report once how long the start took."""

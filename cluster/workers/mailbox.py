@@ -7,7 +7,7 @@ is ignored.
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class WorkerFailure:
     # Steps trained, and examples trained since the start of the run.
     step: int = 0
     examples: int = 0
+    # What the rank did, as in Beat.
+    phase: str = "start"
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,17 @@ class Status:
     world_size: int | None
     # The last sign of life of each rank that has arrived and is not done.
     beats: dict[int, Beat]
+    # The number of the group of workers: 1, and one more after each restart.
+    attempt: int = 1
+
+
+@dataclass(frozen=True)
+class Move:
+    """A restart of healthy workers on other nodes, from a checkpoint that they save for it."""
+
+    cause: Literal["preemption", "resize"]
+    # The reason, for people.
+    text: str
 
 
 @dataclass(frozen=True)
@@ -118,6 +131,7 @@ class Mailbox:
         self._results: dict[int, bytes] = {}
         self._stop = False
         self._saves = 0
+        self._move: Move | None = None
         self._placement_group: Any = None
         self._attempt = _Attempt(after=after)
         self._newest_step = 0 if after is None else after.step
@@ -177,7 +191,7 @@ class Mailbox:
             for rank, (beat, arrived) in self._attempt.beats.items()
             if rank not in self._results
         }
-        return Status(events, len(self._results), self._attempt.world_size, beats)
+        return Status(events, len(self._results), self._attempt.world_size, beats, self._attempt.number)
 
     def request_stop(self) -> None:
         """Ask the workers to stop."""
@@ -187,9 +201,21 @@ class Mailbox:
         """Ask the workers to save a checkpoint at once, and to continue."""
         self._saves += 1
 
+    def request_move(self, move: Move) -> None:
+        """Ask the workers to save a checkpoint and to start again from it. What they do now may end first."""
+        self._move = move
+
+    def move(self) -> Move | None:
+        """Return the move that the workers are asked for, unless they are asked to stop for good."""
+        return None if self._stop else self._move
+
+    def is_stopped(self) -> bool:
+        """Return whether the driver asked the workers to stop for good."""
+        return self._stop
+
     def requests(self) -> tuple[bool, int]:
-        """Return whether the workers are asked to stop, and how often they were asked to save a checkpoint."""
-        return self._stop, self._saves
+        """Return whether the workers are asked to stop, for good or for a move, and how often to save a checkpoint."""
+        return self._stop or self._move is not None, self._saves
 
     def finish(self, attempt: int, rank: int, pickled_result: bytes) -> None:
         """Store the result of a rank."""
@@ -222,6 +248,7 @@ class Mailbox:
         self._events.append(event)
         self._results = {}
         self._saves = 0
+        self._move = None
         self._attempt = _Attempt(self._attempt.number + 1, self.interruption())
 
     def interruption(self) -> Interruption:

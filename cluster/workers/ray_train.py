@@ -12,9 +12,11 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.failure_handling import FailurePolicy
+from ray.train.v2._internal.execution.scaling_policy import ScalingPolicy
 
 from cluster.config.run_config import ClusterConfig
 from cluster.workers.restarts import RestartPolicy
+from cluster.workers.scaling import GroupSizePolicy
 from cluster.workers.worker import serve
 
 
@@ -37,10 +39,12 @@ class _Trainer(TorchTrainer):
     """
 
     failure_policy: FailurePolicy
+    scaling_policy: ScalingPolicy
     mailbox: Any
 
     def _initialize_and_run_controller(self, **controller: Any) -> Any:
-        return super()._initialize_and_run_controller(**{**controller, "failure_policy": self.failure_policy})
+        policies = {"failure_policy": self.failure_policy, "scaling_policy": self.scaling_policy}
+        return super()._initialize_and_run_controller(**{**controller, **policies})
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
@@ -76,10 +80,17 @@ def make_trainer(
     # Ray's default of two seconds is a fifth of the time in which a group of workers starts again.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     if config.min_workers is not None:
-        # After a node is lost, Ray first asks for workers on it again, and waits this long before it asks for fewer.
+        # Of workers for which there was room. If another job was faster, the group may become smaller.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+    # Nobody takes back the machine of a session of our own. The watcher is a process that starts with each group.
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0" if config.address is None else "1"
     failure_config = FailureConfig(max_failures=-1, controller_failure_limit=-1)  # the policy below decides
     fewest = config.min_workers
+    scaling_config = ScalingConfig(
+        num_workers=config.num_workers if fewest is None else (fewest, config.num_workers),
+        use_gpu=config.gpus_per_worker > 0,
+        resources_per_worker=config.per_worker,
+    )
     trainer = trainer_class(
         serve,
         train_loop_config={
@@ -94,12 +105,7 @@ def make_trainer(
             # Ray takes whole seconds. Fractions are rounded up, because a timeout of zero would fail at once.
             timeout_s=math.ceil(config.collective_timeout_seconds),
         ),
-        scaling_config=ScalingConfig(
-            num_workers=config.num_workers if fewest is None else (fewest, config.num_workers),
-            use_gpu=config.gpus_per_worker > 0,
-            elastic_resize_monitor_interval_s=config.recovery.resize_seconds,
-            resources_per_worker={"CPU": config.cpus_per_worker, "GPU": config.gpus_per_worker},
-        ),
+        scaling_config=scaling_config,
         run_config=RunConfig(
             name=name or f"shoal-{uuid.uuid4().hex}",
             storage_path=storage,
@@ -108,4 +114,5 @@ def make_trainer(
     )
     trainer.mailbox = mailbox
     trainer.failure_policy = RestartPolicy(failure_config, mailbox, config.recovery)
+    trainer.scaling_policy = GroupSizePolicy(scaling_config, config, mailbox)
     return trainer

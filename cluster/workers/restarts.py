@@ -4,7 +4,8 @@ A restart keeps the launch: the new workers run the newest job again, which resu
 """
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
@@ -17,8 +18,11 @@ from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 
 from cluster.config.run_config import RecoveryConfig
+from cluster.errors import MoveError
 from cluster.workers.budget import Budget, Kind
-from cluster.workers.failures import Cause, cause_of
+from cluster.workers.failures import Cause, cause_of, innermost
+from cluster.workers.mailbox import Beat, Move
+from cluster.workers.nodes import alive_nodes, unreachable
 
 
 class RestartPolicy(FailurePolicy):
@@ -34,25 +38,45 @@ class RestartPolicy(FailurePolicy):
         error = training_failed_error
         if isinstance(error, ControllerError) and not isinstance(error.controller_failure, RETRYABLE_CONTROLLER_ERRORS):
             return FailureDecision.RAISE
-        kind: Kind = "preemption" if _is_preemption_failure(error) else "failure"
         errors = error.worker_failures if isinstance(error, WorkerGroupError) else {}
         try:
+            move: Move | None = ray.get(self._mailbox.move.remote())
+            if move is not None and errors and all(isinstance(innermost(one), MoveError) for one in errors.values()):
+                return self._restart(move.cause, Cause(move.text, ""))
             failures, killed, beats, step = ray.get(self._mailbox.failed.remote())
-            cause = cause_of(failures, errors, killed, beats) or Cause(f"the group of workers failed: {error}", "")
+            ended = {**_lost_ranks(beats), **killed}
+            cause = cause_of(failures, errors, ended, beats) or Cause(f"the group of workers failed: {error}", "")
             if cause.user_message is not None:
                 return FailureDecision.RAISE
+            return self._restart("preemption" if _is_preemption_failure(error) else "failure", cause, step)
+        except RayError:  # the driver ended the launch with its mailbox
+            return FailureDecision.RAISE
+
+    def _restart(self, kind: Kind | Literal["resize"], cause: Cause, step: int = 0) -> FailureDecision:
+        """Restart the workers if the budget allows it, and tell the driver."""
+        counted, seconds = "", 0.0
+        if kind != "resize":
             reason = self._budget.count(kind, step)
             if reason is not None:
                 ray.get(self._mailbox.push.remote({"kind": "warning", "text": f"no restart: {reason}"}))
                 return FailureDecision.RAISE
-            event = {
-                "kind": "restart",
-                "text": f"{cause.text}; restarting from the newest checkpoint ({kind} {self._budget.number(kind)} of this hour)",
-                "cause": kind,
-                "trace": cause.trace,
-            }
-            ray.get(self._mailbox.restart.remote(event))
-        except RayError:  # the driver ended the launch with its mailbox
-            return FailureDecision.RAISE
-        time.sleep(self._budget.wait(kind))
+            counted, seconds = f" ({kind} {self._budget.number(kind)} of this hour)", self._budget.wait(kind)
+        event = {
+            "kind": "restart",
+            "text": f"{cause.text}; restarting from the newest checkpoint{counted}",
+            "cause": kind,
+            "trace": cause.trace,
+        }
+        ray.get(self._mailbox.restart.remote(event))
+        time.sleep(seconds)
         return FailureDecision.RETRY
+
+
+def _lost_ranks(beats: Mapping[int, Beat]) -> dict[int, str]:
+    """Return the ranks on nodes that are lost. Ray learns of it much later, and until then only the other ranks fail."""
+    try:
+        nodes = [node for node in alive_nodes() if any(beat.place.node == node.id for beat in beats.values())]
+        left = {node.id for node in nodes} - unreachable(nodes)
+    except Exception:  # noqa: BLE001 - Ray's head may be busy; the cause is only for people
+        return {}
+    return {rank: "was lost: its node does not answer" for rank, beat in beats.items() if beat.place.node not in left}

@@ -18,13 +18,14 @@ import psutil
 import ray
 from ray import cloudpickle
 
+from cluster.errors import MoveError
 from cluster.workers.heart import Heart
-from cluster.workers.mailbox import Place
+from cluster.workers.mailbox import Move, Place
 from cluster.workers.metrics import rank_gauges
 from cluster.workers.quick_imports import quick_imports
 from cluster.workers.rank_log import RankLog, rank_log
 from sharding.errors import PlacementError, picklable
-from trainer.config.job import Channel
+from trainer.config.job import Channel, Outcome
 from trainer.errors import UserError, first_line
 from trainer.storage.files import disk_refusal
 
@@ -83,22 +84,18 @@ def _serve(payload: dict[str, Any], attempt: int, rank: int, place: Place, log: 
                 return
             heart.begin()
             log.write(f"job {number} begins")
-            poll = _Poll(mailbox)
-            channel = Channel(
-                send=lambda event: mailbox.push.remote(event),
-                stop_requested=lambda poll=poll: poll()[0],  # type: ignore[misc]
-                saves_requested=lambda poll=poll: poll()[1],  # type: ignore[misc]
-                note=heart.note,
-                lap=heart.lap,
-                measure=measure,
-            )
-            ray.get(mailbox.finish.remote(attempt, rank, _result_of(job, world, channel)))
+            channel = _channel_of(mailbox, heart, measure)
+            result = _result_of(job, world, channel, lambda: ray.get(mailbox.move.remote()))
+            ray.get(mailbox.finish.remote(attempt, rank, result))
             done = number
             log.write(f"job {number} is done")
             gc.collect()  # a model refers to itself: without this it would still be in memory during the next job
             release()
             if device.type == "cuda":
                 torch.cuda.empty_cache()
+    except MoveError as move:
+        log.write(f"ends with a checkpoint: {move}")
+        raise
     except Exception as error:  # noqa: BLE001 - a process boundary: the driver must receive every error
         message = str(error) if isinstance(error, UserError | PlacementError) else None
         if isinstance(error, OSError):
@@ -110,6 +107,19 @@ def _serve(payload: dict[str, Any], attempt: int, rank: int, place: Place, log: 
         raise picklable(error) from None
     finally:
         heart.stop()
+
+
+def _channel_of(mailbox: Any, heart: Heart, measure: Callable[[dict[str, float]], None] | None) -> Channel:
+    """Return the channel of one job to the driver."""
+    poll = _Poll(mailbox)
+    return Channel(
+        send=lambda event: mailbox.push.remote(event),
+        stop_requested=lambda: poll()[0],
+        saves_requested=lambda: poll()[1],
+        note=heart.note,
+        lap=heart.lap,
+        measure=measure,
+    )
 
 
 def _measure_of(payload: dict[str, Any], rank: int) -> Callable[[dict[str, float]], None] | None:
@@ -130,10 +140,14 @@ def _place() -> Place:
     return Place(socket.gethostname(), node, process.pid, process.create_time())
 
 
-def _result_of(pickled_job: bytes, world: World, channel: Channel) -> bytes:
-    """Run a job and return its pickled result."""
+def _result_of(pickled_job: bytes, world: World, channel: Channel, move: Callable[[], Move | None]) -> bytes:
+    """Run a job and return its pickled result. Raises MoveError if it stopped early because the workers are to move."""
     function, argument = cloudpickle.loads(pickled_job)
-    return pickle.dumps(function(argument, world, channel))
+    result = function(argument, world, channel)
+    wanted = move() if isinstance(result, Outcome) and result.reason == "stopped" else None
+    if wanted is not None:
+        raise MoveError(wanted.text)
+    return pickle.dumps(result)
 
 
 class _Poll:

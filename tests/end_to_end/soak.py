@@ -2,12 +2,15 @@
 
     python -m tests.end_to_end.soak --faults 200 --seed 1 --json build/soak.json
 
+With --folder and --minutes it ends after a time, and the same command continues the same training later.
+
 Goodput is the time that computing the steps takes without a fault, divided by the whole time with them. The run is small, so its
 goodput is that of faults a few seconds apart: a bound from below, not a forecast.
 """
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -17,8 +20,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import psutil
 
 from tests.end_to_end.commands import finish, shoal
 from tests.end_to_end.soak_faults import SoakFault, draw_faults
@@ -27,11 +33,13 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.data.synthetic.log import generate
 from trainer.data.synthetic.world import SyntheticConfig
 from trainer.fault_points import VARIABLE
+from trainer.storage.files import write_json_atomically
 
-STEPS_APART = 40
+STEPS_APART = 20
 STEPS_PER_EPOCH = 30
 MOST_COMMANDS_PER_FAULT = 4  # beyond it the soak has failed
 DEADLINE = 900.0  # of one command without an event
+GONE_SECONDS = 60.0  # for the processes of a killed driver to end
 
 CONFIG = """
 [run]
@@ -53,66 +61,115 @@ log_every_steps = 1
 [train.early_stopping]
 patience = 100000
 [checkpoint]
-every_steps = 20
+every_steps = 10
 keep = 4
 on_error = "continue"
 [cluster]
 num_workers = 2
 [cluster.recovery]
-heartbeat_seconds = 15.0
+heartbeat_seconds = 8.0
 failures_per_hour = 100000
 same_step_failures = 1000
 backoff_seconds = 0.0
 """
 
 
+@dataclass
+class SoakState:
+    """Progress of a soak, kept on disk so that a later process continues it."""
+
+    seed: int
+    """The seed of the faults."""
+    num_faults: int
+    """The number of faults in all."""
+    seconds_per_step: float = 0.0
+    """Seconds of training per step without a fault; 0 until the reference is done."""
+    elapsed: float = 0.0
+    """Seconds of training with faults."""
+    codes: list[int] = field(default_factory=list)
+    """The exit codes of the commands."""
+    carried_out: list[int] = field(default_factory=list)
+    """The steps of the faults of whole commands that were carried out."""
+
+
 class Soak:
     """One soak in a folder: its config, its run and the reference."""
 
-    def __init__(self, folder: Path, faults: Sequence[SoakFault], seed: int) -> None:
+    def __init__(self, folder: Path, faults: Sequence[SoakFault], state: SoakState) -> None:
         self.folder = folder
         self.faults = faults
         self.steps = faults[-1].step + 2 * STEPS_APART
         self.run_dir = folder / "run"
-        self.num_commands = 0
-        self.codes: list[int] = []
-        self._draw = random.Random(seed + 1)
+        self.state = state
+        if not (folder / "run.toml").exists():
+            self._write_inputs()
+
+    @classmethod
+    def open(cls, folder: Path, num_faults: int, seed: int) -> Self:
+        """Return the soak of a folder, at its start or where an earlier process left it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = SoakState(seed, num_faults)
+        if (folder / "soak-state.json").exists():
+            state = SoakState(**json.loads((folder / "soak-state.json").read_text()))
+            if (state.seed, state.num_faults) != (seed, num_faults):
+                raise ValueError(f"{folder} has a soak of {state.num_faults} faults of seed {state.seed}")
+        return cls(folder, draw_faults(num_faults, seed, STEPS_APART), state)
+
+    def keep_state(self) -> None:
+        """Write the progress to disk."""
+        write_json_atomically(self.folder / "soak-state.json", asdict(self.state))
+
+    def _write_inputs(self) -> None:
+        """Write logs, config and faults."""
+        folder = self.folder
         world = SyntheticConfig(
             num_users=8 * STEPS_PER_EPOCH, num_items=200, mean_events_per_user=20.0, users_per_file=120
         )
         generate(world, folder / "events")
-        (folder / "run.toml").write_text(CONFIG.format(folder=folder, steps=self.steps))
-        injected = [fault for one in faults for fault in one.injected]
+        injected = [fault for one in self.faults for fault in one.injected]
         (folder / "faults.json").write_text(json.dumps(injected))
+        (folder / "run.toml").write_text(CONFIG.format(folder=folder, steps=self.steps))
 
-    def reference(self) -> float:
-        """Train without a fault, and return the seconds of training per step."""
+    def reference(self) -> None:
+        """Train without a fault, unless that is done, and note the seconds of training per step."""
+        if self.state.seconds_per_step:
+            return
         for verb in ("prepare", "train"):
             process = shoal(verb, str(self.folder / "run.toml"), "--set", f"run.dir={self.folder / 'reference'}")
             code, _, err = finish(process, DEADLINE + self.steps)
             if code:
                 raise RuntimeError(f"the reference ended with {code}: {err}")
         began, ended = json.loads((self.folder / "reference/attempts.json").read_text())[-1]
-        return float(ended - began) / self.steps
+        self.state.seconds_per_step = float(ended - began) / self.steps
+        self.keep_state()
 
-    def disturbed(self) -> None:
-        """Train with all faults, and start the command again whenever it ends before the last step."""
-        events = [fault for fault in self.faults if fault.command]
+    def disturbed(self, until: float) -> bool:
+        """Train with all faults, and start the command again whenever it ends before the last step.
+
+        Return False if the training was stopped at a time of the monotonic clock, before its end.
+        """
         while True:
-            self.num_commands += 1
-            if self.num_commands > MOST_COMMANDS_PER_FAULT * (len(self.faults) + 1):
-                raise RuntimeError(f"the training did not end after {self.num_commands} commands: {self.codes}")
+            events = [one for one in self.faults if one.command and one.step not in self.state.carried_out]
+            if len(self.state.codes) > MOST_COMMANDS_PER_FAULT * (len(self.faults) + 1):
+                raise RuntimeError(f"the training did not end after {len(self.state.codes)} commands")
+            started = time.monotonic()
             with (self.folder / "command.log").open("a") as log:
                 process = self._start(log)
-                event = self._wait(process, events)
-            self.codes.append(process.returncode)
+                event = self._wait(process, events, until)
+            self.state.codes.append(process.returncode)
             if event is not None:
-                events.remove(event)
-                self._damage(event.command)
-            elif process.returncode == 0:
-                return
+                self.state.carried_out.append(event.step)
+                self._damage(event)
+            self.state.elapsed += time.monotonic() - started
+            if event is None and process.returncode == 0:
+                self.keep_state()
+                return True
             self._restore_data()
-            print(f"{time.strftime('%H:%M:%S')} step {self._step()}: exit {process.returncode}, {event}", flush=True)
+            self.keep_state()
+            what = "ended by itself" if event is None else event.kind
+            print(f"{time.strftime('%H:%M:%S')} step {self.step_now()}: exit {process.returncode}, {what}", flush=True)
+            if time.monotonic() > until:
+                return False
 
     def differences(self) -> list[str]:
         """Return what differs from the reference: tensors, the order of trained rows, the result."""
@@ -134,9 +191,11 @@ class Soak:
         return differing
 
     def not_happened(self) -> list[str]:
-        """Return the names of injected faults that did not happen."""
+        """Return the names of faults within ranks, and the steps of faults of whole commands, that did not happen."""
         happened = {path.name.split(".")[2] for path in self.folder.glob("faults.json.*.happened")}
-        return [fault["name"] for one in self.faults for fault in one.injected if fault["name"] not in happened]
+        injected = [fault["name"] for one in self.faults for fault in one.injected if fault["name"] not in happened]
+        commands = [one for one in self.faults if one.command and one.step not in self.state.carried_out]
+        return [*injected, *(f"{one.kind} at step {one.step}" for one in commands)]
 
     def _start(self, log: Any) -> subprocess.Popen[str]:
         return subprocess.Popen(
@@ -156,25 +215,32 @@ class Soak:
             start_new_session=True,
         )
 
-    def _wait(self, process: subprocess.Popen[str], events: Sequence[SoakFault]) -> SoakFault | None:
-        """Wait for the end of the command, or for the step of an event, which is then carried out and returned."""
+    def _wait(self, process: subprocess.Popen[str], events: Sequence[SoakFault], until: float) -> SoakFault | None:
+        """Wait for the end of the command, or for the step of an event, which is then carried out and returned.
+
+        At the time `until` the command is asked to stop.
+        """
         end = time.monotonic() + DEADLINE
-        first = self._step()
+        first = self.step_now()
         while process.poll() is None:
-            step = self._step()
+            step = self.step_now()
             due = next((event for event in events if event.step <= step and step > first), None)
             if step > first:
                 end = max(end, time.monotonic() + DEADLINE / 3)
-            if due is not None or time.monotonic() > end:
-                gently = due is not None and due.command in ("terminate", "truncate data")
+            if due is not None or time.monotonic() > min(end, until):
+                gently = time.monotonic() < end and (due is None or due.command in ("terminate", "truncate data"))
+                family = psutil.Process(process.pid).children(recursive=True)
                 os.kill(process.pid, signal.SIGTERM if gently else signal.SIGKILL)
                 process.wait(DEADLINE)
-                time.sleep(6.0 if not gently else 0.0)  # the workers of a killed driver end by themselves
+                _, left = psutil.wait_procs(family, GONE_SECONDS)  # those of a killed driver end by themselves
+                if left:
+                    raise RuntimeError(f"processes are left: {left}")
                 return due
             time.sleep(0.1)
         return None
 
-    def _step(self) -> int:
+    def step_now(self) -> int:
+        """Return the newest step in the log of the run."""
         path = self.run_dir / "metrics.jsonl"
         if not path.exists():
             return 0
@@ -188,24 +254,24 @@ class Soak:
                 continue
         return 0
 
-    def _damage(self, kind: str) -> None:
+    def _damage(self, event: SoakFault) -> None:
+        kind, draw = event.command, random.Random(f"{self.state.seed} {event.step}")
         if kind in ("flip", "truncate", "remove"):
             committed = checkpoint_folder.committed(self.run_dir / "checkpoints")
             if len(committed) < 2:
                 return
-            path = self._draw.choice(sorted(path for path in committed[0].iterdir()))
+            path = draw.choice(sorted(path for path in committed[0].iterdir()))
             content = path.read_bytes()
-            place = self._draw.randrange(len(content))
+            place = draw.randrange(len(content))
             if kind == "remove":
                 path.unlink()
             elif kind == "truncate":
                 path.write_bytes(content[:place])
             else:
-                path.write_bytes(
-                    content[:place] + bytes([content[place] ^ 1 << self._draw.randrange(8)]) + content[place + 1 :]
-                )
+                flipped = bytes([content[place] ^ 1 << draw.randrange(8)])
+                path.write_bytes(content[:place] + flipped + content[place + 1 :])
         elif kind == "truncate data":
-            path = self._draw.choice(sorted((self.folder / "dataset").glob("**/*.parquet")))
+            path = draw.choice(sorted((self.folder / "dataset").glob("**/*.parquet")))
             shutil.copy2(path, self.folder / "intact")
             (self.folder / "intact-name").write_text(str(path))
             with path.open("r+b") as file:
@@ -214,7 +280,7 @@ class Soak:
     def _restore_data(self) -> None:
         """Restore a damaged data file once a command has refused it."""
         name = self.folder / "intact-name"
-        if name.exists() and self.codes[-1] == 2:
+        if name.exists() and self.state.codes[-1] == 2:
             shutil.move(self.folder / "intact", name.read_text())
             name.unlink()
 
@@ -227,26 +293,27 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="seed of the faults")
     parser.add_argument("--json", type=Path, help="write the result to this file")
     parser.add_argument("--folder", type=Path, help="folder of the runs, which is kept; default: a temporary one")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command with --folder continues")
     arguments = parser.parse_args()
+    until = math.inf if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory(prefix="shoal-soak-") as temporary:
-        result = _run(arguments.folder or Path(temporary), arguments.faults, arguments.seed)
+        result = _run(arguments.folder or Path(temporary), arguments.faults, arguments.seed, until)
     print(json.dumps({key: value for key, value in result.items() if key != "faults"}, indent=1))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    sys.exit(0 if result["exact"] else 1)
+    sys.exit(0 if result["exact"] and not result["not_happened"] else 1)
 
 
-def _run(folder: Path, num_faults: int, seed: int) -> dict[str, Any]:
-    faults = draw_faults(num_faults, seed, STEPS_APART)
-    folder.mkdir(parents=True, exist_ok=True)
-    soak = Soak(folder, faults, seed)
-    seconds_per_step = soak.reference()
-    started = time.monotonic()
-    soak.disturbed()
-    elapsed = time.monotonic() - started
+def _run(folder: Path, num_faults: int, seed: int, until: float) -> dict[str, Any]:
+    soak = Soak.open(folder, num_faults, seed)
+    soak.reference()
+    if not soak.disturbed(until):
+        print(f"stopped at step {soak.step_now():,} of {soak.steps:,}; the same command continues")
+        sys.exit(3)
     differences = soak.differences()
     restarts = soak.run_dir / "restarts.jsonl"
+    state = soak.state
     return {
         "seed": seed,
         "num_faults": num_faults,
@@ -254,13 +321,13 @@ def _run(folder: Path, num_faults: int, seed: int) -> dict[str, Any]:
         "differences": differences,
         "not_happened": soak.not_happened(),
         "steps": soak.steps,
-        "elapsed_seconds": elapsed,
-        "seconds_per_step": seconds_per_step,
-        "goodput": seconds_per_step * soak.steps / elapsed,
-        "commands": soak.num_commands,
-        "exit_codes": soak.codes,
+        "elapsed_seconds": state.elapsed,
+        "seconds_per_step": state.seconds_per_step,
+        "goodput": state.seconds_per_step * soak.steps / state.elapsed,
+        "commands": len(state.codes),
+        "exit_codes": state.codes,
         "restarts_by_itself": len(restarts.read_text().splitlines()) if restarts.exists() else 0,
-        "faults": [fault.values() for fault in faults],
+        "faults": [fault.values() for fault in soak.faults],
     }
 
 

@@ -161,8 +161,9 @@ def test_drained_lost_and_added_nodes_lose_no_example(
     drained, grown, lost = report_restarts(run_dir)
     assert [restart.cause for restart in (drained, grown, lost)] == ["preemption", "resize", "failure"]
     assert "the cluster takes back" in err
+    assert "was lost: its node does not answer" in lost.text
     assert f"resumed from {just_in_time}" in err
-    assert drained.rows == 0  # the checkpoint was just in time
+    assert (drained.rows, grown.rows) == (0, 0)  # a checkpoint was saved just in time
     check_against_undisturbed(config, dataset, run_dir, whole)
 
 

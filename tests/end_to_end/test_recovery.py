@@ -27,8 +27,8 @@ ALL = [
     {"name": "writing", "point": "writing", "rank": 1, "step": 90, "action": "kill"},
     {"name": "hashing", "point": "hashing", "rank": 0, "step": 100, "action": "kill"},
     {"name": "after commit", "point": "after commit", "rank": 0, "step": 125, "action": "kill"},
-    {"name": "reporting", "point": "reporting", "rank": 0, "step": 150, "action": "kill"},
     {"name": "evaluation", "point": "evaluation", "rank": 1, "step": 150, "action": "kill"},
+    {"name": "reporting", "point": "reporting", "rank": 0, "step": 150, "action": "kill"},
 ]
 
 

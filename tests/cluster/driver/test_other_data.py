@@ -188,7 +188,7 @@ def test_another_dataset_of_the_same_vocabularies_is_evaluated(rank_pool: RankPo
     by_folder, where, _ = evaluated(rank_pool, config, data, name="step_000000006")
     assert where.parent.parent.name == "step_000000006"
     assert by_folder.metrics == evaluated(rank_pool, config, logs)[0].metrics
-    assert "all test targets" in evaluated(rank_pool, config, data, "validation")
+    assert "all of their events are test targets" in evaluated(rank_pool, config, data, "validation")
 
 
 def test_a_dataset_split_otherwise_is_evaluated_and_one_of_other_values_refused(

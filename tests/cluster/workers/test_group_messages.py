@@ -17,7 +17,8 @@ from cluster.config.run_config import ClusterConfig
 from cluster.workers import group as launch
 from cluster.workers.failures import cause_of
 from cluster.workers.group import Workers
-from cluster.workers.mailbox import Beat, Interruption, Mailbox, Place, WorkerFailure
+from cluster.workers.mailbox import Beat, Interruption, Mailbox, Move, Place, WorkerFailure
+from cluster.workers.moves import Advice, Moves
 from trainer.config.job import Channel
 
 DEADLINE = 20.0
@@ -111,6 +112,33 @@ def test_a_stop_reaches_the_work_that_is_asked_to_stop_and_no_other(workers: Wor
     stop.set()
     assert workers.run(is_stopped_within, DEADLINE / 2, ignore, stop) == [True, True]
     assert workers.run(is_stopped_within, 0.3, ignore) == [False, False]
+
+
+def test_workers_go_on_while_the_head_does_not_say_which_nodes_there_are(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*arguments: Any) -> Advice:
+        raise RuntimeError("Failed to connect to GCS")
+
+    monkeypatch.setattr(Moves, "look", look)
+    assert workers.run(name_rank_late, "job", ignore) == ["job 0", "job 1"]
+
+
+def test_workers_are_asked_to_move_when_the_nodes_say_so(workers: Workers, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Moves, "look", lambda *arguments: Advice(move=Move("resize", "there is room")))
+    assert workers.run(is_stopped_within, DEADLINE / 2, ignore) == [True, True]
+
+
+def test_the_mailbox_is_on_the_node_of_the_driver_and_nowhere_else(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a soft affinity Ray placed it on another node, which was lost."""
+    asked: list[Any] = []
+    remote = launch.ray.remote
+    monkeypatch.setattr(launch.ray, "remote", lambda **given: asked.append(given) or remote(**given))
+    workers.run(name_rank, "job", ignore)
+    strategy = asked[0]["scheduling_strategy"]
+    assert (strategy.node_id, strategy.soft) == ("0" * 56, False)
 
 
 def test_the_mailbox_starts_each_work_afresh() -> None:
@@ -241,9 +269,18 @@ def test_a_rank_that_could_not_speak_is_named_before_those_that_lost_it() -> Non
 
 
 def test_a_dead_rank_is_placed_in_the_step_in_which_the_others_lost_it() -> None:
-    lost = replace(failure(0, "RuntimeError: connection closed by peer"), step=57)
+    lost = replace(failure(0, "RuntimeError: connection closed by peer"), step=57, phase="step")
     text = text_of([lost], died(r0="closed", r2="killed"), {}, BEATS)
     assert text == "rank 2 on here died in step 58: killed (1 more failed with it)"
+
+
+def test_a_rank_that_dies_soon_after_its_start_is_placed_where_the_others_lost_it() -> None:
+    just_started = {2: Beat(HERE)}
+    lost = replace(failure(0, "RuntimeError: connection closed by peer"), step=150, phase="evaluation")
+    text = text_of([lost], died(r0="closed", r2="killed"), {}, just_started)
+    assert text == "rank 2 on here died in the evaluation after step 150: killed (1 more failed with it)"
+    text = text_of([replace(lost, step=0, phase="start")], died(r0="closed", r2="killed"), {}, just_started)
+    assert text == "rank 2 on here died while it started: killed (1 more failed with it)"
 
 
 def test_what_a_rank_says_of_its_files_does_not_count_if_another_died() -> None:

@@ -16,7 +16,7 @@ from tests.settings.observations.clusters import (
     run_dir,
     workers_refused,
 )
-from tests.settings.observations.recovery import allowed, blamed_after, second_wait
+from tests.settings.observations.recovery import allowed, blamed_after, second_wait, seconds_until_growth
 from tests.settings.observations.tables import of_devices
 
 WHERE = "where files and workers are is no part of what is computed"
@@ -63,7 +63,7 @@ RECOVERY = (
     Entry("cluster.recovery.preemptions_per_hour", 4, allowed("preemption"), 4, free=ERRORS),
     Entry("cluster.recovery.same_step_failures", 2, allowed("failure", progress=False), 2, free=ERRORS),
     Entry("cluster.recovery.backoff_seconds", 3.0, second_wait, 3.0, free=ERRORS),
-    Entry("cluster.recovery.resize_seconds", 9.0, asked_of_ray("resize"), 9.0, free=ERRORS),
+    Entry("cluster.recovery.resize_seconds", 9.0, seconds_until_growth, 9, free=ERRORS),
     Entry("cluster.recovery.heartbeat_seconds", 9.0, blamed_after("step", 7, silent=True), 10, free=ERRORS),
     Entry("cluster.recovery.start_seconds", 70.0, blamed_after("start", 0), 71, free=ERRORS),
     Entry("cluster.recovery.first_step_seconds", 70.0, blamed_after("step", 1), 71, free=ERRORS),

@@ -37,7 +37,6 @@ def trainer_arguments(lab: Lab, config: Config) -> dict[str, Any]:
         "workers": scaling.num_workers,
         "resources": scaling.resources_per_worker,
         "use_gpu": scaling.use_gpu,
-        "resize": scaling.elastic_resize_monitor_interval_s,
         "backend": group.backend,
         "timeout": group.timeout_s,
         "threads": given["train_loop_config"]["threads"],

@@ -9,7 +9,9 @@ from unittest import mock
 
 from cluster.config.run_config import Config
 from cluster.workers.budget import Budget, Kind
-from cluster.workers.mailbox import Beat, Place
+from cluster.workers.mailbox import Beat, Place, Status
+from cluster.workers.moves import Moves
+from cluster.workers.nodes import Node
 from cluster.workers.watchdog import Watchdog
 from tests.settings.lab import Lab
 from tests.settings.observations.training import training_of
@@ -40,6 +42,18 @@ def second_wait(lab: Lab, config: Config) -> float:
     for step in range(2):
         budget.count("failure", step)
     return budget.wait("failure")
+
+
+def seconds_until_growth(lab: Lab, config: Config) -> int:
+    """Return the seconds after its start in which a group with one worker is to grow to two."""
+    cluster = config.cluster.model_copy(update={"address": "auto", "num_workers": 2, "min_workers": 1})
+    nodes = [Node(name, "", 0, {"CPU": 1.0}, {"CPU": free}) for name, free in (("used", 0.0), ("added", 1.0))]
+    moves = Moves(cluster, lambda: nodes, dict, lost=lambda nodes: set(), held=lambda group: {"used": {"CPU": 1.0}})
+    status = Status([], 0, 1, {0: Beat(Place("here", "used", 1, 0.0))})
+    moves.look(status, lambda: None, 100.0)
+    return next(
+        seconds for seconds in range(1, 1000) if moves.look(status, lambda: None, 100.0 + seconds).move is not None
+    )
 
 
 def blamed_after(phase: str, step: int, silent: bool = False) -> Observe:
