@@ -6,7 +6,7 @@ Files:
     group.py      workers kept for the stages of a run
     heart.py      signs of life of a rank, and the time that its start takes
     jobs.py       jobs of the stages: train, evaluate
-    kill.py       end of one process on its machine
+    kill.py       processes of ranks on their machine: whether one is alive, and its end
     mailbox.py    jobs, events and requests to stop between driver and workers
     memory.py     free memory of a machine or container
     metrics.py    metrics for Prometheus by Ray's exporter

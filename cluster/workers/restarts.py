@@ -21,6 +21,7 @@ from cluster.config.run_config import RecoveryConfig
 from cluster.errors import MoveError
 from cluster.workers.budget import Budget, Kind
 from cluster.workers.failures import Cause, cause_of, innermost
+from cluster.workers.kill import is_alive
 from cluster.workers.mailbox import Beat, Move
 from cluster.workers.nodes import alive_nodes, unreachable
 
@@ -45,7 +46,9 @@ class RestartPolicy(FailurePolicy):
                 return self._restart(move.cause, Cause(move.text, ""))
             failures, killed, beats, step = ray.get(self._mailbox.failed.remote())
             ended = {**_lost_ranks(beats), **killed}
-            cause = cause_of(failures, errors, ended, beats) or Cause(f"the group of workers failed: {error}", "")
+            cause = cause_of(failures, {**_ended_here(beats), **errors}, ended, beats) or Cause(
+                f"the group of workers failed: {error}", ""
+            )
             if cause.user_message is not None:
                 return FailureDecision.RAISE
             return self._restart("preemption" if _is_preemption_failure(error) else "failure", cause, step)
@@ -70,6 +73,22 @@ class RestartPolicy(FailurePolicy):
         ray.get(self._mailbox.restart.remote(event))
         time.sleep(seconds)
         return FailureDecision.RETRY
+
+
+def _ended_here(beats: Mapping[int, Beat]) -> dict[int, BaseException]:
+    """Return an error for each rank on this machine with a process that has ended.
+
+    Ray may learn of it after another rank has reported that its connection broke.
+    """
+    here = _own_node()
+    gone = {rank for rank, beat in beats.items() if beat.place.node == here and not is_alive(beat.place)}
+    return {rank: RuntimeError("its process has ended") for rank in sorted(gone)}
+
+
+def _own_node() -> str:
+    """Return Ray's id of the node of this process."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def _lost_ranks(beats: Mapping[int, Beat]) -> dict[int, str]:

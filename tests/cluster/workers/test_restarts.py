@@ -1,8 +1,10 @@
 """Decisions after workers have ended: what counts against a budget."""
 
+import os
 import pickle
 from typing import Any
 
+import psutil
 import pytest
 from ray import cloudpickle
 from ray.train import FailureConfig
@@ -29,6 +31,7 @@ LEAVE = Move("preemption", "the cluster takes back b, with rank 1, in 30 s")
 def mailbox(monkeypatch: pytest.MonkeyPatch) -> Mailbox:
     monkeypatch.setattr(restarts.ray, "get", lambda value: value)
     monkeypatch.setattr(restarts, "alive_nodes", no_head)
+    monkeypatch.setattr(restarts, "_own_node", lambda: "here")
     return Mailbox()
 
 
@@ -97,6 +100,18 @@ def test_a_rank_is_named_that_was_lost_with_its_node(mailbox: Mailbox, monkeypat
     ((cause, text),) = events(mailbox)
     assert cause == "failure"
     assert text.startswith("rank 1 on host-b was lost: its node does not answer")
+
+
+def test_a_rank_that_ended_is_named_before_ray_knows_of_it(mailbox: Mailbox) -> None:
+    """Ray reported the rank with a broken connection first, and the run was said to have failed there."""
+    alive = Place("host", "here", os.getpid(), psutil.Process().create_time())
+    gone = Place("host", "here", alive.pid, alive.created - 60.0)  # of an earlier process with the same number
+    for rank, place in enumerate((alive, gone, Place("other", "elsewhere", 1, 0.0))):
+        attempt = mailbox.enter(rank, 3, place)
+    mailbox.fail(attempt, WorkerFailure(0, "RuntimeError: connection closed", None, ""))
+    assert policy_of(mailbox).make_decision(ended(r0=RuntimeError("connection closed"))) == RETRY
+    ((_, text),) = events(mailbox)
+    assert text.startswith("rank 1 on host died while it started: its process has ended (1 more failed with it)")
 
 
 def test_a_run_that_is_stopped_does_not_move(mailbox: Mailbox) -> None:
