@@ -11,6 +11,7 @@ Files:
     other_data.py      later logs and other datasets that a model is evaluated on
     prepare_stage.py   make or find the dataset
     progress.py        what a terminal or a log shows while a command runs
+    prune_stage.py     prune heads and blocks, and compare the pruned models
     rank_logs.py       logs of the driver and of all ranks in the run folder
     recommend_stage.py  write recommendations, unless the same ones are there
     run_folder.py      the config of a run folder

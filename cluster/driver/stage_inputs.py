@@ -20,6 +20,7 @@ from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
 RECOMMENDATIONS_VERSION = 1  # raise it when the same request would get other files
 EXPLANATIONS_VERSION = 1  # the same for explanations
+CONTRIBUTIONS_VERSION = 1  # the same for contributions of heads and blocks
 _WRITES_ONLY = {"log_every_steps", "sample_log"}  # of [train]: what is written down of a training, which stays the same
 
 
@@ -72,6 +73,20 @@ def explain_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Manif
             "options": asdict(options),
             "users": _content_of(None if options.users is None else Path(options.users)),
             "version": EXPLANATIONS_VERSION,
+        }
+    )
+
+
+def contributions_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Manifest, metric: str) -> str:
+    """Return the digest of what the contributions of heads and blocks depend on."""
+    return digest_of(
+        {
+            **_of_checkpoint(config, checkpoint),
+            "dataset": manifest.digest,
+            "evaluate": config.evaluate.model_dump(mode="json"),
+            "candidates": _content_of(config.evaluate.candidates_file),
+            "metric": metric,
+            "version": CONTRIBUTIONS_VERSION,
         }
     )
 

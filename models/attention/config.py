@@ -175,6 +175,14 @@ class TargetAttentionConfig(AttentionConfig):
         return self
 
 
+def with_heads(config: AttentionConfig, num_heads: int) -> AttentionConfig:
+    """Return the settings with fewer heads, and with fewer heads of keys and values in the same proportion."""
+    if num_heads == config.num_heads:
+        return config
+    shared = config.num_heads // config.key_value_heads
+    return config.model_copy(update={"num_heads": num_heads, "num_key_value_heads": num_heads // shared})
+
+
 def preset(defaults: dict[str, Any], given: Any) -> Any:
     """Merge the `given` settings into `defaults`, recursively."""
     if not isinstance(given, dict):

@@ -116,7 +116,7 @@ def test_values_on_any_number_of_workers_are_those_of_one_process(
 
 
 def test_the_effect_of_a_head_is_the_fall_without_its_columns(events: Config) -> None:
-    """Zeros in the columns of the output projection that belong to the head are a head without output."""
+    """A head without values, which the output projection ignores, is a head without output."""
     trained = load_trained_model(job_of(events), checkpoints.to_evaluate(events.run_dir / "checkpoints"))
     model = explained_model(trained)
     stored = StoredHistories(trained)
@@ -127,12 +127,18 @@ def test_the_effect_of_a_head_is_the_fall_without_its_columns(events: Config) ->
     assert effects.heads[:2] == (0, 1)
     assert effects.layers[0] == "block 1"
     attention = trained.model.encoder.blocks[0].attention
-    weight = attention.attention_output.weight
-    kept = weight.clone()
+    queries, keys, *_ = attention.sizes
+    own = [
+        attention.attention_output.weight[:, : attention.head_width],
+        attention.query_key_value.weight[queries + keys : queries + keys + attention.head_width],
+    ]
+    kept = [weight.clone() for weight in own]
     whole = score(model, asked)
-    weight[:, : attention.head_width] = 0.0
+    for weight in own:
+        weight.zero_()
     without = score(model, asked)
-    weight.copy_(kept)
+    for weight, before in zip(own, kept, strict=True):
+        weight.copy_(before)
     np.testing.assert_allclose(effects.effects[:, 0], whole - without, rtol=1e-3, atol=1e-5)
     assert np.abs(effects.effects).min(0).max() > 0
 
