@@ -40,6 +40,11 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "fixed",
         description="divisor of scores: the square root of the head width, or a learned multiple of it per head",
     )
+    temperature_factor: float = Field(
+        1.0,
+        gt=0.0,
+        description="factor of this divisor, the initial one if it is learned. Below 1 weights begin sharper, above 1 flatter",
+    )
     mask: Literal["causal", "bidirectional"] = Field(
         "causal",
         description="causal: an event sees earlier events only; bidirectional: later ones too, and training masks items",
@@ -163,10 +168,11 @@ class TargetAttentionConfig(AttentionConfig):
         if any(width < 1 for width in self.unit_hidden):
             raise ValueError(f"unit_hidden = {self.unit_hidden}: a hidden layer has a width of at least 1")
         unit = self.score == "activation_unit"
-        if unit and (self.temperature == "learned" or self.key_value_heads != self.num_heads):
+        has_scale = self.temperature == "learned" or self.temperature_factor != 1.0
+        if unit and (has_scale or self.key_value_heads != self.num_heads):
             raise ValueError(
-                'score = "activation_unit" has its own scale and needs keys for each head: leave temperature and '
-                "num_key_value_heads as they are"
+                'score = "activation_unit" has its own scale and needs keys for each head: leave temperature, '
+                "temperature_factor and num_key_value_heads as they are"
             )
         if not self.projection and (self.gate or self.projection_activation != "none"):
             raise ValueError("gate and projection_activation apply to projections: they need projection = true")

@@ -142,7 +142,7 @@ class Attention(nn.Module):
         config = self.config
         return AttentionTerms(
             config=config,
-            scale=self.map_width**-0.5,
+            scale=self.map_width**-0.5 / config.temperature_factor,
             silu_divisor=self.max_history,
             position=self.position_bias,
             time=self.time_bias,
