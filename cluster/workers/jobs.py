@@ -83,9 +83,9 @@ def recommend(asked: RecommendJob, world: World, channel: Channel) -> PartCounts
     from trainer.recommend.run import write_part
 
     def on_batch(done: int, total: int, owners: int) -> None:
+        everywhere = sum(world.gather_ints(owners))  # all workers have the same number of batches
         if world.is_first:
-            # The workers have about the same number of owners in as many batches.
-            channel.send({"kind": "recommend", "done": done, "total": total, "owners": owners * world.world_size})
+            channel.send({"kind": "recommend", "done": done, "total": total, "owners": everywhere})
 
     trained = _trained(asked.job, asked.checkpoint, "recommend", world, channel, asked.other_data)
     return write_part(trained, asked.request, world, on_batch)
@@ -107,9 +107,9 @@ def explain(asked: ExplainJob, world: World, channel: Channel) -> PartResult:
 
     def on_batch(done: int, total: int, owners: int) -> None:
         channel.note("explanation", done)
+        everywhere = sum(world.gather_ints(owners))  # all workers have the same number of batches
         if world.is_first:
-            # The workers have about the same number of users in as many batches.
-            channel.send({"kind": "explain", "done": done, "total": total, "owners": owners * world.world_size})
+            channel.send({"kind": "explain", "done": done, "total": total, "owners": everywhere})
 
     trained = _trained(asked.job, asked.checkpoint, "explain", world, channel)
     return write_part(trained, asked.request, world, on_batch)
