@@ -3,8 +3,8 @@
     shoal study configs/sparse_attention_movielens1m.toml --set logs.path=PATH/TO/events_timed.parquet
     python -m benchmarks.sparse_attention runs/sparse_attention_movielens1m --out docs/results/sparse_attention
 
-Quality is that of `shoal compare` on the test events of all users, with the seeds of a variant as one model. Attention is measured on
-some users: the effective number of events of each head, and the faithfulness of the last block's weights, of rollout, and of the
+Quality is that of `shoal compare` on the test events of all users, with the seeds of a variant as one model. Attention is measured
+on some users: the effective number of events of each head, and the faithfulness of the last block's weights, of rollout, and of the
 order of time. The first variant is the reference.
 """
 

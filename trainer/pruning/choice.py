@@ -28,10 +28,10 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Return the name for tables."""
+        """Return the name for tables. Heads count from 1."""
         if self.kind == "block":
             return f"block {self.block}"
-        numbers = ", ".join(str(head) for head in self.heads)
+        numbers = ", ".join(str(head + 1) for head in self.heads)
         return f"block {self.block}, {'head' if len(self.heads) == 1 else 'heads'} {numbers}"
 
 

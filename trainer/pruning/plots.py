@@ -21,16 +21,20 @@ def quality_plot(results: PruningResults) -> Plot:
         rows = [row for row in pruned if row.steps == steps]
         if not rows:
             continue
-        shares = [row.cost.forward_flops / first.cost.forward_flops for row in rows]
+        aside = 0.006 * bool(steps)  # so that bars do not cover each other
+        shares = [row.cost.forward_flops / first.cost.forward_flops + aside for row in rows]
         values = [row.differences[0].difference for row in rows]
         bounds = [row.differences[0].interval or (value, value) for row, value in zip(rows, values, strict=True)]
         below = [max(0.0, value - low) for value, (low, _) in zip(values, bounds, strict=True)]
         above = [max(0.0, high - value) for value, (_, high) in zip(values, bounds, strict=True)]
         axes.errorbar(shares, values, yerr=[below, above], fmt=marker, ms=5, capsize=3, color=colour, label=label)
-        for row, share, value in zip(rows, shares, values, strict=True):
-            axes.annotate(row.name, (share, value), xytext=(5, 4), textcoords="offset points", fontsize=7)
+        for row, share, (_, high) in zip(rows, shares, bounds, strict=True):
+            if not row.steps:  # the trained ones are at the same places
+                text = row.title.removeprefix("without ")
+                axes.annotate(text, (share, high), (0, 4), textcoords="offset points", ha="center", fontsize=7)
     metric = pruned[0].differences[0].metric
     axes.set_xlabel("forward FLOPs, as a share of the unpruned model")
+    axes.set_xlim(right=1.05)
     axes.set_ylabel(f"difference in {results.split} {metric}")
     axes.margins(x=0.12, y=0.15)
     axes.legend(frameon=False, fontsize=8)
