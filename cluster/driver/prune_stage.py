@@ -23,7 +23,6 @@ from trainer.data.dataset.splits import Split
 from trainer.errors import UserError
 from trainer.pruning import outputs
 from trainer.pruning.choice import Level, Measured, all_kept, levels_of, measured_from, units_of
-from trainer.pruning.new_run import pruned_values, write_pruned_checkpoint
 from trainer.pruning.results import UNPRUNED, PrunedModel, PruningResults, rows_of
 from trainer.tasks.metrics import selection_names, unusable_reason
 
@@ -33,7 +32,7 @@ FOLDER = "pruned"  # in the run folder
 
 @dataclass(frozen=True)
 class PruneOptions:
-    """What is asked for."""
+    """Options of the command."""
 
     # Numbers of heads that are pruned, a model for each.
     heads: tuple[int, ...]
@@ -156,6 +155,8 @@ def _evaluated(
     view: View,
 ) -> PrunedModel:
     """Make the run of a pruned model, train it for some steps, and evaluate it."""
+    from trainer.pruning.new_run import pruned_values, write_pruned_checkpoint  # loads torch
+
     name = f"{level.name}-{steps}-steps" if steps else level.name
     title = f"{level.title}, {steps:,} steps later" if steps else level.title
     values = pruned_values(config, level.kept, folder / name, config.dataset_dir.resolve(), checkpoint, steps)

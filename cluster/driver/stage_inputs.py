@@ -36,8 +36,7 @@ def evaluation_inputs(config: Config, found: StoredCheckpoint, manifest: Manifes
     return digest_of(
         {
             **_of_checkpoint(config, found),
-            "evaluate": config.evaluate.model_dump(mode="json"),
-            "candidates": _content_of(config.evaluate.candidates_file),
+            **_of_evaluation(config),
             "dataset": [
                 manifest.digest,
                 manifest.split,
@@ -83,8 +82,7 @@ def contributions_inputs(config: Config, checkpoint: StoredCheckpoint, manifest:
         {
             **_of_checkpoint(config, checkpoint),
             "dataset": manifest.digest,
-            "evaluate": config.evaluate.model_dump(mode="json"),
-            "candidates": _content_of(config.evaluate.candidates_file),
+            **_of_evaluation(config),
             "metric": metric,
             "version": CONTRIBUTIONS_VERSION,
         }
@@ -115,6 +113,14 @@ def _of_checkpoint(config: Config, checkpoint: StoredCheckpoint) -> dict[str, An
         "checkpoint": checkpoint.path.name,
         "files": checkpoint.manifest.files,
         "identity": identity(config),
+    }
+
+
+def _of_evaluation(config: Config) -> dict[str, Any]:
+    """Return the settings of evaluation, and the content of the file that they name."""
+    return {
+        "evaluate": config.evaluate.model_dump(mode="json"),
+        "candidates": _content_of(config.evaluate.candidates_file),
     }
 
 
