@@ -139,7 +139,9 @@ def test_training_continues_with_the_moments_of_the_kept_weights(done: tuple[Pru
     assert end is not None
     assert end.manifest.step == start.manifest.step + 2
     assert end.manifest.metrics["skipped_steps"] == 0
-    assert start.manifest.metrics["best"]["value"] is None, "the best value of the whole model is not that of the pruned one"
+    assert start.manifest.metrics["best"]["value"] is None, (
+        "the best value of the whole model is not that of the pruned one"
+    )
     assert end.manifest.metrics["best"]["step"] == end.manifest.step
     lines = [json.loads(line) for line in (tuned.run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["kind"] == "train"][-1] == end.manifest.step

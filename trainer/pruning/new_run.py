@@ -93,6 +93,8 @@ def write_pruned_checkpoint(
 
     metrics = source.manifest.metrics | {"best": asdict(Best())}  # values of the whole model do not compare
     other = OtherModel(job.identity, metrics, change)
-    write_json_atomically(path, record)  # first: a command that ends here leaves a folder that the next one takes for its own
+    write_json_atomically(
+        path, record
+    )  # first: a command that ends here leaves a folder that the next one takes for its own
     written = reshard(source, job.checkpoints_dir, plan, job.config.tables, job.config_values, other=other)
     return StoredCheckpoint(written, checkpoint_folder.read(written))
