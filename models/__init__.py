@@ -13,6 +13,7 @@ Packages:
     ranking     rankers of impressions
 
 Files:
+    activations.py       number of activations that the backward pass needs
     config.py            settings of model, encoder and objective
     costs.py             FLOPs per part, parameters and bytes of a model, computed from its settings
     dense_parameters.py  number of dense weights of encoders

@@ -15,7 +15,8 @@ from typing import Literal
 
 import numpy as np
 
-from models.attention.config import AttentionConfig
+from models.activations import saved_numbers
+from models.attention.config import AttentionConfig, with_heads
 from models.config import NextItemConfig
 from models.dense_parameters import encoder_parameters, tower_parameters
 from models.encoders.config import EncoderConfig
@@ -132,7 +133,7 @@ def costs_of(model: NextItemConfig, width: int, workload: Workload) -> Costs:
     """Return the costs of one input event. `width`: D, of the item table. Tables count as look-ups, without their parameters."""
     encoder = model.encoder
     items_per_event = looked_up_items(model, workload) / workload.events_per_step
-    parts = {name: work.times(encoder.num_blocks) for name, work in _block(encoder, width, workload)}
+    parts = added(*(dict(_block(encoder, width, workload, heads)) for heads in encoder.heads_of_blocks.values()))
     parts["pooling"] = _pooling(encoder, width, workload.histories)
     parts["towers"] = tower(encoder.user_tower, width) + tower(encoder.item_tower, width).times(items_per_event)
     parts["output head"] = output_head(encoder, width)
@@ -187,10 +188,11 @@ def linear(width_in: float, width_out: float, bias: bool = False) -> Flops:
     return Flops(products, 2.0 * products, 0.0, width_out if bias else 0.0)
 
 
-def _block(encoder: EncoderConfig, width: int, workload: Workload) -> Iterator[tuple[str, Flops]]:
+def _block(encoder: EncoderConfig, width: int, workload: Workload, heads: int) -> Iterator[tuple[str, Flops]]:
     pairs = pairs_per_event(encoder.attention, workload.histories)
-    into, behind = vector_work(encoder, width)
-    for name, work in added(into, behind, pair_work(encoder, width, pairs, recomputed_share(encoder))).items():
+    into, behind = vector_work(encoder, width, heads)
+    among_pairs = pair_work(encoder, width, pairs, recomputed_share(encoder), heads)
+    for name, work in added(into, behind, among_pairs).items():
         yield name, work + again(encoder, work)
 
 
@@ -205,12 +207,14 @@ def added(*parts: dict[str, Flops]) -> dict[str, Flops]:
     return {name: sum((part.get(name, Flops()) for part in parts), Flops()) for name in names}
 
 
-def vector_work(encoder: EncoderConfig, width: int) -> tuple[dict[str, Flops], dict[str, Flops]]:
-    """Return the FLOPs of a block per vector: the work up to queries, keys and values, and the work after the attention."""
-    attention = encoder.attention
-    seen = attention.num_channels * width
-    key_width = attention.key_value_heads * (width // attention.num_heads)
-    sizes = width + 2 * key_width
+def vector_work(encoder: EncoderConfig, width: int, heads: int) -> tuple[dict[str, Flops], dict[str, Flops]]:
+    """Return the FLOPs of a block per vector: the work up to queries, keys and values, and the work after the attention.
+
+    heads: number of heads of the block.
+    """
+    attention = with_heads(encoder.attention, heads)
+    query_width, key_width, seen = encoder.attention_widths(width, heads)
+    sizes = query_width + 2 * key_width
     activated = (sizes + seen * attention.gate) * (attention.projection_activation == "silu") * 2.0
     norms = 4.0 * width * (1 if encoder.feed_forward == "none" else 2) + 4.0 * seen * (attention.output_norm != "none")
     gates = Flops(pointwise=float(seen * attention.gate))
@@ -230,10 +234,20 @@ def vector_work(encoder: EncoderConfig, width: int) -> tuple[dict[str, Flops], d
     return into, behind
 
 
-def pair_work(encoder: EncoderConfig, width: int, pairs: float, share: float) -> dict[str, Flops]:
-    """Return the FLOPs of a block for the pairs of one query. `share`: of the products, recomputed backward."""
-    attention = encoder.attention
-    return {"attention": _attention(encoder, width, pairs, share), "bias": _bias(attention, pairs)}
+def pair_work(encoder: EncoderConfig, width: int, pairs: float, share: float, heads: int) -> dict[str, Flops]:
+    """Return the FLOPs of a block for the pairs of one query.
+
+    Args:
+        encoder: the settings.
+        width: of the model.
+        pairs: number of keys.
+        share: of the products, recomputed backward.
+        heads: number of heads of the block.
+    """
+    query_width, _, _ = encoder.attention_widths(width, heads)
+    attention = with_heads(encoder.attention, heads)
+    among_pairs = _attention(attention, encoder.positions == "rotary", query_width, pairs, share)
+    return {"attention": among_pairs, "bias": _bias(attention, pairs)}
 
 
 def recomputed_share(encoder: EncoderConfig) -> float:
@@ -267,13 +281,12 @@ def pairs_per_event(attention: AttentionConfig, histories: Histories, reach: int
     return float((pairs * histories.counts).sum()) / histories.num_events
 
 
-def _attention(encoder: EncoderConfig, width: int, pairs: float, share: float) -> Flops:
+def _attention(attention: AttentionConfig, rotary: bool, width: int, pairs: float, share: float) -> Flops:
     """Return the FLOPs of scores, normalisation and weighted sums of values. Each map and each channel has its own sum."""
-    attention = encoder.attention
     maps = 2 if attention.differential else 1
     products = 2.0 * pairs * width * (1 + maps + (attention.num_channels - 1))
     per_score = NORMALISATION[attention.normalisation] + (attention.dropout > 0)
-    rotated = 3.0 * 2 * width * (encoder.positions == "rotary")
+    rotated = 3.0 * 2 * width * rotary
     combined = 6.0 * width * attention.differential
     pointwise = pairs * maps * attention.num_heads * per_score + rotated + combined
     return Flops(products, 2.0 * products, share * products, pointwise)
@@ -327,7 +340,7 @@ def pooling_work(width: int) -> Flops:
 
 def pooled(encoder: EncoderConfig, width: int, pairs: float, share: float) -> Flops:
     """Return the FLOPs of the pooling for the pairs of one query."""
-    return _attention(EncoderConfig(attention=pooling_attention(encoder)), width, pairs, share)
+    return _attention(pooling_attention(encoder), False, width, pairs, share)
 
 
 def tower(hidden: list[int], width: int) -> Flops:
@@ -366,32 +379,3 @@ def num_dense_parameters(model: NextItemConfig, width: int, projected: tuple[Pro
     total += width * model.masks_items
     total += width * sum(NUM_TIME_ROWS[part] for part in model.inputs.time)
     return total + width * sum(feature.width for feature in projected)
-
-
-def saved_numbers(encoder: EncoderConfig, width: int) -> float:
-    """Return how many numbers per event are kept for the backward pass.
-
-    These are the inputs of matrix products, norms and activations.
-    """
-    attention = encoder.attention
-    seen = attention.num_channels * width
-    key_width = attention.key_value_heads * (width // attention.num_heads)
-    maps = 2 if attention.differential else 1
-    projected = width + 2 * key_width + seen * attention.gate
-    rms = encoder.norm == "rms_norm"  # torch also keeps the scale
-    block = (2.0 + rms) * width  # the norm's input and output
-    block += projected * (attention.projection_activation == "silu") * (1 + attention.gate)
-    block += (2 + maps) * width + seen * maps  # queries, keys, and values by map, as rows; the output of attention
-    block += seen * (attention.gate + {"none": 0, "layer_norm": 1, "rms_norm": 2}[attention.output_norm])
-    extra = 3.0 * width * encoder.residual_gate + width * (encoder.dropout > 0)
-    block += extra
-    if encoder.feed_forward != "none":
-        hidden = width * encoder.feed_forward_multiple
-        block += (2.0 + rms) * width + hidden * (4 if encoder.feed_forward == "swiglu" else 2) + extra
-        block += hidden * (encoder.feed_forward_dropout > 0)  # the mask of dropout
-    if encoder.recompute:
-        block = (encoder.num_blocks * width + block) / max(1, encoder.num_blocks)
-    pooling = 6.0 * width * (encoder.pooling == "attention")
-    towers = width * (1.0 + 2.0 * sum(encoder.user_tower)) if encoder.user_tower else 0.0
-    ends = (1.0 + rms) * width * encoder.input_norm + (3.0 + rms) * width * (encoder.output_head != "none")
-    return encoder.num_blocks * block + 4.0 * width + pooling + ends + towers

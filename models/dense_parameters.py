@@ -7,14 +7,15 @@ import itertools
 
 from models.attention.config import NUM_POSITION_BUCKETS as POSITION_BUCKETS
 from models.attention.config import NUM_TIME_BUCKETS as TIME_BUCKETS
-from models.attention.config import AttentionConfig
+from models.attention.config import AttentionConfig, with_heads
 from models.encoders.config import EncoderConfig
 
 
 def encoder_parameters(encoder: EncoderConfig, max_history: int, width: int) -> int:
     """Return the number of weights of an encoder."""
     norm = width * (2 if encoder.norm == "layer_norm" else 1)
-    total = encoder.num_blocks * _block_parameters(encoder, max_history, width, norm)
+    blocks = encoder.heads_of_blocks.values()
+    total = sum(_block_parameters(encoder, max_history, width, norm, heads) for heads in blocks)
     total += max_history * width * (encoder.positions == "learned") + norm * encoder.final_norm
     total += norm * encoder.input_norm + ((width + 1) * width + norm) * (encoder.output_head != "none")
     if encoder.pooling == "attention":
@@ -42,14 +43,14 @@ def bias_parameters(attention: AttentionConfig, heads: int, places: int, sides: 
     return total + heads * (TIME_BUCKETS if attention.time_bias == "bucketed" else 1) * attention.uses_time
 
 
-def _block_parameters(encoder: EncoderConfig, max_history: int, width: int, norm: int) -> int:
-    attention = encoder.attention
-    head_width = width // attention.num_heads
+def _block_parameters(encoder: EncoderConfig, max_history: int, width: int, norm: int, num_heads: int) -> int:
+    head_width = width // encoder.attention.num_heads
+    attention = with_heads(encoder.attention, num_heads)
     maps = 2 if attention.differential else 1
-    heads = maps * attention.num_heads
+    heads = maps * num_heads
     sides = 2 if attention.mask == "bidirectional" else 1
-    seen = attention.num_channels * width
-    projected = width + 2 * attention.key_value_heads * head_width + seen * attention.gate
+    seen = attention.num_channels * num_heads * head_width
+    projected = num_heads * head_width + 2 * attention.key_value_heads * head_width + seen * attention.gate
     total = norm + width * projected + seen * width + width * attention.output_bias
     total += bias_parameters(attention, heads, max_history, sides)
     total += heads * (attention.temperature == "learned")

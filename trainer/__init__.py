@@ -18,6 +18,7 @@ Packages:
     optim         dense optimizers, schedules, weight EMA
     pages         HTML pages and plots
     placement     the plan of a run and its measured cost
+    pruning       removal of heads and blocks that contribute little
     recommend     recommendations for many users, by all workers
     storage       hashes, atomic writes, output folders
     tasks         differences between the tasks: the next event of a history, labels of impressions

@@ -16,6 +16,7 @@ Files:
     options.py      arguments, options and output that commands share
     plan.py         `shoal plan`
     prepare.py      `shoal prepare`
+    prune.py        `shoal prune`
     recommend.py    `shoal recommend`
     reshard.py      the work of `shoal checkpoint reshard`
     run.py          `shoal run`

@@ -26,6 +26,7 @@ from cluster.cli.export import export
 from cluster.cli.logs import logs
 from cluster.cli.plan import plan
 from cluster.cli.prepare import prepare
+from cluster.cli.prune import prune
 from cluster.cli.recommend import recommend
 from cluster.cli.run import run
 from cluster.cli.status import status
@@ -40,7 +41,20 @@ from trainer.errors import UserError
 
 # The order of --help: what a new user needs first.
 ORDER = (
-    *("run", "prepare", "train", "evaluate", "compare", "recommend", "explain", "export", "plan", "study", "submit"),
+    *(
+        "run",
+        "prepare",
+        "train",
+        "evaluate",
+        "compare",
+        "recommend",
+        "explain",
+        "prune",
+        "export",
+        "plan",
+        "study",
+        "submit",
+    ),
     *("status", "logs", "stop", "checkpoint", "convert", "synth", "doctor"),
 )
 
@@ -79,6 +93,7 @@ for _command in (
     compare,
     recommend,
     explain,
+    prune,
     export,
     plan,
     study,

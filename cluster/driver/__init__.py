@@ -9,8 +9,10 @@ Files:
     export.py          export of a run's model
     new_logs.py        what a trained run does with log files that arrived since
     other_data.py      later logs and other datasets that a model is evaluated on
+    output_stage.py    the flow that the explain and recommend stages share
     prepare_stage.py   make or find the dataset
     progress.py        what a terminal or a log shows while a command runs
+    prune_stage.py     prune heads and blocks, and compare the pruned models
     rank_logs.py       logs of the driver and of all ranks in the run folder
     recommend_stage.py  write recommendations, unless the same ones are there
     run_folder.py      the config of a run folder

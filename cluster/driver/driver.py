@@ -16,6 +16,7 @@ from cluster.driver.explain_stage import run_explain_stage
 from cluster.driver.other_data import LaterLogs, OtherData, config_with
 from cluster.driver.prepare_stage import run_prepare_stage
 from cluster.driver.progress import View
+from cluster.driver.prune_stage import PruneOptions, run_prune_stage
 from cluster.driver.rank_logs import DriverLog, logs_folder
 from cluster.driver.recommend_stage import run_recommend_stage
 from cluster.driver.run_folder import open_run
@@ -30,6 +31,7 @@ from trainer.data.dataset.splits import Split
 from trainer.explanation.command.folder import ExplanationsManifest
 from trainer.explanation.command.request import Options as ExplainOptions
 from trainer.pages.text import duration_text
+from trainer.pruning.results import PruningResults
 from trainer.recommend.folder import RecommendationsManifest
 from trainer.recommend.request import Options
 from trainer.tasks.results import Summary
@@ -103,6 +105,14 @@ def run_explain(
     """
     with _opened(config, view) as (_, workers):
         return run_explain_stage(config, options, name, out, workers, view)
+
+
+def run_prune(
+    config: Config, options: PruneOptions, name: str | None, out: Path | None, view: View
+) -> tuple[PruningResults, Path]:
+    """Prune the named checkpoint, or the best, and compare the pruned models with it. Returns the results and their page."""
+    with _opened(config, view) as (_, workers):
+        return run_prune_stage(config, options, name, out, workers, view)
 
 
 def run_prepared(config: Config, splits: list[Split], view: View) -> tuple[Outcome, dict[Split, Summary]]:

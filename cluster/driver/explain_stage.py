@@ -1,7 +1,5 @@
 """Explain stage: writes explanations of a checkpoint on the workers, and their page, unless the same ones are there."""
 
-import shutil
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,9 +10,9 @@ import pyarrow.parquet as pq
 
 from cluster.config.run_config import Config
 from cluster.driver.evaluate_stage import find_checkpoint
-from cluster.driver.progress import View, announce
+from cluster.driver.output_stage import OutputStage, run_output_stage
+from cluster.driver.progress import View
 from cluster.driver.stage_inputs import explain_inputs
-from cluster.driver.stage_record import StageRecord
 from cluster.driver.train_stage import planned_job
 from cluster.workers import jobs
 from cluster.workers.group import Workers
@@ -58,32 +56,26 @@ def run_explain_stage(
     target = (config.run_dir / FOLDER if out is None else out).resolve()
     selection = select(options.method, read_faithfulness(target, checkpoint.path.name, manifest.digest))
     inputs = explain_inputs(config, checkpoint, manifest, options)
-    done = explanations.read_explanations(target)
-    if done is not None and done.inputs == inputs:
-        view.print_line(f"explain: done before, of {done.checkpoint}, in {target}")
-        announce(view, STAGE, "done before")
-        return done, target
-    record = StageRecord(config.run_dir)
-    attempt = new_attempt(target, explanations.MANIFEST, "explanations")
-    try:
-        request = _request(config, options, manifest, selection, attempt)
-        record.begin(STAGE, inputs)
-        announce(view, STAGE, "started")
-        started = time.monotonic()
-        parts = record.run_stages({STAGE: inputs}, lambda: _explain(config, checkpoint, request, workers, view))
-        view.clear()
+
+    def described(attempt: Path, request: ExplainRequest, parts: list[PartResult]) -> ExplanationsManifest:
         (attempt / USERS_FILE).unlink()
         done = _described(config, options, checkpoint, manifest, inputs, selection, request, parts)
         write_outputs(planned_job(config)[0], manifest, attempt, done, parts)
-        done = replace(done, files=explanations.files_of(attempt))
-        explanations.commit(attempt, target, done)
-    except BaseException:
-        shutil.rmtree(attempt, ignore_errors=True)
-        raise
-    record.finish(STAGE, inputs, {"folder": str(target), "num_users": done.num_users, "num_rows": done.num_rows})
-    announce(view, STAGE, "done")
-    view.print_line(_summary(done, time.monotonic() - started))
-    return done, target
+        return replace(done, files=explanations.files_of(attempt))
+
+    stage = OutputStage(
+        name=STAGE,
+        inputs=inputs,
+        target=target,
+        read=explanations.read_explanations,
+        new_attempt=lambda folder: new_attempt(folder, explanations.MANIFEST, "explanations"),
+        prepare=lambda attempt: _request(config, options, manifest, selection, attempt),
+        work=lambda request: _explain(config, checkpoint, request, workers, view),
+        describe=described,
+        commit=explanations.commit,
+        summary=_summary,
+    )
+    return run_output_stage(config.run_dir, stage, view)
 
 
 def check_options(config: Config, options: Options) -> None:

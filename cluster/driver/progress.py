@@ -113,6 +113,9 @@ class View:
             case "explain":
                 parts = f"batch {event['done']:,}/{event['total']:,}", f"{event['owners']:,} users"
                 self.update("explain", event["done"], event["total"], *parts)
+            case "contributions":
+                part = f"evaluation {event['done']:,}/{event['total']:,}"
+                self.update("prune", event["done"], event["total"], part)
             case "stage":
                 pass  # for programs: people read the lines of each stage
             case "plan":

@@ -1,7 +1,5 @@
 """Recommend stage: writes recommendations of a checkpoint on the workers, unless the same ones are there."""
 
-import shutil
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,9 +10,9 @@ import pyarrow.parquet as pq
 from cluster.config.run_config import Config
 from cluster.driver.evaluate_stage import find_checkpoint
 from cluster.driver.other_data import check_encoding
-from cluster.driver.progress import View, announce
+from cluster.driver.output_stage import OutputStage, run_output_stage
+from cluster.driver.progress import View
 from cluster.driver.stage_inputs import recommend_inputs
-from cluster.driver.stage_record import StageRecord
 from cluster.driver.train_stage import planned_job
 from cluster.workers import jobs
 from cluster.workers.group import Workers
@@ -65,34 +63,27 @@ def run_recommend_stage(
     manifest = read_manifest(config.dataset_dir)
     target = (config.run_dir / FOLDER if out is None else out).resolve()
     inputs = recommend_inputs(config, checkpoint, manifest, options)
-    done = recommendations.read_recommendations(target)
-    if done is not None and done.inputs == inputs:
-        view.print_line(f"recommend: done before, of {done.checkpoint}, in {target}")
-        announce(view, STAGE, "done before")
-        return done, target
-    record = StageRecord(config.run_dir)
-    attempt = recommendations.new_attempt(target)
-    try:
-        prepared = _prepare(config, options, manifest, attempt, view)
-        record.begin(STAGE, inputs)
-        announce(view, STAGE, "started")
-        started = time.monotonic()
-        written = record.run_stages(
-            {STAGE: inputs}, lambda: _recommend(config, checkpoint, prepared.request, given is not None, workers, view)
-        )
-        view.clear()
-        done = _described(config, options, checkpoint, manifest, inputs, prepared, written)
+
+    def described(attempt: Path, prepared: _Prepared, parts: list[PartCounts]) -> RecommendationsManifest:
+        done = _described(config, options, checkpoint, manifest, inputs, prepared, parts)
         done = replace(done, files=recommendations.files_of(attempt))
         for left_over in (USERS_FILE, ITEMS_FILE):
             (attempt / left_over).unlink(missing_ok=True)
-        recommendations.commit(attempt, target, done)
-    except BaseException:
-        shutil.rmtree(attempt, ignore_errors=True)
-        raise
-    record.finish(STAGE, inputs, {"folder": str(target), "num_users": done.num_users, "num_rows": done.num_rows})
-    announce(view, STAGE, "done")
-    view.print_line(_summary(done, time.monotonic() - started))
-    return done, target
+        return done
+
+    stage = OutputStage(
+        name=STAGE,
+        inputs=inputs,
+        target=target,
+        read=recommendations.read_recommendations,
+        new_attempt=recommendations.new_attempt,
+        prepare=lambda attempt: _prepare(config, options, manifest, attempt, view),
+        work=lambda prepared: _recommend(config, checkpoint, prepared.request, given is not None, workers, view),
+        describe=described,
+        commit=recommendations.commit,
+        summary=_summary,
+    )
+    return run_output_stage(config.run_dir, stage, view)
 
 
 def check_options(config: Config, options: Options, has_histories: bool = False) -> None:

@@ -20,6 +20,7 @@ from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
 RECOMMENDATIONS_VERSION = 1  # raise it when the same request would get other files
 EXPLANATIONS_VERSION = 1  # the same for explanations
+CONTRIBUTIONS_VERSION = 1  # the same for contributions of heads and blocks
 _WRITES_ONLY = {"log_every_steps", "sample_log"}  # of [train]: what is written down of a training, which stays the same
 
 
@@ -35,8 +36,7 @@ def evaluation_inputs(config: Config, found: StoredCheckpoint, manifest: Manifes
     return digest_of(
         {
             **_of_checkpoint(config, found),
-            "evaluate": config.evaluate.model_dump(mode="json"),
-            "candidates": _content_of(config.evaluate.candidates_file),
+            **_of_evaluation(config),
             "dataset": [
                 manifest.digest,
                 manifest.split,
@@ -76,6 +76,19 @@ def explain_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Manif
     )
 
 
+def contributions_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Manifest, metric: str) -> str:
+    """Return the digest of what the contributions of heads and blocks depend on."""
+    return digest_of(
+        {
+            **_of_checkpoint(config, checkpoint),
+            "dataset": manifest.digest,
+            **_of_evaluation(config),
+            "metric": metric,
+            "version": CONTRIBUTIONS_VERSION,
+        }
+    )
+
+
 def report_inputs(config: Config, evaluation: str, manifest: Manifest) -> str:
     """Return the digest of a report: the evaluation that it shows, by its inputs, the config, and the curves so far.
 
@@ -100,6 +113,14 @@ def _of_checkpoint(config: Config, checkpoint: StoredCheckpoint) -> dict[str, An
         "checkpoint": checkpoint.path.name,
         "files": checkpoint.manifest.files,
         "identity": identity(config),
+    }
+
+
+def _of_evaluation(config: Config) -> dict[str, Any]:
+    """Return the settings of evaluation, and the content of the file that they name."""
+    return {
+        "evaluate": config.evaluate.model_dump(mode="json"),
+        "candidates": _content_of(config.evaluate.candidates_file),
     }
 
 

@@ -1,4 +1,4 @@
-"""Jobs of a run, as each worker runs them: training, evaluation, recommendations, and explanations of a checkpoint.
+"""Jobs of a run, as each worker runs them: training; evaluation, recommendations, explanations and contributions of a checkpoint.
 
 The driver only refers to them. Torch and TorchRec are imported inside the functions, because importing them would delay the
 driver's first output by seconds.
@@ -17,6 +17,7 @@ from trainer.data.dataset.manifest import read_manifest
 from trainer.data.dataset.splits import Split
 from trainer.errors import CheckpointError
 from trainer.explanation.command.request import ExplainRequest, PartResult
+from trainer.pruning.choice import Measured
 from trainer.recommend.request import PartCounts, RecommendRequest
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ def recommend(asked: RecommendJob, world: World, channel: Channel) -> PartCounts
     from trainer.recommend.run import write_part
 
     def on_batch(done: int, total: int, owners: int) -> None:
+        everywhere = sum(world.gather_ints(owners))  # all workers have the same number of batches
         if world.is_first:
-            # The workers have about the same number of owners in as many batches.
-            channel.send({"kind": "recommend", "done": done, "total": total, "owners": owners * world.world_size})
+            channel.send({"kind": "recommend", "done": done, "total": total, "owners": everywhere})
 
     trained = _trained(asked.job, asked.checkpoint, "recommend", world, channel, asked.other_data)
     return write_part(trained, asked.request, world, on_batch)
@@ -106,12 +107,36 @@ def explain(asked: ExplainJob, world: World, channel: Channel) -> PartResult:
 
     def on_batch(done: int, total: int, owners: int) -> None:
         channel.note("explanation", done)
+        everywhere = sum(world.gather_ints(owners))  # all workers have the same number of batches
         if world.is_first:
-            # The workers have about the same number of users in as many batches.
-            channel.send({"kind": "explain", "done": done, "total": total, "owners": owners * world.world_size})
+            channel.send({"kind": "explain", "done": done, "total": total, "owners": everywhere})
 
     trained = _trained(asked.job, asked.checkpoint, "explain", world, channel)
     return write_part(trained, asked.request, world, on_batch)
+
+
+@dataclass(frozen=True)
+class ContributionsJob:
+    """Contributions of the heads and blocks of a checkpoint on the validation split."""
+
+    job: Job
+    checkpoint: StoredCheckpoint
+    # Name of the metric.
+    metric: str
+
+
+def contributions(asked: ContributionsJob, world: World, channel: Channel) -> Measured:
+    """Measure the contributions. Raises CheckpointError if the checkpoint was trained on another dataset."""
+    from trainer.pruning.contributions import measure_contributions
+
+    def on_unit(done: int, total: int) -> None:
+        channel.note("evaluation", done)
+        if world.is_first:
+            channel.send({"kind": "contributions", "done": done, "total": total})
+
+    built = _loaded(asked.job, asked.checkpoint, "prune", world, channel)
+    evaluator = built.task.evaluator("validation", world, built.dynamic)
+    return measure_contributions(built.model, evaluator, asked.metric, on_unit)
 
 
 def _trained(

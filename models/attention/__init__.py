@@ -13,6 +13,7 @@ Files:
     layer.py             the attention sub-layer: projections, heads, gate
     maps.py              the weights of each layer, computed again
     normalise.py         softmax, SiLU, sparsemax, entmax
+    pruned.py            attention without some of its heads
     reference.py         the definition of each part, in plain code
     rotary.py            rotary positions
     search.py            selects a few events for each candidate, by category or similarity

@@ -40,6 +40,11 @@ class AttentionConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "fixed",
         description="divisor of scores: the square root of the head width, or a learned multiple of it per head",
     )
+    temperature_factor: float = Field(
+        1.0,
+        gt=0.0,
+        description="factor of this divisor, the initial one if it is learned. Below 1 weights begin sharper, above 1 flatter",
+    )
     mask: Literal["causal", "bidirectional"] = Field(
         "causal",
         description="causal: an event sees earlier events only; bidirectional: later ones too, and training masks items",
@@ -163,16 +168,25 @@ class TargetAttentionConfig(AttentionConfig):
         if any(width < 1 for width in self.unit_hidden):
             raise ValueError(f"unit_hidden = {self.unit_hidden}: a hidden layer has a width of at least 1")
         unit = self.score == "activation_unit"
-        if unit and (self.temperature == "learned" or self.key_value_heads != self.num_heads):
+        has_scale = self.temperature == "learned" or self.temperature_factor != 1.0
+        if unit and (has_scale or self.key_value_heads != self.num_heads):
             raise ValueError(
-                'score = "activation_unit" has its own scale and needs keys for each head: leave temperature and '
-                "num_key_value_heads as they are"
+                'score = "activation_unit" has its own scale and needs keys for each head: leave temperature, '
+                "temperature_factor and num_key_value_heads as they are"
             )
         if not self.projection and (self.gate or self.projection_activation != "none"):
             raise ValueError("gate and projection_activation apply to projections: they need projection = true")
         if not self.projection and self.key_value_heads != self.num_heads:
             raise ValueError("num_key_value_heads needs projection = true: without it every head has its own keys")
         return self
+
+
+def with_heads(config: AttentionConfig, num_heads: int) -> AttentionConfig:
+    """Return the settings with fewer heads, and with fewer heads of keys and values in the same proportion."""
+    if num_heads == config.num_heads:
+        return config
+    shared = config.num_heads // config.key_value_heads
+    return config.model_copy(update={"num_heads": num_heads, "num_key_value_heads": num_heads // shared})
 
 
 def preset(defaults: dict[str, Any], given: Any) -> Any:

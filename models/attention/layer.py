@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from models.attention.attend import attend
 from models.attention.bias import PositionBias, TimeBias
 from models.attention.blocks import AttentionContext
-from models.attention.config import AttentionConfig
+from models.attention.config import AttentionConfig, with_heads
+from models.attention.pruned import norm_with_zeros
 from models.attention.rotary import rotate
 from models.attention.terms import AttentionTerms
 from models.layers.dropout import threshold_of
@@ -32,19 +33,31 @@ class Attention(nn.Module):
         config: the settings.
         rotary: queries and keys have rotary positions.
         depth: number of the block from 1, on which the differential form depends.
+        num_heads: number of heads that were not pruned (models.attention.pruned); None: all.
     """
 
-    def __init__(self, width: int, max_history: int, config: AttentionConfig, rotary: bool, depth: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        max_history: int,
+        config: AttentionConfig,
+        rotary: bool,
+        depth: int,
+        num_heads: int | None = None,
+    ) -> None:
         super().__init__()
+        self.head_width = width // config.num_heads
+        all_seen = config.num_channels * width
+        config = with_heads(config, num_heads or config.num_heads)
         self.config = config
         self.max_history = max_history
         self.depth = depth
         self.num_maps = 2 if config.differential else 1
-        self.head_width = width // config.num_heads
         self.map_width = self.head_width // self.num_maps
-        seen = config.num_channels * width
+        query_width = config.num_heads * self.head_width
+        seen = config.num_channels * query_width
         key_width = config.key_value_heads * self.head_width
-        self.sizes = [width, key_width, key_width, *([seen] if config.gate else [])]
+        self.sizes = [query_width, key_width, key_width, *([seen] if config.gate else [])]
         # No bias: a bias of the keys does not change a softmax, so its gradient would be rounding noise, which Adagrad and Adam
         # turn into full steps; a bias of the values only repeats that of the output.
         self.query_key_value = nn.Linear(width, sum(self.sizes), bias=False)
@@ -60,6 +73,7 @@ class Attention(nn.Module):
             self.difference = nn.Parameter(torch.zeros(4, self.map_width))
             self.head_norm = nn.RMSNorm(self.head_width, eps=1e-5)
         self.output_norm = norm_of_seen(config.output_norm, seen)
+        self.num_pruned = all_seen - seen
         self.attention_output = nn.Linear(seen, width, bias=config.output_bias)
 
     def forward(self, x_ND: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
@@ -98,7 +112,7 @@ class Attention(nn.Module):
             seen = self._difference(seen)
         seen_NS = seen.flatten(1)
         if self.output_norm is not None:
-            seen_NS = self.output_norm(seen_NS)
+            seen_NS = norm_with_zeros(self.output_norm, seen_NS, self.num_pruned)
         if gate is not None:
             seen_NS = seen_NS * gate[gate.shape[0] - seen_NS.shape[0] :]
         output: Tensor = self.attention_output(seen_NS)
@@ -128,7 +142,7 @@ class Attention(nn.Module):
         config = self.config
         return AttentionTerms(
             config=config,
-            scale=self.map_width**-0.5,
+            scale=self.map_width**-0.5 / config.temperature_factor,
             silu_divisor=self.max_history,
             position=self.position_bias,
             time=self.time_bias,

@@ -103,7 +103,7 @@ class TargetAttention(nn.Module):
         config = self.config
         return AttentionTerms(
             config=config,
-            scale=self.head_width**-0.5,
+            scale=self.head_width**-0.5 / config.temperature_factor,
             silu_divisor=self.max_history,
             position=self.position_bias,
             time=self.time_bias,

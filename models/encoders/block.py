@@ -22,11 +22,11 @@ class EncoderBlock(nn.Module):
     weights, or None. If the context requests candidates or last events only, they are the output, (M, D) or (n, D).
     """
 
-    def __init__(self, width: int, max_history: int, config: EncoderConfig, depth: int) -> None:
+    def __init__(self, width: int, max_history: int, config: EncoderConfig, depth: int, num_heads: int) -> None:
         super().__init__()
         self.pre_norm = config.norm_place == "pre"
         self.attention_norm = norm_of(config, width)
-        self.attention = Attention(width, max_history, config.attention, config.positions == "rotary", depth)
+        self.attention = Attention(width, max_history, config.attention, config.positions == "rotary", depth, num_heads)
         self.attention_gate = nn.Linear(width, width) if config.residual_gate else None
         self.feed_forward: FeedForward | None = None
         if config.feed_forward != "none":

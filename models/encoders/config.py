@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from models.attention.config import AttentionConfig, preset
+from models.attention.config import AttentionConfig, preset, with_heads
 
 EncoderKind = Literal["sasrec", "bert4rec", "hstu", "ligr", "fuxi_alpha", "two_tower"]
 
@@ -65,6 +65,11 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         "two towers with an attention-pooled user",
     )
     num_blocks: int = Field(2, ge=0, le=64, description="number of attention blocks")
+    heads_by_block: list[int] | None = Field(
+        None,
+        description="number of heads of each of the num_blocks blocks, each as wide as the model divided by attention.num_heads. 0 "
+        "leaves out the whole block. `shoal prune` sets it; default: attention.num_heads in each",
+    )
     positions: Literal["learned", "rotary", "none"] = Field(
         "learned",
         description="learned: a learned vector per position is added to each event; rotary: queries and keys are rotated; "
@@ -159,6 +164,39 @@ class EncoderConfig(BaseModel, extra="forbid", frozen=True, strict=True):
                 "or swiglu, or set feed_forward_dropout = 0"
             )
         return self
+
+    @model_validator(mode="after")
+    def _heads_by_block_fit(self) -> "EncoderConfig":
+        if self.heads_by_block is None:
+            return self
+        most, shared = self.attention.num_heads, self.attention.num_heads // self.attention.key_value_heads
+        if len(self.heads_by_block) != self.num_blocks:
+            raise ValueError(
+                f"heads_by_block = {self.heads_by_block} must have {self.num_blocks} numbers, one for each of num_blocks"
+            )
+        if any(not 0 <= heads <= most or heads % shared for heads in self.heads_by_block):
+            multiples = f", in multiples of {shared} that share keys" if shared > 1 else ""
+            raise ValueError(
+                f"heads_by_block = {self.heads_by_block} must be from 0 to attention.num_heads = {most}{multiples}"
+            )
+        return self
+
+    @property
+    def heads_of_blocks(self) -> dict[int, int]:
+        """Return the number of heads of each block that is not left out, by its number from 1."""
+        heads = self.heads_by_block or [self.attention.num_heads] * self.num_blocks
+        return {number: count for number, count in enumerate(heads, start=1) if count}
+
+    def attention_widths(self, width: int, heads: int) -> tuple[int, int, int]:
+        """Return the widths of queries, of keys, and of the attended values of all channels, of a block.
+
+        Args:
+            width: of the model.
+            heads: number of heads of the block.
+        """
+        head_width = width // self.attention.num_heads
+        attention = with_heads(self.attention, heads)
+        return heads * head_width, attention.key_value_heads * head_width, attention.num_channels * heads * head_width
 
     @property
     def bidirectional(self) -> bool:

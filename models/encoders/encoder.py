@@ -36,7 +36,7 @@ class Encoder(nn.Module):
         self.input_norm = norm_of(config, width) if config.input_norm else None
         self.dropout = Dropout(config.dropout)
         self.blocks = nn.ModuleList(
-            EncoderBlock(width, max_history, config, depth) for depth in range(1, config.num_blocks + 1)
+            EncoderBlock(width, max_history, config, depth, heads) for depth, heads in config.heads_of_blocks.items()
         )
         self.final_norm = norm_of(config, width) if config.final_norm else nn.Identity()
         self.pooling = AttentionPooling(width, config.attention) if config.pooling == "attention" else None
@@ -99,7 +99,8 @@ class Encoder(nn.Module):
 
     def _scaled(self, penalties: list[Tensor]) -> Tensor | None:
         attention = self.config.attention
-        maps = attention.num_heads * (2 if attention.differential else 1)
+        heads = self.config.heads_of_blocks
+        maps = sum(heads.values()) / max(1, len(heads)) * (2 if attention.differential else 1)
         return torch.stack(penalties).mean() * (attention.penalty / maps) if penalties else None
 
     @torch.no_grad()

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from models.activations import saved_numbers
 from models.attention.config import TargetAttentionConfig
 from models.costs import (
     FLOAT,
@@ -31,7 +32,6 @@ from models.costs import (
     pooled,
     pooling_work,
     recomputed_share,
-    saved_numbers,
     tower,
     vector_work,
 )
@@ -142,14 +142,15 @@ def _interest(model: RankingConfig, width: int, workload: RankingWorkload) -> di
     if kind == "none":
         return {}
     through_blocks = 1.0 if kind == "encoder" else 0.0  # candidates that pass through the blocks as well
-    into, behind = vector_work(encoder, width)
     event_pairs = pairs_per_event(encoder.attention, workload.histories, workload.reach)
-    among_events = pair_work(encoder, width, event_pairs, recomputed_share(encoder))
-    of_candidate = pair_work(encoder, width, _pairs(model, workload), 1.0) if through_blocks else {}
     parts: dict[str, Flops] = {}
-    for number in range(1, encoder.num_blocks + 1):
+    for number, heads in encoder.heads_of_blocks.items():
+        into, behind = vector_work(encoder, width, heads)
+        among_events = pair_work(encoder, width, event_pairs, recomputed_share(encoder), heads)
+        of_candidate = pair_work(encoder, width, _pairs(model, workload), 1.0, heads) if through_blocks else {}
         # After the last block events are not used: it computes only their keys and values.
-        only_candidates = bool(through_blocks) and number == encoder.num_blocks and encoder.pooling == "last"
+        is_last = number == max(encoder.heads_of_blocks)
+        only_candidates = bool(through_blocks) and is_last and encoder.pooling == "last"
         behind_of = 1.0 if only_candidates else events + through_blocks
         block = added(
             _times(into, events + through_blocks),

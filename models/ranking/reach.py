@@ -29,7 +29,7 @@ def reach_of(config: RankingConfig) -> Reach:
     if config.interest.kind == "none":
         return Reach(attended, attended)
     window = encoder.attention.window
-    layers = [attended if window is None else min(window, attended)] * encoder.num_blocks
+    layers = [attended if window is None else min(window, attended)] * len(encoder.heads_of_blocks)
     layers += [attended] * (encoder.pooling == "attention")
     if config.interest.kind == "encoder":
         layers = layers[:-1]

@@ -13,6 +13,7 @@ from trainer.errors import UserError
 from trainer.inference.lists import COLUMNS
 
 if TYPE_CHECKING:
+    from trainer.data.stream.packed import PackedHistories
     from trainer.inference.ranking import RankedCandidates
 
 SCORES_AT_A_TIME = 1 << 20
@@ -42,16 +43,7 @@ class ImpressionRanker(Model):
         from trainer.inference.ranking import probabilities
 
         table = as_table(impressions, "impressions")
-        if self._logs.user not in table.column_names:
-            raise UserError(
-                f'impressions: no column "{self._logs.user}" (logs.user); there are {", ".join(table.column_names)}'
-            )
-        shown_to = pc.unique(as_values(table.column(self._logs.user), self._type_of("user"), "impressions"))
-        if histories is None:
-            given = self._given(None, shown_to, user_features, None, "raise")
-        else:
-            given = self._histories(histories, user_features, None, shown_to)
-        packed, order = self._encoder.with_impressions(given, table)
+        packed, order = self._with_impressions(histories, table, user_features, "impressions")
         values = probabilities(self._trained, packed)
         back = np.empty_like(order)
         back[order] = np.arange(order.size)
@@ -111,6 +103,64 @@ class ImpressionRanker(Model):
                 leave_out_viewed(matrix, some, candidates.ids)
             ids[part], scores[part] = best_candidates(matrix, candidates.ids, k)
         return self._lists(COLUMNS, given.users, ids, scores)
+
+    def explain(
+        self,
+        history: Any,
+        impression: Any,
+        *,
+        label: str | None = None,
+        method: str = "occlusion",
+        user_features: Any = None,
+        seed: int = 0,
+    ) -> pa.Table:
+        """Return the value of each event of a history for the logit of a label, the newest event first.
+
+        Columns: position (1 for the oldest event of the history), item_id, time, value. An event with a larger value raises the
+        probability more. Events at or after the time of the impression, and those that the model does not receive, are left out.
+        docs/explain.md says which method to trust.
+
+        Args:
+            history: a table of the events of one user, with the columns of the logs; None: the history that the dataset has of the
+                user of the impression.
+            impression: a table with one row, in the form of `score`.
+            label: the label to explain. It can be left out for a model of one label.
+            method: "occlusion", "integrated_gradients_sampled" and others (docs/explain.md). Methods that compare with other
+                histories draw them from the dataset.
+            user_features: as for `score`.
+            seed: seed of the draws of a method.
+
+        Raises:
+            UserError: there is no such method or label, the model does not know the item, or no event is before the impression.
+        """
+        from trainer.explanation.history import explain_impression
+
+        table = as_table(impression, "impression")
+        if table.num_rows != 1:
+            raise UserError(f"impression: must have one row, not {table.num_rows}")
+        packed, _ = self._with_impressions(history, table, user_features, "impression")
+        assert packed.impressions is not None
+        if packed.starts.size != 1:
+            raise UserError("history: must be of the user of the impression alone")
+        if not packed.impressions.items[0]:
+            value = table.column(self._logs.item)[0].as_py()
+            raise UserError(f"impression: the model does not know the item {value!r}")
+        return explain_impression(self._trained, self._stored, packed, label, method, seed)
+
+    def _with_impressions(
+        self, histories: Any, table: pa.Table, user_features: Any, what: str
+    ) -> "tuple[PackedHistories, np.ndarray]":
+        """Return histories with impressions of their users, and the order in which these are packed."""
+        if self._logs.user not in table.column_names:
+            raise UserError(
+                f'{what}: no column "{self._logs.user}" (logs.user); there are {", ".join(table.column_names)}'
+            )
+        shown_to = pc.unique(as_values(table.column(self._logs.user), self._type_of("user"), what))
+        if histories is None:
+            given = self._given(None, shown_to, user_features, None, "raise")
+        else:
+            given = self._histories(histories, user_features, None, shown_to)
+        return self._encoder.with_impressions(given, table)
 
     def weights_of(self, label: str | Mapping[str, float] | None) -> np.ndarray:
         """Return the weight of each label, (labels,) float64. Raises UserError for labels that the model does not predict."""

@@ -143,6 +143,8 @@ def event_of(raw: dict[str, Any]) -> Event | None:
             return Progress("explain", raw["done"], raw["total"], f"{raw['owners']:,} users")
         case "recommend":
             return Progress("recommend", raw["done"], raw["total"], f"{raw['owners']:,} lists")
+        case "contributions":
+            return Progress("prune", raw["done"], raw["total"], f"evaluation {raw['done']:,}/{raw['total']:,}")
         case "phase":
             return Message(f"{raw['text']} ...")
         case "warning":

@@ -15,6 +15,7 @@ import shoal
 from cluster.config.run_config import Config, job_of
 from cluster.driver.explain_stage import run_explain_stage
 from cluster.driver.progress import View, plain_console
+from sharding.world import World
 from tests.contracts.test_inference import CANDIDATE, TIMES, TWO_LABELS
 from tests.contracts.test_recommend import ITEM_FEATURES, PoolWorkers
 from tests.settings.lab import Lab
@@ -23,6 +24,7 @@ from tests.support.html_page import Page, assert_loads_nothing
 from tests.support.rank_pool import RankPool
 from tests.support.trained_runs import lab_in, run_of
 from trainer.checkpoint import folder as checkpoints
+from trainer.config.job import Channel
 from trainer.errors import UserError
 from trainer.explanation import occlusion
 from trainer.explanation.command.folder import MANIFEST, PAGE, ExplanationsManifest
@@ -116,7 +118,7 @@ def test_values_on_any_number_of_workers_are_those_of_one_process(
 
 
 def test_the_effect_of_a_head_is_the_fall_without_its_columns(events: Config) -> None:
-    """Zeros in the columns of the output projection that belong to the head are a head without output."""
+    """A head without values, which the output projection ignores, is a head without output."""
     trained = load_trained_model(job_of(events), checkpoints.to_evaluate(events.run_dir / "checkpoints"))
     model = explained_model(trained)
     stored = StoredHistories(trained)
@@ -127,12 +129,18 @@ def test_the_effect_of_a_head_is_the_fall_without_its_columns(events: Config) ->
     assert effects.heads[:2] == (0, 1)
     assert effects.layers[0] == "block 1"
     attention = trained.model.encoder.blocks[0].attention
-    weight = attention.attention_output.weight
-    kept = weight.clone()
+    queries, keys, *_ = attention.sizes
+    own = [
+        attention.attention_output.weight[:, : attention.head_width],
+        attention.query_key_value.weight[queries + keys : queries + keys + attention.head_width],
+    ]
+    kept = [weight.clone() for weight in own]
     whole = score(model, asked)
-    weight[:, : attention.head_width] = 0.0
+    for weight in own:
+        weight.zero_()
     without = score(model, asked)
-    weight.copy_(kept)
+    for weight, before in zip(own, kept, strict=True):
+        weight.copy_(before)
     np.testing.assert_allclose(effects.effects[:, 0], whole - without, rtol=1e-3, atol=1e-5)
     assert np.abs(effects.effects).min(0).max() > 0
 
@@ -235,3 +243,87 @@ def test_the_latest_impressions_of_a_ranker(rank_pool: RankPool, shown: Config, 
         latest = logs[logs["user_id"] == user].sort_values("time")["item_id"].iloc[-1]
         assert own[own["rank"] == 1]["item_id"].iloc[0] == latest
     assert_loads_nothing((tmp_path / "out" / PAGE).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("method", ["occlusion", "integrated_gradients_sampled"])
+def test_one_impression_of_a_ranker_in_this_process(
+    rank_pool: RankPool, shown: Config, tmp_path: Path, method: str
+) -> None:
+    rows = written(shown, rank_pool, tmp_path / "out", 1, users="u01,u02", label="like", method=method, measure=False)[
+        0
+    ]["events"]
+    model = shoal.load(shown.run_dir)
+    assert isinstance(model, shoal.ImpressionRanker)
+    logs = pq.read_table(shown.logs.path)
+    for user, explained in rows.groupby("user_id"):
+        own = logs.filter(pc.equal(logs.column("user_id"), user)).sort_by("time")
+        latest = own.slice(own.num_rows - 1)
+        table = model.explain(None, latest, label="like", method=method).to_pandas()
+        newest_first = explained.sort_values("position", ascending=False, ignore_index=True)
+        assert table["position"].tolist() == newest_first["position"].tolist()
+        assert table["item_id"].tolist() == newest_first["event_item_id"].tolist()
+        assert table["time"].is_monotonic_decreasing
+        if method == "occlusion":  # the others compare with histories that each of the two draws
+            np.testing.assert_allclose(table["value"], newest_first["value"], rtol=1e-3, atol=1e-5)
+        assert np.isfinite(table["value"]).all()
+        assert table["value"].abs().max() > 0
+
+
+def test_an_impression_that_cannot_be_explained_is_refused(shown: Config) -> None:
+    model = shoal.load(shown.run_dir)
+    assert isinstance(model, shoal.ImpressionRanker)
+    logs = pq.read_table(shown.logs.path)
+    own = logs.filter(pc.equal(logs.column("user_id"), "u01")).sort_by("time")
+    latest = own.slice(own.num_rows - 1)
+    unheard = latest.set_column(latest.column_names.index("item_id"), "item_id", pa.array(["unheard"]))
+    for history, impression, options, message in (
+        (None, own.slice(0, 2), {"label": "click"}, "must have one row, not 2"),
+        (None, latest, {}, "the model predicts click, like"),
+        (None, latest, {"label": "click", "method": "guessing"}, "no such method; choose one of attention"),
+        (None, unheard, {"label": "click"}, "does not know the item 'unheard'"),
+        (logs, latest, {"label": "click"}, "of the user of the impression alone"),
+        (own.slice(0, 0), latest, {"label": "click"}, "no event before the time of the impression"),
+        (None, latest.drop_columns(["user_id"]), {"label": "click"}, 'impression: no column "user_id"'),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.explain(history, impression, **options)
+
+
+class Watching(View):
+    """A view that keeps the events of workers."""
+
+    def __init__(self) -> None:
+        super().__init__(plain_console(quiet=True))
+        self.events: list[dict[str, Any]] = []
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        super().on_event(event)
+        self.events.append(event)
+
+
+def job_with_events(world: World, function: Any, argument: Any) -> tuple[Any, list[dict[str, Any]]]:
+    events: list[dict[str, Any]] = []
+    result = function(argument, world, Channel(events.append, lambda: False))
+    return result, events
+
+
+class WatchedWorkers(PoolWorkers):
+    """Workers with events, which are passed on after the job."""
+
+    def run(self, function: Any, argument: Any, on_event: Any, stop: Any = None) -> list[Any]:
+        results = self.pool.run(self.number, job_with_events, function, argument)
+        for event in (event for _, events in results for event in events):
+            on_event(event)
+        return [result for result, _ in results]
+
+
+def test_progress_counts_the_users_of_all_workers(rank_pool: RankPool, events: Config, tmp_path: Path) -> None:
+    """Workers have different numbers of users: twice those of the first one is not the number of all."""
+    for number in (1, 2):
+        workers: Any = WatchedWorkers(rank_pool, number)
+        with Watching() as view:
+            options = Options(sample=9, seed=3, measure=False)
+            manifest, _ = run_explain_stage(events, options, None, tmp_path / str(number), workers, view)
+        counts = [event["owners"] for event in view.events if event["kind"] == "explain"]
+        assert counts[-1] == manifest.num_users == 9
+        assert counts == sorted(counts)

@@ -55,6 +55,22 @@ FORMS: dict[str, dict[str, Any]] = {
     "no feed-forward": {"feed_forward": "none", "residual_gate": True, "norm": "rms_norm"},
     "towers": {"kind": "two_tower", "user_tower": [3, 2], "item_tower": [], "attention": {"num_heads": 2}},
     "no blocks": {"num_blocks": 0},
+    "pruned": {
+        "num_blocks": 3,
+        "heads_by_block": [3, 0, 1],
+        "attention": {"num_heads": 4, "output_norm": "layer_norm"},
+    },
+    "pruned shared keys": {
+        "kind": "hstu",
+        "heads_by_block": [4, 2],
+        "attention": {"num_heads": 4, "num_key_value_heads": 2},
+    },
+    "pruned channels": {"kind": "fuxi_alpha", "heads_by_block": [1, 3], "attention": {"num_heads": 4}},
+    "pruned differential": {
+        "heads_by_block": [2, 1],
+        "attention": {"num_heads": 2, "differential": True, "bias": "both"},
+    },
+    "all blocks pruned": {"heads_by_block": [0, 0]},
     "sasrec as published": {"positions_from": "newest", "feed_forward": "relu", "feed_forward_dropout": 0.3},
     "bert4rec as published": {"kind": "bert4rec", "input_norm": True, "output_head": "gelu"},
     "dropout in swiglu": {"kind": "ligr", "feed_forward_dropout": 0.3, "output_head": "gelu"},

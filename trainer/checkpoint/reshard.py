@@ -15,7 +15,7 @@ The invariant: numbers are copied, never computed with.
 import dataclasses
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
+    TensorProperties,
     TensorStorageMetadata,
 )
 from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
@@ -55,6 +56,18 @@ class Region:
     """Its size, by dimension."""
 
 
+@dataclass(frozen=True)
+class OtherModel:
+    """A model with the tables of the source and other dense weights, for which a checkpoint is rewritten."""
+
+    identity: dict[str, Any]
+    """The flat settings that identify its run."""
+    metrics: dict[str, Any]
+    """The state of early stopping and the counts of skipped steps."""
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    """Returns its tensors by name, from those of the source. Neither has tensors of tables."""
+
+
 def reshard(
     source: StoredCheckpoint,
     folder: Path,
@@ -63,6 +76,7 @@ def reshard(
     config: dict[str, Any],
     block_bytes: int = BLOCK_BYTES,
     tables_grew: bool = False,
+    other: OtherModel | None = None,
 ) -> Path:
     """Rewrite a verified checkpoint for another plan, commit it, and return its path.
 
@@ -76,6 +90,7 @@ def reshard(
         config: The resolved config of that run.
         block_bytes: The largest block that is read at a time.
         tables_grew: True if tables of the plan may have more rows than the source. The new checkpoint then lacks them too.
+        other: The model of the new checkpoint; None: the same.
 
     Raises:
         CheckpointError: The tables do not fit, or the folder already has this step. Raised before anything is written.
@@ -85,14 +100,16 @@ def reshard(
         raise CheckpointError(f"checkpoint {final}: exists already and would be overwritten; choose another folder")
     refuse_other_optimizers(source, tables)
     stored = _StoredTensors(source.path)
+    described = dataclasses.replace(source.manifest, config=config, plan=plan.values())
+    if other is not None:
+        stored.change_dense(other.change)
+        described = dataclasses.replace(described, identity=other.identity, metrics=other.metrics)
     items = _write_items(source.path, stored.metadata, plan, block_bytes, tables_grew)
     try:
         attempt = checkpoint_folder.new_attempt(folder, source.manifest.step)
         try:
             files = _write(attempt, items, stored, block_bytes)
-            manifest: CheckpointManifest = dataclasses.replace(
-                source.manifest, config=config, plan=plan.values(), files=files
-            )
+            manifest: CheckpointManifest = dataclasses.replace(described, files=files)
             return checkpoint_folder.commit(attempt, manifest)
         except BaseException:
             shutil.rmtree(attempt, ignore_errors=True)
@@ -125,7 +142,7 @@ def _parts(path: Path, key: str, size: tuple[int, ...], plan: Plan, tables_grew:
     """Yield (rank, the part of the tensor in its file)."""
     kind, name = key.split(".")[:2]
     if kind != "table" or not size:
-        yield 0, Region((0,) * len(size), size)
+        yield 0, _whole(size)
         return
     if name not in plan.tables:
         raise CheckpointError(
@@ -203,9 +220,36 @@ class _StoredTensors:
         self._files = {
             (index.fqn, tuple(index.offset or ())): info for index, info in self.metadata.storage_data.items()
         }
+        self._changed: dict[str, Tensor] = {}
+
+    def change_dense(self, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+        """Let the tensors that are not of tables, which fit in memory, be those that `change` returns for them."""
+        entries = self.metadata.state_dict_metadata
+        of_tables = {key: entry for key, entry in entries.items() if key.startswith("table.")}
+        dense = {
+            key: self.read(key, _whole(tuple(cast(TensorStorageMetadata, entry).size)), BLOCK_BYTES)
+            for key, entry in entries.items()
+            if key not in of_tables
+        }
+        self._changed = change(dense)
+        changed = {
+            key: TensorStorageMetadata(
+                TensorProperties.create_from_tensor(tensor),
+                tensor.size(),
+                [ChunkStorageMetadata(torch.Size([0] * tensor.dim()), tensor.size())],
+            )
+            for key, tensor in self._changed.items()
+        }
+        names: Any = {key: (key,) for key in (*of_tables, *changed)}
+        self.metadata = dataclasses.replace(
+            self.metadata, state_dict_metadata={**of_tables, **changed}, planner_data=names
+        )
 
     def read(self, key: str, wanted: Region, block_bytes: int) -> Tensor:
         """Return a part of a tensor, from every chunk that overlaps it. Read at most `block_bytes` of a chunk at a time."""
+        if key in self._changed:
+            changed = self._changed[key]
+            return changed[_slices(wanted, _whole(tuple(changed.size())))].clone()
         tensor = cast(TensorStorageMetadata, self.metadata.state_dict_metadata[key])
         out = torch.empty(wanted.sizes, dtype=tensor.properties.dtype)
         for stored in tensor.chunks:
@@ -237,6 +281,11 @@ class _StoredTensors:
             if file.readinto(buffer) != len(buffer):
                 raise CheckpointError(f"checkpoint {self._path}: {info.relative_path} ends within {key}")
             return torch.frombuffer(buffer, dtype=header.dtype).view(rows.sizes)
+
+
+def _whole(size: tuple[int, ...]) -> Region:
+    """Return a whole tensor of this size."""
+    return Region((0,) * len(size), size)
 
 
 def _rows_of(chunk: Region, part: Region) -> Region:

@@ -49,7 +49,13 @@ FREE_TO_CHANGE = (
 
 # Settings that earlier versions did not have, with the values under which they change nothing. At these values they are left out,
 # so that runs and stages of earlier versions keep their digests.
-LATER = {"train.streams": 64, "train.catalogue_workers": 1}
+LATER = {
+    "train.streams": 64,
+    "train.catalogue_workers": 1,
+    "model.encoder.heads_by_block": None,
+    "model.encoder.attention.temperature_factor": 1.0,
+    "model.interest.attention.temperature_factor": 1.0,
+}
 
 
 def identity(config: RunConfig) -> dict[str, Any]:

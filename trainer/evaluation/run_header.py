@@ -51,7 +51,7 @@ def model_text(job: Job) -> str:
     model, width = job.config.model, job.config.tables["item"].dim if "item" in job.config.tables else None
     parts = [
         f"{model.kind} ranker" if isinstance(model, RankingConfig) else f"{model.encoder.kind} encoder",
-        f"{model.encoder.num_blocks} blocks" if not isinstance(model, RankingConfig) else "",
+        f"{len(model.encoder.heads_of_blocks)} blocks" if not isinstance(model, RankingConfig) else "",
         f"width {width}" if width else "",
         f"history of {model.max_history:,} events",
         f"objective {model.objective.kind}" if not isinstance(model, RankingConfig) else "",

@@ -1,11 +1,13 @@
 """Effects of attention heads: the fall of the score when the output of one head is zero (Michel et al. 2019, arXiv:1905.10650).
 
-    e_h = score(history) - score(history, with zeros for the output of head h, before the output projection)
+    e_h = score(history) - score(history, with zeros for the attended values of head h)
 
-A head with several channels is removed with all of them. Effects do not add up to the score: heads can stand in for each other.
+The zeros stay zeros behind the norm of attended values, up to the output projection. So the effect is that of pruning the head
+(models.attention.pruned). A head with several channels is removed with all of them. Effects do not add up to the score: heads can
+stand in for each other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +64,7 @@ def head_effects(model: Explained, asked: Questions, internal_batch_size: int | 
             vectors = model.vectors(prepared)
             whole = model.scores(prepared, vectors)
             for number, head in enumerate(heads):
-                with _without(head):
+                with without_heads(head.module, [head.number]):
                     fall = whole - model.scores(prepared, vectors)
                 effects[piece, number] = fall.cpu().numpy()
     return HeadEffects(tuple(head.layer for head in heads), tuple(head.number for head in heads), effects)
@@ -83,19 +85,21 @@ def _heads_of(model: nn.Module) -> list[_Head]:
 
 
 @contextmanager
-def _without(head: _Head) -> Iterator[None]:
-    """Give the output of a head zeros within the context."""
-    channels = head.module.config.num_channels
-    width = head.module.head_width
-    own = slice(head.number * width, (head.number + 1) * width)
+def without_heads(layer: Attention | TargetAttention, numbers: Sequence[int]) -> Iterator[None]:
+    """Give the attended values of some heads of a layer zeros within the context."""
+    channels = layer.config.num_channels
+    heads = list(numbers)
 
     def zeroed(module: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor]:
         seen: Tensor = given[0].clone()
-        seen.unflatten(-1, (channels, -1))[..., own] = 0.0
+        seen.unflatten(-1, (channels, layer.config.num_heads, -1))[..., heads, :] = 0.0
         return (seen,)
 
-    hook = head.module.attention_output.register_forward_pre_hook(zeroed)
+    # A norm of all heads together gives zeros values of its own.
+    modules = [module for module in (layer.output_norm, layer.attention_output) if module is not None]
+    hooks = [module.register_forward_pre_hook(zeroed) for module in modules]
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()

@@ -44,6 +44,36 @@ def test_a_learned_temperature_divides_scores() -> None:
     torch.testing.assert_close(learned(events(), context())[0], fixed(events(), context())[0])
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        {},
+        {"window": 2},
+        {"window": 2, "num_global": 1},
+        {"mask": "bidirectional"},
+        {"bias": "both", "normalisation": "silu", "output_norm": "layer_norm"},
+        {"normalisation": "entmax15", "bias": "position", "temperature": "learned"},
+        {"differential": True},
+        {"num_key_value_heads": 1, "dropout": 0.1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("only_last", [False, True])
+def test_a_factor_of_the_temperature_divides_scores(form: dict[str, object], only_last: bool) -> None:
+    """On every path, the scores of twice the temperature are those of half the queries."""
+    flat, plain = layer_of(temperature_factor=2.0, **form), layer_of(**form)
+    times = torch.arange(LENGTH) * 3000
+    shared = AttentionContext(layout_of(np.asarray([0, LENGTH])), times, times)
+    if only_last:
+        shared = shared.narrowed_to_last()
+    before = plain(events(), shared)[0]
+    with torch.no_grad():
+        plain.query_key_value.weight[:WIDTH] *= 0.5
+    got = flat(events(), shared)[0]
+    torch.testing.assert_close(got, plain(events(), shared)[0])
+    assert not torch.allclose(got, before, atol=1e-3)
+
+
 def test_the_second_map_is_taken_from_the_first() -> None:
     """Differential attention as in Ye et al. 2024, equations 1 to 3, head by head."""
     layer, x = layer_of(differential=True), events()

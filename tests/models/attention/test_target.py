@@ -149,6 +149,7 @@ def test_the_mean_is_that_of_the_events_that_are_seen():
         ({"differential": True}, "not supported for candidates"),
         ({"unit_hidden": [0]}, "at least 1"),
         ({"score": "activation_unit", "temperature": "learned"}, "its own scale"),
+        ({"score": "activation_unit", "temperature_factor": 0.5}, "its own scale"),
         ({"score": "activation_unit", "num_heads": 2, "num_key_value_heads": 1}, "keys for each head"),
         ({"projection": False, "gate": True}, "projection = true"),
         ({"projection": False, "num_heads": 2, "num_key_value_heads": 1}, "projection = true"),

@@ -76,6 +76,8 @@ ENCODER = (
     Entry("model.encoder.kind", "hstu", loss),
     Entry("model.encoder.num_blocks", 2, num_blocks, 2),
     Entry("model.encoder.num_blocks", 2, loss),
+    Entry("model.encoder.heads_by_block", [1, 0], num_blocks, 1, base={"model.encoder.num_blocks": 2}),
+    Entry("model.encoder.heads_by_block", [1], loss, base={"model.encoder.attention.num_heads": 2}),
     Entry("model.encoder.positions", "rotary", loss),
     Entry("model.encoder.positions", "none", loss),
     Entry("model.encoder.positions_from", "newest", loss),
@@ -127,6 +129,7 @@ def attention(prefix: str, world: str = "events", base: Settings = NOTHING) -> I
     yield entry("num_key_value_heads", 1, num_heads=2)
     yield entry("normalisation", "sparsemax")
     yield entry("temperature", "learned")
+    yield entry("temperature_factor", 0.5)
     yield entry("window", 2)
     yield entry("num_global", 1, window=1)
     yield entry("bias", "position")

@@ -27,6 +27,7 @@ RAW: list[tuple[dict[str, Any], shoal.Event | None]] = [
     ({"kind": "plan", "tables": {"item": "row_wise"}}, shoal.Planned({"item": "row_wise"})),
     ({"kind": "explain", "done": 1, "total": 3, "owners": 40}, shoal.Progress("explain", 1, 3, "40 users")),
     ({"kind": "recommend", "done": 1, "total": 3, "owners": 40}, shoal.Progress("recommend", 1, 3, "40 lists")),
+    ({"kind": "contributions", "done": 1, "total": 11}, shoal.Progress("prune", 1, 11, "evaluation 1/11")),
     ({"kind": "restart", "text": "rank 1 failed", "cause": "failure"}, shoal.Restarted("rank 1 failed", "failure")),
     (
         {"kind": "recovered", "seconds": 12.0, "parts": {}, "steps": 1, "rows": 64},

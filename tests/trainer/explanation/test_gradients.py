@@ -55,7 +55,8 @@ def test_gradients_are_those_of_finite_differences(form: str, explained_datasets
     case = case_of(form, *explained_datasets, max_history=7)
     some = case.asked.take(np.arange(0, case.asked.size, 6))
     prepared = case.model.prepare(some)
-    step = 1e-2
+    # The scores of this ranker are so large that rounding hides what a shorter step changes.
+    step = 1e-1 if form == "ranker: hstu" else 1e-2
     with torch.no_grad():
         vectors = case.model.vectors(prepared)
         random = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))

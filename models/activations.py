@@ -1,0 +1,41 @@
+"""The number of activations that the backward pass of an encoder needs, estimated from its settings. Imports no torch."""
+
+from models.encoders.config import EncoderConfig
+
+
+def saved_numbers(encoder: EncoderConfig, width: int) -> float:
+    """Return how many numbers per event are kept for the backward pass.
+
+    These are the inputs of matrix products, norms and activations.
+    """
+    blocks = encoder.heads_of_blocks.values()
+    block = sum(_of_block(encoder, width, heads) for heads in blocks)
+    if encoder.recompute and blocks:
+        block = len(blocks) * width + block / len(blocks)
+    rms = encoder.norm == "rms_norm"  # torch also keeps the scale
+    pooling = 6.0 * width * (encoder.pooling == "attention")
+    towers = width * (1.0 + 2.0 * sum(encoder.user_tower)) if encoder.user_tower else 0.0
+    ends = (1.0 + rms) * width * encoder.input_norm + (3.0 + rms) * width * (encoder.output_head != "none")
+    return block + 4.0 * width + pooling + ends + towers
+
+
+def _of_block(encoder: EncoderConfig, width: int, heads: int) -> float:
+    """Return the numbers of a block with this number of heads."""
+    attention = encoder.attention
+    query_width, key_width, seen = encoder.attention_widths(width, heads)
+    maps = 2 if attention.differential else 1
+    projected = query_width + 2 * key_width + seen * attention.gate
+    rms = encoder.norm == "rms_norm"
+    block = (2.0 + rms) * width  # the norm's input and output
+    block += projected * (attention.projection_activation == "silu") * (1 + attention.gate)
+    block += (
+        2 + maps
+    ) * query_width + seen * maps  # queries, keys, and values by map, as rows; the output of attention
+    block += seen * (attention.gate + {"none": 0, "layer_norm": 1, "rms_norm": 2}[attention.output_norm])
+    extra = 3.0 * width * encoder.residual_gate + width * (encoder.dropout > 0)
+    block += extra
+    if encoder.feed_forward != "none":
+        hidden = width * encoder.feed_forward_multiple
+        block += (2.0 + rms) * width + hidden * (4 if encoder.feed_forward == "swiglu" else 2) + extra
+        block += hidden * (encoder.feed_forward_dropout > 0)  # the mask of dropout
+    return block
