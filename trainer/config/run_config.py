@@ -19,6 +19,7 @@ from trainer.config.storage import StorageConfig
 from trainer.config.tracking import TrackingConfig
 from trainer.config.train import TrainConfig
 from trainer.data.logs.config import LogsConfig
+from trainer.storage.objects import path_of
 
 
 class RunSection(BaseModel, extra="forbid", frozen=True, strict=True):
@@ -82,9 +83,9 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def run_dir(self) -> Path:
         """Return the folder of the run, as configured."""
-        return Path(self.run.dir)
+        return path_of(self.run.dir, "run.dir")
 
     @property
     def dataset_dir(self) -> Path:
         """Return the folder of the sequence dataset."""
-        return Path(self.run.dataset) if self.run.dataset else self.run_dir / "dataset"
+        return path_of(self.run.dataset, "run.dataset") if self.run.dataset else self.run_dir / "dataset"

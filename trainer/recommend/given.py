@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from trainer.data.dataset.hashing import whole
 from trainer.data.logs.column_types import plain_type
 from trainer.errors import UserError, first_line
+from trainer.storage.parquet import read_parquet
 
 
 def read_given(path: Path, column: str, wanted: pa.DataType, option: str) -> pa.Table:
@@ -32,7 +32,7 @@ def read_given(path: Path, column: str, wanted: pa.DataType, option: str) -> pa.
     try:
         match path.suffix:
             case ".parquet":
-                table = pq.read_table(path)
+                table = read_parquet(path)
             case ".csv":
                 names = pacsv.read_csv(path, parse_options=pacsv.ParseOptions()).column_names
                 name = column if column in names else names[0]
