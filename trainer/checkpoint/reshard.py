@@ -14,7 +14,6 @@ The invariant: numbers are copied, never computed with.
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,7 @@ from trainer.checkpoint.reader import read_metadata
 from trainer.checkpoint.tensors import not_written, refuse_other_optimizers
 from trainer.checkpoint.writing import CheckpointWriter
 from trainer.errors import CheckpointError
+from trainer.storage.objects import remove_tree
 
 BLOCK_BYTES = 32 * 1024 * 1024
 
@@ -84,7 +84,7 @@ def reshard(
     if final.exists():
         raise CheckpointError(f"checkpoint {final}: exists already and would be overwritten; choose another folder")
     refuse_other_optimizers(source, tables)
-    stored = _StoredTensors(source.path)
+    stored = _StoredTensors(source.data)
     items = _write_items(source.path, stored.metadata, plan, block_bytes, tables_grew)
     try:
         attempt = checkpoint_folder.new_attempt(folder, source.manifest.step)
@@ -95,7 +95,7 @@ def reshard(
             )
             return checkpoint_folder.commit(attempt, manifest)
         except BaseException:
-            shutil.rmtree(attempt, ignore_errors=True)
+            remove_tree(attempt, ignore_errors=True)
             raise
     except OSError as error:
         raise not_written(final, error) from None

@@ -4,7 +4,6 @@ A checkpoint holds tensors only, under flat names (trainer.checkpoint.keys). tor
 plan differs at loading.
 """
 
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
 from trainer.fault_points import reach
 from trainer.optim.ema import WeightEma
 from trainer.storage.files import refusal_cause
+from trainer.storage.objects import remove_tree
 from trainer.storage.retries import NO_RETRIES, Retries
 
 
@@ -92,7 +92,7 @@ def save(
     except BaseException:
         # All ranks raise, but some may still be writing. The next start removes what they leave behind.
         if world.is_first:
-            shutil.rmtree(attempt, ignore_errors=True)
+            remove_tree(attempt, ignore_errors=True)
         raise
 
 
@@ -149,7 +149,7 @@ def load(
         refuse_other_optimizers(checkpoint, optimizers.configs)
         optimizers.materialize_dense_state()
     wanted = tensors_of(sharded_model, tables, optimizers, extra, ema)
-    reader = CheckpointReader(checkpoint.path)
+    reader = CheckpointReader(checkpoint.data)
     try:
         saved = reader.read_metadata().state_dict_metadata
         if optimizers is not None:
