@@ -6,6 +6,7 @@ Ray itself accepts a job that the cluster can never run, and leaves it pending. 
 import os
 import socket
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from cluster.config.run_config import ClusterConfig, Config
 from cluster.doctor.checks import TESTED_RAY
 from trainer.data.logs.files import entries_of
 from trainer.errors import UserError, first_line
+from trainer.storage.objects import ObjectPath
 
 MAX_NODES = 10_000
 FIRST_NODE_SECONDS = 20.0  # until a cluster that has just been started lists its head
@@ -116,12 +118,29 @@ def missing_files(config: Config, command: str) -> list[str]:
     """
     problems = []
     parent = existing_parent(config.run_dir)
-    if not os.access(parent, os.W_OK):
+    if isinstance(parent, ObjectPath):
+        problems += storage_problems(config.run_dir)
+    elif not os.access(parent, os.W_OK):
         problems.append(f"run.dir {config.run_dir}: {parent} cannot be written")
     if command in ("run", "prepare"):
         for setting, entries in paths_of(config).items():
             problems += [f"{setting} = {entry}: no such file" for entry in entries if not _exists(entry)]
+    if isinstance(config.dataset_dir, ObjectPath) and config.run.dataset is not None:
+        problems += storage_problems(config.dataset_dir, "run.dataset")
     return problems
+
+
+def storage_problems(folder: Path, setting: str = "run.dir") -> list[str]:
+    """Return why an object storage cannot be written from this process, as a list of at most one text."""
+    probe = folder.parent / f".shoal-probe-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        return [
+            f"{setting} {folder}: cannot be written ({error.strerror}); check the URI and the credentials in the environment"
+        ]
+    return []
 
 
 def paths_of(config: Config) -> dict[str, list[str]]:
@@ -142,6 +161,8 @@ def paths_of(config: Config) -> dict[str, list[str]]:
 
 def existing_parent(path: Path) -> Path:
     """Return the nearest folder of a path that exists."""
+    if isinstance(path, ObjectPath):
+        return path.parent  # it has no folders that could be missing
     path = path.absolute()
     while not path.exists() and path != path.parent:
         path = path.parent

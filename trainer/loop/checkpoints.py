@@ -1,6 +1,6 @@
 """Checkpoints of a training: the one from which it resumes, and those that it saves."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -63,6 +63,8 @@ class Checkpoints:
     """The optimizers of its tables and dense weights."""
     ema: WeightEma | None
     """The moving average of the dense weights, if the run has one."""
+    before_write: Callable[[], object] = lambda: None
+    """Called on every rank, in the thread that writes a checkpoint, before the checkpoint is written. It must not raise."""
 
     def __post_init__(self) -> None:
         self._best: dict[int, State] = {}
@@ -73,6 +75,7 @@ class Checkpoints:
             self._after_commit,
             self.job.config.storage.policy,
             self.messages.warn,
+            before_write=lambda: self.before_write(),
         )
 
     def tensors(self) -> dict[str, Any]:
