@@ -28,7 +28,7 @@ from shoal.results import (
     recommendations_of,
     training_of,
 )
-from trainer.storage.objects import local_path
+from trainer.storage.objects.paths import local_path
 
 if TYPE_CHECKING:
     from cluster.driver.progress import View

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainer.storage.objects import local_path
+from trainer.storage.objects.paths import local_path
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,7 +11,7 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.data.dataset.manifest import read_manifest
 from trainer.errors import UserError
 from trainer.metrics_log import read_metrics
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from trainer.errors import UserError
 from trainer.storage.files import naming, write_text_atomically
-from trainer.storage.spool import Spool
+from trainer.storage.objects.spool import Spool
 
 ATTEMPTS = "attempts.json"
 

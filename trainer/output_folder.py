@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import UserError
-from trainer.storage.lease import HeldError, leased
-from trainer.storage.objects import ObjectPath, remove_tree
+from trainer.storage.objects.lease import HeldError, leased
+from trainer.storage.objects.paths import ObjectPath, remove_tree
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def writing(folder: Path, what: str, busy: str, space: str, remedy: str) -> Iter
 def _locked(folder: Path, busy: str) -> Iterator[None]:
     """Lock the folder for this process. The lock ends with the process. Filesystems that cannot lock folders have no lock.
 
-    A folder on an object storage has a lease (trainer/storage/lease.py).
+    A folder on an object storage has a lease (trainer/storage/objects/lease.py).
     """
     if isinstance(folder, ObjectPath):
         try:

@@ -13,7 +13,7 @@ from typing import Any
 
 from trainer.pages.text import duration_text
 from trainer.storage.files import write_text_atomically
-from trainer.storage.spool import append_text
+from trainer.storage.objects.spool import append_text
 
 FILE = "restarts.jsonl"
 

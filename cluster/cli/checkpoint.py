@@ -9,7 +9,7 @@ import typer
 
 from cluster.cli.options import AsJson, RunFolder, print_json
 from trainer.errors import UserError
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 checkpoints = typer.Typer(no_args_is_help=True, help="List, inspect, verify and reshard the checkpoints of a run.")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cluster.cli.options import AsJson, console_for, print_json
-from trainer.storage.objects import local_path
+from trainer.storage.objects.paths import local_path
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli.options import AsJson, console_for, print_json
-from trainer.storage.objects import local_path
+from trainer.storage.objects.paths import local_path
 
 # Written out, so that --help imports no module that knows the sets. A test compares the two.
 PUBLIC_SETS = (

@@ -7,7 +7,7 @@ import typer
 
 from cluster.cli.options import AsJson, Overrides, console_for, in_view, load, print_json
 from cluster.doctor.packages import TRAINING, check_installed
-from trainer.storage.objects import local_path, path_of
+from trainer.storage.objects.paths import local_path, path_of
 
 # Written out, so that --help imports no module that knows them. A test compares the two.
 Removal = Literal["deleted", "masked", "replaced"]

@@ -8,7 +8,7 @@ import typer
 
 from cluster.cli.options import AsJson, console_for, print_json
 from cluster.doctor.packages import TRAINING, check_installed
-from trainer.storage.objects import local_path, path_of
+from trainer.storage.objects.paths import local_path, path_of
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli.options import RunFolder
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 
 def logs(

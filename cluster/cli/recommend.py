@@ -7,7 +7,7 @@ import typer
 
 from cluster.cli.options import AsJson, ConfigFile, Overrides, console_for, in_view, load_with_logs, print_json
 from cluster.doctor.packages import TRAINING, check_installed
-from trainer.storage.objects import local_path
+from trainer.storage.objects.paths import local_path
 
 # Written out, so that --help imports no module that knows them. A test compares the two.
 OnUnknown = Literal["raise", "warn", "skip"]

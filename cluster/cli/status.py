@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from cluster.cli.options import AsJson, console_for, print_json
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 
 def status(

@@ -9,7 +9,7 @@ import typer
 
 from cluster.cli.options import AsJson, RunFolder, console_for, print_json
 from trainer.errors import UserError
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 POLL_SECONDS = 0.5
 

@@ -8,7 +8,7 @@ import typer
 from cluster.cli.options import AsJson, ConfigFile, Overrides, console_for, load_with_logs, print_json
 from cluster.doctor.packages import RAY, check_installed
 from trainer.errors import UserError
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 
 def submit(

@@ -9,7 +9,7 @@ import typer
 from cluster.cli.options import AsJson, console_for, print_json
 from cluster.doctor.packages import RAY, check_installed
 from trainer.errors import UserError
-from trainer.storage.objects import local_path
+from trainer.storage.objects.paths import local_path
 
 if TYPE_CHECKING:
     from cluster.config.run_config import ClusterConfig

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer.settings import plain_values
-from trainer.storage.credentials import refusal_of
+from trainer.storage.objects.credentials import refusal_of
 
 
 def refusals_in(values: Any) -> Iterator[str]:

@@ -18,7 +18,7 @@ from cluster.config.credentials import refusals_in
 from trainer.config.renamed import RENAMED, with_current_names
 from trainer.errors import UserError
 from trainer.settings import plain_values
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 
 def read_values(path: str | Path) -> dict[str, Any]:

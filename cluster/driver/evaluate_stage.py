@@ -20,7 +20,7 @@ from trainer.data.dataset.splits import Split
 from trainer.errors import UserError
 from trainer.pages.text import duration_text
 from trainer.storage.files import digest_of
-from trainer.storage.objects import path_of, remove_tree
+from trainer.storage.objects.paths import path_of, remove_tree
 from trainer.tasks.outputs import are_there, write_outputs, write_report
 from trainer.tasks.results import Summary, summary_of
 

@@ -19,8 +19,8 @@ from trainer.data.dataset.manifest import read_manifest
 from trainer.data.logs.contract import find_inputs
 from trainer.errors import UserError
 from trainer.storage.files import write_text_atomically
-from trainer.storage.objects import ObjectPath, remove_tree
-from trainer.storage.spool import copy_tree
+from trainer.storage.objects.paths import ObjectPath, remove_tree
+from trainer.storage.objects.spool import copy_tree
 
 TRAINS = ("run", "train")
 

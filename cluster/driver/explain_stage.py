@@ -30,7 +30,7 @@ from trainer.inference.moments import moment_of
 from trainer.pages.text import duration_text
 from trainer.recommend.folder import new_attempt
 from trainer.recommend.given import distinct, listed, read_given, unknown_values
-from trainer.storage.objects import path_of, remove_tree
+from trainer.storage.objects.paths import path_of, remove_tree
 from trainer.storage.parquet import write_parquet
 
 STAGE = "explain"

@@ -9,7 +9,7 @@ from cluster.config.run_config import Config, job_of, load_config
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.errors import UserError
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 if TYPE_CHECKING:
     from trainer.export.folder import Manifest

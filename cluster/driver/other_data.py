@@ -27,7 +27,7 @@ from trainer.errors import CheckpointError, UserError
 from trainer.loop.same_run import same_dataset
 from trainer.settings import changed_settings
 from trainer.storage.files import digest_of
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 PREFIX = "logs."
 # Settings that decide what a model computes, and those among them that only training uses.

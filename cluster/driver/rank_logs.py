@@ -9,8 +9,8 @@ from typing import Self
 
 from cluster.driver.stop_request import running_process
 from trainer.errors import UserError
-from trainer.storage.objects import ObjectPath
-from trainer.storage.spool import Spool
+from trainer.storage.objects.paths import ObjectPath
+from trainer.storage.objects.spool import Spool
 
 FOLDER = "logs"
 POLL_SECONDS = 0.5

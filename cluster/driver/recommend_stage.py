@@ -28,7 +28,7 @@ from trainer.recommend import folder as recommendations
 from trainer.recommend.folder import FORMAT_VERSION, RecommendationsManifest
 from trainer.recommend.given import distinct, read_given, unknown_values
 from trainer.recommend.request import Options, PartCounts, RecommendRequest
-from trainer.storage.objects import path_of, remove_tree
+from trainer.storage.objects.paths import path_of, remove_tree
 from trainer.storage.parquet import write_parquet
 
 STAGE = "recommend"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TextIO
 
 from trainer.errors import UserError
-from trainer.storage import lease
-from trainer.storage.objects import ObjectPath
+from trainer.storage.objects import lease
+from trainer.storage.objects.paths import ObjectPath
 
 LOCK_ATTEMPTS = 3
 LOCK_SECONDS = 0.1  # between two attempts
@@ -21,7 +21,7 @@ LOCK_SECONDS = 0.1  # between two attempts
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of the run folder for the body. Raises UserError that names the holder if another process has it.
 
-    A run folder on an object storage has a lease (trainer/storage/lease.py).
+    A run folder on an object storage has a lease (trainer/storage/objects/lease.py).
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"run.dir {folder}: is a file; choose another run.dir")

@@ -16,7 +16,7 @@ from trainer.explanation.command.request import Options as ExplainOptions
 from trainer.recommend.request import Options
 from trainer.restart_log import FILE
 from trainer.storage.files import digest_of, hash_file
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
 RECOMMENDATIONS_VERSION = 1  # raise it when the same request would get other files

@@ -15,7 +15,7 @@ from cluster.driver.run_lock import holder_of, this_process
 from cluster.driver.stage_record import StageRecord
 from trainer.errors import UserError
 from trainer.storage.files import write_json_atomically
-from trainer.storage.objects import ObjectPath
+from trainer.storage.objects.paths import ObjectPath
 
 FILE = "stop.json"
 POLL_SECONDS = 1.0

@@ -20,7 +20,7 @@ from cluster.config.run_config import ClusterConfig, Config
 from cluster.doctor.checks import TESTED_RAY
 from trainer.data.logs.files import entries_of
 from trainer.errors import UserError, first_line
-from trainer.storage.objects import ObjectPath
+from trainer.storage.objects.paths import ObjectPath
 
 MAX_NODES = 10_000
 FIRST_NODE_SECONDS = 20.0  # until a cluster that has just been started lists its head

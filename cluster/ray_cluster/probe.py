@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.doctor.packages import TRAINING
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 MARK = "shoal-probe: "
 NODE_SECONDS = 60.0

@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 
 from cluster.workers.mailbox import Place
-from trainer.storage.objects import path_of
-from trainer.storage.spool import Spool
+from trainer.storage.objects.paths import path_of
+from trainer.storage.objects.spool import Spool
 
 
 class RankLog:

@@ -17,7 +17,7 @@ from cluster.config.run_config import ClusterConfig
 from cluster.workers.restarts import RestartPolicy
 from cluster.workers.scaling import GroupSizePolicy
 from cluster.workers.worker import serve
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 
 class _NotePlacementGroup(WorkerGroupCallback):

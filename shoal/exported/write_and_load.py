@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from cluster.doctor.packages import TRAINING, check_installed
 from shoal.exported.ranker import ExportedRanker
 from shoal.exported.recommender import ExportedRecommender
-from trainer.storage.objects import local_path, path_of
+from trainer.storage.objects.paths import local_path, path_of
 
 if TYPE_CHECKING:
     from trainer.export.folder import Manifest

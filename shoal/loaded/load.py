@@ -13,7 +13,7 @@ from shoal.loaded.recommender import NextItemRecommender
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.errors import UserError
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 
 def load(

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from trainer.loop.stragglers import straggler_text
 from trainer.restart_log import recovery_text
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 
 @dataclass(frozen=True)

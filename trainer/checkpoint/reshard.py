@@ -40,7 +40,7 @@ from trainer.checkpoint.reader import read_metadata
 from trainer.checkpoint.tensors import not_written, refuse_other_optimizers
 from trainer.checkpoint.writing import CheckpointWriter
 from trainer.errors import CheckpointError
-from trainer.storage.objects import remove_tree
+from trainer.storage.objects.paths import remove_tree
 
 BLOCK_BYTES = 32 * 1024 * 1024
 

@@ -31,7 +31,7 @@ from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
 from trainer.fault_points import reach
 from trainer.optim.ema import WeightEma
 from trainer.storage.files import refusal_cause
-from trainer.storage.objects import remove_tree
+from trainer.storage.objects.paths import remove_tree
 from trainer.storage.retries import NO_RETRIES, Retries
 
 

@@ -21,8 +21,8 @@ from torch.futures import Future as TorchFuture
 from torch.utils.serialization import config as serialization_config
 
 from sharding.errors import picklable
-from trainer.storage.object_files import ObjectWriter
-from trainer.storage.objects import ObjectPath
+from trainer.storage.objects.paths import ObjectPath
+from trainer.storage.objects.streams import ObjectWriter
 from trainer.storage.retries import NO_RETRIES, Retries
 
 LARGE_BYTES = 1 << 20  # from this size on, a second thread pays off

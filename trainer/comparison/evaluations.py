@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer.errors import UserError
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 from trainer.storage.parquet import parquet_schema, read_parquet
 
 Input = str | Path | tuple[str, str | Path]

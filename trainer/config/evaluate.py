@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, Field
 
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 BaselineName = Literal["popularity", "recent_popularity", "repeat_last", "co_occurrence", "ease"]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)

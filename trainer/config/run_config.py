@@ -19,17 +19,20 @@ from trainer.config.storage import StorageConfig
 from trainer.config.tracking import TrackingConfig
 from trainer.config.train import TrainConfig
 from trainer.data.logs.config import LogsConfig
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 
 class RunSection(BaseModel, extra="forbid", frozen=True, strict=True):
     """The folders of a run, its seed, and what to do with new logs."""
 
     dir: str = Field(
-        "runs/default", description="run folder. It is created if absent, and resumed if it holds the same run"
+        "runs/default",
+        description="run folder, a path or a URI such as s3://bucket/runs/demo. It is created if absent, and resumed if it holds "
+        "the same run",
     )
     dataset: str | None = Field(
-        None, description="folder of the sequence dataset. Runs can share one; default: dataset/ in the run folder"
+        None,
+        description="folder of the sequence dataset, a path or a URI. Runs can share one; default: dataset/ in the run folder",
     )
     new_logs: Literal["ask", "evaluate", "continue"] = Field(
         "ask",

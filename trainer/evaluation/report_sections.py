@@ -13,7 +13,7 @@ from trainer.data.dataset import card
 from trainer.data.dataset.manifest import Manifest
 from trainer.pages.text import duration_text
 from trainer.placement.plan import read_plan
-from trainer.storage.objects import relative_link
+from trainer.storage.objects.paths import relative_link
 
 Rows = list[tuple[str, str]]
 PACKAGES = ("shoal", "torch", "torchrec", "ray", "numpy", "pyarrow")

@@ -17,7 +17,7 @@ from trainer.config.tracking import TrackingConfig
 from trainer.errors import UserError, first_line
 from trainer.settings import flatten
 from trainer.storage.files import write_json_atomically
-from trainer.storage.objects import ObjectPath
+from trainer.storage.objects.paths import ObjectPath
 
 FILE = "tracking.json"
 

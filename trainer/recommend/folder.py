@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 from trainer.errors import UserError
 from trainer.storage.files import naming, sync_folder, write_json_atomically
-from trainer.storage.objects import ObjectPath, remove_tree
+from trainer.storage.objects.paths import ObjectPath, remove_tree
+from trainer.storage.objects.spool import copy_tree
 from trainer.storage.parquet import parquet_writer
-from trainer.storage.spool import copy_tree
 
 MANIFEST = "_recommendations.json"  # readers of a folder of Parquet files skip names that begin like this
 DESCRIPTIONS = (MANIFEST, "_explanations.json")  # of folders of results: each describes all other files

@@ -1,7 +1,6 @@
 """Hashes of values and files, atomic writes of small files, and explanations of disk errors.
 
-All of it works on local paths and on object storages (trainer/storage/objects.py), where an object is written whole instead of
-renamed.
+It works on local paths and on object storages (trainer/storage/objects), where an object is written whole instead of renamed.
 """
 
 import errno
@@ -17,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-from trainer.storage.objects import ObjectPath, copy_file
+from trainer.storage.objects.paths import ObjectPath, copy_file
 
 _PART_BYTES = 8 << 20
 _OBJECT_PART_BYTES = 32 << 20  # of an object: a multiple of the ranges that are in flight

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer.storage.object_files import translated
-from trainer.storage.objects import ObjectPath
+from trainer.storage.objects.paths import ObjectPath
+from trainer.storage.objects.streams import translated
 
 
 def open_parquet(path: Path, **options: Any) -> pq.ParquetFile:

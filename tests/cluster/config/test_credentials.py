@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.config.credentials import refusals_in
-from trainer.storage.credentials import refusal_of
+from trainer.storage.objects.credentials import refusal_of
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfi"
 

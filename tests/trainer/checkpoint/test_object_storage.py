@@ -11,7 +11,7 @@ from tests.trainer.checkpoint.plain import assert_same, find, load_plain, save_p
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.errors import CheckpointError
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 from trainer.storage.retries import Retries
 
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support.object_store import Store
-from trainer.storage import lease
-from trainer.storage.lease import HeldError, holder_of, leased
-from trainer.storage.objects import ObjectPath, path_of
+from trainer.storage.objects import lease
+from trainer.storage.objects.lease import HeldError, holder_of, leased
+from trainer.storage.objects.paths import ObjectPath, path_of
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 from tests.support.object_store import Store
-from trainer.storage.objects import path_of
-from trainer.storage.spool import Spool, append_text
+from trainer.storage.objects.paths import path_of
+from trainer.storage.objects.spool import Spool, append_text
 
 
 def test_a_local_folder_has_no_copy(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ import pyarrow.fs as pafs
 
 from trainer.data.logs.format_names import FORMAT_OF_ENDING, FormatName, FormatSetting
 from trainer.errors import UserError, first_line
-from trainer.storage.object_files import number_of
+from trainer.storage.objects.streams import number_of
 
 _HASH_BLOCK_BYTES = 4 << 20
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")

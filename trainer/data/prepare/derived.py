@@ -21,7 +21,7 @@ from trainer.data.prepare.totals import Totals
 from trainer.errors import UserError
 from trainer.settings import changed_settings, flatten
 from trainer.storage.files import naming, sync_folder
-from trainer.storage.objects import ObjectPath, copy_file
+from trainer.storage.objects.paths import ObjectPath, copy_file
 
 KIND = "new_logs"
 # Settings of logs that say how values are read. Files of another period may have other columns and formats.

@@ -22,7 +22,7 @@ from trainer.data.logs.contract import LogInputs
 from trainer.data.logs.reading import Rules
 from trainer.errors import UserError
 from trainer.storage.files import upload
-from trainer.storage.objects import ObjectPath
+from trainer.storage.objects.paths import ObjectPath
 from trainer.storage.restricted_pickle import ForbiddenPickleError, restricted_load
 
 

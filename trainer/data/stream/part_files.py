@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.errors import UserError
 from trainer.storage.files import refusal_cause
-from trainer.storage.object_files import translated
-from trainer.storage.objects import ObjectPath
+from trainer.storage.objects.paths import ObjectPath
+from trainer.storage.objects.streams import translated
 from trainer.storage.parquet import open_parquet
 from trainer.storage.retries import Retries
 

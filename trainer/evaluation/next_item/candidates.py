@@ -14,7 +14,7 @@ from sharding.world import World
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.evaluation.next_item.listed import ALL, AVAILABLE, listed_items
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 
 ALWAYS, NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 

@@ -11,7 +11,7 @@ import pyarrow.csv as pa_csv
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError, first_line
-from trainer.storage.objects import path_of
+from trainer.storage.objects.paths import path_of
 from trainer.storage.parquet import read_parquet
 
 ALL, AVAILABLE = "all", "available"

@@ -30,7 +30,7 @@ from trainer.evaluation.next_item.user_values import UserValues, intervals, mean
 from trainer.evaluation.protocol import data_of, statement_of
 from trainer.evaluation.slices import Slice, worst_slices
 from trainer.storage.files import renamed_when_whole, write_json_atomically
-from trainer.storage.objects import remove_tree
+from trainer.storage.objects.paths import remove_tree
 from trainer.storage.parquet import parquet_metadata, parquet_schema, read_parquet, write_parquet
 
 NUM_REPEATS = b"num_repeats"  # in the metadata of a part: targets that were dropped as repeats

@@ -34,7 +34,7 @@ from trainer.evaluation.ranking.scored import MODEL, Impressions
 from trainer.evaluation.ranking.slices import USER_IMPRESSIONS, built_in_slices, worst_impressions
 from trainer.evaluation.slices import Slice
 from trainer.storage.files import renamed_when_whole, write_json_atomically
-from trainer.storage.objects import remove_tree
+from trainer.storage.objects.paths import remove_tree
 from trainer.storage.parquet import read_parquet, write_parquet
 
 _KEPT = ("time", "history_length", "item_impressions", USER_IMPRESSIONS, "weight")  # columns of per_impression.parquet

@@ -10,10 +10,10 @@ import pytest
 
 from tests.support.object_store import Store
 from trainer.errors import UserError
-from trainer.storage import objects
 from trainer.storage.files import hash_file, replace_durably, write_json_atomically
-from trainer.storage.object_files import RANGE_BYTES, number_of
-from trainer.storage.objects import ObjectPath, copy_file, local_path, path_of, relative_link, remove_tree
+from trainer.storage.objects import paths
+from trainer.storage.objects.paths import ObjectPath, copy_file, local_path, path_of, relative_link, remove_tree
+from trainer.storage.objects.streams import RANGE_BYTES, number_of
 
 RUN = "s3://bucket/runs/demo"
 
@@ -166,7 +166,7 @@ def test_a_filesystem_that_cannot_be_opened_is_one_message(monkeypatch: pytest.M
     def open_uri(uri: str) -> object:
         raise OSError("cannot resolve host\nmore")
 
-    monkeypatch.setattr(objects, "open_uri", open_uri)
-    objects._filesystem.cache_clear()
+    monkeypatch.setattr(paths, "open_uri", open_uri)
+    paths._filesystem.cache_clear()
     with pytest.raises(UserError, match=r"s3://bucket: cannot be opened \(cannot resolve host\)"):
         path_of(RUN).exists()

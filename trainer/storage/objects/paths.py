@@ -5,7 +5,7 @@
 
 An object appears whole when its writer closes it, or not at all if its process dies. Objects are never renamed or appended to:
 `rename`, `replace` and the mode "a" raise. Functions of the operating system refuse an ObjectPath, so none is taken for a local
-name. Credentials come from the environment of each process; a URI has none (trainer/storage/credentials.py).
+name. Credentials come from the environment of each process; a URI has none (trainer/storage/objects/credentials.py).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from trainer.errors import UserError
-from trainer.storage.credentials import refusal_of
-from trainer.storage.object_files import COPY_BYTES, ObjectReader, ObjectWriter, translated
+from trainer.storage.objects.credentials import refusal_of
+from trainer.storage.objects.streams import COPY_BYTES, ObjectReader, ObjectWriter, translated
 
 if TYPE_CHECKING:
     import pyarrow.fs as pafs

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from trainer.storage.files import upload
-from trainer.storage.objects import ObjectPath, copy_file, remove_tree
+from trainer.storage.objects.paths import ObjectPath, copy_file, remove_tree
 
 UPLOAD_SECONDS = 5.0
 BYTES_PER_SECOND = 4 << 20  # of all uploads on the schedule, so that a long log does not use the network for itself

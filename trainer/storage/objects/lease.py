@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 
-from trainer.storage.objects import ObjectPath
+from trainer.storage.objects.paths import ObjectPath
 
 RENEW_SECONDS = 10.0
 EXPIRE_SECONDS = 60.0
