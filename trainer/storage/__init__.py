@@ -1,7 +1,7 @@
 """Storage: file hashes, atomic writes, object storages, and safe reading of pickles. Of the rest of Shoal it knows only errors.
 
 Packages:
-    objects/  object storages: paths, leases, files that grow, credentials
+    objects  object storages: paths, leases, files that grow, credentials
 
 Files:
     files.py              hashes, atomic writes of small files, explanations of disk errors

@@ -78,13 +78,13 @@ class ObjectPath(PosixPath):
         with translated(self):
             return self.filesystem.get_file_info(self.key)
 
-    def _listed(self, recursive: bool = False, allow_not_found: bool = True) -> list[pafs.FileInfo]:
+    def _listed(self, recursive: bool = False) -> list[pafs.FileInfo]:
         from pyarrow.fs import FileSelector
 
         with translated(self):
             return list(
                 self.filesystem.get_file_info(
-                    FileSelector(self.key, allow_not_found=allow_not_found, recursive=recursive)
+                    FileSelector(self.key, allow_not_found=True, recursive=recursive)
                 )
             )
 
@@ -110,8 +110,8 @@ class ObjectPath(PosixPath):
         return os.stat_result((kind, 0, 0, 1, 0, 0, info.size or 0, seconds, seconds, seconds))
 
     def iterdir(self) -> Generator[ObjectPath, None, None]:
-        """Yield what is directly below. Raises FileNotFoundError if nothing is."""
-        yield from (self / info.base_name for info in self._listed(allow_not_found=False))
+        """Yield what is directly below: nothing of a name that does not exist, as of an empty folder."""
+        yield from (self / info.base_name for info in self._listed())
 
     def glob(self, pattern: str, **_: Any) -> Generator[ObjectPath, None, None]:  # type: ignore[override]
         """Yield what matches: a name, or names after folders ("*/*.json"); `**/` stands for any number of folders."""

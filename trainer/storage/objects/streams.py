@@ -25,6 +25,7 @@ COPY_BYTES = 16 << 20  # of one write
 RANGE_BYTES = 8 << 20  # of one request
 RANGES_IN_FLIGHT = 8
 
+_NOISE = r"^\[Errno \d+\] | \(Request ID: [^)]*\)|\. Detail: .*$"  # in messages of pyarrow
 # pyarrow gives errors of object stores no number. The names are those of the AWS SDK, of HTTP and of the other SDKs.
 _NUMBERS = (
     (
@@ -53,7 +54,7 @@ def translated(path: PurePath) -> Iterator[None]:
         number = number_of(error)
         if "://" not in str(path) or number is None or "://" in str(error.filename):
             raise
-        text = error.strerror or re.sub(r"^\[Errno \d+\] | \(Request ID: [^)]*\)|\. Detail: .*$", "", first_line(error))
+        text = re.sub(_NOISE, "", error.strerror or first_line(error))
         raise OSError(number, text, str(path)) from error
 
 
