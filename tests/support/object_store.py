@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 
+from trainer.data.logs import files
 from trainer.storage.objects import paths
 
 
@@ -132,8 +133,13 @@ def memory_store(patch: pytest.MonkeyPatch) -> Iterator[Store]:
         return filesystem, uri.partition("://")[2].partition("?")[0].rstrip("/")
 
     patch.setattr(paths, "open_uri", open_uri)
-    paths._filesystem.cache_clear()
+    _forget()
     try:
         yield store
     finally:
-        paths._filesystem.cache_clear()
+        _forget()
+
+
+def _forget() -> None:
+    paths._filesystem.cache_clear()
+    files._opened.cache_clear()

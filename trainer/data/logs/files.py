@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 
 from trainer.data.logs.format_names import FORMAT_OF_ENDING, FormatName, FormatSetting
 from trainer.errors import UserError, first_line
+from trainer.storage.objects import paths
 from trainer.storage.objects.streams import number_of
 
 _HASH_BLOCK_BYTES = 4 << 20
@@ -167,8 +168,7 @@ def _locate(entry: str) -> tuple[pafs.FileSystem, str, str, list[str]]:
 @lru_cache
 def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the filesystem of a URI, and the path within it. Opening one takes requests to the storage."""
-    filesystem, path = pafs.FileSystem.from_uri(uri)
-    return filesystem, path
+    return paths.open_uri(uri)
 
 
 def _split_at_wildcard(segments: list[str], wildcards: str) -> tuple[list[str], list[str]]:

@@ -83,9 +83,7 @@ class ObjectPath(PosixPath):
 
         with translated(self):
             return list(
-                self.filesystem.get_file_info(
-                    FileSelector(self.key, allow_not_found=True, recursive=recursive)
-                )
+                self.filesystem.get_file_info(FileSelector(self.key, allow_not_found=True, recursive=recursive))
             )
 
     def exists(self, **_: Any) -> bool:
