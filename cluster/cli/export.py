@@ -44,7 +44,7 @@ def export(
     options = ExportOptions("float32" if quantise is None else quantise, index, onnx, users)
     manifest = export_run(
         path_of(run),
-        local_path(out, "FOLDER"),
+        local_path(out, "--out"),
         options,
         checkpoint,
         dataset,

@@ -68,7 +68,7 @@ def test_a_run_is_on_an_object_storage(config: Path, bucket: Path, tmp_path: Pat
     assert succeed("status", str(run))["checkpoints"][0] == f"step_{2 * STEPS_PER_EPOCH:09d}"
     assert set(succeed("checkpoint", "verify", str(run))["checkpoints"].values()) == {"ok"}
     check_no_credentials(bucket)
-    assert "must be a local path" in refused("export", str(run), str(bucket / "export"))
+    assert "must be a local path" in refused("export", str(run), "--out", str(bucket / "export"))
 
 
 @pytest.mark.faults
