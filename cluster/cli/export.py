@@ -47,7 +47,7 @@ def export(
         local_path(out, "--out"),
         options,
         checkpoint,
-        dataset,
+        None if dataset is None else path_of(dataset),
         lambda text: console.print(text, highlight=False, soft_wrap=True),
     )
     if as_json:

@@ -31,7 +31,10 @@ def describe_existing(config: Config, command: str) -> str | None:
     Raises UserError if the folder holds a run with other settings, is in use, or holds a run that is finished.
     """
     folder = config.run_dir
-    if not (folder / "config.json").exists():
+    try:
+        if not (folder / "config.json").exists():
+            return None
+    except (OSError, UserError):  # an object storage that only the cluster may use
         return None
     holder = holder_of(folder)
     if holder is not None:

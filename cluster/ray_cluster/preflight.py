@@ -18,7 +18,8 @@ from ray.util.state import list_nodes
 
 from cluster.config.run_config import ClusterConfig, Config
 from cluster.doctor.checks import TESTED_RAY
-from trainer.data.logs.files import entries_of
+from trainer.data.logs.files import entries_of, find_files
+from trainer.data.logs.format_names import FormatSetting
 from trainer.errors import UserError, first_line
 from trainer.storage.objects.paths import ObjectPath
 
@@ -125,9 +126,36 @@ def missing_files(config: Config, command: str) -> list[str]:
     if command in ("run", "prepare"):
         for setting, entries in paths_of(config).items():
             problems += [f"{setting} = {entry}: no such file" for entry in entries if not _exists(entry)]
+        problems += unreadable_uris(config)
     if isinstance(config.dataset_dir, ObjectPath) and config.run.dataset is not None:
         problems += storage_problems(config.dataset_dir, "run.dataset")
     return problems
+
+
+def uses_objects(config: Config) -> bool:
+    """Return whether the run folder, the dataset or the logs are on an object storage."""
+    return any(isinstance(path, ObjectPath) for path in (config.run_dir, config.dataset_dir)) or bool(_uris_of(config))
+
+
+def unreadable_uris(config: Config) -> list[str]:
+    """Return why logs on an object storage cannot be found from this process."""
+    problems = []
+    for setting, (format, entries) in _uris_of(config).items():
+        try:
+            find_files(entries, format, setting)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _uris_of(config: Config) -> dict[str, tuple[FormatSetting, list[str]]]:
+    """Return the format and the URIs of a config's logs by setting."""
+    uris = {
+        name: (source.format, [entry for entry in entries_of(source.path) if "://" in entry])
+        for name, source in _sources_of(config).items()
+        if source is not None
+    }
+    return {name: given for name, given in uris.items() if given[1]}
 
 
 def storage_problems(folder: Path, setting: str = "run.dir") -> list[str]:
@@ -145,17 +173,21 @@ def storage_problems(folder: Path, setting: str = "run.dir") -> list[str]:
 
 def paths_of(config: Config) -> dict[str, list[str]]:
     """Return the local paths of a config's logs by setting; those of other filesystems are left out."""
+    return {
+        name: [entry for entry in entries_of(source.path) if "://" not in entry]
+        for name, source in _sources_of(config).items()
+        if source is not None
+    }
+
+
+def _sources_of(config: Config) -> dict[str, Any]:
+    """Return the sections of logs by the setting of their path; None for those that the config lacks."""
     logs = config.logs
-    sources: dict[str, Any] = {
+    return {
         "logs.path": logs,
         "logs.history.path": logs.history,
         "logs.items.path": logs.items,
         "logs.users.path": logs.users,
-    }
-    return {
-        name: [entry for entry in entries_of(source.path) if "://" not in entry]
-        for name, source in sources.items()
-        if source is not None
     }
 
 

@@ -1,5 +1,6 @@
 """Parquet and Arrow files on local disks and object storages. The functions are those of pyarrow, with a path of either kind."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,11 @@ def parquet_writer(path: Path, schema: pa.Schema, **options: Any) -> pq.ParquetW
     path.parent.mkdir()
     with translated(path):
         return pq.ParquetWriter(path.key, schema, filesystem=path.filesystem, **options)
+
+
+def csv_source(path: Path) -> Any:
+    """Return what pyarrow's reader of CSV takes: the path, or the content of an object."""
+    return io.BytesIO(path.read_bytes()) if isinstance(path, ObjectPath) else path
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError, first_line
 from trainer.storage.objects.paths import path_of
-from trainer.storage.parquet import read_parquet
+from trainer.storage.parquet import csv_source, read_parquet
 
 ALL, AVAILABLE = "all", "available"
 
@@ -53,7 +53,7 @@ def _read_column(path: Path) -> pa.ChunkedArray:
             table = read_parquet(path)
         elif path.suffix in (".csv", ".tsv"):
             delimiter = "\t" if path.suffix == ".tsv" else ","
-            table = pa_csv.read_csv(path, parse_options=pa_csv.ParseOptions(delimiter=delimiter))
+            table = pa_csv.read_csv(csv_source(path), parse_options=pa_csv.ParseOptions(delimiter=delimiter))
         else:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             table = pa.table({"item": pa.array([line for line in lines if line], pa.string())})
