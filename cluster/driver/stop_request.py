@@ -44,12 +44,18 @@ def obeying_requests(run_dir: Path) -> Iterator[None]:
 def _watch(run_dir: Path, ended: threading.Event) -> None:
     # Each look at an object is a request that costs money.
     while not ended.wait(OBJECT_POLL_SECONDS if isinstance(run_dir, ObjectPath) else POLL_SECONDS):
-        if (run_dir / FILE).exists() and callable(signal.getsignal(signal.SIGTERM)):
+        if _is_requested(run_dir) and callable(signal.getsignal(signal.SIGTERM)):
             _take(run_dir)
             main = threading.main_thread().ident
             if main is not None:  # a signal to the thread ends its wait, which a flag would not
                 signal.pthread_kill(main, signal.SIGTERM)
             return
+
+
+def _is_requested(run_dir: Path) -> bool:
+    with suppress(OSError):  # a storage that does not answer is asked again
+        return (run_dir / FILE).exists()
+    return False
 
 
 def _take(run_dir: Path) -> None:

@@ -18,6 +18,7 @@ The invariant there: each attempt has names of its own, so nothing overwrites th
 the manifest first.
 """
 
+import errno
 import json
 import re
 import uuid
@@ -155,8 +156,10 @@ def present(folder: Path) -> list[Path]:
 def read(path: Path) -> CheckpointManifest:
     """Return the manifest of a checkpoint.
 
-    Raises CheckpointError if it cannot be read or has another format version. If there is no such checkpoint, the message lists
-    the others in the same folder.
+    Raises:
+        CheckpointError: It cannot be read, or has another format version. If there is no such checkpoint, the message lists the
+            others in the same folder.
+        OSError: Its storage does not answer.
     """
     if not path.is_dir():
         others = ", ".join(other.name for other in committed(path.parent)) or "none"
@@ -172,6 +175,8 @@ def read(path: Path) -> CheckpointManifest:
         expected = values.pop("sha256")
         manifest = CheckpointManifest(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EREMOTEIO:
+            raise  # the storage does not answer, which says nothing about the checkpoint
         raise CheckpointError(f"checkpoint {path}: manifest.json cannot be read ({error!r})") from None
     # Space between values is compared too: a byte that changed there shows that the disk is not to be trusted.
     if digest_of(values) != expected or not is_as_written:

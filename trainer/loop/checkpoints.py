@@ -18,7 +18,7 @@ from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.day_examples import DayExamples
 from trainer.data.stream.examples import Examples
-from trainer.errors import CheckpointError, NonFiniteWeightsError
+from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
 from trainer.fault_points import reach
 from trainer.loop.build import Built, load_checkpoint
 from trainer.loop.progress import Messages
@@ -176,7 +176,10 @@ class Checkpoints:
         reach("reporting", self.world.rank, step)
         if state.best.step == step:
             self._note_best(state)
-        checkpoint_folder.retire(self.job.checkpoints_dir, self.job.config.checkpoint.keep, self.messages.warn)
+        try:
+            checkpoint_folder.retire(self.job.checkpoints_dir, self.job.config.checkpoint.keep, self.messages.warn)
+        except OSError as error:  # of an object storage that does not answer
+            self.messages.warn(f"old checkpoints could not be deleted ({first_line(error)}); it will be tried again")
 
     def _note_best(self, state: State) -> None:
         """Write best.json, which names the best checkpoint. Only the first rank writes."""

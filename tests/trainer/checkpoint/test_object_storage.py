@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 
 from tests.support.object_store import Store
@@ -160,6 +161,21 @@ def test_a_storage_that_does_not_answer_is_tried_again(folder: Path, store: Stor
     assert len(warnings) == 2
     assert "SLOW_DOWN" in warnings[0]
     assert_same(load_plain(stored(path).data, tensors_at(5)), tensors_at(5))
+
+
+def test_a_storage_that_does_not_answer_is_no_reason_to_go_back(folder: Path, store: Store) -> None:
+    for step in (1, 2):
+        save_plain(folder, step)
+    head = store.get_file_info
+
+    def get_file_info(paths: list[str]) -> list[pafs.FileInfo]:
+        if any("step_000000002" in path and path.endswith(".distcp") for path in paths):
+            raise OSError("AWS Error NETWORK_CONNECTION during HeadObject operation: curlCode: 28, Timeout was reached")
+        return head(paths)
+
+    store.get_file_info = get_file_info  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match=r"step_000000002: cannot be read: the storage does not answer"):
+        find(folder)
 
 
 def test_a_storage_that_refuses_a_checkpoint_is_named(folder: Path, store: Store) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
+from trainer.storage.files import refusal_cause
 from trainer.storage.parquet import read_parquet
 
 
@@ -71,6 +72,8 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
     try:
         return read_parquet(path, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
+        if (cause := refusal_cause(error)) is not None:
+            raise UserError(f"dataset {path}: cannot be read: {cause}") from error
         raise UserError(
             f"dataset {path}: cannot be read ({error}); the file is damaged, missing or was changed: delete the dataset folder "
             "and run `shoal prepare`"
