@@ -163,7 +163,8 @@ class CheckpointWriter(FileSystemWriter):
 
     def storage_meta(self) -> StorageMeta | None:
         """Return what torch's metadata says of the folder. The class of an object's path is not admitted there."""
-        return StorageMeta(checkpoint_id=str(self.path), save_id=self.save_id)
+        path = self.checkpoint_id
+        return StorageMeta(str(path) if isinstance(path, ObjectPath) else path, self.save_id)
 
     def _note(self, error: OSError, wait: float) -> None:
         self.retried.append(f"{error}; tried again after {wait:g} s")
