@@ -82,7 +82,7 @@ class DriverLog:
     """The log of the driver: the lines that its command shows. A full disk is no reason to fail. Use as a context manager."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._spool = Spool(run_dir / FOLDER, "driver")
+        self._spool = Spool(run_dir / FOLDER, "driver", keeps=True)
         self._path = run_dir / FOLDER / "driver.log"
         with suppress(OSError):
             self._path = self._spool.continued("driver.log")

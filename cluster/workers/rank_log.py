@@ -38,7 +38,7 @@ def rank_log(folder: str | None, rank: int, place: Place) -> Iterator[RankLog]:
         place: the process of this rank.
     """
     log = RankLog(rank, place)
-    spool = None if folder is None else Spool(path_of(folder), f"rank-{rank}")
+    spool = None if folder is None else Spool(path_of(folder), f"rank-{rank}", keeps=True)
     file = None if spool is None else _opened(spool, f"rank-{rank}.log")
     if spool is None or file is None:
         yield log

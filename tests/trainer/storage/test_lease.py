@@ -1,9 +1,12 @@
 """Leases of folders on an object storage: one holder, also after a process that died, and none that lost its lease goes on."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +106,41 @@ def test_a_holder_that_cannot_renew_its_lease_is_ended(folder: ObjectPath, store
         store.failures = [OSError("AWS Error NETWORK_CONNECTION")] * 1000
         assert lost.wait(2.0)
         store.failures = []
+
+
+ENDED = """
+import signal, time
+from pathlib import Path
+import pytest
+from tests.support.object_store import memory_store
+from trainer.storage.objects import lease
+from trainer.storage.objects.paths import path_of
+
+handler = {handler}
+if handler is not None:
+    signal.signal(signal.SIGTERM, handler)
+lease.RENEW_SECONDS = 0.05
+with pytest.MonkeyPatch.context() as patch, memory_store(patch) as store:
+    try:
+        with lease.leased(path_of("s3://bucket/runs/demo"), "one"):
+            for name in store.names():
+                del store.objects[name]
+            time.sleep(20.0)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@pytest.mark.parametrize(("handler", "code", "said"), [("lambda *_: None", 1, ""), ("None", 0, "interrupted\n")])
+def test_a_command_without_its_lease_ends_at_once_and_a_program_is_interrupted(
+    handler: str, code: int, said: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDED.format(handler=handler)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=60.0,
+    )
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
+    assert "s3://bucket/runs/demo: the lease of this process was lost" in done.stderr

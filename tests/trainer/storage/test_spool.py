@@ -44,11 +44,11 @@ def test_only_what_changed_is_uploaded(store: Store) -> None:
 
 def test_a_restarted_writer_keeps_the_lines_that_were_not_uploaded(store: Store) -> None:
     logs = path_of("s3://bucket/run/logs")
-    killed = Spool(logs, "rank-0", seconds=60.0)
+    killed = Spool(logs, "rank-0", seconds=60.0, keeps=True)
     killed.continued("rank-0.log").write_text("one\n")
     killed.sync()
     (killed.folder / "rank-0.log").write_text("one\ntrace of the crash\n")
-    with Spool(logs, "rank-0", seconds=60.0) as spool, spool.continued("rank-0.log").open("a") as file:
+    with Spool(logs, "rank-0", seconds=60.0, keeps=True) as spool, spool.continued("rank-0.log").open("a") as file:
         file.write("two\n")
     assert (logs / "rank-0.log").read_text() == "one\ntrace of the crash\ntwo\n"
     killed._ended.set()
@@ -56,7 +56,7 @@ def test_a_restarted_writer_keeps_the_lines_that_were_not_uploaded(store: Store)
 
 def test_a_writer_on_another_machine_continues_what_was_uploaded(store: Store) -> None:
     logs = path_of("s3://bucket/run/logs")
-    with Spool(logs, "rank-0", seconds=60.0) as spool:
+    with Spool(logs, "rank-0", seconds=60.0, keeps=True) as spool:
         spool.continued("rank-0.log").write_text("something of an earlier run\n")
         (logs / "rank-0.log").write_text("one\n")
         assert spool.continued("rank-0.log").read_text() == "one\n"

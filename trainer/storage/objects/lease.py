@@ -6,14 +6,17 @@ GCS, Azure and HDFS do) thus never gives a folder to two processes: of two that 
 at the same moment may both be refused.
 
 The holder renews its lease. One that is not renewed for a minute has lost its process, and the next one removes it. A holder
-that finds its lease removed, or cannot renew it for so long, ends its own process. Times are those of the storage.
+that finds its lease removed, or cannot renew it for so long, ends its own process at once: two that write would be worse. Times are
+those of the storage.
 """
 
+import _thread
 import json
 import os
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -67,7 +70,8 @@ def leased(folder: ObjectPath, name: str, on_lost: Callable[[], object] | None =
     Args:
         folder: what is held. It need not exist.
         name: of this process, for the messages of others.
-        on_lost: called in a thread if the lease is lost; by default this process receives SIGTERM.
+        on_lost: called in a thread if the lease is lost; by default a command ends at once with code 1, and the main thread of
+            another program is interrupted.
 
     Raises:
         HeldError: another process holds it.
@@ -79,7 +83,7 @@ def leased(folder: ObjectPath, name: str, on_lost: Callable[[], object] | None =
     text = json.dumps(asdict(holder))
     _acquire(own, text)
     ended = threading.Event()
-    arguments = (own, text, ended, on_lost or _end_this_process)
+    arguments = (own, text, ended, on_lost or (lambda: _end_this_process(folder)))
     thread = threading.Thread(target=_renew, args=arguments, daemon=True, name="lease")
     thread.start()
     try:
@@ -173,8 +177,14 @@ def _renew(own: ObjectPath, text: str, ended: threading.Event, on_lost: Callable
             return
 
 
-def _end_this_process() -> None:
-    os.kill(os.getpid(), signal.SIGTERM)
+def _end_this_process(folder: ObjectPath) -> None:
+    print(
+        f"{folder}: the lease of this process was lost, so another may write there now; run the command again",
+        file=sys.stderr,
+    )
+    if callable(signal.getsignal(signal.SIGTERM)):  # a command; its handler would save a checkpoint first
+        os._exit(1)
+    _thread.interrupt_main()
 
 
 def _machine() -> str:

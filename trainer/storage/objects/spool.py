@@ -29,13 +29,14 @@ class Spool:
         folder: where they are written: the folder itself, or a local one whose files are uploaded.
     """
 
-    def __init__(self, target: Path, writer: str, seconds: float = UPLOAD_SECONDS) -> None:
+    def __init__(self, target: Path, writer: str, seconds: float = UPLOAD_SECONDS, keeps: bool = False) -> None:
         """Open the files of a writer.
 
         Args:
             target: the folder that they belong to.
             writer: name of the writer, different from those of all others in this folder.
             seconds: wait between two uploads of files that are small.
+            keeps: whether the local copies are found again by `continued` after this process died.
         """
         self._target = target
         self._seconds = seconds
@@ -45,7 +46,7 @@ class Spool:
         self._thread: threading.Thread | None = None
         self.folder = target
         if isinstance(target, ObjectPath):
-            self.folder = _local_folder(target, writer)
+            self.folder = _kept_folder(target, writer) if keeps else _new_folder()
             self._thread = threading.Thread(target=self._upload_regularly, daemon=True, name=f"spool {writer}")
             self._thread.start()
 
@@ -142,11 +143,15 @@ def copy_tree(source: Path, target: Path, last: Collection[str] = ()) -> None:
                 copy_file(path, place)
 
 
-def _local_folder(target: ObjectPath, writer: str) -> Path:
+def _new_folder() -> Path:
+    return Path(tempfile.mkdtemp(prefix="shoal-spool-"))
+
+
+def _kept_folder(target: ObjectPath, writer: str) -> Path:
     """Return the local folder of a writer: the same one after a restart, and of this user only."""
     digest = hashlib.sha256(f"{target}\n{writer}".encode()).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"shoal-spool-{getpass.getuser()}-{digest}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        return Path(tempfile.mkdtemp(prefix="shoal-spool-"))
+        return _new_folder()
     return folder
