@@ -1,4 +1,4 @@
-"""Leases of folders on an object storage: one holder, also after a process that died, and none that lost its lease goes on."""
+"""Leases of folders on an object storage: one holder, also after a death, and the end of a holder that lost its lease."""
 
 import json
 import subprocess

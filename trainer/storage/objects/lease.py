@@ -1,9 +1,9 @@
 """Exclusive use of a folder on an object storage, which has no locks: a lease that its holder renews.
 
 Each process that wants a folder writes an object of its own into `.NAME.lease/` next to the folder, and then lists that
-place. It holds the folder if no other lease is there. A storage whose listings show each object that was written before (S3,
-GCS, Azure and HDFS do) thus never gives a folder to two processes: of two that write, the later one sees the other. Two that ask
-at the same moment may both be refused.
+place. It holds the folder if no other lease is there. The listings of S3, GCS, Azure and HDFS show each object that was written
+before. So no folder is given to two processes: of two that write, the later one sees the other. Two that ask at the same moment
+may both be refused.
 
 The holder renews its lease. One that is not renewed for a minute has lost its process, and the next one removes it. A holder
 that finds its lease removed, or cannot renew it for so long, ends its own process at once: two that write would be worse. Times are
@@ -125,7 +125,7 @@ def _acquire(own: ObjectPath, text: str) -> None:
 
 
 def _remove_if_dead(lease: ObjectPath, own: ObjectPath) -> bool:
-    """Return whether a lease is gone. One that has expired, or whose process has ended on this machine, is removed."""
+    """Return whether a lease is gone. One that has expired is removed, and one of a process that has ended on this machine."""
     try:
         age = own.stat().st_mtime - lease.stat().st_mtime
         if age <= EXPIRE_SECONDS and not Holder(**json.loads(lease.read_text())).is_gone:

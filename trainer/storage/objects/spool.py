@@ -26,7 +26,7 @@ class Spool:
     """The growing files of one writer in a folder.
 
     Attributes:
-        folder: where they are written: the folder itself, or a local one whose files are uploaded.
+        folder: where they are written: the folder itself, or a local one, from which they are uploaded.
     """
 
     def __init__(self, target: Path, writer: str, seconds: float = UPLOAD_SECONDS, keeps: bool = False) -> None:
