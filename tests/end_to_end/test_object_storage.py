@@ -106,8 +106,8 @@ def test_a_run_lives_on_a_cluster_and_an_object_storage(config: Path, bucket: Pa
 
         later = bucket / "later/later.parquet"
         copy_file(Path(later_logs(config, tmp_path)), later)
-        evaluation = [*submit, *settings(bucket, **few), "--command", "evaluate", "--logs", str(later)]
-        code, said, err = finish(shoal(*evaluation), WAIT_SECONDS)
+        evaluation = ["submit", str(run / "config.json"), "--dashboard", head.dashboard, "--command", "evaluate"]
+        code, said, err = finish(shoal(*evaluation, "--logs", str(later)), WAIT_SECONDS)
         assert code == 0, said + err
         (metrics,) = (run / "evaluation").glob("logs-later-*/test/metrics.json")
         assert json.loads(metrics.read_text())["protocol"]["num_events"] == 300
