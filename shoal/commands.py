@@ -28,6 +28,7 @@ from shoal.results import (
     recommendations_of,
     training_of,
 )
+from trainer.storage.objects.paths import local_path
 
 if TYPE_CHECKING:
     from cluster.driver.progress import View
@@ -162,7 +163,9 @@ def recommend(
         options = Options(k, *files, item_to_item, filter_viewed, on_unknown, at, labels)
         name = None if checkpoint is None else str(checkpoint)
         given = given_histories(config, _paths(history), logs_settings or {})
-        manifest, folder = driver.run_recommend(config, options, name, None if out is None else Path(out), view, given)
+        manifest, folder = driver.run_recommend(
+            config, options, name, None if out is None else local_path(out, "out"), view, given
+        )
         return recommendations_of(folder, asdict(manifest))
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainer.storage.objects.paths import local_path
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -91,7 +93,7 @@ def compare(
     from trainer.comparison.comparison import compare as compared
 
     comparison = compared(_inputs(runs), split, checkpoint, metrics=metrics, common_users=common_users)
-    page = None if out is None else outputs.write(comparison, Path(out))
+    page = None if out is None else outputs.write(comparison, local_path(out, "out"))
     return _comparison_of(comparison, outputs.values_of(comparison), page)
 
 

@@ -10,6 +10,7 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.config.job import Outcome
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
+from trainer.storage.parquet import read_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,9 +74,8 @@ class Evaluation:
 
     def per_user(self) -> "pa.Table":
         """Read the metrics of each user, and for next_item also the places of the targets and the top items."""
-        import pyarrow.parquet as pq
 
-        return pq.read_table(self.folder / "per_user.parquet")
+        return read_parquet(self.folder / "per_user.parquet")
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,8 @@ class Recommendations:
 
     def table(self) -> "pa.Table":
         """Read all rows: user_id, item_id, score, rank; with item_to_item item_id and similar_item_id."""
-        import pyarrow.parquet as pq
 
-        return pq.read_table(self.folder)
+        return read_parquet(self.folder)
 
 
 @dataclass(frozen=True)

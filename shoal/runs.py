@@ -11,6 +11,7 @@ from trainer.checkpoint import folder as checkpoint_folder
 from trainer.data.dataset.manifest import read_manifest
 from trainer.errors import UserError
 from trainer.metrics_log import read_metrics
+from trainer.storage.objects.paths import path_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,7 +27,7 @@ class Run:
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
         """Open a run folder. Raises UserError if the folder holds no run."""
-        path = Path(folder)
+        path = path_of(folder)
         if not (path / "config.json").exists():
             raise UserError(f"{path}: no config.json, so this is no run folder")
         return cls(path, Config.load(path / "config.json"))

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from trainer.errors import UserError
 from trainer.storage.files import naming, write_text_atomically
+from trainer.storage.objects.spool import Spool
 
 ATTEMPTS = "attempts.json"
 
@@ -43,13 +44,14 @@ class MetricsLog:
     def __init__(self, run_dir: Path, resume_step: int, sinks: Sequence[LineSink] = ()) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only the first rank needs it
 
-        self.path = run_dir / "metrics.jsonl"
+        self._spool = Spool(run_dir, "metrics")
+        self.path = self._spool.fetch("metrics.jsonl")
         self._sinks = sinks
         truncate_after(self.path, resume_step)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board_dir = run_dir / "tensorboard"
+        self._board_dir = self._spool.folder / "tensorboard"
         self._board = SummaryWriter(str(self._board_dir), purge_step=resume_step + 1)
-        self._attempts_path = run_dir / ATTEMPTS
+        self._attempts_path = self._spool.folder / ATTEMPTS
         self._attempts = [*_read_attempts(run_dir), [_now(), _now()]]
 
     def write(self, step: int, kind: str, values: dict[str, Any]) -> None:
@@ -81,6 +83,11 @@ class MetricsLog:
             self._board.close()
         for sink in self._sinks:
             sink.close()
+        self._spool.close()
+
+    def sync(self) -> None:
+        """Upload the lines so far, if the run folder is on an object storage. Raises OSError."""
+        self._spool.sync()
 
 
 class SampleLog:
@@ -93,7 +100,8 @@ class SampleLog:
         # A run that an earlier version began keeps its folder, so that its log stays in one place.
         folder = run_dir / "ledger" if (run_dir / "ledger").exists() else run_dir / "sample_log"
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / f"rank-{rank}.jsonl"
+        self._spool = Spool(folder, f"sample_log-{rank}")
+        self.path = self._spool.fetch(f"rank-{rank}.jsonl")
         truncate_after(self.path, resume_step)
         for other in folder.glob("rank-*.jsonl") if rank == 0 else ():
             if int(other.stem.removeprefix("rank-")) >= world_size:
@@ -110,6 +118,11 @@ class SampleLog:
         """Close the files."""
         with naming(self.path):
             self._file.close()
+        self._spool.close()
+
+    def sync(self) -> None:
+        """Upload the lines so far, if the run folder is on an object storage. Raises OSError."""
+        self._spool.sync()
 
 
 def truncate_after(path: Path, step: int) -> None:

@@ -9,13 +9,15 @@ import errno
 import fcntl
 import os
 import re
-import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.errors import UserError
+from trainer.storage.objects.lease import HeldError, leased
+from trainer.storage.objects.paths import ObjectPath, remove_tree
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def writing(folder: Path, what: str, busy: str, space: str, remedy: str) -> Iter
             try:
                 yield
             finally:
-                if created and not any(folder.iterdir()):
+                if created and not any(folder.glob("*")):
                     folder.rmdir()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -98,7 +100,17 @@ def writing(folder: Path, what: str, busy: str, space: str, remedy: str) -> Iter
 
 @contextmanager
 def _locked(folder: Path, busy: str) -> Iterator[None]:
-    """Lock the folder for this process. The lock ends with the process. Filesystems that cannot lock folders have no lock."""
+    """Lock the folder for this process. The lock ends with the process. Filesystems that cannot lock folders have no lock.
+
+    A folder on an object storage has a lease (trainer/storage/objects/lease.py).
+    """
+    if isinstance(folder, ObjectPath):
+        try:
+            with leased(folder, f"process {os.getpid()} on {socket.gethostname()}"):
+                yield
+        except HeldError:
+            raise UserError(busy) from None
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -118,6 +130,6 @@ def remove_from(folder: Path, names: Iterable[str], last: str) -> None:
     for name in sorted(names, key=lambda name: name.startswith(last)):
         path = folder / name
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

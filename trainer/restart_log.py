@@ -13,6 +13,7 @@ from typing import Any
 
 from trainer.pages.text import duration_text
 from trainer.storage.files import write_text_atomically
+from trainer.storage.objects.spool import append_text
 
 FILE = "restarts.jsonl"
 
@@ -42,8 +43,8 @@ class Restart:
 def note_restart(run_dir: Path, cause: str, text: str, trace: str) -> None:
     """Append a restart. A full disk is no reason to fail."""
     line = _line_of(Restart(time.time(), cause, text, trace))
-    with suppress(OSError), (run_dir / FILE).open("a", encoding="utf-8") as file:
-        file.write(line)
+    with suppress(OSError):
+        append_text(run_dir / FILE, line)
 
 
 def note_recovery(run_dir: Path, seconds: float, parts: dict[str, float], steps: int, rows: int) -> None:

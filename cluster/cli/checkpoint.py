@@ -9,6 +9,7 @@ import typer
 
 from cluster.cli.options import AsJson, RunFolder, print_json
 from trainer.errors import UserError
+from trainer.storage.objects.paths import path_of
 
 checkpoints = typer.Typer(no_args_is_help=True, help="List, inspect, verify and reshard the checkpoints of a run.")
 
@@ -38,7 +39,7 @@ def inspect_checkpoint(
     """Print the manifest of a checkpoint."""
     from trainer.checkpoint import folder as checkpoint_folder
 
-    print(json.dumps(asdict(checkpoint_folder.read(Path(path))), indent=None if as_json else 1))
+    print(json.dumps(asdict(checkpoint_folder.read(path_of(path))), indent=None if as_json else 1))
 
 
 @checkpoints.command("verify")
@@ -84,7 +85,7 @@ def reshard_checkpoint(
     from cluster.cli.reshard import run
 
     settings = [*(overrides or []), *([f"cluster.num_workers={workers}"] if workers else [])]
-    done = run(Path(path), Path(out), config, settings)
+    done = run(path_of(path), path_of(out), config, settings)
     if as_json:
         print_json(asdict(done))
     else:
@@ -92,7 +93,7 @@ def reshard_checkpoint(
 
 
 def _checkpoints_of(run_dir: str) -> Path:
-    folder = Path(run_dir) / "checkpoints"
+    folder = path_of(run_dir) / "checkpoints"
     if not folder.is_dir():
         raise UserError(f"{run_dir}: has no checkpoints/ folder, so nothing was trained there")
     return folder

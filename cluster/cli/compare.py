@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cluster.cli.options import AsJson, console_for, print_json
+from trainer.storage.objects.paths import local_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +52,7 @@ def compare(
     from trainer.comparison.comparison import compare as compared
 
     comparison = compared(runs, split, checkpoint, metrics=metric, common_users=common_users)
-    page = outputs.write(comparison, out or outputs.default_folder(comparison))
+    page = outputs.write(comparison, local_path(out, "--out") if out else outputs.default_folder(comparison))
     if as_json:
         print_json({**outputs.values_of(comparison), "page": str(page)})
         return

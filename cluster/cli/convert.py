@@ -1,12 +1,12 @@
 """`shoal convert`: a downloaded public data set to event logs."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cluster.cli.options import AsJson, console_for, print_json
+from trainer.storage.objects.paths import local_path
 
 # Written out, so that --help imports no module that knows the sets. A test compares the two.
 PUBLIC_SETS = (
@@ -35,8 +35,8 @@ def convert(
     with console.status(Text(f"{name}: reading")) as line:
         done = sets.convert(
             name,
-            Path(source),
-            Path(folder),
+            local_path(source, "SOURCE_FOLDER"),
+            local_path(folder, "OUT_FOLDER"),
             lambda table, num_rows: line.update(Text(f"{name}: {num_rows:,} rows of {table}")),
         )
     if as_json:

@@ -1,13 +1,13 @@
 """`shoal explain`: why a model recommends an item to a user, as Parquet files and a page."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cluster.cli.options import AsJson, Overrides, console_for, in_view, load, print_json
 from cluster.doctor.packages import TRAINING, check_installed
+from trainer.storage.objects.paths import local_path, path_of
 
 # Written out, so that --help imports no module that knows them. A test compares the two.
 Removal = Literal["deleted", "masked", "replaced"]
@@ -60,14 +60,14 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Explain recommendations: the value of each event of a history, what would change the answer, and where attention goes."""
-    settings = load(str(Path(run) / "config.json") if Path(run).is_dir() else run, overrides)
+    settings = load(str(path_of(run) / "config.json") if path_of(run).is_dir() else run, overrides)
     check_installed("explain", TRAINING)
     from cluster.driver import driver
     from trainer.explanation.command.folder import PAGE
     from trainer.explanation.command.request import Options
 
     options = Options(users, sample, seed, user, item, method, k, filter_viewed, at, label, removal, shown, measure)
-    target = None if out is None else Path(out)
+    target = None if out is None else local_path(out, "--out")
     done, folder = in_view(as_json, lambda view: driver.run_explain(settings, options, checkpoint, target, view))
     if as_json:
         print_json({**asdict(done), "folder": str(folder), "page": str(folder / PAGE)})

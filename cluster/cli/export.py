@@ -8,6 +8,7 @@ import typer
 
 from cluster.cli.options import AsJson, console_for, print_json
 from cluster.doctor.packages import TRAINING, check_installed
+from trainer.storage.objects.paths import local_path, path_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,7 +43,12 @@ def export(
     console = console_for(as_json)
     options = ExportOptions("float32" if quantise is None else quantise, index, onnx, users)
     manifest = export_run(
-        Path(run), out, options, checkpoint, dataset, lambda text: console.print(text, highlight=False, soft_wrap=True)
+        path_of(run),
+        local_path(out, "--out"),
+        options,
+        checkpoint,
+        None if dataset is None else path_of(dataset),
+        lambda text: console.print(text, highlight=False, soft_wrap=True),
     )
     if as_json:
         print_json({"folder": str(out), **asdict(manifest)})

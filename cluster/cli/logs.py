@@ -1,11 +1,11 @@
 """`shoal logs`: what the ranks and the driver of a run wrote."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cluster.cli.options import RunFolder
+from trainer.storage.objects.paths import path_of
 
 
 def logs(
@@ -17,5 +17,5 @@ def logs(
     """Show the log of the driver or of a rank. The logs are in the run folder, so they outlast their nodes."""
     from cluster.driver.rank_logs import follow_log, log_path
 
-    for text in follow_log(Path(run_dir), log_path(Path(run_dir), rank), follow, tail):
+    for text in follow_log(path_of(run_dir), log_path(path_of(run_dir), rank), follow, tail):
         typer.echo(text, nl=False)

@@ -1,13 +1,13 @@
 """`shoal recommend`: recommendations of a checkpoint for many users, as Parquet files."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from cluster.cli.options import AsJson, ConfigFile, Overrides, console_for, in_view, load_with_logs, print_json
 from cluster.doctor.packages import TRAINING, check_installed
+from trainer.storage.objects.paths import local_path
 
 # Written out, so that --help imports no module that knows them. A test compares the two.
 OnUnknown = Literal["raise", "warn", "skip"]
@@ -75,7 +75,7 @@ def recommend(
     from trainer.recommend.request import Options
 
     options = Options(k, users, items, item_to_item, filter_viewed, on_unknown, at, weights_of(label or []))
-    target = None if out is None else Path(out)
+    target = None if out is None else local_path(out, "--out")
     given = given_histories(settings, history, overrides_of_logs)
     done, folder = in_view(
         as_json, lambda view: driver.run_recommend(settings, options, checkpoint, target, view, given)

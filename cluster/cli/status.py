@@ -2,12 +2,12 @@
 
 import time
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cluster.cli.options import AsJson, console_for, print_json
+from trainer.storage.objects.paths import path_of
 
 
 def status(
@@ -20,7 +20,7 @@ def status(
     from cluster.driver.all_runs import read_runs, runs_table
     from cluster.driver.status import read_status, status_table
 
-    folder = Path(run_dir)
+    folder = path_of(run_dir)
     console = console_for(False)
     if not (folder / "config.json").exists() and folder.is_dir():
         lines = read_runs(folder)

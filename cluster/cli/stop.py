@@ -9,6 +9,7 @@ import typer
 
 from cluster.cli.options import AsJson, RunFolder, console_for, print_json
 from trainer.errors import UserError
+from trainer.storage.objects.paths import path_of
 
 POLL_SECONDS = 0.5
 
@@ -28,7 +29,7 @@ def stop(
     """
     from cluster.driver import stop_request
 
-    folder = Path(run_dir)
+    folder = path_of(run_dir)
     console = console_for(as_json)
     if not (folder / "config.json").exists() and dashboard is not None:
         how = _stop_job(folder, dashboard)

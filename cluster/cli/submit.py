@@ -8,6 +8,7 @@ import typer
 from cluster.cli.options import AsJson, ConfigFile, Overrides, console_for, load_with_logs, print_json
 from cluster.doctor.packages import RAY, check_installed
 from trainer.errors import UserError
+from trainer.storage.objects.paths import path_of
 
 
 def submit(
@@ -48,7 +49,7 @@ def submit(
     if fork is not None:
         if command not in ("run", "train"):
             raise UserError(f"--fork: continues a training, and --command {command} trains nothing; leave it out")
-        settings = forked(settings, fork.absolute())
+        settings = forked(settings, path_of(fork).absolute())
     console = console_for(as_json)
     job_id, code = submit_job(
         settings,

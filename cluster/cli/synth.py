@@ -9,6 +9,7 @@ import typer
 from cluster.cli.options import AsJson, console_for, print_json
 from cluster.doctor.packages import RAY, check_installed
 from trainer.errors import UserError
+from trainer.storage.objects.paths import local_path
 
 if TYPE_CHECKING:
     from cluster.config.run_config import ClusterConfig
@@ -102,10 +103,10 @@ def make(
         known = ", ".join(settings.model_fields)
         raise UserError(f"{explain(error, 'of the log', settings)}\nsettings of the log: {known}") from None
     if cluster is not None:
-        return asdict(_on_ray(config, Path(folder), cluster))
+        return asdict(_on_ray(config, local_path(folder, "FOLDER"), cluster))
     if isinstance(config, ImpressionConfig):
-        return asdict(generate_impressions(config, Path(folder).absolute()))
-    return asdict(generate(config, Path(folder).absolute()))
+        return asdict(generate_impressions(config, local_path(folder, "FOLDER").absolute()))
+    return asdict(generate(config, local_path(folder, "FOLDER").absolute()))
 
 
 def _on_ray(

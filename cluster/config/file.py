@@ -18,6 +18,7 @@ from cluster.config.credentials import refusals_in
 from trainer.config.renamed import RENAMED, with_current_names
 from trainer.errors import UserError
 from trainer.settings import plain_values
+from trainer.storage.objects.paths import path_of
 
 
 def read_values(path: str | Path) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def read_values(path: str | Path) -> dict[str, Any]:
 
     Raises UserError if a file is neither, or is its own base.
     """
-    values = _read(Path(path), ())
+    values = _read(path_of(path), ())
     refuse_unusable(values, f"config {path}")
     return values
 

@@ -214,7 +214,7 @@ def build(config: Config, job: PrepareJob, limit: int, on_progress: OnProgress) 
     if not job.is_derived:
         _check_trainable(config, totals)
     manifest = finish(totals)
-    gather(_quarantines(group_job), job.work / f"rejected-{job.generation:03d}.parquet")
+    gather(_quarantines(group_job), job.output / f"rejected-{job.generation:03d}.parquet")
     return manifest
 
 

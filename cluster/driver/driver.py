@@ -128,10 +128,11 @@ def _opened(config: Config, view: View) -> Iterator[tuple[RaySession, Workers]]:
     """Hold the run folder's lock for the body; yield a session and workers that start when a stage needs them."""
     with locked(config.run_dir):
         open_run(config)
-        view.keep_lines(DriverLog(config.run_dir).write)
         with (
+            DriverLog(config.run_dir) as log,
             obeying_requests(config.run_dir),
             RaySession(config.cluster, view.print_phase) as session,
             Workers(config.cluster, session.connect, view.print_phase, logs_folder(config.run_dir)) as workers,
         ):
+            view.keep_lines(log.write)
             yield session, workers

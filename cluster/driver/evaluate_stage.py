@@ -1,6 +1,5 @@
 """Evaluate stages, one per split: evaluate a checkpoint on the workers unless that was done before, and write the reports."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from trainer.data.dataset.splits import Split
 from trainer.errors import UserError
 from trainer.pages.text import duration_text
 from trainer.storage.files import digest_of
+from trainer.storage.objects.paths import path_of, remove_tree
 from trainer.tasks.outputs import are_there, write_outputs, write_report
 from trainer.tasks.results import Summary, summary_of
 
@@ -119,14 +119,14 @@ def evaluate(
     job, _ = planned_job(config)
     parts = {split: job.run_dir / folder / split / "parts" for split in splits}
     for left_over in parts.values():
-        shutil.rmtree(left_over, ignore_errors=True)
+        remove_tree(left_over, ignore_errors=True)
     checkpoint = StoredCheckpoint(checkpoint.path.resolve(), checkpoint.manifest)
     try:
         workers.run(jobs.evaluate, jobs.EvaluationJob(job, checkpoint, parts, other_data), on_event)
         return {split: write_outputs(job, split, checkpoint.path.name, parts[split]) for split in splits}
     except (OSError, UserError):  # partial results are of no use, and the disk may be full
         for partial in parts.values():
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_tree(partial, ignore_errors=True)
         raise
 
 
@@ -137,7 +137,7 @@ def find_checkpoint(config: Config, name: str | None) -> StoredCheckpoint:
     """
     if name is None:
         return checkpoint_folder.to_evaluate(config.run_dir / "checkpoints")
-    path = Path(name) if "/" in name else config.run_dir / "checkpoints" / name
+    path = path_of(name) if "/" in name else config.run_dir / "checkpoints" / name
     return StoredCheckpoint(path, checkpoint_folder.verify(path))
 
 

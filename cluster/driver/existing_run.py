@@ -18,6 +18,9 @@ from trainer.data.dataset.folder import DatasetRequest
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.logs.contract import find_inputs
 from trainer.errors import UserError
+from trainer.storage.files import write_text_atomically
+from trainer.storage.objects.paths import ObjectPath, remove_tree
+from trainer.storage.objects.spool import copy_tree
 
 TRAINS = ("run", "train")
 
@@ -28,7 +31,10 @@ def describe_existing(config: Config, command: str) -> str | None:
     Raises UserError if the folder holds a run with other settings, is in use, or holds a run that is finished.
     """
     folder = config.run_dir
-    if not (folder / "config.json").exists():
+    try:
+        if not (folder / "config.json").exists():
+            return None
+    except (OSError, UserError):  # an object storage that only the cluster may use
         return None
     holder = holder_of(folder)
     if holder is not None:
@@ -81,6 +87,8 @@ def fork(config: Config, target: Path) -> Config:
     best = checkpoint_folder.read_best(checkpoints)
     if best is not None and (checkpoints / checkpoint_folder.name_of(best["step"])).is_dir():
         names.append(checkpoint_folder.name_of(best["step"]))
+    if isinstance(target, ObjectPath) or isinstance(checkpoints, ObjectPath):
+        return _fork_objects(config, target, sorted(set(names)))
     attempt = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         for name in sorted(set(names)):
@@ -91,10 +99,31 @@ def fork(config: Config, target: Path) -> Config:
         (attempt / "state.json").write_text('{"stages": {}}', encoding="utf-8")
         attempt.rename(target)
     except OSError:
-        shutil.rmtree(attempt, ignore_errors=True)
+        remove_tree(attempt, ignore_errors=True)
         raise
+    return _moved(config, target)
+
+
+def _moved(config: Config, target: Path) -> Config:
+    """Return the config of a copy of the run, which shares its dataset."""
     run = config.run.model_copy(update={"dir": str(target), "dataset": str(config.dataset_dir)})
     return config.model_copy(update={"run": run})
+
+
+def _fork_objects(config: Config, target: Path, names: list[str]) -> Config:
+    """Copy checkpoints on an object storage, the manifest of each last. Return the config of the copy."""
+    if not isinstance(target, ObjectPath) or not isinstance(config.run_dir, ObjectPath):
+        raise UserError(
+            f"--fork {target}: a run on an object storage can only be copied to one, and a local run to a local folder"
+        )
+    for name in names:
+        copy_tree(config.run_dir / "checkpoints" / name, target / "checkpoints" / name, last=("manifest.json",))
+    for file in ("checkpoints/best.json", "metrics.jsonl", "attempts.json"):
+        source = config.run_dir / file
+        if source.exists():
+            source.copy_to(target / file)
+    write_text_atomically(target / "state.json", '{"stages": {}}')
+    return _moved(config, target)
 
 
 def _link(source: str, target: str) -> str:

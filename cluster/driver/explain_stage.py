@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.config.run_config import Config
 from cluster.driver.evaluate_stage import find_checkpoint
@@ -30,6 +29,8 @@ from trainer.inference.moments import moment_of
 from trainer.pages.text import duration_text
 from trainer.recommend.folder import new_attempt
 from trainer.recommend.given import distinct, listed, read_given, unknown_values
+from trainer.storage.objects.paths import path_of
+from trainer.storage.parquet import write_parquet
 
 STAGE = "explain"
 FOLDER = "explanations"  # in the run folder
@@ -104,7 +105,7 @@ def _request(
     config: Config, options: Options, manifest: Manifest, selection: Selection, attempt: Path
 ) -> ExplainRequest:
     """Check users and item, and write the users in one form for the workers."""
-    pq.write_table(_users(config, options, manifest), attempt / USERS_FILE)
+    write_parquet(_users(config, options, manifest), attempt / USERS_FILE)
     return ExplainRequest(
         parts=attempt,
         users=attempt / USERS_FILE,
@@ -130,9 +131,9 @@ def _users(config: Config, options: Options, manifest: Manifest) -> pa.Table:
     column = config.logs.user
     if options.user is not None:
         option, given = "--user", pa.table({column: listed([options.user], known.type, "--user")})
-    elif options.users is not None and Path(options.users).exists():
+    elif options.users is not None and path_of(options.users).exists():
         option = f"--users {options.users}"
-        given = read_given(Path(options.users), column, known.type, "--users")
+        given = read_given(path_of(options.users), column, known.type, "--users")
     else:
         names = [name.strip() for name in (options.users or "").split(",") if name.strip()]
         option, given = "--users", pa.table({column: listed(names, known.type, "--users")})

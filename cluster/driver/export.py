@@ -9,6 +9,7 @@ from cluster.config.run_config import Config, job_of, load_config
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.errors import UserError
+from trainer.storage.objects.paths import path_of
 
 if TYPE_CHECKING:
     from trainer.export.folder import Manifest
@@ -50,7 +51,7 @@ def _find(path: Path, checkpoint: str | None) -> tuple[Config, StoredCheckpoint]
     """Return the config of a run, and a verified checkpoint."""
     folder = path
     if path.is_file():
-        folder = Path(load_config(str(path), None).run.dir)
+        folder = path_of(load_config(str(path), None).run.dir)
     elif not (path / "config.json").exists() and (path.resolve().parent.parent / "config.json").exists():
         if checkpoint is not None:
             raise UserError(f"{path} is a checkpoint already; leave out checkpoint = {checkpoint}")
@@ -67,6 +68,6 @@ def _find(path: Path, checkpoint: str | None) -> tuple[Config, StoredCheckpoint]
 def _with_folders(config: Config, run_dir: Path, dataset: Path | None) -> Config:
     """Return the config with the folders as they are now: a run may have been moved since."""
     if dataset is None:
-        dataset = run_dir / "dataset" if config.run.dataset is None else Path(config.run.dataset)
+        dataset = run_dir / "dataset" if config.run.dataset is None else path_of(config.run.dataset)
     folders = {"dir": str(run_dir), "dataset": str(dataset)}
     return config.model_copy(update={"run": config.run.model_copy(update=folders)})

@@ -27,6 +27,7 @@ from trainer.errors import CheckpointError, UserError
 from trainer.loop.same_run import same_dataset
 from trainer.settings import changed_settings
 from trainer.storage.files import digest_of
+from trainer.storage.objects.paths import path_of
 
 PREFIX = "logs."
 # Settings that decide what a model computes, and those among them that only training uses.
@@ -126,7 +127,7 @@ def other_data(
         raise UserError("--logs and --dataset exclude each other: evaluate on one of them at a time")
     if logs:
         return later_logs(config, logs, overrides)
-    return None if dataset is None else OtherDataset(Path(dataset))
+    return None if dataset is None else OtherDataset(path_of(dataset))
 
 
 def config_with(config: Config, data: OtherData, view: View, connect: Callable[[], None]) -> Config:

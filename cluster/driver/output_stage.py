@@ -3,7 +3,6 @@
 Workers write into an attempt next to the folder, which takes its place at the end. A failed attempt is removed.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from cluster.driver.progress import View, announce
 from cluster.driver.stage_record import StageRecord
+from trainer.storage.objects.paths import remove_tree
 
 
 class ResultsManifest(Protocol):
@@ -90,7 +90,7 @@ def run_output_stage(run_dir: Path, stage: OutputStage[Request, Part, Manifest],
         done = stage.describe(attempt, request, parts)
         stage.commit(attempt, stage.target, done)
     except BaseException:
-        shutil.rmtree(attempt, ignore_errors=True)
+        remove_tree(attempt, ignore_errors=True)
         raise
     result = {"folder": str(stage.target), "num_users": done.num_users, "num_rows": done.num_rows}
     record.finish(stage.name, stage.inputs, result)

@@ -5,12 +5,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Self
 
 from cluster.driver.stop_request import running_process
 from trainer.errors import UserError
+from trainer.storage.objects.paths import ObjectPath
+from trainer.storage.objects.spool import Spool
 
 FOLDER = "logs"
 POLL_SECONDS = 0.5
+OBJECT_POLL_SECONDS = 5.0  # as often as logs are uploaded
 QUIET_SECONDS = 3.0  # without a running command before a followed log counts as complete
 
 
@@ -39,6 +43,9 @@ def follow_log(run_dir: Path, path: Path, follow: bool, tail: int | None) -> Ite
         follow: whether to wait for more.
         tail: number of last lines to begin with.
     """
+    if isinstance(path, ObjectPath):
+        yield from _follow_object(run_dir, path, follow, tail)
+        return
     with path.open(encoding="utf-8", errors="replace") as file:
         text = file.read()
         yield text if tail is None else "".join(text.splitlines(keepends=True)[len(text.splitlines()) - tail :])
@@ -54,11 +61,38 @@ def follow_log(run_dir: Path, path: Path, follow: bool, tail: int | None) -> Ite
             time.sleep(POLL_SECONDS)
 
 
+def _follow_object(run_dir: Path, path: ObjectPath, follow: bool, tail: int | None) -> Iterator[str]:
+    """Yield a log on an object storage, which is uploaded again as a whole whenever it has grown."""
+    text = path.read_text(errors="replace")
+    yield text if tail is None else "".join(text.splitlines(keepends=True)[len(text.splitlines()) - tail :])
+    idle = time.monotonic()
+    while follow:
+        time.sleep(OBJECT_POLL_SECONDS)
+        more = path.read_text(errors="replace")[len(text) :]
+        if more:
+            yield more
+            text += more
+        if more or running_process(run_dir) is not None:
+            idle = time.monotonic()
+        elif time.monotonic() - idle > QUIET_SECONDS:
+            return
+
+
 class DriverLog:
-    """The log of the driver: the lines that its command shows. A full disk is no reason to fail."""
+    """The log of the driver: the lines that its command shows. A full disk is no reason to fail. Use as a context manager."""
 
     def __init__(self, run_dir: Path) -> None:
+        self._spool = Spool(run_dir / FOLDER, "driver", keeps=True)
         self._path = run_dir / FOLDER / "driver.log"
+        with suppress(OSError):
+            self._path = self._spool.continued("driver.log")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._spool.close()
 
     def write(self, text: str) -> None:
         """Append a line with its time."""

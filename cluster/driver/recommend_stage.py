@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from cluster.config.run_config import Config
 from cluster.driver.evaluate_stage import find_checkpoint
@@ -28,6 +27,8 @@ from trainer.recommend import folder as recommendations
 from trainer.recommend.folder import FORMAT_VERSION, RecommendationsManifest
 from trainer.recommend.given import distinct, read_given, unknown_values
 from trainer.recommend.request import Options, PartCounts, RecommendRequest
+from trainer.storage.objects.paths import path_of
+from trainer.storage.parquet import write_parquet
 
 STAGE = "recommend"
 FOLDER = "recommendations"  # in the run folder
@@ -146,7 +147,7 @@ def _users_file(
         return None, 0
     known = RowGroupReader(config.dataset_dir, manifest, ColumnSelection(users=True)).users()
     column = config.logs.user
-    given = distinct(read_given(Path(options.users), column, known.type, "--users"), column)
+    given = distinct(read_given(path_of(options.users), column, known.type, "--users"), column)
     users = whole(given.column(column))
     unknown = unknown_values(users, known)
     popular = config.model.task == "next_item"
@@ -158,7 +159,7 @@ def _users_file(
         table = table.filter(pc.greater_equal(rows, 0))
     if not table.num_rows:
         raise UserError(f"--users {options.users}: the dataset has none of these users, so nothing can be recommended")
-    pq.write_table(table, attempt / USERS_FILE)
+    write_parquet(table, attempt / USERS_FILE)
     return attempt / USERS_FILE, len(unknown)
 
 
@@ -170,7 +171,7 @@ def _items_file(
         return None, 0
     known = read_vocabulary(config.dataset_dir, manifest, bool(used_features(manifest))).values
     column = config.logs.item
-    given = distinct(read_given(Path(options.items), column, known.type, "--items"), column)
+    given = distinct(read_given(path_of(options.items), column, known.type, "--items"), column)
     items = whole(given.column(column))
     unknown = unknown_values(items, known)
     _react(
@@ -179,7 +180,7 @@ def _items_file(
     given = given.filter(pc.is_in(items, value_set=known))
     if not given.num_rows:
         raise UserError(f"--items {options.items}: the model knows none of these items, so nothing can be recommended")
-    pq.write_table(given, attempt / ITEMS_FILE)
+    write_parquet(given, attempt / ITEMS_FILE)
     return attempt / ITEMS_FILE, len(unknown)
 
 

@@ -16,6 +16,7 @@ from trainer.explanation.command.request import Options as ExplainOptions
 from trainer.recommend.request import Options
 from trainer.restart_log import FILE
 from trainer.storage.files import digest_of, hash_file
+from trainer.storage.objects.paths import path_of
 from trainer.tasks.outputs import FIGURES_VERSION, PAGE_VERSION
 
 RECOMMENDATIONS_VERSION = 1  # raise it when the same request would get other files
@@ -57,7 +58,7 @@ def recommend_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Man
             **_of_checkpoint(config, checkpoint),
             "dataset": manifest.digest,
             "options": asdict(options),
-            "given": {name: _content_of(Path(path)) for name, path in files.items() if path != "all"},
+            "given": {name: _content_of(path_of(path)) for name, path in files.items() if path != "all"},
             "version": RECOMMENDATIONS_VERSION,
         }
     )
@@ -70,7 +71,7 @@ def explain_inputs(config: Config, checkpoint: StoredCheckpoint, manifest: Manif
             **_of_checkpoint(config, checkpoint),
             "dataset": manifest.digest,
             "options": asdict(options),
-            "users": _content_of(None if options.users is None else Path(options.users)),
+            "users": _content_of(None if options.users is None else path_of(options.users)),
             "version": EXPLANATIONS_VERSION,
         }
     )

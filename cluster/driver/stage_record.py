@@ -65,9 +65,9 @@ class StageRecord:
         if time.monotonic() - self._noted < PROGRESS_SECONDS:
             return
         self._noted = time.monotonic()
-        entry = self.read()["stages"].get(stage)
-        if entry is not None and entry["status"] == "running":
-            with suppress(OSError):
+        with suppress(OSError):
+            entry = self.read()["stages"].get(stage)
+            if entry is not None and entry["status"] == "running":
                 self._write(stage, {**entry, "progress": {**progress, "seen": time.time()}})
 
     def finish(self, stage: str, inputs: str, result: dict[str, Any]) -> None:

@@ -15,9 +15,11 @@ from cluster.driver.run_lock import holder_of, this_process
 from cluster.driver.stage_record import StageRecord
 from trainer.errors import UserError
 from trainer.storage.files import write_json_atomically
+from trainer.storage.objects.paths import ObjectPath
 
 FILE = "stop.json"
 POLL_SECONDS = 1.0
+OBJECT_POLL_SECONDS = 5.0
 ANSWER_SECONDS = 30.0  # in which a command that is alive removes the request
 
 
@@ -40,13 +42,20 @@ def obeying_requests(run_dir: Path) -> Iterator[None]:
 
 
 def _watch(run_dir: Path, ended: threading.Event) -> None:
-    while not ended.wait(POLL_SECONDS):
-        if (run_dir / FILE).exists() and callable(signal.getsignal(signal.SIGTERM)):
+    # Each look at an object is a request that costs money.
+    while not ended.wait(OBJECT_POLL_SECONDS if isinstance(run_dir, ObjectPath) else POLL_SECONDS):
+        if _is_requested(run_dir) and callable(signal.getsignal(signal.SIGTERM)):
             _take(run_dir)
             main = threading.main_thread().ident
             if main is not None:  # a signal to the thread ends its wait, which a flag would not
                 signal.pthread_kill(main, signal.SIGTERM)
             return
+
+
+def _is_requested(run_dir: Path) -> bool:
+    with suppress(OSError):  # a storage that does not answer is asked again
+        return (run_dir / FILE).exists()
+    return False
 
 
 def _take(run_dir: Path) -> None:

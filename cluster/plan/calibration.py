@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.plan.grids import Grid
@@ -11,6 +10,7 @@ from sharding.planning.topology import CONSTANTS, Topology
 from sharding.planning.units import bytes_text, seconds_text
 from trainer.errors import UserError
 from trainer.placement.record import observations_in, read_placement
+from trainer.storage.objects.paths import path_of
 
 FILE = "calibration.json"
 
@@ -43,7 +43,7 @@ class Fitted:
 
 def fit(runs: Sequence[str]) -> Fitted:
     """Fit the constants to runs. Raises UserError if a run has no measurements, or if the kinds of devices differ."""
-    records = [observations_in(Path(run)) for run in runs]
+    records = [observations_in(path_of(run)) for run in runs]
     devices = {topology.device for _, topology in records}
     if len(devices) > 1:
         raise UserError("--calibrate: some of these runs were on CPUs and some on GPUs; calibrate each kind separately")
@@ -61,7 +61,7 @@ def _measured_grids(run: str) -> list[Grid]:
 
     They show the slowest rank of each table, at the largest number of ids, and the duration of the parts of a step.
     """
-    record = read_placement(Path(run))
+    record = read_placement(path_of(run))
     measured = record["measured"]
     predicted = record["predicted"]
     tables = [

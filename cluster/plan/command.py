@@ -32,6 +32,7 @@ from trainer.pages import page
 from trainer.pages.text import moment_text
 from trainer.placement.plan import inputs_of
 from trainer.storage.files import write_json_atomically, write_text_atomically
+from trainer.storage.objects.paths import local_path
 
 NAMES = ("as given", "compared")
 HEADLINES = ("time on tables in a step", "imbalance", "fullest device, of its limit", "most that a rank sends")
@@ -74,7 +75,7 @@ def run(
     other = None
     if compare is not None:
         other = make(read_request(path, settings + settings_in(compare), num_rows), fitted)
-    folder = Path(out) if out is not None else planned.request.folder
+    folder = local_path(out, "--out") if out is not None else planned.request.folder
     answer = PlanAnswer(planned, other, compare or "", folder, fitted)
     _write(answer)
     return answer

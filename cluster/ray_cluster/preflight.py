@@ -6,6 +6,7 @@ Ray itself accepts a job that the cluster can never run, and leaves it pending. 
 import os
 import socket
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,10 @@ from ray.util.state import list_nodes
 
 from cluster.config.run_config import ClusterConfig, Config
 from cluster.doctor.checks import TESTED_RAY
-from trainer.data.logs.files import entries_of
+from trainer.data.logs.files import entries_of, find_files
+from trainer.data.logs.format_names import FormatSetting
 from trainer.errors import UserError, first_line
+from trainer.storage.objects.paths import ObjectPath
 
 MAX_NODES = 10_000
 FIRST_NODE_SECONDS = 20.0  # until a cluster that has just been started lists its head
@@ -116,32 +119,82 @@ def missing_files(config: Config, command: str) -> list[str]:
     """
     problems = []
     parent = existing_parent(config.run_dir)
-    if not os.access(parent, os.W_OK):
+    if isinstance(parent, ObjectPath):
+        problems += storage_problems(config.run_dir)
+    elif not os.access(parent, os.W_OK):
         problems.append(f"run.dir {config.run_dir}: {parent} cannot be written")
     if command in ("run", "prepare"):
         for setting, entries in paths_of(config).items():
             problems += [f"{setting} = {entry}: no such file" for entry in entries if not _exists(entry)]
+        problems += unreadable_uris(config)
+    if isinstance(config.dataset_dir, ObjectPath) and config.run.dataset is not None:
+        problems += storage_problems(config.dataset_dir, "run.dataset")
     return problems
+
+
+def uses_objects(config: Config) -> bool:
+    """Return whether the run folder, the dataset or the logs are on an object storage."""
+    return any(isinstance(path, ObjectPath) for path in (config.run_dir, config.dataset_dir)) or bool(_uris_of(config))
+
+
+def unreadable_uris(config: Config) -> list[str]:
+    """Return why logs on an object storage cannot be found from this process."""
+    problems = []
+    for setting, (format, entries) in _uris_of(config).items():
+        try:
+            find_files(entries, format, setting)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _uris_of(config: Config) -> dict[str, tuple[FormatSetting, list[str]]]:
+    """Return the format and the URIs of a config's logs by setting."""
+    uris = {
+        name: (source.format, [entry for entry in entries_of(source.path) if "://" in entry])
+        for name, source in _sources_of(config).items()
+        if source is not None
+    }
+    return {name: given for name, given in uris.items() if given[1]}
+
+
+def storage_problems(folder: Path, setting: str = "run.dir") -> list[str]:
+    """Return why an object storage cannot be written from this process, as a list of at most one text."""
+    probe = folder.parent / f".shoal-probe-{uuid.uuid4().hex[:8]}"
+    try:
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        return [
+            f"{setting} {folder}: cannot be written ({error.strerror}); check the URI and the credentials in the environment"
+        ]
+    return []
 
 
 def paths_of(config: Config) -> dict[str, list[str]]:
     """Return the local paths of a config's logs by setting; those of other filesystems are left out."""
+    return {
+        name: [entry for entry in entries_of(source.path) if "://" not in entry]
+        for name, source in _sources_of(config).items()
+        if source is not None
+    }
+
+
+def _sources_of(config: Config) -> dict[str, Any]:
+    """Return the sections of logs by the setting of their path; None for those that the config lacks."""
     logs = config.logs
-    sources: dict[str, Any] = {
+    return {
         "logs.path": logs,
         "logs.history.path": logs.history,
         "logs.items.path": logs.items,
         "logs.users.path": logs.users,
     }
-    return {
-        name: [entry for entry in entries_of(source.path) if "://" not in entry]
-        for name, source in sources.items()
-        if source is not None
-    }
 
 
 def existing_parent(path: Path) -> Path:
     """Return the nearest folder of a path that exists."""
+    if isinstance(path, ObjectPath):
+        return path.parent  # it has no folders that could be missing
     path = path.absolute()
     while not path.exists() and path != path.parent:
         path = path.parent

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.doctor.packages import TRAINING
+from trainer.storage.objects.paths import path_of
 
 MARK = "shoal-probe: "
 NODE_SECONDS = 60.0
@@ -36,9 +37,9 @@ def look(config_file: str, command: str, marker: str | None) -> list[str]:
     if sys.version_info < PYTHON:
         problems.append(f"Python {sys.version.split()[0]}: Shoal needs 3.11 or later")
     problems += missing_files(check_config(json.loads(config_file), "config.json"), command)
-    if marker is not None and not Path(marker).exists():
+    if marker is not None and not path_of(marker).exists():
         problems.append(
-            f"run.dir: {Path(marker).parent} is not shared with the other nodes; use a folder that all nodes see"
+            f"run.dir: {path_of(marker).parent} is not shared with the other nodes; use a folder that all nodes see"
         )
     return problems
 
@@ -64,7 +65,7 @@ def probe(config_file: str, command: str) -> list[str]:
     marker = existing_parent(config.run_dir) / f".shoal-probe-{uuid.uuid4().hex[:8]}"
     written: str | None = None
     with suppress(OSError):
-        marker.touch()
+        marker.write_text("")
         written = str(marker)
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
 

@@ -19,7 +19,14 @@ from cluster.config.run_config import Config
 from cluster.driver.existing_run import describe_existing
 from cluster.errors import Interrupted
 from cluster.ray_cluster.follow import JobEnd, follow
-from cluster.ray_cluster.preflight import all_here, missing_files, nodes_of, resource_problem, version_problem
+from cluster.ray_cluster.preflight import (
+    all_here,
+    missing_files,
+    nodes_of,
+    resource_problem,
+    uses_objects,
+    version_problem,
+)
 from cluster.ray_cluster.probe import MARK
 from cluster.ray_cluster.token import GET_TOKEN
 from trainer.data.logs.columns import SourceName
@@ -102,14 +109,16 @@ def _ended(end: JobEnd, on_note: Callable[[str], None]) -> int:
 def check_fit(client: JobSubmissionClient, config: Config, dashboard: str, staged: Path, command: str) -> None:
     """Raise UserError, with all that is missing, if the cluster cannot run a command with this config.
 
-    If all nodes are on this machine, its own view of the files is theirs. Otherwise a short job looks from each node.
+    If all nodes are on this machine, its own view of the files is theirs. Otherwise a short job looks from each node; for an
+    object storage always, since only the nodes may have the credentials.
 
     staged: folder with the job's files.
     """
     nodes = nodes_of(dashboard)
     problems = [problem for problem in (version_problem(client), resource_problem(config.cluster, nodes)) if problem]
     if not problems:
-        problems = missing_files(config, command) if all_here(nodes) else probe(client, dashboard, staged, command)
+        sees_the_same = all_here(nodes) and not uses_objects(config)
+        problems = missing_files(config, command) if sees_the_same else probe(client, dashboard, staged, command)
     if problems:
         lines = "".join(f"\n  {problem}" for problem in problems)
         raise UserError(f"--dashboard {dashboard}: the cluster cannot run this job, and nothing was submitted:{lines}")

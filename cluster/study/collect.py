@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from cluster.study.record import Record
 from cluster.study.statistics import Estimate, estimate
 from cluster.study.trials import Trial, metric_in
 from trainer.errors import UserError
+from trainer.storage.parquet import read_parquet
 from trainer.tasks.metrics import interval_of, range_of
 
 
@@ -85,7 +85,7 @@ def _read_split(folder: Path, metric: str, stored: str) -> Measured:
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
         metrics = {**metrics, metric: metrics[stored]}
-        table = pq.read_table(folder / "per_user.parquet", columns=["user", stored])
+        table = read_parquet(folder / "per_user.parquet", columns=["user", stored])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{folder}: cannot be read ({error}); delete the folder of that trial to run it again"

@@ -20,6 +20,7 @@ from cluster.config.explain import explain
 from cluster.config.file import apply_override, read_values
 from trainer.config.defaults import metric_of_rankers
 from trainer.errors import UserError
+from trainer.storage.objects.paths import local_path
 from trainer.tasks.metrics import METRICS, selection_pattern
 
 Value = Any  # what a setting of the config may be is for the config to say
@@ -161,7 +162,7 @@ class StudyFile:
 
     @property
     def folder(self) -> Path:
-        return Path(self.study.dir)
+        return local_path(self.study.dir, "study.dir")
 
 
 def read_study(path: str | Path, overrides: list[str] | None = None) -> StudyFile:

@@ -8,11 +8,12 @@ import faulthandler
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
-from pathlib import Path
 
 from cluster.workers.mailbox import Place
+from trainer.storage.objects.paths import path_of
+from trainer.storage.objects.spool import Spool
 
 
 class RankLog:
@@ -37,8 +38,9 @@ def rank_log(folder: str | None, rank: int, place: Place) -> Iterator[RankLog]:
         place: the process of this rank.
     """
     log = RankLog(rank, place)
-    file = None if folder is None else _opened(Path(folder) / f"rank-{rank}.log")
-    if file is None:
+    spool = None if folder is None else Spool(path_of(folder), f"rank-{rank}", keeps=True)
+    file = None if spool is None else _opened(spool, f"rank-{rank}.log")
+    if spool is None or file is None:
         yield log
         return
     kept = [(number, os.dup(number)) for number in (1, 2)]
@@ -55,11 +57,14 @@ def rank_log(folder: str | None, rank: int, place: Place) -> Iterator[RankLog]:
         for number, copy in kept:
             os.dup2(copy, number)
         os.close(file)
+        with suppress(OSError):
+            spool.close()
 
 
-def _opened(path: Path) -> int | None:
+def _opened(spool: Spool, name: str) -> int | None:
     """Return a descriptor of the file, to which each write appends; None if the folder cannot be written."""
     try:
+        path = spool.continued(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     except OSError:

@@ -3,7 +3,6 @@
 import math
 import os
 import uuid
-from pathlib import Path
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -18,6 +17,7 @@ from cluster.config.run_config import ClusterConfig
 from cluster.workers.restarts import RestartPolicy
 from cluster.workers.scaling import GroupSizePolicy
 from cluster.workers.worker import serve
+from trainer.storage.objects.paths import path_of
 
 
 class _NotePlacementGroup(WorkerGroupCallback):
@@ -97,7 +97,7 @@ def make_trainer(
             "mailbox": mailbox,
             "threads": config.cpus_per_worker,
             "logs": logs,
-            "run": Path(logs).parent.name if logs is not None else "",
+            "run": path_of(logs).parent.name if logs is not None else "",
             "monitored": config.address is not None,
         },
         torch_config=TorchConfig(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from cluster.doctor.packages import TRAINING, check_installed
 from shoal.exported.ranker import ExportedRanker
 from shoal.exported.recommender import ExportedRecommender
+from trainer.storage.objects.paths import local_path, path_of
 
 if TYPE_CHECKING:
     from trainer.export.folder import Manifest
@@ -52,7 +53,9 @@ def export(
 
     options = ExportOptions("float32" if quantise is None else quantise, index, onnx, users)
     say = (lambda text: None) if quiet else print
-    return export_run(Path(run), Path(out), options, checkpoint, None if dataset is None else Path(dataset), say)
+    return export_run(
+        path_of(run), local_path(out, "out"), options, checkpoint, None if dataset is None else path_of(dataset), say
+    )
 
 
 def load_export(folder: str | Path, *, verify: bool = True) -> ExportedRecommender | ExportedRanker:

@@ -13,6 +13,7 @@ from shoal.loaded.recommender import NextItemRecommender
 from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint.folder import StoredCheckpoint
 from trainer.errors import UserError
+from trainer.storage.objects.paths import path_of
 
 
 def load(
@@ -32,7 +33,7 @@ def load(
     check_installed("load", TRAINING)
     from trainer.inference.trained_model import load_trained_model
 
-    folder, stored = _find(Path(run), checkpoint)
+    folder, stored = _find(path_of(run), checkpoint)
     config = Config.load(folder / "config.json")
     moved = folder / "dataset" if config.run.dataset is None else config.dataset_dir
     config = config.replace({"run.dir": str(folder), "run.dataset": str(dataset or moved)})
@@ -45,7 +46,7 @@ def _find(path: Path, checkpoint: str | Path | None) -> tuple[Path, StoredCheckp
     if (path / "config.json").exists():
         if checkpoint is None:
             return path, checkpoint_folder.to_evaluate(path / "checkpoints")
-        chosen = Path(checkpoint) if "/" in str(checkpoint) else path / "checkpoints" / checkpoint
+        chosen = path_of(checkpoint) if "/" in str(checkpoint) else path / "checkpoints" / checkpoint
         return path, StoredCheckpoint(chosen, checkpoint_folder.verify(chosen))
     folder = path.resolve().parent.parent
     if checkpoint is None and (folder / "config.json").exists():

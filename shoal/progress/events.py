@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from trainer.loop.stragglers import straggler_text
 from trainer.restart_log import recovery_text
+from trainer.storage.objects.paths import path_of
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def event_of(raw: dict[str, Any]) -> Event | None:
         case "recovered":
             return Message(recovery_text(raw["seconds"], raw["steps"], raw["rows"]))
         case "resumed":
-            return Resumed(raw["step"], Path(raw["path"]))
+            return Resumed(raw["step"], path_of(raw["path"]))
         case "train":
             names = TrainingStep.__dataclass_fields__
             return TrainingStep(**{name: raw[name] for name in names if name in raw})
@@ -167,6 +168,6 @@ def event_of(raw: dict[str, Any]) -> Event | None:
         case "progressive":
             return DayEvaluated(raw["step"], str(raw["begins"]), dict(raw["metrics"]))
         case "checkpoint":
-            return CheckpointSaved(raw["step"], Path(raw["path"]), raw["seconds"])
+            return CheckpointSaved(raw["step"], path_of(raw["path"]), raw["seconds"])
         case _:  # such as "resources", which is for cost models
             return None

@@ -85,7 +85,7 @@ def _newest_step(run_dir: Path) -> int:
 def tensor_hashes(checkpoint: Path) -> dict[str, str]:
     """sha256 of the files that hold every weight, optimizer slot and step count: equal hashes are equal bits."""
     files = checkpoint_folder.verify(checkpoint).files
-    return {name: entry["sha256"] for name, entry in files.items() if name.endswith(".distcp")}
+    return {Path(name).name: entry["sha256"] for name, entry in files.items() if name.endswith(".distcp")}
 
 
 def _check_outputs(run_dir: Path, answer: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sharding.world import World
+from trainer.checkpoint import folder as checkpoint_folder
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.folder import CheckpointManifest
 from trainer.checkpoint.staging import Staging
@@ -43,6 +44,7 @@ class BackgroundSaver:
         world: all ranks.
         in_background: False writes within `save`, as does a lack of memory for copies on any rank.
         after_commit: called on every rank after a commit, in the thread that wrote.
+        before_write: called on every rank before its files are written, in the same thread. It must not raise.
         retries: the attempts after errors of the storage that may pass.
         warn: receives a text about each such error, on the first rank.
     """
@@ -55,7 +57,9 @@ class BackgroundSaver:
         after_commit: Callable[[int], None] = lambda step: None,
         retries: Retries = NO_RETRIES,
         warn: Callable[[str], object] = lambda text: None,
+        before_write: Callable[[], object] = lambda: None,
     ) -> None:
+        self._before_write = before_write
         self._folder = folder
         self._world = world
         self._beside = world.beside() if in_background else world
@@ -133,8 +137,9 @@ class BackgroundSaver:
     def _write(
         self, world: World, state: dict[str, Any], describe: Describe, step: int, started: float, stall: float | None
     ) -> None:
+        self._before_write()
         path = checkpoint_tensors.save(self._folder, state, world, describe, step, self._retries, self._warn)
-        num_bytes = sum(file.stat().st_size for file in path.iterdir()) if world.is_first else 0
+        num_bytes = checkpoint_folder.size_of(path) if world.is_first else 0
         self._after_commit(step)
         seconds = time.monotonic() - started
         self._saved.append(Saved(step, path, seconds if stall is None else stall, seconds, num_bytes))

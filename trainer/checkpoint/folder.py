@@ -6,19 +6,31 @@
       best.json                 {"step", "metric", "value"} of the best checkpoint so far
 
 The invariant: a folder named step_* was renamed from a finished attempt, so it is complete.
+
+Objects cannot be renamed. On an object storage the attempt is a folder inside the checkpoint's, and its files stay there:
+
+    checkpoints/
+      step_000001000/
+        manifest.json           written last: with it the checkpoint exists. It names the files of the attempt that it commits
+        <hex>/                  the files of an attempt
+
+The invariant there: each attempt has names of its own, so nothing overwrites the files of a committed one. Retention deletes
+the manifest first.
 """
 
+import errno
 import json
 import re
-import shutil
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from trainer.errors import CheckpointError
 from trainer.storage.files import digest_of, hash_file, sync_folder, write_json_atomically
+from trainer.storage.objects.paths import ObjectPath, remove_tree
 
 FORMAT_VERSION = 2
 
@@ -62,6 +74,12 @@ class StoredCheckpoint:
     manifest: CheckpointManifest
     """Its manifest."""
 
+    @property
+    def data(self) -> Path:
+        """The folder of its files, which on an object storage is one inside its own."""
+        inner = {Path(name).parent for name in self.manifest.files}
+        return self.path / inner.pop() if len(inner) == 1 else self.path
+
 
 def name_of(step: int) -> str:
     """Return the name of the folder of a checkpoint."""
@@ -71,6 +89,8 @@ def name_of(step: int) -> str:
 def new_attempt(folder: Path, step: int) -> Path:
     """Create a fresh folder for the attempt to write checkpoint `step`, and return it."""
     attempt = _hidden(folder, name_of(step))
+    if isinstance(folder, ObjectPath):
+        attempt = folder / name_of(step) / uuid.uuid4().hex[:8]
     attempt.mkdir(parents=True)
     return attempt
 
@@ -81,17 +101,36 @@ def commit(attempt: Path, manifest: CheckpointManifest) -> Path:
     The files must have been flushed to the disk. Their names are flushed before the rename, and the name of the folder after it,
     so that a power failure leaves the whole checkpoint or none. After an error, a second call continues where the first one ended.
     """
+    if isinstance(attempt, ObjectPath):
+        return _commit_objects(attempt, manifest)
     values = asdict(manifest)
     final = attempt.parent / name_of(manifest.step)
     if attempt.exists() or not final.exists():
         write_json_atomically(attempt / "manifest.json", {**values, "sha256": digest_of(values)})
         if final.exists():
             # Only a checkpoint that failed verification is written again. The new one replaces it.
-            shutil.rmtree(final)
+            remove_tree(final)
         attempt.rename(final)
     sync_folder(final.parent)
     sync_folder(final.parent.parent)  # the folder of checkpoints may be new itself
     return final
+
+
+def _commit_objects(attempt: ObjectPath, manifest: CheckpointManifest) -> Path:
+    """Write the manifest of objects that have been written, and delete those of earlier attempts. Return the checkpoint's path."""
+    final = attempt.parent
+    files = {f"{attempt.name}/{name}": entry for name, entry in manifest.files.items()}
+    values = {**asdict(manifest), "files": files}
+    write_json_atomically(final / "manifest.json", {**values, "sha256": digest_of(values)})
+    _remove_other_attempts(final, attempt.name)
+    return final
+
+
+def _remove_other_attempts(path: Path, kept: str) -> None:
+    """Delete the folders inside a checkpoint's except the one that its manifest names. One that cannot be deleted stays."""
+    for inner in path.glob("*"):
+        if inner.name not in (kept, "manifest.json"):
+            remove_tree(inner, ignore_errors=True)
 
 
 def _hidden(folder: Path, name: str) -> Path:
@@ -105,15 +144,22 @@ def committed(folder: Path) -> list[Path]:
 
 
 def present(folder: Path) -> list[Path]:
-    """Return the folders with the name of a checkpoint, newest first. One without a manifest has lost it after its commit."""
+    """Return the folders with the name of a checkpoint, newest first. One without a manifest has lost it after its commit.
+
+    On an object storage, one without a manifest was never committed, and is left out.
+    """
+    if isinstance(folder, ObjectPath):
+        return committed(folder)
     return sorted((path for path in folder.glob("step_*") if path.is_dir()), reverse=True)
 
 
 def read(path: Path) -> CheckpointManifest:
     """Return the manifest of a checkpoint.
 
-    Raises CheckpointError if it cannot be read or has another format version. If there is no such checkpoint, the message lists
-    the others in the same folder.
+    Raises:
+        CheckpointError: It cannot be read, or has another format version. If there is no such checkpoint, the message lists the
+            others in the same folder.
+        OSError: Its storage does not answer.
     """
     if not path.is_dir():
         others = ", ".join(other.name for other in committed(path.parent)) or "none"
@@ -129,11 +175,20 @@ def read(path: Path) -> CheckpointManifest:
         expected = values.pop("sha256")
         manifest = CheckpointManifest(**values)
     except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EREMOTEIO:
+            raise  # the storage does not answer, which says nothing about the checkpoint
         raise CheckpointError(f"checkpoint {path}: manifest.json cannot be read ({error!r})") from None
     # Space between values is compared too: a byte that changed there shows that the disk is not to be trusted.
     if digest_of(values) != expected or not is_as_written:
         raise CheckpointError(f"checkpoint {path}: manifest.json is corrupt (its content does not match its sha256)")
     return manifest
+
+
+def size_of(path: Path) -> int:
+    """Return the size of all files of a committed checkpoint in bytes."""
+    if isinstance(path, ObjectPath):  # a request for each file would take long with many ranks
+        return sum(entry["num_bytes"] for entry in read(path).files.values())
+    return sum(file.stat().st_size for file in path.iterdir())
 
 
 def verify(path: Path) -> CheckpointManifest:
@@ -161,7 +216,7 @@ def check_files(path: Path, manifest: CheckpointManifest, share: int = 0, num_sh
 def _share_of_files(manifest: CheckpointManifest, share: int, num_shares: int) -> list[str]:
     """Return the files of a share: those that the rank of that number wrote, and probably loads next, and some of the others."""
     by_size = sorted(manifest.files, key=lambda name: (-manifest.files[name]["num_bytes"], name))
-    writers = {name: re.match(r"__(\d+)_", name) for name in by_size}
+    writers = {name: re.match(r"__(\d+)_", Path(name).name) for name in by_size}
     return [
         name
         for place, name in enumerate(by_size)
@@ -221,15 +276,18 @@ def retire(folder: Path, keep: int, warn: Callable[[str], None]) -> list[Path]:
     pinned = {name_of(best["step"])} if best is not None else set()
     retired = []
     for path in [path for path in committed(folder)[keep:] if path.name not in pinned]:
-        # Hide it first, by an atomic rename, so that no reader sees half a checkpoint.
+        # Hide it first, by an atomic rename, so that no reader sees half a checkpoint. An object goes without its manifest.
         try:
-            path.rename(_hidden(folder, path.name))
+            if isinstance(path, ObjectPath):
+                (path / "manifest.json").unlink()
+            else:
+                path.rename(_hidden(folder, path.name))
             retired.append(path)
         except OSError as error:
             warn(f"checkpoint {path} is no longer needed and could not be deleted ({error}); it will be tried again")
-    for hidden in folder.glob(".step_*"):
+    for hidden in _uncommitted(folder):
         try:
-            shutil.rmtree(hidden)
+            remove_tree(hidden)
         except OSError as error:
             warn(f"{hidden}, part of a retired checkpoint, could not be deleted ({error}); it will be tried again")
     return retired
@@ -237,5 +295,16 @@ def retire(folder: Path, keep: int, warn: Callable[[str], None]) -> list[Path]:
 
 def remove_attempts(folder: Path) -> None:
     """Delete attempts that a dead process left behind. Call this only while no other process writes to the folder."""
-    for path in folder.glob(".step_*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in _uncommitted(folder):
+        remove_tree(path, ignore_errors=True)
+    for path in committed(folder) if isinstance(folder, ObjectPath) else ():
+        with suppress(CheckpointError):  # the files of a manifest that cannot be read stay, for people to look at
+            _remove_other_attempts(path, StoredCheckpoint(path, read(path)).data.name)
+
+
+def _uncommitted(folder: Path) -> list[Path]:
+    """Return folders of attempts, and of retired checkpoints, that are not deleted yet."""
+    if not isinstance(folder, ObjectPath):
+        return list(folder.glob(".step_*"))
+    done = {path.name for path in committed(folder)}
+    return [path for path in folder.glob("step_*") if path.name not in done]

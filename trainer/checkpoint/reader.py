@@ -57,7 +57,7 @@ class CheckpointReader(FileSystemReader):
             by_file.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
         rest: list[ReadItem] = []
         for name, items in by_file.items():
-            with (Path(self.path) / name).open("rb", buffering=0) as file:
+            with (cast(Path, self.path) / name).open("rb", buffering=0) as file:
                 rest += [item for item in items if not self._read_directly(file, item, planner)]
         return super().read_data(replace(plan, items=rest), planner)
 
@@ -93,7 +93,7 @@ class CheckpointReader(FileSystemReader):
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the metadata. Raises CheckpointError if it is damaged, or has content that Shoal never writes."""
-        metadata = read_metadata(Path(self.path))
+        metadata = read_metadata(cast(Path, self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata

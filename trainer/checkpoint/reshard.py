@@ -14,7 +14,6 @@ The invariant: numbers are copied, never computed with.
 
 import dataclasses
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +41,7 @@ from trainer.checkpoint.reader import read_metadata
 from trainer.checkpoint.tensors import not_written, refuse_other_optimizers
 from trainer.checkpoint.writing import CheckpointWriter
 from trainer.errors import CheckpointError
+from trainer.storage.objects.paths import remove_tree
 
 BLOCK_BYTES = 32 * 1024 * 1024
 
@@ -99,7 +99,7 @@ def reshard(
     if final.exists():
         raise CheckpointError(f"checkpoint {final}: exists already and would be overwritten; choose another folder")
     refuse_other_optimizers(source, tables)
-    stored = _StoredTensors(source.path)
+    stored = _StoredTensors(source.data)
     described = dataclasses.replace(source.manifest, config=config, plan=plan.values())
     if other is not None:
         stored.change_dense(other.change)
@@ -112,7 +112,7 @@ def reshard(
             manifest: CheckpointManifest = dataclasses.replace(described, files=files)
             return checkpoint_folder.commit(attempt, manifest)
         except BaseException:
-            shutil.rmtree(attempt, ignore_errors=True)
+            remove_tree(attempt, ignore_errors=True)
             raise
     except OSError as error:
         raise not_written(final, error) from None

@@ -4,7 +4,6 @@ A checkpoint holds tensors only, under flat names (trainer.checkpoint.keys). tor
 plan differs at loading.
 """
 
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +31,7 @@ from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
 from trainer.fault_points import reach
 from trainer.optim.ema import WeightEma
 from trainer.storage.files import refusal_cause
+from trainer.storage.objects.paths import remove_tree
 from trainer.storage.retries import NO_RETRIES, Retries
 
 
@@ -92,7 +92,7 @@ def save(
     except BaseException:
         # All ranks raise, but some may still be writing. The next start removes what they leave behind.
         if world.is_first:
-            shutil.rmtree(attempt, ignore_errors=True)
+            remove_tree(attempt, ignore_errors=True)
         raise
 
 
@@ -149,7 +149,7 @@ def load(
         refuse_other_optimizers(checkpoint, optimizers.configs)
         optimizers.materialize_dense_state()
     wanted = tensors_of(sharded_model, tables, optimizers, extra, ema)
-    reader = CheckpointReader(checkpoint.path)
+    reader = CheckpointReader(checkpoint.data)
     try:
         saved = reader.read_metadata().state_dict_metadata
         if optimizers is not None:
@@ -244,6 +244,9 @@ def find_to_resume(folder: Path, world: World) -> tuple[StoredCheckpoint | None,
     """Return the newest checkpoint that verifies, and a message for each newer one; the same on every rank. Collective.
 
     The ranks share the work: each compares some of the files with their hashes.
+
+    Raises:
+        CheckpointError: A storage does not answer, or a disk reports an error. Raised on all ranks.
     """
 
     def look() -> list[Path]:
@@ -253,13 +256,19 @@ def find_to_resume(folder: Path, world: World) -> tuple[StoredCheckpoint | None,
 
     complaints: list[str] = []
     for path in world.on_first(look):
-        manifest, complaint = None, None
+        manifest, complaint, failure = None, None, None
         try:
             manifest = checkpoint_folder.read(path)
             checkpoint_folder.check_files(path, manifest, world.rank, world.world_size)
         except CheckpointError as error:
             complaint = str(error)
-        found = [str(text) for text in world.gather_objects(complaint) if text is not None]
+        except OSError as error:  # of the storage. Training from an earlier checkpoint would only lose work
+            failure = f"checkpoint {path}: cannot be read: {refusal_cause(error) or first_line(error)}"
+        answers = cast(list[tuple[str | None, str | None]], world.gather_objects((complaint, failure)))
+        failures = [text for _, text in answers if text is not None]
+        if failures:
+            raise CheckpointError(failures[0])
+        found = [text for text, _ in answers if text is not None]
         if not found and manifest is not None:
             return StoredCheckpoint(path, manifest), complaints
         complaints.append(found[0])

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future as TorchFuture
 from torch.utils.serialization import config as serialization_config
 
 from sharding.errors import picklable
+from trainer.storage.objects.paths import ObjectPath
+from trainer.storage.objects.streams import ObjectWriter
 from trainer.storage.retries import NO_RETRIES, Retries
 
 LARGE_BYTES = 1 << 20  # from this size on, a second thread pays off
@@ -33,6 +35,9 @@ class HashingStream(io.RawIOBase):
 
     def __init__(self, stream: IO[bytes], threads: ThreadPoolExecutor) -> None:
         self._stream = stream
+        self._is_object = isinstance(
+            stream, ObjectWriter
+        )  # which is durable when it is closed, and cannot be flushed before
         self._threads = threads
         self._flushed: Future[None] | None = None
         self._unflushed = 0
@@ -66,6 +71,8 @@ class HashingStream(io.RawIOBase):
     def _flush_later(self, num_bytes: int) -> None:
         """Begin a flush after enough bytes. At the end, little is left for the one that torch waits for."""
         self._unflushed += num_bytes
+        if self._is_object:
+            return
         if self._unflushed >= FLUSH_BYTES and (self._flushed is None or self._flushed.done()):
             self.finish()
             self._unflushed = 0
@@ -108,7 +115,11 @@ class HashingFileSystem(FileSystem):
             self.written[Path(path).name] = entry
 
     def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
-        super().rename(path, new_path)
+        if isinstance(path, ObjectPath):  # torch renames its metadata, which is not the commit
+            path.copy_to(cast(ObjectPath, new_path))
+            path.unlink()
+        else:
+            super().rename(path, new_path)
         self.written[Path(new_path).name] = self.written.pop(Path(path).name)
 
 
@@ -121,7 +132,8 @@ class CheckpointWriter(FileSystemWriter):
     def __init__(
         self, attempt: Path, on_file: Callable[[], None] = lambda: None, retries: Retries = NO_RETRIES
     ) -> None:
-        super().__init__(attempt, single_file_per_rank=True, sync_files=True, thread_count=1)
+        is_local = not isinstance(attempt, ObjectPath)
+        super().__init__(attempt, single_file_per_rank=True, sync_files=is_local, thread_count=1)
         self.retried: list[str] = []
         self._retries = retries
         self._hashing = HashingFileSystem(on_file)
@@ -148,6 +160,11 @@ class CheckpointWriter(FileSystemWriter):
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write torch's metadata."""
         self._retries.run(lambda: super(CheckpointWriter, self).finish(metadata, results), self._note)
+
+    def storage_meta(self) -> StorageMeta | None:
+        """Return what torch's metadata says of the folder. The class of an object's path is not admitted there."""
+        path = self.checkpoint_id
+        return StorageMeta(str(path) if isinstance(path, ObjectPath) else path, self.save_id)
 
     def _note(self, error: OSError, wait: float) -> None:
         self.retried.append(f"{error}; tried again after {wait:g} s")

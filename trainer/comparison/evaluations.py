@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trainer.errors import UserError
+from trainer.storage.objects.paths import path_of
+from trainer.storage.parquet import parquet_schema, read_parquet
 
 Input = str | Path | tuple[str, str | Path]
 
@@ -98,7 +99,7 @@ def read_evaluations(inputs: Sequence[Input], split: str, checkpoint: str | None
         raise UserError("compare: name at least two runs, as in `shoal compare runs/a runs/b`")
     located = []
     for given in inputs:
-        name, path = (given[0], Path(given[1])) if isinstance(given, tuple) else _split_name(str(given))
+        name, path = (given[0], path_of(given[1])) if isinstance(given, tuple) else _split_name(str(given))
         folder = _locate(path, split, checkpoint)
         located.append((name, path, folder, _run_of(folder)))
     folders = [folder.resolve() for _, _, folder, _ in located]
@@ -121,9 +122,9 @@ def read_evaluations(inputs: Sequence[Input], split: str, checkpoint: str | None
 def _split_name(given: str) -> tuple[str | None, Path]:
     """Return the name and the path of an input such as "SASRec=runs/a"; the name is None without one."""
     name, equals, path = given.partition("=")
-    if equals and name and path and not Path(given).exists():
-        return name, Path(path)
-    return None, Path(given)
+    if equals and name and path and not path_of(given).exists():
+        return name, path_of(path)
+    return None, path_of(given)
 
 
 def _locate(path: Path, split: str, checkpoint: str | None) -> Path:
@@ -178,8 +179,8 @@ def _read(name: str, side: str | None, folder: Path, run_dir: Path | None) -> St
         if not {"task", "split", "checkpoint", "protocol", "metrics", "num_users"} <= values.keys():
             raise ValueError("metrics.json lacks entries")
         file = folder / "per_user.parquet"
-        columns = [column for column in pq.read_schema(file).names if column not in _LISTS]
-        table = pq.read_table(file, columns=columns)
+        columns = [column for column in parquet_schema(file).names if column not in _LISTS]
+        table = read_parquet(file, columns=columns)
         users = table.column("user")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{folder}: is no complete evaluation ({error}); run `shoal evaluate` of it again") from None

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trainer.comparison.evaluations import StoredEvaluation
 from trainer.errors import UserError
@@ -16,6 +15,7 @@ from trainer.evaluation.ranking.intervals import shares_of_users
 from trainer.evaluation.ranking.judged import Judged, areas_of, count_scores, sums_of
 from trainer.evaluation.ranking.metrics import metrics_of
 from trainer.evaluation.ranking.names import name_of
+from trainer.storage.parquet import read_parquet
 
 FILE = "per_impression.parquet"
 _ORDER = ("user_number", "time", "item")
@@ -61,7 +61,7 @@ def read_impressions(evaluation: StoredEvaluation) -> Impressions | None:
     if not path.is_file():
         return None
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
         number = pc.index_in(table.column("user"), value_set=evaluation.users)
         table = table.append_column("user_number", number).filter(number.is_valid())
         return Impressions(evaluation, table.sort_by([(name, "ascending") for name in _ORDER]).combine_chunks())

@@ -5,6 +5,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, Field
 
+from trainer.storage.objects.paths import path_of
+
 BaselineName = Literal["popularity", "recent_popularity", "repeat_last", "co_occurrence", "ease"]
 BASELINES: tuple[BaselineName, ...] = get_args(BaselineName)
 
@@ -58,7 +60,7 @@ class EvaluateConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def candidates_file(self) -> Path | None:
         """Return the file of candidates, if `candidates` names one."""
-        return None if self.candidates in ("all", "available") else Path(self.candidates)
+        return None if self.candidates in ("all", "available") else path_of(self.candidates)
 
     def with_absolute_paths(self) -> "EvaluateConfig":
         """Return the settings for processes that run in other folders."""

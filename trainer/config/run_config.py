@@ -19,16 +19,20 @@ from trainer.config.storage import StorageConfig
 from trainer.config.tracking import TrackingConfig
 from trainer.config.train import TrainConfig
 from trainer.data.logs.config import LogsConfig
+from trainer.storage.objects.paths import path_of
 
 
 class RunSection(BaseModel, extra="forbid", frozen=True, strict=True):
     """The folders of a run, its seed, and what to do with new logs."""
 
     dir: str = Field(
-        "runs/default", description="run folder. It is created if absent, and resumed if it holds the same run"
+        "runs/default",
+        description="run folder, a path or a URI such as s3://bucket/runs/demo. It is created if absent, and resumed if it holds "
+        "the same run",
     )
     dataset: str | None = Field(
-        None, description="folder of the sequence dataset. Runs can share one; default: dataset/ in the run folder"
+        None,
+        description="folder of the sequence dataset, a path or a URI. Runs can share one; default: dataset/ in the run folder",
     )
     new_logs: Literal["ask", "evaluate", "continue"] = Field(
         "ask",
@@ -82,9 +86,9 @@ class RunConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     @property
     def run_dir(self) -> Path:
         """Return the folder of the run, as configured."""
-        return Path(self.run.dir)
+        return path_of(self.run.dir, "run.dir")
 
     @property
     def dataset_dir(self) -> Path:
         """Return the folder of the sequence dataset."""
-        return Path(self.run.dataset) if self.run.dataset else self.run_dir / "dataset"
+        return path_of(self.run.dataset, "run.dataset") if self.run.dataset else self.run_dir / "dataset"

@@ -1,6 +1,5 @@
 """Sections that the reports of both tasks share: data card, plan, times, versions and warnings. No torch."""
 
-import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from trainer.data.dataset import card
 from trainer.data.dataset.manifest import Manifest
 from trainer.pages.text import duration_text
 from trainer.placement.plan import read_plan
+from trainer.storage.objects.paths import relative_link
 
 Rows = list[tuple[str, str]]
 PACKAGES = ("shoal", "torch", "torchrec", "ray", "numpy", "pyarrow")
@@ -36,7 +36,7 @@ def card_summary(job: Job, manifest: Manifest, folder: Path) -> CardSummary:
     checks = card.read_checks(job.dataset_dir, manifest)
     if checks is None:
         return CardSummary("", {}, ())
-    link = os.path.relpath(job.dataset_dir / card.PAGE, folder)
+    link = relative_link(job.dataset_dir / card.PAGE, folder)
     counts = {verdict: sum(check.verdict == verdict for check in checks) for verdict in ("ok", "look", "problem")}
     notable = sorted((check for check in checks if check.verdict != "ok"), key=lambda check: check.verdict != "problem")
     return CardSummary(link, counts, tuple({"title": c.title, "verdict": c.verdict, "found": c.found} for c in notable))

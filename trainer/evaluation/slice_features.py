@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trainer.data.dataset.features import MISSING, decoder_of
 from trainer.data.dataset.hashing import whole
@@ -17,6 +16,7 @@ from trainer.data.dataset.vocabulary import ids_of_numbers, read_values, read_vo
 from trainer.data.stream.columns import Column, Lists
 from trainer.errors import UserError
 from trainer.evaluation.slices import Slice, quarters
+from trainer.storage.parquet import read_parquet
 
 MOST_VALUES = 32  # of a feature of users that is sliced by default
 MOST_SLICES = 24  # of one feature: the values with the most users
@@ -110,7 +110,7 @@ def item_values(feature: Feature, items: np.ndarray, folder: Path, manifest: Man
     """
     assert manifest.items is not None
     column = whole(
-        pq.read_table(folder / manifest.items.path, columns=[feature.column], page_checksum_verification=True).column(0)
+        read_parquet(folder / manifest.items.path, columns=[feature.column], page_checksum_verification=True).column(0)
     )
     ids = ids_of_numbers(folder, manifest, with_unknown=unknown)
     number_of_id = np.zeros(int(ids.max(initial=0)) + 1, np.int64)

@@ -27,6 +27,7 @@ from trainer.export.trace import example_inputs, trace
 from trainer.inference import next_item
 from trainer.inference.trained_model import TrainedModel
 from trainer.storage.files import write_json_atomically
+from trainer.storage.objects.paths import copy_file
 
 Say = Callable[[str], None]
 
@@ -154,7 +155,7 @@ def _write_encoding(trained: TrainedModel, form: Form, out: Path) -> None:
     encoding.mkdir()
     manifest = trained.manifest
     for file in manifest.vocabularies.values():
-        shutil.copyfile(trained.job.dataset_dir / file.path, encoding / file.path)
+        copy_file(trained.job.dataset_dir / file.path, encoding / file.path)
     write_dataset_manifest(encoding, replace(manifest, parts=(), cuts=(), sketches={}, items=None))
     if form.dynamic:
         arrays: dict[str, np.ndarray] = {}

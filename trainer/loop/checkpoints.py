@@ -1,6 +1,6 @@
 """Checkpoints of a training: the one from which it resumes, and those that it saves."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.day_examples import DayExamples
 from trainer.data.stream.examples import Examples
-from trainer.errors import CheckpointError, NonFiniteWeightsError
+from trainer.errors import CheckpointError, NonFiniteWeightsError, first_line
 from trainer.fault_points import reach
 from trainer.loop.build import Built, load_checkpoint
 from trainer.loop.progress import Messages
@@ -63,6 +63,8 @@ class Checkpoints:
     """The optimizers of its tables and dense weights."""
     ema: WeightEma | None
     """The moving average of the dense weights, if the run has one."""
+    before_write: Callable[[], object] = lambda: None
+    """Called on every rank, in the thread that writes a checkpoint, before the checkpoint is written. It must not raise."""
 
     def __post_init__(self) -> None:
         self._best: dict[int, State] = {}
@@ -73,6 +75,7 @@ class Checkpoints:
             self._after_commit,
             self.job.config.storage.policy,
             self.messages.warn,
+            before_write=lambda: self.before_write(),
         )
 
     def tensors(self) -> dict[str, Any]:
@@ -173,7 +176,10 @@ class Checkpoints:
         reach("reporting", self.world.rank, step)
         if state.best.step == step:
             self._note_best(state)
-        checkpoint_folder.retire(self.job.checkpoints_dir, self.job.config.checkpoint.keep, self.messages.warn)
+        try:
+            checkpoint_folder.retire(self.job.checkpoints_dir, self.job.config.checkpoint.keep, self.messages.warn)
+        except OSError as error:  # of an object storage that does not answer
+            self.messages.warn(f"old checkpoints could not be deleted ({first_line(error)}); it will be tried again")
 
     def _note_best(self, state: State) -> None:
         """Write best.json, which names the best checkpoint. Only the first rank writes."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from trainer.storage.files import naming
+from trainer.storage.files import naming, written_locally
 
 FOLDER = "profile"
 
@@ -39,4 +39,5 @@ class StepProfiler:
         path = self._folder / f"step-{step + 1}-rank-{self._rank}.json"
         with naming(path):
             self._folder.mkdir(exist_ok=True)
-            profiler.export_chrome_trace(str(path))
+            with written_locally(path) as local:
+                profiler.export_chrome_trace(str(local))

@@ -12,6 +12,7 @@ from sharding.world import World
 from trainer.checkpoint.background import Saved
 from trainer.config.job import Channel, Job
 from trainer.data.stream.shares import Step
+from trainer.errors import first_line
 from trainer.global_batch.dynamic_ids import DynamicTables
 from trainer.loop.pace import Pace
 from trainer.loop.state import State
@@ -88,6 +89,17 @@ class TrainingProgress:
         for file in (self._log, self._sample_log):
             if file is not None:
                 file.close()
+
+    def sync(self) -> None:
+        """Store the lines so far where a resumed run looks for them. Storage that refuses it is a warning."""
+        for file in (self._log, self._sample_log):
+            if file is not None:
+                try:
+                    file.sync()
+                except OSError as error:
+                    self._messages.warn(
+                        f"{file.path.name}: could not be stored ({first_line(error)}); it is tried again"
+                    )
 
     @contextmanager
     def paused(self) -> Iterator[None]:

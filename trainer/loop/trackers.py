@@ -5,6 +5,7 @@ example because its server is gone, is reported once and then left out: no train
 """
 
 import json
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from trainer.config.tracking import TrackingConfig
 from trainer.errors import UserError, first_line
 from trainer.settings import flatten
 from trainer.storage.files import write_json_atomically
+from trainer.storage.objects.paths import ObjectPath
 
 FILE = "tracking.json"
 
@@ -135,7 +137,8 @@ class Wandb:
             id=ids["wandb"],
             resume="allow" if config.wandb_mode == "online" else None,
             mode=config.wandb_mode,
-            dir=str(run_dir),
+            # Its own files are copies of what it sends. They cannot be on an object storage.
+            dir=tempfile.gettempdir() if isinstance(run_dir, ObjectPath) else str(run_dir),
             config=settings,
             settings=wandb.Settings(console="off", silent=True),
         )

@@ -71,6 +71,7 @@ class Training:
         self.epoch_ends, self.state = timetable.epoch_ends(state, self.stream.batches, world)
         self.total_steps = int(self.epoch_ends[-1])
         self.progress = TrainingProgress(job, world, self.messages, timetable, self.epoch_ends, self.state.step)
+        self.checkpoints.before_write = self.progress.sync
         self.evaluations = Evaluations(job, manifest, world, self.built, self.ema, self.progress)
         self.spikes = LossSpikes(job.config.guards.loss_spikes, self.messages)
         self._trim_memory = memory_trimmer()

@@ -20,6 +20,7 @@ from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
 from trainer.placement.loads import dataset_facts, table_loads, table_rows
 from trainer.storage.files import digest_of
+from trainer.storage.objects.paths import path_of
 
 PLAN_FILE = "plan.json"
 ASSUMED_GPU = "h100-80gb"
@@ -92,7 +93,7 @@ def topology_for(config: DevicesConfig, num_workers: int, device: Device, preset
 def read_constants(path: str) -> CostConstants:
     """Return the constants in a calibration.json. Raises UserError if the file is not one."""
     try:
-        values: Mapping[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))["constants"]
+        values: Mapping[str, Any] = json.loads(path_of(path).read_text(encoding="utf-8"))["constants"]
         return CostConstants(**{name: float(value) for name, value in values.items()})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(

@@ -5,7 +5,6 @@ new ones, or for a moment none, and never a mixture.
 """
 
 import json
-import shutil
 import uuid
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -17,8 +16,12 @@ import pyarrow.parquet as pq
 
 from trainer.errors import UserError
 from trainer.storage.files import naming, sync_folder, write_json_atomically
+from trainer.storage.objects.paths import ObjectPath, remove_tree
+from trainer.storage.objects.spool import copy_tree
+from trainer.storage.parquet import parquet_writer
 
 MANIFEST = "_recommendations.json"  # readers of a folder of Parquet files skip names that begin like this
+DESCRIPTIONS = (MANIFEST, "_explanations.json")  # of folders of results: each describes all other files
 FORMAT_VERSION = 1
 ROWS_PER_GROUP = 1 << 18
 
@@ -66,7 +69,8 @@ class PartWriter:
 
     def __init__(self, folder: Path, rank: int) -> None:
         self.path = folder / f"part-{rank:05d}.parquet"
-        self._temporary = folder / f".part-{rank:05d}.tmp"
+        # An object appears when it is whole, and is written where it stays.
+        self._temporary = self.path if isinstance(folder, ObjectPath) else folder / f".part-{rank:05d}.tmp"
         self._writer: pq.ParquetWriter | None = None
         self._held: list[pa.Table] = []
         self._num_held = 0
@@ -86,7 +90,7 @@ class PartWriter:
         table = pa.concat_tables(self._held)
         with naming(self._temporary):
             if self._writer is None:
-                self._writer = pq.ParquetWriter(
+                self._writer = parquet_writer(
                     self._temporary, table.schema, compression="zstd", write_page_checksum=True
                 )
             self._writer.write_table(table)
@@ -99,7 +103,8 @@ class PartWriter:
             with naming(self._temporary):
                 self._writer.close()
         if error is None and self._writer is not None:
-            self._temporary.rename(self.path)
+            if self._temporary != self.path:
+                self._temporary.rename(self.path)
         else:
             self._temporary.unlink(missing_ok=True)
 
@@ -118,7 +123,7 @@ def new_attempt(folder: Path, manifest: str = MANIFEST, content: str = "recommen
     if folder.exists() and not (folder.is_dir() and ((folder / manifest).exists() or not any(folder.iterdir()))):
         raise UserError(f"{folder}: exists, and holds no {content}; choose another folder with --out")
     for old in folder.parent.glob(f".{folder.name}.*.attempt"):
-        shutil.rmtree(old, ignore_errors=True)
+        remove_tree(old, ignore_errors=True)
     attempt = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.attempt"
     attempt.mkdir(parents=True)
     return attempt
@@ -136,13 +141,28 @@ def commit(attempt: Path, folder: Path, manifest: RecommendationsManifest) -> No
 
 
 def take_place(attempt: Path, folder: Path) -> None:
-    """Let an attempt take the place of the folder of results."""
+    """Let an attempt take the place of the folder of results.
+
+    Objects are copied: the old description is deleted first, and the new one is written last.
+    """
+    if isinstance(folder, ObjectPath):
+        _replace_objects(attempt, folder)
+        return
     old = folder.parent / f".{folder.name}.{uuid.uuid4().hex[:8]}.attempt"
     if folder.exists():
         folder.rename(old)
     attempt.rename(folder)
     sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_tree(old, ignore_errors=True)
+
+
+def _replace_objects(attempt: Path, folder: ObjectPath) -> None:
+    """Copy the objects of an attempt to their place, those that describe the others last."""
+    for name in DESCRIPTIONS:
+        (folder / name).unlink(missing_ok=True)
+    remove_tree(folder, ignore_errors=True)
+    copy_tree(attempt, folder, last=DESCRIPTIONS)
+    remove_tree(attempt, ignore_errors=True)
 
 
 def read_recommendations(folder: Path) -> RecommendationsManifest | None:

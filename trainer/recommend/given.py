@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from trainer.data.dataset.hashing import whole
 from trainer.data.logs.column_types import plain_type
 from trainer.errors import UserError, first_line
+from trainer.storage.parquet import csv_source, read_parquet
 
 
 def read_given(path: Path, column: str, wanted: pa.DataType, option: str) -> pa.Table:
@@ -32,11 +32,13 @@ def read_given(path: Path, column: str, wanted: pa.DataType, option: str) -> pa.
     try:
         match path.suffix:
             case ".parquet":
-                table = pq.read_table(path)
+                table = read_parquet(path)
             case ".csv":
-                names = pacsv.read_csv(path, parse_options=pacsv.ParseOptions()).column_names
+                names = pacsv.read_csv(csv_source(path), parse_options=pacsv.ParseOptions()).column_names
                 name = column if column in names else names[0]
-                table = pacsv.read_csv(path, convert_options=pacsv.ConvertOptions(column_types={name: pa.string()}))
+                table = pacsv.read_csv(
+                    csv_source(path), convert_options=pacsv.ConvertOptions(column_types={name: pa.string()})
+                )
             case _:
                 lines = path.read_text(encoding="utf-8").splitlines()
                 table = pa.table({column: pa.array([line.strip() for line in lines if line.strip()], pa.string())})

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from trainer.inference.stored import histories_in
 from trainer.inference.trained_model import TrainedModel
 from trainer.recommend.chosen_rows import RowBatches
 from trainer.recommend.request import RecommendRequest
+from trainer.storage.parquet import read_parquet
 
 LOOKUP_CHUNK = 65_536  # items looked up at a time
 
@@ -46,7 +46,7 @@ class Chosen:
         """Read the users of a request."""
         if request.users is None:
             return cls(None)
-        table = pq.read_table(request.users)
+        table = read_parquet(request.users)
         rows = table.column("row").to_numpy()
         return cls(np.sort(rows[rows >= 0]), whole(table.column("user")).filter(pa.array(rows < 0)))
 

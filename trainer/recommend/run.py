@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from sharding.world import World
@@ -23,6 +22,7 @@ from trainer.recommend import next_item, ranking
 from trainer.recommend.chosen_rows import ChosenRows
 from trainer.recommend.folder import PartWriter
 from trainer.recommend.request import PartCounts, RecommendRequest
+from trainer.storage.parquet import read_parquet
 
 ROWS_OF_POPULAR = 1 << 16  # users without a history that are written at a time
 
@@ -97,14 +97,14 @@ def _item_ids(trained: TrainedModel, request: RecommendRequest) -> np.ndarray | 
     if request.items is None:
         return None
     column = trained.job.config.logs.item
-    return trained.item_ids(whole(pq.read_table(request.items, columns=[column]).column(column)))
+    return trained.item_ids(whole(read_parquet(request.items, columns=[column]).column(column)))
 
 
 def _ranked_candidates(trained: TrainedModel, request: RecommendRequest) -> RankedCandidates:
     assert request.items is not None
     features: dict[str, Column] = {}
     if trained.catalogue.inputs.candidates:
-        _, features = HistoryEncoder(trained).candidates(pq.read_table(request.items))
+        _, features = HistoryEncoder(trained).candidates(read_parquet(request.items))
     ids = _item_ids(trained, request)
     assert ids is not None
     order = np.argsort(ids)

@@ -1,4 +1,7 @@
-"""Hashes of values and files, atomic writes of small files, and explanations of disk errors."""
+"""Hashes of values and files, atomic writes of small files, and explanations of disk errors.
+
+It works on local paths and on object storages (trainer/storage/objects), where an object is written whole instead of renamed.
+"""
 
 import errno
 import hashlib
@@ -6,13 +9,17 @@ import io
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
+from trainer.storage.objects.paths import ObjectPath, copy_file
+
 _PART_BYTES = 8 << 20
+_OBJECT_PART_BYTES = 32 << 20  # of an object: a multiple of the ranges that are in flight
 
 
 def digest_of(values: Any) -> str:
@@ -22,15 +29,18 @@ def digest_of(values: Any) -> str:
 
 def hash_file(path: Path) -> str:
     """Return the sha256 of a file. Of a large one, a part is read while the part before it is hashed."""
+    if isinstance(path, ObjectPath):
+        with path.open("rb") as stream:
+            return _hash_in_parts(cast(IO[bytes], stream), _OBJECT_PART_BYTES)
     with path.open("rb", buffering=0) as file:
         if os.fstat(file.fileno()).st_size <= _PART_BYTES:
             return hashlib.file_digest(file, "sha256").hexdigest()
         return _hash_in_parts(file)
 
 
-def _hash_in_parts(file: IO[bytes]) -> str:
+def _hash_in_parts(file: IO[bytes], part_bytes: int = _PART_BYTES) -> str:
     digest = hashlib.sha256()
-    buffers = [bytearray(_PART_BYTES), bytearray(_PART_BYTES)]
+    buffers = [bytearray(part_bytes), bytearray(part_bytes)]
     # Both sides release Python's lock, so a disk and a processor work at the same time.
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
         hashed: Future[None] | None = None
@@ -61,7 +71,16 @@ def write_text_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def renamed_when_whole(path: Path) -> Iterator[Path]:
-    """Provide a temporary path to write to, which is renamed to `path` at the end. It is removed after an error."""
+    """Provide a temporary path to write to, which is renamed to `path` at the end. It is removed after an error.
+
+    For an object, the temporary path is local, and is uploaded at the end.
+    """
+    if isinstance(path, ObjectPath):
+        with tempfile.TemporaryDirectory(prefix="shoal-upload-") as folder:
+            local = Path(folder) / path.name
+            yield local
+            upload(local, path)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path):
@@ -71,6 +90,16 @@ def renamed_when_whole(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def written_locally(path: Path) -> Iterator[Path]:
+    """Provide a local path to write to: `path` itself, or for an object one that is uploaded at the end."""
+    if not isinstance(path, ObjectPath):
+        yield path
+        return
+    with renamed_when_whole(path) as local:
+        yield local
 
 
 @contextmanager
@@ -97,6 +126,7 @@ _REFUSALS = {
     errno.EISDIR: "it is a folder",
     errno.EMFILE: "too many files are open. Raise the limit (ulimit -n)",
     errno.ENFILE: "too many files are open on this machine",
+    errno.EREMOTEIO: "the storage does not answer. Check the network, and the endpoint of the storage",
     errno.ESTALE: "the network filesystem has lost the file. Mount it again",
 }
 
@@ -107,7 +137,10 @@ def disk_refusal(error: OSError) -> str | None:
     if cause is None:
         return None
     where = str(error.filename) if error.filename is not None else "a file"
-    return f"{where}: cannot be read or written: {cause}"
+    credentials = (
+        " Check the credentials in the environment too" if "://" in where and error.errno == errno.EACCES else ""
+    )
+    return f"{where}: cannot be read or written: {cause}{credentials}"
 
 
 def refusal_cause(error: BaseException) -> str | None:
@@ -121,8 +154,24 @@ def refusal_cause(error: BaseException) -> str | None:
     )
 
 
+def upload(local: Path, path: ObjectPath) -> None:
+    """Write a local file as an object."""
+    # The bytes of a small file go into one request.
+    if local.stat().st_size <= _PART_BYTES:
+        path.write_bytes(local.read_bytes())
+    else:
+        copy_file(local, path)
+
+
 def replace_durably(temporary: Path, path: Path) -> None:
-    """Flush a finished file to the disk, rename it, and flush the rename."""
+    """Flush a finished file to the disk, rename it, and flush the rename. An object is copied, then deleted at its old name."""
+    if isinstance(path, ObjectPath):
+        if isinstance(temporary, ObjectPath):
+            temporary.copy_to(path)
+        else:
+            upload(temporary, path)
+        temporary.unlink()
+        return
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -131,6 +180,8 @@ def replace_durably(temporary: Path, path: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush the names in a folder to the disk. Without it, a power failure may undo a rename although its file was flushed."""
+    if isinstance(folder, ObjectPath):
+        return  # an object is durable when its writer has closed it
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except PermissionError:

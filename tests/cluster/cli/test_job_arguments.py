@@ -36,7 +36,11 @@ def test_defaults_are_left_out(command: str, words: list[str], expected: list[st
         ("run", ["--split", "test"], "No such option: --split.*these commands have it: evaluate"),
         ("evaluate", ["--split", "tests"], "Invalid value for '--split'"),
         ("export", [], "Missing option '--out'"),
-        ("compare", [], "cannot be submitted; choose one of run, prepare, train, evaluate, recommend, explain, prune, export"),
+        (
+            "compare",
+            [],
+            "cannot be submitted; choose one of run, prepare, train, evaluate, recommend, explain, prune, export",
+        ),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_submitted(command: str, words: list[str], message: str) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cluster.config.credentials import refusal_of, refusals_in
+from cluster.config.credentials import refusals_in
+from trainer.storage.objects.credentials import refusal_of
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfi"
 

@@ -6,9 +6,19 @@ from typing import Any
 
 import pytest
 
-from cluster.config.run_config import check_config
+from cluster.config.run_config import Config, check_config
+from cluster.driver.existing_run import describe_existing
 from cluster.ray_cluster import preflight
-from cluster.ray_cluster.preflight import Node, all_here, missing_files, nodes_of, resource_problem, workers_on
+from cluster.ray_cluster.preflight import (
+    Node,
+    all_here,
+    missing_files,
+    nodes_of,
+    resource_problem,
+    uses_objects,
+    workers_on,
+)
+from tests.support.object_store import memory_store
 
 
 def cluster(**values: Any) -> Any:
@@ -51,11 +61,44 @@ def test_logs_and_run_folder_are_looked_for(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").touch()
     values = {
         "run": {"dir": str(tmp_path / "run")},
-        "logs": {"path": [f"{tmp_path}/*.parquet", f"{tmp_path}/b.csv", "s3://b/c"]},
+        "logs": {"path": [f"{tmp_path}/*.parquet", f"{tmp_path}/b.csv"]},
     }
     config = check_config(values, "test")
     assert missing_files(config, "run") == [f"logs.path = {tmp_path}/b.csv: no such file"]
     assert missing_files(config, "evaluate") == []
+    assert not uses_objects(config)
+
+
+def on_storage(**run: str) -> Config:
+    logs = {"path": ["s3://bucket/logs/*.parquet"]}
+    return check_config({"run": {"dir": "s3://bucket/runs/demo", **run}, "logs": logs}, "test")
+
+
+def test_logs_and_folders_on_an_object_storage_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with memory_store(monkeypatch) as store:
+        config = on_storage(dataset="s3://bucket/dataset")
+        assert uses_objects(config)
+        (problem,) = missing_files(config, "run")
+        assert problem.startswith("logs.path 's3://bucket/logs/*.parquet': no such file")
+        assert missing_files(config, "evaluate") == []
+        store.objects["bucket/logs/a.parquet"] = (b"", 0.0)
+        assert missing_files(config, "run") == []
+        assert store.names() == ["bucket/logs/a.parquet"]  # nothing is left of the look
+        store.put = refuse  # type: ignore[method-assign]
+        problems = missing_files(config, "evaluate")
+        assert [problem.split(":")[0] for problem in problems] == ["run.dir s3", "run.dataset s3"]
+        assert "check the URI and the credentials in the environment" in problems[0]
+
+
+def refuse(key: str, data: bytes) -> None:
+    raise OSError("AWS Error ACCESS_DENIED during PutObject operation: Access Denied.")
+
+
+def test_a_storage_that_only_the_cluster_may_use_hides_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The submitting machine cannot see whether the run exists. The command on the cluster looks again."""
+    with memory_store(monkeypatch) as store:
+        store.failures = [OSError("AWS Error ACCESS_DENIED during HeadObject operation: No response body.")]
+        assert describe_existing(on_storage(), "run") is None
 
 
 def test_another_machine_is_not_here() -> None:

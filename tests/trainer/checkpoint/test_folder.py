@@ -230,7 +230,7 @@ def test_a_checkpoint_that_cannot_be_deleted_is_a_warning_and_tried_again(tmp_pa
     for step in (1, 2, 3):
         write_checkpoint(tmp_path, step)
 
-    def refuse(*arguments: object) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
         raise OSError(39, "Directory not empty")
 
     warnings: list[str] = []

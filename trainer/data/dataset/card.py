@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from sharding.config import VocabularyIdsConfig
 from trainer.data.dataset.card_plots import is_clock, plots_of, time_text
@@ -28,6 +27,7 @@ from trainer.pages import page
 from trainer.pages.text import moment_text, setting_text
 from trainer.settings import flatten
 from trainer.storage.files import write_json_atomically, write_text_atomically
+from trainer.storage.parquet import open_parquet, read_parquet
 
 PAGE, VALUES = "card.html", "card.json"
 CARD_VERSION = 4  # raise it when the card of the same dataset would change
@@ -211,7 +211,7 @@ class _Catalogue:
     def of(cls, folder: Path, manifest: Manifest) -> "_Catalogue":
         """Read the catalogue of a dataset."""
         names = ["id", "num_events", "num_train_events"]
-        table = pq.read_table(folder / manifest.vocabulary.path, columns=names, page_checksum_verification=True)
+        table = read_parquet(folder / manifest.vocabulary.path, columns=names, page_checksum_verification=True)
         return cls(*(table.column(name).to_numpy().astype(np.int64) for name in names))
 
     def numbers(self, manifest: Manifest) -> dict[str, int]:
@@ -336,7 +336,7 @@ def _examples(folder: Path) -> list[dict[str, Any]]:
     """Return the first quarantined rows, older generations first."""
     rows: list[dict[str, Any]] = []
     for path in sorted(folder.glob("rejected-*.parquet")):
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             for batch in file.iter_batches(batch_size=NUM_EXAMPLES):
                 rows += batch.to_pylist()[: NUM_EXAMPLES - len(rows)]
                 break

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.manifest import Feature, Manifest
+from trainer.storage.parquet import open_parquet
 
 MAX_IMPRESSIONS = 50_000
 MAX_OF_GROUP = 5_000  # so that the sample of a large dataset has many users
@@ -133,7 +133,7 @@ def _training_impressions(folder: Path, place: _Place, columns: list[str]) -> pa
 
 
 def _read(folder: Path, path: str, number: int, columns: list[str]) -> pa.Table:
-    with pq.ParquetFile(folder / path, page_checksum_verification=True) as file:
+    with open_parquet(folder / path, page_checksum_verification=True) as file:
         return file.read_row_group(number, columns=columns)
 
 

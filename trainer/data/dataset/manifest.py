@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import UserError
-from trainer.storage.files import digest_of, hash_file, write_json_atomically
+from trainer.storage.files import digest_of, hash_file, refusal_cause, write_json_atomically
 
 FORMAT_VERSION = 2
 UNKNOWN_ID = 0
@@ -295,6 +295,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"dataset {folder}: no manifest.json, so there is no finished dataset; run `shoal prepare`"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        if (cause := refusal_cause(error)) is not None:
+            raise UserError(f"dataset {path}: cannot be read: {cause}") from None
         raise UserError(
             f"dataset {path}: cannot be read ({error}); delete the folder and run `shoal prepare`"
         ) from None

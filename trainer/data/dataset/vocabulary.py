@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trainer.data.dataset.hashing import whole
 from trainer.data.dataset.manifest import Manifest
 from trainer.errors import UserError
+from trainer.storage.files import refusal_cause
+from trainer.storage.parquet import read_parquet
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,10 @@ def ids_of_numbers(folder: Path, manifest: Manifest, with_unknown: bool = False)
 def _read(path: Path, columns: list[str]) -> pa.Table:
     """Read columns of a vocabulary, with a check of its pages. Raises UserError naming the file if it cannot be read."""
     try:
-        return pq.read_table(path, columns=columns, page_checksum_verification=True)
+        return read_parquet(path, columns=columns, page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
+        if (cause := refusal_cause(error)) is not None:
+            raise UserError(f"dataset {path}: cannot be read: {cause}") from error
         raise UserError(
             f"dataset {path}: cannot be read ({error}); the file is damaged, missing or was changed: delete the dataset folder "
             "and run `shoal prepare`"

@@ -17,6 +17,7 @@ from trainer.data.dataset.grouping import Ints
 from trainer.data.dataset.hashing import Distinct
 from trainer.data.dataset.manifest import Cuts, Part, RowGroup, StoredFile, VocabularyFile
 from trainer.storage.files import hash_file
+from trainer.storage.parquet import parquet_writer, read_parquet
 
 MIN_ROW_GROUPS = 64  # the training stream shuffles over row groups
 MAX_ROWS = 4096
@@ -191,7 +192,7 @@ def write_sketch(path: Path, distinct: Distinct) -> StoredFile:
 
 def read_sketch(path: Path) -> Distinct:
     """Read the hashes by which the values of a table are counted."""
-    return Distinct(pq.read_table(path).column("hash").to_numpy())
+    return Distinct(read_parquet(path).column("hash").to_numpy())
 
 
 def write_items(path: Path, table: pa.Table) -> StoredFile:
@@ -209,4 +210,4 @@ def _halved(offsets: Ints, first: int, last: int) -> list[int]:
 
 
 def _writer(path: Path, schema: pa.Schema, **encoding: Any) -> pq.ParquetWriter:
-    return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True, **encoding)
+    return parquet_writer(path, schema, compression="zstd", write_page_checksum=True, **encoding)

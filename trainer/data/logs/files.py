@@ -4,12 +4,14 @@ This module knows names, sizes and modification times only; trainer/data/logs/re
 sorted by name, so the order does not depend on the filesystem.
 """
 
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -17,6 +19,8 @@ import pyarrow.fs as pafs
 
 from trainer.data.logs.format_names import FORMAT_OF_ENDING, FormatName, FormatSetting
 from trainer.errors import UserError, first_line
+from trainer.storage.objects import paths
+from trainer.storage.objects.streams import number_of
 
 _HASH_BLOCK_BYTES = 4 << 20
 _COMPRESSIONS = (".gz", ".bz2", ".zst", ".lz4")
@@ -48,7 +52,7 @@ class InputFile:
 
     def filesystem(self) -> pafs.FileSystem:
         """Return the filesystem of the file."""
-        return pafs.FileSystem.from_uri(self.uri)[0] if self.uri else pafs.LocalFileSystem()
+        return _opened(self.uri)[0] if self.uri else pafs.LocalFileSystem()
 
     def content_hash(self) -> str:
         """Return the sha256 of the file as it is stored. Raises UnreadableFileError if it cannot be read."""
@@ -61,7 +65,10 @@ class InputFile:
     def check_unchanged(self) -> None:
         """Check that the file is the one that was found. Raises UnreadableFileError if it was rewritten or removed."""
         info = self.filesystem().get_file_info(self.path)
-        if info.type != pafs.FileType.File or (info.size, info.mtime_ns or 0) != (self.num_bytes, self.mtime_ns):
+        if info.type != pafs.FileType.File or (info.size, _modified(info, self.uri)) != (
+            self.num_bytes,
+            self.mtime_ns,
+        ):
             raise UnreadableFileError(
                 f"logs {self.name}: the file was changed or removed while it was read; run the command again"
             )
@@ -106,6 +113,10 @@ def explaining(file: InputFile) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if file.uri and number_of(error) in (errno.EREMOTEIO, errno.EACCES):  # that is no damage of the file
+            raise UserError(
+                f"logs {file.name}: cannot be read ({first_line(error)}); check the network and the credentials in the environment"
+            ) from None
         raise UnreadableFileError(
             f"logs {file.name}: cannot be read as {file.format} ({first_line(error)}); it is truncated, damaged, "
             "missing, or of another format: write the file again, leave it out of logs.path, or set logs.format"
@@ -125,7 +136,7 @@ def _find(entry: str, format_setting: FormatSetting, setting: str) -> list[Input
         raise UserError(f"{setting} {entry!r}: no such file or folder with files (searched {_name(uri, whole)})")
     formats = [_format_by_ending(info.path) if format_setting == "auto" else format_setting for info in infos]
     files = [
-        InputFile(info.path, uri, format, info.size, info.mtime_ns or 0)
+        InputFile(info.path, uri, format, info.size, _modified(info, uri))
         for info, format in zip(infos, formats, strict=True)
         if format is not None
     ]
@@ -144,7 +155,7 @@ def _locate(entry: str) -> tuple[pafs.FileSystem, str, str, list[str]]:
         body, mark, query = entry.partition("?")
         plain, wild = _split_at_wildcard(body.split("/"), "*[")
         uri = "/".join(plain) + mark + query
-        filesystem, start = pafs.FileSystem.from_uri(uri)
+        filesystem, start = _opened(uri)
         local = isinstance(filesystem, pafs.LocalFileSystem)
         return filesystem, "" if local else uri, start, wild
     path = absolute(entry)
@@ -152,6 +163,12 @@ def _locate(entry: str) -> tuple[pafs.FileSystem, str, str, list[str]]:
         return pafs.LocalFileSystem(), "", path, []
     plain, wild = _split_at_wildcard(path.split("/"), "*?[")
     return pafs.LocalFileSystem(), "", "/".join(plain) or "/", wild
+
+
+@lru_cache
+def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Return the filesystem of a URI, and the path within it. Opening one takes requests to the storage."""
+    return paths.open_uri(uri)
 
 
 def _split_at_wildcard(segments: list[str], wildcards: str) -> tuple[list[str], list[str]]:
@@ -184,6 +201,12 @@ def _files_in(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> list[pafs.Fil
         return [info]
     below = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=True))
     return [i for i in below if i.type == pafs.FileType.File and not _hidden(i.path[len(info.path) :])]
+
+
+def _modified(info: pafs.FileInfo, uri: str) -> int:
+    """Return the modification time in nanoseconds. Of a URI in whole seconds: object stores round it in some of their answers."""
+    nanoseconds = info.mtime_ns or 0
+    return nanoseconds // 1_000_000_000 * 1_000_000_000 if uri else nanoseconds
 
 
 def _hidden(relative: str) -> bool:

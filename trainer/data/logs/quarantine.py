@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+
+from trainer.storage.parquet import write_parquet
 
 MAX_ROWS = 1_000_000
 VALUES = ("user", "item", "time")
@@ -70,7 +71,7 @@ def gather(sources: Iterable[Path], target: Path, max_rows: int = MAX_ROWS) -> N
     """Write the first rows of the files, in the given order, to one Parquet file. Without rows, write no file."""
     tables = list(_first_rows(sources, max_rows))
     if tables:
-        pq.write_table(pa.concat_tables(tables), target, compression="zstd", write_page_checksum=True)
+        write_parquet(pa.concat_tables(tables), target, compression="zstd", write_page_checksum=True)
 
 
 def examples(sources: Iterable[Path], num_rows: int = 3, leave_out: Collection[str] = ()) -> list[str]:

@@ -5,7 +5,6 @@ copied. Items that the base does not know get numbers after the others, with the
 """
 
 import os
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from trainer.data.prepare.totals import Totals
 from trainer.errors import UserError
 from trainer.settings import changed_settings, flatten
 from trainer.storage.files import naming, sync_folder
+from trainer.storage.objects.paths import ObjectPath, copy_file
 
 KIND = "new_logs"
 # Settings of logs that say how values are read. Files of another period may have other columns and formats.
@@ -98,13 +98,20 @@ def link_files(base: Path, folder: Path, manifest: Manifest) -> None:
         target = folder / file.path
         if target.exists() and target.stat().st_size == file.num_bytes:
             continue
+        if isinstance(target, ObjectPath):
+            source = base / file.path
+            if isinstance(source, ObjectPath):
+                source.copy_to(target)
+            else:
+                copy_file(source, target)
+            continue
         temporary = folder / f".{file.path}.{os.getpid()}.tmp"
         with naming(target):
             try:
                 try:
                     os.link(base / file.path, temporary)
                 except OSError:
-                    shutil.copyfile(base / file.path, temporary)
+                    copy_file(base / file.path, temporary)
                 temporary.replace(target)
             finally:
                 with suppress(OSError):

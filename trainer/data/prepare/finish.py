@@ -70,7 +70,7 @@ def _vocabularies(totals: Totals) -> dict[str, VocabularyFile]:
     catalogue = totals.ids[ITEMS].vocabulary
 
     def path(table: str) -> Path:
-        return job.work / f"vocabulary-{job.generation:03d}-{table}.parquet"
+        return job.output / f"vocabulary-{job.generation:03d}-{table}.parquet"
 
     written = {ITEMS: write_catalogue(path(ITEMS), catalogue, totals.item_ids, *totals.events_of_items)}
     for table, values in sorted(known_tables(totals.ids).items()):
@@ -82,7 +82,7 @@ def _sketches(totals: Totals) -> dict[str, StoredFile]:
     """Write the sketches of tables without a vocabulary."""
     job = totals.job
     return {
-        table: write_sketch(job.work / f"sketch-{job.generation:03d}-{table}.parquet", distinct)
+        table: write_sketch(job.output / f"sketch-{job.generation:03d}-{table}.parquet", distinct)
         for table, distinct in totals.distinct.items()
     }
 

@@ -109,7 +109,7 @@ def _share(given: GroupJob, partition: int, source: SourceName) -> _Share:
     chunks: list[Ints] = []
     for number in given.chunks:
         if job.inputs.chunks[number].source == source:
-            for batch in iterate_share(str(job.spill_file(number)), hashed, partitioning.num_hashed):
+            for batch in iterate_share(job.spill_file(number), hashed, partitioning.num_hashed):
                 batches.append(batch)
                 chunks.append(np.full(batch.num_rows, number))
     rows = pa.Table.from_batches(batches, job.inputs.contracts[source].event_schema)

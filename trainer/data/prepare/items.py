@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trainer.data.dataset.features import Losses, NumericFit, encode, numbers_of
 from trainer.data.dataset.hashing import hash_ids, whole
@@ -17,6 +16,7 @@ from trainer.data.logs.quarantine import Quarantine, quarantine_table
 from trainer.data.prepare.read_pass import ITEMS, iterate_share
 from trainer.data.prepare.rejections import REPEATED_ITEM
 from trainer.data.prepare.totals import Totals
+from trainer.storage.parquet import read_parquet
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def write_item_features(totals: Totals) -> ItemFeatures:
         if isinstance(spec.config, NumericFeatureConfig):
             numbers = encoded.column.to_numpy(zero_copy_only=False)
             fits[spec.key] = NumericFit.of(spec.config, numbers[trained], keys[trained])
-    path = job.work / f"items-{job.generation:03d}.parquet"
+    path = job.output / f"items-{job.generation:03d}.parquet"
     return ItemFeatures(write_items(path, pa.table(columns)), fits, losses, num_repeated)
 
 
@@ -75,7 +75,7 @@ def _kept_features(totals: Totals) -> ItemFeatures:
         return ItemFeatures()
     catalogue = totals.ids[ITEMS].vocabulary
     assert catalogue is not None
-    kept = pq.read_table(job.folder / old.items.path)
+    kept = read_parquet(job.folder / old.items.path)
     num_new = len(catalogue) + 1 - kept.num_rows
     before = {feature.column: feature for feature in old.features}
     columns: dict[str, pa.Array] = {}
@@ -85,7 +85,7 @@ def _kept_features(totals: Totals) -> ItemFeatures:
         columns[spec.key] = pa.concat_arrays([whole(kept.column(spec.key)), missing.column])
         lost = before[spec.key]
         losses[spec.key] = missing.losses + Losses(lost.num_missing, lost.num_unknown, lost.num_cut)
-    path = job.work / f"items-{job.generation:03d}.parquet"
+    path = job.output / f"items-{job.generation:03d}.parquet"
     return ItemFeatures(write_items(path, pa.table(columns)), {}, losses)
 
 
@@ -96,7 +96,7 @@ def _rows_of_items(totals: Totals) -> tuple[pa.Table, pa.Array, int]:
     chunks = [np.zeros(0, np.int64)]
     for number in totals.group_job.chunks:
         if job.inputs.chunks[number].source == "items":
-            for batch in iterate_share(str(job.spill_file(number)), 0, 1):
+            for batch in iterate_share((job.spill_file(number)), 0, 1):
                 batches.append(batch)
                 chunks.append(np.full(batch.num_rows, number))
     table = pa.Table.from_batches(batches, job.inputs.contracts["items"].event_schema)

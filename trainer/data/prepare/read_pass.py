@@ -7,6 +7,7 @@ the second pass reads a partition's share without searching. Memory is bounded b
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from trainer.data.logs.files import UnreadableFileError
 from trainer.data.logs.quarantine import Quarantine
 from trainer.data.logs.reading import RowBlock, read_chunk
 from trainer.data.prepare.work import PrepareJob, complete, save_result
+from trainer.storage.parquet import open_arrow
 
 ITEMS = "item"
 
@@ -184,9 +186,8 @@ def sum_values(pieces: list[pa.Table]) -> pa.Table:
     return summed.rename_columns({"count_sum": "count"})
 
 
-def iterate_share(path: str, partition: int, num_partitions: int) -> Iterator[pa.RecordBatch]:
+def iterate_share(path: Path, partition: int, num_partitions: int) -> Iterator[pa.RecordBatch]:
     """Yield the record batches of one partition in a spill file."""
-    with pa.memory_map(path) as source:  # the batches keep the mapping, not the file, open
-        reader = pa.ipc.open_file(source)
+    with open_arrow(path) as reader:
         for number in range(partition, reader.num_record_batches, num_partitions):
             yield reader.get_batch(number)

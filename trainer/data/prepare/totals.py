@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from trainer.data.dataset import profile
 from trainer.data.dataset.features import Ids
@@ -24,6 +23,7 @@ from trainer.data.prepare.read_pass import ITEMS, ReadResult
 from trainer.data.prepare.rejections import CATALOGUE, EVENTS, count_rejected
 from trainer.data.prepare.vocabularies import MergedValues, item_ids
 from trainer.data.prepare.work import GroupJob, PrepareJob
+from trainer.storage.parquet import read_parquet
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Totals:
         """Return a column of the existing catalogue, with 0 for items that it does not list: (catalogue,)."""
         assert self.job.existing is not None
         path = self.job.folder / self.job.existing.manifest.vocabulary.path
-        values = pq.read_table(path, columns=[column]).column(column).to_numpy()
+        values = read_parquet(path, columns=[column]).column(column).to_numpy()
         catalogue = self.ids[ITEMS].vocabulary
         assert catalogue is not None
         return np.concatenate((values, np.zeros(len(catalogue) - values.size, values.dtype)))
@@ -112,7 +112,7 @@ class Totals:
         old = None
         if self.job.existing is not None:
             path = self.job.folder / self.job.existing.manifest.vocabulary.path
-            old = pq.read_table(path, columns=["id"]).column("id").to_numpy()
+            old = read_parquet(path, columns=["id"]).column("id").to_numpy()
         return item_ids(*self.uses_of_items, self.job.request.ids[ITEMS], self.job.cuts, old)
 
     @cached_property

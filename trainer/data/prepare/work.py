@@ -7,6 +7,7 @@ by atomic rename. A task with a stored result is not run again.
 import importlib
 import os
 import pickle
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, is_dataclass
@@ -20,6 +21,8 @@ from trainer.data.logs.config import FeatureSpec, feature_specs
 from trainer.data.logs.contract import LogInputs
 from trainer.data.logs.reading import Rules
 from trainer.errors import UserError
+from trainer.storage.files import upload
+from trainer.storage.objects.paths import ObjectPath
 from trainer.storage.restricted_pickle import ForbiddenPickleError, restricted_load
 
 
@@ -74,6 +77,14 @@ class PrepareJob:
         """All features."""
         return feature_specs(self.request.logs)
 
+    @property
+    def output(self) -> Path:
+        """Folder of finished files before the commit: the work folder, from which they are renamed.
+
+        Objects are written where they stay. Without the manifest they are no dataset.
+        """
+        return self.folder if isinstance(self.folder, ObjectPath) else self.work
+
     def spill_file(self, chunk: int) -> Path:
         """Return the file in which the rows of a chunk wait for the second pass."""
         return self.work / f"events-{chunk:05d}.arrow"
@@ -84,11 +95,11 @@ class PrepareJob:
 
     def part_file(self, partition: int) -> Path:
         """Return the file of a partition's part."""
-        return self.work / f"part-{self.generation:03d}-{partition:05d}.parquet"
+        return self.output / f"part-{self.generation:03d}-{partition:05d}.parquet"
 
     def cuts_file(self, partition: int) -> Path:
         """Return the file of a partition's cuts."""
-        return self.work / f"cuts-{self.generation:03d}-{partition:05d}.parquet"
+        return self.output / f"cuts-{self.generation:03d}-{partition:05d}.parquet"
 
 
 @dataclass(frozen=True)
@@ -107,10 +118,17 @@ class GroupJob:
 
 @contextmanager
 def complete(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, which is renamed to `path` at the end.
+    """Yield a temporary path, which is renamed to `path` at the end. For an object it is local, and uploaded at the end.
 
     So a worker that briefly outlives its killed driver does not change a file of the attempt that continues.
     """
+    if isinstance(path, ObjectPath):
+        with tempfile.TemporaryDirectory(prefix="shoal-prepare-") as folder:
+            local = Path(folder) / path.name
+            yield local
+            if local.exists():
+                upload(local, path)
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         yield temporary

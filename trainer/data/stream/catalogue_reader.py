@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from models.config import ModelConfig
 from models.features.catalogue import Catalogue, IdColumn
@@ -22,6 +21,7 @@ from trainer.data.dataset.vocabulary import ids_of_numbers, read_vocabulary
 from trainer.data.inputs import UsedFeatures, features_of, ticks_per_second
 from trainer.data.stream.columns import Lists, take
 from trainer.data.stream.row_groups import ColumnSelection, column_of
+from trainer.storage.parquet import read_parquet
 
 
 def read_catalogue(folder: Path, manifest: Manifest, tables: dict[str, TableConfig], model: ModelConfig) -> Catalogue:
@@ -108,7 +108,7 @@ def _read_columns(
     if not features:
         return {}
     assert manifest.items is not None
-    table = pq.read_table(
+    table = read_parquet(
         folder / manifest.items.path, columns=[f.column for f in features], page_checksum_verification=True
     )
     decode = decoder_of(features, ids)

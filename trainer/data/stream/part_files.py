@@ -5,7 +5,6 @@ size, row groups and column types are compared with the manifest. At every read 
 every page must match its checksum.
 """
 
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -20,11 +19,15 @@ import pyarrow.parquet as pq
 from trainer.data.dataset.manifest import Feature, Manifest
 from trainer.errors import UserError
 from trainer.storage.files import refusal_cause
+from trainer.storage.objects.paths import ObjectPath
+from trainer.storage.objects.streams import translated
+from trainer.storage.parquet import open_parquet
 from trainer.storage.retries import Retries
 
 T = TypeVar("T")
 
 MAX_OPEN = 128  # opening reads the footer, which takes longer than reading a small row group
+MAX_FOOTER_BYTES = 64 << 20  # of footers of objects that are kept
 BULK_EVENTS = 1 << 18  # approximate events of one read call, which costs as much as some thousand events
 CUTS = ("train_end", "validation_end")
 DEFAULT_RETRIES = Retries(4, 0.5)  # as the settings of [storage] by default
@@ -80,6 +83,8 @@ class PartFiles:
         } | {cuts.path: _Expected(cuts.num_bytes) for cuts in manifest.cuts}
         self._required = _required_columns(manifest, self._columns)
         self._open: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._footers: dict[str, pq.FileMetaData] = {}
+        self._footer_bytes = 0
         self._first_seen: dict[str, tuple[int, ...]] = {}
 
     def check(self) -> None:
@@ -138,7 +143,11 @@ class PartFiles:
                 with suppress(OSError):
                     file.close()
 
-        return self._retries.run(work, close)
+        def attempt() -> T:
+            with translated(self.folder / path):
+                return work()
+
+        return self._retries.run(attempt, close)
 
     def _unreadable(self, where: str, error: Exception) -> UserError:
         cause = refusal_cause(error)
@@ -152,22 +161,34 @@ class PartFiles:
     def _file(self, path: str) -> pq.ParquetFile:
         self._check_unchanged(path)
         if path not in self._open:
-            file = pq.ParquetFile(self.folder / path, page_checksum_verification=True)
-            self._check_content(path, file)
+            footer = self._footers.get(path)
+            file = open_parquet(self.folder / path, page_checksum_verification=True, metadata=footer)
+            if footer is None:
+                self._check_content(path, file)
+                self._keep_footer(path, file.metadata)
             self._open[path] = file
             if len(self._open) > MAX_OPEN:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(path)
         return self._open[path]
 
+    def _keep_footer(self, path: str, footer: pq.FileMetaData) -> None:
+        """Keep the footer of an object, so that it is read once although the object is opened again and again."""
+        if isinstance(self.folder, ObjectPath) and self._footer_bytes < MAX_FOOTER_BYTES:
+            self._footers[path] = footer
+            self._footer_bytes += footer.serialized_size
+
     def _check_unchanged(self, path: str) -> None:
         """Check that the name still refers to the opened file, which stays readable after it was deleted or replaced."""
-        status = os.stat(self.folder / path)
+        whole = self.folder / path
+        if isinstance(whole, ObjectPath) and path in self._first_seen:
+            return  # a request for each read; an opened object that is replaced fails the check of its pages
+        status = whole.stat()
         now = (status.st_size, status.st_mtime_ns, status.st_ino)
         expected = self._expected[path].num_bytes
         if path not in self._first_seen and status.st_size != expected:
             raise UserError(
-                f"dataset {self.folder / path}: has {status.st_size:,} bytes, the manifest says {expected:,}: truncated or "
+                f"dataset {whole}: has {status.st_size:,} bytes, the manifest says {expected:,}: truncated or "
                 "rewritten; delete the dataset folder and run `shoal prepare`"
             )
         if self._first_seen.setdefault(path, now) != now:

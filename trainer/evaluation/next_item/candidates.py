@@ -14,6 +14,7 @@ from sharding.world import World
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader
 from trainer.evaluation.next_item.listed import ALL, AVAILABLE, listed_items
+from trainer.storage.objects.paths import path_of
 
 ALWAYS, NEVER = np.iinfo(np.int64).min, np.iinfo(np.int64).max
 
@@ -57,7 +58,7 @@ def candidates_of(
     if setting == AVAILABLE:
         return Candidates(first_times(folder, manifest, num_ids, unknown, world), by_time=True)
     moments = np.full(num_ids, NEVER)
-    moments[listed_items(Path(setting), folder, manifest, unknown).ids] = ALWAYS
+    moments[listed_items(path_of(setting), folder, manifest, unknown).ids] = ALWAYS
     return Candidates(moments, by_time=False)
 
 

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.vocabulary import read_vocabulary
 from trainer.errors import UserError, first_line
+from trainer.storage.objects.paths import path_of
+from trainer.storage.parquet import csv_source, read_parquet
 
 ALL, AVAILABLE = "all", "available"
 
@@ -49,10 +50,10 @@ def _read_column(path: Path) -> pa.ChunkedArray:
     """Read the only column of a Parquet file, of a CSV or TSV file with a header, or of a text file with a value per line."""
     try:
         if path.suffix == ".parquet":
-            table = pq.read_table(path)
+            table = read_parquet(path)
         elif path.suffix in (".csv", ".tsv"):
             delimiter = "\t" if path.suffix == ".tsv" else ","
-            table = pa_csv.read_csv(path, parse_options=pa_csv.ParseOptions(delimiter=delimiter))
+            table = pa_csv.read_csv(csv_source(path), parse_options=pa_csv.ParseOptions(delimiter=delimiter))
         else:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
             table = pa.table({"item": pa.array([line for line in lines if line], pa.string())})
@@ -71,5 +72,5 @@ def candidates_text(setting: str, folder: Path, manifest: Manifest, unknown: boo
         return "full catalogue"
     if setting == AVAILABLE:
         return "items of the catalogue with an event, of any user, not later than the first target of the query"
-    listed = listed_items(Path(setting), folder, manifest, unknown)
-    return f"{listed.ids.size:,} items of {Path(setting).name} ({listed.num_unknown:,} others in it are unknown)"
+    listed = listed_items(path_of(setting), folder, manifest, unknown)
+    return f"{listed.ids.size:,} items of {path_of(setting).name} ({listed.num_unknown:,} others in it are unknown)"

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.storage.files import renamed_when_whole
+from trainer.storage.parquet import parquet_writer
 
 GROUP_BYTES = 16 << 20  # rows held before they are written
 
@@ -48,7 +49,7 @@ class PartWriter:
         if filled or self._writer is None:
             rows = pa.concat_tables(filled or self._tables[:1])
             if self._writer is None:
-                self._writer = pq.ParquetWriter(self._path, rows.schema)
+                self._writer = parquet_writer(self._path, rows.schema)
             self._writer.write_table(rows)
         self._tables = []
         self._bytes = 0

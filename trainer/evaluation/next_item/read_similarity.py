@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from trainer.data.dataset.features import MISSING
 from trainer.data.dataset.manifest import UNKNOWN_ID, Feature, Manifest, used_features
@@ -12,6 +11,7 @@ from trainer.data.dataset.vocabulary import ids_of_numbers
 from trainer.data.stream.columns import Lists, gather
 from trainer.data.stream.row_groups import ColumnSelection, RowGroupReader, column_of
 from trainer.evaluation.next_item.similarity import Similarity, similarity_of_categories, similarity_of_users
+from trainer.storage.parquet import read_parquet
 
 MOST_EVENTS = 2_000_000  # training events that similarity by users reads
 
@@ -40,7 +40,7 @@ def _read_categories(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (ids of items, their values) of each feature, without missing and unknown values."""
     assert manifest.items is not None
-    table = pq.read_table(
+    table = read_parquet(
         folder / manifest.items.path,
         columns=[feature.column for feature in features],
         page_checksum_verification=True,

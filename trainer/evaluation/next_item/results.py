@@ -4,7 +4,6 @@ The parts are merged in the order of the dataset's rows before anything is summe
 """
 
 import itertools
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trainer.config.evaluate import EvaluateConfig
 from trainer.data.dataset.manifest import Manifest, used_features
@@ -32,6 +30,8 @@ from trainer.evaluation.next_item.user_values import UserValues, intervals, mean
 from trainer.evaluation.protocol import data_of, statement_of
 from trainer.evaluation.slices import Slice, worst_slices
 from trainer.storage.files import renamed_when_whole, write_json_atomically
+from trainer.storage.objects.paths import remove_tree
+from trainer.storage.parquet import parquet_metadata, parquet_schema, read_parquet, write_parquet
 
 NUM_REPEATS = b"num_repeats"  # in the metadata of a part: targets that were dropped as repeats
 
@@ -96,13 +96,13 @@ class Evaluated:
 
 def num_repeats(parts: Path) -> int:
     """Return the number of targets that all workers dropped because the users had consumed them before."""
-    files = [pq.read_metadata(path) for path in parts.glob("rank-*.parquet")]
+    files = [parquet_metadata(path) for path in parts.glob("rank-*.parquet")]
     return sum(int((file.metadata or {}).get(NUM_REPEATS, 0)) for file in files)
 
 
 def merge_parts(parts: Path) -> pa.Table:
     """Return a row per user from the rows of all workers, sorted by row_id. Raises UserError if there are none."""
-    tables = [pq.read_table(path) for path in sorted(parts.glob("rank-*.parquet"))]
+    tables = [read_parquet(path) for path in sorted(parts.glob("rank-*.parquet"))]
     merged = pa.concat_tables(tables, promote_options="permissive") if tables else None
     if merged is None or merged.num_rows == 0:
         raise UserError(
@@ -209,9 +209,9 @@ def write(folder: Path, results: Results, merged: pa.Table, columns: dict[str, U
         }
     )
     with renamed_when_whole(folder / "per_user.parquet") as path:
-        pq.write_table(table, path, write_page_checksum=True)
+        write_parquet(table, path, write_page_checksum=True)
     write_json_atomically(folder / "metrics.json", asdict(results))
-    shutil.rmtree(folder / "parts", ignore_errors=True)
+    remove_tree(folder / "parts", ignore_errors=True)
 
 
 def _packed(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
@@ -247,8 +247,8 @@ def _slice(part: Slice, columns: dict[str, UserValues]) -> dict[str, Any]:
 def read_target_ranks(folder: Path) -> dict[str, np.ndarray]:
     """Return the ranks of all targets in a per_user.parquet, by "model" and by the name of each baseline."""
     path = folder / "per_user.parquet"
-    names = [name for name in pq.read_schema(path).names if name == "ranks" or name.endswith("_ranks")]
-    table = pq.read_table(path, columns=names)
+    names = [name for name in parquet_schema(path).names if name == "ranks" or name.endswith("_ranks")]
+    table = read_parquet(path, columns=names)
     return {
         "model" if name == "ranks" else name.removesuffix("_ranks"): _packed(table.column(name))[1] for name in names
     }

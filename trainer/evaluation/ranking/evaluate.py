@@ -49,6 +49,7 @@ from trainer.evaluation.ranking.names import name_of
 from trainer.evaluation.ranking.slices import BUILT_IN, FEATURE_PREFIX, columns_of
 from trainer.evaluation.slice_features import arrow_columns, slice_features, slice_name
 from trainer.global_batch.dynamic_ids import DynamicTables
+from trainer.storage.parquet import parquet_writer
 
 _WRITE_ROWS = 1 << 17  # impressions written at a time
 _SAMPLE = 256  # scores of each worker that determine the ranges
@@ -250,7 +251,7 @@ def write_scores(
         waiting.append(_impression_rows(evaluator, held, logits, rates))
         if sum(table.num_rows for table in waiting) >= _WRITE_ROWS or number == num_batches:
             table = pa.concat_tables(waiting)
-            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer = writer or parquet_writer(path, table.schema)
             writer.write_table(table)
             waiting = []
         on_batch(number, num_batches)

@@ -4,7 +4,6 @@ The parts are merged in the order of the dataset's rows before anything is summe
 """
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from trainer.data.dataset.manifest import Manifest, used_features
 from trainer.data.logs.config import LogsConfig
@@ -36,6 +34,8 @@ from trainer.evaluation.ranking.scored import MODEL, Impressions
 from trainer.evaluation.ranking.slices import USER_IMPRESSIONS, built_in_slices, worst_impressions
 from trainer.evaluation.slices import Slice
 from trainer.storage.files import renamed_when_whole, write_json_atomically
+from trainer.storage.objects.paths import remove_tree
+from trainer.storage.parquet import read_parquet, write_parquet
 
 _KEPT = ("time", "history_length", "item_impressions", USER_IMPRESSIONS, "weight")  # columns of per_impression.parquet
 _Values = dict[str, float | None]
@@ -235,9 +235,9 @@ def write(folder: Path, results: RankingResults, impressions: Impressions, items
         ("per_user.parquet", _user_table(impressions)),
     ):
         with renamed_when_whole(folder / name) as path:
-            pq.write_table(table, path, write_page_checksum=True)
+            write_parquet(table, path, write_page_checksum=True)
     write_json_atomically(folder / "metrics.json", asdict(results))
-    shutil.rmtree(folder / "parts", ignore_errors=True)
+    remove_tree(folder / "parts", ignore_errors=True)
 
 
 def impression_table(impressions: Impressions, items: pa.Array) -> pa.Table:
@@ -313,7 +313,7 @@ def read_scored(folder: Path, label: str, labels: tuple[str, ...], source: str =
         source: the column of the probabilities.
     """
     columns = {name: name_of(name, label, labels) for name in ("label", source)}
-    table = pq.read_table(folder / "per_impression.parquet", columns=["weight", *columns.values()])
+    table = read_parquet(folder / "per_impression.parquet", columns=["weight", *columns.values()])
     table = table.filter(pc.is_valid(table.column(columns["label"])))
     weight, clicks, chance = (table.column(name).to_numpy() for name in ("weight", *columns.values()))
     return Judged(np.zeros(clicks.size, np.int64), chance, clicks > 0, weight)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trainer.errors import UserError
 from trainer.evaluation.ranking.judged import Judged
+from trainer.storage.parquet import read_parquet
 
 MODEL = "model"
 
@@ -49,7 +49,7 @@ class Impressions:
 
 def merge_parts(parts: Path, labels: tuple[str, ...]) -> Impressions:
     """Return the impressions of all workers, sorted by row and place. Raises UserError if there are none."""
-    tables = [pq.read_table(path) for path in sorted(parts.glob("rank-*.parquet"))]
+    tables = [read_parquet(path) for path in sorted(parts.glob("rank-*.parquet"))]
     merged = pa.concat_tables(tables) if tables else None
     if merged is None or merged.num_rows == 0:
         raise UserError(

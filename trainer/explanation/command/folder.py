@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trainer.recommend.folder import take_place
 from trainer.storage.files import write_json_atomically
+from trainer.storage.parquet import read_parquet
 
 MANIFEST = "_explanations.json"
 FORMAT_VERSION = 1
@@ -74,7 +74,7 @@ class ExplanationsManifest:
 def read_table(folder: Path, name: str) -> pa.Table | None:
     """Return the rows of one of TABLES of all workers, in the order of the workers; None if there are none."""
     paths = sorted((folder / name).glob("part-*.parquet"))
-    return pa.concat_tables([pq.read_table(path) for path in paths]) if paths else None
+    return pa.concat_tables([read_parquet(path) for path in paths]) if paths else None
 
 
 def files_of(folder: Path) -> dict[str, int]:

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.evaluation.run_header import model_text
@@ -25,6 +23,7 @@ from trainer.explanation.faithfulness.results import Faithfulness, from_json, to
 from trainer.explanation.page.render import render
 from trainer.explanation.page.trust import not_measured, trust_of
 from trainer.storage.files import write_json_atomically, write_text_atomically
+from trainer.storage.parquet import write_parquet
 
 
 def write_outputs(
@@ -42,8 +41,8 @@ def write_outputs(
     groupings = parts[0].groupings
     sums = merged([part.attention for part in parts if part.attention is not None])
     if sums is not None:
-        pq.write_table(group_table(sums, groupings), folder / ATTENTION_GROUPS)
-        pq.write_table(map_table(sums), folder / ATTENTION_HEADS)
+        write_parquet(group_table(sums, groupings), folder / ATTENTION_GROUPS)
+        write_parquet(map_table(sums), folder / ATTENTION_HEADS)
     measured = _faithfulness(job, described, parts)
     trust = not_measured()
     if measured is not None:
