@@ -21,7 +21,7 @@ class Advice:
 
     # For people.
     warnings: tuple[str, ...] = ()
-    # Whether workers should save a checkpoint and go on, because there is no other place for them yet.
+    # Whether workers should save a checkpoint and continue, because there is no other place for them yet.
     save: bool = False
     # Restart from a checkpoint that is saved now.
     move: Move | None = None

@@ -101,7 +101,7 @@ def room_for(per_worker: Resources, nodes: Iterable[Node], held: Mapping[str, Re
     Args:
         per_worker: the resources of a worker.
         nodes: nodes that can start workers.
-        held: by node, the resources of the workers that run, or whose placement group still exists.
+        held: by node, the resources of the workers that run, or that have a placement group.
     """
     nodes = list(nodes)
     total = sum(_number_in(node.total, per_worker) for node in nodes)

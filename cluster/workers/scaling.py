@@ -102,7 +102,7 @@ class GroupSizePolicy(ScalingPolicy):
         if waited > limit:
             raise NoRoomError(
                 f"no nodes for {fewest} workers within {limit:,.0f} s (cluster.recovery.start_seconds): nodes that are alive and "
-                f"not taken back can hold {room.total}, and {room.free} beside what others use"
+                f"not taken back can hold {room.total}, and {room.free} besides what others use"
             )
         if waited > SILENT_SECONDS and not self._has_told:
             self._has_told = True
