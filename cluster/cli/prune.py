@@ -1,5 +1,6 @@
 """`shoal prune`: a model without the heads and blocks that contribute least."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from trainer.pruning.results import PruningResults
+
+
+WIDTH_OF_ALL = 130  # characters of a terminal that shows all columns
 
 
 def prune(
@@ -63,21 +67,28 @@ def _numbers(option: str, text: str) -> tuple[int, ...]:
 
 def _print_for_people(results: "PruningResults", console: "Console") -> None:
     """Print the contributions, the table of models, and the notes."""
+    from trainer.pruning import outputs
+
+    headings, rows = outputs.table_of(results)
+    # A narrow terminal shows the first metric and its difference; the page has all columns.
+    hidden = set() if console.width >= WIDTH_OF_ALL else {*outputs.WIDE_HEADINGS, *list(results.rows[0].values)[1:]}
+    shown = [place for place, heading in enumerate(headings) if heading not in hidden]
+    contributions = outputs.contribution_rows(results)
+    _print_table("contributions, the least first", outputs.CONTRIBUTION_HEADINGS, contributions, console)
+    of_models = [[row[place] for place in shown] for row in rows]
+    title = f"{results.split}, {results.num_users:,} users"
+    _print_table(title, [headings[place] for place in shown], of_models, console)
+    for note in outputs.notes_of(results):
+        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+
+
+def _print_table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], console: "Console") -> None:
     from rich import box
     from rich.table import Table
 
-    from trainer.pruning import outputs
-
-    of_models = outputs.table_of(results)
-    for title, (headings, rows) in (
-        ("contributions, the least first", (outputs.CONTRIBUTION_HEADINGS, outputs.contribution_rows(results))),
-        (f"{results.split}, {results.num_users:,} users", of_models),
-    ):
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-        for number, heading in enumerate(headings):
-            table.add_column(heading, justify="right" if number else "left")
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
-    for note in outputs.notes_of(results):
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number else "left", no_wrap=not number)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)

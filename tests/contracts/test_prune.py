@@ -172,6 +172,9 @@ def test_rankers_with_an_encoder_are_pruned(lab: Lab, rank_pool: RankPool, tmp_p
     measured = evaluated(run_in(results.rows[2]), rank_pool)["logloss/click"]
     assert measured == pytest.approx(least.value, abs=1e-6)
     assert least.contribution == least.value - results.measured.whole
+    page = (tmp_path / "out" / "pruning.html").read_text(encoding="utf-8")
+    assert "as pruned" in page
+    assert "steps later" not in page
     assert sum(results.rows[1].heads_by_block) == sum(results.rows[0].heads_by_block) - 3
 
 

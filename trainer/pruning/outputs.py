@@ -10,6 +10,8 @@ from trainer.pruning.results import PruningResults, Row, values_of
 from trainer.storage.files import write_json_atomically, write_text_atomically
 
 VALUES, TABLE, PLOT, PAGE = "pruning.json", "table.md", "plot.svg", "pruning.html"
+DENSE_WEIGHTS = "dense weights"
+WIDE_HEADINGS = (DENSE_WEIGHTS,)  # that a narrow terminal leaves out, apart from further metrics
 CONTRIBUTION_HEADINGS = ("part", "metric without it", "contribution")
 
 
@@ -45,7 +47,7 @@ def table_of(results: PruningResults) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the rows of the table of models."""
     first = results.rows[0]
     metrics = list(first.values)
-    headings = ["model", "heads by block", f"forward FLOPs/{results.unit}", "dense weights", metrics[0]]
+    headings = ["model", "heads by block", f"forward FLOPs/{results.unit}", DENSE_WEIGHTS, metrics[0]]
     headings += ["difference", "95 % interval", "p", *metrics[1:]]
     return headings, [_cells(row, first, metrics) for row in results.rows]
 

@@ -14,9 +14,9 @@ def quality_plot(results: PruningResults) -> Plot:
     axes.axhline(0.0, color=page.GREY, linewidth=1.0)
     axes.plot([1.0], [0.0], "s", ms=6, color=page.INK, label="unpruned")
     tuned = max(row.steps for row in results.rows)
-    kinds = {0: ("as pruned", page.COLOURS[0], "o"), tuned: (f"{tuned:,} steps later", page.COLOURS[1], "^")}
-    if not tuned:
-        kinds = {0: kinds[0]}
+    kinds = {0: ("as pruned", page.COLOURS[0], "o")}
+    if tuned:
+        kinds[tuned] = (f"{tuned:,} steps later", page.COLOURS[1], "^")
     for steps, (label, colour, marker) in kinds.items():
         rows = [row for row in pruned if row.steps == steps]
         if not rows:

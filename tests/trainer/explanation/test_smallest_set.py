@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 from itertools import combinations
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from tests.support.explained_models import Case, case_of
@@ -12,7 +15,7 @@ from trainer.explanation.catalogue import Seen
 from trainer.explanation.questions import Questions
 from trainer.explanation.removal import remove
 from trainer.explanation.smallest_set import smallest_sets
-from trainer.explanation.top_items import CandidatesTop, TopItems, catalogue_top
+from trainer.explanation.top_items import CandidatesTop, TopItems, TopTwo, catalogue_top
 from trainer.inference.next_item import item_vectors, recommend
 from trainer.inference.requests import with_requests
 
@@ -82,3 +85,33 @@ def test_the_top_items_are_those_that_shoal_recommends(explained_datasets: Datas
     expected = recommend(case.model.trained, histories.part(0, int(filled.sum())), vectors, 2, True)
     assert filled[: int(filled.sum())].all()
     assert best.items[filled].tolist() == expected.items.tolist()
+
+
+class _AlongAPath:
+    """A model of one history of the items 1 to 5, whose top item changes without 4 and 5, or without 1, 2 and 3.
+
+    Without 1, and then without 2, the lead is smaller. So a greedy search finds the larger of the two sets.
+    """
+
+    model = SimpleNamespace(most=lambda number: number)
+
+    def best_two(self, asked: Questions, history: np.ndarray, internal_batch_size: int | None = None) -> TopTwo:
+        items, scores = [], []
+        for question in range(asked.size):
+            gone = {1, 2, 3, 4, 5} - set(asked.items[asked.offsets[question] : asked.offsets[question + 1]].tolist())
+            items.append([7, 6] if gone >= {4, 5} or gone >= {1, 2, 3} else [6, 7])
+            scores.append([1.0 - 0.1 * len(gone & {1, 2, 3}), 0.0])
+        return TopTwo(np.asarray(items, np.int64), np.asarray(scores, np.float32))
+
+
+@pytest.mark.parametrize(("exact_size", "expected", "is_smallest"), [(1, [1, 2, 3], False), (2, [4, 5], True)])
+def test_a_set_of_a_greedy_search_is_not_said_to_be_smallest(
+    exact_size: int, expected: list[int], is_smallest: bool
+) -> None:
+    items = np.arange(1, 6, dtype=np.int32)
+    asked = Questions(np.zeros(1, np.int64), pa.array(["u"]), np.asarray([0, 5]), items, np.asarray([6]))
+    top: Any = _AlongAPath()
+    sets = smallest_sets(top, asked, max_size=4, exact_size=exact_size)
+    assert items[sets.removed].tolist() == expected
+    assert sets.found.tolist() == [True]
+    assert sets.is_smallest.tolist() == [is_smallest]
