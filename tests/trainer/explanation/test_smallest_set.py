@@ -88,7 +88,7 @@ def test_the_top_items_are_those_that_shoal_recommends(explained_datasets: Datas
 
 
 class _AlongAPath:
-    """A model of one history of the items 1 to 5, whose top item changes without 4 and 5, or without 1, 2 and 3.
+    """A model of one history of the items 1 to 5. Its top item changes without 4 and 5, or without 1, 2 and 3.
 
     Without 1, and then without 2, the lead is smaller. So a greedy search finds the larger of the two sets.
     """
