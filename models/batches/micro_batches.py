@@ -40,7 +40,12 @@ def with_cuts(batch: HistoryBatch, most_events: int | None) -> HistoryBatch:
     offsets = batch.layout.offsets.numpy()
     if most_events is None or batch.layout.num_events <= most_events:
         return batch
-    ends = piece_ends(offsets, most_events)
+    return cut_at(batch, piece_ends(offsets, most_events))
+
+
+def cut_at(batch: HistoryBatch, ends: list[int]) -> HistoryBatch:
+    """Return a batch (on the CPU) that is cut at these histories, from 0 to B. Equal ends give an empty piece."""
+    offsets = batch.layout.offsets.numpy()
     events = offsets[ends]
     targets = events
     if batch.target_event is not None:

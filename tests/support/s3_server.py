@@ -31,7 +31,7 @@ class S3Server:
     environment: Mapping[str, str]
     """Variables with which a process finds the server and may use it."""
     folder: Path
-    """Where it keeps its data and its log."""
+    """Folder of its data and its log."""
 
 
 def binary() -> str | None:

@@ -9,10 +9,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from models.batches.catalogue_share import CatalogueShare
 from models.batches.history_batch import FIRST_ITEM, HistoryBatch
-from models.batches.jagged import layout_of
-from models.batches.micro_batches import Cut
+from models.batches.micro_batches import cut_at
 from sharding.world import World
 
 
@@ -41,7 +39,7 @@ class CatalogueGroup:
             batch = with_empty_pieces(batch, most - len(counts))
         filled = [of_rank + [0] * (most - len(of_rank)) for of_rank in by_rank]
         pieces = tuple(zip(*filled, strict=True))
-        return replace(batch, share=CatalogueShare(share.first, share.stop, share.place, pieces, self._ranks))
+        return replace(batch, share=replace(share, counts=pieces, ranks=self._ranks))
 
 
 def share_of(rank: int, num_ranks: int, num_known: int) -> tuple[int, int]:
@@ -52,22 +50,6 @@ def share_of(rank: int, num_ranks: int, num_known: int) -> tuple[int, int]:
 
 def with_empty_pieces(batch: HistoryBatch, number: int) -> HistoryBatch:
     """Return the batch with more micro-batches, which hold nothing."""
-    nothing = (0, 0)
-    names = [
-        *(f"events.{name}" for name in batch.items.events),
-        *(f"users.{name}" for name in batch.items.users),
-    ]
-    empty = Cut(nothing, nothing, nothing, dict.fromkeys(names, nothing), layout_of(np.zeros(1, dtype=np.int64)))
-    return replace(batch, cuts=(*(batch.cuts or (whole_piece(batch),)), *[empty] * number))
-
-
-def whole_piece(batch: HistoryBatch) -> Cut:
-    """Return the piece that holds the whole batch."""
-    histories = batch.layout.offsets.numel() - 1
-    values = {
-        f"{owners}.{name}": (0, value.owner.numel())
-        for owners, given in (("events", batch.items.events), ("users", batch.items.users))
-        for name, value in given.items()
-    }
-    events = batch.layout.num_events
-    return Cut((0, histories), (0, events), (0, batch.num_targets), values, batch.layout)
+    num_histories = batch.layout.offsets.numel() - 1
+    ends = [cut.histories[1] for cut in batch.cuts] or [num_histories]
+    return cut_at(batch, [0, *ends, *[num_histories] * number])

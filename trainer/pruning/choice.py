@@ -44,7 +44,7 @@ class Contribution:
     value: float
     """The metric without it."""
     contribution: float
-    """By how much the metric is worse without it. Negative if the model is better without it."""
+    """Deterioration of the metric without it. Negative if the model is better without it."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a person sees of a run: the results next to the baseline, warnings, and which validation is the best."""
+"""Output of a run for people: the results next to the baseline, warnings, and which validation is the best."""
 
 import io
 import re

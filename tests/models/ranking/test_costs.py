@@ -160,7 +160,7 @@ def test_dense_parameters_are_those_of_the_model(form: str) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_pairs_of_candidates_are_those_of_the_layout(seed: int) -> None:
-    """Of rows of candidates, before these are padded to the others of the batch."""
+    """Rows of candidates count before they are padded to the others of the batch."""
     random = np.random.default_rng(seed)
     counts, lengths, attended = random.integers(0, 20, 12), random.integers(0, 30, 12), int(random.integers(1, 20))
     ends = [np.sort(random.integers(0, length + 1, count)) for length, count in zip(lengths, counts, strict=True)]

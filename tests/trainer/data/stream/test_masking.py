@@ -1,4 +1,4 @@
-"""Which events are masked: by brute force, by share, and with any others in the batch."""
+"""Choice of masked events: by brute force, by share, and with any others in the batch."""
 
 import itertools
 

@@ -198,7 +198,7 @@ def test_the_recommended_method_is_the_most_faithful_one() -> None:
 
 
 def test_the_reasons_are_the_events_that_speak_most_for_the_item(page: str) -> None:
-    """Of the values 0.1, -0.2, 0.0 and 0.3: the newest event with three quarters, then the oldest. The second speaks against it."""
+    """With the values 0.1, -0.2, 0.0 and 0.3 the newest event has three quarters, then the oldest. The second one is negative."""
     text = " ".join(Page(page).text.split())
     reasons = text[text.index("Recommended because of") : text.index("Speaks most against it")]
     assert reasons.index("75 % of what speaks for it") < reasons.index("25 % of what speaks for it")
