@@ -77,3 +77,9 @@ def test_a_name_in_a_page_is_text(tmp_path, name):
     text = page.render(tmp_path, "names.html.j2", title=name, name=name)
     for broken in ("<script>alert", "<img"):
         assert broken not in text
+
+
+def test_closed_details_are_printed(tmp_path):
+    (tmp_path / "one.html.j2").write_text('{% extends "page.html.j2" %}')
+    _, _, printed = page.render(tmp_path, "one.html.j2", title="one").partition("@media print{")
+    assert "details::details-content{content-visibility:visible}" in printed
