@@ -7,6 +7,7 @@ driver's first output by seconds.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,13 +83,8 @@ def recommend(asked: RecommendJob, world: World, channel: Channel) -> PartCounts
     """Write this worker's file of recommendations. Raises CheckpointError if the checkpoint was trained on another dataset."""
     from trainer.recommend.run import write_part
 
-    def on_batch(done: int, total: int, owners: int) -> None:
-        everywhere = sum(world.gather_ints(owners))  # all workers have the same number of batches
-        if world.is_first:
-            channel.send({"kind": "recommend", "done": done, "total": total, "owners": everywhere})
-
     trained = _trained(asked.job, asked.checkpoint, "recommend", world, channel, asked.other_data)
-    return write_part(trained, asked.request, world, on_batch)
+    return write_part(trained, asked.request, world, _batch_counter("recommend", "recommendation", world, channel))
 
 
 @dataclass(frozen=True)
@@ -105,14 +101,8 @@ def explain(asked: ExplainJob, world: World, channel: Channel) -> PartResult:
     """Write this worker's files of explanations. Raises CheckpointError if the checkpoint was trained on another dataset."""
     from trainer.explanation.command.write_part import write_part
 
-    def on_batch(done: int, total: int, owners: int) -> None:
-        channel.note("explanation", done)
-        everywhere = sum(world.gather_ints(owners))  # all workers have the same number of batches
-        if world.is_first:
-            channel.send({"kind": "explain", "done": done, "total": total, "owners": everywhere})
-
     trained = _trained(asked.job, asked.checkpoint, "explain", world, channel)
-    return write_part(trained, asked.request, world, on_batch)
+    return write_part(trained, asked.request, world, _batch_counter("explain", "explanation", world, channel))
 
 
 @dataclass(frozen=True)
@@ -175,6 +165,25 @@ def _loaded(
     load_for_evaluation(checkpoint, built)
     refuse_broken_checkpoint(checkpoint, tensors_of(built.sharded_model, built.tables, None), world)
     return built
+
+
+def _batch_counter(kind: str, phase: str, world: World, channel: Channel) -> Callable[[int, int, int], None]:
+    """Return a callback for each batch: a sign of progress of this rank, and the owners of all ranks for the driver.
+
+    Args:
+        kind: of the event for the driver.
+        phase: of the rank, as the watchdog and a failure name it.
+        world: the ranks, all of which have the same number of batches.
+        channel: to the driver.
+    """
+
+    def on_batch(done: int, total: int, owners: int) -> None:
+        channel.note(phase, done)
+        everywhere = sum(world.gather_ints(owners))
+        if world.is_first:
+            channel.send({"kind": kind, "done": done, "total": total, "owners": everywhere})
+
+    return on_batch
 
 
 def _announce(text: str, world: World, channel: Channel) -> None:

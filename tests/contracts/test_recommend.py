@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -140,6 +140,34 @@ def test_files_of_users_and_items_choose_them(rank_pool: RankPool, events: Confi
     )
     assert isinstance(model, shoal.NextItemRecommender)
     assert_same(similar, model.similar_items(["i03", "i07", "i11"], 2))
+
+
+def noted_by_rank(world: World, function: Any, argument: Any) -> tuple[Any, list[tuple[str, int]]]:
+    notes: list[tuple[str, int]] = []
+    channel = replace(SILENT, note=lambda phase, step, examples=0: notes.append((phase, step)))
+    return function(argument, world, channel), notes
+
+
+class NotedWorkers(PoolWorkers):
+    """Workers that keep what each rank notes of its progress."""
+
+    notes: list[list[tuple[str, int]]]
+
+    def run(self, function: Any, argument: Any, on_event: Any, stop: Any = None) -> list[Any]:
+        results = self.pool.run(self.number, noted_by_rank, function, argument)
+        self.notes = [notes for _, notes in results]
+        return [result for result, _ in results]
+
+
+def test_each_rank_notes_its_progress(rank_pool: RankPool, events: Config, tmp_path: Path) -> None:
+    """A rank without progress is killed after `cluster.recovery.start_seconds`."""
+    workers = NotedWorkers(rank_pool, 2)
+    smaller = events.model_copy(update={"evaluate": events.evaluate.model_copy(update={"batch_size": 4})})
+    with View(plain_console(quiet=True)) as view:
+        run_recommend_stage(smaller, Options(), None, tmp_path / "out", cast(Any, workers), view)
+    for notes in workers.notes:
+        assert len(notes) >= 2
+        assert notes == [("recommendation", done) for done in range(1, len(notes) + 1)]
 
 
 def test_it_is_done_once_and_replaced_as_a_whole(rank_pool: RankPool, events: Config, tmp_path: Path) -> None:

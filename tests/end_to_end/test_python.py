@@ -48,7 +48,7 @@ with open(sys.argv[3], "w") as file:
     json.dump(answer, file)
 """
 
-# Ctrl-C comes when training is announced; another thread then trains to the end. All calls use one session of Ray.
+# Ctrl-C comes when training is announced; another thread then runs to the end. All calls use one session of Ray.
 STOPPED_AND_RESUMED = """
 import os, signal, sys, threading
 import shoal
@@ -68,10 +68,10 @@ except shoal.StoppedError as error:
     print(error)
 print(shoal.Run.open(sys.argv[2]).stages["train"])
 results = []
-thread = threading.Thread(target=lambda: results.append(shoal.train(config, quiet=True)))
+thread = threading.Thread(target=lambda: results.append(shoal.run(config, quiet=True)))
 thread.start()
 thread.join()
-print(results[0].reason)
+print(results[0].training.reason)
 print(shoal.evaluate(config, quiet=True).report.exists())
 print(ray.is_initialized())
 """
