@@ -8,14 +8,15 @@ import time
 
 import psutil
 
-from cluster.ray_cluster.reaper import GRACE_SECONDS
+from cluster.ray_cluster.reaper import GRACE_SECONDS, LOOK_SECONDS
 
 SCRIPT = """
 import subprocess, sys, time
 from cluster.ray_cluster import reaper
 other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
 earlier = reaper.descendants()
-started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], start_new_session=True)
+starts_another = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(120)'])"
+started = subprocess.Popen([sys.executable, "-c", starts_another], start_new_session=True)
 mine = reaper.started_since(earlier)
 with reaper.reaping(mine):
     print(started.pid, other.pid, flush=True)
@@ -60,6 +61,26 @@ def test_what_a_killed_driver_leaves_is_ended_and_nothing_else() -> None:
         assert not gone(other, 0.3)
     finally:
         end(started, other)
+
+
+def test_a_stopped_process_that_was_started_later_is_ended_too() -> None:
+    """The one that started it ends with the driver, as a raylet does, and a stopped process sees nothing of that."""
+    driver, started, other = started_driver("wait")
+    children: list[psutil.Process] = []
+    try:
+        deadline = time.monotonic() + 30.0
+        while not children and time.monotonic() < deadline:
+            children = psutil.Process(started).children()
+            time.sleep(0.1)
+        (child,) = children
+        child.suspend()
+        time.sleep(2 * LOOK_SECONDS)
+        end(started, driver.pid)
+        driver.wait()
+        assert gone(child.pid, 30.0)
+        assert not gone(other, 0.3)
+    finally:
+        end(started, other, *(child.pid for child in children))
 
 
 def test_a_session_that_ends_by_itself_ends_nothing() -> None:
