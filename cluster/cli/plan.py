@@ -9,6 +9,7 @@ from cluster.cli.options import AsJson, Overrides, console_for, print_json
 # Written out, so that --help imports no module that knows them. A test compares the two.
 Device = Literal["cpu", "cuda"]
 GpuPreset = Literal["a100-80gb", "h100-80gb", "h200-141gb"]
+Scaling = Literal["weak", "strong"]
 
 
 def plan(
@@ -36,7 +37,26 @@ def plan(
         list[str] | None,
         typer.Option(metavar="RUN_DIR", help="fit the cost model to the measurements of this run; repeatable"),
     ] = None,
-    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="folder for plan.json and plan.html")] = None,
+    simulate: Annotated[
+        bool,
+        typer.Option("--simulate", help="predict step time, traffic, cost of failures and goodput for several workers"),
+    ] = False,
+    workers: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="with --simulate: numbers of workers; default: powers of two up to 1,024"),
+    ] = None,
+    scaling: Annotated[
+        Scaling | None,
+        typer.Option(help="with --simulate: weak keeps the batch per worker (default), strong keeps the global batch"),
+    ] = None,
+    constants: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="with --simulate: TOML file with constants of devices and storage"),
+    ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="folder for plan.json and plan.html, or simulation.json and .html"),
+    ] = None,
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
@@ -52,8 +72,36 @@ def plan(
         "preset": preset,
     }
     settings = [f"{name}={value}" for name, value in options.items() if value is not None]
-    answer = command.run(config, [*(overrides or []), *settings], rows or [], compare, out, calibrate or [])
+    every = [*(overrides or []), *settings]
+    refuse_together(simulate, compare, workers, scaling, constants)
+    if simulate:
+        from cluster.plan.simulation import command as simulation
+
+        of_workers = simulation.run(
+            config, every, rows or [], workers, scaling or "weak", constants, out, calibrate or []
+        )
+        if as_json:
+            print_json(simulation.json_of(of_workers))
+        else:
+            simulation.print_for_people(of_workers, console_for(False))
+        return
+    answer = command.run(config, every, rows or [], compare, out, calibrate or [])
     if as_json:
         print_json(command.json_of(answer))
     else:
         command.print_for_people(answer, console_for(False))
+
+
+def refuse_together(
+    simulate: bool, compare: str | None, workers: str | None, scaling: str | None, constants: str | None
+) -> None:
+    """Raise UserError for options that have no effect together."""
+    from trainer.errors import UserError
+
+    if simulate and compare is not None:
+        raise UserError(
+            "--compare: has no effect with --simulate; simulate each of the settings by a command of its own"
+        )
+    for name, value in (("--workers", workers), ("--scaling", scaling), ("--constants", constants)):
+        if value is not None and not simulate:
+            raise UserError(f"{name}: has an effect with --simulate only; add --simulate, or omit it")

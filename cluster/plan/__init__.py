@@ -7,6 +7,7 @@ Files:
     grids.py        the figures of a plan as values and as text tables
     picture.py      a plan as a picture: ranks, shards, seconds
     plan.html.j2    the page of a plan
+    simulation/     `shoal plan --simulate`: predictions for several numbers of workers
     request.py      from a config or a workload, and options, to loads and devices
     workload.py     settings of a workload: tables and devices without logs
 """

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from trainer.data.stream.examples import Examples, num_windows
 from trainer.data.stream.dealing import dealt, runs_within
+from trainer.data.stream.examples import Examples, num_windows
 from trainer.data.stream.global_batches import GlobalBatches
 
 
