@@ -9,12 +9,14 @@ training loop: the median over the steps of each turn.
 import argparse
 import itertools
 import json
+import logging
 import os
 import platform
 import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -40,9 +42,9 @@ from trainer.data.synthetic.world import SyntheticConfig
 from trainer.loop.train import Training
 
 WORKERS = (1, 2, 4, 8)
-STEPS, WARM_UP = 60, 10
+STEPS, WARM_UP = 40, 8
 TIMEOUT = timedelta(minutes=5)
-NUM_USERS, NUM_ITEMS, MEAN_EVENTS = 4000, 3000, 60.0
+NUM_USERS, NUM_ITEMS, MEAN_EVENTS = 4000, 3000, 40.0
 
 PREDICTED: dict[str, Any] = {
     "model": {
@@ -59,7 +61,7 @@ CALIBRATED: dict[str, tuple[dict[str, Any], int, int]] = {
     "large": ({"encoder": {"kind": "hstu", "num_blocks": 4}, "dim": 96}, 32, 1),
     "pair": ({"encoder": {"kind": "hstu", "num_blocks": 2}, "dim": 48}, 96, 2),
 }
-BATCH = 64  # of one worker under weak scaling; of all under strong scaling
+BATCH = 48  # of one worker under weak scaling; of all under strong scaling
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,8 @@ def _train(config: Config) -> float:
 def _rank(rank: int, config: Config, store: str, pipe: Connection) -> None:
     """Train as one rank, and send the times at which its steps began."""
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
     size = config.cluster.num_workers
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT)
     training = Training(job_of(config), current_world(torch.device("cpu")), SILENT)

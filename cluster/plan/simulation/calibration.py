@@ -2,7 +2,8 @@
 
 A run's placement.json has the mean time of a step by part, matmul_peak.json the peak rate of products. Runs on one worker give
 efficiency, memory_factor and step_seconds: what is left of a step without its tables is linear in 1 / efficiency and the others
-(sharding.planning.calibrate). Runs on several workers give busy_core_speed and, from what is then left, the latency of a sum.
+(sharding.planning.calibrate). Runs with as many threads as cores give busy_core_speed, from their dense part. Runs on several
+workers give the latency of a sum, from what is then left of a step.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from cluster.plan.request import read_request
 from cluster.plan.simulation.config import HistoriesConfig
 from cluster.plan.simulation.examples import TrainingSet, dense_work, read_training_set
 from cluster.plan.simulation.profiles import Constant, Constants
-from cluster.plan.simulation.step import Machine, step_seconds
+from cluster.plan.simulation.step import Machine, StepSeconds, num_sums, step_seconds
 from sharding.planning.calibrate import fit_linear
 from trainer.costing.matmul_peak import MatmulPeak, read_peak
 from trainer.errors import UserError
@@ -40,6 +41,7 @@ class MeasuredRun:
     examples: TrainingSet
     peak: MatmulPeak
     seconds: float  # of a step, mean over steps and ranks
+    dense_seconds: float  # of its dense part
 
     @property
     def workers(self) -> int:
@@ -62,8 +64,9 @@ def fitted_constants(runs: Sequence[str], profile: Constants, fitted: Fitted) ->
     together = [run for run in measured if run.workers > 1]
     if not together:
         return constants
-    busy = median(run.peak.flops_per_second / run.workers for run in together) / constants.peak_flops.value
-    constants = replace(constants, busy_core_speed=Constant(min(1.0, busy), source))
+    full = [run for run in together if _machine(run, constants).is_full]
+    if full:
+        constants = replace(constants, busy_core_speed=_fit_speed(full, constants, source))
     return replace(constants, sum_latency_seconds=_fit_latency(together, constants, source))
 
 
@@ -83,11 +86,12 @@ def read_run(run: str, fitted: Fitted) -> MeasuredRun:
     planned = make(request, fitted)
     examples = read_training_set(config, HistoriesConfig(), 1)
     of_ranks = np.sum(list(steps["seconds"].values()), axis=0)
-    return MeasuredRun(folder, config, planned, examples, peak, float(np.mean(of_ranks)))
+    dense = float(np.mean(steps["seconds"]["dense"]))
+    return MeasuredRun(folder, config, planned, examples, peak, float(np.mean(of_ranks)), dense)
 
 
 def _peak_of(runs: Sequence[MeasuredRun], source: str) -> Constant:
-    return Constant(median(run.peak.flops_per_second / run.workers for run in runs), source)
+    return Constant(max(run.peak.flops_per_second / run.workers for run in runs), source)
 
 
 def _fit_dense(runs: Sequence[MeasuredRun], profile: Constants, source: str) -> Constants:
@@ -112,14 +116,27 @@ def _fit_dense(runs: Sequence[MeasuredRun], profile: Constants, source: str) -> 
     )
 
 
+def _machine(run: MeasuredRun, constants: Constants) -> Machine:
+    return Machine(constants, run.planned.request.topology, run.config.cluster.cpus_per_worker)
+
+
+def _step(run: MeasuredRun, constants: Constants) -> StepSeconds:
+    work = dense_work(run.config, run.examples, run.workers)
+    return step_seconds(run.config, run.planned, run.examples, work, _machine(run, constants))
+
+
+def _fit_speed(runs: Sequence[MeasuredRun], constants: Constants, source: str) -> Constant:
+    """Return the speed of a core while all cores work: the dense part that is predicted at full speed over the measured one."""
+    alone = replace(constants, busy_core_speed=Constant(1.0, source))
+    speeds = [_step(run, alone).dense / run.dense_seconds for run in runs]
+    return Constant(min(1.0, float(median(speeds))), source)
+
+
 def _fit_latency(runs: Sequence[MeasuredRun], constants: Constants, source: str) -> Constant:
     """Return the latency of a sum: what the prediction without it leaves of a step, for each sum."""
     without = replace(constants, sum_latency_seconds=Constant(0.0, source))
     left = []
     for run in runs:
-        machine = Machine(without, run.planned.request.topology, run.config.cluster.cpus_per_worker)
-        work = dense_work(run.config, run.examples, run.workers)
-        predicted = step_seconds(run.config, run.planned, run.examples, work, machine).total
-        sums = 2 if run.config.train.clip_norm is None else 4
-        left.append(max(0.0, run.seconds - predicted) / (sums * machine.slowdown))
+        sums = num_sums(run.config) * _machine(run, without).slowdown
+        left.append(max(0.0, run.seconds - _step(run, without).total) / sums)
     return Constant(float(median(left)), source)

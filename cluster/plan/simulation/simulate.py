@@ -91,7 +91,7 @@ class Base:
 
     def request_of(self, workers: int) -> PlanRequest:
         """Return the request of a plan for a number of workers, with their global batch."""
-        own = [f"devices={workers}"]
+        own = [f"devices={workers}", "cluster.min_workers=none"]  # which may be more than these
         train = self.config.train
         if self.scaling == "weak":
             name = "batch_size" if train.batch_tokens is None else "batch_tokens"

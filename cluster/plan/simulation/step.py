@@ -62,6 +62,11 @@ class Machine:
         return self.busy / self.speed
 
     @property
+    def is_full(self) -> bool:
+        """True if the workers of a host have as many threads as it has cores."""
+        return self._occupied == 1.0
+
+    @property
     def num_hosts(self) -> int:
         """The number of hosts."""
         return -(-self.topology.num_devices // self.topology.devices_per_host)
@@ -147,14 +152,18 @@ def step_seconds(
     return replace(parts, data_wait=max(0.0, reading - parts.total))
 
 
+def num_sums(config: Config) -> int:
+    """Return the sums over all ranks in a step."""
+    return 2 if config.train.clip_norm is None else 4
+
+
 def _sum_seconds(config: Config, work: DenseWork, machine: Machine) -> float:
     topology = machine.topology
     if topology.num_devices == 1:
         return 0.0
-    count = 2 if config.train.clip_norm is None else 4
     num_bytes = FLOAT * work.dense_parameters + 2 * FLOAT * (AGREED_NUMBERS + 2 * topology.num_devices)
     latency = machine.constants.sum_latency_seconds.value + machine.added_latency()
-    return count * latency + all_reduce_seconds(num_bytes, topology)
+    return num_sums(config) * latency + all_reduce_seconds(num_bytes, topology)
 
 
 def read_bytes(config: Config, examples: TrainingSet, num_ranks: int) -> float:

@@ -28,10 +28,10 @@ from trainer.loop.train import Training
 FITTED = Fitted((), "cpu", Calibration(CONSTANTS["cpu"], 1, {}, {}))
 TRUE = replace(
     cpu_profile(8),
-    peak_flops=Constant(2e9, ""),
+    peak_flops=Constant(2e11, ""),
     efficiency=Constant(0.25, ""),
     memory_factor=Constant(2.5, ""),
-    step_seconds=Constant(2e-3, ""),
+    step_seconds=Constant(5e-4, ""),
     busy_core_speed=Constant(0.8, ""),
     sum_latency_seconds=Constant(4e-3, ""),
 )
@@ -51,13 +51,12 @@ def run_folder(folder: Path, dataset: Path, dim: int, batch: int, workers: int, 
     folder.mkdir(parents=True)
     write_config(folder, config)
     # A first peak and time, so that the run can be read.
-    write_steps(folder, workers, 1.0, 1.0)
+    write_steps(folder, workers, 0.5, 0.5, 1.0)
     run = read_run(str(folder), FITTED)
     machine = Machine(constants, run.planned.request.topology, 1)
     work = dense_work(config, run.examples, workers)
     parts = step_seconds(config, run.planned, run.examples, work, machine)
-    # The mean over ranks of the dense part, and the wait for the straggler, as the parts of a measured step.
-    write_steps(folder, workers, parts.total, constants.peak_flops.value * machine.speed * workers)
+    write_steps(folder, workers, parts.dense, parts.total - parts.dense, constants.peak_flops.value * workers)
     return str(folder)
 
 
@@ -65,8 +64,8 @@ def write_config(folder: Path, config: Config) -> None:
     (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
 
 
-def write_steps(folder: Path, workers: int, seconds: float, flops: float) -> None:
-    steps = {"num_steps": 5, "seconds": {"dense": [0.75 * seconds] * workers, "update": [0.25 * seconds] * workers}}
+def write_steps(folder: Path, workers: int, dense: float, others: float, flops: float) -> None:
+    steps = {"num_steps": 5, "seconds": {"dense": [dense] * workers, "update": [others] * workers}}
     (folder / "placement.json").write_text(json.dumps({"steps": steps}))
     write_peak(folder, MatmulPeak(flops, workers, 1024, "float32"))
 

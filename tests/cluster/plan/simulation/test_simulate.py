@@ -1,24 +1,29 @@
 """Simulations through the command line: limits with known values, the effect of every constant and option, mistakes by name."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from click.testing import Result
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
+from cluster.cli import plan
 from cluster.cli.app import app
 from cluster.plan.simulation.command import workers_given
 from cluster.plan.simulation.config import SimulationConfig
 from cluster.plan.simulation.profiles import GPU_PEAKS, Constants
+from cluster.plan.simulation.simulate import Scaling
 from sharding.errors import PlacementError
 from sharding.planning.topology import DEVICES
 from tests.support.datasets import tiny_dataset
 from tests.support.html_page import Page, assert_loads_nothing
 from trainer.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[4]
 LENGTHS = ("--set", "simulation.histories.mean_events=30", "--set", "simulation.histories.variation=0.8")
 ROWS = ("--rows", "item=1e6")
 # No latency, and bandwidths that make communication free.
@@ -66,7 +71,8 @@ def mistake(path: Path, *arguments: str) -> str:
 
 @pytest.mark.parametrize("device", [[], ["--device", "cuda"]])
 def test_without_latency_and_with_equal_work_weak_scaling_is_perfect(config: Path, device: list[str]) -> None:
-    values = simulated(config, *settings(*FREE, "simulation.compute.busy_core_speed=1"), *device)
+    arguments = [*settings(*FREE, "simulation.compute.busy_core_speed=1"), *device]
+    values = simulated(config, *arguments, rows=("--rows", f"item={1 << 20}"))  # equal blocks of rows
     assert [point["workers"] for point in values["points"]] == [1 << power for power in range(11)]
     for point in values["points"]:
         assert point["efficiency"] == pytest.approx(1.0, abs=1e-6)
@@ -90,6 +96,11 @@ def test_weak_scaling_keeps_the_batch_of_a_worker(config: Path) -> None:
     tokens = simulated(config, "--workers", "1,8", "--set", "train.batch_tokens=4000")
     assert [point["batch"] for point in tokens["points"]] == [1000, 8000]
     assert tokens["batch_unit"] == "input events"
+
+
+def test_fewer_workers_than_the_config_trains_with_can_be_simulated(config: Path) -> None:
+    values = simulated(config, "--workers", "1", "--set", "cluster.min_workers=3")
+    assert [point["workers"] for point in values["points"]] == [1]
 
 
 def test_efficiency_and_goodput_fall_with_workers(config: Path) -> None:
@@ -210,8 +221,14 @@ def constants_of(model: type[BaseModel]) -> set[str]:
     }
 
 
-def test_every_constant_is_tried() -> None:
+def test_every_constant_is_tried_and_described() -> None:
     assert constants_of(SimulationConfig) == EFFECTS.keys()
+    page = (ROOT / "docs" / "sharding.md").read_text(encoding="utf-8")
+    assert [name for name in EFFECTS if f"`{name}`" not in page] == []
+
+
+def test_the_command_line_knows_both_kinds_of_scaling() -> None:
+    assert get_args(plan.Scaling) == get_args(Scaling)
 
 
 @pytest.mark.parametrize(("name", "value"), EFFECTS.items())
@@ -325,7 +342,7 @@ def test_the_same_command_gives_the_same_figures(config: Path) -> None:
         (["--compare", "devices=3"], "--compare: has no effect with --simulate"),
         (["--set", "simulation.compute.efficency=1"], "compute.efficency: no such setting; did you mean compute.efficiency?"),
         (["--set", "simulation.compute.efficiency=2.0"], "compute.efficiency: must be less than or equal to 1"),
-        (["--set", "simulation.storage.read_bandwidth=fast"], "storage.read_bandwidth: could not interpret"),
+        (["--set", "simulation.storage.read_bandwidth=fast"], "storage.read_bandwidth: could not parse"),
         (["--set", "simulation.histories.variation=1.0"], "needs simulation.histories.mean_events"),
         (["--set", "simulation.network=3"], "network: must be a table of settings"),
         (["--constants", "none.toml"], "none.toml: no such file"),
@@ -344,10 +361,32 @@ def test_options_of_a_simulation_need_it(config: Path) -> None:
 
 
 def test_a_workload_and_a_ranker_without_a_dataset_are_refused(config: Path) -> None:
-    root = Path(__file__).resolve().parents[4] / "configs"
+    root = ROOT / "configs"
     assert "is a workload, which has tables only" in mistake(root / "plans" / "next_item_1024gpu.toml")
     message = mistake(root / "synthetic_ranking.toml", *ROWS, "--set", f"run.dir={config.parent / 'other'}")
     assert "run `shoal prepare` first" in message
+
+
+def test_a_mistake_ends_with_two_and_one_message(config: Path) -> None:
+    command = [sys.executable, "-m", "cluster.cli", "plan", str(config), *ROWS, "--simulate", "--workers", "none"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("shoal: --workers none: write numbers")
+    assert "Traceback" not in done.stderr
+
+
+def test_it_loads_neither_torch_nor_ray(config: Path) -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner; from cluster.cli.app import app; "
+        f"done = CliRunner().invoke(app, ['plan', {str(config)!r}, '--rows', 'item=1e6', '--simulate', '--workers', '1,8', "
+        f"'--out', {str(config.parent / 'out')!r}]); "
+        "print(done.exit_code, sorted({'torch', 'torchrec', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "0 []"
 
 
 def test_numbers_of_workers_are_sorted_and_unique() -> None:
