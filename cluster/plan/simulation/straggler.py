@@ -49,7 +49,7 @@ def slowest_of_examples(examples: ExampleWork, batch_size: int, num_ranks: int) 
     share, rest = divmod(batch_size, num_ranks)
     largest = share + (rest > 0)
     step = examples.deviation / CELLS_PER_DEVIATION
-    # Without a spread that can be told from rounding, the ranks with most examples have most work.
+    # Without a spread that exceeds rounding, the ranks with most examples have most work.
     if num_ranks == 1 or step <= 1e-9 * examples.mean:
         return largest * examples.mean
     deviations = WIDTH_IN_DEVIATIONS * np.sqrt(largest) * examples.deviation

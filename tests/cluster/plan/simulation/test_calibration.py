@@ -40,7 +40,7 @@ ALONE = ((8, 8), (64, 32), (256, 8), (16, 256), (128, 64))
 
 
 def run_folder(folder: Path, dataset: Path, dim: int, batch: int, workers: int, constants: Constants) -> str:
-    """Write the run folder of a training whose steps took as long as the constants predict; return its path."""
+    """Write the run folder of a training with the step times that the constants predict; return its path."""
     config = tiny_config(
         folder,
         dataset,

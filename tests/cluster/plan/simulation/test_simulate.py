@@ -340,7 +340,7 @@ def test_the_same_command_gives_the_same_figures(config: Path) -> None:
         (["--workers", "0"], "--workers 0: write numbers from 1 to 65,536"),
         (["--workers", "1,many"], "--workers 1,many: write numbers"),
         (["--compare", "devices=3"], "--compare: has no effect with --simulate"),
-        (["--set", "simulation.compute.efficency=1"], "compute.efficency: no such setting; did you mean compute.efficiency?"),
+        (["--set", "simulation.compute.peak_flop=1"], "compute.peak_flop: no such setting; did you mean compute.peak_flops?"),
         (["--set", "simulation.compute.efficiency=2.0"], "compute.efficiency: must be less than or equal to 1"),
         (["--set", "simulation.storage.read_bandwidth=fast"], "storage.read_bandwidth: could not parse"),
         (["--set", "simulation.histories.variation=1.0"], "needs simulation.histories.mean_events"),
