@@ -27,7 +27,8 @@ def _speed(simulation: Simulation) -> Plot:
     axes.plot(workers, speed, color=COLOURS[0], marker="o", label="steps")
     axes.plot(workers, kept, color=COLOURS[1], marker="s", label="kept after failures")
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    if speed.all():  # there are rankers without any event
+        axes.set_yscale("log")
     axes.set_xticks(workers, [f"{int(number):,}" for number in workers])
     axes.set_xlabel("workers")
     axes.set_ylabel("input events per second")

@@ -225,10 +225,13 @@ def _interpolated(lengths: NDArray[np.int64], values: list[float]) -> Float64:
 
 
 def _ranking_work(config: Config, examples: TrainingSet, facts: TrainingFacts) -> DenseWork:
-    """Return the work of a ranker: the mean per example, spread over examples by the events that they gather."""
+    """Return the work of a ranker: the mean per example, spread over examples by the events that they gather.
+
+    It includes the bytes of looked-up rows and of the dense weights, which the cost model has per impression only.
+    """
     of_training = costs_of_training(config, facts)
     per_example = of_training.per_step / min(config.train.batch_size, _num_examples(facts))
-    share = examples.lengths / max(1e-9, examples.mean)
+    share = examples.lengths / examples.mean if examples.mean else np.ones(examples.lengths.size)
     costs = of_training.costs
     return DenseWork(
         costs.total.matmul * per_example * share,

@@ -38,7 +38,7 @@ class Point:
     parts: StepSeconds
     examples_per_second: float
     events_per_second: float
-    efficiency: float  # events per second and worker, compared with the fewest workers that are simulated
+    efficiency: float  # examples per second and worker, compared with the fewest workers that are simulated
     sent_bytes: float  # most that a rank sends in a step to look up tables
     gradient_bytes: float  # of dense weights, summed over ranks
     read_bytes: float  # that a rank reads in a step
@@ -207,8 +207,8 @@ def simulate(base: Base, workers: Sequence[int], fitted: Fitted | None = None) -
 
 def _compared(point: Point, first: Point) -> Point:
     """Return a point with its efficiency, compared with the first one."""
-    per_worker = point.events_per_second / point.workers
-    return replace(point, efficiency=per_worker * first.workers / first.events_per_second)
+    per_worker = point.examples_per_second / point.workers
+    return replace(point, efficiency=per_worker * first.workers / first.examples_per_second)
 
 
 def _point(base: Base, planned: Planned, machine: Machine, config: Config) -> Point:

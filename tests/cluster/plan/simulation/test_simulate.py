@@ -19,6 +19,7 @@ from cluster.plan.simulation.profiles import GPU_PEAKS, Constants
 from cluster.plan.simulation.simulate import Scaling
 from sharding.errors import PlacementError
 from sharding.planning.topology import DEVICES
+from tests.cluster.study.test_costing import write_dataset as write_ranking_dataset
 from tests.support.datasets import tiny_dataset
 from tests.support.html_page import Page, assert_loads_nothing
 from trainer.errors import UserError
@@ -106,7 +107,8 @@ def test_fewer_workers_than_the_config_trains_with_can_be_simulated(config: Path
 def test_efficiency_and_goodput_fall_with_workers(config: Path) -> None:
     points = simulated(config, *LENGTHS, "--device", "cuda")["points"]
     efficiency = [point["efficiency"] for point in points]
-    goodput = [point["failures"]["goodput"] for point in points]
+    # On one host more workers do not fail more often, and copy a checkpoint in less time.
+    goodput = [point["failures"]["goodput"] for point in points if point["workers"] >= 8]
     assert efficiency == sorted(efficiency, reverse=True)
     assert goodput == sorted(goodput, reverse=True)
     assert goodput[-1] < goodput[0]
@@ -304,6 +306,22 @@ def test_a_dataset_gives_lengths_and_bytes(config: Path, tmp_path: Path) -> None
     assert values["facts"]["bytes_per_event"] > 0
     assert not any("there is no dataset" in line for line in values["assumptions"])
     assert "holds a dataset, and the lengths of its histories are used" in mistake(config, *LENGTHS)
+
+
+@pytest.mark.parametrize("num_events", [12, 0])
+def test_a_ranker_is_simulated_on_its_dataset(tmp_path: Path, num_events: int) -> None:
+    write_ranking_dataset(tmp_path / "run" / "dataset", num_events)
+    path = tmp_path / "ranking.toml"
+    path.write_text(
+        f'[run]\ndir = "{tmp_path / "run"}"\n[logs]\npath = "e.parquet"\nlabels = ["click"]\nhistory_label = "click"\n'
+        "[model]\nmax_history = 20\n[train]\nbatch_size = 8\n"
+    )
+    values = simulated(path, "--workers", "1,2,64", rows=())
+    assert [point["batch"] for point in values["points"]] == [4, 8, 256]
+    assert values["points"][0]["efficiency"] == 1.0
+    for point in values["points"]:
+        assert point["parts"]["dense"] > 0.0
+        assert 0.0 < point["efficiency"] <= 1.0
 
 
 def test_people_see_all_figures_and_the_page_needs_nothing_else(config: Path) -> None:
