@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import markdown, with_table
-from sharding.planning.units import count_text, seconds_text
+from sharding.planning.units import bytes_text, count_text, seconds_text
 
 VALIDATION = Path("docs/results/simulation.json")
 SCALING = Path("docs/results/scaling_hstu/simulation.json")
+BY_BUDGET = Path("docs/results/scaling_hstu_budget/simulation.json")
 PAGE = Path("docs/sharding.md")
 
 
@@ -18,6 +19,7 @@ def main() -> None:
     text = PAGE.read_text(encoding="utf-8")
     text = with_table(text, "simulation", compared(json.loads(VALIDATION.read_text(encoding="utf-8"))))
     text = with_table(text, "scaling", scaling(json.loads(SCALING.read_text(encoding="utf-8"))))
+    text = with_table(text, "scaling by budget", by_budget(json.loads(BY_BUDGET.read_text(encoding="utf-8"))))
     PAGE.write_text(text, encoding="utf-8")
 
 
@@ -55,6 +57,23 @@ def scaling(values: dict[str, Any]) -> str:
             f"{point['efficiency']:.1%}",
             seconds_text(point["failures"]["interval_seconds"]),
             f"{point['failures']['goodput']:.2%}",
+        ]
+        for point in values["points"]
+    ]
+    return markdown(header, lines)
+
+
+def by_budget(values: dict[str, Any]) -> str:
+    """Return the parts of a step that a budget of events changes."""
+    header = ["GPUs", "step", "straggler", "read by all", "data wait", "efficiency"]
+    lines = [
+        [
+            f"{point['workers']:,}",
+            seconds_text(point["step_seconds"]),
+            seconds_text(point["parts"]["straggler"]),
+            f"{bytes_text(point['read_bytes_per_second'])}/s",
+            seconds_text(point["parts"]["data_wait"]) if point["parts"]["data_wait"] else "-",
+            f"{point['efficiency']:.1%}",
         ]
         for point in values["points"]
     ]

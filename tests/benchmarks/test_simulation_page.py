@@ -3,7 +3,7 @@
 import json
 
 from benchmarks import simulation_page
-from benchmarks.simulation_page import PAGE, SCALING, VALIDATION, compared, scaling
+from benchmarks.simulation_page import BY_BUDGET, PAGE, SCALING, VALIDATION, by_budget, compared, scaling
 from tests.test_docs import ROOT
 
 
@@ -11,6 +11,7 @@ def test_the_tables_of_the_page_are_those_of_the_stored_results() -> None:
     text = (ROOT / PAGE).read_text(encoding="utf-8")
     assert compared(json.loads((ROOT / VALIDATION).read_text(encoding="utf-8"))) in text
     assert scaling(json.loads((ROOT / SCALING).read_text(encoding="utf-8"))) in text
+    assert by_budget(json.loads((ROOT / BY_BUDGET).read_text(encoding="utf-8"))) in text
 
 
 def test_a_row_shows_the_median_the_spread_and_the_error() -> None:
