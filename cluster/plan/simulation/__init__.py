@@ -1,4 +1,6 @@
-"""`shoal plan --simulate`: step time, traffic, cost of failures and goodput for several numbers of workers. No torch, no ray.
+"""`shoal plan --simulate`: step time, traffic, cost of failures and goodput for several numbers of workers.
+
+Imports neither torch nor ray. Only daily training of a ranker on its dataset loads torch, to count the examples of its days.
 
 Files:
     calibration.py  constants of the dense part, fitted to measured runs
