@@ -27,6 +27,7 @@ from benchmarks import (
     scoring,
     serving,
     sharded_lookup,
+    simulation,
     streaming,
     training,
 )
@@ -55,6 +56,7 @@ SECTIONS = (
     "prepare",
     "stream",
     "train",
+    "simulate",
     "evaluate",
     "checkpoint",
 )
@@ -203,6 +205,8 @@ def _run(folder: Path, arguments: argparse.Namespace) -> list[Comparison]:
         if "evaluate" in only:
             for num_items in evaluating.CATALOGUES:
                 comparisons += _evaluate(folder, int(num_items * scale), turns)
+        if "simulate" in only:
+            comparisons += simulation.compare(folder / "simulation", turns)
         if "checkpoint" in only:
             comparisons += _checkpoint(folder, scale, turns)
         if "train" not in only:

@@ -17,6 +17,7 @@ from cluster.cli import config_docs
 from cluster.cli.app import app
 from cluster.config.file import read_values
 from cluster.config.run_config import check_config, load_config
+from cluster.plan.simulation.config import read_constants_file
 from cluster.plan.workload import check_workload
 from cluster.study.config import read_study
 from cluster.study.trials import plan_trials
@@ -79,7 +80,8 @@ def test_commands_in_the_docs_exist_with_their_options(page: str, command: str) 
     if config is not None and config.startswith("configs/plans/"):
         check_workload(read_values(ROOT / config), config, context.params["overrides"] or [])
     elif config is not None and config.startswith("configs/"):
-        load_config(ROOT / config, context.params["overrides"] or None)
+        _, overrides = read_constants_file(None, context.params["overrides"] or [])
+        load_config(ROOT / config, overrides or None)
     if study is not None and study.startswith("configs/"):
         assert plan_trials(read_study(ROOT / study, context.params["overrides"])).trials
 
@@ -101,7 +103,7 @@ def test_plans_in_the_docs_are_made(page: str, command: str, tmp_path: Path, mon
         tiny_dataset(Path("runs/mine/dataset"))
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, f"{page}: {command}: {done.exception}"
-    assert Path("runs/mine/plan/plan.json").exists()
+    assert Path("runs/mine/plan", "simulation.json" if "--simulate" in arguments else "plan.json").exists()
 
 
 @pytest.mark.parametrize(("page", "text"), CONFIGS)

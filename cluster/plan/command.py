@@ -136,7 +136,7 @@ def print_for_people(answer: PlanAnswer, console: Console) -> None:
     if answer.fitted is not None:
         shown = [*shown, *answer.fitted.grids]
     for grid in shown:
-        console.print(_rich(grid), "")
+        console.print(rich_table(grid), "")
     for planned, name in ((answer.planned, ""), (answer.other, "compared: ")):
         for kind, lines in (("note", planned.request.assumptions), ("warning", planned.warnings)) if planned else ():
             for line in lines:
@@ -219,7 +219,8 @@ def _page(answer: PlanAnswer, plans: list[Planned], pictures: list[str]) -> str:
     )
 
 
-def _rich(grid: Grid) -> Table:
+def rich_table(grid: Grid) -> Table:
+    """Return a grid for the terminal."""
     table = Table(
         title=grid.title or None,
         title_justify="left",

@@ -15,8 +15,17 @@ from sharding.config import CommunicationConfig, DevicesConfig
 from sharding.planning.load import TableLoad
 from sharding.planning.topology import Topology
 from trainer.data.dataset.manifest import Manifest, read_manifest
+from trainer.data.inputs import declared_features
 from trainer.errors import UserError
-from trainer.placement.loads import dataset_facts, declared_rows, demand_of, table_loads, table_rows
+from trainer.placement.loads import (
+    ITEM_TABLE,
+    dataset_facts,
+    declared_rows,
+    demand_of,
+    facts_of,
+    table_loads,
+    table_rows,
+)
 from trainer.placement.plan import ASSUMED_GPU, topology_for
 
 WORKLOAD_HINT = (
@@ -50,12 +59,24 @@ class PlanRequest:
     replica_groups: int
     assumptions: tuple[str, ...]  # figures that were not given, a line each
     hint: str = ""  # appended to the message if there is no plan
+    config: Config | None = None  # of a run; None for a workload
+    preset: str | None = None  # the GPU preset that was chosen
 
 
-def read_request(path: str, settings: list[str], rows: Mapping[str, int]) -> PlanRequest:
-    """Read the request of a file with `key=value` settings, including OPTIONS. `rows`: of tables of unknown size.
+def read_request(
+    path: str, settings: list[str], rows: Mapping[str, int], mean_inputs: float | None = None
+) -> PlanRequest:
+    """Read the request of a file with `key=value` settings, including OPTIONS.
 
-    Raises UserError with the wrong or missing setting, or PlacementError for an unknown preset.
+    Args:
+        path: the config or the workload.
+        settings: KEY=VALUE.
+        rows: of tables of unknown size.
+        mean_inputs: mean input events of a history to assume where there is no dataset; default: as long as the model allows.
+
+    Raises:
+        UserError: a setting is wrong or missing.
+        PlacementError: an unknown preset.
     """
     values = read_values(path)
     options = [setting for setting in settings if setting.partition("=")[0].strip() in OPTIONS]
@@ -68,7 +89,8 @@ def read_request(path: str, settings: list[str], rows: Mapping[str, int]) -> Pla
         return _of_workload(path, values, [f"topology.{k}={v}" for k, v in chosen.items()] + rest, rows, preset)
     if "device" in chosen:
         chosen["device"] = "1" if chosen["device"] == "cuda" else "0"
-    return _of_run(path, values, [f"{OPTIONS[k]}={v}" for k, v in chosen.items()] + rest, rows, preset)
+    overrides = [f"{OPTIONS[k]}={v}" for k, v in chosen.items()] + rest
+    return _of_run(path, values, overrides, rows, preset, mean_inputs)
 
 
 def _of_workload(
@@ -95,23 +117,26 @@ def _of_workload(
 
 
 def _of_run(
-    path: str, values: dict[str, Any], overrides: list[str], rows: Mapping[str, int], preset: str | None
+    path: str,
+    values: dict[str, Any],
+    overrides: list[str],
+    rows: Mapping[str, int],
+    preset: str | None,
+    mean_inputs: float | None,
 ) -> PlanRequest:
     for override in overrides:
         apply_override(override, values)
     config = check_config(values, path)
     manifest = read_manifest(config.dataset_dir) if (config.dataset_dir / "manifest.json").exists() else None
-    loads = table_loads(
-        config.tables,
-        _rows(config, manifest, rows),
-        config.model,
-        config.train,
-        config.cluster.num_workers,
-        dataset_facts(manifest, config.model.inputs) if manifest is not None else None,
-    )
+    num_rows = _rows(config, manifest, rows)
+    facts = dataset_facts(manifest, config.model.inputs) if manifest is not None else None
+    if facts is None and mean_inputs is not None:
+        # The last event of a history is a target only.
+        facts = facts_of(declared_features(config.logs, config.model.inputs), num_rows[ITEM_TABLE], mean_inputs + 1.0)
+    loads = table_loads(config.tables, num_rows, config.model, config.train, config.cluster.num_workers, facts)
     device = config.cluster.device
     topology, assumptions = _topology(config.plan, config.cluster.num_workers, device, preset)
-    if manifest is None:
+    if facts is None:
         assumptions += (demand_of(config.model).assumed_history,)
     return PlanRequest(
         Path(path).stem,
@@ -122,6 +147,8 @@ def _of_run(
         config.plan.replica_groups,
         assumptions,
         FULL_SOFTMAX_HINT if demand_of(config.model).looks_up_all_items else "",
+        config,
+        preset,
     )
 
 

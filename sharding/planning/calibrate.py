@@ -97,10 +97,7 @@ def calibrate(observations: Sequence[Observation], prior: CostConstants) -> Cali
     features = np.stack([o.features for o in observations])
     seconds = np.array([o.seconds for o in observations])
     before = np.array([getattr(prior, name) for name in NAMES])
-    # In units of the prior and of the measurements, both sums are dimensionless.
-    design = np.concatenate((features * before / seconds[:, None], np.sqrt(PRIOR) * np.eye(before.size)))
-    goal = np.concatenate((np.ones(seconds.size), np.full(before.size, np.sqrt(PRIOR))))
-    after = _non_negative_least_squares(design, goal) * before
+    after = fit_linear(features, seconds, before)
     phases = [o.phase for o in observations]
     return Calibration(
         CostConstants(**dict(zip(NAMES, after.tolist(), strict=True))),
@@ -108,6 +105,20 @@ def calibrate(observations: Sequence[Observation], prior: CostConstants) -> Cali
         _errors(features @ before / seconds, phases),
         _errors(features @ after / seconds, phases),
     )
+
+
+def fit_linear(features: Float64, seconds: Float64, prior: Float64) -> Float64:
+    """Return the constants (k,) that minimise the sum above.
+
+    Args:
+        features: (n, k) of the observations.
+        seconds: (n,) measured times.
+        prior: (k,) constants to stay near to, above 0.
+    """
+    # In units of the prior and of the measurements, both sums are dimensionless.
+    design = np.concatenate((features * prior / seconds[:, None], np.sqrt(PRIOR) * np.eye(prior.size)))
+    goal = np.concatenate((np.ones(seconds.size), np.full(prior.size, np.sqrt(PRIOR))))
+    return _non_negative_least_squares(design, goal) * prior
 
 
 def _non_negative_least_squares(design: Float64, goal: Float64) -> Float64:

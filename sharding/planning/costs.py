@@ -170,6 +170,12 @@ def rank_group(num_ranks: int, ranks_per_host: int, looked_at: NDArray[np.int64]
     return RankGroup(num_ranks, sizes if looked_at is None else sizes[looked_at])
 
 
+def all_reduce_seconds(num_bytes: float, topology: Topology) -> float:
+    """Return the time of summing so many bytes over all ranks, as for data_parallel tables, without latency."""
+    ranks = rank_group(topology.num_devices, min(topology.devices_per_host, topology.num_devices))
+    return float(topology.costs.network * num_bytes * _seconds_per_byte(ranks, topology)[2].max())
+
+
 def features(
     use: TableUse, shares: Shares, ranks: RankGroup, topology: Topology, communication: CommunicationConfig
 ) -> Features:

@@ -15,7 +15,7 @@ from sharding.config import DynamicIdsConfig, HashIdsConfig, TableConfig
 from sharding.planning.load import TableLoad, bag_load, sequence_load
 from trainer.config.train import TrainConfig
 from trainer.data.dataset.manifest import Feature, Manifest
-from trainer.data.inputs import features_of, used_specs
+from trainer.data.inputs import UsedFeatures, features_of, used_specs
 from trainer.data.logs.config import LogsConfig, NumericFeatureConfig
 from trainer.tasks.demand import DatasetFacts, Demand, StepDemand, expected_distinct
 from trainer.tasks.next_item.demand import NextItemDemand
@@ -37,21 +37,37 @@ def demand_of(model: ModelConfig) -> Demand:
 
 def dataset_facts(manifest: Manifest, inputs: InputsConfig = DEFAULT_INPUTS) -> DatasetFacts:
     """Return the facts of a dataset that determine the loads of a model with these inputs."""
-    used = features_of(manifest, inputs)
     counts = manifest.counts
+    num_users = max(1, counts.num_users)
+    return facts_of(
+        features_of(manifest, inputs),
+        manifest.num_item_rows,
+        (counts.history_events if manifest.has_impressions else counts.train_events) / num_users,
+        counts.train_events / num_users if manifest.has_impressions else 0.0,
+    )
+
+
+def facts_of(used: UsedFeatures, num_items: int, mean_events: float, mean_candidates: float = 0.0) -> DatasetFacts:
+    """Return the facts of a dataset that exists or is assumed.
+
+    Args:
+        used: The features that the model receives.
+        num_items: Items of the catalogue.
+        mean_events: Training events per user.
+        mean_candidates: Training impressions per user.
+    """
 
     def by_table(features: Iterable[Feature]) -> Counter[str]:
         return Counter(feature.table for feature in features if feature.table is not None)
 
-    num_users = max(1, counts.num_users)
     return DatasetFacts(
-        num_items=manifest.num_item_rows,
-        mean_events=(counts.history_events if manifest.has_impressions else counts.train_events) / num_users,
+        num_items=num_items,
+        mean_events=mean_events,
         num_features=by_table(used.items),
         num_event_features=by_table(used.events),
         num_user_features=by_table(used.users),
         num_candidate_features=by_table(used.candidates),
-        mean_candidates=counts.train_events / num_users if manifest.has_impressions else 0.0,
+        mean_candidates=mean_candidates,
     )
 
 

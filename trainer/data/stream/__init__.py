@@ -5,6 +5,7 @@ Files:
     columns.py            packed columns: take, join and cut
     day_examples.py       examples of daily training: rows on a day
     days.py               the training period cut into days, with counts of each
+    dealing.py            cuts of examples into batches by a budget, and the ranks that get them
     examples.py           examples of training: rows, or windows of their histories
     global_batches.py     global batches, and a rank's share of each
     held_out.py           held-out histories of one rank

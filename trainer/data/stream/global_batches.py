@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainer.data.stream.day_examples import DayExamples
+from trainer.data.stream.dealing import dealt, runs_within
 from trainer.data.stream.examples import Chosen, Examples
 from trainer.data.stream.order import STREAMS, EpochOrder, Position, steps_per_epoch
 
@@ -190,38 +191,3 @@ class GlobalBatches:
             if bounds.size > 1:
                 return first + bounds, chosen
             size *= 2  # not even one whole batch
-
-
-def runs_within(lengths: np.ndarray, budget: int, complete: bool) -> np.ndarray:
-    """Cut into the longest runs with at least one element and a sum of at most `budget`: bounds, (runs + 1,) int64.
-
-    Args:
-        lengths: length of each element.
-        budget: largest sum of a run.
-        complete: whether no elements follow. If not, the last run is left out, because it may be incomplete.
-    """
-    sums = np.concatenate(([0], np.cumsum(lengths)))
-    bounds = [0]
-    while bounds[-1] < lengths.size:
-        fits = int(np.searchsorted(sums, sums[bounds[-1]] + budget, side="right")) - 1
-        if fits >= lengths.size and not complete:
-            break
-        bounds.append(max(fits, bounds[-1] + 1))
-    return np.asarray(bounds, dtype=np.int64)
-
-
-def dealt(lengths: np.ndarray, bounds: np.ndarray, rank: int, world_size: int) -> np.ndarray:
-    """Return the elements of a rank, ascending. Each run is dealt in turns, the longest first, back and forth.
-
-    Args:
-        lengths: length of each element.
-        bounds: bounds of the runs.
-        rank: number of the rank.
-        world_size: number of ranks.
-    """
-    run = np.repeat(np.arange(bounds.size - 1), np.diff(bounds))
-    order = np.lexsort((-lengths, run))
-    turn, slot = np.divmod(np.arange(lengths.size) - bounds[:-1][run], world_size)
-    owner = np.where(turn % 2 == 0, slot, world_size - 1 - slot)
-    mine: np.ndarray = np.sort(order[owner == rank])
-    return mine

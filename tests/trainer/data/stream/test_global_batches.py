@@ -5,8 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from trainer.data.stream.dealing import dealt, runs_within
 from trainer.data.stream.examples import Examples, num_windows
-from trainer.data.stream.global_batches import GlobalBatches, dealt, runs_within
+from trainer.data.stream.global_batches import GlobalBatches
 
 
 def plain_runs(lengths: list[int], budget: int) -> list[int]:

@@ -1,0 +1,246 @@
+"""Predicted and measured time of training steps on 1, 2, 4 and 8 workers of one thread, on this machine's cores.
+
+`python -m benchmarks.simulation --json FILE` measures, and writes all figures with the constants. The constants are fitted to
+runs of another model on one and two workers (`shoal plan --simulate --calibrate`); the model that is predicted is not among them.
+With more workers than cores, workers share the cores. Measured is the time between the starts of successive steps of the real
+training loop: the median over the steps of each turn.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+from benchmarks.measure import Comparison
+from cluster.config.run_config import Config, check_config, job_of
+from cluster.data.prepare import prepare
+from cluster.plan.calibration import fit
+from cluster.plan.simulation.config import SimulationConfig
+from cluster.plan.simulation.simulate import Point, Scaling, Simulation, read_base, simulate
+from cluster.ray_cluster.session import ray_session
+from sharding.world import current_world
+from trainer.config.job import SILENT
+from trainer.data.synthetic.log import generate
+from trainer.data.synthetic.world import SyntheticConfig
+from trainer.loop.train import Training
+
+WORKERS = (1, 2, 4, 8)
+STEPS, WARM_UP = 30, 5
+TIMEOUT = timedelta(minutes=5)
+NUM_USERS, NUM_ITEMS, MEAN_EVENTS = 4000, 3000, 30.0
+
+PREDICTED: dict[str, Any] = {
+    "model": {
+        "max_history": 200,
+        "encoder": {"kind": "hstu", "num_blocks": 3},
+        "objective": {"kind": "sampled_softmax", "num_negatives": 256},
+    },
+    "tables": {"item": {"dim": 64, "sharding": "row_wise"}},
+}
+# By name: other widths, blocks, batches and encoders than those of the prediction; workers.
+CALIBRATED: dict[str, tuple[dict[str, Any], int, int]] = {
+    "small": ({"encoder": {"kind": "sasrec", "num_blocks": 1}, "dim": 32}, 16, 1),
+    "medium": ({"encoder": {"kind": "hstu", "num_blocks": 2}, "dim": 48}, 48, 1),
+    "large": ({"encoder": {"kind": "hstu", "num_blocks": 4}, "dim": 96}, 32, 1),
+    "pair": ({"encoder": {"kind": "hstu", "num_blocks": 2}, "dim": 48}, 96, 2),
+}
+BATCH = 32  # of one worker under weak scaling; of all under strong scaling
+
+
+@dataclass(frozen=True)
+class Step:
+    """The predicted and measured time of a step."""
+
+    scaling: Scaling
+    workers: int
+    batch: int
+    predicted_seconds: float
+    predicted_parts: dict[str, float]
+    measured_seconds: tuple[float, ...]  # median of each turn
+
+    @property
+    def error(self) -> float:
+        """The predicted time over the measured one, less 1."""
+        return self.predicted_seconds / statistics.median(self.measured_seconds) - 1.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """All figures of the benchmark."""
+
+    machine: str
+    cores: int
+    load_average: tuple[float, float, float]  # at the end: above twice the cores, other work was running
+    constants: dict[str, Any]
+    steps: tuple[Step, ...]
+
+    def values(self) -> dict[str, Any]:
+        """Return everything as plain values, with the errors."""
+        return {**asdict(self), "steps": [{**asdict(step), "error": step.error} for step in self.steps]}
+
+
+def main() -> None:
+    """Measure, print the comparison and write it."""
+    parser = argparse.ArgumentParser(description="Predicted and measured steps.")
+    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--turns", type=int, default=5, help="measured turns")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="shoal-bench-") as folder:
+        result = measure(Path(folder), arguments.turns)
+    for step in result.steps:
+        measured = ", ".join(f"{1e3 * seconds:.1f}" for seconds in step.measured_seconds)
+        print(
+            f"{step.scaling}, {step.workers} workers: predicted {1e3 * step.predicted_seconds:.1f} ms, measured {measured} ms, "
+            f"error {step.error:+.0%}"
+        )
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(result.values(), indent=1) + "\n", encoding="utf-8")
+
+
+def compare(folder: Path, turns: int) -> Iterator[Comparison]:
+    """Yield measured steps per second of each case, compared with the prediction."""
+    for step in measure(folder, turns).steps:
+        measured = tuple(1.0 / seconds for seconds in step.measured_seconds)
+        name = f"step, {step.scaling} scaling, {step.workers} worker{'s' if step.workers > 1 else ''}"
+        yield Comparison(name, "steps/s", measured, (1.0 / step.predicted_seconds,) * turns, "the prediction")
+
+
+def measure(folder: Path, turns: int) -> Result:
+    """Return predictions and measurements. Starts Ray to prepare the logs, unless it runs."""
+    logs = SyntheticConfig(
+        num_users=NUM_USERS, num_items=NUM_ITEMS, mean_events_per_user=MEAN_EVENTS, users_per_file=1000
+    )
+    generate(logs, folder / "logs")
+    first = _config(folder, "predicted", PREDICTED, BATCH, 1)
+    with ray_session(first.cluster):
+        prepare(first, lambda progress: None)
+    runs = []
+    for name, (model, batch, workers) in CALIBRATED.items():
+        config = _config(folder, name, _model(**model), batch, workers)
+        _train(config)
+        runs.append(str(config.run_dir))
+    fitted = fit(runs)
+    path = first.run_dir / "config.json"
+    predicted: dict[Scaling, Simulation] = {}
+    for scaling in ("weak", "strong"):
+        base = read_base(
+            str(path), [f"plan.devices_per_host={max(WORKERS)}"], {}, SimulationConfig(), scaling, runs, fitted
+        )
+        predicted[scaling] = simulate(base, WORKERS, fitted)
+    # On one worker both kinds of scaling have the same batch.
+    cases = [
+        (scaling, p) for scaling, one in predicted.items() for p in one.points if scaling == "weak" or p.workers > 1
+    ]
+    measured: list[list[float]] = [[] for _ in cases]
+    for _ in range(turns):
+        for (_, point), seconds in zip(cases, measured, strict=True):
+            seconds.append(_train(_config(folder, "measured", PREDICTED, point.batch, point.workers, False)))
+    steps = tuple(_step(scaling, point, seconds) for (scaling, point), seconds in zip(cases, measured, strict=True))
+    machine = platform.processor() or platform.machine()
+    return Result(machine, os.cpu_count() or 1, os.getloadavg(), predicted["weak"].constants.values(), steps)
+
+
+def _step(scaling: Scaling, point: Point, seconds: list[float]) -> Step:
+    return Step(scaling, point.workers, point.batch, point.step_seconds, asdict(point.parts), tuple(seconds))
+
+
+def _model(encoder: dict[str, Any], dim: int) -> dict[str, Any]:
+    return {
+        "model": {**PREDICTED["model"], "encoder": encoder},
+        "tables": {"item": {**PREDICTED["tables"]["item"], "dim": dim}},
+    }
+
+
+def _config(
+    folder: Path, name: str, model: dict[str, Any], batch: int, workers: int, measures_tables: bool = True
+) -> Config:
+    """Return the config of a run, and write it into a new run folder, where the simulation reads it."""
+    values = {
+        **model,
+        "run": {"dir": str(folder / name), "dataset": str(folder / "dataset")},
+        "logs": {"path": str(folder / "logs/events-*.parquet")},
+        "train": {
+            "batch_size": batch,
+            "max_steps": STEPS,
+            "epochs": 100,
+            "evaluate_every_epochs": 100,
+            "early_stopping": None,
+        },
+        "cluster": {"num_workers": workers},
+        "plan": {"measure": measures_tables},
+    }
+    config = check_config(values, "benchmark")
+    shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / name).mkdir(parents=True)
+    (folder / name / "config.json").write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+    return config
+
+
+def _train(config: Config) -> float:
+    """Train on rank processes, and return the median time of a step of the first rank after the warm-up."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.simulation"])  # each rank is a fork of one import
+    size = config.cluster.num_workers
+    store = config.run_dir / "store"
+    pipes: list[Connection] = []
+    processes = []
+    for rank in range(size):
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=_rank, args=(rank, config, str(store), sending), daemon=True)
+        process.start()
+        sending.close()
+        pipes.append(receiving)
+        processes.append(process)
+    try:
+        if not wait(pipes[:1], TIMEOUT.total_seconds()):
+            raise TimeoutError(f"{size} workers did not train within {TIMEOUT}")
+        times: list[float] = pipes[0].recv()
+    finally:
+        for process in processes:
+            process.join(30)
+            process.kill()
+    steps = [later - earlier for earlier, later in itertools.pairwise(times)]
+    return statistics.median(steps[WARM_UP:])
+
+
+def _rank(rank: int, config: Config, store: str, pipe: Connection) -> None:
+    """Train as one rank, and send the times at which its steps began."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    size = config.cluster.num_workers
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT)
+    training = Training(job_of(config), current_world(torch.device("cpu")), SILENT)
+    times: list[float] = []
+    step = training.step
+
+    def timed(*arguments: Any) -> Any:
+        times.append(time.perf_counter())
+        return step(*arguments)
+
+    training.step = timed  # type: ignore[assignment]
+    training.run()
+    pipe.send(times)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Tables of predicted steps: `python -m benchmarks.simulation_page` writes them from stored results into docs/sharding.md."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pages import markdown, with_table
+from sharding.planning.units import bytes_text, count_text, seconds_text
+
+VALIDATION = Path("docs/results/simulation.json")
+SCALING = Path("docs/results/scaling_hstu/simulation.json")
+BY_BUDGET = Path("docs/results/scaling_hstu_budget/simulation.json")
+PAGE = Path("docs/sharding.md")
+
+
+def main() -> None:
+    """Write the tables into the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    text = with_table(text, "simulation", compared(json.loads(VALIDATION.read_text(encoding="utf-8"))))
+    text = with_table(text, "scaling", scaling(json.loads(SCALING.read_text(encoding="utf-8"))))
+    text = with_table(text, "scaling by budget", by_budget(json.loads(BY_BUDGET.read_text(encoding="utf-8"))))
+    PAGE.write_text(text, encoding="utf-8")
+
+
+def compared(values: dict[str, Any]) -> str:
+    """Return predicted and measured times of a step."""
+    header = ["scaling", "workers", "batch", "predicted", "measured: median (spread)", "error"]
+    lines = []
+    for step in values["steps"]:
+        measured = step["measured_seconds"]
+        middle = statistics.median(measured)
+        spread = f"{seconds_text(min(measured))} - {seconds_text(max(measured))}"
+        lines.append(
+            [
+                step["scaling"],
+                f"{step['workers']}",
+                f"{step['batch']}",
+                seconds_text(step["predicted_seconds"]),
+                f"{seconds_text(middle)} ({spread})",
+                f"{step['error']:+.0%}",
+            ]
+        )
+    return markdown(header, lines)
+
+
+def scaling(values: dict[str, Any]) -> str:
+    """Return the speed and the cost of failures of a simulation by workers."""
+    header = ["GPUs", "step", "straggler", "exchange", "events/s", "efficiency", "checkpoint interval", "goodput"]
+    lines = [
+        [
+            f"{point['workers']:,}",
+            seconds_text(point["step_seconds"]),
+            seconds_text(point["parts"]["straggler"]),
+            seconds_text(point["parts"]["exchange"]),
+            count_text(point["events_per_second"]),
+            f"{point['efficiency']:.1%}",
+            seconds_text(point["failures"]["interval_seconds"]),
+            f"{point['failures']['goodput']:.2%}",
+        ]
+        for point in values["points"]
+    ]
+    return markdown(header, lines)
+
+
+def by_budget(values: dict[str, Any]) -> str:
+    """Return the parts of a step that a budget of events changes."""
+    header = ["GPUs", "step", "straggler", "read by all", "data wait", "efficiency"]
+    lines = [
+        [
+            f"{point['workers']:,}",
+            seconds_text(point["step_seconds"]),
+            seconds_text(point["parts"]["straggler"]),
+            f"{bytes_text(point['read_bytes_per_second'])}/s",
+            seconds_text(point["parts"]["data_wait"]) if point["parts"]["data_wait"] else "-",
+            f"{point['efficiency']:.1%}",
+        ]
+        for point in values["points"]
+    ]
+    return markdown(header, lines)
+
+
+if __name__ == "__main__":
+    main()

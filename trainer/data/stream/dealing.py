@@ -1,0 +1,49 @@
+"""Cuts of examples into global batches by a budget of input events, and the ranks that get them. Imports no torch."""
+
+import numpy as np
+
+
+def runs_within(lengths: np.ndarray, budget: int, complete: bool) -> np.ndarray:
+    """Cut into the longest runs with at least one element and a sum of at most `budget`: bounds, (runs + 1,) int64.
+
+    Args:
+        lengths: length of each element.
+        budget: largest sum of a run.
+        complete: whether no elements follow. If not, the last run is left out, because it may be incomplete.
+    """
+    sums = np.concatenate(([0], np.cumsum(lengths)))
+    bounds = [0]
+    while bounds[-1] < lengths.size:
+        fits = int(np.searchsorted(sums, sums[bounds[-1]] + budget, side="right")) - 1
+        if fits >= lengths.size and not complete:
+            break
+        bounds.append(max(fits, bounds[-1] + 1))
+    return np.asarray(bounds, dtype=np.int64)
+
+
+def dealt(lengths: np.ndarray, bounds: np.ndarray, rank: int, world_size: int) -> np.ndarray:
+    """Return the elements of a rank, ascending.
+
+    Args:
+        lengths: length of each element.
+        bounds: bounds of the runs.
+        rank: number of the rank.
+        world_size: number of ranks.
+    """
+    return np.flatnonzero(owners(lengths, bounds, world_size) == rank)
+
+
+def owners(lengths: np.ndarray, bounds: np.ndarray, world_size: int) -> np.ndarray:
+    """Return the rank of each element. Each run is dealt in turns, the longest first, back and forth.
+
+    Args:
+        lengths: length of each element.
+        bounds: bounds of the runs.
+        world_size: number of ranks.
+    """
+    run = np.repeat(np.arange(bounds.size - 1), np.diff(bounds))
+    order = np.lexsort((-lengths, run))
+    turn, slot = np.divmod(np.arange(lengths.size) - bounds[:-1][run], world_size)
+    ranks = np.empty(lengths.size, dtype=np.int64)
+    ranks[order] = np.where(turn % 2 == 0, slot, world_size - 1 - slot)
+    return ranks
