@@ -30,14 +30,20 @@ def count_ids(ids: Int64) -> IdCounts:
     return IdCounts(distinct, counts)
 
 
+def sum_counts(ids: Int64, counts: Int64) -> IdCounts:
+    """Sum the counts of equal ids ((N,) int64 each, in any order)."""
+    if not ids.size:
+        return IdCounts(ids, counts)
+    order = np.argsort(ids)
+    ids, counts = ids[order], counts[order]
+    starts = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1])))
+    return IdCounts(ids[starts], np.add.reduceat(counts, starts))
+
+
 def exchange_counts(own: IdCounts, world: World) -> IdCounts:
     """Return the counts of all ranks together. Collective."""
     if world.world_size == 1:
         return own
     pairs = torch.from_numpy(np.stack((own.ids, own.counts), axis=1)).to(world.device)
     everyone = torch.cat(world.gather(pairs)).cpu().numpy()
-    if not len(everyone):
-        return own
-    ids, counts = everyone[np.argsort(everyone[:, 0])].T
-    starts = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1])))
-    return IdCounts(ids[starts], np.add.reduceat(counts, starts))
+    return sum_counts(everyone[:, 0], everyone[:, 1])

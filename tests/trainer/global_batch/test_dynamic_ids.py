@@ -15,6 +15,7 @@ from models.features.values import InputFeature
 from sharding.config import DynamicIdsConfig, TableConfig
 from sharding.dynamic_ids.id_counts import count_ids
 from sharding.dynamic_ids.mapping import observe
+from sharding.dynamic_ids.state import DynamicIdsState
 from tests.models.ranking import test_model as ranking
 from trainer.data.dataset.features import MISSING
 from trainer.global_batch.dynamic_ids import DynamicTables, uses_of
@@ -73,6 +74,11 @@ def histories(seed: int, num_ids: int = NUM_KNOWN) -> list[list[int]]:
     return [[], *(random.integers(0, num_ids, size=random.integers(2, 7)).tolist() for _ in range(6)), []]
 
 
+def rows_by_id(state: DynamicIdsState) -> dict[int, int]:
+    used = state.entries.used(with_row=True)
+    return dict(zip(state.entries.ids[used].tolist(), state.entries.rows[used].tolist(), strict=True))
+
+
 def uses(batch: HistoryBatch) -> Counter[int]:
     seen = uses_of(batch, "label", [("values", feature.name) for feature in FEATURES])
     assert np.all(np.diff(seen.ids) > 0)
@@ -122,7 +128,7 @@ def test_input_events_use_their_values_and_histories_with_events_those_of_their_
     tables = DynamicTables(TABLES, FEATURES, 1, INPUTS)
     observe(tables.states["label"], count_ids(np.repeat(seen.ids, seen.counts)))
     state = tables.states["label"]
-    row_of = {int(state.ids[row]): row for row in range(1, state.num_rows_used)}
+    row_of = rows_by_id(state)
     mapped = tables.rows_of(batch.items)
     for (owner, name), raw in (((o, n), getattr(batch.items, o)[n]) for o, n in asked):
         before = batch.items.rows["label"][raw.index].tolist()
@@ -179,7 +185,7 @@ def tables_that_saw(*batches: list[int]) -> DynamicTables:
 def test_items_sum_the_rows_of_their_values(seen: list[int]) -> None:
     tables = tables_that_saw(seen)
     state = tables.states["label"]
-    row_of = {int(state.ids[row]): row for row in range(1, state.num_rows_used)}
+    row_of = rows_by_id(state)
     assert len(row_of) == min(5, len(set(seen)))
     asked = np.asarray([0, 2, 3, 7, 11, 15, 19, 20, 23])
     request = CATALOGUE.request(asked)
