@@ -1,8 +1,8 @@
-"""Counts of the unique ids of a global batch, the same on every rank.
+"""Counts of the unique ids of a batch.
 
-A rank has only its share of the batch. Ranks exchange pairs of (id, count) instead of events, so the size of the exchange is
-the number of unique ids of the global batch. The sums depend neither on the ranks' shares nor on the order of ids within a
-batch.
+A rank has only its share of a global batch. Ranks exchange pairs of (id, count) instead of events. The sums depend neither on the
+ranks' shares nor on the order of ids within a batch. `exchange_counts` gathers all of them on every rank, for draws from the whole
+batch. Where ids have owners, only these get the counts (sharding.dynamic_ids.owners).
 """
 
 from dataclasses import dataclass

@@ -86,17 +86,25 @@ class DynamicTables:
 
     def _with_rows(self, request: ItemRequest, find: Find) -> ItemRequest:
         """Return the request with rows instead of raw ids. `find` is called once per table, in the same order on all ranks."""
+        if not self.states:
+            return request
         rows = dict(request.rows)
         values: dict[Owner, dict[str, FeatureValues]] = {
             owner: dict(getattr(request, owner)) for owner in get_args(Owner)
         }
         bags = dict(request.bags)
-        for table in self.states:
+        for table, state in self.states.items():
             of_table = [name for name, given in bags.items() if given.table == table]
             parts = [bags[name].rows.numpy() for name in of_table] + ([rows[table].numpy()] if table in rows else [])
             sizes = [part.size for part in parts]
             # A request without ids of this table takes part in the exchange as well.
-            mapped = find(table, np.concatenate(parts) if parts else np.empty(0, np.int64))
+            asked = np.concatenate(parts) if parts else np.empty(0, np.int64)
+            if of_table and state.world.world_size > 1:
+                # Bags repeat ids, and each is sent once.
+                unique, place_of = np.unique(asked, return_inverse=True)
+                mapped = find(table, unique)[place_of]
+            else:
+                mapped = find(table, asked)
             pieces = np.split(mapped, np.cumsum(sizes)[:-1]) if parts else []
             for name, piece in zip(of_table, pieces, strict=False):
                 bags[name] = replace(bags[name], rows=torch.from_numpy(piece))
@@ -130,7 +138,7 @@ class DynamicTables:
             self._count(table, changes)
             return mapped
 
-        return replace(batch, items=self._with_rows(batch.items, observe_and_find)) if self.states else batch
+        return replace(batch, items=self._with_rows(batch.items, observe_and_find))
 
     def _count(self, table: str, changes: Changes) -> None:
         self._counts[table].update(

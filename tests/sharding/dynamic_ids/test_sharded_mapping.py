@@ -1,5 +1,6 @@
 """A mapping that is divided over ranks equals the whole mapping of earlier versions, in training, checkpoints and memory."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
 from sharding.config import DynamicIdsConfig
+from sharding.dynamic_ids.block_tensors import Blocks
 from sharding.dynamic_ids.entries import Entries
 from sharding.dynamic_ids.id_counts import count_ids
 from sharding.dynamic_ids.mapping import look_up_anywhere, observe_shares
@@ -184,6 +186,23 @@ def test_memory_falls_with_the_number_of_ranks(rank_pool, num_rows):
         parts = rank_pool.run(world_size, filled, config)
         assert sum(held for _, held in parts) == num_ids
         assert max(size for size, _ in parts) < 1.05 * alone / world_size
+
+
+def test_memory_at_a_thousand_ranks_is_a_thousandth():
+    config = DynamicIdsConfig(num_rows=10_000_000, max_candidates=10_000_000)
+    part = new_state(config, World(1000, 1024, torch.device("cpu"))).num_bytes
+    assert part < 1.05 * new_state(config, World(1000, 128, torch.device("cpu"))).num_bytes / 8
+
+
+@pytest.mark.parametrize("size", [0, 1, 5, 1023, 1025, 10**6])
+def test_blocks_of_a_thousand_ranks_hold_every_place_once(size):
+    blocks = [Blocks(size, World(rank, 1024, torch.device("cpu"))) for rank in range(1024)]
+    bounds = [of_rank.own_bounds for of_rank in blocks]
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == size
+    assert all(end == first for (_, end), (first, _) in pairwise(bounds))
+    holders = blocks[0].ranks_of(np.arange(size))
+    assert all((holders[first:end] == rank).all() for rank, (first, end) in enumerate(bounds))
 
 
 def test_a_rank_that_owns_more_than_its_share_grows():
