@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sharding.dynamic_ids.selection import Offer, smallest_of_all
+from sharding.dynamic_ids.selection import Chosen, Offer, smallest_of_all
 from sharding.world import World
 
 Int64 = NDArray[np.int64]
@@ -49,7 +49,7 @@ class EvictionQueue:
 
     def take(
         self, num: int, step: int, last_used: Int64, used_until: int, sweep: Callable[[int], Offer], world: World
-    ) -> Offer:
+    ) -> Chosen:
         """Take at most `num` entries of all ranks that were last used at step `used_until` (before `step`) or earlier, in order.
 
         Returns those of this rank. Their keys begin with the number of sweeps made here before, since keys of different sweeps do
@@ -64,29 +64,29 @@ class EvictionQueue:
             sweep: sweep(n) returns the first n entries of this rank to evict among those not used at `step`.
             world: all ranks.
         """
-        taken: list[Offer] = []
+        taken: list[Chosen] = []
         while num > 0:
             chosen = smallest_of_all(lambda most: self._head(most, last_used, used_until), num, world)
             last_used[chosen.entries] = step
             taken.append(chosen)
-            is_young = self._skip_used(last_used)
-            # A rank that took all it may take tells whether entries that are too young are left.
-            everywhere = world.gather_numbers([chosen.entries.size, int(is_young)])
-            num -= sum(count for count, _ in everywhere)
-            if num <= 0 or any(young for _, young in everywhere):
+            num -= chosen.num_of_all
+            is_left = self._skip_used(last_used)
+            # All that may be taken was taken: entries that are left are too young.
+            if num <= 0 or any(world.gather_ints(int(is_left))):
                 break
             swept = smallest_of_all(sweep, self.capacity, world)
             self.entries = swept.entries.copy()
             self.keys = swept.keys.copy()
             self.next = 0
             self.swept_at = step
-            if not any(world.gather_ints(swept.entries.size)):
+            if not swept.num_of_all:
                 break
         if not taken:
-            return Offer(self.entries[:0], np.empty((1 + self.keys.shape[0], 0), np.int64))
+            return Chosen(self.entries[:0], np.empty((1 + self.keys.shape[0], 0), np.int64), 0)
         entries = np.concatenate([part.entries for part in taken])
         sweeps = np.repeat(np.arange(len(taken)), [part.entries.size for part in taken])
-        return Offer(entries, np.concatenate((sweeps[None], np.concatenate([part.keys for part in taken], axis=1))))
+        keys = np.concatenate((sweeps[None], np.concatenate([part.keys for part in taken], axis=1)))
+        return Chosen(entries, keys, sum(part.num_of_all for part in taken))
 
     def _head(self, most: int, last_used: Int64, used_until: int) -> Offer:
         """Offer the first `most` entries of this rank's queue that may be taken."""

@@ -33,7 +33,7 @@ This module holds no weights. The owner of the table resets the rows in `Changes
 (sharding.tables.reset_rows).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -204,52 +204,78 @@ def _grant_rows(state: DynamicIdsState, batch: _Batch, wanting: Int64, num_wanti
         none = np.empty(0, np.int64)
         return _Granted(none, none, none, none, 0, 0, none, none)
     num_fresh = min(num_wanting, state.config.num_rows - state.num_rows_used)
-    fresh = np.arange(state.num_rows_used, state.num_rows_used + num_fresh, dtype=np.int64)
+    first_row = state.num_rows_used
     state.num_rows_used += num_fresh
-    evicted_ids, evicted_rows, generations = _evict(state, num_wanting - num_fresh)
-    rows = np.concatenate((fresh, evicted_rows))
-    generations = np.concatenate((np.zeros(num_fresh, np.int64), generations))
+    evicted, num_evicted = _evict(state, num_wanting - num_fresh)
     order_of = np.stack((-batch.totals[wanting], batch.ids[wanting]))
-    if rows.size < num_wanting:
-        wanting = wanting[: num_among_smallest(order_of, rows.size, state.world)]
-    columns = (*order_of[:, : wanting.size], batch.counts[wanting], (batch.places[wanting] >= 0).astype(np.int64))
-    (_, ids, counts, promoted), own = _in_order(columns, 2, state.world)
+    if num_fresh + num_evicted < num_wanting:
+        count, _ = num_among_smallest(order_of, num_fresh + num_evicted, state.world)
+        wanting = wanting[:count]
+    was_candidate = (batch.places[wanting] >= 0).astype(np.int64)
+    admitted = _Columns((*order_of[:, : wanting.size], batch.counts[wanting], was_candidate), num_keys=2)
+    (admitted_columns, own), (evicted_columns, _) = _in_order((admitted, evicted), state.world)
+    _, ids, counts, promoted = admitted_columns
+    *_, evicted_ids, evicted_rows, evicted_generations = evicted_columns
+    rows = np.concatenate((np.arange(first_row, first_row + num_fresh, dtype=np.int64), evicted_rows))
+    generations = np.concatenate((np.zeros(num_fresh, np.int64), evicted_generations))
     return _Granted(
         ids, rows, generations, evicted_ids, int(promoted.sum()), int(counts.sum()), rows[own], generations[own]
     )
 
 
-def _evict(state: DynamicIdsState, num: int) -> tuple[Int64, Int64, Int64]:
-    """Evict at most `num` ids of all ranks, and return them, their rows and the next generations of these, in order. Collective."""
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of this rank, to be gathered in an order of all ranks."""
+
+    values: tuple[Int64, ...]
+    """(n,) each."""
+    num_keys: int
+    """The first so many columns are the key, most significant first."""
+
+
+def _evict(state: DynamicIdsState, num: int) -> tuple[_Columns, int]:
+    """Evict at most `num` ids of all ranks. Collective.
+
+    Returns this rank's part in columns, of which the last three are ids, their rows, and the next generations of these, and the
+    number of all.
+    """
     config = state.config
     entries = state.entries
-
-    if num == 0:
-        none = np.empty(0, np.int64)
-        return none, none, none
     min_age = config.max_age_steps if config.evict == "age" else 1
     sweep = _sweep(state, True, lambda idle: row_keys(state, idle, state.step))
     taken = state.row_queue.take(num, state.step, entries.last_used, state.step - min_age, sweep, state.world)
     evicted = taken.entries
     columns = (*taken.keys, entries.rows[evicted], entries.generations[evicted] + np.int64(1))
-    in_order, _ = _in_order(columns, len(taken.keys), state.world)
     entries.remove(evicted)
-    return in_order[-3], in_order[-2], in_order[-1]
+    return _Columns(columns, len(taken.keys)), taken.num_of_all
 
 
-def _in_order(columns: tuple[Int64, ...], num_keys: int, world: World) -> tuple[list[Int64], Int64]:
-    """Gather columns from all ranks and sort them by the first `num_keys`. Returns them, and the places of this rank's. Collective.
+def _in_order(tables: Sequence[_Columns], world: World) -> list[tuple[list[Int64], Int64]]:
+    """Gather columns from all ranks in the order of their keys. Returns them, and the places of this rank's values. Collective.
 
     This is the one exchange whose size grows with the global batch: with the ids that are admitted at a step, which every rank
     needs because it may hold their rows.
     """
-    pieces = world.gather(torch.from_numpy(np.stack(columns, axis=1)).to(world.device))
-    gathered = torch.cat(pieces).cpu().numpy()
-    order = np.lexsort(gathered.T[:num_keys][::-1])
-    places = np.empty(order.size, np.int64)
-    places[order] = np.arange(order.size)
-    first = sum(piece.shape[0] for piece in pieces[: world.rank])
-    return list(np.ascontiguousarray(gathered[order].T)), places[first : first + columns[0].size]
+    sizes = world.gather_numbers([table.values[0].size for table in tables])
+    own = torch.from_numpy(np.concatenate([np.stack(table.values).reshape(-1) for table in tables]))
+    widths = [len(table.values) for table in tables]
+    lengths = [sum(width * size for width, size in zip(widths, of_rank, strict=True)) for of_rank in sizes]
+    pieces = [piece.cpu().numpy() for piece in world.gather_sized(own.to(world.device), lengths)]
+    gathered = []
+    begins = [0] * world.world_size
+    for number, table in enumerate(tables):
+        blocks = []
+        for rank, piece in enumerate(pieces):
+            end = begins[rank] + widths[number] * sizes[rank][number]
+            blocks.append(piece[begins[rank] : end].reshape(widths[number], sizes[rank][number]))
+            begins[rank] = end
+        columns = np.concatenate(blocks, axis=1)
+        order = np.lexsort(columns[: table.num_keys][::-1])
+        places = np.empty(order.size, np.int64)
+        places[order] = np.arange(order.size)
+        first = sum(of_rank[number] for of_rank in sizes[: world.rank])
+        gathered.append((list(columns[:, order]), places[first : first + table.values[0].size]))
+    return gathered
 
 
 def _give_rows(state: DynamicIdsState, batch: _Batch, wanting: Int64, granted: _Granted) -> None:
@@ -285,12 +311,13 @@ def _count_candidates(state: DynamicIdsState, batch: _Batch, unplaced: Int64, nu
             num_unplaced - num_free, state.step, entries.last_used, state.step - 1, sweep, state.world
         )
         entries.remove(forgotten.entries)
-        num_forgotten = sum(state.world.gather_ints(forgotten.entries.size))
+        num_forgotten = forgotten.num_of_all
     num_places = num_free + num_forgotten
     if num_unplaced > num_places:
         unplaced = _most_seen(unplaced, batch.totals)
         order_of = np.stack((-batch.totals[unplaced], batch.ids[unplaced]))
-        unplaced = unplaced[: num_among_smallest(order_of, num_places, state.world)]
+        count, _ = num_among_smallest(order_of, num_places, state.world)
+        unplaced = unplaced[:count]
     entries.add(batch.ids[unplaced], batch.totals[unplaced], state.step)
     state.num_candidates += num_free
     return num_forgotten, num_unplaced - num_places

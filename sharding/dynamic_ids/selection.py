@@ -33,7 +33,19 @@ class Offer:
     """Whether the rank has entries with larger keys that it did not offer."""
 
 
-def smallest_of_all(offer: Callable[[int], Offer], num: int, world: World) -> Offer:
+@dataclass(frozen=True)
+class Chosen:
+    """Entries of this rank that all ranks chose together, in the order of their keys."""
+
+    entries: Int64
+    """(n,) numbers of entries."""
+    keys: Int64
+    """(c, n) one row per element of a key; columns ascend."""
+    num_of_all: int
+    """Number of chosen entries of all ranks."""
+
+
+def smallest_of_all(offer: Callable[[int], Offer], num: int, world: World) -> Chosen:
     """Return this rank's entries among the `num` smallest of all ranks, or all entries if there are fewer. Collective.
 
     Args:
@@ -46,16 +58,18 @@ def smallest_of_all(offer: Callable[[int], Offer], num: int, world: World) -> Of
     most = num if world.world_size == 1 else min(num, share + 4 * int(share**0.5) + 16)
     while True:
         offered = offer(most)
-        count = num_among_smallest(offered.keys, num, world)
+        count, num_of_all = num_among_smallest(offered.keys, num, world)
         # If all of an offer was taken, entries that were not offered may be smaller than those of other ranks.
         is_short = offered.has_more and count == offered.entries.size
         if most == num or not any(world.gather_ints(int(is_short))):
-            return Offer(offered.entries[:count], offered.keys[:, :count], offered.has_more)
+            return Chosen(offered.entries[:count], offered.keys[:, :count], num_of_all)
         most = min(num, 2 * most)
 
 
-def num_among_smallest(keys: Int64, num: int, world: World) -> int:
-    """Return how many of this rank's keys are among the `num` smallest of all ranks. Collective.
+def num_among_smallest(keys: Int64, num: int, world: World) -> tuple[int, int]:
+    """Return how many keys are among the `num` smallest of all ranks: on this rank, and on all ranks. Collective.
+
+    The second number is `num`, or the number of all keys if there are fewer.
 
     Args:
         keys: (c, n) in ascending order.
@@ -63,22 +77,22 @@ def num_among_smallest(keys: Int64, num: int, world: World) -> int:
         world: All ranks.
     """
     if world.world_size == 1:
-        return min(num, keys.shape[1])
+        return (count := min(num, keys.shape[1])), count
     first, end = 0, keys.shape[1]  # keys before `first` are among the smallest, keys from `end` on are not
     while True:
         known = np.asarray(world.gather_numbers([first, end]))
         sizes = known[:, 1] - known[:, 0]
         missing = num - int(known[:, 0].sum())
         if missing <= 0:
-            return first
+            return first, num
         if int(sizes.sum()) <= missing:
-            return end
+            return end, int(known[:, 1].sum())
         lower, upper = _bounds(keys[:, first:end], sizes, missing, world)
         undecided = keys[:, first:end]
         end = first + (undecided.shape[1] if upper is None else num_up_to(undecided, upper))
         first += 0 if lower is None else num_up_to(undecided, lower)
         if sizes.max() <= SAMPLES:  # every key was a sample
-            return first
+            return first, num
 
 
 def _bounds(keys: Int64, sizes: Int64, num: int, world: World) -> tuple[Int64 | None, Int64 | None]:

@@ -31,9 +31,12 @@ def select(world: World, seed: int, size: int, nums: list[int]) -> list[list[int
     def offer(most: int) -> Offer:
         return Offer(own[-1, :most], own[:, :most], has_more=own.shape[1] > most)
 
-    chosen = [smallest_of_all(offer, num, world).entries for num in nums]
-    assert [entries.size for entries in chosen] == [num_among_smallest(own, num, world) for num in nums]
-    return [entries.tolist() for entries in chosen]
+    chosen = [smallest_of_all(offer, num, world) for num in nums]
+    assert [(one.entries.size, one.num_of_all) for one in chosen] == [
+        num_among_smallest(own, num, world) for num in nums
+    ]
+    assert [one.num_of_all for one in chosen] == [min(num, size) for num in nums]
+    return [one.entries.tolist() for one in chosen]
 
 
 @pytest.mark.parametrize("seed", range(4))
