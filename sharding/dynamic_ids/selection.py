@@ -131,4 +131,4 @@ def num_up_to(keys: Int64, limit: Int64) -> int:
             first + int(np.searchsorted(part, value, "left")),
             first + int(np.searchsorted(part, value, "right")),
         )
-    return end
+    return int(end)
