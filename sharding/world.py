@@ -5,7 +5,7 @@ with tensors of the same dtype.
 """
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -66,6 +66,22 @@ class World:
         own = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
         own[self.rank] = value
         return [int(n) for n in self.sum(own).tolist()]
+
+    def gather_numbers(self, values: Sequence[int]) -> list[list[int]]:
+        """Return every rank's integers, in rank order. Every rank gives equally many."""
+        if self.world_size == 1:
+            return [list(values)]
+        own = torch.tensor([list(values)], dtype=torch.int64, device=self.device)
+        return [numbers for part in self.gather_sized(own, [1] * self.world_size) for numbers in part.tolist()]
+
+    def exchange_ints(self, values: Sequence[int]) -> list[int]:
+        """Send values[r] to rank r. Returns the integers that were received, in rank order."""
+        if self.world_size == 1:
+            return list(values)
+        leaving = torch.tensor(list(values), dtype=torch.int64, device=self.device)
+        arriving = torch.empty_like(leaving)
+        dist.all_to_all_single(arriving, leaving, group=self.group)
+        return [int(value) for value in arriving.tolist()]
 
     def exchange(self, leaving: Tensor, sent: list[int], received: list[int]) -> Tensor:
         """Send the first sent[0] numbers of a flat tensor to rank 0, the next sent[1] to rank 1, and so on.
@@ -130,6 +146,13 @@ class World:
         group = dist.new_group(backend="gloo") if self.world_size > 1 else None
         return World(self.rank, self.world_size, torch.device("cpu"), group)
 
+    def on_cpu(self) -> "World":
+        """Return the same ranks for collectives of CPU tensors in this thread: this world if its device is a CPU. Collective.
+
+        Such collectives do not wait for the work that is queued on a GPU.
+        """
+        return self if self.device.type == "cpu" else self.beside()
+
     def group_of(self, size: int) -> "World":
         """Return the group of `size` ranks that this rank belongs to: ranks 0 to size - 1, the next ones, and so on. Collective.
 
@@ -162,6 +185,10 @@ class World:
             if len(set(values)) > 1:
                 lines.append(f"{name} differs: " + ", ".join(f"rank {r} has {v}" for r, v in enumerate(values)))
         return lines
+
+
+ALONE = World(0, 1, torch.device("cpu"))
+"""The one rank of a process without a process group."""
 
 
 def current_world(device: torch.device) -> World:

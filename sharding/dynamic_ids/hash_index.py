@@ -21,7 +21,10 @@ class HashIndex:
     """Slots of keys and entries. Keys are distinct, and so are entries, which are >= 0."""
 
     def __init__(self, capacity: int) -> None:
-        """Allocate room for `capacity` keys, which take at most half of the slots: 32 to 64 bytes per key."""
+        """Allocate room for `capacity` keys, which take at most half of the slots: 32 to 64 bytes per key.
+
+        With more keys than that, the index grows when they take nine sixteenths of the slots.
+        """
         self._num_bits = max(4, (2 * capacity - 1).bit_length())
         # Key and entry of a slot are adjacent, so that a probe touches one cache line.
         self._slots = np.full((1 << self._num_bits, 2), EMPTY, np.int64)
@@ -59,8 +62,11 @@ class HashIndex:
     def insert(self, keys: Int64, entries: Int64) -> None:
         """Insert absent keys. Rebuilds the index if removed keys have left too few empty slots."""
         if 8 * (self._num_filled + keys.size) > 5 * self._slots.shape[0]:
-            # Removals pay for the rebuild: the keys themselves fill at most half of the slots.
+            # Removals pay for the rebuild: the keys themselves fill at most nine sixteenths of the slots.
             kept = self._slots[self._slots[:, 1] >= 0]
+            if 16 * (kept.shape[0] + keys.size) > 9 * self._slots.shape[0]:
+                self._num_bits = max(self._num_bits + 1, (2 * (kept.shape[0] + keys.size) - 1).bit_length())
+                self._slots = np.empty((1 << self._num_bits, 2), np.int64)
             self._slots[:] = EMPTY
             self._num_filled = 0
             self._insert(kept[:, 0], kept[:, 1])

@@ -1,8 +1,8 @@
-"""Counts of the unique ids of a global batch, the same on every rank.
+"""Counts of the unique ids of a batch.
 
-A rank has only its share of the batch. Ranks exchange pairs of (id, count) instead of events, so the size of the exchange is
-the number of unique ids of the global batch. The sums depend neither on the ranks' shares nor on the order of ids within a
-batch.
+A rank has only its share of a global batch. Ranks exchange pairs of (id, count) instead of events. The sums depend neither on the
+ranks' shares nor on the order of ids within a batch. `exchange_counts` gathers all of them on every rank, for draws from the whole
+batch. Where ids have owners, only these get the counts (sharding.dynamic_ids.owners).
 """
 
 from dataclasses import dataclass
@@ -30,14 +30,20 @@ def count_ids(ids: Int64) -> IdCounts:
     return IdCounts(distinct, counts)
 
 
+def sum_counts(ids: Int64, counts: Int64) -> IdCounts:
+    """Sum the counts of equal ids ((N,) int64 each, in any order)."""
+    if not ids.size:
+        return IdCounts(ids, counts)
+    order = np.argsort(ids)
+    ids, counts = ids[order], counts[order]
+    starts = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1])))
+    return IdCounts(ids[starts], np.add.reduceat(counts, starts))
+
+
 def exchange_counts(own: IdCounts, world: World) -> IdCounts:
     """Return the counts of all ranks together. Collective."""
     if world.world_size == 1:
         return own
     pairs = torch.from_numpy(np.stack((own.ids, own.counts), axis=1)).to(world.device)
     everyone = torch.cat(world.gather(pairs)).cpu().numpy()
-    if not len(everyone):
-        return own
-    ids, counts = everyone[np.argsort(everyone[:, 0])].T
-    starts = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1])))
-    return IdCounts(ids[starts], np.add.reduceat(counts, starts))
+    return sum_counts(everyone[:, 0], everyone[:, 1])

@@ -3,10 +3,14 @@
 An id is unknown and reads row 0 until it was seen `admit_after` times. Until then it is a candidate, counted exactly. When the
 table is full, ids lose their rows by the configured policy, never row 0 and never an id of the current batch.
 
-The mapping after a step is a function of the sequence of global batches (sharding.dynamic_ids.id_counts). Every rank holds the
-whole state and applies the same update, so the result depends neither on the number of ranks nor on the order within a batch.
-All arithmetic is on integers and ties are broken by the id, so machines cannot round differently. The rules
-apply at every step, in this order:
+Every id is owned by one rank (sharding.dynamic_ids.owners), which alone holds its row, count and last use. So the memory of a rank
+is that of the mapping divided by the number of ranks. Ranks agree on three things at each step: which ids are admitted, to which
+rows, and which candidates are forgotten. For that they gather a few numbers, the ids that are admitted with the rows that change
+hands, and samples of keys (sharding.dynamic_ids.selection), but never all ids of the batch or of the mapping.
+
+The mapping after a step is a function of the sequence of global batches (sharding.dynamic_ids.id_counts). All decisions follow an
+order of all ids together, so the result depends neither on the number of ranks nor on the order within a batch. All arithmetic is
+on integers and ties are broken by the id, so machines cannot round differently. The rules apply at every step, in this order:
 
 1. Ids of the batch that have a row or are candidates are counted and marked as used at this step.
 2. Ids without a row that were seen `admit_after` times are admitted, the most seen first, then the smaller id. They take rows
@@ -29,53 +33,22 @@ This module holds no weights. The owner of the table resets the rows in `Changes
 (sharding.tables.reset_rows).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sharding.config import DynamicIdsConfig
-from sharding.dynamic_ids.eviction import EvictionQueue, smallest
-from sharding.dynamic_ids.hash_index import HashIndex
-from sharding.dynamic_ids.id_counts import IdCounts
+from sharding.dynamic_ids.entries import NO_ROW
+from sharding.dynamic_ids.eviction import smallest
+from sharding.dynamic_ids.id_counts import IdCounts, sum_counts
+from sharding.dynamic_ids.owners import owners_of, route_to
+from sharding.dynamic_ids.selection import Offer, num_among_smallest
+from sharding.dynamic_ids.state import DynamicIdsState, Rows, candidate_keys, counts_at, look_up, row_keys
+from sharding.world import World
 
 Int64 = NDArray[np.int64]
-
-QUEUED_FRACTION = 16
-
-
-@dataclass
-class DynamicIdsState:
-    """The state of a mapping. It belongs to its creator, and only `observe` changes it, in place.
-
-    Entries 0 .. num_rows - 1 are the table's rows, those after them the places of candidates. A count of 0 marks a free place.
-    Everything but the index is saved in this form.
-    """
-
-    config: DynamicIdsConfig
-    ids: Int64  # (num_rows + max_candidates,)
-    counts: Int64  # (num_rows + max_candidates,) of a row, at its last use
-    last_used: Int64  # (num_rows + max_candidates,)
-    generations: Int64  # (num_rows,) how often a row passed from one id to another
-    free_places: Int64  # (max_candidates,) a stack; the first num_free_places are free
-    row_queue: EvictionQueue
-    candidate_queue: EvictionQueue
-    index: HashIndex
-    step: int = 0  # number of batches observed
-    num_rows_used: int = 1  # row 0 among them
-    num_free_places: int = 0
-
-    @property
-    def num_admitted(self) -> int:
-        """Return the number of ids that have a row."""
-        return self.num_rows_used - 1
-
-    @property
-    def num_candidates(self) -> int:
-        return self.config.max_candidates - self.num_free_places
 
 
 @dataclass(frozen=True)
@@ -90,94 +63,107 @@ class Changes:
     num_waiting: int  # ids seen often enough for which there is no row
     num_forgotten: int  # candidates dropped with their counts
     num_uncounted: int  # ids of this batch without a place among the candidates
+    num_uses: int  # uses of ids in this batch
+    num_unknown_uses: int  # uses of ids that have no row after the step
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The rows of some ids."""
-
-    rows: Int64  # (N,) int64 in [0, num_rows), 0 for ids without a row
-    num_unknown: int  # how many of the N have no row
-
-
-def new_state(config: DynamicIdsConfig) -> DynamicIdsState:
-    """Return an empty mapping. Memory: 65 to 97 bytes per row and per candidate."""
-    num_entries = config.num_rows + config.max_candidates
-    return DynamicIdsState(
-        config,
-        ids=np.zeros(num_entries, np.int64),
-        counts=np.zeros(num_entries, np.int64),
-        last_used=np.zeros(num_entries, np.int64),
-        generations=np.zeros(config.num_rows, np.int64),
-        # A stack from the end: the first candidate gets the first place.
-        free_places=np.arange(num_entries - 1, config.num_rows - 1, -1, dtype=np.int64),
-        row_queue=_new_queue(config.num_rows - 1),
-        candidate_queue=_new_queue(config.max_candidates),
-        index=HashIndex(num_entries),
-        num_free_places=config.max_candidates,
-    )
-
-
-def _new_queue(num_entries: int) -> EvictionQueue:
-    return EvictionQueue(np.zeros(-(-num_entries // QUEUED_FRACTION), np.int64))
-
-
-def look_up(state: DynamicIdsState, ids: Int64) -> Rows:
-    """Return the rows of raw ids ((N,) int64 of any value, repeats allowed). Does not change the state.
-
-    Training looks up after `observe`; evaluation and serving only look up.
-    """
-    entries, _ = state.index.find(ids)
-    rows = np.where(entries < state.config.num_rows, entries, 0)
-    np.maximum(rows, 0, out=rows)
+def look_up_anywhere(state: DynamicIdsState, ids: Int64) -> Rows:
+    """Return the rows of raw ids ((N,) int64 of any value, repeats allowed), whoever owns them. Collective."""
+    if state.world.world_size == 1:
+        return look_up(state, ids)
+    route = route_to(owners_of(ids, state.world.world_size), state.world)
+    (asked,) = route.send(ids)
+    rows = route.answer(look_up(state, asked).rows)
     return Rows(rows, ids.size - int(np.count_nonzero(rows)))
 
 
+def observe_shares(state: DynamicIdsState, used: IdCounts, ids: Int64) -> tuple[Changes, Int64]:
+    """Update the state by one global batch, in place, and return the changes and the rows of `ids` after them. Collective.
+
+    Counts, questions and answers travel together: one exchange to the owners and one back.
+
+    Args:
+        state: This rank's part of the mapping.
+        used: The counts of this rank's share of the batch.
+        ids: (N,) ids to look up for this rank, repeats allowed.
+    """
+    if state.world.world_size == 1:
+        return observe(state, used), look_up(state, ids).rows
+    sent = np.concatenate((ids, used.ids))
+    route = route_to(owners_of(sent, state.world.world_size), state.world)
+    asked, counts = route.send(sent, np.concatenate((np.zeros(ids.size, np.int64), used.counts)))
+    is_use = counts > 0
+    changes = observe(state, sum_counts(asked[is_use], counts[is_use]))
+    return changes, route.answer(look_up(state, asked).rows)[: ids.size]
+
+
 def observe(state: DynamicIdsState, seen: IdCounts) -> Changes:
-    """Update the state by one global batch, in place. `seen` are the counts of all ranks together, possibly empty."""
+    """Update the state by one global batch, in place. Collective.
+
+    `seen` are the counts, of all ranks together, of the ids that this rank owns; possibly empty.
+    """
     state.step += 1
     # 1. Count known ids.
-    entries, slots = state.index.find(seen.ids)
-    known = entries >= 0
-    totals = seen.counts.copy()
-    totals[known] += _counts_now(state, entries[known])
-    state.counts[entries[known]] = totals[known]
-    state.last_used[entries[known]] = state.step
+    batch = _count_known(state, seen)
+    wanting = _most_seen(np.flatnonzero(batch.rowless & (batch.totals >= state.config.admit_after)), batch.totals)
+    num_rowless_uses = int(seen.counts[batch.rowless].sum())
+    own = [wanting.size, int(np.count_nonzero(batch.places < 0)), int(seen.counts.sum()), num_rowless_uses]
+    num_wanting, num_new, num_uses, num_rowless_uses = (
+        sum(of_rank) for of_rank in zip(*state.world.gather_numbers(own), strict=True)
+    )
 
     # 2. Admit ids that were seen often enough, to unused rows and then to those of evicted ids.
-    rowless = ~known | (entries >= state.config.num_rows)
-    wanting = _most_seen(np.flatnonzero(rowless & (totals >= state.config.admit_after)), totals)
-    rows, num_fresh = _take_rows(state, wanting.size)
-    admitted = wanting[: rows.size]
-    evicted_rows = rows[num_fresh:]
-    evicted_ids = state.ids[evicted_rows]
-    state.generations[evicted_rows] += 1
-    state.index.remove(evicted_ids)
-    _leave_candidates(state, admitted[known[admitted]], entries, slots, rows[known[admitted]])
+    granted = _grant_rows(state, batch, wanting, num_wanting)
+    _give_rows(state, batch, wanting, granted)
 
     # 3. Assign places among the candidates to the other new ids, including the places that have just become free.
-    new = ~known
-    new[admitted] = False
-    unplaced = _most_seen(np.flatnonzero(new), totals)
-    places, num_forgotten = _take_places(state, unplaced.size)
-    counted = unplaced[: places.size]
-
-    arrivals = np.concatenate((admitted, counted))
-    homes = np.concatenate((rows, places))
-    state.ids[homes] = seen.ids[arrivals]
-    state.counts[homes] = totals[arrivals]
-    into_index = ~known[arrivals]
-    state.index.insert(seen.ids[arrivals[into_index]], homes[into_index])
+    num_admitted = granted.ids.size
+    num_unplaced = num_new - (num_admitted - granted.num_promoted)
+    is_unplaced = batch.places < 0
+    is_unplaced[wanting[: granted.own_rows.size]] = False
+    unplaced = np.flatnonzero(is_unplaced)
+    num_forgotten, num_uncounted = _count_candidates(state, batch, unplaced, num_unplaced)
     return Changes(
-        admitted_ids=seen.ids[admitted],
-        rows=rows,
-        generations=state.generations[rows],
-        evicted_ids=evicted_ids,
-        evicted_rows=evicted_rows,
-        num_waiting=wanting.size - admitted.size,
+        admitted_ids=granted.ids,
+        rows=granted.rows,
+        generations=granted.generations,
+        evicted_ids=granted.evicted_ids,
+        evicted_rows=granted.rows[num_admitted - granted.evicted_ids.size :],
+        num_waiting=num_wanting - num_admitted,
         num_forgotten=num_forgotten,
-        num_uncounted=unplaced.size - counted.size,
+        num_uncounted=num_uncounted,
+        num_uses=num_uses,
+        num_unknown_uses=num_rowless_uses - granted.num_uses,
     )
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The ids of a batch that this rank owns, (U,) each."""
+
+    ids: Int64
+    """Ids, ascending."""
+    counts: Int64
+    """Uses in the batch."""
+    totals: Int64
+    """Uses so far, this batch included."""
+    places: Int64
+    """Their entries; -1 for new ids."""
+    rowless: NDArray[np.bool_]
+    """True for ids without a row."""
+
+
+def _count_known(state: DynamicIdsState, seen: IdCounts) -> _Batch:
+    """Count the uses of known ids and mark them as used at this step."""
+    entries = state.entries
+    places, _ = entries.index.find(seen.ids)
+    known = np.flatnonzero(places >= 0)
+    held = places[known]
+    totals = seen.counts.copy()
+    totals[known] += counts_at(state, held, state.step)
+    entries.counts[held] = totals[known]
+    entries.last_used[held] = state.step
+    return _Batch(seen.ids, seen.counts, totals, places, entries.rows[places] == NO_ROW)
 
 
 def _most_seen(places: Int64, totals: Int64) -> Int64:
@@ -185,123 +171,167 @@ def _most_seen(places: Int64, totals: Int64) -> Int64:
     return places[np.argsort(-totals[places], kind="stable")]
 
 
-def _counts_now(state: DynamicIdsState, entries: Int64) -> Int64:
-    """Return the counts of entries. With eviction by use, those of rows are halved per half-life since their last use."""
-    if state.config.evict == "age":
-        return state.counts[entries]
-    half_life = state.config.half_life_steps
-    halvings = state.step // half_life - state.last_used[entries] // half_life
-    return state.counts[entries] >> np.where(entries < state.config.num_rows, np.minimum(halvings, 63), 0)
+@dataclass(frozen=True)
+class _Granted:
+    """The rows that pass to ids at a step. All but `own_rows` and `own_generations` are the same on every rank."""
+
+    ids: Int64
+    """(A,) admitted ids of all ranks, in order."""
+    rows: Int64
+    """(A,) their rows."""
+    generations: Int64
+    """(A,) generations of the rows."""
+    evicted_ids: Int64
+    """(E,) ids that had the last E rows before."""
+    num_promoted: int
+    """Admitted ids that were candidates."""
+    num_uses: int
+    """Uses of the admitted ids in the batch."""
+    own_rows: Int64
+    """(a,) rows of the first ids that want one on this rank."""
+    own_generations: Int64
+    """(a,) generations of these rows."""
 
 
-def _take_rows(state: DynamicIdsState, num: int) -> tuple[Int64, int]:
-    """Take at most `num` rows for new ids and mark them as used at this step.
+def _grant_rows(state: DynamicIdsState, batch: _Batch, wanting: Int64, num_wanting: int) -> _Granted:
+    """Take rows for the ids that want one, the most seen first, and evict the ids that had them. Collective.
 
-    Returns the rows, and how many of them never had an id; these come first.
+    Args:
+        state: The state; rows are marked as used, and evicted ids are removed.
+        batch: The ids of the batch.
+        wanting: Places in the batch of this rank's ids that want a row, in order.
+        num_wanting: Number of such ids of all ranks.
+    """
+    if num_wanting == 0:
+        none = np.empty(0, np.int64)
+        return _Granted(none, none, none, none, 0, 0, none, none)
+    num_fresh = min(num_wanting, state.config.num_rows - state.num_rows_used)
+    first_row = state.num_rows_used
+    state.num_rows_used += num_fresh
+    evicted, num_evicted = _evict(state, num_wanting - num_fresh)
+    order_of = np.stack((-batch.totals[wanting], batch.ids[wanting]))
+    if num_fresh + num_evicted < num_wanting:
+        count, _ = num_among_smallest(order_of, num_fresh + num_evicted, state.world)
+        wanting = wanting[:count]
+    was_candidate = (batch.places[wanting] >= 0).astype(np.int64)
+    admitted = _Columns((*order_of[:, : wanting.size], batch.counts[wanting], was_candidate), num_keys=2)
+    (admitted_columns, own), (evicted_columns, _) = _in_order((admitted, evicted), state.world)
+    _, ids, counts, promoted = admitted_columns
+    *_, evicted_ids, evicted_rows, evicted_generations = evicted_columns
+    rows = np.concatenate((np.arange(first_row, first_row + num_fresh, dtype=np.int64), evicted_rows))
+    generations = np.concatenate((np.zeros(num_fresh, np.int64), evicted_generations))
+    return _Granted(
+        ids, rows, generations, evicted_ids, int(promoted.sum()), int(counts.sum()), rows[own], generations[own]
+    )
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of this rank, to be gathered in an order of all ranks."""
+
+    values: tuple[Int64, ...]
+    """(n,) each."""
+    num_keys: int
+    """The first so many columns are the key, most significant first."""
+
+
+def _evict(state: DynamicIdsState, num: int) -> tuple[_Columns, int]:
+    """Evict at most `num` ids of all ranks. Collective.
+
+    Returns this rank's part in columns, of which the last three are ids, their rows, and the next generations of these, and the
+    number of all.
     """
     config = state.config
-    num_fresh = min(num, config.num_rows - state.num_rows_used)
-    fresh = np.arange(state.num_rows_used, state.num_rows_used + num_fresh, dtype=np.int64)
-    state.num_rows_used += num_fresh
-    state.last_used[fresh] = state.step  # taken, so the sweep below skips them
-
-    def order(rows: Int64) -> list[Int64]:
-        uses = [_counts_now(state, rows)] if config.evict == "use" else []
-        return [*uses, state.last_used[rows], state.ids[rows]]
-
+    entries = state.entries
     min_age = config.max_age_steps if config.evict == "age" else 1
-    sweep = _sweep(state, 1, config.num_rows, order)
-    evicted = state.row_queue.take(num - num_fresh, state.step, state.last_used, state.step - min_age, sweep)
-    return np.concatenate((fresh, evicted)), num_fresh
+    sweep = _sweep(state, True, lambda idle: row_keys(state, idle, state.step))
+    taken = state.row_queue.take(num, state.step, entries.last_used, state.step - min_age, sweep, state.world)
+    evicted = taken.entries
+    columns = (*taken.keys, entries.rows[evicted], entries.generations[evicted] + np.int64(1))
+    entries.remove(evicted)
+    return _Columns(columns, len(taken.keys)), taken.num_of_all
 
 
-def _leave_candidates(state: DynamicIdsState, admitted: Int64, entries: Int64, slots: Int64, rows: Int64) -> None:
-    """Point the index of admitted candidates to their rows and free their places."""
-    places = entries[admitted]
-    state.index.replace(slots[admitted], rows)
-    state.counts[places] = 0
-    state.free_places[state.num_free_places : state.num_free_places + places.size] = places
-    state.num_free_places += places.size
+def _in_order(tables: Sequence[_Columns], world: World) -> list[tuple[list[Int64], Int64]]:
+    """Gather columns from all ranks in the order of their keys. Returns them, and the places of this rank's values. Collective.
 
-
-def _take_places(state: DynamicIdsState, num: int) -> tuple[Int64, int]:
-    """Take at most `num` places for new candidates and mark them as used at this step.
-
-    Returns the places, and the number of candidates that were forgotten for them.
+    This is the one exchange whose size grows with the global batch: with the ids that are admitted at a step, which every rank
+    needs because it may hold their rows.
     """
-    num_free = min(num, state.num_free_places)
-    state.num_free_places -= num_free
-    free = state.free_places[state.num_free_places : state.num_free_places + num_free][::-1]
-    state.last_used[free] = state.step
-    sweep = _sweep(
-        state, state.config.num_rows, state.ids.size, lambda places: [state.last_used[places], state.ids[places]]
-    )
-    forgotten = state.candidate_queue.take(num - num_free, state.step, state.last_used, state.step - 1, sweep)
-    state.index.remove(state.ids[forgotten])
-    return np.concatenate((free, forgotten)), forgotten.size
+    sizes = world.gather_numbers([table.values[0].size for table in tables])
+    own = torch.from_numpy(np.concatenate([np.stack(table.values).reshape(-1) for table in tables]))
+    widths = [len(table.values) for table in tables]
+    lengths = [sum(width * size for width, size in zip(widths, of_rank, strict=True)) for of_rank in sizes]
+    pieces = [piece.cpu().numpy() for piece in world.gather_sized(own.to(world.device), lengths)]
+    gathered = []
+    begins = [0] * world.world_size
+    for number, table in enumerate(tables):
+        blocks = []
+        for rank, piece in enumerate(pieces):
+            end = begins[rank] + widths[number] * sizes[rank][number]
+            blocks.append(piece[begins[rank] : end].reshape(widths[number], sizes[rank][number]))
+            begins[rank] = end
+        columns = np.concatenate(blocks, axis=1)
+        order = np.lexsort(columns[: table.num_keys][::-1])
+        places = np.empty(order.size, np.int64)
+        places[order] = np.arange(order.size)
+        first = sum(of_rank[number] for of_rank in sizes[: world.rank])
+        gathered.append((list(columns[:, order]), places[first : first + table.values[0].size]))
+    return gathered
 
 
-def _sweep(
-    state: DynamicIdsState, first: int, end: int, order: Callable[[Int64], list[Int64]]
-) -> Callable[[int], Int64]:
-    """Return the sweep of EvictionQueue.take over entries first .. end - 1.
+def _give_rows(state: DynamicIdsState, batch: _Batch, wanting: Int64, granted: _Granted) -> None:
+    """Give this rank's admitted ids, the first of `wanting`, their rows."""
+    entries = state.entries
+    admitted = wanting[: granted.own_rows.size]
+    homes = batch.places[admitted].copy()
+    new = admitted[homes < 0]
+    homes[homes < 0] = entries.add(batch.ids[new], batch.totals[new], state.step)
+    entries.rows[homes] = granted.own_rows
+    entries.generations[homes] = granted.own_generations
+    state.num_candidates -= granted.num_promoted
 
-    It returns the first entries to evict. All entries are in use, but not at this step.
+
+def _count_candidates(state: DynamicIdsState, batch: _Batch, unplaced: Int64, num_unplaced: int) -> tuple[int, int]:
+    """Count new ids as candidates, and forget others for them if there is no place. Collective.
+
+    Args:
+        state: The state, which gets the candidates.
+        batch: The ids of the batch.
+        unplaced: Places in the batch of this rank's new ids without a row.
+        num_unplaced: Number of such ids of all ranks.
+
+    Returns:
+        The numbers of candidates of all ranks that were forgotten, and of new ids that found no place.
     """
+    entries = state.entries
+    num_free = min(num_unplaced, state.config.max_candidates - state.num_candidates)
+    num_forgotten = 0
+    if num_unplaced > num_free:
+        sweep = _sweep(state, False, lambda idle: candidate_keys(state, idle))
+        forgotten = state.candidate_queue.take(
+            num_unplaced - num_free, state.step, entries.last_used, state.step - 1, sweep, state.world
+        )
+        entries.remove(forgotten.entries)
+        num_forgotten = forgotten.num_of_all
+    num_places = num_free + num_forgotten
+    if num_unplaced > num_places:
+        unplaced = _most_seen(unplaced, batch.totals)
+        order_of = np.stack((-batch.totals[unplaced], batch.ids[unplaced]))
+        count, _ = num_among_smallest(order_of, num_places, state.world)
+        unplaced = unplaced[:count]
+    entries.add(batch.ids[unplaced], batch.totals[unplaced], state.step)
+    state.num_candidates += num_free
+    return num_forgotten, num_unplaced - num_places
 
-    def sweep(num: int) -> Int64:
-        idle = first + np.flatnonzero(state.last_used[first:end] < state.step)
-        return idle[smallest(order(idle), num)]
+
+def _sweep(state: DynamicIdsState, with_row: bool, order: Callable[[Int64], list[Int64]]) -> Callable[[int], Offer]:
+    """Return the sweep of EvictionQueue.take over ids with a row, or over candidates: the first ones to evict on this rank."""
+
+    def sweep(most: int) -> Offer:
+        idle = state.entries.used(with_row, before=state.step)
+        keys = order(idle)
+        chosen = smallest(keys, most)
+        return Offer(idle[chosen], np.stack([key[chosen] for key in keys]), has_more=idle.size > most)
 
     return sweep
-
-
-def state_tensors(state: DynamicIdsState) -> dict[str, Tensor]:
-    """Return the state as int64 tensors, replicated over ranks, with shapes that depend on the config alone.
-
-    They share memory with the state, except `numbers`, which is a copy. To load a checkpoint, load it into the tensors of a new
-    state and build the state from them by `from_tensors`.
-    """
-    numbers = np.asarray([state.step, state.num_rows_used, state.num_free_places, *_marks(state)], np.int64)
-    return {name: torch.from_numpy(array) for name, array in {**_arrays(state), "numbers": numbers}.items()}
-
-
-def from_tensors(config: DynamicIdsConfig, tensors: dict[str, Tensor]) -> DynamicIdsState:
-    """Return the state of the result of `state_tensors`, which continues exactly like the saved one.
-
-    Copies the tensors, which can be on any device. Raises ValueError if they have another number of rows or candidates.
-    """
-    state = new_state(config)
-    for name, array in _arrays(state).items():
-        if tensors[name].shape != array.shape:
-            raise ValueError(
-                f"dynamic ids: {name} has {tensors[name].numel()} values where the config needs {array.size}; "
-                "num_rows and max_candidates must be those that the state was saved with"
-            )
-        array[:] = tensors[name].cpu().numpy()
-    state.step, state.num_rows_used, state.num_free_places, *marks = (int(n) for n in tensors["numbers"].tolist())
-    for queue, (head, end, swept_at) in zip(
-        (state.row_queue, state.candidate_queue), (marks[:3], marks[3:]), strict=True
-    ):
-        queue.next = head
-        queue.end = end
-        queue.swept_at = swept_at
-    entries = np.flatnonzero(state.counts)
-    state.index.insert(state.ids[entries], entries)
-    return state
-
-
-def _arrays(state: DynamicIdsState) -> dict[str, Int64]:
-    return {
-        "ids": state.ids,
-        "counts": state.counts,
-        "last_used": state.last_used,
-        "generations": state.generations,
-        "free_places": state.free_places,
-        "row_queue": state.row_queue.entries,
-        "candidate_queue": state.candidate_queue.entries,
-    }
-
-
-def _marks(state: DynamicIdsState) -> list[int]:
-    return [n for queue in (state.row_queue, state.candidate_queue) for n in (queue.next, queue.end, queue.swept_at)]

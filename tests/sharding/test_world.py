@@ -1,4 +1,4 @@
-"""What only the first rank sees reaches all of them, whatever kind of error it is."""
+"""Errors that only the first rank sees reach all ranks, and integers travel between them."""
 
 import threading
 from typing import Any
@@ -60,3 +60,21 @@ def test_an_error_that_cannot_be_pickled_is_raised_on_every_rank(rank_pool, kind
 def test_an_error_that_survives_pickling_is_sent_unchanged():
     for error in (UserError("one"), PlacementError("two"), OSError(28, "No space left", "/a/file"), KeyError("k")):
         assert picklable(error) is error
+
+
+def integers(world: World) -> tuple[list[list[int]], list[int], bool]:
+    rank = world.rank
+    gathered = world.gather_numbers([rank, -(2**62) + rank])
+    return (
+        gathered,
+        world.exchange_ints([10 * rank + other for other in range(world.world_size)]),
+        world.on_cpu() is world,
+    )
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_integers_travel_between_ranks(rank_pool, world_size):
+    for rank, (gathered, received, is_same) in enumerate(rank_pool.run(world_size, integers)):
+        assert gathered == [[other, -(2**62) + other] for other in range(world_size)]
+        assert received == [10 * other + rank for other in range(world_size)]
+        assert is_same  # a CPU needs no group of its own

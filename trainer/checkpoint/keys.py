@@ -49,7 +49,7 @@ def tensors_of(
         sharded_model: The model with sharded tables.
         tables: The names of its tables.
         optimizers: The optimizers to include, or None.
-        state: Other tensors, the same on all ranks.
+        state: Other tensors, the same on all ranks or divided over them.
         ema: The moving average of dense weights to include, or None.
     """
     tensors: dict[str, Any] = {_key(name, tables): value for name, value in sharded_model.state_dict().items()}

@@ -138,7 +138,7 @@ def load(
         sharded_model: The model with sharded tables.
         tables: The names of its tables.
         optimizers: The optimizers to load, or None.
-        extra: Other tensors to load, the same on all ranks.
+        extra: Other tensors to load, whole or divided over ranks.
         ema: The moving average of dense weights to load, or None.
         tables_grew: True if tables may have more rows than the checkpoint. These rows keep their values.
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from models.ranking.reach import reach_of
-from sharding.dynamic_ids.mapping import DynamicIdsState
+from sharding.dynamic_ids.state import DynamicIdsState
 from trainer.data.dataset.manifest import write_manifest as write_dataset_manifest
 from trainer.errors import UserError
 from trainer.export import folder as export_folder
@@ -123,9 +123,10 @@ def form_of(trained: TrainedModel) -> Form:
 
 
 def _rows_of(state: DynamicIdsState) -> DynamicRows:
-    rows = np.flatnonzero(state.counts[: state.config.num_rows])
-    order = np.argsort(state.ids[rows])
-    return DynamicRows(state.ids[rows][order], rows[order])
+    """Return the ids with a row, in ascending order, of the mapping of one process."""
+    used = state.entries.used(with_row=True)
+    used = used[np.argsort(state.entries.ids[used])]
+    return DynamicRows(state.entries.ids[used], state.entries.rows[used])
 
 
 def _check_options(options: ExportOptions, is_ranker: bool) -> None:

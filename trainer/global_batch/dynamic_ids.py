@@ -2,7 +2,8 @@
 
 Requests hold raw 64-bit ids of these tables. In training, `assign_rows` counts the global batch, updates the mappings and resets
 the rows that got another id. Evaluation only calls `rows_of`. Everything after that, including the model, knows rows only. The
-mappings themselves are in sharding.dynamic_ids.mapping; every rank holds all of them.
+mappings themselves are in sharding.dynamic_ids.mapping. Each id belongs to one rank, and ranks ask each other for rows, so both
+methods are collective. All their exchanges use CPU tensors: they do not wait for a GPU.
 
 A use of an id is an event of the global batch with an item that has this id: each input event, and the last target of each history,
 which is the only event that is not an input. Other targets are inputs too and count once. Candidates and negatives are not uses. A
@@ -13,7 +14,7 @@ Not thread-safe, and it must not run ahead: rows are assigned to batches when th
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, get_args
 
@@ -28,27 +29,25 @@ from models.features.request import ItemRequest
 from models.features.values import BagRange, FeatureValues, InputFeature
 from models.ranking.batch import RankingBatch
 from sharding.config import DynamicIdsConfig, TableConfig
-from sharding.dynamic_ids.id_counts import IdCounts, exchange_counts
-from sharding.dynamic_ids.mapping import (
-    Changes,
-    DynamicIdsState,
-    from_tensors,
-    look_up,
-    new_state,
-    observe,
-    state_tensors,
-)
+from sharding.dynamic_ids.id_counts import IdCounts
+from sharding.dynamic_ids.mapping import Changes, look_up_anywhere, observe_shares
+from sharding.dynamic_ids.saved import from_tensors, state_tensors
+from sharding.dynamic_ids.state import DynamicIdsState, new_state
 from sharding.tables.optimizers import Optimizers
 from sharding.tables.reset_rows import reset_rows
-from sharding.world import World
+from sharding.world import ALONE, World
 from trainer.data.dataset.features import MISSING
 
 Int64 = NDArray[np.int64]
 Owner = Literal["values", "events", "users", "candidates"]  # of a feature: where an ItemRequest has its values
+Find = Callable[[str, Int64], Int64]  # returns the rows of raw ids of a table
 
 
 class DynamicTables:
-    """The mappings of a model's tables with dynamic ids, and their counts. Without such tables nothing is changed."""
+    """This rank's part of the mappings of a model's tables with dynamic ids, and their counts.
+
+    Without such tables nothing is changed. Creating it is collective.
+    """
 
     def __init__(
         self,
@@ -56,10 +55,12 @@ class DynamicTables:
         features: tuple[InputFeature, ...],
         seed: int,
         inputs: ModelInputs = NO_INPUTS,
+        world: World = ALONE,
     ) -> None:
-        self.states: dict[str, DynamicIdsState] = {
-            name: new_state(table.ids) for name, table in tables.items() if isinstance(table.ids, DynamicIdsConfig)
-        }
+        dynamic = {name: table.ids for name, table in tables.items() if isinstance(table.ids, DynamicIdsConfig)}
+        if dynamic:
+            world = world.on_cpu()
+        self.states: dict[str, DynamicIdsState] = {name: new_state(ids, world) for name, ids in dynamic.items()}
         self._stds = {name: table.init_std for name, table in tables.items()}
         owned: list[tuple[Owner, tuple[InputFeature, ...]]] = [
             ("values", features),
@@ -77,32 +78,46 @@ class DynamicTables:
         self._counts: dict[str, Counter[str]] = {table: Counter() for table in self.states}
 
     def rows_of(self, request: ItemRequest) -> ItemRequest:
-        """Return the request, on the CPU, with rows instead of raw ids, each row once. The mappings do not change."""
+        """Return the request, on the CPU, with rows instead of raw ids, each row once. Collective.
+
+        The mappings do not change. Ranks may ask for different ids, or for none.
+        """
+        return self._with_rows(request, lambda table, ids: look_up_anywhere(self.states[table], ids).rows)
+
+    def _with_rows(self, request: ItemRequest, find: Find) -> ItemRequest:
+        """Return the request with rows instead of raw ids. `find` is called once per table, in the same order on all ranks."""
         if not self.states:
             return request
         rows = dict(request.rows)
         values: dict[Owner, dict[str, FeatureValues]] = {
             owner: dict(getattr(request, owner)) for owner in get_args(Owner)
         }
-        bags = {
-            name: replace(given, rows=torch.from_numpy(look_up(self.states[given.table], given.rows.numpy()).rows))
-            if given.table in self.states
-            else given
-            for name, given in request.bags.items()
-        }
+        bags = dict(request.bags)
         for table, state in self.states.items():
+            of_table = [name for name, given in bags.items() if given.table == table]
+            parts = [bags[name].rows.numpy() for name in of_table] + ([rows[table].numpy()] if table in rows else [])
+            sizes = [part.size for part in parts]
+            # A request without ids of this table takes part in the exchange as well.
+            asked = np.concatenate(parts) if parts else np.empty(0, np.int64)
+            if of_table and state.world.world_size > 1:
+                # Bags repeat ids, and each is sent once.
+                unique, place_of = np.unique(asked, return_inverse=True)
+                mapped = find(table, unique)[place_of]
+            else:
+                mapped = find(table, asked)
+            pieces = np.split(mapped, np.cumsum(sizes)[:-1]) if parts else []
+            for name, piece in zip(of_table, pieces, strict=False):
+                bags[name] = replace(bags[name], rows=torch.from_numpy(piece))
             if table not in rows:
                 continue
-            rows[table], place = _unique_rows(look_up(state, rows[table].numpy()).rows)
+            rows[table], place = _unique_rows(pieces[-1])
             for owner, name in self._features[table]:
                 if name in values[owner]:  # a request for items alone has no values of events
                     given = values[owner][name]
                     values[owner][name] = replace(given, index=place[given.index])
         return replace(request, rows=rows, bags=bags, **values)  # type: ignore[arg-type]
 
-    def assign_rows(
-        self, batch: HistoryBatch, sharded_model: nn.Module, optimizers: Optimizers, world: World
-    ) -> HistoryBatch:
+    def assign_rows(self, batch: HistoryBatch, sharded_model: nn.Module, optimizers: Optimizers) -> HistoryBatch:
         """Update the mappings with the global batch, and return this rank's batch with rows instead of ids. Collective.
 
         Ids of the batch may be admitted, and other ids evicted. Rows that get another id are reset. The update stays even if the
@@ -112,29 +127,28 @@ class DynamicTables:
             batch: This rank's share, on the CPU.
             sharded_model: The model with the rows to reset.
             optimizers: The optimizers with the state to reset.
-            world: All ranks.
         """
-        if not self.states:
-            return batch
-        for table, state in self.states.items():
-            seen = exchange_counts(uses_of(batch, table, self._features[table]), world)
-            changes = observe(state, seen)
+
+        def observe_and_find(table: str, ids: Int64) -> Int64:
+            used = uses_of(batch, table, self._features[table])
+            changes, mapped = observe_shares(self.states[table], used, ids)
             rows = torch.from_numpy(changes.rows)
             generations = torch.from_numpy(changes.generations)
             reset_rows(sharded_model, optimizers, table, rows, generations, self._seed, self._stds[table])
-            self._count(table, seen, changes)
-        return replace(batch, items=self.rows_of(batch.items))
+            self._count(table, changes)
+            return mapped
 
-    def _count(self, table: str, seen: IdCounts, changes: Changes) -> None:
-        unknown = look_up(self.states[table], seen.ids).rows == 0
+        return replace(batch, items=self._with_rows(batch.items, observe_and_find))
+
+    def _count(self, table: str, changes: Changes) -> None:
         self._counts[table].update(
             admitted=changes.admitted_ids.size,
             evicted=changes.evicted_ids.size,
             waiting=changes.num_waiting,
             forgotten=changes.num_forgotten,
             uncounted=changes.num_uncounted,
-            uses=int(seen.counts.sum()),
-            unknown_uses=int(seen.counts[unknown].sum()),
+            uses=changes.num_uses,
+            unknown_uses=changes.num_unknown_uses,
         )
 
     def report(self) -> dict[str, float]:
@@ -151,7 +165,7 @@ class DynamicTables:
         return values
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the mappings by name, for a checkpoint. They are the same on all ranks; the config determines their shapes."""
+        """Return the mappings by name, for a checkpoint, divided over ranks. The config determines their shapes. Collective."""
         return {
             f"ids.{table}.{name}": tensor
             for table, state in self.states.items()
@@ -159,11 +173,11 @@ class DynamicTables:
         }
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` returned."""
+        """Restore what `tensors` returned, also that of another number of ranks. Collective."""
         for table, state in self.states.items():
             start = f"ids.{table}."
             own = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
-            self.states[table] = from_tensors(state.config, own)
+            self.states[table] = from_tensors(state.config, own, state.world)
 
 
 def _unique_rows(rows: Int64) -> tuple[Tensor, Tensor]:

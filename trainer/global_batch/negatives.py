@@ -16,7 +16,7 @@ from models.batches.history_batch import HistoryBatch, with_negatives
 from models.features.catalogue import Catalogue
 from models.objectives.config import ObjectiveConfig, SampledObjectiveConfig
 from sharding.dynamic_ids.id_counts import count_ids, exchange_counts
-from sharding.world import World
+from sharding.world import ALONE, World
 from trainer.data.stream.negatives import NegativeDraws
 from trainer.data.stream.order import Position
 from trainer.global_batch.item_frequency import TargetFrequency
@@ -28,10 +28,16 @@ class GlobalNegatives:
     """The negatives of a run, and the estimate of how often items are targets. Without a sampled objective nothing is changed.
 
     train_events: The training events of each id, (num_known,), if trainer.data.stream.negatives.needs_train_events.
+    world: All ranks, over which the estimate is divided. Creating it is collective.
     """
 
     def __init__(
-        self, objective: ObjectiveConfig, catalogue: Catalogue, seed: int, train_events: np.ndarray | None = None
+        self,
+        objective: ObjectiveConfig,
+        catalogue: Catalogue,
+        seed: int,
+        train_events: np.ndarray | None = None,
+        world: World = ALONE,
     ) -> None:
         self._catalogue = catalogue
         self.train_events = train_events
@@ -41,7 +47,7 @@ class GlobalNegatives:
         if isinstance(objective, SampledObjectiveConfig):
             self._draws = NegativeDraws(objective, catalogue.num_known, seed, train_events)
             if objective.logq == "streaming":
-                self._frequency = TargetFrequency(catalogue.num_known, objective.logq_rate)
+                self._frequency = TargetFrequency(catalogue.num_known, objective.logq_rate, world.on_cpu())
 
     def take_target_counts(self, counts: np.ndarray) -> None:
         """Keep this rank's counts of an epoch's targets (see target_counts). `complete_batch` sums them over all ranks."""
@@ -64,27 +70,24 @@ class GlobalNegatives:
             self._draws = replace(self._draws, target_counts=counts)
             self._own_counts = None
         draws = self._draws
-        if draws.from_global_batch or self._frequency is not None:
-            targets = exchange_counts(count_ids(batch.target_ids.numpy()), world)
-            if self._frequency is not None:
-                self._frequency.observe(targets)
-            if draws.from_global_batch:
-                batch = with_negatives(batch, draws.from_targets(position, targets), self._catalogue)
+        own_targets = count_ids(batch.target_ids.numpy())
+        if draws.from_global_batch:
+            targets = exchange_counts(own_targets, world)
+            batch = with_negatives(batch, draws.from_targets(position, targets), self._catalogue)
         if draws.objective.logq == "none":
             return batch
-        share_of = None if self._frequency is None else self._frequency.share_of
-
-        def log_q(ids: Tensor) -> Tensor:
-            return torch.from_numpy(draws.log_q(ids.numpy(), share_of).astype(np.float32))
-
-        return replace(batch, negative_log_q=log_q(batch.negative_ids), target_log_q=log_q(batch.target_ids))
+        corrected = torch.cat((batch.negative_ids, batch.target_ids)).numpy()
+        shares = None if self._frequency is None else self._frequency.observe(own_targets, corrected)
+        log_q = torch.from_numpy(draws.log_q(corrected, shares).astype(np.float32))
+        of_negatives, of_targets = log_q.split([batch.negative_ids.numel(), batch.target_ids.numel()])
+        return replace(batch, negative_log_q=of_negatives, target_log_q=of_targets)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the estimate by name, for a checkpoint. It is the same on all ranks, with shapes that follow from the dataset."""
+        """Return the estimate by name, for a checkpoint, divided over ranks. The dataset determines its shapes. Collective."""
         tensors = {} if self._frequency is None else self._frequency.tensors()
         return {STATE + name: tensor for name, tensor in tensors.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` returned. Other tensors are ignored."""
+        """Restore what `tensors` returned. Other tensors are ignored. Collective."""
         if self._frequency is not None:
             self._frequency.load({n.removeprefix(STATE): t for n, t in tensors.items() if n.startswith(STATE)})

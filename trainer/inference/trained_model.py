@@ -18,7 +18,7 @@ from torch import nn
 from models.features.catalogue import Catalogue
 from models.features.request import ItemRequest
 from sharding.tables.initialize import initialize_tables
-from sharding.world import World
+from sharding.world import ALONE
 from trainer.checkpoint import tensors as checkpoint_tensors
 from trainer.checkpoint.finite import refuse_broken_checkpoint
 from trainer.checkpoint.folder import StoredCheckpoint
@@ -33,8 +33,6 @@ from trainer.inference.look_up import WholeTables
 from trainer.loop.build import check_task, has_grown, table_specs, task_of
 from trainer.loop.same_run import same_dataset
 from trainer.optim.ema import WeightEma
-
-ALONE = World(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -108,7 +106,7 @@ def load_trained_model(job: Job, checkpoint: StoredCheckpoint) -> TrainedModel:
             f"checkpoint {checkpoint.path} was made from another dataset than {job.dataset_dir}; set run.dataset to its own"
         )
     catalogue = read_catalogue(job.dataset_dir, manifest, job.config.tables, job.config.model)
-    task = task_of(job, manifest, catalogue)
+    task = task_of(job, manifest, catalogue, ALONE)
     specs = table_specs(job, manifest, catalogue, lambda name: False)
     model = task.new_model(specs)
     assert isinstance(model.tables, nn.Module)

@@ -58,11 +58,11 @@ class Built:
     """Digests of its dataset before logs were appended."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint besides weights and optimizers. They are the same on all ranks."""
+        """Return the tensors of a checkpoint besides weights and optimizers, as copies. Collective."""
         return self.dynamic.tensors() | self.task.tensors()
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state` returned."""
+        """Restore what `state` returned. Collective."""
         self.dynamic.load(tensors)
         self.task.load(tensors)
 
@@ -95,7 +95,7 @@ def build_model(
     # Before anything is sharded: with different plans, TorchRec would fail with an obscure error, or hang.
     agree_at_start(world, {"plan": digest_of(plan.values())})
     specs = table_specs(job, manifest, catalogue, lambda name: plan.tables[name].sharding == "data_parallel")
-    task = task_of(job, manifest, catalogue, daily)
+    task = task_of(job, manifest, catalogue, world, daily)
     model: Any = task.new_model(specs)
     model.initialize(torch.Generator().manual_seed(job.config.run.seed))
     for part in (*model.children(), *model.tables.replicated):
@@ -105,7 +105,7 @@ def build_model(
     replaced = checkpoint is not None and not has_grown(checkpoint, manifest.grown_from)
     seed = None if replaced else job.config.run.seed
     sharded_model = shard_tables(model, tables, plan, world, seed, job.config.communication)
-    dynamic = DynamicTables(tables, catalogue.features, job.config.run.seed, catalogue.inputs)
+    dynamic = DynamicTables(tables, catalogue.features, job.config.run.seed, catalogue.inputs, world)
     return Built(model, sharded_model, tables, planned_tables, catalogue, dynamic, task, manifest.grown_from)
 
 
@@ -149,13 +149,15 @@ def agree_at_start(world: World, facts: dict[str, str]) -> None:
         raise UserError("the workers do not agree on what to train, so nothing was started: " + "; ".join(differences))
 
 
-def task_of(job: Job, manifest: Manifest, catalogue: Catalogue, daily: DailyTraining | None = None) -> Task:
-    """Return the task that the model of a job is trained for."""
+def task_of(
+    job: Job, manifest: Manifest, catalogue: Catalogue, world: World, daily: DailyTraining | None = None
+) -> Task:
+    """Return the task that the model of a job is trained for. Collective."""
     match job.config.model:
         case RankingConfig() as config:
             return RankingTask(job, config, manifest, catalogue, daily)
         case config:
-            return NextItemTask(job, config, manifest, catalogue)
+            return NextItemTask(job, config, manifest, catalogue, world)
 
 
 def load_checkpoint(

@@ -79,7 +79,7 @@ class Checkpoints:
         )
 
     def tensors(self) -> dict[str, Any]:
-        """Return the tensors to save, by name; they share their memory with the model and the optimizers."""
+        """Return the tensors to save, by name. Those of the model and the optimizers share their memory. Collective."""
         built = self.built
         return tensors_of(built.sharded_model, built.tables, self.optimizers, built.state(), self.ema)
 

@@ -154,7 +154,7 @@ class Training:
         stop_requested = self.messages.stop_requested() or self.checkpoints.has_failed()
         # Not in the thread that reads ahead: ranks exchange ids, and the row of an id depends on all steps before this one.
         batch = self.built.task.complete_batch(item.batch, item.before, self.world)
-        batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers, self.world)
+        batch = self.built.dynamic.assign_rows(batch, self.built.sharded_model, self.optimizers)
         saves = self.messages.saves_requested()
         limit = self.spikes.limit(self.state)
         save_requested = saves > self._saves

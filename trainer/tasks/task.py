@@ -145,7 +145,7 @@ class Task(Protocol):
         """
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors of a checkpoint that belong to the task, the same on all ranks."""
+        """Return the tensors of a checkpoint that belong to the task. Collective."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `tensors` returned."""
+        """Restore what `tensors` returned. Collective."""

@@ -4,13 +4,19 @@ import numpy as np
 import pytest
 
 from sharding.dynamic_ids.eviction import CHUNK_ENTRIES, EvictionQueue, smallest
+from sharding.dynamic_ids.selection import Offer
+from sharding.world import ALONE
+
+
+def empty_queue(capacity: int) -> EvictionQueue:
+    return EvictionQueue(capacity, np.empty(0, np.int64), np.empty((2, 0), np.int64))
 
 
 @pytest.mark.parametrize("min_age", [1, 3])
 def test_the_longest_unused_rows_are_evicted_first(min_age):
     rng = np.random.default_rng(min_age)
     num_entries = 20 * CHUNK_ENTRIES
-    last_used, queue = np.zeros(num_entries, np.int64), EvictionQueue(np.zeros(3 * CHUNK_ENTRIES, np.int64))
+    last_used, queue = np.zeros(num_entries, np.int64), empty_queue(3 * CHUNK_ENTRIES)
     num_sweeps = 0
     for step in range(1, 40):
         used = rng.integers(0, num_entries, rng.choice([0, 100, 40_000]))
@@ -19,29 +25,30 @@ def test_the_longest_unused_rows_are_evicted_first(min_age):
         num = int(rng.choice([0, 1, 50, 3 * CHUNK_ENTRIES, 5 * CHUNK_ENTRIES]))
         expected = expected[np.argsort(last_used[expected], kind="stable")][:num]
 
-        def sweep(most: int, step: int = step) -> np.ndarray:
+        def sweep(most: int, step: int = step) -> Offer:
             nonlocal num_sweeps
             num_sweeps += 1
             idle = np.flatnonzero(last_used < step)
-            return idle[smallest([last_used[idle], idle], most)]
+            idle = idle[smallest([last_used[idle], idle], most)]
+            return Offer(idle, np.stack((last_used[idle], idle)))
 
-        taken = queue.take(num, step, last_used, step - min_age, sweep)
+        taken = queue.take(num, step, last_used, step - min_age, sweep, ALONE).entries
         assert taken.tolist() == expected.tolist()
         assert (last_used[taken] == step).all()
     assert 5 < num_sweeps < 60
 
 
 def test_a_head_that_is_too_young_is_not_swept_again():
-    last_used, queue, sweeps = np.zeros(8, np.int64), EvictionQueue(np.zeros(2, np.int64)), []
+    last_used, queue, sweeps = np.zeros(8, np.int64), empty_queue(2), []
 
-    def sweep(most: int) -> np.ndarray:
+    def sweep(most: int) -> Offer:
         sweeps.append(most)
-        return np.arange(most)
+        return Offer(np.arange(most), np.stack((np.zeros(most, np.int64), np.arange(most))))
 
     for step in range(1, 10):
-        assert queue.take(3, step, last_used, step - 10, sweep).size == 0
+        assert queue.take(3, step, last_used, step - 10, sweep, ALONE).entries.size == 0
     assert sweeps == [2]
-    assert queue.take(1, 10, last_used, 0, sweep).tolist() == [0]
+    assert queue.take(1, 10, last_used, 0, sweep, ALONE).entries.tolist() == [0]
     assert sweeps == [2]
 
 

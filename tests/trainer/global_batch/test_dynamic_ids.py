@@ -15,6 +15,8 @@ from models.features.values import InputFeature
 from sharding.config import DynamicIdsConfig, TableConfig
 from sharding.dynamic_ids.id_counts import count_ids
 from sharding.dynamic_ids.mapping import observe
+from sharding.dynamic_ids.state import DynamicIdsState
+from sharding.world import World
 from tests.models.ranking import test_model as ranking
 from trainer.data.dataset.features import MISSING
 from trainer.global_batch.dynamic_ids import DynamicTables, uses_of
@@ -73,6 +75,11 @@ def histories(seed: int, num_ids: int = NUM_KNOWN) -> list[list[int]]:
     return [[], *(random.integers(0, num_ids, size=random.integers(2, 7)).tolist() for _ in range(6)), []]
 
 
+def rows_by_id(state: DynamicIdsState) -> dict[int, int]:
+    used = state.entries.used(with_row=True)
+    return dict(zip(state.entries.ids[used].tolist(), state.entries.rows[used].tolist(), strict=True))
+
+
 def uses(batch: HistoryBatch) -> Counter[int]:
     seen = uses_of(batch, "label", [("values", feature.name) for feature in FEATURES])
     assert np.all(np.diff(seen.ids) > 0)
@@ -122,7 +129,7 @@ def test_input_events_use_their_values_and_histories_with_events_those_of_their_
     tables = DynamicTables(TABLES, FEATURES, 1, INPUTS)
     observe(tables.states["label"], count_ids(np.repeat(seen.ids, seen.counts)))
     state = tables.states["label"]
-    row_of = {int(state.ids[row]): row for row in range(1, state.num_rows_used)}
+    row_of = rows_by_id(state)
     mapped = tables.rows_of(batch.items)
     for (owner, name), raw in (((o, n), getattr(batch.items, o)[n]) for o, n in asked):
         before = batch.items.rows["label"][raw.index].tolist()
@@ -179,7 +186,7 @@ def tables_that_saw(*batches: list[int]) -> DynamicTables:
 def test_items_sum_the_rows_of_their_values(seen: list[int]) -> None:
     tables = tables_that_saw(seen)
     state = tables.states["label"]
-    row_of = {int(state.ids[row]): row for row in range(1, state.num_rows_used)}
+    row_of = rows_by_id(state)
     assert len(row_of) == min(5, len(set(seen)))
     asked = np.asarray([0, 2, 3, 7, 11, 15, 19, 20, 23])
     request = CATALOGUE.request(asked)
@@ -222,6 +229,39 @@ def test_mappings_are_restored_from_their_tensors() -> None:
     for tables in (one, other):
         observe(tables.states["label"], count_ids(np.asarray(then, np.int64)))
     assert all(torch.equal(tensor, other.tensors()[name]) for name, tensor in one.tensors().items())
+
+
+def look_up_on_ranks(world: World, saved: dict[str, torch.Tensor]) -> list[list[tuple[int, int]]]:
+    """Look up the items of a request, none, and a request without the table; return pairs of item and row."""
+    tables = DynamicTables(TABLES, FEATURES, seed=1, world=world)
+    tables.load(saved)
+    answers = []
+    for items in (np.arange(NUM_IDS), np.arange(0 if world.rank else NUM_IDS), np.arange(5 * world.rank)):
+        request = CATALOGUE.request(items)
+        if items.size == 5:
+            rows = {name: rows for name, rows in request.rows.items() if name != "label"}
+            tables.rows_of(replace(request, rows=rows))
+            continue
+        raw = request.rows["label"].tolist()
+        mapped = tables.rows_of(request)
+        rows_of = mapped.rows["label"]
+        for name in ("brand", "tags"):
+            before = [raw[place] for place in request.values[name].index.tolist()]
+            after = rows_of[mapped.values[name].index].tolist()
+            answers.append(sorted(set(zip(before, after, strict=True))))
+    return answers
+
+
+def test_ranks_may_look_up_different_items_or_none(rank_pool) -> None:
+    one = tables_that_saw([7, 7, -3, -3, 11, 11], [12, 12, 13])
+    row_of = rows_by_id(one.states["label"])
+    saved = one.tensors()
+    for rank, answers in enumerate(rank_pool.run(3, look_up_on_ranks, saved)):
+        assert len(answers) == (4 if rank == 1 else 6)
+        for pairs in answers:
+            assert pairs == [(raw, row_of.get(raw, 0)) for raw, _ in pairs]
+        assert {raw for raw, _ in answers[1]} >= {7, 11, 12}
+        assert bool(answers[2]) == (rank == 0)
 
 
 def test_nothing_changes_without_dynamic_tables() -> None:

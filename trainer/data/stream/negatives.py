@@ -5,7 +5,6 @@ or the targets of the global batch. Of those the counts are known, but no order.
 number of ranks. Only in-batch negatives are drawn from the share of one rank.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -97,12 +96,12 @@ class NegativeDraws:
         of_targets = targets.ids[np.searchsorted(np.cumsum(targets.counts), places, side="right")]
         return np.concatenate((uniform, of_targets))
 
-    def log_q(self, ids: Int64, share_of: Callable[[Int64], Float64] | None = None) -> Float64:
+    def log_q(self, ids: Int64, shares: Float64 | None = None) -> Float64:
         """Return the log probability that a single draw gives each of the ids (known ones).
 
         Args:
             ids: the ids.
-            share_of: returns the share of all targets of each id; by default that of target_counts.
+            shares: the share of all targets of each id; by default that of target_counts.
         """
         num_items = self.num_known - FIRST_ITEM
         match self.objective.negatives:
@@ -111,7 +110,7 @@ class NegativeDraws:
             case PopularityNegatives():
                 probability: Float64 = self._weights[ids] / self._cumulative_weights[-1]
             case _:
-                share = self._share_of_targets[ids] if share_of is None else share_of(ids)
+                share = self._share_of_targets[ids] if shares is None else shares
                 uniform_share = self._num_uniform / self.objective.num_negatives
                 probability = uniform_share / num_items + (1.0 - uniform_share) * share
         return np.log(probability)

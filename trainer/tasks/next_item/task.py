@@ -13,7 +13,7 @@ from models.config import NextItemConfig
 from models.features.catalogue import Catalogue
 from models.next_item.model import NextItemModel
 from models.tables import TableSpec
-from sharding.world import World
+from sharding.world import ALONE, World
 from trainer.config.job import Job
 from trainer.data.dataset.manifest import Manifest
 from trainer.data.dataset.splits import Split
@@ -37,7 +37,9 @@ from trainer.tasks.task import META
 class NextItemTask:
     """The task next_item of one job; implements trainer.tasks.task.Task."""
 
-    def __init__(self, job: Job, config: NextItemConfig, manifest: Manifest, catalogue: Catalogue) -> None:
+    def __init__(
+        self, job: Job, config: NextItemConfig, manifest: Manifest, catalogue: Catalogue, world: World = ALONE
+    ) -> None:
         self.job = job
         self.config = config
         self.manifest = manifest
@@ -46,7 +48,7 @@ class NextItemTask:
         if needs_train_events(config.objective):
             train_events = np.concatenate(([0], read_vocabulary(job.dataset_dir, manifest).train_events))
         self.catalogue_group: CatalogueGroup | None = None
-        self.negatives = GlobalNegatives(config.objective, catalogue, job.config.run.seed, train_events)
+        self.negatives = GlobalNegatives(config.objective, catalogue, job.config.run.seed, train_events, world)
 
     def new_model(self, specs: list[TableSpec], tables_device: torch.device = META) -> NextItemModel:
         """Return the model, with its tables on a device."""
@@ -141,7 +143,7 @@ class NextItemTask:
         return build_baselines(self.job.dataset_dir, self.manifest, train_events, self.config, evaluate, unknown, world)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the estimate of item frequencies, if the objective has one."""
+        """Return the estimate of item frequencies, if the objective has one. Collective."""
         return self.negatives.tensors()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
