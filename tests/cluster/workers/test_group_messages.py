@@ -148,7 +148,7 @@ def test_the_mailbox_starts_each_work_afresh() -> None:
     mailbox.finish(mailbox.enter(0, 1, HERE), 0, b"result")
     mailbox.give(b"second")
     assert mailbox.job() == (2, b"second")
-    assert mailbox.requests() == (False, 0)
+    assert mailbox.requests() == (False, 0, 0)
     status = mailbox.drain()
     assert (status.events, status.num_done, status.world_size, list(status.beats)) == ([], 0, 1, [0])
     assert mailbox.outcome() == ({}, [])
@@ -158,9 +158,9 @@ def test_a_request_for_a_checkpoint_is_counted_until_the_workers_start_again() -
     mailbox = Mailbox()
     mailbox.request_save()
     mailbox.request_save()
-    assert mailbox.requests() == (False, 2)
+    assert mailbox.requests() == (False, 2, 0)
     mailbox.restart({"kind": "restart"})
-    assert mailbox.requests() == (False, 0)
+    assert mailbox.requests() == (False, 0, 0)
 
 
 def test_what_an_earlier_attempt_sends_is_ignored_after_a_restart() -> None:
