@@ -4,8 +4,8 @@ Files:
     all_runs.py        a line for each run of a folder, for `shoal status`
     concurrent_evaluation.py  validation of a training's checkpoints while it continues
     driver.py          the stages in order, in one Ray session and with the same workers
-    evaluated_training.py  training, and concurrent evaluation by other workers
     evaluate_stage.py  evaluate a checkpoint, unless that was done before
+    evaluated_training.py  training, and concurrent evaluation by other workers
     evaluation_queue.py  checkpoints that wait for concurrent evaluation
     existing_run.py    what a submitted command would do with a run that exists
     explain_stage.py   write explanations, unless the same ones are there

@@ -37,16 +37,12 @@ def test_every_checkpoint_that_is_due_is_evaluated_once_although_a_worker_and_th
     command = ["run", str(config), *(part for name, value in settings.items() for part in ("--set", f"{name}={value}"))]
     killed = shoal(*command, environment={VARIABLE: str(tmp_path / "faults.json")})
     wait_for("the second evaluation", (tmp_path / "faults.json.waits.happened").exists, killed)
-    # The training has not waited for evaluations. All checkpoints that are to be evaluated are kept.
-    waiting = {each.step for each in read_validations(run_dir)}
-    assert waiting >= {30}
     os.kill(killed.pid, signal.SIGKILL)
-    _, _, said = finish(killed)
+    _, said, _ = finish(killed)
     retried = [
         line for line in said.splitlines() if line.startswith("warning: the evaluation of step_000000030: rank 0")
     ]
     assert len(retried) == 1, said
-    assert "in the evaluation after step 30" in retried[0]
     assert retried[0].endswith("; trying again")
 
     code, out, err = finish(shoal(*command, "--json"))
