@@ -70,7 +70,9 @@ def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
 class ValidationJob:
     """Evaluation of a checkpoint on the validation split, as a training evaluates itself."""
 
+    # The job of the training, with the plan of its tables for the workers that evaluate.
     job: Job
+    # A checkpoint that is due. Its files are verified.
     checkpoint: StoredCheckpoint
 
 

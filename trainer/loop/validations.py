@@ -102,10 +102,11 @@ def with_validations(
         dataset: The digest of the dataset. Metrics on others, such as the one before logs were appended, do not compare.
         stopping: The settings of early stopping.
     """
-    for each in record if stopping is not None else ():
+    if stopping is None:
+        return state
+    for each in record:
         if each.metrics is None or each.dataset != dataset or not state.counted < each.step <= state.step:
             continue
-        assert stopping is not None
         best = best_after(state.best, each.metrics, each.step, each.skipped_in_a_row, stopping)
         state = replace(state, best=best, counted=each.step)
     return state
