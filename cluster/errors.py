@@ -46,6 +46,10 @@ class WorkersFailedError(RuntimeError):
         return self.message
 
 
+class JobCancelledError(Exception):
+    """The driver no longer needs the result of a job, and has ended its workers."""
+
+
 class MoveError(Exception):
     """A rank has saved a checkpoint, and ends so that the group starts again on other nodes. No failure."""
 

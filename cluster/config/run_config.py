@@ -72,6 +72,21 @@ class RecoveryConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     checkpoint_seconds: float = Field(1800.0, gt=0.0, le=MAX_SECONDS, description="longest time to save a checkpoint")
 
 
+class EvaluationWorkersConfig(BaseModel, extra="forbid", frozen=True, strict=True):
+    """Workers of their own for the evaluations during training, so that training continues meanwhile."""
+
+    num_workers: int = Field(
+        0,
+        ge=0,
+        description="number of workers that evaluate the checkpoints of a training while it continues, in addition to its own. "
+        "0: training pauses, and its own workers evaluate",
+    )
+    cpus_per_worker: int = Field(1, ge=1, description="CPUs and torch threads of each of them")
+    gpus_per_worker: int = Field(
+        0, ge=0, le=1, description="GPUs of each of them: 0 evaluates on CPUs with gloo, 1 on GPUs with NCCL"
+    )
+
+
 class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
     """The workers and where they run."""
 
@@ -104,6 +119,7 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         description="seconds that a worker waits for the others in one collective operation before it fails",
     )
     recovery: RecoveryConfig = Field(default_factory=RecoveryConfig)
+    evaluation: EvaluationWorkersConfig = Field(default_factory=EvaluationWorkersConfig)
 
     @model_validator(mode="after")
     def _check_workers(self) -> "ClusterConfig":
@@ -121,6 +137,15 @@ class ClusterConfig(BaseModel, extra="forbid", frozen=True, strict=True):
         """Return the type of the workers' devices."""
         return "cuda" if self.gpus_per_worker else "cpu"
 
+    @property
+    def of_evaluation(self) -> "ClusterConfig | None":
+        """Return the cluster with the workers of concurrent evaluation in place of those of training; None without any."""
+        wanted = self.evaluation
+        if not wanted.num_workers:
+            return None
+        none = EvaluationWorkersConfig()
+        return self.model_copy(update={**wanted.model_dump(), "min_workers": None, "evaluation": none})
+
 
 class Config(RunConfig, extra="forbid", frozen=True, strict=True):
     """A run and the cluster that it runs on."""
@@ -135,13 +160,13 @@ class Config(RunConfig, extra="forbid", frozen=True, strict=True):
     @model_validator(mode="after")
     def _check_devices(self) -> "Config":
         """Reject tables and codecs that the workers' devices do not support."""
-        device = self.cluster.device
-        reasons = {f"tables.{name}": placement_reason(table, device) for name, table in self.tables.items()}
-        if (reason := codec_reason(self.communication, device)) is not None:
-            raise ValueError(reason)
-        for table, reason in reasons.items():
-            if reason is not None:
-                raise ValueError(f"{table}: {reason}")
+        evaluation = self.cluster.of_evaluation
+        for device in {self.cluster.device, self.cluster.device if evaluation is None else evaluation.device}:
+            if (reason := codec_reason(self.communication, device)) is not None:
+                raise ValueError(reason)
+            for name, table in self.tables.items():
+                if (reason := placement_reason(table, device)) is not None:
+                    raise ValueError(f"tables.{name}: {reason}")
         return self
 
 
@@ -174,4 +199,5 @@ def job_of(config: Config) -> Job:
         config=config,
         identity=identity(config),
         at_default=at_default(config),
+        evaluates_concurrently=config.cluster.of_evaluation is not None,
     )

@@ -18,11 +18,13 @@ from trainer.data.dataset.folder import DatasetRequest
 from trainer.data.dataset.manifest import read_manifest
 from trainer.data.logs.contract import find_inputs
 from trainer.errors import UserError
+from trainer.loop.validations import FILE as VALIDATIONS
 from trainer.storage.files import write_text_atomically
 from trainer.storage.objects.paths import ObjectPath, remove_tree
 from trainer.storage.objects.spool import copy_tree
 
 TRAINS = ("run", "train")
+COPIED_FILES = ("checkpoints/best.json", "metrics.jsonl", "attempts.json", VALIDATIONS)  # of a run, by a fork
 
 
 def describe_existing(config: Config, command: str) -> str | None:
@@ -93,7 +95,7 @@ def fork(config: Config, target: Path) -> Config:
     try:
         for name in sorted(set(names)):
             shutil.copytree(checkpoints / name, attempt / "checkpoints" / name, copy_function=_link)
-        for file in ("checkpoints/best.json", "metrics.jsonl", "attempts.json"):
+        for file in COPIED_FILES:
             if (config.run_dir / file).exists():
                 shutil.copy2(config.run_dir / file, attempt / file)
         (attempt / "state.json").write_text('{"stages": {}}', encoding="utf-8")
@@ -118,7 +120,7 @@ def _fork_objects(config: Config, target: Path, names: list[str]) -> Config:
         )
     for name in names:
         copy_tree(config.run_dir / "checkpoints" / name, target / "checkpoints" / name, last=("manifest.json",))
-    for file in ("checkpoints/best.json", "metrics.jsonl", "attempts.json"):
+    for file in COPIED_FILES:
         source = config.run_dir / file
         if source.exists():
             source.copy_to(target / file)

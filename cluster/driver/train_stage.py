@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from cluster.config.run_config import Config, job_of
+from cluster.driver.evaluated_training import train_and_evaluate
 from cluster.driver.new_logs import kept_outcome
 from cluster.driver.progress import View, announce
 from cluster.driver.run_metrics import RunMetrics
@@ -108,6 +109,9 @@ def train(config: Config, workers: Workers, on_event: OnEvent, stop: threading.E
     for warning in planned_tables.warnings:
         on_event({"kind": "warning", "text": warning})
     write_json_atomically(job.run_dir / PLAN_FILE, planned_tables.plan.values())
+    if config.cluster.of_evaluation is not None:
+        evaluation, _ = planned_job(config.model_copy(update={"cluster": config.cluster.of_evaluation}))
+        return train_and_evaluate(config.cluster, job, evaluation, workers, on_event, stop)
     outcome: Outcome = workers.run(jobs.train, job, on_event, stop)[0]
     return outcome
 

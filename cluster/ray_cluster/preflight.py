@@ -107,6 +107,26 @@ def resource_problem(config: ClusterConfig, nodes: Sequence[Node]) -> str | None
     )
 
 
+def evaluation_problem(config: ClusterConfig, nodes: Sequence[Node]) -> str | None:
+    """Return a message if the workers of concurrent evaluation do not fit in addition to those of the training, else None."""
+    evaluation = config.of_evaluation
+    if evaluation is None or config.autoscaling:
+        return None
+    training = config.num_workers  # a smaller group would grow into the room of the others
+    room = 0
+    for node in nodes:
+        taken = min(training, workers_on(node.resources, config.per_worker))
+        training -= taken
+        left = {name: node.resources.get(name, 0.0) - taken * each for name, each in config.per_worker.items()}
+        room += workers_on(left, evaluation.per_worker)
+    if room >= evaluation.num_workers:
+        return None
+    return (
+        f"{evaluation.num_workers} workers for evaluation do not fit in addition to those of the training, with room for {room}; "
+        "lower cluster.evaluation.num_workers or add nodes. With 0 the workers of the training evaluate"
+    )
+
+
 def workers_on(resources: Mapping[str, float], each: Mapping[str, float]) -> int:
     """Return how many workers fit on a node. each: the resources of one worker; 0 of one means that it is not needed."""
     return min((int(resources.get(name, 0.0) // number) for name, number in each.items() if number), default=0)

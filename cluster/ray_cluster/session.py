@@ -181,6 +181,26 @@ def check_resources(config: ClusterConfig) -> None:
             )
 
 
+def check_both_groups(config: ClusterConfig, evaluation: ClusterConfig) -> None:
+    """Raise UserError if the cluster could never hold the workers of a training and those of its concurrent evaluation at once.
+
+    Args:
+        config: the workers of the training. All of them count: a smaller group would grow into the room of the others.
+        evaluation: the others.
+    """
+    if config.autoscaling and config.address is not None:
+        return
+    have = ray.cluster_resources()
+    for name in ("CPU", "GPU"):
+        wanted = config.num_workers * config.per_worker[name] + evaluation.num_workers * evaluation.per_worker[name]
+        if wanted > have.get(name, 0):
+            raise UserError(
+                f"cluster.evaluation.num_workers = {evaluation.num_workers} in addition to cluster.num_workers = "
+                f"{config.num_workers} need {wanted:g} {name}s in all, and the cluster has {have.get(name, 0):g}; "
+                "lower them, add nodes, or set cluster.evaluation.num_workers = 0, so that the workers of the training evaluate"
+            )
+
+
 def temporary_storage() -> str:
     """Make a folder for Ray Train's own records on this machine; Shoal's checkpoints are in the run folder."""
     return tempfile.mkdtemp(prefix="shoal-ray-train-")

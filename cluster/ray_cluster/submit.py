@@ -16,11 +16,12 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from cluster.config.run_config import Config
-from cluster.driver.existing_run import describe_existing
+from cluster.driver.existing_run import TRAINS, describe_existing
 from cluster.errors import Interrupted
 from cluster.ray_cluster.follow import JobEnd, follow
 from cluster.ray_cluster.preflight import (
     all_here,
+    evaluation_problem,
     missing_files,
     nodes_of,
     resource_problem,
@@ -115,7 +116,10 @@ def check_fit(client: JobSubmissionClient, config: Config, dashboard: str, stage
     staged: folder with the job's files.
     """
     nodes = nodes_of(dashboard)
-    problems = [problem for problem in (version_problem(client), resource_problem(config.cluster, nodes)) if problem]
+    resources = resource_problem(config.cluster, nodes)
+    if resources is None and command in TRAINS:
+        resources = evaluation_problem(config.cluster, nodes)
+    problems = [problem for problem in (version_problem(client), resources) if problem]
     if not problems:
         sees_the_same = all_here(nodes) and not uses_objects(config)
         problems = missing_files(config, command) if sees_the_same else probe(client, dashboard, staged, command)

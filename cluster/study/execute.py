@@ -66,7 +66,14 @@ def _fitting(nodes: list[dict[str, float]], cluster: ClusterConfig) -> int:
         by_gpu = [int(node.get("GPU", 0) // cluster.gpus_per_worker)] if cluster.gpus_per_worker else []
         return min([int(node.get("CPU", 0) // cluster.cpus_per_worker), *by_gpu])
 
-    return max(1, sum(workers(node) for node in nodes) // cluster.num_workers)
+    at_once = sum(workers(node) for node in nodes) // cluster.num_workers
+    evaluation = cluster.of_evaluation
+    if evaluation is not None:  # with workers of their own
+        for name, each in cluster.per_worker.items():
+            of_trial = cluster.num_workers * each + evaluation.num_workers * evaluation.per_worker[name]
+            if of_trial:
+                at_once = min(at_once, int(sum(node.get(name, 0.0) for node in nodes) // of_trial))
+    return max(1, at_once)
 
 
 def _fit(tuner: tune.Tuner, raised: list[BaseException]) -> None:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, Self
 
 import ray
 from ray import cloudpickle
@@ -26,7 +26,7 @@ from ray.util import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.config.run_config import ClusterConfig
-from cluster.errors import WorkersFailedError
+from cluster.errors import JobCancelledError, WorkersFailedError
 from cluster.ray_cluster.session import temporary_storage
 from cluster.workers.budget import Budget
 from cluster.workers.failures import cause_of
@@ -45,6 +45,13 @@ RESERVED_SECONDS = 5.0  # for the answer of the mailbox at the end of a launch
 END_SECONDS = 60.0  # for idle workers to shut down
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Flag(Protocol):
+    """A request that may be made at any moment, such as an event of `threading`."""
+
+    def is_set(self) -> bool:
+        """Return whether it was made."""
 
 
 class Workers:
@@ -82,12 +89,27 @@ class Workers:
         if self._launch is not None:
             self._launch.end()
 
+    def connect(self) -> None:
+        """Join Ray, unless that is done."""
+        self._connect()
+
+    def others(self, config: ClusterConfig, on_phase: Callable[[str], None], logs: str | None) -> Workers:
+        """Return another group in the same session of Ray. Arguments as of the class."""
+        return Workers(config, self._connect, on_phase, logs)
+
+    def note_validation(self) -> None:
+        """Note for a training that another group has validated a checkpoint of it. Any thread may call this."""
+        launch = self._launch
+        if launch is not None:
+            launch.note_validation()
+
     def run(
         self,
         function: WorkerFunction,
         argument: Any,
         on_event: OnEvent,
-        stop: threading.Event | None = None,
+        stop: Flag | None = None,
+        cancel: Flag | None = None,
     ) -> list[Any]:
         """Run function(argument, world, channel) on every worker. Return their results in rank order.
 
@@ -96,13 +118,14 @@ class Workers:
             argument: its first argument, the same for all workers; pickled.
             on_event: called in this thread with each event that a worker sends.
             stop: when it is set, workers are asked to stop; they do so at their next step.
+            cancel: when it is set, workers are ended at once, and JobCancelledError is raised.
 
         Raises UserError if a worker raised one, and WorkersFailedError, naming the rank, for anything else.
         """
         while True:
             launch = self._launch or self._new_launch()
             try:
-                return launch.run(function, argument, on_event, stop or threading.Event())
+                return launch.run(function, argument, on_event, stop or threading.Event(), cancel or threading.Event())
             except LaunchLostError as lost:
                 self._launch = None
                 self._interruption = launch.interruption()
@@ -116,6 +139,7 @@ class Workers:
                         "text": f"{lost}; starting workers again",
                         "cause": "failure",
                         "trace": lost.trace,
+                        "reason": str(lost),
                     }
                 )
                 time.sleep(self._lost.wait("failure"))
@@ -168,21 +192,24 @@ class _Launch:
         function: WorkerFunction,
         argument: Any,
         on_event: OnEvent,
-        stop: threading.Event,
+        stop: Flag,
+        cancel: Flag,
     ) -> list[Any]:
         try:
-            return self._run(function, argument, on_event, stop)
+            return self._run(function, argument, on_event, stop, cancel)
         except ray.exceptions.RayActorError as error:
             raise LaunchLostError(
                 f"the mailbox of the workers died: {first_line(error)}", "", self._newest.step
             ) from None
 
-    def _run(self, function: WorkerFunction, argument: Any, on_event: OnEvent, stop: threading.Event) -> list[Any]:
+    def _run(self, function: WorkerFunction, argument: Any, on_event: OnEvent, stop: Flag, cancel: Flag) -> list[Any]:
         ray.get(self._mailbox.give.remote(cloudpickle.dumps((function, argument))))
         asked, at_work = False, True
         while at_work:
             self._fitting.join(timeout=POLL_SECONDS)
             at_work = self._fitting.is_alive()
+            if cancel.is_set():
+                raise JobCancelledError
             if stop.is_set() and not asked:
                 self._mailbox.request_stop.remote()
                 asked = True
@@ -239,6 +266,9 @@ class _Launch:
         if cause.user_message is not None:
             raise UserError(cause.user_message)
         raise WorkersFailedError(cause.text, "\n".join((cause.trace, trace)))
+
+    def note_validation(self) -> None:
+        self._mailbox.note_validation.remote()
 
     def interruption(self) -> Interruption:
         """Return how far training was, if this launch is lost now. The mailbox, which knows more, may be gone."""

@@ -68,6 +68,41 @@ def evaluate(evaluation: EvaluationJob, world: World, channel: Channel) -> None:
 
 
 @dataclass(frozen=True)
+class ValidationJob:
+    """Evaluation of a checkpoint on the validation split, as a training evaluates itself."""
+
+    # The job of the training, with the plan of its tables for the workers that evaluate.
+    job: Job
+    # A checkpoint that is due. Its files are verified.
+    checkpoint: StoredCheckpoint
+
+
+def validate(asked: ValidationJob, world: World, channel: Channel) -> dict[str, float]:
+    """Return the metrics that early stopping can use, the same on every rank. Raises CheckpointError if a file is corrupt."""
+    from trainer.checkpoint.tensors import verify_together
+    from trainer.fault_points import reach
+
+    checkpoint, complaint = verify_together(asked.checkpoint.path, world)
+    if checkpoint is None:
+        raise CheckpointError(complaint)
+    built = _loaded(asked.job, checkpoint, "validate", world, channel)
+    step = checkpoint.manifest.step
+    channel.note("evaluation", step)
+    reach("evaluation", world.rank, step)
+    evaluator = built.task.evaluator("validation", world, built.dynamic)
+    # Each note begins the time that the watchdog allows. It names the step of the checkpoint, as in a training.
+    return evaluator.mean_metrics(built.model, lambda done, total: channel.note("evaluation", step))
+
+
+def log_validations(asked: tuple[Job, int], world: World, channel: Channel) -> None:
+    """Write the lines of evaluations that ended after the training. asked: its job, and the steps trained."""
+    from trainer.loop.progress import Messages, log_missing_validations
+
+    if world.is_first:
+        log_missing_validations(*asked, Messages(channel, world))
+
+
+@dataclass(frozen=True)
 class RecommendJob:
     """Recommendations of a checkpoint."""
 

@@ -131,6 +131,7 @@ class Mailbox:
         self._results: dict[int, bytes] = {}
         self._stop = False
         self._saves = 0
+        self._validations = 0
         self._move: Move | None = None
         self._placement_group: Any = None
         self._attempt = _Attempt(after=after)
@@ -155,7 +156,7 @@ class Mailbox:
         before = self._attempt.world_size
         if before is not None and before != world_size:  # Ray Train resized the group, which is no failure
             text = f"the group has {world_size} workers now, {before} before; restarting from the newest checkpoint"
-            self.restart({"kind": "restart", "text": text, "cause": "resize", "trace": ""})
+            self.restart({"kind": "restart", "text": text, "cause": "resize", "trace": "", "reason": text})
         attempt = self._attempt
         attempt.world_size = world_size
         attempt.beats[rank] = (Beat(place), time.monotonic())
@@ -201,6 +202,10 @@ class Mailbox:
         """Ask the workers to save a checkpoint at once, and to continue."""
         self._saves += 1
 
+    def note_validation(self) -> None:
+        """Note that a checkpoint was validated by other workers, and that the result is in the run folder."""
+        self._validations += 1
+
     def request_move(self, move: Move) -> None:
         """Ask the workers to save a checkpoint and to start again from it. What they do now may end first."""
         self._move = move
@@ -213,9 +218,13 @@ class Mailbox:
         """Return whether the driver asked the workers to stop for good."""
         return self._stop
 
-    def requests(self) -> tuple[bool, int]:
-        """Return whether the workers are asked to stop, for good or for a move, and how often to save a checkpoint."""
-        return self._stop or self._move is not None, self._saves
+    def requests(self) -> tuple[bool, int, int]:
+        """Return what the workers are asked to do.
+
+        These are whether to stop, for good or for a move, how often to save a checkpoint, and how many checkpoints were validated
+        by other workers.
+        """
+        return self._stop or self._move is not None, self._saves, self._validations
 
     def finish(self, attempt: int, rank: int, pickled_result: bytes) -> None:
         """Store the result of a rank."""

@@ -69,6 +69,7 @@ class RestartPolicy(FailurePolicy):
             "text": f"{cause.text}; restarting from the newest checkpoint{counted}",
             "cause": kind,
             "trace": cause.trace,
+            "reason": cause.text,
         }
         ray.get(self._mailbox.restart.remote(event))
         time.sleep(seconds)

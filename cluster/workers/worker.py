@@ -116,6 +116,7 @@ def _channel_of(mailbox: Any, heart: Heart, measure: Callable[[dict[str, float]]
         send=lambda event: mailbox.push.remote(event),
         stop_requested=lambda: poll()[0],
         saves_requested=lambda: poll()[1],
+        validations_made=lambda: poll()[2],
         note=heart.note,
         lap=heart.lap,
         measure=measure,
@@ -157,9 +158,9 @@ class _Poll:
         self._mailbox = mailbox
         self._pending: Any = None
         self._asked = 0.0
-        self._answer = (False, 0)
+        self._answer = (False, 0, 0)
 
-    def __call__(self) -> tuple[bool, int]:
+    def __call__(self) -> tuple[bool, int, int]:
         now = time.monotonic()
         if self._pending is not None and now - self._asked > 0.02 and ray.wait([self._pending], timeout=0)[0]:
             self._answer = ray.get(self._pending)

@@ -266,16 +266,18 @@ def to_evaluate(folder: Path) -> StoredCheckpoint:
     return checkpoint
 
 
-def retire(folder: Path, keep: int, warn: Callable[[str], None]) -> list[Path]:
-    """Delete all checkpoints but the newest `keep` and the best, and return the deleted ones.
+def retire(
+    folder: Path, keep: int, warn: Callable[[str], None], is_pinned: Callable[[Path], bool] = lambda path: False
+) -> list[Path]:
+    """Delete all checkpoints but the newest `keep`, the best and pinned ones, and return the deleted ones.
 
     A checkpoint that cannot be deleted does not end the training: `warn` gets a message, and the next call tries again. Call this
     only while no attempt is being written.
     """
     best = read_best(folder)
-    pinned = {name_of(best["step"])} if best is not None else set()
+    named_best = {name_of(best["step"])} if best is not None else set()
     retired = []
-    for path in [path for path in committed(folder)[keep:] if path.name not in pinned]:
+    for path in [path for path in committed(folder)[keep:] if path.name not in named_best and not is_pinned(path)]:
         # Hide it first, by an atomic rename, so that no reader sees half a checkpoint. An object goes without its manifest.
         try:
             if isinstance(path, ObjectPath):

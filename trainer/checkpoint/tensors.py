@@ -256,23 +256,37 @@ def find_to_resume(folder: Path, world: World) -> tuple[StoredCheckpoint | None,
 
     complaints: list[str] = []
     for path in world.on_first(look):
-        manifest, complaint, failure = None, None, None
-        try:
-            manifest = checkpoint_folder.read(path)
-            checkpoint_folder.check_files(path, manifest, world.rank, world.world_size)
-        except CheckpointError as error:
-            complaint = str(error)
-        except OSError as error:  # of the storage. Training from an earlier checkpoint would only lose work
-            failure = f"checkpoint {path}: cannot be read: {refusal_cause(error) or first_line(error)}"
-        answers = cast(list[tuple[str | None, str | None]], world.gather_objects((complaint, failure)))
-        failures = [text for _, text in answers if text is not None]
-        if failures:
-            raise CheckpointError(failures[0])
-        found = [text for text, _ in answers if text is not None]
-        if not found and manifest is not None:
-            return StoredCheckpoint(path, manifest), complaints
-        complaints.append(found[0])
+        checkpoint, complaint = verify_together(path, world)
+        if checkpoint is not None:
+            return checkpoint, complaints
+        complaints.append(complaint)
     return None, complaints
+
+
+def verify_together(path: Path, world: World) -> tuple[StoredCheckpoint | None, str]:
+    """Compare the files of a checkpoint with their hashes, each rank some of them. Collective.
+
+    Returns the checkpoint, or None with the first complaint of a rank; the same on every rank.
+
+    Raises:
+        CheckpointError: A storage does not answer, or a disk reports an error. Raised on all ranks.
+    """
+    manifest, complaint, failure = None, None, None
+    try:
+        manifest = checkpoint_folder.read(path)
+        checkpoint_folder.check_files(path, manifest, world.rank, world.world_size)
+    except CheckpointError as error:
+        complaint = str(error)
+    except OSError as error:  # of the storage. Training from an earlier checkpoint would only lose work
+        failure = f"checkpoint {path}: cannot be read: {refusal_cause(error) or first_line(error)}"
+    answers = cast(list[tuple[str | None, str | None]], world.gather_objects((complaint, failure)))
+    failures = [text for _, text in answers if text is not None]
+    if failures:
+        raise CheckpointError(failures[0])
+    complaints = [text for text, _ in answers if text is not None]
+    if not complaints and manifest is not None:
+        return StoredCheckpoint(path, manifest), ""
+    return None, complaints[0]
 
 
 def not_written(path: Path, error: BaseException, by: str = "") -> CheckpointError:

@@ -21,6 +21,7 @@ class Job:
     identity: dict[str, Any]  # flat settings that a checkpoint must share to be resumed
     at_default: frozenset[str]  # those of them at their defaults: a checkpoint of an earlier version may lack them
     planned_tables: PlannedTables | None = None  # None until the number of workers is known
+    evaluates_concurrently: bool = False  # whether other workers validate its checkpoints while it trains
 
     @property
     def checkpoints_dir(self) -> Path:
@@ -66,6 +67,7 @@ class Channel:
     send: Callable[[dict[str, Any]], None]  # must not block
     stop_requested: Callable[[], bool]  # polled at each step
     saves_requested: Callable[[], int] = lambda: 0  # number of requests for a checkpoint so far; polled at each step
+    validations_made: Callable[[], int] = lambda: 0  # number of concurrent evaluations so far; polled at each step
     note: Note = _nowhere  # phase of this rank, the steps trained, and the data position
     measure: Callable[[dict[str, float]], None] | None = None  # receives measurements of this rank; None: not measured
     lap: Callable[[str], None] = lambda name: None  # called at the end of each part of the start of a training

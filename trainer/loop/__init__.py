@@ -24,4 +24,5 @@ Files:
     timetables.py         choice of the timetable
     trackers.py           MLflow and Weights & Biases
     train.py              the loop: step, report, evaluate, save, stop
+    validations.py        record of concurrent evaluations
 """

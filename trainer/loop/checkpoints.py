@@ -25,6 +25,7 @@ from trainer.loop.progress import Messages
 from trainer.loop.same_run import check_same_run
 from trainer.loop.state import State
 from trainer.loop.timetable import Timetable
+from trainer.loop.validations import Pins, due_mark, read_validations, with_validations
 from trainer.optim.ema import WeightEma
 
 SECONDS_TO_END = 10.0  # of a checkpoint that is being written when training fails; other ranks may be gone
@@ -93,6 +94,9 @@ class Checkpoints:
             return self.timetable.fresh()
         state, warning = self.timetable.resumed(checkpoint)
         self.messages.warn(warning)
+        # Other workers may have validated it, and earlier ones, after they were saved. The driver may write meanwhile.
+        record = self.world.on_first(lambda: read_validations(self.job.run_dir))
+        state = with_validations(state, record, self.manifest.digest, self.job.config.train.early_stopping)
         load_checkpoint(checkpoint, self.built, self.optimizers, self.ema)
         refuse_broken_checkpoint(checkpoint, self.tensors(), self.world)
         # A process may have died between the commit and this note, or the newest checkpoint may have been corrupt.
@@ -106,13 +110,14 @@ class Checkpoints:
         if names:
             raise NonFiniteWeightsError(broken_weights_message(names, self.job, step))
 
-    def save(self, state: State, examples: Examples | DayExamples, must: bool) -> None:
+    def save(self, state: State, examples: Examples | DayExamples, must: bool, is_due: bool = False) -> None:
         """Save a checkpoint. It is written while training continues, after the previous one. Collective.
 
         Args:
             state: The state of the training.
             examples: What the data position counts.
             must: Wait until it is written, and fail if it cannot be.
+            is_due: Mark it as due for validation by other workers.
 
         Raises:
             NonFiniteWeightsError: A weight or optimizer state is not finite, of this checkpoint or of the previous one. Nothing of
@@ -120,6 +125,7 @@ class Checkpoints:
             CheckpointError: It could not be written, unless the run continues without.
         """
         described = self._describe(state, examples, {})
+        described = replace(described, metrics={**described.metrics, **due_mark(is_due)})
 
         def describe(files: dict[str, dict[str, Any]]) -> CheckpointManifest:
             return replace(described, files=dict(files))
@@ -177,12 +183,21 @@ class Checkpoints:
         if state.best.step == step:
             self._note_best(state)
         try:
-            checkpoint_folder.retire(self.job.checkpoints_dir, self.job.config.checkpoint.keep, self.messages.warn)
+            self._retire()
         except OSError as error:  # of an object storage that does not answer
             self.messages.warn(f"old checkpoints could not be deleted ({first_line(error)}); it will be tried again")
 
+    def _retire(self) -> None:
+        """Delete old checkpoints, except those that other workers have not validated yet."""
+        keep = self.job.config.checkpoint.keep
+        # The record is read before best.json, in the reverse order of the driver's writes.
+        is_pinned = Pins(self.job.run_dir) if self.job.evaluates_concurrently else lambda path: False
+        checkpoint_folder.retire(self.job.checkpoints_dir, keep, self.messages.warn, is_pinned)
+
     def _note_best(self, state: State) -> None:
-        """Write best.json, which names the best checkpoint. Only the first rank writes."""
+        """Write best.json, which names the best checkpoint. Only the first rank writes; with concurrent evaluation the driver."""
+        if self.job.evaluates_concurrently:
+            return
         stopping = self.job.config.train.early_stopping
         best = state.best
         if self.world.is_first and stopping is not None and best.value is not None:

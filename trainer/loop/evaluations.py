@@ -31,12 +31,17 @@ class Evaluations:
         self._ema = ema
         self._progress = progress
         self.evaluator: Evaluator | None = None
-        if manifest.counts.validation_targets:
+        has_targets = bool(manifest.counts.validation_targets)
+        self.are_concurrent = has_targets and job.evaluates_concurrently
+        if has_targets and not self.are_concurrent:
             self.evaluator = built.task.evaluator("validation", world, built.dynamic)
         self._next_day = built.task.next_day(world, built.dynamic)
 
     def validate(self, state: State) -> State:
-        """Evaluate the validation split, and return the state with the result. Unchanged without targets. Collective."""
+        """Evaluate the validation split, and return the state with the result. Collective.
+
+        The state is unchanged without targets, and if other workers validate checkpoints.
+        """
         if self.evaluator is None:
             return state
         started = time.monotonic()

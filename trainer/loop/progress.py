@@ -20,7 +20,8 @@ from trainer.loop.step import StepResult
 from trainer.loop.stragglers import Stragglers
 from trainer.loop.timetable import Timetable
 from trainer.loop.trackers import Trackers
-from trainer.metrics_log import LineSink, MetricsLog, SampleLog
+from trainer.loop.validations import line_of, read_validations, validated_steps, without_line
+from trainer.metrics_log import LineSink, MetricsLog, SampleLog, read_metrics
 
 NAME_AGAIN_SECONDS = 600.0  # between two messages about the same slow rank
 
@@ -56,6 +57,10 @@ class Messages:
         """
         self._channel.note(phase, step, examples)
 
+    def validations_made(self) -> int:
+        """Return how many checkpoints other workers have validated. Only the first rank learns of it."""
+        return self._channel.validations_made() if self._world.is_first else 0
+
     def lap(self, name: str) -> None:
         """Note the end of a part of the start, so that the time of a recovery can be explained."""
         self._channel.lap(name)
@@ -83,6 +88,8 @@ class TrainingProgress:
         self._pace = Pace(step, world.world_size)
         self._stragglers = Stragglers()
         self._name_again: dict[int, float] = {}
+        self._validations = 0  # made by other workers, when the record was read
+        self._validated: set[int] | None = None  # steps with a line of validation; None until the record is read
 
     def close(self) -> None:
         """Close the files."""
@@ -144,6 +151,9 @@ class TrainingProgress:
             if result.grad_norm is not None:
                 values["grad_norm"] = result.grad_norm
             self._log.write(state.step, "train", {**values, **dynamic.report()})
+        if (made := self._messages.validations_made()) > self._validations:
+            self._validations = made
+            self.log_validations(state.step)
         now = time.monotonic()
         straggler = self._stragglers.add(result.rank_seconds, result.rank_events, now)
         if straggler is not None:
@@ -184,12 +194,39 @@ class TrainingProgress:
             self._log.write(state.step, "validation", {**metrics, "seconds": seconds})
             self._messages.send("validation", step=state.step, metrics=metrics, best=asdict(state.best))
 
+    def log_validations(self, step: int) -> None:
+        """Write the lines of concurrent evaluations that metrics.jsonl lacks.
+
+        step: The steps trained. The record may still hold later ones, of an attempt that was lost.
+        """
+        record = read_validations(self._job.run_dir) if self._log is not None else []
+        if self._log is None or not record:
+            return
+        if self._validated is None:
+            self._validated = validated_steps(read_metrics(self._log.path))
+        for each in without_line(record, self._validated, step):
+            self._log.write(each.step, "validation", line_of(each))
+            self._validated.add(each.step)
+
     def evaluated_next_day(self, step: int, results: dict[str, Any], seconds: float) -> None:
         """Report an evaluation of the next day. results: its day, and `metrics`."""
         if self._log is not None:
             self._messages.send("progressive", step=step, **results)
             day = {name: value for name, value in results.items() if name != "metrics"}
             self._log.write(step, "progressive", {**day, **results["metrics"], "seconds": seconds})
+
+
+def log_missing_validations(job: Job, step: int, messages: Messages) -> None:
+    """Write the lines of concurrent evaluations that ended after the training. Only the first rank may call this.
+
+    step: The steps trained.
+    """
+    log = MetricsLog(job.run_dir, step, _trackers_of(job, messages))
+    validated = validated_steps(read_metrics(log.path))
+    for each in without_line(read_validations(job.run_dir), validated, step):
+        log.write(each.step, "validation", line_of(each))
+    log.sync()
+    log.close()
 
 
 def _trackers_of(job: Job, messages: Messages) -> list[LineSink]:

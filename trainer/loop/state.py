@@ -37,6 +37,8 @@ class State:
     """The data position after these steps."""
     best: Best = field(default_factory=Best)
     """The state of early stopping."""
+    counted: int = 0
+    """The step of the last evaluation that `best` counts. 0: of none, or of an earlier version."""
     skipped_steps: int = 0
     """Steps that were skipped since the start of the run: non-finite ones and loss spikes."""
     skipped_in_a_row: int = 0
@@ -62,6 +64,7 @@ class State:
         return {
             **losses,
             "best": asdict(self.best),
+            "counted": self.counted,
             "skipped_steps": self.skipped_steps,
             "skipped_in_a_row": self.skipped_in_a_row,
             "extra_steps": self.extra_steps,
@@ -75,8 +78,9 @@ def saved_state(manifest: CheckpointManifest, position: Position) -> State:
         step=manifest.step,
         position=position,
         best=Best(**saved["best"]),
+        counted=saved.get("counted", 0),  # checkpoints of earlier versions have none
         skipped_steps=saved["skipped_steps"],
         skipped_in_a_row=saved["skipped_in_a_row"],
-        extra_steps=saved.get("extra_steps", 0),  # checkpoints of earlier versions have none
+        extra_steps=saved.get("extra_steps", 0),  # nor these
         recent_losses=tuple(saved.get("recent_losses", ())),
     )

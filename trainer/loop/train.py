@@ -5,6 +5,7 @@ All ranks run it in lockstep. Only the first rank writes logs and sends messages
 
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -72,6 +73,10 @@ class Training:
         self.total_steps = int(self.epoch_ends[-1])
         self.progress = TrainingProgress(job, world, self.messages, timetable, self.epoch_ends, self.state.step)
         self.checkpoints.before_write = self.progress.sync
+        self.progress.log_validations(self.state.step)
+        if job.evaluates_concurrently:
+            best = asdict(self.state.best)
+            self.messages.send("starts", step=self.state.step, best=best, counted=self.state.counted)
         self.evaluations = Evaluations(job, manifest, world, self.built, self.ema, self.progress)
         self.spikes = LossSpikes(job.config.guards.loss_spikes, self.messages)
         self._trim_memory = memory_trimmer()
@@ -115,7 +120,8 @@ class Training:
             is_last = self.state.step >= self.total_steps
             due = self.timetable.due_at(self.state.position)
             validates = is_last or due.validation
-            if validates or due.next_day:
+            is_due = validates and self.evaluations.are_concurrent
+            if (validates and not is_due) or due.next_day:
                 self._note("evaluation")
                 reach("evaluation", self.world.rank, self.state.step)
                 self.checkpoints.check_weights(self.state.step)
@@ -130,7 +136,7 @@ class Training:
             saves = saves or validates or due.next_day or at_once
             if saves and saved_step != self.state.step:
                 self._note("checkpoint")
-                self._save(must=at_once)
+                self._save(must=at_once, is_due=is_due)
                 saved_step = self.state.step
             self._note("data")
             asked = time.monotonic()
@@ -171,8 +177,8 @@ class Training:
         self.state = self.spikes.after(result, self.state)
         return result
 
-    def _save(self, must: bool) -> None:
-        """Save a checkpoint. Collective. must: wait until it is written."""
+    def _save(self, must: bool, is_due: bool) -> None:
+        """Save a checkpoint. Collective. must: wait until it is written. is_due: other workers validate it."""
         with self.progress.paused():
             record_steps(self.job.run_dir, self.clock, self.world)
-            self.checkpoints.save(self.state, self.stream.batches.examples, must)
+            self.checkpoints.save(self.state, self.stream.batches.examples, must, is_due)

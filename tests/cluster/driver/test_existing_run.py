@@ -60,12 +60,14 @@ def test_a_finished_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_fork_has_the_newest_and_the_best_checkpoint(tmp_path: Path) -> None:
     config = begun(tmp_path / "run", 3, 7, 12)
     (tmp_path / "run/checkpoints/best.json").write_text(json.dumps({"step": 7, "metric": "mrr", "value": 0.5}))
-    (tmp_path / "run/metrics.jsonl").write_text("{}")
+    for name in ("metrics.jsonl", "validations.json"):
+        (tmp_path / "run" / name).write_text("{}")
     copy = fork(config, tmp_path / "copy")
     assert (copy.run.dir, copy.run.dataset) == (str(tmp_path / "copy"), str(tmp_path / "run/dataset"))
     names = sorted(path.name for path in (tmp_path / "copy/checkpoints").glob("step_*"))
     assert names == ["step_000000007", "step_000000012"]
     assert (tmp_path / "copy/metrics.jsonl").exists()
+    assert (tmp_path / "copy/validations.json").exists()
     assert not list(tmp_path.glob(".copy*"))
     with locked(tmp_path / "copy"):
         open_run(copy)  # another command can use it

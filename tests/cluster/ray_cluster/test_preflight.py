@@ -12,6 +12,7 @@ from cluster.ray_cluster import preflight
 from cluster.ray_cluster.preflight import (
     Node,
     all_here,
+    evaluation_problem,
     missing_files,
     nodes_of,
     resource_problem,
@@ -43,6 +44,22 @@ NODES = [Node("10.0.0.1", {"CPU": 8.0}), Node("10.0.0.2", {"CPU": 3.0, "GPU": 1.
 )
 def test_workers_must_fit_on_the_nodes_one_by_one(values: dict[str, Any], fits: bool) -> None:
     assert (resource_problem(cluster(**values), NODES) is None) == fits
+
+
+@pytest.mark.parametrize(
+    ("values", "fits"),
+    [
+        ({"num_workers": 10}, True),
+        ({"num_workers": 11}, False),
+        ({"num_workers": 11, "min_workers": 1}, False),  # they would grow into the room of the others
+        ({"num_workers": 11, "autoscaling": True}, True),
+        ({"num_workers": 2, "cpus_per_worker": 4}, True),  # on the first node, and three CPUs on the second
+        ({"num_workers": 1, "gpus_per_worker": 1}, True),
+    ],
+)
+def test_workers_of_evaluation_must_fit_in_addition(values: dict[str, Any], fits: bool) -> None:
+    assert (evaluation_problem(cluster(**values, evaluation={"num_workers": 1}), NODES) is None) == fits
+    assert evaluation_problem(cluster(**values), NODES) is None
 
 
 def test_the_message_names_what_is_missing() -> None:

@@ -14,6 +14,7 @@ from ray import cloudpickle
 from ray import exceptions as ray_exceptions
 
 from cluster.config.run_config import ClusterConfig
+from cluster.errors import JobCancelledError
 from cluster.workers import group as launch
 from cluster.workers.failures import cause_of
 from cluster.workers.group import Workers
@@ -57,7 +58,11 @@ class FakeTrainer:
             if job is None:
                 return
             function, argument = cloudpickle.loads(job)
-            channel = Channel(send=self._mailbox.push.remote, stop_requested=lambda: self._mailbox.requests.remote()[0])
+            channel = Channel(
+                send=self._mailbox.push.remote,
+                stop_requested=lambda: self._mailbox.requests.remote()[0],
+                validations_made=lambda: self._mailbox.requests.remote()[2],
+            )
             for rank in (1, 0):
                 self._mailbox.finish.remote(1, rank, pickle.dumps(function(argument, rank, channel)))
             done = number
@@ -114,6 +119,34 @@ def test_a_stop_reaches_the_work_that_is_asked_to_stop_and_no_other(workers: Wor
     assert workers.run(is_stopped_within, 0.3, ignore) == [False, False]
 
 
+def test_a_job_that_is_cancelled_ends_its_workers_and_the_next_one_starts_others(
+    workers: Workers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[Any] = []
+    monkeypatch.setattr(launch.ray, "kill", killed.append)
+    cancel = threading.Event()
+    threading.Timer(0.3, cancel.set).start()
+    started = time.monotonic()
+    with pytest.raises(JobCancelledError):
+        workers.run(is_stopped_within, DEADLINE / 4, ignore, cancel=cancel)
+    assert time.monotonic() - started < DEADLINE / 8
+    assert len(killed) == 1  # the mailbox of those workers
+    assert workers.run(name_rank, "next", ignore) == ["next 0", "next 1"]
+
+
+def validations_noted(argument: None, rank: int, channel: Channel) -> int:
+    end = time.monotonic() + DEADLINE / 4
+    while time.monotonic() < end and not channel.validations_made():
+        time.sleep(0.01)
+    return channel.validations_made()
+
+
+def test_workers_learn_that_others_have_validated_a_checkpoint(workers: Workers) -> None:
+    workers.note_validation()  # nothing runs, and nobody needs to know
+    threading.Timer(0.3, workers.note_validation).start()
+    assert workers.run(validations_noted, None, ignore) == [1, 1]
+
+
 def test_workers_go_on_while_the_head_does_not_say_which_nodes_there_are(
     workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,7 +181,7 @@ def test_the_mailbox_starts_each_work_afresh() -> None:
     mailbox.finish(mailbox.enter(0, 1, HERE), 0, b"result")
     mailbox.give(b"second")
     assert mailbox.job() == (2, b"second")
-    assert mailbox.requests() == (False, 0)
+    assert mailbox.requests() == (False, 0, 0)
     status = mailbox.drain()
     assert (status.events, status.num_done, status.world_size, list(status.beats)) == ([], 0, 1, [0])
     assert mailbox.outcome() == ({}, [])
@@ -158,9 +191,9 @@ def test_a_request_for_a_checkpoint_is_counted_until_the_workers_start_again() -
     mailbox = Mailbox()
     mailbox.request_save()
     mailbox.request_save()
-    assert mailbox.requests() == (False, 2)
+    assert mailbox.requests() == (False, 2, 0)
     mailbox.restart({"kind": "restart"})
-    assert mailbox.requests() == (False, 0)
+    assert mailbox.requests() == (False, 0, 0)
 
 
 def test_what_an_earlier_attempt_sends_is_ignored_after_a_restart() -> None:

@@ -86,7 +86,7 @@ def test_a_rank_that_dies_during_a_move_is_a_failure(mailbox: Mailbox) -> None:
     mailbox.request_move(LEAVE)
     assert policy.make_decision(ended(r0=MoveError("m"), r1=RuntimeError("killed"))) == RETRY
     assert [cause for cause, _ in events(mailbox)] == ["failure"]
-    assert mailbox.requests() == (False, 0)
+    assert mailbox.requests() == (False, 0, 0)
 
 
 def test_a_rank_is_named_that_was_lost_with_its_node(mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +116,7 @@ def test_a_rank_that_ended_is_named_before_ray_knows_of_it(mailbox: Mailbox) -> 
 
 def test_a_run_that_is_stopped_does_not_move(mailbox: Mailbox) -> None:
     mailbox.request_move(LEAVE)
-    assert mailbox.requests() == (True, 0)
+    assert mailbox.requests() == (True, 0, 0)
     mailbox.request_stop()
     assert mailbox.move() is None
 

@@ -6,6 +6,7 @@ from tests.settings.device_entries import of_devices_in
 from tests.settings.entry import Entry, Settings
 from tests.settings.logs import CALIBRATED
 from tests.settings.observations.clusters import (
+    asked_for_evaluation,
     asked_of_ray,
     calibrated_latency,
     dataset_dir,
@@ -57,6 +58,40 @@ ERRORS = (
     "decides whether and when failed workers are restarted, which changes no result (tests/end_to_end/test_recovery.py)"
 )
 
+ELSEWHERE = (
+    "decides where checkpoints are evaluated, with equal results (tests/trainer/loop/test_concurrent_validation.py)"
+)
+EVALUATORS: Settings = {"cluster.evaluation.num_workers": 1}
+
+EVALUATION = (
+    Entry("cluster.evaluation.num_workers", 3, asked_for_evaluation("workers"), 3, free=ELSEWHERE),
+    Entry(
+        "cluster.evaluation.cpus_per_worker",
+        2,
+        asked_for_evaluation("resources"),
+        {"CPU": 2, "GPU": 0},
+        base=EVALUATORS,
+        free=ELSEWHERE,
+    ),
+    Entry("cluster.evaluation.cpus_per_worker", 2, asked_for_evaluation("threads"), 2, base=EVALUATORS, free=ELSEWHERE),
+    Entry(
+        "cluster.evaluation.gpus_per_worker",
+        1,
+        asked_for_evaluation("resources"),
+        {"CPU": 1, "GPU": 1},
+        base=EVALUATORS,
+        free=ELSEWHERE,
+    ),
+    Entry(
+        "cluster.evaluation.gpus_per_worker",
+        1,
+        asked_for_evaluation("backend"),
+        "nccl",
+        base=EVALUATORS,
+        free=ELSEWHERE,
+    ),
+)
+
 RECOVERY = (
     Entry("cluster.min_workers", 1, asked_of_ray("workers"), (1, 3), base={"cluster.num_workers": 3}, free=EQUAL),
     Entry("cluster.recovery.failures_per_hour", 4, allowed("failure"), 4, free=ERRORS),
@@ -87,4 +122,4 @@ PLAN = (
     ),
 )
 
-ENTRIES = (*RUN, *CLUSTER, *RECOVERY, *PLAN)
+ENTRIES = (*RUN, *CLUSTER, *EVALUATION, *RECOVERY, *PLAN)

@@ -9,7 +9,7 @@ from unittest import mock
 
 import ray
 
-from cluster.config.run_config import Config, job_of
+from cluster.config.run_config import ClusterConfig, Config, job_of
 from cluster.ray_cluster import session
 from cluster.ray_cluster.session import ray_session
 from cluster.workers import ray_train as ray_trainer
@@ -22,7 +22,7 @@ from trainer.errors import UserError
 Observe = Callable[[Lab, Config], Any]
 
 
-def trainer_arguments(lab: Lab, config: Config) -> dict[str, Any]:
+def trainer_arguments(lab: Lab, cluster: ClusterConfig) -> dict[str, Any]:
     """Return what Ray Train is asked for: workers, resources of each, backend and patience of the process group, threads."""
     given: dict[str, Any] = {}
 
@@ -31,7 +31,7 @@ def trainer_arguments(lab: Lab, config: Config) -> dict[str, Any]:
         return SimpleNamespace()
 
     with mock.patch.object(ray_trainer, "_LocalTrainer", trainer), mock.patch.object(ray_trainer, "_Trainer", trainer):
-        ray_trainer.make_trainer(config.cluster, None, str(lab.folder))
+        ray_trainer.make_trainer(cluster, None, str(lab.folder))
     scaling, group = given["scaling_config"], given["torch_config"]
     return {
         "workers": scaling.num_workers,
@@ -47,9 +47,20 @@ def asked_of_ray(name: str) -> Observe:
     """Return the observation of one of these arguments."""
 
     def observe(lab: Lab, config: Config) -> Any:
-        return trainer_arguments(lab, config)[name]
+        return trainer_arguments(lab, config.cluster)[name]
 
     observe.__name__ = f"Ray Train's {name}"
+    return observe
+
+
+def asked_for_evaluation(name: str) -> Observe:
+    """Return the observation of one of these arguments for the workers of concurrent evaluation; None without any."""
+
+    def observe(lab: Lab, config: Config) -> Any:
+        evaluation = config.cluster.of_evaluation
+        return None if evaluation is None else trainer_arguments(lab, evaluation)[name]
+
+    observe.__name__ = f"Ray Train's {name} for evaluation"
     return observe
 
 
