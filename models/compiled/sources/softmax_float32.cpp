@@ -1,0 +1,213 @@
+// The kernel of softmax.h in float32.
+#include "softmax.h"
+
+namespace {
+
+constexpr int64_t STEP = 6;  // rows of a tile of 6 x 64 numbers, which fills 24 of the 32 registers
+
+struct PackedItems : Chunk {
+  PackedItems(const Problem& problem, int64_t size)
+      : padded(round_up(problem.width, 16)),
+        columns(zeros<float>(round_up(size, PANEL) * problem.width)),
+        rows(zeros<float>(round_up(size, PANEL) * padded)),
+        shift(zeros<float>(round_up(size, PANEL))) {
+    panels = round_up(size, PANEL) / PANEL;
+  }
+
+  void pack(const Problem& problem, int64_t begin, int64_t end) {
+    const int64_t width = problem.width;
+    for (int64_t c = begin * PANEL; c < end * PANEL; c++) {
+      const bool real = c < count;
+      const float* vector = problem.item + (first + c) * width;
+      for (int64_t d = 0; d < width; d++) {
+        const float value = real ? vector[d] : 0.0f;
+        columns[(c / PANEL * width + d) * PANEL + c % PANEL] = value;
+        rows[c * padded + d] = value;
+      }
+      shift[c] = real && problem.shift != nullptr ? problem.shift[first + c] * LOG2_E : 0.0f;
+    }
+  }
+
+  template <class Kernels>
+  void unpack(const Problem& problem, const Kernels& kernels) {
+    for (int64_t c = 0; c < count; c++)
+      for (int64_t d = 0; d < problem.width; d++) {
+        float sum = 0.0f;
+        for (const auto& kernel : kernels) sum += kernel->item_sums[c * padded + d];
+        problem.item_gradient[(first + c) * problem.width + d] = sum;
+      }
+  }
+
+  int64_t padded;
+  Buffer<float> columns;  // (panels, D, 64)
+  Buffer<float> rows;     // (panels * 64, padded)
+  Buffer<float> shift;    // in units of log 2
+};
+
+// scores (STEP, 64) = users (STEP, D) columns (D, 64)
+inline void score(const float* users, int64_t width, const float* columns, float* scores) {
+  __m512 sums[STEP][4];
+#pragma GCC unroll 6
+  for (int i = 0; i < STEP; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) sums[i][j] = _mm512_setzero_ps();
+  for (int64_t d = 0; d < width; d++) {
+    __m512 column[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) column[j] = _mm512_load_ps(columns + d * PANEL + 16 * j);
+#pragma GCC unroll 6
+    for (int i = 0; i < STEP; i++) {
+      const __m512 user = _mm512_set1_ps(users[i * width + d]);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; j++) sums[i][j] = _mm512_fmadd_ps(user, column[j], sums[i][j]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < STEP; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) _mm512_store_ps(scores + i * PANEL + 16 * j, sums[i][j]);
+}
+
+// Replaces 64 scores by their exponentials and adds these to `sums`. Returns whether one is above LIMIT; then `largest` is raised.
+template <bool MASKED>
+inline bool exponentiate(float* scores, const float* shift, float reference, uint64_t kept, __m512& sums, float& largest) {
+  const __m512 references = _mm512_set1_ps(reference), limit = _mm512_set1_ps(LIMIT);
+  __m512 value[4];
+  unsigned above = 0;
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++) {
+    const __mmask16 mask = MASKED ? __mmask16(kept >> (16 * j)) : __mmask16(0xffff);
+    value[j] = _mm512_sub_ps(_mm512_sub_ps(_mm512_load_ps(scores + 16 * j), _mm512_load_ps(shift + 16 * j)), references);
+    above |= _mm512_mask_cmp_ps_mask(mask, value[j], limit, _CMP_GT_OQ);
+  }
+  if (__builtin_expect(above != 0, 0)) {
+    for (int j = 0; j < 4; j++) {
+      const __mmask16 mask = MASKED ? __mmask16(kept >> (16 * j)) : __mmask16(0xffff);
+      largest = std::max(largest, _mm512_mask_reduce_max_ps(mask, value[j]) + reference);
+    }
+    return true;
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; j++) {
+    value[j] = power_of_2(value[j]);
+    if (MASKED) value[j] = _mm512_maskz_mov_ps(__mmask16(kept >> (16 * j)), value[j]);
+    _mm512_store_ps(scores + 16 * j, value[j]);
+  }
+  sums = _mm512_add_ps(sums, _mm512_add_ps(_mm512_add_ps(value[0], value[1]), _mm512_add_ps(value[2], value[3])));
+  return false;
+}
+
+// out (ROWS, 16 VECTORS) += sum_k left[i * left_row + k * left_step] right[k]; out and right have rows of `padded` numbers.
+template <int ROWS, int VECTORS>
+inline void add_tile(const float* left, int64_t left_row, int64_t left_step, const float* right, int64_t depth, int64_t padded, float* out) {
+  __m512 sums[ROWS][VECTORS];
+#pragma GCC unroll 6
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_load_ps(out + i * padded + 16 * j);
+  for (int64_t k = 0; k < depth; k++) {
+    __m512 vector[VECTORS];
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) vector[j] = _mm512_load_ps(right + k * padded + 16 * j);
+#pragma GCC unroll 6
+    for (int i = 0; i < ROWS; i++) {
+      const __m512 weight = _mm512_set1_ps(left[i * left_row + k * left_step]);
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; j++) sums[i][j] = _mm512_fmadd_ps(weight, vector[j], sums[i][j]);
+    }
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) _mm512_store_ps(out + i * padded + 16 * j, sums[i][j]);
+}
+
+template <int ROWS>
+inline void add_product(const float* left, int64_t left_row, int64_t left_step, const float* right, int64_t depth, int64_t padded, float* out) {
+  int64_t d = 0;
+  for (; d + 64 <= padded; d += 64) add_tile<ROWS, 4>(left, left_row, left_step, right + d, depth, padded, out + d);
+  switch ((padded - d) / 16) {
+    case 3: add_tile<ROWS, 3>(left, left_row, left_step, right + d, depth, padded, out + d); break;
+    case 2: add_tile<ROWS, 2>(left, left_row, left_step, right + d, depth, padded, out + d); break;
+    case 1: add_tile<ROWS, 1>(left, left_row, left_step, right + d, depth, padded, out + d); break;
+    default: break;
+  }
+}
+
+class Float32 {
+ public:
+  static constexpr int64_t ROWS = 72, CHUNK = 8192;
+  using Items = PackedItems;
+
+  Float32(const Problem& problem, int64_t panels)
+      : item_sums(zeros<float>(panels * PANEL * round_up(problem.width, 16))),
+        width_(problem.width),
+        padded_(round_up(problem.width, 16)),
+        panels_(panels),
+        weights_(zeros<float>(panels * ROWS * PANEL)),
+        users_(zeros<float>(ROWS * width_)),
+        scaled_(zeros<float>(ROWS * padded_)),
+        user_sums_(zeros<float>(ROWS * padded_)) {}
+
+  void start(bool gradients) {
+    if (gradients) std::memset(item_sums.get(), 0, panels_ * PANEL * padded_ * sizeof(float));
+  }
+  void end() {}
+
+  void load_users(const Problem& problem, const Block<ROWS>& block) {
+    const float factor = problem.scale * LOG2_E;
+    const float* user = problem.user + block.first * width_;
+    for (int64_t i = 0; i < ROWS * width_; i++) users_[i] = i < block.count * width_ ? user[i] * factor : 0.0f;
+  }
+
+  bool weigh(Block<ROWS>& block, const Items& items, bool with_users) {
+    bool above = false;
+    std::memset(user_sums_.get(), 0, ROWS * padded_ * sizeof(float));
+    for (int64_t p = 0; p < items.panels; p++) {
+      float* weights = weights_.get() + (with_users ? p : 0) * ROWS * PANEL;
+      const float* shift = items.shift.get() + p * PANEL;
+      const uint64_t* kept = block.kept.get() + p * ROWS;
+      const bool masked = block.has_hits || p == items.panels - 1;
+      for (int64_t r = 0; r < ROWS; r += STEP) {
+        score(users_.get() + r * width_, width_, items.columns.get() + p * width_ * PANEL, weights + r * PANEL);
+        for (int64_t i = r; i < r + STEP; i++)
+          above |= masked ? exponentiate<true>(weights + i * PANEL, shift, block.reference[i], kept[i], block.sums[i], block.largest[i])
+                          : exponentiate<false>(weights + i * PANEL, shift, block.reference[i], 0, block.sums[i], block.largest[i]);
+      }
+      if (!with_users || above) continue;
+      for (int64_t r = 0; r < ROWS; r += STEP)
+        add_product<STEP>(weights + r * PANEL, PANEL, 1, items.rows.get() + p * PANEL * padded_, PANEL, padded_, user_sums_.get() + r * padded_);
+    }
+    return above;
+  }
+
+  const float* user_row(int64_t r) const { return user_sums_.get() + r * padded_; }
+
+  void set_row(const Problem& problem, const Block<ROWS>& block, int64_t r, float factor) {
+    const float* user = problem.user + (block.first + r) * width_;
+    for (int64_t d = 0; d < width_; d++) scaled_[r * padded_ + d] = user[d] * factor;
+  }
+
+  void add_items(const Block<ROWS>& block, const Items& items) {
+    for (int64_t p = 0; p < items.panels; p++) {
+      const float* weights = weights_.get() + p * ROWS * PANEL;
+      float* sums = item_sums.get() + p * PANEL * padded_;
+      int64_t c = 0;
+      for (; c + STEP <= PANEL; c += STEP) add_product<STEP>(weights + c, 1, PANEL, scaled_.get(), block.count, padded_, sums + c * padded_);
+      add_product<PANEL % STEP>(weights + c, 1, PANEL, scaled_.get(), block.count, padded_, sums + c * padded_);
+    }
+  }
+
+  Buffer<float> item_sums;  // (panels * 64, padded)
+
+ private:
+  int64_t width_, padded_, panels_;
+  Buffer<float> weights_;    // (panels, ROWS, 64)
+  Buffer<float> users_;      // (ROWS, D), in units of log 2
+  Buffer<float> scaled_;     // (ROWS, padded), divided by the sums
+  Buffer<float> user_sums_;  // (ROWS, padded)
+};
+
+}  // namespace
+
+extern "C" int softmax_float32(const Problem* problem) { return run<Float32>(*problem); }
